@@ -1,0 +1,18 @@
+"""
+The clock: the only reader of the wall clock.
+
+Pure modules take `now` as an argument; shells and services take a `Clock`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+#: Gives the present instant, aware, in UTC.
+Clock = Callable[[], datetime]
+
+
+def now() -> datetime:
+    """The present instant, in UTC."""
+    return datetime.now(UTC)

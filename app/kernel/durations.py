@@ -1,0 +1,64 @@
+"""
+Durations as people write them: `90`, `1.5`, `"500ms"`, `"15s"`, `"2m"`, `"1h30m"`, `"7d"`.
+
+A bare number counts seconds. Negative durations are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+#: What messages tell people to write.
+ACCEPTED = "seconds as a number, or a text such as '500ms', '15s', '2m', '1h30m', '7d'"
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def parse(value: Any) -> timedelta:
+    """
+    The duration that `value` names.
+
+    Raises ValueError for anything but a number of seconds, a text of parts, or a timedelta.
+    """
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        seconds = _of_text(str(value).strip().lower())
+    if not 0 <= seconds < 10 * 365 * 86400:
+        raise ValueError(f"{value!r} is no duration between 0 and ten years: write {ACCEPTED}")
+    return timedelta(seconds=seconds)
+
+
+def show(value: timedelta) -> str:
+    """The shortest text that `parse` reads as the same duration, to the millisecond."""
+    rest, parts = round(value.total_seconds() * 1000), []
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, rest = divmod(rest, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+def _of_text(text: str) -> float:
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"{text!r} is no duration: write {ACCEPTED}")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+#: A pydantic field that reads what `parse` reads.
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse),
+    PlainSerializer(show, return_type=str),
+    WithJsonSchema({"type": ["number", "string"], "description": ACCEPTED, "examples": ["15s", "2m", 90]}),
+]

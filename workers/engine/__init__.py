@@ -1,0 +1,47 @@
+"""
+Engines: what turns requests into text. The protocol is here; each implementation is a module.
+
+A ticket can be cancelled from any thread; the engine leaves the work at its next token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Protocol
+
+from app.inference.requests import Generated, GenerateRequest
+
+#: Takes each new piece of text, on the engine's own thread: it must return at once and never raise.
+OnText = Callable[[str], None]
+
+
+class Ticket(Protocol):
+    """A request under way."""
+
+    def result(self, timeout: float | None = None) -> Generated:
+        """
+        Wait, at most `timeout` seconds, and give the outcome.
+
+        Raises StepFailure when the request failed, CancelledError when it was cancelled, TimeoutError when it is
+        not done in time (the request goes on).
+        """
+
+    def cancel(self) -> None:
+        """Leave the work at the next token. Safe from any thread, any number of times."""
+
+
+class Engine(Protocol):
+    """Serves one model."""
+
+    #: Requests that are worked on at the same time.
+    slots: int
+
+    def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> Ticket:
+        """Take a request. Raises StepFailure at once when it can never be served (context, grammar)."""
+
+    def stalled_for(self) -> timedelta:
+        """How long the engine has had work and made no progress; zero when idle. Leases are renewed by it."""
+
+    def close(self) -> None:
+        """Cancel what is under way and free the model."""
