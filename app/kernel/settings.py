@@ -57,6 +57,8 @@ class ApiSettings(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8470, ge=0, le=65535, description="0 takes a free port")
+    #: Where commands of this host find the API, when that is not the address above.
+    url: str = Field(default="", pattern=r"^(https?://.+)?$")
     #: Bytes of one request body; a larger one is refused with 413.
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
 
@@ -219,7 +221,7 @@ def load(
     for layer, origin in layers:
         for path, value in _leaves(layer):
             key = ".".join(path)
-            origins[key] = origin or _variable(key)
+            origins[key] = origin or variable(key)
             _put(merged, path, value)
 
     unknown = [_unknown(key, origins[key]) for key in origins if key not in _keys()]
@@ -240,7 +242,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     Secrets are in it, as they are in any environment: only processes of the same user can read them.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(_PREFIX)}
-    values = {_variable(key): _as_text(value) for key, value in values_of(settings) if value is not None}
+    values = {variable(key): _as_text(value) for key, value in values_of(settings) if value is not None}
     return {**inherited, **values}
 
 
@@ -309,7 +311,7 @@ def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     }
     nested = _nested({_key(name): value for name, value in given.items()})
     for key in _keys():
-        if (name := _variable(key)) in given and key in _lists():
+        if (name := variable(key)) in given and key in _lists():
             path = key.split(".")
             _put(nested, path, tuple(part.strip() for part in given[name].split(",") if part.strip()))
     return nested
@@ -354,7 +356,8 @@ def _lists() -> frozenset[str]:
     return frozenset(key for key, value in values_of(Settings.model_construct()) if isinstance(value, tuple))
 
 
-def _variable(key: str) -> str:
+def variable(key: str) -> str:
+    """The name of the environment variable of a setting."""
     return _PREFIX + key.replace(".", _DELIMITER).upper()
 
 
@@ -373,7 +376,7 @@ def _as_text(value: Any) -> str:
 def _unknown(key: str, origin: str) -> Problem:
     name = origin if origin.startswith(_PREFIX) else key
     close = difflib.get_close_matches(key, _keys(), n=1)
-    hint = f"did you mean {_variable(close[0]) if name == origin else close[0]}?" if close else ""
+    hint = f"did you mean {variable(close[0]) if name == origin else close[0]}?" if close else ""
     return Problem(name, f"there is no such setting ({_place(origin)})", hint or "see `arriero config show`")
 
 
