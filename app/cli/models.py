@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr
 from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
@@ -139,11 +138,6 @@ def pull(
     context: typer.Context,
     name: _Name,
     again: Annotated[bool, typer.Option("--again", help="Fetch the file even if it is here.")] = False,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with a Hugging Face token, for gated or private models.", exists=True, dir_okay=False),
-    ] = None,
-    hub: Annotated[str, typer.Option(help="Address of the Hugging Face hub, or of a mirror of it.")] = files.HUB,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -151,13 +145,20 @@ def pull(
 
     A download that broke off goes on where it stopped, if the file is still the same at its source. Size, sha256 and
     the GGUF header are checked before the file takes its place. The file is kept below the data directory.
+    Gated and private models of the Hugging Face hub need a token: catalog.hub_token, best set by its variable.
     """
     settings = settings_of(context)
     model = files.read_catalog(settings.catalog.files).get(name)
-    token = SecretStr(token_file.read_text(encoding="utf-8").strip()) if token_file else None
     errors = Console(stderr=True)
     with _Reporter(errors) as reporter:
-        path = files.pull(model, settings.data_dir, reporter.report, token=token, hub=hub, again=again)
+        path = files.pull(
+            model,
+            settings.data_dir,
+            reporter.report,
+            token=settings.catalog.hub_token,
+            hub=settings.catalog.hub,
+            again=again,
+        )
     record = arrival.find_record(path)
     size = sum(part.stat().st_size for part in files.places(model, settings.data_dir))
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -83,8 +84,8 @@ def shortened(value: Any, width: int = 100) -> str:
 
 
 def console() -> Console:
-    """Standard output."""
-    return Console(highlight=False)
+    """Standard output; wide where no terminal bounds it."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def notes() -> Console:

@@ -8,7 +8,6 @@ A tree that was killed leaves children behind; the next one on the same data dir
 
 from __future__ import annotations
 
-import shlex
 import signal
 import socket
 import sys
@@ -188,8 +187,7 @@ def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool)
         files.locate(models.get(name), settings.data_dir)
     with ExitStack() as stack:
         # Begun first, so ended last: from the first exit on, nothing interrupts the stopping.
-        command = shlex.join(["arriero", *sys.argv[1:]])
-        held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command=command))
+        held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command="arriero up"))
         for leftover in end_leftovers(held.path / "run"):
             report("warning", f"{leftover.name} of an earlier start still ran (pid {leftover.pid}); ended")
         outside = settings.database_url is not None

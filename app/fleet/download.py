@@ -257,7 +257,7 @@ class _Download:
             if self._wanted.token is None:
                 return (
                     f"{host} refuses access ({answer}): the file is private, its licence must be accepted{at}, or "
-                    "there is no such repository. Give the token of an account that may read it with --token-file"
+                    "there is no such repository. Set catalog.hub_token to the token of an account that may read it"
                 )
             return (
                 f"{host} refuses this token ({answer}); accept the licence{at} with its account, or use another token"

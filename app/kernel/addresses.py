@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.kernel.embedded import find_holder
-from app.kernel.embedded.endpoint import Endpoint, find_endpoint
-from app.kernel.embedded.postgres import DATABASE, ROLE
+from app.kernel import embedded
 from app.kernel.errors import Unavailable
 from app.kernel.settings import Settings
 
@@ -43,19 +41,11 @@ def find_database(settings: Settings) -> str | None:
     """The address of Postgres, or None."""
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
-    endpoint = _endpoint(settings, "postgres")
-    return None if endpoint is None else f"postgresql://{ROLE}:{endpoint.password}@127.0.0.1:{endpoint.port}/{DATABASE}"
+    return embedded.find_postgres_url(settings.data_dir)
 
 
 def find_redis(settings: Settings) -> str | None:
     """The address of the broker, or None."""
     if settings.redis_url is not None:
         return settings.redis_url.get_secret_value()
-    endpoint = _endpoint(settings, "valkey")
-    return None if endpoint is None else f"redis://:{endpoint.password}@127.0.0.1:{endpoint.port}/0"
-
-
-def _endpoint(settings: Settings, server: str) -> Endpoint | None:
-    if find_holder(settings.data_dir) is None:
-        return None
-    return find_endpoint(settings.data_dir / server / "endpoint.json")
+    return embedded.find_valkey_url(settings.data_dir)

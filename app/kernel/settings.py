@@ -110,6 +110,10 @@ class CatalogSettings(Section):
     files: tuple[Path, ...] = ()
     #: Folders that `arriero models scan` reads for GGUF files.
     folders: tuple[Path, ...] = ()
+    #: The Hugging Face hub, or a mirror with the same paths.
+    hub: str = Field(default="https://huggingface.co", pattern=r"^https?://.+$")
+    #: A token of the hub, for gated and private models. It goes to the hub alone, and into no message.
+    hub_token: SecretStr | None = None
 
 
 class ControlSettings(Section):
@@ -258,7 +262,8 @@ def values_of(settings: Settings) -> Iterator[tuple[str, Any]]:
 def shown(value: Any) -> Any:
     """A value as `arriero config show` prints it: secrets masked, the rest as one would write it."""
     if isinstance(value, SecretStr):
-        return masked_url(value.get_secret_value())
+        secret = value.get_secret_value()
+        return masked_url(secret) if "://" in secret else "***"
     if isinstance(value, timedelta):
         return durations.show(value)
     if isinstance(value, Path):
@@ -356,6 +361,10 @@ def _lists() -> frozenset[str]:
     return frozenset(key for key, value in values_of(Settings.model_construct()) if isinstance(value, tuple))
 
 
+def _secrets() -> frozenset[str]:
+    return frozenset(key for key in _keys() if key.endswith(("_url", "_token")))
+
+
 def variable(key: str) -> str:
     """The name of the environment variable of a setting."""
     return _PREFIX + key.replace(".", _DELIMITER).upper()
@@ -385,7 +394,7 @@ def _problem(item: ErrorDetails, origins: Mapping[str, str]) -> Problem:
     origin = origins.get(key) or next((o for k, o in origins.items() if k.startswith(f"{key}.")), "default")
     message = item["msg"].removeprefix("Value error, ")
     given = item.get("input")
-    secret = isinstance(given, SecretStr) or key in {"database_url", "redis_url"}
+    secret = isinstance(given, SecretStr) or key in _secrets()
     value = "" if secret or isinstance(given, dict) else f"{given!r}: "
     return Problem(key, f"{value}{message} ({_place(origin)})")
 

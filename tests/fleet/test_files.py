@@ -342,7 +342,7 @@ def test_a_gated_model_says_where_to_accept_its_licence(
     text = refusal(model_of(source), data_dir, journal, hub=web.url, token=token)
     assert f"HTTP {status}, GatedRepo" in text
     assert f"{web.url}/o/r" in text
-    assert ("--token-file" in text) == (token is None)
+    assert ("catalog.hub_token" in text) == (token is None)
     assert "hf_secret" not in text
     assert len(web.requests) == 1, "it is not asked again"
 

@@ -17,9 +17,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from app.kernel.embedded.data_directory import DataDirectory, Holder, find_holder
+from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint
 from app.kernel.embedded.postgres import PostgresServer
+from app.kernel.embedded.postgres import url_of as postgres_url_of
 from app.kernel.embedded.server import START_DEADLINE, Server
 from app.kernel.embedded.valkey import ValkeyServer
+from app.kernel.embedded.valkey import url_of as valkey_url_of
 from app.kernel.errors import ServerNotStarted
 
 __all__ = [
@@ -30,10 +33,16 @@ __all__ = [
     "Servers",
     "ValkeyServer",
     "find_holder",
+    "find_postgres_url",
+    "find_valkey_url",
     "start_postgres",
     "start_valkey",
     "started",
 ]
+
+
+#: Folders of the servers below the data directory.
+_POSTGRES, _VALKEY = "postgres", "valkey"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,8 @@ def started(
     """
     if not directory.held:
         raise ServerNotStarted("arriero", f"the data directory {directory.path} is not held")
-    one = PostgresServer(directory.path / "postgres", deadline=deadline)
-    other = ValkeyServer(directory.path / "valkey", deadline=deadline)
+    one = PostgresServer(directory.path / _POSTGRES, deadline=deadline)
+    other = ValkeyServer(directory.path / _VALKEY, deadline=deadline)
     with contextlib.ExitStack() as stack:
         for server, wanted in ((one, postgres), (other, valkey)):
             stack.callback(server.stop)
@@ -80,3 +89,19 @@ def start_valkey(directory: Path, *, deadline: timedelta = START_DEADLINE) -> Va
     server = ValkeyServer(directory, deadline=deadline)
     server.start()
     return server
+
+
+def find_postgres_url(path: Path) -> str | None:
+    """Where the Postgres of a data directory listens, with its password; None while nobody holds the directory."""
+    endpoint = _find_endpoint(path, _POSTGRES)
+    return None if endpoint is None else postgres_url_of(endpoint)
+
+
+def find_valkey_url(path: Path) -> str | None:
+    """Where the Valkey of a data directory listens, with its password; None while nobody holds the directory."""
+    endpoint = _find_endpoint(path, _VALKEY)
+    return None if endpoint is None else valkey_url_of(endpoint)
+
+
+def _find_endpoint(path: Path, server: str) -> Endpoint | None:
+    return None if find_holder(path) is None else find_endpoint(path / server / ENDPOINT_FILE)

@@ -25,6 +25,10 @@ LOOPBACK = "127.0.0.1"
 _PORTS = range(20000, 30000)
 
 
+#: The name of the file in a server's directory.
+ENDPOINT_FILE = "endpoint.json"
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a server listens, and the password that it asks for."""

@@ -28,7 +28,7 @@ import psycopg
 
 from app.kernel import log, pid_file, private_file
 from app.kernel.embedded import carriers, run_as
-from app.kernel.embedded.endpoint import LOOPBACK
+from app.kernel.embedded.endpoint import LOOPBACK, Endpoint
 from app.kernel.embedded.run_as import RunAs, Way
 from app.kernel.embedded.server import START_DEADLINE, Server
 from app.kernel.errors import ServerNotStarted
@@ -60,6 +60,11 @@ _VERSION_SECONDS = 20.0
 _log = log.get(__name__)
 
 
+def url_of(endpoint: Endpoint) -> str:
+    """`postgresql://arriero:password@127.0.0.1:port/arriero`."""
+    return f"postgresql://{ROLE}:{endpoint.password}@{LOOPBACK}:{endpoint.port}/{DATABASE}"
+
+
 class PostgresServer(Server):
     """Postgres below its directory: `data` for the cluster, beside it endpoint and logs."""
 
@@ -88,7 +93,7 @@ class PostgresServer(Server):
     @property
     def url(self) -> str:
         """`postgresql://arriero:password@127.0.0.1:port/arriero`. Raises ServerNotStarted before the first start."""
-        return f"postgresql://{ROLE}:{self.endpoint.password}@{LOOPBACK}:{self.endpoint.port}/{DATABASE}"
+        return url_of(self.endpoint)
 
     def _prepare(self, limit: float) -> None:
         self._binaries = carriers.postgres_binaries()

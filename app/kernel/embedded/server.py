@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from app.kernel import log
 from app.kernel.embedded.data_directory import make_directory
-from app.kernel.embedded.endpoint import Endpoint, find_endpoint, free_port, is_free, keep_endpoint
+from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint, free_port, is_free, keep_endpoint
 from app.kernel.embedded.run_as import ENVIRONMENT, RunAs
 from app.kernel.errors import ServerNotStarted
 from app.kernel.ids import new_secret
@@ -144,7 +144,7 @@ class Server(ABC):
 
     def _settle(self, *, moved: bool = False) -> Endpoint:
         """The endpoint of the next attempt: the kept one, unless a stranger listens there or it is to be `moved`."""
-        file = self.directory / "endpoint.json"
+        file = self.directory / ENDPOINT_FILE
         kept = find_endpoint(file)
         if kept is not None and not moved and is_free(kept.port):
             return kept

@@ -18,7 +18,7 @@ from redis.retry import Retry
 from app.kernel import private_file
 from app.kernel.embedded import carriers
 from app.kernel.embedded.data_directory import make_directory
-from app.kernel.embedded.endpoint import LOOPBACK
+from app.kernel.embedded.endpoint import LOOPBACK, Endpoint
 from app.kernel.embedded.server import Server
 
 _CONFIGURATION = """\
@@ -42,6 +42,11 @@ maxmemory-policy noeviction
 """
 
 
+def url_of(endpoint: Endpoint) -> str:
+    """`redis://:password@127.0.0.1:port/0`."""
+    return f"redis://:{endpoint.password}@{LOOPBACK}:{endpoint.port}/0"
+
+
 class ValkeyServer(Server):
     """Valkey below its directory: `data` for the append-only file, beside it configuration, endpoint and log."""
 
@@ -57,7 +62,7 @@ class ValkeyServer(Server):
     @property
     def url(self) -> str:
         """`redis://:password@127.0.0.1:port/0`. Raises ServerNotStarted before the first start."""
-        return f"redis://:{self.endpoint.password}@{LOOPBACK}:{self.endpoint.port}/0"
+        return url_of(self.endpoint)
 
     def _prepare(self, limit: float) -> None:  # noqa: ARG002 making a directory takes no time
         self._program = carriers.valkey_binary()

@@ -4,8 +4,7 @@ The grammar of a JSON Schema: `to_gbnf` turns a schema into GBNF, so that a mode
 Every text that the grammar accepts is a JSON document that conforms to the schema (Draft 2020-12).
 What cannot be kept is refused, by keyword and path, with every problem found; nothing is silently ignored but
 annotations.
-Texts are bounded: strings, arrays, numbers and whitespace have limits. Only a schema that refers to itself can nest
-without end; there the number of tokens is the bound.
+Texts are bounded: strings, arrays, numbers, whitespace, and how often a schema that refers to itself may nest.
 
 What conforms and is not written: see `values` for what is narrowed, `formats` and `patterns` for texts.
 Check the result against the schema nevertheless: a generation can end before the document does.
@@ -78,15 +77,14 @@ def to_gbnf(schema: Mapping[str, Any] | bool, *, max_string: int = MAX_STRING, m
     rules = Rules()
     writer = Writer(rules, reader, max_string, max_items)
     root = writer.value(((schema, ""),), "document")
-    if root is None:
+    if root is None and writer.cuts:
+        reader.refuse(
+            "", "no document conforms: the schema demands itself without end", "a property that may be absent"
+        )
+    elif root is None:
         reader.refuse("", "no value conforms to the schema false")
     _stop_at(reader.problems)
     reached = rules.reached(EMPTY if root is None else root)
-    for name in gbnf.left_recursive(reached):
-        reader.refuse(writer.places.get(name, ""), "the schema refers to itself without a value in between")
-    for name in gbnf.endless(reached):
-        reader.refuse(writer.places.get(name, ""), "no finite document conforms: the schema demands itself")
-    _stop_at(reader.problems)
     if gbnf.left_paths(reached) > MAX_PATHS:
         reader.refuse("", f"its unions lead to one another in {gbnf.left_paths(reached)} ways", f"up to {MAX_PATHS}")
     if gbnf.expanded(reached) > MAX_EXPANDED:
@@ -139,12 +137,18 @@ def _path(error: ValidationError) -> str:
 
 def _refuse_unsupported(schema: Any, reader: Reader) -> None:
     """Refuse every keyword that a grammar does not keep, in all schemas that a document can meet."""
-    waiting, seen = [(schema, "")], set()
+    waiting = [(schema, "")]
+    #: Per path, the paths of the schemas that apply to the same value.
+    same_value: dict[str, list[str]] = {}
     while waiting:
         node, where = waiting.pop(0)
-        if where in seen or not isinstance(node, Mapping):
+        if where in same_value or not isinstance(node, Mapping):
             continue
-        seen.add(where)
+        same_value[where] = [
+            f"{inside(where, keyword)}[{i}]"
+            for keyword in ("allOf", "anyOf", "oneOf")
+            for i in range(len(node.get(keyword, ())))
+        ]
         for keyword in node:
             if keyword not in SUPPORTED:
                 accepted = _INSTEAD.get(keyword, "")
@@ -153,6 +157,24 @@ def _refuse_unsupported(schema: Any, reader: Reader) -> None:
         waiting += subschemas(node, where)
         if "$ref" in node and (target := reader.target(node["$ref"], where)) is not None:
             waiting.append(target)
+            same_value[where].append(target[1])
+    _refuse_circles(same_value, reader)
+
+
+def _refuse_circles(edges: dict[str, list[str]], reader: Reader) -> None:
+    """Refuse schemas that come back to themselves before a value is written."""
+    left, rounds = dict(edges), 0
+    while free := [where for where, targets in left.items() if not any(target in left for target in targets)]:
+        for where in free:
+            del left[where]
+        rounds += 1
+    if left:
+        walk = [next(iter(left))]
+        while (following := next(target for target in left[walk[-1]] if target in left)) not in walk:
+            walk.append(following)
+        reader.refuse(following, "the schema refers to itself without a value in between", "a reference inside an item")
+    elif rounds > MAX_NESTING:
+        reader.refuse("", f"{rounds} references and unions lead to one another", f"up to {MAX_NESTING}")
 
 
 def _refuse_values(node: Mapping[str, Any], where: str, reader: Reader) -> None:

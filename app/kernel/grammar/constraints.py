@@ -2,6 +2,7 @@
 Constraints: what a schema demands of a value, with references followed and allOf, anyOf and oneOf worked in.
 
 `alternatives` turns a schema into flat sets of constraints; a value conforms when it meets one of them.
+No schema leads back to itself before a value is written: `to_gbnf` has refused that before.
 Nothing is narrowed here: an alternative means what Draft 2020-12 means. What cannot be met is left out.
 """
 
@@ -35,6 +36,9 @@ TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 #: Most alternatives that one place may have after anyOf and oneOf are multiplied out.
 MAX_ALTERNATIVES = 200
+
+#: Most schemas that are read, one as often as it is met.
+MAX_STEPS = 20_000
 
 #: A schema and its path from the root, such as `properties.age`.
 Part: TypeAlias = tuple[Any, str]
@@ -124,6 +128,7 @@ class Reader:
         #: Whether a value conforms to a schema of this root.
         self._valid = valid
         self.problems: list[Problem] = []
+        self._steps = 0
 
     def refuse(self, where: str, message: str, accepted: str = "") -> None:
         problem = Problem(where, message, accepted)
@@ -158,34 +163,36 @@ class Reader:
 
     def alternatives(self, parts: Parts) -> list[Constraints]:
         """The ways to meet all the schemas; none where they contradict one another."""
-        return self._all_of(parts, parts[0][1] if parts else "", frozenset())
+        return self._all_of(parts, parts[0][1] if parts else "")
 
-    def _all_of(self, parts: Parts, where: str, seen: frozenset[str]) -> list[Constraints]:
+    def _all_of(self, parts: Parts, where: str) -> list[Constraints]:
         found = [Constraints(where)]
         for part in parts:
-            found = self._crossed(found, self._one(part, seen), where)
+            found = self._crossed(found, self._one(part), where)
         return [item for item in found if self._possible(item)]
 
-    def _one(self, part: Part, seen: frozenset[str]) -> list[Constraints]:
+    def _one(self, part: Part) -> list[Constraints]:
         schema, where = part
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            self.refuse(
+                "", "its references and unions lead to one another in too many ways", f"up to {MAX_STEPS} steps"
+            )
+            return []
         if isinstance(schema, bool):
             return [Constraints(where)] if schema else []
         found = [_own(schema, where)]
         if "$ref" in schema:
-            reference = schema["$ref"]
-            target = self.target(reference, where)
-            if target is None or reference in seen:
-                if target is not None:
-                    self.refuse(where, f"$ref {reference!r} comes back to itself without a value in between")
-                return found
-            found = self._crossed(found, self._all_of((target,), where, seen | {reference}), where)
+            target = self.target(schema["$ref"], where)
+            if target is not None:
+                found = self._crossed(found, self._all_of((target,), where), where)
         if "allOf" in schema:
             inner = tuple((item, f"{inside(where, 'allOf')}[{i}]") for i, item in enumerate(schema["allOf"]))
-            found = self._crossed(found, self._all_of(inner, where, seen), where)
+            found = self._crossed(found, self._all_of(inner, where), where)
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
                 branches = [
-                    self._all_of(((item, place),), place, seen)
+                    self._all_of(((item, place),), place)
                     for i, item in enumerate(schema[keyword])
                     for place in [f"{inside(where, keyword)}[{i}]"]
                 ]

@@ -3,7 +3,7 @@ GBNF: the grammar notation of llama.cpp, as terms that cannot be written wrongly
 
 Text and characters are escaped here and nowhere else.
 Equal rules are stored once, and names are unique.
-A grammar that is handed out has no left recursion, every rule of it can end, and llama.cpp can take its size.
+A rule refers only to rules that were there before it: no grammar recurs, and every rule of it can end.
 
 The notation is the one of llama.cpp's grammars/README.md; the limits are those of its src/llama-grammar.cpp.
 """
@@ -11,7 +11,7 @@ The notation is the one of llama.cpp's grammars/README.md; the limits are those 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeAlias
@@ -125,35 +125,24 @@ class Rules:
     def __init__(self) -> None:
         self._terms: dict[str, Term] = {}
         self._names: dict[Term, Name] = {}
-        self._taken = {"root"}
         self._counts: dict[str, int] = {}
 
-    def reserve(self, hint: str) -> Name:
-        """A name that no rule has; `define` gives it its term."""
-        stem = re.sub(r"[^a-z0-9]+", "-", hint.lower()).strip("-")[:32] or "value"
-        name = stem
-        while name in self._taken:
-            self._counts[stem] = self._counts.get(stem, 1) + 1
-            name = f"{stem}-{self._counts[stem]}"
-        self._taken.add(name)
-        return Name(name)
-
-    def release(self, name: Name) -> None:
-        """Give a reserved name back that needs no rule."""
-        self._taken.discard(name.name)
-
-    def define(self, name: Name, term: Term) -> None:
-        self._terms[name.name] = term
-
     def add(self, hint: str, term: Term) -> Name:
-        """The rule with that term; an old one where there is one."""
+        """The rule with that term; an old one where there is one. It refers to older rules only."""
         if isinstance(term, Name):
             return term
         known = self._names.get(term)
         if known is None:
-            known = self._names[term] = self.reserve(hint)
-            self.define(known, term)
+            known = self._names[term] = Name(self._unused(hint))
+            self._terms[known.name] = term
         return known
+
+    def _unused(self, hint: str) -> str:
+        stem = name = re.sub(r"[^a-z0-9]+", "-", hint.lower()).strip("-")[:32] or "value"
+        while name in self._terms or name == "root":
+            self._counts[stem] = self._counts.get(stem, 1) + 1
+            name = f"{stem}-{self._counts[stem]}"
+        return name
 
     def repeat(self, term: Term, least: int, most: int, hint: str = "item") -> Term:
         """The term, `least` to `most` times. A compound term becomes a rule, which keeps llama.cpp's count at one."""
@@ -188,30 +177,35 @@ class Rules:
         return Repeat(inner, term.least, term.most)
 
 
-def endless(rules: dict[str, Term]) -> list[str]:
-    """The names of the rules that no finite text can satisfy."""
-    ending = _least_set(rules, _ends)
-    return [name for name in rules if name not in ending]
-
-
-def left_recursive(rules: dict[str, Term]) -> list[str]:
-    """The names of the rules that can reach themselves before a character is written."""
-    nullable = _least_set(rules, _nullable)
-    firsts = {name: set(_first_names(term, nullable)) for name, term in rules.items()}
-    return [name for name in firsts if name in _reachable(name, firsts)]
-
-
-def left_paths(rules: dict[str, Term]) -> int:
-    """How many ways lead from a rule to a first character; llama.cpp walks each of them. No rule is left recursive."""
-    nullable = _least_set(rules, _nullable)
+def left_paths(rules: Mapping[str, Term]) -> int:
+    """How many ways lead from a rule to a first character; llama.cpp walks each of them."""
+    nullable: dict[str, bool] = {}
     paths: dict[str, int] = {}
 
-    def count(name: str) -> int:
-        if name not in paths:
-            paths[name] = 1 + sum(count(first) for first in _first_names(rules[name], nullable))
-        return paths[name]
+    def may_be_empty(term: Term) -> bool:
+        if isinstance(term, Name):
+            if term.name not in nullable:
+                nullable[term.name] = may_be_empty(rules[term.name])
+            return nullable[term.name]
+        if isinstance(term, Repeat) and term.least == 0:
+            return True
+        if isinstance(term, Choice):
+            return any(map(may_be_empty, term.terms))
+        return term == EMPTY or (isinstance(term, Chain | Repeat) and all(map(may_be_empty, _children(term))))
 
-    return max(map(count, rules))
+    def count(term: Term) -> int:
+        if isinstance(term, Name):
+            if term.name not in paths:
+                paths[term.name] = 1 + count(rules[term.name])
+            return paths[term.name]
+        total = 0
+        for child in _children(term):
+            total += count(child)
+            if isinstance(term, Chain) and not may_be_empty(child):
+                break
+        return total
+
+    return max(map(count, rules.values()))
 
 
 def expanded(rules: Mapping[str, Term]) -> int:
@@ -222,20 +216,6 @@ def expanded(rules: Mapping[str, Term]) -> int:
 def render(rules: Mapping[str, Term]) -> str:
     """The grammar as text, one rule a line."""
     return "".join(f"{name} ::= {_render(term, nested=False)}\n" for name, term in rules.items())
-
-
-def _least_set(rules: dict[str, Term], holds: Callable[[Term, set[str]], bool]) -> set[str]:
-    """The names whose terms hold, given that those of the set do; grown from nothing."""
-    found: set[str] = set()
-    grows = True
-    while grows:
-        before = len(found)
-        # Later rules are parts of earlier ones: from the end, one or two rounds are enough.
-        for name in reversed(rules):
-            if name not in found and holds(rules[name], found):
-                found.add(name)
-        grows = len(found) > before
-    return found
 
 
 def _common_prefix(texts: list[str]) -> str:
@@ -255,46 +235,6 @@ def _all_names(term: Term) -> Iterator[str]:
         yield term.name
     for child in _children(term):
         yield from _all_names(child)
-
-
-def _ends(term: Term, ending: set[str]) -> bool:
-    if isinstance(term, Name):
-        return term.name in ending
-    if isinstance(term, Choice):
-        return any(_ends(part, ending) for part in term.terms)
-    if isinstance(term, Repeat):
-        return term.least == 0 or _ends(term.term, ending)
-    return all(_ends(part, ending) for part in _children(term))
-
-
-def _nullable(term: Term, nullable: set[str]) -> bool:
-    if isinstance(term, Name):
-        return term.name in nullable
-    if isinstance(term, Choice):
-        return any(_nullable(part, nullable) for part in term.terms)
-    if isinstance(term, Repeat):
-        return term.least == 0 or _nullable(term.term, nullable)
-    return term == EMPTY or (isinstance(term, Chain) and all(_nullable(part, nullable) for part in term.terms))
-
-
-def _first_names(term: Term, nullable: set[str]) -> Iterator[str]:
-    if isinstance(term, Name):
-        yield term.name
-    for child in _children(term):
-        yield from _first_names(child, nullable)
-        if isinstance(term, Chain) and not _nullable(child, nullable):
-            return
-
-
-def _reachable(start: str, edges: Mapping[str, set[str]]) -> set[str]:
-    seen: set[str] = set()
-    waiting = [*edges[start]]
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            waiting.extend(edges.get(name, ()))
-    return seen
 
 
 def _expanded(term: Term) -> int:

@@ -34,6 +34,11 @@ from app.kernel.grammar.gbnf import (
     optional,
 )
 
+#: How often a schema may be met inside itself: deeper values are not written.
+MAX_RECURSION = 6
+#: Most schemas inside one another, references followed.
+MAX_OPEN = 110
+
 #: How deep a value without a schema nests.
 ANY_DEPTH = 3
 #: Most items and properties at one level of a value without a schema.
@@ -72,31 +77,37 @@ class Writer:
         self._max_items = max_items
         self._comma = rules.add("comma", chain(Text(","), optional(Text(" "))))
         self._colon = rules.add("colon", chain(Text(":"), optional(Text(" "))))
-        self._done: dict[str, Term | None] = {}
-        self._open: dict[str, Name] = {}
-        self._met_again: set[str] = set()
-        #: The path of the schema that each rule was made for.
-        self.places: dict[str, str] = {}
+        #: Schemas by their text, and how often a schema around them was met inside itself.
+        self._done: dict[tuple[str, int], Term | None] = {}
+        self._open: set[tuple[str, int]] = set()
+        self._level = 0
+        #: How often a value was left out because it nests too deep, and the schemas of which nothing is left for that.
+        self.cuts = 0
+        self._cut: set[tuple[str, int]] = set()
 
     def value(self, parts: Parts, hint: str) -> Term | None:
-        """The values that meet all the schemas; None where the schema false is one of them."""
+        """The values that meet all the schemas; None where none does, or where they would nest too deep."""
         identity = key(parts)
-        if identity in self._done:
-            return self._done[identity]
-        if identity in self._open:
-            self._met_again.add(identity)
-            return self._open[identity]
-        name = self._open[identity] = self._rules.reserve(hint)
-        self.places[name.name] = parts[0][1] if parts else ""
-        term = self._value(parts, hint)
-        del self._open[identity]
-        if identity in self._met_again or (term is not None and not isinstance(term, Text | Chars | Name)):
-            self._rules.define(name, EMPTY if term is None else term)
-            term = name
-        else:
-            self._rules.release(name)
-        self._done[identity] = term
-        return term
+        # A schema that is met inside itself is written anew one level down, so that no rule refers to itself.
+        level = self._level + ((identity, self._level) in self._open)
+        place = (identity, level)
+        if level > MAX_RECURSION or len(self._open) >= MAX_OPEN:
+            if level == 0:
+                self._reader.refuse(parts[0][1] if parts else "", "the schema nests too deep", f"{MAX_OPEN} levels")
+            self.cuts += 1
+            return None
+        if place not in self._done:
+            cuts, outer, self._level = self.cuts, self._level, level
+            self._open.add(place)
+            term = self._value(parts, hint)
+            self._open.remove(place)
+            self._level = outer
+            if term is None and self.cuts > cuts:
+                self._cut.add(place)
+            simple = term is None or isinstance(term, Text | Chars | Name)
+            self._done[place] = term if term is None or simple else self._rules.add(hint, term)
+        self.cuts += place in self._cut
+        return self._done[place]
 
     def _value(self, parts: Parts, hint: str) -> Term | None:
         if any(schema is False for schema, _ in parts):
@@ -106,6 +117,7 @@ class Writer:
             if simple is not None:
                 return simple
         where = parts[0][1] if parts else ""
+        cuts = self.cuts
         alternatives = self._reader.alternatives(parts)
         terms: list[Term] = []
         reasons: list[Unmet] = []
@@ -116,6 +128,8 @@ class Writer:
                 reasons.append(reason)
         if terms:
             return choice(*terms)
+        if self.cuts > cuts:
+            return None
         if len(reasons) == 1:
             self._reader.refuse(reasons[0].where, str(reasons[0]), reasons[0].accepted)
         else:
@@ -151,13 +165,14 @@ class Writer:
             return self._anything(ANY_DEPTH)
         terms: list[Term] = []
         reasons: list[Unmet] = []
+        cuts = self.cuts
         for kind in TYPES:
             if kind in types and not (kind == "integer" and "number" in types):
                 try:
                     terms.append(self._of_type(kind, item, hint))
                 except Unmet as reason:
                     reasons.append(reason)
-        if reasons and (sole or not terms):
+        if reasons and ((sole and self.cuts == cuts) or not terms):
             raise reasons[0]
         return choice(*terms)
 
