@@ -40,7 +40,7 @@ _DELIMITER = "__"
 class Section(BaseModel):
     """A table of `arriero.toml`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class LogSettings(Section):

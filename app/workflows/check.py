@@ -54,7 +54,10 @@ def check(document: Source, models: Catalogued | None = None) -> Definition:
     try:
         definition = Definition.model_validate(document.data)
     except ValidationError as error:
-        raise InvalidDefinition([_shape_problem(item, document) for item in error.errors()]) from None
+        items = error.errors()
+        raise InvalidDefinition(
+            [_shape_problem(item, document) for item in items if not _follows(item, items)]
+        ) from None
     problems = [
         *_graph_problems(definition),
         *_input_schema_problems(definition),
@@ -195,6 +198,14 @@ _PLAIN: Mapping[str, str] = {
     "missing": "this field is missing",
     "union_tag_not_found": "the step has no 'kind'",
 }
+
+
+def _follows(item: ErrorDetails, items: Sequence[ErrorDetails]) -> bool:
+    """A list whose items are all wrong is called too short as well."""
+    depth = len(item["loc"])
+    return item["type"] == "too_short" and any(
+        other["loc"][:depth] == item["loc"] and len(other["loc"]) > depth for other in items
+    )
 
 
 def _shape_problem(item: ErrorDetails, document: Source) -> Problem:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_pat
 
 
 @pytest.fixture
-def client(services: Services) -> Iterator[TestClient]:
+def client(services: Services) -> TestClient:
     """The API on the real database and broker; a defect is an answer here, as it is for a client."""
     # Not entered: its life's end would close the database of the session.
-    yield TestClient(serve(services), raise_server_exceptions=False)
+    return TestClient(serve(services), raise_server_exceptions=False)

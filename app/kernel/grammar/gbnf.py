@@ -22,14 +22,12 @@ from app.kernel.grammar.characters import Ranges
 #: that it takes, silently, as no maximum at all.
 MAX_REPEAT = 1999
 
-#: Most characters of a grammar's text, and most rules that llama.cpp makes of its repetitions together: 50,000 rules
-#: take llama.cpp about 30 ms and 20 MB per request.
+#: Most characters of a grammar's text.
 MAX_TEXT = 400_000
-#: Most ways to a first character: llama.cpp looks for left recursion along each, about 5 million a second.
-MAX_PATHS = 200_000
+#: Most rules that llama.cpp makes of a grammar: so many take it 15 to 40 ms and 6 MB per request.
 MAX_EXPANDED = 50_000
-
-
+#: Most ways to a first character: llama.cpp looks for left recursion along each, which takes it 5 to 40 ms for so many.
+MAX_PATHS = 200_000
 #: Most rules that a group under a repetition may hold before it becomes a rule itself.
 MAX_GROUP = 200
 

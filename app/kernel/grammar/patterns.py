@@ -39,7 +39,7 @@ _DOT = characters.difference(ANY, ((0x0A, 0x0A), (0x0D, 0x0D), (0x85, 0x85), (0x
 
 
 class PatternRefused(Exception):
-    """A pattern that is not written here; the message says why."""
+    """A pattern that is not written here; the message says why. `values` makes a problem of it."""
 
 
 @dataclass(frozen=True, slots=True)

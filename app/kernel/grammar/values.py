@@ -4,7 +4,8 @@ Values: the grammar terms of what constraints allow.
 Every text of a term is JSON that meets the constraints; not every value that meets them has a text.
 Narrowed on purpose: properties come in declared order, an object that lists properties has no others unless
 additionalProperties says so, a schema without `type` that names keywords of some types has only those types, strings,
-arrays and numbers have bounds, and at most one space stands after a comma or a colon.
+arrays and numbers have bounds, a schema nests in itself a few times, numbers with bounds have no exponent, and at most
+one space stands after a comma or a colon.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ MAX_PERMUTED = 6
 
 
 class Unmet(Exception):
-    """Nothing meets the constraints: where, and why."""
+    """Nothing meets the constraints: where, and why. It does not leave this module."""
 
     def __init__(self, where: str, message: str, accepted: str = "") -> None:
         self.where, self.accepted = where, accepted
@@ -394,10 +395,10 @@ class Writer:
         table: dict[tuple[int, int], Term | None] = {}
         for written in range(len(members) + 1 if counting else 2):
             missing, room = (max(0, least - written), min(extras, limit - written)) if counting else (0, extras)
-            possible = room >= missing and missing <= 1
-            table[len(members), written] = (
-                None if not possible else EMPTY if extra is None else self._run(extra, missing, room, after=written > 0)
-            )
+            if room < missing or missing > 1:
+                table[len(members), written] = None
+            else:
+                table[len(members), written] = self._run(extra or EMPTY, missing, room, after=written > 0)
         for i in reversed(range(len(members))):
             for written in range(i + 1 if counting else 2):
                 taken = table[i + 1, written + 1 if counting else 1]
