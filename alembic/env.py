@@ -5,7 +5,7 @@ from sqlmodel import SQLModel
 from alembic import context
 from app.kernel import settings
 from app.kernel.database import Database
-from app.workflows import registry, store  # noqa: F401 their rows enter the metadata
+from app.workflows import rows  # noqa: F401 they enter the metadata
 
 target_metadata = SQLModel.metadata
 

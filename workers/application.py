@@ -17,7 +17,7 @@ from celery.apps.worker import Worker
 
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
-from app.workflows.service import RUN_STEP
+from app.workflows.messages import RUN_STEP
 from workers import jobs, runtime, steps
 from workers.engine import Engine
 from workers.runtime import Runtime

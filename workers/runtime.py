@@ -11,8 +11,8 @@ from datetime import timedelta
 from celery import Celery
 
 from app.kernel import addresses, ids
+from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
-from app.kernel.database import Database
 from app.kernel.settings import Settings
 from app.workflows.service import Runs
 from workers.engine import Engine
@@ -49,8 +49,7 @@ def start(app: Celery, settings: Settings, name: str, *, threads: int, engine: E
     Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
     """
     servers = addresses.of(settings)
-    database = Database(servers.database_url, pool_size=threads + 1)
-    database.require_head()
+    database = databases.at_head(servers.database_url, pool_size=threads + 1)
     runs = Runs(
         database,
         CeleryPublisher(app, servers.redis_url),

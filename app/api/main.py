@@ -23,8 +23,8 @@ from app.api.limits import BodyLimit
 from app.api.services import Services
 from app.fleet import files
 from app.kernel import addresses, broker, log
+from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
-from app.kernel.database import Database
 from app.kernel.errors import (
     ArrieroError,
     BodyTooLarge,
@@ -68,8 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises DatabaseBehind, DatabaseUnreachable: nothing is served from a schema that this version does not know.
     """
     servers = addresses.of(settings)
-    database = Database(servers.database_url, pool_size=16)
-    database.require_head()
+    database = databases.at_head(servers.database_url, pool_size=16)
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
     service = Runs(database, publisher, lease=settings.runs.lease, max_worker_losses=settings.runs.max_worker_losses)
     catalog = files.read_catalog(settings.catalog.files)

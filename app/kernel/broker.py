@@ -22,7 +22,6 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from app.kernel import log
-from app.kernel.database import Work
 from app.kernel.errors import BrokerUnreachable
 from app.kernel.settings import BrokerSettings
 
@@ -47,18 +46,17 @@ def model_queue(slug: str) -> str:
 class Publisher(Protocol):
     """Sends messages."""
 
-    def publish(self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard") -> bool:
-        """Send a message; False, and a line in the log, when the broker cannot be reached."""
+    def publish(
+        self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard", told: str = ""
+    ) -> bool:
+        """
+        Send a message; False, and a line in the log, when the broker cannot be reached.
+
+        `told` is what Flower shows instead of the arguments.
+        """
 
     def depth(self, queue: str) -> int:
         """Messages that wait in the queue. Raises BrokerUnreachable."""
-
-
-def publish_after_commit(
-    work: Work, publisher: Publisher, task: str, args: Sequence[Any], *, queue: str, priority: str
-) -> None:
-    """Send the message once the transaction has committed. If that fails, the sweep sends it again."""
-    work.after_commit(lambda: publisher.publish(task, args, queue=queue, priority=priority))
 
 
 class CeleryPublisher:
@@ -70,10 +68,24 @@ class CeleryPublisher:
             redis_url, socket_connect_timeout=5, socket_timeout=10, health_check_interval=30, protocol=2
         )
 
-    def publish(self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard") -> bool:
-        """Send a message; False, and a line in the log, when the broker cannot be reached."""
+    def publish(
+        self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard", told: str = ""
+    ) -> bool:
+        """
+        Send a message; False, and a line in the log, when the broker cannot be reached.
+
+        `told` is what Flower shows instead of the arguments.
+        """
         try:
-            self._app.send_task(task, args=args, queue=queue, priority=PRIORITIES[priority], ignore_result=True)
+            self._app.send_task(
+                task,
+                args=args,
+                queue=queue,
+                priority=PRIORITIES[priority],
+                ignore_result=True,
+                argsrepr=told or repr(tuple(args)),
+                kwargsrepr="",
+            )
         except (OperationalError, redis.RedisError, OSError) as error:
             _log.warning("message_not_sent", task=task, queue=queue, error=str(error))
             return False

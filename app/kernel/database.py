@@ -130,6 +130,21 @@ class Database:
         self.engine.dispose()
 
 
+def at_head(url: str, *, pool_size: int) -> Database:
+    """
+    The database, once it is seen to have the schema that this version needs.
+
+    Raises DatabaseBehind, DatabaseUnreachable.
+    """
+    database = Database(url, pool_size=pool_size)
+    try:
+        database.require_head()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
 def head_revision() -> str:
     """The revision that this version needs."""
     head = ScriptDirectory.from_config(_config()).get_current_head()

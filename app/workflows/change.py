@@ -7,26 +7,25 @@ Events pass through `run.advance`; what they change is written at the end, once,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from app.kernel import log
+from app.kernel.broker import Publisher
 from app.kernel.database import Work
 from app.kernel.errors import FailureReason
 from app.workflows import definition as definitions
 from app.workflows import run as runs
 from app.workflows import store
 from app.workflows.definition import Definition
+from app.workflows.messages import Message, send_after_commit
 from app.workflows.outcomes import Usage
 from app.workflows.run import FINAL_STEPS, Event, Run, RunState, StepClaimed, StepFailed, StepState
 
 _log = log.get(__name__)
 
-#: Sends the message about a step (id, attempt, queue, priority) after the commit of the work.
-Send = Callable[[Work, UUID, int, str, str], None]
 #: Kinds so short that their holder goes on with the next one of the run without a message in between.
 SHORT = frozenset({"noop", "join"})
 
@@ -62,8 +61,10 @@ def as_json(value: Any) -> str:
 class Change:
     """A run under its lock: events are applied to it, then what they changed is written."""
 
-    def __init__(self, work: Work, run_row: Any, rows: Mapping[str, Any], lease: timedelta, send: Send) -> None:
-        self._work, self.run_row, self.rows, self._lease, self._send = work, run_row, rows, lease, send
+    def __init__(
+        self, work: Work, run_row: Any, rows: Mapping[str, Any], lease: timedelta, publisher: Publisher
+    ) -> None:
+        self._work, self.run_row, self.rows, self._lease, self._publisher = work, run_row, rows, lease, publisher
         self._definition = known(work, run_row.sha256).definition
         rules = {step.id: step for step in self._definition.steps}
         steps = {
@@ -114,7 +115,9 @@ class Change:
             match command:
                 case runs.DispatchStep(key, attempt):
                     row = self.rows[key]
-                    self._send(self._work, row.id, attempt, row.queue, row.priority)
+                    name = f"{self.run_row.workflow}/{key}"
+                    message = Message(row.id, attempt, row.queue, row.priority, name)
+                    send_after_commit(self._work, self._publisher, message)
                 case runs.DelayStep(key, delay):
                     delays[key] = delay
                 case runs.StopStep(key):

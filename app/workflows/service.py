@@ -32,6 +32,7 @@ from app.workflows import inputs, store
 from app.workflows import run as runs
 from app.workflows.change import Change, as_json, known
 from app.workflows.definition import Definition, GenerateStep
+from app.workflows.messages import Message, send_after_commit
 from app.workflows.outcomes import Failure, Success, Usage
 from app.workflows.run import (
     FINAL_RUNS,
@@ -45,9 +46,6 @@ from app.workflows.run import (
 )
 
 _log = log.get(__name__)
-
-#: The task that workers listen for; its arguments are a step's id and the attempt.
-RUN_STEP = "workers.steps.run_step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +137,9 @@ class Runs:
             store.insert_steps(work, rows)
             for row in rows:
                 if row["state"] == StepState.READY:
-                    self._send(work, row["id"], row["attempt"], row["queue"], priority)
+                    name = f"{definition.workflow}/{row['key']}"
+                    message = Message(row["id"], row["attempt"], row["queue"], priority, name)
+                    send_after_commit(work, self.publisher, message)
         _log.info("run_submitted", run_id=str(run_id), workflow=definition.workflow, steps=len(rows))
         return Accepted(run_id, created=True)
 
@@ -247,7 +247,7 @@ class Runs:
         if row is None:
             raise NotFound("run", str(run_id))
         steps = {step.key: step for step in store.steps_of(work, run_id)}
-        change = Change(work, row, steps, self.lease, self._send)
+        change = Change(work, row, steps, self.lease, self.publisher)
         if claim is not None:
             held = change.rows[claim.key]
             if held.attempt != claim.attempt or held.owner != owner or held.state not in HELD_STEPS:
@@ -263,10 +263,6 @@ class Runs:
         run_id: UUID = getattr(row, "run_id", row.id)
         outputs = store.outputs(work, run_id, needed) if needed else {}
         return Claim(step_id, run_id, key, attempt, row.priority, of.definition, row.inputs, outputs)
-
-    def _send(self, work: Work, step_id: UUID, attempt: int, queue: str, priority: str) -> None:
-        args = (str(step_id), attempt)
-        work.after_commit(lambda: self.publisher.publish(RUN_STEP, args, queue=queue, priority=priority))
 
 
 def queue_of(definition: Definition, step: definitions.Step) -> str:

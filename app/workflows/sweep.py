@@ -7,14 +7,14 @@ Any number of sweeps may run at once: each change is guarded by the state that i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 from app.kernel import log
 from app.kernel.errors import BrokerUnreachable
 from app.workflows import store
-from app.workflows.service import RUN_STEP, Runs
+from app.workflows.messages import Message, send_after_commit
+from app.workflows.service import Runs
 
 _log = log.get(__name__)
 
@@ -62,11 +62,8 @@ def _republish(runs: Runs, age: timedelta, batch: int) -> int:
         with runs.database.work() as work:
             rows = store.touch_stale(work, queue, age, min(missing, batch))
             for row in rows:
-                work.after_commit(_sending(runs, str(row.id), row.attempt, row.queue, row.priority))
+                message = Message(row.id, row.attempt, row.queue, row.priority, f"{row.workflow}/{row.key}")
+                send_after_commit(work, runs.publisher, message)
         sent += len(rows)
         _log.warning("steps_republished", queue=queue, steps=len(rows))
     return sent
-
-
-def _sending(runs: Runs, step_id: str, attempt: int, queue: str, priority: str) -> Callable[[], object]:
-    return lambda: runs.publisher.publish(RUN_STEP, (step_id, attempt), queue=queue, priority=priority)
