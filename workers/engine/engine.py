@@ -65,7 +65,7 @@ class LlamaEngine:
             self._grammars = Grammars(self.model, schema_to_gbnf)
             self._loop = Loop(self.model, self.options)
             self._loras = load_loras(self.model)
-            self._loop.context.use_loras(list(self._loras.values()))
+            self._loop.use_loras(list(self._loras.values()))
         except BaseException:
             self.model.close()
             raise
@@ -143,13 +143,13 @@ class LlamaEngine:
 
     def rerank(self, request: RerankRequest, timeout: float | None = None) -> Reranked:
         """How well documents answer a query, by a model made for that. Raises as `embed` does."""
-        if self.options.pooling != "rank" and not self.model.meta(
-            f"{self.model.architecture}.classifier.output_labels"
-        ):
-            message = f"{self.model.path.name} is no reranking model; set its pooling to 'rank' if it is"
-            raise StepFailure(FailureReason.INVALID_REQUEST, message)
-        query = self.model.tokens(request.query, opening=True, special=False)
-        tokens = [query + self.model.pair_part(document) for document in request.documents]
+        with self._in_use():
+            labels = self.model.meta(f"{self.model.architecture}.classifier.output_labels")
+            if self.options.pooling != "rank" and not labels:
+                message = f"{self.model.path.name} is no reranking model; set its pooling to 'rank' if it is"
+                raise StepFailure(FailureReason.INVALID_REQUEST, message)
+            query = self.model.tokens(request.query, opening=True, special=False)
+            tokens = [query + self.model.pair_part(document) for document in request.documents]
         job = self._do(tokens, LongText.REFUSE)
         scores = _wait(job.future, timeout)
         return Reranked(tuple(float(score[0]) for score in scores), sum(map(len, tokens)), job.total())
@@ -169,8 +169,7 @@ class LlamaEngine:
         def swap(watched: bool) -> bool:
             if watched and not self._loop.stopping:
                 return True
-            self._loop.slots.evict_all()
-            self._loop.context.use_loras(list(self._loras.values()))
+            self._loop.use_loras(list(self._loras.values()))
             done.set_result(None)
             return False
 

@@ -10,12 +10,11 @@ says so, ends everything, and counts as stalled from then on, so that its lease 
 from __future__ import annotations
 
 import threading
-from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from heapq import merge
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import structlog
@@ -28,8 +27,9 @@ from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
 from workers.engine.sampling import Candidates, Chooser
-from workers.engine.slots import WORTH_WAITING, Slots
+from workers.engine.slots import Slots
 from workers.engine.tasks import Task
+from workers.engine.waiting import Waiting
 
 _LOG = structlog.get_logger(__name__)
 
@@ -39,9 +39,6 @@ _LIVES = 2
 _FAULTS = 3
 #: Prompt tokens in a step at the least, however slow the machine.
 _LEAST_PREFILL = 16
-#: Waiting requests that are looked at in one step.
-_LOOKED_AT = 256
-
 #: Does a piece of other work on the engine's thread, and says whether there is more.
 Job = Callable[[bool], bool]
 
@@ -56,7 +53,7 @@ class Loop:
         self.context = Context(model, options)
         self.slots = Slots(self.context, options, self.meter)
         self._candidates = Candidates(model.n_vocab)
-        self._waiting: tuple[list[Task], ...] = ([], [], [])
+        self._waiting = Waiting(options)
         self._jobs: deque[Job] = deque()
         self._inbox: list[Task] = []
         self._wake = threading.Condition()
@@ -67,6 +64,7 @@ class Loop:
         self._progress_at = perf_counter()
         self._busy = False
         self._paused = 0
+        self._adapters: Sequence[tuple[Any, float]] = ()
         #: Why the engine gave up, if it did.
         self.broken: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{model.path.stem}", daemon=True)
@@ -84,7 +82,7 @@ class Loop:
                 raise StepFailure(FailureReason.ENGINE_ERROR, f"the engine has given up: {self.broken}")
             if self._stopping:
                 raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
-            if len(self._inbox) + sum(map(len, self._waiting)) + len(tasks) > self.options.queue:
+            if len(self._inbox) + len(self._waiting) + len(tasks) > self.options.queue:
                 self.meter.refused += len(tasks)
                 raise StepFailure(FailureReason.ENGINE_ERROR, f"{self.options.queue} requests wait already")
             self.meter.submitted += len(tasks)
@@ -132,7 +130,7 @@ class Loop:
 
     def metrics(self) -> EngineMetrics:
         """The figures, at most one step old."""
-        waiting = [task for tasks in self._waiting for task in list(tasks)]
+        waiting = list(self._waiting)
         states = [state for task in waiting if (state := task.state) is not None]
         return self.meter.snapshot(
             slots=self.options.slots,
@@ -144,6 +142,12 @@ class Loop:
             cells_used=self.slots.cells.used,
             prefixes_kept=len(self.slots.index.kept),
         )
+
+    def use_loras(self, adapters: Sequence[tuple[Any, float]]) -> None:
+        """Let these adapters work from now on. What was computed with others is dropped."""
+        self._adapters = adapters
+        self.slots.evict_all()
+        self.context.use_loras(adapters)
 
     def _note_busy(self) -> None:
         if not self._busy:
@@ -164,14 +168,14 @@ class Loop:
     def _rest(self) -> bool:
         """Sleep until there is work; take what came. False when it is time to end."""
         with self._wake:
-            while not (self._stopping or self._inbox or self._jobs or self.slots.running or any(self._waiting)):
+            while not (self._stopping or self._inbox or self._jobs or self.slots.running or self._waiting):
                 self._busy = False
                 self._wake.wait()
             if self._stopping:
                 return False
             arrived, self._inbox = self._inbox, []
+        self._waiting.add(arrived)
         for task in arrived:
-            insort(self._waiting[task.rank], task, key=lambda other: other.order)
             if task.deadline is not None:
                 self._next_deadline = min(self._next_deadline, task.deadline)
         return True
@@ -181,20 +185,20 @@ class Loop:
         now = perf_counter()
         if self._attention or now >= self._next_deadline:
             self._sweep(now)
-        if any(self._waiting) and not self._paused:
+        if self._waiting and not self._paused:
             self._admit(now)
         if self._jobs:
             self._job()
         works = self.slots.works
         if works:
             self._step(works, now)
-        elif any(self._waiting) and not self._jobs:
+        elif self._waiting and not self._jobs:
             self._unblock()
 
     def _sweep(self, now: float) -> None:
         """End what was cancelled or is too late."""
         self._attention, self._next_deadline = False, float("inf")
-        for task in [*self.slots.running.values(), *(task for tasks in self._waiting for task in tasks)]:
+        for task in [*self.slots.running.values(), *self._waiting]:
             if task.cancelled:
                 self.meter.cancelled += 1
                 self._close(task, CancelledError())
@@ -212,7 +216,7 @@ class Loop:
         if task.work is not None:
             self.slots.leave(task)
         else:
-            self._waiting[task.rank].remove(task)
+            self._waiting.remove(task)
         self._collect(task)
         task.fail(error)
 
@@ -225,12 +229,13 @@ class Loop:
 
     def _admit(self, now: float) -> None:
         free = self.options.slots - len(self.slots.running)
-        if free <= 0 and not self._waiting[batch.INTERACTIVE]:
+        if free <= 0 and not self._waiting.urgent():
             return
-        while any(self._waiting):
+        while self._waiting:
             seen: dict[int, tuple[Task, Match]] = {}
             room = batch.Room(self.options.slots - len(self.slots.running), self.slots.room())
-            action = batch.next_admission(self._look(now, seen), self._victims(), room)
+            candidates = self._waiting.candidates(now, self.slots, seen)
+            action = batch.next_admission(candidates, self._waiting.victims(self.slots), room)
             if action is None:
                 return
             if isinstance(action, batch.Park):
@@ -239,70 +244,17 @@ class Loop:
             task, match = seen[action.id]
             self._let_in(task, match, now)
 
-    def _look(self, now: float, seen: dict[int, tuple[Task, Match]]) -> Iterator[batch.Candidate]:
-        """The waiting tasks, best first, with what each would need."""
-        for task in self._in_order(now):
-            if len(seen) >= _LOOKED_AT:
-                return
-            if self._still_aside(task):
-                continue
-            match = self.slots.match(task)
-            aside = match.soon - match.length >= WORTH_WAITING and task.state is None
-            if aside and match.awaited is not None:
-                awaited = self.slots.running[match.awaited]
-                task.awaits = (awaited, match.soon)
-                if awaited.work is not None:
-                    awaited.work.rank = min(awaited.work.rank, task.rank)
-            seen[task.id] = task, match
-            yield batch.Candidate(task.id, task.rank, self.slots.needs(task, match), aside)
-
-    def _in_order(self, now: float) -> Iterator[Task]:
-        patience = self.options.patience
-
-        def place(task: Task) -> tuple[int, int]:
-            return batch.effective_rank(task.rank, now - task.submitted, patience), task.order
-
-        return merge(*(list(tasks) for tasks in self._waiting if tasks), key=place)
-
-    def _still_aside(self, task: Task) -> bool:
-        if task.awaits is None:
-            return False
-        awaited, length = task.awaits
-        if awaited.work is not None and awaited.computed < length:
-            return True
-        task.awaits = None
-        return False
-
-    def _victims(self) -> list[batch.Victim]:
-        """The running batch tasks that may be parked; empty unless somebody interactive waits."""
-        if not self._waiting[batch.INTERACTIVE]:
-            return []
-        room = self.options.park_bytes - sum(
-            len(task.state) for task in self._waiting[batch.BATCH] if task.state is not None
-        )
-        victims = []
-        for sequence, task in self.slots.running.items():
-            if task.rank != batch.BATCH or self.slots.park_bytes(task) > room:
-                continue
-            if task.parked_at is not None and task.progress < task.parked_at + self.options.park_progress:
-                continue
-            others = [other for other in self.slots.running if other != sequence]
-            cells = self.slots.cells
-            freed = cells.held(self.slots.running) - cells.held(others) + task.limit - cells.length(sequence)
-            victims.append(batch.Victim(task.id, task.progress, task.order, freed))
-        return victims
-
     def _park(self, number: int) -> None:
         task = next(task for task in self.slots.running.values() if task.id == number)
         self.slots.park(task)
-        insort(self._waiting[task.rank], task, key=lambda other: other.order)
+        self._waiting.add([task])
         self.meter.parked += 1
 
     def _let_in(self, task: Task, match: Match, now: float) -> None:
         resumed = task.state is not None
         if not self.slots.admit(task, match):
             return
-        self._waiting[task.rank].remove(task)
+        self._waiting.remove(task)
         if resumed:
             self.meter.resumed += 1
         elif not task.faults:
@@ -318,7 +270,7 @@ class Loop:
 
     def _unblock(self) -> None:
         """Nothing runs, and yet nobody could come in: that must not be. The first one ends, honestly."""
-        task = next(self._in_order(perf_counter()))
+        task = next(self._waiting.in_order(perf_counter()))
         _LOG.error("engine_admission_stuck", task_id=task.id, limit=task.limit, room=self.slots.room())
         self.slots.evict_all()
         self._close(task, StepFailure(FailureReason.ENGINE_ERROR, "the engine found no room for the request"))
@@ -495,7 +447,7 @@ class Loop:
                 self.meter.failed += 1
                 task.fail(StepFailure(FailureReason.ENGINE_ERROR, f"the engine failed again and again: {why}"))
             else:
-                insort(self._waiting[task.rank], task, key=lambda other: other.order)
+                self._waiting.add([task])
         if self._faults >= _FAULTS:
             self._give_up(why)
             return
@@ -503,6 +455,7 @@ class Loop:
             self.context.close()
             self.context = Context(self.model, self.options)
             self.slots = Slots(self.context, self.options, self.meter)
+            self.context.use_loras(self._adapters)
         except (ArrieroError, OSError, MemoryError):
             _LOG.exception("engine_context_lost")
             self._give_up(f"{why}; no new context could be made")
@@ -523,10 +476,9 @@ class Loop:
     def _left(self) -> list[Task]:
         with self._wake:
             arrived, self._inbox = self._inbox, []
-        tasks = [*self.slots.running.values(), *(task for tasks in self._waiting for task in tasks), *arrived]
+        tasks = [*self.slots.running.values(), *self._waiting, *arrived]
         self.slots.abandon(list(self.slots.running.values()))
-        for waiting in self._waiting:
-            waiting.clear()
+        self._waiting.clear()
         return tasks
 
     def _end(self) -> None:
