@@ -24,7 +24,7 @@ import numpy.typing as npt
 from app.inference.requests import LongText
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import native
-from workers.engine.llama import Model, cores
+from workers.engine.llama import Batch, Model, cores
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 
@@ -101,24 +101,22 @@ class EmbeddingContext:
         self.size = min(self.size, api.llama_n_ctx(self.pointer), api.llama_n_ubatch(self.pointer))
         self._width: int = api.llama_model_n_cls_out(model.pointer) if self.ranks else model.n_embd
         self._memory = api.llama_get_memory(self.pointer)
-        self._batch = api.llama_batch_init(self.size, 0, 1)
+        self._batch = Batch(self.size, _TEXTS)
 
     def close(self) -> None:
         """Free it."""
         if self.pointer:
-            api.llama_batch_free(self._batch)
             api.llama_free(self.pointer)
             self.pointer = None
 
     def compute(self, parts: Sequence[Window]) -> list[Vector]:
         """The pooled vectors of windows that fit one decode together. Raises StepFailure."""
-        batch, at = self._batch, 0
+        at = 0
         for sequence, part in enumerate(parts):
-            for position, token in enumerate(part.tokens):
-                batch.token[at], batch.pos[at] = token, position
-                batch.n_seq_id[at], batch.seq_id[at][0], batch.logits[at] = 1, sequence, 1
-                at += 1
-        batch.n_tokens = at
+            self._batch.put(at, sequence, 0, part.tokens)
+            at += len(part.tokens)
+        self._batch.wanted[:at] = 1
+        batch = self._batch.of(at)
         if self._memory:
             api.llama_memory_clear(self._memory, False)
         encodes = api.llama_model_has_encoder(self._model.pointer) and not self._model.generates

@@ -127,6 +127,45 @@ class Model:
         return None if count < 0 else buffer.value.decode("utf-8", "replace")
 
 
+class Batch:
+    """The tokens of a decode, in arrays that llama.cpp reads in place."""
+
+    def __init__(self, size: int, sequences: int) -> None:
+        self.tokens, self.positions = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        self.wanted, self._counts = np.zeros(size, np.int8), np.ones(size, np.int32)
+        self._ids = np.arange(sequences, dtype=np.int32)
+        self._owners, self._steps = np.zeros(size, np.uint64), np.arange(size, dtype=np.int32)
+        self._addresses = [int(self._ids.ctypes.data) + 4 * sequence for sequence in range(sequences)]
+        integers = ctypes.POINTER(ctypes.c_int32)
+        batch = cast(Any, api.llama_batch())
+        batch.token, batch.pos = self.tokens.ctypes.data_as(integers), self.positions.ctypes.data_as(integers)
+        batch.n_seq_id = self._counts.ctypes.data_as(integers)
+        batch.seq_id = self._owners.ctypes.data_as(ctypes.POINTER(integers))
+        batch.logits = self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        self._batch = batch
+
+    def put(self, at: int, sequence: int, first: int, part: Sequence[int]) -> None:
+        """Place a sequence's tokens, from position `first`; none of them gives an output yet."""
+        end = at + len(part)
+        self.tokens[at:end] = part
+        self.positions[at:end] = self._steps[: end - at] + first
+        self._owners[at:end] = self._addresses[sequence]
+        self.wanted[at:end] = 0
+
+    def put_singles(self, pieces: Sequence[tuple[int, int, Sequence[int], bool]]) -> None:
+        """Place pieces of one token each."""
+        size, addresses = len(pieces), self._addresses
+        self.tokens[:size] = [part[0] for _, _, part, _ in pieces]
+        self.positions[:size] = [first for _, first, _, _ in pieces]
+        self._owners[:size] = [addresses[sequence] for sequence, *_ in pieces]
+        self.wanted[:size] = [ends for *_, ends in pieces]
+
+    def of(self, size: int) -> Any:
+        """What llama.cpp takes: the first `size` tokens."""
+        self._batch.n_tokens = size
+        return self._batch
+
+
 class Context:
     """A KV cache with its sequences, and the decoding on it. It belongs to one thread."""
 
@@ -144,19 +183,7 @@ class Context:
         #: Cells that one sequence may hold at the most.
         self.n_sequence: int = min(self.n_context, api.llama_n_ctx_seq(self.pointer))
         self.n_batch: int = api.llama_n_batch(self.pointer)
-        self._tokens = np.zeros(self.n_batch, np.int32)
-        self._positions = np.zeros(self.n_batch, np.int32)
-        self._wanted = np.zeros(self.n_batch, np.int8)
-        self._ids = np.arange(options.sequences, dtype=np.int32)
-        self._owners = np.zeros(self.n_batch, np.uint64)
-        self._counts = np.ones(self.n_batch, np.int32)
-        self._addresses = [int(self._ids.ctypes.data) + 4 * sequence for sequence in range(options.sequences)]
-        self._batch = cast(Any, api.llama_batch())
-        self._batch.token = self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        self._batch.pos = self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        self._batch.n_seq_id = self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        self._batch.seq_id = self._owners.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
-        self._batch.logits = self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        self._batch = Batch(self.n_batch, options.sequences)
 
     def close(self) -> None:
         """Free it."""
@@ -170,33 +197,19 @@ class Context:
 
         Gives llama.cpp's code: 0 is well, 1 no cells, 2 aborted, negative an error.
         """
-        tokens: list[int] = []
-        positions: list[int] = []
-        owners: list[int] = []
-        wanted: list[int] = []
-        for sequence, first, part, ends in pieces:
-            address = self._addresses[sequence]
-            if len(part) == 1:
-                tokens.append(part[0])
-                positions.append(first)
-                owners.append(address)
-                wanted.append(1 if ends else 0)
-            else:
-                count = len(part)
-                tokens.extend(part)
-                positions.extend(range(first, first + count))
-                owners.extend([address] * count)
-                wanted.extend([0] * (count - 1))
-                wanted.append(1 if ends else 0)
-        size = len(tokens)
+        size = sum([len(part) for _, _, part, _ in pieces])
         if not 0 < size <= self.n_batch:
             raise AssertionError(f"a batch of {size} tokens, {self.n_batch} are allowed")
-        self._tokens[:size] = tokens
-        self._positions[:size] = positions
-        self._owners[:size] = owners
-        self._wanted[:size] = wanted
-        self._batch.n_tokens = size
-        return int(native.decode(self.pointer, self._batch))
+        batch = self._batch
+        if size == len(pieces):  # a token each: the common case
+            batch.put_singles(pieces)
+        else:
+            at = 0
+            for sequence, first, part, ends in pieces:
+                batch.put(at, sequence, first, part)
+                at += len(part)
+                batch.wanted[at - 1] = ends
+        return int(native.decode(self.pointer, batch.of(size)))
 
     def logits(self, rows: int) -> Logits:
         """The logits of the last decode, a row for each output, in the order of the batch. They may be written to."""

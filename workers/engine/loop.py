@@ -16,17 +16,17 @@ from concurrent.futures import CancelledError
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import structlog
 
-from app.inference.requests import FinishReason, TokenLogprob
+from app.inference.requests import FinishReason
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from workers.engine import batch
+from workers.engine.constraint import Alphabet
 from workers.engine.llama import Context, Logits, Model
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
-from workers.engine.sampling import Candidates, Chooser
+from workers.engine.sampling import Candidates, Chooser, logprob
 from workers.engine.slots import Slots
 from workers.engine.tasks import Task
 from workers.engine.waiting import Waiting
@@ -53,6 +53,7 @@ class Loop:
         self.context = Context(model, options)
         self.slots = Slots(self.context, options, self.meter)
         self._candidates = Candidates(model.n_vocab)
+        self._alphabet = Alphabet(model)
         self._waiting = Waiting(options)
         self._jobs: deque[Job] = deque()
         self._inbox: list[Task] = []
@@ -265,7 +266,13 @@ class Loop:
             grammar = task.form.sampler() if task.form is not None else None
             sampling = task.request.sampling
             task.chooser = Chooser(
-                self.model, sampling, task.seed, task.prompt, grammar=grammar, context=self.context.n_context
+                self.model,
+                sampling,
+                task.seed,
+                task.prompt,
+                grammar=grammar,
+                alphabet=self._alphabet,
+                context=self.context.n_context,
             )
 
     def _unblock(self) -> None:
@@ -346,7 +353,7 @@ class Loop:
             if plain[row]:
                 token = best[row]
                 if task.request.logprobs is not None:
-                    task.logprobs.append(self._logprob(task.request.logprobs, logits[row], token))
+                    task.logprobs.append(logprob(self.model, task.request.logprobs, logits[row], token))
             else:
                 try:
                     token = self._chosen(task, logits[row], outputs[row])
@@ -362,7 +369,7 @@ class Loop:
             return task.chooser.choose(row, self.context.pointer, output, self._candidates)
         before = row.copy()
         token = task.chooser.choose(row, self.context.pointer, output, self._candidates)
-        task.logprobs.append(self._logprob(task.request.logprobs, before, token))
+        task.logprobs.append(logprob(self.model, task.request.logprobs, before, token))
         return token
 
     def _deliver(self, task: Task, token: int) -> None:
@@ -392,18 +399,6 @@ class Loop:
         self._collect(task)
         self.meter.finished += 1
         task.finish(reason)
-
-    def _logprob(self, count: int, row: Logits, token: int) -> TokenLogprob:
-        most = float(row.max())
-        total = most + float(np.log(np.exp(row - most).sum(dtype=np.float64)))
-        top: tuple[tuple[int, bytes, float], ...] = ()
-        if count:
-            best = np.argpartition(row, -count)[-count:]
-            best = best[np.argsort(-row[best], kind="stable")]
-            top = tuple(
-                (int(other), self.model.piece(int(other), special=True), float(row[other]) - total) for other in best
-            )
-        return TokenLogprob(token, self.model.piece(token, special=True), float(row[token]) - total, top)
 
     # ---- faults ---------------------------------------------------------------------------------------------------
 

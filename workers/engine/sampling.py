@@ -21,17 +21,15 @@ import llama_cpp as api
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.requests import Sampling
+from app.inference.requests import Sampling, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import native
+from workers.engine import constraint, native
 from workers.engine.llama import Model
 
 Row = npt.NDArray[np.float32]
 
 #: Logits at or below this are masked.
 _MASKED = -1e30
-#: Candidates that are tried before the whole vocabulary, when a grammar refuses the choice.
-_STAGES = (256, 4096)
 #: With top_k = 0 the chain first gets this many candidates, if they hold all that top_p can keep.
 _PREFILTER = 1024
 
@@ -74,6 +72,11 @@ class Candidates:
         logits = self._data["logit"][: self._size]
         return logits[logits > _MASKED]
 
+    def allowed_ids(self) -> npt.NDArray[np.intp]:
+        """The tokens that are not masked. Only right after a mask."""
+        part = self._data[: self._size]
+        return part["id"][part["logit"] > _MASKED].astype(np.intp)
+
     def chosen(self) -> tuple[int, float]:
         """The token that the chain selected, and its logit."""
         found = self._array.data[self._array.selected]
@@ -105,10 +108,13 @@ class Chooser:
         prompt: Sequence[int],
         *,
         grammar: Any = None,
+        alphabet: constraint.Alphabet,
         context: int = 0,
     ) -> None:
         """Begin after `prompt`. `grammar` is a compiled grammar of its own, freed with this."""
-        self._model, self._sampling, self._grammar = model, sampling, grammar
+        self._model, self._sampling, self._grammar, self._alphabet = model, sampling, grammar, alphabet
+        if grammar is not None:
+            alphabet.prepare()
         self._greedy = sampling.temperature <= 0
         self._bias = _bias(sampling)
         self._penalised = sampling.penalty_last_n != 0 and (
@@ -184,14 +190,22 @@ class Chooser:
         return candidates.chosen()[0]
 
     def _masked_choice(self, row: Row, candidates: Candidates) -> int:
-        for size in (*_STAGES, 0):
-            if size and size >= len(row):
-                continue
-            ids = np.argpartition(row, -size)[-size:] if size else None
-            candidates.fill(row, ids)
+        sampling = self._sampling
+        ids, least = constraint.close(row)
+        candidates.fill(row, ids)
+        candidates.apply(self._grammar)
+        if not constraint.enough(
+            candidates.allowed(),
+            least,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            greedy=self._greedy and not self._dry,
+            mirostat=sampling.mirostat,
+        ):
+            candidates.fill(row, self._alphabet.probes)
             candidates.apply(self._grammar)
-            if ids is None or self._suffices(candidates.allowed(), float(row[ids].min())):
-                break
+            candidates.fill(row, self._alphabet.beginning(candidates.allowed_ids()))
+            candidates.apply(self._grammar)
         best, logit = candidates.best()
         if logit <= _MASKED:
             raise StepFailure(FailureReason.INVALID_OUTPUT, "the grammar allows no token of this model here")
@@ -201,17 +215,6 @@ class Chooser:
         token, logit = candidates.chosen()
         # a token that the grammar refuses, handed to it, ends the process
         return token if logit > _MASKED and candidates.passes(self._grammar, token) else best
-
-    def _suffices(self, allowed: Row, least: float) -> bool:
-        """Whether the candidates beyond the best ones, all at or below `least`, could not be chosen anyway."""
-        if not len(allowed):
-            return False
-        if self._greedy and not self._dry:
-            return True
-        sampling = self._sampling
-        if 0 < sampling.top_k <= len(allowed):
-            return True
-        return sampling.min_p > 0 and not sampling.mirostat and least < float(allowed.max()) + math.log(sampling.min_p)
 
     def _narrow(self, row: Row, candidates: Candidates) -> bool:
         """Fill the best few candidates, if they are sure to hold all that top_p can keep."""
@@ -243,6 +246,18 @@ class Chooser:
                 del self._counts[oldest]
         self._window.append(token)
         self._counts[token] += 1
+
+
+def logprob(model: Model, count: int, row: Row, token: int) -> TokenLogprob:
+    """The logarithm of the token's probability before sampling, and the `count` best ones."""
+    most = float(row.max())
+    total = most + float(np.log(np.exp(row - most).sum(dtype=np.float64)))
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    if count:
+        best = np.argpartition(row, -count)[-count:]
+        best = best[np.argsort(-row[best], kind="stable")]
+        top = tuple((at, model.piece(at, special=True), float(row[at]) - total) for at in map(int, best))
+    return TokenLogprob(token, model.piece(token, special=True), float(row[token]) - total, top)
 
 
 def _bias(sampling: Sampling) -> tuple[npt.NDArray[np.intp], Row] | None:

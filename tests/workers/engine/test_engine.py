@@ -42,9 +42,7 @@ def chat(text: str, tokens: int = 24, **more: Any) -> GenerateRequest:
 
 
 def plain_llama(path: Path, prompts: list[str], tokens: int, *, flash: bool) -> list[str]:
-    llama = llama_cpp.Llama(
-        str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, flash_attn=flash, verbose=False
-    )
+    llama = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, flash_attn=flash, verbose=False)
     try:
         found = []
         for prompt in prompts:

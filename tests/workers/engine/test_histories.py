@@ -52,7 +52,7 @@ class FakeModel:
     window = 0
     controls_array: ClassVar[Any] = np.array([], np.intp)
 
-    def piece(self, token: int, *, special: bool = False) -> bytes:
+    def piece(self, token: int) -> bytes:
         return bytes([0x30 + token])
 
 
