@@ -56,8 +56,34 @@ class Sampling:
     penalty_last_n: int = 64
     #: None draws a fresh seed for each request.
     seed: int | None = None
-    #: Token id to a number added to its logit.
+    #: Token id to a number added to its logit; `-inf` forbids the token.
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    #: Mirostat 2.0 (arXiv 2007.14966) in the place of top_k, top_p, min_p and typical_p.
+    mirostat: bool = False
+    #: The surprise that mirostat aims at, in bits, and how fast it learns.
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    #: DRY: punishes the continuation of a repeated run of tokens; 0 is off.
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    #: Runs up to this length may repeat unpunished, in tokens.
+    dry_allowed_length: int = 2
+    #: Looks back over this many tokens; -1 looks over all.
+    dry_last_n: int = -1
+    #: The text goes on past the model's own end, up to `max_tokens`: for measurements.
+    ignore_end: bool = False
+    #: Texts that end a run.
+    dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may ask for."""
+
+    name: str
+    description: str = ""
+    #: JSON Schema of the arguments, an object.
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +104,16 @@ class GenerateRequest:
     priority: PriorityClass = PriorityClass.STANDARD
     #: The request is given up at this instant.
     deadline: datetime | None = None
+    #: Texts wanted for the one prompt; the prompt is computed once.
+    n: int = 1
+    #: None gives no log-probabilities; 0 those of the written tokens; k also those of the k best at each place.
+    logprobs: int | None = None
+    #: Functions that the model may ask for. Not together with `schema` or `grammar`.
+    tools: tuple[Tool, ...] = ()
+    #: Whether the model must ask for one of the tools.
+    tool_choice: Literal["auto", "required"] = "auto"
+    #: The end of the text that the model is to continue, placed after the template's opening of the answer.
+    prefill: str = ""
 
 
 class FinishReason(StrEnum):
@@ -87,6 +123,26 @@ class FinishReason(StrEnum):
     STOP = "stop"
     #: `max_tokens` were written.
     LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with the logarithm of its probability before sampling."""
+
+    token: int
+    #: The token's own bytes: a character may reach over several tokens.
+    piece: bytes
+    logprob: float
+    #: The best tokens of the place, best first.
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What the model asks for."""
+
+    name: str
+    arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +160,56 @@ class Generated:
     #: From submission until the first token; the waiting for a slot is in it.
     time_to_first: timedelta
     #: From submission until the end.
+    time_total: timedelta
+    #: One for each written token, where the request asks for them.
+    logprobs: tuple[TokenLogprob, ...] = ()
+    #: The calls that stood in the text.
+    tool_calls: tuple[ToolCall, ...] = ()
+    #: The seed that was used: the same request with it gives the same text in the reproducible mode.
+    seed: int | None = None
+    #: The second and further texts where the request asks for several.
+    alternatives: tuple[Generated, ...] = ()
+
+
+class LongText(StrEnum):
+    """What happens to a text that is longer than the model can embed at once."""
+
+    #: Cut into windows; the mean of their vectors, weighted by their tokens, is normalised again.
+    CHUNK = "chunk"
+    REFUSE = "refuse"
+    #: Only the beginning counts.
+    TRUNCATE = "truncate"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Vectors wanted for texts."""
+
+    texts: tuple[str, ...]
+    long_text: LongText = LongText.CHUNK
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """One vector of length 1 for each text, in order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    tokens_in: int
+    time_total: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """How well each document answers the query."""
+
+    query: str
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """One score for each document, in order; higher is better, and only the order has a meaning."""
+
+    scores: tuple[float, ...]
+    tokens_in: int
     time_total: timedelta

@@ -17,10 +17,12 @@ Every error that Arriero raises on purpose.
     │   ├── DatabaseUnreachable
     │   ├── DatabaseBehind          its schema is not the one of this version
     │   ├── BrokerUnreachable
-    │   └── ServerNotStarted        an embedded server or a child process did not come up
+    │   ├── ServerNotStarted        an embedded server or a child process did not come up
+    │   └── MemoryNotEnough         the device or the machine has not the bytes that a load needs
     ├── ModelFileUnusable           a GGUF file cannot be had or read
     │   ├── ModelFileMissing
     │   ├── ModelFileDamaged
+    │   ├── ModelUnsupported        a whole file, but not for this version of llama.cpp or this use
     │   └── DownloadFailed
     └── StepFailure                 one attempt of a step ended badly; the retry rule decides what follows
 
@@ -175,6 +177,16 @@ class ServerNotStarted(Unavailable):
         super().__init__(f"{name} did not start: {reason}" + (f"\n{log}" if log else ""))
 
 
+class MemoryNotEnough(Unavailable):
+    """The device or the machine has not the bytes that a load needs."""
+
+    def __init__(self, what: str, needed: int | None, free: int | None) -> None:
+        self.what, self.needed, self.free = what, needed, free
+        needs = "more memory than there is" if needed is None else f"{needed / 2**20:,.0f} MiB"
+        has = "" if free is None else f"; {free / 2**20:,.0f} MiB are free"
+        super().__init__(f"{what} needs {needs}{has}")
+
+
 class ModelFileUnusable(ArrieroError):
     """A GGUF file cannot be had or read."""
 
@@ -189,6 +201,14 @@ class ModelFileDamaged(ModelFileUnusable):
     def __init__(self, path: Path, reason: str) -> None:
         self.path, self.reason = path, reason
         super().__init__(f"{path} is not a usable GGUF file: {reason}")
+
+
+class ModelUnsupported(ModelFileUnusable):
+    """The file is whole, but this version of llama.cpp cannot run it as asked."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path} cannot be served: {reason}")
 
 
 class DownloadFailed(ModelFileUnusable):

@@ -1,0 +1,331 @@
+"""The engine on the real model: the texts, and what may end them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from app.inference.requests import FinishReason, GenerateRequest, Message, PriorityClass, Sampling
+from app.kernel import clock
+from app.kernel.errors import FailureReason, StepFailure
+from workers.engine.engine import LlamaEngine
+from workers.engine.options import KvLayout
+
+MakeEngine = Callable[..., LlamaEngine]
+
+GREEDY = Sampling(temperature=0)
+ENDLESS = Sampling(temperature=0, ignore_end=True)
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time in a small village",
+    "Water boils when",
+    "def fibonacci(n):",
+    "The best way to learn a language",
+    "In the year 1969",
+]
+
+
+def ask(prompt: str, tokens: int = 24, **more: Any) -> GenerateRequest:
+    return GenerateRequest(prompt=prompt, max_tokens=tokens, **{"sampling": GREEDY} | more)
+
+
+def chat(text: str, tokens: int = 24, **more: Any) -> GenerateRequest:
+    return GenerateRequest(messages=(Message("user", text),), max_tokens=tokens, **{"sampling": GREEDY} | more)
+
+
+def plain_llama(path: Path, prompts: list[str], tokens: int, *, flash: bool) -> list[str]:
+    llama = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, flash_attn=flash, verbose=False)
+    try:
+        found = []
+        for prompt in prompts:
+            llama.reset()
+            found.append(llama.create_completion(prompt, max_tokens=tokens, temperature=0)["choices"][0]["text"])
+        return found
+    finally:
+        llama.close()
+
+
+@pytest.mark.parametrize("flash", [True, False])
+def test_one_slot_writes_what_llama_writes(make: MakeEngine, model_path: Path, flash: bool) -> None:
+    engine = make(slots=1, context=1024, reuse=False, flash_attention=flash)
+    texts = [engine.generate(ask(prompt)).result(60).text for prompt in PROMPTS]
+    assert texts == plain_llama(model_path, PROMPTS, 24, flash=flash)
+
+
+def test_one_slot_writes_what_llama_writes_gemma(make: MakeEngine, gemma_path: Path) -> None:
+    engine = make(gemma_path, slots=1, context=1024, reuse=False, flash_attention=True)
+    texts = [engine.generate(ask(prompt, 12)).result(60).text for prompt in PROMPTS[:3]]
+    assert texts == plain_llama(gemma_path, PROMPTS[:3], 12, flash=True)
+
+
+def test_reproducible_texts_do_not_depend_on_who_else_is_served(make: MakeEngine) -> None:
+    engine = make(slots=4, context=2048, reproducible=True)
+    alone = [engine.generate(ask(prompt)).result(60).text for prompt in PROMPTS]
+    together = [engine.generate(ask(prompt)) for prompt in PROMPTS]
+    assert [ticket.result(60).text for ticket in together] == alone
+
+
+class Gaps:
+    """How far each written token lies below the best one of a single, plain sequence."""
+
+    def __init__(self, path: Path) -> None:
+        self.llama = llama_cpp.Llama(
+            str(path), n_ctx=2048, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
+        )
+
+    def largest(self, prompt: str, text: str) -> float:
+        head = self.llama.tokenize(prompt.encode(), special=False)
+        tail = self.llama.tokenize(text.encode(), add_bos=False, special=False)
+        self.llama.reset()
+        self.llama.eval(head + tail)
+        rows = self.llama.scores[len(head) - 1 : len(head) + len(tail) - 1]
+        return float(max((row.max() - row[token] for row, token in zip(rows, tail, strict=True)), default=0.0))
+
+
+#: Kernel noise between batch shapes, in logits; their standard deviation is 6.3 here. See docs/engine.md.
+NOISE = 0.6
+
+
+@pytest.mark.parametrize("layout", list(KvLayout))
+@pytest.mark.parametrize("reuse", [True, False])
+def test_concurrent_texts_differ_by_kernel_noise_only(
+    make: MakeEngine, model_path: Path, layout: KvLayout, reuse: bool
+) -> None:
+    engine = make(slots=4, context=4096, layout=layout, reuse=reuse)
+    system = "You answer briefly and you never lie about anything. " * 4
+    prompts = [system + prompt for prompt in PROMPTS]
+    tickets = [engine.generate(ask(prompt)) for prompt in prompts]
+    texts = [ticket.result(60) for ticket in tickets]
+    assert (engine.metrics().tokens_reused > 0) == reuse
+    gaps = Gaps(model_path)
+    try:
+        assert max(gaps.largest(p, t.text) for p, t in zip(prompts, texts, strict=True)) < NOISE
+    finally:
+        gaps.llama.close()
+
+
+def test_a_conversation_goes_on_with_its_own_cache(shared: LlamaEngine) -> None:
+    first = [Message("user", "Name one animal of the Andes and tell me how it lives there.")]
+    answer = shared.generate(GenerateRequest(messages=tuple(first), max_tokens=20, sampling=GREEDY)).result(60)
+    second = (*first, Message("assistant", answer.text), Message("user", "And another one?"))
+    result = shared.generate(GenerateRequest(messages=second, max_tokens=8, sampling=GREEDY)).result(60)
+    assert result.tokens_cached >= answer.tokens_in + answer.tokens_out - 2
+
+
+def test_a_prefix_under_way_is_computed_once(make: MakeEngine) -> None:
+    engine = make(slots=4, context=4096)
+    system = "The following are facts about llamas that everybody should know. " * 20
+    tickets = [engine.generate(ask(f"{system} Fact number {index}:", 4)) for index in range(4)]
+    results = [ticket.result(60) for ticket in tickets]
+    computed = engine.metrics().tokens_computed
+    assert computed < results[0].tokens_in + 4 * 20
+    assert sum(result.tokens_cached > 200 for result in results) == 3
+
+
+def test_streamed_pieces_make_the_text(shared: LlamaEngine) -> None:
+    pieces: list[str] = []
+    result = shared.generate(chat("Write three emojis and the word naïve."), pieces.append).result(60)
+    assert "".join(pieces) == result.text
+    assert len(pieces) > 3
+
+
+def test_a_reader_that_fails_harms_nobody(shared: LlamaEngine) -> None:
+    def broken(text: str) -> None:
+        raise ValueError(text)
+
+    tickets = [shared.generate(chat("Hello there"), broken), shared.generate(chat("Hello there"))]
+    assert tickets[0].result(60).text == tickets[1].result(60).text
+
+
+def test_a_stop_text_ends_the_text_before_it(shared: LlamaEngine) -> None:
+    whole = shared.generate(ask(PROMPTS[1], 40, sampling=ENDLESS)).result(60).text
+    stop = whole[30:36]
+    result = shared.generate(ask(PROMPTS[1], 40, sampling=ENDLESS, stop=("never said", stop))).result(60)
+    assert result.text == whole.split(stop)[0]
+    assert result.finish is FinishReason.STOP
+
+
+def test_the_length_is_kept(shared: LlamaEngine) -> None:
+    result = shared.generate(ask(PROMPTS[0], 7, sampling=ENDLESS)).result(60)
+    assert (result.tokens_out, result.finish) == (7, FinishReason.LENGTH)
+
+
+def test_a_cancelled_request_leaves_within_a_step_and_others_go_on(make: MakeEngine) -> None:
+    engine = make(slots=2, context=2048)
+    begun = threading.Event()
+    long = engine.generate(ask(PROMPTS[0], 900, sampling=ENDLESS), lambda _: begun.set())
+    other = engine.generate(ask(PROMPTS[1], 20))
+    assert begun.wait(30)
+    decodes = engine.metrics().decodes
+    long.cancel()
+    long.cancel()
+    with pytest.raises(CancelledError):
+        long.result(30)
+    assert engine.metrics().decodes - decodes <= 3
+    assert other.result(60).text
+    assert engine.metrics().cancelled == 1
+
+
+def test_a_waiting_request_can_be_cancelled(make: MakeEngine) -> None:
+    engine = make(slots=1, context=2048)
+    first = engine.generate(ask(PROMPTS[0], 200, sampling=ENDLESS))
+    second = engine.generate(ask(PROMPTS[1], 200))
+    second.cancel()
+    with pytest.raises(CancelledError):
+        second.result(30)
+    first.cancel()
+    with pytest.raises(CancelledError):
+        first.result(30)
+
+
+def test_a_deadline_ends_a_text_and_keeps_what_was_written(make: MakeEngine) -> None:
+    engine = make(slots=1, context=8192)
+    deadline = clock.now() + timedelta(seconds=0.7)
+    with pytest.raises(StepFailure) as caught:
+        engine.generate(ask(PROMPTS[0], 4000, sampling=ENDLESS, deadline=deadline)).result(30)
+    assert caught.value.reason is FailureReason.TIMEOUT
+    assert caught.value.text
+    with pytest.raises(StepFailure, match="deadline was over"):
+        engine.generate(ask(PROMPTS[0], deadline=clock.now()))
+
+
+def test_a_result_can_be_waited_for_in_parts(shared: LlamaEngine) -> None:
+    ticket = shared.generate(ask(PROMPTS[1], 64, sampling=ENDLESS))
+    with pytest.raises(TimeoutError):
+        ticket.result(0.001)
+    assert ticket.result(60).tokens_out == 64
+
+
+def test_an_idle_engine_is_not_stalled_and_a_working_one_makes_progress(make: MakeEngine) -> None:
+    engine = make(slots=1)
+    assert engine.stalled_for() == timedelta(0)
+    seen = threading.Event()
+    ticket = engine.generate(ask(PROMPTS[0], 50, sampling=ENDLESS), lambda _: seen.set())
+    assert seen.wait(30)
+    assert timedelta(0) <= engine.stalled_for() < timedelta(seconds=5)
+    ticket.result(60)
+
+
+def test_what_can_never_be_served_is_refused_at_once(shared: LlamaEngine) -> None:
+    def refused(request: GenerateRequest) -> StepFailure:
+        with pytest.raises(StepFailure) as caught:
+            shared.generate(request)
+        return caught.value
+
+    assert refused(ask("a " * 9000)).reason is FailureReason.CONTEXT_EXCEEDED
+    assert refused(ask("a", 9000)).reason is FailureReason.CONTEXT_EXCEEDED
+    for request in (
+        GenerateRequest(),
+        GenerateRequest(prompt="a", messages=(Message("user", "a"),)),
+        ask("a", 0),
+        ask("a", n=0),
+        ask("a", logprobs=21),
+        ask("a", sampling=Sampling(logit_bias={10**9: 1.0})),
+        ask("a", sampling=Sampling(temperature=float("nan"))),
+        ask("a", sampling=Sampling(seed=-1)),
+        ask("a", sampling=Sampling(repeat_penalty=0)),
+        ask("a", schema={"type": "object"}, grammar='root ::= "a"'),
+    ):
+        assert refused(request).reason is FailureReason.INVALID_REQUEST, request
+
+
+def test_several_texts_of_one_prompt_share_its_cache(make: MakeEngine) -> None:
+    engine = make(slots=4, context=2048)
+    sampling = Sampling(temperature=1.2, seed=5)
+    request = chat("Tell me about the weather in the mountains of Peru, in winter.", 12, n=3, sampling=sampling)
+    result = engine.generate(request).result(60)
+    texts = [result.text, *(other.text for other in result.alternatives)]
+    assert len(set(texts)) == 3
+    assert [result.seed, *(other.seed for other in result.alternatives)] == [5, 6, 7]
+    assert sum(other.tokens_cached > 0 for other in result.alternatives) == 2
+
+
+def test_the_same_seed_gives_the_same_text(make: MakeEngine) -> None:
+    engine = make(slots=1, context=1024, reuse=False)
+    request = chat("Invent a name.", 16, sampling=Sampling(temperature=1.0, seed=11))
+    assert engine.generate(request).result(60).text == engine.generate(request).result(60).text
+
+
+def test_logprobs_are_those_of_the_model(shared: LlamaEngine) -> None:
+    result = shared.generate(ask(PROMPTS[0], 5, logprobs=3)).result(60)
+    assert len(result.logprobs) == result.tokens_out + (result.finish is FinishReason.STOP)
+    assert b"".join(entry.piece for entry in result.logprobs[: result.tokens_out]).decode() == result.text
+    for entry in result.logprobs:
+        assert entry.logprob <= 0
+        assert [entry.token, entry.logprob] == [entry.top[0][0], entry.top[0][2]]
+        assert sum(np.exp(logprob) for _, _, logprob in entry.top) <= 1.000001
+
+
+def test_a_parked_text_goes_on_byte_for_byte(make: MakeEngine) -> None:
+    engine = make(slots=1, context=4096)
+    batch = ask("Long ago, before there were any roads in the mountains,", 60, sampling=ENDLESS)
+    alone = engine.generate(batch).result(60).text
+    engine = make(slots=1, context=4096, reuse=False)
+    shown: list[str] = []
+    begun = threading.Event()
+
+    def reader(text: str) -> None:
+        shown.append(text)
+        if len(shown) == 10:
+            begun.set()
+
+    parked = engine.generate(
+        GenerateRequest(prompt=batch.prompt, max_tokens=60, sampling=ENDLESS, priority=PriorityClass.BATCH), reader
+    )
+    assert begun.wait(30)
+    urgent = engine.generate(ask(PROMPTS[3], 10, priority=PriorityClass.INTERACTIVE)).result(60)
+    assert urgent.text
+    assert engine.metrics().parked == 1
+    assert not parked.done()
+    assert parked.result(60).text == alone == "".join(shown)
+    assert engine.metrics().resumed == 1
+
+
+def test_all_is_given_back(make: MakeEngine) -> None:
+    engine = make(slots=2, context=1024, reuse=False)
+    tickets = [engine.generate(ask(prompt, 5)) for prompt in PROMPTS]
+    tickets[1].cancel()
+    for ticket in tickets:
+        try:
+            ticket.result(60)
+        except CancelledError:
+            continue
+    figures = engine.metrics()
+    assert (figures.running, figures.waiting, figures.cells_used, figures.prefixes_kept) == (0, 0, 0, 0)
+    assert figures.submitted == len(PROMPTS) == figures.finished + figures.cancelled
+
+
+def test_closing_cancels_what_is_under_way(make: MakeEngine) -> None:
+    engine = make(slots=1)
+    tickets = [engine.generate(ask(prompt, 500, sampling=ENDLESS)) for prompt in PROMPTS[:3]]
+    engine.close()
+    for ticket in tickets:
+        with pytest.raises(CancelledError):
+            ticket.result(10)
+    with pytest.raises(StepFailure) as caught:
+        engine.generate(ask("a"))
+    assert caught.value.reason is FailureReason.WORKER_STOPPED
+    engine.close()
+
+
+def test_many_threads_may_ask_at_once(shared: LlamaEngine) -> None:
+    texts: dict[int, str] = {}
+
+    def one(number: int) -> None:
+        texts[number] = shared.generate(chat(f"Count from {number}.", 6)).result(90).text
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(texts) == list(range(12))
+    assert all(texts.values())

@@ -1,0 +1,159 @@
+"""Texts forced into a form: 24 schemas, GBNF, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from app.inference.requests import FinishReason, GenerateRequest, Message, Sampling, Tool
+from app.kernel.errors import FailureReason, StepFailure
+from workers.engine.engine import LlamaEngine
+from workers.engine.tasks import read_tool_calls
+
+STRING, INTEGER, BOOLEAN = {"type": "string", "maxLength": 24}, {"type": "integer"}, {"type": "boolean"}
+
+
+def thing(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": required | optional,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def some(items: Any, least: int = 0, most: int = 3) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
+
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "string": STRING,
+    "short string": {"type": "string", "minLength": 3, "maxLength": 5},
+    "integer": {"type": "integer", "minimum": -5, "maximum": 105},
+    "number": {"type": "number", "minimum": 0, "maximum": 1},
+    "boolean": BOOLEAN,
+    "null": {"type": "null"},
+    "enum": {"enum": ["red", "green", 3, None]},
+    "const": {"const": {"a": [1, 2]}},
+    "flat object": thing({"name": STRING, "age": {"type": "integer", "minimum": 0, "maximum": 120}}),
+    "optional": thing({"name": STRING}, nick=STRING, age=INTEGER),
+    "nested": thing({"person": thing({"name": STRING, "home": thing({"city": STRING, "zip": STRING})})}),
+    "array of enums": some({"enum": ["low", "high"]}, 1, 4),
+    "array of objects": some(thing({"item": STRING, "count": {"type": "integer", "minimum": 1, "maximum": 9}}), 1, 2),
+    "empty array": some(STRING, 0, 0),
+    "matrix": some(some({"type": "integer", "minimum": 0, "maximum": 9}, 2, 2), 2, 2),
+    "tuple": {"type": "array", "prefixItems": [STRING, INTEGER], "items": False, "minItems": 2},
+    "union of types": {"type": ["integer", "null"]},
+    "anyOf": {"anyOf": [thing({"ok": {"const": True}}), thing({"error": STRING})]},
+    "tagged union": {"anyOf": [thing({"kind": {"const": "cat"}, "lives": INTEGER}), thing({"kind": {"const": "dog"}})]},
+    "date": {"type": "string", "format": "date"},
+    "uuid": {"type": "string", "format": "uuid"},
+    "pattern": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+    "defs": {"$defs": {"money": thing({"amount": INTEGER, "currency": {"enum": ["EUR", "USD"]}})}}
+    | thing({"price": {"$ref": "#/$defs/money"}, "tax": {"$ref": "#/$defs/money"}}),
+    "recursion": {
+        "$defs": {"part": {"anyOf": [INTEGER, some({"$ref": "#/$defs/part"}, 0, 2)]}},
+        "$ref": "#/$defs/part",
+    },
+}  # fmt: skip
+
+
+def ask(schema: dict[str, Any], tokens: int = 220, **sampling: Any) -> GenerateRequest:
+    message = Message("user", "A friendly dog named Rex, 7 years old, lives in Lima. Answer in JSON.")
+    chosen = Sampling(**{"temperature": 0} | sampling)
+    return GenerateRequest(messages=(message,), max_tokens=tokens, schema=schema, sampling=chosen)
+
+
+def test_24_schemas_give_nothing_but_valid_documents(shared: LlamaEngine) -> None:
+    assert len(SCHEMAS) == 24
+    runs = [(name, {"temperature": 0.0}) for name in SCHEMAS] + [
+        (name, {"temperature": 0.9, "seed": 3}) for name in SCHEMAS
+    ]
+    tickets = [(name, shared.generate(ask(SCHEMAS[name], **sampling))) for name, sampling in runs]
+    for name, ticket in tickets:
+        result = ticket.result(170)
+        assert result.finish is FinishReason.STOP, (name, result.text)
+        jsonschema.Draft202012Validator(SCHEMAS[name]).validate(json.loads(result.text))
+
+
+def test_a_document_that_was_cut_is_a_failure_with_its_text(shared: LlamaEngine) -> None:
+    with pytest.raises(StepFailure) as caught:
+        shared.generate(ask(SCHEMAS["nested"], 6)).result(60)
+    assert caught.value.reason is FailureReason.INVALID_OUTPUT
+    assert caught.value.text
+    assert SCHEMAS["nested"]["required"][0] in caught.value.text
+
+
+def test_what_a_grammar_cannot_keep_is_refused_by_name(shared: LlamaEngine) -> None:
+    for schema, word in (({"not": {"type": "string"}}, "not"), ({"type": "nothing"}, "nothing")):
+        with pytest.raises(StepFailure, match=word) as caught:
+            shared.generate(ask(schema))
+        assert caught.value.reason is FailureReason.INVALID_REQUEST
+
+
+def test_a_grammar_of_its_own_is_kept(shared: LlamaEngine) -> None:
+    request = GenerateRequest(prompt="Yes or no?", max_tokens=9, grammar='root ::= ("yes" | "no") "!"')
+    assert shared.generate(request).result(60).text in ("yes!", "no!")
+
+
+@pytest.mark.parametrize("grammar", ['answer ::= "x"', 'root ::= "x', "root ::= missing", "root ::= root", "\0"])
+def test_a_grammar_that_is_none_is_refused_at_once(shared: LlamaEngine, grammar: str) -> None:
+    with pytest.raises(StepFailure) as caught:
+        shared.generate(GenerateRequest(prompt="a", grammar=grammar))
+    assert caught.value.reason is FailureReason.INVALID_REQUEST
+
+
+def test_a_compiled_grammar_is_used_again(shared: LlamaEngine) -> None:
+    request = GenerateRequest(prompt="a", max_tokens=4, grammar='root ::= "again"')
+    shared.generate(request).result(60)
+    before = shared.metrics().grammar_compiled
+    shared.generate(request).result(60)
+    assert shared.metrics().grammar_compiled == before
+
+
+def test_the_staged_mask_chooses_what_the_full_mask_would(shared: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = [shared.generate(ask(SCHEMAS[name])).result(60).text for name in ("flat object", "array of enums")]
+    monkeypatch.setattr("workers.engine.constraint.GAP", 1e9)
+    full = [shared.generate(ask(SCHEMAS[name])).result(60).text for name in ("flat object", "array of enums")]
+    assert staged == full
+
+
+def test_no_control_token_gets_into_a_string(shared: LlamaEngine) -> None:
+    ends = {token: 40.0 for token in shared.model.controls if token not in shared.model.ends}
+    text = shared.generate(ask({"type": "string", "maxLength": 12}, 40, logit_bias=ends)).result(60).text
+    assert len(json.loads(text)) <= 12
+
+
+WEATHER = Tool("get_weather", "The weather of a city", thing({"city": STRING}))
+
+
+def test_a_required_call_is_a_call(make: Any) -> None:
+    from workers.engine.options import Profile
+
+    engine = make(slots=1, profile=Profile(tools="hermes"))
+    message = Message("user", "What is the weather in Cusco?")
+    request = GenerateRequest(
+        messages=(message,), max_tokens=80, tools=(WEATHER,), tool_choice="required", sampling=Sampling(temperature=0)
+    )
+    (call,) = engine.generate(request).result(60).tool_calls
+    assert call.name == "get_weather"
+    assert isinstance(call.arguments["city"], str)
+    opened = GenerateRequest(
+        messages=(message,), max_tokens=80, tools=(WEATHER,), prefill="<tool_call>\n{", sampling=Sampling(temperature=0)
+    )
+    assert engine.generate(opened).result(60).text
+
+
+def test_tools_need_a_model_that_knows_them(shared: LlamaEngine) -> None:
+    with pytest.raises(StepFailure, match="tools"):
+        shared.generate(GenerateRequest(messages=(Message("user", "a"),), tools=(WEATHER,)))
+
+
+def test_calls_are_read_from_texts() -> None:
+    text = 'Well. <tool_call>\n{"name": "a", "arguments": {"x": {"y": 1}}}\n</tool_call> and <tool_call>{broken'
+    assert [(call.name, call.arguments) for call in read_tool_calls(text, "hermes")] == [("a", {"x": {"y": 1}})]
+    assert read_tool_calls('{"name": "b", "parameters": {}}', "llama3")[0].name == "b"
+    assert read_tool_calls("hello", "llama3") == ()

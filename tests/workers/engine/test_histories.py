@@ -1,0 +1,267 @@
+"""
+Random histories of the real loop on a cache that is modelled cell by cell.
+
+The model's next token is a function of all tokens that the sequence's cells really hold. So a text that comes out as
+if it had been written alone proves that no token was lost, repeated or taken from a neighbour, whatever was admitted,
+finished, cancelled, parked, evicted or failed meanwhile.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from app.inference.requests import GenerateRequest, PriorityClass, Sampling
+from app.kernel.errors import FailureReason, StepFailure
+from workers.engine import loop as loop_module
+from workers.engine.options import EngineOptions, KvLayout
+from workers.engine.tasks import Task
+
+VOCABULARY = 50
+END = 7
+GREEDY = Sampling(temperature=0)
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    return zlib.crc32(bytes(tokens)) % VOCABULARY
+
+
+def alone(prompt: Sequence[int], most: int) -> list[int]:
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + most:
+        tokens.append(next_token(tokens))
+        if tokens[-1] == END:
+            return tokens[len(prompt) : -1]
+    return tokens[len(prompt) :]
+
+
+class FakeModel:
+    path = Path("fake.gguf")
+    n_vocab = VOCABULARY
+    ends = frozenset({END})
+    recurrent = False
+    window = 0
+    controls_array: ClassVar[Any] = np.array([], np.intp)
+
+    def piece(self, token: int) -> bytes:
+        return bytes([0x30 + token])
+
+
+class FakeContext:
+    """A KV cache that numbers its cells, and refuses what llama.cpp would abort on."""
+
+    #: Codes that the next decodes give instead of working.
+    faults: ClassVar[list[int]] = []
+
+    def __init__(self, model: FakeModel, options: EngineOptions) -> None:
+        self.options = options
+        self.model = model
+        self.pointer = object()
+        self.n_context = options.context
+        self.n_sequence = options.context // options.slots if options.streams else options.context
+        self.n_batch = options.batch
+        self.cells: dict[int, list[int]] = {sequence: [] for sequence in range(options.sequences)}
+        self.contents: dict[int, int] = {}
+        self.numbers = 0
+        self.rows: list[int] = []
+
+    def used(self) -> int:
+        return len({cell for chain in self.cells.values() for cell in chain}) if not self.options.streams else 0
+
+    def text(self, sequence: int) -> list[int]:
+        return [self.contents[cell] for cell in self.cells[sequence]]
+
+    def _new(self, token: int) -> int:
+        self.numbers += 1
+        self.contents[self.numbers] = token
+        return self.numbers
+
+    def decode(self, pieces: Sequence[tuple[int, int, Sequence[int], bool]]) -> int:
+        assert sum(len(part) for _, _, part, _ in pieces) <= self.n_batch
+        assert len({sequence for sequence, *_ in pieces}) == len(pieces), "a sequence twice in a batch"
+        if FakeContext.faults:
+            return FakeContext.faults.pop()
+        self.rows = []
+        for sequence, first, part, ends in pieces:
+            assert first == len(self.cells[sequence]), "a token lost or repeated"
+            self.cells[sequence] += [self._new(token) for token in part]
+            assert len(self.cells[sequence]) <= self.n_sequence
+            if ends:
+                self.rows.append(next_token(self.text(sequence)))
+        assert self.used() <= self.n_context, "the cache overflows"
+        return 0
+
+    def logits(self, rows: int) -> Any:
+        assert rows == len(self.rows)
+        logits = np.zeros((rows, VOCABULARY), np.float32)
+        logits[np.arange(rows), self.rows] = 1
+        return logits
+
+    def copy(self, source: int, target: int, count: int) -> bool:
+        assert not self.cells[target]
+        assert source != target
+        if self.options.streams:
+            self.cells[target] = [self._new(token) for token in self.text(source)[:count]]
+        else:
+            self.cells[target] = self.cells[source][:count]
+        return len(self.cells[target]) == count
+
+    def cut(self, sequence: int, count: int) -> bool:
+        del self.cells[sequence][count:]
+        return True
+
+    def drop(self, sequence: int) -> bool:
+        self.cells[sequence] = []
+        return True
+
+    def save(self, sequence: int) -> Any:
+        return np.array(self.text(sequence), np.uint8)
+
+    def state_bytes(self, sequence: int) -> int:
+        return len(self.cells[sequence])
+
+    def restore(self, sequence: int, data: Any, count: int) -> bool:
+        assert not self.cells[sequence]
+        assert len(data) == count
+        self.cells[sequence] = [self._new(int(token)) for token in data]
+        return True
+
+    def use_loras(self, adapters: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Histories(RuleBasedStateMachine):
+    """The loop's thread is this one: each turn is a rule."""
+
+    streams = False
+    reproducible = False
+
+    @initialize()
+    def begin(self) -> None:
+        FakeContext.faults = []
+        options = EngineOptions(
+            slots=3,
+            context=256,
+            batch=32,
+            kept=3,
+            park_bytes=90,
+            park_progress=2,
+            layout=KvLayout.STREAMS if self.streams else KvLayout.UNIFIED,
+            reproducible=self.reproducible,
+        )
+        self.loop = loop_module.Loop(FakeModel(), options)  # type: ignore[arg-type]
+        self.tasks: list[Task] = []
+        self.faulted = False
+
+    @rule(
+        start=st.sampled_from([(1, 2, 3) * 15, (1, 2) * 4, (9,) * 40, ()]),
+        rest=st.lists(st.integers(0, 20), min_size=1, max_size=12),
+        most=st.integers(1, 25),
+        priority=st.sampled_from(PriorityClass),
+    )
+    def ask(self, start: tuple[int, ...], rest: list[int], most: int, priority: PriorityClass) -> None:
+        request = GenerateRequest(prompt="x", max_tokens=most, sampling=GREEDY, priority=priority)
+        prompt = (*start, *rest)
+        if len(prompt) + most > self.loop.context.n_sequence:
+            return
+        task = Task(len(self.tasks) + 1, request, prompt, (), None, 0, None, None)
+        self.tasks.append(task)
+        self.loop.submit([task])
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.tasks)).cancelled = True
+        self.loop.wake()
+
+    @rule(code=st.sampled_from([-1, 1, 2, -3]))
+    def fault(self, code: int) -> None:
+        FakeContext.faults = [code]
+        self.faulted = True
+
+    @rule(turns=st.integers(1, 12))
+    def work(self, turns: int) -> None:
+        for _ in range(turns):
+            if self.loop._inbox or self.loop._waiting or self.loop.slots.running:
+                assert self.loop._rest()
+                self.loop._turn()
+
+    @invariant()
+    def no_slot_is_shared_and_the_count_is_exact(self) -> None:
+        loop = getattr(self, "loop", None)
+        if loop is None:
+            return
+        slots, context = loop.slots, loop.context
+        assert len(slots.running) <= loop.options.slots
+        owners = [task.work.sequence for task in slots.running.values() if task.work]
+        assert sorted(owners) == sorted(slots.running)
+        if not loop.options.streams:
+            assert slots.cells.used == context.used()
+            assert slots.cells.used + slots.cells.growth() <= context.n_context
+        for sequence, task in slots.running.items():
+            assert context.text(sequence) == task.tokens[: task.computed]
+        for sequence in slots.index.kept:
+            assert tuple(context.text(sequence)) == slots.index.tokens(sequence)
+        held = set(slots.running) | set(slots.index.kept) | slots._free
+        assert held == set(range(loop.options.sequences))
+
+    def teardown(self) -> None:
+        if not hasattr(self, "loop"):
+            return
+        FakeContext.faults = []
+        turns = 0
+        while self.loop._inbox or self.loop._waiting or self.loop.slots.running:
+            assert self.loop._rest()
+            self.loop._turn()
+            turns += 1
+            assert turns < 5000, "somebody starves"
+        for task in self.tasks:
+            self.check(task)
+
+    def check(self, task: Task) -> None:
+        assert task.future.done()
+        error = task.future.exception()
+        if isinstance(error, CancelledError):
+            assert task.cancelled
+        elif error is not None:
+            assert self.faulted
+            assert isinstance(error, StepFailure)
+            assert error.reason is FailureReason.ENGINE_ERROR
+        else:
+            expected = alone(task.prompt, task.request.max_tokens)
+            result = task.future.result()
+            assert [byte - 0x30 for byte in result.text.encode("latin-1")] == expected
+            assert result.tokens_out == len(expected)
+
+
+class StreamHistories(Histories):
+    streams = True
+
+
+class ReproducibleHistories(Histories):
+    reproducible = True
+
+
+for machine in (Histories, StreamHistories, ReproducibleHistories):
+    machine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+TestHistories = Histories.TestCase
+TestStreamHistories = StreamHistories.TestCase
+TestReproducibleHistories = ReproducibleHistories.TestCase
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "Context", FakeContext)

@@ -1,0 +1,111 @@
+"""What cannot be loaded says why, and takes nothing down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.kernel.errors import (
+    InvalidSettings,
+    MemoryNotEnough,
+    ModelFileDamaged,
+    ModelFileMissing,
+    ModelFileUnusable,
+    ModelUnsupported,
+)
+from workers.engine.engine import LlamaEngine
+from workers.engine.options import EngineOptions, KvLayout, Lora
+
+MakeEngine = Callable[..., LlamaEngine]
+
+
+def test_a_missing_file(make: MakeEngine, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileMissing, match=r"nothing\.gguf"):
+        make(tmp_path / "nothing.gguf")
+    with pytest.raises(ModelFileUnusable, match="directory"):
+        make(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"GGUF" + b"\xff" * 900, b"GGUF\x03\0\0\0" + b"\0" * 5])
+def test_a_file_that_is_no_model(make: MakeEngine, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "no.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileDamaged) as caught:
+        make(path)
+    assert caught.value.reason
+
+
+@pytest.mark.parametrize("size", [5_000, 2_000_000, 60_000_000])
+def test_a_truncated_file(make: MakeEngine, model_path: Path, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "half.gguf"
+    with model_path.open("rb") as file:
+        path.write_bytes(file.read(size))
+    with pytest.raises(ModelFileDamaged) as caught:
+        make(path)
+    assert "llama.cpp refused it" not in caught.value.reason
+
+
+def test_an_unknown_architecture(make: MakeEngine, model_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    name = b"\x05\0\0\0\0\0\0\0llama"
+    path.write_bytes(model_path.read_bytes().replace(name, name.replace(b"llama", b"lxama"), 1))
+    with pytest.raises(ModelUnsupported, match="unknown model architecture: 'lxama'"):
+        make(path)
+
+
+def test_too_little_memory_is_said_with_figures(make: MakeEngine) -> None:
+    with pytest.raises(MemoryNotEnough) as caught:
+        make(context=2**30)
+    assert caught.value.needed is not None
+    assert caught.value.free is not None
+    assert caught.value.needed > caught.value.free
+
+
+def test_an_adapter_that_is_none(make: MakeEngine, model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileMissing):
+        make(loras=(Lora("style", tmp_path / "no.gguf"),))
+    with pytest.raises(ModelUnsupported):
+        make(loras=(Lora("style", model_path),))
+
+
+def test_progress_is_told(model_path: Path) -> None:
+    seen: list[float] = []
+    LlamaEngine(model_path, EngineOptions(threads=1), on_progress=seen.append).close()
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_options_that_would_end_the_process_are_refused() -> None:
+    for wrong in (
+        {"slots": 0},
+        {"slots": 300},
+        {"batch": 8},
+        {"ubatch": 0},
+        {"kv_type_k": "q9"},
+        {"kv_type_v": "q8_0", "flash_attention": False},
+        {"context": 100},
+        {"context": 256, "slots": 64, "batch": 64, "layout": KvLayout.STREAMS},
+    ):
+        with pytest.raises(InvalidSettings):
+            EngineOptions(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kv_type_k": "q8_0", "kv_type_v": "q8_0"},
+        {"flash_attention": False, "layout": KvLayout.STREAMS},
+        {"mmap": False, "ubatch": 16, "batch": 32},
+        {"slots": 128, "context": 4096, "batch": 128},
+        {"context": 1000, "slots": 3},
+    ],
+)
+def test_unusual_options_serve(make: MakeEngine, options: dict[str, object]) -> None:
+    from app.inference.requests import GenerateRequest, Sampling
+
+    engine = make(**options)
+    requests = [GenerateRequest(prompt=f"{n} " * 60, max_tokens=3, sampling=Sampling(temperature=0)) for n in range(5)]
+    tickets = [engine.generate(request) for request in requests]
+    assert all(ticket.result(60).tokens_out for ticket in tickets)

@@ -1,0 +1,185 @@
+"""The remote engine against a real HTTP server on this machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from app.inference.requests import FinishReason, GenerateRequest, Message, Sampling, Tool
+from app.kernel import clock
+from app.kernel.errors import FailureReason, StepFailure
+from workers.engine.remote import RemoteEngine, RemoteOptions
+
+
+class Server:
+    """Answers `completions` as its user message says."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.go_on = threading.Event()
+        self.left = threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.seen.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
+                said = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+                if said.startswith("status "):
+                    self.send_response(int(said.split()[1]))
+                    self.end_headers()
+                    self.wfile.write(said.encode())
+                    return
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()
+                try:
+                    self.stream(said)
+                except OSError:
+                    server.left.set()
+
+            def stream(self, said: str) -> None:
+                if said == "nonsense":
+                    self.wfile.write(b"data: {broken\n\n")
+                    return
+                for word in ["Hello", " wörld"] if not said.startswith("{") else [said]:
+                    self.event({"choices": [{"delta": {"content": word}, "text": word}]})
+                if said == "endless":
+                    for _ in range(100_000):
+                        server.go_on.wait(0.005)
+                        self.event({"choices": [{"delta": {"content": "."}}]})
+                if said == "call":
+                    part = {"index": 0, "function": {"name": "f", "arguments": '{"x":'}}
+                    self.event({"choices": [{"delta": {"tool_calls": [part]}}]})
+                    rest = {"index": 0, "function": {"arguments": " 1}"}}
+                    self.event({"choices": [{"delta": {"tool_calls": [rest]}}]})
+                if said != "short":
+                    self.event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+                    self.event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+                self.wfile.write(b"data: [DONE]\n\n")
+
+            def event(self, value: dict[str, Any]) -> None:
+                self.wfile.write(b": ping\n\ndata: " + json.dumps(value).encode() + b"\n\n")
+                self.wfile.flush()
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    def close(self) -> None:
+        self.go_on.set()
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def engine(server: Server) -> Iterator[RemoteEngine]:
+    engine = RemoteEngine(RemoteOptions(server.url, "m", api_key="k", slots=2))
+    yield engine
+    engine.close()
+
+
+def chat(text: str, **more: Any) -> GenerateRequest:
+    return GenerateRequest(messages=(Message("user", text),), **more)
+
+
+def test_a_text_is_streamed_and_counted(server: Server, engine: RemoteEngine) -> None:
+    pieces: list[str] = []
+    result = engine.generate(chat("hi", sampling=Sampling(seed=3), stop=("x",)), pieces.append).result(10)
+    assert (result.text, result.finish) == ("Hello wörld", FinishReason.STOP)
+    assert (result.tokens_in, result.tokens_out) == (5, 2)
+    assert pieces == ["Hello", " wörld"]
+    (seen,) = server.seen
+    assert (seen["path"], seen["key"], seen["model"]) == ("/v1/chat/completions", "Bearer k", "m")
+    assert (seen["seed"], seen["stop"], seen["top_k"]) == (3, ["x"], 40)
+
+
+def test_a_bare_prompt_goes_to_completions(server: Server, engine: RemoteEngine) -> None:
+    assert engine.generate(GenerateRequest(prompt="hi")).result(10).text == "Hello wörld"
+    assert server.seen[0]["path"] == "/v1/completions"
+
+
+def test_a_cancelled_request_closes_its_stream(server: Server, engine: RemoteEngine) -> None:
+    begun = threading.Event()
+    ticket = engine.generate(chat("endless"), lambda _: begun.set())
+    assert begun.wait(10)
+    assert engine.stalled_for() < timedelta(seconds=5)
+    ticket.cancel()
+    with pytest.raises(CancelledError):
+        ticket.result(10)
+    assert server.left.wait(10)
+
+
+def test_a_deadline_keeps_the_text_so_far(engine: RemoteEngine) -> None:
+    with pytest.raises(StepFailure) as caught:
+        engine.generate(chat("endless", deadline=clock.now() + timedelta(seconds=0.3))).result(10)
+    assert caught.value.reason is FailureReason.TIMEOUT
+    assert (caught.value.text or "").startswith("Hello")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("status 400 bad", FailureReason.INVALID_REQUEST),
+        ("status 400 exceeds the context", FailureReason.CONTEXT_EXCEEDED),
+        ("status 401", FailureReason.ENGINE_ERROR),
+        ("status 429", FailureReason.ENGINE_ERROR),
+        ("status 503", FailureReason.ENGINE_ERROR),
+        ("status 504", FailureReason.TIMEOUT),
+        ("short", FailureReason.ENGINE_ERROR),
+        ("nonsense", FailureReason.ENGINE_ERROR),
+    ],
+)
+def test_what_the_server_does_wrong_becomes_our_errors(engine: RemoteEngine, text: str, reason: FailureReason) -> None:
+    with pytest.raises(StepFailure) as caught:
+        engine.generate(chat(text)).result(10)
+    assert caught.value.reason is reason
+
+
+def test_a_server_that_is_not_there() -> None:
+    engine = RemoteEngine(RemoteOptions("http://127.0.0.1:9/v1", "m", connect_timeout=2))
+    with pytest.raises(StepFailure, match="cannot be reached"):
+        engine.generate(chat("a")).result(10)
+    assert engine.stalled_for() == timedelta(0)
+    engine.close()
+    with pytest.raises(StepFailure, match="closed"):
+        engine.generate(chat("a"))
+
+
+def test_documents_are_validated_here_too(engine: RemoteEngine) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    assert engine.generate(chat('{"a": 1}', schema=schema)).result(10).text == '{"a": 1}'
+    for text in ('{"a": "1"}', "hello"):
+        with pytest.raises(StepFailure) as caught:
+            engine.generate(chat(text, schema=schema)).result(10)
+        assert caught.value.reason is FailureReason.INVALID_OUTPUT
+        assert caught.value.text
+
+
+def test_calls_are_put_together(server: Server, engine: RemoteEngine) -> None:
+    (call,) = engine.generate(chat("call", tools=(Tool("f"),))).result(10).tool_calls
+    assert (call.name, call.arguments) == ("f", {"x": 1})
+    assert server.seen[0]["tools"][0]["function"]["name"] == "f"

@@ -1,0 +1,91 @@
+"""Chat templates: the tokens that llama.cpp would give, and no control token from a text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.inference.requests import GenerateRequest, Message, Tool
+from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
+from workers.engine.engine import LlamaEngine
+from workers.engine.options import Profile
+from workers.engine.templates import SHIPPED, ChatTemplate
+
+SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>"]
+PARTS = ["<", "|im_", "end|>", "<|im_", "start|>", "a ", "\ufdd0", "\ufdd1"]
+
+
+def of(*texts: str) -> GenerateRequest:
+    return GenerateRequest(messages=tuple(Message("user", text) for text in texts))
+
+
+def controls(engine: LlamaEngine, tokens: tuple[int, ...]) -> list[int]:
+    return [token for token in tokens if token in engine.model.controls]
+
+
+@pytest.fixture(scope="module")
+def template(shared: LlamaEngine) -> ChatTemplate:
+    return ChatTemplate(shared.model, Profile())
+
+
+def test_an_honest_prompt_has_the_tokens_of_llama_cpp(shared: LlamaEngine, template: ChatTemplate) -> None:
+    text = (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi  there\n<b>ü</b><|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert list(template.prompt(of("Hi  there\n<b>ü</b>")).tokens) == shared.model.tokens(
+        text, opening=True, special=True
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from([*SPECIALS, *PARTS]), max_size=8).map("".join),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_no_text_brings_in_a_control_token(shared: LlamaEngine, template: ChatTemplate, texts: list[str]) -> None:
+    honest = controls(shared, template.prompt(of(*("x" for _ in texts))).tokens)
+    tokens = template.prompt(of(*texts)).tokens
+    assert controls(shared, tokens) == honest
+    written = b"".join(shared.model.piece(token, special=True) for token in tokens).decode()
+    for text in texts:
+        assert text in written
+
+
+def test_neither_tools_nor_the_beginning_of_the_answer_bring_one_in(shared: LlamaEngine) -> None:
+    template = ChatTemplate(shared.model, Profile(chat_template="{{ tools | tojson }}{{ messages[0].content }}"))
+    tool = Tool("x<|im_end|>", "<|im_start|>", {"type": "object", "<|im_end|>": ["<|im_end|>", {"a": "<|im_start|>"}]})
+    request = GenerateRequest(messages=(Message("user", "a"),), tools=(tool,), prefill="<|im_end|>")
+    assert controls(shared, template.prompt(request).tokens) == []
+
+
+def test_a_bare_prompt_brings_none_in(shared: LlamaEngine, template: ChatTemplate) -> None:
+    assert controls(shared, template.prompt(GenerateRequest(prompt="".join(SPECIALS))).tokens) == []
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox(shared: LlamaEngine) -> None:
+    for source in (
+        "{{ messages.__class__.__mro__ }}",
+        "{% for x in range(10**9) %}{% endfor %}",
+        "{{ raise_exception('only users') }}",
+        "{{ messages[7].content }}",
+        "{{ nothing.at.all }}",
+    ):
+        with pytest.raises(StepFailure) as caught:
+            ChatTemplate(shared.model, Profile(chat_template=source)).prompt(of("a"))
+        assert caught.value.reason is FailureReason.TEMPLATE_ERROR, source
+    with pytest.raises(ModelUnsupported):
+        ChatTemplate(shared.model, Profile(chat_template="{% for %}"))
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_shipped_templates_render(shared: LlamaEngine, name: str) -> None:
+    template = ChatTemplate(shared.model, Profile(chat_template=name, system="Be kind.", stop=("###",)))
+    prompt = template.prompt(of("one", "two"))
+    written = b"".join(shared.model.piece(token, special=True) for token in prompt.tokens).decode()
+    assert written.index("Be kind.") < written.index("one") < written.index("two")
+    assert prompt.stop == ("###",)

@@ -1,0 +1,77 @@
+"""
+Constraints: which tokens a grammar lets stand, found without walking the vocabulary.
+
+First the tokens close below the best logit are masked. When that is not enough, the grammar is asked which single bytes
+may come next: an allowed token begins with an allowed byte, so only the tokens that begin with one are masked. That is
+exact, and in the states where the first try fails (punctuation, names, digits) it is few.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import defaultdict
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.engine.llama import Model
+
+Ids = npt.NDArray[np.intp]
+Row = npt.NDArray[np.float32]
+
+#: Tokens this close below the best logit are tried first.
+GAP = 4.0
+
+
+class Alphabet:
+    """The tokens of a vocabulary by their first byte. Made at the first use; then any thread may read it."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        self._groups: dict[int, Ids] = {}
+        #: One token for each byte that has a token of its own.
+        self.probes: Ids = np.array([], np.intp)
+        self._always: Ids = np.array([], np.intp)
+
+    def prepare(self) -> None:
+        """Make the groups, if they are not there."""
+        with self._lock:
+            if self._groups:
+                return
+            model = self._model
+            groups: dict[int, list[int]] = defaultdict(list)
+            single: dict[int, int] = {}
+            barred = set(model.controls) - model.ends
+            for token in range(model.n_vocab):
+                piece = model.piece(token, special=True)
+                if piece and token not in barred and token not in model.ends:
+                    groups[piece[0]].append(token)
+                    if len(piece) == 1:
+                        single.setdefault(piece[0], token)
+            always = [token for byte, tokens in groups.items() if byte not in single for token in tokens]
+            self._always = np.array([*always, *model.ends], np.intp)
+            self.probes = np.array(list(single.values()), np.intp)
+            self._groups = {
+                single[byte]: np.array(tokens, np.intp) for byte, tokens in groups.items() if byte in single
+            }
+
+    def beginning(self, probes: Ids) -> Ids:
+        """All tokens that begin with one of the bytes of `probes`, and those that end a text."""
+        return np.concatenate([self._always, *(self._groups[int(probe)] for probe in probes)])
+
+
+def close(row: Row) -> tuple[Ids, float]:
+    """The tokens close below the best, and the logit that all others are at or below."""
+    least = float(row.max()) - GAP
+    return np.flatnonzero(row > least), least
+
+
+def enough(allowed: Row, least: float, *, top_k: int, min_p: float, greedy: bool, mirostat: bool) -> bool:
+    """Whether tokens at or below the logit `least` could not be chosen anyway, given those allowed above it."""
+    if not len(allowed):
+        return False
+    if greedy or 0 < top_k <= len(allowed):
+        return True
+    return min_p > 0 and not mirostat and least < float(allowed.max()) + math.log(min_p)
