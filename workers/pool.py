@@ -8,8 +8,6 @@ Nothing is taken from the queue before the model is loaded.
 from __future__ import annotations
 
 import os
-import time
-from pathlib import Path
 
 from app.fleet import files, header
 from app.fleet.model import Model
@@ -17,30 +15,40 @@ from app.kernel import log
 from app.kernel.broker import model_queue
 from app.kernel.settings import Settings
 from workers.application import Application
-from workers.engine import Engine
-from workers.engine.sequential import SequentialEngine
+from workers.engine.engine import LlamaEngine
+from workers.engine.options import EngineOptions, Profile
 
 _log = log.get(__name__)
+
+#: How the catalogue's words for flash attention read here.
+_FLASH = {"auto": None, "on": True, "off": False}
 
 
 def run(settings: Settings, name: str, device: str) -> int:
     """
     Load the model and serve its queue until SIGTERM; gives the exit code.
 
-    Raises NotFound, ModelFileMissing, ModelFileDamaged, DatabaseBehind, DatabaseUnreachable.
+    Raises NotFound, ModelFileUnusable, DatabaseBehind, DatabaseUnreachable.
     """
     model = files.read_catalog(settings.catalog.files).get(name)
     path = files.locate(model, settings.data_dir)
     header.read(path)
     application = Application(settings)
-    engine = _load(settings, model, path, device)
+    _log.info("model_loading", model=model.name, path=str(path), device=device)
+    engine = LlamaEngine(path, options_of(model, settings, device))
     return application.serve(f"pool.{model.slug}", [model_queue(model.slug)], engine.slots, engine)
 
 
-def _load(settings: Settings, model: Model, path: Path, device: str) -> Engine:
-    threads = settings.pools.threads or len(os.sched_getaffinity(0))
-    begun = time.monotonic()
-    _log.info("model_loading", model=model.name, path=str(path), device=device, threads=threads)
-    engine = SequentialEngine(path, context=model.context, threads=threads, gpu_layers=0 if device == "cpu" else -1)
-    _log.info("model_loaded", model=model.name, seconds=round(time.monotonic() - begun, 3), slots=engine.slots)
-    return engine
+def options_of(model: Model, settings: Settings, device: str) -> EngineOptions:
+    """How an engine loads the model: its entry of the catalogue, and the share of this host."""
+    profile = model.prompt
+    return EngineOptions(
+        slots=model.slots,
+        context=model.slots * model.context,
+        threads=settings.pools.threads or len(os.sched_getaffinity(0)),
+        kv_type_k=model.kv.k,
+        kv_type_v=model.kv.v,
+        flash_attention=_FLASH[model.flash_attention],
+        gpu_layers=0 if device == "cpu" else -1,
+        profile=Profile(chat_template=profile.chat_template, stop=profile.stop, variables=profile.arguments),
+    )

@@ -20,6 +20,8 @@ from workers.application import Application
 
 _log = log.get(__name__)
 
+#: The scheduler of beat, by its place.
+SCHEDULER = "workers.beat:Scheduler"
 #: Exit code of a program that could not start.
 NOT_STARTED = 5
 
@@ -52,7 +54,8 @@ def control(loaded: Settings, name: str) -> int:
 def beat(loaded: Settings) -> int:
     """Send the scheduled jobs. The lock of RedBeat lets one of several do it."""
     application = Application(loaded)
-    Beat(app=application.celery, quiet=True, loglevel=loaded.log.level.upper(), redirect_stdouts=False).run()
+    level = loaded.log.level.upper()
+    Beat(app=application.celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
     return 0
 
 

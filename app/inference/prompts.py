@@ -20,19 +20,22 @@ def request_of(step: GenerateStep, data: Mapping[str, Any], *, priority: str, at
 
     Raises StepFailure when a template cannot be rendered.
     """
-    templates = step.messages
-    if step.prompt is not None:
-        system = (MessageTemplate(role="system", content=step.system),) if step.system else ()
-        templates = (*system, MessageTemplate(role="user", content=step.prompt))
-    messages = tuple(Message(part.role, expressions.render(part.content, data)) for part in templates)
     sampling = replace(Sampling(), **step.sampling.model_dump(exclude_none=True))
     if sampling.seed is not None:
         sampling = replace(sampling, seed=(sampling.seed + attempt - 1) % 2**32)
     return GenerateRequest(
-        messages=messages,
+        messages=tuple(Message(part.role, expressions.render(part.content, data)) for part in _messages(step)),
+        prompt=expressions.render(step.prompt, data) if step.prompt is not None and not step.chat else None,
         max_tokens=step.max_tokens,
         sampling=sampling,
         stop=step.stop,
         schema=step.output.schema_ if step.output else None,
         priority=PriorityClass(priority),
     )
+
+
+def _messages(step: GenerateStep) -> tuple[MessageTemplate, ...]:
+    if step.prompt is None or not step.chat:
+        return step.messages
+    system = (MessageTemplate(role="system", content=step.system),) if step.system else ()
+    return (*system, MessageTemplate(role="user", content=step.prompt))

@@ -220,7 +220,8 @@ def load(
     if file is not None:
         layers.append((_read_file(file), str(file)))
     layers.append((_read_environment(variables), ""))
-    layers.append((_nested(overrides or {}), "command line"))
+    given = {key: _listed(value) if key in _lists() else value for key, value in (overrides or {}).items()}
+    layers.append((_nested(given), "command line"))
 
     for layer, origin in layers:
         for path, value in _leaves(layer):
@@ -317,9 +318,13 @@ def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     nested = _nested({_key(name): value for name, value in given.items()})
     for key in _keys():
         if (name := variable(key)) in given and key in _lists():
-            path = key.split(".")
-            _put(nested, path, tuple(part.strip() for part in given[name].split(",") if part.strip()))
+            _put(nested, key.split("."), _listed(given[name]))
     return nested
+
+
+def _listed(value: Any) -> Any:
+    """A list that was written as a text, with commas."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

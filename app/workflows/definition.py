@@ -94,6 +94,8 @@ class GenerateStep(StepPart):
     system: str | None = Field(default=None, min_length=1)
     prompt: str | None = Field(default=None, min_length=1)
     messages: tuple[MessageTemplate, ...] = ()
+    #: False gives the prompt to the model as it is, without its chat template: for base models, and for completion.
+    chat: bool = True
     sampling: SamplingFields = SamplingFields()
     max_tokens: int = Field(default=256, ge=1, le=1_000_000)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=16)
@@ -105,6 +107,8 @@ class GenerateStep(StepPart):
             raise ValueError("a generate step has either 'prompt' (with 'system', if wanted) or 'messages'")
         if self.messages and self.system is not None:
             raise ValueError("'system' goes with 'prompt'; among 'messages', write a message of the role system")
+        if not self.chat and (self.messages or self.system is not None):
+            raise ValueError("without the chat template ('chat: false') there is a 'prompt' and nothing else")
         return self
 
 
@@ -163,8 +167,8 @@ class Definition(Part):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def sha256(self) -> str:
-        """Equal for definitions that mean the same."""
-        canonical = json.dumps(self.document(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        """Equal for definitions that mean the same; in a schema the order of keys means something too."""
+        canonical = json.dumps(self.document(), ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -146,7 +146,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _environment() -> _Environment:
-    environment = _Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False)
+    environment = _Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     environment.globals.clear()
     for name in ("pprint", "random", "format"):
         del environment.filters[name]

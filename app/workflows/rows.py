@@ -7,6 +7,7 @@ The rows of workflows and runs.
     step         a node of a run: state, attempt, lease, output
     attempt      one try of a step by one worker: how it went, and what the model wrote when it went badly
 
+JSON is kept as text: the order of keys is the order in which a grammar makes a model write them.
 Every instant is the database's own.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, Index, Text, UniqueConstraint, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON
 from sqlmodel import Field, SQLModel
 
 from app.workflows.run import RunState, StepState
@@ -39,7 +40,7 @@ class DefinitionRow(SQLModel, table=True):
     __tablename__ = "definition"
 
     sha256: str = Field(primary_key=True, max_length=64)
-    document: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
+    document: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     created_at: datetime = Field(sa_column=_instant(nullable=False))
 
 
@@ -72,9 +73,9 @@ class RunRow(SQLModel, table=True):
     sha256: str = Field(foreign_key="definition.sha256", max_length=64)
     state: str = Field(max_length=16)
     priority: str = Field(max_length=16)
-    inputs: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
-    output: Any = Field(default=None, sa_column=Column(JSONB))
-    error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB))
+    inputs: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    output: Any = Field(default=None, sa_column=Column(JSON))
+    error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
     idempotency_key: str | None = Field(default=None, max_length=255)
     #: Hash of what the client sent under its key, so that another content under the same key is refused.
     request_sha256: str | None = Field(default=None, max_length=64)
@@ -119,8 +120,8 @@ class StepRow(SQLModel, table=True):
     not_before: datetime | None = Field(default=None, sa_column=_instant())
     #: When the last message about it was sent.
     published_at: datetime | None = Field(default=None, sa_column=_instant())
-    output: Any = Field(default=None, sa_column=Column(JSONB))
-    error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB))
+    output: Any = Field(default=None, sa_column=Column(JSON))
+    error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
     tokens_in: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     tokens_out: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     created_at: datetime = Field(sa_column=_instant(nullable=False))

@@ -39,11 +39,11 @@ def _sql(statement: str) -> TextClause:
 
 
 _KEEP_DEFINITION = _sql(
-    "INSERT INTO definition (sha256, document) VALUES (:sha256, CAST(:document AS jsonb)) ON CONFLICT DO NOTHING"
+    "INSERT INTO definition (sha256, document) VALUES (:sha256, CAST(:document AS json)) ON CONFLICT DO NOTHING"
 )
 _INSERT_RUN = _sql("""
     INSERT INTO run (id, workflow, version, sha256, state, priority, inputs, idempotency_key, request_sha256)
-    VALUES (:id, :workflow, :version, :sha256, :state, :priority, CAST(:inputs AS jsonb), :key, :request)
+    VALUES (:id, :workflow, :version, :sha256, :state, :priority, CAST(:inputs AS json), :key, :request)
     ON CONFLICT (idempotency_key) DO NOTHING
 """)
 _INSERT_STEP = _sql("""
@@ -84,8 +84,8 @@ _MOVE_STEP = _sql("""
         ready_at = CASE WHEN :state IN ('ready', 'running') THEN COALESCE(ready_at, now()) ELSE ready_at END,
         started_at = CASE WHEN :state = 'running' THEN COALESCE(started_at, now()) ELSE started_at END,
         finished_at = CASE WHEN :final THEN now() END,
-        output = CASE WHEN :has_output THEN CAST(:output AS jsonb) ELSE output END,
-        error = COALESCE(CAST(:error AS jsonb), error),
+        output = CASE WHEN :has_output THEN CAST(:output AS json) ELSE output END,
+        error = COALESCE(CAST(:error AS json), error),
         tokens_in = tokens_in + :tokens_in, tokens_out = tokens_out + :tokens_out
     WHERE id = :id
 """)
@@ -100,7 +100,7 @@ _MOVE_RUN = _sql("""
     UPDATE run SET state = :state,
         started_at = CASE WHEN :state = 'running' THEN COALESCE(started_at, now()) ELSE started_at END,
         finished_at = CASE WHEN :final THEN now() END,
-        output = CAST(:output AS jsonb), error = CAST(:error AS jsonb)
+        output = CAST(:output AS json), error = CAST(:error AS json)
     WHERE id = :id
 """)
 _NOTIFY_STOP = _sql("SELECT pg_notify(:channel, :step)")

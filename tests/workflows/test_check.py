@@ -89,6 +89,12 @@ WRONG = {
         "steps[0]",
         "either 'prompt'",
     ),
+    "a bare prompt with a system message": (
+        steps(generate("prompt: x, system: y, chat: false")),
+        3,
+        "steps[0]",
+        "'chat: false'",
+    ),
     "no model": (steps("{id: a, kind: generate, prompt: x}"), 3, "steps[0]", "names no model"),
     "an unknown model": (
         steps("{id: a, kind: generate, prompt: x, model: 'smollm:135m'}"),

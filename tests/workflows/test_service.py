@@ -358,3 +358,17 @@ def test_a_claim_and_a_record_of_one_run_never_deadlock(runs: Runs) -> None:
 
     assert faults == []
     assert views.run(runs.database, run_id).run.state == RunState.SUCCEEDED
+
+
+def test_definitions_and_outputs_keep_the_order_of_their_keys(runs: Runs) -> None:
+    """A grammar makes the model write properties in this order, and so do people read them."""
+    source = CHAIN.replace(
+        "prompt: hello}", "prompt: hello, output: {schema: {type: object, properties: {zeta: {}, b: {}, alpha: {}}}}}"
+    )
+    run_id = submit(runs, source)
+    held = claim(runs, run_id, "first")
+    first = held.definition.step("first")
+    runs.succeed(held, WORKER, Success({"zeta": 1, "b": 2, "alpha": 3}))
+
+    assert list(first.output.schema_["properties"]) == ["zeta", "b", "alpha"]  # type: ignore[union-attr]
+    assert list(step(runs, run_id, "first").output) == ["zeta", "b", "alpha"]
