@@ -28,19 +28,9 @@ SHELLS = {
     "fleet/scan.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
-WORLD = set(
-    [
-        "asyncio",
-        "celery",
-        "fastapi",
-        "gguf",
-        "httpx2",
-        "kombu",
-        "llama_cpp",
-        "logging",
-        "os",
-        "psutil",
-        "psycopg",
+WORLD = {
+    *("asyncio", "celery", "fastapi", "gguf", "httpx2", "kombu", "llama_cpp", "logging", "os", "psutil", "psycopg"),
+    *(
         "random",
         "redis",
         "secrets",
@@ -51,12 +41,9 @@ WORLD = set(
         "structlog",
         "subprocess",
         "tempfile",
-        "threading",
-        "time",
-        "urllib.request",
-        "uuid",
-    ]
-)
+    ),
+    *("threading", "time", "urllib.request", "uuid"),
+}
 WORLD_OF_OURS = {"app.kernel.broker", "app.kernel.clock", "app.kernel.database", "app.kernel.ids", "app.kernel.log"}
 
 

@@ -50,5 +50,10 @@ def options_of(model: Model, settings: Settings, device: str) -> EngineOptions:
         kv_type_v=model.kv.v,
         flash_attention=_FLASH[model.flash_attention],
         gpu_layers=0 if device == "cpu" else -1,
-        profile=Profile(chat_template=profile.chat_template, stop=profile.stop, variables=profile.arguments),
+        profile=Profile(
+            chat_template=profile.chat_template,
+            system_as_user=profile.system == "user",
+            stop=profile.stop,
+            variables=profile.arguments,
+        ),
     )
