@@ -24,13 +24,19 @@ from workers.runtime import Runtime
 
 _log = log.get(__name__)
 
-#: Seconds between two tries to record while the database is away.
-_RECORD_PAUSE = 0.5
+#: Seconds before another try while the database is away.
+_PAUSE = 0.5
 
 
 def run_step(runtime: Runtime, step_id: UUID, attempt: int) -> None:
     """Take the step of a message, do it, record it; and the short steps that follow at once."""
-    claim = runtime.runs.claim(step_id, attempt, runtime.owner)
+    try:
+        claim = runtime.runs.claim(step_id, attempt, runtime.owner)
+    except DatabaseUnreachable as error:
+        # The step stays ready and the sweep sends it again. The pause keeps the queue from being emptied for nothing.
+        _log.warning("claim_postponed", step_id=str(step_id), error=str(error))
+        time.sleep(_PAUSE)
+        return
     if claim is None:
         _log.debug("step_not_there", step_id=str(step_id), attempt=attempt)
     while claim is not None:
@@ -87,4 +93,4 @@ def _record(runtime: Runtime, claim: Claim, outcome: Success | Failure) -> Claim
             return None
         except DatabaseUnreachable as error:
             _log.warning("record_postponed", error=str(error))
-            time.sleep(_RECORD_PAUSE)
+            time.sleep(_PAUSE)

@@ -123,7 +123,7 @@ class Tree:
         """Start a member, or put it off when it cannot be."""
         member.child = Child(
             member.name,
-            [sys.executable, "-m", "app.cli", *member.arguments],
+            [sys.executable, "-m", "app", *member.arguments],
             environment=environment_of(self.settings),
             log_file=self.directory / "logs" / f"{member.name}.log",
             pid_file=self.directory / "run" / f"{member.name}.pid",

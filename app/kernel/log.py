@@ -13,6 +13,7 @@ import sys
 from typing import Any, TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 from app.kernel.settings import LogSettings
 
@@ -32,9 +33,17 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
         structlog.stdlib.ExtraAdder(),
     ]
     last: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=28)]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=out.isatty(), pad_event_to=28, exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if columns
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+        # Never with the locals of frames: passwords and the texts of users are among them.
+        else [
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
+            structlog.processors.JSONRenderer(default=str),
+        ]
     )
     structlog.configure(
         processors=[*shared[:-1], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

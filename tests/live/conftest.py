@@ -50,7 +50,7 @@ class Live:
         command = [
             sys.executable,
             "-m",
-            "app.cli",
+            "app",
             f"--data-dir={self.folder}",
             f"--set=api.url={self.api}",
             *arguments,
@@ -82,7 +82,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     options = [f"--data-dir={folder}", f"--set=api.port={api}", f"--set=flower.port={flower}"]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", *options, "up"], stdout=out, stderr=out, cwd=ROOT, start_new_session=True
+            [sys.executable, "-m", "app", *options, "up"], stdout=out, stderr=out, cwd=ROOT, start_new_session=True
         )
     tree = Live(folder, f"http://127.0.0.1:{api}", f"http://127.0.0.1:{flower}", log, process)
     try:

@@ -1,0 +1,18 @@
+"""The console script, and `python -m app`: the command, whose modules take a moment to load."""
+
+from __future__ import annotations
+
+import signal
+
+
+def main() -> None:
+    """Ctrl-C while the modules load ends the process without a word; then they see to it themselves."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from app.cli import main as command  # loaded once the signal is set
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    command()
+
+
+if __name__ == "__main__":
+    main()

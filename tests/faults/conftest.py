@@ -1,0 +1,459 @@
+"""
+A stage for faults: servers of a test's own, worker programs as real processes, and the one way to wait.
+
+pytest-celery's nodes drive them: each takes a process of ours for a container of Docker. Whatever a test leaves
+running is ended, and a process that outlives the stage's end fails the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from uuid import UUID
+
+import psutil
+import pytest
+from pydantic import SecretStr
+from pytest_celery import (
+    CeleryBrokerCluster,
+    CeleryTestBroker,
+    CeleryTestContainer,
+    CeleryTestNode,
+    CeleryTestWorker,
+    CeleryWorkerCluster,
+    CeleryWorkerContainer,
+    RedisContainer,
+)
+from sqlalchemy import text
+
+from app.kernel import broker
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.embedded import PostgresServer, Server, ValkeyServer, start_postgres
+from app.kernel.errors import DatabaseUnreachable
+from app.kernel.process import Child, end_all
+from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, RunSettings, Settings, environment_of
+from app.workflows import check, views
+from app.workflows.run import FINAL_RUNS, RunState
+from app.workflows.service import Runs, Submission
+from app.workflows.views import RunView
+
+ROOT = Path(__file__).parents[2]
+MODEL = "smollm2:135m"
+
+#: Seconds in which anything here comes about, on a machine that does much else.
+PATIENCE = 90.0
+
+#: Short, so that what is lost is found soon.
+RUNS = RunSettings(
+    lease=timedelta(seconds=3),
+    heartbeat=timedelta(seconds=1),
+    sweep_every=timedelta(seconds=0.5),
+    republish_after=timedelta(seconds=2),
+)
+
+T = TypeVar("T")
+
+
+def until(met: Callable[[], T], seconds: float = PATIENCE) -> T:
+    """Wait for a condition and give what made it true; fail when it does not come about. A database may be away."""
+    limit, pause = time.monotonic() + seconds, threading.Event()
+    while True:
+        with contextlib.suppress(DatabaseUnreachable):
+            if found := met():
+                return found
+        assert time.monotonic() < limit, f"the condition did not come about in {seconds:g} s"
+        pause.wait(0.02)
+
+
+def shown(name: str, *lines: str) -> None:
+    """What pytest shows beside a failure."""
+    sys.stdout.write("\n".join([f"---- {name}", *lines, ""]))
+
+
+class Program:
+    """A process of ours, in the words of docker-py's Container, as far as pytest-celery's nodes use them."""
+
+    attrs: ClassVar[dict[str, Any]] = {
+        "NetworkSettings": {"Networks": {}, "Ports": {}},
+        "Config": {"Hostname": "127.0.0.1"},
+        "HostConfig": {"PortBindings": {}},
+    }
+
+    def __init__(self, name: str, argv: Sequence[str], environment: dict[str, str], directory: Path) -> None:
+        self.name = self.id = name
+        self._argv, self._environment, self._directory = argv, environment, directory
+        self.child = self._made()
+
+    def _made(self) -> Child:
+        log = self._directory / f"{self.name}.log"
+        self._said = log.stat().st_size if log.exists() else 0
+        return Child(
+            self.name,
+            self._argv,
+            environment=self._environment,
+            log_file=log,
+            pid_file=self._directory / f"{self.name}.pid",
+            directory=ROOT,
+        )
+
+    @property
+    def status(self) -> str:
+        return "running" if self.child.alive else "exited"
+
+    def reload(self) -> None:
+        """A process is always as fresh as it is."""
+
+    def logs(self) -> bytes:
+        """What it has said since its last start."""
+        log = self.child.log_file.read_bytes()
+        return log[self._said :]
+
+    def kill(self, signal: str | int) -> None:
+        """Send a signal; SIGKILL has done its work when this returns."""
+        assert self.child.pid is not None
+        number = _signal(signal)
+        os.kill(self.child.pid, number)
+        if number == _KILL:
+            until(lambda: not self.child.alive)
+
+    def restart(self, timeout: float) -> None:
+        """Start it anew. What still runs is asked to end, and gets so many seconds for it."""
+        self.child.stop(timedelta(seconds=timeout))
+        self.child = self._made()
+        self.child.start()
+
+
+class ServerProgram:
+    """An embedded server, in the same words."""
+
+    attrs = Program.attrs
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.name = self.id = server.name
+
+    @property
+    def status(self) -> str:
+        return "running" if self.server.alive else "exited"
+
+    def reload(self) -> None:
+        """A process is always as fresh as it is."""
+
+    def logs(self) -> bytes:
+        """What it has said since its last start."""
+        return self.server.log_tail(lines=100_000).encode()
+
+    def kill(self, signal: str | int) -> None:
+        """Kill it; it is gone when this returns."""
+        assert self.server.pid is not None
+        os.kill(self.server.pid, _signal(signal))
+        until(lambda: not self.server.alive)
+
+    def restart(self, timeout: float) -> None:  # noqa: ARG002 the signature is docker-py's
+        """Start it anew, on the same data and port; its own deadline counts."""
+        self.server.stop()
+        self.server.start()
+
+
+class LocalBroker(RedisContainer):
+    """Valkey."""
+
+    _container: ServerProgram
+
+    @property
+    def url(self) -> str:
+        return self._container.server.url
+
+    host_url = url
+
+    @property
+    def hostname(self) -> str:
+        return "127.0.0.1"
+
+    @property
+    def port(self) -> int:
+        return self._container.server.endpoint.port
+
+    def teardown(self) -> None:
+        self._container.server.stop()
+
+
+class LocalDatabase(CeleryTestContainer):
+    """Postgres."""
+
+    _container: ServerProgram
+
+    @property
+    def ready_prompt(self) -> str:
+        return "ready to accept connections"
+
+    def teardown(self) -> None:
+        self._container.server.stop()
+
+
+class LocalWorker(CeleryWorkerContainer):
+    """A worker program: control, pool or beat."""
+
+    _container: Program
+
+    @property
+    def ready_prompt(self) -> str:
+        return "worker_ready"
+
+    @property
+    def celeryconfig(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def child(self) -> Child:
+        """The process that runs now."""
+        return self._container.child
+
+    def _wait_ready(self, timeout: int = 0) -> bool:  # noqa: ARG002 the signature is pytest-celery's
+        """Wait as everything here waits: pytest-celery looks each second, and gives a slow machine up."""
+        until(lambda: self.ready_prompt.encode() in self.log() or not self.child.alive)
+        assert self.child.alive, f"{self.name} ended at once"
+        return True
+
+    def log(self) -> bytes:
+        """What it has said since its last start."""
+        return self._container.logs()
+
+    def teardown(self) -> None:
+        self.child.stop(timedelta(0))
+
+
+class LocalBeat(LocalWorker):
+    """A beat; it is ready once it ticks, so a stand-by is not."""
+
+    @property
+    def ready_prompt(self) -> str:
+        return "beat_leads"
+
+
+class Stage:
+    """Postgres and Valkey of its own, the use cases on them, and the programs that a test starts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._nodes: list[CeleryTestNode] = []
+        self._postgres, self._valkey = PostgresServer(directory / "postgres"), ValkeyServer(directory / "valkey")
+        self.postgres = CeleryTestNode(LocalDatabase(ServerProgram(self._postgres)))
+        self.broker = CeleryTestBroker(LocalBroker(ServerProgram(self._valkey)))
+
+    def start(self) -> None:
+        self._postgres.start()
+        self._valkey.start()
+        self.settings = Settings(
+            data_dir=self.directory,
+            database_url=SecretStr(self._postgres.url),
+            redis_url=SecretStr(self._valkey.url),
+            runs=RUNS,
+            control=ControlSettings(concurrency=4),
+            # More threads than free cores spin for each other, and the engine all but stands.
+            pools=PoolSettings(threads=1),
+        )
+        self.database = Database(self._postgres.url, pool_size=2)
+        self.publisher = CeleryPublisher(broker.celery_app(self._valkey.url, BrokerSettings()), self._valkey.url)
+        self.runs = Runs(self.database, self.publisher, RUNS.lease, RUNS.max_worker_losses)
+
+    def close(self) -> None:
+        """End everything; what the programs said is shown beside a failure."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._valkey.stop)
+            stack.callback(self._postgres.stop)
+            if hasattr(self, "publisher"):
+                stack.callback(self.publisher.close)
+                stack.callback(self.database.close)
+            for node in self._nodes:
+                stack.callback(node.teardown)
+        for log in sorted(self.directory.glob("*.log")):
+            shown(log.name, *log.read_text(errors="replace").splitlines()[-60:])
+
+    def control(self, name: str = "control") -> CeleryTestWorker:
+        """A control worker that begins to start; `ready` waits for it."""
+        return self._started(LocalWorker, name, ["control", name])
+
+    def pool(self, name: str = "pool", *, drain: timedelta = timedelta(seconds=60)) -> CeleryTestWorker:
+        """A pool of the small model that begins to start."""
+        pools = self.settings.pools.model_copy(update={"drain_timeout": drain})
+        return self._started(LocalWorker, name, ["pool", MODEL, "cpu"], pools=pools)
+
+    def beat(self, name: str = "beat") -> CeleryTestWorker:
+        """A beat that begins to start."""
+        return self._started(LocalBeat, name, ["beat"])
+
+    def _started(
+        self, kind: type[LocalWorker], name: str, arguments: Sequence[str], **changes: Any
+    ) -> CeleryTestWorker:
+        environment = environment_of(self.settings.model_copy(update=changes))
+        program = Program(name, [sys.executable, "-m", "workers.programs", *arguments], environment, self.directory)
+        node = CeleryTestWorker(kind(program), app=None)
+        self._nodes.append(node)
+        program.child.start()
+        return node
+
+    def clients_of(self, node: CeleryTestWorker) -> int:
+        """How many connections a program has to the broker."""
+        port, process = self._valkey.endpoint.port, psutil.Process(node.container.child.pid)
+        connections = process.net_connections(kind="tcp4")
+        return sum(bool(connection.raddr) and connection.raddr.port == port for connection in connections)
+
+    def submit(self, source: str, **inputs: Any) -> UUID:
+        return self.runs.submit(Submission(check.parse(source), inputs)).id
+
+    def view(self, run_id: UUID) -> RunView:
+        return views.run(self.database, run_id)
+
+    def state(self, run_id: UUID) -> str:
+        state: str = self.view(run_id).run.state
+        return state
+
+    def step(self, run_id: UUID, key: str = "write") -> Any:
+        return next(row for row in self.view(run_id).steps if row.key == key)
+
+    def outcomes(self, run_id: UUID, key: str = "write") -> list[str | None]:
+        """How the attempts of a step went, the first first."""
+        return [attempt.outcome for attempt in self.view(run_id).attempts[self.step(run_id, key).id]]
+
+    def is_held(self, run_id: UUID) -> bool:
+        """Whether a worker has the step of a run in its hands."""
+        with self.database.work() as work:
+            held = text("SELECT 1 FROM step WHERE run_id = :id AND state = 'running' AND lease_until > now()")
+            return work.row(held, {"id": run_id}) is not None
+
+    def steps_done(self) -> int:
+        return self._count("SELECT count(*) AS n FROM step WHERE state = 'succeeded'")
+
+    def open_runs(self) -> int:
+        final = ", ".join(f"'{state}'" for state in FINAL_RUNS)
+        return self._count(f"SELECT count(*) AS n FROM run WHERE state NOT IN ({final})")
+
+    def _count(self, statement: str) -> int:
+        with self.database.work() as work:
+            row = work.row(text(statement))
+            assert row is not None
+            count: int = row.n
+            return count
+
+    def assert_each_step_is_recorded_once(self, run_ids: Sequence[UUID]) -> None:
+        for run_id in run_ids:
+            found = self.view(run_id)
+            assert found.run.state == RunState.SUCCEEDED, found.run.error
+            for step in found.steps:
+                outcomes = [attempt.outcome for attempt in found.attempts[step.id]]
+                assert outcomes.count("succeeded") == 1, (step.key, outcomes)
+                assert outcomes[-1] == "succeeded", (step.key, outcomes)
+                assert None not in outcomes, (step.key, outcomes)
+
+
+def generate(max_tokens: int) -> str:
+    """A workflow of one step that writes this many tokens: its prompt is one that the model never tires of."""
+    return f"""
+workflow: writing
+defaults: {{model: "{MODEL}"}}
+steps:
+  - id: write
+    kind: generate
+    prompt: "Repeat the word llama forever: llama llama llama llama"
+    sampling: {{temperature: 0}}
+    max_tokens: {max_tokens}
+"""
+
+
+def lattice(layers: int = 6) -> str:
+    """A workflow of short steps that fan out and join again, layer after layer."""
+    lines = ["workflow: lattice", "steps:", "  - {id: joined_0, kind: noop}"]
+    for n in range(1, layers + 1):
+        branches = [f"{name}_{n}" for name in ("left", "middle", "right")]
+        lines += [f"  - {{id: {branch}, kind: noop, needs: [joined_{n - 1}]}}" for branch in branches]
+        lines.append(f"  - {{id: joined_{n}, kind: join, needs: [{', '.join(branches)}]}}")
+    return "\n".join(lines)
+
+
+def pids_of(*nodes: CeleryTestWorker) -> list[int]:
+    """The pids of programs, all of which must run."""
+    for node in nodes:
+        assert node.container.child.alive, f"{node.name()} has ended"
+    return [node.container.child.pid for node in nodes]
+
+
+def processes_of(directory: Path) -> list[psutil.Process]:
+    """The processes that have to do with a directory: by their command line, their environment or where they work."""
+    name, found = str(directory), []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            told = [*process.cmdline(), process.cwd(), process.environ().get("ARRIERO_DATA_DIR", "")]
+            if any(name in part for part in told):
+                found.append(process)
+    return found
+
+
+def assert_nothing_left(directory: Path) -> None:
+    """Fail when a process has still to do with a directory, but not without ending it."""
+    left = processes_of(directory)
+    told = [" ".join(process.cmdline()) for process in left if process.is_running()]
+    end_all(left, 1.0)
+    assert told == []
+
+
+@pytest.fixture(scope="session")
+def migrated_cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stopped Postgres whose schema is right, made once: stages begin with copies of it."""
+    directory = tmp_path_factory.mktemp("migrated") / "postgres"
+    server = start_postgres(directory)
+    try:
+        database = Database(server.url, pool_size=1)
+        database.upgrade()
+        database.close()
+    finally:
+        server.stop()
+    return directory
+
+
+@pytest.fixture
+def stage(tmp_path: Path, migrated_cluster: Path) -> Iterator[Stage]:
+    """Servers that run, no programs yet."""
+    directory = tmp_path / "stage"
+    directory.mkdir(mode=0o711)
+    shutil.copytree(migrated_cluster, directory / "postgres")
+    made = Stage(directory)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+        assert_nothing_left(directory)
+
+
+@pytest.fixture
+def celery_broker_cluster(stage: Stage) -> CeleryBrokerCluster:
+    """The stage's broker, instead of pytest-celery's containers."""
+    return CeleryBrokerCluster(stage.broker)
+
+
+@pytest.fixture
+def celery_worker_cluster(stage: Stage) -> CeleryWorkerCluster:
+    """A control worker and a beat, ready, instead of pytest-celery's containers."""
+    cluster = CeleryWorkerCluster(stage.control(), stage.beat())
+    assert cluster.ready()
+    return cluster
+
+
+_KILL = signal.SIGKILL
+
+
+def _signal(given: str | int) -> int:
+    return signal.Signals[given] if isinstance(given, str) else given
