@@ -29,6 +29,9 @@ _log = log.get(__name__)
 #: Part of a lease that may pass without a renewal before its holder gives up.
 _GIVE_UP = 0.8
 
+#: Seconds after which the listener looks whether it is to end.
+_LISTEN = 0.5
+
 
 class Stop(StrEnum):
     """Why a holder is to leave its work."""
@@ -140,7 +143,7 @@ class Leases:
                     connection.execute(f"LISTEN {STOP_CHANNEL}")
                     self._renew()
                     while not self._closed.is_set():
-                        for note in connection.notifies(timeout=self._interval, stop_after=1):
+                        for note in connection.notifies(timeout=min(self._interval, _LISTEN), stop_after=1):
                             self._heard(note.payload)
                         self._renew_if_due()
             except psycopg.OperationalError as error:

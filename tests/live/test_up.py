@@ -113,6 +113,23 @@ def test_models_and_workers_are_seen(live: Live) -> None:
     page = until(lambda: text if "pool.smollm2-135m@" in (text := httpx2.get(f"{live.flower}/").text) else None, 60)
     assert "control@" in page
 
+    live.ended(live.submit(generate("Hi", max_tokens=1)))
+    asked = {
+        "draw": 1,
+        "start": 0,
+        "length": 500,
+        "order[0][column]": 0,
+        "order[0][dir]": "asc",
+        "columns[0][data]": "name",
+    }
+
+    def told() -> bool:
+        """Flower hears of a task a moment after it was done."""
+        rows = httpx2.get(f"{live.flower}/tasks/datatable", params=asked).json()["data"]
+        return any((row["name"], row["args"]) == ("workers.steps.run_step", "ask/ask #1") for row in rows)
+
+    assert until(told, 60)
+
 
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),

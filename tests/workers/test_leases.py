@@ -1,0 +1,130 @@
+"""Leases in a worker: renewed while there is progress, left when cancelled, lost or drained."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from app.workflows import check, views
+from app.workflows.service import Claim, Runs, Submission
+from workers.leases import Holding, Leases, Stop
+
+OWNER = "pool@here/1/x"
+ONE_STEP = "workflow: w\nsteps: [{id: a, kind: generate, model: 'm:1', prompt: x}]"
+#: Long enough for a loaded machine; nothing waits for it when all is well.
+SOON = 20.0
+
+Make = Callable[..., Leases]
+
+
+@pytest.fixture
+def make(runs: Runs) -> Iterator[Make]:
+    made: list[Leases] = []
+
+    def leases(*, lease: float = 60.0, interval: float = 0.05, stalled: float = 0.0) -> Leases:
+        short = Runs(runs.database, runs.publisher, timedelta(seconds=lease), 3)
+        one = Leases(short, OWNER, interval=timedelta(seconds=interval), stalled_for=lambda: timedelta(seconds=stalled))
+        one.start()
+        made.append(one)
+        return one
+
+    yield leases
+    for one in made:
+        one.close()
+
+
+def claimed(runs: Runs) -> Claim:
+    run_id = runs.submit(Submission(check.parse(ONE_STEP), {})).id
+    taken = runs.claim(views.run(runs.database, run_id).steps[0].id, 1, OWNER)
+    assert taken is not None
+    return taken
+
+
+def stopped(holding: Holding) -> threading.Event:
+    event = threading.Event()
+    holding.on_stop(event.set)
+    return event
+
+
+def lease_of(runs: Runs, step_id: UUID) -> float:
+    """Seconds that are left."""
+    with runs.database.work() as work:
+        statement = text("SELECT extract(epoch FROM lease_until - now()) AS left FROM step WHERE id = :id")
+        return float(work.row(statement, {"id": step_id}).left)
+
+
+def shorten(runs: Runs, step_id: UUID) -> None:
+    with runs.database.work() as work:
+        work.run(text("UPDATE step SET lease_until = now() + interval '1 s' WHERE id = :id"), {"id": step_id})
+
+
+def until(met: Callable[[], bool]) -> bool:
+    event = threading.Event()
+    return any(met() or event.wait(0.05) for _ in range(int(SOON / 0.05)))
+
+
+def test_a_held_lease_is_renewed(runs: Runs, make: Make) -> None:
+    claim = claimed(runs)
+    shorten(runs, claim.step_id)
+    with make().hold(claim) as holding:
+        assert until(lambda: lease_of(runs, claim.step_id) > 30)
+        assert holding.why is None
+
+
+def test_a_cancel_is_heard_without_waiting_for_a_renewal(runs: Runs, make: Make) -> None:
+    claim = claimed(runs)
+    with make(interval=SOON * 10).hold(claim) as holding:
+        event = stopped(holding)
+        # The thread listens once it has renewed for the first time: a cancel before that is found by the renewal.
+        runs.cancel(claim.run_id)
+        assert event.wait(SOON)
+        assert holding.why is Stop.CANCELLED
+
+
+def test_a_lease_that_another_has_is_left(runs: Runs, make: Make) -> None:
+    claim = claimed(runs)
+    with runs.database.work() as work:
+        work.run(text("UPDATE step SET owner = 'another' WHERE id = :id"), {"id": claim.step_id})
+    with make().hold(claim) as holding:
+        assert stopped(holding).wait(SOON)
+        assert holding.why is Stop.LOST
+
+
+def test_an_engine_without_progress_keeps_no_lease(runs: Runs, make: Make) -> None:
+    claim = claimed(runs)
+    shorten(runs, claim.step_id)
+    with make(lease=1.0, stalled=5.0).hold(claim) as holding:
+        assert stopped(holding).wait(SOON)
+        assert holding.why is Stop.LOST
+        assert until(lambda: lease_of(runs, claim.step_id) < 0)
+
+
+def test_draining_stops_what_is_held_and_what_comes(runs: Runs, make: Make) -> None:
+    leases, first, second = make(), claimed(runs), claimed(runs)
+    with leases.hold(first) as holding:
+        event = stopped(holding)
+        leases.drain()
+        assert event.is_set()
+        with leases.hold(second) as late:
+            assert stopped(late).is_set(), "an action that is set late is called at once"
+            assert late.why is Stop.DRAINED
+
+
+def test_the_listener_comes_back_after_its_connection_was_cut(runs: Runs, make: Make) -> None:
+    claim = claimed(runs)
+    with make(interval=SOON * 10).hold(claim) as holding:
+        event = stopped(holding)
+        cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN arriero_stop%'"
+
+        def listener_is_cut() -> bool:
+            with runs.database.work() as work:
+                return bool(work.rows(text(cut)))
+
+        assert until(listener_is_cut)
+        runs.cancel(claim.run_id)
+        assert event.wait(SOON)
