@@ -18,7 +18,7 @@ from app.cli.client import Client, url_of
 from app.cli.output import AsJson, console, notes, print_json, seconds, settings_of, shortened, state, table
 from app.cli.tree import Interrupted, Signals, Tree, grown
 from app.cli.up import tell
-from app.kernel.database import shipped
+from app.kernel import shipped
 from app.kernel.errors import NotFound
 from app.kernel.settings import Settings
 from app.workflows.run import FINAL_RUNS, RunState
@@ -42,7 +42,7 @@ def demo(
     Postgres, Valkey, the API, a control worker, beat and a pool with SmolLM2-135M-Instruct run on a temporary data
     directory; everything is stopped and removed at the end, and by Ctrl-C at any moment.
     """
-    messages = _messages(texts or shipped("examples") / _TEXTS)
+    messages = _messages(texts or shipped.folder("examples") / _TEXTS)
     signals = Signals()
     signals.install()
     began = time.monotonic()

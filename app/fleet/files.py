@@ -26,6 +26,7 @@ from app.fleet.catalog import Catalog
 from app.fleet.download import Wanted
 from app.fleet.model import Model
 from app.fleet.source import FileSource, HubSource, PackageFile, PackageSource, UrlSource
+from app.kernel import shipped
 from app.kernel.errors import DownloadFailed, InvalidCatalog, ModelFileDamaged, ModelFileMissing, Problem
 
 #: The Hugging Face hub; a mirror has the same paths.
@@ -33,15 +34,10 @@ HUB = "https://huggingface.co"
 #: Folder of downloaded models below the data directory.
 FOLDER = "models"
 
-_SHIPPED = (
-    Path(__file__).resolve().parents[1] / "_shipped" / "models" / "catalog.toml",  # an installed wheel
-    Path(__file__).resolve().parents[2] / "models" / "catalog.toml",  # a checkout
-)
-
 
 def shipped_catalog() -> Path:
     """The catalogue that comes with Arriero."""
-    return next((path for path in _SHIPPED if path.is_file()), _SHIPPED[-1])
+    return shipped.folder("models") / "catalog.toml"
 
 
 def read_catalog(files: Sequence[Path] = ()) -> Catalog:

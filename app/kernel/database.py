@@ -8,11 +8,9 @@ Timestamps, leases and delays are judged by the database's clock alone: hosts' c
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import alembic.command
@@ -24,7 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlmodel import SQLModel
 
-from app.kernel import log
+from app.kernel import log, shipped
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 
 _log = log.get(__name__)
@@ -152,16 +150,9 @@ def head_revision() -> str:
     return head
 
 
-def shipped(name: str) -> Path:
-    """A folder that is shipped with Arriero: beside the packages in a checkout, inside them in a wheel."""
-    packages = Path(str(importlib.resources.files("app")))
-    inside = packages / "_shipped" / name
-    return inside if inside.is_dir() else packages.parent / name
-
-
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(shipped("alembic")).replace("%", "%%"))
+    config.set_main_option("script_location", str(shipped.folder("alembic")).replace("%", "%%"))
     return config
 
 
