@@ -26,7 +26,8 @@ from workers.engine.llama import Context, Logits, Model
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
-from workers.engine.sampling import Candidates, Chooser, logprob
+from workers.engine.rows import Rows
+from workers.engine.sampling import Chooser
 from workers.engine.slots import Slots
 from workers.engine.tasks import Task
 from workers.engine.waiting import Waiting
@@ -52,7 +53,7 @@ class Loop:
         self.meter = Meter()
         self.context = Context(model, options)
         self.slots = Slots(self.context, options, self.meter)
-        self._candidates = Candidates(model.n_vocab)
+        self._rows = Rows(model)
         self._alphabet = Alphabet(model)
         self._waiting = Waiting(options)
         self._jobs: deque[Job] = deque()
@@ -346,31 +347,12 @@ class Loop:
     def _choose(self, pieces: list[batch.Piece], ends: list[batch.Piece], logits: Logits) -> None:
         """Choose the next token of each text that a decode ended a piece of."""
         tasks = [self.slots.running[piece.work.sequence] for piece in ends]
-        plain = [task.chooser is not None and task.chooser.plain for task in tasks]
-        best = logits.argmax(axis=1).tolist() if any(plain) else []
-        outputs = [] if all(plain) else _outputs(pieces)
-        for row, task in enumerate(tasks):
-            if plain[row]:
-                token = best[row]
-                if task.request.logprobs is not None:
-                    task.logprobs.append(logprob(self.model, task.request.logprobs, logits[row], token))
+        for task, token in self._rows.choose(tasks, logits, self.context.pointer, _outputs(pieces)):
+            if isinstance(token, StepFailure):
+                self.meter.failed += 1
+                self._close(task, token)
             else:
-                try:
-                    token = self._chosen(task, logits[row], outputs[row])
-                except StepFailure as failure:
-                    self.meter.failed += 1
-                    self._close(task, failure)
-                    continue
-            self._deliver(task, token)
-
-    def _chosen(self, task: Task, row: Logits, output: int) -> int:
-        assert task.chooser is not None
-        if task.request.logprobs is None:
-            return task.chooser.choose(row, self.context.pointer, output, self._candidates)
-        before = row.copy()
-        token = task.chooser.choose(row, self.context.pointer, output, self._candidates)
-        task.logprobs.append(logprob(self.model, task.request.logprobs, before, token))
-        return token
+                self._deliver(task, token)
 
     def _deliver(self, task: Task, token: int) -> None:
         """The text goes on with this token, or ends."""

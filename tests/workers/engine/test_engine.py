@@ -112,6 +112,27 @@ def test_concurrent_texts_differ_by_kernel_noise_only(
         gaps.llama.close()
 
 
+@pytest.mark.parametrize("swa_full", [True, False])
+def test_prefixes_longer_than_a_sliding_window_are_shared_rightly(
+    make: MakeEngine, gemma_path: Path, swa_full: bool
+) -> None:
+    """Gemma's window is 512 tokens: a cut sequence may lack the positions that it looks at."""
+    engine = make(gemma_path, slots=3, context=6144, swa_full=swa_full)
+    system = "The people of the high mountains have kept llamas for thousands of years. " * 45
+    prompts = [f"{system}\nQuestion {n}: what is the number {n} in words?\nAnswer:" for n in range(3)]
+    first = engine.generate(ask(prompts[0], 8)).result(100)
+    assert first.tokens_in > 600
+    later = [engine.generate(ask(prompt, 8)) for prompt in (prompts[1], prompts[2], prompts[0])]
+    texts = [first, *(ticket.result(100) for ticket in later)]
+    assert not swa_full or all(text.tokens_cached > 600 for text in texts[1:])
+    gaps = Gaps(gemma_path)
+    try:
+        for prompt, text in zip([*prompts, prompts[0]], texts, strict=True):
+            assert gaps.largest(prompt, text.text) < NOISE
+    finally:
+        gaps.llama.close()
+
+
 def test_a_conversation_goes_on_with_its_own_cache(shared: LlamaEngine) -> None:
     first = [Message("user", "Name one animal of the Andes and tell me how it lives there.")]
     answer = shared.generate(GenerateRequest(messages=tuple(first), max_tokens=20, sampling=GREEDY)).result(60)
