@@ -301,11 +301,11 @@ def json_engine(spec: dict[str, Any]) -> Figures:
         "additionalProperties": False,
     }
     engine = engine_of(spec)
-    letters = [f"Letter {n}: the {text(n, 30)} has not come. I want my money back. Maria {n}" for n in range(24)]
+    letters = [f"Letter {n}: the {text(n, 30)} has not come. I want my money back. Maria {n}" for n in range(16)]
     chosen = Sampling(temperature=spec["temperature"], seed=1)
     requests = [
         GenerateRequest(
-            messages=(Message("user", f"Extract the data as JSON.\n{letter}"),), max_tokens=200, sampling=chosen,
+            messages=(Message("user", f"Extract the data as JSON.\n{letter}"),), max_tokens=160, sampling=chosen,
             schema=schema if spec["grammar"] else None,
         )
         for letter in letters
@@ -406,7 +406,7 @@ RUNNERS: dict[str, Callable[[dict[str, Any]], Figures]] = {
 }  # fmt: skip
 
 
-# ---- all figures ------------------------------------------------------------------------------------------------------
+# ---- all figures ----------------------------------------------------------------------------------------------------
 
 
 def specs(args: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]]]:
@@ -492,14 +492,21 @@ def main() -> None:
                 shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
                 took = perf_counter() - begun
                 print(f"[{round_number + 1}] {workload:12} {peer:30} {shown}  ({took:.0f} s)", file=sys.stderr)
-    table = []
+        if args.json:  # each round: a long run that is broken off has its figures
+            about = {"rounds": round_number + 1, "threads": args.threads, "load": statistics.median(loads)}
+            args.json.write_text(json.dumps(about | {"results": table(results)}, indent=1) + "\n")
+    for row in table(results):
+        figures = "  ".join(f"{name} {value:9.2f}" for name, value in row["median"].items())
+        print(f"{row['workload']:12} {row['peer']:30} {figures}")
+
+
+def table(results: dict[tuple[str, str], list[Figures]]) -> list[dict[str, Any]]:
+    """A row for each workload and peer: the medians, and the rounds they come from."""
+    rows = []
     for (workload, peer), found in results.items():
         medians = {name: statistics.median(figures[name] for figures in found) for name in found[0]}
-        table.append({"workload": workload, "peer": peer, "rounds": found, "median": medians})
-        print(f"{workload:12} {peer:30} " + "  ".join(f"{name} {value:9.2f}" for name, value in medians.items()))
-    if args.json:
-        about = {"rounds": args.rounds, "threads": args.threads, "load": statistics.median(loads), "results": table}
-        args.json.write_text(json.dumps(about, indent=1) + "\n")
+        rows.append({"workload": workload, "peer": peer, "median": medians, "rounds": found})
+    return rows
 
 
 if __name__ == "__main__":
