@@ -4,9 +4,11 @@ The engine beside its peers: throughput, shared prefixes, latency under a long p
     python -m benchmarks.engine [--rounds 3] [--workloads distinct,shared,...] [--streams 1,4,8,32] [--json FILE]
 
 Every figure is a process of its own, so that nothing warms up for another; the peers of a workload take turns in each
-round, and the table shows medians. Peers: llama.cpp's own server (PyPI `xllamacpp`, if it can be imported; --xllamacpp
-names a folder that holds it), `Llama` one request after the other, and `limit`: the same tokens in raw batched decodes,
-with nothing scheduled at all.
+round, and the table shows medians. Tokens are counted by the wall and by CPU seconds: on a shared machine the second,
+with one thread (llama.cpp's threads wait by spinning), is the steadier one.
+
+Peers: llama.cpp's own server (PyPI `xllamacpp`, if it can be imported; --xllamacpp names a folder that holds it),
+`Llama` one request after the other, and `limit`: the same tokens in raw batched decodes, with nothing scheduled at all.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 Figures = dict[str, float]
@@ -114,16 +116,18 @@ def run_engine(spec: dict[str, Any]) -> Figures:
     engine = engine_of(spec)
     engine.generate(GenerateRequest(prompt="warm", max_tokens=2, sampling=greedy())).result()
     before = engine.metrics()
-    begun = perf_counter()
+    begun, cpu = perf_counter(), process_time()
     requests = [
         GenerateRequest(prompt=prompt, max_tokens=spec["tokens"], sampling=greedy()) for prompt in prompts_of(spec)
     ]
     results = [ticket.result() for ticket in [engine.generate(request) for request in requests]]
-    wall = perf_counter() - begun
+    wall, cpu = perf_counter() - begun, process_time() - cpu
     after = engine.metrics()
     engine.close()
+    written = sum(result.tokens_out for result in results)
     return {
-        "tokens_per_s": sum(result.tokens_out for result in results) / wall,
+        "tokens_per_s": written / wall,
+        "tokens_per_cpu_s": written / cpu,
         "first_s": statistics.mean(result.time_to_first.total_seconds() for result in results),
         "outside_decode_percent": 100 * (1 - (after.decode_seconds - before.decode_seconds) / wall),
     }
@@ -136,7 +140,7 @@ def run_llama(spec: dict[str, Any]) -> Figures:
         str(model_path()), n_ctx=2048, n_threads=spec["threads"], n_threads_batch=spec["threads"], flash_attn=True,
         verbose=False,
     )  # fmt: skip
-    count, firsts, begun = 0, [], perf_counter()
+    count, firsts, begun, cpu = 0, [], perf_counter(), process_time()
     for prompt in prompts_of(spec):
         tokens = llama.tokenize(prompt.encode(), special=False)
         for n, _ in enumerate(llama.generate(tokens, temp=0.0, reset=True)):
@@ -145,7 +149,8 @@ def run_llama(spec: dict[str, Any]) -> Figures:
             count += 1
             if n + 1 == spec["tokens"]:
                 break
-    return {"tokens_per_s": count / (perf_counter() - begun), "first_s": statistics.mean(firsts)}
+    wall, cpu = perf_counter() - begun, process_time() - cpu
+    return {"tokens_per_s": count / wall, "tokens_per_cpu_s": count / cpu, "first_s": statistics.mean(firsts)}
 
 
 def run_limit(spec: dict[str, Any]) -> Figures:
@@ -162,7 +167,7 @@ def run_limit(spec: dict[str, Any]) -> Figures:
     shared = 0
     if spec["workload"] == "shared":
         shared = next(n for n, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
-    count, begun = 0, perf_counter()
+    count, begun, cpu = 0, perf_counter(), process_time()
     for group in (prompts[at : at + streams] for at in range(0, len(prompts), streams)):
         context.clear()
         for at in range(0, shared, context.n_batch):
@@ -189,7 +194,8 @@ def run_limit(spec: dict[str, Any]) -> Figures:
             context.decode([(s, len(group[s]) + step, [last[s]], True) for s in range(len(group))])
             last = dict(enumerate(context.logits(len(group)).argmax(axis=1).tolist()))
         count += spec["tokens"] * len(group)
-    return {"tokens_per_s": count / (perf_counter() - begun)}
+    wall, cpu = perf_counter() - begun, process_time() - cpu
+    return {"tokens_per_s": count / wall, "tokens_per_cpu_s": count / cpu}
 
 
 def server_of(spec: dict[str, Any]) -> Any:
@@ -208,7 +214,7 @@ def server_of(spec: dict[str, Any]) -> Any:
 def run_server(spec: dict[str, Any]) -> Figures:
     server = server_of(spec)
     server.handle_completions({"prompt": "warm", "n_predict": 2, "temperature": 0})
-    begun = perf_counter()
+    begun, cpu = perf_counter(), process_time()
 
     def one(prompt: str) -> tuple[int, float]:
         body = {
@@ -219,8 +225,9 @@ def run_server(spec: dict[str, Any]) -> Figures:
         return answer["usage"]["completion_tokens"], answer["timings"]["prompt_ms"]
 
     with ThreadPoolExecutor(len(prompts_of(spec))) as threads:
-        counts = list(threads.map(one, prompts_of(spec)))
-    return {"tokens_per_s": sum(count for count, _ in counts) / (perf_counter() - begun)}
+        written = sum(count for count, _ in threads.map(one, prompts_of(spec)))
+    wall, cpu = perf_counter() - begun, process_time() - cpu
+    return {"tokens_per_s": written / wall, "tokens_per_cpu_s": written / cpu}
 
 
 def gaps_of(start: Callable[[str, int, Callable[[], None]], Callable[[], None]]) -> Figures:
@@ -331,11 +338,15 @@ def embed_engine(spec: dict[str, Any]) -> Figures:
     engine = engine_of(spec)
     engine.embed(EmbedRequest(("warm",)))
     texts = tuple(f"{n} {text(n, 8)}" for n in range(spec["requests"]))
-    begun = perf_counter()
+    begun, cpu = perf_counter(), process_time()
     found = engine.embed(EmbedRequest(texts))
-    wall = perf_counter() - begun
+    wall, cpu = perf_counter() - begun, process_time() - cpu
     engine.close()
-    return {"texts_per_s": len(texts) / wall, "tokens_per_s": found.tokens_in / wall}
+    return {
+        "texts_per_s": len(texts) / wall,
+        "texts_per_cpu_s": len(texts) / cpu,
+        "tokens_per_s": found.tokens_in / wall,
+    }
 
 
 def embed_llama(spec: dict[str, Any]) -> Figures:
@@ -347,10 +358,13 @@ def embed_llama(spec: dict[str, Any]) -> Figures:
     )  # fmt: skip
     texts = [f"{n} {text(n, 8)}" for n in range(spec["requests"])]
     llama.embed("warm")
-    begun = perf_counter()
+    begun, cpu = perf_counter(), process_time()
     for one in texts:
         llama.embed(one, normalize=True)
-    return {"texts_per_s": len(texts) / (perf_counter() - begun)}
+    return {
+        "texts_per_s": len(texts) / (perf_counter() - begun),
+        "texts_per_cpu_s": len(texts) / (process_time() - cpu),
+    }
 
 
 def overhead(spec: dict[str, Any]) -> Figures:

@@ -187,14 +187,15 @@ class Loop:
         now = perf_counter()
         if self._attention or now >= self._next_deadline:
             self._sweep(now)
-        if self._waiting and not self._paused:
+        open_to_all = not self._paused
+        if self._waiting and open_to_all:
             self._admit(now)
         if self._jobs:
             self._job()
         works = self.slots.works
         if works:
             self._step(works, now)
-        elif self._waiting and not self._jobs:
+        elif self._waiting and open_to_all and not self._jobs:
             self._unblock()
 
     def _sweep(self, now: float) -> None:

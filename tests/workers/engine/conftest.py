@@ -47,6 +47,27 @@ def tiny_mamba(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter for the tiny llama that changes what it writes."""
+    path = tmp_path_factory.mktemp("tiny") / "lora.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    numbers = np.random.default_rng(3)
+    for layer in range(LAYERS):
+        for part, shape in (("a", (4, WIDTH)), ("b", (WIDTH, 4))):
+            writer.add_tensor(
+                f"blk.{layer}.attn_q.weight.lora_{part}", numbers.standard_normal(shape).astype(np.float32)
+            )
+            writer.add_tensor(
+                f"blk.{layer}.attn_output.weight.lora_{part}", numbers.standard_normal(shape).astype(np.float32)
+            )
+    _end(writer)
+    return path
+
+
+@pytest.fixture(scope="session")
 def gemma_path() -> Path:
     """Gemma 3 270M with its sliding window; only where its file is at hand."""
     named = os.environ.get("ARRIERO_TEST_GEMMA", "")  # noqa: TID251 (where the file lies on this machine)
