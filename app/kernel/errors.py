@@ -226,6 +226,7 @@ class FailureReason(StrEnum):
     ENGINE_ERROR = "engine_error"
     WORKER_LOST = "worker_lost"
     WORKER_STOPPED = "worker_stopped"
+    CANCELLED = "cancelled"
     INTERNAL = "internal"
 
 

@@ -24,3 +24,8 @@ def new_id() -> UUID:
 def new_secret() -> str:
     """A password for an embedded server: 192 random bits, safe in URLs and configuration files."""
     return secrets.token_urlsafe(24)
+
+
+def chance() -> float:
+    """A number drawn evenly from [0, 1), for jitter."""
+    return secrets.randbits(53) / (1 << 53)

@@ -40,7 +40,7 @@ _DELIMITER = "__"
 class Section(BaseModel):
     """A table of `arriero.toml`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class LogSettings(Section):
@@ -57,6 +57,8 @@ class ApiSettings(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8470, ge=0, le=65535, description="0 takes a free port")
+    #: Where commands of this host find the API, when that is not the address above.
+    url: str = Field(default="", pattern=r"^(https?://.+)?$")
     #: Bytes of one request body; a larger one is refused with 413.
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
 
@@ -108,6 +110,10 @@ class CatalogSettings(Section):
     files: tuple[Path, ...] = ()
     #: Folders that `arriero models scan` reads for GGUF files.
     folders: tuple[Path, ...] = ()
+    #: The Hugging Face hub, or a mirror with the same paths.
+    hub: str = Field(default="https://huggingface.co", pattern=r"^https?://.+$")
+    #: A token of the hub, for gated and private models. It goes to the hub alone, and into no message.
+    hub_token: SecretStr | None = None
 
 
 class ControlSettings(Section):
@@ -214,12 +220,13 @@ def load(
     if file is not None:
         layers.append((_read_file(file), str(file)))
     layers.append((_read_environment(variables), ""))
-    layers.append((_nested(overrides or {}), "command line"))
+    given = {key: _listed(value) if key in _lists() else value for key, value in (overrides or {}).items()}
+    layers.append((_nested(given), "command line"))
 
     for layer, origin in layers:
         for path, value in _leaves(layer):
             key = ".".join(path)
-            origins[key] = origin or _variable(key)
+            origins[key] = origin or variable(key)
             _put(merged, path, value)
 
     unknown = [_unknown(key, origins[key]) for key in origins if key not in _keys()]
@@ -240,7 +247,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     Secrets are in it, as they are in any environment: only processes of the same user can read them.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(_PREFIX)}
-    values = {_variable(key): _as_text(value) for key, value in values_of(settings) if value is not None}
+    values = {variable(key): _as_text(value) for key, value in values_of(settings) if value is not None}
     return {**inherited, **values}
 
 
@@ -256,7 +263,8 @@ def values_of(settings: Settings) -> Iterator[tuple[str, Any]]:
 def shown(value: Any) -> Any:
     """A value as `arriero config show` prints it: secrets masked, the rest as one would write it."""
     if isinstance(value, SecretStr):
-        return masked_url(value.get_secret_value())
+        secret = value.get_secret_value()
+        return masked_url(secret) if "://" in secret else "***"
     if isinstance(value, timedelta):
         return durations.show(value)
     if isinstance(value, Path):
@@ -309,10 +317,14 @@ def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     }
     nested = _nested({_key(name): value for name, value in given.items()})
     for key in _keys():
-        if (name := _variable(key)) in given and key in _lists():
-            path = key.split(".")
-            _put(nested, path, tuple(part.strip() for part in given[name].split(",") if part.strip()))
+        if (name := variable(key)) in given and key in _lists():
+            _put(nested, key.split("."), _listed(given[name]))
     return nested
+
+
+def _listed(value: Any) -> Any:
+    """A list that was written as a text, with commas."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,7 +366,12 @@ def _lists() -> frozenset[str]:
     return frozenset(key for key, value in values_of(Settings.model_construct()) if isinstance(value, tuple))
 
 
-def _variable(key: str) -> str:
+def _secrets() -> frozenset[str]:
+    return frozenset(key for key in _keys() if key.endswith(("_url", "_token")))
+
+
+def variable(key: str) -> str:
+    """The name of the environment variable of a setting."""
     return _PREFIX + key.replace(".", _DELIMITER).upper()
 
 
@@ -373,7 +390,7 @@ def _as_text(value: Any) -> str:
 def _unknown(key: str, origin: str) -> Problem:
     name = origin if origin.startswith(_PREFIX) else key
     close = difflib.get_close_matches(key, _keys(), n=1)
-    hint = f"did you mean {_variable(close[0]) if name == origin else close[0]}?" if close else ""
+    hint = f"did you mean {variable(close[0]) if name == origin else close[0]}?" if close else ""
     return Problem(name, f"there is no such setting ({_place(origin)})", hint or "see `arriero config show`")
 
 
@@ -382,7 +399,7 @@ def _problem(item: ErrorDetails, origins: Mapping[str, str]) -> Problem:
     origin = origins.get(key) or next((o for k, o in origins.items() if k.startswith(f"{key}.")), "default")
     message = item["msg"].removeprefix("Value error, ")
     given = item.get("input")
-    secret = isinstance(given, SecretStr) or key in {"database_url", "redis_url"}
+    secret = isinstance(given, SecretStr) or key in _secrets()
     value = "" if secret or isinstance(given, dict) else f"{given!r}: "
     return Problem(key, f"{value}{message} ({_place(origin)})")
 

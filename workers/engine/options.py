@@ -64,6 +64,8 @@ class Profile:
     chat_template: str | None = None
     #: Goes before the conversation when it has no system message.
     system: str | None = None
+    #: System messages are put before the first user message, for templates that know no system role.
+    system_as_user: bool = False
     #: Texts that end every answer.
     stop: tuple[str, ...] = ()
     #: How the model writes tool calls; None finds it in the template.

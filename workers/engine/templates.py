@@ -63,6 +63,19 @@ class Prompt:
     stop: tuple[str, ...] = ()
 
 
+def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """System messages put before the first message of the user."""
+    told = [message["content"] for message in messages if message["role"] == "system"]
+    others = [message for message in messages if message["role"] != "system"]
+    first = next((i for i, message in enumerate(others) if message["role"] == "user"), None)
+    if not told:
+        return others
+    if first is None:
+        return [{"role": "user", "content": "\n\n".join(told)}, *others]
+    folded = {"role": "user", "content": "\n\n".join([*told, others[first]["content"]])}
+    return [*others[:first], folded, *others[first + 1 :]]
+
+
 class ChatTemplate:
     """The template of one model. Any thread may use it."""
 
@@ -103,6 +116,8 @@ class ChatTemplate:
         ]
         if self._profile.system is not None and not any(message["role"] == "system" for message in messages):
             messages.insert(0, {"role": "system", "content": self._profile.system})
+        if self._profile.system_as_user:
+            messages = _without_system(messages)
         tools = [self._described(tool, mark) for tool in request.tools] or None
         try:
             text = self._template.render(

@@ -89,3 +89,12 @@ def test_shipped_templates_render(shared: LlamaEngine, name: str) -> None:
     written = b"".join(shared.model.piece(token, special=True) for token in prompt.tokens).decode()
     assert written.index("Be kind.") < written.index("one") < written.index("two")
     assert prompt.stop == ("###",)
+
+
+def test_a_template_without_a_system_role_gets_the_system_message_as_the_users(shared: LlamaEngine) -> None:
+    source = "{% for m in messages %}[{{ m.role }}|{{ m.content }}]{% endfor %}"
+    template = ChatTemplate(shared.model, Profile(chat_template=source, system_as_user=True))
+    asked = GenerateRequest(messages=(Message("system", "Be brief."), Message("user", "Hi"), Message("user", "Ho")))
+
+    written = b"".join(shared.model.piece(token, special=True) for token in template.prompt(asked).tokens).decode()
+    assert written == "[user|Be brief.\n\nHi][user|Ho]"

@@ -1,0 +1,33 @@
+"""Alembic's environment: migrations run on a connection that Arriero hands over, in its transaction."""
+
+from sqlmodel import SQLModel
+
+from alembic import context
+from app.kernel import settings
+from app.kernel.database import Database
+from app.workflows import rows  # noqa: F401 they enter the metadata
+
+target_metadata = SQLModel.metadata
+
+
+def migrate(connection) -> None:
+    context.configure(connection=connection, target_metadata=target_metadata, compare_server_default=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run() -> None:
+    connection = context.config.attributes.get("connection")
+    if connection is not None:
+        migrate(connection)
+        return
+    # Called by the `alembic` program, to write a new migration: the database comes from the settings.
+    url = settings.load().settings.database_url
+    assert url is not None, "set ARRIERO_DATABASE_URL"
+    database = Database(url.get_secret_value())
+    with database.engine.begin() as connection:
+        migrate(connection)
+    database.close()
+
+
+run()

@@ -1,0 +1,1 @@
+"""The HTTP interface: each resource is a module; `main` puts them together."""

@@ -1,0 +1,163 @@
+"""
+The HTTP interface, put together. `STATUSES` is the one table from errors to HTTP statuses.
+
+Endpoints are synchronous: they run on threads, and a slow database makes no other request wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app import __version__
+from app.api import health, models, problems, runs, workflows
+from app.api.bodies import UnsupportedMediaType
+from app.api.limits import BodyLimit
+from app.api.services import Services
+from app.fleet import files
+from app.kernel import addresses, broker, log
+from app.kernel import database as databases
+from app.kernel.broker import CeleryPublisher
+from app.kernel.errors import (
+    ArrieroError,
+    BodyTooLarge,
+    Conflict,
+    InvalidInput,
+    ModelFileUnusable,
+    NotFound,
+    Problem,
+    Unavailable,
+)
+from app.kernel.settings import Settings
+from app.workflows.definition import Definition
+from app.workflows.service import Runs
+
+_log = log.get(__name__)
+
+#: The first class that an error belongs to counts.
+STATUSES: Mapping[type[ArrieroError], int] = {
+    UnsupportedMediaType: 415,
+    BodyTooLarge: 413,
+    InvalidInput: 422,
+    NotFound: 404,
+    Conflict: 409,
+    ModelFileUnusable: 409,
+    Unavailable: 503,
+    ArrieroError: 500,
+}
+
+_DESCRIPTION = """
+Arriero runs workflows on local language models.
+
+A run is written to the database before the answer is given, and goes on whatever process dies.
+Errors are problem details (RFC 9457); each problem of an input names its path, its line and what would be accepted.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """
+    The application, with its connections made.
+
+    Raises DatabaseBehind, DatabaseUnreachable: nothing is served from a schema that this version does not know.
+    """
+    servers = addresses.of(settings)
+    database = databases.at_head(servers.database_url, pool_size=16)
+    publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
+    service = Runs(database, publisher, lease=settings.runs.lease, max_worker_losses=settings.runs.max_worker_losses)
+    catalog = files.read_catalog(settings.catalog.files)
+    return serve(Services(settings, database, publisher, service, catalog))
+
+
+def serve(services: Services) -> FastAPI:
+    """The application over services that are there."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        services.database.close()
+
+    app = FastAPI(
+        title="Arriero",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        license_info={"name": "Apache-2.0"},
+        redoc_url=None,
+    )
+    app.state.services = services
+    for router in (runs.router, workflows.router, models.router, health.router):
+        app.include_router(router)
+    app.add_exception_handler(ArrieroError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_defect)
+    app.add_middleware(BodyLimit, limit=services.settings.api.max_body_bytes)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's own way of changing the document
+    return app
+
+
+def status_of(error: ArrieroError) -> int:
+    """The HTTP status of an error."""
+    return next(status for kind, status in STATUSES.items() if isinstance(error, kind))
+
+
+def _on_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ArrieroError)
+    return problems.of_error(status_of(error), error)
+
+
+def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    found = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"])
+        given = "" if item["type"] == "missing" else f"{item.get('input')!r}: "
+        found.append(Problem(place, f"{given}{item['msg']}"))
+    return problems.of_error(422, InvalidInput(found, "request"))
+
+
+def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    detail = f"{request.method} {request.url.path}: {error.detail}"
+    answer = problems.response(error.status_code, "http", str(error.detail), detail)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _on_defect(request: Request, error: Exception) -> JSONResponse:
+    # The outermost shell of a request: Starlette hands over what nobody expected, and raises it again for the log.
+    _log.error("request_broke", method=request.method, path=request.url.path, error=type(error).__name__)
+    return problems.response(500, "defect", "internal error", "a defect of Arriero; its log has the traceback")
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The document, with the schemas of bodies that FastAPI does not parse itself."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            license_info=app.license_info,
+        )
+        schemas = document["components"]["schemas"]
+        for body in (runs.RunIn, Definition, problems.ProblemOut):
+            schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[body.__name__] = schema
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        for path in document["paths"].values():
+            for operation in path.values():
+                answer = operation["responses"].get("422")
+                if answer is not None and "application/json" in answer.get("content", {}):
+                    operation["responses"]["422"] = problems.documented(422)[422]
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,75 @@
+"""
+Problem details (RFC 9457): how every error of the API looks.
+
+`type` names the error class, `detail` says what is wrong, `errors` lists each problem of an input with its path, its
+line where the input had lines, and what would be accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from app.kernel.errors import InvalidInput, Problem
+
+#: The media type of a problem.
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldProblem(BaseModel):
+    """One thing wrong with an input."""
+
+    where: str = Field(description="path of the field", examples=["steps[1].needs[0]"])
+    message: str = Field(examples=["there is no step 'clasify'"])
+    accepted: str = Field(default="", examples=["classify, draft; did you mean 'classify'?"])
+    line: int | None = Field(default=None, description="line of the source text, from 1", examples=[14])
+
+
+class ProblemOut(BaseModel):
+    """Problem details, RFC 9457."""
+
+    type: str = Field(examples=["urn:arriero:error:invalid-definition"])
+    title: str = Field(examples=["invalid workflow"])
+    status: int = Field(examples=[422])
+    detail: str
+    errors: list[FieldProblem] = []
+
+
+def response(status: int, name: str, title: str, detail: str, problems: tuple[Problem, ...] = ()) -> JSONResponse:
+    """A problem as a response."""
+    errors = [FieldProblem(where=p.where, message=p.message, accepted=p.accepted, line=p.line) for p in problems]
+    body = ProblemOut(type=f"urn:arriero:error:{name}", title=title, status=status, detail=detail, errors=errors)
+    headers = {"Retry-After": "5"} if status == 503 else None
+    return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def of_error(status: int, error: Exception) -> JSONResponse:
+    """An error of ours as a response."""
+    name = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).lstrip("-")
+    if isinstance(error, InvalidInput):
+        detail = "; ".join(str(problem) for problem in error.problems)
+        return response(status, name, f"invalid {error.what}", detail, error.problems)
+    return response(status, name, name.replace("-", " "), str(error))
+
+
+def documented(
+    *statuses: int, besides: Mapping[int | str, dict[str, Any]] | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """Error bodies of an operation for its OpenAPI document, and what it answers `besides`."""
+    told = {
+        400: "The request cannot be read",
+        404: "There is no such thing",
+        409: "The state of the thing does not allow this",
+        413: "The body is too large",
+        415: "The media type of the body is not offered",
+        422: "The input is not usable; every problem is listed",
+        503: "A part of the service is away",
+    }
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}
+    answers: dict[int | str, dict[str, Any]] = {
+        status: {"description": told[status], "content": content} for status in (*statuses, 503)
+    }
+    return {**answers, **dict(besides or {})}

@@ -1,0 +1,34 @@
+"""What the endpoints stand on, and how they get it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.fleet.catalog import Catalog
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.settings import Settings
+from app.workflows.service import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One set per process."""
+
+    settings: Settings
+    database: Database
+    publisher: CeleryPublisher
+    runs: Runs
+    catalog: Catalog
+
+
+def _of_app(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+#: An argument of an endpoint.
+Use = Annotated[Services, Depends(_of_app)]

@@ -1,0 +1,115 @@
+"""Workflows: store, look at, list."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, Field
+
+from app.api import bodies, problems
+from app.api.bodies import Body
+from app.api.runs import known_models
+from app.api.services import Use
+from app.workflows import check, registry
+from app.workflows.registry import SHIPPED, Version
+
+router = APIRouter(prefix="/v1/workflows", tags=["workflows"])
+
+_Name = Annotated[str, Path(description="the name of the workflow", examples=["support-triage"])]
+
+
+class WorkflowSummary(BaseModel):
+    """A workflow in a list."""
+
+    name: str
+    version: int = Field(description=f"{SHIPPED} for one that comes with Arriero and was not stored")
+    description: str
+    created_at: datetime | None = Field(description="null for one that comes with Arriero")
+    inputs: dict[str, Any]
+    steps: int
+    models: list[str]
+
+
+class VersionOut(BaseModel):
+    """A stored version."""
+
+    version: int
+    created_at: datetime
+
+
+class WorkflowOut(WorkflowSummary):
+    """A workflow, whole."""
+
+    definition: dict[str, Any]
+    versions: list[VersionOut]
+
+
+class WorkflowList(BaseModel):
+    """The newest version of each workflow."""
+
+    workflows: list[WorkflowSummary]
+
+
+@router.get("", summary="List workflows", responses=problems.documented())
+def page(services: Use) -> WorkflowList:
+    """The newest version of every workflow, by name."""
+    found = registry.newest_of_all(services.database)
+    return WorkflowList(workflows=[WorkflowSummary(**_summary(entry)) for entry in found])
+
+
+@router.get("/{name}", summary="One workflow", responses=problems.documented(404, 422))
+def get(
+    name: _Name,
+    services: Use,
+    version: Annotated[int | None, Query(ge=0, description="the newest without it")] = None,
+) -> WorkflowOut:
+    """A version of a workflow with its definition."""
+    return _out(registry.get(services.database, name, version), services)
+
+
+@router.put(
+    "/{name}",
+    summary="Store a workflow",
+    responses=problems.documented(
+        413, 415, 422, besides={201: {"model": WorkflowOut, "description": "Stored as a new version"}}
+    ),
+    openapi_extra=bodies.documented(
+        {"$ref": "#/components/schemas/Definition"},
+        {"two steps": {"workflow": "greet", "steps": [{"id": "rest", "kind": "noop"}]}},
+    ),
+)
+def put(name: _Name, body: Body, services: Use, response: Response) -> WorkflowOut:
+    """
+    Store a definition, in JSON or YAML, as the newest version of its name; 201.
+
+    When the newest version is the same already, it is given again, with 200.
+    Runs keep the version that they began with.
+    """
+    definition = check.check(body, known_models(services))
+    entry, created = registry.put(services.database, name, definition)
+    response.status_code = 201 if created else 200
+    return _out(entry, services)
+
+
+def _out(entry: Version, services: Use) -> WorkflowOut:
+    stored = registry.versions(services.database, entry.name)
+    return WorkflowOut(
+        **_summary(entry),
+        definition=entry.definition.document(),
+        versions=[VersionOut(version=number, created_at=at) for number, at in stored],
+    )
+
+
+def _summary(entry: Version) -> dict[str, Any]:
+    definition = entry.definition
+    return {
+        "name": entry.name,
+        "version": entry.version,
+        "description": definition.description,
+        "created_at": entry.created_at,
+        "inputs": {name: dict(schema) for name, schema in definition.inputs.items()},
+        "steps": len(definition.steps),
+        "models": list(definition.models()),
+    }

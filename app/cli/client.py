@@ -1,0 +1,100 @@
+"""The client: the command's way to the API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+
+from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
+from app.kernel.settings import Settings
+
+
+class Refused(ArrieroError):
+    """The API refused, for a reason that no other error stands for."""
+
+
+class _ToldNotFound(NotFound):
+    """Nothing has that name or id, in the words of the API."""
+
+    def __init__(self, detail: str) -> None:
+        Exception.__init__(self, detail)
+
+
+class Client:
+    """Calls the API and turns its problems back into errors."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = httpx2.Client(base_url=url, timeout=30.0, trust_env=False)
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """The JSON of a resource."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        return self._call("GET", path, params=given)
+
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+        """Post JSON, get JSON."""
+        return self._call("POST", path, json=body, headers=dict(headers or {}))
+
+    def put_text(self, path: str, text: str, media_type: str) -> Any:
+        """Put a text, get JSON."""
+        return self._call("PUT", path, content=text.encode(), headers={"Content-Type": media_type})
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _call(self, method: str, path: str, **more: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **more)
+        except httpx2.TransportError as error:
+            raise Unavailable(
+                f"no API answers at {self.url} ({error}); start everything with `arriero up`, "
+                "or name another address with --set api.url=… or ARRIERO_API__URL"
+            ) from error
+        if response.is_success:
+            return response.json()
+        raise _error(response)
+
+
+@contextmanager
+def connected(settings: Settings) -> Iterator[Client]:
+    """A client of the API that the settings name."""
+    client = Client(url_of(settings))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def url_of(settings: Settings) -> str:
+    """Where the API is for this host."""
+    if settings.api.url:
+        return settings.api.url.rstrip("/")
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.api.host, settings.api.host)  # noqa: S104 compared, not bound
+    return f"http://{host}:{settings.api.port}"
+
+
+def _error(response: httpx2.Response) -> ArrieroError:
+    try:
+        body = response.json()
+        detail = str(body["detail"])
+        found = [Problem(e["where"], e["message"], e["accepted"], e["line"]) for e in body.get("errors", ())]
+    except (ValueError, KeyError, TypeError):
+        return Refused(f"{response.request.method} {response.request.url}: HTTP {response.status_code}")
+    match response.status_code:
+        case 413 | 415 | 422 if found:
+            return InvalidInput(found, str(body["title"]).removeprefix("invalid "))
+        case 404:
+            return _ToldNotFound(detail)
+        case 409 if "model-file" in body["type"]:
+            return ModelFileUnusable(detail)
+        case 409:
+            return Conflict(detail)
+        case 503:
+            return Unavailable(detail)
+        case _:
+            return Refused(detail)

@@ -1,0 +1,55 @@
+"""`arriero db`: the schema of the database."""
+
+from __future__ import annotations
+
+import typer
+
+from app.cli.output import AsJson, console, print_json, settings_of
+from app.kernel import addresses
+from app.kernel.database import Database, head_revision
+from app.kernel.errors import InvalidSettings, Problem
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The database: its schema, and the one that this version needs.\n\n"
+    "`arriero up` keeps the schema of an embedded database itself; an outside one is changed only by `db upgrade`.",
+)
+
+
+@app.command()
+def upgrade(context: typer.Context, as_json: AsJson = False) -> None:
+    """Bring the schema of the database to the one that this version needs."""
+    database = _database(context)
+    before = database.revision()
+    database.upgrade()
+    after = database.revision()
+    database.close()
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before == after:
+        console().print(f"the schema is at {after} already")
+    else:
+        console().print(f"the schema went from {before or 'nothing'} to {after}")
+
+
+@app.command()
+def status(context: typer.Context, as_json: AsJson = False) -> None:
+    """Say at which revision the schema is. Exits with 5 when it is not the one that this version needs."""
+    database = _database(context)
+    revision, head = database.revision(), head_revision()
+    if as_json:
+        print_json({"revision": revision, "needed": head})
+    else:
+        console().print(f"the schema is at {revision or 'nothing'}, this version needs {head}")
+    database.close()
+    if revision != head:
+        raise typer.Exit(5)
+
+
+def _database(context: typer.Context) -> Database:
+    settings = settings_of(context)
+    url = addresses.find_database(settings)
+    if url is None:
+        message = "no database is set, and no embedded one runs on the data directory"
+        raise InvalidSettings([Problem("database_url", message, "ARRIERO_DATABASE_URL=postgresql://…")])
+    return Database(url, pool_size=1)

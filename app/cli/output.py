@@ -1,0 +1,93 @@
+"""Output of the command: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from app.kernel.settings import Loaded, Settings
+
+#: An option of every command that prints a table.
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+#: How states look.
+STYLES: Mapping[str, str] = {
+    "succeeded": "green",
+    "failed": "bold red",
+    "cancelled": "yellow",
+    "cancelling": "yellow",
+    "skipped": "dim",
+    "running": "cyan",
+    "waiting": "magenta",
+    "ready": "blue",
+    "queued": "blue",
+    "pending": "dim",
+}
+
+
+def settings_of(context: typer.Context) -> Settings:
+    """The settings that the root command has loaded."""
+    loaded: Loaded = context.obj
+    return loaded.settings
+
+
+def print_json(value: Any) -> None:
+    """One JSON document."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def table(columns: Sequence[str], *, right: Sequence[str] = ()) -> Table:
+    """A plain table; the columns named in `right` are aligned there."""
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def state(name: str) -> Text:
+    """A state in its colour."""
+    return Text(name, STYLES.get(name, ""))
+
+
+def seconds(value: float | None) -> str:
+    """A duration as people read it."""
+    if value is None:
+        return "-"
+    if value < 10:
+        return f"{value:.2f} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{value / 60:.1f} min"
+
+
+def ago(instant: str | None, now: datetime) -> str:
+    """How long ago an instant of the API was."""
+    if instant is None:
+        return "-"
+    passed = now - datetime.fromisoformat(instant).astimezone(UTC)
+    return f"{seconds(max(passed.total_seconds(), 0))} ago"
+
+
+def shortened(value: Any, width: int = 100) -> str:
+    """A value in one line."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def console() -> Console:
+    """Standard output; wide where no terminal bounds it."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def notes() -> Console:
+    """Standard error."""
+    return Console(stderr=True, highlight=False)

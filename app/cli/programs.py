@@ -1,0 +1,118 @@
+"""The programs that `arriero up` starts together, one by one: for a service manager, or a second terminal."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Annotated, NoReturn
+
+import typer
+import uvicorn
+
+from app.api.main import create_app
+from app.cli.output import console, print_json, settings_of
+from app.kernel import addresses, log
+from app.kernel.settings import Settings, environment_of
+
+#: The modules that worker programs run. `app` never imports `workers`: it starts them.
+_WORKERS = "workers.programs"
+
+
+def api(context: typer.Context) -> None:
+    """
+    Serve the HTTP API, until SIGTERM.
+
+    Any number may run, on any hosts, over one database and one broker. The address is set by api.host and api.port.
+    """
+    settings = settings_of(context)
+    log.configure(settings.log)
+    serving = create_app(settings)
+    uvicorn.run(
+        serving,
+        host=settings.api.host,
+        port=settings.api.port,
+        log_config=None,
+        access_log=settings.log.level == "debug",
+        timeout_graceful_shutdown=5,
+    )
+
+
+def control(
+    context: typer.Context,
+    name: Annotated[str, typer.Option(help="The worker's name; unique on its host.")] = "control",
+) -> None:
+    """
+    Run a control worker: scheduled jobs, and steps that need no model.
+
+    Any number may run, on any hosts. SIGTERM lets it finish what it holds.
+    """
+    _become(settings_of(context), [_WORKERS, "control", name])
+
+
+def beat(context: typer.Context) -> None:
+    """
+    Run the clock of the scheduled jobs.
+
+    A second one stands by: a lock in the broker lets one of them tick.
+    """
+    _become(settings_of(context), [_WORKERS, "beat"])
+
+
+def pool(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalogue, such as smollm2:135m.")],
+    device: Annotated[
+        str, typer.Option(help="cpu, or the GPUs to pin by CUDA's ids or UUIDs, such as 0 or GPU-5ef….")
+    ] = "cpu",
+) -> None:
+    """
+    Run a pool: one process that holds a model and does the steps that need it.
+
+    The device is pinned before llama.cpp is loaded. SIGTERM lets it finish what it holds, within
+    pools.drain_timeout; what is not finished goes back.
+    """
+    pinned = {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
+    _become(settings_of(context), [_WORKERS, "pool", model, device], pinned)
+
+
+def flower(context: typer.Context) -> None:
+    """
+    Run Flower, the page that watches the Celery workers.
+
+    It listens on flower.host and flower.port. What it knows is kept in memory and begins anew with it;
+    the durable story of every step is in `arriero runs show`.
+    """
+    settings = settings_of(context)
+    arguments = ["celery", "-A", "workers.main", "flower", f"--address={settings.flower.host}"]
+    _become(settings, [*arguments, f"--port={settings.flower.port}", "--task_runtime_metric_buckets=0.1,1,10,60,600"])
+
+
+def print_version(version: str, *, as_json: bool) -> None:
+    """The versions that a report of a fault needs."""
+    parts = {
+        "arriero": version,
+        "python": platform.python_version(),
+        "llama-cpp-python": metadata.version("llama-cpp-python"),
+        "celery": metadata.version("celery"),
+        "platform": platform.platform(),
+    }
+    if as_json:
+        print_json(parts)
+        return
+    for name, value in parts.items():
+        console().print(f"{name} {value}")
+
+
+def _become(settings: Settings, module: Sequence[str], more: Mapping[str, str] | None = None) -> NoReturn:
+    """Replace this process by `python -m module`, with the settings and the servers' addresses in its environment."""
+    servers = addresses.of(settings)
+    environment = environment_of(settings) | {
+        "ARRIERO_DATABASE_URL": servers.database_url,
+        "ARRIERO_REDIS_URL": servers.redis_url,
+        **(more or {}),
+    }
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", *module], environment)  # noqa: S606 a program of ours

@@ -1,0 +1,286 @@
+"""`arriero run`, `arriero submit` and `arriero runs`: start runs and look at them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from app.cli.client import Client, connected
+from app.cli.output import (
+    AsJson,
+    ago,
+    console,
+    notes,
+    print_json,
+    seconds,
+    settings_of,
+    shortened,
+    state,
+    table,
+)
+from app.kernel import clock
+from app.kernel.errors import InvalidInput, NotFound, Problem
+from app.workflows import source
+from app.workflows.run import FINAL_RUNS, RunState
+
+app = typer.Typer(no_args_is_help=True, help="Runs: list, show, watch, cancel.")
+
+#: Seconds between two looks at a run.
+_PAUSE = 0.3
+
+Flow = Annotated[
+    str,
+    typer.Argument(metavar="FLOW", help="A workflow: the path of a YAML or JSON file, or the name of a stored one."),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", "-i", metavar="NAME=VALUE", help="An input; NAME=@FILE reads a file. Read as its schema's type."
+    ),
+]
+InputFile = Annotated[
+    Path | None, typer.Option("--inputs", metavar="FILE", help="All inputs from a YAML or JSON file.", dir_okay=False)
+]
+Key = Annotated[
+    str | None, typer.Option("--key", help="An Idempotency-Key: the same key gives the same run, never a second one.")
+]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The id of a run.")]
+
+
+def run(
+    context: typer.Context,
+    flow: Flow,
+    inputs: Inputs = None,
+    input_file: InputFile = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Run a workflow, watch it, and print its output.
+
+    Exits with 1 when the run fails or is cancelled. Ctrl-C leaves the watching; the run goes on.
+    """
+    with connected(settings_of(context)) as client:
+        submitted = _submit(client, flow, inputs, input_file, key)
+        final = _watch(client, submitted["id"], quiet=as_json)
+    if as_json:
+        print_json(final)
+    else:
+        _print_result(final)
+    _exit_by(final)
+
+
+def submit(
+    context: typer.Context,
+    flow: Flow,
+    inputs: Inputs = None,
+    input_file: InputFile = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a run and print its id; it goes on by itself."""
+    with connected(settings_of(context)) as client:
+        submitted = _submit(client, flow, inputs, input_file, key)
+    if as_json:
+        print_json(submitted)
+    else:
+        typer.echo(submitted["id"])
+
+
+@app.command("list")
+def list_runs(
+    context: typer.Context,
+    states: Annotated[
+        list[RunState] | None, typer.Option("--state", help="Only runs in this state. May be repeated.")
+    ] = None,
+    workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="At most so many.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, the newest first."""
+    with connected(settings_of(context)) as client:
+        page = client.get("/v1/runs", state=states, workflow=workflow, limit=limit, cursor=cursor)
+    if as_json:
+        print_json(page)
+        return
+    printed = table(("run", "workflow", "state", "steps", "tokens", "submitted"), right=("steps", "tokens"))
+    now = clock.now()
+    for row in page["runs"]:
+        steps, tokens = f"{row['steps_succeeded']}/{row['steps']}", str(row["tokens_out"])
+        printed.add_row(row["id"], row["workflow"], state(row["state"]), steps, tokens, ago(row["created_at"], now))
+    console().print(printed)
+    if page["next_cursor"]:
+        notes().print(f"more: arriero runs list --cursor {page['next_cursor']}", style="dim")
+
+
+@app.command()
+def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """Show a run: its steps, their attempts, times, tokens and outputs, and the story of a failure."""
+    with connected(settings_of(context)) as client:
+        found = client.get(f"/v1/runs/{run_id}")
+    if as_json:
+        print_json(found)
+        return
+    console().print(_progress(found))
+    _print_attempts(found)
+    _print_result(found)
+
+
+@app.command()
+def watch(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """Watch a run until it ends. Exits with 1 when it fails or is cancelled."""
+    with connected(settings_of(context)) as client:
+        final = _watch(client, run_id, quiet=as_json)
+    if as_json:
+        print_json(final)
+    else:
+        _print_result(final)
+    _exit_by(final)
+
+
+@app.command()
+def cancel(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """Cancel a run. What runs stops at its next token; until then the run is cancelling."""
+    with connected(settings_of(context)) as client:
+        answer = client.post(f"/v1/runs/{run_id}/cancel")
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(f"{answer['id']} is {answer['state']}")
+
+
+def submission_of(client: Client, flow: str, given: Sequence[str], file: Path | None) -> dict[str, Any]:
+    """The body of a submission: a file as a definition, a name as it is, inputs read as their schemas' types."""
+    path = Path(flow)
+    body: dict[str, Any]
+    if path.suffix in {".yaml", ".yml", ".json"} or path.exists():
+        if not path.is_file():
+            raise NotFound("file", flow)
+        text = path.read_text(encoding="utf-8")
+        schemas = _schemas(source.read(text).data)
+        body = {"definition": text}
+    else:
+        schemas = client.get(f"/v1/workflows/{flow}")["inputs"]
+        body = {"workflow": flow}
+    inputs = _from_file(file) if file is not None else {}
+    for pair in given:
+        name, value = _input(pair, schemas)
+        inputs[name] = value
+    return body | {"inputs": inputs}
+
+
+def _submit(client: Client, flow: str, given: list[str] | None, file: Path | None, key: str | None) -> Any:
+    body = submission_of(client, flow, given or (), file)
+    return client.post("/v1/runs", body, {"Idempotency-Key": key} if key else None)
+
+
+def _schemas(data: Any) -> Mapping[str, Any]:
+    inputs = data.get("inputs") if isinstance(data, dict) else None
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise NotFound("file", str(path))
+    data = source.read(path.read_text(encoding="utf-8")).data
+    if not isinstance(data, dict):
+        raise InvalidInput([Problem(str(path), "the file holds no mapping", "a mapping of names to values")], "inputs")
+    return data
+
+
+def _input(pair: str, schemas: Mapping[str, Any]) -> tuple[str, Any]:
+    name, mark, text = pair.partition("=")
+    if not mark:
+        raise InvalidInput([Problem("--input", f"{pair!r} has no '='", "NAME=VALUE or NAME=@FILE")], "inputs")
+    if text.startswith("@"):
+        file = Path(text[1:])
+        if not file.is_file():
+            raise NotFound("file", str(file))
+        text = file.read_text(encoding="utf-8")
+    schema = schemas.get(name)
+    kind = schema.get("type") if isinstance(schema, dict) else None
+    if kind == "string" or (isinstance(kind, list) and "string" in kind):
+        return name, text
+    try:
+        return name, yaml.safe_load(text)
+    except yaml.YAMLError:
+        return name, text
+
+
+def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
+    """Look at a run until it ends; draw it at a terminal."""
+    found: dict[str, Any] = client.get(f"/v1/runs/{run_id}")
+    out = notes()
+    if quiet or not out.is_terminal:
+        while found["state"] not in FINAL_RUNS:
+            time.sleep(_PAUSE)
+            found = client.get(f"/v1/runs/{run_id}")
+        return found
+    with Live(_progress(found), console=out, refresh_per_second=8) as live:
+        while found["state"] not in FINAL_RUNS:
+            time.sleep(_PAUSE)
+            found = client.get(f"/v1/runs/{run_id}")
+            live.update(_progress(found))
+    return found
+
+
+def _progress(found: Mapping[str, Any]) -> RenderableType:
+    head = Text.assemble("run ", (found["id"], "bold"), f" of {found['workflow']} is ", state(found["state"]))
+    printed = table(("step", "state", "model", "waited", "took", "tokens", "attempt"), right=("tokens", "attempt"))
+    for step in found["steps"]:
+        tokens = f"{step['tokens_in']} + {step['tokens_out']}" if step["model"] else ""
+        printed.add_row(
+            step["key"],
+            state(step["state"]),
+            step["model"] or "-",
+            seconds(step["waited_s"]),
+            seconds(step["took_s"]),
+            tokens,
+            str(step["attempt"] or "-"),
+        )
+    return Group(head, printed)
+
+
+def _print_attempts(found: Mapping[str, Any]) -> None:
+    rows = [
+        (step["key"], attempt)
+        for step in found["steps"]
+        for attempt in step["attempts"]
+        if attempt["outcome"] not in (None, "succeeded")
+    ]
+    if not rows:
+        return
+    console().print()
+    printed = table(("step", "attempt", "outcome", "worker", "what happened"))
+    for key, attempt in rows:
+        told = attempt["message"] or ""
+        if attempt["text"]:
+            told += f" - the model wrote: {shortened(attempt['text'], 200)}"
+        printed.add_row(key, str(attempt["attempt"]), attempt["outcome"], attempt["worker"], told)
+    console().print(printed)
+
+
+def _print_result(found: Mapping[str, Any]) -> None:
+    if found["state"] == RunState.SUCCEEDED:
+        for key, value in (found["output"] or {}).items():
+            console().print(f"\n[bold]{key}[/]")
+            text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+            console().print(text, markup=False)
+    elif found["error"]:
+        notes().print(f"\n[bold red]{found['state']}:[/] ", end="")
+        notes().print(found["error"]["message"], markup=False)
+
+
+def _exit_by(found: Mapping[str, Any]) -> None:
+    if found["state"] != RunState.SUCCEEDED:
+        raise typer.Exit(1)

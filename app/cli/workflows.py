@@ -1,0 +1,72 @@
+"""`arriero workflows`: store, list and check workflows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.cli.client import connected
+from app.cli.output import AsJson, console, print_json, settings_of, table
+from app.fleet import files
+from app.kernel.errors import NotFound
+from app.workflows import check as checks
+from app.workflows.check import Catalogued
+
+app = typer.Typer(no_args_is_help=True, help="Workflows: list, show, store, check.")
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A workflow in YAML or JSON.")]
+
+
+@app.command("list")
+def list_workflows(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the newest version of each workflow. Version 0 comes with Arriero."""
+    with connected(settings_of(context)) as client:
+        found = client.get("/v1/workflows")
+    if as_json:
+        print_json(found)
+        return
+    printed = table(("workflow", "version", "steps", "inputs", "models", "description"), right=("version", "steps"))
+    for row in found["workflows"]:
+        inputs, models = ", ".join(row["inputs"]), ", ".join(row["models"])
+        printed.add_row(row["name"], str(row["version"]), str(row["steps"]), inputs, models, row["description"])
+    console().print(printed)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a workflow.")],
+    version: Annotated[int | None, typer.Option(help="A version; the newest without it.")] = None,
+) -> None:
+    """Print a workflow as JSON: its definition and its versions."""
+    with connected(settings_of(context)) as client:
+        print_json(client.get(f"/v1/workflows/{name}", version=version))
+
+
+@app.command()
+def put(context: typer.Context, file: File, as_json: AsJson = False) -> None:
+    """Store a workflow as the newest version of its name. What is the newest version already stays it."""
+    text = _read(file)
+    name = checks.parse(text).workflow
+    with connected(settings_of(context)) as client:
+        stored = client.put_text(f"/v1/workflows/{name}", text, "application/yaml")
+    if as_json:
+        print_json(stored)
+    else:
+        typer.echo(f"{stored['name']} version {stored['version']}")
+
+
+@app.command()
+def check(context: typer.Context, file: File) -> None:
+    """Check a workflow without a server: its graph, templates, schemas and models."""
+    catalog = files.read_catalog(settings_of(context).catalog.files)
+    definition = checks.parse(_read(file), Catalogued(frozenset(catalog.names)))
+    typer.echo(f"{definition.workflow} can run: {len(definition.steps)} steps, models {', '.join(definition.models())}")
+
+
+def _read(file: Path) -> str:
+    if not file.is_file():
+        raise NotFound("file", str(file))
+    return file.read_text(encoding="utf-8")

@@ -1,0 +1,194 @@
+"""
+The header of a model's file: what the model is, and how many bytes its weights have, without loading it.
+
+The parts of a split model are read as one; a part that is missing is named.
+A number that the file does not give is None, and is not guessed.
+
+How a file is read, and when it is refused as damaged, is said in `gguf_file`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import LlamaFileType
+
+from app.fleet import gguf_file
+from app.fleet.gguf_file import Container, Tensor
+from app.fleet.source import split_number, split_parts
+from app.kernel.errors import ModelFileDamaged, ModelFileMissing
+
+#: Eight times llama.cpp's own limit, LLAMA_MAX_LAYERS.
+_MAX_LAYERS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header of a model says. A number that the file does not give is None."""
+
+    #: The file, or all parts of a split model in their order.
+    parts: tuple[Path, ...]
+    version: int
+    #: The model's own name, or the name of its file.
+    name: str
+    architecture: str
+    #: `model`, `adapter`, `mmproj`, `imatrix`; as `general.type` says, else by the architecture.
+    kind: str
+    #: As llama.cpp names it: `Q4_K_M`; without such a name, the type with the most bytes.
+    quantisation: str
+    #: As the publisher writes it: `135M`.
+    size_label: str | None
+    licence: str | None
+    #: Tokens with which the model was trained.
+    context_length: int | None
+    layers: int | None
+    embedding_length: int | None
+    #: Attention heads of each layer; 0 in a layer without attention.
+    heads: tuple[int, ...]
+    #: Heads of the cache in each layer.
+    kv_heads: tuple[int, ...]
+    #: Values of one head's key and of its value.
+    key_length: int | None
+    value_length: int | None
+    #: Tokens that the sliding layers look back; None without such layers.
+    sliding_window: int | None
+    experts: int | None
+    experts_used: int | None
+    #: Kind of the tokenizer: `gpt2`, `llama`, `bert`.
+    tokenizer: str | None
+    vocabulary: int | None
+    chat_template: str | None
+    parameters: int
+    #: Bytes of all parts.
+    file_bytes: int
+    #: Bytes of all tensors, without padding.
+    tensor_bytes: int
+    tensors: tuple[Tensor, ...] = field(repr=False)
+    #: Every key but the tokenizer's lists and other long arrays.
+    metadata: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The file that llama.cpp is given: the first part."""
+        return self.parts[0]
+
+    @property
+    def pools(self) -> bool:
+        """Whether the file says how embeddings are pooled: a model made for embedding."""
+        return bool(self.metadata.get(f"{self.architecture}.pooling_type"))
+
+
+def read(path: Path) -> Header:
+    """
+    The header of the model in `path`; of a split model, `path` is the first part and the others lie beside it.
+
+    Raises ModelFileMissing for a file or a part that is not there, and ModelFileDamaged with the reason for one that
+    cannot be served.
+    """
+    first = gguf_file.read(path)
+    count = first.metadata.get("split.count")
+    if not isinstance(count, int) or count < 2:
+        return _header((first,))
+    number = split_number(path.name)
+    if number is None or number[1] != count:
+        raise ModelFileDamaged(
+            path, f"it is one of {count} parts, but its name does not end in -00001-of-{count:05}.gguf"
+        )
+    if number[0] != 1:
+        raise ModelFileDamaged(path, f"it is part {number[0]} of {count}; name the first part")
+    others = [path.with_name(name) for name in split_parts(path.name)[1:]]
+    if missing := [part.name for part in others if not part.is_file()]:
+        raise ModelFileMissing(f"{path} has {count} parts, and there is no {', '.join(missing)} beside it")
+    pieces = (first, *(gguf_file.read(part) for part in others))
+    wanted, found = first.metadata.get("split.tensors.count"), sum(len(piece.tensors) for piece in pieces)
+    if isinstance(wanted, int) and wanted != found:
+        raise ModelFileDamaged(path, f"it says that the model has {wanted} tensors, its {count} parts have {found}")
+    return _header(pieces)
+
+
+def check(path: Path) -> None:
+    """
+    Refuse a file that is not a whole GGUF file, or a part of one.
+
+    Raises what `read` raises, but asks neither for other parts nor for a model that can be served.
+    """
+    gguf_file.read(path)
+
+
+def _header(pieces: tuple[Container, ...]) -> Header:
+    first = pieces[0]
+    values = first.metadata
+    architecture = values.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        raise ModelFileDamaged(first.path, "it does not name its architecture (general.architecture)")
+
+    def number(key: str) -> int | None:
+        value = values.get(f"{architecture}.{key}")
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def text(key: str) -> str | None:
+        value = values.get(key)
+        return value if isinstance(value, str) and value else None
+
+    tensors = tuple(tensor for piece in pieces for tensor in piece.tensors)
+    layers = number("block_count")
+    if layers is not None and layers > _MAX_LAYERS:
+        raise ModelFileDamaged(first.path, f"it says that it has {layers:,} layers; its header is garbled")
+    heads = _per_layer(values.get(f"{architecture}.attention.head_count"), layers)
+    kv_heads = _per_layer(values.get(f"{architecture}.attention.head_count_kv"), layers) or heads
+    width = number("embedding_length")
+    head_width = width // max(heads) if width and any(heads) else None
+    vocabulary = first.lengths.get("tokenizer.ggml.tokens", number("vocab_size"))
+    kind = text("general.type") or ("mmproj" if architecture == "clip" else "model")
+    return Header(
+        parts=tuple(piece.path for piece in pieces),
+        version=first.version,
+        name=text("general.name") or first.path.stem,
+        architecture=architecture,
+        kind="mmproj" if architecture == "clip" else kind,
+        quantisation=_quantisation(values.get("general.file_type"), tensors),
+        size_label=text("general.size_label"),
+        licence=text("general.license"),
+        context_length=number("context_length"),
+        layers=layers,
+        embedding_length=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        key_length=number("attention.key_length") or head_width,
+        value_length=number("attention.value_length") or head_width,
+        sliding_window=number("attention.sliding_window") or None,
+        experts=number("expert_count") or None,
+        experts_used=number("expert_used_count") or None,
+        tokenizer=text("tokenizer.ggml.model"),
+        vocabulary=vocabulary,
+        chat_template=text("tokenizer.chat_template"),
+        parameters=sum(tensor.elements for tensor in tensors),
+        file_bytes=sum(piece.size for piece in pieces),
+        tensor_bytes=sum(tensor.size for tensor in tensors),
+        tensors=tensors,
+        metadata=values,
+    )
+
+
+def _per_layer(value: Any, layers: int | None) -> tuple[int, ...]:
+    """One number for each layer: the file gives one for all, or a list."""
+    if isinstance(value, tuple):
+        return value if all(isinstance(item, int) for item in value) else ()
+    return (value,) * (layers or 1) if isinstance(value, int) else ()
+
+
+def _quantisation(file_type: Any, tensors: tuple[Tensor, ...]) -> str:
+    if isinstance(file_type, int):
+        known = {int(item): item.name for item in LlamaFileType}
+        # llama.cpp adds the bit GUESSED where it took the type from the tensors.
+        name = known.get(file_type & ~int(LlamaFileType.GUESSED))
+        if name is not None:
+            return name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.type] += tensor.size
+    return sizes.most_common(1)[0][0] if sizes else "none"

@@ -1,0 +1,104 @@
+"""
+A model of the catalogue: its name, where its file comes from, and the numbers with which it is served.
+
+Every value is checked when the entry is made, and no unknown key is kept.
+
+Nothing here opens a file or a connection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints, model_validator
+
+from app.fleet.source import Entry, Source
+
+#: What llama.cpp takes as the type of a cache (`--cache-type-k`, `--cache-type-v`).
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+#: Types that hold each value in full; llama.cpp keeps any other V cache only with flash attention.
+_PLAIN_KV = frozenset({"f32", "f16", "bf16"})
+_NAME = r"^[a-z0-9][a-z0-9._-]*:[a-z0-9][a-z0-9._-]*$"
+_NAME_ACCEPTED = "family:size in lower case, such as 'qwen3:0.6b' (letters, digits, '.', '_', '-'; 64 at the most)"
+
+
+def slug(name: str) -> str:
+    """
+    The name as queues, workers and metrics carry it: `smollm2:135m` is `smollm2-135m`.
+
+    Only letters, digits and single hyphens are left, so that a dot or a colon can separate it from other words.
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+class KvTypes(Entry):
+    """The types of the two halves of the cache. Smaller types need less memory and cost some precision."""
+
+    k: KvType = Field(default="f16", description="f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl")
+    v: KvType = Field(default="f16", description="f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl")
+
+
+class PromptProfile(Entry):
+    """How requests become text for this model, where it differs from what its file says."""
+
+    #: Jinja text in place of the template in the file.
+    chat_template: str | None = Field(default=None, min_length=1, description="a Jinja text")
+    #: `template` hands system messages to the template; `user` puts them before the first user message,
+    #: for templates that know no system role.
+    system: Literal["template", "user"] = Field(default="template", description="template or user")
+    #: Values that the template can read, such as `enable_thinking`.
+    arguments: Mapping[str, StrictBool | StrictInt | StrictFloat | str] = Field(
+        default_factory=dict, description="a table of texts, numbers and booleans"
+    )
+    #: Added to the stop texts of each request.
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), description="a list of texts")
+    #: Put before a text that is embedded in order to search.
+    query_prefix: str = Field(default="", description="a text")
+    #: Put before a text that is embedded in order to be found.
+    document_prefix: str = Field(default="", description="a text")
+
+
+_UseCase = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=32)]
+
+
+class Model(Entry):
+    """One entry of the catalogue."""
+
+    name: Annotated[str, StringConstraints(pattern=_NAME, max_length=64)] = Field(description=_NAME_ACCEPTED)
+    source: Source = Field(description="a table with exactly one of the keys path, package, url, hf")
+    description: str = Field(default="", description="a text")
+    #: As the publisher writes it: an SPDX id where there is one.
+    licence: str = Field(default="", description="a text, such as 'Apache-2.0'")
+    use_cases: tuple[_UseCase, ...] = Field(
+        min_length=1,
+        description="a list of words in lower case, such as chat, extract, classify, summarise, complete, embed",
+    )
+    #: Tokens that one slot can hold, prompt and answer together.
+    context: StrictInt = Field(default=4096, ge=32, le=16_777_216, description="tokens of one slot, 32 to 16777216")
+    #: Requests that one pool works on at the same time.
+    slots: StrictInt = Field(default=4, ge=1, le=256, description="a whole number from 1 to 256")
+    kv: KvTypes = Field(default=KvTypes(), description="a table such as { k = 'q8_0', v = 'q8_0' }")
+    flash_attention: Literal["auto", "on", "off"] = Field(default="auto", description="auto, on or off")
+    prompt: PromptProfile = Field(default=PromptProfile(), description="a table")
+
+    @model_validator(mode="after")
+    def _can_quantise_v(self) -> Self:
+        if self.flash_attention == "off" and self.kv.v not in _PLAIN_KV:
+            raise ValueError(
+                f"kv.v is {self.kv.v}, which llama.cpp keeps only with flash attention: "
+                "set flash_attention to 'auto' or 'on', or kv.v to f16"
+            )
+        return self
+
+    @property
+    def slug(self) -> str:
+        """The name as queues and workers carry it."""
+        return slug(self.name)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the model gives embeddings rather than text."""
+        return "embed" in self.use_cases

@@ -1,0 +1,41 @@
+"""Prompts: a step of a workflow as a request to an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from app.inference.requests import GenerateRequest, Message, PriorityClass, Sampling
+from app.workflows import expressions
+from app.workflows.definition import GenerateStep, MessageTemplate
+
+
+def request_of(step: GenerateStep, data: Mapping[str, Any], *, priority: str, attempt: int) -> GenerateRequest:
+    """
+    The request of a step over `inputs` and `steps`.
+
+    A given seed is used as it is by the first attempt and moved on by each further one: a text that was refused
+    would only come back.
+
+    Raises StepFailure when a template cannot be rendered.
+    """
+    sampling = replace(Sampling(), **step.sampling.model_dump(exclude_none=True))
+    if sampling.seed is not None:
+        sampling = replace(sampling, seed=(sampling.seed + attempt - 1) % 2**32)
+    return GenerateRequest(
+        messages=tuple(Message(part.role, expressions.render(part.content, data)) for part in _messages(step)),
+        prompt=expressions.render(step.prompt, data) if step.prompt is not None and not step.chat else None,
+        max_tokens=step.max_tokens,
+        sampling=sampling,
+        stop=step.stop,
+        schema=step.output.schema_ if step.output else None,
+        priority=PriorityClass(priority),
+    )
+
+
+def _messages(step: GenerateStep) -> tuple[MessageTemplate, ...]:
+    if step.prompt is None or not step.chat:
+        return step.messages
+    system = (MessageTemplate(role="system", content=step.system),) if step.system else ()
+    return (*system, MessageTemplate(role="user", content=step.prompt))

@@ -1,0 +1,51 @@
+"""
+Addresses: where Postgres and the broker are, for a program that did not start them.
+
+They are those of the settings; else those of the embedded servers, while a process tree holds the data directory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.kernel import embedded
+from app.kernel.errors import Unavailable
+from app.kernel.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the servers are. Both hold passwords."""
+
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+
+
+def of(settings: Settings) -> Addresses:
+    """
+    The addresses of both servers.
+
+    Raises Unavailable, saying which is not known and what would make it known.
+    """
+    database, redis = find_database(settings), find_redis(settings)
+    if database is None or redis is None:
+        missing = [name for name, url in (("DATABASE_URL", database), ("REDIS_URL", redis)) if url is None]
+        raise Unavailable(
+            f"no server runs on {settings.data_dir}: start everything with `arriero up`, "
+            f"or set {' and '.join(f'ARRIERO_{name}' for name in missing)}"
+        )
+    return Addresses(database, redis)
+
+
+def find_database(settings: Settings) -> str | None:
+    """The address of Postgres, or None."""
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    return embedded.find_postgres_url(settings.data_dir)
+
+
+def find_redis(settings: Settings) -> str | None:
+    """The address of the broker, or None."""
+    if settings.redis_url is not None:
+        return settings.redis_url.get_secret_value()
+    return embedded.find_valkey_url(settings.data_dir)

@@ -1,0 +1,180 @@
+r"""
+The broker: the Celery application, the names of queues, and messages that follow a commit.
+
+A message is a hint: it names a task and a few ids, and losing it loses nothing.
+Messages are acknowledged when taken and never prefetched; results are never kept; delays never live here.
+
+Redis keys, all made by Celery and RedBeat:
+    control, io, model.<slug>   lists: the waiting messages of priority 0, the first served
+    <queue>\x06\x16<n>            lists: those of priority n
+    unacked*                    messages between the broker's hand and the worker's
+    redbeat:*                   the schedule and the lock of beat
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from app.kernel import log
+from app.kernel.errors import BrokerUnreachable
+from app.kernel.settings import BrokerSettings
+
+_log = log.get(__name__)
+
+#: Scheduled jobs.
+CONTROL_QUEUE = "control"
+#: Steps that need no model.
+IO_QUEUE = "io"
+
+#: Priorities of messages; Redis keeps a list for each, and smaller goes first.
+PRIORITIES: Mapping[str, int] = {"interactive": 0, "standard": 3, "batch": 6}
+_PRIORITY_STEPS = tuple(PRIORITIES.values())
+_SEPARATOR = "\x06\x16"
+
+
+def model_queue(slug: str) -> str:
+    """The queue of the steps that need the model."""
+    return f"model.{slug}"
+
+
+class Publisher(Protocol):
+    """Sends messages."""
+
+    def publish(
+        self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard", told: str = ""
+    ) -> bool:
+        """
+        Send a message; False, and a line in the log, when the broker cannot be reached.
+
+        `told` is what Flower shows instead of the arguments.
+        """
+
+    def depth(self, queue: str) -> int:
+        """Messages that wait in the queue. Raises BrokerUnreachable."""
+
+
+class CeleryPublisher:
+    """Sends through a Celery application."""
+
+    def __init__(self, app: Celery, redis_url: str) -> None:
+        self._app = app
+        self._redis = redis.Redis.from_url(
+            redis_url, socket_connect_timeout=5, socket_timeout=10, health_check_interval=30, protocol=2
+        )
+
+    def publish(
+        self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard", told: str = ""
+    ) -> bool:
+        """
+        Send a message; False, and a line in the log, when the broker cannot be reached.
+
+        `told` is what Flower shows instead of the arguments.
+        """
+        try:
+            self._app.send_task(
+                task,
+                args=args,
+                queue=queue,
+                priority=PRIORITIES[priority],
+                ignore_result=True,
+                argsrepr=told or repr(tuple(args)),
+                kwargsrepr="",
+            )
+        except (OperationalError, redis.RedisError, OSError) as error:
+            _log.warning("message_not_sent", task=task, queue=queue, error=str(error))
+            return False
+        return True
+
+    def depth(self, queue: str) -> int:
+        """Messages that wait in the queue. Raises BrokerUnreachable."""
+        try:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for step in _PRIORITY_STEPS:
+                    pipeline.llen(f"{queue}{_SEPARATOR}{step}" if step else queue)
+                return sum(pipeline.execute())
+        except redis.RedisError as error:
+            raise BrokerUnreachable(f"the broker cannot be reached: {error}") from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+        self._app.close()
+
+    def ping(self) -> None:
+        """Raises BrokerUnreachable unless the broker answers."""
+        try:
+            self._redis.ping()
+        except redis.RedisError as error:
+            raise BrokerUnreachable(f"the broker cannot be reached: {error}") from error
+
+
+def celery_app(redis_url: str, settings: BrokerSettings, schedule: Mapping[str, Any] | None = None) -> Celery:
+    """
+    The Celery application, with the settings that were measured to lose least (app/decisions.md, 4).
+
+    `redis_url` may be any address that redis-py reads. `schedule` is what beat sends, for the program of beat.
+    """
+    app = Celery("arriero", set_as_current=False)
+    app.conf.update(
+        broker_url=_kombu_url(redis_url),
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": settings.visibility_timeout.total_seconds(),
+            # The sweep for unacknowledged messages runs each 5 s, not each 100 s.
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "priority_steps": list(_PRIORITY_STEPS),
+            "queue_order_strategy": "priority",
+            "sep": _SEPARATOR,
+            "socket_keepalive": True,
+            "socket_timeout": settings.socket_timeout.total_seconds(),
+            "socket_connect_timeout": 5,
+            "health_check_interval": 15,
+            # RESP3 makes Valkey count an error for each connection.
+            "protocol": 2,
+        },
+        broker_heartbeat=0,
+        task_acks_late=False,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        result_backend=None,
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=True,
+        task_send_sent_event=False,
+        task_track_started=False,
+        task_create_missing_queues=True,
+        task_default_queue=CONTROL_QUEUE,
+        task_default_priority=PRIORITIES["standard"],
+        task_publish_retry=True,
+        task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2},
+        task_serializer="json",
+        accept_content=["json"],
+        timezone="UTC",
+        enable_utc=True,
+        beat_schedule=dict(schedule or {}),
+        beat_scheduler="redbeat.RedBeatScheduler",
+        beat_max_loop_interval=1,
+        redbeat_redis_url=_kombu_url(redis_url),
+        redbeat_redis_options={"protocol": 2, "socket_connect_timeout": 5, "socket_timeout": 10},
+        redbeat_lock_timeout=timedelta(seconds=10).seconds,
+    )
+    return app
+
+
+def _kombu_url(url: str) -> str:
+    """Kombu knows the address of Valkey by Redis' name."""
+    for ours, theirs in (("valkeys://", "rediss://"), ("valkey://", "redis://")):
+        if url.startswith(ours):
+            return theirs + url.removeprefix(ours)
+    return url

@@ -1,0 +1,98 @@
+"""
+The embedded Valkey: every write in an append-only file, flushed to disk each second, never evicted.
+
+Its password stands in a configuration file that only the owner reads; the file is written anew at each start.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.kernel import private_file
+from app.kernel.embedded import carriers
+from app.kernel.embedded.data_directory import make_directory
+from app.kernel.embedded.endpoint import LOOPBACK, Endpoint
+from app.kernel.embedded.server import Server
+
+_CONFIGURATION = """\
+# Written by arriero at each start: changes made here are lost.
+bind {host}
+port {port}
+protected-mode yes
+requirepass {password}
+unixsocket ""
+daemonize no
+logfile ""
+always-show-logo no
+set-proc-title no
+tcp-backlog 128
+databases 16
+dir .
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory-policy noeviction
+"""
+
+
+def url_of(endpoint: Endpoint) -> str:
+    """`redis://:password@127.0.0.1:port/0`."""
+    return f"redis://:{endpoint.password}@{LOOPBACK}:{endpoint.port}/0"
+
+
+class ValkeyServer(Server):
+    """Valkey below its directory: `data` for the append-only file, beside it configuration, endpoint and log."""
+
+    name = "Valkey"
+    stop_signal = signal.SIGTERM
+    stop_deadline = timedelta(seconds=20)
+
+    @property
+    def data(self) -> Path:
+        """Where the append-only file lies."""
+        return self.directory / "data"
+
+    @property
+    def url(self) -> str:
+        """`redis://:password@127.0.0.1:port/0`. Raises ServerNotStarted before the first start."""
+        return url_of(self.endpoint)
+
+    def _prepare(self, limit: float) -> None:  # noqa: ARG002 making a directory takes no time
+        self._program = carriers.valkey_binary()
+        make_directory(self.data)
+
+    def _working_directory(self) -> Path:
+        return self.data
+
+    def _command(self) -> Sequence[str]:
+        file = self.directory / "valkey.conf"
+        endpoint = self.endpoint
+        text = _CONFIGURATION.format(host=LOOPBACK, port=endpoint.port, password=endpoint.password)
+        private_file.write(file, text)
+        return (str(self._program), str(file))
+
+    def _answers(self) -> bool:
+        # Protocol 2: with 3, redis-py's greeting is counted by Valkey as an error of every connection.
+        try:
+            with redis.Redis(
+                host=LOOPBACK,
+                port=self.endpoint.port,
+                password=self.endpoint.password,
+                protocol=2,
+                socket_timeout=1,
+                socket_connect_timeout=1,
+                retry=Retry(NoBackoff(), 0),
+            ) as client:
+                client.ping()  # refused while the data is being read, when INFO is not
+                # The pid: another server may have got the port at the last instant.
+                return bool(client.info("server")["process_id"] == self.pid)
+        except redis.RedisError as error:  # it is still loading, or not listening yet
+            self._obstacle = str(error)
+            return False

@@ -1,0 +1,1 @@
+"""Workflows: what clients define, and the durable runs of it."""

@@ -1,0 +1,37 @@
+"""
+Messages about steps: a hint that one can be taken.
+
+A message names a step and an attempt, and is sent once the transaction that made it true has committed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.kernel.broker import Publisher
+from app.kernel.database import Work
+
+#: The task that workers listen for.
+RUN_STEP = "workers.steps.run_step"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A step that is ready, for whoever works on its queue."""
+
+    step_id: UUID
+    attempt: int
+    queue: str
+    priority: str
+    #: Workflow and step, for people who watch the workers.
+    name: str
+
+
+def send_after_commit(work: Work, publisher: Publisher, message: Message) -> None:
+    """Send the message once the work has committed. If that fails, the sweep sends it again."""
+    told = f"{message.name} #{message.attempt}"
+    args = (str(message.step_id), message.attempt)
+    work.after_commit(
+        lambda: publisher.publish(RUN_STEP, args, queue=message.queue, priority=message.priority, told=told)
+    )

@@ -1,0 +1,63 @@
+"""
+Retry: what to do when an attempt fails. Should there be another? And when?
+
+A failure of the work counts against the step's own limit; the death of its worker against another, so that
+a step that kills whoever takes it is given up instead of going round for ever. A step handed back by a worker that
+stops counts against neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from app.kernel.errors import FailureReason
+from app.workflows.definition import Retry
+
+#: The holder left the work without failing at it.
+NOT_COUNTED = frozenset({FailureReason.WORKER_STOPPED, FailureReason.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How a step has fared so far, this attempt counted."""
+
+    #: Attempts that ended in a failure of the work.
+    failures: int
+    #: Attempts that ended with their worker's death.
+    losses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Another attempt, after a delay."""
+
+    delay: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No other attempt, and why."""
+
+    why: str
+
+
+def decide(rule: Retry, reason: FailureReason, record: Record, *, max_losses: int, chance: float) -> Again | GiveUp:
+    """
+    What follows a failed attempt. `chance` is in [0, 1).
+
+    Delays grow by `factor` up to `cap`, and each is drawn from the whole range below (full jitter),
+    so that steps that failed together do not come back together.
+    """
+    if reason in NOT_COUNTED:
+        return Again(timedelta(0))
+    if reason is FailureReason.WORKER_LOST:
+        if record.losses >= max_losses:
+            return GiveUp(f"{record.losses} workers died while they held it: it is not given to another")
+        return Again(timedelta(0))
+    if reason in rule.never_on:
+        return GiveUp(f"{reason} is not retried")
+    if record.failures >= rule.max_attempts:
+        return GiveUp(f"{record.failures} of {rule.max_attempts} attempts failed")
+    bound = min(rule.delay * rule.factor ** (record.failures - 1), rule.cap)
+    return Again(bound * chance)

@@ -1,0 +1,69 @@
+"""
+The sweep: what brings lost work back.
+
+It ends leases that ran out, sends steps whose delay is over, and sends messages again that nobody can find.
+Any number of sweeps may run at once: each change is guarded by the state that it replaces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from app.kernel import log
+from app.kernel.errors import BrokerUnreachable
+from app.workflows import store
+from app.workflows.messages import Message, send_after_commit
+from app.workflows.service import Runs
+
+_log = log.get(__name__)
+
+#: Steps of one kind in one sweep; the next one goes on.
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep found."""
+
+    lost: int
+    resumed: int
+    republished: int
+
+
+def sweep(runs: Runs, *, republish_after: timedelta, batch: int = BATCH) -> Swept:
+    """One sweep."""
+    with runs.database.work() as work:
+        expired, due = store.expired(work, batch), store.due(work, batch)
+    lost = sum(runs.lose(row.run_id, row.key, row.attempt) for row in expired)
+    resumed = sum(runs.resume(row.run_id, row.key, row.attempt) for row in due)
+    return Swept(lost, resumed, _republish(runs, republish_after, batch))
+
+
+def _republish(runs: Runs, age: timedelta, batch: int) -> int:
+    """
+    Send again what is ready and has no message.
+
+    A queue that holds at least as many messages as steps that were sent before `age` has lost none of them. One that
+    holds fewer has lost some; which, nobody can tell, so the oldest are sent again, and a message too many dies at
+    the claim.
+    """
+    with runs.database.work() as work:
+        queues = store.stale_queues(work, age)
+    sent = 0
+    for queue, steps in ((row.queue, row.steps) for row in queues):
+        try:
+            missing = steps - runs.publisher.depth(queue)
+        except BrokerUnreachable as error:
+            _log.warning("republish_postponed", queue=queue, steps=steps, error=str(error))
+            return sent
+        if missing <= 0:
+            continue
+        with runs.database.work() as work:
+            rows = store.touch_stale(work, queue, age, min(missing, batch))
+            for row in rows:
+                message = Message(row.id, row.attempt, row.queue, row.priority, f"{row.workflow}/{row.key}")
+                send_after_commit(work, runs.publisher, message)
+        sent += len(rows)
+        _log.warning("steps_republished", queue=queue, steps=len(rows))
+    return sent

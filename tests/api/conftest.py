@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api.main import serve
+from app.api.services import Services
+from app.fleet import files
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.settings import ApiSettings, Settings
+from app.workflows.service import Runs
+
+
+@pytest.fixture
+def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Services:
+    settings = Settings(data_dir=tmp_path, api=ApiSettings(max_body_bytes=64 * 1024))
+    return Services(settings, database, publisher, runs, files.read_catalog())
+
+
+@pytest.fixture
+def client(services: Services) -> TestClient:
+    """The API on the real database and broker; a defect is an answer here, as it is for a client."""
+    # Not entered: its life's end would close the database of the session.
+    return TestClient(serve(services), raise_server_exceptions=False)

@@ -1,0 +1,196 @@
+"""Runs over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api.services import Services
+from app.kernel.errors import FailureReason
+from app.workflows.outcomes import Failure, Success, Usage
+
+NOOP = {"workflow": "rest", "steps": [{"id": "a", "kind": "noop"}]}
+GREET = {
+    "workflow": "greet",
+    "inputs": {"name": {"type": "string", "minLength": 1}},
+    "steps": [{"id": "say", "kind": "generate", "model": "smollm2:135m", "prompt": "Greet {{ inputs.name }}."}],
+}
+
+
+def submit(client: TestClient, **body: Any) -> Any:
+    return client.post("/v1/runs", json=body)
+
+
+def problems(answer: Any) -> list[str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == answer.status_code
+    return [item["where"] for item in answer.json()["errors"]]
+
+
+def stored_runs(client: TestClient) -> int:
+    return len(client.get("/v1/runs").json()["runs"])
+
+
+def test_a_run_is_accepted_and_found_again(client: TestClient) -> None:
+    answer = submit(client, definition=GREET, inputs={"name": "Ada"})
+
+    assert answer.status_code == 202
+    run = answer.json()
+    assert answer.headers["location"] == f"/v1/runs/{run['id']}"
+    assert (run["state"], run["workflow"], run["version"]) == ("queued", "greet", None)
+    assert [(step["key"], step["state"], step["attempt"]) for step in run["steps"]] == [("say", "ready", 1)]
+    assert client.get(f"/v1/runs/{run['id']}").json() == run
+
+
+def test_a_finished_run_shows_its_attempts_times_and_tokens(client: TestClient, services: Services) -> None:
+    run = submit(client, definition=GREET, inputs={"name": "Ada"}).json()
+    taken = services.runs.claim(UUID(run["steps"][0]["id"]), 1, "w")
+    assert taken is not None
+    services.runs.succeed(taken, "w", Success("Hello Ada", Usage(12, 4)))
+
+    found = client.get(f"/v1/runs/{run['id']}").json()
+    assert found["state"] == "succeeded"
+    assert found["output"] == {"say": "Hello Ada"}
+    assert (found["tokens_in"], found["tokens_out"]) == (12, 4)
+    assert found["steps"][0]["attempts"][0]["outcome"] == "succeeded"
+    assert found["steps"][0]["took_s"] >= 0
+
+
+def test_text_that_breaks_the_schema_is_kept_for_inspection(client: TestClient, services: Services) -> None:
+    run = submit(client, definition=GREET, inputs={"name": "Ada"}).json()
+    taken = services.runs.claim(UUID(run["steps"][0]["id"]), 1, "w")
+    assert taken is not None
+    services.runs.fail(taken, "w", Failure(FailureReason.INVALID_OUTPUT, "no JSON", text="Sure! Here is"))
+
+    tried = client.get(f"/v1/runs/{run['id']}").json()["steps"][0]["attempts"][0]
+    assert (tried["outcome"], tried["text"]) == ("invalid_output", "Sure! Here is")
+
+
+def test_the_same_key_gives_the_same_run_and_another_content_conflicts(client: TestClient) -> None:
+    headers = {"Idempotency-Key": "order-7"}
+    first = client.post("/v1/runs", json={"definition": NOOP}, headers=headers)
+    second = client.post("/v1/runs", json={"definition": NOOP}, headers=headers)
+    other = client.post("/v1/runs", json={"definition": NOOP, "priority": "batch"}, headers=headers)
+
+    assert (first.status_code, second.status_code, other.status_code) == (202, 200, 409)
+    assert first.json()["id"] == second.json()["id"]
+    assert first.json()["id"] in other.json()["detail"]
+    assert stored_runs(client) == 1
+
+
+def test_a_run_of_a_named_workflow_takes_the_newest_version(client: TestClient) -> None:
+    client.put("/v1/workflows/rest", json=NOOP)
+    newer = {**NOOP, "description": "again"}
+    client.put("/v1/workflows/rest", json=newer)
+
+    assert submit(client, workflow="rest").json()["version"] == 2
+    assert submit(client, workflow="rest", version=1).json()["version"] == 1
+    assert submit(client, workflow="rest", version=3).status_code == 404
+
+
+def test_yaml_is_read_as_well(client: TestClient) -> None:
+    text = "definition:\n  workflow: rest\n  steps:\n    - {id: a, kind: noop}\n"
+    answer = client.post("/v1/runs", content=text, headers={"Content-Type": "application/yaml"})
+
+    assert answer.status_code == 202
+
+
+def test_pages_go_from_the_newest_to_the_oldest_without_gaps(client: TestClient) -> None:
+    made = [submit(client, definition=NOOP).json()["id"] for _ in range(5)]
+    first = client.get("/v1/runs", params={"limit": 2}).json()
+    second = client.get("/v1/runs", params={"limit": 2, "cursor": first["next_cursor"]}).json()
+    third = client.get("/v1/runs", params={"limit": 2, "cursor": second["next_cursor"]}).json()
+
+    listed = [run["id"] for page in (first, second, third) for run in page["runs"]]
+    assert listed == made[::-1]
+    assert third["next_cursor"] is None
+
+
+def test_lists_are_filtered(client: TestClient) -> None:
+    cancelled = submit(client, definition=NOOP).json()["id"]
+    submit(client, definition=GREET, inputs={"name": "x"})
+    client.post(f"/v1/runs/{cancelled}/cancel")
+
+    only = client.get("/v1/runs", params={"state": "cancelled"}).json()["runs"]
+    assert [(run["id"], run["steps"], run["steps_succeeded"]) for run in only] == [(cancelled, 1, 0)]
+    assert len(client.get("/v1/runs", params={"workflow": "greet"}).json()["runs"]) == 1
+    assert client.get("/v1/runs", params={"state": "done"}).status_code == 422
+
+
+def test_a_run_is_cancelled_once_and_stays_it(client: TestClient) -> None:
+    run = submit(client, definition=NOOP).json()["id"]
+
+    assert client.post(f"/v1/runs/{run}/cancel").json() == {"id": run, "state": "cancelled"}
+    assert client.post(f"/v1/runs/{run}/cancel").status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({}, ["workflow"]),
+        ({"workflow": "a", "definition": NOOP}, ["workflow"]),
+        ({"definition": NOOP, "version": 1}, ["version"]),
+        ({"definition": NOOP, "input": {}}, ["input"]),
+        ({"definition": NOOP, "priority": "urgent"}, ["priority"]),
+        ({"definition": NOOP, "inputs": []}, ["inputs"]),
+        ({"definition": GREET}, ["inputs.name"]),
+        ({"definition": GREET, "inputs": {"name": ""}}, ["inputs.name"]),
+        ({"definition": GREET, "inputs": {"name": 5}}, ["inputs.name"]),
+        ({"definition": GREET, "inputs": {"name": "x", "nam": "y"}}, ["inputs.nam"]),
+        (
+            {"definition": {"workflow": "x", "steps": [{"id": "a", "kind": "noop", "needs": ["b"]}]}},
+            ["steps[0].needs[0]"],
+        ),
+    ],
+)
+def test_wrong_submissions_name_the_field_and_store_nothing(client: TestClient, body: Any, where: list[str]) -> None:
+    answer = submit(client, **body)
+
+    assert answer.status_code == 422
+    assert problems(answer) == where
+    assert stored_runs(client) == 0
+
+
+def test_malformed_bodies_are_refused_with_their_line(client: TestClient) -> None:
+    answer = client.post("/v1/runs", content='{"definition": \n {]}', headers={"Content-Type": "application/json"})
+
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["line"] == 2
+
+
+def test_a_body_of_another_media_type_is_refused(client: TestClient) -> None:
+    answer = client.post("/v1/runs", content="<run/>", headers={"Content-Type": "text/xml"})
+
+    assert answer.status_code == 415
+    assert "application/yaml" in answer.text
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_bodies_past_the_limit_are_refused(client: TestClient, declared: bool) -> None:
+    big = b" " * (64 * 1024 + 1)
+    content = big if declared else iter([big[:40_000], big[40_000:]])
+    answer = client.post("/v1/runs", content=content, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code == 413
+    assert "65536 bytes" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/runs/00000000-0000-7000-8000-000000000000", "/v1/workflows/nothing", "/v1/models/no"]
+)
+def test_unknown_things_are_not_found(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+
+    assert answer.status_code == 404
+    problems(answer)
+
+
+def test_what_is_no_id_is_refused(client: TestClient) -> None:
+    assert problems(client.get("/v1/runs/seven")) == ["path.run_id"]
+
+
+def test_an_unknown_path_is_a_problem_too(client: TestClient) -> None:
+    assert client.get("/v2/runs").json()["type"] == "urn:arriero:error:http"

@@ -1,0 +1,60 @@
+"""The broker: measured settings, priorities, messages that follow a commit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import redis
+
+from app.kernel import broker
+from app.kernel.broker import PRIORITIES, CeleryPublisher, model_queue
+from app.kernel.errors import BrokerUnreachable
+from app.kernel.settings import BrokerSettings
+
+
+def test_the_measured_settings_are_in_force() -> None:
+    conf = broker.celery_app("redis://h:1/0", BrokerSettings()).conf
+
+    assert conf.task_acks_late is False
+    assert (conf.worker_disable_prefetch, conf.worker_prefetch_multiplier) == (True, 1)
+    assert conf.task_ignore_result is True
+    assert conf.broker_transport_options["visibility_timeout"] == 120
+    assert conf.broker_transport_options["unacked_restore_interval"] == 5
+    assert conf.accept_content == ["json"]
+
+
+def test_valkey_is_spoken_to_by_its_own_name() -> None:
+    assert broker.celery_app("valkeys://h:1/0", BrokerSettings()).conf.broker_url == "rediss://h:1/0"
+
+
+def test_each_priority_has_a_list_and_depth_counts_them_all(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
+    for priority in PRIORITIES:
+        assert publisher.publish("t", ("id", 1), queue="model.x", priority=priority, told="w/s")
+
+    assert sorted(valkey.keys("model.x*")) == ["model.x", "model.x\x06\x163", "model.x\x06\x166"]
+    assert publisher.depth("model.x") == 3
+
+
+def test_a_message_is_two_fields_and_a_short_story_for_flower(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
+    publisher.publish("workers.steps.run_step", ("id", 1), queue="io", told="triage/reply #1")
+    message = json.loads(valkey.lrange("io\x06\x163", 0, -1)[0])
+
+    assert message["headers"]["task"] == "workers.steps.run_step"
+    assert message["headers"]["argsrepr"] == "triage/reply #1"
+    assert len(json.dumps(message)) < 1200
+
+
+def test_a_broker_that_is_away_is_told_and_loses_no_caller() -> None:
+    nowhere = "redis://127.0.0.1:1/0"
+    publisher = CeleryPublisher(broker.celery_app(nowhere, BrokerSettings()), nowhere)
+
+    assert publisher.publish("t", (), queue="q") is False
+    for call in (publisher.ping, lambda: publisher.depth("q")):
+        with pytest.raises(BrokerUnreachable):
+            call()
+    publisher.close()
+
+
+def test_queues_are_named_by_slugs() -> None:
+    assert model_queue("smollm2-135m") == "model.smollm2-135m"

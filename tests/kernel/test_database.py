@@ -1,0 +1,115 @@
+"""The schema: rows and migrations agree, and nothing runs on another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import alembic.command
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from sqlalchemy import text
+from sqlmodel import SQLModel
+
+from app.api.main import create_app
+from app.kernel import database as databases
+from app.kernel.database import Database
+from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
+from app.kernel.settings import Settings
+from app.workflows import rows  # noqa: F401 they enter the metadata
+from workers.application import Application
+
+
+@pytest.fixture
+def empty(database_url: str) -> Iterator[Database]:
+    """A database with nothing in it."""
+    admin = Database(database_url, pool_size=1)
+    with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS fresh WITH (FORCE)"))
+        connection.execute(text("CREATE DATABASE fresh"))
+    made = Database(database_url.rpartition("/")[0] + "/fresh", pool_size=2)
+    yield made
+    made.close()
+    admin.close()
+
+
+def test_migrations_make_what_the_rows_say(empty: Database) -> None:
+    empty.upgrade()
+
+    with empty.work() as work:
+        context = MigrationContext.configure(work.connection, opts={"compare_server_default": True})
+        assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_every_migration_can_be_undone_and_done_again(empty: Database) -> None:
+    empty.upgrade()
+    with empty.work() as work:
+        config = databases._config()
+        config.attributes["connection"] = work.connection
+        alembic.command.downgrade(config, "base")
+    assert empty.revision() is None
+    empty.upgrade()
+    empty.require_head()
+
+
+def test_an_empty_database_is_refused_with_the_command_that_mends_it(empty: Database) -> None:
+    with pytest.raises(DatabaseBehind, match=r"none .empty.*`arriero db upgrade`"):
+        empty.require_head()
+
+
+def test_api_and_workers_refuse_a_schema_that_is_not_theirs(empty: Database, redis_url: str, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, database_url=SecretStr(empty.url), redis_url=SecretStr(redis_url))
+
+    with pytest.raises(DatabaseBehind):
+        create_app(settings)
+    with pytest.raises(DatabaseBehind):
+        Application(settings).start("w", threads=1)
+
+    empty.upgrade()
+    with TestClient(create_app(settings)) as client:
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_transaction_that_fails_leaves_nothing_and_sends_nothing(database: Database) -> None:
+    sent: list[str] = []
+
+    def fail() -> None:
+        with database.work() as work:
+            work.run(text("INSERT INTO definition (sha256, document) VALUES ('x', '{}')"))
+            work.after_commit(lambda: sent.append("message"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with database.work() as work:
+        assert work.rows(text("SELECT * FROM definition")) == []
+        work.after_commit(lambda: sent.append("after"))
+        assert sent == []
+
+    assert sent == ["after"]
+
+
+def test_a_database_that_is_away_is_our_error() -> None:
+    away = Database("postgresql://arriero:secret@127.0.0.1:1/arriero", pool_size=1)
+    with pytest.raises(DatabaseUnreachable) as caught, away.work():
+        pass
+
+    assert "secret" not in str(caught.value)
+    away.close()
+
+
+def test_connections_that_the_server_dropped_are_made_anew(database: Database) -> None:
+    other = Database(database.url, pool_size=1)
+    with other.work() as work:
+        pid = work.row(text("SELECT pg_backend_pid() AS pid")).pid
+    with database.work() as work:
+        work.run(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+
+    with pytest.raises(DatabaseUnreachable), other.work() as work:
+        work.row(text("SELECT 1"))
+    with other.work() as work:
+        assert work.row(text("SELECT 1 AS one")).one == 1
+    other.close()

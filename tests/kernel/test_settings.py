@@ -1,0 +1,139 @@
+"""Settings: four places, known origins, masked secrets, wrong values named."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from app.kernel import durations, settings
+from app.kernel.errors import InvalidSettings
+from app.kernel.settings import environment_of, load, masked_url, shown, values_of
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No arriero.toml of the checkout has a say."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(**given: str) -> str:
+    with pytest.raises(InvalidSettings) as caught:
+        load(environment={name.upper(): value for name, value in given.items()})
+    return str(caught.value)
+
+
+def test_each_place_gives_way_to_the_next(tmp_path: Path) -> None:
+    (tmp_path / "arriero.toml").write_text("[api]\nport = 1001\nhost = '::1'\n[runs]\nlease = '30s'\n")
+    loaded = load(environment={"ARRIERO_API__PORT": "1002"}, overrides={"runs.lease": "45s"})
+
+    assert (loaded.settings.api.port, loaded.settings.api.host) == (1002, "::1")
+    assert loaded.settings.runs.lease == timedelta(seconds=45)
+    assert loaded.origins["api.port"] == "ARRIERO_API__PORT"
+    assert loaded.origins["api.host"] == "arriero.toml"
+    assert loaded.origins["runs.lease"] == "command line"
+    assert loaded.origins["runs.heartbeat"] == "default"
+
+
+def test_the_file_can_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text("[log]\nlevel = 'debug'\n")
+
+    assert load(environment={"ARRIERO_CONFIG": str(file)}).settings.log.level == "debug"
+    assert load(environment={}, config=file).origins["log.level"] == str(file)
+    with pytest.raises(InvalidSettings, match="there is no file"):
+        load(environment={}, config=tmp_path / "nothing.toml")
+
+
+def test_children_see_the_same_settings() -> None:
+    given = load(
+        environment={
+            "ARRIERO_DATABASE_URL": "postgresql://u:p@h/d",
+            "ARRIERO_POOLS__MODELS": "a:1, b:2",
+            "ARRIERO_RUNS__LEASE": "1h30m",
+            "ARRIERO_CATALOG__FILES": "/x/a.toml,/y/b.toml",
+        }
+    ).settings
+    again = load(environment={k: v for k, v in environment_of(given).items() if k.startswith("ARRIERO_")}).settings
+
+    assert again == given
+    assert again.pools.models == ("a:1", "b:2")
+
+
+def test_an_empty_list_stays_empty() -> None:
+    given = load(environment={"ARRIERO_POOLS__MODELS": ""}).settings
+
+    assert given.pools.models == ()
+    assert environment_of(given)["ARRIERO_POOLS__MODELS"] == ""
+
+
+def test_wrong_values_name_key_origin_and_what_is_accepted() -> None:
+    assert "api.port: 'http': Input should be a valid integer" in refused(arriero_api__port="http")
+    assert "(from the variable ARRIERO_API__PORT)" in refused(arriero_api__port="http")
+    assert "'debug', 'info', 'warning' or 'error'" in refused(arriero_log__level="loud")
+    assert "at most a third of runs.lease (6s)" in refused(arriero_runs__lease="6s")
+    assert durations.ACCEPTED in refused(arriero_runs__lease="soon")
+    assert "postgresql://" in refused(arriero_database_url="mysql://u:p@h/d")
+
+
+def test_a_misspelt_key_is_no_silent_default(tmp_path: Path) -> None:
+    assert "did you mean ARRIERO_API__PORT?" in refused(arriero_api__prt="1")
+    (tmp_path / "arriero.toml").write_text("[api]\nprt = 1\n")
+    with pytest.raises(InvalidSettings, match=r"api.prt: there is no such setting \(from arriero.toml\).*api.port"):
+        load(environment={})
+
+
+def test_every_problem_is_told_at_once() -> None:
+    text = refused(arriero_api__port="x", arriero_log__level="y", arriero_nothing="z")
+
+    assert text.count("\n") == 3
+
+
+def test_a_broken_file_says_where(tmp_path: Path) -> None:
+    (tmp_path / "arriero.toml").write_text("[api\n")
+    with pytest.raises(InvalidSettings, match="this is no TOML"):
+        load(environment={})
+
+
+def test_secrets_are_masked_and_never_in_messages() -> None:
+    given = load(
+        environment={
+            "ARRIERO_DATABASE_URL": "postgresql://ada:swordfish@h:1/d?sslmode=require&sslpassword=swordfish",
+            "ARRIERO_REDIS_URL": "redis://:swordfish@h:1/0",
+            "ARRIERO_CATALOG__HUB_TOKEN": "hf_swordfish",
+        }
+    ).settings
+    printed = [str(shown(value)) for _, value in values_of(given)]
+
+    assert not any("swordfish" in text for text in printed)
+    assert "postgresql://ada:***@h:1/d?sslmode=***&sslpassword=***" in printed
+    assert "swordfish" not in repr(given)
+    assert "swordfish" not in refused(arriero_database_url="mysql://u:swordfish@h/d")
+
+
+def test_urls_without_secrets_stay_as_they_are() -> None:
+    assert masked_url("redis://h:1/0") == "redis://h:1/0"
+
+
+def test_every_key_has_a_variable_of_its_own() -> None:
+    names = [settings.variable(key) for key, _ in values_of(load(environment={}).settings)]
+
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("15s", 15), ("2m", 120), ("1h30m", 5400), ("7d", 604800), ("500ms", 0.5), (90, 90), ("1.5", 1.5), (0, 0)],
+)
+def test_durations_are_read_and_shown_again(text: str | int, seconds: float) -> None:
+    parsed = durations.parse(text)
+
+    assert parsed == timedelta(seconds=seconds)
+    assert durations.parse(durations.show(parsed)) == parsed
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "5 apples", "1s2", True, -1, float("inf"), float("nan"), "99999d"])
+def test_what_is_no_duration_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is no duration"):
+        durations.parse(text)

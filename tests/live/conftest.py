@@ -1,0 +1,106 @@
+"""Arriero as its users run it: `arriero up` on a data directory of its own, with the real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODEL = "smollm2:135m"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(met: Callable[[], Any], seconds: float = 120) -> Any:
+    """What `met` gives, once that is true. Looks again every 50 ms; fails at the deadline."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if found := met():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running tree."""
+
+    folder: Path
+    api: str
+    flower: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def arriero(self, *arguments: str, expect: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "app.cli",
+            f"--data-dir={self.folder}",
+            f"--set=api.url={self.api}",
+            *arguments,
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=170, check=False
+        )
+        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def submit(self, definition: dict[str, Any], **inputs: Any) -> str:
+        answer = httpx2.post(f"{self.api}/v1/runs", json={"definition": definition, "inputs": inputs}, timeout=30)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def run(self, run_id: str) -> Any:
+        return httpx2.get(f"{self.api}/v1/runs/{run_id}", timeout=30).json()
+
+    def ended(self, run_id: str, seconds: float = 150) -> Any:
+        final = {"succeeded", "failed", "cancelled"}
+        return until(lambda: found if (found := self.run(run_id))["state"] in final else None, seconds)
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder, api, flower = tmp_path_factory.mktemp("live"), free_port(), free_port()
+    log = folder / "up.log"
+    options = [f"--data-dir={folder}", f"--set=api.port={api}", f"--set=flower.port={flower}"]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", *options, "up"], stdout=out, stderr=out, cwd=ROOT, start_new_session=True
+        )
+    tree = Live(folder, f"http://127.0.0.1:{api}", f"http://127.0.0.1:{flower}", log, process)
+    try:
+        until(lambda: "arriero is up" in log.read_text() or process.poll() is not None, 170)
+        assert process.poll() is None, log.read_text()
+        yield tree
+    finally:
+        process.terminate()
+        code = process.wait(60)
+    assert code == 0, log.read_text()
+    assert not list((folder / "run").glob("*.pid")), "everything was stopped"
+
+
+def generate(prompt: str, **more: Any) -> dict[str, Any]:
+    """A workflow of one step that asks the model."""
+    step = {"id": "ask", "kind": "generate", "model": MODEL, "prompt": prompt, **more}
+    return {"workflow": "ask", "inputs": {"text": {"type": "string", "default": ""}}, "steps": [step]}
+
+
+def as_json(text: str) -> Any:
+    return json.loads(text)

@@ -1,0 +1,96 @@
+"""What the architecture promises about the code itself."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CONCEPTS = ("access", "fleet", "governance", "handoffs", "inference", "memory", "workflows")
+
+#: Modules of concepts that touch the world. Every other one is pure.
+SHELLS = {
+    "workflows/rows.py",
+    "workflows/store.py",
+    "workflows/messages.py",
+    "workflows/service.py",
+    "workflows/change.py",
+    "workflows/registry.py",
+    "workflows/sweep.py",
+    "workflows/views.py",
+    "fleet/arrival.py",
+    "fleet/download.py",
+    "fleet/files.py",
+    "fleet/gguf_file.py",
+    "fleet/header.py",
+    "fleet/scan.py",
+}
+#: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
+WORLD = {
+    *("asyncio", "celery", "fastapi", "gguf", "httpx2", "kombu", "llama_cpp", "logging", "os", "psutil", "psycopg"),
+    *(
+        "random",
+        "redis",
+        "secrets",
+        "shutil",
+        "socket",
+        "sqlalchemy",
+        "sqlmodel",
+        "structlog",
+        "subprocess",
+        "tempfile",
+    ),
+    *("threading", "time", "urllib.request", "uuid"),
+}
+WORLD_OF_OURS = {"app.kernel.broker", "app.kernel.clock", "app.kernel.database", "app.kernel.ids", "app.kernel.log"}
+
+
+def pure_modules() -> list[Path]:
+    found = [path for concept in CONCEPTS for path in (ROOT / "app" / concept).rglob("*.py")]
+    return [path for path in found if path.relative_to(ROOT / "app").as_posix() not in SHELLS]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that the file imports for its running, with `from x import y` as `x` and `x.y`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_the_list_of_shells_names_files_that_exist() -> None:
+    assert [name for name in SHELLS if not (ROOT / "app" / name).is_file()] == []
+
+
+@pytest.mark.parametrize("path", pure_modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_is_no_shell_is_pure(path: Path) -> None:
+    shells = {f"app.{name.removesuffix('.py').replace('/', '.')}" for name in SHELLS}
+    found = imported(path)
+
+    assert {name for name in found if name in WORLD or name.partition(".")[0] in WORLD} == set()
+    assert found & (WORLD_OF_OURS | shells) == set()
+    assert "open(" not in path.read_text(), "a pure module opens no file"
+
+
+def test_no_module_passes_500_lines() -> None:
+    paths = [path for folder in ("app", "workers") for path in (ROOT / folder).rglob("*.py")]
+
+    assert {path.name: n for path in paths if (n := len(path.read_text().splitlines())) > 500} == {}
+
+
+def test_alembic_is_no_package() -> None:
+    """With an __init__.py it would shadow the library."""
+    assert not (ROOT / "alembic" / "__init__.py").exists()
+
+
+def test_task_names_are_their_import_paths() -> None:
+    from app.workflows.messages import RUN_STEP
+    from workers import jobs, steps
+
+    assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
+    assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == jobs.SWEEP

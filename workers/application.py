@@ -1,0 +1,99 @@
+"""
+The Celery application of worker programs: the tasks, and what happens when a process starts and stops.
+
+Tasks are named by their import path, literally: `app` publishes by name and never imports this package.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from celery import Celery, signals
+from celery.apps.worker import Worker
+
+from app.kernel import addresses, broker, log
+from app.kernel.settings import Settings
+from app.workflows.messages import RUN_STEP
+from workers import jobs, runtime, steps
+from workers.engine import Engine
+from workers.runtime import Runtime
+
+_log = log.get(__name__)
+
+#: Celery's pool of threads, with the wake-up that a slot needs to be refilled at once.
+POOL = "workers.wake:TaskPool"
+
+
+class Application:
+    """A worker program: Celery's application, and the runtime that its tasks stand on once it has started."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connects to nothing. Raises Unavailable when no broker is known."""
+        self.settings = settings
+        self.celery: Celery = broker.celery_app(
+            addresses.of(settings).redis_url, settings.broker, jobs.schedule(settings)
+        )
+        self._runtime: Runtime | None = None
+
+        @self.celery.task(name=RUN_STEP)
+        def run_step(step_id: str, attempt: int) -> None:
+            steps.run_step(self.runtime, UUID(step_id), attempt)
+
+        @self.celery.task(name=jobs.SWEEP)
+        def run_sweep() -> None:
+            jobs.run_sweep(self.runtime)
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the tasks stand on, between `start` and `stop`."""
+        assert self._runtime is not None, "no task is taken before the start"
+        return self._runtime
+
+    def start(self, name: str, threads: int, engine: Engine | None = None) -> None:
+        """
+        Make the runtime of a worker called `name`.
+
+        Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
+        """
+        self._runtime = runtime.start(self.celery, self.settings, name, threads=threads, engine=engine)
+        self._drain = threading.Timer(self.settings.pools.drain_timeout.total_seconds(), self._runtime.leases.drain)
+        self._drain.daemon = True
+        signals.worker_ready.connect(self._on_ready)
+        signals.worker_shutting_down.connect(self._on_stopping)
+
+    def stop(self) -> None:
+        """Let go of everything."""
+        self._drain.cancel()
+        self.runtime.close()
+
+    def serve(self, name: str, queues: Sequence[str], threads: int, engine: Engine | None = None) -> int:
+        """Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code."""
+        self.start(name, threads, engine)
+        try:
+            worker: Worker = self.celery.Worker(
+                hostname=f"{name}@{socket.gethostname()}",
+                quiet=True,
+                pool_cls=POOL,
+                concurrency=threads,
+                queues=list(queues),
+                without_mingle=True,
+                without_gossip=True,
+                task_events=True,
+                loglevel=self.settings.log.level.upper(),
+            )
+            worker.start()
+        finally:
+            self.stop()
+        return worker.exitcode or 0
+
+    def _on_ready(self, **_: Any) -> None:
+        _log.info("worker_ready", worker=self.runtime.owner)
+
+    def _on_stopping(self, **_: Any) -> None:
+        _log.info("worker_draining", worker=self.runtime.owner)
+        if not self._drain.is_alive():
+            self._drain.start()

@@ -1,0 +1,44 @@
+"""The scheduled jobs: what beat sends, and what a control worker does about it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from app.kernel import log
+from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
+from app.kernel.errors import DatabaseUnreachable
+from app.kernel.settings import Settings
+from app.workflows.sweep import sweep
+from workers.runtime import Runtime
+
+_log = log.get(__name__)
+
+#: The name of the task of `run_sweep`.
+SWEEP = "workers.jobs.run_sweep"
+
+
+def schedule(settings: Settings) -> dict[str, Any]:
+    """What beat sends, and when. A message that nobody took until three later ones were sent is dropped."""
+    return {"sweep": _entry(SWEEP, settings.runs.sweep_every)}
+
+
+def run_sweep(runtime: Runtime) -> None:
+    """Bring lost work back."""
+    try:
+        swept = sweep(runtime.runs, republish_after=runtime.settings.runs.republish_after)
+    except DatabaseUnreachable as error:
+        _log.warning("sweep_postponed", error=str(error))
+        return
+    if swept.lost or swept.resumed or swept.republished:
+        _log.info("swept", lost=swept.lost, resumed=swept.resumed, republished=swept.republished)
+
+
+def _entry(task: str, every: timedelta) -> dict[str, Any]:
+    options = {
+        "queue": CONTROL_QUEUE,
+        "priority": PRIORITIES["interactive"],
+        "expires": max(every.total_seconds() * 3, 5),
+        "ignore_result": True,
+    }
+    return {"task": task, "schedule": every, "options": options}

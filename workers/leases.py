@@ -1,0 +1,189 @@
+"""
+Leases: what this process holds, and the thread that renews it.
+
+A lease is renewed while the engine makes progress, not merely while the process lives.
+A holder hears of a cancel at once by a notification of Postgres, and at the next renewal if that was lost.
+A lease that could not be renewed in time is given up here before it ends there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from enum import StrEnum
+from uuid import UUID
+
+import psycopg
+
+from app.kernel import log
+from app.kernel.errors import DatabaseUnreachable
+from app.workflows.run import StepState
+from app.workflows.service import Claim, Runs
+from app.workflows.store import STOP_CHANNEL
+
+_log = log.get(__name__)
+
+#: Part of a lease that may pass without a renewal before its holder gives up.
+_GIVE_UP = 0.8
+
+
+class Stop(StrEnum):
+    """Why a holder is to leave its work."""
+
+    #: Somebody cancelled it.
+    CANCELLED = "cancelled"
+    #: Somebody else has it, or may have it soon.
+    LOST = "lost"
+    #: This process stops; the step goes back.
+    DRAINED = "drained"
+
+
+class Holding:
+    """One claimed step in this process."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.renewed = time.monotonic()
+        self._lock = threading.Lock()
+        self._why: Stop | None = None
+        self._on_stop: Callable[[], None] | None = None
+
+    @property
+    def why(self) -> Stop | None:
+        """Why the work is to be left; None while it may go on."""
+        return self._why
+
+    def on_stop(self, action: Callable[[], None]) -> None:
+        """What makes the work stop, from any thread. Called at once when it was to stop already."""
+        with self._lock:
+            self._on_stop = action
+            stopped = self._why is not None
+        if stopped:
+            action()
+
+    def stop(self, why: Stop) -> None:
+        """Leave the work. The first reason counts, but that a lease is lost outweighs the others."""
+        with self._lock:
+            first = self._why is None
+            if first or why is Stop.LOST:
+                self._why = why
+            action = self._on_stop
+        if first:
+            _log.info("step_told_to_stop", why=why, step_id=str(self.claim.step_id), attempt=self.claim.attempt)
+            if action is not None:
+                action()
+
+
+class Leases:
+    """Everything that this process holds."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        owner: str,
+        *,
+        interval: timedelta,
+        stalled_for: Callable[[], timedelta] = lambda: timedelta(0),
+    ) -> None:
+        self._runs, self.owner = runs, owner
+        self._interval = interval.total_seconds()
+        self._lease = runs.lease.total_seconds()
+        self._stalled_for = stalled_for
+        self._held: dict[UUID, Holding] = {}
+        self._lock = threading.Lock()
+        self._draining = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="leases", daemon=True)
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Renew no longer."""
+        self._closed.set()
+        self._thread.join(timeout=10)
+
+    @contextmanager
+    def hold(self, claim: Claim) -> Iterator[Holding]:
+        """Renew the claim until the block ends."""
+        holding = Holding(claim)
+        with self._lock:
+            self._held[claim.step_id] = holding
+            draining = self._draining
+        if draining:
+            holding.stop(Stop.DRAINED)
+        try:
+            yield holding
+        finally:
+            with self._lock:
+                self._held.pop(claim.step_id, None)
+
+    def drain(self) -> None:
+        """Every step, held now or later, goes back at its next token."""
+        with self._lock:
+            self._draining = True
+        for holding in self._all():
+            holding.stop(Stop.DRAINED)
+
+    def _all(self) -> list[Holding]:
+        with self._lock:
+            return list(self._held.values())
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            try:
+                with psycopg.connect(self._runs.database.raw_url(), autocommit=True, connect_timeout=5) as connection:
+                    connection.execute(f"LISTEN {STOP_CHANNEL}")
+                    self._renew()
+                    while not self._closed.is_set():
+                        for note in connection.notifies(timeout=self._interval, stop_after=1):
+                            self._heard(note.payload)
+                        self._renew_if_due()
+            except psycopg.OperationalError as error:
+                _log.warning("leases_cannot_listen", error=str(error).strip())
+                self._renew()
+                self._closed.wait(min(1.0, self._interval))
+
+    def _heard(self, step_id: str) -> None:
+        with self._lock:
+            holding = self._held.get(UUID(step_id))
+        if holding is not None:
+            holding.stop(Stop.CANCELLED)
+
+    def _renew_if_due(self) -> None:
+        oldest = min((holding.renewed for holding in self._all()), default=None)
+        if oldest is not None and time.monotonic() - oldest >= self._interval * 0.9:
+            self._renew()
+
+    def _renew(self) -> None:
+        held = self._all()
+        if not held:
+            return
+        stalled = self._stalled_for()
+        if stalled.total_seconds() < self._lease:
+            begun = time.monotonic()
+            try:
+                kept = self._runs.renew([holding.claim.step_id for holding in held], self.owner)
+            except DatabaseUnreachable as error:
+                _log.warning("leases_not_renewed", error=str(error))
+            else:
+                for holding in held:
+                    self._see(holding, kept.get(holding.claim.step_id), begun)
+        else:
+            _log.error("engine_stalled", seconds=round(stalled.total_seconds(), 1), steps=len(held))
+        for holding in held:
+            if time.monotonic() - holding.renewed > self._lease * _GIVE_UP:
+                holding.stop(Stop.LOST)
+
+    def _see(self, holding: Holding, found: tuple[int, StepState] | None, begun: float) -> None:
+        if found is None or found[0] != holding.claim.attempt:
+            # It may have been recorded between the listing and the renewal: then nobody waits for this.
+            holding.stop(Stop.LOST)
+            return
+        holding.renewed = begun
+        if found[1] is StepState.CANCELLING:
+            holding.stop(Stop.CANCELLED)

@@ -1,0 +1,28 @@
+"""
+The Celery application, for `celery -A workers.main`.
+
+Celery's own way of starting needs it at import; everything else is made when a worker starts.
+Such a worker finds its pool of threads by CELERY_CUSTOM_WORKER_POOL=workers.wake:TaskPool and `--pool custom`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.signals import worker_init, worker_shutdown
+
+from app.kernel import settings
+from workers.application import Application
+
+application = Application(settings.load().settings)
+app = application.celery
+
+
+@worker_init.connect
+def _start(sender: Any, **_: Any) -> None:
+    application.start(sender.hostname.partition("@")[0], threads=sender.concurrency)
+
+
+@worker_shutdown.connect
+def _stop(**_: Any) -> None:
+    application.stop()

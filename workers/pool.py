@@ -1,0 +1,59 @@
+"""
+A pool: one process that holds one model on its device, and does the steps that need it.
+
+The device was pinned in the environment before this process began, so that no import of llama.cpp sees another.
+Nothing is taken from the queue before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+
+from app.fleet import files, header
+from app.fleet.model import Model
+from app.kernel import log
+from app.kernel.broker import model_queue
+from app.kernel.settings import Settings
+from workers.application import Application
+from workers.engine.engine import LlamaEngine
+from workers.engine.options import EngineOptions, Profile
+
+_log = log.get(__name__)
+
+#: How the catalogue's words for flash attention read here.
+_FLASH = {"auto": None, "on": True, "off": False}
+
+
+def run(settings: Settings, name: str, device: str) -> int:
+    """
+    Load the model and serve its queue until SIGTERM; gives the exit code.
+
+    Raises NotFound, ModelFileUnusable, DatabaseBehind, DatabaseUnreachable.
+    """
+    model = files.read_catalog(settings.catalog.files).get(name)
+    path = files.locate(model, settings.data_dir)
+    header.read(path)
+    application = Application(settings)
+    _log.info("model_loading", model=model.name, path=str(path), device=device)
+    engine = LlamaEngine(path, options_of(model, settings, device))
+    return application.serve(f"pool.{model.slug}", [model_queue(model.slug)], engine.slots, engine)
+
+
+def options_of(model: Model, settings: Settings, device: str) -> EngineOptions:
+    """How an engine loads the model: its entry of the catalogue, and the share of this host."""
+    profile = model.prompt
+    return EngineOptions(
+        slots=model.slots,
+        context=model.slots * model.context,
+        threads=settings.pools.threads or len(os.sched_getaffinity(0)),
+        kv_type_k=model.kv.k,
+        kv_type_v=model.kv.v,
+        flash_attention=_FLASH[model.flash_attention],
+        gpu_layers=0 if device == "cpu" else -1,
+        profile=Profile(
+            chat_template=profile.chat_template,
+            system_as_user=profile.system == "user",
+            stop=profile.stop,
+            variables=profile.arguments,
+        ),
+    )

@@ -1,0 +1,63 @@
+"""The runtime of a worker process: what its tasks stand on, made once when the process starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from celery import Celery
+
+from app.kernel import addresses, ids
+from app.kernel import database as databases
+from app.kernel.broker import CeleryPublisher
+from app.kernel.settings import Settings
+from app.workflows.service import Runs
+from workers.engine import Engine
+from workers.leases import Leases
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What the tasks of one process stand on."""
+
+    settings: Settings
+    runs: Runs
+    leases: Leases
+    #: The engine, in a pool; None in a control worker.
+    engine: Engine | None
+
+    @property
+    def owner(self) -> str:
+        """The incarnation of this process; no other one ever has the same."""
+        return self.leases.owner
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.leases.close()
+        if self.engine is not None:
+            self.engine.close()
+        self.runs.database.close()
+
+
+def start(app: Celery, settings: Settings, name: str, *, threads: int, engine: Engine | None = None) -> Runtime:
+    """
+    Make the runtime of a process called `name`, and begin to renew leases.
+
+    Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
+    """
+    servers = addresses.of(settings)
+    database = databases.at_head(servers.database_url, pool_size=threads + 1)
+    runs = Runs(
+        database,
+        CeleryPublisher(app, servers.redis_url),
+        lease=settings.runs.lease,
+        max_worker_losses=settings.runs.max_worker_losses,
+    )
+    owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{ids.new_secret()[:6]}"
+    stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
+    leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
+    leases.start()
+    return Runtime(settings, runs, leases, engine)

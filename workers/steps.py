@@ -1,0 +1,90 @@
+"""
+Steps: claim, do, record.
+
+A message names a step and an attempt. If the claim gives nothing, nothing is done.
+What was done is recorded under the attempt; when the database is away, the record waits for it as long as it takes,
+and is refused when the lease went to another in the meantime.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import CancelledError
+from uuid import UUID
+
+import structlog
+
+from app.kernel import log
+from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
+from app.workflows.outcomes import Failure, Success
+from app.workflows.service import Claim
+from workers import kinds
+from workers.leases import Holding, Stop
+from workers.runtime import Runtime
+
+_log = log.get(__name__)
+
+#: Seconds between two tries to record while the database is away.
+_RECORD_PAUSE = 0.5
+
+
+def run_step(runtime: Runtime, step_id: UUID, attempt: int) -> None:
+    """Take the step of a message, do it, record it; and the short steps that follow at once."""
+    claim = runtime.runs.claim(step_id, attempt, runtime.owner)
+    if claim is None:
+        _log.debug("step_not_there", step_id=str(step_id), attempt=attempt)
+    while claim is not None:
+        context = {"run_id": str(claim.run_id), "step": claim.key, "attempt": claim.attempt}
+        with structlog.contextvars.bound_contextvars(**context):
+            claim = _hold(runtime, claim)
+
+
+def _hold(runtime: Runtime, claim: Claim) -> Claim | None:
+    began = time.monotonic()
+    with runtime.leases.hold(claim) as holding:
+        outcome = _attempt(runtime, claim, holding)
+        if outcome is None:
+            _log.warning("step_dropped", why=holding.why)
+            return None
+        try:
+            following = _record(runtime, claim, outcome)
+        except LeaseLost as error:
+            _log.warning("step_record_refused", error=str(error))
+            return None
+    seconds = round(time.monotonic() - began, 3)
+    if isinstance(outcome, Success):
+        _log.info("step_succeeded", seconds=seconds, tokens=outcome.usage.tokens_out)
+    else:
+        _log.warning("step_failed", reason=outcome.reason, error=outcome.message, seconds=seconds)
+    return following
+
+
+def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Success | Failure | None:
+    """How the attempt ended; None when its lease was lost and there is nobody to tell."""
+    try:
+        return kinds.do(claim, holding, runtime.engine)
+    except StepFailure as error:
+        return Failure(error.reason, error.message, error.text)
+    except CancelledError:
+        match holding.why:
+            case Stop.CANCELLED:
+                return Failure(FailureReason.CANCELLED, "cancelled on request")
+            case Stop.LOST:
+                return None
+            case _:
+                return Failure(FailureReason.WORKER_STOPPED, "handed back: its worker stops")
+    except Exception as error:  # noqa: BLE001 the shell of the work: a defect of ours fails the attempt, not the worker
+        _log.exception("step_broke")
+        return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def _record(runtime: Runtime, claim: Claim, outcome: Success | Failure) -> Claim | None:
+    while True:
+        try:
+            if isinstance(outcome, Success):
+                return runtime.runs.succeed(claim, runtime.owner, outcome)
+            runtime.runs.fail(claim, runtime.owner, outcome)
+            return None
+        except DatabaseUnreachable as error:
+            _log.warning("record_postponed", error=str(error))
+            time.sleep(_RECORD_PAUSE)
