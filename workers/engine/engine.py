@@ -109,6 +109,8 @@ class LlamaEngine:
                 f"{self.context_limit} tokens",
             )
         form = self._form(request)
+        if form is not None:
+            self._loop.alphabet.prepare()
         seed = request.sampling.seed if request.sampling.seed is not None else ids.new_id().int & 0xFFFFFFFF
         stop = (*request.stop, *prompt.stop)
         tasks = [

@@ -54,7 +54,8 @@ class Loop:
         self.context = Context(model, options)
         self.slots = Slots(self.context, options, self.meter)
         self._rows = Rows(model)
-        self._alphabet = Alphabet(model)
+        #: Prepared by whoever first asks for a grammar, off this thread: a large vocabulary takes half a second.
+        self.alphabet = Alphabet(model)
         self._waiting = Waiting(options)
         self._jobs: deque[Job] = deque()
         self._inbox: list[Task] = []
@@ -273,7 +274,7 @@ class Loop:
                 task.seed,
                 task.prompt,
                 grammar=grammar,
-                alphabet=self._alphabet,
+                alphabet=self.alphabet,
                 context=self.context.n_context,
             )
 
