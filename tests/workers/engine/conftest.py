@@ -70,10 +70,10 @@ def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gemma_path() -> Path:
     """Gemma 3 270M with its sliding window; only where its file is at hand."""
-    named = os.environ.get("ARRIERO_TEST_GEMMA", "")  # noqa: TID251 (where the file lies on this machine)
+    named = os.environ.get("GEMMA_GGUF", "")
     path = Path(named)
     if not path.is_file():
-        pytest.skip("ARRIERO_TEST_GEMMA names no file")
+        pytest.skip("GEMMA_GGUF names no file")
     return path
 
 

@@ -269,6 +269,20 @@ def test_several_texts_of_one_prompt_share_its_cache(make: MakeEngine) -> None:
     assert sum(other.tokens_cached > 0 for other in result.alternatives) == 2
 
 
+@pytest.mark.parametrize("model", ["model_path", "gemma_path"])
+def test_a_forked_text_is_the_one_of_the_prompt(make: MakeEngine, request: pytest.FixtureRequest, model: str) -> None:
+    engine = make(request.getfixturevalue(model), slots=3, context=3072)
+    prompt = "The old road over the mountains was long, and the llamas that walked on it knew every stone of it. " * 3
+    result = engine.generate(ask(prompt, 10, n=3)).result(60)
+    gaps = Gaps(request.getfixturevalue(model))
+    try:
+        for text in (result, *result.alternatives):
+            assert gaps.largest(prompt, text.text) < NOISE
+    finally:
+        gaps.llama.close()
+    assert all(text.tokens_cached > 40 for text in result.alternatives)
+
+
 def test_the_same_seed_gives_the_same_text(make: MakeEngine) -> None:
     engine = make(slots=1, context=1024, reuse=False)
     request = chat("Invent a name.", 16, sampling=Sampling(temperature=1.0, seed=11))
@@ -285,11 +299,13 @@ def test_logprobs_are_those_of_the_model(shared: LlamaEngine) -> None:
         assert sum(np.exp(logprob) for _, _, logprob in entry.top) <= 1.000001
 
 
-def test_a_parked_text_goes_on_byte_for_byte(make: MakeEngine) -> None:
-    engine = make(slots=1, context=4096)
+@pytest.mark.parametrize("model", ["model_path", "gemma_path"])
+def test_a_parked_text_goes_on_byte_for_byte(make: MakeEngine, request: pytest.FixtureRequest, model: str) -> None:
+    path = request.getfixturevalue(model)
+    engine = make(path, slots=1, context=4096)
     batch = ask("Long ago, before there were any roads in the mountains,", 60, sampling=ENDLESS)
     alone = engine.generate(batch).result(60).text
-    engine = make(slots=1, context=4096, reuse=False)
+    engine = make(path, slots=1, context=4096, reuse=False)
     shown: list[str] = []
     begun = threading.Event()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import random  # noqa: TID251 (a seeded history)
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -30,7 +30,7 @@ SCHEMAS = [
 ]
 STARTS = ["", "You are a careful helper who answers in short words. " * 6, "Once upon a time " * 20]
 #: Requests over both layouts; 10,000 take three minutes.
-TOTAL = int(os.environ.get("ARRIERO_SOAK", "1200"))  # noqa: TID251 (a size for this run)
+TOTAL = int(os.environ.get("SOAK_REQUESTS", "1200"))
 
 
 def anything(random: random.Random) -> GenerateRequest:
