@@ -2,8 +2,9 @@
 Constraints: which tokens a grammar lets stand, found without walking the vocabulary.
 
 First the tokens close below the best logit are masked. When that is not enough, the grammar is asked which single bytes
-may come next: an allowed token begins with an allowed byte, so only the tokens that begin with one are masked. That is
-exact, and in the states where the first try fails (punctuation, names, digits) it is few.
+may come next: an allowed token begins with an allowed byte, so only tokens that begin with one are masked. That is
+exact. Where it is few (punctuation, names, digits) they are all masked at once; where it is many (inside a text), those
+with higher logits first.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,10 @@ Row = npt.NDArray[np.float32]
 
 #: Tokens this close below the best logit are tried first.
 GAP = 4.0
+#: Then, where many tokens may stand, those this close.
+WIDER_GAPS = (8.0, 16.0)
+#: This many tokens are masked without looking at their logits.
+FEW = 2048
 
 
 class Alphabet:
@@ -68,8 +74,20 @@ def close(row: Row) -> tuple[Ids, float]:
     return np.flatnonzero(row > least), least
 
 
+def stages(row: Row, possible: Ids) -> Iterator[tuple[Ids, float]]:
+    """The possible tokens, those with higher logits first, each time with the logit that the others are at or below."""
+    if len(possible) > FEW:
+        logits = row[possible]
+        most = float(row.max())
+        for gap in WIDER_GAPS:
+            yield possible[logits > most - gap], most - gap
+    yield possible, -math.inf
+
+
 def enough(allowed: Row, least: float, *, top_k: int, min_p: float, greedy: bool, mirostat: bool) -> bool:
     """Whether tokens at or below the logit `least` could not be chosen anyway, given those allowed above it."""
+    if least == -math.inf:
+        return True
     if not len(allowed):
         return False
     if greedy or 0 < top_k <= len(allowed):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from datetime import timedelta
 from time import perf_counter
@@ -155,14 +155,16 @@ class EmbeddingJob:
         self._ensure, self._stopping = ensure, stopping
         self._parts: list[Window] | None = None
         self._vectors: list[Vector] = []
+        self._taken = False
         self.begun = perf_counter()
 
     def __call__(self, watched: bool) -> bool:
         """Compute the next group; say whether there is more."""
-        if self.future.done():
+        if not self._taken and not self.future.set_running_or_notify_cancel():
             return False
+        self._taken = True
         if self._stopping():
-            self.future.cancel()
+            self.future.set_exception(CancelledError())
             return False
         try:
             context: EmbeddingContext = self._ensure()

@@ -30,7 +30,7 @@ from workers.engine.grammars import Form, Grammars, ToGbnf
 from workers.engine.llama import Model, load_loras
 from workers.engine.loop import Loop
 from workers.engine.metrics import EngineMetrics
-from workers.engine.options import EngineOptions
+from workers.engine.options import EngineOptions, Rope
 from workers.engine.tasks import LlamaTicket, OnText, Task
 from workers.engine.templates import ChatTemplate
 
@@ -87,7 +87,8 @@ class LlamaEngine:
     @property
     def context_limit(self) -> int:
         """Tokens of prompt and text together that one request may have."""
-        return min(self._loop.context.n_sequence, self.model.n_context_trained or self._loop.context.n_sequence)
+        most, trained = self._loop.context.n_sequence, self.model.n_context_trained
+        return min(most, trained) if trained and self.options.rope == Rope() else most
 
     def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> LlamaTicket:
         """As the protocol says. With n > 1, `on_text` gets the first of the texts."""
@@ -108,6 +109,8 @@ class LlamaEngine:
                 f"{self.context_limit} tokens",
             )
         form = self._form(request)
+        if form is not None:
+            self._loop.alphabet.prepare()
         seed = request.sampling.seed if request.sampling.seed is not None else ids.new_id().int & 0xFFFFFFFF
         stop = (*request.stop, *prompt.stop)
         tasks = [
@@ -167,7 +170,10 @@ class LlamaEngine:
         done: Future[None] = Future()
 
         def swap(watched: bool) -> bool:
-            if watched and not self._loop.stopping:
+            if self._loop.stopping:
+                done.set_exception(CancelledError())
+                return False
+            if watched:
                 return True
             self._loop.use_loras(list(self._loras.values()))
             done.set_result(None)

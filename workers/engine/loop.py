@@ -26,7 +26,8 @@ from workers.engine.llama import Context, Logits, Model
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
-from workers.engine.sampling import Candidates, Chooser, logprob
+from workers.engine.rows import Rows
+from workers.engine.sampling import Chooser
 from workers.engine.slots import Slots
 from workers.engine.tasks import Task
 from workers.engine.waiting import Waiting
@@ -52,8 +53,9 @@ class Loop:
         self.meter = Meter()
         self.context = Context(model, options)
         self.slots = Slots(self.context, options, self.meter)
-        self._candidates = Candidates(model.n_vocab)
-        self._alphabet = Alphabet(model)
+        self._rows = Rows(model)
+        #: Prepared by whoever first asks for a grammar, off this thread: a large vocabulary takes half a second.
+        self.alphabet = Alphabet(model)
         self._waiting = Waiting(options)
         self._jobs: deque[Job] = deque()
         self._inbox: list[Task] = []
@@ -186,14 +188,15 @@ class Loop:
         now = perf_counter()
         if self._attention or now >= self._next_deadline:
             self._sweep(now)
-        if self._waiting and not self._paused:
+        open_to_all = not self._paused
+        if self._waiting and open_to_all:
             self._admit(now)
         if self._jobs:
             self._job()
         works = self.slots.works
         if works:
             self._step(works, now)
-        elif self._waiting and not self._jobs:
+        elif self._waiting and open_to_all and not self._jobs:
             self._unblock()
 
     def _sweep(self, now: float) -> None:
@@ -271,7 +274,7 @@ class Loop:
                 task.seed,
                 task.prompt,
                 grammar=grammar,
-                alphabet=self._alphabet,
+                alphabet=self.alphabet,
                 context=self.context.n_context,
             )
 
@@ -346,31 +349,12 @@ class Loop:
     def _choose(self, pieces: list[batch.Piece], ends: list[batch.Piece], logits: Logits) -> None:
         """Choose the next token of each text that a decode ended a piece of."""
         tasks = [self.slots.running[piece.work.sequence] for piece in ends]
-        plain = [task.chooser is not None and task.chooser.plain for task in tasks]
-        best = logits.argmax(axis=1).tolist() if any(plain) else []
-        outputs = [] if all(plain) else _outputs(pieces)
-        for row, task in enumerate(tasks):
-            if plain[row]:
-                token = best[row]
-                if task.request.logprobs is not None:
-                    task.logprobs.append(logprob(self.model, task.request.logprobs, logits[row], token))
+        for task, token in self._rows.choose(tasks, logits, self.context.pointer, _outputs(pieces)):
+            if isinstance(token, StepFailure):
+                self.meter.failed += 1
+                self._close(task, token)
             else:
-                try:
-                    token = self._chosen(task, logits[row], outputs[row])
-                except StepFailure as failure:
-                    self.meter.failed += 1
-                    self._close(task, failure)
-                    continue
-            self._deliver(task, token)
-
-    def _chosen(self, task: Task, row: Logits, output: int) -> int:
-        assert task.chooser is not None
-        if task.request.logprobs is None:
-            return task.chooser.choose(row, self.context.pointer, output, self._candidates)
-        before = row.copy()
-        token = task.chooser.choose(row, self.context.pointer, output, self._candidates)
-        task.logprobs.append(logprob(self.model, task.request.logprobs, before, token))
-        return token
+                self._deliver(task, token)
 
     def _deliver(self, task: Task, token: int) -> None:
         """The text goes on with this token, or ends."""

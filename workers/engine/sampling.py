@@ -128,6 +128,8 @@ class Chooser:
         if self._chain and self._dry:
             for token in prompt:
                 native.accept(self._chain, token)
+        #: The best so many tokens are all that the choice needs; 0 where it may need more.
+        self.narrow = 0 if self._greedy or self._dry or sampling.mirostat or grammar is not None else sampling.top_k
         #: Seconds spent in the grammar, and the tokens that took a mask.
         self.grammar_seconds = 0.0
         self.grammar_masks = 0
@@ -141,16 +143,28 @@ class Chooser:
                 native.free_sampler(sampler)
         self._chain = self._grammar = None
 
-    def choose(self, row: Row, context: Any, output: int, candidates: Candidates) -> int:
-        """
-        Take the next token from its logits, which may be written to; `output` is its place in the batch.
-
-        Raises StepFailure when the grammar allows no token.
-        """
+    def adjust(self, row: Row) -> None:
+        """Write biases and penalties into the logits."""
         if self._bias is not None:
             row[self._bias[0]] += self._bias[1]
         if self._penalised:
             self._punish(row)
+
+    def choose_among(self, row: Row, ids: npt.NDArray[np.intp], candidates: Candidates) -> int:
+        """As `choose`, where `ids` are sure to hold the `top_k` best."""
+        candidates.fill(row, ids)
+        candidates.apply(self._chain)
+        token, _ = candidates.chosen()
+        if self._penalised:
+            self._remember(token)
+        return token
+
+    def choose(self, row: Row, context: Any, output: int, candidates: Candidates) -> int:
+        """
+        Take the next token from its logits after `adjust`; they may be written to. `output` is its place in the batch.
+
+        Raises StepFailure when the grammar allows no token.
+        """
         if self._grammar is not None:
             token = self._constrained(row, candidates)
         elif self._chain is None:
@@ -190,22 +204,13 @@ class Chooser:
         return candidates.chosen()[0]
 
     def _masked_choice(self, row: Row, candidates: Candidates) -> int:
-        sampling = self._sampling
-        ids, least = constraint.close(row)
-        candidates.fill(row, ids)
-        candidates.apply(self._grammar)
-        if not constraint.enough(
-            candidates.allowed(),
-            least,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            greedy=self._greedy and not self._dry,
-            mirostat=sampling.mirostat,
-        ):
+        if not self._mask(candidates, row, *constraint.close(row)):
             candidates.fill(row, self._alphabet.probes)
             candidates.apply(self._grammar)
-            candidates.fill(row, self._alphabet.beginning(candidates.allowed_ids()))
-            candidates.apply(self._grammar)
+            possible = self._alphabet.beginning(candidates.allowed_ids())
+            for ids, least in constraint.stages(row, possible):
+                if self._mask(candidates, row, ids, least):
+                    break
         best, logit = candidates.best()
         if logit <= _MASKED:
             raise StepFailure(FailureReason.INVALID_OUTPUT, "the grammar allows no token of this model here")
@@ -215,6 +220,19 @@ class Chooser:
         token, logit = candidates.chosen()
         # a token that the grammar refuses, handed to it, ends the process
         return token if logit > _MASKED and candidates.passes(self._grammar, token) else best
+
+    def _mask(self, candidates: Candidates, row: Row, ids: npt.NDArray[np.intp], least: float) -> bool:
+        """Let the grammar mask these tokens; say whether the choice can be made among them."""
+        candidates.fill(row, ids)
+        candidates.apply(self._grammar)
+        return constraint.enough(
+            candidates.allowed(),
+            least,
+            top_k=self._sampling.top_k,
+            min_p=self._sampling.min_p,
+            greedy=self._greedy and not self._dry,
+            mirostat=self._sampling.mirostat,
+        )
 
     def _narrow(self, row: Row, candidates: Candidates) -> bool:
         """Fill the best few candidates, if they are sure to hold all that top_p can keep."""

@@ -49,8 +49,11 @@ class Slots:
         """What of the task's tokens is there. One token is always left to compute."""
         if not self._options.shares or task.unshared:
             return Match()
-        usable = self._whole if self._context.model.recurrent else None
-        return self.index.find(tuple(task.tokens[:-1]), usable)
+        wanted = tuple(task.tokens[:-1])
+        if not self._context.model.recurrent:
+            return self.index.find(wanted)
+        found = self.index.find(wanted, self._whole)  # what is under way will not be whole in its turn: no waiting
+        return Match(found.length, found.source)
 
     def needs(self, task: Task, match: Match) -> int:
         """Cells that the task adds to those of the running ones."""

@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 
 MakeEngine = Callable[..., LlamaEngine]
+
+#: Of the tiny models: random weights, SmolLM2's vocabulary. They write nonsense, quickly.
+WIDTH, LAYERS = 64, 2
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +31,49 @@ def model_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_llama(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of two layers with random weights."""
+    path = tmp_path_factory.mktemp("tiny") / "llama.gguf"
+    _write_llama(model_path, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_mamba(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mamba of two layers with random weights."""
+    path = tmp_path_factory.mktemp("tiny") / "mamba.gguf"
+    _write_mamba(model_path, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter for the tiny llama that changes what it writes."""
+    path = tmp_path_factory.mktemp("tiny") / "lora.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    numbers = np.random.default_rng(3)
+    for layer in range(LAYERS):
+        for part, shape in (("a", (4, WIDTH)), ("b", (WIDTH, 4))):
+            writer.add_tensor(
+                f"blk.{layer}.attn_q.weight.lora_{part}", numbers.standard_normal(shape).astype(np.float32)
+            )
+            writer.add_tensor(
+                f"blk.{layer}.attn_output.weight.lora_{part}", numbers.standard_normal(shape).astype(np.float32)
+            )
+    _end(writer)
+    return path
+
+
+@pytest.fixture(scope="session")
 def gemma_path() -> Path:
     """Gemma 3 270M with its sliding window; only where its file is at hand."""
-    named = os.environ.get("ARRIERO_TEST_GEMMA", "")
+    named = os.environ.get("GEMMA_GGUF", "")
     path = Path(named)
     if not path.is_file():
-        pytest.skip("ARRIERO_TEST_GEMMA names no file")
+        pytest.skip("GEMMA_GGUF names no file")
     return path
 
 
@@ -55,3 +97,80 @@ def make(model_path: Path) -> Iterator[MakeEngine]:
     yield engine
     for one in made:
         one.close()
+
+
+def _write_llama(source: Path, target: Path) -> None:
+    """A llama of two layers."""
+    writer, random = _begin(source, target, "llama")
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_feed_forward_length(128)
+    writer.add_rope_dimension_count(32)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        for name, shape in {
+            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
+            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
+        }.items():  # fmt: skip
+            writer.add_tensor(f"{block}{name}.weight", random(*shape))
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
+    _end(writer)
+
+
+def _write_mamba(source: Path, target: Path) -> None:
+    """A mamba of two layers: its sequences are states that cannot be cut."""
+    writer, random = _begin(source, target, "mamba")
+    inner, state, rank, kernel = 128, 16, 4, 4
+    writer.add_head_count(0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_feed_forward_length(0)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        for name, shape in {
+            "ssm_in": (2 * inner, WIDTH), "ssm_conv1d": (inner, kernel), "ssm_x": (rank + 2 * state, inner),
+            "ssm_dt": (inner, rank), "ssm_out": (WIDTH, inner),
+        }.items():  # fmt: skip
+            writer.add_tensor(f"{block}{name}.weight", random(*shape))
+        writer.add_tensor(f"{block}attn_norm.weight", np.ones(WIDTH, np.float32))
+        writer.add_tensor(f"{block}ssm_conv1d.bias", np.zeros(inner, np.float32))
+        writer.add_tensor(f"{block}ssm_dt.bias", np.full(inner, -2.0, np.float32))
+        writer.add_tensor(f"{block}ssm_a", -np.tile(np.arange(1, state + 1, dtype=np.float32), (inner, 1)))
+        writer.add_tensor(f"{block}ssm_d", np.ones(inner, np.float32))
+    _end(writer)
+
+
+def _begin(source: Path, target: Path, architecture: str):  # type: ignore[no-untyped-def]
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, architecture)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    for name in ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "add_bos_token"):
+        field = reader.get_field(f"tokenizer.ggml.{name}")
+        if field is not None:
+            kind = field.types[0]
+            inside = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(f"tokenizer.ggml.{name}", field.contents(), kind, inside)
+    writer.add_chat_template(reader.get_field("tokenizer.chat_template").contents())
+    numbers = np.random.default_rng(7)
+
+    def random(*shape: int) -> np.ndarray:
+        return (numbers.standard_normal(shape) * 0.25).astype(np.float32)
+
+    words = len(reader.get_field("tokenizer.ggml.tokens").data)
+    writer.add_tensor("token_embd.weight", random(words, WIDTH))
+    writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
+    return writer, random
+
+
+def _end(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

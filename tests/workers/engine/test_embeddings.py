@@ -34,7 +34,7 @@ def test_vectors_have_length_one_and_do_not_depend_on_their_company(shared: Llam
 def test_many_texts_take_few_decodes_and_keep_their_order(make: MakeEngine) -> None:
     engine = make(slots=1)
     texts = [
-        f"Text number {number} is about {'cats' if number % 2 else 'the weather in Lima'}." for number in range(150)
+        f"Text number {number} is about {'cats' if number % 2 else 'the weather in Lima'}." for number in range(60)
     ]
     found = vectors(engine, *texts)
     assert found.shape[0] == 60

@@ -112,6 +112,27 @@ def test_concurrent_texts_differ_by_kernel_noise_only(
         gaps.llama.close()
 
 
+@pytest.mark.parametrize("swa_full", [True, False])
+def test_prefixes_longer_than_a_sliding_window_are_shared_rightly(
+    make: MakeEngine, gemma_path: Path, swa_full: bool
+) -> None:
+    """Gemma's window is 512 tokens: a cut sequence may lack the positions that it looks at."""
+    engine = make(gemma_path, slots=3, context=6144, swa_full=swa_full)
+    system = "The people of the high mountains have kept llamas for thousands of years. " * 45
+    prompts = [f"{system}\nQuestion {n}: what is the number {n} in words?\nAnswer:" for n in range(3)]
+    first = engine.generate(ask(prompts[0], 8)).result(100)
+    assert first.tokens_in > 600
+    later = [engine.generate(ask(prompt, 8)) for prompt in (prompts[1], prompts[2], prompts[0])]
+    texts = [first, *(ticket.result(100) for ticket in later)]
+    assert not swa_full or all(text.tokens_cached > 600 for text in texts[1:])
+    gaps = Gaps(gemma_path)
+    try:
+        for prompt, text in zip([*prompts, prompts[0]], texts, strict=True):
+            assert gaps.largest(prompt, text.text) < NOISE
+    finally:
+        gaps.llama.close()
+
+
 def test_a_conversation_goes_on_with_its_own_cache(shared: LlamaEngine) -> None:
     first = [Message("user", "Name one animal of the Andes and tell me how it lives there.")]
     answer = shared.generate(GenerateRequest(messages=tuple(first), max_tokens=20, sampling=GREEDY)).result(60)
@@ -248,6 +269,20 @@ def test_several_texts_of_one_prompt_share_its_cache(make: MakeEngine) -> None:
     assert sum(other.tokens_cached > 0 for other in result.alternatives) == 2
 
 
+@pytest.mark.parametrize("model", ["model_path", "gemma_path"])
+def test_a_forked_text_is_the_one_of_the_prompt(make: MakeEngine, request: pytest.FixtureRequest, model: str) -> None:
+    engine = make(request.getfixturevalue(model), slots=3, context=3072)
+    prompt = "The old road over the mountains was long, and the llamas that walked on it knew every stone of it. " * 3
+    result = engine.generate(ask(prompt, 10, n=3)).result(60)
+    gaps = Gaps(request.getfixturevalue(model))
+    try:
+        for text in (result, *result.alternatives):
+            assert gaps.largest(prompt, text.text) < NOISE
+    finally:
+        gaps.llama.close()
+    assert all(text.tokens_cached > 40 for text in result.alternatives)
+
+
 def test_the_same_seed_gives_the_same_text(make: MakeEngine) -> None:
     engine = make(slots=1, context=1024, reuse=False)
     request = chat("Invent a name.", 16, sampling=Sampling(temperature=1.0, seed=11))
@@ -264,11 +299,13 @@ def test_logprobs_are_those_of_the_model(shared: LlamaEngine) -> None:
         assert sum(np.exp(logprob) for _, _, logprob in entry.top) <= 1.000001
 
 
-def test_a_parked_text_goes_on_byte_for_byte(make: MakeEngine) -> None:
-    engine = make(slots=1, context=4096)
+@pytest.mark.parametrize("model", ["model_path", "gemma_path"])
+def test_a_parked_text_goes_on_byte_for_byte(make: MakeEngine, request: pytest.FixtureRequest, model: str) -> None:
+    path = request.getfixturevalue(model)
+    engine = make(path, slots=1, context=4096)
     batch = ask("Long ago, before there were any roads in the mountains,", 60, sampling=ENDLESS)
     alone = engine.generate(batch).result(60).text
-    engine = make(slots=1, context=4096, reuse=False)
+    engine = make(path, slots=1, context=4096, reuse=False)
     shown: list[str] = []
     begun = threading.Event()
 

@@ -10,7 +10,9 @@ import pytest
 
 from app.inference.requests import FinishReason, GenerateRequest, Message, Sampling, Tool
 from app.kernel.errors import FailureReason, StepFailure
+from workers.engine import native
 from workers.engine.engine import LlamaEngine
+from workers.engine.sampling import Candidates
 from workers.engine.tasks import read_tool_calls
 
 STRING, INTEGER, BOOLEAN = {"type": "string", "maxLength": 24}, {"type": "integer"}, {"type": "boolean"}
@@ -145,6 +147,25 @@ def test_a_required_call_is_a_call(make: Any) -> None:
         messages=(message,), max_tokens=80, tools=(WEATHER,), prefill="<tool_call>\n{", sampling=Sampling(temperature=0)
     )
     assert engine.generate(opened).result(60).text
+
+
+def test_a_call_is_bound_from_where_it_begins(shared: LlamaEngine) -> None:
+    """A lazy grammar lets all text pass until its trigger is written."""
+    form = shared._grammars.lazy('root ::= "<tool_call>" "{" [a-z]+ "}"', r"[\s\S]*?(<tool_call>[\s\S]*)")
+    sampler, candidates = form.sampler(), Candidates(shared.model.n_vocab)
+
+    def passes(text: str) -> bool:
+        return candidates.passes(sampler, shared.model.tokens(text, opening=False, special=False)[0])
+
+    try:
+        assert passes("Sure")
+        assert passes("{")
+        for token in shared.model.tokens("Sure. <tool_call>", opening=False, special=False):
+            native.accept(sampler, token)
+        assert passes("{")
+        assert not passes("Sure")
+    finally:
+        native.free_sampler(sampler)
 
 
 def test_tools_need_a_model_that_knows_them(shared: LlamaEngine) -> None:

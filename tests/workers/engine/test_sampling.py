@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from app.inference.requests import GenerateRequest, Message, Sampling
 from workers.engine.constraint import Alphabet
 from workers.engine.engine import LlamaEngine
+from workers.engine.rows import Close
 from workers.engine.sampling import Candidates, Chooser
 
 
@@ -85,6 +86,22 @@ def test_a_nucleus_without_top_k_is_narrowed_without_changing_it(rows: Rows) -> 
     assert abs(drawn[best] / 300 - probabilities[best] / 0.9) < 0.1
     flat = np.zeros(rows.n, np.float32)
     assert not chooser._narrow(flat, rows.candidates)
+
+
+def test_choosing_for_many_rows_at_once_draws_the_same_tokens(rows: Rows) -> None:
+    logits = np.random.default_rng(1).standard_normal((6, rows.n)).astype(np.float32) * 4
+    close = Close(logits, 10.0)
+    for number in range(6):
+        ids = close.of(number)
+        assert set(np.argsort(-logits[number])[: min(40, len(ids))].tolist()) <= set(ids.tolist())
+        if len(ids) < 40:
+            continue
+        for seed in range(20):
+            ours = rows.chooser(Sampling(), seed=seed).choose_among(logits[number], ids, rows.candidates)
+            whole = rows.chooser(Sampling(), seed=seed)
+            rows.candidates.fill(logits[number])
+            rows.candidates.apply(whole._chain)
+            assert ours == rows.candidates.chosen()[0]
 
 
 def test_a_bias_forbids_and_forces(shared: LlamaEngine) -> None:

@@ -1,0 +1,45 @@
+"""Adapters: they change texts, and can be swapped between requests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.inference.requests import GenerateRequest, Sampling
+from app.kernel.errors import NotFound
+from workers.engine.engine import LlamaEngine
+from workers.engine.options import Lora
+
+MakeEngine = Callable[..., LlamaEngine]
+
+REQUEST = GenerateRequest(prompt="A long walk " * 12, max_tokens=12, sampling=Sampling(temperature=0, ignore_end=True))
+
+
+def written(engine: LlamaEngine) -> str:
+    return engine.generate(REQUEST).result(60).text
+
+
+def test_adapters_are_swapped_between_requests(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
+    base = written(make(tiny_llama, slots=2))
+    engine = make(tiny_llama, slots=2, loras=(Lora("style", tiny_lora),))
+    styled = written(engine)
+    assert styled != base
+    engine.use_loras({}, timeout=30)
+    assert written(engine) == base
+    begun = threading.Event()
+    under_way = engine.generate(REQUEST, lambda _: begun.set())
+    assert begun.wait(30)
+    engine.use_loras({"style": 1.0}, timeout=30)
+    assert under_way.result(60).text == base
+    assert written(engine) == styled
+    with pytest.raises(NotFound):
+        engine.use_loras({"other": 1.0})
+
+
+def test_an_adapter_for_later_changes_nothing_yet(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
+    plain = make(tiny_llama, slots=1)
+    later = make(tiny_llama, slots=1, loras=(Lora("style", tiny_lora, scale=0.0),))
+    assert written(later) == written(plain)
