@@ -118,7 +118,10 @@ def run_engine(spec: dict[str, Any]) -> Figures:
     before = engine.metrics()
     begun, cpu = perf_counter(), process_time()
     requests = [
-        GenerateRequest(prompt=prompt, max_tokens=spec["tokens"], sampling=greedy()) for prompt in prompts_of(spec)
+        GenerateRequest(
+            prompt=prompt, max_tokens=spec["tokens"], sampling=greedy(), priority=spec.get("priority", "standard")
+        )
+        for prompt in prompts_of(spec)
     ]
     results = [ticket.result() for ticket in [engine.generate(request) for request in requests]]
     wall, cpu = perf_counter() - begun, process_time() - cpu
@@ -437,6 +440,7 @@ def specs(args: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]]]:
         name = f"distinct {streams}"
         add(name, "engine (streams)", "engine", layout="streams", **spec)
         add(name, "engine (unified)", "engine", layout="unified", **spec)
+        add(name, "engine (streams, batch class)", "engine", layout="streams", priority="batch", **spec)
         add(name, "server (streams)", "server", layout="streams", **spec)
         add(name, "server (unified)", "server", layout="unified", **spec)
         add(name, "limit (streams)", "limit", layout="streams", **spec)
