@@ -74,6 +74,11 @@ def sharing(count: int) -> list[str]:
     return [f"{text(3, 660)}\nQuestion {n}: what about the {WORDS[n % 24]}?\nAnswer:" for n in range(count)]
 
 
+def system(count: int) -> list[str]:
+    """Prompts of about 110 tokens of which the first half is the same."""
+    return [f"Rules: {text(3, 42)}\nQuestion {n}: {text(n + 1, 36)}\nAnswer:" for n in range(count)]
+
+
 def model_path() -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,7 +90,7 @@ def model_path() -> Path:
 
 
 def prompts_of(spec: dict[str, Any]) -> list[str]:
-    return (sharing if spec["workload"] == "shared" else distinct)(spec["requests"])
+    return {"shared": sharing, "system": system, "distinct": distinct}[spec["workload"]](spec["requests"])
 
 
 def engine_of(spec: dict[str, Any], **more: Any) -> Any:
@@ -118,7 +123,10 @@ def run_engine(spec: dict[str, Any]) -> Figures:
     before = engine.metrics()
     begun, cpu = perf_counter(), process_time()
     requests = [
-        GenerateRequest(prompt=prompt, max_tokens=spec["tokens"], sampling=greedy()) for prompt in prompts_of(spec)
+        GenerateRequest(
+            prompt=prompt, max_tokens=spec["tokens"], sampling=greedy(), priority=spec.get("priority", "standard")
+        )
+        for prompt in prompts_of(spec)
     ]
     results = [ticket.result() for ticket in [engine.generate(request) for request in requests]]
     wall, cpu = perf_counter() - begun, process_time() - cpu
@@ -437,12 +445,17 @@ def specs(args: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]]]:
         name = f"distinct {streams}"
         add(name, "engine (streams)", "engine", layout="streams", **spec)
         add(name, "engine (unified)", "engine", layout="unified", **spec)
+        add(name, "engine (streams, batch class)", "engine", layout="streams", priority="batch", **spec)
         add(name, "server (streams)", "server", layout="streams", **spec)
         add(name, "server (unified)", "server", layout="unified", **spec)
         add(name, "limit (streams)", "limit", layout="streams", **spec)
         if streams == args.streams[-1]:
             add(name, "Llama, one by one", "llama", **spec)
             add(name, "engine (reproducible)", "engine", reproducible=True, **spec)
+    half = {"workload": "system", "streams": 8, "requests": 32, "tokens": 32, "context": 8 * 512}
+    add("system", "engine (unified)", "engine", layout="unified", **half)
+    add("system", "server (streams)", "server", layout="streams", **half)
+    add("system", "Llama, one by one", "llama", **half)
     shared = {"workload": "shared", "requests": 32, "tokens": 32}
     add("shared", "engine (unified, 32)", "engine", layout="unified", streams=32, context=9472, kept=0, **shared)
     add("shared", "engine (streams, 32)", "engine", layout="streams", streams=32, context=32 * 1024, **shared)
@@ -487,7 +500,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--xllamacpp", help="folder that holds the package xllamacpp")
-    workloads = "distinct,shared,mixed,json,embeddings,overhead"
+    workloads = "distinct,system,shared,mixed,json,embeddings,overhead"
     parser.add_argument("--workloads", type=lambda value: value.split(","), default=workloads.split(","))
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
