@@ -8,6 +8,7 @@ Nothing is taken from the queue before the model is loaded.
 from __future__ import annotations
 
 import os
+import sys
 
 from app.fleet import files, header
 from app.fleet.model import Model
@@ -20,6 +21,8 @@ from workers.engine.options import EngineOptions, Profile
 
 _log = log.get(__name__)
 
+#: Seconds for which a thread may keep the others from running, once they want to; Python's own is ten times that.
+_SWITCH_SECONDS = 0.0005
 #: How the catalogue's words for flash attention read here.
 _FLASH = {"auto": None, "on": True, "off": False}
 
@@ -34,6 +37,8 @@ def run(settings: Settings, name: str, device: str) -> int:
     path = files.locate(model, settings.data_dir)
     header.read(path)
     application = Application(settings)
+    # The engine's thread waits for no other thread of Python for longer than this.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     _log.info("model_loading", model=model.name, path=str(path), device=device)
     engine = LlamaEngine(path, options_of(model, settings, device))
     return application.serve(f"pool.{model.slug}", [model_queue(model.slug)], engine.slots, engine)

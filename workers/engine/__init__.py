@@ -21,7 +21,7 @@ class Ticket(Protocol):
 
     def result(self, timeout: float | None = None) -> Generated:
         """
-        Wait, at most `timeout` seconds, and give the outcome.
+        Wait, at most `timeout` seconds, and give the outcome. Where a schema was asked for, the text conforms to it.
 
         Raises StepFailure when the request failed, CancelledError when it was cancelled, TimeoutError when it is
         not done in time (the request goes on).

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema
 import llama_cpp as api
 from jsonschema.protocols import Validator
 
+from app.inference import answers
 from app.kernel.errors import FailureReason, InvalidInput, StepFailure
 from workers.engine import native
 from workers.engine.llama import Model
@@ -51,16 +51,8 @@ class Form:
 
     def check(self, text: str) -> None:
         """Raise StepFailure, with the text kept, when it is not what the schema says."""
-        if self.validator is None:
-            return
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text is not JSON: {error}", text=text) from None
-        problem = next(iter(self.validator.iter_errors(value)), None)
-        if problem is not None:
-            message = f"the JSON does not conform to the schema at {problem.json_path}: {problem.message[:500]}"
-            raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=text)
+        if self.validator is not None:
+            answers.require(text, self.validator)
 
 
 class Grammars:
@@ -113,9 +105,7 @@ class Grammars:
             return form
 
     def _compile_schema(self, schema: Mapping[str, Any]) -> Form:
-        compiled = self._compile(self.gbnf_of(schema))
-        kind = jsonschema.Draft202012Validator
-        return Form(compiled, kind(dict(schema), format_checker=kind.FORMAT_CHECKER))
+        return Form(self._compile(self.gbnf_of(schema)), answers.validator_of(schema))
 
     def _compile(self, source: str, trigger: str | None = None) -> Any:
         if not _ROOT.search(source):

@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx2
 import structlog
-from jsonschema import Draft202012Validator
 
+from app.inference import answers
 from app.inference.requests import FinishReason, Generated, GenerateRequest, ToolCall
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
@@ -218,7 +218,7 @@ class _Answer:
             seed=request.sampling.seed,
         )
         if request.schema is not None:
-            _check(request.schema, found.text)
+            answers.require(found.text, answers.validator_of(request.schema))
         return replace(found, tool_calls=tuple(self._read_calls()))
 
     def _read_calls(self) -> Iterator[ToolCall]:
@@ -307,14 +307,3 @@ def _refusal(response: httpx2.Response) -> StepFailure:
     if status in (401, 403, 404, 429) or status >= 500:
         return StepFailure(FailureReason.ENGINE_ERROR, f"the server cannot serve the request ({status}): {said}")
     return StepFailure(FailureReason.INVALID_REQUEST, f"the server refused the request ({status}): {said}")
-
-
-def _check(schema: Mapping[str, Any], text: str) -> None:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text is not JSON: {error}", text=text) from None
-    problem = next(iter(Draft202012Validator(dict(schema)).iter_errors(value)), None)
-    if problem is not None:
-        message = f"the JSON does not conform to the schema at {problem.json_path}: {problem.message[:500]}"
-        raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=text)
