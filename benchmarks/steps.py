@@ -47,7 +47,7 @@ class Plan:
     processes: tuple[int, ...]
     #: Threads of each worker process; the default of `control.concurrency`.
     threads: int = 8
-    rounds: int = 5
+    rounds: int = 4
     chains: int = 40
     chain_length: int = 10
     fans: int = 20
@@ -57,7 +57,7 @@ class Plan:
 
 
 FULL = Plan(processes=(1, 2))
-QUICK = Plan(processes=(1,), rounds=2, chains=20, fans=8, singles=40, submissions=80)
+QUICK = Plan(processes=(1,), rounds=2, chains=10, fans=4, singles=30, submissions=40)
 
 
 @dataclass(frozen=True, slots=True)
