@@ -7,10 +7,12 @@ import signal
 
 def main() -> None:
     """Ctrl-C while the modules load ends the process without a word; then they see to it themselves."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from app.cli import main as command  # loaded once the signal is set
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, handler)
     command()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,9 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import BrokerSettings
 from app.workflows.service import Runs
+
+# A shell's background job begins with SIGINT ignored, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Nothing of the caller's environment may decide how a test ends.
 for name in [name for name in os.environ if name.startswith("ARRIERO_")]:
