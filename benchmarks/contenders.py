@@ -21,6 +21,8 @@ from uuid import UUID
 import psutil
 import psycopg
 from celery import Celery, chain, chord
+from celery.exceptions import TimeoutError  # noqa: A004 what Celery raises
+from celery.result import AsyncResult
 
 from app.kernel import broker, embedded
 from app.kernel import settings as settings_of
@@ -34,7 +36,7 @@ from app.workflows.service import Runs, Submission
 from benchmarks import celery_peer
 
 #: Seconds after which a round has failed.
-DEADLINE = 120.0
+DEADLINE = 30.0
 
 _REPOSITORY = Path(__file__).parent.parent
 
@@ -269,7 +271,7 @@ class PlainCelery(Contender):
 
     def _single(self) -> float:
         began = time.perf_counter()
-        self._kept.delay().get(timeout=DEADLINE)
+        self._await(self._kept.delay())
         return time.perf_counter() - began
 
     def _burst(self, signatures: Sequence[Any]) -> Burst:
@@ -277,8 +279,17 @@ class PlainCelery(Contender):
         results = [signature.apply_async() for signature in signatures]
         submitted = time.perf_counter()
         for result in results:
-            result.get(timeout=DEADLINE)
+            self._await(result)
         return Burst(submitted - began, time.perf_counter() - began)
+
+    def _await(self, result: AsyncResult[Any]) -> None:
+        try:
+            result.get(timeout=DEADLINE)
+        except TimeoutError:
+            state = self._application.backend.get_state(result.id)
+            raise RuntimeError(
+                f"{self.name}: a result was not heard of in {DEADLINE:g} s, its state is {state}"
+            ) from None
 
 
 def cpu_of(pid: int) -> float:
