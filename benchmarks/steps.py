@@ -29,7 +29,7 @@ from rich.table import Table
 from app.kernel import clock, embedded, log
 from app.kernel.database import Database
 from app.kernel.settings import LogSettings
-from benchmarks.contenders import Arriero, Contender, PlainCelery, Site, cpu_of
+from benchmarks.contenders import Arriero, Contender, PlainCelery, Site, Unheard, cpu_of
 
 #: Where results go by default; git ignores it.
 RESULTS = Path(__file__).parent / "results"
@@ -210,7 +210,12 @@ def _taken(contender: Contender, number: int, name: str, run: Callable[[Contende
     pids = [server.pid for server in (servers.postgres, servers.valkey) if server is not None]
     load = os.getloadavg()[0]
     before = [contender.cpu(), *(cpu_of(pid) for pid in pids if pid is not None)]
-    count, seconds, latencies = run(contender)
+    try:
+        count, seconds, latencies = run(contender)
+    except Unheard as error:
+        # No cost of what is measured: it is said, and the turn is taken again.
+        print(f"{name} taken again: {error}")
+        return _taken(contender, number, name, run)
     after = [contender.cpu(), *(cpu_of(pid) for pid in pids if pid is not None)]
     used = [round(late - early, 3) for early, late in zip(before, after, strict=True)]
     return Sample(contender.site.processes, contender.name, number, name, count, seconds, latencies, *used, load)

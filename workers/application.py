@@ -82,7 +82,6 @@ class Application:
                 queues=list(queues),
                 without_mingle=True,
                 without_gossip=True,
-                task_events=True,
                 loglevel=self.settings.log.level.upper(),
             )
             worker.start()

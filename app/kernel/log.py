@@ -18,7 +18,20 @@ from structlog.tracebacks import ExceptionDictTransformer
 from app.kernel.settings import LogSettings
 
 #: Libraries whose information is noise here; their warnings still come through.
-_QUIET = ("alembic", "amqp", "celery.beat", "celery.redirected", "httpx2", "httpcore2", "kombu", "redbeat", "tornado")
+#: What Celery tells of each message (`trace`, `strategy`), our own lines tell of each step.
+_QUIET = (
+    "alembic",
+    "amqp",
+    "celery.app.trace",
+    "celery.beat",
+    "celery.redirected",
+    "celery.worker.strategy",
+    "httpx2",
+    "httpcore2",
+    "kombu",
+    "redbeat",
+    "tornado",
+)
 
 
 def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
