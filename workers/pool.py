@@ -50,7 +50,7 @@ def options_of(model: Model, settings: Settings, device: str) -> EngineOptions:
     return EngineOptions(
         slots=model.slots,
         context=model.slots * model.context,
-        threads=settings.pools.threads or len(os.sched_getaffinity(0)),
+        threads=settings.pools.threads or max(len(os.sched_getaffinity(0)) - 1, 1),
         kv_type_k=model.kv.k,
         kv_type_v=model.kv.v,
         flash_attention=_FLASH[model.flash_attention],

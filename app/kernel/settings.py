@@ -130,7 +130,8 @@ class PoolSettings(Section):
 
     #: Models for which `arriero up` starts a pool.
     models: tuple[str, ...] = ("smollm2:135m",)
-    #: Threads for llama.cpp in one pool; 0 takes the machine's cores.
+    #: Threads for llama.cpp in one pool; 0 takes all cores but one. They wait by spinning: where another process uses
+    #: one of their cores, all of them stand still.
     threads: int = Field(default=0, ge=0)
     #: A pool that has not begun to serve by then is ended.
     start_timeout: Duration = timedelta(minutes=5)
