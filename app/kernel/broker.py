@@ -137,8 +137,6 @@ def celery_app(redis_url: str, settings: BrokerSettings, schedule: Mapping[str, 
             "socket_timeout": settings.socket_timeout.total_seconds(),
             "socket_connect_timeout": 5,
             "health_check_interval": 15,
-            # RESP3 makes Valkey count an error for each connection.
-            "protocol": 2,
         },
         broker_heartbeat=0,
         task_acks_late=False,
