@@ -60,7 +60,6 @@ def documented(
 ) -> dict[int | str, dict[str, Any]]:
     """Error bodies of an operation for its OpenAPI document, and what it answers `besides`."""
     told = {
-        400: "The request cannot be read",
         404: "There is no such thing",
         409: "The state of the thing does not allow this",
         413: "The body is too large",

@@ -27,6 +27,7 @@ from pydantic import SecretStr
 
 from app.cli.client import url_of
 from app.fleet import files
+from app.fleet.catalog import Catalog
 from app.kernel import broker, clock, embedded
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, Server
@@ -178,13 +179,13 @@ class Tree:
 def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool) -> Iterator[Tree]:
     """
     The tree, growing: servers are up, the schema is right, children are started; all of it ends with the block.
+    The caller has installed the signals.
 
     Raises DataDirectoryHeld, ServerNotStarted, DatabaseBehind, ModelFileMissing and what else keeps it from starting.
     """
-    signals.install()
-    models = files.read_catalog(settings.catalog.files)
+    catalog = files.read_catalog(settings.catalog.files)
     for name in settings.pools.models:
-        files.locate(models.get(name), settings.data_dir)
+        files.locate(catalog.get(name), settings.data_dir)
     with ExitStack() as stack:
         # Begun first, so ended last: from the first exit on, nothing interrupts the stopping.
         held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command="arriero up"))
@@ -203,7 +204,7 @@ def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool)
             database.upgrade()
         database.require_head()
         running: list[Server] = [server for server in (servers.postgres, servers.valkey) if server is not None]
-        tree = Tree(settings, held.path, report, running, _members(settings, flower=flower))
+        tree = Tree(settings, held.path, report, running, _members(settings, catalog, flower=flower))
         stack.callback(tree.stop, signals)
         stack.callback(signals.shield)
         for member in tree.members:
@@ -211,7 +212,7 @@ def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool)
         yield tree
 
 
-def _members(settings: Settings, *, flower: bool) -> list[_Member]:
+def _members(settings: Settings, catalog: Catalog, *, flower: bool) -> list[_Member]:
     host, short = socket.gethostname(), timedelta(seconds=8)
     drain = settings.pools.drain_timeout + short
     members = [_Member("api", ["api"], short)]
@@ -219,7 +220,6 @@ def _members(settings: Settings, *, flower: bool) -> list[_Member]:
         name = "control" if number == 1 else f"control-{number}"
         members.append(_Member(name, ["control", "--name", name], drain, f"{name}@{host}"))
     members.append(_Member("beat", ["beat"], short))
-    catalog = files.read_catalog(settings.catalog.files)
     for model in (catalog.get(name) for name in settings.pools.models):
         name = f"pool.{model.slug}"
         members.append(_Member(name, ["pool", model.name, "--device", "cpu"], drain, f"{name}@{host}"))

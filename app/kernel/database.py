@@ -77,7 +77,7 @@ class Database:
             pool_timeout=30,
             connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c lock_timeout=30s"},
         )
-        event.listen(self.engine, "handle_error", _drop_dead_connections)
+        event.listen(self.engine, "handle_error", _note_lost_connection)
 
     @contextmanager
     def work(self) -> Iterator[Work]:
@@ -156,8 +156,8 @@ def _config() -> Config:
     return config
 
 
-def _drop_dead_connections(context: Any) -> None:
-    """A server that went away took every connection with it: let the pool make new ones."""
+def _note_lost_connection(context: Any) -> None:
+    """The pool makes new connections by itself; the log says why there is a pause."""
     if context.is_disconnect:
         _log.warning("database_connection_lost")
 

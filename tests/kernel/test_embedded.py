@@ -606,7 +606,7 @@ def test_server_that_ends_at_once_shows_its_log(data_dir: Path) -> None:
 def test_server_that_is_too_late_is_ended(fresh_dir: Path) -> None:
     server = ValkeyServer(fresh_dir / "valkey", deadline=timedelta(seconds=1))
     fresh_dir.mkdir()
-    server._answers = lambda: False  # type: ignore[method-assign]
+    server._answers = lambda: False  # type: ignore[method-assign] # a server that never serves
     with pytest.raises(ServerNotStarted, match="no answer within 1 s"):
         server.start()
     assert not server.alive

@@ -32,7 +32,7 @@ def connect(password: str) -> None:
 def test_a_traceback_shows_no_locals(form: str) -> None:
     """Drivers keep passwords in their frames."""
     out = io.StringIO()
-    log.configure(LogSettings(format=form), out)  # type: ignore[arg-type]
+    log.configure(LogSettings(format=form), out)  # type: ignore[arg-type] # a parameter is any text to mypy
     try:
         connect("sword" + "fish")
     except RuntimeError:
