@@ -29,10 +29,12 @@ def up(
     """
     signals = Signals()
     settings = settings_of(context)
-    with suppress(Interrupted), grown(settings, signals, tell, flower=flower) as tree:
-        tree.wait_until_ready(settings.pools.start_timeout)
-        _announce(tree, flower=flower)
-        tree.watch()
+    with suppress(Interrupted):
+        signals.install()
+        with grown(settings, signals, tell, flower=flower) as tree:
+            tree.wait_until_ready(settings.pools.start_timeout)
+            _announce(tree, flower=flower)
+            tree.watch()
     if signals.asked:
         tell("info", "everything is stopped")
 
