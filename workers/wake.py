@@ -22,6 +22,11 @@ class TaskPool(thread.TaskPool):
     #: Made by Celery's own pool.
     executor: Executor
 
+    def on_start(self) -> None:
+        """Keep the worker's event loop: kombu forgets which it is when a connection is lost, though it goes on."""
+        super().on_start()
+        self._hub: Any = get_event_loop()
+
     def on_apply(
         self,
         target: Any,
@@ -33,6 +38,5 @@ class TaskPool(thread.TaskPool):
     ) -> Any:
         """Run the task on a thread, and turn the event loop once when it has ended."""
         future = self.executor.submit(apply_target, target, args, kwargs, callback, accept_callback)
-        hub: Any = get_event_loop()
-        future.add_done_callback(lambda _: hub.call_soon(int))
+        future.add_done_callback(lambda _: self._hub.call_soon(int))
         return thread.ApplyResult(future)  # type: ignore[attr-defined] # unknown to the stubs

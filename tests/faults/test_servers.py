@@ -28,6 +28,10 @@ def test_killed_broker_costs_no_step(
     until(lambda: stage.open_runs() == 0)
     stage.assert_each_step_is_recorded_once(run_ids)
     assert pids_of(*celery_worker_cluster, pool) == workers
+    errors = [
+        line for node in celery_worker_cluster for line in node.logs().splitlines() if "concurrent.futures" in line
+    ]
+    assert errors == [], "the end of a task still wakes the consumer"
 
 
 def test_broker_that_forgot_everything_costs_no_step(
