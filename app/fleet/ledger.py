@@ -208,7 +208,7 @@ def _backing(ledger: Ledger, wanted: Claim) -> dict[str, dict[str, int]]:
     left, backing = dict(wanted.bytes), {}
     for id_ in sorted(wanted.after):
         victim = ledger.reservations.get(id_)
-        if victim is None:
+        if victim is None or not victim.draining or victim.state is State.HELD:
             continue
         part = {}
         for device, need in left.items():
