@@ -5,7 +5,8 @@ from sqlmodel import SQLModel
 from alembic import context
 from app.kernel import settings
 from app.kernel.database import Database
-from app.workflows import rows  # noqa: F401 they enter the metadata
+from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
+from app.workflows import rows  # noqa: F401
 
 target_metadata = SQLModel.metadata
 

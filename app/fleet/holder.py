@@ -1,0 +1,184 @@
+"""
+The holder: what a pool does with its grant. Each call is one transaction, and names the grant's epoch.
+
+A grant that was given back, or went to another epoch, is LeaseLost: the pool must let go of its bytes and end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from app.fleet import books, ledger
+from app.fleet.fleet import Priority
+from app.fleet.pool import Desired, Stage
+from app.fleet.reservation import Refused
+from app.kernel.database import Database
+from app.kernel.errors import LeaseLost
+
+_TAKE = text("""
+    SELECT reservation.revision, host, pool.configuration, pool.model, slots, threads
+    FROM reservation JOIN pool ON pool.id = reservation.id LEFT JOIN pool_process ON pool_id = pool.id
+    WHERE pool.id = CAST(:id AS uuid) AND epoch = :epoch AND state = 'active'
+""")
+_DEVICES = text("""
+    SELECT device.id, name, type, uuid, simulated, speed, bandwidth, claim.bytes
+    FROM claim JOIN device ON device.id = device_id WHERE reservation_id = CAST(:id AS uuid) ORDER BY device.name
+""")
+_REPORT = text("""
+    INSERT INTO pool_report (pool_id, stage, progress, told, worker, busy, urgent, stalled_ms, heard_at)
+    VALUES (CAST(:id AS uuid), :stage, :progress, :told, :worker, :busy, :urgent, :stalled_ms, now())
+    ON CONFLICT (pool_id) DO UPDATE SET stage = :stage, progress = :progress, told = :told, worker = :worker,
+        busy = :busy, urgent = :urgent, stalled_ms = :stalled_ms, heard_at = now(),
+        serving_at = CASE WHEN :serves THEN COALESCE(pool_report.serving_at, now()) ELSE pool_report.serving_at END,
+        last_used_at = CASE WHEN :used THEN now() ELSE pool_report.last_used_at END
+""")
+_HEAR = text("""
+    SELECT desired, threads FROM pool LEFT JOIN pool_process ON pool_id = pool.id WHERE pool.id = CAST(:id AS uuid)
+""")
+_KEEP = text("""
+    INSERT INTO footprint (configuration, type, devices, parts, source, load_seconds, tokens_per_second)
+    VALUES (:configuration, :type, :devices, CAST(:parts AS jsonb), :source, :load, :speed)
+    ON CONFLICT (configuration, type, devices) DO UPDATE SET parts = CAST(:parts AS jsonb), source = :source,
+        load_seconds = :load, tokens_per_second = :speed, measured_at = now()
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A device of a grant, and the bytes that may be used of it."""
+
+    id: str
+    name: str
+    type: str
+    #: What pins the process to it; empty for what is no GPU.
+    uuid: str
+    simulated: bool
+    speed: float
+    bandwidth: int | None
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a pool may load, and where."""
+
+    id: str
+    epoch: int
+    revision: int
+    host: str
+    configuration: str
+    model: str
+    slots: int
+    #: Its part of the host's cores.
+    threads: int
+    parts: tuple[Part, ...]
+
+    @property
+    def simulated(self) -> bool:
+        """Whether there is no hardware behind it."""
+        return any(part.simulated for part in self.parts)
+
+    @property
+    def type(self) -> str:
+        """The type of its devices, which is one."""
+        return self.parts[0].type
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a pool tells of itself."""
+
+    stage: Stage
+    #: Of the loading, 0 to 1.
+    progress: float = 0.0
+    told: str = ""
+    worker: str = ""
+    busy: int = 0
+    urgent: Priority | None = None
+    stalled: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a pool is told."""
+
+    desired: Desired
+    #: Its part of the host's cores, as it is now.
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The use cases of pools."""
+
+    database: Database
+    #: Until when a pool that does not renew is taken for alive.
+    lease: timedelta
+
+    def take(self, id_: str, epoch: int) -> Grant:
+        """What was granted. Raises LeaseLost when it is granted no longer, or to another."""
+        with self.database.work() as work:
+            row = work.row(_TAKE, {"id": id_, "epoch": epoch})
+            if row is None:
+                raise LeaseLost(f"pool {id_} of epoch {epoch} holds no bytes")
+            parts = tuple(Part(**found._mapping) for found in work.rows(_DEVICES, {"id": id_}))
+        return Grant(
+            id_, epoch, row.revision, row.host, row.configuration, row.model, row.slots, row.threads or 1, parts
+        )
+
+    def renew(self, id_: str, epoch: int, report: Report) -> Heard:
+        """Extend the lease, tell, and hear what is desired. Raises LeaseLost."""
+        values = {
+            "id": id_,
+            "stage": report.stage,
+            "progress": report.progress,
+            "told": report.told,
+            "worker": report.worker,
+            "busy": report.busy,
+            "urgent": report.urgent,
+            "stalled_ms": round(report.stalled.total_seconds() * 1000),
+            "serves": report.stage is Stage.SERVING,
+            "used": report.busy > 0,
+        }
+        with self.database.work() as work:
+            books.renew(work, id_, epoch, self.lease)
+            work.run(_REPORT, values)
+            row = work.row(_HEAR, {"id": id_})
+        assert row is not None, "a report needs its pool"
+        return Heard(Desired(row.desired), row.threads or 1)
+
+    def adjust(self, grant: Grant, wanted: Mapping[str, int]) -> int | Refused:
+        """
+        Change the bytes of each device, by its id; gives the new revision, or why they cannot be had.
+
+        Raises LeaseLost.
+        """
+        with self.database.work() as work:
+            open_ = books.open_books(work, grant.host)
+            refused = open_.change(lambda found: ledger.adjust(found, grant.id, grant.epoch, grant.revision, wanted))
+            if refused is not None:
+                return refused
+            open_.close()
+            return open_.ledger.reservations[grant.id].revision
+
+    def keep_footprint(
+        self, grant: Grant, parts: Mapping[str, int], source: str, load: timedelta, tokens_per_second: float
+    ) -> None:
+        """Write down what the configuration needs, as it was seen: better than what was known before."""
+        sizes = sorted(parts.values(), reverse=True)
+        values = {
+            "configuration": grant.configuration,
+            "type": grant.type,
+            "devices": len(sizes),
+            "parts": json.dumps(sizes),
+            "source": source,
+            "load": load.total_seconds(),
+            "speed": tokens_per_second,
+        }
+        with self.database.work() as work:
+            work.run(_KEEP, values)

@@ -1,0 +1,315 @@
+"""
+Hosts: what an agent does with the database. Each call is one transaction.
+
+An agent that joins speaks for its host from then on, under an epoch of its own; one that was replaced, or whose host
+was declared lost, is refused with LeaseLost and must join anew.
+Whoever joins has ended every process that the ledger does not hold; what it adopts is checked once more as it joins.
+Nothing is given back here but what the agent has seen dead, with its bytes back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import text
+
+from app.fleet import books, ledger
+from app.fleet.pool import Desired, Phase, Stage
+from app.fleet.reservation import State
+from app.kernel import log
+from app.kernel.database import Database, Work
+from app.kernel.errors import Conflict, LeaseLost
+
+_log = log.get(__name__)
+
+_JOIN = text("""
+    INSERT INTO host (name, state, agent_epoch, agent_until, cores, files, problems)
+    VALUES (:host, 'open', :epoch, now() + :lease, :cores, '[]', '[]')
+    ON CONFLICT (name) DO UPDATE SET agent_epoch = :epoch, agent_until = now() + :lease, joined_at = now(),
+        cores = :cores, state = CASE WHEN host.state = 'lost' THEN 'open' ELSE host.state END
+""")
+_PUT_DEVICE = text("""
+    INSERT INTO device (id, host, name, kind, type, uuid, simulated, present, speed, bandwidth, total_bytes,
+                        capacity_bytes, charged_bytes, firm_bytes, used_bytes, stranger_bytes)
+    VALUES (:id, :host, :name, :kind, :type, :uuid, :simulated, true, :speed, :bandwidth, :total, 0, 0, 0, 0, 0)
+    ON CONFLICT (id) DO UPDATE SET name = :name, kind = :kind, type = :type, uuid = :uuid, simulated = :simulated,
+        present = true, speed = :speed, bandwidth = :bandwidth, total_bytes = :total
+    WHERE device.host = :host
+""")
+_HIDE_DEVICES = text("UPDATE device SET present = false WHERE host = :host AND id <> ALL(:ids)")
+_BEAT = text("""
+    UPDATE host SET agent_until = now() + :lease, files = CAST(:files AS jsonb), problems = CAST(:problems AS jsonb)
+    WHERE name = :host AND agent_epoch = :epoch AND state <> 'lost'
+""")
+_MEASURE = text("""
+    UPDATE device SET used_bytes = :used, stranger_bytes = :strangers, temperature = :temperature,
+        utilisation = :utilisation
+    WHERE id = :id AND host = :host
+""")
+_POOLS = text("""
+    SELECT reservation.id::text, reservation.epoch, reservation.state, reservation.lease_until < now() AS expired,
+           EXISTS (SELECT FROM promise WHERE reservation_id = reservation.id) AS waits,
+           pool.configuration, pool.model, pool.desired, pool.stop_reason,
+           (SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = reservation.id) AS bytes,
+           stage, COALESCE(stalled_ms, 0) AS stalled_ms, told,
+           extract(epoch FROM now() - COALESCE(heard_at, reservation.granted_at)) AS silent
+    FROM reservation JOIN pool ON pool.id = reservation.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
+    WHERE reservation.host = :host AND reservation.state <> 'released' ORDER BY reservation.granted_at
+""")
+_BEGIN = text("""
+    INSERT INTO pool_process (pool_id, phase, threads, failed) VALUES (CAST(:id AS uuid), 'running', :threads, false)
+    ON CONFLICT (pool_id) DO NOTHING
+""")
+_OBSERVE = text("""
+    UPDATE pool_process SET phase = :phase, pid = :pid, threads = :threads, log_tail = :tail,
+        used = CAST(:used AS jsonb), peak = CAST(:peak AS jsonb)
+    WHERE pool_id = CAST(:id AS uuid)
+""")
+_END = text("""
+    INSERT INTO pool_process (pool_id, phase, ended_at, returncode, failed, ending, log_tail)
+    VALUES (CAST(:id AS uuid), 'ended', now(), :returncode, :failed, :ending, :tail)
+    ON CONFLICT (pool_id) DO UPDATE SET phase = 'ended', ended_at = now(), returncode = :returncode,
+        failed = :failed, ending = :ending, log_tail = :tail
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A device as its agent declares it."""
+
+    id: str
+    name: str
+    kind: str
+    type: str
+    total: int
+    #: What reservations may come to in all.
+    capacity: int
+    uuid: str = ""
+    simulated: bool = False
+    speed: float = 1.0
+    bandwidth: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A device as it is now."""
+
+    id: str
+    used: int
+    #: Bytes of the capacity that processes without a reservation use.
+    strangers: int
+    temperature: int | None = None
+    utilisation: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A pool of the host, as the database has it: what is desired, and what the pool tells."""
+
+    id: str
+    epoch: int
+    state: State
+    #: Its lease is over, whether or not anybody has noted that.
+    expired: bool
+    #: It waits for the bytes of others.
+    waits: bool
+    configuration: str
+    model: str
+    desired: Desired
+    stop_reason: str
+    bytes: Mapping[str, int]
+    #: None before it has told anything.
+    stage: Stage | None
+    #: How long its engine has had work and made no progress.
+    stalled: timedelta
+    #: Since it told something, or was granted.
+    silent: timedelta
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A process of a pool, as its agent sees it."""
+
+    id: str
+    phase: Phase
+    pid: int | None
+    threads: int
+    used: Mapping[str, int]
+    peak: Mapping[str, int]
+    log_tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that is gone, with its bytes back."""
+
+    id: str
+    returncode: int | None
+    #: Otherwise than it was asked to.
+    failed: bool
+    ending: str
+    log_tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The use cases of agents."""
+
+    database: Database
+    #: Until when an agent that does not beat is taken for alive.
+    agent_lease: timedelta
+    #: Until when a pool that does not renew is taken for alive.
+    pool_lease: timedelta
+
+    def join(self, host: str, cores: int, devices: Sequence[Declared], adopted: Mapping[str, int]) -> int:
+        """
+        Speak for a host from now on; gives the epoch of the agent.
+
+        `adopted` are the pools whose processes live there, with their epochs. Raises LeaseLost when one of them is not
+        held any more: its process is to be ended first.
+        """
+        with self.database.work() as work:
+            epoch = books.next_epoch(work)
+            work.run(_JOIN, {"host": host, "epoch": epoch, "lease": self.agent_lease, "cores": cores})
+            open_ = books.open_books(work, host)
+            for id_, of in adopted.items():
+                held = open_.ledger.reservations.get(id_)
+                if held is None or held.epoch != of:
+                    raise LeaseLost(f"pool {id_} of epoch {of} was given back while its process lived")
+            for device in devices:
+                self._put(work, host, device)
+            work.run(_HIDE_DEVICES, {"host": host, "ids": [device.id for device in devices]})
+            capacities = {device.id: device.capacity for device in devices}
+            open_.change(lambda found: ledger.join(found, host, epoch, capacities))
+            open_.close()
+        _log.info("host_joined", host=host, epoch=epoch, devices=len(devices), adopted=len(adopted))
+        return epoch
+
+    def beat(
+        self, host: str, epoch: int, devices: Sequence[Measured], files: Sequence[str], problems: Sequence[str]
+    ) -> list[Granted]:
+        """
+        Say that the agent lives and what it measured; gives the pools of the host.
+
+        Raises LeaseLost when another agent speaks for the host, or it was declared lost.
+        """
+        with self.database.work() as work:
+            values = {"host": host, "epoch": epoch, "lease": self.agent_lease}
+            if not work.run(_BEAT, values | {"files": _json(list(files)), "problems": _json(list(problems))}):
+                raise LeaseLost(f"agent {epoch} does not speak for host {host} any more")
+            for device in devices:
+                measured = {
+                    "id": device.id,
+                    "host": host,
+                    "used": device.used,
+                    "strangers": device.strangers,
+                    "temperature": device.temperature,
+                    "utilisation": device.utilisation,
+                }
+                work.run(_MEASURE, measured)
+            return _pools(work, host)
+
+    def pools(self, host: str) -> list[Granted]:
+        """The pools of the host that hold bytes, the oldest first."""
+        with self.database.work() as work:
+            return _pools(work, host)
+
+    def activate(self, host: str, epoch: int, pool: str, threads: int) -> None:
+        """
+        Let a process of the pool touch its bytes, from now on.
+
+        Raises LeaseLost when it is not held any more, waits for others, or the agent was replaced.
+        """
+        with self.database.work() as work:
+            open_ = books.open_books(work, host)
+            until = open_.now + self.pool_lease
+            open_.change(lambda found: ledger.activate(found, pool, epoch, until))
+            open_.close()
+            work.run(_BEGIN, {"id": pool, "threads": threads})
+
+    def observe(self, processes: Sequence[Observed]) -> None:
+        """Write down what the agent sees of processes that live."""
+        rows = [
+            {
+                "id": one.id,
+                "phase": one.phase,
+                "pid": one.pid,
+                "threads": one.threads,
+                "tail": one.log_tail,
+                "used": _json(dict(one.used)),
+                "peak": _json(dict(one.peak)),
+            }
+            for one in processes
+        ]
+        if rows:
+            with self.database.work() as work:
+                work.run(_OBSERVE, rows)
+
+    def release(self, host: str, epoch: int, ended: Ended) -> None:
+        """
+        A process is gone and its bytes are back, or it never was: give them back.
+
+        Raises LeaseLost when the agent was replaced. What was given back already stays so.
+        """
+        with self.database.work() as work:
+            open_ = books.open_books(work, host)
+            if ended.id not in open_.ledger.reservations:
+                return
+            open_.change(lambda found: ledger.release(found, ended.id, epoch), ended.ending)
+            open_.close()
+            values = {
+                "id": ended.id,
+                "returncode": ended.returncode,
+                "failed": ended.failed,
+                "ending": ended.ending,
+                "tail": ended.log_tail,
+            }
+            work.run(_END, values)
+        _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ended.ending)
+
+    def _put(self, work: Work, host: str, device: Declared) -> None:
+        values = {
+            "id": device.id,
+            "host": host,
+            "name": device.name,
+            "kind": device.kind,
+            "type": device.type,
+            "uuid": device.uuid,
+            "simulated": device.simulated,
+            "speed": device.speed,
+            "bandwidth": device.bandwidth,
+            "total": device.total,
+        }
+        if not work.run(_PUT_DEVICE, values):
+            raise Conflict(f"device {device.id} is known as another host's; give each host a name of its own")
+
+
+def _pools(work: Work, host: str) -> list[Granted]:
+    return [
+        Granted(
+            id=row.id,
+            epoch=row.epoch,
+            state=State(row.state),
+            expired=row.expired,
+            waits=row.waits,
+            configuration=row.configuration,
+            model=row.model,
+            desired=Desired(row.desired),
+            stop_reason=row.stop_reason or "",
+            bytes=row.bytes,
+            stage=None if row.stage is None else Stage(row.stage),
+            stalled=timedelta(milliseconds=row.stalled_ms),
+            silent=timedelta(seconds=float(row.silent)),
+            told=row.told or "",
+        )
+        for row in work.rows(_POOLS, {"host": host})
+    ]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value)

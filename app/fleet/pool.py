@@ -1,0 +1,62 @@
+"""
+A pool: where it stands, from what three writers say of it.
+
+The reconciler says what is desired, the host's agent what it observes of the process, the pool itself what it does;
+the ledger knows whether it may touch its bytes. None of them writes what another says.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from app.fleet.fleet import PoolState
+from app.fleet.reservation import State
+
+
+class Desired(StrEnum):
+    """What the reconciler wants of a pool."""
+
+    RUN = "run"
+    #: It ends when its steps have ended.
+    DRAIN = "drain"
+    #: It hands its steps back at their next token, and ends.
+    PREEMPT = "preempt"
+
+
+class Phase(StrEnum):
+    """What the agent observes of a pool's process."""
+
+    RUNNING = "running"
+    #: It was asked to end.
+    ASKED = "asked"
+    #: It is gone, and its bytes are back.
+    ENDED = "ended"
+
+
+class Stage(StrEnum):
+    """What a pool is doing, as it tells."""
+
+    STARTING = "starting"
+    #: It finds out how many bytes it needs.
+    MEASURING = "measuring"
+    LOADING = "loading"
+    #: It writes a first token.
+    WARMING = "warming"
+    SERVING = "serving"
+    #: It takes no more steps.
+    DRAINING = "draining"
+    #: It cannot have the bytes that it needs, and ends.
+    REFUSED = "refused"
+    #: It cannot serve for another reason, and ends.
+    FAILED = "failed"
+
+
+def state_of(reservation: State, *, waits: bool, desired: Desired, stage: Stage | None) -> PoolState:
+    """Where a pool stands whose reservation is charged. `waits` says that it waits for the bytes of others."""
+    if reservation is State.SUSPECT:
+        return PoolState.SUSPECT
+    if desired is not Desired.RUN or stage in {Stage.DRAINING, Stage.REFUSED, Stage.FAILED}:
+        return PoolState.DRAINING
+    if waits:
+        return PoolState.WAITING
+    return PoolState.SERVING if stage is Stage.SERVING else PoolState.STARTING

@@ -1,0 +1,340 @@
+"""
+The rows of the fleet. Each table has one writer.
+
+    host          a machine with an agent; written by its agent, its state by operators
+    device        memory of a host, and what the ledger has charged on it; written by the ledger and the agent
+    reservation   a claim that was granted: state, lease, epoch; written by the ledger
+    claim         its bytes of each device
+    promise       bytes of a device that pass from a victim to the reservation that waits for it
+    set_aside     bytes that a configuration owns before it is loaded
+    quota         what a namespace may hold and use, and does
+    pool          what is desired: which model, where, why, and whether it is to end; written by the reconciler
+    pool_process  what is observed of its process; written by the host's agent
+    pool_report   what it tells of itself; written by its own heartbeat
+    footprint     what a configuration needs on devices of a type; written by agents and pools
+    refusal       why a model that is asked for is not started; written by the reconciler
+    pool_order    what an operator asked for once; written by the API, answered by the reconciler
+    standing      models that are kept up; written by the API
+
+Every instant is the database's own. A reservation and its pool have one id. The sequence `fleet_epoch` numbers agents
+and grants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, Index, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from app.fleet.pool import Desired, Phase, Stage
+from app.fleet.reservation import State
+
+
+class HostState(StrEnum):
+    """What may be done with a host."""
+
+    OPEN = "open"
+    #: Nothing new is placed on it.
+    CORDONED = "cordoned"
+    #: As cordoned, and its pools are moved or stopped.
+    DRAINING = "draining"
+    #: Nobody heard of it for too long. It is out until its agent has joined anew.
+    LOST = "lost"
+
+
+def _instant(*, nullable: bool = True) -> Any:
+    return Column(DateTime(timezone=True), nullable=nullable, server_default=None if nullable else text("now()"))
+
+
+def _bytes(default: int | None = 0) -> Any:
+    return Column(BigInteger, nullable=False, server_default=None if default is None else str(default))
+
+
+def _one_of(column: str, states: Iterable[str]) -> CheckConstraint:
+    listed = ", ".join(f"'{state}'" for state in states)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_is_known")
+
+
+class HostRow(SQLModel, table=True):
+    """A machine with an agent."""
+
+    __tablename__ = "host"
+    __table_args__ = (_one_of("state", HostState),)
+
+    name: str = Field(primary_key=True, max_length=100)
+    state: str = Field(max_length=16)
+    #: Of the agent that speaks for it; 0 when none does.
+    agent_epoch: int = Field(sa_column=_bytes())
+    #: Until then the agent is taken for alive.
+    agent_until: datetime = Field(sa_column=_instant(nullable=False))
+    joined_at: datetime = Field(sa_column=_instant(nullable=False))
+    cores: int = 1
+    #: Configurations whose files it has.
+    files: list[str] = Field(sa_column=Column(JSONB, nullable=False))
+    #: Sentences for people: a driver that does not answer, a GPU that was left out.
+    problems: list[str] = Field(sa_column=Column(JSONB, nullable=False))
+
+
+class DeviceRow(SQLModel, table=True):
+    """Memory of a host. The constraint is what no defect of ours gets past."""
+
+    __tablename__ = "device"
+    __table_args__ = (
+        CheckConstraint("charged_bytes BETWEEN 0 AND capacity_bytes", name="is_not_overcommitted"),
+        CheckConstraint("firm_bytes BETWEEN 0 AND capacity_bytes", name="gives_back_what_it_lends"),
+        Index("ix_device_host", "host"),
+    )
+
+    id: str = Field(primary_key=True, max_length=200)
+    host: str = Field(foreign_key="host.name", ondelete="CASCADE", max_length=100)
+    name: str = Field(max_length=100)
+    kind: str = Field(max_length=16)
+    #: What footprints are kept for: `cpu`, `NVIDIA H200`, `simulated`.
+    type: str = Field(max_length=100)
+    #: What pins a process to it; empty for what is no GPU.
+    uuid: str = Field(default="", max_length=100)
+    simulated: bool = False
+    #: False for one that its agent does not see any more.
+    present: bool = True
+    speed: float = 1.0
+    #: Of a simulated device: bytes that are loaded in a second.
+    bandwidth: int | None = Field(default=None, sa_column=Column(BigInteger))
+    total_bytes: int = Field(sa_column=_bytes())
+    #: What reservations may come to in all.
+    capacity_bytes: int = Field(sa_column=_bytes())
+    #: What they come to, less what victims cover.
+    charged_bytes: int = Field(sa_column=_bytes())
+    #: What no preemption brings back: set aside, or pinned.
+    firm_bytes: int = Field(sa_column=_bytes())
+    #: As measured: by everybody, and by those who hold no reservation.
+    used_bytes: int = Field(sa_column=_bytes())
+    stranger_bytes: int = Field(sa_column=_bytes())
+    temperature: int | None = None
+    utilisation: float | None = None
+
+
+class ReservationRow(SQLModel, table=True):
+    """A claim that was granted."""
+
+    __tablename__ = "reservation"
+    __table_args__ = (
+        _one_of("state", State),
+        CheckConstraint("(state = 'released') = (released_at IS NOT NULL)", name="released_once"),
+        Index("ix_reservation_held", "host", postgresql_where=text("state <> 'released'")),
+        Index("ix_reservation_released", "released_at", postgresql_where=text("state = 'released'")),
+    )
+
+    id: UUID = Field(primary_key=True)
+    epoch: int = Field(sa_column=_bytes(None))
+    revision: int = 0
+    state: str = Field(max_length=16)
+    host: str = Field(foreign_key="host.name", ondelete="CASCADE", max_length=100)
+    configuration: str = Field(max_length=200)
+    draining: bool = False
+    pinned: bool = False
+    namespace: str = Field(default="", max_length=100)
+    lease_until: datetime = Field(sa_column=_instant(nullable=False))
+    granted_at: datetime = Field(sa_column=_instant(nullable=False))
+    activated_at: datetime | None = Field(default=None, sa_column=_instant())
+    released_at: datetime | None = Field(default=None, sa_column=_instant())
+    #: Why it was given back.
+    why: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class ClaimRow(SQLModel, table=True):
+    """Bytes of a device that a reservation holds."""
+
+    __tablename__ = "claim"
+    __table_args__ = (CheckConstraint("bytes > 0", name="is_something"), Index("ix_claim_device", "device_id"))
+
+    reservation_id: UUID = Field(primary_key=True, foreign_key="reservation.id", ondelete="CASCADE")
+    device_id: str = Field(primary_key=True, foreign_key="device.id", ondelete="CASCADE", max_length=200)
+    bytes: int = Field(sa_column=_bytes(None))
+
+
+class PromiseRow(SQLModel, table=True):
+    """Bytes of a device that pass to a reservation when its victim is gone."""
+
+    __tablename__ = "promise"
+    __table_args__ = (CheckConstraint("bytes > 0", name="is_something"),)
+
+    reservation_id: UUID = Field(primary_key=True, foreign_key="reservation.id", ondelete="CASCADE")
+    victim_id: UUID = Field(primary_key=True, foreign_key="reservation.id", ondelete="CASCADE")
+    device_id: str = Field(primary_key=True, foreign_key="device.id", ondelete="CASCADE", max_length=200)
+    bytes: int = Field(sa_column=_bytes(None))
+
+
+class SetAsideRow(SQLModel, table=True):
+    """Bytes of a device that a configuration owns."""
+
+    __tablename__ = "set_aside"
+    __table_args__ = (CheckConstraint("bytes > 0", name="is_something"),)
+
+    id: UUID = Field(primary_key=True)
+    device_id: str = Field(primary_key=True, foreign_key="device.id", ondelete="CASCADE", max_length=200)
+    configuration: str = Field(max_length=200)
+    bytes: int = Field(sa_column=_bytes(None))
+    created_at: datetime = Field(sa_column=_instant(nullable=False))
+
+
+class QuotaRow(SQLModel, table=True):
+    """What a namespace may hold and use."""
+
+    __tablename__ = "quota"
+
+    namespace: str = Field(primary_key=True, max_length=100)
+    #: Its share beside others.
+    weight: float = 1.0
+    #: Bytes that pools granted on its behalf may hold; None: no limit.
+    max_bytes: int | None = Field(default=None, sa_column=Column(BigInteger))
+    held_bytes: int = Field(sa_column=_bytes())
+    #: Seconds of devices that it may have in a period; None: no limit.
+    max_device_seconds: float | None = None
+    period_seconds: int = 86400
+    period_began: datetime = Field(sa_column=_instant(nullable=False))
+    #: Seconds of devices that it had in this period.
+    device_seconds: float = 0.0
+    #: The same, faded by half each hour, for fairness between namespaces.
+    attained_seconds: float = 0.0
+    counted_at: datetime = Field(sa_column=_instant(nullable=False))
+
+
+class PoolRow(SQLModel, table=True):
+    """What is desired of a pool."""
+
+    __tablename__ = "pool"
+    __table_args__ = (_one_of("desired", Desired), Index("ix_pool_configuration", "configuration", "created_at"))
+
+    id: UUID = Field(primary_key=True, foreign_key="reservation.id", ondelete="CASCADE")
+    configuration: str = Field(max_length=200)
+    model: str = Field(max_length=200)
+    slots: int
+    #: Why it was started: the word, and the sentence.
+    purpose: str = Field(max_length=16)
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    desired: str = Field(max_length=16)
+    #: Why it is to end.
+    stop_reason: str | None = Field(default=None, sa_column=Column(Text))
+    #: Seconds until it was expected to serve, when it was granted.
+    estimate_seconds: float = 0.0
+    created_at: datetime = Field(sa_column=_instant(nullable=False))
+    stop_at: datetime | None = Field(default=None, sa_column=_instant())
+
+
+class ProcessRow(SQLModel, table=True):
+    """What is observed of a pool's process."""
+
+    __tablename__ = "pool_process"
+    __table_args__ = (_one_of("phase", Phase),)
+
+    pool_id: UUID = Field(primary_key=True, foreign_key="pool.id", ondelete="CASCADE")
+    phase: str = Field(max_length=16)
+    pid: int | None = None
+    #: Its part of the host's cores.
+    threads: int | None = None
+    started_at: datetime = Field(sa_column=_instant(nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=_instant())
+    returncode: int | None = None
+    #: Whether it ended otherwise than it was asked to.
+    failed: bool = False
+    #: How it ended, in words.
+    ending: str | None = Field(default=None, sa_column=Column(Text))
+    #: The last lines of its log.
+    log_tail: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
+    #: Bytes of each device that it was measured to use, by id, and the most so far.
+    used: dict[str, int] = Field(sa_column=Column(JSONB, nullable=False, server_default="{}"))
+    peak: dict[str, int] = Field(sa_column=Column(JSONB, nullable=False, server_default="{}"))
+
+
+class ReportRow(SQLModel, table=True):
+    """What a pool tells of itself."""
+
+    __tablename__ = "pool_report"
+    __table_args__ = (_one_of("stage", Stage),)
+
+    pool_id: UUID = Field(primary_key=True, foreign_key="pool.id", ondelete="CASCADE")
+    stage: str = Field(max_length=16)
+    #: Of the loading, 0 to 1.
+    progress: float = 0.0
+    #: What it has to say for people: why it refused, what it measured.
+    told: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
+    #: As Celery and Flower name it.
+    worker: str = Field(default="", max_length=200)
+    #: Steps that it works on, and the most urgent class among them.
+    busy: int = 0
+    urgent: str | None = Field(default=None, max_length=16)
+    #: How long its engine has had work and made no progress, in milliseconds.
+    stalled_ms: int = Field(default=0, sa_column=_bytes())
+    heard_at: datetime = Field(sa_column=_instant(nullable=False))
+    serving_at: datetime | None = Field(default=None, sa_column=_instant())
+    last_used_at: datetime | None = Field(default=None, sa_column=_instant())
+
+
+class FootprintRow(SQLModel, table=True):
+    """What a configuration needs on devices of a type."""
+
+    __tablename__ = "footprint"
+
+    configuration: str = Field(primary_key=True, max_length=200)
+    type: str = Field(primary_key=True, max_length=100)
+    #: Devices that share it.
+    devices: int = Field(primary_key=True)
+    #: Bytes on each of them, margins included.
+    parts: list[int] = Field(sa_column=Column(JSONB, nullable=False))
+    #: How it is known, the best first: measured, dry run, closed form.
+    source: str = Field(max_length=32)
+    #: From the start of the process until it serves.
+    load_seconds: float = 0.0
+    #: Of one slot.
+    tokens_per_second: float = 1.0
+    measured_at: datetime = Field(sa_column=_instant(nullable=False))
+
+
+class RefusalRow(SQLModel, table=True):
+    """Why a model that is asked for is not started."""
+
+    __tablename__ = "refusal"
+
+    configuration: str = Field(primary_key=True, max_length=200)
+    model: str = Field(max_length=200)
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    needs_bytes: int = Field(sa_column=_bytes())
+    #: Seconds until it is expected to serve; None when that takes more than the passing of time.
+    estimate_seconds: float | None = None
+    since: datetime = Field(sa_column=_instant(nullable=False))
+    at: datetime = Field(sa_column=_instant(nullable=False))
+
+
+class OrderRow(SQLModel, table=True):
+    """What an operator asked for once."""
+
+    __tablename__ = "pool_order"
+    __table_args__ = (Index("ix_pool_order_open", "created_at", postgresql_where=text("done_at IS NULL")),)
+
+    id: UUID = Field(primary_key=True)
+    #: `start` or `stop`.
+    what: str = Field(max_length=8)
+    model: str = Field(max_length=200)
+    #: The pool that is to be stopped.
+    pool_id: UUID | None = None
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    created_at: datetime = Field(sa_column=_instant(nullable=False))
+    done_at: datetime | None = Field(default=None, sa_column=_instant())
+
+
+class StandingRow(SQLModel, table=True):
+    """A model that is kept up until somebody says otherwise."""
+
+    __tablename__ = "standing"
+
+    model: str = Field(primary_key=True, max_length=200)
+    pools: int
+    #: Its pools are never stopped to make room.
+    pinned: bool = False
+    created_at: datetime = Field(sa_column=_instant(nullable=False))
