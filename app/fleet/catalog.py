@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.fleet.model import KvTypes, Model, PromptProfile
+from app.fleet.pooling import Pooling, Reserve, Simulated
 from app.fleet.source import SOURCES, PackageFile, is_source_tag
 from app.kernel.errors import InvalidCatalog, NotFound, Problem
 
@@ -225,7 +226,14 @@ def _problem(item: ErrorDetails, entry: Mapping[str, Any], index: int, lines: _L
 def _owner(loc: Sequence[int | str]) -> type[BaseModel]:
     """The class whose field the error names, for its descriptions and its close matches."""
     owner: type[BaseModel] = Model
-    inner: Mapping[str, type[BaseModel]] = {"kv": KvTypes, "prompt": PromptProfile, "chunks": PackageFile}
+    inner: Mapping[str, type[BaseModel]] = {
+        "kv": KvTypes,
+        "prompt": PromptProfile,
+        "chunks": PackageFile,
+        "pools": Pooling,
+        "reserve": Reserve,
+        "simulated": Simulated,
+    }
     for part in loc[:-1]:
         owner = SOURCES.get(str(part)) or inner.get(str(part)) or owner
     return owner

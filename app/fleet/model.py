@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints, model_validator
 
+from app.fleet.pooling import Pooling, Simulated
 from app.fleet.source import Entry, Source
 
 #: What llama.cpp takes as the type of a cache (`--cache-type-k`, `--cache-type-v`).
@@ -83,6 +84,8 @@ class Model(Entry):
     kv: KvTypes = Field(default=KvTypes(), description="a table such as { k = 'q8_0', v = 'q8_0' }")
     flash_attention: Literal["auto", "on", "off"] = Field(default="auto", description="auto, on or off")
     prompt: PromptProfile = Field(default=PromptProfile(), description="a table")
+    pools: Pooling = Field(default=Pooling(), description="a table")
+    simulated: Simulated = Field(default=Simulated(), description="a table")
 
     @model_validator(mode="after")
     def _can_quantise_v(self) -> Self:

@@ -1,0 +1,98 @@
+"""
+Needs: what the planner is told of a model, from its entry in the catalogue and from what agents and pools found out.
+
+The id of a configuration follows from all that decides what a pool loads: an entry that changes gets another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from app.fleet.fleet import Configuration, Layout, Packing, Reserve
+from app.fleet.model import Model
+
+#: The type of the host's RAM, and that of devices that are not there.
+CPU, SIMULATED = "cpu", "simulated"
+#: Keys of an entry that change nothing of what is loaded.
+_TOLD = {"name", "description", "licence", "use_cases", "pools", "simulated"}
+#: From the start of a process until it begins to load.
+_BEGIN = timedelta(seconds=2)
+#: What a stand-in without numbers of its own takes beside the model's file: a part of it, and bytes for the caches.
+_BESIDE, _CACHES = 0.1, 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a configuration needs on devices of a type."""
+
+    configuration: str
+    type: str
+    #: Bytes on each device, the largest first; margins are in them.
+    parts: tuple[int, ...]
+    #: How it is known: measured, dry run, closed form; or the catalogue, for a stand-in.
+    source: str
+    load: timedelta
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an operator, or the settings, want of a model."""
+
+    pools: int = 0
+    pinned: bool = False
+
+
+def configuration_id(model: Model) -> str:
+    """The same for entries that load the same."""
+    loaded = json.dumps(model.model_dump(mode="json", exclude=_TOLD), sort_keys=True)
+    return f"{model.slug}.{hashlib.sha256(loaded.encode()).hexdigest()[:8]}"
+
+
+def configuration_of(
+    model: Model, known: Iterable[Known], hosts: Mapping[str, timedelta], wish: Wish = Wish()
+) -> Configuration:
+    """What the planner is told. `hosts` are those that have the file, or will have it after that long."""
+    pools = model.pools
+    layouts = [
+        Layout(one.type, one.parts, one.load, one.tokens_per_second)
+        for one in sorted(known, key=lambda one: (one.type == CPU, len(one.parts), one.type))
+    ]
+    reserve = None
+    if pools.reserve is not None:
+        count = max(pools.reserve.devices, -(-pools.reserve.slots // model.slots))
+        reserve = Reserve(count, pools.reserve.within)
+    least = max(pools.min, wish.pools)
+    return Configuration(
+        id=configuration_id(model),
+        model=model.name,
+        slots=model.slots,
+        layouts=tuple(layouts),
+        files=hosts,
+        fetch=None,
+        keep_alive=None if isinstance(pools.keep_alive, str) else pools.keep_alive,
+        min_pools=least,
+        max_pools=max(pools.max, least),
+        reserve=reserve,
+        pinned=pools.pinned or wish.pinned,
+        only=frozenset(pools.only),
+        apart_from=frozenset(pools.apart_from),
+        packing=Packing(pools.packing),
+    )
+
+
+def simulated(model: Model, bandwidth: int) -> Known | None:
+    """What a stand-in takes on a simulated device; None when neither the entry nor the size of its file says so."""
+    numbers = model.simulated
+    file = sum(model.source.size)
+    size = numbers.bytes or (round(file * (1 + _BESIDE)) + _CACHES if file else None)
+    if size is None:
+        return None
+    load = numbers.load if numbers.load is not None else timedelta(seconds=(file or size) / bandwidth)
+    return Known(
+        configuration_id(model), SIMULATED, (size,), "catalogue", _BEGIN + load, float(numbers.tokens_per_second)
+    )

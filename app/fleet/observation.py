@@ -1,0 +1,198 @@
+"""
+Observation: the fleet as the planner sees it, read from the rows under the locks of the books.
+
+What is read here decides what is granted next, in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import text
+
+from app.fleet import crashes, needs
+from app.fleet.books import Books
+from app.fleet.crashes import Past
+from app.fleet.fleet import (
+    Account,
+    Bar,
+    Configuration,
+    Device,
+    DeviceKind,
+    DeviceState,
+    Fleet,
+    Pool,
+    Priority,
+    SetAside,
+    Usage,
+)
+from app.fleet.model import Model
+from app.fleet.needs import Known, Wish
+from app.fleet.pool import Desired, Stage, state_of
+from app.kernel.database import Work
+
+_DEVICES = text("""
+    SELECT device.id, device.name, host, kind, type, capacity_bytes, stranger_bytes, speed, simulated, present,
+           host.state AS host_state, host.agent_until > now() AS alive
+    FROM device JOIN host ON host.name = device.host ORDER BY device.id
+""")
+_HOSTS = text("SELECT name, files FROM host ORDER BY name")
+_POOLS = text("""
+    SELECT pool.id::text, pool.configuration, pool.model, slots, desired, created_at, estimate_seconds,
+           stage, busy, urgent, serving_at, last_used_at
+    FROM pool JOIN reservation ON reservation.id = pool.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
+    WHERE reservation.state <> 'released' ORDER BY created_at, pool.id
+""")
+_KNOWN = text("SELECT configuration, type, devices, parts, source, load_seconds, tokens_per_second FROM footprint")
+_STARTS = text("SELECT id::text, model FROM pool_order WHERE what = 'start' AND done_at IS NULL ORDER BY created_at")
+_STANDING = text("SELECT model, pools, pinned FROM standing")
+_PARDONS = text("""
+    SELECT model, max(created_at) AS since FROM pool_order
+    WHERE what = 'start' AND created_at > now() - :age GROUP BY model
+""")
+_PAST = text("""
+    SELECT pool.configuration, host, ended_at, failed, serving_at IS NOT NULL AS served, COALESCE(ending, '') AS ending
+    FROM pool_process JOIN pool ON pool.id = pool_process.pool_id JOIN reservation ON reservation.id = pool.id
+    LEFT JOIN pool_report ON pool_report.pool_id = pool.id
+    WHERE released_at > now() - :age AND reservation.state = 'released' AND phase = 'ended'
+""")
+_ACCOUNTS = text("""
+    SELECT namespace, weight, max_bytes, attained_seconds, CASE
+        WHEN device_seconds >= max_device_seconds THEN period_began + period_seconds * interval '1 s'
+    END AS until
+    FROM quota
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """An order to start a pool of a model."""
+
+    id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The fleet, and what is beside it."""
+
+    now: datetime
+    fleet: Fleet
+    #: By name of the model.
+    configurations: Mapping[str, Configuration]
+    starts: tuple[Start, ...]
+
+
+def observe(
+    books: Books, models: Iterable[Model], usage: Mapping[str, float], wishes: Mapping[str, Wish]
+) -> Observation:
+    """
+    All that the planner decides on.
+
+    `usage` says by model how many steps a second ask for it; `wishes` by model what the settings want.
+    """
+    work, now = books.work, books.now
+    hosts = work.rows(_HOSTS)
+    starts = tuple(Start(row.id, row.model) for row in work.rows(_STARTS))
+    configurations = _configurations(work, models, hosts, _wished(work, wishes, starts))
+    fleet = Fleet(
+        devices=tuple(_device(row) for row in work.rows(_DEVICES)),
+        pools=tuple(_pool(row, books) for row in work.rows(_POOLS)),
+        configurations=tuple(configurations.values()),
+        reserves=tuple(SetAside(one.id, one.configuration, one.bytes) for one in books.ledger.reserves.values()),
+        usage={configurations[name].id: Usage(rate) for name, rate in usage.items() if name in configurations},
+        accounts={
+            row.namespace: Account(row.weight, row.attained_seconds, row.max_bytes, row.until)
+            for row in work.rows(_ACCOUNTS)
+        },
+        bars=_bars(work, configurations, now),
+    )
+    return Observation(now, fleet, configurations, starts)
+
+
+def _device(row: Any) -> Device:
+    state = DeviceState(row.host_state)
+    if state is DeviceState.OPEN and not (row.present and row.alive):
+        state = DeviceState.CORDONED  # nothing new, until its agent is heard again
+    return Device(
+        id=row.id,
+        name=row.name,
+        host=row.host,
+        kind=DeviceKind.CPU if row.kind == "cpu" else DeviceKind.GPU,
+        type=row.type,
+        capacity_bytes=row.capacity_bytes,
+        stranger_bytes=row.stranger_bytes,
+        speed=row.speed,
+        state=state,
+        simulated=row.simulated,
+    )
+
+
+def _pool(row: Any, books: Books) -> Pool:
+    held = books.ledger.reservations[row.id]
+    stage = None if row.stage is None else Stage(row.stage)
+    return Pool(
+        id=row.id,
+        configuration=row.configuration,
+        state=state_of(held.state, waits=bool(held.backing), desired=Desired(row.desired), stage=stage),
+        bytes=held.bytes,
+        slots=row.slots,
+        started=row.created_at,
+        busy=row.busy or 0,
+        serving=None if row.urgent is None else Priority(row.urgent),
+        loaded=row.serving_at,
+        last_used=row.last_used_at,
+        expected=row.created_at + timedelta(seconds=row.estimate_seconds),
+        pinned=held.pinned,
+        epoch=held.epoch,
+        after=frozenset(held.backing),
+        namespace=held.namespace,
+    )
+
+
+def _configurations(
+    work: Work, models: Iterable[Model], hosts: Iterable[Any], wishes: Mapping[str, Wish]
+) -> dict[str, Configuration]:
+    known: dict[str, list[Known]] = {}
+    for row in work.rows(_KNOWN):
+        load = timedelta(seconds=row.load_seconds)
+        one = Known(row.configuration, row.type, tuple(row.parts), row.source, load, row.tokens_per_second)
+        known.setdefault(row.configuration, []).append(one)
+    files: dict[str, dict[str, timedelta]] = {}
+    for host in hosts:
+        for configuration in host.files:
+            files.setdefault(configuration, {})[host.name] = timedelta(0)
+    found = {}
+    for model in models:
+        id_ = needs.configuration_id(model)
+        found[model.name] = needs.configuration_of(
+            model, known.get(id_, ()), files.get(id_, {}), wishes.get(model.name, Wish())
+        )
+    return found
+
+
+def _wished(work: Work, wishes: Mapping[str, Wish], starts: Iterable[Start]) -> dict[str, Wish]:
+    """What is wanted of each model: by the settings, by standing wishes, and by orders that are open."""
+    found = dict(wishes)
+    for row in work.rows(_STANDING):
+        before = found.get(row.model, Wish())
+        found[row.model] = Wish(max(before.pools, row.pools), before.pinned or row.pinned)
+    for order in starts:
+        before = found.get(order.model, Wish())
+        found[order.model] = Wish(max(before.pools, 1), before.pinned)
+    return found
+
+
+def _bars(work: Work, configurations: Mapping[str, Configuration], now: datetime) -> tuple[Bar, ...]:
+    age = {"age": crashes.QUARANTINE * 2}
+    pardoned = {
+        configurations[row.model].id: row.since for row in work.rows(_PARDONS, age) if row.model in configurations
+    }
+    past = [
+        Past(row.configuration, row.host, row.ended_at, row.failed, row.served, row.ending)
+        for row in work.rows(_PAST, age)
+    ]
+    return crashes.bars(past, pardoned, now)

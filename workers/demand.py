@@ -1,0 +1,86 @@
+"""
+Demand: what waits for each model, read from the steps of runs.
+
+Steps that are ready wait now; those that wait for other steps of their run will, and are told so that their model can
+be there in time. How often a model is asked for, and how long a step keeps a slot, are seen from the steps of the last
+minutes: ids sort by time, so that only those are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from app.fleet.fleet import Priority
+from app.fleet.reconcile import Waiting
+from app.kernel.database import Database
+
+#: The last minutes.
+_LATELY = timedelta(minutes=3)
+#: How long a step is expected to keep a slot when none of its model has ended lately.
+_USUAL = timedelta(seconds=5)
+#: A step that did not begin is looked for among runs no older than that; the sweep finds what is.
+_AHEAD = 2_000
+
+_READY = text("""
+    SELECT model, priority, count(*) AS steps, min(COALESCE(ready_at, published_at, now())) AS oldest,
+           to_timestamp(avg(extract(epoch FROM COALESCE(ready_at, published_at, now())))) AS mean
+    FROM step WHERE state = 'ready' AND model IS NOT NULL GROUP BY model, priority
+""")
+_PENDING = text("""
+    SELECT model, priority, count(*) AS steps, min(before) AS before FROM (
+        SELECT step.model, step.priority,
+               (SELECT count(*) FROM step AS other WHERE other.run_id = step.run_id AND other.position < step.position
+                   AND other.state IN ('ready', 'running', 'waiting', 'pending')) AS before
+        FROM step WHERE step.state = 'pending' AND step.model IS NOT NULL AND step.run_id IN (
+            SELECT id FROM run WHERE state = 'running' ORDER BY id DESC LIMIT :limit
+        )
+    ) AS ahead GROUP BY model, priority
+""")
+_LATE = text("""
+    SELECT model, count(*) AS steps,
+           avg(extract(epoch FROM finished_at - started_at)) FILTER (WHERE state = 'succeeded') AS work
+    FROM step WHERE id > CAST(:since AS uuid) AND model IS NOT NULL GROUP BY model
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of the fleet now."""
+
+    waiting: tuple[Waiting, ...]
+    #: Steps a second, by model.
+    usage: Mapping[str, float]
+
+
+def asked(database: Database) -> Asked:
+    """What is asked of the fleet now."""
+    with database.work() as work:
+        now: datetime = work.rows(text("SELECT now() AS now"))[0].now
+        late = {row.model: row for row in work.rows(_LATE, {"since": _first_id(now - _LATELY)})}
+        ready, pending = work.rows(_READY), work.rows(_PENDING, {"limit": _AHEAD})
+    waiting = [
+        Waiting(row.model, Priority(row.priority), row.steps, row.oldest, row.mean, work=_work(late, row.model))
+        for row in ready
+    ]
+    for row in pending:
+        length = _work(late, row.model)
+        expected = now + length * max(row.before, 1)
+        waiting.append(Waiting(row.model, Priority(row.priority), row.steps, expected, work=length, ready=expected))
+    usage = {model: row.steps / _LATELY.total_seconds() for model, row in late.items()}
+    return Asked(tuple(waiting), usage)
+
+
+def _work(late: Mapping[str, Any], model: str) -> timedelta:
+    row = late.get(model)
+    return _USUAL if row is None or row.work is None else timedelta(seconds=float(row.work))
+
+
+def _first_id(instant: datetime) -> UUID:
+    """Smaller than every id that was made since (RFC 9562, section 5.7)."""
+    return UUID(int=int(instant.timestamp() * 1000) << 80)
