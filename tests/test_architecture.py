@@ -21,15 +21,31 @@ SHELLS = {
     "workflows/sweep.py",
     "workflows/views.py",
     "fleet/arrival.py",
+    "fleet/control_group.py",
+    "fleet/devices.py",
     "fleet/download.py",
     "fleet/files.py",
     "fleet/gguf_file.py",
     "fleet/header.py",
+    "fleet/nvml.py",
     "fleet/scan.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {
-    *("asyncio", "celery", "fastapi", "gguf", "httpx2", "kombu", "llama_cpp", "logging", "os", "psutil", "psycopg"),
+    *(
+        "asyncio",
+        "celery",
+        "fastapi",
+        "gguf",
+        "httpx2",
+        "kombu",
+        "llama_cpp",
+        "logging",
+        "os",
+        "psutil",
+        "psycopg",
+        "pynvml",
+    ),
     *(
         "random",
         "redis",

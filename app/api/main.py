@@ -17,11 +17,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import health, models, problems, runs, workflows
+from app.api import devices, health, models, problems, runs, workflows
 from app.api.bodies import UnsupportedMediaType
 from app.api.limits import BodyLimit
 from app.api.services import Services
 from app.fleet import files
+from app.fleet.devices import Devices
 from app.kernel import addresses, broker, log
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
@@ -72,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
     service = Runs(database, publisher, lease=settings.runs.lease, max_worker_losses=settings.runs.max_worker_losses)
     catalog = files.read_catalog(settings.catalog.files)
-    return serve(Services(settings, database, publisher, service, catalog))
+    return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet)))
 
 
 def serve(services: Services) -> FastAPI:
@@ -82,6 +83,7 @@ def serve(services: Services) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         services.database.close()
+        services.devices.close()
 
     app = FastAPI(
         title="Arriero",
@@ -92,7 +94,7 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for router in (runs.router, workflows.router, models.router, health.router):
+    for router in (runs.router, workflows.router, models.router, devices.router, health.router):
         app.include_router(router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.fleet.catalog import Catalog
+from app.fleet.devices import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import Settings
@@ -23,6 +24,7 @@ class Services:
     publisher: CeleryPublisher
     runs: Runs
     catalog: Catalog
+    devices: Devices
 
 
 def _of_app(request: Request) -> Services:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -44,9 +45,12 @@ def show(
         return
     printed = table(("setting", "value", "from", "variable"))
     for row in rows:
-        value = (
-            "-" if row["value"] is None else ", ".join(row["value"]) if isinstance(row["value"], list) else row["value"]
-        )
+        value = ", ".join(map(_item, row["value"])) if isinstance(row["value"], list) else row["value"]
         origin = Text(row["origin"], "dim" if row["origin"] == "default" else "bold")
         printed.add_row(row["key"], "-" if value is None else str(value), origin, Text(row["variable"], "dim"))
     console().print(printed)
+
+
+def _item(value: Any) -> str:
+    """An item of a list."""
+    return json.dumps(value) if isinstance(value, dict) else str(value)

@@ -11,6 +11,7 @@ Nothing here opens a connection or makes a directory.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from app.kernel import durations
 from app.kernel.durations import Duration
 from app.kernel.errors import InvalidSettings, Problem
+from app.kernel.sizes import Size
 
 #: Names the file when neither `--config` nor the default place is wanted. It is no setting.
 CONFIG_VARIABLE = "ARRIERO_CONFIG"
@@ -139,6 +141,33 @@ class PoolSettings(Section):
     drain_timeout: Duration = timedelta(seconds=20)
 
 
+class SimulatedDevice(Section):
+    """A device that is not there, for trials of a fleet that one does not have. Its name says so in every view."""
+
+    name: str = Field(pattern=r"^sim-[a-z0-9-]{1,28}$", description="sim- and up to 28 lower-case letters, digits, '-'")
+    #: Its memory.
+    bytes: Size = Field(ge=1024 * 1024, description="a size such as '24GiB', at least 1MiB")
+    #: Tokens a second, as a multiple of what the catalogue says of a model.
+    speed: float = Field(default=1.0, gt=0, le=1000, description="a number above 0, at most 1000")
+    #: Bytes of a model's file that are loaded in a second.
+    bandwidth: Size = Field(default=2_000_000_000, ge=1024 * 1024, description="a size such as '2GB', at least 1MiB")
+
+
+class FleetSettings(Section):
+    """The devices of this host."""
+
+    #: Devices that are not there, for trials; as tables in arriero.toml, as a JSON list in a variable.
+    simulated: tuple[SimulatedDevice, ...] = ()
+
+    @field_validator("simulated")
+    @classmethod
+    def _have_names_of_their_own(cls, value: tuple[SimulatedDevice, ...]) -> tuple[SimulatedDevice, ...]:
+        names = [device.name for device in value]
+        if double := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{double!r} is the name of two devices: give each its own")
+        return value
+
+
 class Settings(BaseSettings):
     """Every setting of Arriero. Keys are dotted paths: `api.port` is `ARRIERO_API__PORT`."""
 
@@ -161,6 +190,7 @@ class Settings(BaseSettings):
     catalog: CatalogSettings = CatalogSettings()
     control: ControlSettings = ControlSettings()
     pools: PoolSettings = PoolSettings()
+    fleet: FleetSettings = FleetSettings()
 
     @field_validator("data_dir")
     @classmethod
@@ -234,7 +264,7 @@ def load(
     try:
         settings = Settings(**merged)
     except ValidationError as error:
-        problems = [_problem(item, origins) for item in error.errors() if item["type"] != "extra_forbidden"]
+        problems = [_problem(item, origins) for item in error.errors() if not _is_unknown_key(item)]
         raise InvalidSettings([*unknown, *problems]) from None
     if unknown:
         raise InvalidSettings(unknown)
@@ -272,6 +302,8 @@ def shown(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return [shown(item) for item in value]
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
     return value
 
 
@@ -324,8 +356,20 @@ def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> Any:
-    """A list that was written as a text, with commas."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    """A list that was written as a text: a JSON list, or parts with commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("[") and isinstance(given := _json(value), list):
+        return tuple(given)
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _json(text: str) -> Any:
+    """The JSON value, or None where the text is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -383,6 +427,8 @@ def _key(variable: str) -> str:
 def _as_text(value: Any) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, tuple) and any(isinstance(item, Section) for item in value):
+        return json.dumps(shown(value))
     if isinstance(value, tuple):
         return ",".join(_as_text(item) for item in value)
     return str(shown(value))
@@ -395,14 +441,31 @@ def _unknown(key: str, origin: str) -> Problem:
     return Problem(name, f"there is no such setting ({_place(origin)})", hint or "see `arriero config show`")
 
 
+def _is_unknown_key(item: ErrorDetails) -> bool:
+    """Whether this is a key that `load` names itself, with its origin; keys inside lists are left to pydantic."""
+    return item["type"] == "extra_forbidden" and not any(isinstance(part, int) for part in item["loc"])
+
+
 def _problem(item: ErrorDetails, origins: Mapping[str, str]) -> Problem:
     key = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
-    origin = origins.get(key) or next((o for k, o in origins.items() if k.startswith(f"{key}.")), "default")
+    above = [".".join(key.split(".")[:count]) for count in range(key.count(".") + 1, 0, -1)]
+    origin = next((origins[k] for k in above if k in origins), None)
+    origin = origin or next((o for k, o in origins.items() if k.startswith(f"{key}.")), "default")
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
     message = item["msg"].removeprefix("Value error, ")
     given = item.get("input")
     secret = isinstance(given, SecretStr) or key in _secrets()
-    value = "" if secret or isinstance(given, dict) else f"{given!r}: "
-    return Problem(key, f"{value}{message} ({_place(origin)})")
+    value = "" if secret or isinstance(given, dict | tuple) else f"{given!r}: "
+    return Problem(where, f"{value}{message} ({_place(origin)})", _accepted(item["loc"]))
+
+
+def _accepted(place: Sequence[int | str]) -> str:
+    """What a key of a table in a list would take, or which keys that table has."""
+    if not any(isinstance(part, int) for part in place):
+        return ""
+    fields = SimulatedDevice.model_fields  # the only tables in a list
+    field = fields.get(str(place[-1]))
+    return (field.description or "") if field else ", ".join(fields)
 
 
 def _place(origin: str) -> str:

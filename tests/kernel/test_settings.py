@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.kernel import durations, settings
+from app.kernel import durations, settings, sizes
 from app.kernel.errors import InvalidSettings
 from app.kernel.settings import environment_of, load, masked_url, shown, values_of
 
@@ -137,3 +137,45 @@ def test_durations_are_read_and_shown_again(text: str | int, seconds: float) -> 
 def test_what_is_no_duration_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         durations.parse(text)
+
+
+def test_tables_in_a_list_come_from_files_and_variables(tmp_path: Path) -> None:
+    (tmp_path / "arriero.toml").write_text(
+        '[[fleet.simulated]]\nname = "sim-0"\nbytes = "24GiB"\n'
+        '[[fleet.simulated]]\nname = "sim-1"\nbytes = 80000000000\n'
+    )
+    given = load(environment={}).settings
+    assert [device.bytes for device in given.fleet.simulated] == [24 * 2**30, 80 * 10**9]
+
+    variables = {key: text for key, text in environment_of(given).items() if key.startswith("ARRIERO_")}
+    (tmp_path / "arriero.toml").unlink()
+    assert load(environment=variables).settings == given
+
+
+def test_a_wrong_table_in_a_list_is_named_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "arriero.toml").write_text('[[fleet.simulated]]\nname = "gpu"\nspede = 1\nbytes = "24 apples"\n')
+    with pytest.raises(InvalidSettings) as caught:
+        load(environment={})
+    text = str(caught.value)
+    assert "fleet.simulated[0].name: 'gpu'" in text
+    assert "(from arriero.toml); accepted: sim-" in text
+    assert "fleet.simulated[0].spede" in text
+    assert "name, bytes, speed, bandwidth" in text
+    assert "'24 apples' is no size" in text
+    assert "the name of two" in refused(
+        arriero_fleet__simulated='[{"name":"sim-a","bytes":"1GB"},{"name":"sim-a","bytes":"2GB"}]'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GiB", 24 * 2**30), ("1.5 kB", 1500), (7, 7), ("80GB", 80 * 10**9), ("0", 0)]
+)
+def test_sizes_are_read_and_shown_again(text: str | int, size: int) -> None:
+    assert sizes.parse(text) == size
+    assert sizes.parse(sizes.show(size)) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", -1, True, 1.5, "5 apples", 2**60, "1e9", None])
+def test_what_is_no_size_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        sizes.parse(text)

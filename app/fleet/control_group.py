@@ -1,0 +1,107 @@
+"""
+The control group of this process: how much memory Linux lets it use, whatever the machine has.
+
+Versions 1 and 2 are read, from the own group up to the one that is visible at the top: every level binds.
+Pages of files that the kernel can drop at once count as free, as they do for the machine.
+
+A system without control groups has no limit. Nothing here changes one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+#: Version 1 writes a number near 2^63 where there is no limit.
+_UNLIMITED = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What binds."""
+
+    #: Bytes that the group may use.
+    total: int
+    #: Bytes that are left of them, at the level that has the least.
+    free: int
+    #: The file that says so.
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Where a version keeps its figures."""
+
+    limits: tuple[str, ...]
+    usage: str
+    #: The line of memory.stat with the pages that can be dropped.
+    droppable: str
+
+
+_V1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
+
+
+def find(root: Path = Path("/")) -> Limit | None:
+    """The limit of this process, or None. `root` is where /proc and the mounts are looked up."""
+    limits = [limit for files, folders in _groups(root) for folder in folders if (limit := _read(folder, files))]
+    if not limits:
+        return None
+    tightest = min(limits, key=lambda limit: limit.total)
+    return Limit(tightest.total, min(limit.free for limit in limits), tightest.path)
+
+
+def _groups(root: Path) -> list[tuple[_Files, list[Path]]]:
+    """The folders of the own group and those above it, for each version that is mounted with its memory controller."""
+    own = _text(root / "proc/self/cgroup").splitlines()
+    found = []
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.partition(" ")
+        if kind == "cgroup2":
+            files, group = _V2, next((entry.split(":", 2)[2] for entry in own if entry.startswith("0::")), None)
+        elif kind == "cgroup" and "memory" in options.split(" ")[-1].split(","):
+            named = [entry.split(":", 2) for entry in own]
+            files, group = _V1, next((parts[2] for parts in named if "memory" in parts[1].split(",")), None)
+        else:
+            continue
+        if group is not None:
+            top, mount = left.split(" ")[3:5]
+            found.append((files, _upwards(root / mount.lstrip("/"), group, top)))
+    return found
+
+
+def _upwards(mount: Path, group: str, top: str) -> list[Path]:
+    """The folder of the group and those above it, as far as they can be seen; the mount itself is the top."""
+    try:
+        below = PurePosixPath(group).relative_to(top)
+    except ValueError:  # the group lies outside what is mounted here: what is mounted is the nearest
+        below = PurePosixPath()
+    folder = mount / below
+    if ".." in below.parts or not folder.is_dir():
+        folder = mount
+    return [folder, *(parent for parent in folder.parents if parent == mount or mount in parent.parents)]
+
+
+def _read(folder: Path, files: _Files) -> Limit | None:
+    limits = [(size, folder / name) for name in files.limits if (size := _number(folder / name)) is not None]
+    limits = [(size, path) for size, path in limits if size < _UNLIMITED]
+    if not limits:
+        return None
+    total, path = min(limits)
+    stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    used = (_number(folder / files.usage) or 0) - int(stat.get(files.droppable, 0))
+    return Limit(total, min(max(total - max(used, 0), 0), total), path)
+
+
+def _number(path: Path) -> int | None:
+    """The number in the file; None for `max`, and where there is no such file."""
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,76 @@
+"""
+The devices of this host, measured: its GPUs, its RAM, and those that the settings simulate.
+
+Nothing here touches CUDA: a context would take half a gigabyte of the memory that is to be measured.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import psutil
+
+from app.fleet import control_group
+from app.fleet.device import CPU, Device, DeviceKind, Inventory
+from app.fleet.nvml import Gpus
+from app.kernel.settings import FleetSettings, SimulatedDevice
+
+
+class Devices:
+    """The devices of this host. Any thread may measure them; the driver is asked by one at a time."""
+
+    def __init__(self, settings: FleetSettings, gpus: Gpus | None = None) -> None:
+        """Measures nothing yet."""
+        self._simulated = settings.simulated
+        self._gpus = gpus or Gpus()
+        self._lock = threading.Lock()
+
+    def measure(self) -> Inventory:
+        """
+        All devices as they are now: RAM first, then GPUs by their number, then what is simulated.
+
+        A simulated device is empty here: what its stand-ins hold, only the ledger knows.
+        """
+        with self._lock:
+            gpus, problems = self._gpus.read()
+        return Inventory((ram(), *gpus, *(_simulated(device) for device in self._simulated)), tuple(problems))
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        with self._lock:
+            self._gpus.close()
+
+
+def ram(root: Path = Path("/")) -> Device:
+    """The host's memory, within the limit of this process's control group."""
+    memory = psutil.virtual_memory()
+    total, free, limited_by = memory.total, memory.available, ""
+    limit = control_group.find(root)
+    if limit is not None:
+        free = min(free, limit.free)
+        if limit.total < total:
+            total, limited_by = limit.total, str(limit.path)
+    return Device(CPU, DeviceKind.CPU, _processor(root), total, min(free, total), limited_by=limited_by)
+
+
+def _processor(root: Path) -> str:
+    """The name of the processor, as Linux writes it."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "RAM"
+
+
+def _simulated(device: SimulatedDevice) -> Device:
+    return Device(
+        name=device.name,
+        kind=DeviceKind.SIMULATED,
+        model="simulated",
+        total=device.bytes,
+        free=device.bytes,
+        speed=device.speed,
+        bandwidth=device.bandwidth,
+    )

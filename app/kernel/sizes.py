@@ -1,0 +1,64 @@
+"""
+Sizes of memory as people write them: `1048576`, `"512MiB"`, `"24 GB"`, `"1.5GiB"`.
+
+A bare number counts bytes. kB, MB, GB and TB count in thousands; KiB, MiB, GiB and TiB in 1024s.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+#: What messages tell people to write.
+ACCEPTED = "bytes as a whole number, or a text such as '512MiB', '24GiB', '80GB'"
+
+_UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_TEXT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
+
+
+def parse(value: Any) -> int:
+    """
+    The bytes that `value` names.
+
+    Raises ValueError for anything but a whole number or a text with a known unit.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        found = _TEXT.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+        if found is None or found[2] not in _UNITS:
+            raise ValueError(f"{value!r} is no size: write {ACCEPTED}")
+        size = round(float(found[1]) * _UNITS[found[2]]) if "." in found[1] else int(found[1]) * _UNITS[found[2]]
+    if not 0 <= size < 2**60:
+        raise ValueError(f"{value!r} is no size between 0 and 1 EiB: write {ACCEPTED}")
+    return size
+
+
+def show(size: int) -> str:
+    """The shortest text that `parse` reads as exactly this size."""
+    for unit, scale in (("TiB", 2**40), ("TB", 10**12), ("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20), ("MB", 10**6)):
+        if size and size % scale == 0:
+            return f"{size // scale}{unit}"
+    return str(size)
+
+
+def rounded(size: int) -> str:
+    """A size for people: `92.1 MiB`, `13.4 GiB`."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(size) >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size} B"
+
+
+#: A pydantic field that reads what `parse` reads.
+Size = Annotated[
+    int,
+    BeforeValidator(parse),
+    PlainSerializer(show, return_type=str, when_used="json"),
+    WithJsonSchema({"type": ["integer", "string"], "description": ACCEPTED, "examples": ["24GiB", 1073741824]}),
+]

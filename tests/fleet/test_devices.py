@@ -1,0 +1,271 @@
+"""
+Devices: what is measured, and what is said when it cannot be.
+
+No GPU has been seen by these tests. They hold the adapter to the symbols and structures of the package nvidia-ml-py;
+the values in them have the shapes that NVML's reference gives.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pynvml
+import pytest
+
+from app.fleet import control_group, nvml
+from app.fleet.device import DeviceKind, Process
+from app.fleet.devices import Devices, ram
+from app.fleet.nvml import Gpus
+from app.kernel.settings import FleetSettings, SimulatedDevice
+
+GIB = 2**30
+
+
+def snake(name: str) -> str:
+    """`nvmlDeviceGetUUID` is `device_get_uuid` here."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removeprefix("nvml")).lower()
+
+
+class Driver:
+    """NVML for two GPUs, the second of them divided, in the structures of pynvml itself."""
+
+    def __init__(self) -> None:
+        self.refuses: dict[str, type[pynvml.NVMLError]] = {}
+        self.opened = 0
+
+    def __getattr__(self, name: str) -> Any:
+        constant = getattr(pynvml, name)  # a symbol that the package does not have is a failure of the test
+        if not callable(constant) or inspect.isclass(constant):
+            return constant
+        if name in self.refuses:
+            return self._refuse(self.refuses[name])
+        return getattr(self, snake(name))
+
+    @staticmethod
+    def _refuse(error: type[pynvml.NVMLError]) -> Any:
+        def refuse(*_: Any, **__: Any) -> None:
+            raise error(getattr(error, "value", None) or pynvml.NVML_ERROR_UNKNOWN)
+
+        return refuse
+
+    def init(self) -> None:
+        self.opened += 1
+
+    def shutdown(self) -> None:
+        pass
+
+    def system_get_driver_version(self) -> str:
+        return "570.124.06"
+
+    def device_get_count(self) -> int:
+        return 2
+
+    def device_get_handle_by_index(self, index: int) -> tuple[int, ...]:
+        return (index,)
+
+    def device_get_uuid(self, handle: tuple[int, ...]) -> str:
+        return ("GPU-" if len(handle) == 1 else "MIG-") + "-".join(map(str, handle))
+
+    def device_get_name(self, handle: tuple[int, ...]) -> str:
+        return "NVIDIA A100-SXM4-40GB" + (" MIG 3g.20gb" if len(handle) > 1 else "")
+
+    def device_get_memory_info(self, _handle: tuple[int, ...], version: int | None = None) -> Any:
+        memory = pynvml.c_nvmlMemory_v2_t() if version else pynvml.c_nvmlMemory_t()
+        memory.total, memory.used, memory.free = 40 * GIB, 8 * GIB, 31 * GIB
+        if version:
+            memory.reserved = 1 * GIB
+        return memory
+
+    def device_get_mig_mode(self, handle: tuple[int, ...]) -> list[int]:
+        return [int(handle[0] == 1), 0]
+
+    def device_get_max_mig_device_count(self, _handle: tuple[int, ...]) -> int:
+        return 7
+
+    def device_get_mig_device_handle_by_index(self, handle: tuple[int, ...], number: int) -> tuple[int, ...]:
+        if number not in (0, 2):
+            raise pynvml.NVMLError_NotFound(pynvml.NVML_ERROR_NOT_FOUND)
+        return (*handle, number)
+
+    def device_get_temperature(self, _handle: tuple[int, ...], _sensor: int) -> int:
+        return 41
+
+    def device_get_utilization_rates(self, _handle: tuple[int, ...]) -> Any:
+        rates = pynvml.c_nvmlUtilization_t()
+        rates.gpu, rates.memory = 87, 40
+        return rates
+
+    def device_get_compute_running_processes(self, _handle: tuple[int, ...]) -> list[Any]:
+        return [SimpleNamespace(pid=70, usedGpuMemory=5 * GIB), SimpleNamespace(pid=71, usedGpuMemory=None)]
+
+    def device_get_graphics_running_processes(self, _handle: tuple[int, ...]) -> list[Any]:
+        return [SimpleNamespace(pid=70, usedGpuMemory=5 * GIB)]
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+def test_the_package_has_what_the_adapter_calls() -> None:
+    """Contract: every symbol of nvidia-ml-py that the adapter names is there, and is called with what it takes."""
+    source = inspect.getsource(nvml)
+    names = set(re.findall(r"(?:nvml|_nvml|pynvml)\.(nvml\w+|NVML\w+)", source))
+    assert len(names) > 20
+    assert [name for name in names if not hasattr(pynvml, name)] == []
+    for name in names:
+        real, ours = getattr(pynvml, name), getattr(Driver, snake(name), None)
+        if inspect.isfunction(real) and ours is not None:
+            assert len(inspect.signature(real).parameters) == len(inspect.signature(ours).parameters) - 1, name
+    for kind, fields in ((pynvml.c_nvmlMemory_v2_t, "total reserved free used"), (pynvml.c_nvmlUtilization_t, "gpu")):
+        assert set(fields.split()) <= {name for name, _ in kind._fields_}
+
+
+def test_gpus_and_the_instances_of_a_divided_one(driver: Driver) -> None:
+    devices, problems = Gpus(driver).read()
+    assert problems == []
+    whole, first, second = devices
+    assert (whole.name, whole.uuid, whole.driver, whole.parent) == ("gpu-0", "GPU-0", "570.124.06", "")
+    assert (whole.total, whole.free, whole.used) == (39 * GIB, 31 * GIB, 8 * GIB)
+    assert (whole.temperature, whole.utilisation) == (41, 0.87)
+    assert whole.processes == (Process(70, 5 * GIB), Process(71, None))
+    assert [(d.name, d.uuid, d.parent) for d in (first, second)] == [
+        ("gpu-1-0", "MIG-1-0", "GPU-1"),
+        ("gpu-1-2", "MIG-1-2", "GPU-1"),
+    ]
+
+
+def test_memory_of_strangers_is_used_memory(driver: Driver) -> None:
+    device = Gpus(driver).read()[0][0]
+    assert device.used_by_others([70]) == 3 * GIB
+    assert device.used_by_others([71]) == 8 * GIB, "what the driver does not tell is nobody's of ours"
+
+
+def test_a_host_without_nvml_is_normal() -> None:
+    """The real library, on a machine without a driver; with one, this test sees its GPUs."""
+    gpus = Gpus()
+    devices, problems = gpus.read()
+    gpus.close()
+    assert problems == []
+    assert all(device.total > 0 for device in devices)
+
+
+def test_a_broken_driver_is_reported_and_asked_again(driver: Driver) -> None:
+    gpus = Gpus(driver)
+    driver.refuses["nvmlInit"] = pynvml.NVMLError_LibRmVersionMismatch
+    devices, problems = gpus.read()
+    assert devices == []
+    assert "does not answer" in problems[0]
+    driver.refuses.clear()
+    assert len(gpus.read()[0]) == 3
+
+
+def test_a_gpu_that_fails_is_named_and_the_others_stay(driver: Driver) -> None:
+    driver.refuses["nvmlDeviceGetMaxMigDeviceCount"] = pynvml.NVMLError_GpuIsLost
+    gpus = Gpus(driver)
+    devices, problems = gpus.read()
+    assert [device.name for device in devices] == ["gpu-0"]
+    assert problems[0].startswith("gpu-1 is left out: ")
+    gpus.read()
+    assert driver.opened == 2, "a lost GPU: the driver is asked anew"
+
+
+def test_what_a_gpu_cannot_tell_is_unknown(driver: Driver) -> None:
+    for name in ("GetTemperature", "GetUtilizationRates", "GetMigMode", "GetComputeRunningProcesses"):
+        driver.refuses[f"nvmlDevice{name}"] = pynvml.NVMLError_NotSupported
+    device = Gpus(driver).read()[0][0]
+    assert (device.temperature, device.utilisation) == (None, None)
+    assert device.processes == (Process(70, 5 * GIB),)
+
+
+def test_an_old_driver_counts_what_it_keeps_as_used(driver: Driver) -> None:
+    old = driver.device_get_memory_info
+
+    def info(handle: tuple[int, ...], version: int | None = None) -> Any:
+        if version:
+            raise pynvml.NVMLError_FunctionNotFound(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        return old(handle)
+
+    driver.device_get_memory_info = info  # type: ignore[method-assign]
+    device = Gpus(driver).read()[0][0]
+    assert (device.total, device.used) == (40 * GIB, 9 * GIB)
+
+
+def test_simulated_devices_are_called_so() -> None:
+    settings = FleetSettings(simulated=(SimulatedDevice(name="sim-0", bytes=24 * GIB, speed=2.0),))
+    inventory = Devices(settings).measure()
+    device = inventory.find("sim-0")
+    assert device is not None
+    assert (device.kind, device.model, device.free, device.speed) == (DeviceKind.SIMULATED, "simulated", 24 * GIB, 2.0)
+    assert inventory.devices[0].name == "cpu"
+
+
+def test_ram_is_what_the_machine_says() -> None:
+    device = ram()
+    assert 0 < device.free <= device.total <= psutil.virtual_memory().total
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+#: As a machine with systemd writes it, a service with a limit inside a slice with another.
+V2 = {
+    "proc/self/cgroup": "0::/system.slice/arriero.service/pool\n",
+    "proc/self/mountinfo": "24 23 0:22 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n",
+    "sys/fs/cgroup/system.slice/memory.max": f"{8 * GIB}\n",
+    "sys/fs/cgroup/system.slice/memory.high": "max\n",
+    "sys/fs/cgroup/system.slice/memory.current": f"{7 * GIB}\n",
+    "sys/fs/cgroup/system.slice/memory.stat": f"anon 5\nfile {2 * GIB}\ninactive_file {GIB}\n",
+    "sys/fs/cgroup/system.slice/arriero.service/memory.max": "max\n",
+    "sys/fs/cgroup/system.slice/arriero.service/memory.high": f"{4 * GIB}\n",
+    "sys/fs/cgroup/system.slice/arriero.service/memory.current": f"{GIB}\n",
+    "sys/fs/cgroup/system.slice/arriero.service/memory.stat": "inactive_file 0\n",
+    "sys/fs/cgroup/system.slice/arriero.service/pool/memory.max": "max\n",
+}
+#: As a container of version 1 sees it: the group's path is the host's, the mount is the group itself.
+V1 = {
+    "proc/self/cgroup": "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n",
+    "proc/self/mountinfo": "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro,relatime - cgroup cgroup rw,memory\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}\n",
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{GIB}\n",
+    "sys/fs/cgroup/memory/memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB // 2}\n",
+}
+
+
+def test_every_level_of_control_groups_binds(tmp_path: Path) -> None:
+    limit = control_group.find(tree(tmp_path, V2))
+    assert limit is not None
+    assert limit.total == 4 * GIB
+    assert limit.path == tmp_path / "sys/fs/cgroup/system.slice/arriero.service/memory.high"
+    assert limit.free == 2 * GIB, "the slice above has less left: 8 - (7 - 1) GiB"
+
+
+def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
+    limit = control_group.find(tree(tmp_path, V1))
+    assert limit is not None
+    assert (limit.total, limit.free) == (2 * GIB, GIB + GIB // 2)
+    device = ram(tmp_path)
+    assert device.total == min(2 * GIB, psutil.virtual_memory().total)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        V1 | {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"},
+        V2 | {name: "max\n" for name in V2 if name.endswith(("memory.max", "memory.high"))},
+        {"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2["proc/self/mountinfo"]},
+    ],
+)
+def test_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
+    assert control_group.find(tree(tmp_path, files)) is None
