@@ -219,8 +219,8 @@ class SetAside:
 class Usage:
     """How often a configuration is asked for."""
 
-    #: Steps a second, averaged over the last minutes.
-    rate: float = 0.0
+    #: Steps a second of each class, averaged over the last minutes.
+    rates: Mapping[Priority, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,18 +283,42 @@ class Demand:
     ready: datetime | None = None
 
 
+def promises(pools: Iterable[Pool]) -> dict[str, dict[str, int]]:
+    """
+    Bytes of each pool, by its id and by device, that waiting pools will get when it is gone.
+
+    Who was granted first is served first; what he leaves is for the next. Only what covers a need is promised.
+    """
+    held = {pool.id: pool for pool in pools}
+    left: dict[str, dict[str, int]] = {}
+    promised: dict[str, dict[str, int]] = {}
+    for pool in sorted((p for p in held.values() if p.after), key=lambda p: (p.started, p.id)):
+        for device, need in pool.bytes.items():
+            for victim in sorted(pool.after & held.keys()):
+                rest = left.setdefault(victim, dict(held[victim].bytes))
+                part = min(need, rest.get(device, 0))
+                if part:
+                    need -= part
+                    rest[device] -= part
+                    of = promised.setdefault(victim, {})
+                    of[device] = of.get(device, 0) + part
+    return promised
+
+
 def charges(fleet: Fleet) -> dict[str, int]:
     """
     Bytes that are charged on each device, by its id.
 
-    A waiting pool is charged with what the pools that it waits for do not cover: their bytes are promised to it.
+    Every pool is charged with its bytes, but for those of a waiting pool that are promised to it by pools still there.
+    Several may wait for one pool: its bytes are promised only once.
     """
     charged = {device.id: 0 for device in fleet.devices}
-    held = {pool.id: pool for pool in fleet.pools}
     for pool in fleet.pools:
         for device, size in pool.bytes.items():
-            covered = sum(held[id_].bytes.get(device, 0) for id_ in pool.after if id_ in held)
-            charged[device] = charged.get(device, 0) + max(size - covered, 0)
+            charged[device] = charged.get(device, 0) + size
+    for promised in promises(fleet.pools).values():
+        for device, size in promised.items():
+            charged[device] -= size
     return charged
 
 
