@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import redis
 from sqlalchemy import text
+from sqlmodel import SQLModel
 
+from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import BrokerSettings
+from app.workflows import rows  # noqa: F401
 from app.workflows.service import Runs
 
 # A shell's background job begins with SIGINT ignored, and so would every process that a test interrupts.
@@ -58,7 +61,7 @@ def migrated(database_url: str) -> Iterator[Database]:
 def database(migrated: Database) -> Database:
     """The database, at head and empty."""
     with migrated.work() as work:
-        work.run(text("TRUNCATE definition, workflow, run, step, attempt"))
+        work.run(text(f"TRUNCATE {', '.join(SQLModel.metadata.tables)}"))
     return migrated
 
 

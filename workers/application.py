@@ -15,11 +15,14 @@ from uuid import UUID
 from celery import Celery, signals
 from celery.apps.worker import Worker
 
+from app.fleet.pool import Stage
+from app.fleet.reconcile import RECONCILE
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
 from app.workflows.messages import RUN_STEP
 from workers import jobs, runtime, steps
 from workers.engine import Engine
+from workers.heart import Heart
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -38,6 +41,8 @@ class Application:
             addresses.of(settings).redis_url, settings.broker, jobs.schedule(settings)
         )
         self._runtime: Runtime | None = None
+        #: Of a pool.
+        self._heart: Heart | None = None
 
         @self.celery.task(name=RUN_STEP)
         def run_step(step_id: str, attempt: int) -> None:
@@ -46,6 +51,10 @@ class Application:
         @self.celery.task(name=jobs.SWEEP)
         def run_sweep() -> None:
             jobs.run_sweep(self.runtime)
+
+        @self.celery.task(name=RECONCILE)
+        def run_reconcile() -> None:
+            jobs.run_reconcile(self.runtime)
 
     @property
     def runtime(self) -> Runtime:
@@ -70,9 +79,19 @@ class Application:
         self._drain.cancel()
         self.runtime.close()
 
-    def serve(self, name: str, queues: Sequence[str], threads: int, engine: Engine | None = None) -> int:
+    def serve(
+        self,
+        name: str,
+        queues: Sequence[str],
+        threads: int,
+        engine: Engine | None = None,
+        heart: Heart | None = None,
+    ) -> int:
         """Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code."""
         self.start(name, threads, engine)
+        if engine is not None and heart is not None:
+            self._heart = heart
+            heart.serve(self.runtime.leases, engine.stalled_for)
         try:
             worker: Worker = self.celery.Worker(
                 hostname=f"{name}@{socket.gethostname()}",
@@ -91,8 +110,12 @@ class Application:
 
     def _on_ready(self, **_: Any) -> None:
         _log.info("worker_ready", worker=self.runtime.owner)
+        if self._heart is not None:
+            self._heart.tell(Stage.SERVING)
 
     def _on_stopping(self, **_: Any) -> None:
         _log.info("worker_draining", worker=self.runtime.owner)
+        if self._heart is not None:
+            self._heart.tell(Stage.DRAINING)
         if not self._drain.is_alive():
             self._drain.start()

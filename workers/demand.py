@@ -8,7 +8,7 @@ minutes: ids sort by time, so that only those are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -43,9 +43,10 @@ _PENDING = text("""
     ) AS ahead GROUP BY model, priority
 """)
 _LATE = text("""
-    SELECT model, count(*) AS steps,
-           avg(extract(epoch FROM finished_at - started_at)) FILTER (WHERE state = 'succeeded') AS work
-    FROM step WHERE id > CAST(:since AS uuid) AND model IS NOT NULL GROUP BY model
+    SELECT model, priority, count(*) AS steps,
+           sum(extract(epoch FROM finished_at - started_at)) FILTER (WHERE state = 'succeeded') AS work,
+           count(*) FILTER (WHERE state = 'succeeded') AS succeeded
+    FROM step WHERE id > CAST(:since AS uuid) AND model IS NOT NULL GROUP BY model, priority
 """)
 
 
@@ -54,31 +55,46 @@ class Asked:
     """What is asked of the fleet now."""
 
     waiting: tuple[Waiting, ...]
-    #: Steps a second, by model.
-    usage: Mapping[str, float]
+    #: Steps a second, by model and class.
+    usage: Mapping[str, Mapping[Priority, float]]
 
 
 def asked(database: Database) -> Asked:
     """What is asked of the fleet now."""
     with database.work() as work:
         now: datetime = work.rows(text("SELECT now() AS now"))[0].now
-        late = {row.model: row for row in work.rows(_LATE, {"since": _first_id(now - _LATELY)})}
+        late = work.rows(_LATE, {"since": _first_id(now - _LATELY)})
         ready, pending = work.rows(_READY), work.rows(_PENDING, {"limit": _AHEAD})
+    usage: dict[str, dict[Priority, float]] = {}
+    for row in late:
+        usage.setdefault(row.model, {})[Priority(row.priority)] = row.steps / _LATELY.total_seconds()
+    lengths = _lengths(late)
     waiting = [
-        Waiting(row.model, Priority(row.priority), row.steps, row.oldest, row.mean, work=_work(late, row.model))
+        Waiting(
+            row.model,
+            Priority(row.priority),
+            row.steps,
+            row.oldest,
+            row.mean,
+            work=lengths.get(row.model, _USUAL),
+        )
         for row in ready
     ]
     for row in pending:
-        length = _work(late, row.model)
+        length = lengths.get(row.model, _USUAL)
         expected = now + length * max(row.before, 1)
         waiting.append(Waiting(row.model, Priority(row.priority), row.steps, expected, work=length, ready=expected))
-    usage = {model: row.steps / _LATELY.total_seconds() for model, row in late.items()}
     return Asked(tuple(waiting), usage)
 
 
-def _work(late: Mapping[str, Any], model: str) -> timedelta:
-    row = late.get(model)
-    return _USUAL if row is None or row.work is None else timedelta(seconds=float(row.work))
+def _lengths(late: Iterable[Any]) -> dict[str, timedelta]:
+    """How long a step keeps a slot, by model."""
+    work: dict[str, float] = {}
+    ended: dict[str, int] = {}
+    for row in late:
+        work[row.model] = work.get(row.model, 0.0) + float(row.work or 0)
+        ended[row.model] = ended.get(row.model, 0) + row.succeeded
+    return {model: timedelta(seconds=work[model] / count) for model, count in ended.items() if count}
 
 
 def _first_id(instant: datetime) -> UUID:

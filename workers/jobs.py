@@ -5,11 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from app.fleet import files, reconcile
+from app.fleet.needs import Wish
+from app.fleet.reconcile import RECONCILE, Terms
 from app.kernel import log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.settings import Settings
 from app.workflows.sweep import sweep
+from workers import demand
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -20,7 +24,10 @@ SWEEP = "workers.jobs.run_sweep"
 
 def schedule(settings: Settings) -> dict[str, Any]:
     """What beat sends, and when. A message that nobody took until three later ones were sent is dropped."""
-    return {"sweep": _entry(SWEEP, settings.runs.sweep_every)}
+    return {
+        "sweep": _entry(SWEEP, settings.runs.sweep_every),
+        "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
+    }
 
 
 def run_sweep(runtime: Runtime) -> None:
@@ -32,6 +39,25 @@ def run_sweep(runtime: Runtime) -> None:
         return
     if swept.lost or swept.resumed or swept.republished:
         _log.info("swept", lost=swept.lost, resumed=swept.resumed, republished=swept.republished)
+
+
+def run_reconcile(runtime: Runtime) -> None:
+    """Bring what is desired of the fleet in line with what is asked of it."""
+    settings = runtime.settings
+    terms = Terms(settings.fleet.begin_within, settings.pools.drain_timeout, settings.fleet.host_lost_after)
+    wishes = {name: Wish(pools=1, pinned=True) for name in settings.pools.models}
+    try:
+        asked = demand.asked(runtime.runs.database)
+        reconcile.reconcile(
+            runtime.runs.database,
+            files.read_catalog(settings.catalog.files).models,
+            asked.waiting,
+            asked.usage,
+            wishes,
+            terms,
+        )
+    except DatabaseUnreachable as error:
+        _log.warning("reconcile_postponed", error=str(error))
 
 
 def _entry(task: str, every: timedelta) -> dict[str, Any]:

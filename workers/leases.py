@@ -125,6 +125,10 @@ class Leases:
             with self._lock:
                 self._held.pop(claim.step_id, None)
 
+    def held(self) -> list[str]:
+        """The classes of the steps that are held now."""
+        return [holding.claim.priority for holding in self._all()]
+
     def drain(self) -> None:
         """Every step, held now or later, goes back at its next token."""
         with self._lock:

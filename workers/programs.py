@@ -1,7 +1,8 @@
 """
-The worker programs: `python -m workers.programs control NAME | beat | pool MODEL DEVICE`.
+The worker programs: `python -m workers.programs control NAME | beat | agent | pool ID EPOCH`.
 
-`arriero control`, `arriero beat` and `arriero pool` become these, with their settings in the environment.
+`arriero control`, `arriero beat` and `arriero agent` become these, with their settings in the environment. An agent
+starts the pools that were granted to its host.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from app.kernel.broker import CONTROL_QUEUE, IO_QUEUE
 from app.kernel.errors import ArrieroError
 from app.kernel.settings import Settings
 from workers import pool
+from workers.agent import Agent
 from workers.application import Application
 
 _log = log.get(__name__)
@@ -36,8 +38,10 @@ def main(arguments: Sequence[str]) -> int:
                 return control(loaded, name)
             case ["beat"]:
                 return beat(loaded)
-            case ["pool", model, device]:
-                return pool.run(loaded, model, device)
+            case ["agent"]:
+                return Agent(loaded).run()
+            case ["pool", id_, epoch] if epoch.isdigit():
+                return pool.run(loaded, id_, int(epoch))
             case _:
                 print(__doc__, file=sys.stderr)  # noqa: T201 the usage, for whoever calls it by hand
                 return 2

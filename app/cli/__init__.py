@@ -106,7 +106,7 @@ app.add_typer(database.app, name="db")
 app.command()(programs.api)
 app.command()(programs.control)
 app.command()(programs.beat)
-app.command()(programs.pool)
+app.command()(programs.agent)
 app.command()(programs.flower)
 
 

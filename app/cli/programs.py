@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Annotated, NoReturn
 
@@ -61,21 +61,15 @@ def beat(context: typer.Context) -> None:
     _become(settings_of(context), [_WORKERS, "beat"])
 
 
-def pool(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalogue, such as smollm2:135m.")],
-    device: Annotated[
-        str, typer.Option(help="cpu, or the GPUs to pin by CUDA's ids or UUIDs, such as 0 or GPU-5ef….")
-    ] = "cpu",
-) -> None:
+def agent(context: typer.Context) -> None:
     """
-    Run a pool: one process that holds a model and does the steps that need it.
+    Run the agent of this host: it offers the host's devices, and starts and stops the pools that are placed there.
 
-    The device is pinned before llama.cpp is loaded. SIGTERM lets it finish what it holds, within
-    pools.drain_timeout; what is not finished goes back.
+    One runs on each host; fleet.host names the host. SIGTERM lets its pools finish what they hold, within
+    pools.drain_timeout; what is not finished goes back. When it is killed, its pools go on, and the next one on the
+    same data directory takes them over.
     """
-    pinned = {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
-    _become(settings_of(context), [_WORKERS, "pool", model, device], pinned)
+    _become(settings_of(context), [_WORKERS, "agent"])
 
 
 def flower(context: typer.Context) -> None:
@@ -106,13 +100,12 @@ def print_version(version: str, *, as_json: bool) -> None:
         console().print(f"{name} {value}")
 
 
-def _become(settings: Settings, module: Sequence[str], more: Mapping[str, str] | None = None) -> NoReturn:
+def _become(settings: Settings, module: Sequence[str]) -> NoReturn:
     """Replace this process by `python -m module`, with the settings and the servers' addresses in its environment."""
     servers = addresses.of(settings)
     environment = environment_of(settings) | {
         "ARRIERO_DATABASE_URL": servers.database_url,
         "ARRIERO_REDIS_URL": servers.redis_url,
-        **(more or {}),
     }
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", *module], environment)  # noqa: S606 a program of ours

@@ -6,7 +6,6 @@ A grant that was given back, or went to another epoch, is LeaseLost: the pool mu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,11 +39,9 @@ _REPORT = text("""
 _HEAR = text("""
     SELECT desired, threads FROM pool LEFT JOIN pool_process ON pool_id = pool.id WHERE pool.id = CAST(:id AS uuid)
 """)
-_KEEP = text("""
-    INSERT INTO footprint (configuration, type, devices, parts, source, load_seconds, tokens_per_second)
-    VALUES (:configuration, :type, :devices, CAST(:parts AS jsonb), :source, :load, :speed)
-    ON CONFLICT (configuration, type, devices) DO UPDATE SET parts = CAST(:parts AS jsonb), source = :source,
-        load_seconds = :load, tokens_per_second = :speed, measured_at = now()
+_NOTE_LOAD = text("""
+    UPDATE footprint SET load_seconds = :load, tokens_per_second = :pace
+    WHERE configuration = :configuration AND type = :type AND devices = :devices
 """)
 
 
@@ -166,19 +163,14 @@ class Holder:
             open_.close()
             return open_.ledger.reservations[grant.id].revision
 
-    def keep_footprint(
-        self, grant: Grant, parts: Mapping[str, int], source: str, load: timedelta, tokens_per_second: float
-    ) -> None:
-        """Write down what the configuration needs, as it was seen: better than what was known before."""
-        sizes = sorted(parts.values(), reverse=True)
+    def note_load(self, grant: Grant, load: timedelta, tokens_per_second: float) -> None:
+        """Write down how long the load took, and how fast a text came: the planner counts on them from now on."""
         values = {
             "configuration": grant.configuration,
             "type": grant.type,
-            "devices": len(sizes),
-            "parts": json.dumps(sizes),
-            "source": source,
+            "devices": len(grant.parts),
             "load": load.total_seconds(),
-            "speed": tokens_per_second,
+            "pace": tokens_per_second,
         }
         with self.database.work() as work:
-            work.run(_KEEP, values)
+            work.run(_NOTE_LOAD, values)

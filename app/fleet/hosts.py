@@ -10,7 +10,7 @@ Nothing is given back here but what the agent has seen dead, with its bytes back
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import text
 
 from app.fleet import books, ledger
+from app.fleet.needs import Known
 from app.fleet.pool import Desired, Phase, Stage
 from app.fleet.reservation import State
 from app.kernel import log
@@ -44,6 +45,16 @@ _HIDE_DEVICES = text("UPDATE device SET present = false WHERE host = :host AND i
 _BEAT = text("""
     UPDATE host SET agent_until = now() + :lease, files = CAST(:files AS jsonb), problems = CAST(:problems AS jsonb)
     WHERE name = :host AND agent_epoch = :epoch AND state <> 'lost'
+""")
+_LEAVE = text("UPDATE host SET agent_until = now() WHERE name = :host AND agent_epoch = :epoch AND agent_until > now()")
+_DECLARE = text("""
+    INSERT INTO footprint (configuration, type, devices, parts, source, load_seconds, tokens_per_second)
+    VALUES (:configuration, :type, :devices, CAST(:parts AS jsonb), :source, :load, :pace)
+    ON CONFLICT (configuration, type, devices) DO UPDATE
+        SET parts = CAST(:parts AS jsonb), source = :source, load_seconds = CASE
+            WHEN footprint.source = :source THEN footprint.load_seconds ELSE :load
+        END
+        WHERE footprint.source IN ('closed form', 'catalogue')
 """)
 _MEASURE = text("""
     UPDATE device SET used_bytes = :used, stranger_bytes = :strangers, temperature = :temperature,
@@ -213,6 +224,29 @@ class Hosts:
                 }
                 work.run(_MEASURE, measured)
             return _pools(work, host)
+
+    def leave(self, host: str, epoch: int) -> None:
+        """The agent ends: nothing new is placed on its host. Nothing happens when another speaks for it."""
+        with self.database.work() as work:
+            work.run(_LEAVE, {"host": host, "epoch": epoch})
+
+    def declare_footprints(self, known: Iterable[Known]) -> None:
+        """Write down what configurations need, where nothing better is known."""
+        rows = [
+            {
+                "configuration": one.configuration,
+                "type": one.type,
+                "devices": len(one.parts),
+                "parts": _json(list(one.parts)),
+                "source": one.source,
+                "load": one.load.total_seconds(),
+                "pace": one.tokens_per_second,
+            }
+            for one in known
+        ]
+        if rows:
+            with self.database.work() as work:
+                work.run(_DECLARE, rows)
 
     def pools(self, host: str) -> list[Granted]:
         """The pools of the host that hold bytes, the oldest first."""

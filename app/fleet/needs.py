@@ -87,12 +87,20 @@ def configuration_of(
 
 def simulated(model: Model, bandwidth: int) -> Known | None:
     """What a stand-in takes on a simulated device; None when neither the entry nor the size of its file says so."""
-    numbers = model.simulated
-    file = sum(model.source.size)
-    size = numbers.bytes or (round(file * (1 + _BESIDE)) + _CACHES if file else None)
+    size = _simulated_bytes(model)
     if size is None:
         return None
-    load = numbers.load if numbers.load is not None else timedelta(seconds=(file or size) / bandwidth)
-    return Known(
-        configuration_id(model), SIMULATED, (size,), "catalogue", _BEGIN + load, float(numbers.tokens_per_second)
-    )
+    load, pace = _BEGIN + simulated_load(model, bandwidth), float(model.simulated.tokens_per_second)
+    return Known(configuration_id(model), SIMULATED, (size,), "catalogue", load, pace)
+
+
+def simulated_load(model: Model, bandwidth: int) -> timedelta:
+    """How long a stand-in pretends to load."""
+    if model.simulated.load is not None:
+        return model.simulated.load
+    return timedelta(seconds=(sum(model.source.size) or _simulated_bytes(model) or 0) / bandwidth)
+
+
+def _simulated_bytes(model: Model) -> int | None:
+    file = sum(model.source.size)
+    return model.simulated.bytes or (round(file * (1 + _BESIDE)) + _CACHES if file else None)

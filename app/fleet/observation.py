@@ -87,12 +87,12 @@ class Observation:
 
 
 def observe(
-    books: Books, models: Iterable[Model], usage: Mapping[str, float], wishes: Mapping[str, Wish]
+    books: Books, models: Iterable[Model], usage: Mapping[str, Mapping[Priority, float]], wishes: Mapping[str, Wish]
 ) -> Observation:
     """
     All that the planner decides on.
 
-    `usage` says by model how many steps a second ask for it; `wishes` by model what the settings want.
+    `usage` says by model and class how many steps a second ask for it; `wishes` by model what the settings want.
     """
     work, now = books.work, books.now
     hosts = work.rows(_HOSTS)
@@ -103,7 +103,7 @@ def observe(
         pools=tuple(_pool(row, books) for row in work.rows(_POOLS)),
         configurations=tuple(configurations.values()),
         reserves=tuple(SetAside(one.id, one.configuration, one.bytes) for one in books.ledger.reserves.values()),
-        usage={configurations[name].id: Usage(rate) for name, rate in usage.items() if name in configurations},
+        usage={configurations[name].id: Usage(rates) for name, rates in usage.items() if name in configurations},
         accounts={
             row.namespace: Account(row.weight, row.attained_seconds, row.max_bytes, row.until)
             for row in work.rows(_ACCOUNTS)

@@ -28,6 +28,8 @@ from app.kernel.database import Database, Work
 
 _log = log.get(__name__)
 
+#: The task that workers listen for.
+RECONCILE = "workers.jobs.run_reconcile"
 #: The channel on which agents hear that something is desired; the payload is the host's name.
 CHANNEL = "arriero_fleet"
 
@@ -148,14 +150,14 @@ def reconcile(
     database: Database,
     models: Sequence[Model],
     waiting: Sequence[Waiting],
-    usage: Mapping[str, float],
+    usage: Mapping[str, Mapping[Priority, float]],
     wishes: Mapping[str, Wish],
     terms: Terms,
 ) -> Reconciled | None:
     """
     One turn; None when another control worker is at it.
 
-    `usage` says by model how many steps a second ask for it, `wishes` by model what the settings want.
+    `usage` says by model and class how many steps a second ask for it, `wishes` by model what the settings want.
     """
     with database.work() as work:
         row = work.row(_LEAD, {"key": _LEADER})

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -212,6 +212,62 @@ class Child:
                 popen.wait(KILL_SECONDS)
         if _kill([*descendants, *_session(popen.pid, self._born)]) and popen.poll() is not None:
             pid_file.forget(self.pid_file, popen.pid)
+
+
+class Adopted:
+    """A process that a parent who died had left behind, and that goes on under this one. It ends as a Child does."""
+
+    #: How it ended is told to its first parent alone.
+    returncode: int | None = None
+
+    def __init__(self, record: Record, process: psutil.Process, pid_file: Path, log_file: Path) -> None:
+        """Made by `adopt`."""
+        self.name, self.pid = record.name, record.pid
+        self.pid_file, self.log_file = pid_file, log_file
+        self._record, self._process = record, process
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs now. A zombie does not."""
+        return _runs(self._process) and birth(self.pid) == self._record.birth
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of its log, or nothing when there is none."""
+        return log_tail(self.log_file, lines)
+
+    def ask(self) -> None:
+        """Ask it to end by its stop signal, and do not wait."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self.alive:
+                self._process.send_signal(self._record.stop_signal)
+
+    def stop(self, deadline: timedelta = STOP_DEADLINE) -> None:
+        """End it: ask, wait, then kill what is left. Returns when it is gone, and its session with it."""
+        self.ask()
+        others: list[psutil.Process] = []
+        if not _until(lambda: not self.alive, deadline.total_seconds()):
+            others = [self._process, *_descendants(self.pid)]
+        if _kill([*others, *_session(self.pid, self._record.birth)]):
+            pid_file.forget(self.pid_file, self.pid)
+
+
+def adopt(file: Path, log_file: Path) -> Adopted | None:
+    """
+    The process that a pid file tells of, if it lives and its parent does not: from now on this process is its parent.
+
+    The pid file of one that is dead is removed. Raises ServerNotStarted when it is another user's.
+    """
+    record = pid_file.find(file)
+    if record is None or not record.orphaned:
+        return None
+    process = _process(record.pid, record.birth)
+    if process is None:
+        _kill(_session(record.pid, record.birth))
+        pid_file.forget(file, record.pid)
+        return None
+    parent = os.getpid()
+    pid_file.write(file, replace(record, parent=parent, parent_birth=birth(parent) or ""))
+    return Adopted(record, process, file, log_file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,10 +130,10 @@ class ControlSettings(Section):
 class PoolSettings(Section):
     """The processes that hold a model."""
 
-    #: Models for which `arriero up` starts a pool.
+    #: Models that are kept up: each has a pool somewhere that is never stopped to make room. Equal on every host.
     models: tuple[str, ...] = ("smollm2:135m",)
-    #: Threads for llama.cpp in one pool; 0 takes all cores but one. They wait by spinning: where another process uses
-    #: one of their cores, all of them stand still.
+    #: Cores of this host that pools may use for llama.cpp in all; 0 takes all but one. Its threads wait by spinning:
+    #: where another process uses one of their cores, all of them stand still.
     threads: int = Field(default=0, ge=0)
     #: A pool that has not begun to serve by then is ended.
     start_timeout: Duration = timedelta(minutes=5)
@@ -154,10 +154,45 @@ class SimulatedDevice(Section):
 
 
 class FleetSettings(Section):
-    """The devices of this host."""
+    """The devices of this host, and how pools are placed on all hosts. What concerns all is equal on every host."""
 
+    #: The name of this host in the fleet; empty for its network name. No two hosts share one.
+    host: str = Field(default="", max_length=100)
     #: Devices that are not there, for trials; as tables in arriero.toml, as a JSON list in a variable.
     simulated: tuple[SimulatedDevice, ...] = ()
+    #: Bytes of this host's RAM that pools may hold in all; 0 takes four fifths of it.
+    ram: Size = 0
+    #: Bytes of each GPU that stay free whatever is placed on it.
+    head_room: Size = 512 * 1024 * 1024
+    #: What is desired is compared with what is asked for this often, besides whenever that changes.
+    reconcile_every: Duration = timedelta(seconds=1)
+    #: Agents and pools are heard this often.
+    heartbeat: Duration = timedelta(seconds=2)
+    #: A pool that could not renew its claim on memory for so long ends itself. Longer than the database may be away.
+    lease: Duration = timedelta(minutes=1)
+    #: Nothing new is placed on a host whose agent was not heard for so long.
+    agent_lease: Duration = timedelta(seconds=10)
+    #: A host of which neither agent nor pools were heard for so long is taken for lost.
+    host_lost_after: Duration = timedelta(minutes=2)
+    #: An agent has so long to begin a pool that was granted.
+    begin_within: Duration = timedelta(seconds=30)
+    #: A pool whose engine has work and makes no progress for so long is killed.
+    progress_timeout: Duration = timedelta(minutes=2)
+
+    @field_validator("heartbeat")
+    @classmethod
+    def _is_heard_in_time(cls, value: timedelta) -> timedelta:
+        if not timedelta(milliseconds=50) <= value <= timedelta(seconds=30):
+            raise ValueError("must be from 50ms to 30s")
+        return value
+
+    @field_validator("lease", "agent_lease")
+    @classmethod
+    def _outlasts_three_heartbeats(cls, value: timedelta, info: Any) -> timedelta:
+        heartbeat = info.data.get("heartbeat")
+        if heartbeat is not None and value < heartbeat * 3:
+            raise ValueError(f"must be at least three times fleet.heartbeat ({durations.show(heartbeat)})")
+        return value
 
     @field_validator("simulated")
     @classmethod

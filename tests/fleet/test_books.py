@@ -1,0 +1,213 @@
+"""The books on the real Postgres: what agents, pools and planners do at once, and what no defect gets past."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from app.fleet import books, ledger
+from app.fleet.holder import Holder, Report
+from app.fleet.hosts import Declared, Ended, Hosts, Measured
+from app.fleet.pool import Desired, Stage
+from app.fleet.reservation import Claim, Refused, State
+from app.kernel import ids
+from app.kernel.database import Database
+from app.kernel.errors import LeaseLost
+
+LEASE = timedelta(minutes=1)
+SIZE = 1000
+
+
+def declared(*names: str, size: int = SIZE) -> list[Declared]:
+    return [Declared(id=name, name=name, kind="gpu", type="L4", total=size, capacity=size) for name in names]
+
+
+@pytest.fixture
+def hosts(database: Database) -> Hosts:
+    return Hosts(database, agent_lease=LEASE, pool_lease=LEASE)
+
+
+@pytest.fixture
+def holder(database: Database) -> Holder:
+    return Holder(database, LEASE)
+
+
+def granted(
+    database: Database, host: str, sizes: Mapping[str, int], after: frozenset[str] = frozenset()
+) -> str | Refused:
+    """As the reconciler grants a pool."""
+    with database.work() as work:
+        open_ = books.open_books(work, host)
+        id_ = str(ids.new_id())
+        claim = Claim(id_, books.next_epoch(work), host, "m.1", sizes, open_.now + LEASE, after)
+        refused = open_.change(lambda found: ledger.claim(found, claim))
+        if refused is not None:
+            return refused
+        open_.close()
+        insert = """
+            INSERT INTO pool (id, configuration, model, slots, purpose, reason, desired, estimate_seconds)
+            VALUES (CAST(:id AS uuid), 'm.1', 'm:1', 4, 'demand', 'somebody asks', 'run', 0)
+        """
+        work.run(text(insert), {"id": id_})
+    return id_
+
+
+def drained(database: Database, host: str, id_: str) -> None:
+    with database.work() as work:
+        open_ = books.open_books(work, host)
+        open_.change(lambda found: ledger.drain(found, id_))
+        open_.close()
+
+
+def charged(database: Database, device: str) -> int:
+    with database.work() as work:
+        row = work.row(text("SELECT charged_bytes FROM device WHERE id = :id"), {"id": device})
+        assert row is not None
+        return int(row.charged_bytes)
+
+
+def gone(id_: str) -> Ended:
+    return Ended(id_, 0, failed=False, ending="asked to", log_tail="bye")
+
+
+def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, holder: Holder) -> None:
+    agent = hosts.join("h", 8, declared("a", "b"), {})
+    id_ = granted(database, "h", {"a": 600, "b": 300})
+    assert isinstance(id_, str)
+    (pool,) = hosts.pools("h")
+    assert (pool.state, pool.waits, pool.desired, dict(pool.bytes)) == (
+        State.HELD,
+        False,
+        Desired.RUN,
+        {"a": 600, "b": 300},
+    )
+    with pytest.raises(LeaseLost):
+        holder.take(id_, pool.epoch)
+
+    hosts.activate("h", agent, id_, threads=3)
+    grant = holder.take(id_, pool.epoch)
+    assert ([part.bytes for part in grant.parts], grant.threads) == ([600, 300], 3)
+    assert holder.adjust(grant, {"a": 700, "b": 200}) == 1
+    assert (charged(database, "a"), charged(database, "b")) == (700, 200)
+    assert isinstance(holder.adjust(holder.take(id_, pool.epoch), {"a": 1001, "b": 200}), Refused)
+
+    heard = holder.renew(id_, grant.epoch, Report(Stage.SERVING, busy=2))
+    assert heard.desired is Desired.RUN
+    assert hosts.beat("h", agent, [Measured("a", 650, 0)], ["m.1"], [])[0].stage is Stage.SERVING
+
+    hosts.release("h", agent, gone(id_))
+    hosts.release("h", agent, gone(id_))
+    assert (charged(database, "a"), hosts.pools("h")) == (0, [])
+    with pytest.raises(LeaseLost, match="given back"):
+        holder.renew(id_, grant.epoch, Report(Stage.SERVING))
+
+
+def test_bytes_pass_from_a_victim_to_the_pool_that_waits_for_it(database: Database, hosts: Hosts) -> None:
+    agent = hosts.join("h", 8, declared("a"), {})
+    victim = granted(database, "h", {"a": 900})
+    assert isinstance(victim, str)
+    hosts.activate("h", agent, victim, 1)
+    assert isinstance(granted(database, "h", {"a": 500}, frozenset({victim})), Refused)
+
+    drained(database, "h", victim)
+    heir = granted(database, "h", {"a": 500}, frozenset({victim}))
+    assert isinstance(heir, str)
+    assert hosts.pools("h")[1].waits
+    with pytest.raises(LeaseLost, match="waits"):
+        hosts.activate("h", agent, heir, 1)
+
+    hosts.release("h", agent, gone(victim))
+    assert charged(database, "a") == 500
+    assert not hosts.pools("h")[0].waits
+    hosts.activate("h", agent, heir, 1)
+
+
+def test_an_agent_that_was_replaced_has_no_say(database: Database, hosts: Hosts) -> None:
+    old = hosts.join("h", 8, declared("a"), {})
+    id_ = granted(database, "h", {"a": 900})
+    assert isinstance(id_, str)
+    new = hosts.join("h", 8, declared("a"), {})
+
+    for act in (
+        lambda: hosts.activate("h", old, id_, 1),
+        lambda: hosts.release("h", old, gone(id_)),
+        lambda: hosts.beat("h", old, [], [], []),
+    ):
+        with pytest.raises(LeaseLost):
+            act()
+    hosts.activate("h", new, id_, 1)
+
+
+def test_who_adopts_a_process_whose_bytes_were_given_back_does_not_join(database: Database, hosts: Hosts) -> None:
+    agent = hosts.join("h", 8, declared("a"), {})
+    id_ = granted(database, "h", {"a": 900})
+    assert isinstance(id_, str)
+    hosts.release("h", agent, gone(id_))
+
+    with pytest.raises(LeaseLost, match="given back while its process lived"):
+        hosts.join("h", 8, declared("a"), {id_: 1})
+
+
+def test_postgres_itself_refuses_what_passes_a_device(database: Database, hosts: Hosts) -> None:
+    """Whatever a defect of ours would write."""
+    hosts.join("h", 8, declared("a"), {})
+    for column in ("charged_bytes", "firm_bytes"):
+        with pytest.raises(IntegrityError), database.work() as work:
+            work.run(text(f"UPDATE device SET {column} = capacity_bytes + 1"))
+
+
+def audit(database: Database) -> None:
+    """The sums on the devices are those of the claims, less what is promised, and no more than there is."""
+    statement = """
+        SELECT device.id, capacity_bytes, charged_bytes,
+               COALESCE((SELECT sum(bytes) FROM claim JOIN reservation ON reservation.id = reservation_id
+                         WHERE device_id = device.id AND state <> 'released'), 0)
+             - COALESCE((SELECT sum(bytes) FROM promise WHERE device_id = device.id), 0) AS counted
+        FROM device
+    """
+    with database.work() as work:
+        open_ = books.open_books(work)
+        assert ledger.problems(open_.ledger) == []
+        for row in work.rows(text(statement)):
+            assert row.charged_bytes == row.counted <= row.capacity_bytes, row
+
+
+def test_claimers_that_race_never_pass_a_device(database: Database, hosts: Hosts, holder: Holder) -> None:
+    """Planners, agents and pools at once, for two hosts, with crashes in between: every commit leaves sound books."""
+    agents = {host: hosts.join(host, 8, declared(f"{host}1", f"{host}2"), {}) for host in "gh"}
+
+    def acts(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(25):
+            with contextlib.suppress(LeaseLost):
+                act(chance)
+            audit(database)
+
+    def act(chance: random.Random) -> None:
+        host = chance.choice("gh")
+        pools = hosts.pools(host)
+        pool = chance.choice(pools) if pools else None
+        if pool is None or chance.random() < 0.4:
+            victims = frozenset({pool.id}) if pool and chance.random() < 0.7 else frozenset()
+            devices = chance.sample([f"{host}1", f"{host}2"], chance.randint(1, 2))
+            granted(database, host, {device: chance.randint(1, 700) for device in devices}, victims)
+            return
+        sizes = {device: chance.randint(1, 700) for device in pool.bytes}
+        with_pool: list[Callable[[], object]] = [
+            lambda: drained(database, host, pool.id),
+            lambda: hosts.activate(host, agents[host], pool.id, 1),
+            lambda: hosts.release(host, agents[host], gone(pool.id)),
+            lambda: holder.renew(pool.id, pool.epoch, Report(Stage.SERVING)),
+            lambda: holder.adjust(holder.take(pool.id, pool.epoch), sizes),
+        ]
+        chance.choice(with_pool)()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(acts, range(4)))

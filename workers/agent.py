@@ -1,0 +1,377 @@
+"""
+The agent: one per host. It measures the host's devices and makes what is observed of its pools what is desired.
+
+It joins the fleet once every process of an earlier agent is adopted or ended. A pool begins only when its bytes are
+reserved and really free; its bytes are given back only when its process is gone and they are back.
+While the database is away pools go on; what they do is caught up with. An agent that another one replaced joins anew,
+unless it is told to end: then it lets its pools finish, and leaves.
+
+It asks the driver, never CUDA, and starts no model in its own process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+
+from app.fleet import files, needs
+from app.fleet.catalog import Catalog
+from app.fleet.device import Inventory
+from app.fleet.devices import Devices
+from app.fleet.hosts import Ended, Granted, Hosts, Observed
+from app.fleet.pool import Desired, Phase, Stage
+from app.fleet.reconcile import CHANNEL
+from app.kernel import addresses, log
+from app.kernel import database as databases
+from app.kernel.errors import Conflict, DatabaseUnreachable, LeaseLost, ModelFileUnusable, ServerNotStarted
+from app.kernel.process import Adopted, Child, adopt
+from app.kernel.settings import Settings, environment_of
+from workers import convergence, inventory
+from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local
+
+_log = log.get(__name__)
+
+#: Lines of a pool's log that everybody can read.
+_TAIL = 40
+#: How long a pool may take to be gone once it has handed its steps back.
+_LEAVE = timedelta(seconds=10)
+#: Seconds in which the files of models are looked for again.
+_FILES = 15.0
+#: Logs of pools that have ended, the last ones, are kept.
+_LOGS = 50
+
+
+@dataclass(slots=True)
+class _Running:
+    """A process of a pool on this host."""
+
+    process: Child | Adopted
+    epoch: int
+    devices: tuple[str, ...]
+    threads: int
+    began: float
+    asked: Desired | None = None
+    asked_at: float = 0.0
+    #: Why it was asked to end, or killed.
+    why: str = ""
+    killed: bool = False
+    #: By device, the most that it was measured to use.
+    peak: dict[str, int] | None = None
+
+
+class Agent:
+    """The agent of this host."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connects to nothing but the database. Raises DatabaseBehind, DatabaseUnreachable, Unavailable."""
+        servers = addresses.of(settings)
+        self._settings = settings
+        self._environment = environment_of(settings) | {
+            "ARRIERO_DATABASE_URL": servers.database_url,
+            "ARRIERO_REDIS_URL": servers.redis_url,
+        }
+        self.host = settings.fleet.host or socket.gethostname()
+        self._database = databases.at_head(servers.database_url, pool_size=2)
+        self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
+        self._devices = Devices(settings.fleet)
+        self._catalog: Catalog = files.read_catalog(settings.catalog.files)
+        self._running: dict[str, _Running] = {}
+        self._epoch: int | None = None
+        self._files: tuple[str, ...] = ()
+        self._files_at = float("-inf")
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._run, self._logs = settings.data_dir / "run" / "pools", settings.data_dir / "logs"
+        self._limits = Limits(
+            start=settings.pools.start_timeout,
+            drain=settings.pools.drain_timeout,
+            leave=_LEAVE,
+            progress=settings.fleet.progress_timeout,
+            silence=settings.fleet.lease / 2,
+        )
+
+    def run(self) -> int:
+        """Serve until SIGTERM; gives the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._end())
+        self._run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._alone():
+            listener = threading.Thread(target=self._listen, name="listener", daemon=True)
+            listener.start()
+            self._adopt()
+            while not self._stopping.is_set():
+                self._turn()
+                self._wake.wait(self._settings.fleet.heartbeat.total_seconds())
+                self._wake.clear()
+            self._leave()
+        self._devices.close()
+        self._database.close()
+        return 0
+
+    def _end(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the data directory's pools. Raises Conflict when another agent has them."""
+        with (self._run / "agent.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(f"another agent runs on {self._settings.data_dir}") from None
+            yield
+
+    def _adopt(self) -> None:
+        """Take over what an earlier agent left running. What the ledger does not hold is ended when this one joins."""
+        for file in sorted(self._run.glob("*.pid")):
+            id_, _, epoch = file.stem.partition("@")
+            process = adopt(file, self._log_file(id_)) if epoch.isdigit() else None
+            if process is not None:
+                _log.info("pool_adopted", pool=id_, pid=process.pid)
+                self._running[id_] = _Running(process, int(epoch), (), 1, time.monotonic())
+
+    def _turn(self) -> None:
+        """Look at everything once, and do what is to be done."""
+        try:
+            inventory_ = self._devices.measure()
+            if self._epoch is None:
+                self._join(inventory_)
+            self._look_for_files()
+            pools = self._beat(inventory_)
+            self._converge(pools, inventory_)
+            self._observe(inventory_)
+        except DatabaseUnreachable as error:
+            _log.warning("agent_cut_off", error=str(error))
+        except LeaseLost as error:
+            _log.warning("agent_replaced", error=str(error))
+            self._epoch = None
+
+    def _join(self, inventory_: Inventory) -> None:
+        """End what the ledger does not hold, then speak for the host."""
+        held = {pool.id: pool for pool in self._hosts.pools(self.host)}
+        for id_, running in list(self._running.items()):
+            pool = held.get(id_)
+            if pool is None or pool.epoch != running.epoch:
+                _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
+                running.process.stop(timedelta(0))
+                del self._running[id_]
+            else:
+                running.devices = tuple(pool.bytes)
+        declared = inventory.declared(self.host, inventory_, self._settings.fleet)
+        adopted = {id_: running.epoch for id_, running in self._running.items()}
+        self._epoch = self._hosts.join(self.host, os.cpu_count() or 1, declared, adopted)
+        self._files_at = float("-inf")
+
+    def _look_for_files(self) -> None:
+        if time.monotonic() - self._files_at < _FILES:
+            return
+        self._files_at = time.monotonic()
+        here, known = [], []
+        simulated = self._settings.fleet.simulated
+        for model in self._catalog:
+            with contextlib.suppress(ModelFileUnusable):
+                known += inventory.closed_forms(model, files.locate(model, self._settings.data_dir))
+                here.append(needs.configuration_id(model))
+            if simulated and (stand_in := needs.simulated(model, min(device.bandwidth for device in simulated))):
+                known.append(stand_in)
+                here.append(stand_in.configuration)
+        self._files = tuple(dict.fromkeys(here))
+        self._hosts.declare_footprints(known)
+
+    def _beat(self, inventory_: Inventory) -> list[Granted]:
+        assert self._epoch is not None, "it has joined"
+        measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._pids())
+        return self._hosts.beat(self.host, self._epoch, measured, self._files, inventory_.problems)
+
+    def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
+        for pool in pools:
+            running = self._running.get(pool.id)
+            match convergence.decide(pool, self._local(running), self._limits):
+                case Begin():
+                    self._begin(pool, inventory_)
+                case Ask(why=why):
+                    assert running is not None, "only what runs is asked"
+                    self._ask(pool, running, why)
+                case Kill(why=why):
+                    assert running is not None, "only what runs is killed"
+                    self._kill(pool, running, why)
+                case GiveBack(why=why):
+                    self._give_back(pool, running, why)
+        held = {pool.id for pool in pools}
+        for id_ in [id_ for id_ in self._running if id_ not in held]:
+            # Its host was declared lost, or an operator gave its bytes back: it may touch nothing any more.
+            running = self._running.pop(id_)
+            _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
+            running.process.stop(timedelta(0))
+
+    def _local(self, running: _Running | None) -> Local | None:
+        if running is None:
+            return None
+        now = time.monotonic()
+        return Local(
+            alive=running.process.alive,
+            age=timedelta(seconds=now - running.began),
+            asked=running.asked,
+            asked_ago=timedelta(seconds=now - running.asked_at if running.asked else 0),
+        )
+
+    def _begin(self, pool: Granted, inventory_: Inventory) -> None:
+        if missing := inventory.missing(self.host, inventory_, pool.bytes):
+            # Somebody else took it since the plan was made: a load would fail, or take it from others.
+            self._release(pool, None, failed=True, ending=missing)
+            return
+        assert self._epoch is not None, "it has joined"
+        threads = inventory.share(self._settings.pools.threads, len(self._running) + 1)
+        try:
+            self._hosts.activate(self.host, self._epoch, pool.id, threads)
+        except LeaseLost as error:
+            _log.info("pool_not_begun", pool=pool.id, why=str(error))
+            return
+        child = Child(
+            f"pool {pool.model}",
+            [sys.executable, "-m", "workers.programs", "pool", pool.id, str(pool.epoch)],
+            environment=self._environment | inventory.pinned(self.host, inventory_, pool.bytes),
+            log_file=self._log_file(pool.id),
+            pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
+        )
+        self._forget_old_logs()
+        running = _Running(child, pool.epoch, tuple(pool.bytes), threads, time.monotonic())
+        self._running[pool.id] = running
+        try:
+            child.start()
+        except ServerNotStarted as error:
+            del self._running[pool.id]
+            self._release(pool, None, failed=True, ending=str(error))
+            return
+        _log.info("pool_begun", pool=pool.id, model=pool.model, pid=child.pid, devices=sorted(pool.bytes))
+
+    def _ask(self, pool: Granted, running: _Running, why: str) -> None:
+        if running.asked is None:
+            running.process.ask()
+        running.asked, running.asked_at, running.why = pool.desired, time.monotonic(), why
+        _log.info("pool_asked_to_end", pool=pool.id, model=pool.model, how=pool.desired, why=why)
+
+    def _kill(self, pool: Granted, running: _Running, why: str) -> None:
+        _log.warning("pool_killed", pool=pool.id, model=pool.model, why=why)
+        running.killed, running.why = True, why
+        running.process.stop(timedelta(0))
+
+    def _give_back(self, pool: Granted, running: _Running | None, why: str) -> None:
+        if running is None:
+            self._release(pool, None, failed=True, ending=why)
+            return
+        running.process.stop(timedelta(0))  # what is left of its session
+        if not inventory.are_back(self.host, self._devices.measure(), pool.bytes, {running.process.pid or 0}):
+            return  # the driver takes a moment; it is looked at again
+        code = running.process.returncode
+        asked = running.asked is not None and not running.killed
+        ending = _ending(code, running, pool)
+        self._release(pool, running, failed=not asked and code != 0, ending=ending)
+
+    def _release(self, pool: Granted, running: _Running | None, *, failed: bool, ending: str) -> None:
+        assert self._epoch is not None, "it has joined"
+        tail = running.process.log_tail(_TAIL) if running is not None else ""
+        code = None if running is None else running.process.returncode
+        self._hosts.release(self.host, self._epoch, Ended(pool.id, code, failed, ending, tail))
+        self._running.pop(pool.id, None)
+
+    def _observe(self, inventory_: Inventory) -> None:
+        seen = []
+        for id_, running in self._running.items():
+            used = inventory.used(self.host, inventory_, running.devices, running.process.pid or 0)
+            running.peak = {key: max(size, (running.peak or {}).get(key, 0)) for key, size in used.items()}
+            phase = Phase.RUNNING if running.asked is None else Phase.ASKED
+            tail = running.process.log_tail(_TAIL)
+            seen.append(Observed(id_, phase, running.process.pid, running.threads, used, running.peak, tail))
+        self._hosts.observe(seen)
+
+    def _leave(self) -> None:
+        """Let every pool finish, and go. Nothing new is placed here meanwhile."""
+        _log.info("agent_leaves", host=self.host, pools=len(self._running))
+        for running in self._running.values():
+            running.process.ask()
+            running.asked, running.asked_at, running.why = Desired.DRAIN, time.monotonic(), "its agent ends"
+        limit = time.monotonic() + (self._limits.drain + self._limits.leave).total_seconds()
+        pause = threading.Event()
+        gone_from_books = False
+        while self._running:
+            with contextlib.suppress(DatabaseUnreachable, LeaseLost):
+                if self._epoch is not None and not gone_from_books:
+                    self._hosts.leave(self.host, self._epoch)
+                    gone_from_books = True
+            late = time.monotonic() > limit
+            for id_, running in list(self._running.items()):
+                if late:
+                    running.process.stop(timedelta(0))
+                if not running.process.alive:
+                    self._settle(id_, running, late=late)
+            pause.wait(0.1)
+        with contextlib.suppress(DatabaseUnreachable, LeaseLost):
+            if self._epoch is not None:
+                self._hosts.leave(self.host, self._epoch)
+
+    def _settle(self, id_: str, running: _Running, *, late: bool) -> None:
+        """Give the bytes of a process back that has ended while the agent leaves; the next agent does it otherwise."""
+        running.process.stop(timedelta(0))
+        ended = Ended(
+            id_, running.process.returncode, failed=False, ending=running.why, log_tail=running.process.log_tail(_TAIL)
+        )
+        try:
+            if self._epoch is not None:
+                self._hosts.release(self.host, self._epoch, ended)
+        except (DatabaseUnreachable, LeaseLost) as error:
+            _log.warning("pool_not_released", pool=id_, error=str(error))
+            if not late:
+                return
+        del self._running[id_]
+
+    def _pids(self) -> set[int]:
+        return {running.process.pid for running in self._running.values() if running.process.pid is not None}
+
+    def _log_file(self, id_: str) -> Path:
+        return self._logs / f"pool.{id_}.log"
+
+    def _forget_old_logs(self) -> None:
+        kept = {self._log_file(id_) for id_ in self._running}
+        ended = [file for file in sorted(self._logs.glob("pool.*.log")) if file not in kept]
+        for file in ended[:-_LOGS]:
+            file.unlink(missing_ok=True)
+
+    def _listen(self) -> None:
+        """Wake when something is desired of this host."""
+        while not self._stopping.is_set():
+            try:
+                with psycopg.connect(self._database.raw_url(), autocommit=True, connect_timeout=5) as connection:
+                    connection.execute(f"LISTEN {CHANNEL}")
+                    while not self._stopping.is_set():
+                        for note in connection.notifies(timeout=0.5, stop_after=1):
+                            if note.payload == self.host:
+                                self._wake.set()
+            except psycopg.OperationalError as error:
+                _log.warning("agent_cannot_listen", error=str(error).strip())
+                self._stopping.wait(1.0)
+
+
+def _ending(code: int | None, running: _Running, pool: Granted) -> str:
+    """How a process ended, in words."""
+    if running.why:
+        return running.why
+    if pool.stage in {Stage.REFUSED, Stage.FAILED} and pool.told:
+        return pool.told
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"it was ended by {name}" + (", as the kernel does when memory runs out" if name == "SIGKILL" else "")
+    return "it ended" if code is None else f"it ended with exit code {code}"

@@ -1,0 +1,115 @@
+"""
+The heart of a pool: renews its claim on memory, tells what it does, and hears what is desired.
+
+It beats from before the load until after the last step. A claim that was lost, or could not be renewed in time, is let
+go of before it ends: the pool hands its steps back and ends; if it cannot, it ends at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from app.fleet.fleet import Priority
+from app.fleet.holder import Grant, Heard, Holder, Report
+from app.fleet.pool import Desired, Stage
+from app.kernel import log
+from app.kernel.errors import DatabaseUnreachable, LeaseLost
+from workers.leases import Leases
+
+_log = log.get(__name__)
+
+#: Parts of the lease that may pass without a renewal before the pool begins to leave, and before it is gone.
+_LEAVE, _GONE = 0.7, 0.9
+#: Exit code of a pool that let go of its bytes because it could not show that it may have them.
+LET_GO = 7
+
+
+class Heart:
+    """The heart of one pool."""
+
+    def __init__(self, holder: Holder, grant: Grant, worker: str, interval: timedelta) -> None:
+        """Beats once `start` is called."""
+        self.grant, self.worker = grant, worker
+        self._holder, self._interval = holder, interval.total_seconds()
+        self._lease = holder.lease.total_seconds()
+        self._stage, self._progress, self._told = Stage.STARTING, 0.0, ""
+        self._leases: Leases | None = None
+        self._stalled_for: Callable[[], timedelta] = lambda: timedelta(0)
+        self._renewed = time.monotonic()
+        self._leaving = False
+        self._closed = threading.Event()
+        self._now = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def tell(self, stage: Stage, told: str = "", progress: float = 0.0) -> None:
+        """What the pool does now. It is told at once when the stage is another."""
+        changed = stage is not self._stage
+        self._stage, self._told, self._progress = stage, told or self._told, progress
+        if changed:
+            self._now.set()
+
+    def serve(self, leases: Leases, stalled_for: Callable[[], timedelta]) -> None:
+        """From now on there is work: its leases, and the engine's progress."""
+        self._leases, self._stalled_for = leases, stalled_for
+
+    def stop(self) -> None:
+        """Tell the last, and beat no more."""
+        self._closed.set()
+        self._now.set()
+        self._thread.join(timeout=10)
+
+    def _beat(self) -> None:
+        while True:
+            closing = self._closed.is_set()
+            begun = time.monotonic()
+            try:
+                heard = self._holder.renew(self.grant.id, self.grant.epoch, self._report())
+            except LeaseLost as error:
+                self._leave(str(error))
+            except DatabaseUnreachable as error:
+                _log.warning("claim_not_renewed", error=str(error))
+            else:
+                self._renewed = begun
+                self._follow(heard)
+            if closing:
+                return
+            self._mind_the_lease()
+            self._now.wait(self._interval)
+            self._now.clear()
+
+    def _report(self) -> Report:
+        held = self._leases.held() if self._leases is not None else []
+        urgent = min((Priority(one) for one in held), key=lambda one: one.rank, default=None)
+        return Report(self._stage, self._progress, self._told, self.worker, len(held), urgent, self._stalled_for())
+
+    def _follow(self, heard: Heard) -> None:
+        if heard.desired is Desired.PREEMPT and self._leases is not None:
+            self._leases.drain()
+
+    def _mind_the_lease(self) -> None:
+        silent = time.monotonic() - self._renewed
+        if silent > self._lease * _GONE:
+            _log.error("claim_let_go", seconds=round(silent, 1))
+            os._exit(LET_GO)
+        if silent > self._lease * _LEAVE:
+            self._leave(f"its claim could not be renewed for {silent:.1f} s")
+
+    def _leave(self, why: str) -> None:
+        """Hand the steps back and end. What has not begun to serve ends at once: a load cannot be stopped otherwise."""
+        if self._leaving:
+            return
+        self._leaving = True
+        _log.error("claim_lost", why=why, stage=self._stage)
+        if self._leases is None:
+            os._exit(LET_GO)
+        self._leases.drain()
+        os.kill(os.getpid(), signal.SIGTERM)

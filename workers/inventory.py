@@ -1,0 +1,170 @@
+"""
+The inventory of a host, in the words of the ledger: what its devices hold, what is free, what pins a process to them.
+
+A real device is declared with less than it has: some of it stays free for others. Bytes that are used by processes
+without a reservation are told as strangers', as far as they reach into what could be reserved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+
+from app.fleet import header, needs
+from app.fleet.device import Device, DeviceKind, Inventory
+from app.fleet.hosts import Declared, Measured
+from app.fleet.model import Model
+from app.fleet.needs import Known
+from app.kernel.settings import FleetSettings
+from app.kernel.sizes import rounded
+
+#: Part of the RAM that pools may hold unless the settings say how much.
+_RAM = 0.8
+
+
+def id_of(host: str, device: Device) -> str:
+    """The id of a device in the fleet: a GPU's own, else its name on its host."""
+    return device.uuid or f"{host}/{device.name}"
+
+
+def type_of(device: Device) -> str:
+    """What footprints are kept for."""
+    if device.kind is DeviceKind.CPU:
+        return needs.CPU
+    return needs.SIMULATED if device.kind is DeviceKind.SIMULATED else device.model
+
+
+def declared(host: str, inventory: Inventory, settings: FleetSettings) -> list[Declared]:
+    """The devices, with what may be reserved of each."""
+    return [
+        Declared(
+            id=id_of(host, device),
+            name=device.name,
+            kind=str(device.kind),
+            type=type_of(device),
+            total=device.total,
+            capacity=_capacity(device, settings),
+            uuid=device.uuid,
+            simulated=device.kind is DeviceKind.SIMULATED,
+            speed=device.speed,
+            bandwidth=device.bandwidth,
+        )
+        for device in inventory.devices
+    ]
+
+
+def measured(host: str, inventory: Inventory, settings: FleetSettings, pids: Collection[int]) -> list[Measured]:
+    """The devices as they are now. `pids` are the pools of this host."""
+    found = []
+    for device in inventory.devices:
+        others = device.used_by_others(family(pids)) if device.kind is DeviceKind.GPU else 0
+        if device.kind is DeviceKind.CPU:
+            others = max(device.used - sum(_resident(pid) for pid in pids), 0)
+        spare = device.total - _capacity(device, settings)
+        found.append(
+            Measured(
+                id=id_of(host, device),
+                used=device.used,
+                strangers=max(others - spare, 0),
+                temperature=device.temperature,
+                utilisation=device.utilisation,
+            )
+        )
+    return found
+
+
+def missing(host: str, inventory: Inventory, wanted: Mapping[str, int]) -> str:
+    """Why bytes that were granted are not really there; empty when they are."""
+    for device in inventory.devices:
+        need = wanted.get(id_of(host, device), 0)
+        if need > device.free and device.kind is not DeviceKind.SIMULATED:
+            return (
+                f"{rounded(need)} of {device.name} were granted, and only {rounded(device.free)} are really free: "
+                "others use the rest"
+            )
+    known = {id_of(host, device) for device in inventory.devices}
+    gone = sorted(wanted.keys() - known)
+    return f"{', '.join(gone)} is gone" if gone else ""
+
+
+def are_back(host: str, inventory: Inventory, wanted: Mapping[str, int], pids: Collection[int]) -> bool:
+    """Whether the driver holds no bytes for these processes any more. RAM comes back with the end of a process."""
+    return not any(
+        process.pid in pids
+        for device in inventory.devices
+        if id_of(host, device) in wanted
+        for process in device.processes
+    )
+
+
+def used(host: str, inventory: Inventory, devices: Iterable[str], pid: int) -> dict[str, int]:
+    """Bytes of each of its devices that a pool uses, as measured. Nothing can be measured of a simulated one."""
+    wanted, pids = set(devices), family([pid])
+    found = {}
+    for device in inventory.devices:
+        id_ = id_of(host, device)
+        if id_ not in wanted or device.kind is DeviceKind.SIMULATED:
+            continue
+        if device.kind is DeviceKind.CPU:
+            found[id_] = _resident(pid)
+        else:
+            found[id_] = sum(process.used or 0 for process in device.processes if process.pid in pids)
+    return found
+
+
+def pinned(host: str, inventory: Inventory, wanted: Mapping[str, int]) -> dict[str, str]:
+    """The environment that lets a process see its devices, and no other. The order is that of the devices."""
+    uuids = [device.uuid for device in inventory.devices if id_of(host, device) in wanted and device.uuid]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(uuids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def share(cores: int, pools: int) -> int:
+    """The part of the cores that each of so many pools gets. `cores` of 0 are all but one."""
+    available = cores or max(len(os.sched_getaffinity(0)) - 1, 1)
+    return max(available // max(pools, 1), 1)
+
+
+def family(pids: Iterable[int]) -> set[int]:
+    """The processes and all that descend from them."""
+    found = set(pids)
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            found |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    return found
+
+
+def closed_forms(model: Model, path: Path) -> list[Known]:
+    """What the file's header says that the model needs in RAM."""
+    read = header.read(path)
+    layers, heads = read.layers or 1, max(read.kv_heads, default=1)
+    row = heads * ((read.key_length or 64) + (read.value_length or 64))
+    cells = model.slots * model.context
+    cache = layers * row * 2 * cells
+    compute = 512 * 4 * ((read.vocabulary or 32_000) + 16 * (read.embedding_length or 1024))
+    process = 300 * 2**20
+    total = round((read.tensor_bytes + cache + compute) * 1.15) + process
+    load = timedelta(seconds=4 + read.tensor_bytes / 1e9)
+    return [Known(needs.configuration_id(model), needs.CPU, (total,), "closed form", load, 10.0)]
+
+
+def _capacity(device: Device, settings: FleetSettings) -> int:
+    match device.kind:
+        case DeviceKind.CPU:
+            return min(settings.ram or int(device.total * _RAM), device.total)
+        case DeviceKind.GPU:
+            return max(device.total - settings.head_room, 0)
+        case DeviceKind.SIMULATED:
+            return device.total
+
+
+def _resident(pid: int) -> int:
+    total = 0
+    for one in family([pid]):
+        with contextlib.suppress(psutil.Error):
+            total += psutil.Process(one).memory_info().rss
+    return total
