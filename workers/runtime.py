@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from celery import Celery
 
+from app.fleet.nudge import NudgingPublisher
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
@@ -52,7 +53,7 @@ def start(app: Celery, settings: Settings, name: str, *, threads: int, engine: E
     database = databases.at_head(servers.database_url, pool_size=threads + 1)
     runs = Runs(
         database,
-        CeleryPublisher(app, servers.redis_url),
+        NudgingPublisher(CeleryPublisher(app, servers.redis_url)),
         lease=settings.runs.lease,
         max_worker_losses=settings.runs.max_worker_losses,
     )

@@ -17,12 +17,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import devices, health, models, problems, runs, workflows
+from app.api import devices, fleet, health, models, problems, runs, workflows
 from app.api.bodies import UnsupportedMediaType
 from app.api.limits import BodyLimit
 from app.api.services import Services
 from app.fleet import files
 from app.fleet.devices import Devices
+from app.fleet.nudge import NudgingPublisher, nudge
+from app.fleet.orders import Orders
 from app.kernel import addresses, broker, log
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
@@ -71,9 +73,15 @@ def create_app(settings: Settings) -> FastAPI:
     servers = addresses.of(settings)
     database = databases.at_head(servers.database_url, pool_size=16)
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    service = Runs(database, publisher, lease=settings.runs.lease, max_worker_losses=settings.runs.max_worker_losses)
+    service = Runs(
+        database,
+        NudgingPublisher(publisher),
+        lease=settings.runs.lease,
+        max_worker_losses=settings.runs.max_worker_losses,
+    )
     catalog = files.read_catalog(settings.catalog.files)
-    return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet)))
+    orders = Orders(database, lambda: nudge(publisher))
+    return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet), orders))
 
 
 def serve(services: Services) -> FastAPI:
@@ -94,7 +102,7 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for router in (runs.router, workflows.router, models.router, devices.router, health.router):
+    for router in (runs.router, workflows.router, models.router, devices.router, fleet.router, health.router):
         app.include_router(router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)

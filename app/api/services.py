@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from app.fleet.catalog import Catalog
 from app.fleet.devices import Devices
+from app.fleet.orders import Orders
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import Settings
@@ -25,6 +26,7 @@ class Services:
     runs: Runs
     catalog: Catalog
     devices: Devices
+    orders: Orders
 
 
 def _of_app(request: Request) -> Services:

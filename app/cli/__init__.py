@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from app import __version__
-from app.cli import config, database, demo, devices, models, programs, runs, up, workflows
+from app.cli import config, database, demo, devices, fleet, models, programs, runs, up, workflows
 from app.kernel import log, settings
 from app.kernel.errors import (
     ArrieroError,
@@ -101,6 +101,9 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(workflows.app, name="workflows")
 app.add_typer(models.app, name="models")
 app.command()(devices.devices)
+app.add_typer(fleet.app, name="fleet")
+app.add_typer(fleet.pools_app, name="pools")
+app.add_typer(fleet.hosts_app, name="hosts")
 app.add_typer(config.app, name="config")
 app.add_typer(database.app, name="db")
 app.command()(programs.api)

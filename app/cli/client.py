@@ -39,6 +39,14 @@ class Client:
         """Post JSON, get JSON."""
         return self._call("POST", path, json=body, headers=dict(headers or {}))
 
+    def put(self, path: str, body: Any) -> Any:
+        """Put JSON, get JSON."""
+        return self._call("PUT", path, json=body)
+
+    def delete(self, path: str, **parameters: Any) -> None:
+        """Take a resource away."""
+        self._call("DELETE", path, params=parameters)
+
     def put_text(self, path: str, text: str, media_type: str) -> Any:
         """Put a text, get JSON."""
         return self._call("PUT", path, content=text.encode(), headers={"Content-Type": media_type})
@@ -56,7 +64,7 @@ class Client:
                 "or name another address with --set api.url=… or ARRIERO_API__URL"
             ) from error
         if response.is_success:
-            return response.json()
+            return response.json() if response.content else None
         raise _error(response)
 
 

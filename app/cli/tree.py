@@ -25,9 +25,8 @@ import httpx2
 from celery import Celery
 from pydantic import SecretStr
 
-from app.cli.client import url_of
+from app.cli.client import connected, url_of
 from app.fleet import files
-from app.fleet.catalog import Catalog
 from app.kernel import broker, clock, embedded
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, Server
@@ -134,30 +133,50 @@ class Tree:
 
     def wait_until_ready(self, deadline: timedelta) -> None:
         """
-        Wait until the API serves and every worker answers.
+        Wait until the API serves, every worker answers, and each model that is kept up has a pool that serves.
 
-        Raises ServerNotStarted when a child ends before, or the deadline passes; with the end of its log.
+        Raises ServerNotStarted when a child or a pool ends before, or the deadline passes; with the end of its log.
         """
         limit = time.monotonic() + deadline.total_seconds()
         url, waiting = url_of(self.settings), {member.worker: member for member in self.members if member.worker}
         celery = broker.celery_app(_secret(self.settings.redis_url), self.settings.broker)
+        models = list(self.settings.pools.models)
         serves = False
-        while not serves or waiting:
+        while not serves or waiting or models:
             for member in self.members:
                 if member.child is not None and not member.child.alive:
                     raise ServerNotStarted(member.name, "it ended at once", member.child.log_tail(20))
             if time.monotonic() > limit:
-                late = ", ".join([*([] if serves else ["api"]), *(member.name for member in waiting.values())])
+                late = ", ".join([*([] if serves else ["api"]), *(member.name for member in waiting.values()), *models])
                 raise ServerNotStarted(late, f"it was not ready after {deadline.total_seconds():g} s")
             if not serves and _serves(url):
                 serves = True
                 self.report("info", f"api serves at {url}")
             for name in _answering(celery, list(waiting)):
                 self.report("info", f"{waiting.pop(name).name} is ready")
+            if serves and not waiting and models:
+                models = self._still_loading(models)
+
+    def _still_loading(self, models: Sequence[str]) -> list[str]:
+        """Which of the models no pool serves yet. Raises ServerNotStarted when the last one of a model failed."""
+        left = []
+        with connected(self.settings) as client:
+            for model in models:
+                pools = client.get("/v1/pools", model=model, ended=True)["pools"]
+                if any(pool["state"] == "serving" for pool in pools):
+                    self.report("info", f"{model} is served")
+                    continue
+                if pools and pools[0]["failed"]:
+                    log = "\n".join(client.get(f"/v1/pools/{pools[0]['id']}/log")["lines"][-20:])
+                    raise ServerNotStarted(model, pools[0]["ending"] or "its pool failed", log)
+                left.append(model)
+        if left:
+            time.sleep(_PAUSE)
+        return left
 
     def stop(self, signals: Signals) -> None:
         """Ask every child to end, in the order in which nothing is missed, and see that all have ended."""
-        for names in (("beat", "flower"), ("pool", "control"), ("api",)):
+        for names in (("beat", "flower"), ("agent", "control"), ("api",)):
             group = [m for m in self.members if m.name.split(".")[0].split("-")[0] in names and m.child is not None]
             if group:
                 with ThreadPoolExecutor(len(group)) as threads:
@@ -204,7 +223,7 @@ def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool)
             database.upgrade()
         database.require_head()
         running: list[Server] = [server for server in (servers.postgres, servers.valkey) if server is not None]
-        tree = Tree(settings, held.path, report, running, _members(settings, catalog, flower=flower))
+        tree = Tree(settings, held.path, report, running, _members(settings, flower=flower))
         stack.callback(tree.stop, signals)
         stack.callback(signals.shield)
         for member in tree.members:
@@ -212,7 +231,7 @@ def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool)
         yield tree
 
 
-def _members(settings: Settings, catalog: Catalog, *, flower: bool) -> list[_Member]:
+def _members(settings: Settings, *, flower: bool) -> list[_Member]:
     host, short = socket.gethostname(), timedelta(seconds=8)
     drain = settings.pools.drain_timeout + short
     members = [_Member("api", ["api"], short)]
@@ -220,9 +239,8 @@ def _members(settings: Settings, catalog: Catalog, *, flower: bool) -> list[_Mem
         name = "control" if number == 1 else f"control-{number}"
         members.append(_Member(name, ["control", "--name", name], drain, f"{name}@{host}"))
     members.append(_Member("beat", ["beat"], short))
-    for model in (catalog.get(name) for name in settings.pools.models):
-        name = f"pool.{model.slug}"
-        members.append(_Member(name, ["pool", model.name, "--device", "cpu"], drain, f"{name}@{host}"))
+    # It lets its pools finish, and ends those that do not: that takes longer than for a pool alone.
+    members.append(_Member("agent", ["agent"], drain + timedelta(seconds=10)))
     if flower:
         members.append(_Member("flower", ["flower"], short))
     return members

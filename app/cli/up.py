@@ -21,7 +21,7 @@ def up(
     flower: Annotated[bool, typer.Option(help="Start Flower too.")] = True,
 ) -> None:
     """
-    Run everything on this machine: servers, API, workers, beat, a pool for each model of pools.models, Flower.
+    Run everything on this machine: servers, API, workers, beat, an agent with pools for pools.models, Flower.
 
     Without ARRIERO_DATABASE_URL and ARRIERO_REDIS_URL, Postgres and Valkey are embedded; their data, the logs and
     downloaded models live in the data directory. What ends by itself is started again. Ctrl-C stops everything;

@@ -32,6 +32,9 @@ CONTROL_QUEUE = "control"
 #: Steps that need no model.
 IO_QUEUE = "io"
 
+#: Begins the names of the queues of models.
+_MODEL = "model."
+
 #: Priorities of messages; Redis keeps a list for each, and smaller goes first.
 PRIORITIES: Mapping[str, int] = {"interactive": 0, "standard": 3, "batch": 6}
 _PRIORITY_STEPS = tuple(PRIORITIES.values())
@@ -40,19 +43,31 @@ _SEPARATOR = "\x06\x16"
 
 def model_queue(slug: str) -> str:
     """The queue of the steps that need the model."""
-    return f"model.{slug}"
+    return f"{_MODEL}{slug}"
+
+
+def is_model_queue(queue: str) -> bool:
+    """Whether the steps of the queue need a model."""
+    return queue.startswith(_MODEL)
 
 
 class Publisher(Protocol):
     """Sends messages."""
 
     def publish(
-        self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard", told: str = ""
+        self,
+        task: str,
+        args: Sequence[Any],
+        *,
+        queue: str,
+        priority: str = "standard",
+        told: str = "",
+        expires: float | None = None,
     ) -> bool:
         """
         Send a message; False, and a line in the log, when the broker cannot be reached.
 
-        `told` is what Flower shows instead of the arguments.
+        `told` is what Flower shows instead of the arguments. Nobody does it after `expires` seconds.
         """
 
     def depth(self, queue: str) -> int:
@@ -69,12 +84,19 @@ class CeleryPublisher:
         )
 
     def publish(
-        self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard", told: str = ""
+        self,
+        task: str,
+        args: Sequence[Any],
+        *,
+        queue: str,
+        priority: str = "standard",
+        told: str = "",
+        expires: float | None = None,
     ) -> bool:
         """
         Send a message; False, and a line in the log, when the broker cannot be reached.
 
-        `told` is what Flower shows instead of the arguments.
+        `told` is what Flower shows instead of the arguments. Nobody does it after `expires` seconds.
         """
         try:
             self._app.send_task(
@@ -83,6 +105,7 @@ class CeleryPublisher:
                 queue=queue,
                 priority=PRIORITIES[priority],
                 ignore_result=True,
+                expires=expires,
                 argsrepr=told or repr(tuple(args)),
                 kwargsrepr="",
             )

@@ -1,0 +1,281 @@
+"""`arriero fleet`, `arriero pools`, `arriero hosts`: where models are, why one is not, and what operators ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.text import Text
+
+from app.cli.client import connected
+from app.cli.output import AsJson, ago, console, print_json, seconds, settings_of, table
+from app.kernel import clock
+from app.kernel.sizes import rounded
+
+app = typer.Typer(
+    no_args_is_help=False,
+    help="The fleet: hosts, their devices, and the pools that lie on them.\n\n"
+    "Example: arriero fleet; arriero fleet why smollm2:135m",
+)
+pools_app = typer.Typer(
+    no_args_is_help=True,
+    help="Pools: one process each, with one model on one set of devices.\n\n"
+    "They are started when somebody asks for their model, and stopped when nobody does, or to make room; "
+    "`start` and `stop` do it by hand. A pool is named by its id, or the end of it.",
+)
+hosts_app = typer.Typer(
+    no_args_is_help=True,
+    help="Hosts: machines with an agent (`arriero agent`).\n\n"
+    "A cordoned host gets nothing new; a draining one is emptied; a lost one is out until its agent joins again.",
+)
+
+_STYLES: Mapping[str, str] = {
+    "serving": "green",
+    "starting": "cyan",
+    "waiting": "magenta",
+    "draining": "yellow",
+    "suspect": "bold red",
+    "ended": "dim",
+    "failed": "red",
+    "open": "green",
+    "cordoned": "yellow",
+    "lost": "bold red",
+    "silent": "bold red",
+    "served": "green",
+    "refused": "bold red",
+    "asleep": "dim",
+    "pending": "blue",
+}
+
+_Pool = Annotated[str, typer.Argument(metavar="POOL", help="The id of a pool, or the end of it.")]
+_Host = Annotated[str, typer.Argument(metavar="HOST", help="The name of a host.")]
+
+
+@app.callback(invoke_without_command=True)
+def fleet(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show hosts, devices, pools, and which models are asked for and not started."""
+    if context.invoked_subcommand is not None:
+        return
+    with connected(settings_of(context)) as client:
+        found = client.get("/v1/fleet")
+    if as_json:
+        print_json(found)
+        return
+    _print_hosts(found["hosts"])
+    console().print()
+    _print_pools(found["pools"])
+    for refusal in found["refusals"]:
+        when = "" if refusal["estimate_s"] is None else f" (in about {seconds(refusal['estimate_s'])})"
+        console().print(
+            Text.assemble(("\nnot started  ", "bold red"), f"{refusal['model']}: {refusal['reason']}{when}")
+        )
+
+
+@app.command()
+def why(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="MODEL|STEP", help="A model, or the id of a step that waits.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say why a model is not running, what must happen, and when it will be."""
+    asked = {"step": what} if _is_id(what) else {"model": what}
+    with connected(settings_of(context)) as client:
+        found = client.get("/v1/fleet/explain", **asked)
+    if as_json:
+        print_json(found)
+        return
+    standing = Text(found["standing"], _STYLES.get(found["standing"], ""))
+    console().print(Text.assemble((found["model"], "bold"), " is ", standing, f": {found['why']}"), soft_wrap=True)
+    for number, need in enumerate(found["needs"], 1):
+        console().print(f"  {number}. {need}", soft_wrap=True)
+    if found["estimate_s"]:
+        console().print(f"It is expected to serve in about {seconds(found['estimate_s'])}.")
+
+
+@pools_app.command("list")
+def list_pools(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Only pools of this model.")] = None,
+    ended: Annotated[bool, typer.Option("--ended", help="With those that have ended lately, and how.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List pools, the newest first."""
+    with connected(settings_of(context)) as client:
+        found = client.get("/v1/pools", model=model, ended=ended)
+    if as_json:
+        print_json(found)
+        return
+    _print_pools(found["pools"], ended=ended)
+
+
+@pools_app.command()
+def start(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalogue, such as smollm2:135m.")],
+    keep: Annotated[bool, typer.Option("--keep", help="Keep it up until it is stopped.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it up, and never stop it to make room for others.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Load a model now. Without an option it stays for its keep_alive, as if somebody had asked for it."""
+    with connected(settings_of(context)) as client:
+        found = client.post("/v1/pools", {"model": model, "keep": keep, "pinned": pin})
+    if as_json:
+        print_json(found)
+        return
+    console().print(f"{found['model']} is {found['standing']}: {found['why']}; see `arriero fleet why {model}`")
+
+
+@pools_app.command()
+def stop(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="POOL|MODEL", help="A pool, or a model with all its pools.")],
+    as_json: AsJson = False,
+) -> None:
+    """
+    Stop a pool, or all pools of a model. Steps may finish within pools.drain_timeout; others are handed back.
+
+    A model that is still asked for is started again; one that was kept up is so no longer.
+    """
+    with connected(settings_of(context)) as client:
+        if ":" in what:
+            found = client.post("/v1/pools/stop", {"model": what})
+        else:
+            found = {"pools": [client.post(f"/v1/pools/{what}/stop")]}
+    if as_json:
+        print_json(found)
+        return
+    _print_pools(found["pools"])
+
+
+@pools_app.command()
+def restart(context: typer.Context, pool: _Pool, as_json: AsJson = False) -> None:
+    """Stop a pool and start another of its model."""
+    with connected(settings_of(context)) as client:
+        found = client.post(f"/v1/pools/{pool}/restart")
+    if as_json:
+        print_json(found)
+        return
+    _print_pools([found])
+
+
+@pools_app.command()
+def logs(context: typer.Context, pool: _Pool, as_json: AsJson = False) -> None:
+    """Print the last lines of a pool's log, whether it lives or not."""
+    with connected(settings_of(context)) as client:
+        found = client.get(f"/v1/pools/{pool}/log")
+    if as_json:
+        print_json(found)
+        return
+    for line in found["lines"]:
+        typer.echo(line)
+
+
+@hosts_app.command("list")
+def list_hosts(context: typer.Context, as_json: AsJson = False) -> None:
+    """List hosts and their devices."""
+    with connected(settings_of(context)) as client:
+        found = client.get("/v1/hosts")
+    if as_json:
+        print_json(found)
+        return
+    _print_hosts(found["hosts"])
+
+
+@hosts_app.command()
+def cordon(context: typer.Context, host: _Host, as_json: AsJson = False) -> None:
+    """Place nothing new on a host; what is there goes on."""
+    _mark(context, host, "cordoned", as_json=as_json)
+
+
+@hosts_app.command()
+def drain(context: typer.Context, host: _Host, as_json: AsJson = False) -> None:
+    """Empty a host: its pools are started elsewhere where that is possible, and stopped."""
+    _mark(context, host, "draining", as_json=as_json)
+
+
+@hosts_app.command("open")
+def open_host(context: typer.Context, host: _Host, as_json: AsJson = False) -> None:
+    """Open a host that was cordoned or drained."""
+    _mark(context, host, "open", as_json=as_json)
+
+
+@hosts_app.command()
+def remove(
+    context: typer.Context,
+    host: _Host,
+    lost: Annotated[bool, typer.Option("--lost", help="Its machine is gone for ever, with all that it held.")] = False,
+) -> None:
+    """Forget a host whose agent has ended."""
+    with connected(settings_of(context)) as client:
+        client.delete(f"/v1/hosts/{host}", lost=lost)
+    console().print(f"{host} is forgotten")
+
+
+def _mark(context: typer.Context, host: str, state: str, *, as_json: bool) -> None:
+    with connected(settings_of(context)) as client:
+        found = client.put(f"/v1/hosts/{host}", {"state": state})
+    if as_json:
+        print_json(found)
+        return
+    _print_hosts([found])
+
+
+def _print_hosts(hosts: Sequence[Mapping[str, Any]]) -> None:
+    columns = ("host", "state", "device", "what", "capacity", "reserved", "free", "used", "strangers")
+    printed = table(columns, right=("capacity", "reserved", "free", "used", "strangers"))
+    for host in hosts:
+        state = host["state"] if host["alive"] or host["state"] == "lost" else "silent"
+        for number, device in enumerate(host["devices"]):
+            first = number == 0
+            what = device["type"] if device["present"] else f"{device['type']} (gone)"
+            printed.add_row(
+                host["name"] if first else "",
+                Text(state, _STYLES.get(state, "")) if first else "",
+                Text(device["name"], "magenta" if device["simulated"] else ""),
+                what,
+                rounded(device["capacity"]),
+                rounded(device["reserved"]),
+                rounded(device["free"]),
+                "-" if device["simulated"] else rounded(device["used"]),
+                "-" if device["simulated"] else rounded(device["strangers"]),
+            )
+    console().print(printed)
+    for host in hosts:
+        for problem in host["problems"]:
+            console().print(Text.assemble(("warning: ", "yellow"), f"{host['name']}: {problem}"), soft_wrap=True)
+
+
+def _print_pools(pools: Sequence[Mapping[str, Any]], *, ended: bool = False) -> None:
+    columns = ("pool", "model", "state", "host", "devices", "reserved", "used", "busy", "since", "why")
+    printed = table(columns, right=("reserved", "used", "busy"))
+    now = clock.now().astimezone(UTC)
+    for pool in pools:
+        state = pool["state"] or ("failed" if pool["failed"] else "ended")
+        told = (
+            f"{pool['stage']} {pool['progress']:.0%}" if state == "starting" and pool["stage"] == "loading" else state
+        )
+        why = pool["ending"] if pool["state"] is None else pool["stop_reason"] or pool["reason"]
+        printed.add_row(
+            pool["id"][-6:],
+            Text(pool["model"] + (" (simulated)" if pool["simulated"] else ""), "magenta" if pool["simulated"] else ""),
+            Text(told + (" pinned" if pool["pinned"] else ""), _STYLES.get(state, "")),
+            pool["host"],
+            ", ".join(pool["devices"]),
+            rounded(sum(pool["bytes"].values())),
+            rounded(sum(pool["used"].values())) if pool["used"] else "-",
+            f"{pool['busy']}/{pool['slots']}",
+            ago(pool["ended_at"] if pool["state"] is None else pool["created_at"], now),
+            why or "-",
+        )
+    console().print(printed if printed.row_count else "no pools" + (" have ended lately" if ended else ""))
+
+
+def _is_id(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,204 @@
+"""
+Views of the fleet: what operators and clients read. Nothing here changes anything.
+
+A device that is not there is called simulated in every view, and so is a pool on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+
+from app.fleet.fleet import PoolState
+from app.fleet.pool import Desired, Stage, state_of
+from app.fleet.reservation import State
+from app.kernel.database import Database, Work
+from app.kernel.errors import Conflict, NotFound
+
+_HOSTS = text("""
+    SELECT name, state, agent_until > now() AS alive, joined_at, cores, problems FROM host ORDER BY name
+""")
+_DEVICES = text("""
+    SELECT id, host, name, kind, type, uuid, simulated, present, total_bytes, capacity_bytes, charged_bytes,
+           used_bytes, stranger_bytes, temperature, utilisation,
+           (SELECT COALESCE(sum(bytes), 0) FROM set_aside WHERE device_id = device.id)::bigint AS set_aside_bytes
+    FROM device ORDER BY host, kind, name
+""")
+_POOLS = text("""
+    SELECT pool.id::text, pool.configuration, pool.model, pool.slots, purpose, reason, desired, stop_reason,
+           estimate_seconds, created_at, reservation.host, reservation.state AS reserved, reservation.pinned,
+           reservation.namespace, reservation.released_at, reservation.why, reservation.epoch,
+           EXISTS (SELECT FROM promise WHERE reservation_id = pool.id) AS waits,
+           ARRAY(SELECT victim_id::text FROM promise WHERE reservation_id = pool.id) AS after,
+           (SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = pool.id) AS bytes,
+           (SELECT jsonb_object_agg(device_id, device.name) FROM claim JOIN device ON device.id = device_id
+            WHERE reservation_id = pool.id) AS devices,
+           (SELECT bool_or(simulated) FROM claim JOIN device ON device.id = device_id
+            WHERE reservation_id = pool.id) AS simulated,
+           phase, pid, threads, ended_at, returncode, failed, ending, used, peak,
+           stage, progress, told, worker, busy, serving_at, last_used_at, stalled_ms
+    FROM pool JOIN reservation ON reservation.id = pool.id
+    LEFT JOIN pool_process ON pool_process.pool_id = pool.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
+    WHERE (:ended OR reservation.state <> 'released') AND (CAST(:model AS text) IS NULL OR pool.model = :model)
+      AND (CAST(:id AS text) IS NULL OR pool.id::text LIKE '%' || :id)
+    ORDER BY created_at DESC, pool.id DESC LIMIT :limit
+""")
+_LOG = text("SELECT log_tail FROM pool_process WHERE pool_id = CAST(:id AS uuid)")
+_REFUSALS = text("""
+    SELECT configuration, model, reason, needs_bytes, estimate_seconds, since, at FROM refusal
+    WHERE CAST(:model AS text) IS NULL OR model = :model ORDER BY since
+""")
+_STANDING = text("SELECT model, pools, pinned FROM standing ORDER BY model")
+_OPEN = text("""
+    SELECT count(*) AS orders FROM pool_order WHERE done_at IS NULL AND model = :model AND what = 'start'
+""")
+
+#: Pools in one list.
+MOST = 500
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A host and its devices, as rows."""
+
+    host: Any
+    devices: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """A pool, as its row, and where it stands; None once its bytes are back."""
+
+    row: Any
+    state: PoolState | None
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        id_: str = self.row.id
+        return id_
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """All of it, at one instant."""
+
+    now: datetime
+    hosts: Sequence[HostView]
+    pools: Sequence[PoolView]
+    refusals: Sequence[Any]
+    standing: Sequence[Any]
+
+
+def fleet(database: Database) -> FleetView:
+    """Hosts, devices, pools, and what is refused."""
+    with _snapshot(database) as work:
+        devices: dict[str, list[Any]] = {}
+        for row in work.rows(_DEVICES):
+            devices.setdefault(row.host, []).append(row)
+        return FleetView(
+            now=work.rows(text("SELECT now() AS now"))[0].now,
+            hosts=[HostView(row, devices.get(row.name, [])) for row in work.rows(_HOSTS)],
+            pools=_pools(work),
+            refusals=work.rows(_REFUSALS, {"model": None}),
+            standing=work.rows(_STANDING),
+        )
+
+
+def hosts(database: Database) -> Sequence[HostView]:
+    """Hosts and their devices."""
+    return fleet(database).hosts
+
+
+def pools(database: Database, *, model: str | None = None, ended: bool = False) -> Sequence[PoolView]:
+    """Pools, the newest first; with those that have ended lately if so asked."""
+    with database.work() as work:
+        return _pools(work, model=model, ended=ended)
+
+
+def pool(database: Database, id_: str) -> PoolView:
+    """
+    A pool by its id, or by the end of it.
+
+    Raises NotFound, and Conflict when several end so.
+    """
+    with database.work() as work:
+        found = _pools(work, id_=id_, ended=True)
+    if not found:
+        raise NotFound("pool", id_)
+    if len(found) > 1:
+        raise Conflict(f"{len(found)} pools have an id that ends in {id_!r}: give more of it")
+    return found[0]
+
+
+def log_tail(database: Database, id_: str) -> str:
+    """The last lines that a pool wrote. Raises as `pool` does."""
+    found = pool(database, id_)
+    with database.work() as work:
+        row = work.row(_LOG, {"id": found.id})
+    return "" if row is None else str(row.log_tail)
+
+
+def now(database: Database) -> datetime:
+    """The database's clock."""
+    with database.work() as work:
+        instant: datetime = work.rows(text("SELECT now() AS now"))[0].now
+    return instant
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """What the fleet has to say of a model."""
+
+    pools: Sequence[PoolView]
+    #: The last that ended.
+    ended: PoolView | None
+    refusal: Any | None
+    #: Orders to start it that wait.
+    orders: int
+    #: Names of the pools that pools of it wait for, by id.
+    victims: Mapping[str, PoolView]
+
+
+def of_model(database: Database, model: str) -> ModelView:
+    """What the fleet has to say of a model."""
+    with _snapshot(database) as work:
+        found = _pools(work, model=model, ended=True)
+        coming = [one for one in found if one.state is not None]
+        waited_for = {id_ for one in coming for id_ in one.row.after}
+        everyone = {one.id: one for one in _pools(work)} if waited_for else {}
+        refusals = work.rows(_REFUSALS, {"model": model})
+        orders = work.rows(_OPEN, {"model": model})[0].orders
+    return ModelView(
+        pools=coming,
+        ended=next((one for one in found if one.state is None), None),
+        refusal=refusals[0] if refusals else None,
+        orders=orders,
+        victims={id_: everyone[id_] for id_ in waited_for & everyone.keys()},
+    )
+
+
+def _pools(work: Work, *, model: str | None = None, id_: str | None = None, ended: bool = False) -> list[PoolView]:
+    rows = work.rows(_POOLS, {"model": model, "id": id_, "ended": ended, "limit": MOST})
+    return [PoolView(row, _state(row)) for row in rows]
+
+
+def _state(row: Any) -> PoolState | None:
+    reserved = State(row.reserved)
+    if reserved is State.RELEASED:
+        return None
+    stage = None if row.stage is None else Stage(row.stage)
+    return state_of(reserved, waits=row.waits, desired=Desired(row.desired), stage=stage)
+
+
+@contextmanager
+def _snapshot(database: Database) -> Iterator[Work]:
+    """One instant for all that is read."""
+    with database.work() as work:
+        work.run(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        yield work
