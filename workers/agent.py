@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from app.fleet.devices import Devices
 from app.fleet.hosts import Ended, Granted, Hosts, Observed
 from app.fleet.pool import Desired, Phase, Stage
 from app.fleet.reconcile import CHANNEL
-from app.kernel import addresses, log
+from app.kernel import addresses, ids, log, private_file
 from app.kernel import database as databases
 from app.kernel.errors import Conflict, DatabaseUnreachable, LeaseLost, ModelFileUnusable, ServerNotStarted
 from app.kernel.process import Adopted, Child, adopt
@@ -68,7 +68,7 @@ class _Running:
     why: str = ""
     killed: bool = False
     #: By device, the most that it was measured to use.
-    peak: dict[str, int] | None = None
+    peak: dict[str, int] = field(default_factory=dict)
 
 
 class Agent:
@@ -93,6 +93,7 @@ class Agent:
         self._files_at = float("-inf")
         self._stopping = threading.Event()
         self._wake = threading.Event()
+        self._seen: dict[str, Observed] = {}
         self._run, self._logs = settings.data_dir / "run" / "pools", settings.data_dir / "logs"
         self._limits = Limits(
             start=settings.pools.start_timeout,
@@ -106,6 +107,7 @@ class Agent:
         """Serve until SIGTERM; gives the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._end())
+        signal.signal(signal.SIGCHLD, lambda *_: self._wake.set())
         self._run.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
             listener = threading.Thread(target=self._listen, name="listener", daemon=True)
@@ -172,8 +174,17 @@ class Agent:
                 running.devices = tuple(pool.bytes)
         declared = inventory.declared(self.host, inventory_, self._settings.fleet)
         adopted = {id_: running.epoch for id_, running in self._running.items()}
-        self._epoch = self._hosts.join(self.host, os.cpu_count() or 1, declared, adopted)
+        self._epoch = self._hosts.join(self.host, self._identity(), os.cpu_count() or 1, declared, adopted)
         self._files_at = float("-inf")
+
+    def _identity(self) -> str:
+        """Names this data directory for ever: the processes of its pools are known here and nowhere else."""
+        file = self._run / "identity"
+        try:
+            return file.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            private_file.write(file, ids.new_secret() + "\n")
+            return self._identity()
 
     def _look_for_files(self) -> None:
         if time.monotonic() - self._files_at < _FILES:
@@ -287,16 +298,21 @@ class Agent:
         code = None if running is None else running.process.returncode
         self._hosts.release(self.host, self._epoch, Ended(pool.id, code, failed, ending, tail))
         self._running.pop(pool.id, None)
+        self._seen.pop(pool.id, None)
+        self._wake.set()  # others may have waited for these bytes
 
     def _observe(self, inventory_: Inventory) -> None:
-        seen = []
+        changed = []
         for id_, running in self._running.items():
             used = inventory.used(self.host, inventory_, running.devices, running.process.pid or 0)
-            running.peak = {key: max(size, (running.peak or {}).get(key, 0)) for key, size in used.items()}
+            running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
             phase = Phase.RUNNING if running.asked is None else Phase.ASKED
             tail = running.process.log_tail(_TAIL)
-            seen.append(Observed(id_, phase, running.process.pid, running.threads, used, running.peak, tail))
-        self._hosts.observe(seen)
+            seen = Observed(id_, phase, running.process.pid, running.threads, used, running.peak, tail)
+            if self._seen.get(id_) != seen:
+                self._seen[id_] = seen
+                changed.append(seen)
+        self._hosts.observe(changed)
 
     def _leave(self) -> None:
         """Let every pool finish, and go. Nothing new is placed here meanwhile."""

@@ -25,6 +25,7 @@ from app.kernel.sizes import rounded
 
 #: Part of the RAM that pools may hold unless the settings say how much.
 _RAM = 0.8
+_MIB = 2**20
 
 
 def id_of(host: str, device: Device) -> str:
@@ -103,7 +104,7 @@ def are_back(host: str, inventory: Inventory, wanted: Mapping[str, int], pids: C
 
 
 def used(host: str, inventory: Inventory, devices: Iterable[str], pid: int) -> dict[str, int]:
-    """Bytes of each of its devices that a pool uses, as measured. Nothing can be measured of a simulated one."""
+    """Bytes of each of its devices that a pool uses, to the MiB. Nothing can be measured of a simulated one."""
     wanted, pids = set(devices), family([pid])
     found = {}
     for device in inventory.devices:
@@ -114,7 +115,7 @@ def used(host: str, inventory: Inventory, devices: Iterable[str], pid: int) -> d
             found[id_] = _resident(pid)
         else:
             found[id_] = sum(process.used or 0 for process in device.processes if process.pid in pids)
-    return found
+    return {id_: -(-size // _MIB) * _MIB for id_, size in found.items()}
 
 
 def pinned(host: str, inventory: Inventory, wanted: Mapping[str, int]) -> dict[str, str]:

@@ -34,6 +34,7 @@ def upgrade() -> None:
         "host",
         sa.Column("name", sqlmodel.sql.sqltypes.AutoString(length=100), nullable=False),
         sa.Column("state", sqlmodel.sql.sqltypes.AutoString(length=16), nullable=False),
+        sa.Column("identity", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
         sa.Column("agent_epoch", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("agent_until", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("joined_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),

@@ -28,10 +28,15 @@ from app.kernel.errors import Conflict, LeaseLost
 _log = log.get(__name__)
 
 _JOIN = text("""
-    INSERT INTO host (name, state, agent_epoch, agent_until, cores, files, problems)
-    VALUES (:host, 'open', :epoch, now() + :lease, :cores, '[]', '[]')
+    INSERT INTO host (name, state, identity, agent_epoch, agent_until, cores, files, problems)
+    VALUES (:host, 'open', :identity, :epoch, now() + :lease, :cores, '[]', '[]')
     ON CONFLICT (name) DO UPDATE SET agent_epoch = :epoch, agent_until = now() + :lease, joined_at = now(),
-        cores = :cores, state = CASE WHEN host.state = 'lost' THEN 'open' ELSE host.state END
+        identity = :identity, cores = :cores, state = CASE WHEN host.state = 'lost' THEN 'open' ELSE host.state END
+""")
+_KNOWN = text("""
+    SELECT agent_until > now() AS alive,
+           (SELECT count(*) FROM reservation WHERE host = host.name AND reservation.state <> 'released') AS held
+    FROM host WHERE name = :host AND identity <> :identity
 """)
 _PUT_DEVICE = text("""
     INSERT INTO device (id, host, name, kind, type, uuid, simulated, present, speed, bandwidth, total_bytes,
@@ -177,17 +182,24 @@ class Hosts:
     #: Until when a pool that does not renew is taken for alive.
     pool_lease: timedelta
 
-    def join(self, host: str, cores: int, devices: Sequence[Declared], adopted: Mapping[str, int]) -> int:
+    def join(
+        self, host: str, identity: str, cores: int, devices: Sequence[Declared], adopted: Mapping[str, int]
+    ) -> int:
         """
         Speak for a host from now on; gives the epoch of the agent.
 
-        `adopted` are the pools whose processes live there, with their epochs. Raises LeaseLost when one of them is not
-        held any more: its process is to be ended first.
+        `identity` names the place where the agent, and those before it, know the host's processes. `adopted` are the
+        pools whose processes live there, with their epochs.
+
+        Raises LeaseLost when one of them is not held any more: its process is to be ended first. Raises Conflict when
+        an agent of another identity speaks for the host, or left something there that this one knows nothing of.
         """
         with self.database.work() as work:
             epoch = books.next_epoch(work)
-            work.run(_JOIN, {"host": host, "epoch": epoch, "lease": self.agent_lease, "cores": cores})
             open_ = books.open_books(work, host)
+            self._require_own(work, host, identity)
+            values = {"host": host, "identity": identity, "epoch": epoch, "lease": self.agent_lease, "cores": cores}
+            work.run(_JOIN, values)
             for id_, of in adopted.items():
                 held = open_.ledger.reservations.get(id_)
                 if held is None or held.epoch != of:
@@ -305,6 +317,20 @@ class Hosts:
             }
             work.run(_END, values)
         _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ended.ending)
+
+    def _require_own(self, work: Work, host: str, identity: str) -> None:
+        other = work.row(_KNOWN, {"host": host, "identity": identity})
+        if other is None:
+            return
+        if other.alive:
+            raise Conflict(
+                f"another agent speaks for host {host}; give each host a name of its own (setting fleet.host)"
+            )
+        if other.held:
+            raise Conflict(
+                f"host {host} holds {other.held} reservations of an agent with another data directory; start that one, "
+                f"or say that they are gone with `arriero hosts remove {host} --lost`"
+            )
 
     def _put(self, work: Work, host: str, device: Declared) -> None:
         values = {

@@ -69,6 +69,8 @@ class HostRow(SQLModel, table=True):
 
     name: str = Field(primary_key=True, max_length=100)
     state: str = Field(max_length=16)
+    #: Who its agents are: the data directory in which they know their processes.
+    identity: str = Field(max_length=64)
     #: Of the agent that speaks for it; 0 when none does.
     agent_epoch: int = Field(sa_column=_bytes())
     #: Until then the agent is taken for alive.

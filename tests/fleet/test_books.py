@@ -19,7 +19,7 @@ from app.fleet.pool import Desired, Stage
 from app.fleet.reservation import Claim, Refused, State
 from app.kernel import ids
 from app.kernel.database import Database
-from app.kernel.errors import LeaseLost
+from app.kernel.errors import Conflict, LeaseLost
 
 LEASE = timedelta(minutes=1)
 SIZE = 1000
@@ -78,7 +78,7 @@ def gone(id_: str) -> Ended:
 
 
 def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, holder: Holder) -> None:
-    agent = hosts.join("h", 8, declared("a", "b"), {})
+    agent = hosts.join("h", "here", 8, declared("a", "b"), {})
     id_ = granted(database, "h", {"a": 600, "b": 300})
     assert isinstance(id_, str)
     (pool,) = hosts.pools("h")
@@ -110,7 +110,7 @@ def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, hold
 
 
 def test_bytes_pass_from_a_victim_to_the_pool_that_waits_for_it(database: Database, hosts: Hosts) -> None:
-    agent = hosts.join("h", 8, declared("a"), {})
+    agent = hosts.join("h", "here", 8, declared("a"), {})
     victim = granted(database, "h", {"a": 900})
     assert isinstance(victim, str)
     hosts.activate("h", agent, victim, 1)
@@ -130,10 +130,10 @@ def test_bytes_pass_from_a_victim_to_the_pool_that_waits_for_it(database: Databa
 
 
 def test_an_agent_that_was_replaced_has_no_say(database: Database, hosts: Hosts) -> None:
-    old = hosts.join("h", 8, declared("a"), {})
+    old = hosts.join("h", "here", 8, declared("a"), {})
     id_ = granted(database, "h", {"a": 900})
     assert isinstance(id_, str)
-    new = hosts.join("h", 8, declared("a"), {})
+    new = hosts.join("h", "here", 8, declared("a"), {})
 
     for act in (
         lambda: hosts.activate("h", old, id_, 1),
@@ -146,18 +146,32 @@ def test_an_agent_that_was_replaced_has_no_say(database: Database, hosts: Hosts)
 
 
 def test_who_adopts_a_process_whose_bytes_were_given_back_does_not_join(database: Database, hosts: Hosts) -> None:
-    agent = hosts.join("h", 8, declared("a"), {})
+    agent = hosts.join("h", "here", 8, declared("a"), {})
     id_ = granted(database, "h", {"a": 900})
     assert isinstance(id_, str)
     hosts.release("h", agent, gone(id_))
 
     with pytest.raises(LeaseLost, match="given back while its process lived"):
-        hosts.join("h", 8, declared("a"), {id_: 1})
+        hosts.join("h", "here", 8, declared("a"), {id_: 1})
+
+
+def test_an_agent_that_does_not_know_the_processes_of_a_host_does_not_join(database: Database, hosts: Hosts) -> None:
+    """It would take them for dead, and give their bytes to others."""
+    hosts.join("h", "here", 8, declared("a"), {})
+    with pytest.raises(Conflict, match="another agent speaks for host h"):
+        hosts.join("h", "there", 8, declared("a"), {})
+
+    assert isinstance(granted(database, "h", {"a": 900}), str)
+    with database.work() as work:
+        work.run(text("UPDATE host SET agent_until = now() - interval '1 s'"))
+    with pytest.raises(Conflict, match="holds 1 reservations"):
+        hosts.join("h", "there", 8, declared("a"), {})
+    assert hosts.join("h", "here", 8, declared("a"), {})
 
 
 def test_postgres_itself_refuses_what_passes_a_device(database: Database, hosts: Hosts) -> None:
     """Whatever a defect of ours would write."""
-    hosts.join("h", 8, declared("a"), {})
+    hosts.join("h", "here", 8, declared("a"), {})
     for column in ("charged_bytes", "firm_bytes"):
         with pytest.raises(IntegrityError), database.work() as work:
             work.run(text(f"UPDATE device SET {column} = capacity_bytes + 1"))
@@ -181,7 +195,7 @@ def audit(database: Database) -> None:
 
 def test_claimers_that_race_never_pass_a_device(database: Database, hosts: Hosts, holder: Holder) -> None:
     """Planners, agents and pools at once, for two hosts, with crashes in between: every commit leaves sound books."""
-    agents = {host: hosts.join(host, 8, declared(f"{host}1", f"{host}2"), {}) for host in "gh"}
+    agents = {host: hosts.join(host, "here", 8, declared(f"{host}1", f"{host}2"), {}) for host in "gh"}
 
     def acts(seed: int) -> None:
         chance = random.Random(seed)
