@@ -219,8 +219,10 @@ class SetAside:
 class Usage:
     """How often a configuration is asked for."""
 
-    #: Steps a second of each class, averaged over the last minutes.
-    rates: Mapping[Priority, float] = field(default_factory=dict)
+    #: Steps a second, averaged over the last minutes.
+    rate: float = 0.0
+    #: Parts of them by class, 1 in all; empty: not known, taken for standard.
+    classes: Mapping[Priority, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

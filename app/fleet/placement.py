@@ -1,17 +1,29 @@
 """
 Placement: which pools are started, stopped and waited for, given the fleet and what is waited for.
 
-Everything that a plan does, and everything that it refuses, carries a reason that a user understands.
+The same arguments give the same plan. Nothing is planned that the ledger would have to refuse: every pool that is
+started fits into bytes that are free, or promised to it by pools that drain.
+Everything that a plan does, and everything that it does not do for steps that wait, carries a reason with figures.
+
+How it decides: `docs/scheduling.md`. What it knows of waiting is in `pressure`, of bytes in `room`, of places and of
+what pools are worth in `search`, of texts in `reasons`.
 
 Nothing here reads a clock or a database: the caller passes `now` and applies the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
+
+from app.fleet import pressure, reasons
+from app.fleet.fleet import Configuration, Demand, DeviceState, Fleet, Pool, PoolState, SetAside
+from app.fleet.policy import Policy
+from app.fleet.pressure import Want
+from app.fleet.room import DeviceSet, Room
+from app.fleet.search import Option, Search
 
 
 class Purpose(StrEnum):
@@ -118,3 +130,305 @@ class Plan:
 
     actions: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+
+
+def plan(fleet: Fleet, demand: Sequence[Demand], now: datetime, policy: Policy | None = None) -> Plan:
+    """What to start and stop, and why not more."""
+    return _Planner(fleet, demand, now, policy or Policy()).plan()
+
+
+class _Planner:
+    def __init__(self, fleet: Fleet, demand: Sequence[Demand], now: datetime, policy: Policy) -> None:
+        self.fleet, self.now, self.policy = fleet, now, policy
+        self.of = {configuration.id: configuration for configuration in fleet.configurations}
+        self.wants = pressure.wants(self.of, fleet.accounts, demand, now, policy)
+        self.room = Room(fleet, policy)
+        self.search = Search(fleet, self.wants, self.room, now, policy)
+        self.names = reasons.Names(fleet)
+        self.actions: list[Action] = []
+        self.refusals: dict[str, Refusal] = {}
+        self.threshold = policy.threshold
+        #: Configurations that this plan starts a pool of, and how many pools it starts.
+        self.begun: set[str] = set()
+        self.starts = 0
+        #: Bytes that pools of a namespace hold, where that is limited.
+        self.used = {name: 0 for name, account in fleet.accounts.items() if account.max_bytes is not None}
+        for pool in fleet.pools:
+            if pool.namespace in self.used:
+                self.used[pool.namespace] += sum(pool.bytes.values())
+
+    def plan(self) -> Plan:
+        self.set_aside()
+        self.retire()
+        for configuration in self.fleet.configurations:
+            self.keep_up(configuration)
+        waiting = sorted((want for want in self.wants.values() if want.steps), key=self.urgency)
+        alone = sum(not self.room.coming(want.configuration.id) for want in waiting)
+        self.threshold *= 1 + self.policy.crowding * max(alone - 1, 0)
+        for want in waiting:
+            self.serve(want)
+        coming = (want for want in self.wants.values() if not want.steps and want.ahead > 0)
+        for want in sorted(coming, key=lambda want: (-want.ahead, want.configuration.id)):
+            self.prepare(want)
+        for want in self.wants.values():
+            if want.exhausted and not want.steps:
+                self.refuse(want, reasons.exhausted(want, self.fleet.accounts, self.now))
+        return Plan(tuple(self.actions), tuple(self.refusals.values()))
+
+    @staticmethod
+    def urgency(want: Want) -> tuple[object, ...]:
+        """Beyond the bound, then due, then by class, then by what a second of loading gains."""
+        return (not want.must, not want.due, want.rank, -want.pressure / max(want.load, 0.1), want.configuration.id)
+
+    # ---- reserves ----
+
+    def set_aside(self) -> None:
+        """Give a reserve to who asks for one, and take it from who does not any more."""
+        held: dict[str, list[SetAside]] = {}
+        for reserve in self.fleet.reserves:
+            held.setdefault(reserve.configuration, []).append(reserve)
+        for owner, some in held.items():
+            configuration = self.of.get(owner)
+            asked = configuration.reserve.pools if configuration and configuration.reserve else 0
+            for reserve in some[asked:]:
+                self.actions.append(DropReserve(reserve.id, reasons.reserve_dropped(asked)))
+        firm = self.firm()
+        for configuration in self.fleet.configurations:
+            if configuration.reserve is None:
+                continue
+            for _ in range(configuration.reserve.pools - len(held.get(configuration.id, ()))):
+                if (bytes_ := self.place_reserve(configuration, firm)) is None:
+                    self.refuse_reserve(configuration)
+                    break
+                for device, size in bytes_.items():
+                    firm[device] += size
+                self.actions.append(
+                    GrantReserve(configuration.id, bytes_, reasons.reserve_granted(configuration, bytes_, self.names))
+                )
+
+    def firm(self) -> dict[str, int]:
+        """Bytes of each device that are set aside, or held by pools that are never stopped for others."""
+        firm = dict.fromkeys(self.room.devices, 0)
+        for reserve in self.fleet.reserves:
+            for device, size in reserve.bytes.items():
+                firm[device] = firm.get(device, 0) + size
+        for pool in self.fleet.pools:
+            if self.search.stays(pool):
+                for device, size in pool.bytes.items():
+                    firm[device] = firm.get(device, 0) + size
+        return firm
+
+    def place_reserve(self, configuration: Configuration, firm: Mapping[str, int]) -> dict[str, int] | None:
+        best: tuple[tuple[int, int, DeviceSet], dict[str, int]] | None = None
+        for layout in configuration.layouts:
+            for devices in self.room.sets(configuration, layout, ()):
+                parts = dict(zip(devices, layout.parts, strict=True))
+                left = [self.room.usable(d) - firm[d] - part for d, part in parts.items()]
+                if min(left) >= 0:
+                    taken = sum(max(part - self.room.free[d], 0) for d, part in parts.items())
+                    key = (taken, sum(left), devices)
+                    if best is None or key < best[0]:
+                        best = key, parts
+            if best is not None:
+                return best[1]
+        return None
+
+    def refuse_reserve(self, configuration: Configuration) -> None:
+        needs = reasons.smallest(configuration)
+        refusal = Refusal(configuration.id, configuration.model, reasons.no_reserve(needs), needs)
+        self.refusals.setdefault(configuration.id, refusal)
+
+    # ---- stopping what nobody needs ----
+
+    def retire(self) -> None:
+        """Stop what is idle for long, what nobody waits for any more, and what lies on a device that is drained."""
+        going = {id_ for id_, device in self.room.devices.items() if device.state is DeviceState.DRAINING}
+        for pool in self.fleet.pools:
+            configuration = self.of.get(pool.configuration)
+            if pool.state in {PoolState.DRAINING, PoolState.SUSPECT}:
+                continue
+            if going & pool.bytes.keys():
+                self.evacuate(pool, configuration)
+            elif configuration is not None and not pool.pinned and not self.search.stays(pool):
+                self.retire_idle(pool, configuration)
+
+    def retire_idle(self, pool: Pool, configuration: Configuration) -> None:
+        want = self.wants.get(configuration.id)
+        if pool.busy or (want is not None and want.steps):
+            return
+        if pool.state is PoolState.WAITING and want is None:
+            self.stop(pool, Stop.DRAIN, reasons.NOBODY_WAITS)
+        if pool.state is not PoolState.SERVING or want is not None:
+            return
+        idle = self.now - pool.used
+        beside = len([p for p in self.room.coming(configuration.id) if p.id not in self.search.stopped]) > 1
+        if configuration.keep_alive is not None and idle >= configuration.keep_alive:
+            self.stop(pool, Stop.DRAIN, reasons.idle(idle, configuration.keep_alive))
+        elif beside and idle.total_seconds() >= self.policy.replica_keep_alive:
+            self.stop(pool, Stop.DRAIN, reasons.idle_replica(idle))
+
+    def evacuate(self, pool: Pool, configuration: Configuration | None) -> None:
+        """Stop it, and if it is in use start its like elsewhere in free bytes."""
+        self.stop(pool, Stop.DRAIN, reasons.drained(pool, self.names))
+        if configuration is None or (not pool.busy and configuration.id not in self.wants):
+            return
+        want = pressure.nothing(configuration)
+        if (option := self.free_place(want)) is not None:
+            self.start(want, option, Purpose.EVACUATION, reasons.evacuated(option, self.names), pool.namespace)
+
+    def free_place(self, want: Want) -> Option | None:
+        return min(self.search.options(want, evict=False), key=lambda option: option.order, default=None)
+
+    def stop(self, pool: Pool, how: Stop, reason: str, room_for: str = "") -> None:
+        self.search.stopped.add(pool.id)
+        self.actions.append(StopPool(pool.id, how, reason, room_for))
+
+    # ---- starting what somebody waits for ----
+
+    def coming(self, configuration: str) -> list[Pool]:
+        return [pool for pool in self.room.coming(configuration) if pool.id not in self.search.stopped]
+
+    def keep_up(self, configuration: Configuration) -> None:
+        """Start as many pools as the entry keeps up whatever the demand."""
+        for _ in range(configuration.min_pools - len(self.coming(configuration.id))):
+            want = self.wants.get(configuration.id) or pressure.nothing(configuration)
+            options = (o for o in self.search.options(want, evict=True) if not any(v.busy for v in o.victims))
+            option = min(options, key=lambda o: o.order, default=None)
+            if option is None:
+                self.refuse(want, self.why_not(want, None))
+                return
+            reason = reasons.standing(configuration, option, self.names)
+            if not self.start(want, option, Purpose.STANDING, reason):
+                return
+
+    def serve(self, want: Want) -> None:
+        """Start a pool for it, if it needs one and that is worth it now."""
+        coming = self.coming(want.configuration.id)
+        if want.configuration.id in self.begun or (coming and not self.needs_another(want, coming)):
+            return
+        if self.starts >= self.policy.max_starts:
+            if not coming:
+                self.refuse(want, (reasons.next_plan(self.starts), want.load))
+            return
+        best, nearest = self.choose(want)
+        if best is not None:
+            purpose = Purpose.REPLICA if coming else Purpose.DEMAND
+            self.start(want, best, purpose, reasons.started(want, best, coming, self.names))
+        elif not coming:
+            self.refuse(want, self.why_not(want, nearest))
+
+    def needs_another(self, want: Want, coming: Sequence[Pool]) -> bool:
+        slots = sum(pool.slots for pool in coming)
+        return (
+            len(coming) < want.configuration.max_pools
+            and want.steps > slots
+            and want.work / slots > self.policy.replica_factor * want.load
+        )
+
+    def choose(self, want: Want) -> tuple[Option | None, Option | None]:
+        """The best option that is worth its regret, and the one that comes nearest to it."""
+        best: Option | None = None
+        nearest: Option | None = None
+        options = list(self.search.options(want, evict=True))
+        if not options and self.policy.migrate:
+            options = list(self.search.options(want, evict=True, moving=True))
+        for option in options:
+            if self.is_worth(want, option):
+                if best is None or option.order < best.order:
+                    best = option
+            elif nearest is None or (option.regret, option.devices) < (nearest.regret, nearest.devices):
+                nearest = option
+        return best, nearest
+
+    def is_worth(self, want: Want, option: Option) -> bool:
+        if not option.victims or want.must or self.search.reclaims(want.configuration, option.layout, option.devices):
+            return True
+        return want.pressure >= self.price(want, option)
+
+    def price(self, want: Want, option: Option) -> float:
+        """Weighted seconds that its steps wait before the victims are stopped."""
+        return option.regret * self.threshold * (self.policy.due if want.due else 1.0)
+
+    def prepare(self, want: Want) -> None:
+        """Start a pool for steps that will soon be ready, if that saves them more than it costs others."""
+        id_ = want.configuration.id
+        if id_ in self.begun or self.coming(id_) or want.soon > want.load + self.policy.unload:
+            return
+        best: Option | None = None
+        for option in self.search.options(want, evict=True):
+            gains = want.ahead * want.load >= option.regret and not any(v.busy for v in option.victims)
+            if gains and (best is None or option.order < best.order):
+                best = option
+        if best is not None and self.starts < self.policy.max_starts:
+            self.start(want, best, Purpose.LOOK_AHEAD, reasons.prepared(want, best, self.names))
+
+    def start(self, want: Want, option: Option, purpose: Purpose, reason: str, namespace: str | None = None) -> bool:
+        """Plan it, unless that would take a namespace beyond its bytes."""
+        configuration = want.configuration
+        if namespace is None:
+            namespace = self.on_behalf_of(want, option.layout.total_bytes)
+            if namespace is None:
+                self.refuse(want, reasons.beyond_bytes(want, option, self.fleet.accounts, self.used))
+                return False
+        if namespace in self.used:
+            self.used[namespace] += option.layout.total_bytes
+        self.room.take(configuration, option.bytes, option.victims)
+        targets = {pool.id: target for pool, target in option.moves}
+        for victim in sorted(option.victims, key=lambda pool: (pool.id not in targets, pool.id)):
+            if victim.state is not PoolState.DRAINING and victim.id not in self.search.stopped:
+                self.displace(victim, want, targets.get(victim.id))
+        self.starts += 1
+        self.begun.add(configuration.id)
+        estimate = timedelta(seconds=option.estimate)
+        after = frozenset(victim.id for victim in option.victims)
+        self.actions.append(StartPool(configuration.id, option.bytes, purpose, reason, estimate, after, namespace))
+        return True
+
+    def displace(self, victim: Pool, want: Want, target: Option | None) -> None:
+        """Stop it; or move it to its target, or where bytes are free if it is likely to be asked for soon."""
+        reason = reasons.makes_room(victim, want, self.search.regret(victim))
+        how = Stop.PREEMPT if self.search.preempts(victim, want) else Stop.DRAIN
+        likely = self.search.asked(victim.configuration) >= self.policy.likely
+        if target is None and self.policy.migrate and likely and self.search.may_move(victim):
+            target = self.free_place(pressure.nothing(self.of[victim.configuration]))
+        if target is None:
+            self.stop(victim, how, reason, want.configuration.id)
+        else:
+            self.move(victim, target, reasons.moved(reason, target, self.names))
+
+    def move(self, pool: Pool, target: Option, reason: str) -> None:
+        self.search.stopped.add(pool.id)
+        self.begun.add(pool.configuration)
+        self.room.take(self.of[pool.configuration], target.bytes, ())
+        self.actions.append(MovePool(pool.id, target.bytes, reason, timedelta(seconds=target.estimate)))
+
+    def on_behalf_of(self, want: Want, size: int) -> str | None:
+        """The namespace that presses most and may hold so much more; None when none may."""
+        ranked = sorted(want.namespaces, key=lambda name: (-want.namespaces[name], name))
+        for name in ranked:
+            limit = self.fleet.accounts[name].max_bytes if name in self.used else None
+            if limit is None or self.used[name] + size <= limit:
+                return name
+        return None if ranked else ""
+
+    # ---- saying why not ----
+
+    def refuse(self, want: Want, why: tuple[str, float | None]) -> None:
+        reason, estimate = why
+        configuration = want.configuration
+        after = None if estimate is None else timedelta(seconds=estimate)
+        refusal = Refusal(configuration.id, configuration.model, reason, reasons.smallest(configuration), after)
+        self.refusals.setdefault(configuration.id, refusal)
+
+    def why_not(self, want: Want, nearest: Option | None) -> tuple[str, float | None]:
+        """The reason, and seconds until it is expected to serve."""
+        if nearest is not None:
+            return reasons.not_worth(want, nearest, self.price(want, nearest), self.names, self.room)
+        soonest = self.search.soonest(want)
+        if soonest is None:
+            return reasons.never(want.configuration, self.room, self.search.bars(want.configuration.id), self.now)
+        after, devices, waited = soonest
+        if want.must:
+            for device in devices:
+                self.room.held.setdefault(device, (want.configuration.id, after))
+        return reasons.blocked(want, after, devices, waited, self.names, self.room)

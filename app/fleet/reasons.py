@@ -1,0 +1,257 @@
+"""
+Reasons: what a plan says about itself, in words and figures that its users understand.
+
+Sizes are bytes on devices, waiting is in seconds. What waiting counts is weighted by class, and called so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from app.fleet.fleet import Account, Bar, Configuration, DeviceState, Fleet, Pool
+from app.fleet.pressure import Want, load_of
+from app.fleet.room import DeviceSet, Room
+from app.fleet.search import Option
+from app.kernel.sizes import rounded
+
+NOBODY_WAITS = "nobody waits for it any more"
+
+#: What is said, and seconds until the steps that wait are expected to begin.
+Why = tuple[str, float | None]
+
+
+class Names:
+    """What people call devices and pools."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        hosts = {device.host for device in fleet.devices}
+        self._devices = {d.id: f"{d.name} of {d.host}" if len(hosts) > 1 else d.name for d in fleet.devices}
+        self._models = {configuration.id: configuration.model for configuration in fleet.configurations}
+
+    def device(self, id_: str) -> str:
+        """Its name, with its host where there are several."""
+        return self._devices.get(id_, id_)
+
+    def devices(self, ids: Iterable[str]) -> str:
+        """Names with `and`."""
+        return _listed([self.device(id_) for id_ in sorted(ids)])
+
+    def pool(self, pool: Pool) -> str:
+        """By its model."""
+        return f"`{self._models.get(pool.configuration, pool.configuration)}`"
+
+    def pools(self, pools: Iterable[Pool]) -> str:
+        """Each once, with `and`."""
+        return _listed(sorted({self.pool(pool) for pool in pools}))
+
+
+def seconds(value: float) -> str:
+    """A duration for people: `0.4 s`, `12 s`, `4 min`."""
+    if value < 1:
+        return f"{value:.1f} s"
+    return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "nothing"
+
+
+def _steps(count: int, verb: str = "wait") -> str:
+    return f"1 step {verb}s" if count == 1 else f"{count} steps {verb}"
+
+
+def _waiting(want: Want) -> str:
+    return f"{_steps(want.steps)}, the oldest for {seconds(want.oldest)}"
+
+
+def _place(option: Option, names: Names) -> str:
+    """Where it goes, and who makes room."""
+    place = f"{rounded(option.layout.total_bytes)} on {names.devices(option.devices)}"
+    if not option.victims:
+        return f"{place}, which is free"
+    stopped = sorted({names.pool(pool) for pool in option.victims})
+    return f"{place}, for which {_listed(stopped)} {'makes' if len(stopped) == 1 else 'make'} room"
+
+
+def started(want: Want, option: Option, coming: Sequence[Pool], names: Names) -> str:
+    """Why a pool is started for steps that wait."""
+    beside = f" beside {len(coming)} that do not suffice" if coming else ""
+    late = "; it waited beyond its bound" if want.must else ""
+    return f"{_waiting(want)}{beside}{late}: {_place(option, names)}"
+
+
+def prepared(want: Want, option: Option, names: Names) -> str:
+    """Why a pool is started for steps that do not wait yet."""
+    return f"steps of running work will be ready in {seconds(want.soon)}: {_place(option, names)}"
+
+
+def standing(configuration: Configuration, option: Option, names: Names) -> str:
+    """Why a pool is started that nobody waits for."""
+    count = configuration.min_pools
+    return f"{count} {'pool is' if count == 1 else 'pools are'} kept up: {_place(option, names)}"
+
+
+def evacuated(option: Option, names: Names) -> str:
+    """Why a pool is started again elsewhere."""
+    return f"its device is drained: {_place(option, names)}"
+
+
+def makes_room(victim: Pool, want: Want, regret: float) -> str:
+    """Why a pool is stopped for another."""
+    state = _steps(victim.busy, "run") if victim.busy else "it is idle"
+    waits = f": {_waiting(want)}" if want.steps else ""
+    return (
+        f"makes room for `{want.configuration.model}`{waits} ({want.pressure:.0f} s, weighted); "
+        f"{state}, and stopping it is expected to cost {regret:.0f} s, weighted"
+    )
+
+
+def moved(reason: str, option: Option, names: Names) -> str:
+    """Why a pool is moved."""
+    return f"{reason}; it goes on with {_place(option, names)}"
+
+
+def idle(for_: timedelta, keep_alive: timedelta) -> str:
+    """Why a pool that nobody uses is stopped."""
+    return f"no work for {seconds(for_.total_seconds())}, it is kept for {seconds(keep_alive.total_seconds())}"
+
+
+def idle_replica(for_: timedelta) -> str:
+    """Why one of several pools is stopped."""
+    return f"no work for {seconds(for_.total_seconds())}, and other pools serve the model"
+
+
+def drained(pool: Pool, names: Names) -> str:
+    """Why a pool leaves a device."""
+    return f"{names.devices(pool.bytes)} {'is' if len(pool.bytes) == 1 else 'are'} drained"
+
+
+def reserve_granted(configuration: Configuration, bytes_: Mapping[str, int], names: Names) -> str:
+    """Why bytes are set aside."""
+    return f"`{configuration.model}` reserves {rounded(sum(bytes_.values()))} on {names.devices(bytes_)}"
+
+
+def reserve_dropped(asked: int) -> str:
+    """Why a reserve is taken back."""
+    return f"its entry asks for {asked} reserves now" if asked else "its entry asks for no reserve any more"
+
+
+def no_reserve(needs: int) -> str:
+    """Why no bytes are set aside."""
+    return f"no device set has {rounded(needs)} that are neither set aside nor held by pinned pools"
+
+
+def next_plan(starts: int) -> str:
+    """Why a plan stops where it does."""
+    return f"{starts} pools are started at once at the most; the next plan goes on"
+
+
+def exhausted(want: Want, accounts: Mapping[str, Account], now: datetime) -> Why:
+    """Why nothing is done for namespaces that used their allowance up."""
+    names = sorted(want.exhausted)
+    until = min(account.exhausted_until for name in names if (account := accounts[name]).exhausted_until)
+    after = max((until - now).total_seconds(), 0.0)
+    plural = len(names) > 1
+    return (
+        f"{_steps(sum(want.exhausted.values()))}, but {'namespaces' if plural else 'namespace'} {_listed(names)} used "
+        f"{'their' if plural else 'its'} device seconds up; there are new ones in {seconds(after)}"
+    ), after
+
+
+def beyond_bytes(want: Want, option: Option, accounts: Mapping[str, Account], used: Mapping[str, int]) -> Why:
+    """Why a namespace gets no further pool."""
+    name = max(want.namespaces, key=lambda one: (want.namespaces[one], one))
+    return (
+        f"needs {rounded(option.layout.total_bytes)}, and namespace {name} holds {rounded(used[name])} "
+        f"of the {rounded(accounts[name].max_bytes or 0)} that it may"
+    ), None
+
+
+def not_worth(want: Want, option: Option, price: float, names: Names, room: Room) -> Why:
+    """Why pools that could be stopped are not, yet."""
+    later = min(max(price - want.pressure, 0.0) / want.growth, want.bound) if want.growth else 0.0
+    return (
+        f"needs {rounded(option.layout.total_bytes)}, {_has_free(option.devices, names, room)}; stopping "
+        f"{names.pools(option.victims)} would cost {option.regret:.0f} s, weighted, and is done when {price:.0f} s "
+        f"were waited: {want.pressure:.0f} s so far, about {seconds(later)} to go"
+    ), later + option.estimate
+
+
+def blocked(want: Want, after: float, devices: DeviceSet, waited: Sequence[Pool], names: Names, room: Room) -> Why:
+    """Why pools that hold the bytes are waited for."""
+    needs = min(one.total_bytes for one in want.configuration.layouts if len(one.parts) == len(devices))
+    work = sum(pool.busy for pool in waited)
+    flight = f"with {work} {'step' if work == 1 else 'steps'} in flight"
+    state = flight if work else "whose starts must pay first"
+    held = room.held.get(devices[0])
+    kept = "; until then nothing is started there that ends later" if held and held[0] == want.configuration.id else ""
+    return (
+        f"needs {rounded(needs)}, {_has_free(devices, names, room)}; it waits for {names.pools(waited)} {state}: "
+        f"about {seconds(after)}{kept}"
+    ), after + want.load
+
+
+def never(configuration: Configuration, room: Room, bars: Sequence[Bar], now: datetime) -> Why:
+    """Why no waiting helps, or only until something changes."""
+    if not configuration.layouts:
+        return "what it needs is not known yet on any device", None
+    if bars:
+        bar = min(bars, key=lambda one: (one.until, one.host))
+        after = max((bar.until - now).total_seconds(), 0.0)
+        return f"on {bar.host}, {bar.reason}; tried again in {seconds(after)}", after + load_of(configuration)
+    kinds = sorted({layout.type for layout in configuration.layouts})
+    devices = [device for device in room.devices.values() if device.type in kinds]
+    if not devices:
+        return f"there is no device of the type {_listed(kinds)}", None
+    if all(device.state is not DeviceState.OPEN for device in devices):
+        return f"no device of the type {_listed(kinds)} is open: they are cordoned, drained or lost", None
+    if configuration.fetch is None and not configuration.files:
+        return "no host has its file", None
+    part = min(max(layout.parts) for layout in configuration.layouts)
+    largest = max(devices, key=lambda device: (room.usable(device.id), device.id))
+    if part > room.usable(largest.id):
+        beside = " beside what others use of it" if largest.stranger_bytes else ""
+        has = rounded(room.usable(largest.id))
+        return f"needs {rounded(part)} on one device, and the largest, {largest.name}, has {has}{beside}", None
+    return (
+        f"needs {rounded(smallest(configuration))}, and no device set that its entry allows can have that free: bytes "
+        "are pinned, set aside or held by processes that may still live, models are kept apart, or a host has too few "
+        "devices"
+    ), None
+
+
+def makes_hole(configuration: Configuration, devices: DeviceSet, target: Option, names: Names) -> str:
+    """Why a pool is moved though nobody waits."""
+    return f"leaves {names.devices(devices)} to `{configuration.model}`, and goes on with {_place(target, names)}"
+
+
+def gained(configuration: Configuration, free: int, moves: int, load: float) -> str:
+    """What moves bring."""
+    return (
+        f"`{configuration.model}` {_fitted_nowhere(configuration, free)}; after "
+        f"{moves} {'move' if moves == 1 else 'moves'}, which load for {seconds(load)}, it fits"
+    )
+
+
+def no_moves(configuration: Configuration, free: int, cheapest: tuple[int, float] | None) -> str:
+    """Why nothing is moved for a model that fits nowhere."""
+    begins = _fitted_nowhere(configuration, free)
+    if cheapest is None:
+        return f"{begins}; no moves of idle pools help"
+    moves, load = cheapest
+    return f"{begins}; it would take {moves} moves, which load for {seconds(load)}: more than may be disturbed"
+
+
+def _fitted_nowhere(configuration: Configuration, free: int) -> str:
+    return f"needs {rounded(smallest(configuration))} and fits nowhere, though {rounded(free)} are free in all"
+
+
+def smallest(configuration: Configuration) -> int:
+    """Bytes of its smallest layout."""
+    return min((layout.total_bytes for layout in configuration.layouts), default=0)
+
+
+def _has_free(devices: DeviceSet, names: Names, room: Room) -> str:
+    free = sum(max(room.free[device], 0) for device in devices)
+    return f"{names.devices(devices)} {'has' if len(devices) == 1 else 'have'} {rounded(free)} free"

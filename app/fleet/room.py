@@ -1,0 +1,201 @@
+"""
+Room: what is free on each device while a plan is made, and who holds the rest.
+
+The bytes of a pool that is stopped count for those that they are promised to, and for nobody else.
+Idle bytes of a reserve count for its owner; for others only where reserves are lent, and never for pools that stay.
+
+Made anew for each plan, and kept up to date with what the plan does.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations, islice
+
+from app.fleet.fleet import (
+    COMING,
+    Configuration,
+    Device,
+    DeviceState,
+    Fleet,
+    Layout,
+    Packing,
+    Pool,
+    PoolState,
+    charges,
+    promises,
+)
+from app.fleet.policy import Policy
+
+DeviceSet = tuple[str, ...]
+
+
+class Room:
+    """Free bytes by device, pools by device and configuration, idle reserves."""
+
+    def __init__(self, fleet: Fleet, policy: Policy) -> None:
+        self._policy = policy
+        self.devices = {device.id: device for device in fleet.devices}
+        charged = charges(fleet)
+        self.free = {d.id: d.capacity_bytes - d.stranger_bytes - charged[d.id] for d in fleet.devices}
+        self.on: dict[str, list[Pool]] = {device.id: [] for device in fleet.devices}
+        self._coming: dict[str, list[Pool]] = {}
+        #: Pools on a device that work, or will soon.
+        self.active = dict.fromkeys(self.devices, 0)
+        self.models: dict[str, set[str]] = {device.id: set() for device in fleet.devices}
+        self._promised = promises(fleet.pools)
+        names = {configuration.id: configuration.model for configuration in fleet.configurations}
+        for pool in fleet.pools:
+            if pool.state in COMING:
+                self._coming.setdefault(pool.configuration, []).append(pool)
+            active = pool.busy > 0 or pool.state is PoolState.STARTING or pool.state is PoolState.WAITING
+            for device in pool.bytes:
+                if device in self.on:
+                    self.on[device].append(pool)
+                    self.active[device] += active
+                    self.models[device].add(names.get(pool.configuration, ""))
+        self.open: dict[str, list[Device]] = {}
+        for one in fleet.devices:
+            if one.state is DeviceState.OPEN:
+                self.open.setdefault(one.type, []).append(one)
+        #: Ids of open devices of a type with their free bytes, the fullest first.
+        self._by_free = {kind: sorted((self.free[d.id], d.id) for d in some) for kind, some in self.open.items()}
+        self._reserved = self._idle_reserves(fleet)
+        #: Devices that are kept for one configuration, and the seconds until it will use them.
+        self.held: dict[str, tuple[str, float]] = {}
+
+    def _idle_reserves(self, fleet: Fleet) -> dict[str, dict[str, int]]:
+        """Bytes that are set aside and not used by their owner: by device, by owner."""
+        found: dict[str, dict[str, int]] = {}
+        for reserve in fleet.reserves:
+            for device, size in reserve.bytes.items():
+                owners = found.setdefault(device, {})
+                owners[reserve.configuration] = owners.get(reserve.configuration, 0) + size
+        for device, owners in found.items():
+            for owner in owners:
+                used = sum(p.bytes[device] for p in self.on.get(device, ()) if p.configuration == owner)
+                owners[owner] = max(owners[owner] - used, 0)
+        return found
+
+    def coming(self, configuration: str) -> list[Pool]:
+        """Pools that serve it, or will."""
+        return self._coming.get(configuration, [])
+
+    def own(self, device: str, configuration: str) -> int:
+        """Idle bytes of the device that are set aside for it."""
+        owners = self._reserved.get(device)
+        return owners.get(configuration, 0) if owners else 0
+
+    def lent(self, device: str, configuration: str) -> int:
+        """Idle bytes of the device that are set aside for others."""
+        owners = self._reserved.get(device)
+        return sum(size for owner, size in owners.items() if owner != configuration) if owners else 0
+
+    def borrows(self, configuration: Configuration) -> bool:
+        """Whether its pools may lie in bytes that are set aside for others: those that stay may not."""
+        return self._policy.lend and not configuration.pinned and not configuration.min_pools
+
+    def owns(self, pool: Pool) -> bool:
+        """Whether bytes of its devices are set aside for its configuration."""
+        return any(pool.configuration in self._reserved.get(device, ()) for device in pool.bytes)
+
+    def free_for(self, configuration: Configuration, device: str) -> int:
+        """Bytes that a pool of it may take now. Negative when strangers took what was granted."""
+        free = self.free[device]
+        if device in self._reserved and not self.borrows(configuration):
+            free -= self.lent(device, configuration.id)
+        return free
+
+    def offer(self, pool: Pool, device: str) -> int:
+        """Bytes of a pool on a device that nobody was promised."""
+        promised = self._promised.get(pool.id)
+        return pool.bytes.get(device, 0) - (promised.get(device, 0) if promised else 0)
+
+    def take(self, configuration: Configuration, bytes_: Mapping[str, int], victims: Iterable[Pool]) -> None:
+        """Charge a new pool; what its victims cover is promised to it."""
+        for device, size in bytes_.items():
+            need = size
+            for victim in victims:
+                if part := min(need, self.offer(victim, device)):
+                    need -= part
+                    promised = self._promised.setdefault(victim.id, {})
+                    promised[device] = promised.get(device, 0) + part
+            self.active[device] += 1
+            self.models[device].add(configuration.model)
+            if self.own(device, configuration.id):
+                self._reserved[device][configuration.id] = max(self._reserved[device][configuration.id] - size, 0)
+            ranks = self._by_free.get(self.devices[device].type, [])
+            at = bisect_left(ranks, (self.free[device], device))
+            if at < len(ranks) and ranks[at] == (self.free[device], device):
+                del ranks[at]
+                insort(ranks, (self.free[device] - need, device))
+            self.free[device] -= need
+
+    def usable(self, device: str) -> int:
+        """Bytes that it would have free without pools."""
+        return self.devices[device].capacity_bytes - self.devices[device].stranger_bytes
+
+    def allows(self, configuration: Configuration, device: Device, part: int) -> bool:
+        """Whether it may be placed there at all: large enough, not kept from it by its entry or its file."""
+        host = device.host
+        return (
+            self.usable(device.id) >= part
+            and (configuration.fetch is not None or host in configuration.files)
+            and (not configuration.only or device.id in configuration.only or host in configuration.only)
+            and not (configuration.apart_from and self.models[device.id] & configuration.apart_from)
+        )
+
+    def fitting(self, configuration: Configuration, layout: Layout, barred: Iterable[str]) -> Iterator[DeviceSet]:
+        """
+        Device sets whose free bytes hold the layout, some of them in a large fleet: the fullest, or for a configuration
+        that is spread the emptiest.
+        """
+        if len(layout.parts) > 1:
+            for devices in self.sets(configuration, layout, barred):
+                parts = zip(devices, layout.parts, strict=True)
+                if all(self.free_for(configuration, device) >= part for device, part in parts):
+                    yield devices
+            return
+        part = layout.parts[0]
+        ranks = self._by_free.get(layout.type, [])
+        start = bisect_left(ranks, (part, ""))
+        order = range(start, len(ranks))
+        if configuration.packing is Packing.SPREAD:
+            order = range(len(ranks) - 1, start - 1, -1)
+        found, enough = 0, self.enough(layout.type)
+        for at in order:
+            device = self.devices[ranks[at][1]]
+            if device.host not in barred and self.allows(configuration, device, part):
+                if self.free_for(configuration, device.id) >= part:
+                    yield (device.id,)
+                    found += 1
+                if found >= enough:
+                    return
+
+    def enough(self, kind: str) -> int:
+        """Devices of a type to look at for a pool on one: all in a small fleet, the likeliest in a large one."""
+        count = len(self.open.get(kind, ()))
+        return count if count <= self._policy.max_sets else self._policy.max_sets // 4
+
+    def sets(self, configuration: Configuration, layout: Layout, barred: Iterable[str]) -> Iterator[DeviceSet]:
+        """Device sets that could hold the layout if they were empty. The largest parts lie where most is free."""
+        count, smallest = len(layout.parts), min(layout.parts)
+        able = [
+            device
+            for device in self.open.get(layout.type, ())
+            if device.host not in barred and self.allows(configuration, device, smallest)
+        ]
+        if count == 1:
+            yield from ((device.id,) for device in able)
+            return
+        hosts: dict[str, list[str]] = {}
+        for device in able:
+            hosts.setdefault(device.host, []).append(device.id)
+        each = max(self._policy.max_sets // max(len(hosts), 1), 1)
+        for some in hosts.values():
+            some.sort(key=lambda device: (-self.free[device], device))
+            for devices in islice(combinations(some, count), each):
+                parts = zip(devices, layout.parts, strict=True)
+                if all(self.usable(device) >= part for device, part in parts):
+                    yield devices
