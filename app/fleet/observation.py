@@ -117,6 +117,11 @@ def observe(
     return Observation(now, fleet, configurations, starts)
 
 
+def _usage(rates: Mapping[Priority, float]) -> Usage:
+    rate = sum(rates.values())
+    return Usage(rate, {priority: part / rate for priority, part in rates.items()} if rate else {})
+
+
 def _device(row: Any) -> Device:
     state = DeviceState(row.host_state)
     if state is DeviceState.OPEN and not (row.present and row.alive):
