@@ -12,6 +12,7 @@ Nothing here writes, and no file is mapped: one that shrinks meanwhile is an err
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Mapping
@@ -93,6 +94,8 @@ class Container:
     tensors: tuple[Tensor, ...]
     #: Bytes of the file.
     size: int
+    #: The sha256 of all that stands before the data of the tensors.
+    digest: str
 
 
 def read(path: Path) -> Container:
@@ -144,7 +147,8 @@ class _Reader:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._damaged(f"its alignment is {alignment!r}, which is no power of two")
         tensors = tuple(self._tensors(tensor_count, alignment))
-        return Container(self._path, version, metadata, lengths, tensors, self._size)
+        digest = hashlib.sha256(memoryview(self._data)[: self._at]).hexdigest()
+        return Container(self._path, version, metadata, lengths, tensors, self._size, digest)
 
     def _version(self) -> int:
         self._fill(min(_READ, self._size))

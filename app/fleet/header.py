@@ -9,6 +9,7 @@ How a file is read, and when it is refused as damaged, is said in `gguf_file`.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class Header:
     file_bytes: int
     #: Bytes of all tensors, without padding.
     tensor_bytes: int
+    #: The same for two models only if no header differs: then they take the same memory, whatever their weights are.
+    digest: str
     tensors: tuple[Tensor, ...] = field(repr=False)
     #: Every key but the tokenizer's lists and other long arrays.
     metadata: Mapping[str, Any] = field(repr=False)
@@ -169,6 +172,7 @@ def _header(pieces: tuple[Container, ...]) -> Header:
         parameters=sum(tensor.elements for tensor in tensors),
         file_bytes=sum(piece.size for piece in pieces),
         tensor_bytes=sum(tensor.size for tensor in tensors),
+        digest=hashlib.sha256("".join(piece.digest for piece in pieces).encode()).hexdigest(),
         tensors=tensors,
         metadata=values,
     )

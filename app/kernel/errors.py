@@ -19,6 +19,7 @@ Every error that Arriero raises on purpose.
     │   ├── BrokerUnreachable
     │   ├── ServerNotStarted        an embedded server or a child process did not come up
     │   └── MemoryNotEnough         the device or the machine has not the bytes that a load needs
+    │       └── AllocationFailed    it was tried, and failed
     ├── ModelFileUnusable           a GGUF file cannot be had or read
     │   ├── ModelFileMissing
     │   ├── ModelFileDamaged
@@ -185,6 +186,10 @@ class MemoryNotEnough(Unavailable):
         needs = "more memory than there is" if needed is None else f"{needed / 2**20:,.0f} MiB"
         has = "" if free is None else f"; {free / 2**20:,.0f} MiB are free"
         super().__init__(f"{what} needs {needs}{has}")
+
+
+class AllocationFailed(MemoryNotEnough):
+    """It was tried, and failed: whoever thought that it would fit was wrong."""
 
 
 class ModelFileUnusable(ArrieroError):

@@ -74,26 +74,38 @@ def pooled(parts: Sequence[Window], vectors: Sequence[Vector], texts: int) -> li
     return [_unit(np.asarray(total, np.float32)) for total in sums]
 
 
+def context_params(options: EngineOptions, trained: int) -> Any:
+    """What llama.cpp is told of this context, for a model that was trained with so many tokens."""
+    params = api.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = min(options.embedding_context, trained)
+    params.n_seq_max, params.kv_unified, params.embeddings = _TEXTS, True, True
+    params.n_threads = params.n_threads_batch = options.threads_batch or options.threads or cores()
+    params.no_perf = True
+    params.pooling_type = _POOLING.get(options.pooling or "", -1)
+    return params
+
+
+def make_context(model: Any, params: Any) -> Any:
+    """llama.cpp's context, or None. A model that names no pooling takes the mean."""
+    pointer = api.llama_init_from_model(model, params)
+    if pointer and api.llama_pooling_type(pointer) <= 0:
+        api.llama_free(pointer)
+        params.pooling_type = _POOLING["mean"]
+        pointer = api.llama_init_from_model(model, params)
+    return pointer
+
+
 class EmbeddingContext:
     """A context of the model that gives vectors."""
 
     def __init__(self, model: Model, options: EngineOptions) -> None:
         """Raises StepFailure when llama.cpp makes no such context."""
         self._model = model
-        params = api.llama_context_default_params()
-        self.size = min(options.embedding_context, model.n_context_trained)
-        params.n_ctx = params.n_batch = params.n_ubatch = self.size
-        params.n_seq_max, params.kv_unified, params.embeddings = _TEXTS, True, True
-        params.n_threads = params.n_threads_batch = options.threads_batch or options.threads or cores()
-        params.no_perf = True
-        params.pooling_type = _POOLING.get(options.pooling or "", -1)
+        params = context_params(options, model.n_context_trained)
+        self.size: int = params.n_ctx
         self.pointer: Any = None
         with native.lines() as lines:
-            self.pointer = api.llama_init_from_model(model.pointer, params)
-            if self.pointer and api.llama_pooling_type(self.pointer) <= 0:  # the model names none: the mean
-                api.llama_free(self.pointer)
-                params.pooling_type = _POOLING["mean"]
-                self.pointer = api.llama_init_from_model(model.pointer, params)
+            self.pointer = make_context(model.pointer, params)
             if not self.pointer:
                 why = "; ".join(lines()[:1]) or "llama.cpp gave no reason"
                 raise StepFailure(FailureReason.ENGINE_ERROR, f"no context for embeddings could be made: {why}")

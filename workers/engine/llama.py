@@ -22,7 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from app.kernel.errors import MemoryNotEnough, ModelFileDamaged, ModelFileMissing, ModelFileUnusable, ModelUnsupported
+from app.kernel.errors import (
+    AllocationFailed,
+    MemoryNotEnough,
+    ModelFileDamaged,
+    ModelFileMissing,
+    ModelFileUnusable,
+    ModelUnsupported,
+)
 from workers.engine import native
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions
 
@@ -50,14 +57,14 @@ class Model:
         self._progress = api.llama_progress_callback(
             lambda done, _: (on_progress(done) if on_progress else None, True)[1]
         )
-        params, self._split = _model_params(options), (ctypes.c_float * api.LLAMA_MAX_DEVICES)(*options.tensor_split)
+        params, self._split = model_params(options), (ctypes.c_float * api.LLAMA_MAX_DEVICES)(*options.tensor_split)
         if options.tensor_split:
             params.tensor_split = ctypes.cast(self._split, ctypes.POINTER(ctypes.c_float))
         params.progress_callback = self._progress
         with native.lines() as lines:
             self.pointer: Any = api.llama_model_load_from_file(os.fsencode(path), params)
             if not self.pointer:
-                raise _load_error(path, lines())
+                raise load_error(path, lines())
         self.architecture: str = self.meta("general.architecture") or ""
         self.vocab: Any = api.llama_model_get_vocab(self.pointer)
         self.n_vocab: int = api.llama_vocab_n_tokens(self.vocab)
@@ -173,11 +180,11 @@ class Context:
         self.model, self.options = model, options
         self.pointer: Any = None
         _check_memory(model, options)
-        params = _context_params(options)
+        params = context_params(options)
         with native.lines() as lines:
             self.pointer = api.llama_init_from_model(model.pointer, params)
             if not self.pointer:
-                raise _load_error(model.path, lines())
+                raise load_error(model.path, lines())
         self.memory: Any = api.llama_get_memory(self.pointer)
         self.n_context: int = api.llama_n_ctx(self.pointer)
         #: Cells that one sequence may hold at the most.
@@ -304,7 +311,8 @@ def load_loras(model: Model) -> dict[str, tuple[Any, float]]:
     return adapters
 
 
-def _model_params(options: EngineOptions) -> Any:
+def model_params(options: EngineOptions) -> Any:
+    """What llama.cpp is told of the model. The dry run is told the same."""
     params = api.llama_model_default_params()
     params.n_gpu_layers = options.gpu_layers
     params.split_mode = _SPLIT[options.split_mode]
@@ -315,7 +323,8 @@ def _model_params(options: EngineOptions) -> Any:
     return params
 
 
-def _context_params(options: EngineOptions) -> Any:
+def context_params(options: EngineOptions) -> Any:
+    """What llama.cpp is told of the context. The dry run is told the same."""
     params = api.llama_context_default_params()
     params.n_ctx = options.context
     params.n_batch = options.batch
@@ -363,14 +372,14 @@ def _reason(lines: Sequence[str]) -> str:
     return telling[0].rstrip() if telling else ""
 
 
-def _load_error(path: Path, lines: Sequence[str]) -> Exception:
+def load_error(path: Path, lines: Sequence[str]) -> Exception:
     """Our error for a load that failed, from what llama.cpp wrote."""
     text = "\n".join(lines)
     if _ALLOCATION.search(text):
         found = _SIZE.search(text)
         scale = {"GiB": 2**30, "MiB": 2**20}.get(found[2] or "", 1) if found else 1
         needed = int(float(found[1]) * scale) if found else None
-        return MemoryNotEnough(str(path), needed, psutil.virtual_memory().available)
+        return AllocationFailed(str(path), needed, psutil.virtual_memory().available)
     why = _reason(lines) or "llama.cpp refused it and gave no reason"
     unsupported = re.search(r"unknown model architecture.*|unsupported .*|requires flash|not supported.*", text)
     if unsupported:
