@@ -70,7 +70,13 @@ def create_app(settings: Settings) -> FastAPI:
     servers = addresses.of(settings)
     database = databases.at_head(servers.database_url, pool_size=16)
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    service = Runs(database, publisher, lease=settings.runs.lease, max_worker_losses=settings.runs.max_worker_losses)
+    service = Runs(
+        database,
+        publisher,
+        lease=settings.runs.lease,
+        max_worker_losses=settings.runs.max_worker_losses,
+        retention=settings.runs.retention,
+    )
     catalog = files.read_catalog(settings.catalog.files)
     return serve(Services(settings, database, publisher, service, catalog))
 

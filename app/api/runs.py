@@ -18,9 +18,9 @@ from app.kernel.errors import InvalidInput, Problem
 from app.workflows import check, registry, views
 from app.workflows.check import Catalogued
 from app.workflows.definition import Definition, Priority
-from app.workflows.run import RunState, StepState
-from app.workflows.service import Submission
 from app.workflows.source import Source
+from app.workflows.states import RunState, StepState
+from app.workflows.submission import Submission
 from app.workflows.views import RunView
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
