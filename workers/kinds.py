@@ -18,8 +18,8 @@ from app.inference import prompts
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from app.workflows import conditions, expressions, registry, transforms
 from app.workflows import definition as definitions
+from app.workflows.claims import Claim
 from app.workflows.outcomes import Awaited, Called, Expanded, Signalled, Success, Timed, Usage
-from app.workflows.service import Claim
 from app.workflows.steps import (
     CallFields,
     GenerateFields,

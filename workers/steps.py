@@ -17,8 +17,8 @@ import structlog
 
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
+from app.workflows.claims import Claim
 from app.workflows.outcomes import Failure, Outcome, Success
-from app.workflows.service import Claim
 from workers import kinds
 from workers.leases import Holding, Stop
 from workers.runtime import Runtime

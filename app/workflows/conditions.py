@@ -22,7 +22,7 @@ def check(expression: str, where: str, scope: Scope, *, wanted: str = "bool") ->
 
 
 def evaluate(expression: str, data: Mapping[str, Any]) -> Any:
-    env = cel.NewEnv(variables={name: cel.Type.DYN for name in data})
+    env = cel.NewEnv(variables=dict.fromkeys(data, cel.Type.DYN))
     try:
         return env.compile(expression).eval(data=dict(data)).plain_value()
     except Exception as error:

@@ -28,6 +28,8 @@ from app.workflows.steps import (
     body_of,
 )
 
+#: Names of labels.
+LABEL = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
 Priority = Literal["interactive", "standard", "batch"]
 
 
@@ -79,9 +81,7 @@ class Definition(Part):
     inputs: Mapping[str, Mapping[str, Any]] = {}
     defaults: Defaults = Defaults()
     priority: AnyPriority = "standard"
-    labels: Mapping[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")], str] = Field(
-        default={}, max_length=32
-    )
+    labels: Mapping[Annotated[str, Field(pattern=LABEL)], str] = Field(default={}, max_length=32)
     #: For the whole run, from its submission.
     deadline: Duration | None = None
     concurrency: Concurrency | None = None

@@ -26,45 +26,20 @@ from app.kernel.errors import (
     LeaseLost,
     NotFound,
 )
-from app.workflows import definition as definitions
-from app.workflows import events, fan_out, items, store, submission
+from app.workflows import claims, events, fan_out, items, store, submission
 from app.workflows.change import Change, as_json, queue_of, stop_items
+from app.workflows.claims import Claim
 from app.workflows.events import DelayOver, StepOutOfTime
-from app.workflows.graph import Graph, Reads
 from app.workflows.messages import Message, send_after_commit
 from app.workflows.outcomes import Awaited, Called, Expanded, Failure, Signalled, Success, Timed, Usage
 from app.workflows.states import FINAL_RUNS, HELD_STEPS, RunState, StepState
-from app.workflows.steps import TIMED_OUT, AnyStep, Body, MapStep, WaitStep
+from app.workflows.steps import TIMED_OUT, MapStep, WaitStep
 from app.workflows.submission import Accepted, Submission
 
 _log = log.get(__name__)
 
 #: Workflows that call each other, at the most.
 MAX_DEPTH = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A step in the hands of a worker, with all that its work needs."""
-
-    step_id: UUID
-    run_id: UUID
-    key: str
-    attempt: int
-    priority: str
-    work: AnyStep | Body
-    #: What its templates and expressions see: inputs, steps, run; for an item, item and index too.
-    data: Mapping[str, Any]
-    #: The model that it asks now.
-    model: str | None = None
-    #: What is left of the time for the whole step.
-    remaining: timedelta | None = None
-    #: How many calls of workflows lie above it.
-    depth: int = 0
-    #: The item of a map that it is.
-    parent_id: UUID | None = None
-    #: Whether others may name its branches.
-    step: AnyStep | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +76,7 @@ class Runs:
             row = store.claim(work, step_id, attempt, owner, self.lease)
             if row is None:
                 return None
-            claim = self._claim(work, row)
+            claim = claims.take(work, row)
         if row.run_state == RunState.QUEUED:
             # In a transaction of its own: whoever locks a run and a step locks the run first.
             with self.database.work() as work:
@@ -126,7 +101,7 @@ class Runs:
         with self.database.work() as work:
             change = self._held(work, claim, owner)
             change.succeed(claim.key, claim.attempt, success.output, success.usage)
-            _end_attempt(work, claim, "succeeded", success.usage)
+            claims.end_attempt(work, claim, "succeeded", success.usage)
             if claim.parent_id is not None:
                 self._item_changed(work, change, claim.parent_id)
                 return None
@@ -150,7 +125,7 @@ class Runs:
         """
         with self.database.work() as work:
             change = self._held(work, claim, owner)
-            _end_attempt(work, claim, "left", Usage())
+            claims.end_attempt(work, claim, "left", Usage())
             match awaited:
                 case Expanded(found):
                     self._expand(work, change, claim, found)
@@ -185,7 +160,7 @@ class Runs:
                 usage=failure.usage,
                 not_before=failure.retry_after,
             )
-            _end_attempt(work, claim, failure.reason, failure.usage, failure.message, failure.text)
+            claims.end_attempt(work, claim, failure.reason, failure.usage, failure.message, failure.text)
             self.written(work, change)
 
     def lose(self, run_id: UUID, key: str, attempt: int) -> bool:
@@ -197,8 +172,7 @@ class Runs:
                 return False
             message = f"worker {row.owner} did not renew its lease: it died, or was cut off"
             self._fail(change, key, attempt, FailureReason.WORKER_LOST, message)
-            values = _attempt_row(row.id, attempt, FailureReason.WORKER_LOST, message, None, Usage())
-            store.end_attempt(work, values)
+            claims.end(work, row.id, attempt, FailureReason.WORKER_LOST, Usage(), message)
             self.written(work, change)
         _log.warning("step_lost", run_id=str(run_id), step=key, attempt=attempt, owner=row.owner)
         return True
@@ -335,7 +309,7 @@ class Runs:
     def _change(self, work: Work, row: Any, rows: Sequence[Any], inputs: Mapping[str, Any] | None = None) -> Change:
         return Change(
             work,
-            known(work, row.sha256),
+            claims.known(work, row.sha256),
             row,
             rows,
             lease=self.lease,
@@ -503,73 +477,3 @@ class Runs:
         found = store.take_event(work, change.run_row.id, step.signal or "", change.rows[key].id)
         if found is not None:
             change.succeed(key, change.run.steps[key].attempt, found.payload, Usage(), step.branch_of(found.payload))
-
-    def _claim(self, work: Work, row: Any) -> Claim:
-        graph = known(work, row.sha256)
-        key = row.key.partition("[")[0]
-        step = graph.steps[key]
-        data: dict[str, Any] = {}
-        reads, body = graph.work_reads[key], step
-        if row.parent_id is not None:
-            assert isinstance(step, MapStep)
-            reads, body = graph.item_reads[key], step.step  # type: ignore[assignment]
-            data = {"item": row.input, "index": row.item}
-        return Claim(
-            row.id,
-            row.run_id,
-            row.key,
-            row.attempt,
-            row.priority,
-            body,
-            data | _seen(work, row, reads),
-            row.model,
-            row.remaining,
-            row.depth,
-            row.parent_id,
-            step,
-        )
-
-
-_KNOWN: dict[str, Graph] = {}
-
-
-def known(work: Work, sha256: str) -> Graph:
-    """The graph of the definition of that hash. Definitions never change, so a process keeps those that it has read."""
-    found = _KNOWN.get(sha256)
-    if found is None:
-        if len(_KNOWN) >= 256:
-            _KNOWN.clear()
-        found = _KNOWN[sha256] = Graph(definitions.stored(store.document(work, sha256)))
-    return found
-
-
-def _seen(work: Work, row: Any, reads: Reads) -> dict[str, Any]:
-    """What the work of a claimed step sees."""
-    steps = store.outputs(work, row.run_id, reads.steps)
-    inputs = store.inputs(work, row.run_id) if reads.inputs else {}
-    run = {"id": str(row.run_id), "workflow": row.workflow, "state": row.run_ending or row.run_state}
-    return {"inputs": inputs, "steps": steps, "run": run}
-
-
-def _end_attempt(
-    work: Work, claim: Claim, outcome: str, usage: Usage, message: str | None = None, text: str | None = None
-) -> None:
-    store.end_attempt(work, _attempt_row(claim.step_id, claim.attempt, outcome, message, text, usage))
-
-
-def _attempt_row(
-    step_id: UUID, attempt: int, outcome: str, message: str | None, text: str | None, usage: Usage
-) -> dict[str, Any]:
-    first = usage.first_token
-    return {
-        "id": step_id,
-        "attempt": attempt,
-        "outcome": outcome,
-        "message": message,
-        # Postgres keeps no NUL in a text.
-        "text": None if text is None else text.replace("\x00", "\ufffd"),
-        "tokens_in": usage.tokens_in,
-        "tokens_out": usage.tokens_out,
-        "tokens_cached": usage.tokens_cached,
-        "first_token_ms": None if first is None else round(first.total_seconds() * 1000),
-    }

@@ -20,9 +20,10 @@ from app.kernel.errors import ConcurrencyLimitReached, Conflict, InvalidInput, I
 from app.workflows import definition as definitions
 from app.workflows import events, store, submission
 from app.workflows.change import Change, as_json
+from app.workflows.claims import known
 from app.workflows.messages import Message, send_after_commit
 from app.workflows.outcomes import Usage
-from app.workflows.service import Runs, known
+from app.workflows.service import Runs
 from app.workflows.states import FINAL_RUNS, RunState, StepState
 from app.workflows.steps import WaitStep
 from app.workflows.submission import Accepted, Submission

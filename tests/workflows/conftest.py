@@ -13,8 +13,9 @@ from sqlalchemy import text
 
 from app.kernel.errors import FailureReason, LeaseLost, StepFailure
 from app.workflows import check, steering, views
+from app.workflows.claims import Claim
 from app.workflows.outcomes import Failure, Outcome, Success
-from app.workflows.service import Claim, Runs
+from app.workflows.service import Runs
 from app.workflows.steps import MODEL_KINDS, HttpFields
 from app.workflows.submission import Submission
 from app.workflows.sweep import sweep

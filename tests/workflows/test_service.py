@@ -15,9 +15,10 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.errors import FailureReason, IdempotencyKeyReused, InvalidInput, LeaseLost, NotFound
 from app.workflows import check, views
+from app.workflows.claims import Claim
 from app.workflows.definition import Definition
 from app.workflows.outcomes import Failure, Success, Usage
-from app.workflows.service import Claim, Runs
+from app.workflows.service import Runs
 from app.workflows.states import RunState
 from app.workflows.submission import Submission
 from app.workflows.sweep import sweep
