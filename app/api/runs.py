@@ -81,6 +81,7 @@ class StepOut(BaseModel):
     kind: str
     model: str | None = Field(description="the one that it asks now, or asked last")
     state: StepState
+    needs: list[str] = Field(description="what it waits for")
     branch: str | None = Field(description="the branch that a switch or a wait took")
     awaits: dict[str, Any] | None = Field(description="what an awaited step waits for")
     attempt: int
@@ -351,8 +352,12 @@ def _inline(asked: RunIn, body: Source, services: Services) -> Definition:
 
 def out(view: RunView) -> RunOut:
     """A run as it is shown."""
-    run, steps = view.run, [_step(step, view.attempts[step.id]) for step in view.steps]
+    run = view.run
     own = {"took_s", "tokens_in", "tokens_out", "steps"}
+    needs = {
+        step["id"]: step.get("needs", []) for part in ("steps", "on_failure") for step in view.definition.get(part, ())
+    }
+    steps = [_step(step, view.attempts[step.id], needs[step.key]) for step in view.steps]
     return RunOut(
         **{name: getattr(run, name) for name in RunOut.model_fields if name not in own},
         took_s=_seconds(run.created_at, run.finished_at),
@@ -362,7 +367,7 @@ def out(view: RunView) -> RunOut:
     )
 
 
-def _step(step: Any, attempts: Sequence[Any]) -> StepOut:
+def _step(step: Any, attempts: Sequence[Any], needs: list[str]) -> StepOut:
     tried = [
         AttemptOut(
             attempt=row.attempt,
@@ -371,7 +376,7 @@ def _step(step: Any, attempts: Sequence[Any]) -> StepOut:
         )
         for row in attempts
     ]
-    own = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items"}
+    own = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs"}
     counts = None
     if step.items is not None:
         counts = ItemCounts(
@@ -380,6 +385,7 @@ def _step(step: Any, attempts: Sequence[Any]) -> StepOut:
     return StepOut(
         **{name: getattr(step, name) for name in StepOut.model_fields if name not in own},
         items=counts,
+        needs=needs,
         worker=step.owner,
         next_attempt_at=step.not_before,
         waited_s=_seconds(step.ready_at, step.started_at),

@@ -16,11 +16,12 @@ from sqlalchemy import text
 
 from app.kernel.database import Database
 from app.kernel.errors import NotFound
+from app.workflows import store
 
 _RUN = text("""
-    SELECT id, workflow, version, state, paused OR workflow_paused AS paused, priority, rank, labels, inputs, output,
-           error, idempotency_key, concurrency_key, parent_step_id, forked_from, created_at, started_at, finished_at,
-           deadline_at, expires_at,
+    SELECT id, workflow, version, sha256, state, paused OR workflow_paused AS paused, priority, rank, labels, inputs,
+           output, error, idempotency_key, concurrency_key, parent_step_id, forked_from, created_at, started_at,
+           finished_at, deadline_at, expires_at,
            (SELECT run_id FROM step WHERE step.id = run.parent_step_id) AS parent_run_id
     FROM run WHERE id = :id
 """)
@@ -77,6 +78,7 @@ class RunView:
     """A run with its steps and their attempts, as rows."""
 
     run: Any
+    definition: Mapping[str, Any]
     steps: Sequence[Any]
     #: By step id, the first attempt first.
     attempts: Mapping[UUID, Sequence[Any]]
@@ -102,7 +104,8 @@ def run(database: Database, run_id: UUID) -> RunView:
         attempts: dict[UUID, list[Any]] = {step.id: [] for step in steps}
         for attempt in work.rows(_ATTEMPTS, {"id": run_id}):
             attempts[attempt.step_id].append(attempt)
-    return RunView(row, steps, attempts)
+        definition = store.document(work, row.sha256)
+    return RunView(row, definition, steps, attempts)
 
 
 def page(
