@@ -10,9 +10,13 @@ import typer
 
 from app.cli.client import connected
 from app.cli.output import AsJson, console, notes, print_json, settings_of, shortened, state, table
-from app.cli.runs import RunId, app, inputs_of
+from app.cli.runs import RunId, inputs_of
+from app.cli.runs import app as runs_app
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.states import RunState, StepState
+
+#: The commands of runs, to which these are added.
+app = runs_app
 
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label. May be repeated.")

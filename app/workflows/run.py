@@ -294,7 +294,8 @@ def _settle(run: Run, steps: dict[str, Step], commands: list[Command], computed:
         begun = any(steps[key].attempt for key in regular)
         if ending is None or (ending is RunState.CANCELLED and not begun):
             for key in others:
-                _change(steps, steps[key], Change.NEED_MISSED)
+                if steps[key].state is StepState.PENDING:
+                    _change(steps, steps[key], Change.NEED_MISSED)
         else:
             state = RunState.COMPENSATING
     if state is RunState.COMPENSATING:
