@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -224,6 +224,16 @@ class FailureReason(StrEnum):
     CONTEXT_EXCEEDED = "context_exceeded"
     TIMEOUT = "timeout"
     ENGINE_ERROR = "engine_error"
+    HTTP_4XX = "http_4xx"
+    HTTP_5XX = "http_5xx"
+    #: The server asks to come back later (429).
+    HTTP_THROTTLED = "http_throttled"
+    #: No address, no connection, no encryption, or a connection that broke.
+    HTTP_UNREACHABLE = "http_unreachable"
+    #: The call is not allowed.
+    HTTP_REFUSED = "http_refused"
+    #: An answer that is of no use: another status than was expected below 400, too long, broken.
+    HTTP_UNUSABLE = "http_unusable"
     WORKER_LOST = "worker_lost"
     WORKER_STOPPED = "worker_stopped"
     CANCELLED = "cancelled"
@@ -233,8 +243,20 @@ class FailureReason(StrEnum):
 class StepFailure(ArrieroError):
     """One attempt of a step ended badly."""
 
-    def __init__(self, reason: FailureReason, message: str, *, text: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: FailureReason,
+        message: str,
+        *,
+        text: str | None = None,
+        status: int | None = None,
+        retry_after: timedelta | None = None,
+    ) -> None:
         self.reason, self.message = reason, message
-        #: What the model wrote, kept for inspection.
+        #: What the model wrote, or the server answered, kept for inspection.
         self.text = text
+        #: What the server answered, of HTTP's statuses.
+        self.status = status
+        #: The server wants no other attempt before.
+        self.retry_after = retry_after
         super().__init__(message)
