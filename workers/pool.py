@@ -60,5 +60,7 @@ def options_of(model: Model, settings: Settings, device: str) -> EngineOptions:
             system_as_user=profile.system == "user",
             stop=profile.stop,
             variables=profile.arguments,
+            query_prefix=profile.query_prefix,
+            document_prefix=profile.document_prefix,
         ),
     )

@@ -187,6 +187,10 @@ class EmbedRequest:
 
     texts: tuple[str, ...]
     long_text: LongText = LongText.CHUNK
+    #: Puts the model's prefix for queries, or for documents, before each text.
+    task: Literal["query", "document"] | None = None
+    #: Keep so many numbers of each vector, and make its length 1 again: for models trained that way (Matryoshka).
+    dimensions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,15 +155,20 @@ class EmbeddingJob:
         self._ensure, self._stopping = ensure, stopping
         self._parts: list[Window] | None = None
         self._vectors: list[Vector] = []
-        self._taken = False
+        self._taken = self._cancelled = False
         self.begun = perf_counter()
+
+    def cancel(self) -> None:
+        """Leave the work before the next decode. From any thread, any number of times."""
+        self._cancelled = True
+        self.future.cancel()
 
     def __call__(self, watched: bool) -> bool:
         """Compute the next group; say whether there is more."""
         if not self._taken and not self.future.set_running_or_notify_cancel():
             return False
         self._taken = True
-        if self._stopping():
+        if self._stopping() or self._cancelled:
             self.future.set_exception(CancelledError())
             return False
         try:

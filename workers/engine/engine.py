@@ -24,7 +24,7 @@ from app.inference.requests import Embedded, EmbedRequest, GenerateRequest, Long
 from app.kernel import clock, ids
 from app.kernel.errors import FailureReason, NotFound, StepFailure
 from app.kernel.grammar import to_gbnf
-from workers.engine import sampling, tools
+from workers.engine import OnStop, sampling, tools, vectors
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
 from workers.engine.grammars import Form, Grammars, ToGbnf
 from workers.engine.llama import Model, load_loras
@@ -129,20 +129,20 @@ class LlamaEngine:
         self._loop.submit(tasks)
         return LlamaTicket(tasks, self._loop.wake, self._template.tools if request.tools else None)
 
-    def embed(self, request: EmbedRequest, timeout: float | None = None) -> Embedded:
-        """
-        The vectors of texts. Waits for them, at most `timeout` seconds.
-
-        Raises StepFailure; TimeoutError when it takes longer, CancelledError when the engine is closed meanwhile.
-        """
+    def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
+        """As the protocol says. CancelledError is raised also when the engine is closed meanwhile."""
+        profile = self.options.profile
         with self._in_use():
-            tokens = [self.model.tokens(text, opening=True, special=False) for text in request.texts]
+            vectors.check(request.dimensions, self.model.n_embd)
+            texts = vectors.prefixed(request, profile.query_prefix, profile.document_prefix)
+            tokens = [self.model.tokens(text, opening=True, special=False) for text in texts]
         if not all(tokens):
             raise StepFailure(FailureReason.INVALID_REQUEST, f"text {tokens.index([])} is empty")
         job = self._do(tokens, request.long_text)
-        vectors = _wait(job.future, timeout)
-        counted = sum(map(len, tokens))
-        return Embedded(tuple(tuple(map(float, vector)) for vector in vectors), counted, job.total())
+        if on_stop is not None:
+            on_stop(job.cancel)
+        found = _wait(job, timeout)
+        return Embedded(vectors.finished(found, request.dimensions), sum(map(len, tokens)), job.total())
 
     def rerank(self, request: RerankRequest, timeout: float | None = None) -> Reranked:
         """How well documents answer a query, by a model made for that. Raises as `embed` does."""
@@ -154,14 +154,15 @@ class LlamaEngine:
             query = self.model.tokens(request.query, opening=True, special=False)
             tokens = [query + self.model.pair_part(document) for document in request.documents]
         job = self._do(tokens, LongText.REFUSE)
-        scores = _wait(job.future, timeout)
+        scores = _wait(job, timeout)
         return Reranked(tuple(float(score[0]) for score in scores), sum(map(len, tokens)), job.total())
 
     def use_loras(self, scales: Mapping[str, float], timeout: float | None = None) -> None:
         """
         Give the adapters these weights, others none, between two requests: what runs now is finished first.
 
-        Raises NotFound for an adapter that was not loaded. Kept prefixes are dropped: they were computed otherwise.
+        Raises NotFound for an adapter that was not loaded; TimeoutError when it takes longer: then it is done later.
+        Kept prefixes are dropped: they were computed otherwise.
         """
         for name in scales:
             if name not in self._loras:
@@ -180,7 +181,7 @@ class LlamaEngine:
             return False
 
         self._loop.pause_for(swap)
-        _wait(done, timeout)
+        done.result(timeout)
 
     def stalled_for(self) -> timedelta:
         """As the protocol says. An engine that gave up counts as stalled from its last decode."""
@@ -272,11 +273,11 @@ def _deadline(request: GenerateRequest) -> float | None:
     return perf_counter() + left
 
 
-def _wait(future: Future[Any], timeout: float | None) -> Any:
+def _wait(job: EmbeddingJob, timeout: float | None) -> Any:
     try:
-        return future.result(timeout)
+        return job.future.result(timeout)
     except FutureTimeout:
-        future.cancel()
+        job.cancel()
         raise
 
 

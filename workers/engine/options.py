@@ -72,6 +72,9 @@ class Profile:
     tools: Literal["hermes", "llama3"] | None = None
     #: Passed to the template, such as `enable_thinking`.
     variables: Mapping[str, object] = field(default_factory=dict)
+    #: Put before a text that is embedded in order to search, and to be found.
+    query_prefix: str = ""
+    document_prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
+import numpy as np
 import structlog
 
 from app.inference import answers
-from app.inference.requests import FinishReason, Generated, GenerateRequest, ToolCall
+from app.inference.requests import Embedded, EmbedRequest, FinishReason, Generated, GenerateRequest, ToolCall
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import OnText
+from workers.engine import OnStop, OnText, vectors
 
 _LOG = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,9 @@ class RemoteOptions:
     #: Seconds for the connection, and without a sign of life of a stream.
     connect_timeout: float = 10.0
     silence_timeout: float = 120.0
+    #: Put before a text that is embedded in order to search, and to be found.
+    query_prefix: str = ""
+    document_prefix: str = ""
     #: Whether it takes llama.cpp's own fields, such as top_k, min_p and grammar.
     llama_fields: bool = True
 
@@ -104,6 +112,21 @@ class RemoteEngine:
             self._threads.submit(self._serve, ticket)
         return ticket
 
+    def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
+        """As the protocol says, but no text is cut: the server says which are too long. A call that is left goes on."""
+        future: Future[Embedded] = Future()
+        with self._lock:
+            if self._closed:
+                raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+            self._threads.submit(self._serve_vectors, request, future)
+        if on_stop is not None:
+            on_stop(lambda: _leave(future))
+        try:
+            return future.result(timeout)
+        except FutureTimeout:
+            future.cancel()
+            raise
+
     def stalled_for(self) -> timedelta:
         """As the protocol says: since the last piece of any text."""
         with self._lock:
@@ -120,17 +143,7 @@ class RemoteEngine:
 
     def _serve(self, ticket: RemoteTicket) -> None:
         """One call, on a thread of its own; whatever happens, the ticket is done after."""
-        try:
-            outcome: Generated | BaseException = self._call(ticket)
-        except (StepFailure, CancelledError) as error:
-            outcome = error
-        except httpx2.TimeoutException as error:
-            outcome = StepFailure(FailureReason.TIMEOUT, f"{self.options.url} gave no answer in time: {error}")
-        except httpx2.HTTPError as error:
-            outcome = StepFailure(FailureReason.ENGINE_ERROR, f"{self.options.url} cannot be reached: {error}")
-        except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
-            _LOG.exception("remote_call_failed")
-            outcome = StepFailure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+        outcome = self._outcome(lambda: self._call(ticket))
         with self._lock:
             self._open.discard(ticket)
             self._progress_at = perf_counter()
@@ -138,6 +151,48 @@ class RemoteEngine:
             ticket.future.set_exception(outcome)
         else:
             ticket.future.set_result(outcome)
+
+    def _outcome(self, call: Callable[[], _T]) -> _T | BaseException:
+        """What a call gives, or our error for what it meets."""
+        try:
+            return call()
+        except (StepFailure, CancelledError) as error:
+            return error
+        except httpx2.TimeoutException as error:
+            return StepFailure(FailureReason.TIMEOUT, f"{self.options.url} gave no answer in time: {error}")
+        except httpx2.HTTPError as error:
+            return StepFailure(FailureReason.ENGINE_ERROR, f"{self.options.url} cannot be reached: {error}")
+        except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
+            _LOG.exception("remote_call_failed")
+            return StepFailure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+
+    def _serve_vectors(self, request: EmbedRequest, future: Future[Embedded]) -> None:
+        if future.cancelled():
+            return
+        outcome = self._outcome(lambda: self._vectors(request))
+        with suppress(InvalidStateError):  # nobody waits any longer
+            if isinstance(outcome, BaseException):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def _vectors(self, request: EmbedRequest) -> Embedded:
+        options, begun = self.options, perf_counter()
+        texts = vectors.prefixed(request, options.query_prefix, options.document_prefix)
+        wanted = {"model": options.model, "input": list(texts), "encoding_format": "float"}
+        response = self._client.post(f"{options.url.rstrip('/')}/embeddings", json=wanted)
+        if response.status_code >= 400:
+            raise _refusal(response)
+        try:
+            answer = response.json()
+            found = {int(one["index"]): np.asarray(one["embedding"], np.float32) for one in answer["data"]}
+            rows = [found[index] for index in range(len(texts))]
+            counted = int((answer.get("usage") or {}).get("prompt_tokens", 0))
+            whole = vectors.finished(rows, request.dimensions)
+        except (ValueError, TypeError, LookupError) as error:
+            message = f"the server's answer holds no vector for each text: {type(error).__name__}"
+            raise StepFailure(FailureReason.ENGINE_ERROR, message) from None
+        return Embedded(whole, counted, timedelta(seconds=perf_counter() - begun))
 
     def _call(self, ticket: RemoteTicket) -> Generated:
         if ticket.cancelled.is_set():
@@ -307,3 +362,7 @@ def _refusal(response: httpx2.Response) -> StepFailure:
     if status in (401, 403, 404, 429) or status >= 500:
         return StepFailure(FailureReason.ENGINE_ERROR, f"the server cannot serve the request ({status}): {said}")
     return StepFailure(FailureReason.INVALID_REQUEST, f"the server refused the request ({status}): {said}")
+
+
+def _leave(future: Future[Embedded]) -> None:
+    future.cancel()

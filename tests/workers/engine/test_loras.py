@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,17 @@ def test_an_adapter_for_later_changes_nothing_yet(make: MakeEngine, tiny_llama: 
     plain = make(tiny_llama, slots=1)
     later = make(tiny_llama, slots=1, loras=(Lora("style", tiny_lora, scale=0.0),))
     assert written(later) == written(plain)
+
+
+def test_a_swap_that_nobody_waits_for_any_longer_is_done_all_the_same(
+    make: MakeEngine, tiny_llama: Path, tiny_lora: Path
+) -> None:
+    engine = make(tiny_llama, slots=2, loras=(Lora("style", tiny_lora),))
+    styled = written(engine)
+    begun = threading.Event()
+    under_way = engine.generate(replace(REQUEST, max_tokens=200), lambda _: begun.set())
+    assert begun.wait(30)
+    with pytest.raises(TimeoutError):
+        engine.use_loras({}, timeout=0)
+    assert under_way.result(60).tokens_out == 200
+    assert written(engine) != styled
