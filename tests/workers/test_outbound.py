@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import logging
 import socket
@@ -38,7 +39,9 @@ class Server:
         self.routes: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
         #: Set when a call has arrived, or its reader has gone.
-        self.arrived, self.left, self.go_on = threading.Event(), threading.Event(), threading.Event()
+        self.arrived, self.left = threading.Event(), threading.Event()
+        #: Set when a part of an answer was sent; and by a test, to end what waits.
+        self.flowing, self.go_on = threading.Event(), threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -357,8 +360,12 @@ def dribble(server: Server) -> Callable[[BaseHTTPRequestHandler], None]:
 
     def route(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        while not server.go_on.wait(0.01):
+        for count in itertools.count():
+            if server.go_on.wait(0.01):
+                return
             handler.wfile.write(b".")
+            if count == 3:
+                server.flowing.set()
 
     return route
 
@@ -424,7 +431,7 @@ def test_a_call_is_stopped_while_it_waits_for_an_answer(server: Server) -> None:
 
 def test_a_call_is_stopped_in_the_middle_of_an_answer(server: Server) -> None:
     server.does("/slow", dribble(server))
-    stopped(Call(f"{server.url}/slow"), settings(server), server.arrived)
+    stopped(Call(f"{server.url}/slow"), settings(server), server.flowing)
     assert server.left.wait(10)
 
 
