@@ -30,7 +30,7 @@ from app.cli.output import (
 from app.kernel import clock
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.workflows import source
-from app.workflows.run import FINAL_RUNS, RunState
+from app.workflows.states import FINAL_RUNS, RunState
 
 app = typer.Typer(no_args_is_help=True, help="Runs: list, show, watch, cancel.")
 

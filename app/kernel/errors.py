@@ -10,6 +10,7 @@ Every error that Arriero raises on purpose.
     ├── NotFound                    nothing has that name or id
     ├── Conflict                    it exists, but its state does not allow this
     │   ├── IdempotencyKeyReused    the key was used for another request
+    │   ├── ConcurrencyLimitReached a run is one too many of its key
     │   ├── InvalidTransition       no such edge in a table of transitions
     │   └── DataDirectoryHeld       another process tree runs on the data directory
     ├── LeaseLost                   somebody else holds it now
@@ -123,6 +124,16 @@ class IdempotencyKeyReused(Conflict):
         super().__init__(f"idempotency key {key!r} belongs to run {run_id}, which was submitted with another content")
 
 
+class ConcurrencyLimitReached(Conflict):
+    """So many runs of the key go on already, and the workflow refuses more."""
+
+    def __init__(self, workflow: str, key: str, limit: int) -> None:
+        self.workflow, self.key, self.limit = workflow, key, limit
+        super().__init__(
+            f"{limit} run(s) of {workflow} with the concurrency key {key!r} go on already: no more are taken"
+        )
+
+
 class InvalidTransition(Conflict):
     """An event met a state that has no edge for it."""
 
@@ -234,6 +245,10 @@ class FailureReason(StrEnum):
     HTTP_REFUSED = "http_refused"
     #: An answer that is of no use: another status than was expected below 400, too long, broken.
     HTTP_UNUSABLE = "http_unusable"
+    #: A run that was called, or an item of a map, did not succeed.
+    CHILD_FAILED = "child_failed"
+    #: A run that was called was one too many.
+    REJECTED = "rejected"
     WORKER_LOST = "worker_lost"
     WORKER_STOPPED = "worker_stopped"
     CANCELLED = "cancelled"

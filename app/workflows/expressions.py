@@ -1,7 +1,7 @@
 """
 Expressions: the templates of steps, in a Jinja that can do no harm.
 
-A template sees `inputs` and `steps`, plain data, and nothing else; what is not there is an error, never empty.
+A template sees `inputs`, `steps` and `run`, plain data, and nothing else; what is not there is an error, never empty.
 Those of `http` steps can name `secrets` too, one by one.
 It may print, branch, loop over data and set names. It cannot define macros, include, import or count to a billion:
 the number of loop turns and the length of the text are bounded.
@@ -29,6 +29,8 @@ MAX_LENGTH = 4_000_000
 
 _ROOTS = ("inputs", "steps")
 _SECRETS = "secrets"
+#: What can be asked of a step.
+STEP_FIELDS = ("output", "state", "error")
 _FORBIDDEN = (
     nodes.Macro,
     nodes.CallBlock,
@@ -48,14 +50,16 @@ class Scope:
     inputs: Collection[str]
     #: Ids of the steps that are finished when this one begins.
     steps: Collection[str]
+    #: Other names: `run`, and where they are there `item` and `index`.
+    more: Collection[str] = ("run",)
     #: Whether secrets can be named. Which there are, only workers know.
     secrets: bool = False
 
     def names(self) -> str:
         """The list of names for a message."""
         names = [f"inputs.{name}" for name in self.inputs] + [f"steps.{step}.output" for step in self.steps]
-        names += ["secrets.NAME"] if self.secrets else []
-        return ", ".join(names) or "nothing: the workflow has no inputs and the step needs no other step"
+        secrets = ["secrets.NAME"] if self.secrets else []
+        return ", ".join([*names, *self.more, *secrets]) or "nothing: the workflow has no inputs"
 
 
 def check(template: str, where: str, scope: Scope) -> list[Problem]:
@@ -70,7 +74,7 @@ def check(template: str, where: str, scope: Scope) -> list[Problem]:
         for node in tree.find_all(_FORBIDDEN)
     ]
     free = meta.find_undeclared_variables(tree)
-    unknown = sorted(free - {*_ROOTS, _SECRETS})
+    unknown = sorted(free - {*_ROOTS, _SECRETS, *scope.more})
     if _SECRETS in free:
         problems += _secret_problems(tree, where, scope)
     problems += [Problem(where, f"{name!r} names nothing", scope.names()) for name in unknown]
@@ -83,8 +87,9 @@ def check(template: str, where: str, scope: Scope) -> list[Problem]:
                     where, f"'steps.{name}' is no step that this one needs, directly or through others", scope.names()
                 )
             )
-        elif root == "steps" and field is not None and field != "output":
-            problems.append(Problem(where, f"'steps.{name}.{field}': a step has no {field!r}", f"steps.{name}.output"))
+        elif root == "steps" and field is not None and field not in STEP_FIELDS:
+            accepted = ", ".join(f"steps.{name}.{known}" for known in STEP_FIELDS)
+            problems.append(Problem(where, f"'steps.{name}.{field}': a step has no {field!r}", accepted))
     return problems
 
 
