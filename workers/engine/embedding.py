@@ -165,10 +165,13 @@ class EmbeddingJob:
 
     def __call__(self, watched: bool) -> bool:
         """Compute the next group; say whether there is more."""
+        if self._taken and self._cancelled:
+            self.future.set_exception(CancelledError())
+            return False
         if not self._taken and not self.future.set_running_or_notify_cancel():
             return False
         self._taken = True
-        if self._stopping() or self._cancelled:
+        if self._stopping():
             self.future.set_exception(CancelledError())
             return False
         try:
