@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -203,8 +205,21 @@ def test_a_server_can_ask_for_a_delay(header: str, delay: timedelta | None) -> N
 
 def test_the_half_of_a_secret_at_the_end_of_what_is_kept_is_cut_off() -> None:
     secret = "swordfish"
-    for before in range(http_answers.KEPT - 20, http_answers.KEPT + 130):
-        body = ("." * before + secret * 20).encode()[: http_answers.kept([secret])]
+    for before in (*range(10), *range(http_answers.KEPT - 20, http_answers.KEPT + 130)):
+        body = ("." * before + secret * 1000).encode()[: http_answers.kept([secret])]
         text = http_answers.failure_of(hop(), 500, {}, body, [secret], datetime.now(UTC)).text
         assert text is not None
         assert set(text) <= {".", "*"}
+
+
+def test_a_bomb_is_unpacked_no_further_than_the_bound() -> None:
+    bomb = gzip.compress(bytes(32 << 20))
+    reader = http_answers.Reader(100_000)
+    reader.begin("gzip")
+    tracemalloc.start()
+    with pytest.raises(StepFailure, match="longer than max_bytes"):
+        reader.take(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(bomb) < 100_000
+    assert peak < 500_000
