@@ -12,7 +12,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -93,6 +92,7 @@ class RemoteEngine:
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="remote-engine")
         self._lock = threading.Lock()
         self._open: set[RemoteTicket] = set()
+        self._awaited: set[Future[Embedded]] = set()
         self._progress_at = perf_counter()
         self._closed = False
 
@@ -118,14 +118,16 @@ class RemoteEngine:
         with self._lock:
             if self._closed:
                 raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+            self._awaited.add(future)
             self._threads.submit(self._serve_vectors, request, future)
         if on_stop is not None:
             on_stop(lambda: _leave(future))
         try:
             return future.result(timeout)
-        except FutureTimeout:
+        finally:
             future.cancel()
-            raise
+            with self._lock:
+                self._awaited.discard(future)
 
     def stalled_for(self) -> timedelta:
         """As the protocol says: since the last piece of any text."""
@@ -138,6 +140,8 @@ class RemoteEngine:
             self._closed = True
             for ticket in self._open:
                 ticket.cancel()
+            for future in self._awaited:
+                _settle(future, StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed"))
         self._threads.shutdown(wait=True)
         self._client.close()
 
@@ -167,14 +171,8 @@ class RemoteEngine:
             return StepFailure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
 
     def _serve_vectors(self, request: EmbedRequest, future: Future[Embedded]) -> None:
-        if future.cancelled():
-            return
-        outcome = self._outcome(lambda: self._vectors(request))
-        with suppress(InvalidStateError):  # nobody waits any longer
-            if isinstance(outcome, BaseException):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+        if not future.done():
+            _settle(future, self._outcome(lambda: self._vectors(request)))
 
     def _vectors(self, request: EmbedRequest) -> Embedded:
         options, begun = self.options, perf_counter()
@@ -366,3 +364,11 @@ def _refusal(response: httpx2.Response) -> StepFailure:
 
 def _leave(future: Future[Embedded]) -> None:
     future.cancel()
+
+
+def _settle(future: Future[Embedded], outcome: Embedded | BaseException) -> None:
+    with suppress(InvalidStateError):  # nobody waits any longer
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

@@ -97,7 +97,8 @@ def test_what_the_server_does_wrong_becomes_our_errors(
     assert caught.value.reason is reason
 
 
-def test_whoever_waits_can_be_stopped(server: Server, engine: Engine) -> None:
+def left(server: Server, engine: Engine, leave: Callable[[Callable[[], None]], None]) -> BaseException:
+    """How a request that waits at the server ends when `leave` is done; it gets what stops the request."""
     outcome: list[BaseException] = []
     stops: list[Callable[[], None]] = []
 
@@ -112,8 +113,21 @@ def test_whoever_waits_can_be_stopped(server: Server, engine: Engine) -> None:
     assert server.arrived.wait(10)
     while not stops:
         thread.join(0.01)
-    stops[0]()
+    leave(stops[0])
     thread.join(10)
-    assert [type(error) for error in outcome] == [CancelledError]
+    return outcome[0]
+
+
+def test_whoever_waits_can_be_stopped(server: Server, engine: Engine) -> None:
+    assert isinstance(left(server, engine, lambda stop: stop()), CancelledError)
     with pytest.raises(TimeoutError):
         engine.embed(EmbedRequest(("wait",)), 0.01)
+
+
+def test_closing_ends_what_is_awaited(server: Server, engine: Engine) -> None:
+    closing = threading.Thread(target=engine.close)
+    outcome = left(server, engine, lambda _: closing.start())
+    assert isinstance(outcome, StepFailure)
+    assert outcome.reason is FailureReason.WORKER_STOPPED
+    server.go_on.set()
+    closing.join()
