@@ -24,14 +24,14 @@ import numpy.typing as npt
 from app.inference.requests import LongText
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import native
-from workers.engine.llama import Batch, Model, cores
+from workers.engine.llama import POOLING, Batch, Model, cores, flash_attention
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 
 #: Texts in one decode at the most.
 _TEXTS = 64
 
-_POOLING = {"mean": 1, "cls": 2, "last": 3, "rank": 4}
+_POOLING = {name: int(number) for number, name in POOLING.items()}
 
 Vector = npt.NDArray[np.float32]
 
@@ -85,6 +85,7 @@ class EmbeddingContext:
         params.n_ctx = params.n_batch = params.n_ubatch = self.size
         params.n_seq_max, params.kv_unified, params.embeddings = _TEXTS, True, True
         params.n_threads = params.n_threads_batch = options.threads_batch or options.threads or cores()
+        params.flash_attn_type = flash_attention(options)
         params.no_perf = True
         params.pooling_type = _POOLING.get(options.pooling or "", -1)
         self.pointer: Any = None
@@ -119,7 +120,7 @@ class EmbeddingContext:
         batch = self._batch.of(at)
         if self._memory:
             api.llama_memory_clear(self._memory, False)
-        encodes = api.llama_model_has_encoder(self._model.pointer) and not self._model.generates
+        encodes = api.llama_model_has_encoder(self._model.pointer) and not self._model.decodes
         code = (api.llama_encode if encodes else native.decode)(self.pointer, batch)
         if code:
             raise StepFailure(FailureReason.ENGINE_ERROR, f"the texts could not be computed (llama.cpp gave {code})")

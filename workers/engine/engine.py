@@ -20,14 +20,15 @@ from typing import Any
 
 import structlog
 
+from app.fleet import header
 from app.inference.requests import Embedded, EmbedRequest, GenerateRequest, LongText, Reranked, RerankRequest
 from app.kernel import clock, ids
-from app.kernel.errors import FailureReason, NotFound, StepFailure
+from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
 from app.kernel.grammar import to_gbnf
 from workers.engine import sampling, tools
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
 from workers.engine.grammars import Form, Grammars, ToGbnf
-from workers.engine.llama import Model, load_loras
+from workers.engine.llama import Model, load_loras, use_loras
 from workers.engine.loop import Loop
 from workers.engine.metrics import EngineMetrics
 from workers.engine.options import EngineOptions, Rope
@@ -61,6 +62,9 @@ class LlamaEngine:
         begun = perf_counter()
         self.model = Model(path, self.options, on_progress)
         try:
+            self._ranks = (self.options.pooling or self.model.pooling) == "rank"
+            if self._ranks:
+                _require_classifier(path)
             self._template = ChatTemplate(self.model, self.options.profile)
             self._grammars = Grammars(self.model, schema_to_gbnf)
             self._loop = Loop(self.model, self.options)
@@ -69,6 +73,8 @@ class LlamaEngine:
         except BaseException:
             self.model.close()
             raise
+        #: A model without a memory looks at whole texts only: it embeds or ranks them.
+        self._writes = self.model.decodes and bool(self._loop.context.memory)
         self._embeddings: EmbeddingContext | None = None
         self._numbers = itertools.count(1)
         self._users = 0
@@ -136,6 +142,9 @@ class LlamaEngine:
         Raises StepFailure; TimeoutError when it takes longer, CancelledError when the engine is closed meanwhile.
         """
         with self._in_use():
+            if self._ranks:
+                message = f"{self.model.path.name} ranks documents; it embeds no texts"
+                raise StepFailure(FailureReason.INVALID_REQUEST, message)
             tokens = [self.model.tokens(text, opening=True, special=False) for text in request.texts]
         if not all(tokens):
             raise StepFailure(FailureReason.INVALID_REQUEST, f"text {tokens.index([])} is empty")
@@ -147,12 +156,10 @@ class LlamaEngine:
     def rerank(self, request: RerankRequest, timeout: float | None = None) -> Reranked:
         """How well documents answer a query, by a model made for that. Raises as `embed` does."""
         with self._in_use():
-            labels = self.model.meta(f"{self.model.architecture}.classifier.output_labels")
-            if self.options.pooling != "rank" and not labels:
+            if not self._ranks:
                 message = f"{self.model.path.name} is no reranking model; set its pooling to 'rank' if it is"
                 raise StepFailure(FailureReason.INVALID_REQUEST, message)
-            query = self.model.tokens(request.query, opening=True, special=False)
-            tokens = [query + self.model.pair_part(document) for document in request.documents]
+            tokens = [self._template.pair(request.query, document) for document in request.documents]
         job = self._do(tokens, LongText.REFUSE)
         scores = _wait(job.future, timeout)
         return Reranked(tuple(float(score[0]) for score in scores), sum(map(len, tokens)), job.total())
@@ -176,6 +183,8 @@ class LlamaEngine:
             if watched:
                 return True
             self._loop.use_loras(list(self._loras.values()))
+            if self._embeddings is not None:
+                use_loras(self._embeddings.pointer, list(self._loras.values()))
             done.set_result(None)
             return False
 
@@ -235,8 +244,8 @@ class LlamaEngine:
             wrong.append(f"logprobs is {request.logprobs}; 0 to {_MOST_LOGPROBS} can be had")
         if sum((request.schema is not None, request.grammar is not None, bool(request.tools))) > 1:
             wrong.append("schema, grammar and tools exclude each other")
-        if not self.model.generates:
-            wrong.append(f"{self.model.path.name} writes no texts; it embeds them")
+        if not self._writes:
+            wrong.append(f"{self.model.path.name} writes no texts; it embeds or ranks them")
         if wrong:
             raise StepFailure(FailureReason.INVALID_REQUEST, "; ".join(wrong))
 
@@ -260,7 +269,14 @@ class LlamaEngine:
     def _ensure_embeddings(self) -> EmbeddingContext:
         if self._embeddings is None:
             self._embeddings = EmbeddingContext(self.model, self.options)
+            use_loras(self._embeddings.pointer, list(self._loras.values()))
         return self._embeddings
+
+
+def _require_classifier(path: Path) -> None:
+    """Without one llama.cpp gives the first number of a vector for a score."""
+    if not any(tensor.name.startswith("cls") for tensor in header.read(path).tensors):
+        raise ModelUnsupported(path, "it has no classifier (tensors named cls), so that its scores would mean nothing")
 
 
 def _deadline(request: GenerateRequest) -> float | None:

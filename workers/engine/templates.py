@@ -110,7 +110,8 @@ class ChatTemplate:
                 f"{self._model.path.name} has no chat template; give one in the model's profile "
                 f"(a Jinja source, or one of {', '.join(SHIPPED)}), or send a bare prompt",
             )
-        mark = self._mark(request)
+        tools_text = json.dumps([_plain(tool) for tool in request.tools], ensure_ascii=False)
+        mark = _unused_mark(*(message.content for message in request.messages), request.prefill, tools_text)
         messages = [
             {"role": message.role, "content": self._marked(message.content, mark)} for message in request.messages
         ]
@@ -134,27 +135,27 @@ class ChatTemplate:
             ) from error
         return Prompt(tuple(self._tokens(text + self._marked(request.prefill, mark), mark)), self._profile.stop)
 
-    def _tokens(self, text: str, mark: str) -> list[int]:
+    def pair(self, query: str, document: str) -> list[int]:
+        """Tokens of a query and a document that are judged together: in the file's own prompt, where it has one."""
+        source = self._model.chat_template("rerank")
+        if source is None:
+            return self._model.pair(query, document)
+        mark = _unused_mark(query, document)
+        texts = {"query": self._marked(query, mark), "document": self._marked(document, mark)}
+        prompt = re.sub(r"\{(query|document)\}", lambda found: texts[found[1]], source)
+        return self._tokens(prompt, mark, opening=False)
+
+    def _tokens(self, text: str, mark: str, *, opening: bool = True) -> list[int]:
         """Tokens of a rendered template: its own control tokens count, the marked ones are letters."""
-        bos = self._bos if self._model.adds_bos else ""
+        bos = self._bos if self._model.adds_bos and opening else ""
         if bos and text.startswith(bos):
             text = text[len(bos) :]  # llama.cpp puts it there itself
         tokens: list[int] = []
         for index, part in enumerate(re.split(f"((?:[^{mark}]{mark})+[^{mark}]?)", text)):
             if part or not index:
-                tokens += self._model.tokens(part.replace(mark, ""), opening=not index, special=not index % 2)
+                first = opening and not index
+                tokens += self._model.tokens(part.replace(mark, ""), opening=first, special=not index % 2)
         return tokens
-
-    def _mark(self, request: GenerateRequest) -> str:
-        """A character that stands in no text of the request."""
-        used = {letter for message in request.messages for letter in message.content}
-        used |= set(request.prefill) | set(json.dumps([_plain(tool) for tool in request.tools], ensure_ascii=False))
-        for mark in _MARKS:
-            if mark not in used:
-                return mark
-        raise StepFailure(
-            FailureReason.INVALID_REQUEST, "the messages hold all the non-characters from U+FDD0 to U+FDEF"
-        )
 
     def _marked(self, text: str, mark: str) -> str:
         """The text, with a mark between the letters of each control token that it spells."""
@@ -169,6 +170,15 @@ class ChatTemplate:
             return [marked(item) for item in value] if isinstance(value, list | tuple) else value
 
         return {"type": "function", "function": marked(_plain(tool))}
+
+
+def _unused_mark(*texts: str) -> str:
+    """A character that stands in none of the texts. Raises StepFailure when there is none."""
+    used = set().union(*texts)
+    for mark in _MARKS:
+        if mark not in used:
+            return mark
+    raise StepFailure(FailureReason.INVALID_REQUEST, "the texts hold all the non-characters from U+FDD0 to U+FDEF")
 
 
 def _plain(tool: Tool) -> dict[str, Any]:
