@@ -26,8 +26,10 @@ from app.kernel import clock, ids
 from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
 from app.kernel.grammar import to_gbnf
 from workers.engine import sampling, tools
+from workers.engine.calls import Style, Watch
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
 from workers.engine.grammars import Form, Grammars, ToGbnf
+from workers.engine.lazy import Lazy
 from workers.engine.llama import Model, load_loras, use_loras
 from workers.engine.loop import Loop
 from workers.engine.metrics import EngineMetrics
@@ -114,7 +116,7 @@ class LlamaEngine:
                 f"{len(prompt.tokens)} tokens of prompt and {request.max_tokens} of text pass the context of "
                 f"{self.context_limit} tokens",
             )
-        form = self._form(request)
+        form, style = self._form(request), self._style(request)
         if form is not None:
             self._loop.alphabet.prepare()
         seed = request.sampling.seed if request.sampling.seed is not None else ids.new_id().int & 0xFFFFFFFF
@@ -129,11 +131,12 @@ class LlamaEngine:
                 (seed + index) & 0xFFFFFFFF,
                 deadline,
                 None if index else on_text,
+                *self._calls(request, form, style),
             )
             for index in range(request.n)
         ]
         self._loop.submit(tasks)
-        return LlamaTicket(tasks, self._loop.wake, self._template.tools if request.tools else None)
+        return LlamaTicket(tasks, self._loop.wake, style)
 
     def embed(self, request: EmbedRequest, timeout: float | None = None) -> Embedded:
         """
@@ -244,6 +247,8 @@ class LlamaEngine:
             wrong.append(f"logprobs is {request.logprobs}; 0 to {_MOST_LOGPROBS} can be had")
         if sum((request.schema is not None, request.grammar is not None, bool(request.tools))) > 1:
             wrong.append("schema, grammar and tools exclude each other")
+        if request.tool_choice != "auto" and not request.tools:
+            wrong.append("tool_choice says something of tools, and there are none")
         if not self._writes:
             wrong.append(f"{self.model.path.name} writes no texts; it embeds or ranks them")
         if wrong:
@@ -254,9 +259,26 @@ class LlamaEngine:
             return self._grammars.of_schema(request.schema)
         if request.grammar is not None:
             return self._grammars.of_gbnf(request.grammar)
-        if request.tools:
+        if request.tools and request.tool_choice != "none":
             return tools.form(self._grammars, request, self._template.tools)
         return None
+
+    def _style(self, request: GenerateRequest) -> Style | None:
+        return self._template.tools if request.tools and request.tool_choice != "none" else None
+
+    def _calls(
+        self, request: GenerateRequest, form: Form | None, style: Style | None
+    ) -> tuple[Watch | None, Lazy | None]:
+        """What keeps the calls of one text apart, and what binds them if it may be free before."""
+        if style is None or form is None:
+            return None, None
+        watch = Watch(style)
+        if request.tool_choice != "auto":
+            return watch, None
+        if watch.feed(request.prefill) != request.prefill:
+            message = "a prefill cannot begin a call of a tool; tool_choice 'required' makes the model call one"
+            raise StepFailure(FailureReason.INVALID_REQUEST, message)
+        return watch, Lazy(self.model, self._loop.alphabet, form, style, request.prefill)
 
     def _do(self, tokens: Sequence[Sequence[int]], policy: LongText) -> EmbeddingJob:
         loop = self._loop

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import psutil
 
 from app.kernel.errors import MemoryNotEnough, ModelFileDamaged, ModelFileMissing, ModelFileUnusable, ModelUnsupported
-from workers.engine import native
+from workers.engine import calls, native
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions
 
 #: Logits of a decode: one row for each output.
@@ -33,6 +33,7 @@ Logits = npt.NDArray[np.float32]
 POOLING = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}
 _SPLIT = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
 _ROPE = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
+_TAGS = (calls.OPENING.encode(), calls.CLOSING.encode())
 _ALLOCATION = re.compile(r"(?:unable|failed) to allocate|out of memory|bad_alloc|cudaMalloc failed", re.IGNORECASE)
 _SIZE = re.compile(r"of size ([\d.]+)(?: (MiB|GiB))?")
 
@@ -77,10 +78,14 @@ class Model:
         kinds = [api.llama_vocab_get_attr(self.vocab, token) for token in range(self.n_vocab)]
         self.ends = frozenset(token for token in range(self.n_vocab) if api.llama_vocab_is_eog(self.vocab, token))
         special = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN
+        self._pieces: dict[tuple[int, bool], bytes] = {}
         #: Tokens with a meaning of their own that no text may bring in.
         self.controls = tuple(token for token, kind in enumerate(kinds) if kind & special)
-        self.controls_array = np.array([token for token in self.controls if token not in self.ends], np.intp)
-        self._pieces: dict[tuple[int, bool], bytes] = {}
+        # Some families make what goes around a call a control token: it is written as text all the same.
+        tags = [token for token in self.controls if self.piece(token, special=True) in _TAGS]
+        self._pieces |= {(token, False): self.piece(token, special=True) for token in tags}
+        barred = [token for token in self.controls if token not in self.ends and token not in tags]
+        self.controls_array = np.array(barred, np.intp)
 
     def close(self) -> None:
         """Free it. The contexts are freed before."""

@@ -266,7 +266,7 @@ class Loop:
             self.meter.queue_seconds += now - task.submitted
             self.meter.tokens_in += len(task.prompt)
         if task.chooser is None:
-            grammar = task.form.sampler() if task.form is not None else None
+            grammar = task.form.sampler() if task.form is not None and task.lazy is None else None
             sampling = task.request.sampling
             task.chooser = Chooser(
                 self.model,
@@ -274,6 +274,7 @@ class Loop:
                 task.seed,
                 task.prompt,
                 grammar=grammar,
+                lazy=task.lazy,
                 alphabet=self.alphabet,
                 context=self.context.n_context,
             )
