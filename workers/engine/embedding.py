@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from time import perf_counter
@@ -149,11 +149,12 @@ class EmbeddingJob:
     """One request for vectors, computed a group of texts at a time between the engine's steps."""
 
     def __init__(
-        self, texts: Sequence[Sequence[int]], policy: LongText, meter: Meter, budget: int, ensure: Any, stopping: Any
-    ) -> None:
+        self, texts: Sequence[Sequence[int]], policy: LongText, meter: Meter, budget: int,
+        ensure: Callable[[], EmbeddingContext], ended: Callable[[], StepFailure | None],
+    ) -> None:  # fmt: skip
         self.future: Future[list[Vector]] = Future()
         self._texts, self._policy, self._meter, self._budget = texts, policy, meter, budget
-        self._ensure, self._stopping = ensure, stopping
+        self._ensure, self._ended = ensure, ended
         self._parts: list[Window] | None = None
         self._vectors: list[Vector] = []
         self._taken = False
@@ -164,11 +165,11 @@ class EmbeddingJob:
         if not self._taken and not self.future.set_running_or_notify_cancel():
             return False
         self._taken = True
-        if self._stopping():
-            self.future.set_exception(CancelledError())
+        if (ended := self._ended()) is not None:
+            self.future.set_exception(ended)
             return False
         try:
-            context: EmbeddingContext = self._ensure()
+            context = self._ensure()
             if self._parts is None:
                 self._parts = windows(self._texts, context.size, self._policy)
             start = len(self._vectors)

@@ -142,7 +142,7 @@ class LlamaEngine:
         """
         The vectors of texts. Waits for them, at most `timeout` seconds.
 
-        Raises StepFailure; TimeoutError when it takes longer, CancelledError when the engine is closed meanwhile.
+        Raises StepFailure, also when the engine is closed meanwhile; TimeoutError when it takes longer.
         """
         with self._in_use():
             if self._ranks:
@@ -180,8 +180,8 @@ class LlamaEngine:
         done: Future[None] = Future()
 
         def swap(watched: bool) -> bool:
-            if self._loop.stopping:
-                done.set_exception(CancelledError())
+            if (ended := self._loop.ended) is not None:
+                done.set_exception(ended)
                 return False
             if watched:
                 return True
@@ -208,7 +208,7 @@ class LlamaEngine:
             return len(self.model.tokens(text, opening=False, special=False))
 
     def close(self) -> None:
-        """As the protocol says. A second call does nothing."""
+        """As the protocol says, after the decode under way. A second call does nothing."""
         with self._gate:
             first, self._closed = not self._closed, True
             self._gate.wait_for(lambda: not self._users)
@@ -282,9 +282,7 @@ class LlamaEngine:
 
     def _do(self, tokens: Sequence[Sequence[int]], policy: LongText) -> EmbeddingJob:
         loop = self._loop
-        job = EmbeddingJob(
-            tokens, policy, loop.meter, self.options.batch, self._ensure_embeddings, lambda: loop.stopping
-        )
+        job = EmbeddingJob(tokens, policy, loop.meter, self.options.batch, self._ensure_embeddings, lambda: loop.ended)
         loop.do(job)
         return job
 

@@ -56,6 +56,8 @@ class RemoteTicket:
         self.request, self._on_text = request, on_text
         self.submitted = perf_counter()
         self.cancelled = threading.Event()
+        #: It was not cancelled by its asker: the engine was closed.
+        self.closed = False
         self.future: Future[Generated] = Future()
 
     def result(self, timeout: float | None = None) -> Generated:
@@ -112,10 +114,11 @@ class RemoteEngine:
             return timedelta(seconds=perf_counter() - self._progress_at if self._open else 0)
 
     def close(self) -> None:
-        """Cancel what is under way and close the connections."""
+        """As the protocol says: at the next sign of life of each stream."""
         with self._lock:
             self._closed = True
             for ticket in self._open:
+                ticket.closed = not ticket.cancelled.is_set()
                 ticket.cancel()
         self._threads.shutdown(wait=True)
         self._client.close()
@@ -124,8 +127,11 @@ class RemoteEngine:
         """One call, on a thread of its own; whatever happens, the ticket is done after."""
         try:
             outcome: Generated | BaseException = self._call(ticket)
-        except (StepFailure, CancelledError) as error:
+        except StepFailure as error:
             outcome = error
+        except CancelledError as error:
+            closed = StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+            outcome = closed if ticket.closed else error
         except httpx2.TimeoutException as error:
             outcome = StepFailure(FailureReason.TIMEOUT, f"{self.options.url} gave no answer in time: {error}")
         except httpx2.HTTPError as error:

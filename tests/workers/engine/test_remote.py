@@ -133,6 +133,16 @@ def test_a_cancelled_request_closes_its_stream(server: Server, engine: RemoteEng
     assert server.left.wait(10)
 
 
+def test_closing_tells_those_under_way_why(engine: RemoteEngine) -> None:
+    begun = threading.Event()
+    ticket = engine.generate(chat("endless"), lambda _: begun.set())
+    assert begun.wait(10)
+    engine.close()
+    with pytest.raises(StepFailure, match="closed") as caught:
+        ticket.result(10)
+    assert caught.value.reason is FailureReason.WORKER_STOPPED
+
+
 def test_a_deadline_keeps_the_text_so_far(engine: RemoteEngine) -> None:
     with pytest.raises(StepFailure) as caught:
         engine.generate(chat("endless", deadline=clock.now() + timedelta(seconds=0.3))).result(10)
