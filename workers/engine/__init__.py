@@ -53,4 +53,4 @@ class Engine(Protocol):
         """How long the engine has had work and made no progress; zero when idle. Leases are renewed by it."""
 
     def close(self) -> None:
-        """Cancel what is under way and free the model."""
+        """Free the model. What is under way fails with the reason `worker_stopped`."""

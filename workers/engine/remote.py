@@ -8,9 +8,11 @@ What the server refuses, and what the network breaks, becomes our errors; nothin
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +25,16 @@ import numpy as np
 import structlog
 
 from app.inference import answers
-from app.inference.requests import Embedded, EmbedRequest, FinishReason, Generated, GenerateRequest, ToolCall
+from app.inference.requests import (
+    Embedded,
+    EmbedRequest,
+    FinishReason,
+    Generated,
+    GenerateRequest,
+    Message,
+    NamedTool,
+    ToolCall,
+)
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import OnStop, OnText, vectors
@@ -61,6 +72,8 @@ class RemoteTicket:
         self.request, self._on_text = request, on_text
         self.submitted = perf_counter()
         self.cancelled = threading.Event()
+        #: It was not cancelled by its asker: the engine was closed.
+        self.closed = False
         self.future: Future[Generated] = Future()
 
     def result(self, timeout: float | None = None) -> Generated:
@@ -135,10 +148,11 @@ class RemoteEngine:
             return timedelta(seconds=perf_counter() - self._progress_at if self._open else 0)
 
     def close(self) -> None:
-        """Cancel what is under way and close the connections."""
+        """As the protocol says: at the next sign of life of each stream."""
         with self._lock:
             self._closed = True
             for ticket in self._open:
+                ticket.closed = not ticket.cancelled.is_set()
                 ticket.cancel()
             for future in self._awaited:
                 _settle(future, StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed"))
@@ -148,6 +162,8 @@ class RemoteEngine:
     def _serve(self, ticket: RemoteTicket) -> None:
         """One call, on a thread of its own; whatever happens, the ticket is done after."""
         outcome = self._outcome(lambda: self._call(ticket))
+        if isinstance(outcome, CancelledError) and ticket.closed:
+            outcome = StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
         with self._lock:
             self._open.discard(ticket)
             self._progress_at = perf_counter()
@@ -272,7 +288,9 @@ class _Answer:
         )
         if request.schema is not None:
             answers.require(found.text, answers.validator_of(request.schema))
-        return replace(found, tool_calls=tuple(self._read_calls()))
+        calls = tuple(self._read_calls())
+        answers.require_calls(calls, request, self.text)
+        return replace(found, tool_calls=calls)
 
     def _read_calls(self) -> Iterator[ToolCall]:
         for name, arguments in self._calls.values():
@@ -299,7 +317,7 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
     if request.prompt is not None:
         found["prompt"] = request.prompt
     else:
-        found["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
+        found["messages"] = list(_turns(request.messages))
     if request.stop:
         found["stop"] = list(request.stop)
     if sampling.seed is not None:
@@ -322,6 +340,9 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
             for tool in request.tools
         ]
         found["tool_choice"] = request.tool_choice
+        if isinstance(request.tool_choice, NamedTool):
+            found["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice.name}}
+        found["parallel_tool_calls"] = request.parallel_calls
     if options.llama_fields:
         found |= {"top_k": sampling.top_k, "min_p": sampling.min_p, "typical_p": sampling.typical_p}
         found |= {"repeat_penalty": sampling.repeat_penalty, "repeat_last_n": sampling.penalty_last_n}
@@ -330,6 +351,23 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
     elif request.grammar is not None:
         raise StepFailure(FailureReason.INVALID_REQUEST, "this server takes no grammars")
     return found
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
+    """The messages; what tools gave is matched with what was asked for by its order."""
+    count, waiting = itertools.count(1), deque[str]()
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.tool_calls:
+            waiting = deque(f"call_{next(count)}" for _ in message.tool_calls)
+            asked = [{"name": call.name, "arguments": json.dumps(dict(call.arguments))} for call in message.tool_calls]
+            turn["tool_calls"] = [
+                {"id": number, "type": "function", "function": call}
+                for number, call in zip(waiting, asked, strict=True)
+            ]
+        elif message.role == "tool" and waiting:
+            turn["tool_call_id"] = waiting.popleft()
+        yield turn
 
 
 def events(lines: Iterator[str]) -> Iterator[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.inference.requests import GenerateRequest, Sampling
+from app.inference.requests import EmbedRequest, GenerateRequest, Sampling
 from app.kernel.errors import NotFound
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import Lora
@@ -38,6 +38,17 @@ def test_adapters_are_swapped_between_requests(make: MakeEngine, tiny_llama: Pat
     assert written(engine) == styled
     with pytest.raises(NotFound):
         engine.use_loras({"other": 1.0})
+
+
+def test_adapters_work_on_vectors_too(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
+    wanted = EmbedRequest(("A long walk",))
+    base = make(tiny_llama, slots=1).embed(wanted, timeout=30).vectors
+    engine = make(tiny_llama, slots=1, loras=(Lora("style", tiny_lora),))
+    styled = engine.embed(wanted, timeout=30).vectors
+    engine.use_loras({}, timeout=30)
+    assert engine.embed(wanted, timeout=30).vectors == base != styled
+    engine.use_loras({"style": 1.0}, timeout=30)
+    assert engine.embed(wanted, timeout=30).vectors == styled
 
 
 def test_an_adapter_for_later_changes_nothing_yet(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
