@@ -3,6 +3,9 @@ Connections: sockets on which no wait is longer than the work may take.
 
 A watch knows when the work's time is over, and has a bell with which another thread ends it. Whatever is waited for, an
 address, a connection, encryption, a byte, the bell and the end of time are waited for too.
+
+httpx is not used for this: it resolves names itself, its timeouts begin anew with each byte, and a call of it cannot be
+stopped from another thread. What is HTTP stays httpcore's.
 """
 
 from __future__ import annotations
