@@ -19,13 +19,13 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from app.fleet.model import PromptProfile
 from app.inference.requests import GenerateRequest, Message
 from app.kernel import clock
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
 from workers.engine import calls
 from workers.engine.calls import Style
 from workers.engine.llama import Model
-from workers.engine.options import Profile
 
 #: Non-characters of Unicode, which no honest text holds: one of them marks what a message spelled out.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -81,7 +81,7 @@ def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 class ChatTemplate:
     """The template of one model. Any thread may use it."""
 
-    def __init__(self, model: Model, profile: Profile) -> None:
+    def __init__(self, model: Model, profile: PromptProfile) -> None:
         """Raises ModelUnsupported when the template is no Jinja."""
         self._model, self._profile = model, profile
         wanted = profile.chat_template
@@ -115,15 +115,17 @@ class ChatTemplate:
                 f"(a Jinja source, or one of {', '.join(SHIPPED)}), or send a bare prompt",
             )
         tools_text = json.dumps([calls.described(tool) for tool in request.tools], ensure_ascii=False)
-        calls_text = json.dumps([dict(call.arguments) for turn in request.messages for call in turn.tool_calls])
+        asked = [dict(call.arguments) for turn in request.messages for call in turn.tool_calls]
+        calls_text = json.dumps(asked, ensure_ascii=False)
         mark = _unused_mark(*(turn.content for turn in request.messages), request.prefill, tools_text, calls_text)
         turns, tools = request.messages, () if request.tool_choice == "none" else request.tools
+        default = self._profile.default_system
+        if default is not None and not any(turn.role == "system" for turn in turns):
+            turns = (Message("system", default), *turns)
         if self._tells_tools and self.tools is not None:
             turns, tools = calls.in_words(turns, tools, self.tools), ()
         messages = [self._turn(turn, mark) for turn in turns]
-        if self._profile.system is not None and not any(message["role"] == "system" for message in messages):
-            messages.insert(0, {"role": "system", "content": self._profile.system})
-        if self._profile.system_as_user:
+        if self._profile.system == "user":
             messages = _without_system(messages)
         try:
             text = self._template.render(
@@ -132,7 +134,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 bos_token=self._bos,
                 eos_token=self._eos,
-                **self._profile.variables,
+                **self._profile.arguments,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise StepFailure(

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.fleet.model import PromptProfile
 from app.inference.requests import EmbedRequest
 from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.outcomes import Success
 from workers import embeds
 from workers.engine import OnStop
 from workers.engine.engine import LlamaEngine
-from workers.engine.options import Profile
 
 NEVER: OnStop = lambda _: None  # noqa: E731 a value of that type
 MINUTE = timedelta(minutes=1)
@@ -67,7 +67,7 @@ def test_fewer_numbers_are_the_first_ones_at_length_one(shared: LlamaEngine) -> 
 
 
 def test_queries_and_documents_get_the_models_prefixes(shared: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    profile = Profile(query_prefix="query: ", document_prefix="passage: ")
+    profile = PromptProfile(query_prefix="query: ", document_prefix="passage: ")
     monkeypatch.setattr(shared, "options", replace(shared.options, profile=profile))
     query, document = (np.array(embed("a llama", shared, task=task).output) for task in ("query", "document"))
     bare = shared.embed(EmbedRequest(("query: a llama", "passage: a llama", "a llama")), 60).vectors

@@ -25,7 +25,7 @@ def written(engine: LlamaEngine) -> str:
 
 def test_adapters_are_swapped_between_requests(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
     base = written(make(tiny_llama, slots=2))
-    engine = make(tiny_llama, slots=2, loras=(Lora("style", tiny_lora),))
+    engine = make(tiny_llama, slots=2, loras=(Lora(name="style", path=tiny_lora),))
     styled = written(engine)
     assert styled != base
     engine.use_loras({}, timeout=30)
@@ -43,7 +43,7 @@ def test_adapters_are_swapped_between_requests(make: MakeEngine, tiny_llama: Pat
 def test_adapters_work_on_vectors_too(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
     wanted = EmbedRequest(("A long walk",))
     base = make(tiny_llama, slots=1).embed(wanted, timeout=30).vectors
-    engine = make(tiny_llama, slots=1, loras=(Lora("style", tiny_lora),))
+    engine = make(tiny_llama, slots=1, loras=(Lora(name="style", path=tiny_lora),))
     styled = engine.embed(wanted, timeout=30).vectors
     engine.use_loras({}, timeout=30)
     assert engine.embed(wanted, timeout=30).vectors == base != styled
@@ -53,7 +53,7 @@ def test_adapters_work_on_vectors_too(make: MakeEngine, tiny_llama: Path, tiny_l
 
 def test_an_adapter_for_later_changes_nothing_yet(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
     plain = make(tiny_llama, slots=1)
-    later = make(tiny_llama, slots=1, loras=(Lora("style", tiny_lora, scale=0.0),))
+    later = make(tiny_llama, slots=1, loras=(Lora(name="style", path=tiny_lora, scale=0.0),))
     assert written(later) == written(plain)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from app.fleet.model import PromptProfile
 from app.inference.requests import Generated, GenerateRequest, Message, NamedTool, Sampling, Tool, ToolCall
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import calls, native, tools
 from workers.engine.calls import Style
 from workers.engine.engine import LlamaEngine
 from workers.engine.lazy import Lazy
-from workers.engine.options import EngineOptions, Profile
+from workers.engine.options import EngineOptions
 from workers.engine.sampling import Candidates
 
 MakeEngine = Callable[..., LlamaEngine]
@@ -29,10 +30,7 @@ STYLES: list[Style] = ["hermes", "llama3"]
 @pytest.fixture(scope="module")
 def real(model_path: Path) -> Iterator[dict[Style, LlamaEngine]]:
     """SmolLM2, made to call in each of the styles."""
-    made = {
-        style: LlamaEngine(model_path, EngineOptions(slots=2, context=2048, threads=1, profile=Profile(tools=style)))
-        for style in STYLES
-    }
+    made = {style: LlamaEngine(model_path, options(style)) for style in STYLES}
     yield made
     for engine in made.values():
         engine.close()
@@ -41,9 +39,13 @@ def real(model_path: Path) -> Iterator[dict[Style, LlamaEngine]]:
 @pytest.fixture(scope="module")
 def tiny(tiny_llama: Path) -> Iterator[LlamaEngine]:
     """Writes nonsense, but for what the grammar says."""
-    engine = LlamaEngine(tiny_llama, EngineOptions(slots=2, context=4096, threads=1, profile=Profile(tools="hermes")))
+    engine = LlamaEngine(tiny_llama, options("hermes"))
     yield engine
     engine.close()
+
+
+def options(style: Style) -> EngineOptions:
+    return EngineOptions(slots=2, context=4096, threads=1, profile=PromptProfile(tools=style))
 
 
 def ask(**more: Any) -> GenerateRequest:
@@ -210,7 +212,7 @@ def test_a_template_that_knows_tools_gets_them(tiny: LlamaEngine) -> None:
         "{% for m in messages %}{% for c in m.tool_calls or [] %}({{ c.function.arguments | tojson }}){% endfor %}"
         "{{ m.content }}{% endfor %}<tool_call>"
     )
-    template = type(tiny._template)(tiny.model, Profile(chat_template=source))
+    template = type(tiny._template)(tiny.model, PromptProfile(chat_template=source))
     assert template.tools == "hermes"
     turns = (QUESTION, Message("assistant", "", (ToolCall("get_weather", {"city": "Lima"}),)))
     prompt = template.prompt(ask(messages=turns)).tokens
@@ -223,7 +225,7 @@ def test_a_tag_that_is_a_control_token_is_text(make: MakeEngine, tiny_llama: Pat
     path, old = tmp_path / "tagged.gguf", "<repo_name>"
     assert len(old) == len(calls.OPENING)
     path.write_bytes(tiny_llama.read_bytes().replace(_in_file(old), _in_file(calls.OPENING), 1))
-    engine = make(path, slots=1, profile=Profile(tools="hermes"))
+    engine = make(path, slots=1, profile=PromptProfile(tools="hermes"))
     (tag,) = (token for token in engine.model.controls if engine.model.piece(token, special=True) == b"<tool_call>")
     likely = Sampling(temperature=0, logit_bias={tag: 1e6})
     result, shown = run(engine, ask(max_tokens=200, parallel_calls=False, sampling=likely))
