@@ -6,7 +6,6 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -68,7 +67,7 @@ def test_fewer_numbers_are_the_first_ones_at_length_one(shared: LlamaEngine) -> 
 
 def test_queries_and_documents_get_the_models_prefixes(shared: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     profile = PromptProfile(query_prefix="query: ", document_prefix="passage: ")
-    monkeypatch.setattr(shared, "options", replace(shared.options, profile=profile))
+    monkeypatch.setattr(shared, "options", shared.options.model_copy(update={"profile": profile}))
     query, document = (np.array(embed("a llama", shared, task=task).output) for task in ("query", "document"))
     bare = shared.embed(EmbedRequest(("query: a llama", "passage: a llama", "a llama")), 60).vectors
 

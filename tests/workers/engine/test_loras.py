@@ -60,7 +60,7 @@ def test_an_adapter_for_later_changes_nothing_yet(make: MakeEngine, tiny_llama: 
 def test_a_swap_that_nobody_waits_for_any_longer_is_done_all_the_same(
     make: MakeEngine, tiny_llama: Path, tiny_lora: Path
 ) -> None:
-    engine = make(tiny_llama, slots=2, loras=(Lora("style", tiny_lora),))
+    engine = make(tiny_llama, slots=2, loras=(Lora(name="style", path=tiny_lora),))
     styled = written(engine)
     begun = threading.Event()
     under_way = engine.generate(replace(REQUEST, max_tokens=200), lambda _: begun.set())
