@@ -17,17 +17,18 @@ from tests.faults.conftest import Stage, generate, lattice, until
 SEED = 11
 KILLS = 8
 #: Steps and items that succeed in all, about.
-STEPS = 1100
+STEPS = 2300
 
 MAP = """
 workflow: mapped
+inputs: {numbers: {type: array}}
 steps:
   - id: each
     kind: map
-    over: "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]"
+    over: inputs.numbers
     max_parallel: 4
     step: {kind: transform, cel: item * item}
-  - {id: sum, kind: transform, needs: [each], cel: "steps.each.output.filter(n, n > 50)"}
+  - {id: sum, kind: transform, needs: [each], cel: "steps.each.output.filter(n, n > 1500)"}
 outputs: {found: steps.sum.output}
 """
 BRANCHES = """
@@ -82,7 +83,7 @@ def test_runs_of_every_kind_survive_random_kills_and_a_broker_that_forgets(
 
     run_ids: dict[UUID, str] = {}
     sources = {
-        "lattice": lattice(2),
+        "lattice": lattice(4),
         "mapped": MAP,
         "branches": BRANCHES,
         "caller": CALLER,
@@ -92,8 +93,8 @@ def test_runs_of_every_kind_survive_random_kills_and_a_broker_that_forgets(
     kinds = [*("lattice", "mapped", "branches", "caller") * 2, "limited", "writing"]
     for n in range(200):
         kind = kinds[n % len(kinds)]
-        given = {"n": n // len(kinds)} if kind == "branches" else {}
-        run_ids[stage.submit(sources[kind], **given)] = kind
+        given = {"branches": {"n": n // len(kinds)}, "mapped": {"numbers": list(range(41))}}
+        run_ids[stage.submit(sources[kind], **given.get(kind, {}))] = kind
 
     killed = Counter[str]()
     for n in range(KILLS):
@@ -116,7 +117,7 @@ def test_runs_of_every_kind_survive_random_kills_and_a_broker_that_forgets(
         odd = kind == "branches" and stage.view(run_id).run.inputs["n"] % 2 == 1
         assert states[run_id] == (RunState.FAILED if odd else RunState.SUCCEEDED), (kind, stage.view(run_id).run.error)
         if kind == "mapped":
-            assert stage.view(run_id).run.output == {"found": [64, 81, 100, 121, 144]}
+            assert stage.view(run_id).run.output == {"found": [1521, 1600]}
     with stage.database.work() as work:
         for row in work.rows(_ATTEMPTS):
             told = (row.key, row.kind, row.state)
