@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from app.kernel import log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.settings import Settings
+from app.workflows import steering
 from app.workflows.sweep import sweep
 from workers.runtime import Runtime
 
@@ -16,11 +18,16 @@ _log = log.get(__name__)
 
 #: The name of the task of `run_sweep`.
 SWEEP = "workers.jobs.run_sweep"
+#: The name of the task of `run_expire`.
+EXPIRE = "workers.jobs.run_expire"
 
 
 def schedule(settings: Settings) -> dict[str, Any]:
     """What beat sends, and when. A message that nobody took until three later ones were sent is dropped."""
-    return {"sweep": _entry(SWEEP, settings.runs.sweep_every)}
+    return {
+        "sweep": _entry(SWEEP, settings.runs.sweep_every),
+        "expire": _entry(EXPIRE, settings.runs.expire_every),
+    }
 
 
 def run_sweep(runtime: Runtime) -> None:
@@ -30,8 +37,19 @@ def run_sweep(runtime: Runtime) -> None:
     except DatabaseUnreachable as error:
         _log.warning("sweep_postponed", error=str(error))
         return
-    if swept.lost or swept.resumed or swept.republished:
-        _log.info("swept", lost=swept.lost, resumed=swept.resumed, republished=swept.republished)
+    if any(asdict(swept).values()):
+        _log.info("swept", **asdict(swept))
+
+
+def run_expire(runtime: Runtime) -> None:
+    """Remove runs whose retention is over."""
+    try:
+        removed = steering.remove_expired(runtime.runs)
+    except DatabaseUnreachable as error:
+        _log.warning("expire_postponed", error=str(error))
+        return
+    if removed:
+        _log.info("runs_removed", runs=removed)
 
 
 def _entry(task: str, every: timedelta) -> dict[str, Any]:

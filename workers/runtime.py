@@ -55,6 +55,7 @@ def start(app: Celery, settings: Settings, name: str, *, threads: int, engine: E
         CeleryPublisher(app, servers.redis_url),
         lease=settings.runs.lease,
         max_worker_losses=settings.runs.max_worker_losses,
+        retention=settings.runs.retention,
     )
     owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{ids.new_secret()[:6]}"
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)

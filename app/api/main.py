@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import health, models, problems, runs, workflows
+from app.api import events, health, models, problems, runs, steering, workflows
 from app.api.bodies import UnsupportedMediaType
 from app.api.limits import BodyLimit
 from app.api.services import Services
@@ -70,7 +70,13 @@ def create_app(settings: Settings) -> FastAPI:
     servers = addresses.of(settings)
     database = databases.at_head(servers.database_url, pool_size=16)
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    service = Runs(database, publisher, lease=settings.runs.lease, max_worker_losses=settings.runs.max_worker_losses)
+    service = Runs(
+        database,
+        publisher,
+        lease=settings.runs.lease,
+        max_worker_losses=settings.runs.max_worker_losses,
+        retention=settings.runs.retention,
+    )
     catalog = files.read_catalog(settings.catalog.files)
     return serve(Services(settings, database, publisher, service, catalog))
 
@@ -92,7 +98,7 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for router in (runs.router, workflows.router, models.router, health.router):
+    for router in (runs.router, events.router, steering.router, workflows.router, models.router, health.router):
         app.include_router(router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)

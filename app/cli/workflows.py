@@ -16,6 +16,7 @@ from app.workflows.check import Catalogued
 
 app = typer.Typer(no_args_is_help=True, help="Workflows: list, show, store, check.")
 
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of a workflow.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A workflow in YAML or JSON.")]
 
 
@@ -37,7 +38,7 @@ def list_workflows(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command()
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a workflow.")],
+    name: Name,
     version: Annotated[int | None, typer.Option(help="A version; the newest without it.")] = None,
 ) -> None:
     """Print a workflow as JSON: its definition and its versions."""
@@ -64,6 +65,27 @@ def check(context: typer.Context, file: File) -> None:
     catalog = files.read_catalog(settings_of(context).catalog.files)
     definition = checks.parse(_read(file), Catalogued(frozenset(catalog.names)))
     typer.echo(f"{definition.workflow} can run: {len(definition.steps)} steps, models {', '.join(definition.models())}")
+
+
+@app.command()
+def pause(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Let nothing of a workflow's runs begin, those that are still to come included."""
+    _post(context, name, "pause", as_json)
+
+
+@app.command()
+def resume(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Let the runs of a paused workflow go on."""
+    _post(context, name, "resume", as_json)
+
+
+def _post(context: typer.Context, name: str, what: str, as_json: bool) -> None:
+    with connected(settings_of(context)) as client:
+        answer = client.post(f"/v1/workflows/{name}/{what}")
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(f"{name} {'is paused' if answer['paused'] else 'goes on'}: {answer['runs']} open runs")
 
 
 def _read(file: Path) -> str:

@@ -93,6 +93,10 @@ class RunSettings(Section):
     republish_after: Duration = timedelta(seconds=5)
     #: Attempts of one step that may end with their worker's death before it is given up.
     max_worker_losses: int = Field(default=3, ge=1)
+    #: Finished runs are kept for this long, where neither workflow nor client says how long.
+    retention: Duration = timedelta(days=30)
+    #: Runs whose retention is over are looked for this often.
+    expire_every: Duration = timedelta(minutes=5)
 
     @field_validator("heartbeat")
     @classmethod

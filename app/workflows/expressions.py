@@ -1,7 +1,7 @@
 """
 Expressions: the templates of steps, in a Jinja that can do no harm.
 
-A template sees `inputs` and `steps`, plain data, and nothing else; what is not there is an error, never empty.
+A template sees `inputs`, `steps` and `run`, plain data, and nothing else; what is not there is an error, never empty.
 It may print, branch, loop over data and set names. It cannot define macros, include, import or count to a billion:
 the number of loop turns and the length of the text are bounded.
 `check` finds at submission what would fail at run time: a name that nothing has.
@@ -26,6 +26,8 @@ MAX_TURNS = 1_000_000
 MAX_LENGTH = 4_000_000
 
 _ROOTS = ("inputs", "steps")
+#: What can be asked of a step.
+STEP_FIELDS = ("output", "state", "error")
 _FORBIDDEN = (
     nodes.Macro,
     nodes.CallBlock,
@@ -45,11 +47,13 @@ class Scope:
     inputs: Collection[str]
     #: Ids of the steps that are finished when this one begins.
     steps: Collection[str]
+    #: Other names: `run`, and where they are there `item` and `index`.
+    more: Collection[str] = ("run",)
 
     def names(self) -> str:
         """The list of names for a message."""
         names = [f"inputs.{name}" for name in self.inputs] + [f"steps.{step}.output" for step in self.steps]
-        return ", ".join(names) or "nothing: the workflow has no inputs and the step needs no other step"
+        return ", ".join([*names, *self.more]) or "nothing: the workflow has no inputs"
 
 
 def check(template: str, where: str, scope: Scope) -> list[Problem]:
@@ -63,7 +67,7 @@ def check(template: str, where: str, scope: Scope) -> list[Problem]:
         Problem(where, f"the statement {type(node).__name__.lower()!r} is not offered here", "if, for, set, filters")
         for node in tree.find_all(_FORBIDDEN)
     ]
-    unknown = sorted(meta.find_undeclared_variables(tree) - set(_ROOTS))
+    unknown = sorted(meta.find_undeclared_variables(tree) - {*_ROOTS, *scope.more})
     problems += [Problem(where, f"{name!r} names nothing", scope.names()) for name in unknown]
     for root, name, field in _references(tree):
         if root == "inputs" and name not in scope.inputs:
@@ -74,8 +78,9 @@ def check(template: str, where: str, scope: Scope) -> list[Problem]:
                     where, f"'steps.{name}' is no step that this one needs, directly or through others", scope.names()
                 )
             )
-        elif root == "steps" and field is not None and field != "output":
-            problems.append(Problem(where, f"'steps.{name}.{field}': a step has no {field!r}", f"steps.{name}.output"))
+        elif root == "steps" and field is not None and field not in STEP_FIELDS:
+            accepted = ", ".join(f"steps.{name}.{known}" for known in STEP_FIELDS)
+            problems.append(Problem(where, f"'steps.{name}.{field}': a step has no {field!r}", accepted))
     return problems
 
 
