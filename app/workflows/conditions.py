@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
@@ -26,35 +27,29 @@ from app.workflows.cel.tree import Call, Constant, Entries, Fault, Field, Items,
 from app.workflows.cel.values import KINDS, NAMES, Bound, NoValue, Work, named, told
 from app.workflows.expressions import Scope
 from app.workflows.plain import NotPlain
-from app.workflows.shapes import ROOTS, Shape, below, name_problems
+from app.workflows.shapes import below, name_problems, roots_of
 
-#: What an expression is asked for.
-Wanted = Literal["bool", "string", "list", "any"]
+#: What an expression is asked for. A time is an instant: a timestamp, or a text such as `2026-11-21T09:00:00Z`.
+Wanted = Literal["bool", "string", "list", "time", "any"]
 
 
-def check(
-    expression: str, where: str, scope: Scope, *, wanted: Wanted = "bool", more: Mapping[str, Shape] | None = None
-) -> list[Problem]:
+def check(expression: str, where: str, scope: Scope, *, wanted: Wanted = "bool") -> list[Problem]:
     """
     What is wrong with an expression: its syntax, a function or name that nothing has, types that do not fit.
 
     Where `scope.inputs` maps names to JSON Schemas, the types of the inputs are checked too.
-    `more` names what is there besides `inputs` and `steps`.
     """
-    more = more or {}
     try:
         node = tree.parse(expression)
     except Malformed as error:
         return [_problem(where, expression, fault, _SYNTAX) for fault in error.faults]
     references = list(_references(node))
-    problems = [
-        *_function_problems(node, where, expression),
-        *name_problems((reference.path for reference in references), where, scope, more),
-    ]
+    paths = [reference.path for reference in references]
+    problems = [*_function_problems(node, where, expression), *name_problems(paths, where, scope)]
     if problems:
         return problems
     try:
-        checked = tree.environment(_declared(references, scope, more)).compile(expression)
+        checked = tree.environment(_declared(references, scope)).compile(expression)
     except (RuntimeError, ValueError) as error:
         return [_problem(where, expression, fault, _TYPES) for fault in tree.faults(str(error))]
     return _result_problems(checked.return_type().name(), where, wanted)
@@ -63,7 +58,7 @@ def check(
 def evaluate(expression: str, data: Mapping[str, Any], *, wanted: Wanted = "any") -> Any:
     """
     The value of an expression over `inputs`, `steps` and what else `data` holds: plain JSON, which shares its parts
-    with the data.
+    with the data; an aware datetime where a time is wanted.
 
     Raises StepFailure with the reason `template_error` when a name is not there, an operation fails, a bound is met,
     or the value is not what is wanted.
@@ -72,7 +67,10 @@ def evaluate(expression: str, data: Mapping[str, Any], *, wanted: Wanted = "any"
         program, is_path = _program(expression)
         work = Work()
         value = program(Frame(dict(data), work))
-        _require(wanted, value)
+        if wanted == "time":
+            return _instant(value)
+        if wanted != "any" and told(value) != wanted:
+            raise _unwanted(value, wanted)
         if not (is_path and type(value) in (dict, list)):
             plain.require(value, work.spend)
     except (Malformed, NoValue, Bound, NotPlain) as error:
@@ -87,12 +85,6 @@ def evaluate_bool(expression: str, data: Mapping[str, Any]) -> bool:
     return bool(evaluate(expression, data, wanted="bool"))
 
 
-def steps_of(expression: str) -> frozenset[str] | None:
-    """The steps whose outputs an expression asks for; None when only its evaluation can tell. Raises Malformed."""
-    asked = [reference.path for reference in _references(tree.parse(expression)) if reference.path[0] == "steps"]
-    return None if any(len(path) == 1 for path in asked) else frozenset(path[1] for path in asked)
-
-
 @lru_cache(maxsize=1024)
 def _program(expression: str) -> tuple[Part, bool]:
     """The program, and whether the expression is a bare path."""
@@ -100,14 +92,29 @@ def _program(expression: str) -> tuple[Part, bool]:
     return compiled(node), _path(node) is not None
 
 
-def _require(wanted: Wanted, value: Any) -> None:
-    if wanted != "any" and told(value) != wanted:
-        raise NoValue(f"it gives {named(value)} where {NAMES[wanted]} is wanted")
+def _unwanted(value: Any, wanted: Wanted) -> NoValue:
+    return NoValue(f"it gives {named(value)} where {_WANTED[wanted]} is wanted")
+
+
+def _instant(value: Any) -> datetime:
+    if type(value) is str:
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise NoValue(f"it gives {value[:100]!r}, which is no instant such as '2026-11-21T09:00:00Z'") from None
+    if type(value) is not datetime:
+        raise _unwanted(value, "time")
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _failure(expression: str, reason: str) -> StepFailure:
+    return StepFailure(FailureReason.TEMPLATE_ERROR, unworkable(expression, reason))
+
+
+def unworkable(expression: str, reason: str) -> str:
+    """The message of an expression that has no value."""
     shown = expression if len(expression) <= 200 else f"{expression[:199]}…"
-    return StepFailure(FailureReason.TEMPLATE_ERROR, f"the expression `{shown}` cannot be worked out: {reason}")
+    return f"the expression `{shown}` cannot be worked out: {reason}"
 
 
 _INSTEAD = "write string(…) for a timestamp or duration, and .orValue(…) after an optional"
@@ -123,22 +130,28 @@ def _problem(where: str, expression: str, fault: Fault, accepted: str) -> Proble
 def _result_problems(type_name: str, where: str, wanted: Wanted) -> list[Problem]:
     kind = type_name.partition("<")[0].lower()
     if wanted == "any":
-        fits = not _NO_JSON.search(type_name)
-        return (
-            []
-            if fits
-            else [Problem(where, f"the expression gives {NAMES.get(kind, kind)}, which is no JSON", _INSTEAD)]
-        )
-    if kind in ("dyn", wanted):
+        if not _NO_JSON.search(type_name):
+            return []
+        return [Problem(where, f"the expression gives {NAMES.get(kind, kind)}, which is no JSON", _INSTEAD)]
+    if kind in ("dyn", wanted) or (wanted == "time" and kind in ("timestamp", "string")):
         return []
-    accepted = {
-        "bool": "a condition, such as inputs.score > 3",
-        "string": "a text, such as string(inputs.id)",
-        "list": "a list, such as inputs.items or steps.a.output.filter(i, i.ok)",
-    }[wanted]
-    return [Problem(where, f"the expression gives {NAMES.get(kind, kind)} where {NAMES[wanted]} is wanted", accepted)]
+    message = f"the expression gives {NAMES.get(kind, kind)} where {_WANTED[wanted]} is wanted"
+    return [Problem(where, message, _EXAMPLES[wanted])]
 
 
+_WANTED: Mapping[Wanted, str] = {
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list",
+    "time": "an instant",
+    "any": "a value",
+}
+_EXAMPLES: Mapping[Wanted, str] = {
+    "bool": "a condition, such as inputs.score > 3",
+    "string": "a text, such as string(inputs.id)",
+    "list": "a list, such as inputs.items or steps.a.output.filter(i, i.ok)",
+    "time": "an instant, such as timestamp(inputs.begin) + duration('1h')",
+}
 #: Types of results that cannot be written as JSON.
 _NO_JSON = re.compile(r"TIMESTAMP|DURATION|TYPE<|TYPE$|optional_type|MAP<(?!STRING|DYN)")
 
@@ -233,14 +246,14 @@ def _children(node: Node) -> tuple[Node, ...]:
     return ()
 
 
-def _declared(references: list[_Reference], scope: Scope, more: Mapping[str, Shape]) -> frozenset[tuple[str, str]]:
+def _declared(references: list[_Reference], scope: Scope) -> frozenset[tuple[str, str]]:
     """
     The names that the type checker is told of: the roots, and what is known of the fields that are asked for.
 
     A field has a type by being declared as a name with dots. The checker would take `has(a.b)` for such a name, so
     what `has` asks for stays of any type.
     """
-    roots = {**ROOTS, **more}
+    roots = roots_of(scope)
     declared = {root: shape.type for root, shape in roots.items()}
     tested = {".".join(reference.path) for reference in references if reference.tested}
     for reference in references:

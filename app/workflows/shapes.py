@@ -13,7 +13,7 @@ from typing import Any
 
 from app.kernel.errors import Problem
 from app.workflows.cel.tree import TYPES
-from app.workflows.expressions import Scope
+from app.workflows.expressions import STEP_FIELDS, Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +29,20 @@ class Shape:
 
 
 DYN, BOOL, INT, STRING = Shape(), Shape("bool"), Shape("int"), Shape("string")
-#: What a retry's `when` sees besides `inputs` and `steps`.
-ON_RETRY: Mapping[str, Shape] = {
-    "error": Shape("map", {"reason": STRING, "message": STRING, "attempt": INT}, closed=True)
-}
-#: What the steps of a map see.
-ON_ITEM: Mapping[str, Shape] = {"item": DYN, "index": INT}
-#: What is told of an event that was waited for.
-ON_EVENT: Mapping[str, Shape] = {"event": DYN}
-#: What the steps under `on_failure` see.
-ON_FAILURE: Mapping[str, Shape] = {"run": Shape("map", {"state": STRING, "error": DYN}, closed=True)}
-
-#: What is known of a step that is finished. An error is null where there was none.
+#: What is known of a step that has ended. What there is not is null.
 _STEP: Mapping[str, Shape] = {"output": DYN, "state": STRING, "error": DYN}
-#: What every expression sees.
-ROOTS: Mapping[str, Shape] = {"inputs": Shape("map"), "steps": Shape("map")}
+assert tuple(_STEP) == STEP_FIELDS
+#: What is known of the names that a scope may have besides `inputs` and `steps`, by name.
+_MORE: Mapping[str, Shape] = {
+    "run": Shape("map", {"id": STRING, "workflow": STRING, "state": STRING}, closed=True),
+    "error": Shape("map", {"reason": STRING, "message": STRING, "attempt": INT}, closed=True),
+    "index": INT,
+}
+
+
+def roots_of(scope: Scope) -> dict[str, Shape]:
+    """What an expression sees, by name."""
+    return {"inputs": Shape("map"), "steps": Shape("map")} | {name: _MORE.get(name, DYN) for name in scope.more}
 
 
 def shape_of(schema: Any) -> Shape:
@@ -66,36 +65,33 @@ def shape_of(schema: Any) -> Shape:
     return DYN
 
 
-def name_problems(
-    paths: Iterable[tuple[str, ...]], where: str, scope: Scope, more: Mapping[str, Shape]
-) -> Iterator[Problem]:
+def name_problems(paths: Iterable[tuple[str, ...]], where: str, scope: Scope) -> Iterator[Problem]:
     """For each path (`('inputs', 'order', 'id')`) whose root or field nothing has, the problem."""
+    roots = roots_of(scope)
     for path in dict.fromkeys(paths):
         root, first, second = (*path, None, None)[:3]
-        if root == "inputs" and first is not None and first not in scope.inputs:
-            yield Problem(where, f"'inputs.{first}' names no input of the workflow", _accepted(scope, more))
+        if root not in roots:
+            yield Problem(where, f"{root!r} names nothing", scope.names())
+        elif root == "inputs" and first is not None and first not in scope.inputs:
+            yield Problem(where, f"'inputs.{first}' names no input of the workflow", scope.names())
         elif root == "steps" and first is not None and first not in scope.steps:
             message = f"'steps.{first}' is no step that this one needs, directly or through others"
-            yield Problem(where, message, _accepted(scope, more))
+            yield Problem(where, message, scope.names())
         elif root == "steps" and second is not None and second not in _STEP:
             accepted = ", ".join(f"steps.{first}.{name}" for name in _STEP)
             yield Problem(where, f"'steps.{first}.{second}': a step has no {second!r}", accepted)
-        elif root not in ROOTS and root not in more:
-            yield Problem(where, f"{root!r} names nothing", _accepted(scope, more))
         else:
-            yield from _field_problems(path, where, scope, more)
+            yield from _field_problems(path, where, scope, roots[root])
 
 
-def _field_problems(path: tuple[str, ...], where: str, scope: Scope, more: Mapping[str, Shape]) -> Iterator[Problem]:
+def _field_problems(path: tuple[str, ...], where: str, scope: Scope, shape: Shape) -> Iterator[Problem]:
     """A field that a map cannot have, where all of its fields are known."""
-    shape = ROOTS.get(path[0]) or more[path[0]]
     for i, name in enumerate(path[1:], 1):
         inner = below(path[:i], name, shape, scope)
         if inner is None:
             before = ".".join(path[:i])
-            yield Problem(
-                where, f"{before!r} has no {name!r}", ", ".join(f"{before}.{known}" for known in shape.fields)
-            )
+            accepted = ", ".join(f"{before}.{known}" for known in shape.fields)
+            yield Problem(where, f"{before!r} has no {name!r}", accepted)
             return
         shape = inner
 
@@ -109,8 +105,3 @@ def below(path: tuple[str, ...], name: str, shape: Shape, scope: Scope) -> Shape
     if len(path) == 2 and path[0] == "steps":
         return _STEP[name]
     return shape.fields.get(name) or (None if shape.closed else DYN)
-
-
-def _accepted(scope: Scope, more: Mapping[str, Shape]) -> str:
-    names = [name for root, shape in more.items() for name in ([f"{root}.{f}" for f in shape.fields] or [root])]
-    return ", ".join([*names, scope.names()] if names else [scope.names()])

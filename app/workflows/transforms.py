@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from jmespath import exceptions
 from jmespath.functions import Functions
@@ -19,63 +19,65 @@ from jmespath.visitor import Options, TreeInterpreter
 
 from app.kernel.errors import FailureReason, Problem, StepFailure
 from app.workflows import conditions, plain
+from app.workflows.cel.tree import MAX_LENGTH
 from app.workflows.cel.values import MAX_TEXT, Bound, Work
 from app.workflows.expressions import Scope
 from app.workflows.plain import NotPlain
-from app.workflows.shapes import Shape, name_problems
-
-#: The language of a transform, as its field is called.
-Language = Literal["cel", "jmespath"]
-#: Characters of one expression.
-MAX_LENGTH = 10_000
+from app.workflows.shapes import name_problems
+from app.workflows.steps import TransformFields
 
 
-def check(
-    language: Language, expression: str, where: str, scope: Scope, more: Mapping[str, Shape] | None = None
-) -> list[Problem]:
-    """What is wrong with a transform: its syntax, a function or name that nothing has, in CEL also its types."""
-    if language == "cel":
-        return conditions.check(expression, where, scope, wanted="any", more=more)
+def check_jmespath(expression: str, where: str, scope: Scope) -> list[Problem]:
+    """What is wrong with an expression in JMESPath: its syntax, a function or name that nothing has."""
     try:
         node = _parsed(expression)
     except _Malformed as error:
         return [Problem(where, str(error), "JMESPath, as on jmespath.org")]
-    paths = list(_paths(node, at_root=True))
-    return [*_function_problems(node, where), *name_problems(paths, where, scope, more or {})]
+    return [*_function_problems(node, where), *name_problems(_paths(node, at_root=True), where, scope)]
 
 
-def evaluate(language: Language, expression: str, data: Mapping[str, Any]) -> Any:
+def evaluate(step: TransformFields, data: Mapping[str, Any]) -> Any:
     """
-    What the transform gives: plain JSON, at most `plain.MAX_RESULT` characters of it, which may share its parts with
+    What a transform gives: plain JSON, at most `plain.MAX_RESULT` characters of it, which may share its parts with
     the data.
 
     Raises StepFailure with the reason `template_error` when there is no such value, or a bound is met.
     """
+    if step.cel is not None:
+        return _bounded(step.cel, conditions.evaluate(step.cel, data), Work())
+    assert step.jmespath is not None, "a transform has one of the two"
+    return _of_jmespath(step.jmespath, data)
+
+
+def _of_jmespath(expression: str, data: Mapping[str, Any]) -> Any:
     work = Work()
     try:
-        if language == "cel":
-            result = conditions.evaluate(expression, data)
-        else:
-            result = _Interpreter(work).visit(_parsed(expression), dict(data))
-        plain.require(result, work.spend)
-    except (Bound, NotPlain, _Malformed) as error:
-        raise _failure(language, expression, str(error)) from error
+        result = _Interpreter(work).visit(_parsed(expression), dict(data))
+    except (Bound, _Malformed) as error:
+        raise _failure(expression, str(error)) from error
     except exceptions.JMESPathTypeError as error:
         accepted = " or ".join(error.expected_types)
         message = f"{error.function_name}() takes {accepted}, not {error.actual_type}"
-        raise _failure(language, expression, message) from error
+        raise _failure(expression, message) from error
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise _failure(language, expression, str(error).splitlines()[0]) from error
+        raise _failure(expression, str(error).splitlines()[0]) from error
     except (RecursionError, MemoryError) as error:
-        raise _failure(language, expression, "it is nested too deep, or too large") from error
+        raise _failure(expression, "it is nested too deep, or too large") from error
+    return _bounded(expression, result, work)
+
+
+def _bounded(expression: str, result: Any, work: Work) -> Any:
+    try:
+        plain.require(result, work.spend)
+    except (Bound, NotPlain) as error:
+        raise _failure(expression, str(error)) from error
+    except RecursionError as error:
+        raise _failure(expression, "its result is nested too deep") from error
     return result
 
 
-def _failure(language: str, expression: str, reason: str) -> StepFailure:
-    shown = expression if len(expression) <= 200 else f"{expression[:199]}…"
-    return StepFailure(
-        FailureReason.TEMPLATE_ERROR, f"the {language} expression `{shown}` cannot be worked out: {reason}"
-    )
+def _failure(expression: str, reason: str) -> StepFailure:
+    return StepFailure(FailureReason.TEMPLATE_ERROR, conditions.unworkable(expression, reason))
 
 
 class _Malformed(Exception):

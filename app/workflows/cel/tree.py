@@ -19,7 +19,7 @@ from cel_expr_python import cel
 from cel_expr_python.ext import ext_optional, ext_strings
 
 #: Characters of one expression.
-MAX_LENGTH = 10_000
+MAX_LENGTH = 20_000
 
 #: The operators that the parser writes as calls, as people write them.
 OPERATORS: Mapping[str, str] = {
