@@ -7,8 +7,9 @@ from typing import Any
 
 from app.kernel import log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
-from app.kernel.errors import DatabaseUnreachable
+from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
+from app.workflows.schedules.service import Schedules
 from app.workflows.sweep import sweep
 from workers.runtime import Runtime
 
@@ -16,11 +17,16 @@ _log = log.get(__name__)
 
 #: The name of the task of `run_sweep`.
 SWEEP = "workers.jobs.run_sweep"
+#: The name of the task of `run_schedules`.
+SCHEDULES = "workers.jobs.run_schedules"
 
 
 def schedule(settings: Settings) -> dict[str, Any]:
     """What beat sends, and when. A message that nobody took until three later ones were sent is dropped."""
-    return {"sweep": _entry(SWEEP, settings.runs.sweep_every)}
+    return {
+        "sweep": _entry(SWEEP, settings.runs.sweep_every),
+        "schedules": _entry(SCHEDULES, settings.schedules.check_every),
+    }
 
 
 def run_sweep(runtime: Runtime) -> None:
@@ -32,6 +38,21 @@ def run_sweep(runtime: Runtime) -> None:
         return
     if swept.lost or swept.resumed or swept.republished:
         _log.info("swept", lost=swept.lost, resumed=swept.resumed, republished=swept.republished)
+
+
+def run_schedules(runtime: Runtime) -> None:
+    """Fire what is due of the schedules of workflows. One that breaks does not keep the others."""
+    schedules = Schedules(runtime.runs, runtime.settings.schedules.keep_fires)
+    try:
+        for schedule_id in schedules.ready():
+            try:
+                schedules.advance(schedule_id)
+            except Unavailable:
+                raise
+            except Exception:  # noqa: BLE001 the outermost loop
+                _log.exception("schedule_broke", schedule_id=str(schedule_id))
+    except Unavailable as error:
+        _log.warning("schedules_postponed", error=str(error))
 
 
 def _entry(task: str, every: timedelta) -> dict[str, Any]:
