@@ -8,9 +8,10 @@ from typing import Any
 
 from app.kernel import log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
-from app.kernel.errors import DatabaseUnreachable
+from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
 from app.workflows import steering
+from app.workflows.schedules.service import Schedules
 from app.workflows.sweep import sweep
 from workers.runtime import Runtime
 
@@ -20,6 +21,8 @@ _log = log.get(__name__)
 SWEEP = "workers.jobs.run_sweep"
 #: The name of the task of `run_expire`.
 EXPIRE = "workers.jobs.run_expire"
+#: The name of the task of `run_schedules`.
+SCHEDULES = "workers.jobs.run_schedules"
 
 
 def schedule(settings: Settings) -> dict[str, Any]:
@@ -27,6 +30,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
     return {
         "sweep": _entry(SWEEP, settings.runs.sweep_every),
         "expire": _entry(EXPIRE, settings.runs.expire_every),
+        "schedules": _entry(SCHEDULES, settings.schedules.check_every),
     }
 
 
@@ -50,6 +54,21 @@ def run_expire(runtime: Runtime) -> None:
         return
     if removed:
         _log.info("runs_removed", runs=removed)
+
+
+def run_schedules(runtime: Runtime) -> None:
+    """Fire what is due of the schedules of workflows. One that breaks does not keep the others."""
+    schedules = Schedules(runtime.runs, runtime.settings.schedules.keep_fires)
+    try:
+        for schedule_id in schedules.ready():
+            try:
+                schedules.advance(schedule_id)
+            except Unavailable:
+                raise
+            except Exception:  # noqa: BLE001 the outermost loop
+                _log.exception("schedule_broke", schedule_id=str(schedule_id))
+    except Unavailable as error:
+        _log.warning("schedules_postponed", error=str(error))
 
 
 def _entry(task: str, every: timedelta) -> dict[str, Any]:

@@ -16,19 +16,22 @@ from typing import Any
 
 from app.inference import prompts
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
-from app.workflows import conditions, expressions, registry, transforms
+from app.workflows import calls, conditions, expressions, registry, transforms
 from app.workflows import definition as definitions
 from app.workflows.claims import Claim
 from app.workflows.outcomes import Awaited, Called, Expanded, Signalled, Success, Timed, Usage
 from app.workflows.steps import (
     CallFields,
+    EmbedFields,
     GenerateFields,
+    HttpFields,
     JoinStep,
     MapStep,
     NoopFields,
     TransformFields,
     WaitStep,
 )
+from workers import embeds, outbound
 from workers.engine import Engine
 from workers.leases import Holding
 from workers.runtime import Runtime
@@ -105,6 +108,43 @@ def _generate(task: Task, step: GenerateFields) -> Success:
     return Success(json.loads(generated.text), usage)
 
 
+def _embed(task: Task, step: EmbedFields) -> Success:
+    return embeds.embed(
+        conditions.evaluate(step.texts, task.data),
+        task.engine,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+        task=step.task,
+        dimensions=step.dimensions,
+        long=step.long,
+    )
+
+
+def _http(task: Task, step: HttpFields) -> Success:
+    parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
+    secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
+    filled = calls.filled(parts, task.data, secrets)
+    body = calls.json_body(filled["json"]) if step.has_json else None
+    if step.body is not None:
+        body = calls.text_body(filled["body"])
+    call = calls.Call(
+        filled["url"],
+        step.method,
+        filled["headers"],
+        filled["query"],
+        body,
+        step.expect,
+        task.timeout,
+        step.max_bytes,
+        step.follow_redirects,
+        f"{task.claim.run_id}/{task.claim.key}",
+        step.idempotency_header,
+        tuple(secrets.values()),
+    )
+    answer = outbound.call(call, settings=task.runtime.settings.http, on_stop=task.holding.on_stop)
+    return Success(answer.output())
+
+
 def _map(task: Task, step: MapStep) -> Expanded:
     found = conditions.evaluate(step.over, task.data)
     if not isinstance(found, list):
@@ -153,6 +193,8 @@ _KINDS: Mapping[type[Any], _Kind] = {
     JoinStep: _join,
     TransformFields: _transform,
     GenerateFields: _generate,
+    EmbedFields: _embed,
+    HttpFields: _http,
     MapStep: _map,
     CallFields: _call,
     WaitStep: _wait,

@@ -15,6 +15,7 @@ from app.api import bodies, problems
 from app.api.bodies import Body
 from app.api.services import Services, Use
 from app.kernel.durations import Duration
+from app.kernel.egress import Policy
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows import check, registry, views
 from app.workflows.check import Catalogued
@@ -295,8 +296,10 @@ def labels_of(given: Sequence[str] | None) -> dict[str, str]:
 
 
 def known_models(services: Services) -> Catalogued:
-    """The names that a definition may ask for."""
-    return Catalogued(frozenset(model.name for model in services.catalog.models))
+    """What a definition may ask for: models by name, and servers."""
+    http = services.settings.http
+    policy = Policy.of(http.allowed_hosts, allow_private=http.allow_private)
+    return Catalogued(frozenset(model.name for model in services.catalog.models), policy)
 
 
 def _parsed(body: Source) -> tuple[RunIn, Source]:

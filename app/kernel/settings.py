@@ -113,6 +113,15 @@ class RunSettings(Section):
         return value
 
 
+class ScheduleSettings(Section):
+    """Schedules of workflows."""
+
+    #: Schedules are looked through for due fires this often: a fire is late by at most this, and a moment.
+    check_every: Duration = Field(default=timedelta(seconds=1), ge=timedelta(milliseconds=100))
+    #: How long it is kept what became of a fire.
+    keep_fires: Duration = Field(default=timedelta(days=30), ge=timedelta(minutes=1))
+
+
 class CatalogSettings(Section):
     """Which models can be served."""
 
@@ -191,6 +200,7 @@ class Settings(BaseSettings):
     flower: FlowerSettings = FlowerSettings()
     broker: BrokerSettings = BrokerSettings()
     runs: RunSettings = RunSettings()
+    schedules: ScheduleSettings = ScheduleSettings()
     catalog: CatalogSettings = CatalogSettings()
     control: ControlSettings = ControlSettings()
     pools: PoolSettings = PoolSettings()
