@@ -1,8 +1,8 @@
 """
 Caches: what each layer of a model keeps for the texts under way, by the file's header.
 
-A layer with attention keeps keys and values: of all cells, or of a window. With a compressed cache (MLA) it keeps keys
-alone. A layer without attention keeps a state for each sequence, however long that is. Some share another layer's cache.
+A layer with attention keeps keys and values: of all cells, or of a window. With a compressed cache (MLA) it keeps
+keys alone. A layer without attention keeps a state for each sequence, however long that is. Some share another's.
 
 The rules are llama.cpp's own (`llama_model::create_memory`, `llama_kv_cache`, `llama_memory_recurrent` and the
 `load_arch_hparams` of its models), and give its numbers to the byte.
@@ -14,16 +14,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.fleet.anatomy import Header
 from app.fleet.configuration import KV_BLOCKS, Configuration
-from app.fleet.header import Header
+from app.fleet.engine import KvType
 
 #: llama.cpp pads contexts, and caches of windows, to so many cells.
 PAD = 256
 
 #: Architectures whose layers have no cache at all: each text is computed at once.
 _WITHOUT = frozenset(
-    {"bert", "dream", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llada", "llada-moe", "modern-bert",
-     "neo-bert", "nomic-bert", "nomic-bert-moe", "rnd1", "wavtokenizer-dec"}
+    {"bert", "dream", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llada", "llada-moe",
+     "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "rnd1", "wavtokenizer-dec"}
 )  # fmt: skip
 #: Those that keep nothing but states.
 _RECURRENT = frozenset({"arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"})
@@ -235,7 +236,7 @@ def _at(values: tuple[Any, ...], number: int) -> int:
     return int(values[number]) if number < len(values) else int(values[-1]) if len(values) == 1 else 0
 
 
-def _row(values: int, kind: str) -> int:
+def _row(values: int, kind: KvType) -> int:
     """Bytes of a cell; llama.cpp refuses rows that are no whole blocks."""
     block, size = KV_BLOCKS[kind]
     return -(-values // block) * size

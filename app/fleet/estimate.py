@@ -20,10 +20,10 @@ from datetime import timedelta
 from typing import Any
 
 from app.fleet import caches, footprint, measurements
+from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
 from app.fleet.device import Device
-from app.fleet.footprint import HOST, Footprint, Process, Share, Source
-from app.fleet.header import Header
+from app.fleet.footprint import GUESS, HOST, Footprint, Process, Share, Source
 from app.fleet.measurements import Identity
 from app.kernel import log
 from app.kernel.database import Database
@@ -78,7 +78,7 @@ def estimate(identity: Identity, database: Database | None, host: str, *, dry: b
     Without a database nothing is remembered. `dry` allows a dry run, if none is remembered.
     """
     missing: dict[Source, str] = {}
-    known, process = measurements.Known(), Process()
+    known, process = measurements.Known(), GUESS
     if database is not None:
         with database.work() as work:
             known = measurements.find(work, identity)
@@ -110,9 +110,7 @@ def estimate(identity: Identity, database: Database | None, host: str, *, dry: b
     return Estimate(identity, tuple(all_of_them), missing)
 
 
-def dry_run(
-    identity: Identity, process: Process = Process(), *, environment: Mapping[str, str] | None = None
-) -> Footprint:
+def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mapping[str, str] | None = None) -> Footprint:
     """
     What llama.cpp would allocate for that identity, by a child process with this environment or that of this process.
 

@@ -18,9 +18,10 @@ from enum import StrEnum
 from typing import Any, Self
 
 from app.fleet import caches
+from app.fleet.anatomy import Header
 from app.fleet.caches import Cells, Layer
-from app.fleet.configuration import PLAIN, Configuration
-from app.fleet.header import Header
+from app.fleet.configuration import Configuration
+from app.fleet.engine import PLAIN_KV
 
 #: Places of a share: the host, and the GPUs from 0 on.
 HOST = -1
@@ -107,7 +108,7 @@ class Footprint:
         return replace(self, margins=margins)
 
     def or_greater(self, other: Self) -> Self:
-        """This, or the other, at each place whichever takes more there."""
+        """At each place, this one or the other, whichever takes more there."""
         others = {share.place: share for share in other.shares}
         shares = tuple(max(share, others.get(share.place, share), key=lambda one: one.total) for share in self.shares)
         margins = {place: max(size, other.margins.get(place, 0)) for place, size in self.margins.items()}
@@ -146,12 +147,16 @@ class Process:
     context: int = 600 * MIB
 
 
+#: Before anything was measured on a host.
+GUESS = Process()
+
+
 def closed_form(
     header: Header,
     configuration: Configuration,
     *,
     gpus: int = 0,
-    process: Process = Process(),
+    process: Process = GUESS,
     adapters: Sequence[Header] = (),
     projector: Header | None = None,
 ) -> Footprint:
@@ -186,16 +191,14 @@ def closed_form(
     return Footprint(Source.CLOSED_FORM, tuple(shares), margins, notes)
 
 
-def besides(
-    header: Header, configuration: Configuration, place: int, *, gpus: int, process: Process = Process()
-) -> int:
+def besides(header: Header, configuration: Configuration, place: int, *, gpus: int, process: Process = GUESS) -> int:
     """
     What the process takes besides what llama.cpp counts: on a GPU the driver's context, and room in which a quantised
     cache is unpacked; on the host the interpreter, the tokenizer and the working memory of the processor's kernels.
     """
     found = caches.layers(header)
     if place != HOST:
-        quantised = [kind for kind in (configuration.kv_type_k, configuration.kv_type_v) if kind not in PLAIN]
+        quantised = [kind for kind in (configuration.kv_type_k, configuration.kv_type_v) if kind not in PLAIN_KV]
         widest = max((layer.key + layer.value for layer in found), default=0)
         # The cache of a layer as 16-bit numbers (llama.cpp#23446).
         unpacked = 2 * widest * caches.cells(header, configuration).each if quantised and configuration.flash else 0
@@ -308,7 +311,7 @@ class _Placed:
         return total
 
     def output(self) -> int:
-        """Bytes of host memory for what comes out: logits for each sequence; vectors, and logits too, for each token."""
+        """Bytes of host memory for what comes out: logits of each sequence; vectors, and logits too, of each token."""
         vocabulary, width = self._header.vocabulary or 0, self._header.embedding_length or 0
         total = 4 * self._configuration.sequences * vocabulary
         if (embedding := self._embedding()) is not None:
@@ -333,10 +336,10 @@ def embedding_context(header: Header, configuration: Configuration) -> Configura
     """The second context of a model that embeds: a text is computed at once, up to 64 texts side by side."""
     if not configuration.embedding:
         return None
-    size = max(min(configuration.embedding, header.context_length or configuration.embedding), 256)
+    size = min(configuration.embedding, header.context_length or configuration.embedding)
     return replace(
-        configuration, slots=_TEXTS, sequences=_TEXTS, context=size, batch=max(size, _TEXTS), ubatch=size, streams=False,
-        kv_type_k="f16", kv_type_v="f16", swa_full=True, embedding=0,
+        configuration, sequences=_TEXTS, context=size, batch=size, ubatch=size, streams=False, kv_type_k="f16",
+        kv_type_v="f16", swa_full=True, embedding=0,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from app.fleet.anatomy import Tensor
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing
 
 #: Versions of the format whose layout is read here.
@@ -60,24 +61,6 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (b"lmgg", "it is a GGML file, which llama.cpp no longer reads"),
     (b"fmgg", "it is a GGMF file, which llama.cpp no longer reads"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One entry of the table of tensors."""
-
-    name: str
-    #: As `gguf` names it: `Q4_K`, `F32`.
-    type: str
-    #: Elements in each dimension, ggml's order: the first is the length of a row.
-    shape: tuple[int, ...]
-    #: Bytes of its data, without padding.
-    size: int
-
-    @property
-    def elements(self) -> int:
-        """Values that it holds."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

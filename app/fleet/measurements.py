@@ -23,10 +23,10 @@ from sqlalchemy import BigInteger, Column, DateTime, Index, text
 from sqlalchemy.dialects.postgresql import JSON
 from sqlmodel import Field, SQLModel
 
+from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
 from app.fleet.device import CPU, Device
-from app.fleet.footprint import Footprint, Process
-from app.fleet.header import Header
+from app.fleet.footprint import GUESS, Footprint, Process
 from app.kernel.database import Work
 
 #: Part of the total that margins have at the least once memory ran out, and what each further time makes of it.
@@ -186,9 +186,8 @@ def count_failure(work: Work, identity: Identity) -> None:
 def process(work: Work, host: str, build: str, devices: Sequence[Device]) -> Process:
     """What a process takes on these GPUs of that host besides a model: as measured there, or a guess."""
     known = {row.device: row.bytes for row in work.rows(_PROCESS, {"host": host, "build": build})}
-    guess = Process()
-    contexts = [known.get(device.uuid, guess.context) for device in devices]
-    return Process(known.get(CPU, guess.base), max(contexts, default=guess.context))
+    contexts = [known.get(device.uuid, GUESS.context) for device in devices]
+    return Process(known.get(CPU, GUESS.base), max(contexts, default=GUESS.context))
 
 
 def keep_process(work: Work, host: str, build: str, device: str, size: int) -> None:

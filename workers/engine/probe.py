@@ -33,6 +33,8 @@ from workers.engine import embedding, llama, native
 from workers.engine.options import EngineOptions, KvLayout
 
 _SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
+#: Slots of an engine, at the most.
+_MOST_SLOTS = 128
 #: More kinds of buffers than any machine has.
 _MOST_BUFFERS = 64
 #: Parts of the weights that may be counted twice, or be padding: embeddings that are the output too, and alignment.
@@ -116,12 +118,14 @@ def ask(question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def options_of(configuration: Configuration) -> EngineOptions:
-    """The options of an engine that is configured so."""
+    """Options of an engine that has this configuration; the number of its slots is not in it."""
+    streams, most = configuration.streams, min(configuration.sequences, configuration.batch, _MOST_SLOTS)
+    slots = configuration.sequences if streams else most
     return EngineOptions(
-        slots=configuration.slots,
+        slots=slots,
         context=configuration.context,
-        layout=KvLayout.STREAMS if configuration.streams else KvLayout.UNIFIED,
-        kept=configuration.sequences - configuration.slots,
+        layout=KvLayout.STREAMS if streams else KvLayout.UNIFIED,
+        kept=None if streams else configuration.sequences - slots,
         batch=configuration.batch,
         ubatch=configuration.ubatch,
         threads=1,
