@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 
 from app.fleet import files, header
 from app.fleet.model import FLASH_ATTENTION, Model
@@ -18,6 +19,7 @@ from app.kernel.settings import Settings
 from workers.application import Application
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions, Lora
+from workers.measuring import Measuring
 
 _log = log.get(__name__)
 
@@ -29,16 +31,20 @@ def run(settings: Settings, name: str, device: str) -> int:
     """
     Load the model and serve its queue until SIGTERM; gives the exit code.
 
-    Raises NotFound, ModelFileUnusable, DatabaseBehind, DatabaseUnreachable.
+    Raises NotFound, ModelFileUnusable, MemoryNotEnough, DatabaseBehind, DatabaseUnreachable.
     """
     model = files.read_catalog(settings.catalog.files).get(name)
     path = files.locate(model, settings.data_dir)
-    header.read(path)
+    options = options_of(model, settings, device)
     application = Application(settings)
     # The engine's thread waits for no other thread of Python for longer than this.
     sys.setswitchinterval(_SWITCH_SECONDS)
     _log.info("model_loading", model=model.name, path=str(path), device=device)
-    engine = LlamaEngine(path, options_of(model, settings, device))
+    with closing(Measuring(settings, header.read(path), options, device, embeds=model.embeds)) as measuring:
+        measuring.expect()
+        with measuring.loading():
+            engine = LlamaEngine(path, options)
+        measuring.keep(engine)
     return application.serve(f"pool.{model.slug}", [model_queue(model.slug)], engine.slots, engine)
 
 

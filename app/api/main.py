@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import devices, events, health, models, problems, runs, schedules, schemas, steering, workflows
+from app.api import devices, events, footprints, health, models, problems, runs, schedules, schemas, steering, workflows
 from app.api.bodies import UnsupportedMediaType
 from app.api.limits import BodyLimit
 from app.api.services import Services
@@ -101,7 +101,7 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for part in (runs, events, steering, workflows, schedules, schemas, models, devices, health):
+    for part in (runs, events, steering, workflows, schedules, schemas, models, footprints, devices, health):
         app.include_router(part.router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)

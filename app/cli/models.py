@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.footprint import footprint
 from app.cli.output import AsJson, print_json, settings_of, table
 from app.fleet import arrival, catalog, files, header
 from app.fleet import scan as scanning
@@ -43,6 +44,8 @@ _TEMPLATE_LINES, _TEMPLATE_WIDTH = 6, 96
 _STEP = 10
 
 _STYLES = {"here": "green", "damaged": "red", "missing": "red"}
+
+app.command()(footprint)
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model, such as smollm2:135m.")]
 

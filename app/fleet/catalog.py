@@ -16,7 +16,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 from app.fleet.engine import Conflicts, EngineEntry, Rope, SourcedAdapter
 from app.fleet.model import KvTypes, Model, PromptProfile
 from app.fleet.source import SOURCES, PackageFile, is_source_tag
-from app.kernel.errors import InvalidCatalog, NotFound, Problem
+from app.kernel.errors import InvalidCatalog, InvalidInput, NotFound, Problem
 
 #: Key of the list of entries; the only key at the top of a catalogue.
 _ENTRIES = "models"
@@ -131,6 +131,25 @@ def merge(catalogs: Iterable[Catalog]) -> Catalog:
     if problems:
         raise InvalidCatalog(problems, "model catalogues")
     return Catalog(tuple(models.values()), origins)
+
+
+def changed(model: Model, values: Mapping[str, Any], names: Mapping[str, str]) -> Model:
+    """
+    The model with other values, by the dotted keys of its entry.
+
+    Raises InvalidInput with every problem; `names` has what the caller calls a key.
+    """
+    merged = model.model_dump()
+    for key, value in values.items():
+        table, _, inner = key.rpartition(".")
+        (merged[table] if table else merged)[inner] = value
+    try:
+        return Model.model_validate(merged)
+    except ValidationError as error:
+        problems = [problem for item in error.errors() for problem in _problems(item, 0, _Lines(""))]
+    keys = [problem.where.removeprefix(f"{_ENTRIES}[0].") for problem in problems]
+    named = [replace(problem, where=names.get(key, key)) for key, problem in zip(keys, problems, strict=True)]
+    raise InvalidInput(named, f"options of {model.name}")
 
 
 def to_toml(models: Iterable[Model]) -> str:

@@ -14,6 +14,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -37,6 +38,8 @@ _PROBE = "workers.engine.probe"
 _TIMEOUT = timedelta(seconds=60)
 #: States are allocated even in a dry run; above so many bytes none is made.
 _MOST_STATES = 512 * footprint.MIB
+
+_one = threading.Lock()
 
 
 class NoDryRun(ArrieroError):
@@ -71,11 +74,18 @@ def identify(
     return Identity(header, configuration, tuple(devices), measurements.build(), tuple(adapters), projector)
 
 
-def estimate(identity: Identity, database: Database | None, host: str, *, dry: bool = True) -> Estimate:
+def estimate(
+    identity: Identity,
+    database: Database | None,
+    host: str,
+    *,
+    dry: bool = True,
+    environment: Mapping[str, str] | None = None,
+) -> Estimate:
     """
     All that can be told of that identity on this host.
 
-    Without a database nothing is remembered. `dry` allows a dry run, if none is remembered.
+    Without a database nothing is remembered. `dry` allows a dry run, if none is remembered; `environment` is for it.
     """
     missing: dict[Source, str] = {}
     known, process = measurements.Known(), GUESS
@@ -86,9 +96,11 @@ def estimate(identity: Identity, database: Database | None, host: str, *, dry: b
     if known.measured is None:
         missing[Source.MEASURED] = "it has not run so yet" if database else "no database was asked"
     found = known.dry_run
-    if found is None and dry:
+    if found is None and known.measured is not None:
+        missing[Source.DRY_RUN] = "it was measured"
+    elif found is None and dry:
         try:
-            found = dry_run(identity, process)
+            found = dry_run(identity, process, environment=environment)
         except NoDryRun as error:
             missing[Source.DRY_RUN] = str(error)
             _log.warning("dry_run_failed", model=identity.header.name, reason=str(error))
@@ -97,7 +109,7 @@ def estimate(identity: Identity, database: Database | None, host: str, *, dry: b
                 with database.work() as work:
                     measurements.keep_dry_run(work, identity, found)
     elif found is None:
-        missing[Source.DRY_RUN] = "a pool makes it when it loads the model"
+        missing[Source.DRY_RUN] = "on GPUs, a pool makes it when it loads the model"
     closed = footprint.closed_form(
         identity.header,
         identity.configuration,
@@ -124,15 +136,7 @@ def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mappin
         )
     question = json.dumps({"path": str(header.path), "configuration": configuration.as_json()})
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", _PROBE],
-            input=question,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT.total_seconds(),
-            env=environment,
-            check=False,
-        )
+        child = _run(question, environment)
     except subprocess.TimeoutExpired:
         raise NoDryRun(f"it did not end within {_TIMEOUT.total_seconds():g} s") from None
     except OSError as error:
@@ -146,6 +150,20 @@ def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mappin
     if "error" in answer:
         raise NoDryRun(answer["error"])
     return _footprint(identity, process, answer)
+
+
+def _run(question: str, environment: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
+    """Ask the child; one at a time, however many ask at once."""
+    with _one:
+        return subprocess.run(
+            [sys.executable, "-m", _PROBE],
+            input=question,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT.total_seconds(),
+            env=environment,
+            check=False,
+        )
 
 
 def _ending(child: subprocess.CompletedProcess[str]) -> str:
@@ -186,4 +204,4 @@ def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) 
     if unknown:
         raise NoDryRun(f"llama.cpp uses {len(unknown)} GPUs more than the {gpus} that were named")
     made = Footprint(Source.DRY_RUN, tuple(shares), {}, copied=copied)
-    return replace(made, margins={share.place: footprint.margin_of_known(share) for share in shares})
+    return replace(made, margins={share.place: footprint.margin_of_dry_run(share) for share in shares})

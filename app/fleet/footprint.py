@@ -30,8 +30,8 @@ MIB = 2**20
 
 #: Bytes of RAM that a tokenizer takes for each token of its vocabulary: by merges, and otherwise.
 _MERGED_TOKEN, _TOKEN = 400, 220
-#: What is added to what is exact, to what is fitted, and to everything of an architecture that is not proven.
-_EXACT, _FITTED, _UNPROVEN = 0.01, 0.15, 0.30
+#: What is added to what is exact, to what is fitted, to everything that is not proven, and to what was measured.
+_EXACT, _FITTED, _UNPROVEN, _SEEN = 0.01, 0.15, 0.30, 0.02
 #: A margin has so many bytes at the least.
 _LEAST = 32 * MIB
 #: Texts that are embedded side by side.
@@ -193,20 +193,34 @@ def closed_form(
 
 def besides(header: Header, configuration: Configuration, place: int, *, gpus: int, process: Process = GUESS) -> int:
     """
-    What the process takes besides what llama.cpp counts: on a GPU the driver's context, and room in which a quantised
-    cache is unpacked; on the host the interpreter, the tokenizer and the working memory of the processor's kernels.
+    What the process takes besides what llama.cpp counts: on a GPU the driver's context, on the host the interpreter and
+    the tokenizer; and on both the memory in which they work.
     """
-    found = caches.layers(header)
     if place != HOST:
-        quantised = [kind for kind in (configuration.kv_type_k, configuration.kv_type_v) if kind not in PLAIN_KV]
-        widest = max((layer.key + layer.value for layer in found), default=0)
-        # The cache of a layer as 16-bit numbers (llama.cpp#23446).
-        unpacked = 2 * widest * caches.cells(header, configuration).each if quantised and configuration.flash else 0
-        return process.context + unpacked
+        return process.context + working(header, configuration, place, gpus=gpus)
     tokenizer = (_MERGED_TOKEN if header.tokenizer == "gpt2" else _TOKEN) * (header.vocabulary or 0)
-    if gpus and configuration.gpu_layers == -1:
-        return process.base + tokenizer
-    return process.base + tokenizer + _working(header, configuration, found)
+    return process.base + tokenizer + working(header, configuration, place, gpus=gpus)
+
+
+def working(header: Header, configuration: Configuration, place: int, *, gpus: int) -> int:
+    """
+    Memory that is taken while something is computed, and that llama.cpp counts nowhere.
+
+    The processor's kernels convert what they multiply. On a GPU, the cache of a layer is there as 16-bit numbers too
+    where it is quantised (llama.cpp#23446).
+    """
+    layers, heads = caches.layers(header), max(header.heads, default=0)
+    looked = caches.cells(header, configuration).each
+    if place != HOST:
+        quantised = {configuration.kv_type_k, configuration.kv_type_v} - PLAIN_KV
+        widest = max((layer.key + layer.value for layer in layers), default=0)
+        return 2 * widest * looked if quantised and configuration.flash else 0
+    if gpus and configuration.gpu_layers < 0:
+        return 0
+    tokens = min(configuration.batch, configuration.ubatch)
+    widest = max(_feed(header)[0], header.embedding_length or 0, heads * (header.key_length or 0))
+    matrix = 0 if configuration.flash else heads * (looked if caches.kinds(layers) else tokens)
+    return 2 * tokens * (widest + matrix)
 
 
 def _margin(share: Share, *, proven: bool, projector: Header | None) -> int:
@@ -218,9 +232,19 @@ def _margin(share: Share, *, proven: bool, projector: Header | None) -> int:
     return max(more, _LEAST)
 
 
-def margin_of_known(share: Share) -> int:
-    """What is added where all but the process's own part was counted or measured."""
-    return max(round((share.total - share.parked - share.process) * _EXACT + share.process * _FITTED), _LEAST)
+def margin_of_dry_run(share: Share) -> int:
+    """What is added where llama.cpp counted all but the process's own part."""
+    return max(round(_counted(share) * _EXACT + share.process * _FITTED), _LEAST)
+
+
+def margin_of_measured(share: Share) -> int:
+    """What is added to what was measured."""
+    return max(round((share.total - share.parked) * _SEEN), _LEAST)
+
+
+def _counted(share: Share) -> int:
+    """What llama.cpp counts. What is parked is a bound already."""
+    return share.total - share.parked - share.process
 
 
 class _Placed:
@@ -307,7 +331,7 @@ class _Placed:
                 total += _compute(self._header, self._layers, configuration, cells, tokens, embeds=embeds)
                 total += (copies - 1) * inputs
             elif place == HOST:
-                total += copies * inputs
+                total += inputs
         return total
 
     def output(self) -> int:
@@ -409,17 +433,6 @@ def _feed(header: Header) -> tuple[int, bool]:
         return dense, gated
     used = (header.experts_used or 1) * (_number(header, "expert_feed_forward_length") or dense)
     return max(used, dense if up is not None else 0), gated
-
-
-def _working(header: Header, configuration: Configuration, layers: tuple[Layer, ...]) -> int:
-    """Bytes in which the processor's kernels convert what they multiply; llama.cpp counts them nowhere."""
-    tokens = min(configuration.batch, configuration.ubatch)
-    width, heads = header.embedding_length or 0, max(header.heads, default=0)
-    size = 2 * tokens * max(_feed(header)[0], width, heads * (header.key_length or 0))
-    if not configuration.flash:
-        looked = caches.cells(header, configuration).each if caches.kinds(layers) else tokens
-        size += 2 * tokens * heads * looked
-    return size
 
 
 def _near(adapter: Header, placed: _Placed, place: int) -> int:

@@ -76,7 +76,7 @@ class LlamaEngine:
             self.model.close()
             raise
         #: A model without a memory looks at whole texts only: it embeds or ranks them.
-        self._writes = self.model.decodes and bool(self._loop.context.memory)
+        self.writes = self.model.decodes and bool(self._loop.context.memory)
         self._embeddings: EmbeddingContext | None = None
         self._numbers = itertools.count(1)
         self._users = 0
@@ -250,7 +250,7 @@ class LlamaEngine:
             wrong.append("schema, grammar and tools exclude each other")
         if request.tool_choice != "auto" and not request.tools:
             wrong.append("tool_choice says something of tools, and there are none")
-        if not self._writes:
+        if not self.writes:
             wrong.append(f"{self.model.path.name} writes no texts; it embeds or ranks them")
         if wrong:
             raise StepFailure(FailureReason.INVALID_REQUEST, "; ".join(wrong))
