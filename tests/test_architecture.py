@@ -17,16 +17,25 @@ SHELLS = {
     "workflows/messages.py",
     "workflows/service.py",
     "workflows/change.py",
+    "workflows/claims.py",
+    "workflows/items.py",
+    "workflows/steering.py",
+    "workflows/submission.py",
     "workflows/registry.py",
     "workflows/sweep.py",
     "workflows/views.py",
+    "workflows/schedules/rows.py",
+    "workflows/schedules/store.py",
+    "workflows/schedules/service.py",
     "fleet/arrival.py",
     "fleet/control_group.py",
     "fleet/devices.py",
     "fleet/download.py",
+    "fleet/estimate.py",
     "fleet/files.py",
     "fleet/gguf_file.py",
     "fleet/header.py",
+    "fleet/measurements.py",
     "fleet/nvml.py",
     "fleet/scan.py",
 }
@@ -37,6 +46,7 @@ WORLD = {
         "celery",
         "fastapi",
         "gguf",
+        "httpcore2",
         "httpx2",
         "kombu",
         "llama_cpp",
@@ -60,7 +70,10 @@ WORLD = {
     ),
     *("threading", "time", "urllib.request", "uuid"),
 }
-WORLD_OF_OURS = {"app.kernel.broker", "app.kernel.clock", "app.kernel.database", "app.kernel.ids", "app.kernel.log"}
+WORLD_OF_OURS = {
+    *("app.kernel.broker", "app.kernel.clock", "app.kernel.database", "app.kernel.ids", "app.kernel.log"),
+    "app.kernel.secrets",
+}
 
 
 def pure_modules() -> list[Path]:
@@ -110,3 +123,4 @@ def test_task_names_are_their_import_paths() -> None:
 
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == jobs.SWEEP
+    assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == jobs.SCHEDULES

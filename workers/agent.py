@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psycopg
 
-from app.fleet import files, needs
+from app.fleet import files
 from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.devices import Devices
@@ -35,7 +35,14 @@ from app.fleet.pool import Desired, Phase, Stage
 from app.fleet.reconcile import CHANNEL
 from app.kernel import addresses, ids, log, private_file
 from app.kernel import database as databases
-from app.kernel.errors import Conflict, DatabaseUnreachable, LeaseLost, ModelFileUnusable, ServerNotStarted
+from app.kernel.errors import (
+    Conflict,
+    DatabaseUnreachable,
+    LeaseLost,
+    ModelFileMissing,
+    ModelFileUnusable,
+    ServerNotStarted,
+)
 from app.kernel.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from workers import convergence, inventory
@@ -89,7 +96,8 @@ class Agent:
         self._catalog: Catalog = files.read_catalog(settings.catalog.files)
         self._running: dict[str, _Running] = {}
         self._epoch: int | None = None
-        self._files: tuple[str, ...] = ()
+        #: By model, the configurations whose files are here.
+        self._here: dict[str, str] = {}
         self._files_at = float("-inf")
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -151,7 +159,7 @@ class Agent:
             inventory_ = self._devices.measure()
             if self._epoch is None:
                 self._join(inventory_)
-            self._look_for_files()
+            self._look_for_files(inventory_)
             pools = self._beat(inventory_)
             self._converge(pools, inventory_)
             self._observe(inventory_)
@@ -175,7 +183,7 @@ class Agent:
         declared = inventory.declared(self.host, inventory_, self._settings.fleet)
         adopted = {id_: running.epoch for id_, running in self._running.items()}
         self._epoch = self._hosts.join(self.host, self._identity(), os.cpu_count() or 1, declared, adopted)
-        self._files_at = float("-inf")
+        self._here, self._files_at = {}, float("-inf")
 
     def _identity(self) -> str:
         """Names this data directory for ever: the processes of its pools are known here and nowhere else."""
@@ -186,26 +194,30 @@ class Agent:
             private_file.write(file, ids.new_secret() + "\n")
             return self._identity()
 
-    def _look_for_files(self) -> None:
+    def _look_for_files(self, inventory_: Inventory) -> None:
+        """Find out which models are here, and what those that are new need on this host's devices."""
         if time.monotonic() - self._files_at < _FILES:
             return
         self._files_at = time.monotonic()
-        here, known = [], []
-        simulated = self._settings.fleet.simulated
+        new = []
         for model in self._catalog:
-            with contextlib.suppress(ModelFileUnusable):
-                known += inventory.closed_forms(model, files.locate(model, self._settings.data_dir))
-                here.append(needs.configuration_id(model))
-            if simulated and (stand_in := needs.simulated(model, min(device.bandwidth for device in simulated))):
-                known.append(stand_in)
-                here.append(stand_in.configuration)
-        self._files = tuple(dict.fromkeys(here))
-        self._hosts.declare_footprints(known)
+            known = list(inventory.stand_in(model, inventory_))
+            try:
+                files.locate(model, self._settings.data_dir)
+                if model.name not in self._here:
+                    known += inventory.layouts(model, self._settings, inventory_, self._database, self.host)
+            except ModelFileUnusable as error:
+                if not isinstance(error, ModelFileMissing):
+                    _log.warning("model_unusable", model=model.name, error=str(error))
+            if known and model.name not in self._here:
+                self._here[model.name] = known[0].configuration
+                new += known
+        self._hosts.declare_layouts(new)
 
     def _beat(self, inventory_: Inventory) -> list[Granted]:
         assert self._epoch is not None, "it has joined"
         measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._pids())
-        return self._hosts.beat(self.host, self._epoch, measured, self._files, inventory_.problems)
+        return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), inventory_.problems)
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
         for pool in pools:

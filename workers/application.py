@@ -52,6 +52,14 @@ class Application:
         def run_sweep() -> None:
             jobs.run_sweep(self.runtime)
 
+        @self.celery.task(name=jobs.EXPIRE)
+        def run_expire() -> None:
+            jobs.run_expire(self.runtime)
+
+        @self.celery.task(name=jobs.SCHEDULES)
+        def run_schedules() -> None:
+            jobs.run_schedules(self.runtime)
+
         @self.celery.task(name=RECONCILE)
         def run_reconcile() -> None:
             jobs.run_reconcile(self.runtime)

@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import timedelta
-from pathlib import Path
 
 import psutil
 
-from app.fleet import header, needs
+from app.fleet import configuration, estimate, files, header, needs
 from app.fleet.device import Device, DeviceKind, Inventory
+from app.fleet.footprint import HOST
 from app.fleet.hosts import Declared, Measured
 from app.fleet.model import Model
 from app.fleet.needs import Known
-from app.kernel.settings import FleetSettings
+from app.kernel.database import Database
+from app.kernel.fleet_settings import FleetSettings
+from app.kernel.settings import Settings
 from app.kernel.sizes import rounded
 
 #: Part of the RAM that pools may hold unless the settings say how much.
 _RAM = 0.8
 _MIB = 2**20
+#: GPUs that a model is laid over.
+_SPLITS = (1, 2, 4, 8)
+#: Time from the start of a process until it loads, and bytes of weights that are loaded in a second, until it is known
+#: better.
+_BEGIN, _PACE = timedelta(seconds=5), 1e9
 
 
 def id_of(host: str, device: Device) -> str:
@@ -139,18 +146,38 @@ def family(pids: Iterable[int]) -> set[int]:
     return found
 
 
-def closed_forms(model: Model, path: Path) -> list[Known]:
-    """What the file's header says that the model needs in RAM."""
-    read = header.read(path)
-    layers, heads = read.layers or 1, max(read.kv_heads, default=1)
-    row = heads * ((read.key_length or 64) + (read.value_length or 64))
-    cells = model.slots * model.context
-    cache = layers * row * 2 * cells
-    compute = 512 * 4 * ((read.vocabulary or 32_000) + 16 * (read.embedding_length or 1024))
-    process = 300 * 2**20
-    total = round((read.tensor_bytes + cache + compute) * 1.15) + process
-    load = timedelta(seconds=4 + read.tensor_bytes / 1e9)
-    return [Known(needs.configuration_id(model), needs.CPU, (total,), "closed form", load, 10.0)]
+def stand_in(model: Model, inventory: Inventory) -> Iterator[Known]:
+    """What a stand-in for the model takes on the simulated devices, if there are any."""
+    paces = [device.bandwidth for device in inventory.devices if device.bandwidth]
+    if paces and (known := needs.simulated(model, min(paces))) is not None:
+        yield known
+
+
+def layouts(model: Model, settings: Settings, inventory: Inventory, database: Database, host: str) -> Iterator[Known]:
+    """
+    What the model needs on devices of each type that the host has, alone or on several of them.
+
+    It is the best that is known without touching a device: measured, a remembered dry run, or the file's header.
+    Raises ModelFileUnusable when the file is not here.
+    """
+    read = header.read(files.locate(model, settings.data_dir))
+    adapters = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
+    by_type: dict[str, list[Device]] = {}
+    for device in inventory.devices:
+        if device.kind is not DeviceKind.SIMULATED:
+            by_type.setdefault(type_of(device), []).append(device)
+    for type_, devices in by_type.items():
+        for count in [0] if type_ == needs.CPU else [n for n in _SPLITS if n <= len(devices)]:
+            gpus = devices[:count]
+            shape = configuration.of_model(model, gpus=count)
+            identity = estimate.identify(read, shape, gpus, adapters=adapters)
+            best = estimate.estimate(identity, database, host, dry=False).best
+            reserved = best.reserved()
+            parts = [reserved[place] for place in range(count)] if count else [reserved[HOST]]
+            load = _BEGIN + timedelta(seconds=read.tensor_bytes / _PACE)
+            yield Known(
+                needs.configuration_id(model), type_, tuple(sorted(parts, reverse=True)), best.source.value, load, 10.0
+            )
 
 
 def _capacity(device: Device, settings: FleetSettings) -> int:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 
 from app.fleet import files, header, needs
+from app.fleet.footprint import HOST, Footprint
 from app.fleet.holder import Grant, Holder
-from app.fleet.model import Model
+from app.fleet.model import FLASH_ATTENTION, Model
 from app.fleet.pool import Stage
-from app.inference.requests import GenerateRequest, Sampling
+from app.fleet.reservation import Refused
+from app.inference.requests import GenerateRequest
 from app.kernel import addresses, log
 from app.kernel import database as databases
 from app.kernel.broker import model_queue
@@ -26,30 +29,26 @@ from app.kernel.settings import Settings
 from workers.application import Application
 from workers.engine import Engine
 from workers.engine.engine import LlamaEngine
-from workers.engine.options import EngineOptions, Profile
+from workers.engine.options import EngineOptions, Lora
 from workers.engine.simulated import SimulatedEngine
 from workers.heart import LET_GO, Heart
+from workers.measuring import Measuring
 
 _log = log.get(__name__)
 
 #: Seconds for which a thread may keep the others from running, once they want to; Python's own is ten times that.
 _SWITCH_SECONDS = 0.0005
-#: How the catalogue's words for flash attention read here.
-_FLASH = {"auto": None, "on": True, "off": False}
 #: Exit codes of a pool that cannot have the bytes that it needs, and of one that cannot serve.
 REFUSED, FAILED = 8, 9
-#: Tokens of the text that warms a model up.
-_WARM = 2
-#: Seconds that it may take.
-_WARM_SECONDS = 120.0
 
 
 def run(settings: Settings, id_: str, epoch: int) -> int:
     """
     Load what was granted and serve its queue until SIGTERM; gives the exit code.
 
-    Raises LeaseLost when nothing is granted, NotFound, ModelFileUnusable, DatabaseBehind, DatabaseUnreachable.
+    Raises LeaseLost when nothing is granted, DatabaseBehind, DatabaseUnreachable.
     """
+    began = time.monotonic()
     database = databases.at_head(addresses.of(settings).database_url, pool_size=2)
     try:
         holder = Holder(database, settings.fleet.lease)
@@ -57,7 +56,7 @@ def run(settings: Settings, id_: str, epoch: int) -> int:
         heart = Heart(holder, grant, worker_of(grant), settings.fleet.heartbeat)
         heart.start()
         try:
-            return _serve(settings, holder, grant, heart)
+            return _Pool(settings, holder, grant, heart).serve(began)
         finally:
             heart.stop()
     finally:
@@ -70,83 +69,102 @@ def worker_of(grant: Grant) -> str:
     return f"{'simulated-' if grant.simulated else ''}pool.{slug}.{grant.id[-6:]}"
 
 
-def _serve(settings: Settings, holder: Holder, grant: Grant, heart: Heart) -> int:
-    began = time.monotonic()
-    try:
-        model = files.read_catalog(settings.catalog.files).get(grant.model)
-        if needs.configuration_id(model) != grant.configuration:
-            raise Conflict(f"the entry of {model.name} on this host is not the one that was planned with")
-        engine = _loaded(settings, grant, model, heart)
-        heart.tell(Stage.WARMING, progress=1.0)
-        pace = _warmed(engine, model)
-    except MemoryNotEnough as error:
-        heart.tell(Stage.REFUSED, str(error))
-        _log.error("pool_refused", model=grant.model, reason=str(error))
-        return REFUSED
-    except LeaseLost as error:
-        _log.error("pool_lost_its_claim", model=grant.model, reason=str(error))
-        return LET_GO
-    except ArrieroError as error:
-        heart.tell(Stage.FAILED, str(error))
-        _log.error("pool_failed", model=grant.model, reason=str(error))
-        return FAILED
-    load = timedelta(seconds=time.monotonic() - began)
-    _log.info(
-        "pool_loaded", model=grant.model, seconds=round(load.total_seconds(), 2), tokens_per_second=round(pace, 1)
-    )
-    if not grant.simulated:
-        holder.note_load(grant, load, pace)
-    application = Application(settings)
-    return application.serve(worker_of(grant), [model_queue(model.slug)], engine.slots, engine, heart)
+def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) -> EngineOptions:
+    """
+    How an engine loads the model: its entry of the catalogue, and its part of the host.
+
+    Raises ModelFileMissing for an adapter that is not here.
+    """
+    entry = model.engine
+    given = {key: getattr(entry, key) for key in type(entry).model_fields} | {
+        "slots": model.slots,
+        "context": model.cells,
+        "kv_type_k": model.kv.k,
+        "kv_type_v": model.kv.v,
+        "flash_attention": FLASH_ATTENTION[model.flash_attention],
+        "profile": model.prompt,
+        "threads": entry.threads or threads,
+        "loras": [
+            Lora(name=lora.name, scale=lora.scale, path=files.locate_adapter(model, lora, settings.data_dir))
+            for lora in entry.loras
+        ],
+    }
+    if not gpus:
+        given["gpu_layers"] = 0
+    return EngineOptions(**given)
 
 
-def _loaded(settings: Settings, grant: Grant, model: Model, heart: Heart) -> Engine:
-    def progress(done: float) -> None:
-        heart.tell(Stage.LOADING, progress=done)
+class _Pool:
+    """A pool from its grant to its end."""
 
-    if grant.simulated:
-        _log.warning("pool_is_simulated", model=model.name, devices=[part.name for part in grant.parts])
-        return _stand_in(grant, model, progress)
-    path = files.locate(model, settings.data_dir)
-    header.read(path)
-    # The engine's thread waits for no other thread of Python for longer than this.
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    heart.tell(Stage.MEASURING)
-    _log.info("model_loading", model=model.name, path=str(path), devices=[part.name for part in grant.parts])
-    return LlamaEngine(path, options_of(model, grant), on_progress=progress)
+    def __init__(self, settings: Settings, holder: Holder, grant: Grant, heart: Heart) -> None:
+        self.settings, self.holder, self.grant, self.heart = settings, holder, grant, heart
 
+    def serve(self, began: float) -> int:
+        """Load, then serve until the end. `began` is when the process did, by the monotonic clock."""
+        name = self.grant.model
+        try:
+            model = files.read_catalog(self.settings.catalog.files).get(name)
+            if needs.configuration_id(model) != self.grant.configuration:
+                raise Conflict(f"the entry of {name} on this host is not the one that was planned with")
+            engine = self._stand_in(model) if self.grant.simulated else self._load(model, began)
+        except MemoryNotEnough as error:
+            self.heart.tell(Stage.REFUSED, str(error))
+            _log.error("pool_refused", model=name, reason=str(error))
+            return REFUSED
+        except LeaseLost as error:
+            _log.error("pool_lost_its_claim", model=name, reason=str(error))
+            return LET_GO
+        except ArrieroError as error:
+            self.heart.tell(Stage.FAILED, str(error))
+            _log.error("pool_failed", model=name, reason=str(error))
+            return FAILED
+        _log.info("pool_loaded", model=name, seconds=round(time.monotonic() - began, 2))
+        queues = [model_queue(model.slug)]
+        return Application(self.settings).serve(worker_of(self.grant), queues, engine.slots, engine, self.heart)
 
-def _stand_in(grant: Grant, model: Model, progress: Callable[[float], None]) -> Engine:
-    part = grant.parts[0]
-    pace = float(model.simulated.tokens_per_second) * part.speed
-    return SimulatedEngine(grant.slots, pace, needs.simulated_load(model, part.bandwidth or 1), progress)
+    def _load(self, model: Model, began: float) -> Engine:
+        path = files.locate(model, self.settings.data_dir)
+        uuids = [part.uuid for part in self.grant.parts if part.uuid]
+        options = options_of(model, self.settings, gpus=bool(uuids), threads=self.grant.threads)
+        # The engine's thread waits for no other thread of Python for longer than this.
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        device = ",".join(uuids) or needs.CPU
+        with closing(Measuring(self.settings, header.read(path), options, device, embeds=model.embeds)) as measuring:
+            self.heart.tell(Stage.MEASURING)
+            self._claim(measuring.expect())
+            _log.info("model_loading", model=model.name, path=str(path), device=device)
+            self.heart.tell(Stage.LOADING)
+            with measuring.loading():
+                engine = LlamaEngine(path, options, on_progress=self._progress)
+            self.heart.tell(Stage.WARMING, progress=1.0)
+            measured = measuring.keep(engine)
+        if measured is not None:
+            self._claim(measured)
+        self.holder.note_load(self.grant, timedelta(seconds=time.monotonic() - began))
+        return engine
 
+    def _claim(self, needed: Footprint) -> None:
+        """Have the reservation adjusted to what is needed. Raises MemoryNotEnough with what there is."""
+        reserved, parts = needed.reserved(), self.grant.parts
+        on_gpus = bool(parts[0].uuid)
+        wanted = {part.id: reserved[place if on_gpus else HOST] for place, part in enumerate(parts)}
+        self.holder.keep_layout(self.grant, list(wanted.values()), needed.source.value)
+        adjusted = self.holder.adjust(self.grant, wanted)
+        if isinstance(adjusted, Refused):
+            raise MemoryNotEnough(f"{self.grant.model} ({needed.source.value}): {adjusted.reason}; it", None, None)
+        self.grant = replace(self.grant, revision=adjusted)
 
-def _warmed(engine: Engine, model: Model) -> float:
-    """Write a first text; gives tokens a second."""
-    if model.embeds:
-        return 0.0
-    began = time.monotonic()
-    request = GenerateRequest(prompt="Hello", max_tokens=_WARM, sampling=Sampling(temperature=0, ignore_end=True))
-    engine.generate(request).result(_WARM_SECONDS)
-    return _WARM / max(time.monotonic() - began, 1e-6)
+    def _stand_in(self, model: Model) -> Engine:
+        part = self.grant.parts[0]
+        _log.warning("pool_is_simulated", model=model.name, devices=[part.name for part in self.grant.parts])
+        self.heart.tell(Stage.LOADING)
+        pace = float(model.simulated.tokens_per_second) * part.speed
+        load = needs.simulated_load(model, part.bandwidth or 1)
+        engine = SimulatedEngine(self.grant.slots, pace, load, self._progress)
+        self.heart.tell(Stage.WARMING, progress=1.0)
+        engine.generate(GenerateRequest(prompt="Hello", max_tokens=1)).result()
+        return engine
 
-
-def options_of(model: Model, grant: Grant) -> EngineOptions:
-    """How an engine loads the model: its entry of the catalogue, and what was granted."""
-    profile = model.prompt
-    return EngineOptions(
-        slots=model.slots,
-        context=model.slots * model.context,
-        threads=grant.threads,
-        kv_type_k=model.kv.k,
-        kv_type_v=model.kv.v,
-        flash_attention=_FLASH[model.flash_attention],
-        gpu_layers=0 if grant.type == needs.CPU else -1,
-        profile=Profile(
-            chat_template=profile.chat_template,
-            system_as_user=profile.system == "user",
-            stop=profile.stop,
-            variables=profile.arguments,
-        ),
-    )
+    def _progress(self, done: float) -> None:
+        self.heart.tell(Stage.LOADING, progress=done)

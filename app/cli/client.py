@@ -35,21 +35,28 @@ class Client:
         given = {name: value for name, value in parameters.items() if value is not None}
         return self._call("GET", path, params=given)
 
-    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Post JSON, get JSON."""
-        return self._call("POST", path, json=body, headers=dict(headers or {}))
+        given = {name: value for name, value in (parameters or {}).items() if value is not None}
+        return self._call("POST", path, json=body, headers=dict(headers or {}), params=given)
 
     def put(self, path: str, body: Any) -> Any:
         """Put JSON, get JSON."""
         return self._call("PUT", path, json=body)
 
-    def delete(self, path: str, **parameters: Any) -> None:
-        """Take a resource away."""
-        self._call("DELETE", path, params=parameters)
-
     def put_text(self, path: str, text: str, media_type: str) -> Any:
         """Put a text, get JSON."""
         return self._call("PUT", path, content=text.encode(), headers={"Content-Type": media_type})
+
+    def delete(self, path: str, **parameters: Any) -> None:
+        """Remove a resource."""
+        self._call("DELETE", path, params=parameters)
 
     def close(self) -> None:
         """Close the connections."""

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.footprint import footprint
 from app.cli.output import AsJson, print_json, settings_of, table
 from app.fleet import arrival, catalog, files, header
 from app.fleet import scan as scanning
+from app.fleet.anatomy import Header
 from app.fleet.arrival import Progress, State, shown
-from app.fleet.header import Header
 from app.fleet.model import Model
 from app.kernel.errors import ModelFileDamaged, ModelFileUnusable
 from app.kernel.settings import Settings
@@ -43,6 +44,8 @@ _TEMPLATE_LINES, _TEMPLATE_WIDTH = 6, 96
 _STEP = 10
 
 _STYLES = {"here": "green", "damaged": "red", "missing": "red"}
+
+app.command()(footprint)
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model, such as smollm2:135m.")]
 
@@ -118,7 +121,8 @@ def show(
         "entry": summary["origin"],
         "served with": f"{model.slots} slots x {model.context} tokens, cache {model.kv.k}/{model.kv.v}, "
         f"flash attention {model.flash_attention}",
-        "prompt": ", ".join(f"{key} = {value!r}" for key, value in _overrides(model).items()),
+        "prompt": _listed(_overrides(model)),
+        "engine": _listed(model.engine.model_dump(mode="json", exclude_defaults=True)),
         "file": summary["path"] if read else summary["state"],
     }
     console = Console()
@@ -280,6 +284,10 @@ def _facts(read: Header) -> dict[str, Any]:
 def _short(numbers: tuple[int, ...]) -> int | list[int] | None:
     """One number when all layers have the same, as nearly all models do."""
     return (numbers[0] if len(set(numbers)) == 1 else list(numbers)) if numbers else None
+
+
+def _listed(given: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value!r}" for key, value in given.items())
 
 
 def _overrides(model: Model) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import psutil
 from app.fleet import control_group
 from app.fleet.device import CPU, Device, DeviceKind, Inventory
 from app.fleet.nvml import Gpus
-from app.kernel.settings import FleetSettings, SimulatedDevice
+from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
 
 
 class Devices:

@@ -12,6 +12,7 @@ Nothing here writes, and no file is mapped: one that shrinks meanwhile is an err
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from app.fleet.anatomy import Tensor
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing
 
 #: Versions of the format whose layout is read here.
@@ -62,24 +64,6 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """One entry of the table of tensors."""
-
-    name: str
-    #: As `gguf` names it: `Q4_K`, `F32`.
-    type: str
-    #: Elements in each dimension, ggml's order: the first is the length of a row.
-    shape: tuple[int, ...]
-    #: Bytes of its data, without padding.
-    size: int
-
-    @property
-    def elements(self) -> int:
-        """Values that it holds."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
 class Container:
     """What one file holds besides the data of its tensors."""
 
@@ -93,6 +77,8 @@ class Container:
     tensors: tuple[Tensor, ...]
     #: Bytes of the file.
     size: int
+    #: The sha256 of all that stands before the data of the tensors.
+    digest: str
 
 
 def read(path: Path) -> Container:
@@ -144,7 +130,8 @@ class _Reader:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._damaged(f"its alignment is {alignment!r}, which is no power of two")
         tensors = tuple(self._tensors(tensor_count, alignment))
-        return Container(self._path, version, metadata, lengths, tensors, self._size)
+        digest = hashlib.sha256(memoryview(self._data)[: self._at]).hexdigest()
+        return Container(self._path, version, metadata, lengths, tensors, self._size, digest)
 
     def _version(self) -> int:
         self._fill(min(_READ, self._size))

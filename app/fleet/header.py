@@ -9,77 +9,21 @@ How a file is read, and when it is refused as damaged, is said in `gguf_file`.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gguf.constants import LlamaFileType
 
 from app.fleet import gguf_file
-from app.fleet.gguf_file import Container, Tensor
+from app.fleet.anatomy import Header, Tensor
+from app.fleet.gguf_file import Container
 from app.fleet.source import split_number, split_parts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing
 
 #: Eight times llama.cpp's own limit, LLAMA_MAX_LAYERS.
 _MAX_LAYERS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the header of a model says. A number that the file does not give is None."""
-
-    #: The file, or all parts of a split model in their order.
-    parts: tuple[Path, ...]
-    version: int
-    #: The model's own name, or the name of its file.
-    name: str
-    architecture: str
-    #: `model`, `adapter`, `mmproj`, `imatrix`; as `general.type` says, else by the architecture.
-    kind: str
-    #: As llama.cpp names it: `Q4_K_M`; without such a name, the type with the most bytes.
-    quantisation: str
-    #: As the publisher writes it: `135M`.
-    size_label: str | None
-    licence: str | None
-    #: Tokens with which the model was trained.
-    context_length: int | None
-    layers: int | None
-    embedding_length: int | None
-    #: Attention heads of each layer; 0 in a layer without attention.
-    heads: tuple[int, ...]
-    #: Heads of the cache in each layer.
-    kv_heads: tuple[int, ...]
-    #: Values of one head's key and of its value.
-    key_length: int | None
-    value_length: int | None
-    #: Tokens that the sliding layers look back; None without such layers.
-    sliding_window: int | None
-    experts: int | None
-    experts_used: int | None
-    #: Kind of the tokenizer: `gpt2`, `llama`, `bert`.
-    tokenizer: str | None
-    vocabulary: int | None
-    chat_template: str | None
-    parameters: int
-    #: Bytes of all parts.
-    file_bytes: int
-    #: Bytes of all tensors, without padding.
-    tensor_bytes: int
-    tensors: tuple[Tensor, ...] = field(repr=False)
-    #: Every key but the tokenizer's lists and other long arrays.
-    metadata: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def path(self) -> Path:
-        """The file that llama.cpp is given: the first part."""
-        return self.parts[0]
-
-    @property
-    def pools(self) -> bool:
-        """Whether the file says how embeddings are pooled: a model made for embedding."""
-        return bool(self.metadata.get(f"{self.architecture}.pooling_type"))
 
 
 def read(path: Path) -> Header:
@@ -169,6 +113,7 @@ def _header(pieces: tuple[Container, ...]) -> Header:
         parameters=sum(tensor.elements for tensor in tensors),
         file_bytes=sum(piece.size for piece in pieces),
         tensor_bytes=sum(tensor.size for tensor in tensors),
+        digest=hashlib.sha256("".join(piece.digest for piece in pieces).encode()).hexdigest(),
         tensors=tensors,
         metadata=values,
     )

@@ -6,9 +6,11 @@ A grant that was given back, or went to another epoch, is LeaseLost: the pool mu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import text
 
@@ -26,7 +28,8 @@ _TAKE = text("""
 """)
 _DEVICES = text("""
     SELECT device.id, name, type, uuid, simulated, speed, bandwidth, claim.bytes
-    FROM claim JOIN device ON device.id = device_id WHERE reservation_id = CAST(:id AS uuid) ORDER BY device.name
+    FROM claim JOIN device ON device.id = device_id WHERE reservation_id = CAST(:id AS uuid)
+    ORDER BY length(device.name), device.name
 """)
 _REPORT = text("""
     INSERT INTO pool_report (pool_id, stage, progress, told, worker, busy, urgent, stalled_ms, heard_at)
@@ -39,8 +42,12 @@ _REPORT = text("""
 _HEAR = text("""
     SELECT desired, threads FROM pool LEFT JOIN pool_process ON pool_id = pool.id WHERE pool.id = CAST(:id AS uuid)
 """)
+_KEEP_LAYOUT = text("""
+    UPDATE layout SET parts = CAST(:parts AS jsonb), source = :source, measured_at = now()
+    WHERE configuration = :configuration AND type = :type AND devices = :devices
+""")
 _NOTE_LOAD = text("""
-    UPDATE footprint SET load_seconds = :load, tokens_per_second = :pace
+    UPDATE layout SET load_seconds = :load
     WHERE configuration = :configuration AND type = :type AND devices = :devices
 """)
 
@@ -163,14 +170,17 @@ class Holder:
             open_.close()
             return open_.ledger.reservations[grant.id].revision
 
-    def note_load(self, grant: Grant, load: timedelta, tokens_per_second: float) -> None:
-        """Write down how long the load took, and how fast a text came: the planner counts on them from now on."""
-        values = {
-            "configuration": grant.configuration,
-            "type": grant.type,
-            "devices": len(grant.parts),
-            "load": load.total_seconds(),
-            "pace": tokens_per_second,
-        }
+    def keep_layout(self, grant: Grant, parts: Sequence[int], source: str) -> None:
+        """Write down what the configuration needs of each device: the planner counts on it from now on."""
+        values = self._of(grant) | {"parts": json.dumps(sorted(parts, reverse=True)), "source": source}
         with self.database.work() as work:
-            work.run(_NOTE_LOAD, values)
+            work.run(_KEEP_LAYOUT, values)
+
+    def note_load(self, grant: Grant, load: timedelta) -> None:
+        """Write down how long it took from the start of the process until the model could serve."""
+        with self.database.work() as work:
+            work.run(_NOTE_LOAD, self._of(grant) | {"load": load.total_seconds()})
+
+    @staticmethod
+    def _of(grant: Grant) -> dict[str, Any]:
+        return {"configuration": grant.configuration, "type": grant.type, "devices": len(grant.parts)}

@@ -52,14 +52,13 @@ _BEAT = text("""
     WHERE name = :host AND agent_epoch = :epoch AND state <> 'lost'
 """)
 _LEAVE = text("UPDATE host SET agent_until = now() WHERE name = :host AND agent_epoch = :epoch AND agent_until > now()")
+# How long a load took is better known from loads than from what is declared, but for a stand-in.
 _DECLARE = text("""
-    INSERT INTO footprint (configuration, type, devices, parts, source, load_seconds, tokens_per_second)
+    INSERT INTO layout (configuration, type, devices, parts, source, load_seconds, tokens_per_second)
     VALUES (:configuration, :type, :devices, CAST(:parts AS jsonb), :source, :load, :pace)
-    ON CONFLICT (configuration, type, devices) DO UPDATE
-        SET parts = CAST(:parts AS jsonb), source = :source, load_seconds = CASE
-            WHEN footprint.source = :source THEN footprint.load_seconds ELSE :load
-        END
-        WHERE footprint.source IN ('closed form', 'catalogue')
+    ON CONFLICT (configuration, type, devices) DO UPDATE SET parts = CAST(:parts AS jsonb), source = :source,
+        load_seconds = CASE WHEN :source = 'catalogue' THEN :load ELSE layout.load_seconds END,
+        tokens_per_second = CASE WHEN :source = 'catalogue' THEN :pace ELSE layout.tokens_per_second END
 """)
 _MEASURE = text("""
     UPDATE device SET used_bytes = :used, stranger_bytes = :strangers, temperature = :temperature,
@@ -242,7 +241,7 @@ class Hosts:
         with self.database.work() as work:
             work.run(_LEAVE, {"host": host, "epoch": epoch})
 
-    def declare_footprints(self, known: Iterable[Known]) -> None:
+    def declare_layouts(self, known: Iterable[Known]) -> None:
         """Write down what configurations need, where nothing better is known."""
         rows = [
             {

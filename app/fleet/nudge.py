@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.fleet.reconcile import RECONCILE
-from app.kernel.broker import CONTROL_QUEUE, Publisher, is_model_queue
+from app.kernel.broker import CONTROL_QUEUE, PRIORITIES, Publisher, is_model_queue
 
 #: Seconds between two nudges of one process, at the least.
 _PAUSE = 0.2
@@ -25,7 +25,7 @@ _EXPIRES = 10.0
 def nudge(publisher: Publisher) -> bool:
     """Ask for a turn of the reconciler; False when the broker cannot be reached."""
     return publisher.publish(
-        RECONCILE, (), queue=CONTROL_QUEUE, priority="interactive", told="nudged", expires=_EXPIRES
+        RECONCILE, (), queue=CONTROL_QUEUE, priority=PRIORITIES["interactive"], told="nudged", expires=_EXPIRES
     )
 
 
@@ -44,7 +44,7 @@ class NudgingPublisher:
         args: Sequence[Any],
         *,
         queue: str,
-        priority: str = "standard",
+        priority: int = PRIORITIES["standard"],
         told: str = "",
         expires: float | None = None,
     ) -> bool:

@@ -46,7 +46,7 @@ _POOLS = text("""
     FROM pool JOIN reservation ON reservation.id = pool.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE reservation.state <> 'released' ORDER BY created_at, pool.id
 """)
-_KNOWN = text("SELECT configuration, type, devices, parts, source, load_seconds, tokens_per_second FROM footprint")
+_KNOWN = text("SELECT configuration, type, devices, parts, source, load_seconds, tokens_per_second FROM layout")
 _STARTS = text("SELECT id::text, model FROM pool_order WHERE what = 'start' AND done_at IS NULL ORDER BY created_at")
 _STANDING = text("SELECT model, pools, pinned FROM standing")
 _PARDONS = text("""

@@ -11,7 +11,7 @@ The rows of the fleet. Each table has one writer.
     pool          what is desired: which model, where, why, and whether it is to end; written by the reconciler
     pool_process  what is observed of its process; written by the host's agent
     pool_report   what it tells of itself; written by its own heartbeat
-    footprint     what a configuration needs on devices of a type; written by agents and pools
+    layout        what a configuration needs on devices of a type; written by agents and pools
     refusal       why a model that is asked for is not started; written by the reconciler
     pool_order    what an operator asked for once; written by the API, answered by the reconciler
     standing      models that are kept up; written by the API
@@ -278,10 +278,10 @@ class ReportRow(SQLModel, table=True):
     last_used_at: datetime | None = Field(default=None, sa_column=_instant())
 
 
-class FootprintRow(SQLModel, table=True):
+class LayoutRow(SQLModel, table=True):
     """What a configuration needs on devices of a type."""
 
-    __tablename__ = "footprint"
+    __tablename__ = "layout"
 
     configuration: str = Field(primary_key=True, max_length=200)
     type: str = Field(primary_key=True, max_length=100)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.fleet import header
-from app.fleet.header import Header
+from app.fleet.anatomy import Header
 from app.fleet.model import Model, slug
 from app.fleet.source import FileSource, split_number, split_parts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing, NotFound

@@ -37,8 +37,15 @@ _MODEL = "model."
 
 #: Priorities of messages; Redis keeps a list for each, and smaller goes first.
 PRIORITIES: Mapping[str, int] = {"interactive": 0, "standard": 3, "batch": 6}
-_PRIORITY_STEPS = tuple(PRIORITIES.values())
+#: Places within a class.
+RANKS = 3
+_PRIORITY_STEPS = tuple(range(len(PRIORITIES) * RANKS))
 _SEPARATOR = "\x06\x16"
+
+
+def priority_of(priority: str, rank: int) -> int:
+    """The priority of a message by its class and the place within it, 0 to 2."""
+    return PRIORITIES[priority] + rank
 
 
 def model_queue(slug: str) -> str:
@@ -60,7 +67,7 @@ class Publisher(Protocol):
         args: Sequence[Any],
         *,
         queue: str,
-        priority: str = "standard",
+        priority: int = PRIORITIES["standard"],
         told: str = "",
         expires: float | None = None,
     ) -> bool:
@@ -89,7 +96,7 @@ class CeleryPublisher:
         args: Sequence[Any],
         *,
         queue: str,
-        priority: str = "standard",
+        priority: int = PRIORITIES["standard"],
         told: str = "",
         expires: float | None = None,
     ) -> bool:
@@ -103,7 +110,7 @@ class CeleryPublisher:
                 task,
                 args=args,
                 queue=queue,
-                priority=PRIORITIES[priority],
+                priority=priority,
                 ignore_result=True,
                 expires=expires,
                 argsrepr=told or repr(tuple(args)),

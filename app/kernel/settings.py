@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,28 +22,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.kernel import durations
 from app.kernel.durations import Duration
 from app.kernel.errors import InvalidSettings, Problem
-from app.kernel.sizes import Size
+from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
+from app.kernel.http_settings import HttpSettings
+from app.kernel.section import Section
 
 #: Names the file when neither `--config` nor the default place is wanted. It is no setting.
 CONFIG_VARIABLE = "ARRIERO_CONFIG"
 #: The file that is read from the current directory when there is one.
 CONFIG_FILE = "arriero.toml"
 
+#: Begins the variables that are secrets of steps. They are no settings: `app.kernel.secrets` hands them out.
+SECRET_PREFIX = "ARRIERO_SECRET_"  # noqa: S105 the beginning of a name
+#: Names of secrets, in lower case.
+SECRET_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
 _PREFIX = "ARRIERO_"
 _DELIMITER = "__"
-
-
-class Section(BaseModel):
-    """A table of `arriero.toml`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class LogSettings(Section):
@@ -95,6 +97,10 @@ class RunSettings(Section):
     republish_after: Duration = timedelta(seconds=5)
     #: Attempts of one step that may end with their worker's death before it is given up.
     max_worker_losses: int = Field(default=3, ge=1)
+    #: Finished runs are kept for this long, where neither workflow nor client says how long.
+    retention: Duration = timedelta(days=30)
+    #: Runs whose retention is over are looked for this often.
+    expire_every: Duration = timedelta(minutes=5)
 
     @field_validator("heartbeat")
     @classmethod
@@ -103,6 +109,15 @@ class RunSettings(Section):
         if lease is not None and value * 3 > lease:
             raise ValueError(f"must be at most a third of runs.lease ({durations.show(lease)})")
         return value
+
+
+class ScheduleSettings(Section):
+    """Schedules of workflows."""
+
+    #: Schedules are looked through for due fires this often: a fire is late by at most this, and a moment.
+    check_every: Duration = Field(default=timedelta(seconds=1), ge=timedelta(milliseconds=100))
+    #: How long it is kept what became of a fire.
+    keep_fires: Duration = Field(default=timedelta(days=30), ge=timedelta(minutes=1))
 
 
 class CatalogSettings(Section):
@@ -141,68 +156,6 @@ class PoolSettings(Section):
     drain_timeout: Duration = timedelta(seconds=20)
 
 
-class SimulatedDevice(Section):
-    """A device that is not there, for trials of a fleet that one does not have. Its name says so in every view."""
-
-    name: str = Field(pattern=r"^sim-[a-z0-9-]{1,28}$", description="sim- and up to 28 lower-case letters, digits, '-'")
-    #: Its memory.
-    bytes: Size = Field(ge=1024 * 1024, description="a size such as '24GiB', at least 1MiB")
-    #: Tokens a second, as a multiple of what the catalogue says of a model.
-    speed: float = Field(default=1.0, gt=0, le=1000, description="a number above 0, at most 1000")
-    #: Bytes of a model's file that are loaded in a second.
-    bandwidth: Size = Field(default=2_000_000_000, ge=1024 * 1024, description="a size such as '2GB', at least 1MiB")
-
-
-class FleetSettings(Section):
-    """The devices of this host, and how pools are placed on all hosts. What concerns all is equal on every host."""
-
-    #: The name of this host in the fleet; empty for its network name. No two hosts share one.
-    host: str = Field(default="", max_length=100)
-    #: Devices that are not there, for trials; as tables in arriero.toml, as a JSON list in a variable.
-    simulated: tuple[SimulatedDevice, ...] = ()
-    #: Bytes of this host's RAM that pools may hold in all; 0 takes four fifths of it.
-    ram: Size = 0
-    #: Bytes of each GPU that stay free whatever is placed on it.
-    head_room: Size = 512 * 1024 * 1024
-    #: What is desired is compared with what is asked for this often, besides whenever that changes.
-    reconcile_every: Duration = timedelta(seconds=1)
-    #: Agents and pools are heard this often.
-    heartbeat: Duration = timedelta(seconds=2)
-    #: A pool that could not renew its claim on memory for so long ends itself. Longer than the database may be away.
-    lease: Duration = timedelta(minutes=1)
-    #: Nothing new is placed on a host whose agent was not heard for so long.
-    agent_lease: Duration = timedelta(seconds=10)
-    #: A host of which neither agent nor pools were heard for so long is taken for lost.
-    host_lost_after: Duration = timedelta(minutes=2)
-    #: An agent has so long to begin a pool that was granted.
-    begin_within: Duration = timedelta(seconds=30)
-    #: A pool whose engine has work and makes no progress for so long is killed.
-    progress_timeout: Duration = timedelta(minutes=2)
-
-    @field_validator("heartbeat")
-    @classmethod
-    def _is_heard_in_time(cls, value: timedelta) -> timedelta:
-        if not timedelta(milliseconds=50) <= value <= timedelta(seconds=30):
-            raise ValueError("must be from 50ms to 30s")
-        return value
-
-    @field_validator("lease", "agent_lease")
-    @classmethod
-    def _outlasts_three_heartbeats(cls, value: timedelta, info: Any) -> timedelta:
-        heartbeat = info.data.get("heartbeat")
-        if heartbeat is not None and value < heartbeat * 3:
-            raise ValueError(f"must be at least three times fleet.heartbeat ({durations.show(heartbeat)})")
-        return value
-
-    @field_validator("simulated")
-    @classmethod
-    def _have_names_of_their_own(cls, value: tuple[SimulatedDevice, ...]) -> tuple[SimulatedDevice, ...]:
-        names = [device.name for device in value]
-        if double := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"{double!r} is the name of two devices: give each its own")
-        return value
-
-
 class Settings(BaseSettings):
     """Every setting of Arriero. Keys are dotted paths: `api.port` is `ARRIERO_API__PORT`."""
 
@@ -216,21 +169,25 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     #: An outside Redis (7 or later) or Valkey, as `redis://…`; without it, one is embedded.
     redis_url: SecretStr | None = None
+    #: A directory with a file for each secret of steps, as Docker and Kubernetes make them.
+    secrets_dir: Path | None = None
 
     log: LogSettings = LogSettings()
     api: ApiSettings = ApiSettings()
     flower: FlowerSettings = FlowerSettings()
     broker: BrokerSettings = BrokerSettings()
     runs: RunSettings = RunSettings()
+    schedules: ScheduleSettings = ScheduleSettings()
     catalog: CatalogSettings = CatalogSettings()
     control: ControlSettings = ControlSettings()
     pools: PoolSettings = PoolSettings()
     fleet: FleetSettings = FleetSettings()
+    http: HttpSettings = HttpSettings()
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "secrets_dir")
     @classmethod
-    def _is_absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _is_absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("database_url")
     @classmethod
@@ -296,6 +253,11 @@ def load(
             _put(merged, path, value)
 
     unknown = [_unknown(key, origins[key]) for key in origins if key not in _keys()]
+    unknown += [
+        Problem(SECRET_PREFIX + name.upper(), "this is no name of a secret", "letters, digits and underscores")
+        for name in secret_variables(variables)
+        if not SECRET_NAME.fullmatch(name)
+    ]
     try:
         settings = Settings(**merged)
     except ValidationError as error:
@@ -306,13 +268,21 @@ def load(
     return Loaded(settings, {key: origins.get(key, "default") for key in _keys()})
 
 
+def secret_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The secrets of steps that stand in the environment: names in lower case, and their values."""
+    variables = os.environ if environment is None else environment
+    return {name.upper().removeprefix(SECRET_PREFIX).lower(): variables[name] for name in variables if _is_secret(name)}
+
+
 def environment_of(settings: Settings) -> dict[str, str]:
     """
     The process's environment with these settings in it, for a child process.
 
     Secrets are in it, as they are in any environment: only processes of the same user can read them.
     """
-    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(_PREFIX)}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.upper().startswith(_PREFIX) or _is_secret(name)
+    }
     values = {variable(key): _as_text(value) for key, value in values_of(settings) if value is not None}
     return {**inherited, **values}
 
@@ -381,13 +351,17 @@ def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     given = {
         name.upper(): value
         for name, value in variables.items()
-        if name.upper().startswith(_PREFIX) and name.upper() != CONFIG_VARIABLE
+        if name.upper().startswith(_PREFIX) and name.upper() != CONFIG_VARIABLE and not _is_secret(name)
     }
     nested = _nested({_key(name): value for name, value in given.items()})
     for key in _keys():
         if (name := variable(key)) in given and key in _lists():
             _put(nested, key.split("."), _listed(given[name]))
     return nested
+
+
+def _is_secret(variable: str) -> bool:
+    return variable.upper().startswith(SECRET_PREFIX)
 
 
 def _listed(value: Any) -> Any:

@@ -48,10 +48,10 @@ def show(size: int) -> str:
 
 
 def rounded(size: int) -> str:
-    """A size for people: `92.1 MiB`, `13.4 GiB`."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+    """A size for people: `92.1 MiB`, `13.42 GiB`."""
+    for unit, scale, digits in (("GiB", 2**30, 2), ("MiB", 2**20, 1), ("KiB", 2**10, 1)):
         if abs(size) >= scale:
-            return f"{size / scale:,.1f} {unit}"
+            return f"{size / scale:,.{digits}f} {unit}"
     return f"{size} B"
 
 

@@ -24,4 +24,4 @@ def test_the_command_shows_the_same() -> None:
     assert {device["name"]: device["simulated"] for device in devices}.items() >= {"cpu": False, "sim-0": True}.items()
     table = CliRunner().invoke(app, given).stdout
     assert "sim-0" in table
-    assert "24.0 GiB" in table
+    assert "24.00 GiB" in table

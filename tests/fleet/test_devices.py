@@ -21,7 +21,7 @@ from app.fleet import control_group, nvml
 from app.fleet.device import DeviceKind, Process
 from app.fleet.devices import Devices, ram
 from app.fleet.nvml import Gpus
-from app.kernel.settings import FleetSettings, SimulatedDevice
+from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
 
 GIB = 2**30
 

@@ -22,9 +22,10 @@ import numpy as np
 #: Lines of llama.cpp that are kept.
 _LINES = 400
 #: ggml's levels.
-_WARN, _ERROR, _CONTINUE = 3, 4, 5
+WARN, _ERROR, _CONTINUE = 3, 4, 5
 
-_library = api.llama_cpp._lib
+#: Everything that llama.cpp exports, ggml's part too.
+library = _library = api.llama_cpp._lib
 _short_library = ctypes.PyDLL(_library._name)
 
 
@@ -86,7 +87,7 @@ class _Log:
 
     def since(self, mark: int) -> list[str]:
         with self._lock:
-            told = [(level, line) for number, level, line in self._lines if number > mark and level >= _WARN and line]
+            told = [(level, line) for number, level, line in self._lines if number > mark and level >= WARN and line]
         return [line for _, line in sorted(told, key=lambda entry: -entry[0])]
 
 
@@ -102,9 +103,14 @@ def start() -> None:
         if _is_started:
             return
         os.putenv("GGML_NO_BACKTRACE", "1")
-        api.llama_log_set(_log.callback, ctypes.c_void_p(0))
+        keep_log()
         api.llama_backend_init()
         _is_started = True
+
+
+def keep_log() -> None:
+    """Let llama.cpp write to the lines that are kept here."""
+    api.llama_log_set(_log.callback, ctypes.c_void_p(0))
 
 
 @contextmanager

@@ -7,9 +7,11 @@ Slots, priorities, cancels, deadlines and schemas are those of a real engine; th
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,10 +20,10 @@ from datetime import timedelta
 from typing import Any
 
 from app.inference import answers
-from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest
+from app.inference.requests import RANKS, Embedded, EmbedRequest, FinishReason, Generated, GenerateRequest
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import OnText
+from workers.engine import OnStop, OnText
 
 #: Begins every text.
 MARK = "[simulated] "
@@ -29,6 +31,8 @@ MARK = "[simulated] "
 _TOKEN = 4
 #: Prompts are read so many times as fast as texts are written.
 _READING = 20
+#: Numbers of a vector.
+_WIDTH = 64
 #: Steps in which a load tells of its progress.
 _STEPS = 20
 
@@ -81,10 +85,25 @@ class SimulatedEngine:
         ticket = SimulatedTicket(request, _text(request), on_text)
         with self._gate:
             if self._closed:
-                raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+                raise _closed()
             heapq.heappush(self._waiting, (RANKS[request.priority], next(self._numbers), ticket))
             self._gate.notify()
         return ticket
+
+    def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
+        """As the protocol says. The same text has the same vector, which means nothing."""
+        stopped = threading.Event()
+        if on_stop is not None:
+            on_stop(stopped.set)
+        began = time.monotonic()
+        tokens = sum(max(len(text) // _TOKEN, 1) for text in request.texts)
+        seconds = tokens / _READING * self._pace
+        if stopped.wait(seconds if timeout is None else min(seconds, timeout)):
+            raise CancelledError
+        if timeout is not None and timeout < seconds:
+            raise TimeoutError
+        vectors = tuple(_vector(text, request.dimensions or _WIDTH) for text in request.texts)
+        return Embedded(vectors, tokens, timedelta(seconds=time.monotonic() - began))
 
     def stalled_for(self) -> timedelta:
         """As the protocol says: it never stalls."""
@@ -97,7 +116,7 @@ class SimulatedEngine:
             waiting, self._waiting = self._waiting, []
             self._gate.notify_all()
         for _, _, ticket in waiting:
-            ticket.future.set_exception(CancelledError())
+            ticket.future.set_exception(_closed())
         for thread in self._threads:
             thread.join()
 
@@ -141,8 +160,21 @@ class SimulatedEngine:
         deadline = ticket.request.deadline
         if deadline is not None and clock.now() > deadline:
             raise StepFailure(FailureReason.TIMEOUT, "the deadline was over")
-        if ticket.cancelled.wait(seconds) or self._closed:
+        if ticket.cancelled.wait(seconds):
             raise CancelledError
+        if self._closed:
+            raise _closed()
+
+
+def _closed() -> StepFailure:
+    return StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+
+
+def _vector(text: str, width: int) -> tuple[float, ...]:
+    chance = hashlib.shake_256(text.encode()).digest(2 * width)
+    numbers = [int.from_bytes(chance[at : at + 2]) / 2**15 - 1 for at in range(0, 2 * width, 2)]
+    length = math.hypot(*numbers) or 1.0
+    return tuple(number / length for number in numbers)
 
 
 def _text(request: GenerateRequest) -> str:

@@ -1,0 +1,11 @@
+"""A section of the settings: a table of `arriero.toml`, checked when it is made."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A table of `arriero.toml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

@@ -1,0 +1,198 @@
+"""
+Measuring: what a pool's model will take, checked before it is loaded, and what it took, kept after.
+
+Before: the best estimate, from what was measured, a dry run, or the file's header; a load that cannot fit is refused.
+After: one real token, so that a model that cannot compute never serves; then the process's own memory. Buffers that are
+allocated and not yet touched count in full.
+
+Of the process, its share of RAM is the memory that it alone has; the pages of the model's file are counted by the file.
+Where the system does not tell these apart (elsewhere than on Linux), nothing is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from app.fleet import configuration, devices, estimate, footprint, header, measurements
+from app.fleet.anatomy import Header
+from app.fleet.configuration import Configuration
+from app.fleet.device import CPU, Device, DeviceKind
+from app.fleet.estimate import Estimate
+from app.fleet.footprint import HOST, Footprint, Source
+from app.inference.requests import EmbedRequest, GenerateRequest, Sampling
+from app.kernel import addresses, log
+from app.kernel import database as databases
+from app.kernel.errors import AllocationFailed, MemoryNotEnough
+from app.kernel.settings import Settings
+from workers.engine.engine import LlamaEngine
+from workers.engine.options import EngineOptions
+
+_log = log.get(__name__)
+
+#: Bytes that the worker program takes when it begins to serve, after the model was loaded: 20 MiB were seen.
+_SERVING = 24 * footprint.MIB
+
+
+class Measuring:
+    """The memory of one pool: `expect`, then load within `loading`, then `keep`."""
+
+    def __init__(self, settings: Settings, read: Header, options: EngineOptions, device: str, *, embeds: bool) -> None:
+        """
+        `device` is what the pool was pinned to: `cpu`, or GPUs by number or UUID, with commas.
+
+        Raises DatabaseBehind, DatabaseUnreachable, Unavailable.
+        """
+        self._host = socket.gethostname()
+        self._settings = settings
+        self._devices = devices.Devices(settings.fleet)
+        inventory = self._devices.measure().devices
+        self._gpus = () if device == CPU else tuple(_pinned(name, inventory) for name in device.split(","))
+        self._configuration = configuration_of(options, embeds=embeds, gpus=len(self._gpus))
+        self._identity = estimate.identify(
+            read, self._configuration, self._gpus, adapters=[header.read(lora.path) for lora in options.loras]
+        )
+        self._database = databases.at_head(addresses.of(settings).database_url, pool_size=1)
+        self._before = _memory()
+        self._estimate: Estimate | None = None
+
+    def close(self) -> None:
+        """Let go of the database and of the driver."""
+        self._database.close()
+        self._devices.close()
+
+    def expect(self) -> Footprint:
+        """
+        What the model will take here.
+
+        Raises MemoryNotEnough when a device has not so much free now.
+        """
+        if self._before is not None:
+            with self._database.work() as work:
+                base = sum(self._before) + _SERVING
+                measurements.keep_process(work, self._host, self._identity.build, CPU, base)
+        self._estimate = estimate.estimate(self._identity, self._database, self._host)
+        best = self._estimate.best
+        _log.info("footprint_expected", source=best.source.value, bytes=_named(best.reserved()))
+        self._require_room(best)
+        return best
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Inside, the model is loaded. Memory that runs out is remembered: the next estimate is more careful."""
+        try:
+            yield
+        except AllocationFailed:
+            with self._database.work() as work:
+                measurements.count_failure(work, self._identity)
+            raise
+
+    def keep(self, engine: LlamaEngine) -> Footprint | None:
+        """
+        Let the model write its first token, and remember what it takes; None where that cannot be told.
+
+        Raises StepFailure when it cannot compute.
+        """
+        assert self._estimate is not None, "expect comes first"
+        loaded = _memory()
+        _warm_up(engine, whole=bool(self._gpus) and self._configuration.gpu_layers != 0)
+        if loaded is None or self._before is None:
+            return None
+        counted = next(one for one in self._estimate.footprints if one.source is not Source.MEASURED)
+        # The context for vectors is made when it is first asked for: what is there now is without it.
+        plain = footprint.closed_form(
+            self._identity.header, replace(self._configuration, embedding=0), gpus=len(self._gpus)
+        )
+        now = {share.place: share for share in plain.shares}
+        shares, contexts = [], {}
+        for share in counted.shares:
+            if share.place == HOST:
+                weights = counted.copied if self._configuration.mmap else share.weights
+                own = loaded[0] + self._before[1] - weights - now[HOST].cache - now[HOST].output
+                process = max(own, 0) + _SERVING + self._working(HOST)
+            else:
+                used = self._used(self._gpus[share.place])
+                if used is None:
+                    return None
+                present = share.weights + now[share.place].cache + now[share.place].compute
+                contexts[self._gpus[share.place].uuid] = max(used - present, 0)
+                process = max(used - present, 0) + self._working(share.place)
+            shares.append(replace(share, process=process))
+        made = Footprint(Source.MEASURED, tuple(shares), {}, copied=counted.copied)
+        made = replace(made, margins={share.place: footprint.margin_of_measured(share) for share in shares})
+        with self._database.work() as work:
+            measurements.keep_measured(work, self._identity, made)
+            for uuid, size in contexts.items():
+                measurements.keep_process(work, self._host, self._identity.build, uuid, size)
+        _log.info("footprint_measured", bytes=_named({share.place: share.total for share in shares}))
+        return made
+
+    def _require_room(self, best: Footprint) -> None:
+        """Raise MemoryNotEnough when a device has not what the model still needs of it."""
+        for share in best.shares:
+            device = self._gpus[share.place] if share.place != HOST else devices.ram()
+            taken = sum(self._before or ()) if share.place == HOST else 0
+            needed = share.total - share.parked - taken
+            if device.total and needed > device.free:
+                raise MemoryNotEnough(f"{self._identity.header.path.name} on {device.name}", needed, device.free)
+
+    def _working(self, place: int) -> int:
+        return footprint.working(self._identity.header, self._configuration, place, gpus=len(self._gpus))
+
+    def _used(self, gpu: Device) -> int | None:
+        """Bytes that this process holds of a GPU, or None where the driver does not tell."""
+        now = next((device for device in self._devices.measure().devices if device.uuid == gpu.uuid), None)
+        own = [process.used for process in now.processes if process.pid == os.getpid()] if now else []
+        return own[0] if own else None
+
+
+def configuration_of(options: EngineOptions, *, embeds: bool, gpus: int) -> Configuration:
+    """The configuration of an engine with these options."""
+    return configuration.of_tuning(
+        options,
+        slots=options.slots,
+        cells=options.context,
+        kv_k=options.kv_type_k,
+        kv_v=options.kv_type_v,
+        flash_attention=options.flash_attention,
+        embeds=embeds,
+        gpus=gpus,
+    )
+
+
+def _warm_up(engine: LlamaEngine, *, whole: bool) -> None:
+    """Let the model compute something: a token, or a vector. `whole` gives it a prompt that fills a micro-batch."""
+    if not engine.writes:
+        engine.embed(EmbedRequest(texts=("a",)))
+        return
+    count = min(engine.options.ubatch, engine.options.batch, engine.context_limit - 8) if whole else 1
+    engine.generate(GenerateRequest(prompt="a " * count, max_tokens=1, sampling=Sampling(temperature=0))).result()
+
+
+def _pinned(name: str, inventory: tuple[Device, ...]) -> Device:
+    """The GPU of that number or UUID; one that NVML does not know has no figures."""
+    wanted = f"gpu-{name.strip()}"
+    for device in inventory:
+        if device.name == wanted or (device.uuid and device.uuid.startswith(name.strip())):
+            return device
+    return Device(wanted, DeviceKind.GPU, "unknown", 0, 0, uuid=name.strip())
+
+
+def _memory() -> tuple[int, int] | None:
+    """Bytes that this process alone has, and bytes of files and libraries that it shares; None where Linux is not."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = {line.partition(":")[0]: line.partition(":")[2].split() for line in text.splitlines()}
+    if "RssAnon" not in found or "RssFile" not in found:
+        return None
+    return int(found["RssAnon"][0]) * 1024, int(found["RssFile"][0]) * 1024
+
+
+def _named(sizes: dict[int, int]) -> dict[str, int]:
+    return {"ram" if place == HOST else f"gpu-{place}": size for place, size in sizes.items()}
