@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,16 @@ SHELLS = {
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
     "fleet/arrival.py",
+    "fleet/books.py",
+    "fleet/holder.py",
+    "fleet/hosts.py",
+    "fleet/nudge.py",
+    "fleet/observation.py",
+    "fleet/orders.py",
+    "fleet/reconcile.py",
+    "fleet/rows.py",
+    "fleet/views.py",
+    "inference/demand.py",
     "fleet/control_group.py",
     "fleet/devices.py",
     "fleet/download.py",
@@ -103,7 +114,7 @@ def test_what_is_no_shell_is_pure(path: Path) -> None:
 
     assert {name for name in found if name in WORLD or name.partition(".")[0] in WORLD} == set()
     assert found & (WORLD_OF_OURS | shells) == set()
-    assert "open(" not in path.read_text(), "a pure module opens no file"
+    assert not re.search(r"\bopen\(", path.read_text()), "a pure module opens no file"
 
 
 def test_no_module_passes_500_lines() -> None:
@@ -118,9 +129,11 @@ def test_alembic_is_no_package() -> None:
 
 
 def test_task_names_are_their_import_paths() -> None:
+    from app.fleet.reconcile import RECONCILE
     from app.workflows.messages import RUN_STEP
     from workers import jobs, steps
 
+    assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == jobs.SWEEP
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == jobs.SCHEDULES

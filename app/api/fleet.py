@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import text
 
 from app.api import problems
-from app.api.services import Services, Use
-from app.fleet import explain as explaining
-from app.fleet import views
-from app.fleet.explain import Facts, Refused, Seen, Standing
+from app.api.services import Use
+from app.fleet import reconcile, views
+from app.fleet.explanation import Condition
 from app.fleet.fleet import PoolState
+from app.fleet.needs import Wish
 from app.fleet.rows import HostState
 from app.fleet.views import HostView, PoolView
-from app.kernel.errors import InvalidInput, NotFound, Problem
-from app.workflows import views as runs
+from app.inference import demand
+from app.kernel.errors import InvalidInput, Problem
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
 
@@ -130,10 +129,12 @@ class ExplanationOut(BaseModel):
     """Why a model is, or is not, served."""
 
     model: str
-    standing: Standing
-    why: str
-    needs: list[str] = Field(description="what must happen until it serves, in order")
-    estimate_s: float | None = Field(description="until it serves; null when nobody can say")
+    condition: Condition
+    reason: str = Field(description="why, what must happen, and what it costs")
+    waiting: int = Field(description="steps that wait for it")
+    estimate_s: float | None = Field(
+        description="until the last of them begins; null when that takes more than the passing of time"
+    )
 
 
 class StartIn(BaseModel):
@@ -185,30 +186,16 @@ def explain(
             [Problem("query", "exactly one of model and step is needed", "model=… or step=…")], "request"
         )
     name = services.catalog.get(model).name if model is not None else _model_of(services, step)
-    seen, demand = views.of_model(services.database, name), runs.demand(services.database)
-    ready, running = demand.get(name, (0, 0))
-    refused = seen.refusal
-    failed = seen.ended.row if seen.ended is not None and seen.ended.row.failed else None
-    found = explaining.explain(
-        Facts(
-            model=name,
-            pools=[_seen(pool, seen.victims) for pool in seen.pools],
-            victims={_name(pool): _seen(pool, {}) for pool in seen.victims.values()},
-            refused=None
-            if refused is None
-            else Refused(refused.reason, refused.needs_bytes, _seconds(refused.estimate_seconds), refused.since),
-            ready=ready,
-            running=running,
-            orders=seen.orders,
-            failure="" if failed is None else failed.ending or failed.why or "",
-        ),
-        views.now(services.database),
+    asked = demand.asked(services.database)
+    wishes = {kept: Wish(pools=1, pinned=True) for kept in services.settings.pools.models}
+    found = reconcile.explain(
+        services.database, services.catalog.models, asked.waiting, asked.usage, wishes, services.catalog.get(name).name
     )
     return ExplanationOut(
         model=found.model,
-        standing=found.standing,
-        why=found.why,
-        needs=list(found.needs),
+        condition=found.condition,
+        reason=found.reason,
+        waiting=found.waiting,
         estimate_s=None if found.estimate is None else found.estimate.total_seconds(),
     )
 
@@ -292,43 +279,10 @@ def remove(
     services.orders.remove(name, lost=lost)
 
 
-def _model_of(services: Services, step: UUID | None) -> str:
-    with services.database.work() as work:
-        row = work.row(text("SELECT model FROM step WHERE id = :id AND model IS NOT NULL"), {"id": step})
-    if row is None:
-        raise NotFound("step with a model", str(step))
-    model: str = row.model
-    return model
-
-
 def _name(pool: PoolView) -> str:
     row = pool.row
     slug = row.configuration.rpartition(".")[0]
     return row.worker or f"{'simulated-' if row.simulated else ''}pool.{slug}.{row.id[-6:]}"
-
-
-def _seen(pool: PoolView, victims: Any) -> Seen:
-    row = pool.row
-    assert pool.state is not None, "only those that hold bytes are explained"
-    return Seen(
-        name=_name(pool),
-        model=row.model,
-        state=pool.state,
-        places=[f"{row.host}/{name}" for name in sorted(row.devices.values())],
-        progress=row.progress or 0.0,
-        stage=row.stage or "starting",
-        told=row.told or "",
-        since=row.created_at,
-        estimate=timedelta(seconds=row.estimate_seconds),
-        busy=row.busy or 0,
-        slots=row.slots,
-        why=row.stop_reason or row.told or "",
-        after=tuple(_name(victims[id_]) for id_ in row.after if id_ in victims),
-    )
-
-
-def _seconds(value: float | None) -> timedelta | None:
-    return None if value is None else timedelta(seconds=value)
 
 
 def _host(seen: HostView) -> HostOut:

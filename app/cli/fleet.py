@@ -45,9 +45,10 @@ _STYLES: Mapping[str, str] = {
     "lost": "bold red",
     "silent": "bold red",
     "served": "green",
+    "queued": "cyan",
+    "coming": "cyan",
     "refused": "bold red",
-    "asleep": "dim",
-    "pending": "blue",
+    "unasked": "dim",
 }
 
 _Pool = Annotated[str, typer.Argument(metavar="POOL", help="The id of a pool, or the end of it.")]
@@ -87,12 +88,15 @@ def why(
     if as_json:
         print_json(found)
         return
-    standing = Text(found["standing"], _STYLES.get(found["standing"], ""))
-    console().print(Text.assemble((found["model"], "bold"), " is ", standing, f": {found['why']}"), soft_wrap=True)
-    for number, need in enumerate(found["needs"], 1):
-        console().print(f"  {number}. {need}", soft_wrap=True)
-    if found["estimate_s"]:
-        console().print(f"It is expected to serve in about {seconds(found['estimate_s'])}.")
+    condition = Text(found["condition"], _STYLES.get(found["condition"], ""))
+    steps = f", {found['waiting']} steps wait" if found["waiting"] else ""
+    console().print(
+        Text.assemble((found["model"], "bold"), " is ", condition, f"{steps}: {found['reason']}"), soft_wrap=True
+    )
+    if found["estimate_s"] is None:
+        console().print("Nobody can say when it will be.")
+    elif found["estimate_s"]:
+        console().print(f"The last of its steps is expected to begin in about {seconds(found['estimate_s'])}.")
 
 
 @pools_app.command("list")
@@ -125,7 +129,7 @@ def start(
     if as_json:
         print_json(found)
         return
-    console().print(f"{found['model']} is {found['standing']}: {found['why']}; see `arriero fleet why {model}`")
+    console().print(f"{found['model']} is ordered; `arriero fleet why {model}` says how it stands")
 
 
 @pools_app.command()

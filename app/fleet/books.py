@@ -24,10 +24,8 @@ from app.fleet.reservation import Book, Ledger, Quota, Refused, Reservation, Sta
 from app.kernel.database import Work
 from app.kernel.errors import LeaseLost
 
-_LOCK_HOSTS = text("""
-    SELECT name, state, agent_epoch FROM host WHERE CAST(:host AS text) IS NULL OR name = :host
-    ORDER BY name FOR UPDATE
-""")
+_HOSTS = "SELECT name, state, agent_epoch FROM host WHERE CAST(:host AS text) IS NULL OR name = :host ORDER BY name"
+_LOCK_HOSTS, _LOOK_AT_HOSTS = text(f"{_HOSTS} FOR UPDATE"), text(_HOSTS)
 _DEVICES = text("""
     SELECT id, host, present, capacity_bytes, charged_bytes, firm_bytes FROM device WHERE host = ANY(:hosts)
 """)
@@ -44,12 +42,13 @@ _SET_ASIDE = text("""
     SELECT set_aside.id::text, configuration, jsonb_object_agg(device_id, bytes) AS bytes
     FROM set_aside JOIN device ON device.id = device_id WHERE host = ANY(:hosts) GROUP BY set_aside.id, configuration
 """)
-_QUOTAS = text("""
+_QUOTAS = """
     SELECT namespace, max_bytes, held_bytes, CASE
         WHEN device_seconds >= max_device_seconds THEN period_began + period_seconds * interval '1 s'
     END AS until
-    FROM quota ORDER BY namespace FOR UPDATE
-""")
+    FROM quota ORDER BY namespace
+"""
+_LOCK_QUOTAS, _LOOK_AT_QUOTAS = text(f"{_QUOTAS} FOR UPDATE"), text(_QUOTAS)
 _CHARGE = text("""
     UPDATE device SET capacity_bytes = :capacity, charged_bytes = :charged, firm_bytes = :firm WHERE id = :id
 """)
@@ -189,9 +188,9 @@ class Books:
                 self._sums[id_] = sums
 
 
-def open_books(work: Work, host: str | None = None) -> Books:
-    """The ledger of a host, or of all, locked until the end of the transaction."""
-    hosts = work.rows(_LOCK_HOSTS, {"host": host})
+def open_books(work: Work, host: str | None = None, *, to_read: bool = False) -> Books:
+    """The ledger of a host, or of all, locked until the end of the transaction, but for one that is only `to_read`."""
+    hosts = work.rows(_LOOK_AT_HOSTS if to_read else _LOCK_HOSTS, {"host": host})
     names = {"hosts": [row.name for row in hosts]}
     states = {row.name: row.state for row in hosts}
     now = _now(work)
@@ -199,6 +198,7 @@ def open_books(work: Work, host: str | None = None) -> Books:
     backing: dict[str, dict[str, dict[str, int]]] = {}
     for row in work.rows(_PROMISES, names):
         backing.setdefault(row.reservation_id, {}).setdefault(row.victim_id, {})[row.device_id] = row.bytes
+    quotas = work.rows(_LOOK_AT_QUOTAS if to_read else _LOCK_QUOTAS)
     ledger = Ledger(
         devices={
             row.id: Book(row.host, row.capacity_bytes, open=row.present and states[row.host] == "open")
@@ -207,7 +207,7 @@ def open_books(work: Work, host: str | None = None) -> Books:
         agents={row.name: row.agent_epoch for row in hosts if row.agent_epoch},
         reservations={row.id: _reservation(row, backing.get(row.id, {})) for row in work.rows(_RESERVATIONS, names)},
         reserves={row.id: SetAside(row.id, row.configuration, row.bytes) for row in work.rows(_SET_ASIDE, names)},
-        quotas={row.namespace: Quota(row.max_bytes, row.held_bytes, row.until) for row in work.rows(_QUOTAS)},
+        quotas={row.namespace: Quota(row.max_bytes, row.held_bytes, row.until) for row in quotas},
     )
     sums = {row.id: (row.capacity_bytes, row.charged_bytes, row.firm_bytes) for row in devices}
     return Books(work, now, ledger, ledger, sums, {})

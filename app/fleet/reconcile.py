@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import text
 
-from app.fleet import ledger, observation, placement
+from app.fleet import explanation, ledger, observation, placement
 from app.fleet.books import Books, next_epoch, open_books
+from app.fleet.explanation import Explanation
 from app.fleet.fleet import COMING, Demand, Priority, SetAside
 from app.fleet.model import Model
 from app.fleet.needs import Wish
@@ -183,6 +184,23 @@ def reconcile(
     for action in plan.actions:
         _log.info("planned", action=type(action).__name__, **_told(action))
     return Reconciled(plan, turn.refused, lost)
+
+
+def explain(
+    database: Database,
+    models: Sequence[Model],
+    waiting: Sequence[Waiting],
+    usage: Mapping[str, Mapping[Priority, float]],
+    wishes: Mapping[str, Wish],
+    model: str,
+) -> Explanation:
+    """How a model of the catalogue stands, and what a turn would do for it now. Nothing is changed or locked."""
+    with database.work() as work:
+        work.run(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        seen = observation.observe(open_books(work, to_read=True), models, usage, wishes)
+    demand = _demand(seen, waiting)
+    plan = placement.plan(seen.fleet, demand, seen.now)
+    return explanation.explain(seen.fleet, demand, plan, seen.now, seen.configurations[model])
 
 
 def _lose_silent_hosts(turn: _Turn) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ A device that is not there is called simulated in every view, and so is a pool o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,14 +49,8 @@ _POOLS = text("""
     ORDER BY created_at DESC, pool.id DESC LIMIT :limit
 """)
 _LOG = text("SELECT log_tail FROM pool_process WHERE pool_id = CAST(:id AS uuid)")
-_REFUSALS = text("""
-    SELECT configuration, model, reason, needs_bytes, estimate_seconds, since, at FROM refusal
-    WHERE CAST(:model AS text) IS NULL OR model = :model ORDER BY since
-""")
+_REFUSALS = text("SELECT model, reason, needs_bytes, estimate_seconds, since FROM refusal ORDER BY since")
 _STANDING = text("SELECT model, pools, pinned FROM standing ORDER BY model")
-_OPEN = text("""
-    SELECT count(*) AS orders FROM pool_order WHERE done_at IS NULL AND model = :model AND what = 'start'
-""")
 
 #: Pools in one list.
 MOST = 500
@@ -105,7 +99,7 @@ def fleet(database: Database) -> FleetView:
             now=work.rows(text("SELECT now() AS now"))[0].now,
             hosts=[HostView(row, devices.get(row.name, [])) for row in work.rows(_HOSTS)],
             pools=_pools(work),
-            refusals=work.rows(_REFUSALS, {"model": None}),
+            refusals=work.rows(_REFUSALS),
             standing=work.rows(_STANDING),
         )
 
@@ -142,45 +136,6 @@ def log_tail(database: Database, id_: str) -> str:
     with database.work() as work:
         row = work.row(_LOG, {"id": found.id})
     return "" if row is None else str(row.log_tail)
-
-
-def now(database: Database) -> datetime:
-    """The database's clock."""
-    with database.work() as work:
-        instant: datetime = work.rows(text("SELECT now() AS now"))[0].now
-    return instant
-
-
-@dataclass(frozen=True, slots=True)
-class ModelView:
-    """What the fleet has to say of a model."""
-
-    pools: Sequence[PoolView]
-    #: The last that ended.
-    ended: PoolView | None
-    refusal: Any | None
-    #: Orders to start it that wait.
-    orders: int
-    #: Names of the pools that pools of it wait for, by id.
-    victims: Mapping[str, PoolView]
-
-
-def of_model(database: Database, model: str) -> ModelView:
-    """What the fleet has to say of a model."""
-    with _snapshot(database) as work:
-        found = _pools(work, model=model, ended=True)
-        coming = [one for one in found if one.state is not None]
-        waited_for = {id_ for one in coming for id_ in one.row.after}
-        everyone = {one.id: one for one in _pools(work)} if waited_for else {}
-        refusals = work.rows(_REFUSALS, {"model": model})
-        orders = work.rows(_OPEN, {"model": model})[0].orders
-    return ModelView(
-        pools=coming,
-        ended=next((one for one in found if one.state is None), None),
-        refusal=refusals[0] if refusals else None,
-        orders=orders,
-        victims={id_: everyone[id_] for id_ in waited_for & everyone.keys()},
-    )
 
 
 def _pools(work: Work, *, model: str | None = None, id_: str | None = None, ended: bool = False) -> list[PoolView]:

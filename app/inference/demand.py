@@ -19,6 +19,7 @@ from sqlalchemy import text
 from app.fleet.fleet import Priority
 from app.fleet.reconcile import Waiting
 from app.kernel.database import Database
+from app.kernel.errors import NotFound
 
 #: The last minutes.
 _LATELY = timedelta(minutes=3)
@@ -85,6 +86,16 @@ def asked(database: Database) -> Asked:
         expected = now + length * max(row.before, 1)
         waiting.append(Waiting(row.model, Priority(row.priority), row.steps, expected, work=length, ready=expected))
     return Asked(tuple(waiting), usage)
+
+
+def model_of(database: Database, step_id: UUID) -> str:
+    """The model that a step needs. Raises NotFound when there is no such step, or it needs none."""
+    with database.work() as work:
+        row = work.row(text("SELECT model FROM step WHERE id = :id AND model IS NOT NULL"), {"id": step_id})
+    if row is None:
+        raise NotFound("step with a model", str(step_id))
+    model: str = row.model
+    return model
 
 
 def _lengths(late: Iterable[Any]) -> dict[str, timedelta]:
