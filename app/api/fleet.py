@@ -181,11 +181,14 @@ def explain(
     step: Annotated[UUID | None, Query(description="id of a step that waits")] = None,
 ) -> ExplanationOut:
     """Why a model, or the model of a step, is not served; what must happen, and when it will be."""
-    if (model is None) == (step is None):
+    if model is not None and step is None:
+        name = model
+    elif step is not None and model is None:
+        name = demand.model_of(services.database, step)
+    else:
         raise InvalidInput(
             [Problem("query", "exactly one of model and step is needed", "model=… or step=…")], "request"
         )
-    name = services.catalog.get(model).name if model is not None else _model_of(services, step)
     asked = demand.asked(services.database)
     wishes = {kept: Wish(pools=1, pinned=True) for kept in services.settings.pools.models}
     found = reconcile.explain(

@@ -17,6 +17,8 @@ from app.fleet.model import Model
 
 #: The type of the host's RAM, and that of devices that are not there.
 CPU, SIMULATED = "cpu", "simulated"
+#: GPUs are preferred; nobody gets a stand-in who can have the model itself.
+_RANK = {CPU: 1, SIMULATED: 2}
 #: Keys of an entry that change nothing of what is loaded.
 _TOLD = {"name", "description", "licence", "use_cases", "pools", "simulated"}
 #: From the start of a process until it begins to load.
@@ -60,7 +62,7 @@ def configuration_of(
     pools = model.pools
     layouts = [
         Layout(one.type, one.parts, one.load, one.tokens_per_second)
-        for one in sorted(known, key=lambda one: (one.type == CPU, len(one.parts), one.type))
+        for one in sorted(known, key=lambda one: (_RANK.get(one.type, 0), len(one.parts), one.type))
     ]
     reserve = None
     if pools.reserve is not None:

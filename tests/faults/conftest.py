@@ -35,11 +35,14 @@ from pytest_celery import (
 )
 from sqlalchemy import text
 
+from app.fleet import files, needs
+from app.fleet.hosts import Hosts
 from app.kernel import broker
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.embedded import PostgresServer, Server, ValkeyServer, start_postgres
 from app.kernel.errors import DatabaseUnreachable
+from app.kernel.fleet_settings import FleetSettings
 from app.kernel.process import Child, end_all
 from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, RunSettings, Settings, environment_of
 from app.workflows import check, views
@@ -47,6 +50,7 @@ from app.workflows.service import Runs
 from app.workflows.states import FINAL_RUNS, RunState
 from app.workflows.submission import Submission
 from app.workflows.views import RunView
+from tests.fleet.granting import begun, declared, granted
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2:135m"
@@ -60,6 +64,15 @@ RUNS = RunSettings(
     heartbeat=timedelta(seconds=1),
     sweep_every=timedelta(seconds=0.5),
     republish_after=timedelta(seconds=2),
+)
+
+#: The same for the memory of pools; only the database may be away for longer than a moment.
+FLEET = FleetSettings(
+    reconcile_every=timedelta(seconds=0.5),
+    heartbeat=timedelta(seconds=0.5),
+    lease=timedelta(seconds=20),
+    agent_lease=timedelta(seconds=5),
+    host_lost_after=timedelta(seconds=8),
 )
 
 T = TypeVar("T")
@@ -246,6 +259,14 @@ class LocalBeat(LocalWorker):
         return "beat_leads"
 
 
+class LocalAgent(LocalWorker):
+    """An agent; it is ready once it speaks for its host."""
+
+    @property
+    def ready_prompt(self) -> str:
+        return "host_joined"
+
+
 class Stage:
     """Postgres and Valkey of its own, the use cases on them, and the programs that a test starts."""
 
@@ -266,7 +287,8 @@ class Stage:
             runs=RUNS,
             control=ControlSettings(concurrency=4),
             # More threads than free cores spin for each other, and the engine all but stands.
-            pools=PoolSettings(threads=1),
+            pools=PoolSettings(threads=1, models=()),
+            fleet=FLEET,
         )
         self.database = Database(self._postgres.url, pool_size=2)
         self.publisher = CeleryPublisher(broker.celery_app(self._valkey.url, BrokerSettings()), self._valkey.url)
@@ -290,9 +312,32 @@ class Stage:
         return self._started(LocalWorker, name, ["control", name])
 
     def pool(self, name: str = "pool", *, drain: timedelta = timedelta(seconds=60)) -> CeleryTestWorker:
-        """A pool of the small model that begins to start."""
+        """A pool of the small model that begins to start. The stage is its agent: it never gives its bytes back."""
         pools = self.settings.pools.model_copy(update={"drain_timeout": drain})
-        return self._started(LocalWorker, name, ["pool", MODEL, "cpu"], pools=pools)
+        hosts = Hosts(self.database, agent_lease=timedelta(hours=1), pool_lease=self.settings.fleet.lease)
+        agent = hosts.join("stage", "stage", 2, declared("stage", size=2**40, kind="cpu", type_=needs.CPU), {})
+        model = files.read_catalog().get(MODEL)
+        id_ = granted(
+            self.database,
+            "stage",
+            {"stage": 2**30},
+            configuration=needs.configuration_id(model),
+            model=MODEL,
+        )
+        assert isinstance(id_, str), id_
+        epoch = begun(hosts, "stage", agent, id_)
+        return self._started(LocalWorker, name, ["pool", id_, str(epoch)], pools=pools)
+
+    def agent(self, name: str = "agent", **fleet: Any) -> CeleryTestWorker:
+        """An agent of a host of that name, on a data directory of its own, that begins to start."""
+        directory = self.directory / name
+        return self._started(
+            LocalAgent,
+            name,
+            ["agent"],
+            data_dir=directory,
+            fleet=self.settings.fleet.model_copy(update={"host": name, **fleet}),
+        )
 
     def beat(self, name: str = "beat") -> CeleryTestWorker:
         """A beat that begins to start."""

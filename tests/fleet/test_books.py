@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
@@ -14,19 +13,12 @@ from sqlalchemy.exc import IntegrityError
 
 from app.fleet import books, ledger
 from app.fleet.holder import Holder, Report
-from app.fleet.hosts import Declared, Ended, Hosts, Measured
+from app.fleet.hosts import Ended, Hosts, Measured
 from app.fleet.pool import Desired, Stage
-from app.fleet.reservation import Claim, Refused, State
-from app.kernel import ids
+from app.fleet.reservation import Refused, State
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, LeaseLost
-
-LEASE = timedelta(minutes=1)
-SIZE = 1000
-
-
-def declared(*names: str, size: int = SIZE) -> list[Declared]:
-    return [Declared(id=name, name=name, kind="gpu", type="L4", total=size, capacity=size) for name in names]
+from tests.fleet.granting import LEASE, declared, granted
 
 
 @pytest.fixture
@@ -37,26 +29,6 @@ def hosts(database: Database) -> Hosts:
 @pytest.fixture
 def holder(database: Database) -> Holder:
     return Holder(database, LEASE)
-
-
-def granted(
-    database: Database, host: str, sizes: Mapping[str, int], after: frozenset[str] = frozenset()
-) -> str | Refused:
-    """As the reconciler grants a pool."""
-    with database.work() as work:
-        open_ = books.open_books(work, host)
-        id_ = str(ids.new_id())
-        claim = Claim(id_, books.next_epoch(work), host, "m.1", sizes, open_.now + LEASE, after)
-        refused = open_.change(lambda found: ledger.claim(found, claim))
-        if refused is not None:
-            return refused
-        open_.close()
-        insert = """
-            INSERT INTO pool (id, configuration, model, slots, purpose, reason, desired, estimate_seconds)
-            VALUES (CAST(:id AS uuid), 'm.1', 'm:1', 4, 'demand', 'somebody asks', 'run', 0)
-        """
-        work.run(text(insert), {"id": id_})
-    return id_
 
 
 def drained(database: Database, host: str, id_: str) -> None:

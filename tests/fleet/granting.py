@@ -1,0 +1,51 @@
+"""Grants without a planner: what the reconciler and an agent do for a pool, in the hands of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from app.fleet import books, ledger
+from app.fleet.hosts import Declared, Hosts
+from app.fleet.reservation import Claim, Refused
+from app.kernel import ids
+from app.kernel.database import Database
+
+LEASE = timedelta(minutes=1)
+
+
+def declared(*names: str, size: int = 1000, kind: str = "gpu", type_: str = "L4") -> list[Declared]:
+    return [Declared(id=name, name=name, kind=kind, type=type_, total=size, capacity=size) for name in names]
+
+
+def granted(
+    database: Database,
+    host: str,
+    sizes: Mapping[str, int],
+    after: frozenset[str] = frozenset(),
+    configuration: str = "m-1.x",
+    model: str = "m:1",
+) -> str | Refused:
+    """As the reconciler grants a pool."""
+    with database.work() as work:
+        open_ = books.open_books(work, host)
+        id_ = str(ids.new_id())
+        claim = Claim(id_, books.next_epoch(work), host, configuration, sizes, open_.now + LEASE, after)
+        refused = open_.change(lambda found: ledger.claim(found, claim))
+        if refused is not None:
+            return refused
+        open_.close()
+        insert = """
+            INSERT INTO pool (id, configuration, model, slots, purpose, reason, desired, estimate_seconds)
+            VALUES (CAST(:id AS uuid), :configuration, :model, 4, 'demand', 'somebody asks', 'run', 0)
+        """
+        work.run(text(insert), {"id": id_, "configuration": configuration, "model": model})
+    return id_
+
+
+def begun(hosts: Hosts, host: str, agent: int, id_: str) -> int:
+    """As an agent lets a process of the pool begin; gives the epoch of the grant."""
+    hosts.activate(host, agent, id_, 1)
+    return next(pool.epoch for pool in hosts.pools(host) if pool.id == id_)
