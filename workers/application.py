@@ -16,7 +16,7 @@ from celery import Celery, signals
 from celery.apps.worker import Worker
 
 from app.fleet.pool import Stage
-from app.fleet.reconcile import RECONCILE
+from app.fleet.reconcile import DEFRAGMENT, RECONCILE
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
 from app.workflows.messages import RUN_STEP
@@ -63,6 +63,10 @@ class Application:
         @self.celery.task(name=RECONCILE)
         def run_reconcile() -> None:
             jobs.run_reconcile(self.runtime)
+
+        @self.celery.task(name=DEFRAGMENT)
+        def run_defragment() -> None:
+            jobs.run_defragment(self.runtime)
 
     @property
     def runtime(self) -> Runtime:

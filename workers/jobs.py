@@ -6,9 +6,9 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from app.fleet import files, reconcile
-from app.fleet.needs import Wish
-from app.fleet.reconcile import RECONCILE, Terms
+from app.fleet import reconcile
+from app.fleet.reconcile import DEFRAGMENT, RECONCILE
+from app.fleet.turn import Terms
 from app.inference import demand
 from app.kernel import log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
@@ -36,6 +36,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
         "expire": _entry(EXPIRE, settings.runs.expire_every),
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
+        "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),
     }
 
 
@@ -78,21 +79,29 @@ def run_schedules(runtime: Runtime) -> None:
 
 def run_reconcile(runtime: Runtime) -> None:
     """Bring what is desired of the fleet in line with what is asked of it."""
-    settings = runtime.settings
-    terms = Terms(settings.fleet.begin_within, settings.pools.drain_timeout, settings.fleet.host_lost_after)
-    wishes = {name: Wish(pools=1, pinned=True) for name in settings.pools.models}
+    database, settings = runtime.runs.database, runtime.settings
     try:
-        asked = demand.asked(runtime.runs.database)
-        reconcile.reconcile(
-            runtime.runs.database,
-            files.read_catalog(settings.catalog.files).models,
-            asked.waiting,
-            asked.usage,
-            wishes,
-            terms,
-        )
+        reconcile.reconcile(database, demand.asked(database, runtime.catalog, settings.pools.models), _terms(settings))
     except DatabaseUnreachable as error:
         _log.warning("reconcile_postponed", error=str(error))
+
+
+def run_defragment(runtime: Runtime) -> None:
+    """Move idle pools so that models fit that fit nowhere."""
+    database, settings = runtime.runs.database, runtime.settings
+    try:
+        found = reconcile.defragment(
+            database, demand.asked(database, runtime.catalog, settings.pools.models), _terms(settings)
+        )
+    except DatabaseUnreachable as error:
+        _log.warning("defragment_postponed", error=str(error))
+        return
+    if found.moves:
+        _log.info("defragmented", moves=len(found.moves), gains=[gain.model for gain in found.gains])
+
+
+def _terms(settings: Settings) -> Terms:
+    return Terms(settings.fleet.begin_within, settings.pools.drain_timeout, settings.fleet.host_lost_after)
 
 
 def _entry(task: str, every: timedelta) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from datetime import timedelta
 
 from celery import Celery
 
+from app.fleet import files
+from app.fleet.catalog import Catalog
 from app.fleet.nudge import NudgingPublisher
 from app.kernel import addresses, ids
 from app.kernel import database as databases
@@ -32,6 +34,8 @@ class Runtime:
     engine: Engine | None
     #: What http steps may send besides their data.
     secrets: Secrets
+    #: The models that can be served, as this process read them when it began.
+    catalog: Catalog
 
     @property
     def owner(self) -> str:
@@ -65,4 +69,5 @@ def start(app: Celery, settings: Settings, name: str, *, threads: int, engine: E
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
     leases.start()
-    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir))
+    catalog = files.read_catalog(settings.catalog.files)
+    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir), catalog)

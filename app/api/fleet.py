@@ -14,10 +14,10 @@ from app.api.services import Use
 from app.fleet import reconcile, views
 from app.fleet.explanation import Condition
 from app.fleet.fleet import PoolState
-from app.fleet.needs import Wish
 from app.fleet.rows import HostState
 from app.fleet.views import HostView, PoolView
 from app.inference import demand
+from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.errors import InvalidInput, Problem
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
@@ -137,6 +137,29 @@ class ExplanationOut(BaseModel):
     )
 
 
+class MoveOut(BaseModel):
+    """An idle pool that is started elsewhere and stopped where it is."""
+
+    pool: str
+    bytes: dict[str, int] = Field(description="where it goes, by id of the device")
+    reason: str
+
+
+class GainOut(BaseModel):
+    """A model, and why it fits after the moves, or still does not."""
+
+    model: str
+    reason: str
+
+
+class DefragmentOut(BaseModel):
+    """Moves, what they bring, and what they do not."""
+
+    moves: list[MoveOut]
+    gains: list[GainOut]
+    stuck: list[GainOut]
+
+
 class StartIn(BaseModel):
     """A model that is to be loaded."""
 
@@ -189,11 +212,8 @@ def explain(
         raise InvalidInput(
             [Problem("query", "exactly one of model and step is needed", "model=… or step=…")], "request"
         )
-    asked = demand.asked(services.database)
-    wishes = {kept: Wish(pools=1, pinned=True) for kept in services.settings.pools.models}
-    found = reconcile.explain(
-        services.database, services.catalog.models, asked.waiting, asked.usage, wishes, services.catalog.get(name).name
-    )
+    asked = demand.asked(services.database, services.catalog, services.settings.pools.models)
+    found = reconcile.explain(services.database, asked, services.catalog.get(name).name)
     return ExplanationOut(
         model=found.model,
         condition=found.condition,
@@ -201,6 +221,26 @@ def explain(
         waiting=found.waiting,
         estimate_s=None if found.estimate is None else found.estimate.total_seconds(),
     )
+
+
+@router.get("/fleet/defragment", summary="What would defragmenting do?", responses=problems.documented())
+def preview(services: Use) -> DefragmentOut:
+    """The cheapest moves of idle pools after which models fit that now fit nowhere. Nothing is moved."""
+    asked = demand.asked(services.database, services.catalog, services.settings.pools.models)
+    found = reconcile.preview_defragmentation(services.database, asked)
+    return DefragmentOut(
+        moves=[MoveOut(pool=one.pool, bytes=dict(one.bytes), reason=one.reason) for one in found.moves],
+        gains=[GainOut(model=one.model, reason=one.reason) for one in found.gains],
+        stuck=[GainOut(model=one.model, reason=one.reason) for one in found.stuck],
+    )
+
+
+@router.post("/fleet/defragment", status_code=202, summary="Defragment", responses=problems.documented())
+def defragment(services: Use) -> DefragmentOut:
+    """Have a control worker make such moves now; the answer says which they would have been a moment ago."""
+    found = preview(services)
+    services.publisher.publish(reconcile.DEFRAGMENT, (), queue=CONTROL_QUEUE, priority=PRIORITIES["interactive"])
+    return found
 
 
 @router.get("/pools", summary="List pools", responses=problems.documented(422))

@@ -99,6 +99,31 @@ def why(
         console().print(f"The last of its steps is expected to begin in about {seconds(found['estimate_s'])}.")
 
 
+@app.command()
+def defragment(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be moved, and move nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Move idle pools so that models fit that fit nowhere, although enough memory is free in all.
+
+    A control worker does so by itself every fleet.defragment_every. Pools that work, or are pinned, are never moved.
+    """
+    with connected(settings_of(context)) as client:
+        found = client.get("/v1/fleet/defragment") if dry_run else client.post("/v1/fleet/defragment")
+    if as_json:
+        print_json(found)
+        return
+    for move in found["moves"]:
+        console().print(f"{'would move' if dry_run else 'moves'} {move['pool'][-6:]}: {move['reason']}", soft_wrap=True)
+    for title, style in (("gains", "green"), ("stuck", "yellow")):
+        for one in found[title]:
+            console().print(Text.assemble((f"{title}  ", style), f"{one['model']}: {one['reason']}"), soft_wrap=True)
+    if not found["moves"]:
+        console().print("nothing is to be moved")
+
+
 @pools_app.command("list")
 def list_pools(
     context: typer.Context,

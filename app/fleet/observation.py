@@ -25,6 +25,7 @@ from app.fleet.fleet import (
     DeviceState,
     Fleet,
     Pool,
+    PoolState,
     Priority,
     SetAside,
     Usage,
@@ -42,8 +43,10 @@ _DEVICES = text("""
 _HOSTS = text("SELECT name, files FROM host ORDER BY name")
 _POOLS = text("""
     SELECT pool.id::text, pool.configuration, pool.model, slots, desired, created_at, estimate_seconds,
-           stage, busy, urgent, serving_at, last_used_at
-    FROM pool JOIN reservation ON reservation.id = pool.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
+           stage, busy, urgent, serving_at, last_used_at,
+           agent_until < now() AND COALESCE(heard_at, created_at) < agent_until AS silent
+    FROM pool JOIN reservation ON reservation.id = pool.id JOIN host ON host.name = reservation.host
+    LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE reservation.state <> 'released' ORDER BY created_at, pool.id
 """)
 _KNOWN = text("SELECT configuration, type, devices, parts, source, load_seconds, tokens_per_second FROM layout")
@@ -143,10 +146,14 @@ def _device(row: Any) -> Device:
 def _pool(row: Any, books: Books) -> Pool:
     held = books.ledger.reservations[row.id]
     stage = None if row.stage is None else Stage(row.stage)
+    state = state_of(held.state, waits=bool(held.backing), desired=Desired(row.desired), stage=stage)
+    if row.silent:
+        # Neither it nor its agent was heard since: whoever waits for it does not wait for its lease.
+        state = PoolState.SUSPECT
     return Pool(
         id=row.id,
         configuration=row.configuration,
-        state=state_of(held.state, waits=bool(held.backing), desired=Desired(row.desired), stage=stage),
+        state=state,
         bytes=held.bytes,
         slots=row.slots,
         started=row.created_at,

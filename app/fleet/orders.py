@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import text
 
 from app.fleet import views
 from app.fleet.books import open_books
-from app.fleet.reconcile import lose
 from app.fleet.rows import HostState
+from app.fleet.turn import Terms, Turn
 from app.kernel import ids, log
 from app.kernel.database import Database, Work
 from app.kernel.errors import Conflict, NotFound
 
 _log = log.get(__name__)
+
+#: Nothing is started here.
+_NOTHING = Terms(timedelta(0), timedelta(0), timedelta(0))
 
 _ORDER = text("""
     INSERT INTO pool_order (id, what, model, pool_id, reason)
@@ -29,6 +33,16 @@ _ORDER = text("""
 _KEEP = text("""
     INSERT INTO standing (model, pools, pinned) VALUES (:model, :pools, :pinned)
     ON CONFLICT (model) DO UPDATE SET pools = :pools, pinned = :pinned
+""")
+_LIMIT = text("""
+    INSERT INTO quota (namespace, weight, max_bytes, held_bytes, max_device_seconds, period_seconds, device_seconds,
+                       attained_seconds)
+    VALUES (:namespace, :weight, :bytes, (
+        SELECT COALESCE(sum(bytes), 0) FROM claim JOIN reservation ON reservation.id = reservation_id
+        WHERE namespace = :namespace AND state <> 'released'
+    ), :seconds, :period, 0, 0)
+    ON CONFLICT (namespace) DO UPDATE SET weight = :weight, max_bytes = :bytes, max_device_seconds = :seconds,
+        period_seconds = :period
 """)
 _DROP = text("DELETE FROM standing WHERE model = :model")
 _MARK = text("UPDATE host SET state = :state WHERE name = :host AND state <> 'lost'")
@@ -106,12 +120,34 @@ class Orders:
                     "say so with --lost if its machine is gone"
                 )
             if held:
-                books = open_books(work, host)
-                lose(books, host, "an operator declared its host lost")
-                books.close()
+                turn = Turn(open_books(work, host), _NOTHING)
+                turn.lose(host, "an operator declared its host lost")
+                turn.close()
             work.run(_REMOVE, {"host": host})
             work.after_commit(self.nudge)
         _log.info("host_removed", host=host, held=held)
+
+    def limit(
+        self,
+        namespace: str,
+        *,
+        weight: float = 1.0,
+        max_bytes: int | None = None,
+        max_device_seconds: float | None = None,
+        period: timedelta = timedelta(days=1),
+    ) -> None:
+        """What a namespace may hold at a time, and use of devices in a period; None is no limit."""
+        values = {
+            "namespace": namespace,
+            "weight": weight,
+            "bytes": max_bytes,
+            "seconds": max_device_seconds,
+            "period": round(period.total_seconds()),
+        }
+        with self.database.work() as work:
+            work.run(_LIMIT, values)
+            work.after_commit(self.nudge)
+        _log.info("namespace_limited", **values)
 
     def _host(self, work: Work, host: str) -> Any:
         row = work.row(_HOST, {"host": host})

@@ -14,6 +14,7 @@ The rows of the fleet. Each table has one writer.
     layout        what a configuration needs on devices of a type; written by agents and pools
     refusal       why a model that is asked for is not started; written by the reconciler
     pool_order    what an operator asked for once; written by the API, answered by the reconciler
+    defragmentation   what was moved so that models fit, and what that gained; written by the reconciler
     standing      models that are kept up; written by the API
 
 Every instant is the database's own. A reservation and its pool have one id. The sequence `fleet_epoch` numbers agents
@@ -340,3 +341,15 @@ class StandingRow(SQLModel, table=True):
     #: Its pools are never stopped to make room.
     pinned: bool = False
     created_at: datetime = Field(sa_column=_instant(nullable=False))
+
+
+class DefragmentationRow(SQLModel, table=True):
+    """What was moved so that models fit."""
+
+    __tablename__ = "defragmentation"
+
+    at: datetime = Field(sa_column=Column(DateTime(timezone=True), primary_key=True, server_default=text("now()")))
+    #: Each with its reason.
+    moves: list[dict[str, str]] = Field(sa_column=Column(JSONB, nullable=False))
+    gains: list[dict[str, str]] = Field(sa_column=Column(JSONB, nullable=False))
+    stuck: list[dict[str, str]] = Field(sa_column=Column(JSONB, nullable=False))

@@ -8,16 +8,17 @@ minutes: ids sort by time, so that only those are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 
+from app.fleet.catalog import Catalog
 from app.fleet.fleet import Priority
-from app.fleet.reconcile import Waiting
+from app.fleet.needs import Wish
+from app.fleet.reconcile import Asked, Waiting
 from app.kernel.database import Database
 from app.kernel.errors import NotFound
 
@@ -51,17 +52,8 @@ _LATE = text("""
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked of the fleet now."""
-
-    waiting: tuple[Waiting, ...]
-    #: Steps a second, by model and class.
-    usage: Mapping[str, Mapping[Priority, float]]
-
-
-def asked(database: Database) -> Asked:
-    """What is asked of the fleet now."""
+def asked(database: Database, catalog: Catalog, kept_up: Iterable[str]) -> Asked:
+    """What is asked of the fleet now. `kept_up` are the models that the settings want to be served always."""
     with database.work() as work:
         now: datetime = work.rows(text("SELECT now() AS now"))[0].now
         late = work.rows(_LATE, {"since": _first_id(now - _LATELY)})
@@ -85,7 +77,8 @@ def asked(database: Database) -> Asked:
         length = lengths.get(row.model, _USUAL)
         expected = now + length * max(row.before, 1)
         waiting.append(Waiting(row.model, Priority(row.priority), row.steps, expected, work=length, ready=expected))
-    return Asked(tuple(waiting), usage)
+    wishes = {name: Wish(pools=1, pinned=True) for name in kept_up}
+    return Asked(catalog.models, waiting, usage, wishes)
 
 
 def model_of(database: Database, step_id: UUID) -> str:

@@ -37,6 +37,8 @@ class FleetSettings(Section):
     head_room: Size = 512 * 1024 * 1024
     #: What is desired is compared with what is asked for this often, besides whenever that changes.
     reconcile_every: Duration = timedelta(seconds=1)
+    #: Idle pools are moved this often, where that makes room for a model that fits nowhere.
+    defragment_every: Duration = timedelta(minutes=5)
     #: Agents and pools are heard this often.
     heartbeat: Duration = timedelta(seconds=2)
     #: A pool that could not renew its claim on memory for so long ends itself. Longer than the database may be away.

@@ -272,7 +272,8 @@ class Stage:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._nodes: list[CeleryTestNode] = []
+        #: By name.
+        self.nodes: dict[str, CeleryTestWorker] = {}
         self._postgres, self._valkey = PostgresServer(directory / "postgres"), ValkeyServer(directory / "valkey")
         self.postgres = CeleryTestNode(LocalDatabase(ServerProgram(self._postgres)))
         self.broker = CeleryTestBroker(LocalBroker(ServerProgram(self._valkey)))
@@ -302,7 +303,7 @@ class Stage:
             if hasattr(self, "publisher"):
                 stack.callback(self.publisher.close)
                 stack.callback(self.database.close)
-            for node in self._nodes:
+            for node in self.nodes.values():
                 stack.callback(node.teardown)
         for log in sorted(self.directory.glob("*.log")):
             shown(log.name, *log.read_text(errors="replace").splitlines()[-60:])
@@ -349,7 +350,7 @@ class Stage:
         environment = environment_of(self.settings.model_copy(update=changes))
         program = Program(name, [sys.executable, "-m", "workers.programs", *arguments], environment, self.directory)
         node = CeleryTestWorker(kind(program), app=None)
-        self._nodes.append(node)
+        self.nodes[name] = node
         program.child.start()
         return node
 

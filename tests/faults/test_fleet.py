@@ -1,0 +1,212 @@
+"""
+The fleet under fire: agents, pools, control workers and the broker die in the middle of loads and drains.
+
+What is reserved and what runs agree again within the lease, no byte is in two hands meanwhile, and every run ends.
+Devices are simulated where no model is needed; agents, pools, ledger and planner are the real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+import pytest
+
+from app.fleet import books, files, ledger, views
+from app.fleet.fleet import PoolState
+from app.fleet.views import PoolView
+from app.kernel.fleet_settings import SimulatedDevice
+from app.kernel.settings import CatalogSettings
+from app.workflows.states import RunState
+from tests.faults.conftest import MODEL, Stage, generate, until
+
+#: Two models of which a device holds one at a time.
+CATALOG = """
+[[models]]
+name = "alpha:1"
+use_cases = ["chat"]
+source = { path = "/nowhere/alpha.gguf" }
+simulated = { bytes = "600MiB", load = "500ms", tokens_per_second = 40 }
+
+[[models]]
+name = "beta:1"
+use_cases = ["chat"]
+source = { path = "/nowhere/beta.gguf" }
+simulated = { bytes = "600MiB", load = "500ms", tokens_per_second = 40 }
+"""
+ALPHA, BETA = "alpha:1", "beta:1"
+ONE_DEVICE = (SimulatedDevice(name="sim-0", bytes=1024 * 2**20),)
+
+
+@pytest.fixture
+def fleet(stage: Stage) -> Stage:
+    """A stage that knows the models, with a control worker and a beat; no agent yet."""
+    catalog = stage.directory / "catalog.toml"
+    catalog.write_text(CATALOG)
+    stage.settings = stage.settings.model_copy(update={"catalog": CatalogSettings(files=(catalog,))})
+    stage.control()
+    stage.beat()
+    return stage
+
+
+def ask(stage: Stage, model: str, tokens: int = 4) -> UUID:
+    source = f"workflow: ask\nsteps: [{{id: write, kind: generate, model: '{model}', prompt: x, max_tokens: {tokens}}}]"
+    return stage.submit(source)
+
+
+def pools(stage: Stage, model: str | None = None, *, ended: bool = False) -> Sequence[PoolView]:
+    return views.pools(stage.database, model=model, ended=ended)
+
+
+def serving(stage: Stage, model: str) -> PoolView | None:
+    return next((pool for pool in pools(stage, model) if pool.state is PoolState.SERVING), None)
+
+
+def until_done(stage: Stage, run_ids: Sequence[UUID]) -> None:
+    until(lambda: stage.open_runs() == 0)
+    stage.assert_each_step_is_recorded_once(run_ids)
+
+
+def assert_sound(stage: Stage) -> None:
+    """The books keep their promises, and charge exactly what lives or may begin."""
+    with stage.database.work() as work:
+        found = books.open_books(work, to_read=True).ledger
+    assert ledger.problems(found) == []
+    living = {pool.id for pool in pools(stage)}
+    assert living == found.reservations.keys()
+
+
+def agree(stage: Stage) -> bool:
+    """Whether every pool that holds bytes has a living process, and every process of a pool holds bytes."""
+    held = {pool.row.pid for pool in pools(stage)}
+    name = str(stage.directory)
+    running = set()
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+            if command[1:4] == ["-m", "workers.programs", "pool"] and process.environ().get(
+                "ARRIERO_DATA_DIR", ""
+            ).startswith(name):
+                running.add(process.pid)
+        except psutil.Error:
+            continue
+    return held == running
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_models_take_turns_where_only_one_fits(fleet: Stage) -> None:
+    """Each is stopped to make room for the other, its bytes pass on once its process is gone, and nothing fails."""
+    assert fleet.agent(simulated=ONE_DEVICE).ready()
+    run_ids = []
+    for model in (ALPHA, BETA, ALPHA):
+        run_ids.append(ask(fleet, model))
+        until_done(fleet, run_ids)
+        assert_sound(fleet)
+
+    history = [(pool.row.model, bool(pool.row.failed)) for pool in reversed(pools(fleet, ended=True))]
+    assert history == [(ALPHA, False), (BETA, False), (ALPHA, False)]
+    assert "makes room for" in (pools(fleet, BETA, ended=True)[0].row.ending or "")
+
+
+def test_killed_pools_and_agents_leave_nothing_behind(fleet: Stage) -> None:
+    """A pool in the middle of its work, its agent, both, and a pool in the middle of its load."""
+    agent = fleet.agent(simulated=ONE_DEVICE)
+    run_ids = [ask(fleet, ALPHA, 200)]
+    until(lambda: fleet.is_held(run_ids[0]))
+    first = pools(fleet)[0]
+    kill(first.row.pid)
+    ended = until(lambda: next((p for p in pools(fleet, ended=True) if p.id == first.id and p.row.ending), None))
+    assert ended.row.failed
+    assert "SIGKILL" in ended.row.ending
+
+    second = until(lambda: serving(fleet, ALPHA))
+    agent.kill("SIGKILL")
+    assert psutil.pid_exists(second.row.pid), "it goes on without its agent"
+    agent.restart()
+    until(lambda: b"pool_adopted" in agent.container.log())
+    run_ids.append(ask(fleet, ALPHA))
+    until_done(fleet, run_ids)
+    assert [pool.id for pool in pools(fleet)] == [second.id], "it was adopted, and served on"
+
+    agent.kill("SIGKILL")
+    kill(second.row.pid)
+    run_ids.append(ask(fleet, BETA))
+    agent.restart()
+    loading = until(lambda: next((p for p in pools(fleet, BETA) if p.row.stage in {"starting", "loading"}), None))
+    kill(until(lambda: pools(fleet, BETA)[0].row.pid))
+    until_done(fleet, run_ids)
+
+    assert pools(fleet, BETA)[0].id != loading.id
+    until(lambda: agree(fleet))
+    assert_sound(fleet)
+
+
+def test_drains_go_on_without_planner_and_broker(fleet: Stage) -> None:
+    """The control worker and the broker die while one model makes room for the other."""
+    assert fleet.agent(simulated=ONE_DEVICE).ready()
+    control = fleet.nodes["control"]
+    run_ids = [ask(fleet, ALPHA, 150)]
+    until(lambda: fleet.is_held(run_ids[0]))
+    run_ids.append(ask(fleet, BETA))
+    until(lambda: any(pool.state is PoolState.WAITING for pool in pools(fleet, BETA)))
+    control.kill("SIGKILL")
+    fleet.broker.kill("SIGKILL")
+    assert_sound(fleet)
+    fleet.broker.restart()
+    control.restart()
+
+    until_done(fleet, run_ids)
+    until(lambda: agree(fleet))
+    assert_sound(fleet)
+
+
+def test_a_lost_host_is_replaced_and_joins_again(fleet: Stage) -> None:
+    """What it served is served elsewhere; when it is back it ends what still runs there, and is open again."""
+    west = fleet.agent("west", simulated=ONE_DEVICE)
+    assert west.ready()
+    run_ids = [ask(fleet, ALPHA, 200)]
+    until(lambda: fleet.is_held(run_ids[0]))
+    lost = pools(fleet)[0]
+    fleet.agent("east", simulated=ONE_DEVICE)
+    os.kill(lost.row.pid, signal.SIGSTOP)
+    west.kill("SIGKILL")
+
+    until_done(fleet, run_ids)
+    assert [pool.row.host for pool in pools(fleet, ALPHA)] == ["east"]
+    host = until(lambda: next((h for h in views.hosts(fleet.database) if h.host.state == "lost"), None))
+    assert (host.host.name, {device.charged_bytes for device in host.devices}) == ("west", {0})
+    assert psutil.pid_exists(lost.row.pid)
+
+    west.restart()
+    until(lambda: all(h.host.state == "open" and h.host.alive for h in views.hosts(fleet.database)))
+    assert not psutil.pid_exists(lost.row.pid), "its bytes had been given back"
+    until(lambda: agree(fleet))
+    assert_sound(fleet)
+
+
+def test_real_models_take_turns_under_a_budget_of_memory(fleet: Stage, tmp_path: Path) -> None:
+    """SmolLM2 and Gemma, of which the RAM that pools may have holds one at a time."""
+    gemma = "gemma3:270m"
+    files.pull(files.read_catalog().get(gemma), fleet.directory / "agent")
+    assert fleet.agent(ram=1500 * 2**20).ready()
+    run_ids = []
+    for model in (MODEL, gemma, MODEL):
+        run_ids.append(
+            fleet.submit(generate(8).replace(MODEL, model).replace("kind: generate", "kind: generate\n    chat: false"))
+        )
+        until_done(fleet, run_ids)
+        assert_sound(fleet)
+        (pool,) = pools(fleet)
+        used, reserved = sum(pool.row.peak.values()), sum(pool.row.bytes.values())
+        assert pool.row.model == model
+        assert used <= reserved, f"{model} used {used} of {reserved}"
+
+    assert len(pools(fleet, ended=True)) == 3
+    assert fleet.state(run_ids[-1]) == RunState.SUCCEEDED

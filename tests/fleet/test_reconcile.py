@@ -1,0 +1,299 @@
+"""Reconcile on the real Postgres: observe, plan and apply, beside an agent and pools in the hands of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+
+from app.fleet import books, catalog, ledger, needs, reconcile, views
+from app.fleet.fleet import PoolState, Priority
+from app.fleet.holder import Holder, Report
+from app.fleet.hosts import Declared, Ended, Granted, Hosts
+from app.fleet.needs import Known, Wish
+from app.fleet.orders import Orders
+from app.fleet.pool import Desired, Stage
+from app.fleet.reconcile import Asked, Waiting
+from app.fleet.reservation import State
+from app.fleet.rows import HostState
+from app.fleet.turn import Terms
+from app.fleet.views import PoolView
+from app.kernel.database import Database
+from app.kernel.errors import Conflict, NotFound
+from tests.fleet.granting import LEASE
+
+ENTRY = """
+[[models]]
+name = "{name}"
+use_cases = ["chat"]
+source = {{ path = "/{name}.gguf" }}
+{more}
+"""
+A, B = "a:1", "b:1"
+SIZE = 1000
+
+
+def entries(**more: str) -> catalog.Catalog:
+    text_ = "".join(ENTRY.format(name=name, more=more.get(name[0], "")) for name in (A, B))
+    return catalog.parse(text_, "catalog.toml")
+
+
+@dataclass
+class Scene:
+    """A fleet of hosts with one device each, which holds one model; the test is its agents and pools."""
+
+    database: Database
+    hosts: Hosts
+    holder: Holder
+    orders: Orders
+    asked: Asked
+    agents: dict[str, int]
+
+    def wait(self, *models: str, seconds: float = 60, priority: Priority = Priority.STANDARD) -> None:
+        """Steps that wait for so long."""
+        since = self.now() - timedelta(seconds=seconds)
+        self.asked = replace(self.asked, waiting=[Waiting(model, priority, 1, since) for model in models])
+
+    def now(self) -> datetime:
+        with self.database.work() as work:
+            now: datetime = work.rows(text("SELECT now() AS now"))[0].now
+            return now
+
+    def turn(self) -> None:
+        terms = Terms(hold=timedelta(seconds=30), drain=timedelta(seconds=20), lost_after=timedelta(minutes=2))
+        assert reconcile.reconcile(self.database, self.asked, terms) is not None
+        with self.database.work() as work:
+            assert ledger.problems(books.open_books(work, to_read=True).ledger) == []
+
+    def pools(self, model: str | None = None, *, ended: bool = False) -> Sequence[PoolView]:
+        return views.pools(self.database, model=model, ended=ended)
+
+    def granted(self, host: str = "h") -> list[Granted]:
+        return self.hosts.pools(host)
+
+    def begin(self, host: str = "h") -> Granted:
+        """As the agent and the pool do: the first that may begin serves."""
+        pool = next(one for one in self.granted(host) if one.state is State.HELD and not one.waits)
+        self.hosts.activate(host, self.agents[host], pool.id, 1)
+        self.tell(pool, Stage.SERVING)
+        return pool
+
+    def tell(self, pool: Granted, stage: Stage, busy: int = 0) -> Desired:
+        return self.holder.renew(pool.id, pool.epoch, Report(stage, busy=busy)).desired
+
+    def end(self, pool: Granted, host: str = "h", *, failed: bool = False) -> None:
+        self.hosts.release(host, self.agents[host], Ended(pool.id, 0, failed, "it ended", ""))
+
+    def refusals(self) -> dict[str, str]:
+        return {row.model: row.reason for row in views.fleet(self.database).refusals}
+
+
+@pytest.fixture
+def scene(database: Database) -> Scene:
+    hosts = Hosts(database, LEASE, LEASE)
+    made = Scene(
+        database,
+        hosts,
+        Holder(database, LEASE),
+        Orders(database, lambda: None),
+        Asked(entries().models, [], {}, {}),
+        {},
+    )
+    add_host(made, "h")
+    return made
+
+
+def add_host(scene: Scene, name: str) -> None:
+    device = Declared(f"{name}-gpu", "gpu-0", "gpu", "L4", SIZE, SIZE)
+    scene.agents[name] = scene.hosts.join(name, name, 8, [device], {})
+    ids = [needs.configuration_id(model) for model in scene.asked.models]
+    scene.hosts.declare_layouts(Known(id_, "L4", (600,), "closed form", timedelta(seconds=1), 10.0) for id_ in ids)
+    scene.hosts.beat(name, scene.agents[name], [], ids, [])
+
+
+def test_a_model_that_is_asked_for_is_granted_and_served(scene: Scene) -> None:
+    scene.wait(A)
+    scene.turn()
+    (pool,) = scene.pools()
+    assert (pool.row.model, pool.state, pool.row.devices) == (A, PoolState.STARTING, {"h-gpu": "gpu-0"})
+    assert "1 step waits" in pool.row.reason
+
+    scene.begin()
+    scene.turn()
+    assert [one.state for one in scene.pools()] == [PoolState.SERVING], "one is enough"
+
+
+def test_room_is_made_and_passes_on_when_the_process_is_gone(scene: Scene) -> None:
+    scene.wait(A)
+    scene.turn()
+    first = scene.begin()
+    scene.wait(B)
+    scene.turn()
+    waiting, leaving = scene.granted()[1], scene.granted()[0]
+    assert (leaving.desired, waiting.waits) == (Desired.DRAIN, True)
+    assert scene.tell(first, Stage.DRAINING) is Desired.DRAIN
+    scene.turn()
+    assert len(scene.granted()) == 2, "nothing more is planned meanwhile"
+
+    scene.end(first)
+    assert scene.begin().model == B
+    assert [one.row.model for one in scene.pools()] == [B]
+
+
+def test_what_no_agent_begins_is_given_back_and_planned_again(scene: Scene) -> None:
+    scene.wait(A)
+    scene.turn()
+    with scene.database.work() as work:
+        work.run(text("UPDATE reservation SET lease_until = now() - interval '1 s'"))
+    scene.turn()
+
+    old = scene.pools(ended=True)[-1]
+    assert (old.state, old.row.why) == (None, "no agent began it in time")
+    assert len(scene.granted()) == 1
+
+
+def test_a_host_of_which_nobody_is_heard_is_lost_and_its_models_go_elsewhere(scene: Scene) -> None:
+    scene.wait(A)
+    scene.turn()
+    first = scene.begin()
+    add_host(scene, "i")
+    silent = """
+        UPDATE host SET agent_until = now() - interval '1 min' WHERE name = 'h';
+        UPDATE pool_report SET heard_at = now() - interval '2 min'
+    """
+    with scene.database.work() as work:
+        work.run(text(silent))
+    scene.turn()
+    assert scene.granted("i"), "nobody waits for its lease"
+    assert views.hosts(scene.database)[0].devices[0].charged_bytes == 600, "its bytes are not given to anybody"
+
+    with scene.database.work() as work:
+        work.run(text("UPDATE host SET agent_until = now() - interval '1 h' WHERE name = 'h'"))
+        work.run(text("UPDATE reservation SET lease_until = now() - interval '1 s' WHERE host = 'h'"))
+    scene.turn()
+    assert views.hosts(scene.database)[0].host.state == HostState.LOST
+    assert scene.granted("h") == []
+    assert scene.pools(ended=True)[-1].id == first.id
+
+
+def test_orders_to_start_and_stop_are_followed_once(scene: Scene) -> None:
+    scene.orders.start(A)
+    scene.turn()
+    pool = scene.begin()
+    scene.turn()
+    assert len(scene.granted()) == 1
+
+    assert scene.orders.stop(pool.id[-6:]) == pool.id
+    scene.turn()
+    assert scene.granted()[0].desired is Desired.DRAIN
+    scene.end(pool)
+    scene.turn()
+    assert scene.granted() == []
+    with pytest.raises(Conflict, match="has ended already: it ended"):
+        scene.orders.stop(pool.id)
+    with pytest.raises(NotFound):
+        scene.orders.stop("nothing")
+
+
+def test_a_model_that_is_kept_up_stays_until_it_is_stopped(scene: Scene) -> None:
+    scene.orders.start(A, pinned=True)
+    scene.turn()
+    pool = scene.begin()
+    scene.wait(B, seconds=600, priority=Priority.INTERACTIVE)
+    scene.turn()
+    assert [one.model for one in scene.granted()] == [A], "it is pinned"
+    assert B in scene.refusals()
+
+    scene.end(pool, failed=True)
+    scene.orders.stop_model(A)
+    scene.turn()
+    assert [one.model for one in scene.granted()] == [B]
+    assert scene.refusals() == {}
+
+
+def test_the_settings_keep_models_up(scene: Scene) -> None:
+    scene.asked = replace(scene.asked, wishes={A: Wish(1, pinned=True)})
+    scene.turn()
+    assert [(one.row.model, one.row.pinned) for one in scene.pools()] == [(A, True)]
+
+
+def test_a_pool_whose_entry_has_changed_is_stopped(scene: Scene) -> None:
+    scene.wait(A)
+    scene.turn()
+    scene.begin()
+    scene.asked = replace(scene.asked, models=entries(a="context = 512").models, waiting=[])
+    scene.turn()
+    assert scene.granted()[0].stop_reason == "its entry in the catalogue has changed"
+
+
+def test_a_model_that_is_in_no_catalogue_is_refused_by_name(scene: Scene) -> None:
+    scene.wait("c:1")
+    scene.turn()
+    assert "not in the catalogue" in scene.refusals()["c:1"]
+
+
+def test_a_model_that_fails_on_a_host_is_left_alone_there_for_a_while(scene: Scene) -> None:
+    scene.wait(A)
+    scene.turn()
+    scene.end(scene.begin(), failed=True)
+    scene.turn()
+    assert scene.granted() == []
+    assert "failed" in scene.refusals()[A]
+
+    scene.orders.start(A)
+    scene.turn()
+    assert len(scene.granted()) == 1, "an operator wants it tried again"
+
+
+def test_nothing_is_placed_on_a_host_that_is_cordoned(scene: Scene) -> None:
+    scene.orders.mark("h", HostState.CORDONED)
+    scene.wait(A)
+    scene.turn()
+    assert scene.granted() == []
+    scene.orders.mark("h", HostState.OPEN)
+    scene.turn()
+    assert len(scene.granted()) == 1
+    with pytest.raises(NotFound, match="there are: h"):
+        scene.orders.mark("g", HostState.OPEN)
+
+
+def test_a_host_is_forgotten_only_when_nothing_is_left_of_it(scene: Scene) -> None:
+    scene.wait(A)
+    scene.turn()
+    with pytest.raises(Conflict, match="stop it first"):
+        scene.orders.remove("h")
+    scene.hosts.leave("h", scene.agents["h"])
+    with pytest.raises(Conflict, match="--lost"):
+        scene.orders.remove("h")
+    scene.orders.remove("h", lost=True)
+    assert views.hosts(scene.database) == []
+
+
+def test_a_namespace_holds_no_more_than_its_quota(scene: Scene) -> None:
+    scene.orders.limit("team", max_bytes=100)
+    since = scene.now() - timedelta(minutes=1)
+    scene.asked = replace(scene.asked, waiting=[Waiting(A, Priority.STANDARD, 1, since, namespace="team")])
+    scene.turn()
+    assert scene.granted() == []
+    assert A in scene.refusals()
+
+    scene.orders.limit("team", max_bytes=600)
+    scene.turn()
+    assert len(scene.granted()) == 1
+
+
+def test_an_explanation_changes_nothing_and_says_what_a_turn_would_do(scene: Scene) -> None:
+    scene.wait(A)
+    found = reconcile.explain(scene.database, scene.asked, A)
+    assert (found.condition, found.waiting) == ("coming", 1)
+    assert scene.granted() == []
+
+
+def test_two_that_reconcile_at_once_are_one(scene: Scene) -> None:
+    with scene.database.work() as work:
+        work.run(text("SELECT pg_advisory_xact_lock(:key)"), {"key": reconcile._LEADER})
+        terms = Terms(timedelta(0), timedelta(0), timedelta(0))
+        assert reconcile.reconcile(scene.database, scene.asked, terms) is None

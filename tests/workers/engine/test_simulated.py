@@ -1,0 +1,101 @@
+"""The simulated engine: another engine of the protocol, which says what it is."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import CancelledError
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from app.inference import answers
+from app.inference.requests import EmbedRequest, FinishReason, GenerateRequest, PriorityClass
+from app.kernel.errors import FailureReason, StepFailure
+from workers.engine import Engine
+from workers.engine.simulated import MARK, SimulatedEngine
+
+FAST, SLOW = 100_000.0, 0.001
+
+
+def engine(slots: int = 2, pace: float = FAST) -> SimulatedEngine:
+    return SimulatedEngine(slots, pace, timedelta(0))
+
+
+def test_it_is_an_engine_that_says_so_in_each_text() -> None:
+    told: list[float] = []
+    made: Engine = SimulatedEngine(2, FAST, timedelta(0), told.append)
+    pieces: list[str] = []
+    written = made.generate(GenerateRequest(prompt="Hello", max_tokens=9), pieces.append).result(10)
+
+    assert told[-1] == 1.0
+    assert written.text.startswith(MARK)
+    assert "".join(pieces) == written.text
+    assert (written.tokens_out, written.finish) == (9, FinishReason.STOP)
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "required": ["a", "b"], "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "integer"}}},
+        {"type": "array", "minItems": 2, "items": {"type": "string", "minLength": 20}},
+        {"anyOf": [{"const": 3}, {"type": "null"}]},
+        {"type": "number", "minimum": 2.5},
+    ],
+)
+def test_what_it_writes_for_a_schema_conforms(schema: dict[str, Any]) -> None:
+    made = engine()
+    text = made.generate(GenerateRequest(prompt="x", schema=schema, max_tokens=256)).result(10).text
+    answers.require(text, answers.validator_of(schema))
+    json.loads(text)
+    made.close()
+
+
+def test_a_schema_that_it_cannot_fill_is_a_failure_and_no_lie() -> None:
+    made = engine()
+    schema = {"type": "string", "pattern": "^[0-9]{4}$"}
+    with pytest.raises(StepFailure) as failed:
+        made.generate(GenerateRequest(prompt="x", schema=schema)).result(10)
+    assert failed.value.reason is FailureReason.INVALID_OUTPUT
+    made.close()
+
+
+def test_a_cancel_leaves_the_slot_and_the_urgent_go_first() -> None:
+    made = engine(slots=1, pace=SLOW)
+    first = made.generate(GenerateRequest(prompt="x"))
+    later = made.generate(GenerateRequest(prompt="x", priority=PriorityClass.BATCH))
+    urgent = made.generate(GenerateRequest(prompt="x", priority=PriorityClass.INTERACTIVE))
+    order: list[str] = []
+    done = threading.Event()
+    urgent.future.add_done_callback(lambda _: (order.append("urgent"), later.cancel()))
+    later.future.add_done_callback(lambda _: (order.append("later"), done.set()))
+    urgent.cancel()
+    first.cancel()
+
+    assert done.wait(10)
+    assert order == ["urgent", "later"]
+    with pytest.raises(CancelledError):
+        first.result(10)
+    made.close()
+
+
+def test_closing_fails_what_is_under_way() -> None:
+    made = engine(slots=1, pace=SLOW)
+    tickets = [made.generate(GenerateRequest(prompt="x")) for _ in range(2)]
+    tickets[0].cancel()
+    made.close()
+    with pytest.raises(StepFailure) as failed:
+        made.generate(GenerateRequest(prompt="x"))
+    assert failed.value.reason is FailureReason.WORKER_STOPPED
+    assert tickets[1].future.exception(10) is not None
+
+
+def test_vectors_are_of_length_one_and_the_same_for_the_same_text() -> None:
+    made = engine()
+    one, two, again = made.embed(EmbedRequest(("a", "b", "a"), dimensions=16)).vectors
+    assert one == again != two
+    assert sum(number**2 for number in one) == pytest.approx(1)
+    assert len(one) == 16
+    made.close()

@@ -1,0 +1,67 @@
+"""What an agent does about a pool: one decision at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from app.fleet.hosts import Granted
+from app.fleet.pool import Desired, Stage
+from app.fleet.reservation import State
+from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local, Step, decide
+
+
+def seconds(value: float) -> timedelta:
+    return timedelta(seconds=value)
+
+
+LIMITS = Limits(start=seconds(300), drain=seconds(20), leave=seconds(10), progress=seconds(120), silence=seconds(30))
+HELD = Granted(
+    id="p", epoch=1, state=State.HELD, expired=False, waits=False, configuration="m.1", model="m:1",
+    desired=Desired.RUN, stop_reason="", bytes={"d": 1}, stage=None, stalled=seconds(0), silent=seconds(0), told="",
+)  # fmt: skip
+SERVING = replace(HELD, state=State.ACTIVE, stage=Stage.SERVING)
+STOPPED = replace(SERVING, desired=Desired.DRAIN, stop_reason="makes room")
+RUNNING = Local(alive=True, age=seconds(60))
+ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
+
+
+@pytest.mark.parametrize(
+    ("pool", "local", "step"),
+    [
+        (HELD, None, Begin()),
+        (replace(HELD, waits=True), None, None),
+        (replace(HELD, desired=Desired.DRAIN), None, None),
+        (SERVING, RUNNING, None),
+        (SERVING, None, GiveBack("its process is gone")),
+        (SERVING, replace(RUNNING, alive=False), GiveBack("its process ended")),
+        (replace(SERVING, state=State.SUSPECT), None, GiveBack("its process is gone")),
+        (STOPPED, RUNNING, Ask("makes room")),
+        (STOPPED, ASKED, None),
+        (STOPPED, replace(ASKED, asked_ago=seconds(31)), Kill("it did not end within 30s after it was asked to")),
+        (replace(STOPPED, desired=Desired.PREEMPT), ASKED, Ask("makes room")),
+        (
+            replace(STOPPED, desired=Desired.PREEMPT),
+            replace(ASKED, asked=Desired.PREEMPT, asked_ago=seconds(11)),
+            Kill("it did not end within 10s after it was asked to"),
+        ),
+        (STOPPED, replace(ASKED, alive=False), GiveBack("its process ended")),
+        (replace(SERVING, stage=Stage.LOADING), RUNNING, None),
+        (
+            replace(SERVING, stage=Stage.LOADING),
+            replace(RUNNING, age=seconds(301)),
+            Kill("it did not begin to serve within 5m (setting pools.start_timeout)"),
+        ),
+        (replace(SERVING, stalled=seconds(121)), RUNNING, Kill("its engine made no progress for 2m1s")),
+        (replace(SERVING, state=State.SUSPECT, silent=seconds(20)), RUNNING, None),
+        (
+            replace(SERVING, state=State.SUSPECT, silent=seconds(31)),
+            RUNNING,
+            Kill("it was silent for 31s and its lease ran out"),
+        ),
+    ],
+)
+def test_what_is_done_about_a_pool(pool: Granted, local: Local | None, step: Step | None) -> None:
+    assert decide(pool, local, LIMITS) == step
