@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import psycopg
 
@@ -54,6 +55,8 @@ _log = log.get(__name__)
 _TAIL = 40
 #: How long a pool may take to be gone once it has handed its steps back.
 _LEAVE = timedelta(seconds=10)
+#: Seconds in which bytes that were granted may turn out to be free.
+_SETTLE = 5.0
 #: Seconds in which the files of models are looked for again.
 _FILES = 15.0
 #: Logs of pools that have ended, the last ones, are kept.
@@ -67,6 +70,9 @@ class _Running:
     process: Child | Adopted
     epoch: int
     devices: tuple[str, ...]
+    #: It computes on GPUs, and needs few cores.
+    on_gpus: bool
+    #: Its part of the cores.
     threads: int
     began: float
     asked: Desired | None = None
@@ -99,8 +105,13 @@ class Agent:
         #: By model, the configurations whose files are here.
         self._here: dict[str, str] = {}
         self._files_at = float("-inf")
-        self._stopping = threading.Event()
-        self._wake = threading.Event()
+        self._stopping = False
+        #: What wakes the agent. A queue of this kind may be filled by a signal at any moment.
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        #: By pool, since when bytes that were granted are not really there.
+        self._short: dict[str, float] = {}
+        #: By model, what was wrong with its file.
+        self._wrong: dict[str, str] = {}
         self._seen: dict[str, Observed] = {}
         self._run, self._logs = settings.data_dir / "run" / "pools", settings.data_dir / "logs"
         self._limits = Limits(
@@ -115,24 +126,30 @@ class Agent:
         """Serve until SIGTERM; gives the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._end())
-        signal.signal(signal.SIGCHLD, lambda *_: self._wake.set())
+        signal.signal(signal.SIGCHLD, lambda *_: self._wake.put(None))
         self._run.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
             listener = threading.Thread(target=self._listen, name="listener", daemon=True)
             listener.start()
             self._adopt()
-            while not self._stopping.is_set():
+            while not self._stopping:
                 self._turn()
-                self._wake.wait(self._settings.fleet.heartbeat.total_seconds())
-                self._wake.clear()
+                self._sleep()
             self._leave()
         self._devices.close()
         self._database.close()
         return 0
 
     def _end(self) -> None:
-        self._stopping.set()
-        self._wake.set()
+        self._stopping = True
+        self._wake.put(None)
+
+    def _sleep(self) -> None:
+        """Until the next beat, or until something happens."""
+        with contextlib.suppress(Empty):
+            self._wake.get(timeout=self._settings.fleet.heartbeat.total_seconds())
+        while not self._wake.empty():
+            self._wake.get()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -151,7 +168,7 @@ class Agent:
             process = adopt(file, self._log_file(id_)) if epoch.isdigit() else None
             if process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
-                self._running[id_] = _Running(process, int(epoch), (), 1, time.monotonic())
+                self._running[id_] = _Running(process, int(epoch), (), False, 1, time.monotonic())
 
     def _turn(self) -> None:
         """Look at everything once, and do what is to be done."""
@@ -168,6 +185,8 @@ class Agent:
         except LeaseLost as error:
             _log.warning("agent_replaced", error=str(error))
             self._epoch = None
+        except Exception:  # noqa: BLE001 the outermost loop: a defect of ours must not leave pools without an agent
+            _log.exception("agent_turn_broke")
 
     def _join(self, inventory_: Inventory) -> None:
         """End what the ledger does not hold, then speak for the host."""
@@ -180,6 +199,7 @@ class Agent:
                 del self._running[id_]
             else:
                 running.devices = tuple(pool.bytes)
+                running.on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
         declared = inventory.declared(self.host, inventory_, self._settings.fleet)
         adopted = {id_: running.epoch for id_, running in self._running.items()}
         self._epoch = self._hosts.join(self.host, self._identity(), os.cpu_count() or 1, declared, adopted)
@@ -206,8 +226,11 @@ class Agent:
                 files.locate(model, self._settings.data_dir)
                 if model.name not in self._here:
                     known += inventory.layouts(model, self._settings, inventory_, self._database, self.host)
+            except ModelFileMissing:
+                pass
             except ModelFileUnusable as error:
-                if not isinstance(error, ModelFileMissing):
+                if self._wrong.get(model.name) != str(error):
+                    self._wrong[model.name] = str(error)
                     _log.warning("model_unusable", model=model.name, error=str(error))
             if known and model.name not in self._here:
                 self._here[model.name] = known[0].configuration
@@ -253,11 +276,13 @@ class Agent:
 
     def _begin(self, pool: Granted, inventory_: Inventory) -> None:
         if missing := inventory.missing(self.host, inventory_, pool.bytes):
-            # Somebody else took it since the plan was made: a load would fail, or take it from others.
-            self._release(pool, None, failed=True, ending=missing)
+            # The driver takes a moment after the end of a process. If it lasts, somebody else has taken it since the
+            # plan was made: a load would fail, or take it from others.
+            if time.monotonic() - self._short.setdefault(pool.id, time.monotonic()) > _SETTLE:
+                self._release(pool, None, failed=True, ending=missing)
             return
         assert self._epoch is not None, "it has joined"
-        threads = inventory.share(self._settings.pools.threads, len(self._running) + 1)
+        threads = self._shares(pool.id, inventory.on_gpus(self.host, inventory_, pool.bytes))[pool.id]
         try:
             self._hosts.activate(self.host, self._epoch, pool.id, threads)
         except LeaseLost as error:
@@ -271,7 +296,8 @@ class Agent:
             pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
         )
         self._forget_old_logs()
-        running = _Running(child, pool.epoch, tuple(pool.bytes), threads, time.monotonic())
+        on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
+        running = _Running(child, pool.epoch, tuple(pool.bytes), on_gpus, threads, time.monotonic())
         self._running[pool.id] = running
         try:
             child.start()
@@ -309,13 +335,15 @@ class Agent:
         tail = running.process.log_tail(_TAIL) if running is not None else ""
         code = None if running is None else running.process.returncode
         self._hosts.release(self.host, self._epoch, Ended(pool.id, code, failed, ending, tail))
-        self._running.pop(pool.id, None)
-        self._seen.pop(pool.id, None)
-        self._wake.set()  # others may have waited for these bytes
+        for known in (self._running, self._seen, self._short):
+            known.pop(pool.id, None)
+        self._wake.put(None)  # others may have waited for these bytes
 
     def _observe(self, inventory_: Inventory) -> None:
         changed = []
+        shares = self._shares()
         for id_, running in self._running.items():
+            running.threads = shares[id_]
             used = inventory.used(self.host, inventory_, running.devices, running.process.pid or 0)
             running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
             phase = Phase.RUNNING if running.asked is None else Phase.ASKED
@@ -366,6 +394,13 @@ class Agent:
                 return
         del self._running[id_]
 
+    def _shares(self, coming: str | None = None, on_gpus: bool = False) -> dict[str, int]:
+        """The part of the cores of each pool, with one that is about to begin."""
+        pools = {id_: running.on_gpus for id_, running in self._running.items()}
+        if coming is not None:
+            pools[coming] = on_gpus
+        return inventory.shares(self._settings.pools.threads, pools)
+
     def _pids(self) -> set[int]:
         return {running.process.pid for running in self._running.values() if running.process.pid is not None}
 
@@ -380,17 +415,17 @@ class Agent:
 
     def _listen(self) -> None:
         """Wake when something is desired of this host."""
-        while not self._stopping.is_set():
+        while not self._stopping:
             try:
                 with psycopg.connect(self._database.raw_url(), autocommit=True, connect_timeout=5) as connection:
                     connection.execute(f"LISTEN {CHANNEL}")
-                    while not self._stopping.is_set():
+                    while not self._stopping:
                         for note in connection.notifies(timeout=0.5, stop_after=1):
                             if note.payload == self.host:
-                                self._wake.set()
+                                self._wake.put(None)
             except psycopg.OperationalError as error:
                 _log.warning("agent_cannot_listen", error=str(error).strip())
-                self._stopping.wait(1.0)
+                time.sleep(1.0)
 
 
 def _ending(code: int | None, running: _Running, pool: Granted) -> str:

@@ -7,12 +7,14 @@ go of before it ends: the pool hands its steps back and ends; if it cannot, it e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 
 from app.fleet.fleet import Priority
 from app.fleet.holder import Grant, Heard, Holder, Report
@@ -43,7 +45,10 @@ class Heart:
         self._renewed = time.monotonic()
         self._leaving = False
         self._closed = threading.Event()
-        self._now = threading.Event()
+        #: Wakes the heart. A queue of this kind may be filled by a signal's handler at any moment.
+        self._now: SimpleQueue[None] = SimpleQueue()
+        self._threads = grant.threads
+        self._on_threads: Callable[[int], None] = lambda _: None
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
 
     def start(self) -> None:
@@ -55,16 +60,20 @@ class Heart:
         changed = stage is not self._stage
         self._stage, self._told, self._progress = stage, told or self._told, progress
         if changed:
-            self._now.set()
+            self._now.put(None)
 
     def serve(self, leases: Leases, stalled_for: Callable[[], timedelta]) -> None:
         """From now on there is work: its leases, and the engine's progress."""
         self._leases, self._stalled_for = leases, stalled_for
 
+    def on_threads(self, action: Callable[[int], None]) -> None:
+        """Who hears that the pool's part of the cores is another."""
+        self._on_threads = action
+
     def stop(self) -> None:
         """Tell the last, and beat no more."""
         self._closed.set()
-        self._now.set()
+        self._now.put(None)
         self._thread.join(timeout=10)
 
     def _beat(self) -> None:
@@ -83,8 +92,8 @@ class Heart:
             if closing:
                 return
             self._mind_the_lease()
-            self._now.wait(self._interval)
-            self._now.clear()
+            with contextlib.suppress(Empty):
+                self._now.get(timeout=self._interval)
 
     def _report(self) -> Report:
         held = self._leases.held() if self._leases is not None else []
@@ -94,6 +103,10 @@ class Heart:
     def _follow(self, heard: Heard) -> None:
         if heard.desired is Desired.PREEMPT and self._leases is not None:
             self._leases.drain()
+        if heard.threads != self._threads:
+            _log.info("threads_changed", threads=heard.threads, before=self._threads)
+            self._threads = heard.threads
+            self._on_threads(heard.threads)
 
     def _mind_the_lease(self) -> None:
         silent = time.monotonic() - self._renewed

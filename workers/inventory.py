@@ -28,6 +28,8 @@ from app.kernel.sizes import rounded
 #: Part of the RAM that pools may hold unless the settings say how much.
 _RAM = 0.8
 _MIB = 2**20
+#: Cores of a pool that computes on GPUs.
+_GPU_THREADS = 2
 #: GPUs that a model is laid over.
 _SPLITS = (1, 2, 4, 8)
 #: Time from the start of a process until it loads, and bytes of weights that are loaded in a second, until it is known
@@ -131,10 +133,25 @@ def pinned(host: str, inventory: Inventory, wanted: Mapping[str, int]) -> dict[s
     return {"CUDA_VISIBLE_DEVICES": ",".join(uuids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def share(cores: int, pools: int) -> int:
-    """The part of the cores that each of so many pools gets. `cores` of 0 are all but one."""
+def on_gpus(host: str, inventory: Inventory, devices: Iterable[str]) -> bool:
+    """Whether these devices, by their ids, are GPUs."""
+    known = {id_of(host, device): device.kind for device in inventory.devices}
+    return any(known.get(id_) is DeviceKind.GPU for id_ in devices)
+
+
+def shares(cores: int, pools: Mapping[str, bool]) -> dict[str, int]:
+    """
+    The part of the cores of each pool; `pools` says of each whether it computes on GPUs. `cores` of 0 are all but one.
+
+    A pool on GPUs gets two, the others share what is left; each has one at least.
+    """
     available = cores or max(len(os.sched_getaffinity(0)) - 1, 1)
-    return max(available // max(pools, 1), 1)
+    left = available - _GPU_THREADS * sum(pools.values())
+    others = len(pools) - sum(pools.values())
+    each = max(left // max(others, 1), 1)
+    return {
+        id_: min(_GPU_THREADS, available) if computes_elsewhere else each for id_, computes_elsewhere in pools.items()
+    }
 
 
 def family(pids: Iterable[int]) -> set[int]:

@@ -141,6 +141,8 @@ class _Pool:
             measured = measuring.keep(engine)
         if measured is not None:
             self._claim(measured)
+        if model.engine.threads is None:
+            self.heart.on_threads(engine.use_threads)
         self.holder.note_load(self.grant, timedelta(seconds=time.monotonic() - began))
         return engine
 

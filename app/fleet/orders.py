@@ -37,9 +37,9 @@ _KEEP = text("""
 _LIMIT = text("""
     INSERT INTO quota (namespace, weight, max_bytes, held_bytes, max_device_seconds, period_seconds, device_seconds,
                        attained_seconds)
-    VALUES (:namespace, :weight, :bytes, (
+    VALUES (CAST(:namespace AS text), :weight, :bytes, (
         SELECT COALESCE(sum(bytes), 0) FROM claim JOIN reservation ON reservation.id = reservation_id
-        WHERE namespace = :namespace AND state <> 'released'
+        WHERE namespace = CAST(:namespace AS text) AND state <> 'released'
     ), :seconds, :period, 0, 0)
     ON CONFLICT (namespace) DO UPDATE SET weight = :weight, max_bytes = :bytes, max_device_seconds = :seconds,
         period_seconds = :period
@@ -145,6 +145,7 @@ class Orders:
             "period": round(period.total_seconds()),
         }
         with self.database.work() as work:
+            open_books(work)  # nothing is granted while what it holds is counted
             work.run(_LIMIT, values)
             work.after_commit(self.nudge)
         _log.info("namespace_limited", **values)

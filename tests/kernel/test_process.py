@@ -314,3 +314,45 @@ def test_child_can_be_another_account(make: Callable[..., Child]) -> None:
     child.start()
     assert child.wait(SOON) == 0
     assert child.log_tail() == "65534\n65534"
+
+
+#: A parent that starts a child with a pid file, tells its pid, and waits to be killed.
+PARENT = """
+import sys, time
+from pathlib import Path
+from app.kernel.process import Child
+folder = Path(sys.argv[1])
+child = Child("kid", ["sleep", "60"], environment={"PATH": "/usr/bin:/bin"}, log_file=folder / "kid.log",
+              pid_file=folder / "kid.pid")
+child.start()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_whose_parent_died_is_adopted_and_ended(tmp_path: Path) -> None:
+    """While its parent lives nobody adopts it; after that one does, and it is then that one's."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ}
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert process.adopt(tmp_path / "kid.pid", tmp_path / "kid.log") is None
+        parent.kill()
+    adopted = process.adopt(tmp_path / "kid.pid", tmp_path / "kid.log")
+
+    assert adopted is not None
+    assert (adopted.pid, adopted.alive, adopted.name) == (pid, True, "kid")
+    assert end_leftovers(tmp_path / "none") == ()
+    adopted.stop(timedelta(0))
+    assert not adopted.alive
+    assert birth(pid) is None
+    assert not (tmp_path / "kid.pid").exists()
+
+
+def test_the_pid_file_of_a_dead_process_is_nobodys(tmp_path: Path) -> None:
+    record = pid_file.Record("kid", 2**22 - 1, "never", "sleep", 15, 2**22 - 2, "never")
+    pid_file.write(tmp_path / "kid.pid", record)
+
+    assert process.adopt(tmp_path / "kid.pid", tmp_path / "kid.log") is None
+    assert not (tmp_path / "kid.pid").exists()

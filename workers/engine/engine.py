@@ -195,6 +195,15 @@ class LlamaEngine:
         self._loop.pause_for(swap)
         done.result(timeout)
 
+    def use_threads(self, count: int) -> None:
+        """Compute on so many cores, from the next step on: the host's other pools need theirs."""
+
+        def change(_: bool) -> bool:
+            self._loop.use_threads(count)
+            return False
+
+        self._loop.do(change)
+
     def stalled_for(self) -> timedelta:
         """As the protocol says. An engine that gave up counts as stalled from its last decode."""
         return timedelta(seconds=self._loop.stalled_seconds())

@@ -292,6 +292,10 @@ class Context:
         """Let these adapters, and no others, work on every decode from now on."""
         use_loras(self.pointer, adapters)
 
+    def use_threads(self, count: int) -> None:
+        """Compute on so many cores from now on."""
+        api.llama_set_n_threads(self.pointer, count, count)
+
     def _holds(self, sequence: int, count: int) -> bool:
         first, last = self.positions(sequence)
         # A sliding window needs only the positions that the next token looks at.

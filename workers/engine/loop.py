@@ -68,6 +68,8 @@ class Loop:
         self._busy = False
         self._paused = 0
         self._adapters: Sequence[tuple[Any, float]] = ()
+        #: Cores to compute on, where that was changed.
+        self._threads: int | None = None
         #: Why the engine gave up, if it did.
         self.broken: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{model.path.stem}", daemon=True)
@@ -143,6 +145,11 @@ class Loop:
             cells_used=self.slots.cells.used,
             prefixes_kept=len(self.slots.index.kept),
         )
+
+    def use_threads(self, count: int) -> None:
+        """Compute on so many cores from now on."""
+        self._threads = count
+        self.context.use_threads(count)
 
     def use_loras(self, adapters: Sequence[tuple[Any, float]]) -> None:
         """Let these adapters work from now on. What was computed with others is dropped."""
@@ -434,6 +441,8 @@ class Loop:
             self.context = Context(self.model, self.options)
             self.slots = Slots(self.context, self.options, self.meter)
             self.context.use_loras(self._adapters)
+            if self._threads is not None:
+                self.context.use_threads(self._threads)
         except (ArrieroError, OSError, MemoryError):
             _LOG.exception("engine_context_lost")
             self._give_up(f"{why}; no new context could be made")

@@ -1,0 +1,119 @@
+"""The fleet over HTTP: what is shown, what is ordered, and what is refused."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api.services import Services
+from app.fleet import needs
+from app.fleet.holder import Holder, Report
+from app.fleet.hosts import Declared, Ended, Hosts, Measured
+from app.fleet.pool import Stage
+from app.kernel.database import Database
+from app.workflows import check
+from app.workflows.submission import Submission
+from tests.fleet.granting import LEASE, begun, granted
+
+MODEL = "smollm2:135m"
+
+
+@pytest.fixture
+def pool(services: Services, database: Database) -> str:
+    """A host with a real and a simulated device, and a pool on the latter that serves."""
+    hosts = Hosts(database, LEASE, LEASE)
+    devices = [
+        Declared("h/cpu", "cpu", "cpu", "cpu", 2000, 1500),
+        Declared("h/sim-0", "sim-0", "simulated", "simulated", 1000, 1000, simulated=True, bandwidth=10**9),
+    ]
+    agent = hosts.join("h", "h", 8, devices, {})
+    hosts.beat("h", agent, [Measured("h/cpu", 700, 200)], [], ["a driver does not answer"])
+    configuration = needs.configuration_id(services.catalog.get(MODEL))
+    id_ = granted(database, "h", {"h/sim-0": 600}, configuration=configuration, model=MODEL)
+    assert isinstance(id_, str)
+    epoch = begun(hosts, "h", agent, id_)
+    Holder(database, LEASE).renew(id_, epoch, Report(Stage.SERVING, worker="simulated-pool.x", busy=1))
+    return id_
+
+
+def test_the_fleet_is_shown_with_what_is_simulated_named_so(client: TestClient, pool: str) -> None:
+    found = client.get("/v1/fleet").json()
+
+    (host,) = found["hosts"]
+    cpu, simulated = host["devices"]
+    assert (host["state"], host["alive"], host["problems"]) == ("open", True, ["a driver does not answer"])
+    assert (cpu["capacity"], cpu["reserved"], cpu["free"], cpu["strangers"]) == (1500, 0, 1500, 200)
+    assert (simulated["simulated"], simulated["reserved"]) == (True, 600)
+    (shown,) = found["pools"]
+    assert (shown["id"], shown["state"], shown["simulated"], shown["busy"]) == (pool, "serving", True, 1)
+    assert shown["name"] == "simulated-pool.x"
+
+
+def test_a_pool_is_found_by_the_end_of_its_id_and_its_log_outlives_it(
+    client: TestClient, database: Database, pool: str
+) -> None:
+    assert client.get(f"/v1/pools/{pool[-6:]}").json()["id"] == pool
+    hosts = Hosts(database, LEASE, LEASE)
+    agent = hosts.join("h", "h", 8, [], {})
+    hosts.release("h", agent, Ended(pool, -9, failed=True, ending="it was ended by SIGKILL", log_tail="one\ntwo"))
+
+    assert client.get("/v1/pools").json()["pools"] == []
+    (ended,) = client.get("/v1/pools", params={"ended": True}).json()["pools"]
+    assert (ended["state"], ended["failed"], ended["ending"]) == (None, True, "it was ended by SIGKILL")
+    assert client.get(f"/v1/pools/{pool}/log").json()["lines"] == ["one", "two"]
+    assert client.post(f"/v1/pools/{pool}/stop").status_code == 409
+
+
+def test_orders_are_taken_and_wait_for_a_turn(client: TestClient, pool: str) -> None:
+    assert client.post("/v1/pools", json={"model": MODEL, "keep": True}).status_code == 202
+    assert client.post(f"/v1/pools/{pool}/restart").json()["id"] == pool
+    assert [one["id"] for one in client.post("/v1/pools/stop", json={"model": MODEL}).json()["pools"]] == [pool]
+    assert client.get("/v1/fleet/defragment").json() == {"moves": [], "gains": [], "stuck": []}
+
+
+def test_why_a_model_or_the_model_of_a_step_is_not_running(client: TestClient, services: Services) -> None:
+    definition = check.parse(f"workflow: w\nsteps: [{{id: a, kind: generate, model: '{MODEL}', prompt: x}}]")
+    run_id = services.runs.submit(Submission(definition, {})).id
+    step = client.get(f"/v1/runs/{run_id}").json()["steps"][0]["id"]
+
+    found = client.get("/v1/fleet/explain", params={"step": step}).json()
+    assert found == client.get("/v1/fleet/explain", params={"model": MODEL}).json()
+    assert (found["model"], found["condition"], found["waiting"]) == (MODEL, "refused", 1)
+    assert client.get("/v1/fleet/explain", params={"model": "qwen3:4b"}).json()["condition"] == "unasked"
+
+
+def test_hosts_are_cordoned_opened_and_forgotten(client: TestClient, database: Database, pool: str) -> None:
+    assert client.put("/v1/hosts/h", json={"state": "cordoned"}).json()["state"] == "cordoned"
+    assert client.put("/v1/hosts/h", json={"state": "open"}).json()["state"] == "open"
+    refused = client.delete("/v1/hosts/h")
+    assert (refused.status_code, "stop it first" in refused.json()["detail"]) == (409, True)
+
+    hosts = Hosts(database, timedelta(0), LEASE)
+    hosts.join("h", "h", 8, [], {})
+    assert client.delete("/v1/hosts/h").status_code == 409, "it holds a pool"
+    assert client.delete("/v1/hosts/h", params={"lost": True}).status_code == 204
+    assert client.get("/v1/hosts").json() == {"hosts": []}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "told"),
+    [
+        ("GET", "/v1/fleet/explain", None, 422, "exactly one of model and step"),
+        ("GET", "/v1/fleet/explain?model=nothing:1", None, 404, "no model 'nothing:1'"),
+        ("GET", "/v1/fleet/explain?step=01a1fdfa-a906-7e23-898e-3ea034e5d688", None, 404, "no step with a model"),
+        ("POST", "/v1/pools", {"model": "nothing:1"}, 404, "no model 'nothing:1'"),
+        ("POST", "/v1/pools", {"model": MODEL, "pin": True}, 422, "pin"),
+        ("GET", "/v1/pools/ffffff", None, 404, "no pool 'ffffff'"),
+        ("PUT", "/v1/hosts/h", {"state": "open"}, 404, "no host 'h'"),
+        ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(
+    client: TestClient, method: str, path: str, body: Any, status: int, told: str
+) -> None:
+    answer = client.request(method, path, json=body)
+    assert answer.status_code == status
+    assert told in answer.text
