@@ -125,7 +125,9 @@ class Search:
         """Whether it may be stopped for that; with `reclaims`, for bytes that are the other's own."""
         if pool.state is PoolState.DRAINING or pool.id in self.stopped:
             return True
-        if self.stays(pool) or (self.room.owns(pool) and not self.room.borrows(want.configuration)):
+        if self.stays(pool) or (
+            not self.policy.lend and self.room.owns(pool) and pool.configuration != want.configuration.id
+        ):
             return False
         own = self._wants.get(pool.configuration)
         waits = own is not None and own.steps > 0
@@ -137,6 +139,8 @@ class Search:
             return True
         if (own is not None and own.must) or (pool.busy and pool.serving is None):
             return False
+        if self.policy.drain_factor and want.pressure >= self.policy.drain_factor * self.regret(pool):
+            return True
         working = NO_RANK if pool.serving is None else pool.serving.rank
         return want.rank < min(working, NO_RANK if own is None else own.rank)
 
@@ -167,7 +171,7 @@ class Search:
                 if self._is_open(configuration, devices, layout, want):
                     seen.add(devices)
                     yield self._option(want, layout, devices, _FREE, fastest)
-            if not evict:
+            if not evict or seen:
                 continue
             for devices in self._cheapest(want, layout, barred):
                 if devices not in seen and self._is_open(configuration, devices, layout, want):
@@ -230,7 +234,8 @@ class Search:
             size = sum(min(offer(pool, d), m) for d, m in missing.items() if m > 0)
             if size > 0 and (self.yields(pool, want, reclaims) or (moving and self.may_move(pool))):
                 regret = self.regret(pool)
-                ranked.append((pool.busy > 0, regret / size, pool.used, pool.id, regret, pool))
+                idle = pool.state is not PoolState.STARTING and not pool.busy
+                ranked.append((not idle, regret / size, pool.used, pool.id, regret, pool))
         ranked.sort(key=lambda entry: entry[:4])
         chosen: list[tuple[float, Pool]] = []
         for *_, regret, pool in ranked:
