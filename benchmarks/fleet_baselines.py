@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from app.fleet.fleet import COMING, Configuration, Demand, Device, DeviceState, Fleet, Pool, PoolState, charges
 from app.fleet.placement import Action, Plan, Purpose, StartPool, Stop, StopPool
-from datetime import timedelta
 
 Bytes = Mapping[str, int]
 
@@ -120,7 +119,7 @@ class Lru:
     by_class: bool = False
     drains: bool = True
 
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan:
+    def plan(self, fleet: Fleet, demand: Sequence[Demand], _now: datetime) -> Plan:
         if any(p.state is not PoolState.SERVING for p in fleet.pools):
             return Plan()
         room = free(fleet)
@@ -163,7 +162,7 @@ class Exclusive:
     name: str = "llama-swap, exclusive"
     by_class: bool = False
 
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan:
+    def plan(self, fleet: Fleet, demand: Sequence[Demand], _now: datetime) -> Plan:
         hosts: dict[str, list[Device]] = {}
         for d in fleet.devices:
             if d.state is DeviceState.OPEN:
@@ -202,7 +201,7 @@ class Static:
     by_class: bool = False
     homes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan:
+    def plan(self, fleet: Fleet, demand: Sequence[Demand], _now: datetime) -> Plan:
         if not self.homes:
             used = {d.id: 0 for d in fleet.devices}
             for c in sorted(fleet.configurations, key=lambda c: -c.layouts[0].total_bytes):

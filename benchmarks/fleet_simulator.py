@@ -220,7 +220,7 @@ class Simulation:
         self.number += 1
         heapq.heappush(self.events, (time, self.number, do))
 
-    def run(self, patience: float = 1800.0) -> Outcome:
+    def run(self, patience: float = 600.0) -> Outcome:
         """To the end of all requests, or for `patience` seconds after the last arrival."""
         for request in self.workload.requests:
             self.at(request.ready, partial(self.arrive, request))

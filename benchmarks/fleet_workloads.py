@@ -291,8 +291,8 @@ def heavy_tenant(rate: float) -> Scenario:
             prompt, answer = chance.choice(lengths)
             if chance.random() < 0.75:
                 burst = 5 if chance.random() < 0.2 else 1
-                for _ in range(burst):
-                    requests.append(Request(chance.choice(names[:3]), Priority.STANDARD, "heavy", time, prompt, answer))
+                names_drawn = [chance.choice(names[:3]) for _ in range(burst)]
+                requests += [Request(n, Priority.STANDARD, "heavy", time, prompt, answer) for n in names_drawn]
             else:
                 own = chance.randrange(4)
                 name = names[3 + own]
@@ -439,4 +439,20 @@ SCENARIOS: dict[str, Scenario] = {
     "wrong-sizes": wrong_sizes(0.4, FOUR),
     "reserve": reserved(0.4, FOUR),
     "mixed": mixed_fleet(0.8),
+}
+#: What each scenario is.
+TOLD: dict[str, str] = {
+    "zipf": "10 models (126 GB) on 4 GPUs (88 GB), 0.49 requests a second, models by Zipf",
+    "zipf-low": "the same at 0.24 a second",
+    "zipf-2gpu": "10 models on 2 GPUs, 2.9 times their memory, 0.12 a second",
+    "pipelines": "bursts of documents that go through three models each, 4 GPUs",
+    "tenants": "twelve tenants with habits of their own, bursty, at work half of the time, 4 GPUs",
+    "ping-pong": "two models that never fit together on one GPU, asked for in turn",
+    "large": "a model of two GPUs among nine small ones, 4 GPUs",
+    "fragmented": "eight small models that are kept up and spread, and one that needs two GPUs nearly whole",
+    "heavy": "one tenant floods three models, four others ask for one each, 2 GPUs, all of class standard",
+    "failures": "as zipf at 0.4 a second; three GPUs fail for a while, one after the other",
+    "wrong-sizes": "as zipf at 0.4 a second; footprints are up to 10 % wrong until measured",
+    "reserve": "as zipf at 0.4 a second; a model that is rarely asked for owns the bytes of one pool",
+    "mixed": "40 models on 8 GPUs of four sizes (280 GB), 0.8 a second",
 }

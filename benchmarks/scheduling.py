@@ -33,7 +33,7 @@ from app.fleet.policy import Policy
 from app.kernel import clock
 from benchmarks.fleet_baselines import Exclusive, Lru, Ollama, Static
 from benchmarks.fleet_simulator import Outcome, Planner, Request, Simulation, Workload
-from benchmarks.fleet_workloads import SCENARIOS, Arrivals, large_fleet
+from benchmarks.fleet_workloads import SCENARIOS, TOLD, Arrivals, large_fleet
 
 #: Where results go by default; git ignores it.
 RESULTS = Path(__file__).parent / "results"
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: dict[str, dict[str, list[Figures]]] = {}
     for name in names:
         results[name] = compare(CONTENDERS, name, arrivals, seeds)
-        console.print(table(name, SCENARIOS[name].__doc__ or "", results[name]))
+        console.print(table(name, TOLD[name], results[name]))
     ablations = {name: compare(ABLATIONS, name, arrivals, seeds) for name in ABLATED if name in names}
     for name, rows in ablations.items():
         console.print(table(f"{name}: what each part brings", "", rows))

@@ -360,20 +360,21 @@ class _Planner:
         if namespace in self.used:
             self.used[namespace] += option.layout.total_bytes
         estimate = timedelta(seconds=option.estimate)
+        handed_back = {victim.id for victim in option.victims if self.search.preempts(victim, want)}
         self.room.take(configuration, option.bytes, option.victims, self.now + estimate)
         targets = {pool.id: target for pool, target in option.moves}
         for victim in sorted(option.victims, key=lambda pool: (pool.id not in targets, pool.id)):
             if victim.state is not PoolState.DRAINING and victim.id not in self.search.stopped:
-                self.displace(victim, want, targets.get(victim.id))
+                how = Stop.PREEMPT if victim.id in handed_back else Stop.DRAIN
+                self.displace(victim, want, how, targets.get(victim.id))
         self.starts += 1
         after = frozenset(victim.id for victim in option.victims)
         self.actions.append(StartPool(configuration.id, option.bytes, purpose, reason, estimate, after, namespace))
         return True
 
-    def displace(self, victim: Pool, want: Want, target: Option | None) -> None:
+    def displace(self, victim: Pool, want: Want, how: Stop, target: Option | None) -> None:
         """Stop it; or move it to its target, or where bytes are free if it is likely to be asked for soon."""
         reason = reasons.makes_room(victim, want, self.search.regret(victim))
-        how = Stop.PREEMPT if self.search.preempts(victim, want) else Stop.DRAIN
         likely = self.search.asked(victim.configuration) >= self.policy.likely
         if target is None and self.policy.migrate and likely and self.search.may_move(victim):
             target = self.free_place(pressure.nothing(self.of[victim.configuration]))

@@ -5,8 +5,9 @@ The cost of an option is in weighted seconds of waiting: what the steps that wai
 is slower there, and the regret for the pools that would be stopped.
 The regret for a pool is what its next steps are expected to wait because it is gone (as in GreedyDual: FaasCache,
 ASPLOS 2021): likely to be asked for soon, slow to load, much used.
-A pool with work is stopped only for a higher class than what it works on, for a step that waited beyond its bound, or
-for bytes that are set aside for another; for the first two, only once its own start has paid for itself.
+A pool with work is stopped only for a higher class than what it works on, for an equal class that has waited for a
+multiple of the regret for it, for a step that waited beyond its bound, or for bytes that are set aside for another; but
+for the last, only once its own start has paid for itself.
 """
 
 from __future__ import annotations
@@ -139,10 +140,11 @@ class Search:
             return True
         if (own is not None and own.must) or (pool.busy and pool.serving is None):
             return False
-        if self.policy.drain_factor and want.pressure >= self.policy.drain_factor * self.regret(pool):
-            return True
         working = NO_RANK if pool.serving is None else pool.serving.rank
-        return want.rank < min(working, NO_RANK if own is None else own.rank)
+        theirs = min(working, NO_RANK if own is None else own.rank)
+        if want.rank == theirs:
+            return want.pressure >= self.policy.drain_factor * self.regret(pool)
+        return want.rank < theirs
 
     def _is_fresh(self, pool: Pool) -> bool:
         """Whether it has not served for as long as its start must pay for."""

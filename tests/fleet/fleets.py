@@ -153,9 +153,7 @@ def _model(chance: Random, number: int) -> Configuration:
     )
 
 
-def _set_aside(
-    configuration: Configuration, devices: tuple[Device, ...], before: list[SetAside]
-) -> list[SetAside]:
+def _set_aside(configuration: Configuration, devices: tuple[Device, ...], before: list[SetAside]) -> list[SetAside]:
     parts = configuration.layouts[0].parts
     on = {device.id: part for device, part in zip(devices, parts, strict=False)}
     firm = {d.id: sum(one.bytes.get(d.id, 0) for one in before) + on.get(d.id, 0) for d in devices}
