@@ -113,12 +113,13 @@ def defragment(
         left = Disturbance(left.moves - len(hole.moves), left.seconds - hole.load)
         bytes_ = dict(zip(hole.devices, hole.layout.parts, strict=True))
         # The hole is kept: nothing that is moved for another model goes there.
-        room.take(configuration, bytes_, [pool for pool, _ in hole.moves])
+        room.take(configuration, bytes_, [pool for pool, _ in hole.moves], now)
         for pool, target in hole.moves:
-            room.take(of[pool.configuration], target.bytes, ())
+            estimate = timedelta(seconds=target.estimate)
+            room.take(of[pool.configuration], target.bytes, (), now + estimate)
             search.stopped.add(pool.id)
             reason = reasons.makes_hole(configuration, hole.devices, target, names)
-            moves.append(MovePool(pool.id, target.bytes, reason, timedelta(seconds=target.estimate)))
+            moves.append(MovePool(pool.id, target.bytes, reason, estimate))
         reason = reasons.gained(configuration, free, len(hole.moves), hole.load)
         gains.append(Gain(configuration.id, configuration.model, bytes_, reason))
     return Defragmentation(tuple(moves), tuple(gains), tuple(stuck))

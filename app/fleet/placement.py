@@ -148,8 +148,6 @@ class _Planner:
         self.actions: list[Action] = []
         self.refusals: dict[str, Refusal] = {}
         self.threshold = policy.threshold
-        #: Configurations that this plan starts a pool of, and how many pools it starts.
-        self.begun: set[str] = set()
         self.starts = 0
         #: Bytes that pools of a namespace hold, where that is limited.
         self.used = {name: 0 for name, account in fleet.accounts.items() if account.max_bytes is not None}
@@ -167,6 +165,9 @@ class _Planner:
         self.threshold *= 1 + self.policy.crowding * max(alone - 1, 0)
         for want in waiting:
             self.serve(want)
+        for want in waiting:
+            if not self.coming(want.configuration.id) and want.configuration.id not in self.refusals:
+                self.refuse(want, self.why_not(want, None))  # its pool was stopped for a want after it
         coming = (want for want in self.wants.values() if not want.steps and want.ahead > 0)
         for want in sorted(coming, key=lambda want: (-want.ahead, want.configuration.id)):
             self.prepare(want)
@@ -192,38 +193,25 @@ class _Planner:
             asked = configuration.reserve.pools if configuration and configuration.reserve else 0
             for reserve in some[asked:]:
                 self.actions.append(DropReserve(reserve.id, reasons.reserve_dropped(asked)))
-        firm = self.firm()
         for configuration in self.fleet.configurations:
             if configuration.reserve is None:
                 continue
             for _ in range(configuration.reserve.pools - len(held.get(configuration.id, ()))):
-                if (bytes_ := self.place_reserve(configuration, firm)) is None:
+                if (bytes_ := self.place_reserve(configuration)) is None:
                     self.refuse_reserve(configuration)
                     break
                 for device, size in bytes_.items():
-                    firm[device] += size
+                    self.room.firm[device] += size
                 self.actions.append(
                     GrantReserve(configuration.id, bytes_, reasons.reserve_granted(configuration, bytes_, self.names))
                 )
 
-    def firm(self) -> dict[str, int]:
-        """Bytes of each device that are set aside, or held by pools that are never stopped for others."""
-        firm = dict.fromkeys(self.room.devices, 0)
-        for reserve in self.fleet.reserves:
-            for device, size in reserve.bytes.items():
-                firm[device] = firm.get(device, 0) + size
-        for pool in self.fleet.pools:
-            if self.search.stays(pool):
-                for device, size in pool.bytes.items():
-                    firm[device] = firm.get(device, 0) + size
-        return firm
-
-    def place_reserve(self, configuration: Configuration, firm: Mapping[str, int]) -> dict[str, int] | None:
+    def place_reserve(self, configuration: Configuration) -> dict[str, int] | None:
         best: tuple[tuple[int, int, DeviceSet], dict[str, int]] | None = None
         for layout in configuration.layouts:
             for devices in self.room.sets(configuration, layout, ()):
                 parts = dict(zip(devices, layout.parts, strict=True))
-                left = [self.room.usable(d) - firm[d] - part for d, part in parts.items()]
+                left = [self.room.usable(d) - self.room.firm[d] - part for d, part in parts.items()]
                 if min(left) >= 0:
                     taken = sum(max(part - self.room.free[d], 0) for d, part in parts.items())
                     key = (taken, sum(left), devices)
@@ -243,7 +231,7 @@ class _Planner:
     def retire(self) -> None:
         """Stop what is idle for long, what nobody waits for any more, and what lies on a device that is drained."""
         going = {id_ for id_, device in self.room.devices.items() if device.state is DeviceState.DRAINING}
-        for pool in self.fleet.pools:
+        for pool in sorted(self.fleet.pools, key=lambda one: one.id):
             configuration = self.of.get(pool.configuration)
             if pool.state in {PoolState.DRAINING, PoolState.SUSPECT}:
                 continue
@@ -304,7 +292,7 @@ class _Planner:
     def serve(self, want: Want) -> None:
         """Start a pool for it, if it needs one and that is worth it now."""
         coming = self.coming(want.configuration.id)
-        if want.configuration.id in self.begun or (coming and not self.needs_another(want, coming)):
+        if coming and not self.needs_another(want, coming):
             return
         if self.starts >= self.policy.max_starts:
             if not coming:
@@ -351,8 +339,7 @@ class _Planner:
 
     def prepare(self, want: Want) -> None:
         """Start a pool for steps that will soon be ready, if that saves them more than it costs others."""
-        id_ = want.configuration.id
-        if id_ in self.begun or self.coming(id_) or want.soon > want.load + self.policy.unload:
+        if self.coming(want.configuration.id) or want.soon > want.load + self.policy.unload:
             return
         best: Option | None = None
         for option in self.search.options(want, evict=True):
@@ -372,22 +359,22 @@ class _Planner:
                 return False
         if namespace in self.used:
             self.used[namespace] += option.layout.total_bytes
-        self.room.take(configuration, option.bytes, option.victims)
+        estimate = timedelta(seconds=option.estimate)
+        handed_back = {victim.id for victim in option.victims if self.search.preempts(victim, want)}
+        self.room.take(configuration, option.bytes, option.victims, self.now + estimate)
         targets = {pool.id: target for pool, target in option.moves}
         for victim in sorted(option.victims, key=lambda pool: (pool.id not in targets, pool.id)):
             if victim.state is not PoolState.DRAINING and victim.id not in self.search.stopped:
-                self.displace(victim, want, targets.get(victim.id))
+                how = Stop.PREEMPT if victim.id in handed_back else Stop.DRAIN
+                self.displace(victim, want, how, targets.get(victim.id))
         self.starts += 1
-        self.begun.add(configuration.id)
-        estimate = timedelta(seconds=option.estimate)
         after = frozenset(victim.id for victim in option.victims)
         self.actions.append(StartPool(configuration.id, option.bytes, purpose, reason, estimate, after, namespace))
         return True
 
-    def displace(self, victim: Pool, want: Want, target: Option | None) -> None:
+    def displace(self, victim: Pool, want: Want, how: Stop, target: Option | None) -> None:
         """Stop it; or move it to its target, or where bytes are free if it is likely to be asked for soon."""
         reason = reasons.makes_room(victim, want, self.search.regret(victim))
-        how = Stop.PREEMPT if self.search.preempts(victim, want) else Stop.DRAIN
         likely = self.search.asked(victim.configuration) >= self.policy.likely
         if target is None and self.policy.migrate and likely and self.search.may_move(victim):
             target = self.free_place(pressure.nothing(self.of[victim.configuration]))
@@ -398,9 +385,9 @@ class _Planner:
 
     def move(self, pool: Pool, target: Option, reason: str) -> None:
         self.search.stopped.add(pool.id)
-        self.begun.add(pool.configuration)
-        self.room.take(self.of[pool.configuration], target.bytes, ())
-        self.actions.append(MovePool(pool.id, target.bytes, reason, timedelta(seconds=target.estimate)))
+        estimate = timedelta(seconds=target.estimate)
+        self.room.take(self.of[pool.configuration], target.bytes, (), self.now + estimate)
+        self.actions.append(MovePool(pool.id, target.bytes, reason, estimate))
 
     def on_behalf_of(self, want: Want, size: int) -> str | None:
         """The namespace that presses most and may hold so much more; None when none may."""

@@ -51,6 +51,8 @@ class Policy:
     drain_limit: float = 10.0
     #: A step that was handed back that often is left to end.
     max_preemptions: int = 3
+    #: A pool with work for an equal class is drained when waiting comes to that many times the regret for it.
+    drain_factor: float = 2.0
 
     #: Another pool is started when the queue would take that many times as long as the start.
     replica_factor: float = 4.0

@@ -230,7 +230,7 @@ def gained(configuration: Configuration, free: int, moves: int, load: float) -> 
     """What moves bring."""
     return (
         f"`{configuration.model}` {_fitted_nowhere(configuration, free)}; after "
-        f"{moves} {'move' if moves == 1 else 'moves'}, which load for {seconds(load)}, it fits"
+        f"{moves} {'move, which loads' if moves == 1 else 'moves, which load'} for {seconds(load)}, it fits"
     )
 
 
@@ -240,7 +240,8 @@ def no_moves(configuration: Configuration, free: int, cheapest: tuple[int, float
     if cheapest is None:
         return f"{begins}; no moves of idle pools help"
     moves, load = cheapest
-    return f"{begins}; it would take {moves} moves, which load for {seconds(load)}: more than may be disturbed"
+    which = "move, which loads" if moves == 1 else "moves, which load"
+    return f"{begins}; it would take {moves} {which} for {seconds(load)}: more than may be disturbed"
 
 
 def _fitted_nowhere(configuration: Configuration, free: int) -> str:

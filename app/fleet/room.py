@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from itertools import combinations, islice
 
 from app.fleet.fleet import (
@@ -41,6 +42,7 @@ class Room:
         self.free = {d.id: d.capacity_bytes - d.stranger_bytes - charged[d.id] for d in fleet.devices}
         self.on: dict[str, list[Pool]] = {device.id: [] for device in fleet.devices}
         self._coming: dict[str, list[Pool]] = {}
+        self._planned: list[Pool] = []
         #: Pools on a device that work, or will soon.
         self.active = dict.fromkeys(self.devices, 0)
         self.models: dict[str, set[str]] = {device.id: set() for device in fleet.devices}
@@ -62,6 +64,8 @@ class Room:
         #: Ids of open devices of a type with their free bytes, the fullest first.
         self._by_free = {kind: sorted((self.free[d.id], d.id) for d in some) for kind, some in self.open.items()}
         self._reserved = self._idle_reserves(fleet)
+        #: Bytes that are set aside, or held by pools that stay. They never come to more than there is.
+        self.firm = self._firm(fleet)
         #: Devices that are kept for one configuration, and the seconds until it will use them.
         self.held: dict[str, tuple[str, float]] = {}
 
@@ -78,8 +82,22 @@ class Room:
                 owners[owner] = max(owners[owner] - used, 0)
         return found
 
+    def _firm(self, fleet: Fleet) -> dict[str, int]:
+        firm = dict.fromkeys(self.devices, 0)
+        staying = {one.id for one in fleet.configurations if one.pinned or one.min_pools}
+        held = [one.bytes for one in fleet.reserves]
+        held += [
+            one.bytes
+            for one in fleet.pools
+            if one.pinned or one.state is PoolState.SUSPECT or one.configuration in staying
+        ]
+        for bytes_ in held:
+            for device, size in bytes_.items():
+                firm[device] = firm.get(device, 0) + size
+        return firm
+
     def coming(self, configuration: str) -> list[Pool]:
-        """Pools that serve it, or will."""
+        """Pools that serve it, or will; those that this plan starts too."""
         return self._coming.get(configuration, [])
 
     def own(self, device: str, configuration: str) -> int:
@@ -92,10 +110,6 @@ class Room:
         owners = self._reserved.get(device)
         return sum(size for owner, size in owners.items() if owner != configuration) if owners else 0
 
-    def borrows(self, configuration: Configuration) -> bool:
-        """Whether its pools may lie in bytes that are set aside for others: those that stay may not."""
-        return self._policy.lend and not configuration.pinned and not configuration.min_pools
-
     def owns(self, pool: Pool) -> bool:
         """Whether bytes of its devices are set aside for its configuration."""
         return any(pool.configuration in self._reserved.get(device, ()) for device in pool.bytes)
@@ -103,25 +117,40 @@ class Room:
     def free_for(self, configuration: Configuration, device: str) -> int:
         """Bytes that a pool of it may take now. Negative when strangers took what was granted."""
         free = self.free[device]
-        if device in self._reserved and not self.borrows(configuration):
-            free -= self.lent(device, configuration.id)
-        return free
+        return free if self._policy.lend else free - self.lent(device, configuration.id)
 
     def offer(self, pool: Pool, device: str) -> int:
         """Bytes of a pool on a device that nobody was promised."""
         promised = self._promised.get(pool.id)
         return pool.bytes.get(device, 0) - (promised.get(device, 0) if promised else 0)
 
-    def take(self, configuration: Configuration, bytes_: Mapping[str, int], victims: Iterable[Pool]) -> None:
-        """Charge a new pool; what its victims cover is promised to it."""
+    def take(
+        self, configuration: Configuration, bytes_: Mapping[str, int], victims: Iterable[Pool], expected: datetime
+    ) -> None:
+        """Charge a new pool; what its victims cover is promised to it, in the order in which the ledger does it."""
+        victims = sorted(victims, key=lambda pool: pool.id)
+        planned = Pool(
+            id=f"planned {len(self._planned)}",
+            configuration=configuration.id,
+            state=PoolState.WAITING,
+            bytes=bytes_,
+            slots=configuration.slots,
+            started=expected,
+            expected=expected,
+        )
+        self._planned.append(planned)
+        self._coming.setdefault(configuration.id, []).append(planned)
         for device, size in bytes_.items():
             need = size
+            if configuration.pinned or configuration.min_pools:
+                self.firm[device] += size
             for victim in victims:
                 if part := min(need, self.offer(victim, device)):
                     need -= part
                     promised = self._promised.setdefault(victim.id, {})
                     promised[device] = promised.get(device, 0) + part
             self.active[device] += 1
+            self.on[device].append(planned)
             self.models[device].add(configuration.model)
             if self.own(device, configuration.id):
                 self._reserved[device][configuration.id] = max(self._reserved[device][configuration.id] - size, 0)
@@ -138,9 +167,11 @@ class Room:
 
     def allows(self, configuration: Configuration, device: Device, part: int) -> bool:
         """Whether it may be placed there at all: large enough, not kept from it by its entry or its file."""
-        host = device.host
+        host, firm = device.host, self.firm[device.id] if configuration.pinned or configuration.min_pools else 0
+        if firm and self.own(device.id, configuration.id) >= part:
+            firm -= part  # it moves into what is set aside for it
         return (
-            self.usable(device.id) >= part
+            self.usable(device.id) - firm >= part
             and (configuration.fetch is not None or host in configuration.files)
             and (not configuration.only or device.id in configuration.only or host in configuration.only)
             and not (configuration.apart_from and self.models[device.id] & configuration.apart_from)

@@ -5,8 +5,9 @@ The cost of an option is in weighted seconds of waiting: what the steps that wai
 is slower there, and the regret for the pools that would be stopped.
 The regret for a pool is what its next steps are expected to wait because it is gone (as in GreedyDual: FaasCache,
 ASPLOS 2021): likely to be asked for soon, slow to load, much used.
-A pool with work is stopped only for a higher class than what it works on, for a step that waited beyond its bound, or
-for bytes that are set aside for another; for the first two, only once its own start has paid for itself.
+A pool with work is stopped only for a higher class than what it works on, for an equal class that has waited for a
+multiple of the regret for it, for a step that waited beyond its bound, or for bytes that are set aside for another; but
+for the last, only once its own start has paid for itself.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ class Search:
         """Whether it may be stopped for that; with `reclaims`, for bytes that are the other's own."""
         if pool.state is PoolState.DRAINING or pool.id in self.stopped:
             return True
-        if self.stays(pool) or (self.room.owns(pool) and not self.room.borrows(want.configuration)):
+        if self.stays(pool) or (
+            not self.policy.lend and self.room.owns(pool) and pool.configuration != want.configuration.id
+        ):
             return False
         own = self._wants.get(pool.configuration)
         waits = own is not None and own.steps > 0
@@ -138,7 +141,10 @@ class Search:
         if (own is not None and own.must) or (pool.busy and pool.serving is None):
             return False
         working = NO_RANK if pool.serving is None else pool.serving.rank
-        return want.rank < min(working, NO_RANK if own is None else own.rank)
+        theirs = min(working, NO_RANK if own is None else own.rank)
+        if want.rank == theirs:
+            return want.pressure >= self.policy.drain_factor * self.regret(pool)
+        return want.rank < theirs
 
     def _is_fresh(self, pool: Pool) -> bool:
         """Whether it has not served for as long as its start must pay for."""
@@ -167,7 +173,7 @@ class Search:
                 if self._is_open(configuration, devices, layout, want):
                     seen.add(devices)
                     yield self._option(want, layout, devices, _FREE, fastest)
-            if not evict:
+            if not evict or seen:
                 continue
             for devices in self._cheapest(want, layout, barred):
                 if devices not in seen and self._is_open(configuration, devices, layout, want):
@@ -230,7 +236,8 @@ class Search:
             size = sum(min(offer(pool, d), m) for d, m in missing.items() if m > 0)
             if size > 0 and (self.yields(pool, want, reclaims) or (moving and self.may_move(pool))):
                 regret = self.regret(pool)
-                ranked.append((pool.busy > 0, regret / size, pool.used, pool.id, regret, pool))
+                idle = pool.state is not PoolState.STARTING and not pool.busy
+                ranked.append((not idle, regret / size, pool.used, pool.id, regret, pool))
         ranked.sort(key=lambda entry: entry[:4])
         chosen: list[tuple[float, Pool]] = []
         for *_, regret, pool in ranked:

@@ -1,0 +1,665 @@
+"""
+A fleet in simulated time: requests arrive, pools load, serve, drain and die, and a planner is asked what to do.
+
+The planner gets what it gets in production (`Fleet`, `Demand`, `now`) and answers with a `Plan`; what is granted goes
+through the production ledger. The planner knows neither how long a request takes nor when the next one comes.
+After every change the bytes of live pools are compared with each device's capacity, and after every plan the ledger is
+asked for broken promises.
+
+What is modelled: pools that work on one device share its speed evenly; a load takes the time of its layout; the bytes
+of a stopped pool come back a second later; a preempted request begins again from nothing; devices fail; footprints are
+wrong until a pool has measured them.
+What is not: loads that share a disk, the page cache, how a batch slows its slots down, and splits that slow a model.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from time import process_time
+from typing import Protocol
+
+from app.fleet import ledger as books
+from app.fleet.fleet import (
+    COMING,
+    Account,
+    Configuration,
+    Demand,
+    Device,
+    DeviceState,
+    Fleet,
+    Pool,
+    PoolState,
+    Priority,
+    SetAside,
+    Usage,
+)
+from app.fleet.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, Stop, StopPool
+from app.fleet.reservation import Claim, Ledger, Refused
+
+EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
+#: No lease runs out here.
+NEVER = EPOCH + timedelta(days=1)
+#: The epoch of every agent.
+AGENT = 1
+#: Seconds from the end of a process until its bytes are seen to be back.
+UNLOAD = 1.0
+#: Seconds after which a pool knows by its dry run what it needs.
+DRY_RUN = 0.5
+#: Seconds between two looks of the planner when nothing happens.
+TICK_WAITING, TICK_IDLE = 1.0, 10.0
+#: Tokens of a prompt that take as long as one token of an answer.
+PREFILL = 40.0
+#: Seconds over which arrivals are averaged, and over which attained service fades.
+RATE_WINDOW, SHARE_WINDOW = 180.0, 900.0
+#: Seconds of waiting that count as one class better where requests are begun by class.
+PATIENCE = 30.0
+#: Seconds that a request is expected to take before any of its model has ended.
+FIRST_GUESS = 5.0
+
+
+@dataclass(slots=True)
+class Request:
+    """One step, and those that follow it."""
+
+    configuration: str
+    priority: Priority
+    namespace: str
+    #: Seconds since the start.
+    ready: float
+    prompt: int
+    answer: int
+    #: Configuration, prompt and answer of the steps after it.
+    then: tuple[tuple[str, int, int], ...] = ()
+    #: When the attempt that succeeded began, and when it ended.
+    started: float = math.nan
+    finished: float = math.nan
+    preempted: int = 0
+
+    @property
+    def tokens(self) -> float:
+        """In tokens of an answer."""
+        return self.answer + self.prompt / PREFILL
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A device that goes and comes back, empty."""
+
+    at: float
+    device: str
+    lasts: float
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What arrives at a fleet of what."""
+
+    devices: tuple[Device, ...]
+    configurations: tuple[Configuration, ...]
+    requests: tuple[Request, ...]
+    #: Seconds during which they arrive.
+    length: float
+    failures: tuple[Failure, ...] = ()
+    #: Real bytes as a multiple of what the configuration says, by its id.
+    truth: Mapping[str, float] = field(default_factory=dict)
+
+
+class Planner(Protocol):
+    """What decides."""
+
+    name: str
+    #: Whether requests of a model are begun by class, or in the order of their arrival.
+    by_class: bool
+
+    def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan: ...
+
+
+@dataclass(slots=True)
+class Live:
+    """A pool of the simulation."""
+
+    id: str
+    configuration: Configuration
+    bytes: dict[str, int]
+    state: PoolState
+    granted: float
+    namespace: str
+    #: Seconds of its start, and tokens a second of one slot.
+    load: float
+    speed: float
+    expected: float
+    loaded: float | None = None
+    used: float | None = None
+    #: Requests, with the time by the pool's own clock at which each ends.
+    work: list[tuple[float, int, Request]] = field(default_factory=list)
+    #: Seconds of work at full speed so far, up to when, and how fast it goes now.
+    clock: float = 0.0
+    seen: float = 0.0
+    rate: float = 1.0
+    #: Rises when what was scheduled for it no longer holds.
+    version: int = 0
+    served: int = 0
+
+    @property
+    def has_process(self) -> bool:
+        return self.state is not PoolState.WAITING
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a run."""
+
+    requests: list[Request] = field(default_factory=list)
+    loads: int = 0
+    loading_seconds: float = 0.0
+    #: Loads within a minute after the model was stopped, and loads that served nothing.
+    reloads: int = 0
+    unused_loads: int = 0
+    preempted: int = 0
+    moves: int = 0
+    #: Devices whose live pools have more bytes than there are, and broken promises of the ledger.
+    overcommitments: int = 0
+    #: Grants that were planned and refused by the ledger; loads that ended because the footprint was wrong.
+    refused_grants: int = 0
+    failed_loads: int = 0
+    plans: int = 0
+    plan_seconds: float = 0.0
+    slowest_plan: float = 0.0
+    end: float = 0.0
+    #: Byte-seconds of: all devices, live pools, pools with work.
+    capacity: float = 0.0
+    charged: float = 0.0
+    useful: float = 0.0
+
+
+class Simulation:
+    """One run."""
+
+    def __init__(self, workload: Workload, planner: Planner, *, resident: bool = False) -> None:
+        """With `resident`, every model has devices of its own from the beginning: the bound of what can be had."""
+        self.workload, self.planner, self.resident = workload, planner, resident
+        self.now = 0.0
+        self.devices = {device.id: device for device in workload.devices}
+        self.configurations = {c.id: c for c in workload.configurations}
+        self.pools: dict[str, Live] = {}
+        self.of: dict[str, list[Live]] = {c: [] for c in self.configurations}
+        self.queues: dict[str, dict[Priority, deque[Request]]] = {
+            c: {p: deque() for p in Priority} for c in self.configurations
+        }
+        self.waiting = 0
+        self.left = sum(1 + len(request.then) for request in workload.requests)
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.number = 0
+        self.dirty = True
+        self.next_tick = 0.0
+        #: Decayed counts, with the time up to which they hold.
+        self.rates: dict[tuple[str, Priority], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        self.attained: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        #: Mean seconds of a request, by configuration, and of how many.
+        self.means: dict[str, tuple[float, int]] = {}
+        self.stopped_at: dict[str, float] = {}
+        self.measured: set[str] = set()
+        #: Requests in flight that others follow.
+        self.followed: dict[int, Request] = {}
+        self.outcome = Outcome()
+        self.observed = 0.0
+        self.charged_now = self.useful_now = 0
+        self.ledger = Ledger()
+        for host in sorted({device.host for device in workload.devices}):
+            self.join(host)
+
+    # ---- time ------------------------------------------------------------------------------------------------------
+
+    def at(self, time: float, do: Callable[[], None]) -> None:
+        self.number += 1
+        heapq.heappush(self.events, (time, self.number, do))
+
+    def run(self, patience: float = 600.0) -> Outcome:
+        """To the end of all requests, or for `patience` seconds after the last arrival."""
+        for request in self.workload.requests:
+            self.at(request.ready, partial(self.arrive, request))
+        for failure in self.workload.failures:
+            self.at(failure.at, partial(self.fail, failure))
+        if self.resident:
+            for configuration in self.configurations.values():
+                self.stay(configuration)
+        limit = self.workload.length + patience
+        while self.left and self.now < limit:
+            time = min(self.events[0][0] if self.events else math.inf, self.next_tick)
+            self.observe(time)
+            self.now = time
+            while self.events and self.events[0][0] <= time:
+                heapq.heappop(self.events)[2]()
+            if (self.dirty or time >= self.next_tick) and not self.resident:
+                self.plan()
+            self.next_tick = self.now + (TICK_WAITING if self.waiting else TICK_IDLE)
+        for queue in self.queues.values():
+            for requests in queue.values():
+                self.outcome.requests += requests
+        for pool in self.pools.values():
+            self.outcome.requests += [request for _, _, request in pool.work]
+        self.outcome.end = self.now
+        return self.outcome
+
+    def observe(self, until: float) -> None:
+        until = min(until, self.workload.length)
+        if (span := until - self.observed) > 0:
+            self.observed = until
+            self.outcome.capacity += span * sum(device.capacity_bytes for device in self.devices.values())
+            self.outcome.charged += span * self.charged_now
+            self.outcome.useful += span * self.useful_now
+
+    def measure(self) -> None:
+        """After a change: has anybody bytes that are not there?"""
+        live: Counter[str] = Counter()
+        useful = 0
+        for pool in self.pools.values():
+            if pool.has_process:
+                live.update(pool.bytes)
+                useful += sum(pool.bytes.values()) if pool.work else 0
+        self.charged_now, self.useful_now = live.total(), useful
+        if not self.resident:
+            self.outcome.overcommitments += sum(
+                size > self.devices[device].capacity_bytes for device, size in live.items()
+            )
+
+    # ---- requests --------------------------------------------------------------------------------------------------
+
+    def arrive(self, request: Request) -> None:
+        request.ready = self.now
+        key = request.configuration, request.priority
+        count, seen = self.rates[key]
+        self.rates[key] = (count * math.exp((seen - self.now) / RATE_WINDOW) + 1, self.now)
+        self.queues[request.configuration][request.priority].append(request)
+        self.waiting += 1
+        self.dispatch(request.configuration)
+        if math.isnan(request.started):
+            self.dirty = True
+
+    def next_of(self, configuration: str) -> Request | None:
+        heads = [queue[0] for queue in self.queues[configuration].values() if queue]
+        if self.planner.by_class:
+            return min(heads, key=lambda r: (r.priority.rank - (self.now - r.ready) / PATIENCE, r.ready), default=None)
+        return min(heads, key=lambda r: r.ready, default=None)
+
+    def dispatch(self, configuration: str) -> None:
+        """Hand waiting requests to free slots, first on the pool that works least."""
+        while request := self.next_of(configuration):
+            free = [
+                pool
+                for pool in self.of[configuration]
+                if pool.state is PoolState.SERVING and len(pool.work) < pool.configuration.slots
+            ]
+            if not free:
+                return
+            self.queues[configuration][request.priority].popleft()
+            self.waiting -= 1
+            pool = min(free, key=lambda p: (len(p.work), -p.rate, p.id))
+            self.advance(pool)
+            request.started = pool.used = self.now
+            self.number += 1
+            heapq.heappush(pool.work, (pool.clock + request.tokens / pool.speed, self.number, request))
+            if request.then:
+                self.followed[id(request)] = request
+            self.share(pool)
+
+    def advance(self, pool: Live) -> None:
+        """Bring the pool's own clock up to now, and count what its requests had."""
+        span, pool.seen = self.now - pool.seen, self.now
+        if span <= 0 or not pool.work:
+            return
+        pool.clock += span * pool.rate
+        for namespace, count in Counter(request.namespace for _, _, request in pool.work).items():
+            had, seen = self.attained[namespace]
+            part = span * len(pool.bytes) * count / len(pool.work)
+            self.attained[namespace] = (had * math.exp((seen - self.now) / SHARE_WINDOW) + part, self.now)
+
+    def share(self, changed: Live) -> None:
+        """Divide the speed of devices among the pools that work there, and look when each ends its next request."""
+        active: Counter[str] = Counter()
+        for pool in self.pools.values():
+            if pool.work:
+                active.update(pool.bytes.keys())
+        for pool in self.pools.values():
+            if pool is changed or (pool.work and pool.bytes.keys() & changed.bytes.keys()):
+                self.advance(pool)
+                pool.rate = 1.0 if self.resident else 1 / max([active[device] for device in pool.bytes] + [1])
+                pool.version += 1
+                if pool.work:
+                    ends = self.now + max(pool.work[0][0] - pool.clock, 0.0) / pool.rate
+                    self.at(ends, partial(self.finish, pool, pool.version))
+        self.measure()
+
+    def finish(self, pool: Live, version: int) -> None:
+        if version != pool.version:
+            return
+        self.advance(pool)
+        while pool.work and pool.work[0][0] <= pool.clock + 1e-6:
+            self.end_request(pool, heapq.heappop(pool.work)[2])
+        pool.used = self.now
+        self.dispatch(pool.configuration.id)
+        self.share(pool)
+        self.dirty = self.dirty or self.waiting > 0 or not pool.work
+        if not pool.work and pool.state is PoolState.DRAINING:
+            self.end(pool)
+
+    def end_request(self, pool: Live, request: Request) -> None:
+        request.finished = self.now
+        self.outcome.requests.append(request)
+        self.left -= 1
+        pool.served += 1
+        mean, count = self.means.get(request.configuration, (0.0, 0))
+        count = min(count + 1, 50)
+        self.means[request.configuration] = (mean + (self.now - request.started - mean) / count, count)
+        self.followed.pop(id(request), None)
+        if request.then:
+            configuration, prompt, answer = request.then[0]
+            rest = request.then[1:]
+            self.arrive(Request(configuration, request.priority, request.namespace, self.now, prompt, answer, rest))
+
+    def mean(self, configuration: str) -> float:
+        return self.means.get(configuration, (FIRST_GUESS, 0))[0]
+
+    # ---- pools -----------------------------------------------------------------------------------------------------
+
+    def stay(self, configuration: Configuration) -> None:
+        """The bound: a pool that needs no start, on devices of its own."""
+        layout = max(configuration.layouts, key=lambda one: one.tokens_per_second)
+        pool = self.make(configuration, {f"{configuration.id}/{n}": part for n, part in enumerate(layout.parts)}, "")
+        pool.state, pool.loaded, pool.speed = PoolState.SERVING, 0.0, layout.tokens_per_second
+
+    def make(self, configuration: Configuration, bytes_: Mapping[str, int], namespace: str) -> Live:
+        self.number += 1
+        devices = [self.devices[id_] for id_ in bytes_ if id_ in self.devices]
+        types = {device.type for device in devices}
+        layout = min(configuration.layouts, key=lambda x: (x.type not in types, abs(len(x.parts) - len(bytes_))))
+        load = layout.load.total_seconds()
+        pool = Live(
+            id=f"p{self.number:06}",
+            configuration=configuration,
+            bytes=dict(bytes_),
+            state=PoolState.WAITING,
+            granted=self.now,
+            namespace=namespace,
+            load=load,
+            speed=layout.tokens_per_second * min((device.speed for device in devices), default=1.0),
+            expected=self.now + load,
+        )
+        self.pools[pool.id] = pool
+        self.of[configuration.id].append(pool)
+        return pool
+
+    def grant(self, configuration: str, bytes_: Mapping[str, int], after: frozenset[str], namespace: str) -> bool:
+        """Claim the bytes; all or nothing."""
+        pool = self.make(self.configurations[configuration], bytes_, namespace)
+        claim = Claim(
+            id=pool.id,
+            epoch=self.number,
+            host=self.devices[next(iter(bytes_))].host,
+            configuration=configuration,
+            bytes=bytes_,
+            lease_until=NEVER,
+            after=after,
+        )
+        if len({self.devices[device].host for device in bytes_}) > 1:
+            granted = self.claim_over_hosts(claim)
+        else:
+            granted = self.keep(books.claim(self.ledger, claim))
+        if not granted:
+            self.drop(pool)
+            self.outcome.refused_grants += 1
+        return granted
+
+    def claim_over_hosts(self, claim: Claim) -> bool:
+        """For rules that treat the whole fleet as one host, which the ledger does not."""
+        hosts = {id_: replace(book, host=claim.host) for id_, book in self.ledger.devices.items()}
+        refused = books.claim(replace(self.ledger, devices=hosts), claim)
+        if isinstance(refused, Refused):
+            return False
+        return self.keep(replace(refused, devices=self.ledger.devices))
+
+    def keep(self, changed: Ledger | Refused) -> bool:
+        if isinstance(changed, Refused):
+            return False
+        self.ledger = changed
+        return True
+
+    def go_on(self) -> None:
+        """Start what waits for nobody any more."""
+        for pool in list(self.pools.values()):
+            if pool.state is PoolState.WAITING and not self.ledger.reservations[pool.id].backing:
+                self.load(pool)
+
+    def load(self, pool: Live) -> None:
+        self.ledger = books.activate(self.ledger, pool.id, AGENT, NEVER)
+        pool.state, pool.expected = PoolState.STARTING, self.now + pool.load
+        self.outcome.loads += 1
+        self.outcome.loading_seconds += pool.load
+        self.outcome.reloads += self.now - self.stopped_at.get(pool.configuration.id, -math.inf) < 60
+        if pool.configuration.id in self.workload.truth and pool.configuration.id not in self.measured:
+            self.at(self.now + DRY_RUN, partial(self.adjust, pool))
+        self.at(pool.expected, partial(self.loaded, pool, pool.version))
+        self.measure()
+
+    def loaded(self, pool: Live, version: int) -> None:
+        if pool.id in self.pools and pool.state is PoolState.STARTING and version == pool.version:
+            pool.state, pool.loaded, self.dirty = PoolState.SERVING, self.now, True
+            self.dispatch(pool.configuration.id)
+            self.measure()
+
+    def adjust(self, pool: Live) -> None:
+        """The dry run says what it really needs: it goes on with that, or ends before it has taken anything."""
+        id_ = pool.configuration.id
+        if pool.id not in self.pools or id_ in self.measured:
+            return
+        self.measured.add(id_)
+        factor, before = self.workload.truth[id_], self.configurations[id_]
+        layouts = tuple(replace(one, parts=tuple(int(part * factor) for part in one.parts)) for one in before.layouts)
+        self.configurations[id_] = replace(before, layouts=layouts)
+        held = self.ledger.reservations[pool.id]
+        wanted = {device: int(size * factor) for device, size in pool.bytes.items()}
+        if not held.draining:
+            if self.keep(books.adjust(self.ledger, pool.id, held.epoch, held.revision, wanted)):
+                pool.bytes = wanted
+            else:
+                self.outcome.failed_loads += 1
+                self.stop(pool, Stop.DRAIN)
+        self.dirty = True
+        self.measure()
+
+    def stop(self, pool: Live, how: Stop) -> None:
+        if pool.state is PoolState.WAITING:
+            self.ledger = books.cancel(self.ledger, pool.id)
+            self.drop(pool)
+            return
+        self.ledger = books.drain(self.ledger, pool.id)
+        pool.state = PoolState.DRAINING
+        if how is Stop.PREEMPT:
+            self.hand_back(pool)
+        if not pool.work:
+            self.end(pool)
+
+    def hand_back(self, pool: Live) -> None:
+        self.advance(pool)
+        back = sorted((request for _, _, request in pool.work), key=lambda r: r.ready, reverse=True)
+        pool.work.clear()
+        self.share(pool)
+        for request in back:
+            request.started = math.nan
+            request.preempted += 1
+            self.outcome.preempted += 1
+            self.followed.pop(id(request), None)
+            self.queues[request.configuration][request.priority].appendleft(request)
+            self.waiting += 1
+        self.dispatch(pool.configuration.id)
+
+    def end(self, pool: Live) -> None:
+        pool.version += 1
+        self.at(self.now + UNLOAD, partial(self.release, pool))
+
+    def release(self, pool: Live) -> None:
+        """Its bytes are back."""
+        if pool.id not in self.pools:
+            return
+        self.ledger = books.release(self.ledger, pool.id, AGENT)
+        self.stopped_at[pool.configuration.id] = self.now
+        self.outcome.unused_loads += not pool.served
+        self.drop(pool)
+        self.go_on()
+
+    def drop(self, pool: Live) -> None:
+        del self.pools[pool.id]
+        self.of[pool.configuration.id].remove(pool)
+        self.dirty = True
+        self.measure()
+
+    def join(self, host: str) -> None:
+        """The host's agent says which of its devices there are."""
+        there = {
+            d.id: d.capacity_bytes for d in self.devices.values() if d.host == host and d.state is DeviceState.OPEN
+        }
+        self.ledger = books.join(self.ledger, host, AGENT, there)
+
+    def fail(self, failure: Failure) -> None:
+        device = self.devices[failure.device] = replace(self.devices[failure.device], state=DeviceState.LOST)
+        for pool in [p for p in self.pools.values() if failure.device in p.bytes]:
+            pool.state = PoolState.DRAINING
+            self.hand_back(pool)
+            self.ledger = books.release(self.ledger, pool.id, AGENT)
+            self.drop(pool)
+        self.join(device.host)
+        self.go_on()
+        self.at(failure.at + failure.lasts, partial(self.repair, failure))
+
+    def repair(self, failure: Failure) -> None:
+        device = self.devices[failure.device] = replace(self.devices[failure.device], state=DeviceState.OPEN)
+        self.join(device.host)
+        self.dirty = True
+
+    # ---- the planner -----------------------------------------------------------------------------------------------
+
+    def plan(self) -> None:
+        self.dirty = False
+        fleet, demand, now = self.fleet(), self.demand(), instant(self.now)
+        began = process_time()
+        plan = self.planner.plan(fleet, demand, now)
+        took = process_time() - began
+        self.outcome.plans += 1
+        self.outcome.plan_seconds += took
+        self.outcome.slowest_plan = max(self.outcome.slowest_plan, took)
+        if plan.actions:
+            self.apply(plan)
+            self.outcome.overcommitments += len(books.problems(self.ledger))
+
+    def apply(self, plan: Plan) -> None:
+        for action in plan.actions:
+            match action:
+                case StopPool():
+                    if (pool := self.pools.get(action.pool)) is not None and pool.state in COMING:
+                        self.stop(pool, action.how)
+                case StartPool():
+                    self.grant(action.configuration, action.bytes, action.after, action.namespace)
+                case MovePool():
+                    pool = self.pools[action.pool]
+                    self.outcome.moves += self.grant(pool.configuration.id, action.bytes, frozenset(), pool.namespace)
+                    self.stop(pool, Stop.DRAIN)
+                case GrantReserve():
+                    self.number += 1
+                    reserve = SetAside(f"r{self.number}", action.configuration, action.bytes)
+                    self.keep(books.set_aside(self.ledger, reserve))
+                case DropReserve():
+                    self.ledger = books.drop_reserve(self.ledger, action.reserve)
+        self.go_on()
+
+    def fleet(self) -> Fleet:
+        return Fleet(
+            devices=tuple(self.devices.values()),
+            pools=tuple(self.seen(pool) for pool in self.pools.values()),
+            configurations=tuple(self.configurations.values()),
+            reserves=tuple(self.ledger.reserves.values()),
+            usage=self.usage(),
+            accounts={
+                name: Account(attained_seconds=had * math.exp((seen - self.now) / SHARE_WINDOW))
+                for name, (had, seen) in self.attained.items()
+            },
+        )
+
+    def seen(self, pool: Live) -> Pool:
+        mean, held = self.mean(pool.configuration.id), self.ledger.reservations[pool.id]
+        # The last of n requests ends, if each may end at any time, after about that many of their mean.
+        left = mean / 2 * (1 + math.log(len(pool.work))) if pool.work else 0.0
+        return Pool(
+            id=pool.id,
+            configuration=pool.configuration.id,
+            state=pool.state,
+            bytes=pool.bytes,
+            slots=pool.configuration.slots,
+            started=instant(pool.granted),
+            busy=len(pool.work),
+            serving=min((r.priority for _, _, r in pool.work), key=lambda p: p.rank, default=None),
+            work_left=timedelta(seconds=left),
+            preemptions=max((r.preempted for _, _, r in pool.work), default=0),
+            loaded=None if pool.loaded is None else instant(pool.loaded),
+            last_used=None if pool.used is None else instant(pool.used),
+            expected=instant(pool.expected) if pool.loaded is None else None,
+            after=frozenset(held.backing),
+            namespace=pool.namespace,
+        )
+
+    def usage(self) -> dict[str, Usage]:
+        rates: dict[str, dict[Priority, float]] = defaultdict(dict)
+        for (configuration, priority), (count, seen) in self.rates.items():
+            rates[configuration][priority] = count / RATE_WINDOW * math.exp((seen - self.now) / RATE_WINDOW)
+        return {
+            configuration: Usage(total, {priority: rate / total for priority, rate in some.items()})
+            for configuration, some in rates.items()
+            if (total := sum(some.values())) > 0
+        }
+
+    def demand(self) -> list[Demand]:
+        groups: dict[tuple[str, Priority, str], list[float]] = defaultdict(list)
+        if self.waiting:
+            for configuration, queue in self.queues.items():
+                for priority, requests in queue.items():
+                    for request in requests:
+                        groups[configuration, priority, request.namespace].append(request.ready)
+        found = [
+            Demand(
+                configuration=configuration,
+                priority=priority,
+                steps=len(times),
+                oldest=instant(min(times)),
+                mean=instant(sum(times) / len(times)),
+                namespace=namespace,
+                work=timedelta(seconds=self.mean(configuration)),
+            )
+            for (configuration, priority, namespace), times in groups.items()
+        ]
+        soon: dict[tuple[str, Priority, str], list[float]] = defaultdict(list)
+        for request in self.followed.values():
+            mean = self.mean(request.configuration)
+            left = max(request.started + mean - self.now, mean / 4)
+            soon[request.then[0][0], request.priority, request.namespace].append(self.now + left)
+        found += [
+            Demand(
+                configuration=configuration,
+                priority=priority,
+                steps=len(times),
+                oldest=instant(self.now),
+                namespace=namespace,
+                work=timedelta(seconds=self.mean(configuration)),
+                ready=instant(min(times)),
+            )
+            for (configuration, priority, namespace), times in soon.items()
+        ]
+        return found
+
+
+def instant(seconds: float) -> datetime:
+    return EPOCH + timedelta(seconds=seconds)

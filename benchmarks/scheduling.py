@@ -1,0 +1,301 @@
+"""
+Scheduling: the production planner and ledger on simulated fleets, beside the rules of others, in the same run.
+
+Arrivals and token counts come from the Azure LLM inference traces of 2023 where --traces names a folder that holds
+them, else from a seeded generator; which model a request is for is always drawn by seed. The policy was tuned on seeds
+1 to 6; reported are others.
+
+    python -m benchmarks.scheduling [--quick] [--traces DIR] [--only SCENARIO,...] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from app.fleet.fleet import Configuration, Demand, Fleet, Priority
+from app.fleet.placement import Plan, plan
+from app.fleet.policy import Policy
+from app.kernel import clock
+from benchmarks.fleet_baselines import Exclusive, Lru, Ollama, Static
+from benchmarks.fleet_simulator import Outcome, Planner, Request, Simulation, Workload
+from benchmarks.fleet_workloads import SCENARIOS, TOLD, Arrivals, large_fleet
+
+#: Where results go by default; git ignores it.
+RESULTS = Path(__file__).parent / "results"
+#: Seeds of a full and of a quick run, and seconds of arrivals in each.
+FULL, QUICK = ((11, 12, 13, 14, 15), 1800.0), ((11,), 600.0)
+#: A request that waited for no longer than that counts as served in time.
+TARGET = Policy().target
+OWN, PEER, BOUND = "Arriero", "Ollama's rule", "all resident (bound)"
+
+Figures = dict[str, float]
+
+
+@dataclass
+class Arriero:
+    """The production planner."""
+
+    policy: Policy
+    name: str = OWN
+    by_class: bool = True
+
+    def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan:
+        return plan(fleet, demand, now, self.policy)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A planner, made anew for each run, and what is changed of the workload for it."""
+
+    make: Callable[[], Planner]
+    resident: bool = False
+    change: Callable[[Workload], Workload] = lambda workload: workload
+
+
+def own(**more: Any) -> Contender:
+    return Contender(lambda: Arriero(Policy(**more)))
+
+
+def whole_devices(workload: Workload) -> Workload:
+    """Every pool takes devices whole: nothing is shared."""
+    size = workload.devices[0].capacity_bytes
+
+    def whole(configuration: Configuration) -> Configuration:
+        layouts = tuple(replace(one, parts=(size,) * len(one.parts)) for one in configuration.layouts)
+        return replace(configuration, layouts=layouts)
+
+    return replace(workload, configurations=tuple(whole(one) for one in workload.configurations))
+
+
+CONTENDERS: Mapping[str, Contender] = {
+    OWN: own(),
+    PEER: Contender(Ollama),
+    "LRU, serial drain": Contender(Lru),
+    "FIFO": Contender(lambda: Lru(drains=False)),
+    "llama-swap, exclusive": Contender(Exclusive),
+    "static partition": Contender(Static),
+    BOUND: Contender(lambda: Arriero(Policy()), resident=True),
+}
+ABLATIONS: Mapping[str, Contender] = {
+    "as shipped": own(),
+    "devices not shared": Contender(lambda: Arriero(Policy()), change=whole_devices),
+    "reserves not lent": own(lend=False),
+    "no look-ahead": own(look_ahead=0.0),
+    "no defragmentation": own(migrate=False),
+    "no replicas": own(replica_factor=math.inf),
+    "no preemption": own(max_preemptions=0),
+    "no batching of switches": own(threshold=0.0, drain_factor=0.01, amortise=0.0),
+}
+ABLATED = ("zipf", "pipelines", "fragmented", "reserve")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Simulate, print the tables, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed and ten minutes of arrivals: under a minute")
+    parser.add_argument("--traces", type=Path, metavar="DIR", help="a folder with AzureLLMInferenceTrace_*.csv")
+    parser.add_argument("--only", default=",".join(SCENARIOS), metavar="SCENARIO,...", help="default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go (benchmarks/results/…)")
+    asked = parser.parse_args(arguments)
+    seeds, length = QUICK if asked.quick else FULL
+    arrivals, names = Arrivals(asked.traces, length), asked.only.split(",")
+    began, used = clock.now(), process_time()
+    console = Console(width=max(Console().width, 150))
+    console.print(
+        f"arrivals: {arrivals.told}; models drawn by Zipf's law, by seed; seeds {list(seeds)}, {length:.0f} s each"
+    )
+
+    results: dict[str, dict[str, list[Figures]]] = {}
+    for name in names:
+        results[name] = compare(CONTENDERS, name, arrivals, seeds)
+        console.print(table(name, TOLD[name], results[name]))
+    ablations = {name: compare(ABLATIONS, name, arrivals, seeds) for name in ABLATED if name in names}
+    for name, rows in ablations.items():
+        console.print(table(f"{name}: what each part brings", "", rows))
+    console.print(verdict(results))
+    times = plan_times()
+    console.print(times_table(times))
+
+    file = asked.json or RESULTS / f"scheduling-{began:%Y%m%dT%H%M%S}.json"
+    document = {
+        "benchmark": "scheduling",
+        "began": began.isoformat(),
+        "cpu_seconds": process_time() - used,
+        "arrivals": arrivals.told,
+        "seeds": seeds,
+        "length_seconds": length,
+        "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
+        "policy": asdict(Policy()),
+        "scenarios": results,
+        "ablations": ablations,
+        "plan_milliseconds": times,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    console.print(f"{process_time() - used:.0f} s of processor time; written to {file}")
+    return 0
+
+
+def compare(
+    contenders: Mapping[str, Contender], scenario: str, arrivals: Arrivals, seeds: Iterable[int]
+) -> dict[str, list[Figures]]:
+    """Each contender on the same arrivals, for each seed."""
+    found: dict[str, list[Figures]] = defaultdict(list)
+    for seed in seeds:
+        for name, contender in contenders.items():
+            workload = contender.change(SCENARIOS[scenario](arrivals, seed))
+            outcome = Simulation(workload, contender.make(), resident=contender.resident).run()
+            found[name].append(figures(outcome))
+    return dict(found)
+
+
+def figures(outcome: Outcome) -> Figures:
+    """What came of a run, in percent, seconds and counts. Who was never served has waited until the end."""
+    waits: dict[Priority, list[float]] = {priority: [] for priority in Priority}
+    in_time: dict[str, list[bool]] = defaultdict(list)
+    shares: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for request in outcome.requests:
+        wait, service = _fate(request, outcome.end)
+        waits[request.priority].append(wait)
+        in_time[request.namespace].append(math.isfinite(request.finished) and wait <= TARGET[request.priority])
+        share = shares[request.namespace, request.configuration]
+        share[0] += service
+        share[1] += service + wait
+    every = [wait for some in waits.values() for wait in some]
+    met = [one for some in in_time.values() for one in some]
+    capacity = max(outcome.capacity, 1.0)
+    return {
+        "requests": len(every),
+        "in_time": 100 * statistics.fmean(met),
+        "in_time_worst_tenant": 100 * min(statistics.fmean(some) for some in in_time.values()),
+        "wait_p50": quantile(every, 0.5),
+        "wait_p99": quantile(every, 0.99),
+        **{f"{priority}_p99": quantile(waits[priority], 0.99) for priority in Priority},
+        "jain": jain([service / spent if spent else 1.0 for service, spent in shares.values()]),
+        "loads": outcome.loads,
+        "reloads": outcome.reloads,
+        "moves": outcome.moves,
+        "preempted": outcome.preempted,
+        "useful": 100 * outcome.useful / capacity,
+        "charged": 100 * outcome.charged / capacity,
+        "overcommitments": outcome.overcommitments,
+        "refused_grants": outcome.refused_grants,
+        "failed_loads": outcome.failed_loads,
+        "plan_ms": 1000 * outcome.plan_seconds / max(outcome.plans, 1),
+    }
+
+
+def _fate(request: Request, end: float) -> tuple[float, float]:
+    """Seconds that it waited, and that it was served."""
+    if math.isfinite(request.finished):
+        return request.started - request.ready, request.finished - request.started
+    return end - request.ready, 0.0
+
+
+def jain(values: Sequence[float]) -> float:
+    """1 when all get the same part of their time as service, 1/n when one gets all."""
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    """Nan of nothing."""
+    return sorted(values)[min(int(part * len(values)), len(values) - 1)] if values else math.nan
+
+
+def mean(rows: Sequence[Figures], key: str) -> float:
+    some = [row[key] for row in rows if math.isfinite(row[key])]
+    return statistics.fmean(some) if some else math.nan
+
+
+def table(title: str, told: str, results: Mapping[str, Sequence[Figures]]) -> Table:
+    made = Table(title=f"{title}: {told}" if told else title, title_justify="left")
+    columns = ("in time %", "worst tenant", "wait p50", "p99", "interactive p99", "batch p99", "Jain", "loads")
+    for column in ("", *columns, "reloads", "useful %", "charged %", "over-committed", "plan ms"):
+        made.add_column(column, justify="right" if column else "left")
+    for name, rows in results.items():
+        spread = [row["in_time"] for row in rows]
+        span = f" [{min(spread):.0f}..{max(spread):.0f}]" if len(rows) > 1 else ""
+        made.add_row(
+            name,
+            f"{mean(rows, 'in_time'):.1f}{span}",
+            f"{mean(rows, 'in_time_worst_tenant'):.1f}",
+            *(_seconds(mean(rows, key)) for key in ("wait_p50", "wait_p99", "interactive_p99", "batch_p99")),
+            f"{mean(rows, 'jain'):.3f}",
+            *(f"{mean(rows, key):.0f}" for key in ("loads", "reloads", "useful", "charged")),
+            f"{sum(row['overcommitments'] for row in rows):.0f}",
+            f"{mean(rows, 'plan_ms'):.2f}",
+        )
+    return made
+
+
+def _seconds(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def verdict(results: Mapping[str, Mapping[str, Sequence[Figures]]]) -> Table:
+    """Arriero beside the best of the others, in each scenario."""
+    made = Table(title="Arriero and the best of the others", title_justify="left")
+    for column in ("", "in time %", "best other", "of the bound", "interactive p99", "best other", f"loads / {PEER}"):
+        made.add_column(column, justify="right" if column else "left")
+    for scenario, rows in results.items():
+        ours = rows[OWN]
+        others = {name: some for name, some in rows.items() if name not in {OWN, BOUND}}
+        best = max(others, key=lambda name: mean(others[name], "in_time"))
+        quickest = min(others, key=lambda name: _or_infinite(mean(others[name], "interactive_p99")))
+        made.add_row(
+            scenario,
+            f"{mean(ours, 'in_time'):.1f}",
+            f"{mean(others[best], 'in_time'):.1f} {best}",
+            f"{100 * mean(ours, 'in_time') / mean(rows[BOUND], 'in_time'):.0f} %",
+            _seconds(mean(ours, "interactive_p99")),
+            f"{_seconds(mean(others[quickest], 'interactive_p99'))} {quickest}",
+            f"{mean(ours, 'loads') / mean(rows[PEER], 'loads'):.2f}",
+        )
+    return made
+
+
+def _or_infinite(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def plan_times(rounds: int = 5) -> dict[str, list[float]]:
+    """Processor milliseconds of a plan for 1,000 devices, 200 models and 10,000 waiting steps, each its own group."""
+    found = {}
+    for told, resident in (("every model has pools", 1.0), ("half have none", 0.5), ("nine in ten have none", 0.1)):
+        fleet, demand, now = large_fleet(1000, 200, 10_000, resident)
+        times = []
+        for _ in range(rounds):
+            began = process_time()
+            made = plan(fleet, demand, now)
+            times.append(1000 * (process_time() - began))
+        found[f"{told}: {len(fleet.pools)} pools, {len(made.actions)} actions, {len(made.refusals)} refusals"] = times
+    return found
+
+
+def times_table(times: Mapping[str, Sequence[float]]) -> Table:
+    made = Table(title="One plan for 1,000 devices, 200 models, 10,000 waiting steps", title_justify="left")
+    for column in ("", "ms of processor time, median", "slowest"):
+        made.add_column(column, justify="right" if column else "left")
+    for told, some in times.items():
+        made.add_row(told, f"{statistics.median(some):.1f}", f"{max(some):.1f}")
+    return made
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,223 @@
+"""Small fleets for the tests of placement, and random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+from hypothesis import strategies as st
+
+from app.fleet.fleet import (
+    Account,
+    Configuration,
+    Demand,
+    Device,
+    DeviceKind,
+    DeviceState,
+    Fleet,
+    Layout,
+    Packing,
+    Pool,
+    PoolState,
+    Priority,
+    Reserve,
+    SetAside,
+    Usage,
+    charges,
+)
+from app.fleet.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopPool
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+GB = 10**9
+
+
+def seconds(count: float) -> timedelta:
+    return timedelta(seconds=count)
+
+
+def gpu(id_: str, size: float = 20, host: str = "box", **more: Any) -> Device:
+    return Device(id_, id_, host, DeviceKind.GPU, "gpu", int(size * GB), **more)
+
+
+def model(id_: str, *parts: float, load: float = 5, **more: Any) -> Configuration:
+    layout = Layout("gpu", tuple(int(part * GB) for part in parts), seconds(load))
+    return Configuration(id_, id_, more.pop("slots", 2), (layout,), **more)
+
+
+def pool(id_: str, configuration: str, on: Mapping[str, float], **more: Any) -> Pool:
+    values: dict[str, Any] = {
+        "state": PoolState.SERVING,
+        "started": NOW - seconds(600),
+        "loaded": NOW - seconds(590),
+        "last_used": NOW - seconds(60),
+        "slots": 2,
+    }
+    bytes_ = {device: int(size * GB) for device, size in on.items()}
+    return Pool(id=id_, configuration=configuration, bytes=bytes_, **values | more)
+
+
+def waits(configuration: str, *, age: float = 0, priority: Priority = Priority.STANDARD, **more: Any) -> Demand:
+    return Demand(configuration, priority, more.pop("steps", 1), NOW - seconds(age), **more)
+
+
+def applied(fleet: Fleet, plan: Plan) -> Fleet:
+    """The fleet with every action of the plan granted, and nothing gone yet."""
+    pools = {one.id: one for one in fleet.pools}
+    reserves = {one.id: one for one in fleet.reserves}
+    for number, action in enumerate(plan.actions):
+        id_ = f"{len(fleet.pools)}-{len(fleet.reserves)}-{number}"
+        match action:
+            case StopPool():
+                stopped = pools[action.pool]
+                if stopped.state is PoolState.WAITING:
+                    del pools[action.pool]
+                else:
+                    pools[action.pool] = replace(stopped, state=PoolState.DRAINING)
+            case StartPool():
+                state = PoolState.WAITING if action.after else PoolState.STARTING
+                pools[id_] = Pool(
+                    id_, action.configuration, state, action.bytes, 2, NOW, after=action.after, expected=NOW
+                )
+            case MovePool():
+                moved = pools[action.pool]
+                pools[id_] = Pool(id_, moved.configuration, PoolState.STARTING, action.bytes, 2, NOW, expected=NOW)
+                pools[action.pool] = replace(moved, state=PoolState.DRAINING)
+            case GrantReserve():
+                reserves[id_] = SetAside(id_, action.configuration, action.bytes)
+            case DropReserve():
+                del reserves[action.reserve]
+    return replace(fleet, pools=tuple(pools.values()), reserves=tuple(reserves.values()))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fleet and what is waited for."""
+
+    fleet: Fleet
+    demand: list[Demand]
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """
+    Random fleets, by seed: drawn value by value they would come out small, and hardly any plan would have to choose.
+    """
+    return st.integers(0, 2**32).map(_case)
+
+
+def _case(seed: int) -> Case:
+    chance = Random(seed)
+    fleet = _fleet(chance)
+    return Case(fleet, _demand(chance, fleet))
+
+
+def _fleet(chance: Random) -> Fleet:
+    """Up to four devices on two hosts, up to seven models, pools in every state that the ledger would have granted."""
+    devices = tuple(
+        gpu(
+            f"g{n}",
+            chance.choice((10, 20, 20, 30)),
+            f"h{n // 2}",
+            state=chance.choice((DeviceState.OPEN,) * 8 + tuple(DeviceState)),
+            stranger_bytes=chance.choice((0, 0, 0, 0, 3 * GB)),
+        )
+        for n in range(chance.randint(1, 4))
+    )
+    configurations = tuple(_model(chance, n) for n in range(chance.randint(2, 7)))
+    reserves: list[SetAside] = []
+    for configuration in configurations:
+        if configuration.reserve is not None and chance.random() < 0.7:
+            reserves += _set_aside(configuration, devices, reserves)
+    fleet = Fleet(devices, configurations=configurations, reserves=tuple(reserves))
+    for number in range(chance.randint(0, 16)):
+        fleet = _with_pool(chance, fleet, number)
+    usage = {c.id: Usage(chance.choice((0.0, 0.01, 0.1, 1.0))) for c in configurations}
+    accounts = {name: Account(attained_seconds=chance.choice((0.0, 10.0, 1000.0))) for name in ("a", "b")}
+    return replace(fleet, usage=usage, accounts=accounts)
+
+
+def _model(chance: Random, number: int) -> Configuration:
+    parts = chance.choice(((2,), (4,), (6,), (9,), (9,), (14,), (19,), (8, 8), (15, 15), (50,)))
+    standing = chance.choice(("",) * 7 + ("pinned", "kept", "reserve"))
+    return model(
+        f"m{number}",
+        *parts,
+        load=chance.choice((1, 5, 20)),
+        pinned=standing == "pinned",
+        min_pools=int(standing == "kept"),
+        reserve=Reserve(1) if standing == "reserve" else None,
+        packing=chance.choice(tuple(Packing)),
+        apart_from=frozenset(chance.choice(((), (), (), ("m0",)))),
+    )
+
+
+def _set_aside(configuration: Configuration, devices: tuple[Device, ...], before: list[SetAside]) -> list[SetAside]:
+    parts = configuration.layouts[0].parts
+    on = {device.id: part for device, part in zip(devices, parts, strict=False)}
+    firm = {d.id: sum(one.bytes.get(d.id, 0) for one in before) + on.get(d.id, 0) for d in devices}
+    if len(on) < len(parts) or any(firm[d.id] > d.capacity_bytes - d.stranger_bytes for d in devices):
+        return []
+    return [SetAside(f"reserve-{configuration.id}", configuration.id, on)]
+
+
+def _with_pool(chance: Random, fleet: Fleet, number: int) -> Fleet:
+    """One more pool, if the ledger would grant it: into free bytes, or waiting for those of pools that drain."""
+    configuration = chance.choice(fleet.configurations)
+    parts = configuration.layouts[0].parts
+    first = chance.randrange(len(fleet.devices))
+    devices = fleet.devices[first : first + len(parts)]
+    if len(devices) < len(parts) or len({d.host for d in devices}) > 1:
+        return fleet
+    on = {device.id: part / GB for device, part in zip(devices, parts, strict=True)}
+    draining = [p.id for p in fleet.pools if p.state is PoolState.DRAINING and p.bytes.keys() & on.keys()]
+    state = chance.choice((PoolState.SERVING,) * 12 + tuple(PoolState) + (PoolState.WAITING,) * 4 * bool(draining))
+    if state is PoolState.WAITING and not draining:
+        return fleet
+    busy = chance.choice((0, 0, 1, 2)) if state in {PoolState.SERVING, PoolState.DRAINING} else 0
+    age = chance.choice((1.0, 30.0, 600.0))
+    loaded = None if state in {PoolState.WAITING, PoolState.STARTING} else NOW - seconds(age * 0.9)
+    added = pool(
+        f"p{number}",
+        configuration.id,
+        on,
+        state=state,
+        busy=busy,
+        serving=chance.choice(tuple(Priority)) if busy else None,
+        work_left=seconds(chance.choice((1.0, 15.0)) if busy else 0),
+        preemptions=chance.choice((0, 0, 3)),
+        started=NOW - seconds(age),
+        loaded=loaded,
+        last_used=chance.choice((loaded, None)),
+        expected=NOW + seconds(3) if loaded is None else None,
+        after=frozenset(draining) if state is PoolState.WAITING else frozenset(),
+        namespace=chance.choice(("", "a", "b")),
+    )
+    grown = replace(fleet, pools=(*fleet.pools, added))
+    charged = charges(grown)
+    stays = {c.id for c in fleet.configurations if c.pinned or c.min_pools}
+    for device in fleet.devices:
+        usable = device.capacity_bytes - device.stranger_bytes
+        firm = sum(one.bytes.get(device.id, 0) for one in fleet.reserves)
+        firm += sum(p.bytes.get(device.id, 0) for p in grown.pools if p.configuration in stays)
+        if charged[device.id] > usable or firm > usable:
+            return fleet
+    return grown
+
+
+def _demand(chance: Random, fleet: Fleet) -> list[Demand]:
+    """From nothing to old steps of every class."""
+    return [
+        waits(
+            configuration.id,
+            priority=priority,
+            age=chance.choice((0.0, 5.0, 30.0, 100.0, 1000.0)),
+            steps=chance.choice((1, 2, 10)),
+            namespace=chance.choice(("", "a", "b")),
+            ready=NOW + seconds(2) if chance.random() < 0.2 else None,
+        )
+        for configuration in fleet.configurations
+        for priority in Priority
+        if chance.random() < 0.3
+    ]

@@ -1,0 +1,449 @@
+"""Placement: what a plan may never do, whatever the fleet; and what it does in fleets that can be read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+
+from app.fleet.fleet import (
+    COMING,
+    Account,
+    Bar,
+    Demand,
+    DeviceState,
+    Fleet,
+    Packing,
+    PoolState,
+    Priority,
+    Reserve,
+    SetAside,
+    Usage,
+    charges,
+)
+from app.fleet.placement import GrantReserve, MovePool, Plan, Purpose, Refusal, StartPool, Stop, StopPool, plan
+from app.fleet.policy import Policy
+from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, seconds, waits
+
+POLICY = Policy()
+ONE, TWO = (gpu("g0"),), (gpu("g0"), gpu("g1"))
+
+
+def starts(made: Plan) -> list[StartPool]:
+    return [action for action in made.actions if isinstance(action, StartPool)]
+
+
+def stops(made: Plan) -> dict[str, Stop]:
+    return {action.pool: action.how for action in made.actions if isinstance(action, StopPool)}
+
+
+def reasons(made: Plan) -> list[str]:
+    return [one.reason for one in (*made.actions, *made.refusals)]
+
+
+# ---- whatever the fleet ----
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_no_plan_charges_a_device_above_its_capacity(case: Case) -> None:
+    fleet = case.fleet
+    made = plan(fleet, case.demand, NOW)
+    after = applied(fleet, made)
+
+    charged = charges(after)
+    assert [d.id for d in fleet.devices if charged[d.id] > d.capacity_bytes] == []
+    before = charges(fleet)
+    for device in fleet.devices:  # what strangers use is left to them
+        if charged[device.id] > before[device.id]:
+            assert charged[device.id] <= device.capacity_bytes - device.stranger_bytes
+    for action in starts(made):
+        there = {d.id: d for d in fleet.devices}
+        assert all(there[device].state is DeviceState.OPEN for device in action.bytes)
+        assert len({there[device].host for device in action.bytes}) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_steps_are_handed_back_to_higher_classes_only(case: Case) -> None:
+    """And no pool drains for a lower one. But for bytes set aside for another, and devices that are drained."""
+    fleet, demand = case.fleet, case.demand
+    owners = {one.configuration for one in fleet.reserves}
+    going = {d.id for d in fleet.devices if d.state is DeviceState.DRAINING}
+    of = {one.id: one for one in fleet.pools}
+    for action in plan(fleet, demand, NOW).actions:
+        if not isinstance(action, StopPool) or action.room_for in owners:
+            continue
+        victim, asking = of[action.pool], [one for one in demand if one.configuration == action.room_for]
+        if not victim.busy or victim.bytes.keys() & going:
+            continue
+        assert victim.serving is not None
+        urgent = min(one.priority.rank for one in asking if one.ready is None)
+        late = any((NOW - one.oldest).total_seconds() >= POLICY.bound[one.priority] for one in asking)
+        if action.how is Stop.PREEMPT:
+            assert urgent < victim.serving.rank
+            assert victim.preemptions < POLICY.max_preemptions
+        else:
+            assert urgent <= victim.serving.rank or late
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_what_is_pinned_or_kept_up_is_not_stopped_for_others(case: Case) -> None:
+    fleet = case.fleet
+    made = plan(fleet, case.demand, NOW)
+    going = {d.id for d in fleet.devices if d.state is DeviceState.DRAINING}
+    of = {one.id: one for one in fleet.pools}
+    configurations = {one.id: one for one in fleet.configurations}
+    for id_ in stops(made):
+        if not of[id_].bytes.keys() & going:
+            configuration = configurations[of[id_].configuration]
+            others = [p for p in fleet.pools if p.configuration == configuration.id and p.state in COMING]
+            assert not configuration.pinned
+            assert len(others) - len([p for p in others if p.id in stops(made)]) >= min(
+                configuration.min_pools, len(others)
+            )
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_whoever_waits_has_a_pool_coming_or_a_reason_with_figures(case: Case) -> None:
+    fleet, demand = case.fleet, case.demand
+    made = plan(fleet, demand, NOW)
+    stopped, moved = stops(made), {a.pool for a in made.actions if isinstance(a, MovePool)}
+    served = {p.configuration for p in fleet.pools if p.state in COMING and p.id not in stopped}
+    served |= {action.configuration for action in starts(made)}
+    served |= {p.configuration for p in fleet.pools if p.id in moved}
+    refused = {one.configuration: one for one in made.refusals}
+    for one in demand:
+        if one.ready is None and one.configuration not in served:
+            assert one.configuration in refused
+    assert all(len(text) > 10 and re.search(r"\d|`|nobody|no host|no device", text) for text in reasons(made))
+    assert len(refused) == len(made.refusals)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_the_same_arguments_give_the_same_plan(case: Case) -> None:
+    fleet, demand = case.fleet, case.demand
+    other = replace(
+        fleet,
+        devices=tuple(reversed(fleet.devices)),
+        pools=tuple(reversed(fleet.pools)),
+        accounts=dict(reversed(fleet.accounts.items())),
+    )
+
+    assert plan(fleet, demand, NOW) == plan(fleet, list(demand), NOW)
+    assert set(map(repr, plan(fleet, demand, NOW).actions)) == set(map(repr, plan(other, demand, NOW).actions))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_bytes_are_promised_once(case: Case) -> None:
+    """Whoever waits for a pool gets bytes of it that no other was promised, so that all can start when it is gone."""
+    fleet = case.fleet
+    after = applied(fleet, plan(fleet, case.demand, NOW))
+    named = {id_ for one in after.pools for id_ in one.after}
+    gone = replace(after, pools=tuple(p for p in after.pools if not (p.id in named and p.state is PoolState.DRAINING)))
+
+    charged = charges(gone)
+    assert [d.id for d in fleet.devices if charged[d.id] > d.capacity_bytes] == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_a_second_plan_does_nothing_when_nothing_has_changed(case: Case) -> None:
+    """No oscillation at rest: what was granted settles it."""
+    fleet, demand = case.fleet, case.demand
+    for _ in range(30):
+        made = plan(fleet, demand, NOW)
+        if not made.actions:
+            return
+        fleet = applied(fleet, made)
+    raise AssertionError(f"it goes on and on: {made.actions}")
+
+
+# ---- in fleets that can be read ----
+
+
+def test_a_model_goes_where_the_least_is_left() -> None:
+    fleet = Fleet(TWO, (pool("p", "old", {"g1": 6}),), (model("old", 6), model("new", 5)))
+
+    (start,) = starts(plan(fleet, [waits("new")], NOW))
+    assert start.bytes == {"g1": 5 * GB}
+    assert start.after == frozenset()
+    assert start.estimate == seconds(5)
+
+
+def test_a_model_that_is_spread_goes_where_the_most_is_left() -> None:
+    spread = model("new", 5, packing=Packing.SPREAD)
+    fleet = Fleet(TWO, (pool("p", "old", {"g1": 6}),), (model("old", 6), spread))
+
+    assert starts(plan(fleet, [waits("new")], NOW))[0].bytes == {"g0": 5 * GB}
+
+
+def test_an_idle_device_is_better_than_one_that_works() -> None:
+    """Pools that work side by side slow each other down."""
+    works = pool("p", "old", {"g1": 6}, busy=1, serving=Priority.BATCH)
+    fleet = Fleet(TWO, (works,), (model("old", 6), model("new", 5)))
+
+    assert starts(plan(fleet, [waits("new")], NOW))[0].bytes == {"g0": 5 * GB}
+
+
+def full(**more: object) -> Fleet:
+    """One device, all but filled by `old`, which is idle and asked for every ten seconds."""
+    fleet = Fleet(ONE, (pool("p", "old", {"g0": 14}, **more),), (model("old", 14), model("new", 14)))
+    return replace(fleet, usage={"old": Usage(0.1, {Priority.STANDARD: 1.0})})
+
+
+def test_an_idle_pool_is_stopped_once_others_have_waited_for_their_part_of_the_regret() -> None:
+    early = plan(full(), [waits("new", age=1)], NOW)
+    assert early.actions == ()
+    (refusal,) = early.refusals
+    assert re.fullmatch(
+        r"needs 13\.0 GiB, g0 has 5\.6 GiB free; stopping `old` would cost 26 s, weighted, and is done when 7 s were "
+        r"waited: 1 s so far, about 6 s to go",
+        refusal.reason,
+    )
+    assert refusal.estimate is not None
+    assert seconds(11) < refusal.estimate < seconds(13)
+
+    late = plan(full(), [waits("new", age=7)], NOW)
+    assert stops(late) == {"p": Stop.DRAIN}
+    assert starts(late)[0].after == {"p"}
+    assert late.refusals == ()
+
+
+def test_of_several_the_one_is_stopped_that_is_missed_the_least() -> None:
+    pools = (pool("a", "rare", {"g0": 9}), pool("b", "hot", {"g0": 9}))
+    fleet = Fleet(ONE, pools, (model("rare", 9), model("hot", 9), model("new", 9)))
+    usage = {"rare": Usage(0.001), "hot": Usage(0.5)}
+
+    assert stops(plan(replace(fleet, usage=usage), [waits("new", age=30)], NOW)) == {"a": Stop.DRAIN}
+
+
+def working(serving: Priority, **more: object) -> Fleet:
+    return full(busy=1, serving=serving, work_left=seconds(30), **more)
+
+
+def test_a_higher_class_gets_the_bytes_of_a_pool_that_works_for_a_lower_one() -> None:
+    urgent = [waits("new", age=20, priority=Priority.INTERACTIVE)]
+
+    assert stops(plan(working(Priority.BATCH), urgent, NOW)) == {"p": Stop.PREEMPT}
+    assert stops(plan(working(Priority.BATCH, preemptions=3), urgent, NOW)) == {"p": Stop.DRAIN}
+    short = replace(working(Priority.BATCH).pools[0], work_left=seconds(2))
+    assert stops(plan(replace(full(), pools=(short,)), urgent, NOW)) == {"p": Stop.DRAIN}
+
+
+def test_a_pool_that_works_for_its_own_class_ends_first() -> None:
+    made = plan(working(Priority.INTERACTIVE), [waits("new", age=5, priority=Priority.INTERACTIVE)], NOW)
+
+    assert made.actions == ()
+    assert "it waits for `old` with 1 step in flight: about 32 s" in made.refusals[0].reason
+
+
+def test_a_pool_that_has_just_begun_to_serve_keeps_its_work() -> None:
+    fresh = working(Priority.BATCH, loaded=NOW - seconds(10))
+
+    assert plan(fresh, [waits("new", age=20, priority=Priority.INTERACTIVE)], NOW).actions == ()
+
+
+def test_beyond_the_bound_nobody_else_is_started_where_one_waits_for_room() -> None:
+    """Who waited too long keeps a device set; only what ends before it is free is started there."""
+    fresh = pool(
+        "p", "old", {"g0": 14}, busy=1, serving=Priority.STANDARD, loaded=NOW - seconds(1), work_left=seconds(9)
+    )
+    configurations = (model("old", 14), model("large", 18), model("small", 4, load=1), model("slow", 4, load=60))
+    fleet = Fleet(ONE, (fresh,), configurations)
+    demand = [waits("large", age=1000), waits("small", work=seconds(2)), waits("slow", work=seconds(2))]
+
+    made = plan(fleet, demand, NOW)
+    assert [start.configuration for start in starts(made)] == ["small"]
+    assert {one.configuration for one in made.refusals} == {"large", "slow"}
+    assert "nothing is started there that ends later" in made.refusals[0].reason
+
+
+def test_a_step_with_a_deadline_is_served_in_time() -> None:
+    soon, later = waits("new", deadline=NOW + seconds(5)), waits("new", deadline=NOW + seconds(60))
+
+    assert stops(plan(full(), [soon], NOW)) == {"p": Stop.DRAIN}
+    assert plan(full(), [later], NOW).actions == ()
+
+
+def test_steps_that_will_be_ready_have_their_model_started_before() -> None:
+    fleet = Fleet(ONE, (), (model("next", 9),))
+    ahead = [waits("next", steps=8, ready=NOW + seconds(3))]
+
+    assert starts(plan(fleet, ahead, NOW))[0].purpose is Purpose.LOOK_AHEAD
+    assert plan(fleet, ahead, NOW, Policy(look_ahead=0)).actions == ()
+    assert plan(fleet, [waits("next", ready=NOW + seconds(300))], NOW).actions == ()
+
+
+def test_a_long_queue_gets_another_pool_and_an_idle_one_of_two_goes() -> None:
+    serving = pool("p", "hot", {"g0": 9}, busy=2, serving=Priority.STANDARD)
+    fleet = Fleet(TWO, (serving,), (model("hot", 9),))
+
+    (start,) = starts(plan(fleet, [waits("hot", steps=40, work=seconds(10))], NOW))
+    assert (start.purpose, start.bytes) == (Purpose.REPLICA, {"g1": 9 * GB})
+    assert starts(plan(fleet, [waits("hot", steps=3, work=seconds(10))], NOW)) == []
+
+    idle = pool("q", "hot", {"g1": 9}, last_used=NOW - seconds(61))
+    assert stops(plan(replace(fleet, pools=(serving, idle)), [], NOW)) == {"q": Stop.DRAIN}
+
+
+def test_a_pool_without_work_is_stopped_after_its_keep_alive() -> None:
+    def idle_for(keep_alive: timedelta | None, **more: object) -> Plan:
+        fleet = Fleet(ONE, (pool("p", "m", {"g0": 9}),), (model("m", 9, keep_alive=keep_alive, **more),))
+        return plan(fleet, [], NOW)
+
+    assert idle_for(seconds(59)).actions == (StopPool("p", Stop.DRAIN, "no work for 60 s, it is kept for 59 s"),)
+    assert idle_for(seconds(61)).actions == ()
+    assert idle_for(None).actions == ()
+    assert idle_for(seconds(59), min_pools=1).actions == ()
+    assert idle_for(seconds(59), pinned=True).actions == ()
+
+
+def test_as_many_pools_as_the_entry_says_are_kept_up() -> None:
+    made = plan(Fleet(TWO, (), (model("m", 14, min_pools=2),)), [], NOW)
+
+    assert [start.purpose for start in starts(made)] == [Purpose.STANDING] * 2
+    assert {device for start in starts(made) for device in start.bytes} == {"g0", "g1"}
+
+
+OWNER = model("owner", 14, reserve=Reserve(1, within=seconds(10)))
+
+
+def reserve() -> SetAside:
+    return SetAside("r", "owner", {"g0": 14 * GB})
+
+
+def test_a_reserve_is_set_aside_before_anybody_asks() -> None:
+    made = plan(Fleet(TWO, (pool("p", "old", {"g0": 9}),), (model("old", 9), OWNER)), [], NOW)
+
+    (grant,) = [action for action in made.actions if isinstance(action, GrantReserve)]
+    assert grant.bytes == {"g1": 14 * GB}
+
+
+def test_an_idle_reserve_is_lent_and_comes_back_by_preemption() -> None:
+    fleet = Fleet(ONE, (), (model("other", 14), OWNER), (reserve(),))
+    (lent,) = starts(plan(fleet, [waits("other")], NOW))
+    assert lent.bytes == {"g0": 14 * GB}
+
+    borrower = pool("p", "other", {"g0": 14}, busy=2, serving=Priority.INTERACTIVE, work_left=seconds(30))
+    made = plan(replace(fleet, pools=(borrower,)), [waits("owner", priority=Priority.BATCH)], NOW)
+    assert stops(made) == {"p": Stop.PREEMPT}
+    assert starts(made)[0].after == {"p"}
+
+    kept = plan(fleet, [waits("other")], NOW, Policy(lend=False))
+    assert kept.actions == ()
+
+
+def test_what_is_pinned_never_lies_in_bytes_of_others() -> None:
+    fleet = Fleet(ONE, (), (model("pinned", 9, pinned=True), OWNER), (reserve(),))
+
+    assert plan(fleet, [waits("pinned", age=1000)], NOW).actions == ()
+
+
+def test_pools_that_are_kept_up_move_when_a_model_fits_nowhere_else() -> None:
+    kept = tuple(pool(f"p{n}", f"k{n}", {f"g{n}": 8}) for n in range(2))
+    configurations = (*(model(f"k{n}", 8, min_pools=1) for n in range(2)), model("large", 18))
+    fleet = Fleet(TWO, kept, configurations)
+    made = plan(fleet, [waits("large", age=10)], NOW)
+
+    (move,) = [action for action in made.actions if isinstance(action, MovePool)]
+    (start,) = starts(made)
+    assert start.after == {move.pool}
+    assert start.bytes.keys() != move.bytes.keys()
+    busy = tuple(replace(one, busy=1, serving=Priority.BATCH) for one in kept)
+    assert plan(replace(fleet, pools=busy), [waits("large", age=1000)], NOW).actions == ()
+
+
+def test_a_model_that_one_device_cannot_hold_is_split_over_devices_of_one_host() -> None:
+    devices = (gpu("g0", host="a"), gpu("g1", host="b"), gpu("g2", host="b"))
+
+    (start,) = starts(plan(Fleet(devices, (), (model("large", 15, 15),)), [waits("large")], NOW))
+    assert start.bytes == {"g1": 15 * GB, "g2": 15 * GB}
+
+
+def test_the_host_that_has_the_file_is_taken() -> None:
+    devices = (gpu("g0", host="a"), gpu("g1", host="b"))
+    there = model("m", 9, files={"b": seconds(0)}, fetch=seconds(60))
+    only = model("m", 9, files={"b": seconds(0)}, fetch=None)
+    nowhere = model("m", 9, fetch=None)
+
+    assert starts(plan(Fleet(devices, (), (there,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
+    assert starts(plan(Fleet(devices, (), (only,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
+    assert refused(plan(Fleet(devices, (), (nowhere,)), [waits("m")], NOW)).reason == "no host has its file"
+
+
+def test_models_that_are_kept_apart_share_no_device() -> None:
+    fleet = Fleet(TWO, (pool("p", "a", {"g0": 9}),), (model("a", 9), model("b", 5, apart_from=frozenset({"a"}))))
+
+    assert starts(plan(fleet, [waits("b")], NOW))[0].bytes == {"g1": 5 * GB}
+
+
+def test_a_device_that_is_drained_is_left_and_nothing_new_comes() -> None:
+    devices = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    fleet = Fleet(devices, (pool("p", "m", {"g0": 9}, busy=1, serving=Priority.STANDARD),), (model("m", 9),))
+    made = plan(fleet, [], NOW)
+
+    assert stops(made) == {"p": Stop.DRAIN}
+    assert [(start.purpose, start.bytes) for start in starts(made)] == [(Purpose.EVACUATION, {"g1": 9 * GB})]
+
+
+def test_strangers_bytes_are_not_there() -> None:
+    fleet = Fleet((gpu("g0", stranger_bytes=12 * GB),), (), (model("m", 9),))
+
+    assert "the largest, g0, has 7.5 GiB beside what others use of it" in refused(plan(fleet, [waits("m")], NOW)).reason
+
+
+def test_who_had_less_than_its_share_comes_first() -> None:
+    fleet = Fleet(ONE, (), (model("a", 14), model("b", 14)))
+    accounts = {"heavy": Account(attained_seconds=900), "light": Account(attained_seconds=100)}
+    demand = [waits("a", age=5, steps=2, namespace="heavy"), waits("b", age=5, namespace="light")]
+
+    assert starts(plan(fleet, demand, NOW))[0].configuration == "a"
+    assert starts(plan(replace(fleet, accounts=accounts), demand, NOW))[0].configuration == "b"
+
+
+def test_a_namespace_beyond_its_quota_is_told_so() -> None:
+    fleet = Fleet(TWO, (pool("p", "a", {"g0": 9}, namespace="x"),), (model("a", 9), model("b", 9)))
+    bytes_ = replace(fleet, accounts={"x": Account(max_bytes=10 * GB)})
+    used = replace(fleet, accounts={"x": Account(exhausted_until=NOW + seconds(90))})
+    demand = [waits("b", namespace="x")]
+
+    told = refused(plan(bytes_, demand, NOW))
+    assert told.reason == "needs 8.4 GiB, and namespace x holds 8.4 GiB of the 9.3 GiB that it may"
+    assert told.estimate is None
+    told = refused(plan(used, demand, NOW))
+    assert told.reason == "1 step waits, but namespace x used its device seconds up; there are new ones in 90 s"
+    assert starts(plan(bytes_, [*demand, waits("b", namespace="y")], NOW))[0].namespace == "y"
+
+
+def test_a_model_that_crashed_is_not_started_there_for_a_while() -> None:
+    bar = Bar("m", "box", NOW + seconds(40), "its process died 3 times")
+    fleet = Fleet(ONE, (), (model("m", 9),), bars=(bar,))
+
+    told = refused(plan(fleet, [waits("m")], NOW))
+    assert told.reason == "on box, its process died 3 times; tried again in 40 s"
+    assert told.estimate == seconds(45)
+    assert starts(plan(fleet, [waits("m")], NOW + seconds(41))) != []
+
+
+@pytest.mark.parametrize("state", [PoolState.WAITING, PoolState.STARTING])
+def test_nothing_is_started_twice(state: PoolState) -> None:
+    coming = pool("p", "m", {"g0": 9}, state=state, loaded=None, last_used=None, expected=NOW + seconds(3))
+
+    assert plan(Fleet(ONE, (coming,), (model("m", 9),)), [waits("m", age=100)], NOW) == Plan()
+
+
+def refused(made: Plan) -> Refusal:
+    (refusal,) = made.refusals
+    return refusal
+
+
+def test_demand_for_what_is_not_known_changes_nothing() -> None:
+    assert plan(Fleet(ONE), [Demand("gone", Priority.BATCH, 1, NOW)], NOW) == Plan()
