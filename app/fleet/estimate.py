@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from app.fleet import caches, footprint, measurements
+from app.fleet import caches, footprint, measurements, reckoning
 from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
 from app.fleet.device import Device
-from app.fleet.footprint import GUESS, HOST, Footprint, Process, Share, Source
+from app.fleet.footprint import HOST, Footprint, Share, Source
 from app.fleet.measurements import Identity
+from app.fleet.reckoning import GUESS, Process
 from app.kernel import log
 from app.kernel.database import Database
 from app.kernel.errors import ArrieroError
@@ -110,7 +111,7 @@ def estimate(
                     measurements.keep_dry_run(work, identity, found)
     elif found is None:
         missing[Source.DRY_RUN] = "on GPUs, a pool makes it when it loads the model"
-    closed = footprint.closed_form(
+    closed = reckoning.closed_form(
         identity.header,
         identity.configuration,
         gpus=len(identity.devices),
@@ -176,11 +177,11 @@ def _ending(child: subprocess.CompletedProcess[str]) -> str:
 def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) -> Footprint:
     """The answer by device. What llama.cpp does not count is added as in the closed form."""
     configuration, gpus = identity.configuration, len(identity.devices)
-    closed = footprint.closed_form(
+    closed = reckoning.closed_form(
         identity.header, configuration, gpus=gpus, process=process, adapters=identity.adapters,
         projector=identity.projector,
     )  # fmt: skip
-    plain = footprint.closed_form(identity.header, configuration, gpus=gpus, process=process)
+    plain = reckoning.closed_form(identity.header, configuration, gpus=gpus, process=process)
     shares, copied = [], 0
     for theirs, bare in zip(closed.shares, plain.shares, strict=True):
         gpu = None if theirs.place == HOST else theirs.place
