@@ -33,7 +33,20 @@ SHELLS = {
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {
-    *("asyncio", "celery", "fastapi", "gguf", "httpx2", "kombu", "llama_cpp", "logging", "os", "psutil", "psycopg"),
+    *(
+        "asyncio",
+        "celery",
+        "fastapi",
+        "gguf",
+        "httpcore2",
+        "httpx2",
+        "kombu",
+        "llama_cpp",
+        "logging",
+        "os",
+        "psutil",
+        "psycopg",
+    ),
     *(
         "random",
         "redis",
@@ -48,7 +61,10 @@ WORLD = {
     ),
     *("threading", "time", "urllib.request", "uuid"),
 }
-WORLD_OF_OURS = {"app.kernel.broker", "app.kernel.clock", "app.kernel.database", "app.kernel.ids", "app.kernel.log"}
+WORLD_OF_OURS = {
+    *("app.kernel.broker", "app.kernel.clock", "app.kernel.database", "app.kernel.ids", "app.kernel.log"),
+    "app.kernel.secrets",
+}
 
 
 def pure_modules() -> list[Path]:

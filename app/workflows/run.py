@@ -208,6 +208,8 @@ def _decide(steps: dict[str, Step], event: StepDecided, commands: list[Command])
 
 def _await(steps: dict[str, Step], step: Step, outside: bool, commands: list[Command]) -> None:
     """Once a cancel was asked for, what goes on elsewhere is told at once, and what does not is over."""
+    if step.outside:
+        raise InvalidTransition(f"step {step.key}", step.state, "StepAwaited for the second time")
     if step.state is not StepState.CANCELLING:
         _change(steps, replace(step, outside=outside), Change.AWAITED)
     elif outside:

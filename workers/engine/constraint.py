@@ -37,7 +37,8 @@ class Alphabet:
         self._model = model
         self._lock = threading.Lock()
         self._groups: dict[int, Ids] = {}
-        #: One token for each byte that has a token of its own.
+        #: The token of each byte that has one of its own, and all of these tokens.
+        self.singles: dict[int, int] = {}
         self.probes: Ids = np.array([], np.intp)
         self._always: Ids = np.array([], np.intp)
 
@@ -49,7 +50,7 @@ class Alphabet:
             model = self._model
             groups: dict[int, list[int]] = defaultdict(list)
             single: dict[int, int] = {}
-            barred = set(model.controls) - model.ends
+            barred = set(model.controls_array.tolist())
             for token in range(model.n_vocab):
                 piece = model.piece(token, special=True)
                 if piece and token not in barred and token not in model.ends:
@@ -58,7 +59,7 @@ class Alphabet:
                         single.setdefault(piece[0], token)
             always = [token for byte, tokens in groups.items() if byte not in single for token in tokens]
             self._always = np.array([*always, *model.ends], np.intp)
-            self.probes = np.array(list(single.values()), np.intp)
+            self.singles, self.probes = single, np.array(list(single.values()), np.intp)
             self._groups = {
                 single[byte]: np.array(tokens, np.intp) for byte, tokens in groups.items() if byte in single
             }

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from app.inference.requests import Sampling, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import constraint, native
+from workers.engine.lazy import Lazy
 from workers.engine.llama import Model
 
 Row = npt.NDArray[np.float32]
@@ -108,13 +109,15 @@ class Chooser:
         prompt: Sequence[int],
         *,
         grammar: Any = None,
+        lazy: Lazy | None = None,
         alphabet: constraint.Alphabet,
         context: int = 0,
     ) -> None:
-        """Begin after `prompt`. `grammar` is a compiled grammar of its own, freed with this."""
+        """Begin after `prompt`. `grammar` is a compiled grammar of its own, freed with this; `lazy` may bring one."""
         self._model, self._sampling, self._grammar, self._alphabet = model, sampling, grammar, alphabet
         if grammar is not None:
             alphabet.prepare()
+        self._lazy = lazy
         self._greedy = sampling.temperature <= 0
         self._bias = _bias(sampling)
         self._penalised = sampling.penalty_last_n != 0 and (
@@ -129,12 +132,13 @@ class Chooser:
             for token in prompt:
                 native.accept(self._chain, token)
         #: The best so many tokens are all that the choice needs; 0 where it may need more.
-        self.narrow = 0 if self._greedy or self._dry or sampling.mirostat or grammar is not None else sampling.top_k
+        bound = grammar is not None or lazy is not None
+        self.narrow = 0 if self._greedy or self._dry or sampling.mirostat or bound else sampling.top_k
         #: Seconds spent in the grammar, and the tokens that took a mask.
         self.grammar_seconds = 0.0
         self.grammar_masks = 0
         #: The choice is the row's maximum, untouched: the caller may find it for all rows at once.
-        self.plain = self._greedy and not self._penalised and self._bias is None and not self._dry and grammar is None
+        self.plain = self._greedy and not self._penalised and self._bias is None and not self._dry and not bound
 
     def close(self) -> None:
         """Free the chain and the grammar."""
@@ -165,7 +169,9 @@ class Chooser:
 
         Raises StepFailure when the grammar allows no token.
         """
-        if self._grammar is not None:
+        if self._lazy is not None:
+            token = self._until_bound(self._lazy, row, candidates)
+        elif self._grammar is not None:
             token = self._constrained(row, candidates)
         elif self._chain is None:
             token = int(row.argmax())
@@ -177,6 +183,19 @@ class Chooser:
             token = native.sample(self._chain, context, output)
         if self._penalised:
             self._remember(token)
+        return token
+
+    def _until_bound(self, lazy: Lazy, row: Row, candidates: Candidates) -> int:
+        """A free choice, but for tokens that begin a call which the grammar refuses."""
+        stands = False
+        while not stands:
+            token = self._free_choice(row, candidates)
+            stands, grammar = lazy.take(token, candidates.passes)
+            row[token] = row[token] if stands else -np.inf
+        if grammar is not None:
+            self._grammar, self._lazy = grammar, None
+        if self._chain is not None:
+            native.accept(self._chain, token)
         return token
 
     def _constrained(self, row: Row, candidates: Candidates) -> int:
