@@ -226,7 +226,7 @@ def test_a_map_over_what_is_no_list_fails_by_name(hands: Hands) -> None:
     )
     hands.work()
 
-    assert "'over' gives no list, but a int" in hands.run(run_id).error["message"]
+    assert "where a list is wanted" in hands.run(run_id).error["message"]
 
 
 def test_a_cancel_of_a_map_waits_for_the_holders_of_its_items(hands: Hands) -> None:
@@ -367,7 +367,7 @@ def test_an_instant_is_waited_for(hands: Hands) -> None:
 
     assert (hands.run(past).state, hands.run(future).state) == ("succeeded", "running")
     assert hands.step(future, "nap").not_before.year == 2998
-    assert "'until' gives 'tomorrow', no instant" in hands.run(wrong).error["message"]
+    assert "tomorrow" in hands.run(wrong).error["message"]
 
 
 EVENT = flow("""
