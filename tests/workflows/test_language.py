@@ -720,6 +720,7 @@ def test_a_fork_goes_on_from_a_step_with_other_inputs(hands: Hands) -> None:
 
     hands.work(b=answer)
     assert hands.done == ["b", "c"]
+    assert hands.step(forked, "each").items == 2
     assert seen[0]["inputs"] == {"word": "new"}
     assert seen[0]["steps"]["each"]["output"] == ["the text of each[0]", "the text of each[1]"]
     assert (hands.run(forked).state, hands.run(forked).forked_from) == ("succeeded", run_id)
