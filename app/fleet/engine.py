@@ -164,8 +164,6 @@ def _conflicts(
         yield "kv.v", f"llama.cpp keeps {kv_v} only with flash attention, and {why}", ", ".join(sorted(PLAIN_KV))
     if engine.reproducible and flash_attention:
         yield "flash_attention", "reproducible is without flash attention", "auto or off"
-    if engine.kept and (engine.reproducible or engine.layout is KvLayout.STREAMS):
-        yield "engine.kept", "with streams each free slot keeps its own sequence, and no others are kept", "no such key"
     if engine.tensor_split and (engine.split_mode == "none" or not sum(engine.tensor_split)):
         yield "engine.tensor_split", "there is nothing to split", "another split_mode, and a share above 0"
     if len(set(adapters)) < len(adapters):

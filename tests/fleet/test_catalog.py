@@ -224,7 +224,6 @@ source = { path = "style.gguf" }
         (entry(slots="2", context="64"), "models[0].context", "2 slots have 128 tokens together", "256"),
         (engine("reproducible = true", kv='{ v = "q8_0" }'), "models[0].kv.v", "reproducible is without it", "f16"),
         (engine("reproducible = true", flash_attention='"on"'), "models[0].flash_attention", "reproducible", "auto"),
-        (engine('layout = "streams"\nkept = 3'), "models[0].engine.kept", "keeps its own", ""),
         (engine("tensor_split = [0, 0]"), "models[0].engine.tensor_split", "nothing to split", "a share above 0"),
         (entry() + entry(), "models[1].name", "is the name of models[0] already", "each name once"),
         (entry(name='"a:b-c"') + entry(name='"a-b:c"'), "models[1].name", "comes to the slug 'a-b-c'", "of its own"),
@@ -252,12 +251,12 @@ def test_all_problems_are_told_at_once_with_their_lines() -> None:
 
 
 def test_what_does_not_go_together_is_told_at_once_with_its_lines() -> None:
-    text = engine("batch = 32\nreproducible = true\nkept = 2", slots="40", kv='{ k = "q8_0", v = "q8_0" }')
+    text = engine("batch = 32\nreproducible = true\ntensor_split = [0]", slots="40", kv='{ k = "q8_0", v = "q8_0" }')
     found = {problem.where: problem.line for problem in problems(text)}
     lines = text.splitlines()
     assert found == {
         "models[0].engine.batch": lines.index("batch = 32") + 1,
-        "models[0].engine.kept": lines.index("kept = 2") + 1,
+        "models[0].engine.tensor_split": lines.index("tensor_split = [0]") + 1,
         "models[0].kv.v": next(number for number, line in enumerate(lines, 1) if line.startswith("kv =")),
     }
 
