@@ -221,7 +221,6 @@ source = { path = "style.gguf" }
             "fewer than the 64 slots",
             "64",
         ),
-        (entry(slots="2", context="64"), "models[0].context", "2 slots have 128 tokens together", "256"),
         (engine("reproducible = true", kv='{ v = "q8_0" }'), "models[0].kv.v", "reproducible is without it", "f16"),
         (engine("reproducible = true", flash_attention='"on"'), "models[0].flash_attention", "reproducible", "auto"),
         (engine("tensor_split = [0, 0]"), "models[0].engine.tensor_split", "nothing to split", "a share above 0"),
@@ -348,7 +347,7 @@ _words = st.text(min_size=1, max_size=12)
     stop=st.lists(_words, max_size=3),
     template=st.none() | _words,
     arguments=st.dictionaries(_words, st.booleans() | st.integers(-(2**53), 2**53) | _words, max_size=3),
-    context=st.integers(64, 16_777_216),
+    context=st.integers(32, 16_777_216),
     engine=st.fixed_dictionaries(
         {},
         optional={
