@@ -40,6 +40,7 @@ _OPEN_RUNS = text("""
     SELECT id FROM run WHERE workflow = :name AND workflow_paused <> :paused AND finished_at IS NULL ORDER BY id
 """)
 _MARK = text("UPDATE run SET workflow_paused = :paused WHERE id = :id")
+_RENEW_DEADLINE = text("UPDATE run SET deadline_at = now() + (deadline_at - created_at) WHERE id = :id")
 _INSERT_EVENT = text("""
     INSERT INTO event (id, run_id, name, payload, key) VALUES (:id, :run_id, :name, CAST(:payload AS json), :key)
     ON CONFLICT (run_id, key) DO NOTHING
@@ -179,7 +180,7 @@ def cancel_step(runs: Runs, run_id: UUID, key: str) -> StepState:
 def retry(runs: Runs, run_id: UUID) -> RunState:
     """
     Do again what did not succeed in a run that has failed or was cancelled. Outputs of what succeeded stay, and so do
-    the items of a map that did.
+    the items of a map that did. A deadline counts anew.
 
     Raises NotFound, Conflict when it goes on or has succeeded, ConcurrencyLimitReached.
     """
@@ -193,6 +194,7 @@ def retry(runs: Runs, run_id: UUID) -> RunState:
         change.why = "retried on request"
         change.apply(events.RetryRequested())
         change.write()
+        work.run(_RENEW_DEADLINE, {"id": run_id})
     _log.info("run_retried", run_id=str(run_id))
     return change.run.state
 

@@ -539,6 +539,8 @@ def test_a_deadline_ends_the_run_as_failed(hands: Hands) -> None:
 
     assert (hands.run(run_id).state, hands.states(run_id)["sorry"]) == ("failed", "succeeded")
     assert "deadline" in hands.run(run_id).error["message"]
+    steering.retry(hands.runs, run_id)
+    assert hands.sweep().out_of_time == 0, "it counts anew"
 
 
 COMPENSATED = flow(
