@@ -1,10 +1,9 @@
 """
 Constraints: which tokens a grammar lets stand, found without walking the vocabulary.
 
-First the tokens close below the best logit are masked. When that is not enough, the grammar is asked which single bytes
-may come next: an allowed token begins with an allowed byte, so only tokens that begin with one are masked. That is
-exact. Where it is few (punctuation, names, digits) they are all masked at once; where it is many (inside a text), those
-with higher logits first.
+First the best tokens are masked, which `rows.py` finds for all texts at once. When that is not enough, the grammar is
+asked which single bytes may come next: an allowed token begins with an allowed byte, so only tokens that begin with one
+are masked. That is exact. Of these too, those with the highest logits come first.
 """
 
 from __future__ import annotations
@@ -22,12 +21,10 @@ from workers.engine.llama import Model
 Ids = npt.NDArray[np.intp]
 Row = npt.NDArray[np.float32]
 
-#: Tokens this close below the best logit are tried first.
-GAP = 4.0
-#: Then, where many tokens may stand, those this close.
-WIDER_GAPS = (8.0, 16.0)
-#: This many tokens are masked without looking at their logits.
-FEW = 2048
+#: Of the best tokens, so many are masked first.
+NEAR = 64
+#: Of the tokens that begin as they may, so many of the best are masked; then all.
+_STAGES = (64, 1024)
 
 
 class Alphabet:
@@ -68,19 +65,13 @@ class Alphabet:
         return np.concatenate([self._always, *(self._groups[int(probe)] for probe in probes)])
 
 
-def close(row: Row) -> tuple[Ids, float]:
-    """The tokens close below the best, and the logit that all others are at or below."""
-    least = float(row.max()) - GAP
-    return np.flatnonzero(row > least), least
-
-
 def stages(row: Row, possible: Ids) -> Iterator[tuple[Ids, float]]:
-    """The possible tokens, those with higher logits first, each time with the logit that the others are at or below."""
-    if len(possible) > FEW:
-        logits = row[possible]
-        most = float(row.max())
-        for gap in WIDER_GAPS:
-            yield possible[logits > most - gap], most - gap
+    """The possible tokens, the best of them first, each time with the logit that the others are at or below."""
+    logits = row[possible]
+    for size in _STAGES:
+        if len(possible) > size:
+            best = np.argpartition(logits, -size)[-size:]
+            yield possible[best], float(logits[best[0]])
     yield possible, -math.inf
 
 

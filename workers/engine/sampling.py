@@ -1,8 +1,9 @@
 """
 Sampling: which token comes next, for each slot.
 
-The most likely token is found by numpy over all rows at once. Other choices run through a chain of llama.cpp's
-samplers, in llama.cpp's own order: penalties, DRY, top-k, typical, top-p, min-p, temperature, draw.
+Choices run through a chain of llama.cpp's samplers, in llama.cpp's own order: penalties, DRY, top-k, typical, top-p,
+min-p, temperature, draw. Where the best few tokens are all that a choice can fall on, the caller finds them for all
+rows at once (`rows.py`), and the chain sees no others.
 Penalties and biases touch few tokens, so they are written into the row of logits instead of walking the vocabulary.
 A grammar is asked about the chosen token first; only a refused choice masks candidates, the best few before all.
 """
@@ -15,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import llama_cpp as api
 import numpy as np
@@ -27,9 +28,12 @@ from workers.engine import constraint, native
 from workers.engine.llama import Model
 
 Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.intp]
 
 #: Logits at or below this are masked.
 _MASKED = -1e30
+#: Choices that need more than this many of the best tokens walk the vocabulary.
+_MOST_NEAR = 256
 #: With top_k = 0 the chain first gets this many candidates, if they hold all that top_p can keep.
 _PREFILTER = 1024
 
@@ -44,11 +48,13 @@ class Candidates:
         self._array: Any = api.llama_token_data_array()
         self._reference = ctypes.byref(self._array)
         self._one: Any = api.llama_token_data()
-        self._single: Any = api.llama_token_data_array()
+        self._single: Any = cast(Any, api.llama_token_data_array())
+        self._single.data, self._single.size = ctypes.pointer(self._one), 1  # a grammar moves nothing
+        self._single.selected, self._single.sorted = -1, False
         self._single_reference = ctypes.byref(self._single)
         self._size = 0
 
-    def fill(self, row: Row, ids: npt.NDArray[np.intp] | None = None) -> None:
+    def fill(self, row: Row, ids: Ids | None = None) -> None:
         """Take all tokens, or those of `ids`, with the row's logits."""
         self._size = len(row) if ids is None else len(ids)
         part = self._data[: self._size]
@@ -72,7 +78,7 @@ class Candidates:
         logits = self._data["logit"][: self._size]
         return logits[logits > _MASKED]
 
-    def allowed_ids(self) -> npt.NDArray[np.intp]:
+    def allowed_ids(self) -> Ids:
         """The tokens that are not masked. Only right after a mask."""
         part = self._data[: self._size]
         return part["id"][part["logit"] > _MASKED].astype(np.intp)
@@ -90,9 +96,7 @@ class Candidates:
 
     def passes(self, sampler: Any, token: int) -> bool:
         """Whether a grammar lets this token stand."""
-        self._one.id, self._one.logit, self._one.p = token, 1.0, 0.0
-        self._single.data, self._single.size = ctypes.pointer(self._one), 1
-        self._single.selected, self._single.sorted = -1, False
+        self._one.id, self._one.logit = token, 1.0
         native.apply(sampler, self._single_reference)
         return bool(self._one.logit > _MASKED)
 
@@ -128,8 +132,8 @@ class Chooser:
         if self._chain and self._dry:
             for token in prompt:
                 native.accept(self._chain, token)
-        #: The best so many tokens are all that the choice needs; 0 where it may need more.
-        self.narrow = 0 if self._greedy or self._dry or sampling.mirostat or grammar is not None else sampling.top_k
+        #: The choice is made among so many of the best tokens, or begins with them; 0 where it needs all.
+        self.narrow = 0 if self._dry or sampling.mirostat else self._enough()
         #: Seconds spent in the grammar, and the tokens that took a mask.
         self.grammar_seconds = 0.0
         self.grammar_masks = 0
@@ -144,67 +148,59 @@ class Chooser:
         self._chain = self._grammar = None
 
     def adjust(self, row: Row) -> None:
-        """Write biases and penalties into the logits."""
+        """Write biases, penalties and what a grammar could not bar into the logits."""
         if self._bias is not None:
             row[self._bias[0]] += self._bias[1]
         if self._penalised:
             self._punish(row)
+        if self._grammar is not None:
+            row[self._model.controls_array] = -np.inf  # inside a string a grammar would let their texts pass
 
-    def choose_among(self, row: Row, ids: npt.NDArray[np.intp], candidates: Candidates) -> int:
-        """As `choose`, where `ids` are sure to hold the `top_k` best."""
-        candidates.fill(row, ids)
-        candidates.apply(self._chain)
-        token, _ = candidates.chosen()
-        if self._penalised:
-            self._remember(token)
-        return token
-
-    def choose(self, row: Row, context: Any, output: int, candidates: Candidates) -> int:
+    def choose(self, row: Row, near: Ids | None, candidates: Candidates) -> int:
         """
-        Take the next token from its logits after `adjust`; they may be written to. `output` is its place in the batch.
+        Take the next token from its logits after `adjust`. `near` are at least the `narrow` best tokens, in the order
+        of their ids, and no other token's logit is above theirs.
 
         Raises StepFailure when the grammar allows no token.
         """
+        token = self._free_choice(row, near, candidates)
         if self._grammar is not None:
-            token = self._constrained(row, candidates)
-        elif self._chain is None:
-            token = int(row.argmax())
-        elif self._sampling.top_k <= 0 and self._narrow(row, candidates):
-            candidates.apply(self._chain)
-            token, _ = candidates.chosen()
+            token = self._constrained(token, row, near, candidates)
+        if self._dry:
             native.accept(self._chain, token)
-        else:
-            token = native.sample(self._chain, context, output)
         if self._penalised:
             self._remember(token)
         return token
 
-    def _constrained(self, row: Row, candidates: Candidates) -> int:
-        """Sample first; ask the grammar; mask only when it refuses."""
-        row[self._model.controls_array] = -np.inf  # inside a string a grammar would let their texts pass
-        token = self._free_choice(row, candidates)
-        begun = perf_counter()
-        passes = candidates.passes(self._grammar, token)
-        if not passes:
-            self.grammar_masks += 1
-            token = self._masked_choice(row, candidates)
-        if token not in self._model.ends:
-            native.accept(self._grammar, token)
-        self.grammar_seconds += perf_counter() - begun
-        if self._chain is not None:
-            native.accept(self._chain, token)
-        return token
+    def _enough(self) -> int:
+        """The best tokens that are worth finding beforehand."""
+        top_k = 0 if self._greedy or self._sampling.top_k > _MOST_NEAR else max(0, self._sampling.top_k)
+        return top_k if self._grammar is None else max(top_k, constraint.NEAR)
 
-    def _free_choice(self, row: Row, candidates: Candidates) -> int:
+    def _free_choice(self, row: Row, near: Ids | None, candidates: Candidates) -> int:
+        """What would be chosen without a grammar."""
         if self._chain is None:
-            return int(row.argmax())
-        if self._sampling.top_k > 0 or not self._narrow(row, candidates):
+            return int(row.argmax()) if near is None else int(near[row[near].argmax()])
+        if near is not None and 0 < self._sampling.top_k <= len(near):
+            candidates.fill(row, near)
+        elif self._sampling.top_k > 0 or not self._narrow(row, candidates):
             candidates.fill(row)
         candidates.apply(self._chain)
         return candidates.chosen()[0]
 
-    def _masked_choice(self, row: Row, candidates: Candidates) -> int:
-        if not self._mask(candidates, row, *constraint.close(row)):
+    def _constrained(self, token: int, row: Row, near: Ids | None, candidates: Candidates) -> int:
+        """The token, if the grammar lets it stand; else one that it allows."""
+        begun = perf_counter()
+        if not candidates.passes(self._grammar, token):
+            self.grammar_masks += 1
+            token = self._masked_choice(row, near, candidates)
+        if token not in self._model.ends:
+            native.accept(self._grammar, token)
+        self.grammar_seconds += perf_counter() - begun
+        return token
+
+    def _masked_choice(self, row: Row, near: Ids | None, candidates: Candidates) -> int:
+        if near is None or not self._mask(candidates, row, near, float(row[near].min())):
             candidates.fill(row, self._alphabet.probes)
             candidates.apply(self._grammar)
             possible = self._alphabet.beginning(candidates.allowed_ids())
@@ -221,7 +217,7 @@ class Chooser:
         # a token that the grammar refuses, handed to it, ends the process
         return token if logit > _MASKED and candidates.passes(self._grammar, token) else best
 
-    def _mask(self, candidates: Candidates, row: Row, ids: npt.NDArray[np.intp], least: float) -> bool:
+    def _mask(self, candidates: Candidates, row: Row, ids: Ids, least: float) -> bool:
         """Let the grammar mask these tokens; say whether the choice can be made among them."""
         candidates.fill(row, ids)
         candidates.apply(self._grammar)
@@ -278,7 +274,7 @@ def logprob(model: Model, count: int, row: Row, token: int) -> TokenLogprob:
     return TokenLogprob(token, model.piece(token, special=True), float(row[token]) - total, top)
 
 
-def _bias(sampling: Sampling) -> tuple[npt.NDArray[np.intp], Row] | None:
+def _bias(sampling: Sampling) -> tuple[Ids, Row] | None:
     if not sampling.logit_bias:
         return None
     ids = np.array(list(sampling.logit_bias), np.intp)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from app.inference.requests import FinishReason, GenerateRequest, Message, Sampling, Tool
@@ -121,7 +123,8 @@ def test_the_staged_mask_chooses_what_the_full_mask_would(make: Any, monkeypatch
     engine = make(slots=1, reproducible=True)
     asked = [ask(SCHEMAS[name]) for name in ("flat object", "array of enums")]
     staged = [engine.generate(request).result(60).text for request in asked]
-    monkeypatch.setattr("workers.engine.constraint.GAP", 1e9)
+    monkeypatch.setattr("workers.engine.constraint.NEAR", 10**9)
+    monkeypatch.setattr("workers.engine.constraint.stages", lambda row, _: [(np.arange(len(row)), -math.inf)])
     full = [engine.generate(request).result(60).text for request in asked]
     assert staged == full
 
