@@ -23,7 +23,7 @@ import structlog
 
 from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest, TokenLogprob, ToolCall
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine.batch import Work
+from workers.engine.batch import INTERACTIVE, Work
 from workers.engine.grammars import Form
 from workers.engine.sampling import Chooser
 from workers.engine.text import TextStream
@@ -84,6 +84,11 @@ class Task:
     def progress(self) -> int:
         """Tokens computed and written."""
         return self.computed + self.written
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody waits for each token: whoever reads along, and every interactive asker."""
+        return self._on_text is not None or self.rank == INTERACTIVE
 
     def show(self, text: str) -> None:
         """Hand a piece of text to the reader. A reader that fails harms nobody else."""
