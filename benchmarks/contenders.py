@@ -32,7 +32,8 @@ from app.kernel.process import Child
 from app.kernel.settings import Settings
 from app.workflows import check
 from app.workflows.definition import Definition
-from app.workflows.service import Runs, Submission
+from app.workflows.service import Runs
+from app.workflows.submission import Submission
 from benchmarks import celery_peer
 
 #: Seconds after which a turn has failed.

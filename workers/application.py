@@ -47,6 +47,14 @@ class Application:
         def run_sweep() -> None:
             jobs.run_sweep(self.runtime)
 
+        @self.celery.task(name=jobs.EXPIRE)
+        def run_expire() -> None:
+            jobs.run_expire(self.runtime)
+
+        @self.celery.task(name=jobs.SCHEDULES)
+        def run_schedules() -> None:
+            jobs.run_schedules(self.runtime)
+
     @property
     def runtime(self) -> Runtime:
         """What the tasks stand on, between `start` and `stop`."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 from app.kernel import log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
-from app.kernel.errors import DatabaseUnreachable
+from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
+from app.workflows import steering
+from app.workflows.schedules.service import Schedules
 from app.workflows.sweep import sweep
 from workers.runtime import Runtime
 
@@ -16,11 +19,19 @@ _log = log.get(__name__)
 
 #: The name of the task of `run_sweep`.
 SWEEP = "workers.jobs.run_sweep"
+#: The name of the task of `run_expire`.
+EXPIRE = "workers.jobs.run_expire"
+#: The name of the task of `run_schedules`.
+SCHEDULES = "workers.jobs.run_schedules"
 
 
 def schedule(settings: Settings) -> dict[str, Any]:
     """What beat sends, and when. A message that nobody took until three later ones were sent is dropped."""
-    return {"sweep": _entry(SWEEP, settings.runs.sweep_every)}
+    return {
+        "sweep": _entry(SWEEP, settings.runs.sweep_every),
+        "expire": _entry(EXPIRE, settings.runs.expire_every),
+        "schedules": _entry(SCHEDULES, settings.schedules.check_every),
+    }
 
 
 def run_sweep(runtime: Runtime) -> None:
@@ -30,8 +41,34 @@ def run_sweep(runtime: Runtime) -> None:
     except DatabaseUnreachable as error:
         _log.warning("sweep_postponed", error=str(error))
         return
-    if swept.lost or swept.resumed or swept.republished:
-        _log.info("swept", lost=swept.lost, resumed=swept.resumed, republished=swept.republished)
+    if any(asdict(swept).values()):
+        _log.info("swept", **asdict(swept))
+
+
+def run_expire(runtime: Runtime) -> None:
+    """Remove runs whose retention is over."""
+    try:
+        removed = steering.remove_expired(runtime.runs)
+    except DatabaseUnreachable as error:
+        _log.warning("expire_postponed", error=str(error))
+        return
+    if removed:
+        _log.info("runs_removed", runs=removed)
+
+
+def run_schedules(runtime: Runtime) -> None:
+    """Fire what is due of the schedules of workflows. One that breaks does not keep the others."""
+    schedules = Schedules(runtime.runs, runtime.settings.schedules.keep_fires)
+    try:
+        for schedule_id in schedules.ready():
+            try:
+                schedules.advance(schedule_id)
+            except Unavailable:
+                raise
+            except Exception:  # noqa: BLE001 the outermost loop
+                _log.exception("schedule_broke", schedule_id=str(schedule_id))
+    except Unavailable as error:
+        _log.warning("schedules_postponed", error=str(error))
 
 
 def _entry(task: str, every: timedelta) -> dict[str, Any]:

@@ -1,49 +1,102 @@
 """
-Kinds of steps: how each is done. What comes out is an output and what it took, or a StepFailure.
+Kinds of steps: how each is done. What comes out is an output and what it took, something that is to be waited for, or a
+StepFailure.
 
-The data that a step sees are the run's inputs and the outputs of the steps before it, nothing else.
+A kind is a function of a task: the claim with the data that the step sees, the holding that says when to stop, and the
+runtime of the process. A new kind is a class in `app.workflows.steps` and an entry in `_KINDS`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from app.inference import prompts
-from app.kernel.errors import FailureReason, StepFailure
-from app.workflows import expressions
-from app.workflows.definition import GenerateStep, JoinStep, NoopStep
-from app.workflows.outcomes import Success, Usage
-from app.workflows.service import Claim
+from app.kernel.errors import ArrieroError, FailureReason, StepFailure
+from app.workflows import calls, conditions, expressions, registry, transforms
+from app.workflows import definition as definitions
+from app.workflows.claims import Claim
+from app.workflows.outcomes import Awaited, Called, Expanded, Signalled, Success, Timed, Usage
+from app.workflows.steps import (
+    CallFields,
+    EmbedFields,
+    GenerateFields,
+    HttpFields,
+    JoinStep,
+    MapStep,
+    NoopFields,
+    TransformFields,
+    WaitStep,
+)
+from workers import embeds, outbound
 from workers.engine import Engine
 from workers.leases import Holding
+from workers.runtime import Runtime
+
+#: Items of one map.
+MAX_ITEMS = 100_000
 
 
-def do(claim: Claim, holding: Holding, engine: Engine | None) -> Success:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A claimed step, and what its work stands on."""
+
+    claim: Claim
+    holding: Holding
+    runtime: Runtime
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What templates and expressions see."""
+        return self.claim.data
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of this pool."""
+        assert self.runtime.engine is not None, "steps that need a model are sent to pools only"
+        return self.runtime.engine
+
+    @property
+    def timeout(self) -> timedelta:
+        """What the attempt may take."""
+        own, left = self.claim.work.timeout, self.claim.remaining
+        return own if left is None else max(min(own, left), timedelta(0))
+
+
+def do(task: Task) -> Success | Awaited:
     """
     The work of a claimed step.
 
-    Raises StepFailure, and CancelledError when `holding` was stopped in the middle.
+    Raises StepFailure, and CancelledError when the holding was stopped in the middle.
     """
-    match claim.definition.step(claim.key):
-        case NoopStep():
-            return Success(None)
-        case JoinStep(template=None, needs=needs):
-            return Success({need: claim.outputs[need] for need in needs})
-        case JoinStep(template=str(template)):
-            return Success(expressions.render(template, _data(claim)))
-        case GenerateStep() as step:
-            assert engine is not None, "steps that need a model are sent to pools only"
-            return _generate(claim, step, holding, engine)
-        case other:
-            raise AssertionError(f"no such kind: {other}")
+    work = task.claim.work
+    kind = next(kind for base, kind in _KINDS.items() if isinstance(work, base))
+    return kind(task, work)
 
 
-def _generate(claim: Claim, step: GenerateStep, holding: Holding, engine: Engine) -> Success:
-    request = prompts.request_of(step, _data(claim), priority=claim.priority, attempt=claim.attempt)
-    ticket = engine.generate(request)
-    holding.on_stop(ticket.cancel)
-    seconds = step.timeout.total_seconds()
+def _noop(_: Task, __: NoopFields) -> Success:
+    return Success(None)
+
+
+def _join(task: Task, step: JoinStep) -> Success:
+    if step.template is not None:
+        return Success(expressions.render(step.template, task.data))
+    steps = task.data["steps"]
+    return Success({key: steps[key]["output"] for key, _ in definitions.needed(step)})
+
+
+def _transform(task: Task, step: TransformFields) -> Success:
+    return Success(transforms.evaluate(step, task.data))
+
+
+def _generate(task: Task, step: GenerateFields) -> Success:
+    request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
+    ticket = task.engine.generate(request)
+    task.holding.on_stop(ticket.cancel)
+    seconds = task.timeout.total_seconds()
     try:
         generated = ticket.result(timeout=seconds)
     except TimeoutError:
@@ -55,6 +108,79 @@ def _generate(claim: Claim, step: GenerateStep, holding: Holding, engine: Engine
     return Success(json.loads(generated.text), usage)
 
 
-def _data(claim: Claim) -> dict[str, Any]:
-    steps = {key: {"output": output} for key, output in claim.outputs.items()}
-    return {"inputs": dict(claim.inputs), "steps": steps}
+def _embed(task: Task, step: EmbedFields) -> Success:
+    return embeds.embed(
+        conditions.evaluate(step.texts, task.data),
+        task.engine,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+        task=step.task,
+        dimensions=step.dimensions,
+        long=step.long,
+    )
+
+
+def _http(task: Task, step: HttpFields) -> Success:
+    parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
+    secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
+    filled = calls.filled(parts, task.data, secrets)
+    body = calls.json_body(filled["json"]) if step.has_json else None
+    if step.body is not None:
+        body = calls.text_body(filled["body"])
+    call = calls.Call(
+        filled["url"],
+        step.method,
+        filled["headers"],
+        filled["query"],
+        body,
+        step.expect,
+        task.timeout,
+        step.max_bytes,
+        step.follow_redirects,
+        f"{task.claim.run_id}/{task.claim.key}",
+        step.idempotency_header,
+        tuple(secrets.values()),
+    )
+    answer = outbound.call(call, settings=task.runtime.settings.http, on_stop=task.holding.on_stop)
+    return Success(answer.output())
+
+
+def _map(task: Task, step: MapStep) -> Expanded:
+    found = conditions.evaluate(step.over, task.data, wanted="list")
+    if len(found) > MAX_ITEMS:
+        message = f"'over' gives {len(found)} items; a map does {MAX_ITEMS} at the most"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
+    return Expanded(found)
+
+
+def _call(task: Task, step: CallFields) -> Called:
+    try:
+        found = registry.get(task.runtime.runs.database, step.workflow, step.version)
+    except ArrieroError as error:
+        raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from error
+    inputs = {name: conditions.evaluate(value, task.data) for name, value in step.inputs.items()}
+    return Called(found.definition, found.version, inputs)
+
+
+def _wait(task: Task, step: WaitStep) -> Timed | Signalled:
+    if step.for_ is not None:
+        return Timed(delay=step.for_)
+    if step.until is not None:
+        return Timed(until=conditions.evaluate(step.until, task.data, wanted="time"))
+    message = None if step.approval is None else expressions.render(step.approval.message, task.data)
+    assert step.signal is not None, "it waits for an event or an approval"
+    return Signalled(step.signal, message, step.expires)
+
+
+_Kind = Callable[[Task, Any], Success | Awaited]
+_KINDS: Mapping[type[Any], _Kind] = {
+    NoopFields: _noop,
+    JoinStep: _join,
+    TransformFields: _transform,
+    GenerateFields: _generate,
+    EmbedFields: _embed,
+    HttpFields: _http,
+    MapStep: _map,
+    CallFields: _call,
+    WaitStep: _wait,
+}

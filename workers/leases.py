@@ -20,8 +20,9 @@ import psycopg
 
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable
-from app.workflows.run import StepState
-from app.workflows.service import Claim, Runs
+from app.workflows.claims import Claim
+from app.workflows.service import Runs
+from app.workflows.states import StepState
 from app.workflows.store import STOP_CHANNEL
 
 _log = log.get(__name__)

@@ -11,20 +11,18 @@ import os
 import sys
 
 from app.fleet import files, header
-from app.fleet.model import Model
+from app.fleet.model import FLASH_ATTENTION, Model
 from app.kernel import log
 from app.kernel.broker import model_queue
 from app.kernel.settings import Settings
 from workers.application import Application
 from workers.engine.engine import LlamaEngine
-from workers.engine.options import EngineOptions, Profile
+from workers.engine.options import EngineOptions, Lora
 
 _log = log.get(__name__)
 
 #: Seconds for which a thread may keep the others from running, once they want to; Python's own is ten times that.
 _SWITCH_SECONDS = 0.0005
-#: How the catalogue's words for flash attention read here.
-_FLASH = {"auto": None, "on": True, "off": False}
 
 
 def run(settings: Settings, name: str, device: str) -> int:
@@ -45,20 +43,25 @@ def run(settings: Settings, name: str, device: str) -> int:
 
 
 def options_of(model: Model, settings: Settings, device: str) -> EngineOptions:
-    """How an engine loads the model: its entry of the catalogue, and the share of this host."""
-    profile = model.prompt
-    return EngineOptions(
-        slots=model.slots,
-        context=model.slots * model.context,
-        threads=settings.pools.threads or max(len(os.sched_getaffinity(0)) - 1, 1),
-        kv_type_k=model.kv.k,
-        kv_type_v=model.kv.v,
-        flash_attention=_FLASH[model.flash_attention],
-        gpu_layers=0 if device == "cpu" else -1,
-        profile=Profile(
-            chat_template=profile.chat_template,
-            system_as_user=profile.system == "user",
-            stop=profile.stop,
-            variables=profile.arguments,
-        ),
-    )
+    """
+    How an engine loads the model: its entry of the catalogue, and the share of this host.
+
+    Raises ModelFileMissing for an adapter that is not here.
+    """
+    entry = model.engine
+    given = {key: getattr(entry, key) for key in type(entry).model_fields} | {
+        "slots": model.slots,
+        "context": model.cells,
+        "kv_type_k": model.kv.k,
+        "kv_type_v": model.kv.v,
+        "flash_attention": FLASH_ATTENTION[model.flash_attention],
+        "profile": model.prompt,
+        "threads": entry.threads or settings.pools.threads or max(len(os.sched_getaffinity(0)) - 1, 1),
+        "loras": [
+            Lora(name=lora.name, scale=lora.scale, path=files.locate_adapter(model, lora, settings.data_dir))
+            for lora in entry.loras
+        ],
+    }
+    if device == "cpu":
+        given["gpu_layers"] = 0
+    return EngineOptions(**given)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import CancelledError
+from datetime import timedelta
 from uuid import UUID
 
 import structlog
 
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
-from app.workflows.outcomes import Failure, Success
-from app.workflows.service import Claim
+from app.workflows.claims import Claim
+from app.workflows.outcomes import Failure, Outcome, Success
 from workers import kinds
 from workers.leases import Holding, Stop
 from workers.runtime import Runtime
@@ -58,19 +59,22 @@ def _hold(runtime: Runtime, claim: Claim) -> Claim | None:
             _log.warning("step_record_refused", error=str(error))
             return None
     seconds = round(time.monotonic() - began, 3)
-    if isinstance(outcome, Success):
-        _log.info("step_succeeded", seconds=seconds, tokens=outcome.usage.tokens_out)
-    else:
-        _log.warning("step_failed", reason=outcome.reason, error=outcome.message, seconds=seconds)
+    match outcome:
+        case Success():
+            _log.info("step_succeeded", seconds=seconds, tokens=outcome.usage.tokens_out)
+        case Failure():
+            _log.warning("step_failed", reason=outcome.reason, error=outcome.message, seconds=seconds)
+        case _:
+            _log.info("step_left", awaits=type(outcome).__name__.lower(), seconds=seconds)
     return following
 
 
-def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Success | Failure | None:
+def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None:
     """How the attempt ended; None when its lease was lost and there is nobody to tell."""
     try:
-        return kinds.do(claim, holding, runtime.engine)
+        return kinds.do(kinds.Task(claim, holding, runtime))
     except StepFailure as error:
-        return Failure(error.reason, error.message, error.text)
+        return Failure(error.reason, error.message, error.text, retry_after=error.retry_after or timedelta(0))
     except CancelledError:
         match holding.why:
             case Stop.CANCELLED:
@@ -84,12 +88,16 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Success | Fail
         return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def _record(runtime: Runtime, claim: Claim, outcome: Success | Failure) -> Claim | None:
+def _record(runtime: Runtime, claim: Claim, outcome: Outcome) -> Claim | None:
     while True:
         try:
-            if isinstance(outcome, Success):
-                return runtime.runs.succeed(claim, runtime.owner, outcome)
-            runtime.runs.fail(claim, runtime.owner, outcome)
+            match outcome:
+                case Success():
+                    return runtime.runs.succeed(claim, runtime.owner, outcome)
+                case Failure():
+                    runtime.runs.fail(claim, runtime.owner, outcome)
+                case _:
+                    runtime.runs.leave(claim, runtime.owner, outcome)
             return None
         except DatabaseUnreachable as error:
             _log.warning("record_postponed", error=str(error))

@@ -25,28 +25,78 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sha256", name=op.f("pk_definition")),
     )
     op.create_table(
+        "workflow_pause",
+        sa.Column("name", sqlmodel.sql.sqltypes.AutoString(length=100), nullable=False),
+        sa.Column("paused_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_workflow_pause")),
+    )
+    op.create_table(
         "run",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("workflow", sqlmodel.sql.sqltypes.AutoString(length=100), nullable=False),
         sa.Column("version", sa.Integer(), nullable=True),
         sa.Column("sha256", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
         sa.Column("state", sqlmodel.sql.sqltypes.AutoString(length=16), nullable=False),
+        sa.Column("ending", sqlmodel.sql.sqltypes.AutoString(length=16), nullable=True),
+        sa.Column("paused", sa.Boolean(), nullable=False),
+        sa.Column("workflow_paused", sa.Boolean(), nullable=False),
         sa.Column("priority", sqlmodel.sql.sqltypes.AutoString(length=16), nullable=False),
+        sa.Column("rank", sa.Integer(), nullable=False),
+        sa.Column("labels", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("inputs", postgresql.JSON(astext_type=sa.Text()), nullable=False),
         sa.Column("output", postgresql.JSON(astext_type=sa.Text()), nullable=True),
         sa.Column("error", postgresql.JSON(astext_type=sa.Text()), nullable=True),
         sa.Column("idempotency_key", sqlmodel.sql.sqltypes.AutoString(length=255), nullable=True),
         sa.Column("request_sha256", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=True),
+        sa.Column("concurrency_key", sqlmodel.sql.sqltypes.AutoString(length=500), nullable=True),
+        sa.Column("dedup_key", sqlmodel.sql.sqltypes.AutoString(length=500), nullable=True),
+        sa.Column("parent_step_id", sa.Uuid(), nullable=True),
+        sa.Column("depth", sa.Integer(), nullable=False),
+        sa.Column("forked_from", sa.Uuid(), nullable=True),
+        sa.Column("retention_s", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("deadline_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "state IN ('queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled')",
+            "state IN ('blocked', 'queued', 'running', 'cancelling', 'compensating', 'succeeded', 'failed', 'cancelled')",
             name=op.f("ck_run_state_is_known"),
         ),
         sa.ForeignKeyConstraint(["sha256"], ["definition.sha256"], name=op.f("fk_run_sha256_definition")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_run")),
         sa.UniqueConstraint("idempotency_key", name=op.f("uq_run_idempotency_key")),
+    )
+    op.create_index(
+        "ix_run_concurrency",
+        "run",
+        ["concurrency_key", "state"],
+        unique=False,
+        postgresql_where=sa.text("state NOT IN ('succeeded', 'failed', 'cancelled')"),
+    )
+    op.create_index(
+        "ix_run_deadline", "run", ["deadline_at"], unique=False, postgresql_where=sa.text("finished_at IS NULL")
+    )
+    op.create_index(
+        "ix_run_deduplicated",
+        "run",
+        ["dedup_key", "created_at"],
+        unique=False,
+        postgresql_where=sa.text("dedup_key IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_run_expires", "run", ["expires_at"], unique=False, postgresql_where=sa.text("expires_at IS NOT NULL")
+    )
+    op.create_index(
+        "ix_run_labels",
+        "run",
+        ["labels"],
+        unique=False,
+        postgresql_using="gin",
+        postgresql_ops={"labels": "jsonb_path_ops"},
+    )
+    op.create_index(
+        "ix_run_parent", "run", ["parent_step_id"], unique=False, postgresql_where=sa.text("parent_step_id IS NOT NULL")
     )
     op.create_index("ix_run_state_id", "run", ["state", "id"], unique=False)
     op.create_index("ix_run_workflow_id", "run", ["workflow", "id"], unique=False)
@@ -60,16 +110,50 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", "version", name=op.f("pk_workflow")),
     )
     op.create_table(
+        "event",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("run_id", sa.Uuid(), nullable=False),
+        sa.Column("name", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
+        sa.Column("payload", postgresql.JSON(astext_type=sa.Text()), nullable=True),
+        sa.Column("key", sqlmodel.sql.sqltypes.AutoString(length=255), nullable=True),
+        sa.Column("received_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("step_id", sa.Uuid(), nullable=True),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_event_run_id_run"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_event")),
+        sa.UniqueConstraint("run_id", "key", name=op.f("uq_event_run_id_key")),
+    )
+    op.create_table(
+        "history",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("run_id", sa.Uuid(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("step", sqlmodel.sql.sqltypes.AutoString(length=80), nullable=True),
+        sa.Column("attempt", sa.Integer(), nullable=True),
+        sa.Column("what", sqlmodel.sql.sqltypes.AutoString(length=32), nullable=False),
+        sa.Column("cause", postgresql.JSON(astext_type=sa.Text()), nullable=True),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_history_run_id_run"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_history")),
+    )
+    op.create_index("ix_history_run_id", "history", ["run_id", "id"], unique=False)
+    op.create_table(
         "step",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("run_id", sa.Uuid(), nullable=False),
-        sa.Column("key", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
+        sa.Column("key", sqlmodel.sql.sqltypes.AutoString(length=80), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("kind", sqlmodel.sql.sqltypes.AutoString(length=32), nullable=False),
+        sa.Column("parent_id", sa.Uuid(), nullable=True),
+        sa.Column("item", sa.Integer(), nullable=True),
+        sa.Column("input", postgresql.JSON(astext_type=sa.Text()), nullable=True),
         sa.Column("model", sqlmodel.sql.sqltypes.AutoString(length=200), nullable=True),
+        sa.Column("model_index", sa.Integer(), nullable=False),
         sa.Column("queue", sqlmodel.sql.sqltypes.AutoString(length=220), nullable=False),
         sa.Column("priority", sqlmodel.sql.sqltypes.AutoString(length=16), nullable=False),
+        sa.Column("rank", sa.Integer(), nullable=False),
         sa.Column("state", sqlmodel.sql.sqltypes.AutoString(length=16), nullable=False),
+        sa.Column("branch", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=True),
+        sa.Column("awaits", postgresql.JSON(astext_type=sa.Text()), nullable=True),
+        sa.Column("outside", sa.Boolean(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("losses", sa.Integer(), nullable=False),
@@ -85,17 +169,27 @@ def upgrade() -> None:
         sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("deadline_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "(state IN ('running', 'cancelling')) = (owner IS NOT NULL AND lease_until IS NOT NULL)",
+            "(owner IS NULL) = (lease_until IS NULL) AND (owner IS NULL OR state IN ('running', 'cancelling')) AND (owner IS NOT NULL OR state <> 'running')",
             name=op.f("ck_step_held_means_leased"),
         ),
         sa.CheckConstraint(
-            "state IN ('pending', 'ready', 'running', 'waiting', 'cancelling', 'succeeded', 'failed', 'skipped', 'cancelled')",
+            "state IN ('pending', 'ready', 'running', 'waiting', 'awaiting', 'cancelling', 'succeeded', 'failed', 'skipped', 'cancelled')",
             name=op.f("ck_step_state_is_known"),
         ),
+        sa.CheckConstraint("(parent_id IS NULL) = (item IS NULL)", name=op.f("ck_step_items_have_parents")),
+        sa.ForeignKeyConstraint(["parent_id"], ["step.id"], name=op.f("fk_step_parent_id_step"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_step_run_id_run"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_step")),
         sa.UniqueConstraint("run_id", "key", name=op.f("uq_step_run_id_key")),
+    )
+    op.create_index(
+        "ix_step_deadline",
+        "step",
+        ["deadline_at"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('ready', 'waiting', 'awaiting')"),
     )
     op.create_index(
         "ix_step_held",
@@ -105,16 +199,39 @@ def upgrade() -> None:
         postgresql_where=sa.text("state IN ('running', 'cancelling')"),
     )
     op.create_index(
-        "ix_step_ready", "step", ["queue", "published_at"], unique=False, postgresql_where=sa.text("state = 'ready'")
+        "ix_step_parent", "step", ["parent_id", "item"], unique=False, postgresql_where=sa.text("parent_id IS NOT NULL")
     )
     op.create_index(
-        "ix_step_waiting", "step", ["not_before"], unique=False, postgresql_where=sa.text("state = 'waiting'")
+        "ix_step_ready", "step", ["queue", "published_at"], unique=False, postgresql_where=sa.text("state = 'ready'")
+    )
+    op.create_index("ix_step_outside", "step", ["id"], unique=False, postgresql_where=sa.text("outside"))
+    op.create_index(
+        "ix_run_called",
+        "run",
+        ["parent_step_id", "state"],
+        unique=False,
+        postgresql_where=sa.text("finished_at IS NULL"),
+    )
+    op.create_index(
+        "ix_step_waiting_item",
+        "step",
+        ["parent_id", "item"],
+        unique=False,
+        postgresql_where=sa.text("state = 'pending'"),
+    )
+    op.create_index(
+        "ix_step_waiting",
+        "step",
+        ["not_before"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('waiting', 'awaiting')"),
     )
     op.create_table(
         "attempt",
         sa.Column("step_id", sa.Uuid(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("owner", sqlmodel.sql.sqltypes.AutoString(length=200), nullable=False),
+        sa.Column("model", sqlmodel.sql.sqltypes.AutoString(length=200), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("outcome", sqlmodel.sql.sqltypes.AutoString(length=32), nullable=True),
@@ -127,19 +244,64 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["step_id"], ["step.id"], name=op.f("fk_attempt_step_id_step"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("step_id", "attempt", name=op.f("pk_attempt")),
     )
+    op.create_table(
+        "fan_out",
+        sa.Column("step_id", sa.Uuid(), nullable=False),
+        sa.Column("total", sa.Integer(), nullable=False),
+        sa.Column("waiting", sa.Integer(), nullable=False),
+        sa.Column("under_way", sa.Integer(), nullable=False),
+        sa.Column("failed", sa.Integer(), nullable=False),
+        sa.Column("stopping", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(["step_id"], ["step.id"], name=op.f("fk_fan_out_step_id_step"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("step_id", name=op.f("pk_fan_out")),
+    )
+    op.create_foreign_key(
+        op.f("fk_run_parent_step_id_step"),
+        "run",
+        "step",
+        ["parent_step_id"],
+        ["id"],
+        ondelete="CASCADE",
+        use_alter=True,
+    )
     # ### end Alembic commands ###
 
 
 def downgrade() -> None:
     # ### commands auto generated by Alembic - please adjust! ###
+    op.drop_constraint(op.f("fk_run_parent_step_id_step"), "run", type_="foreignkey")
+    op.drop_table("fan_out")
     op.drop_table("attempt")
-    op.drop_index("ix_step_waiting", table_name="step", postgresql_where=sa.text("state = 'waiting'"))
+    op.drop_index("ix_run_called", table_name="run", postgresql_where=sa.text("finished_at IS NULL"))
+    op.drop_index("ix_step_outside", table_name="step", postgresql_where=sa.text("outside"))
+    op.drop_index("ix_step_waiting_item", table_name="step", postgresql_where=sa.text("state = 'pending'"))
+    op.drop_index("ix_step_waiting", table_name="step", postgresql_where=sa.text("state IN ('waiting', 'awaiting')"))
     op.drop_index("ix_step_ready", table_name="step", postgresql_where=sa.text("state = 'ready'"))
+    op.drop_index("ix_step_parent", table_name="step", postgresql_where=sa.text("parent_id IS NOT NULL"))
     op.drop_index("ix_step_held", table_name="step", postgresql_where=sa.text("state IN ('running', 'cancelling')"))
+    op.drop_index(
+        "ix_step_deadline", table_name="step", postgresql_where=sa.text("state IN ('ready', 'waiting', 'awaiting')")
+    )
     op.drop_table("step")
+    op.drop_index("ix_history_run_id", table_name="history")
+    op.drop_table("history")
+    op.drop_table("event")
     op.drop_table("workflow")
     op.drop_index("ix_run_workflow_id", table_name="run")
     op.drop_index("ix_run_state_id", table_name="run")
+    op.drop_index("ix_run_parent", table_name="run", postgresql_where=sa.text("parent_step_id IS NOT NULL"))
+    op.drop_index(
+        "ix_run_labels", table_name="run", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}
+    )
+    op.drop_index("ix_run_expires", table_name="run", postgresql_where=sa.text("expires_at IS NOT NULL"))
+    op.drop_index("ix_run_deduplicated", table_name="run", postgresql_where=sa.text("dedup_key IS NOT NULL"))
+    op.drop_index("ix_run_deadline", table_name="run", postgresql_where=sa.text("finished_at IS NULL"))
+    op.drop_index(
+        "ix_run_concurrency",
+        table_name="run",
+        postgresql_where=sa.text("state NOT IN ('succeeded', 'failed', 'cancelled')"),
+    )
     op.drop_table("run")
+    op.drop_table("workflow_pause")
     op.drop_table("definition")
     # ### end Alembic commands ###

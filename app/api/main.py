@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import health, models, problems, runs, workflows
+from app.api import events, health, models, problems, runs, schedules, schemas, steering, workflows
 from app.api.bodies import UnsupportedMediaType
 from app.api.limits import BodyLimit
 from app.api.services import Services
@@ -37,6 +37,7 @@ from app.kernel.errors import (
 )
 from app.kernel.settings import Settings
 from app.workflows.definition import Definition
+from app.workflows.schedules.schedule import Schedule
 from app.workflows.service import Runs
 
 _log = log.get(__name__)
@@ -70,7 +71,13 @@ def create_app(settings: Settings) -> FastAPI:
     servers = addresses.of(settings)
     database = databases.at_head(servers.database_url, pool_size=16)
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    service = Runs(database, publisher, lease=settings.runs.lease, max_worker_losses=settings.runs.max_worker_losses)
+    service = Runs(
+        database,
+        publisher,
+        lease=settings.runs.lease,
+        max_worker_losses=settings.runs.max_worker_losses,
+        retention=settings.runs.retention,
+    )
     catalog = files.read_catalog(settings.catalog.files)
     return serve(Services(settings, database, publisher, service, catalog))
 
@@ -92,8 +99,8 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for router in (runs.router, workflows.router, models.router, health.router):
-        app.include_router(router)
+    for part in (runs, events, steering, workflows, schedules, schemas, models, health):
+        app.include_router(part.router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -148,7 +155,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             license_info=app.license_info,
         )
         schemas = document["components"]["schemas"]
-        for body in (runs.RunIn, Definition, problems.ProblemOut):
+        for body in (runs.RunIn, Definition, Schedule, problems.ProblemOut):
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[body.__name__] = schema

@@ -14,13 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.api import bodies, problems
 from app.api.bodies import Body
 from app.api.services import Services, Use
+from app.kernel.durations import Duration
+from app.kernel.egress import Policy
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows import check, registry, views
 from app.workflows.check import Catalogued
-from app.workflows.definition import Definition, Priority
-from app.workflows.run import RunState, StepState
-from app.workflows.service import Submission
+from app.workflows.definition import LABEL, Definition, Priority
 from app.workflows.source import Source
+from app.workflows.states import RunState, StepState
+from app.workflows.submission import Submission
 from app.workflows.views import RunView
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
@@ -38,6 +40,12 @@ class RunIn(BaseModel):
     )
     inputs: dict[str, Any] = Field(default={}, examples=[{"message": "Where is my parcel?"}])
     priority: Priority | None = Field(default=None, description="instead of the workflow's own")
+    rank: int | None = Field(default=None, ge=0, le=2, description="the place within the class: 0 before 1 before 2")
+    labels: dict[Annotated[str, Field(pattern=LABEL)], str] = Field(
+        default={}, max_length=32, description="beside those of the workflow"
+    )
+    deadline: Duration | None = Field(default=None, description="for the whole run, instead of the workflow's own")
+    retention: Duration | None = Field(default=None, description="how long it is kept after its end")
 
 
 class AttemptOut(BaseModel):
@@ -45,6 +53,7 @@ class AttemptOut(BaseModel):
 
     attempt: int
     worker: str
+    model: str | None
     started_at: datetime
     finished_at: datetime | None
     outcome: str | None = Field(description="`succeeded`, or the reason why not; null while it goes on")
@@ -56,14 +65,26 @@ class AttemptOut(BaseModel):
     first_token_ms: int | None
 
 
+class ItemCounts(BaseModel):
+    """The items of a map, counted."""
+
+    total: int
+    waiting: int
+    under_way: int
+    failed: int
+
+
 class StepOut(BaseModel):
     """A step of a run."""
 
     id: UUID
     key: str
     kind: str
-    model: str | None
+    model: str | None = Field(description="the one that it asks now, or asked last")
     state: StepState
+    needs: list[str] = Field(description="what it waits for")
+    branch: str | None = Field(description="the branch that a switch or a wait took")
+    awaits: dict[str, Any] | None = Field(description="what an awaited step waits for")
     attempt: int
     worker: str | None = Field(description="who holds it now")
     output: Any
@@ -76,7 +97,37 @@ class StepOut(BaseModel):
     next_attempt_at: datetime | None = Field(description="when a waiting step begins again")
     waited_s: float | None = Field(description="from ready to its first start")
     took_s: float | None = Field(description="from its first start to its end")
+    deadline_at: datetime | None = Field(description="the end of its `total_timeout`")
+    items: ItemCounts | None = Field(description="for a map that has begun")
+    called_run_id: UUID | None = Field(description="the run that it called last")
     attempts: list[AttemptOut]
+
+
+class ItemOut(BaseModel):
+    """An item of a map."""
+
+    id: UUID
+    key: str
+    index: int
+    input: Any
+    model: str | None
+    state: StepState
+    attempt: int
+    worker: str | None
+    output: Any
+    error: dict[str, Any] | None
+    tokens_in: int
+    tokens_out: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    took_s: float | None
+
+
+class ItemsOut(BaseModel):
+    """Some items of a map, by index."""
+
+    items: list[ItemOut]
+    next_first: int | None = Field(description="give it as `first` for the next page; null on the last")
 
 
 class RunSummary(BaseModel):
@@ -86,7 +137,10 @@ class RunSummary(BaseModel):
     workflow: str
     version: int | None
     state: RunState
+    paused: bool
     priority: str
+    rank: int
+    labels: dict[str, str]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -105,9 +159,14 @@ class RunOut(RunSummary):
     """A run, whole."""
 
     inputs: dict[str, Any]
-    output: Any = Field(description="outputs of the steps that no other needs, by id; null until it succeeded")
+    output: Any = Field(description="as `outputs` says, or the outputs of the steps that no other needs, by id")
     error: dict[str, Any] | None
     idempotency_key: str | None
+    concurrency_key: str | None
+    parent_run_id: UUID | None = Field(description="the run that called it")
+    forked_from: UUID | None
+    deadline_at: datetime | None
+    expires_at: datetime | None = Field(description="it may be removed after this")
     took_s: float | None = Field(description="from its submission to its end")
     steps: list[StepOut]
 
@@ -176,7 +235,7 @@ def submit(
     accepted = services.runs.submit(submission)
     response.status_code = 202 if accepted.created else 200
     response.headers["Location"] = f"/v1/runs/{accepted.id}"
-    return _out(views.run(services.database, accepted.id))
+    return out(views.run(services.database, accepted.id))
 
 
 @router.get("", summary="List runs", responses=problems.documented(422))
@@ -184,11 +243,14 @@ def page(
     services: Use,
     state: Annotated[list[RunState] | None, Query(description="one or more states")] = None,
     workflow: Annotated[str | None, Query(description="runs of this workflow only")] = None,
+    label: Annotated[list[str] | None, Query(description="`key=value`, all of them")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[UUID | None, Query(description="`next_cursor` of the page before")] = None,
 ) -> PageOut:
     """Runs from the newest to the oldest."""
-    found = views.page(services.database, limit=limit, before=cursor, states=state, workflow=workflow)
+    found = views.page(
+        services.database, limit=limit, before=cursor, states=state, workflow=workflow, labels=labels_of(label)
+    )
     runs = [RunListed.model_validate(row, from_attributes=True) for row in found.runs]
     return PageOut(runs=runs, next_cursor=found.next_cursor)
 
@@ -196,7 +258,22 @@ def page(
 @router.get("/{run_id}", summary="One run", responses=problems.documented(404, 422))
 def get(run_id: UUID, services: Use) -> RunOut:
     """A run with its steps, their attempts, times and tokens."""
-    return _out(views.run(services.database, run_id))
+    return out(views.run(services.database, run_id))
+
+
+@router.get("/{run_id}/steps/{key}/items", summary="Items of a map", responses=problems.documented(404, 422))
+def items(
+    run_id: UUID,
+    key: str,
+    services: Use,
+    first: Annotated[int, Query(ge=0, description="the index of the first")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    state: Annotated[list[StepState] | None, Query(description="one or more states")] = None,
+) -> ItemsOut:
+    """Items of a map in their order, with their values and outputs."""
+    rows = views.items(services.database, run_id, key, first=first, limit=limit + 1, states=state)
+    found = [_item(row) for row in rows[:limit]]
+    return ItemsOut(items=found, next_first=rows[limit].item if len(rows) > limit else None)
 
 
 @router.post("/{run_id}/cancel", status_code=202, summary="Cancel a run", responses=problems.documented(404, 422))
@@ -210,9 +287,19 @@ def cancel(run_id: UUID, services: Use) -> CancelOut:
     return CancelOut(id=run_id, state=services.runs.cancel(run_id))
 
 
+def labels_of(given: Sequence[str] | None) -> dict[str, str]:
+    """Labels as they are written in an address: `key=value`. Raises InvalidInput."""
+    wrong = [text for text in given or () if "=" not in text]
+    if wrong:
+        raise InvalidInput([Problem("label", f"{text!r} is no label", "key=value") for text in wrong], "query")
+    return {key: value for key, _, value in (text.partition("=") for text in given or ())}
+
+
 def known_models(services: Services) -> Catalogued:
-    """The names that a definition may ask for."""
-    return Catalogued(frozenset(model.name for model in services.catalog.models))
+    """What a definition may ask for: models by name, and servers."""
+    http = services.settings.http
+    policy = Policy.of(http.allowed_hosts, allow_private=http.allow_private)
+    return Catalogued(frozenset(model.name for model in services.catalog.models), policy)
 
 
 def _parsed(body: Source) -> tuple[RunIn, Source]:
@@ -235,12 +322,25 @@ def _submission(parsed: tuple[RunIn, Source], services: Services) -> Submission:
         raise InvalidInput([Problem("workflow", message, "one of the two")], "run")
     if asked.workflow is not None:
         found = registry.get(services.database, asked.workflow, asked.version)
-        return Submission(found.definition, asked.inputs, found.version, asked.priority)
+        return _asked(asked, found.definition, found.version)
     if asked.version is not None:
         raise InvalidInput(
             [Problem("version", "a definition given here has no version", "only with 'workflow'")], "run"
         )
-    return Submission(_inline(asked, body, services), asked.inputs, None, asked.priority)
+    return _asked(asked, _inline(asked, body, services), None)
+
+
+def _asked(asked: RunIn, definition: Definition, version: int | None) -> Submission:
+    return Submission(
+        definition,
+        asked.inputs,
+        version,
+        asked.priority,
+        rank=asked.rank,
+        labels=asked.labels,
+        deadline=asked.deadline,
+        retention=asked.retention,
+    )
 
 
 def _inline(asked: RunIn, body: Source, services: Services) -> Definition:
@@ -253,21 +353,16 @@ def _inline(asked: RunIn, body: Source, services: Services) -> Definition:
     return check.check(Source(asked.definition, inner), models)
 
 
-def _out(view: RunView) -> RunOut:
-    run, steps = view.run, [_step(step, view.attempts[step.id]) for step in view.steps]
+def out(view: RunView) -> RunOut:
+    """A run as it is shown."""
+    run = view.run
+    own = {"took_s", "tokens_in", "tokens_out", "steps"}
+    needs = {
+        step["id"]: step.get("needs", []) for part in ("steps", "on_failure") for step in view.definition.get(part, ())
+    }
+    steps = [_step(step, view.attempts[step.id], needs[step.key]) for step in view.steps]
     return RunOut(
-        id=run.id,
-        workflow=run.workflow,
-        version=run.version,
-        state=run.state,
-        priority=run.priority,
-        inputs=run.inputs,
-        output=run.output,
-        error=run.error,
-        idempotency_key=run.idempotency_key,
-        created_at=run.created_at,
-        started_at=run.started_at,
-        finished_at=run.finished_at,
+        **{name: getattr(run, name) for name in RunOut.model_fields if name not in own},
         took_s=_seconds(run.created_at, run.finished_at),
         tokens_in=sum(step.tokens_in for step in steps),
         tokens_out=sum(step.tokens_out for step in steps),
@@ -275,7 +370,7 @@ def _out(view: RunView) -> RunOut:
     )
 
 
-def _step(step: Any, attempts: Sequence[Any]) -> StepOut:
+def _step(step: Any, attempts: Sequence[Any], needs: list[str]) -> StepOut:
     tried = [
         AttemptOut(
             attempt=row.attempt,
@@ -284,14 +379,31 @@ def _step(step: Any, attempts: Sequence[Any]) -> StepOut:
         )
         for row in attempts
     ]
-    same = ("id", "key", "kind", "model", "state", "attempt", "output", "error", "tokens_in", "tokens_out")
+    own = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs"}
+    counts = None
+    if step.items is not None:
+        counts = ItemCounts(
+            total=step.items, waiting=step.items_waiting, under_way=step.items_under_way, failed=step.items_failed
+        )
     return StepOut(
-        **{name: getattr(step, name) for name in (*same, "ready_at", "started_at", "finished_at")},
+        **{name: getattr(step, name) for name in StepOut.model_fields if name not in own},
+        items=counts,
+        needs=needs,
         worker=step.owner,
         next_attempt_at=step.not_before,
         waited_s=_seconds(step.ready_at, step.started_at),
         took_s=_seconds(step.started_at, step.finished_at),
         attempts=tried,
+    )
+
+
+def _item(row: Any) -> ItemOut:
+    own = {"index", "worker", "took_s"}
+    return ItemOut(
+        **{name: getattr(row, name) for name in ItemOut.model_fields if name not in own},
+        index=row.item,
+        worker=row.owner,
+        took_s=_seconds(row.started_at, row.finished_at),
     )
 
 

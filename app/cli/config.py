@@ -8,8 +8,10 @@ import typer
 from rich.text import Text
 
 from app.cli.output import AsJson, console, print_json, table
+from app.kernel import masking
 from app.kernel.errors import NotFound
-from app.kernel.settings import Loaded, shown, values_of, variable
+from app.kernel.secrets import Secrets
+from app.kernel.settings import SECRET_PREFIX, Loaded, shown, values_of, variable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,16 +31,20 @@ def show(
     """
     Print every setting with its value and its origin. Passwords are masked.
 
-    The last column names the variable that would set it.
+    The last column names the variable that would set it. Secrets of steps come last, by their names alone.
     """
     loaded: Loaded = context.obj
-    rows = [
+    every = [
         {"key": name, "value": shown(value), "origin": loaded.origins[name], "variable": variable(name)}
         for name, value in values_of(loaded.settings)
-        if key is None or name == key or name.startswith(f"{key}.")
     ]
+    every += [
+        {"key": f"secrets.{name}", "value": masking.MASK, "origin": origin, "variable": SECRET_PREFIX + name.upper()}
+        for name, origin in Secrets(loaded.settings.secrets_dir).origins()
+    ]
+    rows = [row for row in every if key is None or row["key"] == key or row["key"].startswith(f"{key}.")]
     if not rows:
-        raise NotFound("setting", str(key), [name for name, _ in values_of(loaded.settings)])
+        raise NotFound("setting", str(key), [row["key"] for row in every])
     if as_json:
         print_json(rows)
         return

@@ -118,7 +118,8 @@ def show(
         "entry": summary["origin"],
         "served with": f"{model.slots} slots x {model.context} tokens, cache {model.kv.k}/{model.kv.v}, "
         f"flash attention {model.flash_attention}",
-        "prompt": ", ".join(f"{key} = {value!r}" for key, value in _overrides(model).items()),
+        "prompt": _listed(_overrides(model)),
+        "engine": _listed(model.engine.model_dump(mode="json", exclude_defaults=True)),
         "file": summary["path"] if read else summary["state"],
     }
     console = Console()
@@ -280,6 +281,10 @@ def _facts(read: Header) -> dict[str, Any]:
 def _short(numbers: tuple[int, ...]) -> int | list[int] | None:
     """One number when all layers have the same, as nearly all models do."""
     return (numbers[0] if len(set(numbers)) == 1 else list(numbers)) if numbers else None
+
+
+def _listed(given: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value!r}" for key, value in given.items())
 
 
 def _overrides(model: Model) -> dict[str, Any]:

@@ -27,9 +27,18 @@ STYLES: Mapping[str, str] = {
     "skipped": "dim",
     "running": "cyan",
     "waiting": "magenta",
+    "awaiting": "magenta",
+    "compensating": "yellow",
+    "blocked": "magenta",
     "ready": "blue",
     "queued": "blue",
     "pending": "dim",
+    "active": "green",
+    "paused": "yellow",
+    "ended": "dim",
+    "fired": "green",
+    "starting": "cyan",
+    "missed": "bold red",
 }
 
 

@@ -10,18 +10,16 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.text import Text
 
 from app.cli.client import Client, connected
+from app.cli.graph import drawn
 from app.cli.output import (
     AsJson,
     ago,
     console,
     notes,
     print_json,
-    seconds,
     settings_of,
     shortened,
     state,
@@ -30,9 +28,9 @@ from app.cli.output import (
 from app.kernel import clock
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.workflows import source
-from app.workflows.run import FINAL_RUNS, RunState
+from app.workflows.states import FINAL_RUNS, RunState
 
-app = typer.Typer(no_args_is_help=True, help="Runs: list, show, watch, cancel.")
+app = typer.Typer(no_args_is_help=True, help="Runs: list, show, watch, steer.")
 
 #: Seconds between two looks at a run.
 _PAUSE = 0.3
@@ -131,7 +129,7 @@ def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None
     if as_json:
         print_json(found)
         return
-    console().print(_progress(found))
+    console().print(drawn(found))
     _print_attempts(found)
     _print_result(found)
 
@@ -173,10 +171,12 @@ def submission_of(client: Client, flow: str, given: Sequence[str], file: Path | 
         schemas = client.get(f"/v1/workflows/{flow}")["inputs"]
         body = {"workflow": flow}
     inputs = _from_file(file) if file is not None else {}
-    for pair in given:
-        name, value = _input(pair, schemas)
-        inputs[name] = value
-    return body | {"inputs": inputs}
+    return body | {"inputs": inputs | inputs_of(given, schemas)}
+
+
+def inputs_of(given: Sequence[str], schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs as options give them, read as their schemas' types."""
+    return dict(_input(pair, schemas) for pair in given)
 
 
 def _submit(client: Client, flow: str, given: list[str] | None, file: Path | None, key: str | None) -> Any:
@@ -226,29 +226,12 @@ def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
             time.sleep(_PAUSE)
             found = client.get(f"/v1/runs/{run_id}")
         return found
-    with Live(_progress(found), console=out, refresh_per_second=8) as live:
+    with Live(drawn(found), console=out, refresh_per_second=8) as live:
         while found["state"] not in FINAL_RUNS:
             time.sleep(_PAUSE)
             found = client.get(f"/v1/runs/{run_id}")
-            live.update(_progress(found))
+            live.update(drawn(found))
     return found
-
-
-def _progress(found: Mapping[str, Any]) -> RenderableType:
-    head = Text.assemble("run ", (found["id"], "bold"), f" of {found['workflow']} is ", state(found["state"]))
-    printed = table(("step", "state", "model", "waited", "took", "tokens", "attempt"), right=("tokens", "attempt"))
-    for step in found["steps"]:
-        tokens = f"{step['tokens_in']} + {step['tokens_out']}" if step["model"] else ""
-        printed.add_row(
-            step["key"],
-            state(step["state"]),
-            step["model"] or "-",
-            seconds(step["waited_s"]),
-            seconds(step["took_s"]),
-            tokens,
-            str(step["attempt"] or "-"),
-        )
-    return Group(head, printed)
 
 
 def _print_attempts(found: Mapping[str, Any]) -> None:
@@ -256,7 +239,7 @@ def _print_attempts(found: Mapping[str, Any]) -> None:
         (step["key"], attempt)
         for step in found["steps"]
         for attempt in step["attempts"]
-        if attempt["outcome"] not in (None, "succeeded")
+        if attempt["outcome"] not in (None, "succeeded", "left")
     ]
     if not rows:
         return

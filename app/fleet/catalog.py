@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from app.fleet.engine import Conflicts, EngineEntry, Rope, SourcedAdapter
 from app.fleet.model import KvTypes, Model, PromptProfile
 from app.fleet.source import SOURCES, PackageFile, is_source_tag
 from app.kernel.errors import InvalidCatalog, NotFound, Problem
@@ -102,7 +103,7 @@ def parse(text: str, origin: str) -> Catalog:
             models.append((index, Model.model_validate(entry, context={"origin": origin})))
         except ValidationError as error:
             items = [item for item in error.errors() if not _follows_from_another(item, error.errors())]
-            problems.extend(_problem(item, entry, index, lines) for item in items)
+            problems.extend(problem for item in items for problem in _problems(item, index, lines))
     problems.extend(_clashes(models, lines))
     if problems:
         raise InvalidCatalog(problems, what)
@@ -139,11 +140,12 @@ def to_toml(models: Iterable[Model]) -> str:
 
 def _table(model: Model) -> str:
     given = model.model_dump(mode="json", exclude_defaults=True)
-    given.pop("prompt", None)
+    tables = {key: given.pop(key, {}) for key in ("prompt", "engine")}
     given["source"] = _source(given.pop("source"))
     lines = [f"[[{_ENTRIES}]]", *(f"{key} = {_toml(value)}" for key, value in given.items() if value != {})]
-    if profile := model.prompt.model_dump(mode="json", exclude_defaults=True):
-        lines += ["", f"[{_ENTRIES}.prompt]", *(f"{key} = {_toml(value)}" for key, value in profile.items())]
+    for name, values in tables.items():
+        if values:
+            lines += ["", f"[{_ENTRIES}.{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -197,11 +199,20 @@ def _not_toml(message: str, text: str) -> Problem:
     return Problem("", f"this is no TOML: {reason[:1].lower()}{reason[1:]}", line=line)
 
 
-def _problem(item: ErrorDetails, entry: Mapping[str, Any], index: int, lines: _Lines) -> Problem:
+def _problems(item: ErrorDetails, index: int, lines: _Lines) -> Iterator[Problem]:
+    error = item.get("ctx", {}).get("error")
+    if not isinstance(error, Conflicts):
+        yield _problem(item, index, lines)
+        return
+    for where, message, accepted in error.found:
+        yield Problem(f"{_ENTRIES}[{index}].{where}", message, accepted, lines.find(index, *where.split(".")))
+
+
+def _problem(item: ErrorDetails, index: int, lines: _Lines) -> Problem:
     path = [part for part in item["loc"] if not is_source_tag(part)]
     where = f"{_ENTRIES}[{index}]" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    top = str(path[0]) if path else None
-    line = lines.find(index, top) if top in entry else lines.find(index, None)
+    written = path[:-1] if item["type"] == "missing" else path
+    line = lines.find(index, *(part for part in written if isinstance(part, str)))
     owner = _owner(item["loc"])
     key = str(path[-1]) if path else ""
     known = tuple(owner.model_fields)
@@ -225,7 +236,10 @@ def _problem(item: ErrorDetails, entry: Mapping[str, Any], index: int, lines: _L
 def _owner(loc: Sequence[int | str]) -> type[BaseModel]:
     """The class whose field the error names, for its descriptions and its close matches."""
     owner: type[BaseModel] = Model
-    inner: Mapping[str, type[BaseModel]] = {"kv": KvTypes, "prompt": PromptProfile, "chunks": PackageFile}
+    inner: Mapping[str, type[BaseModel]] = {
+        "kv": KvTypes, "prompt": PromptProfile, "chunks": PackageFile, "engine": EngineEntry, "rope": Rope,
+        "loras": SourcedAdapter,
+    }  # fmt: skip
     for part in loc[:-1]:
         owner = SOURCES.get(str(part)) or inner.get(str(part)) or owner
     return owner
@@ -238,14 +252,15 @@ class _Lines:
         self._lines = text.splitlines()
         self._starts = [number for number, line in enumerate(self._lines) if _HEADER.match(line)]
 
-    def find(self, index: int, key: str | None) -> int | None:
+    def find(self, index: int, *keys: str) -> int | None:
+        """The line of the innermost of nested keys that is written once; else that where the entry begins."""
         if index >= len(self._starts):
             return None
         start = self._starts[index]
         end = self._starts[index + 1] if index + 1 < len(self._starts) else len(self._lines)
-        if key is not None:
-            writes = re.compile(rf"^\s*(?:{re.escape(key)}[\s.=]|\[\s*models\s*\.\s*{re.escape(key)}\b)")
+        for key in map(re.escape, keys):
+            writes = re.compile(rf"^\s*(?:{key}[\s.=]|\[+\s*models\s*\.\s*(?:\w+\s*\.\s*)?{key}\s*\])")
             found = [number for number in range(start, end) if writes.match(self._lines[number])]
             if len(found) == 1:
-                return found[0] + 1
+                start = found[0]
         return start + 1

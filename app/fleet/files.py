@@ -24,6 +24,7 @@ from app.fleet import arrival, catalog, download, header
 from app.fleet.arrival import FreeSpace, Progress, Record, Report, State
 from app.fleet.catalog import Catalog
 from app.fleet.download import Wanted
+from app.fleet.engine import EngineEntry, SourcedAdapter
 from app.fleet.model import Model
 from app.fleet.source import FileSource, HubSource, PackageFile, PackageSource, UrlSource
 from app.kernel import shipped
@@ -75,11 +76,13 @@ def places(model: Model, data_dir: Path) -> tuple[Path, ...]:
 
 def locate(model: Model, data_dir: Path) -> Path:
     """
-    The file that llama.cpp is given: of a split model the first part, when all are there.
+    The file that llama.cpp is given: of a split model the first part, when all are there, its adapters too.
 
     Raises ModelFileMissing with the command that mends it, and ModelFileDamaged when a file has another size than the
     catalogue says. The content is not read.
     """
+    for adapter in model.engine.loras:
+        locate_adapter(model, adapter, data_dir)
     paths = places(model, data_dir)
     if missing := [path for path in paths if not path.is_file()]:
         raise ModelFileMissing(_missing(model, missing, len(paths)))
@@ -88,6 +91,11 @@ def locate(model: Model, data_dir: Path) -> Path:
             mend = f"; `arriero models pull {model.name} --again` fetches it anew" if can_pull(model) else ""
             raise ModelFileDamaged(path, f"it has {found:,} bytes, the catalogue says {size:,}{mend}")
     return paths[0]
+
+
+def locate_adapter(model: Model, adapter: SourcedAdapter, data_dir: Path) -> Path:
+    """The file of an adapter of the model. Raises as `locate` does."""
+    return locate(_as_model(model, adapter), data_dir)
 
 
 def pull(
@@ -102,12 +110,16 @@ def pull(
     pause: Callable[[float], None] = time.sleep,
 ) -> Path:
     """
-    Bring the model's file to this host, if it is not there, and check it: size, hash, header.
+    Bring the model's file and those of its adapters to this host, where they are not there, and check them: size, hash,
+    header.
 
-    `again` fetches it even if it is there. `token` is for the hub alone.
+    `again` fetches them even if they are there. `token` is for the hub alone.
 
     Raises DownloadFailed, ModelFileMissing for what cannot be brought, ModelFileDamaged for what is there and broken.
     """
+    for adapter in model.engine.loras:
+        alone = _as_model(model, adapter)
+        pull(alone, data_dir, report, token=token, hub=hub, again=again, free_space=free_space, pause=pause)
     source = model.source
     paths = places(model, data_dir)
     try:
@@ -142,6 +154,11 @@ def pull(
     path = locate(model, data_dir)
     header.read(path)
     return path
+
+
+def _as_model(model: Model, adapter: SourcedAdapter) -> Model:
+    """The adapter's file in the place of the model's: it is brought and found in the same ways."""
+    return model.model_copy(update={"source": adapter.source, "engine": EngineEntry()})
 
 
 def can_pull(model: Model) -> bool:

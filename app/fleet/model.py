@@ -14,13 +14,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints, model_validator
 
+from app.fleet.engine import EngineEntry, KvType, Slots, require_harmony
 from app.fleet.source import Entry, Source
 
-#: What llama.cpp takes as the type of a cache (`--cache-type-k`, `--cache-type-v`).
-KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
-
-#: Types that hold each value in full; llama.cpp keeps any other V cache only with flash attention.
-_PLAIN_KV = frozenset({"f32", "f16", "bf16"})
+#: How the catalogue's words for flash attention read for an engine: None leaves it to llama.cpp.
+FLASH_ATTENTION: Mapping[str, bool | None] = {"auto": None, "on": True, "off": False}
 _NAME = r"^[a-z0-9][a-z0-9._-]*:[a-z0-9][a-z0-9._-]*$"
 _NAME_ACCEPTED = "family:size in lower case, such as 'qwen3:0.6b' (letters, digits, '.', '_', '-'; 64 at the most)"
 
@@ -44,11 +42,17 @@ class KvTypes(Entry):
 class PromptProfile(Entry):
     """How requests become text for this model, where it differs from what its file says."""
 
-    #: Jinja text in place of the template in the file.
-    chat_template: str | None = Field(default=None, min_length=1, description="a Jinja text")
+    #: Jinja text in place of the template in the file, or the name of a shipped one.
+    chat_template: str | None = Field(
+        default=None, min_length=1, description="a Jinja text, or chatml, gemma, llama3 or plain"
+    )
     #: `template` hands system messages to the template; `user` puts them before the first user message,
     #: for templates that know no system role.
     system: Literal["template", "user"] = Field(default="template", description="template or user")
+    #: Goes before a conversation that has no system message.
+    default_system: str | None = Field(default=None, min_length=1, description="a text")
+    #: How the model writes calls of tools; None finds it in the template.
+    tools: Literal["hermes", "llama3"] | None = Field(default=None, description="hermes or llama3")
     #: Values that the template can read, such as `enable_thinking`.
     arguments: Mapping[str, StrictBool | StrictInt | StrictFloat | str] = Field(
         default_factory=dict, description="a table of texts, numbers and booleans"
@@ -79,19 +83,28 @@ class Model(Entry):
     #: Tokens that one slot can hold, prompt and answer together.
     context: StrictInt = Field(default=4096, ge=32, le=16_777_216, description="tokens of one slot, 32 to 16777216")
     #: Requests that one pool works on at the same time.
-    slots: StrictInt = Field(default=4, ge=1, le=256, description="a whole number from 1 to 256")
+    slots: Slots = 4
     kv: KvTypes = Field(default=KvTypes(), description="a table such as { k = 'q8_0', v = 'q8_0' }")
     flash_attention: Literal["auto", "on", "off"] = Field(default="auto", description="auto, on or off")
     prompt: PromptProfile = Field(default=PromptProfile(), description="a table")
+    engine: EngineEntry = Field(default=EngineEntry(), description="a table")
 
     @model_validator(mode="after")
-    def _can_quantise_v(self) -> Self:
-        if self.flash_attention == "off" and self.kv.v not in _PLAIN_KV:
-            raise ValueError(
-                f"kv.v is {self.kv.v}, which llama.cpp keeps only with flash attention: "
-                "set flash_attention to 'auto' or 'on', or kv.v to f16"
-            )
+    def _goes_together(self) -> Self:
+        require_harmony(
+            self.engine,
+            slots=self.slots,
+            cells=self.cells,
+            kv_v=self.kv.v,
+            flash_attention=FLASH_ATTENTION[self.flash_attention],
+            adapters=self.engine.loras,
+        )
         return self
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a pool holds, all slots together."""
+        return self.slots * self.context
 
     @property
     def slug(self) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 from app.inference.requests import GenerateRequest, Message, PriorityClass, Sampling
 from app.workflows import expressions
-from app.workflows.definition import GenerateStep, MessageTemplate
+from app.workflows.steps import GenerateFields, MessageTemplate
 
 
-def request_of(step: GenerateStep, data: Mapping[str, Any], *, priority: str, attempt: int) -> GenerateRequest:
+def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, attempt: int) -> GenerateRequest:
     """
-    The request of a step over `inputs` and `steps`.
+    The request of a step over what it sees.
 
     A given seed is used as it is by the first attempt and moved on by each further one: a text that was refused
     would only come back.
@@ -34,7 +34,7 @@ def request_of(step: GenerateStep, data: Mapping[str, Any], *, priority: str, at
     )
 
 
-def _messages(step: GenerateStep) -> tuple[MessageTemplate, ...]:
+def _messages(step: GenerateFields) -> tuple[MessageTemplate, ...]:
     if step.prompt is None or not step.chat:
         return step.messages
     system = (MessageTemplate(role="system", content=step.system),) if step.system else ()

@@ -31,11 +31,21 @@ RANKS: Mapping[PriorityClass, int] = {
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What the model asks for."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation, in the words of the chat template."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+    #: What the assistant asked for in this turn; what the tools gave follows in messages of the role `tool`.
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,13 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedTool:
+    """The one tool that the model must ask for."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """Text wanted from a model: messages for its chat template, or a bare prompt. One of the two is given."""
 
@@ -110,8 +127,10 @@ class GenerateRequest:
     logprobs: int | None = None
     #: Functions that the model may ask for. Not together with `schema` or `grammar`.
     tools: tuple[Tool, ...] = ()
-    #: Whether the model must ask for one of the tools.
-    tool_choice: Literal["auto", "required"] = "auto"
+    #: Whether the model may ask for them, must ask for one or more, must ask for the named one, or hears of none.
+    tool_choice: Literal["auto", "required", "none"] | NamedTool = "auto"
+    #: Whether it may ask for several at once, where its family can.
+    parallel_calls: bool = True
     #: The end of the text that the model is to continue, placed after the template's opening of the answer.
     prefill: str = ""
 
@@ -138,17 +157,10 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """What the model asks for."""
-
-    name: str
-    arguments: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Generated:
     """What a model wrote, and what that took."""
 
+    #: Without the calls of tools in it.
     text: str
     finish: FinishReason
     #: Tokens of the prompt, template included.
@@ -163,7 +175,7 @@ class Generated:
     time_total: timedelta
     #: One for each written token, where the request asks for them.
     logprobs: tuple[TokenLogprob, ...] = ()
-    #: The calls that stood in the text.
+    #: The tools that the model asks for, with arguments that conform to their schemas.
     tool_calls: tuple[ToolCall, ...] = ()
     #: The seed that was used: the same request with it gives the same text in the reproducible mode.
     seed: int | None = None
@@ -187,6 +199,10 @@ class EmbedRequest:
 
     texts: tuple[str, ...]
     long_text: LongText = LongText.CHUNK
+    #: Puts the model's prefix for queries, or for documents, before each text.
+    task: Literal["query", "document"] | None = None
+    #: Keep so many numbers of each vector, and make its length 1 again: for models trained that way (Matryoshka).
+    dimensions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,15 @@ IO_QUEUE = "io"
 
 #: Priorities of messages; Redis keeps a list for each, and smaller goes first.
 PRIORITIES: Mapping[str, int] = {"interactive": 0, "standard": 3, "batch": 6}
-_PRIORITY_STEPS = tuple(PRIORITIES.values())
+#: Places within a class.
+RANKS = 3
+_PRIORITY_STEPS = tuple(range(len(PRIORITIES) * RANKS))
 _SEPARATOR = "\x06\x16"
+
+
+def priority_of(priority: str, rank: int) -> int:
+    """The priority of a message by its class and the place within it, 0 to 2."""
+    return PRIORITIES[priority] + rank
 
 
 def model_queue(slug: str) -> str:
@@ -47,7 +54,7 @@ class Publisher(Protocol):
     """Sends messages."""
 
     def publish(
-        self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard", told: str = ""
+        self, task: str, args: Sequence[Any], *, queue: str, priority: int = PRIORITIES["standard"], told: str = ""
     ) -> bool:
         """
         Send a message; False, and a line in the log, when the broker cannot be reached.
@@ -69,7 +76,7 @@ class CeleryPublisher:
         )
 
     def publish(
-        self, task: str, args: Sequence[Any], *, queue: str, priority: str = "standard", told: str = ""
+        self, task: str, args: Sequence[Any], *, queue: str, priority: int = PRIORITIES["standard"], told: str = ""
     ) -> bool:
         """
         Send a message; False, and a line in the log, when the broker cannot be reached.
@@ -81,7 +88,7 @@ class CeleryPublisher:
                 task,
                 args=args,
                 queue=queue,
-                priority=PRIORITIES[priority],
+                priority=priority,
                 ignore_result=True,
                 argsrepr=told or repr(tuple(args)),
                 kwargsrepr="",

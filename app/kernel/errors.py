@@ -10,6 +10,7 @@ Every error that Arriero raises on purpose.
     ├── NotFound                    nothing has that name or id
     ├── Conflict                    it exists, but its state does not allow this
     │   ├── IdempotencyKeyReused    the key was used for another request
+    │   ├── ConcurrencyLimitReached a run is one too many of its key
     │   ├── InvalidTransition       no such edge in a table of transitions
     │   └── DataDirectoryHeld       another process tree runs on the data directory
     ├── LeaseLost                   somebody else holds it now
@@ -34,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -121,6 +122,16 @@ class IdempotencyKeyReused(Conflict):
     def __init__(self, key: str, run_id: str) -> None:
         self.key, self.run_id = key, run_id
         super().__init__(f"idempotency key {key!r} belongs to run {run_id}, which was submitted with another content")
+
+
+class ConcurrencyLimitReached(Conflict):
+    """So many runs of the key go on already, and the workflow refuses more."""
+
+    def __init__(self, workflow: str, key: str, limit: int) -> None:
+        self.workflow, self.key, self.limit = workflow, key, limit
+        super().__init__(
+            f"{limit} run(s) of {workflow} with the concurrency key {key!r} go on already: no more are taken"
+        )
 
 
 class InvalidTransition(Conflict):
@@ -224,6 +235,20 @@ class FailureReason(StrEnum):
     CONTEXT_EXCEEDED = "context_exceeded"
     TIMEOUT = "timeout"
     ENGINE_ERROR = "engine_error"
+    HTTP_4XX = "http_4xx"
+    HTTP_5XX = "http_5xx"
+    #: The server asks to come back later (429).
+    HTTP_THROTTLED = "http_throttled"
+    #: No address, no connection, no encryption, or a connection that broke.
+    HTTP_UNREACHABLE = "http_unreachable"
+    #: The call is not allowed.
+    HTTP_REFUSED = "http_refused"
+    #: An answer that is of no use: another status than was expected below 400, too long, broken.
+    HTTP_UNUSABLE = "http_unusable"
+    #: A run that was called, or an item of a map, did not succeed.
+    CHILD_FAILED = "child_failed"
+    #: A run that was called was one too many.
+    REJECTED = "rejected"
     WORKER_LOST = "worker_lost"
     WORKER_STOPPED = "worker_stopped"
     CANCELLED = "cancelled"
@@ -233,8 +258,20 @@ class FailureReason(StrEnum):
 class StepFailure(ArrieroError):
     """One attempt of a step ended badly."""
 
-    def __init__(self, reason: FailureReason, message: str, *, text: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: FailureReason,
+        message: str,
+        *,
+        text: str | None = None,
+        status: int | None = None,
+        retry_after: timedelta | None = None,
+    ) -> None:
         self.reason, self.message = reason, message
-        #: What the model wrote, kept for inspection.
+        #: What the model wrote, or the server answered, kept for inspection.
         self.text = text
+        #: What the server answered, of HTTP's statuses.
+        self.status = status
+        #: The server wants no other attempt before.
+        self.retry_after = retry_after
         super().__init__(message)

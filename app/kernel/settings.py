@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.kernel import durations
+from app.kernel import durations, egress
 from app.kernel.durations import Duration
 from app.kernel.errors import InvalidSettings, Problem
 
@@ -32,6 +33,11 @@ from app.kernel.errors import InvalidSettings, Problem
 CONFIG_VARIABLE = "ARRIERO_CONFIG"
 #: The file that is read from the current directory when there is one.
 CONFIG_FILE = "arriero.toml"
+
+#: Begins the variables that are secrets of steps. They are no settings: `app.kernel.secrets` hands them out.
+SECRET_PREFIX = "ARRIERO_SECRET_"  # noqa: S105 the beginning of a name
+#: Names of secrets, in lower case.
+SECRET_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 _PREFIX = "ARRIERO_"
 _DELIMITER = "__"
@@ -93,6 +99,10 @@ class RunSettings(Section):
     republish_after: Duration = timedelta(seconds=5)
     #: Attempts of one step that may end with their worker's death before it is given up.
     max_worker_losses: int = Field(default=3, ge=1)
+    #: Finished runs are kept for this long, where neither workflow nor client says how long.
+    retention: Duration = timedelta(days=30)
+    #: Runs whose retention is over are looked for this often.
+    expire_every: Duration = timedelta(minutes=5)
 
     @field_validator("heartbeat")
     @classmethod
@@ -101,6 +111,15 @@ class RunSettings(Section):
         if lease is not None and value * 3 > lease:
             raise ValueError(f"must be at most a third of runs.lease ({durations.show(lease)})")
         return value
+
+
+class ScheduleSettings(Section):
+    """Schedules of workflows."""
+
+    #: Schedules are looked through for due fires this often: a fire is late by at most this, and a moment.
+    check_every: Duration = Field(default=timedelta(seconds=1), ge=timedelta(milliseconds=100))
+    #: How long it is kept what became of a fire.
+    keep_fires: Duration = Field(default=timedelta(days=30), ge=timedelta(minutes=1))
 
 
 class CatalogSettings(Section):
@@ -139,6 +158,27 @@ class PoolSettings(Section):
     drain_timeout: Duration = timedelta(seconds=20)
 
 
+class HttpSettings(Section):
+    """What `http` steps may call."""
+
+    #: Hosts, as `api.example.com`, `*.example.com` (all names below it) or either with a port. Without any, every http
+    #: step is refused.
+    allowed_hosts: tuple[str, ...] = ()
+    #: Whether a listed host may lead to this machine or a private network.
+    allow_private: bool = False
+    #: For one connection, its encryption included.
+    connect_timeout: Duration = timedelta(seconds=10)
+    #: Certificates (PEM) that are trusted besides the system's.
+    ca_file: Path | None = None
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            egress.rule(text)
+        return value
+
+
 class Settings(BaseSettings):
     """Every setting of Arriero. Keys are dotted paths: `api.port` is `ARRIERO_API__PORT`."""
 
@@ -152,20 +192,24 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     #: An outside Redis (7 or later) or Valkey, as `redis://…`; without it, one is embedded.
     redis_url: SecretStr | None = None
+    #: A directory with a file for each secret of steps, as Docker and Kubernetes make them.
+    secrets_dir: Path | None = None
 
     log: LogSettings = LogSettings()
     api: ApiSettings = ApiSettings()
     flower: FlowerSettings = FlowerSettings()
     broker: BrokerSettings = BrokerSettings()
     runs: RunSettings = RunSettings()
+    schedules: ScheduleSettings = ScheduleSettings()
     catalog: CatalogSettings = CatalogSettings()
     control: ControlSettings = ControlSettings()
     pools: PoolSettings = PoolSettings()
+    http: HttpSettings = HttpSettings()
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "secrets_dir")
     @classmethod
-    def _is_absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _is_absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("database_url")
     @classmethod
@@ -231,6 +275,11 @@ def load(
             _put(merged, path, value)
 
     unknown = [_unknown(key, origins[key]) for key in origins if key not in _keys()]
+    unknown += [
+        Problem(SECRET_PREFIX + name.upper(), "this is no name of a secret", "letters, digits and underscores")
+        for name in secret_variables(variables)
+        if not SECRET_NAME.fullmatch(name)
+    ]
     try:
         settings = Settings(**merged)
     except ValidationError as error:
@@ -241,13 +290,21 @@ def load(
     return Loaded(settings, {key: origins.get(key, "default") for key in _keys()})
 
 
+def secret_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The secrets of steps that stand in the environment: names in lower case, and their values."""
+    variables = os.environ if environment is None else environment
+    return {name.upper().removeprefix(SECRET_PREFIX).lower(): variables[name] for name in variables if _is_secret(name)}
+
+
 def environment_of(settings: Settings) -> dict[str, str]:
     """
     The process's environment with these settings in it, for a child process.
 
     Secrets are in it, as they are in any environment: only processes of the same user can read them.
     """
-    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(_PREFIX)}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.upper().startswith(_PREFIX) or _is_secret(name)
+    }
     values = {variable(key): _as_text(value) for key, value in values_of(settings) if value is not None}
     return {**inherited, **values}
 
@@ -314,13 +371,17 @@ def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     given = {
         name.upper(): value
         for name, value in variables.items()
-        if name.upper().startswith(_PREFIX) and name.upper() != CONFIG_VARIABLE
+        if name.upper().startswith(_PREFIX) and name.upper() != CONFIG_VARIABLE and not _is_secret(name)
     }
     nested = _nested({_key(name): value for name, value in given.items()})
     for key in _keys():
         if (name := variable(key)) in given and key in _lists():
             _put(nested, key.split("."), _listed(given[name]))
     return nested
+
+
+def _is_secret(variable: str) -> bool:
+    return variable.upper().startswith(SECRET_PREFIX)
 
 
 def _listed(value: Any) -> Any:

@@ -12,122 +12,58 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from app.kernel.durations import Duration
-from app.kernel.errors import FailureReason
+from app.workflows.steps import (
+    MODEL_KINDS,
+    NAME,
+    AnyStep,
+    EmbedFields,
+    Expression,
+    GenerateFields,
+    Part,
+    Step,
+    Template,
+    body_of,
+)
 
-#: Ids are names in templates (`steps.draft.output`), so they are written like names.
-_ID = r"^[a-z][a-z0-9_]{0,62}$"
-#: Names of workflows, as they stand in URLs.
-_NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
-
+#: Names of labels.
+LABEL = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
 Priority = Literal["interactive", "standard", "batch"]
 
 
-class Part(BaseModel):
-    """A mapping of the document. Fields that it does not know are refused."""
+class Rank(Part):
+    """A class of priority, and the place within it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Retry(Part):
-    """What follows a failed attempt."""
-
-    #: Attempts that may fail before the step does. A worker's death is counted elsewhere.
-    max_attempts: int = Field(default=3, ge=1, le=100)
-    #: The first delay; each further one is `factor` times the last, up to `cap`.
-    delay: Duration = Field(default="1s", validate_default=True)
-    factor: float = Field(default=2.0, ge=1, le=100)
-    cap: Duration = Field(default="1m", validate_default=True)
-    #: Reasons after which no other attempt is made.
-    never_on: tuple[FailureReason, ...] = (
-        FailureReason.TEMPLATE_ERROR,
-        FailureReason.CONTEXT_EXCEEDED,
-        FailureReason.INVALID_REQUEST,
-    )
+    class_: Priority = Field(alias="class")
+    #: 0 goes before 1, 1 before 2.
+    rank: int = Field(default=1, ge=0, le=2)
 
 
-class SamplingFields(Part):
-    """How the next token is chosen; what is not given is left to the model's defaults."""
-
-    temperature: float | None = Field(default=None, ge=0, le=5)
-    top_k: int | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    typical_p: float | None = Field(default=None, gt=0, le=1)
-    repeat_penalty: float | None = Field(default=None, gt=0, le=5)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    seed: int | None = Field(default=None, ge=0, lt=2**32)
+#: A class, or a class with the place within it.
+AnyPriority = Annotated[
+    Annotated[Priority, Tag("priority_class")] | Annotated[Rank, Tag("priority_rank")],
+    Discriminator(lambda value: "priority_rank" if isinstance(value, dict | Rank) else "priority_class"),
+]
 
 
-class MessageTemplate(Part):
-    """One message to the model; the content is a template."""
+class Concurrency(Part):
+    """How many runs with the same key go on at a time."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str = Field(min_length=1)
-
-
-class OutputFields(Part):
-    """What the text of the model must be."""
-
-    #: A JSON Schema. A grammar forces the text into it, and the result is checked against it again.
-    schema_: Mapping[str, Any] = Field(alias="schema")
+    #: A template over the inputs; without it all runs of the workflow count together.
+    key: Template = "all"
+    limit: int = Field(default=1, ge=1, le=10_000)
+    #: What happens to a run that is one too many: it waits, it ends the oldest that go on, or it is refused.
+    policy: Literal["queue", "cancel_running", "reject"] = "queue"
 
 
-class StepPart(Part):
-    """What every kind of step has."""
+class Deduplicate(Part):
+    """Submissions with the same key within a window give the same run."""
 
-    id: str = Field(pattern=_ID, description="lower-case letters, digits and underscores, a letter first")
-    needs: tuple[str, ...] = ()
-    retry: Retry = Retry()
-    #: For one attempt, from its claim.
-    timeout: Duration = Field(default="10m", validate_default=True)
-
-
-class GenerateStep(StepPart):
-    """Asks a model. Its output is the text, or the JSON value where a schema is given."""
-
-    kind: Literal["generate"]
-    model: str | None = Field(default=None, min_length=1)
-    system: str | None = Field(default=None, min_length=1)
-    prompt: str | None = Field(default=None, min_length=1)
-    messages: tuple[MessageTemplate, ...] = ()
-    #: False gives the prompt to the model as it is, without its chat template: for base models, and for completion.
-    chat: bool = True
-    sampling: SamplingFields = SamplingFields()
-    max_tokens: int = Field(default=256, ge=1, le=1_000_000)
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=16)
-    output: OutputFields | None = None
-
-    @model_validator(mode="after")
-    def _asks_once(self) -> GenerateStep:
-        if bool(self.messages) == (self.prompt is not None):
-            raise ValueError("a generate step has either 'prompt' (with 'system', if wanted) or 'messages'")
-        if self.messages and self.system is not None:
-            raise ValueError("'system' goes with 'prompt'; among 'messages', write a message of the role system")
-        if not self.chat and (self.messages or self.system is not None):
-            raise ValueError("without the chat template ('chat: false') there is a 'prompt' and nothing else")
-        return self
-
-
-class JoinStep(StepPart):
-    """Waits for the steps that it needs. Its output is their outputs by id, or the text of its template."""
-
-    kind: Literal["join"]
-    template: str | None = Field(default=None, min_length=1)
-
-
-class NoopStep(StepPart):
-    """Does nothing, durably. Its output is null."""
-
-    kind: Literal["noop"]
-
-
-Step = Annotated[GenerateStep | JoinStep | NoopStep, Field(discriminator="kind")]
-#: The kinds, as messages list them.
-KINDS = ("generate", "join", "noop")
+    #: A template over the inputs.
+    key: Template
+    window: Duration
 
 
 class Defaults(Part):
@@ -139,28 +75,48 @@ class Defaults(Part):
 class Definition(Part):
     """A workflow."""
 
-    workflow: str = Field(pattern=_NAME, max_length=100, description="lower-case words joined by hyphens")
+    workflow: str = Field(pattern=NAME, max_length=100, description="lower-case words joined by hyphens")
     description: str = ""
     #: Name to JSON Schema. An input with a `default` may be left out by the client.
     inputs: Mapping[str, Mapping[str, Any]] = {}
     defaults: Defaults = Defaults()
-    priority: Priority = "standard"
+    priority: AnyPriority = "standard"
+    labels: Mapping[Annotated[str, Field(pattern=LABEL)], str] = Field(default={}, max_length=32)
+    #: For the whole run, from its submission.
+    deadline: Duration | None = None
+    concurrency: Concurrency | None = None
+    deduplicate: Deduplicate | None = None
+    #: How long a finished run is kept; the setting runs.retention without it.
+    retention: Duration | None = None
     steps: tuple[Step, ...] = Field(min_length=1, max_length=10_000)
+    #: Steps that run when the run has failed or was cancelled.
+    on_failure: tuple[Step, ...] = Field(default=(), max_length=1_000)
+    #: Name to an expression: the output of the run. Without it, the outputs of the steps that no other needs.
+    outputs: Mapping[str, Expression] = {}
 
-    def step(self, key: str) -> GenerateStep | JoinStep | NoopStep:
+    def all_steps(self) -> tuple[AnyStep, ...]:
+        """The steps, those for failures last."""
+        return (*self.steps, *self.on_failure)
+
+    def step(self, key: str) -> AnyStep:
         """The step of that id, which must exist."""
-        return next(step for step in self.steps if step.id == key)
+        return next(step for step in self.all_steps() if step.id == key)
 
-    def model_of(self, step: GenerateStep) -> str:
-        """The model that a step asks. `check` has seen that there is one."""
-        model = step.model or self.defaults.model
+    def models_of(self, work: GenerateFields | EmbedFields) -> tuple[str, ...]:
+        """The models that a step asks, one after another. `check` has seen that there is one."""
+        model = work.model or self.defaults.model
         assert model is not None
-        return model
+        return (model, *(work.fallback.models if work.fallback else ()))
 
     def models(self) -> tuple[str, ...]:
-        """Every model that a run of this needs, once each."""
-        asked = (self.model_of(step) for step in self.steps if isinstance(step, GenerateStep))
-        return tuple(dict.fromkeys(asked))
+        """Every model that a run of this may need, once each."""
+        asked = (body_of(step) for step in self.all_steps())
+        named = (self.models_of(work) for work in asked if isinstance(work, MODEL_KINDS))
+        return tuple(dict.fromkeys(model for models in named for model in models))
+
+    def rank(self) -> tuple[Priority, int]:
+        """The class of priority, and the place within it."""
+        return (self.priority.class_, self.priority.rank) if isinstance(self.priority, Rank) else (self.priority, 1)
 
     def document(self) -> dict[str, Any]:
         """The definition as plain data, as it is stored and shown: what was not written is not there."""
@@ -177,12 +133,25 @@ def stored(document: Mapping[str, Any]) -> Definition:
     return Definition.model_validate(document)
 
 
+def needed(step: AnyStep) -> tuple[tuple[str, str | None], ...]:
+    """What a step needs: the id of each step, and the branch of it if that matters."""
+    parts = (need.partition(".") for need in step.needs)
+    return tuple((key, branch or None) for key, _, branch in parts)
+
+
 def ancestors(definition: Definition) -> dict[str, frozenset[str]]:
-    """For each step, every step that is finished when it begins."""
+    """
+    For each step, those that may have ended when it begins.
+
+    All of them have, unless an `any` lies between.
+    """
     found: dict[str, frozenset[str]] = {}
-    needs = {step.id: step.needs for step in definition.steps}
+    needs = {step.id: tuple(key for key, _ in needed(step)) for step in definition.all_steps()}
     for key in in_order(needs):
         found[key] = frozenset(needs[key]).union(*(found[need] for need in needs[key]))
+    regular = frozenset(step.id for step in definition.steps)
+    for step in definition.on_failure:
+        found[step.id] |= regular
     return found
 
 

@@ -1,7 +1,8 @@
 """
 Expressions: the templates of steps, in a Jinja that can do no harm.
 
-A template sees `inputs` and `steps`, plain data, and nothing else; what is not there is an error, never empty.
+A template sees `inputs`, `steps` and `run`, plain data, and nothing else; what is not there is an error, never empty.
+Those of `http` steps can name `secrets` too, one by one.
 It may print, branch, loop over data and set names. It cannot define macros, include, import or count to a billion:
 the number of loop turns and the length of the text are bounded.
 `check` finds at submission what would fail at run time: a name that nothing has.
@@ -19,6 +20,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.kernel.errors import FailureReason, Problem, StepFailure
+from app.kernel.settings import SECRET_NAME
 
 #: Turns of all loops of one rendering.
 MAX_TURNS = 1_000_000
@@ -26,6 +28,9 @@ MAX_TURNS = 1_000_000
 MAX_LENGTH = 4_000_000
 
 _ROOTS = ("inputs", "steps")
+_SECRETS = "secrets"
+#: What can be asked of a step.
+STEP_FIELDS = ("output", "state", "error")
 _FORBIDDEN = (
     nodes.Macro,
     nodes.CallBlock,
@@ -45,11 +50,16 @@ class Scope:
     inputs: Collection[str]
     #: Ids of the steps that are finished when this one begins.
     steps: Collection[str]
+    #: Other names: `run`, and where they are there `item` and `index`.
+    more: Collection[str] = ("run",)
+    #: Whether secrets can be named. Which there are, only workers know.
+    secrets: bool = False
 
     def names(self) -> str:
         """The list of names for a message."""
         names = [f"inputs.{name}" for name in self.inputs] + [f"steps.{step}.output" for step in self.steps]
-        return ", ".join(names) or "nothing: the workflow has no inputs and the step needs no other step"
+        secrets = ["secrets.NAME"] if self.secrets else []
+        return ", ".join([*names, *self.more, *secrets]) or "nothing: the workflow has no inputs"
 
 
 def check(template: str, where: str, scope: Scope) -> list[Problem]:
@@ -63,7 +73,10 @@ def check(template: str, where: str, scope: Scope) -> list[Problem]:
         Problem(where, f"the statement {type(node).__name__.lower()!r} is not offered here", "if, for, set, filters")
         for node in tree.find_all(_FORBIDDEN)
     ]
-    unknown = sorted(meta.find_undeclared_variables(tree) - set(_ROOTS))
+    free = meta.find_undeclared_variables(tree)
+    unknown = sorted(free - {*_ROOTS, _SECRETS, *scope.more})
+    if _SECRETS in free:
+        problems += _secret_problems(tree, where, scope)
     problems += [Problem(where, f"{name!r} names nothing", scope.names()) for name in unknown]
     for root, name, field in _references(tree):
         if root == "inputs" and name not in scope.inputs:
@@ -74,9 +87,15 @@ def check(template: str, where: str, scope: Scope) -> list[Problem]:
                     where, f"'steps.{name}' is no step that this one needs, directly or through others", scope.names()
                 )
             )
-        elif root == "steps" and field is not None and field != "output":
-            problems.append(Problem(where, f"'steps.{name}.{field}': a step has no {field!r}", f"steps.{name}.output"))
+        elif root == "steps" and field is not None and field not in STEP_FIELDS:
+            accepted = ", ".join(f"steps.{name}.{known}" for known in STEP_FIELDS)
+            problems.append(Problem(where, f"'steps.{name}.{field}': a step has no {field!r}", accepted))
     return problems
+
+
+def secret_names(template: str) -> frozenset[str]:
+    """The names of the secrets that a template uses, as it writes them. `check` has seen that it names each."""
+    return frozenset(name for root, name, _ in _references(_ENVIRONMENT.parse(template)) if root == _SECRETS)
 
 
 def render(template: str, data: Mapping[str, Any]) -> str:
@@ -162,6 +181,21 @@ def _compiled(template: str) -> Template:
     return _ENVIRONMENT.from_string(template)
 
 
+def _secret_problems(tree: nodes.Template, where: str, scope: Scope) -> list[Problem]:
+    if not scope.secrets:
+        return [Problem(where, "secrets are offered to http steps only", scope.names())]
+    named = [name for root, name, _ in _references(tree) if root == _SECRETS]
+    mentions = [node for node in tree.find_all(nodes.Name) if node.name == _SECRETS]
+    problems = [
+        Problem(where, f"'secrets.{name}' is no name of a secret", "letters, digits and underscores, a letter first")
+        for name in named
+        if not SECRET_NAME.fullmatch(name.lower())
+    ]
+    if len(mentions) > len(named):
+        problems.append(Problem(where, "secrets are named one by one, never taken together", "secrets.NAME"))
+    return problems
+
+
 def _references(tree: nodes.Template) -> Iterator[tuple[str, str, str | None]]:
     """Each `root.name` with the field that is asked of it: `('steps', 'draft', 'output')`."""
     covered: set[int] = set()
@@ -178,7 +212,7 @@ def _references(tree: nodes.Template) -> Iterator[tuple[str, str, str | None]]:
 
 def _path(node: nodes.Node) -> tuple[str, ...] | None:
     if isinstance(node, nodes.Name):
-        return (node.name,) if node.name in _ROOTS and node.ctx == "load" else None
+        return (node.name,) if node.name in (*_ROOTS, _SECRETS) and node.ctx == "load" else None
     if isinstance(node, nodes.Getattr):
         above, name = _path(node.node), node.attr
     elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):

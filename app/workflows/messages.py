@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.kernel.broker import Publisher
+from app.kernel.broker import Publisher, priority_of
 from app.kernel.database import Work
 
 #: The task that workers listen for.
@@ -24,6 +24,8 @@ class Message:
     attempt: int
     queue: str
     priority: str
+    #: The place within the class of priority.
+    rank: int
     #: Workflow and step, for people who watch the workers.
     name: str
 
@@ -33,5 +35,7 @@ def send_after_commit(work: Work, publisher: Publisher, message: Message) -> Non
     told = f"{message.name} #{message.attempt}"
     args = (str(message.step_id), message.attempt)
     work.after_commit(
-        lambda: publisher.publish(RUN_STEP, args, queue=message.queue, priority=message.priority, told=told)
+        lambda: publisher.publish(
+            RUN_STEP, args, queue=message.queue, priority=priority_of(message.priority, message.rank), told=told
+        )
     )

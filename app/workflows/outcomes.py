@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from app.kernel.errors import FailureReason
+from app.workflows.definition import Definition
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +39,43 @@ class Failure:
     #: What the model wrote.
     text: str | None = None
     usage: Usage = Usage()
+    #: The least delay before another attempt, as a server asked for it.
+    retry_after: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """The items of a map are known: each is a step of its own."""
+
+    items: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """Another workflow is to run."""
+
+    definition: Definition
+    version: int | None
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Nothing is to be done until some time has passed, or an instant has come."""
+
+    delay: timedelta | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signalled:
+    """An event is to come."""
+
+    event: str
+    #: What a person reads who is to decide.
+    message: str | None = None
+    expires: timedelta | None = None
+
+
+Awaited = Expanded | Called | Timed | Signalled
+Outcome = Success | Failure | Awaited

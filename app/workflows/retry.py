@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from app.kernel.errors import FailureReason
-from app.workflows.definition import Retry
+from app.workflows.steps import Retry
 
 #: The holder left the work without failing at it.
 NOT_COUNTED = frozenset({FailureReason.WORKER_STOPPED, FailureReason.CANCELLED})
@@ -42,22 +42,39 @@ class GiveUp:
     why: str
 
 
-def decide(rule: Retry, reason: FailureReason, record: Record, *, max_losses: int, chance: float) -> Again | GiveUp:
+def decide(
+    rule: Retry,
+    reason: FailureReason,
+    record: Record,
+    *,
+    max_losses: int,
+    chance: float,
+    retryable: bool = True,
+    late: bool = False,
+    not_before: timedelta = timedelta(0),
+) -> Again | GiveUp:
     """
     What follows a failed attempt. `chance` is in [0, 1).
+
+    `retryable` is what the rule's condition says of the error; `late` tells that the time for the whole step is over;
+    `not_before` is the least delay, where a server asked for one.
 
     Delays grow by `factor` up to `cap`, and each is drawn from the whole range below (full jitter),
     so that steps that failed together do not come back together.
     """
     if reason in NOT_COUNTED:
         return Again(timedelta(0))
+    if late:
+        return GiveUp("the time for the whole step (total_timeout) is over")
     if reason is FailureReason.WORKER_LOST:
         if record.losses >= max_losses:
             return GiveUp(f"{record.losses} workers died while they held it: it is not given to another")
         return Again(timedelta(0))
-    if reason in rule.never_on:
+    if reason in rule.non_retryable or (rule.on is not None and reason not in rule.on):
         return GiveUp(f"{reason} is not retried")
+    if not retryable:
+        return GiveUp("the condition of its retry rule does not hold for this error")
     if record.failures >= rule.max_attempts:
         return GiveUp(f"{record.failures} of {rule.max_attempts} attempts failed")
     bound = min(rule.delay * rule.factor ** (record.failures - 1), rule.cap)
-    return Again(bound * chance)
+    return Again(max(bound * chance, not_before))

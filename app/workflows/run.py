@@ -3,64 +3,49 @@ A run: the states of its steps, and what each event makes of them.
 
 Everything that changes a state is in this file. `TRANSITIONS` is the table; an edge that is absent is the error.
 `advance(run, event)` gives the run after the event and the commands that follow from it; it does nothing itself.
-A step begins when all that it needs have succeeded. When one fails, what needs it is skipped and other branches go on;
-the run fails once nothing is left to do. After a cancel nothing begins; what runs is asked to stop, and the run is
-cancelled when the last holder has answered or lost its lease.
+
+A step begins when what it needs has come about (`join`): all of it, any of it, or the end of all of it. Otherwise it is
+skipped, and other branches go on. Where a step has a condition or is a switch, somebody is asked to decide it first.
+The run fails once nothing is left to do and a step has failed that was not allowed to. After a cancel nothing begins;
+what runs is asked to stop, and the run goes on to its end when the last holder has answered or lost its lease.
+A run that does not succeed does its `on_failure` steps before it ends.
 
 Nothing here reads a clock, a database or chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from enum import StrEnum
 
 from app.kernel.errors import FailureReason, InvalidTransition
 from app.workflows import retry
-from app.workflows.definition import Retry
-
-
-class StepState(StrEnum):
-    """Where a step stands."""
-
-    #: It waits for the steps that it needs.
-    PENDING = "pending"
-    #: It may begin; a message is on its way to a worker, or lost, and the sweep sends another.
-    READY = "ready"
-    #: A worker holds it under a lease.
-    RUNNING = "running"
-    #: It failed and begins again after a delay.
-    WAITING = "waiting"
-    #: Its holder was asked to stop and has not answered yet.
-    CANCELLING = "cancelling"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    #: A step that it needs did not succeed.
-    SKIPPED = "skipped"
-    CANCELLED = "cancelled"
-
-
-class RunState(StrEnum):
-    """Where a run stands."""
-
-    #: No step has begun.
-    QUEUED = "queued"
-    RUNNING = "running"
-    #: A cancel was asked for; some holder has not answered yet.
-    CANCELLING = "cancelling"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-#: States of a step that nothing leaves.
-FINAL_STEPS = frozenset({StepState.SUCCEEDED, StepState.FAILED, StepState.SKIPPED, StepState.CANCELLED})
-#: States of a step in which a worker holds it.
-HELD_STEPS = frozenset({StepState.RUNNING, StepState.CANCELLING})
-#: States of a run that nothing leaves.
-FINAL_RUNS = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
+from app.workflows.events import (
+    CancelRequested,
+    Command,
+    ComputeOutput,
+    DecideStep,
+    DelayOver,
+    DelayStep,
+    DispatchStep,
+    Event,
+    FinishRun,
+    NoteGivenUp,
+    OutputComputed,
+    RetryRequested,
+    RunAdmitted,
+    RunSubmitted,
+    StepAwaited,
+    StepCancelRequested,
+    StepClaimed,
+    StepDecided,
+    StepFailed,
+    StepOutOfTime,
+    StepSucceeded,
+    StopStep,
+)
+from app.workflows.states import FINAL_RUNS, FINAL_STEPS, Rule, Run, RunState, Step, StepState
 
 
 class Change(StrEnum):
@@ -68,148 +53,57 @@ class Change(StrEnum):
 
     NEEDS_MET = "needs_met"
     NEED_MISSED = "need_missed"
+    #: A switch took a branch.
+    DECIDED = "decided"
+    #: A condition could not be computed.
+    BROKEN = "broken"
     CLAIMED = "claimed"
+    #: The holder has left it; its work goes on elsewhere.
+    AWAITED = "awaited"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     FAILED_FOR_GOOD = "failed_for_good"
     DELAY_OVER = "delay_over"
+    OUT_OF_TIME = "out_of_time"
     CANCEL_ASKED = "cancel_asked"
+    #: A cancel of work that nothing needs to answer.
+    DROPPED = "dropped"
+    RETRIED = "retried"
 
 
 TRANSITIONS: Mapping[tuple[StepState, Change], StepState] = {
     (StepState.PENDING, Change.NEEDS_MET): StepState.READY,
     (StepState.PENDING, Change.NEED_MISSED): StepState.SKIPPED,
+    (StepState.PENDING, Change.DECIDED): StepState.SUCCEEDED,
+    (StepState.PENDING, Change.BROKEN): StepState.FAILED,
     (StepState.PENDING, Change.CANCEL_ASKED): StepState.CANCELLED,
     (StepState.READY, Change.CLAIMED): StepState.RUNNING,
+    (StepState.READY, Change.OUT_OF_TIME): StepState.FAILED,
     (StepState.READY, Change.CANCEL_ASKED): StepState.CANCELLED,
+    (StepState.RUNNING, Change.AWAITED): StepState.AWAITING,
     (StepState.RUNNING, Change.SUCCEEDED): StepState.SUCCEEDED,
     (StepState.RUNNING, Change.FAILED): StepState.WAITING,
     (StepState.RUNNING, Change.FAILED_FOR_GOOD): StepState.FAILED,
     (StepState.RUNNING, Change.CANCEL_ASKED): StepState.CANCELLING,
     (StepState.WAITING, Change.DELAY_OVER): StepState.READY,
+    (StepState.WAITING, Change.OUT_OF_TIME): StepState.FAILED,
     (StepState.WAITING, Change.CANCEL_ASKED): StepState.CANCELLED,
+    (StepState.AWAITING, Change.SUCCEEDED): StepState.SUCCEEDED,
+    (StepState.AWAITING, Change.FAILED): StepState.WAITING,
+    (StepState.AWAITING, Change.FAILED_FOR_GOOD): StepState.FAILED,
+    (StepState.AWAITING, Change.CANCEL_ASKED): StepState.CANCELLING,
+    (StepState.AWAITING, Change.DROPPED): StepState.CANCELLED,
     # The work was done before its holder heard of the cancel: it did succeed.
     (StepState.CANCELLING, Change.SUCCEEDED): StepState.SUCCEEDED,
     (StepState.CANCELLING, Change.FAILED): StepState.CANCELLED,
     (StepState.CANCELLING, Change.FAILED_FOR_GOOD): StepState.CANCELLED,
     (StepState.CANCELLING, Change.CANCEL_ASKED): StepState.CANCELLING,
+    (StepState.FAILED, Change.RETRIED): StepState.PENDING,
+    (StepState.SKIPPED, Change.RETRIED): StepState.PENDING,
+    (StepState.CANCELLED, Change.RETRIED): StepState.PENDING,
+    # Steps for failures only: what they did is done anew if the run fails again.
+    (StepState.SUCCEEDED, Change.RETRIED): StepState.PENDING,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a run."""
-
-    key: str
-    state: StepState
-    needs: tuple[str, ...]
-    retry: Retry
-    #: Counts dispatches from 1; a message and a record name it, and an old one is refused. 0 before the first.
-    attempt: int = 0
-    #: Attempts that failed.
-    failures: int = 0
-    #: Attempts whose worker died.
-    losses: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run and its steps, by key."""
-
-    id: str
-    state: RunState
-    steps: Mapping[str, Step]
-
-
-@dataclass(frozen=True, slots=True)
-class RunSubmitted:
-    """The run was written; nothing of it has begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepClaimed:
-    """A worker took the step."""
-
-    key: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepSucceeded:
-    """The holder delivered an output."""
-
-    key: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepFailed:
-    """The attempt ended badly: its holder said so, or its lease ran out."""
-
-    key: str
-    attempt: int
-    reason: FailureReason
-    #: Drawn from [0, 1) by the caller, for the jitter of the delay.
-    chance: float
-    #: Setting runs.max_worker_losses.
-    max_losses: int
-
-
-@dataclass(frozen=True, slots=True)
-class DelayOver:
-    """The delay before another attempt has passed."""
-
-    key: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRequested:
-    """Somebody wants the run to end."""
-
-
-Event = RunSubmitted | StepClaimed | StepSucceeded | StepFailed | DelayOver | CancelRequested
-
-
-@dataclass(frozen=True, slots=True)
-class DispatchStep:
-    """Send a message to the workers of this step."""
-
-    key: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class DelayStep:
-    """Let the step wait; the sweep brings it back."""
-
-    key: str
-    delay: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class StopStep:
-    """Ask the holder to leave the step."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class NoteGivenUp:
-    """Write down why there is no other attempt."""
-
-    key: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class FinishRun:
-    """The run has ended in this state."""
-
-    state: RunState
-
-
-Command = DispatchStep | DelayStep | StopStep | NoteGivenUp | FinishRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,29 +121,54 @@ def advance(run: Run, event: Event) -> Advance:
     Raises InvalidTransition when the event cannot happen: to a step in that state, for another attempt,
     or to a run that has ended.
     """
-    if run.state in FINAL_RUNS:
+    retried = isinstance(event, RetryRequested)
+    if (run.state in FINAL_RUNS) != retried or (retried and run.state is RunState.SUCCEEDED):
         raise InvalidTransition(f"run {run.id}", run.state, type(event).__name__)
     steps, commands = dict(run.steps), list[Command]()
+    state, ending = run.state, run.ending
     match event:
         case RunSubmitted():
             pass
+        case RunAdmitted():
+            if state is not RunState.BLOCKED:
+                raise InvalidTransition(f"run {run.id}", state, "RunAdmitted")
+            state = RunState.QUEUED
+        case StepDecided():
+            _decide(steps, event, commands)
         case StepClaimed(key, attempt):
             _change(steps, _at(run, key, attempt, event), Change.CLAIMED)
-        case StepSucceeded(key, attempt):
-            _change(steps, _at(run, key, attempt, event), Change.SUCCEEDED)
+        case StepAwaited(key, attempt, outside):
+            _await(steps, _at(run, key, attempt, event), outside, commands)
+        case StepSucceeded(key, attempt, branch):
+            _change(steps, replace(_at(run, key, attempt, event), branch=branch, outside=False), Change.SUCCEEDED)
         case StepFailed():
-            _fail(steps, _at(run, event.key, event.attempt, event), event, commands)
+            _fail(steps, replace(_at(run, event.key, event.attempt, event), outside=False), event, commands)
         case DelayOver(key, attempt):
             _dispatch(steps, _change(steps, _at(run, key, attempt, event), Change.DELAY_OVER), commands)
-        case CancelRequested():
-            _cancel(steps, commands)
-    state = _settle(run.state, steps, event, commands)
-    return Advance(replace(run, state=state, steps=steps), tuple(commands))
+        case StepOutOfTime(key):
+            _run_out(steps, steps[key], commands)
+        case StepCancelRequested(key):
+            _cancel(steps, [steps[key]], commands)
+        case CancelRequested(wanted):
+            if state is RunState.COMPENSATING:
+                raise InvalidTransition(f"run {run.id}", state, "CancelRequested")
+            regular = (step for step in steps.values() if not step.rule.on_failure)
+            _cancel(steps, [step for step in regular if step.state not in FINAL_STEPS], commands)
+            state, ending = RunState.CANCELLING, ending or wanted
+        case OutputComputed(made):
+            if not made:
+                ending = RunState.FAILED
+        case RetryRequested():
+            state, ending = RunState.RUNNING, None
+            _reset(steps)
+    if state is RunState.QUEUED and not isinstance(event, RunSubmitted | RunAdmitted | StepDecided):
+        state = RunState.RUNNING
+    return _settle(replace(run, state=state, ending=ending), steps, commands, isinstance(event, OutputComputed))
 
 
-def begin(key: str, needs: Sequence[str], rule: Retry) -> Step:
+def begin(key: str, rule: Rule) -> Step:
     """A step that nothing has happened to."""
-    return Step(key, StepState.PENDING, tuple(needs), rule)
+    return Step(key, StepState.PENDING, rule)
 
 
 def _at(run: Run, key: str, attempt: int, event: Event) -> Step:
@@ -275,12 +194,52 @@ def _dispatch(steps: dict[str, Step], step: Step, commands: list[Command]) -> No
     commands.append(DispatchStep(step.key, step.attempt + 1))
 
 
+def _decide(steps: dict[str, Step], event: StepDecided, commands: list[Command]) -> None:
+    step = steps[event.key]
+    if event.holds is None:
+        _change(steps, step, Change.BROKEN)
+    elif not event.holds:
+        _change(steps, step, Change.NEED_MISSED)
+    elif event.switch:
+        _change(steps, replace(step, branch=event.branch), Change.DECIDED)
+    else:
+        _dispatch(steps, _change(steps, step, Change.NEEDS_MET), commands)
+
+
+def _await(steps: dict[str, Step], step: Step, outside: bool, commands: list[Command]) -> None:
+    """Once a cancel was asked for, what goes on elsewhere is told at once, and what does not is over."""
+    if step.outside:
+        raise InvalidTransition(f"step {step.key}", step.state, "StepAwaited for the second time")
+    if step.state is not StepState.CANCELLING:
+        _change(steps, replace(step, outside=outside), Change.AWAITED)
+    elif outside:
+        steps[step.key] = replace(step, outside=True)
+        commands.append(StopStep(step.key))
+    else:
+        _change(steps, step, Change.FAILED)
+
+
 def _fail(steps: dict[str, Step], step: Step, event: StepFailed, commands: list[Command]) -> None:
     lost = event.reason is FailureReason.WORKER_LOST
     failed = not lost and event.reason not in retry.NOT_COUNTED
     step = replace(step, failures=step.failures + failed, losses=step.losses + lost)
+    others = step.rule.fallback
+    if others and event.reason in others.on and step.model + 1 < step.rule.models and not event.late:
+        waiting = _change(steps, replace(step, model=step.model + 1, failures=0, losses=0), Change.FAILED)
+        if waiting.state is StepState.WAITING:
+            _dispatch(steps, _change(steps, waiting, Change.DELAY_OVER), commands)
+        return
     record = retry.Record(step.failures, step.losses)
-    decision = retry.decide(step.retry, event.reason, record, max_losses=event.max_losses, chance=event.chance)
+    decision = retry.decide(
+        step.rule.retry,
+        event.reason,
+        record,
+        max_losses=event.max_losses,
+        chance=event.chance,
+        retryable=event.retryable,
+        late=event.late,
+        not_before=event.not_before,
+    )
     if isinstance(decision, retry.GiveUp):
         _change(steps, step, Change.FAILED_FOR_GOOD)
         commands.append(NoteGivenUp(step.key, decision.why))
@@ -294,43 +253,104 @@ def _fail(steps: dict[str, Step], step: Step, event: StepFailed, commands: list[
         _dispatch(steps, _change(steps, waiting, Change.DELAY_OVER), commands)
 
 
-def _cancel(steps: dict[str, Step], commands: list[Command]) -> None:
-    open_steps = [step for step in steps.values() if step.state not in FINAL_STEPS]
-    changed = [_change(steps, step, Change.CANCEL_ASKED) for step in open_steps]
-    commands.extend(StopStep(step.key) for step in changed if step.state is StepState.CANCELLING)
-
-
-def _settle(state: RunState, steps: dict[str, Step], event: Event, commands: list[Command]) -> RunState:
-    """Begin what may begin, skip what cannot, and see whether the run has ended."""
-    if isinstance(event, CancelRequested):
-        state = RunState.CANCELLING
-    elif state is RunState.QUEUED and not isinstance(event, RunSubmitted):
-        state = RunState.RUNNING
-    if isinstance(event, RunSubmitted | StepSucceeded | StepFailed) and state is not RunState.CANCELLING:
-        _spread(steps, commands)
-    if any(step.state not in FINAL_STEPS for step in steps.values()):
-        return state
-    if state is RunState.CANCELLING:
-        ended = RunState.CANCELLED
-    elif all(step.state is StepState.SUCCEEDED for step in steps.values()):
-        ended = RunState.SUCCEEDED
+def _run_out(steps: dict[str, Step], step: Step, commands: list[Command]) -> None:
+    """What nobody holds fails at once; what goes on elsewhere is stopped first, and has failed when that has ended."""
+    if step.state is StepState.AWAITING and step.outside:
+        _change(steps, step, Change.CANCEL_ASKED)
+        commands.append(StopStep(step.key))
+    elif step.state is StepState.AWAITING:
+        _change(steps, step, Change.FAILED_FOR_GOOD)
     else:
-        ended = RunState.FAILED
-    commands.append(FinishRun(ended))
-    return ended
+        _change(steps, step, Change.OUT_OF_TIME)
 
 
-def _spread(steps: dict[str, Step], commands: list[Command]) -> None:
+def _cancel(steps: dict[str, Step], wanted: list[Step], commands: list[Command]) -> None:
+    for step in wanted:
+        alone = step.state is StepState.AWAITING and not step.outside
+        changed = _change(steps, step, Change.DROPPED if alone else Change.CANCEL_ASKED)
+        if changed.state is StepState.CANCELLING:
+            commands.append(StopStep(step.key))
+
+
+def _reset(steps: dict[str, Step]) -> None:
+    """What did not succeed is to be done again, and what was done because of that was in vain."""
+    for step in list(steps.values()):
+        if step.state is not StepState.SUCCEEDED or step.rule.on_failure:
+            fresh = replace(step, failures=0, losses=0, model=0, branch=None, asked=False)
+            _change(steps, fresh, Change.RETRIED)
+
+
+def _settle(run: Run, steps: dict[str, Step], commands: list[Command], computed: bool) -> Advance:
+    """Begin what may begin, skip what cannot, and see whether the run has ended."""
+    state, ending = run.state, run.ending
+    regular = [key for key, step in steps.items() if not step.rule.on_failure]
+    others = [key for key, step in steps.items() if step.rule.on_failure]
+    if state in (RunState.QUEUED, RunState.RUNNING):
+        _spread(steps, regular, commands)
+    if state not in (RunState.COMPENSATING, RunState.BLOCKED) and _ended(steps, regular):
+        if ending is None and any(_missed(steps[key]) for key in regular):
+            ending = RunState.FAILED
+        if ending is None and run.computes_output and not computed:
+            commands.append(ComputeOutput())
+            return Advance(replace(run, state=state, steps=steps), tuple(commands))
+        begun = any(steps[key].attempt for key in regular)
+        if ending is None or (ending is RunState.CANCELLED and not begun):
+            for key in others:
+                if steps[key].state is StepState.PENDING:
+                    _change(steps, steps[key], Change.NEED_MISSED)
+        else:
+            state = RunState.COMPENSATING
+    if state is RunState.COMPENSATING:
+        _spread(steps, others, commands)
+    if not _ended(steps, steps) or state is RunState.BLOCKED:
+        return Advance(replace(run, state=state, steps=steps, ending=ending), tuple(commands))
+    final = ending or RunState.SUCCEEDED
+    commands.append(FinishRun(final))
+    return Advance(replace(run, state=final, steps=steps, ending=ending), tuple(commands))
+
+
+def _ended(steps: Mapping[str, Step], keys: list[str] | Mapping[str, Step]) -> bool:
+    return all(steps[key].state in FINAL_STEPS for key in keys)
+
+
+def _missed(step: Step) -> bool:
+    """Whether a step ended in a way that makes its run fail."""
+    return step.state in (StepState.FAILED, StepState.CANCELLED) and not step.rule.allow_failure
+
+
+def _spread(steps: dict[str, Step], keys: list[str], commands: list[Command]) -> None:
     """Carry what has ended over to the steps that waited for it, until nothing changes."""
     moved = True
     while moved:
         moved = False
-        for step in list(steps.values()):
-            if step.state is not StepState.PENDING:
+        for key in keys:
+            step = steps[key]
+            if step.state is not StepState.PENDING or step.asked:
                 continue
-            needs = [steps[need].state for need in step.needs]
-            if any(need in FINAL_STEPS and need is not StepState.SUCCEEDED for need in needs):
+            standing = _standing(steps, step.rule)
+            if standing is False:
                 _change(steps, step, Change.NEED_MISSED)
                 moved = True
-            elif all(need is StepState.SUCCEEDED for need in needs):
+            elif standing and step.rule.decided:
+                steps[key] = replace(step, asked=True)
+                commands.append(DecideStep(key))
+            elif standing:
                 _dispatch(steps, _change(steps, step, Change.NEEDS_MET), commands)
+
+
+def _standing(steps: Mapping[str, Step], rule: Rule) -> bool | None:
+    """Whether what a step needs has come about, or cannot any more; None while it still may."""
+    found = [_met(steps[key], branch) for key, branch in rule.needs]
+    match rule.join:
+        case "all":
+            return False if False in found else None if None in found else True
+        case "any":
+            return True if True in found or not found else None if None in found else False
+        case "all_done":
+            return None if None in found else True
+
+
+def _met(step: Step, branch: str | None) -> bool | None:
+    if step.state not in FINAL_STEPS:
+        return None
+    return step.state is StepState.SUCCEEDED and branch in (None, step.branch)

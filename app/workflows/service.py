@@ -1,87 +1,45 @@
 """
-What can be done with runs: submit, claim, renew, record, cancel.
+What can be done with runs by those who work on them: submit, claim, renew, record; and by the sweep.
 
 Each call is one transaction on the database that it is given; messages follow its commit.
 A claim is a compare-and-set; everything else happens under the lock of the run and passes through `run.advance`,
 which refuses what cannot happen. A record of an attempt that is no longer held is refused with LeaseLost.
+One transaction locks one run: what concerns another (a run that called this one) follows in a transaction of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from app.fleet.model import slug
 from app.kernel import ids, log
-from app.kernel.broker import IO_QUEUE, Publisher, model_queue
+from app.kernel.broker import Publisher
 from app.kernel.database import Database, Work
 from app.kernel.errors import (
+    ArrieroError,
     FailureReason,
-    IdempotencyKeyReused,
     InvalidTransition,
     LeaseLost,
     NotFound,
 )
-from app.workflows import definition as definitions
-from app.workflows import inputs, store
-from app.workflows import run as runs
-from app.workflows.change import Change, as_json, known
-from app.workflows.definition import Definition, GenerateStep
+from app.workflows import claims, events, fan_out, items, store, submission
+from app.workflows.change import Change, as_json, queue_of, stop_items
+from app.workflows.claims import Claim
+from app.workflows.events import DelayOver, StepOutOfTime
 from app.workflows.messages import Message, send_after_commit
-from app.workflows.outcomes import Failure, Success, Usage
-from app.workflows.run import (
-    FINAL_RUNS,
-    HELD_STEPS,
-    CancelRequested,
-    DelayOver,
-    Run,
-    RunState,
-    StepState,
-    StepSucceeded,
-)
+from app.workflows.outcomes import Awaited, Called, Expanded, Failure, Signalled, Success, Timed, Usage
+from app.workflows.states import FINAL_RUNS, HELD_STEPS, RunState, StepState
+from app.workflows.steps import TIMED_OUT, MapStep, WaitStep
+from app.workflows.submission import Accepted, Submission
 
 _log = log.get(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """What a client asks for."""
-
-    definition: Definition
-    inputs: Mapping[str, Any]
-    #: The version, for a named workflow.
-    version: int | None = None
-    priority: str | None = None
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The run that answers a submission."""
-
-    id: UUID
-    #: False when the idempotency key had been used for the same submission before.
-    created: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A step in the hands of a worker, with all that its work needs."""
-
-    step_id: UUID
-    run_id: UUID
-    key: str
-    attempt: int
-    priority: str
-    definition: Definition
-    inputs: Mapping[str, Any]
-    #: Outputs of the steps before it, by id.
-    outputs: Mapping[str, Any]
+#: Workflows that call each other, at the most.
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,56 +50,25 @@ class Runs:
     publisher: Publisher
     lease: timedelta
     max_worker_losses: int
+    #: How long finished runs are kept that do not say it themselves.
+    retention: timedelta = timedelta(days=30)
     #: Draws from [0, 1).
     chance: Callable[[], float] = field(default=ids.chance)
 
-    def submit(self, submission: Submission) -> Accepted:
+    def submit(self, asked: Submission) -> Accepted:
         """
         Write a run and send its first steps.
 
-        The same idempotency key with the same content gives the run that it gave before.
+        The same idempotency key with the same content gives the run that it gave before, and so does the same
+        deduplication key within its window.
 
         Raises InvalidInput when the inputs break their schemas, IdempotencyKeyReused when the key came with another
-        content. Nothing is stored then.
+        content, ConcurrencyLimitReached when the run is one too many and its workflow refuses these. Nothing is
+        stored then.
         """
-        definition = submission.definition
-        given = inputs.resolve(definition, submission.inputs)
-        sha256, document = _identity(definition)
-        priority = submission.priority or definition.priority
-        request = _hash([sha256, submission.version, given, priority])
-        run_id = ids.new_id()
-        advanced = runs.advance(_fresh(run_id, definition), runs.RunSubmitted())
+        prepared = submission.prepare(asked, self.retention)
         with self.database.work() as work:
-            store.keep_definition(work, sha256, document)
-            written = store.insert_run(
-                work,
-                {
-                    "id": run_id,
-                    "workflow": definition.workflow,
-                    "version": submission.version,
-                    "sha256": sha256,
-                    "state": advanced.run.state,
-                    "priority": priority,
-                    "inputs": as_json(given),
-                    "key": submission.idempotency_key,
-                    "request": request if submission.idempotency_key else None,
-                },
-            )
-            if not written:
-                assert submission.idempotency_key is not None
-                return _earlier(work, submission.idempotency_key, request)
-            rows = [
-                _step_values(run_id, position, step, definition, priority, advanced.run)
-                for position, step in enumerate(definition.steps)
-            ]
-            store.insert_steps(work, rows)
-            for row in rows:
-                if row["state"] == StepState.READY:
-                    name = f"{definition.workflow}/{row['key']}"
-                    message = Message(row["id"], row["attempt"], row["queue"], priority, name)
-                    send_after_commit(work, self.publisher, message)
-        _log.info("run_submitted", run_id=str(run_id), workflow=definition.workflow, steps=len(rows))
-        return Accepted(run_id, created=True)
+            return self.write(work, prepared)
 
     def claim(self, step_id: UUID, attempt: int, owner: str) -> Claim | None:
         """Take a step, or None: it was taken, ended or sent anew since the message about it was written."""
@@ -149,8 +76,8 @@ class Runs:
             row = store.claim(work, step_id, attempt, owner, self.lease)
             if row is None:
                 return None
-            claim = self._claim(work, row.id, row.key, row.attempt, row)
-        if row.state == RunState.QUEUED:
+            claim = claims.take(work, row)
+        if row.run_state == RunState.QUEUED:
             # In a transaction of its own: whoever locks a run and a step locks the run first.
             with self.database.work() as work:
                 store.begin_run(work, row.run_id)
@@ -172,17 +99,49 @@ class Runs:
         Raises LeaseLost when the attempt is no longer the owner's; the output is dropped then.
         """
         with self.database.work() as work:
-            change = self._open(work, claim.run_id, claim, owner)
-            change.apply(StepSucceeded(claim.key, claim.attempt))
-            change.output(claim.key, success.output, success.usage)
+            change = self._held(work, claim, owner)
+            change.succeed(claim.key, claim.attempt, success.output, success.usage)
+            claims.end_attempt(work, claim, "succeeded", success.usage)
+            if claim.parent_id is not None:
+                self._item_changed(work, change, claim.parent_id)
+                return None
             following = change.claim_short(claim.key, owner)
-            store.end_attempt(work, _attempt_row(claim.step_id, claim.attempt, "succeeded", None, None, success.usage))
             change.write()
             if following is None:
                 return None
             row = change.rows[following.key]
-            store.begin_attempt(work, row.id, following.attempt, owner)
-            return self._claim(work, row.id, following.key, following.attempt, change.run_row)
+            store.begin_attempt(work, row.id, following.attempt, owner, row.model)
+            step = change.graph.steps[following.key]
+            data = change.data(change.graph.work_reads[following.key])
+            return Claim(
+                row.id, claim.run_id, row.key, following.attempt, row.priority, step, data, row.model, step=step
+            )
+
+    def leave(self, claim: Claim, owner: str, awaited: Awaited) -> None:
+        """
+        Record that the work of a claimed step goes on elsewhere: its items, a run that it calls, time, an event.
+
+        Raises LeaseLost when the attempt is no longer the owner's; nothing is begun then.
+        """
+        with self.database.work() as work:
+            change = self._held(work, claim, owner)
+            claims.end_attempt(work, claim, "left", Usage())
+            match awaited:
+                case Expanded(found):
+                    self._expand(work, change, claim, found)
+                case Called():
+                    self._call(work, change, claim, awaited)
+                case Timed(delay, until):
+                    waits = {"until": until.isoformat()} if until else {"for_s": delay and delay.total_seconds()}
+                    change.leave(claim.key, claim.attempt, waits, outside=False, delay=delay, until=until)
+                case Signalled(event, message, expires):
+                    told = {"event": event} | ({"message": message} if message else {})
+                    change.leave(claim.key, claim.attempt, told, outside=False, delay=expires)
+                    self._take_event(work, change, claim.key)
+            if claim.parent_id is not None:
+                self._item_changed(work, change, claim.parent_id)
+            else:
+                change.write()
 
     def fail(self, claim: Claim, owner: str, failure: Failure) -> None:
         """
@@ -191,137 +150,330 @@ class Runs:
         Raises LeaseLost when the attempt is no longer the owner's.
         """
         with self.database.work() as work:
-            change = self._open(work, claim.run_id, claim, owner)
-            change.fail(
-                claim.key, claim.attempt, failure.reason, failure.message, self.chance(), self.max_worker_losses
+            change = self._held(work, claim, owner)
+            self._fail(
+                change,
+                claim.key,
+                claim.attempt,
+                failure.reason,
+                failure.message,
+                usage=failure.usage,
+                not_before=failure.retry_after,
             )
-            change.output(claim.key, None, failure.usage, has_output=False)
-            values = _attempt_row(
-                claim.step_id, claim.attempt, failure.reason, failure.message, failure.text, failure.usage
-            )
-            store.end_attempt(work, values)
-            change.write()
+            claims.end_attempt(work, claim, failure.reason, failure.usage, failure.message, failure.text)
+            self.written(work, change)
 
-    def cancel(self, run_id: UUID) -> RunState:
+    def lose(self, run_id: UUID, key: str, attempt: int) -> bool:
+        """The lease of a held step may have run out: if it has, its holder is taken for dead."""
+        with self.database.work() as work:
+            change = self.open(work, run_id, key)
+            row = change.rows[key]
+            if row.attempt != attempt or not row.expired or row.state not in HELD_STEPS:
+                return False
+            message = f"worker {row.owner} did not renew its lease: it died, or was cut off"
+            self._fail(change, key, attempt, FailureReason.WORKER_LOST, message)
+            claims.end(work, row.id, attempt, FailureReason.WORKER_LOST, Usage(), message)
+            self.written(work, change)
+        _log.warning("step_lost", run_id=str(run_id), step=key, attempt=attempt, owner=row.owner)
+        return True
+
+    def resume(self, run_id: UUID, key: str, attempt: int) -> bool:
+        """The delay of a step is over: send it, or end its waiting. False when somebody else did."""
+        with self.database.work() as work:
+            change = self.open(work, run_id, key)
+            step, row = change.graph.steps.get(key), change.rows[key]
+            try:
+                if row.state == StepState.AWAITING and isinstance(step, WaitStep):
+                    self._wait_over(change, step, attempt)
+                else:
+                    change.apply(DelayOver(key, attempt))
+            except InvalidTransition:
+                return False
+            self.written(work, change)
+        return True
+
+    def run_out(self, run_id: UUID, key: str) -> bool:
+        """The time for the whole of a step is over, and nobody holds it."""
+        with self.database.work() as work:
+            change = self.open(work, run_id, key)
+            row = change.rows[key]
+            if not row.late:
+                return False
+            message = "the time for the whole step (total_timeout) is over"
+            change.note(key, {"reason": FailureReason.TIMEOUT, "message": message, "attempt": row.attempt})
+            change.why = message
+            try:
+                change.apply(StepOutOfTime(key))
+            except InvalidTransition:
+                return False
+            self.written(work, change)
+        return True
+
+    def run_ended(self, run_id: UUID, parent_step_id: UUID | None, concurrency_key: str | None) -> None:
+        """What follows the end of a run: the step that called it is answered, the next of its key begins."""
+        try:
+            if parent_step_id is not None:
+                self.answer(run_id)
+            if concurrency_key is not None:
+                self.admit(concurrency_key)
+        except ArrieroError as error:
+            # The sweep does it again.
+            _log.warning("aftermath_postponed", run_id=str(run_id), error=str(error))
+
+    def stop_called(self, step_id: UUID) -> None:
+        """Cancel the open runs that a step has called."""
+        try:
+            with self.database.work() as work:
+                called = store.called_by(work, step_id)
+            for row in called:
+                self.cancel(row.id, why="the step that called it was stopped")
+        except ArrieroError as error:
+            _log.warning("aftermath_postponed", step_id=str(step_id), error=str(error))
+
+    def answer(self, run_id: UUID) -> bool:
+        """A run that a step called has ended: the step succeeds with its output, or fails. False when it did before."""
+        with self.database.work() as work:
+            child = store.ended_call(work, run_id)
+            if child is None:
+                return False
+            change = self.open(work, child.parent_run_id, child.key)
+            row = change.rows[child.key]
+            if row.state not in (StepState.AWAITING, StepState.CANCELLING) or not row.outside:
+                return False
+            if (row.awaits or {}).get("run", str(run_id)) != str(run_id):
+                return False
+            usage = Usage(child.tokens_in, child.tokens_out)
+            if child.state == RunState.SUCCEEDED:
+                change.succeed(row.key, row.attempt, child.output, usage)
+            else:
+                why = (child.error or {}).get("message") or "no step says why"
+                message = f"run {run_id} of {child.workflow} ended {child.state}: {why}"
+                self._fail(change, row.key, row.attempt, FailureReason.CHILD_FAILED, message, usage=usage)
+            self.written(work, change)
+        return True
+
+    def admit(self, concurrency_key: str) -> int:
+        """Let blocked runs of a key begin, as far as its limit allows; gives how many did."""
+        admitted = 0
+        while True:
+            with self.database.work() as work:
+                run_id = submission.next_admissible(work, concurrency_key)
+                if run_id is None:
+                    return admitted
+                change = self.open(work, run_id)
+                if change.run.state is not RunState.BLOCKED:
+                    continue
+                change.apply(events.RunAdmitted())
+                change.write()
+                admitted += 1
+
+    def cancel(
+        self, run_id: UUID, *, why: str = "cancelled on request", ending: RunState = RunState.CANCELLED
+    ) -> RunState:
         """
         Ask a run to end; gives its state after that. A run that has ended stays as it is.
 
         Raises NotFound.
         """
         with self.database.work() as work:
-            change = self._open(work, run_id)
-            if change.run.state in FINAL_RUNS:
+            change = self.open(work, run_id)
+            if change.run.state in FINAL_RUNS or change.run.state is RunState.COMPENSATING:
                 return change.run.state
-            change.apply(CancelRequested())
+            change.why = why
+            if ending is RunState.FAILED:
+                change.run_error = why
+            change.apply(events.CancelRequested(ending))
             change.write()
-        _log.info("run_cancel_requested", run_id=str(run_id))
+        _log.info("run_cancel_requested", run_id=str(run_id), why=why)
         return change.run.state
 
-    def lose(self, run_id: UUID, key: str, attempt: int) -> bool:
-        """The lease of a held step may have run out: if it has, its holder is taken for dead."""
-        with self.database.work() as work:
-            change = self._open(work, run_id)
-            row = change.rows[key]
-            if row.attempt != attempt or not row.expired or row.state not in HELD_STEPS:
-                return False
-            message = f"worker {row.owner} did not renew its lease: it died, or was cut off"
-            self._fail(change, key, attempt, FailureReason.WORKER_LOST, message)
-            store.end_attempt(work, _attempt_row(row.id, attempt, FailureReason.WORKER_LOST, message, None, Usage()))
-            change.write()
-        _log.warning("step_lost", run_id=str(run_id), step=key, attempt=attempt, owner=row.owner)
-        return True
+    def open(self, work: Work, run_id: UUID, key: str | None = None) -> Change:
+        """
+        A run under its lock; with the key of an item of a map, that item alone.
 
-    def resume(self, run_id: UUID, key: str, attempt: int) -> bool:
-        """The delay of a waiting step is over: send it. False when somebody else did, or it was cancelled."""
-        with self.database.work() as work:
-            change = self._open(work, run_id)
-            try:
-                change.apply(DelayOver(key, attempt))
-            except InvalidTransition:
-                return False
-            change.write()
-        return True
-
-    def _open(self, work: Work, run_id: UUID, claim: Claim | None = None, owner: str | None = None) -> Change:
+        Raises NotFound.
+        """
         row = store.lock_run(work, run_id)
         if row is None:
             raise NotFound("run", str(run_id))
-        steps = {step.key: step for step in store.steps_of(work, run_id)}
-        change = Change(work, row, steps, self.lease, self.publisher)
-        if claim is not None:
-            held = change.rows[claim.key]
-            if held.attempt != claim.attempt or held.owner != owner or held.state not in HELD_STEPS:
-                raise LeaseLost(f"step {claim.key} of run {run_id}: attempt {claim.attempt} is not held by {owner}")
+        if key is not None and "[" in key:
+            item = store.find_step_of_key(work, run_id, key)
+            if item is None:
+                raise NotFound("step", key)
+            return self._change(work, row, [item])
+        rows = store.steps_of(work, run_id)
+        if key is not None and all(row.key != key for row in rows):
+            raise NotFound("step", key, [row.key for row in rows])
+        return self._change(work, row, rows)
+
+    def _change(self, work: Work, row: Any, rows: Sequence[Any], inputs: Mapping[str, Any] | None = None) -> Change:
+        return Change(
+            work,
+            claims.known(work, row.sha256),
+            row,
+            rows,
+            lease=self.lease,
+            publisher=self.publisher,
+            aftermath=self,
+            inputs=inputs,
+        )
+
+    def _held(self, work: Work, claim: Claim, owner: str) -> Change:
+        change = self.open(work, claim.run_id, claim.key)
+        held = change.rows[claim.key]
+        if held.attempt != claim.attempt or held.owner != owner or held.state not in HELD_STEPS:
+            raise LeaseLost(f"step {claim.key} of run {claim.run_id}: attempt {claim.attempt} is not held by {owner}")
         return change
 
-    def _fail(self, change: Change, key: str, attempt: int, reason: FailureReason, message: str) -> None:
-        change.fail(key, attempt, reason, message, self.chance(), self.max_worker_losses)
+    def _fail(self, change: Change, key: str, attempt: int, reason: FailureReason, message: str, **more: Any) -> None:
+        change.fail(key, attempt, reason, message, chance=self.chance(), max_losses=self.max_worker_losses, **more)
 
-    def _claim(self, work: Work, step_id: UUID, key: str, attempt: int, row: Any) -> Claim:
-        of = known(work, row.sha256)
-        needed = sorted(of.before[key]) if of.definition.step(key).kind != "noop" else []
-        run_id: UUID = getattr(row, "run_id", row.id)
-        outputs = store.outputs(work, run_id, needed) if needed else {}
-        return Claim(step_id, run_id, key, attempt, row.priority, of.definition, row.inputs, outputs)
+    def written(self, work: Work, change: Change) -> None:
+        """Write a change; where it ends an item, carry that over to the map."""
+        if change.is_item:
+            (row,) = change.rows.values()
+            self._item_changed(work, change, row.parent_id)
+        else:
+            change.write()
 
+    def _item_changed(self, work: Work, change: Change, parent_id: UUID) -> None:
+        change.write()
+        (step,) = change.run.steps.values()
+        if change.run.state not in FINAL_RUNS:
+            return
+        parent = change.rows[step.key].key.partition("[")[0]
+        definition = change.graph.steps[parent]
+        assert isinstance(definition, MapStep)
+        fan = items.find(work, parent_id)
+        assert fan is not None, "an item belongs to a map that was expanded"
+        collect = definition.on_error == "collect"
+        before = fan
+        missed = step.state is StepState.FAILED or (step.state is StepState.CANCELLED and not fan.stopping)
+        fan = fan_out.item_ended(fan, failed=missed, collect=collect)
+        items.keep(work, parent_id, fan)
+        if fan.stopping and not before.stopping:
+            stopped = stop_items(work, parent_id, self)
+            fan = stopped or fan
+        self._refill(work, change, definition, parent_id, fan)
 
-def queue_of(definition: Definition, step: definitions.Step) -> str:
-    """The queue whose workers can do the step."""
-    return model_queue(slug(definition.model_of(step))) if isinstance(step, GenerateStep) else IO_QUEUE
+    def _refill(self, work: Work, change: Change, definition: MapStep, parent_id: UUID, fan: fan_out.FanOut) -> None:
+        """Let the next items begin, or end the map."""
+        fan, count = fan_out.refill(fan, definition.max_parallel)
+        if count:
+            items.keep(work, parent_id, fan)
+            for row in items.start(work, parent_id, count):
+                if not change.run_row.paused:
+                    name = f"{change.run_row.workflow}/{row.key}"
+                    message = Message(row.id, row.attempt, row.queue, row.priority, row.rank, name)
+                    send_after_commit(work, self.publisher, message)
+        ended = fan_out.ended(fan, collect=definition.on_error == "collect")
+        if ended is None:
+            return
+        whole = self.open(work, change.run_row.id) if change.is_item else change
+        self._end_map(work, whole, definition, fan, ended)
+        if change.is_item:
+            whole.write()
 
+    def _end_map(
+        self, work: Work, change: Change, definition: MapStep, fan: fan_out.FanOut, ended: fan_out.Ended
+    ) -> None:
+        row, step = change.rows[definition.id], change.run.steps[definition.id]
+        if step.state not in (StepState.AWAITING, StepState.CANCELLING):
+            return
+        told = items.failed(work, row.id)
+        used = items.tokens(work, row.id)
+        usage = Usage(int(used.tokens_in), int(used.tokens_out))
+        story: dict[str, Any] = {}
+        if fan.failed:
+            first = next((one for one in told if one.error), None)
+            why = f"; the first, item {first.item}: {first.error['message']}" if first else ""
+            story = {"message": f"{fan.failed} of {fan.total} items failed{why}", "items": [one.item for one in told]}
+        match ended:
+            case fan_out.Ended.SUCCEEDED:
+                if story:
+                    change.note(row.key, {"reason": FailureReason.CHILD_FAILED, "attempt": step.attempt} | story)
+                change.succeed_outside(row.key, step.attempt, usage)
+            case fan_out.Ended.FAILED:
+                message = story.pop("message")
+                self._fail(change, row.key, step.attempt, FailureReason.CHILD_FAILED, message, usage=usage, story=story)
+            case fan_out.Ended.STOPPED:
+                self._fail(change, row.key, step.attempt, FailureReason.CANCELLED, "cancelled on request", usage=usage)
 
-def _fresh(run_id: UUID, definition: Definition) -> Run:
-    steps = {step.id: runs.begin(step.id, step.needs, step.retry) for step in definition.steps}
-    return Run(str(run_id), RunState.QUEUED, steps)
+    def _expand(self, work: Work, change: Change, claim: Claim, found: Sequence[Any]) -> None:
+        definition = claim.work
+        assert isinstance(definition, MapStep)
+        row = change.rows[claim.key]
+        models = change.graph.models(claim.key)
+        values = {
+            "run_id": claim.run_id,
+            "parent_id": claim.step_id,
+            "key": claim.key,
+            "position": 0,
+            "kind": definition.step.kind,
+            "model": models[0] if models else None,
+            "queue": queue_of(models),
+            "priority": row.priority,
+            "rank": row.rank,
+            "items": as_json(list(found)),
+        }
+        fan = items.expand(work, values, len(found))
+        items.keep(work, claim.step_id, fan)
+        change.leave(claim.key, claim.attempt, {"items": len(found)}, outside=True)
+        self._refill(work, change, definition, claim.step_id, items.find(work, claim.step_id) or fan)
 
+    def _call(self, work: Work, change: Change, claim: Claim, called: Called) -> None:
+        row = change.run_row
+        if row.depth + 1 > MAX_DEPTH:
+            message = f"workflows call each other more than {MAX_DEPTH} deep"
+            self._fail(change, claim.key, claim.attempt, FailureReason.INVALID_REQUEST, message)
+            return
+        asked = Submission(called.definition, called.inputs, called.version, row.priority, rank=row.rank)
+        try:
+            prepared = submission.prepare(asked, self.retention, parent_step_id=claim.step_id, depth=row.depth + 1)
+            accepted = self.write(work, prepared)
+        except ArrieroError as error:
+            reason = FailureReason.REJECTED if isinstance(error, submission.TOO_MANY) else FailureReason.INVALID_REQUEST
+            self._fail(change, claim.key, claim.attempt, reason, f"{called.definition.workflow} cannot be run: {error}")
+            return
+        awaits = {"run": str(accepted.id), "workflow": called.definition.workflow}
+        change.leave(claim.key, claim.attempt, awaits, outside=True)
 
-def _step_values(
-    run_id: UUID, position: int, step: definitions.Step, definition: Definition, priority: str, run: Run
-) -> dict[str, Any]:
-    begun = run.steps[step.id]
-    return {
-        "id": ids.new_id(),
-        "run_id": run_id,
-        "key": step.id,
-        "position": position,
-        "kind": step.kind,
-        "model": definition.model_of(step) if isinstance(step, GenerateStep) else None,
-        "queue": queue_of(definition, step),
-        "priority": priority,
-        "state": begun.state,
-        "attempt": begun.attempt,
-    }
+    def write(self, work: Work, prepared: submission.Prepared, fill: Callable[[], None] | None = None) -> Accepted:
+        """Write a run, and begin it unless it has to wait for others. `fill` puts in what it has of another run."""
+        earlier, to_cancel = submission.write(work, prepared)
+        if earlier is not None:
+            return earlier
+        if fill is not None:
+            fill()
+        row = store.lock_run(work, prepared.id)
+        assert row is not None, "it was written in this transaction"
+        cause = as_json({"forked_from": str(prepared.run["forked_from"])}) if prepared.run["forked_from"] else None
+        store.tell(work, [{"run_id": row.id, "step": None, "attempt": None, "what": "submitted", "cause": cause}])
+        change = self._change(work, row, store.steps_of(work, prepared.id), prepared.inputs)
+        change.apply(events.RunSubmitted())
+        change.write()
+        for run_id in to_cancel:
+            work.after_commit(partial(self.cancel, run_id, why="a newer run of its concurrency key came"))
+        if row.state == RunState.BLOCKED:
+            work.after_commit(partial(self.admit, row.concurrency_key))
+        _log.info("run_submitted", run_id=str(row.id), workflow=row.workflow, steps=len(change.rows))
+        return Accepted(prepared.id, created=True)
 
+    def _wait_over(self, change: Change, step: WaitStep, attempt: int) -> None:
+        if step.signal is None:
+            change.succeed(step.id, attempt, None, Usage())
+        elif step.on_timeout == "continue":
+            change.succeed(step.id, attempt, None, Usage(), TIMED_OUT)
+        else:
+            message = f"no event {step.signal!r} came in time"
+            self._fail(change, step.id, attempt, FailureReason.TIMEOUT, message)
 
-def _earlier(work: Work, key: str, request: str) -> Accepted:
-    row = store.run_of_key(work, key)
-    assert row is not None, "the key is taken, and runs are not removed while they hold one"
-    if row.request_sha256 != request:
-        raise IdempotencyKeyReused(key, str(row.id))
-    return Accepted(row.id, created=False)
-
-
-def _attempt_row(
-    step_id: UUID, attempt: int, outcome: str, message: str | None, text: str | None, usage: Usage
-) -> dict[str, Any]:
-    first = usage.first_token
-    return {
-        "id": step_id,
-        "attempt": attempt,
-        "outcome": outcome,
-        "message": message,
-        # Postgres keeps no NUL in a text.
-        "text": None if text is None else text.replace("\x00", "\ufffd"),
-        "tokens_in": usage.tokens_in,
-        "tokens_out": usage.tokens_out,
-        "tokens_cached": usage.tokens_cached,
-        "first_token_ms": None if first is None else round(first.total_seconds() * 1000),
-    }
-
-
-def _identity(definition: Definition) -> tuple[str, str]:
-    return definition.sha256(), as_json(definition.document())
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    def _take_event(self, work: Work, change: Change, key: str) -> None:
+        """Let an event that has come before answer a wait that begins."""
+        step = change.graph.steps[key]
+        assert isinstance(step, WaitStep)
+        if change.run.steps[key].state is not StepState.AWAITING:
+            return
+        found = store.take_event(work, change.run_row.id, step.signal or "", change.rows[key].id)
+        if found is not None:
+            change.succeed(key, change.run.steps[key].attempt, found.payload, Usage(), step.branch_of(found.payload))

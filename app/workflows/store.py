@@ -8,12 +8,12 @@ Every instant is the database's: `now()` is the start of its transaction.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, Interval, Text, TextClause, bindparam, text
+from sqlalchemy import Boolean, DateTime, Interval, Text, TextClause, bindparam, text
 
 from app.kernel.database import Work
 
@@ -25,11 +25,16 @@ STOP_CHANNEL = "arriero_stop"
 _TYPES: Mapping[str, Any] = {
     "state": Text(),
     "owner": Text(),
+    "workflow": Text(),
     "lease": Interval(),
     "delay": Interval(),
     "age": Interval(),
     "final": Boolean(),
     "has_output": Boolean(),
+    "outside": Boolean(),
+    "not_before": DateTime(timezone=True),
+    "total": Interval(),
+    "deadline": Interval(),
 }
 
 
@@ -42,54 +47,77 @@ _KEEP_DEFINITION = _sql(
     "INSERT INTO definition (sha256, document) VALUES (:sha256, CAST(:document AS json)) ON CONFLICT DO NOTHING"
 )
 _INSERT_RUN = _sql("""
-    INSERT INTO run (id, workflow, version, sha256, state, priority, inputs, idempotency_key, request_sha256)
-    VALUES (:id, :workflow, :version, :sha256, :state, :priority, CAST(:inputs AS json), :key, :request)
+    INSERT INTO run (id, workflow, version, sha256, state, paused, workflow_paused, priority, rank, labels, inputs,
+                     idempotency_key, request_sha256, concurrency_key, dedup_key, parent_step_id, depth, forked_from,
+                     retention_s, deadline_at)
+    VALUES (:id, :workflow, :version, :sha256, :state, false,
+            EXISTS (SELECT FROM workflow_pause WHERE name = :workflow), :priority, :rank, CAST(:labels AS jsonb),
+            CAST(:inputs AS json), :key, :request, :concurrency_key, :dedup_key, :parent_step_id, :depth, :forked_from,
+            :retention_s, now() + :deadline)
     ON CONFLICT (idempotency_key) DO NOTHING
 """)
 _INSERT_STEP = _sql("""
-    INSERT INTO step (id, run_id, key, position, kind, model, queue, priority, state, attempt, failures, losses,
-                      tokens_in, tokens_out, published_at, ready_at)
-    VALUES (:id, :run_id, :key, :position, :kind, :model, :queue, :priority, :state, :attempt, 0, 0, 0, 0,
-            CASE WHEN :state = 'ready' THEN now() END, CASE WHEN :state = 'ready' THEN now() END)
+    INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, outside,
+                      attempt, failures, losses, tokens_in, tokens_out)
+    VALUES (:id, :run_id, :key, :position, :kind, :model, 0, :queue, :priority, :rank, 'pending', false, 0, 0, 0, 0, 0)
 """)
+# A step of a run that stands still is not there to be taken.
 _CLAIM = _sql("""
     WITH claimed AS (
         UPDATE step SET state = 'running', owner = :owner, lease_until = now() + :lease, not_before = NULL,
-                        started_at = COALESCE(started_at, now())
-        WHERE id = :id AND attempt = :attempt AND state = 'ready'
-        RETURNING id, run_id, key, attempt
+                        started_at = COALESCE(step.started_at, now())
+        FROM run
+        WHERE step.id = :id AND attempt = :attempt AND step.state = 'ready'
+          AND run.id = step.run_id AND NOT run.paused AND NOT run.workflow_paused
+        RETURNING step.id, step.run_id, step.key, step.attempt, step.parent_id, step.item, step.input, step.model,
+                  step.deadline_at - now() AS remaining, run.workflow, run.sha256, run.priority,
+                  run.state AS run_state, run.ending AS run_ending, run.depth
     ), noted AS (
-        INSERT INTO attempt (step_id, attempt, owner) SELECT id, attempt, :owner FROM claimed
+        INSERT INTO attempt (step_id, attempt, owner, model) SELECT id, attempt, :owner, model FROM claimed
     )
-    SELECT claimed.id, claimed.run_id, claimed.key, claimed.attempt, run.sha256, run.inputs, run.priority, run.state
-    FROM claimed JOIN run ON run.id = claimed.run_id
+    SELECT * FROM claimed
 """)
 _BEGIN_RUN = _sql("UPDATE run SET state = 'running', started_at = now() WHERE id = :id AND state = 'queued'")
-_LOCK_RUN = _sql("SELECT id, workflow, sha256, state, priority, inputs FROM run WHERE id = :id FOR UPDATE")
-_STEPS = _sql("""
-    SELECT id, key, kind, model, queue, priority, state, attempt, failures, losses, owner, error,
-           lease_until < now() AS expired
-    FROM step WHERE run_id = :id
-""")
+_RUN_COLUMNS = """
+    id, workflow, version, sha256, state, ending, paused OR workflow_paused AS paused, priority, rank, labels,
+    concurrency_key, parent_step_id, depth, retention_s, error
+"""
+# Not FOR UPDATE: rows that name the run may be inserted beside it.
+_LOCK_RUN = _sql(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = :id FOR NO KEY UPDATE")
+_STEP_COLUMNS = """
+    id, key, kind, parent_id, item, model, model_index, queue, priority, rank, state, branch, outside, awaits, attempt,
+    failures, losses, owner, error, lease_until < now() AS expired, deadline_at < now() AS late
+"""
+_STEPS = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND parent_id IS NULL ORDER BY position")
+_STEP = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE id = :id")
+_STEP_OF_KEY = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND key = :key")
 _DOCUMENT = _sql("SELECT document FROM definition WHERE sha256 = :sha256")
-_OUTPUTS = _sql("SELECT key, output FROM step WHERE run_id = :id AND state = 'succeeded' AND key = ANY(:keys)")
+_INPUTS = _sql("SELECT inputs FROM run WHERE id = :id")
+_OUTPUTS = _sql("SELECT id, key, kind, state, output, error FROM step WHERE run_id = :id AND key = ANY(:keys)")
+_ITEM_OUTPUTS = _sql("SELECT output FROM step WHERE parent_id = :id ORDER BY item")
 _MOVE_STEP = _sql("""
     UPDATE step SET
-        state = :state, attempt = :attempt, failures = :failures, losses = :losses,
-        owner = CASE WHEN :state IN ('running', 'cancelling') THEN COALESCE(:owner, owner) END,
+        state = :state, attempt = :attempt, failures = :failures, losses = :losses, branch = :branch,
+        outside = :outside, model = :model, model_index = :model_index, queue = :queue,
+        owner = CASE WHEN :state IN ('running', 'cancelling') AND NOT :outside THEN COALESCE(:owner, owner) END,
         lease_until = CASE WHEN :state = 'running' THEN now() + :lease
-                           WHEN :state = 'cancelling' THEN lease_until END,
-        not_before = CASE WHEN :state = 'waiting' THEN now() + :delay END,
+                           WHEN :state = 'cancelling' AND NOT :outside THEN lease_until END,
+        awaits = CASE WHEN :state IN ('awaiting', 'cancelling') THEN COALESCE(CAST(:awaits AS json), awaits) END,
+        not_before = CASE WHEN :state = 'waiting' THEN now() + :delay
+                          WHEN :state = 'awaiting' THEN COALESCE(:not_before, now() + :delay) END,
         published_at = CASE WHEN :state = 'ready' THEN now() ELSE published_at END,
         ready_at = CASE WHEN :state IN ('ready', 'running') THEN COALESCE(ready_at, now()) ELSE ready_at END,
+        deadline_at = CASE WHEN :state = 'pending' THEN NULL
+                           WHEN :state IN ('ready', 'running') THEN COALESCE(deadline_at, now() + :total)
+                           ELSE deadline_at END,
         started_at = CASE WHEN :state = 'running' THEN COALESCE(started_at, now()) ELSE started_at END,
         finished_at = CASE WHEN :final THEN now() END,
-        output = CASE WHEN :has_output THEN CAST(:output AS json) ELSE output END,
-        error = COALESCE(CAST(:error AS json), error),
+        output = CASE WHEN :has_output THEN CAST(:output AS json) WHEN :state = 'pending' THEN NULL ELSE output END,
+        error = CASE WHEN :state = 'pending' THEN NULL ELSE COALESCE(CAST(:error AS json), error) END,
         tokens_in = tokens_in + :tokens_in, tokens_out = tokens_out + :tokens_out
     WHERE id = :id
 """)
-_BEGIN_ATTEMPT = _sql("INSERT INTO attempt (step_id, attempt, owner) VALUES (:id, :attempt, :owner)")
+_BEGIN_ATTEMPT = _sql("INSERT INTO attempt (step_id, attempt, owner, model) VALUES (:id, :attempt, :owner, :model)")
 _END_ATTEMPT = _sql("""
     UPDATE attempt SET finished_at = now(), outcome = :outcome, message = :message, text = :text,
         tokens_in = :tokens_in, tokens_out = :tokens_out, tokens_cached = :tokens_cached,
@@ -97,10 +125,12 @@ _END_ATTEMPT = _sql("""
     WHERE step_id = :id AND attempt = :attempt
 """)
 _MOVE_RUN = _sql("""
-    UPDATE run SET state = :state,
+    UPDATE run SET state = :state, ending = :ending,
         started_at = CASE WHEN :state = 'running' THEN COALESCE(started_at, now()) ELSE started_at END,
         finished_at = CASE WHEN :final THEN now() END,
-        output = CAST(:output AS json), error = CAST(:error AS json)
+        expires_at = CASE WHEN :final THEN now() + make_interval(secs => retention_s) END,
+        output = CAST(:output AS json),
+        error = CASE WHEN :state NOT IN ('blocked', 'queued', 'running') THEN COALESCE(CAST(:error AS json), error) END
     WHERE id = :id
 """)
 _NOTIFY_STOP = _sql("SELECT pg_notify(:channel, :step)")
@@ -115,19 +145,77 @@ _EXPIRED = _sql("""
 """)
 _DUE = _sql("""
     SELECT run_id, key, attempt FROM step
-    WHERE state = 'waiting' AND not_before <= now() ORDER BY not_before LIMIT :limit
+    WHERE state IN ('waiting', 'awaiting') AND not_before <= now() ORDER BY not_before LIMIT :limit
+""")
+_OUT_OF_TIME = _sql("""
+    SELECT run_id, key FROM step
+    WHERE state IN ('ready', 'waiting', 'awaiting') AND deadline_at < now() ORDER BY deadline_at LIMIT :limit
+""")
+_PAST_DEADLINE = _sql("""
+    SELECT id FROM run
+    WHERE finished_at IS NULL AND deadline_at < now() AND state NOT IN ('cancelling', 'compensating')
+    ORDER BY deadline_at LIMIT :limit
 """)
 _STALE_QUEUES = _sql("""
-    SELECT queue, count(*) AS steps FROM step
-    WHERE state = 'ready' AND published_at < now() - :age GROUP BY queue
+    SELECT queue, count(*) AS steps FROM step JOIN run ON run.id = step.run_id
+    WHERE step.state = 'ready' AND published_at < now() - :age AND NOT run.paused AND NOT run.workflow_paused
+    GROUP BY queue
 """)
 _TOUCH_STALE = _sql("""
     UPDATE step SET published_at = now() FROM run WHERE step.id IN (
-        SELECT id FROM step
-        WHERE state = 'ready' AND queue = :queue AND published_at < now() - :age
-        ORDER BY published_at LIMIT :limit FOR UPDATE SKIP LOCKED
+        SELECT step.id FROM step JOIN run ON run.id = step.run_id
+        WHERE step.state = 'ready' AND queue = :queue AND published_at < now() - :age
+          AND NOT run.paused AND NOT run.workflow_paused
+        ORDER BY published_at LIMIT :limit FOR UPDATE OF step SKIP LOCKED
     ) AND step.state = 'ready' AND run.id = step.run_id
-    RETURNING step.id, step.key, step.attempt, step.queue, step.priority, run.workflow
+    RETURNING step.id, step.key, step.attempt, step.queue, step.priority, step.rank, run.workflow
+""")
+_TOUCH_RUN = _sql("""
+    UPDATE step SET published_at = now() WHERE run_id = :id AND state = 'ready'
+    RETURNING id, key, attempt, queue, priority, rank
+""")
+_CALLED_BY = _sql("""
+    SELECT id FROM run WHERE parent_step_id = :id AND state NOT IN ('succeeded', 'failed', 'cancelled')
+""")
+_ENDED_CALL = _sql("""
+    SELECT run.id, run.workflow, run.state, run.output, run.error, step.run_id AS parent_run_id, step.key,
+           (SELECT COALESCE(sum(tokens_in), 0) FROM step AS own WHERE own.run_id = run.id AND own.parent_id IS NULL)
+               AS tokens_in,
+           (SELECT COALESCE(sum(tokens_out), 0) FROM step AS own WHERE own.run_id = run.id AND own.parent_id IS NULL)
+               AS tokens_out
+    FROM run JOIN step ON step.id = run.parent_step_id
+    WHERE run.id = :id AND run.state IN ('succeeded', 'failed', 'cancelled')
+""")
+_UNANSWERED = _sql("""
+    SELECT run.id FROM step JOIN run ON run.parent_step_id = step.id
+    WHERE step.outside AND step.state IN ('awaiting', 'cancelling') AND run.finished_at < now() - :age
+      AND (step.awaits ->> 'run') = CAST(run.id AS text)
+    LIMIT :limit
+""")
+_UNSTOPPED = _sql("""
+    SELECT step.id FROM step JOIN run ON run.parent_step_id = step.id
+    WHERE run.finished_at IS NULL AND run.state NOT IN ('cancelling', 'compensating')
+      AND step.state NOT IN ('awaiting', 'running') LIMIT :limit
+""")
+_BLOCKED_KEYS = _sql("SELECT DISTINCT concurrency_key FROM run WHERE state = 'blocked' LIMIT :limit")
+_TAKE_EVENT = _sql("""
+    UPDATE event SET step_id = :step_id WHERE id = (
+        SELECT id FROM event WHERE run_id = :id AND name = :name AND step_id IS NULL ORDER BY id LIMIT 1
+    ) RETURNING payload
+""")
+_EVENT_OF_KEY = _sql("""
+    SELECT event.id, step.key AS step FROM event LEFT JOIN step ON step.id = event.step_id
+    WHERE event.run_id = :id AND event.key = :key
+""")
+_REMOVE_EXPIRED = _sql("""
+    DELETE FROM run WHERE id IN (
+        SELECT id FROM run WHERE expires_at < now() AND parent_step_id IS NULL
+        ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+""")
+_HISTORY = _sql("""
+    INSERT INTO history (run_id, step, attempt, what, cause)
+    VALUES (:run_id, :step, :attempt, :what, CAST(:cause AS json))
 """)
 
 
@@ -179,19 +267,50 @@ def document(work: Work, sha256: str) -> dict[str, Any]:
     return found
 
 
-def outputs(work: Work, run_id: UUID, keys: Sequence[str]) -> dict[str, Any]:
-    """The outputs of those steps that have succeeded."""
-    return {row.key: row.output for row in work.rows(_OUTPUTS, {"id": run_id, "keys": list(keys)})}
+def find_step(work: Work, step_id: UUID) -> Any | None:
+    """One step or item."""
+    return work.row(_STEP, {"id": step_id})
+
+
+def find_step_of_key(work: Work, run_id: UUID, key: str) -> Any | None:
+    """One step or item of a run, by its key."""
+    return work.row(_STEP_OF_KEY, {"id": run_id, "key": key})
+
+
+def inputs(work: Work, run_id: UUID) -> dict[str, Any]:
+    """The inputs of a run."""
+    row = work.row(_INPUTS, {"id": run_id})
+    return {} if row is None else row.inputs
+
+
+def outputs(
+    work: Work, run_id: UUID, keys: Collection[str], succeeded: Collection[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """
+    How those steps stand: `state`, `output` and `error` of each. The output of a map is that of its items.
+
+    `succeeded` names those that have succeeded in this transaction and are not written yet.
+    """
+    if not keys:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for row in work.rows(_OUTPUTS, {"id": run_id, "keys": list(keys)}):
+        output = row.output
+        if row.kind == "map" and (row.state == "succeeded" or row.key in succeeded):
+            output = [item.output for item in work.rows(_ITEM_OUTPUTS, {"id": row.id})]
+        found[row.key] = {"state": row.state, "output": output, "error": row.error}
+    return found
 
 
 def move_steps(work: Work, values: Sequence[Mapping[str, Any]]) -> None:
     """Write new states."""
-    work.run(_MOVE_STEP, list(values))
+    if values:
+        work.run(_MOVE_STEP, list(values))
 
 
-def begin_attempt(work: Work, step_id: UUID, attempt: int, owner: str) -> None:
+def begin_attempt(work: Work, step_id: UUID, attempt: int, owner: str, model: str | None) -> None:
     """A step is tried."""
-    work.run(_BEGIN_ATTEMPT, {"id": step_id, "attempt": attempt, "owner": owner})
+    work.run(_BEGIN_ATTEMPT, {"id": step_id, "attempt": attempt, "owner": owner, "model": model})
 
 
 def end_attempt(work: Work, values: Mapping[str, Any]) -> None:
@@ -222,6 +341,67 @@ def expired(work: Work, limit: int) -> list[Any]:
 def due(work: Work, limit: int) -> list[Any]:
     """Waiting steps whose delay is over."""
     return work.rows(_DUE, {"limit": limit})
+
+
+def out_of_time(work: Work, limit: int) -> list[Any]:
+    """Steps that nobody holds and whose whole time is over."""
+    return work.rows(_OUT_OF_TIME, {"limit": limit})
+
+
+def past_deadline(work: Work, limit: int) -> list[Any]:
+    """Runs that go on after their deadline."""
+    return work.rows(_PAST_DEADLINE, {"limit": limit})
+
+
+def touch_run(work: Work, run_id: UUID) -> list[Any]:
+    """The ready steps of a run, marked as published now."""
+    return work.rows(_TOUCH_RUN, {"id": run_id})
+
+
+def called_by(work: Work, step_id: UUID) -> list[Any]:
+    """The open runs that a step has called: `id`."""
+    return work.rows(_CALLED_BY, {"id": step_id})
+
+
+def ended_call(work: Work, run_id: UUID) -> Any | None:
+    """A run that has ended, and the step that called it."""
+    return work.row(_ENDED_CALL, {"id": run_id})
+
+
+def unanswered(work: Work, age: timedelta, limit: int) -> list[Any]:
+    """Runs that ended longer ago than `age`, and whose caller has not heard of it: `id`."""
+    return work.rows(_UNANSWERED, {"age": age, "limit": limit})
+
+
+def unstopped(work: Work, limit: int) -> list[Any]:
+    """Steps that have ended, or are to, while a run that they called goes on: `id`."""
+    return work.rows(_UNSTOPPED, {"limit": limit})
+
+
+def blocked_keys(work: Work, limit: int) -> list[str]:
+    """The concurrency keys for which runs wait."""
+    return [row.concurrency_key for row in work.rows(_BLOCKED_KEYS, {"limit": limit})]
+
+
+def take_event(work: Work, run_id: UUID, name: str, step_id: UUID) -> Any | None:
+    """The oldest event of that name that has answered no step yet; it answers this one. Gives its `payload`."""
+    return work.row(_TAKE_EVENT, {"id": run_id, "name": name, "step_id": step_id})
+
+
+def event_of_key(work: Work, run_id: UUID, key: str) -> Any | None:
+    """The event that came under that key: `id`, and the key of the `step` that it answered."""
+    return work.row(_EVENT_OF_KEY, {"id": run_id, "key": key})
+
+
+def remove_expired(work: Work, limit: int) -> int:
+    """Remove runs whose retention is over, with what they called."""
+    return work.run(_REMOVE_EXPIRED, {"limit": limit})
+
+
+def tell(work: Work, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Add to the history: `run_id`, `step`, `attempt`, `what`, `cause` (JSON text)."""
+    if entries:
+        work.run(_HISTORY, list(entries))
 
 
 def stale_queues(work: Work, age: timedelta) -> list[Any]:

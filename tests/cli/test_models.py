@@ -133,6 +133,17 @@ def test_show_of_a_model_without_a_file_says_how_to_get_it(run: Run) -> None:
         run("show", "qwen3:0.6b", "--template")
 
 
+def test_show_prints_how_the_engine_is_tuned(run: Run, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    tuned = "[models.engine]\nlayout = 'streams'\nthreads = 6\nrope = { scaling = 'yarn' }\n"
+    own.write_text(f"[[models]]\nname = 'own:1b'\nuse_cases = ['chat']\nsource = {{ path = 'a.gguf' }}\n{tuned}")
+    config = {"ARRIERO_CATALOG__FILES": str(own)}
+    text = run("show", "own:1b", config=config).stdout
+    assert "layout = 'streams', threads = 6, rope = {'scaling': 'yarn'}" in text
+    engine = json.loads(run("show", "own:1b", "--json", config=config).stdout)["engine"]
+    assert (engine["layout"], engine["threads"], engine["batch"]) == ("streams", 6, 512)
+
+
 def test_show_of_a_broken_file_gives_the_reason(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(SMOLLM2.read_bytes()[:3_000_000])
     own = tmp_path / "own.toml"

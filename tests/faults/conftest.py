@@ -43,8 +43,9 @@ from app.kernel.errors import DatabaseUnreachable
 from app.kernel.process import Child, end_all
 from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, RunSettings, Settings, environment_of
 from app.workflows import check, views
-from app.workflows.run import FINAL_RUNS, RunState
-from app.workflows.service import Runs, Submission
+from app.workflows.service import Runs
+from app.workflows.states import FINAL_RUNS, RunState
+from app.workflows.submission import Submission
 from app.workflows.views import RunView
 
 ROOT = Path(__file__).parents[2]
@@ -228,6 +229,10 @@ class LocalWorker(CeleryWorkerContainer):
     def log(self) -> bytes:
         """What it has said since its last start."""
         return self._container.logs()
+
+    def revive(self) -> None:
+        """Start it anew without waiting until it is ready, as pytest-celery's restart does."""
+        self._container.restart(0)
 
     def teardown(self) -> None:
         self.child.stop(timedelta(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,11 @@ def entry(**values: str) -> str:
     """An entry with these values, written as TOML, in place of the usual ones."""
     given = {"name": '"tiny:1m"', "use_cases": '["chat"]', "source": '{ hf = "o/r", file = "t.gguf" }'} | values
     return "[[models]]\n" + "\n".join(f"{key} = {value}" for key, value in given.items()) + "\n"
+
+
+def engine(table: str, **values: str) -> str:
+    """An entry with this table `[models.engine]`."""
+    return f"{entry(**values)}[models.engine]\n{table}\n"
 
 
 def problems(text: str, origin: str = "/etc/arriero/models.toml") -> tuple[Problem, ...]:
@@ -61,8 +68,22 @@ arguments = { enable_thinking = false, depth = 3 }
 stop = ["</s>"]
 query_prefix = "q: "
 document_prefix = "d: "
+default_system = "Be kind."
+tools = "hermes"
+
+[models.engine]
+layout = "streams"
+threads = 6
+step_latency = 1
+tensor_split = [3, 1.5]
+rope = { scaling = "yarn", freq_base = 10000 }
+
+[[models.engine.loras]]
+name = "style"
+scale = 0.5
+source = { path = "style.gguf" }
 """ % ("A" * 64)
-    model = catalog.parse(text, "x").get("nomic-embed:v1.5")
+    model = catalog.parse(text, "/etc/models.toml").get("nomic-embed:v1.5")
     assert model.embeds
     assert (model.context, model.slots, model.kv.k, model.kv.v, model.flash_attention) == (
         2048,
@@ -76,6 +97,12 @@ document_prefix = "d: "
     assert model.prompt.arguments == {"enable_thinking": False, "depth": 3}
     assert (model.prompt.system, model.prompt.stop) == ("user", ("</s>",))
     assert (model.prompt.query_prefix, model.prompt.document_prefix) == ("q: ", "d: ")
+    assert (model.prompt.default_system, model.prompt.tools) == ("Be kind.", "hermes")
+    assert (model.engine.layout, model.engine.threads, model.engine.step_latency) == ("streams", 6, 1.0)
+    assert model.engine.tensor_split == (3.0, 1.5)
+    assert (model.engine.rope.scaling, model.engine.rope.freq_base) == ("yarn", 10000.0)
+    (lora,) = model.engine.loras
+    assert (lora.name, lora.scale, lora.source) == ("style", 0.5, FileSource(path="/etc/style.gguf"))
 
 
 @pytest.mark.parametrize(
@@ -87,8 +114,8 @@ document_prefix = "d: "
         (entry(context="0"), "models[0].context", "0 is not accepted", "32 to 16777216"),
         (entry(context='"4096"'), "models[0].context", "'4096' is not accepted", "tokens of one slot"),
         (entry(context="true"), "models[0].context", "True is not accepted", "tokens of one slot"),
-        (entry(slots="2.5"), "models[0].slots", "2.5 is not accepted", "1 to 256"),
-        (entry(slots="257"), "models[0].slots", "257 is not accepted", "1 to 256"),
+        (entry(slots="2.5"), "models[0].slots", "2.5 is not accepted", "1 to 128"),
+        (entry(slots="129"), "models[0].slots", "129 is not accepted", "1 to 128"),
         (entry(kv='{ k = "q9" }'), "models[0].kv.k", "'q9' is not accepted", "q8_0"),
         (entry(kv='{ key = "f16" }'), "models[0].kv.key", "no such key", "k, v"),
         (entry(flash_attention="true"), "models[0].flash_attention", "True is not accepted", "auto, on or off"),
@@ -153,12 +180,52 @@ document_prefix = "d: "
         ),
         (
             entry(flash_attention='"off"', kv='{ v = "q8_0" }'),
-            "models[0]",
-            "keeps only with flash attention",
-            "",
+            "models[0].kv.v",
+            "keeps q8_0 only with flash attention",
+            "bf16, f16, f32",
         ),
         (entry(prompt='{ sytem = "user" }'), "models[0].prompt.sytem", "no such key", "did you mean system?"),
         (entry(prompt='{ stop = [""] }'), "models[0].prompt.stop[0]", "'' is not accepted", "a list of texts"),
+        (engine("btch = 64"), "models[0].engine.btch", "no such key", "did you mean batch?"),
+        (engine("batch = 8"), "models[0].engine.batch", "8 is not accepted", "32 to 65536"),
+        (engine('layout = "rows"'), "models[0].engine.layout", "'rows' is not accepted", "unified or streams"),
+        (engine("threads = 0"), "models[0].engine.threads", "0 is not accepted", "1 to 1024"),
+        (engine("reuse = 1"), "models[0].engine.reuse", "1 is not accepted", "true or false"),
+        (engine("step_latency = 0"), "models[0].engine.step_latency", "0 is not accepted", "more than 0"),
+        (engine("step_latency = true"), "models[0].engine.step_latency", "True is not accepted", "seconds"),
+        (engine('tensor_split = ["a"]'), "models[0].engine.tensor_split[0]", "'a' is not accepted", "up to 16 numbers"),
+        (engine('rope = { scale = "yarn" }'), "models[0].engine.rope.scale", "no such key", "did you mean scaling?"),
+        (engine('rope = { scaling = "more" }'), "models[0].engine.rope.scaling", "'more' is not accepted", "yarn"),
+        (engine('loras = [{ name = "a" }]'), "models[0].engine.loras[0].source", "is missing", "exactly one"),
+        (
+            engine('loras = [{ name = "A", source = { path = "/a.gguf" } }]'),
+            "models[0].engine.loras[0].name",
+            "'A' is not accepted",
+            "lower case",
+        ),
+        (
+            engine('loras = [{ name = "a", source = { path = "/a.bin" } }]'),
+            "models[0].engine.loras[0].source.path",
+            "does not end in .gguf",
+            "",
+        ),
+        (
+            engine("loras = [" + '{ name = "a", source = { path = "/a.gguf" } },' * 2 + "]"),
+            "models[0].engine.loras",
+            "same name",
+            "each name once",
+        ),
+        (
+            entry(slots="64") + "[models.engine]\nbatch = 32\n",
+            "models[0].engine.batch",
+            "fewer than the 64 slots",
+            "64",
+        ),
+        (entry(slots="2", context="64"), "models[0].context", "2 slots have 128 tokens together", "256"),
+        (engine("reproducible = true", kv='{ v = "q8_0" }'), "models[0].kv.v", "reproducible is without it", "f16"),
+        (engine("reproducible = true", flash_attention='"on"'), "models[0].flash_attention", "reproducible", "auto"),
+        (engine('layout = "streams"\nkept = 3'), "models[0].engine.kept", "keeps its own", ""),
+        (engine("tensor_split = [0, 0]"), "models[0].engine.tensor_split", "nothing to split", "a share above 0"),
         (entry() + entry(), "models[1].name", "is the name of models[0] already", "each name once"),
         (entry(name='"a:b-c"') + entry(name='"a-b:c"'), "models[1].name", "comes to the slug 'a-b-c'", "of its own"),
         (entry(name='"a:1.5"') + entry(name='"a:1-5"'), "models[1].name", "comes to the slug 'a-1-5'", "of its own"),
@@ -180,7 +247,18 @@ def test_all_problems_are_told_at_once_with_their_lines() -> None:
     assert found == {
         "models[1].context": lines.index("context = 1") + 1,
         "models[1].slots": lines.index("slots = 0") + 1,
-        "models[1].prompt.stop": lines.index("[models.prompt]") + 1,
+        "models[1].prompt.stop": lines.index("stop = 1") + 1,
+    }
+
+
+def test_what_does_not_go_together_is_told_at_once_with_its_lines() -> None:
+    text = engine("batch = 32\nreproducible = true\nkept = 2", slots="40", kv='{ k = "q8_0", v = "q8_0" }')
+    found = {problem.where: problem.line for problem in problems(text)}
+    lines = text.splitlines()
+    assert found == {
+        "models[0].engine.batch": lines.index("batch = 32") + 1,
+        "models[0].engine.kept": lines.index("kept = 2") + 1,
+        "models[0].kv.v": next(number for number, line in enumerate(lines, 1) if line.startswith("kv =")),
     }
 
 
@@ -271,10 +349,26 @@ _words = st.text(min_size=1, max_size=12)
     stop=st.lists(_words, max_size=3),
     template=st.none() | _words,
     arguments=st.dictionaries(_words, st.booleans() | st.integers(-(2**53), 2**53) | _words, max_size=3),
-    context=st.integers(32, 16_777_216),
+    context=st.integers(64, 16_777_216),
+    engine=st.fixed_dictionaries(
+        {},
+        optional={
+            "layout": st.sampled_from(["unified", "streams"]),
+            "step_latency": st.floats(0.001, 60),
+            "gpu_layers": st.integers(-1, 200),
+            "tensor_split": st.lists(st.floats(0.5, 9), max_size=3),
+            "rope": st.fixed_dictionaries({"scaling": st.sampled_from(["none", "yarn"])}),
+            "loras": st.just([{"name": "a", "scale": 2, "source": {"hf": "o/r", "file": "a.gguf", "size": 7}}]),
+        },
+    ),
 )
 def test_any_text_survives_being_written_down(
-    description: str, stop: list[str], template: str | None, arguments: dict[str, bool | int | str], context: int
+    description: str,
+    stop: list[str],
+    template: str | None,
+    arguments: dict[str, bool | int | str],
+    context: int,
+    engine: dict[str, Any],
 ) -> None:
     model = Model.model_validate(
         {
@@ -284,6 +378,7 @@ def test_any_text_survives_being_written_down(
             "context": context,
             "source": {"package": "p", "file": "a/b.gguf"},
             "prompt": {"stop": stop, "arguments": arguments, "chat_template": template},
+            "engine": engine,
         }
     )
     assert isinstance(model.source, PackageSource)

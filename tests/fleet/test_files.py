@@ -110,6 +110,20 @@ def test_a_file_is_fetched_checked_and_recorded(web: Web, content: bytes, data_d
     assert done[-1] == len(content)
 
 
+def test_a_models_adapters_come_with_it(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+    web.offers[PATH], web.offers["/files/style.gguf"] = Offer(content), Offer(content)
+    adapter = {"name": "style", "source": {"url": f"{web.url}/files/style.gguf", "sha256": sha256(content)}}
+    entry = {"name": "small:1m", "use_cases": ["chat"], "engine": {"loras": [adapter]}}
+    model = Model.model_validate(entry | {"source": {"url": web.url + PATH}})
+    path = fetch(model, data_dir, journal)
+    assert files.locate(model, data_dir) == path
+    style = files.locate_adapter(model, model.engine.loras[0], data_dir)
+    assert (style.name, style.read_bytes()) == ("style.gguf", content)
+    style.unlink()
+    with pytest.raises(ModelFileMissing, match=r"style\.gguf; run `arriero models pull small:1m`"):
+        files.locate(model, data_dir)
+
+
 def test_what_is_there_is_not_fetched_again_unless_asked(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:

@@ -29,7 +29,7 @@ def test_valkey_is_spoken_to_by_its_own_name() -> None:
 
 
 def test_each_priority_has_a_list_and_depth_counts_them_all(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
-    for priority in PRIORITIES:
+    for priority in PRIORITIES.values():
         assert publisher.publish("t", ("id", 1), queue="model.x", priority=priority, told="w/s")
 
     assert sorted(valkey.keys("model.x*")) == ["model.x", "model.x\x06\x163", "model.x\x06\x166"]

@@ -771,6 +771,14 @@ def test_limits_hold_where_the_schema_sets_none(judge: Judge) -> None:
         to_gbnf(True, max_string=2000)
 
 
+def test_a_schema_that_refers_to_itself_ends(judge: Judge) -> None:
+    """Decision 13."""
+    item = {"$defs": {"list": {"type": "array", "maxItems": 2, "items": {"$ref": "#/$defs/list"}}}}
+    grammar = to_gbnf(item | {"$ref": "#/$defs/list"})
+    assert judge.accepts(grammar, "[" * 7 + "]" * 7)
+    assert not judge.accepts(grammar, "[" * 9 + "]" * 9)
+
+
 @pytest.mark.parametrize(
     "schema",
     [

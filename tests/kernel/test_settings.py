@@ -74,6 +74,9 @@ def test_wrong_values_name_key_origin_and_what_is_accepted() -> None:
     assert "'debug', 'info', 'warning' or 'error'" in refused(arriero_log__level="loud")
     assert "at most a third of runs.lease (6s)" in refused(arriero_runs__lease="6s")
     assert durations.ACCEPTED in refused(arriero_runs__lease="soon")
+    assert "'http://a.b' is no host: write a host, as 'api.example.com'" in refused(
+        arriero_http__allowed_hosts="api.example.com,http://a.b"
+    )
     assert "postgresql://" in refused(arriero_database_url="mysql://u:p@h/d")
 
 

@@ -11,7 +11,9 @@ import pytest
 from sqlalchemy import text
 
 from app.workflows import check, views
-from app.workflows.service import Claim, Runs, Submission
+from app.workflows.claims import Claim
+from app.workflows.service import Runs
+from app.workflows.submission import Submission
 from workers.leases import Holding, Leases, Stop
 
 OWNER = "pool@here/1/x"

@@ -57,8 +57,8 @@ WRONG = {
         "steps[0].retry.attempts",
         "max_attempts",
     ),
-    "no kind": (steps("{id: a}"), 3, "steps[0]", "generate | join | noop"),
-    "an unknown kind": (steps("{id: a, kind: think}"), 3, "steps[0]", "generate | join | noop"),
+    "no kind": (steps("{id: a}"), 3, "steps[0]", "generate | embed | transform | http"),
+    "an unknown kind": (steps("{id: a, kind: think}"), 3, "steps[0]", "generate | embed | transform | http"),
     "an id that is none": (steps("{id: A-1, kind: noop}"), 3, "steps[0].id", "underscores"),
     "an id twice": (steps("{id: a, kind: noop}", "{id: a, kind: noop}"), 4, "steps[1].id", "steps[0] too"),
     "an unknown need": (steps("{id: a, kind: noop, needs: [b]}"), 3, "steps[0].needs[0]", "there is no step 'b'"),
@@ -122,9 +122,9 @@ WRONG = {
     ),
     "a wrong duration": (steps("{id: a, kind: noop, timeout: soon}"), 3, "steps[0].timeout", "'15s'"),
     "a wrong reason": (
-        steps("{id: a, kind: noop, retry: {never_on: [boredom]}}"),
+        steps("{id: a, kind: noop, retry: {non_retryable: [boredom]}}"),
         3,
-        "steps[0].retry.never_on[0]",
+        "steps[0].retry.non_retryable[0]",
         "'timeout'",
     ),
     "a wrong priority": (

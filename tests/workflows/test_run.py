@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,33 +13,39 @@ from hypothesis import strategies as st
 
 from app.kernel.errors import FailureReason, InvalidTransition
 from app.workflows import run as runs
-from app.workflows.definition import Retry
-from app.workflows.run import (
-    FINAL_RUNS,
-    FINAL_STEPS,
-    HELD_STEPS,
-    TRANSITIONS,
-    Advance,
+from app.workflows.events import (
     CancelRequested,
-    Change,
+    Command,
+    ComputeOutput,
+    DecideStep,
     DelayOver,
     DispatchStep,
     Event,
     FinishRun,
-    Run,
-    RunState,
+    OutputComputed,
+    RetryRequested,
+    RunAdmitted,
     RunSubmitted,
+    StepAwaited,
+    StepCancelRequested,
     StepClaimed,
+    StepDecided,
     StepFailed,
-    StepState,
+    StepOutOfTime,
     StepSucceeded,
     StopStep,
 )
+from app.workflows.run import TRANSITIONS, Advance, Change
+from app.workflows.states import FINAL_RUNS, FINAL_STEPS, Rule, Run, RunState, StepState
+from app.workflows.steps import Fallback, Retry
 
 
 def run_of(needs: dict[str, tuple[str, ...]], **retry: int) -> Run:
     rule = Retry(**retry)
-    return Run("r", RunState.QUEUED, {key: runs.begin(key, of, rule) for key, of in needs.items()})
+    steps = {
+        key: runs.begin(key, Rule(needs=tuple((need, None) for need in of), retry=rule)) for key, of in needs.items()
+    }
+    return Run("r", RunState.QUEUED, steps)
 
 
 def failed(key: str, attempt: int, reason: FailureReason = FailureReason.ENGINE_ERROR) -> StepFailed:
@@ -162,7 +170,7 @@ def test_nothing_happens_to_a_run_that_has_ended() -> None:
 
 
 def test_no_edge_leaves_a_final_state_and_every_other_state_has_a_way_out() -> None:
-    sources = {state for state, _ in TRANSITIONS}
+    sources = {state for state, change in TRANSITIONS if change is not Change.RETRIED}
 
     assert not sources & FINAL_STEPS
     assert sources | FINAL_STEPS == set(StepState)
@@ -170,14 +178,30 @@ def test_no_edge_leaves_a_final_state_and_every_other_state_has_a_way_out() -> N
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> dict[str, tuple[str, ...]]:
-    """Acyclic graphs of up to eight steps: each needs some of those before it."""
-    count = draw(st.integers(1, 8))
-    keys = [f"s{i}" for i in range(count)]
-    return {
-        key: tuple(draw(st.lists(st.sampled_from(keys[:i]), unique=True, max_size=3))) if i else ()
-        for i, key in enumerate(keys)
-    }
+def graphs(draw: st.DrawFn) -> dict[str, Rule]:
+    """
+    Acyclic graphs of up to eight steps, and up to two for failures: each needs some of those before it, or a branch of
+    them, joined in any way; some are decided, have other models, or are allowed to fail.
+    """
+    rules: dict[str, Rule] = {}
+    for late, count in ((False, draw(st.integers(1, 8))), (True, draw(st.integers(0, 2)))):
+        for i in range(count):
+            before = [key for key, rule in rules.items() if rule.on_failure == late]
+            needs = draw(st.lists(st.sampled_from(before), unique=True, max_size=3)) if before else []
+            rules[f"{'undo' if late else 's'}{i}"] = Rule(
+                needs=tuple((need, draw(st.sampled_from([None, None, None, *BRANCHES]))) for need in needs),
+                join=draw(st.sampled_from(["all", "all", "any", "all_done"])) if needs else "all",
+                decided=draw(st.integers(0, 3)) == 0,
+                retry=Retry(max_attempts=2),
+                models=2,
+                fallback=draw(st.sampled_from([None, Fallback(models=("b",), on=(FailureReason.TIMEOUT,))])),
+                allow_failure=draw(st.integers(0, 4)) == 0,
+                on_failure=late,
+            )
+    return rules
+
+
+BRANCHES = ("left", "right")
 
 
 @dataclass
@@ -185,35 +209,96 @@ class World:
     """What workers, the sweep and clients can do to a run, and what must hold whatever they do."""
 
     run: Run
+    draw: Callable[[st.SearchStrategy[Any]], Any]
     #: Messages that were sent and may arrive, any number of times.
     sent: set[tuple[str, int]] = field(default_factory=set)
     #: Attempts that some worker believes that it holds, dead and late ones too.
     held: set[tuple[str, int]] = field(default_factory=set)
+    #: Steps whose work goes on elsewhere, and must end before they have.
+    outside: set[tuple[str, int]] = field(default_factory=set)
     succeeded: list[str] = field(default_factory=list)
     begun: list[tuple[str, int]] = field(default_factory=list)
-    cancel_confirmed: bool = False
+    #: What was asked of this world and is to be answered at once.
+    asked: list[Event] = field(default_factory=list)
+    cancelled: bool = False
 
     def apply(self, event: Event) -> None:
+        before = self.run
         try:
             advanced = runs.advance(self.run, event)
         except InvalidTransition:
             return
-        if isinstance(event, StepClaimed):
-            assert not self.cancel_confirmed
-            assert self.run.state is not RunState.CANCELLING, "nothing begins after a cancel"
-            assert all(self.run.steps[need].state is StepState.SUCCEEDED for need in self.run.steps[event.key].needs)
-            self.begun.append((event.key, event.attempt))
-            self.held.add((event.key, event.attempt))
-        if isinstance(event, StepSucceeded):
-            self.succeeded.append(event.key)
+        self._saw(event, before)
         self.run = advanced.run
         for command in advanced.commands:
-            if isinstance(command, DispatchStep):
-                assert (command.key, command.attempt) not in self.sent, "each dispatch has an attempt of its own"
-                self.sent.add((command.key, command.attempt))
-            if isinstance(command, FinishRun):
-                self.cancel_confirmed = command.state is RunState.CANCELLED
-        self.check()
+            self._told(command)
+        if self.asked:
+            self.apply(self.asked.pop(0))
+        else:
+            self.check()
+
+    def _saw(self, event: Event, before: Run) -> None:
+        match event:
+            case StepClaimed(key, attempt):
+                step = before.steps[key]
+                assert before.state not in FINAL_RUNS | {RunState.CANCELLING}, "nothing begins after a cancel"
+                assert step.rule.on_failure == (before.state is RunState.COMPENSATING)
+                assert self.stands(step.rule), "what it needs has come about"
+                self.begun.append((key, attempt))
+                self.held.add((key, attempt))
+            case StepAwaited(key, attempt, outside):
+                self.held.discard((key, attempt))
+                if outside:
+                    self.outside.add((key, attempt))
+            case StepSucceeded(key, attempt):
+                self.succeeded.append(key)
+                self.outside.discard((key, attempt))
+            case StepFailed(key=key, attempt=attempt):
+                self.outside.discard((key, attempt))
+            case CancelRequested():
+                self.cancelled = True
+            case RetryRequested():
+                self.cancelled = False
+                # What undid is done again if the run fails again.
+                self.succeeded = [key for key in self.succeeded if not before.steps[key].rule.on_failure]
+            case _:
+                pass
+
+    def _told(self, command: Command) -> None:
+        match command:
+            case DispatchStep(key, attempt):
+                assert (key, attempt) not in self.sent, "each dispatch has an attempt of its own"
+                self.sent.add((key, attempt))
+            case DecideStep(key):
+                holds = self.draw(st.sampled_from([True, True, False, None]))
+                switch = holds is True and self.draw(st.booleans())
+                branch = self.draw(st.sampled_from([None, *BRANCHES])) if switch else None
+                self.asked.append(StepDecided(key, holds, switch, branch))
+                if switch:
+                    self.succeeded.append(key)
+            case ComputeOutput():
+                self.asked.append(OutputComputed(self.draw(st.integers(0, 3)) > 0))
+            case FinishRun(state):
+                assert not self.outside or state is not RunState.CANCELLED, "nothing goes on after a confirmed cancel"
+                if self.cancelled:
+                    assert state is not RunState.SUCCEEDED
+            case _:
+                pass
+
+    def stands(self, rule: Rule) -> bool:
+        """Whether a step may begin, told from the promise."""
+        found = []
+        for need, branch in rule.needs:
+            step = self.run.steps[need]
+            met = step.state is StepState.SUCCEEDED and branch in (None, step.branch)
+            found.append((met, step.state in FINAL_STEPS))
+        match rule.join:
+            case "all":
+                return all(met for met, _ in found)
+            case "any":
+                return not found or any(met for met, _ in found)
+            case "all_done":
+                return all(ended for _, ended in found)
 
     def check(self) -> None:
         steps = self.run.steps.values()
@@ -221,37 +306,71 @@ class World:
         assert len(self.begun) == len(set(self.begun)), "no attempt is claimed twice"
         ended = all(step.state in FINAL_STEPS for step in steps)
         assert ended == (self.run.state in FINAL_RUNS), "a run ends exactly when nothing of it is left to do"
+        regular = [step for step in steps if not step.rule.on_failure]
+        missed = [step for step in regular if step.state in (StepState.FAILED, StepState.CANCELLED)]
         if self.run.state is RunState.SUCCEEDED:
-            assert set(self.succeeded) == set(self.run.steps)
+            assert all(step.rule.allow_failure for step in missed)
+            undone = {step.state for step in steps if step.rule.on_failure}
+            assert undone <= {StepState.SKIPPED, StepState.CANCELLED}
         for step in steps:
-            waits = {
-                StepState.READY: (step.key, step.attempt) in self.sent,
-                StepState.WAITING: True,
-                StepState.PENDING: any(self.run.steps[need].state not in FINAL_STEPS for need in step.needs),
-            }
-            assert step.state in FINAL_STEPS | HELD_STEPS or waits[step.state], "it waits for something that will come"
+            assert step.state in FINAL_STEPS or self.waits(step), f"{step.key} waits for something that will come"
+
+    def waits(self, step: runs.Step) -> bool:
+        match step.state:
+            case StepState.READY:
+                return (step.key, step.attempt) in self.sent
+            case StepState.PENDING if self.run.state is RunState.BLOCKED:
+                return True
+            case StepState.PENDING if step.rule.on_failure:
+                return self.run.state is not RunState.COMPENSATING or self._needs_open(step)
+            case StepState.PENDING:
+                return self._needs_open(step)
+            case StepState.CANCELLING:
+                return (step.key, step.attempt) in self.held | self.outside
+            case _:
+                return True
+
+    def _needs_open(self, step: runs.Step) -> bool:
+        return any(self.run.steps[need].state not in FINAL_STEPS for need, _ in step.rule.needs)
+
+    def choices(self) -> list[Event]:
+        """What may happen now, and much that may not."""
+        found: list[Event] = [StepClaimed(key, attempt) for key, attempt in sorted(self.sent)]
+        for key, attempt in sorted(self.held | self.outside):
+            found.append(StepSucceeded(key, attempt, self.draw(st.sampled_from([None, *BRANCHES]))))
+            found += [failed(key, attempt, reason) for reason in _REASONS]
+            found += [StepAwaited(key, attempt, outside) for outside in (False, True)]
+            found.append(DelayOver(key, attempt))
+        for key, step in self.run.steps.items():
+            if step.state is StepState.AWAITING and not step.outside:
+                found.append(StepSucceeded(key, step.attempt))
+            found.append(StepOutOfTime(key))
+        return found
 
 
 _REASONS = (FailureReason.ENGINE_ERROR, FailureReason.TIMEOUT, FailureReason.WORKER_LOST, FailureReason.WORKER_STOPPED)
 
 
-@settings(max_examples=150, deadline=None)
-@given(graphs(), st.data())
-def test_any_history_keeps_the_promises(needs: dict[str, tuple[str, ...]], data: st.DataObject) -> None:
-    """Duplicated, lost and late messages, failures, deaths, a cancel: in any order."""
-    world = World(run_of(needs, max_attempts=2))
+@settings(max_examples=250, deadline=None)
+@given(graphs(), st.booleans(), st.data())
+def test_any_history_keeps_the_promises(rules: dict[str, Rule], computes: bool, data: st.DataObject) -> None:
+    """Duplicated, lost and late messages, failures, deaths, waits, cancels of all or a part, retries: in any order."""
+    steps = {key: runs.begin(key, rule) for key, rule in rules.items()}
+    first = data.draw(st.sampled_from([RunState.QUEUED, RunState.QUEUED, RunState.BLOCKED]))
+    world = World(Run("r", first, steps, computes_output=computes), data.draw)
     world.apply(RunSubmitted())
+    if first is RunState.BLOCKED:
+        assert {step.state for step in world.run.steps.values()} == {StepState.PENDING}
+        world.apply(data.draw(st.sampled_from([RunAdmitted(), RunAdmitted(), CancelRequested()])))
     for _ in range(data.draw(st.integers(0, 40), label="events")):
-        if world.run.state in FINAL_RUNS:
-            break
-        choices: list[Event] = [StepClaimed(key, attempt) for key, attempt in sorted(world.sent)]
-        for key, attempt in sorted(world.held):
-            choices.append(StepSucceeded(key, attempt))
-            choices.extend(failed(key, attempt, reason) for reason in _REASONS)
-            choices.append(DelayOver(key, attempt))
-        if data.draw(st.integers(0, 19), label="cancel?") == 0:
-            choices = [CancelRequested()]
-        if choices:
+        rare = data.draw(st.integers(0, 24), label="rare?")
+        if rare == 0:
+            world.apply(data.draw(st.sampled_from([CancelRequested(), CancelRequested(RunState.FAILED)])))
+        elif rare == 1:
+            world.apply(StepCancelRequested(data.draw(st.sampled_from(sorted(rules)))))
+        elif world.run.state in FINAL_RUNS:
+            world.apply(RetryRequested())
+        elif choices := world.choices():
             world.apply(data.draw(st.sampled_from(choices), label="event"))
     _finish(world)
 
@@ -265,7 +384,7 @@ def _finish(world: World) -> None:
             match step.state:
                 case StepState.READY:
                     world.apply(StepClaimed(step.key, step.attempt))
-                case StepState.RUNNING:
+                case StepState.RUNNING | StepState.AWAITING:
                     world.apply(StepSucceeded(step.key, step.attempt))
                 case StepState.CANCELLING:
                     world.apply(failed(step.key, step.attempt, FailureReason.CANCELLED))

@@ -15,10 +15,12 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.errors import FailureReason, IdempotencyKeyReused, InvalidInput, LeaseLost, NotFound
 from app.workflows import check, views
+from app.workflows.claims import Claim
 from app.workflows.definition import Definition
 from app.workflows.outcomes import Failure, Success, Usage
-from app.workflows.run import RunState
-from app.workflows.service import Claim, Runs, Submission
+from app.workflows.service import Runs
+from app.workflows.states import RunState
+from app.workflows.submission import Submission
 from app.workflows.sweep import sweep
 
 CHAIN = """
@@ -83,7 +85,7 @@ def test_a_run_goes_from_submission_to_its_output(runs: Runs, valkey: redis.Redi
     assert runs.publisher.depth(QUEUE) == 2
 
     second = claim(runs, run_id, "second")
-    assert second.outputs == {"first": "one"}
+    assert second.data["steps"] == {"first": {"state": "succeeded", "output": "one", "error": None}}
     runs.succeed(second, WORKER, Success({"n": 2}))
 
     found = views.run(runs.database, run_id)
@@ -95,7 +97,7 @@ def test_a_run_goes_from_submission_to_its_output(runs: Runs, valkey: redis.Redi
 
 def test_messages_carry_two_fields_and_nothing_else(runs: Runs, valkey: redis.Redis) -> None:
     run_id = submit(runs, DIAMOND, topic="a very private topic")
-    sent = valkey.lrange(f"{QUEUE}\x06\x163", 0, -1)
+    sent = valkey.lrange(f"{QUEUE}\x06\x164", 0, -1)
 
     assert len(sent) == 1
     assert "private" not in sent[0]
@@ -367,7 +369,7 @@ def test_definitions_and_outputs_keep_the_order_of_their_keys(runs: Runs) -> Non
     )
     run_id = submit(runs, source)
     held = claim(runs, run_id, "first")
-    first = held.definition.step("first")
+    first = held.work
     runs.succeed(held, WORKER, Success({"zeta": 1, "b": 2, "alpha": 3}))
 
     assert list(first.output.schema_["properties"]) == ["zeta", "b", "alpha"]  # type: ignore[union-attr]

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
-from app.inference.requests import Generated, GenerateRequest
+from app.inference.requests import Embedded, EmbedRequest, Generated, GenerateRequest
 
 #: Takes each new piece of text, on the engine's own thread: it must return at once and never raise.
 OnText = Callable[[str], None]
+#: Takes what makes the work stop, to be called from any thread; `Holding.on_stop` is one.
+OnStop = Callable[[Callable[[], None]], None]
 
 
 class Ticket(Protocol):
@@ -40,8 +42,15 @@ class Engine(Protocol):
     def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> Ticket:
         """Take a request. Raises StepFailure at once when it can never be served (context, grammar)."""
 
+    def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
+        """
+        The vectors of texts. Waits for them, at most `timeout` seconds; stops between two decodes.
+
+        Raises StepFailure, CancelledError when it was stopped, TimeoutError when it takes longer.
+        """
+
     def stalled_for(self) -> timedelta:
         """How long the engine has had work and made no progress; zero when idle. Leases are renewed by it."""
 
     def close(self) -> None:
-        """Cancel what is under way and free the model."""
+        """Free the model. What is under way fails with the reason `worker_stopped`."""

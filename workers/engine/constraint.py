@@ -1,9 +1,9 @@
 """
 Constraints: which tokens a grammar lets stand, found without walking the vocabulary.
 
-First the best tokens are masked, which `rows.py` finds for all texts at once. When that is not enough, the grammar is
-asked which single bytes may come next: an allowed token begins with an allowed byte, so only tokens that begin with one
-are masked. That is exact. Of these too, those with the highest logits come first.
+First the tokens close below the best logit are masked. When that is not enough, the grammar is asked which single bytes
+may come next: an allowed token begins with an allowed byte, so only tokens that begin with one are masked. That is
+exact. Of these too, those with the highest logits come first.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from workers.engine.llama import Model
 Ids = npt.NDArray[np.intp]
 Row = npt.NDArray[np.float32]
 
-#: Of the best tokens, so many are masked first.
-NEAR = 64
-#: Of the tokens that begin as they may, so many of the best are masked; then all.
+#: Tokens this close below the best logit are tried first.
+GAP = 4.0
+#: Then, of those that begin as they may, so many of the best, and at last all.
 _STAGES = (64, 1024)
 
 
@@ -34,7 +34,10 @@ class Alphabet:
         self._model = model
         self._lock = threading.Lock()
         self._groups: dict[int, Ids] = {}
-        #: One token for each byte that has a token of its own.
+        #: Tokens that no text may hold, whatever a grammar lets pass.
+        self.barred: frozenset[int] = frozenset()
+        #: The token of each byte that has one of its own, and all of these tokens.
+        self.singles: dict[int, int] = {}
         self.probes: Ids = np.array([], np.intp)
         self._always: Ids = np.array([], np.intp)
 
@@ -46,7 +49,7 @@ class Alphabet:
             model = self._model
             groups: dict[int, list[int]] = defaultdict(list)
             single: dict[int, int] = {}
-            barred = set(model.controls) - model.ends
+            self.barred = barred = frozenset(model.controls_array.tolist())
             for token in range(model.n_vocab):
                 piece = model.piece(token, special=True)
                 if piece and token not in barred and token not in model.ends:
@@ -55,7 +58,7 @@ class Alphabet:
                         single.setdefault(piece[0], token)
             always = [token for byte, tokens in groups.items() if byte not in single for token in tokens]
             self._always = np.array([*always, *model.ends], np.intp)
-            self.probes = np.array(list(single.values()), np.intp)
+            self.singles, self.probes = single, np.array(list(single.values()), np.intp)
             self._groups = {
                 single[byte]: np.array(tokens, np.intp) for byte, tokens in groups.items() if byte in single
             }
@@ -63,6 +66,12 @@ class Alphabet:
     def beginning(self, probes: Ids) -> Ids:
         """All tokens that begin with one of the bytes of `probes`, and those that end a text."""
         return np.concatenate([self._always, *(self._groups[int(probe)] for probe in probes)])
+
+
+def close(row: Row) -> tuple[Ids, float]:
+    """The tokens close below the best, and the logit that all others are at or below."""
+    least = float(row.max()) - GAP
+    return np.flatnonzero(row > least), least
 
 
 def stages(row: Row, possible: Ids) -> Iterator[tuple[Ids, float]]:
@@ -75,12 +84,12 @@ def stages(row: Row, possible: Ids) -> Iterator[tuple[Ids, float]]:
     yield possible, -math.inf
 
 
-def enough(allowed: Row, least: float, *, top_k: int, min_p: float, greedy: bool, mirostat: bool) -> bool:
+def enough(allowed: Row, least: float, *, top_k: int, min_p: float, mirostat: bool) -> bool:
     """Whether tokens at or below the logit `least` could not be chosen anyway, given those allowed above it."""
     if least == -math.inf:
         return True
     if not len(allowed):
         return False
-    if greedy or 0 < top_k <= len(allowed):
+    if 0 < top_k <= len(allowed):
         return True
     return min_p > 0 and not mirostat and least < float(allowed.max()) + math.log(min_p)

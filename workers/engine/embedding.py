@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,14 +24,14 @@ import numpy.typing as npt
 from app.inference.requests import LongText
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import native
-from workers.engine.llama import Batch, Model, cores
+from workers.engine.llama import POOLING, Batch, Model, cores, flash_attention
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 
 #: Texts in one decode at the most.
 _TEXTS = 64
 
-_POOLING = {"mean": 1, "cls": 2, "last": 3, "rank": 4}
+_POOLING = {name: int(number) for number, name in POOLING.items()}
 
 Vector = npt.NDArray[np.float32]
 
@@ -85,6 +85,7 @@ class EmbeddingContext:
         params.n_ctx = params.n_batch = params.n_ubatch = self.size
         params.n_seq_max, params.kv_unified, params.embeddings = _TEXTS, True, True
         params.n_threads = params.n_threads_batch = options.threads_batch or options.threads or cores()
+        params.flash_attn_type = flash_attention(options)
         params.no_perf = True
         params.pooling_type = _POOLING.get(options.pooling or "", -1)
         self.pointer: Any = None
@@ -119,7 +120,7 @@ class EmbeddingContext:
         batch = self._batch.of(at)
         if self._memory:
             api.llama_memory_clear(self._memory, False)
-        encodes = api.llama_model_has_encoder(self._model.pointer) and not self._model.generates
+        encodes = api.llama_model_has_encoder(self._model.pointer) and not self._model.decodes
         code = (api.llama_encode if encodes else native.decode)(self.pointer, batch)
         if code:
             raise StepFailure(FailureReason.ENGINE_ERROR, f"the texts could not be computed (llama.cpp gave {code})")
@@ -148,26 +149,35 @@ class EmbeddingJob:
     """One request for vectors, computed a group of texts at a time between the engine's steps."""
 
     def __init__(
-        self, texts: Sequence[Sequence[int]], policy: LongText, meter: Meter, budget: int, ensure: Any, stopping: Any
-    ) -> None:
+        self, texts: Sequence[Sequence[int]], policy: LongText, meter: Meter, budget: int,
+        ensure: Callable[[], EmbeddingContext], ended: Callable[[], StepFailure | None],
+    ) -> None:  # fmt: skip
         self.future: Future[list[Vector]] = Future()
         self._texts, self._policy, self._meter, self._budget = texts, policy, meter, budget
-        self._ensure, self._stopping = ensure, stopping
+        self._ensure, self._ended = ensure, ended
         self._parts: list[Window] | None = None
         self._vectors: list[Vector] = []
-        self._taken = False
+        self._taken = self._cancelled = False
         self.begun = perf_counter()
+
+    def cancel(self) -> None:
+        """Leave the work before the next decode. From any thread, any number of times."""
+        self._cancelled = True
+        self.future.cancel()
 
     def __call__(self, watched: bool) -> bool:
         """Compute the next group; say whether there is more."""
+        if self._taken and self._cancelled:
+            self.future.set_exception(CancelledError())
+            return False
         if not self._taken and not self.future.set_running_or_notify_cancel():
             return False
         self._taken = True
-        if self._stopping():
-            self.future.set_exception(CancelledError())
+        if (ended := self._ended()) is not None:
+            self.future.set_exception(ended)
             return False
         try:
-            context: EmbeddingContext = self._ensure()
+            context = self._ensure()
             if self._parts is None:
                 self._parts = windows(self._texts, context.size, self._policy)
             start = len(self._vectors)

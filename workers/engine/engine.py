@@ -20,14 +20,17 @@ from typing import Any
 
 import structlog
 
+from app.fleet import header
 from app.inference.requests import Embedded, EmbedRequest, GenerateRequest, LongText, Reranked, RerankRequest
 from app.kernel import clock, ids
-from app.kernel.errors import FailureReason, NotFound, StepFailure
+from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
 from app.kernel.grammar import to_gbnf
-from workers.engine import sampling, tools
+from workers.engine import OnStop, sampling, tools, vectors
+from workers.engine.calls import Style, Watch
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
 from workers.engine.grammars import Form, Grammars, ToGbnf
-from workers.engine.llama import Model, load_loras
+from workers.engine.lazy import Lazy
+from workers.engine.llama import Model, load_loras, use_loras
 from workers.engine.loop import Loop
 from workers.engine.metrics import EngineMetrics
 from workers.engine.options import EngineOptions, Rope
@@ -61,6 +64,9 @@ class LlamaEngine:
         begun = perf_counter()
         self.model = Model(path, self.options, on_progress)
         try:
+            self._ranks = (self.options.pooling or self.model.pooling) == "rank"
+            if self._ranks:
+                _require_classifier(path)
             self._template = ChatTemplate(self.model, self.options.profile)
             self._grammars = Grammars(self.model, schema_to_gbnf)
             self._loop = Loop(self.model, self.options)
@@ -69,6 +75,8 @@ class LlamaEngine:
         except BaseException:
             self.model.close()
             raise
+        #: A model without a memory looks at whole texts only: it embeds or ranks them.
+        self._writes = self.model.decodes and bool(self._loop.context.memory)
         self._embeddings: EmbeddingContext | None = None
         self._numbers = itertools.count(1)
         self._users = 0
@@ -108,7 +116,7 @@ class LlamaEngine:
                 f"{len(prompt.tokens)} tokens of prompt and {request.max_tokens} of text pass the context of "
                 f"{self.context_limit} tokens",
             )
-        form = self._form(request)
+        form, style = self._form(request), self._style(request)
         if form is not None:
             self._loop.alphabet.prepare()
         seed = request.sampling.seed if request.sampling.seed is not None else ids.new_id().int & 0xFFFFFFFF
@@ -123,45 +131,48 @@ class LlamaEngine:
                 (seed + index) & 0xFFFFFFFF,
                 deadline,
                 None if index else on_text,
+                *self._calls(request, form, style),
             )
             for index in range(request.n)
         ]
         self._loop.submit(tasks)
-        return LlamaTicket(tasks, self._loop.wake, self._template.tools if request.tools else None)
+        return LlamaTicket(tasks, self._loop.wake, style)
 
-    def embed(self, request: EmbedRequest, timeout: float | None = None) -> Embedded:
-        """
-        The vectors of texts. Waits for them, at most `timeout` seconds.
-
-        Raises StepFailure; TimeoutError when it takes longer, CancelledError when the engine is closed meanwhile.
-        """
+    def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
+        """As the protocol says."""
+        profile = self.options.profile
         with self._in_use():
-            tokens = [self.model.tokens(text, opening=True, special=False) for text in request.texts]
+            if self._ranks:
+                message = f"{self.model.path.name} ranks documents; it embeds no texts"
+                raise StepFailure(FailureReason.INVALID_REQUEST, message)
+            vectors.check(request.dimensions, self.model.n_embd)
+            texts = vectors.prefixed(request, profile.query_prefix, profile.document_prefix)
+            tokens = [self.model.tokens(text, opening=True, special=False) for text in texts]
         if not all(tokens):
             raise StepFailure(FailureReason.INVALID_REQUEST, f"text {tokens.index([])} is empty")
         job = self._do(tokens, request.long_text)
-        vectors = _wait(job.future, timeout)
-        counted = sum(map(len, tokens))
-        return Embedded(tuple(tuple(map(float, vector)) for vector in vectors), counted, job.total())
+        if on_stop is not None:
+            on_stop(job.cancel)
+        found = _wait(job, timeout)
+        return Embedded(vectors.finished(found, request.dimensions), sum(map(len, tokens)), job.total())
 
     def rerank(self, request: RerankRequest, timeout: float | None = None) -> Reranked:
         """How well documents answer a query, by a model made for that. Raises as `embed` does."""
         with self._in_use():
-            labels = self.model.meta(f"{self.model.architecture}.classifier.output_labels")
-            if self.options.pooling != "rank" and not labels:
+            if not self._ranks:
                 message = f"{self.model.path.name} is no reranking model; set its pooling to 'rank' if it is"
                 raise StepFailure(FailureReason.INVALID_REQUEST, message)
-            query = self.model.tokens(request.query, opening=True, special=False)
-            tokens = [query + self.model.pair_part(document) for document in request.documents]
+            tokens = [self._template.pair(request.query, document) for document in request.documents]
         job = self._do(tokens, LongText.REFUSE)
-        scores = _wait(job.future, timeout)
+        scores = _wait(job, timeout)
         return Reranked(tuple(float(score[0]) for score in scores), sum(map(len, tokens)), job.total())
 
     def use_loras(self, scales: Mapping[str, float], timeout: float | None = None) -> None:
         """
         Give the adapters these weights, others none, between two requests: what runs now is finished first.
 
-        Raises NotFound for an adapter that was not loaded. Kept prefixes are dropped: they were computed otherwise.
+        Raises NotFound for an adapter that was not loaded; TimeoutError when it takes longer: then it is done later.
+        Kept prefixes are dropped: they were computed otherwise.
         """
         for name in scales:
             if name not in self._loras:
@@ -170,17 +181,19 @@ class LlamaEngine:
         done: Future[None] = Future()
 
         def swap(watched: bool) -> bool:
-            if self._loop.stopping:
-                done.set_exception(CancelledError())
+            if (ended := self._loop.ended) is not None:
+                done.set_exception(ended)
                 return False
             if watched:
                 return True
             self._loop.use_loras(list(self._loras.values()))
+            if self._embeddings is not None:
+                use_loras(self._embeddings.pointer, list(self._loras.values()))
             done.set_result(None)
             return False
 
         self._loop.pause_for(swap)
-        _wait(done, timeout)
+        done.result(timeout)
 
     def stalled_for(self) -> timedelta:
         """As the protocol says. An engine that gave up counts as stalled from its last decode."""
@@ -196,7 +209,7 @@ class LlamaEngine:
             return len(self.model.tokens(text, opening=False, special=False))
 
     def close(self) -> None:
-        """As the protocol says. A second call does nothing."""
+        """As the protocol says, after the decode under way. A second call does nothing."""
         with self._gate:
             first, self._closed = not self._closed, True
             self._gate.wait_for(lambda: not self._users)
@@ -235,8 +248,10 @@ class LlamaEngine:
             wrong.append(f"logprobs is {request.logprobs}; 0 to {_MOST_LOGPROBS} can be had")
         if sum((request.schema is not None, request.grammar is not None, bool(request.tools))) > 1:
             wrong.append("schema, grammar and tools exclude each other")
-        if not self.model.generates:
-            wrong.append(f"{self.model.path.name} writes no texts; it embeds them")
+        if request.tool_choice != "auto" and not request.tools:
+            wrong.append("tool_choice says something of tools, and there are none")
+        if not self._writes:
+            wrong.append(f"{self.model.path.name} writes no texts; it embeds or ranks them")
         if wrong:
             raise StepFailure(FailureReason.INVALID_REQUEST, "; ".join(wrong))
 
@@ -245,22 +260,44 @@ class LlamaEngine:
             return self._grammars.of_schema(request.schema)
         if request.grammar is not None:
             return self._grammars.of_gbnf(request.grammar)
-        if request.tools:
+        if request.tools and request.tool_choice != "none":
             return tools.form(self._grammars, request, self._template.tools)
         return None
 
+    def _style(self, request: GenerateRequest) -> Style | None:
+        return self._template.tools if request.tools and request.tool_choice != "none" else None
+
+    def _calls(
+        self, request: GenerateRequest, form: Form | None, style: Style | None
+    ) -> tuple[Watch | None, Lazy | None]:
+        """What keeps the calls of one text apart, and what binds them if it may be free before."""
+        if style is None or form is None:
+            return None, None
+        watch = Watch(style)
+        if request.tool_choice != "auto":
+            return watch, None
+        if watch.feed(request.prefill) != request.prefill:
+            message = "a prefill cannot begin a call of a tool; tool_choice 'required' makes the model call one"
+            raise StepFailure(FailureReason.INVALID_REQUEST, message)
+        return watch, Lazy(self.model, self._loop.alphabet, form, style, request.prefill)
+
     def _do(self, tokens: Sequence[Sequence[int]], policy: LongText) -> EmbeddingJob:
         loop = self._loop
-        job = EmbeddingJob(
-            tokens, policy, loop.meter, self.options.batch, self._ensure_embeddings, lambda: loop.stopping
-        )
+        job = EmbeddingJob(tokens, policy, loop.meter, self.options.batch, self._ensure_embeddings, lambda: loop.ended)
         loop.do(job)
         return job
 
     def _ensure_embeddings(self) -> EmbeddingContext:
         if self._embeddings is None:
             self._embeddings = EmbeddingContext(self.model, self.options)
+            use_loras(self._embeddings.pointer, list(self._loras.values()))
         return self._embeddings
+
+
+def _require_classifier(path: Path) -> None:
+    """Without one llama.cpp gives the first number of a vector for a score."""
+    if not any(tensor.name.startswith("cls") for tensor in header.read(path).tensors):
+        raise ModelUnsupported(path, "it has no classifier (tensors named cls), so that its scores would mean nothing")
 
 
 def _deadline(request: GenerateRequest) -> float | None:
@@ -272,11 +309,11 @@ def _deadline(request: GenerateRequest) -> float | None:
     return perf_counter() + left
 
 
-def _wait(future: Future[Any], timeout: float | None) -> Any:
+def _wait(job: EmbeddingJob, timeout: float | None) -> Any:
     try:
-        return future.result(timeout)
+        return job.future.result(timeout)
     except FutureTimeout:
-        future.cancel()
+        job.cancel()
         raise
 
 

@@ -7,7 +7,6 @@ request, which is cheaper than parsing it. The finished text is validated agains
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import threading
@@ -75,10 +74,6 @@ class Grammars:
         """The form of a GBNF grammar with the rule `root`. Raises StepFailure when it is none."""
         return self._form("gbnf:" + source, lambda: Form(self._compile(source)))
 
-    def lazy(self, source: str, trigger: str) -> Form:
-        """As `of_gbnf`, but it begins to bind where the regular expression `trigger` has matched, with its group."""
-        return self._form(f"lazy:{trigger}:{source}", lambda: Form(self._compile(source, trigger)))
-
     def gbnf_of(self, schema: Mapping[str, Any]) -> str:
         """The grammar's source. Raises StepFailure."""
         try:
@@ -107,22 +102,14 @@ class Grammars:
     def _compile_schema(self, schema: Mapping[str, Any]) -> Form:
         return Form(self._compile(self.gbnf_of(schema)), answers.validator_of(schema))
 
-    def _compile(self, source: str, trigger: str | None = None) -> Any:
+    def _compile(self, source: str) -> Any:
         if not _ROOT.search(source):
             raise StepFailure(FailureReason.INVALID_REQUEST, "the grammar has no rule named root")
         if "\0" in source:
             raise StepFailure(FailureReason.INVALID_REQUEST, "the grammar holds a NUL character")
         with native.lines() as lines:
-            compiled = self._init(source, trigger)
+            compiled = api.llama_sampler_init_grammar(self._model.vocab, source.encode(), b"root")
             if not compiled:
                 why = "; ".join(lines()[:1]) or "llama.cpp's parser refused it"
                 raise StepFailure(FailureReason.INVALID_REQUEST, f"the grammar cannot be read: {why}")
         return compiled
-
-    def _init(self, source: str, trigger: str | None) -> Any:
-        if trigger is None:
-            return api.llama_sampler_init_grammar(self._model.vocab, source.encode(), b"root")
-        patterns = (ctypes.c_char_p * 1)(trigger.encode())
-        return api.llama_sampler_init_grammar_lazy_patterns(
-            self._model.vocab, source.encode(), b"root", patterns, 1, None, 0
-        )

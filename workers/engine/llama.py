@@ -23,14 +23,17 @@ import numpy.typing as npt
 import psutil
 
 from app.kernel.errors import MemoryNotEnough, ModelFileDamaged, ModelFileMissing, ModelFileUnusable, ModelUnsupported
-from workers.engine import native
+from workers.engine import calls, native
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions
 
 #: Logits of a decode: one row for each output.
 Logits = npt.NDArray[np.float32]
 
+#: llama.cpp's numbers for pooling, as texts of a header.
+POOLING = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}
 _SPLIT = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
 _ROPE = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
+_TAGS = (calls.OPENING.encode(), calls.CLOSING.encode())
 _ALLOCATION = re.compile(r"(?:unable|failed) to allocate|out of memory|bad_alloc|cudaMalloc failed", re.IGNORECASE)
 _SIZE = re.compile(r"of size ([\d.]+)(?: (MiB|GiB))?")
 
@@ -65,17 +68,24 @@ class Model:
         self.n_context_trained: int = api.llama_model_n_ctx_train(self.pointer)
         self.window: int = api.llama_model_n_swa(self.pointer)
         self.recurrent: bool = api.llama_model_is_recurrent(self.pointer) or api.llama_model_is_hybrid(self.pointer)
-        self.generates: bool = api.llama_model_has_decoder(self.pointer)
+        #: False for encoders alone; whether a decoder writes texts is seen by its context's memory.
+        self.decodes: bool = api.llama_model_has_decoder(self.pointer)
+        #: How vectors are pooled, as the file says; None where it says nothing.
+        self.pooling: str | None = POOLING.get(self.meta(f"{self.architecture}.pooling_type") or "")
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self.vocab)
         self.bos: int = api.llama_vocab_bos(self.vocab)
         self.eos: int = api.llama_vocab_eos(self.vocab)
         kinds = [api.llama_vocab_get_attr(self.vocab, token) for token in range(self.n_vocab)]
         self.ends = frozenset(token for token in range(self.n_vocab) if api.llama_vocab_is_eog(self.vocab, token))
         special = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN
+        self._pieces: dict[tuple[int, bool], bytes] = {}
         #: Tokens with a meaning of their own that no text may bring in.
         self.controls = tuple(token for token, kind in enumerate(kinds) if kind & special)
-        self.controls_array = np.array([token for token in self.controls if token not in self.ends], np.intp)
-        self._pieces: dict[tuple[int, bool], bytes] = {}
+        # Some families make what goes around a call a control token: it is written as text all the same.
+        tags = [token for token in self.controls if self.piece(token, special=True) in _TAGS]
+        self._pieces |= {(token, False): self.piece(token, special=True) for token in tags}
+        barred = [token for token in self.controls if token not in self.ends and token not in tags]
+        self.controls_array = np.array(barred, np.intp)
 
     def close(self) -> None:
         """Free it. The contexts are freed before."""
@@ -94,11 +104,23 @@ class Model:
             count = native.tokenize(self.vocab, data, len(data), buffer, -count, opening, special)
         return buffer[:count]
 
-    def pair_part(self, text: str) -> list[int]:
-        """Tokens of the second text of a pair, with what parts and ends pairs."""
-        parting = api.llama_vocab_sep(self.vocab)
-        parts = [parting if parting >= 0 else self.eos, *self.tokens(text, opening=False, special=False), self.eos]
-        return [token for token in parts if token >= 0]
+    def pair(self, first: str, second: str) -> list[int]:
+        """
+        Tokens of two texts that are judged together, with what the vocabulary puts before, between and after.
+
+        As llama.cpp's server does; but where the file names no token that ends a text, the one that parts texts ends
+        the second too: so BERT was trained, `[CLS] a [SEP] b [SEP]`.
+        """
+        vocab = self.vocab
+        parting: int = api.llama_vocab_sep(vocab)
+        ending = self.eos if self.eos >= 0 else parting
+        ends, parts = api.llama_vocab_get_add_eos(vocab), api.llama_vocab_get_add_sep(vocab)
+        tokens = [self.bos] if self.adds_bos else []
+        tokens += self.tokens(first, opening=False, special=False)
+        tokens += [ending] * ends + [parting] * parts
+        tokens += self.tokens(second, opening=False, special=False)
+        tokens += [ending] * (ends or (parts and self.eos < 0))
+        return [token for token in tokens if token >= 0]
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes that a token stands for; those of a control token are empty unless `special`."""
@@ -261,10 +283,7 @@ class Context:
 
     def use_loras(self, adapters: Sequence[tuple[Any, float]]) -> None:
         """Let these adapters, and no others, work on every decode from now on."""
-        used = [(pointer, scale) for pointer, scale in adapters if scale]
-        pointers = (api.llama_adapter_lora_p_ctypes * max(1, len(used)))(*[pointer for pointer, _ in used])
-        scales = (ctypes.c_float * max(1, len(used)))(*[scale for _, scale in used])
-        api.llama_set_adapters_lora(self.pointer, pointers, len(used), scales)
+        use_loras(self.pointer, adapters)
 
     def _holds(self, sequence: int, count: int) -> bool:
         first, last = self.positions(sequence)
@@ -304,6 +323,14 @@ def load_loras(model: Model) -> dict[str, tuple[Any, float]]:
     return adapters
 
 
+def use_loras(context: Any, adapters: Sequence[tuple[Any, float]]) -> None:
+    """Let these adapters, and no others, work on what a context of llama.cpp computes from now on."""
+    used = [(pointer, scale) for pointer, scale in adapters if scale]
+    pointers = (api.llama_adapter_lora_p_ctypes * max(1, len(used)))(*[pointer for pointer, _ in used])
+    scales = (ctypes.c_float * max(1, len(used)))(*[scale for _, scale in used])
+    api.llama_set_adapters_lora(context, pointers, len(used), scales)
+
+
 def _model_params(options: EngineOptions) -> Any:
     params = api.llama_model_default_params()
     params.n_gpu_layers = options.gpu_layers
@@ -326,8 +353,7 @@ def _context_params(options: EngineOptions) -> Any:
     params.n_threads = options.threads or cores()
     params.n_threads_batch = options.threads_batch or options.threads or cores()
     params.type_k, params.type_v = KV_TYPES[options.kv_type_k], KV_TYPES[options.kv_type_v]
-    flash = False if options.reproducible else options.flash_attention
-    params.flash_attn_type = -1 if flash is None else int(flash)
+    params.flash_attn_type = flash_attention(options)
     params.swa_full = options.swa_full
     params.no_perf = True
     if options.rope.scaling is not None:
@@ -335,6 +361,12 @@ def _context_params(options: EngineOptions) -> Any:
     params.rope_freq_base, params.rope_freq_scale = options.rope.freq_base, options.rope.freq_scale
     params.yarn_orig_ctx = options.rope.yarn_original_context
     return params
+
+
+def flash_attention(options: EngineOptions) -> int:
+    """Whether flash attention is used: llama.cpp's -1 leaves it to llama.cpp."""
+    flash = False if options.reproducible else options.flash_attention
+    return -1 if flash is None else int(flash)
 
 
 def _check_memory(model: Model, options: EngineOptions) -> None:

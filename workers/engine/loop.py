@@ -81,10 +81,8 @@ class Loop:
     def submit(self, tasks: list[Task]) -> None:
         """Take tasks. Raises StepFailure when too many wait, or when the engine has ended."""
         with self._wake:
-            if self.broken is not None:
-                raise StepFailure(FailureReason.ENGINE_ERROR, f"the engine has given up: {self.broken}")
-            if self._stopping:
-                raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+            if (ended := self.ended) is not None:
+                raise ended
             if len(self._inbox) + len(self._waiting) + len(tasks) > self.options.queue:
                 self.meter.refused += len(tasks)
                 raise StepFailure(FailureReason.ENGINE_ERROR, f"{self.options.queue} requests wait already")
@@ -96,8 +94,8 @@ class Loop:
     def do(self, job: Job) -> None:
         """Run the job's pieces on the engine's thread, one between two steps."""
         with self._wake:
-            if self._stopping or self.broken is not None:
-                raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+            if (ended := self.ended) is not None:
+                raise ended
             self._note_busy()
             self._jobs.append(job)
             self._wake.notify()
@@ -120,7 +118,7 @@ class Loop:
             self._wake.notify()
 
     def stop(self) -> None:
-        """Cancel everything and wait for the thread."""
+        """End everything, after the decode under way, and wait for the thread."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -266,7 +264,7 @@ class Loop:
             self.meter.queue_seconds += now - task.submitted
             self.meter.tokens_in += len(task.prompt)
         if task.chooser is None:
-            grammar = task.form.sampler() if task.form is not None else None
+            grammar = task.form.sampler() if task.form is not None and task.lazy is None else None
             sampling = task.request.sampling
             task.chooser = Chooser(
                 self.model,
@@ -274,6 +272,7 @@ class Loop:
                 task.seed,
                 task.prompt,
                 grammar=grammar,
+                lazy=task.lazy,
                 alphabet=self.alphabet,
                 context=self.context.n_context,
             )
@@ -447,23 +446,24 @@ class Loop:
         with self._wake:
             self.broken = why
             self._stopping = True
-        error = StepFailure(FailureReason.ENGINE_ERROR, f"the engine has given up: {why}")
-        for task in self._left():
-            self.meter.failed += 1
-            task.fail(error)
+        self._fail_all()
 
-    def _left(self) -> list[Task]:
+    def _fail_all(self) -> None:
+        """Nobody gets any further: all are told why."""
         with self._wake:
             arrived, self._inbox = self._inbox, []
         tasks = [*self.slots.running.values(), *self._waiting, *arrived]
         self.slots.abandon(list(self.slots.running.values()))
         self._waiting.clear()
-        return tasks
+        ended = self.ended
+        assert ended is not None
+        for task in tasks:
+            self.meter.cancelled += task.cancelled
+            self.meter.failed += not task.cancelled
+            task.fail(CancelledError() if task.cancelled else ended)
 
     def _end(self) -> None:
-        for task in self._left():
-            self.meter.cancelled += 1
-            task.fail(CancelledError())
+        self._fail_all()
         for job in self._jobs:
             job(True)
         self._jobs.clear()
@@ -471,6 +471,8 @@ class Loop:
         self.context.close()
 
     @property
-    def stopping(self) -> bool:
-        """Whether jobs are to end without doing anything more."""
-        return self._stopping
+    def ended(self) -> StepFailure | None:
+        """Why nothing is done any more; None while it goes on."""
+        if self.broken is not None:
+            return StepFailure(FailureReason.ENGINE_ERROR, f"the engine has given up: {self.broken}")
+        return StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed") if self._stopping else None

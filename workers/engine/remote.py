@@ -8,25 +8,40 @@ What the server refuses, and what the network breaks, becomes our errors; nothin
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
+import numpy as np
 import structlog
 
 from app.inference import answers
-from app.inference.requests import FinishReason, Generated, GenerateRequest, ToolCall
+from app.inference.requests import (
+    Embedded,
+    EmbedRequest,
+    FinishReason,
+    Generated,
+    GenerateRequest,
+    Message,
+    NamedTool,
+    ToolCall,
+)
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import OnText
+from workers.engine import OnStop, OnText, vectors
 
 _LOG = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +58,9 @@ class RemoteOptions:
     #: Seconds for the connection, and without a sign of life of a stream.
     connect_timeout: float = 10.0
     silence_timeout: float = 120.0
+    #: Put before a text that is embedded in order to search, and to be found.
+    query_prefix: str = ""
+    document_prefix: str = ""
     #: Whether it takes llama.cpp's own fields, such as top_k, min_p and grammar.
     llama_fields: bool = True
 
@@ -54,6 +72,8 @@ class RemoteTicket:
         self.request, self._on_text = request, on_text
         self.submitted = perf_counter()
         self.cancelled = threading.Event()
+        #: It was not cancelled by its asker: the engine was closed.
+        self.closed = False
         self.future: Future[Generated] = Future()
 
     def result(self, timeout: float | None = None) -> Generated:
@@ -85,6 +105,7 @@ class RemoteEngine:
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="remote-engine")
         self._lock = threading.Lock()
         self._open: set[RemoteTicket] = set()
+        self._awaited: set[Future[Embedded]] = set()
         self._progress_at = perf_counter()
         self._closed = False
 
@@ -104,33 +125,45 @@ class RemoteEngine:
             self._threads.submit(self._serve, ticket)
         return ticket
 
+    def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
+        """As the protocol says, but no text is cut: the server says which are too long. A call that is left goes on."""
+        future: Future[Embedded] = Future()
+        with self._lock:
+            if self._closed:
+                raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+            self._awaited.add(future)
+            self._threads.submit(self._serve_vectors, request, future)
+        if on_stop is not None:
+            on_stop(lambda: _leave(future))
+        try:
+            return future.result(timeout)
+        finally:
+            future.cancel()
+            with self._lock:
+                self._awaited.discard(future)
+
     def stalled_for(self) -> timedelta:
         """As the protocol says: since the last piece of any text."""
         with self._lock:
             return timedelta(seconds=perf_counter() - self._progress_at if self._open else 0)
 
     def close(self) -> None:
-        """Cancel what is under way and close the connections."""
+        """As the protocol says: at the next sign of life of each stream."""
         with self._lock:
             self._closed = True
             for ticket in self._open:
+                ticket.closed = not ticket.cancelled.is_set()
                 ticket.cancel()
+            for future in self._awaited:
+                _settle(future, StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed"))
         self._threads.shutdown(wait=True)
         self._client.close()
 
     def _serve(self, ticket: RemoteTicket) -> None:
         """One call, on a thread of its own; whatever happens, the ticket is done after."""
-        try:
-            outcome: Generated | BaseException = self._call(ticket)
-        except (StepFailure, CancelledError) as error:
-            outcome = error
-        except httpx2.TimeoutException as error:
-            outcome = StepFailure(FailureReason.TIMEOUT, f"{self.options.url} gave no answer in time: {error}")
-        except httpx2.HTTPError as error:
-            outcome = StepFailure(FailureReason.ENGINE_ERROR, f"{self.options.url} cannot be reached: {error}")
-        except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
-            _LOG.exception("remote_call_failed")
-            outcome = StepFailure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+        outcome = self._outcome(lambda: self._call(ticket))
+        if isinstance(outcome, CancelledError) and ticket.closed:
+            outcome = StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
         with self._lock:
             self._open.discard(ticket)
             self._progress_at = perf_counter()
@@ -138,6 +171,42 @@ class RemoteEngine:
             ticket.future.set_exception(outcome)
         else:
             ticket.future.set_result(outcome)
+
+    def _outcome(self, call: Callable[[], _T]) -> _T | BaseException:
+        """What a call gives, or our error for what it meets."""
+        try:
+            return call()
+        except (StepFailure, CancelledError) as error:
+            return error
+        except httpx2.TimeoutException as error:
+            return StepFailure(FailureReason.TIMEOUT, f"{self.options.url} gave no answer in time: {error}")
+        except httpx2.HTTPError as error:
+            return StepFailure(FailureReason.ENGINE_ERROR, f"{self.options.url} cannot be reached: {error}")
+        except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
+            _LOG.exception("remote_call_failed")
+            return StepFailure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+
+    def _serve_vectors(self, request: EmbedRequest, future: Future[Embedded]) -> None:
+        if not future.done():
+            _settle(future, self._outcome(lambda: self._vectors(request)))
+
+    def _vectors(self, request: EmbedRequest) -> Embedded:
+        options, begun = self.options, perf_counter()
+        texts = vectors.prefixed(request, options.query_prefix, options.document_prefix)
+        wanted = {"model": options.model, "input": list(texts), "encoding_format": "float"}
+        response = self._client.post(f"{options.url.rstrip('/')}/embeddings", json=wanted)
+        if response.status_code >= 400:
+            raise _refusal(response)
+        try:
+            answer = response.json()
+            found = {int(one["index"]): np.asarray(one["embedding"], np.float32) for one in answer["data"]}
+            rows = [found[index] for index in range(len(texts))]
+            counted = int((answer.get("usage") or {}).get("prompt_tokens", 0))
+            whole = vectors.finished(rows, request.dimensions)
+        except (ValueError, TypeError, LookupError) as error:
+            message = f"the server's answer holds no vector for each text: {type(error).__name__}"
+            raise StepFailure(FailureReason.ENGINE_ERROR, message) from None
+        return Embedded(whole, counted, timedelta(seconds=perf_counter() - begun))
 
     def _call(self, ticket: RemoteTicket) -> Generated:
         if ticket.cancelled.is_set():
@@ -219,7 +288,9 @@ class _Answer:
         )
         if request.schema is not None:
             answers.require(found.text, answers.validator_of(request.schema))
-        return replace(found, tool_calls=tuple(self._read_calls()))
+        calls = tuple(self._read_calls())
+        answers.require_calls(calls, request, self.text)
+        return replace(found, tool_calls=calls)
 
     def _read_calls(self) -> Iterator[ToolCall]:
         for name, arguments in self._calls.values():
@@ -246,7 +317,7 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
     if request.prompt is not None:
         found["prompt"] = request.prompt
     else:
-        found["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
+        found["messages"] = list(_turns(request.messages))
     if request.stop:
         found["stop"] = list(request.stop)
     if sampling.seed is not None:
@@ -269,6 +340,9 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
             for tool in request.tools
         ]
         found["tool_choice"] = request.tool_choice
+        if isinstance(request.tool_choice, NamedTool):
+            found["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice.name}}
+        found["parallel_tool_calls"] = request.parallel_calls
     if options.llama_fields:
         found |= {"top_k": sampling.top_k, "min_p": sampling.min_p, "typical_p": sampling.typical_p}
         found |= {"repeat_penalty": sampling.repeat_penalty, "repeat_last_n": sampling.penalty_last_n}
@@ -277,6 +351,23 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
     elif request.grammar is not None:
         raise StepFailure(FailureReason.INVALID_REQUEST, "this server takes no grammars")
     return found
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
+    """The messages; what tools gave is matched with what was asked for by its order."""
+    count, waiting = itertools.count(1), deque[str]()
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.tool_calls:
+            waiting = deque(f"call_{next(count)}" for _ in message.tool_calls)
+            asked = [{"name": call.name, "arguments": json.dumps(dict(call.arguments))} for call in message.tool_calls]
+            turn["tool_calls"] = [
+                {"id": number, "type": "function", "function": call}
+                for number, call in zip(waiting, asked, strict=True)
+            ]
+        elif message.role == "tool" and waiting:
+            turn["tool_call_id"] = waiting.popleft()
+        yield turn
 
 
 def events(lines: Iterator[str]) -> Iterator[Mapping[str, Any]]:
@@ -307,3 +398,15 @@ def _refusal(response: httpx2.Response) -> StepFailure:
     if status in (401, 403, 404, 429) or status >= 500:
         return StepFailure(FailureReason.ENGINE_ERROR, f"the server cannot serve the request ({status}): {said}")
     return StepFailure(FailureReason.INVALID_REQUEST, f"the server refused the request ({status}): {said}")
+
+
+def _leave(future: Future[Embedded]) -> None:
+    future.cancel()
+
+
+def _settle(future: Future[Embedded], outcome: Embedded | BaseException) -> None:
+    with suppress(InvalidStateError):  # nobody waits any longer
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

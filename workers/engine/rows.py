@@ -67,17 +67,18 @@ class Rows:
         """The next token of each task, or why there is none."""
         choosers = [task.chooser for task in tasks if task.chooser is not None]
         plain = [chooser.plain for chooser in choosers]
-        best = logits.argmax(axis=1).tolist() if any(plain) else []
         before = {row: logits[row].copy() for row, task in enumerate(tasks) if task.request.logprobs is not None}
         for chooser, row in zip(choosers, logits, strict=True) if not all(plain) else ():
             chooser.adjust(row)
+        best: list[int] = logits.argmax(axis=1).tolist() if any(chooser.greedy for chooser in choosers) else []
         near = self._near(choosers, logits)
         for row, (task, chooser) in enumerate(zip(tasks, choosers, strict=True)):
             if plain[row]:
                 token = best[row]
             else:
                 try:
-                    token = chooser.choose(logits[row], near.get(row), self._candidates)
+                    first = best[row] if chooser.greedy else None
+                    token = chooser.choose(logits[row], self._candidates, first, near.get(row))
                 except StepFailure as failure:
                     yield task, failure
                     continue

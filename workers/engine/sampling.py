@@ -25,6 +25,7 @@ import numpy.typing as npt
 from app.inference.requests import Sampling, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import constraint, native
+from workers.engine.lazy import Lazy
 from workers.engine.llama import Model
 
 Row = npt.NDArray[np.float32]
@@ -42,9 +43,10 @@ class Candidates:
     """Candidates for one token, reused for each: the vocabulary's size, in llama.cpp's layout."""
 
     def __init__(self, n_vocab: int) -> None:
-        self._data = np.zeros(n_vocab, native.TOKEN_DATA)
+        data = np.zeros(n_vocab, native.TOKEN_DATA)
+        self._ids, self._logits = data["id"], data["logit"]
         self._all = np.arange(n_vocab, dtype=np.int32)
-        self._pointer: Any = self._data.ctypes.data_as(ctypes.POINTER(api.llama_token_data))
+        self._pointer: Any = data.ctypes.data_as(ctypes.POINTER(api.llama_token_data))
         self._array: Any = api.llama_token_data_array()
         self._reference = ctypes.byref(self._array)
         self._one: Any = api.llama_token_data()
@@ -56,15 +58,13 @@ class Candidates:
 
     def fill(self, row: Row, ids: Ids | None = None) -> None:
         """Take all tokens, or those of `ids`, with the row's logits."""
-        self._size = len(row) if ids is None else len(ids)
-        part = self._data[: self._size]
-        part["id"] = self._all if ids is None else ids
-        part["logit"] = row if ids is None else row[ids]
-        part["p"] = 0
+        self._size = size = len(row) if ids is None else len(ids)
+        self._ids[:size] = self._all if ids is None else ids
+        self._logits[:size] = row if ids is None else row[ids]
         # "this pointer can be modified by the samplers"
         self._array.data, self._array.size, self._array.selected, self._array.sorted = (
             self._pointer,
-            self._size,
+            size,
             -1,
             False,
         )
@@ -75,13 +75,12 @@ class Candidates:
 
     def allowed(self) -> Row:
         """The logits of those that are not masked. Only right after a mask: chains move candidates."""
-        logits = self._data["logit"][: self._size]
+        logits = self._logits[: self._size]
         return logits[logits > _MASKED]
 
     def allowed_ids(self) -> Ids:
         """The tokens that are not masked. Only right after a mask."""
-        part = self._data[: self._size]
-        return part["id"][part["logit"] > _MASKED].astype(np.intp)
+        return self._ids[: self._size][self._logits[: self._size] > _MASKED].astype(np.intp)
 
     def chosen(self) -> tuple[int, float]:
         """The token that the chain selected, and its logit."""
@@ -90,9 +89,8 @@ class Candidates:
 
     def best(self) -> tuple[int, float]:
         """The token with the highest logit, and that logit."""
-        part = self._data[: self._size]
-        at = int(part["logit"].argmax())
-        return int(part["id"][at]), float(part["logit"][at])
+        at = int(self._logits[: self._size].argmax())
+        return int(self._ids[at]), float(self._logits[at])
 
     def passes(self, sampler: Any, token: int) -> bool:
         """Whether a grammar lets this token stand."""
@@ -112,14 +110,15 @@ class Chooser:
         prompt: Sequence[int],
         *,
         grammar: Any = None,
+        lazy: Lazy | None = None,
         alphabet: constraint.Alphabet,
         context: int = 0,
     ) -> None:
-        """Begin after `prompt`. `grammar` is a compiled grammar of its own, freed with this."""
+        """Begin after `prompt`. `grammar` is a compiled grammar of its own, freed with this; `lazy` may bring one."""
         self._model, self._sampling, self._grammar, self._alphabet = model, sampling, grammar, alphabet
         if grammar is not None:
             alphabet.prepare()
-        self._greedy = sampling.temperature <= 0
+        self._lazy = lazy
         self._bias = _bias(sampling)
         self._penalised = sampling.penalty_last_n != 0 and (
             sampling.repeat_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
@@ -128,17 +127,20 @@ class Chooser:
         self._window: deque[int] = deque(prompt[-last:] if last else prompt, maxlen=last)
         self._counts: Counter[int] = Counter(self._window)
         self._dry = sampling.dry_multiplier > 0 and sampling.dry_base >= 1
-        self._chain = None if self._greedy and not self._dry else _chain(model, sampling, seed, context)
+        self._chain = None if sampling.temperature <= 0 and not self._dry else _chain(model, sampling, seed, context)
         if self._chain and self._dry:
             for token in prompt:
                 native.accept(self._chain, token)
-        #: The choice is made among so many of the best tokens, or begins with them; 0 where it needs all.
-        self.narrow = 0 if self._dry or sampling.mirostat else self._enough()
+        walks = self._chain is None or self._dry or sampling.mirostat or sampling.top_k > _MOST_NEAR
+        #: The best so many tokens are all that a free choice needs; 0 where it may need more.
+        self.narrow = 0 if walks else max(0, sampling.top_k)
+        #: A free choice is the most likely token.
+        self.greedy = self._chain is None
         #: Seconds spent in the grammar, and the tokens that took a mask.
         self.grammar_seconds = 0.0
         self.grammar_masks = 0
-        #: The choice is the row's maximum, untouched: the caller may find it for all rows at once.
-        self.plain = self._greedy and not self._penalised and self._bias is None and not self._dry and grammar is None
+        #: There is nothing but that: the row is left as it is.
+        self.plain = self.greedy and not self._penalised and self._bias is None and grammar is None and lazy is None
 
     def close(self) -> None:
         """Free the chain and the grammar."""
@@ -148,59 +150,66 @@ class Chooser:
         self._chain = self._grammar = None
 
     def adjust(self, row: Row) -> None:
-        """Write biases, penalties and what a grammar could not bar into the logits."""
+        """Write biases and penalties into the logits."""
         if self._bias is not None:
             row[self._bias[0]] += self._bias[1]
         if self._penalised:
             self._punish(row)
-        if self._grammar is not None:
-            row[self._model.controls_array] = -np.inf  # inside a string a grammar would let their texts pass
 
-    def choose(self, row: Row, near: Ids | None, candidates: Candidates) -> int:
+    def choose(self, row: Row, candidates: Candidates, best: int | None = None, near: Ids | None = None) -> int:
         """
-        Take the next token from its logits after `adjust`. `near` are at least the `narrow` best tokens, in the order
-        of their ids, and no other token's logit is above theirs.
+        Take the next token from its logits after `adjust`; they may be written to.
 
-        Raises StepFailure when the grammar allows no token.
+        `best` is the most likely token, `near` at least the `narrow` best ones, in the order of their ids, where the
+        caller has found them. Raises StepFailure when the grammar allows no token.
         """
-        token = self._free_choice(row, near, candidates)
-        if self._grammar is not None:
-            token = self._constrained(token, row, near, candidates)
+        token = self._free_choice(row, candidates, best, near)
+        if self._lazy is not None:
+            token = self._until_bound(self._lazy, token, row, candidates)
+        elif self._grammar is not None:
+            token = self._constrained(token, row, candidates)
         if self._dry:
             native.accept(self._chain, token)
         if self._penalised:
             self._remember(token)
         return token
 
-    def _enough(self) -> int:
-        """The best tokens that are worth finding beforehand."""
-        top_k = 0 if self._greedy or self._sampling.top_k > _MOST_NEAR else max(0, self._sampling.top_k)
-        return top_k if self._grammar is None else max(top_k, constraint.NEAR)
+    def _until_bound(self, lazy: Lazy, token: int, row: Row, candidates: Candidates) -> int:
+        """The free choice, or the first after it that does not begin a call which the grammar refuses."""
+        stands, grammar = lazy.take(token, candidates.passes)
+        while not stands:
+            row[token] = -np.inf
+            token = self._free_choice(row, candidates)
+            stands, grammar = lazy.take(token, candidates.passes)
+        if grammar is not None:
+            self._grammar, self._lazy = grammar, None
+        return token
 
-    def _free_choice(self, row: Row, near: Ids | None, candidates: Candidates) -> int:
-        """What would be chosen without a grammar."""
+    def _constrained(self, token: int, row: Row, candidates: Candidates) -> int:
+        """The free choice, if the grammar lets it stand; else one that it allows."""
+        begun = perf_counter()
+        if token in self._alphabet.barred or not candidates.passes(self._grammar, token):
+            self.grammar_masks += 1
+            token = self._masked_choice(row, candidates)
+        if token not in self._model.ends:
+            native.accept(self._grammar, token)
+        self.grammar_seconds += perf_counter() - begun
+        return token
+
+    def _free_choice(self, row: Row, candidates: Candidates, best: int | None = None, near: Ids | None = None) -> int:
+        """What is chosen without a grammar."""
         if self._chain is None:
-            return int(row.argmax()) if near is None else int(near[row[near].argmax()])
-        if near is not None and 0 < self._sampling.top_k <= len(near):
+            return int(row.argmax()) if best is None else best
+        if near is not None:
             candidates.fill(row, near)
         elif self._sampling.top_k > 0 or not self._narrow(row, candidates):
             candidates.fill(row)
         candidates.apply(self._chain)
         return candidates.chosen()[0]
 
-    def _constrained(self, token: int, row: Row, near: Ids | None, candidates: Candidates) -> int:
-        """The token, if the grammar lets it stand; else one that it allows."""
-        begun = perf_counter()
-        if not candidates.passes(self._grammar, token):
-            self.grammar_masks += 1
-            token = self._masked_choice(row, near, candidates)
-        if token not in self._model.ends:
-            native.accept(self._grammar, token)
-        self.grammar_seconds += perf_counter() - begun
-        return token
-
-    def _masked_choice(self, row: Row, near: Ids | None, candidates: Candidates) -> int:
-        if near is None or not self._mask(candidates, row, near, float(row[near].min())):
+    def _masked_choice(self, row: Row, candidates: Candidates) -> int:
+        row[self._model.controls_array] = -np.inf  # inside a string a grammar would let their texts pass
+        if not self._mask(candidates, row, *constraint.close(row)):
             candidates.fill(row, self._alphabet.probes)
             candidates.apply(self._grammar)
             possible = self._alphabet.beginning(candidates.allowed_ids())
@@ -221,13 +230,11 @@ class Chooser:
         """Let the grammar mask these tokens; say whether the choice can be made among them."""
         candidates.fill(row, ids)
         candidates.apply(self._grammar)
+        if self._chain is None:
+            return candidates.best()[1] > _MASKED
+        sampling = self._sampling
         return constraint.enough(
-            candidates.allowed(),
-            least,
-            top_k=self._sampling.top_k,
-            min_p=self._sampling.min_p,
-            greedy=self._greedy and not self._dry,
-            mirostat=self._sampling.mirostat,
+            candidates.allowed(), least, top_k=sampling.top_k, min_p=sampling.min_p, mirostat=sampling.mirostat
         )
 
     def _narrow(self, row: Row, candidates: Candidates) -> bool:

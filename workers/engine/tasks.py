@@ -7,24 +7,25 @@ A ticket can be used from any thread.
 
 from __future__ import annotations
 
-import json
-import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from datetime import timedelta
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
-from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest, TokenLogprob, ToolCall
+from app.inference import answers
+from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
+from workers.engine import calls
 from workers.engine.batch import INTERACTIVE, Work
+from workers.engine.calls import Style, Watch
 from workers.engine.grammars import Form
+from workers.engine.lazy import Lazy
 from workers.engine.sampling import Chooser
 from workers.engine.text import TextStream
 
@@ -38,17 +39,19 @@ class Task:
 
     __slots__ = (
         "_on_text", "awaits", "cached", "cancelled", "chooser", "computed", "deadline", "faults", "first_at", "form",
-        "future", "id", "limit", "logprobs", "order", "parked_at", "prompt", "rank", "request", "seed", "state",
+        "future", "id", "lazy", "limit", "logprobs", "order", "parked_at", "prompt", "rank", "request", "seed", "state",
         "stream", "submitted", "tokens", "unshared", "work", "written",
     )  # fmt: skip
 
     def __init__(
         self, number: int, request: GenerateRequest, prompt: tuple[int, ...], stop: Sequence[str], form: Form | None,
-        seed: int, deadline: float | None, on_text: OnText | None,
+        seed: int, deadline: float | None, on_text: OnText | None, watch: Watch | None = None, lazy: Lazy | None = None,
     ) -> None:  # fmt: skip
         #: Rises with each task: also its age among the waiting.
         self.id = self.order = number
         self.request, self.prompt, self.form, self.seed = request, prompt, form, seed
+        #: The form binds only what begins a call.
+        self.lazy = lazy
         self.rank = RANKS[request.priority]
         #: Cells that it holds at the most.
         self.limit = len(prompt) + request.max_tokens
@@ -58,7 +61,7 @@ class Task:
         self.written = 0
         #: Of the prompt's tokens, those that were taken over.
         self.cached = 0
-        self.stream = TextStream(stop)
+        self.stream = TextStream(stop, watch)
         self._on_text = on_text
         self.future: Future[Generated] = Future()
         self.submitted = perf_counter()
@@ -120,7 +123,7 @@ class Task:
     def fail(self, error: BaseException) -> None:
         """The text ends without a result; a StepFailure keeps what was written."""
         if isinstance(error, StepFailure) and error.text is None and self.written:
-            error = StepFailure(error.reason, error.message, text=self.stream.text)
+            error = StepFailure(error.reason, error.message, text=self.stream.text + self.stream.calls)
         self._end(error)
 
     def _end(self, outcome: Generated | BaseException) -> None:
@@ -139,8 +142,9 @@ class Task:
 class LlamaTicket:
     """What the asker of one or several texts holds."""
 
-    def __init__(self, tasks: Sequence[Task], wake: Callable[[], None], read_tools: str | None) -> None:
-        self._tasks, self._wake, self._read_tools = tuple(tasks), wake, read_tools
+    def __init__(self, tasks: Sequence[Task], wake: Callable[[], None], style: Style | None) -> None:
+        """`style` is that of the calls that may stand in the texts."""
+        self._tasks, self._wake, self._style = tuple(tasks), wake, style
         self._lock = threading.Lock()
         self._checked: Generated | None = None
 
@@ -186,9 +190,18 @@ class LlamaTicket:
                 _still_valid(task.form, text.text, message)
             else:
                 task.form.check(text.text)
-        if self._read_tools is not None:
-            return replace(text, tool_calls=read_tool_calls(text.text, self._read_tools))
-        return text
+        written = task.stream.calls
+        if self._style is None or not written:
+            return text
+        whole = text.text + written
+        try:
+            asked = calls.read(written, self._style)
+        except ValueError as error:
+            cut = f"was cut at max_tokens ({task.request.max_tokens}) inside a call of a tool"
+            why = cut if text.finish is FinishReason.LENGTH else f"holds what is no call of a tool: {error}"
+            raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text {why}", text=whole) from None
+        answers.require_calls(asked, task.request, whole)
+        return replace(text, tool_calls=asked)
 
 
 def _still_valid(form: Form, text: str, message: str) -> None:
@@ -198,27 +211,4 @@ def _still_valid(form: Form, text: str, message: str) -> None:
         raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=text) from None
 
 
-def read_tool_calls(text: str, style: str) -> tuple[ToolCall, ...]:
-    """The calls in a text, in the style of the model's family. What is no call is let be."""
-    if style == "hermes":
-        bodies = re.findall(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|\Z)", text, re.DOTALL)
-    else:
-        bodies = [text.strip()]
-    calls = []
-    for body in bodies:
-        value = _object(body)
-        name, arguments = value.get("name"), value.get("arguments", value.get("parameters"))
-        if isinstance(name, str) and isinstance(arguments, dict):
-            calls.append(ToolCall(name, arguments))
-    return tuple(calls)
-
-
-def _object(body: str) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-__all__ = ["CancelledError", "LlamaTicket", "OnText", "Task", "read_tool_calls"]
+__all__ = ["CancelledError", "LlamaTicket", "OnText", "Task"]

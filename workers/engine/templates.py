@@ -19,11 +19,13 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from app.inference.requests import GenerateRequest, Tool
+from app.fleet.model import PromptProfile
+from app.inference.requests import GenerateRequest, Message
 from app.kernel import clock
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
+from workers.engine import calls
+from workers.engine.calls import Style
 from workers.engine.llama import Model
-from workers.engine.options import Profile
 
 #: Non-characters of Unicode, which no honest text holds: one of them marks what a message spelled out.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -79,7 +81,7 @@ def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 class ChatTemplate:
     """The template of one model. Any thread may use it."""
 
-    def __init__(self, model: Model, profile: Profile) -> None:
+    def __init__(self, model: Model, profile: PromptProfile) -> None:
         """Raises ModelUnsupported when the template is no Jinja."""
         self._model, self._profile = model, profile
         wanted = profile.chat_template
@@ -98,7 +100,9 @@ class ChatTemplate:
         longest_first = sorted((text for text in spelled if len(text) > 1), key=len, reverse=True)
         self._controls = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         #: How the model writes tool calls, if it was told how to.
-        self.tools = profile.tools or _tool_style(self.source or "")
+        self.tools: Style | None = profile.tools or _tool_style(self.source or "")
+        #: The template does not know of tools: they are told in words.
+        self._tells_tools = not re.search(r"\btools\b", self.source or "")
 
     def prompt(self, request: GenerateRequest) -> Prompt:
         """The prompt of a request. Raises StepFailure when the template refuses it, or there is none."""
@@ -110,23 +114,27 @@ class ChatTemplate:
                 f"{self._model.path.name} has no chat template; give one in the model's profile "
                 f"(a Jinja source, or one of {', '.join(SHIPPED)}), or send a bare prompt",
             )
-        mark = self._mark(request)
-        messages = [
-            {"role": message.role, "content": self._marked(message.content, mark)} for message in request.messages
-        ]
-        if self._profile.system is not None and not any(message["role"] == "system" for message in messages):
-            messages.insert(0, {"role": "system", "content": self._profile.system})
-        if self._profile.system_as_user:
+        tools_text = json.dumps([calls.described(tool) for tool in request.tools], ensure_ascii=False)
+        asked = [dict(call.arguments) for turn in request.messages for call in turn.tool_calls]
+        calls_text = json.dumps(asked, ensure_ascii=False)
+        mark = _unused_mark(*(turn.content for turn in request.messages), request.prefill, tools_text, calls_text)
+        turns, tools = request.messages, () if request.tool_choice == "none" else request.tools
+        default = self._profile.default_system
+        if default is not None and not any(turn.role == "system" for turn in turns):
+            turns = (Message("system", default), *turns)
+        if self._tells_tools and self.tools is not None:
+            turns, tools = calls.in_words(turns, tools, self.tools), ()
+        messages = [self._turn(turn, mark) for turn in turns]
+        if self._profile.system == "user":
             messages = _without_system(messages)
-        tools = [self._described(tool, mark) for tool in request.tools] or None
         try:
             text = self._template.render(
                 messages=messages,
-                tools=tools,
+                tools=[self._marked_in(calls.described(tool), mark) for tool in tools] or None,
                 add_generation_prompt=True,
                 bos_token=self._bos,
                 eos_token=self._eos,
-                **self._profile.variables,
+                **self._profile.arguments,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise StepFailure(
@@ -134,48 +142,58 @@ class ChatTemplate:
             ) from error
         return Prompt(tuple(self._tokens(text + self._marked(request.prefill, mark), mark)), self._profile.stop)
 
-    def _tokens(self, text: str, mark: str) -> list[int]:
+    def pair(self, query: str, document: str) -> list[int]:
+        """Tokens of a query and a document that are judged together: in the file's own prompt, where it has one."""
+        source = self._model.chat_template("rerank")
+        if source is None:
+            return self._model.pair(query, document)
+        mark = _unused_mark(query, document)
+        texts = {"query": self._marked(query, mark), "document": self._marked(document, mark)}
+        prompt = re.sub(r"\{(query|document)\}", lambda found: texts[found[1]], source)
+        return self._tokens(prompt, mark, opening=False)
+
+    def _tokens(self, text: str, mark: str, *, opening: bool = True) -> list[int]:
         """Tokens of a rendered template: its own control tokens count, the marked ones are letters."""
-        bos = self._bos if self._model.adds_bos else ""
+        bos = self._bos if self._model.adds_bos and opening else ""
         if bos and text.startswith(bos):
             text = text[len(bos) :]  # llama.cpp puts it there itself
         tokens: list[int] = []
         for index, part in enumerate(re.split(f"((?:[^{mark}]{mark})+[^{mark}]?)", text)):
             if part or not index:
-                tokens += self._model.tokens(part.replace(mark, ""), opening=not index, special=not index % 2)
+                first = opening and not index
+                tokens += self._model.tokens(part.replace(mark, ""), opening=first, special=not index % 2)
         return tokens
-
-    def _mark(self, request: GenerateRequest) -> str:
-        """A character that stands in no text of the request."""
-        used = {letter for message in request.messages for letter in message.content}
-        used |= set(request.prefill) | set(json.dumps([_plain(tool) for tool in request.tools], ensure_ascii=False))
-        for mark in _MARKS:
-            if mark not in used:
-                return mark
-        raise StepFailure(
-            FailureReason.INVALID_REQUEST, "the messages hold all the non-characters from U+FDD0 to U+FDEF"
-        )
 
     def _marked(self, text: str, mark: str) -> str:
         """The text, with a mark between the letters of each control token that it spells."""
         return self._controls.sub(lambda found: mark.join(found[0]), text)
 
-    def _described(self, tool: Tool, mark: str) -> dict[str, Any]:
-        def marked(value: Any) -> Any:
-            if isinstance(value, str):
-                return self._marked(value, mark)
-            if isinstance(value, dict):
-                return {self._marked(str(key), mark): marked(item) for key, item in value.items()}
-            return [marked(item) for item in value] if isinstance(value, list | tuple) else value
+    def _turn(self, turn: Message, mark: str) -> dict[str, Any]:
+        told: dict[str, Any] = {"role": turn.role, "content": self._marked(turn.content, mark)}
+        if turn.tool_calls:
+            asked = [{"name": call.name, "arguments": dict(call.arguments)} for call in turn.tool_calls]
+            told["tool_calls"] = [{"type": "function", "function": self._marked_in(call, mark)} for call in asked]
+        return told
 
-        return {"type": "function", "function": marked(_plain(tool))}
+    def _marked_in(self, value: Any, mark: str) -> Any:
+        """As `_marked`, for all texts in a JSON value."""
+        if isinstance(value, str):
+            return self._marked(value, mark)
+        if isinstance(value, Mapping):
+            return {self._marked(str(key), mark): self._marked_in(item, mark) for key, item in value.items()}
+        return [self._marked_in(item, mark) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _plain(tool: Tool) -> dict[str, Any]:
-    return {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+def _unused_mark(*texts: str) -> str:
+    """A character that stands in none of the texts. Raises StepFailure when there is none."""
+    used = set().union(*texts)
+    for mark in _MARKS:
+        if mark not in used:
+            return mark
+    raise StepFailure(FailureReason.INVALID_REQUEST, "the texts hold all the non-characters from U+FDD0 to U+FDEF")
 
 
-def _tool_style(source: str) -> str | None:
+def _tool_style(source: str) -> Style | None:
     if "<tool_call>" in source:
         return "hermes"
     if "<|python_tag|>" in source or '"parameters":' in source:

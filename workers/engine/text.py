@@ -4,6 +4,7 @@ Text as it is written: bytes of tokens in, whole characters out, up to the first
 A character is given out when all its bytes are there; bytes that never become a character are given as U+FFFD,
 and a character that is still unfinished when the text ends is left out.
 What may be the beginning of a stop text is held back until that is known; a stop text is never given out.
+Calls of tools are kept apart: they are no text, and no stop text ends them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from workers.engine.calls import Watch
+
 
 class TextStream:
     """One text under way."""
 
-    __slots__ = ("_decoder", "_held", "_parts", "_stops", "stopped")
+    __slots__ = ("_decoder", "_held", "_parts", "_stops", "_watch", "stopped")
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    def __init__(self, stops: Sequence[str] = (), watch: Watch | None = None) -> None:
+        self._watch = watch
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = tuple(stop for stop in stops if stop)
         self._parts: list[str] = []
@@ -28,6 +32,9 @@ class TextStream:
     def feed(self, piece: bytes) -> str:
         """Take the bytes of one token and give what can be shown now."""
         new = self._decoder.decode(piece)
+        return self._show(new if self._watch is None else self._watch.feed(new))
+
+    def _show(self, new: str) -> str:
         if not self._stops:
             if new:
                 self._parts.append(new)
@@ -48,10 +55,11 @@ class TextStream:
 
     def finish(self) -> str:
         """The text ends here: give what was held back."""
+        late = "" if self._watch is None or self.stopped else self._show(self._watch.finish())
         held, self._held = self._held, ""
         if held:
             self._parts.append(held)
-        return held
+        return late + held
 
     @property
     def text(self) -> str:
@@ -59,6 +67,11 @@ class TextStream:
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         return self._parts[0] if self._parts else ""
+
+    @property
+    def calls(self) -> str:
+        """The calls of tools, as they were written; none after a stop text."""
+        return "" if self._watch is None or self.stopped else self._watch.calls or ""
 
     def _undecided(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop text."""

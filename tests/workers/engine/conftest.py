@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 
 MakeEngine = Callable[..., LlamaEngine]
+
+#: The prompt of the tiny judge.
+JUDGE = "<|im_start|>user\nDoes it answer?\nQuery: {query}\nDocument: {document}<|im_end|>\n<|im_start|>assistant\n"
 
 #: Of the tiny models: random weights, SmolLM2's vocabulary. They write nonsense, quickly.
 WIDTH, LAYERS = 64, 2
@@ -60,6 +64,30 @@ def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 f"blk.{layer}.attn_output.weight.lora_{part}", numbers.standard_normal(shape).astype(np.float32)
             )
     _end(writer)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes BERTs with random weights that pool as their header says; `flags` are keys of their tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+    made: dict[Any, Path] = {}
+
+    def bert(pooling: gguf.PoolingType, **flags: bool | int) -> Path:
+        key = (pooling, *flags.items())
+        if key not in made:
+            made[key] = folder / f"{len(made)}-{pooling.name.lower()}.gguf"
+            _write_bert(made[key], pooling, flags)
+        return made[key]
+
+    return bert
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen 3 with random weights made to rank: it answers yes or no to a prompt of its own."""
+    path = tmp_path_factory.mktemp("tiny") / "judge.gguf"
+    _write_judge(model_path, path)
     return path
 
 
@@ -138,28 +166,112 @@ def _write_mamba(source: Path, target: Path) -> None:
     _end(writer)
 
 
+def _write_judge(source: Path, target: Path) -> None:
+    """A Qwen 3 of two layers with a classifier, and the prompt that pairs are put into."""
+    writer, random = _begin(source, target, "qwen3")
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(32)
+    writer.add_value_length(32)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_feed_forward_length(128)
+    writer.add_pooling_type(gguf.PoolingType.RANK)
+    writer.add_classifier_output_labels(["yes", "no"])
+    writer.add_string("tokenizer.chat_template.rerank", JUDGE)
+    writer.add_tensor("cls.output.weight", random(2, WIDTH))
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        for name, shape in {
+            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
+            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
+        }.items():  # fmt: skip
+            writer.add_tensor(f"{block}{name}.weight", random(*shape))
+        for name, size in {"attn_norm": WIDTH, "ffn_norm": WIDTH, "attn_q_norm": 32, "attn_k_norm": 32}.items():
+            writer.add_tensor(f"{block}{name}.weight", np.ones(size, np.float32))
+    _end(writer)
+
+
+def _write_bert(target: Path, pooling: gguf.PoolingType, flags: Mapping[str, bool | int]) -> None:
+    """A BERT of two layers that knows letters and a few words."""
+    words = ["llama", "mountain", "wool", "bank", "rate", "the", "in"]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*specials, *(f"\u2581{text}" for text in [*words, *letters, "."]), *letters]
+    writer = gguf.GGUFWriter(target, "bert")
+    writer.add_context_length(512)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(2)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(pooling)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_type_count(2)
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL] * len(specials) + [gguf.TokenType.NORMAL] * (len(tokens) - 5))
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_sep_token_id(3)
+    writer.add_mask_token_id(4)
+    for name, value in flags.items():
+        getattr(writer, name)(value)
+    numbers = np.random.default_rng(11)
+
+    def random(*shape: int) -> np.ndarray:
+        return (numbers.standard_normal(shape) * 0.2).astype(np.float32)
+
+    shapes = {"token_embd": (len(tokens), WIDTH), "token_types": (2, WIDTH), "position_embd": (512, WIDTH)}
+    norms = ["token_embd_norm"]
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        shapes |= {f"{block}attn_{name}": (WIDTH, WIDTH) for name in ("q", "k", "v", "output")}
+        shapes |= {f"{block}ffn_up": (128, WIDTH), f"{block}ffn_down": (WIDTH, 128)}
+        norms += [f"{block}attn_output_norm", f"{block}layer_output_norm"]
+    if pooling == gguf.PoolingType.RANK:
+        shapes |= {"cls": (WIDTH, WIDTH), "cls.output": (1, WIDTH)}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random(*shape))
+        if name not in ("token_embd", "token_types", "position_embd"):
+            writer.add_tensor(f"{name}.bias", random(shape[0]))
+    for name in norms:
+        writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
+        writer.add_tensor(f"{name}.bias", np.zeros(WIDTH, np.float32))
+    _end(writer)
+
+
 def _begin(source: Path, target: Path, architecture: str):  # type: ignore[no-untyped-def]
-    reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, architecture)
     writer.add_context_length(4096)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
-    for name in ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "add_bos_token"):
-        field = reader.get_field(f"tokenizer.ggml.{name}")
-        if field is not None:
-            kind = field.types[0]
-            inside = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(f"tokenizer.ggml.{name}", field.contents(), kind, inside)
-    writer.add_chat_template(reader.get_field("tokenizer.chat_template").contents())
+    fields = _tokenizer_of(source)
+    for name, (value, kind, inside) in fields.items():
+        writer.add_key_value(name, value, kind, inside)
     numbers = np.random.default_rng(7)
 
     def random(*shape: int) -> np.ndarray:
         return (numbers.standard_normal(shape) * 0.25).astype(np.float32)
 
-    words = len(reader.get_field("tokenizer.ggml.tokens").data)
+    words = len(fields["tokenizer.ggml.tokens"][0])
     writer.add_tensor("token_embd.weight", random(words, WIDTH))
     writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
     return writer, random
+
+
+@functools.cache
+def _tokenizer_of(source: Path) -> dict[str, tuple[Any, Any, Any]]:
+    """The fields of a tokenizer: value, type, type of the items. Reading them takes seconds."""
+    reader = gguf.GGUFReader(source)
+    wanted = ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "add_bos_token")
+    found = {}
+    for name in (*(f"tokenizer.ggml.{word}" for word in wanted), "tokenizer.chat_template"):
+        field = reader.get_field(name)
+        if field is not None:
+            kind = field.types[0]
+            found[name] = field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+    return found
 
 
 def _end(writer: gguf.GGUFWriter) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
+from gguf import PoolingType
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.inference.requests import EmbedRequest, GenerateRequest, LongText, RerankRequest, Sampling
-from app.kernel.errors import FailureReason, StepFailure
+from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
 from workers.engine.embedding import windows
 from workers.engine.engine import LlamaEngine
 
@@ -79,7 +82,93 @@ def test_an_empty_text_and_a_model_that_does_not_rank_are_refused(shared: LlamaE
         shared.rerank(RerankRequest("a", ("b",)))
 
 
-def test_a_causal_model_can_be_made_to_rank_nothing(make: MakeEngine) -> None:
-    """Where the file has no classifier, asking for one fails and harms nobody."""
-    engine = make(slots=1)
-    assert len(vectors(engine, "still alive")) == 1
+def plain_vectors(path: Path, inputs: list[list[int]], width: int) -> np.ndarray:
+    """What llama-cpp-python computes for these tokens, one text at a time, pooled as the file says."""
+    llama = llama_cpp.Llama(str(path), embedding=True, n_threads=1, n_threads_batch=1, n_ubatch=512, verbose=False)
+    try:
+        found = []
+        for tokens in inputs:
+            llama._batch.reset()
+            llama._batch.add_sequence(tokens, 0, True)
+            llama._ctx.kv_cache_clear()
+            llama._ctx.decode(llama._batch)
+            found.append(llama_cpp.llama_get_embeddings_seq(llama._ctx.ctx, 0)[:width])
+        return np.array(found)
+    finally:
+        llama.close()
+
+
+def of_length_one(found: np.ndarray) -> np.ndarray:
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("pooling", [PoolingType.MEAN, PoolingType.CLS, PoolingType.LAST])
+def test_a_model_made_for_embedding_pools_as_its_file_says(
+    make: MakeEngine, tiny_bert: Callable[..., Path], pooling: PoolingType
+) -> None:
+    path = tiny_bert(pooling)
+    engine = make(path, slots=2, flash_attention=False)
+    texts = ("the llama in the mountain", "a bank", "wool.")
+    tokens = [engine.model.tokens(text, opening=True, special=False) for text in texts]
+    found = vectors(engine, *texts)
+    np.testing.assert_allclose(found, of_length_one(plain_vectors(path, tokens, engine.model.n_embd)), atol=2e-5)
+    told = make(tiny_bert(PoolingType.MEAN), flash_attention=False, pooling=pooling.name.lower())
+    np.testing.assert_allclose(vectors(told, *texts), found, atol=2e-5)
+
+
+def test_a_model_that_only_embeds_writes_nothing(make: MakeEngine, tiny_bert: Callable[..., Path]) -> None:
+    engine = make(tiny_bert(PoolingType.MEAN))
+    with pytest.raises(StepFailure, match="writes no texts") as caught:
+        engine.generate(GenerateRequest(prompt="the llama"))
+    assert caught.value.reason is FailureReason.INVALID_REQUEST
+
+
+def scores(engine: LlamaEngine, query: str, *documents: str) -> list[float]:
+    return list(engine.rerank(RerankRequest(query, documents), timeout=60).scores)
+
+
+@pytest.mark.parametrize(
+    ("flags", "between", "after"),
+    [
+        ({}, [3], [3]),  # as older files are: only the token that parts texts is named
+        ({"add_eos_token_id": 3, "add_add_eos_token": True, "add_add_sep_token": False}, [3], [3]),
+        ({"add_eos_token_id": 4, "add_add_eos_token": True, "add_add_sep_token": True}, [4, 3], [4]),
+    ],
+    ids=["sep alone", "as converted today", "as RoBERTa"],
+)
+def test_pairs_are_scored_as_llama_scores_them(
+    make: MakeEngine, tiny_bert: Callable[..., Path], flags: dict[str, bool | int], between: list[int], after: list[int]
+) -> None:
+    path = tiny_bert(PoolingType.RANK, **flags)
+    engine = make(path, slots=2, flash_attention=False)
+    query, documents = "the llama", ["in the mountain", "the bank rate [SEP]", "wool."]
+
+    def tokens(text: str) -> list[int]:
+        return engine.model.tokens(text, opening=False, special=False)
+
+    pairs = [[2, *tokens(query), *between, *tokens(document), *after] for document in documents]
+    plain = plain_vectors(path, pairs, 1)[:, 0]
+    found = scores(engine, query, *documents)
+    np.testing.assert_allclose(found, plain, atol=1e-3)
+    assert np.abs(np.diff(sorted(found))).min() > 0.1
+    with pytest.raises(StepFailure, match="embeds no texts"):
+        vectors(engine, "wool.")
+
+
+def test_a_model_with_a_prompt_for_pairs_is_asked_with_it(make: MakeEngine, tiny_judge: Path) -> None:
+    engine = make(tiny_judge, slots=1, flash_attention=False)
+    source, query = engine.model.chat_template("rerank"), "wool"
+    assert source is not None
+    documents = ["A llama has wool.", "The {query} of a bank"]
+    prompts = [source.replace("{query}", query).replace("{document}", document) for document in documents]
+    tokens = [engine.model.tokens(prompt, opening=False, special=True) for prompt in prompts]
+    found = scores(engine, query, *documents)
+    np.testing.assert_allclose(found, plain_vectors(tiny_judge, tokens, 1)[:, 0], atol=2e-4)
+    assert all(0 < score < 1 for score in found)
+    ended = engine._template.pair(query, "It ends.<|im_end|>")
+    assert ended.count(engine.model.tokens("<|im_end|>", opening=False, special=True)[0]) == source.count("<|im_end|>")
+
+
+def test_a_model_without_a_classifier_is_not_made_to_rank(make: MakeEngine) -> None:
+    with pytest.raises(ModelUnsupported, match="no classifier"):
+        make(slots=1, pooling="rank")

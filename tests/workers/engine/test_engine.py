@@ -13,10 +13,11 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from app.inference.requests import FinishReason, GenerateRequest, Message, PriorityClass, Sampling
+from app.inference.requests import EmbedRequest, FinishReason, GenerateRequest, Message, PriorityClass, Sampling
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.engine import LlamaEngine
+from workers.engine.llama import Context
 from workers.engine.options import KvLayout
 
 MakeEngine = Callable[..., LlamaEngine]
@@ -340,17 +341,44 @@ def test_all_is_given_back(make: MakeEngine) -> None:
     assert figures.submitted == len(PROMPTS) == figures.finished + figures.cancelled
 
 
-def test_closing_cancels_what_is_under_way(make: MakeEngine) -> None:
+def test_closing_tells_those_under_way_why_and_keeps_what_they_wrote(make: MakeEngine) -> None:
     engine = make(slots=1)
-    tickets = [engine.generate(ask(prompt, 500, sampling=ENDLESS)) for prompt in PROMPTS[:3]]
+    begun = threading.Event()
+    running = engine.generate(ask(PROMPTS[0], 500, sampling=ENDLESS), lambda _: begun.set())
+    waiting = [engine.generate(ask(prompt, 500, sampling=ENDLESS)) for prompt in PROMPTS[1:3]]
+    assert begun.wait(30)
+    waiting[1].cancel()
     engine.close()
-    for ticket in tickets:
-        with pytest.raises(CancelledError):
+    for ticket, text in ((running, True), (waiting[0], False)):
+        with pytest.raises(StepFailure, match="closed") as caught:
             ticket.result(10)
-    with pytest.raises(StepFailure) as caught:
-        engine.generate(ask("a"))
-    assert caught.value.reason is FailureReason.WORKER_STOPPED
+        assert caught.value.reason is FailureReason.WORKER_STOPPED
+        assert bool(caught.value.text) is text
+    with pytest.raises(CancelledError):
+        waiting[1].result(10)
+    for late in (lambda: engine.generate(ask("a")), lambda: engine.embed(EmbedRequest(("a",)))):
+        with pytest.raises(StepFailure, match="closed"):
+            late()
     engine.close()
+
+
+def test_a_cancel_in_a_long_prompt_is_heard_after_the_decode_under_way(
+    make: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(slots=1, batch=64, ubatch=64, context=2048)
+    decode, decoded = Context.decode, list[int]()
+
+    def cancelled_meanwhile(context: Context, pieces: Any) -> int:
+        decoded.append(sum(len(part) for _, _, part, _ in pieces))
+        ticket.cancel()
+        return decode(context, pieces)
+
+    monkeypatch.setattr(Context, "decode", cancelled_meanwhile)
+    with engine._loop._wake:  # nothing is taken before the ticket is known here
+        ticket = engine.generate(ask("The llamas walk. " * 250, 10))
+    with pytest.raises(CancelledError):
+        ticket.result(30)
+    assert decoded == [64]
 
 
 def test_many_threads_may_ask_at_once(shared: LlamaEngine) -> None:

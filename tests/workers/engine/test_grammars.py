@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 
-from app.inference.requests import FinishReason, GenerateRequest, Message, Sampling, Tool
+from app.inference.requests import FinishReason, GenerateRequest, Message, Sampling
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import native
 from workers.engine.engine import LlamaEngine
-from workers.engine.sampling import Candidates
-from workers.engine.tasks import read_tool_calls
 
 STRING, INTEGER, BOOLEAN = {"type": "string", "maxLength": 24}, {"type": "integer"}, {"type": "boolean"}
 
@@ -123,8 +118,7 @@ def test_the_staged_mask_chooses_what_the_full_mask_would(make: Any, monkeypatch
     engine = make(slots=1, reproducible=True)
     asked = [ask(SCHEMAS[name]) for name in ("flat object", "array of enums")]
     staged = [engine.generate(request).result(60).text for request in asked]
-    monkeypatch.setattr("workers.engine.constraint.NEAR", 10**9)
-    monkeypatch.setattr("workers.engine.constraint.stages", lambda row, _: [(np.arange(len(row)), -math.inf)])
+    monkeypatch.setattr("workers.engine.constraint.GAP", 1e9)
     full = [engine.generate(request).result(60).text for request in asked]
     assert staged == full
 
@@ -133,54 +127,3 @@ def test_no_control_token_gets_into_a_string(shared: LlamaEngine) -> None:
     ends = {token: 40.0 for token in shared.model.controls if token not in shared.model.ends}
     text = shared.generate(ask({"type": "string", "maxLength": 12}, 40, logit_bias=ends)).result(60).text
     assert len(json.loads(text)) <= 12
-
-
-WEATHER = Tool("get_weather", "The weather of a city", thing({"city": STRING}))
-
-
-def test_a_required_call_is_a_call(make: Any) -> None:
-    from workers.engine.options import Profile
-
-    engine = make(slots=1, profile=Profile(tools="hermes"))
-    message = Message("user", "What is the weather in Cusco?")
-    request = GenerateRequest(
-        messages=(message,), max_tokens=80, tools=(WEATHER,), tool_choice="required", sampling=Sampling(temperature=0)
-    )
-    (call,) = engine.generate(request).result(60).tool_calls
-    assert call.name == "get_weather"
-    assert isinstance(call.arguments["city"], str)
-    opened = GenerateRequest(
-        messages=(message,), max_tokens=80, tools=(WEATHER,), prefill="<tool_call>\n{", sampling=Sampling(temperature=0)
-    )
-    assert engine.generate(opened).result(60).text
-
-
-def test_a_call_is_bound_from_where_it_begins(shared: LlamaEngine) -> None:
-    """A lazy grammar lets all text pass until its trigger is written."""
-    form = shared._grammars.lazy('root ::= "<tool_call>" "{" [a-z]+ "}"', r"[\s\S]*?(<tool_call>[\s\S]*)")
-    sampler, candidates = form.sampler(), Candidates(shared.model.n_vocab)
-
-    def passes(text: str) -> bool:
-        return candidates.passes(sampler, shared.model.tokens(text, opening=False, special=False)[0])
-
-    try:
-        assert passes("Sure")
-        assert passes("{")
-        for token in shared.model.tokens("Sure. <tool_call>", opening=False, special=False):
-            native.accept(sampler, token)
-        assert passes("{")
-        assert not passes("Sure")
-    finally:
-        native.free_sampler(sampler)
-
-
-def test_tools_need_a_model_that_knows_them(shared: LlamaEngine) -> None:
-    with pytest.raises(StepFailure, match="tools"):
-        shared.generate(GenerateRequest(messages=(Message("user", "a"),), tools=(WEATHER,)))
-
-
-def test_calls_are_read_from_texts() -> None:
-    text = 'Well. <tool_call>\n{"name": "a", "arguments": {"x": {"y": 1}}}\n</tool_call> and <tool_call>{broken'
-    assert [(call.name, call.arguments) for call in read_tool_calls(text, "hermes")] == [("a", {"x": {"y": 1}})]
-    assert read_tool_calls('{"name": "b", "parameters": {}}', "llama3")[0].name == "b"
-    assert read_tool_calls("hello", "llama3") == ()

@@ -155,7 +155,6 @@ class Histories(RuleBasedStateMachine):
             slots=3,
             context=256,
             batch=32,
-            kept=3,
             park_bytes=90,
             park_progress=2,
             layout=KvLayout.STREAMS if self.streams else KvLayout.UNIFIED,

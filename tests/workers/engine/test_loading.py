@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 
+from app.fleet.engine import KvType
 from app.kernel.errors import (
-    InvalidSettings,
     MemoryNotEnough,
     ModelFileDamaged,
     ModelFileMissing,
@@ -16,7 +18,7 @@ from app.kernel.errors import (
     ModelUnsupported,
 )
 from workers.engine.engine import LlamaEngine
-from workers.engine.options import EngineOptions, KvLayout, Lora
+from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions, KvLayout, Lora
 
 MakeEngine = Callable[..., LlamaEngine]
 
@@ -65,9 +67,9 @@ def test_too_little_memory_is_said_with_figures(make: MakeEngine) -> None:
 
 def test_an_adapter_that_is_none(make: MakeEngine, model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileMissing):
-        make(loras=(Lora("style", tmp_path / "no.gguf"),))
+        make(loras=(Lora(name="style", path=tmp_path / "no.gguf"),))
     with pytest.raises(ModelUnsupported):
-        make(loras=(Lora("style", model_path),))
+        make(loras=(Lora(name="style", path=model_path),))
 
 
 def test_progress_is_told(model_path: Path) -> None:
@@ -85,11 +87,16 @@ def test_options_that_would_end_the_process_are_refused() -> None:
         {"ubatch": 0},
         {"kv_type_k": "q9"},
         {"kv_type_v": "q8_0", "flash_attention": False},
+        {"kv_type_v": "q8_0", "reproducible": True},
         {"context": 100},
         {"context": 256, "slots": 64, "batch": 64, "layout": KvLayout.STREAMS},
     ):
-        with pytest.raises(InvalidSettings):
+        with pytest.raises(ValidationError):
             EngineOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_every_cache_type_of_the_catalogue_has_its_number() -> None:
+    assert set(KV_TYPES) == set(KV_BYTES) == set(get_args(KvType))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +105,7 @@ def test_options_that_would_end_the_process_are_refused() -> None:
         ({"slots": 8, "context": 2**16}, False),
         ({"slots": 16, "context": 2**14}, True),
         ({"slots": 32, "context": 8192}, False),
+        ({"slots": 32, "context": 2**16, "kept": 4}, False),
         ({"slots": 32, "context": 2**16, "layout": KvLayout.UNIFIED}, False),
         ({"slots": 2, "layout": KvLayout.STREAMS}, True),
         ({"slots": 2, "layout": KvLayout.UNIFIED, "reproducible": True}, True),

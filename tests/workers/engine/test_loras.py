@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from app.inference.requests import GenerateRequest, Sampling
+from app.inference.requests import EmbedRequest, GenerateRequest, Sampling
 from app.kernel.errors import NotFound
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import Lora
@@ -24,7 +25,7 @@ def written(engine: LlamaEngine) -> str:
 
 def test_adapters_are_swapped_between_requests(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
     base = written(make(tiny_llama, slots=2))
-    engine = make(tiny_llama, slots=2, loras=(Lora("style", tiny_lora),))
+    engine = make(tiny_llama, slots=2, loras=(Lora(name="style", path=tiny_lora),))
     styled = written(engine)
     assert styled != base
     engine.use_loras({}, timeout=30)
@@ -39,7 +40,32 @@ def test_adapters_are_swapped_between_requests(make: MakeEngine, tiny_llama: Pat
         engine.use_loras({"other": 1.0})
 
 
+def test_adapters_work_on_vectors_too(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
+    wanted = EmbedRequest(("A long walk",))
+    base = make(tiny_llama, slots=1).embed(wanted, timeout=30).vectors
+    engine = make(tiny_llama, slots=1, loras=(Lora(name="style", path=tiny_lora),))
+    styled = engine.embed(wanted, timeout=30).vectors
+    engine.use_loras({}, timeout=30)
+    assert engine.embed(wanted, timeout=30).vectors == base != styled
+    engine.use_loras({"style": 1.0}, timeout=30)
+    assert engine.embed(wanted, timeout=30).vectors == styled
+
+
 def test_an_adapter_for_later_changes_nothing_yet(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
     plain = make(tiny_llama, slots=1)
-    later = make(tiny_llama, slots=1, loras=(Lora("style", tiny_lora, scale=0.0),))
+    later = make(tiny_llama, slots=1, loras=(Lora(name="style", path=tiny_lora, scale=0.0),))
     assert written(later) == written(plain)
+
+
+def test_a_swap_that_nobody_waits_for_any_longer_is_done_all_the_same(
+    make: MakeEngine, tiny_llama: Path, tiny_lora: Path
+) -> None:
+    engine = make(tiny_llama, slots=2, loras=(Lora(name="style", path=tiny_lora),))
+    styled = written(engine)
+    begun = threading.Event()
+    under_way = engine.generate(replace(REQUEST, max_tokens=200), lambda _: begun.set())
+    assert begun.wait(30)
+    with pytest.raises(TimeoutError):
+        engine.use_loras({}, timeout=0)
+    assert under_way.result(60).tokens_out == 200
+    assert written(engine) != styled

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from app.inference.requests import FinishReason, GenerateRequest, Message, Sampling, Tool
+from app.inference.requests import FinishReason, GenerateRequest, Message, NamedTool, Sampling, Tool, ToolCall
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine.remote import RemoteEngine, RemoteOptions
+from workers.engine.remote import RemoteEngine, RemoteOptions, body
 
 
 class Server:
@@ -133,6 +133,16 @@ def test_a_cancelled_request_closes_its_stream(server: Server, engine: RemoteEng
     assert server.left.wait(10)
 
 
+def test_closing_tells_those_under_way_why(engine: RemoteEngine) -> None:
+    begun = threading.Event()
+    ticket = engine.generate(chat("endless"), lambda _: begun.set())
+    assert begun.wait(10)
+    engine.close()
+    with pytest.raises(StepFailure, match="closed") as caught:
+        ticket.result(10)
+    assert caught.value.reason is FailureReason.WORKER_STOPPED
+
+
 def test_a_deadline_keeps_the_text_so_far(engine: RemoteEngine) -> None:
     with pytest.raises(StepFailure) as caught:
         engine.generate(chat("endless", deadline=clock.now() + timedelta(seconds=0.3))).result(10)
@@ -183,3 +193,22 @@ def test_calls_are_put_together(server: Server, engine: RemoteEngine) -> None:
     (call,) = engine.generate(chat("call", tools=(Tool("f"),))).result(10).tool_calls
     assert (call.name, call.arguments) == ("f", {"x": 1})
     assert server.seen[0]["tools"][0]["function"]["name"] == "f"
+
+
+def test_what_was_called_before_is_told_with_numbers() -> None:
+    asked = Message("assistant", "", (ToolCall("f", {"x": 1}), ToolCall("g", {})))
+    turns = (Message("user", "a"), asked, Message("tool", "one"), Message("tool", "two"))
+    request = GenerateRequest(messages=turns, tools=(Tool("f"), Tool("g")), tool_choice=NamedTool("g"))
+    sent = body(request, RemoteOptions("http://127.0.0.1:9/v1", "m"))
+    assert sent["tool_choice"] == {"type": "function", "function": {"name": "g"}}
+    numbers = [call["id"] for call in sent["messages"][1]["tool_calls"]]
+    assert [turn["tool_call_id"] for turn in sent["messages"][2:]] == numbers
+    assert sent["messages"][1]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
+
+
+def test_a_call_that_was_not_offered_is_a_failure(engine: RemoteEngine) -> None:
+    strict = {"type": "object", "properties": {"x": {"type": "string"}}}
+    for tools in ((Tool("other"),), (Tool("f", "", strict),)):
+        with pytest.raises(StepFailure) as caught:
+            engine.generate(chat("call", tools=tools)).result(10)
+        assert caught.value.reason is FailureReason.INVALID_OUTPUT

@@ -67,7 +67,7 @@ def test_penalties_are_those_of_llama_cpp(
     rows.candidates.fill(row)
     rows.candidates.apply(theirs)
     found = np.empty_like(row)
-    found[rows.candidates._data["id"]] = rows.candidates._data["logit"]
+    found[rows.candidates._ids] = rows.candidates._logits
     api.llama_sampler_free(theirs)
     np.testing.assert_allclose(ours, found, rtol=1e-5, atol=1e-5)
 
@@ -80,7 +80,7 @@ def test_a_nucleus_without_top_k_is_narrowed_without_changing_it(rows: Rows) -> 
     probabilities = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
     order = np.argsort(-row)
     nucleus = set(order[: int(np.searchsorted(np.cumsum(probabilities[order]), 0.9)) + 1].tolist())
-    drawn = Counter(chooser.choose(row.copy(), None, rows.candidates) for _ in range(300))
+    drawn = Counter(chooser.choose(row.copy(), rows.candidates) for _ in range(300))
     assert set(drawn) <= nucleus
     best = int(order[0])
     assert abs(drawn[best] / 300 - probabilities[best] / 0.9) < 0.1
@@ -94,8 +94,8 @@ def test_choosing_for_many_rows_at_once_draws_the_same_tokens(rows: Rows) -> Non
     for number in range(6):
         for seed in range(20):
             narrowed, whole = rows.chooser(Sampling(), seed=seed), rows.chooser(Sampling(), seed=seed)
-            ours = narrowed.choose(logits[number], best.of(number), rows.candidates)
-            assert ours == whole.choose(logits[number], None, rows.candidates)
+            ours = narrowed.choose(logits[number], rows.candidates, near=best.of(number))
+            assert ours == whole.choose(logits[number], rows.candidates)
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.fleet.model import PromptProfile
 from app.inference.requests import GenerateRequest, Message, Tool
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
 from workers.engine.engine import LlamaEngine
-from workers.engine.options import Profile
 from workers.engine.templates import SHIPPED, ChatTemplate
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>"]
@@ -26,7 +26,7 @@ def controls(engine: LlamaEngine, tokens: tuple[int, ...]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def template(shared: LlamaEngine) -> ChatTemplate:
-    return ChatTemplate(shared.model, Profile())
+    return ChatTemplate(shared.model, PromptProfile())
 
 
 def test_an_honest_prompt_has_the_tokens_of_llama_cpp(shared: LlamaEngine, template: ChatTemplate) -> None:
@@ -57,7 +57,7 @@ def test_no_text_brings_in_a_control_token(shared: LlamaEngine, template: ChatTe
 
 
 def test_neither_tools_nor_the_beginning_of_the_answer_bring_one_in(shared: LlamaEngine) -> None:
-    template = ChatTemplate(shared.model, Profile(chat_template="{{ tools | tojson }}{{ messages[0].content }}"))
+    template = ChatTemplate(shared.model, PromptProfile(chat_template="{{ tools | tojson }}{{ messages[0].content }}"))
     tool = Tool("x<|im_end|>", "<|im_start|>", {"type": "object", "<|im_end|>": ["<|im_end|>", {"a": "<|im_start|>"}]})
     request = GenerateRequest(messages=(Message("user", "a"),), tools=(tool,), prefill="<|im_end|>")
     assert controls(shared, template.prompt(request).tokens) == []
@@ -76,15 +76,15 @@ def test_a_template_cannot_reach_out_of_its_sandbox(shared: LlamaEngine) -> None
         "{{ nothing.at.all }}",
     ):
         with pytest.raises(StepFailure) as caught:
-            ChatTemplate(shared.model, Profile(chat_template=source)).prompt(of("a"))
+            ChatTemplate(shared.model, PromptProfile(chat_template=source)).prompt(of("a"))
         assert caught.value.reason is FailureReason.TEMPLATE_ERROR, source
     with pytest.raises(ModelUnsupported):
-        ChatTemplate(shared.model, Profile(chat_template="{% for %}"))
+        ChatTemplate(shared.model, PromptProfile(chat_template="{% for %}"))
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_templates_render(shared: LlamaEngine, name: str) -> None:
-    template = ChatTemplate(shared.model, Profile(chat_template=name, system="Be kind.", stop=("###",)))
+    template = ChatTemplate(shared.model, PromptProfile(chat_template=name, default_system="Be kind.", stop=("###",)))
     prompt = template.prompt(of("one", "two"))
     written = b"".join(shared.model.piece(token, special=True) for token in prompt.tokens).decode()
     assert written.index("Be kind.") < written.index("one") < written.index("two")
@@ -93,7 +93,7 @@ def test_shipped_templates_render(shared: LlamaEngine, name: str) -> None:
 
 def test_a_template_without_a_system_role_gets_the_system_message_as_the_users(shared: LlamaEngine) -> None:
     source = "{% for m in messages %}[{{ m.role }}|{{ m.content }}]{% endfor %}"
-    template = ChatTemplate(shared.model, Profile(chat_template=source, system_as_user=True))
+    template = ChatTemplate(shared.model, PromptProfile(chat_template=source, system="user"))
     asked = GenerateRequest(messages=(Message("system", "Be brief."), Message("user", "Hi"), Message("user", "Ho")))
 
     written = b"".join(shared.model.piece(token, special=True) for token in template.prompt(asked).tokens).decode()

@@ -1,0 +1,259 @@
+"""`arriero runs …`: what changes runs that are under way or over, and what tells their story."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.client import connected
+from app.cli.output import AsJson, console, notes, print_json, settings_of, shortened, state, table
+from app.cli.runs import RunId, inputs_of
+from app.cli.runs import app as runs_app
+from app.kernel.errors import InvalidInput, Problem
+from app.workflows.states import RunState, StepState
+
+#: The commands of runs, to which these are added.
+app = runs_app
+
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label. May be repeated.")
+]
+Workflow = Annotated[str | None, typer.Option(help="Only runs of this workflow.")]
+States = Annotated[list[RunState] | None, typer.Option("--state", help="Only runs in this state. May be repeated.")]
+After = Annotated[datetime | None, typer.Option(help="Only runs submitted then or later (UTC).")]
+Before = Annotated[datetime | None, typer.Option(help="Only runs submitted before (UTC).")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+@app.command()
+def pause(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """Let nothing of a run begin. What runs goes on to its end."""
+    _post(context, f"/v1/runs/{run_id}/pause", as_json, "{id} is paused")
+
+
+@app.command()
+def resume(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """Let a paused run go on."""
+    _post(context, f"/v1/runs/{run_id}/resume", as_json, "{id} goes on")
+
+
+@app.command()
+def retry(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """Do again what did not succeed. Outputs of what succeeded stay."""
+    _post(context, f"/v1/runs/{run_id}/retry", as_json, "{id} is {state}")
+
+
+@app.command()
+def fork(
+    context: typer.Context,
+    run_id: RunId,
+    step: Annotated[str, typer.Option("--from", metavar="STEP", help="Done anew, with all that comes after it.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", metavar="NAME=VALUE", help="In the place of the run's own; NAME=@FILE reads."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do a finished run anew from a step on, and print the id of the new run."""
+    with connected(settings_of(context)) as client:
+        body = {"from": step, "inputs": inputs_of(inputs or (), {})}
+        made = client.post(f"/v1/runs/{run_id}/fork", body)
+    if as_json:
+        print_json(made)
+    else:
+        typer.echo(made["id"])
+
+
+@app.command("cancel-step")
+def cancel_step(
+    context: typer.Context,
+    run_id: RunId,
+    step: Annotated[str, typer.Argument(metavar="STEP", help="A step, or an item of a map: 'read[12]'.")],
+    as_json: AsJson = False,
+) -> None:
+    """Cancel one step, or one item of a map. The rest of the run goes on."""
+    _post(context, f"/v1/runs/{run_id}/steps/{step}/cancel", as_json, "{key} is {state}")
+
+
+@app.command()
+def tell(
+    context: typer.Context,
+    run_id: RunId,
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="The event; for an approval, the id of its step.")],
+    payload: Annotated[str, typer.Option("--payload", metavar="JSON", help="What comes with it.")] = "null",
+    key: Annotated[str | None, typer.Option("--key", help="The same key gives the same event, never a second.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a run an event that a step waits for."""
+    try:
+        value = json.loads(payload)
+    except json.JSONDecodeError as error:
+        raise InvalidInput([Problem("--payload", f"this is no JSON: {error}", "a JSON value")], "event") from None
+    _tell(context, run_id, {"name": event, "payload": value}, key, as_json)
+
+
+@app.command()
+def approve(
+    context: typer.Context,
+    run_id: RunId,
+    step: Annotated[str, typer.Argument(metavar="STEP", help="The step that waits for a decision.")],
+    reject: Annotated[bool, typer.Option("--reject", help="Say no.")] = False,
+    comment: Annotated[str | None, typer.Option(help="Why.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who decides.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Approve what a run asks, or reject it."""
+    payload: dict[str, Any] = {"approved": not reject}
+    payload |= {name: value for name, value in (("comment", comment), ("by", by)) if value is not None}
+    _tell(context, run_id, {"name": step, "payload": payload}, None, as_json)
+
+
+@app.command()
+def history(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """Print all that happened to a run, with its causes."""
+    with connected(settings_of(context)) as client:
+        events: list[Any] = []
+        after: int | None = 0
+        while after is not None:
+            page = client.get(f"/v1/runs/{run_id}/events", after=after)
+            events += page["events"]
+            after = page["next_after"]
+    if as_json:
+        print_json({"events": events})
+        return
+    printed = table(("time", "step", "attempt", "what", "why"), right=("attempt",))
+    for entry in events:
+        cause = entry["cause"] or {}
+        why = cause.get("message") or cause.get("why") or (json.dumps(cause, ensure_ascii=False) if cause else "")
+        at = datetime.fromisoformat(entry["at"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        printed.add_row(
+            at, entry["step"] or "-", str(entry["attempt"] or "-"), state(entry["what"]), shortened(why, 160)
+        )
+    console().print(printed)
+
+
+@app.command()
+def items(
+    context: typer.Context,
+    run_id: RunId,
+    step: Annotated[str, typer.Argument(metavar="STEP", help="A map.")],
+    states: Annotated[
+        list[StepState] | None, typer.Option("--state", help="Only items in this state. May be repeated.")
+    ] = None,
+    first: Annotated[int, typer.Option(min=0, help="The index of the first.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the items of a map with what came of them."""
+    with connected(settings_of(context)) as client:
+        page = client.get(f"/v1/runs/{run_id}/steps/{step}/items", first=first, limit=limit, state=states)
+    if as_json:
+        print_json(page)
+        return
+    printed = table(("item", "state", "attempt", "input", "output"), right=("item", "attempt"))
+    for row in page["items"]:
+        came = row["error"]["message"] if row["error"] and row["state"] != "succeeded" else row["output"]
+        printed.add_row(
+            str(row["index"]),
+            state(row["state"]),
+            str(row["attempt"] or "-"),
+            shortened(row["input"], 60),
+            shortened(came, 80),
+        )
+    console().print(printed)
+    if page["next_first"] is not None:
+        notes().print(f"more: --first {page['next_first']}", style="dim")
+
+
+@app.command("cancel-all")
+def cancel_all(
+    context: typer.Context,
+    workflow: Workflow = None,
+    states: States = None,
+    labels: Labels = None,
+    after: After = None,
+    before: Before = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel every open run that matches."""
+    _bulk(context, "cancel", _filter(workflow, states, labels, after, before), yes, as_json)
+
+
+@app.command("retry-all")
+def retry_all(
+    context: typer.Context,
+    workflow: Workflow = None,
+    states: States = None,
+    labels: Labels = None,
+    after: After = None,
+    before: Before = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Retry every run that matches and failed or was cancelled."""
+    _bulk(context, "retry", _filter(workflow, states, labels, after, before), yes, as_json)
+
+
+def labels_of(given: list[str] | None) -> dict[str, str]:
+    """Labels as options give them. Raises InvalidInput."""
+    wrong = [text for text in given or () if "=" not in text]
+    if wrong:
+        raise InvalidInput([Problem("--label", f"{text!r} has no '='", "KEY=VALUE") for text in wrong], "labels")
+    return {key: value for key, _, value in (text.partition("=") for text in given or ())}
+
+
+def _filter(
+    workflow: str | None,
+    states: list[RunState] | None,
+    labels: list[str] | None,
+    after: datetime | None,
+    before: datetime | None,
+) -> dict[str, Any]:
+    return {
+        "workflow": workflow,
+        "states": states,
+        "labels": labels_of(labels),
+        "created_after": after and f"{after.isoformat()}Z",
+        "created_before": before and f"{before.isoformat()}Z",
+    }
+
+
+def _bulk(context: typer.Context, what: str, which: dict[str, Any], yes: bool, as_json: bool) -> None:
+    told = {name: value for name, value in which.items() if value}
+    if not yes:
+        typer.confirm(f"{what} every run with {told or 'no condition: all of them'}?", abort=True)
+    with connected(settings_of(context)) as client:
+        answer = client.post(f"/v1/bulk/{what}", which)
+    if as_json:
+        print_json(answer)
+        return
+    typer.echo(f"{len(answer['done'])} runs")
+    for run_id, why in answer["refused"].items():
+        notes().print(f"{run_id}: {why}", markup=False)
+    if answer["more"]:
+        notes().print("others match: say it again", style="dim")
+
+
+def _tell(context: typer.Context, run_id: str, body: dict[str, Any], key: str | None, as_json: bool) -> None:
+    with connected(settings_of(context)) as client:
+        headers = {"Idempotency-Key": key} if key else None
+        answer = client.post(f"/v1/runs/{run_id}/events", body, headers)
+    if as_json:
+        print_json(answer)
+    elif answer["answered"]:
+        typer.echo(f"step {answer['answered']} goes on")
+    else:
+        typer.echo("taken; no step waits for it yet")
+
+
+def _post(context: typer.Context, path: str, as_json: bool, told: str) -> None:
+    with connected(settings_of(context)) as client:
+        answer = client.post(path)
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(told.format(**answer))

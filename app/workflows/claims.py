@@ -1,0 +1,123 @@
+"""Claims: a step in the hands of a worker, with what its work sees and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from app.kernel.database import Work
+from app.workflows import definition as definitions
+from app.workflows import store
+from app.workflows.graph import Graph, Reads
+from app.workflows.outcomes import Usage
+from app.workflows.steps import AnyStep, Body, MapStep
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A step in the hands of a worker, with all that its work needs."""
+
+    step_id: UUID
+    run_id: UUID
+    key: str
+    attempt: int
+    priority: str
+    work: AnyStep | Body
+    #: What its templates and expressions see: inputs, steps, run; for an item, item and index too.
+    data: Mapping[str, Any]
+    #: The model that it asks now.
+    model: str | None = None
+    #: What is left of the time for the whole step.
+    remaining: timedelta | None = None
+    #: How many calls of workflows lie above it.
+    depth: int = 0
+    #: The item of a map that it is.
+    parent_id: UUID | None = None
+    #: Whether others may name its branches.
+    step: AnyStep | None = None
+
+
+def take(work: Work, row: Any) -> Claim:
+    """The claim of a step that was taken."""
+    graph = known(work, row.sha256)
+    key = row.key.partition("[")[0]
+    step = graph.steps[key]
+    data: dict[str, Any] = {}
+    reads, body = graph.work_reads[key], step
+    if row.parent_id is not None:
+        assert isinstance(step, MapStep)
+        reads, body = graph.item_reads[key], step.step  # type: ignore[assignment]
+        data = {"item": row.input, "index": row.item}
+    return Claim(
+        row.id,
+        row.run_id,
+        row.key,
+        row.attempt,
+        row.priority,
+        body,
+        data | _seen(work, row, reads),
+        row.model,
+        row.remaining,
+        row.depth,
+        row.parent_id,
+        step,
+    )
+
+
+_KNOWN: dict[str, Graph] = {}
+
+
+def known(work: Work, sha256: str) -> Graph:
+    """The graph of the definition of that hash. Definitions never change, so a process keeps those that it has read."""
+    found = _KNOWN.get(sha256)
+    if found is None:
+        if len(_KNOWN) >= 256:
+            _KNOWN.clear()
+        found = _KNOWN[sha256] = Graph(definitions.stored(store.document(work, sha256)))
+    return found
+
+
+def _seen(work: Work, row: Any, reads: Reads) -> dict[str, Any]:
+    """What the work of a claimed step sees."""
+    steps = store.outputs(work, row.run_id, reads.steps)
+    inputs = store.inputs(work, row.run_id) if reads.inputs else {}
+    run = {"id": str(row.run_id), "workflow": row.workflow, "state": row.run_ending or row.run_state}
+    return {"inputs": inputs, "steps": steps, "run": run}
+
+
+def end_attempt(
+    work: Work, claim: Claim, outcome: str, usage: Usage, message: str | None = None, text: str | None = None
+) -> None:
+    """Write how the attempt of a claim ended, and what it took."""
+    end(work, claim.step_id, claim.attempt, outcome, usage, message, text)
+
+
+def end(
+    work: Work,
+    step_id: UUID,
+    attempt: int,
+    outcome: str,
+    usage: Usage,
+    message: str | None = None,
+    text: str | None = None,
+) -> None:
+    """Write how an attempt ended, and what it took."""
+    first = usage.first_token
+    store.end_attempt(
+        work,
+        {
+            "id": step_id,
+            "attempt": attempt,
+            "outcome": outcome,
+            "message": message,
+            # Postgres keeps no NUL in a text.
+            "text": None if text is None else text.replace("\x00", "\ufffd"),
+            "tokens_in": usage.tokens_in,
+            "tokens_out": usage.tokens_out,
+            "tokens_cached": usage.tokens_cached,
+            "first_token_ms": None if first is None else round(first.total_seconds() * 1000),
+        },
+    )

@@ -1,0 +1,116 @@
+"""
+The statements on the items of maps.
+
+Items are steps with a parent. Who changes them holds the lock of their run, but for a claim, which is a
+compare-and-set as for any step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from app.kernel.database import Work
+from app.workflows.fan_out import FanOut
+
+_INSERT = text("""
+    INSERT INTO step (id, run_id, parent_id, item, input, key, position, kind, model, model_index, queue, priority,
+                      rank, state, outside, attempt, failures, losses, tokens_in, tokens_out)
+    SELECT gen_random_uuid(), :run_id, :parent_id, n - 1, value, :key || '[' || (n - 1) || ']', :position, :kind,
+           :model, 0, :queue, :priority, :rank, 'pending', false, 0, 0, 0, 0, 0
+    FROM json_array_elements(CAST(:items AS json)) WITH ORDINALITY AS listed (value, n)
+""")
+_RESET = text("""
+    UPDATE step SET state = 'pending', input = value, output = NULL, error = NULL, failures = 0, losses = 0,
+                    model = :model, model_index = 0, queue = :queue, branch = NULL, finished_at = NULL,
+                    deadline_at = NULL
+    FROM json_array_elements(CAST(:items AS json)) WITH ORDINALITY AS listed (value, n)
+    WHERE parent_id = :parent_id AND item = n - 1 AND NOT (state = 'succeeded' AND input::text = value::text)
+""")
+_DROP = text("DELETE FROM step WHERE parent_id = :parent_id")
+_FAN_OUT = text("SELECT total, waiting, under_way, failed, stopping FROM fan_out WHERE step_id = :id")
+_KEEP_FAN_OUT = text("""
+    INSERT INTO fan_out (step_id, total, waiting, under_way, failed, stopping)
+    VALUES (:id, :total, :waiting, :under_way, :failed, :stopping)
+    ON CONFLICT (step_id) DO UPDATE SET total = :total, waiting = :waiting, under_way = :under_way, failed = :failed,
+                                        stopping = :stopping
+""")
+_START = text("""
+    UPDATE step SET state = 'ready', attempt = attempt + 1, published_at = now(), ready_at = COALESCE(ready_at, now())
+    WHERE id IN (SELECT id FROM step WHERE parent_id = :id AND state = 'pending' ORDER BY item LIMIT :count)
+    RETURNING id, key, attempt, queue, priority, rank
+""")
+_STOP = text("""
+    WITH open AS (
+        SELECT id, state FROM step
+        WHERE parent_id = :id AND state IN ('pending', 'ready', 'waiting', 'awaiting', 'running', 'cancelling')
+        FOR UPDATE
+    ), moved AS (
+        UPDATE step SET
+            state = CASE WHEN open.state IN ('running', 'awaiting', 'cancelling') THEN 'cancelling'
+                         ELSE 'cancelled' END,
+            finished_at = CASE WHEN open.state IN ('pending', 'ready', 'waiting') THEN now() END, not_before = NULL
+        FROM open WHERE step.id = open.id
+    )
+    SELECT id, state FROM open WHERE state <> 'pending'
+""")
+_FAILED = text("""
+    SELECT item, error FROM step WHERE parent_id = :id AND state IN ('failed', 'cancelled') ORDER BY item LIMIT :limit
+""")
+_TOKENS = text("""
+    SELECT COALESCE(sum(tokens_in), 0) AS tokens_in, COALESCE(sum(tokens_out), 0) AS tokens_out
+    FROM step WHERE parent_id = :id
+""")
+
+
+def expand(work: Work, values: Mapping[str, Any], total: int) -> FanOut:
+    """
+    Write the items of a map, none of them begun. Where it was expanded before into as many, those that have succeeded
+    with the same value stay as they are.
+
+    `values` has `run_id`, `parent_id`, `key`, `position`, `kind`, `model`, `queue`, `priority`, `rank`, and `items`,
+    a JSON array as text.
+    """
+    before = find(work, values["parent_id"])
+    waiting = total
+    if before is not None and before.total == total:
+        waiting = work.run(_RESET, values)
+    else:
+        work.run(_DROP, values)
+        work.run(_INSERT, values)
+    return FanOut(total, waiting)
+
+
+def find(work: Work, parent_id: UUID) -> FanOut | None:
+    """How far a map has come; None before it was expanded."""
+    row = work.row(_FAN_OUT, {"id": parent_id})
+    return None if row is None else FanOut(row.total, row.waiting, row.under_way, row.failed, row.stopping)
+
+
+def keep(work: Work, parent_id: UUID, fan: FanOut) -> None:
+    """Write how far a map has come."""
+    work.run(_KEEP_FAN_OUT, {"id": parent_id} | asdict(fan))
+
+
+def start(work: Work, parent_id: UUID, count: int) -> list[Any]:
+    """Make the next items ready: `id`, `key`, `attempt`, `queue`, `priority`, `rank` of each."""
+    return work.rows(_START, {"id": parent_id, "count": count}) if count else []
+
+
+def stop(work: Work, parent_id: UUID) -> list[Any]:
+    """Cancel every item that nobody holds, and mark the others: `id` and earlier `state` of those that had begun."""
+    return work.rows(_STOP, {"id": parent_id})
+
+
+def failed(work: Work, parent_id: UUID, limit: int = 100) -> list[Any]:
+    """The items that did not succeed, the first first: `item`, `error`."""
+    return work.rows(_FAILED, {"id": parent_id, "limit": limit})
+
+
+def tokens(work: Work, parent_id: UUID) -> Any:
+    """What all items took together: `tokens_in`, `tokens_out`."""
+    return work.row(_TOKENS, {"id": parent_id})

@@ -1,0 +1,129 @@
+"""Two hundred runs of every kind, their workers killed at random, the broker made to forget: all end, each once."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from uuid import UUID
+
+from pytest_celery import CeleryBrokerCluster
+from sqlalchemy import text
+
+from app.workflows import check, registry
+from app.workflows.states import RunState
+from tests.faults.conftest import Stage, generate, lattice, until
+
+#: The order of the kills: another seed is another history.
+SEED = 11
+KILLS = 8
+#: Steps and items that succeed in all, about.
+STEPS = 2300
+
+MAP = """
+workflow: mapped
+inputs: {numbers: {type: array}}
+steps:
+  - id: each
+    kind: map
+    over: inputs.numbers
+    max_parallel: 4
+    step: {kind: transform, cel: item * item}
+  - {id: sum, kind: transform, needs: [each], cel: "steps.each.output.filter(n, n > 1500)"}
+outputs: {found: steps.sum.output}
+"""
+BRANCHES = """
+workflow: branches
+inputs: {n: {type: integer}}
+steps:
+  - {id: route, kind: switch, cases: {even: inputs.n % 2 == 0}, default: odd}
+  - {id: even, kind: wait, for: 1s, needs: [route.even]}
+  - {id: odd, kind: transform, cel: inputs.n / 0, needs: [route.odd], retry: {max_attempts: 1}}
+  - {id: end, kind: join, needs: [even, odd], join: any}
+on_failure:
+  - {id: sorry, kind: noop}
+"""
+CALLER = """
+workflow: caller
+steps:
+  - {id: call, kind: workflow, workflow: called}
+  - {id: end, kind: join, needs: [call]}
+"""
+CALLED = """
+workflow: called
+steps:
+  - {id: a, kind: noop}
+  - {id: b, kind: transform, cel: "'done'", needs: [a]}
+"""
+LIMITED = """
+workflow: limited
+concurrency: {limit: 2}
+steps:
+  - {id: a, kind: noop}
+  - {id: b, kind: noop, needs: [a]}
+"""
+
+_ATTEMPTS = text("""
+    SELECT step.run_id, step.key, step.kind, step.state,
+           count(*) FILTER (WHERE outcome = 'succeeded') AS succeeded,
+           count(*) FILTER (WHERE outcome = 'left') AS left_once,
+           count(*) FILTER (WHERE attempt.step_id IS NOT NULL AND outcome IS NULL) AS lost
+    FROM step LEFT JOIN attempt ON attempt.step_id = step.id GROUP BY step.id
+""")
+
+
+def test_runs_of_every_kind_survive_random_kills_and_a_broker_that_forgets(
+    stage: Stage, celery_broker_cluster: CeleryBrokerCluster
+) -> None:
+    (valkey,) = celery_broker_cluster
+    chance = random.Random(SEED)
+    workers = [stage.control("control-1"), stage.control("control-2"), stage.pool()]
+    assert stage.beat().ready()
+    assert all(worker.ready() for worker in workers)
+    registry.put(stage.database, "called", check.parse(CALLED))
+
+    run_ids: dict[UUID, str] = {}
+    sources = {
+        "lattice": lattice(4),
+        "mapped": MAP,
+        "branches": BRANCHES,
+        "caller": CALLER,
+        "limited": LIMITED,
+        "writing": generate(4),
+    }
+    kinds = [*("lattice", "mapped", "branches", "caller") * 2, "limited", "writing"]
+    for n in range(200):
+        kind = kinds[n % len(kinds)]
+        given = {"branches": {"n": n // len(kinds)}, "mapped": {"numbers": list(range(41))}}
+        run_ids[stage.submit(sources[kind], **given.get(kind, {}))] = kind
+
+    killed = Counter[str]()
+    for n in range(KILLS):
+        until(lambda done=(n + 1) * STEPS // (KILLS + 2): stage.steps_done() >= done)  # type: ignore[misc] # a default
+        assert stage.open_runs() > 0, "it is in the middle"
+        worker = chance.choice(workers)
+        worker.kill("SIGKILL")
+        killed[worker.name()] += 1
+        worker.container.revive()
+        if n == KILLS // 2:
+            valkey.kill("SIGKILL")
+            valkey.restart()
+            with valkey.container.client as client:
+                client.flushall()
+
+    until(lambda: stage.open_runs() == 0, 150)
+    assert sum(killed.values()) == KILLS
+    states = {run_id: stage.state(run_id) for run_id in run_ids}
+    for run_id, kind in run_ids.items():
+        odd = kind == "branches" and stage.view(run_id).run.inputs["n"] % 2 == 1
+        assert states[run_id] == (RunState.FAILED if odd else RunState.SUCCEEDED), (kind, stage.view(run_id).run.error)
+        if kind == "mapped":
+            assert stage.view(run_id).run.output == {"found": [1521, 1600]}
+    with stage.database.work() as work:
+        for row in work.rows(_ATTEMPTS):
+            told = (row.key, row.kind, row.state)
+            assert row.lost == 0, told
+            assert row.succeeded <= 1, told
+            if row.state == "succeeded" and row.kind not in ("switch", "map", "workflow", "wait"):
+                assert row.succeeded == 1, told
+            if row.kind in ("map", "workflow", "wait") and row.state == "succeeded":
+                assert row.left_once == 1, told

@@ -1,0 +1,117 @@
+"""Calls as texts: found wherever the text is cut, read back as they were, told to templates that know none."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.inference.requests import Message, Tool, ToolCall
+from workers.engine import calls
+from workers.engine.calls import Style, Watch
+from workers.engine.text import TextStream
+
+STYLES: list[Style] = ["hermes", "llama3"]
+ONE = ToolCall("weather", {"city": "</tool_call> 🦙", "days": [1, {"a": None}]})
+TWO = ToolCall("stop", {})
+
+
+def streamed(text: str, cuts: list[int], style: Style, *stops: str) -> tuple[str, str, list[str]]:
+    """What is shown as text, what is kept as calls, and the pieces that a reader got."""
+    data = text.encode()
+    stream, shown = TextStream(stops, Watch(style)), []
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    for begin, end in itertools.pairwise(edges):
+        shown.append(stream.feed(data[begin:end]))
+    shown.append(stream.finish())
+    return stream.text, stream.calls, shown
+
+
+@given(
+    st.text("ab <\n{ü", max_size=12).filter(lambda text: "<tool_call>" not in text),
+    st.lists(st.integers(0, 200)),
+    st.booleans(),
+)
+def test_no_cut_lets_a_call_through_as_text(before: str, cuts: list[int], called: bool) -> None:
+    written = calls.written([ONE, TWO], "hermes") if called else ""
+    text, kept, pieces = streamed(before + written, cuts, "hermes")
+    assert (text, kept) == (before, written)
+    assert "".join(pieces) == before
+
+
+@given(st.lists(st.integers(0, 200)), st.sampled_from(["", " ", "\n\n"]))
+def test_a_call_can_be_the_whole_answer(cuts: list[int], before: str) -> None:
+    written = calls.written([ONE], "llama3").replace('{"name":', '{\n  "name" :', 1)
+    text, kept, _ = streamed(before + written, cuts, "llama3")
+    assert (text, kept) == (before, written)
+    assert calls.read(kept, "llama3") == (ONE,)
+    assert json.loads(calls.entrance(kept, "llama3")) == json.loads(written)
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello", '{"names": 1}', '{"a": {"name": 1}}', 'Well, {"name": "weather"}', "", "{", '{"na', " "]
+)
+def test_other_answers_are_texts(text: str) -> None:
+    for cuts in ([], list(range(40))):
+        assert streamed(text, cuts, "llama3")[:2] == (text, "")
+
+
+def test_an_opening_that_never_comes_is_text() -> None:
+    assert streamed("a <tool_cal", list(range(20)), "hermes")[:2] == ("a <tool_cal", "")
+    assert streamed("a <b <tool_call x", list(range(20)), "hermes")[:2] == ("a <b <tool_call x", "")
+
+
+def test_stop_texts_end_texts_and_no_calls() -> None:
+    written = calls.written([ONE], "hermes")
+    assert streamed(f"Yes. {written}", [7, 9, 12], "hermes", "\n", "city")[:2] == ("Yes. ", written)
+    assert streamed(f"Yes.\n{written}", [7, 9, 12], "hermes", "\n")[:2] == ("Yes.", "")
+
+
+def test_calls_are_read_as_they_were_written() -> None:
+    assert calls.read(calls.written([ONE, TWO, ONE], "hermes"), "hermes") == (ONE, TWO, ONE)
+    assert calls.read(calls.written([ONE], "llama3"), "llama3") == (ONE,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>{"name": "a", "arguments": {}}',
+        '<tool_call>{"name": "a", "arguments": {}}</tool_call> and',
+        '<tool_call>{"name": "a"}</tool_call>',
+        '<tool_call>{"name": 1, "arguments": {}}</tool_call>',
+        '<tool_call>["a"]</tool_call>',
+        "<tool_call>{",
+    ],
+)
+def test_what_is_no_call_is_not_read_as_one(text: str) -> None:
+    with pytest.raises(ValueError):
+        calls.read(text, "hermes")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_template_without_tools_is_told_in_words(style: Style) -> None:
+    tool = Tool("weather", "The weather", {"type": "object", "properties": {"city": {"type": "string"}}})
+    turns = (
+        Message("system", "Be brief."),
+        Message("user", "Rain?"),
+        Message("assistant", "", (TWO,)),
+        Message("tool", "wet"),
+    )
+    system, user, assistant, gave = calls.in_words(turns, (tool,), style)
+    assert system.content.startswith("Be brief.")
+    assert "city" in system.content
+    assert calls.ARGUMENTS[style] in system.content
+    assert user == turns[1]
+    assert calls.read(assistant.content, style) == (TWO,)
+    assert (gave.role, "wet" in gave.content) == ("user", True)
+    assert calls.in_words(turns[1:2], (tool,), style)[0].role == "system"
+
+
+def test_references_of_a_schema_hold_in_their_new_place() -> None:
+    schema = {"$defs": {"a": {"type": "integer"}}, "properties": {"x": {"$ref": "#/$defs/a"}, "$ref": {"const": "#"}}}
+    moved = calls.under(schema, "#/anyOf/0/properties/arguments")
+    assert moved["properties"]["x"] == {"$ref": "#/anyOf/0/properties/arguments/$defs/a"}
+    assert moved["properties"]["$ref"] == {"const": "#"}

@@ -1,0 +1,75 @@
+"""A pool gives its engine what the catalogue says, and the share of its host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.fleet.engine import Rope
+from app.fleet.model import Model
+from app.kernel import settings
+from app.kernel.errors import ModelFileMissing
+from app.kernel.settings import Settings
+from workers import pool
+from workers.engine.options import EngineOptions, Lora
+
+
+def model(**values: Any) -> Model:
+    entry = {"name": "m:1", "use_cases": ["chat"], "source": {"path": "/m.gguf"}, "context": 512, "slots": 2}
+    return Model.model_validate(entry | values)
+
+
+def loaded(tmp_path: Path, **environment: str) -> Settings:
+    return settings.load(environment={"ARRIERO_DATA_DIR": str(tmp_path), **environment}).settings
+
+
+def test_all_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
+    style = tmp_path / "style.gguf"
+    style.write_bytes(b"GGUF")
+    given = {
+        "layout": "streams", "reuse": False, "batch": 64, "ubatch": 32, "step_latency": 0.5, "threads": 3,
+        "threads_batch": 4, "swa_full": False, "mmap": False, "mlock": True, "gpu_layers": 7, "split_mode": "row",
+        "tensor_split": [1, 2], "main_gpu": 1, "rope": {"scaling": "yarn", "freq_scale": 0.5}, "park_bytes": 1,
+        "park_progress": 2, "patience": 3, "queue": 4, "embedding_context": 64, "pooling": "last",
+    }  # fmt: skip
+    lora = {"name": "style", "scale": 0.5, "source": {"path": str(style)}}
+    found = pool.options_of(
+        model(
+            engine=given | {"loras": [lora]}, kv={"k": "q8_0", "v": "q4_0"}, flash_attention="on",
+            prompt={"stop": ["x"], "tools": "hermes"},
+        ),
+        loaded(tmp_path),
+        "0",
+    )  # fmt: skip
+    expected = EngineOptions(
+        slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True,
+        loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"}, **given,
+    )  # fmt: skip
+    assert found == expected
+    assert found.rope == Rope(scaling="yarn", freq_scale=0.5)
+    untouched = set(EngineOptions.model_fields) - found.model_fields_set
+    assert {name for name in EngineOptions.model_fields if getattr(found, name) == getattr(EngineOptions(), name)} == {
+        "kept",
+        "reproducible",
+    }, "every other option is set above"
+    assert untouched == set()
+
+
+def test_the_hosts_share_of_threads_gives_way_to_the_models(tmp_path: Path) -> None:
+    host = loaded(tmp_path, ARRIERO_POOLS__THREADS="5")
+    assert pool.options_of(model(), host, "cpu").threads == 5
+    assert pool.options_of(model(engine={"threads": 2}), host, "cpu").threads == 2
+    assert (pool.options_of(model(), loaded(tmp_path), "cpu").threads or 0) >= 1
+
+
+def test_no_layer_goes_to_a_gpu_that_the_pool_has_not(tmp_path: Path) -> None:
+    tuned = model(engine={"gpu_layers": 9})
+    assert [pool.options_of(tuned, loaded(tmp_path), device).gpu_layers for device in ("cpu", "0")] == [0, 9]
+
+
+def test_an_adapter_that_is_not_here_is_named(tmp_path: Path) -> None:
+    lora = {"name": "style", "source": {"path": str(tmp_path / "style.gguf")}}
+    with pytest.raises(ModelFileMissing, match=r"style\.gguf"):
+        pool.options_of(model(engine={"loras": [lora]}), loaded(tmp_path), "cpu")
