@@ -3,7 +3,8 @@ Constraints: which tokens a grammar lets stand, found without walking the vocabu
 
 First the tokens close below the best logit are masked. When that is not enough, the grammar is asked which single bytes
 may come next: an allowed token begins with an allowed byte, so only tokens that begin with one are masked. That is
-exact. Of these too, those with the highest logits come first.
+exact. Of these too, those with the highest logits come first, and where a grammar allows most bytes (inside a text that
+may not be long enough for the tokens that were refused), the best of all.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from workers.engine.best import Best, Ids
 from workers.engine.llama import Model
 
-Ids = npt.NDArray[np.intp]
 Row = npt.NDArray[np.float32]
 
 #: Tokens this close below the best logit are tried first.
 GAP = 4.0
-#: Then, of those that begin as they may, so many of the best, and at last all.
-_STAGES = (64, 1024)
+#: Then, of those that begin as they may, so many of the best.
+SOME = 64
+#: Where more than `MANY` begin as they may, first `MORE` of the best of the whole vocabulary, then `MANY` of the best.
+MORE, MANY = 256, 2048
 
 
 class Alphabet:
@@ -63,25 +66,29 @@ class Alphabet:
                 single[byte]: np.array(tokens, np.intp) for byte, tokens in groups.items() if byte in single
             }
 
-    def beginning(self, probes: Ids) -> Ids:
-        """All tokens that begin with one of the bytes of `probes`, and those that end a text."""
-        return np.concatenate([self._always, *(self._groups[int(probe)] for probe in probes)])
-
-
-def close(row: Row) -> tuple[Ids, float]:
-    """The tokens close below the best, and the logit that all others are at or below."""
-    least = float(row.max()) - GAP
-    return np.flatnonzero(row > least), least
-
-
-def stages(row: Row, possible: Ids) -> Iterator[tuple[Ids, float]]:
-    """The possible tokens, the best of them first, each time with the logit that the others are at or below."""
-    logits = row[possible]
-    for size in _STAGES:
-        if len(possible) > size:
-            best = np.argpartition(logits, -size)[-size:]
+    def beginning(self, probes: Ids, row: Row) -> Iterator[tuple[Ids, float]]:
+        """
+        Tokens that begin with one of the bytes of `probes`, and those that end a text: the best of them first, each
+        time with the logit that the others are at or below. The first time others may be among them.
+        """
+        groups = [self._always, *(self._groups[probe] for probe in probes.tolist())]
+        some = SOME
+        if sum(map(len, groups)) > MANY:
+            best = Best(row[None], MORE).of(0)
+            if len(best):
+                yield best, float(row[best].min())
+            some = MANY
+        possible = np.concatenate(groups)
+        if len(possible) > some:
+            logits = row[possible]
+            best = np.argpartition(logits, -some)[-some:]
             yield possible[best], float(logits[best[0]])
-    yield possible, -math.inf
+        yield possible, -math.inf
+
+
+def close(row: Row, most: float) -> tuple[Ids, float]:
+    """The tokens close below the best, whose logit is `most`, and the logit that all others are at or below."""
+    return np.flatnonzero(row > most - GAP), most - GAP
 
 
 def enough(allowed: Row, least: float, *, top_k: int, min_p: float, mirostat: bool) -> bool:

@@ -25,11 +25,11 @@ import numpy.typing as npt
 from app.inference.requests import Sampling, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import constraint, native
+from workers.engine.best import Ids
 from workers.engine.lazy import Lazy
 from workers.engine.llama import Model
 
 Row = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.intp]
 
 #: Logits at or below this are masked.
 _MASKED = -1e30
@@ -190,7 +190,7 @@ class Chooser:
         begun = perf_counter()
         if token in self._alphabet.barred or not candidates.passes(self._grammar, token):
             self.grammar_masks += 1
-            token = self._masked_choice(row, candidates)
+            token = self._masked_choice(token, row, candidates)
         if token not in self._model.ends:
             native.accept(self._grammar, token)
         self.grammar_seconds += perf_counter() - begun
@@ -207,13 +207,13 @@ class Chooser:
         candidates.apply(self._chain)
         return candidates.chosen()[0]
 
-    def _masked_choice(self, row: Row, candidates: Candidates) -> int:
+    def _masked_choice(self, refused: int, row: Row, candidates: Candidates) -> int:
         row[self._model.controls_array] = -np.inf  # inside a string a grammar would let their texts pass
-        if not self._mask(candidates, row, *constraint.close(row)):
+        most = float(row[refused] if self.greedy and refused not in self._alphabet.barred else row.max())
+        if not self._mask(candidates, row, *constraint.close(row, most)):
             candidates.fill(row, self._alphabet.probes)
             candidates.apply(self._grammar)
-            possible = self._alphabet.beginning(candidates.allowed_ids())
-            for ids, least in constraint.stages(row, possible):
+            for ids, least in self._alphabet.beginning(candidates.allowed_ids(), row):
                 if self._mask(candidates, row, ids, least):
                     break
         best, logit = candidates.best()
