@@ -19,7 +19,7 @@ from app.kernel import log
 from app.kernel.broker import IO_QUEUE, Publisher, model_queue
 from app.kernel.database import Work
 from app.kernel.errors import FailureReason, StepFailure
-from app.workflows import conditions, events, fan_out, items, store
+from app.workflows import conditions, events, fan_out, items, outputs, store
 from app.workflows import run as runs
 from app.workflows.events import Event
 from app.workflows.fan_out import FanOut
@@ -253,8 +253,7 @@ class Change:
     def _compute_output(self) -> Event:
         try:
             data = self.data(self.graph.output_reads)
-            outputs = self.graph.definition.outputs
-            self._output = {name: conditions.evaluate(value, data) for name, value in outputs.items()}
+            self._output = outputs.compute(self.graph.definition.parts(), data)
         except StepFailure as error:
             self.run_error = f"the output of the run cannot be computed: {error.message}"
             return events.OutputComputed(made=False)
