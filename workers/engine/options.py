@@ -13,7 +13,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from app.fleet.engine import Adapter, KvLayout, KvType, Rope, Slots, Tuning, require_harmony
+from app.fleet.engine import Adapter, KvLayout, KvType, Rope, Slots, Tuning, layout_for, require_harmony
 from app.fleet.model import PromptProfile
 
 #: The types of KV cells that llama.cpp computes attention on, by ggml's numbers.
@@ -62,7 +62,8 @@ class EngineOptions(Tuning):
     @property
     def streams(self) -> bool:
         """Whether each slot has a buffer of its own."""
-        return self.reproducible or self.layout is KvLayout.STREAMS
+        layout = self.layout or layout_for(self.slots, self.context, self.kept)
+        return self.reproducible or layout is KvLayout.STREAMS
 
     @property
     def shares(self) -> bool:

@@ -137,6 +137,24 @@ def test_every_cache_type_of_the_catalogue_has_its_number() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "streams"),
+    [
+        ({"slots": 8, "context": 2**16}, False),
+        ({"slots": 16, "context": 2**14}, True),
+        ({"slots": 32, "context": 8192}, False),
+        ({"slots": 32, "context": 2**16, "kept": 4}, False),
+        ({"slots": 32, "context": 2**16, "layout": KvLayout.UNIFIED}, False),
+        ({"slots": 2, "layout": KvLayout.STREAMS}, True),
+        ({"slots": 2, "layout": KvLayout.UNIFIED, "reproducible": True}, True),
+    ],
+)
+def test_many_slots_get_buffers_of_their_own_where_each_holds_a_request(
+    options: dict[str, object], streams: bool
+) -> None:
+    assert EngineOptions(**options).streams == streams  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"kv_type_k": "q8_0", "kv_type_v": "q8_0"},
