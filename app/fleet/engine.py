@@ -28,8 +28,6 @@ Slots = Annotated[StrictInt, Field(ge=1, le=128, description="a whole number fro
 
 #: GPUs that llama.cpp splits a model over, at the most.
 _DEVICES = 16
-#: Cells of a whole cache at the least: llama.cpp rounds up to as many.
-_LEAST_CELLS = 256
 
 _Tokens = Annotated[StrictInt, Field(ge=1, description="a whole number of tokens, at least 1")]
 _Switch = Annotated[StrictBool, Field(description="true or false")]
@@ -141,22 +139,18 @@ class Conflicts(ValueError):
 
 
 def require_harmony(
-    engine: Tuning, *, slots: int, cells: int, kv_v: KvType, flash_attention: bool | None, adapters: Iterable[Adapter]
+    engine: Tuning, *, slots: int, kv_v: KvType, flash_attention: bool | None, adapters: Iterable[Adapter]
 ) -> None:
-    """Raises Conflicts unless all of it goes together. `cells` are those of the whole cache."""
+    """Raises Conflicts unless all of it goes together."""
     names = [adapter.name for adapter in adapters]
-    found = list(_conflicts(engine, slots, cells, kv_v, flash_attention, names))
+    found = list(_conflicts(engine, slots, kv_v, flash_attention, names))
     if found:
         raise Conflicts(found)
 
 
 def _conflicts(
-    engine: Tuning, slots: int, cells: int, kv_v: KvType, flash_attention: bool | None, adapters: list[str]
+    engine: Tuning, slots: int, kv_v: KvType, flash_attention: bool | None, adapters: list[str]
 ) -> Iterator[tuple[str, str, str]]:
-    if cells < _LEAST_CELLS:
-        yield "context", f"{slots} slots have {cells} tokens together", f"at least {_LEAST_CELLS} together"
-    elif (engine.reproducible or engine.layout is KvLayout.STREAMS) and cells // slots < 32:
-        yield "context", f"a stream has {cells // slots} tokens", "at least 32"
     if engine.batch < slots:
         yield "engine.batch", f"{engine.batch} tokens are fewer than the {slots} slots", f"at least {slots}"
     if kv_v not in PLAIN_KV and (flash_attention is False or engine.reproducible):
@@ -164,8 +158,6 @@ def _conflicts(
         yield "kv.v", f"llama.cpp keeps {kv_v} only with flash attention, and {why}", ", ".join(sorted(PLAIN_KV))
     if engine.reproducible and flash_attention:
         yield "flash_attention", "reproducible is without flash attention", "auto or off"
-    if engine.kept and (engine.reproducible or engine.layout is KvLayout.STREAMS):
-        yield "engine.kept", "with streams each free slot keeps its own sequence, and no others are kept", "no such key"
     if engine.tensor_split and (engine.split_mode == "none" or not sum(engine.tensor_split)):
         yield "engine.tensor_split", "there is nothing to split", "another split_mode, and a share above 0"
     if len(set(adapters)) < len(adapters):

@@ -162,6 +162,9 @@ class PoolSettings(Section):
     #: Threads for llama.cpp in one pool; 0 takes all cores but one. They wait by spinning: where another process uses
     #: one of their cores, all of them stand still.
     threads: int = Field(default=0, ge=0)
+    #: Where each pool answers Prometheus. 0 takes a free port, which the pool writes to `DATA/metrics/NAME.json`.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free port")
     #: A pool that has not begun to serve by then is ended.
     start_timeout: Duration = timedelta(minutes=5)
     #: How long a pool may finish its steps after it was asked to stop.

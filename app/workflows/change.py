@@ -18,7 +18,7 @@ from app.kernel import log
 from app.kernel.broker import IO_QUEUE, Publisher, model_queue
 from app.kernel.database import Work
 from app.kernel.errors import FailureReason, StepFailure
-from app.workflows import conditions, events, fan_out, items, payloads, store
+from app.workflows import conditions, events, fan_out, items, outputs, payloads, store
 from app.workflows import run as runs
 from app.workflows.events import Event
 from app.workflows.fan_out import FanOut
@@ -261,9 +261,8 @@ class Change:
     def _compute_output(self) -> Event:
         try:
             data = self.data(self.graph.output_reads)
-            outputs = self.graph.definition.outputs
-            made = {name: conditions.evaluate(value, data) for name, value in outputs.items()}
-            if not outputs:
+            made = outputs.compute(self.graph.definition.parts(), data)
+            if not self.graph.definition.outputs:
                 # The outputs of the steps that no other step needs.
                 made = {key: data["steps"][key]["output"] for key in self.run.steps if key in data["steps"]}
             self._output = payloads.encoded_output(made, self._limits)

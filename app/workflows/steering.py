@@ -66,6 +66,13 @@ _COPY_ITEMS = text("""
                      JOIN step AS copy ON copy.run_id = :run_id AND copy.key = map.key
     WHERE old.run_id = :old_id AND map.key = ANY(:keys)
 """)
+_COPY_FAN_OUTS = text("""
+    INSERT INTO fan_out (step_id, total, waiting, under_way, failed, stopping)
+    SELECT copy.id, total, 0, 0, failed, false
+    FROM fan_out JOIN step AS map ON map.id = fan_out.step_id
+                 JOIN step AS copy ON copy.run_id = :run_id AND copy.key = map.key
+    WHERE map.run_id = :old_id AND map.key = ANY(:keys)
+""")
 # Held, so that what is copied from it stays until it is copied.
 _RUN = text("""
     SELECT id, workflow, version, sha256, state, priority, rank, labels, inputs, inputs_sha256 FROM run
@@ -229,6 +236,7 @@ def fork(runs: Runs, run_id: UUID, step: str, inputs: Mapping[str, Any]) -> Acce
             of = {"run_id": prepared.id, "old_id": run_id, "keys": kept}
             copied = [one.key for one in work.rows(_COPY_STEPS, of)]
             work.run(_COPY_ITEMS, of | {"keys": copied})
+            work.run(_COPY_FAN_OUTS, of | {"keys": copied})
 
         return runs.write(work, prepared, copy)
 

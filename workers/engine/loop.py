@@ -260,8 +260,7 @@ class Loop:
         if resumed:
             self.meter.resumed += 1
         elif not task.faults:
-            self.meter.admitted += 1
-            self.meter.queue_seconds += now - task.submitted
+            self.meter.waited(now - task.submitted)
             self.meter.tokens_in += len(task.prompt)
         if task.chooser is None:
             grammar = task.form.sampler() if task.form is not None and task.lazy is None else None
