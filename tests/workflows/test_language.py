@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.kernel.errors import ConcurrencyLimitReached, InvalidInput, InvalidTransition, NotFound
-from app.workflows import check, registry, steering
+from app.workflows import check, expiry, registry, steering
 from tests.workflows.conftest import Hands, fails_then, failure
 
 NOW = "retry: {delay: 0s}"
@@ -776,7 +776,7 @@ def test_runs_are_removed_after_their_retention_with_those_that_they_called(hand
     child = hands.step(short, "ask").called_run_id
     hands.pass_time(hours=2)
 
-    assert steering.remove_expired(hands.runs) == 1
+    assert expiry.remove_runs(hands.runs.database) == 1
     for run_id in (short, child):
         with pytest.raises(NotFound):
             hands.run(run_id)
