@@ -83,7 +83,7 @@ def closed_form(
                 compute=compute,
                 output=placed.output() if place == HOST else 0,
                 process=besides(header, configuration, place, gpus=gpus, process=process),
-                parked=configuration.parked if place == HOST else 0,
+                parked=configuration.parked if place == HOST and placed.keeps else 0,
             )
         )
     proven = header.architecture in _PROVEN and projector is None and (gpus < 2 or configuration.split_mode != "row")
@@ -142,6 +142,11 @@ class _Placed:
         wanted = self._all + 1 if configuration.gpu_layers < 0 else configuration.gpu_layers
         self._offloaded = min(wanted, self._all + 1) if gpus else 0
         self._first = max(self._all + 1 - wanted, 0)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether requests leave anything that could be parked."""
+        return any(layer.key or layer.state for layer in self._layers)
 
     def place_of(self, layer: int) -> int:
         """Where a layer lies; the output is the layer after the last."""
