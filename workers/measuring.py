@@ -108,24 +108,19 @@ class Measuring:
         if loaded is None or self._before is None:
             return None
         counted = next(one for one in self._estimate.footprints if one.source is not Source.MEASURED)
-        # The context for vectors is made when it is first asked for: what is there now is without it.
-        plain = reckoning.closed_form(
-            self._identity.header, replace(self._configuration, embedding=0), gpus=len(self._gpus)
-        )
-        now = {share.place: share for share in plain.shares}
-        shares, contexts = [], {}
+        later, shares, contexts = self._later(), [], {}
         for share in counted.shares:
             if share.place == HOST:
                 weights = counted.copied if self._configuration.mmap else share.weights
-                own = loaded[0] + self._before[1] - weights - now[HOST].cache - now[HOST].output
+                own = loaded[0] + self._before[1] - weights - share.cache - share.output + later[HOST]
                 process = max(own, 0) + _SERVING + self._working(HOST)
             else:
                 used = self._used(self._gpus[share.place])
                 if used is None:
                     return None
-                present = share.weights + now[share.place].cache + now[share.place].compute
-                contexts[self._gpus[share.place].uuid] = max(used - present, 0)
-                process = max(used - present, 0) + self._working(share.place)
+                context = max(used - share.weights - share.cache - share.compute + later[share.place], 0)
+                contexts[self._gpus[share.place].uuid] = context
+                process = context + self._working(share.place)
             shares.append(replace(share, process=process))
         made = Footprint(Source.MEASURED, tuple(shares), {}, copied=counted.copied)
         made = replace(made, margins={share.place: footprint.margin_of_measured(share) for share in shares})
@@ -141,6 +136,19 @@ class Measuring:
         device = self._gpus[place] if place != HOST else devices.ram()
         if device.total and needed > device.free:
             raise MemoryNotEnough(f"{self._identity.header.path.name} on {device.name}", needed, device.free)
+
+    def _later(self) -> dict[int, int]:
+        """Bytes that are counted and not there yet, by place: the context for vectors is made when one is asked for."""
+        full, plain = (
+            reckoning.closed_form(self._identity.header, one, gpus=len(self._gpus)).shares
+            for one in (self._configuration, replace(self._configuration, embedding=0))
+        )
+        return {
+            all_of_it.place: all_of_it.cache
+            - now.cache
+            + (all_of_it.output - now.output if all_of_it.place == HOST else all_of_it.compute - now.compute)
+            for all_of_it, now in zip(full, plain, strict=True)
+        }
 
     def _working(self, place: int) -> int:
         return reckoning.working(self._identity.header, self._configuration, place, gpus=len(self._gpus))

@@ -111,14 +111,7 @@ def estimate(
                     measurements.keep_dry_run(work, identity, found)
     elif found is None:
         missing[Source.DRY_RUN] = "on GPUs, a pool makes it when it loads the model"
-    closed = reckoning.closed_form(
-        identity.header,
-        identity.configuration,
-        gpus=len(identity.devices),
-        process=process,
-        adapters=identity.adapters,
-        projector=identity.projector,
-    )
+    closed = _closed_form(identity, process)
     all_of_them = [one.raised(known.floor) for one in (known.measured, found, closed) if one is not None]
     return Estimate(identity, tuple(all_of_them), missing)
 
@@ -153,6 +146,18 @@ def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mappin
     return _footprint(identity, process, answer)
 
 
+def _closed_form(identity: Identity, process: Process) -> Footprint:
+    return reckoning.closed_form(
+        identity.header,
+        identity.configuration,
+        gpus=len(identity.devices),
+        free=[device.free for device in identity.devices],
+        process=process,
+        adapters=identity.adapters,
+        projector=identity.projector,
+    )
+
+
 def _run(question: str, environment: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
     """Ask the child; one at a time, however many ask at once."""
     with _one:
@@ -177,11 +182,8 @@ def _ending(child: subprocess.CompletedProcess[str]) -> str:
 def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) -> Footprint:
     """The answer by device. What llama.cpp does not count is added as in the closed form."""
     configuration, gpus = identity.configuration, len(identity.devices)
-    closed = reckoning.closed_form(
-        identity.header, configuration, gpus=gpus, process=process, adapters=identity.adapters,
-        projector=identity.projector,
-    )  # fmt: skip
-    plain = reckoning.closed_form(identity.header, configuration, gpus=gpus, process=process)
+    closed = _closed_form(identity, process)
+    plain = _closed_form(replace(identity, adapters=(), projector=None), process)
     shares, copied = [], 0
     for theirs, bare in zip(closed.shares, plain.shares, strict=True):
         gpu = None if theirs.place == HOST else theirs.place

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from app.fleet import caches
-from app.fleet.anatomy import Header
+from app.fleet.anatomy import Header, Tensor
 from app.fleet.caches import Cells, Layer
 from app.fleet.configuration import Configuration
 from app.fleet.engine import PLAIN_KV
@@ -57,6 +57,7 @@ def closed_form(
     configuration: Configuration,
     *,
     gpus: int = 0,
+    free: Sequence[int] = (),
     process: Process = GUESS,
     adapters: Sequence[Header] = (),
     projector: Header | None = None,
@@ -64,10 +65,11 @@ def closed_form(
     """
     The footprint by the header, on so many GPUs.
 
+    `free` are the bytes that are free on each: where the configuration gives no shares, llama.cpp splits by them.
     `adapters` are LoRA files; `projector` is the file through which the model sees or hears (mmproj).
     Where the architecture was never compared with llama.cpp's own figures, or it sees or hears, more is added.
     """
-    placed = _Placed(header, configuration, gpus)
+    placed = _Placed(header, configuration, gpus, free)
     shares = []
     for place in (HOST, *range(gpus)):
         weights = placed.weights(place) + sum(_near(adapter, placed, place) for adapter in adapters)
@@ -129,14 +131,14 @@ def working(header: Header, configuration: Configuration, place: int, *, gpus: i
 class _Placed:
     """Where llama.cpp puts what: `llama_model_base::load_tensors`, and the scheduler's buffers."""
 
-    def __init__(self, header: Header, configuration: Configuration, gpus: int) -> None:
+    def __init__(self, header: Header, configuration: Configuration, gpus: int, free: Sequence[int] = ()) -> None:
         self._header, self._configuration, self._gpus = header, configuration, gpus
         self._layers = caches.layers(header)
         self._cells = caches.cells(header, configuration)
         self._widest = max((layer.value for layer in self._layers), default=0)
         self._all = header.layers or 0
         #: Upper ends of the devices' parts, of 1.
-        split = configuration.tensor_split or (1.0,) * gpus
+        split = configuration.tensor_split or (free if any(free) else (1.0,) * gpus)
         ends = list(itertools.accumulate([*split, *(0.0,) * gpus][:gpus]))
         self._ends = [end / ends[-1] for end in ends] if ends else []
         wanted = self._all + 1 if configuration.gpu_layers < 0 else configuration.gpu_layers
@@ -165,8 +167,8 @@ class _Placed:
             size = -(-tensor.size // padding) * padding
             if tensor.name == "output.weight":
                 tied = False
-            if tensor.name.startswith("blk."):
-                own = self.place_of(int(tensor.name.split(".", 2)[1]))
+            if (layer := _layer_of(tensor)) is not None:
+                own = self.place_of(layer)
             elif tensor.name.startswith(_INPUTS):
                 own = HOST
             else:
@@ -324,9 +326,16 @@ def _near(adapter: Header, placed: _Placed, place: int) -> int:
     """Bytes of an adapter that lie there: each tensor beside the one that it changes."""
     total = 0
     for tensor in adapter.tensors:
-        layer = int(tensor.name.split(".", 2)[1]) if tensor.name.startswith("blk.") else -1
-        total += tensor.size if placed.place_of(layer) == place else 0
+        layer = _layer_of(tensor)
+        total += tensor.size if placed.place_of(-1 if layer is None else layer) == place else 0
     return total
+
+
+def _layer_of(tensor: Tensor) -> int | None:
+    """The layer that a tensor belongs to."""
+    block, _, rest = tensor.name.partition(".")
+    number = rest.partition(".")[0]
+    return int(number) if block == "blk" and number.isdigit() else None
 
 
 def _projector_compute(projector: Header) -> int:

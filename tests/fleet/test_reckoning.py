@@ -83,6 +83,11 @@ def test_layers_are_split_as_llama_cpp_splits_them(tmp_path: Path, split: Any, e
         assert found[gpu].cache == layers * 1024 * CELL
 
 
+def test_without_shares_free_memory_decides(tmp_path: Path) -> None:
+    found = shares(llama(tmp_path), PLAIN, 2, free=[30 * MIB, 10 * MIB])
+    assert (found[0].weights, found[1].weights) == (4 * LAYER, EMBEDDINGS)
+
+
 def test_the_last_layers_go_to_the_gpu_when_not_all_do(tmp_path: Path) -> None:
     found = shares(llama(tmp_path), replace(PLAIN, gpu_layers=2), 1)
     assert (found[0].weights, found[0].cache) == (LAYER + EMBEDDINGS, 1024 * CELL), "the output counts as a layer"
