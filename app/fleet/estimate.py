@@ -110,7 +110,7 @@ def estimate(
                 with database.work() as work:
                     measurements.keep_dry_run(work, identity, found)
     elif found is None:
-        missing[Source.DRY_RUN] = "on GPUs, a pool makes it when it loads the model"
+        missing[Source.DRY_RUN] = "a pool makes it when it loads the model" if identity.devices else "it was not asked"
     closed = _closed_form(identity, process)
     all_of_them = [one.raised(known.floor) for one in (known.measured, found, closed) if one is not None]
     return Estimate(identity, tuple(all_of_them), missing)
@@ -181,7 +181,7 @@ def _ending(child: subprocess.CompletedProcess[str]) -> str:
 
 def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) -> Footprint:
     """The answer by device. What llama.cpp does not count is added as in the closed form."""
-    configuration, gpus = identity.configuration, len(identity.devices)
+    gpus = len(identity.devices)
     closed = _closed_form(identity, process)
     plain = _closed_form(replace(identity, adapters=(), projector=None), process)
     shares, copied = [], 0

@@ -138,8 +138,8 @@ class _Placed:
         self._widest = max((layer.value for layer in self._layers), default=0)
         self._all = header.layers or 0
         #: Upper ends of the devices' parts, of 1.
-        split = configuration.tensor_split or (free if any(free) else (1.0,) * gpus)
-        ends = list(itertools.accumulate([*split, *(0.0,) * gpus][:gpus]))
+        split: Sequence[float] = configuration.tensor_split or (free if any(free) else (1.0,) * gpus)
+        ends: list[float] = list(itertools.accumulate([*split, *(0.0,) * gpus][:gpus]))
         self._ends = [end / ends[-1] for end in ends] if ends else []
         wanted = self._all + 1 if configuration.gpu_layers < 0 else configuration.gpu_layers
         self._offloaded = min(wanted, self._all + 1) if gpus else 0
