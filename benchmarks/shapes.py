@@ -1,8 +1,8 @@
 """
 Models of well-known shapes without their weights: GGUF files that are a header and a hole.
 
-llama.cpp's dry run needs the header alone, so its figures for a model of 30 billion weights can be had on any machine, in
-a file that takes a few kilobytes of the disk. The vocabulary is a number here, not a list of tokens.
+llama.cpp's dry run needs the header alone, so its figures for a model of 30 billion weights can be had on any machine,
+in a file that takes a few kilobytes of the disk. The vocabulary is a number here, not a list of tokens.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ _dense(
     extra={"attn_q.bias": (3584,), "attn_k.bias": (512,), "attn_v.bias": (512,)},
 )  # fmt: skip
 _dense(
-    "qwen3-0.6b", "qwen3", width=1024, layers=28, heads=16, kv_heads=8, feed=3072, vocabulary=151936, head=128, tied=True,
-    extra={"attn_q_norm": (128,), "attn_k_norm": (128,)},
+    "qwen3-0.6b", "qwen3", width=1024, layers=28, heads=16, kv_heads=8, feed=3072, vocabulary=151936, head=128,
+    tied=True, extra={"attn_q_norm": (128,), "attn_k_norm": (128,)},
 )  # fmt: skip
 _dense(
     "qwen3-4b", "qwen3", width=2560, layers=36, heads=32, kv_heads=8, feed=9728, vocabulary=151936, head=128, tied=True,
@@ -171,13 +171,14 @@ _dense(
     experts=(128, 8, 768), extra={"attn_q_norm": (128,), "attn_k_norm": (128,)},
 )  # fmt: skip
 _dense(
-    "gemma-2-9b", "gemma2", width=3584, layers=42, heads=16, kv_heads=8, feed=14336, vocabulary=256000, head=256, tied=True,
-    extra={"post_attention_norm": (3584,), "post_ffw_norm": (3584,)}, keys={"attention__sliding_window": 4096},
+    "gemma-2-9b", "gemma2", width=3584, layers=42, heads=16, kv_heads=8, feed=14336, vocabulary=256000, head=256,
+    tied=True, keys={"attention__sliding_window": 4096},
+    extra={"post_attention_norm": (3584,), "post_ffw_norm": (3584,)},
 )  # fmt: skip
 _dense(
-    "gemma-3-4b", "gemma3", width=2560, layers=34, heads=8, kv_heads=4, feed=10240, vocabulary=262208, head=256, tied=True,
+    "gemma-3-4b", "gemma3", width=2560, layers=34, heads=8, kv_heads=4, feed=10240, vocabulary=262208, head=256,
+    tied=True, keys={"attention__sliding_window": 1024},
     extra={"post_attention_norm": (2560,), "post_ffw_norm": (2560,), "attn_q_norm": (256,), "attn_k_norm": (256,)},
-    keys={"attention__sliding_window": 1024},
 )  # fmt: skip
 _dense(
     "phi-3-mini", "phi3", width=3072, layers=32, heads=32, kv_heads=32, feed=8192, vocabulary=32064, fused=True,
@@ -218,7 +219,8 @@ def _qwen_next(path: Path) -> None:
     key, value = state * k_heads, state * v_heads
     shape = _Shape(path, "qwen3next")
     shape.keys(
-        context_length=262144, embedding_length=width, block_count=layers, feed_forward_length=5120, vocab_size=vocabulary,
+        context_length=262144, embedding_length=width, block_count=layers, feed_forward_length=5120,
+        vocab_size=vocabulary,
         attention__head_count=heads, attention__head_count_kv=kv, attention__key_length=head,
         attention__value_length=head, attention__layer_norm_rms_epsilon=1e-6, rope__dimension_count=64,
         expert_count=experts, expert_used_count=10, expert_feed_forward_length=inner,
@@ -242,7 +244,8 @@ def _qwen_next(path: Path) -> None:
             }  # fmt: skip
         else:
             block |= {
-                "attn_qkv": (width, 2 * key + value), "attn_gate": (width, value), "ssm_conv1d": (kernel, 2 * key + value),
+                "attn_qkv": (width, 2 * key + value), "attn_gate": (width, value),
+                "ssm_conv1d": (kernel, 2 * key + value),
                 "ssm_dt.bias": (v_heads,), "ssm_a": (v_heads,), "ssm_ba": (width, 2 * v_heads), "ssm_norm": (state,),
                 "ssm_out": (value, width),
             }  # fmt: skip
@@ -255,7 +258,8 @@ def _deepseek(path: Path) -> None:
     width, layers, heads, rank, rope, plain, value = 2048, 27, 16, 512, 64, 128, 128
     shape = _Shape(path, "deepseek2")
     shape.keys(
-        context_length=163840, embedding_length=width, block_count=layers, feed_forward_length=10944, vocab_size=102400,
+        context_length=163840, embedding_length=width, block_count=layers, feed_forward_length=10944,
+        vocab_size=102400,
         attention__head_count=heads, attention__head_count_kv=1, attention__key_length=rank + rope,
         attention__value_length=rank, attention__key_length_mla=plain + rope, attention__value_length_mla=value,
         attention__kv_lora_rank=rank, attention__layer_norm_rms_epsilon=1e-6, rope__dimension_count=rope,
@@ -338,7 +342,8 @@ def _granite(path: Path) -> None:
             }  # fmt: skip
         else:
             block |= {
-                "ssm_in": (width, inner + mixed + ssm_heads), "ssm_conv1d": (kernel, mixed), "ssm_conv1d.bias": (mixed,),
+                "ssm_in": (width, inner + mixed + ssm_heads), "ssm_conv1d": (kernel, mixed),
+                "ssm_conv1d.bias": (mixed,),
                 "ssm_dt.bias": (ssm_heads,), "ssm_a": (1, ssm_heads), "ssm_d": (1, ssm_heads),
                 "ssm_norm": (inner // groups, groups), "ssm_out": (inner, width),
             }  # fmt: skip
@@ -400,7 +405,7 @@ def _encoder(name: str, architecture: str, width: int, layers: int, heads: int, 
             "layer_output_norm.bias": (width,),
         }  # fmt: skip
         if architecture == "bert":
-            block |= {part: (width, width) for part in ("attn_q", "attn_k", "attn_v")}
+            block |= dict.fromkeys(("attn_q", "attn_k", "attn_v"), (width, width))
             block |= {f"{part}.bias": (width,) for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_down")}
             block["ffn_up.bias"] = (feed,)
         else:

@@ -24,6 +24,7 @@ from workers import jobs, runtime, steps
 from workers.engine import Engine
 from workers.heart import Heart
 from workers.runtime import Runtime
+from workers.stage import Status
 
 _log = log.get(__name__)
 
@@ -41,8 +42,7 @@ class Application:
             addresses.of(settings).redis_url, settings.broker, jobs.schedule(settings)
         )
         self._runtime: Runtime | None = None
-        #: Of a pool.
-        self._heart: Heart | None = None
+        self._status: Status | None = None
 
         @self.celery.task(name=RUN_STEP)
         def run_step(step_id: str, attempt: int) -> None:
@@ -89,6 +89,7 @@ class Application:
     def stop(self) -> None:
         """Let go of everything."""
         self._drain.cancel()
+        self._enter(Stage.UNLOADING)
         self.runtime.close()
 
     def serve(
@@ -97,12 +98,17 @@ class Application:
         queues: Sequence[str],
         threads: int,
         engine: Engine | None = None,
+        status: Status | None = None,
         heart: Heart | None = None,
     ) -> int:
-        """Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code."""
+        """
+        Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code.
+
+        `status` is told of each stage, `heart` of the leases that it renews with. Raises what `start` raises.
+        """
+        self._status = status
         self.start(name, threads, engine)
         if engine is not None and heart is not None:
-            self._heart = heart
             heart.serve(self.runtime.leases, engine.stalled_for)
         try:
             worker: Worker = self.celery.Worker(
@@ -122,12 +128,14 @@ class Application:
 
     def _on_ready(self, **_: Any) -> None:
         _log.info("worker_ready", worker=self.runtime.owner)
-        if self._heart is not None:
-            self._heart.tell(Stage.SERVING)
+        self._enter(Stage.SERVING)
+
+    def _enter(self, stage: Stage) -> None:
+        if self._status is not None:
+            self._status.enter(stage)
 
     def _on_stopping(self, **_: Any) -> None:
+        self._enter(Stage.DRAINING)
         _log.info("worker_draining", worker=self.runtime.owner)
-        if self._heart is not None:
-            self._heart.tell(Stage.DRAINING)
         if not self._drain.is_alive():
             self._drain.start()

@@ -18,10 +18,11 @@ from queue import Empty, SimpleQueue
 
 from app.fleet.fleet import Priority
 from app.fleet.holder import Grant, Heard, Holder, Report
-from app.fleet.pool import Desired, Stage
+from app.fleet.pool import Desired
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, LeaseLost
 from workers.leases import Leases
+from workers.stage import Status
 
 _log = log.get(__name__)
 
@@ -34,12 +35,12 @@ LET_GO = 7
 class Heart:
     """The heart of one pool."""
 
-    def __init__(self, holder: Holder, grant: Grant, worker: str, interval: timedelta) -> None:
+    def __init__(self, holder: Holder, grant: Grant, worker: str, status: Status, interval: timedelta) -> None:
         """Beats once `start` is called."""
         self.grant, self.worker = grant, worker
         self._holder, self._interval = holder, interval.total_seconds()
         self._lease = holder.lease.total_seconds()
-        self._stage, self._progress, self._told = Stage.STARTING, 0.0, ""
+        self._status = status
         self._leases: Leases | None = None
         self._stalled_for: Callable[[], timedelta] = lambda: timedelta(0)
         self._renewed = time.monotonic()
@@ -52,15 +53,9 @@ class Heart:
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Begin to beat; from now on each change of the stage is told at once."""
+        self._status.on_change = lambda: self._now.put(None)
         self._thread.start()
-
-    def tell(self, stage: Stage, told: str = "", progress: float = 0.0) -> None:
-        """What the pool does now. It is told at once when the stage is another."""
-        changed = stage is not self._stage
-        self._stage, self._told, self._progress = stage, told or self._told, progress
-        if changed:
-            self._now.put(None)
 
     def serve(self, leases: Leases, stalled_for: Callable[[], timedelta]) -> None:
         """From now on there is work: its leases, and the engine's progress."""
@@ -98,7 +93,8 @@ class Heart:
     def _report(self) -> Report:
         held = self._leases.held() if self._leases is not None else []
         urgent = min((Priority(one) for one in held), key=lambda one: one.rank, default=None)
-        return Report(self._stage, self._progress, self._told, self.worker, len(held), urgent, self._stalled_for())
+        now = self._status
+        return Report(now.stage, now.loaded, now.told, self.worker, len(held), urgent, self._stalled_for())
 
     def _follow(self, heard: Heard) -> None:
         if heard.desired is Desired.PREEMPT and self._leases is not None:
@@ -121,7 +117,7 @@ class Heart:
         if self._leaving:
             return
         self._leaving = True
-        _log.error("claim_lost", why=why, stage=self._stage)
+        _log.error("claim_lost", why=why, stage=self._status.stage)
         if self._leases is None:
             os._exit(LET_GO)
         self._leases.drain()

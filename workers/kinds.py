@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from app.inference import prompts
@@ -73,6 +73,8 @@ def do(task: Task) -> Success | Awaited:
     Raises StepFailure, and CancelledError when the holding was stopped in the middle.
     """
     work = task.claim.work
+    if task.claim.refused is not None:
+        raise task.claim.refused
     kind = next(kind for base, kind in _KINDS.items() if isinstance(work, base))
     return kind(task, work)
 
@@ -146,9 +148,7 @@ def _http(task: Task, step: HttpFields) -> Success:
 
 
 def _map(task: Task, step: MapStep) -> Expanded:
-    found = conditions.evaluate(step.over, task.data)
-    if not isinstance(found, list):
-        raise StepFailure(FailureReason.TEMPLATE_ERROR, f"'over' gives no list, but {_named(found)}")
+    found = conditions.evaluate(step.over, task.data, wanted="list")
     if len(found) > MAX_ITEMS:
         message = f"'over' gives {len(found)} items; a map does {MAX_ITEMS} at the most"
         raise StepFailure(FailureReason.INVALID_REQUEST, message)
@@ -168,23 +168,10 @@ def _wait(task: Task, step: WaitStep) -> Timed | Signalled:
     if step.for_ is not None:
         return Timed(delay=step.for_)
     if step.until is not None:
-        return Timed(until=_instant(conditions.evaluate(step.until, task.data)))
+        return Timed(until=conditions.evaluate(step.until, task.data, wanted="time"))
     message = None if step.approval is None else expressions.render(step.approval.message, task.data)
     assert step.signal is not None, "it waits for an event or an approval"
     return Signalled(step.signal, message, step.expires)
-
-
-def _instant(value: Any) -> datetime:
-    try:
-        found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        message = f"'until' gives {value!r}, no instant; accepted: a text like '2026-11-21T09:00:00Z'"
-        raise StepFailure(FailureReason.TEMPLATE_ERROR, message) from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _named(value: Any) -> str:
-    return "null" if value is None else f"a {type(value).__name__}"
 
 
 _Kind = Callable[[Task, Any], Success | Awaited]

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from app.fleet import configuration, devices, estimate, footprint, header, measurements
+from app.fleet import configuration, devices, estimate, footprint, header, measurements, reckoning
 from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
 from app.fleet.device import CPU, Device, DeviceKind
@@ -75,10 +75,15 @@ class Measuring:
             with self._database.work() as work:
                 base = sum(self._before) + _SERVING
                 measurements.keep_process(work, self._host, self._identity.build, CPU, base)
+        exact = reckoning.closed_form(self._identity.header, self._configuration, gpus=len(self._gpus))
+        for share in exact.shares:  # what passes all bounds is refused before llama.cpp is asked
+            self._require(share.place, share.weights + share.cache)
         self._estimate = estimate.estimate(self._identity, self._database, self._host)
         best = self._estimate.best
         _log.info("footprint_expected", source=best.source.value, bytes=_named(best.reserved()))
-        self._require_room(best)
+        for share in best.shares:
+            taken = sum(self._before or ()) if share.place == HOST else 0
+            self._require(share.place, share.total - share.parked - taken)
         return best
 
     @contextmanager
@@ -103,24 +108,19 @@ class Measuring:
         if loaded is None or self._before is None:
             return None
         counted = next(one for one in self._estimate.footprints if one.source is not Source.MEASURED)
-        # The context for vectors is made when it is first asked for: what is there now is without it.
-        plain = footprint.closed_form(
-            self._identity.header, replace(self._configuration, embedding=0), gpus=len(self._gpus)
-        )
-        now = {share.place: share for share in plain.shares}
-        shares, contexts = [], {}
+        later, shares, contexts = self._later(), [], {}
         for share in counted.shares:
             if share.place == HOST:
                 weights = counted.copied if self._configuration.mmap else share.weights
-                own = loaded[0] + self._before[1] - weights - now[HOST].cache - now[HOST].output
+                own = loaded[0] + self._before[1] - weights - share.cache - share.output + later[HOST]
                 process = max(own, 0) + _SERVING + self._working(HOST)
             else:
                 used = self._used(self._gpus[share.place])
                 if used is None:
                     return None
-                present = share.weights + now[share.place].cache + now[share.place].compute
-                contexts[self._gpus[share.place].uuid] = max(used - present, 0)
-                process = max(used - present, 0) + self._working(share.place)
+                context = max(used - share.weights - share.cache - share.compute + later[share.place], 0)
+                contexts[self._gpus[share.place].uuid] = context
+                process = context + self._working(share.place)
             shares.append(replace(share, process=process))
         made = Footprint(Source.MEASURED, tuple(shares), {}, copied=counted.copied)
         made = replace(made, margins={share.place: footprint.margin_of_measured(share) for share in shares})
@@ -131,17 +131,27 @@ class Measuring:
         _log.info("footprint_measured", bytes=_named({share.place: share.total for share in shares}))
         return made
 
-    def _require_room(self, best: Footprint) -> None:
-        """Raise MemoryNotEnough when a device has not what the model still needs of it."""
-        for share in best.shares:
-            device = self._gpus[share.place] if share.place != HOST else devices.ram()
-            taken = sum(self._before or ()) if share.place == HOST else 0
-            needed = share.total - share.parked - taken
-            if device.total and needed > device.free:
-                raise MemoryNotEnough(f"{self._identity.header.path.name} on {device.name}", needed, device.free)
+    def _require(self, place: int, needed: int) -> None:
+        """Raise MemoryNotEnough when the device has not so many bytes free now."""
+        device = self._gpus[place] if place != HOST else devices.ram()
+        if device.total and needed > device.free:
+            raise MemoryNotEnough(f"{self._identity.header.path.name} on {device.name}", needed, device.free)
+
+    def _later(self) -> dict[int, int]:
+        """Bytes that are counted and not there yet, by place: the context for vectors is made when one is asked for."""
+        full, plain = (
+            reckoning.closed_form(self._identity.header, one, gpus=len(self._gpus)).shares
+            for one in (self._configuration, replace(self._configuration, embedding=0))
+        )
+        return {
+            all_of_it.place: all_of_it.cache
+            - now.cache
+            + (all_of_it.output - now.output if all_of_it.place == HOST else all_of_it.compute - now.compute)
+            for all_of_it, now in zip(full, plain, strict=True)
+        }
 
     def _working(self, place: int) -> int:
-        return footprint.working(self._identity.header, self._configuration, place, gpus=len(self._gpus))
+        return reckoning.working(self._identity.header, self._configuration, place, gpus=len(self._gpus))
 
     def _used(self, gpu: Device) -> int | None:
         """Bytes that this process holds of a GPU, or None where the driver does not tell."""

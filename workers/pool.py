@@ -8,9 +8,10 @@ token, and only then takes from the queue. Without a reservation it touches noth
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import timedelta
 
@@ -26,13 +27,15 @@ from app.kernel import database as databases
 from app.kernel.broker import model_queue
 from app.kernel.errors import ArrieroError, Conflict, LeaseLost, MemoryNotEnough
 from app.kernel.settings import Settings
+from workers import exporter
 from workers.application import Application
-from workers.engine import Engine
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions, Lora
 from workers.engine.simulated import SimulatedEngine
+from workers.exporter import Metered, PoolCollector
 from workers.heart import LET_GO, Heart
 from workers.measuring import Measuring
+from workers.stage import Status
 
 _log = log.get(__name__)
 
@@ -53,10 +56,11 @@ def run(settings: Settings, id_: str, epoch: int) -> int:
     try:
         holder = Holder(database, settings.fleet.lease)
         grant = holder.take(id_, epoch)
-        heart = Heart(holder, grant, worker_of(grant), settings.fleet.heartbeat)
+        status = Status(grant.model)
+        heart = Heart(holder, grant, worker_of(grant), status, settings.fleet.heartbeat)
         heart.start()
         try:
-            return _Pool(settings, holder, grant, heart).serve(began)
+            return _Pool(settings, holder, grant, heart, status).serve(began)
         finally:
             heart.stop()
     finally:
@@ -97,33 +101,44 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
 class _Pool:
     """A pool from its grant to its end."""
 
-    def __init__(self, settings: Settings, holder: Holder, grant: Grant, heart: Heart) -> None:
-        self.settings, self.holder, self.grant, self.heart = settings, holder, grant, heart
+    def __init__(self, settings: Settings, holder: Holder, grant: Grant, heart: Heart, status: Status) -> None:
+        self.settings, self.holder, self.grant = settings, holder, grant
+        self.heart, self.status = heart, status
 
     def serve(self, began: float) -> int:
         """Load, then serve until the end. `began` is when the process did, by the monotonic clock."""
-        name = self.grant.model
+        name, worker = self.grant.model, worker_of(self.grant)
         try:
-            model = files.read_catalog(self.settings.catalog.files).get(name)
-            if needs.configuration_id(model) != self.grant.configuration:
-                raise Conflict(f"the entry of {name} on this host is not the one that was planned with")
-            engine = self._stand_in(model) if self.grant.simulated else self._load(model, began)
+            with self._exported(worker) as exported:
+                model = files.read_catalog(self.settings.catalog.files).get(name)
+                if needs.configuration_id(model) != self.grant.configuration:
+                    raise Conflict(f"the entry of {name} on this host is not the one that was planned with")
+                engine = self._stand_in(model) if self.grant.simulated else self._load(model, began)
+                _log.info("pool_loaded", model=name, seconds=round(time.monotonic() - began, 2))
+                exported.engine = engine
+                queues = [model_queue(model.slug)]
+                return Application(self.settings).serve(worker, queues, engine.slots, engine, self.status, self.heart)
         except MemoryNotEnough as error:
-            self.heart.tell(Stage.REFUSED, str(error))
+            self.status.enter(Stage.REFUSED, str(error))
             _log.error("pool_refused", model=name, reason=str(error))
             return REFUSED
         except LeaseLost as error:
             _log.error("pool_lost_its_claim", model=name, reason=str(error))
             return LET_GO
         except ArrieroError as error:
-            self.heart.tell(Stage.FAILED, str(error))
+            self.status.enter(Stage.FAILED, str(error))
             _log.error("pool_failed", model=name, reason=str(error))
             return FAILED
-        _log.info("pool_loaded", model=name, seconds=round(time.monotonic() - began, 2))
-        queues = [model_queue(model.slug)]
-        return Application(self.settings).serve(worker_of(self.grant), queues, engine.slots, engine, self.heart)
 
-    def _load(self, model: Model, began: float) -> Engine:
+    def _exported(self, worker: str) -> AbstractContextManager[PoolCollector]:
+        devices = ",".join(part.name for part in self.grant.parts)
+        labels = {"model": self.grant.model, "device": devices, "worker": f"{worker}@{socket.gethostname()}"}
+        pools, folder = self.settings.pools, self.settings.data_dir
+        return exporter.serving(
+            worker, self.status, labels, host=pools.metrics_host, port=pools.metrics_port, data_dir=folder
+        )
+
+    def _load(self, model: Model, began: float) -> Metered:
         path = files.locate(model, self.settings.data_dir)
         uuids = [part.uuid for part in self.grant.parts if part.uuid]
         options = options_of(model, self.settings, gpus=bool(uuids), threads=self.grant.threads)
@@ -131,13 +146,13 @@ class _Pool:
         sys.setswitchinterval(_SWITCH_SECONDS)
         device = ",".join(uuids) or needs.CPU
         with closing(Measuring(self.settings, header.read(path), options, device, embeds=model.embeds)) as measuring:
-            self.heart.tell(Stage.MEASURING)
+            self.status.enter(Stage.MEASURING)
             self._claim(measuring.expect())
             _log.info("model_loading", model=model.name, path=str(path), device=device)
-            self.heart.tell(Stage.LOADING)
+            self.status.enter(Stage.LOADING)
             with measuring.loading():
-                engine = LlamaEngine(path, options, on_progress=self._progress)
-            self.heart.tell(Stage.WARMING, progress=1.0)
+                engine = LlamaEngine(path, options, on_progress=self.status.note_progress)
+            self.status.enter(Stage.WARMING)
             measured = measuring.keep(engine)
         if measured is not None:
             self._claim(measured)
@@ -157,16 +172,13 @@ class _Pool:
             raise MemoryNotEnough(f"{self.grant.model} ({needed.source.value}): {adjusted.reason}; it", None, None)
         self.grant = replace(self.grant, revision=adjusted)
 
-    def _stand_in(self, model: Model) -> Engine:
+    def _stand_in(self, model: Model) -> Metered:
         part = self.grant.parts[0]
         _log.warning("pool_is_simulated", model=model.name, devices=[part.name for part in self.grant.parts])
-        self.heart.tell(Stage.LOADING)
+        self.status.enter(Stage.LOADING)
         pace = float(model.simulated.tokens_per_second) * part.speed
         load = needs.simulated_load(model, part.bandwidth or 1)
-        engine = SimulatedEngine(self.grant.slots, pace, load, self._progress)
-        self.heart.tell(Stage.WARMING, progress=1.0)
+        engine = SimulatedEngine(self.grant.slots, pace, load, self.status.note_progress)
+        self.status.enter(Stage.WARMING)
         engine.generate(GenerateRequest(prompt="Hello", max_tokens=1)).result()
         return engine
-
-    def _progress(self, done: float) -> None:
-        self.heart.tell(Stage.LOADING, progress=done)

@@ -134,7 +134,7 @@ def estimated(
     projector: Header | None = None,
 ) -> Estimate:
     """
-    The estimate for a model on these GPUs of this host. `dry` says whether a dry run may be made; None: on the CPU alone.
+    The estimate for a model on these GPUs of this host. `dry` allows a dry run; None allows it on the CPU alone.
 
     Raises ModelFileUnusable when the file is not here.
     """

@@ -24,6 +24,7 @@ from app.api import (
     footprints,
     health,
     models,
+    payloads,
     problems,
     runs,
     schedules,
@@ -48,11 +49,13 @@ from app.kernel.errors import (
     InvalidInput,
     ModelFileUnusable,
     NotFound,
+    PayloadTooLarge,
     Problem,
     Unavailable,
 )
 from app.kernel.settings import Settings
 from app.workflows.definition import Definition
+from app.workflows.payloads import Limits
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.service import Runs
 
@@ -62,6 +65,7 @@ _log = log.get(__name__)
 STATUSES: Mapping[type[ArrieroError], int] = {
     UnsupportedMediaType: 415,
     BodyTooLarge: 413,
+    PayloadTooLarge: 413,
     InvalidInput: 422,
     NotFound: 404,
     Conflict: 409,
@@ -93,6 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
         lease=settings.runs.lease,
         max_worker_losses=settings.runs.max_worker_losses,
         retention=settings.runs.retention,
+        limits=Limits.of(settings.runs),
     )
     catalog = files.read_catalog(settings.catalog.files)
     orders = Orders(database, lambda: nudge(publisher))
@@ -117,7 +122,20 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for part in (runs, events, steering, workflows, schedules, schemas, models, footprints, devices, fleet, health):
+    for part in (
+        runs,
+        payloads,
+        events,
+        steering,
+        workflows,
+        schedules,
+        schemas,
+        models,
+        footprints,
+        devices,
+        fleet,
+        health,
+    ):
         app.include_router(part.router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)

@@ -125,9 +125,9 @@ def layer_bytes(layer: Layer, configuration: Configuration, counted: Cells, *, w
     return count * row + layer.state * configuration.sequences
 
 
-def is_proven(header: Header) -> bool:
+def counts_all(header: Header) -> bool:
     """Whether everything that the layers keep is counted here."""
-    return header.architecture not in _INDEXED and bool(header.layers)
+    return header.architecture not in _INDEXED
 
 
 def kinds(found: tuple[Layer, ...]) -> tuple[bool, ...]:

@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from app.fleet import caches, footprint, measurements
+from app.fleet import caches, footprint, measurements, reckoning
 from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
 from app.fleet.device import Device
-from app.fleet.footprint import GUESS, HOST, Footprint, Process, Share, Source
+from app.fleet.footprint import HOST, Footprint, Share, Source
 from app.fleet.measurements import Identity
+from app.fleet.reckoning import GUESS, Process
 from app.kernel import log
 from app.kernel.database import Database
 from app.kernel.errors import ArrieroError
@@ -109,15 +110,8 @@ def estimate(
                 with database.work() as work:
                     measurements.keep_dry_run(work, identity, found)
     elif found is None:
-        missing[Source.DRY_RUN] = "on GPUs, a pool makes it when it loads the model"
-    closed = footprint.closed_form(
-        identity.header,
-        identity.configuration,
-        gpus=len(identity.devices),
-        process=process,
-        adapters=identity.adapters,
-        projector=identity.projector,
-    )
+        missing[Source.DRY_RUN] = "a pool makes it when it loads the model" if identity.devices else "it was not asked"
+    closed = _closed_form(identity, process)
     all_of_them = [one.raised(known.floor) for one in (known.measured, found, closed) if one is not None]
     return Estimate(identity, tuple(all_of_them), missing)
 
@@ -152,6 +146,18 @@ def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mappin
     return _footprint(identity, process, answer)
 
 
+def _closed_form(identity: Identity, process: Process) -> Footprint:
+    return reckoning.closed_form(
+        identity.header,
+        identity.configuration,
+        gpus=len(identity.devices),
+        free=[device.free for device in identity.devices],
+        process=process,
+        adapters=identity.adapters,
+        projector=identity.projector,
+    )
+
+
 def _run(question: str, environment: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
     """Ask the child; one at a time, however many ask at once."""
     with _one:
@@ -175,12 +181,9 @@ def _ending(child: subprocess.CompletedProcess[str]) -> str:
 
 def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) -> Footprint:
     """The answer by device. What llama.cpp does not count is added as in the closed form."""
-    configuration, gpus = identity.configuration, len(identity.devices)
-    closed = footprint.closed_form(
-        identity.header, configuration, gpus=gpus, process=process, adapters=identity.adapters,
-        projector=identity.projector,
-    )  # fmt: skip
-    plain = footprint.closed_form(identity.header, configuration, gpus=gpus, process=process)
+    gpus = len(identity.devices)
+    closed = _closed_form(identity, process)
+    plain = _closed_form(replace(identity, adapters=(), projector=None), process)
     shares, copied = [], 0
     for theirs, bare in zip(closed.shares, plain.shares, strict=True):
         gpu = None if theirs.place == HOST else theirs.place

@@ -26,7 +26,8 @@ from sqlmodel import Field, SQLModel
 from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
 from app.fleet.device import CPU, Device
-from app.fleet.footprint import GUESS, Footprint, Process
+from app.fleet.footprint import Footprint
+from app.fleet.reckoning import GUESS, Process
 from app.kernel.database import Work
 
 #: Part of the total that margins have at the least once memory ran out, and what each further time makes of it.

@@ -45,17 +45,23 @@ class Stage(StrEnum):
     SERVING = "serving"
     #: It takes no more steps.
     DRAINING = "draining"
+    #: It lets go of its model.
+    UNLOADING = "unloading"
     #: It cannot have the bytes that it needs, and ends.
     REFUSED = "refused"
     #: It cannot serve for another reason, and ends.
     FAILED = "failed"
 
 
+#: Of a pool that takes no more steps.
+_LEAVING = frozenset({Stage.DRAINING, Stage.UNLOADING, Stage.REFUSED, Stage.FAILED})
+
+
 def state_of(reservation: State, *, waits: bool, desired: Desired, stage: Stage | None) -> PoolState:
     """Where a pool stands whose reservation is charged. `waits` says that it waits for the bytes of others."""
     if reservation is State.SUSPECT:
         return PoolState.SUSPECT
-    if desired is not Desired.RUN or stage in {Stage.DRAINING, Stage.REFUSED, Stage.FAILED}:
+    if desired is not Desired.RUN or stage in _LEAVING:
         return PoolState.DRAINING
     if waits:
         return PoolState.WAITING

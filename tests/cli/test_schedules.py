@@ -16,6 +16,7 @@ from app.api.main import serve
 from app.api.services import Services
 from app.cli import app
 from app.fleet import files
+from app.fleet.devices import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, NotFound
@@ -32,7 +33,8 @@ Arriero = Callable[..., Result]
 @pytest.fixture
 def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Iterator[Arriero]:
     """The command, with the address of an API."""
-    services = Services(Settings(data_dir=tmp_path), database, publisher, runs, files.read_catalog())
+    settings = Settings(data_dir=tmp_path)
+    services = Services(settings, database, publisher, runs, files.read_catalog(), Devices(settings.fleet))
     server = uvicorn.Server(uvicorn.Config(serve(services), port=0, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -24,6 +24,7 @@ from app.inference.requests import RANKS, Embedded, EmbedRequest, FinishReason, 
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import OnStop, OnText
+from workers.engine.metrics import EngineMetrics, Meter
 
 #: Begins every text.
 MARK = "[simulated] "
@@ -72,6 +73,7 @@ class SimulatedEngine:
         self._numbers = itertools.count()
         self._gate = threading.Condition()
         self._closed = False
+        self._meter, self._running = Meter(), 0
         for step in range(_STEPS):
             time.sleep(load.total_seconds() / _STEPS)
             if on_progress is not None:
@@ -86,6 +88,7 @@ class SimulatedEngine:
         with self._gate:
             if self._closed:
                 raise _closed()
+            self._meter.submitted += 1
             heapq.heappush(self._waiting, (RANKS[request.priority], next(self._numbers), ticket))
             self._gate.notify()
         return ticket
@@ -102,12 +105,20 @@ class SimulatedEngine:
             raise CancelledError
         if timeout is not None and timeout < seconds:
             raise TimeoutError
+        with self._gate:
+            self._meter.embedded_texts += len(request.texts)
+            self._meter.embedded_tokens += tokens
         vectors = tuple(_vector(text, request.dimensions or _WIDTH) for text in request.texts)
         return Embedded(vectors, tokens, timedelta(seconds=time.monotonic() - began))
 
     def stalled_for(self) -> timedelta:
         """As the protocol says: it never stalls."""
         return timedelta(0)
+
+    def metrics(self) -> EngineMetrics:
+        """What it did and how it stands; it has no cache, and decodes nothing."""
+        with self._gate:
+            return self._meter.snapshot(slots=self.slots, running=self._running, waiting=len(self._waiting))
 
     def close(self) -> None:
         """As the protocol says."""
@@ -127,10 +138,35 @@ class SimulatedEngine:
                 if self._closed:
                     return
                 _, _, ticket = heapq.heappop(self._waiting)
+                self._running += 1
+                self._meter.waited(time.monotonic() - ticket.submitted)
+            outcome: Generated | StepFailure | CancelledError
             try:
-                ticket.future.set_result(self._written(ticket))
+                outcome = self._written(ticket)
             except (StepFailure, CancelledError) as error:
-                ticket.future.set_exception(error)
+                outcome = error
+            with self._gate:
+                self._running -= 1
+                self._count(outcome)
+            if isinstance(outcome, Generated):
+                ticket.future.set_result(outcome)
+            else:
+                ticket.future.set_exception(outcome)
+
+    def _count(self, outcome: Generated | StepFailure | CancelledError) -> None:
+        meter = self._meter
+        match outcome:
+            case Generated():
+                meter.finished += 1
+                meter.tokens_in += outcome.tokens_in
+                meter.tokens_computed += outcome.tokens_in
+                meter.tokens_out += outcome.tokens_out
+            case StepFailure(reason=FailureReason.TIMEOUT):
+                meter.timed_out += 1
+            case StepFailure():
+                meter.failed += 1
+            case CancelledError():
+                meter.cancelled += 1
 
     def _written(self, ticket: SimulatedTicket) -> Generated:
         request, text = ticket.request, ticket.text

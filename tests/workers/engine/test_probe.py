@@ -1,0 +1,159 @@
+"""The dry run: llama.cpp's figures equal the closed form's and a real load's, and a probe that fails hurts nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.fleet import estimate, header, reckoning
+from app.fleet.configuration import Configuration
+from app.fleet.estimate import NoDryRun
+from app.fleet.footprint import HOST, Source
+from app.kernel.errors import ModelFileDamaged
+from benchmarks import shapes
+from workers.engine import native, probe
+from workers.engine.llama import Context, Model
+
+PLAIN = Configuration(context=2048, sequences=4)
+CONFIGURATIONS = {
+    "plain": PLAIN,
+    "streams": replace(PLAIN, context=5000, sequences=3, streams=True),
+    "quantised": replace(PLAIN, kv_type_k="q8_0", kv_type_v="q4_0", ubatch=64),
+    "no flash attention": replace(PLAIN, flash_attention=False),
+    "windows": replace(PLAIN, context=8192, swa_full=False),
+}
+
+
+def asked(path: Path, configuration: Configuration) -> dict[str, Any]:
+    """The probe's answer, in this process."""
+    return probe.ask({"path": str(path), "configuration": configuration.as_json()})
+
+
+def summed(answer: dict[str, Any], part: str) -> int:
+    return sum(buffer[part] for buffer in answer["contexts"][0]["buffers"])
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+@pytest.mark.parametrize("model", ["model_path", "gemma_path", "tiny_llama", "tiny_mamba"])
+def test_the_closed_form_equals_the_dry_run(
+    model: str, configuration: Configuration, request: pytest.FixtureRequest
+) -> None:
+    """Weights and caches to the byte; the buffers to compute in within the margin."""
+    path: Path = request.getfixturevalue(model)
+    answer = asked(path, configuration)
+    closed = reckoning.closed_form(header.read(path), configuration)
+    host = closed.shares[0]
+    assert (host.weights, host.cache) == (summed(answer, "model"), summed(answer, "context"))
+    assert summed(answer, "compute") <= host.compute + closed.margins[HOST]
+    assert abs(answer["contexts"][0]["output"] - host.output) <= 2**14
+
+
+@pytest.mark.parametrize(
+    "shape", ["llama-3.1-70b", "gemma-3-4b", "gpt-oss-20b", "deepseek-v2-lite", "qwen3-30b-a3b", "lfm2-1.2b"]
+)
+def test_models_of_any_size_are_reckoned_without_their_weights(tmp_path: Path, shape: str) -> None:
+    """Grouped heads, windows, a compressed cache, experts, states: llama.cpp's figures from a header and a hole."""
+    path = shapes.write(shape, tmp_path)
+    configuration = replace(PLAIN, context=8192, sequences=2, swa_full=False)
+    answer, host = asked(path, configuration), reckoning.closed_form(header.read(path), configuration).shares[0]
+    assert (host.weights, host.cache) == (summed(answer, "model"), summed(answer, "context"))
+    assert host.compute == pytest.approx(summed(answer, "compute"), rel=0.15)
+
+
+@pytest.mark.parametrize("configuration", [CONFIGURATIONS["streams"], CONFIGURATIONS["quantised"]])
+def test_the_dry_run_equals_the_load(model_path: Path, configuration: Configuration) -> None:
+    options = probe.options_of(replace(configuration, mmap=False))
+    model = Model(model_path, options)
+    context = Context(model, options)
+    loaded = list(probe._buffers(context.pointer))
+    context.close()
+    model.close()
+    assert asked(model_path, configuration)["contexts"][0]["buffers"] == loaded
+
+
+def test_a_child_gives_the_same(model_path: Path) -> None:
+    read = header.read(model_path)
+    dry = estimate.dry_run(estimate.identify(read, replace(PLAIN, embedding=256), ()))
+    closed = reckoning.closed_form(read, replace(PLAIN, embedding=256))
+    assert dry.source is Source.DRY_RUN
+    assert (dry.shares[0].weights, dry.shares[0].cache) == (closed.shares[0].weights, closed.shares[0].cache)
+    assert dry.shares[0].compute == pytest.approx(closed.shares[0].compute, rel=0.02)
+    assert dry.margins[HOST] <= closed.margins[HOST]
+
+
+def test_a_file_that_cannot_be_loaded_is_no_answer(tmp_path: Path, model_path: Path) -> None:
+    odd = tmp_path / "odd.gguf"
+    name = b"\x05\0\0\0\0\0\0\0llama"
+    odd.write_bytes(model_path.read_bytes().replace(name, name.replace(b"llama", b"lxama"), 1))
+    with pytest.raises(NoDryRun, match="unknown model architecture"):
+        estimate.dry_run(estimate.identify(header.read(odd), PLAIN, ()))
+
+
+@pytest.mark.parametrize(
+    ("crash", "told"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
+        ("raise SystemExit('no such symbol')", "ended with code 1: no such symbol"),
+        ("print('hello')", "instead of an answer"),
+        ("import time; time.sleep(30)", "did not end within"),
+    ],
+)
+def test_a_probe_that_breaks_costs_its_answer_alone(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str, told: str
+) -> None:
+    (tmp_path / "broken_probe.py").write_text(crash)
+    monkeypatch.setattr(estimate, "_PROBE", "broken_probe")
+    monkeypatch.setattr(estimate, "_TIMEOUT", estimate._TIMEOUT / (600 if "sleep" in crash else 1))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = estimate.estimate(estimate.identify(header.read(model_path), PLAIN, ()), None, "here")
+    assert told in found.missing[Source.DRY_RUN]
+    assert found.best.source is Source.CLOSED_FORM
+
+
+def broken(buffers: list[dict[str, Any]], part: str, factor: float) -> Callable[[Any], Any]:
+    return lambda _: [buffer | {part: int(buffer[part] * factor)} for buffer in buffers]
+
+
+@pytest.mark.parametrize(
+    ("part", "factor", "told"),
+    [("model", 2, "of weights"), ("context", 0.5, "of caches"), ("compute", 1.1, "to compute in")],
+)
+def test_figures_that_nothing_confirms_are_no_answer(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, part: str, factor: float, told: str
+) -> None:
+    buffers = asked(tiny_llama, PLAIN)["contexts"][0]["buffers"]
+    monkeypatch.setattr(probe, "_buffers", broken(buffers, part, factor))
+    with pytest.raises(probe.NoAnswer, match=told):
+        asked(tiny_llama, PLAIN)
+
+
+def test_a_map_that_is_laid_out_otherwise_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libc++ would: its count stands elsewhere."""
+    monkeypatch.setattr(probe, "_bound", lambda *_: lambda _: probe._Map(1, 2, 0, 0, 0, 2**40))
+    with pytest.raises(probe.NoAnswer, match="laid out in another way"):
+        list(probe._buffers(None))
+
+
+def test_a_build_without_the_symbol_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_SYMBOL", "llama_no_such_function")
+    with pytest.raises(probe.NoAnswer, match="does not export"):
+        list(probe._buffers(None))
+
+
+def test_states_are_not_allocated_to_be_counted(tmp_path: Path) -> None:
+    read = header.read(shapes.write("mamba2-2.7b", tmp_path))
+    with pytest.raises(NoDryRun, match="states"):
+        estimate.dry_run(estimate.identify(read, replace(PLAIN, sequences=8), ()))
+
+
+def test_the_log_is_the_engines_again_after_a_probe(tiny_llama: Path, tmp_path: Path) -> None:
+    asked(tiny_llama, PLAIN)
+    (tmp_path / "no.gguf").write_bytes(b"GGUF" + b"\xff" * 64)
+    with native.lines() as lines, pytest.raises(ModelFileDamaged):
+        Model(tmp_path / "no.gguf", probe.options_of(PLAIN))
+    assert lines()
