@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import events, health, models, problems, runs, steering, workflows
+from app.api import events, health, models, problems, runs, schemas, steering, workflows
 from app.api.bodies import UnsupportedMediaType
 from app.api.limits import BodyLimit
 from app.api.services import Services
@@ -98,8 +98,8 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for router in (runs.router, events.router, steering.router, workflows.router, models.router, health.router):
-        app.include_router(router)
+    for part in (runs, events, steering, workflows, schemas, models, health):
+        app.include_router(part.router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
@@ -12,7 +12,7 @@ from app.api import bodies, problems
 from app.api.bodies import Body
 from app.api.runs import known_models
 from app.api.services import Use
-from app.workflows import check, registry
+from app.workflows import check, differences, registry
 from app.workflows.registry import SHIPPED, Version
 
 router = APIRouter(prefix="/v1/workflows", tags=["workflows"])
@@ -52,6 +52,24 @@ class WorkflowList(BaseModel):
     workflows: list[WorkflowSummary]
 
 
+class ChangeOut(BaseModel):
+    """One difference between two versions."""
+
+    kind: Literal["added", "removed", "changed", "reordered"]
+    path: str = Field(examples=["steps.draft.retry.max_attempts"])
+    old: Any = Field(description="null where it was added; for `reordered` the keys or ids as they stood")
+    new: Any = Field(description="null where it was removed")
+
+
+class DiffOut(BaseModel):
+    """What changed from one version of a workflow to another."""
+
+    name: str
+    old: int
+    new: int
+    changes: list[ChangeOut]
+
+
 @router.get("", summary="List workflows", responses=problems.documented())
 def page(services: Use) -> WorkflowList:
     """The newest version of every workflow, by name."""
@@ -67,6 +85,21 @@ def get(
 ) -> WorkflowOut:
     """A version of a workflow with its definition."""
     return _out(registry.get(services.database, name, version), services)
+
+
+@router.get("/{name}/diff", summary="What changed between two versions", responses=problems.documented(404, 422))
+def diff(
+    name: _Name,
+    services: Use,
+    old: Annotated[int | None, Query(ge=0, description="the version before the other without it")] = None,
+    new: Annotated[int | None, Query(ge=0, description="the newest without it")] = None,
+) -> DiffOut:
+    """Steps are matched by id, wherever they stand."""
+    later = registry.get(services.database, name, new)
+    earlier = registry.before(services.database, later) if old is None else registry.get(services.database, name, old)
+    changes = differences.between(earlier.definition.document(), later.definition.document())
+    found = [ChangeOut(kind=change.kind, path=change.path, old=change.old, new=change.new) for change in changes]
+    return DiffOut(name=name, old=earlier.version, new=later.version, changes=found)
 
 
 @router.put(

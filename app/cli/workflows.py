@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app.cli.client import connected
+from app.cli.diff import print_changes
 from app.cli.output import AsJson, console, print_json, settings_of, table
 from app.fleet import files
-from app.kernel.errors import NotFound
+from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.workflows import check as checks
+from app.workflows import differences
+from app.workflows import schema as schemas
 from app.workflows.check import Catalogued
 
-app = typer.Typer(no_args_is_help=True, help="Workflows: list, show, store, check.")
+app = typer.Typer(no_args_is_help=True, help="Workflows: list, show, store, check, compare.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of a workflow.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A workflow in YAML or JSON.")]
@@ -68,6 +72,46 @@ def check(context: typer.Context, file: File) -> None:
 
 
 @app.command()
+def diff(
+    context: typer.Context,
+    subject: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A workflow, or a file to compare with one.")],
+    old: Annotated[
+        str | None, typer.Argument(metavar="[OLD]", help="A version; the one before NEW without it. For a file: NAME.")
+    ] = None,
+    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="A version; the newest without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Show what changed between two versions, or from the newest version to a file.
+
+    Steps are matched by id, wherever they stand.
+    """
+    is_file = "." in subject or "/" in subject
+    with connected(settings_of(context)) as client:
+        if is_file:
+            definition = checks.parse(_read(Path(subject)))
+            stored = client.get(f"/v1/workflows/{old or definition.workflow}")
+            changes = differences.between(stored["definition"], definition.document())
+            found = {"name": stored["name"], "old": stored["version"], "new": subject}
+            found["changes"] = [dataclasses.asdict(change) for change in changes]
+        else:
+            numbers = {"old": _number(old, "OLD"), "new": _number(new, "NEW")}
+            found = client.get(f"/v1/workflows/{subject}/diff", **numbers)
+    if as_json:
+        print_json(found)
+        return
+    later = found["new"] if is_file else f"version {found['new']}"
+    console().print(f"{found['name']}: version {found['old']} → {later}", style="bold")
+    print_changes(found["changes"])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a workflow, for editors and other programs."""
+    print_json(dict(schemas.workflow()))
+
+
+@app.command()
 def pause(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
     """Let nothing of a workflow's runs begin, those that are still to come included."""
     _post(context, name, "pause", as_json)
@@ -86,6 +130,12 @@ def _post(context: typer.Context, name: str, what: str, as_json: bool) -> None:
         print_json(answer)
     else:
         typer.echo(f"{name} {'is paused' if answer['paused'] else 'goes on'}: {answer['runs']} open runs")
+
+
+def _number(text: str | None, name: str) -> int | None:
+    if text is not None and not text.isdecimal():
+        raise InvalidInput([Problem(name, f"{text!r} is no version", "a number")], "version")
+    return None if text is None else int(text)
 
 
 def _read(file: Path) -> str:

@@ -15,6 +15,9 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 #: What messages tell people to write.
 ACCEPTED = "seconds as a number, or a text such as '500ms', '15s', '2m', '1h30m', '7d'"
 
+#: The texts that `parse` reads, for a JSON Schema.
+PATTERN = r"^\s*([0-9]+(\.[0-9]+)?|([0-9]+(\.[0-9]+)?([mM][sS]|[sSmMhHdD]))+)\s*$"
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
@@ -60,5 +63,11 @@ Duration = Annotated[
     timedelta,
     BeforeValidator(parse),
     PlainSerializer(show, return_type=str),
-    WithJsonSchema({"type": ["number", "string"], "description": ACCEPTED, "examples": ["15s", "2m", 90]}),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": PATTERN}],
+            "description": ACCEPTED,
+            "examples": ["15s", "2m", 90],
+        }
+    ),
 ]

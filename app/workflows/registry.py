@@ -90,6 +90,14 @@ def get(database: Database, name: str, version: int | None = None) -> Version:
     raise NotFound("workflow", name, [entry.name for entry in newest_of_all(database)])
 
 
+def before(database: Database, version: Version) -> Version:
+    """The version that this one followed. Raises NotFound when it is the first."""
+    numbers = [number for number, _ in versions(database, version.name) if number < version.version]
+    if not numbers and (version.version == SHIPPED or version.name not in shipped()):
+        raise NotFound(f"version of workflow {version.name!r} before", str(version.version))
+    return get(database, version.name, max(numbers, default=SHIPPED))
+
+
 def newest_of_all(database: Database) -> list[Version]:
     """The newest version of every workflow, by name."""
     with database.work() as work:

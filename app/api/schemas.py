@@ -1,0 +1,31 @@
+"""Schemas: the form of a workflow, for editors and other programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from app.api import problems
+from app.workflows import schema
+
+router = APIRouter(prefix="/v1/schemas", tags=["schemas"])
+
+#: The media type of a JSON Schema.
+MEDIA_TYPE = "application/schema+json"
+
+
+class _SchemaResponse(JSONResponse):
+    media_type = MEDIA_TYPE
+
+
+@router.get(
+    "/workflow",
+    summary="The JSON Schema of a workflow",
+    response_class=_SchemaResponse,
+    responses=problems.documented(),
+)
+def workflow() -> dict[str, Any]:
+    """Draft 2020-12. What a schema cannot say is checked when a workflow is stored or submitted."""
+    return dict(schema.workflow())
