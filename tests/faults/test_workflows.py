@@ -103,7 +103,7 @@ def test_runs_of_every_kind_survive_random_kills_and_a_broker_that_forgets(
         worker = chance.choice(workers)
         worker.kill("SIGKILL")
         killed[worker.name()] += 1
-        worker.restart()
+        worker.container.revive()
         if n == KILLS // 2:
             valkey.kill("SIGKILL")
             valkey.restart()
