@@ -6,6 +6,7 @@ from alembic import context
 from app.kernel import settings
 from app.kernel.database import Database
 from app.workflows import rows  # noqa: F401 they enter the metadata
+from app.workflows.schedules import rows as schedule_rows  # noqa: F401 they too
 
 target_metadata = SQLModel.metadata
 

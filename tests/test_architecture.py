@@ -18,12 +18,18 @@ SHELLS = {
     "workflows/service.py",
     "workflows/change.py",
     "workflows/claims.py",
+    "workflows/expiry.py",
+    "workflows/payloads.py",
+    "workflows/unused.py",
     "workflows/items.py",
     "workflows/steering.py",
     "workflows/submission.py",
     "workflows/registry.py",
     "workflows/sweep.py",
     "workflows/views.py",
+    "workflows/schedules/rows.py",
+    "workflows/schedules/store.py",
+    "workflows/schedules/service.py",
     "fleet/arrival.py",
     "fleet/download.py",
     "fleet/files.py",
@@ -114,3 +120,4 @@ def test_task_names_are_their_import_paths() -> None:
 
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == jobs.SWEEP
+    assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == jobs.SCHEDULES

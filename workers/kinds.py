@@ -11,24 +11,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from app.inference import prompts
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
-from app.workflows import conditions, expressions, registry, transforms
+from app.workflows import calls, conditions, expressions, registry, transforms
 from app.workflows import definition as definitions
 from app.workflows.claims import Claim
 from app.workflows.outcomes import Awaited, Called, Expanded, Signalled, Success, Timed, Usage
 from app.workflows.steps import (
     CallFields,
+    EmbedFields,
     GenerateFields,
+    HttpFields,
     JoinStep,
     MapStep,
     NoopFields,
     TransformFields,
     WaitStep,
 )
+from workers import embeds, outbound
 from workers.engine import Engine
 from workers.leases import Holding
 from workers.runtime import Runtime
@@ -70,6 +73,8 @@ def do(task: Task) -> Success | Awaited:
     Raises StepFailure, and CancelledError when the holding was stopped in the middle.
     """
     work = task.claim.work
+    if task.claim.refused is not None:
+        raise task.claim.refused
     kind = next(kind for base, kind in _KINDS.items() if isinstance(work, base))
     return kind(task, work)
 
@@ -105,10 +110,45 @@ def _generate(task: Task, step: GenerateFields) -> Success:
     return Success(json.loads(generated.text), usage)
 
 
+def _embed(task: Task, step: EmbedFields) -> Success:
+    return embeds.embed(
+        conditions.evaluate(step.texts, task.data),
+        task.engine,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+        task=step.task,
+        dimensions=step.dimensions,
+        long=step.long,
+    )
+
+
+def _http(task: Task, step: HttpFields) -> Success:
+    parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
+    secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
+    filled = calls.filled(parts, task.data, secrets)
+    body = calls.json_body(filled["json"]) if step.has_json else None
+    if step.body is not None:
+        body = calls.text_body(filled["body"])
+    call = calls.Call(
+        filled["url"],
+        step.method,
+        filled["headers"],
+        filled["query"],
+        body,
+        step.expect,
+        task.timeout,
+        step.max_bytes,
+        step.follow_redirects,
+        f"{task.claim.run_id}/{task.claim.key}",
+        step.idempotency_header,
+        tuple(secrets.values()),
+    )
+    answer = outbound.call(call, settings=task.runtime.settings.http, on_stop=task.holding.on_stop)
+    return Success(answer.output())
+
+
 def _map(task: Task, step: MapStep) -> Expanded:
-    found = conditions.evaluate(step.over, task.data)
-    if not isinstance(found, list):
-        raise StepFailure(FailureReason.TEMPLATE_ERROR, f"'over' gives no list, but {_named(found)}")
+    found = conditions.evaluate(step.over, task.data, wanted="list")
     if len(found) > MAX_ITEMS:
         message = f"'over' gives {len(found)} items; a map does {MAX_ITEMS} at the most"
         raise StepFailure(FailureReason.INVALID_REQUEST, message)
@@ -128,23 +168,10 @@ def _wait(task: Task, step: WaitStep) -> Timed | Signalled:
     if step.for_ is not None:
         return Timed(delay=step.for_)
     if step.until is not None:
-        return Timed(until=_instant(conditions.evaluate(step.until, task.data)))
+        return Timed(until=conditions.evaluate(step.until, task.data, wanted="time"))
     message = None if step.approval is None else expressions.render(step.approval.message, task.data)
     assert step.signal is not None, "it waits for an event or an approval"
     return Signalled(step.signal, message, step.expires)
-
-
-def _instant(value: Any) -> datetime:
-    try:
-        found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        message = f"'until' gives {value!r}, no instant; accepted: a text like '2026-11-21T09:00:00Z'"
-        raise StepFailure(FailureReason.TEMPLATE_ERROR, message) from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _named(value: Any) -> str:
-    return "null" if value is None else f"a {type(value).__name__}"
 
 
 _Kind = Callable[[Task, Any], Success | Awaited]
@@ -153,6 +180,8 @@ _KINDS: Mapping[type[Any], _Kind] = {
     JoinStep: _join,
     TransformFields: _transform,
     GenerateFields: _generate,
+    EmbedFields: _embed,
+    HttpFields: _http,
     MapStep: _map,
     CallFields: _call,
     WaitStep: _wait,

@@ -13,7 +13,9 @@ from celery import Celery
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
+from app.kernel.secrets import Secrets
 from app.kernel.settings import Settings
+from app.workflows.payloads import Limits
 from app.workflows.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
@@ -28,6 +30,8 @@ class Runtime:
     leases: Leases
     #: The engine, in a pool; None in a control worker.
     engine: Engine | None
+    #: What http steps may send besides their data.
+    secrets: Secrets
 
     @property
     def owner(self) -> str:
@@ -56,9 +60,10 @@ def start(app: Celery, settings: Settings, name: str, *, threads: int, engine: E
         lease=settings.runs.lease,
         max_worker_losses=settings.runs.max_worker_losses,
         retention=settings.runs.retention,
+        limits=Limits.of(settings.runs),
     )
     owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{ids.new_secret()[:6]}"
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
     leases.start()
-    return Runtime(settings, runs, leases, engine)
+    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir))

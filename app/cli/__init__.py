@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from app import __version__
-from app.cli import config, database, demo, models, programs, runs, steering, up, workflows
+from app.cli import config, database, demo, models, programs, runs, schedules, steering, up, workflows
 from app.kernel import log, settings
 from app.kernel.errors import (
     ArrieroError,
@@ -99,6 +99,7 @@ app.command()(runs.run)
 app.command()(runs.submit)
 app.add_typer(steering.app, name="runs")
 app.add_typer(workflows.app, name="workflows")
+app.add_typer(schedules.app, name="schedules")
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
 app.add_typer(database.app, name="db")

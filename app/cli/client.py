@@ -35,13 +35,24 @@ class Client:
         given = {name: value for name, value in parameters.items() if value is not None}
         return self._call("GET", path, params=given)
 
-    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Post JSON, get JSON."""
-        return self._call("POST", path, json=body, headers=dict(headers or {}))
+        given = {name: value for name, value in (parameters or {}).items() if value is not None}
+        return self._call("POST", path, json=body, headers=dict(headers or {}), params=given)
 
     def put_text(self, path: str, text: str, media_type: str) -> Any:
         """Put a text, get JSON."""
         return self._call("PUT", path, content=text.encode(), headers={"Content-Type": media_type})
+
+    def delete(self, path: str) -> None:
+        """Remove a resource."""
+        self._call("DELETE", path)
 
     def close(self) -> None:
         """Close the connections."""
@@ -56,7 +67,7 @@ class Client:
                 "or name another address with --set api.url=… or ARRIERO_API__URL"
             ) from error
         if response.is_success:
-            return response.json()
+            return response.json() if response.content else None
         raise _error(response)
 
 

@@ -33,6 +33,12 @@ STYLES: Mapping[str, str] = {
     "ready": "blue",
     "queued": "blue",
     "pending": "dim",
+    "active": "green",
+    "paused": "yellow",
+    "ended": "dim",
+    "fired": "green",
+    "starting": "cyan",
+    "missed": "bold red",
 }
 
 

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.kernel import grammar
+from app.kernel.egress import Policy
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
-from app.workflows import conditions, expressions, source, transforms
+from app.workflows import calls, conditions, expressions, source, transforms
 from app.workflows import definition as definitions
 from app.workflows.definition import Concurrency, Deduplicate, Defaults, Definition, Rank
 from app.workflows.source import Source
@@ -32,6 +33,7 @@ from app.workflows.steps import (
     EmbedFields,
     Fallback,
     GenerateFields,
+    HttpFields,
     JoinStep,
     MapStep,
     MessageTemplate,
@@ -46,9 +48,11 @@ from app.workflows.steps import (
 
 @dataclass(frozen=True, slots=True)
 class Catalogued:
-    """What is known of the models: the names, so that a wrong one is found at submission."""
+    """What is known of where it will run, so that what cannot work there is found at submission."""
 
     names: frozenset[str]
+    #: What http steps may call; None where nobody knows the workers' settings.
+    calls: Policy | None = None
 
 
 def parse(text: str, models: Catalogued | None = None) -> Definition:
@@ -194,8 +198,11 @@ def _work_problems(
 ) -> list[Problem]:
     """What is wrong with what a worker does, for a step or for each item."""
     problems: list[Problem] = []
+    own = replace(scope, secrets=True) if isinstance(work, HttpFields) else scope
     for place, template in work.templates():
-        problems += expressions.check(template, f"{where}.{place}", scope)
+        problems += expressions.check(template, f"{where}.{place}", own)
+    if isinstance(work, HttpFields) and models is not None and models.calls is not None:
+        problems += calls.check_url(work.url, f"{where}.url", models.calls)
     for place, expression, wanted in work.expressions():
         if place == "jmespath":
             problems += transforms.check_jmespath(expression, f"{where}.{place}", scope)
@@ -241,8 +248,10 @@ def _run_problems(definition: Definition) -> list[Problem]:
     if definition.deduplicate is not None:
         problems += expressions.check(definition.deduplicate.key, "deduplicate.key", given)
     everything = expressions.Scope(definition.inputs, [step.id for step in definition.steps])
-    for name, expression in definition.outputs.items():
-        problems += conditions.check(expression, f"outputs.{name}", everything, wanted="any")
+    for name, part in definition.parts().items():
+        where = f"outputs.{name}" if isinstance(definition.outputs[name], str) else f"outputs.{name}.value"
+        problems += conditions.check(part.value, where, everything, wanted="any")
+        problems += schema_problems(part.schema_, f"outputs.{name}.schema")
     return problems
 
 
@@ -297,13 +306,17 @@ def _shape_problem(item: ErrorDetails, document: Source) -> Problem:
     return Problem(where, message, accepted, document.line(where))
 
 
+#: What pydantic calls the alternatives of a union.
+_TAGS = frozenset({"priority_class", "priority_rank", "output_expression", "output_part"})
+
+
 def _path(item: ErrorDetails) -> list[str | int]:
     """Where it is, without what pydantic puts between: the tag of a step's kind, the alternatives of a union."""
     found: list[str | int] = []
     for i, part in enumerate(item["loc"]):
         before = item["loc"][i - 1] if i else None
         tag = part in KINDS and (isinstance(before, int) or before == "step")
-        if not tag and part not in {"priority_class", "priority_rank"}:
+        if not tag and part not in _TAGS:
             found.append(part)
     return found
 

@@ -71,7 +71,7 @@ def evaluate(expression: str, data: Mapping[str, Any], *, wanted: Wanted = "any"
             return _instant(value)
         if wanted != "any" and told(value) != wanted:
             raise _unwanted(value, wanted)
-        if not (is_path and type(value) in (dict, list)):
+        if not (is_path and type(value) in (str, dict, list)):
             plain.require(value, work.spend)
     except (Malformed, NoValue, Bound, NotPlain) as error:
         raise _failure(expression, str(error)) from error

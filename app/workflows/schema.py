@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -64,6 +65,7 @@ def _description(cls: type[BaseModel]) -> str:
     return inspect.getdoc(kind) or ""
 
 
+_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 _FIELD = re.compile(r"(?P<comment>(?:^    #:.*\n)+)^    (?P<name>\w+):", re.MULTILINE)
 
 
@@ -72,7 +74,17 @@ def _comments(cls: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, BaseModel) and base is not BaseModel:
-            for match in _FIELD.finditer(inspect.getsource(base)):
-                lines = (line.strip().removeprefix("#:").strip() for line in match["comment"].splitlines())
-                found[match["name"]] = " ".join(lines).removesuffix(".")
+            found |= _comments_of_module(base.__module__).get(base.__name__, {})
+    return found
+
+
+@lru_cache
+def _comments_of_module(name: str) -> dict[str, dict[str, str]]:
+    """The comments of the fields of each type of a module."""
+    _, *parts = _CLASS.split(inspect.getsource(sys.modules[name]))
+    found: dict[str, dict[str, str]] = {}
+    for type_name, body in zip(parts[::2], parts[1::2], strict=True):
+        for match in _FIELD.finditer(body):
+            lines = (line.strip().removeprefix("#:").strip() for line in match["comment"].splitlines())
+            found.setdefault(type_name, {})[match["name"]] = " ".join(lines).removesuffix(".")
     return found

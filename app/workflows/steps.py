@@ -26,6 +26,8 @@ TIMED_OUT = "timed_out"
 #: The branches of an approval.
 APPROVED, REJECTED = "approved", "rejected"
 
+#: What an expression must give.
+Wanted = Literal["bool", "string", "list", "any", "time"]
 Template = Annotated[str, Field(min_length=1, max_length=400_000)]
 Expression = Annotated[str, Field(min_length=1, max_length=20_000)]
 
@@ -112,7 +114,7 @@ class Work(Part):
         """Each template, with its place in the step."""
         return iter(())
 
-    def expressions(self) -> Iterator[tuple[str, str, Literal["bool", "string", "any", "list"]]]:
+    def expressions(self) -> Iterator[tuple[str, str, Wanted]]:
         """Each expression with its place in the step, and what it must give."""
         return iter(())
 
@@ -166,7 +168,7 @@ class EmbedFields(Work):
     #: A text longer than the model's context is cut into windows whose vectors are averaged, cut short, or refused.
     long: Literal["chunk", "truncate", "refuse"] = "chunk"
 
-    def expressions(self) -> Iterator[tuple[str, str, Literal["bool", "string", "any", "list"]]]:
+    def expressions(self) -> Iterator[tuple[str, str, Wanted]]:
         yield "texts", self.texts, "any"
 
 
@@ -183,9 +185,11 @@ class TransformFields(Work):
             raise ValueError("a transform step has either 'cel' or 'jmespath'")
         return self
 
-    def expressions(self) -> Iterator[tuple[str, str, Literal["bool", "string", "any", "list"]]]:
+    def expressions(self) -> Iterator[tuple[str, str, Wanted]]:
         if self.cel is not None:
             yield "cel", self.cel, "any"
+        if self.jmespath is not None:
+            yield "jmespath", self.jmespath, "any"
 
 
 class HttpFields(Work):
@@ -239,7 +243,7 @@ class CallFields(Work):
     #: Name to an expression.
     inputs: Mapping[str, Expression] = {}
 
-    def expressions(self) -> Iterator[tuple[str, str, Literal["bool", "string", "any", "list"]]]:
+    def expressions(self) -> Iterator[tuple[str, str, Wanted]]:
         yield from ((f"inputs.{name}", value, "any") for name, value in self.inputs.items())
 
 
@@ -314,7 +318,7 @@ class SwitchStep(StepPart, Work):
     #: The branch that is taken where no case holds.
     default: Annotated[str, Field(pattern=ID)] | None = None
 
-    def expressions(self) -> Iterator[tuple[str, str, Literal["bool", "string", "any", "list"]]]:
+    def expressions(self) -> Iterator[tuple[str, str, Wanted]]:
         yield from ((f"cases.{name}", value, "bool") for name, value in self.cases.items())
 
     @property
@@ -337,7 +341,7 @@ class MapStep(StepPart, Work):
     #: output of one that failed is null.
     on_error: Literal["fail", "collect"] = "fail"
 
-    def expressions(self) -> Iterator[tuple[str, str, Literal["bool", "string", "any", "list"]]]:
+    def expressions(self) -> Iterator[tuple[str, str, Wanted]]:
         yield "over", self.over, "list"
 
 
@@ -401,9 +405,9 @@ class WaitStep(StepPart, Work):
         if self.approval is not None:
             yield "approval.message", self.approval.message
 
-    def expressions(self) -> Iterator[tuple[str, str, Literal["bool", "string", "any", "list"]]]:
+    def expressions(self) -> Iterator[tuple[str, str, Wanted]]:
         if self.until is not None:
-            yield "until", self.until, "any"
+            yield "until", self.until, "time"
 
 
 #: What a person's answer must be.

@@ -33,7 +33,7 @@ def check_jmespath(expression: str, where: str, scope: Scope) -> list[Problem]:
         node = _parsed(expression)
     except _Malformed as error:
         return [Problem(where, str(error), "JMESPath, as on jmespath.org")]
-    return [*_function_problems(node, where), *name_problems(_paths(node, at_root=True), where, scope)]
+    return [*_function_problems(node, where), *name_problems(_paths(node), where, scope)]
 
 
 def evaluate(step: TransformFields, data: Mapping[str, Any]) -> Any:
@@ -199,36 +199,33 @@ def _inner(node: dict[str, Any]) -> Iterable[dict[str, Any]]:
     return (child for child in node.get("children", ()) if isinstance(child, dict))
 
 
-#: Nodes of which only the first child sees what the node sees; the others see what the first gives.
-_ONWARD = {
-    *("subexpression", "index_expression", "pipe"),
-    *("projection", "value_projection", "filter_projection"),
-}
-
-
-def _paths(node: dict[str, Any], *, at_root: bool) -> Iterator[tuple[str, ...]]:
+def _paths(node: dict[str, Any]) -> list[tuple[str, ...]]:
     """Each path that begins at the root: `('steps', 'draft', 'output')`."""
-    if not at_root:
-        # What is below sees a part of the data, which nobody can know here.
-        return
-    path = _bare(node)
-    if path is not None:
-        yield path
-    elif node["type"] == "expref":
-        return
-    elif node["type"] in _ONWARD:
-        first, *_ = _inner(node)
-        yield from _paths(first, at_root=True)
-    else:
-        for child in _inner(node):
-            yield from _paths(child, at_root=True)
+    found: list[tuple[str, ...]] = []
 
+    def visit(node: dict[str, Any], at: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Where the value of a node stands that sees what stands at `at`; None where nobody can know."""
+        match node["type"]:
+            case "field" if at is not None:
+                found.append((*at, node["value"]))
+                return found[-1]
+            case "subexpression" | "pipe":
+                for child in _inner(node):
+                    at = visit(child, at)
+                return at
+            case "index_expression" | "projection" | "value_projection" | "filter_projection":
+                first, *others = _inner(node)
+                visit(first, at)
+                for child in others:
+                    visit(child, None)
+            case "identity" | "current":
+                return at
+            case "expref":
+                pass
+            case _:
+                for child in _inner(node):
+                    visit(child, at)
+        return None
 
-def _bare(node: dict[str, Any]) -> tuple[str, ...] | None:
-    if node["type"] == "field":
-        return (node["value"],)
-    if node["type"] == "subexpression":
-        parts = [_bare(child) for child in node["children"]]
-        if all(part is not None for part in parts):
-            return tuple(name for part in parts for name in part or ())
-    return None
+    visit(node, ())
+    return [path for path in found if not any(other[: len(path)] == path != other for other in found)]

@@ -66,7 +66,7 @@ _ATTEMPTS = text("""
     SELECT step.run_id, step.key, step.kind, step.state,
            count(*) FILTER (WHERE outcome = 'succeeded') AS succeeded,
            count(*) FILTER (WHERE outcome = 'left') AS left_once,
-           count(*) FILTER (WHERE outcome IS NULL) AS lost
+           count(*) FILTER (WHERE attempt.step_id IS NOT NULL AND outcome IS NULL) AS lost
     FROM step LEFT JOIN attempt ON attempt.step_id = step.id GROUP BY step.id
 """)
 

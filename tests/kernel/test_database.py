@@ -20,6 +20,7 @@ from app.kernel.database import Database
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 from app.kernel.settings import Settings
 from app.workflows import rows  # noqa: F401 they enter the metadata
+from app.workflows.schedules import rows as schedule_rows  # noqa: F401 they too
 from workers.application import Application
 
 

@@ -68,6 +68,8 @@ def _split(work: Work, text: Any, separator: Any, times: Any = -1) -> list[str]:
     if times == 0:
         return []
     work.spend((len(text) >> 6) + (text.count(separator) if times < 0 else min(times, len(text))))
+    if not text:
+        return [""]
     if separator:
         return list(text.split(separator, times - 1 if times > 0 else -1))
     if times < 0:

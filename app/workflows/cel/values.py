@@ -115,7 +115,7 @@ def refused(function: str, *given: Any) -> NoValue:
 
 def equal(work: Work, left: Any, right: Any) -> bool:
     """Whether two values are the same: 1 and 1.0 are, 1 and true are not."""
-    work.spend(1)
+    work.spend(2)
     kinds = (type(left), type(right))
     if kinds == (str, str):
         work.spend(min(len(left), len(right)) >> 6)

@@ -1,0 +1,1 @@
+"""Schedules: workflows that are run at given times, each time once."""

@@ -1,0 +1,108 @@
+"""
+Checks: whether a document is a schedule.
+
+Every problem that can be seen without a database is found in one reading, with its path, its line where the source has
+lines, and what would do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from zoneinfo import available_timezones
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from app.kernel import durations
+from app.kernel.errors import InvalidInput, Problem
+from app.workflows import source
+from app.workflows.schedules.schedule import NO_ZONES, CatchUp, Schedule
+from app.workflows.source import Source
+
+#: How messages call the input.
+WHAT = "schedule"
+
+
+def parse(text: str) -> Schedule:
+    """A schedule from YAML or JSON text. Raises InvalidInput with every problem found."""
+    try:
+        document = source.read(text)
+    except InvalidInput as error:
+        raise InvalidInput(error.problems, WHAT) from None
+    return check(document)
+
+
+def check(document: Source) -> Schedule:
+    """A schedule from plain data. Raises InvalidInput with every problem found."""
+    with placed(document):
+        try:
+            schedule = Schedule.model_validate(document.data)
+        except ValidationError as error:
+            raise InvalidInput([_problem(item) for item in error.errors()]) from None
+        if problems := list(_problems(schedule)):
+            raise InvalidInput(problems)
+    return schedule
+
+
+@contextmanager
+def placed(document: Source) -> Iterator[None]:
+    """Problems raised in the block get the lines of the document."""
+    try:
+        yield
+    except InvalidInput as error:
+        found = [Problem(p.where, p.message, p.accepted, document.line(p.where)) for p in error.problems]
+        raise InvalidInput(sorted(found, key=lambda problem: problem.line or 0), WHAT) from None
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What would have been accepted instead of a name, for a message."""
+    close = difflib.get_close_matches(name, known, n=1)
+    listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    return f"{listed}; did you mean {close[0]!r}?" if close else listed
+
+
+def _problems(schedule: Schedule) -> Iterator[Problem]:
+    starts, ends = schedule.starts, schedule.ends
+    if starts is not None and ends is not None and ends <= starts:
+        yield Problem("end", "it lies before the start", f"an instant after {schedule.start}")
+    if schedule.catch_up.runs == "latest" and "limit" in schedule.catch_up.model_fields_set:
+        yield Problem("catch_up.limit", "the limit is of 'runs: all'; of the latest there is one", "runs: all")
+
+
+def _problem(item: ErrorDetails) -> Problem:
+    where, kind, given = ".".join(str(part) for part in item["loc"]), item["type"], item["input"]
+    message, accepted, shown = item["msg"].removeprefix("Value error, "), "", _shortened(given)
+    if kind == "extra_forbidden":
+        fields = CatchUp.model_fields if item["loc"][0] == "catch_up" else Schedule.model_fields
+        message, accepted = "there is no such field here", nearest(str(item["loc"][-1]), list(fields))
+    elif kind == "missing":
+        message = "this field is missing"
+    elif kind == "model_type":
+        message = "this must be a mapping of fields"
+    elif where == "schedule" and kind == "string_pattern_mismatch":
+        message, accepted = f"{shown} is no name of a schedule", "lower-case words joined by hyphens"
+    elif where == "timezone" and kind == "value_error":
+        message, accepted = f"{shown}: {message}", _zone_like(str(given)[:100])
+    elif where and not isinstance(given, dict | list) and shown not in message:
+        message = f"{shown}: {message}"
+    return Problem(where, message, accepted)
+
+
+def _shortened(value: Any) -> str:
+    """A value for a message."""
+    text = repr(durations.show(value) if isinstance(value, timedelta) else value)
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def _zone_like(name: str) -> str:
+    """What is accepted, and a zone that may have been meant: the whole name, or its last part, is nearly right."""
+    zones = sorted((zone for zone in available_timezones() if not zone.startswith(NO_ZONES)), reverse=True)
+    by_place = {zone.rpartition("/")[2]: zone for zone in zones}
+    wanted = name.replace(" ", "_")
+    close = difflib.get_close_matches(wanted, zones, n=1, cutoff=0.75)
+    close += [by_place[place] for place in difflib.get_close_matches(wanted, by_place, n=1, cutoff=0.8)]
+    return "a name of the IANA database" + (f"; did you mean {close[0]!r}?" if close else "")

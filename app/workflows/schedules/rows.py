@@ -1,0 +1,77 @@
+"""
+The rows of schedules.
+
+    schedule         when a workflow is run, and up to when that is decided
+    schedule_fire    what became of an instant: a run, or why there is none
+
+An instant has at most one row, and its run an idempotency key that follows from it: it fires at most once.
+A fire is open until its run is seen to have ended; only open ones are looked at again.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, Column, DateTime, ForeignKey, Index, Text, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSON
+from sqlmodel import Field, SQLModel
+
+from app.workflows.schedules.overlap import FireState
+
+
+def _instant(*, nullable: bool = True, default: str | None = None) -> Any:
+    return Column(DateTime(timezone=True), nullable=nullable, server_default=None if default is None else text(default))
+
+
+class ScheduleRow(SQLModel, table=True):
+    """A schedule."""
+
+    __tablename__ = "schedule"
+    __table_args__ = (
+        UniqueConstraint("name"),
+        Index("ix_schedule_due", "next_at", postgresql_where=text("paused_at IS NULL")),
+    )
+
+    id: UUID = Field(primary_key=True)
+    name: str = Field(max_length=100)
+    document: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    #: Every instant up to this one is decided.
+    decided_to: datetime = Field(sa_column=_instant(nullable=False))
+    #: When the next fire is due; None when none follows.
+    next_at: datetime | None = Field(default=None, sa_column=_instant())
+    paused_at: datetime | None = Field(default=None, sa_column=_instant())
+    #: In the words of whoever paused it.
+    paused_why: str | None = Field(default=None, sa_column=Column(Text))
+    created_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))
+    updated_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))
+
+
+class ScheduleFireRow(SQLModel, table=True):
+    """A fire of a schedule; one that is missed or skipped may stand for several in a row."""
+
+    __tablename__ = "schedule_fire"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({', '.join(repr(state.value) for state in FireState)})", name="state_is_known"),
+        UniqueConstraint("schedule_id", "at", "by_hand"),
+        Index("ix_schedule_fire_open", "schedule_id", "at", postgresql_where=text("open")),
+        Index("ix_schedule_fire_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
+    )
+
+    id: UUID = Field(primary_key=True)
+    schedule_id: UUID = Field(foreign_key="schedule.id", ondelete="CASCADE")
+    #: The instant that the trigger names, or when somebody asked for a run by hand.
+    at: datetime = Field(sa_column=_instant(nullable=False))
+    by_hand: bool = False
+    #: `at` and its jitter.
+    due_at: datetime = Field(sa_column=_instant(nullable=False))
+    #: Where the row stands for several: the instant of the last, and how many; None for more than were counted.
+    last_at: datetime | None = Field(default=None, sa_column=_instant())
+    count: int | None = 1
+    state: str = Field(max_length=16)
+    open: bool = False
+    why: str | None = Field(default=None, sa_column=Column(Text))
+    run_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("run.id", ondelete="SET NULL")))
+    #: When its state was written.
+    decided_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))

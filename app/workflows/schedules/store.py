@@ -1,0 +1,223 @@
+"""
+The statements on the rows of schedules.
+
+Whatever decides about a schedule holds its row locked; fires that are to begin are then submitted without a lock, and
+what came of it is written by compare-and-set. Every instant is the database's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import DateTime, Integer, Interval, Text, Uuid, bindparam, text
+
+from app.kernel.database import Work
+from app.workflows.schedules.overlap import FireState
+from app.workflows.states import FINAL_RUNS
+
+_ENDED = ", ".join(f"'{state}'" for state in sorted(FINAL_RUNS))
+
+#: A run of the schedule has ended, or was removed.
+_CLOSE = text(f"""
+    UPDATE schedule_fire SET open = false
+    WHERE schedule_id = :id AND open AND state = 'fired'
+      AND NOT EXISTS (SELECT 1 FROM run WHERE run.id = run_id AND run.state NOT IN ({_ENDED}))
+""")
+_READY = text("""
+    SELECT id FROM (
+        SELECT id, next_at FROM schedule WHERE paused_at IS NULL AND next_at <= now()
+        UNION ALL
+        SELECT schedule_id, min(due_at) FROM schedule_fire WHERE open AND state IN ('waiting', 'starting')
+        GROUP BY schedule_id
+    ) AS found GROUP BY id ORDER BY min(next_at) LIMIT :limit
+""")
+_COLUMNS = "id, name, document, decided_to, next_at, paused_at, paused_why, created_at, updated_at"
+#: The instant is read once the lock is held, so that decisions about a schedule never go back in time.
+_NOW = text("SELECT clock_timestamp() AS now")
+_LOCK_NAME = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759404))")
+_LOCK_BY_NAME = text(f"SELECT {_COLUMNS} FROM schedule WHERE name = :name FOR UPDATE")
+_LOCK_IF_FREE = text(f"SELECT {_COLUMNS} FROM schedule WHERE id = :id FOR UPDATE SKIP LOCKED")
+_INSERT = text("""
+    INSERT INTO schedule (id, name, document, decided_to) VALUES (:id, :name, CAST(:document AS json), :decided_to)
+""")
+_REPLACE = text("UPDATE schedule SET document = CAST(:document AS json), updated_at = now() WHERE id = :id")
+_MOVE = text("""
+    UPDATE schedule SET decided_to = :decided_to, next_at = :next_at
+    WHERE id = :id AND (decided_to, next_at) IS DISTINCT FROM (:decided_to, :next_at)
+""").bindparams(
+    bindparam("next_at", type_=DateTime(timezone=True)), bindparam("decided_to", type_=DateTime(timezone=True))
+)
+_PAUSE = text("UPDATE schedule SET paused_at = now(), paused_why = :why WHERE id = :id")
+_RESUME = text("UPDATE schedule SET paused_at = NULL, paused_why = NULL WHERE id = :id")
+_DELETE = text("DELETE FROM schedule WHERE name = :name")
+_INSERT_FIRE = text("""
+    INSERT INTO schedule_fire (id, schedule_id, at, by_hand, due_at, last_at, count, state, open, why)
+    VALUES (:id, :schedule_id, :at, :by_hand, :due_at, :last_at, :count, :state, :open, :why)
+    ON CONFLICT DO NOTHING
+""").bindparams(
+    bindparam("last_at", type_=DateTime(timezone=True)),
+    bindparam("count", type_=Integer()),
+    bindparam("why", type_=Text()),
+)
+_OPEN = text("""
+    SELECT fire.id, fire.at, fire.by_hand, fire.state, fire.run_id, run.state AS run_state
+    FROM schedule_fire AS fire LEFT JOIN run ON run.id = fire.run_id
+    WHERE fire.schedule_id = :id AND fire.open ORDER BY fire.at, fire.by_hand
+""")
+_DECIDE = text("""
+    UPDATE schedule_fire SET state = :state, why = :why, open = :open, run_id = :run_id, decided_at = now()
+    WHERE id = :id AND state = :was
+""").bindparams(bindparam("why", type_=Text()), bindparam("run_id", type_=Uuid()))
+_PRUNE = text("""
+    DELETE FROM schedule_fire WHERE schedule_id = :id AND NOT open AND decided_at < now() - :keep
+""").bindparams(bindparam("keep", type_=Interval()))
+_VIEW = f"""
+    SELECT {", ".join(f"schedule.{name.strip()}" for name in _COLUMNS.split(","))},
+           (SELECT count(*) FROM schedule_fire
+            WHERE schedule_id = schedule.id AND state = 'waiting' AND open) AS waiting,
+           fire.id AS fire_id, fire.at AS fire_at, fire.state AS fire_state, fire.why AS fire_why,
+           fire.decided_at AS fire_decided_at, last_run.id AS run_id, last_run.state AS run_state,
+           last_run.created_at AS run_created_at, last_run.finished_at AS run_finished_at
+    FROM schedule
+    LEFT JOIN LATERAL (
+        SELECT * FROM schedule_fire WHERE schedule_id = schedule.id ORDER BY at DESC, by_hand DESC LIMIT 1
+    ) AS fire ON true
+    LEFT JOIN LATERAL (
+        SELECT run.* FROM schedule_fire JOIN run ON run.id = run_id
+        WHERE schedule_id = schedule.id ORDER BY at DESC, by_hand DESC LIMIT 1
+    ) AS last_run ON true
+"""
+_ONE = text(f"{_VIEW} WHERE schedule.name = :name")
+_ALL = text(f"{_VIEW} ORDER BY schedule.name")
+_NAMES = text("SELECT name FROM schedule ORDER BY name")
+_FIRES = text("""
+    SELECT fire.id, fire.at, fire.by_hand, fire.due_at, fire.last_at, fire.count, fire.state, fire.why, fire.run_id,
+           fire.decided_at, run.state AS run_state
+    FROM schedule_fire AS fire LEFT JOIN run ON run.id = fire.run_id
+    WHERE fire.schedule_id = :id
+      AND (CAST(:fire AS uuid) IS NULL OR fire.id = :fire)
+      AND (CAST(:before AS uuid) IS NULL
+           OR (fire.at, fire.by_hand) < (SELECT at, by_hand FROM schedule_fire WHERE id = :before))
+      AND (CAST(:states AS text[]) IS NULL OR fire.state = ANY(:states))
+    ORDER BY fire.at DESC, fire.by_hand DESC LIMIT :limit
+""")
+
+
+def now(work: Work) -> datetime:
+    """The present instant."""
+    row = work.row(_NOW)
+    assert row is not None
+    found: datetime = row.now
+    return found
+
+
+def ready(work: Work, limit: int) -> list[UUID]:
+    """Schedules about which there is something to decide, those that wait longest first."""
+    return [row.id for row in work.rows(_READY, {"limit": limit})]
+
+
+def lock_name(work: Work, name: str) -> None:
+    """Let nobody else store a schedule of that name until the end of the transaction."""
+    work.run(_LOCK_NAME, {"name": name})
+
+
+def lock(work: Work, name: str) -> Any | None:
+    """The schedule of that name, locked until the end of the transaction."""
+    return work.row(_LOCK_BY_NAME, {"name": name})
+
+
+def lock_if_free(work: Work, schedule_id: UUID) -> Any | None:
+    """The schedule, locked until the end of the transaction; None when somebody else decides about it."""
+    return work.row(_LOCK_IF_FREE, {"id": schedule_id})
+
+
+def insert(work: Work, schedule_id: UUID, name: str, document: str, decided_to: datetime) -> None:
+    """Write a schedule."""
+    work.run(_INSERT, {"id": schedule_id, "name": name, "document": document, "decided_to": decided_to})
+
+
+def replace(work: Work, schedule_id: UUID, document: str) -> None:
+    """Write another document."""
+    work.run(_REPLACE, {"id": schedule_id, "document": document})
+
+
+def move(work: Work, schedule_id: UUID, decided_to: datetime, next_at: datetime | None) -> None:
+    """Every instant up to `decided_to` is decided."""
+    work.run(_MOVE, {"id": schedule_id, "decided_to": decided_to, "next_at": next_at})
+
+
+def pause(work: Work, schedule_id: UUID, why: str | None) -> None:
+    """It fires no more."""
+    work.run(_PAUSE, {"id": schedule_id, "why": why})
+
+
+def resume(work: Work, schedule_id: UUID) -> None:
+    """It fires again."""
+    work.run(_RESUME, {"id": schedule_id})
+
+
+def delete(work: Work, name: str) -> bool:
+    """Remove a schedule and its fires; its runs stay. False when there is none."""
+    return work.run(_DELETE, {"name": name}) == 1
+
+
+def insert_fires(work: Work, values: Sequence[Mapping[str, Any]]) -> None:
+    """Write fires. One that is there already stays as it is."""
+    if values:
+        work.run(_INSERT_FIRE, list(values))
+
+
+def close_ended(work: Work, schedule_id: UUID) -> None:
+    """Look no more at fires whose run has ended."""
+    work.run(_CLOSE, {"id": schedule_id})
+
+
+def open_fires(work: Work, schedule_id: UUID) -> list[Any]:
+    """Fires that are not decided or whose run goes on, the earliest first."""
+    return work.rows(_OPEN, {"id": schedule_id})
+
+
+def decide(
+    work: Work, fire_id: UUID, was: FireState, state: FireState, *, why: str | None = None, run_id: UUID | None = None
+) -> bool:
+    """Move a fire from one state to another; False when it was moved before."""
+    is_open = state in {FireState.STARTING, FireState.FIRED}
+    values = {"id": fire_id, "was": was, "state": state, "why": why, "open": is_open, "run_id": run_id}
+    return work.run(_DECIDE, values) == 1
+
+
+def prune(work: Work, schedule_id: UUID, keep: timedelta) -> None:
+    """Remove fires that were decided longer ago than `keep`."""
+    work.run(_PRUNE, {"id": schedule_id, "keep": keep})
+
+
+def view(work: Work, name: str) -> Any | None:
+    """A schedule with its last fire and its last run."""
+    return work.row(_ONE, {"name": name})
+
+
+def views(work: Work) -> list[Any]:
+    """Every schedule with its last fire and its last run, by name."""
+    return work.rows(_ALL)
+
+
+def names(work: Work) -> list[str]:
+    """The names of all."""
+    return [row.name for row in work.rows(_NAMES)]
+
+
+def fires(
+    work: Work,
+    schedule_id: UUID,
+    *,
+    limit: int,
+    before: UUID | None = None,
+    states: Sequence[str] | None = None,
+    fire_id: UUID | None = None,
+) -> list[Any]:
+    """What became of its instants, the latest first, from before the fire `before`."""
+    values = {"id": schedule_id, "limit": limit, "before": before, "fire": fire_id}
+    return work.rows(_FIRES, values | {"states": list(states) if states else None})

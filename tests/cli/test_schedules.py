@@ -1,0 +1,101 @@
+"""`arriero schedules`, against an API that serves."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from click.testing import Result
+from typer.testing import CliRunner
+
+from app.api.main import serve
+from app.api.services import Services
+from app.cli import app
+from app.fleet import files
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.errors import InvalidInput, NotFound
+from app.kernel.settings import Settings
+from app.workflows import check, registry
+from app.workflows.service import Runs
+
+REST = "workflow: rest\nsteps: [{id: a, kind: noop}]\n"
+NIGHTLY = "schedule: nightly\nworkflow: rest\ncron: 30 2 * * *\ntimezone: Europe/Berlin\njitter: 5m\n"
+
+Arriero = Callable[..., Result]
+
+
+@pytest.fixture
+def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Iterator[Arriero]:
+    """The command, with the address of an API."""
+    services = Services(Settings(data_dir=tmp_path), database, publisher, runs, files.read_catalog())
+    server = uvicorn.Server(uvicorn.Config(serve(services), port=0, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    def run(*arguments: str | Path, exits: int = 0) -> Result:
+        told = ["--set", f"api.url={url}", "schedules", *(str(argument) for argument in arguments)]
+        result = CliRunner().invoke(app, told, env={"COLUMNS": "200"})
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == exits, result.output
+        return result
+
+    yield run
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def file(database: Database, tmp_path: Path) -> Path:
+    """A schedule whose workflow is there."""
+    registry.put(database, "rest", check.parse(REST))
+    path = tmp_path / "nightly.yaml"
+    path.write_text(NIGHTLY)
+    return path
+
+
+def test_the_life_of_a_schedule(arriero: Arriero, file: Path) -> None:
+    assert "nightly is active, next fire 20" in arriero("put", file).stdout
+    assert "30 2 * * *, Europe/Berlin" in arriero("list").stdout
+    assert arriero("pause", "nightly", "--why", "holidays").stdout == "nightly is paused\n"
+    run_id = arriero("trigger", "nightly", "--key", "k").stdout.strip()
+    assert arriero("trigger", "nightly", "--key", "k").stdout.strip() == run_id
+    skipped = arriero("trigger", "nightly", exits=4)
+    assert f"run {run_id}" in " ".join(skipped.stderr.split())
+    assert arriero("trigger", "nightly", "--force").stdout.strip() != run_id
+
+    shown = arriero("show", "nightly", "--state", "fired", "--limit", "1")
+    for part in ("paused: holidays", "rest, version the newest", "by hand"):
+        assert part in shown.stdout
+    assert "more: arriero schedules show nightly --cursor" in shown.stderr
+    assert [f["run_id"] for f in json.loads(arriero("show", "nightly", "--json").stdout)["fires"]][-1] == run_id
+    assert "nightly is active" in arriero("resume", "nightly").stdout
+    assert arriero("delete", "nightly").stdout == "nightly is removed\n"
+    assert json.loads(arriero("list", "--json").stdout) == {"schedules": []}
+    with pytest.raises(NotFound):
+        arriero("show", "nightly")
+
+
+def test_a_preview_needs_no_server_for_a_file(arriero: Arriero, file: Path) -> None:
+    of_file = json.loads(arriero("preview", file, "-n", "3", "--json").stdout)["fires"]
+    arriero("put", file)
+    stored = json.loads(arriero("preview", "nightly", "-n", "3", "--json").stdout)["fires"]
+
+    assert [fire["at"] for fire in stored] == [fire["at"] for fire in of_file]
+    assert len(arriero("preview", "nightly", "-n", "2").stdout.splitlines()) == 2
+    assert "with its jitter" in arriero("preview", "nightly").stdout
+
+
+def test_what_the_server_refuses_is_told_with_its_line(arriero: Arriero, file: Path) -> None:
+    file.write_text(NIGHTLY.replace("workflow: rest", "workflow: rust"))
+    with pytest.raises(InvalidInput, match=r"workflow \(line 2\).*did you mean 'rest'"):
+        arriero("put", file)

@@ -1,0 +1,131 @@
+"""Promises of `arriero workflows diff` and `schema`, run as the root command runs them, against a real API."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from app.api.main import serve
+from app.api.services import Services
+from app.cli.workflows import app
+from app.fleet import files
+from app.kernel import settings
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.errors import ArrieroError, InvalidInput, NotFound
+from app.kernel.settings import Settings
+from app.workflows import check, registry, schema
+from app.workflows.service import Runs
+
+ONE = """
+workflow: greet
+steps:
+  - {id: hello, kind: generate, model: 'smollm2:135m', prompt: "Greet them.\\nBe brief.\\n"}
+  - {id: rest, kind: noop, needs: [hello]}
+"""
+TWO = """
+workflow: greet
+steps:
+  - {id: wait, kind: noop, needs: [hello]}
+  - {id: hello, kind: generate, model: 'smollm2:135m', prompt: "Greet them.\\nBe kind.\\n", max_tokens: 9}
+"""
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def address(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Iterator[str]:
+    """The API, served on this machine, with two versions of a workflow."""
+    for text in (ONE, TWO):
+        registry.put(database, "greet", check.parse(text))
+    made = serve(Services(Settings(data_dir=tmp_path), database, publisher, runs, files.read_catalog()))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        # Without its life, whose end would close the database of the session.
+        server = uvicorn.Server(uvicorn.Config(made, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def run(address: str) -> Run:
+    """Runs a command against that API; an error of Arriero is raised, as the root expects it."""
+
+    def run(*arguments: str | Path) -> Result:
+        loaded = settings.load(environment={"ARRIERO_API__URL": address})
+        result = CliRunner().invoke(app, [str(a) for a in arguments], obj=loaded)
+        if isinstance(result.exception, ArrieroError):
+            raise result.exception
+        return result
+
+    return run
+
+
+def test_a_difference_is_read_like_a_patch(run: Run) -> None:
+    lines = run("diff", "greet").stdout.splitlines()
+
+    assert lines == [
+        "greet: version 1 → version 2",
+        "+ steps.wait",
+        "    + kind: noop",
+        "    + needs:",
+        "    + - hello",
+        "~ steps.hello.prompt",
+        "    @@ -1,2 +1,2 @@",
+        "      Greet them.",
+        "    - Be brief.",
+        "    + Be kind.",
+        "+ steps.hello.max_tokens",
+        "    + 9",
+        "- steps.rest",
+        "    - kind: noop",
+        "    - needs:",
+        "    - - hello",
+    ]
+    assert run("diff", "greet", "2", "2").stdout.splitlines()[1:] == ["nothing differs"]
+
+
+def test_programs_get_json(run: Run) -> None:
+    found = json.loads(run("diff", "greet", "1", "--json").stdout)
+
+    assert (found["old"], found["new"]) == (1, 2)
+    assert {"kind": "added", "path": "steps.hello.max_tokens", "old": None, "new": 9} in found["changes"]
+
+
+def test_a_file_is_compared_with_the_newest_version(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(TWO), "description": "mine"}, sort_keys=False))
+
+    shown = run("diff", file).stdout.splitlines()
+    assert shown[0].startswith("greet: version 2 → ")
+    assert shown[1:] == ["+ description", "    + mine"]
+    found = json.loads(run("diff", file, "support-triage", "--json").stdout)
+    assert (found["name"], found["old"]) == ("support-triage", 0)
+    assert found["changes"][0] == {"kind": "changed", "path": "workflow", "old": "support-triage", "new": "greet"}
+
+
+def test_what_is_not_there_is_told(run: Run) -> None:
+    with pytest.raises(NotFound, match="there are: 2, 1"):
+        run("diff", "greet", "9")
+    with pytest.raises(NotFound, match="greet"):
+        run("diff", "greeet")
+    with pytest.raises(NotFound, match="no file"):
+        run("diff", "greet.yaml")
+    with pytest.raises(InvalidInput, match="'one' is no version"):
+        run("diff", "greet", "one")
+
+
+def test_the_schema_is_printed(run: Run) -> None:
+    assert json.loads(run("schema").stdout) == schema.workflow()
