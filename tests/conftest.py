@@ -58,7 +58,7 @@ def migrated(database_url: str) -> Iterator[Database]:
 def database(migrated: Database) -> Database:
     """The database, at head and empty."""
     with migrated.work() as work:
-        work.run(text("TRUNCATE definition, workflow_pause, schedule CASCADE"))
+        work.run(text("TRUNCATE definition, workflow_pause, schedule, payload CASCADE"))
     return migrated
 
 

@@ -21,6 +21,7 @@ from app.workflows.messages import RUN_STEP
 from workers import jobs, runtime, steps
 from workers.engine import Engine
 from workers.runtime import Runtime
+from workers.stage import Stage, Status
 
 _log = log.get(__name__)
 
@@ -38,6 +39,7 @@ class Application:
             addresses.of(settings).redis_url, settings.broker, jobs.schedule(settings)
         )
         self._runtime: Runtime | None = None
+        self._status: Status | None = None
 
         @self.celery.task(name=RUN_STEP)
         def run_step(step_id: str, attempt: int) -> None:
@@ -76,10 +78,23 @@ class Application:
     def stop(self) -> None:
         """Let go of everything."""
         self._drain.cancel()
+        self._enter(Stage.UNLOADING)
         self.runtime.close()
 
-    def serve(self, name: str, queues: Sequence[str], threads: int, engine: Engine | None = None) -> int:
-        """Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code."""
+    def serve(
+        self,
+        name: str,
+        queues: Sequence[str],
+        threads: int,
+        engine: Engine | None = None,
+        status: Status | None = None,
+    ) -> int:
+        """
+        Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code.
+
+        `status` is told of each stage. Raises what `start` raises.
+        """
+        self._status = status
         self.start(name, threads, engine)
         try:
             worker: Worker = self.celery.Worker(
@@ -100,7 +115,12 @@ class Application:
     def _on_ready(self, **_: Any) -> None:
         _log.info("worker_ready", worker=self.runtime.owner)
 
+    def _enter(self, stage: Stage) -> None:
+        if self._status is not None:
+            self._status.enter(stage)
+
     def _on_stopping(self, **_: Any) -> None:
+        self._enter(Stage.DRAINING)
         _log.info("worker_draining", worker=self.runtime.owner)
         if not self._drain.is_alive():
             self._drain.start()

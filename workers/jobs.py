@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -10,7 +12,7 @@ from app.kernel import log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
-from app.workflows import steering
+from app.workflows import expiry
 from app.workflows.schedules.service import Schedules
 from app.workflows.sweep import sweep
 from workers.runtime import Runtime
@@ -23,6 +25,8 @@ SWEEP = "workers.jobs.run_sweep"
 EXPIRE = "workers.jobs.run_expire"
 #: The name of the task of `run_schedules`.
 SCHEDULES = "workers.jobs.run_schedules"
+#: Seconds for each kind of what expires, in one turn: a worker that is to stop waits for them.
+_EXPIRE_SECONDS = 5.0
 
 
 def schedule(settings: Settings) -> dict[str, Any]:
@@ -46,14 +50,24 @@ def run_sweep(runtime: Runtime) -> None:
 
 
 def run_expire(runtime: Runtime) -> None:
-    """Remove runs whose retention is over."""
+    """Remove runs whose retention is over, then the definitions and payloads that nothing refers to any more."""
+    database = runtime.runs.database
     try:
-        removed = steering.remove_expired(runtime.runs)
+        removed = {
+            "runs": expiry.remove_runs(database, _in_time()),
+            "definitions": expiry.remove_definitions(database, _in_time()),
+            "payloads": expiry.remove_payloads(database, _in_time()),
+        }
     except DatabaseUnreachable as error:
         _log.warning("expire_postponed", error=str(error))
         return
-    if removed:
-        _log.info("runs_removed", runs=removed)
+    if any(removed.values()):
+        _log.info("expired", **removed)
+
+
+def _in_time() -> Callable[[], bool]:
+    until = time.monotonic() + _EXPIRE_SECONDS
+    return lambda: time.monotonic() < until
 
 
 def run_schedules(runtime: Runtime) -> None:

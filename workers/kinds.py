@@ -73,6 +73,8 @@ def do(task: Task) -> Success | Awaited:
     Raises StepFailure, and CancelledError when the holding was stopped in the middle.
     """
     work = task.claim.work
+    if task.claim.refused is not None:
+        raise task.claim.refused
     kind = next(kind for base, kind in _KINDS.items() if isinstance(work, base))
     return kind(task, work)
 

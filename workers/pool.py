@@ -8,6 +8,7 @@ Nothing is taken from the queue before the model is loaded.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 from app.fleet import files, header
@@ -15,9 +16,11 @@ from app.fleet.model import FLASH_ATTENTION, Model
 from app.kernel import log
 from app.kernel.broker import model_queue
 from app.kernel.settings import Settings
+from workers import exporter
 from workers.application import Application
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions, Lora
+from workers.stage import Stage, Status
 
 _log = log.get(__name__)
 
@@ -29,7 +32,7 @@ def run(settings: Settings, name: str, device: str) -> int:
     """
     Load the model and serve its queue until SIGTERM; gives the exit code.
 
-    Raises NotFound, ModelFileUnusable, DatabaseBehind, DatabaseUnreachable.
+    Raises NotFound, ModelFileUnusable, MemoryNotEnough, ServerNotStarted, DatabaseBehind, DatabaseUnreachable.
     """
     model = files.read_catalog(settings.catalog.files).get(name)
     path = files.locate(model, settings.data_dir)
@@ -37,9 +40,17 @@ def run(settings: Settings, name: str, device: str) -> int:
     application = Application(settings)
     # The engine's thread waits for no other thread of Python for longer than this.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    _log.info("model_loading", model=model.name, path=str(path), device=device)
-    engine = LlamaEngine(path, options_of(model, settings, device))
-    return application.serve(f"pool.{model.slug}", [model_queue(model.slug)], engine.slots, engine)
+    name, status = f"pool.{model.slug}", Status(model.name)
+    labels = {"model": model.name, "device": device, "worker": f"{name}@{socket.gethostname()}"}
+    pools = settings.pools
+    with exporter.serving(
+        name, status, labels, host=pools.metrics_host, port=pools.metrics_port, data_dir=settings.data_dir
+    ) as exported:
+        _log.info("model_loading", model=model.name, path=str(path), device=device)
+        engine = LlamaEngine(path, options_of(model, settings, device), on_progress=status.note_progress)
+        exported.engine = engine
+        status.enter(Stage.SERVING)
+        return application.serve(name, [model_queue(model.slug)], engine.slots, engine, status)
 
 
 def options_of(model: Model, settings: Settings, device: str) -> EngineOptions:

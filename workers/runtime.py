@@ -15,6 +15,7 @@ from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
 from app.kernel.secrets import Secrets
 from app.kernel.settings import Settings
+from app.workflows.payloads import Limits
 from app.workflows.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
@@ -59,6 +60,7 @@ def start(app: Celery, settings: Settings, name: str, *, threads: int, engine: E
         lease=settings.runs.lease,
         max_worker_losses=settings.runs.max_worker_losses,
         retention=settings.runs.retention,
+        limits=Limits.of(settings.runs),
     )
     owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{ids.new_secret()[:6]}"
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)

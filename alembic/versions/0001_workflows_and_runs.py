@@ -25,6 +25,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sha256", name=op.f("pk_definition")),
     )
     op.create_table(
+        "payload",
+        sa.Column("sha256", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
+        sa.Column("bytes", sa.Integer(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("sha256", name=op.f("pk_payload")),
+    )
+    # Postgres packs long bodies by itself; with lz4, where it was built with that, it takes less time.
+    op.execute("""
+        DO $$ BEGIN
+            IF (SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression') THEN
+                ALTER TABLE payload ALTER COLUMN body SET COMPRESSION lz4;
+            END IF;
+        END $$
+    """)
+    op.create_table(
         "workflow_pause",
         sa.Column("name", sqlmodel.sql.sqltypes.AutoString(length=100), nullable=False),
         sa.Column("paused_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -43,8 +59,12 @@ def upgrade() -> None:
         sa.Column("priority", sqlmodel.sql.sqltypes.AutoString(length=16), nullable=False),
         sa.Column("rank", sa.Integer(), nullable=False),
         sa.Column("labels", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False),
-        sa.Column("inputs", postgresql.JSON(astext_type=sa.Text()), nullable=False),
+        sa.Column("inputs", postgresql.JSON(astext_type=sa.Text()), nullable=True),
+        sa.Column("inputs_sha256", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=True),
+        sa.Column("inputs_bytes", sa.Integer(), nullable=True),
         sa.Column("output", postgresql.JSON(astext_type=sa.Text()), nullable=True),
+        sa.Column("output_sha256", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=True),
+        sa.Column("output_bytes", sa.Integer(), nullable=True),
         sa.Column("error", postgresql.JSON(astext_type=sa.Text()), nullable=True),
         sa.Column("idempotency_key", sqlmodel.sql.sqltypes.AutoString(length=255), nullable=True),
         sa.Column("request_sha256", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=True),
@@ -63,7 +83,10 @@ def upgrade() -> None:
             "state IN ('blocked', 'queued', 'running', 'cancelling', 'compensating', 'succeeded', 'failed', 'cancelled')",
             name=op.f("ck_run_state_is_known"),
         ),
+        sa.CheckConstraint("(inputs IS NULL) <> (inputs_sha256 IS NULL)", name=op.f("ck_run_inputs_are_somewhere")),
         sa.ForeignKeyConstraint(["sha256"], ["definition.sha256"], name=op.f("fk_run_sha256_definition")),
+        sa.ForeignKeyConstraint(["inputs_sha256"], ["payload.sha256"], name=op.f("fk_run_inputs_sha256_payload")),
+        sa.ForeignKeyConstraint(["output_sha256"], ["payload.sha256"], name=op.f("fk_run_output_sha256_payload")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_run")),
         sa.UniqueConstraint("idempotency_key", name=op.f("uq_run_idempotency_key")),
     )
@@ -98,6 +121,21 @@ def upgrade() -> None:
     op.create_index(
         "ix_run_parent", "run", ["parent_step_id"], unique=False, postgresql_where=sa.text("parent_step_id IS NOT NULL")
     )
+    op.create_index(
+        "ix_run_inputs_sha256",
+        "run",
+        ["inputs_sha256"],
+        unique=False,
+        postgresql_where=sa.text("inputs_sha256 IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_run_output_sha256",
+        "run",
+        ["output_sha256"],
+        unique=False,
+        postgresql_where=sa.text("output_sha256 IS NOT NULL"),
+    )
+    op.create_index("ix_run_sha256", "run", ["sha256"], unique=False)
     op.create_index("ix_run_state_id", "run", ["state", "id"], unique=False)
     op.create_index("ix_run_workflow_id", "run", ["workflow", "id"], unique=False)
     op.create_table(
@@ -109,18 +147,29 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["sha256"], ["definition.sha256"], name=op.f("fk_workflow_sha256_definition")),
         sa.PrimaryKeyConstraint("name", "version", name=op.f("pk_workflow")),
     )
+    op.create_index("ix_workflow_sha256", "workflow", ["sha256"], unique=False)
     op.create_table(
         "event",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("run_id", sa.Uuid(), nullable=False),
         sa.Column("name", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
         sa.Column("payload", postgresql.JSON(astext_type=sa.Text()), nullable=True),
+        sa.Column("payload_sha256", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=True),
+        sa.Column("payload_bytes", sa.Integer(), nullable=True),
         sa.Column("key", sqlmodel.sql.sqltypes.AutoString(length=255), nullable=True),
         sa.Column("received_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("step_id", sa.Uuid(), nullable=True),
         sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_event_run_id_run"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["payload_sha256"], ["payload.sha256"], name=op.f("fk_event_payload_sha256_payload")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_event")),
         sa.UniqueConstraint("run_id", "key", name=op.f("uq_event_run_id_key")),
+    )
+    op.create_index(
+        "ix_event_payload_sha256",
+        "event",
+        ["payload_sha256"],
+        unique=False,
+        postgresql_where=sa.text("payload_sha256 IS NOT NULL"),
     )
     op.create_table(
         "history",
@@ -145,6 +194,8 @@ def upgrade() -> None:
         sa.Column("parent_id", sa.Uuid(), nullable=True),
         sa.Column("item", sa.Integer(), nullable=True),
         sa.Column("input", postgresql.JSON(astext_type=sa.Text()), nullable=True),
+        sa.Column("input_sha256", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=True),
+        sa.Column("input_bytes", sa.Integer(), nullable=True),
         sa.Column("model", sqlmodel.sql.sqltypes.AutoString(length=200), nullable=True),
         sa.Column("model_index", sa.Integer(), nullable=False),
         sa.Column("queue", sqlmodel.sql.sqltypes.AutoString(length=220), nullable=False),
@@ -162,6 +213,8 @@ def upgrade() -> None:
         sa.Column("not_before", sa.DateTime(timezone=True), nullable=True),
         sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("output", postgresql.JSON(astext_type=sa.Text()), nullable=True),
+        sa.Column("output_sha256", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=True),
+        sa.Column("output_bytes", sa.Integer(), nullable=True),
         sa.Column("error", postgresql.JSON(astext_type=sa.Text()), nullable=True),
         sa.Column("tokens_in", sa.BigInteger(), nullable=False),
         sa.Column("tokens_out", sa.BigInteger(), nullable=False),
@@ -181,6 +234,8 @@ def upgrade() -> None:
         sa.CheckConstraint("(parent_id IS NULL) = (item IS NULL)", name=op.f("ck_step_items_have_parents")),
         sa.ForeignKeyConstraint(["parent_id"], ["step.id"], name=op.f("fk_step_parent_id_step"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_step_run_id_run"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["input_sha256"], ["payload.sha256"], name=op.f("fk_step_input_sha256_payload")),
+        sa.ForeignKeyConstraint(["output_sha256"], ["payload.sha256"], name=op.f("fk_step_output_sha256_payload")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_step")),
         sa.UniqueConstraint("run_id", "key", name=op.f("uq_step_run_id_key")),
     )
@@ -203,6 +258,20 @@ def upgrade() -> None:
     )
     op.create_index(
         "ix_step_ready", "step", ["queue", "published_at"], unique=False, postgresql_where=sa.text("state = 'ready'")
+    )
+    op.create_index(
+        "ix_step_input_sha256",
+        "step",
+        ["input_sha256"],
+        unique=False,
+        postgresql_where=sa.text("input_sha256 IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_step_output_sha256",
+        "step",
+        ["output_sha256"],
+        unique=False,
+        postgresql_where=sa.text("output_sha256 IS NOT NULL"),
     )
     op.create_index("ix_step_outside", "step", ["id"], unique=False, postgresql_where=sa.text("outside"))
     op.create_index(
@@ -302,6 +371,7 @@ def downgrade() -> None:
         postgresql_where=sa.text("state NOT IN ('succeeded', 'failed', 'cancelled')"),
     )
     op.drop_table("run")
+    op.drop_table("payload")
     op.drop_table("workflow_pause")
     op.drop_table("definition")
     # ### end Alembic commands ###

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import events, health, models, problems, runs, schedules, schemas, steering, workflows
+from app.api import events, health, models, payloads, problems, runs, schedules, schemas, steering, workflows
 from app.api.bodies import UnsupportedMediaType
 from app.api.limits import BodyLimit
 from app.api.services import Services
@@ -32,11 +32,13 @@ from app.kernel.errors import (
     InvalidInput,
     ModelFileUnusable,
     NotFound,
+    PayloadTooLarge,
     Problem,
     Unavailable,
 )
 from app.kernel.settings import Settings
 from app.workflows.definition import Definition
+from app.workflows.payloads import Limits
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.service import Runs
 
@@ -46,6 +48,7 @@ _log = log.get(__name__)
 STATUSES: Mapping[type[ArrieroError], int] = {
     UnsupportedMediaType: 415,
     BodyTooLarge: 413,
+    PayloadTooLarge: 413,
     InvalidInput: 422,
     NotFound: 404,
     Conflict: 409,
@@ -77,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         lease=settings.runs.lease,
         max_worker_losses=settings.runs.max_worker_losses,
         retention=settings.runs.retention,
+        limits=Limits.of(settings.runs),
     )
     catalog = files.read_catalog(settings.catalog.files)
     return serve(Services(settings, database, publisher, service, catalog))
@@ -99,7 +103,7 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for part in (runs, events, steering, workflows, schedules, schemas, models, health):
+    for part in (runs, payloads, events, steering, workflows, schedules, schemas, models, health):
         app.include_router(part.router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)

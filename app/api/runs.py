@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.api import bodies, problems
+from app.api import bodies, payloads, problems
 from app.api.bodies import Body
 from app.api.services import Services, Use
 from app.kernel.durations import Duration
@@ -235,7 +235,7 @@ def submit(
     accepted = services.runs.submit(submission)
     response.status_code = 202 if accepted.created else 200
     response.headers["Location"] = f"/v1/runs/{accepted.id}"
-    return out(views.run(services.database, accepted.id))
+    return out(views.run(services.database, accepted.id, services.settings.api.max_inline_bytes))
 
 
 @router.get("", summary="List runs", responses=problems.documented(422))
@@ -257,8 +257,14 @@ def page(
 
 @router.get("/{run_id}", summary="One run", responses=problems.documented(404, 422))
 def get(run_id: UUID, services: Use) -> RunOut:
-    """A run with its steps, their attempts, times and tokens."""
-    return out(views.run(services.database, run_id))
+    """
+    A run with its steps, their attempts, times and tokens.
+
+    Of its inputs, of its output, and of its steps' outputs together, as much is shown as the setting
+    `api.max_inline_bytes` allows, the shortest first. In the place of a longer one stands
+    `{"$payload": {"bytes": …, "href": …}}`: the address gives it.
+    """
+    return out(views.run(services.database, run_id, services.settings.api.max_inline_bytes))
 
 
 @router.get("/{run_id}/steps/{key}/items", summary="Items of a map", responses=problems.documented(404, 422))
@@ -270,9 +276,10 @@ def items(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     state: Annotated[list[StepState] | None, Query(description="one or more states")] = None,
 ) -> ItemsOut:
-    """Items of a map in their order, with their values and outputs."""
-    rows = views.items(services.database, run_id, key, first=first, limit=limit + 1, states=state)
-    found = [_item(row) for row in rows[:limit]]
+    """Items of a map in their order, with their values and outputs; long ones as in a run."""
+    most = services.settings.api.max_inline_bytes
+    rows = views.items(services.database, run_id, key, first=first, limit=limit + 1, states=state, most=most)
+    found = [_item(row, run_id) for row in rows[:limit]]
     return ItemsOut(items=found, next_first=rows[limit].item if len(rows) > limit else None)
 
 
@@ -356,13 +363,15 @@ def _inline(asked: RunIn, body: Source, services: Services) -> Definition:
 def out(view: RunView) -> RunOut:
     """A run as it is shown."""
     run = view.run
-    own = {"took_s", "tokens_in", "tokens_out", "steps"}
+    own = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output"}
     needs = {
         step["id"]: step.get("needs", []) for part in ("steps", "on_failure") for step in view.definition.get(part, ())
     }
-    steps = [_step(step, view.attempts[step.id], needs[step.key]) for step in view.steps]
+    steps = [_step(step, run.id, view.attempts[step.id], needs[step.key]) for step in view.steps]
     return RunOut(
         **{name: getattr(run, name) for name in RunOut.model_fields if name not in own},
+        inputs=payloads.shown(run.inputs, "inputs", run.id),
+        output=payloads.shown(run.output, "output", run.id),
         took_s=_seconds(run.created_at, run.finished_at),
         tokens_in=sum(step.tokens_in for step in steps),
         tokens_out=sum(step.tokens_out for step in steps),
@@ -370,7 +379,7 @@ def out(view: RunView) -> RunOut:
     )
 
 
-def _step(step: Any, attempts: Sequence[Any], needs: list[str]) -> StepOut:
+def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str]) -> StepOut:
     tried = [
         AttemptOut(
             attempt=row.attempt,
@@ -379,7 +388,7 @@ def _step(step: Any, attempts: Sequence[Any], needs: list[str]) -> StepOut:
         )
         for row in attempts
     ]
-    own = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs"}
+    own = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs", "output"}
     counts = None
     if step.items is not None:
         counts = ItemCounts(
@@ -390,6 +399,7 @@ def _step(step: Any, attempts: Sequence[Any], needs: list[str]) -> StepOut:
         items=counts,
         needs=needs,
         worker=step.owner,
+        output=payloads.shown(step.output, "output", run_id, step.key),
         next_attempt_at=step.not_before,
         waited_s=_seconds(step.ready_at, step.started_at),
         took_s=_seconds(step.started_at, step.finished_at),
@@ -397,11 +407,13 @@ def _step(step: Any, attempts: Sequence[Any], needs: list[str]) -> StepOut:
     )
 
 
-def _item(row: Any) -> ItemOut:
-    own = {"index", "worker", "took_s"}
+def _item(row: Any, run_id: UUID) -> ItemOut:
+    own = {"index", "worker", "took_s", "input", "output"}
     return ItemOut(
         **{name: getattr(row, name) for name in ItemOut.model_fields if name not in own},
         index=row.item,
+        input=payloads.shown(row.input, "input", run_id, row.key),
+        output=payloads.shown(row.output, "output", run_id, row.key),
         worker=row.owner,
         took_s=_seconds(row.started_at, row.finished_at),
     )

@@ -51,6 +51,13 @@ InputFile = Annotated[
 Key = Annotated[
     str | None, typer.Option("--key", help="An Idempotency-Key: the same key gives the same run, never a second one.")
 ]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label of the run. May be repeated.")
+]
+PriorityClass = Annotated[
+    str | None, typer.Option("--priority", help="interactive, standard or batch, instead of the workflow's own.")
+]
+Deadline = Annotated[str | None, typer.Option(help="For the whole run: '30m'. Instead of the workflow's own.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The id of a run.")]
 
 
@@ -60,6 +67,9 @@ def run(
     inputs: Inputs = None,
     input_file: InputFile = None,
     key: Key = None,
+    labels: Labels = None,
+    priority: PriorityClass = None,
+    deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -68,7 +78,8 @@ def run(
     Exits with 1 when the run fails or is cancelled. Ctrl-C leaves the watching; the run goes on.
     """
     with connected(settings_of(context)) as client:
-        submitted = _submit(client, flow, inputs, input_file, key)
+        more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline}
+        submitted = _submit(client, flow, inputs, input_file, key, more)
         final = _watch(client, submitted["id"], quiet=as_json)
     if as_json:
         print_json(final)
@@ -83,11 +94,15 @@ def submit(
     inputs: Inputs = None,
     input_file: InputFile = None,
     key: Key = None,
+    labels: Labels = None,
+    priority: PriorityClass = None,
+    deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit a run and print its id; it goes on by itself."""
     with connected(settings_of(context)) as client:
-        submitted = _submit(client, flow, inputs, input_file, key)
+        more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline}
+        submitted = _submit(client, flow, inputs, input_file, key, more)
     if as_json:
         print_json(submitted)
     else:
@@ -101,13 +116,16 @@ def list_runs(
         list[RunState] | None, typer.Option("--state", help="Only runs in this state. May be repeated.")
     ] = None,
     workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="At most so many.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
     with connected(settings_of(context)) as client:
-        page = client.get("/v1/runs", state=states, workflow=workflow, limit=limit, cursor=cursor)
+        page = client.get("/v1/runs", state=states, workflow=workflow, label=labels, limit=limit, cursor=cursor)
     if as_json:
         print_json(page)
         return
@@ -179,8 +197,23 @@ def inputs_of(given: Sequence[str], schemas: Mapping[str, Any]) -> dict[str, Any
     return dict(_input(pair, schemas) for pair in given)
 
 
-def _submit(client: Client, flow: str, given: list[str] | None, file: Path | None, key: str | None) -> Any:
-    body = submission_of(client, flow, given or (), file)
+def labels_of(given: Sequence[str] | None) -> dict[str, str]:
+    """Labels as options give them. Raises InvalidInput."""
+    wrong = [text for text in given or () if "=" not in text]
+    if wrong:
+        raise InvalidInput([Problem("--label", f"{text!r} has no '='", "KEY=VALUE") for text in wrong], "labels")
+    return {key: value for key, _, value in (text.partition("=") for text in given or ())}
+
+
+def _submit(
+    client: Client,
+    flow: str,
+    given: list[str] | None,
+    file: Path | None,
+    key: str | None,
+    more: Mapping[str, Any],
+) -> Any:
+    body = submission_of(client, flow, given or (), file) | {name: value for name, value in more.items() if value}
     return client.post("/v1/runs", body, {"Idempotency-Key": key} if key else None)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from app.cli.client import connected
 from app.cli.output import AsJson, console, notes, print_json, settings_of, shortened, state, table
-from app.cli.runs import RunId, inputs_of
+from app.cli.runs import RunId, inputs_of, labels_of
 from app.cli.runs import app as runs_app
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.states import RunState, StepState
@@ -196,14 +196,6 @@ def retry_all(
 ) -> None:
     """Retry every run that matches and failed or was cancelled."""
     _bulk(context, "retry", _filter(workflow, states, labels, after, before), yes, as_json)
-
-
-def labels_of(given: list[str] | None) -> dict[str, str]:
-    """Labels as options give them. Raises InvalidInput."""
-    wrong = [text for text in given or () if "=" not in text]
-    if wrong:
-        raise InvalidInput([Problem("--label", f"{text!r} has no '='", "KEY=VALUE") for text in wrong], "labels")
-    return {key: value for key, _, value in (text.partition("=") for text in given or ())}
 
 
 def _filter(

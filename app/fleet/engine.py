@@ -26,10 +26,11 @@ PLAIN_KV = frozenset({"f32", "f16", "bf16"})
 #: Requests that one engine works on at the same time; llama.cpp holds 256 sequences, kept ones too.
 Slots = Annotated[StrictInt, Field(ge=1, le=128, description="a whole number from 1 to 128")]
 
+#: Slots from which on streams are taken, if each then holds at least so many tokens.
+STREAMS_FROM, STREAMS_HOLD = 16, 1024
+
 #: GPUs that llama.cpp splits a model over, at the most.
 _DEVICES = 16
-#: Cells of a whole cache at the least: llama.cpp rounds up to as many.
-_LEAST_CELLS = 256
 
 _Tokens = Annotated[StrictInt, Field(ge=1, description="a whole number of tokens, at least 1")]
 _Switch = Annotated[StrictBool, Field(description="true or false")]
@@ -42,6 +43,18 @@ class KvLayout(StrEnum):
     UNIFIED = "unified"
     #: A buffer for each slot: faster attention for independent requests; prefixes are copied.
     STREAMS = "streams"
+
+
+def layout_for(slots: int, cells: int, kept: int | None) -> KvLayout:
+    """
+    The layout that decodes faster, where nothing else asks for the other (figures in docs/engine.md).
+
+    In one buffer attention walks the cells of all texts for each: a step of 16 slots takes 5 to 32 % longer there, of
+    32 slots 19 to 84 %. With fewer slots the two are near each other, and one buffer serves requests of any length.
+    Sequences that are to be kept beside the slots need it.
+    """
+    parted = slots >= STREAMS_FROM and cells // slots >= STREAMS_HOLD and not kept
+    return KvLayout.STREAMS if parted else KvLayout.UNIFIED
 
 
 class Rope(Entry):
@@ -74,7 +87,8 @@ class SourcedAdapter(Adapter):
 class Tuning(Entry):
     """What a catalogue and an engine's own options have in common."""
 
-    layout: KvLayout = Field(default=KvLayout.UNIFIED, description="unified or streams")
+    #: None takes the one that `layout_for` gives.
+    layout: KvLayout | None = Field(default=None, description="unified or streams")
     #: Finished sequences that stay for later requests (unified only: with streams a free slot keeps its own).
     #: None keeps as many as there are slots.
     kept: StrictInt | None = Field(default=None, ge=0, le=255, description="a whole number from 0 to 255")
@@ -84,7 +98,7 @@ class Tuning(Entry):
     batch: StrictInt = Field(default=512, ge=32, le=65_536, description="a whole number from 32 to 65536")
     #: Tokens that llama.cpp computes at a time; memory for the computation grows with it.
     ubatch: StrictInt = Field(default=512, ge=1, le=65_536, description="a whole number from 1 to 65536")
-    #: Seconds that prompts may add to a step while somebody reads along.
+    #: Seconds that prompts may add to a step while somebody reads along, or an interactive text is written.
     step_latency: StrictFloat = Field(default=0.2, gt=0, le=60, description="seconds, more than 0, up to 60")
     #: Each decode holds one request, so its text does not depend on who else is served. Sets streams, no reuse and
     #: no flash attention.
@@ -141,22 +155,18 @@ class Conflicts(ValueError):
 
 
 def require_harmony(
-    engine: Tuning, *, slots: int, cells: int, kv_v: KvType, flash_attention: bool | None, adapters: Iterable[Adapter]
+    engine: Tuning, *, slots: int, kv_v: KvType, flash_attention: bool | None, adapters: Iterable[Adapter]
 ) -> None:
-    """Raises Conflicts unless all of it goes together. `cells` are those of the whole cache."""
+    """Raises Conflicts unless all of it goes together."""
     names = [adapter.name for adapter in adapters]
-    found = list(_conflicts(engine, slots, cells, kv_v, flash_attention, names))
+    found = list(_conflicts(engine, slots, kv_v, flash_attention, names))
     if found:
         raise Conflicts(found)
 
 
 def _conflicts(
-    engine: Tuning, slots: int, cells: int, kv_v: KvType, flash_attention: bool | None, adapters: list[str]
+    engine: Tuning, slots: int, kv_v: KvType, flash_attention: bool | None, adapters: list[str]
 ) -> Iterator[tuple[str, str, str]]:
-    if cells < _LEAST_CELLS:
-        yield "context", f"{slots} slots have {cells} tokens together", f"at least {_LEAST_CELLS} together"
-    elif (engine.reproducible or engine.layout is KvLayout.STREAMS) and cells // slots < 32:
-        yield "context", f"a stream has {cells // slots} tokens", "at least 32"
     if engine.batch < slots:
         yield "engine.batch", f"{engine.batch} tokens are fewer than the {slots} slots", f"at least {slots}"
     if kv_v not in PLAIN_KV and (flash_attention is False or engine.reproducible):
@@ -164,8 +174,6 @@ def _conflicts(
         yield "kv.v", f"llama.cpp keeps {kv_v} only with flash attention, and {why}", ", ".join(sorted(PLAIN_KV))
     if engine.reproducible and flash_attention:
         yield "flash_attention", "reproducible is without flash attention", "auto or off"
-    if engine.kept and (engine.reproducible or engine.layout is KvLayout.STREAMS):
-        yield "engine.kept", "with streams each free slot keeps its own sequence, and no others are kept", "no such key"
     if engine.tensor_split and (engine.split_mode == "none" or not sum(engine.tensor_split)):
         yield "engine.tensor_split", "there is nothing to split", "another split_mode, and a share above 0"
     if len(set(adapters)) < len(adapters):

@@ -94,7 +94,6 @@ class Model(Entry):
         require_harmony(
             self.engine,
             slots=self.slots,
-            cells=self.cells,
             kv_v=self.kv.v,
             flash_attention=FLASH_ATTENTION[self.flash_attention],
             adapters=self.engine.loras,

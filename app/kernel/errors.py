@@ -7,6 +7,7 @@ Every error that Arriero raises on purpose.
     │   ├── InvalidSettings         arriero.toml, the environment, the command line
     │   └── InvalidCatalog          a catalogue of models
     ├── BodyTooLarge                a request passes the size limit
+    ├── PayloadTooLarge             inputs, an output or an event pass theirs
     ├── NotFound                    nothing has that name or id
     ├── Conflict                    it exists, but its state does not allow this
     │   ├── IdempotencyKeyReused    the key was used for another request
@@ -101,6 +102,16 @@ class BodyTooLarge(ArrieroError):
     def __init__(self, limit: int) -> None:
         self.limit = limit
         super().__init__(f"the body is larger than {limit} bytes (setting api.max_body_bytes)")
+
+
+class PayloadTooLarge(ArrieroError):
+    """Inputs, an output or an event are longer than may be stored."""
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        self.what, self.size, self.limit = what, size, limit
+        super().__init__(
+            f"{what}: {size} bytes as JSON; {limit} can be stored at the most (setting runs.max_payload_bytes)"
+        )
 
 
 class NotFound(ArrieroError):

@@ -67,6 +67,9 @@ class ApiSettings(Section):
     url: str = Field(default="", pattern=r"^(https?://.+)?$")
     #: Bytes of one request body; a larger one is refused with 413.
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    #: Bytes of inputs, of an output, of the outputs of all steps, that are shown with a run; others are fetched by
+    #: themselves. 0 shows none.
+    max_inline_bytes: int = Field(default=1024 * 1024, ge=0)
 
 
 class FlowerSettings(Section):
@@ -103,6 +106,13 @@ class RunSettings(Section):
     retention: Duration = timedelta(days=30)
     #: Runs whose retention is over are looked for this often.
     expire_every: Duration = timedelta(minutes=5)
+    #: Bytes (as JSON) of inputs, an output, an item or an event up to which they stay in their row. Longer ones are
+    #: stored beside it, each once.
+    inline_bytes: int = Field(default=64 * 1024, ge=0)
+    #: Bytes of one of these at the most; the items' outputs of a map count as one.
+    max_payload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
+    #: Bytes of outputs that one step or expression sees at the most.
+    max_read_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
 
     @field_validator("heartbeat")
     @classmethod
@@ -152,6 +162,9 @@ class PoolSettings(Section):
     #: Threads for llama.cpp in one pool; 0 takes all cores but one. They wait by spinning: where another process uses
     #: one of their cores, all of them stand still.
     threads: int = Field(default=0, ge=0)
+    #: Where each pool answers Prometheus. 0 takes a free port, which the pool writes to `DATA/metrics/NAME.json`.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free port")
     #: A pool that has not begun to serve by then is ended.
     start_timeout: Duration = timedelta(minutes=5)
     #: How long a pool may finish its steps after it was asked to stop.

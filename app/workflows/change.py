@@ -7,7 +7,6 @@ Conditions, switches and the run's output are computed here, in between: they ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -19,13 +18,14 @@ from app.kernel import log
 from app.kernel.broker import IO_QUEUE, Publisher, model_queue
 from app.kernel.database import Work
 from app.kernel.errors import FailureReason, StepFailure
-from app.workflows import conditions, events, fan_out, items, store
+from app.workflows import conditions, events, fan_out, items, outputs, payloads, store
 from app.workflows import run as runs
 from app.workflows.events import Event
 from app.workflows.fan_out import FanOut
 from app.workflows.graph import Graph, Reads
 from app.workflows.messages import Message, send_after_commit
 from app.workflows.outcomes import Usage
+from app.workflows.payloads import Kept, Limits, as_json
 from app.workflows.states import FINAL_STEPS, Rule, Run, RunState, Step, StepState
 from app.workflows.steps import MapStep, SwitchStep
 
@@ -47,11 +47,6 @@ class Aftermath(Protocol):
         """Cancel the runs that a step has called."""
 
 
-def as_json(value: Any) -> str:
-    """JSON text for a column; Postgres keeps no NUL in it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("\\u0000", "\ufffd")
-
-
 def queue_of(models: Sequence[str], index: int = 0) -> str:
     """The queue whose workers can do a step that asks these models."""
     return model_queue(slug(models[index])) if models else IO_QUEUE
@@ -70,12 +65,13 @@ class Change:
         lease: timedelta,
         publisher: Publisher,
         aftermath: Aftermath,
+        limits: Limits,
         inputs: Mapping[str, Any] | None = None,
     ) -> None:
         self.work, self.graph, self.run_row = work, graph, run_row
         self.rows: dict[str, Any] = {row.key: row for row in rows}
         self._lease, self._publisher, self._aftermath = lease, publisher, aftermath
-        self._inputs = inputs
+        self._limits, self._inputs = limits, inputs
         steps = {row.key: _step(row, _rule(graph, row)) for row in rows}
         ending = RunState(run_row.ending) if run_row.ending else None
         state = RunState(run_row.state)
@@ -83,12 +79,14 @@ class Change:
             state = RunState.CANCELLING if rows[0].state == StepState.CANCELLING else RunState.RUNNING
             self.run = Run(str(run_row.id), state, steps)
         else:
-            self.run = Run(str(run_row.id), state, steps, ending, computes_output=bool(graph.definition.outputs))
+            self.run = Run(str(run_row.id), state, steps, ending, computes_output=True)
         self._before = self.run
         self._commands: list[events.Command] = []
         self._extra: dict[str, dict[str, Any]] = {}
         self._values: dict[str, Any] = {}
-        self._output: Any = None
+        #: The values as JSON, and the run's output.
+        self._texts: dict[str, str] = {}
+        self._output: str | None = None
         #: Why the run will not succeed, where no step says it.
         self.run_error: str | None = None
         #: Why, for the history: what a caller knows and the states do not say.
@@ -110,10 +108,13 @@ class Change:
                 if following is not None:
                     waiting.append(following)
 
-    def succeed(self, key: str, attempt: int, output: Any, usage: Usage, branch: str | None = None) -> None:
-        """The work of a step is done."""
+    def succeed(
+        self, key: str, attempt: int, output: Any, usage: Usage, branch: str | None = None, text: str | None = None
+    ) -> None:
+        """The work of a step is done. `text` is the output as JSON, where the caller has it."""
         self._used(key, usage)
         self._values[key] = output
+        self._texts[key] = as_json(output) if text is None else text
         self.apply(events.StepSucceeded(key, attempt, branch))
 
     def succeed_outside(self, key: str, attempt: int, usage: Usage) -> None:
@@ -178,12 +179,16 @@ class Change:
         return None
 
     def data(self, reads: Reads) -> dict[str, Any]:
-        """What a text sees that reads so much of the run, with what this change has made of it."""
+        """
+        What a text sees that reads so much of the run, with what this change has made of it.
+
+        Raises StepFailure when that is too much.
+        """
         if self._inputs is None and reads.inputs:
             self._inputs = store.inputs(self.work, self.run_row.id)
         stored = [key for key in reads.steps if key not in self._values]
         succeeded = {key for key in stored if self.run.steps[key].state is StepState.SUCCEEDED}
-        found = store.outputs(self.work, self.run_row.id, stored, succeeded)
+        found = store.outputs(self.work, self.run_row.id, stored, self._limits.read, succeeded)
         steps = {}
         for key in reads.steps:
             state = self.run.steps[key].state
@@ -212,7 +217,9 @@ class Change:
         changed = [
             step for key, step in self.run.steps.items() if step != self._before.steps[key] or key in self._extra
         ]
-        store.move_steps(self.work, [self._step_values(step, delays.get(step.key)) for step in changed])
+        kept = payloads.keep(self.work, [self._texts.get(step.key) for step in changed], self._limits)
+        values = [self._step_values(step, delays.get(step.key), kept[n]) for n, step in enumerate(changed)]
+        store.move_steps(self.work, values)
         history = [self._told(step, delays.get(step.key)) for step in changed if step != self._before.steps[step.key]]
         if self.is_item:
             history = [entry for entry in history if entry["what"] in ("waiting", "failed", "cancelling", "cancelled")]
@@ -245,6 +252,7 @@ class Change:
                 return events.StepDecided(key, holds=True)
             cases = (name for name, case in step.cases.items() if conditions.evaluate_bool(case, data))
             branch = self._values[key] = next(cases, step.default)
+            self._texts[key] = as_json(branch)
             return events.StepDecided(key, holds=True, switch=True, branch=branch)
         except StepFailure as error:
             self.note(key, {"reason": error.reason, "message": error.message, "attempt": 0})
@@ -253,8 +261,11 @@ class Change:
     def _compute_output(self) -> Event:
         try:
             data = self.data(self.graph.output_reads)
-            outputs = self.graph.definition.outputs
-            self._output = {name: conditions.evaluate(value, data) for name, value in outputs.items()}
+            made = outputs.compute(self.graph.definition.parts(), data)
+            if not self.graph.definition.outputs:
+                # The outputs of the steps that no other step needs.
+                made = {key: data["steps"][key]["output"] for key in self.run.steps if key in data["steps"]}
+            self._output = payloads.encoded_output(made, self._limits)
         except StepFailure as error:
             self.run_error = f"the output of the run cannot be computed: {error.message}"
             return events.OutputComputed(made=False)
@@ -301,12 +312,11 @@ class Change:
         step = self.graph.steps[key]
         return () if isinstance(step, MapStep) and row.parent_id is None else self.graph.models(key)
 
-    def _step_values(self, step: Step, delay: timedelta | None) -> dict[str, Any]:
+    def _step_values(self, step: Step, delay: timedelta | None, output: Kept) -> dict[str, Any]:
         extra, row = self._extra.get(step.key, {}), self.rows[step.key]
         error, awaits = extra.get("error"), extra.get("awaits")
         models = self._models(row)
-        has_output = step.key in self._values
-        return {
+        return output.columns("output") | {
             "id": row.id,
             "state": step.state,
             "attempt": step.attempt,
@@ -324,8 +334,7 @@ class Change:
             "total": getattr(self.graph.steps.get(step.key), "total_timeout", None),
             "awaits": None if awaits is None else as_json(awaits),
             "final": step.state in FINAL_STEPS,
-            "has_output": has_output,
-            "output": as_json(self._values[step.key]) if has_output else None,
+            "has_output": step.key in self._texts,
             "error": None if error is None else as_json(error),
             "tokens_in": extra.get("tokens_in", 0),
             "tokens_out": extra.get("tokens_out", 0),
@@ -373,18 +382,16 @@ class Change:
         return told | of | {"cause": as_json(cause) if cause else None}
 
     def _write_run(self, ended: RunState | None) -> dict[str, Any]:
-        output = None
-        if ended is RunState.SUCCEEDED:
-            output = self._output if self.graph.definition.outputs else self._last_outputs()
+        (output,) = payloads.keep(self.work, [self._output if ended is RunState.SUCCEEDED else None], self._limits)
         error = self._story(ended)
         store.move_run(
             self.work,
-            {
+            output.columns("output")
+            | {
                 "id": self.run_row.id,
                 "state": self.run.state,
                 "ending": self.run.ending,
                 "final": ended is not None,
-                "output": None if output is None else as_json(output),
                 "error": None if error is None else as_json(error),
             },
         )
@@ -394,11 +401,6 @@ class Change:
             self.work.after_commit(ended_now)
             _log.info("run_finished", run_id=self.run.id, state=ended)
         return self._entry(self.run.state, error or ({"why": self.why} if self.why else {}))
-
-    def _last_outputs(self) -> dict[str, Any]:
-        """The outputs of the steps that no other step needs."""
-        steps = self.data(self.graph.output_reads)["steps"]
-        return {key: steps[key]["output"] for key in self.run.steps if key in steps}
 
     def _story(self, ended: RunState | None) -> dict[str, Any] | None:
         """Why the run does not succeed, as far as it is known now."""

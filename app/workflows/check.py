@@ -248,8 +248,10 @@ def _run_problems(definition: Definition) -> list[Problem]:
     if definition.deduplicate is not None:
         problems += expressions.check(definition.deduplicate.key, "deduplicate.key", given)
     everything = expressions.Scope(definition.inputs, [step.id for step in definition.steps])
-    for name, expression in definition.outputs.items():
-        problems += conditions.check(expression, f"outputs.{name}", everything, wanted="any")
+    for name, part in definition.parts().items():
+        where = f"outputs.{name}" if isinstance(definition.outputs[name], str) else f"outputs.{name}.value"
+        problems += conditions.check(part.value, where, everything, wanted="any")
+        problems += schema_problems(part.schema_, f"outputs.{name}.schema")
     return problems
 
 
@@ -304,13 +306,17 @@ def _shape_problem(item: ErrorDetails, document: Source) -> Problem:
     return Problem(where, message, accepted, document.line(where))
 
 
+#: What pydantic calls the alternatives of a union.
+_TAGS = frozenset({"priority_class", "priority_rank", "output_expression", "output_part"})
+
+
 def _path(item: ErrorDetails) -> list[str | int]:
     """Where it is, without what pydantic puts between: the tag of a step's kind, the alternatives of a union."""
     found: list[str | int] = []
     for i, part in enumerate(item["loc"]):
         before = item["loc"][i - 1] if i else None
         tag = part in KINDS and (isinstance(before, int) or before == "step")
-        if not tag and part not in {"priority_class", "priority_rank"}:
+        if not tag and part not in _TAGS:
             found.append(part)
     return found
 

@@ -9,10 +9,13 @@ from typing import Any
 from uuid import UUID
 
 from app.kernel.database import Work
+from app.kernel.errors import StepFailure
 from app.workflows import definition as definitions
-from app.workflows import store
+from app.workflows import payloads, store
+from app.workflows.change import Change
 from app.workflows.graph import Graph, Reads
 from app.workflows.outcomes import Usage
+from app.workflows.payloads import Limits
 from app.workflows.steps import AnyStep, Body, MapStep
 
 
@@ -38,19 +41,27 @@ class Claim:
     parent_id: UUID | None = None
     #: Whether others may name its branches.
     step: AnyStep | None = None
+    #: Why it cannot be done: what it reads is too much.
+    refused: StepFailure | None = None
 
 
-def take(work: Work, row: Any) -> Claim:
+def take(work: Work, row: Any, limits: Limits) -> Claim:
     """The claim of a step that was taken."""
+    (row,) = payloads.filled(work, [row], "input")
     graph = known(work, row.sha256)
     key = row.key.partition("[")[0]
     step = graph.steps[key]
     data: dict[str, Any] = {}
+    refused: StepFailure | None = None
     reads, body = graph.work_reads[key], step
     if row.parent_id is not None:
         assert isinstance(step, MapStep)
         reads, body = graph.item_reads[key], step.step  # type: ignore[assignment]
         data = {"item": row.input, "index": row.item}
+    try:
+        data |= _seen(work, row, reads, limits)
+    except StepFailure as failure:
+        refused = failure
     return Claim(
         row.id,
         row.run_id,
@@ -58,13 +69,28 @@ def take(work: Work, row: Any) -> Claim:
         row.attempt,
         row.priority,
         body,
-        data | _seen(work, row, reads),
+        data,
         row.model,
         row.remaining,
         row.depth,
         row.parent_id,
         step,
+        refused,
     )
+
+
+def follow(work: Work, change: Change, key: str, owner: str) -> Claim:
+    """The claim of a step that a change has taken for an owner."""
+    row, step, attempt = change.rows[key], change.graph.steps[key], change.run.steps[key].attempt
+    store.begin_attempt(work, row.id, attempt, owner, row.model)
+    data: dict[str, Any] = {}
+    refused: StepFailure | None = None
+    try:
+        data = change.data(change.graph.work_reads[key])
+    except StepFailure as failure:
+        refused = failure
+    run_id = change.run_row.id
+    return Claim(row.id, run_id, key, attempt, row.priority, step, data, row.model, step=step, refused=refused)
 
 
 _KNOWN: dict[str, Graph] = {}
@@ -80,9 +106,9 @@ def known(work: Work, sha256: str) -> Graph:
     return found
 
 
-def _seen(work: Work, row: Any, reads: Reads) -> dict[str, Any]:
-    """What the work of a claimed step sees."""
-    steps = store.outputs(work, row.run_id, reads.steps)
+def _seen(work: Work, row: Any, reads: Reads, limits: Limits) -> dict[str, Any]:
+    """What the work of a claimed step sees. Raises StepFailure when it is too much."""
+    steps = store.outputs(work, row.run_id, reads.steps, limits.read)
     inputs = store.inputs(work, row.run_id) if reads.inputs else {}
     run = {"id": str(row.run_id), "workflow": row.workflow, "state": row.run_ending or row.run_state}
     return {"inputs": inputs, "steps": steps, "run": run}
@@ -112,8 +138,8 @@ def end(
             "id": step_id,
             "attempt": attempt,
             "outcome": outcome,
-            "message": message,
             # Postgres keeps no NUL in a text.
+            "message": None if message is None else message.replace("\x00", "\ufffd"),
             "text": None if text is None else text.replace("\x00", "\ufffd"),
             "tokens_in": usage.tokens_in,
             "tokens_out": usage.tokens_out,

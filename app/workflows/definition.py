@@ -72,6 +72,21 @@ class Defaults(Part):
     model: str | None = Field(default=None, min_length=1)
 
 
+class Output(Part):
+    """A part of a run's output."""
+
+    value: Expression
+    #: A JSON Schema that it must conform to; the run fails where it does not.
+    schema_: Mapping[str, Any] = Field(default={}, alias="schema")
+
+
+#: An expression, or one with the schema of what it gives.
+AnyOutput = Annotated[
+    Annotated[Expression, Tag("output_expression")] | Annotated[Output, Tag("output_part")],
+    Discriminator(lambda value: "output_part" if isinstance(value, dict | Output) else "output_expression"),
+]
+
+
 class Definition(Part):
     """A workflow."""
 
@@ -91,8 +106,9 @@ class Definition(Part):
     steps: tuple[Step, ...] = Field(min_length=1, max_length=10_000)
     #: Steps that run when the run has failed or was cancelled.
     on_failure: tuple[Step, ...] = Field(default=(), max_length=1_000)
-    #: Name to an expression: the output of the run. Without it, the outputs of the steps that no other needs.
-    outputs: Mapping[str, Expression] = {}
+    #: Name to an expression, or to `value` and `schema`: the output of the run. Without it, the outputs of the steps
+    #: that no other needs.
+    outputs: Mapping[str, AnyOutput] = {}
 
     def all_steps(self) -> tuple[AnyStep, ...]:
         """The steps, those for failures last."""
@@ -113,6 +129,10 @@ class Definition(Part):
         asked = (body_of(step) for step in self.all_steps())
         named = (self.models_of(work) for work in asked if isinstance(work, MODEL_KINDS))
         return tuple(dict.fromkeys(model for models in named for model in models))
+
+    def parts(self) -> dict[str, Output]:
+        """The parts of the run's output."""
+        return {name: Output(value=part) if isinstance(part, str) else part for name, part in self.outputs.items()}
 
     def rank(self) -> tuple[Priority, int]:
         """The class of priority, and the place within it."""

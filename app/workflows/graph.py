@@ -95,7 +95,8 @@ class Graph:
     def output_reads(self) -> Reads:
         """What the run's output reads."""
         if self.definition.outputs:
-            return _read(self.definition.outputs.values(), frozenset(step.id for step in self.definition.steps))
+            expressions = (part.value for part in self.definition.parts().values())
+            return _read(expressions, frozenset(step.id for step in self.definition.steps))
         needed = {key for step in self.definition.steps for key, _ in definitions.needed(step)}
         return Reads(inputs=False, steps=frozenset(step.id for step in self.definition.steps) - needed)
 

@@ -7,7 +7,7 @@ compare-and-set as for any step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 from uuid import UUID
@@ -15,21 +15,32 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.kernel.database import Work
+from app.kernel.errors import PayloadTooLarge
+from app.workflows import payloads
 from app.workflows.fan_out import FanOut
+from app.workflows.payloads import Limits
 
-_INSERT = text("""
-    INSERT INTO step (id, run_id, parent_id, item, input, key, position, kind, model, model_index, queue, priority,
-                      rank, state, outside, attempt, failures, losses, tokens_in, tokens_out)
-    SELECT gen_random_uuid(), :run_id, :parent_id, n - 1, value, :key || '[' || (n - 1) || ']', :position, :kind,
-           :model, 0, :queue, :priority, :rank, 'pending', false, 0, 0, 0, 0, 0
-    FROM json_array_elements(CAST(:items AS json)) WITH ORDINALITY AS listed (value, n)
+_LISTED = """
+    unnest(CAST(:texts AS text[]), CAST(:refs AS text[]), CAST(:sizes AS integer[]))
+        WITH ORDINALITY AS listed (value, ref, size, n)
+"""
+_INSERT = text(f"""
+    INSERT INTO step (id, run_id, parent_id, item, input, input_sha256, input_bytes, key, position, kind, model,
+                      model_index, queue, priority, rank, state, outside, attempt, failures, losses, tokens_in,
+                      tokens_out)
+    SELECT gen_random_uuid(), :run_id, :parent_id, n - 1, CAST(value AS json), ref, size,
+           :key || '[' || (n - 1) || ']', :position, :kind, :model, 0, :queue, :priority, :rank, 'pending', false,
+           0, 0, 0, 0, 0
+    FROM {_LISTED}
 """)
-_RESET = text("""
-    UPDATE step SET state = 'pending', input = value, output = NULL, error = NULL, failures = 0, losses = 0,
+_RESET = text(f"""
+    UPDATE step SET state = 'pending', input = CAST(value AS json), input_sha256 = ref, input_bytes = size,
+                    output = NULL, output_sha256 = NULL, output_bytes = NULL, error = NULL, failures = 0, losses = 0,
                     model = :model, model_index = 0, queue = :queue, branch = NULL, finished_at = NULL,
                     deadline_at = NULL
-    FROM json_array_elements(CAST(:items AS json)) WITH ORDINALITY AS listed (value, n)
-    WHERE parent_id = :parent_id AND item = n - 1 AND NOT (state = 'succeeded' AND input::text = value::text)
+    FROM {_LISTED}
+    WHERE parent_id = :parent_id AND item = n - 1
+      AND NOT (state = 'succeeded' AND input::text IS NOT DISTINCT FROM value AND input_sha256 IS NOT DISTINCT FROM ref)
 """)
 _DROP = text("DELETE FROM step WHERE parent_id = :parent_id")
 _FAN_OUT = text("SELECT total, waiting, under_way, failed, stopping FROM fan_out WHERE step_id = :id")
@@ -61,21 +72,41 @@ _STOP = text("""
 _FAILED = text("""
     SELECT item, error FROM step WHERE parent_id = :id AND state IN ('failed', 'cancelled') ORDER BY item LIMIT :limit
 """)
-_TOKENS = text("""
-    SELECT COALESCE(sum(tokens_in), 0) AS tokens_in, COALESCE(sum(tokens_out), 0) AS tokens_out
+_USED = text("""
+    SELECT COALESCE(sum(tokens_in), 0) AS tokens_in, COALESCE(sum(tokens_out), 0) AS tokens_out,
+           COALESCE(sum(output_bytes), 0) AS output_bytes
     FROM step WHERE parent_id = :id
 """)
 
 
-def expand(work: Work, values: Mapping[str, Any], total: int) -> FanOut:
+def expand(
+    work: Work, run_id: UUID, row: Any, work_of: Mapping[str, Any], found: Sequence[Any], limits: Limits
+) -> FanOut:
     """
     Write the items of a map, none of them begun. Where it was expanded before into as many, those that have succeeded
     with the same value stay as they are.
 
-    `values` has `run_id`, `parent_id`, `key`, `position`, `kind`, `model`, `queue`, `priority`, `rank`, and `items`,
-    a JSON array as text.
+    `row` is that of the map; `work_of` has `kind`, `model`, `queue` of an item. Raises PayloadTooLarge, InvalidInput
+    for items that cannot be stored.
     """
-    before = find(work, values["parent_id"])
+    texts = [payloads.encoded(item, limits, f"item {n}") for n, item in enumerate(found)]
+    kept, total = payloads.keep(work, texts, limits), len(texts)
+    sizes = [one.bytes or 0 for one in kept]
+    if sum(sizes) > limits.one:
+        raise PayloadTooLarge("the items together", sum(sizes), limits.one)
+    values = {
+        **work_of,
+        "run_id": run_id,
+        "parent_id": row.id,
+        "key": row.key,
+        "position": 0,
+        "priority": row.priority,
+        "rank": row.rank,
+        "texts": [one.text for one in kept],
+        "refs": [one.sha256 for one in kept],
+        "sizes": sizes,
+    }
+    before = find(work, row.id)
     waiting = total
     if before is not None and before.total == total:
         waiting = work.run(_RESET, values)
@@ -106,11 +137,16 @@ def stop(work: Work, parent_id: UUID) -> list[Any]:
     return work.rows(_STOP, {"id": parent_id})
 
 
-def failed(work: Work, parent_id: UUID, limit: int = 100) -> list[Any]:
-    """The items that did not succeed, the first first: `item`, `error`."""
-    return work.rows(_FAILED, {"id": parent_id, "limit": limit})
+def story(work: Work, parent_id: UUID, fan: FanOut) -> dict[str, Any]:
+    """What to tell of a map of which items failed: a `message`, and which `items`, the first hundred; else nothing."""
+    if not fan.failed:
+        return {}
+    told = work.rows(_FAILED, {"id": parent_id, "limit": 100})
+    first = next((one for one in told if one.error), None)
+    why = f"; the first, item {first.item}: {first.error['message']}" if first else ""
+    return {"message": f"{fan.failed} of {fan.total} items failed{why}", "items": [one.item for one in told]}
 
 
-def tokens(work: Work, parent_id: UUID) -> Any:
-    """What all items took together: `tokens_in`, `tokens_out`."""
-    return work.row(_TOKENS, {"id": parent_id})
+def used(work: Work, parent_id: UUID) -> Any:
+    """What all items took together: `tokens_in`, `tokens_out`; and the length of their outputs: `output_bytes`."""
+    return work.row(_USED, {"id": parent_id})

@@ -18,8 +18,8 @@ from app.kernel.database import Database, Work
 from app.kernel.errors import InvalidDefinition, NotFound, Problem
 from app.workflows import check, store
 from app.workflows import definition as definitions
-from app.workflows.change import as_json
 from app.workflows.definition import Definition
+from app.workflows.payloads import as_json
 
 #: Where the shipped workflows lie.
 LIBRARY = Path(__file__).parent / "library"

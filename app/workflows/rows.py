@@ -10,8 +10,11 @@ The rows of workflows and runs.
     attempt      one try of a step by one worker: how it went, and what the model wrote when it went badly
     event        what was told to a run from outside
     history      what happened to a run, in its order
+    payload      the longer inputs, outputs, items and events, once each, by their hash
 
 JSON is kept as text: the order of keys is the order in which a grammar makes a model write them.
+Of a value that can be long, a row has the text or, in `…_sha256`, the hash of one that lies in `payload`; and its
+length in `…_bytes`. `app.workflows.payloads` writes and reads them.
 Every instant is the database's own.
 """
 
@@ -50,6 +53,32 @@ def _one_of(column: str, states: Iterable[str]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_is_known")
 
 
+def _length() -> Any:
+    """Bytes of a value as JSON; None where there is none."""
+    return Field(default=None)
+
+
+def _hash() -> Any:
+    """The hash of a value that lies in `payload`."""
+    return Field(default=None, foreign_key="payload.sha256", max_length=64)
+
+
+def _by_hash(table: str, column: str) -> Index:
+    return Index(f"ix_{table}_{column}", column, postgresql_where=text(f"{column} IS NOT NULL"))
+
+
+class PayloadRow(SQLModel, table=True):
+    """A long text. Never changed, shared by all rows that have it."""
+
+    __tablename__ = "payload"
+
+    #: Of the text in UTF-8.
+    sha256: str = Field(primary_key=True, max_length=64)
+    bytes: int
+    body: str = Field(sa_column=Column(Text, nullable=False))
+    created_at: datetime = Field(sa_column=_instant(nullable=False))
+
+
 class DefinitionRow(SQLModel, table=True):
     """A definition. Never changed, shared by all runs that were submitted with it."""
 
@@ -64,6 +93,7 @@ class WorkflowRow(SQLModel, table=True):
     """One version of a named workflow."""
 
     __tablename__ = "workflow"
+    __table_args__ = (Index("ix_workflow_sha256", "sha256"),)
 
     name: str = Field(primary_key=True, max_length=100)
     version: int = Field(primary_key=True)
@@ -86,7 +116,11 @@ class RunRow(SQLModel, table=True):
     __tablename__ = "run"
     __table_args__ = (
         _one_of("state", RunState),
+        CheckConstraint("(inputs IS NULL) <> (inputs_sha256 IS NULL)", name="inputs_are_somewhere"),
         UniqueConstraint("idempotency_key"),
+        Index("ix_run_sha256", "sha256"),
+        _by_hash("run", "inputs_sha256"),
+        _by_hash("run", "output_sha256"),
         Index("ix_run_state_id", "state", "id"),
         Index("ix_run_workflow_id", "workflow", "id"),
         Index("ix_run_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
@@ -118,8 +152,12 @@ class RunRow(SQLModel, table=True):
     #: The place within the class: 0 goes before 1, 1 before 2.
     rank: int = 1
     labels: dict[str, str] = Field(sa_column=Column(JSONB, nullable=False, server_default=text("'{}'")))
-    inputs: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    inputs: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
+    inputs_sha256: str | None = _hash()
+    inputs_bytes: int | None = _length()
     output: Any = Field(default=None, sa_column=Column(JSON))
+    output_sha256: str | None = _hash()
+    output_bytes: int | None = _length()
     error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
     idempotency_key: str | None = Field(default=None, max_length=255)
     #: Hash of what the client sent under its key, so that another content under the same key is refused.
@@ -164,6 +202,8 @@ class StepRow(SQLModel, table=True):
         ),
         Index("ix_step_waiting_item", "parent_id", "item", postgresql_where=text("state = 'pending'")),
         CheckConstraint("(parent_id IS NULL) = (item IS NULL)", name="items_have_parents"),
+        _by_hash("step", "input_sha256"),
+        _by_hash("step", "output_sha256"),
     )
 
     id: UUID = Field(primary_key=True)
@@ -177,6 +217,8 @@ class StepRow(SQLModel, table=True):
     parent_id: UUID | None = Field(default=None, foreign_key="step.id", ondelete="CASCADE")
     item: int | None = None
     input: Any = Field(default=None, sa_column=Column(JSON))
+    input_sha256: str | None = _hash()
+    input_bytes: int | None = _length()
     model: str | None = Field(default=None, max_length=200)
     #: The place of its model among those that it can ask.
     model_index: int = 0
@@ -201,6 +243,8 @@ class StepRow(SQLModel, table=True):
     #: When the last message about it was sent.
     published_at: datetime | None = Field(default=None, sa_column=_instant())
     output: Any = Field(default=None, sa_column=Column(JSON))
+    output_sha256: str | None = _hash()
+    output_bytes: int | None = _length()
     error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
     tokens_in: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     tokens_out: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
@@ -258,12 +302,14 @@ class EventRow(SQLModel, table=True):
     """What was told to a run from outside. It answers one step, or waits for one."""
 
     __tablename__ = "event"
-    __table_args__ = (UniqueConstraint("run_id", "key"),)
+    __table_args__ = (UniqueConstraint("run_id", "key"), _by_hash("event", "payload_sha256"))
 
     id: UUID = Field(primary_key=True)
     run_id: UUID = Field(foreign_key="run.id", ondelete="CASCADE")
     name: str = Field(max_length=64)
     payload: Any = Field(default=None, sa_column=Column(JSON))
+    payload_sha256: str | None = _hash()
+    payload_bytes: int | None = _length()
     #: The sender's own, so that what is sent twice counts once.
     key: str | None = Field(default=None, max_length=255)
     received_at: datetime = Field(sa_column=_instant(nullable=False))

@@ -25,13 +25,16 @@ from app.kernel.errors import (
     InvalidTransition,
     LeaseLost,
     NotFound,
+    PayloadTooLarge,
+    StepFailure,
 )
-from app.workflows import claims, events, fan_out, items, store, submission
-from app.workflows.change import Change, as_json, queue_of, stop_items
+from app.workflows import claims, events, fan_out, items, payloads, store, submission
+from app.workflows.change import Change, queue_of, stop_items
 from app.workflows.claims import Claim
 from app.workflows.events import DelayOver, StepOutOfTime
 from app.workflows.messages import Message, send_after_commit
 from app.workflows.outcomes import Awaited, Called, Expanded, Failure, Signalled, Success, Timed, Usage
+from app.workflows.payloads import Limits, as_json
 from app.workflows.states import FINAL_RUNS, HELD_STEPS, RunState, StepState
 from app.workflows.steps import TIMED_OUT, MapStep, WaitStep
 from app.workflows.submission import Accepted, Submission
@@ -52,6 +55,8 @@ class Runs:
     max_worker_losses: int
     #: How long finished runs are kept that do not say it themselves.
     retention: timedelta = timedelta(days=30)
+    #: How long inputs and outputs may be.
+    limits: Limits = field(default_factory=Limits)
     #: Draws from [0, 1).
     chance: Callable[[], float] = field(default=ids.chance)
 
@@ -62,11 +67,11 @@ class Runs:
         The same idempotency key with the same content gives the run that it gave before, and so does the same
         deduplication key within its window.
 
-        Raises InvalidInput when the inputs break their schemas, IdempotencyKeyReused when the key came with another
-        content, ConcurrencyLimitReached when the run is one too many and its workflow refuses these. Nothing is
-        stored then.
+        Raises InvalidInput when the inputs break their schemas, PayloadTooLarge, IdempotencyKeyReused when the key came
+        with another content, ConcurrencyLimitReached when the run is one too many and its workflow refuses these.
+        Nothing is stored then.
         """
-        prepared = submission.prepare(asked, self.retention)
+        prepared = submission.prepare(asked, self.retention, self.limits)
         with self.database.work() as work:
             return self.write(work, prepared)
 
@@ -76,7 +81,7 @@ class Runs:
             row = store.claim(work, step_id, attempt, owner, self.lease)
             if row is None:
                 return None
-            claim = claims.take(work, row)
+            claim = claims.take(work, row, self.limits)
         if row.run_state == RunState.QUEUED:
             # In a transaction of its own: whoever locks a run and a step locks the run first.
             with self.database.work() as work:
@@ -94,28 +99,25 @@ class Runs:
         Record the output of a claimed step and send what follows.
 
         Where what follows is short and on the same queue, one step of it is claimed for the owner in the same
-        transaction and given back, to be done at once.
+        transaction and given back, to be done at once. An output that cannot be stored fails the attempt.
 
         Raises LeaseLost when the attempt is no longer the owner's; the output is dropped then.
         """
+        try:
+            text = payloads.encoded_output(success.output, self.limits)
+        except StepFailure as failure:
+            self.fail(claim, owner, Failure(failure.reason, failure.message, usage=success.usage))
+            return None
         with self.database.work() as work:
             change = self._held(work, claim, owner)
-            change.succeed(claim.key, claim.attempt, success.output, success.usage)
+            change.succeed(claim.key, claim.attempt, success.output, success.usage, text=text)
             claims.end_attempt(work, claim, "succeeded", success.usage)
             if claim.parent_id is not None:
                 self._item_changed(work, change, claim.parent_id)
                 return None
             following = change.claim_short(claim.key, owner)
             change.write()
-            if following is None:
-                return None
-            row = change.rows[following.key]
-            store.begin_attempt(work, row.id, following.attempt, owner, row.model)
-            step = change.graph.steps[following.key]
-            data = change.data(change.graph.work_reads[following.key])
-            return Claim(
-                row.id, claim.run_id, row.key, following.attempt, row.priority, step, data, row.model, step=step
-            )
+            return None if following is None else claims.follow(work, change, following.key, owner)
 
     def leave(self, claim: Claim, owner: str, awaited: Awaited) -> None:
         """
@@ -315,6 +317,7 @@ class Runs:
             lease=self.lease,
             publisher=self.publisher,
             aftermath=self,
+            limits=self.limits,
             inputs=inputs,
         )
 
@@ -380,15 +383,13 @@ class Runs:
         row, step = change.rows[definition.id], change.run.steps[definition.id]
         if step.state not in (StepState.AWAITING, StepState.CANCELLING):
             return
-        told = items.failed(work, row.id)
-        used = items.tokens(work, row.id)
+        used = items.used(work, row.id)
         usage = Usage(int(used.tokens_in), int(used.tokens_out))
-        story: dict[str, Any] = {}
-        if fan.failed:
-            first = next((one for one in told if one.error), None)
-            why = f"; the first, item {first.item}: {first.error['message']}" if first else ""
-            story = {"message": f"{fan.failed} of {fan.total} items failed{why}", "items": [one.item for one in told]}
+        story = items.story(work, row.id, fan)
         match ended:
+            case fan_out.Ended.SUCCEEDED if used.output_bytes > self.limits.one:
+                message = str(PayloadTooLarge("the outputs of its items together", used.output_bytes, self.limits.one))
+                self._fail(change, row.key, step.attempt, FailureReason.INVALID_OUTPUT, message, usage=usage)
             case fan_out.Ended.SUCCEEDED:
                 if story:
                     change.note(row.key, {"reason": FailureReason.CHILD_FAILED, "attempt": step.attempt} | story)
@@ -402,21 +403,13 @@ class Runs:
     def _expand(self, work: Work, change: Change, claim: Claim, found: Sequence[Any]) -> None:
         definition = claim.work
         assert isinstance(definition, MapStep)
-        row = change.rows[claim.key]
-        models = change.graph.models(claim.key)
-        values = {
-            "run_id": claim.run_id,
-            "parent_id": claim.step_id,
-            "key": claim.key,
-            "position": 0,
-            "kind": definition.step.kind,
-            "model": models[0] if models else None,
-            "queue": queue_of(models),
-            "priority": row.priority,
-            "rank": row.rank,
-            "items": as_json(list(found)),
-        }
-        fan = items.expand(work, values, len(found))
+        models, row = change.graph.models(claim.key), change.rows[claim.key]
+        work_of = {"kind": definition.step.kind, "model": models[0] if models else None, "queue": queue_of(models)}
+        try:
+            fan = items.expand(work, claim.run_id, row, work_of, found, self.limits)
+        except ArrieroError as error:
+            self._fail(change, claim.key, claim.attempt, FailureReason.INVALID_REQUEST, str(error))
+            return
         items.keep(work, claim.step_id, fan)
         change.leave(claim.key, claim.attempt, {"items": len(found)}, outside=True)
         self._refill(work, change, definition, claim.step_id, items.find(work, claim.step_id) or fan)
@@ -429,7 +422,9 @@ class Runs:
             return
         asked = Submission(called.definition, called.inputs, called.version, row.priority, rank=row.rank)
         try:
-            prepared = submission.prepare(asked, self.retention, parent_step_id=claim.step_id, depth=row.depth + 1)
+            prepared = submission.prepare(
+                asked, self.retention, self.limits, parent_step_id=claim.step_id, depth=row.depth + 1
+            )
             accepted = self.write(work, prepared)
         except ArrieroError as error:
             reason = FailureReason.REJECTED if isinstance(error, submission.TOO_MANY) else FailureReason.INVALID_REQUEST

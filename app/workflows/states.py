@@ -110,5 +110,5 @@ class Run:
     steps: Mapping[str, Step]
     #: How it will end if it is cancelling or compensating.
     ending: RunState | None = None
-    #: Its output is an expression that can fail.
+    #: It has an output, and that is computed at its end, which can fail.
     computes_output: bool = False

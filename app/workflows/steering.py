@@ -18,11 +18,12 @@ from app.kernel import ids, log
 from app.kernel.database import Work
 from app.kernel.errors import ConcurrencyLimitReached, Conflict, InvalidInput, InvalidTransition, NotFound, Problem
 from app.workflows import definition as definitions
-from app.workflows import events, store, submission
-from app.workflows.change import Change, as_json
+from app.workflows import events, payloads, store, submission
+from app.workflows.change import Change
 from app.workflows.claims import known
 from app.workflows.messages import Message, send_after_commit
 from app.workflows.outcomes import Usage
+from app.workflows.payloads import as_json
 from app.workflows.service import Runs
 from app.workflows.states import FINAL_RUNS, RunState, StepState
 from app.workflows.steps import WaitStep
@@ -40,12 +41,15 @@ _OPEN_RUNS = text("""
     SELECT id FROM run WHERE workflow = :name AND workflow_paused <> :paused AND finished_at IS NULL ORDER BY id
 """)
 _MARK = text("UPDATE run SET workflow_paused = :paused WHERE id = :id")
+_RENEW_DEADLINE = text("UPDATE run SET deadline_at = now() + (deadline_at - created_at) WHERE id = :id")
 _INSERT_EVENT = text("""
-    INSERT INTO event (id, run_id, name, payload, key) VALUES (:id, :run_id, :name, CAST(:payload AS json), :key)
+    INSERT INTO event (id, run_id, name, payload, payload_sha256, payload_bytes, key)
+    VALUES (:id, :run_id, :name, CAST(:payload AS json), :payload_sha256, :payload_bytes, :key)
     ON CONFLICT (run_id, key) DO NOTHING
 """)
 _COPY_STEPS = text("""
-    UPDATE step AS copy SET state = 'succeeded', output = old.output, error = old.error, branch = old.branch,
+    UPDATE step AS copy SET state = 'succeeded', output = old.output, output_sha256 = old.output_sha256,
+                            output_bytes = old.output_bytes, error = old.error, branch = old.branch,
                             attempt = old.attempt, ready_at = now(), started_at = now(), finished_at = now()
     FROM step AS old
     WHERE copy.run_id = :run_id AND old.run_id = :old_id AND old.key = copy.key AND old.parent_id IS NULL
@@ -53,12 +57,12 @@ _COPY_STEPS = text("""
     RETURNING copy.key
 """)
 _COPY_ITEMS = text("""
-    INSERT INTO step (id, run_id, parent_id, item, input, key, position, kind, model, model_index, queue, priority,
-                      rank, state, outside, attempt, failures, losses, tokens_in, tokens_out, output, error, branch,
-                      finished_at)
-    SELECT gen_random_uuid(), :run_id, copy.id, old.item, old.input, old.key, old.position, old.kind, old.model,
-           old.model_index, old.queue, copy.priority, copy.rank, old.state, false, old.attempt, 0, 0, 0, 0, old.output,
-           old.error, old.branch, now()
+    INSERT INTO step (id, run_id, parent_id, item, input, input_sha256, input_bytes, key, position, kind, model,
+                      model_index, queue, priority, rank, state, outside, attempt, failures, losses, tokens_in,
+                      tokens_out, output, output_sha256, output_bytes, error, branch, finished_at)
+    SELECT gen_random_uuid(), :run_id, copy.id, old.item, old.input, old.input_sha256, old.input_bytes, old.key,
+           old.position, old.kind, old.model, old.model_index, old.queue, copy.priority, copy.rank, old.state, false,
+           old.attempt, 0, 0, 0, 0, old.output, old.output_sha256, old.output_bytes, old.error, old.branch, now()
     FROM step AS old JOIN step AS map ON map.id = old.parent_id
                      JOIN step AS copy ON copy.run_id = :run_id AND copy.key = map.key
     WHERE old.run_id = :old_id AND map.key = ANY(:keys)
@@ -70,7 +74,11 @@ _COPY_FAN_OUTS = text("""
                  JOIN step AS copy ON copy.run_id = :run_id AND copy.key = map.key
     WHERE map.run_id = :old_id AND map.key = ANY(:keys)
 """)
-_RUN = text("SELECT id, workflow, version, sha256, state, priority, rank, labels, inputs FROM run WHERE id = :id")
+# Held, so that what is copied from it stays until it is copied.
+_RUN = text("""
+    SELECT id, workflow, version, sha256, state, priority, rank, labels, inputs, inputs_sha256 FROM run
+    WHERE id = :id FOR KEY SHARE
+""")
 _MATCHING = text("""
     SELECT id FROM run
     WHERE state = ANY(:states) AND (CAST(:workflow AS text) IS NULL OR workflow = :workflow)
@@ -179,7 +187,7 @@ def cancel_step(runs: Runs, run_id: UUID, key: str) -> StepState:
 def retry(runs: Runs, run_id: UUID) -> RunState:
     """
     Do again what did not succeed in a run that has failed or was cancelled. Outputs of what succeeded stay, and so do
-    the items of a map that did.
+    the items of a map that did. A deadline counts anew.
 
     Raises NotFound, Conflict when it goes on or has succeeded, ConcurrencyLimitReached.
     """
@@ -193,6 +201,7 @@ def retry(runs: Runs, run_id: UUID) -> RunState:
         change.why = "retried on request"
         change.apply(events.RetryRequested())
         change.write()
+        work.run(_RENEW_DEADLINE, {"id": run_id})
     _log.info("run_retried", run_id=str(run_id))
     return change.run.state
 
@@ -204,7 +213,7 @@ def fork(runs: Runs, run_id: UUID, step: str, inputs: Mapping[str, Any]) -> Acce
     `inputs` replace those of the same names. Raises NotFound, Conflict when the run goes on, InvalidInput.
     """
     with runs.database.work() as work:
-        row = work.row(_RUN, {"id": run_id})
+        row = next(iter(payloads.filled(work, work.rows(_RUN, {"id": run_id}), "inputs")), None)
         if row is None:
             raise NotFound("run", str(run_id))
         if row.state not in FINAL_RUNS:
@@ -223,7 +232,7 @@ def fork(runs: Runs, run_id: UUID, step: str, inputs: Mapping[str, Any]) -> Acce
             rank=row.rank,
             labels=row.labels,
         )
-        prepared = submission.prepare(asked, runs.retention, forked_from=run_id)
+        prepared = submission.prepare(asked, runs.retention, runs.limits, forked_from=run_id)
 
         def copy() -> None:
             of = {"run_id": prepared.id, "old_id": run_id, "keys": kept}
@@ -239,8 +248,9 @@ def tell(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = No
     Give a run an event. It answers the step that waits for it, or the next one that will.
 
     The same key gives the same event again. Raises NotFound for a run, or an event that no step of it waits for,
-    InvalidInput when the payload breaks its schema, Conflict when the run has ended.
+    InvalidInput when the payload breaks its schema, PayloadTooLarge, Conflict when the run has ended.
     """
+    given = payloads.encoded(payload, runs.limits, "payload")
     with runs.database.work() as work:
         change = runs.open(work, run_id)
         waits = [step for step in change.graph.steps.values() if isinstance(step, WaitStep) and step.signal == name]
@@ -252,8 +262,9 @@ def tell(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = No
         open_now = [step for step in waits if change.run.steps[step.id].state is StepState.AWAITING]
         _check_payload((open_now or waits)[0], payload)
         event_id = ids.new_id()
-        values = {"id": event_id, "run_id": run_id, "name": name, "payload": as_json(payload), "key": key}
-        if work.run(_INSERT_EVENT, values) == 0:
+        (kept,) = payloads.keep(work, [given], runs.limits)
+        values = {"id": event_id, "run_id": run_id, "name": name, "key": key}
+        if work.run(_INSERT_EVENT, values | kept.columns("payload")) == 0:
             earlier = store.event_of_key(work, run_id, key or "")
             assert earlier is not None, "its key is taken"
             return Told(earlier.id, earlier.step, created=False)
@@ -262,7 +273,8 @@ def tell(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = No
             return Told(event_id, None, created=True)
         step = open_now[0]
         store.take_event(work, run_id, name, change.rows[step.id].id)
-        change.succeed(step.id, change.run.steps[step.id].attempt, payload, Usage(), step.branch_of(payload))
+        attempt = change.run.steps[step.id].attempt
+        change.succeed(step.id, attempt, payload, Usage(), step.branch_of(payload), given)
         change.write()
         return Told(event_id, step.id, created=True)
 
@@ -276,12 +288,6 @@ def cancel_all(runs: Runs, which: Filter) -> Bulk:
 def retry_all(runs: Runs, which: Filter) -> Bulk:
     """Retry every run that matches and has failed or was cancelled, the oldest first, at most `BULK`."""
     return _all(runs, which, [RunState.FAILED, RunState.CANCELLED], lambda run_id: retry(runs, run_id))
-
-
-def remove_expired(runs: Runs, limit: int = 500) -> int:
-    """Remove runs whose retention is over, with all that belongs to them; gives how many."""
-    with runs.database.work() as work:
-        return store.remove_expired(work, limit)
 
 
 def _all(runs: Runs, which: Filter, states: Sequence[RunState], act: Any) -> Bulk:

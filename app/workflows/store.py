@@ -16,6 +16,8 @@ from uuid import UUID
 from sqlalchemy import Boolean, DateTime, Interval, Text, TextClause, bindparam, text
 
 from app.kernel.database import Work
+from app.kernel.errors import FailureReason, StepFailure
+from app.workflows import payloads
 
 #: The channel on which holders hear that a step is to be left; the payload is the step's id.
 STOP_CHANNEL = "arriero_stop"
@@ -46,14 +48,15 @@ def _sql(statement: str) -> TextClause:
 _KEEP_DEFINITION = _sql(
     "INSERT INTO definition (sha256, document) VALUES (:sha256, CAST(:document AS json)) ON CONFLICT DO NOTHING"
 )
+_HOLD_DEFINITION = _sql("SELECT 1 FROM definition WHERE sha256 = :sha256 FOR KEY SHARE")
 _INSERT_RUN = _sql("""
     INSERT INTO run (id, workflow, version, sha256, state, paused, workflow_paused, priority, rank, labels, inputs,
-                     idempotency_key, request_sha256, concurrency_key, dedup_key, parent_step_id, depth, forked_from,
-                     retention_s, deadline_at)
+                     inputs_sha256, inputs_bytes, idempotency_key, request_sha256, concurrency_key, dedup_key,
+                     parent_step_id, depth, forked_from, retention_s, deadline_at)
     VALUES (:id, :workflow, :version, :sha256, :state, false,
             EXISTS (SELECT FROM workflow_pause WHERE name = :workflow), :priority, :rank, CAST(:labels AS jsonb),
-            CAST(:inputs AS json), :key, :request, :concurrency_key, :dedup_key, :parent_step_id, :depth, :forked_from,
-            :retention_s, now() + :deadline)
+            CAST(:inputs AS json), :inputs_sha256, :inputs_bytes, :key, :request, :concurrency_key, :dedup_key,
+            :parent_step_id, :depth, :forked_from, :retention_s, now() + :deadline)
     ON CONFLICT (idempotency_key) DO NOTHING
 """)
 _INSERT_STEP = _sql("""
@@ -69,9 +72,9 @@ _CLAIM = _sql("""
         FROM run
         WHERE step.id = :id AND attempt = :attempt AND step.state = 'ready'
           AND run.id = step.run_id AND NOT run.paused AND NOT run.workflow_paused
-        RETURNING step.id, step.run_id, step.key, step.attempt, step.parent_id, step.item, step.input, step.model,
-                  step.deadline_at - now() AS remaining, run.workflow, run.sha256, run.priority,
-                  run.state AS run_state, run.ending AS run_ending, run.depth
+        RETURNING step.id, step.run_id, step.key, step.attempt, step.parent_id, step.item, step.input,
+                  step.input_sha256, step.model, step.deadline_at - now() AS remaining, run.workflow, run.sha256,
+                  run.priority, run.state AS run_state, run.ending AS run_ending, run.depth
     ), noted AS (
         INSERT INTO attempt (step_id, attempt, owner, model) SELECT id, attempt, :owner, model FROM claimed
     )
@@ -92,9 +95,12 @@ _STEPS = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND parent_i
 _STEP = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE id = :id")
 _STEP_OF_KEY = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND key = :key")
 _DOCUMENT = _sql("SELECT document FROM definition WHERE sha256 = :sha256")
-_INPUTS = _sql("SELECT inputs FROM run WHERE id = :id")
-_OUTPUTS = _sql("SELECT id, key, kind, state, output, error FROM step WHERE run_id = :id AND key = ANY(:keys)")
-_ITEM_OUTPUTS = _sql("SELECT output FROM step WHERE parent_id = :id ORDER BY item")
+_INPUTS = _sql("SELECT inputs, inputs_sha256 FROM run WHERE id = :id")
+_OUTPUTS = _sql("""
+    SELECT id, key, kind, state, output, output_sha256, output_bytes, error FROM step
+    WHERE run_id = :id AND key = ANY(:keys)
+""")
+_ITEM_OUTPUTS = _sql("SELECT output, output_sha256, output_bytes FROM step WHERE parent_id = :id ORDER BY item")
 _MOVE_STEP = _sql("""
     UPDATE step SET
         state = :state, attempt = :attempt, failures = :failures, losses = :losses, branch = :branch,
@@ -113,6 +119,9 @@ _MOVE_STEP = _sql("""
         started_at = CASE WHEN :state = 'running' THEN COALESCE(started_at, now()) ELSE started_at END,
         finished_at = CASE WHEN :final THEN now() END,
         output = CASE WHEN :has_output THEN CAST(:output AS json) WHEN :state = 'pending' THEN NULL ELSE output END,
+        output_sha256 = CASE WHEN :has_output THEN :output_sha256
+                             WHEN :state = 'pending' THEN NULL ELSE output_sha256 END,
+        output_bytes = CASE WHEN :has_output THEN :output_bytes WHEN :state = 'pending' THEN NULL ELSE output_bytes END,
         error = CASE WHEN :state = 'pending' THEN NULL ELSE COALESCE(CAST(:error AS json), error) END,
         tokens_in = tokens_in + :tokens_in, tokens_out = tokens_out + :tokens_out
     WHERE id = :id
@@ -129,7 +138,7 @@ _MOVE_RUN = _sql("""
         started_at = CASE WHEN :state = 'running' THEN COALESCE(started_at, now()) ELSE started_at END,
         finished_at = CASE WHEN :final THEN now() END,
         expires_at = CASE WHEN :final THEN now() + make_interval(secs => retention_s) END,
-        output = CAST(:output AS json),
+        output = CAST(:output AS json), output_sha256 = :output_sha256, output_bytes = :output_bytes,
         error = CASE WHEN :state NOT IN ('blocked', 'queued', 'running') THEN COALESCE(CAST(:error AS json), error) END
     WHERE id = :id
 """)
@@ -178,7 +187,8 @@ _CALLED_BY = _sql("""
     SELECT id FROM run WHERE parent_step_id = :id AND state NOT IN ('succeeded', 'failed', 'cancelled')
 """)
 _ENDED_CALL = _sql("""
-    SELECT run.id, run.workflow, run.state, run.output, run.error, step.run_id AS parent_run_id, step.key,
+    SELECT run.id, run.workflow, run.state, run.output, run.output_sha256, run.error, step.run_id AS parent_run_id,
+           step.key,
            (SELECT COALESCE(sum(tokens_in), 0) FROM step AS own WHERE own.run_id = run.id AND own.parent_id IS NULL)
                AS tokens_in,
            (SELECT COALESCE(sum(tokens_out), 0) FROM step AS own WHERE own.run_id = run.id AND own.parent_id IS NULL)
@@ -201,7 +211,7 @@ _BLOCKED_KEYS = _sql("SELECT DISTINCT concurrency_key FROM run WHERE state = 'bl
 _TAKE_EVENT = _sql("""
     UPDATE event SET step_id = :step_id WHERE id = (
         SELECT id FROM event WHERE run_id = :id AND name = :name AND step_id IS NULL ORDER BY id LIMIT 1
-    ) RETURNING payload
+    ) RETURNING payload, payload_sha256
 """)
 _EVENT_OF_KEY = _sql("""
     SELECT event.id, step.key AS step FROM event LEFT JOIN step ON step.id = event.step_id
@@ -220,8 +230,9 @@ _HISTORY = _sql("""
 
 
 def keep_definition(work: Work, sha256: str, document: str) -> None:
-    """Store the definition unless it is there."""
-    work.run(_KEEP_DEFINITION, {"sha256": sha256, "document": document})
+    """Store the definition unless it is there, and hold it until the end of the transaction."""
+    while work.row(_HOLD_DEFINITION, {"sha256": sha256}) is None:
+        work.run(_KEEP_DEFINITION, {"sha256": sha256, "document": document})
 
 
 def insert_run(work: Work, values: Mapping[str, Any]) -> bool:
@@ -279,25 +290,34 @@ def find_step_of_key(work: Work, run_id: UUID, key: str) -> Any | None:
 
 def inputs(work: Work, run_id: UUID) -> dict[str, Any]:
     """The inputs of a run."""
-    row = work.row(_INPUTS, {"id": run_id})
-    return {} if row is None else row.inputs
+    rows = payloads.filled(work, work.rows(_INPUTS, {"id": run_id}), "inputs")
+    return rows[0].inputs if rows else {}
 
 
 def outputs(
-    work: Work, run_id: UUID, keys: Collection[str], succeeded: Collection[str] = ()
+    work: Work, run_id: UUID, keys: Collection[str], most: int, succeeded: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """
     How those steps stand: `state`, `output` and `error` of each. The output of a map is that of its items.
 
-    `succeeded` names those that have succeeded in this transaction and are not written yet.
+    `succeeded` names those that have succeeded in this transaction and are not written yet. Raises StepFailure when
+    the outputs have more than `most` bytes together.
     """
     if not keys:
         return {}
+    rows = work.rows(_OUTPUTS, {"id": run_id, "keys": list(keys)})
+    maps = {row.key: row.id for row in rows if row.kind == "map" and (row.state == "succeeded" or row.key in succeeded)}
+    items = {key: work.rows(_ITEM_OUTPUTS, {"id": step_id}) for key, step_id in maps.items()}
+    size = sum(row.output_bytes or 0 for part in (rows, *items.values()) for row in part)
+    if size > most:
+        read = ", ".join(row.key for row in rows)
+        message = f"the outputs that are read ({read}) have {size} bytes, more than runs.max_read_bytes ({most})"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
     found: dict[str, dict[str, Any]] = {}
-    for row in work.rows(_OUTPUTS, {"id": run_id, "keys": list(keys)}):
+    for row in payloads.filled(work, rows, "output"):
         output = row.output
-        if row.kind == "map" and (row.state == "succeeded" or row.key in succeeded):
-            output = [item.output for item in work.rows(_ITEM_OUTPUTS, {"id": row.id})]
+        if row.key in items:
+            output = [item.output for item in payloads.filled(work, items[row.key], "output")]
         found[row.key] = {"state": row.state, "output": output, "error": row.error}
     return found
 
@@ -365,7 +385,8 @@ def called_by(work: Work, step_id: UUID) -> list[Any]:
 
 def ended_call(work: Work, run_id: UUID) -> Any | None:
     """A run that has ended, and the step that called it."""
-    return work.row(_ENDED_CALL, {"id": run_id})
+    rows = payloads.filled(work, work.rows(_ENDED_CALL, {"id": run_id}), "output")
+    return rows[0] if rows else None
 
 
 def unanswered(work: Work, age: timedelta, limit: int) -> list[Any]:
@@ -385,7 +406,8 @@ def blocked_keys(work: Work, limit: int) -> list[str]:
 
 def take_event(work: Work, run_id: UUID, name: str, step_id: UUID) -> Any | None:
     """The oldest event of that name that has answered no step yet; it answers this one. Gives its `payload`."""
-    return work.row(_TAKE_EVENT, {"id": run_id, "name": name, "step_id": step_id})
+    rows = work.rows(_TAKE_EVENT, {"id": run_id, "name": name, "step_id": step_id})
+    return payloads.filled(work, rows, "payload")[0] if rows else None
 
 
 def event_of_key(work: Work, run_id: UUID, key: str) -> Any | None:

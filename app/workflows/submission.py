@@ -27,10 +27,11 @@ from app.kernel.errors import (
     Problem,
     StepFailure,
 )
-from app.workflows import expressions, inputs, store
-from app.workflows.change import as_json, queue_of
+from app.workflows import expressions, inputs, payloads, store
+from app.workflows.change import queue_of
 from app.workflows.definition import Definition
 from app.workflows.graph import Graph
+from app.workflows.payloads import Limits, as_json
 from app.workflows.states import RunState
 from app.workflows.steps import MapStep
 
@@ -90,12 +91,16 @@ class Prepared:
     sha256: str
     document: str
     run: Mapping[str, Any]
+    #: The inputs as JSON.
+    given: str
     steps: list[dict[str, Any]]
+    limits: Limits
 
 
 def prepare(
     asked: Submission,
     retention: timedelta,
+    limits: Limits,
     *,
     parent_step_id: UUID | None = None,
     depth: int = 0,
@@ -104,10 +109,11 @@ def prepare(
     """
     The rows of a submission.
 
-    Raises InvalidInput when the inputs break their schemas, or a key cannot be rendered.
+    Raises InvalidInput when the inputs break their schemas, or a key cannot be rendered, and PayloadTooLarge.
     """
     definition = asked.definition
     given = inputs.resolve(definition, asked.inputs)
+    text_given = payloads.encoded(given, limits, "inputs")
     class_, rank = definition.rank()
     priority = asked.priority or class_
     rank = asked.rank if asked.rank is not None else 1 if asked.priority else rank
@@ -125,7 +131,6 @@ def prepare(
         "priority": priority,
         "rank": rank,
         "labels": json.dumps(labels),
-        "inputs": as_json(given),
         "key": asked.idempotency_key,
         "request": request if asked.idempotency_key else None,
         "concurrency_key": _key(definition, concurrency.key, "concurrency.key", given) if concurrency else None,
@@ -143,7 +148,9 @@ def prepare(
         sha256,
         as_json(definition.document()),
         run,
+        text_given,
         _steps(run_id, definition, priority, rank),
+        limits,
     )
 
 
@@ -161,7 +168,8 @@ def write(work: Work, prepared: Prepared) -> tuple[Accepted | None, list[UUID]]:
             return Accepted(earlier.id, created=False), []
     state, to_cancel = _state(work, prepared)
     store.keep_definition(work, prepared.sha256, prepared.document)
-    if not store.insert_run(work, {**run, "state": state}):
+    (given,) = payloads.keep(work, [prepared.given], prepared.limits)
+    if not store.insert_run(work, {**run, **given.columns("inputs"), "state": state}):
         assert run["key"] is not None
         return _earlier(work, run["key"], run["request"]), []
     store.insert_steps(work, prepared.steps)

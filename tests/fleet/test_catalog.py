@@ -221,10 +221,8 @@ source = { path = "style.gguf" }
             "fewer than the 64 slots",
             "64",
         ),
-        (entry(slots="2", context="64"), "models[0].context", "2 slots have 128 tokens together", "256"),
         (engine("reproducible = true", kv='{ v = "q8_0" }'), "models[0].kv.v", "reproducible is without it", "f16"),
         (engine("reproducible = true", flash_attention='"on"'), "models[0].flash_attention", "reproducible", "auto"),
-        (engine('layout = "streams"\nkept = 3'), "models[0].engine.kept", "keeps its own", ""),
         (engine("tensor_split = [0, 0]"), "models[0].engine.tensor_split", "nothing to split", "a share above 0"),
         (entry() + entry(), "models[1].name", "is the name of models[0] already", "each name once"),
         (entry(name='"a:b-c"') + entry(name='"a-b:c"'), "models[1].name", "comes to the slug 'a-b-c'", "of its own"),
@@ -252,12 +250,12 @@ def test_all_problems_are_told_at_once_with_their_lines() -> None:
 
 
 def test_what_does_not_go_together_is_told_at_once_with_its_lines() -> None:
-    text = engine("batch = 32\nreproducible = true\nkept = 2", slots="40", kv='{ k = "q8_0", v = "q8_0" }')
+    text = engine("batch = 32\nreproducible = true\ntensor_split = [0]", slots="40", kv='{ k = "q8_0", v = "q8_0" }')
     found = {problem.where: problem.line for problem in problems(text)}
     lines = text.splitlines()
     assert found == {
         "models[0].engine.batch": lines.index("batch = 32") + 1,
-        "models[0].engine.kept": lines.index("kept = 2") + 1,
+        "models[0].engine.tensor_split": lines.index("tensor_split = [0]") + 1,
         "models[0].kv.v": next(number for number, line in enumerate(lines, 1) if line.startswith("kv =")),
     }
 
@@ -349,7 +347,7 @@ _words = st.text(min_size=1, max_size=12)
     stop=st.lists(_words, max_size=3),
     template=st.none() | _words,
     arguments=st.dictionaries(_words, st.booleans() | st.integers(-(2**53), 2**53) | _words, max_size=3),
-    context=st.integers(64, 16_777_216),
+    context=st.integers(32, 16_777_216),
     engine=st.fixed_dictionaries(
         {},
         optional={

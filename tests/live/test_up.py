@@ -54,6 +54,18 @@ def test_many_runs_at_once_all_end_and_each_step_is_done_once(live: Live) -> Non
         assert [attempt["outcome"] for attempt in found["steps"][0]["attempts"]] == ["succeeded"]
 
 
+def test_the_pool_tells_prometheus_what_it_did(live: Live) -> None:
+    assert live.ended(live.submit(generate("Say yes.", max_tokens=4)))["state"] == "succeeded"
+    (found,) = json.loads((live.folder / "metrics" / "pool.smollm2-135m.json").read_text())
+    text = httpx2.get(f"http://{found['targets'][0]}/metrics").text
+    written = re.search(r"^arriero_engine_written_tokens_total\{(.*)\} (\S+)$", text, re.MULTILINE)
+    assert written is not None
+    assert f'model="{MODEL}"' in written[1]
+    assert 'worker="pool.smollm2-135m@' in written[1]
+    assert float(written[2]) > 0
+    assert re.search(r'^arriero_pool_stage\{.*stage="serving".*\} 1.0$', text, re.MULTILINE)
+
+
 #: Whatever the model would rather do, it writes at least so many letters: some hundred tokens.
 LONG = {"schema": {"type": "string", "minLength": 1800}}
 

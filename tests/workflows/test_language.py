@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.kernel.errors import ConcurrencyLimitReached, InvalidInput, InvalidTransition, NotFound
-from app.workflows import check, registry, steering
+from app.workflows import check, expiry, registry, steering
 from tests.workflows.conftest import Hands, fails_then, failure
 
 NOW = "retry: {delay: 0s}"
@@ -128,6 +128,17 @@ def test_outputs_are_chosen_by_expressions(hands: Hands) -> None:
     hands.work(a="done")
 
     assert hands.run(run_id).output == {"text": "done", "twice": 8}
+
+
+def test_an_output_must_conform_to_its_schema(hands: Hands) -> None:
+    head = "outputs: {text: {value: steps.a.output, schema: {type: string, maxLength: 4}}}"
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}", head=head)
+    fine, long = hands.submit(source), hands.submit(source)
+    hands.work(fine, a="done")
+    hands.work(long, a="too long")
+
+    assert (hands.run(fine).output, hands.run(long).state) == ({"text": "done"}, "failed")
+    assert "text breaks its schema" in hands.run(long).error["message"]
 
 
 def test_an_output_that_cannot_be_computed_fails_the_run_and_what_is_for_failures_is_done(hands: Hands) -> None:
@@ -528,6 +539,8 @@ def test_a_deadline_ends_the_run_as_failed(hands: Hands) -> None:
 
     assert (hands.run(run_id).state, hands.states(run_id)["sorry"]) == ("failed", "succeeded")
     assert "deadline" in hands.run(run_id).error["message"]
+    steering.retry(hands.runs, run_id)
+    assert hands.sweep().out_of_time == 0, "it counts anew"
 
 
 COMPENSATED = flow(
@@ -763,7 +776,7 @@ def test_runs_are_removed_after_their_retention_with_those_that_they_called(hand
     child = hands.step(short, "ask").called_run_id
     hands.pass_time(hours=2)
 
-    assert steering.remove_expired(hands.runs) == 1
+    assert expiry.remove_runs(hands.runs.database) == 1
     for run_id in (short, child):
         with pytest.raises(NotFound):
             hands.run(run_id)

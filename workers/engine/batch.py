@@ -2,7 +2,8 @@
 Batches: what the next decode holds, and who comes in next. Pure functions; the loop does what they say.
 
 Every running text gets its token in every decode. Prompts fill what is left, at most `prefill_tokens` while somebody
-reads along, so that a long prompt adds a bounded time to each step.
+waits for each token, so that a long prompt adds a bounded time to each step. Where all wait for whole texts, prompts
+come first: texts that are written side by side from their beginning to their end are written fastest.
 Who comes in is decided one at a time: by class, then by age; waiting raises a request's class, so nobody starves.
 Nobody overtakes a request that waits for room; a request that waits for a prefix which is being computed stands aside.
 An interactive request parks the least advanced batch request when it finds no slot or no cells.
@@ -37,6 +38,8 @@ class Work:
     left: int
     #: The first token was given: one token is left in every step.
     writing: bool = False
+    #: Somebody waits for each of its tokens.
+    watched: bool = False
     #: Decodes since it had its part in one.
     waited: int = 0
 
@@ -61,7 +64,7 @@ def plan_decode(works: Sequence[Work], batch_tokens: int, prefill_tokens: int) -
     for work in works:
         if work.writing and work.left == 1:
             pieces.append(Piece(work, 1, ends=True))
-            watched = watched or work.rank < BATCH
+            watched = watched or work.watched
         else:
             prompts.append(work)
     if prompts:

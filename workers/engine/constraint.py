@@ -3,8 +3,8 @@ Constraints: which tokens a grammar lets stand, found without walking the vocabu
 
 First the tokens close below the best logit are masked. When that is not enough, the grammar is asked which single bytes
 may come next: an allowed token begins with an allowed byte, so only tokens that begin with one are masked. That is
-exact. Where it is few (punctuation, names, digits) they are all masked at once; where it is many (inside a text), those
-with higher logits first.
+exact. Of these too, those with the highest logits come first, and where a grammar allows most bytes (inside a text that
+may not be long enough for the tokens that were refused), the best of all.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from workers.engine.best import Best, Ids
 from workers.engine.llama import Model
 
-Ids = npt.NDArray[np.intp]
 Row = npt.NDArray[np.float32]
 
 #: Tokens this close below the best logit are tried first.
 GAP = 4.0
-#: Then, where many tokens may stand, those this close.
-WIDER_GAPS = (8.0, 16.0)
-#: This many tokens are masked without looking at their logits.
-FEW = 2048
+#: Then, of those that begin as they may, so many of the best.
+SOME = 64
+#: Where more than `MANY` begin as they may, first `MORE` of the best of the whole vocabulary, then `MANY` of the best.
+MORE, MANY = 256, 2048
 
 
 class Alphabet:
@@ -37,6 +37,8 @@ class Alphabet:
         self._model = model
         self._lock = threading.Lock()
         self._groups: dict[int, Ids] = {}
+        #: Tokens that no text may hold, whatever a grammar lets pass.
+        self.barred: frozenset[int] = frozenset()
         #: The token of each byte that has one of its own, and all of these tokens.
         self.singles: dict[int, int] = {}
         self.probes: Ids = np.array([], np.intp)
@@ -50,7 +52,7 @@ class Alphabet:
             model = self._model
             groups: dict[int, list[int]] = defaultdict(list)
             single: dict[int, int] = {}
-            barred = set(model.controls_array.tolist())
+            self.barred = barred = frozenset(model.controls_array.tolist())
             for token in range(model.n_vocab):
                 piece = model.piece(token, special=True)
                 if piece and token not in barred and token not in model.ends:
@@ -64,33 +66,37 @@ class Alphabet:
                 single[byte]: np.array(tokens, np.intp) for byte, tokens in groups.items() if byte in single
             }
 
-    def beginning(self, probes: Ids) -> Ids:
-        """All tokens that begin with one of the bytes of `probes`, and those that end a text."""
-        return np.concatenate([self._always, *(self._groups[int(probe)] for probe in probes)])
+    def beginning(self, probes: Ids, row: Row) -> Iterator[tuple[Ids, float]]:
+        """
+        Tokens that begin with one of the bytes of `probes`, and those that end a text: the best of them first, each
+        time with the logit that the others are at or below. The first time others may be among them.
+        """
+        groups = [self._always, *(self._groups[probe] for probe in probes.tolist())]
+        some = SOME
+        if sum(map(len, groups)) > MANY:
+            best = Best(row[None], MORE).of(0)
+            if len(best):
+                yield best, float(row[best].min())
+            some = MANY
+        possible = np.concatenate(groups)
+        if len(possible) > some:
+            logits = row[possible]
+            best = np.argpartition(logits, -some)[-some:]
+            yield possible[best], float(logits[best[0]])
+        yield possible, -math.inf
 
 
-def close(row: Row) -> tuple[Ids, float]:
-    """The tokens close below the best, and the logit that all others are at or below."""
-    least = float(row.max()) - GAP
-    return np.flatnonzero(row > least), least
+def close(row: Row, most: float) -> tuple[Ids, float]:
+    """The tokens close below the best, whose logit is `most`, and the logit that all others are at or below."""
+    return np.flatnonzero(row > most - GAP), most - GAP
 
 
-def stages(row: Row, possible: Ids) -> Iterator[tuple[Ids, float]]:
-    """The possible tokens, those with higher logits first, each time with the logit that the others are at or below."""
-    if len(possible) > FEW:
-        logits = row[possible]
-        most = float(row.max())
-        for gap in WIDER_GAPS:
-            yield possible[logits > most - gap], most - gap
-    yield possible, -math.inf
-
-
-def enough(allowed: Row, least: float, *, top_k: int, min_p: float, greedy: bool, mirostat: bool) -> bool:
+def enough(allowed: Row, least: float, *, top_k: int, min_p: float, mirostat: bool) -> bool:
     """Whether tokens at or below the logit `least` could not be chosen anyway, given those allowed above it."""
     if least == -math.inf:
         return True
     if not len(allowed):
         return False
-    if greedy or 0 < top_k <= len(allowed):
+    if 0 < top_k <= len(allowed):
         return True
     return min_p > 0 and not mirostat and least < float(allowed.max()) + math.log(min_p)

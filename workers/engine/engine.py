@@ -215,11 +215,13 @@ class LlamaEngine:
             self._gate.wait_for(lambda: not self._users)
         if not first:
             return
+        begun = perf_counter()
         self._loop.stop()
         if self._embeddings is not None:
             self._embeddings.close()
         self._grammars.close()
         self.model.close()
+        _LOG.info("engine_closed", model=self.model.path.name, seconds=round(perf_counter() - begun, 3))
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:

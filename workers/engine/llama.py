@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from app.fleet.source import split_parts
 from app.kernel.errors import MemoryNotEnough, ModelFileDamaged, ModelFileMissing, ModelFileUnusable, ModelUnsupported
 from workers.engine import calls, native
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions
@@ -49,6 +50,7 @@ class Model:
         """
         native.start()
         check_file(path)
+        _check_weights(path, options)
         self.path, self.options = path, options
         self._progress = api.llama_progress_callback(
             lambda done, _: (on_progress(done) if on_progress else None, True)[1]
@@ -369,9 +371,23 @@ def flash_attention(options: EngineOptions) -> int:
     return -1 if flash is None else int(flash)
 
 
+def _lies_in_ram(options: EngineOptions) -> bool:
+    return options.gpu_layers == 0 or not api.llama_supports_gpu_offload()
+
+
+def _check_weights(path: Path, options: EngineOptions) -> None:
+    """Raise MemoryNotEnough when weights that must lie in RAM pass what is free. Mapped ones may come and go."""
+    if not _lies_in_ram(options) or (options.mmap and not options.mlock):
+        return
+    needed = sum(part.stat().st_size for name in split_parts(path.name) if (part := path.with_name(name)).is_file())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryNotEnough(f"{path.name} kept in memory", needed, free)
+
+
 def _check_memory(model: Model, options: EngineOptions) -> None:
     """Raise MemoryNotEnough when the KV cache alone passes the memory that is free, where it lies in RAM."""
-    if options.gpu_layers != 0 and api.llama_supports_gpu_offload():
+    if not _lies_in_ram(options):
         return
     heads, layers = api.llama_model_n_head_kv(model.pointer), api.llama_model_n_layer(model.pointer)
     size = int(model.meta(f"{model.architecture}.attention.key_length") or 0)

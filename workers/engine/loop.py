@@ -260,8 +260,7 @@ class Loop:
         if resumed:
             self.meter.resumed += 1
         elif not task.faults:
-            self.meter.admitted += 1
-            self.meter.queue_seconds += now - task.submitted
+            self.meter.waited(now - task.submitted)
             self.meter.tokens_in += len(task.prompt)
         if task.chooser is None:
             grammar = task.form.sampler() if task.form is not None and task.lazy is None else None
@@ -320,7 +319,7 @@ class Loop:
         done = perf_counter()
         self._note(pieces, done - ready)
         if logits is not None:
-            self._choose(pieces, ends, logits)
+            self._choose(ends, logits)
         now = perf_counter()
         self.meter.sampling_seconds += now - done
         self.meter.bookkeeping_seconds += ready - begun
@@ -345,10 +344,10 @@ class Loop:
             self.slots.advance(self.slots.running[piece.work.sequence], piece.count)
         self.meter.decoded(seconds, total - written, written)
 
-    def _choose(self, pieces: list[batch.Piece], ends: list[batch.Piece], logits: Logits) -> None:
+    def _choose(self, ends: list[batch.Piece], logits: Logits) -> None:
         """Choose the next token of each text that a decode ended a piece of."""
         tasks = [self.slots.running[piece.work.sequence] for piece in ends]
-        for task, token in self._rows.choose(tasks, logits, self.context.pointer, _outputs(pieces)):
+        for task, token in self._rows.choose(tasks, logits):
             if isinstance(token, StepFailure):
                 self.meter.failed += 1
                 self._close(task, token)
@@ -397,7 +396,7 @@ class Loop:
             logits = self.context.logits(1) if piece.ends else None
             self._note([piece], 0.0)
             if logits is not None:
-                self._choose([piece], [piece], logits)
+                self._choose([piece], logits)
 
     def _decode_failed(self, pieces: list[batch.Piece], code: int) -> None:
         _LOG.error("engine_decode_failed", code=code, tokens=sum(piece.count for piece in pieces), pieces=len(pieces))
@@ -476,13 +475,3 @@ class Loop:
         if self.broken is not None:
             return StepFailure(FailureReason.ENGINE_ERROR, f"the engine has given up: {self.broken}")
         return StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed") if self._stopping else None
-
-
-def _outputs(pieces: list[batch.Piece]) -> list[int]:
-    """The place in the batch of each piece's last token, for the pieces that end."""
-    places, at = [], 0
-    for piece in pieces:
-        at += piece.count
-        if piece.ends:
-            places.append(at - 1)
-    return places

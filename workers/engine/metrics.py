@@ -6,7 +6,11 @@ Counts only rise. Durations are seconds. A snapshot is made on any thread; it ma
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, fields
+
+#: Seconds: the upper ends of the classes that waits are counted in; one more holds what is longer.
+QUEUE_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class EngineMetrics:
     grammar_compiled: int = 0
     #: From submission until a slot, over all requests that got one.
     queue_seconds: float = 0.0
+    #: How many of them waited so long, by the classes of QUEUE_BOUNDS.
+    queue_waits: tuple[int, ...] = (0,) * (len(QUEUE_BOUNDS) + 1)
     admitted: int = 0
     embedded_texts: int = 0
     embedded_tokens: int = 0
@@ -72,6 +78,7 @@ class Meter:
     def __init__(self) -> None:
         for field in fields(EngineMetrics):
             setattr(self, field.name, field.default)
+        self._waits = [0] * (len(QUEUE_BOUNDS) + 1)
 
     submitted: int
     finished: int
@@ -102,6 +109,12 @@ class Meter:
     prefill_rate: float
     decode_rate: float
 
+    def waited(self, seconds: float) -> None:
+        """A request got a slot after so long."""
+        self.admitted += 1
+        self.queue_seconds += seconds
+        self._waits[bisect_left(QUEUE_BOUNDS, seconds)] += 1
+
     def decoded(self, seconds: float, prompt: int, written: int) -> None:
         """A decode took `seconds` for so many prompt tokens and so many tokens of texts."""
         self.decodes += 1
@@ -117,7 +130,7 @@ class Meter:
     def snapshot(self, **now: float) -> EngineMetrics:
         """All counts, with the figures that stand now."""
         values = {field.name: getattr(self, field.name) for field in fields(EngineMetrics)}
-        return EngineMetrics(**(values | now))
+        return EngineMetrics(**(values | {"queue_waits": tuple(self._waits)} | now))
 
 
 def _blend(old: float, new: float) -> float:

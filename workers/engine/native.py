@@ -35,7 +35,6 @@ def _short(name: str) -> Callable[..., Any]:
     return short  # type: ignore[no-any-return]
 
 
-sample = _short("llama_sampler_sample")
 apply = _short("llama_sampler_apply")
 accept = _short("llama_sampler_accept")
 clone = _short("llama_sampler_clone")

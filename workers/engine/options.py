@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from app.fleet.engine import Adapter, KvLayout, KvType, Rope, Slots, Tuning, require_harmony
+from app.fleet.engine import Adapter, KvLayout, KvType, Rope, Slots, Tuning, layout_for, require_harmony
 from app.fleet.model import PromptProfile
 
 #: The types of KV cells that llama.cpp computes attention on, by ggml's numbers.
@@ -39,8 +39,8 @@ class EngineOptions(Tuning):
 
     #: Requests computed together.
     slots: Slots = 8
-    #: Cells of the KV cache in all; with streams each slot has its part.
-    context: int = 8192
+    #: Cells of the KV cache in all; with streams each slot has its part. llama.cpp rounds up, to 256 for a buffer.
+    context: int = Field(default=8192, ge=1)
     kv_type_k: KvType = "f16"
     kv_type_v: KvType = "f16"
     flash_attention: bool | None = None
@@ -53,7 +53,6 @@ class EngineOptions(Tuning):
         require_harmony(
             self,
             slots=self.slots,
-            cells=self.context,
             kv_v=self.kv_type_v,
             flash_attention=self.flash_attention,
             adapters=self.loras,
@@ -63,7 +62,8 @@ class EngineOptions(Tuning):
     @property
     def streams(self) -> bool:
         """Whether each slot has a buffer of its own."""
-        return self.reproducible or self.layout is KvLayout.STREAMS
+        layout = self.layout or layout_for(self.slots, self.context, self.kept)
+        return self.reproducible or layout is KvLayout.STREAMS
 
     @property
     def shares(self) -> bool:

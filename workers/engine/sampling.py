@@ -1,8 +1,9 @@
 """
 Sampling: which token comes next, for each slot.
 
-The most likely token is found by numpy over all rows at once. Other choices run through a chain of llama.cpp's
-samplers, in llama.cpp's own order: penalties, DRY, top-k, typical, top-p, min-p, temperature, draw.
+Choices run through a chain of llama.cpp's samplers, in llama.cpp's own order: penalties, DRY, top-k, typical, top-p,
+min-p, temperature, draw. Where the best few tokens are all that a choice can fall on, the caller finds them for all
+rows at once (`rows.py`), and the chain sees no others.
 Penalties and biases touch few tokens, so they are written into the row of logits instead of walking the vocabulary.
 A grammar is asked about the chosen token first; only a refused choice masks candidates, the best few before all.
 """
@@ -15,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import llama_cpp as api
 import numpy as np
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from app.inference.requests import Sampling, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import constraint, native
+from workers.engine.best import Ids
 from workers.engine.lazy import Lazy
 from workers.engine.llama import Model
 
@@ -31,6 +33,8 @@ Row = npt.NDArray[np.float32]
 
 #: Logits at or below this are masked.
 _MASKED = -1e30
+#: Choices that need more than this many of the best tokens walk the vocabulary.
+_MOST_NEAR = 256
 #: With top_k = 0 the chain first gets this many candidates, if they hold all that top_p can keep.
 _PREFILTER = 1024
 
@@ -39,27 +43,28 @@ class Candidates:
     """Candidates for one token, reused for each: the vocabulary's size, in llama.cpp's layout."""
 
     def __init__(self, n_vocab: int) -> None:
-        self._data = np.zeros(n_vocab, native.TOKEN_DATA)
+        data = np.zeros(n_vocab, native.TOKEN_DATA)
+        self._ids, self._logits = data["id"], data["logit"]
         self._all = np.arange(n_vocab, dtype=np.int32)
-        self._pointer: Any = self._data.ctypes.data_as(ctypes.POINTER(api.llama_token_data))
+        self._pointer: Any = data.ctypes.data_as(ctypes.POINTER(api.llama_token_data))
         self._array: Any = api.llama_token_data_array()
         self._reference = ctypes.byref(self._array)
         self._one: Any = api.llama_token_data()
-        self._single: Any = api.llama_token_data_array()
+        self._single: Any = cast(Any, api.llama_token_data_array())
+        self._single.data, self._single.size = ctypes.pointer(self._one), 1  # a grammar moves nothing
+        self._single.selected, self._single.sorted = -1, False
         self._single_reference = ctypes.byref(self._single)
         self._size = 0
 
-    def fill(self, row: Row, ids: npt.NDArray[np.intp] | None = None) -> None:
+    def fill(self, row: Row, ids: Ids | None = None) -> None:
         """Take all tokens, or those of `ids`, with the row's logits."""
-        self._size = len(row) if ids is None else len(ids)
-        part = self._data[: self._size]
-        part["id"] = self._all if ids is None else ids
-        part["logit"] = row if ids is None else row[ids]
-        part["p"] = 0
+        self._size = size = len(row) if ids is None else len(ids)
+        self._ids[:size] = self._all if ids is None else ids
+        self._logits[:size] = row if ids is None else row[ids]
         # "this pointer can be modified by the samplers"
         self._array.data, self._array.size, self._array.selected, self._array.sorted = (
             self._pointer,
-            self._size,
+            size,
             -1,
             False,
         )
@@ -70,13 +75,12 @@ class Candidates:
 
     def allowed(self) -> Row:
         """The logits of those that are not masked. Only right after a mask: chains move candidates."""
-        logits = self._data["logit"][: self._size]
+        logits = self._logits[: self._size]
         return logits[logits > _MASKED]
 
-    def allowed_ids(self) -> npt.NDArray[np.intp]:
+    def allowed_ids(self) -> Ids:
         """The tokens that are not masked. Only right after a mask."""
-        part = self._data[: self._size]
-        return part["id"][part["logit"] > _MASKED].astype(np.intp)
+        return self._ids[: self._size][self._logits[: self._size] > _MASKED].astype(np.intp)
 
     def chosen(self) -> tuple[int, float]:
         """The token that the chain selected, and its logit."""
@@ -85,15 +89,12 @@ class Candidates:
 
     def best(self) -> tuple[int, float]:
         """The token with the highest logit, and that logit."""
-        part = self._data[: self._size]
-        at = int(part["logit"].argmax())
-        return int(part["id"][at]), float(part["logit"][at])
+        at = int(self._logits[: self._size].argmax())
+        return int(self._ids[at]), float(self._logits[at])
 
     def passes(self, sampler: Any, token: int) -> bool:
         """Whether a grammar lets this token stand."""
-        self._one.id, self._one.logit, self._one.p = token, 1.0, 0.0
-        self._single.data, self._single.size = ctypes.pointer(self._one), 1
-        self._single.selected, self._single.sorted = -1, False
+        self._one.id, self._one.logit = token, 1.0
         native.apply(sampler, self._single_reference)
         return bool(self._one.logit > _MASKED)
 
@@ -118,7 +119,6 @@ class Chooser:
         if grammar is not None:
             alphabet.prepare()
         self._lazy = lazy
-        self._greedy = sampling.temperature <= 0
         self._bias = _bias(sampling)
         self._penalised = sampling.penalty_last_n != 0 and (
             sampling.repeat_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
@@ -127,18 +127,20 @@ class Chooser:
         self._window: deque[int] = deque(prompt[-last:] if last else prompt, maxlen=last)
         self._counts: Counter[int] = Counter(self._window)
         self._dry = sampling.dry_multiplier > 0 and sampling.dry_base >= 1
-        self._chain = None if self._greedy and not self._dry else _chain(model, sampling, seed, context)
+        self._chain = None if sampling.temperature <= 0 and not self._dry else _chain(model, sampling, seed, context)
         if self._chain and self._dry:
             for token in prompt:
                 native.accept(self._chain, token)
-        #: The best so many tokens are all that the choice needs; 0 where it may need more.
-        bound = grammar is not None or lazy is not None
-        self.narrow = 0 if self._greedy or self._dry or sampling.mirostat or bound else sampling.top_k
+        walks = self._chain is None or self._dry or sampling.mirostat or sampling.top_k > _MOST_NEAR
+        #: The best so many tokens are all that a free choice needs; 0 where it may need more.
+        self.narrow = 0 if walks else max(0, sampling.top_k)
+        #: A free choice is the most likely token.
+        self.greedy = self._chain is None
         #: Seconds spent in the grammar, and the tokens that took a mask.
         self.grammar_seconds = 0.0
         self.grammar_masks = 0
-        #: The choice is the row's maximum, untouched: the caller may find it for all rows at once.
-        self.plain = self._greedy and not self._penalised and self._bias is None and not self._dry and not bound
+        #: There is nothing but that: the row is left as it is.
+        self.plain = self.greedy and not self._penalised and self._bias is None and grammar is None and lazy is None
 
     def close(self) -> None:
         """Free the chain and the grammar."""
@@ -154,80 +156,64 @@ class Chooser:
         if self._penalised:
             self._punish(row)
 
-    def choose_among(self, row: Row, ids: npt.NDArray[np.intp], candidates: Candidates) -> int:
-        """As `choose`, where `ids` are sure to hold the `top_k` best."""
-        candidates.fill(row, ids)
-        candidates.apply(self._chain)
-        token, _ = candidates.chosen()
-        if self._penalised:
-            self._remember(token)
-        return token
-
-    def choose(self, row: Row, context: Any, output: int, candidates: Candidates) -> int:
+    def choose(self, row: Row, candidates: Candidates, best: int | None = None, near: Ids | None = None) -> int:
         """
-        Take the next token from its logits after `adjust`; they may be written to. `output` is its place in the batch.
+        Take the next token from its logits after `adjust`; they may be written to.
 
-        Raises StepFailure when the grammar allows no token.
+        `best` is the most likely token, `near` at least the `narrow` best ones, in the order of their ids, where the
+        caller has found them. Raises StepFailure when the grammar allows no token.
         """
+        token = self._free_choice(row, candidates, best, near)
         if self._lazy is not None:
-            token = self._until_bound(self._lazy, row, candidates)
+            token = self._until_bound(self._lazy, token, row, candidates)
         elif self._grammar is not None:
-            token = self._constrained(row, candidates)
-        elif self._chain is None:
-            token = int(row.argmax())
-        elif self._sampling.top_k <= 0 and self._narrow(row, candidates):
-            candidates.apply(self._chain)
-            token, _ = candidates.chosen()
+            token = self._constrained(token, row, candidates)
+        if self._dry:
             native.accept(self._chain, token)
-        else:
-            token = native.sample(self._chain, context, output)
         if self._penalised:
             self._remember(token)
         return token
 
-    def _until_bound(self, lazy: Lazy, row: Row, candidates: Candidates) -> int:
-        """A free choice, but for tokens that begin a call which the grammar refuses."""
-        stands = False
+    def _until_bound(self, lazy: Lazy, token: int, row: Row, candidates: Candidates) -> int:
+        """The free choice, or the first after it that does not begin a call which the grammar refuses."""
+        stands, grammar = lazy.take(token, candidates.passes)
         while not stands:
+            row[token] = -np.inf
             token = self._free_choice(row, candidates)
             stands, grammar = lazy.take(token, candidates.passes)
-            row[token] = row[token] if stands else -np.inf
         if grammar is not None:
             self._grammar, self._lazy = grammar, None
-        if self._chain is not None:
-            native.accept(self._chain, token)
         return token
 
-    def _constrained(self, row: Row, candidates: Candidates) -> int:
-        """Sample first; ask the grammar; mask only when it refuses."""
-        row[self._model.controls_array] = -np.inf  # inside a string a grammar would let their texts pass
-        token = self._free_choice(row, candidates)
+    def _constrained(self, token: int, row: Row, candidates: Candidates) -> int:
+        """The free choice, if the grammar lets it stand; else one that it allows."""
         begun = perf_counter()
-        passes = candidates.passes(self._grammar, token)
-        if not passes:
+        if token in self._alphabet.barred or not candidates.passes(self._grammar, token):
             self.grammar_masks += 1
-            token = self._masked_choice(row, candidates)
+            token = self._masked_choice(token, row, candidates)
         if token not in self._model.ends:
             native.accept(self._grammar, token)
         self.grammar_seconds += perf_counter() - begun
-        if self._chain is not None:
-            native.accept(self._chain, token)
         return token
 
-    def _free_choice(self, row: Row, candidates: Candidates) -> int:
+    def _free_choice(self, row: Row, candidates: Candidates, best: int | None = None, near: Ids | None = None) -> int:
+        """What is chosen without a grammar."""
         if self._chain is None:
-            return int(row.argmax())
-        if self._sampling.top_k > 0 or not self._narrow(row, candidates):
+            return int(row.argmax()) if best is None else best
+        if near is not None:
+            candidates.fill(row, near)
+        elif self._sampling.top_k > 0 or not self._narrow(row, candidates):
             candidates.fill(row)
         candidates.apply(self._chain)
         return candidates.chosen()[0]
 
-    def _masked_choice(self, row: Row, candidates: Candidates) -> int:
-        if not self._mask(candidates, row, *constraint.close(row)):
+    def _masked_choice(self, refused: int, row: Row, candidates: Candidates) -> int:
+        row[self._model.controls_array] = -np.inf  # inside a string a grammar would let their texts pass
+        most = float(row[refused] if self.greedy and refused not in self._alphabet.barred else row.max())
+        if not self._mask(candidates, row, *constraint.close(row, most)):
             candidates.fill(row, self._alphabet.probes)
             candidates.apply(self._grammar)
-            possible = self._alphabet.beginning(candidates.allowed_ids())
-            for ids, least in constraint.stages(row, possible):
+            for ids, least in self._alphabet.beginning(candidates.allowed_ids(), row):
                 if self._mask(candidates, row, ids, least):
                     break
         best, logit = candidates.best()
@@ -240,17 +226,15 @@ class Chooser:
         # a token that the grammar refuses, handed to it, ends the process
         return token if logit > _MASKED and candidates.passes(self._grammar, token) else best
 
-    def _mask(self, candidates: Candidates, row: Row, ids: npt.NDArray[np.intp], least: float) -> bool:
+    def _mask(self, candidates: Candidates, row: Row, ids: Ids, least: float) -> bool:
         """Let the grammar mask these tokens; say whether the choice can be made among them."""
         candidates.fill(row, ids)
         candidates.apply(self._grammar)
+        if self._chain is None:
+            return candidates.best()[1] > _MASKED
+        sampling = self._sampling
         return constraint.enough(
-            candidates.allowed(),
-            least,
-            top_k=self._sampling.top_k,
-            min_p=self._sampling.min_p,
-            greedy=self._greedy and not self._dry,
-            mirostat=self._sampling.mirostat,
+            candidates.allowed(), least, top_k=sampling.top_k, min_p=sampling.min_p, mirostat=sampling.mirostat
         )
 
     def _narrow(self, row: Row, candidates: Candidates) -> bool:
@@ -297,7 +281,7 @@ def logprob(model: Model, count: int, row: Row, token: int) -> TokenLogprob:
     return TokenLogprob(token, model.piece(token, special=True), float(row[token]) - total, top)
 
 
-def _bias(sampling: Sampling) -> tuple[npt.NDArray[np.intp], Row] | None:
+def _bias(sampling: Sampling) -> tuple[Ids, Row] | None:
     if not sampling.logit_bias:
         return None
     ids = np.array(list(sampling.logit_bias), np.intp)

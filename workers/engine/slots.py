@@ -98,7 +98,8 @@ class Slots:
             if not task.written:
                 task.cached = shared
         task.computed = shared
-        task.work = Work(task.id, sequence, task.rank, task.order, len(task.tokens) - shared, task.written > 0)
+        left, writing = len(task.tokens) - shared, task.written > 0
+        task.work = Work(task.id, sequence, task.rank, task.order, left, writing, task.watched)
         self.running[sequence] = task
         if self._options.shares:
             self.index.insert(sequence, tuple(task.tokens), shared)

@@ -22,7 +22,7 @@ from app.inference import answers
 from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import calls
-from workers.engine.batch import Work
+from workers.engine.batch import INTERACTIVE, Work
 from workers.engine.calls import Style, Watch
 from workers.engine.grammars import Form
 from workers.engine.lazy import Lazy
@@ -87,6 +87,11 @@ class Task:
     def progress(self) -> int:
         """Tokens computed and written."""
         return self.computed + self.written
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody waits for each token: whoever reads along, and every interactive asker."""
+        return self._on_text is not None or self.rank == INTERACTIVE
 
     def show(self, text: str) -> None:
         """Hand a piece of text to the reader. A reader that fails harms nobody else."""

@@ -19,7 +19,7 @@ from app.kernel.database import Database, Work
 from app.kernel.errors import ArrieroError, IdempotencyKeyReused, InvalidInput, NotFound, Problem, Unavailable
 from app.workflows import inputs as run_inputs
 from app.workflows import registry
-from app.workflows.change import as_json
+from app.workflows.payloads import as_json
 from app.workflows.schedules import check, inputs, store, timetable
 from app.workflows.schedules.overlap import FireState, Going, settle
 from app.workflows.schedules.schedule import Schedule

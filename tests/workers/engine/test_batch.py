@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.inference.requests import GenerateRequest, PriorityClass
 from workers.engine import batch
 from workers.engine.batch import Admit, Candidate, Park, Room, Victim, Work
+from workers.engine.tasks import OnText, Task
 
 INTERACTIVE, STANDARD, BATCH = 0, 1, 2
 
@@ -19,6 +22,7 @@ works = st.lists(
         order=st.integers(0, 100),
         left=st.integers(1, 400),
         writing=st.booleans(),
+        watched=st.booleans(),
         waited=st.integers(0, 100),
     ),
     min_size=1,
@@ -44,10 +48,33 @@ def test_a_decode_holds_every_text_and_no_more_than_it_may(found: list[Work], si
     writing = {work.id for work in found if work.writing and work.left == 1}
     assert writing <= {piece.work.id for piece in pieces}
     prompts = sum(piece.count for piece in pieces if piece.work.id not in writing)
-    if any(work.id in writing and work.rank < BATCH for work in found):
+    if any(work.id in writing and work.watched for work in found):
         assert prompts <= budget
     elif len(writing) < len(found):
         assert prompts == min(size - len(writing), sum(work.left for work in found if work.id not in writing))
+
+
+def test_prompts_are_held_back_only_for_texts_that_somebody_watches() -> None:
+    text, prompt = Work(1, 0, STANDARD, 1, 1, writing=True), Work(2, 1, STANDARD, 2, 400)
+    assert [piece.count for piece in batch.plan_decode([text, prompt], 512, 80)] == [1, 400]
+    text.watched = True
+    assert [piece.count for piece in batch.plan_decode([text, prompt], 512, 80)] == [1, 80]
+
+
+@pytest.mark.parametrize(
+    ("priority", "reader", "watched"),
+    [
+        (PriorityClass.INTERACTIVE, None, True),
+        (PriorityClass.STANDARD, None, False),
+        (PriorityClass.STANDARD, print, True),
+        (PriorityClass.BATCH, None, False),
+    ],
+)
+def test_who_reads_along_and_every_interactive_asker_watches(
+    priority: PriorityClass, reader: OnText | None, watched: bool
+) -> None:
+    request = GenerateRequest(prompt="a", priority=priority)
+    assert Task(1, request, (1,), (), None, 1, None, reader).watched == watched
 
 
 def test_the_best_class_is_computed_first_unless_another_starved() -> None:

@@ -155,6 +155,7 @@ class Histories(RuleBasedStateMachine):
             slots=3,
             context=256,
             batch=32,
+            kept=3,
             park_bytes=90,
             park_progress=2,
             layout=KvLayout.STREAMS if self.streams else KvLayout.UNIFIED,
@@ -176,6 +177,10 @@ class Histories(RuleBasedStateMachine):
         if len(prompt) + most > self.loop.context.n_sequence:
             return
         task = Task(len(self.tasks) + 1, request, prompt, (), None, 0, None, None)
+        if self.loop.broken is not None:
+            with pytest.raises(StepFailure, match="given up"):
+                self.loop.submit([task])
+            return
         self.tasks.append(task)
         self.loop.submit([task])
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -20,6 +24,7 @@ from app.kernel.errors import (
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions, KvLayout, Lora
 
+ROOT = Path(__file__).parents[3]
 MakeEngine = Callable[..., LlamaEngine]
 
 
@@ -65,6 +70,39 @@ def test_too_little_memory_is_said_with_figures(make: MakeEngine) -> None:
     assert caught.value.needed > caught.value.free
 
 
+@pytest.mark.parametrize("options", [{"mmap": False}, {"mlock": True}])
+def test_weights_that_must_lie_in_memory_and_do_not_fit(
+    make: MakeEngine, tiny_llama: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    path = tmp_path / "huge.gguf"
+    shutil.copyfile(tiny_llama, path)
+    os.truncate(path, 2**40)  # a hole: nothing is written
+    with pytest.raises(MemoryNotEnough, match=r"huge\.gguf kept in memory needs 1,048,576 MiB; [\d,]+ MiB are free"):
+        make(path, **options)
+
+
+def test_memory_that_llama_cpp_does_not_get_is_said_with_figures(tiny_llama: Path) -> None:
+    """The process may have no more address space: llama.cpp's own allocation fails, not our reckoning."""
+    program = f"""
+import resource, sys
+from pathlib import Path
+import psutil
+from app.kernel.errors import MemoryNotEnough
+from workers.engine.engine import LlamaEngine
+from workers.engine.options import EngineOptions
+limit = psutil.Process().memory_info().vms + 200 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    LlamaEngine(Path({str(tiny_llama)!r}), EngineOptions(slots=1, threads=1, context=2**21))
+except MemoryNotEnough as error:
+    assert error.needed is not None and error.free is not None, error
+    sys.exit(0 if error.needed > 2**28 and "MiB are free" in str(error) else str(error))
+sys.exit("it was loaded")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_adapter_that_is_none(make: MakeEngine, model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileMissing):
         make(loras=(Lora(name="style", path=tmp_path / "no.gguf"),))
@@ -88,8 +126,7 @@ def test_options_that_would_end_the_process_are_refused() -> None:
         {"kv_type_k": "q9"},
         {"kv_type_v": "q8_0", "flash_attention": False},
         {"kv_type_v": "q8_0", "reproducible": True},
-        {"context": 100},
-        {"context": 256, "slots": 64, "batch": 64, "layout": KvLayout.STREAMS},
+        {"context": 0},
     ):
         with pytest.raises(ValidationError):
             EngineOptions(**wrong)  # type: ignore[arg-type]
@@ -100,6 +137,24 @@ def test_every_cache_type_of_the_catalogue_has_its_number() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "streams"),
+    [
+        ({"slots": 8, "context": 2**16}, False),
+        ({"slots": 16, "context": 2**14}, True),
+        ({"slots": 32, "context": 8192}, False),
+        ({"slots": 32, "context": 2**16, "kept": 4}, False),
+        ({"slots": 32, "context": 2**16, "layout": KvLayout.UNIFIED}, False),
+        ({"slots": 2, "layout": KvLayout.STREAMS}, True),
+        ({"slots": 2, "layout": KvLayout.UNIFIED, "reproducible": True}, True),
+    ],
+)
+def test_many_slots_get_buffers_of_their_own_where_each_holds_a_request(
+    options: dict[str, object], streams: bool
+) -> None:
+    assert EngineOptions(**options).streams == streams  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"kv_type_k": "q8_0", "kv_type_v": "q8_0"},
@@ -107,6 +162,7 @@ def test_every_cache_type_of_the_catalogue_has_its_number() -> None:
         {"mmap": False, "ubatch": 16, "batch": 32},
         {"slots": 128, "context": 4096, "batch": 128},
         {"context": 1000, "slots": 3},
+        {"context": 64, "slots": 4, "layout": KvLayout.STREAMS},
     ],
 )
 def test_unusual_options_serve(make: MakeEngine, options: dict[str, object]) -> None:

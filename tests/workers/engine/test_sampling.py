@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inference.requests import GenerateRequest, Message, Sampling
+from workers.engine.best import Best
 from workers.engine.constraint import Alphabet
 from workers.engine.engine import LlamaEngine
-from workers.engine.rows import Close
 from workers.engine.sampling import Candidates, Chooser
 
 
@@ -67,7 +67,7 @@ def test_penalties_are_those_of_llama_cpp(
     rows.candidates.fill(row)
     rows.candidates.apply(theirs)
     found = np.empty_like(row)
-    found[rows.candidates._data["id"]] = rows.candidates._data["logit"]
+    found[rows.candidates._ids] = rows.candidates._logits
     api.llama_sampler_free(theirs)
     np.testing.assert_allclose(ours, found, rtol=1e-5, atol=1e-5)
 
@@ -80,7 +80,7 @@ def test_a_nucleus_without_top_k_is_narrowed_without_changing_it(rows: Rows) -> 
     probabilities = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
     order = np.argsort(-row)
     nucleus = set(order[: int(np.searchsorted(np.cumsum(probabilities[order]), 0.9)) + 1].tolist())
-    drawn = Counter(chooser.choose(row.copy(), None, 0, rows.candidates) for _ in range(300))
+    drawn = Counter(chooser.choose(row.copy(), rows.candidates) for _ in range(300))
     assert set(drawn) <= nucleus
     best = int(order[0])
     assert abs(drawn[best] / 300 - probabilities[best] / 0.9) < 0.1
@@ -90,18 +90,39 @@ def test_a_nucleus_without_top_k_is_narrowed_without_changing_it(rows: Rows) -> 
 
 def test_choosing_for_many_rows_at_once_draws_the_same_tokens(rows: Rows) -> None:
     logits = np.random.default_rng(1).standard_normal((6, rows.n)).astype(np.float32) * 4
-    close = Close(logits, 10.0)
+    best = Best(logits, 40)
     for number in range(6):
-        ids = close.of(number)
-        assert set(np.argsort(-logits[number])[: min(40, len(ids))].tolist()) <= set(ids.tolist())
-        if len(ids) < 40:
-            continue
         for seed in range(20):
-            ours = rows.chooser(Sampling(), seed=seed).choose_among(logits[number], ids, rows.candidates)
-            whole = rows.chooser(Sampling(), seed=seed)
-            rows.candidates.fill(logits[number])
-            rows.candidates.apply(whole._chain)
-            assert ours == rows.candidates.chosen()[0]
+            narrowed, whole = rows.chooser(Sampling(), seed=seed), rows.chooser(Sampling(), seed=seed)
+            ours = narrowed.choose(logits[number], rows.candidates, near=best.of(number))
+            assert ours == whole.choose(logits[number], rows.candidates)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_best_of_each_row_are_found_and_nothing_better_is_left_out(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 256))
+    width = data.draw(st.integers(count, 6000))
+    kind = data.draw(st.sampled_from(["spread", "sorted", "few values", "barred"]))
+    logits = np.random.default_rng(width).standard_normal((data.draw(st.integers(1, 3)), width)).astype(np.float32)
+    if kind == "sorted":
+        logits.sort(axis=1)
+    elif kind == "few values":
+        logits = np.round(logits)
+    elif kind == "barred":
+        logits[:, count // 2 :] = -np.inf
+    best = Best(logits, count)
+    for number, row in enumerate(logits):
+        ids = best.of(number)
+        assert len(ids) >= count
+        assert (np.diff(ids) > 0).all()
+        assert np.delete(row, ids).max(initial=-np.inf) <= row[ids].min()
+        assert kind == "barred" or np.delete(row, ids).max(initial=-np.inf) < np.partition(row, -count)[-count]
+
+
+def test_rows_without_numbers_are_left_to_the_samplers(rows: Rows) -> None:
+    logits = np.full((2, rows.n), np.nan, np.float32)
+    assert not len(Best(logits, 40).of(0))
 
 
 def test_a_bias_forbids_and_forces(shared: LlamaEngine) -> None:
