@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from app.kernel import ids
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, PayloadTooLarge
 from app.workflows import check, expiry, payloads, registry, steering, unused, views
@@ -363,6 +364,7 @@ def test_a_run_whose_output_is_too_long_fails_with_its_steps_done(hands: Hands) 
 def test_one_turn_of_the_job_removes_all_that_is_over(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expiry, "_RUNS", 2)
     monkeypatch.setattr(expiry, "_SHARED", 2)
+    monkeypatch.setattr(ids, "chance", lambda: 0.5)
     for n in range(5):
         hands.submit(GIVE.replace("prompt: hi", f"prompt: hi {n}"), v=f"{LONG}{n}")
     steering.cancel_all(hands.runs, steering.Filter())
