@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 import yaml
@@ -80,7 +81,7 @@ def run(
     with connected(settings_of(context)) as client:
         more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline}
         submitted = _submit(client, flow, inputs, input_file, key, more)
-        final = _watch(client, submitted["id"], quiet=as_json)
+        final = _whole(client, _watch(client, submitted["id"], quiet=as_json))
     if as_json:
         print_json(final)
     else:
@@ -143,7 +144,7 @@ def list_runs(
 def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
     """Show a run: its steps, their attempts, times, tokens and outputs, and the story of a failure."""
     with connected(settings_of(context)) as client:
-        found = client.get(f"/v1/runs/{run_id}")
+        found = _whole(client, client.get(f"/v1/runs/{run_id}"))
     if as_json:
         print_json(found)
         return
@@ -156,12 +157,26 @@ def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None
 def watch(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
     """Watch a run until it ends. Exits with 1 when it fails or is cancelled."""
     with connected(settings_of(context)) as client:
-        final = _watch(client, run_id, quiet=as_json)
+        final = _whole(client, _watch(client, run_id, quiet=as_json))
     if as_json:
         print_json(final)
     else:
         _print_result(final)
     _exit_by(final)
+
+
+@app.command()
+def output(
+    context: typer.Context,
+    run_id: RunId,
+    step: Annotated[
+        str | None, typer.Option("--step", metavar="STEP", help="That of a step, or of an item of a map: 'read[12]'.")
+    ] = None,
+) -> None:
+    """Print the output of a run as JSON, however long it is."""
+    of = f"/v1/runs/{run_id}" if step is None else f"/v1/runs/{run_id}/steps/{quote(step, safe='')}"
+    with connected(settings_of(context)) as client:
+        print_json(client.get(f"{of}/output"))
 
 
 @app.command()
@@ -264,6 +279,14 @@ def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
             time.sleep(_PAUSE)
             found = client.get(f"/v1/runs/{run_id}")
             live.update(drawn(found))
+    return found
+
+
+def _whole(client: Client, found: dict[str, Any]) -> dict[str, Any]:
+    """A run with its output, which is fetched by itself where it was too long to come along."""
+    shown = found["output"]
+    if isinstance(shown, dict) and set(shown) == {"$payload"}:
+        return found | {"output": client.get(shown["$payload"]["href"])}
     return found
 
 
