@@ -241,7 +241,7 @@ def test_a_text_that_is_too_long_for_a_model_goes_to_another(workers: Workers) -
     assert "total_timeout" in workers.work(run_id).error["message"]
 
 
-NIGHT: dict[str, Any] = source.read((EXAMPLES / "nightly/2026-11-20.json").read_text()).data
+NIGHT: dict[str, Any] = source.read((EXAMPLES / "nightly/2026-11-20.yaml").read_text()).data
 
 
 def test_a_night_is_judged_counted_and_told(workers: Workers, ear: Ear) -> None:
