@@ -76,6 +76,7 @@ def test_nothing_but_data_can_be_reached(template: str) -> None:
         "{{ 'x' * 1000000000 }}",
         "{{ 9 ** 99999999 }}",
         "{{ '%09999999999d' % 7 }}",
+        "{{ [1] | tojson(999999999) }}",
         "{% for a in inputs.name * 99999 %}{% endfor %}",
     ],
 )

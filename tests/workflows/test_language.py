@@ -465,6 +465,8 @@ def test_retries_look_at_the_error(hands: Hands) -> None:
     assert attempts("on: [timeout]", "timeout") == 3
     assert attempts("on: [timeout]", "engine_error") == 1
     assert attempts("non_retryable: [timeout]", "timeout") == 1
+    assert attempts("on: [http_4xx]", "http_4xx") == 3, "what is asked for counts more than the default"
+    assert attempts("on: [timeout, http_4xx], non_retryable: [http_4xx]", "http_4xx") == 1
     assert attempts("""when: 'error.message.contains("again")'""", "timeout", "try again") == 3
     assert attempts("""when: 'error.message.contains("again")'""", "timeout", "never") == 1
     assert attempts("when: error.attempt < 2", "timeout") == 2
