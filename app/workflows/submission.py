@@ -149,7 +149,7 @@ def prepare(
         as_json(definition.document()),
         run,
         text_given,
-        _steps(run_id, definition, priority, rank),
+        _steps(definition),
         limits,
     )
 
@@ -172,7 +172,7 @@ def write(work: Work, prepared: Prepared) -> tuple[Accepted | None, list[UUID]]:
     if not store.insert_run(work, {**run, **given.columns("inputs"), "state": state}):
         assert run["key"] is not None
         return _earlier(work, run["key"], run["request"]), []
-    store.insert_steps(work, prepared.steps)
+    store.insert_steps(work, prepared.id, run["priority"], run["rank"], prepared.steps)
     return None, to_cancel
 
 
@@ -213,7 +213,7 @@ def _state(work: Work, prepared: Prepared) -> tuple[RunState, list[UUID]]:
             return (RunState.BLOCKED if surplus else RunState.QUEUED), [*blocked, *surplus]
 
 
-def _steps(run_id: UUID, definition: Definition, priority: str, rank: int) -> list[dict[str, Any]]:
+def _steps(definition: Definition) -> list[dict[str, Any]]:
     graph = Graph(definition)
     rows = []
     for position, step in enumerate(definition.all_steps()):
@@ -221,14 +221,11 @@ def _steps(run_id: UUID, definition: Definition, priority: str, rank: int) -> li
         rows.append(
             {
                 "id": ids.new_id(),
-                "run_id": run_id,
                 "key": step.id,
                 "position": position,
                 "kind": step.kind,
                 "model": models[0] if models else None,
                 "queue": queue_of(models),
-                "priority": priority,
-                "rank": rank,
             }
         )
     return rows

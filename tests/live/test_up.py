@@ -149,7 +149,7 @@ def test_models_and_workers_are_seen(live: Live) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (("run", "nothing"), 3, "there are: support-triage"),
+        (("run", "nothing"), 3, "there are: document-digest, extraction"),
         (("run", "support-triage"), 2, "inputs.message: this input is missing"),
         (("run", "support-triage", "-i", "mesage=x"), 2, "the workflow has no such input"),
         (("run", "support-triage", "-i", "message"), 2, "NAME=VALUE"),

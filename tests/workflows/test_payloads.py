@@ -222,6 +222,27 @@ def test_who_comes_while_it_is_removed_stores_it_anew(hands: Hands) -> None:
     assert hands.run(submitted[0]).inputs == {"v": LONG}
 
 
+def test_who_referred_to_it_at_the_last_moment_keeps_it(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between what the remover saw and the locks that it then had, a run was submitted."""
+    database = hands.runs.database
+    with database.work() as work:
+        payloads.put(work, [as_json({"v": LONG})])
+    look, lock, delete = unused._statements("payload")
+    gate = "AND (SELECT CAST(pg_advisory_xact_lock(42) AS text)) IS NOT NULL ORDER BY"
+    slow = (look, text(lock.text.replace("ORDER BY", gate)), delete)
+    monkeypatch.setattr(unused, "_statements", lambda _: slow)
+    removed: list[int] = []
+    remover = threading.Thread(target=lambda: removed.append(expiry.remove_payloads(database)))
+    with database.work() as work:
+        work.run(text("SELECT pg_advisory_xact_lock(42)"))
+        remover.start()
+        wait_until_blocked(database, remover)
+        run_id = hands.submit(GIVE, v=LONG)
+    remover.join()
+
+    assert (removed, hands.run(run_id).inputs) == ([0], {"v": LONG})
+
+
 def wait_until_blocked(database: Database, thread: threading.Thread) -> None:
     while True:
         assert thread.is_alive()
