@@ -523,6 +523,22 @@ def test_the_time_for_a_whole_step_ends_its_retries(hands: Hands) -> None:
     assert "total_timeout" in hands.run(run_id).error["message"]
 
 
+def test_the_time_for_a_whole_map_stops_its_items_and_is_the_reason(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow("\n  - {id: each, kind: map, over: '[1, 2]', total_timeout: 1h, step: {kind: generate, prompt: hi}}")
+    )
+    hands.do(hands.claim("each"), {})
+    held = hands.claim("each[0]")
+    hands.pass_time(hours=2)
+    hands.sweep()
+    assert hands.states(run_id) == {"each": "cancelling"}
+    hands.do(held, {"each": failure("cancelled")})
+    hands.work()
+
+    assert (hands.run(run_id).state, hands.states(run_id)["each"]) == ("failed", "cancelled")
+    assert "total_timeout" in hands.run(run_id).error["message"]
+
+
 def test_a_deadline_ends_the_run_as_failed(hands: Hands) -> None:
     run_id = hands.submit(
         flow(
