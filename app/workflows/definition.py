@@ -60,7 +60,7 @@ class Concurrency(Part):
 
 
 class Deduplicate(Part):
-    """Submissions with the same key within a window give the same run."""
+    """Submissions with the same key within a window give the same run. Calls by workflows and forks do not count."""
 
     #: A template over the inputs.
     key: Template

@@ -375,6 +375,8 @@ class WaitStep(StepPart, Work):
     """Waits: for some time, until an instant, for an event, or for a person's approval."""
 
     kind: Literal["wait"]
+    #: Once by itself: what was waited for in vain is not waited for again.
+    retry: Retry = Retry(max_attempts=1)
     for_: Duration | None = Field(default=None, alias="for")
     #: Gives an instant as text: `2026-11-21T09:00:00Z`.
     until: Expression | None = None

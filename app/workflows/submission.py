@@ -123,6 +123,8 @@ def prepare(
     kept = asked.retention if asked.retention is not None else definition.retention
     request = _hash([sha256, asked.version, given, priority, rank, labels])
     concurrency, once = definition.concurrency, definition.deduplicate
+    # A run that was called answers its caller, and a fork is wanted beside the run that was.
+    from_outside = parent_step_id is None and forked_from is None
     run = {
         "id": run_id,
         "workflow": definition.workflow,
@@ -134,7 +136,7 @@ def prepare(
         "key": asked.idempotency_key,
         "request": request if asked.idempotency_key else None,
         "concurrency_key": _key(definition, concurrency.key, "concurrency.key", given) if concurrency else None,
-        "dedup_key": _key(definition, once.key, "deduplicate.key", given) if once and forked_from is None else None,
+        "dedup_key": _key(definition, once.key, "deduplicate.key", given) if once and from_outside else None,
         "parent_step_id": parent_step_id,
         "depth": depth,
         "forked_from": forked_from,
