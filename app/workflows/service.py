@@ -342,9 +342,10 @@ class Runs:
             return
         definition = change.graph.steps[step.key.partition("[")[0]]
         assert isinstance(definition, MapStep)
-        before = items.fan_of(change.rows[step.key])
+        row = change.rows[step.key]
+        before, begun = items.fan_of(row), row.state != StepState.PENDING
         missed = step.state is StepState.FAILED or (step.state is StepState.CANCELLED and not before.stopping)
-        fan = fan_out.item_ended(before, failed=missed, collect=definition.on_error == "collect")
+        fan = fan_out.item_ended(before, failed=missed, collect=definition.on_error == "collect", begun=begun)
         if fan.stopping and not before.stopping:
             items.keep(work, parent_id, fan)
             fan = stop_items(work, parent_id, self) or fan

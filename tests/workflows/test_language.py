@@ -253,6 +253,15 @@ def test_a_cancel_of_a_map_waits_for_the_holders_of_its_items(hands: Hands) -> N
     assert hands.ready() == []
 
 
+def test_an_item_can_be_cancelled_before_it_begins(hands: Hands) -> None:
+    run_id = hands.submit(mapped(1, "collect"), items=[1, 2, 3])
+    hands.do(hands.claim("each"), {})
+    assert steering.cancel_step(hands.runs, run_id, "each[1]") == "cancelled"
+    hands.work(each="ok")
+
+    assert hands.run(run_id).output == {"end": {"each": ["ok", None, "ok"]}}
+
+
 def test_a_cancelled_item_counts_as_one_that_failed(hands: Hands) -> None:
     run_id = hands.submit(mapped(2, "collect"), items=[1, 2])
     hands.do(hands.claim("each"), {})
