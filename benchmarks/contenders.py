@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psutil
 import psycopg
@@ -36,8 +36,8 @@ from app.workflows.service import Runs
 from app.workflows.submission import Submission
 from benchmarks import celery_peer
 
-#: Seconds after which a turn has failed.
-DEADLINE = 20.0
+#: Seconds after which a turn has failed: at all, and for each of its steps.
+DEADLINE, PATIENCE = 20.0, 0.05
 
 _REPOSITORY = Path(__file__).parent.parent
 
@@ -83,8 +83,10 @@ class Burst:
 class Contender(ABC):
     """One of those who run the graphs. `start` before use, `stop` after."""
 
-    def __init__(self, site: Site, name: str, database: int) -> None:
+    def __init__(self, site: Site, name: str, database: int, *, stamped: bool) -> None:
         self.site, self.name, self._database = site, name, database
+        #: Where its workers write down when each step began and ended.
+        self.stamps = site.directory / f"{name}.stamps".replace(" ", "-").replace(",", "") if stamped else None
         self._children: list[Child] = []
         self.url = site.broker_url(database)
 
@@ -144,6 +146,10 @@ class Contender(ABC):
         """Fans of one noop, `width` noops that need it, and a join; side by side."""
 
     @abstractmethod
+    def mapped(self, items: int) -> Burst:
+        """A noop for each of so many items, and a join of all."""
+
+    @abstractmethod
     def singles(self, count: int) -> list[float]:
         """Noops one after another: seconds of each, from before its submission until its end is seen."""
 
@@ -151,10 +157,15 @@ class Contender(ABC):
 class Arriero(Contender):
     """Arriero: runs in Postgres, steps by control workers."""
 
-    def __init__(self, site: Site, name: str, database: int, *, by_message: bool = False) -> None:
-        super().__init__(site, name, database)
-        self.program = ("benchmarks.control_by_message" if by_message else "workers.programs",)
-        self.program += ("{name}",) if by_message else ("control", "{name}")
+    def __init__(
+        self, site: Site, name: str, database: int, *, by_message: bool = False, stamped: bool = False
+    ) -> None:
+        super().__init__(site, name, database, stamped=stamped)
+        self.program = ("workers.programs", "control", "{name}")
+        if by_message or stamped:
+            self.program = ("benchmarks.control", "{name}")
+            self.program += ("--by-message",) if by_message else ()
+            self.program += ("--stamps", str(self.stamps)) if stamped else ()
         self.settings = _settings(site, self.url)
         self.told = {
             "worker": "python -m " + " ".join(self.program),
@@ -163,7 +174,7 @@ class Arriero(Contender):
             "acknowledged": "at once",
             "prefetch": "none",
             "pool": "workers.wake",
-            "events": True,
+            "events": "while Flower watches",
             "log level": self.settings.log.level,
             "a message for": "every step" if by_message else "every step, but a short one that follows is done at once",
         }
@@ -186,10 +197,13 @@ class Arriero(Contender):
         self._database_of_runs.close()
 
     def chains(self, count: int, length: int) -> Burst:
-        return self._burst(_chain(length), count)
+        return self._burst(_chain(length), count, count * length)
 
     def fans(self, count: int, width: int) -> Burst:
-        return self._burst(_fan(width), count)
+        return self._burst(_fan(width), count, count * (width + 2))
+
+    def mapped(self, items: int) -> Burst:
+        return self._burst(_MAPPED, 1, items, {"list": list(range(items))})
 
     def singles(self, count: int) -> list[float]:
         definition = _chain(1)
@@ -198,19 +212,19 @@ class Arriero(Contender):
     def _single(self, definition: Definition) -> float:
         began = time.perf_counter()
         run_id = self._runs.submit(Submission(definition, {})).id
-        self._await([run_id], pause=0.0002)
+        self._await([run_id], 1, pause=0.0002)
         return time.perf_counter() - began
 
-    def _burst(self, definition: Definition, count: int) -> Burst:
+    def _burst(self, definition: Definition, count: int, steps: int, inputs: Mapping[str, Any] | None = None) -> Burst:
         began = time.perf_counter()
-        run_ids = [self._runs.submit(Submission(definition, {})).id for _ in range(count)]
+        run_ids = [self._runs.submit(Submission(definition, inputs or {})).id for _ in range(count)]
         submitted = time.perf_counter()
-        self._await(run_ids, pause=0.005)
+        self._await(run_ids, steps, pause=0.005)
         return Burst(submitted - began, time.perf_counter() - began)
 
-    def _await(self, run_ids: list[UUID], pause: float) -> None:
+    def _await(self, run_ids: list[UUID], steps: int, pause: float) -> None:
         statement = "SELECT count(*) FROM run WHERE id = ANY(%s) AND state = 'succeeded'"
-        limit = time.monotonic() + DEADLINE
+        limit = time.monotonic() + DEADLINE + steps * PATIENCE
         while True:
             row = self._watch.execute(statement, (run_ids,)).fetchone()
             assert row is not None
@@ -224,15 +238,17 @@ class Arriero(Contender):
 class PlainCelery(Contender):
     """Plain Celery on the same broker: its own chain and chord."""
 
-    def __init__(self, site: Site, name: str, database: int, *, settings: str, pool: str) -> None:
-        super().__init__(site, name, database)
+    def __init__(
+        self, site: Site, name: str, database: int, *, settings: str, pool: str, stamped: bool = False
+    ) -> None:
+        super().__init__(site, name, database, stamped=stamped)
         same = settings == "same"
         #: Prefork has processes in the place of threads; Celery makes one for each core.
         concurrency = (os.cpu_count() or 1) if pool == "prefork" else site.threads
         self.program = ("celery", "-A", "benchmarks.celery_peer", "worker", "-n", "{name}@%h")
         self.program += ("-P", "custom" if same else pool, "-c", str(concurrency))
         if same:
-            self.program += ("-Q", f"{broker.CONTROL_QUEUE},{broker.IO_QUEUE}", "-E")
+            self.program += ("-Q", f"{broker.CONTROL_QUEUE},{broker.IO_QUEUE}")
         self.program += ("--without-mingle", "--without-gossip")
         self._settings = settings
         self.told = {
@@ -242,7 +258,7 @@ class PlainCelery(Contender):
             "acknowledged": "at once",
             "prefetch": "none" if same else "4 for each thread",
             "pool": "workers.wake" if same else pool,
-            "events": same,
+            "events": False,
             "log level": "warning",
             "results": "kept where somebody waits for them, in Valkey",
         }
@@ -255,6 +271,7 @@ class PlainCelery(Contender):
         return inherited | {
             celery_peer.URL_VARIABLE: self.url,
             celery_peer.SETTINGS_VARIABLE: self._settings,
+            celery_peer.STAMPS_VARIABLE: str(self.stamps or ""),
             "CELERY_CUSTOM_WORKER_POOL": "workers.wake:TaskPool",
             "PYTHONPATH": str(_REPOSITORY),
         }
@@ -267,36 +284,49 @@ class PlainCelery(Contender):
         self._application.close()
 
     def chains(self, count: int, length: int) -> Burst:
-        if length == 1:
-            return self._burst([self._kept.si() for _ in range(count)])
-        return self._burst([chain(*[self._noop.si()] * (length - 1), self._kept.si()) for _ in range(count)])
+        def one(run: str) -> Any:
+            tasks = [*[self._noop] * (length - 1), self._kept]
+            parts = [task.si(*self._labels(run, f"s{n}")) for n, task in enumerate(tasks)]
+            return chain(*parts) if length > 1 else parts[0]
+
+        return self._burst([one(uuid4().hex) for _ in range(count)], count * length)
 
     def fans(self, count: int, width: int) -> Burst:
         header = [self._kept.si()] * width
-        return self._burst([chain(self._noop.si(), chord(header, self._join.s())) for _ in range(count)])
+        fans = [chain(self._noop.si(), chord(header, self._join.s())) for _ in range(count)]
+        return self._burst(fans, count * (width + 2))
+
+    def mapped(self, items: int) -> Burst:
+        run = uuid4().hex
+        header = [self._kept.si(*self._labels(run, f"m[{n}]")) for n in range(items)]
+        return self._burst([chord(header, self._join.s(*self._labels(run, "all")))], items)
+
+    def _labels(self, run: str, key: str) -> list[str]:
+        return [f"{run}/{key}"] if self.stamps else []
 
     def singles(self, count: int) -> list[float]:
         return [self._single() for _ in range(count)]
 
     def _single(self) -> float:
         began = time.perf_counter()
-        self._await(self._kept.delay())
+        self._await(self._kept.delay(), 1)
         return time.perf_counter() - began
 
-    def _burst(self, signatures: Sequence[Any]) -> Burst:
+    def _burst(self, signatures: Sequence[Any], steps: int) -> Burst:
         began = time.perf_counter()
         results = [signature.apply_async() for signature in signatures]
         submitted = time.perf_counter()
         for result in results:
-            self._await(result)
+            self._await(result, steps)
         return Burst(submitted - began, time.perf_counter() - began)
 
-    def _await(self, result: AsyncResult[Any]) -> None:
+    def _await(self, result: AsyncResult[Any], steps: int) -> None:
+        limit = DEADLINE + steps * PATIENCE
         try:
-            result.get(timeout=DEADLINE)
+            result.get(timeout=limit)
         except TimeoutError:
             state = self._application.backend.get_state(result.id)
-            raise Unheard(f"{self.name}: no word of a result in {DEADLINE:g} s; its state is {state}") from None
+            raise Unheard(f"{self.name}: no word of a result in {limit:g} s; its state is {state}") from None
 
 
 def cpu_of(pid: int) -> float:
@@ -338,3 +368,13 @@ def _fan(width: int) -> Definition:
     return check.parse(
         "\n".join([f"workflow: fan-of-{width}", "steps:", *steps, f"  - {{id: all, kind: join, needs: {keys}}}"])
     )
+
+
+_MAPPED = check.parse("""
+workflow: mapped
+inputs:
+  list: {type: array}
+steps:
+  - {id: m, kind: map, over: inputs.list, step: {kind: noop}}
+  - {id: all, kind: join, needs: [m]}
+""")

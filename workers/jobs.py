@@ -12,7 +12,7 @@ from app.fleet import reconcile
 from app.fleet.reconcile import DEFRAGMENT, RECONCILE
 from app.fleet.turn import Terms
 from app.inference import demand
-from app.kernel import log
+from app.kernel import ids, log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
@@ -61,8 +61,8 @@ def run_expire(runtime: Runtime) -> None:
     try:
         removed = {
             "runs": expiry.remove_runs(database, _in_time()),
-            "definitions": expiry.remove_definitions(database, _in_time()),
-            "payloads": expiry.remove_payloads(database, _in_time()),
+            "definitions": expiry.remove_definitions(database, _in_time(), ids.chance()),
+            "payloads": expiry.remove_payloads(database, _in_time(), ids.chance()),
         }
     except DatabaseUnreachable as error:
         _log.warning("expire_postponed", error=str(error))

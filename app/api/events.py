@@ -91,7 +91,7 @@ def history(
     return HistoryOut(events=found, next_after=found[-1].id if len(rows) > limit else None)
 
 
-@router.post("", status_code=202, summary="Tell a run", responses=problems.documented(404, 409, 422))
+@router.post("", status_code=202, summary="Tell a run", responses=problems.documented(404, 409, 413, 422))
 def tell(
     run_id: UUID,
     event: EventIn,

@@ -101,7 +101,9 @@ def retry(run_id: UUID, services: Use) -> RunStateOut:
     return RunStateOut(id=run_id, state=steering.retry(services.runs, run_id))
 
 
-@router.post("/v1/runs/{run_id}/fork", status_code=202, summary="Fork", responses=problems.documented(404, 409, 422))
+@router.post(
+    "/v1/runs/{run_id}/fork", status_code=202, summary="Fork", responses=problems.documented(404, 409, 413, 422)
+)
 def fork(run_id: UUID, asked: ForkIn, services: Use, response: Response) -> RunOut:
     """Do a finished run anew from a step on, with other inputs if wanted. The steps before keep their outputs."""
     accepted = steering.fork(services.runs, run_id, asked.step, asked.inputs)

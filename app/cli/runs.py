@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
-import yaml
 from rich.live import Live
 
 from app.cli.client import Client, connected
@@ -26,11 +26,13 @@ from app.cli.output import (
     table,
 )
 from app.kernel import clock
-from app.kernel.errors import InvalidInput, NotFound, Problem
+from app.kernel.errors import InvalidDefinition, InvalidInput, NotFound, Problem
 from app.workflows import source
 from app.workflows.states import FINAL_RUNS, RunState
 
 app = typer.Typer(no_args_is_help=True, help="Runs: list, show, watch, steer.")
+#: Headings of the list of commands.
+LOOK, _STEER = "Look", "Steer"
 
 #: Seconds between two looks at a run.
 _PAUSE = 0.3
@@ -80,7 +82,7 @@ def run(
     with connected(settings_of(context)) as client:
         more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline}
         submitted = _submit(client, flow, inputs, input_file, key, more)
-        final = _watch(client, submitted["id"], quiet=as_json)
+        final = _whole(client, _watch(client, submitted["id"], quiet=as_json))
     if as_json:
         print_json(final)
     else:
@@ -109,7 +111,7 @@ def submit(
         typer.echo(submitted["id"])
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=LOOK)
 def list_runs(
     context: typer.Context,
     states: Annotated[
@@ -139,11 +141,11 @@ def list_runs(
         notes().print(f"more: arriero runs list --cursor {page['next_cursor']}", style="dim")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
     """Show a run: its steps, their attempts, times, tokens and outputs, and the story of a failure."""
     with connected(settings_of(context)) as client:
-        found = client.get(f"/v1/runs/{run_id}")
+        found = _whole(client, client.get(f"/v1/runs/{run_id}"))
     if as_json:
         print_json(found)
         return
@@ -152,11 +154,15 @@ def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None
     _print_result(found)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def watch(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
-    """Watch a run until it ends. Exits with 1 when it fails or is cancelled."""
+    """
+    Watch a run until it ends: at a terminal its graph is drawn as it changes.
+
+    Exits with 1 when it fails or is cancelled. Ctrl-C leaves the watching; the run goes on.
+    """
     with connected(settings_of(context)) as client:
-        final = _watch(client, run_id, quiet=as_json)
+        final = _whole(client, _watch(client, run_id, quiet=as_json))
     if as_json:
         print_json(final)
     else:
@@ -164,7 +170,21 @@ def watch(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> Non
     _exit_by(final)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
+def output(
+    context: typer.Context,
+    run_id: RunId,
+    step: Annotated[
+        str | None, typer.Option("--step", metavar="STEP", help="That of a step, or of an item of a map: 'read[12]'.")
+    ] = None,
+) -> None:
+    """Print the output of a run as JSON, however long it is."""
+    of = f"/v1/runs/{run_id}" if step is None else f"/v1/runs/{run_id}/steps/{quote(step, safe='')}"
+    with connected(settings_of(context)) as client:
+        print_json(client.get(f"{of}/output"))
+
+
+@app.command(rich_help_panel=_STEER)
 def cancel(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
     """Cancel a run. What runs stops at its next token; until then the run is cancelling."""
     with connected(settings_of(context)) as client:
@@ -245,8 +265,8 @@ def _input(pair: str, schemas: Mapping[str, Any]) -> tuple[str, Any]:
     if kind == "string" or (isinstance(kind, list) and "string" in kind):
         return name, text
     try:
-        return name, yaml.safe_load(text)
-    except yaml.YAMLError:
+        return name, source.read(text).data
+    except InvalidDefinition:
         return name, text
 
 
@@ -264,6 +284,14 @@ def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
             time.sleep(_PAUSE)
             found = client.get(f"/v1/runs/{run_id}")
             live.update(drawn(found))
+    return found
+
+
+def _whole(client: Client, found: dict[str, Any]) -> dict[str, Any]:
+    """A run with its output, which is fetched by itself where it was too long to come along."""
+    shown = found["output"]
+    if isinstance(shown, dict) and set(shown) == {"$payload"}:
+        return found | {"output": client.get(shown["$payload"]["href"])}
     return found
 
 

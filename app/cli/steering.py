@@ -10,13 +10,15 @@ import typer
 
 from app.cli.client import connected
 from app.cli.output import AsJson, console, notes, print_json, settings_of, shortened, state, table
-from app.cli.runs import RunId, inputs_of, labels_of
+from app.cli.runs import LOOK, RunId, inputs_of, labels_of
 from app.cli.runs import app as runs_app
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.states import RunState, StepState
 
 #: The commands of runs, to which these are added.
 app = runs_app
+#: Headings of their list.
+_STEER, _MANY = "Steer", "Many at a time"
 
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label. May be repeated.")
@@ -28,25 +30,25 @@ Before = Annotated[datetime | None, typer.Option(help="Only runs submitted befor
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
-@app.command()
+@app.command(rich_help_panel=_STEER)
 def pause(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
-    """Let nothing of a run begin. What runs goes on to its end."""
+    """Let nothing of a run begin. What runs goes on to its end, and waits go on."""
     _post(context, f"/v1/runs/{run_id}/pause", as_json, "{id} is paused")
 
 
-@app.command()
+@app.command(rich_help_panel=_STEER)
 def resume(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
     """Let a paused run go on."""
     _post(context, f"/v1/runs/{run_id}/resume", as_json, "{id} goes on")
 
 
-@app.command()
+@app.command(rich_help_panel=_STEER)
 def retry(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
-    """Do again what did not succeed. Outputs of what succeeded stay."""
+    """Do again what did not succeed in a run that failed or was cancelled. What succeeded stays as it is."""
     _post(context, f"/v1/runs/{run_id}/retry", as_json, "{id} is {state}")
 
 
-@app.command()
+@app.command(rich_help_panel=_STEER)
 def fork(
     context: typer.Context,
     run_id: RunId,
@@ -57,9 +59,16 @@ def fork(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Do a finished run anew from a step on, and print the id of the new run."""
+    """
+    Do a finished run anew from a step on, as a new run, and print its id.
+
+    The steps before keep their outputs. The run itself stays as it is.
+    """
     with connected(settings_of(context)) as client:
-        body = {"from": step, "inputs": inputs_of(inputs or (), {})}
+        before = client.get(f"/v1/runs/{run_id}")["inputs"]
+        # The run does not tell its schemas; what was a text stays one.
+        texts = {name: {"type": "string"} for name, value in before.items() if isinstance(value, str)}
+        body = {"from": step, "inputs": inputs_of(inputs or (), texts)}
         made = client.post(f"/v1/runs/{run_id}/fork", body)
     if as_json:
         print_json(made)
@@ -67,7 +76,7 @@ def fork(
         typer.echo(made["id"])
 
 
-@app.command("cancel-step")
+@app.command("cancel-step", rich_help_panel=_STEER)
 def cancel_step(
     context: typer.Context,
     run_id: RunId,
@@ -78,7 +87,7 @@ def cancel_step(
     _post(context, f"/v1/runs/{run_id}/steps/{step}/cancel", as_json, "{key} is {state}")
 
 
-@app.command()
+@app.command(rich_help_panel=_STEER)
 def tell(
     context: typer.Context,
     run_id: RunId,
@@ -87,7 +96,11 @@ def tell(
     key: Annotated[str | None, typer.Option("--key", help="The same key gives the same event, never a second.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a run an event that a step waits for."""
+    """
+    Give a run an event. It answers the step that waits for it, or the first one that will.
+
+    The payload must conform to the step's schema.
+    """
     try:
         value = json.loads(payload)
     except json.JSONDecodeError as error:
@@ -95,7 +108,7 @@ def tell(
     _tell(context, run_id, {"name": event, "payload": value}, key, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=_STEER)
 def approve(
     context: typer.Context,
     run_id: RunId,
@@ -105,13 +118,17 @@ def approve(
     by: Annotated[str | None, typer.Option(help="Who decides.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Approve what a run asks, or reject it."""
+    """
+    Approve what a run asks, or reject it.
+
+    `arriero runs watch` and `show` tell what is asked. It may be decided before it is asked.
+    """
     payload: dict[str, Any] = {"approved": not reject}
     payload |= {name: value for name, value in (("comment", comment), ("by", by)) if value is not None}
     _tell(context, run_id, {"name": step, "payload": payload}, None, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def history(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
     """Print all that happened to a run, with its causes."""
     with connected(settings_of(context)) as client:
@@ -135,7 +152,7 @@ def history(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> N
     console().print(printed)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def items(
     context: typer.Context,
     run_id: RunId,
@@ -147,7 +164,7 @@ def items(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the items of a map with what came of them."""
+    """List the items of a map, in their order, with what came of them."""
     with connected(settings_of(context)) as client:
         page = client.get(f"/v1/runs/{run_id}/steps/{step}/items", first=first, limit=limit, state=states)
     if as_json:
@@ -168,7 +185,7 @@ def items(
         notes().print(f"more: --first {page['next_first']}", style="dim")
 
 
-@app.command("cancel-all")
+@app.command("cancel-all", rich_help_panel=_MANY)
 def cancel_all(
     context: typer.Context,
     workflow: Workflow = None,
@@ -183,7 +200,7 @@ def cancel_all(
     _bulk(context, "cancel", _filter(workflow, states, labels, after, before), yes, as_json)
 
 
-@app.command("retry-all")
+@app.command("retry-all", rich_help_panel=_MANY)
 def retry_all(
     context: typer.Context,
     workflow: Workflow = None,

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from app.cli.client import connected
 from app.cli.diff import print_changes
-from app.cli.output import AsJson, console, print_json, settings_of, table
+from app.cli.output import AsJson, console, notes, print_json, settings_of, table
 from app.fleet import files
-from app.kernel.errors import InvalidInput, NotFound, Problem
+from app.kernel.errors import InvalidDefinition, InvalidInput, NotFound, Problem
 from app.workflows import check as checks
-from app.workflows import differences
+from app.workflows import differences, source
 from app.workflows import schema as schemas
 from app.workflows.check import Catalogued
+from app.workflows.definition import Definition
 
 app = typer.Typer(no_args_is_help=True, help="Workflows: list, show, store, check, compare.")
 
@@ -64,11 +66,37 @@ def put(context: typer.Context, file: File, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def check(context: typer.Context, file: File) -> None:
-    """Check a workflow without a server: its graph, templates, schemas and models."""
-    catalog = files.read_catalog(settings_of(context).catalog.files)
-    definition = checks.parse(_read(file), Catalogued(frozenset(catalog.names)))
-    typer.echo(f"{definition.workflow} can run: {len(definition.steps)} steps, models {', '.join(definition.models())}")
+def check(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE|FOLDER…", help="Workflows in YAML or JSON; of a folder, all in it and below."),
+    ],
+) -> None:
+    """
+    Check workflows without a server: graphs, templates, expressions, schemas and models.
+
+    Every problem is told with its path, its line and what would be accepted; then the exit code is 2. What else in YAML
+    or JSON lies in a folder is named and left out.
+    """
+    models = Catalogued(frozenset(files.read_catalog(settings_of(context).catalog.files).names))
+    if len(paths) == 1 and not paths[0].is_dir():
+        typer.echo(_told(checks.parse(_read(paths[0]), models)))
+        return
+    wrong = 0
+    for path, listed in _found(paths):
+        try:
+            document = source.read(_read(path))
+            if listed and not _is_workflow(document.data):
+                notes().print(f"{path}: no workflow, left out", style="dim", markup=False, soft_wrap=True)
+                continue
+            typer.echo(f"{path}: {_told(checks.check(document, models))}")
+        except InvalidDefinition as error:
+            wrong += 1
+            for problem in error.problems:
+                notes().print(f"{path}: {problem}", style="red", markup=False, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -130,6 +158,30 @@ def _post(context: typer.Context, name: str, what: str, as_json: bool) -> None:
         print_json(answer)
     else:
         typer.echo(f"{name} {'is paused' if answer['paused'] else 'goes on'}: {answer['runs']} open runs")
+
+
+def _told(definition: Definition) -> str:
+    models = ", ".join(definition.models())
+    return (
+        f"{definition.workflow} can run: {len(definition.steps)} steps, {f'models {models}' if models else 'no model'}"
+    )
+
+
+def _found(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
+    """The files, and whether each was found in a folder. Raises NotFound."""
+    for path in paths:
+        if not path.is_dir():
+            yield path, False
+            continue
+        found = sorted(inner for suffix in ("yaml", "yml", "json") for inner in path.rglob(f"*.{suffix}"))
+        if not found:
+            raise NotFound("file in YAML or JSON below", str(path))
+        yield from ((inner, True) for inner in found)
+
+
+def _is_workflow(data: Any) -> bool:
+    """Schedules name a workflow too."""
+    return isinstance(data, dict) and "workflow" in data and "schedule" not in data
 
 
 def _number(text: str | None, name: str) -> int | None:

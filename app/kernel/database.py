@@ -8,18 +8,24 @@ Timestamps, leases and delays are judged by the database's clock alone: hosts' c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import alembic.command
+import psycopg
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from psycopg.pq import TransactionStatus
+from psycopg.rows import namedtuple_row
+from sqlalchemy import Connection, Engine, TextClause, create_engine, text
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import Pool
 from sqlmodel import SQLModel
 
 from app.kernel import log, shipped
@@ -39,29 +45,54 @@ SQLModel.metadata.naming_convention = {
     "pk": "pk_%(table_name)s",
 }
 
+Parameters = Mapping[str, Any]
+#: What turns a statement's `:name` into what psycopg reads.
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # unknown to the stubs
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One transaction, and what is to follow its commit."""
+    """
+    One transaction, and what is to follow its commit.
 
-    connection: Connection
+    Statements go to psycopg as they are, and travel together: only answers that are read are waited for, and the
+    commit. Each still sees what those before it did and waited for, as if they had been sent one by one.
+    """
+
+    connection: psycopg.Connection[Any]
+    pipeline: psycopg.Pipeline
     _after: list[Callable[[], object]] = field(default_factory=list)
 
     def after_commit(self, action: Callable[[], object]) -> None:
         """Run `action` once the transaction has committed; never if it rolls back."""
         self._after.append(action)
 
-    def rows(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> list[Any]:
+    def ask(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> Any:
+        """
+        Send a statement, once for each of a list of parameters. Its rows wait in the cursor; a failure is raised with
+        the next answer that is waited for, at the latest by the commit.
+        """
+        cursor = self.connection.cursor(row_factory=namedtuple_row)
+        if isinstance(parameters, list):
+            cursor.executemany(_sql(statement), parameters)
+            return cursor
+        return cursor.execute(_sql(statement), parameters or {})
+
+    def rows(self, statement: TextClause, parameters: Parameters | None = None) -> list[Any]:
         """All rows of a statement."""
-        return list(self.connection.execute(statement, parameters or {}))
+        found: list[Any] = self.ask(statement, parameters).fetchall()
+        return found
 
-    def row(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> Any | None:
+    def row(self, statement: TextClause, parameters: Parameters | None = None) -> Any | None:
         """The first row of a statement, or None."""
-        return self.connection.execute(statement, parameters or {}).first()
+        return self.ask(statement, parameters).fetchone()
 
-    def run(self, statement: Any, parameters: Any = None) -> int:
+    def run(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> int:
         """Execute a statement; gives the number of rows that it touched."""
-        return self.connection.execute(statement, parameters or {}).rowcount
+        cursor = self.ask(statement, parameters)
+        self.pipeline.sync()
+        touched: int = cursor.rowcount
+        return touched
 
 
 class Database:
@@ -69,15 +100,16 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.url = url
+        # Who wants a transaction says so: `work` sends BEGIN, `schema` asks SQLAlchemy.
         self.engine: Engine = create_engine(
             make_url(url).set(drivername="postgresql+psycopg"),
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=False,
             pool_timeout=30,
+            isolation_level="AUTOCOMMIT",
             connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c lock_timeout=30s"},
         )
-        event.listen(self.engine, "handle_error", _note_lost_connection)
 
     @contextmanager
     def work(self) -> Iterator[Work]:
@@ -87,18 +119,39 @@ class Database:
         Raises DatabaseUnreachable when the connection cannot be had or is lost; whether a commit under way
         was carried out is then unknown, so callers guard what they write by the state that it replaces.
         """
+        pool = self.engine.pool
         try:
-            with self.engine.begin() as connection:
-                work = Work(connection)
-                yield work
-        except OperationalError as error:
+            pooled = pool.connect()
+        except (psycopg.OperationalError, OperationalError) as error:
             raise DatabaseUnreachable(_reason(error)) from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise DatabaseUnreachable(_reason(error)) from error
-            raise
+        connection = pooled.driver_connection
+        assert isinstance(connection, psycopg.Connection)
+        try:
+            with connection.pipeline() as pipeline:
+                connection.execute("BEGIN")
+                work = Work(connection, pipeline)
+                yield work
+                connection.execute("COMMIT")
+        except psycopg.OperationalError as error:
+            raise DatabaseUnreachable(_reason(error)) from error
+        finally:
+            self._give_back(pooled, connection, pool)
         for action in work._after:
             action()
+
+    def _give_back(self, pooled: Any, connection: psycopg.Connection[Any], pool: Pool) -> None:
+        """Into the pool, without a transaction. One that is lost takes the others along: they have no server either."""
+        if connection.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+            try:
+                connection.execute("ROLLBACK")
+            except psycopg.Error:
+                connection.close()
+        if connection.closed:
+            _log.warning("database_connection_lost")
+            pooled.invalidate()
+            if self.engine.pool is pool:
+                self.engine.dispose()
+        pooled.close()
 
     def raw_url(self) -> str:
         """The address for psycopg itself, for connections outside the pool (LISTEN)."""
@@ -106,16 +159,29 @@ class Database:
 
     def upgrade(self, revision: str = "head") -> None:
         """Bring the schema to `revision`. Several processes may call this at once: they queue."""
-        with self.work() as work:
-            work.run(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        with self.schema() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config = _config()
-            config.attributes["connection"] = work.connection
+            config.attributes["connection"] = connection
             alembic.command.upgrade(config, revision)
 
     def revision(self) -> str | None:
         """The revision of the schema, or None where there is none yet."""
-        with self.work() as work:
-            return MigrationContext.configure(work.connection).get_current_revision()
+        with self.schema() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    @contextmanager
+    def schema(self) -> Iterator[Connection]:
+        """
+        A transaction of SQLAlchemy, for what reads the schema or changes it.
+
+        Raises DatabaseUnreachable.
+        """
+        try:
+            with self.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise DatabaseUnreachable(_reason(error)) from error
 
     def require_head(self) -> None:
         """Raises DatabaseBehind unless the schema is the one that this version needs."""
@@ -156,11 +222,12 @@ def _config() -> Config:
     return config
 
 
-def _note_lost_connection(context: Any) -> None:
-    """The pool makes new connections by itself; the log says why there is a pause."""
-    if context.is_disconnect:
-        _log.warning("database_connection_lost")
+@lru_cache(maxsize=512)
+def _sql(statement: TextClause) -> str:
+    """The statement as psycopg takes it."""
+    return str(statement.compile(dialect=_DIALECT))
 
 
-def _reason(error: DBAPIError) -> str:
-    return f"the database cannot be reached: {str(error.orig).strip().splitlines()[0]}"
+def _reason(error: OperationalError | psycopg.Error) -> str:
+    cause = error.orig if isinstance(error, OperationalError) else error
+    return f"the database cannot be reached: {str(cause).strip().splitlines()[0]}"

@@ -40,6 +40,7 @@ _TRAVEL = frozenset({"accept", "content-type", "user-agent"})
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t -~]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
 #: The beginning of a URL's template whose host is no template itself.
 _LITERAL = re.compile(r"\s*(https?)://([^/?#\\@{}\s]+)(?=[/?#]|\s*$)", re.IGNORECASE)
 
@@ -174,8 +175,26 @@ def next_hop(hop: Hop, status: int, location: str, secrets: Collection[str]) -> 
     return replace(there, headers=tuple((name, value) for name, value in there.headers if name.lower() in _TRAVEL))
 
 
-def check_url(template: str, where: str, policy: Policy) -> list[Problem]:
-    """What is known to be refused before anything runs: a host that is written out, and any where none is listed."""
+def check_headers(headers: Mapping[str, str], where: str) -> list[Problem]:
+    """Names of headers that cannot be set."""
+    found = []
+    for name in headers:
+        try:
+            _headers({name: ""})
+        except StepFailure as failure:
+            found.append(Problem(f"{where}.{name}", failure.message, "other names, of letters, digits and hyphens"))
+    return found
+
+
+def check_url(template: str, where: str, policy: Policy | None) -> list[Problem]:
+    """
+    What is known to be refused before anything runs: another scheme, a host that is written out, and any where none is
+    listed. Without a policy, nobody knows which are.
+    """
+    if (other := _SCHEME.match(template)) is not None and other[1].lower() not in egress.PORTS:
+        return [Problem(where, f"the URL has the scheme {other[1][:20]!r}", "http, https")]
+    if policy is None:
+        return []
     if not policy.rules:
         accepted = f"hosts under the setting http.allowed_hosts: {egress.ACCEPTED}"
         return [Problem(where, "no server may be called: the setting http.allowed_hosts is empty", accepted)]

@@ -138,6 +138,10 @@ class Change:
         """An attempt of a step has failed."""
         self._used(key, usage)
         error = {"reason": reason, "message": message, "attempt": attempt, **(story or {})}
+        noted = self.rows[key].error or {}
+        if self.run.steps[key].state is StepState.CANCELLING and noted.get("attempt") == attempt:
+            # Why it was stopped says more than that it has stopped.
+            error = noted
         extra = self._extra.setdefault(key, {})
         extra["error"] = error
         retryable = self._retryable(key, error)

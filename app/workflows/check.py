@@ -8,39 +8,31 @@ Every problem is found in one reading, each with its path, its line where the so
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal
 
 from jsonschema import Draft202012Validator, SchemaError
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from app.kernel import grammar
 from app.kernel.egress import Policy
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
-from app.workflows import calls, conditions, expressions, source, transforms
+from app.workflows import calls, conditions, expressions, misfits, source, transforms
 from app.workflows import definition as definitions
-from app.workflows.definition import Concurrency, Deduplicate, Defaults, Definition, Rank
+from app.workflows.definition import Definition
 from app.workflows.source import Source
 from app.workflows.steps import (
-    KINDS,
     MODEL_KINDS,
+    TIMED_OUT,
     AnyStep,
-    Approval,
     Body,
     EmbedFields,
-    Fallback,
     GenerateFields,
     HttpFields,
     JoinStep,
     MapStep,
-    MessageTemplate,
-    OutputFields,
-    Part,
     Retry,
-    SamplingFields,
     WaitStep,
     branches_of,
 )
@@ -65,10 +57,7 @@ def check(document: Source, models: Catalogued | None = None) -> Definition:
     try:
         definition = Definition.model_validate(document.data)
     except ValidationError as error:
-        items = error.errors()
-        raise InvalidDefinition(
-            [_shape_problem(item, document) for item in items if not _follows(item, items)]
-        ) from None
+        raise InvalidDefinition(_placed_in(document, misfits.problems(error.errors()))) from None
     problems = [
         *_graph_problems(definition),
         *_input_schema_problems(definition),
@@ -76,9 +65,14 @@ def check(document: Source, models: Catalogued | None = None) -> Definition:
         *_run_problems(definition),
     ]
     if problems:
-        placed = [Problem(p.where, p.message, p.accepted, document.line(p.where)) for p in problems]
-        raise InvalidDefinition(sorted(placed, key=lambda p: p.line or 0))
+        raise InvalidDefinition(_placed_in(document, problems))
     return definition
+
+
+def _placed_in(document: Source, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems with their lines, in the order of these."""
+    placed = [Problem(p.where, p.message, p.accepted, document.line(p.where)) for p in problems]
+    return sorted(placed, key=lambda p: p.line or 0)
 
 
 def _graph_problems(definition: Definition) -> list[Problem]:
@@ -92,7 +86,8 @@ def _graph_problems(definition: Definition) -> list[Problem]:
     for where, step in _placed(definition):
         problems += _need_problems(step, where, places, steps)
         if step.join != "all" and not step.needs:
-            problems.append(Problem(f"{where}.join", f"join {step.join!r} with nothing to wait for", "needs"))
+            message = f"join {step.join!r} with nothing to wait for"
+            problems.append(Problem(f"{where}.join", message, "needs beside it, or no join"))
     needs = {step.id: [key for key, _ in definitions.needed(step)] for step in definition.all_steps()}
     if not problems and (circle := _circle(needs)):
         where = f"{places[circle[0]]}.needs"
@@ -112,20 +107,23 @@ def _need_problems(
     step: AnyStep, where: str, places: Mapping[str, str], steps: Mapping[str, AnyStep]
 ) -> Iterator[Problem]:
     section = where.partition("[")[0]
-    beside = [key for key, place in places.items() if place.partition("[")[0] == section]
+    beside = [key for key, place in places.items() if place.partition("[")[0] == section and key != step.id]
     for j, (key, branch) in enumerate(definitions.needed(step)):
         at = f"{where}.needs[{j}]"
         if key == step.id:
             yield Problem(at, "a step cannot need itself", "another step's id, or nothing")
         elif key not in places:
-            yield Problem(at, f"there is no step {key!r}", _nearest(key, beside))
+            yield Problem(at, f"there is no step {key!r}", misfits.nearest(key, beside))
         elif key not in beside:
-            message = f"{key!r} stands among the {places[key].partition('[')[0]}: they begin when nothing else goes on"
-            yield Problem(at, message, f"one of the {section}: {', '.join(beside)}")
+            late = section == "on_failure"
+            why = "has ended before a step of on_failure begins" if late else "begins only when the run has failed"
+            yield Problem(at, f"{key!r} {why}", f"one of {', '.join(beside)}" if beside else "no needs")
         elif step.needs[j] in step.needs[:j]:
             yield Problem(at, f"{step.needs[j]!r} is needed twice", "each id once")
         elif branch is not None and branch not in branches_of(steps[key]):
             known = ", ".join(f"{key}.{name}" for name in branches_of(steps[key])) or f"{key}: it has no branches"
+            if isinstance(steps[key], WaitStep) and branch == TIMED_OUT:
+                known += "; with 'on_timeout: continue' the step has this one"
             yield Problem(at, f"the step {key!r} has no branch {branch!r}", known)
 
 
@@ -201,11 +199,14 @@ def _work_problems(
     own = replace(scope, secrets=True) if isinstance(work, HttpFields) else scope
     for place, template in work.templates():
         problems += expressions.check(template, f"{where}.{place}", own)
-    if isinstance(work, HttpFields) and models is not None and models.calls is not None:
-        problems += calls.check_url(work.url, f"{where}.url", models.calls)
+    if isinstance(work, HttpFields):
+        problems += calls.check_headers(work.headers, f"{where}.headers")
+        problems += calls.check_url(work.url, f"{where}.url", models.calls if models is not None else None)
     for place, expression, wanted in work.expressions():
         if place == "jmespath":
             problems += transforms.check_jmespath(expression, f"{where}.{place}", scope)
+        elif isinstance(work, EmbedFields):
+            problems += _text_problems(expression, f"{where}.{place}", scope)
         else:
             problems += conditions.check(expression, f"{where}.{place}", scope, wanted=wanted)
     if isinstance(work, MODEL_KINDS):
@@ -215,6 +216,18 @@ def _work_problems(
         found = schema_problems(work.output.schema_, inside)
         problems += found or _grammar_problems(work.output.schema_, inside)
     return problems
+
+
+_TEXTS: tuple[Literal["string", "list"], ...] = ("string", "list")
+
+
+def _text_problems(expression: str, where: str, scope: expressions.Scope) -> list[Problem]:
+    """What is wrong with an expression that gives a text or a list of texts."""
+    for_text, for_list = (conditions.check(expression, where, scope, wanted=kind) for kind in _TEXTS)
+    if not for_text or not for_list:
+        return []
+    wider = (problem.message.replace("where a text is", "where a text, or a list of texts, is") for problem in for_text)
+    return [replace(problem, message=message) for problem, message in zip(for_text, wider, strict=True)]
 
 
 def _model_problems(
@@ -230,24 +243,28 @@ def _model_problems(
     for place, name in named:
         if models is not None and name not in models.names:
             message = f"there is no model {name!r} in the catalogue"
-            yield Problem(place, message, _nearest(name, models.names))
+            yield Problem(place, message, misfits.nearest(name, models.names))
 
 
 def _retry_problems(rule: Retry, where: str) -> list[Problem]:
     assert rule.when is not None
-    scope = expressions.Scope((), (), more=("error",))
-    return conditions.check(rule.when, f"{where}.when", scope, wanted="bool")
+    scope = expressions.Scope((), (), more=("error",), roots=())
+    found = conditions.check(rule.when, f"{where}.when", scope, wanted="bool")
+    names = "error.reason, error.message, error.attempt"
+    return [replace(problem, accepted=names) if problem.accepted == "error" else problem for problem in found]
 
 
 def _run_problems(definition: Definition) -> list[Problem]:
     """What is wrong with what is said of the whole run."""
     problems: list[Problem] = []
-    given = expressions.Scope(definition.inputs, (), more=())
+    given = expressions.Scope(definition.inputs, (), more=(), roots=("inputs",))
     if definition.concurrency is not None:
         problems += expressions.check(definition.concurrency.key, "concurrency.key", given)
     if definition.deduplicate is not None:
         problems += expressions.check(definition.deduplicate.key, "deduplicate.key", given)
-    everything = expressions.Scope(definition.inputs, [step.id for step in definition.steps])
+    everything = expressions.Scope(
+        definition.inputs, [step.id for step in definition.steps], of="step that is done before the run ends"
+    )
     for name, part in definition.parts().items():
         where = f"outputs.{name}" if isinstance(definition.outputs[name], str) else f"outputs.{name}.value"
         problems += conditions.check(part.value, where, everything, wanted="any")
@@ -261,85 +278,3 @@ def _grammar_problems(schema: Mapping[str, Any], where: str) -> list[Problem]:
     except InvalidInput as error:
         return [Problem(f"{where}.{p.where}".rstrip("."), p.message, p.accepted) for p in error.problems]
     return []
-
-
-def _nearest(name: str, known: Sequence[str] | Mapping[str, Any] | frozenset[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    return f"{listed}; did you mean {close[0]!r}?" if close else listed
-
-
-#: Messages of pydantic that say less than we can.
-_PLAIN: Mapping[str, str] = {
-    "extra_forbidden": "there is no such field here",
-    "missing": "this field is missing",
-    "union_tag_not_found": "the step has no 'kind'",
-}
-
-
-def _follows(item: ErrorDetails, items: Sequence[ErrorDetails]) -> bool:
-    """A list whose items are all wrong is called too short as well."""
-    depth = len(item["loc"])
-    return item["type"] == "too_short" and any(
-        other["loc"][:depth] == item["loc"] and len(other["loc"]) > depth for other in items
-    )
-
-
-def _shape_problem(item: ErrorDetails, document: Source) -> Problem:
-    parts = _path(item)
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
-    kind = item["type"]
-    message = _PLAIN.get(kind) or item["msg"].removeprefix("Value error, ")
-    accepted = ""
-    if kind == "extra_forbidden":
-        accepted = _fields_beside(item)
-    elif kind in {"union_tag_not_found", "union_tag_invalid"}:
-        accepted = f"kind: {' | '.join(KINDS)}"
-    elif kind == "model_attributes_type" or kind == "model_type":
-        message = "this must be a mapping of fields"
-    elif kind == "string_pattern_mismatch":
-        message = f"{item['input']!r} is not written as a name here"
-        accepted = "lower-case letters, digits and " + ("hyphens" if where == "workflow" else "underscores")
-    elif not isinstance(item["input"], dict | list):
-        message = f"{item['input']!r}: {message}"
-    return Problem(where, message, accepted, document.line(where))
-
-
-#: What pydantic calls the alternatives of a union.
-_TAGS = frozenset({"priority_class", "priority_rank", "output_expression", "output_part"})
-
-
-def _path(item: ErrorDetails) -> list[str | int]:
-    """Where it is, without what pydantic puts between: the tag of a step's kind, the alternatives of a union."""
-    found: list[str | int] = []
-    for i, part in enumerate(item["loc"]):
-        before = item["loc"][i - 1] if i else None
-        tag = part in KINDS and (isinstance(before, int) or before == "step")
-        if not tag and part not in _TAGS:
-            found.append(part)
-    return found
-
-
-def _fields_beside(item: ErrorDetails) -> str:
-    """The fields that stand where an unknown one was written."""
-    place: type[BaseModel] | None = Definition
-    location = list(item["loc"])[:-1]
-    kinds = {get_args(part.model_fields["kind"].annotation)[0]: part for part in get_args(AnyStep)}
-    inner: Mapping[str, type[Part]] = {
-        "defaults": Defaults,
-        "concurrency": Concurrency,
-        "deduplicate": Deduplicate,
-        "priority": Rank,
-        "retry": Retry,
-        "fallback": Fallback,
-        "approval": Approval,
-        "sampling": SamplingFields,
-        "messages": MessageTemplate,
-        "output": OutputFields,
-    }
-    for part in location:
-        if isinstance(part, str):
-            place = kinds.get(part) or inner.get(part) or place
-    fields = [field.alias or name for name, field in (place or Definition).model_fields.items()]
-    return _nearest(str(item["loc"][-1]), fields)

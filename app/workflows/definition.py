@@ -23,6 +23,7 @@ from app.workflows.steps import (
     Expression,
     GenerateFields,
     Part,
+    Span,
     Step,
     Template,
     body_of,
@@ -59,11 +60,11 @@ class Concurrency(Part):
 
 
 class Deduplicate(Part):
-    """Submissions with the same key within a window give the same run."""
+    """Submissions with the same key within a window give the same run. Calls by workflows and forks do not count."""
 
     #: A template over the inputs.
     key: Template
-    window: Duration
+    window: Span
 
 
 class Defaults(Part):
@@ -98,7 +99,7 @@ class Definition(Part):
     priority: AnyPriority = "standard"
     labels: Mapping[Annotated[str, Field(pattern=LABEL)], str] = Field(default={}, max_length=32)
     #: For the whole run, from its submission.
-    deadline: Duration | None = None
+    deadline: Span | None = None
     concurrency: Concurrency | None = None
     deduplicate: Deduplicate | None = None
     #: How long a finished run is kept; the setting runs.retention without it.
@@ -163,7 +164,7 @@ def ancestors(definition: Definition) -> dict[str, frozenset[str]]:
     """
     For each step, those that may have ended when it begins.
 
-    All of them have, unless an `any` lies between.
+    All of them have, unless an `any` lies between. Steps of a circle are left out.
     """
     found: dict[str, frozenset[str]] = {}
     needs = {step.id: tuple(key for key, _ in needed(step)) for step in definition.all_steps()}
@@ -171,7 +172,8 @@ def ancestors(definition: Definition) -> dict[str, frozenset[str]]:
         found[key] = frozenset(needs[key]).union(*(found[need] for need in needs[key]))
     regular = frozenset(step.id for step in definition.steps)
     for step in definition.on_failure:
-        found[step.id] |= regular
+        if step.id in found:
+            found[step.id] |= regular
     return found
 
 

@@ -10,6 +10,7 @@ the number of loop turns and the length of the text are bounded.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,6 +55,10 @@ class Scope:
     more: Collection[str] = ("run",)
     #: Whether secrets can be named. Which there are, only workers know.
     secrets: bool = False
+    #: Which of `inputs` and `steps` are there at all.
+    roots: Collection[str] = ("inputs", "steps")
+    #: What the steps are, for a message: one that is none of them is no …
+    of: str = "step that this one needs, directly or through others"
 
     def names(self) -> str:
         """The list of names for a message."""
@@ -74,19 +79,17 @@ def check(template: str, where: str, scope: Scope) -> list[Problem]:
         for node in tree.find_all(_FORBIDDEN)
     ]
     free = meta.find_undeclared_variables(tree)
-    unknown = sorted(free - {*_ROOTS, _SECRETS, *scope.more})
+    unknown = sorted(free - {*scope.roots, _SECRETS, *scope.more})
     if _SECRETS in free:
         problems += _secret_problems(tree, where, scope)
     problems += [Problem(where, f"{name!r} names nothing", scope.names()) for name in unknown]
     for root, name, field in _references(tree):
+        if root in unknown:
+            continue
         if root == "inputs" and name not in scope.inputs:
             problems.append(Problem(where, f"'inputs.{name}' names no input of the workflow", scope.names()))
         elif root == "steps" and name not in scope.steps:
-            problems.append(
-                Problem(
-                    where, f"'steps.{name}' is no step that this one needs, directly or through others", scope.names()
-                )
-            )
+            problems.append(Problem(where, f"'steps.{name}' is no {scope.of}", scope.names()))
         elif root == "steps" and field is not None and field not in STEP_FIELDS:
             accepted = ", ".join(f"steps.{name}.{known}" for known in STEP_FIELDS)
             problems.append(Problem(where, f"'steps.{name}.{field}': a step has no {field!r}", accepted))
@@ -164,12 +167,20 @@ class _Environment(ImmutableSandboxedEnvironment):
         return tree
 
 
+def _as_json(value: Any, indent: int | None = None) -> str:
+    """JSON as people write it: in the order that is there, in plain characters. Jinja's own is made for HTML."""
+    if indent is not None and not 0 <= indent <= 16:
+        raise _Bound("'tojson' indents by 16 at the most")
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
 def _environment() -> _Environment:
     environment = _Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     environment.globals.clear()
     for name in ("pprint", "random", "format"):
         del environment.filters[name]
     environment.filters["_counted"] = _counted
+    environment.filters["tojson"] = _as_json
     return environment
 
 

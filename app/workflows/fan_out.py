@@ -40,10 +40,15 @@ def refill(fan: FanOut, max_parallel: int) -> tuple[FanOut, int]:
     return replace(fan, waiting=fan.waiting - count, under_way=fan.under_way + count), count
 
 
-def item_ended(fan: FanOut, *, failed: bool, collect: bool) -> FanOut:
-    """An item that was under way has succeeded, failed for good or was cancelled."""
-    stopping = fan.stopping or (failed and not collect)
-    return replace(fan, under_way=fan.under_way - 1, failed=fan.failed + failed, stopping=stopping)
+def item_ended(fan: FanOut, *, failed: bool, collect: bool, begun: bool = True) -> FanOut:
+    """An item has succeeded, failed for good or was cancelled; `begun` says whether it had been sent."""
+    return replace(
+        fan,
+        waiting=fan.waiting - (not begun),
+        under_way=fan.under_way - begun,
+        failed=fan.failed + failed,
+        stopping=fan.stopping or (failed and not collect),
+    )
 
 
 def ended(fan: FanOut, *, collect: bool) -> Ended | None:

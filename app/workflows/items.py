@@ -111,25 +111,30 @@ def expand(
     if before is not None and before.total == total:
         waiting = work.run(_RESET, values)
     else:
-        work.run(_DROP, values)
-        work.run(_INSERT, values)
+        work.ask(_DROP, values)
+        work.ask(_INSERT, values)
     return FanOut(total, waiting)
 
 
 def find(work: Work, parent_id: UUID) -> FanOut | None:
     """How far a map has come; None before it was expanded."""
     row = work.row(_FAN_OUT, {"id": parent_id})
-    return None if row is None else FanOut(row.total, row.waiting, row.under_way, row.failed, row.stopping)
+    return None if row is None else fan_of(row)
+
+
+def fan_of(row: Any) -> FanOut:
+    """How far a map has come, from a row that says it."""
+    return FanOut(row.total, row.waiting, row.under_way, row.failed, row.stopping)
 
 
 def keep(work: Work, parent_id: UUID, fan: FanOut) -> None:
     """Write how far a map has come."""
-    work.run(_KEEP_FAN_OUT, {"id": parent_id} | asdict(fan))
+    work.ask(_KEEP_FAN_OUT, {"id": parent_id} | asdict(fan))
 
 
-def start(work: Work, parent_id: UUID, count: int) -> list[Any]:
-    """Make the next items ready: `id`, `key`, `attempt`, `queue`, `priority`, `rank` of each."""
-    return work.rows(_START, {"id": parent_id, "count": count}) if count else []
+def start(work: Work, parent_id: UUID, count: int) -> Any:
+    """Make the next items ready: a cursor with `id`, `key`, `attempt`, `queue`, `priority`, `rank` of each."""
+    return work.ask(_START, {"id": parent_id, "count": count})
 
 
 def stop(work: Work, parent_id: UUID) -> list[Any]:

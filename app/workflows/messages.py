@@ -7,6 +7,8 @@ A message names a step and an attempt, and is sent once the transaction that mad
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 from app.kernel.broker import Publisher, priority_of
@@ -30,12 +32,22 @@ class Message:
     name: str
 
 
-def send_after_commit(work: Work, publisher: Publisher, message: Message) -> None:
-    """Send the message once the work has committed. If that fails, the sweep sends it again."""
-    told = f"{message.name} #{message.attempt}"
-    args = (str(message.step_id), message.attempt)
-    work.after_commit(
-        lambda: publisher.publish(
-            RUN_STEP, args, queue=message.queue, priority=priority_of(message.priority, message.rank), told=told
-        )
+def of(row: Any, workflow: str) -> Message:
+    """The message about a row: `id`, `attempt`, `queue`, `priority`, `rank`, `key`."""
+    return Message(row.id, row.attempt, row.queue, row.priority, row.rank, f"{workflow}/{row.key}")
+
+
+def send(publisher: Publisher, message: Message) -> None:
+    """Send the message. If that fails, the sweep sends it again."""
+    publisher.publish(
+        RUN_STEP,
+        (str(message.step_id), message.attempt),
+        queue=message.queue,
+        priority=priority_of(message.priority, message.rank),
+        told=f"{message.name} #{message.attempt}",
     )
+
+
+def send_after_commit(work: Work, publisher: Publisher, message: Message) -> None:
+    """Send the message once the work has committed."""
+    work.after_commit(partial(send, publisher, message))

@@ -172,7 +172,7 @@ def get(work: Work, refs: Collection[str]) -> Iterator[tuple[str, str]]:
 
 def remove(work: Work, after: str, limit: int) -> tuple[int, str | None]:
     """
-    Remove bodies that no row refers to, at most so many, with hashes beyond `after`.
+    Look at the next bodies, at most so many, with hashes beyond `after`; remove those that no row refers to.
 
     Gives how many were removed, and the last hash that was looked at; None when there are no more.
     """

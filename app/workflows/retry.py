@@ -70,7 +70,7 @@ def decide(
         if record.losses >= max_losses:
             return GiveUp(f"{record.losses} workers died while they held it: it is not given to another")
         return Again(timedelta(0))
-    if reason in rule.non_retryable or (rule.on is not None and reason not in rule.on):
+    if not rule.retries(reason):
         return GiveUp(f"{reason} is not retried")
     if not retryable:
         return GiveUp("the condition of its retry rule does not hold for this error")

@@ -28,11 +28,10 @@ from app.kernel.errors import (
     PayloadTooLarge,
     StepFailure,
 )
-from app.workflows import claims, events, fan_out, items, payloads, store, submission
+from app.workflows import claims, events, fan_out, items, messages, payloads, store, submission
 from app.workflows.change import Change, queue_of, stop_items
 from app.workflows.claims import Claim
 from app.workflows.events import DelayOver, StepOutOfTime
-from app.workflows.messages import Message, send_after_commit
 from app.workflows.outcomes import Awaited, Called, Expanded, Failure, Signalled, Success, Timed, Usage
 from app.workflows.payloads import Limits, as_json
 from app.workflows.states import FINAL_RUNS, HELD_STEPS, RunState, StepState
@@ -82,8 +81,7 @@ class Runs:
             if row is None:
                 return None
             claim = claims.take(work, row, self.limits)
-        if row.run_state == RunState.QUEUED:
-            # In a transaction of its own: whoever locks a run and a step locks the run first.
+        if row.to_begin:
             with self.database.work() as work:
                 store.begin_run(work, row.run_id)
         return claim
@@ -295,15 +293,13 @@ class Runs:
 
         Raises NotFound.
         """
-        row = store.lock_run(work, run_id)
+        if key is not None and "[" in key:
+            row, item = store.open_item(work, run_id, key)
+            rows = [] if item is None else [item]
+        else:
+            row, rows = store.open_run(work, run_id)
         if row is None:
             raise NotFound("run", str(run_id))
-        if key is not None and "[" in key:
-            item = store.find_step_of_key(work, run_id, key)
-            if item is None:
-                raise NotFound("step", key)
-            return self._change(work, row, [item])
-        rows = store.steps_of(work, run_id)
         if key is not None and all(row.key != key for row in rows):
             raise NotFound("step", key, [row.key for row in rows])
         return self._change(work, row, rows)
@@ -344,31 +340,25 @@ class Runs:
         (step,) = change.run.steps.values()
         if change.run.state not in FINAL_RUNS:
             return
-        parent = change.rows[step.key].key.partition("[")[0]
-        definition = change.graph.steps[parent]
+        definition = change.graph.steps[step.key.partition("[")[0]]
         assert isinstance(definition, MapStep)
-        fan = items.find(work, parent_id)
-        assert fan is not None, "an item belongs to a map that was expanded"
-        collect = definition.on_error == "collect"
-        before = fan
-        missed = step.state is StepState.FAILED or (step.state is StepState.CANCELLED and not fan.stopping)
-        fan = fan_out.item_ended(fan, failed=missed, collect=collect)
-        items.keep(work, parent_id, fan)
+        row = change.rows[step.key]
+        before, begun = items.fan_of(row), row.state != StepState.PENDING
+        missed = step.state is StepState.FAILED or (step.state is StepState.CANCELLED and not before.stopping)
+        fan = fan_out.item_ended(before, failed=missed, collect=definition.on_error == "collect", begun=begun)
         if fan.stopping and not before.stopping:
-            stopped = stop_items(work, parent_id, self)
-            fan = stopped or fan
+            items.keep(work, parent_id, fan)
+            fan = stop_items(work, parent_id, self) or fan
         self._refill(work, change, definition, parent_id, fan)
 
     def _refill(self, work: Work, change: Change, definition: MapStep, parent_id: UUID, fan: fan_out.FanOut) -> None:
         """Let the next items begin, or end the map."""
         fan, count = fan_out.refill(fan, definition.max_parallel)
+        items.keep(work, parent_id, fan)
         if count:
-            items.keep(work, parent_id, fan)
-            for row in items.start(work, parent_id, count):
-                if not change.run_row.paused:
-                    name = f"{change.run_row.workflow}/{row.key}"
-                    message = Message(row.id, row.attempt, row.queue, row.priority, row.rank, name)
-                    send_after_commit(work, self.publisher, message)
+            started = items.start(work, parent_id, count)
+            if not change.run_row.paused:
+                work.after_commit(partial(self._send, change.run_row.workflow, started))
         ended = fan_out.ended(fan, collect=definition.on_error == "collect")
         if ended is None:
             return
@@ -376,6 +366,10 @@ class Runs:
         self._end_map(work, whole, definition, fan, ended)
         if change.is_item:
             whole.write()
+
+    def _send(self, workflow: str, started: Any) -> None:
+        for row in started.fetchall():
+            messages.send(self.publisher, messages.of(row, workflow))
 
     def _end_map(
         self, work: Work, change: Change, definition: MapStep, fan: fan_out.FanOut, ended: fan_out.Ended
@@ -440,11 +434,11 @@ class Runs:
             return earlier
         if fill is not None:
             fill()
-        row = store.lock_run(work, prepared.id)
+        row, steps = store.open_run(work, prepared.id)
         assert row is not None, "it was written in this transaction"
         cause = as_json({"forked_from": str(prepared.run["forked_from"])}) if prepared.run["forked_from"] else None
         store.tell(work, [{"run_id": row.id, "step": None, "attempt": None, "what": "submitted", "cause": cause}])
-        change = self._change(work, row, store.steps_of(work, prepared.id), prepared.inputs)
+        change = self._change(work, row, steps, prepared.inputs)
         change.apply(events.RunSubmitted())
         change.write()
         for run_id in to_cancel:

@@ -42,7 +42,7 @@ _MORE: Mapping[str, Shape] = {
 
 def roots_of(scope: Scope) -> dict[str, Shape]:
     """What an expression sees, by name."""
-    return {"inputs": Shape("map"), "steps": Shape("map")} | {name: _MORE.get(name, DYN) for name in scope.more}
+    return dict.fromkeys(scope.roots, Shape("map")) | {name: _MORE.get(name, DYN) for name in scope.more}
 
 
 def shape_of(schema: Any) -> Shape:
@@ -75,8 +75,7 @@ def name_problems(paths: Iterable[tuple[str, ...]], where: str, scope: Scope) ->
         elif root == "inputs" and first is not None and first not in scope.inputs:
             yield Problem(where, f"'inputs.{first}' names no input of the workflow", scope.names())
         elif root == "steps" and first is not None and first not in scope.steps:
-            message = f"'steps.{first}' is no step that this one needs, directly or through others"
-            yield Problem(where, message, scope.names())
+            yield Problem(where, f"'steps.{first}' is no {scope.of}", scope.names())
         elif root == "steps" and second is not None and second not in _STEP:
             accepted = ", ".join(f"steps.{first}.{name}" for name in _STEP)
             yield Problem(where, f"'steps.{first}.{second}': a step has no {second!r}", accepted)

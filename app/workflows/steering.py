@@ -18,10 +18,10 @@ from app.kernel import ids, log
 from app.kernel.database import Work
 from app.kernel.errors import ConcurrencyLimitReached, Conflict, InvalidInput, InvalidTransition, NotFound, Problem
 from app.workflows import definition as definitions
-from app.workflows import events, payloads, store, submission
+from app.workflows import events, messages, payloads, store, submission
 from app.workflows.change import Change
 from app.workflows.claims import known
-from app.workflows.messages import Message, send_after_commit
+from app.workflows.messages import send_after_commit
 from app.workflows.outcomes import Usage
 from app.workflows.payloads import as_json
 from app.workflows.service import Runs
@@ -329,10 +329,7 @@ def _send_ready(runs: Runs, work: Work, run_id: UUID) -> None:
     if row is None or row.paused:
         return
     for step in store.touch_run(work, run_id):
-        name = f"{row.workflow}/{step.key}"
-        send_after_commit(
-            work, runs.publisher, Message(step.id, step.attempt, step.queue, step.priority, step.rank, name)
-        )
+        send_after_commit(work, runs.publisher, messages.of(step, row.workflow))
 
 
 def _check_payload(step: WaitStep, payload: Any) -> None:

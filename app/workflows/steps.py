@@ -8,9 +8,10 @@ The shape is held here; whether names exist and expressions fit is seen in `app.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from app.kernel.durations import Duration
 from app.kernel.errors import FailureReason
@@ -21,6 +22,8 @@ ID = r"^[a-z][a-z0-9_]{0,62}$"
 NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 #: A need: a step, or the branch of a step.
 NEED = r"^[a-z][a-z0-9_]{0,62}(\.[a-z][a-z0-9_]{0,62})?$"
+#: Names of headers.
+HEADER = r"^[A-Za-z0-9-]{1,64}$"
 #: The branch of a wait that nobody answered in time.
 TIMED_OUT = "timed_out"
 #: The branches of an approval.
@@ -30,6 +33,16 @@ APPROVED, REJECTED = "approved", "rejected"
 Wanted = Literal["bool", "string", "list", "any", "time"]
 Template = Annotated[str, Field(min_length=1, max_length=400_000)]
 Expression = Annotated[str, Field(min_length=1, max_length=20_000)]
+
+
+def _some(value: timedelta) -> timedelta:
+    if not value:
+        raise ValueError("no time at all is too little here: write more than 0")
+    return value
+
+
+#: A duration in which something can be done.
+Span = Annotated[Duration, AfterValidator(_some)]
 
 
 class Part(BaseModel):
@@ -49,7 +62,7 @@ class Retry(Part):
     cap: Duration = Field(default="1m", validate_default=True)
     #: Reasons after which another attempt is made; without it, all but those of `non_retryable`.
     on: tuple[FailureReason, ...] | None = None
-    #: Reasons after which no other attempt is made.
+    #: Reasons after which no other attempt is made. What `on` names is retried, unless it is written here too.
     non_retryable: tuple[FailureReason, ...] = (
         FailureReason.TEMPLATE_ERROR,
         FailureReason.CONTEXT_EXCEEDED,
@@ -60,6 +73,12 @@ class Retry(Part):
     )
     #: Another attempt is made only where this holds; it sees `error.reason`, `error.message` and `error.attempt`.
     when: Expression | None = None
+
+    def retries(self, reason: FailureReason) -> bool:
+        """Whether another attempt may follow a failure of this reason."""
+        if self.on is None or "non_retryable" in self.model_fields_set:
+            return reason not in self.non_retryable and (self.on is None or reason in self.on)
+        return reason in self.on
 
 
 class Fallback(Part):
@@ -108,7 +127,7 @@ class Work(Part):
 
     retry: Retry = Retry()
     #: For one attempt, from its claim.
-    timeout: Duration = Field(default="10m", validate_default=True)
+    timeout: Span = Field(default="10m", validate_default=True)
 
     def templates(self) -> Iterator[tuple[str, str]]:
         """Each template, with its place in the step."""
@@ -210,8 +229,8 @@ class HttpFields(Work):
     max_bytes: int = Field(default=1_048_576, ge=1, le=64 * 1_048_576)
     follow_redirects: bool = False
     #: The header that carries a key that is the same for all attempts of this step.
-    idempotency_header: str = Field(default="Idempotency-Key", pattern=r"^[A-Za-z0-9-]{1,64}$")
-    timeout: Duration = Field(default="30s", validate_default=True)
+    idempotency_header: str = Field(default="Idempotency-Key", pattern=HEADER)
+    timeout: Span = Field(default="30s", validate_default=True)
 
     @model_validator(mode="after")
     def _one_body(self) -> HttpFields:
@@ -269,7 +288,7 @@ class StepPart(Part):
     #: The step is skipped where this does not hold.
     when: Expression | None = None
     #: For the whole step, its retries and their delays, from when it could first begin.
-    total_timeout: Duration | None = None
+    total_timeout: Span | None = None
     #: Its failure does not make the run fail.
     allow_failure: bool = False
 
@@ -356,6 +375,8 @@ class WaitStep(StepPart, Work):
     """Waits: for some time, until an instant, for an event, or for a person's approval."""
 
     kind: Literal["wait"]
+    #: Once by itself: what was waited for in vain is not waited for again.
+    retry: Retry = Retry(max_attempts=1)
     for_: Duration | None = Field(default=None, alias="for")
     #: Gives an instant as text: `2026-11-21T09:00:00Z`.
     until: Expression | None = None
@@ -365,7 +386,7 @@ class WaitStep(StepPart, Work):
     schema_: Mapping[str, Any] | None = Field(default=None, alias="schema")
     approval: Approval | None = None
     #: For an event or an approval: how long it is waited for.
-    expires: Duration | None = None
+    expires: Span | None = None
     #: What is done then: the step fails, or takes its branch `timed_out`.
     on_timeout: Literal["fail", "continue"] = "fail"
 
@@ -377,6 +398,8 @@ class WaitStep(StepPart, Work):
             raise ValueError("'schema' goes with 'event'")
         if self.signal is None and (self.expires is not None or self.on_timeout != "fail"):
             raise ValueError("'expires' and 'on_timeout' go with 'event' or 'approval'")
+        if self.on_timeout != "fail" and self.expires is None:
+            raise ValueError("'on_timeout' goes with 'expires': without it, the step waits for ever")
         return self
 
     @property

@@ -7,6 +7,7 @@ Every instant is the database's: `now()` is the start of its transaction.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -59,12 +60,15 @@ _INSERT_RUN = _sql("""
             :parent_step_id, :depth, :forked_from, :retention_s, now() + :deadline)
     ON CONFLICT (idempotency_key) DO NOTHING
 """)
-_INSERT_STEP = _sql("""
+_INSERT_STEPS = _sql("""
     INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, outside,
                       attempt, failures, losses, tokens_in, tokens_out)
-    VALUES (:id, :run_id, :key, :position, :kind, :model, 0, :queue, :priority, :rank, 'pending', false, 0, 0, 0, 0, 0)
+    SELECT id, :run_id, key, position, kind, model, 0, queue, :priority, :rank, 'pending', false, 0, 0, 0, 0, 0
+    FROM json_to_recordset(CAST(:steps AS json))
+         AS listed (id uuid, key text, position integer, kind text, model text, queue text)
 """)
-# A step of a run that stands still is not there to be taken.
+# A step of a run that stands still is not there to be taken. Whoever locks a run and a step locks the run first, so a
+# claim, which has the step, begins the run only where nobody has that; else it is `to_begin`.
 _CLAIM = _sql("""
     WITH claimed AS (
         UPDATE step SET state = 'running', owner = :owner, lease_until = now() + :lease, not_before = NULL,
@@ -77,8 +81,13 @@ _CLAIM = _sql("""
                   run.priority, run.state AS run_state, run.ending AS run_ending, run.depth
     ), noted AS (
         INSERT INTO attempt (step_id, attempt, owner, model) SELECT id, attempt, :owner, model FROM claimed
+    ), begun AS (
+        UPDATE run SET state = 'running', started_at = now() WHERE id = (
+            SELECT run.id FROM run JOIN claimed ON claimed.run_id = run.id
+            WHERE run.state = 'queued' FOR NO KEY UPDATE OF run SKIP LOCKED
+        ) RETURNING id
     )
-    SELECT * FROM claimed
+    SELECT *, run_state = 'queued' AND NOT EXISTS (SELECT FROM begun) AS to_begin FROM claimed
 """)
 _BEGIN_RUN = _sql("UPDATE run SET state = 'running', started_at = now() WHERE id = :id AND state = 'queued'")
 _RUN_COLUMNS = """
@@ -92,8 +101,10 @@ _STEP_COLUMNS = """
     failures, losses, owner, error, lease_until < now() AS expired, deadline_at < now() AS late
 """
 _STEPS = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND parent_id IS NULL ORDER BY position")
-_STEP = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE id = :id")
-_STEP_OF_KEY = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND key = :key")
+_ITEM = _sql(f"""
+    SELECT {_STEP_COLUMNS}, total, waiting, under_way, failed, stopping
+    FROM step LEFT JOIN fan_out ON step_id = parent_id WHERE run_id = :id AND key = :key
+""")
 _DOCUMENT = _sql("SELECT document FROM definition WHERE sha256 = :sha256")
 _INPUTS = _sql("SELECT inputs, inputs_sha256 FROM run WHERE id = :id")
 _OUTPUTS = _sql("""
@@ -237,12 +248,16 @@ def keep_definition(work: Work, sha256: str, document: str) -> None:
 
 def insert_run(work: Work, values: Mapping[str, Any]) -> bool:
     """Write a run; False when its idempotency key is taken."""
-    return work.run(_INSERT_RUN, values) == 1
+    if values["key"] is not None:
+        return work.run(_INSERT_RUN, values) == 1
+    work.ask(_INSERT_RUN, values)
+    return True
 
 
-def insert_steps(work: Work, values: Sequence[Mapping[str, Any]]) -> None:
-    """Write the steps of a run."""
-    work.run(_INSERT_STEP, list(values))
+def insert_steps(work: Work, run_id: UUID, priority: str, rank: int, steps: Sequence[Mapping[str, Any]]) -> None:
+    """Write the steps of a run: `id`, `key`, `position`, `kind`, `model`, `queue` of each."""
+    values = {"run_id": run_id, "priority": priority, "rank": rank, "steps": json.dumps(steps, default=str)}
+    work.ask(_INSERT_STEPS, values)
 
 
 def run_of_key(work: Work, key: str) -> Any | None:
@@ -257,7 +272,7 @@ def claim(work: Work, step_id: UUID, attempt: int, owner: str, lease: timedelta)
 
 def begin_run(work: Work, run_id: UUID) -> None:
     """A queued run has a step that began."""
-    work.run(_BEGIN_RUN, {"id": run_id})
+    work.ask(_BEGIN_RUN, {"id": run_id})
 
 
 def lock_run(work: Work, run_id: UUID) -> Any | None:
@@ -265,9 +280,18 @@ def lock_run(work: Work, run_id: UUID) -> Any | None:
     return work.row(_LOCK_RUN, {"id": run_id})
 
 
-def steps_of(work: Work, run_id: UUID) -> list[Any]:
-    """The states of a run's steps. Read after `lock_run`, they cannot change under the caller."""
-    return work.rows(_STEPS, {"id": run_id})
+def open_run(work: Work, run_id: UUID) -> tuple[Any | None, list[Any]]:
+    """The run's row, locked, and its steps, which cannot change then."""
+    locked = work.ask(_LOCK_RUN, {"id": run_id})
+    steps = work.rows(_STEPS, {"id": run_id})
+    return locked.fetchone(), steps
+
+
+def open_item(work: Work, run_id: UUID, key: str) -> tuple[Any | None, Any | None]:
+    """The run's row, locked, and one item of a map, with how far the map has come."""
+    locked = work.ask(_LOCK_RUN, {"id": run_id})
+    item = work.row(_ITEM, {"id": run_id, "key": key})
+    return locked.fetchone(), item
 
 
 def document(work: Work, sha256: str) -> dict[str, Any]:
@@ -276,16 +300,6 @@ def document(work: Work, sha256: str) -> dict[str, Any]:
     assert row is not None, "a foreign key holds it"
     found: dict[str, Any] = row.document
     return found
-
-
-def find_step(work: Work, step_id: UUID) -> Any | None:
-    """One step or item."""
-    return work.row(_STEP, {"id": step_id})
-
-
-def find_step_of_key(work: Work, run_id: UUID, key: str) -> Any | None:
-    """One step or item of a run, by its key."""
-    return work.row(_STEP_OF_KEY, {"id": run_id, "key": key})
 
 
 def inputs(work: Work, run_id: UUID) -> dict[str, Any]:
@@ -325,27 +339,27 @@ def outputs(
 def move_steps(work: Work, values: Sequence[Mapping[str, Any]]) -> None:
     """Write new states."""
     if values:
-        work.run(_MOVE_STEP, list(values))
+        work.ask(_MOVE_STEP, list(values))
 
 
 def begin_attempt(work: Work, step_id: UUID, attempt: int, owner: str, model: str | None) -> None:
     """A step is tried."""
-    work.run(_BEGIN_ATTEMPT, {"id": step_id, "attempt": attempt, "owner": owner, "model": model})
+    work.ask(_BEGIN_ATTEMPT, {"id": step_id, "attempt": attempt, "owner": owner, "model": model})
 
 
 def end_attempt(work: Work, values: Mapping[str, Any]) -> None:
     """A try has ended."""
-    work.run(_END_ATTEMPT, values)
+    work.ask(_END_ATTEMPT, values)
 
 
 def move_run(work: Work, values: Mapping[str, Any]) -> None:
     """Write the state of a run."""
-    work.run(_MOVE_RUN, values)
+    work.ask(_MOVE_RUN, values)
 
 
 def notify_stop(work: Work, step_id: UUID) -> None:
     """Tell the holder, at commit, to leave the step."""
-    work.run(_NOTIFY_STOP, {"channel": STOP_CHANNEL, "step": str(step_id)})
+    work.ask(_NOTIFY_STOP, {"channel": STOP_CHANNEL, "step": str(step_id)})
 
 
 def renew(work: Work, ids: Sequence[UUID], owner: str, lease: timedelta) -> list[Any]:
@@ -423,7 +437,7 @@ def remove_expired(work: Work, limit: int) -> int:
 def tell(work: Work, entries: Sequence[Mapping[str, Any]]) -> None:
     """Add to the history: `run_id`, `step`, `attempt`, `what`, `cause` (JSON text)."""
     if entries:
-        work.run(_HISTORY, list(entries))
+        work.ask(_HISTORY, list(entries))
 
 
 def stale_queues(work: Work, age: timedelta) -> list[Any]:

@@ -123,6 +123,8 @@ def prepare(
     kept = asked.retention if asked.retention is not None else definition.retention
     request = _hash([sha256, asked.version, given, priority, rank, labels])
     concurrency, once = definition.concurrency, definition.deduplicate
+    # A run that was called answers its caller, and a fork is wanted beside the run that was.
+    from_outside = parent_step_id is None and forked_from is None
     run = {
         "id": run_id,
         "workflow": definition.workflow,
@@ -134,7 +136,7 @@ def prepare(
         "key": asked.idempotency_key,
         "request": request if asked.idempotency_key else None,
         "concurrency_key": _key(definition, concurrency.key, "concurrency.key", given) if concurrency else None,
-        "dedup_key": _key(definition, once.key, "deduplicate.key", given) if once and forked_from is None else None,
+        "dedup_key": _key(definition, once.key, "deduplicate.key", given) if once and from_outside else None,
         "parent_step_id": parent_step_id,
         "depth": depth,
         "forked_from": forked_from,
@@ -149,7 +151,7 @@ def prepare(
         as_json(definition.document()),
         run,
         text_given,
-        _steps(run_id, definition, priority, rank),
+        _steps(definition),
         limits,
     )
 
@@ -172,7 +174,7 @@ def write(work: Work, prepared: Prepared) -> tuple[Accepted | None, list[UUID]]:
     if not store.insert_run(work, {**run, **given.columns("inputs"), "state": state}):
         assert run["key"] is not None
         return _earlier(work, run["key"], run["request"]), []
-    store.insert_steps(work, prepared.steps)
+    store.insert_steps(work, prepared.id, run["priority"], run["rank"], prepared.steps)
     return None, to_cancel
 
 
@@ -213,7 +215,7 @@ def _state(work: Work, prepared: Prepared) -> tuple[RunState, list[UUID]]:
             return (RunState.BLOCKED if surplus else RunState.QUEUED), [*blocked, *surplus]
 
 
-def _steps(run_id: UUID, definition: Definition, priority: str, rank: int) -> list[dict[str, Any]]:
+def _steps(definition: Definition) -> list[dict[str, Any]]:
     graph = Graph(definition)
     rows = []
     for position, step in enumerate(definition.all_steps()):
@@ -221,14 +223,11 @@ def _steps(run_id: UUID, definition: Definition, priority: str, rank: int) -> li
         rows.append(
             {
                 "id": ids.new_id(),
-                "run_id": run_id,
                 "key": step.id,
                 "position": position,
                 "kind": step.kind,
                 "model": models[0] if models else None,
                 "queue": queue_of(models),
-                "priority": priority,
-                "rank": rank,
             }
         )
     return rows

@@ -13,8 +13,8 @@ from datetime import timedelta
 
 from app.kernel import log
 from app.kernel.errors import BrokerUnreachable
-from app.workflows import store
-from app.workflows.messages import Message, send_after_commit
+from app.workflows import messages, store
+from app.workflows.messages import send_after_commit
 from app.workflows.service import Runs
 from app.workflows.states import RunState
 
@@ -87,9 +87,7 @@ def _republish(runs: Runs, age: timedelta, batch: int) -> int:
         with runs.database.work() as work:
             rows = store.touch_stale(work, queue, age, min(missing, batch))
             for row in rows:
-                name = f"{row.workflow}/{row.key}"
-                message = Message(row.id, row.attempt, row.queue, row.priority, row.rank, name)
-                send_after_commit(work, runs.publisher, message)
+                send_after_commit(work, runs.publisher, messages.of(row, row.workflow))
         sent += len(rows)
         _log.warning("steps_republished", queue=queue, steps=len(rows))
     return sent

@@ -20,19 +20,20 @@ from app.kernel.database import Work
 
 def remove(work: Work, table: str, after: str, limit: int) -> tuple[int, str | None]:
     """
-    Remove rows of a table that nothing refers to, at most so many, with hashes beyond `after`.
+    Look at the next rows of a table, at most so many, with hashes beyond `after`; remove those that nothing refers to.
 
     Gives how many were removed, and the last hash that was looked at; None when there are no more.
     """
-    lock, delete = _statements(table)
-    found = [row.sha256 for row in work.rows(lock, {"after": after, "limit": limit})]
+    look, lock, delete = _statements(table)
+    seen = [row.sha256 for row in work.rows(look, {"after": after, "limit": limit})]
+    found = [row.sha256 for row in work.rows(lock, {"refs": seen})] if seen else []
     removed = work.run(delete, {"refs": found}) if found else 0
-    return removed, found[-1] if len(found) == limit else None
+    return removed, seen[-1] if len(seen) == limit else None
 
 
 @cache
-def _statements(table: str) -> tuple[Any, Any]:
-    """To lock some, and to remove those that are still not used."""
+def _statements(table: str) -> tuple[Any, Any, Any]:
+    """To look at some, to lock those that are not used, and to remove those that are still not."""
     tables = SQLModel.metadata.tables
     users = [
         (key.parent.table.name, key.parent.name)
@@ -43,8 +44,9 @@ def _statements(table: str) -> tuple[Any, Any]:
     unused = " AND ".join(
         f"NOT EXISTS (SELECT FROM {user} WHERE {user}.{column} = {table}.sha256)" for user, column in users
     )
-    lock = f"""
-        SELECT sha256 FROM {table} WHERE sha256 > :after AND {unused}
-        ORDER BY sha256 LIMIT :limit FOR UPDATE OF {table} SKIP LOCKED
-    """
-    return text(lock), text(f"DELETE FROM {table} WHERE sha256 = ANY(:refs) AND {unused}")
+    these = f"FROM {table} WHERE sha256 = ANY(:refs) AND {unused}"
+    return (
+        text(f"SELECT sha256 FROM {table} WHERE sha256 > :after ORDER BY sha256 LIMIT :limit"),
+        text(f"SELECT sha256 {these} ORDER BY sha256 FOR UPDATE OF {table} SKIP LOCKED"),
+        text(f"DELETE {these}"),
+    )

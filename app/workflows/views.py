@@ -32,9 +32,9 @@ def _value(name: str, shown: str) -> str:
     return f"{', '.join(columns)}, {name}_bytes, {shown} AS {name}_shown"
 
 
-def _shortest(name: str) -> str:
+def _shortest(name: str, place: str) -> str:
     """Adds up the lengths of a value, from the shortest on."""
-    return f"sum({name}_bytes) OVER (ORDER BY {name}_bytes, id) AS {name}_upto"
+    return f"sum({name}_bytes) OVER (ORDER BY {name}_bytes, {place}) AS {name}_upto"
 
 
 _RUN = text(f"""
@@ -52,7 +52,7 @@ _STEPS = text(f"""
            fan_out.total AS items, fan_out.waiting AS items_waiting, fan_out.under_way AS items_under_way,
            fan_out.failed AS items_failed,
            (SELECT run.id FROM run WHERE run.parent_step_id = step.id ORDER BY run.id DESC LIMIT 1) AS called_run_id
-    FROM (SELECT *, {_shortest("output")} FROM step WHERE run_id = :id AND parent_id IS NULL) AS step
+    FROM (SELECT *, {_shortest("output", "position")} FROM step WHERE run_id = :id AND parent_id IS NULL) AS step
          LEFT JOIN fan_out ON fan_out.step_id = step.id
     ORDER BY position
 """)
@@ -82,7 +82,7 @@ _ITEMS = text(f"""
            {_value("output", "output_upto <= :most")}, error, tokens_in, tokens_out, not_before, ready_at, started_at,
            finished_at
     FROM (
-        SELECT *, {_shortest("input")}, {_shortest("output")} FROM (
+        SELECT *, {_shortest("input", "item")}, {_shortest("output", "item")} FROM (
             SELECT * FROM step
             WHERE parent_id = :id AND item >= :first AND (CAST(:states AS text[]) IS NULL OR state = ANY(:states))
             ORDER BY item LIMIT :limit

@@ -129,3 +129,31 @@ def test_what_is_not_there_is_told(run: Run) -> None:
 
 def test_the_schema_is_printed(run: Run) -> None:
     assert json.loads(run("schema").stdout) == schema.workflow()
+
+
+def test_files_and_folders_are_checked_and_every_problem_names_its_file(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "flows"
+    (folder / "more").mkdir(parents=True)
+    (folder / "greet.yaml").write_text(ONE)
+    (folder / "more" / "wrong.yml").write_text("workflow: w\nsteps:\n  - {id: a, kind: noop, needs: [b, c]}\n")
+    (folder / "more" / "inputs.json").write_text('{"text": "x"}')
+    (folder / "more" / "nightly.yaml").write_text("schedule: nightly\nworkflow: greet\nevery: 1h\n")
+    found = run("check", folder)
+
+    assert found.exit_code == 2
+    assert found.stdout == f"{folder}/greet.yaml: greet can run: 2 steps, models smollm2:135m\n"
+    told = found.stderr.replace("\n", " ")
+    for inner, what in (
+        ("inputs.json", "no workflow, left out"),
+        ("nightly.yaml", "no workflow, left out"),
+        ("wrong.yml", "steps[0].needs[0] (line 3): there is no step 'b'"),
+        ("wrong.yml", "steps[0].needs[1] (line 3): there is no step 'c'"),
+    ):
+        assert f"{folder}/more/{inner}: {what}" in told
+    assert run("check", folder / "greet.yaml").stdout == "greet can run: 2 steps, models smollm2:135m\n"
+    assert run("check", folder / "greet.yaml", folder / "greet.yaml").exit_code == 0
+    with pytest.raises(InvalidInput, match=r"line 3"):
+        run("check", folder / "more" / "wrong.yml")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFound, match="no file in YAML or JSON below"):
+        run("check", tmp_path / "empty")

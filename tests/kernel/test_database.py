@@ -10,6 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from fastapi.testclient import TestClient
+from psycopg.errors import UniqueViolation
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlmodel import SQLModel
@@ -42,16 +43,16 @@ def empty(database_url: str) -> Iterator[Database]:
 def test_migrations_make_what_the_rows_say(empty: Database) -> None:
     empty.upgrade()
 
-    with empty.work() as work:
-        context = MigrationContext.configure(work.connection, opts={"compare_server_default": True})
+    with empty.schema() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []
 
 
 def test_every_migration_can_be_undone_and_done_again(empty: Database) -> None:
     empty.upgrade()
-    with empty.work() as work:
+    with empty.schema() as connection:
         config = databases._config()
-        config.attributes["connection"] = work.connection
+        config.attributes["connection"] = connection
         alembic.command.downgrade(config, "base")
     assert empty.revision() is None
     empty.upgrade()
@@ -93,6 +94,29 @@ def test_a_transaction_that_fails_leaves_nothing_and_sends_nothing(database: Dat
         assert sent == []
 
     assert sent == ["after"]
+
+
+def test_a_statement_that_nobody_waits_for_fails_the_commit(database: Database) -> None:
+    insert, sent = text("INSERT INTO definition (sha256, document) VALUES ('x', '{}')"), list[str]()
+
+    def insert_twice() -> None:
+        with database.work() as work:
+            work.after_commit(lambda: sent.append("message"))
+            work.ask(insert)
+            work.ask(insert)
+
+    with pytest.raises(UniqueViolation):
+        insert_twice()
+    with database.work() as work:
+        assert (work.rows(text("SELECT * FROM definition")), sent) == ([], [])
+
+
+def test_answers_may_be_read_later_and_in_any_order(database: Database) -> None:
+    with database.work() as work:
+        work.ask(text("INSERT INTO definition (sha256, document) VALUES (:name, '{}')"), [{"name": "x"}, {"name": "y"}])
+        one, two = (work.ask(text("SELECT count(*) + :n AS n FROM definition"), {"n": n}) for n in (1, 2))
+        assert (two.fetchone().n, one.fetchone().n) == (4, 3)
+        assert work.run(text("DELETE FROM definition")) == 2
 
 
 def test_a_database_that_is_away_is_our_error() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx2
@@ -149,7 +150,7 @@ def test_models_and_workers_are_seen(live: Live) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (("run", "nothing"), 3, "there are: support-triage"),
+        (("run", "nothing"), 3, "there are: document-digest, extraction"),
         (("run", "support-triage"), 2, "inputs.message: this input is missing"),
         (("run", "support-triage", "-i", "mesage=x"), 2, "the workflow has no such input"),
         (("run", "support-triage", "-i", "message"), 2, "NAME=VALUE"),
@@ -200,9 +201,23 @@ def test_the_curl_lines_of_the_readme_work_as_printed(live: Live, tmp_path: Path
     assert '"state"' in done.stdout
 
 
-@pytest.mark.parametrize("line", readme_commands("arriero run") + readme_commands("arriero workflows"))
-def test_the_commands_of_the_readme_work_as_printed(live: Live, line: str) -> None:
-    assert live.arriero(*shlex.split(line, comments=True)[1:])
+def readme_blocks() -> list[str]:
+    """What the README shows of a server that is up."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [block for block in blocks if re.search(r"arriero (run|submit|runs|workflows) ", block)]
+
+
+@pytest.mark.parametrize("block", readme_blocks(), ids=lambda block: block.split("\n", 1)[0][:40])
+def test_the_commands_of_the_readme_work_as_printed(live: Live, block: str) -> None:
+    """Block by block, each in one shell, as somebody pastes them; only data directory and port are others."""
+    here = f'{sys.executable} -m app --data-dir={live.folder} --set=api.url={live.api} "$@"'
+    script = f"set -euo pipefail\narriero() {{ {here}; }}\n{block}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=170, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_settings_are_shown_with_their_origin(live: Live) -> None:

@@ -23,7 +23,7 @@ from workers import kinds
 from workers.leases import Holding
 
 _READY = text("""
-    SELECT step.id, step.key, step.attempt, step.run_id FROM step JOIN run ON run.id = step.run_id
+    SELECT step.id, step.key, step.attempt, step.run_id, step.queue FROM step JOIN run ON run.id = step.run_id
     WHERE step.state = 'ready' AND (CAST(:run AS uuid) IS NULL OR run_id = :run) ORDER BY run.id, position, item
 """)
 

@@ -28,7 +28,9 @@ def failed(template: str) -> str:
 def test_data_is_printed_and_walked() -> None:
     assert render("{{ inputs.name }}: {{ steps.draft.output.title }}") == "Ada: T"
     assert render("{% for item in inputs['items'] %}{{ loop.index }}{{ item }} {% endfor %}") == "1x 2y "
-    assert render("{{ steps.draft.output | tojson }}") == '{"keys": 3, "title": "T"}'
+    assert render("{{ steps.draft.output | tojson }}") == '{"title": "T", "keys": 3}', "as it is, not sorted"
+    assert render("{{ ['<ü>', none] | tojson }}") == '["<ü>", null]', "as it is, not for HTML"
+    assert failed("{{ {'a': inputs.nobody} | tojson }}")
 
 
 def test_a_field_counts_before_a_method_of_its_name() -> None:
@@ -74,6 +76,7 @@ def test_nothing_but_data_can_be_reached(template: str) -> None:
         "{{ 'x' * 1000000000 }}",
         "{{ 9 ** 99999999 }}",
         "{{ '%09999999999d' % 7 }}",
+        "{{ [1] | tojson(999999999) }}",
         "{% for a in inputs.name * 99999 %}{% endfor %}",
     ],
 )

@@ -253,6 +253,15 @@ def test_a_cancel_of_a_map_waits_for_the_holders_of_its_items(hands: Hands) -> N
     assert hands.ready() == []
 
 
+def test_an_item_can_be_cancelled_before_it_begins(hands: Hands) -> None:
+    run_id = hands.submit(mapped(1, "collect"), items=[1, 2, 3])
+    hands.do(hands.claim("each"), {})
+    assert steering.cancel_step(hands.runs, run_id, "each[1]") == "cancelled"
+    hands.work(each="ok")
+
+    assert hands.run(run_id).output == {"end": {"each": ["ok", None, "ok"]}}
+
+
 def test_a_cancelled_item_counts_as_one_that_failed(hands: Hands) -> None:
     run_id = hands.submit(mapped(2, "collect"), items=[1, 2])
     hands.do(hands.claim("each"), {})
@@ -421,9 +430,7 @@ def test_an_event_that_comes_too_early_is_kept(hands: Hands) -> None:
 def test_a_wait_that_nobody_answers_takes_its_branch_or_fails(hands: Hands) -> None:
     run_id = hands.submit(EVENT)
     strict = hands.submit(
-        EVENT.replace("on_timeout: continue", "retry: {max_attempts: 1}").replace(
-            "needs: [paid.timed_out]", "needs: [paid]"
-        )
+        EVENT.replace("    on_timeout: continue\n", "").replace("needs: [paid.timed_out]", "needs: [paid]")
     )
     hands.work()
     hands.pass_time(hours=1)
@@ -465,6 +472,8 @@ def test_retries_look_at_the_error(hands: Hands) -> None:
     assert attempts("on: [timeout]", "timeout") == 3
     assert attempts("on: [timeout]", "engine_error") == 1
     assert attempts("non_retryable: [timeout]", "timeout") == 1
+    assert attempts("on: [http_4xx]", "http_4xx") == 3, "what is asked for counts more than the default"
+    assert attempts("on: [timeout, http_4xx], non_retryable: [http_4xx]", "http_4xx") == 1
     assert attempts("""when: 'error.message.contains("again")'""", "timeout", "try again") == 3
     assert attempts("""when: 'error.message.contains("again")'""", "timeout", "never") == 1
     assert attempts("when: error.attempt < 2", "timeout") == 2
@@ -520,6 +529,22 @@ def test_the_time_for_a_whole_step_ends_its_retries(hands: Hands) -> None:
     assert hands.sweep().out_of_time == 1
 
     assert hands.run(run_id).state == "failed"
+    assert "total_timeout" in hands.run(run_id).error["message"]
+
+
+def test_the_time_for_a_whole_map_stops_its_items_and_is_the_reason(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow("\n  - {id: each, kind: map, over: '[1, 2]', total_timeout: 1h, step: {kind: generate, prompt: hi}}")
+    )
+    hands.do(hands.claim("each"), {})
+    held = hands.claim("each[0]")
+    hands.pass_time(hours=2)
+    hands.sweep()
+    assert hands.states(run_id) == {"each": "cancelling"}
+    hands.do(held, {"each": failure("cancelled")})
+    hands.work()
+
+    assert (hands.run(run_id).state, hands.states(run_id)["each"]) == ("failed", "cancelled")
     assert "total_timeout" in hands.run(run_id).error["message"]
 
 
@@ -634,6 +659,15 @@ def test_submissions_with_one_key_within_the_window_are_one_run(hands: Hands) ->
     assert hands.submit(source, id="y") != first
     hands.pass_time(hours=2)
     assert hands.submit(source, id="x") != first
+
+
+def test_a_called_workflow_always_answers_its_caller(hands: Hands) -> None:
+    store(hands, CHILD.replace("workflow: child", "workflow: child\ndeduplicate: {key: x, window: 1h}"))
+    parents = [hands.submit(PARENT, word="x") for _ in range(2)]
+    hands.work()
+
+    assert {hands.run(run_id).state for run_id in parents} == {"succeeded"}
+    assert hands.step(parents[0], "ask").called_run_id != hands.step(parents[1], "ask").called_run_id
 
 
 def test_nothing_of_a_paused_run_begins(hands: Hands) -> None:

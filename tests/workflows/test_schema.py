@@ -14,7 +14,7 @@ from app.workflows import registry, schema, source
 from app.workflows.steps import KINDS
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted([*registry.LIBRARY.glob("*.yaml"), *shipped.folder("examples").rglob("*.yaml")])
+FILES = sorted([*registry.LIBRARY.glob("*.yaml"), *shipped.folder("examples").glob("*.yaml")])
 
 
 @pytest.fixture(scope="module")

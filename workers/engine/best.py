@@ -43,7 +43,7 @@ class Best:
         few = highest[:, : depth * maxima].reshape(rows, depth, maxima).max(axis=1)
         few.partition(maxima - count, axis=1)
         bound = few[:, maxima - count, None]
-        row, block = np.divmod(np.flatnonzero(highest >= bound), blocks)
+        row, block = np.divmod((highest >= bound).reshape(-1).nonzero()[0], blocks)
         places = ((row * self._width + block)[:, None] + np.arange(0, inside, blocks)).reshape(-1)
         found: Ids = places[logits.reshape(-1)[places] >= np.repeat(bound[row, 0], _BLOCK)]
         if inside < self._width:

@@ -88,7 +88,7 @@ class Alphabet:
 
 def close(row: Row, most: float) -> tuple[Ids, float]:
     """The tokens close below the best, whose logit is `most`, and the logit that all others are at or below."""
-    return np.flatnonzero(row > most - GAP), most - GAP
+    return (row > most - GAP).nonzero()[0], most - GAP
 
 
 def enough(allowed: Row, least: float, *, top_k: int, min_p: float, mirostat: bool) -> bool:

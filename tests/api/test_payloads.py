@@ -1,0 +1,109 @@
+"""Long inputs and outputs over HTTP."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api.main import serve
+from app.api.services import Services
+from app.fleet import files
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.settings import ApiSettings, Settings
+from app.workflows.payloads import Limits, as_json
+from app.workflows.service import Runs
+from tests.workflows.conftest import Hands
+
+FLOW = """
+workflow: flow
+inputs: {words: {}}
+defaults: {model: "smollm2:135m"}
+steps:
+  - {id: each, kind: map, over: inputs.words, step: {kind: generate, prompt: "{{ item }}"}}
+  - {id: short, kind: generate, prompt: hi}
+  - {id: ok, kind: wait, needs: [each], event: go}
+"""
+WORDS = ["a", {"z": "é" * 300, "a": [1.0, None]}, "c"]
+
+
+@pytest.fixture
+def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Services:
+    """An API that shows little, of runs of which little stays in the rows."""
+    settings = Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=500))
+    small = replace(runs, limits=Limits(inline=100, one=4000))
+    return Services(settings, database, publisher, small, files.read_catalog())
+
+
+@pytest.fixture
+def client(services: Services) -> TestClient:
+    return TestClient(serve(services), raise_server_exceptions=False)
+
+
+def submit(client: TestClient, words: Any) -> Any:
+    return client.post("/v1/runs", json={"definition": FLOW, "inputs": {"words": words}})
+
+
+def get(client: TestClient, path: str) -> Any:
+    answer = client.get(path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_long_value_is_marked_in_answers_and_given_by_itself(client: TestClient, services: Services) -> None:
+    run_id = submit(client, WORDS).json()["id"]
+    base = f"/v1/runs/{run_id}"
+    assert client.get(f"{base}/output").status_code == 404
+    worker = Hands(services.runs)
+    worker.work(each=lambda claim: claim.data["item"], short="s")
+    worker.tell(UUID(run_id), "go", "x" * 600)
+    run, page = get(client, base), get(client, f"{base}/steps/each/items")
+
+    def marked(value: Any, path: str) -> dict[str, Any]:
+        assert client.get(path).text == as_json(value), "byte for byte"
+        return {"$payload": {"bytes": len(as_json(value).encode()), "href": path}}
+
+    outputs = {"short": "s", "ok": "x" * 600}
+    assert run["state"] == "succeeded"
+    assert run["inputs"] == marked({"words": WORDS}, f"{base}/inputs")
+    assert run["output"] == marked(outputs, f"{base}/output")
+    assert {step["key"]: step["output"] for step in run["steps"]} == {
+        "each": None,
+        "short": "s",
+        "ok": marked("x" * 600, f"{base}/steps/ok/output"),
+    }
+    item = f"{base}/steps/each%5B1%5D"
+    assert [one["input"] for one in page["items"]] == ["a", marked(WORDS[1], f"{item}/input"), "c"]
+    assert [one["output"] for one in page["items"]] == ["a", marked(WORDS[1], f"{item}/output"), "c"]
+    assert client.get(f"{base}/steps/each/output").text == as_json(WORDS)
+    assert client.get("/v1/runs").json()["runs"][0]["id"] == run_id
+
+
+@pytest.mark.parametrize("path", ["steps/none/output", "steps/short/output", "steps/short/input", "steps/each/output"])
+def test_what_there_is_not_is_not_found(client: TestClient, path: str) -> None:
+    run_id = submit(client, WORDS).json()["id"]
+
+    assert client.get(f"/v1/runs/{run_id}/{path}").status_code == 404
+
+
+def test_the_output_of_an_empty_map_is_an_empty_list(client: TestClient, services: Services) -> None:
+    run_id = submit(client, []).json()["id"]
+    Hands(services.runs).work()
+
+    assert json.loads(client.get(f"/v1/runs/{run_id}/steps/each/output").text) == []
+
+
+def test_what_is_too_long_is_refused(client: TestClient) -> None:
+    refused = submit(client, "x" * 5000)
+    assert refused.status_code == 413
+    assert "inputs: 5012 bytes as JSON; 4000 can be stored at the most" in refused.json()["detail"]
+
+    run_id = submit(client, []).json()["id"]
+    told = client.post(f"/v1/runs/{run_id}/events", json={"name": "go", "payload": "x" * 5000})
+    assert (told.status_code, told.json()["type"]) == (413, "urn:arriero:error:payload-too-large")

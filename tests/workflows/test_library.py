@@ -1,0 +1,287 @@
+"""The shipped workflows: on the real model, by the worker's own code; and by hand, for what no model says on order."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from app.fleet import files
+from app.inference import prompts
+from app.kernel import settings
+from app.kernel.secrets import Secrets
+from app.kernel.settings import HttpSettings
+from app.workflows import registry, source
+from app.workflows.service import Runs
+from app.workflows.submission import Submission
+from tests.workflows.conftest import Hands, failure
+from workers import pool, steps
+from workers.engine.engine import LlamaEngine
+from workers.leases import Leases
+from workers.runtime import Runtime
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MODEL = "smollm2:135m"
+
+
+def submitted(runs: Runs, name: str, **inputs: Any) -> UUID:
+    found = registry.shipped()[name]
+    return runs.submit(Submission(found.definition, inputs, found.version)).id
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LlamaEngine]:
+    """The engine that a pool of the model has, on one thread."""
+    host = settings.load(environment={"ARRIERO_POOLS__THREADS": "1"}).settings
+    model = files.read_catalog().get(MODEL)
+    made = LlamaEngine(files.locate(model, Path()), pool.options_of(model, host, "cpu"))
+    yield made
+    made.close()
+
+
+class Workers:
+    """A control worker and a pool, in the test's own process."""
+
+    def __init__(self, runs: Runs, engine: LlamaEngine, port: int) -> None:
+        self.hands = Hands(runs)
+        http = HttpSettings(allowed_hosts=(f"127.0.0.1:{port}",), allow_private=True)
+        own = settings.load(environment={}).settings.model_copy(update={"http": http})
+        self._leases = Leases(runs, "library@here/1/abc", interval=timedelta(seconds=3))
+        self._runtime = Runtime(own, runs, self._leases, engine, Secrets({}))
+        self._leases.start()
+
+    def close(self) -> None:
+        self._leases.close()
+
+    def work(self, run_id: UUID) -> Any:
+        """Do all that can be done here, one by one: so each prompt shares what the last one had. Gives the run."""
+        while rows := [row for row in self.hands.ready(run_id) if row.queue in ("io", "model.smollm2-135m")]:
+            for row in rows:
+                steps.run_step(self._runtime, row.id, row.attempt)
+        return self.hands.run(run_id)
+
+
+class Ear(HTTPServer):
+    """A server that hears what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Listener)
+        self.heard: list[tuple[str | None, Any]] = []
+
+
+class Listener(BaseHTTPRequestHandler):
+    server: Ear
+
+    def do_POST(self) -> None:
+        told = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.heard.append((self.headers["idempotency-key"], told))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def ear() -> Iterator[Ear]:
+    made = Ear()
+    thread = threading.Thread(target=made.serve_forever)
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.fixture
+def workers(runs: Runs, engine: LlamaEngine, ear: Ear) -> Iterator[Workers]:
+    made = Workers(runs, engine, ear.server_port)
+    yield made
+    made.close()
+
+
+def test_a_digest_says_nothing_that_is_not_in_the_text(workers: Workers) -> None:
+    text = (EXAMPLES / "reports/hut-season.txt").read_text()
+    run = workers.work(submitted(workers.hands.runs, "document-digest", text=text))
+
+    assert run.state == "succeeded", run.error
+    digest, plain = run.output, " ".join(text.split())
+    assert all(point in plain for point in digest["points"])
+    assert len(digest["points"]) == -(-digest["sentences"] // 6), "one of every six"
+    assert digest["key_points"] == digest["points"], "few enough for one look"
+    assert digest["lead"] in digest["key_points"]
+    assert len(workers.hands.items(run.id, "choose")) == len(digest["points"])
+
+
+def numbered(claim: Any) -> Any:
+    """Chooses the last line, or one that there is not."""
+    return {"line": 24 if claim.data["index"] % 2 else len(claim.data["item"])}
+
+
+@pytest.mark.parametrize("sentences", [1, 6, 37, 217, 1500])
+def test_a_digest_of_any_length_takes_few_questions(hands: Hands, sentences: int) -> None:
+    lines = [f"This is what sentence {n} has to say." for n in range(sentences)]
+    run_id = submitted(hands.runs, "document-digest", text="A heading\n\n" + " ".join(lines))
+    hands.work(choose=numbered, choose_again=numbered, choose_lead=numbered)
+    digest = hands.run(run_id).output
+
+    assert digest["sentences"] == sentences
+    assert set(digest["key_points"]) <= set(digest["points"]) <= set(lines)
+    assert len(digest["key_points"]) <= 6 < len(digest["points"]) or digest["key_points"] == digest["points"]
+    assert digest["lead"] == digest["key_points"][-1]
+    assert sum("choose" in key and "[" in key for key in hands.done) <= 43
+
+
+def invoice(name: str) -> str:
+    return (EXAMPLES / f"invoices/{name}.txt").read_text()
+
+
+def test_what_is_extracted_conforms_and_what_is_doubtful_is_told(workers: Workers) -> None:
+    text, hands = invoice("01-stove"), workers.hands
+    run_id = submitted(hands.runs, "extraction", text=text, limit=0)
+    workers.work(run_id)
+
+    definition = registry.shipped()["extraction"].definition
+    schema = definition.step("extract").output.schema_  # type: ignore[union-attr]
+    fields = hands.step(run_id, "fields").output
+    assert list(Draft202012Validator(schema).iter_errors(fields)) == []
+    doubts = [name for name, value in fields.items() if value is not None and value not in text.replace(",", "")]
+    assert hands.step(run_id, "still_doubts").output == doubts
+    assert hands.step(run_id, "look").output == "person", "nothing is below a limit of 0"
+    asked = hands.step(run_id, "approve").awaits["message"]
+    assert all(str(value) in asked for value in fields.values())
+    assert all(name in asked for name in doubts)
+    hands.tell(run_id, "approve", {"approved": True, "comment": "paid"})
+    assert workers.work(run_id).output == {
+        "fields": fields,
+        "doubts": doubts,
+        "status": "approved",
+        "comment": "paid",
+    }
+
+
+RIGHT = {"supplier": "Hornos Llanes", "number": "5519", "total": "96.80", "currency": "EUR", "due": "2026-12-01"}
+NOTHING = dict.fromkeys(RIGHT) | {"supplier": "Hornos Llanes"}
+
+
+def extracted(hands: Hands, first: Any, second: Any = None, **inputs: Any) -> UUID:
+    run_id = submitted(hands.runs, "extraction", text=invoice("01-stove"), **inputs)
+    hands.work(run_id, extract=first, correct=second)
+    return run_id
+
+
+def test_what_stands_in_the_text_is_accepted_without_a_person(hands: Hands) -> None:
+    run = hands.run(extracted(hands, RIGHT))
+
+    assert run.output == {"fields": RIGHT, "doubts": [], "status": "accepted", "comment": None}
+    assert "correct" not in hands.done
+
+
+def test_what_does_not_is_asked_for_again_with_what_was_wrong(hands: Hands) -> None:
+    def correct(claim: Any) -> Any:
+        asked = prompts.request_of(claim.work, claim.data, priority="standard", attempt=1).prompt
+        assert asked is not None
+        assert asked.endswith('"due": "2026-12-01"}\nNot in the text: number 9915, total 69.80\n')
+        return RIGHT
+
+    run_id = extracted(hands, RIGHT | {"number": "9915", "total": "69.80"}, correct)
+    assert hands.run(run_id).output["status"] == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [({"approved": True}, "approved"), ({"approved": False, "comment": "not ours"}, "rejected"), (None, "expired")],
+)
+def test_what_is_still_wrong_is_for_a_person(hands: Hands, answer: Any, status: str) -> None:
+    wrong = RIGHT | {"due": "2026-12-31"}
+    run_id = extracted(hands, wrong, wrong)
+    assert "Not in the text: due." in hands.step(run_id, "approve").awaits["message"]
+    if answer is None:
+        hands.pass_time(days=4)
+        hands.sweep()
+    else:
+        hands.tell(run_id, "approve", answer)
+    hands.work(run_id)
+
+    assert hands.run(run_id).output["status"] == status
+    assert hands.run(run_id).output["doubts"] == ["due"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit", "status"),
+    [
+        (RIGHT, 96.8, "accepted"),
+        (RIGHT, 96.79, None),
+        (RIGHT | {"number": None}, 1000, None),
+        (NOTHING, 0, "no_invoice"),
+    ],
+)
+def test_who_decides_follows_from_the_fields(hands: Hands, fields: Any, limit: float, status: str | None) -> None:
+    run = hands.run(extracted(hands, fields, limit=limit))
+
+    assert (run.state, run.output and run.output["status"]) == ("succeeded" if status else "running", status)
+
+
+def test_a_text_that_is_too_long_for_a_model_goes_to_another(workers: Workers) -> None:
+    run_id = submitted(workers.hands.runs, "extraction", text="Rechnung über 1.00 EUR " * 860)
+    workers.work(run_id)
+    step = workers.hands.step(run_id, "extract")
+
+    assert (step.state, step.model) == ("ready", "qwen3:0.6b"), "it waits for a pool of that model"
+    workers.hands.pass_time(minutes=16)
+    workers.hands.sweep()
+    assert "total_timeout" in workers.work(run_id).error["message"]
+
+
+NIGHT: dict[str, Any] = source.read((EXAMPLES / "nightly/2026-11-20.yaml").read_text()).data
+
+
+def test_a_night_is_judged_counted_and_told(workers: Workers, ear: Ear) -> None:
+    night = NIGHT | {"notify_url": f"http://127.0.0.1:{ear.server_port}/nights"}
+    run_id = submitted(workers.hands.runs, "nightly-batch", **night)
+    run = workers.work(run_id)
+
+    assert run.state == "succeeded", run.error
+    verdicts = [item.output["verdict"] for item in workers.hands.items(run_id, "judge")]
+    bad = [one["id"] for one, verdict in zip(NIGHT["reviews"], verdicts, strict=True) if verdict == "bad"]
+    counts = {"reviews": 8, "good": 8 - len(bad), "bad": len(bad), "failed": 0}
+    assert (run.output["counts"], run.output["bad"], run.output["notified"]) == (counts, bad, True)
+    told = {"night": "2026-11-20", "state": "done", "counts": counts, "report": run.output["report"]}
+    assert ear.heard == [(f"{run_id}/notify", told)]
+    assert (run.priority, run.rank, run.labels) == ("batch", 2, {"task": "nightly"})
+    assert run.expires_at - run.finished_at == timedelta(days=90)
+    assert submitted(workers.hands.runs, "nightly-batch", **night) == run_id, "a night is done once"
+
+
+def test_a_review_that_fails_stops_nobody_and_without_an_address_nobody_is_told(hands: Hands) -> None:
+    def judge(claim: Any) -> Any:
+        index = claim.data["index"]
+        return failure("invalid_request") if index == 2 else {"verdict": ("good", "bad")[index % 2]}
+
+    run_id = submitted(hands.runs, "nightly-batch", **NIGHT)
+    hands.work(judge=judge)
+    run = hands.run(run_id)
+
+    assert run.output["counts"] == {"reviews": 8, "good": 3, "bad": 4, "failed": 1}
+    assert run.output["bad"] == ["boots-044", "jacket-391", "pack-118", "lamp-009"]
+    assert "4 bad, 1 not judged" in run.output["report"]
+    assert "Bad: boots-044, jacket-391, pack-118, lamp-009" in run.output["report"]
+    assert (run.output["notified"], hands.states(run_id)["notify"]) == (False, "skipped")
+
+
+def test_a_night_that_ends_too_late_raises_an_alarm(hands: Hands) -> None:
+    run_id = submitted(hands.runs, "nightly-batch", **NIGHT, notify_url="https://hooks.example.com/nights")
+    seen: list[Any] = []
+    hands.pass_time(hours=9)
+    hands.sweep()
+    hands.work(alarm=lambda claim: seen.append(claim.data["run"]["state"]))
+
+    assert (hands.run(run_id).state, seen) == ("failed", ["failed"])
