@@ -37,7 +37,7 @@ from app.kernel.database import Work
 
 _DEVICES = text("""
     SELECT device.id, device.name, host, kind, type, capacity_bytes, stranger_bytes, speed, simulated, present,
-           host.state AS host_state, host.agent_until > now() AS alive
+           CASE WHEN lost_at IS NULL THEN host.state ELSE 'lost' END AS host_state, host.agent_until > now() AS alive
     FROM device JOIN host ON host.name = device.host ORDER BY device.id
 """)
 _HOSTS = text("SELECT name, files FROM host ORDER BY name")
@@ -107,7 +107,7 @@ def observe(
         configurations=tuple(configurations.values()),
         reserves=tuple(SetAside(one.id, one.configuration, one.bytes) for one in books.ledger.reserves.values()),
         usage={
-            configurations[name].id: Usage(sum(rates.values()))
+            configurations[name].id: _usage(rates)
             for name, rates in usage.items()
             if name in configurations
         },

@@ -42,7 +42,7 @@ _HALF_LIFE = 3600.0
 
 _TRY_TO_LEAD = text("SELECT pg_try_advisory_xact_lock(:key) AS leads")
 _LEAD = text("SELECT pg_advisory_xact_lock(:key)")
-_SILENT = text("SELECT name FROM host WHERE state <> 'lost' AND agent_until < now() - :age ORDER BY name")
+_SILENT = text("SELECT name FROM host WHERE lost_at IS NULL AND agent_until < now() - :age ORDER BY name")
 _REFUSE = text("""
     INSERT INTO refusal (configuration, model, reason, needs_bytes, estimate_seconds)
     VALUES (:configuration, :model, :reason, :needs, :estimate)

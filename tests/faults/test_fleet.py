@@ -9,96 +9,37 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from pathlib import Path
-from uuid import UUID
 
 import psutil
 import pytest
 
-from app.fleet import books, files, ledger, views
+from app.fleet import files, views
 from app.fleet.fleet import PoolState
-from app.fleet.views import PoolView
-from app.kernel.fleet_settings import SimulatedDevice
-from app.kernel.settings import CatalogSettings
 from app.workflows.states import RunState
 from tests.faults.conftest import MODEL, Stage, generate, until
-
-#: Two models of which a device holds one at a time.
-CATALOG = """
-[[models]]
-name = "alpha:1"
-use_cases = ["chat"]
-source = { path = "/nowhere/alpha.gguf" }
-simulated = { bytes = "600MiB", load = "500ms", tokens_per_second = 40 }
-
-[[models]]
-name = "beta:1"
-use_cases = ["chat"]
-source = { path = "/nowhere/beta.gguf" }
-simulated = { bytes = "600MiB", load = "500ms", tokens_per_second = 40 }
-"""
-ALPHA, BETA = "alpha:1", "beta:1"
-ONE_DEVICE = (SimulatedDevice(name="sim-0", bytes=1024 * 2**20),)
+from tests.faults.fleets import (
+    ALPHA,
+    BETA,
+    ONE_DEVICE,
+    agree,
+    ask,
+    assert_sound,
+    kill,
+    pools,
+    serving,
+    until_done,
+    until_ended,
+    with_models,
+)
 
 
 @pytest.fixture
 def fleet(stage: Stage) -> Stage:
     """A stage that knows the models, with a control worker and a beat; no agent yet."""
-    catalog = stage.directory / "catalog.toml"
-    catalog.write_text(CATALOG)
-    stage.settings = stage.settings.model_copy(update={"catalog": CatalogSettings(files=(catalog,))})
+    with_models(stage)
     stage.control()
     stage.beat()
     return stage
-
-
-def ask(stage: Stage, model: str, tokens: int = 4) -> UUID:
-    source = f"workflow: ask\nsteps: [{{id: write, kind: generate, model: '{model}', prompt: x, max_tokens: {tokens}}}]"
-    return stage.submit(source)
-
-
-def pools(stage: Stage, model: str | None = None, *, ended: bool = False) -> Sequence[PoolView]:
-    return views.pools(stage.database, model=model, ended=ended)
-
-
-def serving(stage: Stage, model: str) -> PoolView | None:
-    return next((pool for pool in pools(stage, model) if pool.state is PoolState.SERVING), None)
-
-
-def until_done(stage: Stage, run_ids: Sequence[UUID]) -> None:
-    until(lambda: stage.open_runs() == 0)
-    stage.assert_each_step_is_recorded_once(run_ids)
-
-
-def assert_sound(stage: Stage) -> None:
-    """The books keep their promises, and charge exactly what lives or may begin."""
-    with stage.database.work() as work:
-        found = books.open_books(work, to_read=True).ledger
-    assert ledger.problems(found) == []
-    living = {pool.id for pool in pools(stage)}
-    assert living == found.reservations.keys()
-
-
-def agree(stage: Stage) -> bool:
-    """Whether every pool that holds bytes has a living process, and every process of a pool holds bytes."""
-    held = {pool.row.pid for pool in pools(stage)}
-    name = str(stage.directory)
-    running = set()
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-            if command[1:4] == ["-m", "workers.programs", "pool"] and process.environ().get(
-                "ARRIERO_DATA_DIR", ""
-            ).startswith(name):
-                running.add(process.pid)
-        except psutil.Error:
-            continue
-    return held == running
-
-
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
 
 
 def test_models_take_turns_where_only_one_fits(fleet: Stage) -> None:
@@ -122,7 +63,7 @@ def test_killed_pools_and_agents_leave_nothing_behind(fleet: Stage) -> None:
     until(lambda: fleet.is_held(run_ids[0]))
     first = pools(fleet)[0]
     kill(first.row.pid)
-    ended = until(lambda: next((p for p in pools(fleet, ended=True) if p.id == first.id and p.row.ending), None))
+    ended = until_ended(fleet, first)
     assert ended.row.failed
     assert "SIGKILL" in ended.row.ending
 
@@ -191,7 +132,7 @@ def test_a_lost_host_is_replaced_and_joins_again(fleet: Stage) -> None:
     assert_sound(fleet)
 
 
-def test_real_models_take_turns_under_a_budget_of_memory(fleet: Stage, tmp_path: Path) -> None:
+def test_real_models_take_turns_under_a_budget_of_memory(fleet: Stage) -> None:
     """SmolLM2 and Gemma, of which the RAM that pools may have holds one at a time."""
     gemma = "gemma3:270m"
     files.pull(files.read_catalog().get(gemma), fleet.directory / "agent")

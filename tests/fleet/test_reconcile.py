@@ -22,7 +22,7 @@ from app.fleet.rows import HostState
 from app.fleet.turn import Terms
 from app.fleet.views import PoolView
 from app.kernel.database import Database
-from app.kernel.errors import Conflict, NotFound
+from app.kernel.errors import Conflict, LeaseLost, NotFound
 from tests.fleet.granting import LEASE
 
 ENTRY = """
@@ -258,6 +258,19 @@ def test_nothing_is_placed_on_a_host_that_is_cordoned(scene: Scene) -> None:
     assert len(scene.granted()) == 1
     with pytest.raises(NotFound, match="there are: h"):
         scene.orders.mark("g", HostState.OPEN)
+
+
+def test_what_operators_say_of_a_host_outlasts_its_loss(scene: Scene) -> None:
+    scene.orders.mark("h", HostState.CORDONED)
+    with scene.database.work() as work:
+        work.run(text("UPDATE host SET agent_until = now() - interval '1 h'"))
+    scene.turn()
+    assert views.hosts(scene.database)[0].host.state == HostState.LOST
+    with pytest.raises(LeaseLost):
+        scene.hosts.beat("h", scene.agents["h"], [], [], [])
+
+    add_host(scene, "h")
+    assert views.hosts(scene.database)[0].host.state == HostState.CORDONED
 
 
 def test_a_host_is_forgotten_only_when_nothing_is_left_of_it(scene: Scene) -> None:

@@ -57,12 +57,13 @@ def test_many_runs_at_once_all_end_and_each_step_is_done_once(live: Live) -> Non
 
 def test_the_pool_tells_prometheus_what_it_did(live: Live) -> None:
     assert live.ended(live.submit(generate("Say yes.", max_tokens=4)))["state"] == "succeeded"
-    (found,) = json.loads((live.folder / "metrics" / "pool.smollm2-135m.json").read_text())
+    (file,) = (live.folder / "metrics").glob("pool.smollm2-135m.*.json")
+    (found,) = json.loads(file.read_text())
     text = httpx2.get(f"http://{found['targets'][0]}/metrics").text
     written = re.search(r"^arriero_engine_written_tokens_total\{(.*)\} (\S+)$", text, re.MULTILINE)
     assert written is not None
     assert f'model="{MODEL}"' in written[1]
-    assert 'worker="pool.smollm2-135m@' in written[1]
+    assert f'worker="{file.stem}@' in written[1]
     assert float(written[2]) > 0
     assert re.search(r'^arriero_pool_stage\{.*stage="serving".*\} 1.0$', text, re.MULTILINE)
 
@@ -126,7 +127,7 @@ def test_models_and_workers_are_seen(live: Live) -> None:
     models = {row["name"]: row for row in as_json(live.arriero("models", "list", "--json").stdout)["models"]}
     assert models[MODEL]["state"] == "here"
 
-    page = until(lambda: text if "pool.smollm2-135m@" in (text := httpx2.get(f"{live.flower}/").text) else None, 60)
+    page = until(lambda: text if "pool.smollm2-135m." in (text := httpx2.get(f"{live.flower}/").text) else None, 60)
     assert "control@" in page
 
     live.ended(live.submit(generate("Hi", max_tokens=1)))
