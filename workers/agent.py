@@ -31,7 +31,7 @@ from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.devices import Devices
 from app.fleet.hosts import Ended, Granted, Hosts, Observed
-from app.fleet.pool import Desired, Phase, Stage
+from app.fleet.pool import Desired, Phase
 from app.fleet.turn import CHANNEL
 from app.kernel import addresses, ids, log, private_file
 from app.kernel import database as databases

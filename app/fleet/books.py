@@ -205,10 +205,7 @@ def open_books(work: Work, host: str | None = None, *, to_read: bool = False) ->
         backing.setdefault(row.reservation_id, {}).setdefault(row.victim_id, {})[row.device_id] = row.bytes
     quotas = work.rows(_LOOK_AT_QUOTAS if to_read else _LOCK_QUOTAS)
     ledger = Ledger(
-        devices={
-            row.id: Book(row.host, row.capacity_bytes, open=row.present and is_open[row.host])
-            for row in devices
-        },
+        devices={row.id: Book(row.host, row.capacity_bytes, open=row.present and is_open[row.host]) for row in devices},
         agents={row.name: row.agent_epoch for row in hosts if row.agent_epoch},
         reservations={row.id: _reservation(row, backing.get(row.id, {})) for row in work.rows(_RESERVATIONS, names)},
         reserves={row.id: SetAside(row.id, row.configuration, row.bytes) for row in work.rows(_SET_ASIDE, names)},

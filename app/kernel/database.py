@@ -124,7 +124,8 @@ class Database:
             pool_pre_ping=False,
             pool_timeout=30,
             isolation_level="AUTOCOMMIT",
-            connect_args={"connect_timeout": 5, "options": " ".join(f"-c {k}={v}" for k, v in _SERVER.items())} | _CLIENT,
+            connect_args={"connect_timeout": 5, "options": " ".join(f"-c {k}={v}" for k, v in _SERVER.items())}
+            | _CLIENT,
         )
 
     @contextmanager

@@ -13,12 +13,12 @@ from fastapi.testclient import TestClient
 
 from app.api.main import serve
 from app.api.services import Services
-from app.fleet import files
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import ApiSettings, Settings
 from app.workflows.payloads import Limits, as_json
 from app.workflows.service import Runs
+from tests.serving import services_of
 from tests.workflows.conftest import Hands
 
 FLOW = """
@@ -38,7 +38,7 @@ def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_pat
     """An API that shows little, of runs of which little stays in the rows."""
     settings = Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=500))
     small = replace(runs, limits=Limits(inline=100, one=4000))
-    return Services(settings, database, publisher, small, files.read_catalog())
+    return services_of(settings, database, publisher, small)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A fleet in a stage: models of which a device holds one at a time, what is asked of them, and what is seen of pools."""
+"""A fleet in a stage: models of which a device holds one at a time, what is asked of them, what is seen of pools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.fleet.fleet import PoolState
 from app.fleet.views import PoolView
 from app.kernel.fleet_settings import SimulatedDevice
 from app.kernel.settings import CatalogSettings
-from tests.faults.conftest import Stage, until
+from tests.faults.conftest import MODEL, Stage, generate, until
 
 ALPHA, BETA, GAMMA = "alpha:1", "beta:1", "gamma:1"
 ONE_DEVICE = (SimulatedDevice(name="sim-0", bytes=1024 * 2**20),)
@@ -41,6 +41,11 @@ def with_models(stage: Stage, **more: str) -> Stage:
 def ask(stage: Stage, model: str, tokens: int = 4) -> UUID:
     source = f"workflow: ask\nsteps: [{{id: write, kind: generate, model: '{model}', prompt: x, max_tokens: {tokens}}}]"
     return stage.submit(source)
+
+
+def complete(model: str) -> str:
+    """A workflow of one step in which a real model goes on with a text, eight tokens long."""
+    return generate(8).replace(MODEL, model).replace("kind: generate", "kind: generate\n    chat: false")
 
 
 def pools(stage: Stage, model: str | None = None, *, ended: bool = False) -> Sequence[PoolView]:

@@ -16,7 +16,7 @@ import pytest
 from app.fleet import files, views
 from app.fleet.fleet import PoolState
 from app.workflows.states import RunState
-from tests.faults.conftest import MODEL, Stage, generate, until
+from tests.faults.conftest import MODEL, Stage, until
 from tests.faults.fleets import (
     ALPHA,
     BETA,
@@ -24,6 +24,7 @@ from tests.faults.fleets import (
     agree,
     ask,
     assert_sound,
+    complete,
     kill,
     pools,
     serving,
@@ -139,9 +140,7 @@ def test_real_models_take_turns_under_a_budget_of_memory(fleet: Stage) -> None:
     assert fleet.agent(ram=1500 * 2**20).ready()
     run_ids = []
     for model in (MODEL, gemma, MODEL):
-        run_ids.append(
-            fleet.submit(generate(8).replace(MODEL, model).replace("kind: generate", "kind: generate\n    chat: false"))
-        )
+        run_ids.append(fleet.submit(complete(model)))
         until_done(fleet, run_ids)
         assert_sound(fleet)
         (pool,) = pools(fleet)

@@ -1,4 +1,4 @@
-"""The heart of a pool, in a process of its own: it lets go of its bytes before its lease ends, whatever it waits for."""
+"""The heart of a pool, in a process of its own: it lets go of its bytes before its lease ends."""
 
 from __future__ import annotations
 
