@@ -44,6 +44,7 @@ from tests.faults.fleets import (
     agree,
     ask,
     assert_sound,
+    complete,
     kill,
     pools,
     processes,
