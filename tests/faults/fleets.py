@@ -24,15 +24,20 @@ _ENTRY = """
 name = "{name}"
 use_cases = ["chat"]
 source = {{ path = "/nowhere/{name}.gguf" }}
-simulated = {{ bytes = "600MiB", load = "500ms", tokens_per_second = 40 }}
+simulated = {{ bytes = "600MiB", load = "{load}", tokens_per_second = 40 }}
 {more}
 """
+#: It never begins to serve.
+ENDLESS = "endless:1"
 
 
 def with_models(stage: Stage, **more: str) -> Stage:
     """A stage that knows the models; what is given by the first word of a name is added to its entry."""
     catalog = stage.directory / "catalog.toml"
-    entries = (_ENTRY.format(name=name, more=more.get(name.partition(":")[0], "")) for name in (ALPHA, BETA, GAMMA))
+    loads = {ALPHA: "500ms", BETA: "500ms", GAMMA: "500ms", ENDLESS: "1h"}
+    entries = (
+        _ENTRY.format(name=name, load=load, more=more.get(name.partition(":")[0], "")) for name, load in loads.items()
+    )
     catalog.write_text("".join(entries))
     stage.settings = stage.settings.model_copy(update={"catalog": CatalogSettings(files=(catalog,))})
     return stage

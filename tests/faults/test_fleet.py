@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import timedelta
 
 import psutil
 import pytest
 
 from app.fleet import files, views
 from app.fleet.fleet import PoolState
+from app.fleet.orders import Orders
+from app.fleet.rows import HostState
 from app.workflows.states import RunState
+from tests.faults import storm
 from tests.faults.conftest import MODEL, Stage, until
 from tests.faults.fleets import (
     ALPHA,
     BETA,
+    ENDLESS,
     ONE_DEVICE,
     agree,
     ask,
@@ -131,6 +136,68 @@ def test_a_lost_host_is_replaced_and_joins_again(fleet: Stage) -> None:
     assert not psutil.pid_exists(lost.row.pid), "its bytes had been given back"
     until(lambda: agree(fleet))
     assert_sound(fleet)
+
+
+def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
+    """A pool that never begins to serve, one that is frozen in the middle of its work, and one that is restarted."""
+    short = fleet.settings.pools.model_copy(update={"start_timeout": timedelta(seconds=3)})
+    agent = fleet.agent(changes={"pools": short}, simulated=ONE_DEVICE, lease=timedelta(seconds=3))
+    assert agent.ready()
+    endless = ask(fleet, ENDLESS)
+    loading = until(lambda: next((p for p in pools(fleet, ENDLESS) if p.row.stage == "loading"), None))
+    assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within 3s")
+    assert "pool_stage" in views.log_tail(fleet.database, loading.id)
+    refusal = until(lambda: next(iter(views.fleet(fleet.database).refusals), None))
+    assert (refusal.model, "failed once on agent" in refusal.reason) == (ENDLESS, True)
+    fleet.runs.cancel(endless)
+
+    run_id = ask(fleet, ALPHA, 100)
+    until(lambda: fleet.is_held(run_id))
+    frozen = until(lambda: serving(fleet, ALPHA))
+    kill(frozen.row.pid, signal.SIGSTOP)
+    assert "was silent" in until_ended(fleet, frozen).row.ending
+    until_done(fleet, [run_id])
+    assert fleet.outcomes(run_id) == ["worker_lost", "succeeded"]
+
+    orders = Orders(fleet.database, lambda: None)
+    first = until(lambda: serving(fleet, ALPHA))
+    orders.stop(first.id, again=True)
+    assert until_ended(fleet, first).row.ending == "restarted by an operator"
+    second = until(lambda: serving(fleet, ALPHA))
+    orders.stop_model(ALPHA)
+    assert not until_ended(fleet, second).row.failed
+    until(lambda: agree(fleet))
+    assert_sound(fleet)
+
+
+def test_hosts_are_drained_and_forgotten(fleet: Stage) -> None:
+    """What works on a host that is drained is started elsewhere; an agent that ends leaves nothing to remove."""
+    for name in ("west", "east"):
+        assert fleet.agent(name, simulated=ONE_DEVICE).ready()
+    orders = Orders(fleet.database, lambda: None)
+    run_ids = [ask(fleet, ALPHA, 100)]
+    until(lambda: fleet.is_held(run_ids[0]))
+    (drained,) = pools(fleet)
+    orders.mark(drained.row.host, HostState.DRAINING)
+    run_ids.append(ask(fleet, ALPHA))
+    assert until_ended(fleet, drained).row.failed is False
+    until_done(fleet, run_ids)
+    assert fleet.outcomes(run_ids[0])[-1] == "succeeded"
+    assert {pool.row.host for pool in pools(fleet)} == {"west", "east"} - {drained.row.host}
+
+    fleet.nodes[drained.row.host].kill("SIGTERM")
+    until(lambda: not fleet.nodes[drained.row.host].container.child.alive)
+    orders.remove(drained.row.host)
+    assert [seen.host.name for seen in views.hosts(fleet.database)] == [pools(fleet)[0].row.host]
+    until(lambda: agree(fleet))
+    assert_sound(fleet)
+
+
+def test_a_storm_of_kills_loses_nothing(fleet: Stage) -> None:
+    """Pools, agents, control worker and broker, each while pools load, drain and work; looked at all the time."""
+    storm.patient(fleet, lease=20)
+    done = storm.kills(fleet, 6, seed=3, every=3)
+    assert sum(done.kills.values()) == 6
 
 
 def test_real_models_take_turns_under_a_budget_of_memory(fleet: Stage) -> None:
