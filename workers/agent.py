@@ -342,7 +342,9 @@ class Agent:
         self._hosts.release(self.host, self._epoch, Ended(pool.id, code, failed, ending, tail))
         for known in (self._running, self._seen, self._short):
             known.pop(pool.id, None)
-        exporter.forget(pool.id, self._settings.data_dir)
+        # One that was killed could not take the address of its metrics back.
+        for file in (self._settings.data_dir / exporter.FOLDER).glob(f"*pool.*.{pool.id[-6:]}.json"):
+            file.unlink(missing_ok=True)
         self._wake.put(None)  # others may have waited for these bytes
 
     def _observe(self, inventory_: Inventory) -> None:

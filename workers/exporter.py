@@ -171,12 +171,6 @@ def serving(
         server.server_close()
 
 
-def forget(pool: str, data_dir: Path) -> None:
-    """Remove the address of a pool that was killed: it could not do that itself."""
-    for place in (data_dir / FOLDER).glob(f"*.{pool[-6:]}.json"):
-        place.unlink(missing_ok=True)
-
-
 def _reachable(host: str) -> str:
     """The host as others reach it: one that listens everywhere goes by its name."""
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 it is compared, not listened on

@@ -7,7 +7,7 @@ What is read here decides what is granted next, in the same transaction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -193,8 +193,7 @@ def _wished(work: Work, wishes: Mapping[str, Wish], starts: Iterable[Start]) -> 
         before = found.get(row.model, Wish())
         found[row.model] = Wish(max(before.pools, row.pools), before.pinned or row.pinned)
     for order in starts:
-        before = found.get(order.model, Wish())
-        found[order.model] = Wish(max(before.pools, 1), before.pinned)
+        found[order.model] = replace(found.get(order.model, Wish()), ordered=1)
     return found
 
 

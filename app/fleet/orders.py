@@ -1,7 +1,7 @@
 """
 Orders: what operators ask of the fleet. Each call is one transaction; the reconciler answers at its next turn.
 
-An order to start is done once a pool of the model is on its way; one to keep models up stands until it is taken back.
+An order to start is done once a pool of the model has begun; one to keep models up stands until it is taken back.
 """
 
 from __future__ import annotations

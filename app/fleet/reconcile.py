@@ -260,8 +260,9 @@ def _note_refusals(turn: Turn, seen: Observation, plan: Plan, waiting: Iterable[
 
 
 def _answer_starts(turn: Turn, seen: Observation) -> None:
-    """An order to start is done once a pool of the model is there, or on its way."""
-    there = {one.configuration for one in turn.books.ledger.reservations.values() if not one.draining}
+    """An order to start is done once a pool of the model has begun."""
+    held = turn.books.ledger.reservations.values()
+    there = {one.configuration for one in held if one.state is State.ACTIVE and not one.draining}
     for order in seen.starts:
         configuration = seen.configurations.get(order.model)
         if configuration is None or configuration.id in there:

@@ -7,17 +7,27 @@ from fastapi.testclient import TestClient
 
 from app.api.main import serve
 from app.api.services import Services
+from app.fleet import files
+from app.fleet.devices import Devices
+from app.fleet.orders import Orders
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import ApiSettings, Settings
 from app.workflows.service import Runs
-from tests.serving import services_of
 
 
 @pytest.fixture
 def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Services:
     settings = Settings(data_dir=tmp_path, api=ApiSettings(max_body_bytes=64 * 1024))
-    return services_of(settings, database, publisher, runs)
+    return Services(
+        settings,
+        database,
+        publisher,
+        runs,
+        files.read_catalog(),
+        Devices(settings.fleet),
+        Orders(database, lambda: None),
+    )
 
 
 @pytest.fixture

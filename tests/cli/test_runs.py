@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from app.cli import app
-from app.kernel.broker import CeleryPublisher
-from app.kernel.database import Database
 from app.kernel.settings import ApiSettings, Settings
 from app.workflows import check
 from app.workflows.service import Runs
 from app.workflows.submission import Submission
-from tests.serving import served, services_of
+from tests.cli.conftest import Arriero
 from tests.workflows.conftest import Hands
 
 FLOW = "workflow: flow\ndefaults: {model: 'm:1'}\nsteps: [{id: a, kind: generate, prompt: hi}]\n"
 
-Arriero = Callable[..., Result]
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Of an API that shows little."""
+    return Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=10))
 
 
 @pytest.fixture
-def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Iterator[Arriero]:
-    """The command, with the address of an API that shows little."""
-    settings = Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=10))
-    with served(services_of(settings, database, publisher, runs)) as url:
-
-        def run(*arguments: str) -> Result:
-            result = CliRunner().invoke(app, ["--set", f"api.url={url}", "runs", *arguments], env={"COLUMNS": "200"})
-            assert result.exit_code == 0, result.output
-            return result
-
-        yield run
+def arriero(arriero: Arriero) -> Arriero:
+    """`arriero runs`."""
+    return partial(arriero, "runs")
 
 
 def test_a_long_output_is_printed_whole(arriero: Arriero, runs: Runs) -> None:

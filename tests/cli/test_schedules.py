@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from app.cli import app
-from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, NotFound
-from app.kernel.settings import Settings
 from app.workflows import check, registry
-from app.workflows.service import Runs
-from tests.serving import served, services_of
+from tests.cli.conftest import Arriero
 
 REST = "workflow: rest\nsteps: [{id: a, kind: noop}]\n"
 NIGHTLY = "schedule: nightly\nworkflow: rest\ncron: 30 2 * * *\ntimezone: Europe/Berlin\njitter: 5m\n"
 
-Arriero = Callable[..., Result]
-
 
 @pytest.fixture
-def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Iterator[Arriero]:
-    """The command, with the address of an API."""
-    settings = Settings(data_dir=tmp_path)
-    with served(services_of(settings, database, publisher, runs)) as url:
-
-        def run(*arguments: str | Path, exits: int = 0) -> Result:
-            told = ["--set", f"api.url={url}", "schedules", *(str(argument) for argument in arguments)]
-            result = CliRunner().invoke(app, told, env={"COLUMNS": "200"})
-            if result.exception is not None and not isinstance(result.exception, SystemExit):
-                raise result.exception
-            assert result.exit_code == exits, result.output
-            return result
-
-        yield run
+def arriero(arriero: Arriero) -> Arriero:
+    """`arriero schedules`."""
+    return partial(arriero, "schedules")
 
 
 @pytest.fixture

@@ -15,7 +15,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from app.api.main import serve
+from app.api.services import Services
 from app.cli.workflows import app
+from app.fleet import files
+from app.fleet.devices import Devices
+from app.fleet.orders import Orders
 from app.kernel import settings
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
@@ -23,7 +27,6 @@ from app.kernel.errors import ArrieroError, InvalidInput, NotFound
 from app.kernel.settings import Settings
 from app.workflows import check, registry, schema
 from app.workflows.service import Runs
-from tests.serving import services_of
 
 ONE = """
 workflow: greet
@@ -46,7 +49,9 @@ def address(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path
     """The API, served on this machine, with two versions of a workflow."""
     for text in (ONE, TWO):
         registry.put(database, "greet", check.parse(text))
-    made = serve(services_of(Settings(data_dir=tmp_path), database, publisher, runs))
+    settings = Settings(data_dir=tmp_path)
+    devices, orders = Devices(settings.fleet), Orders(database, lambda: None)
+    made = serve(Services(settings, database, publisher, runs, files.read_catalog(), devices, orders))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         # Without its life, whose end would close the database of the session.

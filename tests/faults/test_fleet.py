@@ -193,10 +193,12 @@ def test_hosts_are_drained_and_forgotten(fleet: Stage) -> None:
     assert_sound(fleet)
 
 
-def test_a_storm_of_kills_loses_nothing(fleet: Stage) -> None:
+def test_a_storm_of_kills_loses_nothing(stage: Stage) -> None:
     """Pools, agents, control worker and broker, each while pools load, drain and work; looked at all the time."""
-    storm.patient(fleet, lease=20)
-    done = storm.kills(fleet, 6, seed=3, every=3)
+    storm.patient(with_models(stage), lease=20)
+    stage.control()
+    stage.beat()
+    done = storm.kills(stage, 6, seed=3, every=3)
     assert sum(done.kills.values()) == 6
 
 

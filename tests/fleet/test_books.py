@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
 
 from app.fleet import books, ledger
 from app.fleet.holder import Holder, Report
@@ -145,7 +145,7 @@ def test_postgres_itself_refuses_what_passes_a_device(database: Database, hosts:
     """Whatever a defect of ours would write."""
     hosts.join("h", "here", 8, declared("a"), {})
     for column in ("charged_bytes", "firm_bytes"):
-        with pytest.raises(IntegrityError), database.work() as work:
+        with pytest.raises(psycopg.errors.CheckViolation), database.work() as work:
             work.run(text(f"UPDATE device SET {column} = capacity_bytes + 1"))
 
 

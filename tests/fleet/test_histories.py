@@ -57,6 +57,10 @@ MODELS: Mapping[str, tuple[tuple[int, ...], str]] = {
 }
 TOO_LARGE = "e:1"
 
+_QUOTA = """
+    INSERT INTO quota (namespace, weight, max_bytes, held_bytes, period_seconds, device_seconds, attained_seconds)
+    VALUES ('team', 1, 700, 0, 86400, 0, 0)
+"""
 _INSTANTS = {
     "host": ("agent_until", "joined_at", "lost_at"),
     "reservation": ("lease_until", "granted_at", "activated_at", "released_at"),
@@ -127,7 +131,8 @@ class World:
         self.late: list[Callable[[], object]] = []
         #: What happened, for whoever reads a failure.
         self.story: list[str] = []
-        self.orders.limit("team", max_bytes=700)
+        with database.work() as work:
+            work.run(text(_QUOTA))
         for agent in self.agents.values():
             self.agent_turns(agent)
         layouts = [
@@ -433,4 +438,4 @@ def test_whatever_happens_no_byte_is_in_two_hands_and_everybody_is_served(databa
     world.check()
     refused = {row.model: row.reason for row in views.fleet(database).refusals}
     assert world.waits.keys() <= {TOO_LARGE}, (world.waits, refused)
-    assert "5.0 kB" in refused[TOO_LARGE] or "5" in refused[TOO_LARGE]
+    assert refused[TOO_LARGE].startswith("needs 4.9 KiB on one device, and the largest")

@@ -159,7 +159,11 @@ def test_models_and_workers_are_seen(live: Live) -> None:
         (("runs", "show", "01a1fdfa-a906-7e23-898e-3ea034e5d688"), 3, "no run"),
         (("runs", "show", "seven"), 2, "path.run_id"),
         (("--set", "api.prt=1", "version"), 2, "did you mean api.port?"),
-        (("pool", "nothing:1"), 5, "no model 'nothing:1'"),
+        (("pools", "start", "nothing:1"), 3, "no model 'nothing:1'"),
+        (("pools", "stop", "ffffff"), 3, "no pool 'ffffff'"),
+        (("hosts", "drain", "nowhere"), 3, "no host 'nowhere'"),
+        (("fleet", "why", "qwen3:4b", "--now"), 2, "No such option"),
+        (("--set", "fleet.ram=much", "version"), 2, "'much' is no size"),
         (("up",), 4, "is in use by process"),
     ],
 )
@@ -205,7 +209,7 @@ def test_the_curl_lines_of_the_readme_work_as_printed(live: Live, tmp_path: Path
 def readme_blocks() -> list[str]:
     """What the README shows of a server that is up."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [block for block in blocks if re.search(r"arriero (run|submit|runs|workflows) ", block)]
+    return [block for block in blocks if re.search(r"arriero (run|submit|runs|workflows|fleet) ", block)]
 
 
 @pytest.mark.parametrize("block", readme_blocks(), ids=lambda block: block.split("\n", 1)[0][:40])

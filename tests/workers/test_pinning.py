@@ -1,8 +1,6 @@
-"""The inventory of a host: what is declared and measured of it, what pins a pool to its devices, and its cores."""
+"""What a host offers, what pins a pool to its devices, and its part of the cores."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 
@@ -11,7 +9,6 @@ from app.kernel.fleet_settings import FleetSettings
 from workers import inventory
 
 GIB = 2**30
-OURS = os.getpid()
 SETTINGS = FleetSettings(ram=8 * GIB, head_room=GIB)
 
 
@@ -33,15 +30,6 @@ def test_devices_are_declared_with_what_may_be_reserved_of_them() -> None:
         ("GPU-0", "NVIDIA L4", 23, False),
         ("h/sim-0", "simulated", 24, True),
     ]
-
-
-def test_bytes_of_strangers_are_told_as_far_as_they_reach_into_what_may_be_reserved() -> None:
-    """A GPU's head-room is for them; pools of this host are none."""
-    busy = gpu(0, free=12 * GIB, processes=(Process(OURS, 5 * GIB), Process(1, 7 * GIB)))
-    (found,) = inventory.measured("h", Inventory((busy,)), SETTINGS, {OURS})
-    assert (found.used, found.strangers) == (12 * GIB, 6 * GIB)
-    (idle,) = inventory.measured("h", Inventory((gpu(0, free=23 * GIB),)), SETTINGS, set())
-    assert idle.strangers == 0
 
 
 def test_a_pool_sees_its_gpus_by_uuid_and_no_other() -> None:
