@@ -44,7 +44,7 @@ def test_what_was_granted_and_is_not_really_free_is_told_with_its_figures() -> N
     taken = Inventory((gpu(0, free=4 * GIB), SIMULATED))
 
     assert inventory.missing("h", taken, {"GPU-0": 4 * GIB, "h/sim-0": 24 * GIB}) == ""
-    assert "only 4.3 GB are really free" in inventory.missing("h", taken, {"GPU-0": 5 * GIB})
+    assert "only 4.00 GiB are really free" in inventory.missing("h", taken, {"GPU-0": 5 * GIB})
     assert inventory.missing("h", taken, {"GPU-1": 1}) == "GPU-1 is gone"
 
 
