@@ -12,6 +12,7 @@ import psutil
 from app.fleet import books, ledger, views
 from app.fleet.fleet import PoolState
 from app.fleet.views import PoolView
+from app.kernel import pid_file
 from app.kernel.fleet_settings import SimulatedDevice
 from app.kernel.settings import CatalogSettings
 from tests.faults.conftest import MODEL, Stage, generate, until
@@ -100,3 +101,8 @@ def agree(stage: Stage) -> bool:
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     os.kill(pid, number)
+
+
+def lives(pid: int) -> bool:
+    """Whether the process is more than a zombie, which nobody may have reaped."""
+    return pid_file.birth(pid) is not None

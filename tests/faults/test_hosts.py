@@ -21,11 +21,23 @@ from sqlalchemy import text
 
 from app.fleet import views
 from app.fleet.rows import HostState
-from app.kernel import pid_file, private_file
+from app.kernel import private_file
 from app.kernel.embedded import PostgresServer, ValkeyServer
 from app.kernel.fleet_settings import SimulatedDevice
 from tests.faults.conftest import Stage, assert_nothing_left, until
-from tests.faults.fleets import ALPHA, BETA, GAMMA, agree, ask, assert_sound, pools, serving, until_done, with_models
+from tests.faults.fleets import (
+    ALPHA,
+    BETA,
+    GAMMA,
+    agree,
+    ask,
+    assert_sound,
+    lives,
+    pools,
+    serving,
+    until_done,
+    with_models,
+)
 
 HOSTS = ("west", "east")
 #: Each of them holds two models.
@@ -164,7 +176,7 @@ def test_a_host_that_is_cut_off_lets_go_and_comes_back(stage: Stage, links: dict
     assert cut is not None
     away = cut.row.host
     links[away].cut()
-    until(lambda: pid_file.birth(cut.row.pid) is None)
+    until(lambda: not lives(cut.row.pid))
     assert lease_lasts(stage, cut.id), "it let go in time"
     until_done(stage, run_ids)
     assert stage.outcomes(run_ids[-1])[0] == "worker_lost"
