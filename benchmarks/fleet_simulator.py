@@ -6,10 +6,11 @@ through the production ledger. The planner knows neither how long a request take
 After every change the bytes of live pools are compared with each device's capacity, and after every plan the ledger is
 asked for broken promises.
 
-What is modelled: pools that work on one device share its speed evenly; a load takes the time of its layout; the bytes
+What is modelled: pools that work on one device share its speed evenly, and one that is split over several works on each
+of them in turn, for its part of the time; a load takes the time of its layout; the bytes
 of a stopped pool come back a second later; a preempted request begins again from nothing; devices fail; footprints are
 wrong until a pool has measured them.
-What is not: loads that share a disk, the page cache, how a batch slows its slots down, and splits that slow a model.
+What is not: loads that share a disk, the page cache, how a batch slows its slots down, what a split costs in transfers.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ class Live:
     expected: float
     loaded: float | None = None
     used: float | None = None
+    stopping: float | None = None
     #: Requests, with the time by the pool's own clock at which each ends.
     work: list[tuple[float, int, Request]] = field(default_factory=list)
     #: Seconds of work at full speed so far, up to when, and how fast it goes now.
@@ -322,14 +324,16 @@ class Simulation:
 
     def share(self, changed: Live) -> None:
         """Divide the speed of devices among the pools that work there, and look when each ends its next request."""
-        active: Counter[str] = Counter()
+        active: defaultdict[str, float] = defaultdict(float)
         for pool in self.pools.values():
             if pool.work:
-                active.update(pool.bytes.keys())
+                for device in pool.bytes:
+                    active[device] += 1 / len(pool.bytes)
         for pool in self.pools.values():
             if pool is changed or (pool.work and pool.bytes.keys() & changed.bytes.keys()):
                 self.advance(pool)
-                pool.rate = 1.0 if self.resident else 1 / max([active[device] for device in pool.bytes] + [1])
+                beside = sum(active[device] for device in pool.bytes) / len(pool.bytes) - 1 / len(pool.bytes)
+                pool.rate = 1.0 if self.resident else 1 / (1 + max(beside, 0.0))
                 pool.version += 1
                 if pool.work:
                     ends = self.now + max(pool.work[0][0] - pool.clock, 0.0) / pool.rate
@@ -479,7 +483,7 @@ class Simulation:
             self.drop(pool)
             return
         self.ledger = books.drain(self.ledger, pool.id)
-        pool.state = PoolState.DRAINING
+        pool.state, pool.stopping = PoolState.DRAINING, self.now
         if how is Stop.PREEMPT:
             self.hand_back(pool)
         if not pool.work:
@@ -561,8 +565,12 @@ class Simulation:
         for action in plan.actions:
             match action:
                 case StopPool():
-                    if (pool := self.pools.get(action.pool)) is not None and pool.state in COMING:
+                    pool = self.pools[action.pool]
+                    if pool.state in COMING:
                         self.stop(pool, action.how)
+                    elif action.how is Stop.PREEMPT and pool.work:
+                        self.hand_back(pool)
+                        self.end(pool)
                 case StartPool():
                     self.grant(action.configuration, action.bytes, action.after, action.namespace)
                 case MovePool():
@@ -608,7 +616,8 @@ class Simulation:
             loaded=None if pool.loaded is None else instant(pool.loaded),
             last_used=None if pool.used is None else instant(pool.used),
             expected=instant(pool.expected) if pool.loaded is None else None,
-            after=frozenset(held.backing),
+            stopping=None if pool.stopping is None else instant(pool.stopping),
+            backing=held.backing,
             namespace=pool.namespace,
         )
 

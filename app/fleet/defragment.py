@@ -144,6 +144,8 @@ def _holes(configuration: Configuration, search: Search) -> list[_Hole]:
     barred = {bar.host for bar in search.bars(configuration.id)}
     for layout in configuration.layouts:
         for devices in search.room.sets(configuration, layout, barred):
+            if search.room.shunned(configuration, devices):
+                continue
             chosen = _leavers(configuration, layout, devices, search)
             moves = search.relocate(chosen, devices) if chosen else None
             if moves:

@@ -104,5 +104,5 @@ def _state(pool: Pool, fleet: Fleet, names: reasons.Names, after: float) -> str:
     where = names.devices(pool.bytes)
     if pool.state is PoolState.STARTING:
         return f"its pool loads on {where}: about {reasons.seconds(after)}"
-    waited = [other for other in fleet.pools if other.id in pool.after]
+    waited = [other for other in fleet.pools if other.id in pool.backing]
     return f"its pool waits for {names.pools(waited)} to leave {where}, then loads: about {reasons.seconds(after)}"

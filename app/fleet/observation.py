@@ -6,6 +6,7 @@ What is read here decides what is granted next, in the same transaction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -43,7 +44,7 @@ _DEVICES = text("""
 _HOSTS = text("SELECT name, files FROM host ORDER BY name")
 _POOLS = text("""
     SELECT pool.id::text, pool.configuration, pool.model, slots, desired, created_at, estimate_seconds,
-           stage, busy, urgent, serving_at, last_used_at,
+           stage, busy, urgent, serving_at, last_used_at, stop_at, worker,
            agent_until < now() AND COALESCE(heard_at, created_at) < agent_until AS silent
     FROM pool JOIN reservation ON reservation.id = pool.id JOIN host ON host.name = reservation.host
     LEFT JOIN pool_report ON pool_report.pool_id = pool.id
@@ -71,6 +72,16 @@ _ACCOUNTS = text("""
 
 
 @dataclass(frozen=True, slots=True)
+class InFlight:
+    """What a pool works on."""
+
+    #: How long a step of its model keeps a slot.
+    length: timedelta
+    #: The most often that any of its steps was handed back before.
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """An order to start a pool of a model."""
 
@@ -90,12 +101,17 @@ class Observation:
 
 
 def observe(
-    books: Books, models: Iterable[Model], usage: Mapping[str, Mapping[Priority, float]], wishes: Mapping[str, Wish]
+    books: Books,
+    models: Iterable[Model],
+    usage: Mapping[str, Mapping[Priority, float]],
+    wishes: Mapping[str, Wish],
+    in_flight: Mapping[str, InFlight],
 ) -> Observation:
     """
     All that the planner decides on.
 
-    `usage` says by model and class how many steps a second ask for it; `wishes` by model what the settings want.
+    `usage` says by model and class how many steps a second ask for it; `wishes` by model what the settings want;
+    `in_flight` by worker what it works on.
     """
     work, now = books.work, books.now
     hosts = work.rows(_HOSTS)
@@ -103,14 +119,10 @@ def observe(
     configurations = _configurations(work, models, hosts, _wished(work, wishes, starts))
     fleet = Fleet(
         devices=tuple(_device(row) for row in work.rows(_DEVICES)),
-        pools=tuple(_pool(row, books) for row in work.rows(_POOLS)),
+        pools=tuple(_pool(row, books, in_flight.get(row.worker)) for row in work.rows(_POOLS)),
         configurations=tuple(configurations.values()),
         reserves=tuple(SetAside(one.id, one.configuration, one.bytes) for one in books.ledger.reserves.values()),
-        usage={
-            configurations[name].id: Usage(sum(rates.values()))
-            for name, rates in usage.items()
-            if name in configurations
-        },
+        usage={configurations[name].id: _usage(rates) for name, rates in usage.items() if name in configurations},
         accounts={
             row.namespace: Account(row.weight, row.attained_seconds, row.max_bytes, row.until)
             for row in work.rows(_ACCOUNTS)
@@ -143,7 +155,7 @@ def _device(row: Any) -> Device:
     )
 
 
-def _pool(row: Any, books: Books) -> Pool:
+def _pool(row: Any, books: Books, in_flight: InFlight | None) -> Pool:
     held = books.ledger.reservations[row.id]
     stage = None if row.stage is None else Stage(row.stage)
     state = state_of(held.state, waits=bool(held.backing), desired=Desired(row.desired), stage=stage)
@@ -159,14 +171,25 @@ def _pool(row: Any, books: Books) -> Pool:
         started=row.created_at,
         busy=row.busy or 0,
         serving=None if row.urgent is None else Priority(row.urgent),
+        work_left=_work_left(row.busy or 0, in_flight),
+        preemptions=in_flight.preemptions if in_flight else 0,
         loaded=row.serving_at,
         last_used=row.last_used_at,
         expected=row.created_at + timedelta(seconds=row.estimate_seconds),
+        stopping=row.stop_at,
+        handing_back=Desired(row.desired) is Desired.PREEMPT,
         pinned=held.pinned,
         epoch=held.epoch,
-        after=frozenset(held.backing),
+        backing=held.backing,
         namespace=held.namespace,
     )
+
+
+def _work_left(busy: int, in_flight: InFlight | None) -> timedelta:
+    """Until the last of them ends: one is half done, and of several the last takes the longer."""
+    if in_flight is None or not busy:
+        return timedelta(0)
+    return in_flight.length / 2 * (1 + math.log(busy))
 
 
 def _configurations(

@@ -157,6 +157,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         self.set_aside()
+        self.hand_back()
         self.retire()
         for configuration in self.fleet.configurations:
             self.keep_up(configuration)
@@ -226,6 +227,29 @@ class _Planner:
         refusal = Refusal(configuration.id, configuration.model, reasons.no_reserve(needs), needs)
         self.refusals.setdefault(configuration.id, refusal)
 
+    # ---- what drains for too long ----
+
+    def hand_back(self) -> None:
+        """Hand back the steps of pools that drain for longer than those that wait for their bytes have to."""
+        pools = {pool.id: pool for pool in self.fleet.pools}
+        for waiting in self.fleet.pools:
+            configuration = self.of.get(waiting.configuration)
+            if not waiting.backing or configuration is None:
+                continue
+            want = self.wants.get(configuration.id) or pressure.nothing(configuration)
+            reclaims = self.room.is_within_reserve(waiting)
+            for id_ in sorted(waiting.backing.keys() & pools.keys()):
+                if self.is_late(pools[id_], want, reclaims):
+                    self.stop(
+                        pools[id_], Stop.PREEMPT, reasons.hands_back(pools[id_], want, reclaims), configuration.id
+                    )
+
+    def is_late(self, pool: Pool, want: Want, reclaims: bool) -> bool:
+        """Whether it drains for longer than the want has patience, and nothing was done about it."""
+        if pool.stopping is None or pool.handing_back or not pool.busy or pool.id in self.search.stopped:
+            return False
+        return (self.now - pool.stopping).total_seconds() >= self.search.patience(pool, want, reclaims)
+
     # ---- stopping what nobody needs ----
 
     def retire(self) -> None:
@@ -283,7 +307,8 @@ class _Planner:
             options = (o for o in self.search.options(want, evict=True) if not any(v.busy for v in o.victims))
             option = min(options, key=lambda o: o.order, default=None)
             if option is None:
-                self.refuse(want, self.why_not(want, None))
+                if not want.steps:  # for those who wait, more is done
+                    self.refuse(want, self.why_not(want, None))
                 return
             reason = reasons.standing(configuration, option, self.names)
             if not self.start(want, option, Purpose.STANDING, reason):
@@ -299,11 +324,21 @@ class _Planner:
                 self.refuse(want, (reasons.next_plan(self.starts), want.load))
             return
         best, nearest = self.choose(want)
+        if best is None and want.configuration.reserve is not None:
+            self.recall(want.configuration)
         if best is not None:
             purpose = Purpose.REPLICA if coming else Purpose.DEMAND
             self.start(want, best, purpose, reasons.started(want, best, coming, self.names))
         elif not coming:
             self.refuse(want, self.why_not(want, nearest))
+
+    def recall(self, owner: Configuration) -> None:
+        """Take grants back that wait for lent bytes, so that the next plan can give those to their owner."""
+        for pool in self.fleet.pools:
+            lent = any(self.room.own(device, owner.id) for device in pool.bytes)
+            is_borrower = pool.state is PoolState.WAITING and lent and pool.configuration != owner.id
+            if is_borrower and pool.id not in self.search.stopped and not self.search.stays(pool):
+                self.stop(pool, Stop.DRAIN, reasons.recalled(owner), owner.id)
 
     def needs_another(self, want: Want, coming: Sequence[Pool]) -> bool:
         slots = sum(pool.slots for pool in coming)
@@ -360,7 +395,8 @@ class _Planner:
         if namespace in self.used:
             self.used[namespace] += option.layout.total_bytes
         estimate = timedelta(seconds=option.estimate)
-        handed_back = {victim.id for victim in option.victims if self.search.preempts(victim, want)}
+        reclaims = self.search.reclaims(configuration, option.layout, option.devices)
+        handed_back = {victim.id for victim in option.victims if self.search.preempts(victim, want, reclaims)}
         self.room.take(configuration, option.bytes, option.victims, self.now + estimate)
         targets = {pool.id: target for pool, target in option.moves}
         for victim in sorted(option.victims, key=lambda pool: (pool.id not in targets, pool.id)):

@@ -107,6 +107,20 @@ def makes_room(victim: Pool, want: Want, regret: float) -> str:
     )
 
 
+def hands_back(victim: Pool, want: Want, reclaims: bool) -> str:
+    """Why a pool that drains does not finish its steps."""
+    state = f"{_steps(victim.busy, 'run')} for longer than"
+    if reclaims and want.configuration.reserve is not None:
+        within = seconds(want.configuration.reserve.within.total_seconds())
+        return f"{state} `{want.configuration.model}` lends its reserve on: it comes back within {within}"
+    return f"{state} the more urgent `{want.configuration.model}` waits for them"
+
+
+def recalled(owner: Configuration) -> str:
+    """Why a grant is taken back that waits for bytes of a reserve."""
+    return f"it waits for bytes that are set aside for `{owner.model}`, which is asked for"
+
+
 def moved(reason: str, option: Option, names: Names) -> str:
     """Why a pool is moved."""
     return f"{reason}; it goes on with {_place(option, names)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import text
@@ -23,7 +23,7 @@ from app.fleet.explanation import Explanation
 from app.fleet.fleet import COMING, Demand, Priority
 from app.fleet.model import Model
 from app.fleet.needs import Wish
-from app.fleet.observation import Observation
+from app.fleet.observation import InFlight, Observation
 from app.fleet.placement import Plan, Refusal
 from app.fleet.pool import Desired
 from app.fleet.reservation import State
@@ -113,6 +113,8 @@ class Asked:
     usage: Mapping[str, Mapping[Priority, float]]
     #: By model, what the settings want.
     wishes: Mapping[str, Wish]
+    #: By worker, what it works on.
+    in_flight: Mapping[str, InFlight] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ def reconcile(database: Database, asked: Asked, terms: Terms) -> Reconciled | No
         lost = _lose_silent_hosts(turn)
         _follow_stops(turn)
         turn.books.close()
-        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes)
+        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes, asked.in_flight)
         plan = placement.plan(seen.fleet, _demand(seen, asked.waiting), seen.now)
         _retire_changed(turn, seen)
         for action in plan.actions:
@@ -170,7 +172,7 @@ def defragment(database: Database, asked: Asked, terms: Terms) -> Defragmentatio
     with database.work() as work:
         work.run(_LEAD, {"key": _LEADER})
         turn = Turn(open_books(work), terms)
-        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes)
+        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes, asked.in_flight)
         found = defragmenting.defragment(seen.fleet, _demand(seen, asked.waiting), seen.now)
         for move in found.moves:
             turn.apply(seen.fleet, move)
@@ -189,7 +191,7 @@ def _look(database: Database, asked: Asked) -> Observation:
     with database.work() as work:
         work.run(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         books = open_books(work, to_read=True)
-        return observation.observe(books, asked.models, asked.usage, asked.wishes)
+        return observation.observe(books, asked.models, asked.usage, asked.wishes, asked.in_flight)
 
 
 def _lose_silent_hosts(turn: Turn) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ Made anew for each plan, and kept up to date with what the plan does.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import combinations, islice
@@ -43,11 +44,10 @@ class Room:
         self.on: dict[str, list[Pool]] = {device.id: [] for device in fleet.devices}
         self._coming: dict[str, list[Pool]] = {}
         self._planned: list[Pool] = []
-        #: Pools on a device that work, or will soon.
-        self.active = dict.fromkeys(self.devices, 0)
-        self.models: dict[str, set[str]] = {device.id: set() for device in fleet.devices}
+        #: Pools on a device that work, or will soon. A split one works on each of its devices for a part of the time.
+        self.active = dict.fromkeys(self.devices, 0.0)
         self._promised = promises(fleet.pools)
-        names = {configuration.id: configuration.model for configuration in fleet.configurations}
+        self._apart = _kept_apart(fleet)
         for pool in fleet.pools:
             if pool.state in COMING:
                 self._coming.setdefault(pool.configuration, []).append(pool)
@@ -55,31 +55,30 @@ class Room:
             for device in pool.bytes:
                 if device in self.on:
                     self.on[device].append(pool)
-                    self.active[device] += active
-                    self.models[device].add(names.get(pool.configuration, ""))
+                    self.active[device] += active / len(pool.bytes)
         self.open: dict[str, list[Device]] = {}
         for one in fleet.devices:
             if one.state is DeviceState.OPEN:
                 self.open.setdefault(one.type, []).append(one)
         #: Ids of open devices of a type with their free bytes, the fullest first.
         self._by_free = {kind: sorted((self.free[d.id], d.id) for d in some) for kind, some in self.open.items()}
-        self._reserved = self._idle_reserves(fleet)
+        #: By configuration and device, used or not.
+        self._aside: Counter[tuple[str, str]] = Counter()
+        for reserve in fleet.reserves:
+            for device, size in reserve.bytes.items():
+                self._aside[reserve.configuration, device] += size
+        self._reserved = self._idle_reserves()
         #: Bytes that are set aside, or held by pools that stay. They never come to more than there is.
         self.firm = self._firm(fleet)
         #: Devices that are kept for one configuration, and the seconds until it will use them.
         self.held: dict[str, tuple[str, float]] = {}
 
-    def _idle_reserves(self, fleet: Fleet) -> dict[str, dict[str, int]]:
+    def _idle_reserves(self) -> dict[str, dict[str, int]]:
         """Bytes that are set aside and not used by their owner: by device, by owner."""
         found: dict[str, dict[str, int]] = {}
-        for reserve in fleet.reserves:
-            for device, size in reserve.bytes.items():
-                owners = found.setdefault(device, {})
-                owners[reserve.configuration] = owners.get(reserve.configuration, 0) + size
-        for device, owners in found.items():
-            for owner in owners:
-                used = sum(p.bytes[device] for p in self.on.get(device, ()) if p.configuration == owner)
-                owners[owner] = max(owners[owner] - used, 0)
+        for (owner, device), size in self._aside.items():
+            used = sum(p.bytes[device] for p in self.on.get(device, ()) if p.configuration == owner)
+            found.setdefault(device, {})[owner] = max(size - used, 0)
         return found
 
     def _firm(self, fleet: Fleet) -> dict[str, int]:
@@ -109,6 +108,19 @@ class Room:
         """Idle bytes of the device that are set aside for others."""
         owners = self._reserved.get(device)
         return sum(size for owner, size in owners.items() if owner != configuration) if owners else 0
+
+    def lenders(self, device: str) -> list[str]:
+        """Configurations with idle bytes of the device that are set aside for them."""
+        return [owner for owner, size in self._reserved.get(device, {}).items() if size]
+
+    def is_within_reserve(self, pool: Pool) -> bool:
+        """Whether its configuration has no more of its devices than is set aside for it there."""
+        return all(
+            sum(p.bytes[device] for p in self.on[device] if p.configuration == pool.configuration)
+            <= self._aside.get((pool.configuration, device), 0)
+            for device in pool.bytes
+            if device in self.on
+        )
 
     def owns(self, pool: Pool) -> bool:
         """Whether bytes of its devices are set aside for its configuration."""
@@ -149,9 +161,8 @@ class Room:
                     need -= part
                     promised = self._promised.setdefault(victim.id, {})
                     promised[device] = promised.get(device, 0) + part
-            self.active[device] += 1
+            self.active[device] += 1 / len(bytes_)
             self.on[device].append(planned)
-            self.models[device].add(configuration.model)
             if self.own(device, configuration.id):
                 self._reserved[device][configuration.id] = max(self._reserved[device][configuration.id] - size, 0)
             ranks = self._by_free.get(self.devices[device].type, [])
@@ -166,7 +177,7 @@ class Room:
         return self.devices[device].capacity_bytes - self.devices[device].stranger_bytes
 
     def allows(self, configuration: Configuration, device: Device, part: int) -> bool:
-        """Whether it may be placed there at all: large enough, not kept from it by its entry or its file."""
+        """Whether it may be placed there if nobody else was: large enough, its entry lets it, its file is there."""
         host, firm = device.host, self.firm[device.id] if configuration.pinned or configuration.min_pools else 0
         if firm and self.own(device.id, configuration.id) >= part:
             firm -= part  # it moves into what is set aside for it
@@ -174,8 +185,12 @@ class Room:
             self.usable(device.id) - firm >= part
             and (configuration.fetch is not None or host in configuration.files)
             and (not configuration.only or device.id in configuration.only or host in configuration.only)
-            and not (configuration.apart_from and self.models[device.id] & configuration.apart_from)
         )
+
+    def shunned(self, configuration: Configuration, devices: Iterable[str]) -> list[Pool]:
+        """Pools there beside which it is not placed, as its entry or theirs says."""
+        apart = self._apart.get(configuration.id)
+        return [pool for device in devices for pool in self.on[device] if pool.configuration in apart] if apart else []
 
     def fitting(self, configuration: Configuration, layout: Layout, barred: Iterable[str]) -> Iterator[DeviceSet]:
         """
@@ -185,7 +200,8 @@ class Room:
         if len(layout.parts) > 1:
             for devices in self.sets(configuration, layout, barred):
                 parts = zip(devices, layout.parts, strict=True)
-                if all(self.free_for(configuration, device) >= part for device, part in parts):
+                fits = all(self.free_for(configuration, device) >= part for device, part in parts)
+                if fits and not self.shunned(configuration, devices):
                     yield devices
             return
         part = layout.parts[0]
@@ -198,7 +214,8 @@ class Room:
         for at in order:
             device = self.devices[ranks[at][1]]
             if device.host not in barred and self.allows(configuration, device, part):
-                if self.free_for(configuration, device.id) >= part:
+                free = self.free_for(configuration, device.id)
+                if free >= part and not self.shunned(configuration, (device.id,)):
                     yield (device.id,)
                     found += 1
                 if found >= enough:
@@ -230,3 +247,17 @@ class Room:
                 parts = zip(devices, layout.parts, strict=True)
                 if all(self.usable(device) >= part for device, part in parts):
                     yield devices
+
+
+def _kept_apart(fleet: Fleet) -> dict[str, set[str]]:
+    """By configuration, those that share no device with it: it is enough that one of two says so."""
+    named: dict[str, list[str]] = {}
+    for one in fleet.configurations:
+        named.setdefault(one.model, []).append(one.id)
+    found: dict[str, set[str]] = {}
+    for one in fleet.configurations:
+        for model in one.apart_from:
+            for other in named.get(model, ()):
+                found.setdefault(one.id, set()).add(other)
+                found.setdefault(other, set()).add(one.id)
+    return found

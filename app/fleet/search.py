@@ -182,13 +182,25 @@ class Search:
                         yield self._option(want, layout, devices, cover, fastest)
 
     def _is_open(self, configuration: Configuration, devices: DeviceSet, layout: Layout, want: Want) -> bool:
-        """Not kept for another, or given back to it in time."""
+        """Not kept for another, or given back to it in time; and not lent by one who waits for it."""
         for device in devices:
+            if any(self._is_claimed(owner, device) for owner in self.room.lenders(device) if owner != configuration.id):
+                return False
             if (held := self.room.held.get(device)) is not None and held[0] != configuration.id:
                 each = want.work / want.steps if want.steps else math.inf
                 if layout.load.total_seconds() + each + self.policy.unload > held[1]:
                     return False
         return True
+
+    def _is_claimed(self, owner: str, device: str) -> bool:
+        """Whether steps wait for it and no pool is coming: it lends nothing then, where it may be started."""
+        want = self._wants.get(owner)
+        return (
+            want is not None
+            and want.steps > 0
+            and all(pool.id in self.stopped for pool in self.room.coming(owner))
+            and self.room.devices[device].host not in {bar.host for bar in self.bars(owner)}
+        )
 
     def _cheapest(self, want: Want, layout: Layout, barred: set[str]) -> Iterator[DeviceSet]:
         """Device sets to look at for victims: all in a small fleet, else those whose pools are missed the least."""
@@ -231,8 +243,18 @@ class Search:
         offer = self.room.offer
         missing = self.missing(want.configuration, layout, devices)
         reclaims = self.reclaims(want.configuration, layout, devices)
+        apart = {pool.id: pool for pool in self.room.shunned(want.configuration, devices)}
+        if any(
+            p.state not in self._leaves_from(reclaims) or not self.yields(p, want, reclaims) for p in apart.values()
+        ):
+            return None
+        for pool in apart.values():
+            for d in missing:
+                missing[d] -= offer(pool, d)
         ranked = []
         for pool in self._yielding(devices, reclaims):
+            if pool.id in apart:
+                continue
             size = sum(min(offer(pool, d), m) for d, m in missing.items() if m > 0)
             if size > 0 and (self.yields(pool, want, reclaims) or (moving and self.may_move(pool))):
                 regret = self.regret(pool)
@@ -252,18 +274,23 @@ class Search:
                 chosen.remove((regret, pool))
                 for d in missing:
                     missing[d] += offer(pool, d)
+        chosen += [(self.regret(pool), pool) for _, pool in sorted(apart.items())]
         victims = tuple(pool for _, pool in chosen)
         moves = self.relocate([pool for pool in victims if pool.id in self._kept and not reclaims], devices)
         if moves is None:
             return None
-        wait = max((self.ends(pool, want) for pool in victims), default=0.0)
+        wait = max((self.ends(pool, want, reclaims) for pool in victims), default=0.0)
         return _Cover(victims, sum(regret for regret, _ in chosen), wait, moves)
 
     def _yielding(self, devices: DeviceSet, reclaims: bool) -> list[Pool]:
         """Pools on any of them whose bytes can be promised. Who wants its own bytes stops a load for them too."""
-        states = _YIELDING | {PoolState.STARTING} if reclaims else _YIELDING
+        states = self._leaves_from(reclaims)
         pools = {pool.id: pool for device in devices for pool in self.room.on[device] if pool.state in states}
         return list(pools.values())
+
+    @staticmethod
+    def _leaves_from(reclaims: bool) -> frozenset[PoolState]:
+        return _YIELDING | {PoolState.STARTING} if reclaims else _YIELDING
 
     def missing(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> dict[str, int]:
         """Bytes that are not free, by device."""
@@ -306,20 +333,30 @@ class Search:
         """Whether the bytes are set aside for it."""
         return all(self.room.own(d, configuration.id) >= part for d, part in zip(devices, layout.parts, strict=True))
 
-    def ends(self, pool: Pool, want: Want) -> float:
+    def ends(self, pool: Pool, want: Want, reclaims: bool) -> float:
         """Seconds until its bytes are back when it is stopped now for that."""
         left = pool.work_left.total_seconds() if pool.busy else 0.0
-        return self.policy.unload + (0.0 if self.preempts(pool, want) else left)
+        return self.policy.unload + (0.0 if self.preempts(pool, want, reclaims) else left)
 
-    def preempts(self, pool: Pool, want: Want) -> bool:
-        """Whether its steps are handed back, rather than waited for."""
-        if not pool.busy or pool.state is PoolState.DRAINING or pool.preemptions >= self.policy.max_preemptions:
+    def preempts(self, pool: Pool, want: Want, reclaims: bool) -> bool:
+        """Whether its steps are handed back at once, rather than waited for."""
+        if not pool.busy or pool.state is PoolState.DRAINING:
             return False
-        left = pool.work_left.total_seconds()
+        return pool.work_left.total_seconds() > self.patience(pool, want, reclaims)
+
+    def patience(self, pool: Pool, want: Want, reclaims: bool) -> float:
+        """
+        Seconds that the steps in flight of a pool are waited for before they are handed back.
+
+        For bytes that are set aside, as long as they may be lent on; for a higher class the drain limit, unless they
+        were handed back too often; else for ever.
+        """
         reserve = want.configuration.reserve
-        if reserve is not None and any(self.room.own(device, want.configuration.id) for device in pool.bytes):
-            return left > reserve.within.total_seconds()
-        return pool.serving is not None and pool.serving.rank > want.rank and left > self.policy.drain_limit
+        if reclaims and reserve is not None:
+            return max(reserve.within.total_seconds() - self.policy.unload, 0.0)
+        if pool.serving is None or pool.serving.rank <= want.rank or pool.preemptions >= self.policy.max_preemptions:
+            return math.inf
+        return self.policy.drain_limit
 
     def _option(
         self,
@@ -335,7 +372,9 @@ class Search:
         fetch = configuration.files.get(first.host, configuration.fetch or NOTHING).total_seconds()
         estimate = max(cover.wait, fetch) + layout.load.total_seconds()
         stopped = {victim.id for victim in victims}
-        beside = max(room.active[d] - sum(d in v.bytes and v.busy > 0 for v in victims) for d in devices)
+        beside = sum(
+            room.active[d] - sum((d in v.bytes and v.busy > 0) / len(v.bytes) for v in victims) for d in devices
+        ) / len(devices)
         speed = layout.tokens_per_second * min(room.devices[d].speed for d in devices)
         each = want.work / want.steps if want.steps else 0.0
         slower = each * (fastest / max(speed, 1e-9) * (1 + beside) - 1)
@@ -374,9 +413,12 @@ class Search:
     def _leaves(self, want: Want, layout: Layout, devices: DeviceSet) -> tuple[float, tuple[Pool, ...]] | None:
         missing = self.missing(want.configuration, layout, devices)
         pools = {p.id: p for d in devices for p in self.room.on[d] if not self.stays(p)}
+        apart = {pool.id for pool in self.room.shunned(want.configuration, devices)}
+        if not apart <= pools.keys():
+            return None
         waited = []
-        for after, _, pool in sorted((self._until(p), p.id, p) for p in pools.values()):
-            if all(m <= 0 for m in missing.values()):
+        for _, after, _, pool in sorted((p.id not in apart, self._until(p), p.id, p) for p in pools.values()):
+            if pool.id not in apart and all(m <= 0 for m in missing.values()):
                 break
             waited.append((after, pool))
             for d in missing:

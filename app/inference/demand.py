@@ -18,6 +18,7 @@ from sqlalchemy import text
 from app.fleet.catalog import Catalog
 from app.fleet.fleet import Priority
 from app.fleet.needs import Wish
+from app.fleet.observation import InFlight
 from app.fleet.reconcile import Asked, Waiting
 from app.kernel.database import Database
 from app.kernel.errors import NotFound
@@ -30,9 +31,11 @@ _USUAL = timedelta(seconds=5)
 _AHEAD = 2_000
 
 _READY = text("""
-    SELECT model, priority, count(*) AS steps, min(COALESCE(ready_at, published_at, now())) AS oldest,
-           to_timestamp(avg(extract(epoch FROM COALESCE(ready_at, published_at, now())))) AS mean
-    FROM step WHERE state = 'ready' AND model IS NOT NULL GROUP BY model, priority
+    SELECT model, step.priority, count(*) AS steps, min(COALESCE(ready_at, published_at, now())) AS oldest,
+           to_timestamp(avg(extract(epoch FROM COALESCE(ready_at, published_at, now())))) AS mean,
+           min(LEAST(step.deadline_at, run.deadline_at)) AS deadline
+    FROM step JOIN run ON run.id = step.run_id
+    WHERE step.state = 'ready' AND model IS NOT NULL GROUP BY model, step.priority
 """)
 _PENDING = text("""
     SELECT model, priority, count(*) AS steps, min(before) AS before FROM (
@@ -43,6 +46,11 @@ _PENDING = text("""
             SELECT id FROM run WHERE state = 'running' ORDER BY id DESC LIMIT :limit
         )
     ) AS ahead GROUP BY model, priority
+""")
+# An attempt that neither failed nor was lost with its worker was handed back.
+_RUNNING = text("""
+    SELECT owner, model, max(attempt - 1 - failures - losses) AS preemptions
+    FROM step WHERE state IN ('running', 'cancelling') AND model IS NOT NULL GROUP BY owner, model
 """)
 _LATE = text("""
     SELECT model, priority, count(*) AS steps,
@@ -58,6 +66,7 @@ def asked(database: Database, catalog: Catalog, kept_up: Iterable[str]) -> Asked
         now: datetime = work.rows(text("SELECT now() AS now"))[0].now
         late = work.rows(_LATE, {"since": _first_id(now - _LATELY)})
         ready, pending = work.rows(_READY), work.rows(_PENDING, {"limit": _AHEAD})
+        running = work.rows(_RUNNING)
     usage: dict[str, dict[Priority, float]] = {}
     for row in late:
         usage.setdefault(row.model, {})[Priority(row.priority)] = row.steps / _LATELY.total_seconds()
@@ -69,6 +78,7 @@ def asked(database: Database, catalog: Catalog, kept_up: Iterable[str]) -> Asked
             row.steps,
             row.oldest,
             row.mean,
+            deadline=row.deadline and row.deadline - lengths.get(row.model, _USUAL),
             work=lengths.get(row.model, _USUAL),
         )
         for row in ready
@@ -78,7 +88,12 @@ def asked(database: Database, catalog: Catalog, kept_up: Iterable[str]) -> Asked
         expected = now + length * max(row.before, 1)
         waiting.append(Waiting(row.model, Priority(row.priority), row.steps, expected, work=length, ready=expected))
     wishes = {name: Wish(pools=1, pinned=True) for name in kept_up}
-    return Asked(catalog.models, waiting, usage, wishes)
+    in_flight = {
+        row.owner.partition("@")[0]: InFlight(lengths.get(row.model, _USUAL), max(row.preemptions, 0))
+        for row in running
+        if row.owner
+    }
+    return Asked(catalog.models, waiting, usage, wishes, in_flight)
 
 
 def model_of(database: Database, step_id: UUID) -> str:

@@ -27,8 +27,9 @@ from app.fleet.fleet import (
     SetAside,
     Usage,
     charges,
+    promises,
 )
-from app.fleet.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopPool
+from app.fleet.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, Stop, StopPool
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 GB = 10**9
@@ -55,8 +56,26 @@ def pool(id_: str, configuration: str, on: Mapping[str, float], **more: Any) -> 
         "last_used": NOW - seconds(60),
         "slots": 2,
     }
-    bytes_ = {device: int(size * GB) for device, size in on.items()}
-    return Pool(id=id_, configuration=configuration, bytes=bytes_, **values | more)
+    return Pool(id=id_, configuration=configuration, bytes=bytes_of(on), **values | more)
+
+
+def bytes_of(on: Mapping[str, float]) -> dict[str, int]:
+    return {device: int(size * GB) for device, size in on.items()}
+
+
+def backed(bytes_: Mapping[str, int], after: frozenset[str], pools: Mapping[str, Pool]) -> dict[str, dict[str, int]]:
+    """What a new pool gets of those that it waits for, each in turn, as the ledger gives it."""
+    left, backing, promised = dict(bytes_), {}, promises(pools.values())
+    for id_ in sorted(after & pools.keys()):
+        part = {}
+        for device, need in left.items():
+            size = min(need, pools[id_].bytes.get(device, 0) - promised.get(id_, {}).get(device, 0))
+            if size > 0:
+                part[device] = size
+                left[device] = need - size
+        if part:
+            backing[id_] = part
+    return backing
 
 
 def waits(configuration: str, *, age: float = 0, priority: Priority = Priority.STANDARD, **more: Any) -> Demand:
@@ -75,12 +94,16 @@ def applied(fleet: Fleet, plan: Plan) -> Fleet:
                 if stopped.state is PoolState.WAITING:
                     del pools[action.pool]
                 else:
-                    pools[action.pool] = replace(stopped, state=PoolState.DRAINING)
+                    pools[action.pool] = replace(
+                        stopped,
+                        state=PoolState.DRAINING,
+                        stopping=stopped.stopping or NOW,
+                        handing_back=action.how is Stop.PREEMPT,
+                    )
             case StartPool():
                 state = PoolState.WAITING if action.after else PoolState.STARTING
-                pools[id_] = Pool(
-                    id_, action.configuration, state, action.bytes, 2, NOW, after=action.after, expected=NOW
-                )
+                backing = backed(action.bytes, action.after, pools)
+                pools[id_] = Pool(id_, action.configuration, state, action.bytes, 2, NOW, backing=backing, expected=NOW)
             case MovePool():
                 moved = pools[action.pool]
                 pools[id_] = Pool(id_, moved.configuration, PoolState.STARTING, action.bytes, 2, NOW, expected=NOW)
@@ -173,7 +196,8 @@ def _with_pool(chance: Random, fleet: Fleet, number: int) -> Fleet:
     on = {device.id: part / GB for device, part in zip(devices, parts, strict=True)}
     draining = [p.id for p in fleet.pools if p.state is PoolState.DRAINING and p.bytes.keys() & on.keys()]
     state = chance.choice((PoolState.SERVING,) * 12 + tuple(PoolState) + (PoolState.WAITING,) * 4 * bool(draining))
-    if state is PoolState.WAITING and not draining:
+    backing = backed(bytes_of(on), frozenset(draining), {p.id: p for p in fleet.pools})
+    if state is PoolState.WAITING and not backing:
         return fleet
     busy = chance.choice((0, 0, 1, 2)) if state in {PoolState.SERVING, PoolState.DRAINING} else 0
     age = chance.choice((1.0, 30.0, 600.0))
@@ -191,7 +215,8 @@ def _with_pool(chance: Random, fleet: Fleet, number: int) -> Fleet:
         loaded=loaded,
         last_used=chance.choice((loaded, None)),
         expected=NOW + seconds(3) if loaded is None else None,
-        after=frozenset(draining) if state is PoolState.WAITING else frozenset(),
+        stopping=NOW - seconds(chance.choice((1, 9, 15))) if state is PoolState.DRAINING else None,
+        backing=backing if state is PoolState.WAITING else {},
         namespace=chance.choice(("", "a", "b")),
     )
     grown = replace(fleet, pools=(*fleet.pools, added))

@@ -27,7 +27,7 @@ def test_the_cheapest_move_makes_room() -> None:
     assert (move.pool, move.bytes) == ("p0", {"g1": 8 * GB})
     assert gain.bytes == {"g0": 18 * GB}
     assert gain.reason == (
-        "`large` needs 16.8 GiB and fits nowhere, though 22.4 GiB are free in all; "
+        "`large` needs 16.76 GiB and fits nowhere, though 22.35 GiB are free in all; "
         "after 1 move, which loads for 3 s, it fits"
     )
 
