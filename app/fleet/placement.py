@@ -324,7 +324,7 @@ class _Planner:
                 self.refuse(want, (reasons.next_plan(self.starts), want.load))
             return
         best, nearest = self.choose(want)
-        if best is None and want.configuration.reserve is not None:
+        if best is None and not coming and want.configuration.reserve is not None:
             self.recall(want.configuration)
         if best is not None:
             purpose = Purpose.REPLICA if coming else Purpose.DEMAND

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
-from app.fleet.fleet import NOTHING, Bar, Configuration, Fleet, Layout, Packing, Pool, PoolState
+from app.fleet.fleet import NOTHING, Bar, Configuration, DeviceState, Fleet, Layout, Packing, Pool, PoolState
 from app.fleet.policy import Policy
 from app.fleet.pressure import NO_RANK, Want, load_of, nothing
 from app.fleet.room import DeviceSet, Room
@@ -82,9 +82,11 @@ class Search:
 
     def _standing(self) -> set[str]:
         kept = set()
+        going = {device.id for device in self._fleet.devices if device.state is DeviceState.DRAINING}
         for configuration in self._fleet.configurations:
             if configuration.min_pools:
-                some = sorted(self.room.coming(configuration.id), key=lambda pool: (pool.started, pool.id))
+                coming = [pool for pool in self.room.coming(configuration.id) if not going & pool.bytes.keys()]
+                some = sorted(coming, key=lambda pool: (pool.started, pool.id))
                 kept |= {pool.id for pool in some[: configuration.min_pools]}
         return kept
 

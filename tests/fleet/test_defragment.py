@@ -7,8 +7,8 @@ from dataclasses import replace
 from hypothesis import given, settings
 
 from app.fleet.defragment import Disturbance, defragment
-from app.fleet.fleet import Fleet, PoolState, Priority, charges
-from app.fleet.placement import Plan, plan
+from app.fleet.fleet import DeviceState, Fleet, PoolState, Priority, charges
+from app.fleet.placement import Plan, StartPool, plan
 from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, waits
 
 TWO = (gpu("g0"), gpu("g1"))
@@ -76,4 +76,7 @@ def test_moves_lie_in_free_bytes_and_bring_what_they_say(case: Case) -> None:
             for d in after.devices
             if d.id in gain.bytes
         )
-        assert plan(after, [waits(gain.configuration)], NOW).refusals == ()
+        if any(device.state is DeviceState.DRAINING for device in after.devices):
+            continue  # who leaves those may come first
+        following = plan(after, [waits(gain.configuration)], NOW)
+        assert gain.configuration in {one.configuration for one in following.actions if isinstance(one, StartPool)}
