@@ -117,7 +117,7 @@ def defragment(
         for pool, target in hole.moves:
             estimate = timedelta(seconds=target.estimate)
             room.take(of[pool.configuration], target.bytes, (), now + estimate)
-            search.stopped.add(pool.id)
+            search.stop(pool)
             reason = reasons.makes_hole(configuration, hole.devices, target, names)
             moves.append(MovePool(pool.id, target.bytes, reason, estimate))
         reason = reasons.gained(configuration, free, len(hole.moves), hole.load)

@@ -201,8 +201,7 @@ class _Planner:
                 if (bytes_ := self.place_reserve(configuration)) is None:
                     self.refuse_reserve(configuration)
                     break
-                for device, size in bytes_.items():
-                    self.room.firm[device] += size
+                self.room.set_aside(configuration.id, bytes_)
                 self.actions.append(
                     GrantReserve(configuration.id, bytes_, reasons.reserve_granted(configuration, bytes_, self.names))
                 )
@@ -292,7 +291,7 @@ class _Planner:
         return min(self.search.options(want, evict=False), key=lambda option: option.order, default=None)
 
     def stop(self, pool: Pool, how: Stop, reason: str, room_for: str = "") -> None:
-        self.search.stopped.add(pool.id)
+        self.search.stop(pool)
         self.actions.append(StopPool(pool.id, how, reason, room_for))
 
     # ---- starting what somebody waits for ----
@@ -304,7 +303,7 @@ class _Planner:
         """Start as many pools as the entry keeps up whatever the demand."""
         for _ in range(configuration.min_pools - len(self.coming(configuration.id))):
             want = self.wants.get(configuration.id) or pressure.nothing(configuration)
-            options = (o for o in self.search.options(want, evict=True) if not any(v.busy for v in o.victims))
+            options = (o for o in self.search.options(want, evict=True) if not any(map(self.is_used, o.victims)))
             option = min(options, key=lambda o: o.order, default=None)
             if option is None:
                 if not want.steps:  # for those who wait, more is done
@@ -378,11 +377,17 @@ class _Planner:
             return
         best: Option | None = None
         for option in self.search.options(want, evict=True):
-            gains = want.ahead * want.load >= option.regret and not any(v.busy for v in option.victims)
+            gains = want.ahead * want.load >= option.regret and not any(map(self.is_used, option.victims))
             if gains and (best is None or option.order < best.order):
                 best = option
         if best is not None and self.starts < self.policy.max_starts:
             self.start(want, best, Purpose.LOOK_AHEAD, reasons.prepared(want, best, self.names))
+
+    def is_used(self, pool: Pool) -> bool:
+        """Whether it works, or would if it was not stopped."""
+        own = self.wants.get(pool.configuration)
+        stays = pool.state is not PoolState.DRAINING and pool.id not in self.search.stopped
+        return pool.busy > 0 or (stays and own is not None and own.steps > 0)
 
     def start(self, want: Want, option: Option, purpose: Purpose, reason: str, namespace: str | None = None) -> bool:
         """Plan it, unless that would take a namespace beyond its bytes."""
@@ -420,7 +425,7 @@ class _Planner:
             self.move(victim, target, reasons.moved(reason, target, self.names))
 
     def move(self, pool: Pool, target: Option, reason: str) -> None:
-        self.search.stopped.add(pool.id)
+        self.search.stop(pool)
         estimate = timedelta(seconds=target.estimate)
         self.room.take(self.of[pool.configuration], target.bytes, (), self.now + estimate)
         self.actions.append(MovePool(pool.id, target.bytes, reason, estimate))

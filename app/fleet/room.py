@@ -76,10 +76,13 @@ class Room:
     def _idle_reserves(self) -> dict[str, dict[str, int]]:
         """Bytes that are set aside and not used by their owner: by device, by owner."""
         found: dict[str, dict[str, int]] = {}
-        for (owner, device), size in self._aside.items():
-            used = sum(p.bytes[device] for p in self.on.get(device, ()) if p.configuration == owner)
-            found.setdefault(device, {})[owner] = max(size - used, 0)
+        for owner, device in self._aside:
+            found.setdefault(device, {})[owner] = self._idle(owner, device)
         return found
+
+    def _idle(self, owner: str, device: str) -> int:
+        used = sum(pool.bytes[device] for pool in self.on.get(device, ()) if pool.configuration == owner)
+        return max(self._aside[owner, device] - used, 0)
 
     def _firm(self, fleet: Fleet) -> dict[str, int]:
         firm = dict.fromkeys(self.devices, 0)
@@ -94,6 +97,13 @@ class Room:
             for device, size in bytes_.items():
                 firm[device] = firm.get(device, 0) + size
         return firm
+
+    def set_aside(self, owner: str, bytes_: Mapping[str, int]) -> None:
+        """Let a configuration own bytes from now on."""
+        for device, size in bytes_.items():
+            self.firm[device] += size
+            self._aside[owner, device] += size
+            self._reserved.setdefault(device, {})[owner] = self._idle(owner, device)
 
     def coming(self, configuration: str) -> list[Pool]:
         """Pools that serve it, or will; those that this plan starts too."""

@@ -104,6 +104,11 @@ class Search:
             known = self._regrets[pool.configuration] = self._missed(pool.configuration)
         return known
 
+    def stop(self, pool: Pool) -> None:
+        """From now on it is one that this plan stops; others of its configuration are missed the more."""
+        self.stopped.add(pool.id)
+        self._regrets.pop(pool.configuration, None)
+
     def _missed(self, id_: str) -> float:
         configuration = self.configurations.get(id_)
         if configuration is None:
@@ -117,7 +122,8 @@ class Search:
             missed = weight * self.asked(id_) * gone * (1 + usage.rate * gone / 2)
         if want is not None:
             missed += want.ahead * gone + want.pressure
-        return missed * (self.policy.sibling if len(self.room.coming(id_)) > 1 else 1.0)
+        beside = sum(pool.id not in self.stopped for pool in self.room.coming(id_)) > 1
+        return missed * (self.policy.sibling if beside else 1.0)
 
     def asked(self, configuration: str) -> float:
         """The probability that it is asked for within the horizon."""

@@ -74,10 +74,11 @@ def test_no_plan_charges_a_device_above_its_capacity(case: Case) -> None:
 def test_steps_are_handed_back_to_higher_classes_only(case: Case) -> None:
     """And no pool drains for a lower one. But for bytes set aside for another, and devices that are drained."""
     fleet, demand = case.fleet, case.demand
-    owners = {one.configuration for one in fleet.reserves}
+    made = plan(fleet, demand, NOW)
+    owners = {one.configuration for one in (*fleet.reserves, *made.actions) if isinstance(one, SetAside | GrantReserve)}
     going = {d.id for d in fleet.devices if d.state is DeviceState.DRAINING}
     of = {one.id: one for one in fleet.pools}
-    for action in plan(fleet, demand, NOW).actions:
+    for action in made.actions:
         if not isinstance(action, StopPool) or action.room_for in owners:
             continue
         victim, asking = of[action.pool], [one for one in demand if one.configuration == action.room_for]

@@ -258,7 +258,7 @@ class World:
         if process.loaded is None or self.ledger.reservations[process.id].draining:
             return
         mine = [step for step in self.waiting if step.configuration == process.configuration.id]
-        for step in sorted(mine, key=lambda one: (one.priority.rank, one.since))[: 2 - len(process.work)]:
+        for step in sorted(mine, key=lambda one: one.since)[: 2 - len(process.work)]:
             self.waiting.remove(step)
             process.work.append((self.now + timedelta(seconds=self.chance.choice((1, 3, 20))), step))
             process.used = self.now
