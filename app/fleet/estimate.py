@@ -11,6 +11,7 @@ reservation there: for a moment it takes a context of the driver's.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from datetime import timedelta
 from typing import Any
 
 from app.fleet import caches, footprint, measurements, reckoning
+from app.fleet import devices as devices_of_host
 from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
 from app.fleet.device import Device
@@ -39,6 +41,9 @@ _PROBE = "workers.engine.probe"
 _TIMEOUT = timedelta(seconds=60)
 #: States are allocated even in a dry run; above so many bytes none is made.
 _MOST_STATES = 512 * footprint.MIB
+
+#: Where nothing is to lie on GPUs, llama.cpp would still compute there if it saw any.
+_NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
 
 _one = threading.Lock()
 
@@ -72,7 +77,8 @@ def identify(
     projector: Header | None = None,
 ) -> Identity:
     """The identity of a load on these GPUs of this host, with the llama.cpp that is installed here."""
-    return Identity(header, configuration, tuple(devices), measurements.build(), tuple(adapters), projector)
+    build, processor = measurements.build(), devices_of_host.processor()
+    return Identity(header, configuration, tuple(devices), build, processor, tuple(adapters), projector)
 
 
 def estimate(
@@ -130,7 +136,7 @@ def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mappin
         )
     question = json.dumps({"path": str(header.path), "configuration": configuration.as_json()})
     try:
-        child = _run(question, environment)
+        child = _run(question, dict(environment or os.environ) | ({} if identity.devices else _NO_GPUS))
     except subprocess.TimeoutExpired:
         raise NoDryRun(f"it did not end within {_TIMEOUT.total_seconds():g} s") from None
     except OSError as error:
@@ -158,7 +164,7 @@ def _closed_form(identity: Identity, process: Process) -> Footprint:
     )
 
 
-def _run(question: str, environment: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
+def _run(question: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Ask the child; one at a time, however many ask at once."""
     with _one:
         return subprocess.run(
@@ -182,6 +188,8 @@ def _ending(child: subprocess.CompletedProcess[str]) -> str:
 def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) -> Footprint:
     """The answer by device. What llama.cpp does not count is added as in the closed form."""
     gpus = len(identity.devices)
+    if answer["gpus"] != gpus:
+        raise NoDryRun(f"llama.cpp sees {answer['gpus']} GPUs, and {gpus} were named")
     closed = _closed_form(identity, process)
     plain = _closed_form(replace(identity, adapters=(), projector=None), process)
     shares, copied = [], 0
@@ -203,8 +211,5 @@ def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) 
                 parked=theirs.parked,
             )
         )
-    unknown = {b["gpu"] for c in answer["contexts"] for b in c["buffers"] if b["gpu"] is not None} - set(range(gpus))
-    if unknown:
-        raise NoDryRun(f"llama.cpp uses {len(unknown)} GPUs more than the {gpus} that were named")
     made = Footprint(Source.DRY_RUN, tuple(shares), {}, copied=copied)
     return replace(made, margins={share.place: footprint.margin_of_dry_run(share) for share in shares})

@@ -269,3 +269,9 @@ def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
 )
 def test_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
     assert control_group.find(tree(tmp_path, files)) is None
+
+
+def test_processes_that_the_kernel_killed_for_want_of_memory(tmp_path: Path) -> None:
+    assert control_group.kills(tree(tmp_path, {"proc/vmstat": "nr_free_pages 9\noom_kill 3\nswap_ra 1\n"})) == 3
+    assert control_group.kills(tmp_path / "elsewhere") == 0
+    assert control_group.kills() >= 0

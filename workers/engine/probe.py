@@ -92,7 +92,8 @@ def main() -> int:
 
 def ask(question: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The answer to `{"path": …, "configuration": …}`: the buffers of each context, each with its device and its bytes.
+    The answer to `{"path": …, "configuration": …}`: the buffers of each context, each with its device and its bytes, and
+    how many GPUs llama.cpp sees.
 
     Raises NoAnswer, and whatever a load raises.
     """
@@ -114,7 +115,7 @@ def ask(question: Mapping[str, Any]) -> dict[str, Any]:
         params = embedding.context_params(options, api.llama_model_n_ctx_train(model))
         contexts.append(_context(lambda: embedding.make_context(model, params), model, path))
     api.llama_model_free(model)
-    return {"contexts": contexts}
+    return {"gpus": len(_gpus()), "contexts": contexts}
 
 
 def options_of(configuration: Configuration) -> EngineOptions:
@@ -138,6 +139,7 @@ def options_of(configuration: Configuration) -> EngineOptions:
         split_mode=configuration.split_mode,
         tensor_split=configuration.tensor_split,
         main_gpu=configuration.main_gpu,
+        vectors=bool(configuration.embedding),
         embedding_context=configuration.embedding or 2048,
         pooling=configuration.pooling,
         park_bytes=configuration.parked,

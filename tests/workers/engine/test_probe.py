@@ -11,12 +11,15 @@ import pytest
 
 from app.fleet import estimate, header, reckoning
 from app.fleet.configuration import Configuration
+from app.fleet.engine import KvLayout
 from app.fleet.estimate import NoDryRun
 from app.fleet.footprint import HOST, Source
 from app.kernel.errors import ModelFileDamaged
 from benchmarks import shapes
-from workers.engine import native, probe
+from workers.engine import llama, native, probe
 from workers.engine.llama import Context, Model
+from workers.engine.options import EngineOptions
+from workers.measuring import configuration_of
 
 PLAIN = Configuration(context=2048, sequences=4)
 CONFIGURATIONS = {
@@ -50,6 +53,25 @@ def test_the_closed_form_equals_the_dry_run(
     assert (host.weights, host.cache) == (summed(answer, "model"), summed(answer, "context"))
     assert summed(answer, "compute") <= host.compute + closed.margins[HOST]
     assert abs(answer["contexts"][0]["output"] - host.output) <= 2**14
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_mamba"])
+@pytest.mark.parametrize("layout", [None, *KvLayout])
+@pytest.mark.parametrize("slots", [1, 8, 16, 32])
+def test_what_is_reckoned_is_what_the_engine_asks_for(
+    slots: int, layout: KvLayout | None, model: str, request: pytest.FixtureRequest
+) -> None:
+    """Layouts that are chosen, too, and contexts that are no multiple of what llama.cpp pads them to."""
+    path: Path = request.getfixturevalue(model)
+    options = EngineOptions(slots=slots, context=1100 * slots, layout=layout, threads=1)
+    configuration = configuration_of(options, gpus=0)
+    engines, probes = (llama.context_params(one) for one in (options, probe.options_of(configuration)))
+    for name, _ in engines._fields_:
+        if name not in {"cb_eval", "abort_callback"}:  # pointers to nothing, each an object of its own
+            assert getattr(engines, name) == getattr(probes, name), name
+    host = reckoning.closed_form(header.read(path), configuration).shares[0]
+    assert host.cache == summed(asked(path, configuration), "context")
+    assert configuration.streams is options.streams is (layout is KvLayout.STREAMS or (not layout and slots >= 16))
 
 
 @pytest.mark.parametrize(
