@@ -70,7 +70,8 @@ class _Running:
 
     process: Child | Adopted
     epoch: int
-    devices: tuple[str, ...]
+    #: What it had reserved of each device when it began, or was adopted.
+    devices: dict[str, int]
     #: It computes on GPUs, and needs few cores.
     on_gpus: bool
     #: Its part of the cores.
@@ -171,7 +172,7 @@ class Agent:
             process = adopt(file, self._log_file(id_)) if epoch.isdigit() else None
             if process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
-                running = _Running(process, int(epoch), (), False, 1, time.monotonic(), control_group.kills())
+                running = _Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
                 self._running[id_] = running
 
     def _turn(self) -> None:
@@ -202,7 +203,7 @@ class Agent:
                 running.process.stop(timedelta(0))
                 del self._running[id_]
             else:
-                running.devices = tuple(pool.bytes)
+                running.devices = dict(pool.bytes)
                 running.on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
         declared = inventory.declared(self.host, inventory_, self._settings.fleet)
         adopted = {id_: running.epoch for id_, running in self._running.items()}
@@ -243,7 +244,7 @@ class Agent:
 
     def _beat(self, inventory_: Inventory) -> list[Granted]:
         assert self._epoch is not None, "it has joined"
-        measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._pids(), self._pids(in_ram=True))
+        measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._held())
         return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), inventory_.problems)
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
@@ -302,7 +303,7 @@ class Agent:
         self._forget_old_logs()
         on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
         kills = control_group.kills()
-        running = _Running(child, pool.epoch, tuple(pool.bytes), on_gpus, threads, time.monotonic(), kills)
+        running = _Running(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), kills)
         self._running[pool.id] = running
         try:
             child.start()
@@ -420,10 +421,13 @@ class Agent:
             pools[coming] = on_gpus
         return inventory.shares(self._settings.pools.threads, pools)
 
-    def _pids(self, *, in_ram: bool = False) -> set[int]:
-        """The pools of this host, or those of them that have reserved RAM."""
-        found = [running for running in self._running.values() if not (in_ram and running.on_gpus)]
-        return {running.process.pid for running in found if running.process.pid is not None}
+    def _held(self) -> dict[int, dict[str, int]]:
+        """By process, what it has reserved."""
+        return {
+            running.process.pid: running.devices
+            for running in self._running.values()
+            if running.process.pid is not None
+        }
 
     def _log_file(self, id_: str) -> Path:
         return self._logs / f"pool.{id_}.log"

@@ -13,6 +13,7 @@ import re
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
 
@@ -33,6 +34,8 @@ _RAM = 0.8
 _MIB = 2**20
 #: Cores of a pool that computes on GPUs.
 _GPU_THREADS = 2
+#: The number of the namespace of processes that a Linux begins with, in which its drivers see them.
+_FIRST_NAMESPACE = 0xEFFFFFFC
 #: What llama.cpp writes before it aborts.
 _NO_MEMORY = re.compile(r"out of memory|insufficient memory|failed to allocate", re.IGNORECASE)
 #: GPUs that a model is laid over.
@@ -74,22 +77,27 @@ def declared(host: str, inventory: Inventory, settings: FleetSettings) -> list[D
 
 
 def measured(
-    host: str, inventory: Inventory, settings: FleetSettings, pids: Collection[int], in_ram: Collection[int]
+    host: str, inventory: Inventory, settings: FleetSettings, pools: Mapping[int, Mapping[str, int]]
 ) -> list[Measured]:
     """
-    The devices as they are now. `pids` are the pools of this host; `in_ram` are those that have reserved RAM.
+    The devices as they are now. `pools` says by process what it has reserved of each device.
 
-    What pools on GPUs take of the RAM, nobody has reserved: it counts as strangers'.
+    What pools on GPUs take of the RAM, nobody has reserved: it counts as strangers'. Where the driver names processes
+    otherwise than this host, pools are taken to use what they have reserved.
     """
-    found = []
+    found, named = [], names_processes()
     for device in inventory.devices:
-        others = device.used_by_others(family(pids)) if device.kind is DeviceKind.GPU else 0
+        id_, others = id_of(host, device), 0
         if device.kind is DeviceKind.CPU:
-            others = max(device.used - sum(_resident(pid) for pid in in_ram), 0)
+            others = max(device.used - sum(_resident(pid) for pid, held in pools.items() if id_ in held), 0)
+        elif device.kind is DeviceKind.GPU and named:
+            others = device.used_by_others(family(pools))
+        elif device.kind is DeviceKind.GPU:
+            others = max(device.used - sum(held.get(id_, 0) for held in pools.values()), 0)
         spare = device.total - _capacity(device, settings)
         found.append(
             Measured(
-                id=id_of(host, device),
+                id=id_,
                 used=device.used,
                 strangers=max(others - spare, 0),
                 temperature=device.temperature,
@@ -163,6 +171,14 @@ def shares(cores: int, pools: Mapping[str, bool]) -> dict[str, int]:
     return {
         id_: min(_GPU_THREADS, available) if computes_elsewhere else each for id_, computes_elsewhere in pools.items()
     }
+
+
+def names_processes(root: Path = Path("/")) -> bool:
+    """Whether the driver names processes as this host does; inside a container that has its own it does not."""
+    try:
+        return (root / "proc/self/ns/pid").stat().st_ino == _FIRST_NAMESPACE
+    except OSError:
+        return True
 
 
 def family(pids: Iterable[int]) -> set[int]:

@@ -55,18 +55,34 @@ def test_without_cuda_there_is_nothing_for_gpus(
     assert layouts(host, database, gpu(0)) == [("cpu", 1)]
 
 
-def test_what_strangers_use_and_what_nobody_reserved_is_told() -> None:
-    own = os.getpid()
-    found = inventory.measured(
-        "here", Inventory((RAM, gpu(0, Process(own, 3 * GIB), Process(1, GIB)))), FleetSettings(), [own], []
-    )
-    ram, card = found
-    assert (card.used, card.strangers) == (4 * GIB, GIB - 512 * 2**20), "the head-room is theirs to use"
-    with_it, without = (
-        inventory.measured("here", Inventory((RAM,)), FleetSettings(), [own], in_ram)[0].strangers
-        for in_ram in ([own], [])
-    )
-    assert ram.strangers == without > with_it, "the RAM of a pool on a GPU was reserved by nobody"
+def strangers(number: int, *devices: Device, reserved: dict[str, int]) -> int:
+    """What is told of one device while this process is a pool that has reserved so much."""
+    pools = {os.getpid(): reserved}
+    return inventory.measured("here", Inventory(devices), FleetSettings(), pools)[number].strangers
+
+
+def test_what_strangers_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = gpu(0, Process(os.getpid(), 3 * GIB), Process(1, GIB))
+    head_room = FleetSettings().head_room
+    monkeypatch.setattr(inventory, "names_processes", lambda: True)
+    assert strangers(0, card, reserved={"GPU-0": 2 * GIB}) == GIB - head_room, "the head-room is theirs to use"
+    monkeypatch.setattr(inventory, "names_processes", lambda: False)
+    elsewhere = gpu(0, Process(999_999_999, 3 * GIB), Process(999_999_998, GIB))
+    assert strangers(0, elsewhere, reserved={"GPU-0": 2 * GIB}) == 2 * GIB - head_room
+    assert strangers(0, elsewhere, reserved={"GPU-1": 2 * GIB}) == 4 * GIB - head_room
+
+
+def test_the_ram_of_a_pool_on_a_gpu_was_reserved_by_nobody() -> None:
+    on_gpu, in_ram = (strangers(0, RAM, reserved={id_: GIB}) for id_ in ("GPU-0", "here/cpu"))
+    assert on_gpu > in_ram
+
+
+def test_a_container_has_processes_of_its_own(tmp_path: Path) -> None:
+    namespace = tmp_path / "proc/self/ns/pid"
+    namespace.parent.mkdir(parents=True)
+    namespace.touch()
+    assert not inventory.names_processes(tmp_path)
+    assert inventory.names_processes(tmp_path / "no Linux")
 
 
 @pytest.mark.parametrize(
