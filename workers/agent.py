@@ -77,13 +77,13 @@ class _Running:
     #: Its part of the cores.
     threads: int
     began: float
+    #: How often the kernel had killed for want of memory by then.
+    kills: int
     asked: Desired | None = None
     asked_at: float = 0.0
     #: Why it was asked to end, or killed.
     why: str = ""
     killed: bool = False
-    #: How often the kernel had killed for want of memory when it began.
-    kills: int
     #: By device, the most that it was measured to use.
     peak: dict[str, int] = field(default_factory=dict)
 

@@ -249,9 +249,7 @@ def _identities(model: Model, settings: Settings) -> Callable[[list[Device]], Id
     """Gives the identity of a load of the model on some GPUs; its file is read once."""
     read = header.read(files.locate(model, settings.data_dir))
     adapters = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
-    return lambda gpus: estimate.identify(
-        read, configuration.of_model(model, gpus=len(gpus)), gpus, adapters=adapters
-    )
+    return lambda gpus: estimate.identify(read, configuration.of_model(model, gpus=len(gpus)), gpus, adapters=adapters)
 
 
 def _capacity(device: Device, settings: FleetSettings) -> int:

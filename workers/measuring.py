@@ -164,7 +164,7 @@ class Measuring:
             raise MemoryNotEnough(f"{self._identity.header.path.name} on {device.name}", needed, device.free)
 
     def _later(self) -> int:
-        """Bytes of RAM that are counted and come after the load: the context for vectors is made when one is asked for."""
+        """Bytes of RAM that are counted and come after the load: the context for vectors is made at its first use."""
         full, plain = (
             reckoning.closed_form(self._identity.header, one, gpus=len(self._gpus)).shares[0]
             for one in (self._configuration, replace(self._configuration, embedding=0))
@@ -196,7 +196,7 @@ def configuration_of(options: EngineOptions, *, gpus: int) -> Configuration:
 
 
 def _warm_up(engine: LlamaEngine, *, whole: bool) -> None:
-    """Let the model do all that it is for: a token, a vector or a score. `whole` fills a micro-batch with the prompt."""
+    """Let the model do what it is for: a token, a vector or a score. `whole` fills a micro-batch with the prompt."""
     if engine.writes:
         count = min(engine.options.ubatch, engine.options.batch, engine.context_limit - 8) if whole else 1
         engine.generate(GenerateRequest(prompt="a " * count, max_tokens=1, sampling=Sampling(temperature=0))).result()

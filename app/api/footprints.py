@@ -163,7 +163,9 @@ def estimated(
     own = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
     for adapter in (*own, *adapters):
         if adapter.architecture != read.architecture:
-            raise ModelUnsupported(adapter.path, f"it is an adapter of {adapter.architecture}, not of {read.architecture}")
+            raise ModelUnsupported(
+                adapter.path, f"it is an adapter of {adapter.architecture}, not of {read.architecture}"
+            )
     identity = estimate.identify(
         read,
         configuration.of_model(model, gpus=len(devices)),

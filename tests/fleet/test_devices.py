@@ -11,7 +11,7 @@ import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pynvml
@@ -143,13 +143,17 @@ def test_gpus_and_the_instances_of_a_divided_one(driver: Driver) -> None:
 class Library:
     """What libnvidia-ml.so exports, as far as it is called: pynvml itself reads the answers. One GPU, one instance."""
 
-    TEXTS = {
-        "nvmlSystemGetDriverVersion": "570.124.06", "nvmlDeviceGetUUID": "MIG-1", "nvmlDeviceGetName": "NVIDIA MIG 3g.20gb"
-    }  # fmt: skip
-    NUMBERS = {
-        "nvmlDeviceGetCount_v2": 1, "nvmlDeviceGetTemperature": 41, "nvmlDeviceGetMigMode": 1,
+    TEXTS: ClassVar = {
+        "nvmlSystemGetDriverVersion": "570.124.06",
+        "nvmlDeviceGetUUID": "MIG-1",
+        "nvmlDeviceGetName": "NVIDIA MIG 3g.20gb",
+    }
+    NUMBERS: ClassVar = {
+        "nvmlDeviceGetCount_v2": 1,
+        "nvmlDeviceGetTemperature": 41,
+        "nvmlDeviceGetMigMode": 1,
         "nvmlDeviceGetMaxMigDeviceCount": 2,
-    }  # fmt: skip
+    }
     #: As the driver gives them where it may not tell how much: all ones.
     PROCESSES = ((70, 5 * GIB), (71, 2**64 - 1))
 

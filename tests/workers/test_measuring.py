@@ -171,7 +171,7 @@ def test_what_a_pool_grows_by_is_remembered(one: Measuring, host: Settings, path
     assert kept is not None
     assert one.grown() is None, "nothing has happened"
     held = bytearray(kept.shares[0].total)  # whatever else a process may take: all that was known, once more
-    held[:: 4096] = b"x" * len(held[:: 4096])
+    held[::4096] = b"x" * len(held[::4096])
     grown = one.grown()
     assert grown is not None
     assert grown.shares[0].total - kept.shares[0].total > 0.5 * len(held)

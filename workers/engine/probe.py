@@ -92,14 +92,17 @@ def main() -> int:
 
 def ask(question: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The answer to `{"path": …, "configuration": …}`: the buffers of each context, each with its device and its bytes, and
-    how many GPUs llama.cpp sees.
+    The answer to `{"path": …, "configuration": …, "gpus": …}`: the buffers of each context, and where they lie.
 
     Raises NoAnswer, and whatever a load raises.
     """
     path, configuration = Path(question["path"]), Configuration.of_json(question["configuration"])
     options = options_of(configuration)
+    if not question["gpus"]:  # llama.cpp would compute on those that it sees, whatever lies there
+        os.putenv("CUDA_VISIBLE_DEVICES", "")
     native.start()
+    if (seen := len(_gpus())) != question["gpus"]:
+        raise NoAnswer(f"llama.cpp sees {seen} GPUs, and {question['gpus']} were named")
     llama.check_file(path)
     params, split = llama.model_params(options), (ctypes.c_float * api.LLAMA_MAX_DEVICES)(*options.tensor_split)
     params.no_alloc, params.load_mode = True, api.LLAMA_LOAD_MODE_NONE
@@ -115,7 +118,7 @@ def ask(question: Mapping[str, Any]) -> dict[str, Any]:
         params = embedding.context_params(options, api.llama_model_n_ctx_train(model))
         contexts.append(_context(lambda: embedding.make_context(model, params), model, path))
     api.llama_model_free(model)
-    return {"gpus": len(_gpus()), "contexts": contexts}
+    return {"contexts": contexts}
 
 
 def options_of(configuration: Configuration) -> EngineOptions:

@@ -11,6 +11,7 @@ import pytest
 
 from app.fleet import estimate, header, reckoning
 from app.fleet.configuration import Configuration
+from app.fleet.device import Device, DeviceKind
 from app.fleet.engine import KvLayout
 from app.fleet.estimate import NoDryRun
 from app.fleet.footprint import HOST, Source
@@ -33,7 +34,7 @@ CONFIGURATIONS = {
 
 def asked(path: Path, configuration: Configuration) -> dict[str, Any]:
     """The probe's answer, in this process."""
-    return probe.ask({"path": str(path), "configuration": configuration.as_json()})
+    return probe.ask({"path": str(path), "configuration": configuration.as_json(), "gpus": 0})
 
 
 def summed(answer: dict[str, Any], part: str) -> int:
@@ -165,6 +166,12 @@ def test_a_build_without_the_symbol_is_no_answer(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(probe, "_SYMBOL", "llama_no_such_function")
     with pytest.raises(probe.NoAnswer, match="does not export"):
         list(probe._buffers(None))
+
+
+def test_gpus_that_llama_cpp_does_not_see_are_no_answer(tiny_llama: Path) -> None:
+    gpu = Device("gpu-0", DeviceKind.GPU, "NVIDIA L4", 1, 1, uuid="GPU-0")
+    with pytest.raises(NoDryRun, match="sees 0 GPUs, and 1 were named"):
+        estimate.dry_run(estimate.identify(header.read(tiny_llama), replace(PLAIN, gpu_layers=-1), [gpu]))
 
 
 def test_states_are_not_allocated_to_be_counted(tmp_path: Path) -> None:
