@@ -100,10 +100,16 @@ class Driver:
         rates.gpu, rates.memory = 87, 40
         return rates
 
-    def device_get_compute_running_processes(self, _handle: tuple[int, ...]) -> list[Any]:
+    def device_get_compute_running_processes_v3(self, _handle: tuple[int, ...]) -> list[Any]:
         return [SimpleNamespace(pid=70, usedGpuMemory=5 * GIB), SimpleNamespace(pid=71, usedGpuMemory=None)]
 
-    def device_get_graphics_running_processes(self, _handle: tuple[int, ...]) -> list[Any]:
+    def device_get_compute_running_processes_v2(self, _handle: tuple[int, ...]) -> list[Any]:
+        return [SimpleNamespace(pid=72, usedGpuMemory=GIB)]
+
+    def device_get_graphics_running_processes_v2(self, _handle: tuple[int, ...]) -> list[Any]:
+        raise AssertionError("the newer one was not refused")
+
+    def device_get_graphics_running_processes_v3(self, _handle: tuple[int, ...]) -> list[Any]:
         return [SimpleNamespace(pid=70, usedGpuMemory=5 * GIB)]
 
 
@@ -141,7 +147,7 @@ def test_gpus_and_the_instances_of_a_divided_one(driver: Driver) -> None:
 
 
 class Library:
-    """What libnvidia-ml.so exports, as far as it is called: pynvml itself reads the answers. One GPU, one instance."""
+    """What an older libnvidia-ml.so exports, as far as it is called: pynvml itself reads the answers."""
 
     TEXTS: ClassVar = {
         "nvmlSystemGetDriverVersion": "570.124.06",
@@ -168,7 +174,7 @@ class Library:
             return lambda _, index, __: pynvml.NVML_ERROR_NOT_FOUND if index.value else pynvml.NVML_SUCCESS
         if name == "nvmlDeviceGetMemoryInfo_v2":
             return self._memory
-        if name == "nvmlDeviceGetComputeRunningProcesses_v3":
+        if name == "nvmlDeviceGetComputeRunningProcesses_v2":
             return self._processes
         raise AttributeError(name)  # as a library does that is older than the symbol
 
@@ -252,11 +258,17 @@ def test_a_gpu_that_fails_is_named_and_the_others_stay(driver: Driver) -> None:
 
 
 def test_what_a_gpu_cannot_tell_is_unknown(driver: Driver) -> None:
-    for name in ("GetTemperature", "GetUtilizationRates", "GetMigMode", "GetComputeRunningProcesses"):
+    processes = ("GetComputeRunningProcesses_v3", "GetComputeRunningProcesses_v2")
+    for name in ("GetTemperature", "GetUtilizationRates", "GetMigMode", *processes):
         driver.refuses[f"nvmlDevice{name}"] = pynvml.NVMLError_NotSupported
     device = Gpus(driver).read()[0][0]
     assert (device.temperature, device.utilisation) == (None, None)
     assert device.processes == (Process(70, 5 * GIB),)
+
+
+def test_an_older_driver_names_processes_by_an_older_call(driver: Driver) -> None:
+    driver.refuses["nvmlDeviceGetComputeRunningProcesses_v3"] = pynvml.NVMLError_FunctionNotFound
+    assert Gpus(driver).read()[0][0].processes == (Process(70, 5 * GIB), Process(72, GIB))
 
 
 def test_an_old_driver_counts_what_it_keeps_as_used(driver: Driver) -> None:
