@@ -6,6 +6,7 @@ Nothing here touches CUDA: a context would take half a gigabyte of the memory th
 
 from __future__ import annotations
 
+import functools
 import threading
 from pathlib import Path
 
@@ -51,10 +52,11 @@ def ram(root: Path = Path("/")) -> Device:
         free = min(free, limit.free)
         if limit.total < total:
             total, limited_by = limit.total, str(limit.path)
-    return Device(CPU, DeviceKind.CPU, _processor(root), total, min(free, total), limited_by=limited_by)
+    return Device(CPU, DeviceKind.CPU, processor(root), total, min(free, total), limited_by=limited_by)
 
 
-def _processor(root: Path) -> str:
+@functools.cache
+def processor(root: Path = Path("/")) -> str:
     """The name of the processor, as Linux writes it."""
     try:
         lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
