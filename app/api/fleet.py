@@ -301,7 +301,7 @@ def hosts(services: Use) -> HostList:
     return HostList(hosts=[_host(host) for host in views.hosts(services.database)])
 
 
-@router.put("/hosts/{name}", summary="Open, cordon or drain a host", responses=problems.documented(404, 409, 422))
+@router.put("/hosts/{name}", summary="Open, cordon or drain a host", responses=problems.documented(404, 422))
 def mark(services: Use, name: str, body: MarkIn) -> HostOut:
     """Say what may be done with a host: open, cordoned (nothing new), draining (its pools are moved or stopped)."""
     if body.state is HostState.LOST:
