@@ -20,11 +20,15 @@ from app import __version__
 from app.api import (
     devices,
     events,
+    explanations,
     fleet,
     footprints,
     health,
+    hosts,
     models,
+    namespaces,
     payloads,
+    pools,
     problems,
     runs,
     schedules,
@@ -134,6 +138,10 @@ def serve(services: Services) -> FastAPI:
         footprints,
         devices,
         fleet,
+        explanations,
+        pools,
+        hosts,
+        namespaces,
         health,
     ):
         app.include_router(part.router)

@@ -106,11 +106,7 @@ def observe(
         pools=tuple(_pool(row, books) for row in work.rows(_POOLS)),
         configurations=tuple(configurations.values()),
         reserves=tuple(SetAside(one.id, one.configuration, one.bytes) for one in books.ledger.reserves.values()),
-        usage={
-            configurations[name].id: Usage(sum(rates.values()))
-            for name, rates in usage.items()
-            if name in configurations
-        },
+        usage={configurations[name].id: _usage(rates) for name, rates in usage.items() if name in configurations},
         accounts={
             row.namespace: Account(row.weight, row.attained_seconds, row.max_bytes, row.until)
             for row in work.rows(_ACCOUNTS)

@@ -164,7 +164,7 @@ class PoolSettings(Section):
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free port")
     #: A pool that has not begun to serve by then is ended.
-    start_timeout: Duration = timedelta(minutes=5)
+    start_timeout: Duration = Field(default=timedelta(minutes=5), ge=timedelta(seconds=1))
     #: How long a pool may finish its steps after it was asked to stop.
     drain_timeout: Duration = timedelta(seconds=20)
 
