@@ -46,7 +46,7 @@ from app.kernel.errors import (
 )
 from app.kernel.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
-from workers import convergence, inventory
+from workers import convergence, exporter, inventory
 from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local
 
 _log = log.get(__name__)
@@ -342,6 +342,9 @@ class Agent:
         self._hosts.release(self.host, self._epoch, Ended(pool.id, code, failed, ending, tail))
         for known in (self._running, self._seen, self._short):
             known.pop(pool.id, None)
+        # One that was killed could not take the address of its metrics back.
+        for file in (self._settings.data_dir / exporter.FOLDER).glob(f"*pool.*.{pool.id[-6:]}.json"):
+            file.unlink(missing_ok=True)
         self._wake.put(None)  # others may have waited for these bytes
 
     def _observe(self, inventory_: Inventory) -> None:
