@@ -41,6 +41,7 @@ SHELLS = {
     "fleet/orders.py",
     "fleet/reconcile.py",
     "fleet/rows.py",
+    "fleet/turn.py",
     "fleet/views.py",
     "inference/demand.py",
     "fleet/control_group.py",

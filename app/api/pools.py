@@ -129,9 +129,7 @@ def stop(services: Use, pool: str) -> PoolOut:
     return one(services, services.orders.stop(pool))
 
 
-@router.post(
-    "/{pool}/restart", status_code=202, summary="Restart a pool", responses=problems.documented(404, 409)
-)
+@router.post("/{pool}/restart", status_code=202, summary="Restart a pool", responses=problems.documented(404, 409))
 def restart(services: Use, pool: str) -> PoolOut:
     """Stop a pool and start another of its model."""
     return one(services, services.orders.stop(pool, again=True))

@@ -146,7 +146,9 @@ def start(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalogue, such as smollm2:135m.")],
     keep: Annotated[bool, typer.Option("--keep", help="Keep it up until it is stopped.")] = False,
     pin: Annotated[bool, typer.Option("--pin", help="Keep it up, and never stop it to make room for others.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until it serves, for pools.start_timeout at most.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until it serves, for pools.start_timeout at most.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """

@@ -15,8 +15,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import text
 
-from app.fleet import defragment as defragmenting
 from app.fleet import accounts, explanation, ledger, observation, placement
+from app.fleet import defragment as defragmenting
 from app.fleet.books import open_books
 from app.fleet.defragment import Defragmentation
 from app.fleet.explanation import Explanation

@@ -56,7 +56,8 @@ _RESERVES = text("""
     SELECT set_aside.id::text, configuration, min(set_aside.created_at) AS since, min(device.host) AS host,
            jsonb_object_agg(device_id, bytes) AS bytes, jsonb_object_agg(device_id, device.name) AS devices,
            bool_or(device.simulated) AS simulated
-    FROM set_aside JOIN device ON device.id = device_id GROUP BY set_aside.id, configuration ORDER BY since, set_aside.id
+    FROM set_aside JOIN device ON device.id = device_id
+    GROUP BY set_aside.id, configuration ORDER BY since, set_aside.id
 """)
 # What the ledger says against what agents saw: neither can be the case for longer than the agent needs to end it.
 _ORPHANS = text("""

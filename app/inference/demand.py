@@ -66,7 +66,8 @@ _LATE = text("""
 """)
 _STEP = text("""
     SELECT step.id, step.run_id, step.key, step.model, step.state, split_part(step.owner, '@', 1) AS worker,
-           GREATEST(extract(epoch FROM step.not_before - now()), 0) AS pause, run.paused OR run.workflow_paused AS paused
+           GREATEST(extract(epoch FROM step.not_before - now()), 0) AS pause,
+           run.paused OR run.workflow_paused AS paused
     FROM step JOIN run ON run.id = step.run_id WHERE step.id = :id AND step.model IS NOT NULL
 """)
 

@@ -416,9 +416,7 @@ class Runs:
             self._fail(change, claim.key, claim.attempt, FailureReason.INVALID_REQUEST, message)
             return
         labels = namespaces.inherited(row.labels)
-        asked = Submission(
-            called.definition, called.inputs, called.version, row.priority, rank=row.rank, labels=labels
-        )
+        asked = Submission(called.definition, called.inputs, called.version, row.priority, rank=row.rank, labels=labels)
         try:
             prepared = submission.prepare(
                 asked, self.retention, self.limits, parent_step_id=claim.step_id, depth=row.depth + 1

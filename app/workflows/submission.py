@@ -110,8 +110,8 @@ def prepare(
     """
     The rows of a submission.
 
-    Raises InvalidInput when the inputs break their schemas, a key cannot be rendered or the label `namespace` names none,
-    and PayloadTooLarge.
+    Raises InvalidInput when the inputs break their schemas, a key cannot be rendered or the label `namespace` names
+    none, and PayloadTooLarge.
     """
     definition = asked.definition
     given = inputs.resolve(definition, asked.inputs)

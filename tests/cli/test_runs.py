@@ -17,6 +17,7 @@ from tests.workflows.conftest import Hands
 
 FLOW = "workflow: flow\ndefaults: {model: 'm:1'}\nsteps: [{id: a, kind: generate, prompt: hi}]\n"
 
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Of an API that shows little."""

@@ -16,6 +16,7 @@ from tests.cli.conftest import Arriero
 REST = "workflow: rest\nsteps: [{id: a, kind: noop}]\n"
 NIGHTLY = "schedule: nightly\nworkflow: rest\ncron: 30 2 * * *\ntimezone: Europe/Berlin\njitter: 5m\n"
 
+
 @pytest.fixture
 def arriero(arriero: Arriero) -> Arriero:
     """`arriero schedules`."""
