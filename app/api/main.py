@@ -170,7 +170,8 @@ def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"])
         given = "" if item["type"] == "missing" else f"{item.get('input')!r}: "
-        found.append(Problem(place, f"{given}{item['msg']}"))
+        message = item["msg"].removeprefix("Value error, ")
+        found.append(Problem(place, message if message.startswith(given[:-2]) else f"{given}{message}"))
     return problems.of_error(422, InvalidInput(found, "request"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from app.cli.client import connected
 from app.cli.output import AsJson, console, print_json, seconds, settings_of, table
+from app.kernel import durations
 from app.kernel.errors import InvalidInput, Problem
 from app.kernel.sizes import rounded
 
@@ -87,8 +89,8 @@ def _print(namespaces: Sequence[Mapping[str, Any]]) -> None:
             rounded(one["held_bytes"]),
             "-" if one["max_bytes"] is None else rounded(one["max_bytes"]),
             seconds(one["used_device_s"]),
-            seconds(one["max_device_s"]),
-            seconds(one["period_s"]),
+            "-" if one["max_device_s"] is None else durations.show(timedelta(seconds=one["max_device_s"])),
+            durations.show(timedelta(seconds=one["period_s"])),
             seconds(one["attained_s"]),
             Text(f"used up until {one['exhausted_until']:.16}", "bold red") if used_up else "-",
         )

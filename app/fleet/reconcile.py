@@ -19,7 +19,7 @@ from app.fleet import accounts, explanation, ledger, observation, placement
 from app.fleet import defragment as defragmenting
 from app.fleet.books import open_books
 from app.fleet.defragment import Defragmentation
-from app.fleet.explanation import Explanation
+from app.fleet.explanation import Condition, Explanation
 from app.fleet.fleet import COMING, Demand, Priority
 from app.fleet.model import Model
 from app.fleet.needs import Wish
@@ -139,11 +139,24 @@ def reconcile(database: Database, asked: Asked, terms: Terms) -> Reconciled | No
 
 
 def explain(database: Database, asked: Asked, model: str) -> Explanation:
-    """How a model of the catalogue stands, and what a turn would do for it now. Nothing is changed or locked."""
+    """
+    How a model of the catalogue stands, and what a turn would do for it now. Nothing is changed or locked.
+
+    Of a model that nobody waits for, it is said what would be done for a first step.
+    """
     seen = _look(database, asked)
     demand = _demand(seen, asked.waiting)
-    plan = placement.plan(seen.fleet, demand, seen.now)
-    return explanation.explain(seen.fleet, demand, plan, seen.now, seen.configurations[model])
+    configuration = seen.configurations[model]
+
+    def explained(demand: Sequence[Demand]) -> Explanation:
+        plan = placement.plan(seen.fleet, demand, seen.now)
+        return explanation.explain(seen.fleet, demand, plan, seen.now, configuration)
+
+    found = explained(demand)
+    if found.condition is not Condition.UNASKED:
+        return found
+    first = Demand(configuration.id, Priority.STANDARD, 1, seen.now)
+    return explanation.unasked(explained([*demand, first]))
 
 
 def preview_defragmentation(database: Database, asked: Asked) -> Defragmentation:

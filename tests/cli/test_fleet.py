@@ -95,7 +95,7 @@ def test_an_empty_fleet_says_how_to_begin(arriero: Arriero) -> None:
 
 def test_a_pool_from_its_order_to_its_log(arriero: Arriero, fleet: Fleet) -> None:
     ordered = arriero("pools", "start", ALPHA, "--pin").stdout
-    assert "alpha:1 is coming: 1 pool is kept up: 600 B on sim-0" in ordered
+    assert "alpha:1 is coming: 1 pool is wanted whatever the demand: 600 B on sim-0" in ordered
     fleet.turn()
     assert "alpha:1 is coming" in arriero("fleet", "why", ALPHA).stdout
     pool = fleet.begin()
@@ -172,7 +172,7 @@ def test_what_was_moved_can_be_read_later(arriero: Arriero, database: Database) 
 def test_a_namespace_is_limited_and_freed(arriero: Arriero) -> None:
     given = ("--bytes", "24GiB", "--device-time", "2h", "--weight", "2")
     shown = plain(arriero("namespaces", "limit", "team", *given).stdout)
-    assert "team 2 0 B 24.00 GiB 0.00 s 120.0 min" in shown
+    assert "team 2 0 B 24.00 GiB 0.00 s 2h 1d" in shown
     freed = json.loads(arriero("namespaces", "free", "team", "--json").stdout)
     assert (freed["max_bytes"], freed["max_device_s"], freed["weight"]) == (None, None, 1.0)
     with pytest.raises(InvalidInput, match="none is given"):
