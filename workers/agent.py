@@ -204,9 +204,7 @@ class Agent:
         for id_, running in list(self._running.items()):
             pool = held.get(id_)
             if pool is None or pool.epoch != running.epoch:
-                _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
-                running.process.stop(timedelta(0))
-                del self._running[id_]
+                self._end_orphan(id_)
             else:
                 running.devices = dict(pool.bytes)
                 running.on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
@@ -250,7 +248,8 @@ class Agent:
     def _beat(self, inventory_: Inventory) -> list[Granted]:
         assert self._epoch is not None, "it has joined"
         measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._held())
-        return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), inventory_.problems)
+        problems = [*inventory_.problems, *inventory.complaints(inventory_, self._settings.fleet)]
+        return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), problems)
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
         for pool in pools:
@@ -269,9 +268,15 @@ class Agent:
         held = {pool.id for pool in pools}
         for id_ in [id_ for id_ in self._running if id_ not in held]:
             # Its host was declared lost, or an operator gave its bytes back: it may touch nothing any more.
-            running = self._running.pop(id_)
-            _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
-            running.process.stop(timedelta(0))
+            self._end_orphan(id_)
+
+    def _end_orphan(self, id_: str) -> None:
+        """End a process that holds no bytes any more, and let everybody see that there was one."""
+        running = self._running[id_]
+        _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
+        running.process.stop(timedelta(0))
+        self._hosts.end_orphan(id_, running.process.log_tail(_TAIL))
+        del self._running[id_]
 
     def _local(self, running: _Running | None) -> Local | None:
         if running is None:
