@@ -46,7 +46,7 @@ from app.kernel.errors import (
 )
 from app.kernel.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
-from workers import convergence, inventory
+from workers import convergence, exporter, inventory
 from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local
 
 _log = log.get(__name__)
@@ -194,9 +194,7 @@ class Agent:
         for id_, running in list(self._running.items()):
             pool = held.get(id_)
             if pool is None or pool.epoch != running.epoch:
-                _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
-                running.process.stop(timedelta(0))
-                del self._running[id_]
+                self._end_orphan(id_)
             else:
                 running.devices = tuple(pool.bytes)
                 running.on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
@@ -240,7 +238,8 @@ class Agent:
     def _beat(self, inventory_: Inventory) -> list[Granted]:
         assert self._epoch is not None, "it has joined"
         measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._pids())
-        return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), inventory_.problems)
+        problems = [*inventory_.problems, *inventory.complaints(inventory_, self._settings.fleet)]
+        return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), problems)
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
         for pool in pools:
@@ -259,9 +258,15 @@ class Agent:
         held = {pool.id for pool in pools}
         for id_ in [id_ for id_ in self._running if id_ not in held]:
             # Its host was declared lost, or an operator gave its bytes back: it may touch nothing any more.
-            running = self._running.pop(id_)
-            _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
-            running.process.stop(timedelta(0))
+            self._end_orphan(id_)
+
+    def _end_orphan(self, id_: str) -> None:
+        """End a process that holds no bytes any more, and let everybody see that there was one."""
+        running = self._running[id_]
+        _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
+        running.process.stop(timedelta(0))
+        self._hosts.end_orphan(id_, running.process.log_tail(_TAIL))
+        del self._running[id_]
 
     def _local(self, running: _Running | None) -> Local | None:
         if running is None:
@@ -337,6 +342,9 @@ class Agent:
         self._hosts.release(self.host, self._epoch, Ended(pool.id, code, failed, ending, tail))
         for known in (self._running, self._seen, self._short):
             known.pop(pool.id, None)
+        # One that was killed could not take the address of its metrics back.
+        for file in (self._settings.data_dir / exporter.FOLDER).glob(f"*pool.*.{pool.id[-6:]}.json"):
+            file.unlink(missing_ok=True)
         self._wake.put(None)  # others may have waited for these bytes
 
     def _observe(self, inventory_: Inventory) -> None:

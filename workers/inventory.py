@@ -68,6 +68,17 @@ def declared(host: str, inventory: Inventory, settings: FleetSettings) -> list[D
     ]
 
 
+def complaints(inventory: Inventory, settings: FleetSettings) -> list[str]:
+    """Settings that this host cannot follow, in sentences for people."""
+    found = []
+    for device in inventory.devices:
+        if device.kind is DeviceKind.CPU and settings.ram > device.total:
+            found.append(f"fleet.ram is {rounded(settings.ram)}, and the host has {rounded(device.total)}: those count")
+        if device.kind is DeviceKind.GPU and settings.head_room >= device.total:
+            found.append(f"fleet.head_room leaves nothing of {device.name}, which has {rounded(device.total)}")
+    return found
+
+
 def measured(host: str, inventory: Inventory, settings: FleetSettings, pids: Collection[int]) -> list[Measured]:
     """The devices as they are now. `pids` are the pools of this host."""
     found = []

@@ -126,10 +126,10 @@ def defragment(
 
 
 def _free_in_all(configuration: Configuration, room: Room) -> int | None:
-    """Free bytes on devices of a type that it can lie on, if they come to what it needs."""
+    """Free bytes on devices of a type that it can lie on, if they come to what it needs, and some could hold it."""
     for layout in configuration.layouts:
         free = sum(max(room.free_for(configuration, device.id), 0) for device in room.open.get(layout.type, ()))
-        if free >= layout.total_bytes:
+        if free >= layout.total_bytes and any(room.sets(configuration, layout, ())):
             return free
     return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -87,6 +87,13 @@ def explain(
             estimate = None if refusal.estimate is None else refusal.estimate.total_seconds()
             return told(Condition.REFUSED, refusal.reason, estimate)
     return told(Condition.UNASKED, "nobody waits for it")
+
+
+def unasked(first: Explanation) -> Explanation:
+    """How a model stands that nobody waits for, by what would become of a first step."""
+    then = "would wait on" if first.condition is Condition.REFUSED else "would have it started"
+    reason = f"nobody waits for it, and a step that did {then}: {first.reason.removeprefix(reasons.FIRST)}"
+    return replace(first, condition=Condition.UNASKED, reason=reason, waiting=0)
 
 
 def _turn(want: Want, serving: Sequence[Pool], slots: int) -> float:

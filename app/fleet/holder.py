@@ -130,7 +130,7 @@ class Holder:
             row = work.row(_TAKE, {"id": id_, "epoch": epoch})
             if row is None:
                 raise LeaseLost(f"pool {id_} of epoch {epoch} holds no bytes")
-            parts = tuple(Part(**found._mapping) for found in work.rows(_DEVICES, {"id": id_}))
+            parts = tuple(Part(**found._asdict()) for found in work.rows(_DEVICES, {"id": id_}))
         return Grant(
             id_, epoch, row.revision, row.host, row.configuration, row.model, row.slots, row.threads or 1, parts
         )

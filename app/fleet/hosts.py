@@ -90,6 +90,16 @@ _END = text("""
     ON CONFLICT (pool_id) DO UPDATE SET phase = 'ended', ended_at = now(), returncode = :returncode,
         failed = :failed, ending = :ending, log_tail = :tail
 """)
+_END_ORPHAN = text("""
+    UPDATE pool_process SET phase = 'ended', ended_at = now(), failed = true, ending = :ending, log_tail = :tail
+    WHERE pool_id = CAST(:id AS uuid) AND phase <> 'ended'
+""")
+# Whoever joins has ended every process that the ledger does not hold.
+_END_REST = text("""
+    UPDATE pool_process SET phase = 'ended', ended_at = now(), failed = true,
+        ending = 'its process was gone when the agent of its host joined again'
+    WHERE phase <> 'ended' AND pool_id IN (SELECT id FROM reservation WHERE host = :host AND state = 'released')
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +216,7 @@ class Hosts:
             for device in devices:
                 self._put(work, host, device)
             work.run(_HIDE_DEVICES, {"host": host, "ids": [device.id for device in devices]})
+            work.run(_END_REST, {"host": host})
             capacities = {device.id: device.capacity for device in devices}
             open_.change(lambda found: ledger.join(found, host, epoch, capacities))
             open_.close()
@@ -316,6 +327,12 @@ class Hosts:
             }
             work.run(_END, values)
         _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ended.ending)
+
+    def end_orphan(self, pool: str, log_tail: str) -> None:
+        """Write down that a process was ended whose bytes had been given back while it lived."""
+        ending = "its bytes were given back while its process lived; its agent ended it"
+        with self.database.work() as work:
+            work.run(_END_ORPHAN, {"id": pool, "ending": ending, "tail": log_tail})
 
     def _require_own(self, work: Work, host: str, identity: str) -> None:
         other = work.row(_KNOWN, {"host": host, "identity": identity})

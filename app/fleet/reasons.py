@@ -65,6 +65,10 @@ def _waiting(want: Want) -> str:
     return f"{_steps(want.steps)}, the oldest for {seconds(want.oldest)}"
 
 
+#: Begins the reason of a start for a step that came this instant.
+FIRST = f"{_steps(1)}, the oldest for {seconds(0)}: "
+
+
 def _place(option: Option, names: Names) -> str:
     """Where it goes, and who makes room."""
     place = f"{rounded(option.layout.total_bytes)} on {names.devices(option.devices)}"
@@ -89,7 +93,7 @@ def prepared(want: Want, option: Option, names: Names) -> str:
 def standing(configuration: Configuration, option: Option, names: Names) -> str:
     """Why a pool is started that nobody waits for."""
     count = configuration.min_pools
-    return f"{count} {'pool is' if count == 1 else 'pools are'} kept up: {_place(option, names)}"
+    return f"{count} {'pool is' if count == 1 else 'pools are'} wanted whatever the demand: {_place(option, names)}"
 
 
 def evacuated(option: Option, names: Names) -> str:
@@ -208,6 +212,8 @@ def blocked(want: Want, after: float, devices: DeviceSet, waited: Sequence[Pool]
 
 def never(configuration: Configuration, room: Room, bars: Sequence[Bar], now: datetime) -> Why:
     """Why no waiting helps, or only until something changes."""
+    if configuration.fetch is None and not configuration.files:
+        return f"no host has its file; `arriero models show {configuration.model}` says how to bring it there", None
     if not configuration.layouts:
         return "what it needs is not known yet on any device", None
     if bars:
@@ -220,8 +226,6 @@ def never(configuration: Configuration, room: Room, bars: Sequence[Bar], now: da
         return f"there is no device of the type {_listed(kinds)}", None
     if all(device.state is not DeviceState.OPEN for device in devices):
         return f"no device of the type {_listed(kinds)} is open: they are cordoned, drained or lost", None
-    if configuration.fetch is None and not configuration.files:
-        return "no host has its file", None
     part = min(max(layout.parts) for layout in configuration.layouts)
     largest = max(devices, key=lambda device: (room.usable(device.id), device.id))
     if part > room.usable(largest.id):

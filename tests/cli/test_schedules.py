@@ -3,57 +3,24 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-import uvicorn
-from click.testing import Result
-from typer.testing import CliRunner
 
-from app.api.main import serve
-from app.api.services import Services
-from app.cli import app
-from app.fleet import files
-from app.fleet.devices import Devices
-from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, NotFound
-from app.kernel.settings import Settings
 from app.workflows import check, registry
-from app.workflows.service import Runs
+from tests.cli.conftest import Arriero
 
 REST = "workflow: rest\nsteps: [{id: a, kind: noop}]\n"
 NIGHTLY = "schedule: nightly\nworkflow: rest\ncron: 30 2 * * *\ntimezone: Europe/Berlin\njitter: 5m\n"
 
-Arriero = Callable[..., Result]
-
 
 @pytest.fixture
-def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Iterator[Arriero]:
-    """The command, with the address of an API."""
-    settings = Settings(data_dir=tmp_path)
-    services = Services(settings, database, publisher, runs, files.read_catalog(), Devices(settings.fleet))
-    server = uvicorn.Server(uvicorn.Config(serve(services), port=0, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        thread.join(0.01)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-
-    def run(*arguments: str | Path, exits: int = 0) -> Result:
-        told = ["--set", f"api.url={url}", "schedules", *(str(argument) for argument in arguments)]
-        result = CliRunner().invoke(app, told, env={"COLUMNS": "200"})
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == exits, result.output
-        return result
-
-    yield run
-    server.should_exit = True
-    thread.join()
+def arriero(arriero: Arriero) -> Arriero:
+    """`arriero schedules`."""
+    return partial(arriero, "schedules")
 
 
 @pytest.fixture

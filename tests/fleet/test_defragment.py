@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 
-from app.fleet.defragment import Disturbance, defragment
+from app.fleet.defragment import Defragmentation, Disturbance, defragment
 from app.fleet.fleet import DeviceState, Fleet, PoolState, Priority, charges
 from app.fleet.placement import Plan, StartPool, plan
 from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, waits
@@ -53,9 +53,10 @@ def test_more_than_may_be_disturbed_is_left_alone_and_said() -> None:
 def test_a_model_that_fits_or_never_can_moves_nobody() -> None:
     fits = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("small", 9)))
     never = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("huge", 50)))
+    too_large = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("large", 21)))
 
-    assert defragment(fits, [], NOW) == defragment(never, [], NOW)
-    assert defragment(fits, [], NOW).moves == ()
+    assert defragment(fits, [], NOW) == defragment(never, [], NOW) == defragment(too_large, [], NOW)
+    assert defragment(fits, [], NOW) == Defragmentation()
 
 
 @settings(max_examples=60, deadline=None)

@@ -445,7 +445,8 @@ def test_the_host_that_has_the_file_is_taken() -> None:
 
     assert starts(plan(Fleet(devices, (), (there,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
     assert starts(plan(Fleet(devices, (), (only,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
-    assert refused(plan(Fleet(devices, (), (nowhere,)), [waits("m")], NOW)).reason == "no host has its file"
+    reason = refused(plan(Fleet(devices, (), (nowhere,)), [waits("m")], NOW)).reason
+    assert reason == "no host has its file; `arriero models show m` says how to bring it there"
 
 
 @pytest.mark.parametrize(("a", "b"), [({}, {"apart_from": frozenset("a")}), ({"apart_from": frozenset("b")}, {})])

@@ -57,12 +57,13 @@ def test_many_runs_at_once_all_end_and_each_step_is_done_once(live: Live) -> Non
 
 def test_the_pool_tells_prometheus_what_it_did(live: Live) -> None:
     assert live.ended(live.submit(generate("Say yes.", max_tokens=4)))["state"] == "succeeded"
-    (found,) = json.loads((live.folder / "metrics" / "pool.smollm2-135m.json").read_text())
+    (file,) = (live.folder / "metrics").glob("pool.smollm2-135m.*.json")
+    (found,) = json.loads(file.read_text())
     text = httpx2.get(f"http://{found['targets'][0]}/metrics").text
     written = re.search(r"^arriero_engine_written_tokens_total\{(.*)\} (\S+)$", text, re.MULTILINE)
     assert written is not None
     assert f'model="{MODEL}"' in written[1]
-    assert 'worker="pool.smollm2-135m@' in written[1]
+    assert f'worker="{file.stem}@' in written[1]
     assert float(written[2]) > 0
     assert re.search(r'^arriero_pool_stage\{.*stage="serving".*\} 1.0$', text, re.MULTILINE)
 
@@ -126,7 +127,7 @@ def test_models_and_workers_are_seen(live: Live) -> None:
     models = {row["name"]: row for row in as_json(live.arriero("models", "list", "--json").stdout)["models"]}
     assert models[MODEL]["state"] == "here"
 
-    page = until(lambda: text if "pool.smollm2-135m@" in (text := httpx2.get(f"{live.flower}/").text) else None, 60)
+    page = until(lambda: text if "pool.smollm2-135m." in (text := httpx2.get(f"{live.flower}/").text) else None, 60)
     assert "control@" in page
 
     live.ended(live.submit(generate("Hi", max_tokens=1)))
@@ -158,7 +159,11 @@ def test_models_and_workers_are_seen(live: Live) -> None:
         (("runs", "show", "01a1fdfa-a906-7e23-898e-3ea034e5d688"), 3, "no run"),
         (("runs", "show", "seven"), 2, "path.run_id"),
         (("--set", "api.prt=1", "version"), 2, "did you mean api.port?"),
-        (("pool", "nothing:1"), 5, "no model 'nothing:1'"),
+        (("pools", "start", "nothing:1"), 3, "no model 'nothing:1'"),
+        (("pools", "stop", "ffffff"), 3, "no pool 'ffffff'"),
+        (("hosts", "drain", "nowhere"), 3, "no host 'nowhere'"),
+        (("fleet", "why", "qwen3:4b", "--now"), 2, "No such option"),
+        (("--set", "fleet.ram=much", "version"), 2, "'much' is no size"),
         (("up",), 4, "is in use by process"),
     ],
 )
@@ -204,7 +209,7 @@ def test_the_curl_lines_of_the_readme_work_as_printed(live: Live, tmp_path: Path
 def readme_blocks() -> list[str]:
     """What the README shows of a server that is up."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [block for block in blocks if re.search(r"arriero (run|submit|runs|workflows) ", block)]
+    return [block for block in blocks if re.search(r"arriero (run|submit|runs|workflows|fleet) ", block)]
 
 
 @pytest.mark.parametrize("block", readme_blocks(), ids=lambda block: block.split("\n", 1)[0][:40])

@@ -1,0 +1,65 @@
+"""The command against an API that serves, on the real database and broker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from click.testing import Result
+from typer.testing import CliRunner
+
+from app.api.main import serve
+from app.api.services import Services
+from app.cli import app
+from app.fleet import files
+from app.fleet.devices import Devices
+from app.fleet.orders import Orders
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.settings import Settings
+from app.workflows.service import Runs
+
+#: Runs the command with these arguments; raises what it raises, and fails unless it exits with `exits`.
+Arriero = Callable[..., Result]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Of the API."""
+    return Settings(data_dir=tmp_path)
+
+
+@pytest.fixture
+def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, settings: Settings) -> Iterator[Arriero]:
+    """The command, with the address of an API."""
+    orders = Orders(database, lambda: None)
+    catalog = files.read_catalog(settings.catalog.files)
+    services = Services(settings, database, publisher, runs, catalog, Devices(settings.fleet), orders)
+    with _served(services) as url:
+
+        def run(*arguments: str | Path, exits: int = 0) -> Result:
+            told = ["--set", f"api.url={url}", *(str(argument) for argument in arguments)]
+            result = CliRunner().invoke(app, told, env={"COLUMNS": "200"})
+            if result.exception is not None and not isinstance(result.exception, SystemExit):
+                raise result.exception
+            assert result.exit_code == exits, result.output
+            return result
+
+        yield run
+
+
+@contextmanager
+def _served(services: Services) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(serve(services), port=0, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
