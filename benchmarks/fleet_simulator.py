@@ -533,8 +533,9 @@ class Simulation:
     def fail(self, failure: Failure) -> None:
         device = self.devices[failure.device] = replace(self.devices[failure.device], state=DeviceState.LOST)
         for pool in [p for p in self.pools.values() if failure.device in p.bytes]:
-            pool.state = PoolState.DRAINING
-            self.hand_back(pool)
+            if pool.has_process:
+                pool.state = PoolState.DRAINING
+                self.hand_back(pool)
             self.ledger = books.release(self.ledger, pool.id, AGENT)
             self.drop(pool)
         self.join(device.host)

@@ -294,7 +294,9 @@ def _print_explanation(found: Mapping[str, Any]) -> None:
     if found["estimate_s"] is None:
         console().print("Nobody can say when it will be: waiting alone does not help.")
     elif found["estimate_s"]:
-        what = "The last of its steps is expected to begin" if count else "It is expected to serve"
+        unasked = found["condition"] == "unasked"
+        what = "It would serve" if unasked else "It is expected to serve"
+        what = "The last of its steps is expected to begin" if count else what
         console().print(f"{what} in about {seconds(found['estimate_s'])}.")
 
 
@@ -303,7 +305,8 @@ def _print_moves(found: Mapping[str, Any], verb: str) -> None:
         console().print(f"{verb} {move['pool'][-6:]}: {move['reason']}", soft_wrap=True)
     for title, style in (("gains", "green"), ("stuck", "yellow")):
         for one in found[title]:
-            console().print(Text.assemble((f"{title}  ", style), f"{one['model']}: {one['reason']}"), soft_wrap=True)
+            named = "" if one["reason"].startswith(f"`{one['model']}`") else f"{one['model']}: "
+            console().print(Text.assemble((f"{title}  ", style), named, one["reason"]), soft_wrap=True)
 
 
 def _print_rest(found: Mapping[str, Any]) -> None:

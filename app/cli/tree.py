@@ -26,7 +26,7 @@ from celery import Celery
 from pydantic import SecretStr
 
 from app.cli.client import connected, url_of
-from app.fleet import files
+from app.fleet import files, needs
 from app.kernel import broker, clock, embedded
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, Server
@@ -219,7 +219,9 @@ def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool)
     """
     catalog = files.read_catalog(settings.catalog.files)
     for name in settings.pools.models:
-        files.locate(catalog.get(name), settings.data_dir)
+        model = catalog.get(name)
+        if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a stand-in needs no file
+            files.locate(model, settings.data_dir)
     with ExitStack() as stack:
         # Begun first, so ended last: from the first exit on, nothing interrupts the stopping.
         held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command="arriero up"))

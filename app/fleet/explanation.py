@@ -91,10 +91,8 @@ def explain(
 
 def unasked(first: Explanation) -> Explanation:
     """How a model stands that nobody waits for, by what would become of a first step."""
-    if first.condition is Condition.REFUSED:
-        reason = f"nobody waits for it, and a step that did would wait: {first.reason}"
-    else:
-        reason = f"nobody waits for it; a step that did would have it started: {first.reason}"
+    then = "would wait on" if first.condition is Condition.REFUSED else "would have it started"
+    reason = f"nobody waits for it, and a step that did {then}: {first.reason.removeprefix(reasons.FIRST)}"
     return replace(first, condition=Condition.UNASKED, reason=reason, waiting=0)
 
 

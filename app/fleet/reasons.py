@@ -65,6 +65,10 @@ def _waiting(want: Want) -> str:
     return f"{_steps(want.steps)}, the oldest for {seconds(want.oldest)}"
 
 
+#: Begins the reason of a start for a step that came this instant.
+FIRST = f"{_steps(1)}, the oldest for {seconds(0)}: "
+
+
 def _place(option: Option, names: Names) -> str:
     """Where it goes, and who makes room."""
     place = f"{rounded(option.layout.total_bytes)} on {names.devices(option.computing)}"

@@ -97,10 +97,10 @@ class Asked:
     usage: Mapping[str, Mapping[Priority, float]]
     #: By model, what the settings want.
     wishes: Mapping[str, Wish]
-    #: By worker, what it works on.
-    in_flight: Mapping[str, InFlight] = field(default_factory=dict)
     #: By worker, how many steps of each namespace it works on.
     working: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    #: By worker, how long that will take.
+    in_flight: Mapping[str, InFlight] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

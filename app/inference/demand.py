@@ -8,7 +8,7 @@ slot, are seen from the steps of the last minutes: ids sort by time, so that onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -53,16 +53,13 @@ _PENDING = text(f"""
           AND run.id IN (SELECT id FROM run WHERE state = 'running' ORDER BY id DESC LIMIT :limit)
     ) AS ahead GROUP BY model, priority, namespace
 """)
+# An attempt that neither failed nor was lost with its worker was handed back.
 _WORKING = text(f"""
-    SELECT split_part(step.owner, '@', 1) AS worker, {_NAMESPACE} AS namespace, count(*) AS steps
+    SELECT split_part(step.owner, '@', 1) AS worker, {_NAMESPACE} AS namespace, count(*) AS steps,
+           min(step.model) AS model, max(step.attempt - 1 - step.failures - step.losses) AS preemptions
     FROM step JOIN run ON run.id = step.run_id
     WHERE step.state IN ('running', 'cancelling') AND step.model IS NOT NULL AND step.owner IS NOT NULL
     GROUP BY worker, namespace
-""")
-# An attempt that neither failed nor was lost with its worker was handed back.
-_RUNNING = text("""
-    SELECT owner, model, max(attempt - 1 - failures - losses) AS preemptions
-    FROM step WHERE state IN ('running', 'cancelling') AND model IS NOT NULL GROUP BY owner, model
 """)
 _LATE = text("""
     SELECT model, priority, count(*) AS steps,
@@ -97,7 +94,7 @@ def asked(database: Database, catalog: Catalog, kept_up: Iterable[str]) -> Asked
         now: datetime = work.rows(text("SELECT now() AS now"))[0].now
         late = work.rows(_LATE, {"since": _first_id(now - _LATELY)})
         ready, pending = work.rows(_READY), work.rows(_PENDING, {"limit": _AHEAD})
-        running, held = work.rows(_RUNNING), work.rows(_WORKING)
+        held = work.rows(_WORKING)
     usage: dict[str, dict[Priority, float]] = {}
     for row in late:
         usage.setdefault(row.model, {})[Priority(row.priority)] = row.steps / _LATELY.total_seconds()
@@ -108,12 +105,7 @@ def asked(database: Database, catalog: Catalog, kept_up: Iterable[str]) -> Asked
     waiting = [_waiting(row, lengths.get(row.model, _USUAL)) for row in ready]
     waiting += [_coming(row, lengths.get(row.model, _USUAL), now) for row in pending]
     wishes = {name: Wish(pools=1, pinned=True) for name in kept_up}
-    in_flight = {
-        row.owner.partition("@")[0]: InFlight(lengths.get(row.model, _USUAL), max(row.preemptions, 0))
-        for row in running
-        if row.owner
-    }
-    return Asked(catalog.models, waiting, usage, wishes, in_flight, working)
+    return Asked(catalog.models, waiting, usage, wishes, working, _in_flight(held, lengths))
 
 
 def find_step(database: Database, step_id: UUID) -> Asker:
@@ -169,6 +161,14 @@ def _told(row: Any) -> str:
             return "its work goes on elsewhere"
         case _:
             return f"it has ended: {state}"
+
+
+def _in_flight(held: Iterable[Any], lengths: Mapping[str, timedelta]) -> dict[str, InFlight]:
+    found: dict[str, InFlight] = {}
+    for row in held:
+        most = max(row.preemptions, found[row.worker].preemptions if row.worker in found else 0)
+        found[row.worker] = InFlight(lengths.get(row.model, _USUAL), most)
+    return found
 
 
 def _lengths(late: Iterable[Any]) -> dict[str, timedelta]:

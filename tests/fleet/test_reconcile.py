@@ -15,6 +15,7 @@ from app.fleet.fleet import PoolState, Priority
 from app.fleet.holder import Holder, Report
 from app.fleet.hosts import Declared, Ended, Granted, Hosts
 from app.fleet.needs import Known, Wish
+from app.fleet.observation import InFlight
 from app.fleet.orders import Orders
 from app.fleet.pool import Desired, Stage
 from app.fleet.reconcile import Asked, Waiting
@@ -184,6 +185,28 @@ def test_a_host_of_which_nobody_is_heard_is_lost_and_its_models_go_elsewhere(sce
     assert views.hosts(scene.database)[0].host.state == HostState.LOST
     assert scene.granted("h") == []
     assert scene.pools(ended=True)[-1].id == first.id
+
+
+@pytest.mark.parametrize("expected", [timedelta(minutes=1), timedelta(0)])
+def test_steps_of_a_lower_class_are_handed_back_when_they_take_long(scene: Scene, expected: timedelta) -> None:
+    """At once where that was to be expected; else when they have drained for as long."""
+    scene.wait(A)
+    scene.turn()
+    pool = scene.begin()
+    working = Report(Stage.SERVING, worker="pool.a", busy=1, urgent=Priority.BATCH)
+    with scene.database.work() as work:
+        work.run(text("UPDATE pool_report SET serving_at = now() - interval '1 h'"))
+    scene.holder.renew(pool.id, pool.epoch, working)
+    scene.wait(B, seconds=19, priority=Priority.INTERACTIVE)
+    scene.asked = replace(scene.asked, in_flight={"pool.a": InFlight(expected)})
+    scene.turn()
+    if not expected:
+        assert scene.holder.renew(pool.id, pool.epoch, working).desired is Desired.DRAIN
+        with scene.database.work() as work:
+            work.run(text("UPDATE pool SET stop_at = now() - interval '11 s' WHERE stop_at IS NOT NULL"))
+        scene.turn()
+
+    assert scene.holder.renew(pool.id, pool.epoch, working).desired is Desired.PREEMPT
 
 
 def test_orders_to_start_and_stop_are_followed_once(scene: Scene) -> None:

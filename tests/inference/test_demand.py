@@ -15,7 +15,7 @@ from app.kernel.errors import InvalidInput, NotFound
 from app.workflows import check, registry, steering, views
 from app.workflows.service import Runs
 from app.workflows.submission import Submission
-from tests.workflows.conftest import Hands, fails_then
+from tests.workflows.conftest import Hands, fails_then, failure
 
 TWO = """
 workflow: two
@@ -70,6 +70,15 @@ def test_steps_to_come_are_told_and_steps_that_run_count_for_their_namespace(run
     (coming,) = found.waiting
     assert (coming.model, coming.namespace, coming.ready is not None) == ("n:1", "team-a", True)
     assert found.working == {"hands": {"team-a": 1}}
+
+
+def test_what_a_worker_has_in_flight_says_how_often_it_was_handed_back(runs: Runs) -> None:
+    hands = Hands(runs)
+    run_id = submit(runs)
+    hands.do(hands.claim("a", run_id), {"a": failure("worker_stopped")})
+    hands.claim("a", run_id)
+
+    assert asked(runs).in_flight["hands"].preemptions == 1
 
 
 def test_a_called_run_belongs_to_the_namespace_of_its_caller(runs: Runs) -> None:
