@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from app.fleet import control_group
+from app.fleet import control_group, measurements
 from app.fleet.device import CPU, Device, DeviceKind, Inventory
 from app.fleet.nvml import Gpus
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
@@ -35,6 +35,8 @@ class Devices:
         """
         with self._lock:
             gpus, problems = self._gpus.read()
+        if gpus and not measurements.computes_on_gpus():
+            problems.append("the llama.cpp that is installed here was built without CUDA: no model can lie on GPUs")
         return Inventory((ram(), *gpus, *(_simulated(device) for device in self._simulated)), tuple(problems))
 
     def close(self) -> None:

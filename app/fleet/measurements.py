@@ -11,6 +11,7 @@ What processes take besides models is kept for each device of a host, the greate
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -132,9 +133,10 @@ def computes_on_gpus() -> bool:
     return any("ggml-cuda" in line for line in _libraries())
 
 
-def _libraries() -> list[str]:
+@functools.cache
+def _libraries() -> tuple[str, ...]:
     lines = (metadata.distribution(_PACKAGE).read_text("RECORD") or "").splitlines()
-    return sorted(line for line in lines if line.partition(",")[0].endswith((".so", ".dylib", ".dll")))
+    return tuple(sorted(line for line in lines if line.partition(",")[0].endswith((".so", ".dylib", ".dll"))))
 
 
 _FIND = text("SELECT measured, dry_run, failures FROM footprint WHERE key = :key")

@@ -17,7 +17,7 @@ import psutil
 import pynvml
 import pytest
 
-from app.fleet import control_group, nvml
+from app.fleet import control_group, measurements, nvml
 from app.fleet.device import Device, DeviceKind, Process
 from app.fleet.devices import Devices, ram
 from app.fleet.nvml import Gpus
@@ -220,6 +220,16 @@ def test_the_package_reads_what_the_driver_writes(monkeypatch: pytest.MonkeyPatc
             parent="MIG-1", processes=(Process(70, 5 * GIB), Process(71, None)), temperature=41,
         )
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_gpus_that_llama_cpp_cannot_use_are_a_problem(
+    driver: Driver, cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements, "computes_on_gpus", lambda: cuda)
+    inventory = Devices(FleetSettings(), Gpus(driver)).measure()
+    assert len(inventory.devices) == 4
+    assert [("without CUDA" in problem) for problem in inventory.problems] == [True] * (not cuda)
 
 
 def test_memory_of_strangers_is_used_memory(driver: Driver) -> None:
