@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -32,7 +31,7 @@ from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.devices import Devices
 from app.fleet.hosts import Ended, Granted, Hosts, Observed
-from app.fleet.pool import Desired, Phase, Stage
+from app.fleet.pool import Desired, Phase
 from app.fleet.turn import CHANNEL
 from app.kernel import addresses, ids, log, private_file
 from app.kernel import database as databases
@@ -95,7 +94,7 @@ class Agent:
             "ARRIERO_DATABASE_URL": servers.database_url,
             "ARRIERO_REDIS_URL": servers.redis_url,
         }
-        self.host = settings.fleet.host or socket.gethostname()
+        self.host = settings.fleet.host_here
         self._database = databases.at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
@@ -113,6 +112,8 @@ class Agent:
         #: By model, what was wrong with its file.
         self._wrong: dict[str, str] = {}
         self._seen: dict[str, Observed] = {}
+        #: Why it could not join.
+        self._refused = ""
         self._run, self._logs = settings.data_dir / "run" / "pools", settings.data_dir / "logs"
         self._limits = Limits(
             start=settings.pools.start_timeout,
@@ -185,6 +186,10 @@ class Agent:
         except LeaseLost as error:
             _log.warning("agent_replaced", error=str(error))
             self._epoch = None
+        except Conflict as error:
+            if self._refused != str(error):
+                self._refused = str(error)
+                _log.error("agent_cannot_join", error=str(error))
         except Exception:  # noqa: BLE001 the outermost loop: a defect of ours must not leave pools without an agent
             _log.exception("agent_turn_broke")
 
@@ -440,7 +445,7 @@ def _ending(code: int | None, running: _Running, pool: Granted) -> str:
     """How a process ended, in words."""
     if running.why:
         return running.why
-    if pool.stage in {Stage.REFUSED, Stage.FAILED} and pool.told:
+    if pool.told:
         return pool.told
     if code is not None and code < 0:
         name = signal.Signals(-code).name

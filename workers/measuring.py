@@ -12,7 +12,6 @@ Where the system does not tell these apart (elsewhere than on Linux), nothing is
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,7 +46,7 @@ class Measuring:
 
         Raises DatabaseBehind, DatabaseUnreachable, Unavailable.
         """
-        self._host = socket.gethostname()
+        self._host = settings.fleet.host_here
         self._settings = settings
         self._devices = devices.Devices(settings.fleet)
         inventory = self._devices.measure().devices

@@ -55,9 +55,10 @@ def run(settings: Settings, id_: str, epoch: int) -> int:
     database = databases.at_head(addresses.of(settings).database_url, pool_size=2)
     try:
         holder = Holder(database, settings.fleet.lease)
+        taking = time.monotonic()
         grant = holder.take(id_, epoch)
         status = Status(grant.model)
-        heart = Heart(holder, grant, worker_of(grant), status, settings.fleet.heartbeat)
+        heart = Heart(holder, grant, worker_of(grant), status, settings.fleet.heartbeat, taking)
         heart.start()
         try:
             return _Pool(settings, holder, grant, heart, status).serve(began)

@@ -150,7 +150,7 @@ def estimated(
     real = all(device.kind is DeviceKind.GPU for device in devices)
     pinned = environment_of(settings) | {"CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in devices)}
     allowed = dry if dry is not None else not devices
-    return estimate.estimate(identity, database, socket.gethostname(), dry=allowed and real, environment=pinned)
+    return estimate.estimate(identity, database, settings.fleet.host_here, dry=allowed and real, environment=pinned)
 
 
 def shown(model: Model, found: Estimate) -> EstimateOut:

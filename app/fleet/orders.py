@@ -1,7 +1,7 @@
 """
 Orders: what operators ask of the fleet. Each call is one transaction; the reconciler answers at its next turn.
 
-An order to start is done once a pool of the model is on its way; one to keep models up stands until it is taken back.
+An order to start is done once a pool of the model has begun; one to keep models up stands until it is taken back.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _KEEP = text("""
     ON CONFLICT (model) DO UPDATE SET pools = :pools, pinned = :pinned
 """)
 _DROP = text("DELETE FROM standing WHERE model = :model")
-_MARK = text("UPDATE host SET state = :state WHERE name = :host AND state <> 'lost'")
-_HOST = text("SELECT name, state, agent_until > now() AS alive FROM host WHERE name = :host FOR UPDATE")
+_MARK = text("UPDATE host SET state = :state WHERE name = :host")
+_HOST = text("SELECT name, agent_until > now() AS alive FROM host WHERE name = :host FOR UPDATE")
 _REMOVE = text("DELETE FROM host WHERE name = :host")
 _HELD = text("SELECT count(*) AS pools FROM reservation WHERE host = :host AND state <> 'released'")
 
@@ -86,11 +86,10 @@ class Orders:
         return found.id
 
     def mark(self, host: str, state: HostState) -> None:
-        """Open, cordon or drain a host. Raises NotFound, and Conflict when it is lost."""
+        """Open, cordon or drain a host, until somebody says otherwise; a lost one is so again. Raises NotFound."""
         with self.database.work() as work:
             self._host(work, host)
-            if not work.run(_MARK, {"host": host, "state": state}):
-                raise Conflict(f"host {host} is lost: it opens when its agent joins again")
+            work.run(_MARK, {"host": host, "state": state})
             work.after_commit(self.nudge)
         _log.info("host_marked", host=host, state=state)
 

@@ -165,7 +165,7 @@ def test_the_pool_and_the_catalogue_agree_on_the_configuration(host: Settings, d
     ]
     gpus = 0 if device == "cpu" else 1
     for entry in (catalog.changed(SMOLLM2, values, {}) for values in given):
-        options = pool.options_of(entry, host, device)
+        options = pool.options_of(entry, host, gpus=bool(gpus), threads=1)
         found = measuring.configuration_of(options, embeds=entry.embeds, gpus=gpus)
         assert found == of_model(entry, gpus=gpus)
 
