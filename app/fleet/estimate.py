@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import Any
 
 from app.fleet import caches, footprint, measurements, reckoning
+from app.fleet import devices as devices_of_host
 from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
 from app.fleet.device import Device
@@ -72,7 +73,8 @@ def identify(
     projector: Header | None = None,
 ) -> Identity:
     """The identity of a load on these GPUs of this host, with the llama.cpp that is installed here."""
-    return Identity(header, configuration, tuple(devices), measurements.build(), tuple(adapters), projector)
+    build, processor = measurements.build(), devices_of_host.processor()
+    return Identity(header, configuration, tuple(devices), build, processor, tuple(adapters), projector)
 
 
 def estimate(
@@ -128,7 +130,9 @@ def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mappin
         raise NoDryRun(
             f"llama.cpp allocates the states of recurrent layers even then: {states / footprint.MIB:,.0f} MiB"
         )
-    question = json.dumps({"path": str(header.path), "configuration": configuration.as_json()})
+    question = json.dumps(
+        {"path": str(header.path), "configuration": configuration.as_json(), "gpus": len(identity.devices)}
+    )
     try:
         child = _run(question, environment)
     except subprocess.TimeoutExpired:
@@ -181,7 +185,6 @@ def _ending(child: subprocess.CompletedProcess[str]) -> str:
 
 def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) -> Footprint:
     """The answer by device. What llama.cpp does not count is added as in the closed form."""
-    gpus = len(identity.devices)
     closed = _closed_form(identity, process)
     plain = _closed_form(replace(identity, adapters=(), projector=None), process)
     shares, copied = [], 0
@@ -203,8 +206,5 @@ def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) 
                 parked=theirs.parked,
             )
         )
-    unknown = {b["gpu"] for c in answer["contexts"] for b in c["buffers"] if b["gpu"] is not None} - set(range(gpus))
-    if unknown:
-        raise NoDryRun(f"llama.cpp uses {len(unknown)} GPUs more than the {gpus} that were named")
     made = Footprint(Source.DRY_RUN, tuple(shares), {}, copied=copied)
     return replace(made, margins={share.place: footprint.margin_of_dry_run(share) for share in shares})
