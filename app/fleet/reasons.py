@@ -97,7 +97,7 @@ def standing(configuration: Configuration, option: Option, names: Names) -> str:
     count = configuration.min_pools
     if not count:
         return f"an operator wants it: {_place(option, names)}"
-    return f"{count} {'pool is' if count == 1 else 'pools are'} wanted whatever the demand: {_place(option, names)}"
+    return f"{count} {'pool is' if count == 1 else 'pools are'} kept up: {_place(option, names)}"
 
 
 def evacuated(option: Option, names: Names) -> str:
