@@ -15,7 +15,7 @@ from app.kernel.errors import InvalidInput, NotFound
 from app.workflows import check, registry, steering, views
 from app.workflows.service import Runs
 from app.workflows.submission import Submission
-from tests.workflows.conftest import Hands, failure, fails_then
+from tests.workflows.conftest import Hands, fails_then, failure
 
 TWO = """
 workflow: two
