@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds, length = QUICK if asked.quick else FULL
     arrivals, names = Arrivals(asked.traces, length), asked.only.split(",")
     began, used = clock.now(), process_time()
-    console = Console(width=max(Console().width, 150))
+    console = Console(width=max(Console().width, 180))
     console.print(
         f"arrivals: {arrivals.told}; models drawn by Zipf's law, by seed; seeds {list(seeds)}, {length:.0f} s each"
     )
