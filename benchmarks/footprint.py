@@ -220,6 +220,8 @@ def shaped(*, quick: bool) -> list[dict[str, Any]]:
             rows.append({"shape": name, "architecture": read.architecture, "cases": cases})
     for label, chosen in (("fitted", set(shapes.SHAPES) - HELD_BACK), ("held back", HELD_BACK)):
         cases = [case for row in rows if row["shape"] in chosen for case in row["cases"]]
+        if not cases:
+            continue
         errors = sorted(abs(case["error"]) for case in cases)
         print(
             f"{label}: {len(cases)} cases; error of the buffers median {statistics.median(errors):.1%}, "
