@@ -24,7 +24,7 @@ from app.fleet import caches, footprint, measurements, reckoning
 from app.fleet import devices as devices_of_host
 from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
-from app.fleet.device import Device
+from app.fleet.device import Device, DeviceKind
 from app.fleet.footprint import HOST, Footprint, Share, Source
 from app.fleet.measurements import Identity
 from app.fleet.reckoning import GUESS, Process
@@ -38,8 +38,8 @@ _log = log.get(__name__)
 _PROBE = "workers.engine.probe"
 #: A dry run reads a header and a vocabulary; this is for a disk that sleeps, or a machine that is busy.
 _TIMEOUT = timedelta(seconds=60)
-#: States are allocated even in a dry run; above so many bytes none is made.
-_MOST_STATES = 512 * footprint.MIB
+#: States, and notes of cells, are allocated even in a dry run; above so many bytes none is made.
+_MOST = 512 * footprint.MIB
 
 _one = threading.Lock()
 
@@ -112,10 +112,16 @@ def estimate(
                 with database.work() as work:
                     measurements.keep_dry_run(work, identity, found)
     elif found is None:
-        missing[Source.DRY_RUN] = "a pool makes it when it loads the model" if identity.devices else "it was not asked"
+        missing[Source.DRY_RUN] = _why_not_asked(identity)
     closed = _closed_form(identity, process)
     all_of_them = [one.raised(known.floor) for one in (known.measured, found, closed) if one is not None]
     return Estimate(identity, tuple(all_of_them), missing)
+
+
+def _why_not_asked(identity: Identity) -> str:
+    if any(device.kind is DeviceKind.SIMULATED for device in identity.devices):
+        return "llama.cpp knows nothing of simulated devices"
+    return "a pool makes it when it loads the model" if identity.devices else "it was not asked for"
 
 
 def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mapping[str, str] | None = None) -> Footprint:
@@ -126,9 +132,10 @@ def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mappin
     """
     header, configuration = identity.header, identity.configuration
     states = sum(layer.state for layer in caches.layers(header)) * configuration.sequences
-    if states > _MOST_STATES:
+    if (allocated := states + caches.notes(header, configuration)) > _MOST:
         raise NoDryRun(
-            f"llama.cpp allocates the states of recurrent layers even then: {states / footprint.MIB:,.0f} MiB"
+            "llama.cpp allocates the states of recurrent layers and its notes of cells even then: "
+            f"{allocated / footprint.MIB:,.0f} MiB"
         )
     question = json.dumps(
         {"path": str(header.path), "configuration": configuration.as_json(), "gpus": len(identity.devices)}

@@ -99,12 +99,13 @@ def closed_form(
 def besides(header: Header, configuration: Configuration, place: int, *, gpus: int, process: Process = GUESS) -> int:
     """
     What the process takes besides what llama.cpp counts: on a GPU the driver's context, on the host the interpreter and
-    the tokenizer; and on both the memory in which they work.
+    the tokenizer, and what llama.cpp notes of its cells; and on both the memory in which they work.
     """
     if place != HOST:
         return process.context + working(header, configuration, place, gpus=gpus)
     tokenizer = (_MERGED_TOKEN if header.tokenizer == "gpt2" else _TOKEN) * (header.vocabulary or 0)
-    return process.base + tokenizer + working(header, configuration, place, gpus=gpus)
+    notes = caches.notes(header, configuration)
+    return process.base + tokenizer + notes + working(header, configuration, place, gpus=gpus)
 
 
 def working(header: Header, configuration: Configuration, place: int, *, gpus: int) -> int:

@@ -108,7 +108,9 @@ def test_the_command_reckons_for_devices_that_are_simulated(tmp_path: Path) -> N
         "--json",
     ]
     result = CliRunner().invoke(app, ["--data-dir", str(tmp_path), *given])
-    shares = json.loads(result.stdout)["footprints"][0]["shares"]
+    answer = json.loads(result.stdout)
+    assert "simulated" in answer["missing"]["dry run"]
+    shares = answer["footprints"][0]["shares"]
     assert [share["device"] for share in shares] == ["cpu", "sim-0", "sim-1"]
     assert all(share["weights"] for share in shares)
     assert [share["simulated"] for share in shares] == [False, True, True]

@@ -180,6 +180,12 @@ def test_states_are_not_allocated_to_be_counted(tmp_path: Path) -> None:
         estimate.dry_run(estimate.identify(read, replace(PLAIN, sequences=8), ()))
 
 
+def test_nobody_asks_for_a_context_that_fills_this_host(tiny_llama: Path) -> None:
+    """llama.cpp notes something of each cell, in a dry run too: a billion of them are 52 GB."""
+    with pytest.raises(NoDryRun, match="notes of cells"):
+        estimate.dry_run(estimate.identify(header.read(tiny_llama), replace(PLAIN, context=2**30), ()))
+
+
 def test_the_log_is_the_engines_again_after_a_probe(tiny_llama: Path, tmp_path: Path) -> None:
     asked(tiny_llama, PLAIN)
     (tmp_path / "no.gguf").write_bytes(b"GGUF" + b"\xff" * 64)
