@@ -36,6 +36,7 @@ _KEEP = text("""
     ON CONFLICT (model) DO UPDATE SET pools = :pools, pinned = :pinned
 """)
 _DROP = text("DELETE FROM standing WHERE model = :model")
+_TAKE_BACK = text("UPDATE pool_order SET done_at = now() WHERE what = 'start' AND model = :model AND done_at IS NULL")
 _MARK = text("UPDATE host SET state = :state WHERE name = :host")
 _HOST = text("SELECT name, agent_until > now() AS alive FROM host WHERE name = :host FOR UPDATE")
 _REMOVE = text("DELETE FROM host WHERE name = :host")
@@ -63,6 +64,7 @@ class Orders:
         """Stop all pools of the model, and keep it up no longer. Whoever asks for it later has it started again."""
         with self.database.work() as work:
             work.run(_DROP, {"model": model})
+            work.run(_TAKE_BACK, {"model": model})
             _order(work, "stop", model, None, "stopped by an operator")
             work.after_commit(self.nudge)
         _log.info("stop_ordered", model=model)
