@@ -31,6 +31,7 @@ SHELLS = {
     "workflows/schedules/rows.py",
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
+    "fleet/accounts.py",
     "fleet/arrival.py",
     "fleet/books.py",
     "fleet/holder.py",

@@ -26,7 +26,7 @@ from queue import Empty, SimpleQueue
 
 import psycopg
 
-from app.fleet import files
+from app.fleet import control_group, files
 from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.devices import Devices
@@ -41,6 +41,7 @@ from app.kernel.errors import (
     LeaseLost,
     ModelFileMissing,
     ModelFileUnusable,
+    NotFound,
     ServerNotStarted,
 )
 from app.kernel.process import Adopted, Child, adopt
@@ -68,12 +69,15 @@ class _Running:
 
     process: Child | Adopted
     epoch: int
-    devices: tuple[str, ...]
+    #: What it had reserved of each device when it began, or was adopted.
+    devices: dict[str, int]
     #: It computes on GPUs, and needs few cores.
     on_gpus: bool
     #: Its part of the cores.
     threads: int
     began: float
+    #: How often the kernel had killed for want of memory by then.
+    kills: int
     asked: Desired | None = None
     asked_at: float = 0.0
     #: Why it was asked to end, or killed.
@@ -169,7 +173,8 @@ class Agent:
             process = adopt(file, self._log_file(id_)) if epoch.isdigit() else None
             if process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
-                self._running[id_] = _Running(process, int(epoch), (), False, 1, time.monotonic())
+                running = _Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
+                self._running[id_] = running
 
     def _turn(self) -> None:
         """Look at everything once, and do what is to be done."""
@@ -199,11 +204,9 @@ class Agent:
         for id_, running in list(self._running.items()):
             pool = held.get(id_)
             if pool is None or pool.epoch != running.epoch:
-                _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
-                running.process.stop(timedelta(0))
-                del self._running[id_]
+                self._end_orphan(id_)
             else:
-                running.devices = tuple(pool.bytes)
+                running.devices = dict(pool.bytes)
                 running.on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
         declared = inventory.declared(self.host, inventory_, self._settings.fleet)
         adopted = {id_: running.epoch for id_, running in self._running.items()}
@@ -244,8 +247,9 @@ class Agent:
 
     def _beat(self, inventory_: Inventory) -> list[Granted]:
         assert self._epoch is not None, "it has joined"
-        measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._pids())
-        return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), inventory_.problems)
+        measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._held())
+        problems = [*inventory_.problems, *inventory.complaints(inventory_, self._settings.fleet)]
+        return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), problems)
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
         for pool in pools:
@@ -264,9 +268,15 @@ class Agent:
         held = {pool.id for pool in pools}
         for id_ in [id_ for id_ in self._running if id_ not in held]:
             # Its host was declared lost, or an operator gave its bytes back: it may touch nothing any more.
-            running = self._running.pop(id_)
-            _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
-            running.process.stop(timedelta(0))
+            self._end_orphan(id_)
+
+    def _end_orphan(self, id_: str) -> None:
+        """End a process that holds no bytes any more, and let everybody see that there was one."""
+        running = self._running[id_]
+        _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
+        running.process.stop(timedelta(0))
+        self._hosts.end_orphan(id_, running.process.log_tail(_TAIL))
+        del self._running[id_]
 
     def _local(self, running: _Running | None) -> Local | None:
         if running is None:
@@ -302,7 +312,8 @@ class Agent:
         )
         self._forget_old_logs()
         on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
-        running = _Running(child, pool.epoch, tuple(pool.bytes), on_gpus, threads, time.monotonic())
+        kills = control_group.kills()
+        running = _Running(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), kills)
         self._running[pool.id] = running
         try:
             child.start()
@@ -328,12 +339,26 @@ class Agent:
             self._release(pool, None, failed=True, ending=why)
             return
         running.process.stop(timedelta(0))  # what is left of its session
-        if not inventory.are_back(self.host, self._devices.measure(), pool.bytes, {running.process.pid or 0}):
+        inventory_ = self._devices.measure()
+        if not inventory.are_back(self.host, inventory_, pool.bytes, {running.process.pid or 0}):
             return  # the driver takes a moment; it is looked at again
         code = running.process.returncode
         asked = running.asked is not None and not running.killed
         ending = _ending(code, running, pool)
-        self._release(pool, running, failed=not asked and code != 0, ending=ending)
+        failed = not asked and code != 0
+        kills = control_group.kills() - running.kills
+        if failed and not running.killed and inventory.ran_out(code, running.process.log_tail(_TAIL), kills):
+            ending = f"memory ran out: {ending}; more is reserved for it from now on"
+            self._count_failure(pool, inventory_)
+        self._release(pool, running, failed=failed, ending=ending)
+
+    def _count_failure(self, pool: Granted, inventory_: Inventory) -> None:
+        try:
+            inventory.count_failure(
+                self._catalog.get(pool.model), self._settings, inventory_, self._database, self.host, pool.bytes
+            )
+        except (NotFound, ModelFileUnusable) as error:
+            _log.warning("failure_not_counted", model=pool.model, error=str(error))
 
     def _release(self, pool: Granted, running: _Running | None, *, failed: bool, ending: str) -> None:
         assert self._epoch is not None, "it has joined"
@@ -409,8 +434,13 @@ class Agent:
             pools[coming] = on_gpus
         return inventory.shares(self._settings.pools.threads, pools)
 
-    def _pids(self) -> set[int]:
-        return {running.process.pid for running in self._running.values() if running.process.pid is not None}
+    def _held(self) -> dict[int, dict[str, int]]:
+        """By process, what it has reserved."""
+        return {
+            running.process.pid: running.devices
+            for running in self._running.values()
+            if running.process.pid is not None
+        }
 
     def _log_file(self, id_: str) -> Path:
         return self._logs / f"pool.{id_}.log"

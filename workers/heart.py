@@ -55,6 +55,7 @@ class Heart:
         self._now: SimpleQueue[None] = SimpleQueue()
         self._threads = grant.threads
         self._on_threads: Callable[[int], None] = lambda _: None
+        self._on_beat: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
         self._guard = threading.Thread(target=self._mind_the_lease, name="lease-guard", daemon=True)
 
@@ -71,6 +72,10 @@ class Heart:
     def on_threads(self, action: Callable[[int], None]) -> None:
         """Who hears that the pool's part of the cores is another."""
         self._on_threads = action
+
+    def on_beat(self, action: Callable[[], None]) -> None:
+        """What is done after each beat that was heard. It may find the database away, or the claim lost."""
+        self._on_beat = action
 
     def stop(self) -> None:
         """Tell the last, and beat no more."""
@@ -105,6 +110,8 @@ class Heart:
     def _follow(self, heard: Heard) -> None:
         if heard.desired is Desired.PREEMPT and self._leases is not None:
             self._leases.drain()
+        with contextlib.suppress(DatabaseUnreachable, LeaseLost):  # the next beat meets them, too
+            self._on_beat()
         if heard.threads != self._threads:
             _log.info("threads_changed", threads=heard.threads, before=self._threads)
             self._threads = heard.threads

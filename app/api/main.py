@@ -20,11 +20,15 @@ from app import __version__
 from app.api import (
     devices,
     events,
+    explanations,
     fleet,
     footprints,
     health,
+    hosts,
     models,
+    namespaces,
     payloads,
+    pools,
     problems,
     runs,
     schedules,
@@ -134,6 +138,10 @@ def serve(services: Services) -> FastAPI:
         footprints,
         devices,
         fleet,
+        explanations,
+        pools,
+        hosts,
+        namespaces,
         health,
     ):
         app.include_router(part.router)
@@ -162,7 +170,8 @@ def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"])
         given = "" if item["type"] == "missing" else f"{item.get('input')!r}: "
-        found.append(Problem(place, f"{given}{item['msg']}"))
+        message = item["msg"].removeprefix("Value error, ")
+        found.append(Problem(place, message if message.startswith(given[:-2]) else f"{given}{message}"))
     return problems.of_error(422, InvalidInput(found, "request"))
 
 

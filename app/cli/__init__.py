@@ -22,6 +22,7 @@ from app.cli import (
     devices,
     fleet,
     models,
+    namespaces,
     programs,
     runs,
     schedules,
@@ -118,6 +119,7 @@ app.command()(devices.devices)
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(fleet.pools_app, name="pools")
 app.add_typer(fleet.hosts_app, name="hosts")
+app.add_typer(namespaces.app, name="namespaces")
 app.add_typer(config.app, name="config")
 app.add_typer(database.app, name="db")
 app.command()(programs.api)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import Annotated, Any
+from urllib.parse import quote
 from uuid import UUID
 
 import typer
 from rich.text import Text
 
-from app.cli.client import connected
+from app.cli.client import Client, connected
 from app.cli.output import AsJson, ago, console, print_json, seconds, settings_of, table
-from app.kernel import clock
+from app.kernel import clock, durations
+from app.kernel.errors import Conflict, Unavailable
 from app.kernel.sizes import rounded
 
 app = typer.Typer(
@@ -50,6 +53,8 @@ _STYLES: Mapping[str, str] = {
     "refused": "bold red",
     "unasked": "dim",
 }
+#: Seconds between two looks at a model that is waited for.
+_LOOK = 0.5
 
 _Pool = Annotated[str, typer.Argument(metavar="POOL", help="The id of a pool, or the end of it.")]
 _Host = Annotated[str, typer.Argument(metavar="HOST", help="The name of a host.")]
@@ -57,7 +62,7 @@ _Host = Annotated[str, typer.Argument(metavar="HOST", help="The name of a host."
 
 @app.callback(invoke_without_command=True)
 def fleet(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show hosts, devices, pools, and which models are asked for and not started."""
+    """Show hosts, devices, pools, reserves, what is kept up, and which models are asked for and not started."""
     if context.invoked_subcommand is not None:
         return
     with connected(settings_of(context)) as client:
@@ -68,11 +73,7 @@ def fleet(context: typer.Context, as_json: AsJson = False) -> None:
     _print_hosts(found["hosts"])
     console().print()
     _print_pools(found["pools"])
-    for refusal in found["refusals"]:
-        when = "" if refusal["estimate_s"] is None else f" (in about {seconds(refusal['estimate_s'])})"
-        console().print(
-            Text.assemble(("\nnot started  ", "bold red"), f"{refusal['model']}: {refusal['reason']}{when}")
-        )
+    _print_rest(found)
 
 
 @app.command()
@@ -88,21 +89,14 @@ def why(
     if as_json:
         print_json(found)
         return
-    condition = Text(found["condition"], _STYLES.get(found["condition"], ""))
-    steps = f", {found['waiting']} steps wait" if found["waiting"] else ""
-    console().print(
-        Text.assemble((found["model"], "bold"), " is ", condition, f"{steps}: {found['reason']}"), soft_wrap=True
-    )
-    if found["estimate_s"] is None:
-        console().print("Nobody can say when it will be.")
-    elif found["estimate_s"]:
-        console().print(f"The last of its steps is expected to begin in about {seconds(found['estimate_s'])}.")
+    _print_explanation(found)
 
 
 @app.command()
 def defragment(
     context: typer.Context,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be moved, and move nothing.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="Say what was moved before, and what it gained.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -111,17 +105,23 @@ def defragment(
     A control worker does so by itself every fleet.defragment_every. Pools that work, or are pinned, are never moved.
     """
     with connected(settings_of(context)) as client:
-        found = client.get("/v1/fleet/defragment") if dry_run else client.post("/v1/fleet/defragment")
+        if history:
+            found = client.get("/v1/fleet/defragmentations")
+        else:
+            found = client.get("/v1/fleet/defragment") if dry_run else client.post("/v1/fleet/defragment")
     if as_json:
         print_json(found)
-        return
-    for move in found["moves"]:
-        console().print(f"{'would move' if dry_run else 'moves'} {move['pool'][-6:]}: {move['reason']}", soft_wrap=True)
-    for title, style in (("gains", "green"), ("stuck", "yellow")):
-        for one in found[title]:
-            console().print(Text.assemble((f"{title}  ", style), f"{one['model']}: {one['reason']}"), soft_wrap=True)
-    if not found["moves"]:
-        console().print("nothing is to be moved")
+    elif history:
+        now = clock.now().astimezone(UTC)
+        for one in found["defragmentations"]:
+            console().print(Text(ago(one["at"], now), "bold"))
+            _print_moves(one, "moved")
+        if not found["defragmentations"]:
+            console().print("nothing was moved in the last thirty days")
+    else:
+        _print_moves(found, "would move" if dry_run else "moves")
+        if not found["moves"]:
+            console().print("nothing is to be moved")
 
 
 @pools_app.command("list")
@@ -146,15 +146,25 @@ def start(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalogue, such as smollm2:135m.")],
     keep: Annotated[bool, typer.Option("--keep", help="Keep it up until it is stopped.")] = False,
     pin: Annotated[bool, typer.Option("--pin", help="Keep it up, and never stop it to make room for others.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until it serves, for pools.start_timeout at most.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Load a model now. Without an option it stays for its keep_alive, as if somebody had asked for it."""
-    with connected(settings_of(context)) as client:
+    """
+    Load a model now. Without an option it stays for its keep_alive, as if somebody had asked for it.
+
+    With --wait, exits with 4 when no waiting helps, and with 5 when it does not serve in time.
+    """
+    settings = settings_of(context)
+    with connected(settings) as client:
         found = client.post("/v1/pools", {"model": model, "keep": keep, "pinned": pin})
+        if wait:
+            found = _until_served(client, model, settings.pools.start_timeout)
     if as_json:
         print_json(found)
         return
-    console().print(f"{found['model']} is ordered; `arriero fleet why {model}` says how it stands")
+    _print_explanation(found)
 
 
 @pools_app.command()
@@ -172,18 +182,21 @@ def stop(
         if ":" in what:
             found = client.post("/v1/pools/stop", {"model": what})
         else:
-            found = {"pools": [client.post(f"/v1/pools/{what}/stop")]}
+            found = {"pools": [client.post(f"/v1/pools/{_quoted(what)}/stop")]}
     if as_json:
         print_json(found)
         return
-    _print_pools(found["pools"])
+    if found["pools"]:
+        _print_pools(found["pools"])
+    else:
+        console().print(f"{what} has no pools; it is kept up no longer")
 
 
 @pools_app.command()
 def restart(context: typer.Context, pool: _Pool, as_json: AsJson = False) -> None:
     """Stop a pool and start another of its model."""
     with connected(settings_of(context)) as client:
-        found = client.post(f"/v1/pools/{pool}/restart")
+        found = client.post(f"/v1/pools/{_quoted(pool)}/restart")
     if as_json:
         print_json(found)
         return
@@ -194,7 +207,7 @@ def restart(context: typer.Context, pool: _Pool, as_json: AsJson = False) -> Non
 def logs(context: typer.Context, pool: _Pool, as_json: AsJson = False) -> None:
     """Print the last lines of a pool's log, whether it lives or not."""
     with connected(settings_of(context)) as client:
-        found = client.get(f"/v1/pools/{pool}/log")
+        found = client.get(f"/v1/pools/{_quoted(pool)}/log")
     if as_json:
         print_json(found)
         return
@@ -239,22 +252,89 @@ def remove(
 ) -> None:
     """Forget a host whose agent has ended."""
     with connected(settings_of(context)) as client:
-        client.delete(f"/v1/hosts/{host}", lost=lost)
+        client.delete(f"/v1/hosts/{_quoted(host)}", lost=lost)
     console().print(f"{host} is forgotten")
+
+
+def _until_served(client: Client, model: str, deadline: timedelta) -> Any:
+    """How the model stands once it serves. Raises Conflict when no waiting helps, Unavailable at the deadline."""
+    limit = time.monotonic() + deadline.total_seconds()
+    while True:
+        found = client.get("/v1/fleet/explain", model=model)
+        if found["condition"] in {"served", "queued"}:
+            return found
+        if found["condition"] == "refused" and found["estimate_s"] is None:
+            raise Conflict(f"{model} is not started: {found['reason']}")
+        if time.monotonic() > limit:
+            raise Unavailable(f"{model} does not serve after {durations.show(deadline)}: {found['reason']}")
+        time.sleep(_LOOK)
 
 
 def _mark(context: typer.Context, host: str, state: str, *, as_json: bool) -> None:
     with connected(settings_of(context)) as client:
-        found = client.put(f"/v1/hosts/{host}", {"state": state})
+        found = client.put(f"/v1/hosts/{_quoted(host)}", {"state": state})
     if as_json:
         print_json(found)
         return
     _print_hosts([found])
 
 
+def _print_explanation(found: Mapping[str, Any]) -> None:
+    if (step := found["step"]) is not None:
+        console().print(
+            Text.assemble(("step ", "bold"), (step["key"], "bold"), f" of run {step['run']}: {step['told']}"),
+            soft_wrap=True,
+        )
+    condition = Text(found["condition"], _STYLES.get(found["condition"], ""))
+    count = found["waiting"]
+    steps = f", {count} step waits" if count == 1 else f", {count} steps wait" if count else ""
+    console().print(
+        Text.assemble((found["model"], "bold"), " is ", condition, f"{steps}: {found['reason']}"), soft_wrap=True
+    )
+    if found["estimate_s"] is None:
+        console().print("Nobody can say when it will be: waiting alone does not help.")
+    elif found["estimate_s"]:
+        unasked = found["condition"] == "unasked"
+        what = "It would serve" if unasked else "It is expected to serve"
+        what = "The last of its steps is expected to begin" if count else what
+        console().print(f"{what} in about {seconds(found['estimate_s'])}.")
+
+
+def _print_moves(found: Mapping[str, Any], verb: str) -> None:
+    for move in found["moves"]:
+        console().print(f"{verb} {move['pool'][-6:]}: {move['reason']}", soft_wrap=True)
+    for title, style in (("gains", "green"), ("stuck", "yellow")):
+        for one in found[title]:
+            named = "" if one["reason"].startswith(f"`{one['model']}`") else f"{one['model']}: "
+            console().print(Text.assemble((f"{title}  ", style), named, one["reason"]), soft_wrap=True)
+
+
+def _print_rest(found: Mapping[str, Any]) -> None:
+    """What is beside hosts and pools."""
+    lines: list[tuple[str, str, str]] = []
+    for one in found["standing"]:
+        count = "a pool" if one["pools"] == 1 else f"{one['pools']} pools"
+        why = "by pools.models" if one["by"] == "settings" else "until it is stopped"
+        lines.append(("kept up", "green", f"{one['model']}: {count}{', pinned' if one['pinned'] else ''}, {why}"))
+    for one in found["reserves"]:
+        size, where = rounded(sum(one["bytes"].values())), f"{', '.join(one['devices'])} of {one['host']}"
+        use = "idle, and lent to others" if one["idle"] else "in use"
+        lines.append(("reserve", "cyan", f"{one['model']}: {size} on {where}, {use}"))
+    for one in found["orphans"]:
+        told = "a process without a reservation" if one["what"] == "process" else "a reservation without a process"
+        lines.append(("orphan", "bold red", f"{one['pool'][-6:]} ({one['model']}) on {one['host']}: {told}"))
+    for one in found["refusals"]:
+        when = "" if one["estimate_s"] is None else f" (in about {seconds(one['estimate_s'])})"
+        lines.append(("not started", "bold red", f"{one['model']}: {one['reason']}{when}"))
+    if lines:
+        console().print()
+    for title, style, text in lines:
+        console().print(Text.assemble((f"{title:<13}", style), text), soft_wrap=True)
+
+
 def _print_hosts(hosts: Sequence[Mapping[str, Any]]) -> None:
-    columns = ("host", "state", "device", "what", "capacity", "reserved", "free", "used", "strangers")
-    printed = table(columns, right=("capacity", "reserved", "free", "used", "strangers"))
+    columns = ("host", "state", "device", "what", "capacity", "reserved", "set aside", "free", "used", "strangers")
+    printed = table(columns, right=columns[4:])
     for host in hosts:
         state = host["state"] if host["alive"] or host["state"] == "lost" else "silent"
         for number, device in enumerate(host["devices"]):
@@ -266,12 +346,13 @@ def _print_hosts(hosts: Sequence[Mapping[str, Any]]) -> None:
                 Text(device["name"], "magenta" if device["simulated"] else ""),
                 what,
                 rounded(device["capacity"]),
-                rounded(device["reserved"]),
+                rounded(device["reserved"]) if device["reserved"] else "-",
+                rounded(device["set_aside"]) if device["set_aside"] else "-",
                 rounded(device["free"]),
                 "-" if device["simulated"] else rounded(device["used"]),
                 "-" if device["simulated"] else rounded(device["strangers"]),
             )
-    console().print(printed)
+    console().print(printed if printed.row_count else "no host has joined: start an agent with `arriero agent`")
     for host in hosts:
         for problem in host["problems"]:
             console().print(Text.assemble(("warning: ", "yellow"), f"{host['name']}: {problem}"), soft_wrap=True)
@@ -300,6 +381,11 @@ def _print_pools(pools: Sequence[Mapping[str, Any]], *, ended: bool = False) -> 
             why or "-",
         )
     console().print(printed if printed.row_count else "no pools" + (" have ended lately" if ended else ""))
+
+
+def _quoted(name: str) -> str:
+    """A name as a part of a path."""
+    return quote(name, safe="")
 
 
 def _is_id(text: str) -> bool:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from celery import Celery
 from pydantic import SecretStr
 
 from app.cli.client import connected, url_of
-from app.fleet import files
+from app.fleet import files, needs
 from app.kernel import broker, clock, embedded
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, Server
@@ -142,6 +142,7 @@ class Tree:
         celery = broker.celery_app(_secret(self.settings.redis_url), self.settings.broker)
         models = list(self.settings.pools.models)
         serves = False
+        before: dict[str, str | None] = {}
         while not serves or waiting or models:
             for member in self.members:
                 if member.child is not None and not member.child.alive:
@@ -150,23 +151,34 @@ class Tree:
                 late = ", ".join([*([] if serves else ["api"]), *(member.name for member in waiting.values()), *models])
                 raise ServerNotStarted(late, f"it was not ready after {deadline.total_seconds():g} s")
             if not serves and _serves(url):
-                serves = True
+                serves, before = True, self._heard()
                 self.report("info", f"api serves at {url}")
             for name in _answering(celery, list(waiting)):
                 self.report("info", f"{waiting.pop(name).name} is ready")
             if serves and not waiting and models:
-                models = self._still_loading(models)
+                models = self._still_loading(models, before)
 
-    def _still_loading(self, models: Sequence[str]) -> list[str]:
-        """Which of the models no pool serves yet. Raises ServerNotStarted when the last one of a model failed."""
+    def _heard(self) -> dict[str, str | None]:
+        """Every pool that is known, and when it last told of itself."""
+        with connected(self.settings) as client:
+            return {pool["id"]: pool["heard_at"] for pool in client.get("/v1/pools", ended=True)["pools"]}
+
+    def _still_loading(self, models: Sequence[str], before: Mapping[str, str | None]) -> list[str]:
+        """
+        Which of the models no pool serves yet. What an earlier start left in the database counts for nothing: only
+        what was heard after `before`.
+
+        Raises ServerNotStarted when the last pool of a model failed.
+        """
         left = []
         with connected(self.settings) as client:
             for model in models:
                 pools = client.get("/v1/pools", model=model, ended=True)["pools"]
-                if any(pool["state"] == "serving" for pool in pools):
+                heard = [pool for pool in pools if before.get(pool["id"]) != pool["heard_at"]]
+                if any(pool["state"] == "serving" for pool in heard):
                     self.report("info", f"{model} is served")
                     continue
-                if pools and pools[0]["failed"]:
+                if pools and pools[0]["failed"] and pools[0]["id"] not in before:
                     log = "\n".join(client.get(f"/v1/pools/{pools[0]['id']}/log")["lines"][-20:])
                     raise ServerNotStarted(model, pools[0]["ending"] or "its pool failed", log)
                 left.append(model)
@@ -181,6 +193,9 @@ class Tree:
             if group:
                 with ThreadPoolExecutor(len(group)) as threads:
                     list(threads.map(lambda member: _stop(member, signals), group))
+        # An agent that died just now has left its pools to the next one, which does not come.
+        for leftover in end_leftovers(self.directory / "run" / "pools"):
+            self.report("warning", f"{leftover.name} was left by its agent (pid {leftover.pid}); ended")
 
     def _note_end(self, member: _Member, child: Child, now: float) -> None:
         tail = child.log_tail(5)
@@ -204,7 +219,9 @@ def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool)
     """
     catalog = files.read_catalog(settings.catalog.files)
     for name in settings.pools.models:
-        files.locate(catalog.get(name), settings.data_dir)
+        model = catalog.get(name)
+        if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a stand-in needs no file
+            files.locate(model, settings.data_dir)
     with ExitStack() as stack:
         # Begun first, so ended last: from the first exit on, nothing interrupts the stopping.
         held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command="arriero up"))

@@ -58,6 +58,7 @@ def _announce(tree: Tree, *, flower: bool) -> None:
         "",
         "Try in another terminal:",
         '  arriero run support-triage --input message="Where is my parcel?"',
+        "  arriero fleet",
         "Ctrl-C stops everything.",
     ]
     notes().print(Panel("\n".join(lines), title="arriero is up", title_align="left", expand=False))

@@ -111,13 +111,13 @@ def defragment(
             stuck.append(Stuck(configuration.id, configuration.model, reason))
             continue
         left = Disturbance(left.moves - len(hole.moves), left.seconds - hole.load)
-        bytes_ = dict(zip(hole.devices, hole.layout.parts, strict=True))
+        bytes_ = hole.layout.on(hole.devices)
         # The hole is kept: nothing that is moved for another model goes there.
         room.take(configuration, bytes_, [pool for pool, _ in hole.moves], now)
         for pool, target in hole.moves:
             estimate = timedelta(seconds=target.estimate)
             room.take(of[pool.configuration], target.bytes, (), now + estimate)
-            search.stopped.add(pool.id)
+            search.stop(pool)
             reason = reasons.makes_hole(configuration, hole.devices, target, names)
             moves.append(MovePool(pool.id, target.bytes, reason, estimate))
         reason = reasons.gained(configuration, free, len(hole.moves), hole.load)
@@ -126,10 +126,10 @@ def defragment(
 
 
 def _free_in_all(configuration: Configuration, room: Room) -> int | None:
-    """Free bytes on devices of a type that it can lie on, if they come to what it needs."""
+    """Free bytes on devices of a type that it can lie on, if they come to what it needs, and some could hold it."""
     for layout in configuration.layouts:
         free = sum(max(room.free_for(configuration, device.id), 0) for device in room.open.get(layout.type, ()))
-        if free >= layout.total_bytes:
+        if free >= layout.total_bytes and any(room.sets(configuration, layout, ())):
             return free
     return None
 
@@ -144,6 +144,8 @@ def _holes(configuration: Configuration, search: Search) -> list[_Hole]:
     barred = {bar.host for bar in search.bars(configuration.id)}
     for layout in configuration.layouts:
         for devices in search.room.sets(configuration, layout, barred):
+            if search.room.shunned(configuration, devices):
+                continue
             chosen = _leavers(configuration, layout, devices, search)
             moves = search.relocate(chosen, devices) if chosen else None
             if moves:

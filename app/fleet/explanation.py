@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -89,6 +89,13 @@ def explain(
     return told(Condition.UNASKED, "nobody waits for it")
 
 
+def unasked(first: Explanation) -> Explanation:
+    """How a model stands that nobody waits for, by what would become of a first step."""
+    then = "would wait on" if first.condition is Condition.REFUSED else "would have it started"
+    reason = f"nobody waits for it, and a step that did {then}: {first.reason.removeprefix(reasons.FIRST)}"
+    return replace(first, condition=Condition.UNASKED, reason=reason, waiting=0)
+
+
 def _turn(want: Want, serving: Sequence[Pool], slots: int) -> float:
     """Seconds until the last of those that wait has a slot."""
     each = want.work / want.steps
@@ -104,5 +111,5 @@ def _state(pool: Pool, fleet: Fleet, names: reasons.Names, after: float) -> str:
     where = names.devices(pool.bytes)
     if pool.state is PoolState.STARTING:
         return f"its pool loads on {where}: about {reasons.seconds(after)}"
-    waited = [other for other in fleet.pools if other.id in pool.after]
+    waited = [other for other in fleet.pools if other.id in pool.backing]
     return f"its pool waits for {names.pools(waited)} to leave {where}, then loads: about {reasons.seconds(after)}"

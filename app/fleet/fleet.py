@@ -10,7 +10,7 @@ Values only. Instants are aware and come from one clock, the database's; nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -73,11 +73,17 @@ class Layout:
     load: timedelta
     #: Of one slot.
     tokens_per_second: float = 1.0
+    #: Bytes of the host's RAM beside GPUs: the process itself, layers that stay there, states of parked texts.
+    ram: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """Bytes on all devices together."""
+        """Bytes on all devices together, without the RAM beside them."""
         return sum(self.parts)
+
+    def on(self, devices: Sequence[str]) -> dict[str, int]:
+        """Bytes by device, of a set that ends with the host's RAM where the layout needs it and the fleet has it."""
+        return dict(zip(devices, (*self.parts, self.ram), strict=False))
 
 
 class Packing(StrEnum):
@@ -193,11 +199,15 @@ class Pool:
     last_used: datetime | None = None
     #: When a pool that is not loaded is expected to serve.
     expected: datetime | None = None
+    #: When it was asked to end.
+    stopping: datetime | None = None
+    #: Its steps are being handed back.
+    handing_back: bool = False
     pinned: bool = False
     #: Rises with each grant.
     epoch: int = 0
-    #: Ids of the pools whose bytes it waits for. Those that are gone may still be named.
-    after: frozenset[str] = frozenset()
+    #: By id of a pool whose bytes it waits for, what it gets of each device when that is gone; as the ledger has it.
+    backing: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     #: On whose behalf it was granted.
     namespace: str = ""
 
@@ -288,24 +298,16 @@ class Demand:
 
 
 def promises(pools: Iterable[Pool]) -> dict[str, dict[str, int]]:
-    """
-    Bytes of each pool, by its id and by device, that waiting pools will get when it is gone.
-
-    Who was granted first is served first; what he leaves is for the next. Only what covers a need is promised.
-    """
+    """Bytes of each pool, by its id and by device, that waiting pools will get when it is gone."""
     held = {pool.id: pool for pool in pools}
-    left: dict[str, dict[str, int]] = {}
     promised: dict[str, dict[str, int]] = {}
-    for pool in sorted((p for p in held.values() if p.after), key=lambda p: (p.started, p.id)):
-        for device, need in pool.bytes.items():
-            for victim in sorted(pool.after & held.keys()):
-                rest = left.setdefault(victim, dict(held[victim].bytes))
-                part = min(need, rest.get(device, 0))
-                if part:
-                    need -= part
-                    rest[device] -= part
-                    of = promised.setdefault(victim, {})
-                    of[device] = of.get(device, 0) + part
+    for pool in held.values():
+        for victim, parts in pool.backing.items():
+            if victim not in held:
+                continue
+            of = promised.setdefault(victim, {})
+            for device, size in parts.items():
+                of[device] = of.get(device, 0) + size
     return promised
 
 
@@ -314,7 +316,6 @@ def charges(fleet: Fleet) -> dict[str, int]:
     Bytes that are charged on each device, by its id.
 
     Every pool is charged with its bytes, but for those of a waiting pool that are promised to it by pools still there.
-    Several may wait for one pool: its bytes are promised only once.
     """
     charged = {device.id: 0 for device in fleet.devices}
     for pool in fleet.pools:
@@ -324,8 +325,3 @@ def charges(fleet: Fleet) -> dict[str, int]:
         for device, size in promised.items():
             charged[device] -= size
     return charged
-
-
-def overcommitted(devices: Iterable[Device], charged: Mapping[str, int]) -> list[str]:
-    """Ids of devices that are charged with more than their capacity. Strangers do not count: nobody granted to them."""
-    return [device.id for device in devices if charged.get(device.id, 0) > device.capacity_bytes]

@@ -54,9 +54,10 @@ _BEAT = text("""
 _LEAVE = text("UPDATE host SET agent_until = now() WHERE name = :host AND agent_epoch = :epoch AND agent_until > now()")
 # How long a load took is better known from loads than from what is declared, but for a stand-in.
 _DECLARE = text("""
-    INSERT INTO layout (configuration, type, devices, parts, source, load_seconds, tokens_per_second)
-    VALUES (:configuration, :type, :devices, CAST(:parts AS jsonb), :source, :load, :pace)
-    ON CONFLICT (configuration, type, devices) DO UPDATE SET parts = CAST(:parts AS jsonb), source = :source,
+    INSERT INTO layout (configuration, type, devices, parts, ram_bytes, source, load_seconds, tokens_per_second)
+    VALUES (:configuration, :type, :devices, CAST(:parts AS jsonb), :ram, :source, :load, :pace)
+    ON CONFLICT (configuration, type, devices) DO UPDATE SET parts = CAST(:parts AS jsonb), ram_bytes = :ram,
+        source = :source,
         load_seconds = CASE WHEN :source = 'catalogue' THEN :load ELSE layout.load_seconds END,
         tokens_per_second = CASE WHEN :source = 'catalogue' THEN :pace ELSE layout.tokens_per_second END
 """)
@@ -89,6 +90,16 @@ _END = text("""
     VALUES (CAST(:id AS uuid), 'ended', now(), :returncode, :failed, :ending, :tail)
     ON CONFLICT (pool_id) DO UPDATE SET phase = 'ended', ended_at = now(), returncode = :returncode,
         failed = :failed, ending = :ending, log_tail = :tail
+""")
+_END_ORPHAN = text("""
+    UPDATE pool_process SET phase = 'ended', ended_at = now(), failed = true, ending = :ending, log_tail = :tail
+    WHERE pool_id = CAST(:id AS uuid) AND phase <> 'ended'
+""")
+# Whoever joins has ended every process that the ledger does not hold.
+_END_REST = text("""
+    UPDATE pool_process SET phase = 'ended', ended_at = now(), failed = true,
+        ending = 'its process was gone when the agent of its host joined again'
+    WHERE phase <> 'ended' AND pool_id IN (SELECT id FROM reservation WHERE host = :host AND state = 'released')
 """)
 
 
@@ -206,6 +217,7 @@ class Hosts:
             for device in devices:
                 self._put(work, host, device)
             work.run(_HIDE_DEVICES, {"host": host, "ids": [device.id for device in devices]})
+            work.run(_END_REST, {"host": host})
             capacities = {device.id: device.capacity for device in devices}
             open_.change(lambda found: ledger.join(found, host, epoch, capacities))
             open_.close()
@@ -249,6 +261,7 @@ class Hosts:
                 "type": one.type,
                 "devices": len(one.parts),
                 "parts": _json(list(one.parts)),
+                "ram": one.ram,
                 "source": one.source,
                 "load": one.load.total_seconds(),
                 "pace": one.tokens_per_second,
@@ -316,6 +329,12 @@ class Hosts:
             }
             work.run(_END, values)
         _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ended.ending)
+
+    def end_orphan(self, pool: str, log_tail: str) -> None:
+        """Write down that a process was ended whose bytes had been given back while it lived."""
+        ending = "its bytes were given back while its process lived; its agent ended it"
+        with self.database.work() as work:
+            work.run(_END_ORPHAN, {"id": pool, "ending": ending, "tail": log_tail})
 
     def _require_own(self, work: Work, host: str, identity: str) -> None:
         other = work.row(_KNOWN, {"host": host, "identity": identity})

@@ -6,6 +6,7 @@ What is read here decides what is granted next, in the same transaction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -43,13 +44,15 @@ _DEVICES = text("""
 _HOSTS = text("SELECT name, files FROM host ORDER BY name")
 _POOLS = text("""
     SELECT pool.id::text, pool.configuration, pool.model, slots, desired, created_at, estimate_seconds,
-           stage, busy, urgent, serving_at, last_used_at,
+           stage, busy, urgent, serving_at, last_used_at, stop_at, worker,
            agent_until < now() AND COALESCE(heard_at, created_at) < agent_until AS silent
     FROM pool JOIN reservation ON reservation.id = pool.id JOIN host ON host.name = reservation.host
     LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE reservation.state <> 'released' ORDER BY created_at, pool.id
 """)
-_KNOWN = text("SELECT configuration, type, devices, parts, source, load_seconds, tokens_per_second FROM layout")
+_KNOWN = text(
+    "SELECT configuration, type, devices, parts, ram_bytes, source, load_seconds, tokens_per_second FROM layout"
+)
 _STARTS = text("SELECT id::text, model FROM pool_order WHERE what = 'start' AND done_at IS NULL ORDER BY created_at")
 _STANDING = text("SELECT model, pools, pinned FROM standing")
 _PARDONS = text("""
@@ -68,6 +71,16 @@ _ACCOUNTS = text("""
     END AS until
     FROM quota
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """What a pool works on."""
+
+    #: How long a step of its model keeps a slot.
+    length: timedelta
+    #: The most often that any of its steps was handed back before.
+    preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +103,17 @@ class Observation:
 
 
 def observe(
-    books: Books, models: Iterable[Model], usage: Mapping[str, Mapping[Priority, float]], wishes: Mapping[str, Wish]
+    books: Books,
+    models: Iterable[Model],
+    usage: Mapping[str, Mapping[Priority, float]],
+    wishes: Mapping[str, Wish],
+    in_flight: Mapping[str, InFlight],
 ) -> Observation:
     """
     All that the planner decides on.
 
-    `usage` says by model and class how many steps a second ask for it; `wishes` by model what the settings want.
+    `usage` says by model and class how many steps a second ask for it; `wishes` by model what the settings want;
+    `in_flight` by worker what it works on.
     """
     work, now = books.work, books.now
     hosts = work.rows(_HOSTS)
@@ -103,7 +121,7 @@ def observe(
     configurations = _configurations(work, models, hosts, _wished(work, wishes, starts))
     fleet = Fleet(
         devices=tuple(_device(row) for row in work.rows(_DEVICES)),
-        pools=tuple(_pool(row, books) for row in work.rows(_POOLS)),
+        pools=tuple(_pool(row, books, in_flight.get(row.worker)) for row in work.rows(_POOLS)),
         configurations=tuple(configurations.values()),
         reserves=tuple(SetAside(one.id, one.configuration, one.bytes) for one in books.ledger.reserves.values()),
         usage={configurations[name].id: _usage(rates) for name, rates in usage.items() if name in configurations},
@@ -139,7 +157,7 @@ def _device(row: Any) -> Device:
     )
 
 
-def _pool(row: Any, books: Books) -> Pool:
+def _pool(row: Any, books: Books, in_flight: InFlight | None) -> Pool:
     held = books.ledger.reservations[row.id]
     stage = None if row.stage is None else Stage(row.stage)
     state = state_of(held.state, waits=bool(held.backing), desired=Desired(row.desired), stage=stage)
@@ -155,14 +173,25 @@ def _pool(row: Any, books: Books) -> Pool:
         started=row.created_at,
         busy=row.busy or 0,
         serving=None if row.urgent is None else Priority(row.urgent),
+        work_left=_work_left(row.busy or 0, in_flight),
+        preemptions=in_flight.preemptions if in_flight else 0,
         loaded=row.serving_at,
         last_used=row.last_used_at,
         expected=row.created_at + timedelta(seconds=row.estimate_seconds),
+        stopping=row.stop_at,
+        handing_back=Desired(row.desired) is Desired.PREEMPT,
         pinned=held.pinned,
         epoch=held.epoch,
-        after=frozenset(held.backing),
+        backing=held.backing,
         namespace=held.namespace,
     )
+
+
+def _work_left(busy: int, in_flight: InFlight | None) -> timedelta:
+    """Until the last of them ends: one is half done, and of several the last takes the longer."""
+    if in_flight is None or not busy:
+        return timedelta(0)
+    return in_flight.length / 2 * (1 + math.log(busy))
 
 
 def _configurations(
@@ -171,7 +200,9 @@ def _configurations(
     known: dict[str, list[Known]] = {}
     for row in work.rows(_KNOWN):
         load = timedelta(seconds=row.load_seconds)
-        one = Known(row.configuration, row.type, tuple(row.parts), row.source, load, row.tokens_per_second)
+        one = Known(
+            row.configuration, row.type, tuple(row.parts), row.source, load, row.tokens_per_second, row.ram_bytes
+        )
         known.setdefault(row.configuration, []).append(one)
     files: dict[str, dict[str, timedelta]] = {}
     for host in hosts:

@@ -7,13 +7,14 @@ An order to start is done once a pool of the model has begun; one to keep models
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import text
 
-from app.fleet import views
+from app.fleet import accounts, namespaces, views
+from app.fleet.accounts import Limits
 from app.fleet.books import open_books
 from app.fleet.rows import HostState
 from app.fleet.turn import Terms, Turn
@@ -34,17 +35,8 @@ _KEEP = text("""
     INSERT INTO standing (model, pools, pinned) VALUES (:model, :pools, :pinned)
     ON CONFLICT (model) DO UPDATE SET pools = :pools, pinned = :pinned
 """)
-_LIMIT = text("""
-    INSERT INTO quota (namespace, weight, max_bytes, held_bytes, max_device_seconds, period_seconds, device_seconds,
-                       attained_seconds)
-    VALUES (CAST(:namespace AS text), :weight, :bytes, (
-        SELECT COALESCE(sum(bytes), 0) FROM claim JOIN reservation ON reservation.id = reservation_id
-        WHERE namespace = CAST(:namespace AS text) AND state <> 'released'
-    ), :seconds, :period, 0, 0)
-    ON CONFLICT (namespace) DO UPDATE SET weight = :weight, max_bytes = :bytes, max_device_seconds = :seconds,
-        period_seconds = :period
-""")
 _DROP = text("DELETE FROM standing WHERE model = :model")
+_TAKE_BACK = text("UPDATE pool_order SET done_at = now() WHERE what = 'start' AND model = :model AND done_at IS NULL")
 _MARK = text("UPDATE host SET state = :state WHERE name = :host")
 _HOST = text("SELECT name, agent_until > now() AS alive FROM host WHERE name = :host FOR UPDATE")
 _REMOVE = text("DELETE FROM host WHERE name = :host")
@@ -72,6 +64,7 @@ class Orders:
         """Stop all pools of the model, and keep it up no longer. Whoever asks for it later has it started again."""
         with self.database.work() as work:
             work.run(_DROP, {"model": model})
+            work.run(_TAKE_BACK, {"model": model})
             _order(work, "stop", model, None, "stopped by an operator")
             work.after_commit(self.nudge)
         _log.info("stop_ordered", model=model)
@@ -126,28 +119,14 @@ class Orders:
             work.after_commit(self.nudge)
         _log.info("host_removed", host=host, held=held)
 
-    def limit(
-        self,
-        namespace: str,
-        *,
-        weight: float = 1.0,
-        max_bytes: int | None = None,
-        max_device_seconds: float | None = None,
-        period: timedelta = timedelta(days=1),
-    ) -> None:
-        """What a namespace may hold at a time, and use of devices in a period; None is no limit."""
-        values = {
-            "namespace": namespace,
-            "weight": weight,
-            "bytes": max_bytes,
-            "seconds": max_device_seconds,
-            "period": round(period.total_seconds()),
-        }
+    def limit(self, namespace: str, limits: Limits) -> None:
+        """Set what a namespace may hold and use. Raises InvalidInput when it has no such name."""
+        namespaces.require(namespace, "namespace", "request")
         with self.database.work() as work:
             open_books(work)  # nothing is granted while what it holds is counted
-            work.run(_LIMIT, values)
+            accounts.limit(work, namespace, limits)
             work.after_commit(self.nudge)
-        _log.info("namespace_limited", **values)
+        _log.info("namespace_limited", namespace=namespace, **asdict(limits))
 
     def _host(self, work: Work, host: str) -> Any:
         row = work.row(_HOST, {"host": host})

@@ -157,6 +157,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         self.set_aside()
+        self.hand_back()
         self.retire()
         for configuration in self.fleet.configurations:
             self.keep_up(configuration)
@@ -200,8 +201,7 @@ class _Planner:
                 if (bytes_ := self.place_reserve(configuration)) is None:
                     self.refuse_reserve(configuration)
                     break
-                for device, size in bytes_.items():
-                    self.room.firm[device] += size
+                self.room.set_aside(configuration.id, bytes_)
                 self.actions.append(
                     GrantReserve(configuration.id, bytes_, reasons.reserve_granted(configuration, bytes_, self.names))
                 )
@@ -210,7 +210,7 @@ class _Planner:
         best: tuple[tuple[int, int, DeviceSet], dict[str, int]] | None = None
         for layout in configuration.layouts:
             for devices in self.room.sets(configuration, layout, ()):
-                parts = dict(zip(devices, layout.parts, strict=True))
+                parts = layout.on(devices)
                 left = [self.room.usable(d) - self.room.firm[d] - part for d, part in parts.items()]
                 if min(left) >= 0:
                     taken = sum(max(part - self.room.free[d], 0) for d, part in parts.items())
@@ -225,6 +225,29 @@ class _Planner:
         needs = reasons.smallest(configuration)
         refusal = Refusal(configuration.id, configuration.model, reasons.no_reserve(needs), needs)
         self.refusals.setdefault(configuration.id, refusal)
+
+    # ---- what drains for too long ----
+
+    def hand_back(self) -> None:
+        """Hand back the steps of pools that drain for longer than those that wait for their bytes have to."""
+        pools = {pool.id: pool for pool in self.fleet.pools}
+        for waiting in self.fleet.pools:
+            configuration = self.of.get(waiting.configuration)
+            if not waiting.backing or configuration is None:
+                continue
+            want = self.wants.get(configuration.id) or pressure.nothing(configuration)
+            reclaims = self.room.is_within_reserve(waiting)
+            for id_ in sorted(waiting.backing.keys() & pools.keys()):
+                if self.is_late(pools[id_], want, reclaims):
+                    self.stop(
+                        pools[id_], Stop.PREEMPT, reasons.hands_back(pools[id_], want, reclaims), configuration.id
+                    )
+
+    def is_late(self, pool: Pool, want: Want, reclaims: bool) -> bool:
+        """Whether it drains for longer than the want has patience, and nothing was done about it."""
+        if pool.stopping is None or pool.handing_back or not pool.busy or pool.id in self.search.stopped:
+            return False
+        return (self.now - pool.stopping).total_seconds() >= self.search.patience(pool, want, reclaims)
 
     # ---- stopping what nobody needs ----
 
@@ -242,11 +265,11 @@ class _Planner:
 
     def retire_idle(self, pool: Pool, configuration: Configuration) -> None:
         want = self.wants.get(configuration.id)
-        if pool.busy or (want is not None and want.steps):
+        if pool.busy or (want is not None and (want.steps or want.ahead)):
             return
-        if pool.state is PoolState.WAITING and want is None and not configuration.ordered:
+        if pool.state is PoolState.WAITING and not configuration.ordered:
             self.stop(pool, Stop.DRAIN, reasons.NOBODY_WAITS)
-        if pool.state is not PoolState.SERVING or want is not None:
+        if pool.state is not PoolState.SERVING:
             return
         idle = self.now - pool.used
         beside = len([p for p in self.room.coming(configuration.id) if p.id not in self.search.stopped]) > 1
@@ -268,7 +291,7 @@ class _Planner:
         return min(self.search.options(want, evict=False), key=lambda option: option.order, default=None)
 
     def stop(self, pool: Pool, how: Stop, reason: str, room_for: str = "") -> None:
-        self.search.stopped.add(pool.id)
+        self.search.stop(pool)
         self.actions.append(StopPool(pool.id, how, reason, room_for))
 
     # ---- starting what somebody waits for ----
@@ -281,10 +304,11 @@ class _Planner:
         count = max(configuration.min_pools, configuration.ordered)
         for _ in range(count - len(self.coming(configuration.id))):
             want = self.wants.get(configuration.id) or pressure.nothing(configuration)
-            options = (o for o in self.search.options(want, evict=True) if not any(v.busy for v in o.victims))
+            options = (o for o in self.search.options(want, evict=True) if not any(map(self.is_used, o.victims)))
             option = min(options, key=lambda o: o.order, default=None)
             if option is None:
-                self.refuse(want, self.why_not(want, None))
+                if not want.steps:  # for those who wait, more is done
+                    self.refuse(want, self.why_not(want, None))
                 return
             reason = reasons.standing(configuration, option, self.names)
             if not self.start(want, option, Purpose.STANDING, reason):
@@ -300,11 +324,21 @@ class _Planner:
                 self.refuse(want, (reasons.next_plan(self.starts), want.load))
             return
         best, nearest = self.choose(want)
+        if best is None and not coming and want.configuration.reserve is not None:
+            self.recall(want.configuration)
         if best is not None:
             purpose = Purpose.REPLICA if coming else Purpose.DEMAND
             self.start(want, best, purpose, reasons.started(want, best, coming, self.names))
         elif not coming:
             self.refuse(want, self.why_not(want, nearest))
+
+    def recall(self, owner: Configuration) -> None:
+        """Take grants back that wait for lent bytes, so that the next plan can give those to their owner."""
+        for pool in self.fleet.pools:
+            lent = any(self.room.own(device, owner.id) for device in pool.bytes)
+            is_borrower = pool.state is PoolState.WAITING and lent and pool.configuration != owner.id
+            if is_borrower and pool.id not in self.search.stopped and not self.search.stays(pool):
+                self.stop(pool, Stop.DRAIN, reasons.recalled(owner), owner.id)
 
     def needs_another(self, want: Want, coming: Sequence[Pool]) -> bool:
         slots = sum(pool.slots for pool in coming)
@@ -344,11 +378,17 @@ class _Planner:
             return
         best: Option | None = None
         for option in self.search.options(want, evict=True):
-            gains = want.ahead * want.load >= option.regret and not any(v.busy for v in option.victims)
+            gains = want.ahead * want.load >= option.regret and not any(map(self.is_used, option.victims))
             if gains and (best is None or option.order < best.order):
                 best = option
         if best is not None and self.starts < self.policy.max_starts:
             self.start(want, best, Purpose.LOOK_AHEAD, reasons.prepared(want, best, self.names))
+
+    def is_used(self, pool: Pool) -> bool:
+        """Whether it works, or would if it was not stopped."""
+        own = self.wants.get(pool.configuration)
+        stays = pool.state is not PoolState.DRAINING and pool.id not in self.search.stopped
+        return pool.busy > 0 or (stays and own is not None and own.steps > 0)
 
     def start(self, want: Want, option: Option, purpose: Purpose, reason: str, namespace: str | None = None) -> bool:
         """Plan it, unless that would take a namespace beyond its bytes."""
@@ -361,7 +401,8 @@ class _Planner:
         if namespace in self.used:
             self.used[namespace] += option.layout.total_bytes
         estimate = timedelta(seconds=option.estimate)
-        handed_back = {victim.id for victim in option.victims if self.search.preempts(victim, want)}
+        reclaims = self.search.reclaims(configuration, option.layout, option.devices)
+        handed_back = {victim.id for victim in option.victims if self.search.preempts(victim, want, reclaims)}
         self.room.take(configuration, option.bytes, option.victims, self.now + estimate)
         targets = {pool.id: target for pool, target in option.moves}
         for victim in sorted(option.victims, key=lambda pool: (pool.id not in targets, pool.id)):
@@ -385,7 +426,7 @@ class _Planner:
             self.move(victim, target, reasons.moved(reason, target, self.names))
 
     def move(self, pool: Pool, target: Option, reason: str) -> None:
-        self.search.stopped.add(pool.id)
+        self.search.stop(pool)
         estimate = timedelta(seconds=target.estimate)
         self.room.take(self.of[pool.configuration], target.bytes, (), self.now + estimate)
         self.actions.append(MovePool(pool.id, target.bytes, reason, estimate))

@@ -65,9 +65,15 @@ def _waiting(want: Want) -> str:
     return f"{_steps(want.steps)}, the oldest for {seconds(want.oldest)}"
 
 
+#: Begins the reason of a start for a step that came this instant.
+FIRST = f"{_steps(1)}, the oldest for {seconds(0)}: "
+
+
 def _place(option: Option, names: Names) -> str:
     """Where it goes, and who makes room."""
-    place = f"{rounded(option.layout.total_bytes)} on {names.devices(option.devices)}"
+    place = f"{rounded(option.layout.total_bytes)} on {names.devices(option.computing)}"
+    if beside := option.devices[len(option.computing) :]:
+        place += f" and {rounded(option.layout.ram)} on {names.devices(beside)}"
     if not option.victims:
         return f"{place}, which is free"
     stopped = sorted({names.pool(pool) for pool in option.victims})
@@ -107,6 +113,20 @@ def makes_room(victim: Pool, want: Want, regret: float) -> str:
         f"makes room for `{want.configuration.model}`{waits} ({want.pressure:.0f} s, weighted); "
         f"{state}, and stopping it is expected to cost {regret:.0f} s, weighted"
     )
+
+
+def hands_back(victim: Pool, want: Want, reclaims: bool) -> str:
+    """Why a pool that drains does not finish its steps."""
+    state = f"{_steps(victim.busy, 'run')} for longer than"
+    if reclaims and want.configuration.reserve is not None:
+        within = seconds(want.configuration.reserve.within.total_seconds())
+        return f"{state} `{want.configuration.model}` lends its reserve on: it comes back within {within}"
+    return f"{state} the more urgent `{want.configuration.model}` waits for them"
+
+
+def recalled(owner: Configuration) -> str:
+    """Why a grant is taken back that waits for bytes of a reserve."""
+    return f"it waits for bytes that are set aside for `{owner.model}`, which is asked for"
 
 
 def moved(reason: str, option: Option, names: Names) -> str:
@@ -182,7 +202,7 @@ def not_worth(want: Want, option: Option, price: float, names: Names, room: Room
 
 def blocked(want: Want, after: float, devices: DeviceSet, waited: Sequence[Pool], names: Names, room: Room) -> Why:
     """Why pools that hold the bytes are waited for."""
-    needs = min(one.total_bytes for one in want.configuration.layouts if len(one.parts) == len(devices))
+    needs = min(one.total_bytes for one in want.configuration.layouts if len(one.parts) == len(room.computing(devices)))
     work = sum(pool.busy for pool in waited)
     flight = f"with {work} {'step' if work == 1 else 'steps'} in flight"
     state = flight if work else "whose starts must pay first"
@@ -196,6 +216,8 @@ def blocked(want: Want, after: float, devices: DeviceSet, waited: Sequence[Pool]
 
 def never(configuration: Configuration, room: Room, bars: Sequence[Bar], now: datetime) -> Why:
     """Why no waiting helps, or only until something changes."""
+    if configuration.fetch is None and not configuration.files:
+        return f"no host has its file; `arriero models show {configuration.model}` says how to bring it there", None
     if not configuration.layouts:
         return "what it needs is not known yet on any device", None
     if bars:
@@ -208,14 +230,15 @@ def never(configuration: Configuration, room: Room, bars: Sequence[Bar], now: da
         return f"there is no device of the type {_listed(kinds)}", None
     if all(device.state is not DeviceState.OPEN for device in devices):
         return f"no device of the type {_listed(kinds)} is open: they are cordoned, drained or lost", None
-    if configuration.fetch is None and not configuration.files:
-        return "no host has its file", None
     part = min(max(layout.parts) for layout in configuration.layouts)
     largest = max(devices, key=lambda device: (room.usable(device.id), device.id))
     if part > room.usable(largest.id):
         beside = " beside what others use of it" if largest.stranger_bytes else ""
         has = rounded(room.usable(largest.id))
         return f"needs {rounded(part)} on one device, and the largest, {largest.name}, has {has}{beside}", None
+    if not any(room.has_ram(configuration, one, device.id) for one in configuration.layouts for device in devices):
+        least = rounded(min(layout.ram for layout in configuration.layouts))
+        return f"needs {least} of its host's RAM beside a GPU, and no host can have that free", None
     return (
         f"needs {rounded(smallest(configuration))}, and no device set that its entry allows can have that free: bytes "
         "are pinned, set aside or held by processes that may still live, models are kept apart, or a host has too few "
@@ -256,5 +279,8 @@ def smallest(configuration: Configuration) -> int:
 
 
 def _has_free(devices: DeviceSet, names: Names, room: Room) -> str:
-    free = sum(max(room.free[device], 0) for device in devices)
-    return f"{names.devices(devices)} {'has' if len(devices) == 1 else 'have'} {rounded(free)} free"
+    computing = room.computing(devices)
+    free = sum(max(room.free[device], 0) for device in computing)
+    found = f"{names.devices(computing)} {'has' if len(computing) == 1 else 'have'} {rounded(free)} free"
+    beside = [f"{names.device(id_)} {rounded(max(room.free[id_], 0))}" for id_ in devices if id_ not in computing]
+    return " and ".join((found, *beside))

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import text
 
+from app.fleet import accounts, explanation, ledger, observation, placement
 from app.fleet import defragment as defragmenting
-from app.fleet import explanation, ledger, observation, placement
 from app.fleet.books import open_books
 from app.fleet.defragment import Defragmentation
-from app.fleet.explanation import Explanation
+from app.fleet.explanation import Condition, Explanation
 from app.fleet.fleet import COMING, Demand, Priority
 from app.fleet.model import Model
 from app.fleet.needs import Wish
-from app.fleet.observation import Observation
+from app.fleet.observation import InFlight, Observation
 from app.fleet.placement import Plan, Refusal
 from app.fleet.pool import Desired
 from app.fleet.reservation import State
@@ -37,8 +37,6 @@ RECONCILE, DEFRAGMENT = "workers.jobs.run_reconcile", "workers.jobs.run_defragme
 _LEADER = 7_205_759_403_793
 #: How long ended pools are kept to be looked at.
 _KEPT = timedelta(days=1)
-#: Time in which the attained seconds of a namespace fade by half.
-_HALF_LIFE = 3600.0
 
 _TRY_TO_LEAD = text("SELECT pg_try_advisory_xact_lock(:key) AS leads")
 _LEAD = text("SELECT pg_advisory_xact_lock(:key)")
@@ -67,20 +65,6 @@ _FORGET = text("""
 """)
 _FORGET_ORDERS = text("DELETE FROM pool_order WHERE done_at < now() - :age")
 _FORGET_DEFRAGMENTATIONS = text("DELETE FROM defragmentation WHERE at < now() - 30 * CAST(:age AS interval)")
-# A control worker that was away for long counts a minute, not all of the time in which nobody looked.
-_COUNT_SECONDS = text("""
-    WITH turn AS (
-        SELECT namespace, LEAST(extract(epoch FROM now() - counted_at), 60) AS passed,
-               now() >= period_began + period_seconds * interval '1 s' AS over
-        FROM quota WHERE namespace = :namespace
-    )
-    UPDATE quota SET
-        device_seconds = CASE WHEN over THEN 0 ELSE device_seconds END + :devices * passed,
-        attained_seconds = attained_seconds * power(0.5, passed / :half_life) + :devices * passed,
-        period_began = CASE WHEN over THEN now() ELSE period_began END,
-        counted_at = now()
-    FROM turn WHERE quota.namespace = turn.namespace
-""")
 _KEEP_DEFRAGMENTATION = text("""
     INSERT INTO defragmentation (moves, gains, stuck)
     VALUES (CAST(:moves AS jsonb), CAST(:gains AS jsonb), CAST(:stuck AS jsonb))
@@ -113,6 +97,10 @@ class Asked:
     usage: Mapping[str, Mapping[Priority, float]]
     #: By model, what the settings want.
     wishes: Mapping[str, Wish]
+    #: By worker, how many steps of each namespace it works on.
+    working: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    #: By worker, how long that will take.
+    in_flight: Mapping[str, InFlight] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +125,7 @@ def reconcile(database: Database, asked: Asked, terms: Terms) -> Reconciled | No
         lost = _lose_silent_hosts(turn)
         _follow_stops(turn)
         turn.books.close()
-        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes)
+        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes, asked.in_flight)
         plan = placement.plan(seen.fleet, _demand(seen, asked.waiting), seen.now)
         _retire_changed(turn, seen)
         for action in plan.actions:
@@ -145,18 +133,32 @@ def reconcile(database: Database, asked: Asked, terms: Terms) -> Reconciled | No
         turn.close()
         _note_refusals(turn, seen, plan, asked.waiting)
         _answer_starts(turn, seen)
-        _count_seconds(turn)
+        asking = {one.namespace for one in asked.waiting if one.namespace}
+        accounts.count(work, turn.books.ledger, asked.working, asking)
         for statement in (_FORGET, _FORGET_ORDERS, _FORGET_DEFRAGMENTATIONS):
             work.run(statement, {"age": _KEPT})
     return Reconciled(plan, turn.refused, lost)
 
 
 def explain(database: Database, asked: Asked, model: str) -> Explanation:
-    """How a model of the catalogue stands, and what a turn would do for it now. Nothing is changed or locked."""
+    """
+    How a model of the catalogue stands, and what a turn would do for it now. Nothing is changed or locked.
+
+    Of a model that nobody waits for, it is said what would be done for a first step.
+    """
     seen = _look(database, asked)
     demand = _demand(seen, asked.waiting)
-    plan = placement.plan(seen.fleet, demand, seen.now)
-    return explanation.explain(seen.fleet, demand, plan, seen.now, seen.configurations[model])
+    configuration = seen.configurations[model]
+
+    def explained(demand: Sequence[Demand]) -> Explanation:
+        plan = placement.plan(seen.fleet, demand, seen.now)
+        return explanation.explain(seen.fleet, demand, plan, seen.now, configuration)
+
+    found = explained(demand)
+    if found.condition is not Condition.UNASKED:
+        return found
+    first = Demand(configuration.id, Priority.STANDARD, 1, seen.now)
+    return explanation.unasked(explained([*demand, first]))
 
 
 def preview_defragmentation(database: Database, asked: Asked) -> Defragmentation:
@@ -170,7 +172,7 @@ def defragment(database: Database, asked: Asked, terms: Terms) -> Defragmentatio
     with database.work() as work:
         work.run(_LEAD, {"key": _LEADER})
         turn = Turn(open_books(work), terms)
-        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes)
+        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes, asked.in_flight)
         found = defragmenting.defragment(seen.fleet, _demand(seen, asked.waiting), seen.now)
         for move in found.moves:
             turn.apply(seen.fleet, move)
@@ -189,7 +191,7 @@ def _look(database: Database, asked: Asked) -> Observation:
     with database.work() as work:
         work.run(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         books = open_books(work, to_read=True)
-        return observation.observe(books, asked.models, asked.usage, asked.wishes)
+        return observation.observe(books, asked.models, asked.usage, asked.wishes, asked.in_flight)
 
 
 def _lose_silent_hosts(turn: Turn) -> tuple[str, ...]:
@@ -267,11 +269,3 @@ def _answer_starts(turn: Turn, seen: Observation) -> None:
         configuration = seen.configurations.get(order.model)
         if configuration is None or configuration.id in there:
             turn.work.run(_ANSWER, {"id": order.id})
-
-
-def _count_seconds(turn: Turn) -> None:
-    """Count the devices that each namespace with a quota has."""
-    for namespace in turn.books.ledger.quotas:
-        held = [one for one in turn.books.ledger.reservations.values() if one.namespace == namespace]
-        devices = sum(len(one.bytes) for one in held if one.state is not State.HELD)
-        turn.work.run(_COUNT_SECONDS, {"namespace": namespace, "devices": devices, "half_life": _HALF_LIFE})

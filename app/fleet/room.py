@@ -10,6 +10,7 @@ Made anew for each plan, and kept up to date with what the plan does.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import combinations, islice
@@ -18,6 +19,7 @@ from app.fleet.fleet import (
     COMING,
     Configuration,
     Device,
+    DeviceKind,
     DeviceState,
     Fleet,
     Layout,
@@ -43,44 +45,50 @@ class Room:
         self.on: dict[str, list[Pool]] = {device.id: [] for device in fleet.devices}
         self._coming: dict[str, list[Pool]] = {}
         self._planned: list[Pool] = []
-        #: Pools on a device that work, or will soon.
-        self.active = dict.fromkeys(self.devices, 0)
-        self.models: dict[str, set[str]] = {device.id: set() for device in fleet.devices}
+        #: By host.
+        self._ram = {d.host: d.id for d in fleet.devices if d.kind is DeviceKind.CPU and not d.simulated}
+        #: Pools on a device that work, or will soon. A split one works on each of its devices for a part of the time.
+        self.active = dict.fromkeys(self.devices, 0.0)
         self._promised = promises(fleet.pools)
-        names = {configuration.id: configuration.model for configuration in fleet.configurations}
+        self._apart = _kept_apart(fleet)
         for pool in fleet.pools:
             if pool.state in COMING:
                 self._coming.setdefault(pool.configuration, []).append(pool)
             active = pool.busy > 0 or pool.state is PoolState.STARTING or pool.state is PoolState.WAITING
+            computes = self.computing(pool.bytes)
             for device in pool.bytes:
                 if device in self.on:
                     self.on[device].append(pool)
-                    self.active[device] += active
-                    self.models[device].add(names.get(pool.configuration, ""))
+            for device in computes:
+                if device in self.active:
+                    self.active[device] += active / len(computes)
         self.open: dict[str, list[Device]] = {}
         for one in fleet.devices:
             if one.state is DeviceState.OPEN:
                 self.open.setdefault(one.type, []).append(one)
         #: Ids of open devices of a type with their free bytes, the fullest first.
         self._by_free = {kind: sorted((self.free[d.id], d.id) for d in some) for kind, some in self.open.items()}
-        self._reserved = self._idle_reserves(fleet)
+        #: By configuration and device, used or not.
+        self._aside: Counter[tuple[str, str]] = Counter()
+        for reserve in fleet.reserves:
+            for device, size in reserve.bytes.items():
+                self._aside[reserve.configuration, device] += size
+        self._reserved = self._idle_reserves()
         #: Bytes that are set aside, or held by pools that stay. They never come to more than there is.
         self.firm = self._firm(fleet)
         #: Devices that are kept for one configuration, and the seconds until it will use them.
         self.held: dict[str, tuple[str, float]] = {}
 
-    def _idle_reserves(self, fleet: Fleet) -> dict[str, dict[str, int]]:
+    def _idle_reserves(self) -> dict[str, dict[str, int]]:
         """Bytes that are set aside and not used by their owner: by device, by owner."""
         found: dict[str, dict[str, int]] = {}
-        for reserve in fleet.reserves:
-            for device, size in reserve.bytes.items():
-                owners = found.setdefault(device, {})
-                owners[reserve.configuration] = owners.get(reserve.configuration, 0) + size
-        for device, owners in found.items():
-            for owner in owners:
-                used = sum(p.bytes[device] for p in self.on.get(device, ()) if p.configuration == owner)
-                owners[owner] = max(owners[owner] - used, 0)
+        for owner, device in self._aside:
+            found.setdefault(device, {})[owner] = self._idle(owner, device)
         return found
+
+    def _idle(self, owner: str, device: str) -> int:
+        used = sum(pool.bytes[device] for pool in self.on.get(device, ()) if pool.configuration == owner)
+        return max(self._aside[owner, device] - used, 0)
 
     def _firm(self, fleet: Fleet) -> dict[str, int]:
         firm = dict.fromkeys(self.devices, 0)
@@ -96,6 +104,13 @@ class Room:
                 firm[device] = firm.get(device, 0) + size
         return firm
 
+    def set_aside(self, owner: str, bytes_: Mapping[str, int]) -> None:
+        """Let a configuration own bytes from now on."""
+        for device, size in bytes_.items():
+            self.firm[device] += size
+            self._aside[owner, device] += size
+            self._reserved.setdefault(device, {})[owner] = self._idle(owner, device)
+
     def coming(self, configuration: str) -> list[Pool]:
         """Pools that serve it, or will; those that this plan starts too."""
         return self._coming.get(configuration, [])
@@ -109,6 +124,19 @@ class Room:
         """Idle bytes of the device that are set aside for others."""
         owners = self._reserved.get(device)
         return sum(size for owner, size in owners.items() if owner != configuration) if owners else 0
+
+    def lenders(self, device: str) -> list[str]:
+        """Configurations with idle bytes of the device that are set aside for them."""
+        return [owner for owner, size in self._reserved.get(device, {}).items() if size]
+
+    def is_within_reserve(self, pool: Pool) -> bool:
+        """Whether its configuration has no more of its devices than is set aside for it there."""
+        return all(
+            sum(p.bytes[device] for p in self.on[device] if p.configuration == pool.configuration)
+            <= self._aside.get((pool.configuration, device), 0)
+            for device in pool.bytes
+            if device in self.on
+        )
 
     def owns(self, pool: Pool) -> bool:
         """Whether bytes of its devices are set aside for its configuration."""
@@ -139,6 +167,9 @@ class Room:
             expected=expected,
         )
         self._planned.append(planned)
+        computes = self.computing(bytes_)
+        for device in computes:
+            self.active[device] += 1 / len(computes)
         self._coming.setdefault(configuration.id, []).append(planned)
         for device, size in bytes_.items():
             need = size
@@ -149,9 +180,7 @@ class Room:
                     need -= part
                     promised = self._promised.setdefault(victim.id, {})
                     promised[device] = promised.get(device, 0) + part
-            self.active[device] += 1
             self.on[device].append(planned)
-            self.models[device].add(configuration.model)
             if self.own(device, configuration.id):
                 self._reserved[device][configuration.id] = max(self._reserved[device][configuration.id] - size, 0)
             ranks = self._by_free.get(self.devices[device].type, [])
@@ -166,16 +195,47 @@ class Room:
         return self.devices[device].capacity_bytes - self.devices[device].stranger_bytes
 
     def allows(self, configuration: Configuration, device: Device, part: int) -> bool:
-        """Whether it may be placed there at all: large enough, not kept from it by its entry or its file."""
-        host, firm = device.host, self.firm[device.id] if configuration.pinned or configuration.min_pools else 0
-        if firm and self.own(device.id, configuration.id) >= part:
-            firm -= part  # it moves into what is set aside for it
+        """Whether it may be placed there if nobody else was: large enough, its entry lets it, its file is there."""
+        host = device.host
         return (
-            self.usable(device.id) - firm >= part
+            self._is_large_enough(configuration, device.id, part)
             and (configuration.fetch is not None or host in configuration.files)
             and (not configuration.only or device.id in configuration.only or host in configuration.only)
-            and not (configuration.apart_from and self.models[device.id] & configuration.apart_from)
         )
+
+    def _is_large_enough(self, configuration: Configuration, device: str, part: int) -> bool:
+        firm = self.firm[device] if configuration.pinned or configuration.min_pools else 0
+        if firm and self.own(device, configuration.id) >= part:
+            firm -= part  # it moves into what is set aside for it
+        return self.usable(device) - firm >= part
+
+    def computing(self, devices: Iterable[str]) -> list[str]:
+        """Those of a pool's devices that it computes on: RAM beside GPUs only holds what belongs to it."""
+        known = list(devices)
+        gpus = [id_ for id_ in known if id_ in self.devices and self.devices[id_].kind is DeviceKind.GPU]
+        return gpus or known
+
+    def with_ram(self, layout: Layout, devices: DeviceSet) -> DeviceSet:
+        """The set, and the RAM of its host where the layout needs some."""
+        ram = self._ram.get(self.devices[devices[0]].host) if layout.ram else None
+        return devices if ram is None else (*devices, ram)
+
+    def has_ram(self, configuration: Configuration, layout: Layout, device: str) -> bool:
+        """Whether the RAM beside a device would hold its part if nobody else was there."""
+        ram = self._ram.get(self.devices[device].host) if layout.ram else None
+        return ram is None or self._is_large_enough(configuration, ram, layout.ram)
+
+    def shunned(self, configuration: Configuration, devices: Iterable[str]) -> list[Pool]:
+        """Pools there beside which it is not placed, as its entry or theirs says."""
+        apart = self._apart.get(configuration.id)
+        if not apart:
+            return []
+        return [
+            pool
+            for device in self.computing(devices)
+            for pool in self.on[device]
+            if pool.configuration in apart and device in self.computing(pool.bytes)
+        ]
 
     def fitting(self, configuration: Configuration, layout: Layout, barred: Iterable[str]) -> Iterator[DeviceSet]:
         """
@@ -184,8 +244,9 @@ class Room:
         """
         if len(layout.parts) > 1:
             for devices in self.sets(configuration, layout, barred):
-                parts = zip(devices, layout.parts, strict=True)
-                if all(self.free_for(configuration, device) >= part for device, part in parts):
+                parts = layout.on(devices).items()
+                fits = all(self.free_for(configuration, device) >= part for device, part in parts)
+                if fits and not self.shunned(configuration, devices):
                     yield devices
             return
         part = layout.parts[0]
@@ -198,8 +259,11 @@ class Room:
         for at in order:
             device = self.devices[ranks[at][1]]
             if device.host not in barred and self.allows(configuration, device, part):
-                if self.free_for(configuration, device.id) >= part:
-                    yield (device.id,)
+                devices = self.with_ram(layout, (device.id,))
+                fits = all(self.free_for(configuration, d) >= size for d, size in layout.on(devices).items())
+                fits = fits and self.has_ram(configuration, layout, device.id)
+                if fits and not self.shunned(configuration, devices):
+                    yield devices
                     found += 1
                 if found >= enough:
                     return
@@ -218,7 +282,10 @@ class Room:
             if device.host not in barred and self.allows(configuration, device, smallest)
         ]
         if count == 1:
-            yield from ((device.id,) for device in able)
+            for device in able:
+                devices = self.with_ram(layout, (device.id,))
+                if self.has_ram(configuration, layout, devices[0]):
+                    yield devices
             return
         hosts: dict[str, list[str]] = {}
         for device in able:
@@ -226,7 +293,22 @@ class Room:
         each = max(self._policy.max_sets // max(len(hosts), 1), 1)
         for some in hosts.values():
             some.sort(key=lambda device: (-self.free[device], device))
-            for devices in islice(combinations(some, count), each):
-                parts = zip(devices, layout.parts, strict=True)
-                if all(self.usable(device) >= part for device, part in parts):
+            for chosen in islice(combinations(some, count), each):
+                devices = self.with_ram(layout, chosen)
+                fits = all(self.usable(device) >= part for device, part in layout.on(devices).items())
+                if fits and self.has_ram(configuration, layout, devices[0]):
                     yield devices
+
+
+def _kept_apart(fleet: Fleet) -> dict[str, set[str]]:
+    """By configuration, those that share no device with it: it is enough that one of two says so."""
+    named: dict[str, list[str]] = {}
+    for one in fleet.configurations:
+        named.setdefault(one.model, []).append(one.id)
+    found: dict[str, set[str]] = {}
+    for one in fleet.configurations:
+        for model in one.apart_from:
+            for other in named.get(model, ()):
+                found.setdefault(one.id, set()).add(other)
+                found.setdefault(other, set()).add(one.id)
+    return found

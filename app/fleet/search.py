@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
-from app.fleet.fleet import NOTHING, Bar, Configuration, Fleet, Layout, Packing, Pool, PoolState
+from app.fleet.fleet import NOTHING, Bar, Configuration, DeviceState, Fleet, Layout, Packing, Pool, PoolState
 from app.fleet.policy import Policy
 from app.fleet.pressure import NO_RANK, Want, load_of, nothing
 from app.fleet.room import DeviceSet, Room
@@ -44,9 +44,14 @@ class Option:
     moves: tuple[tuple[Pool, Option], ...] = ()
 
     @property
+    def computing(self) -> DeviceSet:
+        """The devices without the RAM beside them."""
+        return self.devices[: len(self.layout.parts)]
+
+    @property
     def bytes(self) -> dict[str, int]:
         """By id of the device."""
-        return dict(zip(self.devices, self.layout.parts, strict=True))
+        return self.layout.on(self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +87,11 @@ class Search:
 
     def _standing(self) -> set[str]:
         kept = set()
+        going = {device.id for device in self._fleet.devices if device.state is DeviceState.DRAINING}
         for configuration in self._fleet.configurations:
             if configuration.min_pools:
-                some = sorted(self.room.coming(configuration.id), key=lambda pool: (pool.started, pool.id))
+                coming = [pool for pool in self.room.coming(configuration.id) if not going & pool.bytes.keys()]
+                some = sorted(coming, key=lambda pool: (pool.started, pool.id))
                 kept |= {pool.id for pool in some[: configuration.min_pools]}
         return kept
 
@@ -102,6 +109,11 @@ class Search:
             known = self._regrets[pool.configuration] = self._missed(pool.configuration)
         return known
 
+    def stop(self, pool: Pool) -> None:
+        """From now on it is one that this plan stops; others of its configuration are missed the more."""
+        self.stopped.add(pool.id)
+        self._regrets.pop(pool.configuration, None)
+
     def _missed(self, id_: str) -> float:
         configuration = self.configurations.get(id_)
         if configuration is None:
@@ -115,7 +127,8 @@ class Search:
             missed = weight * self.asked(id_) * gone * (1 + usage.rate * gone / 2)
         if want is not None:
             missed += want.ahead * gone + want.pressure
-        return missed * (self.policy.sibling if len(self.room.coming(id_)) > 1 else 1.0)
+        beside = sum(pool.id not in self.stopped for pool in self.room.coming(id_)) > 1
+        return missed * (self.policy.sibling if beside else 1.0)
 
     def asked(self, configuration: str) -> float:
         """The probability that it is asked for within the horizon."""
@@ -182,13 +195,25 @@ class Search:
                         yield self._option(want, layout, devices, cover, fastest)
 
     def _is_open(self, configuration: Configuration, devices: DeviceSet, layout: Layout, want: Want) -> bool:
-        """Not kept for another, or given back to it in time."""
+        """Not kept for another, or given back to it in time; and not lent by one who waits for it."""
         for device in devices:
+            if any(self._is_claimed(owner, device) for owner in self.room.lenders(device) if owner != configuration.id):
+                return False
             if (held := self.room.held.get(device)) is not None and held[0] != configuration.id:
                 each = want.work / want.steps if want.steps else math.inf
                 if layout.load.total_seconds() + each + self.policy.unload > held[1]:
                     return False
         return True
+
+    def _is_claimed(self, owner: str, device: str) -> bool:
+        """Whether steps wait for it and no pool is coming: it lends nothing then, where it may be started."""
+        want = self._wants.get(owner)
+        return (
+            want is not None
+            and want.steps > 0
+            and all(pool.id in self.stopped for pool in self.room.coming(owner))
+            and self.room.devices[device].host not in {bar.host for bar in self.bars(owner)}
+        )
 
     def _cheapest(self, want: Want, layout: Layout, barred: set[str]) -> Iterator[DeviceSet]:
         """Device sets to look at for victims: all in a small fleet, else those whose pools are missed the least."""
@@ -201,7 +226,7 @@ class Search:
             device = room.devices[id_]
             if size + room.free[id_] >= part and device.host not in barred:
                 if room.allows(want.configuration, device, part):
-                    yield (id_,)
+                    yield room.with_ram(layout, (id_,))
                     found += 1
                 if found >= enough:
                     return
@@ -231,8 +256,18 @@ class Search:
         offer = self.room.offer
         missing = self.missing(want.configuration, layout, devices)
         reclaims = self.reclaims(want.configuration, layout, devices)
+        apart = {pool.id: pool for pool in self.room.shunned(want.configuration, devices)}
+        if any(
+            p.state not in self._leaves_from(reclaims) or not self.yields(p, want, reclaims) for p in apart.values()
+        ):
+            return None
+        for pool in apart.values():
+            for d in missing:
+                missing[d] -= offer(pool, d)
         ranked = []
         for pool in self._yielding(devices, reclaims):
+            if pool.id in apart:
+                continue
             size = sum(min(offer(pool, d), m) for d, m in missing.items() if m > 0)
             if size > 0 and (self.yields(pool, want, reclaims) or (moving and self.may_move(pool))):
                 regret = self.regret(pool)
@@ -252,22 +287,27 @@ class Search:
                 chosen.remove((regret, pool))
                 for d in missing:
                     missing[d] += offer(pool, d)
+        chosen += [(self.regret(pool), pool) for _, pool in sorted(apart.items())]
         victims = tuple(pool for _, pool in chosen)
         moves = self.relocate([pool for pool in victims if pool.id in self._kept and not reclaims], devices)
         if moves is None:
             return None
-        wait = max((self.ends(pool, want) for pool in victims), default=0.0)
+        wait = max((self.ends(pool, want, reclaims) for pool in victims), default=0.0)
         return _Cover(victims, sum(regret for regret, _ in chosen), wait, moves)
 
     def _yielding(self, devices: DeviceSet, reclaims: bool) -> list[Pool]:
         """Pools on any of them whose bytes can be promised. Who wants its own bytes stops a load for them too."""
-        states = _YIELDING | {PoolState.STARTING} if reclaims else _YIELDING
+        states = self._leaves_from(reclaims)
         pools = {pool.id: pool for device in devices for pool in self.room.on[device] if pool.state in states}
         return list(pools.values())
 
+    @staticmethod
+    def _leaves_from(reclaims: bool) -> frozenset[PoolState]:
+        return _YIELDING | {PoolState.STARTING} if reclaims else _YIELDING
+
     def missing(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> dict[str, int]:
         """Bytes that are not free, by device."""
-        parts = zip(devices, layout.parts, strict=True)
+        parts = layout.on(devices).items()
         return {device: part - self.room.free_for(configuration, device) for device, part in parts}
 
     def may_move(self, pool: Pool) -> bool:
@@ -291,7 +331,7 @@ class Search:
             found = [
                 option
                 for option in self.options(nothing(self.configurations[pool.configuration]), evict=False)
-                if not set(option.devices) & set(leaving)
+                if not set(option.computing) & set(self.room.computing(leaving))
                 and all(self.room.free[d] - taken.get(d, 0) >= size for d, size in option.bytes.items())
             ]
             if not found:
@@ -304,22 +344,32 @@ class Search:
 
     def reclaims(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> bool:
         """Whether the bytes are set aside for it."""
-        return all(self.room.own(d, configuration.id) >= part for d, part in zip(devices, layout.parts, strict=True))
+        return all(self.room.own(d, configuration.id) >= part for d, part in layout.on(devices).items())
 
-    def ends(self, pool: Pool, want: Want) -> float:
+    def ends(self, pool: Pool, want: Want, reclaims: bool) -> float:
         """Seconds until its bytes are back when it is stopped now for that."""
         left = pool.work_left.total_seconds() if pool.busy else 0.0
-        return self.policy.unload + (0.0 if self.preempts(pool, want) else left)
+        return self.policy.unload + (0.0 if self.preempts(pool, want, reclaims) else left)
 
-    def preempts(self, pool: Pool, want: Want) -> bool:
-        """Whether its steps are handed back, rather than waited for."""
-        if not pool.busy or pool.state is PoolState.DRAINING or pool.preemptions >= self.policy.max_preemptions:
+    def preempts(self, pool: Pool, want: Want, reclaims: bool) -> bool:
+        """Whether its steps are handed back at once, rather than waited for."""
+        if not pool.busy or pool.state is PoolState.DRAINING:
             return False
-        left = pool.work_left.total_seconds()
+        return pool.work_left.total_seconds() > self.patience(pool, want, reclaims)
+
+    def patience(self, pool: Pool, want: Want, reclaims: bool) -> float:
+        """
+        Seconds that the steps in flight of a pool are waited for before they are handed back.
+
+        For bytes that are set aside, as long as they may be lent on; for a higher class the drain limit, unless they
+        were handed back too often; else for ever.
+        """
         reserve = want.configuration.reserve
-        if reserve is not None and any(self.room.own(device, want.configuration.id) for device in pool.bytes):
-            return left > reserve.within.total_seconds()
-        return pool.serving is not None and pool.serving.rank > want.rank and left > self.policy.drain_limit
+        if reclaims and reserve is not None:
+            return max(reserve.within.total_seconds() - self.policy.unload, 0.0)
+        if pool.serving is None or pool.serving.rank <= want.rank or pool.preemptions >= self.policy.max_preemptions:
+            return math.inf
+        return self.policy.drain_limit
 
     def _option(
         self,
@@ -331,21 +381,24 @@ class Search:
     ) -> Option:
         victims = cover.victims
         configuration, room = want.configuration, self.room
-        first = room.devices[devices[0]]
+        computing, first = devices[: len(layout.parts)], room.devices[devices[0]]
         fetch = configuration.files.get(first.host, configuration.fetch or NOTHING).total_seconds()
         estimate = max(cover.wait, fetch) + layout.load.total_seconds()
         stopped = {victim.id for victim in victims}
-        beside = max(room.active[d] - sum(d in v.bytes and v.busy > 0 for v in victims) for d in devices)
-        speed = layout.tokens_per_second * min(room.devices[d].speed for d in devices)
+        beside = sum(
+            room.active[d] - sum((d in v.bytes and v.busy > 0) / len(room.computing(v.bytes)) for v in victims)
+            for d in computing
+        ) / len(computing)
+        speed = layout.tokens_per_second * min(room.devices[d].speed for d in computing)
         each = want.work / want.steps if want.steps else 0.0
         slower = each * (fastest / max(speed, 1e-9) * (1 + beside) - 1)
         growth = want.growth or want.ahead
         cost = growth * (estimate + slower) + cover.regret
         lent = sum(room.lent(d, configuration.id) for d in devices)
-        left = sum(room.free[d] - part for d, part in zip(devices, layout.parts, strict=True))
+        left = sum(room.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
         if configuration.packing is Packing.SPREAD:
             own = [p for p in room.coming(configuration.id) if p.id not in stopped]
-            near = sum(bool(p.bytes.keys() & set(devices)) for p in own)
+            near = sum(bool(p.bytes.keys() & set(computing)) for p in own)
             hosts = sum(any(room.devices[d].host == first.host for d in p.bytes if d in room.devices) for p in own)
             apart: tuple[float, ...] = (near, hosts, -left)
         else:
@@ -374,9 +427,12 @@ class Search:
     def _leaves(self, want: Want, layout: Layout, devices: DeviceSet) -> tuple[float, tuple[Pool, ...]] | None:
         missing = self.missing(want.configuration, layout, devices)
         pools = {p.id: p for d in devices for p in self.room.on[d] if not self.stays(p)}
+        apart = {pool.id for pool in self.room.shunned(want.configuration, devices)}
+        if not apart <= pools.keys():
+            return None
         waited = []
-        for after, _, pool in sorted((self._until(p), p.id, p) for p in pools.values()):
-            if all(m <= 0 for m in missing.values()):
+        for _, after, _, pool in sorted((p.id not in apart, self._until(p), p.id, p) for p in pools.values()):
+            if pool.id not in apart and all(m <= 0 for m in missing.values()):
                 break
             waited.append((after, pool))
             for d in missing:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import text
 
+from app.fleet.accounts import Account, listed
 from app.fleet.fleet import PoolState
 from app.fleet.pool import Desired, Stage, state_of
 from app.fleet.reservation import State
@@ -43,16 +44,34 @@ _POOLS = text("""
            (SELECT bool_or(simulated) FROM claim JOIN device ON device.id = device_id
             WHERE reservation_id = pool.id) AS simulated,
            phase, pid, threads, ended_at, returncode, failed, ending, used, peak,
-           stage, progress, told, worker, busy, serving_at, last_used_at, stalled_ms
+           stage, progress, told, worker, busy, heard_at, serving_at, last_used_at, stalled_ms
     FROM pool JOIN reservation ON reservation.id = pool.id
     LEFT JOIN pool_process ON pool_process.pool_id = pool.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE (:ended OR reservation.state <> 'released') AND (CAST(:model AS text) IS NULL OR pool.model = :model)
-      AND (CAST(:id AS text) IS NULL OR pool.id::text LIKE '%' || :id)
+      AND (CAST(:id AS text) IS NULL OR right(pool.id::text, length(:id)) = lower(:id))
     ORDER BY created_at DESC, pool.id DESC LIMIT :limit
 """)
 _LOG = text("SELECT log_tail FROM pool_process WHERE pool_id = CAST(:id AS uuid)")
 _REFUSALS = text("SELECT model, reason, needs_bytes, estimate_seconds, since FROM refusal ORDER BY since")
 _STANDING = text("SELECT model, pools, pinned FROM standing ORDER BY model")
+_RESERVES = text("""
+    SELECT set_aside.id::text, configuration, min(set_aside.created_at) AS since, min(device.host) AS host,
+           jsonb_object_agg(device_id, bytes) AS bytes, jsonb_object_agg(device_id, device.name) AS devices,
+           bool_or(device.simulated) AS simulated
+    FROM set_aside JOIN device ON device.id = device_id
+    GROUP BY set_aside.id, configuration ORDER BY since, set_aside.id
+""")
+# What the ledger says against what agents saw: neither can be the case for longer than the agent needs to end it.
+_ORPHANS = text("""
+    SELECT pool.id::text, pool.model, reservation.host, pid, phase,
+           CASE WHEN reservation.state = 'released' THEN 'process' ELSE 'reservation' END AS what,
+           CASE WHEN reservation.state = 'released' THEN released_at ELSE COALESCE(ended_at, lease_until) END AS since
+    FROM pool JOIN reservation ON reservation.id = pool.id LEFT JOIN pool_process ON pool_process.pool_id = pool.id
+    WHERE CASE WHEN reservation.state = 'released' THEN phase <> 'ended'
+               ELSE reservation.state = 'suspect' OR phase = 'ended' END
+    ORDER BY since
+""")
+_DEFRAGMENTATIONS = text("SELECT at, moves, gains, stuck FROM defragmentation ORDER BY at DESC LIMIT :limit")
 
 #: Pools in one list.
 MOST = 500
@@ -89,6 +108,10 @@ class FleetView:
     pools: Sequence[PoolView]
     refusals: Sequence[Any]
     standing: Sequence[Any]
+    #: Bytes that models own before they are loaded.
+    reserves: Sequence[Any]
+    #: Processes without a reservation, and reservations whose process is gone or silent.
+    orphans: Sequence[Any]
 
 
 def fleet(database: Database) -> FleetView:
@@ -103,6 +126,8 @@ def fleet(database: Database) -> FleetView:
             pools=_pools(work),
             refusals=work.rows(_REFUSALS),
             standing=work.rows(_STANDING),
+            reserves=work.rows(_RESERVES),
+            orphans=work.rows(_ORPHANS),
         )
 
 
@@ -138,6 +163,18 @@ def log_tail(database: Database, id_: str) -> str:
     with database.work() as work:
         row = work.row(_LOG, {"id": found.id})
     return "" if row is None else str(row.log_tail)
+
+
+def accounts(database: Database) -> list[Account]:
+    """Namespaces with limits, and those that used devices lately."""
+    with database.work() as work:
+        return listed(work)
+
+
+def defragmentations(database: Database, *, limit: int) -> Sequence[Any]:
+    """What was moved so that models fit, and what that gained; the latest first."""
+    with database.work() as work:
+        return work.rows(_DEFRAGMENTATIONS, {"limit": limit})
 
 
 def _pools(work: Work, *, model: str | None = None, id_: str | None = None, ended: bool = False) -> list[PoolView]:

@@ -10,7 +10,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
 #: What messages tell people to write.
 ACCEPTED = "seconds as a number, or a text such as '500ms', '15s', '2m', '1h30m', '7d'"
@@ -47,6 +47,18 @@ def show(value: timedelta) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts) or "0s"
+
+
+def at_least(text: str) -> AfterValidator:
+    """Of a field: it is no shorter than that."""
+    least = parse(text)
+
+    def check(value: timedelta) -> timedelta:
+        if value < least:
+            raise ValueError(f"must be at least {text}")
+        return value
+
+    return AfterValidator(check)
 
 
 def _of_text(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from datetime import timedelta
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -37,9 +38,9 @@ class FleetSettings(Section):
     #: Bytes of each GPU that stay free whatever is placed on it.
     head_room: Size = 512 * 1024 * 1024
     #: What is desired is compared with what is asked for this often, besides whenever that changes.
-    reconcile_every: Duration = timedelta(seconds=1)
+    reconcile_every: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=1)
     #: Idle pools are moved this often, where that makes room for a model that fits nowhere.
-    defragment_every: Duration = timedelta(minutes=5)
+    defragment_every: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=5)
     #: Agents and pools are heard this often.
     heartbeat: Duration = timedelta(seconds=2)
     #: A pool that could not renew its claim on memory for so long ends itself. Longer than the database may be away.
@@ -49,9 +50,9 @@ class FleetSettings(Section):
     #: A host of which neither agent nor pools were heard for so long is taken for lost.
     host_lost_after: Duration = timedelta(minutes=2)
     #: An agent has so long to begin a pool that was granted.
-    begin_within: Duration = timedelta(seconds=30)
+    begin_within: Annotated[Duration, durations.at_least("1s")] = timedelta(seconds=30)
     #: A pool whose engine has work and makes no progress for so long is killed.
-    progress_timeout: Duration = timedelta(minutes=2)
+    progress_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=2)
 
     @property
     def host_here(self) -> str:
@@ -71,6 +72,14 @@ class FleetSettings(Section):
         heartbeat = info.data.get("heartbeat")
         if heartbeat is not None and value < heartbeat * 3:
             raise ValueError(f"must be at least three times fleet.heartbeat ({durations.show(heartbeat)})")
+        return value
+
+    @field_validator("host_lost_after")
+    @classmethod
+    def _outlasts_the_agent_lease(cls, value: timedelta, info: ValidationInfo) -> timedelta:
+        lease = info.data.get("agent_lease")
+        if lease is not None and value < lease:
+            raise ValueError(f"must be at least fleet.agent_lease ({durations.show(lease)})")
         return value
 
     @field_validator("simulated")

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -125,9 +125,9 @@ class ScheduleSettings(Section):
     """Schedules of workflows."""
 
     #: Schedules are looked through for due fires this often: a fire is late by at most this, and a moment.
-    check_every: Duration = Field(default=timedelta(seconds=1), ge=timedelta(milliseconds=100))
+    check_every: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=1)
     #: How long it is kept what became of a fire.
-    keep_fires: Duration = Field(default=timedelta(days=30), ge=timedelta(minutes=1))
+    keep_fires: Annotated[Duration, durations.at_least("1m")] = timedelta(days=30)
 
 
 class CatalogSettings(Section):
@@ -164,7 +164,7 @@ class PoolSettings(Section):
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free port")
     #: A pool that has not begun to serve by then is ended.
-    start_timeout: Duration = timedelta(minutes=5)
+    start_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=5)
     #: How long a pool may finish its steps after it was asked to stop.
     drain_timeout: Duration = timedelta(seconds=20)
 

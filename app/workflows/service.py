@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from app.fleet import namespaces
 from app.kernel import ids, log
 from app.kernel.broker import Publisher
 from app.kernel.database import Database, Work
@@ -414,7 +415,8 @@ class Runs:
             message = f"workflows call each other more than {MAX_DEPTH} deep"
             self._fail(change, claim.key, claim.attempt, FailureReason.INVALID_REQUEST, message)
             return
-        asked = Submission(called.definition, called.inputs, called.version, row.priority, rank=row.rank)
+        labels = namespaces.inherited(row.labels)
+        asked = Submission(called.definition, called.inputs, called.version, row.priority, rank=row.rank, labels=labels)
         try:
             prepared = submission.prepare(
                 asked, self.retention, self.limits, parent_step_id=claim.step_id, depth=row.depth + 1

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from app.fleet import namespaces
 from app.kernel import ids
 from app.kernel.database import Work
 from app.kernel.errors import (
@@ -109,7 +110,8 @@ def prepare(
     """
     The rows of a submission.
 
-    Raises InvalidInput when the inputs break their schemas, or a key cannot be rendered, and PayloadTooLarge.
+    Raises InvalidInput when the inputs break their schemas, a key cannot be rendered or the label `namespace` names
+    none, and PayloadTooLarge.
     """
     definition = asked.definition
     given = inputs.resolve(definition, asked.inputs)
@@ -120,6 +122,8 @@ def prepare(
     run_id, sha256 = ids.new_id(), definition.sha256()
     deadline = asked.deadline if asked.deadline is not None else definition.deadline
     labels = {**definition.labels, **asked.labels}
+    if namespaces.LABEL in labels:
+        namespaces.require(labels[namespaces.LABEL], f"labels.{namespaces.LABEL}", "run")
     kept = asked.retention if asked.retention is not None else definition.retention
     request = _hash([sha256, asked.version, given, priority, rank, labels])
     concurrency, once = definition.concurrency, definition.deduplicate

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from app.api.services import Services
 from app.fleet import needs
@@ -50,6 +51,8 @@ def test_the_fleet_is_shown_with_what_is_simulated_named_so(client: TestClient, 
     (shown,) = found["pools"]
     assert (shown["id"], shown["state"], shown["simulated"], shown["busy"]) == (pool, "serving", True, 1)
     assert shown["name"] == "simulated-pool.x"
+    kept = {"model": MODEL, "pools": 1, "pinned": True, "by": "settings"}
+    assert (found["standing"], found["reserves"], found["orphans"]) == ([kept], [], [])
 
 
 def test_a_pool_is_found_by_the_end_of_its_id_and_its_log_outlives_it(
@@ -74,13 +77,25 @@ def test_orders_are_taken_and_wait_for_a_turn(client: TestClient, pool: str) -> 
     assert client.get("/v1/fleet/defragment").json() == {"moves": [], "gains": [], "stuck": []}
 
 
+def test_namespaces_are_limited_over_http(client: TestClient, database: Database, pool: str) -> None:
+    with database.work() as work:
+        work.run(text("UPDATE reservation SET namespace = 'team'"))
+    given = {"max_bytes": "1KiB", "max_device_time": "90m", "period": "7d", "weight": 2}
+    found = client.put("/v1/namespaces/team", json=given).json()
+    assert (found["max_bytes"], found["held_bytes"], found["max_device_s"]) == (1024, 600, 5400.0)
+    assert client.get("/v1/namespaces").json() == {"namespaces": [found]}
+    assert client.put("/v1/namespaces/team", json={}).json()["max_bytes"] is None
+
+
 def test_why_a_model_or_the_model_of_a_step_is_not_running(client: TestClient, services: Services) -> None:
     definition = check.parse(f"workflow: w\nsteps: [{{id: a, kind: generate, model: '{MODEL}', prompt: x}}]")
     run_id = services.runs.submit(Submission(definition, {})).id
     step = client.get(f"/v1/runs/{run_id}").json()["steps"][0]["id"]
 
     found = client.get("/v1/fleet/explain", params={"step": step}).json()
-    assert found == client.get("/v1/fleet/explain", params={"model": MODEL}).json()
+    place = {"id": step, "run": str(run_id), "key": "a", "state": "ready", "told": "it waits for a slot of its model"}
+    assert found["step"] == place
+    assert found | {"step": None} == client.get("/v1/fleet/explain", params={"model": MODEL}).json()
     assert (found["model"], found["condition"], found["waiting"]) == (MODEL, "refused", 1)
     assert client.get("/v1/fleet/explain", params={"model": "qwen3:4b"}).json()["condition"] == "unasked"
 
@@ -106,6 +121,12 @@ def test_hosts_are_cordoned_opened_and_forgotten(client: TestClient, database: D
         ("GET", "/v1/fleet/explain?step=01a1fdfa-a906-7e23-898e-3ea034e5d688", None, 404, "no step with a model"),
         ("POST", "/v1/pools", {"model": "nothing:1"}, 404, "no model 'nothing:1'"),
         ("POST", "/v1/pools", {"model": MODEL, "pin": True}, 422, "pin"),
+        ("POST", "/v1/pools/stop", {"model": "nothing:1"}, 404, "no model 'nothing:1'"),
+        ("PUT", "/v1/namespaces/team", {"max_bytes": "much"}, 422, "'much' is no size"),
+        ("PUT", "/v1/namespaces/team", {"weight": 0}, 422, "greater than 0"),
+        ("PUT", "/v1/namespaces/team", {"bytes": 1}, 422, "bytes"),
+        ("PUT", "/v1/namespaces/Team", {}, 422, "is no name of a namespace"),
+        ("GET", "/v1/fleet/defragmentations?limit=0", None, 422, "limit"),
         ("GET", "/v1/pools/ffffff", None, 404, "no pool 'ffffff'"),
         ("PUT", "/v1/hosts/h", {"state": "open"}, 404, "no host 'h'"),
         ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it"),

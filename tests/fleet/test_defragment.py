@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 
-from app.fleet.defragment import Disturbance, defragment
-from app.fleet.fleet import Fleet, PoolState, Priority, charges
-from app.fleet.placement import Plan, plan
+from app.fleet.defragment import Defragmentation, Disturbance, defragment
+from app.fleet.fleet import DeviceState, Fleet, PoolState, Priority, charges
+from app.fleet.placement import Plan, StartPool, plan
 from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, waits
 
 TWO = (gpu("g0"), gpu("g1"))
@@ -27,7 +27,7 @@ def test_the_cheapest_move_makes_room() -> None:
     assert (move.pool, move.bytes) == ("p0", {"g1": 8 * GB})
     assert gain.bytes == {"g0": 18 * GB}
     assert gain.reason == (
-        "`large` needs 16.8 GiB and fits nowhere, though 22.4 GiB are free in all; "
+        "`large` needs 16.76 GiB and fits nowhere, though 22.35 GiB are free in all; "
         "after 1 move, which loads for 3 s, it fits"
     )
 
@@ -53,9 +53,10 @@ def test_more_than_may_be_disturbed_is_left_alone_and_said() -> None:
 def test_a_model_that_fits_or_never_can_moves_nobody() -> None:
     fits = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("small", 9)))
     never = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("huge", 50)))
+    too_large = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("large", 21)))
 
-    assert defragment(fits, [], NOW) == defragment(never, [], NOW)
-    assert defragment(fits, [], NOW).moves == ()
+    assert defragment(fits, [], NOW) == defragment(never, [], NOW) == defragment(too_large, [], NOW)
+    assert defragment(fits, [], NOW) == Defragmentation()
 
 
 @settings(max_examples=60, deadline=None)
@@ -76,4 +77,8 @@ def test_moves_lie_in_free_bytes_and_bring_what_they_say(case: Case) -> None:
             for d in after.devices
             if d.id in gain.bytes
         )
-        assert plan(after, [waits(gain.configuration)], NOW).refusals == ()
+        standing = any(one.min_pools for one in after.configurations)
+        if standing or any(device.state is DeviceState.DRAINING for device in after.devices):
+            continue  # others may come first
+        following = plan(after, [waits(gain.configuration)], NOW)
+        assert gain.configuration in {one.configuration for one in following.actions if isinstance(one, StartPool)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from app.fleet.explanation import Condition, Explanation, explain
 from app.fleet.fleet import Demand, Fleet, PoolState, Priority
 from app.fleet.placement import plan
-from tests.fleet.fleets import NOW, gpu, model, pool, seconds, waits
+from tests.fleet.fleets import GB, NOW, gpu, model, pool, seconds, waits
 
 M = model("m", 14)
 
@@ -45,7 +45,13 @@ def test_a_pool_that_loads_or_waits_says_for_what() -> None:
 
     drains = pool("q", "old", {"g0": 14}, state=PoolState.DRAINING)
     waiting = pool(
-        "p", "m", {"g0": 14}, state=PoolState.WAITING, loaded=None, expected=NOW + seconds(9), after=frozenset({"q"})
+        "p",
+        "m",
+        {"g0": 14},
+        state=PoolState.WAITING,
+        loaded=None,
+        expected=NOW + seconds(9),
+        backing={"q": {"g0": 14 * GB}},
     )
     found = told(fleet(drains, waiting), [waits("m")])
     assert found.reason == "its pool waits for `old` to leave g0, then loads: about 9 s"
@@ -56,9 +62,9 @@ def test_what_the_plan_does_or_refuses_is_what_is_said() -> None:
     free = told(fleet(), [waits("m")])
     assert (free.condition, free.reason) == (
         Condition.COMING,
-        "1 step waits, the oldest for 0.0 s: 13.0 GiB on g0, which is free",
+        "1 step waits, the oldest for 0.0 s: 13.04 GiB on g0, which is free",
     )
 
     busy = told(fleet(pool("q", "old", {"g0": 14}, busy=1, serving=Priority.INTERACTIVE)), [waits("m")])
     assert busy.condition is Condition.REFUSED
-    assert busy.reason.startswith("needs 13.0 GiB, g0 has 5.6 GiB free; it waits for `old` with 1 step in flight")
+    assert busy.reason.startswith("needs 13.04 GiB, g0 has 5.59 GiB free; it waits for `old` with 1 step in flight")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +16,11 @@ from app.fleet.fleet import (
     COMING,
     Account,
     Bar,
+    Configuration,
     Demand,
     DeviceState,
     Fleet,
+    Layout,
     Packing,
     PoolState,
     Priority,
@@ -26,7 +31,7 @@ from app.fleet.fleet import (
 )
 from app.fleet.placement import GrantReserve, MovePool, Plan, Purpose, Refusal, StartPool, Stop, StopPool, plan
 from app.fleet.policy import Policy
-from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, seconds, waits
+from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, ram, seconds, waits
 
 POLICY = Policy()
 ONE, TWO = (gpu("g0"),), (gpu("g0"), gpu("g1"))
@@ -71,10 +76,11 @@ def test_no_plan_charges_a_device_above_its_capacity(case: Case) -> None:
 def test_steps_are_handed_back_to_higher_classes_only(case: Case) -> None:
     """And no pool drains for a lower one. But for bytes set aside for another, and devices that are drained."""
     fleet, demand = case.fleet, case.demand
-    owners = {one.configuration for one in fleet.reserves}
+    made = plan(fleet, demand, NOW)
+    owners = {one.configuration for one in (*fleet.reserves, *made.actions) if isinstance(one, SetAside | GrantReserve)}
     going = {d.id for d in fleet.devices if d.state is DeviceState.DRAINING}
     of = {one.id: one for one in fleet.pools}
-    for action in plan(fleet, demand, NOW).actions:
+    for action in made.actions:
         if not isinstance(action, StopPool) or action.room_for in owners:
             continue
         victim, asking = of[action.pool], [one for one in demand if one.configuration == action.room_for]
@@ -99,7 +105,7 @@ def test_what_is_pinned_or_kept_up_is_not_stopped_for_others(case: Case) -> None
     of = {one.id: one for one in fleet.pools}
     configurations = {one.id: one for one in fleet.configurations}
     for id_ in stops(made):
-        if not of[id_].bytes.keys() & going:
+        if of[id_].state is not PoolState.DRAINING and not of[id_].bytes.keys() & going:
             configuration = configurations[of[id_].configuration]
             others = [p for p in fleet.pools if p.configuration == configuration.id and p.state in COMING]
             assert not configuration.pinned
@@ -146,7 +152,7 @@ def test_bytes_are_promised_once(case: Case) -> None:
     """Whoever waits for a pool gets bytes of it that no other was promised, so that all can start when it is gone."""
     fleet = case.fleet
     after = applied(fleet, plan(fleet, case.demand, NOW))
-    named = {id_ for one in after.pools for id_ in one.after}
+    named = {id_ for one in after.pools for id_ in one.backing}
     gone = replace(after, pools=tuple(p for p in after.pools if not (p.id in named and p.state is PoolState.DRAINING)))
 
     charged = charges(gone)
@@ -204,7 +210,7 @@ def test_an_idle_pool_is_stopped_once_others_have_waited_for_their_part_of_the_r
     assert early.actions == ()
     (refusal,) = early.refusals
     assert re.fullmatch(
-        r"needs 13\.0 GiB, g0 has 5\.6 GiB free; stopping `old` would cost 26 s, weighted, and is done when 7 s were "
+        r"needs 13\.04 GiB, g0 has 5\.59 GiB free; stopping `old` would cost 26 s, weighted, and is done when 7 s were "
         r"waited: 1 s so far, about 6 s to go",
         refusal.reason,
     )
@@ -236,6 +242,22 @@ def test_a_higher_class_gets_the_bytes_of_a_pool_that_works_for_a_lower_one() ->
     assert stops(plan(working(Priority.BATCH, preemptions=3), urgent, NOW)) == {"p": Stop.DRAIN}
     short = replace(working(Priority.BATCH).pools[0], work_left=seconds(2))
     assert stops(plan(replace(full(), pools=(short,)), urgent, NOW)) == {"p": Stop.DRAIN}
+
+
+def test_a_drain_that_outlasts_the_limit_is_cut_short_for_a_higher_class_only() -> None:
+    """What was expected of the steps in flight may be wrong."""
+
+    def drained(for_: float, urgent: Priority, **more: Any) -> dict[str, Stop]:
+        values = {"busy": 1, "serving": Priority.STANDARD, "state": PoolState.DRAINING}
+        leaves = pool("p", "old", {"g0": 14}, **values, stopping=NOW - seconds(for_), **more)
+        coming = pool("q", "new", {"g0": 14}, state=PoolState.WAITING, loaded=None, backing={"p": {"g0": 14 * GB}})
+        fleet = Fleet(ONE, (leaves, coming), (model("old", 14), model("new", 14)))
+        return stops(plan(fleet, [waits("new", priority=urgent, age=20)], NOW))
+
+    assert drained(9.9, Priority.INTERACTIVE) == {}
+    assert drained(10, Priority.INTERACTIVE) == {"p": Stop.PREEMPT}
+    assert drained(10, Priority.INTERACTIVE, preemptions=3) == {}
+    assert drained(1000, Priority.STANDARD) == {}
 
 
 def test_a_pool_that_works_for_its_own_class_ends_first() -> None:
@@ -281,6 +303,11 @@ def test_steps_that_will_be_ready_have_their_model_started_before() -> None:
     assert plan(fleet, ahead, NOW, Policy(look_ahead=0)).actions == ()
     assert plan(fleet, [waits("next", ready=NOW + seconds(300))], NOW).actions == ()
 
+    # Discounted: eight that may come are worth less than those that do.
+    missed = replace(full(), configurations=(model("old", 14), model("next", 14)))
+    assert stops(plan(missed, [waits("next", steps=40, ready=NOW + seconds(3))], NOW)) == {"p": Stop.DRAIN}
+    assert plan(missed, ahead, NOW).actions == ()
+
 
 def test_a_long_queue_gets_another_pool_and_an_idle_one_of_two_goes() -> None:
     serving = pool("p", "hot", {"g0": 9}, busy=2, serving=Priority.STANDARD)
@@ -295,15 +322,19 @@ def test_a_long_queue_gets_another_pool_and_an_idle_one_of_two_goes() -> None:
 
 
 def test_a_pool_without_work_is_stopped_after_its_keep_alive() -> None:
-    def idle_for(keep_alive: timedelta | None, **more: object) -> Plan:
+    def idle_for(keep_alive: timedelta | None, demand: Sequence[Demand] = (), **more: object) -> Plan:
         fleet = Fleet(ONE, (pool("p", "m", {"g0": 9}),), (model("m", 9, keep_alive=keep_alive, **more),))
-        return plan(fleet, [], NOW)
+        used_up = {"x": Account(exhausted_until=NOW + seconds(90))}
+        return plan(replace(fleet, accounts=used_up), demand, NOW)
 
     assert idle_for(seconds(59)).actions == (StopPool("p", Stop.DRAIN, "no work for 60 s, it is kept for 59 s"),)
     assert idle_for(seconds(61)).actions == ()
     assert idle_for(None).actions == ()
     assert idle_for(seconds(59), min_pools=1).actions == ()
     assert idle_for(seconds(59), pinned=True).actions == ()
+    assert idle_for(seconds(59), [waits("m")]).actions == ()
+    assert idle_for(seconds(59), [waits("m", ready=NOW + seconds(9))]).actions == ()
+    assert stops(idle_for(seconds(59), [waits("m", namespace="x")])) == {"p": Stop.DRAIN}, "it may ask for nothing"
 
 
 def test_as_many_pools_as_the_entry_says_are_kept_up() -> None:
@@ -341,6 +372,50 @@ def test_an_idle_reserve_is_lent_and_comes_back_by_preemption() -> None:
     assert kept.actions == ()
 
 
+def reclaimed(*, drained: float = 0, within: float = 10, **more: Any) -> Plan:
+    """A pool on lent bytes that has been draining for so long, and the owner's pool that waits for it."""
+    owner = replace(OWNER, reserve=Reserve(1, within=seconds(within)))
+    values = {"busy": 1, "serving": Priority.INTERACTIVE, "state": PoolState.DRAINING}
+    borrower = pool("p", "other", {"g0": 14}, **values, stopping=NOW - seconds(drained), **more)
+    coming = pool("q", "owner", {"g0": 14}, state=PoolState.WAITING, loaded=None, backing={"p": {"g0": 14 * GB}})
+    fleet = Fleet(ONE, (borrower, coming), (model("other", 14), owner), (reserve(),))
+    return plan(fleet, [waits("owner", priority=Priority.BATCH)], NOW)
+
+
+def test_a_reserve_is_back_within_its_time_whatever_was_expected() -> None:
+    """Steps that would end in time may end; those that do not are handed back, however often they were before."""
+    short = pool("p", "other", {"g0": 14}, busy=1, serving=Priority.INTERACTIVE, work_left=seconds(3))
+    fleet = Fleet(ONE, (short,), (model("other", 14), OWNER), (reserve(),))
+    assert stops(plan(fleet, [waits("owner")], NOW)) == {"p": Stop.DRAIN}
+
+    assert stops(reclaimed(drained=8)) == {}
+    (late,) = reclaimed(drained=8.5).actions
+    assert late == StopPool(
+        "p",
+        Stop.PREEMPT,
+        "1 step runs for longer than `owner` lends its reserve on: it comes back within 10 s",
+        "owner",
+    )
+    assert stops(reclaimed(drained=8.5, preemptions=3)) == {"p": Stop.PREEMPT}
+    assert stops(reclaimed(drained=8.5, handing_back=True)) == {}
+    assert stops(reclaimed(drained=8.5, within=60)) == {}
+
+
+def test_an_owner_that_waits_lends_nothing_and_takes_grants_back_that_wait_for_its_bytes() -> None:
+    """So that nobody stands between it and its own bytes."""
+    leaves = pool("p", "old", {"g0": 14}, state=PoolState.DRAINING, busy=1, serving=Priority.BATCH)
+    waiting = pool("q", "other", {"g0": 14}, state=PoolState.WAITING, loaded=None, backing={"p": {"g0": 14 * GB}})
+    configurations = (model("old", 14), model("other", 14), model("small", 3), OWNER)
+    fleet = Fleet(ONE, (leaves, waiting), configurations, (reserve(),))
+    demand = [waits("owner"), waits("other", age=30), waits("small", priority=Priority.INTERACTIVE)]
+
+    first = plan(fleet, demand, NOW)
+    assert [(one.pool, one.room_for) for one in first.actions if isinstance(one, StopPool)] == [("q", "owner")]
+    assert "small" not in {start.configuration for start in starts(first)}
+    second = plan(replace(fleet, pools=(leaves,)), demand, NOW)
+    assert [(start.configuration, start.after) for start in starts(second)] == [("owner", {"p"})]
+
+
 def test_what_is_pinned_never_lies_in_bytes_of_others() -> None:
     fleet = Fleet(ONE, (), (model("pinned", 9, pinned=True), OWNER), (reserve(),))
 
@@ -368,6 +443,42 @@ def test_a_model_that_one_device_cannot_hold_is_split_over_devices_of_one_host()
     assert start.bytes == {"g1": 15 * GB, "g2": 15 * GB}
 
 
+def test_a_pool_on_a_gpu_holds_ram_of_its_host_too() -> None:
+    devices = (gpu("g0", host="a"), ram(2, "a"), gpu("g1", host="b"), ram(8, "b"))
+    large = model("large", 5, ram=3)
+
+    (start,) = starts(plan(Fleet(devices, (), (large,)), [waits("large")], NOW))
+    assert start.bytes == {"g1": 5 * GB, "ram-b": 3 * GB}
+    assert start.reason.endswith("4.66 GiB on g1 of b and 2.79 GiB on ram-b of b, which is free"), start.reason
+    reason = refused(plan(Fleet(devices[:2], (), (large,)), [waits("large")], NOW)).reason
+    assert reason == "needs 2.79 GiB of its host's RAM beside a GPU, and no host can have that free"
+
+
+def test_who_holds_the_ram_makes_room_for_a_pool_on_a_gpu() -> None:
+    """Though the GPU itself is free; and a pool that only has its RAM there does not slow the processor down."""
+    on_cpu = Configuration("old", "old", 2, (Layout("cpu", (6 * GB,), seconds(5)),))
+    fleet = Fleet((gpu("g0"), ram(8)), (pool("p", "old", {"ram-box": 6}),), (on_cpu, model("new", 5, ram=3)))
+
+    found = plan(fleet, [waits("new", age=60, steps=9)], NOW)
+    assert stops(found) == {"p": Stop.DRAIN}
+    assert starts(found)[0].bytes == {"g0": 5 * GB, "ram-box": 3 * GB}
+    assert starts(found)[0].after == {"p"}
+
+
+def test_a_pool_moves_between_gpus_of_its_host_with_its_ram() -> None:
+    kept = model("kept", 4, ram=2, min_pools=1)
+    fleet = Fleet(
+        (gpu("g0", 20), gpu("g1", 10), ram(9)),
+        (pool("p", "kept", {"g0": 4, "ram-box": 2}),),
+        (kept, model("large", 18, ram=3)),
+    )
+
+    found = plan(fleet, [waits("large", age=60, steps=9)], NOW)
+    (move,) = [action for action in found.actions if isinstance(action, MovePool)]
+    assert move.bytes == {"g1": 4 * GB, "ram-box": 2 * GB}
+    assert starts(found)[0].bytes == {"g0": 18 * GB, "ram-box": 3 * GB}
+
+
 def test_the_host_that_has_the_file_is_taken() -> None:
     devices = (gpu("g0", host="a"), gpu("g1", host="b"))
     there = model("m", 9, files={"b": seconds(0)}, fetch=seconds(60))
@@ -376,13 +487,54 @@ def test_the_host_that_has_the_file_is_taken() -> None:
 
     assert starts(plan(Fleet(devices, (), (there,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
     assert starts(plan(Fleet(devices, (), (only,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
-    assert refused(plan(Fleet(devices, (), (nowhere,)), [waits("m")], NOW)).reason == "no host has its file"
+    reason = refused(plan(Fleet(devices, (), (nowhere,)), [waits("m")], NOW)).reason
+    assert reason == "no host has its file; `arriero models show m` says how to bring it there"
 
 
-def test_models_that_are_kept_apart_share_no_device() -> None:
-    fleet = Fleet(TWO, (pool("p", "a", {"g0": 9}),), (model("a", 9), model("b", 5, apart_from=frozenset({"a"}))))
-
+@pytest.mark.parametrize(("a", "b"), [({}, {"apart_from": frozenset("a")}), ({"apart_from": frozenset("b")}, {})])
+def test_models_that_are_kept_apart_share_no_device(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Whichever of the two says so. One makes room for the other as if there was none beside it."""
+    fleet = Fleet(TWO, (pool("p", "a", {"g0": 9}),), (model("a", 9, **a), model("b", 5, **b)))
     assert starts(plan(fleet, [waits("b")], NOW))[0].bytes == {"g1": 5 * GB}
+
+    one = replace(fleet, devices=ONE)
+    (start,) = starts(plan(one, [waits("b")], NOW))
+    assert (start.bytes, start.after) == ({"g0": 5 * GB}, {"p"})
+    busy = replace(one, pools=(replace(fleet.pools[0], busy=1, serving=Priority.INTERACTIVE, work_left=seconds(5)),))
+    assert "it waits for `a` with 1 step in flight" in refused(plan(busy, [waits("b")], NOW)).reason
+    pinned = replace(one, pools=(replace(fleet.pools[0], pinned=True),))
+    assert "models are kept apart" in refused(plan(pinned, [waits("b", age=1000)], NOW)).reason
+
+
+def test_replicas_that_are_spread_take_another_host() -> None:
+    devices = (gpu("g0", host="a"), gpu("g1", 40, host="a"), gpu("g2", host="b"))
+    hot = model("hot", 9, packing=Packing.SPREAD)
+    serving = pool("p", "hot", {"g0": 9}, busy=2, serving=Priority.STANDARD)
+    queue = [waits("hot", steps=40, work=seconds(10))]
+
+    assert starts(plan(Fleet(devices, (serving,), (hot,)), queue, NOW))[0].bytes == {"g2": 9 * GB}
+
+
+def test_a_model_lies_only_where_its_entry_says() -> None:
+    devices = (gpu("g0", host="a"), gpu("g1", 10, host="b"), gpu("g2", host="b"))
+    by_host, by_device = model("m", 9, only=frozenset({"b"})), model("m", 9, only=frozenset({"g2"}))
+    gone = model("m", 9, only=frozenset({"c"}))
+
+    assert starts(plan(Fleet(devices, (), (by_host,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
+    assert starts(plan(Fleet(devices, (), (by_device,)), [waits("m")], NOW))[0].bytes == {"g2": 9 * GB}
+    assert "no device set that its entry allows" in refused(plan(Fleet(devices, (), (gone,)), [waits("m")], NOW)).reason
+
+
+def test_swaps_on_disjoint_sets_go_side_by_side() -> None:
+    pools = (pool("p", "a", {"g0": 14}), pool("q", "b", {"g1": 14}))
+    fleet = Fleet(TWO, pools, tuple(model(name, 14) for name in "abcd"))
+    made = plan(fleet, [waits("c", age=30), waits("d", age=30)], NOW)
+
+    assert {start.configuration: set(start.bytes) for start in starts(made)}.keys() == {"c", "d"}
+    first, second = starts(made)
+    assert not first.bytes.keys() & second.bytes.keys()
+    assert not first.after & second.after
+    assert stops(made) == {"p": Stop.DRAIN, "q": Stop.DRAIN}
 
 
 def test_a_device_that_is_drained_is_left_and_nothing_new_comes() -> None:
@@ -397,7 +549,9 @@ def test_a_device_that_is_drained_is_left_and_nothing_new_comes() -> None:
 def test_strangers_bytes_are_not_there() -> None:
     fleet = Fleet((gpu("g0", stranger_bytes=12 * GB),), (), (model("m", 9),))
 
-    assert "the largest, g0, has 7.5 GiB beside what others use of it" in refused(plan(fleet, [waits("m")], NOW)).reason
+    assert (
+        "the largest, g0, has 7.45 GiB beside what others use of it" in refused(plan(fleet, [waits("m")], NOW)).reason
+    )
 
 
 def test_who_had_less_than_its_share_comes_first() -> None:
@@ -416,7 +570,7 @@ def test_a_namespace_beyond_its_quota_is_told_so() -> None:
     demand = [waits("b", namespace="x")]
 
     told = refused(plan(bytes_, demand, NOW))
-    assert told.reason == "needs 8.4 GiB, and namespace x holds 8.4 GiB of the 9.3 GiB that it may"
+    assert told.reason == "needs 8.38 GiB, and namespace x holds 8.38 GiB of the 9.31 GiB that it may"
     assert told.estimate is None
     told = refused(plan(used, demand, NOW))
     assert told.reason == "1 step waits, but namespace x used its device seconds up; there are new ones in 90 s"
@@ -447,3 +601,18 @@ def refused(made: Plan) -> Refusal:
 
 def test_demand_for_what_is_not_known_changes_nothing() -> None:
     assert plan(Fleet(ONE), [Demand("gone", Priority.BATCH, 1, NOW)], NOW) == Plan()
+
+
+# ---- what is said about it ----
+
+
+def test_every_number_of_the_policy_is_documented_with_its_default() -> None:
+    def shown(value: object) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{value[priority]:g}" for priority in Priority)
+        return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+
+    page = (Path(__file__).parents[2] / "docs/scheduling.md").read_text().partition("## The policy\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.MULTILINE)
+
+    assert dict(rows) == {field.name: shown(getattr(POLICY, field.name)) for field in fields(Policy)}

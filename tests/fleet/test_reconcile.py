@@ -10,10 +10,12 @@ import pytest
 from sqlalchemy import text
 
 from app.fleet import books, catalog, ledger, needs, reconcile, views
+from app.fleet.accounts import Limits
 from app.fleet.fleet import PoolState, Priority
 from app.fleet.holder import Holder, Report
 from app.fleet.hosts import Declared, Ended, Granted, Hosts
 from app.fleet.needs import Known, Wish
+from app.fleet.observation import InFlight
 from app.fleet.orders import Orders
 from app.fleet.pool import Desired, Stage
 from app.fleet.reconcile import Asked, Waiting
@@ -52,10 +54,19 @@ class Scene:
     asked: Asked
     agents: dict[str, int]
 
-    def wait(self, *models: str, seconds: float = 60, priority: Priority = Priority.STANDARD) -> None:
+    def wait(
+        self, *models: str, seconds: float = 60, priority: Priority = Priority.STANDARD, namespace: str = ""
+    ) -> None:
         """Steps that wait for so long."""
         since = self.now() - timedelta(seconds=seconds)
-        self.asked = replace(self.asked, waiting=[Waiting(model, priority, 1, since) for model in models])
+        waiting = [Waiting(model, priority, 1, since, namespace=namespace) for model in models]
+        self.asked = replace(self.asked, waiting=waiting)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass for the accounts of namespaces."""
+        passed = "UPDATE quota SET counted_at = counted_at - :p, period_began = period_began - :p"
+        with self.database.work() as work:
+            work.run(text(passed), {"p": timedelta(seconds=seconds)})
 
     def now(self) -> datetime:
         with self.database.work() as work:
@@ -174,6 +185,28 @@ def test_a_host_of_which_nobody_is_heard_is_lost_and_its_models_go_elsewhere(sce
     assert views.hosts(scene.database)[0].host.state == HostState.LOST
     assert scene.granted("h") == []
     assert scene.pools(ended=True)[-1].id == first.id
+
+
+@pytest.mark.parametrize("expected", [timedelta(minutes=1), timedelta(0)])
+def test_steps_of_a_lower_class_are_handed_back_when_they_take_long(scene: Scene, expected: timedelta) -> None:
+    """At once where that was to be expected; else when they have drained for as long."""
+    scene.wait(A)
+    scene.turn()
+    pool = scene.begin()
+    working = Report(Stage.SERVING, worker="pool.a", busy=1, urgent=Priority.BATCH)
+    with scene.database.work() as work:
+        work.run(text("UPDATE pool_report SET serving_at = now() - interval '1 h'"))
+    scene.holder.renew(pool.id, pool.epoch, working)
+    scene.wait(B, seconds=19, priority=Priority.INTERACTIVE)
+    scene.asked = replace(scene.asked, in_flight={"pool.a": InFlight(expected)})
+    scene.turn()
+    if not expected:
+        assert scene.holder.renew(pool.id, pool.epoch, working).desired is Desired.DRAIN
+        with scene.database.work() as work:
+            work.run(text("UPDATE pool SET stop_at = now() - interval '11 s' WHERE stop_at IS NOT NULL"))
+        scene.turn()
+
+    assert scene.holder.renew(pool.id, pool.epoch, working).desired is Desired.PREEMPT
 
 
 def test_orders_to_start_and_stop_are_followed_once(scene: Scene) -> None:
@@ -298,16 +331,49 @@ def test_a_host_is_forgotten_only_when_nothing_is_left_of_it(scene: Scene) -> No
 
 
 def test_a_namespace_holds_no_more_than_its_quota(scene: Scene) -> None:
-    scene.orders.limit("team", max_bytes=100)
-    since = scene.now() - timedelta(minutes=1)
-    scene.asked = replace(scene.asked, waiting=[Waiting(A, Priority.STANDARD, 1, since, namespace="team")])
+    scene.orders.limit("team", Limits(max_bytes=100))
+    scene.wait(A, namespace="team")
     scene.turn()
     assert scene.granted() == []
     assert A in scene.refusals()
 
-    scene.orders.limit("team", max_bytes=600)
+    scene.orders.limit("team", Limits(max_bytes=600))
     scene.turn()
     assert len(scene.granted()) == 1
+
+
+def test_a_namespace_that_used_its_seconds_up_gets_no_pool_before_they_are_new(scene: Scene) -> None:
+    scene.orders.limit("team", Limits(max_device_time=timedelta(seconds=10), period=timedelta(hours=1)))
+    scene.wait(A, namespace="team")
+    scene.turn()
+    pool = scene.begin()
+    scene.pass_time(20)
+    scene.turn()
+    scene.end(pool)
+
+    scene.wait(B, namespace="team")
+    scene.turn()
+    assert scene.granted() == []
+    assert "namespace team used its device seconds up; there are new ones in 60 min" in scene.refusals()[B]
+    scene.pass_time(3600)
+    scene.turn()
+    scene.turn()
+    assert [one.model for one in scene.granted()] == [B]
+
+
+def test_a_namespace_below_its_share_is_served_before_one_beyond(scene: Scene) -> None:
+    """Both wait for as long, and one device holds one model: who had less is served, whatever its name."""
+    scene.wait(A, namespace="heavy")
+    scene.turn()
+    pool = scene.begin()
+    scene.pass_time(60)
+    scene.turn()
+    scene.end(pool)
+    since = scene.now() - timedelta(seconds=30)
+    both = [Waiting(A, Priority.STANDARD, 1, since, namespace="heavy")]
+    scene.asked = replace(scene.asked, waiting=[*both, Waiting(B, Priority.STANDARD, 1, since, namespace="light")])
+    scene.turn()
+    assert [one.model for one in scene.granted()] == [B]
 
 
 def test_an_explanation_changes_nothing_and_says_what_a_turn_would_do(scene: Scene) -> None:

@@ -78,6 +78,9 @@ def test_wrong_values_name_key_origin_and_what_is_accepted() -> None:
         arriero_http__allowed_hosts="api.example.com,http://a.b"
     )
     assert "postgresql://" in refused(arriero_database_url="mysql://u:p@h/d")
+    assert "fleet.reconcile_every: '0': must be at least 100ms" in refused(arriero_fleet__reconcile_every="0")
+    assert "must be at least fleet.agent_lease (10s)" in refused(arriero_fleet__host_lost_after="5s")
+    assert "'much' is no size" in refused(arriero_fleet__ram="much")
 
 
 def test_a_misspelt_key_is_no_silent_default(tmp_path: Path) -> None:

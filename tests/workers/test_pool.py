@@ -43,7 +43,7 @@ def test_all_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
         loaded(tmp_path), gpus=True, threads=1,
     )  # fmt: skip
     expected = EngineOptions(
-        slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True,
+        slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True, vectors=False,
         loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"}, **given,
     )  # fmt: skip
     assert found == expected

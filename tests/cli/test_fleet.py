@@ -1,0 +1,202 @@
+"""`arriero fleet`, `pools`, `hosts` and `namespaces`, against an API that serves; a test is their agents and pools."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from app.fleet import files, needs, reconcile
+from app.fleet.holder import Holder, Report
+from app.fleet.hosts import Declared, Ended, Granted, Hosts
+from app.fleet.needs import Known
+from app.fleet.pool import Stage
+from app.fleet.turn import Terms
+from app.inference import demand
+from app.kernel.database import Database
+from app.kernel.errors import Conflict, InvalidInput, NotFound
+from app.kernel.settings import CatalogSettings, PoolSettings, Settings
+from tests.cli.conftest import Arriero
+from tests.fleet.granting import LEASE
+
+#: Each takes 600 of the 1000 bytes of a device; the second owns such a place on sim-1 before it is loaded.
+CATALOG = """
+[[models]]
+name = "alpha:1"
+use_cases = ["chat"]
+source = { path = "/nowhere/alpha.gguf" }
+
+[[models]]
+name = "beta:1"
+use_cases = ["chat"]
+source = { path = "/nowhere/beta.gguf" }
+pools = { reserve = { devices = 1 }, only = ["h/sim-1"] }
+"""
+ALPHA, BETA = "alpha:1", "beta:1"
+
+
+class Fleet:
+    """One host with two simulated devices, its agent and its pools in the hands of the test."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database, self.settings = database, settings
+        self.catalog = files.read_catalog(settings.catalog.files)
+        self.hosts, self.holder = Hosts(database, LEASE, LEASE), Holder(database, LEASE)
+        devices = [
+            Declared(f"h/{name}", name, "simulated", "simulated", 1000, 1000, simulated=True, bandwidth=10**9)
+            for name in ("sim-0", "sim-1")
+        ]
+        self.agent = self.hosts.join("h", "h", 8, devices, {})
+        ids = [needs.configuration_id(self.catalog.get(name)) for name in (ALPHA, BETA)]
+        second = timedelta(seconds=1)
+        self.hosts.declare_layouts(Known(id_, "simulated", (600,), "catalogue", second, 10.0) for id_ in ids)
+        self.hosts.beat("h", self.agent, [], ids, [])
+
+    def turn(self) -> None:
+        asked = demand.asked(self.database, self.catalog, self.settings.pools.models)
+        terms = Terms(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
+        assert reconcile.reconcile(self.database, asked, terms) is not None
+
+    def begin(self) -> Granted:
+        """The agent begins the pool that was granted last, and it serves."""
+        pool = self.hosts.pools("h")[-1]
+        self.hosts.activate("h", self.agent, pool.id, 1)
+        self.holder.renew(pool.id, pool.epoch, Report(Stage.SERVING, worker="simulated-pool.x"))
+        return pool
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(CATALOG)
+    return Settings(data_dir=tmp_path, catalog=CatalogSettings(files=(catalog,)), pools=PoolSettings(models=()))
+
+
+@pytest.fixture
+def fleet(database: Database, settings: Settings) -> Fleet:
+    return Fleet(database, settings)
+
+
+def plain(output: str) -> str:
+    """One line, with single spaces."""
+    return " ".join(output.split())
+
+
+def test_an_empty_fleet_says_how_to_begin(arriero: Arriero) -> None:
+    assert "no host has joined: start an agent with `arriero agent`" in arriero("fleet").stdout
+    assert "no pools" in arriero("pools", "list").stdout
+    assert "no namespace has limits" in arriero("namespaces", "list").stdout
+    assert "nothing was moved" in arriero("fleet", "defragment", "--history").stdout
+
+
+def test_a_pool_from_its_order_to_its_log(arriero: Arriero, fleet: Fleet) -> None:
+    ordered = arriero("pools", "start", ALPHA, "--pin").stdout
+    assert "alpha:1 is coming: 1 pool is kept up: 600 B on sim-0" in ordered
+    fleet.turn()
+    assert "alpha:1 is coming" in arriero("fleet", "why", ALPHA).stdout
+    pool = fleet.begin()
+    assert "alpha:1 is served: 0 of 4 slots are taken" in arriero("pools", "start", ALPHA, "--wait").stdout
+
+    shown = plain(arriero("fleet").stdout)
+    assert "alpha:1 (simulated) serving pinned h sim-0" in shown
+    assert "kept up alpha:1: a pool, pinned, until it is stopped" in shown
+    assert json.loads(arriero("fleet", "--json").stdout)["pools"][0]["simulated"] is True
+
+    assert pool.id[-6:] in arriero("pools", "stop", ALPHA).stdout
+    fleet.turn()
+    fleet.hosts.release("h", fleet.agent, Ended(pool.id, 0, failed=False, ending="it ended", log_tail="one\ntwo"))
+    assert arriero("pools", "logs", pool.id[-6:].upper()).stdout == "one\ntwo\n"
+    assert "ended" in arriero("pools", "list", "--ended").stdout
+    with pytest.raises(Conflict, match="has ended already: it ended"):
+        arriero("pools", "stop", pool.id)
+    assert "alpha:1 has no pools; it is kept up no longer" in arriero("pools", "stop", ALPHA).stdout
+
+
+def test_a_reserve_is_seen_before_and_after_it_is_used(arriero: Arriero, fleet: Fleet) -> None:
+    fleet.turn()
+    shown = plain(arriero("fleet").stdout)
+    assert "reserve beta:1: 600 B on sim-1 of h, idle, and lent to others" in shown
+    assert "sim-1 simulated 1000 B - 600 B 1000 B" in shown, "set aside, and free"
+
+    arriero("pools", "start", BETA)
+    fleet.turn()
+    assert "on sim-1 of h, in use" in arriero("fleet").stdout
+
+
+def test_where_ledger_and_processes_disagree(arriero: Arriero, fleet: Fleet) -> None:
+    arriero("pools", "start", ALPHA)
+    fleet.turn()
+    pool = fleet.begin()
+    with fleet.database.work() as work:
+        work.run(text("UPDATE reservation SET state = 'suspect'"))
+    assert f"orphan {pool.id[-6:]} (alpha:1) on h: a reservation without a process" in plain(arriero("fleet").stdout)
+    with fleet.database.work() as work:
+        work.run(text("UPDATE reservation SET state = 'released', released_at = now()"))
+    assert f"orphan {pool.id[-6:]} (alpha:1) on h: a process without a reservation" in plain(arriero("fleet").stdout)
+
+    fleet.hosts.end_orphan(pool.id, "the end")
+    assert "orphan" not in arriero("fleet").stdout
+    assert "its agent ended it" in plain(arriero("pools", "list", "--ended").stdout)
+
+
+def test_what_a_host_may_be_told(arriero: Arriero, fleet: Fleet) -> None:
+    assert "cordoned" in arriero("hosts", "cordon", "h").stdout
+    with pytest.raises(Conflict, match="alpha:1 is not started: no device of the type simulated is open"):
+        arriero("pools", "start", ALPHA, "--wait")
+    assert "draining" in arriero("hosts", "drain", "h").stdout
+    assert "open" in arriero("hosts", "open", "h").stdout
+    with pytest.raises(Conflict, match="stop it first"):
+        arriero("hosts", "remove", "h")
+    fleet.hosts.leave("h", fleet.agent)
+    assert "silent" in arriero("hosts", "list").stdout
+    assert arriero("hosts", "remove", "h").stdout == "h is forgotten\n"
+
+
+def test_what_was_moved_can_be_read_later(arriero: Arriero, database: Database) -> None:
+    with database.work() as work:
+        moved = """
+            INSERT INTO defragmentation (moves, gains, stuck)
+            VALUES ('[{"pool": "0123456789", "reason": "leaves sim-1"}]', '[{"model": "m", "reason": "it fits"}]', '[]')
+        """
+        work.run(text(moved))
+    shown = arriero("fleet", "defragment", "--history").stdout
+    assert "moved 456789: leaves sim-1" in shown
+    assert "gains  m: it fits" in shown
+    assert arriero("fleet", "defragment", "--dry-run").stdout == "nothing is to be moved\n"
+
+
+def test_a_namespace_is_limited_and_freed(arriero: Arriero) -> None:
+    given = ("--bytes", "24GiB", "--device-time", "2h", "--weight", "2")
+    shown = plain(arriero("namespaces", "limit", "team", *given).stdout)
+    assert "team 2 0 B 24.00 GiB 0.00 s 2h 1d" in shown
+    freed = json.loads(arriero("namespaces", "free", "team", "--json").stdout)
+    assert (freed["max_bytes"], freed["max_device_s"], freed["weight"]) == (None, None, 1.0)
+    with pytest.raises(InvalidInput, match="none is given"):
+        arriero("namespaces", "limit", "team")
+    with pytest.raises(InvalidInput, match="is no name of a namespace"):
+        arriero("namespaces", "limit", "Team A", "--bytes", "1GiB")
+    with pytest.raises(InvalidInput, match="24 lamas"):
+        arriero("namespaces", "limit", "team", "--bytes", "24 lamas")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fleet", "why", "nothing:1"), "no model 'nothing:1'"),
+        (("fleet", "why", "01a1fdfa-a906-7e23-898e-3ea034e5d688"), "no step with a model"),
+        (("pools", "start", "nothing:1"), "no model 'nothing:1'"),
+        (("pools", "stop", "nothing:1"), "no model 'nothing:1'"),
+        (("pools", "stop", "ffffff"), "no pool 'ffffff'"),
+        (("pools", "restart", "ffffff"), "no pool 'ffffff'"),
+        (("pools", "logs", "%"), "no pool '%'"),
+        (("hosts", "drain", "nowhere"), "no host 'nowhere'"),
+        (("hosts", "remove", "nowhere"), "no host 'nowhere'"),
+    ],
+)
+def test_what_is_not_there_is_named(arriero: Arriero, arguments: tuple[str, ...], told: str) -> None:
+    with pytest.raises(NotFound, match=re.escape(told)):
+        arriero(*arguments)

@@ -1,0 +1,118 @@
+"""Demand: what the fleet is told of the steps that wait, on the real Postgres."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from app.fleet import files
+from app.fleet.reconcile import Asked
+from app.inference import demand
+from app.kernel.errors import InvalidInput, NotFound
+from app.workflows import check, registry, steering, views
+from app.workflows.service import Runs
+from app.workflows.submission import Submission
+from tests.workflows.conftest import Hands, fails_then, failure
+
+TWO = """
+workflow: two
+defaults: {model: 'm:1'}
+steps:
+  - {id: a, kind: generate, prompt: x}
+  - {id: b, kind: generate, model: 'n:1', prompt: x, needs: [a]}
+"""
+CATALOG = files.read_catalog()
+
+
+def asked(runs: Runs) -> Asked:
+    return demand.asked(runs.database, CATALOG, ["smollm2:135m"])
+
+
+def submit(runs: Runs, **more: Any) -> UUID:
+    return runs.submit(Submission(check.parse(TWO), {}, **more)).id
+
+
+def step_of(runs: Runs, run_id: UUID, key: str) -> UUID:
+    id_: UUID = next(row for row in views.run(runs.database, run_id).steps if row.key == key).id
+    return id_
+
+
+def test_what_waits_is_told_by_model_class_and_namespace(runs: Runs) -> None:
+    for labels in ({"namespace": "team-a"}, {"namespace": "team-a"}, {}):
+        submit(runs, labels=labels)
+    paused = submit(runs, labels={"namespace": "team-b"}, priority="interactive")
+    steering.pause(runs, paused)
+
+    found = {(one.model, one.namespace): one for one in asked(runs).waiting if one.ready is None}
+    assert {key: one.steps for key, one in found.items()} == {("m:1", "team-a"): 2, ("m:1", "default"): 1}
+    assert asked(runs).wishes.keys() == {"smollm2:135m"}
+
+    steering.resume(runs, paused)
+    assert ("m:1", "team-b") in {(one.model, one.namespace) for one in asked(runs).waiting}
+
+
+def test_a_deadline_counts_until_a_step_must_have_begun(runs: Runs) -> None:
+    run_id = submit(runs, deadline=timedelta(minutes=5))
+    (waiting,) = asked(runs).waiting
+    assert waiting.deadline is not None
+    assert waiting.deadline == views.run(runs.database, run_id).run.deadline_at - waiting.work
+
+
+def test_steps_to_come_are_told_and_steps_that_run_count_for_their_namespace(runs: Runs) -> None:
+    hands = Hands(runs)
+    run_id = submit(runs, labels={"namespace": "team-a"})
+    hands.claim("a", run_id)
+
+    found = asked(runs)
+    (coming,) = found.waiting
+    assert (coming.model, coming.namespace, coming.ready is not None) == ("n:1", "team-a", True)
+    assert found.working == {"hands": {"team-a": 1}}
+
+
+def test_what_a_worker_has_in_flight_says_how_often_it_was_handed_back(runs: Runs) -> None:
+    hands = Hands(runs)
+    run_id = submit(runs)
+    hands.do(hands.claim("a", run_id), {"a": failure("worker_stopped")})
+    hands.claim("a", run_id)
+
+    assert asked(runs).in_flight["hands"].preemptions == 1
+
+
+def test_a_called_run_belongs_to_the_namespace_of_its_caller(runs: Runs) -> None:
+    registry.put(runs.database, "two", check.parse(TWO))
+    caller = "workflow: caller\nlabels: {namespace: team-a, other: x}\nsteps: [{id: c, kind: workflow, workflow: two}]"
+    hands = Hands(runs)
+    run_id = hands.submit(caller)
+    hands.work(run_id)
+
+    assert {one.namespace for one in asked(runs).waiting} == {"team-a"}
+
+
+def test_a_label_that_names_no_namespace_is_refused(runs: Runs) -> None:
+    with pytest.raises(InvalidInput, match=r"labels.namespace: 'Team A' is no name of a namespace"):
+        submit(runs, labels={"namespace": "Team A"})
+    assert asked(runs).waiting == []
+
+
+def test_a_step_says_whether_it_waits_for_its_model_or_for_something_else(runs: Runs) -> None:
+    hands = Hands(runs)
+    run_id = submit(runs)
+    a, b = step_of(runs, run_id, "a"), step_of(runs, run_id, "b")
+
+    def told(step: UUID) -> str:
+        return demand.find_step(runs.database, step).told
+
+    assert (demand.find_step(runs.database, a).model, told(a)) == ("m:1", "it waits for a slot of its model")
+    assert "the steps that it needs" in told(b)
+    steering.pause(runs, run_id)
+    assert f"arriero runs resume {run_id}" in told(a)
+    steering.resume(runs, run_id)
+    claim = hands.claim("a", run_id)
+    assert told(a) == "it is running, on hands"
+    hands.do(claim, {"a": fails_then("x", 100)})
+    assert "the next one begins in" in told(a)
+    with pytest.raises(NotFound):
+        demand.find_step(runs.database, run_id)
