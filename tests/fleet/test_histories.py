@@ -43,7 +43,7 @@ POOL_LEASE, AGENT_LEASE = 20.0, 10.0
 #: A pool that could not renew for so long is gone (workers/heart.py).
 GONE = 0.9 * POOL_LEASE
 TERMS = Terms(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
-LIMITS = Limits(start=seconds(60), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10))
+LIMITS = Limits(start=seconds(600), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10))
 
 #: By host, its devices and what they hold.
 HOSTS: Mapping[str, Mapping[str, int]] = {"h": {"h0": 1000, "h1": 1000}, "i": {"i0": 800}}
@@ -455,6 +455,7 @@ def test_whatever_happens_no_byte_is_in_two_hands_and_everybody_is_served(databa
     for _ in range(20):  # what is frozen is silent for its lease and half of it, and then some agent ends it
         world.all_go_on()
     living = {process.id for process in world.processes.values() if process.alive}
+    assert not [process for process in world.processes.values() if process.alive and process.frozen]
     assert living == world.reservations().keys(), "ledger and processes agree"
     refused = {row.model: row.reason for row in views.fleet(database).refusals}
     assert world.waits.keys() <= {TOO_LARGE}, (world.waits, refused)
