@@ -452,7 +452,7 @@ def test_whatever_happens_no_byte_is_in_two_hands_and_everybody_is_served(databa
         if turn == TURNS // 2:
             for model in world.waits.keys() - {TOO_LARGE}:
                 world.orders.start(model)
-    for _ in range(20):  # what is frozen is silent for its lease and half of it, and then some agent ends it
+    for _ in range(20):  # what is frozen is silent for longer than its lease, and then its agent ends it
         world.all_go_on()
     living = {process.id for process in world.processes.values() if process.alive}
     assert not [process for process in world.processes.values() if process.alive and process.frozen]
