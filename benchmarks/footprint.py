@@ -93,7 +93,9 @@ def main() -> None:
 
 def real(*, quick: bool) -> list[dict[str, Any]]:
     """Each model in each configuration, loaded and used by a process of its own."""
-    print("model        configuration         closed form     dry run   real growth   error of closed form, dry run")
+    print(
+        "model        configuration         closed form     dry run   real growth   errors             reserved besides"
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in MODELS:
@@ -106,18 +108,26 @@ def real(*, quick: bool) -> list[dict[str, Any]]:
                 grown = measured(path, configuration)
                 # Matrices that were put into another order are in the mapped file too, from which they can be dropped.
                 growth = grown["growth"] - (dry.copied if configuration.mmap else 0)
-                predicted = {"closed form": of_model(closed), "dry run": of_model(dry)}
+                sources = {"closed form": closed, "dry run": dry}
+                predicted = {source: of_model(one) for source, one in sources.items()}
                 errors = {source: size / growth - 1 for source, size in predicted.items()}
+                spare = {source: predicted[source] + one.margins[HOST] - growth for source, one in sources.items()}
                 rows.append(
                     {"model": name, "configuration": label, "predicted": predicted, "growth": growth, "errors": errors}
-                    | {"seen": grown, "copied": dry.copied, "given": configuration.as_json()}
+                    | {"spare": spare, "seen": grown, "copied": dry.copied, "given": configuration.as_json()}
                 )
                 sizes = [f"{size / MIB:8.1f} MiB" for size in (*predicted.values(), growth)]
-                print(f"{name:12} {label:20} {'  '.join(sizes)}   {'  '.join(f'{e:+7.1%}' for e in errors.values())}")
+                print(
+                    f"{name:12} {label:20} {'  '.join(sizes)}   {'  '.join(f'{e:+7.1%}' for e in errors.values())}   "
+                    + "  ".join(f"{size / MIB:6.1f} MiB" for size in spare.values())
+                )
     for source in ("closed form", "dry run"):
-        found = [abs(row["errors"][source]) for row in rows]
-        least = min(row["errors"][source] for row in rows)
-        print(f"{source}: median error {statistics.median(found):.1%}, greatest {max(found):.1%}, least {least:+.1%}")
+        found = sorted(abs(row["errors"][source]) for row in rows)
+        print(
+            f"{source}: error median {statistics.median(found):.1%}, p95 {found[round(0.95 * (len(found) - 1))]:.1%}, "
+            f"worst {found[-1]:.1%}; least {min(row['errors'][source] for row in rows):+.1%}; "
+            f"under-reserved: {sum(row['spare'][source] < 0 for row in rows)} of {len(rows)}"
+        )
     return rows
 
 

@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -27,12 +26,12 @@ from queue import Empty, SimpleQueue
 
 import psycopg
 
-from app.fleet import files
+from app.fleet import control_group, files
 from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.devices import Devices
 from app.fleet.hosts import Ended, Granted, Hosts, Observed
-from app.fleet.pool import Desired, Phase, Stage
+from app.fleet.pool import Desired, Phase
 from app.fleet.turn import CHANNEL
 from app.kernel import addresses, ids, log, private_file
 from app.kernel import database as databases
@@ -42,6 +41,7 @@ from app.kernel.errors import (
     LeaseLost,
     ModelFileMissing,
     ModelFileUnusable,
+    NotFound,
     ServerNotStarted,
 )
 from app.kernel.process import Adopted, Child, adopt
@@ -69,12 +69,15 @@ class _Running:
 
     process: Child | Adopted
     epoch: int
-    devices: tuple[str, ...]
+    #: What it had reserved of each device when it began, or was adopted.
+    devices: dict[str, int]
     #: It computes on GPUs, and needs few cores.
     on_gpus: bool
     #: Its part of the cores.
     threads: int
     began: float
+    #: How often the kernel had killed for want of memory by then.
+    kills: int
     asked: Desired | None = None
     asked_at: float = 0.0
     #: Why it was asked to end, or killed.
@@ -95,7 +98,7 @@ class Agent:
             "ARRIERO_DATABASE_URL": servers.database_url,
             "ARRIERO_REDIS_URL": servers.redis_url,
         }
-        self.host = settings.fleet.host or socket.gethostname()
+        self.host = settings.fleet.host_here
         self._database = databases.at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
@@ -113,6 +116,8 @@ class Agent:
         #: By model, what was wrong with its file.
         self._wrong: dict[str, str] = {}
         self._seen: dict[str, Observed] = {}
+        #: Why it could not join.
+        self._refused = ""
         self._run, self._logs = settings.data_dir / "run" / "pools", settings.data_dir / "logs"
         self._limits = Limits(
             start=settings.pools.start_timeout,
@@ -168,7 +173,8 @@ class Agent:
             process = adopt(file, self._log_file(id_)) if epoch.isdigit() else None
             if process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
-                self._running[id_] = _Running(process, int(epoch), (), False, 1, time.monotonic())
+                running = _Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
+                self._running[id_] = running
 
     def _turn(self) -> None:
         """Look at everything once, and do what is to be done."""
@@ -185,6 +191,10 @@ class Agent:
         except LeaseLost as error:
             _log.warning("agent_replaced", error=str(error))
             self._epoch = None
+        except Conflict as error:
+            if self._refused != str(error):
+                self._refused = str(error)
+                _log.error("agent_cannot_join", error=str(error))
         except Exception:  # noqa: BLE001 the outermost loop: a defect of ours must not leave pools without an agent
             _log.exception("agent_turn_broke")
 
@@ -196,7 +206,7 @@ class Agent:
             if pool is None or pool.epoch != running.epoch:
                 self._end_orphan(id_)
             else:
-                running.devices = tuple(pool.bytes)
+                running.devices = dict(pool.bytes)
                 running.on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
         declared = inventory.declared(self.host, inventory_, self._settings.fleet)
         adopted = {id_: running.epoch for id_, running in self._running.items()}
@@ -237,7 +247,7 @@ class Agent:
 
     def _beat(self, inventory_: Inventory) -> list[Granted]:
         assert self._epoch is not None, "it has joined"
-        measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._pids())
+        measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._held())
         problems = [*inventory_.problems, *inventory.complaints(inventory_, self._settings.fleet)]
         return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), problems)
 
@@ -302,7 +312,8 @@ class Agent:
         )
         self._forget_old_logs()
         on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
-        running = _Running(child, pool.epoch, tuple(pool.bytes), on_gpus, threads, time.monotonic())
+        kills = control_group.kills()
+        running = _Running(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), kills)
         self._running[pool.id] = running
         try:
             child.start()
@@ -328,12 +339,26 @@ class Agent:
             self._release(pool, None, failed=True, ending=why)
             return
         running.process.stop(timedelta(0))  # what is left of its session
-        if not inventory.are_back(self.host, self._devices.measure(), pool.bytes, {running.process.pid or 0}):
+        inventory_ = self._devices.measure()
+        if not inventory.are_back(self.host, inventory_, pool.bytes, {running.process.pid or 0}):
             return  # the driver takes a moment; it is looked at again
         code = running.process.returncode
         asked = running.asked is not None and not running.killed
         ending = _ending(code, running, pool)
-        self._release(pool, running, failed=not asked and code != 0, ending=ending)
+        failed = not asked and code != 0
+        kills = control_group.kills() - running.kills
+        if failed and not running.killed and inventory.ran_out(code, running.process.log_tail(_TAIL), kills):
+            ending = f"memory ran out: {ending}; more is reserved for it from now on"
+            self._count_failure(pool, inventory_)
+        self._release(pool, running, failed=failed, ending=ending)
+
+    def _count_failure(self, pool: Granted, inventory_: Inventory) -> None:
+        try:
+            inventory.count_failure(
+                self._catalog.get(pool.model), self._settings, inventory_, self._database, self.host, pool.bytes
+            )
+        except (NotFound, ModelFileUnusable) as error:
+            _log.warning("failure_not_counted", model=pool.model, error=str(error))
 
     def _release(self, pool: Granted, running: _Running | None, *, failed: bool, ending: str) -> None:
         assert self._epoch is not None, "it has joined"
@@ -409,8 +434,13 @@ class Agent:
             pools[coming] = on_gpus
         return inventory.shares(self._settings.pools.threads, pools)
 
-    def _pids(self) -> set[int]:
-        return {running.process.pid for running in self._running.values() if running.process.pid is not None}
+    def _held(self) -> dict[int, dict[str, int]]:
+        """By process, what it has reserved."""
+        return {
+            running.process.pid: running.devices
+            for running in self._running.values()
+            if running.process.pid is not None
+        }
 
     def _log_file(self, id_: str) -> Path:
         return self._logs / f"pool.{id_}.log"
@@ -440,7 +470,7 @@ def _ending(code: int | None, running: _Running, pool: Granted) -> str:
     """How a process ended, in words."""
     if running.why:
         return running.why
-    if pool.stage in {Stage.REFUSED, Stage.FAILED} and pool.told:
+    if pool.told:
         return pool.told
     if code is not None and code < 0:
         name = signal.Signals(-code).name

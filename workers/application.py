@@ -43,6 +43,7 @@ class Application:
         )
         self._runtime: Runtime | None = None
         self._status: Status | None = None
+        self._stopping = False
 
         @self.celery.task(name=RUN_STEP)
         def run_step(step_id: str, attempt: int) -> None:
@@ -135,7 +136,9 @@ class Application:
             self._status.enter(stage)
 
     def _on_stopping(self, **_: Any) -> None:
+        if self._stopping:
+            return  # it was asked once more
+        self._stopping = True
         self._enter(Stage.DRAINING)
         _log.info("worker_draining", worker=self.runtime.owner)
-        if not self._drain.is_alive():
-            self._drain.start()
+        self._drain.start()

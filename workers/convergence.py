@@ -74,6 +74,10 @@ class GiveBack:
 
 Step = Begin | Ask | Kill | GiveBack
 
+#: Of a pool that has not begun to serve, and of one that ends by itself.
+_BEFORE = frozenset({None, Stage.STARTING, Stage.MEASURING, Stage.LOADING, Stage.WARMING, Stage.REFUSED, Stage.FAILED})
+_ENDING = frozenset({Stage.DRAINING, Stage.UNLOADING})
+
 
 def decide(pool: Granted, local: Local | None, limits: Limits) -> Step | None:
     """What is to be done about a pool now; None when there is nothing."""
@@ -85,9 +89,11 @@ def decide(pool: Granted, local: Local | None, limits: Limits) -> Step | None:
         return _leaving(pool, local, limits)
     if pool.desired is not Desired.RUN:
         return Ask(pool.stop_reason)
-    if pool.state is State.SUSPECT and pool.silent > limits.silence:
+    if (pool.state is State.SUSPECT or pool.expired) and pool.silent > limits.silence:
         return Kill(f"it was silent for {_shown(pool.silent)} and its lease ran out")
-    if pool.stage is not Stage.SERVING and local.age > limits.start:
+    if pool.stage in _ENDING:
+        return Ask(pool.told or "it ends by itself")
+    if pool.stage in _BEFORE and local.age > limits.start:
         return Kill(f"it did not begin to serve within {_shown(limits.start)} (setting pools.start_timeout)")
     if pool.stalled > limits.progress:
         return Kill(f"its engine made no progress for {_shown(pool.stalled)}")

@@ -2,7 +2,8 @@
 The heart of a pool: renews its claim on memory, tells what it does, and hears what is desired.
 
 It beats from before the load until after the last step. A claim that was lost, or could not be renewed in time, is let
-go of before it ends: the pool hands its steps back and ends; if it cannot, it ends at once.
+go of before it ends: the pool hands its steps back and ends; if it cannot, it ends at once. A thread of its own sees to
+that: whoever renews may be waiting for a database that does not answer.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _log = log.get(__name__)
 
 #: Parts of the lease that may pass without a renewal before the pool begins to leave, and before it is gone.
 _LEAVE, _GONE = 0.7, 0.9
+#: The part of the lease after which that is looked at again.
+_LOOK = 0.05
 #: Exit code of a pool that let go of its bytes because it could not show that it may have them.
 LET_GO = 7
 
@@ -35,27 +38,32 @@ LET_GO = 7
 class Heart:
     """The heart of one pool."""
 
-    def __init__(self, holder: Holder, grant: Grant, worker: str, status: Status, interval: timedelta) -> None:
-        """Beats once `start` is called."""
+    def __init__(
+        self, holder: Holder, grant: Grant, worker: str, status: Status, interval: timedelta, renewed: float
+    ) -> None:
+        """Beats once `start` is called. `renewed` is when the grant was taken, by the monotonic clock, or before."""
         self.grant, self.worker = grant, worker
         self._holder, self._interval = holder, interval.total_seconds()
         self._lease = holder.lease.total_seconds()
         self._status = status
         self._leases: Leases | None = None
         self._stalled_for: Callable[[], timedelta] = lambda: timedelta(0)
-        self._renewed = time.monotonic()
-        self._leaving = False
+        self._renewed = renewed
+        self._leaving = threading.Lock()
         self._closed = threading.Event()
         #: Wakes the heart. A queue of this kind may be filled by a signal's handler at any moment.
         self._now: SimpleQueue[None] = SimpleQueue()
         self._threads = grant.threads
         self._on_threads: Callable[[int], None] = lambda _: None
+        self._on_beat: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+        self._guard = threading.Thread(target=self._mind_the_lease, name="lease-guard", daemon=True)
 
     def start(self) -> None:
         """Begin to beat; from now on each change of the stage is told at once."""
         self._status.on_change = lambda: self._now.put(None)
         self._thread.start()
+        self._guard.start()
 
     def serve(self, leases: Leases, stalled_for: Callable[[], timedelta]) -> None:
         """From now on there is work: its leases, and the engine's progress."""
@@ -64,6 +72,10 @@ class Heart:
     def on_threads(self, action: Callable[[int], None]) -> None:
         """Who hears that the pool's part of the cores is another."""
         self._on_threads = action
+
+    def on_beat(self, action: Callable[[], None]) -> None:
+        """What is done after each beat that was heard. It may find the database away, or the claim lost."""
+        self._on_beat = action
 
     def stop(self) -> None:
         """Tell the last, and beat no more."""
@@ -86,7 +98,6 @@ class Heart:
                 self._follow(heard)
             if closing:
                 return
-            self._mind_the_lease()
             with contextlib.suppress(Empty):
                 self._now.get(timeout=self._interval)
 
@@ -99,25 +110,28 @@ class Heart:
     def _follow(self, heard: Heard) -> None:
         if heard.desired is Desired.PREEMPT and self._leases is not None:
             self._leases.drain()
+        with contextlib.suppress(DatabaseUnreachable, LeaseLost):  # the next beat meets them, too
+            self._on_beat()
         if heard.threads != self._threads:
             _log.info("threads_changed", threads=heard.threads, before=self._threads)
             self._threads = heard.threads
             self._on_threads(heard.threads)
 
     def _mind_the_lease(self) -> None:
-        silent = time.monotonic() - self._renewed
-        if silent > self._lease * _GONE:
-            _log.error("claim_let_go", seconds=round(silent, 1))
-            os._exit(LET_GO)
-        if silent > self._lease * _LEAVE:
-            self._leave(f"its claim could not be renewed for {silent:.1f} s")
+        while not self._closed.wait(min(self._interval, self._lease * _LOOK)):
+            silent = time.monotonic() - self._renewed
+            if silent > self._lease * _GONE:
+                _log.error("claim_let_go", seconds=round(silent, 1))
+                os._exit(LET_GO)
+            if silent > self._lease * _LEAVE:
+                self._leave(f"its claim could not be renewed for {silent:.1f} s")
 
     def _leave(self, why: str) -> None:
         """Hand the steps back and end. What has not begun to serve ends at once: a load cannot be stopped otherwise."""
-        if self._leaving:
+        if not self._leaving.acquire(blocking=False):
             return
-        self._leaving = True
         _log.error("claim_lost", why=why, stage=self._status.stage)
+        self._status.told = why
         if self._leases is None:
             os._exit(LET_GO)
         self._leases.drain()

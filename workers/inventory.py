@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+import signal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
 
-from app.fleet import configuration, estimate, files, header, needs
+from app.fleet import configuration, estimate, files, header, measurements, needs
 from app.fleet.device import Device, DeviceKind, Inventory
 from app.fleet.footprint import HOST
 from app.fleet.hosts import Declared, Measured
+from app.fleet.measurements import Identity
 from app.fleet.model import Model
 from app.fleet.needs import Known
 from app.kernel.database import Database
@@ -30,6 +34,10 @@ _RAM = 0.8
 _MIB = 2**20
 #: Cores of a pool that computes on GPUs.
 _GPU_THREADS = 2
+#: The number of the namespace of processes that a Linux begins with, in which its drivers see them.
+_FIRST_NAMESPACE = 0xEFFFFFFC
+#: What llama.cpp writes before it aborts.
+_NO_MEMORY = re.compile(r"out of memory|insufficient memory|failed to allocate", re.IGNORECASE)
 #: GPUs that a model is laid over.
 _SPLITS = (1, 2, 4, 8)
 #: Time from the start of a process until it loads, and bytes of weights that are loaded in a second, until it is known
@@ -79,17 +87,28 @@ def complaints(inventory: Inventory, settings: FleetSettings) -> list[str]:
     return found
 
 
-def measured(host: str, inventory: Inventory, settings: FleetSettings, pids: Collection[int]) -> list[Measured]:
-    """The devices as they are now. `pids` are the pools of this host."""
-    found = []
+def measured(
+    host: str, inventory: Inventory, settings: FleetSettings, pools: Mapping[int, Mapping[str, int]]
+) -> list[Measured]:
+    """
+    The devices as they are now. `pools` says by process what it has reserved of each device.
+
+    What pools on GPUs take of the RAM, nobody has reserved: it counts as strangers'. Where the driver names processes
+    otherwise than this host, pools are taken to use what they have reserved.
+    """
+    found, named = [], names_processes()
     for device in inventory.devices:
-        others = device.used_by_others(family(pids)) if device.kind is DeviceKind.GPU else 0
+        id_, others = id_of(host, device), 0
         if device.kind is DeviceKind.CPU:
-            others = max(device.used - sum(_resident(pid) for pid in pids), 0)
+            others = max(device.used - sum(_resident(pid) for pid, held in pools.items() if id_ in held), 0)
+        elif device.kind is DeviceKind.GPU and named:
+            others = device.used_by_others(family(pools))
+        elif device.kind is DeviceKind.GPU:
+            others = max(device.used - sum(held.get(id_, 0) for held in pools.values()), 0)
         spare = device.total - _capacity(device, settings)
         found.append(
             Measured(
-                id=id_of(host, device),
+                id=id_,
                 used=device.used,
                 strangers=max(others - spare, 0),
                 temperature=device.temperature,
@@ -165,6 +184,14 @@ def shares(cores: int, pools: Mapping[str, bool]) -> dict[str, int]:
     }
 
 
+def names_processes(root: Path = Path("/")) -> bool:
+    """Whether the driver names processes as this host does; inside a container that has its own it does not."""
+    try:
+        return (root / "proc/self/ns/pid").stat().st_ino == _FIRST_NAMESPACE
+    except OSError:
+        return True
+
+
 def family(pids: Iterable[int]) -> set[int]:
     """The processes and all that descend from them."""
     found = set(pids)
@@ -186,19 +213,19 @@ def layouts(model: Model, settings: Settings, inventory: Inventory, database: Da
     What the model needs on devices of each type that the host has, alone or on several of them.
 
     It is the best that is known without touching a device: measured, a remembered dry run, or the file's header.
+    A process sees one instance of a divided GPU at a time. Without CUDA in llama.cpp, GPUs cannot be used.
     Raises ModelFileUnusable when the file is not here.
     """
-    read = header.read(files.locate(model, settings.data_dir))
-    adapters = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
+    identity_on = _identities(model, settings)
     by_type: dict[str, list[Device]] = {}
     for device in inventory.devices:
-        if device.kind is not DeviceKind.SIMULATED:
+        if device.kind is DeviceKind.CPU or (device.kind is DeviceKind.GPU and measurements.computes_on_gpus()):
             by_type.setdefault(type_of(device), []).append(device)
     for type_, devices in by_type.items():
-        for count in [0] if type_ == needs.CPU else [n for n in _SPLITS if n <= len(devices)]:
-            gpus = devices[:count]
-            shape = configuration.of_model(model, gpus=count)
-            identity = estimate.identify(read, shape, gpus, adapters=adapters)
+        most = 1 if devices[0].parent else len(devices)
+        for count in [0] if type_ == needs.CPU else [n for n in _SPLITS if n <= most]:
+            identity = identity_on(devices[:count])
+            read = identity.header
             best = estimate.estimate(identity, database, host, dry=False).best
             reserved = best.reserved()
             parts = [reserved[place] for place in range(count)] if count else [reserved[HOST]]
@@ -206,6 +233,34 @@ def layouts(model: Model, settings: Settings, inventory: Inventory, database: Da
             yield Known(
                 needs.configuration_id(model), type_, tuple(sorted(parts, reverse=True)), best.source.value, load, 10.0
             )
+
+
+def ran_out(code: int | None, tail: str, kills: int) -> bool:
+    """Whether a process ended because memory ran out; `kills` says how often the kernel killed for that meanwhile."""
+    if code == -signal.SIGKILL:
+        return kills > 0
+    return code == -signal.SIGABRT and _NO_MEMORY.search(tail) is not None
+
+
+def count_failure(
+    model: Model, settings: Settings, inventory: Inventory, database: Database, host: str, devices: Collection[str]
+) -> None:
+    """
+    Memory ran out for a pool of the model on these devices: its next estimate is more careful.
+
+    Raises ModelFileUnusable when the file is not here.
+    """
+    gpus = [one for one in inventory.devices if one.kind is DeviceKind.GPU and id_of(host, one) in devices]
+    identity = _identities(model, settings)(gpus)
+    with database.work() as work:
+        measurements.count_failure(work, identity)
+
+
+def _identities(model: Model, settings: Settings) -> Callable[[list[Device]], Identity]:
+    """Gives the identity of a load of the model on some GPUs; its file is read once."""
+    read = header.read(files.locate(model, settings.data_dir))
+    adapters = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
+    return lambda gpus: estimate.identify(read, configuration.of_model(model, gpus=len(gpus)), gpus, adapters=adapters)
 
 
 def _capacity(device: Device, settings: FleetSettings) -> int:

@@ -3,7 +3,7 @@ Measuring: what a pool's model will take, checked before it is loaded, and what 
 
 Before: the best estimate, from what was measured, a dry run, or the file's header; a load that cannot fit is refused.
 After: one real token, so that a model that cannot compute never serves; then the process's own memory. Buffers that are
-allocated and not yet touched count in full.
+allocated and not yet touched count in full. While it serves, what it grows by is added.
 
 Of the process, its share of RAM is the memory that it alone has; the pages of the model's file are counted by the file.
 Where the system does not tell these apart (elsewhere than on Linux), nothing is kept.
@@ -12,7 +12,6 @@ Where the system does not tell these apart (elsewhere than on Linux), nothing is
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,11 +22,11 @@ from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
 from app.fleet.device import CPU, Device, DeviceKind
 from app.fleet.estimate import Estimate
-from app.fleet.footprint import HOST, Footprint, Source
-from app.inference.requests import EmbedRequest, GenerateRequest, Sampling
+from app.fleet.footprint import HOST, Footprint, Share, Source
+from app.inference.requests import EmbedRequest, GenerateRequest, RerankRequest, Sampling
 from app.kernel import addresses, log
 from app.kernel import database as databases
-from app.kernel.errors import AllocationFailed, MemoryNotEnough
+from app.kernel.errors import AllocationFailed, MemoryNotEnough, Unavailable
 from app.kernel.settings import Settings
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
@@ -39,26 +38,29 @@ _SERVING = 24 * footprint.MIB
 
 
 class Measuring:
-    """The memory of one pool: `expect`, then load within `loading`, then `keep`."""
+    """The memory of one pool: `expect`, then load within `loading`, then `keep`; and `grown` while it serves."""
 
-    def __init__(self, settings: Settings, read: Header, options: EngineOptions, device: str, *, embeds: bool) -> None:
+    def __init__(self, settings: Settings, read: Header, options: EngineOptions, device: str) -> None:
         """
         `device` is what the pool was pinned to: `cpu`, or GPUs by number or UUID, with commas.
 
         Raises DatabaseBehind, DatabaseUnreachable, Unavailable.
         """
-        self._host = socket.gethostname()
+        self._host = settings.fleet.host_here
         self._settings = settings
         self._devices = devices.Devices(settings.fleet)
         inventory = self._devices.measure().devices
+        if device != CPU and not measurements.computes_on_gpus():  # the model would silently lie in RAM
+            raise Unavailable(f"the llama.cpp that is installed here ({measurements.build()}) was built without CUDA")
         self._gpus = () if device == CPU else tuple(_pinned(name, inventory) for name in device.split(","))
-        self._configuration = configuration_of(options, embeds=embeds, gpus=len(self._gpus))
+        self._configuration = configuration_of(options, gpus=len(self._gpus))
         self._identity = estimate.identify(
             read, self._configuration, self._gpus, adapters=[header.read(lora.path) for lora in options.loras]
         )
         self._database = databases.at_head(addresses.of(settings).database_url, pool_size=1)
         self._before = _memory()
         self._estimate: Estimate | None = None
+        self._kept: Footprint | None = None
 
     def close(self) -> None:
         """Let go of the database and of the driver."""
@@ -108,28 +110,51 @@ class Measuring:
         if loaded is None or self._before is None:
             return None
         counted = next(one for one in self._estimate.footprints if one.source is not Source.MEASURED)
-        later, shares, contexts = self._later(), [], {}
+        shares, contexts = [], {}
         for share in counted.shares:
             if share.place == HOST:
                 weights = counted.copied if self._configuration.mmap else share.weights
-                own = loaded[0] + self._before[1] - weights - share.cache - share.output + later[HOST]
+                own = loaded[0] + self._before[1] - weights - share.cache - share.output + self._later()
                 process = max(own, 0) + _SERVING + self._working(HOST)
             else:
                 used = self._used(self._gpus[share.place])
                 if used is None:
                     return None
-                context = max(used - share.weights - share.cache - share.compute + later[share.place], 0)
+                context = max(used - share.weights - share.cache - share.compute, 0)
                 contexts[self._gpus[share.place].uuid] = context
                 process = context + self._working(share.place)
             shares.append(replace(share, process=process))
-        made = Footprint(Source.MEASURED, tuple(shares), {}, copied=counted.copied)
-        made = replace(made, margins={share.place: footprint.margin_of_measured(share) for share in shares})
         with self._database.work() as work:
-            measurements.keep_measured(work, self._identity, made)
-            for uuid, size in contexts.items():
-                measurements.keep_process(work, self._host, self._identity.build, uuid, size)
-        _log.info("footprint_measured", bytes=_named({share.place: share.total for share in shares}))
-        return made
+            self._kept = measurements.keep_measured(work, self._identity, _measured(counted, shares))
+            if counted.source is Source.DRY_RUN:  # a formula's mistakes are no context
+                for uuid, size in contexts.items():
+                    measurements.keep_process(work, self._host, self._identity.build, uuid, size)
+        _log.info("footprint_measured", bytes=_named({share.place: share.total for share in self._kept.shares}))
+        return self._kept
+
+    def grown(self) -> Footprint | None:
+        """
+        What the process takes by now, remembered, if that is more than what was known; else None.
+
+        Raises DatabaseUnreachable.
+        """
+        memory = _memory()
+        if self._kept is None or self._before is None or memory is None:
+            return None
+        shares = []
+        for share in self._kept.shares:
+            if share.place == HOST:
+                mapped = share.weights - self._kept.copied if self._configuration.mmap else 0
+                taken = memory[0] + self._before[1] + mapped
+            else:
+                taken = self._used(self._gpus[share.place]) or 0
+            shares.append(replace(share, process=share.process + max(taken - share.total, 0)))
+        if tuple(shares) == self._kept.shares:
+            return None
+        with self._database.work() as work:
+            self._kept = measurements.keep_measured(work, self._identity, _measured(self._kept, shares))
+        _log.warning("footprint_grown", bytes=_named({share.place: share.total for share in self._kept.shares}))
+        return self._kept
 
     def _require(self, place: int, needed: int) -> None:
         """Raise MemoryNotEnough when the device has not so many bytes free now."""
@@ -137,18 +162,13 @@ class Measuring:
         if device.total and needed > device.free:
             raise MemoryNotEnough(f"{self._identity.header.path.name} on {device.name}", needed, device.free)
 
-    def _later(self) -> dict[int, int]:
-        """Bytes that are counted and not there yet, by place: the context for vectors is made when one is asked for."""
+    def _later(self) -> int:
+        """Bytes of RAM that are counted and come after the load: the context for vectors is made at its first use."""
         full, plain = (
-            reckoning.closed_form(self._identity.header, one, gpus=len(self._gpus)).shares
+            reckoning.closed_form(self._identity.header, one, gpus=len(self._gpus)).shares[0]
             for one in (self._configuration, replace(self._configuration, embedding=0))
         )
-        return {
-            all_of_it.place: all_of_it.cache
-            - now.cache
-            + (all_of_it.output - now.output if all_of_it.place == HOST else all_of_it.compute - now.compute)
-            for all_of_it, now in zip(full, plain, strict=True)
-        }
+        return full.cache - plain.cache + full.output - plain.output
 
     def _working(self, place: int) -> int:
         return reckoning.working(self._identity.header, self._configuration, place, gpus=len(self._gpus))
@@ -160,7 +180,7 @@ class Measuring:
         return own[0] if own else None
 
 
-def configuration_of(options: EngineOptions, *, embeds: bool, gpus: int) -> Configuration:
+def configuration_of(options: EngineOptions, *, gpus: int) -> Configuration:
     """The configuration of an engine with these options."""
     return configuration.of_tuning(
         options,
@@ -169,18 +189,25 @@ def configuration_of(options: EngineOptions, *, embeds: bool, gpus: int) -> Conf
         kv_k=options.kv_type_k,
         kv_v=options.kv_type_v,
         flash_attention=options.flash_attention,
-        embeds=embeds,
+        embeds=options.vectors,
         gpus=gpus,
     )
 
 
 def _warm_up(engine: LlamaEngine, *, whole: bool) -> None:
-    """Let the model compute something: a token, or a vector. `whole` gives it a prompt that fills a micro-batch."""
-    if not engine.writes:
-        engine.embed(EmbedRequest(texts=("a",)))
-        return
-    count = min(engine.options.ubatch, engine.options.batch, engine.context_limit - 8) if whole else 1
-    engine.generate(GenerateRequest(prompt="a " * count, max_tokens=1, sampling=Sampling(temperature=0))).result()
+    """Let the model do what it is for: a token, a vector or a score. `whole` fills a micro-batch with the prompt."""
+    if engine.writes:
+        count = min(engine.options.ubatch, engine.options.batch, engine.context_limit - 8) if whole else 1
+        engine.generate(GenerateRequest(prompt="a " * count, max_tokens=1, sampling=Sampling(temperature=0))).result()
+    if engine.ranks:
+        engine.rerank(RerankRequest("a", ("a",)))
+    elif engine.options.vectors or not engine.writes:
+        engine.embed(EmbedRequest(("a",)))
+
+
+def _measured(counted: Footprint, shares: list[Share]) -> Footprint:
+    margins = {share.place: footprint.margin_of_measured(share) for share in shares}
+    return Footprint(Source.MEASURED, tuple(shares), margins, copied=counted.copied)
 
 
 def _pinned(name: str, inventory: tuple[Device, ...]) -> Device:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 
@@ -55,14 +55,17 @@ def run(settings: Settings, id_: str, epoch: int) -> int:
     database = databases.at_head(addresses.of(settings).database_url, pool_size=2)
     try:
         holder = Holder(database, settings.fleet.lease)
+        taking = time.monotonic()
         grant = holder.take(id_, epoch)
         status = Status(grant.model)
-        heart = Heart(holder, grant, worker_of(grant), status, settings.fleet.heartbeat)
+        heart = Heart(holder, grant, worker_of(grant), status, settings.fleet.heartbeat, taking)
         heart.start()
+        pool = _Pool(settings, holder, grant, heart, status)
         try:
-            return _Pool(settings, holder, grant, heart, status).serve(began)
+            return pool.serve(began)
         finally:
             heart.stop()
+            pool.close()
     finally:
         database.close()
 
@@ -86,6 +89,7 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
         "kv_type_k": model.kv.k,
         "kv_type_v": model.kv.v,
         "flash_attention": FLASH_ATTENTION[model.flash_attention],
+        "vectors": model.embeds,
         "profile": model.prompt,
         "threads": entry.threads or threads,
         "loras": [
@@ -104,6 +108,12 @@ class _Pool:
     def __init__(self, settings: Settings, holder: Holder, grant: Grant, heart: Heart, status: Status) -> None:
         self.settings, self.holder, self.grant = settings, holder, grant
         self.heart, self.status = heart, status
+        self._measuring: Measuring | None = None
+
+    def close(self) -> None:
+        """Let go of what watches its memory."""
+        if self._measuring is not None:
+            self._measuring.close()
 
     def serve(self, began: float) -> int:
         """Load, then serve until the end. `began` is when the process did, by the monotonic clock."""
@@ -145,17 +155,18 @@ class _Pool:
         # The engine's thread waits for no other thread of Python for longer than this.
         sys.setswitchinterval(_SWITCH_SECONDS)
         device = ",".join(uuids) or needs.CPU
-        with closing(Measuring(self.settings, header.read(path), options, device, embeds=model.embeds)) as measuring:
-            self.status.enter(Stage.MEASURING)
-            self._claim(measuring.expect())
-            _log.info("model_loading", model=model.name, path=str(path), device=device)
-            self.status.enter(Stage.LOADING)
-            with measuring.loading():
-                engine = LlamaEngine(path, options, on_progress=self.status.note_progress)
-            self.status.enter(Stage.WARMING)
-            measured = measuring.keep(engine)
+        measuring = self._measuring = Measuring(self.settings, header.read(path), options, device)
+        self.status.enter(Stage.MEASURING)
+        self._claim(measuring.expect())
+        _log.info("model_loading", model=model.name, path=str(path), device=device)
+        self.status.enter(Stage.LOADING)
+        with measuring.loading():
+            engine = LlamaEngine(path, options, on_progress=self.status.note_progress)
+        self.status.enter(Stage.WARMING)
+        measured = measuring.keep(engine)
         if measured is not None:
             self._claim(measured)
+        self.heart.on_beat(self._mind_the_memory)
         if model.engine.threads is None:
             self.heart.on_threads(engine.use_threads)
         self.holder.note_load(self.grant, timedelta(seconds=time.monotonic() - began))
@@ -171,6 +182,16 @@ class _Pool:
         if isinstance(adjusted, Refused):
             raise MemoryNotEnough(f"{self.grant.model} ({needed.source.value}): {adjusted.reason}; it", None, None)
         self.grant = replace(self.grant, revision=adjusted)
+
+    def _mind_the_memory(self) -> None:
+        """Claim what the process has grown by. What cannot be had is told: the next pool of the model asks for it."""
+        assert self._measuring is not None, "it has loaded"
+        if (grown := self._measuring.grown()) is None:
+            return
+        try:
+            self._claim(grown)
+        except MemoryNotEnough as error:
+            _log.error("pool_outgrew_its_claim", model=self.grant.model, reason=str(error))
 
     def _stand_in(self, model: Model) -> Metered:
         part = self.grant.parts[0]

@@ -30,6 +30,7 @@ def upgrade() -> None:
         "host",
         sa.Column("name", sqlmodel.sql.sqltypes.AutoString(length=100), nullable=False),
         sa.Column("state", sqlmodel.sql.sqltypes.AutoString(length=16), nullable=False),
+        sa.Column("lost_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("identity", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
         sa.Column("agent_epoch", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("agent_until", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -37,7 +38,7 @@ def upgrade() -> None:
         sa.Column("cores", sa.Integer(), nullable=False),
         sa.Column("files", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("problems", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
-        sa.CheckConstraint("state IN ('open', 'cordoned', 'draining', 'lost')", name=op.f("ck_host_state_is_known")),
+        sa.CheckConstraint("state IN ('open', 'cordoned', 'draining')", name=op.f("ck_host_state_is_known")),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_host")),
     )
     op.create_table(
@@ -261,7 +262,8 @@ def upgrade() -> None:
         sa.Column("serving_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "stage IN ('starting', 'measuring', 'loading', 'warming', 'serving', 'draining', 'refused', 'failed')",
+            "stage IN ('starting', 'measuring', 'loading', 'warming', 'serving', 'draining', 'unloading', 'refused', "
+            "'failed')",
             name=op.f("ck_pool_report_stage_is_known"),
         ),
         sa.ForeignKeyConstraint(["pool_id"], ["pool.id"], name=op.f("fk_pool_report_pool_id_pool"), ondelete="CASCADE"),

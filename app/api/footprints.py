@@ -18,7 +18,7 @@ from app.fleet.estimate import Estimate
 from app.fleet.footprint import HOST, Footprint
 from app.fleet.model import Model
 from app.kernel.database import Database
-from app.kernel.errors import NotFound
+from app.kernel.errors import InvalidInput, ModelUnsupported, NotFound, Problem
 from app.kernel.settings import Settings, environment_of
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -59,6 +59,7 @@ class ShareOut(BaseModel):
     """What is taken of one device, in bytes."""
 
     device: str
+    simulated: bool = Field(description="the device is not there")
     weights: int
     cache: int = Field(description="keys, values and states")
     compute: int = Field(description="what llama.cpp computes in")
@@ -112,15 +113,35 @@ def asked(model: Model, given: Mapping[str, Any]) -> Model:
 
 
 def devices_of(names: str, inventory: Inventory) -> tuple[Device, ...]:
-    """GPUs and simulated devices by their names, in that order; none for `cpu`. Raises NotFound."""
-    if names == CPU:
-        return ()
-    known = {device.name: device for device in inventory.devices if device.kind is not DeviceKind.CPU}
+    """
+    GPUs and simulated devices by their names, in that order; none for `cpu`.
+
+    Raises NotFound for a name that no device has, and InvalidInput for devices that one process cannot have together.
+    """
+    known = {device.name: device for device in inventory.devices}
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in known:
-            raise NotFound("device", name, [CPU, *known])
-    return tuple(known[name] for name in wanted)
+            raise NotFound("device", name, list(known))
+    if wanted == [CPU]:
+        return ()
+    found = tuple(known[name] for name in wanted)
+    if problem := _apart(found):
+        raise InvalidInput([Problem("devices", f"{names!r}: {problem}", "cpu alone, or GPUs of one host")], "devices")
+    return found
+
+
+def _apart(devices: Sequence[Device]) -> str:
+    """Why one process cannot have these devices together; empty when it can."""
+    if any(device.kind is DeviceKind.CPU for device in devices):
+        return "the host's RAM is a part of every load on GPUs"
+    if len({device.name for device in devices}) < len(devices):
+        return "a device is named twice"
+    if len({device.kind for device in devices}) > 1:
+        return "some are simulated and some are not"
+    if len(devices) > 1 and any(device.parent for device in devices):
+        return "CUDA lets a process see one instance of a divided GPU (MIG) at a time"
+    return ""
 
 
 def estimated(
@@ -136,10 +157,15 @@ def estimated(
     """
     The estimate for a model on these GPUs of this host. `dry` allows a dry run; None allows it on the CPU alone.
 
-    Raises ModelFileUnusable when the file is not here.
+    Raises ModelFileUnusable when the file is not here, or an adapter is of another architecture.
     """
     read = header.read(files.locate(model, settings.data_dir))
     own = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
+    for adapter in (*own, *adapters):
+        if adapter.architecture != read.architecture:
+            raise ModelUnsupported(
+                adapter.path, f"it is an adapter of {adapter.architecture}, not of {read.architecture}"
+            )
     identity = estimate.identify(
         read,
         configuration.of_model(model, gpus=len(devices)),
@@ -150,27 +176,29 @@ def estimated(
     real = all(device.kind is DeviceKind.GPU for device in devices)
     pinned = environment_of(settings) | {"CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in devices)}
     allowed = dry if dry is not None else not devices
-    return estimate.estimate(identity, database, socket.gethostname(), dry=allowed and real, environment=pinned)
+    return estimate.estimate(identity, database, settings.fleet.host_here, dry=allowed and real, environment=pinned)
 
 
 def shown(model: Model, found: Estimate) -> EstimateOut:
     """The estimate as the API and the command show it."""
-    names = {HOST: CPU} | {place: device.name for place, device in enumerate(found.identity.devices)}
     return EstimateOut(
         model=model.name,
         host=socket.gethostname(),
         configuration=found.identity.configuration.as_json(),
         build=found.identity.build,
-        footprints=[_out(one, names, chosen=one is found.best) for one in found.footprints],
+        footprints=[_out(one, found.identity.devices, chosen=one is found.best) for one in found.footprints],
         missing={source.value: reason for source, reason in found.missing.items()},
     )
 
 
-def _out(one: Footprint, names: Mapping[int, str], *, chosen: bool) -> FootprintOut:
+def _out(one: Footprint, devices: Sequence[Device], *, chosen: bool) -> FootprintOut:
     reserved = one.reserved()
+    names = {HOST: CPU} | {place: device.name for place, device in enumerate(devices)}
+    simulated = {place for place, device in enumerate(devices) if device.kind is DeviceKind.SIMULATED}
     shares = [
         ShareOut(
             device=names[share.place],
+            simulated=share.place in simulated,
             total=share.total,
             margin=reserved[share.place] - share.total,
             reserved=reserved[share.place],

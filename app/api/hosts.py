@@ -70,7 +70,7 @@ def page(services: Use) -> HostList:
     return HostList(hosts=[out(host) for host in views.hosts(services.database)])
 
 
-@router.put("/{name}", summary="Open, cordon or drain a host", responses=problems.documented(404, 409, 422))
+@router.put("/{name}", summary="Open, cordon or drain a host", responses=problems.documented(404, 422))
 def mark(services: Use, name: str, body: MarkIn) -> HostOut:
     """Say what may be done with a host: open, cordoned (nothing new), draining (its pools are moved or stopped)."""
     if body.state is HostState.LOST:

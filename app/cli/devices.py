@@ -35,7 +35,7 @@ def devices(context: typer.Context, as_json: AsJson = False) -> None:
             Text(device.name, "magenta" if device.simulated else ""),
             device.model + (f" (limited by {device.limited_by})" if device.limited_by else ""),
             rounded(device.total),
-            rounded(device.used),
+            "-" if device.simulated else rounded(device.used),
             rounded(device.free),
             "-" if device.utilisation is None else f"{device.utilisation:.0%}",
             "-" if device.temperature is None else str(device.temperature),

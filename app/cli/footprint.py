@@ -11,6 +11,7 @@ from rich.text import Text
 from app.api.footprints import KEYS, EstimateOut, asked, devices_of, estimated, shown
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
 from app.fleet import files, header
+from app.fleet.anatomy import Header
 from app.fleet.device import CPU
 from app.fleet.devices import Devices
 from app.fleet.footprint import PARTS
@@ -79,8 +80,8 @@ def footprint(
             settings,
             database,
             dry=dry_run,
-            adapters=[header.read(path) for path in lora or ()],
-            projector=header.read(mmproj) if mmproj else None,
+            adapters=[_header(path, "adapter", "--lora") for path in lora or ()],
+            projector=_header(mmproj, "mmproj", "--mmproj") if mmproj else None,
         )
     finally:
         measuring.close()
@@ -105,6 +106,13 @@ def _database(settings: Settings) -> Database | None:
         return None
 
 
+def _header(path: Path, kind: str, option: str) -> Header:
+    found = header.read(path)
+    if found.kind != kind:
+        raise typer.BadParameter(f"{path} is of the kind {found.kind!r}; {kind!r} is needed", param_hint=option)
+    return found
+
+
 def _size(text: str) -> int:
     try:
         return parse(text)
@@ -120,7 +128,8 @@ def _print(answer: EstimateOut) -> None:
         for number, share in enumerate(one.shares):
             sizes = [getattr(share, part) for part in (*PARTS, "total", "margin", "reserved")]
             label = Text("" if number else one.source, style)
-            printed.add_row(label, share.device, *(Text(rounded(size) if size else "-", style) for size in sizes))
+            device = Text(share.device, "magenta" if share.simulated else "")
+            printed.add_row(label, device, *(Text(rounded(size) if size else "-", style) for size in sizes))
     console().print(printed)
     for source, reason in answer.missing.items():
         console().print(Text(f"{source}: {reason}", "dim"))

@@ -24,7 +24,10 @@ from app.fleet.reservation import Book, Ledger, Quota, Refused, Reservation, Sta
 from app.kernel.database import Work
 from app.kernel.errors import LeaseLost
 
-_HOSTS = "SELECT name, state, agent_epoch FROM host WHERE CAST(:host AS text) IS NULL OR name = :host ORDER BY name"
+_HOSTS = """
+    SELECT name, state = 'open' AND lost_at IS NULL AS open, agent_epoch FROM host
+    WHERE CAST(:host AS text) IS NULL OR name = :host ORDER BY name
+"""
 _LOCK_HOSTS, _LOOK_AT_HOSTS = text(f"{_HOSTS} FOR UPDATE"), text(_HOSTS)
 _DEVICES = text("""
     SELECT id, host, present, capacity_bytes, charged_bytes, firm_bytes FROM device WHERE host = ANY(:hosts)
@@ -191,8 +194,10 @@ class Books:
 def open_books(work: Work, host: str | None = None, *, to_read: bool = False) -> Books:
     """The ledger of a host, or of all, locked until the end of the transaction, but for one that is only `to_read`."""
     hosts = work.rows(_LOOK_AT_HOSTS if to_read else _LOCK_HOSTS, {"host": host})
+    if not to_read:
+        work.pipeline.sync()  # from here on the server ends a session that keeps the locks and says nothing
     names = {"hosts": [row.name for row in hosts]}
-    states = {row.name: row.state for row in hosts}
+    is_open = {row.name: row.open for row in hosts}
     now = _now(work)
     devices = work.rows(_DEVICES, names)
     backing: dict[str, dict[str, dict[str, int]]] = {}
@@ -200,10 +205,7 @@ def open_books(work: Work, host: str | None = None, *, to_read: bool = False) ->
         backing.setdefault(row.reservation_id, {}).setdefault(row.victim_id, {})[row.device_id] = row.bytes
     quotas = work.rows(_LOOK_AT_QUOTAS if to_read else _LOCK_QUOTAS)
     ledger = Ledger(
-        devices={
-            row.id: Book(row.host, row.capacity_bytes, open=row.present and states[row.host] == "open")
-            for row in devices
-        },
+        devices={row.id: Book(row.host, row.capacity_bytes, open=row.present and is_open[row.host]) for row in devices},
         agents={row.name: row.agent_epoch for row in hosts if row.agent_epoch},
         reservations={row.id: _reservation(row, backing.get(row.id, {})) for row in work.rows(_RESERVATIONS, names)},
         reserves={row.id: SetAside(row.id, row.configuration, row.bytes) for row in work.rows(_SET_ASIDE, names)},

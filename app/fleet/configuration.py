@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from app.fleet.engine import KvLayout, KvType, Tuning
+from app.fleet.engine import KvType, Tuning
 from app.fleet.model import FLASH_ATTENTION, Model
 
 #: Values of a block of each type of a KV cache, and bytes of that block: ggml's own table.
@@ -20,8 +20,6 @@ KV_BLOCKS: Mapping[KvType, tuple[int, int]] = {
     "f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "q5_1": (32, 24), "q5_0": (32, 22),
     "q4_1": (32, 20), "q4_0": (32, 18), "iq4_nl": (32, 18),
 }  # fmt: skip
-#: llama.cpp's LLAMA_MAX_SEQ.
-_MOST_SEQUENCES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +82,10 @@ def of_tuning(
     gpus: int,
 ) -> Configuration:
     """The configuration of an engine with these options on so many GPUs; `embeds` says that it gives vectors."""
-    streams = tuning.reproducible or tuning.layout is KvLayout.STREAMS
-    kept = 0 if streams or not tuning.reuse else slots if tuning.kept is None else tuning.kept
     return Configuration(
         context=cells,
-        sequences=min(_MOST_SEQUENCES, slots + kept),
-        streams=streams,
+        sequences=tuning.holds(slots, cells),
+        streams=tuning.parts(slots, cells),
         batch=tuning.batch,
         ubatch=min(tuning.batch, tuning.ubatch),
         kv_type_k=kv_k,

@@ -51,6 +51,12 @@ def find(root: Path = Path("/")) -> Limit | None:
     return Limit(tightest.total, min(limit.free for limit in limits), tightest.path)
 
 
+def kills(root: Path = Path("/")) -> int:
+    """Processes that the kernel has killed since it started because memory ran out, in any group of the machine."""
+    lines = [line.split() for line in _text(root / "proc/vmstat").splitlines()]
+    return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
+
+
 def _groups(root: Path) -> list[tuple[_Files, list[Path]]]:
     """The folders of the own group and those above it, for each version that is mounted with its memory controller."""
     own = _text(root / "proc/self/cgroup").splitlines()

@@ -6,12 +6,13 @@ Nothing here touches CUDA: a context would take half a gigabyte of the memory th
 
 from __future__ import annotations
 
+import functools
 import threading
 from pathlib import Path
 
 import psutil
 
-from app.fleet import control_group
+from app.fleet import control_group, measurements
 from app.fleet.device import CPU, Device, DeviceKind, Inventory
 from app.fleet.nvml import Gpus
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
@@ -34,6 +35,8 @@ class Devices:
         """
         with self._lock:
             gpus, problems = self._gpus.read()
+        if gpus and not measurements.computes_on_gpus():
+            problems.append("the llama.cpp that is installed here was built without CUDA: no model can lie on GPUs")
         return Inventory((ram(), *gpus, *(_simulated(device) for device in self._simulated)), tuple(problems))
 
     def close(self) -> None:
@@ -51,10 +54,11 @@ def ram(root: Path = Path("/")) -> Device:
         free = min(free, limit.free)
         if limit.total < total:
             total, limited_by = limit.total, str(limit.path)
-    return Device(CPU, DeviceKind.CPU, _processor(root), total, min(free, total), limited_by=limited_by)
+    return Device(CPU, DeviceKind.CPU, processor(root), total, min(free, total), limited_by=limited_by)
 
 
-def _processor(root: Path) -> str:
+@functools.cache
+def processor(root: Path = Path("/")) -> str:
     """The name of the processor, as Linux writes it."""
     try:
         lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -29,6 +29,8 @@ Slots = Annotated[StrictInt, Field(ge=1, le=128, description="a whole number fro
 #: Slots from which on streams are taken, if each then holds at least so many tokens.
 STREAMS_FROM, STREAMS_HOLD = 16, 1024
 
+#: Sequences of a context at the most: llama.cpp's LLAMA_MAX_SEQ.
+_SEQUENCES = 256
 #: GPUs that llama.cpp splits a model over, at the most.
 _DEVICES = 16
 
@@ -135,6 +137,17 @@ class Tuning(Entry):
     embedding_context: StrictInt = Field(default=2048, ge=16, le=131_072, description="tokens, 16 to 131072")
     #: None takes what the file says, or the mean.
     pooling: Literal["mean", "cls", "last", "rank"] | None = Field(default=None, description="mean, cls, last or rank")
+
+    def parts(self, slots: int, cells: int) -> bool:
+        """Whether each of so many slots gets a buffer of its own, of so many cells in all."""
+        layout = self.layout or layout_for(slots, cells, self.kept)
+        return self.reproducible or layout is KvLayout.STREAMS
+
+    def holds(self, slots: int, cells: int) -> int:
+        """Sequences of the context: one for each slot, and those that are kept for later requests."""
+        if self.parts(slots, cells):
+            return slots
+        return min(_SEQUENCES, slots + (slots if self.kept is None else self.kept) * self.reuse)
 
 
 class EngineEntry(Tuning):

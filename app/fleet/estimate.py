@@ -21,9 +21,10 @@ from datetime import timedelta
 from typing import Any
 
 from app.fleet import caches, footprint, measurements, reckoning
+from app.fleet import devices as devices_of_host
 from app.fleet.anatomy import Header
 from app.fleet.configuration import Configuration
-from app.fleet.device import Device
+from app.fleet.device import Device, DeviceKind
 from app.fleet.footprint import HOST, Footprint, Share, Source
 from app.fleet.measurements import Identity
 from app.fleet.reckoning import GUESS, Process
@@ -37,8 +38,8 @@ _log = log.get(__name__)
 _PROBE = "workers.engine.probe"
 #: A dry run reads a header and a vocabulary; this is for a disk that sleeps, or a machine that is busy.
 _TIMEOUT = timedelta(seconds=60)
-#: States are allocated even in a dry run; above so many bytes none is made.
-_MOST_STATES = 512 * footprint.MIB
+#: States, and notes of cells, are allocated even in a dry run; above so many bytes none is made.
+_MOST = 512 * footprint.MIB
 
 _one = threading.Lock()
 
@@ -72,7 +73,8 @@ def identify(
     projector: Header | None = None,
 ) -> Identity:
     """The identity of a load on these GPUs of this host, with the llama.cpp that is installed here."""
-    return Identity(header, configuration, tuple(devices), measurements.build(), tuple(adapters), projector)
+    build, processor = measurements.build(), devices_of_host.processor()
+    return Identity(header, configuration, tuple(devices), build, processor, tuple(adapters), projector)
 
 
 def estimate(
@@ -110,10 +112,16 @@ def estimate(
                 with database.work() as work:
                     measurements.keep_dry_run(work, identity, found)
     elif found is None:
-        missing[Source.DRY_RUN] = "a pool makes it when it loads the model" if identity.devices else "it was not asked"
+        missing[Source.DRY_RUN] = _why_not_asked(identity)
     closed = _closed_form(identity, process)
     all_of_them = [one.raised(known.floor) for one in (known.measured, found, closed) if one is not None]
     return Estimate(identity, tuple(all_of_them), missing)
+
+
+def _why_not_asked(identity: Identity) -> str:
+    if any(device.kind is DeviceKind.SIMULATED for device in identity.devices):
+        return "llama.cpp knows nothing of simulated devices"
+    return "a pool makes it when it loads the model" if identity.devices else "it was not asked for"
 
 
 def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mapping[str, str] | None = None) -> Footprint:
@@ -124,11 +132,14 @@ def dry_run(identity: Identity, process: Process = GUESS, *, environment: Mappin
     """
     header, configuration = identity.header, identity.configuration
     states = sum(layer.state for layer in caches.layers(header)) * configuration.sequences
-    if states > _MOST_STATES:
+    if (allocated := states + caches.notes(header, configuration)) > _MOST:
         raise NoDryRun(
-            f"llama.cpp allocates the states of recurrent layers even then: {states / footprint.MIB:,.0f} MiB"
+            "llama.cpp allocates the states of recurrent layers and its notes of cells even then: "
+            f"{allocated / footprint.MIB:,.0f} MiB"
         )
-    question = json.dumps({"path": str(header.path), "configuration": configuration.as_json()})
+    question = json.dumps(
+        {"path": str(header.path), "configuration": configuration.as_json(), "gpus": len(identity.devices)}
+    )
     try:
         child = _run(question, environment)
     except subprocess.TimeoutExpired:
@@ -181,7 +192,6 @@ def _ending(child: subprocess.CompletedProcess[str]) -> str:
 
 def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) -> Footprint:
     """The answer by device. What llama.cpp does not count is added as in the closed form."""
-    gpus = len(identity.devices)
     closed = _closed_form(identity, process)
     plain = _closed_form(replace(identity, adapters=(), projector=None), process)
     shares, copied = [], 0
@@ -203,8 +213,5 @@ def _footprint(identity: Identity, process: Process, answer: Mapping[str, Any]) 
                 parked=theirs.parked,
             )
         )
-    unknown = {b["gpu"] for c in answer["contexts"] for b in c["buffers"] if b["gpu"] is not None} - set(range(gpus))
-    if unknown:
-        raise NoDryRun(f"llama.cpp uses {len(unknown)} GPUs more than the {gpus} that were named")
     made = Footprint(Source.DRY_RUN, tuple(shares), {}, copied=copied)
     return replace(made, margins={share.place: footprint.margin_of_dry_run(share) for share in shares})

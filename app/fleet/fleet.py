@@ -120,6 +120,8 @@ class Configuration:
     #: Pools that are kept up whatever the demand, and the most that there may be.
     min_pools: int = 0
     max_pools: int = 4
+    #: Pools that an operator wants now, without work for them. Once they are there, others may take their place.
+    ordered: int = 0
     reserve: Reserve | None = None
     #: Its pools are never stopped to make room.
     pinned: bool = False

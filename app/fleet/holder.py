@@ -125,11 +125,12 @@ class Holder:
     lease: timedelta
 
     def take(self, id_: str, epoch: int) -> Grant:
-        """What was granted. Raises LeaseLost when it is granted no longer, or to another."""
+        """What was granted; its lease begins anew. Raises LeaseLost when it is granted no longer, or to another."""
         with self.database.work() as work:
             row = work.row(_TAKE, {"id": id_, "epoch": epoch})
             if row is None:
                 raise LeaseLost(f"pool {id_} of epoch {epoch} holds no bytes")
+            books.renew(work, id_, epoch, self.lease)
             parts = tuple(Part(**found._asdict()) for found in work.rows(_DEVICES, {"id": id_}))
         return Grant(
             id_, epoch, row.revision, row.host, row.configuration, row.model, row.slots, row.threads or 1, parts

@@ -31,7 +31,7 @@ _JOIN = text("""
     INSERT INTO host (name, state, identity, agent_epoch, agent_until, cores, files, problems)
     VALUES (:host, 'open', :identity, :epoch, now() + :lease, :cores, '[]', '[]')
     ON CONFLICT (name) DO UPDATE SET agent_epoch = :epoch, agent_until = now() + :lease, joined_at = now(),
-        identity = :identity, cores = :cores, state = CASE WHEN host.state = 'lost' THEN 'open' ELSE host.state END
+        identity = :identity, cores = :cores, lost_at = NULL
 """)
 _KNOWN = text("""
     SELECT agent_until > now() AS alive,
@@ -49,7 +49,7 @@ _PUT_DEVICE = text("""
 _HIDE_DEVICES = text("UPDATE device SET present = false WHERE host = :host AND id <> ALL(:ids)")
 _BEAT = text("""
     UPDATE host SET agent_until = now() + :lease, files = CAST(:files AS jsonb), problems = CAST(:problems AS jsonb)
-    WHERE name = :host AND agent_epoch = :epoch AND state <> 'lost'
+    WHERE name = :host AND agent_epoch = :epoch AND lost_at IS NULL
 """)
 _LEAVE = text("UPDATE host SET agent_until = now() WHERE name = :host AND agent_epoch = :epoch AND agent_until > now()")
 # How long a load took is better known from loads than from what is declared, but for a stand-in.

@@ -1,8 +1,8 @@
 """
 Measurements: what models took where they ran, so that the next one need not be guessed.
 
-A row belongs to an identity: the header of the file, the build of llama.cpp, the devices with their driver, and the
-configuration. It keeps what was measured, what llama.cpp's dry run said, and how often memory ran out.
+A row belongs to an identity: the header of the file, the build of llama.cpp, the processor, the GPUs with their driver,
+and the configuration. It keeps what was measured, what llama.cpp's dry run said, and how often memory ran out.
 Memory that ran out makes the margins of that identity larger, and those of its family a little; a load that went well
 later takes that back for the identity.
 
@@ -11,6 +11,7 @@ What processes take besides models is kept for each device of a host, the greate
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from app.fleet.footprint import Footprint
 from app.fleet.reckoning import GUESS, Process
 from app.kernel.database import Work
 
+_PACKAGE = "llama-cpp-python"
 #: Part of the total that margins have at the least once memory ran out, and what each further time makes of it.
 _RAISED, _RAISED_FAMILY, _AGAIN, _MOST = 0.10, 0.05, 1.5, 0.5
 
@@ -82,6 +84,8 @@ class Identity:
     #: The GPUs, in the order in which the process sees them.
     devices: tuple[Device, ...]
     build: str
+    #: Its kernels keep some weights in an order of their own.
+    processor: str = ""
     adapters: tuple[Header, ...] = ()
     projector: Header | None = None
 
@@ -103,6 +107,7 @@ class Identity:
             "adapters": [adapter.digest for adapter in self.adapters],
             "projector": self.projector.digest if self.projector else None,
             "build": self.build,
+            "processor": self.processor,
             "devices": [[device.model, device.driver] for device in self.devices],
             "configuration": self.configuration.as_json(),
         }
@@ -120,10 +125,18 @@ class Known:
 
 def build() -> str:
     """The build of llama.cpp on this host: the version of its package, and the hash of its libraries as installed."""
-    distribution = metadata.distribution("llama-cpp-python")
-    lines = (distribution.read_text("RECORD") or "").splitlines()
-    libraries = sorted(line for line in lines if line.partition(",")[0].endswith((".so", ".dylib", ".dll")))
-    return f"{distribution.version}+{hashlib.sha256(json.dumps(libraries).encode()).hexdigest()[:12]}"
+    return f"{metadata.version(_PACKAGE)}+{hashlib.sha256(json.dumps(_libraries()).encode()).hexdigest()[:12]}"
+
+
+def computes_on_gpus() -> bool:
+    """Whether that build was made for NVIDIA GPUs: the usual package was not, and would load everything into RAM."""
+    return any("ggml-cuda" in line for line in _libraries())
+
+
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    lines = (metadata.distribution(_PACKAGE).read_text("RECORD") or "").splitlines()
+    return tuple(sorted(line for line in lines if line.partition(",")[0].endswith((".so", ".dylib", ".dll"))))
 
 
 _FIND = text("SELECT measured, dry_run, failures FROM footprint WHERE key = :key")
@@ -171,12 +184,17 @@ def keep_dry_run(work: Work, identity: Identity, footprint: Footprint) -> None:
     work.run(_KEEP_DRY_RUN, _of(identity) | {"footprint": json.dumps(footprint.as_json())})
 
 
-def keep_measured(work: Work, identity: Identity, footprint: Footprint) -> None:
-    """Remember what was measured, the greater where it was measured before. Failures before this are forgotten."""
+def keep_measured(work: Work, identity: Identity, footprint: Footprint) -> Footprint:
+    """
+    Remember what was measured, the greater where it was measured before; gives what is known now.
+
+    Failures before this are forgotten.
+    """
     row = work.row(_LOCK, {"key": identity.key})
     if row is not None and row.measured:
         footprint = footprint.or_greater(Footprint.of_json(row.measured))
     work.run(_KEEP_MEASURED, _of(identity) | {"footprint": json.dumps(footprint.as_json())})
+    return footprint
 
 
 def count_failure(work: Work, identity: Identity) -> None:

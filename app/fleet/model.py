@@ -115,5 +115,5 @@ class Model(Entry):
 
     @property
     def embeds(self) -> bool:
-        """Whether the model gives embeddings rather than text."""
-        return "embed" in self.use_cases
+        """Whether vectors or scores may be asked of the model."""
+        return not {"embed", "rerank"}.isdisjoint(self.use_cases)

@@ -45,8 +45,11 @@ class Known:
 class Wish:
     """What an operator, or the settings, want of a model."""
 
+    #: Pools that are kept up.
     pools: int = 0
     pinned: bool = False
+    #: Pools that are wanted once.
+    ordered: int = 0
 
 
 def configuration_id(model: Model) -> str:
@@ -79,6 +82,7 @@ def configuration_of(
         keep_alive=None if isinstance(pools.keep_alive, str) else pools.keep_alive,
         min_pools=least,
         max_pools=max(pools.max, least),
+        ordered=wish.ordered,
         reserve=reserve,
         pinned=pools.pinned or wish.pinned,
         only=frozenset(pools.only),

@@ -129,9 +129,13 @@ class Gpus:
 
     def _processes(self, handle: Any) -> tuple[Process, ...]:
         """Who computes, and who draws; a process that does both is told once."""
+        nvml = self._nvml
+        computing = (nvml.nvmlDeviceGetComputeRunningProcesses_v3, nvml.nvmlDeviceGetComputeRunningProcesses_v2)
+        drawing = (nvml.nvmlDeviceGetGraphicsRunningProcesses_v3, nvml.nvmlDeviceGetGraphicsRunningProcesses_v2)
         found: dict[int, int | None] = {}
-        for ask in (self._nvml.nvmlDeviceGetComputeRunningProcesses, self._nvml.nvmlDeviceGetGraphicsRunningProcesses):
-            for process in self._optional(ask, handle) or ():
+        for newer, older in (computing, drawing):
+            told = self._optional(newer, handle)
+            for process in self._optional(older, handle) or () if told is None else told:
                 found.setdefault(process.pid, process.usedGpuMemory)
         return tuple(Process(pid, used) for pid, used in sorted(found.items()))
 

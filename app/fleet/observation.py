@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -38,7 +38,7 @@ from app.kernel.database import Work
 
 _DEVICES = text("""
     SELECT device.id, device.name, host, kind, type, capacity_bytes, stranger_bytes, speed, simulated, present,
-           host.state AS host_state, host.agent_until > now() AS alive
+           CASE WHEN lost_at IS NULL THEN host.state ELSE 'lost' END AS host_state, host.agent_until > now() AS alive
     FROM device JOIN host ON host.name = device.host ORDER BY device.id
 """)
 _HOSTS = text("SELECT name, files FROM host ORDER BY name")
@@ -220,8 +220,7 @@ def _wished(work: Work, wishes: Mapping[str, Wish], starts: Iterable[Start]) -> 
         before = found.get(row.model, Wish())
         found[row.model] = Wish(max(before.pools, row.pools), before.pinned or row.pinned)
     for order in starts:
-        before = found.get(order.model, Wish())
-        found[order.model] = Wish(max(before.pools, 1), before.pinned)
+        found[order.model] = replace(found.get(order.model, Wish()), ordered=1)
     return found
 
 

@@ -1,7 +1,7 @@
 """
 Orders: what operators ask of the fleet. Each call is one transaction; the reconciler answers at its next turn.
 
-An order to start is done once a pool of the model is on its way; one to keep models up stands until it is taken back.
+An order to start is done once a pool of the model has begun; one to keep models up stands until it is taken back.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ _KEEP = text("""
     ON CONFLICT (model) DO UPDATE SET pools = :pools, pinned = :pinned
 """)
 _DROP = text("DELETE FROM standing WHERE model = :model")
-_MARK = text("UPDATE host SET state = :state WHERE name = :host AND state <> 'lost'")
-_HOST = text("SELECT name, state, agent_until > now() AS alive FROM host WHERE name = :host FOR UPDATE")
+_TAKE_BACK = text("UPDATE pool_order SET done_at = now() WHERE what = 'start' AND model = :model AND done_at IS NULL")
+_MARK = text("UPDATE host SET state = :state WHERE name = :host")
+_HOST = text("SELECT name, agent_until > now() AS alive FROM host WHERE name = :host FOR UPDATE")
 _REMOVE = text("DELETE FROM host WHERE name = :host")
 _HELD = text("SELECT count(*) AS pools FROM reservation WHERE host = :host AND state <> 'released'")
 
@@ -63,6 +64,7 @@ class Orders:
         """Stop all pools of the model, and keep it up no longer. Whoever asks for it later has it started again."""
         with self.database.work() as work:
             work.run(_DROP, {"model": model})
+            work.run(_TAKE_BACK, {"model": model})
             _order(work, "stop", model, None, "stopped by an operator")
             work.after_commit(self.nudge)
         _log.info("stop_ordered", model=model)
@@ -86,11 +88,10 @@ class Orders:
         return found.id
 
     def mark(self, host: str, state: HostState) -> None:
-        """Open, cordon or drain a host. Raises NotFound, and Conflict when it is lost."""
+        """Open, cordon or drain a host, until somebody says otherwise; a lost one is so again. Raises NotFound."""
         with self.database.work() as work:
             self._host(work, host)
-            if not work.run(_MARK, {"host": host, "state": state}):
-                raise Conflict(f"host {host} is lost: it opens when its agent joins again")
+            work.run(_MARK, {"host": host, "state": state})
             work.after_commit(self.nudge)
         _log.info("host_marked", host=host, state=state)
 

@@ -267,7 +267,7 @@ class _Planner:
         want = self.wants.get(configuration.id)
         if pool.busy or (want is not None and (want.steps or want.ahead)):
             return
-        if pool.state is PoolState.WAITING:
+        if pool.state is PoolState.WAITING and not configuration.ordered:
             self.stop(pool, Stop.DRAIN, reasons.NOBODY_WAITS)
         if pool.state is not PoolState.SERVING:
             return
@@ -300,8 +300,9 @@ class _Planner:
         return [pool for pool in self.room.coming(configuration) if pool.id not in self.search.stopped]
 
     def keep_up(self, configuration: Configuration) -> None:
-        """Start as many pools as the entry keeps up whatever the demand."""
-        for _ in range(configuration.min_pools - len(self.coming(configuration.id))):
+        """Start as many pools as the entry keeps up whatever the demand, or an operator ordered."""
+        count = max(configuration.min_pools, configuration.ordered)
+        for _ in range(count - len(self.coming(configuration.id))):
             want = self.wants.get(configuration.id) or pressure.nothing(configuration)
             options = (o for o in self.search.options(want, evict=True) if not any(map(self.is_used, o.victims)))
             option = min(options, key=lambda o: o.order, default=None)

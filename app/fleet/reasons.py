@@ -93,7 +93,9 @@ def prepared(want: Want, option: Option, names: Names) -> str:
 def standing(configuration: Configuration, option: Option, names: Names) -> str:
     """Why a pool is started that nobody waits for."""
     count = configuration.min_pools
-    return f"{count} {'pool is' if count == 1 else 'pools are'} wanted whatever the demand: {_place(option, names)}"
+    if not count:
+        return f"an operator wants it: {_place(option, names)}"
+    return f"{count} {'pool is' if count == 1 else 'pools are'} kept up: {_place(option, names)}"
 
 
 def evacuated(option: Option, names: Names) -> str:

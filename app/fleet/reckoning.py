@@ -99,12 +99,13 @@ def closed_form(
 def besides(header: Header, configuration: Configuration, place: int, *, gpus: int, process: Process = GUESS) -> int:
     """
     What the process takes besides what llama.cpp counts: on a GPU the driver's context, on the host the interpreter and
-    the tokenizer; and on both the memory in which they work.
+    the tokenizer, and what llama.cpp notes of its cells; and on both the memory in which they work.
     """
     if place != HOST:
         return process.context + working(header, configuration, place, gpus=gpus)
     tokenizer = (_MERGED_TOKEN if header.tokenizer == "gpt2" else _TOKEN) * (header.vocabulary or 0)
-    return process.base + tokenizer + working(header, configuration, place, gpus=gpus)
+    notes = caches.notes(header, configuration)
+    return process.base + tokenizer + notes + working(header, configuration, place, gpus=gpus)
 
 
 def working(header: Header, configuration: Configuration, place: int, *, gpus: int) -> int:
@@ -115,16 +116,16 @@ def working(header: Header, configuration: Configuration, place: int, *, gpus: i
     where it is quantised (llama.cpp#23446).
     """
     layers, heads = caches.layers(header), max(header.heads, default=0)
-    looked = caches.cells(header, configuration).each
+    cells = caches.cells(header, configuration)
     if place != HOST:
         quantised = {configuration.kv_type_k, configuration.kv_type_v} - PLAIN_KV
         widest = max((layer.key + layer.value for layer in layers), default=0)
-        return 2 * widest * looked if quantised and configuration.flash else 0
+        return 2 * widest * cells.each * cells.streams if quantised and configuration.flash else 0
     if gpus and configuration.gpu_layers < 0:
         return 0
     tokens = max(min(configuration.batch, configuration.ubatch), configuration.embedding)
     widest = max(_feed(header)[0], header.embedding_length or 0, heads * (header.key_length or 0))
-    matrix = 0 if configuration.flash else heads * (looked if caches.kinds(layers) else tokens)
+    matrix = 0 if configuration.flash else heads * (cells.each if caches.kinds(layers) else tokens)
     return 2 * tokens * (widest + matrix)
 
 

@@ -40,7 +40,7 @@ _KEPT = timedelta(days=1)
 
 _TRY_TO_LEAD = text("SELECT pg_try_advisory_xact_lock(:key) AS leads")
 _LEAD = text("SELECT pg_advisory_xact_lock(:key)")
-_SILENT = text("SELECT name FROM host WHERE state <> 'lost' AND agent_until < now() - :age ORDER BY name")
+_SILENT = text("SELECT name FROM host WHERE lost_at IS NULL AND agent_until < now() - :age ORDER BY name")
 _REFUSE = text("""
     INSERT INTO refusal (configuration, model, reason, needs_bytes, estimate_seconds)
     VALUES (:configuration, :model, :reason, :needs, :estimate)
@@ -262,8 +262,9 @@ def _note_refusals(turn: Turn, seen: Observation, plan: Plan, waiting: Iterable[
 
 
 def _answer_starts(turn: Turn, seen: Observation) -> None:
-    """An order to start is done once a pool of the model is there, or on its way."""
-    there = {one.configuration for one in turn.books.ledger.reservations.values() if not one.draining}
+    """An order to start is done once a pool of the model has begun."""
+    held = turn.books.ledger.reservations.values()
+    there = {one.configuration for one in held if one.state is State.ACTIVE and not one.draining}
     for order in seen.starts:
         configuration = seen.configurations.get(order.model)
         if configuration is None or configuration.id in there:

@@ -1,7 +1,7 @@
 """
 The rows of the fleet. Each table has one writer.
 
-    host          a machine with an agent; written by its agent, its state by operators
+    host          a machine with an agent; written by its agent, its state by operators, its loss by the reconciler
     device        memory of a host, and what the ledger has charged on it; written by the ledger and the agent
     reservation   a claim that was granted: state, lease, epoch; written by the ledger
     claim         its bytes of each device
@@ -66,10 +66,13 @@ class HostRow(SQLModel, table=True):
     """A machine with an agent."""
 
     __tablename__ = "host"
-    __table_args__ = (_one_of("state", HostState),)
+    __table_args__ = (_one_of("state", (state for state in HostState if state is not HostState.LOST)),)
 
     name: str = Field(primary_key=True, max_length=100)
+    #: What operators say; it outlasts restarts and losses.
     state: str = Field(max_length=16)
+    #: When it was declared lost, which ends when its agent joins.
+    lost_at: datetime | None = Field(default=None, sa_column=_instant())
     #: Who its agents are: the data directory in which they know their processes.
     identity: str = Field(max_length=64)
     #: Of the agent that speaks for it; 0 when none does.

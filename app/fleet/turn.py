@@ -33,7 +33,7 @@ _STOP_POOL = text("""
     UPDATE pool SET desired = :desired, stop_reason = COALESCE(stop_reason, :reason), stop_at = COALESCE(stop_at, now())
     WHERE id = CAST(:id AS uuid) AND desired <> 'preempt'
 """)
-_LOSE_HOST = text("UPDATE host SET state = 'lost', agent_epoch = 0 WHERE name = :host")
+_LOSE_HOST = text("UPDATE host SET lost_at = now(), agent_epoch = 0 WHERE name = :host")
 _NOTIFY = text("SELECT pg_notify(:channel, :host)")
 
 

@@ -22,7 +22,9 @@ from app.kernel.database import Database, Work
 from app.kernel.errors import Conflict, NotFound
 
 _HOSTS = text("""
-    SELECT name, state, agent_until > now() AS alive, joined_at, cores, problems FROM host ORDER BY name
+    SELECT name, CASE WHEN lost_at IS NULL THEN state ELSE 'lost' END AS state, agent_until > now() AS alive,
+           joined_at, cores, problems
+    FROM host ORDER BY name
 """)
 _DEVICES = text("""
     SELECT id, host, name, kind, type, uuid, simulated, present, total_bytes, capacity_bytes, charged_bytes,

@@ -45,6 +45,22 @@ SQLModel.metadata.naming_convention = {
     "pk": "pk_%(table_name)s",
 }
 
+#: After 15 s of silence a side that is cut off, or whose machine is gone, is known to be: the client lets go of the
+#: connection, and the server of the session with its locks. Left alone, TCP takes a quarter of an hour for the first,
+#: and hours for the second.
+_CLIENT = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
+_SERVER = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "15000",
+    # A process that was stopped in the middle of a transaction keeps nobody from its rows for longer. Who waits for
+    # them waits longer than that.
+    "idle_in_transaction_session_timeout": "20s",
+    "lock_timeout": "30s",
+    "timezone": "UTC",
+}
+
 Parameters = Mapping[str, Any]
 #: What turns a statement's `:name` into what psycopg reads.
 _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # unknown to the stubs
@@ -108,7 +124,8 @@ class Database:
             pool_pre_ping=False,
             pool_timeout=30,
             isolation_level="AUTOCOMMIT",
-            connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c lock_timeout=30s"},
+            connect_args={"connect_timeout": 5, "options": " ".join(f"-c {k}={v}" for k, v in _SERVER.items())}
+            | _CLIENT,
         )
 
     @contextmanager
@@ -132,7 +149,7 @@ class Database:
                 work = Work(connection, pipeline)
                 yield work
                 connection.execute("COMMIT")
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
             raise DatabaseUnreachable(_reason(error)) from error
         finally:
             self._give_back(pooled, connection, pool)
@@ -155,7 +172,9 @@ class Database:
 
     def raw_url(self) -> str:
         """The address for psycopg itself, for connections outside the pool (LISTEN)."""
-        return make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        asked = {key: str(value) for key, value in _CLIENT.items()}
+        url = make_url(self.url).set(drivername="postgresql").update_query_dict(asked)
+        return url.render_as_string(hide_password=False)
 
     def upgrade(self, revision: str = "head") -> None:
         """Bring the schema to `revision`. Several processes may call this at once: they queue."""

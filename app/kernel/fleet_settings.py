@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 from typing import Annotated
 
@@ -52,6 +53,11 @@ class FleetSettings(Section):
     begin_within: Annotated[Duration, durations.at_least("1s")] = timedelta(seconds=30)
     #: A pool whose engine has work and makes no progress for so long is killed.
     progress_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=2)
+
+    @property
+    def host_here(self) -> str:
+        """The name of this host in the fleet."""
+        return self.host or socket.gethostname()
 
     @field_validator("heartbeat")
     @classmethod

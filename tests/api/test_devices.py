@@ -25,3 +25,4 @@ def test_the_command_shows_the_same() -> None:
     table = CliRunner().invoke(app, given).stdout
     assert "sim-0" in table
     assert "24.00 GiB" in table
+    assert "simulated" in table, "what it is"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from click.testing import Result
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from app.api.footprints import KEYS, FootprintQuery
+from app.api.footprints import KEYS, FootprintQuery, devices_of
 from app.api.services import Services
 from app.cli import app
 from app.fleet import estimate
-from app.kernel.errors import InvalidInput, NotFound
+from app.fleet.device import Device, DeviceKind, Inventory
+from app.kernel.errors import ArrieroError, InvalidInput, ModelUnsupported, NotFound
 
 URL = "/v1/models/smollm2:135m/footprint"
 
@@ -24,7 +28,7 @@ def run(folder: Path, *arguments: str) -> Result:
     result = CliRunner().invoke(
         app, ["--data-dir", str(folder), "models", "footprint", *arguments], env={"COLUMNS": "200"}
     )
-    if isinstance(result.exception, InvalidInput | NotFound):
+    if isinstance(result.exception, ArrieroError):
         raise result.exception
     assert result.exit_code == 0, result.output
     return result
@@ -104,9 +108,61 @@ def test_the_command_reckons_for_devices_that_are_simulated(tmp_path: Path) -> N
         "--json",
     ]
     result = CliRunner().invoke(app, ["--data-dir", str(tmp_path), *given])
-    shares = json.loads(result.stdout)["footprints"][0]["shares"]
+    answer = json.loads(result.stdout)
+    assert "simulated" in answer["missing"]["dry run"]
+    shares = answer["footprints"][0]["shares"]
     assert [share["device"] for share in shares] == ["cpu", "sim-0", "sim-1"]
     assert all(share["weights"] for share in shares)
+    assert [share["simulated"] for share in shares] == [False, True, True]
+
+
+PAIR = [Device(f"gpu-{n}", DeviceKind.GPU, "NVIDIA L4", 1, 1, uuid=f"GPU-{n}") for n in (0, 1)]
+PART = replace(PAIR[0], name="gpu-0-1", parent="GPU-0")
+SIMULATED = replace(PAIR[0], name="sim-0", kind=DeviceKind.SIMULATED)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("cpu,gpu-0", "a part of every load on GPUs"),
+        ("gpu-0,gpu-0", "named twice"),
+        ("gpu-0,sim-0", "some are simulated"),
+        ("gpu-0,gpu-0-1", "one instance of a divided GPU"),
+    ],
+)
+def test_devices_that_no_process_has_together(names: str, told: str) -> None:
+    cpu = replace(PAIR[0], name="cpu", kind=DeviceKind.CPU)
+    inventory = Inventory((cpu, *PAIR, PART, SIMULATED))
+    with pytest.raises(InvalidInput, match=told):
+        devices_of(names, inventory)
+    assert devices_of("gpu-1, gpu-0", inventory) == (PAIR[1], PAIR[0])
+    assert devices_of("gpu-0-1", inventory) == (PART,)
+
+
+def test_the_command_takes_adapters_and_projectors_for_what_they_are(tmp_path: Path) -> None:
+    files = {}
+    for name, architecture, kind in (("lora", "llama", "adapter"), ("other", "qwen3", "adapter"), ("eye", "clip", "")):
+        writer = gguf.GGUFWriter(files.setdefault(name, tmp_path / f"{name}.gguf"), architecture)
+        writer.add_type(kind or "mmproj")
+        writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((2**18, 4), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    def weights(*options: Any) -> int:
+        given = ("smollm2:135m", "--no-dry-run", "--json", *map(str, options))
+        return int(json.loads(run(tmp_path, *given).stdout)["footprints"][0]["shares"][0]["weights"])
+
+    plain = weights()
+    assert weights("--lora", files["lora"], "--lora", files["lora"]) == plain + 2 * 2**22
+    assert weights("--mmproj", files["eye"]) == plain + 2**22
+    for options, told in ((["--lora", files["eye"]], "'adapter' is needed"), (["--mmproj", files["lora"]], "'mmproj'")):
+        bad = CliRunner().invoke(app, ["models", "footprint", "smollm2:135m", *map(str, options)])
+        assert bad.exit_code == 2
+        assert told in bad.output
+    with pytest.raises(ModelUnsupported, match="an adapter of qwen3, not of llama"):
+        run(tmp_path, "smollm2:135m", "--lora", str(files["other"]))
 
 
 def test_the_command_refuses_what_the_api_refuses(tmp_path: Path) -> None:

@@ -13,9 +13,6 @@ from fastapi.testclient import TestClient
 
 from app.api.main import serve
 from app.api.services import Services
-from app.fleet import files
-from app.kernel.broker import CeleryPublisher
-from app.kernel.database import Database
 from app.kernel.settings import ApiSettings, Settings
 from app.workflows.payloads import Limits, as_json
 from app.workflows.service import Runs
@@ -34,11 +31,11 @@ WORDS = ["a", {"z": "é" * 300, "a": [1.0, None]}, "c"]
 
 
 @pytest.fixture
-def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Services:
+def services(services: Services, runs: Runs, tmp_path: Path) -> Services:
     """An API that shows little, of runs of which little stays in the rows."""
     settings = Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=500))
     small = replace(runs, limits=Limits(inline=100, one=4000))
-    return Services(settings, database, publisher, small, files.read_catalog())
+    return replace(services, settings=settings, runs=small)
 
 
 @pytest.fixture

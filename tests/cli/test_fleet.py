@@ -95,7 +95,7 @@ def test_an_empty_fleet_says_how_to_begin(arriero: Arriero) -> None:
 
 def test_a_pool_from_its_order_to_its_log(arriero: Arriero, fleet: Fleet) -> None:
     ordered = arriero("pools", "start", ALPHA, "--pin").stdout
-    assert "alpha:1 is coming: 1 pool is wanted whatever the demand: 600 B on sim-0" in ordered
+    assert "alpha:1 is coming: 1 pool is kept up: 600 B on sim-0" in ordered
     fleet.turn()
     assert "alpha:1 is coming" in arriero("fleet", "why", ALPHA).stdout
     pool = fleet.begin()

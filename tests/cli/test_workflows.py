@@ -18,6 +18,8 @@ from app.api.main import serve
 from app.api.services import Services
 from app.cli.workflows import app
 from app.fleet import files
+from app.fleet.devices import Devices
+from app.fleet.orders import Orders
 from app.kernel import settings
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
@@ -47,7 +49,9 @@ def address(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path
     """The API, served on this machine, with two versions of a workflow."""
     for text in (ONE, TWO):
         registry.put(database, "greet", check.parse(text))
-    made = serve(Services(Settings(data_dir=tmp_path), database, publisher, runs, files.read_catalog()))
+    settings = Settings(data_dir=tmp_path)
+    devices, orders = Devices(settings.fleet), Orders(database, lambda: None)
+    made = serve(Services(settings, database, publisher, runs, files.read_catalog(), devices, orders))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         # Without its life, whose end would close the database of the session.

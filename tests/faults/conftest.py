@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -270,11 +270,14 @@ class LocalAgent(LocalWorker):
 class Stage:
     """Postgres and Valkey of its own, the use cases on them, and the programs that a test starts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, postgres: PostgresServer | None = None, valkey: ValkeyServer | None = None
+    ) -> None:
         self.directory = directory
         #: By name.
         self.nodes: dict[str, CeleryTestWorker] = {}
-        self._postgres, self._valkey = PostgresServer(directory / "postgres"), ValkeyServer(directory / "valkey")
+        self._postgres = postgres or PostgresServer(directory / "postgres")
+        self._valkey = valkey or ValkeyServer(directory / "valkey")
         self.postgres = CeleryTestNode(LocalDatabase(ServerProgram(self._postgres)))
         self.broker = CeleryTestBroker(LocalBroker(ServerProgram(self._valkey)))
 
@@ -329,15 +332,22 @@ class Stage:
         epoch = begun(hosts, "stage", agent, id_)
         return self._started(LocalWorker, name, ["pool", id_, str(epoch)], pools=pools)
 
-    def agent(self, name: str = "agent", **fleet: Any) -> CeleryTestWorker:
-        """An agent of a host of that name, on a data directory of its own, that begins to start."""
-        directory = self.directory / name
+    def agent(
+        self, name: str = "agent", prefix: Sequence[str] = (), *, changes: Mapping[str, Any] | None = None, **fleet: Any
+    ) -> CeleryTestWorker:
+        """
+        An agent of a host of that name, on a data directory of its own, that begins to start.
+
+        `prefix` is a command that becomes the agent; `changes` are to its settings beside those of `fleet`.
+        """
         return self._started(
             LocalAgent,
             name,
             ["agent"],
-            data_dir=directory,
+            prefix,
+            data_dir=self.directory / name,
             fleet=self.settings.fleet.model_copy(update={"host": name, **fleet}),
+            **(changes or {}),
         )
 
     def beat(self, name: str = "beat") -> CeleryTestWorker:
@@ -345,10 +355,11 @@ class Stage:
         return self._started(LocalBeat, name, ["beat"])
 
     def _started(
-        self, kind: type[LocalWorker], name: str, arguments: Sequence[str], **changes: Any
+        self, kind: type[LocalWorker], name: str, arguments: Sequence[str], prefix: Sequence[str] = (), **changes: Any
     ) -> CeleryTestWorker:
         environment = environment_of(self.settings.model_copy(update=changes))
-        program = Program(name, [sys.executable, "-m", "workers.programs", *arguments], environment, self.directory)
+        command = [*prefix, sys.executable, "-m", "workers.programs", *arguments]
+        program = Program(name, command, environment, self.directory)
         node = CeleryTestWorker(kind(program), app=None)
         self.nodes[name] = node
         program.child.start()

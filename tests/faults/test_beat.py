@@ -22,7 +22,8 @@ def seconds_of_ticks(stage: Stage, count: int) -> float:
 def test_stand_by_takes_over_from_a_killed_beat_and_never_ticks_beside_it(stage: Stage) -> None:
     """One of two beats sends the sweep, once an interval; when it is killed, the other one does."""
     rarely = ScheduleSettings(check_every=timedelta(hours=1))
-    stage.settings = stage.settings.model_copy(update={"schedules": rarely})
+    fleet = stage.settings.fleet.model_copy(update={"reconcile_every": timedelta(hours=1)})
+    stage.settings = stage.settings.model_copy(update={"schedules": rarely, "fleet": fleet})
     leader = stage.beat("leader")
     assert leader.ready()
     stand_by = stage.beat("stand-by")

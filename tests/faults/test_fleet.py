@@ -9,110 +9,44 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from pathlib import Path
-from uuid import UUID
+from datetime import timedelta
 
-import psutil
 import pytest
 
-from app.fleet import books, files, ledger, views
+from app.fleet import files, views
 from app.fleet.fleet import PoolState
-from app.fleet.views import PoolView
-from app.kernel.fleet_settings import SimulatedDevice
-from app.kernel.settings import CatalogSettings
+from app.fleet.orders import Orders
+from app.fleet.pool import Desired
+from app.fleet.rows import HostState
 from app.workflows.states import RunState
-from tests.faults.conftest import MODEL, Stage, generate, until
-
-#: Two models of which a device holds one at a time.
-CATALOG = """
-[[models]]
-name = "alpha:1"
-use_cases = ["chat"]
-source = { path = "/nowhere/alpha.gguf" }
-simulated = { bytes = "600MiB", load = "500ms", tokens_per_second = 40 }
-
-[[models]]
-name = "beta:1"
-use_cases = ["chat"]
-source = { path = "/nowhere/beta.gguf" }
-simulated = { bytes = "600MiB", load = "500ms", tokens_per_second = 40 }
-"""
-ALPHA, BETA = "alpha:1", "beta:1"
-ONE_DEVICE = (SimulatedDevice(name="sim-0", bytes=1024 * 2**20),)
+from tests.faults import storm
+from tests.faults.conftest import MODEL, Stage, until
+from tests.faults.fleets import (
+    ALPHA,
+    BETA,
+    ENDLESS,
+    ONE_DEVICE,
+    agree,
+    ask,
+    assert_sound,
+    complete,
+    kill,
+    lives,
+    pools,
+    serving,
+    until_done,
+    until_ended,
+    with_models,
+)
 
 
 @pytest.fixture
 def fleet(stage: Stage) -> Stage:
     """A stage that knows the models, with a control worker and a beat; no agent yet."""
-    catalog = stage.directory / "catalog.toml"
-    catalog.write_text(CATALOG)
-    stage.settings = stage.settings.model_copy(update={"catalog": CatalogSettings(files=(catalog,))})
+    with_models(stage)
     stage.control()
     stage.beat()
     return stage
-
-
-def ask(stage: Stage, model: str, tokens: int = 4) -> UUID:
-    source = f"workflow: ask\nsteps: [{{id: write, kind: generate, model: '{model}', prompt: x, max_tokens: {tokens}}}]"
-    return stage.submit(source)
-
-
-def pools(stage: Stage, model: str | None = None, *, ended: bool = False) -> Sequence[PoolView]:
-    return views.pools(stage.database, model=model, ended=ended)
-
-
-def serving(stage: Stage, model: str) -> PoolView | None:
-    return next((pool for pool in pools(stage, model) if pool.state is PoolState.SERVING), None)
-
-
-def until_done(stage: Stage, run_ids: Sequence[UUID]) -> None:
-    until(lambda: stage.open_runs() == 0)
-    stage.assert_each_step_is_recorded_once(run_ids)
-
-
-def assert_sound(stage: Stage) -> None:
-    """The books keep their promises, and charge exactly what lives or may begin."""
-    with stage.database.work() as work:
-        found = books.open_books(work, to_read=True).ledger
-    assert ledger.problems(found) == []
-    living = {pool.id for pool in pools(stage)}
-    assert living == found.reservations.keys()
-
-
-def agree(stage: Stage) -> bool:
-    """Whether every pool that holds bytes has a living process, and every process of a pool holds bytes."""
-    held = {pool.row.pid for pool in pools(stage)}
-    name = str(stage.directory)
-    running = set()
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-            if command[1:4] == ["-m", "workers.programs", "pool"] and process.environ().get(
-                "ARRIERO_DATA_DIR", ""
-            ).startswith(name):
-                running.add(process.pid)
-        except psutil.Error:
-            continue
-    return held == running
-
-
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-
-
-def test_models_take_turns_where_only_one_fits(fleet: Stage) -> None:
-    """Each is stopped to make room for the other, its bytes pass on once its process is gone, and nothing fails."""
-    assert fleet.agent(simulated=ONE_DEVICE).ready()
-    run_ids = []
-    for model in (ALPHA, BETA, ALPHA):
-        run_ids.append(ask(fleet, model))
-        until_done(fleet, run_ids)
-        assert_sound(fleet)
-
-    history = [(pool.row.model, bool(pool.row.failed)) for pool in reversed(pools(fleet, ended=True))]
-    assert history == [(ALPHA, False), (BETA, False), (ALPHA, False)]
-    assert "makes room for" in (pools(fleet, BETA, ended=True)[0].row.ending or "")
 
 
 def test_killed_pools_and_agents_leave_nothing_behind(fleet: Stage) -> None:
@@ -122,13 +56,13 @@ def test_killed_pools_and_agents_leave_nothing_behind(fleet: Stage) -> None:
     until(lambda: fleet.is_held(run_ids[0]))
     first = pools(fleet)[0]
     kill(first.row.pid)
-    ended = until(lambda: next((p for p in pools(fleet, ended=True) if p.id == first.id and p.row.ending), None))
+    ended = until_ended(fleet, first)
     assert ended.row.failed
     assert "SIGKILL" in ended.row.ending
 
     second = until(lambda: serving(fleet, ALPHA))
     agent.kill("SIGKILL")
-    assert psutil.pid_exists(second.row.pid), "it goes on without its agent"
+    assert lives(second.row.pid), "it goes on without its agent"
     agent.restart()
     until(lambda: b"pool_adopted" in agent.container.log())
     run_ids.append(ask(fleet, ALPHA))
@@ -179,28 +113,90 @@ def test_a_lost_host_is_replaced_and_joins_again(fleet: Stage) -> None:
     west.kill("SIGKILL")
 
     until_done(fleet, run_ids)
-    assert [pool.row.host for pool in pools(fleet, ALPHA)] == ["east"]
+    assert [pool.row.host for pool in pools(fleet, ALPHA) if pool.id != lost.id] == ["east"]
     host = until(lambda: next((h for h in views.hosts(fleet.database) if h.host.state == "lost"), None))
     assert (host.host.name, {device.charged_bytes for device in host.devices}) == ("west", {0})
-    assert psutil.pid_exists(lost.row.pid)
+    assert lives(lost.row.pid)
 
     west.restart()
     until(lambda: all(h.host.state == "open" and h.host.alive for h in views.hosts(fleet.database)))
-    assert not psutil.pid_exists(lost.row.pid), "its bytes had been given back"
+    assert not lives(lost.row.pid), "its bytes had been given back"
     until(lambda: agree(fleet))
     assert_sound(fleet)
 
 
-def test_real_models_take_turns_under_a_budget_of_memory(fleet: Stage, tmp_path: Path) -> None:
+def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
+    """A pool that never begins to serve, one that is frozen in the middle of its work, and one that is restarted."""
+    short = fleet.settings.pools.model_copy(update={"start_timeout": timedelta(seconds=3)})
+    agent = fleet.agent(changes={"pools": short}, simulated=ONE_DEVICE, lease=timedelta(seconds=3))
+    assert agent.ready()
+    endless = ask(fleet, ENDLESS)
+    loading = until(lambda: next((p for p in pools(fleet, ENDLESS) if p.row.stage == "loading"), None))
+    assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within 3s")
+    assert "pool_stage" in views.log_tail(fleet.database, loading.id)
+    refusal = until(lambda: next(iter(views.fleet(fleet.database).refusals), None))
+    assert (refusal.model, "failed once on agent" in refusal.reason) == (ENDLESS, True)
+    fleet.runs.cancel(endless)
+
+    run_id = ask(fleet, ALPHA, 100)
+    until(lambda: fleet.is_held(run_id))
+    frozen = until(lambda: serving(fleet, ALPHA))
+    kill(frozen.row.pid, signal.SIGSTOP)
+    assert "was silent" in until_ended(fleet, frozen).row.ending
+    until_done(fleet, [run_id])
+    assert fleet.outcomes(run_id) == ["worker_lost", "succeeded"]
+
+    orders = Orders(fleet.database, lambda: None)
+    first = until(lambda: serving(fleet, ALPHA))
+    orders.stop(first.id, again=True)
+    assert until_ended(fleet, first).row.ending == "restarted by an operator"
+    second = until(lambda: serving(fleet, ALPHA))
+    orders.stop_model(ALPHA)
+    assert not until_ended(fleet, second).row.failed
+    until(lambda: agree(fleet))
+    assert_sound(fleet)
+
+
+def test_hosts_are_drained_and_forgotten(fleet: Stage) -> None:
+    """What works on a host that is drained is started elsewhere; an agent that ends leaves nothing to remove."""
+    for name in ("west", "east"):
+        assert fleet.agent(name, simulated=ONE_DEVICE).ready()
+    orders = Orders(fleet.database, lambda: None)
+    run_ids = [ask(fleet, ALPHA, 100)]
+    drained = until(lambda: next((pool for pool in pools(fleet) if pool.row.busy), None))
+    orders.mark(drained.row.host, HostState.DRAINING)
+    until(lambda: pools(fleet, ended=True)[-1].row.desired == Desired.DRAIN)
+    run_ids.append(ask(fleet, ALPHA))
+    assert until_ended(fleet, drained).row.failed is False
+    until_done(fleet, run_ids)
+    assert fleet.outcomes(run_ids[0])[-1] == "succeeded"
+    assert {pool.row.host for pool in pools(fleet)} == {"west", "east"} - {drained.row.host}
+
+    fleet.nodes[drained.row.host].kill("SIGTERM")
+    until(lambda: not fleet.nodes[drained.row.host].container.child.alive)
+    orders.remove(drained.row.host)
+    assert [seen.host.name for seen in views.hosts(fleet.database)] == [pools(fleet)[0].row.host]
+    until(lambda: agree(fleet))
+    assert_sound(fleet)
+
+
+def test_a_storm_of_kills_loses_nothing(stage: Stage) -> None:
+    """Pools, agents, control worker and broker, each while pools load, drain and work; looked at all the time."""
+    storm.patient(with_models(stage), lease=20)
+    stage.control()
+    stage.beat()
+    done = storm.kills(stage, 6, seed=3, every=3)
+    assert sum(done.kills.values()) == 6
+
+
+def test_real_models_take_turns_under_a_budget_of_memory(fleet: Stage) -> None:
     """SmolLM2 and Gemma, of which the RAM that pools may have holds one at a time."""
     gemma = "gemma3:270m"
     files.pull(files.read_catalog().get(gemma), fleet.directory / "agent")
     assert fleet.agent(ram=1500 * 2**20).ready()
     run_ids = []
     for model in (MODEL, gemma, MODEL):
-        run_ids.append(
-            fleet.submit(generate(8).replace(MODEL, model).replace("kind: generate", "kind: generate\n    chat: false"))
-        )
+        run_ids.append(fleet.submit(complete(model)))
         until_done(fleet, run_ids)
         assert_sound(fleet)
         (pool,) = pools(fleet)

@@ -49,3 +49,19 @@ def begun(hosts: Hosts, host: str, agent: int, id_: str) -> int:
     """As an agent lets a process of the pool begin; gives the epoch of the grant."""
     hosts.activate(host, agent, id_, 1)
     return next(pool.epoch for pool in hosts.pools(host) if pool.id == id_)
+
+
+def audit(database: Database) -> None:
+    """The sums on the devices are those of the claims, less what is promised, and no more than there is."""
+    statement = """
+        SELECT device.id, capacity_bytes, charged_bytes,
+               COALESCE((SELECT sum(bytes) FROM claim JOIN reservation ON reservation.id = reservation_id
+                         WHERE device_id = device.id AND state <> 'released'), 0)
+             - COALESCE((SELECT sum(bytes) FROM promise WHERE device_id = device.id), 0) AS counted
+        FROM device
+    """
+    with database.work() as work:
+        open_ = books.open_books(work)
+        assert ledger.problems(open_.ledger) == []
+        for row in work.rows(text(statement)):
+            assert row.charged_bytes == row.counted <= row.capacity_bytes, row

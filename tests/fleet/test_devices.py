@@ -11,14 +11,14 @@ import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pynvml
 import pytest
 
-from app.fleet import control_group, nvml
-from app.fleet.device import DeviceKind, Process
+from app.fleet import control_group, measurements, nvml
+from app.fleet.device import Device, DeviceKind, Process
 from app.fleet.devices import Devices, ram
 from app.fleet.nvml import Gpus
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
@@ -100,10 +100,16 @@ class Driver:
         rates.gpu, rates.memory = 87, 40
         return rates
 
-    def device_get_compute_running_processes(self, _handle: tuple[int, ...]) -> list[Any]:
+    def device_get_compute_running_processes_v3(self, _handle: tuple[int, ...]) -> list[Any]:
         return [SimpleNamespace(pid=70, usedGpuMemory=5 * GIB), SimpleNamespace(pid=71, usedGpuMemory=None)]
 
-    def device_get_graphics_running_processes(self, _handle: tuple[int, ...]) -> list[Any]:
+    def device_get_compute_running_processes_v2(self, _handle: tuple[int, ...]) -> list[Any]:
+        return [SimpleNamespace(pid=72, usedGpuMemory=GIB)]
+
+    def device_get_graphics_running_processes_v2(self, _handle: tuple[int, ...]) -> list[Any]:
+        raise AssertionError("the newer one was not refused")
+
+    def device_get_graphics_running_processes_v3(self, _handle: tuple[int, ...]) -> list[Any]:
         return [SimpleNamespace(pid=70, usedGpuMemory=5 * GIB)]
 
 
@@ -138,6 +144,92 @@ def test_gpus_and_the_instances_of_a_divided_one(driver: Driver) -> None:
         ("gpu-1-0", "MIG-1-0", "GPU-1"),
         ("gpu-1-2", "MIG-1-2", "GPU-1"),
     ]
+
+
+class Library:
+    """What an older libnvidia-ml.so exports, as far as it is called: pynvml itself reads the answers."""
+
+    TEXTS: ClassVar = {
+        "nvmlSystemGetDriverVersion": "570.124.06",
+        "nvmlDeviceGetUUID": "MIG-1",
+        "nvmlDeviceGetName": "NVIDIA MIG 3g.20gb",
+    }
+    NUMBERS: ClassVar = {
+        "nvmlDeviceGetCount_v2": 1,
+        "nvmlDeviceGetTemperature": 41,
+        "nvmlDeviceGetMigMode": 1,
+        "nvmlDeviceGetMaxMigDeviceCount": 2,
+    }
+    #: As the driver gives them where it may not tell how much: all ones.
+    PROCESSES = ((70, 5 * GIB), (71, 2**64 - 1))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.TEXTS:
+            return lambda *given: self._write(given[-2], self.TEXTS[name])
+        if name in self.NUMBERS:
+            return lambda *given: self._set(given, self.NUMBERS[name])
+        if name in {"nvmlInitWithFlags", "nvmlShutdown", "nvmlDeviceGetHandleByIndex_v2"}:
+            return lambda *_: pynvml.NVML_SUCCESS
+        if name == "nvmlDeviceGetMigDeviceHandleByIndex":
+            return lambda _, index, __: pynvml.NVML_ERROR_NOT_FOUND if index.value else pynvml.NVML_SUCCESS
+        if name == "nvmlDeviceGetMemoryInfo_v2":
+            return self._memory
+        if name == "nvmlDeviceGetComputeRunningProcesses_v2":
+            return self._processes
+        raise AttributeError(name)  # as a library does that is older than the symbol
+
+    @staticmethod
+    def _write(buffer: Any, text: str) -> int:
+        buffer.value = text.encode()
+        return int(pynvml.NVML_SUCCESS)
+
+    @staticmethod
+    def _set(given: tuple[Any, ...], value: int) -> int:
+        for pointer in given:
+            if hasattr(pointer, "_obj"):
+                pointer._obj.value = value
+        return int(pynvml.NVML_SUCCESS)
+
+    @staticmethod
+    def _memory(_: Any, pointer: Any) -> int:
+        memory = pointer._obj
+        assert memory.version == pynvml.nvmlMemory_v2, "the driver refuses another"
+        memory.total, memory.reserved, memory.free, memory.used = 40 * GIB, GIB, 31 * GIB, 8 * GIB
+        return int(pynvml.NVML_SUCCESS)
+
+    def _processes(self, _: Any, count: Any, array: Any) -> int:
+        count._obj.value = len(self.PROCESSES)
+        if array is None:
+            return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
+        for place, (pid, used) in enumerate(self.PROCESSES):
+            array[place].pid, array[place].usedGpuMemory = pid, used
+        return int(pynvml.NVML_SUCCESS)
+
+
+def test_the_package_reads_what_the_driver_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real pynvml on a library that is none: buffers, structures, versions, sizes; an older library lacks calls."""
+    monkeypatch.setattr(pynvml, "nvmlLib", Library())
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    gpus = Gpus()
+    devices, problems = gpus.read()
+    gpus.close()
+    assert problems == []
+    assert devices == [
+        Device(
+            "gpu-0-0", DeviceKind.GPU, "NVIDIA MIG 3g.20gb", 39 * GIB, 31 * GIB, uuid="MIG-1", driver="570.124.06",
+            parent="MIG-1", processes=(Process(70, 5 * GIB), Process(71, None)), temperature=41,
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_gpus_that_llama_cpp_cannot_use_are_a_problem(
+    driver: Driver, cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements, "computes_on_gpus", lambda: cuda)
+    inventory = Devices(FleetSettings(), Gpus(driver)).measure()
+    assert len(inventory.devices) == 4
+    assert [("without CUDA" in problem) for problem in inventory.problems] == [True] * (not cuda)
 
 
 def test_memory_of_strangers_is_used_memory(driver: Driver) -> None:
@@ -176,11 +268,17 @@ def test_a_gpu_that_fails_is_named_and_the_others_stay(driver: Driver) -> None:
 
 
 def test_what_a_gpu_cannot_tell_is_unknown(driver: Driver) -> None:
-    for name in ("GetTemperature", "GetUtilizationRates", "GetMigMode", "GetComputeRunningProcesses"):
+    processes = ("GetComputeRunningProcesses_v3", "GetComputeRunningProcesses_v2")
+    for name in ("GetTemperature", "GetUtilizationRates", "GetMigMode", *processes):
         driver.refuses[f"nvmlDevice{name}"] = pynvml.NVMLError_NotSupported
     device = Gpus(driver).read()[0][0]
     assert (device.temperature, device.utilisation) == (None, None)
     assert device.processes == (Process(70, 5 * GIB),)
+
+
+def test_an_older_driver_names_processes_by_an_older_call(driver: Driver) -> None:
+    driver.refuses["nvmlDeviceGetComputeRunningProcesses_v3"] = pynvml.NVMLError_FunctionNotFound
+    assert Gpus(driver).read()[0][0].processes == (Process(70, 5 * GIB), Process(72, GIB))
 
 
 def test_an_old_driver_counts_what_it_keeps_as_used(driver: Driver) -> None:
@@ -269,3 +367,9 @@ def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
 )
 def test_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
     assert control_group.find(tree(tmp_path, files)) is None
+
+
+def test_processes_that_the_kernel_killed_for_want_of_memory(tmp_path: Path) -> None:
+    assert control_group.kills(tree(tmp_path, {"proc/vmstat": "nr_free_pages 9\noom_kill 3\nswap_ra 1\n"})) == 3
+    assert control_group.kills(tmp_path / "elsewhere") == 0
+    assert control_group.kills() >= 0

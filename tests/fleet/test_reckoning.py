@@ -102,6 +102,8 @@ def test_a_quantised_cache_is_unpacked_on_a_gpu(tmp_path: Path) -> None:
     plain, small = (shares(read, given, 1, process=Process(0, 0))[0] for given in (PLAIN, quantised))
     assert small.cache == plain.cache * 34 // 64
     assert (plain.process, small.process) == (0, 1024 * CELL), "one layer's keys and values as 16-bit numbers"
+    parted = replace(quantised, context=4096, sequences=4, streams=True)
+    assert shares(read, parted, 1, process=Process(0, 0))[0].process == 4096 * CELL, "those of all texts"
 
 
 def test_each_process_takes_a_context_of_each_gpu(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from app.fleet.rows import HostState
 from app.fleet.turn import Terms
 from app.fleet.views import PoolView
 from app.kernel.database import Database
-from app.kernel.errors import Conflict, NotFound
+from app.kernel.errors import Conflict, LeaseLost, NotFound
 from tests.fleet.granting import LEASE
 
 ENTRY = """
@@ -171,12 +171,9 @@ def test_a_host_of_which_nobody_is_heard_is_lost_and_its_models_go_elsewhere(sce
     scene.turn()
     first = scene.begin()
     add_host(scene, "i")
-    silent = """
-        UPDATE host SET agent_until = now() - interval '1 min' WHERE name = 'h';
-        UPDATE pool_report SET heard_at = now() - interval '2 min'
-    """
     with scene.database.work() as work:
-        work.run(text(silent))
+        work.run(text("UPDATE host SET agent_until = now() - interval '1 min' WHERE name = 'h'"))
+        work.run(text("UPDATE pool_report SET heard_at = now() - interval '2 min'"))
     scene.turn()
     assert scene.granted("i"), "nobody waits for its lease"
     assert views.hosts(scene.database)[0].devices[0].charged_bytes == 600, "its bytes are not given to anybody"
@@ -229,6 +226,21 @@ def test_orders_to_start_and_stop_are_followed_once(scene: Scene) -> None:
         scene.orders.stop(pool.id)
     with pytest.raises(NotFound):
         scene.orders.stop("nothing")
+
+
+def test_what_is_ordered_waits_for_room_though_nobody_asks_for_it(scene: Scene) -> None:
+    scene.wait(A)
+    scene.turn()
+    first = scene.begin()
+    scene.wait()
+    scene.orders.start(B)
+    for _ in range(3):
+        scene.turn()
+        assert [one.waits for one in scene.granted()] == [False, True]
+    scene.end(first)
+    assert scene.begin().model == B
+    scene.turn()
+    assert [one.row.reason.startswith("an operator wants it") for one in scene.pools(B)] == [True]
 
 
 def test_a_model_that_is_kept_up_stays_until_it_is_stopped(scene: Scene) -> None:
@@ -291,6 +303,19 @@ def test_nothing_is_placed_on_a_host_that_is_cordoned(scene: Scene) -> None:
     assert len(scene.granted()) == 1
     with pytest.raises(NotFound, match="there are: h"):
         scene.orders.mark("g", HostState.OPEN)
+
+
+def test_what_operators_say_of_a_host_outlasts_its_loss(scene: Scene) -> None:
+    scene.orders.mark("h", HostState.CORDONED)
+    with scene.database.work() as work:
+        work.run(text("UPDATE host SET agent_until = now() - interval '1 h'"))
+    scene.turn()
+    assert views.hosts(scene.database)[0].host.state == HostState.LOST
+    with pytest.raises(LeaseLost):
+        scene.hosts.beat("h", scene.agents["h"], [], [], [])
+
+    add_host(scene, "h")
+    assert views.hosts(scene.database)[0].host.state == HostState.CORDONED
 
 
 def test_a_host_is_forgotten_only_when_nothing_is_left_of_it(scene: Scene) -> None:

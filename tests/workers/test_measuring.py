@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from app.fleet.device import Device, DeviceKind
 from app.fleet.footprint import HOST, MIB, Source
 from app.kernel import settings
 from app.kernel.database import Database
-from app.kernel.errors import AllocationFailed, MemoryNotEnough
+from app.kernel.errors import AllocationFailed, MemoryNotEnough, Unavailable
 from app.kernel.settings import Settings
 from benchmarks import footprint as benchmark
 from workers import measuring, pool
@@ -30,7 +30,7 @@ from workers.engine.options import EngineOptions
 from workers.measuring import Measuring
 
 SMOLLM2 = files.read_catalog().get("smollm2:135m")
-OPTIONS = EngineOptions(slots=2, context=1024, threads=1, park_bytes=0)
+OPTIONS = EngineOptions(slots=2, context=1024, threads=1, park_bytes=0, vectors=False)
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +46,13 @@ def host(database: Database, redis_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def one(host: Settings, path: Path) -> Iterator[Measuring]:
-    with closing(Measuring(host, header.read(path), OPTIONS, "cpu", embeds=False)) as made:
+    with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as made:
         yield made
 
 
 def again(host: Settings, path: Path) -> estimate.Estimate:
     """What is known of the same load now."""
-    with closing(Measuring(host, header.read(path), OPTIONS, "cpu", embeds=False)) as made:
+    with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as made:
         return estimate.estimate(made._identity, made._database, made._host, dry=False)
 
 
@@ -78,7 +78,7 @@ def test_what_was_measured_is_believed_the_next_time(one: Measuring, host: Setti
 def test_a_dry_run_is_made_once(one: Measuring, host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one.expect()
     monkeypatch.setattr(estimate, "_PROBE", "no_such_module")
-    with closing(Measuring(host, header.read(path), OPTIONS, "cpu", embeds=False)) as second:
+    with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as second:
         assert second.expect().source is Source.DRY_RUN
 
 
@@ -112,9 +112,9 @@ def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, da
 
 
 def test_what_cannot_fit_is_refused_before_it_is_loaded(host: Settings, path: Path) -> None:
-    huge = EngineOptions(slots=2, context=2**30, threads=1)
+    huge = OPTIONS.model_copy(update={"context": 2**30})
     with (
-        closing(Measuring(host, header.read(path), huge, "cpu", embeds=False)) as made,
+        closing(Measuring(host, header.read(path), huge, "cpu")) as made,
         pytest.raises(MemoryNotEnough) as caught,
     ):
         made.expect()
@@ -142,32 +142,82 @@ def test_an_identity_is_all_that_decides(path: Path, tmp_path: Path) -> None:
     copy.symlink_to(path)
     first = estimate.identify(read, Configuration(context=1024, sequences=2), gpus[:1])
     assert first.key == estimate.identify(header.read(copy), first.configuration, gpus[1:]).key, "any of equal GPUs"
-    others = [
-        estimate.identify(read, replace(first.configuration, ubatch=256), gpus[:1]),
+    others: dict[str, Any] = {
+        "context": 2048, "sequences": 3, "streams": True, "batch": 256, "ubatch": 256, "kv_type_k": "q8_0",
+        "kv_type_v": "q8_0", "flash_attention": True, "swa_full": False, "gpu_layers": 1, "split_mode": "row",
+        "tensor_split": (1.0,), "main_gpu": 1, "mmap": False, "embedding": 64, "pooling": "cls", "parked": 1,
+    }  # fmt: skip
+    assert others.keys() == {field.name for field in fields(Configuration)}, "all of a configuration decides"
+    changed = [
+        *(replace(first, configuration=replace(first.configuration, **{key: value})) for key, value in others.items()),
         estimate.identify(read, first.configuration, gpus),
         estimate.identify(read, first.configuration, [replace(gpus[0], driver="580")]),
+        estimate.identify(read, first.configuration, [replace(gpus[0], model="NVIDIA L4")]),
         estimate.identify(read, first.configuration, gpus[:1], adapters=[read]),
+        estimate.identify(read, first.configuration, gpus[:1], projector=read),
+        replace(first, header=replace(read, digest="of another header")),
         replace(first, build="another"),
+        replace(first, processor="another"),
     ]
-    assert len({one.key for one in (first, *others)}) == 6
+    assert len({one.key for one in (first, *changed)}) == 1 + len(changed)
     assert measurements.build() == measurements.build() != ""
+    assert first.processor
 
 
-@pytest.mark.parametrize("device", ["cpu", "0"])
-def test_the_pool_and_the_catalogue_agree_on_the_configuration(host: Settings, device: str) -> None:
+def test_what_a_pool_grows_by_is_remembered(one: Measuring, host: Settings, path: Path) -> None:
+    one.expect()
+    engine = LlamaEngine(path, OPTIONS)
+    kept = one.keep(engine)
+    assert kept is not None
+    assert one.grown() is None, "nothing has happened"
+    held = b"x" * (160 * MIB)  # as a library might that nobody thought of
+    grown = one.grown()
+    assert grown is not None
+    assert 64 * MIB < grown.shares[0].total - kept.shares[0].total < len(held), "what was counted is used up first"
+    assert one.grown() is None, "it is known now"
+    del held
+    engine.close()
+    assert again(host, path).best == grown
+
+
+def test_a_context_for_vectors_is_there_before_a_pool_serves(host: Settings, path: Path) -> None:
+    options = OPTIONS.model_copy(update={"vectors": True, "embedding_context": 64})
+    with closing(Measuring(host, header.read(path), options, "cpu")) as made:
+        expected = made.expect()
+        engine = LlamaEngine(path, options)
+        kept = made.keep(engine)
+        assert engine.metrics().embedded_texts == 1
+        grown = made.grown()
+        engine.close()
+    assert kept is not None
+    assert kept.shares[0].cache == expected.shares[0].cache
+    assert grown is None, "it was counted before it was made"
+
+
+def test_a_build_without_cuda_touches_no_gpu(host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would load the model into RAM that nobody has reserved."""
+    monkeypatch.setattr(measurements, "computes_on_gpus", lambda: False)
+    with pytest.raises(Unavailable, match="built without CUDA"):
+        Measuring(host, header.read(path), OPTIONS, "GPU-1")
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_the_pool_and_the_catalogue_agree_on_the_configuration(host: Settings, gpus: int) -> None:
     """What placement reckons with is what the pool loads."""
     given: list[dict[str, Any]] = [
         {},
         {"use_cases": ["embed"]},
+        {"use_cases": ["rerank"], "engine.pooling": "rank"},
+        {"slots": 16},
+        {"slots": 32, "engine.kept": 4},
+        {"slots": 32, "context": 512, "engine.reuse": False},
         {"engine.layout": "streams", "engine.batch": 64, "engine.swa_full": False, "kv.k": "q8_0"},
         {"engine.reproducible": True, "engine.gpu_layers": 3, "engine.tensor_split": [1.0, 2.0]},
         {"engine.kept": 3, "engine.park_bytes": 7, "engine.mmap": False, "engine.pooling": "cls", "slots": 3},
     ]
-    gpus = 0 if device == "cpu" else 1
     for entry in (catalog.changed(SMOLLM2, values, {}) for values in given):
-        options = pool.options_of(entry, host, device)
-        found = measuring.configuration_of(options, embeds=entry.embeds, gpus=gpus)
-        assert found == of_model(entry, gpus=gpus)
+        options = pool.options_of(entry, host, gpus=bool(gpus), threads=1)
+        assert measuring.configuration_of(options, gpus=gpus) == of_model(entry, gpus=gpus)
 
 
 @pytest.mark.parametrize("label", ["4 x 512", "kv q8_0"])

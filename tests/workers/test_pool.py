@@ -40,11 +40,10 @@ def test_all_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
             engine=given | {"loras": [lora]}, kv={"k": "q8_0", "v": "q4_0"}, flash_attention="on",
             prompt={"stop": ["x"], "tools": "hermes"},
         ),
-        loaded(tmp_path),
-        "0",
+        loaded(tmp_path), gpus=True, threads=1,
     )  # fmt: skip
     expected = EngineOptions(
-        slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True,
+        slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True, vectors=False,
         loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"}, **given,
     )  # fmt: skip
     assert found == expected
@@ -58,18 +57,18 @@ def test_all_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
 
 
 def test_the_hosts_share_of_threads_gives_way_to_the_models(tmp_path: Path) -> None:
-    host = loaded(tmp_path, ARRIERO_POOLS__THREADS="5")
-    assert pool.options_of(model(), host, "cpu").threads == 5
-    assert pool.options_of(model(engine={"threads": 2}), host, "cpu").threads == 2
-    assert (pool.options_of(model(), loaded(tmp_path), "cpu").threads or 0) >= 1
+    host = loaded(tmp_path)
+    assert pool.options_of(model(), host, gpus=False, threads=5).threads == 5
+    assert pool.options_of(model(engine={"threads": 2}), host, gpus=False, threads=5).threads == 2
 
 
 def test_no_layer_goes_to_a_gpu_that_the_pool_has_not(tmp_path: Path) -> None:
     tuned = model(engine={"gpu_layers": 9})
-    assert [pool.options_of(tuned, loaded(tmp_path), device).gpu_layers for device in ("cpu", "0")] == [0, 9]
+    layers = [pool.options_of(tuned, loaded(tmp_path), gpus=gpus, threads=1).gpu_layers for gpus in (False, True)]
+    assert layers == [0, 9]
 
 
 def test_an_adapter_that_is_not_here_is_named(tmp_path: Path) -> None:
     lora = {"name": "style", "source": {"path": str(tmp_path / "style.gguf")}}
     with pytest.raises(ModelFileMissing, match=r"style\.gguf"):
-        pool.options_of(model(engine={"loras": [lora]}), loaded(tmp_path), "cpu")
+        pool.options_of(model(engine={"loras": [lora]}), loaded(tmp_path), gpus=False, threads=1)

@@ -64,8 +64,9 @@ class LlamaEngine:
         begun = perf_counter()
         self.model = Model(path, self.options, on_progress)
         try:
-            self._ranks = (self.options.pooling or self.model.pooling) == "rank"
-            if self._ranks:
+            #: It scores documents; it gives no vectors.
+            self.ranks = (self.options.pooling or self.model.pooling) == "rank"
+            if self.ranks:
                 _require_classifier(path)
             self._template = ChatTemplate(self.model, self.options.profile)
             self._grammars = Grammars(self.model, schema_to_gbnf)
@@ -142,7 +143,7 @@ class LlamaEngine:
         """As the protocol says."""
         profile = self.options.profile
         with self._in_use():
-            if self._ranks:
+            if self.ranks:
                 message = f"{self.model.path.name} ranks documents; it embeds no texts"
                 raise StepFailure(FailureReason.INVALID_REQUEST, message)
             vectors.check(request.dimensions, self.model.n_embd)
@@ -159,7 +160,7 @@ class LlamaEngine:
     def rerank(self, request: RerankRequest, timeout: float | None = None) -> Reranked:
         """How well documents answer a query, by a model made for that. Raises as `embed` does."""
         with self._in_use():
-            if not self._ranks:
+            if not self.ranks:
                 message = f"{self.model.path.name} is no reranking model; set its pooling to 'rank' if it is"
                 raise StepFailure(FailureReason.INVALID_REQUEST, message)
             tokens = [self._template.pair(request.query, document) for document in request.documents]
@@ -293,6 +294,9 @@ class LlamaEngine:
         return watch, Lazy(self.model, self._loop.alphabet, form, style, request.prefill)
 
     def _do(self, tokens: Sequence[Sequence[int]], policy: LongText) -> EmbeddingJob:
+        if not self.options.vectors:
+            message = f"{self.model.path.name} was loaded without vectors: its entry has no use case embed or rerank"
+            raise StepFailure(FailureReason.INVALID_REQUEST, message)
         loop = self._loop
         job = EmbeddingJob(tokens, policy, loop.meter, self.options.batch, self._ensure_embeddings, lambda: loop.ended)
         loop.do(job)

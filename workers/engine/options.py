@@ -13,7 +13,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from app.fleet.engine import Adapter, KvLayout, KvType, Rope, Slots, Tuning, layout_for, require_harmony
+from app.fleet.engine import Adapter, KvLayout, KvType, Rope, Slots, Tuning, require_harmony
 from app.fleet.model import PromptProfile
 
 #: The types of KV cells that llama.cpp computes attention on, by ggml's numbers.
@@ -44,6 +44,8 @@ class EngineOptions(Tuning):
     kv_type_k: KvType = "f16"
     kv_type_v: KvType = "f16"
     flash_attention: bool | None = None
+    #: Whether vectors and scores may be asked for: the context that gives them takes memory of its own.
+    vectors: bool = True
     loras: tuple[Lora, ...] = ()
     profile: PromptProfile = PromptProfile()
 
@@ -62,8 +64,7 @@ class EngineOptions(Tuning):
     @property
     def streams(self) -> bool:
         """Whether each slot has a buffer of its own."""
-        layout = self.layout or layout_for(self.slots, self.context, self.kept)
-        return self.reproducible or layout is KvLayout.STREAMS
+        return self.parts(self.slots, self.context)
 
     @property
     def shares(self) -> bool:
@@ -73,9 +74,7 @@ class EngineOptions(Tuning):
     @property
     def sequences(self) -> int:
         """Sequences that the context holds."""
-        if self.streams:
-            return self.slots
-        return min(256, self.slots + (self.slots if self.kept is None else self.kept) * self.shares)
+        return self.holds(self.slots, self.context)
 
 
 __all__ = ["KV_BYTES", "KV_TYPES", "EngineOptions", "KvLayout", "Lora", "Rope"]

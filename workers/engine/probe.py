@@ -92,13 +92,17 @@ def main() -> int:
 
 def ask(question: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The answer to `{"path": …, "configuration": …}`: the buffers of each context, each with its device and its bytes.
+    The answer to `{"path": …, "configuration": …, "gpus": …}`: the buffers of each context, and where they lie.
 
     Raises NoAnswer, and whatever a load raises.
     """
     path, configuration = Path(question["path"]), Configuration.of_json(question["configuration"])
     options = options_of(configuration)
+    if not question["gpus"]:  # llama.cpp would compute on those that it sees, whatever lies there
+        os.putenv("CUDA_VISIBLE_DEVICES", "")
     native.start()
+    if (seen := len(_gpus())) != question["gpus"]:
+        raise NoAnswer(f"llama.cpp sees {seen} GPUs, and {question['gpus']} were named")
     llama.check_file(path)
     params, split = llama.model_params(options), (ctypes.c_float * api.LLAMA_MAX_DEVICES)(*options.tensor_split)
     params.no_alloc, params.load_mode = True, api.LLAMA_LOAD_MODE_NONE
@@ -138,6 +142,7 @@ def options_of(configuration: Configuration) -> EngineOptions:
         split_mode=configuration.split_mode,
         tensor_split=configuration.tensor_split,
         main_gpu=configuration.main_gpu,
+        vectors=bool(configuration.embedding),
         embedding_context=configuration.embedding or 2048,
         pooling=configuration.pooling,
         park_bytes=configuration.parked,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from app.inference.requests import EmbedRequest, GenerateRequest, LongText, RerankRequest, Sampling
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
+from workers import measuring
 from workers.engine.embedding import windows
 from workers.engine.engine import LlamaEngine
 
@@ -167,6 +168,24 @@ def test_a_model_with_a_prompt_for_pairs_is_asked_with_it(make: MakeEngine, tiny
     assert all(0 < score < 1 for score in found)
     ended = engine._template.pair(query, "It ends.<|im_end|>")
     assert ended.count(engine.model.tokens("<|im_end|>", opening=False, special=True)[0]) == source.count("<|im_end|>")
+
+
+def test_a_pool_begins_with_all_that_its_model_is_for(make: MakeEngine, tiny_bert: Callable[..., Path]) -> None:
+    for path in (tiny_bert(PoolingType.RANK), tiny_bert(PoolingType.CLS)):
+        engine = make(path, slots=1)
+        measuring._warm_up(engine, whole=False)
+        assert engine.metrics().embedded_texts == 1
+    both = make(slots=1, embedding_context=64)
+    measuring._warm_up(both, whole=False)
+    assert (both.metrics().embedded_texts, both.metrics().finished) == (1, 1)
+
+
+def test_vectors_that_nobody_reserved_memory_for_are_refused(make: MakeEngine) -> None:
+    engine = make(slots=1, vectors=False)
+    measuring._warm_up(engine, whole=False)
+    with pytest.raises(StepFailure, match="no use case embed") as caught:
+        vectors(engine, "wool.")
+    assert caught.value.reason is FailureReason.INVALID_REQUEST
 
 
 def test_a_model_without_a_classifier_is_not_made_to_rank(make: MakeEngine) -> None:

@@ -11,12 +11,16 @@ import pytest
 
 from app.fleet import estimate, header, reckoning
 from app.fleet.configuration import Configuration
+from app.fleet.device import Device, DeviceKind
+from app.fleet.engine import KvLayout
 from app.fleet.estimate import NoDryRun
 from app.fleet.footprint import HOST, Source
 from app.kernel.errors import ModelFileDamaged
 from benchmarks import shapes
-from workers.engine import native, probe
+from workers.engine import llama, native, probe
 from workers.engine.llama import Context, Model
+from workers.engine.options import EngineOptions
+from workers.measuring import configuration_of
 
 PLAIN = Configuration(context=2048, sequences=4)
 CONFIGURATIONS = {
@@ -30,7 +34,7 @@ CONFIGURATIONS = {
 
 def asked(path: Path, configuration: Configuration) -> dict[str, Any]:
     """The probe's answer, in this process."""
-    return probe.ask({"path": str(path), "configuration": configuration.as_json()})
+    return probe.ask({"path": str(path), "configuration": configuration.as_json(), "gpus": 0})
 
 
 def summed(answer: dict[str, Any], part: str) -> int:
@@ -50,6 +54,25 @@ def test_the_closed_form_equals_the_dry_run(
     assert (host.weights, host.cache) == (summed(answer, "model"), summed(answer, "context"))
     assert summed(answer, "compute") <= host.compute + closed.margins[HOST]
     assert abs(answer["contexts"][0]["output"] - host.output) <= 2**14
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_mamba"])
+@pytest.mark.parametrize("layout", [None, *KvLayout])
+@pytest.mark.parametrize("slots", [1, 8, 16, 32])
+def test_what_is_reckoned_is_what_the_engine_asks_for(
+    slots: int, layout: KvLayout | None, model: str, request: pytest.FixtureRequest
+) -> None:
+    """Layouts that are chosen, too; contexts that are no multiple of what llama.cpp pads them to; that for vectors."""
+    path: Path = request.getfixturevalue(model)
+    options = EngineOptions(slots=slots, context=1100 * slots, layout=layout, threads=1)
+    configuration = configuration_of(options, gpus=0)
+    engines, probes = (llama.context_params(one) for one in (options, probe.options_of(configuration)))
+    numbers = [name for name, _ in engines._fields_ if isinstance(getattr(engines, name), int | float)]
+    assert len(numbers) > 20
+    assert [getattr(engines, name) for name in numbers] == [getattr(probes, name) for name in numbers]
+    host, contexts = reckoning.closed_form(header.read(path), configuration).shares[0], asked(path, configuration)
+    assert host.cache == sum(buffer["context"] for context in contexts["contexts"] for buffer in context["buffers"])
+    assert configuration.streams is options.streams is (layout is KvLayout.STREAMS or (not layout and slots >= 16))
 
 
 @pytest.mark.parametrize(
@@ -145,10 +168,22 @@ def test_a_build_without_the_symbol_is_no_answer(monkeypatch: pytest.MonkeyPatch
         list(probe._buffers(None))
 
 
+def test_gpus_that_llama_cpp_does_not_see_are_no_answer(tiny_llama: Path) -> None:
+    gpu = Device("gpu-0", DeviceKind.GPU, "NVIDIA L4", 1, 1, uuid="GPU-0")
+    with pytest.raises(NoDryRun, match="sees 0 GPUs, and 1 were named"):
+        estimate.dry_run(estimate.identify(header.read(tiny_llama), replace(PLAIN, gpu_layers=-1), [gpu]))
+
+
 def test_states_are_not_allocated_to_be_counted(tmp_path: Path) -> None:
     read = header.read(shapes.write("mamba2-2.7b", tmp_path))
     with pytest.raises(NoDryRun, match="states"):
         estimate.dry_run(estimate.identify(read, replace(PLAIN, sequences=8), ()))
+
+
+def test_nobody_asks_for_a_context_that_fills_this_host(tiny_llama: Path) -> None:
+    """llama.cpp notes something of each cell, in a dry run too: a billion of them are 52 GB."""
+    with pytest.raises(NoDryRun, match="notes of cells"):
+        estimate.dry_run(estimate.identify(header.read(tiny_llama), replace(PLAIN, context=2**30), ()))
 
 
 def test_the_log_is_the_engines_again_after_a_probe(tiny_llama: Path, tmp_path: Path) -> None:
