@@ -185,10 +185,14 @@ class _Planner:
     # ---- reserves ----
 
     def set_aside(self) -> None:
-        """Give a reserve to who asks for one, and take it from who does not any more."""
+        """Give a reserve to who asks for one, and take it from who does not any more, or from where it is of no use."""
+        going = self.drained()
         held: dict[str, list[SetAside]] = {}
         for reserve in self.fleet.reserves:
-            held.setdefault(reserve.configuration, []).append(reserve)
+            if going & reserve.bytes.keys():
+                self.actions.append(DropReserve(reserve.id, reasons.drained(reserve.bytes, self.names)))
+            else:
+                held.setdefault(reserve.configuration, []).append(reserve)
         for owner, some in held.items():
             configuration = self.of.get(owner)
             asked = configuration.reserve.pools if configuration and configuration.reserve else 0
@@ -253,7 +257,7 @@ class _Planner:
 
     def retire(self) -> None:
         """Stop what is idle for long, what nobody waits for any more, and what lies on a device that is drained."""
-        going = {id_ for id_, device in self.room.devices.items() if device.state is DeviceState.DRAINING}
+        going = self.drained()
         for pool in sorted(self.fleet.pools, key=lambda one: one.id):
             configuration = self.of.get(pool.configuration)
             if pool.state in {PoolState.DRAINING, PoolState.SUSPECT}:
@@ -262,6 +266,9 @@ class _Planner:
                 self.evacuate(pool, configuration)
             elif configuration is not None and not pool.pinned and not self.search.stays(pool):
                 self.retire_idle(pool, configuration)
+
+    def drained(self) -> set[str]:
+        return {id_ for id_, device in self.room.devices.items() if device.state is DeviceState.DRAINING}
 
     def retire_idle(self, pool: Pool, configuration: Configuration) -> None:
         want = self.wants.get(configuration.id)
@@ -280,7 +287,7 @@ class _Planner:
 
     def evacuate(self, pool: Pool, configuration: Configuration | None) -> None:
         """Stop it, and if it is in use start its like elsewhere in free bytes."""
-        self.stop(pool, Stop.DRAIN, reasons.drained(pool, self.names))
+        self.stop(pool, Stop.DRAIN, reasons.drained(pool.bytes, self.names))
         if configuration is None or (not pool.busy and configuration.id not in self.wants):
             return
         want = pressure.nothing(configuration)

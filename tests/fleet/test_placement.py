@@ -27,7 +27,18 @@ from app.fleet.fleet import (
     Usage,
     charges,
 )
-from app.fleet.placement import GrantReserve, MovePool, Plan, Purpose, Refusal, StartPool, Stop, StopPool, plan
+from app.fleet.placement import (
+    DropReserve,
+    GrantReserve,
+    MovePool,
+    Plan,
+    Purpose,
+    Refusal,
+    StartPool,
+    Stop,
+    StopPool,
+    plan,
+)
 from app.fleet.policy import Policy
 from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, seconds, waits
 
@@ -354,6 +365,16 @@ def test_a_reserve_is_set_aside_before_anybody_asks() -> None:
 
     (grant,) = [action for action in made.actions if isinstance(action, GrantReserve)]
     assert grant.bytes == {"g1": 14 * GB}
+
+
+def test_a_reserve_leaves_a_device_that_is_drained() -> None:
+    devices = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    made = plan(Fleet(devices, (), (OWNER,), (reserve(),)), [], NOW)
+
+    assert made.actions[0] == DropReserve("r", "g0 is drained")
+    assert [one.bytes for one in made.actions if isinstance(one, GrantReserve)] == [{"g1": 14 * GB}]
+    away = replace(devices[0], state=DeviceState.CORDONED)
+    assert plan(Fleet((away, devices[1]), (), (OWNER,), (reserve(),)), [], NOW).actions == (), "it may be back soon"
 
 
 def test_an_idle_reserve_is_lent_and_comes_back_by_preemption() -> None:
