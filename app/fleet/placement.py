@@ -186,18 +186,13 @@ class _Planner:
 
     def set_aside(self) -> None:
         """Give a reserve to who asks for one, and take it from who does not any more, or from where it is of no use."""
-        going = self.drained()
         held: dict[str, list[SetAside]] = {}
         for reserve in self.fleet.reserves:
-            if going & reserve.bytes.keys():
-                self.actions.append(DropReserve(reserve.id, reasons.drained(reserve.bytes, self.names)))
+            if (why := self.useless(reserve, len(held.get(reserve.configuration, ())))) is not None:
+                self.actions.append(DropReserve(reserve.id, why))
+                self.room.give_back(reserve)
             else:
                 held.setdefault(reserve.configuration, []).append(reserve)
-        for owner, some in held.items():
-            configuration = self.of.get(owner)
-            asked = configuration.reserve.pools if configuration and configuration.reserve else 0
-            for reserve in some[asked:]:
-                self.actions.append(DropReserve(reserve.id, reasons.reserve_dropped(asked)))
         for configuration in self.fleet.configurations:
             if configuration.reserve is None:
                 continue
@@ -209,6 +204,19 @@ class _Planner:
                 self.actions.append(
                     GrantReserve(configuration.id, bytes_, reasons.reserve_granted(configuration, bytes_, self.names))
                 )
+
+    def useless(self, reserve: SetAside, before: int) -> str | None:
+        """Why its owner has nothing of it; `before` are others that it keeps."""
+        configuration = self.of.get(reserve.configuration)
+        asked = configuration.reserve.pools if configuration and configuration.reserve else 0
+        if configuration is None or before >= asked:
+            return reasons.reserve_dropped(asked)
+        if self.drained() & reserve.bytes.keys():
+            return reasons.drained(reserve.bytes, self.names)
+        sizes = sorted(reserve.bytes.values(), reverse=True)
+        layouts = [one for one in configuration.layouts if len(one.parts) == len(sizes)]
+        holds = (all(p <= s for p, s in zip(sorted(one.parts, reverse=True), sizes, strict=True)) for one in layouts)
+        return None if not configuration.layouts or any(holds) else reasons.reserve_outgrown(configuration, sizes)
 
     def place_reserve(self, configuration: Configuration) -> dict[str, int] | None:
         best: tuple[tuple[int, int, DeviceSet], dict[str, int]] | None = None

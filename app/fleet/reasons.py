@@ -157,6 +157,11 @@ def reserve_dropped(asked: int) -> str:
     return f"its entry asks for {asked} reserves now" if asked else "its entry asks for no reserve any more"
 
 
+def reserve_outgrown(configuration: Configuration, sizes: Iterable[int]) -> str:
+    """Why a reserve is set aside anew."""
+    return f"`{configuration.model}` needs {rounded(smallest(configuration))}, and {rounded(sum(sizes))} are set aside"
+
+
 def no_reserve(needs: int) -> str:
     """Why no bytes are set aside."""
     return f"no device set has {rounded(needs)} that are neither set aside nor held by pinned pools"

@@ -377,6 +377,18 @@ def test_a_reserve_leaves_a_device_that_is_drained() -> None:
     assert plan(Fleet((away, devices[1]), (), (OWNER,), (reserve(),)), [], NOW).actions == (), "it may be back soon"
 
 
+def test_a_reserve_that_its_model_has_outgrown_is_set_aside_anew() -> None:
+    """What a model needs is known better once it was loaded."""
+    grown = model("owner", 15, reserve=Reserve(1))
+    made = plan(Fleet(ONE, (), (grown,), (reserve(),)), [], NOW)
+
+    drop, grant = made.actions
+    assert drop == DropReserve("r", "`owner` needs 13.97 GiB, and 13.04 GiB are set aside")
+    assert isinstance(grant, GrantReserve)
+    assert grant.bytes == {"g0": 15 * GB}
+    assert plan(Fleet(ONE, (), (model("owner", 13, reserve=Reserve(1)),), (reserve(),)), [], NOW).actions == ()
+
+
 def test_an_idle_reserve_is_lent_and_comes_back_by_preemption() -> None:
     fleet = Fleet(ONE, (), (model("other", 14), OWNER), (reserve(),))
     (lent,) = starts(plan(fleet, [waits("other")], NOW))
