@@ -6,7 +6,7 @@ Sizes are bytes on devices, waiting is in seconds. What waiting counts is weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from app.fleet.fleet import Account, Bar, Configuration, DeviceState, Fleet, Pool
@@ -144,9 +144,9 @@ def idle_replica(for_: timedelta) -> str:
     return f"no work for {seconds(for_.total_seconds())}, and other pools serve the model"
 
 
-def drained(pool: Pool, names: Names) -> str:
-    """Why a pool leaves a device."""
-    return f"{names.devices(pool.bytes)} {'is' if len(pool.bytes) == 1 else 'are'} drained"
+def drained(devices: Collection[str], names: Names) -> str:
+    """Why a pool or a reserve leaves devices."""
+    return f"{names.devices(devices)} {'is' if len(devices) == 1 else 'are'} drained"
 
 
 def reserve_granted(configuration: Configuration, bytes_: Mapping[str, int], names: Names) -> str:
@@ -157,6 +157,11 @@ def reserve_granted(configuration: Configuration, bytes_: Mapping[str, int], nam
 def reserve_dropped(asked: int) -> str:
     """Why a reserve is taken back."""
     return f"its entry asks for {asked} reserves now" if asked else "its entry asks for no reserve any more"
+
+
+def reserve_outgrown(configuration: Configuration, sizes: Iterable[int]) -> str:
+    """Why a reserve is set aside anew."""
+    return f"`{configuration.model}` needs {rounded(smallest(configuration))}, and {rounded(sum(sizes))} are set aside"
 
 
 def no_reserve(needs: int) -> str:
