@@ -131,7 +131,7 @@ class Measuring:
                 for uuid, size in contexts.items():
                     measurements.keep_process(work, self._host, self._identity.build, uuid, size)
         _log.info("footprint_measured", bytes=_named({share.place: share.total for share in self._kept.shares}))
-        return self._kept
+        return self._kept.raised(self._estimate.floor)
 
     def grown(self) -> Footprint | None:
         """
@@ -140,7 +140,7 @@ class Measuring:
         Raises DatabaseUnreachable.
         """
         memory = _memory()
-        if self._kept is None or self._before is None or memory is None:
+        if self._kept is None or self._before is None or self._estimate is None or memory is None:
             return None
         shares = []
         for share in self._kept.shares:
@@ -155,7 +155,12 @@ class Measuring:
         with self._database.work() as work:
             self._kept = measurements.keep_measured(work, self._identity, _measured(self._kept, shares))
         _log.warning("footprint_grown", bytes=_named({share.place: share.total for share in self._kept.shares}))
-        return self._kept
+        return self._kept.raised(self._estimate.floor)
+
+    def end(self) -> None:
+        """The pool has served to its end: its memory was enough. Raises DatabaseUnreachable."""
+        with self._database.work() as work:
+            measurements.forget_failures(work, self._identity)
 
     def _require(self, place: int, needed: int) -> None:
         """Raise MemoryNotEnough when the device has not so many bytes free now."""

@@ -97,8 +97,22 @@ def test_memory_that_runs_out_makes_the_next_estimate_more_careful(
     family = measurements.Identity(header.read(path), replace(one._configuration, context=2048), (), "another build")
     with database.work() as work:
         assert measurements.find(work, family).floor == pytest.approx(0.075)
-        measurements.keep_measured(work, one._identity, before)
-        assert measurements.find(work, one._identity).floor == 0, "a load that went well takes it back"
+    with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as second:
+        second.expect()
+        engine = LlamaEngine(path, OPTIONS)
+        kept = second.keep(engine)
+        engine.close()
+    assert kept is not None
+    assert kept.margins[HOST] == round(0.15 * kept.shares[0].total), "it went well so far, and may run out later"
+    with database.work() as work:
+        work.run(text("UPDATE footprint SET updated_at = now() - interval '25 hours'"))
+        assert measurements.find(work, one._identity).floor == 0, "what was long ago keeps nothing from being loaded"
+        measurements.count_failure(work, one._identity)
+        assert measurements.find(work, one._identity).floor == 0.1, "it counts from the beginning"
+    one.end()
+    with database.work() as work:
+        assert measurements.find(work, one._identity).floor == 0, "a pool that served to its end takes it back"
+        assert measurements.find(work, family).floor == 0
 
 
 def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, database: Database) -> None:
