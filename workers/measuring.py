@@ -36,6 +36,8 @@ _log = log.get(__name__)
 
 #: Bytes that the worker program takes when it begins to serve, after the model was loaded: 20 MiB were seen.
 _SERVING = 24 * footprint.MIB
+#: Bytes by which a claim is enlarged at the least: what grows slowly is not written down with every beat.
+_STEP = 8 * footprint.MIB
 
 
 class Measuring:
@@ -149,7 +151,8 @@ class Measuring:
                 taken = memory[0] + self._before[1] + mapped
             else:
                 taken = self._used(self._gpus[share.place]) or 0
-            shares.append(replace(share, process=share.process + max(taken - share.total, 0)))
+            steps = -(-max(taken - share.total, 0) // _STEP)
+            shares.append(replace(share, process=share.process + steps * _STEP))
         if tuple(shares) == self._kept.shares:
             return None
         with self._database.work() as work:
