@@ -19,165 +19,27 @@ import heapq
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from time import process_time
-from typing import Protocol
 
 from app.fleet import ledger as books
-from app.fleet.fleet import (
-    COMING,
-    Account,
-    Configuration,
-    Demand,
-    Device,
-    DeviceState,
-    Fleet,
-    Pool,
-    PoolState,
-    Priority,
-    SetAside,
-    Usage,
-)
+from app.fleet.fleet import COMING, Configuration, Demand, DeviceState, Fleet, Pool, PoolState, Priority, SetAside
 from app.fleet.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, Stop, StopPool
 from app.fleet.reservation import Claim, Ledger, Refused
+from benchmarks.fleet_values import EPOCH, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
 
-EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
-#: No lease runs out here.
-NEVER = EPOCH + timedelta(days=1)
-#: The epoch of every agent.
-AGENT = 1
+#: No lease runs out here, and no agent is replaced.
+NEVER, AGENT = EPOCH + timedelta(days=1), 1
 #: Seconds from the end of a process until its bytes are seen to be back.
 UNLOAD = 1.0
 #: Seconds after which a pool knows by its dry run what it needs.
 DRY_RUN = 0.5
 #: Seconds between two looks of the planner when nothing happens.
 TICK_WAITING, TICK_IDLE = 1.0, 10.0
-#: Tokens of a prompt that take as long as one token of an answer.
-PREFILL = 40.0
-#: Seconds over which arrivals are averaged, and over which attained service fades.
-RATE_WINDOW, SHARE_WINDOW = 180.0, 900.0
 #: Seconds of waiting that count as one class better where requests are begun by class.
 PATIENCE = 30.0
-#: Seconds that a request is expected to take before any of its model has ended.
-FIRST_GUESS = 5.0
-
-
-@dataclass(slots=True)
-class Request:
-    """One step, and those that follow it."""
-
-    configuration: str
-    priority: Priority
-    namespace: str
-    #: Seconds since the start.
-    ready: float
-    prompt: int
-    answer: int
-    #: Configuration, prompt and answer of the steps after it.
-    then: tuple[tuple[str, int, int], ...] = ()
-    #: When the attempt that succeeded began, and when it ended.
-    started: float = math.nan
-    finished: float = math.nan
-    preempted: int = 0
-
-    @property
-    def tokens(self) -> float:
-        """In tokens of an answer."""
-        return self.answer + self.prompt / PREFILL
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A device that goes and comes back, empty."""
-
-    at: float
-    device: str
-    lasts: float
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What arrives at a fleet of what."""
-
-    devices: tuple[Device, ...]
-    configurations: tuple[Configuration, ...]
-    requests: tuple[Request, ...]
-    #: Seconds during which they arrive.
-    length: float
-    failures: tuple[Failure, ...] = ()
-    #: Real bytes as a multiple of what the configuration says, by its id.
-    truth: Mapping[str, float] = field(default_factory=dict)
-
-
-class Planner(Protocol):
-    """What decides."""
-
-    name: str
-    #: Whether requests of a model are begun by class, or in the order of their arrival.
-    by_class: bool
-
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan: ...
-
-
-@dataclass(slots=True)
-class Live:
-    """A pool of the simulation."""
-
-    id: str
-    configuration: Configuration
-    bytes: dict[str, int]
-    state: PoolState
-    granted: float
-    namespace: str
-    #: Seconds of its start, and tokens a second of one slot.
-    load: float
-    speed: float
-    expected: float
-    loaded: float | None = None
-    used: float | None = None
-    stopping: float | None = None
-    #: Requests, with the time by the pool's own clock at which each ends.
-    work: list[tuple[float, int, Request]] = field(default_factory=list)
-    #: Seconds of work at full speed so far, up to when, and how fast it goes now.
-    clock: float = 0.0
-    seen: float = 0.0
-    rate: float = 1.0
-    #: Rises when what was scheduled for it no longer holds.
-    version: int = 0
-    served: int = 0
-
-    @property
-    def has_process(self) -> bool:
-        return self.state is not PoolState.WAITING
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of a run."""
-
-    requests: list[Request] = field(default_factory=list)
-    loads: int = 0
-    loading_seconds: float = 0.0
-    #: Loads within a minute after the model was stopped, and loads that served nothing.
-    reloads: int = 0
-    unused_loads: int = 0
-    preempted: int = 0
-    moves: int = 0
-    #: Devices whose live pools have more bytes than there are, and broken promises of the ledger.
-    overcommitments: int = 0
-    #: Grants that were planned and refused by the ledger; loads that ended because the footprint was wrong.
-    refused_grants: int = 0
-    failed_loads: int = 0
-    plans: int = 0
-    plan_seconds: float = 0.0
-    slowest_plan: float = 0.0
-    end: float = 0.0
-    #: Byte-seconds of: all devices, live pools, pools with work.
-    capacity: float = 0.0
-    charged: float = 0.0
-    useful: float = 0.0
 
 
 class Simulation:
@@ -200,11 +62,7 @@ class Simulation:
         self.number = 0
         self.dirty = True
         self.next_tick = 0.0
-        #: Decayed counts, with the time up to which they hold.
-        self.rates: dict[tuple[str, Priority], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        self.attained: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        #: Mean seconds of a request, by configuration, and of how many.
-        self.means: dict[str, tuple[float, int]] = {}
+        self.statistics = Statistics()
         self.stopped_at: dict[str, float] = {}
         self.measured: set[str] = set()
         #: Requests in flight that others follow.
@@ -250,9 +108,8 @@ class Simulation:
         return self.outcome
 
     def observe(self, until: float) -> None:
-        until = min(until, self.workload.length)
-        if (span := until - self.observed) > 0:
-            self.observed = until
+        if (span := min(until, self.workload.length) - self.observed) > 0:
+            self.observed += span
             self.outcome.capacity += span * sum(device.capacity_bytes for device in self.devices.values())
             self.outcome.charged += span * self.charged_now
             self.outcome.useful += span * self.useful_now
@@ -275,9 +132,7 @@ class Simulation:
 
     def arrive(self, request: Request) -> None:
         request.ready = self.now
-        key = request.configuration, request.priority
-        count, seen = self.rates[key]
-        self.rates[key] = (count * math.exp((seen - self.now) / RATE_WINDOW) + 1, self.now)
+        self.statistics.arrived(request, self.now)
         self.queues[request.configuration][request.priority].append(request)
         self.waiting += 1
         self.dispatch(request.configuration)
@@ -317,10 +172,7 @@ class Simulation:
         if span <= 0 or not pool.work:
             return
         pool.clock += span * pool.rate
-        for namespace, count in Counter(request.namespace for _, _, request in pool.work).items():
-            had, seen = self.attained[namespace]
-            part = span * len(pool.bytes) * count / len(pool.work)
-            self.attained[namespace] = (had * math.exp((seen - self.now) / SHARE_WINDOW) + part, self.now)
+        self.statistics.worked(pool, span, self.now)
 
     def share(self, changed: Live) -> None:
         """Divide the speed of devices among the pools that work there, and look when each ends its next request."""
@@ -358,17 +210,12 @@ class Simulation:
         self.outcome.requests.append(request)
         self.left -= 1
         pool.served += 1
-        mean, count = self.means.get(request.configuration, (0.0, 0))
-        count = min(count + 1, 50)
-        self.means[request.configuration] = (mean + (self.now - request.started - mean) / count, count)
+        self.statistics.ended(request, self.now)
         self.followed.pop(id(request), None)
         if request.then:
             configuration, prompt, answer = request.then[0]
             rest = request.then[1:]
             self.arrive(Request(configuration, request.priority, request.namespace, self.now, prompt, answer, rest))
-
-    def mean(self, configuration: str) -> float:
-        return self.means.get(configuration, (FIRST_GUESS, 0))[0]
 
     # ---- pools -----------------------------------------------------------------------------------------------------
 
@@ -488,6 +335,14 @@ class Simulation:
             self.hand_back(pool)
         if not pool.work:
             self.end(pool)
+        else:
+            self.at(self.now + self.planner.drain, partial(self.cut_short, pool))
+
+    def cut_short(self, pool: Live) -> None:
+        """It has drained for as long as it may."""
+        if pool.work and pool.id in self.pools:
+            self.hand_back(pool)
+            self.end(pool)
 
     def hand_back(self, pool: Live) -> None:
         self.advance(pool)
@@ -569,9 +424,8 @@ class Simulation:
                     pool = self.pools[action.pool]
                     if pool.state in COMING:
                         self.stop(pool, action.how)
-                    elif action.how is Stop.PREEMPT and pool.work:
-                        self.hand_back(pool)
-                        self.end(pool)
+                    elif action.how is Stop.PREEMPT:
+                        self.cut_short(pool)
                 case StartPool():
                     self.grant(action.configuration, action.bytes, action.after, action.namespace)
                 case MovePool():
@@ -592,15 +446,12 @@ class Simulation:
             pools=tuple(self.seen(pool) for pool in self.pools.values()),
             configurations=tuple(self.configurations.values()),
             reserves=tuple(self.ledger.reserves.values()),
-            usage=self.usage(),
-            accounts={
-                name: Account(attained_seconds=had * math.exp((seen - self.now) / SHARE_WINDOW))
-                for name, (had, seen) in self.attained.items()
-            },
+            usage=self.statistics.usage(self.now),
+            accounts=self.statistics.accounts(self.now),
         )
 
     def seen(self, pool: Live) -> Pool:
-        mean, held = self.mean(pool.configuration.id), self.ledger.reservations[pool.id]
+        mean, held = self.statistics.mean(pool.configuration.id), self.ledger.reservations[pool.id]
         # The last of n requests ends, if each may end at any time, after about that many of their mean.
         left = mean / 2 * (1 + math.log(len(pool.work))) if pool.work else 0.0
         return Pool(
@@ -622,54 +473,28 @@ class Simulation:
             namespace=pool.namespace,
         )
 
-    def usage(self) -> dict[str, Usage]:
-        rates: dict[str, dict[Priority, float]] = defaultdict(dict)
-        for (configuration, priority), (count, seen) in self.rates.items():
-            rates[configuration][priority] = count / RATE_WINDOW * math.exp((seen - self.now) / RATE_WINDOW)
-        return {
-            configuration: Usage(total, {priority: rate / total for priority, rate in some.items()})
-            for configuration, some in rates.items()
-            if (total := sum(some.values())) > 0
-        }
-
     def demand(self) -> list[Demand]:
-        groups: dict[tuple[str, Priority, str], list[float]] = defaultdict(list)
+        waiting: dict[tuple[str, Priority, str], list[float]] = defaultdict(list)
         if self.waiting:
             for configuration, queue in self.queues.items():
                 for priority, requests in queue.items():
                     for request in requests:
-                        groups[configuration, priority, request.namespace].append(request.ready)
-        found = [
-            Demand(
-                configuration=configuration,
-                priority=priority,
-                steps=len(times),
-                oldest=instant(min(times)),
-                mean=instant(sum(times) / len(times)),
-                namespace=namespace,
-                work=timedelta(seconds=self.mean(configuration)),
-            )
-            for (configuration, priority, namespace), times in groups.items()
-        ]
+                        waiting[configuration, priority, request.namespace].append(request.ready)
         soon: dict[tuple[str, Priority, str], list[float]] = defaultdict(list)
         for request in self.followed.values():
-            mean = self.mean(request.configuration)
+            mean = self.statistics.mean(request.configuration)
             left = max(request.started + mean - self.now, mean / 4)
             soon[request.then[0][0], request.priority, request.namespace].append(self.now + left)
-        found += [
-            Demand(
-                configuration=configuration,
-                priority=priority,
-                steps=len(times),
-                oldest=instant(self.now),
-                namespace=namespace,
-                work=timedelta(seconds=self.mean(configuration)),
-                ready=instant(min(times)),
-            )
-            for (configuration, priority, namespace), times in soon.items()
-        ]
-        return found
+        found = [self.group(key, times) for key, times in waiting.items()]
+        return found + [replace(self.group(key, times), ready=instant(min(times))) for key, times in soon.items()]
 
-
-def instant(seconds: float) -> datetime:
-    return EPOCH + timedelta(seconds=seconds)
+    def group(self, key: tuple[str, Priority, str], times: Sequence[float]) -> Demand:
+        return Demand(
+            configuration=key[0],
+            priority=key[1],
+            steps=len(times),
+            oldest=instant(min(times)),
+            mean=instant(sum(times) / len(times)),
+            namespace=key[2],
+            work=timedelta(seconds=self.statistics.mean(key[0])),
+        )

@@ -34,7 +34,7 @@ from app.fleet.fleet import (
     Reserve,
     Usage,
 )
-from benchmarks.fleet_simulator import EPOCH, Failure, Request, Workload
+from benchmarks.fleet_values import EPOCH, Failure, Request, Workload
 
 GB = 10**9
 #: Bytes a second from the disk to a device, and seconds that a process needs before and after.

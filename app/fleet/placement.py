@@ -265,11 +265,11 @@ class _Planner:
 
     def retire_idle(self, pool: Pool, configuration: Configuration) -> None:
         want = self.wants.get(configuration.id)
-        if pool.busy or (want is not None and want.steps):
+        if pool.busy or (want is not None and (want.steps or want.ahead)):
             return
-        if pool.state is PoolState.WAITING and want is None and not configuration.ordered:
+        if pool.state is PoolState.WAITING and not configuration.ordered:
             self.stop(pool, Stop.DRAIN, reasons.NOBODY_WAITS)
-        if pool.state is not PoolState.SERVING or want is not None:
+        if pool.state is not PoolState.SERVING:
             return
         idle = self.now - pool.used
         beside = len([p for p in self.room.coming(configuration.id) if p.id not in self.search.stopped]) > 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -237,7 +237,7 @@ def test_a_higher_class_gets_the_bytes_of_a_pool_that_works_for_a_lower_one() ->
     urgent = [waits("new", age=20, priority=Priority.INTERACTIVE)]
 
     assert stops(plan(working(Priority.BATCH), urgent, NOW)) == {"p": Stop.PREEMPT}
-    assert stops(plan(working(Priority.BATCH, preemptions=3), urgent, NOW)) == {"p": Stop.DRAIN}
+    assert "it waits for `old`" in refused(plan(working(Priority.BATCH, preemptions=3), urgent, NOW)).reason
     short = replace(working(Priority.BATCH).pools[0], work_left=seconds(2))
     assert stops(plan(replace(full(), pools=(short,)), urgent, NOW)) == {"p": Stop.DRAIN}
 
@@ -320,15 +320,19 @@ def test_a_long_queue_gets_another_pool_and_an_idle_one_of_two_goes() -> None:
 
 
 def test_a_pool_without_work_is_stopped_after_its_keep_alive() -> None:
-    def idle_for(keep_alive: timedelta | None, **more: object) -> Plan:
+    def idle_for(keep_alive: timedelta | None, demand: Sequence[Demand] = (), **more: object) -> Plan:
         fleet = Fleet(ONE, (pool("p", "m", {"g0": 9}),), (model("m", 9, keep_alive=keep_alive, **more),))
-        return plan(fleet, [], NOW)
+        used_up = {"x": Account(exhausted_until=NOW + seconds(90))}
+        return plan(replace(fleet, accounts=used_up), demand, NOW)
 
     assert idle_for(seconds(59)).actions == (StopPool("p", Stop.DRAIN, "no work for 60 s, it is kept for 59 s"),)
     assert idle_for(seconds(61)).actions == ()
     assert idle_for(None).actions == ()
     assert idle_for(seconds(59), min_pools=1).actions == ()
     assert idle_for(seconds(59), pinned=True).actions == ()
+    assert idle_for(seconds(59), [waits("m")]).actions == ()
+    assert idle_for(seconds(59), [waits("m", ready=NOW + seconds(9))]).actions == ()
+    assert stops(idle_for(seconds(59), [waits("m", namespace="x")])) == {"p": Stop.DRAIN}, "it may ask for nothing"
 
 
 def test_as_many_pools_as_the_entry_says_are_kept_up() -> None:

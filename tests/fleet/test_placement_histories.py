@@ -33,7 +33,8 @@ from app.fleet.policy import Policy
 from app.fleet.reservation import Claim, Ledger, Refused, Reservation, State
 from app.kernel.errors import LeaseLost
 from benchmarks import fleet_workloads
-from benchmarks.fleet_simulator import Failure, Outcome, Request, Simulation, Workload
+from benchmarks.fleet_simulator import Simulation
+from benchmarks.fleet_values import Failure, Outcome, Request, Workload
 from benchmarks.scheduling import Arriero
 from tests.fleet.fleets import GB, gpu, model
 
