@@ -39,6 +39,8 @@ class Known:
     source: str
     load: timedelta
     tokens_per_second: float
+    #: Bytes of the host's RAM beside GPUs.
+    ram: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def configuration_of(
     """What the planner is told. `hosts` are those that have the file, or will have it after that long."""
     pools = model.pools
     layouts = [
-        Layout(one.type, one.parts, one.load, one.tokens_per_second)
+        Layout(one.type, one.parts, one.load, one.tokens_per_second, one.ram)
         for one in sorted(known, key=lambda one: (_RANK.get(one.type, 0), len(one.parts), one.type))
     ]
     reserve = None

@@ -210,7 +210,7 @@ class _Planner:
         best: tuple[tuple[int, int, DeviceSet], dict[str, int]] | None = None
         for layout in configuration.layouts:
             for devices in self.room.sets(configuration, layout, ()):
-                parts = dict(zip(devices, layout.parts, strict=True))
+                parts = layout.on(devices)
                 left = [self.room.usable(d) - self.room.firm[d] - part for d, part in parts.items()]
                 if min(left) >= 0:
                     taken = sum(max(part - self.room.free[d], 0) for d, part in parts.items())
