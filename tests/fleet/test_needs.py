@@ -72,6 +72,18 @@ def test_wrong_pools_are_refused_with_their_line() -> None:
         model("pools = { min = 3, max = 2 }")
     with pytest.raises(InvalidCatalog, match=r"pools\.keep_alife.*did you mean keep_alive"):
         model("pools = { keep_alife = '5m' }")
+    with pytest.raises(InvalidCatalog, match=r"pools\.keep_alive \(line \d+\): 'soon' is no duration") as refused:
+        model("pools = { keep_alive = 'soon' }")
+    assert len(refused.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("'5m'", timedelta(minutes=5)), ("0", timedelta(0)), ("'forever'", None), ("-1", None)]
+)
+def test_how_long_a_pool_stays(given: str, kept: timedelta | None) -> None:
+    entry = model(f"pools = {{ keep_alive = {given} }}")
+    assert needs.configuration_of(entry, (), {}).keep_alive == kept
+    assert entry.model_dump(mode="json")["pools"]["keep_alive"] in {"5m", "0s", "forever"}
 
 
 def past(ago: float, *, failed: bool = True, served: bool = False, host: str = "h") -> Past:
