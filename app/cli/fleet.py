@@ -15,7 +15,7 @@ from rich.text import Text
 from app.cli.client import Client, connected
 from app.cli.output import AsJson, ago, console, print_json, seconds, settings_of, table
 from app.kernel import clock, durations
-from app.kernel.errors import Conflict, Unavailable
+from app.kernel.errors import Conflict, NotFound, Unavailable
 from app.kernel.sizes import rounded
 
 app = typer.Typer(
@@ -193,14 +193,23 @@ def stop(
 
 
 @pools_app.command()
-def restart(context: typer.Context, pool: _Pool, as_json: AsJson = False) -> None:
-    """Stop a pool and start another of its model."""
+def restart(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="POOL|MODEL", help="A pool, or a model with all its pools.")],
+    as_json: AsJson = False,
+) -> None:
+    """Stop a pool, or all pools of a model, and start others in their place."""
     with connected(settings_of(context)) as client:
-        found = client.post(f"/v1/pools/{_quoted(pool)}/restart")
+        pools = [what]
+        if ":" in what:
+            pools = [pool["id"] for pool in client.get("/v1/pools", model=what)["pools"]]
+            if not pools:
+                raise NotFound("pool of the model", what)
+        found = {"pools": [client.post(f"/v1/pools/{_quoted(pool)}/restart") for pool in pools]}
     if as_json:
         print_json(found)
         return
-    _print_pools([found])
+    _print_pools(found["pools"])
 
 
 @pools_app.command()

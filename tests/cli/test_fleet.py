@@ -192,6 +192,7 @@ def test_a_namespace_is_limited_and_freed(arriero: Arriero) -> None:
         (("pools", "stop", "nothing:1"), "no model 'nothing:1'"),
         (("pools", "stop", "ffffff"), "no pool 'ffffff'"),
         (("pools", "restart", "ffffff"), "no pool 'ffffff'"),
+        (("pools", "restart", "nothing:1"), "no pool of the model 'nothing:1'"),
         (("pools", "logs", "%"), "no pool '%'"),
         (("hosts", "drain", "nowhere"), "no host 'nowhere'"),
         (("hosts", "remove", "nowhere"), "no host 'nowhere'"),

@@ -32,16 +32,13 @@ def test_the_id_follows_from_what_is_loaded_and_from_nothing_else() -> None:
     assert needs.configuration_id(model(source="{ path = '/b.gguf' }")) != first
 
 
-def test_a_model_is_laid_on_gpus_first_and_on_stand_ins_last() -> None:
+def test_a_model_is_laid_on_gpus_first_and_on_a_stand_in_only_where_nobody_has_it() -> None:
     layouts = [known("simulated", 1), known("cpu", 2), known("L4", 3, 3), known("L4", 4)]
     made = needs.configuration_of(model(), layouts, {"h": timedelta(0)})
 
-    assert [(one.type, one.parts) for one in made.layouts] == [
-        ("L4", (4,)),
-        ("L4", (3, 3)),
-        ("cpu", (2,)),
-        ("simulated", (1,)),
-    ]
+    assert [(one.type, one.parts) for one in made.layouts] == [("L4", (4,)), ("L4", (3, 3)), ("cpu", (2,))]
+    made = needs.configuration_of(model(), layouts[:1], {"h": timedelta(0)})
+    assert [(one.type, one.parts) for one in made.layouts] == [("simulated", (1,))]
 
 
 def test_reserves_and_wishes_become_pools() -> None:
