@@ -176,7 +176,8 @@ def stop(
     """
     Stop a pool, or all pools of a model. Steps may finish within pools.drain_timeout; others are handed back.
 
-    A model that is still asked for is started again; one that was kept up is so no longer.
+    A model that is still asked for is started again; one that was kept up is so no longer, unless pools.models or its
+    entry says so.
     """
     with connected(settings_of(context)) as client:
         if ":" in what:
@@ -189,7 +190,7 @@ def stop(
     if found["pools"]:
         _print_pools(found["pools"])
     else:
-        console().print(f"{what} has no pools; it is kept up no longer")
+        console().print(f"{what} has no pools; no order keeps it up any more")
 
 
 @pools_app.command()
