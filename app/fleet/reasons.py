@@ -230,11 +230,12 @@ def never(configuration: Configuration, room: Room, bars: Sequence[Bar], now: da
         after = max((bar.until - now).total_seconds(), 0.0)
         return f"on {bar.host}, {bar.reason}; tried again in {seconds(after)}", after + load_of(configuration)
     kinds = sorted({layout.type for layout in configuration.layouts})
+    types = " or ".join(kinds)
     devices = [device for device in room.devices.values() if device.type in kinds]
     if not devices:
-        return f"there is no device of the type {_listed(kinds)}", None
+        return f"there is no device of the type {types}", None
     if all(device.state is not DeviceState.OPEN for device in devices):
-        return f"no device of the type {_listed(kinds)} is open: they are cordoned, drained or lost", None
+        return f"no device of the type {types} is open: they are cordoned, drained or lost", None
     part = min(max(layout.parts) for layout in configuration.layouts)
     largest = max(devices, key=lambda device: (room.usable(device.id), device.id))
     if part > room.usable(largest.id):
