@@ -6,6 +6,7 @@ Each treats the whole fleet as one machine, which is more than most of them can.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -69,6 +70,7 @@ class Ollama:
 
     name: str = "Ollama's rule"
     by_class: bool = False
+    drain: float = math.inf
     victim: str | None = None
 
     def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan:
@@ -117,6 +119,7 @@ class Lru:
 
     name: str = "LRU, serial drain"
     by_class: bool = False
+    drain: float = math.inf
     drains: bool = True
 
     def plan(self, fleet: Fleet, demand: Sequence[Demand], _now: datetime) -> Plan:
@@ -161,6 +164,7 @@ class Exclusive:
 
     name: str = "llama-swap, exclusive"
     by_class: bool = False
+    drain: float = math.inf
 
     def plan(self, fleet: Fleet, demand: Sequence[Demand], _now: datetime) -> Plan:
         hosts: dict[str, list[Device]] = {}
@@ -199,6 +203,7 @@ class Static:
 
     name: str = "static partition"
     by_class: bool = False
+    drain: float = math.inf
     homes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def plan(self, fleet: Fleet, demand: Sequence[Demand], _now: datetime) -> Plan:

@@ -30,10 +30,8 @@ from app.fleet.placement import DropReserve, GrantReserve, MovePool, Plan, Start
 from app.fleet.reservation import Claim, Ledger, Refused
 from benchmarks.fleet_values import EPOCH, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
 
-#: No lease runs out here.
-NEVER = EPOCH + timedelta(days=1)
-#: The epoch of every agent.
-AGENT = 1
+#: No lease runs out here, and no agent is replaced.
+NEVER, AGENT = EPOCH + timedelta(days=1), 1
 #: Seconds from the end of a process until its bytes are seen to be back.
 UNLOAD = 1.0
 #: Seconds after which a pool knows by its dry run what it needs.
@@ -110,9 +108,8 @@ class Simulation:
         return self.outcome
 
     def observe(self, until: float) -> None:
-        until = min(until, self.workload.length)
-        if (span := until - self.observed) > 0:
-            self.observed = until
+        if (span := min(until, self.workload.length) - self.observed) > 0:
+            self.observed += span
             self.outcome.capacity += span * sum(device.capacity_bytes for device in self.devices.values())
             self.outcome.charged += span * self.charged_now
             self.outcome.useful += span * self.useful_now
@@ -338,6 +335,14 @@ class Simulation:
             self.hand_back(pool)
         if not pool.work:
             self.end(pool)
+        else:
+            self.at(self.now + self.planner.drain, partial(self.cut_short, pool))
+
+    def cut_short(self, pool: Live) -> None:
+        """It has drained for as long as it may."""
+        if pool.work and pool.id in self.pools:
+            self.hand_back(pool)
+            self.end(pool)
 
     def hand_back(self, pool: Live) -> None:
         self.advance(pool)
@@ -419,9 +424,8 @@ class Simulation:
                     pool = self.pools[action.pool]
                     if pool.state in COMING:
                         self.stop(pool, action.how)
-                    elif action.how is Stop.PREEMPT and pool.work:
-                        self.hand_back(pool)
-                        self.end(pool)
+                    elif action.how is Stop.PREEMPT:
+                        self.cut_short(pool)
                 case StartPool():
                     self.grant(action.configuration, action.bytes, action.after, action.namespace)
                 case MovePool():

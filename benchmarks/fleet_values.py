@@ -78,6 +78,8 @@ class Planner(Protocol):
     name: str
     #: Whether requests of a model are begun by class, or in the order of their arrival.
     by_class: bool
+    #: Seconds that a pool which is stopped may go on with its work.
+    drain: float
 
     def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan: ...
 

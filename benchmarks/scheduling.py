@@ -31,6 +31,7 @@ from app.fleet.fleet import Configuration, Demand, Fleet, Priority
 from app.fleet.placement import Plan, plan
 from app.fleet.policy import Policy
 from app.kernel import clock
+from app.kernel.settings import PoolSettings
 from benchmarks.fleet_baselines import Exclusive, Lru, Ollama, Static
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Outcome, Planner, Request, Workload
@@ -58,6 +59,7 @@ class Arriero:
     policy: Policy
     name: str = OWN
     by_class: bool = True
+    drain: float = PoolSettings().drain_timeout.total_seconds()
 
     def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan:
         return plan(fleet, demand, now, self.policy)
@@ -305,10 +307,10 @@ def plan_times(rounds: int) -> dict[str, list[float]]:
 
 def times_table(times: Mapping[str, Sequence[float]]) -> Table:
     made = Table(title="One plan, in milliseconds of processor time", title_justify="left")
-    for column in ("", "median", "p99"):
+    for column in ("", "median", "slowest"):
         made.add_column(column, justify="right" if column else "left")
     for told, some in times.items():
-        made.add_row(told, f"{statistics.median(some):.1f}", f"{quantile(some, 0.99):.1f}")
+        made.add_row(told, f"{statistics.median(some):.1f}", f"{max(some):.1f}")
     return made
 
 

@@ -181,15 +181,14 @@ class _Planner:
     # ---- reserves ----
 
     def set_aside(self) -> None:
-        """Give a reserve to who asks for one, and take it from who does not any more."""
+        """Give a reserve to who asks for one, and take it from who does not any more, or from where it is of no use."""
         held: dict[str, list[SetAside]] = {}
         for reserve in self.fleet.reserves:
-            held.setdefault(reserve.configuration, []).append(reserve)
-        for owner, some in held.items():
-            configuration = self.of.get(owner)
-            asked = configuration.reserve.pools if configuration and configuration.reserve else 0
-            for reserve in some[asked:]:
-                self.actions.append(DropReserve(reserve.id, reasons.reserve_dropped(asked)))
+            if (why := self.useless(reserve, len(held.get(reserve.configuration, ())))) is not None:
+                self.actions.append(DropReserve(reserve.id, why))
+                self.room.give_back(reserve)
+            else:
+                held.setdefault(reserve.configuration, []).append(reserve)
         for configuration in self.fleet.configurations:
             if configuration.reserve is None:
                 continue
@@ -201,6 +200,19 @@ class _Planner:
                 self.actions.append(
                     GrantReserve(configuration.id, bytes_, reasons.reserve_granted(configuration, bytes_, self.names))
                 )
+
+    def useless(self, reserve: SetAside, before: int) -> str | None:
+        """Why its owner has nothing of it; `before` are others that it keeps."""
+        configuration = self.of.get(reserve.configuration)
+        asked = configuration.reserve.pools if configuration and configuration.reserve else 0
+        if configuration is None or before >= asked:
+            return reasons.reserve_dropped(asked)
+        if self.drained() & reserve.bytes.keys():
+            return reasons.drained(reserve.bytes, self.names)
+        sizes = sorted(reserve.bytes.values(), reverse=True)
+        layouts = [one for one in configuration.layouts if len(one.parts) == len(sizes)]
+        holds = (all(p <= s for p, s in zip(sorted(one.parts, reverse=True), sizes, strict=True)) for one in layouts)
+        return None if not configuration.layouts or any(holds) else reasons.reserve_outgrown(configuration, sizes)
 
     def place_reserve(self, configuration: Configuration) -> dict[str, int] | None:
         best: tuple[tuple[int, int, DeviceSet], dict[str, int]] | None = None
@@ -249,7 +261,7 @@ class _Planner:
 
     def retire(self) -> None:
         """Stop what is idle for long, what nobody waits for any more, and what lies on a device that is drained."""
-        going = {id_ for id_, device in self.room.devices.items() if device.state is DeviceState.DRAINING}
+        going = self.drained()
         for pool in sorted(self.fleet.pools, key=lambda one: one.id):
             configuration = self.of.get(pool.configuration)
             if pool.state in {PoolState.DRAINING, PoolState.SUSPECT}:
@@ -258,6 +270,9 @@ class _Planner:
                 self.evacuate(pool, configuration)
             elif configuration is not None and not pool.pinned and not self.search.stays(pool):
                 self.retire_idle(pool, configuration)
+
+    def drained(self) -> set[str]:
+        return {id_ for id_, device in self.room.devices.items() if device.state is DeviceState.DRAINING}
 
     def retire_idle(self, pool: Pool, configuration: Configuration) -> None:
         want = self.wants.get(configuration.id)
@@ -276,7 +291,7 @@ class _Planner:
 
     def evacuate(self, pool: Pool, configuration: Configuration | None) -> None:
         """Stop it, and if it is in use start its like elsewhere in free bytes."""
-        self.stop(pool, Stop.DRAIN, reasons.drained(pool, self.names))
+        self.stop(pool, Stop.DRAIN, reasons.drained(pool.bytes, self.names))
         if configuration is None or (not pool.busy and configuration.id not in self.wants):
             return
         want = pressure.nothing(configuration)

@@ -6,7 +6,7 @@ Sizes are bytes on devices, waiting is in seconds. What waiting counts is weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from app.fleet.fleet import Account, Bar, Configuration, DeviceState, Fleet, Pool
@@ -144,9 +144,9 @@ def idle_replica(for_: timedelta) -> str:
     return f"no work for {seconds(for_.total_seconds())}, and other pools serve the model"
 
 
-def drained(pool: Pool, names: Names) -> str:
-    """Why a pool leaves a device."""
-    return f"{names.devices(pool.bytes)} {'is' if len(pool.bytes) == 1 else 'are'} drained"
+def drained(devices: Collection[str], names: Names) -> str:
+    """Why a pool or a reserve leaves devices."""
+    return f"{names.devices(devices)} {'is' if len(devices) == 1 else 'are'} drained"
 
 
 def reserve_granted(configuration: Configuration, bytes_: Mapping[str, int], names: Names) -> str:
@@ -157,6 +157,11 @@ def reserve_granted(configuration: Configuration, bytes_: Mapping[str, int], nam
 def reserve_dropped(asked: int) -> str:
     """Why a reserve is taken back."""
     return f"its entry asks for {asked} reserves now" if asked else "its entry asks for no reserve any more"
+
+
+def reserve_outgrown(configuration: Configuration, sizes: Iterable[int]) -> str:
+    """Why a reserve is set aside anew."""
+    return f"`{configuration.model}` needs {rounded(smallest(configuration))}, and {rounded(sum(sizes))} are set aside"
 
 
 def no_reserve(needs: int) -> str:
@@ -225,11 +230,12 @@ def never(configuration: Configuration, room: Room, bars: Sequence[Bar], now: da
         after = max((bar.until - now).total_seconds(), 0.0)
         return f"on {bar.host}, {bar.reason}; tried again in {seconds(after)}", after + load_of(configuration)
     kinds = sorted({layout.type for layout in configuration.layouts})
+    types = " or ".join(kinds)
     devices = [device for device in room.devices.values() if device.type in kinds]
     if not devices:
-        return f"there is no device of the type {_listed(kinds)}", None
+        return f"there is no device of the type {types}", None
     if all(device.state is not DeviceState.OPEN for device in devices):
-        return f"no device of the type {_listed(kinds)} is open: they are cordoned, drained or lost", None
+        return f"no device of the type {types} is open: they are cordoned, drained or lost", None
     part = min(max(layout.parts) for layout in configuration.layouts)
     largest = max(devices, key=lambda device: (room.usable(device.id), device.id))
     if part > room.usable(largest.id):

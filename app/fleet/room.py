@@ -26,6 +26,7 @@ from app.fleet.fleet import (
     Packing,
     Pool,
     PoolState,
+    SetAside,
     charges,
     promises,
 )
@@ -110,6 +111,10 @@ class Room:
             self.firm[device] += size
             self._aside[owner, device] += size
             self._reserved.setdefault(device, {})[owner] = self._idle(owner, device)
+
+    def give_back(self, reserve: SetAside) -> None:
+        """Let its owner own it no longer."""
+        self.set_aside(reserve.configuration, {device: -size for device, size in reserve.bytes.items()})
 
     def coming(self, configuration: str) -> list[Pool]:
         """Pools that serve it, or will; those that this plan starts too."""

@@ -6,8 +6,9 @@ is slower there, and the regret for the pools that would be stopped.
 The regret for a pool is what its next steps are expected to wait because it is gone (as in GreedyDual: FaasCache,
 ASPLOS 2021): likely to be asked for soon, slow to load, much used.
 A pool with work is stopped only for a higher class than what it works on, for an equal class that has waited for a
-multiple of the regret for it, for a step that waited beyond its bound, or for bytes that are set aside for another; but
-for the last, only once its own start has paid for itself.
+multiple of the regret for it, for a step that waited beyond its bound, or for bytes that are set aside for another.
+But for the last, it is stopped only once its own start has paid for itself, and not while it works on a step that was
+handed back too often: a drain that lasts too long would hand that back again.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Search:
         waits = own is not None and own.steps > 0
         if reclaims or not (pool.busy or waits):
             return True
-        if self._is_fresh(pool):
+        if self._is_fresh(pool) or (pool.busy and pool.preemptions >= self.policy.max_preemptions):
             return False
         if want.must:
             return True

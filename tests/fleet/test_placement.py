@@ -29,7 +29,18 @@ from app.fleet.fleet import (
     Usage,
     charges,
 )
-from app.fleet.placement import GrantReserve, MovePool, Plan, Purpose, Refusal, StartPool, Stop, StopPool, plan
+from app.fleet.placement import (
+    DropReserve,
+    GrantReserve,
+    MovePool,
+    Plan,
+    Purpose,
+    Refusal,
+    StartPool,
+    Stop,
+    StopPool,
+    plan,
+)
 from app.fleet.policy import Policy
 from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, ram, seconds, waits
 
@@ -239,7 +250,7 @@ def test_a_higher_class_gets_the_bytes_of_a_pool_that_works_for_a_lower_one() ->
     urgent = [waits("new", age=20, priority=Priority.INTERACTIVE)]
 
     assert stops(plan(working(Priority.BATCH), urgent, NOW)) == {"p": Stop.PREEMPT}
-    assert stops(plan(working(Priority.BATCH, preemptions=3), urgent, NOW)) == {"p": Stop.DRAIN}
+    assert "it waits for `old`" in refused(plan(working(Priority.BATCH, preemptions=3), urgent, NOW)).reason
     short = replace(working(Priority.BATCH).pools[0], work_left=seconds(2))
     assert stops(plan(replace(full(), pools=(short,)), urgent, NOW)) == {"p": Stop.DRAIN}
 
@@ -356,6 +367,28 @@ def test_a_reserve_is_set_aside_before_anybody_asks() -> None:
 
     (grant,) = [action for action in made.actions if isinstance(action, GrantReserve)]
     assert grant.bytes == {"g1": 14 * GB}
+
+
+def test_a_reserve_leaves_a_device_that_is_drained() -> None:
+    devices = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    made = plan(Fleet(devices, (), (OWNER,), (reserve(),)), [], NOW)
+
+    assert made.actions[0] == DropReserve("r", "g0 is drained")
+    assert [one.bytes for one in made.actions if isinstance(one, GrantReserve)] == [{"g1": 14 * GB}]
+    away = replace(devices[0], state=DeviceState.CORDONED)
+    assert plan(Fleet((away, devices[1]), (), (OWNER,), (reserve(),)), [], NOW).actions == (), "it may be back soon"
+
+
+def test_a_reserve_that_its_model_has_outgrown_is_set_aside_anew() -> None:
+    """What a model needs is known better once it was loaded."""
+    grown = model("owner", 15, reserve=Reserve(1))
+    made = plan(Fleet(ONE, (), (grown,), (reserve(),)), [], NOW)
+
+    drop, grant = made.actions
+    assert drop == DropReserve("r", "`owner` needs 13.97 GiB, and 13.04 GiB are set aside")
+    assert isinstance(grant, GrantReserve)
+    assert grant.bytes == {"g0": 15 * GB}
+    assert plan(Fleet(ONE, (), (model("owner", 13, reserve=Reserve(1)),), (reserve(),)), [], NOW).actions == ()
 
 
 def test_an_idle_reserve_is_lent_and_comes_back_by_preemption() -> None:

@@ -35,7 +35,7 @@ from app.kernel.errors import LeaseLost
 from benchmarks import fleet_workloads
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Failure, Outcome, Request, Workload
-from benchmarks.scheduling import Arriero
+from benchmarks.scheduling import CONTENDERS, OWN, PROMISES, Arriero, compare
 from tests.fleet.fleets import GB, gpu, model, ram
 
 POLICY = Policy()
@@ -108,6 +108,14 @@ def test_a_model_that_fits_is_served_though_another_never_stops() -> None:
 
     load = models[0].layouts[0].load.total_seconds()
     assert max(waits(outcome, "cold")) < POLICY.bound[Priority.STANDARD] + (POLICY.amortise + 2) * load + 30
+
+
+@pytest.mark.parametrize("scenario", fleet_workloads.SCENARIOS)
+def test_no_scenario_of_the_benchmark_breaks_a_promise(scenario: str) -> None:
+    (row,) = compare({OWN: CONTENDERS[OWN]}, scenario, fleet_workloads.Arrivals(None, 60.0), [3])[OWN]
+
+    assert {key: row[key] for key in PROMISES} == dict.fromkeys(PROMISES, 0)
+    assert row["requests"] > 0
 
 
 # ---- histories in which everything dies ----
@@ -416,7 +424,7 @@ class World:
             assert held.epoch == process.epoch
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32))
 def test_whatever_breaks_no_byte_is_in_two_hands_and_who_waits_is_served_when_it_is_over(seed: int) -> None:
     """
