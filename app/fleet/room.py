@@ -222,8 +222,20 @@ class Room:
 
     def with_ram(self, layout: Layout, devices: DeviceSet) -> DeviceSet:
         """The set, and the RAM of its host where the layout needs some."""
-        ram = self._ram.get(self.devices[devices[0]].host) if layout.ram else None
+        first = self.devices.get(devices[0])
+        ram = self._ram.get(first.host) if first is not None and layout.ram else None
         return devices if ram is None else (*devices, ram)
+
+    def holds(self, reserve: SetAside, layout: Layout) -> bool:
+        """Whether a pool of that layout would lie in what is set aside."""
+        computing = tuple(self.computing(reserve.bytes))
+        sizes = sorted((reserve.bytes[device] for device in computing), reverse=True)
+        beside = self.with_ram(layout, computing)[len(computing) :]
+        return (
+            len(sizes) == len(layout.parts)
+            and all(part <= size for part, size in zip(sorted(layout.parts, reverse=True), sizes, strict=True))
+            and all(layout.ram <= reserve.bytes.get(device, 0) for device in beside)
+        )
 
     def has_ram(self, configuration: Configuration, layout: Layout, device: str) -> bool:
         """Whether the RAM beside a device would hold its part if nobody else was there."""
