@@ -93,8 +93,7 @@ def measured(
     """
     The devices as they are now. `pools` says by process what it has reserved of each device.
 
-    What pools on GPUs take of the RAM, nobody has reserved: it counts as strangers'. Where the driver names processes
-    otherwise than this host, pools are taken to use what they have reserved.
+    Where the driver names processes otherwise than this host, pools are taken to use what they have reserved.
     """
     found, named = [], names_processes()
     for device in inventory.devices:
@@ -230,9 +229,8 @@ def layouts(model: Model, settings: Settings, inventory: Inventory, database: Da
             reserved = best.reserved()
             parts = [reserved[place] for place in range(count)] if count else [reserved[HOST]]
             load = _BEGIN + timedelta(seconds=read.tensor_bytes / _PACE)
-            yield Known(
-                needs.configuration_id(model), type_, tuple(sorted(parts, reverse=True)), best.source.value, load, 10.0
-            )
+            id_, ram = needs.configuration_id(model), reserved[HOST] if count else 0
+            yield Known(id_, type_, tuple(sorted(parts, reverse=True)), best.source.value, load, 10.0, ram)
 
 
 def ran_out(code: int | None, tail: str, kills: int) -> bool:

@@ -141,7 +141,7 @@ class _Pool:
             return FAILED
 
     def _exported(self, worker: str) -> AbstractContextManager[PoolCollector]:
-        devices = ",".join(part.name for part in self.grant.parts)
+        devices = ",".join(part.name for part in self.grant.computing)
         labels = {"model": self.grant.model, "device": devices, "worker": f"{worker}@{socket.gethostname()}"}
         pools, folder = self.settings.pools, self.settings.data_dir
         return exporter.serving(
@@ -174,10 +174,10 @@ class _Pool:
 
     def _claim(self, needed: Footprint) -> None:
         """Have the reservation adjusted to what is needed. Raises MemoryNotEnough with what there is."""
-        reserved, parts = needed.reserved(), self.grant.parts
-        on_gpus = bool(parts[0].uuid)
-        wanted = {part.id: reserved[place if on_gpus else HOST] for place, part in enumerate(parts)}
-        self.holder.keep_layout(self.grant, list(wanted.values()), needed.source.value)
+        reserved, gpus = needed.reserved(), [part for part in self.grant.parts if part.uuid]
+        wanted = {part.id: reserved[HOST] for part in self.grant.parts if not part.uuid}
+        wanted |= {part.id: reserved[place] for place, part in enumerate(gpus)}
+        self.holder.keep_layout(self.grant, wanted, needed.source.value)
         adjusted = self.holder.adjust(self.grant, wanted)
         if isinstance(adjusted, Refused):
             raise MemoryNotEnough(f"{self.grant.model} ({needed.source.value}): {adjusted.reason}; it", None, None)

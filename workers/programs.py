@@ -3,22 +3,21 @@ The worker programs: `python -m workers.programs control NAME | beat | agent | p
 
 `arriero control`, `arriero beat` and `arriero agent` become these, with their settings in the environment. An agent
 starts the pools that were granted to its host.
+
+Each loads its own modules and no other's: an agent holds no engine, and what starts again is soon there.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Sequence
-
-from celery.apps.beat import Beat
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from app.kernel import log, settings
 from app.kernel.broker import CONTROL_QUEUE, IO_QUEUE
 from app.kernel.errors import ArrieroError
 from app.kernel.settings import Settings
-from workers import pool
-from workers.agent import Agent
-from workers.application import Application
 
 _log = log.get(__name__)
 
@@ -39,9 +38,9 @@ def main(arguments: Sequence[str]) -> int:
             case ["beat"]:
                 return beat(loaded)
             case ["agent"]:
-                return Agent(loaded).run()
+                return int(_of("workers.agent", "Agent")(loaded).run())
             case ["pool", id_, epoch] if epoch.isdigit():
-                return pool.run(loaded, id_, int(epoch))
+                return int(_of("workers.pool", "run")(loaded, id_, int(epoch)))
             case _:
                 print(__doc__, file=sys.stderr)  # noqa: T201 the usage, for whoever calls it by hand
                 return 2
@@ -52,15 +51,23 @@ def main(arguments: Sequence[str]) -> int:
 
 def control(loaded: Settings, name: str) -> int:
     """Do scheduled jobs, and steps that need no model."""
-    return Application(loaded).serve(name, [CONTROL_QUEUE, IO_QUEUE], loaded.control.concurrency)
+    application = _of("workers.application", "Application")(loaded)
+    return int(application.serve(name, [CONTROL_QUEUE, IO_QUEUE], loaded.control.concurrency))
 
 
 def beat(loaded: Settings) -> int:
     """Send the scheduled jobs. The lock of RedBeat lets one of several do it."""
-    application = Application(loaded)
+    application = _of("workers.application", "Application")(loaded)
     level = loaded.log.level.upper()
-    Beat(app=application.celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
+    beat = _of("celery.apps.beat", "Beat")
+    beat(app=application.celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
     return 0
+
+
+def _of(module: str, name: str) -> Callable[..., Any]:
+    """What the program is made of, loaded now."""
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("type", sqlmodel.sql.sqltypes.AutoString(length=100), nullable=False),
         sa.Column("devices", sa.Integer(), nullable=False),
         sa.Column("parts", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("ram_bytes", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("source", sqlmodel.sql.sqltypes.AutoString(length=32), nullable=False),
         sa.Column("load_seconds", sa.Float(), nullable=False),
         sa.Column("tokens_per_second", sa.Float(), nullable=False),

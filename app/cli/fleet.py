@@ -15,7 +15,7 @@ from rich.text import Text
 from app.cli.client import Client, connected
 from app.cli.output import AsJson, ago, console, print_json, seconds, settings_of, table
 from app.kernel import clock, durations
-from app.kernel.errors import Conflict, Unavailable
+from app.kernel.errors import Conflict, NotFound, Unavailable
 from app.kernel.sizes import rounded
 
 app = typer.Typer(
@@ -176,7 +176,8 @@ def stop(
     """
     Stop a pool, or all pools of a model. Steps may finish within pools.drain_timeout; others are handed back.
 
-    A model that is still asked for is started again; one that was kept up is so no longer.
+    A model that is still asked for is started again; one that was kept up is so no longer, unless pools.models or its
+    entry says so.
     """
     with connected(settings_of(context)) as client:
         if ":" in what:
@@ -189,18 +190,27 @@ def stop(
     if found["pools"]:
         _print_pools(found["pools"])
     else:
-        console().print(f"{what} has no pools; it is kept up no longer")
+        console().print(f"{what} has no pools; no order keeps it up any more")
 
 
 @pools_app.command()
-def restart(context: typer.Context, pool: _Pool, as_json: AsJson = False) -> None:
-    """Stop a pool and start another of its model."""
+def restart(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="POOL|MODEL", help="A pool, or a model with all its pools.")],
+    as_json: AsJson = False,
+) -> None:
+    """Stop a pool, or all pools of a model, and start others in their place."""
     with connected(settings_of(context)) as client:
-        found = client.post(f"/v1/pools/{_quoted(pool)}/restart")
+        pools = [what]
+        if ":" in what:
+            pools = [pool["id"] for pool in client.get("/v1/pools", model=what)["pools"]]
+            if not pools:
+                raise NotFound("pool of the model", what)
+        found = {"pools": [client.post(f"/v1/pools/{_quoted(pool)}/restart") for pool in pools]}
     if as_json:
         print_json(found)
         return
-    _print_pools([found])
+    _print_pools(found["pools"])
 
 
 @pools_app.command()

@@ -17,8 +17,8 @@ from app.cli.output import console, print_json, settings_of
 from app.kernel import addresses, log
 from app.kernel.settings import Settings, environment_of
 
-#: The modules that worker programs run. `app` never imports `workers`: it starts them.
-_WORKERS = "workers.programs"
+#: The module that worker programs run. `app` never imports `workers`: it starts them.
+WORKERS = "workers.programs"
 
 
 def api(context: typer.Context) -> None:
@@ -49,7 +49,7 @@ def control(
 
     Any number may run, on any hosts. SIGTERM lets it finish what it holds.
     """
-    _become(settings_of(context), [_WORKERS, "control", name])
+    _become(settings_of(context), [WORKERS, "control", name])
 
 
 def beat(context: typer.Context) -> None:
@@ -58,7 +58,7 @@ def beat(context: typer.Context) -> None:
 
     A second one stands by: a lock in the broker lets one of them tick.
     """
-    _become(settings_of(context), [_WORKERS, "beat"])
+    _become(settings_of(context), [WORKERS, "beat"])
 
 
 def agent(context: typer.Context) -> None:
@@ -69,7 +69,7 @@ def agent(context: typer.Context) -> None:
     pools.drain_timeout; what is not finished goes back. When it is killed, its pools go on, and the next one on the
     same data directory takes them over.
     """
-    _become(settings_of(context), [_WORKERS, "agent"])
+    _become(settings_of(context), [WORKERS, "agent"])
 
 
 def flower(context: typer.Context) -> None:

@@ -26,6 +26,7 @@ from celery import Celery
 from pydantic import SecretStr
 
 from app.cli.client import connected, url_of
+from app.cli.programs import WORKERS
 from app.fleet import files, needs
 from app.kernel import broker, clock, embedded
 from app.kernel.database import Database
@@ -75,6 +76,7 @@ class _Member:
     """One child, and how it fares."""
 
     name: str
+    #: Behind `python -m`.
     arguments: Sequence[str]
     grace: timedelta
     #: Celery's name of the worker; None for a child that is no worker.
@@ -123,7 +125,7 @@ class Tree:
         """Start a member, or put it off when it cannot be."""
         member.child = Child(
             member.name,
-            [sys.executable, "-m", "app", *member.arguments],
+            [sys.executable, "-m", *member.arguments],
             environment=environment_of(self.settings),
             log_file=self.directory / "logs" / f"{member.name}.log",
             pid_file=self.directory / "run" / f"{member.name}.pid",
@@ -251,15 +253,18 @@ def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool)
 def _members(settings: Settings, *, flower: bool) -> list[_Member]:
     host, short = socket.gethostname(), timedelta(seconds=8)
     drain = settings.pools.drain_timeout + short
-    members = [_Member("api", ["api"], short)]
+    # It begins the longest chain: it joins, and then its pools are planned, begun and loaded. It lets its pools finish,
+    # and ends those that do not: that takes longer than for a pool alone.
+    members = [
+        _Member("agent", [WORKERS, "agent"], drain + timedelta(seconds=10)),
+        _Member("api", ["app", "api"], short),
+    ]
     for number in range(1, settings.control.processes + 1):
         name = "control" if number == 1 else f"control-{number}"
-        members.append(_Member(name, ["control", "--name", name], drain, f"{name}@{host}"))
-    members.append(_Member("beat", ["beat"], short))
-    # It lets its pools finish, and ends those that do not: that takes longer than for a pool alone.
-    members.append(_Member("agent", ["agent"], drain + timedelta(seconds=10)))
+        members.append(_Member(name, [WORKERS, "control", name], drain, f"{name}@{host}"))
+    members.append(_Member("beat", [WORKERS, "beat"], short))
     if flower:
-        members.append(_Member("flower", ["flower"], short))
+        members.append(_Member("flower", ["app", "flower"], short))
     return members
 
 

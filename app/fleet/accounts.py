@@ -66,6 +66,7 @@ _WORKERS = text("""
     SELECT pool_id::text, worker FROM pool_report JOIN reservation ON reservation.id = pool_id
     WHERE state <> 'released' AND worker <> ''
 """)
+_RAM = text("SELECT id FROM device WHERE kind = 'cpu'")
 _LISTED = text("""
     SELECT namespace, weight, max_bytes, held_bytes, max_device_seconds, period_seconds, period_began, device_seconds,
            attained_seconds, CASE
@@ -129,17 +130,19 @@ def count(work: Work, ledger: Ledger, working: Mapping[str, Mapping[str, int]], 
     `working` says by worker how many steps of each namespace it works on; `asking` are the namespaces whose steps wait.
     """
     workers = {row.pool_id: row.worker for row in work.rows(_WORKERS)} if working else {}
+    ram = {row.id for row in work.rows(_RAM)}
     devices: dict[str, float] = defaultdict(float)
     for one in ledger.reservations.values():
         if one.state is State.HELD:
             continue  # no process touches its bytes yet
+        held = len(one.bytes.keys() - ram) or 1  # the RAM beside GPUs is no device more
         steps = working.get(workers.get(one.id, ""), {})
         busy = sum(steps.values())
         if busy:
             for namespace, some in steps.items():
-                devices[namespace] += len(one.bytes) * some / busy
+                devices[namespace] += held * some / busy
         elif one.namespace:
-            devices[one.namespace] += len(one.bytes)
+            devices[one.namespace] += held
     known = sorted({*devices, *asking})
     if known:
         work.run(_OPEN, {"names": known})

@@ -111,7 +111,7 @@ def defragment(
             stuck.append(Stuck(configuration.id, configuration.model, reason))
             continue
         left = Disturbance(left.moves - len(hole.moves), left.seconds - hole.load)
-        bytes_ = dict(zip(hole.devices, hole.layout.parts, strict=True))
+        bytes_ = hole.layout.on(hole.devices)
         # The hole is kept: nothing that is moved for another model goes there.
         room.take(configuration, bytes_, [pool for pool, _ in hole.moves], now)
         for pool, target in hole.moves:

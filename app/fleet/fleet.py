@@ -10,7 +10,7 @@ Values only. Instants are aware and come from one clock, the database's; nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -73,11 +73,17 @@ class Layout:
     load: timedelta
     #: Of one slot.
     tokens_per_second: float = 1.0
+    #: Bytes of the host's RAM beside GPUs: the process itself, layers that stay there, states of parked texts.
+    ram: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """Bytes on all devices together."""
+        """Bytes on all devices together, without the RAM beside them."""
         return sum(self.parts)
+
+    def on(self, devices: Sequence[str]) -> dict[str, int]:
+        """Bytes by device, of a set that ends with the host's RAM where the layout needs it and the fleet has it."""
+        return dict(zip(devices, (*self.parts, self.ram), strict=False))
 
 
 class Packing(StrEnum):

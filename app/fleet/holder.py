@@ -7,7 +7,7 @@ A grant that was given back, or went to another epoch, is LeaseLost: the pool mu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -43,7 +43,7 @@ _HEAR = text("""
     SELECT desired, threads FROM pool LEFT JOIN pool_process ON pool_id = pool.id WHERE pool.id = CAST(:id AS uuid)
 """)
 _KEEP_LAYOUT = text("""
-    UPDATE layout SET parts = CAST(:parts AS jsonb), source = :source, measured_at = now()
+    UPDATE layout SET parts = CAST(:parts AS jsonb), ram_bytes = :ram, source = :source, measured_at = now()
     WHERE configuration = :configuration AND type = :type AND devices = :devices
 """)
 _NOTE_LOAD = text("""
@@ -88,9 +88,14 @@ class Grant:
         return any(part.simulated for part in self.parts)
 
     @property
+    def computing(self) -> tuple[Part, ...]:
+        """The devices that it computes on: its GPUs without the RAM beside them, or the RAM."""
+        return tuple(part for part in self.parts if part.uuid) or self.parts
+
+    @property
     def type(self) -> str:
-        """The type of its devices, which is one."""
-        return self.parts[0].type
+        """The type of those devices, which is one."""
+        return self.computing[0].type
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +176,11 @@ class Holder:
             open_.close()
             return open_.ledger.reservations[grant.id].revision
 
-    def keep_layout(self, grant: Grant, parts: Sequence[int], source: str) -> None:
-        """Write down what the configuration needs of each device: the planner counts on it from now on."""
-        values = self._of(grant) | {"parts": json.dumps(sorted(parts, reverse=True)), "source": source}
+    def keep_layout(self, grant: Grant, wanted: Mapping[str, int], source: str) -> None:
+        """Write down what the configuration needs, by id of each device: the planner counts on it from now on."""
+        parts = sorted((wanted[part.id] for part in grant.computing), reverse=True)
+        ram = sum(wanted.values()) - sum(parts)
+        values = self._of(grant) | {"parts": json.dumps(parts), "ram": ram, "source": source}
         with self.database.work() as work:
             work.run(_KEEP_LAYOUT, values)
 
@@ -184,4 +191,4 @@ class Holder:
 
     @staticmethod
     def _of(grant: Grant) -> dict[str, Any]:
-        return {"configuration": grant.configuration, "type": grant.type, "devices": len(grant.parts)}
+        return {"configuration": grant.configuration, "type": grant.type, "devices": len(grant.computing)}

@@ -54,9 +54,10 @@ _BEAT = text("""
 _LEAVE = text("UPDATE host SET agent_until = now() WHERE name = :host AND agent_epoch = :epoch AND agent_until > now()")
 # How long a load took is better known from loads than from what is declared, but for a stand-in.
 _DECLARE = text("""
-    INSERT INTO layout (configuration, type, devices, parts, source, load_seconds, tokens_per_second)
-    VALUES (:configuration, :type, :devices, CAST(:parts AS jsonb), :source, :load, :pace)
-    ON CONFLICT (configuration, type, devices) DO UPDATE SET parts = CAST(:parts AS jsonb), source = :source,
+    INSERT INTO layout (configuration, type, devices, parts, ram_bytes, source, load_seconds, tokens_per_second)
+    VALUES (:configuration, :type, :devices, CAST(:parts AS jsonb), :ram, :source, :load, :pace)
+    ON CONFLICT (configuration, type, devices) DO UPDATE SET parts = CAST(:parts AS jsonb), ram_bytes = :ram,
+        source = :source,
         load_seconds = CASE WHEN :source = 'catalogue' THEN :load ELSE layout.load_seconds END,
         tokens_per_second = CASE WHEN :source = 'catalogue' THEN :pace ELSE layout.tokens_per_second END
 """)
@@ -260,6 +261,7 @@ class Hosts:
                 "type": one.type,
                 "devices": len(one.parts),
                 "parts": _json(list(one.parts)),
+                "ram": one.ram,
                 "source": one.source,
                 "load": one.load.total_seconds(),
                 "pace": one.tokens_per_second,

@@ -17,8 +17,6 @@ from app.fleet.model import Model
 
 #: The type of the host's RAM, and that of devices that are not there.
 CPU, SIMULATED = "cpu", "simulated"
-#: GPUs are preferred; nobody gets a stand-in who can have the model itself.
-_RANK = {CPU: 1, SIMULATED: 2}
 #: Keys of an entry that change nothing of what is loaded.
 _TOLD = {"name", "description", "licence", "use_cases", "pools", "simulated"}
 #: From the start of a process until it begins to load.
@@ -39,6 +37,8 @@ class Known:
     source: str
     load: timedelta
     tokens_per_second: float
+    #: Bytes of the host's RAM beside GPUs.
+    ram: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,17 @@ def configuration_id(model: Model) -> str:
 def configuration_of(
     model: Model, known: Iterable[Known], hosts: Mapping[str, timedelta], wish: Wish = Wish()
 ) -> Configuration:
-    """What the planner is told. `hosts` are those that have the file, or will have it after that long."""
+    """
+    What the planner is told. `hosts` are those that have the file, or will have it after that long.
+
+    A model that some host has is never laid on a stand-in: whoever asks for it would get texts that it did not write.
+    """
     pools = model.pools
+    known = list(known)
+    real = [one for one in known if one.type != SIMULATED]
     layouts = [
-        Layout(one.type, one.parts, one.load, one.tokens_per_second)
-        for one in sorted(known, key=lambda one: (_RANK.get(one.type, 0), len(one.parts), one.type))
+        Layout(one.type, one.parts, one.load, one.tokens_per_second, one.ram)
+        for one in sorted(real or known, key=lambda one: (one.type == CPU, len(one.parts), one.type))
     ]
     reserve = None
     if pools.reserve is not None:

@@ -50,7 +50,9 @@ _POOLS = text("""
     LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE reservation.state <> 'released' ORDER BY created_at, pool.id
 """)
-_KNOWN = text("SELECT configuration, type, devices, parts, source, load_seconds, tokens_per_second FROM layout")
+_KNOWN = text(
+    "SELECT configuration, type, devices, parts, ram_bytes, source, load_seconds, tokens_per_second FROM layout"
+)
 _STARTS = text("SELECT id::text, model FROM pool_order WHERE what = 'start' AND done_at IS NULL ORDER BY created_at")
 _STANDING = text("SELECT model, pools, pinned FROM standing")
 _PARDONS = text("""
@@ -198,7 +200,9 @@ def _configurations(
     known: dict[str, list[Known]] = {}
     for row in work.rows(_KNOWN):
         load = timedelta(seconds=row.load_seconds)
-        one = Known(row.configuration, row.type, tuple(row.parts), row.source, load, row.tokens_per_second)
+        one = Known(
+            row.configuration, row.type, tuple(row.parts), row.source, load, row.tokens_per_second, row.ram_bytes
+        )
         known.setdefault(row.configuration, []).append(one)
     files: dict[str, dict[str, timedelta]] = {}
     for host in hosts:

@@ -213,16 +213,15 @@ class _Planner:
             return reasons.reserve_dropped(asked)
         if self.drained() & reserve.bytes.keys():
             return reasons.drained(reserve.bytes, self.names)
-        sizes = sorted(reserve.bytes.values(), reverse=True)
-        layouts = [one for one in configuration.layouts if len(one.parts) == len(sizes)]
-        holds = (all(p <= s for p, s in zip(sorted(one.parts, reverse=True), sizes, strict=True)) for one in layouts)
-        return None if not configuration.layouts or any(holds) else reasons.reserve_outgrown(configuration, sizes)
+        if not configuration.layouts or any(self.room.holds(reserve, layout) for layout in configuration.layouts):
+            return None
+        return reasons.reserve_outgrown(configuration, reserve.bytes.values())
 
     def place_reserve(self, configuration: Configuration) -> dict[str, int] | None:
         best: tuple[tuple[int, int, DeviceSet], dict[str, int]] | None = None
         for layout in configuration.layouts:
             for devices in self.room.sets(configuration, layout, ()):
-                parts = dict(zip(devices, layout.parts, strict=True))
+                parts = layout.on(devices)
                 left = [self.room.usable(d) - self.room.firm[d] - part for d, part in parts.items()]
                 if min(left) >= 0:
                     taken = sum(max(part - self.room.free[d], 0) for d, part in parts.items())

@@ -7,15 +7,28 @@ They are the table `[models.pools]` of an entry; `[models.simulated]` has the nu
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, StrictFloat, StrictInt, model_validator
 
 from app.fleet.source import Entry
+from app.kernel import durations
 from app.kernel.durations import Duration
 from app.kernel.sizes import Size
 
 _Place = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _shown(value: timedelta | str) -> str:
+    return value if isinstance(value, str) else durations.show(value)
+
+
+def _keep_alive(value: Any) -> Any:
+    """A duration, or forever; -1 is what that is called elsewhere."""
+    return "forever" if value in ("forever", "-1", -1) else durations.parse(value)
+
+
+KeepAlive = Annotated[timedelta | Literal["forever"], BeforeValidator(_keep_alive), PlainSerializer(_shown)]
 
 
 class Reserve(Entry):
@@ -36,9 +49,7 @@ class Pooling(Entry):
     min: StrictInt = Field(default=0, ge=0, le=64, description="a whole number from 0 to 64")
     max: StrictInt = Field(default=4, ge=1, le=64, description="a whole number from 1 to 64")
     #: A pool without work for that long is stopped.
-    keep_alive: Duration | Literal["forever"] = Field(
-        default=timedelta(minutes=5), description="a duration such as '5m', or forever"
-    )
+    keep_alive: KeepAlive = Field(default=timedelta(minutes=5), description="a duration such as '5m', or forever")
     #: Its pools are never stopped to make room for others.
     pinned: StrictBool = Field(default=False, description="true or false")
     reserve: Reserve | None = Field(default=None, description="a table such as { devices = 1, slots = 4 }")

@@ -71,7 +71,9 @@ FIRST = f"{_steps(1)}, the oldest for {seconds(0)}: "
 
 def _place(option: Option, names: Names) -> str:
     """Where it goes, and who makes room."""
-    place = f"{rounded(option.layout.total_bytes)} on {names.devices(option.devices)}"
+    place = f"{rounded(option.layout.total_bytes)} on {names.devices(option.computing)}"
+    if beside := option.devices[len(option.computing) :]:
+        place += f" and {rounded(option.layout.ram)} on {names.devices(beside)}"
     if not option.victims:
         return f"{place}, which is free"
     stopped = sorted({names.pool(pool) for pool in option.victims})
@@ -205,7 +207,7 @@ def not_worth(want: Want, option: Option, price: float, names: Names, room: Room
 
 def blocked(want: Want, after: float, devices: DeviceSet, waited: Sequence[Pool], names: Names, room: Room) -> Why:
     """Why pools that hold the bytes are waited for."""
-    needs = min(one.total_bytes for one in want.configuration.layouts if len(one.parts) == len(devices))
+    needs = min(one.total_bytes for one in want.configuration.layouts if len(one.parts) == len(room.computing(devices)))
     work = sum(pool.busy for pool in waited)
     flight = f"with {work} {'step' if work == 1 else 'steps'} in flight"
     state = flight if work else "whose starts must pay first"
@@ -228,17 +230,21 @@ def never(configuration: Configuration, room: Room, bars: Sequence[Bar], now: da
         after = max((bar.until - now).total_seconds(), 0.0)
         return f"on {bar.host}, {bar.reason}; tried again in {seconds(after)}", after + load_of(configuration)
     kinds = sorted({layout.type for layout in configuration.layouts})
+    types = " or ".join(kinds)
     devices = [device for device in room.devices.values() if device.type in kinds]
     if not devices:
-        return f"there is no device of the type {_listed(kinds)}", None
+        return f"there is no device of the type {types}", None
     if all(device.state is not DeviceState.OPEN for device in devices):
-        return f"no device of the type {_listed(kinds)} is open: they are cordoned, drained or lost", None
+        return f"no device of the type {types} is open: they are cordoned, drained or lost", None
     part = min(max(layout.parts) for layout in configuration.layouts)
     largest = max(devices, key=lambda device: (room.usable(device.id), device.id))
     if part > room.usable(largest.id):
         beside = " beside what others use of it" if largest.stranger_bytes else ""
         has = rounded(room.usable(largest.id))
         return f"needs {rounded(part)} on one device, and the largest, {largest.name}, has {has}{beside}", None
+    if not any(room.has_ram(configuration, one, device.id) for one in configuration.layouts for device in devices):
+        least = rounded(min(layout.ram for layout in configuration.layouts))
+        return f"needs {least} of its host's RAM beside a GPU, and no host can have that free", None
     return (
         f"needs {rounded(smallest(configuration))}, and no device set that its entry allows can have that free: bytes "
         "are pinned, set aside or held by processes that may still live, models are kept apart, or a host has too few "
@@ -279,5 +285,8 @@ def smallest(configuration: Configuration) -> int:
 
 
 def _has_free(devices: DeviceSet, names: Names, room: Room) -> str:
-    free = sum(max(room.free[device], 0) for device in devices)
-    return f"{names.devices(devices)} {'has' if len(devices) == 1 else 'have'} {rounded(free)} free"
+    computing = room.computing(devices)
+    free = sum(max(room.free[device], 0) for device in computing)
+    found = f"{names.devices(computing)} {'has' if len(computing) == 1 else 'have'} {rounded(free)} free"
+    beside = [f"{names.device(id_)} {rounded(max(room.free[id_], 0))}" for id_ in devices if id_ not in computing]
+    return " and ".join((found, *beside))

@@ -19,6 +19,7 @@ from app.fleet.fleet import (
     COMING,
     Configuration,
     Device,
+    DeviceKind,
     DeviceState,
     Fleet,
     Layout,
@@ -45,6 +46,8 @@ class Room:
         self.on: dict[str, list[Pool]] = {device.id: [] for device in fleet.devices}
         self._coming: dict[str, list[Pool]] = {}
         self._planned: list[Pool] = []
+        #: By host.
+        self._ram = {d.host: d.id for d in fleet.devices if d.kind is DeviceKind.CPU and not d.simulated}
         #: Pools on a device that work, or will soon. A split one works on each of its devices for a part of the time.
         self.active = dict.fromkeys(self.devices, 0.0)
         self._promised = promises(fleet.pools)
@@ -53,10 +56,13 @@ class Room:
             if pool.state in COMING:
                 self._coming.setdefault(pool.configuration, []).append(pool)
             active = pool.busy > 0 or pool.state is PoolState.STARTING or pool.state is PoolState.WAITING
+            computes = self.computing(pool.bytes)
             for device in pool.bytes:
                 if device in self.on:
                     self.on[device].append(pool)
-                    self.active[device] += active / len(pool.bytes)
+            for device in computes:
+                if device in self.active:
+                    self.active[device] += active / len(computes)
         self.open: dict[str, list[Device]] = {}
         for one in fleet.devices:
             if one.state is DeviceState.OPEN:
@@ -105,6 +111,17 @@ class Room:
             self.firm[device] += size
             self._aside[owner, device] += size
             self._reserved.setdefault(device, {})[owner] = self._idle(owner, device)
+
+    def holds(self, reserve: SetAside, layout: Layout) -> bool:
+        """Whether a pool of that layout could lie in what is set aside."""
+        on = tuple(self.computing(reserve.bytes))
+        sizes = sorted((reserve.bytes[device] for device in on), reverse=True)
+        if len(sizes) != len(layout.parts) or not self.devices.keys() >= reserve.bytes.keys():
+            return False
+        ram = [device for device in self.with_ram(layout, on) if device not in on]
+        return all(part <= size for part, size in zip(sorted(layout.parts, reverse=True), sizes, strict=True)) and all(
+            reserve.bytes.get(device, 0) >= layout.ram for device in ram
+        )
 
     def give_back(self, reserve: SetAside) -> None:
         """Let its owner own it no longer."""
@@ -166,6 +183,9 @@ class Room:
             expected=expected,
         )
         self._planned.append(planned)
+        computes = self.computing(bytes_)
+        for device in computes:
+            self.active[device] += 1 / len(computes)
         self._coming.setdefault(configuration.id, []).append(planned)
         for device, size in bytes_.items():
             need = size
@@ -176,7 +196,6 @@ class Room:
                     need -= part
                     promised = self._promised.setdefault(victim.id, {})
                     promised[device] = promised.get(device, 0) + part
-            self.active[device] += 1 / len(bytes_)
             self.on[device].append(planned)
             if self.own(device, configuration.id):
                 self._reserved[device][configuration.id] = max(self._reserved[device][configuration.id] - size, 0)
@@ -193,19 +212,46 @@ class Room:
 
     def allows(self, configuration: Configuration, device: Device, part: int) -> bool:
         """Whether it may be placed there if nobody else was: large enough, its entry lets it, its file is there."""
-        host, firm = device.host, self.firm[device.id] if configuration.pinned or configuration.min_pools else 0
-        if firm and self.own(device.id, configuration.id) >= part:
-            firm -= part  # it moves into what is set aside for it
+        host = device.host
         return (
-            self.usable(device.id) - firm >= part
+            self._is_large_enough(configuration, device.id, part)
             and (configuration.fetch is not None or host in configuration.files)
             and (not configuration.only or device.id in configuration.only or host in configuration.only)
         )
 
+    def _is_large_enough(self, configuration: Configuration, device: str, part: int) -> bool:
+        firm = self.firm[device] if configuration.pinned or configuration.min_pools else 0
+        if firm and self.own(device, configuration.id) >= part:
+            firm -= part  # it moves into what is set aside for it
+        return self.usable(device) - firm >= part
+
+    def computing(self, devices: Iterable[str]) -> list[str]:
+        """Those of a pool's devices that it computes on: RAM beside GPUs only holds what belongs to it."""
+        known = list(devices)
+        gpus = [id_ for id_ in known if id_ in self.devices and self.devices[id_].kind is DeviceKind.GPU]
+        return gpus or known
+
+    def with_ram(self, layout: Layout, devices: DeviceSet) -> DeviceSet:
+        """The set, and the RAM of its host where the layout needs some."""
+        ram = self._ram.get(self.devices[devices[0]].host) if layout.ram else None
+        return devices if ram is None else (*devices, ram)
+
+    def has_ram(self, configuration: Configuration, layout: Layout, device: str) -> bool:
+        """Whether the RAM beside a device would hold its part if nobody else was there."""
+        ram = self._ram.get(self.devices[device].host) if layout.ram else None
+        return ram is None or self._is_large_enough(configuration, ram, layout.ram)
+
     def shunned(self, configuration: Configuration, devices: Iterable[str]) -> list[Pool]:
         """Pools there beside which it is not placed, as its entry or theirs says."""
         apart = self._apart.get(configuration.id)
-        return [pool for device in devices for pool in self.on[device] if pool.configuration in apart] if apart else []
+        if not apart:
+            return []
+        return [
+            pool
+            for device in self.computing(devices)
+            for pool in self.on[device]
+            if pool.configuration in apart and device in self.computing(pool.bytes)
+        ]
 
     def fitting(self, configuration: Configuration, layout: Layout, barred: Iterable[str]) -> Iterator[DeviceSet]:
         """
@@ -214,7 +260,7 @@ class Room:
         """
         if len(layout.parts) > 1:
             for devices in self.sets(configuration, layout, barred):
-                parts = zip(devices, layout.parts, strict=True)
+                parts = layout.on(devices).items()
                 fits = all(self.free_for(configuration, device) >= part for device, part in parts)
                 if fits and not self.shunned(configuration, devices):
                     yield devices
@@ -229,9 +275,11 @@ class Room:
         for at in order:
             device = self.devices[ranks[at][1]]
             if device.host not in barred and self.allows(configuration, device, part):
-                free = self.free_for(configuration, device.id)
-                if free >= part and not self.shunned(configuration, (device.id,)):
-                    yield (device.id,)
+                devices = self.with_ram(layout, (device.id,))
+                fits = all(self.free_for(configuration, d) >= size for d, size in layout.on(devices).items())
+                fits = fits and self.has_ram(configuration, layout, device.id)
+                if fits and not self.shunned(configuration, devices):
+                    yield devices
                     found += 1
                 if found >= enough:
                     return
@@ -250,7 +298,10 @@ class Room:
             if device.host not in barred and self.allows(configuration, device, smallest)
         ]
         if count == 1:
-            yield from ((device.id,) for device in able)
+            for device in able:
+                devices = self.with_ram(layout, (device.id,))
+                if self.has_ram(configuration, layout, devices[0]):
+                    yield devices
             return
         hosts: dict[str, list[str]] = {}
         for device in able:
@@ -258,9 +309,10 @@ class Room:
         each = max(self._policy.max_sets // max(len(hosts), 1), 1)
         for some in hosts.values():
             some.sort(key=lambda device: (-self.free[device], device))
-            for devices in islice(combinations(some, count), each):
-                parts = zip(devices, layout.parts, strict=True)
-                if all(self.usable(device) >= part for device, part in parts):
+            for chosen in islice(combinations(some, count), each):
+                devices = self.with_ram(layout, chosen)
+                fits = all(self.usable(device) >= part for device, part in layout.on(devices).items())
+                if fits and self.has_ram(configuration, layout, devices[0]):
                     yield devices
 
 

@@ -293,6 +293,8 @@ class LayoutRow(SQLModel, table=True):
     devices: int = Field(primary_key=True)
     #: Bytes on each of them, margins included.
     parts: list[int] = Field(sa_column=Column(JSONB, nullable=False))
+    #: Bytes of the host's RAM beside GPUs.
+    ram_bytes: int = Field(sa_column=_bytes())
     #: How it is known, the best first: measured, dry run, closed form.
     source: str = Field(max_length=32)
     #: From the start of the process until it serves.

@@ -45,9 +45,14 @@ class Option:
     moves: tuple[tuple[Pool, Option], ...] = ()
 
     @property
+    def computing(self) -> DeviceSet:
+        """The devices without the RAM beside them."""
+        return self.devices[: len(self.layout.parts)]
+
+    @property
     def bytes(self) -> dict[str, int]:
         """By id of the device."""
-        return dict(zip(self.devices, self.layout.parts, strict=True))
+        return self.layout.on(self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +227,7 @@ class Search:
             device = room.devices[id_]
             if size + room.free[id_] >= part and device.host not in barred:
                 if room.allows(want.configuration, device, part):
-                    yield (id_,)
+                    yield room.with_ram(layout, (id_,))
                     found += 1
                 if found >= enough:
                     return
@@ -303,7 +308,7 @@ class Search:
 
     def missing(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> dict[str, int]:
         """Bytes that are not free, by device."""
-        parts = zip(devices, layout.parts, strict=True)
+        parts = layout.on(devices).items()
         return {device: part - self.room.free_for(configuration, device) for device, part in parts}
 
     def may_move(self, pool: Pool) -> bool:
@@ -327,7 +332,7 @@ class Search:
             found = [
                 option
                 for option in self.options(nothing(self.configurations[pool.configuration]), evict=False)
-                if not set(option.devices) & set(leaving)
+                if not set(option.computing) & set(self.room.computing(leaving))
                 and all(self.room.free[d] - taken.get(d, 0) >= size for d, size in option.bytes.items())
             ]
             if not found:
@@ -340,7 +345,7 @@ class Search:
 
     def reclaims(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> bool:
         """Whether the bytes are set aside for it."""
-        return all(self.room.own(d, configuration.id) >= part for d, part in zip(devices, layout.parts, strict=True))
+        return all(self.room.own(d, configuration.id) >= part for d, part in layout.on(devices).items())
 
     def ends(self, pool: Pool, want: Want, reclaims: bool) -> float:
         """Seconds until its bytes are back when it is stopped now for that."""
@@ -377,23 +382,24 @@ class Search:
     ) -> Option:
         victims = cover.victims
         configuration, room = want.configuration, self.room
-        first = room.devices[devices[0]]
+        computing, first = devices[: len(layout.parts)], room.devices[devices[0]]
         fetch = configuration.files.get(first.host, configuration.fetch or NOTHING).total_seconds()
         estimate = max(cover.wait, fetch) + layout.load.total_seconds()
         stopped = {victim.id for victim in victims}
         beside = sum(
-            room.active[d] - sum((d in v.bytes and v.busy > 0) / len(v.bytes) for v in victims) for d in devices
-        ) / len(devices)
-        speed = layout.tokens_per_second * min(room.devices[d].speed for d in devices)
+            room.active[d] - sum((d in v.bytes and v.busy > 0) / len(room.computing(v.bytes)) for v in victims)
+            for d in computing
+        ) / len(computing)
+        speed = layout.tokens_per_second * min(room.devices[d].speed for d in computing)
         each = want.work / want.steps if want.steps else 0.0
         slower = each * (fastest / max(speed, 1e-9) * (1 + beside) - 1)
         growth = want.growth or want.ahead
         cost = growth * (estimate + slower) + cover.regret
         lent = sum(room.lent(d, configuration.id) for d in devices)
-        left = sum(room.free[d] - part for d, part in zip(devices, layout.parts, strict=True))
+        left = sum(room.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
         if configuration.packing is Packing.SPREAD:
             own = [p for p in room.coming(configuration.id) if p.id not in stopped]
-            near = sum(bool(p.bytes.keys() & set(devices)) for p in own)
+            near = sum(bool(p.bytes.keys() & set(computing)) for p in own)
             hosts = sum(any(room.devices[d].host == first.host for d in p.bytes if d in room.devices) for p in own)
             apart: tuple[float, ...] = (near, hosts, -left)
         else:

@@ -113,7 +113,7 @@ def test_a_pool_from_its_order_to_its_log(arriero: Arriero, fleet: Fleet) -> Non
     assert "ended" in arriero("pools", "list", "--ended").stdout
     with pytest.raises(Conflict, match="has ended already: it ended"):
         arriero("pools", "stop", pool.id)
-    assert "alpha:1 has no pools; it is kept up no longer" in arriero("pools", "stop", ALPHA).stdout
+    assert "alpha:1 has no pools; no order keeps it up any more" in arriero("pools", "stop", ALPHA).stdout
 
 
 def test_a_reserve_is_seen_before_and_after_it_is_used(arriero: Arriero, fleet: Fleet) -> None:
@@ -192,6 +192,7 @@ def test_a_namespace_is_limited_and_freed(arriero: Arriero) -> None:
         (("pools", "stop", "nothing:1"), "no model 'nothing:1'"),
         (("pools", "stop", "ffffff"), "no pool 'ffffff'"),
         (("pools", "restart", "ffffff"), "no pool 'ffffff'"),
+        (("pools", "restart", "nothing:1"), "no pool of the model 'nothing:1'"),
         (("pools", "logs", "%"), "no pool '%'"),
         (("hosts", "drain", "nowhere"), "no host 'nowhere'"),
         (("hosts", "remove", "nowhere"), "no host 'nowhere'"),

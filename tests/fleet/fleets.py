@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -44,8 +44,12 @@ def gpu(id_: str, size: float = 20, host: str = "box", **more: Any) -> Device:
 
 
 def model(id_: str, *parts: float, load: float = 5, **more: Any) -> Configuration:
-    layout = Layout("gpu", tuple(int(part * GB) for part in parts), seconds(load))
+    layout = Layout("gpu", tuple(int(p * GB) for p in parts), seconds(load), ram=int(more.pop("ram", 0) * GB))
     return Configuration(id_, id_, more.pop("slots", 2), (layout,), **more)
+
+
+def ram(size: float, host: str = "box", **more: Any) -> Device:
+    return Device(f"ram-{host}", f"ram-{host}", host, DeviceKind.CPU, "cpu", int(size * GB), **more)
 
 
 def pool(id_: str, configuration: str, on: Mapping[str, float], **more: Any) -> Pool:
@@ -137,7 +141,7 @@ def _case(seed: int) -> Case:
 
 
 def _fleet(chance: Random) -> Fleet:
-    """Up to four devices on two hosts, up to seven models, pools in every state that the ledger would have granted."""
+    """Up to four GPUs on two hosts, up to seven models, pools in every state that the ledger would have granted."""
     devices = tuple(
         gpu(
             f"g{n}",
@@ -148,6 +152,7 @@ def _fleet(chance: Random) -> Fleet:
         )
         for n in range(chance.randint(1, 4))
     )
+    devices += tuple(ram(chance.choice((6, 20)), host) for host in sorted({device.host for device in devices}))
     configurations = tuple(_model(chance, n) for n in range(chance.randint(2, 7)))
     reserves: list[SetAside] = []
     for configuration in configurations:
@@ -168,6 +173,7 @@ def _model(chance: Random, number: int) -> Configuration:
         f"m{number}",
         *parts,
         load=chance.choice((1, 5, 20)),
+        ram=chance.choice((0, 1, 3)),
         pinned=standing == "pinned",
         min_pools=int(standing == "kept"),
         reserve=Reserve(1) if standing == "reserve" else None,
@@ -178,22 +184,31 @@ def _model(chance: Random, number: int) -> Configuration:
 
 def _set_aside(configuration: Configuration, devices: tuple[Device, ...], before: list[SetAside]) -> list[SetAside]:
     parts = configuration.layouts[0].parts
-    on = {device.id: part for device, part in zip(devices, parts, strict=False)}
+    gpus = [device for device in devices if device.kind is DeviceKind.GPU][: len(parts)]
+    on = _on(configuration, gpus, devices)
     firm = {d.id: sum(one.bytes.get(d.id, 0) for one in before) + on.get(d.id, 0) for d in devices}
-    if len(on) < len(parts) or any(firm[d.id] > d.capacity_bytes - d.stranger_bytes for d in devices):
+    if len(gpus) < len(parts) or any(firm[d.id] > d.capacity_bytes - d.stranger_bytes for d in devices):
         return []
     return [SetAside(f"reserve-{configuration.id}", configuration.id, on)]
+
+
+def _on(configuration: Configuration, gpus: Sequence[Device], devices: Sequence[Device]) -> dict[str, int]:
+    """Its bytes on these GPUs, and of the RAM of their host."""
+    layout = configuration.layouts[0]
+    beside = [d.id for d in devices if layout.ram and d.kind is DeviceKind.CPU and d.host == gpus[0].host]
+    return layout.on([device.id for device in gpus] + beside)
 
 
 def _with_pool(chance: Random, fleet: Fleet, number: int) -> Fleet:
     """One more pool, if the ledger would grant it: into free bytes, or waiting for those of pools that drain."""
     configuration = chance.choice(fleet.configurations)
     parts = configuration.layouts[0].parts
-    first = chance.randrange(len(fleet.devices))
-    devices = fleet.devices[first : first + len(parts)]
+    gpus = [device for device in fleet.devices if device.kind is DeviceKind.GPU]
+    first = chance.randrange(len(gpus))
+    devices = gpus[first : first + len(parts)]
     if len(devices) < len(parts) or len({d.host for d in devices}) > 1:
         return fleet
-    on = {device.id: part / GB for device, part in zip(devices, parts, strict=True)}
+    on = {id_: size / GB for id_, size in _on(configuration, devices, fleet.devices).items()}
     draining = [p.id for p in fleet.pools if p.state is PoolState.DRAINING and p.bytes.keys() & on.keys()]
     state = chance.choice((PoolState.SERVING,) * 12 + tuple(PoolState) + (PoolState.WAITING,) * 4 * bool(draining))
     backing = backed(bytes_of(on), frozenset(draining), {p.id: p for p in fleet.pools})

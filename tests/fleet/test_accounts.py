@@ -18,10 +18,10 @@ from tests.fleet.granting import LEASE, begun, declared, granted
 
 @pytest.fixture
 def pool(database: Database) -> str:
-    """A pool on two devices, whose worker is called w; granted for `owner`."""
+    """A pool on two GPUs and some RAM beside them, whose worker is called w; granted for `owner`."""
     hosts = Hosts(database, LEASE, LEASE)
-    agent = hosts.join("h", "h", 8, declared("a", "b"), {})
-    id_ = granted(database, "h", {"a": 600, "b": 400})
+    agent = hosts.join("h", "h", 8, [*declared("a", "b"), *declared("ram", kind="cpu", type_="cpu")], {})
+    id_ = granted(database, "h", {"a": 600, "b": 300, "ram": 100})
     assert isinstance(id_, str)
     epoch = begun(hosts, "h", agent, id_)
     Holder(database, LEASE).renew(id_, epoch, Report(Stage.SERVING, worker="w"))

@@ -6,6 +6,8 @@ import contextlib
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -14,11 +16,12 @@ from sqlalchemy import text
 from app.fleet import books, ledger
 from app.fleet.holder import Holder, Report
 from app.fleet.hosts import Ended, Hosts, Measured
+from app.fleet.needs import Known
 from app.fleet.pool import Desired, Stage
 from app.fleet.reservation import Refused, State
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, LeaseLost
-from tests.fleet.granting import LEASE, audit, declared, granted
+from tests.fleet.granting import LEASE, audit, begun, declared, granted
 
 
 @pytest.fixture
@@ -79,6 +82,26 @@ def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, hold
     assert (charged(database, "a"), hosts.pools("h")) == (0, [])
     with pytest.raises(LeaseLost, match="given back"):
         holder.renew(id_, grant.epoch, Report(Stage.SERVING))
+
+
+def test_a_pool_on_gpus_tells_what_it_needs_of_them_and_of_the_ram(
+    database: Database, hosts: Hosts, holder: Holder
+) -> None:
+    devices = [
+        *(replace(one, uuid=f"GPU-{one.id}") for one in declared("g0", "g1")),
+        *declared("h/cpu", kind="cpu", type_="cpu"),
+    ]
+    agent = hosts.join("h", "here", 8, devices, {})
+    hosts.declare_layouts([Known("m-1.x", "L4", (600, 300), "closed form", timedelta(seconds=9), 10.0, 50)])
+    id_ = granted(database, "h", {"g0": 600, "g1": 300, "h/cpu": 50})
+    assert isinstance(id_, str)
+    grant = holder.take(id_, begun(hosts, "h", agent, id_))
+
+    assert ([part.id for part in grant.computing], grant.type) == (["g0", "g1"], "L4")
+    holder.keep_layout(grant, {"g0": 310, "g1": 620, "h/cpu": 70}, "dry run")
+    with database.work() as work:
+        (row,) = work.rows(text("SELECT type, devices, parts, ram_bytes, source FROM layout"))
+    assert tuple(row) == ("L4", 2, [620, 310], 70, "dry run")
 
 
 def test_bytes_pass_from_a_victim_to_the_pool_that_waits_for_it(database: Database, hosts: Hosts) -> None:

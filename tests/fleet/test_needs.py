@@ -32,16 +32,13 @@ def test_the_id_follows_from_what_is_loaded_and_from_nothing_else() -> None:
     assert needs.configuration_id(model(source="{ path = '/b.gguf' }")) != first
 
 
-def test_a_model_is_laid_on_gpus_first_and_on_stand_ins_last() -> None:
+def test_a_model_is_laid_on_gpus_first_and_on_a_stand_in_only_where_nobody_has_it() -> None:
     layouts = [known("simulated", 1), known("cpu", 2), known("L4", 3, 3), known("L4", 4)]
     made = needs.configuration_of(model(), layouts, {"h": timedelta(0)})
 
-    assert [(one.type, one.parts) for one in made.layouts] == [
-        ("L4", (4,)),
-        ("L4", (3, 3)),
-        ("cpu", (2,)),
-        ("simulated", (1,)),
-    ]
+    assert [(one.type, one.parts) for one in made.layouts] == [("L4", (4,)), ("L4", (3, 3)), ("cpu", (2,))]
+    made = needs.configuration_of(model(), layouts[:1], {"h": timedelta(0)})
+    assert [(one.type, one.parts) for one in made.layouts] == [("simulated", (1,))]
 
 
 def test_reserves_and_wishes_become_pools() -> None:
@@ -72,6 +69,18 @@ def test_wrong_pools_are_refused_with_their_line() -> None:
         model("pools = { min = 3, max = 2 }")
     with pytest.raises(InvalidCatalog, match=r"pools\.keep_alife.*did you mean keep_alive"):
         model("pools = { keep_alife = '5m' }")
+    with pytest.raises(InvalidCatalog, match=r"pools\.keep_alive \(line \d+\): 'soon' is no duration") as refused:
+        model("pools = { keep_alive = 'soon' }")
+    assert len(refused.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("'5m'", timedelta(minutes=5)), ("0", timedelta(0)), ("'forever'", None), ("-1", None)]
+)
+def test_how_long_a_pool_stays(given: str, kept: timedelta | None) -> None:
+    entry = model(f"pools = {{ keep_alive = {given} }}")
+    assert needs.configuration_of(entry, (), {}).keep_alive == kept
+    assert entry.model_dump(mode="json")["pools"]["keep_alive"] in {"5m", "0s", "forever"}
 
 
 def past(ago: float, *, failed: bool = True, served: bool = False, host: str = "h") -> Past:

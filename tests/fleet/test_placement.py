@@ -16,9 +16,11 @@ from app.fleet.fleet import (
     COMING,
     Account,
     Bar,
+    Configuration,
     Demand,
     DeviceState,
     Fleet,
+    Layout,
     Packing,
     PoolState,
     Priority,
@@ -40,7 +42,7 @@ from app.fleet.placement import (
     plan,
 )
 from app.fleet.policy import Policy
-from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, seconds, waits
+from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, ram, seconds, waits
 
 POLICY = Policy()
 ONE, TWO = (gpu("g0"),), (gpu("g0"), gpu("g1"))
@@ -386,7 +388,15 @@ def test_a_reserve_that_its_model_has_outgrown_is_set_aside_anew() -> None:
     assert drop == DropReserve("r", "`owner` needs 13.97 GiB, and 13.04 GiB are set aside")
     assert isinstance(grant, GrantReserve)
     assert grant.bytes == {"g0": 15 * GB}
-    assert plan(Fleet(ONE, (), (model("owner", 13, reserve=Reserve(1)),), (reserve(),)), [], NOW).actions == ()
+    smaller = (model("owner", 13, reserve=Reserve(1)),)
+    assert plan(Fleet(ONE, (), smaller, (reserve(),)), [], NOW).actions == ()
+
+    with_ram = Fleet((*ONE, ram(8)), (), (model("owner", 14, ram=2, reserve=Reserve(1)),))
+    (granted,) = plan(with_ram, [], NOW).actions
+    assert isinstance(granted, GrantReserve)
+    settled = replace(with_ram, reserves=(SetAside("r", "owner", granted.bytes),))
+    assert plan(settled, [], NOW).actions == ()
+    assert len(plan(replace(with_ram, reserves=(reserve(),)), [], NOW).actions) == 2, "the RAM is missing"
 
 
 def test_an_idle_reserve_is_lent_and_comes_back_by_preemption() -> None:
@@ -472,6 +482,42 @@ def test_a_model_that_one_device_cannot_hold_is_split_over_devices_of_one_host()
 
     (start,) = starts(plan(Fleet(devices, (), (model("large", 15, 15),)), [waits("large")], NOW))
     assert start.bytes == {"g1": 15 * GB, "g2": 15 * GB}
+
+
+def test_a_pool_on_a_gpu_holds_ram_of_its_host_too() -> None:
+    devices = (gpu("g0", host="a"), ram(2, "a"), gpu("g1", host="b"), ram(8, "b"))
+    large = model("large", 5, ram=3)
+
+    (start,) = starts(plan(Fleet(devices, (), (large,)), [waits("large")], NOW))
+    assert start.bytes == {"g1": 5 * GB, "ram-b": 3 * GB}
+    assert start.reason.endswith("4.66 GiB on g1 of b and 2.79 GiB on ram-b of b, which is free"), start.reason
+    reason = refused(plan(Fleet(devices[:2], (), (large,)), [waits("large")], NOW)).reason
+    assert reason == "needs 2.79 GiB of its host's RAM beside a GPU, and no host can have that free"
+
+
+def test_who_holds_the_ram_makes_room_for_a_pool_on_a_gpu() -> None:
+    """Though the GPU itself is free; and a pool that only has its RAM there does not slow the processor down."""
+    on_cpu = Configuration("old", "old", 2, (Layout("cpu", (6 * GB,), seconds(5)),))
+    fleet = Fleet((gpu("g0"), ram(8)), (pool("p", "old", {"ram-box": 6}),), (on_cpu, model("new", 5, ram=3)))
+
+    found = plan(fleet, [waits("new", age=60, steps=9)], NOW)
+    assert stops(found) == {"p": Stop.DRAIN}
+    assert starts(found)[0].bytes == {"g0": 5 * GB, "ram-box": 3 * GB}
+    assert starts(found)[0].after == {"p"}
+
+
+def test_a_pool_moves_between_gpus_of_its_host_with_its_ram() -> None:
+    kept = model("kept", 4, ram=2, min_pools=1)
+    fleet = Fleet(
+        (gpu("g0", 20), gpu("g1", 10), ram(9)),
+        (pool("p", "kept", {"g0": 4, "ram-box": 2}),),
+        (kept, model("large", 18, ram=3)),
+    )
+
+    found = plan(fleet, [waits("large", age=60, steps=9)], NOW)
+    (move,) = [action for action in found.actions if isinstance(action, MovePool)]
+    assert move.bytes == {"g1": 4 * GB, "ram-box": 2 * GB}
+    assert starts(found)[0].bytes == {"g0": 18 * GB, "ram-box": 3 * GB}
 
 
 def test_the_host_that_has_the_file_is_taken() -> None:

@@ -36,7 +36,7 @@ from benchmarks import fleet_workloads
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Failure, Outcome, Request, Workload
 from benchmarks.scheduling import CONTENDERS, OWN, PROMISES, Arriero, compare
-from tests.fleet.fleets import GB, gpu, model
+from tests.fleet.fleets import GB, gpu, model, ram
 
 POLICY = Policy()
 
@@ -160,7 +160,8 @@ class World:
         self.chance = Random(seed)
         self.now, self.number = BEGINNING, 0
         sizes = [self.chance.choice((12, 20, 20)) for _ in range(3)] + [20]
-        self.devices = {f"g{n}": gpu(f"g{n}", size, f"h{n // 2}") for n, size in enumerate(sizes)}
+        gpus = [gpu(f"g{n}", size, f"h{n // 2}") for n, size in enumerate(sizes)]
+        self.devices = {one.id: one for one in (*gpus, ram(9, "h0"), ram(9, "h1"))}
         self.models = {one.id: one for one in self.catalogue()}
         #: Agents that live, by host, with their epoch.
         self.agents: dict[str, int] = {}
@@ -179,9 +180,9 @@ class World:
     def catalogue(self) -> list[Configuration]:
         sizes = [self.chance.choice((4, 9, 11)) for _ in range(3)]
         apart = frozenset({"m0"}) if self.chance.random() < 0.3 else frozenset()
-        found = [model(f"m{n}", size, load=self.chance.choice((1, 2, 4))) for n, size in enumerate(sizes)]
+        found = [model(f"m{n}", size, load=self.chance.choice((1, 2, 4)), ram=n) for n, size in enumerate(sizes)]
         found[1] = replace(found[1], apart_from=apart)
-        found.append(model("split", 10, 10, load=3))
+        found.append(model("split", 10, 10, load=3, ram=7))
         found.append(model("kept", 2, load=1, min_pools=self.chance.randrange(2), pinned=self.chance.random() < 0.3))
         found.append(model("owner", 6, load=1, reserve=Reserve(1, timedelta(seconds=4))))
         return found

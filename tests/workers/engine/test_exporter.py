@@ -66,7 +66,7 @@ def test_a_pool_can_be_asked_from_before_its_model_is_there_until_it_is_gone(
 
     with serving(status, tmp_path) as exported:
         before = Scrape(tmp_path)
-        assert before("arriero_pool_stage", stage="loading") == 1
+        assert before("arriero_pool_stage", stage="starting") == 1
         assert before("arriero_pool_loaded_ratio") == 0
         assert not any(sample.name.startswith("arriero_engine") for sample in before.samples)
 
