@@ -26,7 +26,7 @@ from queue import Empty, SimpleQueue
 
 import psycopg
 
-from app.fleet import control_group, files
+from app.fleet import control_group, files, needs
 from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.devices import Devices
@@ -59,6 +59,8 @@ _LEAVE = timedelta(seconds=10)
 _SETTLE = 5.0
 #: Seconds in which the files of models are looked for again.
 _FILES = 15.0
+#: Seconds in which it is told again what models need: it may be less than when memory ran out.
+_DECLARED = 3600.0
 #: Logs of pools that have ended, the last ones, are kept.
 _LOGS = 50
 
@@ -107,7 +109,7 @@ class Agent:
         self._epoch: int | None = None
         #: By model, the configurations whose files are here.
         self._here: dict[str, str] = {}
-        self._files_at = float("-inf")
+        self._files_at = self._declared_at = float("-inf")
         self._stopping = False
         #: What wakes the agent. A queue of this kind may be filled by a signal at any moment.
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -227,22 +229,24 @@ class Agent:
         if time.monotonic() - self._files_at < _FILES:
             return
         self._files_at = time.monotonic()
+        all_of_them = self._files_at - self._declared_at > _DECLARED
+        if all_of_them:
+            self._declared_at = self._files_at
         new = []
         for model in self._catalog:
-            known = list(inventory.stand_in(model, inventory_))
+            if all_of_them:
+                new += inventory.stand_in(model, inventory_)
             try:
                 files.locate(model, self._settings.data_dir)
-                if model.name not in self._here:
-                    known += inventory.layouts(model, self._settings, inventory_, self._database, self.host)
+                if all_of_them or model.name not in self._here:
+                    new += inventory.layouts(model, self._settings, inventory_, self._database, self.host)
+                self._here[model.name] = needs.configuration_id(model)
             except ModelFileMissing:
-                pass
+                self._here.pop(model.name, None)
             except ModelFileUnusable as error:
                 if self._wrong.get(model.name) != str(error):
                     self._wrong[model.name] = str(error)
                     _log.warning("model_unusable", model=model.name, error=str(error))
-            if known and model.name not in self._here:
-                self._here[model.name] = known[0].configuration
-                new += known
         self._hosts.declare_layouts(new)
 
     def _beat(self, inventory_: Inventory) -> list[Granted]:
@@ -348,7 +352,7 @@ class Agent:
         failed = not asked and code != 0
         kills = control_group.kills() - running.kills
         if failed and not running.killed and inventory.ran_out(code, running.process.log_tail(_TAIL), kills):
-            ending = f"memory ran out: {ending}; more is reserved for it from now on"
+            ending = f"memory ran out: {ending}; the next pool of the model reserves more"
             self._count_failure(pool, inventory_)
         self._release(pool, running, failed=failed, ending=ending)
 

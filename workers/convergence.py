@@ -85,12 +85,12 @@ def decide(pool: Granted, local: Local | None, limits: Limits) -> Step | None:
         return _without_process(pool)
     if not local.alive:
         return GiveBack("its process ended")
+    if (pool.state is State.SUSPECT or pool.expired) and pool.silent > limits.silence:
+        return Kill(f"it was silent for {_shown(pool.silent)} and its lease ran out")
     if local.asked is not None:
         return _leaving(pool, local, limits)
     if pool.desired is not Desired.RUN:
         return Ask(pool.stop_reason)
-    if (pool.state is State.SUSPECT or pool.expired) and pool.silent > limits.silence:
-        return Kill(f"it was silent for {_shown(pool.silent)} and its lease ran out")
     if pool.stage in _ENDING:
         return Ask(pool.told or "it ends by itself")
     if pool.stage in _BEFORE and local.age > limits.start:

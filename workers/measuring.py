@@ -35,6 +35,8 @@ _log = log.get(__name__)
 
 #: Bytes that the worker program takes when it begins to serve, after the model was loaded: 20 MiB were seen.
 _SERVING = 24 * footprint.MIB
+#: Bytes by which a claim is enlarged at the least: what grows slowly is not written down with every beat.
+_STEP = 8 * footprint.MIB
 
 
 class Measuring:
@@ -130,7 +132,7 @@ class Measuring:
                 for uuid, size in contexts.items():
                     measurements.keep_process(work, self._host, self._identity.build, uuid, size)
         _log.info("footprint_measured", bytes=_named({share.place: share.total for share in self._kept.shares}))
-        return self._kept
+        return self._kept.raised(self._estimate.floor)
 
     def grown(self) -> Footprint | None:
         """
@@ -139,7 +141,7 @@ class Measuring:
         Raises DatabaseUnreachable.
         """
         memory = _memory()
-        if self._kept is None or self._before is None or memory is None:
+        if self._kept is None or self._before is None or self._estimate is None or memory is None:
             return None
         shares = []
         for share in self._kept.shares:
@@ -148,13 +150,19 @@ class Measuring:
                 taken = memory[0] + self._before[1] + mapped
             else:
                 taken = self._used(self._gpus[share.place]) or 0
-            shares.append(replace(share, process=share.process + max(taken - share.total, 0)))
+            steps = -(-max(taken - share.total, 0) // _STEP)
+            shares.append(replace(share, process=share.process + steps * _STEP))
         if tuple(shares) == self._kept.shares:
             return None
         with self._database.work() as work:
             self._kept = measurements.keep_measured(work, self._identity, _measured(self._kept, shares))
         _log.warning("footprint_grown", bytes=_named({share.place: share.total for share in self._kept.shares}))
-        return self._kept
+        return self._kept.raised(self._estimate.floor)
+
+    def end(self) -> None:
+        """The pool has served to its end: its memory was enough. Raises DatabaseUnreachable."""
+        with self._database.work() as work:
+            measurements.forget_failures(work, self._identity)
 
     def _require(self, place: int, needed: int) -> None:
         """Raise MemoryNotEnough when the device has not so many bytes free now."""

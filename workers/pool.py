@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -25,7 +25,7 @@ from app.inference.requests import GenerateRequest
 from app.kernel import addresses, log
 from app.kernel import database as databases
 from app.kernel.broker import model_queue
-from app.kernel.errors import ArrieroError, Conflict, LeaseLost, MemoryNotEnough
+from app.kernel.errors import ArrieroError, Conflict, DatabaseUnreachable, LeaseLost, MemoryNotEnough
 from app.kernel.settings import Settings
 from workers import exporter
 from workers.application import Application
@@ -127,7 +127,11 @@ class _Pool:
                 _log.info("pool_loaded", model=name, seconds=round(time.monotonic() - began, 2))
                 exported.engine = engine
                 queues = [model_queue(model.slug)]
-                return Application(self.settings).serve(worker, queues, engine.slots, engine, self.status, self.heart)
+                code = Application(self.settings).serve(worker, queues, engine.slots, engine, self.status, self.heart)
+                if self._measuring is not None and not code:
+                    with suppress(DatabaseUnreachable):
+                        self._measuring.end()
+                return code
         except MemoryNotEnough as error:
             self.status.enter(Stage.REFUSED, str(error))
             _log.error("pool_refused", model=name, reason=str(error))

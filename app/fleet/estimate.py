@@ -57,6 +57,8 @@ class Estimate:
     footprints: tuple[Footprint, ...]
     #: Why a source has nothing to say.
     missing: Mapping[Source, str]
+    #: Part of the total that margins have at the least, since memory ran out before.
+    floor: float = 0.0
 
     @property
     def best(self) -> Footprint:
@@ -115,7 +117,7 @@ def estimate(
         missing[Source.DRY_RUN] = _why_not_asked(identity)
     closed = _closed_form(identity, process)
     all_of_them = [one.raised(known.floor) for one in (known.measured, found, closed) if one is not None]
-    return Estimate(identity, tuple(all_of_them), missing)
+    return Estimate(identity, tuple(all_of_them), missing, known.floor)
 
 
 def _why_not_asked(identity: Identity) -> str:

@@ -3,8 +3,8 @@ Measurements: what models took where they ran, so that the next one need not be 
 
 A row belongs to an identity: the header of the file, the build of llama.cpp, the processor, the GPUs with their driver,
 and the configuration. It keeps what was measured, what llama.cpp's dry run said, and how often memory ran out.
-Memory that ran out makes the margins of that identity larger, and those of its family a little; a load that went well
-later takes that back for the identity.
+Memory that ran out makes the margins of that identity larger, and those of its family a little, until a pool has served
+to its end, or for a day in which nothing was loaded so.
 
 What processes take besides models is kept for each device of a host, the greatest seen.
 """
@@ -56,7 +56,7 @@ class FootprintRow(SQLModel, table=True):
     dry_run: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Times that it was measured.
     loads: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
-    #: Times that memory ran out since it was last measured.
+    #: Times that memory ran out since a pool served to its end.
     failures: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     created_at: datetime = Field(sa_column=_instant())
     updated_at: datetime = Field(sa_column=_instant())
@@ -139,8 +139,10 @@ def _libraries() -> tuple[str, ...]:
     return tuple(sorted(line for line in lines if line.partition(",")[0].endswith((".so", ".dylib", ".dll"))))
 
 
-_FIND = text("SELECT measured, dry_run, failures FROM footprint WHERE key = :key")
-_FAMILY = text("SELECT COALESCE(max(failures), 0) AS failures FROM footprint WHERE family = :family AND key <> :key")
+# What was long ago keeps nothing from being loaded.
+_RECENT = "CASE WHEN footprint.updated_at > now() - interval '1 day' THEN footprint.failures ELSE 0 END"
+_FIND = text(f"SELECT measured, dry_run, {_RECENT} AS failures FROM footprint WHERE key = :key")
+_FAMILY = text(f"SELECT COALESCE(max({_RECENT}), 0) AS failures FROM footprint WHERE family = :family AND key <> :key")
 _KEEP_DRY_RUN = text("""
     INSERT INTO footprint (key, family, identity, dry_run)
     VALUES (:key, :family, CAST(:identity AS json), CAST(:footprint AS json))
@@ -149,14 +151,15 @@ _KEEP_DRY_RUN = text("""
 _KEEP_MEASURED = text("""
     INSERT INTO footprint (key, family, identity, measured, loads)
     VALUES (:key, :family, CAST(:identity AS json), CAST(:footprint AS json), 1)
-    ON CONFLICT (key) DO UPDATE SET measured = EXCLUDED.measured, loads = footprint.loads + 1, failures = 0,
-                                    updated_at = now()
+    ON CONFLICT (key) DO UPDATE SET measured = EXCLUDED.measured, loads = footprint.loads + 1, updated_at = now()
 """)
 _LOCK = text("SELECT measured FROM footprint WHERE key = :key FOR UPDATE")
-_COUNT_FAILURE = text("""
+_COUNT_FAILURE = text(f"""
     INSERT INTO footprint (key, family, identity, failures) VALUES (:key, :family, CAST(:identity AS json), 1)
-    ON CONFLICT (key) DO UPDATE SET failures = footprint.failures + 1, updated_at = now()
+    ON CONFLICT (key) DO UPDATE SET failures = {_RECENT} + 1,
+                                    updated_at = now()
 """)
+_FORGET_FAILURES = text("UPDATE footprint SET failures = 0 WHERE key = :key AND failures > 0")
 _PROCESS = text("""
     SELECT device, bytes FROM process_memory WHERE host = :host AND build = :build
 """)
@@ -185,11 +188,7 @@ def keep_dry_run(work: Work, identity: Identity, footprint: Footprint) -> None:
 
 
 def keep_measured(work: Work, identity: Identity, footprint: Footprint) -> Footprint:
-    """
-    Remember what was measured, the greater where it was measured before; gives what is known now.
-
-    Failures before this are forgotten.
-    """
+    """Remember what was measured, the greater where it was measured before; gives what is known now."""
     row = work.row(_LOCK, {"key": identity.key})
     if row is not None and row.measured:
         footprint = footprint.or_greater(Footprint.of_json(row.measured))
@@ -200,6 +199,11 @@ def keep_measured(work: Work, identity: Identity, footprint: Footprint) -> Footp
 def count_failure(work: Work, identity: Identity) -> None:
     """Memory ran out for that identity, though it was thought to fit."""
     work.run(_COUNT_FAILURE, _of(identity))
+
+
+def forget_failures(work: Work, identity: Identity) -> None:
+    """A pool of that identity served to its end: its memory was enough."""
+    work.run(_FORGET_FAILURES, {"key": identity.key})
 
 
 def process(work: Work, host: str, build: str, devices: Sequence[Device]) -> Process:

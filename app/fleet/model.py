@@ -79,7 +79,7 @@ class Model(Entry):
     licence: str = Field(default="", description="a text, such as 'Apache-2.0'")
     use_cases: tuple[_UseCase, ...] = Field(
         min_length=1,
-        description="a list of words in lower case, such as chat, extract, classify, summarise, complete, embed",
+        description="a list of words in lower case, such as chat, extract, classify, summarise, embed, rerank",
     )
     #: Tokens that one slot can hold, prompt and answer together.
     context: StrictInt = Field(default=4096, ge=32, le=16_777_216, description="tokens of one slot, 32 to 16777216")

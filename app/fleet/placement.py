@@ -149,11 +149,7 @@ class _Planner:
         self.refusals: dict[str, Refusal] = {}
         self.threshold = policy.threshold
         self.starts = 0
-        #: Bytes that pools of a namespace hold, where that is limited.
-        self.used = {name: 0 for name, account in fleet.accounts.items() if account.max_bytes is not None}
-        for pool in fleet.pools:
-            if pool.namespace in self.used:
-                self.used[pool.namespace] += sum(pool.bytes.values())
+        self.used = self.search.used
 
     def plan(self) -> Plan:
         self.set_aside()
@@ -298,7 +294,8 @@ class _Planner:
         if configuration is None or (not pool.busy and configuration.id not in self.wants):
             return
         want = pressure.nothing(configuration)
-        if (option := self.free_place(want)) is not None:
+        option = self.free_place(want)
+        if option is not None and self.search.may_hold(pool.namespace, option.layout.total_bytes):
             self.start(want, option, Purpose.EVACUATION, reasons.evacuated(option, self.names), pool.namespace)
 
     def free_place(self, want: Want) -> Option | None:
@@ -442,6 +439,8 @@ class _Planner:
 
     def move(self, pool: Pool, target: Option, reason: str) -> None:
         self.search.stop(pool)
+        if pool.namespace in self.used:
+            self.used[pool.namespace] += target.layout.total_bytes
         estimate = timedelta(seconds=target.estimate)
         self.room.take(self.of[pool.configuration], target.bytes, (), self.now + estimate)
         self.search.forget(pool.configuration)
@@ -450,11 +449,7 @@ class _Planner:
     def on_behalf_of(self, want: Want, size: int) -> str | None:
         """The namespace that presses most and may hold so much more; None when none may."""
         ranked = sorted(want.namespaces, key=lambda name: (-want.namespaces[name], name))
-        for name in ranked:
-            limit = self.fleet.accounts[name].max_bytes if name in self.used else None
-            if limit is None or self.used[name] + size <= limit:
-                return name
-        return None if ranked else ""
+        return next((name for name in ranked if self.search.may_hold(name, size)), None if ranked else "")
 
     # ---- saying why not ----
 

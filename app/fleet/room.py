@@ -211,11 +211,14 @@ class Room:
         return self.devices[device].capacity_bytes - self.devices[device].stranger_bytes
 
     def allows(self, configuration: Configuration, device: Device, part: int) -> bool:
-        """Whether it may be placed there if nobody else was: large enough, its entry lets it, its file is there."""
+        """
+        Whether it may be placed there if nobody else was: large enough, its entry lets it, its file is there. A
+        stand-in needs no file.
+        """
         host = device.host
         return (
             self._is_large_enough(configuration, device.id, part)
-            and (configuration.fetch is not None or host in configuration.files)
+            and (device.simulated or configuration.fetch is not None or host in configuration.files)
             and (not configuration.only or device.id in configuration.only or host in configuration.only)
         )
 
@@ -233,8 +236,20 @@ class Room:
 
     def with_ram(self, layout: Layout, devices: DeviceSet) -> DeviceSet:
         """The set, and the RAM of its host where the layout needs some."""
-        ram = self._ram.get(self.devices[devices[0]].host) if layout.ram else None
+        first = self.devices.get(devices[0])
+        ram = self._ram.get(first.host) if first is not None and layout.ram else None
         return devices if ram is None else (*devices, ram)
+
+    def holds(self, reserve: SetAside, layout: Layout) -> bool:
+        """Whether a pool of that layout would lie in what is set aside."""
+        computing = tuple(self.computing(reserve.bytes))
+        sizes = sorted((reserve.bytes[device] for device in computing), reverse=True)
+        beside = self.with_ram(layout, computing)[len(computing) :]
+        return (
+            len(sizes) == len(layout.parts)
+            and all(part <= size for part, size in zip(sorted(layout.parts, reverse=True), sizes, strict=True))
+            and all(layout.ram <= reserve.bytes.get(device, 0) for device in beside)
+        )
 
     def has_ram(self, configuration: Configuration, layout: Layout, device: str) -> bool:
         """Whether the RAM beside a device would hold its part if nobody else was there."""

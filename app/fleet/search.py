@@ -85,6 +85,11 @@ class Search:
             if bar.until > now:
                 self._bars.setdefault(bar.configuration, []).append(bar)
         self._ranks: dict[tuple[str, bool], list[tuple[float, int, str]]] = {}
+        #: Bytes that pools of a namespace hold, where that is limited.
+        self.used = {name: 0 for name, account in fleet.accounts.items() if account.max_bytes is not None}
+        for pool in fleet.pools:
+            if pool.namespace in self.used:
+                self.used[pool.namespace] += sum(pool.bytes.values())
 
     def _standing(self) -> set[str]:
         kept = set()
@@ -316,8 +321,16 @@ class Search:
         parts = layout.on(devices).items()
         return {device: part - self.room.free_for(configuration, device) for device, part in parts}
 
+    def may_hold(self, namespace: str, more: int) -> bool:
+        """Whether the pools of a namespace may hold so many bytes more."""
+        limit = self._fleet.accounts[namespace].max_bytes if namespace in self.used else None
+        return limit is None or self.used[namespace] + more <= limit
+
     def may_move(self, pool: Pool) -> bool:
-        """Whether it may be stopped here when it is started elsewhere: nobody uses it, and it is not pinned."""
+        """
+        Whether it may be stopped here when it is started elsewhere: nobody uses it, it is not pinned, and its namespace
+        may hold it twice for that moment.
+        """
         configuration, want = self.configurations.get(pool.configuration), self._wants.get(pool.configuration)
         return (
             pool.state is PoolState.SERVING
@@ -327,6 +340,7 @@ class Search:
             and configuration is not None
             and not configuration.pinned
             and (want is None or not want.steps)
+            and self.may_hold(pool.namespace, sum(pool.bytes.values()))
         )
 
     def relocate(

@@ -4,7 +4,7 @@ Storms: a fleet whose parts are killed at random in the middle of loads, drains 
 By hand, for long ones:
 
     python -m tests.faults.storm kills --count 100 --seed 1
-    python -m tests.faults.storm turns --count 300 alpha:1 beta:1
+    python -m tests.faults.storm turns --count 300 --models smollm2:135m gemma3:270m
 
 `turns` asks models in turn, and counts how often the device changes hands; real models of the catalogue are pulled.
 """
@@ -269,7 +269,7 @@ def patient(stage: Stage, *, lease: float = 8.0) -> None:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("kills", "turns"))
-    parser.add_argument("models", nargs="*", default=[ALPHA, BETA])
+    parser.add_argument("--models", nargs="+", default=[ALPHA, BETA])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=0.5)

@@ -604,6 +604,16 @@ def test_who_had_less_than_its_share_comes_first() -> None:
     assert starts(plan(replace(fleet, accounts=accounts), demand, NOW))[0].configuration == "b"
 
 
+def test_nothing_is_moved_for_a_namespace_that_may_not_hold_it_twice() -> None:
+    """For a moment both are there; the ledger would refuse the second."""
+    gpus = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    pools = (pool("p", "m", {"g0": 9}, namespace="x", busy=1),)
+    for limit, starts in ((9, 0), (18, 1)):
+        accounts = {"x": Account(max_bytes=limit * GB)}
+        made = plan(Fleet(gpus, pools, (model("m", 9),), accounts=accounts), [], NOW)
+        assert [type(action) for action in made.actions] == [StopPool] + [StartPool] * starts
+
+
 def test_a_namespace_beyond_its_quota_is_told_so() -> None:
     fleet = Fleet(TWO, (pool("p", "a", {"g0": 9}, namespace="x"),), (model("a", 9), model("b", 9)))
     bytes_ = replace(fleet, accounts={"x": Account(max_bytes=10 * GB)})

@@ -60,6 +60,11 @@ ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
         (replace(SERVING, stage=Stage.DRAINING), replace(RUNNING, age=seconds(9999)), Ask("it ends by itself")),
         (replace(SERVING, stage=Stage.UNLOADING, told="its claim was lost"), RUNNING, Ask("its claim was lost")),
         (
+            replace(STOPPED, expired=True, silent=seconds(31)),
+            ASKED,
+            Kill("it was silent for 31s and its lease ran out"),
+        ),
+        (
             replace(SERVING, expired=True, silent=seconds(31)),
             RUNNING,
             Kill("it was silent for 31s and its lease ran out"),

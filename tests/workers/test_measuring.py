@@ -17,8 +17,9 @@ from sqlalchemy import text
 
 from app.fleet import catalog, estimate, files, header, measurements, reckoning
 from app.fleet.configuration import Configuration, of_model
-from app.fleet.device import Device, DeviceKind
-from app.fleet.footprint import HOST, MIB, Source
+from app.fleet.device import Device, DeviceKind, Inventory, Process
+from app.fleet.devices import Devices
+from app.fleet.footprint import HOST, MIB, Footprint, Source
 from app.kernel import settings
 from app.kernel.database import Database
 from app.kernel.errors import AllocationFailed, MemoryNotEnough, Unavailable
@@ -97,8 +98,22 @@ def test_memory_that_runs_out_makes_the_next_estimate_more_careful(
     family = measurements.Identity(header.read(path), replace(one._configuration, context=2048), (), "another build")
     with database.work() as work:
         assert measurements.find(work, family).floor == pytest.approx(0.075)
-        measurements.keep_measured(work, one._identity, before)
-        assert measurements.find(work, one._identity).floor == 0, "a load that went well takes it back"
+    with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as second:
+        second.expect()
+        engine = LlamaEngine(path, OPTIONS)
+        kept = second.keep(engine)
+        engine.close()
+    assert kept is not None
+    assert kept.margins[HOST] == round(0.15 * kept.shares[0].total), "it went well so far, and may run out later"
+    with database.work() as work:
+        work.run(text("UPDATE footprint SET updated_at = now() - interval '25 hours'"))
+        assert measurements.find(work, one._identity).floor == 0, "what was long ago keeps nothing from being loaded"
+        measurements.count_failure(work, one._identity)
+        assert measurements.find(work, one._identity).floor == 0.1, "it counts from the beginning"
+    one.end()
+    with database.work() as work:
+        assert measurements.find(work, one._identity).floor == 0, "a pool that served to its end takes it back"
+        assert measurements.find(work, family).floor == 0
 
 
 def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, database: Database) -> None:
@@ -192,6 +207,46 @@ def test_a_context_for_vectors_is_there_before_a_pool_serves(host: Settings, pat
     assert kept is not None
     assert kept.shares[0].cache == expected.shares[0].cache
     assert grown is None, "it was counted before it was made"
+
+
+@pytest.mark.parametrize("source", [Source.DRY_RUN, Source.CLOSED_FORM])
+def test_what_a_pool_takes_of_a_gpu_is_what_the_driver_says(
+    source: Source, host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch, database: Database
+) -> None:
+    """The driver's figures are given, and a dry run that saw a GPU; the engine itself computes on the processor."""
+    used = [900 * MIB]
+
+    def inventory(_: Devices) -> Inventory:
+        told = (Process(os.getpid(), used[0]), Process(1, MIB))
+        size = 24 * 2**30
+        return Inventory(
+            (Device("gpu-0", DeviceKind.GPU, "L4", size, size - MIB, uuid="GPU-1", driver="570", processes=told),)
+        )
+
+    def dry(identity: measurements.Identity, *_: Any, **__: Any) -> Footprint:
+        if source is Source.CLOSED_FORM:
+            raise estimate.NoDryRun("none could be had")
+        return replace(reckoning.closed_form(identity.header, identity.configuration, gpus=1), source=source)
+
+    monkeypatch.setattr(measurements, "computes_on_gpus", lambda: True)
+    monkeypatch.setattr(Devices, "measure", inventory)
+    monkeypatch.setattr(estimate, "dry_run", dry)
+    with closing(Measuring(host, header.read(path), OPTIONS, "GPU-1")) as made:
+        assert made.expect().source is source
+        engine = LlamaEngine(path, OPTIONS)
+        kept = made.keep(engine)
+        engine.close()
+        assert made.grown() is None
+        used[0] += 20 * MIB
+        grown = made.grown()
+    assert kept is not None
+    assert grown is not None
+    card = kept.shares[1]
+    assert (card.total, grown.shares[1].total) == (900 * MIB, 924 * MIB), "by steps of 8 MiB"
+    with database.work() as work:
+        found = measurements.process(work, made._host, measurements.build(), inventory(made._devices).devices)
+    context = 900 * MIB - card.weights - card.cache - card.compute
+    assert found.context == (context if source is Source.DRY_RUN else reckoning.GUESS.context), "no formula's mistake"
 
 
 def test_a_build_without_cuda_touches_no_gpu(host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from app.fleet import books
 from app.fleet.engine import Rope
+from app.fleet.footprint import HOST, Footprint, Share, Source
+from app.fleet.holder import Grant, Holder, Part
+from app.fleet.hosts import Hosts
 from app.fleet.model import Model
+from app.fleet.reservation import Reservation
 from app.kernel import settings
+from app.kernel.database import Database
 from app.kernel.errors import ModelFileMissing
 from app.kernel.settings import Settings
+from tests.fleet.granting import LEASE, begun, declared, granted
 from workers import pool
 from workers.engine.options import EngineOptions, Lora
+from workers.stage import Status
 
 
 def model(**values: Any) -> Model:
@@ -72,3 +81,28 @@ def test_an_adapter_that_is_not_here_is_named(tmp_path: Path) -> None:
     lora = {"name": "style", "source": {"path": str(tmp_path / "style.gguf")}}
     with pytest.raises(ModelFileMissing, match=r"style\.gguf"):
         pool.options_of(model(engine={"loras": [lora]}), loaded(tmp_path), gpus=False, threads=1)
+
+
+def test_a_pool_claims_what_it_has_grown_by(database: Database, tmp_path: Path) -> None:
+    hosts = Hosts(database, LEASE, LEASE)
+    agent = hosts.join("h", "here", 8, declared("a"), {})
+    id_ = granted(database, "h", {"a": 600})
+    assert isinstance(id_, str)
+    epoch = begun(hosts, "h", agent, id_)
+
+    def held() -> Reservation:
+        with database.work() as work:
+            return books.open_books(work, "h", to_read=True).ledger.reservations[id_]
+
+    part = Part("a", "a", "L4", "GPU-0", simulated=False, speed=1.0, bandwidth=None, bytes=600)
+    grant = Grant(id_, epoch, held().revision, "h", "m-1.x", "m:1", 4, 1, (part,))
+    serving: Any = pool._Pool(loaded(tmp_path), Holder(database, LEASE), grant, None, Status("m:1"))  # type: ignore[arg-type]
+    grown = [None, 700, 5000, None, 800]
+    shares = [None if size is None else (Share(HOST), Share(0, weights=size)) for size in grown]
+    told = iter([None if one is None else Footprint(Source.MEASURED, one, {0: 50}) for one in shares])
+    serving._measuring = SimpleNamespace(grown=lambda: next(told))
+    seen = []
+    for _ in grown:
+        serving._mind_the_memory()
+        seen.append(held().bytes["a"])
+    assert seen == [600, 750, 750, 750, 850], "what the device has not is refused, and the pool goes on"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -408,3 +411,12 @@ def test_views_show_the_shortest_and_say_where_the_others_are(hands: Hands) -> N
     assert shown == {"a": Elsewhere(102), "b": "x" * 10, "c": "x" * 30, "d": None, "each": None}
     assert (found.run.inputs, found.run.output) == ({}, Elsewhere(len(text_of(hands.runs, run_id, "output"))))
     assert [(row.input, row.output) for row in items] == [(1, "x" * 20), (22, Elsewhere(22))]
+
+
+def test_worker_programs_know_who_refers_to_what() -> None:
+    """In a process that imported no row for another reason, as tests do."""
+    told = "import workers.programs; from app.workflows import unused; print(*unused._statements('definition'))"
+    done = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert "NOT EXISTS (SELECT FROM run" in done.stdout
