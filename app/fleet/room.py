@@ -112,17 +112,6 @@ class Room:
             self._aside[owner, device] += size
             self._reserved.setdefault(device, {})[owner] = self._idle(owner, device)
 
-    def holds(self, reserve: SetAside, layout: Layout) -> bool:
-        """Whether a pool of that layout could lie in what is set aside."""
-        on = tuple(self.computing(reserve.bytes))
-        sizes = sorted((reserve.bytes[device] for device in on), reverse=True)
-        if len(sizes) != len(layout.parts) or not self.devices.keys() >= reserve.bytes.keys():
-            return False
-        ram = [device for device in self.with_ram(layout, on) if device not in on]
-        return all(part <= size for part, size in zip(sorted(layout.parts, reverse=True), sizes, strict=True)) and all(
-            reserve.bytes.get(device, 0) >= layout.ram for device in ram
-        )
-
     def give_back(self, reserve: SetAside) -> None:
         """Let its owner own it no longer."""
         self.set_aside(reserve.configuration, {device: -size for device, size in reserve.bytes.items()})
