@@ -245,6 +245,7 @@ class Agent:
             except ModelFileMissing:
                 self._here.pop(model.name, None)
             except ModelFileUnusable as error:
+                self._here.pop(model.name, None)
                 if self._wrong.get(model.name) != str(error):
                     self._wrong[model.name] = str(error)
                     _log.warning("model_unusable", model=model.name, error=str(error))
