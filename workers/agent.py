@@ -31,6 +31,7 @@ from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.devices import Devices
 from app.fleet.hosts import Ended, Granted, Hosts, Observed
+from app.fleet.needs import Known
 from app.fleet.pool import Desired, Phase
 from app.fleet.turn import CHANNEL
 from app.kernel import addresses, ids, log, private_file
@@ -232,7 +233,7 @@ class Agent:
         all_of_them = self._files_at - self._declared_at > _DECLARED
         if all_of_them:
             self._declared_at = self._files_at
-        new = []
+        new: list[Known] = []
         for model in self._catalog:
             if all_of_them:
                 new += inventory.stand_in(model, inventory_)
@@ -244,6 +245,7 @@ class Agent:
             except ModelFileMissing:
                 self._here.pop(model.name, None)
             except ModelFileUnusable as error:
+                self._here.pop(model.name, None)
                 if self._wrong.get(model.name) != str(error):
                     self._wrong[model.name] = str(error)
                     _log.warning("model_unusable", model=model.name, error=str(error))

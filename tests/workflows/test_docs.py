@@ -18,8 +18,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from app.api import devices, events, fleet, footprints, health, models, payloads, runs, schedules, schemas, workflows
-from app.api import steering as steering_api
+from app.api import runs
+from app.api.main import ROUTERS
 from app.cli import app as command
 from app.fleet import files
 from app.kernel import durations
@@ -312,21 +312,8 @@ def addresses() -> list[str]:
 @pytest.mark.parametrize("address", addresses())
 def test_every_address_that_is_named_is_served(address: str) -> None:
     api = FastAPI()
-    for part in (
-        runs,
-        payloads,
-        events,
-        steering_api,
-        workflows,
-        schedules,
-        schemas,
-        models,
-        footprints,
-        devices,
-        fleet,
-        health,
-    ):
-        api.include_router(part.router)
+    for router in ROUTERS:
+        api.include_router(router)
     served = {
         f"{method.upper()} {re.sub(r'{[^}]*}', '*', path)}"
         for path, methods in api.openapi()["paths"].items()
