@@ -85,7 +85,8 @@ def decide(pool: Granted, local: Local | None, limits: Limits) -> Step | None:
         return _without_process(pool)
     if not local.alive:
         return GiveBack("its process ended")
-    if (pool.state is State.SUSPECT or pool.expired) and pool.silent > limits.silence:
+    lapsed = pool.state is State.SUSPECT or pool.expired
+    if lapsed and pool.stage is not None and pool.silent > limits.silence:  # before, it had no voice
         return Kill(f"it was silent for {_shown(pool.silent)} and its lease ran out")
     if local.asked is not None:
         return _leaving(pool, local, limits)

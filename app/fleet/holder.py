@@ -24,7 +24,7 @@ from app.kernel.errors import LeaseLost
 _TAKE = text("""
     SELECT reservation.revision, host, pool.configuration, pool.model, slots, threads
     FROM reservation JOIN pool ON pool.id = reservation.id LEFT JOIN pool_process ON pool_id = pool.id
-    WHERE pool.id = CAST(:id AS uuid) AND epoch = :epoch AND state = 'active'
+    WHERE pool.id = CAST(:id AS uuid) AND epoch = :epoch AND state IN ('active', 'suspect')
 """)
 _DEVICES = text("""
     SELECT device.id, name, type, uuid, simulated, speed, bandwidth, claim.bytes

@@ -28,6 +28,7 @@ from tests.faults.fleets import (
     assert_sound,
     complete,
     kill,
+    lives,
     pools,
     serving,
     until_done,
@@ -46,13 +47,13 @@ def fleet(stage: Stage) -> Stage:
 
 
 def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
-    """A pool that never begins to serve, one that is frozen in the middle of its work, and one that is restarted."""
-    short = fleet.settings.pools.model_copy(update={"start_timeout": timedelta(seconds=3)})
+    """Pools that never begin to serve, are frozen in the middle of their work, outlive their agent, are restarted."""
+    short = fleet.settings.pools.model_copy(update={"start_timeout": timedelta(seconds=6)})
     agent = fleet.agent(changes={"pools": short}, simulated=ONE_DEVICE, lease=timedelta(seconds=3))
     assert agent.ready()
     endless = ask(fleet, ENDLESS)
     loading = until(lambda: next((p for p in pools(fleet, ENDLESS) if p.row.stage == "loading"), None))
-    assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within 3s")
+    assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within 6s")
     assert "pool_stage" in views.log_tail(fleet.database, loading.id)
     refusal = until(lambda: next(iter(views.fleet(fleet.database).refusals), None))
     assert (refusal.model, "failed once on agent" in refusal.reason) == (ENDLESS, True)
@@ -66,8 +67,16 @@ def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
     until_done(fleet, [run_id])
     assert fleet.outcomes(run_id) == ["worker_lost", "succeeded"]
 
-    orders = Orders(fleet.database, lambda: None)
     first = until(lambda: serving(fleet, ALPHA))
+    agent.kill("SIGKILL")
+    assert lives(first.row.pid), "it goes on without its agent"
+    agent.restart()
+    until(lambda: b"pool_adopted" in agent.container.log())
+    run_ids = [run_id, ask(fleet, ALPHA)]
+    until(lambda: fleet.state(run_ids[1]) == RunState.SUCCEEDED)
+    assert [pool.id for pool in pools(fleet)] == [first.id], "it was adopted, and served on"
+
+    orders = Orders(fleet.database, lambda: None)
     orders.stop(first.id, again=True)
     assert until_ended(fleet, first).row.ending == "restarted by an operator"
     second = until(lambda: serving(fleet, ALPHA))
@@ -113,8 +122,6 @@ def test_a_storm_of_kills_loses_nothing(stage: Stage) -> None:
         "control worker",
         "broker",
     }
-    agents = "".join((stage.directory / f"{host}.log").read_text() for host in storm.HOSTS)
-    assert "pool_adopted" in agents, "what outlived its agent served on"
     assert any("SIGKILL" in pool.row.ending for pool in pools(stage, ended=True) if pool.row.failed)
 
 

@@ -124,6 +124,19 @@ def test_bytes_pass_from_a_victim_to_the_pool_that_waits_for_it(database: Databa
     hosts.activate("h", agent, heir, 1)
 
 
+def test_a_pool_that_is_slow_to_begin_still_has_its_bytes(database: Database, hosts: Hosts, holder: Holder) -> None:
+    agent = hosts.join("h", "here", 8, declared("a"), {})
+    id_ = granted(database, "h", {"a": 600})
+    assert isinstance(id_, str)
+    hosts.activate("h", agent, id_, 1)
+    with database.work() as work:
+        work.run(text("UPDATE reservation SET state = 'suspect', lease_until = now() - interval '1 s'"))
+    (pool,) = hosts.pools("h")
+
+    holder.take(id_, pool.epoch)
+    assert hosts.pools("h")[0].state is State.ACTIVE
+
+
 def test_an_agent_that_was_replaced_has_no_say(database: Database, hosts: Hosts) -> None:
     old = hosts.join("h", "here", 8, declared("a"), {})
     id_ = granted(database, "h", {"a": 900})

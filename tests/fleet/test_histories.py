@@ -43,7 +43,7 @@ POOL_LEASE, AGENT_LEASE = 20.0, 10.0
 #: A pool that could not renew for so long is gone (workers/heart.py).
 GONE = 0.9 * POOL_LEASE
 TERMS = Terms(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
-LIMITS = Limits(start=seconds(600), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10))
+LIMITS = Limits(start=seconds(60), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10))
 
 #: By host, its devices and what they hold.
 HOSTS: Mapping[str, Mapping[str, int]] = {"h": {"h0": 1000, "h1": 1000}, "i": {"i0": 800}}
@@ -379,8 +379,12 @@ class World:
         assert all(size <= CAPACITY[device] for device, size in touched.items()), touched
 
     def heal(self) -> None:
-        """A last process is frozen; from now on nothing goes wrong. What is frozen stays so."""
-        self.process_is_frozen()
+        """From now on nothing goes wrong, but that one of what serves is frozen. What is frozen stays so."""
+        serving = [one for one in self.processes.values() if one.stage is Stage.SERVING and not one.frozen]
+        for process in serving:
+            self.goes_on(process)
+        for process in [one for one in serving if one.alive][:1]:
+            process.frozen = True
         self.cut.clear()
         self.late.clear()
         self.agent_comes_back()
@@ -452,7 +456,7 @@ def test_whatever_happens_no_byte_is_in_two_hands_and_everybody_is_served(databa
         if turn == TURNS // 2:
             for model in world.waits.keys() - {TOO_LARGE}:
                 world.orders.start(model)
-    for _ in range(20):  # what is frozen is silent for its lease and half of it, and then some agent ends it
+    for _ in range(25):  # what is frozen is silent for longer than its lease, and then its agent ends it
         world.all_go_on()
     living = {process.id for process in world.processes.values() if process.alive}
     assert not [process for process in world.processes.values() if process.alive and process.frozen]

@@ -56,6 +56,7 @@ ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
         ),
         (replace(SERVING, stalled=seconds(121)), RUNNING, Kill("its engine made no progress for 2m1s")),
         (replace(SERVING, state=State.SUSPECT, silent=seconds(20)), RUNNING, None),
+        (replace(SERVING, state=State.SUSPECT, silent=seconds(99), stage=None), RUNNING, None),
         (replace(SERVING, stage=Stage.REFUSED), replace(RUNNING, alive=False), GiveBack("its process ended")),
         (replace(SERVING, stage=Stage.DRAINING), replace(RUNNING, age=seconds(9999)), Ask("it ends by itself")),
         (replace(SERVING, stage=Stage.UNLOADING, told="its claim was lost"), RUNNING, Ask("its claim was lost")),
