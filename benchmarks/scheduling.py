@@ -104,7 +104,7 @@ ABLATIONS: Mapping[str, Contender] = {
     "no look-ahead": own(look_ahead=0.0),
     "no defragmentation": own(migrate=False),
     "no replicas": own(replica_factor=math.inf),
-    "no preemption": own(max_preemptions=0),
+    "pools with work left alone": own(max_preemptions=0),
     "no batching of switches": own(threshold=0.0, drain_factor=0.01, amortise=0.0),
 }
 ABLATED = ("zipf", "pipelines", "fragmented", "reserve")

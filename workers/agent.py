@@ -26,11 +26,12 @@ from queue import Empty, SimpleQueue
 
 import psycopg
 
-from app.fleet import control_group, files
+from app.fleet import control_group, files, needs
 from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.devices import Devices
 from app.fleet.hosts import Ended, Granted, Hosts, Observed
+from app.fleet.needs import Known
 from app.fleet.pool import Desired, Phase
 from app.fleet.turn import CHANNEL
 from app.kernel import addresses, ids, log, private_file
@@ -232,22 +233,22 @@ class Agent:
         all_of_them = self._files_at - self._declared_at > _DECLARED
         if all_of_them:
             self._declared_at = self._files_at
-        new = []
+        new: list[Known] = []
         for model in self._catalog:
-            known = list(inventory.stand_in(model, inventory_))
+            if all_of_them:
+                new += inventory.stand_in(model, inventory_)
             try:
                 files.locate(model, self._settings.data_dir)
                 if all_of_them or model.name not in self._here:
-                    known += inventory.layouts(model, self._settings, inventory_, self._database, self.host)
+                    new += inventory.layouts(model, self._settings, inventory_, self._database, self.host)
+                self._here[model.name] = needs.configuration_id(model)
             except ModelFileMissing:
-                pass
+                self._here.pop(model.name, None)
             except ModelFileUnusable as error:
+                self._here.pop(model.name, None)
                 if self._wrong.get(model.name) != str(error):
                     self._wrong[model.name] = str(error)
                     _log.warning("model_unusable", model=model.name, error=str(error))
-            if known and (all_of_them or model.name not in self._here):
-                self._here[model.name] = known[0].configuration
-                new += known
         self._hosts.declare_layouts(new)
 
     def _beat(self, inventory_: Inventory) -> list[Granted]:

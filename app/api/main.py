@@ -78,6 +78,26 @@ STATUSES: Mapping[type[ArrieroError], int] = {
     ArrieroError: 500,
 }
 
+#: One for each resource.
+ROUTERS = (
+    runs.router,
+    payloads.router,
+    events.router,
+    steering.router,
+    workflows.router,
+    schedules.router,
+    schemas.router,
+    models.router,
+    footprints.router,
+    devices.router,
+    fleet.router,
+    explanations.router,
+    pools.router,
+    hosts.router,
+    namespaces.router,
+    health.router,
+)
+
 _DESCRIPTION = """
 Arriero runs workflows on local language models.
 
@@ -126,25 +146,8 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for part in (
-        runs,
-        payloads,
-        events,
-        steering,
-        workflows,
-        schedules,
-        schemas,
-        models,
-        footprints,
-        devices,
-        fleet,
-        explanations,
-        pools,
-        hosts,
-        namespaces,
-        health,
-    ):
-        app.include_router(part.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)

@@ -147,7 +147,7 @@ def _holes(configuration: Configuration, search: Search) -> list[_Hole]:
             if search.room.shunned(configuration, devices):
                 continue
             chosen = _leavers(configuration, layout, devices, search)
-            moves = search.relocate(chosen, devices) if chosen else None
+            moves = search.relocate(chosen, layout.on(devices), chosen) if chosen else None
             if moves:
                 found.append(_Hole(layout, devices, moves, sum(target.estimate for _, target in moves)))
     return found

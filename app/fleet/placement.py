@@ -415,6 +415,7 @@ class _Planner:
         reclaims = self.search.reclaims(configuration, option.layout, option.devices)
         handed_back = {victim.id for victim in option.victims if self.search.preempts(victim, want, reclaims)}
         self.room.take(configuration, option.bytes, option.victims, self.now + estimate)
+        self.search.forget(configuration.id)
         targets = {pool.id: target for pool, target in option.moves}
         for victim in sorted(option.victims, key=lambda pool: (pool.id not in targets, pool.id)):
             if victim.state is not PoolState.DRAINING and victim.id not in self.search.stopped:
@@ -442,6 +443,7 @@ class _Planner:
             self.used[pool.namespace] += target.layout.total_bytes
         estimate = timedelta(seconds=target.estimate)
         self.room.take(self.of[pool.configuration], target.bytes, (), self.now + estimate)
+        self.search.forget(pool.configuration)
         self.actions.append(MovePool(pool.id, target.bytes, reason, estimate))
 
     def on_behalf_of(self, want: Want, size: int) -> str | None:

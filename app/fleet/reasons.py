@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from app.fleet.fleet import Account, Bar, Configuration, DeviceState, Fleet, Pool
+from app.fleet.needs import SIMULATED
 from app.fleet.pressure import Want, load_of
 from app.fleet.room import DeviceSet, Room
 from app.fleet.search import Option
@@ -221,7 +222,8 @@ def blocked(want: Want, after: float, devices: DeviceSet, waited: Sequence[Pool]
 
 def never(configuration: Configuration, room: Room, bars: Sequence[Bar], now: datetime) -> Why:
     """Why no waiting helps, or only until something changes."""
-    if configuration.fetch is None and not configuration.files:
+    stand_ins = any(layout.type == SIMULATED for layout in configuration.layouts)
+    if configuration.fetch is None and not configuration.files and not stand_ins:
         return f"no host has its file; `arriero models show {configuration.model}` says how to bring it there", None
     if not configuration.layouts:
         return "what it needs is not known yet on any device", None

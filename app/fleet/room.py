@@ -200,11 +200,14 @@ class Room:
         return self.devices[device].capacity_bytes - self.devices[device].stranger_bytes
 
     def allows(self, configuration: Configuration, device: Device, part: int) -> bool:
-        """Whether it may be placed there if nobody else was: large enough, its entry lets it, its file is there."""
+        """
+        Whether it may be placed there if nobody else was: large enough, its entry lets it, its file is there. A
+        stand-in needs no file.
+        """
         host = device.host
         return (
             self._is_large_enough(configuration, device.id, part)
-            and (configuration.fetch is not None or host in configuration.files)
+            and (device.simulated or configuration.fetch is not None or host in configuration.files)
             and (not configuration.only or device.id in configuration.only or host in configuration.only)
         )
 

@@ -118,7 +118,11 @@ class Search:
     def stop(self, pool: Pool) -> None:
         """From now on it is one that this plan stops; others of its configuration are missed the more."""
         self.stopped.add(pool.id)
-        self._regrets.pop(pool.configuration, None)
+        self.forget(pool.configuration)
+
+    def forget(self, configuration: str) -> None:
+        """The regret for its pools is another: one more, or one less, serves it."""
+        self._regrets.pop(configuration, None)
 
     def _missed(self, id_: str) -> float:
         configuration = self.configurations.get(id_)
@@ -295,7 +299,8 @@ class Search:
                     missing[d] += offer(pool, d)
         chosen += [(self.regret(pool), pool) for _, pool in sorted(apart.items())]
         victims = tuple(pool for _, pool in chosen)
-        moves = self.relocate([pool for pool in victims if pool.id in self._kept and not reclaims], devices)
+        kept = [pool for pool in victims if pool.id in self._kept and not reclaims]
+        moves = self.relocate(kept, layout.on(devices), victims)
         if moves is None:
             return None
         wait = max((self.ends(pool, want, reclaims) for pool in victims), default=0.0)
@@ -338,22 +343,28 @@ class Search:
             and self.may_hold(pool.namespace, sum(pool.bytes.values()))
         )
 
-    def relocate(self, pools: Sequence[Pool], leaving: DeviceSet) -> tuple[tuple[Pool, Option], ...] | None:
-        """Free bytes for each of them on other devices; None when one finds none."""
-        taken: dict[str, int] = {}
+    def relocate(
+        self, pools: Sequence[Pool], needs: Mapping[str, int], victims: Sequence[Pool]
+    ) -> tuple[tuple[Pool, Option], ...] | None:
+        """
+        Free bytes for each of them on other devices; None when one finds none.
+
+        Those of the host's RAM may be on the same host, beside what of `needs` the victims do not cover.
+        """
+        taken = {d: max(need - sum(self.room.offer(v, d) for v in victims), 0) for d, need in needs.items()}
+        leaving = set(self.room.computing(needs))
         moves = []
         for pool in sorted(pools, key=lambda p: (-sum(p.bytes.values()), p.id)):
             found = [
                 option
                 for option in self.options(nothing(self.configurations[pool.configuration]), evict=False)
-                if not set(option.computing) & set(self.room.computing(leaving))
+                if not leaving & set(option.computing)
                 and all(self.room.free[d] - taken.get(d, 0) >= size for d, size in option.bytes.items())
             ]
             if not found:
                 return None
             best = min(found, key=lambda option: option.order)
-            for device, size in best.bytes.items():
-                taken[device] = taken.get(device, 0) + size
+            taken |= {device: taken.get(device, 0) + size for device, size in best.bytes.items()}
             moves.append((pool, best))
         return tuple(moves)
 

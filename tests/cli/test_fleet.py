@@ -54,7 +54,7 @@ class Fleet:
         ids = [needs.configuration_id(self.catalog.get(name)) for name in (ALPHA, BETA)]
         second = timedelta(seconds=1)
         self.hosts.declare_layouts(Known(id_, "simulated", (600,), "catalogue", second, 10.0) for id_ in ids)
-        self.hosts.beat("h", self.agent, [], ids, [])
+        self.hosts.beat("h", self.agent, [], [], [])
 
     def turn(self) -> None:
         asked = demand.asked(self.database, self.catalog, self.settings.pools.models)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from app.fleet.defragment import Defragmentation, Disturbance, defragment
 from app.fleet.fleet import DeviceState, Fleet, PoolState, Priority, charges
 from app.fleet.placement import Plan, StartPool, plan
-from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, waits
+from tests.fleet.fleets import GB, NOW, Case, applied, cases, gpu, model, pool, ram, waits
 
 TWO = (gpu("g0"), gpu("g1"))
 
@@ -57,6 +57,14 @@ def test_a_model_that_fits_or_never_can_moves_nobody() -> None:
 
     assert defragment(fits, [], NOW) == defragment(never, [], NOW) == defragment(too_large, [], NOW)
     assert defragment(fits, [], NOW) == Defragmentation()
+
+
+def test_a_move_within_a_host_frees_no_ram() -> None:
+    pools = (pool("p", "a", {"g0": 9, "ram-box": 1}), pool("q", "b", {"g0": 4, "ram-box": 3}))
+    models = (model("a", 9, ram=1), model("b", 4, ram=3, pinned=True), model("c", 2, ram=3))
+
+    assert defragment(Fleet((*TWO, ram(6)), pools, models), [], NOW).moves == ()
+    assert defragment(Fleet((*TWO, ram(6)), pools[:1], models), [], NOW) == Defragmentation()
 
 
 @settings(max_examples=60, deadline=None)

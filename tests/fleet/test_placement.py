@@ -388,7 +388,15 @@ def test_a_reserve_that_its_model_has_outgrown_is_set_aside_anew() -> None:
     assert drop == DropReserve("r", "`owner` needs 13.97 GiB, and 13.04 GiB are set aside")
     assert isinstance(grant, GrantReserve)
     assert grant.bytes == {"g0": 15 * GB}
-    assert plan(Fleet(ONE, (), (model("owner", 13, reserve=Reserve(1)),), (reserve(),)), [], NOW).actions == ()
+    smaller = (model("owner", 13, reserve=Reserve(1)),)
+    assert plan(Fleet(ONE, (), smaller, (reserve(),)), [], NOW).actions == ()
+
+    with_ram = Fleet((*ONE, ram(8)), (), (model("owner", 14, ram=2, reserve=Reserve(1)),))
+    (granted,) = plan(with_ram, [], NOW).actions
+    assert isinstance(granted, GrantReserve)
+    settled = replace(with_ram, reserves=(SetAside("r", "owner", granted.bytes),))
+    assert plan(settled, [], NOW).actions == ()
+    assert len(plan(replace(with_ram, reserves=(reserve(),)), [], NOW).actions) == 2, "the RAM is missing"
 
 
 def test_an_idle_reserve_is_lent_and_comes_back_by_preemption() -> None:
