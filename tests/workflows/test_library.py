@@ -40,9 +40,9 @@ def submitted(runs: Runs, name: str, **inputs: Any) -> UUID:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LlamaEngine]:
     """The engine that a pool of the model has, on one thread."""
-    host = settings.load(environment={"ARRIERO_POOLS__THREADS": "1"}).settings
+    host = settings.load(environment={}).settings
     model = files.read_catalog().get(MODEL)
-    made = LlamaEngine(files.locate(model, Path()), pool.options_of(model, host, "cpu"))
+    made = LlamaEngine(files.locate(model, Path()), pool.options_of(model, host, gpus=False, threads=1))
     yield made
     made.close()
 
@@ -55,7 +55,7 @@ class Workers:
         http = HttpSettings(allowed_hosts=(f"127.0.0.1:{port}",), allow_private=True)
         own = settings.load(environment={}).settings.model_copy(update={"http": http})
         self._leases = Leases(runs, "library@here/1/abc", interval=timedelta(seconds=3))
-        self._runtime = Runtime(own, runs, self._leases, engine, Secrets({}))
+        self._runtime = Runtime(own, runs, self._leases, engine, Secrets({}), files.read_catalog())
         self._leases.start()
 
     def close(self) -> None:
