@@ -92,7 +92,8 @@ def test_memory_that_runs_out_makes_the_next_estimate_more_careful(
             raise AllocationFailed("the context", 1, 0)
     after = again(host, path).best
     total = before.shares[0].total
-    assert before.margins[HOST] < 0.14 * total
+    # Most of what this process took before lies in the margin, which is 15 % of what is not exact.
+    assert before.margins[HOST] < after.margins[HOST]
     assert after.margins[HOST] == round(0.15 * total), "a tenth, and half as much again for the second time"
 
     family = measurements.Identity(header.read(path), replace(one._configuration, context=2048), (), "another build")
