@@ -12,6 +12,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -201,10 +202,11 @@ def family(pids: Iterable[int]) -> set[int]:
 
 
 def stand_in(model: Model, inventory: Inventory) -> Iterator[Known]:
-    """What a stand-in for the model takes on the simulated devices, if there are any."""
+    """What a stand-in for the model takes on the simulated devices, if there are any: on one, or evenly on several."""
     paces = [device.bandwidth for device in inventory.devices if device.bandwidth]
     if paces and (known := needs.simulated(model, min(paces))) is not None:
-        yield known
+        for count in [n for n in _SPLITS if n <= len(paces)]:
+            yield replace(known, parts=(-(-known.parts[0] // count),) * count)
 
 
 def layouts(model: Model, settings: Settings, inventory: Inventory, database: Database, host: str) -> Iterator[Known]:

@@ -55,6 +55,13 @@ def test_without_cuda_there_is_nothing_for_gpus(
     assert layouts(host, database, gpu(0)) == [("cpu", 1)]
 
 
+def test_a_stand_in_may_lie_on_several_simulated_devices() -> None:
+    entry = SMOLLM2.model_copy(update={"simulated": SMOLLM2.simulated.model_copy(update={"bytes": 9 * GIB + 1})})
+    simulated = [Device(f"sim-{n}", DeviceKind.SIMULATED, "", 6 * GIB, 6 * GIB, bandwidth=10**9) for n in range(3)]
+    found = list(inventory.stand_in(entry, Inventory((RAM, *simulated))))
+    assert [one.parts for one in found] == [(9 * GIB + 1,), (9 * GIB // 2 + 1,) * 2]
+
+
 def strangers(number: int, *devices: Device, reserved: dict[str, int]) -> int:
     """What is told of one device while this process is a pool that has reserved so much."""
     pools = {os.getpid(): reserved}
