@@ -77,7 +77,7 @@ def model(name: str, size: float, largest: float = USABLE, slots: int = 4, **mor
         # Decoding reads every weight for each token, from memory with about 800 GB/s; four slots share a pass.
         tokens_per_second=min(120.0, 560.0 / size),
     )
-    return Configuration(id=name, model=name, slots=slots, layouts=(layout,), **more)  # type: ignore[arg-type]
+    return Configuration(id=name, model=name, slots=slots, layouts=(layout,), **more)  # type: ignore[arg-type]  # its fields, by name
 
 
 def ten_models() -> list[Configuration]:

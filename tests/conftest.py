@@ -18,7 +18,7 @@ from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import BrokerSettings
-from app.workflows import rows  # noqa: F401
+from app.workflows import rows  # noqa: F401 as above
 from app.workflows.service import Runs
 
 # A shell's background job begins with SIGINT ignored, and so would every process that a test interrupts.

@@ -303,7 +303,8 @@ class Agent:
                 self._release(pool, None, failed=True, ending=missing)
             return
         assert self._epoch is not None, "it has joined"
-        threads = self._shares(pool.id, inventory.on_gpus(self.host, inventory_, pool.bytes))[pool.id]
+        on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
+        threads = self._shares(pool.id, on_gpus)[pool.id]
         try:
             self._hosts.activate(self.host, self._epoch, pool.id, threads)
         except LeaseLost as error:
@@ -317,7 +318,6 @@ class Agent:
             pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
         )
         self._forget_old_logs()
-        on_gpus = inventory.on_gpus(self.host, inventory_, pool.bytes)
         kills = control_group.kills()
         running = _Running(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), kills)
         self._running[pool.id] = running

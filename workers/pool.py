@@ -154,7 +154,7 @@ class _Pool:
 
     def _load(self, model: Model, began: float) -> Metered:
         path = files.locate(model, self.settings.data_dir)
-        uuids = [part.uuid for part in self.grant.parts if part.uuid]
+        uuids = [gpu.uuid for gpu in self.grant.gpus]
         options = options_of(model, self.settings, gpus=bool(uuids), threads=self.grant.threads)
         # The engine's thread waits for no other thread of Python for longer than this.
         sys.setswitchinterval(_SWITCH_SECONDS)
@@ -178,9 +178,9 @@ class _Pool:
 
     def _claim(self, needed: Footprint) -> None:
         """Have the reservation adjusted to what is needed. Raises MemoryNotEnough with what there is."""
-        reserved, gpus = needed.reserved(), [part for part in self.grant.parts if part.uuid]
+        reserved = needed.reserved()
         wanted = {part.id: reserved[HOST] for part in self.grant.parts if not part.uuid}
-        wanted |= {part.id: reserved[place] for place, part in enumerate(gpus)}
+        wanted |= {part.id: reserved[place] for place, part in enumerate(self.grant.gpus)}
         self.holder.keep_layout(self.grant, wanted, needed.source.value)
         adjusted = self.holder.adjust(self.grant, wanted)
         if isinstance(adjusted, Refused):

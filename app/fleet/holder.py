@@ -88,9 +88,14 @@ class Grant:
         return any(part.simulated for part in self.parts)
 
     @property
+    def gpus(self) -> tuple[Part, ...]:
+        """Those of its devices that a process is pinned to."""
+        return tuple(part for part in self.parts if part.uuid)
+
+    @property
     def computing(self) -> tuple[Part, ...]:
         """The devices that it computes on: its GPUs without the RAM beside them, or the RAM."""
-        return tuple(part for part in self.parts if part.uuid) or self.parts
+        return self.gpus or self.parts
 
     @property
     def type(self) -> str:

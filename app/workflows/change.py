@@ -289,7 +289,8 @@ class Change:
             return None
         return events.StepFailed(key, step.attempt, FailureReason.CANCELLED, 0.0, 1)
 
-    def _retryable(self, key: str, error: Mapping[str, Any]) -> bool:
+    def _retryable(self, key: str, error: dict[str, Any]) -> bool:
+        """Whether its condition lets it be tried again; one that cannot be computed is told in `error`."""
         condition = self.run.steps[key].rule.retry.when
         if condition is None:
             return True
@@ -297,7 +298,7 @@ class Change:
             seen = {name: error[name] for name in ("reason", "message", "attempt")}
             return conditions.evaluate_bool(condition, {"inputs": {}, "steps": {}, "error": seen})
         except StepFailure as broken:
-            error["given_up"] = broken.message  # type: ignore[index]
+            error["given_up"] = broken.message
             return False
 
     def _used(self, key: str, usage: Usage) -> None:

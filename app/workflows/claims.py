@@ -53,10 +53,11 @@ def take(work: Work, row: Any, limits: Limits) -> Claim:
     step = graph.steps[key]
     data: dict[str, Any] = {}
     refused: StepFailure | None = None
-    reads, body = graph.work_reads[key], step
+    body: AnyStep | Body = step
+    reads = graph.work_reads[key]
     if row.parent_id is not None:
         assert isinstance(step, MapStep)
-        reads, body = graph.item_reads[key], step.step  # type: ignore[assignment]
+        reads, body = graph.item_reads[key], step.step
         data = {"item": row.input, "index": row.item}
     try:
         data |= _seen(work, row, reads, limits)

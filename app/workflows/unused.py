@@ -17,7 +17,7 @@ from sqlmodel import SQLModel
 
 from app.kernel.database import Work
 from app.workflows import rows  # noqa: F401 who refers to what is known once they are in the metadata
-from app.workflows.schedules import rows as schedule_rows  # noqa: F401
+from app.workflows.schedules import rows as schedule_rows  # noqa: F401 as above
 
 
 def remove(work: Work, table: str, after: str, limit: int) -> tuple[int, str | None]:

@@ -44,7 +44,7 @@ def test_killed_beat_and_control_worker_and_a_lost_broker_double_and_drop_no_fir
 
     def fires() -> list[Any]:
         """The fires, the earliest first."""
-        return schedules.fires("ticking", limit=1000).fires[::-1]  # type: ignore[return-value]
+        return schedules.fires("ticking", limit=1000).fires[::-1]  # type: ignore[return-value]  # a tuple will do
 
     until(lambda: len(fires()) >= 3)
     leader.kill("SIGKILL")

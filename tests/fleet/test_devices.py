@@ -289,7 +289,7 @@ def test_an_old_driver_counts_what_it_keeps_as_used(driver: Driver) -> None:
             raise pynvml.NVMLError_FunctionNotFound(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
         return old(handle)
 
-    driver.device_get_memory_info = info  # type: ignore[method-assign]
+    driver.device_get_memory_info = info  # type: ignore[method-assign]  # an old driver
     device = Gpus(driver).read()[0][0]
     assert (device.total, device.used) == (40 * GIB, 9 * GIB)
 

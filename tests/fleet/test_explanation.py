@@ -17,7 +17,7 @@ def told(fleet: Fleet, demand: Sequence[Demand]) -> Explanation:
 
 
 def fleet(*pools: object) -> Fleet:
-    return Fleet((gpu("g0"),), pools, (M, model("old", 14)))  # type: ignore[arg-type]
+    return Fleet((gpu("g0"),), pools, (M, model("old", 14)))  # type: ignore[arg-type]  # all of them are pools
 
 
 def test_of_a_model_that_nobody_asks_for_nothing_is_said() -> None:
