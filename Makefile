@@ -8,7 +8,11 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.ready-run
 DEV := $(VENV)/.ready-dev
 
-.PHONY: demo test lint format setup clean help
+# Workers of the suite: a number, or auto for one more than there are cores.
+WORKERS ?= auto
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test quick lint format setup clean help
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -32,8 +36,11 @@ setup: $(DEV) ## Make the virtual environment for development
 demo: $(RUN) ## Run the main job on embedded servers and a real model
 	@$(BIN)/arriero demo
 
-test: $(DEV) ## Run the whole suite
-	$(BIN)/python -m pytest
+test: $(DEV) ## Run the whole suite, on several workers
+	$(PYTEST)
+
+quick: $(DEV) ## Run the suite without its slow tests (those marked so, tests/faults and tests/live)
+	$(PYTEST) -m 'not slow'
 
 lint: $(DEV) ## Check style, types and imports
 	$(BIN)/ruff check .

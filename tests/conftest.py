@@ -1,4 +1,8 @@
-"""Real servers for the whole session, clean for each test."""
+"""
+Real servers for the whole session, clean for each test.
+
+With pytest-xdist each worker is a session: it has servers, ports and folders of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 from sqlalchemy import text
@@ -17,6 +22,7 @@ from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
+from app.kernel.process import end_leftovers
 from app.kernel.settings import BrokerSettings
 from app.workflows import rows  # noqa: F401 as above
 from app.workflows.service import Runs
@@ -27,6 +33,48 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 #: Nothing of the caller's environment may decide how a test ends.
 for name in [name for name in os.environ if name.startswith("ARRIERO_")]:
     del os.environ[name]
+
+#: Below this folder every test runs worker processes, which takes long.
+SLOW = ("live", "faults")
+#: The parts of the suite that take longest, the longest first. Workers begin with them, so that none ends alone.
+LONGEST = ("live", "faults", "workers", "kernel")
+#: Seconds for a slow test, on a machine that does much else. Each of its conditions has a deadline of its own.
+SLOW_TIMEOUT = 600
+#: Memory that a worker of pytest-xdist and the processes of its test take, in bytes.
+WORKER_BYTES = 2 * 2**30
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups, and `-m` the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is slow, and keep a file on one worker: its tests share fixtures. Tests of faults share none."""
+    for item in items:
+        folder = _folder(item)
+        if folder in SLOW:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+        if folder != "faults":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONGEST.index(folder) if (folder := _folder(item)) in LONGEST else len(LONGEST))
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One for each core and one more, because tests wait for processes; fewer where memory is short."""
+    return max(1, min((psutil.cpu_count() or 1) + 1, psutil.virtual_memory().available // WORKER_BYTES))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the processes of a worker that crashed, as one does when a test hangs: nobody else would."""
+    config = session.config
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined] # it has no other name
+        for place in {file.parent for file in folder.rglob("*.pid")}:
+            end_leftovers(place)
 
 
 @pytest.fixture(scope="session")
