@@ -78,17 +78,19 @@ class Gaps:
     """How far each written token lies below the best one of a single, plain sequence."""
 
     def __init__(self, path: Path) -> None:
-        self.llama = llama_cpp.Llama(
-            str(path), n_ctx=2048, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
-        )
+        self.llama = llama_cpp.Llama(str(path), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False)
 
     def largest(self, prompt: str, text: str) -> float:
-        head = self.llama.tokenize(prompt.encode(), special=False)
-        tail = self.llama.tokenize(text.encode(), add_bos=False, special=False)
+        """Only the logits that are looked at are computed: a row for each token of a prompt of Gemma is 1 MiB."""
+        part = self.llama.tokenize(prompt.encode(), special=False)
+        gaps = [0.0]
         self.llama.reset()
-        self.llama.eval(head + tail)
-        rows = self.llama.scores[len(head) - 1 : len(head) + len(tail) - 1]
-        return float(max((row.max() - row[token] for row, token in zip(rows, tail, strict=True)), default=0.0))
+        for token in self.llama.tokenize(text.encode(), add_bos=False, special=False):
+            self.llama.eval(part)
+            row = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.llama.ctx), shape=(self.llama.n_vocab(),))
+            gaps.append(float(row.max() - row[token]))
+            part = [token]
+        return max(gaps)
 
 
 #: Kernel noise between batch shapes, in logits; their standard deviation is 6.3 here. See docs/engine.md.
