@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -63,7 +63,8 @@ class LlamaEngine:
         self.slots = self.options.slots
         begun = perf_counter()
         self.model = Model(path, self.options, on_progress)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.model.close)
             #: It scores documents; it gives no vectors.
             self.ranks = (self.options.pooling or self.model.pooling) == "rank"
             if self.ranks:
@@ -71,11 +72,10 @@ class LlamaEngine:
             self._template = ChatTemplate(self.model, self.options.profile)
             self._grammars = Grammars(self.model, schema_to_gbnf)
             self._loop = Loop(self.model, self.options)
+            undo.callback(self._loop.context.close)
             self._loras = load_loras(self.model)
             self._loop.use_loras(list(self._loras.values()))
-        except BaseException:
-            self.model.close()
-            raise
+            undo.pop_all()
         #: A model without a memory looks at whole texts only: it embeds or ranks them.
         self.writes = self.model.decodes and bool(self._loop.context.memory)
         self._embeddings: EmbeddingContext | None = None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -108,6 +109,18 @@ def test_an_adapter_that_is_none(make: MakeEngine, model_path: Path, tmp_path: P
         make(loras=(Lora(name="style", path=tmp_path / "no.gguf"),))
     with pytest.raises(ModelUnsupported):
         make(loras=(Lora(name="style", path=model_path),))
+
+
+def test_an_engine_that_is_refused_leaves_no_memory_behind(make: MakeEngine, tiny_llama: Path, tmp_path: Path) -> None:
+    """The adapter is looked for when the context, of 64 MiB here, is there already."""
+
+    def resident() -> int:
+        with pytest.raises(ModelFileMissing):
+            make(tiny_llama, slots=1, context=2**18, loras=(Lora(name="style", path=tmp_path / "no.gguf"),))
+        return int(psutil.Process().memory_info().rss)
+
+    first = resident()
+    assert max(resident() for _ in range(4)) - first < 64 * 2**20
 
 
 def test_progress_is_told(model_path: Path) -> None:
