@@ -6,6 +6,7 @@ With pytest-xdist each worker is a session: it has servers, ports and folders of
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+import structlog
 from sqlalchemy import text
 from sqlmodel import SQLModel
 
@@ -75,6 +77,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined] # it has no other name
         for place in {file.parent for file in folder.rglob("*.pid")}:
             end_leftovers(place)
+
+
+@pytest.fixture(autouse=True)
+def _logs() -> Iterator[None]:
+    """A test that configures logs, as every command does, does so for itself alone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return files.pull(gemma, tmp_path_factory.mktemp("gemma"), lambda _: None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared(model_path: Path) -> Iterator[LlamaEngine]:
     """An engine for tests that only use it: four slots, prefixes shared."""
     engine = LlamaEngine(model_path, EngineOptions(slots=4, threads=1))
