@@ -11,7 +11,7 @@ DEV := $(VENV)/.ready-dev
 # Workers of the suite: a number, or auto for one more than there are cores. One that crashes ends the run: another would
 # crash at the same test.
 WORKERS ?= auto
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: demo test quick lint format setup clean help
 .DEFAULT_GOAL := help

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ import redis
 import structlog
 from sqlalchemy import text
 from sqlmodel import SQLModel
+from xdist.scheduler import LoadFileScheduling
 
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.kernel import broker, embedded
@@ -46,16 +48,24 @@ SLOW_TIMEOUT = 600
 WORKER_BYTES = 2 * 2**30
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups, and `-m` the marks
+class Scheduling(LoadFileScheduling):
+    """A file goes to one worker, because its tests share fixtures; those of faults share none and go one by one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith("tests/faults/") else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what is slow, and keep a file on one worker: its tests share fixtures. Tests of faults share none."""
+    """Mark what is slow, and let workers begin with what takes longest."""
     for item in items:
-        folder = _folder(item)
-        if folder in SLOW:
+        if _folder(item) in SLOW:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
-        if folder != "faults":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: LONGEST.index(folder) if (folder := _folder(item)) in LONGEST else len(LONGEST))
 
