@@ -38,8 +38,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in [name for name in os.environ if name.startswith("ARRIERO_")]:
     del os.environ[name]
 
-#: Below this folder every test runs worker processes, which takes long.
-SLOW = ("live", "faults")
+#: Folders whose tests run worker programs, and fixtures that tests of a real model ask for: both take long.
+SLOW_FOLDERS = ("live", "faults")
+SLOW_FIXTURES = frozenset({"model_path", "gemma_path"})
 #: The parts of the suite that take longest, the longest first. Workers begin with them, so that none ends alone.
 LONGEST = ("live", "faults", "workers", "kernel")
 #: Seconds for a slow test, on a machine that does much else. Each of its conditions has a deadline of its own.
@@ -63,8 +64,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is slow, and let workers begin with what takes longest."""
     for item in items:
-        if _folder(item) in SLOW:
+        if _folder(item) in SLOW_FOLDERS or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: LONGEST.index(folder) if (folder := _folder(item)) in LONGEST else len(LONGEST))

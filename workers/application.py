@@ -30,6 +30,8 @@ _log = log.get(__name__)
 
 #: Celery's pool of threads, with the wake-up that a slot needs to be refilled at once.
 POOL = "workers.wake:TaskPool"
+#: Celery's consumer, which survives every loss of the broker.
+CONSUMER = "workers.consumer:Consumer"
 
 
 class Application:
@@ -116,6 +118,7 @@ class Application:
                 hostname=f"{name}@{socket.gethostname()}",
                 quiet=True,
                 pool_cls=POOL,
+                consumer_cls=CONSUMER,
                 concurrency=threads,
                 queues=list(queues),
                 without_mingle=True,

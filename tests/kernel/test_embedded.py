@@ -44,6 +44,8 @@ from app.kernel.process import end_all, end_leftovers
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 
+pytestmark = pytest.mark.slow
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it is about root")
 
 

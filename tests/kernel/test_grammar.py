@@ -829,6 +829,7 @@ def model() -> Iterator[llama_cpp.Llama]:
     llama.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_a_model_writes_conforms(model: llama_cpp.Llama, name: str, temperature: float) -> None:

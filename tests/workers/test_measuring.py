@@ -30,6 +30,8 @@ from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 from workers.measuring import Measuring
 
+pytestmark = pytest.mark.slow
+
 SMOLLM2 = files.read_catalog().get("smollm2:135m")
 OPTIONS = EngineOptions(slots=2, context=1024, threads=1, park_bytes=0, vectors=False)
 

@@ -108,6 +108,7 @@ def workers(runs: Runs, engine: LlamaEngine, ear: Ear) -> Iterator[Workers]:
     made.close()
 
 
+@pytest.mark.slow
 def test_a_digest_says_nothing_that_is_not_in_the_text(workers: Workers) -> None:
     text = (EXAMPLES / "reports/hut-season.txt").read_text()
     run = workers.work(submitted(workers.hands.runs, "document-digest", text=text))
@@ -144,6 +145,7 @@ def invoice(name: str) -> str:
     return (EXAMPLES / f"invoices/{name}.txt").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_extracted_conforms_and_what_is_doubtful_is_told(workers: Workers) -> None:
     text, hands = invoice("01-stove"), workers.hands
     run_id = submitted(hands.runs, "extraction", text=text, limit=0)
@@ -230,6 +232,7 @@ def test_who_decides_follows_from_the_fields(hands: Hands, fields: Any, limit: f
     assert (run.state, run.output and run.output["status"]) == ("succeeded" if status else "running", status)
 
 
+@pytest.mark.slow
 def test_a_text_that_is_too_long_for_a_model_goes_to_another(workers: Workers) -> None:
     run_id = submitted(workers.hands.runs, "extraction", text="Rechnung über 1.00 EUR " * 860)
     workers.work(run_id)
@@ -244,6 +247,7 @@ def test_a_text_that_is_too_long_for_a_model_goes_to_another(workers: Workers) -
 NIGHT: dict[str, Any] = source.read((EXAMPLES / "nightly/2026-11-20.yaml").read_text()).data
 
 
+@pytest.mark.slow
 def test_a_night_is_judged_counted_and_told(workers: Workers, ear: Ear) -> None:
     night = NIGHT | {"notify_url": f"http://127.0.0.1:{ear.server_port}/nights"}
     run_id = submitted(workers.hands.runs, "nightly-batch", **night)
