@@ -40,7 +40,7 @@ demo: $(RUN) ## Run the main job on embedded servers and a real model
 test: $(DEV) ## Run the whole suite, on several workers
 	$(PYTEST)
 
-quick: $(DEV) ## Run the suite without its slow tests (those marked so, tests/faults and tests/live)
+quick: $(DEV) ## Run the suite without its slow tests: real models, worker programs (tests/faults, tests/live)
 	$(PYTEST) -m 'not slow'
 
 lint: $(DEV) ## Check style, types and imports
