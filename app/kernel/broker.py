@@ -195,7 +195,7 @@ class CeleryPublisher:
             yield late
         except _UNREACHABLE as error:
             if late():
-                self._breaker.timed_out()
+                self._breaker.timed_out(_ANSWER)
             raise BrokerUnreachable(f"the broker cannot be reached: {error}") from error
         self._breaker.answered()
 

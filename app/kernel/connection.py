@@ -26,6 +26,10 @@ T = TypeVar("T")
 class NoAnswer(psycopg.OperationalError):
     """The server holds the connection and says nothing."""
 
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"no answer for {seconds:.0f} s")
+
 
 class Connection(psycopg.Connection[Any]):
     """One that is closed when an answer takes longer than its timeout."""
@@ -48,7 +52,7 @@ class Connection(psycopg.Connection[Any]):
             if time.monotonic() - begun < limit:
                 raise
             self.close()
-            raise NoAnswer(f"no answer for {limit:.0f} s") from error
+            raise NoAnswer(limit) from error
 
     def send(self, statements: Iterable[tuple[psycopg.Cursor[Any], str, Any]]) -> None:
         """

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import alembic.command
 import psycopg
 from alembic.config import Config
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
@@ -227,7 +226,7 @@ class Database:
                     work.send()  # the end of the pipeline is a sync
                 assert committed.status() == "COMMIT", "nobody goes on after a statement has failed"
         except (NoAnswer, psycopg.errors.ConnectionTimeout) as error:
-            self._breaker.timed_out()
+            self._breaker.timed_out(error.seconds if isinstance(error, NoAnswer) else _CONNECT)
             raise DatabaseUnreachable(_reason(error)) from error
         except _UNREACHABLE as error:
             raise DatabaseUnreachable(_reason(error)) from error
@@ -283,8 +282,10 @@ class Database:
 
     def revision(self) -> str | None:
         """The revision of the schema, or None where there is none yet."""
-        with self.schema() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+        with self.work() as work:
+            there = work.row(text("SELECT to_regclass('alembic_version') AS name"))
+            row = work.row(text("SELECT version_num FROM alembic_version")) if there and there.name else None
+            return row and row.version_num
 
     @contextmanager
     def schema(self) -> Iterator[Connection]:
@@ -310,13 +311,13 @@ class Database:
         self.engine.dispose()
 
 
-def at_head(url: str, *, pool_size: int) -> Database:
+def at_head(url: str, *, pool_size: int, answer_timeout: timedelta | None = None) -> Database:
     """
-    The database, once it is seen to have the schema that this version needs.
+    The database, once it is seen to have the schema that this version needs. The arguments are Database's.
 
     Raises DatabaseBehind, DatabaseUnreachable.
     """
-    database = Database(url, pool_size=pool_size)
+    database = Database(url, pool_size=pool_size, answer_timeout=answer_timeout)
     try:
         database.require_head()
     except BaseException:
@@ -325,6 +326,7 @@ def at_head(url: str, *, pool_size: int) -> Database:
     return database
 
 
+@cache
 def head_revision() -> str:
     """The revision that this version needs."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
