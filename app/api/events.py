@@ -9,20 +9,19 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api import problems
+from app.api import problems, threads
 from app.api.services import Services, Use
-from app.kernel.errors import NotFound
+from app.kernel.errors import NotFound, Unavailable
 from app.workflows import steering, views
 from app.workflows.states import FINAL_RUNS
 
 router = APIRouter(prefix="/v1/runs/{run_id}/events", tags=["runs"])
 
-#: Seconds between two looks for what is new, and between two signs of life.
-_LOOK, _ALIVE = 0.25, 15.0
+#: Seconds between two looks for what is new, between two signs of life, and until an absent database is asked anew.
+_LOOK, _ALIVE, _AWAY = 0.25, 15.0, 1.0
 _STREAM = "text/event-stream"
 
 
@@ -114,10 +113,14 @@ async def _stream(services: Services, run_id: UUID, after: int) -> AsyncIterator
     silent = 0.0
     while True:
         try:
-            state, rows = await run_in_threadpool(views.history, services.database, run_id, after=after)
+            state, rows = await threads.of_stream(views.history, services.database, run_id, after=after)
         except NotFound:
             # Its retention ended while somebody watched.
             return
+        except Unavailable:
+            yield ": the database is away\n\n"
+            await asyncio.sleep(_AWAY)
+            continue
         for row in rows:
             after, silent = row.id, 0.0
             yield f"id: {row.id}\nevent: {row.what}\ndata: {EntryOut.model_validate(row).model_dump_json()}\n\n"

@@ -6,7 +6,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from app import __version__
-from app.api.services import Use
+from app.api import threads
+from app.api.services import Services, Use
 from app.kernel.errors import Unavailable
 
 router = APIRouter(tags=["health"])
@@ -28,14 +29,21 @@ class Readiness(BaseModel):
 
 
 @router.get("/healthz", summary="Is the process alive?")
-def healthz() -> Health:
+async def healthz() -> Health:
     """Answers while the process lives, whatever else is away."""
     return Health()
 
 
 @router.get("/readyz", summary="Can it serve?", responses={503: {"model": Readiness, "description": "A part is away"}})
-def readyz(services: Use, response: Response) -> Readiness:
+async def readyz(services: Use, response: Response) -> Readiness:
     """200 when the database is there with the schema of this version and the broker answers; else 503."""
+    found = await threads.of_readiness(_readiness, services)
+    if not found.ready:
+        response.status_code = 503
+    return found
+
+
+def _readiness(services: Services) -> Readiness:
     database = broker = "ok"
     try:
         services.database.require_head()
@@ -45,7 +53,4 @@ def readyz(services: Use, response: Response) -> Readiness:
         services.publisher.ping()
     except Unavailable as error:
         broker = str(error)
-    ready = database == broker == "ok"
-    if not ready:
-        response.status_code = 503
-    return Readiness(ready=ready, database=database, broker=broker)
+    return Readiness(ready=database == broker == "ok", database=database, broker=broker)

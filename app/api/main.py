@@ -1,13 +1,15 @@
 """
 The HTTP interface, put together. `STATUSES` is the one table from errors to HTTP statuses.
 
-Endpoints are synchronous: they run on threads, and a slow database makes no other request wait.
+Endpoints that need the database are synchronous: they run on threads (`app/api/threads.py`), and a slow database makes
+no other request wait. One that does not answer at all is given up after `ANSWER_TIMEOUT`.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -34,6 +36,7 @@ from app.api import (
     schedules,
     schemas,
     steering,
+    threads,
     workflows,
 )
 from app.api.bodies import UnsupportedMediaType
@@ -78,6 +81,9 @@ STATUSES: Mapping[type[ArrieroError], int] = {
     ArrieroError: 500,
 }
 
+#: How long a request waits for one answer of the database before it is refused with 503; longer for long bodies.
+ANSWER_TIMEOUT = timedelta(seconds=5)
+
 #: One for each resource.
 ROUTERS = (
     runs.router,
@@ -113,7 +119,9 @@ def create_app(settings: Settings) -> FastAPI:
     Raises DatabaseBehind, DatabaseUnreachable: nothing is served from a schema that this version does not know.
     """
     servers = addresses.of(settings)
-    database = databases.at_head(servers.database_url, pool_size=16)
+    database = databases.at_head(
+        servers.database_url, pool_size=(threads.CONNECTIONS + 1) // 2, answer_timeout=ANSWER_TIMEOUT
+    )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
     service = Runs(
         database,
@@ -133,6 +141,7 @@ def serve(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        threads.limit_requests()
         yield
         services.database.close()
         services.devices.close()

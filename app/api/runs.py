@@ -210,6 +210,7 @@ _EXAMPLES = {
     "",
     status_code=202,
     summary="Submit a run",
+    response_model=RunOut,
     responses=problems.documented(
         404,
         409,
@@ -223,9 +224,8 @@ _EXAMPLES = {
 def submit(
     body: Body,
     services: Use,
-    response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-) -> RunOut:
+) -> Response:
     """
     Write a run and send its first steps; 202 with the run, which goes on by itself.
 
@@ -233,9 +233,14 @@ def submit(
     """
     submission = replace(_submission(_parsed(body), services), idempotency_key=idempotency_key)
     accepted = services.runs.submit(submission)
-    response.status_code = 202 if accepted.created else 200
-    response.headers["Location"] = f"/v1/runs/{accepted.id}"
-    return out(views.run(services.database, accepted.id, services.settings.api.max_inline_bytes))
+    shown = out(views.run(services.database, accepted.id, services.settings.api.max_inline_bytes))
+    # Written here: FastAPI would do it on a thread once more, behind every submission that came meanwhile.
+    return Response(
+        shown.model_dump_json(by_alias=True),
+        status_code=202 if accepted.created else 200,
+        headers={"Location": f"/v1/runs/{accepted.id}"},
+        media_type="application/json",
+    )
 
 
 @router.get("", summary="List runs", responses=problems.documented(422))

@@ -26,6 +26,6 @@ class _SchemaResponse(JSONResponse):
     response_class=_SchemaResponse,
     responses=problems.documented(),
 )
-def workflow() -> dict[str, Any]:
+async def workflow() -> dict[str, Any]:
     """Draft 2020-12. What a schema cannot say is checked when a workflow is stored or submitted."""
     return dict(schema.workflow())

@@ -29,7 +29,7 @@ class Services:
     orders: Orders
 
 
-def _of_app(request: Request) -> Services:
+async def _of_app(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

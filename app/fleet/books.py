@@ -194,8 +194,6 @@ class Books:
 def open_books(work: Work, host: str | None = None, *, to_read: bool = False) -> Books:
     """The ledger of a host, or of all, locked until the end of the transaction, but for one that is only `to_read`."""
     hosts = work.rows(_LOOK_AT_HOSTS if to_read else _LOCK_HOSTS, {"host": host})
-    if not to_read:
-        work.pipeline.sync()  # from here on the server ends a session that keeps the locks and says nothing
     names = {"hosts": [row.name for row in hosts]}
     is_open = {row.name: row.open for row in hosts}
     now = _now(work)

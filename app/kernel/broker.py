@@ -3,6 +3,7 @@ The broker: the Celery application, the names of queues, and messages that follo
 
 A message is a hint: it names a task and a few ids, and losing it loses nothing.
 Messages are acknowledged when taken and never prefetched; results are never kept; delays never live here.
+Nobody waits long for the broker: what cannot be sent within a moment is left to the sweep.
 
 Redis keys, all made by Celery and RedBeat:
     control, io, model.<slug>   lists: the waiting messages of priority 0, the first served
@@ -13,15 +14,19 @@ Redis keys, all made by Celery and RedBeat:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
 import redis
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import LimitExceeded, OperationalError
+from kombu.pools import ProducerPool
 
 from app.kernel import log
+from app.kernel.breaker import Breaker
 from app.kernel.errors import BrokerUnreachable
 from app.kernel.settings import BrokerSettings
 
@@ -41,6 +46,15 @@ PRIORITIES: Mapping[str, int] = {"interactive": 0, "standard": 3, "batch": 6}
 RANKS = 3
 _PRIORITY_STEPS = tuple(range(len(PRIORITIES) * RANKS))
 _SEPARATOR = "\x06\x16"
+
+#: Seconds for which whoever sends a message, or asks how many wait, waits for the broker.
+_ANSWER = 2.0
+#: While the broker is silent, it is asked this often.
+_PROBE_EVERY = timedelta(seconds=2)
+#: Connections for sending, at the most: more than a process has threads that send.
+_SENDING = 64
+#: What says that the broker is not there.
+_UNREACHABLE = (OperationalError, LimitExceeded, redis.RedisError, OSError)
 
 
 def priority_of(priority: str, rank: int) -> int:
@@ -86,9 +100,19 @@ class CeleryPublisher:
 
     def __init__(self, app: Celery, redis_url: str) -> None:
         self._app = app
+        # Not the application's own producers: a worker waits for messages for longer than anybody waits to send one.
+        timeouts = {"socket_timeout": _ANSWER, "socket_connect_timeout": _ANSWER, "max_retries": 0}
+        connection = app.connection_for_write(connect_timeout=_ANSWER, transport_options=timeouts)
+        self._producers = ProducerPool(connection.Pool(_SENDING), limit=_SENDING, Producer=app.amqp.Producer)
         self._redis = redis.Redis.from_url(
-            redis_url, socket_connect_timeout=5, socket_timeout=10, health_check_interval=30, protocol=2
+            redis_url,
+            socket_connect_timeout=_ANSWER,
+            socket_timeout=_ANSWER,
+            health_check_interval=30,
+            retry=None,
+            protocol=2,
         )
+        self._breaker = Breaker(_PROBE_EVERY)
 
     def publish(
         self,
@@ -101,47 +125,79 @@ class CeleryPublisher:
         expires: float | None = None,
     ) -> bool:
         """
-        Send a message; False, and a line in the log, when the broker cannot be reached.
+        Send a message; False, and a line in the log, when the broker cannot be reached, or does not answer at once.
 
         `told` is what Flower shows instead of the arguments. Nobody does it after `expires` seconds.
         """
+
+        def send() -> None:
+            with self._producers.acquire(block=True, timeout=_ANSWER) as producer:
+                self._app.send_task(
+                    task,
+                    args=args,
+                    queue=queue,
+                    priority=priority,
+                    ignore_result=True,
+                    expires=expires,
+                    argsrepr=told or repr(tuple(args)),
+                    kwargsrepr="",
+                    producer=producer,
+                    retry=False,
+                )
+
         try:
-            self._app.send_task(
-                task,
-                args=args,
-                queue=queue,
-                priority=priority,
-                ignore_result=True,
-                expires=expires,
-                argsrepr=told or repr(tuple(args)),
-                kwargsrepr="",
-            )
-        except (OperationalError, redis.RedisError, OSError) as error:
+            with self._asked() as late:
+                try:
+                    send()
+                except _UNREACHABLE:
+                    # A connection that the broker has dropped since it was used is seen at the next use.
+                    if late():
+                        raise
+                    send()
+        except BrokerUnreachable as error:
             _log.warning("message_not_sent", task=task, queue=queue, error=str(error))
             return False
         return True
 
     def depth(self, queue: str) -> int:
         """Messages that wait in the queue. Raises BrokerUnreachable."""
-        try:
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for step in _PRIORITY_STEPS:
-                    pipeline.llen(f"{queue}{_SEPARATOR}{step}" if step else queue)
-                return sum(pipeline.execute())
-        except redis.RedisError as error:
-            raise BrokerUnreachable(f"the broker cannot be reached: {error}") from error
+        with self._asked(), self._redis.pipeline(transaction=False) as pipeline:
+            for step in _PRIORITY_STEPS:
+                pipeline.llen(f"{queue}{_SEPARATOR}{step}" if step else queue)
+            return sum(pipeline.execute())
 
     def close(self) -> None:
         """Close the connections."""
+        self._producers.connections.force_close_all()
         self._redis.close()
         self._app.close()
 
     def ping(self) -> None:
         """Raises BrokerUnreachable unless the broker answers."""
-        try:
+        with self._asked():
             self._redis.ping()
-        except redis.RedisError as error:
+
+    @contextmanager
+    def _asked(self) -> Iterator[Callable[[], bool]]:
+        """
+        The broker is asked within the block, which learns whether it has been silent for too long.
+
+        Raises BrokerUnreachable; at once, when it was silent just now.
+        """
+        if not self._breaker.admits():
+            raise BrokerUnreachable("the broker does not answer")
+        limit = time.monotonic() + _ANSWER
+
+        def late() -> bool:
+            return time.monotonic() >= limit
+
+        try:
+            yield late
+        except _UNREACHABLE as error:
+            if late():
+                self._breaker.timed_out(_ANSWER)
             raise BrokerUnreachable(f"the broker cannot be reached: {error}") from error
+        self._breaker.answered()
 
 
 def celery_app(redis_url: str, settings: BrokerSettings, schedule: Mapping[str, Any] | None = None) -> Celery:

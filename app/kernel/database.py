@@ -3,6 +3,8 @@ The database: the engine, the unit of work, and whether the schema is the one th
 
 One service call is one transaction. What must follow a commit (a message to the broker) waits for it;
 what follows and fails is logged and left to the sweep.
+The server ends a session that falls silent while it holds locks. A server that falls silent is given up after the
+answer timeout, where there is one, and callers are refused at once until it answers again.
 Timestamps, leases and delays are judged by the database's clock alone: hosts' clocks differ, it does not.
 """
 
@@ -11,24 +13,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from datetime import timedelta
+from functools import cache, lru_cache
 from typing import Any
 
 import alembic.command
 import psycopg
 from alembic.config import Config
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
-from sqlalchemy import Connection, Engine, TextClause, create_engine, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.pool import Pool
 from sqlmodel import SQLModel
 
 from app.kernel import log, shipped
+from app.kernel.breaker import Breaker
+from app.kernel.connection import Connection as Session
+from app.kernel.connection import NoAnswer
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 
 _log = log.get(__name__)
@@ -58,8 +64,26 @@ _SERVER = {
     # them waits longer than that.
     "idle_in_transaction_session_timeout": "20s",
     "lock_timeout": "30s",
+    # What works for a client that is gone works for nobody.
+    "client_connection_check_interval": "5s",
     "timezone": "UTC",
 }
+#: Seconds in which a connection is made.
+_CONNECT = 5
+#: A part of the answer timeout: whoever has one waits for locks no longer.
+_LOCKS = 0.8
+#: While the server is silent, it is asked this often.
+_PROBE_EVERY = timedelta(seconds=1)
+
+#: What says that the server is not there, or is not the one that writes.
+_UNREACHABLE = (
+    psycopg.OperationalError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
+    OperationalError,
+    NoneFree,
+)
+_BEGIN, _COMMIT = text("BEGIN"), text("COMMIT")
 
 Parameters = Mapping[str, Any]
 #: What turns a statement's `:name` into what psycopg reads.
@@ -67,37 +91,63 @@ _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # unknown to the
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What a statement gives. Whoever reads it sends what was asked until then, and waits for all of the answers."""
+
+    _work: Work
+    _cursor: psycopg.Cursor[Any]
+
+    def fetchone(self) -> Any | None:
+        """The next row, or None."""
+        self._work.settle()
+        return self._cursor.fetchone()
+
+    def fetchall(self) -> list[Any]:
+        """The rows."""
+        self._work.settle()
+        return self._cursor.fetchall()
+
+    def status(self) -> str | None:
+        """What the statement did, in the server's words, once it was answered."""
+        return self._cursor.statusmessage
+
+    def touched(self) -> int:
+        """How many rows the statement touched."""
+        self._work.settle()
+        return self._cursor.rowcount
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """
     One transaction, and what is to follow its commit.
 
-    Statements go to psycopg as they are, and travel together: only answers that are read are waited for, and the
-    commit. Each still sees what those before it did and waited for, as if they had been sent one by one.
+    Statements go to psycopg as they are, and travel together: they are sent once an answer is read, or to commit. Each
+    still sees what those before it did and waited for, as if they had been sent one by one.
     """
 
-    connection: psycopg.Connection[Any]
+    connection: Session
     pipeline: psycopg.Pipeline
+    _breaker: Breaker
+    _unsent: list[tuple[psycopg.Cursor[Any], str, Any]] = field(default_factory=list)
     _after: list[Callable[[], object]] = field(default_factory=list)
 
     def after_commit(self, action: Callable[[], object]) -> None:
         """Run `action` once the transaction has committed; never if it rolls back."""
         self._after.append(action)
 
-    def ask(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> Any:
+    def ask(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> Answer:
         """
-        Send a statement, once for each of a list of parameters. Its rows wait in the cursor; a failure is raised with
-        the next answer that is waited for, at the latest by the commit.
+        A statement, once for each of a list of parameters. A failure is raised with the next answer that is waited for,
+        at the latest by the commit.
         """
         cursor = self.connection.cursor(row_factory=namedtuple_row)
-        if isinstance(parameters, list):
-            cursor.executemany(_sql(statement), parameters)
-            return cursor
-        return cursor.execute(_sql(statement), parameters or {})
+        self._unsent.append((cursor, _sql(statement), {} if parameters is None else parameters))
+        return Answer(self, cursor)
 
     def rows(self, statement: TextClause, parameters: Parameters | None = None) -> list[Any]:
         """All rows of a statement."""
-        found: list[Any] = self.ask(statement, parameters).fetchall()
-        return found
+        return self.ask(statement, parameters).fetchall()
 
     def row(self, statement: TextClause, parameters: Parameters | None = None) -> Any | None:
         """The first row of a statement, or None."""
@@ -105,28 +155,56 @@ class Work:
 
     def run(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> int:
         """Execute a statement; gives the number of rows that it touched."""
-        cursor = self.ask(statement, parameters)
-        self.pipeline.sync()
-        touched: int = cursor.rowcount
-        return touched
+        return self.ask(statement, parameters).touched()
+
+    def settle(self) -> None:
+        """
+        Send what was asked, and wait for all answers.
+
+        It ends with a sync. Until that is seen, the server expects more to come at once, and does not measure how long
+        the client is silent; so nothing is sent without one (app/decisions.md, 31).
+        """
+        if self._unsent:
+            self.send()
+            self.pipeline.sync()
+            self._breaker.answered()
+
+    def send(self) -> None:
+        """Send what was asked. Whoever does, syncs next."""
+        unsent = self._unsent.copy()
+        self._unsent.clear()
+        self.connection.send(unsent)
 
 
 class Database:
     """A pool of connections to Postgres."""
 
-    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+    def __init__(self, url: str, *, pool_size: int = 8, answer_timeout: timedelta | None = None) -> None:
+        """
+        Connects to nothing. Up to twice `pool_size` transactions can go on at once.
+
+        With an `answer_timeout`, an answer, a free connection or a lock is waited for so long; without it, as long
+        as it takes, half a minute, and half a minute.
+        """
         self.url = url
+        self._timeout = None if answer_timeout is None else answer_timeout.total_seconds()
+        self._breaker = Breaker(_PROBE_EVERY)
+        locks = {} if self._timeout is None else {"lock_timeout": f"{self._timeout * _LOCKS * 1000:.0f}"}
         # Who wants a transaction says so: `work` sends BEGIN, `schema` asks SQLAlchemy.
         self.engine: Engine = create_engine(
             make_url(url).set(drivername="postgresql+psycopg"),
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=False,
-            pool_timeout=30,
+            pool_timeout=30 if self._timeout is None else self._timeout,
             isolation_level="AUTOCOMMIT",
-            connect_args={"connect_timeout": 5, "options": " ".join(f"-c {k}={v}" for k, v in _SERVER.items())}
+            connect_args={
+                "connect_timeout": _CONNECT,
+                "options": " ".join(f"-c {k}={v}" for k, v in (_SERVER | locks).items()),
+            }
             | _CLIENT,
         )
+        event.listen(self.engine, "do_connect", _connect)
 
     @contextmanager
     def work(self) -> Iterator[Work]:
@@ -136,33 +214,51 @@ class Database:
         Raises DatabaseUnreachable when the connection cannot be had or is lost; whether a commit under way
         was carried out is then unknown, so callers guard what they write by the state that it replaces.
         """
-        pool = self.engine.pool
+        if not self._breaker.admits():
+            raise DatabaseUnreachable("the database does not answer")
         try:
-            pooled = pool.connect()
-        except (psycopg.OperationalError, OperationalError) as error:
+            with self._session() as connection:
+                with connection.pipeline() as pipeline:
+                    work = Work(connection, pipeline, self._breaker)
+                    work.ask(_BEGIN)
+                    yield work
+                    committed = work.ask(_COMMIT)
+                    work.send()  # the end of the pipeline is a sync
+                assert committed.status() == "COMMIT", "nobody goes on after a statement has failed"
+        except (NoAnswer, psycopg.errors.ConnectionTimeout) as error:
+            self._breaker.timed_out(error.seconds if isinstance(error, NoAnswer) else _CONNECT)
             raise DatabaseUnreachable(_reason(error)) from error
-        connection = pooled.driver_connection
-        assert isinstance(connection, psycopg.Connection)
-        try:
-            with connection.pipeline() as pipeline:
-                connection.execute("BEGIN")
-                work = Work(connection, pipeline)
-                yield work
-                connection.execute("COMMIT")
-        except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+        except _UNREACHABLE as error:
             raise DatabaseUnreachable(_reason(error)) from error
-        finally:
-            self._give_back(pooled, connection, pool)
+        self._breaker.answered()
         for action in work._after:
             action()
 
-    def _give_back(self, pooled: Any, connection: psycopg.Connection[Any], pool: Pool) -> None:
-        """Into the pool, without a transaction. One that is lost takes the others along: they have no server either."""
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """A connection of the pool, which goes back into it without a transaction."""
+        pool = self.engine.pool
+        pooled = pool.connect()
+        connection = pooled.driver_connection
+        assert isinstance(connection, Session)
+        connection.answer_timeout = self._timeout
+        try:
+            yield connection
+        except psycopg.errors.ReadOnlySqlTransaction:
+            # The server is a standby now, or was one when it was called: another one may have its place.
+            connection.close()
+            raise
+        finally:
+            self._give_back(pooled, connection, pool)
+
+    def _give_back(self, pooled: Any, connection: Session, pool: Pool) -> None:
+        """A connection that is lost takes the others of its pool along: they have no server either."""
         if connection.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
             try:
                 connection.execute("ROLLBACK")
             except psycopg.Error:
                 connection.close()
+        connection.answer_timeout = None
         if connection.closed:
             _log.warning("database_connection_lost")
             pooled.invalidate()
@@ -186,8 +282,10 @@ class Database:
 
     def revision(self) -> str | None:
         """The revision of the schema, or None where there is none yet."""
-        with self.schema() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+        with self.work() as work:
+            there = work.row(text("SELECT to_regclass('alembic_version') AS name"))
+            row = work.row(text("SELECT version_num FROM alembic_version")) if there and there.name else None
+            return row and row.version_num
 
     @contextmanager
     def schema(self) -> Iterator[Connection]:
@@ -199,7 +297,7 @@ class Database:
         try:
             with self.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
                 yield connection
-        except OperationalError as error:
+        except (OperationalError, NoneFree) as error:
             raise DatabaseUnreachable(_reason(error)) from error
 
     def require_head(self) -> None:
@@ -213,13 +311,13 @@ class Database:
         self.engine.dispose()
 
 
-def at_head(url: str, *, pool_size: int) -> Database:
+def at_head(url: str, *, pool_size: int, answer_timeout: timedelta | None = None) -> Database:
     """
-    The database, once it is seen to have the schema that this version needs.
+    The database, once it is seen to have the schema that this version needs. The arguments are Database's.
 
     Raises DatabaseBehind, DatabaseUnreachable.
     """
-    database = Database(url, pool_size=pool_size)
+    database = Database(url, pool_size=pool_size, answer_timeout=answer_timeout)
     try:
         database.require_head()
     except BaseException:
@@ -228,6 +326,7 @@ def at_head(url: str, *, pool_size: int) -> Database:
     return database
 
 
+@cache
 def head_revision() -> str:
     """The revision that this version needs."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
@@ -247,6 +346,16 @@ def _sql(statement: TextClause) -> str:
     return str(statement.compile(dialect=_DIALECT))
 
 
-def _reason(error: OperationalError | psycopg.Error) -> str:
+def _connect(_: Any, __: Any, arguments: Sequence[Any], named: Mapping[str, Any]) -> Session:
+    """How SQLAlchemy makes a connection."""
+    return Session.connect(*arguments, **named)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, NoneFree):
+        return "the database cannot be reached: all connections are in use"
     cause = error.orig if isinstance(error, OperationalError) else error
-    return f"the database cannot be reached: {str(cause).strip().splitlines()[0]}"
+    said = str(cause).strip().splitlines()[0]
+    if isinstance(cause, psycopg.errors.LockNotAvailable):
+        return f"what this needs is locked by another: {said}"
+    return f"the database cannot be reached: {said}"

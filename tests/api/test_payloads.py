@@ -27,6 +27,7 @@ steps:
   - {id: short, kind: generate, prompt: hi}
   - {id: ok, kind: wait, needs: [each], event: go}
 """
+FLOW_OF_ONE = {"workflow": "one", "inputs": {"words": {}}, "steps": [{"id": "only", "kind": "noop"}]}
 WORDS = ["a", {"z": "é" * 300, "a": [1.0, None]}, "c"]
 
 
@@ -104,3 +105,15 @@ def test_what_is_too_long_is_refused(client: TestClient) -> None:
     run_id = submit(client, []).json()["id"]
     told = client.post(f"/v1/runs/{run_id}/events", json={"name": "go", "payload": "x" * 5000})
     assert (told.status_code, told.json()["type"]) == (413, "urn:arriero:error:payload-too-large")
+
+
+def test_a_body_of_60_mb_is_stored_and_shown(services: Services, runs: Runs, tmp_path: Path) -> None:
+    """With a raised limit, as far as payloads go."""
+    raised = Settings(data_dir=tmp_path, api=ApiSettings(max_body_bytes=70 * 2**20))
+    client = TestClient(serve(replace(services, settings=raised, runs=runs)))
+    body = {"definition": FLOW_OF_ONE, "inputs": {"words": "llama " * 10 * 2**20}}
+
+    answer = client.post("/v1/runs", json=body)
+
+    assert answer.status_code == 202, answer.text[:1000]
+    assert client.get(f"{answer.headers['Location']}/inputs").json() == body["inputs"]

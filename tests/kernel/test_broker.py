@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
 from app.kernel import broker
 from app.kernel.broker import PRIORITIES, CeleryPublisher, model_queue
+from app.kernel.embedded import ValkeyServer, start_valkey
 from app.kernel.errors import BrokerUnreachable
 from app.kernel.settings import BrokerSettings
+from tests.frozen import frozen
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A broker that nobody else uses."""
+    server = start_valkey(tmp_path / "valkey")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_publisher(own_valkey: ValkeyServer) -> Iterator[CeleryPublisher]:
+    made = CeleryPublisher(broker.celery_app(own_valkey.url, BrokerSettings()), own_valkey.url)
+    yield made
+    made.close()
+
+
+def until(met: Callable[[], bool]) -> None:
+    limit, pause = time.monotonic() + 60, threading.Event()
+    while not met():
+        assert time.monotonic() < limit
+        pause.wait(0.02)
 
 
 def test_the_measured_settings_are_in_force() -> None:
@@ -58,3 +88,57 @@ def test_a_broker_that_is_away_is_told_and_loses_no_caller() -> None:
 
 def test_queues_are_named_by_slugs() -> None:
     assert model_queue("smollm2-135m") == "model.smollm2-135m"
+
+
+def test_a_broker_that_falls_silent_holds_nobody_for_long(
+    own_valkey: ValkeyServer, own_publisher: CeleryPublisher
+) -> None:
+    """Frozen, it accepts connections and answers nothing: one caller waits a moment, the next do not."""
+    publisher = own_publisher
+    assert publisher.publish("t", (), queue="q")
+    publisher.ping()
+
+    def took(call: Callable[[], object]) -> float:
+        begun = time.monotonic()
+        with pytest.raises(BrokerUnreachable):
+            call()
+        return time.monotonic() - begun
+
+    def publish() -> None:
+        if not publisher.publish("t", (), queue="q"):
+            raise BrokerUnreachable
+
+    with frozen(own_valkey.pid):
+        assert took(publish) < 6, "the timeout is 2 s"
+        for call in (publish, publisher.ping, lambda: publisher.depth("q"), publish):
+            assert took(call) < 1
+    until(lambda: publisher.publish("t", (), queue="q"))
+    assert publisher.depth("q") >= 2
+    publisher.ping()
+
+
+@pytest.mark.parametrize("what", ["ping", "depth"])
+def test_questions_to_a_silent_broker_end_soon_too(
+    own_valkey: ValkeyServer, own_publisher: CeleryPublisher, what: str
+) -> None:
+    call = {"ping": own_publisher.ping, "depth": lambda: own_publisher.depth("q")}[what]
+    call()
+
+    with frozen(own_valkey.pid):
+        begun = time.monotonic()
+        with pytest.raises(BrokerUnreachable, match="Timeout"):
+            call()
+        assert time.monotonic() - begun < 6
+
+
+def test_a_broker_that_was_started_anew_loses_no_message(
+    own_valkey: ValkeyServer, own_publisher: CeleryPublisher
+) -> None:
+    """The connections of before are found dead at their next use."""
+    assert own_publisher.publish("t", (), queue="q")
+    assert own_valkey.pid is not None
+    os.kill(own_valkey.pid, signal.SIGKILL)
+    own_valkey.stop()
+    own_valkey.start()
+
+    assert own_publisher.publish("t", (), queue="q")

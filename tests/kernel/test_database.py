@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import alembic.command
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -20,10 +26,12 @@ from app.fleet import measurements  # noqa: F401 they enter the metadata
 from app.fleet import rows as fleet_rows  # noqa: F401 they too
 from app.kernel import database as databases
 from app.kernel.database import Database
+from app.kernel.embedded import PostgresServer, start_postgres
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 from app.kernel.settings import Settings
 from app.workflows import rows  # noqa: F401 they too
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 they too
+from tests.frozen import frozen
 from workers.application import Application
 
 
@@ -38,6 +46,14 @@ def empty(database_url: str) -> Iterator[Database]:
     yield made
     made.close()
     admin.close()
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A server that nobody else uses."""
+    server = start_postgres(tmp_path / "postgres")
+    yield server
+    server.stop()
 
 
 def test_migrations_make_what_the_rows_say(empty: Database) -> None:
@@ -140,3 +156,123 @@ def test_connections_that_the_server_dropped_are_made_anew(database: Database) -
     with other.work() as work:
         assert work.row(text("SELECT 1 AS one")).one == 1
     other.close()
+
+
+@pytest.mark.parametrize("mib", [16, 64])
+def test_a_value_of_any_size_goes_through(database: Database, mib: int) -> None:
+    """More than a socket's buffer takes at once: what is left over is sent, too."""
+    statement = text("INSERT INTO payload (sha256, bytes, body) VALUES (:name, :size, :body)")
+    size = mib * 2**20
+    values = [{"name": name, "size": size, "body": f"{name}{'llama ' * (size // 6)}"} for name in "abc"]
+
+    with database.work() as work:
+        assert work.run(statement, values[0]) == 1
+        work.ask(statement, values[1:])
+
+    with database.work() as work:
+        kept = work.rows(text("SELECT sha256, body FROM payload ORDER BY sha256"))
+        assert [(row.sha256, row.body) for row in kept] == [(one["name"], one["body"]) for one in values]
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["an answer was read", "statements followed"])
+def test_whoever_holds_a_lock_and_falls_silent_loses_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch, *, read: bool
+) -> None:
+    """As a worker that is stopped with SIGSTOP in the middle of a transaction."""
+    insert = text("INSERT INTO definition (sha256, document) VALUES (:name, '{}')")
+    update = text("UPDATE definition SET document = :document WHERE sha256 = 'x'")
+    with database.work() as work:
+        work.run(insert, {"name": "x"})
+    monkeypatch.setitem(databases._SERVER, "idle_in_transaction_session_timeout", "500ms")
+    silent = Database(database.url, pool_size=1)
+
+    def fall_silent() -> None:
+        with silent.work() as work:
+            work.row(text("SELECT sha256 FROM definition WHERE sha256 = 'x' FOR UPDATE"))
+            if not read:
+                work.ask(insert, {"name": "y"})
+            with database.work() as other:
+                assert other.run(update, {"document": '{"by": "other"}'}) == 1
+            work.run(update, {"document": '{"by": "silent"}'})
+
+    with pytest.raises(DatabaseUnreachable):
+        fall_silent()
+    with database.work() as work:
+        assert [row.document for row in work.rows(text("SELECT document FROM definition"))] == [{"by": "other"}]
+    silent.close()
+
+
+def test_who_has_an_answer_timeout_waits_no_longer_for_locks_and_connections(database: Database) -> None:
+    hasty = Database(database.url, pool_size=1, answer_timeout=timedelta(seconds=1))
+    with database.work() as work:
+        work.run(text("LOCK TABLE definition"))
+        with pytest.raises(DatabaseUnreachable, match="locked by another"), hasty.work() as waiting:
+            waiting.rows(text("SELECT * FROM definition"))
+
+    with hasty.work(), hasty.work(), pytest.raises(DatabaseUnreachable, match="connections are in use"), hasty.work():
+        pass
+    hasty.close()
+
+
+def test_a_server_that_takes_no_writes_is_our_error_and_is_called_anew(database: Database) -> None:
+    """After a fail-over the connections of before lead to a standby."""
+    other = Database(database.url, pool_size=1)
+    insert = text("INSERT INTO definition (sha256, document) VALUES ('x', '{}')")
+
+    def write_to_a_standby() -> None:
+        with other.work() as work:
+            work.run(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+            work.run(text("SET TRANSACTION READ ONLY"))
+            work.run(insert)
+
+    with pytest.raises(DatabaseUnreachable, match="read-only"):
+        write_to_a_standby()
+    with other.work() as work:
+        assert work.run(insert) == 1
+    other.close()
+
+
+def test_nobody_goes_on_after_a_statement_has_failed(database: Database) -> None:
+    """The server turns the COMMIT of such a transaction into a ROLLBACK, and says nothing."""
+
+    def go_on() -> None:
+        with database.work() as work:
+            work.after_commit(lambda: pytest.fail("nothing was committed"))
+            with contextlib.suppress(psycopg.Error):
+                work.run(text("SELECT 1 / 0"))
+
+    with pytest.raises(AssertionError, match="has failed"):
+        go_on()
+
+
+def test_a_server_that_falls_silent_is_given_up_and_found_again(postgres: PostgresServer) -> None:
+    """Frozen with all of its processes: whoever waits is let go, the next are refused at once, until it answers."""
+    database = Database(postgres.url, pool_size=2, answer_timeout=timedelta(seconds=2))
+    with database.work() as work:
+        work.run(text("CREATE TABLE t (a int)"))
+
+    def refused(why: str) -> float:
+        begun = time.monotonic()
+        with pytest.raises(DatabaseUnreachable, match=why), database.work() as work:
+            work.run(text("INSERT INTO t VALUES (1)"))
+        return time.monotonic() - begun
+
+    with frozen(postgres.pid):
+        assert 2 <= refused("no answer for 2 s") < 10
+        assert refused("does not answer") < 1
+        pause = threading.Event()
+        while (took := refused("answer|timeout")) < 1:
+            pause.wait(0.02)
+        assert took < 15, "a new connection is given up, too"
+
+    def seen() -> list[Any] | None:
+        with contextlib.suppress(DatabaseUnreachable), database.work() as work:
+            return work.rows(text("SELECT a FROM t"))
+        return None
+
+    limit = time.monotonic() + 60
+    while (found := seen()) is None:
+        assert time.monotonic() < limit
+        pause.wait(0.02)
+    assert found == []
+    database.close()

@@ -25,6 +25,7 @@ from app.kernel.errors import InvalidInput, PayloadTooLarge
 from app.workflows import check, expiry, payloads, registry, steering, unused, views
 from app.workflows.payloads import Limits, as_json
 from app.workflows.service import Runs
+from app.workflows.states import RunState
 from app.workflows.views import Elsewhere
 from tests.workflows.conftest import Hands, failure
 from workers import jobs
@@ -156,6 +157,20 @@ def test_a_value_comes_back_byte_for_byte_wherever_it_lies(hands: Hands, v: Any,
 
 def test_only_what_no_database_keeps_is_changed() -> None:
     assert json.loads(as_json({"\\u0000": ["\\\0", "\\u0000\0"]})) == {"\\u0000": ["\\\ufffd", "\\u0000\ufffd"]}
+
+
+def test_values_as_long_as_the_limit_go_through(runs: Runs) -> None:
+    """Inputs, an output and an event of 60 MB each: more than the buffers of a connection take."""
+    hands, long = Hands(runs), "llama " * 10 * 2**20
+    source = CHILD.replace("]\noutputs", ", {id: told, kind: wait, needs: [give], event: news}]\noutputs")
+    run_id = hands.submit(source, v=long)
+    hands.work(run_id, give=f"out{long}")
+    steering.tell(runs, run_id, "news", f"in{long}")
+
+    assert views.run(runs.database, run_id).run.state == RunState.SUCCEEDED
+    assert json.loads(text_of(runs, run_id, "inputs")) == {"v": long}
+    assert json.loads(text_of(runs, run_id, "output", "give")) == f"out{long}"
+    assert json.loads(text_of(runs, run_id, "output", "told")) == f"in{long}"
 
 
 def test_the_same_value_is_stored_once(hands: Hands) -> None:
