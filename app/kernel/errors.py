@@ -18,6 +18,7 @@ Every error that Arriero raises on purpose.
     ├── Unavailable                 a part that this needs is not there
     │   ├── DatabaseUnreachable
     │   ├── DatabaseBehind          its schema is not the one of this version
+    │   ├── RowsLocked              another transaction holds the rows; asked by who does not wait for them
     │   ├── BrokerUnreachable
     │   ├── ServerNotStarted        an embedded server or a child process did not come up
     │   └── MemoryNotEnough         the device or the machine has not the bytes that a load needs
@@ -40,6 +41,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+
+#: Characters of a message that is stored with a run, at the most.
+MESSAGE_CHARACTERS = 2_000
+
+
+def shortened(message: str, most: int = MESSAGE_CHARACTERS) -> str:
+    """
+    The message as Postgres keeps it, or its beginning and how much is left out: it may quote a value of any length.
+
+    NUL and half characters (lone surrogates) are replaced.
+    """
+    kept = message if len(message) <= most else f"{message[:most]}… ({len(message) - most} more characters)"
+    return kept.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 class ArrieroError(Exception):
@@ -186,6 +200,10 @@ class DatabaseBehind(Unavailable):
             f"the database is at revision {current or 'none (empty)'}, this version needs {head}; "
             "run `arriero db upgrade`"
         )
+
+
+class RowsLocked(Unavailable):
+    """Another transaction holds rows, and whoever asked does not wait for them."""
 
 
 class BrokerUnreachable(Unavailable):

@@ -224,7 +224,8 @@ def _fail(steps: dict[str, Step], step: Step, event: StepFailed, commands: list[
     failed = not lost and event.reason not in retry.NOT_COUNTED
     step = replace(step, failures=step.failures + failed, losses=step.losses + lost)
     others = step.rule.fallback
-    if others and event.reason in others.on and step.model + 1 < step.rule.models and not event.late:
+    another = others is not None and event.reason in others.on and step.model + 1 < step.rule.models
+    if another and not event.late and not event.final:
         waiting = _change(steps, replace(step, model=step.model + 1, failures=0, losses=0), Change.FAILED)
         if waiting.state is StepState.WAITING:
             _dispatch(steps, _change(steps, waiting, Change.DELAY_OVER), commands)
@@ -238,6 +239,7 @@ def _fail(steps: dict[str, Step], step: Step, event: StepFailed, commands: list[
         chance=event.chance,
         retryable=event.retryable,
         late=event.late,
+        final=event.final,
         not_before=event.not_before,
     )
     if isinstance(decision, retry.GiveUp):
