@@ -11,6 +11,7 @@ Every error that Arriero raises on purpose.
     ├── NotFound                    nothing has that name or id
     ├── Conflict                    it exists, but its state does not allow this
     │   ├── IdempotencyKeyReused    the key was used for another request
+    │   ├── EventKeyReused          the key was used for another event of the run
     │   ├── ConcurrencyLimitReached a run is one too many of its key
     │   ├── InvalidTransition       no such edge in a table of transitions
     │   └── DataDirectoryHeld       another process tree runs on the data directory
@@ -147,7 +148,22 @@ class IdempotencyKeyReused(Conflict):
 
     def __init__(self, key: str, run_id: str) -> None:
         self.key, self.run_id = key, run_id
-        super().__init__(f"idempotency key {key!r} belongs to run {run_id}, which was submitted with another content")
+        super().__init__(
+            f"idempotency key {key!r} belongs to run {run_id}, which was submitted with another content "
+            "(workflow, version, inputs, priority, rank, labels, deadline, retention); "
+            "submit this one under another key"
+        )
+
+
+class EventKeyReused(Conflict):
+    """The key was used before, for another event of the same run."""
+
+    def __init__(self, key: str, event_id: str, name: str) -> None:
+        self.key, self.event_id, self.name = key, event_id, name
+        super().__init__(
+            f"idempotency key {key!r} belongs to event {event_id} ({name!r}), which came with another name or payload; "
+            "send another event under another key"
+        )
 
 
 class ConcurrencyLimitReached(Conflict):

@@ -90,6 +90,12 @@ class Runs:
         with another content, ConcurrencyLimitReached when the run is one too many and its workflow refuses these.
         Nothing is stored then.
         """
+        if asked.idempotency_key is not None:
+            # First of all: what was accepted before is not refused now because its workflow has changed.
+            with self.transaction() as work:
+                earlier = submission.of_key(work, asked.idempotency_key, submission.fingerprint(asked))
+            if earlier is not None:
+                return earlier
         prepared = submission.prepare(asked, self.retention, self.limits)
         with self.transaction() as work:
             return self.write(work, prepared)

@@ -59,6 +59,15 @@ _INSERT_RUN = _sql("""
             :parent_step_id, :depth, :forked_from, :retention_s, now() + :deadline)
     ON CONFLICT (idempotency_key) DO NOTHING
 """)
+# A pause of a workflow is written under the other kind of this lock: whoever reads it and writes what follows from it
+# holds this kind from before the one until the end of the other. Whoever locks a run too locks that first.
+_HOLD_PAUSE = _sql("SELECT pg_advisory_xact_lock_shared(hashtextextended(:name, 7205759405))")
+_LOCK_PAUSE = _sql("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759405))")
+_MARK_PAUSE = _sql("""
+    UPDATE run SET workflow_paused = EXISTS (SELECT FROM workflow_pause WHERE name = run.workflow)
+    WHERE id = :id AND workflow_paused <> EXISTS (SELECT FROM workflow_pause WHERE name = run.workflow)
+    RETURNING workflow_paused
+""")
 _INSERT_STEPS = _sql("""
     INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, outside,
                       attempt, failures, losses, tokens_in, tokens_out)
@@ -202,7 +211,8 @@ _TAKE_EVENT = _sql("""
     ) RETURNING payload, payload_sha256
 """)
 _EVENT_OF_KEY = _sql("""
-    SELECT event.id, step.key AS step FROM event LEFT JOIN step ON step.id = event.step_id
+    SELECT event.id, event.name, event.payload::text AS payload, event.payload_sha256, step.key AS step
+    FROM event LEFT JOIN step ON step.id = event.step_id
     WHERE event.run_id = :id AND event.key = :key
 """)
 _REMOVE_EXPIRED = _sql("""
@@ -229,6 +239,23 @@ def insert_run(work: Work, values: Mapping[str, Any]) -> bool:
         return work.run(_INSERT_RUN, values) == 1
     work.ask(_INSERT_RUN, values)
     return True
+
+
+def hold_pause(work: Work, workflow: str) -> None:
+    """Let nobody pause or resume the workflow until the end of the transaction."""
+    work.ask(_HOLD_PAUSE, {"name": workflow})
+
+
+def lock_pause(work: Work, workflow: str) -> None:
+    """Wait for all that hold the pause of the workflow, and let nobody else until the end of the transaction."""
+    work.ask(_LOCK_PAUSE, {"name": workflow})
+
+
+def mark_pause(work: Work, run_id: UUID, workflow: str) -> bool | None:
+    """Pause a run, or let it go on, as its workflow is; gives what it is now, or None if it was that before."""
+    hold_pause(work, workflow)
+    row = work.row(_MARK_PAUSE, {"id": run_id})
+    return None if row is None else row.workflow_paused
 
 
 def insert_steps(work: Work, run_id: UUID, priority: str, rank: int, steps: Sequence[Mapping[str, Any]]) -> None:
@@ -388,7 +415,7 @@ def take_event(work: Work, run_id: UUID, name: str, step_id: UUID) -> Any | None
 
 
 def event_of_key(work: Work, run_id: UUID, key: str) -> Any | None:
-    """The event that came under that key: `id`, and the key of the `step` that it answered."""
+    """The event that came under that key: `id`, `name`, the text of its payload, and the `step` that it answered."""
     return work.row(_EVENT_OF_KEY, {"id": run_id, "key": key})
 
 

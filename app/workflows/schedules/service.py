@@ -330,6 +330,7 @@ class Schedules:
             found.definition,
             inputs.render(schedule, fire.at),
             version=found.version,
+            newest=schedule.version is None,
             priority=schedule.priority,
             idempotency_key=_key(schedule_id, fire),
             labels=schedule.labels,
