@@ -7,6 +7,7 @@ Conditions, switches and the run's output are computed here, in between: they ar
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -82,7 +83,7 @@ class Change:
             self.run = Run(str(run_row.id), state, steps)
         else:
             self.run = Run(str(run_row.id), state, steps, ending, computes_output=True)
-        self._before = self.run
+        self._before, self.run = self.run, runs.started(self.run)
         self._commands: list[events.Command] = []
         self._extra: dict[str, dict[str, Any]] = {}
         self._values: dict[str, Any] = {}
@@ -101,9 +102,9 @@ class Change:
 
     def apply(self, event: Event) -> None:
         """Raises InvalidTransition when it cannot happen."""
-        waiting: list[Event] = [event]
+        waiting: deque[Event] = deque([event])
         while waiting:
-            advanced = runs.advance(self.run, waiting.pop(0))
+            advanced = runs.proceed(self.run, waiting.popleft())
             self.run = advanced.run
             for command in advanced.commands:
                 following = self._follow(command)
