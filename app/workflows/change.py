@@ -87,6 +87,8 @@ class Change:
         self._commands: list[events.Command] = []
         self._extra: dict[str, dict[str, Any]] = {}
         self._values: dict[str, Any] = {}
+        #: Which outputs were read last, and what they are: switches in a row often read the same.
+        self._read: tuple[tuple[list[str], set[str]], dict[str, dict[str, Any]]] | None = None
         #: The values as JSON, and the run's output.
         self._texts: dict[str, str] = {}
         self._output: str | None = None
@@ -199,7 +201,10 @@ class Change:
             self._inputs = store.inputs(self.work, self.run_row.id)
         stored = [key for key in reads.steps if key not in self._values]
         succeeded = {key for key in stored if self.run.steps[key].state is StepState.SUCCEEDED}
-        found = store.outputs(self.work, self.run_row.id, stored, self._limits.read, succeeded)
+        if self._read is None or self._read[0] != (stored, succeeded):
+            found = store.outputs(self.work, self.run_row.id, stored, self._limits.read, succeeded)
+            self._read = ((stored, succeeded), found)
+        found = self._read[1]
         steps = {}
         for key in reads.steps:
             state = self.run.steps[key].state

@@ -215,12 +215,21 @@ _EVENT_OF_KEY = _sql("""
     FROM event LEFT JOIN step ON step.id = event.step_id
     WHERE event.run_id = :id AND event.key = :key
 """)
-_REMOVE_EXPIRED = _sql("""
-    DELETE FROM run WHERE id IN (
-        SELECT id FROM run WHERE expires_at < now() AND parent_step_id IS NULL
-        ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
+# What another transaction has locked is passed over, with what the run has called: its rows go with it.
+_EXPIRED_RUNS = _sql("""
+    SELECT id FROM run WHERE expires_at < now() AND parent_step_id IS NULL AND id <> ALL(:passed)
+    ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
+""")
+_CALLED_RUNS = _sql("""
+    SELECT run.id FROM step JOIN run ON run.parent_step_id = step.id
+    WHERE step.run_id = ANY(:ids) LIMIT :limit FOR UPDATE OF run NOWAIT
+""")
+_REMOVE_ITEMS = _sql("""
+    DELETE FROM step WHERE id IN (
+        SELECT id FROM step WHERE run_id = ANY(:ids) AND parent_id IS NOT NULL LIMIT :limit
     )
 """)
+_REMOVE_RUNS = _sql("DELETE FROM run WHERE id = ANY(:ids)")
 _HISTORY = _sql("""
     INSERT INTO history (run_id, step, attempt, what, cause)
     VALUES (:run_id, :step, :attempt, :what, CAST(:cause AS json))
@@ -419,9 +428,24 @@ def event_of_key(work: Work, run_id: UUID, key: str) -> Any | None:
     return work.row(_EVENT_OF_KEY, {"id": run_id, "key": key})
 
 
-def remove_expired(work: Work, limit: int) -> int:
-    """Remove runs whose retention is over, with what they called."""
-    return work.run(_REMOVE_EXPIRED, {"limit": limit})
+def expired_runs(work: Work, limit: int, passed: Collection[UUID]) -> list[UUID]:
+    """Runs whose retention is over, but for those of `passed` and those that are locked; they are locked then."""
+    return [row.id for row in work.rows(_EXPIRED_RUNS, {"limit": limit, "passed": list(passed)})]
+
+
+def called_runs(work: Work, ids: Collection[UUID], limit: int) -> list[UUID]:
+    """Runs that the steps of these have called; they are locked then."""
+    return [row.id for row in work.rows(_CALLED_RUNS, {"ids": list(ids), "limit": limit})]
+
+
+def remove_items(work: Work, ids: Collection[UUID], limit: int) -> int:
+    """Remove items of maps of these runs, at most so many; gives how many."""
+    return work.run(_REMOVE_ITEMS, {"ids": list(ids), "limit": limit})
+
+
+def remove_runs(work: Work, ids: Collection[UUID]) -> int:
+    """Remove runs with all that belongs to them; gives how many."""
+    return work.run(_REMOVE_RUNS, {"ids": list(ids)})
 
 
 def wait_for_locks(work: Work, limit: timedelta) -> None:

@@ -972,3 +972,32 @@ def test_the_error_of_a_run_tells_of_some_steps_and_counts_the_others(hands: Han
     error = hands.run(run_id).error
     assert len(error["steps"]) == 20
     assert error["message"].endswith("and 10 other steps")
+
+
+def test_a_run_that_cannot_be_removed_keeps_no_other(hands: Hands) -> None:
+    """Another transaction has locked one of its steps."""
+    source = flow("\n  - {id: a, kind: noop}", head="retention: 1s")
+    locked, free = hands.submit(source), hands.submit(source)
+    hands.work()
+    hands.pass_time(hours=1)
+    with hands.runs.database.work() as work:
+        work.rows(text("SELECT FROM step WHERE run_id = :id FOR UPDATE"), {"id": locked})
+        assert expiry.remove_runs(hands.runs.database) == 1
+        with pytest.raises(NotFound):
+            hands.run(free)
+    assert expiry.remove_runs(hands.runs.database) == 1
+
+
+def test_a_large_run_is_removed_part_by_part(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its items, and the runs that they called, take several transactions."""
+    monkeypatch.setattr(expiry, "_ITEMS", 3)
+    monkeypatch.setattr(expiry, "_RUNS", 2)
+    store(hands, flow("\n  - {id: each, kind: map, over: '[1, 2]', step: {kind: noop}}", name="child"))
+    calls = "\n  - {id: calls, kind: map, over: '[1, 2, 3]', step: {kind: workflow, workflow: child}}"
+    for _ in range(3):
+        hands.submit(flow(calls, head="retention: 1s"))
+    hands.work()
+    hands.pass_time(hours=1)
+    assert expiry.remove_runs(hands.runs.database) == 3
+    with hands.runs.database.work() as work:
+        assert work.rows(text("SELECT FROM run")) == work.rows(text("SELECT FROM step")) == []
