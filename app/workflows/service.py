@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -45,6 +45,8 @@ _log = log.get(__name__)
 
 #: Workflows that call each other, at the most.
 MAX_DEPTH = 16
+#: Instants that can be waited for. Beyond them, Postgres and Python do not know the same.
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 #: Why a called run is cancelled.
 CALLER_STOPPED = "the step that called it was stopped"
 
@@ -158,6 +160,7 @@ class Runs:
                 case Called():
                     self._call(work, change, claim, awaited)
                 case Timed(delay, until):
+                    until = until and min(max(until, _EARLIEST), _LATEST)
                     waits = {"until": until.isoformat()} if until else {"for_s": delay and delay.total_seconds()}
                     change.leave(claim.key, claim.attempt, waits, outside=False, delay=delay, until=until)
                 case Signalled(event, message, expires):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from app.kernel import durations
 from app.kernel.errors import ConcurrencyLimitReached, EventKeyReused, InvalidInput, InvalidTransition, NotFound
 from app.workflows import check, expiry, registry, steering, submission
 from app.workflows.submission import Submission
@@ -1001,3 +1002,20 @@ def test_a_large_run_is_removed_part_by_part(hands: Hands, monkeypatch: pytest.M
     assert expiry.remove_runs(hands.runs.database) == 3
     with hands.runs.database.work() as work:
         assert work.rows(text("SELECT FROM run")) == work.rows(text("SELECT FROM step")) == []
+
+
+@pytest.mark.parametrize(("until", "over"), [("0001-01-01T00:00:00+14:00", True), ("9999-12-31T23:59:59-14:00", False)])
+def test_the_ends_of_the_calendar_can_be_waited_for(hands: Hands, until: str, over: bool) -> None:
+    """Postgres would keep them, and Python could not read them."""
+    source = flow("\n  - {id: pause, kind: wait, until: inputs.at}", head="inputs: {at: {type: string}}")
+    run_id = hands.submit(source, at=until)
+    hands.work()
+    assert hands.step(run_id, "pause").state == "awaiting"
+    hands.sweep()
+    assert (hands.run(run_id).state == "succeeded") is over
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e308, float("inf"), float("nan"), "9" * 400])
+def test_no_number_is_too_large_to_be_refused_as_a_duration(value: Any) -> None:
+    with pytest.raises(ValueError, match="between 0 and ten years"):
+        durations.parse(value)
