@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from app.fleet.pool import Stage
+from app.fleet.pool import METRICS_FOLDER, Stage
 from app.kernel import log
 from app.kernel.errors import ServerNotStarted
 from workers.engine import Engine
@@ -30,7 +30,7 @@ from workers.stage import Status
 _log = log.get(__name__)
 
 #: Folder below the data directory, with a file for each pool that can be asked.
-FOLDER = "metrics"
+FOLDER = METRICS_FOLDER
 
 #: Name to field and meaning. Names are without the prefix; units are Prometheus's.
 _COUNTERS: Mapping[str, tuple[str, str]] = {

@@ -1,9 +1,17 @@
-"""The scheduled jobs: what beat sends, and what a control worker does about it."""
+"""
+The scheduled jobs: what beat sends, and what a control worker does about it.
+
+A job never runs twice at a time in one process: where one takes longer than until the next message, its other threads
+stay free for steps. No job waits for rows that others have locked, and one bad row stops none of them.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -31,6 +39,11 @@ EXPIRE = "workers.jobs.run_expire"
 SCHEDULES = "workers.jobs.run_schedules"
 #: Seconds for each kind of what expires, in one turn: a worker that is to stop waits for them.
 _EXPIRE_SECONDS = 5.0
+#: Seconds for what is overdue, in one sweep.
+_SWEEP_SECONDS = 5.0
+
+#: The jobs of this process that run now.
+_RUNNING: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def schedule(settings: Settings) -> dict[str, Any]:
@@ -46,49 +59,69 @@ def schedule(settings: Settings) -> dict[str, Any]:
 
 def run_sweep(runtime: Runtime) -> None:
     """Bring lost work back."""
-    try:
-        swept = sweep(runtime.runs, republish_after=runtime.settings.runs.republish_after)
-    except DatabaseUnreachable as error:
-        _log.warning("sweep_postponed", error=str(error))
-        return
-    if any(asdict(swept).values()):
-        _log.info("swept", **asdict(swept))
+    with _alone(SWEEP) as alone:
+        if not alone:
+            return
+        try:
+            swept = sweep(
+                runtime.runs,
+                republish_after=runtime.settings.runs.republish_after,
+                place=runtime.swept,
+                in_time=_in_time(_SWEEP_SECONDS),
+            )
+        except Unavailable as error:
+            _log.warning("sweep_postponed", error=str(error))
+            return
+        if any(asdict(swept).values()):
+            _log.info("swept", **asdict(swept))
 
 
 def run_expire(runtime: Runtime) -> None:
     """Remove runs whose retention is over, then the definitions and payloads that nothing refers to any more."""
     database = runtime.runs.database
+    with _alone(EXPIRE) as alone:
+        if not alone:
+            return
+        try:
+            removed = {
+                "runs": expiry.remove_runs(database, _in_time()),
+                "definitions": expiry.remove_definitions(database, _in_time(), ids.chance()),
+                "payloads": expiry.remove_payloads(database, _in_time(), ids.chance()),
+            }
+        except Unavailable as error:
+            _log.warning("expire_postponed", error=str(error))
+            return
+        if any(removed.values()):
+            _log.info("expired", **removed)
+
+
+@contextmanager
+def _alone(job: str) -> Iterator[bool]:
+    """Whether the job does not run in this process yet; it does then until the end of the block."""
+    taken = _RUNNING[job].acquire(blocking=False)
+    if not taken:
+        _log.debug("job_goes_on", job=job)
     try:
-        removed = {
-            "runs": expiry.remove_runs(database, _in_time()),
-            "definitions": expiry.remove_definitions(database, _in_time(), ids.chance()),
-            "payloads": expiry.remove_payloads(database, _in_time(), ids.chance()),
-        }
-    except DatabaseUnreachable as error:
-        _log.warning("expire_postponed", error=str(error))
-        return
-    if any(removed.values()):
-        _log.info("expired", **removed)
+        yield taken
+    finally:
+        if taken:
+            _RUNNING[job].release()
 
 
-def _in_time() -> Callable[[], bool]:
-    until = time.monotonic() + _EXPIRE_SECONDS
+def _in_time(seconds: float = _EXPIRE_SECONDS) -> Callable[[], bool]:
+    until = time.monotonic() + seconds
     return lambda: time.monotonic() < until
 
 
 def run_schedules(runtime: Runtime) -> None:
     """Fire what is due of the schedules of workflows. One that breaks does not keep the others."""
-    schedules = Schedules(runtime.runs, runtime.settings.schedules.keep_fires)
-    try:
-        for schedule_id in schedules.ready():
-            try:
-                schedules.advance(schedule_id)
-            except Unavailable:
-                raise
-            except Exception:  # noqa: BLE001 the outermost loop
-                _log.exception("schedule_broke", schedule_id=str(schedule_id))
-    except Unavailable as error:
-        _log.warning("schedules_postponed", error=str(error))
+    with _alone(SCHEDULES) as alone:
+        if not alone:
+            return
+        try:
+            Schedules(runtime.runs, runtime.settings.schedules.keep_fires).advance_all()
+        except Unavailable as error:
+            _log.warning("schedules_postponed", error=str(error))
 
 
 def run_reconcile(runtime: Runtime) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from celery import Celery
@@ -18,6 +18,7 @@ from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
 from app.kernel.secrets import Secrets
 from app.kernel.settings import Settings
+from app.workflows.overdue import Place
 from app.workflows.payloads import Limits
 from app.workflows.service import Runs
 from workers.engine import Engine
@@ -37,6 +38,8 @@ class Runtime:
     secrets: Secrets
     #: The models that can be served, as this process read them when it began.
     catalog: Catalog
+    #: Where the last sweep of this process ended.
+    swept: Place = field(default_factory=Place)
 
     @property
     def owner(self) -> str:

@@ -4,19 +4,23 @@ Steps: claim, do, record.
 A message names a step and an attempt. If the claim gives nothing, nothing is done.
 What was done is recorded under the attempt; when the database is away, the record waits for it as long as it takes,
 and is refused when the lease went to another in the meantime.
+What cannot be recorded for another reason fails the step for good: its work was done, and is not done again.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from datetime import timedelta
+from typing import TypeVar
 from uuid import UUID
 
 import structlog
 
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
+from app.workflows.abandon import abandon, abandon_step, reason_of
 from app.workflows.claims import Claim
 from app.workflows.outcomes import Failure, Outcome, Success
 from workers import kinds
@@ -24,6 +28,8 @@ from workers.leases import Holding, Stop
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
+
+T = TypeVar("T")
 
 #: Seconds before another try while the database is away.
 _PAUSE = 0.5
@@ -37,6 +43,10 @@ def run_step(runtime: Runtime, step_id: UUID, attempt: int) -> None:
         # The step stays ready and the sweep sends it again. The pause keeps the queue from being emptied for nothing.
         _log.warning("claim_postponed", step_id=str(step_id), error=str(error))
         time.sleep(_PAUSE)
+        return
+    except Exception as error:  # noqa: BLE001 a step that cannot be taken would be sent again for ever
+        _log.exception("claim_broke", step_id=str(step_id), attempt=attempt)
+        abandon_step(runtime.runs, step_id, reason_of(error, "taking a step"))
         return
     if claim is None:
         _log.debug("step_not_there", step_id=str(step_id), attempt=attempt)
@@ -54,7 +64,7 @@ def _hold(runtime: Runtime, claim: Claim) -> Claim | None:
             _log.warning("step_dropped", why=holding.why)
             return None
         try:
-            following = _record(runtime, claim, outcome)
+            following, outcome = _record_or_fail(runtime, claim, outcome)
         except LeaseLost as error:
             _log.warning("step_record_refused", error=str(error))
             return None
@@ -88,17 +98,41 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
         return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
 
 
+def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> tuple[Claim | None, Outcome]:
+    """Record an outcome; gives the step that follows at once, and the outcome as it was recorded. Raises LeaseLost."""
+    try:
+        return _record(runtime, claim, outcome), outcome
+    except LeaseLost:
+        raise
+    except Exception as error:  # noqa: BLE001 left alone, the lease would run out and the work be done again
+        _log.exception("record_broke")
+        failed = Failure(FailureReason.INTERNAL, reason_of(error, "recording its outcome"), final=True)
+    try:
+        return _record(runtime, claim, failed), failed
+    except LeaseLost:
+        raise
+    except Exception:  # noqa: BLE001 as above
+        _log.exception("record_broke", again=True)
+    _until_reached(lambda: abandon(runtime.runs, claim.run_id, f"step {claim.key}: {failed.message}"))
+    return None, failed
+
+
 def _record(runtime: Runtime, claim: Claim, outcome: Outcome) -> Claim | None:
+    match outcome:
+        case Success():
+            return _until_reached(lambda: runtime.runs.succeed(claim, runtime.owner, outcome))
+        case Failure():
+            _until_reached(lambda: runtime.runs.fail(claim, runtime.owner, outcome))
+        case _:
+            _until_reached(lambda: runtime.runs.leave(claim, runtime.owner, outcome))
+    return None
+
+
+def _until_reached(act: Callable[[], T]) -> T:
+    """Act once the database can be reached, however long that takes."""
     while True:
         try:
-            match outcome:
-                case Success():
-                    return runtime.runs.succeed(claim, runtime.owner, outcome)
-                case Failure():
-                    runtime.runs.fail(claim, runtime.owner, outcome)
-                case _:
-                    runtime.runs.leave(claim, runtime.owner, outcome)
-            return None
+            return act()
         except DatabaseUnreachable as error:
             _log.warning("record_postponed", error=str(error))
             time.sleep(_PAUSE)

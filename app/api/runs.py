@@ -334,7 +334,7 @@ def _submission(parsed: tuple[RunIn, Source], services: Services) -> Submission:
         raise InvalidInput([Problem("workflow", message, "one of the two")], "run")
     if asked.workflow is not None:
         found = registry.get(services.database, asked.workflow, asked.version)
-        return _asked(asked, found.definition, found.version)
+        return replace(_asked(asked, found.definition, found.version), newest=asked.version is None)
     if asked.version is not None:
         raise InvalidInput(
             [Problem("version", "a definition given here has no version", "only with 'workflow'")], "run"

@@ -28,6 +28,7 @@ from pydantic import SecretStr
 from app.cli.client import connected, url_of
 from app.cli.programs import WORKERS
 from app.fleet import files, needs
+from app.fleet.pool import METRICS_FOLDER
 from app.kernel import broker, clock, embedded
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, Server
@@ -198,6 +199,9 @@ class Tree:
         # An agent that died just now has left its pools to the next one, which does not come.
         for leftover in end_leftovers(self.directory / "run" / "pools"):
             self.report("warning", f"{leftover.name} was left by its agent (pid {leftover.pid}); ended")
+        # A pool that was killed could not take the address of its metrics back, and neither could its agent.
+        for file in (self.directory / METRICS_FOLDER).glob("*.json"):
+            file.unlink(missing_ok=True)
 
     def _note_end(self, member: _Member, child: Child, now: float) -> None:
         tail = child.log_tail(5)

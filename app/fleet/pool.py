@@ -12,6 +12,9 @@ from enum import StrEnum
 from app.fleet.fleet import PoolState
 from app.fleet.reservation import State
 
+#: Folder below the data directory, with a file for each pool whose metrics can be asked for.
+METRICS_FOLDER = "metrics"
+
 
 class Desired(StrEnum):
     """What the reconciler wants of a pool."""

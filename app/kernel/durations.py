@@ -19,6 +19,8 @@ ACCEPTED = "seconds as a number, or a text such as '500ms', '15s', '2m', '1h30m'
 PATTERN = r"^\s*([0-9]+(\.[0-9]+)?|([0-9]+(\.[0-9]+)?([mM][sS]|[sSmMhHdD]))+)\s*$"
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+#: More seconds than any duration has.
+_BEYOND = 1e12
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -31,7 +33,7 @@ def parse(value: Any) -> timedelta:
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = float(value) if abs(value) < _BEYOND else _BEYOND
     else:
         seconds = _of_text(str(value).strip().lower())
     if not 0 <= seconds < 10 * 365 * 86400:

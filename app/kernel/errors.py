@@ -11,6 +11,7 @@ Every error that Arriero raises on purpose.
     ├── NotFound                    nothing has that name or id
     ├── Conflict                    it exists, but its state does not allow this
     │   ├── IdempotencyKeyReused    the key was used for another request
+    │   ├── EventKeyReused          the key was used for another event of the run
     │   ├── ConcurrencyLimitReached a run is one too many of its key
     │   ├── InvalidTransition       no such edge in a table of transitions
     │   └── DataDirectoryHeld       another process tree runs on the data directory
@@ -18,6 +19,7 @@ Every error that Arriero raises on purpose.
     ├── Unavailable                 a part that this needs is not there
     │   ├── DatabaseUnreachable
     │   ├── DatabaseBehind          its schema is not the one of this version
+    │   ├── RowsLocked              another transaction holds the rows; asked by who does not wait for them
     │   ├── BrokerUnreachable
     │   ├── ServerNotStarted        an embedded server or a child process did not come up
     │   └── MemoryNotEnough         the device or the machine has not the bytes that a load needs
@@ -40,6 +42,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+
+#: Characters of a message that is stored with a run, at the most.
+MESSAGE_CHARACTERS = 2_000
+
+
+def shortened(message: str, most: int = MESSAGE_CHARACTERS) -> str:
+    """
+    The message as Postgres keeps it, or its beginning and how much is left out: it may quote a value of any length.
+
+    NUL and half characters (lone surrogates) are replaced.
+    """
+    kept = message if len(message) <= most else f"{message[:most]}… ({len(message) - most} more characters)"
+    return kept.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 class ArrieroError(Exception):
@@ -133,7 +148,22 @@ class IdempotencyKeyReused(Conflict):
 
     def __init__(self, key: str, run_id: str) -> None:
         self.key, self.run_id = key, run_id
-        super().__init__(f"idempotency key {key!r} belongs to run {run_id}, which was submitted with another content")
+        super().__init__(
+            f"idempotency key {key!r} belongs to run {run_id}, which was submitted with another content "
+            "(workflow, version, inputs, priority, rank, labels, deadline, retention); "
+            "submit this one under another key"
+        )
+
+
+class EventKeyReused(Conflict):
+    """The key was used before, for another event of the same run."""
+
+    def __init__(self, key: str, event_id: str, name: str) -> None:
+        self.key, self.event_id, self.name = key, event_id, name
+        super().__init__(
+            f"idempotency key {key!r} belongs to event {event_id} ({name!r}), which came with another name or payload; "
+            "send another event under another key"
+        )
 
 
 class ConcurrencyLimitReached(Conflict):
@@ -186,6 +216,10 @@ class DatabaseBehind(Unavailable):
             f"the database is at revision {current or 'none (empty)'}, this version needs {head}; "
             "run `arriero db upgrade`"
         )
+
+
+class RowsLocked(Unavailable):
+    """Another transaction holds rows, and whoever asked does not wait for them."""
 
 
 class BrokerUnreachable(Unavailable):

@@ -7,6 +7,7 @@ Conditions, switches and the run's output are computed here, in between: they ar
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,8 +18,8 @@ from app.fleet.model import slug
 from app.kernel import log
 from app.kernel.broker import IO_QUEUE, Publisher, model_queue
 from app.kernel.database import Work
-from app.kernel.errors import FailureReason, StepFailure
-from app.workflows import conditions, events, fan_out, items, outputs, payloads, store
+from app.kernel.errors import FailureReason, StepFailure, shortened
+from app.workflows import decisions, events, fan_out, items, payloads, store
 from app.workflows import run as runs
 from app.workflows.events import Event
 from app.workflows.fan_out import FanOut
@@ -33,6 +34,8 @@ _log = log.get(__name__)
 
 #: Kinds so short that their holder goes on with the next one of the run without a message in between.
 SHORT = frozenset({"noop", "join", "transform"})
+#: Failed steps that the error of a run tells of.
+_STEPS_TOLD = 20
 _FAILED = RunState.FAILED
 _NOTHING = Usage()
 
@@ -80,10 +83,12 @@ class Change:
             self.run = Run(str(run_row.id), state, steps)
         else:
             self.run = Run(str(run_row.id), state, steps, ending, computes_output=True)
-        self._before = self.run
+        self._before, self.run = self.run, runs.started(self.run)
         self._commands: list[events.Command] = []
         self._extra: dict[str, dict[str, Any]] = {}
         self._values: dict[str, Any] = {}
+        #: Which outputs were read last, and what they are: switches in a row often read the same.
+        self._read: tuple[tuple[list[str], set[str]], dict[str, dict[str, Any]]] | None = None
         #: The values as JSON, and the run's output.
         self._texts: dict[str, str] = {}
         self._output: str | None = None
@@ -99,9 +104,9 @@ class Change:
 
     def apply(self, event: Event) -> None:
         """Raises InvalidTransition when it cannot happen."""
-        waiting: list[Event] = [event]
+        waiting: deque[Event] = deque([event])
         while waiting:
-            advanced = runs.advance(self.run, waiting.pop(0))
+            advanced = runs.proceed(self.run, waiting.popleft())
             self.run = advanced.run
             for command in advanced.commands:
                 following = self._follow(command)
@@ -133,20 +138,24 @@ class Change:
         max_losses: int,
         usage: Usage = _NOTHING,
         not_before: timedelta = timedelta(0),
+        final: bool = False,
         story: Mapping[str, Any] | None = None,
     ) -> None:
         """An attempt of a step has failed."""
         self._used(key, usage)
-        error = {"reason": reason, "message": message, "attempt": attempt, **(story or {})}
+        error = {"reason": reason, "message": shortened(message), "attempt": attempt, **(story or {})}
         noted = self.rows[key].error or {}
-        if self.run.steps[key].state is StepState.CANCELLING and noted.get("attempt") == attempt:
+        if self.run.steps[key].state is StepState.CANCELLING:
             # Why it was stopped says more than that it has stopped.
-            error = noted
+            if noted.get("attempt") == attempt:
+                error = noted
+            elif reason is FailureReason.CANCELLED and (why := (self.run_row.error or {}).get("message")):
+                error["message"] = why
         extra = self._extra.setdefault(key, {})
         extra["error"] = error
         retryable = self._retryable(key, error)
         late = bool(self.rows[key].late)
-        self.apply(events.StepFailed(key, attempt, reason, chance, max_losses, retryable, late, not_before))
+        self.apply(events.StepFailed(key, attempt, reason, chance, max_losses, retryable, late, not_before, final))
 
     def leave(
         self,
@@ -192,7 +201,10 @@ class Change:
             self._inputs = store.inputs(self.work, self.run_row.id)
         stored = [key for key in reads.steps if key not in self._values]
         succeeded = {key for key in stored if self.run.steps[key].state is StepState.SUCCEEDED}
-        found = store.outputs(self.work, self.run_row.id, stored, self._limits.read, succeeded)
+        if self._read is None or self._read[0] != (stored, succeeded):
+            found = store.outputs(self.work, self.run_row.id, stored, self._limits.read, succeeded)
+            self._read = ((stored, succeeded), found)
+        found = self._read[1]
         steps = {}
         for key in reads.steps:
             state = self.run.steps[key].state
@@ -250,28 +262,24 @@ class Change:
         step = self.graph.steps[key]
         try:
             data = self.data(self.graph.decision_reads[key])
-            if step.when is not None and not conditions.evaluate_bool(step.when, data):
+            if not decisions.holds(step, data):
                 return events.StepDecided(key, holds=False)
             if not isinstance(step, SwitchStep):
                 return events.StepDecided(key, holds=True)
-            cases = (name for name, case in step.cases.items() if conditions.evaluate_bool(case, data))
-            branch = self._values[key] = next(cases, step.default)
+            branch = self._values[key] = decisions.branch(step, data)
             self._texts[key] = as_json(branch)
             return events.StepDecided(key, holds=True, switch=True, branch=branch)
         except StepFailure as error:
-            self.note(key, {"reason": error.reason, "message": error.message, "attempt": 0})
+            self.note(key, {"reason": error.reason, "message": shortened(error.message), "attempt": 0})
             return events.StepDecided(key, holds=None)
 
     def _compute_output(self) -> Event:
         try:
             data = self.data(self.graph.output_reads)
-            made = outputs.compute(self.graph.definition.parts(), data)
-            if not self.graph.definition.outputs:
-                # The outputs of the steps that no other step needs.
-                made = {key: data["steps"][key]["output"] for key in self.run.steps if key in data["steps"]}
+            made = decisions.output(self.graph.definition, data, iter(self.run.steps))
             self._output = payloads.encoded_output(made, self._limits)
         except StepFailure as error:
-            self.run_error = f"the output of the run cannot be computed: {error.message}"
+            self.run_error = shortened(f"the output of the run cannot be computed: {error.message}")
             return events.OutputComputed(made=False)
         return events.OutputComputed(made=True)
 
@@ -295,10 +303,9 @@ class Change:
         if condition is None:
             return True
         try:
-            seen = {name: error[name] for name in ("reason", "message", "attempt")}
-            return conditions.evaluate_bool(condition, {"inputs": {}, "steps": {}, "error": seen})
+            return decisions.retryable(condition, error)
         except StepFailure as broken:
-            error["given_up"] = broken.message
+            error["given_up"] = shortened(broken.message)
             return False
 
     def _used(self, key: str, usage: Usage) -> None:
@@ -358,8 +365,9 @@ class Change:
                 cause = self._missed(step)
             case StepState.AWAITING:
                 cause = dict(extra.get("awaits") or {})
-            case StepState.CANCELLING | StepState.CANCELLED if self.why:
-                cause = {"why": self.why}
+            case StepState.CANCELLING | StepState.CANCELLED:
+                why = self.why or (extra.get("error") or {}).get("message")
+                cause = {"why": why} if why else {}
             case StepState.SUCCEEDED if step.branch:
                 cause = {"branch": step.branch}
             case StepState.READY if extra.get("error"):
@@ -413,13 +421,19 @@ class Change:
         told = [text for text in (earlier, self.run_error) if text]
         if ended in (None, RunState.SUCCEEDED):
             return {"message": "; ".join(told), "steps": {}} if self.run_error else None
-        failed = {
-            key: self._extra.get(key, {}).get("error") or self.rows[key].error or {"message": "cancelled on request"}
+        ended_badly = [
+            key
             for key, step in self.run.steps.items()
             if step.state is StepState.FAILED or (step.state is StepState.CANCELLED and not told and ended is _FAILED)
+        ]
+        failed = {
+            key: self._extra.get(key, {}).get("error") or self.rows[key].error or {"message": "cancelled on request"}
+            for key in ended_badly[:_STEPS_TOLD]
         }
         told += [f"step {key}: {error['message']}" for key, error in failed.items()]
-        return {"message": "; ".join(told), "steps": failed} if told else None
+        if len(ended_badly) > len(failed):
+            told.append(f"and {len(ended_badly) - len(failed)} other steps")
+        return {"message": shortened("; ".join(told)), "steps": failed} if told else None
 
 
 def stop_items(work: Work, parent_id: UUID, aftermath: Aftermath) -> FanOut | None:

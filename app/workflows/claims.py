@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from app.kernel.database import Work
-from app.kernel.errors import StepFailure
+from app.kernel.errors import StepFailure, shortened
 from app.workflows import definition as definitions
 from app.workflows import payloads, store
 from app.workflows.change import Change
@@ -17,6 +17,9 @@ from app.workflows.graph import Graph, Reads
 from app.workflows.outcomes import Usage
 from app.workflows.payloads import Limits
 from app.workflows.steps import AnyStep, Body, MapStep
+
+#: Characters that are kept of what a model wrote that was not usable.
+_TEXT_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +142,8 @@ def end(
             "id": step_id,
             "attempt": attempt,
             "outcome": outcome,
-            # Postgres keeps no NUL in a text.
-            "message": None if message is None else message.replace("\x00", "\ufffd"),
-            "text": None if text is None else text.replace("\x00", "\ufffd"),
+            "message": None if message is None else shortened(message),
+            "text": None if text is None else shortened(text, _TEXT_CHARACTERS),
             "tokens_in": usage.tokens_in,
             "tokens_out": usage.tokens_out,
             "tokens_cached": usage.tokens_cached,

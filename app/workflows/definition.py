@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from app.kernel.durations import Duration
+from app.workflows import ancestry
 from app.workflows.steps import (
     MODEL_KINDS,
     NAME,
@@ -160,21 +161,15 @@ def needed(step: AnyStep) -> tuple[tuple[str, str | None], ...]:
     return tuple((key, branch or None) for key, _, branch in parts)
 
 
-def ancestors(definition: Definition) -> dict[str, frozenset[str]]:
+def ancestors(definition: Definition) -> Mapping[str, Set[str]]:
     """
     For each step, those that may have ended when it begins.
 
     All of them have, unless an `any` lies between. Steps of a circle are left out.
     """
-    found: dict[str, frozenset[str]] = {}
     needs = {step.id: tuple(key for key, _ in needed(step)) for step in definition.all_steps()}
-    for key in in_order(needs):
-        found[key] = frozenset(needs[key]).union(*(found[need] for need in needs[key]))
-    regular = frozenset(step.id for step in definition.steps)
-    for step in definition.on_failure:
-        if step.id in found:
-            found[step.id] |= regular
-    return found
+    late, regular = ([step.id for step in part] for part in (definition.on_failure, definition.steps))
+    return ancestry.ancestors(in_order(needs), needs, late, regular)
 
 
 def in_order(needs: Mapping[str, Sequence[str]]) -> list[str]:

@@ -75,6 +75,8 @@ class StepFailed:
     late: bool = False
     #: The least delay before another attempt, as a server asked for it.
     not_before: timedelta = timedelta(0)
+    #: The work was done, and must not be done again.
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """
 Expiry: what goes when its time is over, a batch in each transaction.
 
-Runs whose retention is over go with all that belongs to them; then the definitions and payloads that nothing refers to
-any more. Any number of these may go on at once: each passes over what another has locked.
+Runs whose retention is over go with all that belongs to them, what is below first: called runs, items of maps, the run.
+However much belongs to a run, a transaction removes a bounded part of it. Then the definitions and payloads go that
+nothing refers to any more. Any number of these may go on at once: each passes over what another has locked, and what
+cannot be removed keeps nothing else.
 What is shared is looked through by its hashes, round about from a place drawn by chance: where there is no time for all
 of it, the next one begins elsewhere.
 """
@@ -10,12 +12,25 @@ of it, the next one begins elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID
 
+import psycopg
+
+from app.kernel import log
 from app.kernel.database import Database, Work
-from app.workflows import payloads, store, unused
+from app.kernel.errors import DatabaseUnreachable, RowsLocked
+from app.workflows import payloads, store, transactions, unused
+from app.workflows.service import MAX_DEPTH
 
-#: Runs of one transaction. Each takes its steps with it, and a map has many.
+_log = log.get(__name__)
+
+#: Runs of one transaction. Each takes its steps with it.
 _RUNS = 50
+#: Items of maps of one transaction.
+_ITEMS = 2_000
+#: How long a transaction waits for rows that another has locked.
+_LOCK_WAIT = timedelta(milliseconds=100)
 #: Definitions or payloads that one transaction looks at.
 _SHARED = 200
 
@@ -25,14 +40,42 @@ InTime = Callable[[], bool]
 
 def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:
     """Remove runs whose retention is over; gives how many, those that they called not counted."""
-    removed = 0
+    removed, together = 0, _RUNS
+    passed: set[UUID] = set()
     while in_time():
-        with database.work() as work:
-            batch = store.remove_expired(work, _RUNS)
-        removed += batch
-        if batch < _RUNS:
+        ids: list[UUID] = []
+        try:
+            with transactions.begin(database, _LOCK_WAIT) as work:
+                ids = store.expired_runs(work, together, passed)
+                removed += _remove_part(work, ids)
+        except DatabaseUnreachable:
+            raise
+        except (RowsLocked, psycopg.Error) as error:
+            # Something that belongs to one of them is locked, or cannot be removed: the others go one by one.
+            if not ids:
+                raise
+            if together == 1:
+                _log.warning("run_not_removed", run_id=str(ids[0]), error=str(error))
+                passed.update(ids)
+            together = 1
+            continue
+        if not ids:
             break
     return removed
+
+
+def _remove_part(work: Work, ids: list[UUID]) -> int:
+    """Remove the lowest part of what belongs to runs, or the runs where nothing large is left; gives how many runs."""
+    top = ids
+    for _ in range(MAX_DEPTH + 1):
+        called = store.called_runs(work, ids, _RUNS)
+        if not called:
+            break
+        ids = called
+    if not ids or store.remove_items(work, ids, _ITEMS) == _ITEMS:
+        return 0
+    removed = store.remove_runs(work, ids)
+    return removed if ids == top else 0
 
 
 def remove_definitions(database: Database, in_time: InTime = lambda: True, chance: float = 0.0) -> int:
@@ -51,7 +94,7 @@ def _walk(
     start = f"{int(chance * 2**32):08x}"
     removed, after, around = 0, start, False
     while in_time():
-        with database.work() as work:
+        with transactions.begin(database, _LOCK_WAIT) as work:
             batch, last = remove(work, after)
         removed += batch
         if around and (last is None or last > start):

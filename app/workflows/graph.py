@@ -8,7 +8,7 @@ item of a map does not carry the whole list.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,7 +29,7 @@ class Reads:
     """What of a run a text may name."""
 
     inputs: bool
-    steps: frozenset[str]
+    steps: Set[str]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Graph:
         return {step.id: step for step in self.definition.all_steps()}
 
     @cached_property
-    def before(self) -> Mapping[str, frozenset[str]]:
+    def before(self) -> Mapping[str, Set[str]]:
         """For each step, those that may have ended when it begins."""
         return definitions.ancestors(self.definition)
 
@@ -120,7 +120,7 @@ class Graph:
         )
 
 
-def _read(texts: Iterable[str], known: frozenset[str]) -> Reads:
+def _read(texts: Iterable[str], known: Set[str]) -> Reads:
     """Too much rather than too little: a word of prose that looks like a name counts as one."""
     steps: set[str] = set()
     inputs = False

@@ -41,6 +41,8 @@ class Failure:
     usage: Usage = Usage()
     #: The least delay before another attempt, as a server asked for it.
     retry_after: timedelta = timedelta(0)
+    #: The work was done, but what came of it cannot be recorded: no other attempt is made.
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

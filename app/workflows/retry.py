@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from math import log
 
 from app.kernel.errors import FailureReason
 from app.workflows.steps import Retry
@@ -51,17 +52,21 @@ def decide(
     chance: float,
     retryable: bool = True,
     late: bool = False,
+    final: bool = False,
     not_before: timedelta = timedelta(0),
 ) -> Again | GiveUp:
     """
     What follows a failed attempt. `chance` is in [0, 1).
 
     `retryable` is what the rule's condition says of the error; `late` tells that the time for the whole step is over;
-    `not_before` is the least delay, where a server asked for one.
+    `final` that the work was done and must not be done again; `not_before` is the least delay, where a server asked
+    for one.
 
     Delays grow by `factor` up to `cap`, and each is drawn from the whole range below (full jitter),
     so that steps that failed together do not come back together.
     """
+    if final:
+        return GiveUp("its work was done, but what came of it cannot be recorded: it is not done again")
     if reason in NOT_COUNTED:
         return Again(timedelta(0))
     if late:
@@ -76,5 +81,13 @@ def decide(
         return GiveUp("the condition of its retry rule does not hold for this error")
     if record.failures >= rule.max_attempts:
         return GiveUp(f"{record.failures} of {rule.max_attempts} attempts failed")
-    bound = min(rule.delay * rule.factor ** (record.failures - 1), rule.cap)
-    return Again(max(bound * chance, not_before))
+    return Again(max(_bound(rule, record.failures) * chance, not_before))
+
+
+def _bound(rule: Retry, failures: int) -> timedelta:
+    """The longest delay after so many failures. The logarithm tells of the cap before a power overflows."""
+    if not rule.delay:
+        return timedelta(0)
+    if rule.delay >= rule.cap or (failures - 1) * log(rule.factor) >= log(rule.cap / rule.delay):
+        return rule.cap
+    return rule.delay * rule.factor ** (failures - 1)

@@ -45,6 +45,7 @@ from app.workflows.events import (
     StepSucceeded,
     StopStep,
 )
+from app.workflows.progress import Progress
 from app.workflows.states import FINAL_RUNS, FINAL_STEPS, Rule, Run, RunState, Step, StepState
 
 
@@ -121,10 +122,25 @@ def advance(run: Run, event: Event) -> Advance:
     Raises InvalidTransition when the event cannot happen: to a step in that state, for another attempt,
     or to a run that has ended.
     """
+    return proceed(started(run), event)
+
+
+def started(run: Run) -> Run:
+    """The same run, for `proceed`."""
+    return replace(run, steps=Progress(run.steps))
+
+
+def proceed(run: Run, event: Event) -> Advance:
+    """
+    As `advance`, for one event after another: the steps of the run are changed in place.
+
+    Raises InvalidTransition; the run is of no use after that.
+    """
+    assert isinstance(run.steps, Progress), "it was started"
     retried = isinstance(event, RetryRequested)
     if (run.state in FINAL_RUNS) != retried or (retried and run.state is RunState.SUCCEEDED):
         raise InvalidTransition(f"run {run.id}", run.state, type(event).__name__)
-    steps, commands = dict(run.steps), list[Command]()
+    steps, commands = run.steps, list[Command]()
     state, ending = run.state, run.ending
     match event:
         case RunSubmitted():
@@ -160,7 +176,9 @@ def advance(run: Run, event: Event) -> Advance:
                 ending = RunState.FAILED
         case RetryRequested():
             state, ending = RunState.RUNNING, None
-            _reset(steps)
+            reset = dict(steps)
+            _reset(reset)
+            steps = Progress(reset)
     if state is RunState.QUEUED and not isinstance(event, RunSubmitted | RunAdmitted | StepDecided):
         state = RunState.RUNNING
     return _settle(replace(run, state=state, ending=ending), steps, commands, isinstance(event, OutputComputed))
@@ -224,7 +242,8 @@ def _fail(steps: dict[str, Step], step: Step, event: StepFailed, commands: list[
     failed = not lost and event.reason not in retry.NOT_COUNTED
     step = replace(step, failures=step.failures + failed, losses=step.losses + lost)
     others = step.rule.fallback
-    if others and event.reason in others.on and step.model + 1 < step.rule.models and not event.late:
+    another = others is not None and event.reason in others.on and step.model + 1 < step.rule.models
+    if another and not event.late and not event.final:
         waiting = _change(steps, replace(step, model=step.model + 1, failures=0, losses=0), Change.FAILED)
         if waiting.state is StepState.WAITING:
             _dispatch(steps, _change(steps, waiting, Change.DELAY_OVER), commands)
@@ -238,6 +257,7 @@ def _fail(steps: dict[str, Step], step: Step, event: StepFailed, commands: list[
         chance=event.chance,
         retryable=event.retryable,
         late=event.late,
+        final=event.final,
         not_before=event.not_before,
     )
     if isinstance(decision, retry.GiveUp):
@@ -280,77 +300,41 @@ def _reset(steps: dict[str, Step]) -> None:
             _change(steps, fresh, Change.RETRIED)
 
 
-def _settle(run: Run, steps: dict[str, Step], commands: list[Command], computed: bool) -> Advance:
+def _settle(run: Run, steps: Progress, commands: list[Command], computed: bool) -> Advance:
     """Begin what may begin, skip what cannot, and see whether the run has ended."""
     state, ending = run.state, run.ending
-    regular = [key for key, step in steps.items() if not step.rule.on_failure]
-    others = [key for key, step in steps.items() if step.rule.on_failure]
     if state in (RunState.QUEUED, RunState.RUNNING):
-        _spread(steps, regular, commands)
-    if state not in (RunState.COMPENSATING, RunState.BLOCKED) and _ended(steps, regular):
-        if ending is None and any(_missed(steps[key]) for key in regular):
+        _spread(steps, commands, on_failure=False)
+    if state not in (RunState.COMPENSATING, RunState.BLOCKED) and steps.regular_ended:
+        if ending is None and steps.missed:
             ending = RunState.FAILED
         if ending is None and run.computes_output and not computed:
             commands.append(ComputeOutput())
             return Advance(replace(run, state=state, steps=steps), tuple(commands))
-        begun = any(steps[key].attempt for key in regular)
+        begun = any(steps[key].attempt for key in steps.regular)
         if ending is None or (ending is RunState.CANCELLED and not begun):
-            for key in others:
+            for key in steps.others:
                 if steps[key].state is StepState.PENDING:
                     _change(steps, steps[key], Change.NEED_MISSED)
         else:
             state = RunState.COMPENSATING
     if state is RunState.COMPENSATING:
-        _spread(steps, others, commands)
-    if not _ended(steps, steps) or state is RunState.BLOCKED:
+        _spread(steps, commands, on_failure=True)
+    if not steps.all_ended or state is RunState.BLOCKED:
         return Advance(replace(run, state=state, steps=steps, ending=ending), tuple(commands))
     final = ending or RunState.SUCCEEDED
     commands.append(FinishRun(final))
     return Advance(replace(run, state=final, steps=steps, ending=ending), tuple(commands))
 
 
-def _ended(steps: Mapping[str, Step], keys: list[str] | Mapping[str, Step]) -> bool:
-    return all(steps[key].state in FINAL_STEPS for key in keys)
-
-
-def _missed(step: Step) -> bool:
-    """Whether a step ended in a way that makes its run fail."""
-    return step.state in (StepState.FAILED, StepState.CANCELLED) and not step.rule.allow_failure
-
-
-def _spread(steps: dict[str, Step], keys: list[str], commands: list[Command]) -> None:
+def _spread(steps: Progress, commands: list[Command], *, on_failure: bool) -> None:
     """Carry what has ended over to the steps that waited for it, until nothing changes."""
-    moved = True
-    while moved:
-        moved = False
-        for key in keys:
-            step = steps[key]
-            if step.state is not StepState.PENDING or step.asked:
-                continue
-            standing = _standing(steps, step.rule)
-            if standing is False:
-                _change(steps, step, Change.NEED_MISSED)
-                moved = True
-            elif standing and step.rule.decided:
-                steps[key] = replace(step, asked=True)
-                commands.append(DecideStep(key))
-            elif standing:
-                _dispatch(steps, _change(steps, step, Change.NEEDS_MET), commands)
-
-
-def _standing(steps: Mapping[str, Step], rule: Rule) -> bool | None:
-    """Whether what a step needs has come about, or cannot any more; None while it still may."""
-    found = [_met(steps[key], branch) for key, branch in rule.needs]
-    match rule.join:
-        case "all":
-            return False if False in found else None if None in found else True
-        case "any":
-            return True if True in found or not found else None if None in found else False
-        case "all_done":
-            return None if None in found else True
-
-
-def _met(step: Step, branch: str | None) -> bool | None:
-    if step.state not in FINAL_STEPS:
-        return None
-    return step.state is StepState.SUCCEEDED and branch in (None, step.branch)
+    for step in steps.to_look_at(on_failure=on_failure):
+        standing = steps.standing(step.key)
+        if standing is False:
+            _change(steps, step, Change.NEED_MISSED)
+        elif standing and step.rule.decided:
+            steps[step.key] = replace(step, asked=True)
+            commands.append(DecideStep(step.key))
+        elif standing:
+            _dispatch(steps, _change(steps, step, Change.NEEDS_MET), commands)

@@ -9,9 +9,10 @@ One transaction locks one run: what concerns another (a run that called this one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -29,7 +30,7 @@ from app.kernel.errors import (
     PayloadTooLarge,
     StepFailure,
 )
-from app.workflows import claims, events, fan_out, items, messages, payloads, store, submission
+from app.workflows import claims, events, fan_out, items, messages, payloads, store, submission, transactions
 from app.workflows.change import Change, queue_of, stop_items
 from app.workflows.claims import Claim
 from app.workflows.events import DelayOver, StepOutOfTime
@@ -38,11 +39,16 @@ from app.workflows.payloads import Limits, as_json
 from app.workflows.states import FINAL_RUNS, HELD_STEPS, RunState, StepState
 from app.workflows.steps import TIMED_OUT, MapStep, WaitStep
 from app.workflows.submission import Accepted, Submission
+from app.workflows.transactions import afterwards
 
 _log = log.get(__name__)
 
 #: Workflows that call each other, at the most.
 MAX_DEPTH = 16
+#: Instants that can be waited for. Beyond them, Postgres and Python do not know the same.
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+#: Why a called run is cancelled.
+CALLER_STOPPED = "the step that called it was stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,21 @@ class Runs:
     limits: Limits = field(default_factory=Limits)
     #: Draws from [0, 1).
     chance: Callable[[], float] = field(default=ids.chance)
+    #: How long a transaction waits for rows that another has locked; None is as the database says.
+    lock_wait: timedelta | None = None
+
+    @contextmanager
+    def transaction(self, within: Work | None = None) -> Iterator[Work]:
+        """
+        A transaction, or the one that goes on already.
+
+        Raises RowsLocked when rows are locked for longer than `lock_wait`.
+        """
+        if within is not None:
+            yield within
+        else:
+            with transactions.begin(self.database, self.lock_wait) as work:
+                yield work
 
     def submit(self, asked: Submission) -> Accepted:
         """
@@ -71,25 +92,31 @@ class Runs:
         with another content, ConcurrencyLimitReached when the run is one too many and its workflow refuses these.
         Nothing is stored then.
         """
+        if asked.idempotency_key is not None:
+            # First of all: what was accepted before is not refused now because its workflow has changed.
+            with self.transaction() as work:
+                earlier = submission.of_key(work, asked.idempotency_key, submission.fingerprint(asked))
+            if earlier is not None:
+                return earlier
         prepared = submission.prepare(asked, self.retention, self.limits)
-        with self.database.work() as work:
+        with self.transaction() as work:
             return self.write(work, prepared)
 
     def claim(self, step_id: UUID, attempt: int, owner: str) -> Claim | None:
         """Take a step, or None: it was taken, ended or sent anew since the message about it was written."""
-        with self.database.work() as work:
+        with self.transaction() as work:
             row = store.claim(work, step_id, attempt, owner, self.lease)
             if row is None:
                 return None
             claim = claims.take(work, row, self.limits)
         if row.to_begin:
-            with self.database.work() as work:
+            with self.transaction() as work:
                 store.begin_run(work, row.run_id)
         return claim
 
     def renew(self, step_ids: Sequence[UUID], owner: str) -> dict[UUID, tuple[int, StepState]]:
         """Extend the owner's leases; gives attempt and state of those that it still has."""
-        with self.database.work() as work:
+        with self.transaction() as work:
             rows = store.renew(work, step_ids, owner, self.lease)
         return {row.id: (row.attempt, StepState(row.state)) for row in rows}
 
@@ -107,7 +134,7 @@ class Runs:
         except StepFailure as failure:
             self.fail(claim, owner, Failure(failure.reason, failure.message, usage=success.usage))
             return None
-        with self.database.work() as work:
+        with self.transaction() as work:
             change = self._held(work, claim, owner)
             change.succeed(claim.key, claim.attempt, success.output, success.usage, text=text)
             claims.end_attempt(work, claim, "succeeded", success.usage)
@@ -124,7 +151,7 @@ class Runs:
 
         Raises LeaseLost when the attempt is no longer the owner's; nothing is begun then.
         """
-        with self.database.work() as work:
+        with self.transaction() as work:
             change = self._held(work, claim, owner)
             claims.end_attempt(work, claim, "left", Usage())
             match awaited:
@@ -133,6 +160,7 @@ class Runs:
                 case Called():
                     self._call(work, change, claim, awaited)
                 case Timed(delay, until):
+                    until = until and min(max(until, _EARLIEST), _LATEST)
                     waits = {"until": until.isoformat()} if until else {"for_s": delay and delay.total_seconds()}
                     change.leave(claim.key, claim.attempt, waits, outside=False, delay=delay, until=until)
                 case Signalled(event, message, expires):
@@ -150,7 +178,7 @@ class Runs:
 
         Raises LeaseLost when the attempt is no longer the owner's.
         """
-        with self.database.work() as work:
+        with self.transaction() as work:
             change = self._held(work, claim, owner)
             self._fail(
                 change,
@@ -160,13 +188,14 @@ class Runs:
                 failure.message,
                 usage=failure.usage,
                 not_before=failure.retry_after,
+                final=failure.final,
             )
             claims.end_attempt(work, claim, failure.reason, failure.usage, failure.message, failure.text)
             self.written(work, change)
 
-    def lose(self, run_id: UUID, key: str, attempt: int) -> bool:
+    def lose(self, run_id: UUID, key: str, attempt: int, within: Work | None = None) -> bool:
         """The lease of a held step may have run out: if it has, its holder is taken for dead."""
-        with self.database.work() as work:
+        with self.transaction(within) as work:
             change = self.open(work, run_id, key)
             row = change.rows[key]
             if row.attempt != attempt or not row.expired or row.state not in HELD_STEPS:
@@ -178,9 +207,9 @@ class Runs:
         _log.warning("step_lost", run_id=str(run_id), step=key, attempt=attempt, owner=row.owner)
         return True
 
-    def resume(self, run_id: UUID, key: str, attempt: int) -> bool:
+    def resume(self, run_id: UUID, key: str, attempt: int, within: Work | None = None) -> bool:
         """The delay of a step is over: send it, or end its waiting. False when somebody else did."""
-        with self.database.work() as work:
+        with self.transaction(within) as work:
             change = self.open(work, run_id, key)
             step, row = change.graph.steps.get(key), change.rows[key]
             try:
@@ -193,9 +222,9 @@ class Runs:
             self.written(work, change)
         return True
 
-    def run_out(self, run_id: UUID, key: str) -> bool:
+    def run_out(self, run_id: UUID, key: str, within: Work | None = None) -> bool:
         """The time for the whole of a step is over, and nobody holds it."""
-        with self.database.work() as work:
+        with self.transaction(within) as work:
             change = self.open(work, run_id, key)
             row = change.rows[key]
             if not row.late:
@@ -212,28 +241,24 @@ class Runs:
 
     def run_ended(self, run_id: UUID, parent_step_id: UUID | None, concurrency_key: str | None) -> None:
         """What follows the end of a run: the step that called it is answered, the next of its key begins."""
-        try:
-            if parent_step_id is not None:
-                self.answer(run_id)
-            if concurrency_key is not None:
-                self.admit(concurrency_key)
-        except ArrieroError as error:
-            # The sweep does it again.
-            _log.warning("aftermath_postponed", run_id=str(run_id), error=str(error))
+        if parent_step_id is not None:
+            afterwards(partial(self.answer, run_id), run_id)
+        if concurrency_key is not None:
+            afterwards(partial(self.admit, concurrency_key), run_id)
 
     def stop_called(self, step_id: UUID) -> None:
         """Cancel the open runs that a step has called."""
-        try:
-            with self.database.work() as work:
-                called = store.called_by(work, step_id)
-            for row in called:
-                self.cancel(row.id, why="the step that called it was stopped")
-        except ArrieroError as error:
-            _log.warning("aftermath_postponed", step_id=str(step_id), error=str(error))
+        afterwards(partial(self._stop_called, step_id), step_id)
+
+    def _stop_called(self, step_id: UUID) -> None:
+        with self.transaction() as work:
+            called = store.called_by(work, step_id)
+        for row in called:
+            afterwards(partial(self.cancel, row.id, why=CALLER_STOPPED), row.id)
 
     def answer(self, run_id: UUID) -> bool:
         """A run that a step called has ended: the step succeeds with its output, or fails. False when it did before."""
-        with self.database.work() as work:
+        with self.transaction() as work:
             child = store.ended_call(work, run_id)
             if child is None:
                 return False
@@ -257,7 +282,7 @@ class Runs:
         """Let blocked runs of a key begin, as far as its limit allows; gives how many did."""
         admitted = 0
         while True:
-            with self.database.work() as work:
+            with self.transaction() as work:
                 run_id = submission.next_admissible(work, concurrency_key)
                 if run_id is None:
                     return admitted
@@ -269,20 +294,23 @@ class Runs:
                 admitted += 1
 
     def cancel(
-        self, run_id: UUID, *, why: str = "cancelled on request", ending: RunState = RunState.CANCELLED
+        self,
+        run_id: UUID,
+        *,
+        why: str = "cancelled on request",
+        ending: RunState = RunState.CANCELLED,
+        within: Work | None = None,
     ) -> RunState:
         """
         Ask a run to end; gives its state after that. A run that has ended stays as it is.
 
         Raises NotFound.
         """
-        with self.database.work() as work:
+        with self.transaction(within) as work:
             change = self.open(work, run_id)
             if change.run.state in FINAL_RUNS or change.run.state is RunState.COMPENSATING:
                 return change.run.state
-            change.why = why
-            if ending is RunState.FAILED:
-                change.run_error = why
+            change.why = change.run_error = why
             change.apply(events.CancelRequested(ending))
             change.write()
         _log.info("run_cancel_requested", run_id=str(run_id), why=why)
@@ -444,9 +472,10 @@ class Runs:
         change.apply(events.RunSubmitted())
         change.write()
         for run_id in to_cancel:
-            work.after_commit(partial(self.cancel, run_id, why="a newer run of its concurrency key came"))
+            cancel = partial(self.cancel, run_id, why="a newer run of its concurrency key came")
+            work.after_commit(partial(afterwards, cancel, run_id))
         if row.state == RunState.BLOCKED:
-            work.after_commit(partial(self.admit, row.concurrency_key))
+            work.after_commit(partial(afterwards, partial(self.admit, row.concurrency_key), row.id))
         _log.info("run_submitted", run_id=str(row.id), workflow=row.workflow, steps=len(change.rows))
         return Accepted(prepared.id, created=True)
 

@@ -16,7 +16,15 @@ from sqlalchemy import text
 
 from app.kernel import ids, log
 from app.kernel.database import Work
-from app.kernel.errors import ConcurrencyLimitReached, Conflict, InvalidInput, InvalidTransition, NotFound, Problem
+from app.kernel.errors import (
+    ConcurrencyLimitReached,
+    Conflict,
+    EventKeyReused,
+    InvalidInput,
+    InvalidTransition,
+    NotFound,
+    Problem,
+)
 from app.workflows import definition as definitions
 from app.workflows import events, messages, payloads, store, submission
 from app.workflows.change import Change
@@ -40,12 +48,10 @@ _RESUME_WORKFLOW = text("DELETE FROM workflow_pause WHERE name = :name")
 _OPEN_RUNS = text("""
     SELECT id FROM run WHERE workflow = :name AND workflow_paused <> :paused AND finished_at IS NULL ORDER BY id
 """)
-_MARK = text("UPDATE run SET workflow_paused = :paused WHERE id = :id")
 _RENEW_DEADLINE = text("UPDATE run SET deadline_at = now() + (deadline_at - created_at) WHERE id = :id")
 _INSERT_EVENT = text("""
     INSERT INTO event (id, run_id, name, payload, payload_sha256, payload_bytes, key)
     VALUES (:id, :run_id, :name, CAST(:payload AS json), :payload_sha256, :payload_bytes, :key)
-    ON CONFLICT (run_id, key) DO NOTHING
 """)
 _COPY_STEPS = text("""
     UPDATE step AS copy SET state = 'succeeded', output = old.output, output_sha256 = old.output_sha256,
@@ -148,22 +154,27 @@ def resume(runs: Runs, run_id: UUID) -> bool:
 def pause_workflow(runs: Runs, name: str, *, paused: bool) -> int:
     """Let nothing of a workflow's runs begin, those that are still to come too; or let them go on. Gives how many."""
     with runs.database.work() as work:
+        # Submissions under way are waited for: they are found below, and later ones see what is written here.
+        store.lock_pause(work, name)
         work.run(_PAUSE_WORKFLOW if paused else _RESUME_WORKFLOW, {"name": name})
     with runs.database.work() as work:
         found = [row.id for row in work.rows(_OPEN_RUNS, {"name": name, "paused": paused})]
     keys: set[str] = set()
+    marked = 0
     for run_id in found:
         with runs.database.work() as work:
-            change = runs.open(work, run_id)
-            work.run(_MARK, {"id": run_id, "paused": paused})
-            _tell(work, change, "paused" if paused else "resumed", {"why": f"the workflow {name} was"})
-            if not paused:
+            row = store.lock_run(work, run_id)
+            now_paused = None if row is None or row.state in FINAL_RUNS else store.mark_pause(work, run_id, name)
+            if row is None or now_paused is None:
+                continue
+            marked += 1
+            _entry(work, run_id, "paused" if now_paused else "resumed", {"why": f"the workflow {name} was"})
+            if not now_paused:
                 _send_ready(runs, work, run_id)
-        if change.run_row.concurrency_key:
-            keys.add(change.run_row.concurrency_key)
-    for key in keys if not paused else ():
+                keys.update({row.concurrency_key} - {None})
+    for key in keys:
         runs.admit(key)
-    return len(found)
+    return marked
 
 
 def cancel_step(runs: Runs, run_id: UUID, key: str) -> StepState:
@@ -192,6 +203,10 @@ def retry(runs: Runs, run_id: UUID) -> RunState:
     Raises NotFound, Conflict when it goes on or has succeeded, ConcurrencyLimitReached.
     """
     with runs.database.work() as work:
+        row = store.lock_run(work, run_id)
+        if row is not None:
+            # It may have been over when its workflow was paused or resumed.
+            store.mark_pause(work, run_id, row.workflow)
         change = runs.open(work, run_id)
         key, rule = change.run_row.concurrency_key, change.graph.definition.concurrency
         if key is not None and rule is not None:
@@ -247,12 +262,18 @@ def tell(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = No
     """
     Give a run an event. It answers the step that waits for it, or the next one that will.
 
-    The same key gives the same event again. Raises NotFound for a run, or an event that no step of it waits for,
-    InvalidInput when the payload breaks its schema, PayloadTooLarge, Conflict when the run has ended.
+    The same key with the same event gives that again. Raises NotFound for a run, or an event that no step of it waits
+    for, InvalidInput when the payload breaks its schema, PayloadTooLarge, EventKeyReused when the key came with another
+    event, Conflict when the run has ended.
     """
     given = payloads.encoded(payload, runs.limits, "payload")
     with runs.database.work() as work:
         change = runs.open(work, run_id)
+        earlier = None if key is None else store.event_of_key(work, run_id, key)
+        if earlier is not None:
+            if (earlier.name, payloads.text_of(work, earlier, "payload")) != (name, given):
+                raise EventKeyReused(str(key), str(earlier.id), earlier.name)
+            return Told(earlier.id, earlier.step, created=False)
         waits = [step for step in change.graph.steps.values() if isinstance(step, WaitStep) and step.signal == name]
         if not waits:
             known_names = {s.signal for s in change.graph.steps.values() if isinstance(s, WaitStep) and s.signal}
@@ -264,10 +285,7 @@ def tell(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = No
         event_id = ids.new_id()
         (kept,) = payloads.keep(work, [given], runs.limits)
         values = {"id": event_id, "run_id": run_id, "name": name, "key": key}
-        if work.run(_INSERT_EVENT, values | kept.columns("payload")) == 0:
-            earlier = store.event_of_key(work, run_id, key or "")
-            assert earlier is not None, "its key is taken"
-            return Told(earlier.id, earlier.step, created=False)
+        work.ask(_INSERT_EVENT, values | kept.columns("payload"))
         _tell(work, change, "event", {"event": name})
         if not open_now:
             return Told(event_id, None, created=True)
@@ -320,7 +338,11 @@ def _open(runs: Runs, work: Work, run_id: UUID) -> Change:
 
 
 def _tell(work: Work, change: Change, what: str, cause: Mapping[str, Any] | None = None) -> None:
-    entry = {"run_id": change.run_row.id, "step": None, "attempt": None, "what": what}
+    _entry(work, change.run_row.id, what, cause)
+
+
+def _entry(work: Work, run_id: UUID, what: str, cause: Mapping[str, Any] | None = None) -> None:
+    entry = {"run_id": run_id, "step": None, "attempt": None, "what": what}
     store.tell(work, [entry | {"cause": as_json(cause) if cause else None}])
 
 

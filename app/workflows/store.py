@@ -31,7 +31,6 @@ _TYPES: Mapping[str, Any] = {
     "workflow": Text(),
     "lease": Interval(),
     "delay": Interval(),
-    "age": Interval(),
     "final": Boolean(),
     "has_output": Boolean(),
     "outside": Boolean(),
@@ -59,6 +58,15 @@ _INSERT_RUN = _sql("""
             CAST(:inputs AS json), :inputs_sha256, :inputs_bytes, :key, :request, :concurrency_key, :dedup_key,
             :parent_step_id, :depth, :forked_from, :retention_s, now() + :deadline)
     ON CONFLICT (idempotency_key) DO NOTHING
+""")
+# A pause of a workflow is written under the other kind of this lock: whoever reads it and writes what follows from it
+# holds this kind from before the one until the end of the other. Whoever locks a run too locks that first.
+_HOLD_PAUSE = _sql("SELECT pg_advisory_xact_lock_shared(hashtextextended(:name, 7205759405))")
+_LOCK_PAUSE = _sql("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759405))")
+_MARK_PAUSE = _sql("""
+    UPDATE run SET workflow_paused = EXISTS (SELECT FROM workflow_pause WHERE name = run.workflow)
+    WHERE id = :id AND workflow_paused <> EXISTS (SELECT FROM workflow_pause WHERE name = run.workflow)
+    RETURNING workflow_paused
 """)
 _INSERT_STEPS = _sql("""
     INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, outside,
@@ -153,42 +161,32 @@ _MOVE_RUN = _sql("""
         error = CASE WHEN :state NOT IN ('blocked', 'queued', 'running') THEN COALESCE(CAST(:error AS json), error) END
     WHERE id = :id
 """)
+_LOCK_TIMEOUT = _sql("SELECT set_config('lock_timeout', :ms, true)")
+_BREAK_RUN = _sql("""
+    UPDATE run SET state = 'failed', ending = 'failed', finished_at = now(), error = CAST(:error AS json),
+                   expires_at = now() + make_interval(secs => retention_s)
+    WHERE id = :id AND finished_at IS NULL RETURNING parent_step_id, concurrency_key
+""")
+_BREAK_FAN_OUTS = _sql("""
+    UPDATE fan_out SET waiting = 0, under_way = 0, stopping = true
+    FROM step WHERE step.id = step_id AND step.run_id = :id AND step.finished_at IS NULL
+""")
+_BREAK_ATTEMPTS = _sql("""
+    UPDATE attempt SET finished_at = now(), outcome = :reason, message = :message
+    FROM step WHERE step.id = step_id AND step.run_id = :id AND step.finished_at IS NULL
+      AND attempt.attempt = step.attempt AND attempt.finished_at IS NULL
+""")
+_BREAK_STEPS = _sql("""
+    UPDATE step SET state = CASE WHEN state = 'pending' THEN 'skipped' ELSE 'cancelled' END, owner = NULL,
+                    lease_until = NULL, not_before = NULL, awaits = NULL, outside = false, finished_at = now()
+    WHERE run_id = :id AND state NOT IN ('succeeded', 'failed', 'skipped', 'cancelled')
+    RETURNING id
+""")
 _NOTIFY_STOP = _sql("SELECT pg_notify(:channel, :step)")
 _RENEW = _sql("""
     UPDATE step SET lease_until = now() + :lease
     WHERE id = ANY(:ids) AND owner = :owner AND state IN ('running', 'cancelling')
     RETURNING id, attempt, state
-""")
-_EXPIRED = _sql("""
-    SELECT run_id, key, attempt, owner FROM step
-    WHERE state IN ('running', 'cancelling') AND lease_until < now() ORDER BY lease_until LIMIT :limit
-""")
-_DUE = _sql("""
-    SELECT run_id, key, attempt FROM step
-    WHERE state IN ('waiting', 'awaiting') AND not_before <= now() ORDER BY not_before LIMIT :limit
-""")
-_OUT_OF_TIME = _sql("""
-    SELECT run_id, key FROM step
-    WHERE state IN ('ready', 'waiting', 'awaiting') AND deadline_at < now() ORDER BY deadline_at LIMIT :limit
-""")
-_PAST_DEADLINE = _sql("""
-    SELECT id FROM run
-    WHERE finished_at IS NULL AND deadline_at < now() AND state NOT IN ('cancelling', 'compensating')
-    ORDER BY deadline_at LIMIT :limit
-""")
-_STALE_QUEUES = _sql("""
-    SELECT queue, count(*) AS steps FROM step JOIN run ON run.id = step.run_id
-    WHERE step.state = 'ready' AND published_at < now() - :age AND NOT run.paused AND NOT run.workflow_paused
-    GROUP BY queue
-""")
-_TOUCH_STALE = _sql("""
-    UPDATE step SET published_at = now() FROM run WHERE step.id IN (
-        SELECT step.id FROM step JOIN run ON run.id = step.run_id
-        WHERE step.state = 'ready' AND queue = :queue AND published_at < now() - :age
-          AND NOT run.paused AND NOT run.workflow_paused
-        ORDER BY published_at LIMIT :limit FOR UPDATE OF step SKIP LOCKED
-    ) AND step.state = 'ready' AND run.id = step.run_id
-    RETURNING step.id, step.key, step.attempt, step.queue, step.priority, step.rank, run.workflow
 """)
 _TOUCH_RUN = _sql("""
     UPDATE step SET published_at = now() WHERE run_id = :id AND state = 'ready'
@@ -207,33 +205,31 @@ _ENDED_CALL = _sql("""
     FROM run JOIN step ON step.id = run.parent_step_id
     WHERE run.id = :id AND run.state IN ('succeeded', 'failed', 'cancelled')
 """)
-_UNANSWERED = _sql("""
-    SELECT run.id FROM step JOIN run ON run.parent_step_id = step.id
-    WHERE step.outside AND step.state IN ('awaiting', 'cancelling') AND run.finished_at < now() - :age
-      AND (step.awaits ->> 'run') = CAST(run.id AS text)
-    LIMIT :limit
-""")
-_UNSTOPPED = _sql("""
-    SELECT step.id FROM step JOIN run ON run.parent_step_id = step.id
-    WHERE run.finished_at IS NULL AND run.state NOT IN ('cancelling', 'compensating')
-      AND step.state NOT IN ('awaiting', 'running') LIMIT :limit
-""")
-_BLOCKED_KEYS = _sql("SELECT DISTINCT concurrency_key FROM run WHERE state = 'blocked' LIMIT :limit")
 _TAKE_EVENT = _sql("""
     UPDATE event SET step_id = :step_id WHERE id = (
         SELECT id FROM event WHERE run_id = :id AND name = :name AND step_id IS NULL ORDER BY id LIMIT 1
     ) RETURNING payload, payload_sha256
 """)
 _EVENT_OF_KEY = _sql("""
-    SELECT event.id, step.key AS step FROM event LEFT JOIN step ON step.id = event.step_id
+    SELECT event.id, event.name, event.payload::text AS payload, event.payload_sha256, step.key AS step
+    FROM event LEFT JOIN step ON step.id = event.step_id
     WHERE event.run_id = :id AND event.key = :key
 """)
-_REMOVE_EXPIRED = _sql("""
-    DELETE FROM run WHERE id IN (
-        SELECT id FROM run WHERE expires_at < now() AND parent_step_id IS NULL
-        ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
+# What another transaction has locked is passed over, with what the run has called: its rows go with it.
+_EXPIRED_RUNS = _sql("""
+    SELECT id FROM run WHERE expires_at < now() AND parent_step_id IS NULL AND id <> ALL(:passed)
+    ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
+""")
+_CALLED_RUNS = _sql("""
+    SELECT run.id FROM step JOIN run ON run.parent_step_id = step.id
+    WHERE step.run_id = ANY(:ids) LIMIT :limit FOR UPDATE OF run NOWAIT
+""")
+_REMOVE_ITEMS = _sql("""
+    DELETE FROM step WHERE id IN (
+        SELECT id FROM step WHERE run_id = ANY(:ids) AND parent_id IS NOT NULL LIMIT :limit
     )
 """)
+_REMOVE_RUNS = _sql("DELETE FROM run WHERE id = ANY(:ids)")
 _HISTORY = _sql("""
     INSERT INTO history (run_id, step, attempt, what, cause)
     VALUES (:run_id, :step, :attempt, :what, CAST(:cause AS json))
@@ -252,6 +248,23 @@ def insert_run(work: Work, values: Mapping[str, Any]) -> bool:
         return work.run(_INSERT_RUN, values) == 1
     work.ask(_INSERT_RUN, values)
     return True
+
+
+def hold_pause(work: Work, workflow: str) -> None:
+    """Let nobody pause or resume the workflow until the end of the transaction."""
+    work.ask(_HOLD_PAUSE, {"name": workflow})
+
+
+def lock_pause(work: Work, workflow: str) -> None:
+    """Wait for all that hold the pause of the workflow, and let nobody else until the end of the transaction."""
+    work.ask(_LOCK_PAUSE, {"name": workflow})
+
+
+def mark_pause(work: Work, run_id: UUID, workflow: str) -> bool | None:
+    """Pause a run, or let it go on, as its workflow is; gives what it is now, or None if it was that before."""
+    hold_pause(work, workflow)
+    row = work.row(_MARK_PAUSE, {"id": run_id})
+    return None if row is None else row.workflow_paused
 
 
 def insert_steps(work: Work, run_id: UUID, priority: str, rank: int, steps: Sequence[Mapping[str, Any]]) -> None:
@@ -278,6 +291,12 @@ def begin_run(work: Work, run_id: UUID) -> None:
 def lock_run(work: Work, run_id: UUID) -> Any | None:
     """The run's row, locked until the end of the transaction."""
     return work.row(_LOCK_RUN, {"id": run_id})
+
+
+def run_of_step(work: Work, step_id: UUID) -> UUID | None:
+    """The run of a step."""
+    row = work.row(text("SELECT run_id FROM step WHERE id = :id"), {"id": step_id})
+    return None if row is None else row.run_id
 
 
 def open_run(work: Work, run_id: UUID) -> tuple[Any | None, list[Any]]:
@@ -367,29 +386,24 @@ def renew(work: Work, ids: Sequence[UUID], owner: str, lease: timedelta) -> list
     return work.rows(_RENEW, {"ids": list(ids), "owner": owner, "lease": lease})
 
 
-def expired(work: Work, limit: int) -> list[Any]:
-    """Held steps whose lease has run out."""
-    return work.rows(_EXPIRED, {"limit": limit})
-
-
-def due(work: Work, limit: int) -> list[Any]:
-    """Waiting steps whose delay is over."""
-    return work.rows(_DUE, {"limit": limit})
-
-
-def out_of_time(work: Work, limit: int) -> list[Any]:
-    """Steps that nobody holds and whose whole time is over."""
-    return work.rows(_OUT_OF_TIME, {"limit": limit})
-
-
-def past_deadline(work: Work, limit: int) -> list[Any]:
-    """Runs that go on after their deadline."""
-    return work.rows(_PAST_DEADLINE, {"limit": limit})
-
-
 def touch_run(work: Work, run_id: UUID) -> list[Any]:
     """The ready steps of a run, marked as published now."""
     return work.rows(_TOUCH_RUN, {"id": run_id})
+
+
+def break_run(work: Work, run_id: UUID, message: str) -> Any | None:
+    """
+    End a run as failed as it stands, without its definition: what was open is cancelled, and its holders are told.
+
+    Gives `parent_step_id` and `concurrency_key`; None when it had ended. The run must be locked.
+    """
+    row = work.row(_BREAK_RUN, {"id": run_id, "error": json.dumps({"message": message, "steps": {}})})
+    if row is not None:
+        work.ask(_BREAK_FAN_OUTS, {"id": run_id})
+        work.ask(_BREAK_ATTEMPTS, {"id": run_id, "message": message, "reason": FailureReason.INTERNAL})
+        for step in work.rows(_BREAK_STEPS, {"id": run_id}):
+            notify_stop(work, step.id)
+    return row
 
 
 def called_by(work: Work, step_id: UUID) -> list[Any]:
@@ -403,21 +417,6 @@ def ended_call(work: Work, run_id: UUID) -> Any | None:
     return rows[0] if rows else None
 
 
-def unanswered(work: Work, age: timedelta, limit: int) -> list[Any]:
-    """Runs that ended longer ago than `age`, and whose caller has not heard of it: `id`."""
-    return work.rows(_UNANSWERED, {"age": age, "limit": limit})
-
-
-def unstopped(work: Work, limit: int) -> list[Any]:
-    """Steps that have ended, or are to, while a run that they called goes on: `id`."""
-    return work.rows(_UNSTOPPED, {"limit": limit})
-
-
-def blocked_keys(work: Work, limit: int) -> list[str]:
-    """The concurrency keys for which runs wait."""
-    return [row.concurrency_key for row in work.rows(_BLOCKED_KEYS, {"limit": limit})]
-
-
 def take_event(work: Work, run_id: UUID, name: str, step_id: UUID) -> Any | None:
     """The oldest event of that name that has answered no step yet; it answers this one. Gives its `payload`."""
     rows = work.rows(_TAKE_EVENT, {"id": run_id, "name": name, "step_id": step_id})
@@ -425,26 +424,36 @@ def take_event(work: Work, run_id: UUID, name: str, step_id: UUID) -> Any | None
 
 
 def event_of_key(work: Work, run_id: UUID, key: str) -> Any | None:
-    """The event that came under that key: `id`, and the key of the `step` that it answered."""
+    """The event that came under that key: `id`, `name`, the text of its payload, and the `step` that it answered."""
     return work.row(_EVENT_OF_KEY, {"id": run_id, "key": key})
 
 
-def remove_expired(work: Work, limit: int) -> int:
-    """Remove runs whose retention is over, with what they called."""
-    return work.run(_REMOVE_EXPIRED, {"limit": limit})
+def expired_runs(work: Work, limit: int, passed: Collection[UUID]) -> list[UUID]:
+    """Runs whose retention is over, but for those of `passed` and those that are locked; they are locked then."""
+    return [row.id for row in work.rows(_EXPIRED_RUNS, {"limit": limit, "passed": list(passed)})]
+
+
+def called_runs(work: Work, ids: Collection[UUID], limit: int) -> list[UUID]:
+    """Runs that the steps of these have called; they are locked then."""
+    return [row.id for row in work.rows(_CALLED_RUNS, {"ids": list(ids), "limit": limit})]
+
+
+def remove_items(work: Work, ids: Collection[UUID], limit: int) -> int:
+    """Remove items of maps of these runs, at most so many; gives how many."""
+    return work.run(_REMOVE_ITEMS, {"ids": list(ids), "limit": limit})
+
+
+def remove_runs(work: Work, ids: Collection[UUID]) -> int:
+    """Remove runs with all that belongs to them; gives how many."""
+    return work.run(_REMOVE_RUNS, {"ids": list(ids)})
+
+
+def wait_for_locks(work: Work, limit: timedelta) -> None:
+    """Wait no longer than that for rows that another transaction has locked."""
+    work.ask(_LOCK_TIMEOUT, {"ms": str(max(round(limit.total_seconds() * 1000), 1))})
 
 
 def tell(work: Work, entries: Sequence[Mapping[str, Any]]) -> None:
     """Add to the history: `run_id`, `step`, `attempt`, `what`, `cause` (JSON text)."""
     if entries:
         work.ask(_HISTORY, list(entries))
-
-
-def stale_queues(work: Work, age: timedelta) -> list[Any]:
-    """For each queue, how many steps were published longer ago than `age` and are still not taken."""
-    return work.rows(_STALE_QUEUES, {"age": age})
-
-
-def touch_stale(work: Work, queue: str, age: timedelta, limit: int) -> list[Any]:
-    """The oldest of those steps, marked as published now."""
-    return work.rows(_TOUCH_STALE, {"queue": queue, "age": age, "limit": limit})

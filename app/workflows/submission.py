@@ -2,7 +2,9 @@
 Submission: what a client asks for, checked and written as a run.
 
 A key makes a submission that is sent twice count once: the client's own (for ever), or the workflow's (for a window).
-Runs with the same concurrency key go on a few at a time; the lock of the key makes counting and writing one.
+What counts as the same is what the client sent: not what its workflow has become since.
+Runs with the same concurrency key go on a few at a time; the lock of the key makes counting and writing one. A run that
+is called below one with its key goes on in the place of that one: it would wait for itself otherwise.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -49,6 +51,15 @@ _BLOCKED = text("""
     WHERE concurrency_key = :key AND state = 'blocked' AND NOT paused AND NOT workflow_paused
     ORDER BY CASE priority WHEN 'interactive' THEN 0 WHEN 'standard' THEN 1 ELSE 2 END, rank, run.id LIMIT 1
 """)
+_HELD_ABOVE = text("""
+    WITH RECURSIVE above AS (
+        SELECT run.parent_step_id, run.concurrency_key FROM step JOIN run ON run.id = step.run_id WHERE step.id = :id
+        UNION ALL
+        SELECT run.parent_step_id, run.concurrency_key
+        FROM above JOIN step ON step.id = above.parent_step_id JOIN run ON run.id = step.run_id
+    )
+    SELECT 1 FROM above WHERE concurrency_key = :key LIMIT 1
+""")
 _ALL_BLOCKED = text("SELECT id FROM run WHERE concurrency_key = :key AND state = 'blocked' ORDER BY id")
 _DUPLICATE = text("""
     SELECT id FROM run WHERE dedup_key = :key AND created_at > now() - CAST(:window AS interval)
@@ -71,6 +82,8 @@ class Submission:
     labels: Mapping[str, str] = field(default_factory=dict)
     deadline: timedelta | None = None
     retention: timedelta | None = None
+    #: The client named no version, and means the newest, whichever that is.
+    newest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +138,6 @@ def prepare(
     if namespaces.LABEL in labels:
         namespaces.require(labels[namespaces.LABEL], f"labels.{namespaces.LABEL}", "run")
     kept = asked.retention if asked.retention is not None else definition.retention
-    request = _hash([sha256, asked.version, given, priority, rank, labels])
     concurrency, once = definition.concurrency, definition.deduplicate
     # A run that was called answers its caller, and a fork is wanted beside the run that was.
     from_outside = parent_step_id is None and forked_from is None
@@ -138,7 +150,7 @@ def prepare(
         "rank": rank,
         "labels": json.dumps(labels),
         "key": asked.idempotency_key,
-        "request": request if asked.idempotency_key else None,
+        "request": fingerprint(asked) if asked.idempotency_key else None,
         "concurrency_key": _key(definition, concurrency.key, "concurrency.key", given) if concurrency else None,
         "dedup_key": _key(definition, once.key, "deduplicate.key", given) if once and from_outside else None,
         "parent_step_id": parent_step_id,
@@ -166,6 +178,7 @@ def write(work: Work, prepared: Prepared) -> tuple[Accepted | None, list[UUID]]:
 
     Raises IdempotencyKeyReused, ConcurrencyLimitReached.
     """
+    prepared = _in_its_place(work, prepared)
     run, once = prepared.run, prepared.definition.deduplicate
     if run["dedup_key"] is not None and once is not None:
         work.run(_LOCK_KEY, {"key": run["dedup_key"]})
@@ -175,11 +188,34 @@ def write(work: Work, prepared: Prepared) -> tuple[Accepted | None, list[UUID]]:
     state, to_cancel = _state(work, prepared)
     store.keep_definition(work, prepared.sha256, prepared.document)
     (given,) = payloads.keep(work, [prepared.given], prepared.limits)
+    store.hold_pause(work, prepared.definition.workflow)
     if not store.insert_run(work, {**run, **given.columns("inputs"), "state": state}):
         assert run["key"] is not None
-        return _earlier(work, run["key"], run["request"]), []
+        earlier = of_key(work, run["key"], run["request"])
+        if earlier is None:
+            raise Conflict(f"the run of idempotency key {run['key']!r} was removed at this moment: submit again")
+        return earlier, []
     store.insert_steps(work, prepared.id, run["priority"], run["rank"], prepared.steps)
     return None, to_cancel
+
+
+def of_key(work: Work, key: str, request: str) -> Accepted | None:
+    """The run of an idempotency key, or None. Raises IdempotencyKeyReused when another request had the key."""
+    row = store.run_of_key(work, key)
+    if row is not None and row.request_sha256 != request:
+        raise IdempotencyKeyReused(key, str(row.id))
+    return None if row is None else Accepted(row.id, created=False)
+
+
+def fingerprint(asked: Submission) -> str:
+    """
+    The hash of all that a client asked for, as it was asked: a request that is sent again has the same, whatever has
+    become of its workflow, and one that asks for anything else has another.
+    """
+    what = [asked.definition.workflow, "newest"] if asked.newest else [asked.definition.sha256(), asked.version]
+    spans = [None if span is None else span.total_seconds() for span in (asked.deadline, asked.retention)]
+    content = [what, asked.inputs, asked.priority, asked.rank, asked.labels, *spans]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def next_admissible(work: Work, concurrency_key: str) -> UUID | None:
@@ -201,7 +237,7 @@ def going_on(work: Work, concurrency_key: str) -> int:
 def _state(work: Work, prepared: Prepared) -> tuple[RunState, list[UUID]]:
     """Whether the run begins, and which others end for it."""
     rule, key = prepared.definition.concurrency, prepared.run["concurrency_key"]
-    if rule is None:
+    if rule is None or key is None:
         return RunState.QUEUED, []
     work.run(_LOCK_KEY, {"key": key})
     under_way = [row.id for row in work.rows(_GOING_ON, {"key": key})]
@@ -248,14 +284,9 @@ def _key(definition: Definition, template: str, where: str, given: Mapping[str, 
     return f"{definition.workflow}/{rendered}"
 
 
-def _earlier(work: Work, key: str, request: str) -> Accepted:
-    row = store.run_of_key(work, key)
-    if row is None:
-        raise Conflict(f"the run of idempotency key {key!r} was removed at this moment: submit again")
-    if row.request_sha256 != request:
-        raise IdempotencyKeyReused(key, str(row.id))
-    return Accepted(row.id, created=False)
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def _in_its_place(work: Work, prepared: Prepared) -> Prepared:
+    """Without a concurrency key of its own, where a run that called it, through however many, has that key."""
+    key, called_by = prepared.run["concurrency_key"], prepared.run["parent_step_id"]
+    if key is None or called_by is None or work.row(_HELD_ABOVE, {"id": called_by, "key": key}) is None:
+        return prepared
+    return replace(prepared, run={**prepared.run, "concurrency_key": None})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from app.kernel.errors import ConcurrencyLimitReached, InvalidInput, InvalidTransition, NotFound
-from app.workflows import check, expiry, registry, steering
+from app.kernel import durations
+from app.kernel.errors import ConcurrencyLimitReached, EventKeyReused, InvalidInput, InvalidTransition, NotFound
+from app.workflows import check, expiry, registry, steering, submission
+from app.workflows.submission import Submission
 from tests.workflows.conftest import Hands, fails_then, failure
 
 NOW = "retry: {delay: 0s}"
@@ -830,3 +834,188 @@ def test_history_tells_the_story_in_its_order(hands: Hands) -> None:
         (None, "succeeded", None),
     ]
     assert hands.history(run_id)[2].cause["after"]["message"] == "it broke"
+
+
+def test_a_run_that_its_own_workflow_calls_goes_on_in_its_place(hands: Hands) -> None:
+    """a calls b, b calls a, and one run of a goes on at a time: the inner one does not wait for the outer."""
+    head = "inputs: {deep: {type: boolean, default: true}}\nconcurrency: {limit: 1}"
+    inner = (
+        "\n  - {id: call, kind: workflow, workflow: b, when: inputs.deep}\n  - {id: own, kind: generate, prompt: hi}"
+    )
+    store(hands, flow(inner, name="a", head=head))
+    store(hands, flow("\n  - {id: back, kind: workflow, workflow: a, inputs: {deep: 'false'}}", name="b"))
+    outer = hands.submit(flow(inner, name="a", head=head))
+    other = hands.submit(flow(inner, name="a", head=head))
+    hands.work(outer)
+    hands.work()
+    assert [hands.run(run_id).state for run_id in (outer, other)] == ["succeeded", "succeeded"]
+
+
+@pytest.mark.parametrize("policy", ["reject", "cancel_running"])
+def test_a_called_run_neither_refuses_nor_ends_the_one_that_called_it(hands: Hands, policy: str) -> None:
+    head = f"inputs: {{deep: {{type: boolean, default: true}}}}\nconcurrency: {{limit: 1, policy: {policy}}}"
+    steps = "\n  - {id: call, kind: workflow, workflow: a, when: inputs.deep, inputs: {deep: 'false'}}"
+    store(hands, flow(steps, name="a", head=head))
+    outer = hands.submit(flow(steps, name="a", head=head))
+    hands.work()
+    assert hands.run(outer).state == "succeeded"
+
+
+def test_a_called_run_waits_for_others_of_its_key(hands: Hands) -> None:
+    store(hands, limited("queue"))
+    other = hands.submit(limited("queue"), user="ana")
+    caller = hands.submit(
+        flow("\n  - {id: ask, kind: workflow, workflow: flow, inputs: {user: '\"ana\"'}}", name="caller")
+    )
+    hands.do(hands.claim("ask", caller), {})
+    assert hands.run(hands.step(caller, "ask").called_run_id).state == "blocked"
+    hands.work()
+    assert [hands.run(run_id).state for run_id in (other, caller)] == ["succeeded", "succeeded"]
+
+
+def test_the_same_key_with_another_event_is_refused(hands: Hands) -> None:
+    long = "x" * 100_000
+    run_id = hands.submit(flow("\n  - {id: wait, kind: wait, event: paid}\n  - {id: more, kind: wait, event: seen}"))
+    told = hands.tell(run_id, "paid", {"amount": 7, "note": long}, key="k")
+    assert hands.tell(run_id, "paid", {"amount": 7, "note": long}, key="k").id == told.id
+    for name, payload in (("paid", {"amount": 8, "note": long}), ("paid", None), ("seen", {"amount": 7, "note": long})):
+        with pytest.raises(EventKeyReused, match="'k' belongs to event"):
+            hands.tell(run_id, name, payload, key="k")
+
+
+def test_an_event_that_is_sent_again_after_the_end_is_the_same(hands: Hands) -> None:
+    run_id = hands.submit(flow("\n  - {id: wait, kind: wait, event: paid}"))
+    hands.work()
+    told = hands.tell(run_id, "paid", 7, key="k")
+    assert hands.run(run_id).state == "succeeded"
+    assert hands.tell(run_id, "paid", 7, key="k").id == told.id
+
+
+def test_a_submission_beside_a_resume_is_not_left_paused(hands: Hands) -> None:
+    """It was written while its workflow was paused, and commits once that is resumed."""
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}")
+    steering.pause_workflow(hands.runs, "flow", paused=True)
+    assert submitted_beside(hands, source, paused=False).paused is False
+
+
+def test_a_submission_beside_a_pause_is_paused(hands: Hands) -> None:
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}")
+    assert submitted_beside(hands, source, paused=True).paused is True
+
+
+def submitted_beside(hands: Hands, source: str, *, paused: bool) -> Any:
+    """A run that is written, and commits while its workflow is being paused or resumed."""
+    waits = text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    prepared = submission.prepare(Submission(check.parse(source), {}), hands.runs.retention, hands.runs.limits)
+    steer = threading.Thread(target=steering.pause_workflow, args=(hands.runs, "flow"), kwargs={"paused": paused})
+    with hands.runs.database.work() as work:
+        hands.runs.write(work, prepared)
+        work.rows(text("SELECT 1"))
+        steer.start()
+        while steer.is_alive() and not work.rows(waits):
+            pass
+    steer.join()
+    return hands.run(prepared.id)
+
+
+def test_a_run_is_retried_as_its_workflow_is_paused_now(hands: Hands) -> None:
+    source = flow("\n  - {id: a, kind: generate, prompt: hi, retry: {max_attempts: 1}}")
+    before, during = hands.submit(source), hands.submit(source)
+    held = hands.claim("a", during)
+    hands.work(before, a=failure())
+    steering.pause_workflow(hands.runs, "flow", paused=True)
+    hands.do(held, {"a": failure()})
+    steering.retry(hands.runs, before)
+    assert hands.run(before).paused
+
+    steering.pause_workflow(hands.runs, "flow", paused=False)
+    steering.retry(hands.runs, during)
+    assert not hands.run(during).paused
+    hands.work()
+    assert {hands.run(run_id).state for run_id in (before, during)} == {"succeeded"}
+
+
+def test_a_cancelled_run_says_why(hands: Hands) -> None:
+    run_id = hands.submit(flow("\n  - {id: a, kind: generate, prompt: hi}\n  - {id: b, kind: noop, needs: [a]}"))
+    held = hands.claim("a")
+    hands.runs.cancel(run_id, why="a person wanted that")
+    hands.do(held, {"a": failure("cancelled", "cancelled on request")})
+
+    assert hands.run(run_id).error["message"] == "a person wanted that"
+    assert hands.step(run_id, "a").error["message"] == "a person wanted that"
+    ends = [entry for entry in hands.history(run_id) if entry.what in ("cancelling", "cancelled")]
+    assert len(ends) == 5
+    assert all("a person wanted that" in str(entry.cause) for entry in ends)
+
+
+def test_messages_of_errors_are_bounded(hands: Hands) -> None:
+    """A value of any length can be quoted."""
+    long = "x\x00\ud800" + "y" * 1_000_000
+    run_id = hands.submit(flow("\n  - {id: a, kind: generate, prompt: hi, retry: {max_attempts: 1}}"))
+    hands.work(a=failure("internal", long))
+
+    run = hands.run(run_id)
+    assert run.error["message"].startswith("step a: x\ufffd")
+    with hands.runs.database.work() as work:
+        sizes = work.rows(
+            text(
+                "SELECT length(error::text) AS n FROM run UNION ALL SELECT length(error::text) FROM step"
+                " UNION ALL SELECT length(cause::text) FROM history UNION ALL SELECT length(message) FROM attempt"
+            )
+        )
+    assert max(row.n or 0 for row in sizes) < 10_000
+
+
+def test_the_error_of_a_run_tells_of_some_steps_and_counts_the_others(hands: Hands) -> None:
+    steps = "".join(f"\n  - {{id: s{n}, kind: generate, prompt: hi, retry: {{max_attempts: 1}}}}" for n in range(30))
+    run_id = hands.submit(flow(steps))
+    hands.work(**{f"s{n}": failure() for n in range(30)})
+    error = hands.run(run_id).error
+    assert len(error["steps"]) == 20
+    assert error["message"].endswith("and 10 other steps")
+
+
+def test_a_run_that_cannot_be_removed_keeps_no_other(hands: Hands) -> None:
+    """Another transaction has locked one of its steps."""
+    source = flow("\n  - {id: a, kind: noop}", head="retention: 1s")
+    locked, free = hands.submit(source), hands.submit(source)
+    hands.work()
+    hands.pass_time(hours=1)
+    with hands.runs.database.work() as work:
+        work.rows(text("SELECT FROM step WHERE run_id = :id FOR UPDATE"), {"id": locked})
+        assert expiry.remove_runs(hands.runs.database) == 1
+        with pytest.raises(NotFound):
+            hands.run(free)
+    assert expiry.remove_runs(hands.runs.database) == 1
+
+
+def test_a_large_run_is_removed_part_by_part(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its items, and the runs that they called, take several transactions."""
+    monkeypatch.setattr(expiry, "_ITEMS", 3)
+    monkeypatch.setattr(expiry, "_RUNS", 2)
+    store(hands, flow("\n  - {id: each, kind: map, over: '[1, 2]', step: {kind: noop}}", name="child"))
+    calls = "\n  - {id: calls, kind: map, over: '[1, 2, 3]', step: {kind: workflow, workflow: child}}"
+    for _ in range(3):
+        hands.submit(flow(calls, head="retention: 1s"))
+    hands.work()
+    hands.pass_time(hours=1)
+    assert expiry.remove_runs(hands.runs.database) == 3
+    with hands.runs.database.work() as work:
+        assert work.rows(text("SELECT FROM run")) == work.rows(text("SELECT FROM step")) == []
+
+
+@pytest.mark.parametrize(("until", "over"), [("0001-01-01T00:00:00+14:00", True), ("9999-12-31T23:59:59-14:00", False)])
+def test_the_ends_of_the_calendar_can_be_waited_for(hands: Hands, until: str, over: bool) -> None:
+    """Postgres would keep them, and Python could not read them."""
+    source = flow("\n  - {id: pause, kind: wait, until: inputs.at}", head="inputs: {at: {type: string}}")
+    run_id = hands.submit(source, at=until)
+    hands.work()
+    assert hands.step(run_id, "pause").state == "awaiting"
+    hands.sweep()
+    assert (hands.run(run_id).state == "succeeded") is over
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e308, float("inf"), float("nan"), "9" * 400])
+def test_no_number_is_too_large_to_be_refused_as_a_duration(value: Any) -> None:
+    with pytest.raises(ValueError, match="between 0 and ten years"):
+        durations.parse(value)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.kernel.errors import FailureReason, InvalidTransition
+from app.workflows import retry
 from app.workflows import run as runs
 from app.workflows.events import (
     CancelRequested,
@@ -393,3 +394,17 @@ def _finish(world: World) -> None:
                 case _:
                     pass
     raise AssertionError(f"the run did not end: {states(world.run)}")
+
+
+@pytest.mark.parametrize("failures", [1, 48, 99])
+def test_delays_never_pass_their_cap_however_many_attempts_failed(failures: int) -> None:
+    rule = Retry.model_validate({"max_attempts": 100, "delay": "1s", "factor": 100, "cap": "1m"})
+    decided = retry.decide(rule, FailureReason.TIMEOUT, retry.Record(failures, 0), max_losses=3, chance=1.0)
+    assert decided == retry.Again(timedelta(seconds=1 if failures == 1 else 60))
+
+
+@pytest.mark.parametrize(("delay", "cap", "expected"), [("0s", "1m", 0), ("2m", "1m", 60), ("1s", "0s", 0)])
+def test_delays_at_the_edges(delay: str, cap: str, expected: int) -> None:
+    rule = Retry.model_validate({"max_attempts": 100, "delay": delay, "cap": cap})
+    decided = retry.decide(rule, FailureReason.TIMEOUT, retry.Record(48, 0), max_losses=3, chance=1.0)
+    assert decided == retry.Again(timedelta(seconds=expected))

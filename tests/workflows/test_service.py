@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -320,6 +321,44 @@ def test_the_same_key_with_another_content_is_refused(runs: Runs) -> None:
 
     with pytest.raises(IdempotencyKeyReused):
         runs.submit(Submission(definition(DIAMOND), {"topic": "y"}, idempotency_key="k"))
+
+
+def test_a_submission_of_the_newest_version_that_is_sent_again_is_the_same_across_a_new_version(runs: Runs) -> None:
+    """Also where the new version would refuse it."""
+    older = "workflow: w\ninputs: {a: {type: integer, default: 1}}\nsteps: [{id: s, kind: noop}]"
+    newer = "workflow: w\ninputs: {a: {type: string}, b: {type: string}}\nsteps: [{id: s, kind: noop}]"
+    first = runs.submit(Submission(definition(older), {"a": 1}, 1, newest=True, idempotency_key="k"))
+    again = runs.submit(Submission(definition(newer), {"a": 1}, 2, newest=True, idempotency_key="k"))
+    assert (again.id, again.created) == (first.id, False)
+    with pytest.raises(IdempotencyKeyReused):
+        runs.submit(Submission(definition(newer), {"a": 1}, 2, idempotency_key="k"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"deadline": timedelta(hours=2)},
+        {"deadline": None},
+        {"retention": timedelta(hours=1)},
+        {"labels": {"a": "c"}},
+        {"rank": 0},
+        {"priority": "batch"},
+        {"inputs": {"topic": "alpacas"}},
+        {"inputs": {}},
+    ],
+)
+def test_the_same_key_with_anything_else_asked_for_is_refused(runs: Runs, other: dict[str, Any]) -> None:
+    asked = Submission(
+        definition(DIAMOND),
+        {"topic": "llamas"},
+        idempotency_key="k",
+        labels={"a": "b"},
+        deadline=timedelta(hours=1),
+    )
+    runs.submit(asked)
+    assert not runs.submit(replace(asked)).created
+    with pytest.raises(IdempotencyKeyReused, match="deadline, retention"):
+        runs.submit(replace(asked, **other))
 
 
 def test_wrong_inputs_store_nothing(runs: Runs) -> None:

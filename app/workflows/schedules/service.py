@@ -9,16 +9,26 @@ many look after schedules, and wherever one of them dies, an instant has one run
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
 from app.kernel import ids, log
 from app.kernel.database import Database, Work
-from app.kernel.errors import ArrieroError, IdempotencyKeyReused, InvalidInput, NotFound, Problem, Unavailable
+from app.kernel.errors import (
+    ArrieroError,
+    IdempotencyKeyReused,
+    InvalidInput,
+    NotFound,
+    Problem,
+    RowsLocked,
+    Unavailable,
+    shortened,
+)
 from app.workflows import inputs as run_inputs
 from app.workflows import registry
+from app.workflows.abandon import reason_of
 from app.workflows.payloads import as_json
 from app.workflows.schedules import check, inputs, store, timetable
 from app.workflows.schedules.overlap import FireState, Going, settle
@@ -32,6 +42,8 @@ _log = log.get(__name__)
 
 #: Schedules in one look; the next one goes on.
 BATCH = 500
+#: How long a look waits for rows that another transaction has locked.
+_LOCK_WAIT = timedelta(milliseconds=100)
 
 _PAUSED = "the schedule was paused"
 
@@ -95,12 +107,12 @@ class Schedules:
 
         Raises InvalidInput when its workflow is not there or does not take its inputs.
         """
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             now = store.now(work)
         if problems := list(self._problems(schedule, now)):
             raise InvalidInput(problems, check.WHAT)
         name, document = schedule.schedule, as_json(schedule.document())
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             store.lock_name(work, name)
             row, now = store.lock(work, name), store.now(work)
             if row is None:
@@ -117,7 +129,7 @@ class Schedules:
 
     def get(self, name: str) -> View:
         """One schedule. Raises NotFound, naming those that there are."""
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             row = store.view(work, name)
             if row is None:
                 raise _unknown(work, name)
@@ -125,7 +137,7 @@ class Schedules:
 
     def all(self) -> list[View]:
         """Every schedule, by name."""
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             return [_view(row) for row in store.views(work)]
 
     def fires(
@@ -133,7 +145,7 @@ class Schedules:
     ) -> FirePage:
         """At most `limit` fires before the fire `before`, in one of `states`, the latest first. Raises NotFound."""
         schedule_id = self.get(name).row.id
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             rows = store.fires(work, schedule_id, limit=limit + 1, before=before, states=states)
         more = len(rows) > limit
         return FirePage(rows[:limit], rows[limit - 1].id if more else None)
@@ -145,14 +157,14 @@ class Schedules:
 
     def delete(self, name: str) -> None:
         """Remove a schedule and the history of its fires; its runs stay, and go on. Raises NotFound."""
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             if not store.delete(work, name):
                 raise _unknown(work, name)
         _log.info("schedule_deleted", schedule=name)
 
     def pause(self, name: str, why: str | None = None) -> View:
         """Let it fire no more; fires that wait are dropped, runs go on. Raises NotFound."""
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             row = self._lock(work, name)
             if row.paused_at is None:
                 self._move(work, _timetable(row), self._come_due(work, row, store.now(work)))
@@ -164,7 +176,7 @@ class Schedules:
 
     def resume(self, name: str) -> View:
         """Let it fire again; what came due meanwhile is skipped. Raises NotFound."""
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             row = self._lock(work, name)
             if row.paused_at is not None:
                 passed = timetable.passed(_timetable(row), row.decided_to, store.now(work), _PAUSED)
@@ -182,7 +194,7 @@ class Schedules:
         What it does beside an earlier run is for its `overlap` to say, unless it is forced to begin. The same key gives
         the fire that it gave before, as long as the history has it. Raises NotFound.
         """
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             row = self._lock(work, name)
             now = store.now(work)
             fire_id = ids.new_id() if key is None else uuid5(row.id, key)
@@ -191,13 +203,44 @@ class Schedules:
             store.insert_fires(work, [values | {"id": fire_id, "by_hand": True}])
             begun = self._settle(work, row)
         self._follow(row, begun)
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             return store.fires(work, row.id, limit=1, fire_id=fire_id)[0]
 
     def ready(self, limit: int = BATCH) -> list[UUID]:
         """Schedules about which there is something to decide."""
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             return store.ready(work, limit)
+
+    def advance_all(self) -> int:
+        """
+        Decide what is due of all schedules, and submit their runs; gives how many. Rows that another transaction has
+        locked are left for the next look. A schedule that raises is paused, with the reason.
+
+        Raises Unavailable.
+        """
+        hasty = replace(self, runs=replace(self.runs, lock_wait=_LOCK_WAIT))
+        done = 0
+        for schedule_id in self.ready():
+            try:
+                done += hasty.advance(schedule_id)
+            except RowsLocked:
+                continue
+            except Unavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 the shell of one schedule
+                _log.exception("schedule_broke", schedule_id=str(schedule_id))
+                hasty.suspend(schedule_id, reason_of(error, "deciding what is due"))
+        return done
+
+    def suspend(self, schedule_id: UUID, why: str) -> None:
+        """Pause a schedule that raises, without reading its document; its fires that are open have failed."""
+        with self.runs.transaction() as work:
+            if store.lock_if_free(work, schedule_id) is None:
+                return
+            for fire in store.open_fires(work, schedule_id):
+                if fire.state in (FireState.WAITING, FireState.STARTING):
+                    store.decide(work, fire.id, FireState(fire.state), FireState.FAILED, why=why)
+            store.pause(work, schedule_id, why)
 
     def advance(self, schedule_id: UUID) -> int:
         """
@@ -205,7 +248,7 @@ class Schedules:
 
         Any number may do this at once: who finds the schedule locked leaves it to the other.
         """
-        with self.database.work() as work:
+        with self.runs.transaction() as work:
             row = store.lock_if_free(work, schedule_id)
             if row is None:
                 return 0
@@ -253,7 +296,7 @@ class Schedules:
     def _follow(self, row: Any, begun: _Begun) -> int:
         for run_id in begun.cancel:
             try:
-                self.runs.cancel(run_id)
+                self.runs.cancel(run_id, why=f"a later fire of the schedule {row.name} replaced it")
             except NotFound:
                 _log.info("run_to_cancel_is_gone", schedule=row.name, run_id=str(run_id))
         return sum(self._start(row, fire) for fire in begun.start)
@@ -265,15 +308,21 @@ class Schedules:
         except Unavailable:
             raise
         except ArrieroError as error:
-            with self.database.work() as work:
-                store.decide(work, fire.id, FireState.STARTING, FireState.FAILED, why=str(error))
-            _log.warning("schedule_fire_failed", schedule=row.name, at=fire.at.isoformat(), error=str(error))
-            return False
-        with self.database.work() as work:
+            return self._failed(row, fire, shortened(str(error)))
+        except Exception as error:  # noqa: BLE001 left alone, it would be submitted again for ever
+            _log.exception("schedule_fire_broke", schedule=row.name, at=fire.at.isoformat())
+            return self._failed(row, fire, reason_of(error, "submitting its run"))
+        with self.runs.transaction() as work:
             fired = store.decide(work, fire.id, FireState.STARTING, FireState.FIRED, run_id=run_id)
         if fired:
             _log.info("schedule_fired", schedule=row.name, at=fire.at.isoformat(), run_id=str(run_id))
         return fired
+
+    def _failed(self, row: Any, fire: Any, why: str) -> bool:
+        with self.runs.transaction() as work:
+            store.decide(work, fire.id, FireState.STARTING, FireState.FAILED, why=why)
+        _log.warning("schedule_fire_failed", schedule=row.name, at=fire.at.isoformat(), error=why)
+        return False
 
     def _submit(self, schedule: Schedule, schedule_id: UUID, fire: Any) -> UUID:
         found = registry.get(self.database, schedule.workflow, schedule.version)
@@ -281,6 +330,7 @@ class Schedules:
             found.definition,
             inputs.render(schedule, fire.at),
             version=found.version,
+            newest=schedule.version is None,
             priority=schedule.priority,
             idempotency_key=_key(schedule_id, fire),
             labels=schedule.labels,

@@ -146,7 +146,7 @@ class Dying:
     """Runs whose submitter dies after the commit, before it can tell anybody."""
 
     def __init__(self, runs: Runs) -> None:
-        self.runs, self.database = runs, runs.database
+        self.runs, self.database, self.transaction = runs, runs.database, runs.transaction
 
     def submit(self, submission: Submission) -> Accepted:
         self.runs.submit(submission)
@@ -426,3 +426,57 @@ def test_instants_are_the_databases_own(schedules: Schedules) -> None:
     assert view.next is not None
     assert timedelta(0) < view.next.at - view.row.created_at <= timedelta(minutes=1, seconds=1)
     assert view.next.at == datetime.fromtimestamp(view.next.at.timestamp() // 60 * 60, UTC)
+
+
+def test_a_fire_that_raises_has_failed_and_the_others_fire(
+    schedules: Schedules, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(schedules)
+    put(schedules, schedule="other")
+    lapse(database)
+    real = Schedules._submit
+
+    def submit(self: Schedules, schedule: Schedule, *arguments: Any) -> UUID:
+        if schedule.schedule == NAME:
+            raise OverflowError("a defect")
+        return real(self, schedule, *arguments)
+
+    monkeypatch.setattr(Schedules, "_submit", submit)
+    assert schedules.advance_all() == 1
+    (fire,) = fires(schedules)
+    assert fire.state == "failed"
+    assert "OverflowError: a defect" in fire.why
+    assert schedules.ready() == []
+
+
+def test_a_schedule_that_raises_is_paused_with_the_reason_and_the_others_fire(
+    schedules: Schedules, database: Database
+) -> None:
+    """Its document was accepted by another version, say."""
+    schedule_id = put(schedules)
+    put(schedules, schedule="other")
+    lapse(database)
+    with database.work() as work:
+        work.run(text("UPDATE schedule SET document = '{}' WHERE id = :id"), {"id": schedule_id})
+    assert schedules.advance_all() == 1
+    with database.work() as work:
+        row = work.row(text("SELECT paused_why FROM schedule WHERE id = :id"), {"id": schedule_id})
+    assert row is not None
+    assert "ValidationError" in row.paused_why
+    assert schedules.ready() == []
+
+
+def test_no_schedule_waits_for_the_rows_of_another(schedules: Schedules, database: Database) -> None:
+    """A schedule's last run is to be cancelled, and another transaction holds it."""
+    put(schedules, overlap="cancel_running")
+    lapse(database)
+    schedules.advance_all()
+    (fire,) = fires(schedules)
+    put(schedules, schedule="other")
+    lapse(database)
+    with database.work() as work:
+        work.rows(text("SELECT FROM run WHERE id = :id FOR UPDATE"), {"id": fire.run_id})
+        assert schedules.advance_all() == 1
+    schedules.advance_all()
+    assert views.run(database, fire.run_id).run.error["message"] == "a later fire of the schedule s replaced it"
+    assert schedules.advance_all() == 1

@@ -1,0 +1,115 @@
+"""A worker whose record raises: the step fails with the reason, and its work is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from app.fleet.catalog import Catalog
+from app.kernel.secrets import Secrets
+from app.kernel.settings import Settings
+from app.workflows import change as changes
+from app.workflows import check, claims, views
+from app.workflows.outcomes import Success
+from app.workflows.service import Runs
+from app.workflows.submission import Submission
+from workers import kinds
+from workers.leases import Leases
+from workers.runtime import Runtime
+from workers.steps import run_step
+
+#: Its step would be tried again after any failure.
+SOURCE = """
+workflow: w
+steps:
+  - {id: a, kind: noop, retry: {max_attempts: 5, delay: 0s, on: [internal, worker_lost]}}
+on_failure:
+  - {id: undo, kind: noop}
+"""
+
+
+@pytest.fixture
+def runtime(runs: Runs, tmp_path: Path) -> Iterator[Runtime]:
+    leases = Leases(runs, "w@here/1/x", interval=timedelta(seconds=1), stalled_for=lambda: timedelta(0))
+    leases.start()
+    yield Runtime(Settings(), runs, leases, None, Secrets(tmp_path), Catalog())
+    leases.close()
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the steps whose work is done, in their order."""
+    found: list[str] = []
+
+    def do(task: kinds.Task) -> Success:
+        found.append(task.claim.key)
+        return Success(None)
+
+    monkeypatch.setattr(kinds, "do", do)
+    return found
+
+
+def submit(runs: Runs) -> UUID:
+    return runs.submit(Submission(check.parse(SOURCE), {})).id
+
+
+def work(runtime: Runtime) -> None:
+    """What the messages ask for, until nothing is ready."""
+    while True:
+        with runtime.runs.database.work() as work:
+            row = work.row(text("SELECT id, attempt FROM step WHERE state = 'ready' LIMIT 1"))
+        if row is None:
+            return
+        run_step(runtime, row.id, row.attempt)
+
+
+def test_an_outcome_that_cannot_be_recorded_fails_the_step_and_is_not_made_again(
+    runtime: Runtime, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = submit(runtime.runs)
+    monkeypatch.setattr(changes.Change, "succeed", raises)
+    work(runtime)
+
+    found = views.run(runtime.runs.database, run_id)
+    assert done == ["a", "undo"]
+    assert found.run.state == "failed"
+    assert "OverflowError: a defect" in found.run.error["message"]
+    (step, _) = found.steps
+    assert (step.state, step.attempt, step.error["reason"]) == ("failed", 1, "internal")
+    assert "not done again" in step.error["given_up"]
+
+
+def test_where_its_failure_cannot_be_recorded_either_the_run_ends(
+    runtime: Runtime, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = submit(runtime.runs)
+    monkeypatch.setattr(changes.Change, "write", raises)
+    work(runtime)
+
+    found = views.run(runtime.runs.database, run_id)
+    assert done == ["a"]
+    assert found.run.state == "failed"
+    assert "OverflowError: a defect" in found.run.error["message"]
+
+
+def test_a_step_that_cannot_be_taken_ends_its_run(
+    runtime: Runtime, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = submit(runtime.runs)
+    monkeypatch.setattr(claims, "take", raises)
+    work(runtime)
+
+    found = views.run(runtime.runs.database, run_id)
+    assert done == []
+    assert found.run.state == "failed"
+    assert "OverflowError: a defect" in found.run.error["message"]
+
+
+def raises(*_: Any, **__: Any) -> None:
+    raise OverflowError("a defect")
