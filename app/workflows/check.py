@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from jsonschema import Draft202012Validator, SchemaError
 from pydantic import ValidationError
 
-from app.kernel import grammar
+from app.kernel import grammar, json_schema
 from app.kernel.egress import Policy
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
+from app.kernel.json_schema import Allowance
 from app.workflows import calls, conditions, expressions, misfits, source, transforms
 from app.workflows import definition as definitions
 from app.workflows.definition import Definition
@@ -58,11 +58,12 @@ def check(document: Source, models: Catalogued | None = None) -> Definition:
         definition = Definition.model_validate(document.data)
     except ValidationError as error:
         raise InvalidDefinition(_placed_in(document, misfits.problems(error.errors()))) from None
+    allowance = json_schema.Allowance()
     problems = [
         *_graph_problems(definition),
-        *_input_schema_problems(definition),
-        *_step_problems(definition, models),
-        *_run_problems(definition),
+        *_input_schema_problems(definition, allowance),
+        *_step_problems(definition, models, allowance),
+        *_run_problems(definition, allowance),
     ]
     if problems:
         raise InvalidDefinition(_placed_in(document, problems))
@@ -140,31 +141,23 @@ def _circle(needs: Mapping[str, Sequence[str]]) -> list[str]:
     return [*walk[walk.index(key) :], key]
 
 
-def _input_schema_problems(definition: Definition) -> list[Problem]:
+def _input_schema_problems(definition: Definition, allowance: Allowance) -> list[Problem]:
     problems = []
     for name, schema in definition.inputs.items():
         where = f"inputs.{name}"
         if not name.isidentifier():
             problems.append(Problem(where, f"{name!r} cannot be named in a template", "letters, digits, underscores"))
-        found = schema_problems(schema, where)
+        found = json_schema.problems(schema, where, allowance)
         if not found and "default" in schema:
-            errors = sorted(Draft202012Validator(schema).iter_errors(schema["default"]), key=str)
-            found = [Problem(f"{where}.default", f"the default breaks its own schema: {e.message}") for e in errors]
+            broken = json_schema.value_problems(schema, schema["default"], f"{where}.default")
+            found = [
+                replace(problem, message=f"the default breaks its own schema: {problem.message}") for problem in broken
+            ]
         problems += found
     return problems
 
 
-def schema_problems(schema: Mapping[str, Any], where: str) -> list[Problem]:
-    """Empty when the value is a JSON Schema of the draft 2020-12."""
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        inner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-        return [Problem(f"{where}{inner}", f"this is no JSON Schema: {error.message}", "JSON Schema, draft 2020-12")]
-    return []
-
-
-def _step_problems(definition: Definition, models: Catalogued | None) -> list[Problem]:
+def _step_problems(definition: Definition, models: Catalogued | None, allowance: Allowance) -> list[Problem]:
     problems: list[Problem] = []
     needs = {step.id: [key for key, _ in definitions.needed(step)] for step in definition.all_steps()}
     sound = all(need in needs for of in needs.values() for need in of)
@@ -175,24 +168,29 @@ def _step_problems(definition: Definition, models: Catalogued | None) -> list[Pr
             problems += conditions.check(step.when, f"{where}.when", scope, wanted="bool")
         if step.retry.when is not None:
             problems += _retry_problems(step.retry, f"{where}.retry")
-        problems += _work_problems(definition, step, where, scope, models)
+        problems += _work_problems(definition, step, where, scope, models, allowance)
         match step:
             case JoinStep() if not step.needs:
                 problems.append(Problem(f"{where}.needs", "a join with nothing to wait for", "ids of steps"))
             case WaitStep(schema_=schema) if schema is not None:
-                problems += schema_problems(schema, f"{where}.schema")
+                problems += json_schema.problems(schema, f"{where}.schema", allowance)
             case MapStep(step=inner):
                 items = replace(scope, more=(*scope.more, "item", "index"))
                 if inner.retry.when is not None:
                     problems += _retry_problems(inner.retry, f"{where}.step.retry")
-                problems += _work_problems(definition, inner, f"{where}.step", items, models)
+                problems += _work_problems(definition, inner, f"{where}.step", items, models, allowance)
             case _:
                 pass
     return problems
 
 
 def _work_problems(
-    definition: Definition, work: AnyStep | Body, where: str, scope: expressions.Scope, models: Catalogued | None
+    definition: Definition,
+    work: AnyStep | Body,
+    where: str,
+    scope: expressions.Scope,
+    models: Catalogued | None,
+    allowance: Allowance,
 ) -> list[Problem]:
     """What is wrong with what a worker does, for a step or for each item."""
     problems: list[Problem] = []
@@ -213,7 +211,7 @@ def _work_problems(
         problems += _model_problems(definition, work, where, models)
     if isinstance(work, GenerateFields) and work.output is not None:
         inside = f"{where}.output.schema"
-        found = schema_problems(work.output.schema_, inside)
+        found = json_schema.problems(work.output.schema_, inside, allowance)
         problems += found or _grammar_problems(work.output.schema_, inside)
     return problems
 
@@ -254,7 +252,7 @@ def _retry_problems(rule: Retry, where: str) -> list[Problem]:
     return [replace(problem, accepted=names) if problem.accepted == "error" else problem for problem in found]
 
 
-def _run_problems(definition: Definition) -> list[Problem]:
+def _run_problems(definition: Definition, allowance: Allowance) -> list[Problem]:
     """What is wrong with what is said of the whole run."""
     problems: list[Problem] = []
     given = expressions.Scope(definition.inputs, (), more=(), roots=("inputs",))
@@ -268,7 +266,7 @@ def _run_problems(definition: Definition) -> list[Problem]:
     for name, part in definition.parts().items():
         where = f"outputs.{name}" if isinstance(definition.outputs[name], str) else f"outputs.{name}.value"
         problems += conditions.check(part.value, where, everything, wanted="any")
-        problems += schema_problems(part.schema_, f"outputs.{name}.schema")
+        problems += json_schema.problems(part.schema_, f"outputs.{name}.schema", allowance)
     return problems
 
 
