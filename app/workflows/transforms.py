@@ -31,9 +31,11 @@ def check_jmespath(expression: str, where: str, scope: Scope) -> list[Problem]:
     """What is wrong with an expression in JMESPath: its syntax, a function or name that nothing has."""
     try:
         node = _parsed(expression)
+        return [*_function_problems(node, where), *name_problems(_paths(node), where, scope)]
     except _Malformed as error:
         return [Problem(where, str(error), "JMESPath, as on jmespath.org")]
-    return [*_function_problems(node, where), *name_problems(_paths(node), where, scope)]
+    except RecursionError:
+        return [Problem(where, "the expression is nested too deep", "fewer brackets, or a shorter path")]
 
 
 def evaluate(step: TransformFields, data: Mapping[str, Any]) -> Any:
@@ -59,8 +61,8 @@ def _of_jmespath(expression: str, data: Mapping[str, Any]) -> Any:
         accepted = " or ".join(error.expected_types)
         message = f"{error.function_name}() takes {accepted}, not {error.actual_type}"
         raise _failure(expression, message) from error
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise _failure(expression, str(error).splitlines()[0]) from error
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise _failure(expression, _first_line(error)) from error
     except (RecursionError, MemoryError) as error:
         raise _failure(expression, "it is nested too deep, or too large") from error
     return _bounded(expression, result, work)
@@ -78,6 +80,10 @@ def _bounded(expression: str, result: Any, work: Work) -> Any:
 
 def _failure(expression: str, reason: str) -> StepFailure:
     return StepFailure(FailureReason.TEMPLATE_ERROR, conditions.unworkable(expression, reason))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 class _Malformed(Exception):
@@ -99,7 +105,7 @@ def _parsed(expression: str) -> dict[str, Any]:
         message = f"{error.token_value!r} is not expected here"
         raise _Malformed(f"character {error.lex_position + 1} of the expression: {message}") from None
     except ValueError as error:
-        raise _Malformed(str(error).splitlines()[0]) from None
+        raise _Malformed(_first_line(error)) from None
     except RecursionError:
         raise _Malformed("the expression is nested too deep") from None
     return node
