@@ -26,6 +26,9 @@ from app.workflows.plain import NotPlain
 from app.workflows.shapes import name_problems
 from app.workflows.steps import TransformFields
 
+#: Levels of an expression in JMESPath; each name of a path is one.
+MAX_DEPTH = 150
+
 
 def check_jmespath(expression: str, where: str, scope: Scope) -> list[Problem]:
     """What is wrong with an expression in JMESPath: its syntax, a function or name that nothing has."""
@@ -108,7 +111,17 @@ def _parsed(expression: str) -> dict[str, Any]:
         raise _Malformed(_first_line(error)) from None
     except RecursionError:
         raise _Malformed("the expression is nested too deep") from None
+    if _depth(node) > MAX_DEPTH:
+        raise _Malformed(f"the expression is nested, or its path is longer, than {MAX_DEPTH}")
     return node
+
+
+def _depth(node: dict[str, Any]) -> int:
+    depth, level = 0, [node]
+    while level:
+        depth += 1
+        level = [child for one in level for child in _inner(one)]
+    return depth
 
 
 class _Interpreter(TreeInterpreter):  # type: ignore[misc] # the library has no type hints
@@ -234,4 +247,5 @@ def _paths(node: dict[str, Any]) -> list[tuple[str, ...]]:
         return None
 
     visit(node, ())
-    return [path for path in found if not any(other[: len(path)] == path != other for other in found)]
+    beginnings = {path[:i] for path in found for i in range(len(path))}
+    return [path for path in dict.fromkeys(found) if path not in beginnings]
