@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -21,6 +22,7 @@ from app.kernel.json_schema import Allowance
 from app.workflows import calls, conditions, expressions, misfits, source, transforms
 from app.workflows import definition as definitions
 from app.workflows.definition import Definition
+from app.workflows.expressions import LISTED
 from app.workflows.source import Source
 from app.workflows.steps import (
     MODEL_KINDS,
@@ -36,6 +38,9 @@ from app.workflows.steps import (
     WaitStep,
     branches_of,
 )
+
+#: Problems of one document that are told at a time.
+MAX_PROBLEMS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ def check(document: Source, models: Catalogued | None = None) -> Definition:
     try:
         definition = Definition.model_validate(document.data)
     except ValidationError as error:
-        raise InvalidDefinition(_placed_in(document, misfits.problems(error.errors()))) from None
+        raise InvalidDefinition(_placed_in(document, misfits.problems(error.errors()[:MAX_PROBLEMS]))) from None
     allowance = json_schema.Allowance()
     problems = [
         *_graph_problems(definition),
@@ -73,7 +78,10 @@ def check(document: Source, models: Catalogued | None = None) -> Definition:
 def _placed_in(document: Source, problems: Sequence[Problem]) -> list[Problem]:
     """The problems with their lines, in the order of these."""
     placed = [Problem(p.where, p.message, p.accepted, document.line(p.where)) for p in problems]
-    return sorted(placed, key=lambda p: p.line or 0)
+    placed.sort(key=lambda p: p.line or 0)
+    if len(placed) > MAX_PROBLEMS:
+        placed[MAX_PROBLEMS:] = [Problem("", "there are more problems than are listed here")]
+    return placed
 
 
 def _graph_problems(definition: Definition) -> list[Problem]:
@@ -84,8 +92,13 @@ def _graph_problems(definition: Definition) -> list[Problem]:
             problems.append(Problem(f"{where}.id", f"{step.id!r} is the id of {places[step.id]} too", "unique ids"))
         places.setdefault(step.id, where)
     steps = {step.id: step for step in definition.all_steps()}
+    sections: dict[str, dict[str, None]] = {"steps": {}, "on_failure": {}}
+    for key, place in places.items():
+        sections[place.partition("[")[0]][key] = None
     for where, step in _placed(definition):
-        problems += _need_problems(step, where, places, steps)
+        problems += islice(_need_problems(step, where, places, steps, sections), MAX_PROBLEMS)
+        if len(problems) > MAX_PROBLEMS:
+            return problems
         if step.join != "all" and not step.needs:
             message = f"join {step.join!r} with nothing to wait for"
             problems.append(Problem(f"{where}.join", message, "needs beside it, or no join"))
@@ -105,27 +118,36 @@ def _placed(definition: Definition) -> Iterator[tuple[str, AnyStep]]:
 
 
 def _need_problems(
-    step: AnyStep, where: str, places: Mapping[str, str], steps: Mapping[str, AnyStep]
+    step: AnyStep,
+    where: str,
+    places: Mapping[str, str],
+    steps: Mapping[str, AnyStep],
+    sections: Mapping[str, Mapping[str, None]],
 ) -> Iterator[Problem]:
     section = where.partition("[")[0]
-    beside = [key for key, place in places.items() if place.partition("[")[0] == section and key != step.id]
+    beside = sections[section]
+    seen: set[str] = set()
     for j, (key, branch) in enumerate(definitions.needed(step)):
         at = f"{where}.needs[{j}]"
         if key == step.id:
             yield Problem(at, "a step cannot need itself", "another step's id, or nothing")
         elif key not in places:
-            yield Problem(at, f"there is no step {key!r}", misfits.nearest(key, beside))
+            yield Problem(
+                at, f"there is no step {key!r}", misfits.nearest(key, [one for one in beside if one != step.id])
+            )
         elif key not in beside:
             late = section == "on_failure"
             why = "has ended before a step of on_failure begins" if late else "begins only when the run has failed"
-            yield Problem(at, f"{key!r} {why}", f"one of {', '.join(beside)}" if beside else "no needs")
-        elif step.needs[j] in step.needs[:j]:
+            others = list(islice((one for one in beside if one != step.id), LISTED))
+            yield Problem(at, f"{key!r} {why}", f"one of {', '.join(others)}" if others else "no needs")
+        elif step.needs[j] in seen:
             yield Problem(at, f"{step.needs[j]!r} is needed twice", "each id once")
         elif branch is not None and branch not in branches_of(steps[key]):
             known = ", ".join(f"{key}.{name}" for name in branches_of(steps[key])) or f"{key}: it has no branches"
             if isinstance(steps[key], WaitStep) and branch == TIMED_OUT:
                 known += "; with 'on_timeout: continue' the step has this one"
             yield Problem(at, f"the step {key!r} has no branch {branch!r}", known)
+        seen.add(step.needs[j])
 
 
 def _circle(needs: Mapping[str, Sequence[str]]) -> list[str]:
@@ -133,12 +155,14 @@ def _circle(needs: Mapping[str, Sequence[str]]) -> list[str]:
     stuck = set(needs) - set(definitions.in_order(needs))
     if not stuck:
         return []
-    walk: list[str] = []
+    #: The steps in the order in which they were come to.
+    walk: dict[str, int] = {}
     key = min(stuck)
     while key not in walk:
-        walk.append(key)
+        walk[key] = len(walk)
         key = next(need for need in needs[key] if need in stuck)
-    return [*walk[walk.index(key) :], key]
+    circle = [*walk][walk[key] :]
+    return [*circle[:LISTED], *(["…"] if len(circle) > LISTED else []), key]
 
 
 def _input_schema_problems(definition: Definition, allowance: Allowance) -> list[Problem]:
@@ -163,7 +187,7 @@ def _step_problems(definition: Definition, models: Catalogued | None, allowance:
     sound = all(need in needs for of in needs.values() for need in of)
     before = definitions.ancestors(definition) if sound else {}
     for where, step in _placed(definition):
-        scope = expressions.Scope(definition.inputs, sorted(before.get(step.id, needs)))
+        scope = expressions.Scope(definition.inputs, before.get(step.id, needs))
         if step.when is not None:
             problems += conditions.check(step.when, f"{where}.when", scope, wanted="bool")
         if step.retry.when is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -160,21 +160,46 @@ def needed(step: AnyStep) -> tuple[tuple[str, str | None], ...]:
     return tuple((key, branch or None) for key, _, branch in parts)
 
 
-def ancestors(definition: Definition) -> dict[str, frozenset[str]]:
+class Ids(Collection[str]):
+    """Some of the ids of a definition, as bits of one number: ten thousand steps have ten thousand of these."""
+
+    __slots__ = ("_bits", "_places")
+
+    def __init__(self, places: Mapping[str, int], bits: int) -> None:
+        self._places, self._bits = places, bits
+
+    def __contains__(self, key: object) -> bool:
+        place = self._places.get(key) if isinstance(key, str) else None
+        return place is not None and bool(self._bits >> place & 1)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self._places if key in self)
+
+    def __len__(self) -> int:
+        return self._bits.bit_count()
+
+
+def ancestors(definition: Definition) -> dict[str, Ids]:
     """
-    For each step, those that may have ended when it begins.
+    For each step, those that may have ended when it begins, in the order of their names.
 
     All of them have, unless an `any` lies between. Steps of a circle are left out.
     """
-    found: dict[str, frozenset[str]] = {}
+    found: dict[str, int] = {}
     needs = {step.id: tuple(key for key, _ in needed(step)) for step in definition.all_steps()}
+    places = {key: place for place, key in enumerate(sorted(needs))}
     for key in in_order(needs):
-        found[key] = frozenset(needs[key]).union(*(found[need] for need in needs[key]))
-    regular = frozenset(step.id for step in definition.steps)
+        bits = 0
+        for need in needs[key]:
+            bits |= found[need] | 1 << places[need]
+        found[key] = bits
+    regular = 0
+    for step in definition.steps:
+        regular |= 1 << places[step.id]
     for step in definition.on_failure:
         if step.id in found:
             found[step.id] |= regular
-    return found
+    return {key: Ids(places, bits) for key, bits in found.items()}
 
 
 def in_order(needs: Mapping[str, Sequence[str]]) -> list[str]:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, meta, nodes
@@ -38,6 +39,8 @@ _OF_LOOPS = frozenset(
     {"index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem", "cycle"}
 )
 
+#: Inputs, and steps, that a message lists.
+LISTED = 30
 _ROOTS = ("inputs", "steps")
 _SECRETS = "secrets"
 #: What can be asked of a step.
@@ -71,10 +74,12 @@ class Scope:
     of: str = "step that this one needs, directly or through others"
 
     def names(self) -> str:
-        """The list of names for a message."""
-        names = [f"inputs.{name}" for name in self.inputs] + [f"steps.{step}.output" for step in self.steps]
+        """The list of names for a message, the first of them."""
+        names = [f"inputs.{name}" for name in islice(self.inputs, LISTED)]
+        names += [f"steps.{step}.output" for step in islice(self.steps, LISTED)]
+        more = ["…"] if max(len(self.inputs), len(self.steps)) > LISTED else []
         secrets = ["secrets.NAME"] if self.secrets else []
-        return ", ".join([*names, *self.more, *secrets]) or "nothing: the workflow has no inputs"
+        return ", ".join([*names, *more, *self.more, *secrets]) or "nothing: the workflow has no inputs"
 
 
 def check(template: str, where: str, scope: Scope) -> list[Problem]:

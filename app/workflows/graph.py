@@ -8,7 +8,7 @@ item of a map does not carry the whole list.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from app.workflows.steps import MODEL_KINDS, AnyStep, Body, Fallback, JoinStep, 
 
 _NAMED = re.compile(r"\bsteps\b(?:\s*\.\s*([a-z]\w*)|\s*\[\s*[\"']([a-z]\w*)[\"']\s*\])?")
 #: The code in a template; the prose around it names nothing.
-_CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+_CODE = re.compile(r"\{\{.*?(?:\}\}|\Z)|\{%.*?(?:%\}|\Z)", re.DOTALL)
 #: In JMESPath: everything that is there.
 _WHOLE = re.compile(r"[@*]")
 
@@ -44,7 +44,7 @@ class Graph:
         return {step.id: step for step in self.definition.all_steps()}
 
     @cached_property
-    def before(self) -> Mapping[str, frozenset[str]]:
+    def before(self) -> Mapping[str, Collection[str]]:
         """For each step, those that may have ended when it begins."""
         return definitions.ancestors(self.definition)
 
@@ -120,7 +120,7 @@ class Graph:
         )
 
 
-def _read(texts: Iterable[str], known: frozenset[str]) -> Reads:
+def _read(texts: Iterable[str], known: Collection[str]) -> Reads:
     """Too much rather than too little: a word of prose that looks like a name counts as one."""
     steps: set[str] = set()
     inputs = False
@@ -129,9 +129,9 @@ def _read(texts: Iterable[str], known: frozenset[str]) -> Reads:
         for match in _NAMED.finditer(text):
             name = match[1] or match[2]
             if name is None:
-                return Reads(True, known)
+                return Reads(True, frozenset(known))
             steps.add(name)
-    return Reads(inputs, frozenset(steps) & known)
+    return Reads(inputs, frozenset(name for name in steps if name in known))
 
 
 def _code(work: AnyStep | Body) -> Iterator[str]:

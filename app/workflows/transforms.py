@@ -117,11 +117,13 @@ def _parsed(expression: str) -> dict[str, Any]:
 
 
 def _depth(node: dict[str, Any]) -> int:
-    depth, level = 0, [node]
+    """The levels, or the names of the longest path if these are more."""
+    depth, longest, level = 0, 0, [node]
     while level:
         depth += 1
+        longest = max(longest, *(len(one["children"]) for one in level if one["type"] == "subexpression"), 0)
         level = [child for one in level for child in _inner(one)]
-    return depth
+    return max(depth, longest)
 
 
 class _Interpreter(TreeInterpreter):  # type: ignore[misc] # the library has no type hints
