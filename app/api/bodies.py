@@ -21,13 +21,17 @@ class UnsupportedMediaType(InvalidInput):
     what = "media type"
 
 
-async def _read(request: Request) -> Source:
+async def _raw(request: Request) -> bytes:
+    return await request.body()
+
+
+def _read(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> Source:
+    """The body, read on a thread: it may take long, and the event loop has other requests to serve."""
     media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if media_type != JSON and not media_type.endswith("+json") and media_type not in _YAMLS:
         raise UnsupportedMediaType([Problem("Content-Type", f"{media_type!r} is not offered", f"{JSON}, {YAML}")])
-    raw = await request.body()
     try:
-        return source.read(raw.decode("utf-8"))
+        return source.read(raw.decode("utf-8"), "yaml" if media_type in _YAMLS else "json")
     except UnicodeDecodeError as error:
         raise InvalidInput([Problem("", f"the body is no UTF-8: {error}")], "body") from None
 

@@ -7,6 +7,7 @@ line where the input had lines, and what would be accepted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,15 @@ def response(status: int, name: str, title: str, detail: str, problems: tuple[Pr
     errors = [FieldProblem(where=p.where, message=p.message, accepted=p.accepted, line=p.line) for p in problems]
     body = ProblemOut(type=f"urn:arriero:error:{name}", title=title, status=status, detail=detail, errors=errors)
     headers = {"Retry-After": "5"} if status == 503 else None
-    return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+    return _Writable(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+class _Writable(JSONResponse):
+    """JSON that can always be written: what is told may hold halves of characters, as the request did."""
+
+    def render(self, content: Any) -> bytes:
+        """ASCII, with escapes."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def of_error(status: int, error: Exception) -> JSONResponse:

@@ -359,10 +359,7 @@ def _inline(asked: RunIn, body: Source, services: Services) -> Definition:
     models = known_models(services)
     if isinstance(asked.definition, str):
         return check.parse(asked.definition, models)
-    inner = {
-        path.removeprefix("definition."): line for path, line in body.lines.items() if path.startswith("definition.")
-    }
-    return check.check(Source(asked.definition, inner), models)
+    return check.check(body.within("definition"), models)
 
 
 def out(view: RunView) -> RunOut:

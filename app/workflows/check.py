@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
-from jsonschema import Draft202012Validator, SchemaError
 from pydantic import ValidationError
 
-from app.kernel import grammar
+from app.kernel import grammar, json_schema
 from app.kernel.egress import Policy
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
+from app.kernel.json_schema import Allowance
 from app.workflows import calls, conditions, expressions, misfits, source, transforms
 from app.workflows import definition as definitions
 from app.workflows.definition import Definition
+from app.workflows.expressions import LISTED
 from app.workflows.source import Source
 from app.workflows.steps import (
     MODEL_KINDS,
@@ -36,6 +38,9 @@ from app.workflows.steps import (
     WaitStep,
     branches_of,
 )
+
+#: Problems of one document that are told at a time.
+MAX_PROBLEMS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +62,13 @@ def check(document: Source, models: Catalogued | None = None) -> Definition:
     try:
         definition = Definition.model_validate(document.data)
     except ValidationError as error:
-        raise InvalidDefinition(_placed_in(document, misfits.problems(error.errors()))) from None
+        raise InvalidDefinition(_placed_in(document, misfits.problems(error.errors()[:MAX_PROBLEMS]))) from None
+    allowance = json_schema.Allowance()
     problems = [
         *_graph_problems(definition),
-        *_input_schema_problems(definition),
-        *_step_problems(definition, models),
-        *_run_problems(definition),
+        *_input_schema_problems(definition, allowance),
+        *_step_problems(definition, models, allowance),
+        *_run_problems(definition, allowance),
     ]
     if problems:
         raise InvalidDefinition(_placed_in(document, problems))
@@ -72,7 +78,10 @@ def check(document: Source, models: Catalogued | None = None) -> Definition:
 def _placed_in(document: Source, problems: Sequence[Problem]) -> list[Problem]:
     """The problems with their lines, in the order of these."""
     placed = [Problem(p.where, p.message, p.accepted, document.line(p.where)) for p in problems]
-    return sorted(placed, key=lambda p: p.line or 0)
+    placed.sort(key=lambda p: p.line or 0)
+    if len(placed) > MAX_PROBLEMS:
+        placed[MAX_PROBLEMS:] = [Problem("", "there are more problems than are listed here")]
+    return placed
 
 
 def _graph_problems(definition: Definition) -> list[Problem]:
@@ -83,8 +92,13 @@ def _graph_problems(definition: Definition) -> list[Problem]:
             problems.append(Problem(f"{where}.id", f"{step.id!r} is the id of {places[step.id]} too", "unique ids"))
         places.setdefault(step.id, where)
     steps = {step.id: step for step in definition.all_steps()}
+    sections: dict[str, dict[str, None]] = {"steps": {}, "on_failure": {}}
+    for key, place in places.items():
+        sections[place.partition("[")[0]][key] = None
     for where, step in _placed(definition):
-        problems += _need_problems(step, where, places, steps)
+        problems += islice(_need_problems(step, where, places, steps, sections), MAX_PROBLEMS)
+        if len(problems) > MAX_PROBLEMS:
+            return problems
         if step.join != "all" and not step.needs:
             message = f"join {step.join!r} with nothing to wait for"
             problems.append(Problem(f"{where}.join", message, "needs beside it, or no join"))
@@ -104,27 +118,36 @@ def _placed(definition: Definition) -> Iterator[tuple[str, AnyStep]]:
 
 
 def _need_problems(
-    step: AnyStep, where: str, places: Mapping[str, str], steps: Mapping[str, AnyStep]
+    step: AnyStep,
+    where: str,
+    places: Mapping[str, str],
+    steps: Mapping[str, AnyStep],
+    sections: Mapping[str, Mapping[str, None]],
 ) -> Iterator[Problem]:
     section = where.partition("[")[0]
-    beside = [key for key, place in places.items() if place.partition("[")[0] == section and key != step.id]
+    beside = sections[section]
+    seen: set[str] = set()
     for j, (key, branch) in enumerate(definitions.needed(step)):
         at = f"{where}.needs[{j}]"
         if key == step.id:
             yield Problem(at, "a step cannot need itself", "another step's id, or nothing")
         elif key not in places:
-            yield Problem(at, f"there is no step {key!r}", misfits.nearest(key, beside))
+            yield Problem(
+                at, f"there is no step {key!r}", misfits.nearest(key, [one for one in beside if one != step.id])
+            )
         elif key not in beside:
             late = section == "on_failure"
             why = "has ended before a step of on_failure begins" if late else "begins only when the run has failed"
-            yield Problem(at, f"{key!r} {why}", f"one of {', '.join(beside)}" if beside else "no needs")
-        elif step.needs[j] in step.needs[:j]:
+            others = list(islice((one for one in beside if one != step.id), LISTED))
+            yield Problem(at, f"{key!r} {why}", f"one of {', '.join(others)}" if others else "no needs")
+        elif step.needs[j] in seen:
             yield Problem(at, f"{step.needs[j]!r} is needed twice", "each id once")
         elif branch is not None and branch not in branches_of(steps[key]):
             known = ", ".join(f"{key}.{name}" for name in branches_of(steps[key])) or f"{key}: it has no branches"
             if isinstance(steps[key], WaitStep) and branch == TIMED_OUT:
                 known += "; with 'on_timeout: continue' the step has this one"
             yield Problem(at, f"the step {key!r} has no branch {branch!r}", known)
+        seen.add(step.needs[j])
 
 
 def _circle(needs: Mapping[str, Sequence[str]]) -> list[str]:
@@ -132,67 +155,66 @@ def _circle(needs: Mapping[str, Sequence[str]]) -> list[str]:
     stuck = set(needs) - set(definitions.in_order(needs))
     if not stuck:
         return []
-    walk: list[str] = []
+    #: The steps in the order in which they were come to.
+    walk: dict[str, int] = {}
     key = min(stuck)
     while key not in walk:
-        walk.append(key)
+        walk[key] = len(walk)
         key = next(need for need in needs[key] if need in stuck)
-    return [*walk[walk.index(key) :], key]
+    circle = [*walk][walk[key] :]
+    return [*circle[:LISTED], *(["…"] if len(circle) > LISTED else []), key]
 
 
-def _input_schema_problems(definition: Definition) -> list[Problem]:
+def _input_schema_problems(definition: Definition, allowance: Allowance) -> list[Problem]:
     problems = []
     for name, schema in definition.inputs.items():
         where = f"inputs.{name}"
         if not name.isidentifier():
             problems.append(Problem(where, f"{name!r} cannot be named in a template", "letters, digits, underscores"))
-        found = schema_problems(schema, where)
+        found = json_schema.problems(schema, where, allowance)
         if not found and "default" in schema:
-            errors = sorted(Draft202012Validator(schema).iter_errors(schema["default"]), key=str)
-            found = [Problem(f"{where}.default", f"the default breaks its own schema: {e.message}") for e in errors]
+            broken = json_schema.value_problems(schema, schema["default"], f"{where}.default")
+            found = [
+                replace(problem, message=f"the default breaks its own schema: {problem.message}") for problem in broken
+            ]
         problems += found
     return problems
 
 
-def schema_problems(schema: Mapping[str, Any], where: str) -> list[Problem]:
-    """Empty when the value is a JSON Schema of the draft 2020-12."""
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        inner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-        return [Problem(f"{where}{inner}", f"this is no JSON Schema: {error.message}", "JSON Schema, draft 2020-12")]
-    return []
-
-
-def _step_problems(definition: Definition, models: Catalogued | None) -> list[Problem]:
+def _step_problems(definition: Definition, models: Catalogued | None, allowance: Allowance) -> list[Problem]:
     problems: list[Problem] = []
     needs = {step.id: [key for key, _ in definitions.needed(step)] for step in definition.all_steps()}
     sound = all(need in needs for of in needs.values() for need in of)
     before = definitions.ancestors(definition) if sound else {}
     for where, step in _placed(definition):
-        scope = expressions.Scope(definition.inputs, sorted(before.get(step.id, needs)))
+        scope = expressions.Scope(definition.inputs, before.get(step.id, needs))
         if step.when is not None:
             problems += conditions.check(step.when, f"{where}.when", scope, wanted="bool")
         if step.retry.when is not None:
             problems += _retry_problems(step.retry, f"{where}.retry")
-        problems += _work_problems(definition, step, where, scope, models)
+        problems += _work_problems(definition, step, where, scope, models, allowance)
         match step:
             case JoinStep() if not step.needs:
                 problems.append(Problem(f"{where}.needs", "a join with nothing to wait for", "ids of steps"))
             case WaitStep(schema_=schema) if schema is not None:
-                problems += schema_problems(schema, f"{where}.schema")
+                problems += json_schema.problems(schema, f"{where}.schema", allowance)
             case MapStep(step=inner):
                 items = replace(scope, more=(*scope.more, "item", "index"))
                 if inner.retry.when is not None:
                     problems += _retry_problems(inner.retry, f"{where}.step.retry")
-                problems += _work_problems(definition, inner, f"{where}.step", items, models)
+                problems += _work_problems(definition, inner, f"{where}.step", items, models, allowance)
             case _:
                 pass
     return problems
 
 
 def _work_problems(
-    definition: Definition, work: AnyStep | Body, where: str, scope: expressions.Scope, models: Catalogued | None
+    definition: Definition,
+    work: AnyStep | Body,
+    where: str,
+    scope: expressions.Scope,
+    models: Catalogued | None,
+    allowance: Allowance,
 ) -> list[Problem]:
     """What is wrong with what a worker does, for a step or for each item."""
     problems: list[Problem] = []
@@ -213,7 +235,7 @@ def _work_problems(
         problems += _model_problems(definition, work, where, models)
     if isinstance(work, GenerateFields) and work.output is not None:
         inside = f"{where}.output.schema"
-        found = schema_problems(work.output.schema_, inside)
+        found = json_schema.problems(work.output.schema_, inside, allowance)
         problems += found or _grammar_problems(work.output.schema_, inside)
     return problems
 
@@ -254,7 +276,7 @@ def _retry_problems(rule: Retry, where: str) -> list[Problem]:
     return [replace(problem, accepted=names) if problem.accepted == "error" else problem for problem in found]
 
 
-def _run_problems(definition: Definition) -> list[Problem]:
+def _run_problems(definition: Definition, allowance: Allowance) -> list[Problem]:
     """What is wrong with what is said of the whole run."""
     problems: list[Problem] = []
     given = expressions.Scope(definition.inputs, (), more=(), roots=("inputs",))
@@ -268,7 +290,7 @@ def _run_problems(definition: Definition) -> list[Problem]:
     for name, part in definition.parts().items():
         where = f"outputs.{name}" if isinstance(definition.outputs[name], str) else f"outputs.{name}.value"
         problems += conditions.check(part.value, where, everything, wanted="any")
-        problems += schema_problems(part.schema_, f"outputs.{name}.schema")
+        problems += json_schema.problems(part.schema_, f"outputs.{name}.schema", allowance)
     return problems
 
 

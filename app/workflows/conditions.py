@@ -40,9 +40,16 @@ def check(expression: str, where: str, scope: Scope, *, wanted: Wanted = "bool")
     Where `scope.inputs` maps names to JSON Schemas, the types of the inputs are checked too.
     """
     try:
-        node = tree.parse(expression)
+        return _problems(expression, where, scope, wanted)
     except Malformed as error:
         return [_problem(where, expression, fault, _SYNTAX) for fault in error.faults]
+    except RecursionError:
+        return [Problem(where, "the expression is nested too deep", "fewer brackets in one another")]
+
+
+def _problems(expression: str, where: str, scope: Scope, wanted: Wanted) -> list[Problem]:
+    """As `check`. Raises Malformed."""
+    node = tree.parse(expression)
     references = list(_references(node))
     paths = [reference.path for reference in references]
     problems = [*_function_problems(node, where, expression), *name_problems(paths, where, scope)]
@@ -77,6 +84,9 @@ def evaluate(expression: str, data: Mapping[str, Any], *, wanted: Wanted = "any"
         raise _failure(expression, str(error)) from error
     except (RecursionError, MemoryError) as error:
         raise _failure(expression, "it is nested too deep, or too large") from error
+    except (ArithmeticError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        # What neither the functions nor the library foresee: a failure of the step, never of its worker.
+        raise _failure(expression, f"{type(error).__name__}: {str(error)[:200]}") from error
     return value
 
 

@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
+from app.kernel import json_schema
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.definition import Definition
+
+#: Characters of a schema that a message shows.
+_LONGEST = 1_000
 
 
 def resolve(definition: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,9 +36,7 @@ def resolve(definition: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
                 problems.append(Problem(f"inputs.{name}", "this input is missing", _told(schema)))
             continue
         resolved[name] = given[name]
-        for error in Draft202012Validator(schema).iter_errors(given[name]):
-            inner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-            problems.append(Problem(f"inputs.{name}{inner}", error.message, _told(schema)))
+        problems += json_schema.value_problems(schema, given[name], f"inputs.{name}", _told(schema))
     if problems:
         raise InvalidInput(problems, "inputs")
     return resolved
@@ -44,4 +44,7 @@ def resolve(definition: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _told(schema: Mapping[str, Any]) -> str:
     told = {key: value for key, value in schema.items() if key not in {"description", "title", "examples"}}
-    return f"{json.dumps(told, ensure_ascii=False)}{' - ' + schema['description'] if 'description' in schema else ''}"
+    text = json.dumps(told, ensure_ascii=False)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 1]}…"
+    return f"{text}{' - ' + schema['description'][:_LONGEST] if 'description' in schema else ''}"

@@ -30,7 +30,8 @@ def problems(items: Sequence[ErrorDetails]) -> list[Problem]:
 def nearest(name: str, known: Sequence[str] | Mapping[str, Any] | frozenset[str]) -> str:
     """What would have been accepted instead of a name, for a message."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    # A resemblance is looked for as long as that takes no time.
+    close = difflib.get_close_matches(name[:100], names, n=1) if len(names) <= 1_000 else []
     listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     return f"{listed}; did you mean {close[0]!r}?" if close else listed
 
@@ -140,7 +141,7 @@ def _shown(value: Any) -> str:
 
 def _path(location: Sequence[str | int]) -> str:
     """Where it is, without what pydantic puts between."""
-    parts = (part for part, own in _own(location) if own and part != "[key]")
+    parts = (part if isinstance(part, int) else part[:200] for part, own in _own(location) if own and part != "[key]")
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
+from app.kernel import json_schema
 from app.kernel.errors import FailureReason, StepFailure
 from app.workflows import conditions
 from app.workflows.definition import Output
@@ -20,6 +19,6 @@ def compute(parts: Mapping[str, Output], data: Mapping[str, Any]) -> dict[str, A
     """
     found = {name: conditions.evaluate(part.value, data) for name, part in parts.items()}
     for name, part in parts.items():
-        for broken in Draft202012Validator(dict(part.schema_)).iter_errors(found[name]):
-            raise StepFailure(FailureReason.INVALID_OUTPUT, f"{name} breaks its schema: {broken.message}")
+        for broken in json_schema.deviations(part.schema_, found[name]):
+            raise StepFailure(FailureReason.INVALID_OUTPUT, f"{name}{broken.where} breaks its schema: {broken.message}")
     return found

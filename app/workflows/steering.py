@@ -11,10 +11,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from jsonschema import Draft202012Validator
 from sqlalchemy import text
 
-from app.kernel import ids, log
+from app.kernel import ids, json_schema, log
 from app.kernel.database import Work
 from app.kernel.errors import (
     ConcurrencyLimitReached,
@@ -23,7 +22,6 @@ from app.kernel.errors import (
     InvalidInput,
     InvalidTransition,
     NotFound,
-    Problem,
 )
 from app.workflows import definition as definitions
 from app.workflows import events, messages, payloads, store, submission
@@ -355,12 +353,6 @@ def _send_ready(runs: Runs, work: Work, run_id: UUID) -> None:
 
 
 def _check_payload(step: WaitStep, payload: Any) -> None:
-    problems = [
-        Problem(
-            "".join(["payload", *(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)]),
-            error.message,
-        )
-        for error in sorted(Draft202012Validator(dict(step.payload)).iter_errors(payload), key=str)
-    ]
+    problems = json_schema.value_problems(step.payload, payload, "payload")
     if problems:
         raise InvalidInput(problems, "event")

@@ -26,14 +26,19 @@ from app.workflows.plain import NotPlain
 from app.workflows.shapes import name_problems
 from app.workflows.steps import TransformFields
 
+#: Levels of an expression in JMESPath; each name of a path is one.
+MAX_DEPTH = 150
+
 
 def check_jmespath(expression: str, where: str, scope: Scope) -> list[Problem]:
     """What is wrong with an expression in JMESPath: its syntax, a function or name that nothing has."""
     try:
         node = _parsed(expression)
+        return [*_function_problems(node, where), *name_problems(_paths(node), where, scope)]
     except _Malformed as error:
         return [Problem(where, str(error), "JMESPath, as on jmespath.org")]
-    return [*_function_problems(node, where), *name_problems(_paths(node), where, scope)]
+    except RecursionError:
+        return [Problem(where, "the expression is nested too deep", "fewer brackets, or a shorter path")]
 
 
 def evaluate(step: TransformFields, data: Mapping[str, Any]) -> Any:
@@ -59,8 +64,8 @@ def _of_jmespath(expression: str, data: Mapping[str, Any]) -> Any:
         accepted = " or ".join(error.expected_types)
         message = f"{error.function_name}() takes {accepted}, not {error.actual_type}"
         raise _failure(expression, message) from error
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise _failure(expression, str(error).splitlines()[0]) from error
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise _failure(expression, _first_line(error)) from error
     except (RecursionError, MemoryError) as error:
         raise _failure(expression, "it is nested too deep, or too large") from error
     return _bounded(expression, result, work)
@@ -78,6 +83,10 @@ def _bounded(expression: str, result: Any, work: Work) -> Any:
 
 def _failure(expression: str, reason: str) -> StepFailure:
     return StepFailure(FailureReason.TEMPLATE_ERROR, conditions.unworkable(expression, reason))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 class _Malformed(Exception):
@@ -99,10 +108,22 @@ def _parsed(expression: str) -> dict[str, Any]:
         message = f"{error.token_value!r} is not expected here"
         raise _Malformed(f"character {error.lex_position + 1} of the expression: {message}") from None
     except ValueError as error:
-        raise _Malformed(str(error).splitlines()[0]) from None
+        raise _Malformed(_first_line(error)) from None
     except RecursionError:
         raise _Malformed("the expression is nested too deep") from None
+    if _depth(node) > MAX_DEPTH:
+        raise _Malformed(f"the expression is nested, or its path is longer, than {MAX_DEPTH}")
     return node
+
+
+def _depth(node: dict[str, Any]) -> int:
+    """The levels, or the names of the longest path if these are more."""
+    depth, longest, level = 0, 0, [node]
+    while level:
+        depth += 1
+        longest = max(longest, *(len(one["children"]) for one in level if one["type"] == "subexpression"), 0)
+        level = [child for one in level for child in _inner(one)]
+    return max(depth, longest)
 
 
 class _Interpreter(TreeInterpreter):  # type: ignore[misc] # the library has no type hints
@@ -228,4 +249,5 @@ def _paths(node: dict[str, Any]) -> list[tuple[str, ...]]:
         return None
 
     visit(node, ())
-    return [path for path in found if not any(other[: len(path)] == path != other for other in found)]
+    beginnings = {path[:i] for path in found for i in range(len(path))}
+    return [path for path in dict.fromkeys(found) if path not in beginnings]

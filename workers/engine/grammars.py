@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp as api
-from jsonschema.protocols import Validator
 
 from app.inference import answers
 from app.kernel.errors import FailureReason, InvalidInput, StepFailure
@@ -34,11 +33,11 @@ ToGbnf = Callable[[Mapping[str, Any]], str]
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Form:
-    """What a text must be: its grammar, and the validator of what came out. The grammar is freed with it."""
+    """What a text must be: its grammar, and the schema of what came out. The grammar is freed with it."""
 
     #: The compiled grammar: copied, never used itself.
     _compiled: Any
-    validator: Validator | None = None
+    schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """See to it that the compiled grammar goes with the last who holds this."""
@@ -50,8 +49,8 @@ class Form:
 
     def check(self, text: str) -> None:
         """Raise StepFailure, with the text kept, when it is not what the schema says."""
-        if self.validator is not None:
-            answers.require(text, self.validator)
+        if self.schema is not None:
+            answers.require(text, self.schema)
 
 
 class Grammars:
@@ -100,7 +99,7 @@ class Grammars:
             return form
 
     def _compile_schema(self, schema: Mapping[str, Any]) -> Form:
-        return Form(self._compile(self.gbnf_of(schema)), answers.validator_of(schema))
+        return Form(self._compile(self.gbnf_of(schema)), schema)
 
     def _compile(self, source: str) -> Any:
         if not _ROOT.search(source):

@@ -287,7 +287,7 @@ class _Answer:
             seed=request.sampling.seed,
         )
         if request.schema is not None:
-            answers.require(found.text, answers.validator_of(request.schema))
+            answers.require(found.text, request.schema)
         calls = tuple(self._read_calls())
         answers.require_calls(calls, request, self.text)
         return replace(found, tool_calls=calls)

@@ -181,7 +181,7 @@ class SimulatedEngine:
                 ticket.on_text(piece)
         written = "".join(pieces)
         if request.schema is not None:
-            answers.require(written, answers.validator_of(request.schema))
+            answers.require(written, request.schema)
         return Generated(
             text=written,
             finish=FinishReason.STOP if written == text else FinishReason.LENGTH,

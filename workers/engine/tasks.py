@@ -184,7 +184,7 @@ class LlamaTicket:
             task.future.add_done_callback(one)
 
     def _check(self, task: Task, text: Generated) -> Generated:
-        if task.form is not None and task.form.validator is not None:
+        if task.form is not None and task.form.schema is not None:
             if text.finish is FinishReason.LENGTH:
                 message = f"the text was cut at max_tokens ({task.request.max_tokens}) before its JSON was complete"
                 _still_valid(task.form, text.text, message)

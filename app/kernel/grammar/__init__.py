@@ -12,14 +12,10 @@ Check the result against the schema nevertheless: a generation can end before th
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
-
+from app.kernel import json_schema
 from app.kernel.errors import InvalidInput, Problem
 from app.kernel.grammar import gbnf
 from app.kernel.grammar.constraints import SUPPORTED, Reader, inside, subschemas
@@ -67,10 +63,10 @@ def to_gbnf(schema: Mapping[str, Any] | bool, *, max_string: int = MAX_STRING, m
     """
     if not (0 < max_string <= MAX_REPEAT and 0 < max_items <= MAX_REPEAT):
         raise ValueError(f"max_string and max_items lie between 1 and {MAX_REPEAT}")
-    _stop_at(_shape_problems(schema))
-    validator = Draft202012Validator(schema)
+    _stop_at(json_schema.problems(schema, ""))
     reader = Reader(
-        schema if isinstance(schema, Mapping) else {}, lambda value, part: validator.evolve(schema=part).is_valid(value)
+        schema if isinstance(schema, Mapping) else {},
+        lambda value, part: json_schema.conforms(part, value, root=schema),
     )
     _refuse_unsupported(schema, reader)
     _stop_at(reader.problems)
@@ -101,38 +97,6 @@ def to_gbnf(schema: Mapping[str, Any] | bool, *, max_string: int = MAX_STRING, m
 def _stop_at(problems: list[Problem]) -> None:
     if problems:
         raise InvalidInput(problems, what="output schema")
-
-
-def _shape_problems(schema: Any) -> list[Problem]:
-    """What keeps `schema` from being a JSON Schema of Draft 2020-12."""
-    if _nesting(schema) > MAX_NESTING:
-        return [Problem("", "the schema nests too deep", f"up to {MAX_NESTING} levels")]
-    try:
-        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        return [Problem("", f"the schema is not JSON: {error}")]
-    meta = Draft202012Validator(Draft202012Validator.META_SCHEMA)
-    return [Problem(_path(error), error.message) for error in meta.iter_errors(schema)]
-
-
-def _nesting(schema: Any) -> int:
-    depth, level = 0, [schema]
-    while level and depth <= MAX_NESTING:
-        depth += 1
-        level = [
-            item
-            for node in level
-            for item in (node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ())
-            if isinstance(item, Mapping | list)
-        ]
-    return depth
-
-
-def _path(error: ValidationError) -> str:
-    path = ""
-    for step in error.absolute_path:
-        path = f"{path}[{step}]" if isinstance(step, int) else inside(path, str(step))
-    return path
 
 
 def _refuse_unsupported(schema: Any, reader: Reader) -> None:
@@ -189,9 +153,3 @@ def _refuse_values(node: Mapping[str, Any], where: str, reader: Reader) -> None:
         reader.refuse(inside(where, "format"), message, ", ".join(sorted(PATTERNS)))
     if node.get("enum") == []:
         reader.refuse(inside(where, "enum"), "the enum is empty, so that nothing conforms", "at least one value")
-    if "pattern" in node:
-        try:
-            re.compile(node["pattern"])
-        except re.error as error:
-            message = f"pattern {node['pattern']!r}: Python, which checks the result, cannot read it: {error}"
-            reader.refuse(inside(where, "pattern"), message)

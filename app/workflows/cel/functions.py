@@ -78,6 +78,8 @@ def _moment(make: Callable[[], Any]) -> Any:
 def _arithmetic(sign: str, left: Any, right: Any, make: Callable[[], Any]) -> Any:
     match type(left), type(right):
         case (kind, other) if kind is int and other is int:
+            int64(left)
+            int64(right)
             return int64(make())
         case (kind, other) if kind is float and other is float:
             return make()
@@ -107,6 +109,8 @@ def _divide(_: Work, left: Any, right: Any) -> Any:
 def _remainder(_: Work, left: Any, right: Any) -> int:
     if type(left) is not int or type(right) is not int:
         raise refused("%", left, right)
+    int64(left)
+    int64(right)
     if right == 0:
         raise NoValue("a division by zero")
     rest = abs(left) % abs(right)
@@ -152,7 +156,9 @@ def _to_int(work: Work, value: Any) -> int:
 
 
 def _to_double(work: Work, value: Any) -> float:
-    return float(value) if type(value) in (int, float) else float(_of_kinds("double", str)(work, value))
+    if type(value) is int:
+        return float(int64(value))
+    return value if type(value) is float else float(_of_kinds("double", str)(work, value))
 
 
 def _to_string(work: Work, value: Any) -> str:

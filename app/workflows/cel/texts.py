@@ -6,12 +6,11 @@ Places count characters. What would make a text longer than it may be is refused
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
+from app.kernel import regex
 from app.workflows.cel import library
 from app.workflows.cel.values import NoValue, Work, named, refused, require_room
 
@@ -93,41 +92,11 @@ def _matches(work: Work, text: Any, pattern: Any) -> bool:
         raise refused("matches", text, pattern)
     # RE2 takes time in proportion to the text and to the program that the pattern becomes. Measured at the worst: 4 ns
     # for each product of both; and its making takes 50 ns for each instruction.
-    if len(pattern) > _LONGEST:
-        raise NoValue(f"a regular expression of more than {_LONGEST} characters")
-    program = _instructions(pattern)
+    if len(pattern) > regex.MAX_LENGTH:
+        raise NoValue(f"a regular expression of more than {regex.MAX_LENGTH} characters")
+    program = regex.size(pattern)
     work.spend(10 + (program >> 4) + (len(text) * program >> 8))
     return bool(library.call(work, "a.matches(b)", text, pattern))
-
-
-#: Characters of a regular expression.
-_LONGEST = 1000
-#: The parts of a regular expression that an estimate must know apart.
-_PARTS = re.compile(r"\\[pP](?:\{\w*\}|\w)|\\.|\[\^?\]?(?:\[:\w*:\]|\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL)
-
-
-@lru_cache(maxsize=256)
-def _instructions(pattern: str) -> int:
-    """How many instructions a pattern becomes at the most: a part that stands n times is there n times."""
-    open_groups, last = [0], 0
-    for part in _PARTS.finditer(pattern):
-        text = part[0]
-        if part[1]:
-            # RE2 refuses more than a thousand.
-            more = last * min(max(int(part[1][:5]), int(part[2][:5] if part[2] else 0), 1) - 1, 1000)
-            open_groups[-1] += more
-            last += more
-            continue
-        if text == "(":
-            open_groups.append(0)
-            continue
-        if text == ")" and len(open_groups) > 1:
-            last = open_groups.pop() + 2
-        else:
-            last = 500 * len(re.findall(r"\\[pP]", text)) or (1 if text.isascii() and text.isalnum() else 12)
-        open_groups[-1] += last
-    # Letters of both cases are two ranges where one was asked for.
-    return sum(open_groups) * (2 if "(?" in pattern else 1) + 10
 
 
 #: What an expression may call of these.

@@ -48,7 +48,7 @@ def test_it_is_an_engine_that_says_so_in_each_text() -> None:
 def test_what_it_writes_for_a_schema_conforms(schema: dict[str, Any]) -> None:
     made = engine()
     text = made.generate(GenerateRequest(prompt="x", schema=schema, max_tokens=256)).result(10).text
-    answers.require(text, answers.validator_of(schema))
+    answers.require(text, schema)
     json.loads(text)
     made.close()
 

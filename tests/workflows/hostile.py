@@ -1,0 +1,117 @@
+"""
+A child process that is given hostile documents, one after another, and little memory.
+
+It prints a line of JSON for each: what became of it. It is killed by the kernel where one takes too much memory or
+processor time, and its last line then tells which one.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from typing import Any
+
+from app.kernel import grammar, json_schema
+from app.kernel.errors import InvalidInput, StepFailure
+from app.workflows import check, conditions, expressions, inputs, source, transforms
+from app.workflows.definition import Definition
+from app.workflows.expressions import Scope
+from app.workflows.steps import TransformFields
+
+#: Bytes that the process may take beyond those that it has once everything is imported.
+ROOM = 400 * 1024 * 1024
+#: Seconds of processor time for all documents together: what hangs, is killed.
+CPU = 240
+
+DATA: dict[str, Any] = {
+    "inputs": {
+        "long": [f"x{i}" for i in range(100_000)],
+        "text": "x" * 1_000_000,
+        "huge": 10**400,
+        "half": "\ud800",
+        "items": [{"a": 1, "b": "x"}] * 1000,
+        "lists": [[1] * 1000] * 1000,
+        "comments": "<!-- -->" * 500_000,
+        "letters": "a" * 24 + "b",
+    },
+    "steps": {},
+}
+SCOPE = Scope(tuple(DATA["inputs"]), ())
+
+
+def template(text: str) -> str:
+    found = expressions.check(text, "t", SCOPE)
+    return refused(found) if found else f"gives {len(expressions.render(text, DATA))} characters"
+
+
+def cel(text: str) -> str:
+    found = conditions.check(text, "c", SCOPE)
+    return refused(found) if found else f"gives {conditions.evaluate_bool(text, DATA)}"
+
+
+def jmespath(text: str) -> str:
+    found = transforms.check_jmespath(text, "j", SCOPE)
+    if found:
+        return refused(found)
+    transforms.evaluate(TransformFields(kind="transform", jmespath=text), DATA)
+    return "gives a value"
+
+
+def read(text: str, syntax: source.Syntax) -> str:
+    found = source.read(text, syntax)
+    found.line("steps[0].id")
+    return "is read"
+
+
+def definition(text: str) -> str:
+    check.parse(text)
+    return "is taken"
+
+
+def schema(value: Any) -> str:
+    found = json_schema.problems(value, "s")
+    return refused(found) if found else "is a schema"
+
+
+def forced(value: Any) -> str:
+    found = json_schema.problems(value, "s")
+    return refused(found) if found else f"makes a grammar of {len(grammar.to_gbnf(value))} characters"
+
+
+def held(schema: Any, value: Any) -> str:
+    """As a stored definition, which nothing has checked, and inputs that a client gives."""
+    stored = Definition.model_validate(
+        {"workflow": "w", "inputs": {"x": schema}, "steps": [{"id": "a", "kind": "noop"}]}
+    )
+    inputs.resolve(stored, {"x": value})
+    return "conforms"
+
+
+def refused(problems: list[Any]) -> str:
+    return f"refused: {problems[0].message}"
+
+
+def main() -> None:
+    sys.set_int_max_str_digits(4300)
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, size + ROOM))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    kinds = {made.__name__: made for made in (template, cel, jmespath, read, definition, schema, forced, held)}
+    for line in sys.stdin:
+        name, kind, arguments = json.loads(line)
+        print(json.dumps({"begun": name}), flush=True)
+        try:
+            became = kinds[kind](*arguments)
+        except InvalidInput as error:
+            became = refused(list(error.problems))
+        except StepFailure as error:
+            became = f"fails with {error.reason}: {error.message}"
+        except Exception as error:  # noqa: BLE001 what the tests are there to find
+            became = f"CRASH {error!r}"
+        print(json.dumps({"name": name, "became": became[:2000]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
