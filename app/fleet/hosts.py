@@ -21,11 +21,14 @@ from app.fleet import books, ledger
 from app.fleet.needs import Known
 from app.fleet.pool import Desired, Phase, Stage
 from app.fleet.reservation import State
-from app.kernel import log
+from app.kernel import log, texts
 from app.kernel.database import Database, Work
 from app.kernel.errors import Conflict, LeaseLost
 
 _log = log.get(__name__)
+
+#: Characters of a sentence for people: an error of a library may be of any length.
+_SENTENCE = 4_000
 
 _JOIN = text("""
     INSERT INTO host (name, state, identity, agent_epoch, agent_until, cores, files, problems)
@@ -233,8 +236,9 @@ class Hosts:
         Raises LeaseLost when another agent speaks for the host, or it was declared lost.
         """
         with self.database.work() as work:
+            told = [texts.printable(problem, _SENTENCE) for problem in problems]
             values = {"host": host, "epoch": epoch, "lease": self.agent_lease}
-            if not work.run(_BEAT, values | {"files": _json(list(files)), "problems": _json(list(problems))}):
+            if not work.run(_BEAT, values | {"files": _json(list(files)), "problems": _json(told)}):
                 raise LeaseLost(f"agent {epoch} does not speak for host {host} any more")
             for device in devices:
                 measured = {
@@ -298,7 +302,7 @@ class Hosts:
                 "phase": one.phase,
                 "pid": one.pid,
                 "threads": one.threads,
-                "tail": one.log_tail,
+                "tail": texts.printable(one.log_tail),
                 "used": _json(dict(one.used)),
                 "peak": _json(dict(one.peak)),
             }
@@ -314,27 +318,28 @@ class Hosts:
 
         Raises LeaseLost when the agent was replaced. What was given back already stays so.
         """
+        ending = texts.printable(ended.ending, _SENTENCE)
         with self.database.work() as work:
             open_ = books.open_books(work, host)
             if ended.id not in open_.ledger.reservations:
                 return
-            open_.change(lambda found: ledger.release(found, ended.id, epoch), ended.ending)
+            open_.change(lambda found: ledger.release(found, ended.id, epoch), ending)
             open_.close()
             values = {
                 "id": ended.id,
                 "returncode": ended.returncode,
                 "failed": ended.failed,
-                "ending": ended.ending,
-                "tail": ended.log_tail,
+                "ending": ending,
+                "tail": texts.printable(ended.log_tail),
             }
             work.run(_END, values)
-        _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ended.ending)
+        _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ending)
 
     def end_orphan(self, pool: str, log_tail: str) -> None:
         """Write down that a process was ended whose bytes had been given back while it lived."""
         ending = "its bytes were given back while its process lived; its agent ended it"
         with self.database.work() as work:
-            work.run(_END_ORPHAN, {"id": pool, "ending": ending, "tail": log_tail})
+            work.run(_END_ORPHAN, {"id": pool, "ending": ending, "tail": texts.printable(log_tail)})
 
     def _require_own(self, work: Work, host: str, identity: str) -> None:
         other = work.row(_KNOWN, {"host": host, "identity": identity})
