@@ -73,9 +73,10 @@ _POOLS = text("""
     SELECT reservation.id::text, reservation.epoch, reservation.state, reservation.lease_until < now() AS expired,
            EXISTS (SELECT FROM promise WHERE reservation_id = reservation.id) AS waits,
            pool.configuration, pool.model, pool.desired, pool.stop_reason,
-           (SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = reservation.id) AS bytes,
-           stage, COALESCE(stalled_ms, 0) AS stalled_ms, told,
-           extract(epoch FROM now() - COALESCE(heard_at, reservation.granted_at)) AS silent
+           COALESCE((SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = reservation.id), '{}')
+               AS bytes,
+           stage, LEAST(COALESCE(stalled_ms, 0), 1e12) AS stalled_ms, told,
+           LEAST(extract(epoch FROM now() - COALESCE(heard_at, reservation.granted_at)), 1e9) AS silent
     FROM reservation JOIN pool ON pool.id = reservation.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE reservation.host = :host AND reservation.state <> 'released' ORDER BY reservation.granted_at
 """)
@@ -386,7 +387,7 @@ def _pools(work: Work, host: str) -> list[Granted]:
             stop_reason=row.stop_reason or "",
             bytes=row.bytes,
             stage=None if row.stage is None else Stage(row.stage),
-            stalled=timedelta(milliseconds=row.stalled_ms),
+            stalled=timedelta(milliseconds=int(row.stalled_ms)),
             silent=timedelta(seconds=float(row.silent)),
             told=row.told or "",
         )
