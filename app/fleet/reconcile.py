@@ -70,12 +70,18 @@ _OF_ORDER = text("""
     END
 """)
 _ANSWER = text("UPDATE pool_order SET done_at = now() WHERE id = CAST(:id AS uuid)")
+# An array of ids is looked up one by one; a subquery may be joined with all that is kept.
 _FORGET = text("""
-    DELETE FROM reservation WHERE id IN (
-        SELECT id FROM reservation WHERE state = 'released' AND released_at < now() - :age LIMIT 200
-    )
+    DELETE FROM reservation WHERE id = ANY(ARRAY(
+        SELECT id FROM reservation WHERE state = 'released' AND released_at < now() - :age
+        ORDER BY released_at LIMIT 200
+    ))
 """)
-_FORGET_ORDERS = text("DELETE FROM pool_order WHERE done_at < now() - :age")
+_FORGET_ORDERS = text("""
+    DELETE FROM pool_order WHERE id = ANY(ARRAY(
+        SELECT id FROM pool_order WHERE done_at < now() - :age ORDER BY done_at LIMIT 1000
+    ))
+""")
 _FORGET_DEFRAGMENTATIONS = text("DELETE FROM defragmentation WHERE at < now() - 30 * CAST(:age AS interval)")
 _KEEP_DEFRAGMENTATION = text("""
     INSERT INTO defragmentation (moves, gains, stuck)
