@@ -167,7 +167,7 @@ class Agent:
         """Take over what an earlier agent left running. What the ledger does not hold is ended when this one joins."""
         for file in sorted(self._run.glob("*.pid")):
             id_, _, epoch = file.stem.partition("@")
-            process = adopt(file, self._log_file(id_)) if epoch.isdigit() else None
+            process = adopt(file, self._log_file(id_)) if epoch.isdecimal() else None
             if process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
                 running = _Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
@@ -402,7 +402,7 @@ class Agent:
         try:
             if self._epoch is not None:
                 self._hosts.release(self.host, self._epoch, ended)
-        except (DatabaseUnreachable, LeaseLost) as error:
+        except (DatabaseUnreachable, LeaseLost, psycopg.Error) as error:
             _log.warning("pool_not_released", pool=id_, error=str(error))
             if not late:
                 return
