@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from app.kernel import texts
 from app.kernel.database import Work
 from app.kernel.errors import StepFailure
 from app.workflows import definition as definitions
@@ -140,8 +139,9 @@ def end(
             "id": step_id,
             "attempt": attempt,
             "outcome": outcome,
-            "message": None if message is None else texts.storable(message),
-            "text": None if text is None else texts.storable(text),
+            # Postgres keeps no NUL in a text.
+            "message": None if message is None else message.replace("\x00", "\ufffd"),
+            "text": None if text is None else text.replace("\x00", "\ufffd"),
             "tokens_in": usage.tokens_in,
             "tokens_out": usage.tokens_out,
             "tokens_cached": usage.tokens_cached,

@@ -100,6 +100,16 @@ def test_steps_that_are_kept_are_not_read(runs: Runs, one: Database) -> None:
     assert costs[1] < costs[0] + 100
 
 
+def test_runs_that_are_kept_are_not_read_for_the_steps_that_are_ready(runs: Runs, one: Database) -> None:
+    for _ in range(100):
+        runs.submit(Submission(check.parse(ONE), {}))
+    costs = []
+    for steps in (1_000, 9_000):
+        keep_ended(runs.database, steps, each=1)
+        costs.append(cost(one))
+    assert costs[1] < costs[0] + 100
+
+
 def test_steps_that_are_ready_are_read_once_each(runs: Runs, one: Database) -> None:
     definition, costs = check.parse(ONE), []
     for more in (100, 900):
