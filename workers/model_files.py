@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from app.fleet import files, needs
+from app.fleet import files, hosts, needs
 from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.hosts import Hosts
@@ -34,9 +34,9 @@ _DECLARED = 3600.0
 class ModelFiles:
     """The model files of this host."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, database: Database, hosts: Hosts) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, database: Database, written_to: Hosts) -> None:
         """Looks at nothing yet."""
-        self._settings, self._catalog, self._database, self._hosts = settings, catalog, database, hosts
+        self._settings, self._catalog, self._database, self._hosts = settings, catalog, database, written_to
         #: By model, the configurations whose files are here.
         self._here: dict[str, str] = {}
         #: By model, what is wrong with its file.
@@ -52,7 +52,7 @@ class ModelFiles:
     @property
     def problems(self) -> list[str]:
         """Which files cannot be served, and why, in sentences for people."""
-        return [f"{name} is not served here: {why}" for name, why in sorted(self._wrong.items())]
+        return [hosts.not_served(name, why) for name, why in sorted(self._wrong.items())]
 
     def forget(self) -> None:
         """Look at all of them again the next time."""

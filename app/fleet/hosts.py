@@ -373,6 +373,11 @@ class Hosts:
             raise Conflict(f"device {device.id} is known as another host's; give each host a name of its own")
 
 
+def not_served(model: str, why: str) -> str:
+    """How a host says among its problems that a model's file cannot be served there."""
+    return f"{model} is not served here: {why}"
+
+
 def _pools(work: Work, host: str) -> list[Granted]:
     return [
         Granted(

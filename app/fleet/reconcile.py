@@ -24,6 +24,7 @@ from app.fleet.books import open_books
 from app.fleet.defragment import Defragmentation
 from app.fleet.explanation import Condition, Explanation
 from app.fleet.fleet import COMING, Demand, Fleet, Priority
+from app.fleet.hosts import not_served
 from app.fleet.isolation import isolated
 from app.fleet.model import Model
 from app.fleet.needs import Wish
@@ -58,6 +59,10 @@ _REFUSE = text("""
     VALUES (:configuration, :model, :reason, :needs, :estimate)
     ON CONFLICT (configuration) DO UPDATE SET model = :model, reason = :reason, needs_bytes = :needs,
         estimate_seconds = :estimate, at = now()
+""")
+_NOT_SERVED = text("""
+    SELECT name, problem FROM host, jsonb_array_elements_text(problems) AS problem
+    WHERE starts_with(problem, :start) ORDER BY name LIMIT 1
 """)
 _FORGET_REFUSALS = text("DELETE FROM refusal WHERE configuration <> ALL(:refused)")
 _STOPS = text("""
@@ -305,11 +310,16 @@ def _note_refusals(turn: Turn, seen: Observation, plan: Plan, waiting: Iterable[
         found[configuration] = Refusal(configuration, models[configuration], reason, 0)
     for model in {one.model for one in waiting} - seen.configurations.keys():
         found[model] = Refusal(model, model, "it is not in the catalogue of the control workers (catalog.files)", 0)
+    nowhere = {one.id for one in seen.fleet.configurations if not one.files}
     for refusal in found.values():
+        reason = refusal.reason
+        if refusal.configuration in nowhere:
+            told = turn.work.row(_NOT_SERVED, {"start": not_served(refusal.model, "")})
+            reason = reason if told is None else f"{reason}; on {told.name}: {told.problem}"
         values = {
             "configuration": refusal.configuration,
             "model": refusal.model,
-            "reason": refusal.reason,
+            "reason": reason,
             "needs": refusal.needs_bytes,
             "estimate": None if refusal.estimate is None else refusal.estimate.total_seconds(),
         }

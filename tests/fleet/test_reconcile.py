@@ -13,7 +13,7 @@ from app.fleet import books, catalog, ledger, needs, reconcile, views
 from app.fleet.accounts import Limits
 from app.fleet.fleet import Fleet, PoolState, Priority
 from app.fleet.holder import Holder, Report
-from app.fleet.hosts import Declared, Ended, Granted, Hosts
+from app.fleet.hosts import Declared, Ended, Granted, Hosts, not_served
 from app.fleet.needs import Known, Wish
 from app.fleet.observation import InFlight
 from app.fleet.orders import Orders
@@ -471,3 +471,11 @@ def test_an_action_that_breaks_is_refused_with_its_reason(scene: Scene, monkeypa
     scene.turn()
     assert [pool.row.model for pool in scene.pools()] == [B]
     assert "could not be granted: StopIteration" in scene.refusals()[A]
+
+
+def test_steps_of_a_model_whose_file_is_refused_are_told_why(scene: Scene) -> None:
+    ids = [needs.configuration_id(scene.asked.models[1])]
+    scene.hosts.beat("h", scene.agents["h"], [], ids, [not_served(A, "its tokens 0 and 1 are the same")])
+    scene.wait(A)
+    scene.turn()
+    assert scene.refusals()[A].endswith("on h: a:1 is not served here: its tokens 0 and 1 are the same")
