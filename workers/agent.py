@@ -26,12 +26,11 @@ from queue import Empty, SimpleQueue
 
 import psycopg
 
-from app.fleet import control_group, files, needs
+from app.fleet import control_group, files
 from app.fleet.catalog import Catalog
 from app.fleet.device import Inventory
 from app.fleet.devices import Devices
 from app.fleet.hosts import Ended, Granted, Hosts, Observed
-from app.fleet.needs import Known
 from app.fleet.pool import Desired, Phase
 from app.fleet.turn import CHANNEL
 from app.kernel import addresses, ids, log, private_file
@@ -40,15 +39,16 @@ from app.kernel.errors import (
     Conflict,
     DatabaseUnreachable,
     LeaseLost,
-    ModelFileMissing,
     ModelFileUnusable,
     NotFound,
     ServerNotStarted,
 )
+from app.kernel.guard import Guard
 from app.kernel.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from workers import convergence, exporter, inventory
 from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local
+from workers.model_files import ModelFiles
 
 _log = log.get(__name__)
 
@@ -58,10 +58,6 @@ _TAIL = 40
 _LEAVE = timedelta(seconds=10)
 #: Seconds in which bytes that were granted may turn out to be free.
 _SETTLE = 5.0
-#: Seconds in which the files of models are looked for again.
-_FILES = 15.0
-#: Seconds in which it is told again what models need: it may be less than when memory ran out.
-_DECLARED = 3600.0
 #: Logs of pools that have ended, the last ones, are kept.
 _LOGS = 50
 
@@ -108,16 +104,14 @@ class Agent:
         self._catalog: Catalog = files.read_catalog(settings.catalog.files)
         self._running: dict[str, _Running] = {}
         self._epoch: int | None = None
-        #: By model, the configurations whose files are here.
-        self._here: dict[str, str] = {}
-        self._files_at = self._declared_at = float("-inf")
+        self._files = ModelFiles(settings, self._catalog, self._database, self._hosts)
         self._stopping = False
         #: What wakes the agent. A queue of this kind may be filled by a signal at any moment.
         self._wake: SimpleQueue[None] = SimpleQueue()
         #: By pool, since when bytes that were granted are not really there.
         self._short: dict[str, float] = {}
-        #: By model, what was wrong with its file.
-        self._wrong: dict[str, str] = {}
+        #: What breaks for one pool stops none of the others.
+        self._guard = Guard(DatabaseUnreachable, LeaseLost, Conflict)
         self._seen: dict[str, Observed] = {}
         #: Why it could not join.
         self._refused = ""
@@ -173,7 +167,7 @@ class Agent:
         """Take over what an earlier agent left running. What the ledger does not hold is ended when this one joins."""
         for file in sorted(self._run.glob("*.pid")):
             id_, _, epoch = file.stem.partition("@")
-            process = adopt(file, self._log_file(id_)) if epoch.isdigit() else None
+            process = adopt(file, self._log_file(id_)) if epoch.isdecimal() else None
             if process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
                 running = _Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
@@ -185,7 +179,7 @@ class Agent:
             inventory_ = self._devices.measure()
             if self._epoch is None:
                 self._join(inventory_)
-            self._look_for_files(inventory_)
+            self._files.look(inventory_)
             pools = self._beat(inventory_)
             self._converge(pools, inventory_)
             self._observe(inventory_)
@@ -214,7 +208,7 @@ class Agent:
         declared = inventory.declared(self.host, inventory_, self._settings.fleet)
         adopted = {id_: running.epoch for id_, running in self._running.items()}
         self._epoch = self._hosts.join(self.host, self._identity(), os.cpu_count() or 1, declared, adopted)
-        self._here, self._files_at = {}, float("-inf")
+        self._files.forget()
 
     def _identity(self) -> str:
         """Names this data directory for ever: the processes of its pools are known here and nowhere else."""
@@ -225,56 +219,36 @@ class Agent:
             private_file.write(file, ids.new_secret() + "\n")
             return self._identity()
 
-    def _look_for_files(self, inventory_: Inventory) -> None:
-        """Find out which models are here, and what those that are new need on this host's devices."""
-        if time.monotonic() - self._files_at < _FILES:
-            return
-        self._files_at = time.monotonic()
-        all_of_them = self._files_at - self._declared_at > _DECLARED
-        if all_of_them:
-            self._declared_at = self._files_at
-        new: list[Known] = []
-        for model in self._catalog:
-            if all_of_them:
-                new += inventory.stand_in(model, inventory_)
-            try:
-                files.locate(model, self._settings.data_dir)
-                if all_of_them or model.name not in self._here:
-                    new += inventory.layouts(model, self._settings, inventory_, self._database, self.host)
-                self._here[model.name] = needs.configuration_id(model)
-            except ModelFileMissing:
-                self._here.pop(model.name, None)
-            except ModelFileUnusable as error:
-                self._here.pop(model.name, None)
-                if self._wrong.get(model.name) != str(error):
-                    self._wrong[model.name] = str(error)
-                    _log.warning("model_unusable", model=model.name, error=str(error))
-        self._hosts.declare_layouts(new)
-
     def _beat(self, inventory_: Inventory) -> list[Granted]:
         assert self._epoch is not None, "it has joined"
         measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._held())
-        problems = [*inventory_.problems, *inventory.complaints(inventory_, self._settings.fleet)]
-        return self._hosts.beat(self.host, self._epoch, measured, list(self._here.values()), problems)
+        complaints = inventory.complaints(inventory_, self._settings.fleet)
+        problems = [*inventory_.problems, *complaints, *self._files.problems]
+        return self._hosts.beat(self.host, self._epoch, measured, self._files.configurations, problems)
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
         for pool in pools:
-            running = self._running.get(pool.id)
-            match convergence.decide(pool, self._local(running), self._limits):
-                case Begin():
-                    self._begin(pool, inventory_)
-                case Ask(why=why):
-                    assert running is not None, "only what runs is asked"
-                    self._ask(pool, running, why)
-                case Kill(why=why):
-                    assert running is not None, "only what runs is killed"
-                    self._kill(pool, running, why)
-                case GiveBack(why=why):
-                    self._give_back(pool, running, why)
+            with self._guard.one("pool", pool.id):
+                self._converge_one(pool, inventory_)
         held = {pool.id for pool in pools}
         for id_ in [id_ for id_ in self._running if id_ not in held]:
             # Its host was declared lost, or an operator gave its bytes back: it may touch nothing any more.
-            self._end_orphan(id_)
+            with self._guard.one("orphan", id_):
+                self._end_orphan(id_)
+
+    def _converge_one(self, pool: Granted, inventory_: Inventory) -> None:
+        running = self._running.get(pool.id)
+        match convergence.decide(pool, self._local(running), self._limits):
+            case Begin():
+                self._begin(pool, inventory_)
+            case Ask(why=why):
+                assert running is not None, "only what runs is asked"
+                self._ask(pool, running, why)
+            case Kill(why=why):
+                assert running is not None, "only what runs is killed"
+                self._kill(pool, running, why)
+            case GiveBack(why=why):
+                self._give_back(pool, running, why)
 
     def _end_orphan(self, id_: str) -> None:
         """End a process that holds no bytes any more, and let everybody see that there was one."""
@@ -382,16 +356,17 @@ class Agent:
         changed = []
         shares = self._shares()
         for id_, running in self._running.items():
-            running.threads = shares[id_]
-            used = inventory.used(self.host, inventory_, running.devices, running.process.pid or 0)
-            running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
-            phase = Phase.RUNNING if running.asked is None else Phase.ASKED
-            tail = running.process.log_tail(_TAIL)
-            seen = Observed(id_, phase, running.process.pid, running.threads, used, running.peak, tail)
-            if self._seen.get(id_) != seen:
-                self._seen[id_] = seen
-                changed.append(seen)
+            with self._guard.one("process", id_):
+                running.threads = shares[id_]
+                used = inventory.used(self.host, inventory_, running.devices, running.process.pid or 0)
+                running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
+                phase = Phase.RUNNING if running.asked is None else Phase.ASKED
+                tail = running.process.log_tail(_TAIL)
+                seen = Observed(id_, phase, running.process.pid, running.threads, used, running.peak, tail)
+                if self._seen.get(id_) != seen:
+                    changed.append(seen)
         self._hosts.observe(changed)
+        self._seen |= {seen.id: seen for seen in changed}
 
     def _leave(self) -> None:
         """Let every pool finish, and go. Nothing new is placed here meanwhile."""
@@ -427,7 +402,7 @@ class Agent:
         try:
             if self._epoch is not None:
                 self._hosts.release(self.host, self._epoch, ended)
-        except (DatabaseUnreachable, LeaseLost) as error:
+        except (DatabaseUnreachable, LeaseLost, psycopg.Error) as error:
             _log.warning("pool_not_released", pool=id_, error=str(error))
             if not late:
                 return

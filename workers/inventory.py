@@ -26,6 +26,7 @@ from app.fleet.measurements import Identity
 from app.fleet.model import Model
 from app.fleet.needs import Known
 from app.kernel.database import Database
+from app.kernel.errors import ModelFileDamaged
 from app.kernel.fleet_settings import FleetSettings
 from app.kernel.settings import Settings
 from app.kernel.sizes import rounded
@@ -44,6 +45,8 @@ _SPLITS = (1, 2, 4, 8)
 #: Time from the start of a process until it loads, and bytes of weights that are loaded in a second, until it is known
 #: better.
 _BEGIN, _PACE = timedelta(seconds=5), 1e9
+#: Bytes of a device that no model takes: a header that says so is garbled.
+_MOST_BYTES = 1 << 50
 
 
 def id_of(host: str, device: Device) -> str:
@@ -232,6 +235,8 @@ def layouts(model: Model, settings: Settings, inventory: Inventory, database: Da
             parts = [reserved[place] for place in range(count)] if count else [reserved[HOST]]
             load = _BEGIN + timedelta(seconds=read.tensor_bytes / _PACE)
             id_, ram = needs.configuration_id(model), reserved[HOST] if count else 0
+            if not all(0 <= size <= _MOST_BYTES for size in (*parts, ram)):
+                raise ModelFileDamaged(read.path, f"by its header it would take {max(*parts, ram):,} bytes of a device")
             yield Known(id_, type_, tuple(sorted(parts, reverse=True)), best.source.value, load, 10.0, ram)
 
 

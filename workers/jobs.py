@@ -17,11 +17,12 @@ from datetime import timedelta
 from typing import Any
 
 from app.fleet import reconcile
-from app.fleet.reconcile import DEFRAGMENT, RECONCILE
+from app.fleet.reconcile import DEFRAGMENT, RECONCILE, Asked
 from app.fleet.turn import Terms
 from app.inference import demand
 from app.kernel import ids, log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
+from app.kernel.database import Work
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
 from app.workflows import expiry
@@ -128,7 +129,7 @@ def run_reconcile(runtime: Runtime) -> None:
     """Bring what is desired of the fleet in line with what is asked of it."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        reconcile.reconcile(database, demand.asked(database, runtime.catalog, settings.pools.models), _terms(settings))
+        reconcile.reconcile(database, _ask(runtime), _terms(settings))
     except DatabaseUnreachable as error:
         _log.warning("reconcile_postponed", error=str(error))
 
@@ -137,14 +138,16 @@ def run_defragment(runtime: Runtime) -> None:
     """Move idle pools so that models fit that fit nowhere."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        found = reconcile.defragment(
-            database, demand.asked(database, runtime.catalog, settings.pools.models), _terms(settings)
-        )
+        found = reconcile.defragment(database, _ask(runtime), _terms(settings))
     except DatabaseUnreachable as error:
         _log.warning("defragment_postponed", error=str(error))
         return
     if found.moves:
         _log.info("defragmented", moves=len(found.moves), gains=[gain.model for gain in found.gains])
+
+
+def _ask(runtime: Runtime) -> Callable[[Work], Asked]:
+    return lambda work: demand.read(work, runtime.catalog, runtime.settings.pools.models)
 
 
 def _terms(settings: Settings) -> Terms:

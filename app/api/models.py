@@ -55,7 +55,7 @@ def get(name: str, services: Use) -> ModelOut:
 def _out(model: Model, demand: dict[str, tuple[int, int]], services: Services) -> ModelOut:
     problem = None
     try:
-        files.locate(model, services.settings.data_dir)
+        files.check(model, services.settings.data_dir)
     except ModelFileUnusable as error:
         problem = str(error)
     ready, running = demand.get(model.name, (0, 0))

@@ -237,7 +237,7 @@ def _summary(model: Model, settings: Settings, origin: str) -> dict[str, Any]:
     """The entry, and what the disk says of its file."""
     path, reason, state, size = None, "", "here", sum(model.source.size) or None
     try:
-        path = files.locate(model, settings.data_dir)
+        path = files.check(model, settings.data_dir)
         size = sum(part.stat().st_size for part in files.places(model, settings.data_dir))
     except ModelFileDamaged as error:
         reason, state = str(error), "damaged"

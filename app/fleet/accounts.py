@@ -26,6 +26,8 @@ from app.kernel.database import Work
 _HALF_LIFE = 3600.0
 #: Seconds of attained service that matter to nobody any more.
 _FADED = 0.5
+#: Seconds below which it is nothing: Postgres raises an error where a number becomes too small.
+_NOTHING = 1e-6
 
 _HELD = """
     SELECT COALESCE(sum(bytes), 0)::bigint FROM claim JOIN reservation ON reservation.id = reservation_id
@@ -48,12 +50,14 @@ _OPEN = text(f"""
 _COUNT = text("""
     UPDATE quota SET
         device_seconds = CASE WHEN over THEN 0 ELSE device_seconds END + devices * LEAST(passed, 60),
-        attained_seconds = attained_seconds * power(0.5, passed / :half_life) + devices * LEAST(passed, 60),
+        attained_seconds = CASE WHEN attained_seconds < :nothing THEN 0
+                                ELSE attained_seconds * power(0.5, LEAST(passed / :half_life, 100)) END
+                         + devices * LEAST(passed, 60),
         period_began = CASE WHEN over THEN now() ELSE period_began END,
         counted_at = now()
     FROM (
         SELECT namespace AS name, COALESCE((CAST(:devices AS jsonb) ->> namespace)::float, 0) AS devices,
-               extract(epoch FROM now() - counted_at)::float AS passed,
+               GREATEST(extract(epoch FROM now() - counted_at), 0)::float AS passed,
                now() >= period_began + period_seconds * interval '1 s' AS over
         FROM quota
     ) AS turn WHERE quota.namespace = turn.name
@@ -146,7 +150,7 @@ def count(work: Work, ledger: Ledger, working: Mapping[str, Mapping[str, int]], 
     known = sorted({*devices, *asking})
     if known:
         work.run(_OPEN, {"names": known})
-    work.run(_COUNT, {"devices": json.dumps(devices), "half_life": _HALF_LIFE})
+    work.run(_COUNT, {"devices": json.dumps(devices), "half_life": _HALF_LIFE, "nothing": _NOTHING})
     work.run(_FORGET, {"faded": _FADED, "asking": known})
 
 

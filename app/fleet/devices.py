@@ -15,6 +15,7 @@ import psutil
 from app.fleet import control_group, measurements
 from app.fleet.device import CPU, Device, DeviceKind, Inventory
 from app.fleet.nvml import Gpus
+from app.kernel import texts
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
 
 
@@ -65,7 +66,7 @@ def processor(root: Path = Path("/")) -> str:
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "RAM"
+    return texts.printable(names[0], 100) if names else "RAM"
 
 
 def _simulated(device: SimulatedDevice) -> Device:

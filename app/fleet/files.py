@@ -26,12 +26,23 @@ from app.fleet.catalog import Catalog
 from app.fleet.download import Wanted
 from app.fleet.engine import EngineEntry, SourcedAdapter
 from app.fleet.model import Model
-from app.fleet.source import FileSource, HubSource, PackageFile, PackageSource, UrlSource
+from app.fleet.source import FileSource, HubSource, PackageFile, PackageSource, UrlSource, split_parts
 from app.kernel import shipped
-from app.kernel.errors import DownloadFailed, InvalidCatalog, ModelFileDamaged, ModelFileMissing, Problem
+from app.kernel.errors import (
+    DownloadFailed,
+    InvalidCatalog,
+    ModelFileDamaged,
+    ModelFileMissing,
+    ModelFileUnusable,
+    Problem,
+)
 
 #: The Hugging Face hub; a mirror has the same paths.
 HUB = "https://huggingface.co"
+#: Files whose headers were read, as they were then, and why they cannot be served.
+_CHECKED: dict[Path, tuple[tuple[tuple[int, ...], ...], ModelFileUnusable | None]] = {}
+#: Files that are remembered so, and parts of one that are looked at.
+_MOST_CHECKED, _PARTS = 1_000, 1_000
 #: Folder of downloaded models below the data directory.
 FOLDER = "models"
 
@@ -84,13 +95,51 @@ def locate(model: Model, data_dir: Path) -> Path:
     for adapter in model.engine.loras:
         locate_adapter(model, adapter, data_dir)
     paths = places(model, data_dir)
-    if missing := [path for path in paths if not path.is_file()]:
+    try:
+        missing = [path for path in paths if not path.is_file()]
+    except (OSError, ValueError) as error:
+        raise ModelFileMissing(f"{model.name}: {paths[0]} cannot be looked at: {error}") from error
+    if missing:
         raise ModelFileMissing(_missing(model, missing, len(paths)))
     for path, size in zip(paths, model.source.size, strict=False):
         if (found := path.stat().st_size) != size:
             mend = f"; `arriero models pull {model.name} --again` fetches it anew" if can_pull(model) else ""
             raise ModelFileDamaged(path, f"it has {found:,} bytes, the catalogue says {size:,}{mend}")
     return paths[0]
+
+
+def check(model: Model, data_dir: Path) -> Path:
+    """
+    The same, once its header and those of its adapters were read: a file that cannot be served is told from one that
+    can. A file that has not changed since is not read again.
+
+    Raises as `locate` does, and ModelFileDamaged with the reason.
+    """
+    path = locate(model, data_dir)
+    for first in (path, *(locate_adapter(model, adapter, data_dir) for adapter in model.engine.loras)):
+        _read(first, _version_of(first))
+    return path
+
+
+def _version_of(first: Path) -> tuple[tuple[int, ...], ...]:
+    """Another one for a file, or a part of it, that was changed."""
+    seen = [(first.parent / name).stat() for name in split_parts(first.name)[:_PARTS] if (first.parent / name).exists()]
+    return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in seen)
+
+
+def _read(first: Path, version: tuple[tuple[int, ...], ...]) -> None:
+    known = _CHECKED.get(first)
+    if known is None or known[0] != version:
+        error = None
+        try:
+            header.read(first)
+        except ModelFileUnusable as found:
+            error = found
+        if len(_CHECKED) >= _MOST_CHECKED:
+            _CHECKED.clear()
+        known = _CHECKED[first] = (version, error)
+    if known[1] is not None:
+        raise known[1].with_traceback(None)
 
 
 def locate_adapter(model: Model, adapter: SourcedAdapter, data_dir: Path) -> Path:

@@ -2,9 +2,11 @@
 A GGUF file as a container: its keys, its table of tensors, and whether it is whole.
 
 A file that llama.cpp could not read is refused with its path and the reason, in figures where there are any:
-no GGUF, an unknown version, cut off in the header, or shorter than its own table of tensors says.
-Strings of the vocabulary are stepped over and never kept: a header of 262,144 tokens is read in 0.04 to 0.1 s,
+no GGUF, an unknown version, cut off in the header, or shorter than its own table of tensors says; and one on which
+llama.cpp would abort, which no caller of it survives: a vocabulary with the same token twice.
+Strings of the vocabulary are stepped over and never kept: a header of 262,144 tokens is read in 0.1 to 0.2 s,
 for which the reader of the package `gguf` takes 10 s. So nothing is cached.
+Whatever a file holds, it is read in bounded time and memory: counts and lengths are checked before anything is built.
 
 The format is that of ggml's docs/gguf.md, versions 2 and 3; its numbers come from the package `gguf`.
 Nothing here writes, and no file is mapped: one that shrinks meanwhile is an error, not a crash.
@@ -14,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ from typing import Any, BinaryIO
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from app.fleet.anatomy import Tensor
+from app.kernel import texts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing
 
 #: Versions of the format whose layout is read here.
@@ -32,10 +37,22 @@ ARRAY_LIMIT = 4096
 
 #: Bytes read from the file at once; a header has 2 to 12 MiB.
 _READ = 1 << 20
-#: Bytes that a header may have; a longer one is garbled, and is not read on.
-_HEADER_LIMIT = 1 << 28
-#: ggml's GGML_MAX_DIMS, and GGUF_DEFAULT_ALIGNMENT.
-_MAX_DIMENSIONS, _ALIGNMENT = 4, 32
+#: Bytes that a header may have; a longer one is garbled, and is not read on. The longest ones hold a whole
+#: `tokenizer.json` beside the vocabulary, and have some 60 MiB.
+_HEADER_LIMIT = 1 << 27
+#: Keys, tensors and tokens that it may have: many times what any model has (some 100, 50,000 and 260,000).
+_MOST_KEYS, _MOST_TENSORS, _MOST_TOKENS = 1 << 16, 1 << 17, 1 << 20
+#: Bytes of a string that is kept; a longer one is stepped over as long arrays are.
+_TEXT_LIMIT = 1 << 20
+#: Elements of a tensor at the most, as ggml counts them in an int64_t.
+_MOST_ELEMENTS = (1 << 63) - 1
+#: ggml's GGML_MAX_DIMS and GGML_MAX_NAME, and GGUF_DEFAULT_ALIGNMENT.
+_MAX_DIMENSIONS, _MAX_NAME, _ALIGNMENT = 4, 64, 32
+#: An alignment above that would leave more room between tensors than they have bytes.
+_MOST_ALIGNMENT = 1 << 20
+#: The list of all tokens, and those that llama.cpp reads beside it without a look at their length.
+_TOKENS = "tokenizer.ggml.tokens"
+_BESIDE_TOKENS = ("tokenizer.ggml.scores", "tokenizer.ggml.token_type")
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SCALARS: Mapping[int, struct.Struct] = {
@@ -51,6 +68,11 @@ _SCALARS: Mapping[int, struct.Struct] = {
     GGUFValueType.INT64: struct.Struct("<q"),
     GGUFValueType.FLOAT64: struct.Struct("<d"),
 }
+#: What else may lie under the name of a file.
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"
+}  # fmt: skip
 #: What else people save under the name of a model.
 _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "it is a pointer of Git LFS, not the file itself (`git lfs pull` fetches that)"),
@@ -88,14 +110,29 @@ def read(path: Path) -> Container:
     Raises ModelFileMissing when there is none, and ModelFileDamaged with the reason when it is not a whole GGUF file.
     """
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             return _Reader(path, file).container()
     except (FileNotFoundError, NotADirectoryError):
         raise ModelFileMissing(f"there is no file {path}") from None
-    except IsADirectoryError:
-        raise ModelFileDamaged(path, "it is a folder") from None
+    except ValueError as error:  # a path with a NUL
+        raise ModelFileDamaged(path, f"it cannot be opened: {error}") from None
     except OSError as error:
         raise ModelFileDamaged(path, f"it cannot be read: {error.strerror or error}") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, if it is a regular one. A pipe that nobody writes to would hold the reader for ever, if it waited."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind == stat.S_IFREG:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise ModelFileDamaged(path, f"it is {_KINDS.get(kind, 'something else')}, not a file")
+
+
+def shown(value: Any) -> str:
+    """A value of a file in a sentence: short, and harmless to a terminal."""
+    return texts.printable(repr(value[:100] if isinstance(value, str | bytes | tuple) else value), 100)
 
 
 class _Reader:
@@ -113,6 +150,9 @@ class _Reader:
     def container(self) -> Container:
         version = self._version()
         tensor_count, key_count = self._take(_U64), self._take(_U64)
+        for count, most, what in ((key_count, _MOST_KEYS, "keys"), (tensor_count, _MOST_TENSORS, "tensors")):
+            if count > most:
+                raise self._damaged(f"it says that it has {count:,} {what}, at most {most:,} are possible")
         metadata: dict[str, Any] = {}
         lengths: dict[str, int] = {}
         for index in range(key_count):
@@ -127,8 +167,13 @@ class _Reader:
             else:
                 metadata[key] = value
         alignment = metadata.get("general.alignment", _ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise self._damaged(f"its alignment is {alignment!r}, which is no power of two")
+        if type(alignment) is not int or not 1 <= alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
+            raise self._damaged(
+                f"its alignment is {shown(alignment)}, which is no power of two up to {_MOST_ALIGNMENT:,}"
+            )
+        for key in _BESIDE_TOKENS:
+            if (length := lengths.get(key)) is not None and length < lengths.get(_TOKENS, 0):
+                raise self._damaged(f"{key} has {length:,} values for {lengths[_TOKENS]:,} tokens")
         tensors = tuple(self._tensors(tensor_count, alignment))
         digest = hashlib.sha256(memoryview(self._data)[: self._at]).hexdigest()
         return Container(self._path, version, metadata, lengths, tensors, self._size, digest)
@@ -173,7 +218,7 @@ class _Reader:
         return tuple(tensor for _, tensor in table.values())
 
     def _tensor(self) -> tuple[Tensor, int]:
-        name = self._text()
+        name = self._name()
         dimensions = self._take(_U32)
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
             raise self._damaged(f"tensor {name} has {dimensions} dimensions, 1 to {_MAX_DIMENSIONS} are possible")
@@ -184,6 +229,8 @@ class _Reader:
             kind = GGMLQuantizationType(number)
         except ValueError:
             raise self._damaged(f"tensor {name} is of type {number}, which this version does not know") from None
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise self._damaged(f"tensor {name} of shape {shape} has more elements than can be counted")
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if shape[0] % block or not all(shape):
             raise self._damaged(
@@ -193,7 +240,11 @@ class _Reader:
 
     def _value(self, key: str, kind: int) -> Any:
         if kind == GGUFValueType.STRING:
-            return self._text()
+            length = self._take(_U64)
+            if length > _TEXT_LIMIT:
+                self._skip(length)
+                return _Skipped(length)
+            return self._string(length)
         if kind == GGUFValueType.ARRAY:
             return self._array(key)
         if (scalar := _SCALARS.get(kind)) is None:
@@ -204,9 +255,12 @@ class _Reader:
         kind, length = self._take(_U32), self._take(_U64)
         keep = length <= ARRAY_LIMIT and not key.startswith("tokenizer.ggml.")
         if kind == GGUFValueType.STRING:
-            if keep:
+            if key == _TOKENS:
+                self._check_tokens(length)
+            elif keep:
                 return tuple(self._text() for _ in range(length))
-            self._skip_texts(length)
+            else:
+                self._skip_texts(length)
         elif (scalar := _SCALARS.get(kind)) is not None:
             if keep:
                 return tuple(self._take(scalar) for _ in range(length))
@@ -228,6 +282,33 @@ class _Reader:
         self._at = at
         self._fill(0)
 
+    def _check_tokens(self, count: int) -> None:
+        """Step over the vocabulary. llama.cpp names an empty token by its place, and aborts where two are the same."""
+        if count > _MOST_TOKENS:
+            raise self._damaged(f"it says that it has {count:,} tokens, at most {_MOST_TOKENS:,} are possible")
+        unpack, data, at = _U64.unpack_from, self._data, self._at
+        seen: dict[bytes, int] = {}
+        for index in range(count):
+            if at + 8 > len(data):
+                self._at = at
+                self._fill(8)
+            start = at + 8
+            at = start + unpack(data, at)[0]
+            if at > len(data):
+                self._at = start
+                self._fill(at - start)
+            token = bytes(data[start:at]) or b"[EMPTY_%d]" % index
+            first = seen.setdefault(token, index)
+            if first != index:
+                raise self._damaged(f"its tokens {first:,} and {index:,} are the same, {shown(token)}")
+        self._at = at
+
+    def _name(self) -> str:
+        length = self._take(_U64)
+        if length >= _MAX_NAME:
+            raise self._damaged(f"{self._what} has a name of {length:,} bytes, {_MAX_NAME - 1} are possible")
+        return self._string(length)
+
     def _key(self) -> str:
         length = self._take(_U64)
         if length > 0xFFFF:
@@ -235,13 +316,17 @@ class _Reader:
         return self._string(length)
 
     def _text(self) -> str:
-        return self._string(self._take(_U64))
+        """A string of a short list."""
+        length = self._take(_U64)
+        if length > _TEXT_LIMIT:
+            raise self._damaged(f"{self._what} holds a string of {length:,} bytes; the header is garbled")
+        return self._string(length)
 
     def _string(self, length: int) -> str:
         self._fill(length)
         raw = bytes(self._data[self._at : self._at + length])
         self._at += length
-        return raw.decode("utf-8", errors="replace")
+        return texts.storable(raw.decode("utf-8", errors="replace"))
 
     def _take(self, number: struct.Struct) -> Any:
         self._fill(number.size)
@@ -270,7 +355,7 @@ class _Reader:
             raise self._damaged("it became shorter while it was read")
 
     def _damaged(self, reason: str) -> ModelFileDamaged:
-        return ModelFileDamaged(self._path, reason)
+        return ModelFileDamaged(self._path, texts.printable(reason, 500))
 
 
 @dataclass(frozen=True, slots=True)

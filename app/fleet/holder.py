@@ -18,8 +18,12 @@ from app.fleet import books, ledger
 from app.fleet.fleet import Priority
 from app.fleet.pool import Desired, Stage
 from app.fleet.reservation import Refused
+from app.kernel import texts
 from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
+
+#: Characters of what a pool says for people: an error of a library may be of any length.
+_SENTENCE = 4_000
 
 _TAKE = text("""
     SELECT reservation.revision, host, pool.configuration, pool.model, slots, threads
@@ -152,7 +156,7 @@ class Holder:
             "id": id_,
             "stage": report.stage,
             "progress": report.progress,
-            "told": report.told,
+            "told": texts.printable(report.told, _SENTENCE),
             "worker": report.worker,
             "busy": report.busy,
             "urgent": report.urgent,

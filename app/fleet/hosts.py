@@ -21,11 +21,14 @@ from app.fleet import books, ledger
 from app.fleet.needs import Known
 from app.fleet.pool import Desired, Phase, Stage
 from app.fleet.reservation import State
-from app.kernel import log
+from app.kernel import log, texts
 from app.kernel.database import Database, Work
 from app.kernel.errors import Conflict, LeaseLost
 
 _log = log.get(__name__)
+
+#: Characters of a sentence for people: an error of a library may be of any length.
+_SENTENCE = 4_000
 
 _JOIN = text("""
     INSERT INTO host (name, state, identity, agent_epoch, agent_until, cores, files, problems)
@@ -70,9 +73,10 @@ _POOLS = text("""
     SELECT reservation.id::text, reservation.epoch, reservation.state, reservation.lease_until < now() AS expired,
            EXISTS (SELECT FROM promise WHERE reservation_id = reservation.id) AS waits,
            pool.configuration, pool.model, pool.desired, pool.stop_reason,
-           (SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = reservation.id) AS bytes,
-           stage, COALESCE(stalled_ms, 0) AS stalled_ms, told,
-           extract(epoch FROM now() - COALESCE(heard_at, reservation.granted_at)) AS silent
+           COALESCE((SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = reservation.id), '{}')
+               AS bytes,
+           stage, LEAST(COALESCE(stalled_ms, 0), 1e12) AS stalled_ms, told,
+           LEAST(extract(epoch FROM now() - COALESCE(heard_at, reservation.granted_at)), 1e9) AS silent
     FROM reservation JOIN pool ON pool.id = reservation.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE reservation.host = :host AND reservation.state <> 'released' ORDER BY reservation.granted_at
 """)
@@ -233,8 +237,9 @@ class Hosts:
         Raises LeaseLost when another agent speaks for the host, or it was declared lost.
         """
         with self.database.work() as work:
+            told = [texts.printable(problem, _SENTENCE) for problem in problems]
             values = {"host": host, "epoch": epoch, "lease": self.agent_lease}
-            if not work.run(_BEAT, values | {"files": _json(list(files)), "problems": _json(list(problems))}):
+            if not work.run(_BEAT, values | {"files": _json(list(files)), "problems": _json(told)}):
                 raise LeaseLost(f"agent {epoch} does not speak for host {host} any more")
             for device in devices:
                 measured = {
@@ -298,7 +303,7 @@ class Hosts:
                 "phase": one.phase,
                 "pid": one.pid,
                 "threads": one.threads,
-                "tail": one.log_tail,
+                "tail": texts.printable(one.log_tail),
                 "used": _json(dict(one.used)),
                 "peak": _json(dict(one.peak)),
             }
@@ -314,27 +319,28 @@ class Hosts:
 
         Raises LeaseLost when the agent was replaced. What was given back already stays so.
         """
+        ending = texts.printable(ended.ending, _SENTENCE)
         with self.database.work() as work:
             open_ = books.open_books(work, host)
             if ended.id not in open_.ledger.reservations:
                 return
-            open_.change(lambda found: ledger.release(found, ended.id, epoch), ended.ending)
+            open_.change(lambda found: ledger.release(found, ended.id, epoch), ending)
             open_.close()
             values = {
                 "id": ended.id,
                 "returncode": ended.returncode,
                 "failed": ended.failed,
-                "ending": ended.ending,
-                "tail": ended.log_tail,
+                "ending": ending,
+                "tail": texts.printable(ended.log_tail),
             }
             work.run(_END, values)
-        _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ended.ending)
+        _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ending)
 
     def end_orphan(self, pool: str, log_tail: str) -> None:
         """Write down that a process was ended whose bytes had been given back while it lived."""
         ending = "its bytes were given back while its process lived; its agent ended it"
         with self.database.work() as work:
-            work.run(_END_ORPHAN, {"id": pool, "ending": ending, "tail": log_tail})
+            work.run(_END_ORPHAN, {"id": pool, "ending": ending, "tail": texts.printable(log_tail)})
 
     def _require_own(self, work: Work, host: str, identity: str) -> None:
         other = work.row(_KNOWN, {"host": host, "identity": identity})
@@ -367,6 +373,11 @@ class Hosts:
             raise Conflict(f"device {device.id} is known as another host's; give each host a name of its own")
 
 
+def not_served(model: str, why: str) -> str:
+    """How a host says among its problems that a model's file cannot be served there."""
+    return f"{model} is not served here: {why}"
+
+
 def _pools(work: Work, host: str) -> list[Granted]:
     return [
         Granted(
@@ -381,7 +392,7 @@ def _pools(work: Work, host: str) -> list[Granted]:
             stop_reason=row.stop_reason or "",
             bytes=row.bytes,
             stage=None if row.stage is None else Stage(row.stage),
-            stalled=timedelta(milliseconds=row.stalled_ms),
+            stalled=timedelta(milliseconds=int(row.stalled_ms)),
             silent=timedelta(seconds=float(row.silent)),
             told=row.told or "",
         )

@@ -44,7 +44,7 @@ class FootprintRow(SQLModel, table=True):
     """What is known of one identity."""
 
     __tablename__ = "footprint"
-    __table_args__ = (Index("ix_footprint_family", "family"),)
+    __table_args__ = (Index("ix_footprint_failed", "family", postgresql_where=text("failures > 0")),)
 
     #: The hash of the identity.
     key: str = Field(primary_key=True, max_length=64)
@@ -142,7 +142,10 @@ def _libraries() -> tuple[str, ...]:
 # What was long ago keeps nothing from being loaded.
 _RECENT = "CASE WHEN footprint.updated_at > now() - interval '1 day' THEN footprint.failures ELSE 0 END"
 _FIND = text(f"SELECT measured, dry_run, {_RECENT} AS failures FROM footprint WHERE key = :key")
-_FAMILY = text(f"SELECT COALESCE(max({_RECENT}), 0) AS failures FROM footprint WHERE family = :family AND key <> :key")
+_FAMILY = text(f"""
+    SELECT COALESCE(max({_RECENT}), 0) AS failures FROM footprint
+    WHERE family = :family AND key <> :key AND failures > 0
+""")
 _KEEP_DRY_RUN = text("""
     INSERT INTO footprint (key, family, identity, dry_run)
     VALUES (:key, :family, CAST(:identity AS json), CAST(:footprint AS json))

@@ -4,7 +4,7 @@ NVIDIA GPUs, through NVML: the driver's own account of memory, which needs no CU
 A host without NVML has no such GPUs, which is normal and told once, in the log.
 An NVML that is there and does not answer is a problem that is reported with every reading, and tried again.
 A GPU that was divided (MIG) is no device itself: its instances are.
-A GPU that cannot tell its memory is left out, and named.
+A GPU that cannot tell its memory, or tells what cannot be, is left out, and named: the others are measured.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from typing import Any
 import pynvml
 
 from app.fleet.device import Device, DeviceKind, Process
-from app.kernel import log
+from app.kernel import log, texts
 
 _log = log.get(__name__)
 
 #: Errors after which the connection to the driver is made anew.
 _LOST = ("NVMLError_GpuIsLost", "NVMLError_Uninitialized", "NVMLError_DriverNotLoaded", "NVMLError_Unknown")
+
+
+#: Characters of a name that are kept; NVML's own limit is 96 (NVML_DEVICE_NAME_V2_BUFFER_SIZE).
+_NAME = 96
+#: Bytes and degrees that no GPU has: such answers are not believed.
+_BYTES, _DEGREES = 1 << 50, 1_000
 
 
 class Gpus:
@@ -30,6 +36,8 @@ class Gpus:
         self._nvml = library
         self._open = False
         self._told = False
+        #: Defects that were logged.
+        self._logged: set[str] = set()
 
     def read(self) -> tuple[list[Device], list[str]]:
         """All GPUs as they are now, and a sentence for each problem."""
@@ -44,19 +52,24 @@ class Gpus:
                 _log.info("no_nvidia_driver")
                 self._told = True
             return [], []
-        except pynvml.NVMLError as error:
+        except (pynvml.NVMLError, UnicodeDecodeError) as error:
             self.close()
             return [], [f"the NVIDIA driver does not answer: {error}; `nvidia-smi` says more"]
         devices: list[Device] = []
         problems: list[str] = []
         for index in range(count):
             try:
-                devices.extend(self._gpu(index, driver, problems))
+                devices.extend(list(self._gpu(index, driver, problems)))
             except pynvml.NVMLError as error:
                 problems.append(f"gpu-{index} is left out: {error}")
                 if type(error).__name__ in _LOST:
                     self.close()
                     break
+            except Exception as error:  # noqa: BLE001 one GPU that answers nonsense does not hide the others
+                problems.append(f"gpu-{index} is left out: {error}")
+                if str(error) not in self._logged:
+                    self._logged.add(str(error))
+                    _log.exception("gpu_left_out", index=index)
         return devices, problems
 
     def close(self) -> None:
@@ -105,12 +118,17 @@ class Gpus:
         parent: str = "",
     ) -> Device:
         memory, kept = self._memory(handle)
+        total = memory.total - kept
+        if not 0 < total < _BYTES:
+            raise ValueError(f"its driver says that it has {total:,} bytes of memory")
+        if temperature is not None and not 0 <= temperature < _DEGREES:
+            temperature = None
         return Device(
             name=name,
             kind=DeviceKind.GPU,
             model=model,
-            total=memory.total - kept,
-            free=memory.free,
+            total=total,
+            free=min(max(memory.free, 0), total),
             uuid=uuid,
             driver=driver,
             parent=parent,
@@ -149,4 +167,4 @@ class Gpus:
 
 def _text(value: str | bytes) -> str:
     """Older versions of the library gave bytes."""
-    return value.decode() if isinstance(value, bytes) else value
+    return texts.printable(value.decode(errors="replace") if isinstance(value, bytes) else value, _NAME)

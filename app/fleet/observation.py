@@ -1,17 +1,19 @@
 """
 Observation: the fleet as the planner sees it, read from the rows under the locks of the books.
 
-What is read here decides what is granted next, in the same transaction.
+What is read here decides what is granted next, in the same transaction. A row of which no value can be made is logged
+and left out; the bytes of a pool that was left out are not granted to others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+import psycopg
 from sqlalchemy import text
 
 from app.fleet import crashes, needs
@@ -35,6 +37,13 @@ from app.fleet.model import Model
 from app.fleet.needs import Known, Wish
 from app.fleet.pool import Desired, Stage, state_of
 from app.kernel.database import Work
+from app.kernel.errors import DatabaseUnreachable
+from app.kernel.guard import Guard
+
+T = TypeVar("T")
+
+#: A row of which nothing can be made is left out, and stops none of the others.
+_GUARD = Guard(psycopg.Error, DatabaseUnreachable)
 
 _DEVICES = text("""
     SELECT device.id, device.name, host, kind, type, capacity_bytes, stranger_bytes, speed, simulated, present,
@@ -119,11 +128,18 @@ def observe(
     hosts = work.rows(_HOSTS)
     starts = tuple(Start(row.id, row.model) for row in work.rows(_STARTS))
     configurations = _configurations(work, models, hosts, _wished(work, wishes, starts))
+    devices = _each("device", work.rows(_DEVICES), _device)
+    known = {device.id for device in devices}
+    pools = _each("pool", work.rows(_POOLS), lambda row: _pool(row, books, known, in_flight.get(row.worker)))
     fleet = Fleet(
-        devices=tuple(_device(row) for row in work.rows(_DEVICES)),
-        pools=tuple(_pool(row, books, in_flight.get(row.worker)) for row in work.rows(_POOLS)),
+        devices=tuple(_with_unread(devices, books, pools)),
+        pools=tuple(pools),
         configurations=tuple(configurations.values()),
-        reserves=tuple(SetAside(one.id, one.configuration, one.bytes) for one in books.ledger.reserves.values()),
+        reserves=tuple(
+            SetAside(one.id, one.configuration, one.bytes)
+            for one in books.ledger.reserves.values()
+            if one.bytes.keys() <= known
+        ),
         usage={configurations[name].id: _usage(rates) for name, rates in usage.items() if name in configurations},
         accounts={
             row.namespace: Account(row.weight, row.attained_seconds, row.max_bytes, row.until)
@@ -132,6 +148,27 @@ def observe(
         bars=_bars(work, configurations, now),
     )
     return Observation(now, fleet, configurations, starts)
+
+
+def _each(kind: str, rows: Iterable[Any], make: Callable[[Any], T]) -> list[T]:
+    """What is made of each row, without those of which nothing can be made: they are logged."""
+    found = []
+    for row in rows:
+        with _GUARD.one(kind, str(row[0])):
+            found.append(make(row))
+    return found
+
+
+def _with_unread(devices: Iterable[Device], books: Books, pools: Iterable[Pool]) -> Iterator[Device]:
+    """The devices, on which the bytes of pools that could not be read are nobody's to grant."""
+    read = {pool.id for pool in pools}
+    unread: dict[str, int] = {}
+    for held in books.ledger.reservations.values():
+        if held.id not in read:
+            for id_, size in held.bytes.items():
+                unread[id_] = unread.get(id_, 0) + size
+    for device in devices:
+        yield replace(device, stranger_bytes=device.stranger_bytes + unread.get(device.id, 0))
 
 
 def _usage(rates: Mapping[Priority, float]) -> Usage:
@@ -157,8 +194,10 @@ def _device(row: Any) -> Device:
     )
 
 
-def _pool(row: Any, books: Books, in_flight: InFlight | None) -> Pool:
+def _pool(row: Any, books: Books, devices: Collection[str], in_flight: InFlight | None) -> Pool:
     held = books.ledger.reservations[row.id]
+    if unknown := held.bytes.keys() - devices:
+        raise ValueError(f"it lies on devices that cannot be read: {', '.join(sorted(unknown))}")
     stage = None if row.stage is None else Stage(row.stage)
     state = state_of(held.state, waits=bool(held.backing), desired=Desired(row.desired), stage=stage)
     if row.silent:
@@ -198,23 +237,30 @@ def _configurations(
     work: Work, models: Iterable[Model], hosts: Iterable[Any], wishes: Mapping[str, Wish]
 ) -> dict[str, Configuration]:
     known: dict[str, list[Known]] = {}
-    for row in work.rows(_KNOWN):
-        load = timedelta(seconds=row.load_seconds)
-        one = Known(
-            row.configuration, row.type, tuple(row.parts), row.source, load, row.tokens_per_second, row.ram_bytes
-        )
-        known.setdefault(row.configuration, []).append(one)
+    for one in _each("layout", work.rows(_KNOWN), _known):
+        known.setdefault(one.configuration, []).append(one)
     files: dict[str, dict[str, timedelta]] = {}
     for host in hosts:
         for configuration in host.files:
             files.setdefault(configuration, {})[host.name] = timedelta(0)
     found = {}
     for model in models:
-        id_ = needs.configuration_id(model)
-        found[model.name] = needs.configuration_of(
-            model, known.get(id_, ()), files.get(id_, {}), wishes.get(model.name, Wish())
-        )
+        with _GUARD.one("model", model.name):
+            id_ = needs.configuration_id(model)
+            found[model.name] = needs.configuration_of(
+                model, known.get(id_, ()), files.get(id_, {}), wishes.get(model.name, Wish())
+            )
     return found
+
+
+def _known(row: Any) -> Known:
+    parts, pace = tuple(row.parts), row.tokens_per_second
+    if not parts or not all(isinstance(part, int) and part >= 0 for part in parts):
+        raise ValueError(f"a layout on {row.type} has the parts {parts}, which are no numbers of bytes")
+    if not 0 < pace < math.inf:
+        raise ValueError(f"a layout on {row.type} has {pace} tokens a second")
+    load = timedelta(seconds=row.load_seconds)
+    return Known(row.configuration, row.type, parts, row.source, load, pace, row.ram_bytes)
 
 
 def _wished(work: Work, wishes: Mapping[str, Wish], starts: Iterable[Start]) -> dict[str, Wish]:
@@ -236,5 +282,6 @@ def _bars(work: Work, configurations: Mapping[str, Configuration], now: datetime
     past = [
         Past(row.configuration, row.host, row.ended_at, row.failed, row.served, row.ending)
         for row in work.rows(_PAST, age)
+        if row.ended_at is not None
     ]
     return crashes.bars(past, pardoned, now)

@@ -2,6 +2,8 @@
 Reconcile: observe, plan, apply, in one transaction and by one of all control workers at a time.
 
 It writes what is desired of pools and what the ledger grants; it asks no agent and no pool, and touches no device.
+Only the one that plans asks what waits. A pool, a model or an order that cannot be planned for is logged, refused with
+the reason where it is asked for, and stops none of the others.
 A plan that the ledger refuses in part is applied without that part, and the refusal is kept with its reason.
 Agents hear of it at the commit, by a notification of Postgres, and find it at their next beat if that was lost.
 """
@@ -9,10 +11,11 @@ Agents hear of it at the commit, by a notification of Postgres, and find it at t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+import psycopg
 from sqlalchemy import text
 
 from app.fleet import accounts, explanation, ledger, observation, placement
@@ -20,15 +23,20 @@ from app.fleet import defragment as defragmenting
 from app.fleet.books import open_books
 from app.fleet.defragment import Defragmentation
 from app.fleet.explanation import Condition, Explanation
-from app.fleet.fleet import COMING, Demand, Priority
+from app.fleet.fleet import COMING, Demand, Fleet, Priority
+from app.fleet.hosts import not_served
+from app.fleet.isolation import isolated
 from app.fleet.model import Model
 from app.fleet.needs import Wish
 from app.fleet.observation import InFlight, Observation
-from app.fleet.placement import Plan, Refusal
+from app.fleet.placement import Action, GrantReserve, Plan, Refusal, StartPool
 from app.fleet.pool import Desired
 from app.fleet.reservation import State
 from app.fleet.turn import Terms, Turn
-from app.kernel.database import Database
+from app.kernel import texts
+from app.kernel.database import Database, Work
+from app.kernel.errors import DatabaseUnreachable
+from app.kernel.guard import Guard
 
 #: The tasks that workers listen for.
 RECONCILE, DEFRAGMENT = "workers.jobs.run_reconcile", "workers.jobs.run_defragment"
@@ -38,6 +46,11 @@ _LEADER = 7_205_759_403_793
 #: How long ended pools are kept to be looked at.
 _KEPT = timedelta(days=1)
 
+#: Characters of a reason, and of what names an action in the log.
+_SENTENCE, _NAMED = 1_000, 300
+#: What breaks for one pool or one model is logged, and stops none of the others.
+_GUARD = Guard(psycopg.Error, DatabaseUnreachable)
+
 _TRY_TO_LEAD = text("SELECT pg_try_advisory_xact_lock(:key) AS leads")
 _LEAD = text("SELECT pg_advisory_xact_lock(:key)")
 _SILENT = text("SELECT name FROM host WHERE lost_at IS NULL AND agent_until < now() - :age ORDER BY name")
@@ -46,6 +59,10 @@ _REFUSE = text("""
     VALUES (:configuration, :model, :reason, :needs, :estimate)
     ON CONFLICT (configuration) DO UPDATE SET model = :model, reason = :reason, needs_bytes = :needs,
         estimate_seconds = :estimate, at = now()
+""")
+_NOT_SERVED = text("""
+    SELECT name, problem FROM host, jsonb_array_elements_text(problems) AS problem
+    WHERE starts_with(problem, :start) ORDER BY name LIMIT 1
 """)
 _FORGET_REFUSALS = text("DELETE FROM refusal WHERE configuration <> ALL(:refused)")
 _STOPS = text("""
@@ -58,12 +75,18 @@ _OF_ORDER = text("""
     END
 """)
 _ANSWER = text("UPDATE pool_order SET done_at = now() WHERE id = CAST(:id AS uuid)")
+# An array of ids is looked up one by one; a subquery may be joined with all that is kept.
 _FORGET = text("""
-    DELETE FROM reservation WHERE id IN (
-        SELECT id FROM reservation WHERE state = 'released' AND released_at < now() - :age LIMIT 200
-    )
+    DELETE FROM reservation WHERE id = ANY(ARRAY(
+        SELECT id FROM reservation WHERE state = 'released' AND released_at < now() - :age
+        ORDER BY released_at LIMIT 200
+    ))
 """)
-_FORGET_ORDERS = text("DELETE FROM pool_order WHERE done_at < now() - :age")
+_FORGET_ORDERS = text("""
+    DELETE FROM pool_order WHERE id = ANY(ARRAY(
+        SELECT id FROM pool_order WHERE done_at < now() - :age ORDER BY done_at LIMIT 1000
+    ))
+""")
 _FORGET_DEFRAGMENTATIONS = text("DELETE FROM defragmentation WHERE at < now() - 30 * CAST(:age AS interval)")
 _KEEP_DEFRAGMENTATION = text("""
     INSERT INTO defragmentation (moves, gains, stuck)
@@ -103,6 +126,10 @@ class Asked:
     in_flight: Mapping[str, InFlight] = field(default_factory=dict)
 
 
+#: Finds out what is asked, in the transaction of the one that plans.
+Ask = Callable[[Work], Asked]
+
+
 @dataclass(frozen=True, slots=True)
 class Reconciled:
     """What a turn did."""
@@ -114,22 +141,27 @@ class Reconciled:
     lost: tuple[str, ...]
 
 
-def reconcile(database: Database, asked: Asked, terms: Terms) -> Reconciled | None:
-    """One turn; None when another control worker is at it."""
+def reconcile(database: Database, ask: Ask, terms: Terms) -> Reconciled | None:
+    """One turn; None when another control worker is at it, which then is the one that asks."""
     with database.work() as work:
         row = work.row(_TRY_TO_LEAD, {"key": _LEADER})
         if row is None or not row.leads:
             return None
+        asked = ask(work)
         turn = Turn(open_books(work), terms)
         turn.books.change(lambda found: ledger.expire(found, turn.books.now), "no agent began it in time")
         lost = _lose_silent_hosts(turn)
         _follow_stops(turn)
         turn.books.close()
         seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes, asked.in_flight)
-        plan = placement.plan(seen.fleet, _demand(seen, asked.waiting), seen.now)
+        planned = isolated(
+            seen.fleet, _demand(seen, asked.waiting), lambda fleet, demand: placement.plan(fleet, demand, seen.now)
+        )
+        plan = planned.result
+        _note_broken(turn, planned.broken)
         _retire_changed(turn, seen)
         for action in plan.actions:
-            turn.apply(seen.fleet, action)
+            _apply(turn, seen.fleet, action)
         turn.close()
         _note_refusals(turn, seen, plan, asked.waiting)
         _answer_starts(turn, seen)
@@ -151,7 +183,7 @@ def explain(database: Database, asked: Asked, model: str) -> Explanation:
     configuration = seen.configurations[model]
 
     def explained(demand: Sequence[Demand]) -> Explanation:
-        plan = placement.plan(seen.fleet, demand, seen.now)
+        plan = isolated(seen.fleet, demand, lambda fleet, demand: placement.plan(fleet, demand, seen.now)).result
         return explanation.explain(seen.fleet, demand, plan, seen.now, configuration)
 
     found = explained(demand)
@@ -167,15 +199,22 @@ def preview_defragmentation(database: Database, asked: Asked) -> Defragmentation
     return defragmenting.defragment(seen.fleet, _demand(seen, asked.waiting), seen.now)
 
 
-def defragment(database: Database, asked: Asked, terms: Terms) -> Defragmentation:
+def defragment(database: Database, ask: Ask, terms: Terms) -> Defragmentation:
     """Move idle pools so that models fit that fit nowhere, within what may be disturbed; what it gains is kept."""
     with database.work() as work:
         work.run(_LEAD, {"key": _LEADER})
+        asked = ask(work)
         turn = Turn(open_books(work), terms)
         seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes, asked.in_flight)
-        found = defragmenting.defragment(seen.fleet, _demand(seen, asked.waiting), seen.now)
+        made = isolated(
+            seen.fleet,
+            _demand(seen, asked.waiting),
+            lambda fleet, demand: defragmenting.defragment(fleet, demand, seen.now),
+        )
+        found = made.result
+        _note_broken(turn, made.broken)
         for move in found.moves:
-            turn.apply(seen.fleet, move)
+            _apply(turn, seen.fleet, move)
         turn.close()
         if found.moves:
             values = {
@@ -210,8 +249,29 @@ def _follow_stops(turn: Turn) -> None:
     """Do what operators ask to be stopped. It comes first: the plan sees it done."""
     for order in turn.work.rows(_STOPS):
         for pool in turn.work.rows(_OF_ORDER, {"pool": order.pool_id, "model": order.model}):
-            turn.stop(pool.id, Desired.DRAIN, order.reason)
+            with _GUARD.one("pool", pool.id):
+                turn.stop(pool.id, Desired.DRAIN, order.reason)
         turn.work.run(_ANSWER, {"id": order.id})
+
+
+def _apply(turn: Turn, fleet: Fleet, action: Action) -> None:
+    """Do one thing of a plan; one that breaks is refused with the reason, and stops none of the others."""
+    with _GUARD.one("action", str(action)[:_NAMED]) as failed:
+        turn.apply(fleet, action)
+    if failed and isinstance(action, StartPool | GrantReserve):
+        turn.refused[action.configuration] = f"it could not be granted: {_said(failed[0])}"
+
+
+def _note_broken(turn: Turn, broken: Mapping[str, Exception]) -> None:
+    """Say of the configurations that no plan could be made for why that is."""
+    for configuration, error in broken.items():
+        with _GUARD.one("configuration", configuration):
+            turn.refused[configuration] = f"no plan could be made for it: {_said(error)}"
+            raise error
+
+
+def _said(error: Exception) -> str:
+    return texts.printable(f"{type(error).__name__}: {error}", _SENTENCE)
 
 
 def _retire_changed(turn: Turn, seen: Observation) -> None:
@@ -219,7 +279,8 @@ def _retire_changed(turn: Turn, seen: Observation) -> None:
     known = {configuration.id for configuration in seen.fleet.configurations}
     for pool in seen.fleet.pools:
         if pool.configuration not in known and pool.state in COMING:
-            turn.stop(pool.id, Desired.DRAIN, "its entry in the catalogue has changed")
+            with _GUARD.one("pool", pool.id):
+                turn.stop(pool.id, Desired.DRAIN, "its entry in the catalogue has changed")
 
 
 def _demand(seen: Observation, waiting: Iterable[Waiting]) -> list[Demand]:
@@ -249,11 +310,16 @@ def _note_refusals(turn: Turn, seen: Observation, plan: Plan, waiting: Iterable[
         found[configuration] = Refusal(configuration, models[configuration], reason, 0)
     for model in {one.model for one in waiting} - seen.configurations.keys():
         found[model] = Refusal(model, model, "it is not in the catalogue of the control workers (catalog.files)", 0)
+    nowhere = {one.id for one in seen.fleet.configurations if not one.files}
     for refusal in found.values():
+        reason = refusal.reason
+        if refusal.configuration in nowhere:
+            told = turn.work.row(_NOT_SERVED, {"start": not_served(refusal.model, "")})
+            reason = reason if told is None else f"{reason}; on {told.name}: {told.problem}"
         values = {
             "configuration": refusal.configuration,
             "model": refusal.model,
-            "reason": refusal.reason,
+            "reason": reason,
             "needs": refusal.needs_bytes,
             "estimate": None if refusal.estimate is None else refusal.estimate.total_seconds(),
         }

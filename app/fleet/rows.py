@@ -323,7 +323,11 @@ class OrderRow(SQLModel, table=True):
     """What an operator asked for once."""
 
     __tablename__ = "pool_order"
-    __table_args__ = (Index("ix_pool_order_open", "created_at", postgresql_where=text("done_at IS NULL")),)
+    __table_args__ = (
+        Index("ix_pool_order_open", "created_at", postgresql_where=text("done_at IS NULL")),
+        Index("ix_pool_order_start", "created_at", postgresql_where=text("what = 'start'")),
+        Index("ix_pool_order_done", "done_at", postgresql_where=text("done_at IS NOT NULL")),
+    )
 
     id: UUID = Field(primary_key=True)
     #: `start` or `stop`.

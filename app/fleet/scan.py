@@ -1,7 +1,8 @@
 """
 A scan: the GGUF files below a folder, each as an entry for a catalogue or as a refusal with its reason.
 
-No file is passed over in silence: a damaged one, a projector, an adapter or a part without its others is named.
+No file is passed over in silence: a damaged one, a projector, an adapter or a part without its others is named. None of
+them ends the scan, whatever it holds and whatever it is.
 The parts of a split model are one entry. A file that two links name is one entry.
 Names are made from the header and are unique, also against those that are taken.
 """
@@ -17,11 +18,20 @@ from pathlib import Path
 from app.fleet import header
 from app.fleet.anatomy import Header
 from app.fleet.model import Model, slug
-from app.fleet.source import FileSource, split_number, split_parts
+from app.fleet.source import FileSource, split_number
+from app.kernel import texts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing, NotFound
+from app.kernel.guard import Guard
 
 #: Context and slots of a suggested entry: what fits most machines. The context is less if the model has less.
 CONTEXT, SLOTS = 4096, 4
+
+#: Characters of the end of a part's name: `00002-of-00003.gguf`.
+_PART = 19
+#: Characters of a reason.
+_SENTENCE = 1_000
+#: A file that breaks the reader is refused, and hides none of the others.
+_GUARD = Guard()
 
 _OTHER_KINDS = {
     "mmproj": "it is a projector (mmproj) for images or sound, which belongs to a model and is none itself",
@@ -69,25 +79,45 @@ def scan(folder: Path, taken: Collection[str] = ()) -> Scan:
     found: list[Found] = []
     refused: list[Refused] = []
     for path in _candidates(folder, refused):
-        target = path.resolve()
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):  # a link that leads to itself
+            refused.append(Refused(path, "it is a link that leads to itself"))
+            continue
         if target in seen:
             continue
         seen.add(target)
-        try:
-            read = header.read(path)
-        except ModelFileDamaged as error:
-            refused.append(Refused(path, error.reason))
-            continue
-        except ModelFileMissing as error:
-            refused.append(Refused(path, str(error)))
-            continue
-        if reason := _objection(read):
-            refused.append(Refused(path, reason))
-            continue
-        name = _name(read, slugs)
-        slugs.add(slug(name))
-        found.append(Found(_entry(read, name), read))
-    return Scan(tuple(found), tuple(refused))
+        with _GUARD.one("file", str(path)) as failed:
+            one = _look_at(path, slugs)
+            if isinstance(one, Found):
+                slugs.add(slug(one.model.name))
+                found.append(one)
+            else:
+                refused.append(one)
+        if failed:
+            refused.append(Refused(path, f"it cannot be read: {type(failed[0]).__name__}: {failed[0]}"))
+    return Scan(tuple(found), tuple(_printable(one) for one in refused))
+
+
+def _look_at(path: Path, slugs: Collection[str]) -> Found | Refused:
+    try:
+        str(path).encode()
+        read = header.read(path)
+    except UnicodeEncodeError:
+        return Refused(path, "its name is no UTF-8, so that no catalogue can name it; rename it")
+    except ModelFileDamaged as error:
+        return Refused(path, error.reason)
+    except ModelFileMissing as error:
+        return Refused(path, str(error))
+    if reason := _objection(read):
+        return Refused(path, reason)
+    return Found(_entry(read, _name(read, slugs)), read)
+
+
+def _printable(one: Refused) -> Refused:
+    """A name may hold what a terminal acts on, or what is no character."""
+    path = Path(texts.printable(os.fsencode(one.path).decode(errors="replace")))
+    return Refused(path, texts.printable(one.reason, _SENTENCE))
 
 
 def _candidates(folder: Path, refused: list[Refused]) -> Iterator[Path]:
@@ -100,7 +130,7 @@ def _candidates(folder: Path, refused: list[Refused]) -> Iterator[Path]:
         folders.sort()
         for name in sorted(name for name in names if name.lower().endswith(".gguf")):
             number = split_number(name)
-            if number is None or number[0] == 1 or split_parts(name)[0] not in names:
+            if number is None or number[0] == 1 or f"{name[:-_PART]}00001{name[5 - _PART :]}" not in names:
                 yield Path(root, name)
 
 

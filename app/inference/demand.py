@@ -1,14 +1,18 @@
 """
 Demand: what waits for each model, read from the steps of runs.
 
-Steps that are ready wait now; those that wait for other steps of their run will, and are told so that their model can
-be there in time. Of runs that are paused nothing waits. How often a model is asked for, and how long a step keeps a
-slot, are seen from the steps of the last minutes: ids sort by time, so that only those are read.
+Steps that are ready wait now. Steps that wait for other steps of their run are counted too, so that their model can be
+loaded in time. Nothing waits in runs that are paused.
+How often a model is asked for is counted over the last minutes. How long a step keeps a slot is the mean of the last
+attempts that succeeded, however long ago they were.
+
+What is read grows with the steps that wait or run, and with those that arrived in the last minutes; never with the
+items of a map that have not begun, nor with what is kept of runs that have ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,50 +26,86 @@ from app.fleet.fleet import Priority
 from app.fleet.needs import Wish
 from app.fleet.observation import InFlight
 from app.fleet.reconcile import Asked, Waiting
-from app.kernel.database import Database
+from app.kernel.database import Database, Work
 from app.kernel.errors import NotFound
 from app.workflows.states import StepState
 
 #: The last minutes.
 _LATELY = timedelta(minutes=3)
-#: How long a step is expected to keep a slot when none of its model has ended lately.
+#: How long a step is expected to keep a slot when no attempt with its model has succeeded yet.
 _USUAL = timedelta(seconds=5)
-#: A step that did not begin is looked for among runs no older than that; the sweep finds what is.
-_AHEAD = 2_000
+#: Attempts of a model from which that is known: the last ones.
+_ATTEMPTS = 50
+#: Steps to come are looked for in so many runs, the newest, and in each among so many steps, the next ones.
+_AHEAD, _NEXT = 2_000, 20
+#: No step is expected later than after so many others.
+_FAR = 10_000
 
 _NAMESPACE = f"COALESCE(run.labels ->> '{namespaces.LABEL}', '{namespaces.DEFAULT}')"
+# Looked up one by one: as a join, all runs that are kept may be read for a few steps.
+_RUN = "SELECT labels, paused, workflow_paused, deadline_at FROM run WHERE run.id = step.run_id OFFSET 0"
 _READY = text(f"""
     SELECT step.model, step.priority, {_NAMESPACE} AS namespace, count(*) AS steps,
            min(COALESCE(step.ready_at, published_at, now())) AS oldest,
            to_timestamp(avg(extract(epoch FROM COALESCE(step.ready_at, published_at, now())))) AS mean,
            min(LEAST(step.deadline_at, run.deadline_at)) AS deadline
-    FROM step JOIN run ON run.id = step.run_id
+    FROM step CROSS JOIN LATERAL ({_RUN}) AS run
     WHERE step.state = 'ready' AND step.model IS NOT NULL AND NOT run.paused AND NOT run.workflow_paused
     GROUP BY step.model, step.priority, namespace
 """)
+_GOING_ON = f"""
+    SELECT id, {_NAMESPACE} AS namespace FROM run
+    WHERE state = 'running' AND NOT paused AND NOT workflow_paused ORDER BY id DESC LIMIT :runs
+"""
+# The items of a map begin in their order, a few at a time; what follows a map waits for all of them.
+_MAPS = """
+    SELECT step.id, step.run_id, waiting, stopping, waiting / GREATEST(under_way, 1) + 1 AS rounds
+    FROM step JOIN fan_out ON step_id = step.id
+    WHERE step.run_id = going_on.id AND step.kind = 'map' AND step.state = 'awaiting'
+"""
 _PENDING = text(f"""
+    WITH going_on AS MATERIALIZED ({_GOING_ON})
     SELECT model, priority, namespace, count(*) AS steps, min(before) AS before FROM (
-        SELECT step.model, step.priority, {_NAMESPACE} AS namespace,
-               (SELECT count(*) FROM step AS other WHERE other.run_id = step.run_id AND other.position < step.position
-                   AND other.state IN ('ready', 'running', 'waiting', 'pending')) AS before
-        FROM step JOIN run ON run.id = step.run_id
-        WHERE step.state = 'pending' AND step.model IS NOT NULL AND NOT run.paused AND NOT run.workflow_paused
-          AND run.id IN (SELECT id FROM run WHERE state = 'running' ORDER BY id DESC LIMIT :limit)
+        SELECT coming.model, coming.priority, going_on.namespace, place + COALESCE(maps.rounds, 0) AS before
+        FROM going_on
+        CROSS JOIN LATERAL (
+            SELECT model, priority, row_number() OVER (ORDER BY position) AS place FROM (
+                SELECT model, priority, position FROM step
+                WHERE run_id = going_on.id AND parent_id IS NULL AND state = 'pending' ORDER BY position LIMIT :next
+            ) AS next
+        ) AS coming
+        LEFT JOIN LATERAL (SELECT sum(rounds) AS rounds FROM ({_MAPS}) AS map) AS maps ON true
+        WHERE coming.model IS NOT NULL
     ) AS ahead GROUP BY model, priority, namespace
+""")
+_ITEMS = text(f"""
+    WITH going_on AS MATERIALIZED ({_GOING_ON})
+    SELECT item.model, item.priority, going_on.namespace, sum(map.waiting)::bigint AS steps, 1 AS before
+    FROM going_on
+    CROSS JOIN LATERAL ({_MAPS} AND waiting > 0 AND NOT stopping) AS map
+    CROSS JOIN LATERAL (
+        SELECT model, priority FROM step WHERE parent_id = map.id AND state = 'pending' ORDER BY item LIMIT 1
+    ) AS item
+    WHERE item.model IS NOT NULL GROUP BY item.model, item.priority, going_on.namespace
 """)
 # An attempt that neither failed nor was lost with its worker was handed back.
 _WORKING = text(f"""
     SELECT split_part(step.owner, '@', 1) AS worker, {_NAMESPACE} AS namespace, count(*) AS steps,
            min(step.model) AS model, max(step.attempt - 1 - step.failures - step.losses) AS preemptions
-    FROM step JOIN run ON run.id = step.run_id
+    FROM step CROSS JOIN LATERAL ({_RUN}) AS run
     WHERE step.state IN ('running', 'cancelling') AND step.model IS NOT NULL AND step.owner IS NOT NULL
     GROUP BY worker, namespace
 """)
-_LATE = text("""
-    SELECT model, priority, count(*) AS steps,
-           sum(extract(epoch FROM finished_at - started_at)) FILTER (WHERE state = 'succeeded') AS work,
-           count(*) FILTER (WHERE state = 'succeeded') AS succeeded
-    FROM step WHERE id > CAST(:since AS uuid) AND model IS NOT NULL GROUP BY model, priority
+_ARRIVED = text("""
+    SELECT model, priority, count(*) AS steps FROM step
+    WHERE ready_at > now() - CAST(:lately AS interval) AND model IS NOT NULL GROUP BY model, priority
+""")
+_LENGTHS = text("""
+    SELECT asked.model, avg(took) AS length FROM unnest(CAST(:models AS text[])) AS asked (model)
+    CROSS JOIN LATERAL (
+        SELECT finished_at - started_at AS took FROM attempt
+        WHERE attempt.model = asked.model AND outcome = 'succeeded' ORDER BY finished_at DESC LIMIT :attempts
+    ) AS last GROUP BY asked.model
 """)
 _STEP = text("""
     SELECT step.id, step.run_id, step.key, step.model, step.state, split_part(step.owner, '@', 1) AS worker,
@@ -91,19 +131,24 @@ class Asker:
 def asked(database: Database, catalog: Catalog, kept_up: Iterable[str]) -> Asked:
     """What is asked of the fleet now. `kept_up` are the models that the settings want to be served always."""
     with database.work() as work:
-        now: datetime = work.rows(text("SELECT now() AS now"))[0].now
-        late = work.rows(_LATE, {"since": _first_id(now - _LATELY)})
-        ready, pending = work.rows(_READY), work.rows(_PENDING, {"limit": _AHEAD})
-        held = work.rows(_WORKING)
+        return read(work, catalog, kept_up)
+
+
+def read(work: Work, catalog: Catalog, kept_up: Iterable[str]) -> Asked:
+    """The same, in a transaction of the caller."""
+    now: datetime = work.rows(text("SELECT now() AS now"))[0].now
+    ahead = {"runs": _AHEAD, "next": _NEXT}
+    arrived, held, ready = work.rows(_ARRIVED, {"lately": _LATELY}), work.rows(_WORKING), work.rows(_READY)
+    coming = [*work.rows(_PENDING, ahead), *work.rows(_ITEMS, ahead)]
+    lengths = _lengths(work, {row.model for rows in (held, ready, coming) for row in rows})
     usage: dict[str, dict[Priority, float]] = {}
-    for row in late:
+    for row in arrived:
         usage.setdefault(row.model, {})[Priority(row.priority)] = row.steps / _LATELY.total_seconds()
     working: dict[str, dict[str, int]] = {}
     for row in held:
         working.setdefault(row.worker, {})[row.namespace] = row.steps
-    lengths = _lengths(late)
     waiting = [_waiting(row, lengths.get(row.model, _USUAL)) for row in ready]
-    waiting += [_coming(row, lengths.get(row.model, _USUAL), now) for row in pending]
+    waiting += [_coming(row, lengths.get(row.model, _USUAL), now) for row in coming]
     wishes = {name: Wish(pools=1, pinned=True) for name in kept_up}
     return Asked(catalog.models, waiting, usage, wishes, working, _in_flight(held, lengths))
 
@@ -132,7 +177,7 @@ def _waiting(row: Any, length: timedelta) -> Waiting:
 
 
 def _coming(row: Any, length: timedelta, now: datetime) -> Waiting:
-    expected = now + length * max(row.before, 1)
+    expected = now + length * min(int(row.before), _FAR)
     return Waiting(
         row.model,
         Priority(row.priority),
@@ -171,16 +216,7 @@ def _in_flight(held: Iterable[Any], lengths: Mapping[str, timedelta]) -> dict[st
     return found
 
 
-def _lengths(late: Iterable[Any]) -> dict[str, timedelta]:
+def _lengths(work: Work, models: Collection[str]) -> dict[str, timedelta]:
     """How long a step keeps a slot, by model."""
-    work: dict[str, float] = {}
-    ended: dict[str, int] = {}
-    for row in late:
-        work[row.model] = work.get(row.model, 0.0) + float(row.work or 0)
-        ended[row.model] = ended.get(row.model, 0) + row.succeeded
-    return {model: timedelta(seconds=work[model] / count) for model, count in ended.items() if count}
-
-
-def _first_id(instant: datetime) -> UUID:
-    """Smaller than every id that was made since (RFC 9562, section 5.7)."""
-    return UUID(int=int(instant.timestamp() * 1000) << 80)
+    found = work.rows(_LENGTHS, {"models": sorted(models), "attempts": _ATTEMPTS}) if models else []
+    return {row.model: row.length for row in found}

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from app.kernel import pid_file
+from app.kernel import pid_file, texts
 from app.kernel.errors import ServerNotStarted
 from app.kernel.pid_file import Record, birth
 
@@ -42,6 +42,8 @@ LOG_BYTES = 8 * 1024 * 1024
 #: dies or gives up before that, the pipe is closed and the program never runs.
 _GATE = 'read -r go && exec "$@" </dev/null'
 _TAIL_BYTES = 64 * 1024
+#: Characters of a line in a tail.
+_LINE_CHARACTERS = 2_000
 _POLL_SECONDS = 0.02
 
 
@@ -330,15 +332,22 @@ def end_all(processes: Iterable[psutil.Process], seconds: float) -> bool:
 
 
 def log_tail(file: Path, lines: int = 20, *, since: int = 0) -> str:
-    """The last lines of a file, from its byte `since` on; nothing when there is no such file."""
+    """
+    The last lines of a file, from its byte `since` on; nothing when there is no such file.
+
+    Whatever stands there, the text can be stored and printed, and has 64 KiB at the most.
+    """
     try:
         with file.open("rb") as log:
             end = log.seek(0, os.SEEK_END)
             log.seek(max(since if since <= end else 0, end - _TAIL_BYTES))
-            content = log.read()
+            content = log.read(_TAIL_BYTES)
     except FileNotFoundError:
         return ""
-    return "\n".join(content.decode(errors="replace").splitlines()[-lines:])
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror or error}"
+    read = content.decode(errors="replace").splitlines()
+    return "\n".join(texts.printable(line, _LINE_CHARACTERS) for line in read[-lines:])
 
 
 def _put_aside_when_large(log: Path) -> None:

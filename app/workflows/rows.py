@@ -202,6 +202,20 @@ class StepRow(SQLModel, table=True):
         ),
         Index("ix_step_waiting_item", "parent_id", "item", postgresql_where=text("state = 'pending'")),
         CheckConstraint("(parent_id IS NULL) = (item IS NULL)", name="items_have_parents"),
+        # What the planner asks each second (app.inference.demand): arrivals, steps to come, maps under way.
+        Index(
+            "ix_step_asked",
+            "ready_at",
+            postgresql_where=text("model IS NOT NULL"),
+            postgresql_include=["model", "priority"],
+        ),
+        Index(
+            "ix_step_to_come",
+            "run_id",
+            "position",
+            postgresql_where=text("parent_id IS NULL AND state = 'pending'"),
+        ),
+        Index("ix_step_map", "run_id", postgresql_where=text("kind = 'map' AND state = 'awaiting'")),
         _by_hash("step", "input_sha256"),
         _by_hash("step", "output_sha256"),
     )
@@ -278,6 +292,14 @@ class AttemptRow(SQLModel, table=True):
     """One try of a step."""
 
     __tablename__ = "attempt"
+    __table_args__ = (
+        Index(
+            "ix_attempt_succeeded",
+            "model",
+            "finished_at",
+            postgresql_where=text("outcome = 'succeeded' AND model IS NOT NULL"),
+        ),
+    )
 
     step_id: UUID = Field(primary_key=True, foreign_key="step.id", ondelete="CASCADE")
     attempt: int = Field(primary_key=True)

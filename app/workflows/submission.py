@@ -20,7 +20,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.fleet import namespaces
-from app.kernel import ids
+from app.kernel import ids, texts
 from app.kernel.database import Work
 from app.kernel.errors import (
     ConcurrencyLimitReached,
@@ -137,6 +137,8 @@ def prepare(
     labels = {**definition.labels, **asked.labels}
     if namespaces.LABEL in labels:
         namespaces.require(labels[namespaces.LABEL], f"labels.{namespaces.LABEL}", "run")
+    _require_storable({f"labels.{name}": value for name, value in labels.items()})
+    _require_storable({"idempotency_key": asked.idempotency_key or ""})
     kept = asked.retention if asked.retention is not None else definition.retention
     concurrency, once = definition.concurrency, definition.deduplicate
     # A run that was called answers its caller, and a fork is wanted beside the run that was.
@@ -273,12 +275,21 @@ def _steps(definition: Definition) -> list[dict[str, Any]]:
     return rows
 
 
+def _require_storable(given: Mapping[str, str]) -> None:
+    """Refuse texts that Postgres cannot keep: what is replaced in them would be another label or key."""
+    for where, value in given.items():
+        if texts.storable(value) != value:
+            message = f"{texts.printable(value, 60)!r} holds NUL, or half a character"
+            raise InvalidInput([Problem(where, message, "any other text")], "run")
+
+
 def _key(definition: Definition, template: str, where: str, given: Mapping[str, Any]) -> str:
     """A key of the workflow, as it is stored: keys of different workflows never meet."""
     try:
         rendered = expressions.render(template, {"inputs": given, "steps": {}})
     except StepFailure as error:
         raise InvalidInput([Problem(where, error.message, "a template over the inputs")], "inputs") from None
+    _require_storable({where: rendered})
     if len(rendered) > 300:
         rendered = hashlib.sha256(rendered.encode()).hexdigest()
     return f"{definition.workflow}/{rendered}"

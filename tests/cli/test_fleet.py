@@ -15,9 +15,10 @@ from app.fleet.holder import Holder, Report
 from app.fleet.hosts import Declared, Ended, Granted, Hosts
 from app.fleet.needs import Known
 from app.fleet.pool import Stage
+from app.fleet.reconcile import Asked
 from app.fleet.turn import Terms
 from app.inference import demand
-from app.kernel.database import Database
+from app.kernel.database import Database, Work
 from app.kernel.errors import Conflict, InvalidInput, NotFound
 from app.kernel.settings import CatalogSettings, PoolSettings, Settings
 from tests.cli.conftest import Arriero
@@ -56,10 +57,12 @@ class Fleet:
         self.hosts.declare_layouts(Known(id_, "simulated", (600,), "catalogue", second, 10.0) for id_ in ids)
         self.hosts.beat("h", self.agent, [], [], [])
 
+    def ask(self, work: Work) -> Asked:
+        return demand.read(work, self.catalog, self.settings.pools.models)
+
     def turn(self) -> None:
-        asked = demand.asked(self.database, self.catalog, self.settings.pools.models)
         terms = Terms(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
-        assert reconcile.reconcile(self.database, asked, terms) is not None
+        assert reconcile.reconcile(self.database, self.ask, terms) is not None
 
     def begin(self) -> Granted:
         """The agent begins the pool that was granted last, and it serves."""

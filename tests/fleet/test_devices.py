@@ -18,10 +18,14 @@ import pynvml
 import pytest
 
 from app.fleet import control_group, measurements, nvml
-from app.fleet.device import Device, DeviceKind, Process
+from app.fleet.device import Device, DeviceKind, Inventory, Process
 from app.fleet.devices import Devices, ram
+from app.fleet.hosts import Hosts
 from app.fleet.nvml import Gpus
+from app.kernel.database import Database
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
+from tests.fleet.granting import LEASE
+from workers import inventory
 
 GIB = 2**30
 
@@ -144,6 +148,40 @@ def test_gpus_and_the_instances_of_a_divided_one(driver: Driver) -> None:
         ("gpu-1-0", "MIG-1-0", "GPU-1"),
         ("gpu-1-2", "MIG-1-2", "GPU-1"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "problem"),
+    [
+        ("device_get_name", b"NVIDIA\0\xff" + b"x" * 500, ""),
+        ("device_get_name", "A100\0\ud83e\x1b[2J" + "x" * 500, ""),
+        ("device_get_uuid", b"\xff" * 500, ""),
+        ("device_get_temperature", 2**32 - 1, ""),
+        ("device_get_memory_info", SimpleNamespace(total=2**64 - 1, free=1, reserved=0), "18,446,744,073,709,551,615"),
+        ("device_get_memory_info", SimpleNamespace(total=GIB, free=1, reserved=2**63), "bytes of memory"),
+        ("device_get_memory_info", SimpleNamespace(total=0, free=0, reserved=0), "has 0 bytes"),
+        ("device_get_memory_info", SimpleNamespace(), "no attribute"),
+    ],
+)
+def test_a_gpu_that_answers_nonsense_does_not_hide_the_others(
+    driver: Driver, answer: str, given: Any, problem: str, database: Database
+) -> None:
+    right = getattr(driver, answer)
+
+    def wrong(handle: Any, *more: Any, **named: Any) -> Any:
+        return given if handle == (0,) else right(handle, *more, **named)
+
+    setattr(driver, answer, wrong)
+    devices, problems = Gpus(driver).read()
+    assert {"gpu-1-0", "gpu-1-2"} <= {device.name for device in devices}
+    assert ("gpu-0" in {device.name for device in devices}) is not bool(problem)
+    assert all(problem in told for told in problems)
+    assert len(problems) == bool(problem)
+
+    # What was measured can be written down.
+    hosts, settings, seen = Hosts(database, LEASE, LEASE), FleetSettings(), Inventory(tuple(devices), tuple(problems))
+    agent = hosts.join("h", "h", 1, inventory.declared("h", seen, settings), {})
+    hosts.beat("h", agent, inventory.measured("h", seen, settings, {}), [], problems)
 
 
 class Library:

@@ -163,7 +163,8 @@ class World:
             for model, since in self.waits.items()
         ]
         usage = {model: {Priority.STANDARD: 0.05} for model in self.served}
-        done = reconcile.reconcile(self.database, Asked(self.models, waiting, usage, {}), TERMS)
+        asked = Asked(self.models, waiting, usage, {})
+        done = reconcile.reconcile(self.database, lambda _: asked, TERMS)
         assert done is not None
         assert done.refused == {}, "nothing is planned that the ledger refuses"
         self.check()

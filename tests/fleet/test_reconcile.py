@@ -11,19 +11,20 @@ from sqlalchemy import text
 
 from app.fleet import books, catalog, ledger, needs, reconcile, views
 from app.fleet.accounts import Limits
-from app.fleet.fleet import PoolState, Priority
+from app.fleet.fleet import Fleet, PoolState, Priority
 from app.fleet.holder import Holder, Report
-from app.fleet.hosts import Declared, Ended, Granted, Hosts
+from app.fleet.hosts import Declared, Ended, Granted, Hosts, not_served
 from app.fleet.needs import Known, Wish
 from app.fleet.observation import InFlight
 from app.fleet.orders import Orders
+from app.fleet.placement import Action, StartPool
 from app.fleet.pool import Desired, Stage
 from app.fleet.reconcile import Asked, Waiting
 from app.fleet.reservation import State
 from app.fleet.rows import HostState
-from app.fleet.turn import Terms
+from app.fleet.turn import Terms, Turn
 from app.fleet.views import PoolView
-from app.kernel.database import Database
+from app.kernel.database import Database, Work
 from app.kernel.errors import Conflict, LeaseLost, NotFound
 from tests.fleet.granting import LEASE
 
@@ -36,6 +37,7 @@ source = {{ path = "/{name}.gguf" }}
 """
 A, B = "a:1", "b:1"
 SIZE = 1000
+TERMS = Terms(hold=timedelta(seconds=30), drain=timedelta(seconds=20), lost_after=timedelta(minutes=2))
 
 
 def entries(**more: str) -> catalog.Catalog:
@@ -74,8 +76,7 @@ class Scene:
             return now
 
     def turn(self) -> None:
-        terms = Terms(hold=timedelta(seconds=30), drain=timedelta(seconds=20), lost_after=timedelta(minutes=2))
-        assert reconcile.reconcile(self.database, self.asked, terms) is not None
+        assert reconcile.reconcile(self.database, lambda _: self.asked, TERMS) is not None
         with self.database.work() as work:
             assert ledger.problems(books.open_books(work, to_read=True).ledger) == []
 
@@ -383,8 +384,98 @@ def test_an_explanation_changes_nothing_and_says_what_a_turn_would_do(scene: Sce
     assert scene.granted() == []
 
 
-def test_two_that_reconcile_at_once_are_one(scene: Scene) -> None:
+def test_two_that_reconcile_at_once_are_one_and_only_that_one_asks(scene: Scene) -> None:
+    def ask(_: Work) -> Asked:
+        raise AssertionError("another one plans")
+
     with scene.database.work() as work:
         work.run(text("SELECT pg_advisory_xact_lock(:key)"), {"key": reconcile._LEADER})
-        terms = Terms(timedelta(0), timedelta(0), timedelta(0))
-        assert reconcile.reconcile(scene.database, scene.asked, terms) is None
+        assert reconcile.reconcile(scene.database, ask, TERMS) is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "UPDATE layout SET parts = '[]'",
+        "UPDATE layout SET parts = '[\"x\"]'",
+        "UPDATE layout SET parts = 'null'",
+        "UPDATE layout SET parts = '[-5]'",
+        "UPDATE layout SET load_seconds = 'NaN'",
+        "UPDATE layout SET load_seconds = 'Infinity'",
+        "UPDATE layout SET tokens_per_second = 0",
+        "UPDATE layout SET tokens_per_second = 'NaN'",
+    ],
+)
+def test_a_model_with_nonsense_for_a_layout_stops_no_other(scene: Scene, bad: str) -> None:
+    with scene.database.work() as work:
+        id_ = needs.configuration_id(scene.asked.models[0])
+        work.run(text(f"{bad} WHERE configuration = :id"), {"id": id_})
+    scene.wait(A, B)
+    scene.turn()
+    assert [pool.row.model for pool in scene.pools()] == [B]
+    assert scene.refusals().keys() == {A}
+    reconcile.defragment(scene.database, lambda _: scene.asked, TERMS)
+    assert reconcile.explain(scene.database, scene.asked, B)
+
+
+@pytest.mark.parametrize("bad", ["estimate_seconds = 'NaN'", "estimate_seconds = 'Infinity'"])
+def test_a_pool_with_nonsense_in_its_row_stops_no_other(scene: Scene, bad: str) -> None:
+    """What it holds stays charged, so that nothing is granted beside it that does not fit."""
+    scene.wait(A)
+    scene.turn()
+    add_host(scene, "i")
+    with scene.database.work() as work:
+        work.run(text(f"UPDATE pool SET {bad}"))
+    scene.wait(B)
+    scene.turn()
+    scene.turn()
+    assert {pool.row.model for pool in scene.pools()} == {A, B}
+    assert {pool.row.host for pool in scene.pools(B)} == {"i"}
+
+
+def test_a_device_with_nonsense_in_its_row_stops_no_other(scene: Scene) -> None:
+    scene.wait(A)
+    scene.turn()
+    add_host(scene, "i")
+    with scene.database.work() as work:
+        work.run(text("UPDATE device SET speed = 'NaN' WHERE host = 'h'"))
+    scene.wait(A, B)
+    scene.turn()
+    assert {pool.row.host for pool in scene.pools(B)} <= {"i"}
+    assert scene.pools(B)
+
+
+def test_a_namespace_that_rested_for_months_stops_nothing(scene: Scene) -> None:
+    scene.orders.limit("team", Limits(max_bytes=10**9))
+    for attained in (1e-320, 5.0):
+        with scene.database.work() as work:
+            rested = "UPDATE quota SET attained_seconds = :a, counted_at = now() - interval '400 days'"
+            work.run(text(rested), {"a": attained})
+        scene.wait(A)
+        scene.turn()
+    assert scene.pools(A)
+
+
+def test_an_action_that_breaks_is_refused_with_its_reason(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect in doing one thing, such as a pool that moved while it was planned for."""
+    done = Turn.apply
+
+    def breaks(turn: Turn, fleet: Fleet, action: Action) -> None:
+        if isinstance(action, StartPool) and action.configuration.startswith("a-1"):
+            raise StopIteration
+        done(turn, fleet, action)
+
+    monkeypatch.setattr(Turn, "apply", breaks)
+    add_host(scene, "i")
+    scene.wait(A, B)
+    scene.turn()
+    assert [pool.row.model for pool in scene.pools()] == [B]
+    assert "could not be granted: StopIteration" in scene.refusals()[A]
+
+
+def test_steps_of_a_model_whose_file_is_refused_are_told_why(scene: Scene) -> None:
+    ids = [needs.configuration_id(scene.asked.models[1])]
+    scene.hosts.beat("h", scene.agents["h"], [], ids, [not_served(A, "its tokens 0 and 1 are the same")])
+    scene.wait(A)
+    scene.turn()
+    assert scene.refusals()[A].endswith("on h: a:1 is not served here: its tokens 0 and 1 are the same")

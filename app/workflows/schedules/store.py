@@ -72,7 +72,8 @@ _DECIDE = text("""
     WHERE id = :id AND state = :was
 """).bindparams(bindparam("why", type_=Text()), bindparam("run_id", type_=Uuid()))
 _PRUNE = text("""
-    DELETE FROM schedule_fire WHERE schedule_id = :id AND NOT open AND decided_at < now() - :keep
+    DELETE FROM schedule_fire
+    WHERE schedule_id = :id AND at < now() - :keep AND NOT open AND decided_at < now() - :keep
 """).bindparams(bindparam("keep", type_=Interval()))
 _VIEW = f"""
     SELECT {", ".join(f"schedule.{name.strip()}" for name in _COLUMNS.split(","))},

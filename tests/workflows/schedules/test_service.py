@@ -362,7 +362,8 @@ def test_old_fires_are_forgotten_but_not_those_that_go_on(schedules: Schedules, 
         look(schedules)
     kept, gone, _ = fires(schedules)
     with database.work() as work:
-        work.run(text("UPDATE schedule_fire SET decided_at = now() - interval '31 days'"))
+        month = "interval '31 days'"
+        work.run(text(f"UPDATE schedule_fire SET at = at - {month}, decided_at = now() - {month}"))
         work.run(text("UPDATE run SET state = 'succeeded' WHERE id <> :id"), {"id": kept.run_id})
     for _ in range(2):
         lapse(database)

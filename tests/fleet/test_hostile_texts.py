@@ -1,0 +1,55 @@
+"""Texts that agents and pools did not write themselves: none keeps the database from noting what they saw."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+from app.fleet import views
+from app.fleet.holder import Holder, Report
+from app.fleet.hosts import Ended, Hosts, Observed
+from app.fleet.pool import Phase, Stage
+from app.kernel.database import Database
+from tests.fleet.granting import LEASE, begun, declared, granted
+
+HOSTILE = ["a\0b", "half \ud83e", "\x1b[2Jgone\a", "long " * 100_000]
+IDS = ["nul", "surrogate", "terminal", "long"]
+
+
+@pytest.fixture
+def hosts(database: Database) -> Hosts:
+    return Hosts(database, LEASE, LEASE)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=IDS)
+def test_bytes_come_back_whatever_a_pool_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
+    agent = hosts.join("h", "h", 8, declared("d"), {})
+    hosts.beat("h", agent, [], [], [hostile])
+    pool = granted(database, "h", {"d": 100})
+    assert isinstance(pool, str)
+    epoch = begun(hosts, "h", agent, pool)
+    Holder(database, LEASE).renew(pool, epoch, Report(Stage.SERVING, told=hostile, worker="pool@h"))
+    hosts.observe([Observed(pool, Phase.RUNNING, 1, 1, {}, {}, hostile)])
+
+    hosts.release("h", agent, Ended(pool, 1, failed=True, ending=hostile, log_tail=hostile))
+
+    (device,) = views.hosts(database)[0].devices
+    assert device.charged_bytes == 0
+    (problem,) = views.hosts(database)[0].host.problems
+    seen = views.pool(database, pool).row
+    for kept in (problem, seen.told, seen.ending, seen.why):
+        assert len(kept) <= 4_000
+        assert not any(character in kept for character in "\0\x1b\a\ud83e")
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=IDS)
+def test_an_orphan_is_noted_whatever_it_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
+    agent = hosts.join("h", "h", 8, declared("d"), {})
+    pool = granted(database, "h", {"d": 100})
+    assert isinstance(pool, str)
+    begun(hosts, "h", agent, pool)
+    hosts.end_orphan(pool, hostile)
+    with database.work() as work:
+        row = work.row(text("SELECT phase FROM pool_process"))
+    assert row is not None
+    assert row.phase == "ended"

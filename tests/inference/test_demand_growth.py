@@ -1,0 +1,149 @@
+"""Demand is asked each second: what that costs, and that it says the same with much beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from app.fleet import files
+from app.fleet.reconcile import Asked
+from app.inference import demand
+from app.kernel.database import Database
+from app.workflows import check
+from app.workflows.service import Runs
+from app.workflows.submission import Submission
+from tests.growth import analyze, keep_ended, rows_read
+from tests.workflows.conftest import Hands
+
+MAP = """
+workflow: maps
+defaults: {model: 'm:1'}
+inputs: {all: {type: array, items: {type: integer}}}
+steps:
+  - {id: read, kind: map, over: inputs.all, max_parallel: 2, step: {kind: generate, prompt: x}}
+  - {id: after, kind: generate, model: 'n:1', prompt: x, needs: [read]}
+"""
+ONE = """
+workflow: one
+steps: [{id: a, kind: generate, model: 'm:1', prompt: x}]
+"""
+CATALOG = files.read_catalog()
+
+
+@pytest.fixture
+def one(database: Database) -> Iterator[Database]:
+    """The same database through one connection."""
+    made = Database(database.url, pool_size=1)
+    yield made
+    made.close()
+
+
+def asked(database: Database) -> Asked:
+    return demand.asked(database, CATALOG, [])
+
+
+def cost(database: Database) -> int:
+    asked(database)  # plans are made, and statements prepared
+    return rows_read(database, lambda: asked(database))
+
+
+def submit_map(runs: Runs, items: int) -> UUID:
+    """A map of which two items are ready, and the others have not begun."""
+    hands = Hands(runs)
+    run_id = hands.submit(MAP, all=list(range(items)))
+    hands.do(hands.claim("read", run_id), {})
+    analyze(runs.database)
+    return run_id
+
+
+def test_items_that_have_not_begun_are_counted_and_not_read(runs: Runs, one: Database) -> None:
+    costs = []
+    for items in (1_000, 10_000):
+        run_id = submit_map(runs, items)
+        costs.append(cost(one))
+        found = {(step.model, step.ready is not None): step for step in asked(one).waiting}
+        assert {key: step.steps for key, step in found.items()} == {
+            ("m:1", False): 2,
+            ("m:1", True): items - 2,
+            ("n:1", True): 1,
+        }
+        runs.cancel(run_id)
+    assert costs[1] < costs[0] + 100
+
+
+def test_a_step_after_a_map_is_expected_when_all_items_have_had_their_turn(runs: Runs, one: Database) -> None:
+    submit_map(runs, 100)
+    found = {step.model: step for step in asked(one).waiting if step.ready is not None}
+    assert found["m:1"].ready is not None
+    assert found["n:1"].ready is not None
+    rounds = (found["n:1"].ready - found["m:1"].ready) / found["n:1"].work
+    assert 45 < rounds < 55  # 98 items wait, two at a time
+
+
+def test_items_of_a_map_that_stops_are_no_demand(runs: Runs, one: Database) -> None:
+    submit_map(runs, 10)
+    with runs.database.work() as work:
+        work.run(text("UPDATE fan_out SET stopping = true"))
+    assert not [step for step in asked(one).waiting if step.model == "m:1" and step.ready is not None]
+
+
+def test_steps_that_are_kept_are_not_read(runs: Runs, one: Database) -> None:
+    runs.submit(Submission(check.parse(ONE), {}))
+    costs = []
+    for steps in (1_000, 9_000):
+        keep_ended(runs.database, steps)
+        costs.append(cost(one))
+    assert costs[1] < costs[0] + 100
+
+
+def test_runs_that_are_kept_are_not_read_for_the_steps_that_are_ready(runs: Runs, one: Database) -> None:
+    for _ in range(100):
+        runs.submit(Submission(check.parse(ONE), {}))
+    costs = []
+    for steps in (1_000, 9_000):
+        keep_ended(runs.database, steps, each=1)
+        costs.append(cost(one))
+    assert costs[1] < costs[0] + 100
+
+
+def test_steps_that_are_ready_are_read_once_each(runs: Runs, one: Database) -> None:
+    definition, costs = check.parse(ONE), []
+    for more in (100, 900):
+        for _ in range(more):
+            runs.submit(Submission(definition, {}))
+        analyze(runs.database)
+        costs.append(cost(one))
+    assert costs[1] < costs[0] * 15
+
+
+def test_a_model_with_long_steps_is_remembered(runs: Runs, one: Database) -> None:
+    """All of them began and ended before the last minutes: nobody asks for them, and their length is known still."""
+    keep_ended(runs.database, 100)
+    runs.submit(Submission(check.parse(ONE), {}))
+    found = asked(one)
+    assert [step.work for step in found.waiting] == [timedelta(hours=1)]
+    assert found.usage["m:1"] == {"standard": pytest.approx(1 / 180)}
+
+
+def test_the_last_attempts_say_how_long_a_step_is(runs: Runs, one: Database) -> None:
+    """Neither the pause before an attempt counts, nor what one took that failed, nor what was long ago."""
+    keep_ended(runs.database, 200)
+    hands = Hands(runs)
+    for _ in range(50):
+        run_id = hands.submit(ONE)
+        hands.do(hands.claim("a", run_id), {})
+    took = "UPDATE attempt SET started_at = finished_at - interval '2 s' WHERE finished_at > now() - interval '1 hour'"
+    with runs.database.work() as work:
+        work.run(text(took))
+        work.run(text("UPDATE step SET started_at = finished_at - interval '1 minute' WHERE state = 'succeeded'"))
+    hands.submit(ONE)
+    assert [step.work for step in asked(one).waiting] == [timedelta(seconds=2)]
+
+
+def test_a_model_without_attempts_has_the_usual_length(runs: Runs, one: Database) -> None:
+    runs.submit(Submission(check.parse(ONE), {}))
+    assert [step.work for step in asked(one).waiting] == [timedelta(seconds=5)]
