@@ -149,6 +149,10 @@ class Database:
                 work = Work(connection, pipeline)
                 yield work
                 connection.execute("COMMIT")
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            # A fail-over: this server is a stand-by now. The next connection may find the one that took over.
+            connection.close()
+            raise DatabaseUnreachable(_reason(error)) from error
         except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
             raise DatabaseUnreachable(_reason(error)) from error
         finally:

@@ -140,3 +140,21 @@ def test_connections_that_the_server_dropped_are_made_anew(database: Database) -
     with other.work() as work:
         assert work.row(text("SELECT 1 AS one")).one == 1
     other.close()
+
+
+def test_a_server_that_became_a_stand_by_counts_as_away_and_is_left(database: Database) -> None:
+    """During a fail-over writes meet a read-only server; the next transaction gets another connection."""
+
+    def connected() -> int:
+        with database.work() as work:
+            return int(work.row(text("SELECT pg_backend_pid() AS pid")).pid)
+
+    def written() -> None:
+        with database.work() as work:
+            work.run(text("SET TRANSACTION READ ONLY"))
+            work.run(text("DELETE FROM run"))
+
+    before = connected()
+    with pytest.raises(DatabaseUnreachable, match="read-only"):
+        written()
+    assert connected() != before

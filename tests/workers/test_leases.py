@@ -33,9 +33,7 @@ Make = Callable[..., Leases]
 def make(runs: Runs) -> Iterator[Make]:
     made: list[Leases] = []
 
-    def leases(
-        *, lease: float = 60.0, interval: float = 0.05, stalled: float = 0.0, of: type[Runs] = Runs
-    ) -> Leases:
+    def leases(*, lease: float = 60.0, interval: float = 0.05, stalled: float = 0.0, of: type[Runs] = Runs) -> Leases:
         short = of(runs.database, runs.publisher, timedelta(seconds=lease), 3)
         one = Leases(short, OWNER, interval=timedelta(seconds=interval), stalled_for=lambda: timedelta(seconds=stalled))
         one.start()
@@ -138,6 +136,7 @@ def test_the_listener_comes_back_after_its_connection_was_cut(runs: Runs, make: 
         runs.cancel(claim.run_id)
         assert event.wait(SOON)
 
+
 def read_only(runs: Runs, value: str) -> None:
     """What a server says of itself while a fail-over has not ended: every connection, those that are open too."""
     with psycopg.connect(runs.database.raw_url(), autocommit=True) as connection:
@@ -185,7 +184,7 @@ def test_a_defect_while_renewing_ends_neither_the_thread_nor_silence(runs: Runs,
     claim = claimed(runs)
 
     class Broken(Runs):
-        def renew(self, step_ids: Sequence[UUID], owner: str) -> dict[UUID, tuple[int, StepState]]:
+        def renew(self, *_: object) -> dict[UUID, tuple[int, StepState]]:
             raise KeyError("a defect")
 
     with structlog.testing.capture_logs() as lines, make(of=Broken, lease=1.0).hold(claim) as holding:

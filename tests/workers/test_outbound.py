@@ -486,7 +486,8 @@ def test_a_name_that_no_resolver_asks_for_fails_at_once(server: Server, error: E
     def refusing(host: str, port: int) -> Sequence[str]:
         raise error
 
-    failure = failed(Call(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1)), server, resolve=refusing)
+    asked = Call(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1))
+    failure = failed(asked, server, resolve=refusing)
 
     assert failure.reason is FailureReason.HTTP_UNREACHABLE
     assert "the name cannot be resolved" in failure.message
