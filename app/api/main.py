@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api import (
+    dead_letters,
     devices,
     events,
     explanations,
@@ -99,6 +100,7 @@ ROUTERS = (
     pools.router,
     hosts.router,
     namespaces.router,
+    dead_letters.router,
     health.router,
 )
 
