@@ -2,7 +2,7 @@
 The guard of the API: what web pages of other sites could send is refused before it reaches an endpoint.
 
 A body needs a media type that a form cannot send: whatever has one is asked about by the browser before (a preflight),
-and that question is refused.
+and that question is refused. A form without fields has no body, but names its type.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ class Guard:
         if refusal is not None:
             await problems.of_error(STATUS, ForbiddenRequest([refusal]))(scope, receive, send)
             return
-        unusable = _refuse_body(headers)
+        unusable = _refuse_body(scope["method"], headers)
         if unusable is not None:
             await problems.of_error(415, UnsupportedMediaType([unusable]))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _refuse_body(headers: Iterable[tuple[str, str]]) -> Problem | None:
-    """What is wrong with the media type of the body, where there is one."""
+def _refuse_body(method: str, headers: Iterable[tuple[str, str]]) -> Problem | None:
+    """What is wrong with the media type of the body, where there is one, or could be."""
     first = {name.lower(): value for name, value in headers}
-    if first.get("content-length", "0").strip() in ("", "0") and "transfer-encoding" not in first:
+    has_body = first.get("content-length", "0").strip() not in ("", "0") or "transfer-encoding" in first
+    if not has_body and ("content-type" not in first or method in ("GET", "HEAD", "OPTIONS")):
         return None
     media_type = first.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in _OF_FORMS:

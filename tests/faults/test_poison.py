@@ -180,6 +180,8 @@ def test_keys_of_beat_of_wrong_types_are_put_aside(stage: Stage, client: redis.R
         lambda: (client.delete("redbeat:sweep"), client.rpush("redbeat:sweep", "x")),
         lambda: client.hset("redbeat:sweep", mapping={"definition": "no json", "meta": "7"}),
         lambda: client.hset("redbeat:sweep", mapping={"definition": '{"name": 1}', "meta": '{"x": []}'}),
+        lambda: client.hset("redbeat:sweep", mapping={"definition": "[" * 100_000, "meta": "{}"}),
+        lambda: client.set("redbeat::lock", "a lock without an end"),
         lambda: (client.delete("redbeat::lock"), client.rpush("redbeat::lock", "x")),
         lambda: (
             client.hset("redbeat:other", "definition", "[]"),
