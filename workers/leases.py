@@ -1,9 +1,10 @@
 """
-Leases: what this process holds, and the thread that renews it.
+Leases: what this process holds, and the threads that renew it or give it up.
 
 A lease is renewed while the engine makes progress, not merely while the process lives.
 A holder hears of a cancel at once by a notification of Postgres, and at the next renewal if that was lost.
-A lease that could not be renewed in time is given up here before it ends there.
+A lease that could not be renewed in time is given up here before it ends there. A thread of its own sees to that:
+whoever renews may be waiting for a database that does not answer.
 Whatever goes wrong while renewing is logged, and the thread goes on: without it, every longer step would be done twice.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
@@ -30,6 +31,9 @@ _log = log.get(__name__)
 
 #: Part of a lease that may pass without a renewal before its holder gives up.
 _GIVE_UP = 0.8
+
+#: The part of the lease after which that is looked at again.
+_LOOK = 0.05
 
 #: Seconds after which the listener looks whether it is to end.
 _LISTEN = 0.5
@@ -108,15 +112,18 @@ class Leases:
         self._draining = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="leases", daemon=True)
+        self._guard = threading.Thread(target=self._mind, name="leases-guard", daemon=True)
 
     def start(self) -> None:
         """Begin to renew."""
         self._thread.start()
+        self._guard.start()
 
     def close(self) -> None:
         """Renew no longer."""
         self._closed.set()
         self._thread.join(timeout=10)
+        self._guard.join(timeout=10)
 
     @contextmanager
     def hold(self, claim: Claim) -> Iterator[Holding]:
@@ -198,19 +205,20 @@ class Leases:
         if oldest is not None and time.monotonic() - oldest >= self._interval * 0.9:
             self._renew()
 
+    def _mind(self) -> None:
+        while not self._closed.wait(min(self._interval, self._lease * _LOOK)):
+            try:
+                for holding in self._all():
+                    if time.monotonic() - holding.renewed > self._lease * _GIVE_UP:
+                        holding.stop(Stop.LOST)
+            except Exception:  # noqa: BLE001 the outermost loop of the thread
+                _log.exception("leases_not_given_up")
+
     def _renew(self) -> None:
+        """Renew what is held, while the engine makes progress."""
         held = self._all()
         if not held:
             return
-        try:
-            self._extend(held)
-        finally:
-            for holding in held:
-                if time.monotonic() - holding.renewed > self._lease * _GIVE_UP:
-                    holding.stop(Stop.LOST)
-
-    def _extend(self, held: Sequence[Holding]) -> None:
-        """Renew what is held, while the engine makes progress."""
         stalled = self._stalled_for()
         if stalled.total_seconds() >= self._lease:
             _log.error("engine_stalled", seconds=round(stalled.total_seconds(), 1), steps=len(held))

@@ -168,15 +168,15 @@ def test_a_server_that_is_read_only_for_a_while_costs_no_lease(runs: Runs, make:
             assert failed.wait(SOON)
         finally:
             read_only(runs, "off")
-        until(lambda: can_write(runs))
+        assert until(lambda: can_write(runs))
         shorten(runs, claim.step_id)
         assert until(lambda: lease_of(runs, claim.step_id) > 30)
         assert holding.why is None
 
 
 def can_write(runs: Runs) -> bool:
-    with runs.database.work() as work:
-        return bool(work.row(text("SHOW transaction_read_only")).transaction_read_only == "off")
+    with psycopg.connect(runs.database.raw_url(), autocommit=True) as connection:
+        return connection.execute("SHOW default_transaction_read_only").fetchone() == ("off",)
 
 
 def test_a_defect_while_renewing_ends_neither_the_thread_nor_silence(runs: Runs, make: Make) -> None:
@@ -248,3 +248,21 @@ def test_an_earlier_attempt_that_ends_takes_no_lease_from_the_next(runs: Runs, m
     assert holding.why is None
     inner.__exit__(None, None, None)
     assert leases.held() == []
+
+
+def test_a_lease_is_given_up_in_time_while_the_database_says_nothing(runs: Runs, make: Make) -> None:
+    """Whoever renews waits in the middle of a call; the work is left all the same."""
+    claim = claimed(runs)
+    over = threading.Event()
+
+    class Silent(Runs):
+        def renew(self, *_: object) -> dict[UUID, tuple[int, StepState]]:
+            over.wait()
+            return {}
+
+    with make(of=Silent, lease=1.0).hold(claim) as holding:
+        try:
+            assert stopped(holding).wait(SOON)
+            assert holding.why is Stop.LOST
+        finally:
+            over.set()
