@@ -445,6 +445,9 @@ class Agent:
             except psycopg.OperationalError as error:
                 _log.warning("agent_cannot_listen", error=str(error).strip())
                 time.sleep(1.0)
+            except Exception:  # noqa: BLE001 the outermost loop of the thread
+                _log.exception("agent_cannot_listen")
+                time.sleep(1.0)
 
 
 def _ending(code: int | None, running: _Running, pool: Granted) -> str:

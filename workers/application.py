@@ -20,7 +20,7 @@ from app.fleet.reconcile import DEFRAGMENT, RECONCILE
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
 from app.workflows.messages import RUN_STEP
-from workers import jobs, runtime, steps
+from workers import jobs, runtime, steps, transport
 from workers.engine import Engine
 from workers.heart import Heart
 from workers.runtime import Runtime
@@ -40,6 +40,7 @@ class Application:
     def __init__(self, settings: Settings) -> None:
         """Connects to nothing. Raises Unavailable when no broker is known."""
         self.settings = settings
+        transport.install()
         self.celery: Celery = broker.celery_app(
             addresses.of(settings).redis_url, settings.broker, jobs.schedule(settings)
         )

@@ -141,19 +141,22 @@ def resolved(host: str, port: int, resolve: Resolve, watch: Watch) -> Sequence[s
 
     Raises OSError, and as `Watch.look` does.
     """
-    found: list[Sequence[str] | OSError] = []
+    found: list[Sequence[str] | Exception] = []
 
     def ask() -> None:
         try:
             found.append(resolve(host, port))
-        except OSError as error:
+        except ValueError as error:  # a name that the resolver cannot even ask for: a part of it is too long, or empty
+            found.append(OSError(errno.EINVAL, f"it is no name of a host ({error})"))
+        except Exception as error:  # noqa: BLE001 the shell of the thread: whoever waits gets what it met
             found.append(error)
-        watch.ring()
+        finally:
+            watch.ring()
 
     threading.Thread(target=ask, name="resolver", daemon=True).start()
     while not found:
         watch.wait()
-    if isinstance(found[0], OSError):
+    if isinstance(found[0], Exception):
         raise found[0]
     return found[0]
 

@@ -3,6 +3,7 @@ The exporter: what a pool does, as Prometheus reads it, on an HTTP port of the p
 
 It answers from before the model is loaded until it is gone. Each figure is read from the engine when it is asked for;
 nothing is counted twice, and no request pays for it.
+Pages of other sites are refused, as by the API; a client that sends nothing is let go of.
 The port is written to a file that Prometheus finds targets by (`file_sd_configs`), and is gone with the pool.
 """
 
@@ -10,25 +11,34 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Protocol
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.fleet.pool import METRICS_FOLDER, Stage
-from app.kernel import log
+from app.kernel import log, request_guard
 from app.kernel.errors import ServerNotStarted
+from app.kernel.request_guard import RequestGuard
 from workers.engine import Engine
 from workers.engine.metrics import QUEUE_BOUNDS, EngineMetrics
 from workers.stage import Status
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication
+
 _log = log.get(__name__)
 
+#: Seconds that a client may be silent for.
+_SILENCE = 10
 #: Folder below the data directory, with a file for each pool that can be asked.
 FOLDER = METRICS_FOLDER
 
@@ -140,10 +150,18 @@ class PoolCollector(Collector):
 
 @contextmanager
 def serving(
-    name: str, status: Status, labels: Mapping[str, str], *, host: str, port: int, data_dir: Path
+    name: str,
+    status: Status,
+    labels: Mapping[str, str],
+    *,
+    host: str,
+    port: int,
+    data_dir: Path,
+    trusted_hosts: tuple[str, ...] = (),
 ) -> Iterator[PoolCollector]:
     """
     Answer at `host` and `port` (0: a free one) while the block runs, and say where in a file below `data_dir`.
+    Other names than the host's are answered where they are `trusted_hosts`.
 
     Raises ServerNotStarted when the port cannot be had.
     """
@@ -151,10 +169,14 @@ def serving(
     registry.register(collector)
     ProcessCollector(registry=registry)
     try:
-        server, thread = start_http_server(port, host, registry)
+        server = _server(host, port)
     except OSError as error:
         hint = "; several pools of one host need pools.metrics_port = 0" if port else ""
         raise ServerNotStarted("the exporter of metrics", f"{host}:{port}: {error.strerror or error}{hint}") from error
+    guard = request_guard.guard_of(host, trusted_hosts)
+    server.set_app(_guarded(make_wsgi_app(registry), guard))
+    thread = threading.Thread(target=server.serve_forever, name="exporter", daemon=True)
+    thread.start()
     place = data_dir / FOLDER / f"{name}.json"
     try:
         address = f"{_reachable(host)}:{server.server_port}"
@@ -169,6 +191,59 @@ def serving(
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each request; none keeps the process from ending."""
+
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # Without the look-up of the host's full name, which may take a resolver's whole timeout.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 the signature is the library's
+        _log.warning("metrics_not_answered", exc_info=True)
+
+
+class _Handler(WSGIRequestHandler):
+    """Writes no line for each request."""
+
+    timeout = _SILENCE
+
+    def get_environ(self) -> dict[str, Any]:
+        arrived = {"arriero.headers": list(self.headers.items()), "arriero.address": self.connection.getsockname()[0]}
+        return super().get_environ() | arrived
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _server(host: str, port: int) -> _Server:
+    """A server that listens. Raises OSError."""
+    family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    kind = type("Server", (_Server,), {"address_family": family})
+    server: _Server = kind(address[:2], _Handler)
+    return server
+
+
+def _guarded(app: WSGIApplication, guard: RequestGuard) -> WSGIApplication:
+    """The application for requests that the guard lets pass."""
+
+    def answer(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
+        refusal = guard.refuse(environ["REQUEST_METHOD"], environ["arriero.headers"], environ["arriero.address"])
+        if refusal is None:
+            return app(environ, start)
+        body = json.dumps(request_guard.document(refusal)).encode()
+        start(
+            f"{request_guard.STATUS} Forbidden",
+            [("Content-Type", request_guard.MEDIA_TYPE), ("Content-Length", str(len(body)))],
+        )
+        return [body]
+
+    return answer
 
 
 def _reachable(host: str) -> str:

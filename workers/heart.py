@@ -3,7 +3,8 @@ The heart of a pool: renews its claim on memory, tells what it does, and hears w
 
 It beats from before the load until after the last step. A claim that was lost, or could not be renewed in time, is let
 go of before it ends: the pool hands its steps back and ends; if it cannot, it ends at once. A thread of its own sees to
-that: whoever renews may be waiting for a database that does not answer.
+that: whoever renews may be waiting for a database that does not answer. Neither thread ends before the pool does: what
+goes wrong in them is logged.
 """
 
 from __future__ import annotations
@@ -86,20 +87,27 @@ class Heart:
     def _beat(self) -> None:
         while True:
             closing = self._closed.is_set()
-            begun = time.monotonic()
             try:
-                heard = self._holder.renew(self.grant.id, self.grant.epoch, self._report())
-            except LeaseLost as error:
-                self._leave(str(error))
-            except DatabaseUnreachable as error:
-                _log.warning("claim_not_renewed", error=str(error))
-            else:
-                self._renewed = begun
-                self._follow(heard)
+                self._renew()
+            except Exception:  # noqa: BLE001 the outermost loop of the thread; the guard sees what is not renewed
+                _log.exception("heartbeat_failed")
             if closing:
                 return
             with contextlib.suppress(Empty):
                 self._now.get(timeout=self._interval)
+
+    def _renew(self) -> None:
+        """One beat."""
+        begun = time.monotonic()
+        try:
+            heard = self._holder.renew(self.grant.id, self.grant.epoch, self._report())
+        except LeaseLost as error:
+            self._leave(str(error))
+        except DatabaseUnreachable as error:
+            _log.warning("claim_not_renewed", error=str(error))
+        else:
+            self._renewed = begun
+            self._follow(heard)
 
     def _report(self) -> Report:
         held = self._leases.held() if self._leases is not None else []
@@ -121,10 +129,15 @@ class Heart:
         while not self._closed.wait(min(self._interval, self._lease * _LOOK)):
             silent = time.monotonic() - self._renewed
             if silent > self._lease * _GONE:
-                _log.error("claim_let_go", seconds=round(silent, 1))
-                os._exit(LET_GO)
+                try:
+                    _log.error("claim_let_go", seconds=round(silent, 1))
+                finally:
+                    os._exit(LET_GO)
             if silent > self._lease * _LEAVE:
-                self._leave(f"its claim could not be renewed for {silent:.1f} s")
+                try:
+                    self._leave(f"its claim could not be renewed for {silent:.1f} s")
+                except Exception:  # noqa: BLE001 the outermost loop of the thread; the next turns end the process
+                    _log.exception("pool_not_left")
 
     def _leave(self, why: str) -> None:
         """Hand the steps back and end. What has not begun to serve ends at once: a load cannot be stopped otherwise."""
@@ -134,5 +147,7 @@ class Heart:
         self._status.told = why
         if self._leases is None:
             os._exit(LET_GO)
-        self._leases.drain()
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            self._leases.drain()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -1,9 +1,11 @@
 """
-Leases: what this process holds, and the thread that renews it.
+Leases: what this process holds, and the threads that renew it or give it up.
 
 A lease is renewed while the engine makes progress, not merely while the process lives.
 A holder hears of a cancel at once by a notification of Postgres, and at the next renewal if that was lost.
-A lease that could not be renewed in time is given up here before it ends there.
+A lease that could not be renewed in time is given up here before it ends there. A thread of its own sees to that:
+whoever renews may be waiting for a database that does not answer.
+Whatever goes wrong while renewing is logged, and the thread goes on: without it, every longer step would be done twice.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ _log = log.get(__name__)
 
 #: Part of a lease that may pass without a renewal before its holder gives up.
 _GIVE_UP = 0.8
+
+#: The part of the lease after which that is looked at again.
+_LOOK = 0.05
 
 #: Seconds after which the listener looks whether it is to end.
 _LISTEN = 0.5
@@ -66,7 +71,7 @@ class Holding:
             self._on_stop = action
             stopped = self._why is not None
         if stopped:
-            action()
+            self._run(action)
 
     def stop(self, why: Stop) -> None:
         """Leave the work. The first reason counts, but that a lease is lost outweighs the others."""
@@ -78,7 +83,13 @@ class Holding:
         if first:
             _log.info("step_told_to_stop", why=why, step_id=str(self.claim.step_id), attempt=self.claim.attempt)
             if action is not None:
-                action()
+                self._run(action)
+
+    def _run(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:  # noqa: BLE001 the engine's code: a failure of it keeps no other step from being stopped
+            _log.exception("step_not_stopped", step_id=str(self.claim.step_id), attempt=self.claim.attempt)
 
 
 class Leases:
@@ -101,30 +112,37 @@ class Leases:
         self._draining = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="leases", daemon=True)
+        self._guard = threading.Thread(target=self._mind, name="leases-guard", daemon=True)
 
     def start(self) -> None:
         """Begin to renew."""
         self._thread.start()
+        self._guard.start()
 
     def close(self) -> None:
         """Renew no longer."""
         self._closed.set()
         self._thread.join(timeout=10)
+        self._guard.join(timeout=10)
 
     @contextmanager
     def hold(self, claim: Claim) -> Iterator[Holding]:
-        """Renew the claim until the block ends."""
+        """Renew the claim until the block ends. An earlier attempt of its step in this process is lost by that."""
         holding = Holding(claim)
         with self._lock:
+            earlier = self._held.get(claim.step_id)
             self._held[claim.step_id] = holding
             draining = self._draining
+        if earlier is not None:
+            earlier.stop(Stop.LOST)
         if draining:
             holding.stop(Stop.DRAINED)
         try:
             yield holding
         finally:
             with self._lock:
-                self._held.pop(claim.step_id, None)
+                if self._held.get(claim.step_id) is holding:
+                    del self._held[claim.step_id]
 
     def held(self) -> list[str]:
         """The classes of the steps that are held now."""
@@ -144,21 +162,41 @@ class Leases:
     def _watch(self) -> None:
         while not self._closed.is_set():
             try:
-                with psycopg.connect(self._runs.database.raw_url(), autocommit=True, connect_timeout=5) as connection:
-                    connection.execute(f"LISTEN {STOP_CHANNEL}")
-                    self._renew()
-                    while not self._closed.is_set():
-                        for note in connection.notifies(timeout=min(self._interval, _LISTEN), stop_after=1):
-                            self._heard(note.payload)
-                        self._renew_if_due()
+                self._listen()
             except psycopg.OperationalError as error:
                 _log.warning("leases_cannot_listen", error=str(error).strip())
-                self._renew()
-                self._closed.wait(min(1.0, self._interval))
+            except Exception:  # noqa: BLE001 the outermost loop of the thread
+                _log.exception("leases_interrupted")
+            if not self._closed.is_set():
+                self._renew_without_listening()
 
-    def _heard(self, step_id: str) -> None:
+    def _listen(self) -> None:
+        """Renew, and hear of cancels, until the end or until something goes wrong."""
+        with psycopg.connect(self._runs.database.raw_url(), autocommit=True, connect_timeout=5) as connection:
+            connection.execute(f"LISTEN {STOP_CHANNEL}")
+            self._renew()
+            while not self._closed.is_set():
+                for note in connection.notifies(timeout=min(self._interval, _LISTEN), stop_after=1):
+                    self._heard(note.payload)
+                self._renew_if_due()
+
+    def _renew_without_listening(self) -> None:
+        """Renew once, and wait a moment."""
+        try:
+            self._renew()
+        except Exception:  # noqa: BLE001 as above: the next renewal follows
+            _log.exception("leases_interrupted")
+        self._closed.wait(min(1.0, self._interval))
+
+    def _heard(self, payload: str) -> None:
+        """Stop the step that a notification names. Anybody who reaches the database can send one."""
+        try:
+            step_id = UUID(payload)
+        except ValueError:
+            _log.warning("stop_names_no_step", payload=payload[:100])
+            return
         with self._lock:
-            holding = self._held.get(UUID(step_id))
+            holding = self._held.get(step_id)
         if holding is not None:
             holding.stop(Stop.CANCELLED)
 
@@ -167,25 +205,32 @@ class Leases:
         if oldest is not None and time.monotonic() - oldest >= self._interval * 0.9:
             self._renew()
 
+    def _mind(self) -> None:
+        while not self._closed.wait(min(self._interval, self._lease * _LOOK)):
+            try:
+                for holding in self._all():
+                    if time.monotonic() - holding.renewed > self._lease * _GIVE_UP:
+                        holding.stop(Stop.LOST)
+            except Exception:  # noqa: BLE001 the outermost loop of the thread
+                _log.exception("leases_not_given_up")
+
     def _renew(self) -> None:
+        """Renew what is held, while the engine makes progress."""
         held = self._all()
         if not held:
             return
         stalled = self._stalled_for()
-        if stalled.total_seconds() < self._lease:
-            begun = time.monotonic()
-            try:
-                kept = self._runs.renew([holding.claim.step_id for holding in held], self.owner)
-            except DatabaseUnreachable as error:
-                _log.warning("leases_not_renewed", error=str(error))
-            else:
-                for holding in held:
-                    self._see(holding, kept.get(holding.claim.step_id), begun)
-        else:
+        if stalled.total_seconds() >= self._lease:
             _log.error("engine_stalled", seconds=round(stalled.total_seconds(), 1), steps=len(held))
+            return
+        begun = time.monotonic()
+        try:
+            kept = self._runs.renew([holding.claim.step_id for holding in held], self.owner)
+        except DatabaseUnreachable as error:
+            _log.warning("leases_not_renewed", error=str(error))
+            return
         for holding in held:
-            if time.monotonic() - holding.renewed > self._lease * _GIVE_UP:
-                holding.stop(Stop.LOST)
+            self._see(holding, kept.get(holding.claim.step_id), begun)
 
     def _see(self, holding: Holding, found: tuple[int, StepState] | None, begun: float) -> None:
         if found is None or found[0] != holding.claim.attempt:

@@ -148,8 +148,15 @@ class _Pool:
         devices = ",".join(part.name for part in self.grant.computing)
         labels = {"model": self.grant.model, "device": devices, "worker": f"{worker}@{socket.gethostname()}"}
         pools, folder = self.settings.pools, self.settings.data_dir
+        trusted = self.settings.trusted_hosts
         return exporter.serving(
-            worker, self.status, labels, host=pools.metrics_host, port=pools.metrics_port, data_dir=folder
+            worker,
+            self.status,
+            labels,
+            host=pools.metrics_host,
+            port=pools.metrics_port,
+            data_dir=folder,
+            trusted_hosts=trusted,
         )
 
     def _load(self, model: Model, began: float) -> Metered:

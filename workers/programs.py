@@ -1,8 +1,8 @@
 """
-The worker programs: `python -m workers.programs control NAME | beat | agent | pool ID EPOCH`.
+The worker programs: `python -m workers.programs control NAME | beat | agent | pool ID EPOCH | flower`.
 
-`arriero control`, `arriero beat` and `arriero agent` become these, with their settings in the environment. An agent
-starts the pools that were granted to its host.
+`arriero control`, `arriero beat`, `arriero agent` and `arriero flower` become these, with their settings in the
+environment. An agent starts the pools that were granted to its host.
 
 Each loads its own modules and no other's: an agent holds no engine, and what starts again is soon there.
 """
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
                 return int(_of("workers.agent", "Agent")(loaded).run())
             case ["pool", id_, epoch] if epoch.isdigit():
                 return int(_of("workers.pool", "run")(loaded, id_, int(epoch)))
+            case ["flower"]:
+                return int(_of("workers.monitor", "run")(loaded))
             case _:
                 print(__doc__, file=sys.stderr)  # noqa: T201 the usage, for whoever calls it by hand
                 return 2

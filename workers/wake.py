@@ -8,12 +8,16 @@ Kin: https://github.com/celery/celery/issues/6941
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 from celery.concurrency import thread
 from celery.concurrency.base import apply_target
 from kombu.asynchronous import get_event_loop
+
+from app.kernel import log
+
+_log = log.get(__name__)
 
 
 class TaskPool(thread.TaskPool):
@@ -38,5 +42,11 @@ class TaskPool(thread.TaskPool):
     ) -> Any:
         """Run the task on a thread, and turn the event loop once when it has ended."""
         future = self.executor.submit(apply_target, target, args, kwargs, callback, accept_callback)
-        future.add_done_callback(lambda _: self._hub.call_soon(int))
+        future.add_done_callback(self._on_end)
         return thread.ApplyResult(future)  # type: ignore[attr-defined] # unknown to the stubs
+
+    def _on_end(self, future: Future[Any]) -> None:
+        """Tasks end with what Celery makes of their errors; one of Celery's own would be seen by nobody."""
+        if not future.cancelled() and (error := future.exception()) is not None:
+            _log.error("task_broke", exc_info=error)
+        self._hub.call_soon(int)

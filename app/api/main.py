@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api import (
+    dead_letters,
     devices,
     events,
     explanations,
@@ -40,6 +41,7 @@ from app.api import (
     workflows,
 )
 from app.api.bodies import UnsupportedMediaType
+from app.api.guard import Guard
 from app.api.limits import BodyLimit
 from app.api.services import Services
 from app.fleet import files
@@ -60,6 +62,8 @@ from app.kernel.errors import (
     Problem,
     Unavailable,
 )
+from app.kernel.request_guard import STATUS as FORBIDDEN
+from app.kernel.request_guard import ForbiddenRequest, guard_of
 from app.kernel.settings import Settings
 from app.workflows.definition import Definition
 from app.workflows.payloads import Limits
@@ -70,6 +74,7 @@ _log = log.get(__name__)
 
 #: The first class that an error belongs to counts.
 STATUSES: Mapping[type[ArrieroError], int] = {
+    ForbiddenRequest: FORBIDDEN,
     UnsupportedMediaType: 415,
     BodyTooLarge: 413,
     PayloadTooLarge: 413,
@@ -101,6 +106,7 @@ ROUTERS = (
     pools.router,
     hosts.router,
     namespaces.router,
+    dead_letters.router,
     health.router,
 )
 
@@ -161,7 +167,10 @@ def serve(services: Services) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_defect)
-    app.add_middleware(BodyLimit, limit=services.settings.api.max_body_bytes)
+    settings = services.settings
+    app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes)
+    # The last one that is added stands before all others.
+    app.add_middleware(Guard, guard=guard_of(settings.api.host, settings.trusted_hosts, settings.api.url))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's own way of changing the document
     return app
 

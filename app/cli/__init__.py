@@ -18,6 +18,7 @@ from app import __version__
 from app.cli import (
     config,
     database,
+    dead_letters,
     demo,
     devices,
     fleet,
@@ -120,6 +121,7 @@ app.add_typer(fleet.app, name="fleet")
 app.add_typer(fleet.pools_app, name="pools")
 app.add_typer(fleet.hosts_app, name="hosts")
 app.add_typer(namespaces.app, name="namespaces")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(config.app, name="config")
 app.add_typer(database.app, name="db")
 app.command()(programs.api)

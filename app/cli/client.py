@@ -54,9 +54,9 @@ class Client:
         """Put a text, get JSON."""
         return self._call("PUT", path, content=text.encode(), headers={"Content-Type": media_type})
 
-    def delete(self, path: str, **parameters: Any) -> None:
-        """Remove a resource."""
-        self._call("DELETE", path, params=parameters)
+    def delete(self, path: str, **parameters: Any) -> Any:
+        """Remove a resource; what is told of it, or None."""
+        return self._call("DELETE", path, params=parameters)
 
     def close(self) -> None:
         """Close the connections."""

@@ -79,9 +79,7 @@ def flower(context: typer.Context) -> None:
     It listens on flower.host and flower.port. What it knows is kept in memory and begins anew with it;
     the durable story of every step is in `arriero runs show`.
     """
-    settings = settings_of(context)
-    arguments = ["celery", "-A", "workers.main", "flower", f"--address={settings.flower.host}"]
-    _become(settings, [*arguments, f"--port={settings.flower.port}", "--task_runtime_metric_buckets=0.1,1,10,60,600"])
+    _become(settings_of(context), [WORKERS, "flower"])
 
 
 def print_version(version: str, *, as_json: bool) -> None:

@@ -5,11 +5,12 @@ A message is a hint: it names a task and a few ids, and losing it loses nothing.
 Messages are acknowledged when taken and never prefetched; results are never kept; delays never live here.
 Nobody waits long for the broker: what cannot be sent within a moment is left to the sweep.
 
-Redis keys, all made by Celery and RedBeat:
+Redis keys, but for the last made by Celery and RedBeat:
     control, io, model.<slug>   lists: the waiting messages of priority 0, the first served
     <queue>\x06\x16<n>            lists: those of priority n
     unacked*                    messages between the broker's hand and the worker's
     redbeat:*                   the schedule and the lock of beat
+    arriero:dead-letters*       what workers could not read (`app/kernel/dead_letters.py`)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from kombu.pools import ProducerPool
 
 from app.kernel import log
 from app.kernel.breaker import Breaker
+from app.kernel.dead_letters import DeadLetters, is_wrong_type
 from app.kernel.errors import BrokerUnreachable
 from app.kernel.settings import BrokerSettings
 
@@ -70,6 +72,11 @@ def model_queue(slug: str) -> str:
 def is_model_queue(queue: str) -> bool:
     """Whether the steps of the queue need a model."""
     return queue.startswith(_MODEL)
+
+
+def is_ours(queue: str) -> bool:
+    """Whether the queue holds tasks; Celery has others, for replies to commands."""
+    return queue in (CONTROL_QUEUE, IO_QUEUE) or is_model_queue(queue)
 
 
 class Publisher(Protocol):
@@ -164,7 +171,16 @@ class CeleryPublisher:
         with self._asked(), self._redis.pipeline(transaction=False) as pipeline:
             for step in _PRIORITY_STEPS:
                 pipeline.llen(f"{queue}{_SEPARATOR}{step}" if step else queue)
-            return sum(pipeline.execute())
+            counts = pipeline.execute(raise_on_error=False)
+        # A key of a wrong type holds no message; the worker that serves the queue puts it aside.
+        refused = [error for error in counts if isinstance(error, Exception) and not is_wrong_type(error)]
+        if refused:
+            raise BrokerUnreachable(f"the broker cannot be reached: {refused[0]}")
+        return sum(count for count in counts if isinstance(count, int))
+
+    def dead_letters(self) -> DeadLetters:
+        """What workers could not read."""
+        return DeadLetters(self._redis)
 
     def close(self) -> None:
         """Close the connections."""

@@ -31,6 +31,7 @@ from app.kernel.durations import Duration
 from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
 from app.kernel.http_settings import HttpSettings
+from app.kernel.request_guard import TrustedHost
 from app.kernel.section import Section
 
 #: Names the file when neither `--config` nor the default place is wanted. It is no setting.
@@ -184,6 +185,8 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = None
     #: A directory with a file for each secret of steps, as Docker and Kubernetes make them.
     secrets_dir: Path | None = None
+    #: More hosts by which API, Flower and metrics are called: `a.example.com`, `*.example.com`; their pages may call.
+    trusted_hosts: tuple[TrustedHost, ...] = ()
 
     log: LogSettings = LogSettings()
     api: ApiSettings = ApiSettings()

@@ -34,4 +34,4 @@ def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_pat
 def client(services: Services) -> TestClient:
     """The API on the real database and broker; a defect is an answer here, as it is for a client."""
     # Not entered: its life's end would close the database of the session.
-    return TestClient(serve(services), raise_server_exceptions=False)
+    return TestClient(serve(services), base_url="http://localhost", raise_server_exceptions=False)

@@ -41,7 +41,7 @@ def services(services: Services, runs: Runs, tmp_path: Path) -> Services:
 
 @pytest.fixture
 def client(services: Services) -> TestClient:
-    return TestClient(serve(services), raise_server_exceptions=False)
+    return TestClient(serve(services), base_url="http://localhost", raise_server_exceptions=False)
 
 
 def submit(client: TestClient, words: Any) -> Any:

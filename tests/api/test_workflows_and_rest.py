@@ -87,7 +87,7 @@ def test_readiness_tells_what_is_away(services: Services) -> None:
     publisher = CeleryPublisher(broker.celery_app(nowhere, BrokerSettings()), nowhere)
     database = Database("postgresql://arriero@127.0.0.1:1/arriero", pool_size=1)
     cut_off = replace(services, database=database, publisher=publisher)
-    client = TestClient(serve(cut_off), raise_server_exceptions=False)
+    client = TestClient(serve(cut_off), base_url="http://localhost", raise_server_exceptions=False)
 
     answer = client.get("/readyz")
     assert answer.status_code == 503
@@ -106,7 +106,7 @@ def test_a_defect_is_a_problem_without_its_inside(services: Services) -> None:
     def broken() -> None:
         raise RuntimeError("the password is swordfish")
 
-    answer = TestClient(app, raise_server_exceptions=False).get("/broken")
+    answer = TestClient(app, base_url="http://localhost", raise_server_exceptions=False).get("/broken")
     assert answer.status_code == 500
     assert "swordfish" not in answer.text
 

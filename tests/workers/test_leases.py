@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from uuid import UUID
 
+import psycopg
 import pytest
+import structlog
 from sqlalchemy import text
 
 from app.workflows import check, views
 from app.workflows.claims import Claim
 from app.workflows.service import Runs
+from app.workflows.states import StepState
+from app.workflows.store import STOP_CHANNEL
 from app.workflows.submission import Submission
 from workers.leases import Holding, Leases, Stop
 
@@ -28,8 +33,8 @@ Make = Callable[..., Leases]
 def make(runs: Runs) -> Iterator[Make]:
     made: list[Leases] = []
 
-    def leases(*, lease: float = 60.0, interval: float = 0.05, stalled: float = 0.0) -> Leases:
-        short = Runs(runs.database, runs.publisher, timedelta(seconds=lease), 3)
+    def leases(*, lease: float = 60.0, interval: float = 0.05, stalled: float = 0.0, of: type[Runs] = Runs) -> Leases:
+        short = of(runs.database, runs.publisher, timedelta(seconds=lease), 3)
         one = Leases(short, OWNER, interval=timedelta(seconds=interval), stalled_for=lambda: timedelta(seconds=stalled))
         one.start()
         made.append(one)
@@ -130,3 +135,134 @@ def test_the_listener_comes_back_after_its_connection_was_cut(runs: Runs, make: 
         assert until(listener_is_cut)
         runs.cancel(claim.run_id)
         assert event.wait(SOON)
+
+
+def read_only(runs: Runs, value: str) -> None:
+    """What a server says of itself while a fail-over has not ended: every connection, those that are open too."""
+    with psycopg.connect(runs.database.raw_url(), autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        if value == "on":
+            connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        else:
+            connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+def test_a_server_that_is_read_only_for_a_while_costs_no_lease(runs: Runs, make: Make) -> None:
+    """A fail-over ends with the error `cannot execute UPDATE in a read-only transaction`; renewing goes on after it."""
+    claim = claimed(runs)
+    failed = threading.Event()
+
+    class Refusing(Runs):
+        def renew(self, step_ids: Sequence[UUID], owner: str) -> dict[UUID, tuple[int, StepState]]:
+            try:
+                return super().renew(step_ids, owner)
+            except Exception:
+                failed.set()
+                raise
+
+    leases = make(of=Refusing)
+    with leases.hold(claim) as holding:
+        try:
+            read_only(runs, "on")
+            assert failed.wait(SOON)
+        finally:
+            read_only(runs, "off")
+        assert until(lambda: can_write(runs))
+        shorten(runs, claim.step_id)
+        assert until(lambda: lease_of(runs, claim.step_id) > 30)
+        assert holding.why is None
+
+
+def can_write(runs: Runs) -> bool:
+    with psycopg.connect(runs.database.raw_url(), autocommit=True) as connection:
+        return connection.execute("SHOW default_transaction_read_only").fetchone() == ("off",)
+
+
+def test_a_defect_while_renewing_ends_neither_the_thread_nor_silence(runs: Runs, make: Make) -> None:
+    """Whatever a renewal raises is logged with its traceback; what cannot be renewed in time is given up."""
+    claim = claimed(runs)
+
+    class Broken(Runs):
+        def renew(self, *_: object) -> dict[UUID, tuple[int, StepState]]:
+            raise KeyError("a defect")
+
+    with structlog.testing.capture_logs() as lines, make(of=Broken, lease=1.0).hold(claim) as holding:
+        assert stopped(holding).wait(SOON)
+        assert holding.why is Stop.LOST
+    assert any(line["event"] == "leases_interrupted" and line["exc_info"] for line in lines)
+
+
+def test_work_that_cannot_be_stopped_does_not_keep_others_from_it(runs: Runs, make: Make) -> None:
+    """One holder's action that raises is logged; the others are stopped all the same."""
+    leases, first, second = make(), claimed(runs), claimed(runs)
+
+    def broken() -> None:
+        raise RuntimeError("cannot be stopped")
+
+    with leases.hold(first) as one, leases.hold(second) as other:
+        one.on_stop(broken)
+        event = stopped(other)
+        leases.drain()
+        assert event.is_set()
+        assert one.why is Stop.DRAINED
+
+
+@pytest.mark.parametrize("payload", ["", "no id", "{}", "0" * 7000])
+def test_a_notification_that_names_no_step_is_passed_over(runs: Runs, make: Make, payload: str) -> None:
+    """Anybody who reaches the database can notify; the cancels after it are heard at once."""
+    claim = claimed(runs)
+    with make(interval=SOON * 10).hold(claim) as holding:
+        event = stopped(holding)
+        assert until(lambda: listens(runs))
+        with runs.database.work() as work:
+            work.run(text("SELECT pg_notify(:channel, :payload)"), {"channel": STOP_CHANNEL, "payload": payload})
+        runs.cancel(claim.run_id)
+        assert event.wait(SOON)
+        assert holding.why is Stop.CANCELLED
+
+
+def listens(runs: Runs) -> bool:
+    with runs.database.work() as work:
+        return bool(work.rows(text("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN arriero_stop%'")))
+
+
+def test_an_earlier_attempt_that_ends_takes_no_lease_from_the_next(runs: Runs, make: Make) -> None:
+    """The same process claims the step again while the attempt that it lost is not through."""
+    leases, earlier = make(), claimed(runs)
+    with leases.hold(earlier) as before:
+        stop = stopped(before)
+        with runs.database.work() as work:
+            work.run(
+                text("UPDATE step SET attempt = 2, owner = :owner, lease_until = now() + interval '1 s'"),
+                {"owner": OWNER},
+            )
+        later = dataclasses.replace(earlier, attempt=2)
+        inner = leases.hold(later)
+        holding = inner.__enter__()
+        assert stop.wait(SOON)
+        assert before.why is Stop.LOST
+    # The earlier one has left; the later one is renewed as before.
+    shorten(runs, later.step_id)
+    assert until(lambda: lease_of(runs, later.step_id) > 30)
+    assert holding.why is None
+    inner.__exit__(None, None, None)
+    assert leases.held() == []
+
+
+def test_a_lease_is_given_up_in_time_while_the_database_says_nothing(runs: Runs, make: Make) -> None:
+    """Whoever renews waits in the middle of a call; the work is left all the same."""
+    claim = claimed(runs)
+    over = threading.Event()
+
+    class Silent(Runs):
+        def renew(self, *_: object) -> dict[UUID, tuple[int, StepState]]:
+            over.wait()
+            return {}
+
+    with make(of=Silent, lease=1.0).hold(claim) as holding:
+        try:
+            assert stopped(holding).wait(SOON)
+            assert holding.why is Stop.LOST
+        finally:
+            over.set()

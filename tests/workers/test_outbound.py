@@ -27,6 +27,7 @@ from app.kernel.settings import LogSettings
 from app.workflows.calls import Call, json_body, text_body
 from app.workflows.http_answers import Answer
 from workers import outbound
+from workers.connections import Resolve
 
 TLS = Path(__file__).parent / "tls"
 SECRET = "s3cr3t/tökën+value"
@@ -135,7 +136,7 @@ def settings(*servers: Server, **more: Any) -> HttpSettings:
     return HttpSettings(**{"allowed_hosts": tuple(listed), "allow_private": True} | more)
 
 
-def call(request: Call, *servers: Server, resolve: Resolver | None = None, **more: Any) -> Answer:
+def call(request: Call, *servers: Server, resolve: Resolve | None = None, **more: Any) -> Answer:
     given = {} if resolve is None else {"resolve": resolve}
     return outbound.call(request, settings=settings(*servers, **more), on_stop=lambda _: None, **given)
 
@@ -476,6 +477,28 @@ def test_encryption_is_checked_against_the_name_not_the_address() -> None:
     assert "its certificate is refused: IP address mismatch" in wrong.message
     assert "its certificate is refused: unable to get local issuer certificate" in unknown.message
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("error", [UnicodeError("label empty or too long"), ValueError("embedded null character")])
+def test_a_name_that_no_resolver_asks_for_fails_at_once(server: Server, error: Exception) -> None:
+    """The resolver's thread hands over whatever it meets: nobody waits for the end of the step's time."""
+
+    def refusing(host: str, port: int) -> Sequence[str]:
+        raise error
+
+    asked = Call(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1))
+    failure = failed(asked, server, resolve=refusing)
+
+    assert failure.reason is FailureReason.HTTP_UNREACHABLE
+    assert "the name cannot be resolved" in failure.message
+
+
+def test_a_resolver_that_breaks_is_heard_of(server: Server) -> None:
+    def broken(host: str, port: int) -> Sequence[str]:
+        raise RuntimeError("no resolver here")
+
+    with pytest.raises(RuntimeError, match="no resolver here"):
+        call(Call(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1)), server, resolve=broken)
 
 
 def test_no_secret_is_in_answers_errors_or_logs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,13 +165,17 @@ class Loop:
     # ---- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._rest():
-            try:
-                self._turn()
-            except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
-                _LOG.exception("engine_turn_failed")
-                self._recover(f"{type(error).__name__}: {error}")
-        self._end()
+        try:
+            while self._rest():
+                try:
+                    self._turn()
+                except Exception as error:  # noqa: BLE001 (the outermost shell of a turn)
+                    _LOG.exception("engine_turn_failed")
+                    self._recover(f"{type(error).__name__}: {error}")
+            self._end()
+        except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
+            _LOG.exception("engine_thread_failed")
+            self._fail_without_context(f"{type(error).__name__}: {error}")
 
     def _rest(self) -> bool:
         """Sleep until there is work; take what came. False when it is time to end."""
@@ -469,6 +473,16 @@ class Loop:
             self.meter.cancelled += task.cancelled
             self.meter.failed += not task.cancelled
             task.fail(CancelledError() if task.cancelled else ended)
+
+    def _fail_without_context(self, why: str) -> None:
+        """As `_fail_all`, when even the slots cannot be left. The engine stalls then: its agent ends the pool."""
+        with self._wake:
+            self.broken, self._stopping = why, True
+            tasks = [*self.slots.running.values(), *self._waiting, *self._inbox]
+        for task in tasks:
+            task.fail(self.ended or CancelledError())
+        for job in self._jobs:
+            job(True)
 
     def _end(self) -> None:
         self._fail_all()

@@ -21,10 +21,12 @@ from typing import Any
 
 from app.inference import answers
 from app.inference.requests import RANKS, Embedded, EmbedRequest, FinishReason, Generated, GenerateRequest
-from app.kernel import clock
+from app.kernel import clock, log
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import OnStop, OnText
 from workers.engine.metrics import EngineMetrics, Meter
+
+_log = log.get(__name__)
 
 #: Begins every text.
 MARK = "[simulated] "
@@ -145,6 +147,9 @@ class SimulatedEngine:
                 outcome = self._written(ticket)
             except (StepFailure, CancelledError) as error:
                 outcome = error
+            except Exception as error:  # noqa: BLE001 the outermost loop of the thread: the slot outlives the request
+                _log.exception("simulated_request_broke")
+                outcome = StepFailure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
             with self._gate:
                 self._running -= 1
                 self._count(outcome)

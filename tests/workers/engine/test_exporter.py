@@ -134,3 +134,37 @@ def test_a_port_that_is_taken_is_named(status: Status, tmp_path: Path) -> None:
             serving(status, tmp_path, port),
         ):
             pass
+
+
+def test_no_page_of_another_site_reads_what_a_pool_does(status: Status, tmp_path: Path) -> None:
+    with serving(status, tmp_path):
+        url = f"http://{Scrape(tmp_path).target}/metrics"
+        for headers in ({"Host": "evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+            answer = httpx2.get(url, headers=headers, trust_env=False)
+            assert answer.status_code == 403
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["errors"][0]["where"] == next(iter(headers))
+            assert repr(*headers.values()) in answer.json()["detail"]
+        assert httpx2.get(url, headers={"Host": "localhost:1"}, trust_env=False).status_code == 200
+
+
+def test_a_pool_is_scraped_by_its_host_s_name_and_by_its_address(status: Status, tmp_path: Path) -> None:
+    hosts = ("prometheus.example.com",)
+    with exporter.serving(
+        "pool.tiny-1m", status, LABELS, host="0.0.0.0", port=0, data_dir=tmp_path, trusted_hosts=hosts
+    ):
+        (found,) = json.loads((tmp_path / "metrics" / "pool.tiny-1m.json").read_text())
+        name, port = found["targets"][0].rsplit(":", 1)
+        for host in (name, "127.0.0.2", *hosts):
+            answer = httpx2.get(f"http://127.0.0.2:{port}/metrics", headers={"Host": host}, trust_env=False)
+            assert answer.status_code == 200, host
+
+
+def test_a_client_that_sends_nothing_keeps_nobody_waiting(status: Status, tmp_path: Path) -> None:
+    with serving(status, tmp_path):
+        scrape = Scrape(tmp_path)
+        host, port = scrape.target.rsplit(":", 1)
+        with socket.create_connection((host, int(port))) as silent:
+            assert Scrape(tmp_path)("arriero_pool_stage", stage="starting") == 1
+            silent.settimeout(60)
+            assert silent.recv(1) == b"", "it is let go of"

@@ -100,6 +100,26 @@ def test_an_engine_that_gets_no_new_context_gives_up(
     engine.close()
 
 
+def test_an_engine_whose_recovery_fails_tells_everybody_and_counts_as_stalled(
+    make: MakeEngine, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(slots=1, context=2048)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the slots are lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop_module.Slots, "abandon", broken)
+        faulty.codes = [RuntimeError("a bug")]
+        tickets = [engine.generate(ask(prompt)) for prompt in ("One day", "The moon")]
+        for ticket in tickets:
+            with pytest.raises(StepFailure, match="given up: RuntimeError: the slots are lost"):
+                ticket.result(60)
+        with pytest.raises(StepFailure, match="given up"):
+            engine.generate(ask("One more"))
+    assert engine.stalled_for() > timedelta(0)
+
+
 def test_a_line_that_is_full_refuses(make: MakeEngine) -> None:
     engine = make(slots=1, context=2048, queue=2)
     first = engine.generate(ask("One day", 400))

@@ -99,3 +99,17 @@ def test_vectors_are_of_length_one_and_the_same_for_the_same_text() -> None:
     assert sum(number**2 for number in one) == pytest.approx(1)
     assert len(one) == 16
     made.close()
+
+
+def test_a_reader_that_fails_costs_its_request_and_no_slot() -> None:
+    """What is raised on the engine's thread ends the request with a reason; the slot serves the next one."""
+    made = engine(slots=1)
+
+    def broken(_: str) -> None:
+        raise RuntimeError("nobody reads")
+
+    with pytest.raises(StepFailure, match="RuntimeError: nobody reads") as failed:
+        made.generate(GenerateRequest(prompt="x", max_tokens=9), broken).result(10)
+    assert failed.value.reason is FailureReason.INTERNAL
+    assert made.generate(GenerateRequest(prompt="x", max_tokens=9)).result(10).tokens_out == 9
+    made.close()

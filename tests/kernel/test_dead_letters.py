@@ -1,0 +1,80 @@
+"""Dead letters: the last ones are kept, all are counted, and nothing that lies in their keys breaks them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+import redis
+
+from app.kernel.broker import CeleryPublisher
+from app.kernel.dead_letters import KEPT, DeadLetters, Reason
+from app.kernel.errors import BrokerUnreachable
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def letters(valkey: redis.Redis, publisher: CeleryPublisher) -> DeadLetters:
+    return publisher.dead_letters()
+
+
+def test_the_last_are_kept_and_all_are_counted(letters: DeadLetters, valkey: redis.Redis) -> None:
+    for number in range(KEPT + 5):
+        letters.put(NOW, "io", Reason.UNREADABLE, f"no JSON {number}", b"x" * 100_000)
+    letters.put(NOW, "model.x y", Reason.TOO_LARGE, "d" * 9999, b"\xff\x00")
+
+    newest, before = letters.newest(2)
+    assert (newest.queue, newest.reason, newest.bytes, newest.message) == ("model.x y", "too_large", 2, "\\xff\x00")
+    assert (before.detail, before.bytes, before.at) == (f"no JSON {KEPT + 4}", 100_000, NOW)
+    assert letters.kept() == len(letters.newest(KEPT)) == KEPT
+    assert letters.counts() == {("io", "unreadable"): KEPT + 5, ("model.x y", "too_large"): 1}
+    assert valkey.memory_usage("arriero:dead-letters", samples=0) < 5_000_000
+    assert letters.clear() == KEPT
+    assert (letters.kept(), letters.counts()[("io", "unreadable")]) == (0, KEPT + 5)
+
+
+def test_its_own_keys_may_hold_anything(letters: DeadLetters, valkey: redis.Redis) -> None:
+    valkey.set("arriero:dead-letters", "x")
+    valkey.rpush("arriero:dead-letters:counts", "x")
+    letters.put(NOW, "io", Reason.UNREADABLE, "no JSON", b"hello")
+    assert (letters.kept(), letters.counts()) == (1, {("io", "unreadable"): 1})
+
+    for raw in ("no json", "[]", "7", '{"at": 1}', '{"at": "x", "queue": []}', "[" * 100_000):
+        valkey.lpush("arriero:dead-letters", raw)
+    valkey.hset("arriero:dead-letters:counts", mapping={"x": "y", "io nothing": "3", "io unreadable": "-1"})
+    assert [letter.message for letter in letters.newest(100)] == ["hello"]
+    assert letters.counts() == {}
+    for name in ("arriero:dead-letters", "arriero:dead-letters:counts"):
+        valkey.delete(name)
+        valkey.set(name, "x")
+    assert (letters.newest(5), letters.kept(), letters.counts(), letters.clear()) == ([], 0, {}, 0)
+
+
+def test_a_key_of_a_wrong_type_keeps_its_value_elsewhere(letters: DeadLetters, valkey: redis.Redis) -> None:
+    valkey.hset("io", "of", "somebody else")
+    letters.put_key(NOW, "io", "hash", "list")
+    letters.put_key(NOW, "io", "hash", "list")
+
+    assert valkey.hgetall("arriero:dead-letters:key:io") == {"of": "somebody else"}
+    (letter,) = letters.newest(5)
+    assert letter.detail == "a hash, not a list; its value is kept as arriero:dead-letters:key:io"
+    assert letters.clear() == 1
+    assert not valkey.keys("*key:io")
+
+
+def test_a_queue_of_a_wrong_type_has_no_depth_and_hides_no_other(
+    publisher: CeleryPublisher, valkey: redis.Redis
+) -> None:
+    """The sweep asks for depths: one key that somebody overwrote must not keep it from sending messages again."""
+    publisher.publish("t", (), queue="io", priority=3)
+    valkey.set("io", "x")
+    assert publisher.depth("io") == 1
+
+
+def test_a_broker_that_is_away_costs_the_record_alone() -> None:
+    letters = DeadLetters(redis.Redis(port=1))
+    letters.put(NOW, "io", Reason.UNREADABLE, "no JSON", b"hello")
+    for call in (letters.kept, letters.counts, letters.clear, lambda: letters.newest(1)):
+        with pytest.raises(BrokerUnreachable):
+            call()

@@ -1,0 +1,168 @@
+"""Messages as workers take them: ours pass, everything else is named, and nothing raises."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.fleet.nudge import nudge
+from app.kernel.broker import CeleryPublisher
+from app.kernel.dead_letters import Reason
+from app.kernel.settings import Settings
+from app.workflows.messages import RUN_STEP
+from workers import messages
+from workers.application import Application
+from workers.messages import LARGEST, TASKS, Poison, taken
+
+STEP = "01a20000-0000-7000-8000-000000000000"
+NEVER = "2999-01-01T00:00:00+00:00"
+
+
+def message(body: Any = None, *, task: Any = RUN_STEP, arguments: Any = (STEP, 1), **headers: Any) -> dict[str, Any]:
+    """As the publisher makes them, but for what is given."""
+    if body is None:
+        body = base64.b64encode(json.dumps([arguments, {}, {"chain": None}]).encode()).decode()
+    return {"body": body, "headers": {"task": task, "id": "1", **headers}, "properties": {"delivery_tag": "t"}}
+
+
+def taken_of(found: Any) -> dict[str, Any]:
+    raw = found if isinstance(found, bytes) else json.dumps(found).encode()
+    made: dict[str, Any] = json.loads(taken(raw, "io", 3, "tag"))
+    return made
+
+
+def refused(found: Any) -> Reason:
+    with pytest.raises(Poison) as poison:
+        taken_of(found)
+    assert poison.value.detail
+    assert len(poison.value.detail) < 1000
+    return poison.value.reason
+
+
+def test_what_the_publisher_sends_is_taken_as_it_is(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
+    publisher.publish(RUN_STEP, (STEP, 2), queue="io", priority=3, told="triage/reply #2")
+    sent = valkey.lindex("io\x06\x163", 0)
+    made = json.loads(taken(sent.encode(), "io", 3, "tag"))
+
+    given = json.loads(sent)
+    assert json.loads(base64.b64decode(made["body"]))[:2] == [[STEP, 2], {}]
+    assert set(given) == set(made), "kombu and Celery have nothing else in a message"
+    assert given["headers"].keys() - made["headers"].keys() <= {"origin"}
+    assert made["headers"]["argsrepr"] == "triage/reply #2"
+    assert made["headers"]["id"] == given["headers"]["id"]
+    assert made["properties"]["delivery_info"] == given["properties"]["delivery_info"]
+    assert (made["properties"]["priority"], made["properties"]["delivery_tag"]) == (3, "tag")
+
+
+def test_when_it_expires_is_kept(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
+    nudge(publisher)
+    sent = valkey.lindex("control", 0)
+    assert json.loads(taken(sent.encode(), "control", 0, "tag"))["headers"]["expires"] is not None
+
+
+def test_every_task_of_a_worker_is_known_here(redis_url: str, database_url: str) -> None:
+    celery = Application(Settings(database_url=database_url, redis_url=redis_url)).celery
+    assert {name for name in celery.tasks if name.startswith(("app.", "workers."))} == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (b"\xff\xfe", Reason.UNREADABLE),
+        (b"", Reason.UNREADABLE),
+        (b"hello", Reason.UNREADABLE),
+        (b"[" * 60_000, Reason.UNREADABLE),
+        (b"1" * 60_000, Reason.UNREADABLE),
+        (b"[1, 2]", Reason.UNREADABLE),
+        (b"null", Reason.UNREADABLE),
+        (b"{}", Reason.UNREADABLE),
+        (message("%%%"), Reason.UNREADABLE),
+        (message("é"), Reason.UNREADABLE),
+        (message(7), Reason.UNREADABLE),
+        (message(["a"]), Reason.UNREADABLE),
+        (message(base64.b64encode(b"no json").decode()), Reason.UNREADABLE),
+        (message(base64.b64encode(b"{}").decode()), Reason.UNREADABLE),
+        (message(base64.b64encode(b"[1, 2, 3]").decode()), Reason.UNREADABLE),
+        (message(base64.b64encode(b"[" * 40_000).decode()), Reason.UNREADABLE),
+        (message(task=["a"]), Reason.UNREADABLE),
+        (message(task={}), Reason.UNREADABLE),
+        (message(expires="soon"), Reason.UNREADABLE),
+        (message(expires="9999-12-31T23:59:59-23:00"), Reason.UNREADABLE),
+        (message(expires="2026-01-01T00:00:00"), Reason.UNREADABLE),
+        (message(expires=1e400), Reason.UNREADABLE),
+        ({"body": "W10=", "headers": "x"}, Reason.UNREADABLE),
+        (message(task="celery.backend_cleanup", arguments=[]), Reason.UNKNOWN_TASK),
+        (message(task="os.system", arguments=["true"]), Reason.UNKNOWN_TASK),
+        (message(task="x" * 10_000), Reason.UNKNOWN_TASK),
+        (message(arguments=[]), Reason.WRONG_ARGUMENTS),
+        (message(arguments=[STEP]), Reason.WRONG_ARGUMENTS),
+        (message(arguments=["no id", 1]), Reason.WRONG_ARGUMENTS),
+        (message(arguments=[STEP, "1"]), Reason.WRONG_ARGUMENTS),
+        (message(arguments=[STEP, True]), Reason.WRONG_ARGUMENTS),
+        (message(arguments=[STEP, 2**31]), Reason.WRONG_ARGUMENTS),
+        (message(arguments=[STEP, 1, 2]), Reason.WRONG_ARGUMENTS),
+        (message(arguments=[f"{{{STEP}}}", 1]), Reason.WRONG_ARGUMENTS),
+        (message(task="workers.jobs.run_sweep"), Reason.WRONG_ARGUMENTS),
+        (message(base64.b64encode(b'[[], {"a": 1}, {}]').decode()), Reason.WRONG_ARGUMENTS),
+        (message(base64.b64encode(b'[[], {}, {"callbacks": [1]}]').decode()), Reason.WRONG_ARGUMENTS),
+        (message(base64.b64encode(b" " * LARGEST).decode()), Reason.TOO_LARGE),
+    ],
+)  # fmt: skip
+def test_what_no_worker_can_take_is_named(found: Any, reason: Reason) -> None:
+    assert refused(found) is reason
+
+
+def test_nothing_else_of_a_message_reaches_celery() -> None:
+    hostile: dict[str, Any] = {
+        "retries": "many",
+        "timelimit": 7,
+        "eta": "2026-01-01T00:00:00Z",
+        "shadow": {},
+        "lang": [],
+    }
+    hostile |= {"stamped_headers": 3, "called_directly": False, "hostname": 1, "delivery_info": None, "x": {"y": []}}
+    hostile |= {"id": {"a": 1}, "argsrepr": [1]}
+    found = message(expires=NEVER, **hostile)
+    found |= {"content-type": "application/x-python-serialize", "content-encoding": [], "properties": "none"}
+
+    assert taken_of(found) == taken_of(message(expires=NEVER, id=None))
+    assert taken_of(found)["headers"]["id"] == "tag"
+
+
+slow_machines = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@slow_machines
+@given(st.dictionaries(st.sampled_from(["body", "headers", "properties", "x"]), JSON), st.data())
+def test_whatever_is_changed_in_a_message_it_is_taken_or_named(changes: dict[str, Any], data: st.DataObject) -> None:
+    found = message() | changes
+    if isinstance(found["headers"], dict):
+        found["headers"] |= data.draw(st.dictionaries(st.sampled_from(["task", "id", "expires", "argsrepr"]), JSON))
+    try:
+        made = taken_of(found)
+    except Poison:
+        return
+    assert made["headers"]["task"] in TASKS
+
+
+@slow_machines
+@given(st.binary(max_size=200), st.integers(0, 400))
+def test_whatever_the_bytes_are_they_are_taken_or_named(noise: bytes, at: int) -> None:
+    raw = json.dumps(message()).encode()
+    for found in (noise, raw[:at] + noise + raw[at:], raw[:at], raw[at:]):
+        try:
+            made = taken(found, "io", 3, "tag")
+        except Poison:
+            continue
+        assert messages.taken(made, "io", 3, "tag") == made

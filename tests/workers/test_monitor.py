@@ -1,0 +1,93 @@
+"""Flower as it is run: its page and its API are for this machine's user, not for pages that they open."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from pydantic import SecretStr
+
+from app.kernel.settings import FlowerSettings, Settings, environment_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def flower(database_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running Flower."""
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("flower"),
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr(redis_url),
+        flower=FlowerSettings(port=0),
+        trusted_hosts=("flower.example.com",),
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workers.programs", "flower"],
+        cwd=ROOT,
+        env=environment_of(settings) | {"PYTHONPATH": str(ROOT), "FLOWER_UNAUTHENTICATED_API": "true", "HOME": os.sep},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if (found := re.search(r'"port": (\d+)', line)) and "flower_serves" in line:
+            break
+    else:
+        pytest.fail(said)
+    rest = threading.Thread(target=process.stderr.read)
+    rest.start()
+    yield f"http://127.0.0.1:{found[1]}"
+    process.terminate()
+    assert process.wait(30) == 0
+    rest.join()
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"Host": "evil.example"}, "Host"),
+        ({"Origin": "http://evil.example"}, "Origin"),
+        ({"Sec-Fetch-Site": "cross-site"}, "Sec-Fetch-Site"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/api/workers"),
+        ("GET", "/static/js/flower.js"),
+        ("GET", "/metrics"),
+        ("POST", "/api/worker/shutdown/control@here"),
+        ("POST", "/api/task/send-task/workers.jobs.run_sweep"),
+        ("OPTIONS", "/api/workers"),
+    ],
+)
+def test_no_page_of_another_site_sees_or_steers_workers(
+    flower: str, headers: dict[str, str], named: str, method: str, path: str
+) -> None:
+    answer = httpx2.request(method, f"{flower}{path}", headers=headers, trust_env=False, timeout=30)
+
+    assert answer.status_code == 403
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"][0]["where"] == named
+    assert repr(headers[named]) in answer.json()["detail"]
+
+
+def test_its_own_pages_and_programs_are_answered(flower: str) -> None:
+    with httpx2.Client(trust_env=False, timeout=30) as client:
+        assert client.get(f"{flower}/").status_code == 200
+        assert client.get(f"{flower}/healthcheck").status_code == 200
+        assert client.get(f"{flower}/", headers={"Host": "flower.example.com"}).status_code == 200
+        own = {"Origin": flower, "Sec-Fetch-Site": "same-origin"}
+        assert client.get(f"{flower}/api/workers", headers=own).status_code == 200

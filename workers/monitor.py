@@ -1,0 +1,89 @@
+"""
+Flower's program: Flower itself, which answers no page of another site.
+
+Flower shows and steers workers without a password, so its port is guarded like the API's. Its own options
+(`FLOWER_…` variables, `flowerconfig.py`) work as they do for `celery flower`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import signal
+import sys
+from typing import Any
+
+from flower import command
+from flower.app import Flower
+from flower.options import options
+from flower.urls import settings as flower_settings
+from tornado.httputil import HTTPServerRequest
+from tornado.web import RequestHandler
+
+from app.kernel import log, request_guard
+from app.kernel.errors import Problem
+from app.kernel.request_guard import RequestGuard, guard_of
+from app.kernel.settings import Settings
+from workers.application import Application
+
+_log = log.get(__name__)
+
+#: Logs are ours; steps take from a tenth of a second to minutes.
+_OPTIONS = ("--logging=none", "--task_runtime_metric_buckets=0.1,1,10,60,600")
+
+
+class GuardedFlower(Flower):  # type: ignore[misc] # it has no type hints
+    """Flower behind a request guard."""
+
+    def __init__(self, guard: RequestGuard, **more: Any) -> None:
+        self._guard = guard
+        super().__init__(**more)
+
+    def find_handler(self, request: HTTPServerRequest, **more: Any) -> Any:
+        """What answers the request: Flower's own handler, or the one that says why not."""
+        refusal = self._guard.refuse(request.method or "", request.headers.get_all(), _arrived_at(request))
+        if refusal is not None:
+            return self.get_handler_delegate(request, _Refusal, {"refusal": refusal})
+        return super().find_handler(request, **more)
+
+
+class _Refusal(RequestHandler):
+    """Answers every method with the reason, before a cookie or a body is looked at."""
+
+    def initialize(self, refusal: Problem) -> None:
+        self._refusal = refusal
+
+    def check_xsrf_cookie(self) -> None:
+        """A refusal changes nothing."""
+
+    def prepare(self) -> None:
+        self.set_status(request_guard.STATUS)
+        self.set_header("Content-Type", request_guard.MEDIA_TYPE)
+        self.finish(json.dumps(request_guard.document(self._refusal)))
+
+
+def run(settings: Settings) -> int:
+    """Serve Flower until SIGTERM; gives the exit code."""
+    host, port = settings.flower.host, settings.flower.port
+    command.apply_env_options()
+    command.apply_options(sys.argv[0], [f"--address={host}", f"--port={port}", *_OPTIONS])
+    command.extract_settings()
+    command.setup_logging()
+    guard = guard_of(host, settings.trusted_hosts)
+    served = GuardedFlower(guard, capp=Application(settings).celery, options=options, **flower_settings)
+    atexit.register(served.stop)
+    signal.signal(signal.SIGTERM, command.sigterm_handler)
+    bound = served.start_http_server()
+    _log.info("flower_serves", address=host, port=bound)
+    try:
+        served.start()
+    except (KeyboardInterrupt, SystemExit):
+        return 0
+    return 0
+
+
+def _arrived_at(request: HTTPServerRequest) -> str | None:
+    """The address of this machine on which the request arrived; None on a Unix socket."""
+    stream = getattr(request.connection, "stream", None)
+    place = stream.socket.getsockname() if stream is not None and stream.socket is not None else None
+    return str(place[0]) if isinstance(place, tuple) else None
