@@ -75,13 +75,15 @@ class Application:
         assert self._runtime is not None, "no task is taken before the start"
         return self._runtime
 
-    def start(self, name: str, threads: int, engine: Engine | None = None) -> None:
+    def start(self, name: str, threads: int, engine: Engine | None = None, incarnation: str | None = None) -> None:
         """
-        Make the runtime of a worker called `name`.
+        Make the runtime of a worker called `name`; `incarnation` is its parent's name for this process alone.
 
         Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
         """
-        self._runtime = runtime.start(self.celery, self.settings, name, threads=threads, engine=engine)
+        self._runtime = runtime.start(
+            self.celery, self.settings, name, threads=threads, engine=engine, incarnation=incarnation
+        )
         self._drain = threading.Timer(self.settings.pools.drain_timeout.total_seconds(), self._runtime.leases.drain)
         self._drain.daemon = True
         signals.worker_ready.connect(self._on_ready)
@@ -101,6 +103,7 @@ class Application:
         engine: Engine | None = None,
         status: Status | None = None,
         heart: Heart | None = None,
+        incarnation: str | None = None,
     ) -> int:
         """
         Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code.
@@ -108,7 +111,7 @@ class Application:
         `status` is told of each stage, `heart` of the leases that it renews with. Raises what `start` raises.
         """
         self._status = status
-        self.start(name, threads, engine)
+        self.start(name, threads, engine, incarnation)
         if engine is not None and heart is not None:
             heart.serve(self.runtime.leases, engine.stalled_for)
         try:

@@ -1,5 +1,5 @@
 """
-The worker programs: `python -m workers.programs control NAME | beat | agent | pool ID EPOCH`.
+The worker programs: `python -m workers.programs control NAME [INCARNATION] | beat | agent | pool ID EPOCH`.
 
 `arriero control`, `arriero beat` and `arriero agent` become these, with their settings in the environment. An agent
 starts the pools that were granted to its host.
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         match arguments:
             case ["control", name]:
                 return control(loaded, name)
+            case ["control", name, incarnation]:
+                return control(loaded, name, incarnation)
             case ["beat"]:
                 return beat(loaded)
             case ["agent"]:
@@ -49,10 +51,10 @@ def main(arguments: Sequence[str]) -> int:
         return NOT_STARTED
 
 
-def control(loaded: Settings, name: str) -> int:
-    """Do scheduled jobs, and steps that need no model."""
+def control(loaded: Settings, name: str, incarnation: str | None = None) -> int:
+    """Do scheduled jobs, and steps that need no model. `incarnation` is its parent's name for this process alone."""
     application = _of("workers.application", "Application")(loaded)
-    return int(application.serve(name, [CONTROL_QUEUE, IO_QUEUE], loaded.control.concurrency))
+    return int(application.serve(name, [CONTROL_QUEUE, IO_QUEUE], loaded.control.concurrency, incarnation=incarnation))
 
 
 def beat(loaded: Settings) -> int:
