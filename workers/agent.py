@@ -23,6 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+import psutil
 import psycopg
 
 from app.fleet import control_group, files, needs
@@ -44,7 +45,7 @@ from app.kernel.errors import (
     NotFound,
     ServerNotStarted,
 )
-from app.kernel.process import Child, adopt
+from app.kernel.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.workflows import owners
 from workers import convergence, exporter, inventory
@@ -63,6 +64,8 @@ _SETTLE = 5.0
 _FILES = 15.0
 #: Seconds in which it is told again what models need: it may be less than when memory ran out.
 _DECLARED = 3600.0
+#: Where a process finds database and broker: it never learns that they have moved.
+_ADDRESSES = ("ARRIERO_DATABASE_URL", "ARRIERO_REDIS_URL")
 #: Logs of pools that have ended, the last ones, are kept.
 _LOGS = 50
 
@@ -152,10 +155,21 @@ class Agent:
         for file in sorted(self._run.glob("*.pid")):
             id_, _, epoch = file.stem.partition("@")
             process = adopt(file, self._log_file(id_)) if epoch.isdigit() else None
-            if process is not None:
+            if process is not None and not self._reaches_our_servers(process):
+                _log.warning("pool_ended", pool=id_, pid=process.pid, why="database or broker have another address now")
+                process.stop(timedelta(0))
+            elif process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
                 running = Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
                 self._running[id_] = running
+
+    def _reaches_our_servers(self, process: Adopted) -> bool:
+        """Whether a process was started with the addresses of today."""
+        try:
+            environment = psutil.Process(process.pid).environ()
+        except psutil.Error:
+            return False
+        return all(environment.get(name) == self._environment[name] for name in _ADDRESSES)
 
     def _turn(self) -> None:
         """Look at everything once, and do what is to be done."""
