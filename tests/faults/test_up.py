@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import httpx2
@@ -18,15 +16,9 @@ import pytest
 
 from app.kernel import pid_file
 from app.kernel.embedded.endpoint import ENDPOINT_FILE, find_endpoint
-from tests.faults.conftest import PATIENCE, ROOT, assert_nothing_left, processes_of, shown, until
-
-CATALOG = """
-[[models]]
-name = "alpha:1"
-use_cases = ["chat"]
-source = { path = "/nowhere/alpha.gguf" }
-simulated = { bytes = "600MiB", load = "100ms" }
-"""
+from tests.faults import installation
+from tests.faults.conftest import PATIENCE, assert_nothing_left, processes_of, until
+from tests.faults.installation import address, is_up, members
 
 
 @pytest.fixture
@@ -35,50 +27,10 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
     assert_nothing_left(tmp_path / "data")
 
 
-@contextmanager
-def up(data_dir: Path, said: Path) -> Iterator[subprocess.Popen[bytes]]:
+def up(data_dir: Path, said: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """`arriero up` with a simulated device and a pool on it; it writes what it says into a file."""
-    catalog = said.with_name("catalog.toml")
-    catalog.write_text(CATALOG)
-    chosen = {
-        "api.port": "0",
-        "pools.models": "alpha:1",
-        "catalog.files": str(catalog),
-        "fleet.simulated": '[{"name": "sim-0", "bytes": "1GiB"}]',
-    }
-    options = [f"--set={key}={value}" for key, value in chosen.items()]
-    command = [sys.executable, "-m", "app", "--data-dir", str(data_dir), *options, "up", "--no-flower"]
-    with said.open("wb") as output, ExitStack() as stack:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
-        )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        try:
-            yield process
-        finally:
-            shown(said.name, said.read_text())
-
-
-def agent_of(data_dir: Path) -> int:
-    """The agent's process."""
-    pid: int = json.loads((data_dir / "run" / "agent.pid").read_text())["pid"]
-    return pid
-
-
-def is_up(process: subprocess.Popen[bytes], said: Path) -> bool:
-    assert process.poll() is None, said.read_text()
-    return "arriero is up" in said.read_text()
-
-
-def pids(data_dir: Path) -> dict[str, int]:
-    """The processes of the tree, by name, as their pid files tell."""
-    files = [
-        *(data_dir / "run").glob("*.pid"),
-        data_dir / "postgres" / "server.pid",
-        data_dir / "valkey" / "server.pid",
-    ]
-    return {record.name: record.pid for file in files if (record := pid_file.find(file)) is not None}
+    settings = {"pools.models": "alpha:1", "fleet.simulated": '[{"name": "sim-0", "bytes": "1GiB"}]'}
+    return installation.up(data_dir, said, settings, installation.catalogue("alpha:1"))
 
 
 def pool_of(data_dir: Path) -> psutil.Process:
@@ -88,10 +40,7 @@ def pool_of(data_dir: Path) -> psutil.Process:
 
 def client_of(data_dir: Path) -> httpx2.Client:
     """A client of the API; a request waits as long as it takes."""
-    api = psutil.Process(pids(data_dir)["api"])
-    return httpx2.Client(
-        base_url=f"http://127.0.0.1:{api.environ()['ARRIERO_API__PORT']}", trust_env=False, timeout=PATIENCE
-    )
+    return httpx2.Client(base_url=address(data_dir), trust_env=False, timeout=PATIENCE)
 
 
 def assert_works(client: httpx2.Client) -> None:
@@ -114,14 +63,14 @@ def test_next_up_takes_over_what_a_killed_one_left(data_dir: Path, tmp_path: Pat
     """
     with up(data_dir, tmp_path / "first.txt") as first:
         until(lambda: is_up(first, tmp_path / "first.txt"))
-        before, pool = pids(data_dir), pool_of(data_dir)
+        before, pool = members(data_dir), pool_of(data_dir)
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
     assert all(pid_file.birth(pid) for pid in before.values()), "nobody ended them"
 
     with up(data_dir, tmp_path / "second.txt") as second:
         until(lambda: is_up(second, tmp_path / "second.txt"))
-        now = pids(data_dir)
+        now = members(data_dir)
         kept = {"Postgres", "Valkey"}
         assert {name for name, pid in now.items() if before[name] == pid} == kept
         assert [name for name, pid in before.items() if pid_file.birth(pid) and name not in kept] == []
@@ -137,7 +86,7 @@ def test_next_up_takes_over_what_a_killed_one_left(data_dir: Path, tmp_path: Pat
         assert third.returncode == 4
         assert f"is in use by process {second.pid} (arriero up)" in (tmp_path / "third.txt").read_text()
 
-        os.kill(agent_of(data_dir), signal.SIGKILL)
+        os.kill(members(data_dir)["agent"], signal.SIGKILL)
         second.send_signal(signal.SIGINT)
         until(lambda: second.poll() is not None)
     assert second.returncode == 0
@@ -150,7 +99,7 @@ def test_api_that_dies_refuses_nobody_and_what_stands_still_is_replaced(data_dir
     """A client of an API that was killed is answered by the next one; frozen programs and servers are killed."""
     with up(data_dir, tmp_path / "said.txt") as process:
         until(lambda: is_up(process, tmp_path / "said.txt"))
-        before = pids(data_dir)
+        before = members(data_dir)
         with client_of(data_dir) as client:
             os.kill(before["api"], signal.SIGKILL)
             until(lambda: pid_file.birth(before["api"]) is None)
@@ -174,7 +123,7 @@ def test_everything_follows_a_server_that_moves(data_dir: Path, tmp_path: Path) 
         for name in ("Valkey", "Postgres"):
             endpoint = find_endpoint(data_dir / name.lower() / ENDPOINT_FILE)
             assert endpoint is not None
-            old, pool = pids(data_dir)[name], pool_of(data_dir)
+            old, pool = members(data_dir)[name], pool_of(data_dir)
             process.send_signal(signal.SIGSTOP)
             os.kill(old, signal.SIGKILL)
             until(lambda old=old: pid_file.birth(old) is None)  # type: ignore[misc] # a default
