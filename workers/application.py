@@ -16,11 +16,11 @@ from celery import Celery, signals
 from celery.apps.worker import Worker
 
 from app.fleet.pool import Stage
-from app.fleet.reconcile import DEFRAGMENT, RECONCILE
+from app.fleet.tasks import DEFRAGMENT, RECONCILE
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
 from app.workflows.messages import RUN_STEP
-from workers import jobs, runtime, steps
+from workers import jobs, runtime, steps, timetable
 from workers.engine import Engine
 from workers.heart import Heart
 from workers.runtime import Runtime
@@ -39,7 +39,7 @@ class Application:
         """Connects to nothing. Raises Unavailable when no broker is known."""
         self.settings = settings
         self.celery: Celery = broker.celery_app(
-            addresses.of(settings).redis_url, settings.broker, jobs.schedule(settings)
+            addresses.of(settings).redis_url, settings.broker, timetable.schedule(settings)
         )
         self._runtime: Runtime | None = None
         self._status: Status | None = None
@@ -49,15 +49,15 @@ class Application:
         def run_step(step_id: str, attempt: int) -> None:
             steps.run_step(self.runtime, UUID(step_id), attempt)
 
-        @self.celery.task(name=jobs.SWEEP)
+        @self.celery.task(name=timetable.SWEEP)
         def run_sweep() -> None:
             jobs.run_sweep(self.runtime)
 
-        @self.celery.task(name=jobs.EXPIRE)
+        @self.celery.task(name=timetable.EXPIRE)
         def run_expire() -> None:
             jobs.run_expire(self.runtime)
 
-        @self.celery.task(name=jobs.SCHEDULES)
+        @self.celery.task(name=timetable.SCHEDULES)
         def run_schedules() -> None:
             jobs.run_schedules(self.runtime)
 

@@ -1,19 +1,15 @@
-"""The scheduled jobs: what beat sends, and what a control worker does about it."""
+"""The scheduled jobs: what a control worker does about what beat sends."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import timedelta
-from typing import Any
 
 from app.fleet import reconcile
-from app.fleet.reconcile import DEFRAGMENT, RECONCILE
 from app.fleet.turn import Terms
 from app.inference import demand
 from app.kernel import ids, log
-from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
 from app.workflows import expiry
@@ -23,25 +19,8 @@ from workers.runtime import Runtime
 
 _log = log.get(__name__)
 
-#: The name of the task of `run_sweep`.
-SWEEP = "workers.jobs.run_sweep"
-#: The name of the task of `run_expire`.
-EXPIRE = "workers.jobs.run_expire"
-#: The name of the task of `run_schedules`.
-SCHEDULES = "workers.jobs.run_schedules"
 #: Seconds for each kind of what expires, in one turn: a worker that is to stop waits for them.
 _EXPIRE_SECONDS = 5.0
-
-
-def schedule(settings: Settings) -> dict[str, Any]:
-    """What beat sends, and when. A message that nobody took until three later ones were sent is dropped."""
-    return {
-        "sweep": _entry(SWEEP, settings.runs.sweep_every),
-        "expire": _entry(EXPIRE, settings.runs.expire_every),
-        "schedules": _entry(SCHEDULES, settings.schedules.check_every),
-        "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
-        "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),
-    }
 
 
 def run_sweep(runtime: Runtime) -> None:
@@ -116,13 +95,3 @@ def run_defragment(runtime: Runtime) -> None:
 
 def _terms(settings: Settings) -> Terms:
     return Terms(settings.fleet.begin_within, settings.pools.drain_timeout, settings.fleet.host_lost_after)
-
-
-def _entry(task: str, every: timedelta) -> dict[str, Any]:
-    options = {
-        "queue": CONTROL_QUEUE,
-        "priority": PRIORITIES["interactive"],
-        "expires": max(every.total_seconds() * 3, 5),
-        "ignore_result": True,
-    }
-    return {"task": task, "schedule": every, "options": options}

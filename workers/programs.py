@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from app.kernel import log, settings
+from app.kernel import addresses, log, settings
 from app.kernel.broker import CONTROL_QUEUE, IO_QUEUE
 from app.kernel.errors import ArrieroError
 from app.kernel.settings import Settings
@@ -59,10 +59,12 @@ def control(loaded: Settings, name: str, incarnation: str | None = None) -> int:
 
 def beat(loaded: Settings) -> int:
     """Send the scheduled jobs. The lock of RedBeat lets one of several do it."""
-    application = _of("workers.application", "Application")(loaded)
+    celery = _of("app.kernel.broker", "celery_app")(
+        addresses.of(loaded).redis_url, loaded.broker, _of("workers.timetable", "schedule")(loaded)
+    )
     level = loaded.log.level.upper()
     beat = _of("celery.apps.beat", "Beat")
-    beat(app=application.celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
+    beat(app=celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
     return 0
 
 

@@ -30,9 +30,6 @@ from app.fleet.reservation import State
 from app.fleet.turn import Terms, Turn
 from app.kernel.database import Database
 
-#: The tasks that workers listen for.
-RECONCILE, DEFRAGMENT = "workers.jobs.run_reconcile", "workers.jobs.run_defragment"
-
 #: Held by the one that reconciles.
 _LEADER = 7_205_759_403_793
 #: How long ended pools are kept to be looked at.

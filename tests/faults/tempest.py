@@ -6,8 +6,8 @@ By hand, for long ones:
     python -m tests.faults.tempest --kills 100 --seed 1
     python -m tests.faults.tempest --kills 20 --seed 7 --large 1 --items 300 --hostile held
 
-`arriero up` runs as a process of its own. It, its servers and whatever it started are killed, or stopped by a signal for
-longer than leases last. Runs of many kinds are submitted over HTTP meanwhile, with values of many megabytes, maps of
+`arriero up` runs as a process of its own. It, its servers and all that it started are killed, or stopped by a signal
+for longer than leases last. Runs of many kinds are submitted over HTTP, with values of many megabytes, maps of
 thousands of items, and what `hostile.py` lists in between.
 
 What is asked, all the time and in the end: every run that was accepted ends as it should, each step is recorded once,
