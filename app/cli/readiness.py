@@ -84,7 +84,7 @@ def _still_loading(
 
 def _serves(url: str) -> bool:
     try:
-        return httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False).is_success
+        return httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False, verify=url.startswith("https:")).is_success
     except httpx2.TransportError:
         time.sleep(_PAUSE)
         return False
