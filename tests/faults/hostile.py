@@ -80,10 +80,13 @@ def _schema(schema: Mapping[str, Any], value: Any = "x") -> Attack:
 
 
 def _output_schema(schema: Mapping[str, Any]) -> Attack:
+    """The output of a run is computed where its last wait is over: in the sweep."""
+
     def attack(target: Target) -> httpx2.Response:
         filled = json.loads(json.dumps(schema).replace("$BAIT", target.bait.url))
-        step = {"id": "a", "kind": "transform", "cel": "'x'", "output": filled}
-        return _definition(target, {"workflow": "w", "steps": [step]})
+        outputs = {"o": {"value": "{'x': 1}", "schema": filled}}
+        steps = [{"id": "a", "kind": "wait", "for": "100ms"}]
+        return _definition(target, {"workflow": "w", "steps": steps, "outputs": outputs})
 
     return attack
 
@@ -160,7 +163,7 @@ ATTACKS: Mapping[str, Attack] = {
             "id": "a",
             "kind": "transform",
             "cel": "1 / 0",
-            "retry": {"max_attempts": 100, "delay": "1ms", "factor": 1e300, "cap": "1ms", "on": ["internal"]},
+            "retry": {"max_attempts": 60, "delay": "1ms", "factor": 100, "cap": "1ms", "on": ["template_error"]},
         }
     ),
     "deep JSON": _body(b"[" * 500),
@@ -203,12 +206,16 @@ UNMENDED: frozenset[str] = frozenset(
         "wide filter",
         "text that doubles",
         "lone surrogate",
+        "host of somebody else",
         "message without base64",
         "message of a list",
         "message that is no JSON",
         "message with odd arguments",
     }
 )
+
+#: Inputs that are never let in, whatever becomes of them later.
+_REFUSED = frozenset({"reference to http", "reference to a file", "host of somebody else", "deep JSON", "deeper JSON"})
 
 
 def attack(target: Target, name: str) -> None:
@@ -221,6 +228,8 @@ def attack(target: Target, name: str) -> None:
         return
     if answer.status_code == 500:
         target.wrong.append(f"{name}: answered with 500: {answer.text[:200]}")
+    if name in _REFUSED and answer.is_success:
+        target.wrong.append(f"{name}: it was let in")
     if _CONTENT in answer.text:
         target.wrong.append(f"{name}: the answer shows a file")
     if len(answer.content) > 100_000:
