@@ -1,7 +1,7 @@
 """
 A member of the process tree: one program that is started again when it ends, and when it stands still.
 
-One that ran for a while is started again at once; one that ends soon after each start is put off, longer each time.
+It is started again at once; one that ends soon after each start is put off, longer each time.
 A program that was stopped by a signal is killed after a moment: alive, it would keep others from its work for ever.
 """
 
@@ -22,7 +22,7 @@ from app.kernel.settings import Settings, environment_of
 
 #: Seconds after which a program that ended is taken for one that could run.
 _SETTLED = 10.0
-#: The delay of one that ended sooner doubles from the first of these to the second, in seconds.
+#: The delay of one that ended sooner, twice in a row, doubles from the first of these to the second, in seconds.
 _DELAY, _MAX_DELAY = 1.0, 30.0
 #: Seconds for which a program may be stopped by a signal.
 FROZEN = 10.0
@@ -45,7 +45,8 @@ class Member:
     incarnation: str = ""
     #: When it is started again; None while it runs.
     again: float | None = None
-    _delay: float = 0.0
+    #: How often in a row it ended soon after its start.
+    _failures: int = 0
     _started: float = 0.0
     #: Since when it is seen stopped by a signal.
     _stopped: float | None = None
@@ -77,9 +78,10 @@ class Member:
         tail = child.log_tail(5)
         child.stop()
         self.child = None
-        self._delay = 0.0 if now - self._started > _SETTLED else min(max(self._delay * 2, _DELAY), _MAX_DELAY)
-        self.again = now + self._delay
-        when = f"in {self._delay:g} s" if self._delay else "now"
+        self._failures = 0 if now - self._started > _SETTLED else min(self._failures + 1, 10)
+        delay = min(_DELAY * 2 ** (self._failures - 2), _MAX_DELAY) if self._failures > 1 else 0.0
+        self.again = now + delay
+        when = f"in {delay:g} s" if delay else "now"
         told = f"{self.name} ended ({_how(child.returncode)}); it starts again {when}"
         return f"{told}\n{tail}" if tail else told
 
