@@ -16,6 +16,7 @@ SHELLS = {
     "workflows/rows.py",
     "workflows/store.py",
     "workflows/messages.py",
+    "workflows/owners.py",
     "workflows/service.py",
     "workflows/change.py",
     "workflows/claims.py",
@@ -134,11 +135,11 @@ def test_alembic_is_no_package() -> None:
 
 
 def test_task_names_are_their_import_paths() -> None:
-    from app.fleet.reconcile import RECONCILE
+    from app.fleet.tasks import RECONCILE
     from app.workflows.messages import RUN_STEP
-    from workers import jobs, steps
+    from workers import jobs, steps, timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
-    assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == jobs.SWEEP
-    assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == jobs.SCHEDULES
+    assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
+    assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES

@@ -19,11 +19,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+import psutil
 import psycopg
 
 from app.fleet import control_group, files
@@ -33,7 +33,7 @@ from app.fleet.devices import Devices
 from app.fleet.hosts import Ended, Granted, Hosts, Observed
 from app.fleet.pool import Desired, Phase
 from app.fleet.turn import CHANNEL
-from app.kernel import addresses, ids, log, private_file
+from app.kernel import addresses, clock, ids, log, private_file
 from app.kernel import database as databases
 from app.kernel.errors import (
     Conflict,
@@ -46,9 +46,11 @@ from app.kernel.errors import (
 from app.kernel.guard import Guard
 from app.kernel.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
+from app.workflows import owners
 from workers import convergence, exporter, inventory
-from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local
+from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local, Watch
 from workers.model_files import ModelFiles
+from workers.running import Running
 
 _log = log.get(__name__)
 
@@ -58,32 +60,10 @@ _TAIL = 40
 _LEAVE = timedelta(seconds=10)
 #: Seconds in which bytes that were granted may turn out to be free.
 _SETTLE = 5.0
+#: Where a process finds database and broker: it never learns that they have moved.
+_ADDRESSES = ("ARRIERO_DATABASE_URL", "ARRIERO_REDIS_URL")
 #: Logs of pools that have ended, the last ones, are kept.
 _LOGS = 50
-
-
-@dataclass(slots=True)
-class _Running:
-    """A process of a pool on this host."""
-
-    process: Child | Adopted
-    epoch: int
-    #: What it had reserved of each device when it began, or was adopted.
-    devices: dict[str, int]
-    #: It computes on GPUs, and needs few cores.
-    on_gpus: bool
-    #: Its part of the cores.
-    threads: int
-    began: float
-    #: How often the kernel had killed for want of memory by then.
-    kills: int
-    asked: Desired | None = None
-    asked_at: float = 0.0
-    #: Why it was asked to end, or killed.
-    why: str = ""
-    killed: bool = False
-    #: By device, the most that it was measured to use.
-    peak: dict[str, int] = field(default_factory=dict)
 
 
 class Agent:
@@ -102,7 +82,7 @@ class Agent:
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
         self._catalog: Catalog = files.read_catalog(settings.catalog.files)
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._epoch: int | None = None
         self._files = ModelFiles(settings, self._catalog, self._database, self._hosts)
         self._stopping = False
@@ -121,8 +101,9 @@ class Agent:
             drain=settings.pools.drain_timeout,
             leave=_LEAVE,
             progress=settings.fleet.progress_timeout,
-            silence=settings.fleet.lease / 2,
+            silence=settings.fleet.heartbeat_timeout,
         )
+        self._watch = Watch(self._limits.silence)
 
     def run(self) -> int:
         """Serve until SIGTERM; gives the exit code."""
@@ -168,10 +149,21 @@ class Agent:
         for file in sorted(self._run.glob("*.pid")):
             id_, _, epoch = file.stem.partition("@")
             process = adopt(file, self._log_file(id_)) if epoch.isdecimal() else None
-            if process is not None:
+            if process is not None and not self._reaches_our_servers(process):
+                _log.warning("pool_ended", pool=id_, pid=process.pid, why="database or broker have another address now")
+                process.stop(timedelta(0))
+            elif process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
-                running = _Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
+                running = Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
                 self._running[id_] = running
+
+    def _reaches_our_servers(self, process: Adopted) -> bool:
+        """Whether a process was started with the addresses of today."""
+        try:
+            environment = psutil.Process(process.pid).environ()
+        except psutil.Error:
+            return False
+        return all(environment.get(name) == self._environment[name] for name in _ADDRESSES)
 
     def _turn(self) -> None:
         """Look at everything once, and do what is to be done."""
@@ -224,7 +216,9 @@ class Agent:
         measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._held())
         complaints = inventory.complaints(inventory_, self._settings.fleet)
         problems = [*inventory_.problems, *complaints, *self._files.problems]
-        return self._hosts.beat(self.host, self._epoch, measured, self._files.configurations, problems)
+        pools = self._hosts.beat(self.host, self._epoch, measured, self._files.configurations, problems)
+        self._watch.reached(clock.now())
+        return pools
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
         for pool in pools:
@@ -255,10 +249,11 @@ class Agent:
         running = self._running[id_]
         _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
         running.process.stop(timedelta(0))
+        self._requeue(id_)
         self._hosts.end_orphan(id_, running.process.log_tail(_TAIL))
         del self._running[id_]
 
-    def _local(self, running: _Running | None) -> Local | None:
+    def _local(self, running: Running | None) -> Local | None:
         if running is None:
             return None
         now = time.monotonic()
@@ -267,6 +262,7 @@ class Agent:
             age=timedelta(seconds=now - running.began),
             asked=running.asked,
             asked_ago=timedelta(seconds=now - running.asked_at if running.asked else 0),
+            watched=self._watch.lasted,
         )
 
     def _begin(self, pool: Granted, inventory_: Inventory) -> None:
@@ -293,7 +289,7 @@ class Agent:
         )
         self._forget_old_logs()
         kills = control_group.kills()
-        running = _Running(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), kills)
+        running = Running(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), kills)
         self._running[pool.id] = running
         try:
             child.start()
@@ -303,34 +299,41 @@ class Agent:
             return
         _log.info("pool_begun", pool=pool.id, model=pool.model, pid=child.pid, devices=sorted(pool.bytes))
 
-    def _ask(self, pool: Granted, running: _Running, why: str) -> None:
+    def _ask(self, pool: Granted, running: Running, why: str) -> None:
         if running.asked is None:
             running.process.ask()
         running.asked, running.asked_at, running.why = pool.desired, time.monotonic(), why
         _log.info("pool_asked_to_end", pool=pool.id, model=pool.model, how=pool.desired, why=why)
 
-    def _kill(self, pool: Granted, running: _Running, why: str) -> None:
+    def _kill(self, pool: Granted, running: Running, why: str) -> None:
         _log.warning("pool_killed", pool=pool.id, model=pool.model, why=why)
         running.killed, running.why = True, why
         running.process.stop(timedelta(0))
 
-    def _give_back(self, pool: Granted, running: _Running | None, why: str) -> None:
+    def _give_back(self, pool: Granted, running: Running | None, why: str) -> None:
         if running is None:
+            self._requeue(pool.id)
             self._release(pool, None, failed=True, ending=why)
             return
         running.process.stop(timedelta(0))  # what is left of its session
+        self._requeue(pool.id)
         inventory_ = self._devices.measure()
         if not inventory.are_back(self.host, inventory_, pool.bytes, {running.process.pid or 0}):
             return  # the driver takes a moment; it is looked at again
         code = running.process.returncode
         asked = running.asked is not None and not running.killed
-        ending = _ending(code, running, pool)
+        ending = running.ending(pool)
         failed = not asked and code != 0
         kills = control_group.kills() - running.kills
         if failed and not running.killed and inventory.ran_out(code, running.process.log_tail(_TAIL), kills):
             ending = f"memory ran out: {ending}; the next pool of the model reserves more"
             self._count_failure(pool, inventory_)
         self._release(pool, running, failed=failed, ending=ending)
+
+    def _requeue(self, id_: str) -> None:
+        """The process of a pool is dead: its steps do not wait for their leases."""
+        if steps := owners.expire_leases(self._database, id_):
+            _log.warning("steps_of_dead_pool_requeued", pool=id_, steps=steps)
 
     def _count_failure(self, pool: Granted, inventory_: Inventory) -> None:
         try:
@@ -340,7 +343,7 @@ class Agent:
         except (NotFound, ModelFileUnusable) as error:
             _log.warning("failure_not_counted", model=pool.model, error=str(error))
 
-    def _release(self, pool: Granted, running: _Running | None, *, failed: bool, ending: str) -> None:
+    def _release(self, pool: Granted, running: Running | None, *, failed: bool, ending: str) -> None:
         assert self._epoch is not None, "it has joined"
         tail = running.process.log_tail(_TAIL) if running is not None else ""
         code = None if running is None else running.process.returncode
@@ -393,13 +396,14 @@ class Agent:
             if self._epoch is not None:
                 self._hosts.leave(self.host, self._epoch)
 
-    def _settle(self, id_: str, running: _Running, *, late: bool) -> None:
+    def _settle(self, id_: str, running: Running, *, late: bool) -> None:
         """Give the bytes of a process back that has ended while the agent leaves; the next agent does it otherwise."""
         running.process.stop(timedelta(0))
         ended = Ended(
             id_, running.process.returncode, failed=False, ending=running.why, log_tail=running.process.log_tail(_TAIL)
         )
         try:
+            self._requeue(id_)
             if self._epoch is not None:
                 self._hosts.release(self.host, self._epoch, ended)
         except (DatabaseUnreachable, LeaseLost, psycopg.Error) as error:
@@ -448,15 +452,3 @@ class Agent:
             except Exception:  # noqa: BLE001 the outermost loop of the thread
                 _log.exception("agent_cannot_listen")
                 time.sleep(1.0)
-
-
-def _ending(code: int | None, running: _Running, pool: Granted) -> str:
-    """How a process ended, in words."""
-    if running.why:
-        return running.why
-    if pool.told:
-        return pool.told
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        return f"it was ended by {name}" + (", as the kernel does when memory runs out" if name == "SIGKILL" else "")
-    return "it ended" if code is None else f"it ended with exit code {code}"

@@ -16,11 +16,11 @@ from celery import Celery, signals
 from celery.apps.worker import Worker
 
 from app.fleet.pool import Stage
-from app.fleet.reconcile import DEFRAGMENT, RECONCILE
+from app.fleet.tasks import DEFRAGMENT, RECONCILE
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
 from app.workflows.messages import RUN_STEP
-from workers import jobs, runtime, steps, transport
+from workers import jobs, runtime, steps, timetable, transport
 from workers.engine import Engine
 from workers.heart import Heart
 from workers.runtime import Runtime
@@ -42,7 +42,7 @@ class Application:
         self.settings = settings
         transport.install()
         self.celery: Celery = broker.celery_app(
-            addresses.of(settings).redis_url, settings.broker, jobs.schedule(settings)
+            addresses.of(settings).redis_url, settings.broker, timetable.schedule(settings)
         )
         self._runtime: Runtime | None = None
         self._status: Status | None = None
@@ -52,15 +52,15 @@ class Application:
         def run_step(step_id: str, attempt: int) -> None:
             steps.run_step(self.runtime, UUID(step_id), attempt)
 
-        @self.celery.task(name=jobs.SWEEP)
+        @self.celery.task(name=timetable.SWEEP)
         def run_sweep() -> None:
             jobs.run_sweep(self.runtime)
 
-        @self.celery.task(name=jobs.EXPIRE)
+        @self.celery.task(name=timetable.EXPIRE)
         def run_expire() -> None:
             jobs.run_expire(self.runtime)
 
-        @self.celery.task(name=jobs.SCHEDULES)
+        @self.celery.task(name=timetable.SCHEDULES)
         def run_schedules() -> None:
             jobs.run_schedules(self.runtime)
 
@@ -78,13 +78,15 @@ class Application:
         assert self._runtime is not None, "no task is taken before the start"
         return self._runtime
 
-    def start(self, name: str, threads: int, engine: Engine | None = None) -> None:
+    def start(self, name: str, threads: int, engine: Engine | None = None, incarnation: str | None = None) -> None:
         """
-        Make the runtime of a worker called `name`.
+        Make the runtime of a worker called `name`; `incarnation` is its parent's name for this process alone.
 
         Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
         """
-        self._runtime = runtime.start(self.celery, self.settings, name, threads=threads, engine=engine)
+        self._runtime = runtime.start(
+            self.celery, self.settings, name, threads=threads, engine=engine, incarnation=incarnation
+        )
         self._drain = threading.Timer(self.settings.pools.drain_timeout.total_seconds(), self._runtime.leases.drain)
         self._drain.daemon = True
         signals.worker_ready.connect(self._on_ready)
@@ -104,6 +106,7 @@ class Application:
         engine: Engine | None = None,
         status: Status | None = None,
         heart: Heart | None = None,
+        incarnation: str | None = None,
     ) -> int:
         """
         Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code.
@@ -111,7 +114,7 @@ class Application:
         `status` is told of each stage, `heart` of the leases that it renews with. Raises what `start` raises.
         """
         self._status = status
-        self.start(name, threads, engine)
+        self.start(name, threads, engine, incarnation)
         if engine is not None and heart is not None:
             heart.serve(self.runtime.leases, engine.stalled_for)
         try:

@@ -10,7 +10,7 @@ Nothing here reads a clock or touches a process: the caller passes durations and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from app.fleet.hosts import Granted
 from app.fleet.pool import Desired, Stage
@@ -30,7 +30,7 @@ class Limits:
     leave: timedelta
     #: Without progress while there is work.
     progress: timedelta
-    #: For a pool whose lease ran out, to be heard of again.
+    #: Without a heartbeat of the pool, while the agent reaches the database.
     silence: timedelta
 
 
@@ -44,6 +44,29 @@ class Local:
     #: What it was asked for, and how long ago; None before.
     asked: Desired | None = None
     asked_ago: timedelta = timedelta(0)
+    #: How long its agent has reached the database without a gap: only a silence within that is the pool's own.
+    watched: timedelta = timedelta(0)
+
+
+@dataclass(slots=True)
+class Watch:
+    """
+    How long an agent has reached the database without a gap.
+
+    After a gap (a database that was away, a laptop that slept) pools were silent for the same reason as their agent:
+    they get as long as before to be heard again.
+    """
+
+    #: After which a pool is killed; half of it is a gap.
+    silence: timedelta
+    lasted: timedelta = timedelta(0)
+    _last: datetime | None = None
+
+    def reached(self, now: datetime) -> None:
+        """The agent has reached the database. `now` is of the wall clock, which goes on while a machine sleeps."""
+        gap = self.silence if self._last is None else now - self._last
+        self.lasted = self.lasted + gap if timedelta(0) <= gap <= self.silence / 2 else timedelta(0)
+        self._last = now
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +108,8 @@ def decide(pool: Granted, local: Local | None, limits: Limits) -> Step | None:
         return _without_process(pool)
     if not local.alive:
         return GiveBack("its process ended")
-    lapsed = pool.state is State.SUSPECT or pool.expired
-    if lapsed and pool.stage is not None and pool.silent > limits.silence:  # before, it had no voice
-        return Kill(f"it was silent for {_shown(pool.silent)} and its lease ran out")
+    if pool.stage is not None and min(pool.silent, local.watched) > limits.silence:  # before, it had no voice
+        return Kill(f"it was silent for {_shown(pool.silent)} (setting fleet.heartbeat_timeout)")
     if local.asked is not None:
         return _leaving(pool, local, limits)
     if pool.desired is not Desired.RUN:

@@ -1,5 +1,5 @@
 """
-The scheduled jobs: what beat sends, and what a control worker does about it.
+The scheduled jobs: what a control worker does about what beat sends.
 
 A job never runs twice at a time in one process: where one takes longer than until the next message, its other threads
 stay free for steps. No job waits for rows that others have locked, and one bad row stops none of them.
@@ -13,15 +13,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
-from typing import Any
 
 from app.fleet import reconcile
-from app.fleet.reconcile import DEFRAGMENT, RECONCILE, Asked
+from app.fleet.reconcile import Asked
 from app.fleet.turn import Terms
 from app.inference import demand
 from app.kernel import ids, log
-from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.database import Work
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
@@ -29,15 +26,10 @@ from app.workflows import expiry
 from app.workflows.schedules.service import Schedules
 from app.workflows.sweep import sweep
 from workers.runtime import Runtime
+from workers.timetable import EXPIRE, SCHEDULES, SWEEP
 
 _log = log.get(__name__)
 
-#: The name of the task of `run_sweep`.
-SWEEP = "workers.jobs.run_sweep"
-#: The name of the task of `run_expire`.
-EXPIRE = "workers.jobs.run_expire"
-#: The name of the task of `run_schedules`.
-SCHEDULES = "workers.jobs.run_schedules"
 #: Seconds for each kind of what expires, in one turn: a worker that is to stop waits for them.
 _EXPIRE_SECONDS = 5.0
 #: Seconds for what is overdue, in one sweep.
@@ -45,17 +37,6 @@ _SWEEP_SECONDS = 5.0
 
 #: The jobs of this process that run now.
 _RUNNING: dict[str, threading.Lock] = defaultdict(threading.Lock)
-
-
-def schedule(settings: Settings) -> dict[str, Any]:
-    """What beat sends, and when. A message that nobody took until three later ones were sent is dropped."""
-    return {
-        "sweep": _entry(SWEEP, settings.runs.sweep_every),
-        "expire": _entry(EXPIRE, settings.runs.expire_every),
-        "schedules": _entry(SCHEDULES, settings.schedules.check_every),
-        "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
-        "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),
-    }
 
 
 def run_sweep(runtime: Runtime) -> None:
@@ -152,13 +133,3 @@ def _ask(runtime: Runtime) -> Callable[[Work], Asked]:
 
 def _terms(settings: Settings) -> Terms:
     return Terms(settings.fleet.begin_within, settings.pools.drain_timeout, settings.fleet.host_lost_after)
-
-
-def _entry(task: str, every: timedelta) -> dict[str, Any]:
-    options = {
-        "queue": CONTROL_QUEUE,
-        "priority": PRIORITIES["interactive"],
-        "expires": max(every.total_seconds() * 3, 5),
-        "ignore_result": True,
-    }
-    return {"task": task, "schedule": every, "options": options}

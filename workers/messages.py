@@ -18,10 +18,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.fleet.reconcile import DEFRAGMENT, RECONCILE
+from app.fleet.tasks import DEFRAGMENT, RECONCILE
 from app.kernel.dead_letters import Reason
 from app.workflows.messages import RUN_STEP
-from workers import jobs
+from workers import timetable
 
 #: Bytes of a message; ours have some 1,200.
 LARGEST = 64 * 1024
@@ -175,9 +175,9 @@ def _is_nothing(arguments: list[Any]) -> bool:
 #: What workers do, and which arguments each takes.
 TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     RUN_STEP: _is_step,
-    jobs.SWEEP: _is_nothing,
-    jobs.EXPIRE: _is_nothing,
-    jobs.SCHEDULES: _is_nothing,
+    timetable.SWEEP: _is_nothing,
+    timetable.EXPIRE: _is_nothing,
+    timetable.SCHEDULES: _is_nothing,
     RECONCILE: _is_nothing,
     DEFRAGMENT: _is_nothing,
 }

@@ -127,7 +127,9 @@ class _Pool:
                 _log.info("pool_loaded", model=name, seconds=round(time.monotonic() - began, 2))
                 exported.engine = engine
                 queues = [model_queue(model.slug)]
-                code = Application(self.settings).serve(worker, queues, engine.slots, engine, self.status, self.heart)
+                code = Application(self.settings).serve(
+                    worker, queues, engine.slots, engine, self.status, self.heart, self.grant.id
+                )
                 if self._measuring is not None and not code:
                     with suppress(DatabaseUnreachable):
                         self._measuring.end()

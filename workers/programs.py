@@ -1,5 +1,5 @@
 """
-The worker programs: `python -m workers.programs control NAME | beat | agent | pool ID EPOCH | flower`.
+The worker programs: `python -m workers.programs control NAME [INCARNATION] | beat | agent | pool ID EPOCH | flower`.
 
 `arriero control`, `arriero beat`, `arriero agent` and `arriero flower` become these, with their settings in the
 environment. An agent starts the pools that were granted to its host.
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from app.kernel import log, settings
+from app.kernel import addresses, log, settings
 from app.kernel.broker import CONTROL_QUEUE, IO_QUEUE
 from app.kernel.errors import ArrieroError
 from app.kernel.settings import Settings
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         match arguments:
             case ["control", name]:
                 return control(loaded, name)
+            case ["control", name, incarnation]:
+                return control(loaded, name, incarnation)
             case ["beat"]:
                 return beat(loaded)
             case ["agent"]:
@@ -51,18 +53,20 @@ def main(arguments: Sequence[str]) -> int:
         return NOT_STARTED
 
 
-def control(loaded: Settings, name: str) -> int:
-    """Do scheduled jobs, and steps that need no model."""
+def control(loaded: Settings, name: str, incarnation: str | None = None) -> int:
+    """Do scheduled jobs, and steps that need no model. `incarnation` is its parent's name for this process alone."""
     application = _of("workers.application", "Application")(loaded)
-    return int(application.serve(name, [CONTROL_QUEUE, IO_QUEUE], loaded.control.concurrency))
+    return int(application.serve(name, [CONTROL_QUEUE, IO_QUEUE], loaded.control.concurrency, incarnation=incarnation))
 
 
 def beat(loaded: Settings) -> int:
     """Send the scheduled jobs. The lock of RedBeat lets one of several do it."""
-    application = _of("workers.application", "Application")(loaded)
+    celery = _of("app.kernel.broker", "celery_app")(
+        addresses.of(loaded).redis_url, loaded.broker, _of("workers.timetable", "schedule")(loaded)
+    )
     level = loaded.log.level.upper()
     beat = _of("celery.apps.beat", "Beat")
-    beat(app=application.celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
+    beat(app=celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
     return 0
 
 

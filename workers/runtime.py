@@ -18,6 +18,7 @@ from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
 from app.kernel.secrets import Secrets
 from app.kernel.settings import Settings
+from app.workflows import owners
 from app.workflows.overdue import Place
 from app.workflows.payloads import Limits
 from app.workflows.service import Runs
@@ -54,9 +55,19 @@ class Runtime:
         self.runs.database.close()
 
 
-def start(app: Celery, settings: Settings, name: str, *, threads: int, engine: Engine | None = None) -> Runtime:
+def start(
+    app: Celery,
+    settings: Settings,
+    name: str,
+    *,
+    threads: int,
+    engine: Engine | None = None,
+    incarnation: str | None = None,
+) -> Runtime:
     """
     Make the runtime of a process called `name`, and begin to renew leases.
+
+    `incarnation` is what its parent calls this process and no other; without one, nobody can end its leases for it.
 
     Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
     """
@@ -70,7 +81,7 @@ def start(app: Celery, settings: Settings, name: str, *, threads: int, engine: E
         retention=settings.runs.retention,
         limits=Limits.of(settings.runs),
     )
-    owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{ids.new_secret()[:6]}"
+    owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
     leases.start()

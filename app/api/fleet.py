@@ -12,7 +12,7 @@ from app.api import hosts, pools, problems
 from app.api.hosts import HostOut
 from app.api.pools import PoolOut
 from app.api.services import Services, Use
-from app.fleet import needs, reconcile, views
+from app.fleet import needs, reconcile, tasks, views
 from app.fleet.views import FleetView
 from app.inference import demand
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
@@ -151,7 +151,7 @@ def preview(services: Use) -> DefragmentOut:
 def defragment(services: Use) -> DefragmentOut:
     """Have a control worker make such moves now; the answer says which they would have been a moment ago."""
     found = preview(services)
-    services.publisher.publish(reconcile.DEFRAGMENT, (), queue=CONTROL_QUEUE, priority=PRIORITIES["interactive"])
+    services.publisher.publish(tasks.DEFRAGMENT, (), queue=CONTROL_QUEUE, priority=PRIORITIES["interactive"])
     return found
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from app.api.footprints import KEYS, EstimateOut, asked, devices_of, estimated, shown
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
 from app.fleet import files, header
 from app.fleet.anatomy import Header
@@ -21,6 +20,9 @@ from app.kernel.database import Database
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 from app.kernel.settings import Settings
 from app.kernel.sizes import parse, rounded
+
+if TYPE_CHECKING:
+    from app.api.footprints import EstimateOut
 
 
 def footprint(
@@ -62,6 +64,9 @@ def footprint(
 
     Example: arriero models footprint smollm2:135m --slots 8 --kv-type-k q8_0 --kv-type-v q8_0
     """
+    # The web framework is loaded for those who need it.
+    from app.api.footprints import KEYS, asked, devices_of, estimated, shown
+
     settings = settings_of(context)
     given = {
         "context": per_slot, "slots": slots, "kv_type_k": kv_type_k, "kv_type_v": kv_type_v,

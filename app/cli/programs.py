@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Annotated, NoReturn
 
 import typer
-import uvicorn
 
-from app.api.main import create_app
 from app.cli.output import console, print_json, settings_of
 from app.kernel import addresses, log
 from app.kernel.settings import Settings, environment_of
@@ -21,23 +20,35 @@ from app.kernel.settings import Settings, environment_of
 WORKERS = "workers.programs"
 
 
-def api(context: typer.Context) -> None:
+def api(
+    context: typer.Context,
+    fd: Annotated[int, typer.Option(hidden=True, help="The descriptor of a socket that listens already.")] = -1,
+) -> None:
     """
     Serve the HTTP API, until SIGTERM.
 
     Any number may run, on any hosts, over one database and one broker. The address is set by api.host and api.port.
     """
+    # Loaded here: they take longer than all other commands together.
+    import uvicorn
+
+    from app.api.main import create_app
+
     settings = settings_of(context)
     log.configure(settings.log)
-    serving = create_app(settings)
-    uvicorn.run(
-        serving,
-        host=settings.api.host,
-        port=settings.api.port,
-        log_config=None,
-        access_log=settings.log.level == "debug",
-        timeout_graceful_shutdown=5,
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=settings.api.host,
+            port=settings.api.port,
+            log_config=None,
+            access_log=settings.log.level == "debug",
+            timeout_graceful_shutdown=5,
+        )
     )
+    server.run(sockets=[socket.socket(fileno=fd)] if fd >= 0 else None)
+    if not server.started:
+        raise typer.Exit(5)
 
 
 def control(

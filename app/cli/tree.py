@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,27 +21,32 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import httpx2
-from celery import Celery
 from pydantic import SecretStr
 
-from app.cli.client import connected, url_of
+from app.cli import readiness
+from app.cli.member import FROZEN, Member, incarnation_of
 from app.cli.programs import WORKERS
 from app.fleet import files, needs
 from app.fleet.pool import METRICS_FOLDER
-from app.kernel import broker, clock, embedded
+from app.kernel import clock, embedded, log
 from app.kernel.database import Database
-from app.kernel.embedded import DataDirectory, Server
-from app.kernel.errors import ServerNotStarted
-from app.kernel.process import Child, end_leftovers
-from app.kernel.settings import Settings, environment_of
+from app.kernel.embedded import DataDirectory, PostgresServer, Server, ValkeyServer
+from app.kernel.errors import DatabaseUnreachable, ServerNotStarted
+from app.kernel.process import end_leftovers
+from app.kernel.settings import Settings
+from app.workflows import owners
 
 #: Seconds between two looks at the children.
 _PAUSE = 0.25
-#: The delay before a child is started again doubles up to this, in seconds, and falls back once it has run as long.
-_MAX_DELAY = 30.0
+#: How long what a killed tree left behind may take to end in order.
+_LEFTOVERS = timedelta(seconds=3)
+#: Clients that wait for the API while it starts again.
+_BACKLOG = 2048
+#: The setting that names an embedded server's address.
+_ADDRESS = {PostgresServer.name: "database_url", ValkeyServer.name: "redis_url"}
 
 Report = Callable[[str, str], None]
+_log = log.get(__name__)
 
 
 class Interrupted(BaseException):
@@ -73,23 +78,6 @@ class Signals:
 
 
 @dataclass(slots=True)
-class _Member:
-    """One child, and how it fares."""
-
-    name: str
-    #: Behind `python -m`.
-    arguments: Sequence[str]
-    grace: timedelta
-    #: Celery's name of the worker; None for a child that is no worker.
-    worker: str | None = None
-    child: Child | None = None
-    delay: float = 1.0
-    started: float = 0.0
-    #: When it is started again; None while it runs.
-    again: float | None = None
-
-
-@dataclass(slots=True)
 class Tree:
     """What runs. Made by `grown`."""
 
@@ -97,7 +85,9 @@ class Tree:
     directory: Path
     report: Report
     servers: list[Server]
-    members: list[_Member] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    #: Since when an embedded server is seen stopped by a signal.
+    _stopped: dict[str, float] = field(default_factory=dict)
 
     def watch(self) -> None:
         """Start again what ends by itself, for ever. Left by an interrupt."""
@@ -106,33 +96,60 @@ class Tree:
             self.mend()
 
     def mend(self) -> None:
-        """Look at everything once, and start again what has ended."""
+        """Look at everything once, end what stands still, and start again what has ended."""
         for server in self.servers:
-            if not server.alive:
-                self.report("warning", f"{server.name} ended; starting it again")
-                try:
-                    server.start()
-                except ServerNotStarted as error:
-                    self.report("error", str(error))
+            self._mend_server(server)
         now = time.monotonic()
         for member in self.members:
-            child = member.child
-            if child is not None and not child.alive:
-                self._note_end(member, child, now)
+            if member.stands_still(now) and member.child is not None:
+                self.report("warning", f"{member.name} was stopped by a signal for {FROZEN:g} s; killing it")
+                member.child.kill()
+            if member.ended:
+                self.report("warning", member.note_end(now))
+                self.requeue(member.incarnation)
             if member.again is not None and now >= member.again:
-                self.start(member)
+                member.start(self.settings, self.directory)
 
-    def start(self, member: _Member) -> None:
-        """Start a member, or put it off when it cannot be."""
-        member.child = Child(
-            member.name,
-            [sys.executable, "-m", *member.arguments],
-            environment=environment_of(self.settings),
-            log_file=self.directory / "logs" / f"{member.name}.log",
-            pid_file=self.directory / "run" / f"{member.name}.pid",
-        )
-        member.again, member.started = None, time.monotonic()
-        member.child.start()
+    def requeue(self, incarnation: str | None) -> None:
+        """
+        What a dead worker held does not wait for its lease.
+
+        It is done beside the tree, which waits for no database: one that is away for longer leaves it to the lease.
+        """
+        if incarnation:
+            arguments = (_secret(self.settings.database_url), incarnation, self.settings.runs.lease)
+            threading.Thread(target=_requeue, args=arguments, name="requeue", daemon=True).start()
+
+    def _mend_server(self, server: Server) -> None:
+        now = time.monotonic()
+        if not server.is_stopped():
+            self._stopped.pop(server.name, None)
+        elif now - self._stopped.setdefault(server.name, now) > FROZEN:
+            self.report("warning", f"{server.name} was stopped by a signal for {FROZEN:g} s; killing it")
+            server.kill()
+        if server.alive:
+            return
+        self.report("warning", f"{server.name} ended; starting it again")
+        before = server.url
+        try:
+            server.start()
+        except ServerNotStarted as error:
+            self.report("error", str(error))
+        if server.url != before:
+            self._follow(server)
+
+    def _follow(self, server: Server) -> None:
+        """A stranger has taken a server's port, and it has moved: all that have its old address are started anew."""
+        self.report("warning", f"{server.name} has moved to port {server.endpoint.port}; starting all others again")
+        self.settings = _with_servers(self.settings, self.servers)
+        children = [member.child for member in self.members if member.child is not None]
+        for child in children:
+            child.kill()  # alone: the next agent ends the pools, which have the old address too
+        for member in self.members:
+            if member.child is not None:
+                member.child.stop()
+                self.requeue(member.incarnation)
+            member.start(self.settings, self.directory)
 
     def wait_until_ready(self, deadline: timedelta) -> None:
         """
@@ -140,54 +157,7 @@ class Tree:
 
         Raises ServerNotStarted when a child or a pool ends before, or the deadline passes; with the end of its log.
         """
-        limit = time.monotonic() + deadline.total_seconds()
-        url, waiting = url_of(self.settings), {member.worker: member for member in self.members if member.worker}
-        celery = broker.celery_app(_secret(self.settings.redis_url), self.settings.broker)
-        models = list(self.settings.pools.models)
-        serves = False
-        before: dict[str, str | None] = {}
-        while not serves or waiting or models:
-            for member in self.members:
-                if member.child is not None and not member.child.alive:
-                    raise ServerNotStarted(member.name, "it ended at once", member.child.log_tail(20))
-            if time.monotonic() > limit:
-                late = ", ".join([*([] if serves else ["api"]), *(member.name for member in waiting.values()), *models])
-                raise ServerNotStarted(late, f"it was not ready after {deadline.total_seconds():g} s")
-            if not serves and _serves(url):
-                serves, before = True, self._heard()
-                self.report("info", f"api serves at {url}")
-            for name in _answering(celery, list(waiting)):
-                self.report("info", f"{waiting.pop(name).name} is ready")
-            if serves and not waiting and models:
-                models = self._still_loading(models, before)
-
-    def _heard(self) -> dict[str, str | None]:
-        """Every pool that is known, and when it last told of itself."""
-        with connected(self.settings) as client:
-            return {pool["id"]: pool["heard_at"] for pool in client.get("/v1/pools", ended=True)["pools"]}
-
-    def _still_loading(self, models: Sequence[str], before: Mapping[str, str | None]) -> list[str]:
-        """
-        Which of the models no pool serves yet. What an earlier start left in the database counts for nothing: only
-        what was heard after `before`.
-
-        Raises ServerNotStarted when the last pool of a model failed.
-        """
-        left = []
-        with connected(self.settings) as client:
-            for model in models:
-                pools = client.get("/v1/pools", model=model, ended=True)["pools"]
-                heard = [pool for pool in pools if before.get(pool["id"]) != pool["heard_at"]]
-                if any(pool["state"] == "serving" for pool in heard):
-                    self.report("info", f"{model} is served")
-                    continue
-                if pools and pools[0]["failed"] and pools[0]["id"] not in before:
-                    log = "\n".join(client.get(f"/v1/pools/{pools[0]['id']}/log")["lines"][-20:])
-                    raise ServerNotStarted(model, pools[0]["ending"] or "its pool failed", log)
-                left.append(model)
-        if left:
-            time.sleep(_PAUSE)
-        return left
+        readiness.wait(self.settings, self.members, self.report, deadline)
 
     def stop(self, signals: Signals) -> None:
         """Ask every child to end, in the order in which nothing is missed, and see that all have ended."""
@@ -202,17 +172,6 @@ class Tree:
         # A pool that was killed could not take the address of its metrics back, and neither could its agent.
         for file in (self.directory / METRICS_FOLDER).glob("*.json"):
             file.unlink(missing_ok=True)
-
-    def _note_end(self, member: _Member, child: Child, now: float) -> None:
-        tail = child.log_tail(5)
-        child.stop()
-        member.child = None
-        if now - member.started > _MAX_DELAY:
-            member.delay = 1.0
-        member.again = now + member.delay
-        told = f"{member.name} ended ({_how(child.returncode)}); it starts again in {member.delay:g} s"
-        self.report("warning", f"{told}\n{tail}" if tail else told)
-        member.delay = min(member.delay * 2, _MAX_DELAY)
 
 
 @contextmanager
@@ -231,68 +190,109 @@ def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool)
     with ExitStack() as stack:
         # Begun first, so ended last: from the first exit on, nothing interrupts the stopping.
         held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command="arriero up"))
-        for leftover in end_leftovers(held.path / "run"):
+        # An agent is not asked: it would end its pools, which the next one takes over with their models loaded.
+        left = end_leftovers(held.path / "run", _LEFTOVERS, unasked=("agent",))
+        for leftover in left:
             report("warning", f"{leftover.name} of an earlier start still ran (pid {leftover.pid}); ended")
+        settings = _with_ports(settings)
+        listener = stack.enter_context(_listening(settings))
         outside = settings.database_url is not None
         servers = stack.enter_context(embedded.started(held, postgres=not outside, valkey=settings.redis_url is None))
         stack.callback(signals.shield)
-        settings = _with_addresses(settings, servers)
-        for server in (servers.postgres, servers.valkey):
-            if server is not None:
-                report("info", f"{server.name} is ready")
+        running: list[Server] = [server for server in (servers.postgres, servers.valkey) if server is not None]
+        settings = _with_servers(settings, running)
+        for server in running:
+            report("info", f"{server.name} is ready")
         database = Database(_secret(settings.database_url), pool_size=1)
         stack.callback(database.close)
         if not outside:
             database.upgrade()
         database.require_head()
-        running: list[Server] = [server for server in (servers.postgres, servers.valkey) if server is not None]
-        tree = Tree(settings, held.path, report, running, _members(settings, flower=flower))
+        tree = Tree(settings, held.path, report, running, _members(settings, listener, flower=flower))
         stack.callback(tree.stop, signals)
         stack.callback(signals.shield)
+        for leftover in left:
+            if leftover.forced:
+                tree.requeue(incarnation_of(leftover.command))
         for member in tree.members:
-            tree.start(member)
+            member.start(tree.settings, tree.directory)
         yield tree
 
 
-def _members(settings: Settings, *, flower: bool) -> list[_Member]:
+def _members(settings: Settings, listener: socket.socket, *, flower: bool) -> list[Member]:
     host, short = socket.gethostname(), timedelta(seconds=8)
     drain = settings.pools.drain_timeout + short
     # It begins the longest chain: it joins, and then its pools are planned, begun and loaded. It lets its pools finish,
     # and ends those that do not: that takes longer than for a pool alone.
     members = [
-        _Member("agent", [WORKERS, "agent"], drain + timedelta(seconds=10)),
-        _Member("api", ["app", "api"], short),
+        Member("agent", [WORKERS, "agent"], drain + timedelta(seconds=10)),
+        Member("api", ["app", "api", f"--fd={listener.fileno()}"], short, descriptors=[listener.fileno()]),
     ]
     for number in range(1, settings.control.processes + 1):
         name = "control" if number == 1 else f"control-{number}"
-        members.append(_Member(name, [WORKERS, "control", name], drain, f"{name}@{host}"))
-    members.append(_Member("beat", [WORKERS, "beat"], short))
+        members.append(Member(name, [WORKERS, "control", name], drain, f"{name}@{host}"))
+    members.append(Member("beat", [WORKERS, "beat"], short))
     if flower:
-        members.append(_Member("flower", ["app", "flower"], short))
+        members.append(Member("flower", ["app", "flower"], short))
     return members
 
 
-def _with_addresses(settings: Settings, servers: embedded.Servers) -> Settings:
-    """The settings as the children see them: where the servers are, and ports that are free."""
+def _with_servers(settings: Settings, servers: Sequence[Server]) -> Settings:
+    """The settings as the children see them: with the addresses of the embedded servers."""
+    urls = {_ADDRESS[server.name]: SecretStr(server.url) for server in servers}
+    return settings.model_copy(update=urls)
+
+
+def _with_ports(settings: Settings) -> Settings:
+    """The settings with ports that are free where none is named."""
     changes: dict[str, Any] = {}
-    if servers.postgres is not None:
-        changes["database_url"] = SecretStr(servers.postgres.url)
-    if servers.valkey is not None:
-        changes["redis_url"] = SecretStr(servers.valkey.url)
     for section in ("api", "flower"):
         part = getattr(settings, section)
         changes[section] = part.model_copy(update={"port": part.port or _free_port(part.host)})
     return settings.model_copy(update=changes)
 
 
+def _listening(settings: Settings) -> socket.socket:
+    """
+    The socket of the API, held here: while the API starts again, clients wait in its queue and are not refused.
+
+    Raises ServerNotStarted when somebody else has the address.
+    """
+    host, port = settings.api.host, settings.api.port
+    try:
+        return socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
+    except OSError as error:
+        raise ServerNotStarted("api", f"it cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _requeue(url: str, incarnation: str, lease: timedelta) -> None:
+    limit = time.monotonic() + lease.total_seconds()
+    database = Database(url, pool_size=1)
+    try:
+        while time.monotonic() < limit:
+            try:
+                if steps := owners.expire_leases(database, incarnation):
+                    _log.warning("steps_of_dead_worker_requeued", incarnation=incarnation, steps=steps)
+            except DatabaseUnreachable:
+                time.sleep(1.0)
+            else:
+                return
+    finally:
+        database.close()
+
+
 def _free_port(host: str) -> int:
-    with socket.socket() as probe:
+    with socket.socket(_family(host)) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _stop(member: _Member, signals: Signals) -> None:
+def _stop(member: Member, signals: Signals) -> None:
     child = member.child
     assert child is not None
     limit = time.monotonic() + member.grace.total_seconds()
@@ -301,28 +301,6 @@ def _stop(member: _Member, signals: Signals) -> None:
     while child.alive and time.monotonic() < limit and not signals.hurry:
         child.wait(timedelta(seconds=_PAUSE))
     child.stop(timedelta(seconds=0))
-
-
-def _serves(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False).is_success
-    except httpx2.TransportError:
-        time.sleep(_PAUSE)
-        return False
-
-
-def _answering(celery: Celery, names: Sequence[str]) -> list[str]:
-    """Which of these workers answer."""
-    if not names:
-        return []
-    replies = celery.control.ping(destination=list(names), timeout=0.5, limit=len(names))
-    return [name for reply in replies or () for name in reply]
-
-
-def _how(returncode: int | None) -> str:
-    if returncode is not None and returncode < 0:
-        return f"by {signal.Signals(-returncode).name}"
-    return f"exit code {returncode}"
 
 
 def _secret(value: SecretStr | None) -> str:

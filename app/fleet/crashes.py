@@ -1,5 +1,6 @@
 """
-Crashes: what follows when the pools of a configuration fail on a host. They are started again, later each time.
+Crashes: what follows when the pools of a configuration fail on a host. They are started again, later each time; a pool
+that had served, and died for once, at once.
 
 After a few failures in a row the host is left alone for long, and everybody can read why; an operator's order, or
 a pool that served, ends that.
@@ -17,6 +18,8 @@ from app.fleet.fleet import Bar
 
 #: The first delay; it doubles with each failure in a row.
 FIRST_DELAY = timedelta(seconds=2)
+#: A pool that had served is started again at once when none had failed for so long.
+ONCE = timedelta(minutes=1)
 #: After so many failures in a row, and for so long, the host is left alone.
 QUARANTINE_AFTER, QUARANTINE = 5, timedelta(minutes=30)
 
@@ -42,10 +45,17 @@ def bars(history: Iterable[Past], pardoned: dict[str, datetime], now: datetime) 
     `history` is the recent past. `pardoned` says by configuration since when an operator wants it tried again.
     """
     rows: dict[tuple[str, str], list[Past]] = {}
+    failed: dict[tuple[str, str], datetime] = {}
     for one in sorted(history, key=lambda one: one.ended):
-        in_a_row = rows.setdefault((one.configuration, one.host), [])
+        where = one.configuration, one.host
+        in_a_row = rows.setdefault(where, [])
         if one.served or not one.failed:
             in_a_row.clear()
+        before = failed.get(where)
+        if one.failed:
+            failed[where] = one.ended
+        if one.served and (before is None or one.ended - before > ONCE):
+            continue
         if one.failed and one.ended > pardoned.get(one.configuration, one.ended - QUARANTINE):
             in_a_row.append(one)
     found = []

@@ -70,7 +70,7 @@ _MEASURE = text("""
     WHERE id = :id AND host = :host
 """)
 _POOLS = text("""
-    SELECT reservation.id::text, reservation.epoch, reservation.state, reservation.lease_until < now() AS expired,
+    SELECT reservation.id::text, reservation.epoch, reservation.state,
            EXISTS (SELECT FROM promise WHERE reservation_id = reservation.id) AS waits,
            pool.configuration, pool.model, pool.desired, pool.stop_reason,
            COALESCE((SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = reservation.id), '{}')
@@ -143,8 +143,6 @@ class Granted:
     id: str
     epoch: int
     state: State
-    #: Its lease is over, whether or not anybody has noted that.
-    expired: bool
     #: It waits for the bytes of others.
     waits: bool
     configuration: str
@@ -384,7 +382,6 @@ def _pools(work: Work, host: str) -> list[Granted]:
             id=row.id,
             epoch=row.epoch,
             state=State(row.state),
-            expired=row.expired,
             waits=row.waits,
             configuration=row.configuration,
             model=row.model,

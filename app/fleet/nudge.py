@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from app.fleet.reconcile import RECONCILE
+from app.fleet.tasks import RECONCILE
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES, Publisher, is_model_queue
 
 #: Seconds between two nudges of one process, at the least.

@@ -38,9 +38,6 @@ from app.kernel.database import Database, Work
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.guard import Guard
 
-#: The tasks that workers listen for.
-RECONCILE, DEFRAGMENT = "workers.jobs.run_reconcile", "workers.jobs.run_defragment"
-
 #: Held by the one that reconciles.
 _LEADER = 7_205_759_403_793
 #: How long ended pools are kept to be looked at.

@@ -45,6 +45,9 @@ class FleetSettings(Section):
     heartbeat: Duration = timedelta(seconds=2)
     #: A pool that could not renew its claim on memory for so long ends itself. Longer than the database may be away.
     lease: Duration = timedelta(minutes=1)
+    #: A pool that tells nothing for so long, while its agent reaches the database, is killed by its agent. Longer than
+    #: a connection may be silent before it is given up (15 s).
+    heartbeat_timeout: Duration = timedelta(seconds=20)
     #: Nothing new is placed on a host whose agent was not heard for so long.
     agent_lease: Duration = timedelta(seconds=10)
     #: A host of which neither agent nor pools were heard for so long is taken for lost.
@@ -66,7 +69,7 @@ class FleetSettings(Section):
             raise ValueError("must be from 50ms to 30s")
         return value
 
-    @field_validator("lease", "agent_lease")
+    @field_validator("lease", "heartbeat_timeout", "agent_lease")
     @classmethod
     def _outlasts_three_heartbeats(cls, value: timedelta, info: ValidationInfo) -> timedelta:
         heartbeat = info.data.get("heartbeat")

@@ -42,6 +42,22 @@ def birth(pid: int) -> str | None:
         return None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether the process is stopped by a signal (SIGSTOP and its like): it lives, and does nothing."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
+def runs_program(pid: int, program: Path) -> bool:
+    """Whether the process runs this very file, and not one that was replaced since. It is told on Linux alone."""
+    try:
+        return os.path.samestat(Path(f"/proc/{pid}/exe").stat(), program.stat())
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a pid file says."""

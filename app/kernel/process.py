@@ -20,7 +20,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -65,13 +65,14 @@ class Child:
         stop_signal: signal.Signals = signal.SIGTERM,
         directory: Path | None = None,
         account: tuple[int, int] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         """
         Describe a process: nothing starts here.
 
         `argv` is visible to every user of the machine: it must hold no secret. `stop_signal` asks it to end.
         `directory` is where it runs, by default where the parent does. `account` is the uid and gid it gets
-        (only root can give another one), with no further groups.
+        (only root can give another one), with no further groups. `descriptors` are open files that it inherits.
         """
         self.name = name
         self.argv = tuple(argv)
@@ -81,6 +82,7 @@ class Child:
         self._environment = dict(environment)
         self._directory = directory
         self._account = account
+        self._descriptors = tuple(descriptors)
         self._log_offset = 0
         self._popen: subprocess.Popen[bytes] | None = None
         self._born: str | None = None
@@ -131,6 +133,7 @@ class Child:
                 user=uid,
                 group=gid,
                 extra_groups=None if self._account is None else (),
+                pass_fds=self._descriptors,
                 bufsize=0,
             )
         gate = self._popen.stdin
@@ -185,6 +188,11 @@ class Child:
         if self._popen is not None and self._popen.poll() is None:
             self._popen.send_signal(self.stop_signal)
 
+    def kill(self) -> None:
+        """Kill it alone, and do not wait: what it started goes on."""
+        if self._popen is not None:
+            self._popen.kill()
+
     def stop(self, deadline: timedelta = STOP_DEADLINE, *, ask: signal.Signals | None = None) -> int | None:
         """
         End it: ask with `ask` (by default its stop signal), wait, then kill what is left; give its `returncode`.
@@ -233,6 +241,11 @@ class Adopted:
         """Whether it runs now. A zombie does not."""
         return _runs(self._process) and birth(self.pid) == self._record.birth
 
+    @property
+    def command(self) -> str:
+        """Its command line, as it was started."""
+        return self._record.command
+
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of its log, or nothing when there is none."""
         return log_tail(self.log_file, lines)
@@ -279,15 +292,18 @@ class Leftover:
     name: str
     pid: int
     command: str
-    #: It did not end when it was asked to.
+    #: It did not end when it was asked to, or was not asked.
     forced: bool
 
 
-def end_leftovers(directory: Path, deadline: timedelta = STOP_DEADLINE) -> tuple[Leftover, ...]:
+def end_leftovers(
+    directory: Path, deadline: timedelta = STOP_DEADLINE, *, unasked: Collection[str] = ()
+) -> tuple[Leftover, ...]:
     """
     End the processes whose pid files lie in the directory, and whose parent is gone; give those that were running.
 
     All are asked by their stop signals, then those that are left at the deadline are killed with their descendants.
+    Those whose names are `unasked` are killed at once, and alone: what they started goes on.
     A process whose parent lives is left alone, unless that parent is this process: call it, under the directory's
     lock, before starting children there. Pid files that nobody answers to are removed.
 
@@ -302,7 +318,7 @@ def end_leftovers(directory: Path, deadline: timedelta = STOP_DEADLINE) -> tuple
             running.append((record, process))
             try:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(record.stop_signal)
+                    process.send_signal(signal.SIGKILL if record.name in unasked else record.stop_signal)
             except psutil.AccessDenied as error:
                 raise ServerNotStarted(
                     record.name, f"process {record.pid} of an earlier start still runs, as another user"
@@ -311,8 +327,9 @@ def end_leftovers(directory: Path, deadline: timedelta = STOP_DEADLINE) -> tuple
     _until(lambda: not any(_runs(process) for _, process in running), deadline.total_seconds())
     ended: list[Leftover] = []
     for record, process in running:
-        forced = _runs(process)
-        others = [process, *_descendants(record.pid)] if forced else []
+        late = _runs(process)
+        forced = late or record.name in unasked
+        others = [process, *_descendants(record.pid)] if late else []
         if not _kill([*others, *_session(record.pid, record.birth)]):
             raise ServerNotStarted(record.name, f"process {record.pid} of an earlier start cannot be killed")
         ended.append(Leftover(record.name, record.pid, record.command, forced))

@@ -8,6 +8,7 @@ Devices are simulated where no model is needed; agents, pools, ledger and planne
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -16,9 +17,10 @@ from app.fleet import files, views
 from app.fleet.orders import Orders
 from app.fleet.pool import Desired
 from app.fleet.rows import HostState
+from app.fleet.views import PoolView
 from app.workflows.states import RunState
 from tests.faults import storm
-from tests.faults.conftest import MODEL, Stage, until
+from tests.faults.conftest import MODEL, RUNS, Stage, until
 from tests.faults.fleets import (
     ALPHA,
     ENDLESS,
@@ -50,7 +52,7 @@ def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
     """Pools that never begin to serve, are frozen in the middle of their work, outlive their agent, are restarted."""
     # Short, and yet longer than a busy machine takes to start a pool, and than it keeps one from its heartbeat.
     short = fleet.settings.pools.model_copy(update={"start_timeout": timedelta(seconds=20)})
-    agent = fleet.agent(changes={"pools": short}, simulated=ONE_DEVICE, lease=timedelta(seconds=6))
+    agent = fleet.agent(changes={"pools": short}, simulated=ONE_DEVICE)
     assert agent.ready()
     endless = ask(fleet, ENDLESS)
     loading = until(lambda: next((p for p in pools(fleet, ENDLESS) if p.row.stage == "loading"), None))
@@ -60,14 +62,8 @@ def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
     assert (refusal.model, "failed once on agent" in refusal.reason) == (ENDLESS, True)
     fleet.runs.cancel(endless)
 
-    run_id = ask(fleet, ALPHA, 100)
-    until(lambda: fleet.is_held(run_id))
-    frozen = until(lambda: serving(fleet, ALPHA))
-    kill(frozen.row.pid, signal.SIGSTOP)
-    assert "was silent" in until_ended(fleet, frozen).row.ending
+    run_id = ask(fleet, ALPHA)
     until_done(fleet, [run_id])
-    assert fleet.outcomes(run_id) == ["worker_lost", "succeeded"]
-
     first = until(lambda: serving(fleet, ALPHA))
     agent.kill("SIGKILL")
     assert lives(first.row.pid), "it goes on without its agent"
@@ -85,6 +81,43 @@ def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
     assert not until_ended(fleet, second).row.failed
     until(lambda: agree(fleet))
     assert_sound(fleet)
+
+
+def test_steps_of_a_dead_pool_do_not_wait_for_their_leases(stage: Stage) -> None:
+    """
+    What a pool held that its agent sees dead is done again at once: one that was killed, one that died with its agent,
+    and one that was frozen, which its agent kills. Neither lease comes near its end.
+    """
+    long = timedelta(minutes=5)
+    fleet = stage.settings.fleet.model_copy(update={"lease": long, "heartbeat_timeout": timedelta(seconds=3)})
+    stage.settings = stage.settings.model_copy(update={"runs": RUNS.model_copy(update={"lease": long}), "fleet": fleet})
+    with_models(stage)
+    stage.control()
+    stage.beat()
+    agent = stage.agent(simulated=ONE_DEVICE)
+    assert agent.ready()
+
+    def ended(end: Callable[[PoolView], object]) -> str:
+        """A pool is ended by `end` in the middle of a step, which then ends elsewhere; gives how its agent saw that."""
+        run_id = ask(stage, ALPHA, 60)
+        until(lambda: stage.is_held(run_id))
+        pool = until(lambda: serving(stage, ALPHA))
+        end(pool)
+        ending: str = until_ended(stage, pool).row.ending
+        until_done(stage, [run_id])
+        assert stage.outcomes(run_id) == ["worker_lost", "succeeded"]
+        return ending
+
+    def both(pool: PoolView) -> None:
+        agent.kill("SIGKILL")
+        kill(pool.row.pid)
+        agent.restart()
+
+    assert "SIGKILL" in ended(lambda pool: kill(pool.row.pid))
+    assert "gone" in ended(both)
+    assert "was silent" in ended(lambda pool: kill(pool.row.pid, signal.SIGSTOP))
+    until(lambda: agree(stage))
+    assert_sound(stage)
 
 
 def test_hosts_are_drained_and_forgotten(fleet: Stage) -> None:

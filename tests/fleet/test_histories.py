@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
@@ -32,7 +32,7 @@ from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
 from tests.fleet.granting import audit
 from workers import convergence
-from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local
+from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local, Watch
 
 
 def seconds(count: float) -> timedelta:
@@ -44,6 +44,8 @@ POOL_LEASE, AGENT_LEASE = 20.0, 10.0
 GONE = 0.9 * POOL_LEASE
 TERMS = Terms(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
 LIMITS = Limits(start=seconds(60), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10))
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 #: By host, its devices and what they hold.
 HOSTS: Mapping[str, Mapping[str, int]] = {"h": {"h0": 1000, "h1": 1000}, "i": {"i0": 800}}
@@ -107,6 +109,7 @@ class Agent:
     #: By process, what it was asked for, and when.
     asked: dict[str, tuple[Desired, float]] = field(default_factory=dict)
     knows: set[str] = field(default_factory=set)
+    watch: Watch = field(default_factory=lambda: Watch(LIMITS.silence))
 
 
 class World:
@@ -180,6 +183,7 @@ class World:
                 self.agent_joins(agent)
             assert agent.epoch is not None
             pools = self.hosts.beat(agent.host, agent.epoch, [], list(self.configurations.values()), [])
+            agent.watch.reached(BEGIN + seconds(self.now))
             for pool in pools:
                 self.agent_acts(agent, agent.epoch, pool, may_die=may_die)
         except LeaseLost:
@@ -205,7 +209,8 @@ class World:
         local = None
         if process is not None:
             asked, at = agent.asked.get(pool.id, (None, self.now))
-            local = Local(process.alive, seconds(self.now - process.born), asked, seconds(self.now - at))
+            age, asked_ago = seconds(self.now - process.born), seconds(self.now - at)
+            local = Local(process.alive, age, asked, asked_ago, agent.watch.lasted)
         match convergence.decide(pool, local, LIMITS):
             case Begin():
                 self.hosts.activate(agent.host, epoch, pool.id, 1)

@@ -106,6 +106,13 @@ def test_a_pool_that_served_or_ended_well_and_an_order_make_good() -> None:
     assert until(*(past(ago) for ago in (50, 40, 30, 20, 10)), pardoned=NOW - timedelta(seconds=5)) == []
 
 
+def test_a_pool_that_served_and_died_for_once_is_started_again_at_once() -> None:
+    """Steps wait for it. One that dies again within a minute is no accident."""
+    assert until(past(1, served=True)) == []
+    assert until(past(120), past(1, served=True)) == []
+    assert until(past(59, served=True), past(1, served=True)) == [("h", 1.0)]
+
+
 def test_a_bar_says_how_often_and_how_it_failed() -> None:
     (bar,) = crashes.bars([past(30), past(1)], {}, NOW)
     assert bar.reason == "it failed 2 times in a row on h, at last: broke 1"

@@ -298,16 +298,42 @@ def said_by(process: subprocess.Popen[bytes]) -> list[str]:
     raise AssertionError("the parent did not start its servers")
 
 
-def test_servers_of_a_killed_parent_are_ended_at_the_next_start(data_dir: Path) -> None:
+def test_servers_of_a_killed_parent_are_taken_over_at_the_next_start(data_dir: Path) -> None:
+    """Its servers go on as they were, with their connections; they end with the one that took them over."""
+    with parent(data_dir) as process:
+        postgres_pid, postgres_url, valkey_pid, valkey_url = said_by(process)
+        process.kill()
+        process.wait()
+    orphans = [int(postgres_pid), int(valkey_pid)]
+    with psycopg.connect(postgres_url, autocommit=True) as session, client(valkey_url) as valkey:
+        session.execute("CREATE TEMPORARY TABLE kept AS SELECT 42 AS answer")
+        with hold(data_dir) as directory, started(directory) as servers:
+            assert servers.postgres is not None
+            assert servers.valkey is not None
+            assert [servers.postgres.pid, servers.valkey.pid] == orphans
+            assert (servers.postgres.url, servers.valkey.url) == (postgres_url, valkey_url)
+            assert session.execute("SELECT answer FROM kept").fetchone() == (42,)
+            assert valkey.ping()
+            os.kill(orphans[1], signal.SIGKILL)
+            until(lambda: not servers.valkey.alive)
+            servers.valkey.start()
+            assert servers.valkey.pid != orphans[1], "one that died is started anew"
+            assert servers.valkey.url == valkey_url
+        assert [birth(pid) for pid in orphans] == [None, None]
+
+
+def test_servers_of_a_killed_parent_that_do_not_answer_are_ended(data_dir: Path) -> None:
     with parent(data_dir) as process:
         postgres_pid, postgres_url, valkey_pid, valkey_url = said_by(process)
         execute(postgres_url, "CREATE TABLE kept AS SELECT 42 AS answer")
         with client(valkey_url) as valkey:
             valkey.set("answer", 42)
+            valkey.execute_command("WAITAOF", 1, 0, 5000)
+        orphans = [int(postgres_pid), int(valkey_pid)]
+        for pid in orphans:
+            os.kill(pid, signal.SIGSTOP)
         process.kill()
         process.wait()
-    orphans = [int(postgres_pid), int(valkey_pid)]
-    assert all(birth(pid) is not None for pid in orphans), "a killed parent's servers go on"
 
     with hold(data_dir) as directory, started(directory) as servers:
         assert servers.postgres is not None

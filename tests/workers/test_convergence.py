@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from app.fleet.hosts import Granted
 from app.fleet.pool import Desired, Stage
 from app.fleet.reservation import State
-from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local, Step, decide
+from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local, Step, Watch, decide
 
 
 def seconds(value: float) -> timedelta:
@@ -19,12 +19,14 @@ def seconds(value: float) -> timedelta:
 
 LIMITS = Limits(start=seconds(300), drain=seconds(20), leave=seconds(10), progress=seconds(120), silence=seconds(30))
 HELD = Granted(
-    id="p", epoch=1, state=State.HELD, expired=False, waits=False, configuration="m.1", model="m:1",
+    id="p", epoch=1, state=State.HELD, waits=False, configuration="m.1", model="m:1",
     desired=Desired.RUN, stop_reason="", bytes={"d": 1}, stage=None, stalled=seconds(0), silent=seconds(0), told="",
 )  # fmt: skip
 SERVING = replace(HELD, state=State.ACTIVE, stage=Stage.SERVING)
 STOPPED = replace(SERVING, desired=Desired.DRAIN, stop_reason="makes room")
-RUNNING = Local(alive=True, age=seconds(60))
+RUNNING = Local(alive=True, age=seconds(60), watched=seconds(600))
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SILENT = "it was silent for 31s (setting fleet.heartbeat_timeout)"
 ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
 
 
@@ -60,22 +62,26 @@ ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
         (replace(SERVING, stage=Stage.REFUSED), replace(RUNNING, alive=False), GiveBack("its process ended")),
         (replace(SERVING, stage=Stage.DRAINING), replace(RUNNING, age=seconds(9999)), Ask("it ends by itself")),
         (replace(SERVING, stage=Stage.UNLOADING, told="its claim was lost"), RUNNING, Ask("its claim was lost")),
-        (
-            replace(STOPPED, expired=True, silent=seconds(31)),
-            ASKED,
-            Kill("it was silent for 31s and its lease ran out"),
-        ),
-        (
-            replace(SERVING, expired=True, silent=seconds(31)),
-            RUNNING,
-            Kill("it was silent for 31s and its lease ran out"),
-        ),
-        (
-            replace(SERVING, state=State.SUSPECT, silent=seconds(31)),
-            RUNNING,
-            Kill("it was silent for 31s and its lease ran out"),
-        ),
+        (replace(SERVING, silent=seconds(30)), RUNNING, None),
+        (replace(SERVING, silent=seconds(31)), RUNNING, Kill(SILENT)),
+        (replace(SERVING, silent=seconds(31)), replace(RUNNING, watched=seconds(30)), None),
+        (replace(SERVING, silent=seconds(31), stage=None), RUNNING, None),
+        (replace(SERVING, state=State.SUSPECT, silent=seconds(31)), RUNNING, Kill(SILENT)),
+        (replace(STOPPED, silent=seconds(31)), ASKED, Kill(SILENT)),
     ],
 )
 def test_what_is_done_about_a_pool(pool: Granted, local: Local | None, step: Step | None) -> None:
     assert decide(pool, local, LIMITS) == step
+
+
+def test_a_silence_counts_only_while_the_agent_reaches_the_database() -> None:
+    watch = Watch(silence=seconds(20))
+    for now in (100, 102, 112):
+        watch.reached(NOON + seconds(now))
+    assert watch.lasted == seconds(12)
+    watch.reached(NOON + seconds(123))
+    assert watch.lasted == seconds(0), "it was away for more than half of the limit"
+    watch.reached(NOON + seconds(130))
+    assert watch.lasted == seconds(7)
+    watch.reached(NOON + seconds(129))
+    assert watch.lasted == seconds(0), "somebody has set the clock back"

@@ -95,10 +95,15 @@ class PostgresServer(Server):
         """`postgresql://arriero:password@127.0.0.1:port/arriero`. Raises ServerNotStarted before the first start."""
         return url_of(self.endpoint)
 
-    def _prepare(self, limit: float) -> None:
+    def _find_program(self) -> None:
         self._binaries = carriers.postgres_binaries()
         self._check_version()
-        self._as = run_as.choose(self.name, self._binaries / "postgres", self.directory, self._ways)
+        self._as = run_as.choose(self.name, self._program(), self.directory, self._ways)
+
+    def _program(self) -> Path:
+        return self._binaries / "postgres"
+
+    def _prepare(self, limit: float) -> None:
         if not self.data.exists():
             self._make_cluster(limit)
         run_as.give(self.data, self._as)
@@ -119,7 +124,7 @@ class PostgresServer(Server):
             "log_destination": "stderr",
         }
         options = (part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
-        return (str(self._binaries / "postgres"), "-D", str(self.data), *options)
+        return (str(self._program()), "-D", str(self.data), *options)
 
     def _environment(self) -> dict[str, str]:
         # Postgres takes a file left by a killed server for a live one's when any process has that pid, be it a zombie
@@ -178,7 +183,7 @@ class PostgresServer(Server):
             raise ServerNotStarted(
                 self.name, f"{self.data} is no Postgres cluster; move it away, or choose another data directory"
             ) from None
-        ours = _major_version(self._binaries / "postgres")
+        ours = _major_version(self._program())
         if made_by != ours:
             raise ServerNotStarted(
                 self.name,

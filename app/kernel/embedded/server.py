@@ -1,7 +1,8 @@
 """
 An embedded server: one child process with data, a kept endpoint and a log, all below one directory.
 
-Starting it ends what a killed parent left running on its data, and returns when it answers.
+Starting it takes over what a killed parent left running on its data, where that is the same program on the same port
+and answers; else ends it, and starts anew. It returns when it answers.
 Whatever goes wrong in between, an interrupt included, leaves no process.
 Its password is in no command line, no log and no environment.
 
@@ -11,6 +12,7 @@ The caller holds the lock of the data directory.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -19,13 +21,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
-from app.kernel import log
+from app.kernel import log, pid_file
 from app.kernel.embedded.data_directory import make_directory
 from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint, free_port, is_free, keep_endpoint
 from app.kernel.embedded.run_as import ENVIRONMENT, RunAs
 from app.kernel.errors import ServerNotStarted
 from app.kernel.ids import new_secret
-from app.kernel.process import Child, Leftover, end_leftovers
+from app.kernel.process import Adopted, Child, Leftover, adopt, end_leftovers
 
 #: How long a server may take until it answers. Recovery after a crash is part of it.
 START_DEADLINE = timedelta(seconds=90)
@@ -33,7 +35,10 @@ START_DEADLINE = timedelta(seconds=90)
 #: How often an address that a stranger took at the last instant is given up for another.
 _MOVES = 5
 _POLL = timedelta(milliseconds=20)
+#: Seconds in which a server that a killed parent left behind has to answer, if it is to be taken over.
+_TAKE_OVER = 3.0
 _TAIL_LINES = 25
+_PID_FILE = "server.pid"
 
 _log = log.get(__name__)
 
@@ -56,7 +61,7 @@ class Server(ABC):
         self.log_file = self.directory / "server.log"
         self._deadline = deadline
         self._endpoint: Endpoint | None = None
-        self._child: Child | None = None
+        self._child: Child | Adopted | None = None
         #: What the last attempt to reach it met.
         self._obstacle = ""
 
@@ -96,8 +101,11 @@ class Server(ABC):
             return
         limit = time.monotonic() + self._deadline.total_seconds()
         try:
-            self.end_leftovers()
             make_directory(self.directory, passable=self.passable)
+            self._find_program()
+            if self._take_over():
+                return
+            self.end_leftovers()
             self._endpoint = self._settle()
             self._prepare(limit)
             self._launch(limit)
@@ -113,12 +121,55 @@ class Server(ABC):
         if self._child is not None:
             self._child.stop(self.stop_deadline)
 
+    def is_stopped(self) -> bool:
+        """Whether its process was stopped by a signal, and does nothing."""
+        return self.pid is not None and self.alive and pid_file.is_stopped(self.pid)
+
+    def kill(self) -> None:
+        """End it by force, as one that does not react has to be."""
+        if self._child is not None:
+            self._child.stop(timedelta(0))
+
+    def _take_over(self) -> bool:
+        """Whether a server that a killed parent left behind goes on here: the one that would be started now."""
+        file = self.directory / _PID_FILE
+        record, kept = pid_file.find(file), find_endpoint(self.directory / ENDPOINT_FILE)
+        if record is None or kept is None or not record.orphaned:
+            return False
+        self._endpoint = kept
+        same = record.command == shlex.join(self._argv()) and pid_file.runs_program(record.pid, self._program())
+        if not same or (left := adopt(file, self.log_file)) is None:
+            return False
+        self._child = left
+        limit = time.monotonic() + _TAKE_OVER
+        while left.alive and not pid_file.is_stopped(left.pid):
+            if self._answers():
+                _log.info("server_taken_over", server=self.name, pid=left.pid, port=kept.port)
+                return True
+            if time.monotonic() > limit:
+                break
+            time.sleep(_POLL.total_seconds())
+        _log.warning("leftover_does_not_answer", server=self.name, pid=left.pid, obstacle=self._obstacle)
+        left.stop(timedelta(0))
+        return False
+
     def end_leftovers(self) -> tuple[Leftover, ...]:
         """End what a killed parent left running here. It does not start the server."""
         ended = end_leftovers(self.directory, self.stop_deadline)
         for leftover in ended:
             _log.warning("leftover_ended", server=self.name, pid=leftover.pid, forced=leftover.forced)
         return ended
+
+    @abstractmethod
+    def _find_program(self) -> None:
+        """Find out what is run, and as whom. Raises ServerNotStarted."""
+
+    @abstractmethod
+    def _program(self) -> Path:
+        """The file of the server's program, once it was found."""
+
+    def _argv(self) -> tuple[str, ...]:
+        return (*self._run_as().prefix, *self._command())
 
     @abstractmethod
     def _prepare(self, limit: float) -> None:
@@ -158,21 +209,21 @@ class Server(ABC):
     def _launch(self, limit: float) -> None:
         moves = 0
         while True:
-            self._child = Child(
+            self._child = child = Child(
                 self.name,
-                (*self._run_as().prefix, *self._command()),
+                self._argv(),
                 environment=self._environment(),
                 log_file=self.log_file,
-                pid_file=self.directory / "server.pid",
+                pid_file=self.directory / _PID_FILE,
                 stop_signal=self.stop_signal,
                 directory=self._working_directory(),
                 account=self._run_as().account,
             )
-            self._child.start()
-            if self._wait(self._child, limit):
+            child.start()
+            if self._wait(child, limit):
                 _log.info("server_started", server=self.name, pid=self.pid, port=self.endpoint.port)
                 return
-            status, tail = self._child.stop(), self._child.log_tail(_TAIL_LINES)
+            status, tail = child.stop(), child.log_tail(_TAIL_LINES)
             if "Address already in use" in tail and moves < _MOVES:
                 moves += 1
                 self._endpoint = self._settle(moved=True)

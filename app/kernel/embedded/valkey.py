@@ -64,8 +64,13 @@ class ValkeyServer(Server):
         """`redis://:password@127.0.0.1:port/0`. Raises ServerNotStarted before the first start."""
         return url_of(self.endpoint)
 
+    def _find_program(self) -> None:
+        self._binary = carriers.valkey_binary()
+
+    def _program(self) -> Path:
+        return self._binary
+
     def _prepare(self, limit: float) -> None:  # noqa: ARG002 making a directory takes no time
-        self._program = carriers.valkey_binary()
         make_directory(self.data)
 
     def _working_directory(self) -> Path:
@@ -76,7 +81,7 @@ class ValkeyServer(Server):
         endpoint = self.endpoint
         text = _CONFIGURATION.format(host=LOOPBACK, port=endpoint.port, password=endpoint.password)
         private_file.write(file, text)
-        return (str(self._program), str(file))
+        return (str(self._binary), str(file))
 
     def _answers(self) -> bool:
         # Protocol 2: with 3, redis-py's greeting is counted by Valkey as an error of every connection.

@@ -1,0 +1,48 @@
+"""A pool's process as its agent knows it: what it may touch, what it was asked for, and how it ended."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+
+from app.fleet.hosts import Granted
+from app.fleet.pool import Desired
+from app.kernel.process import Adopted, Child
+
+
+@dataclass(slots=True)
+class Running:
+    """A process of a pool on this host."""
+
+    process: Child | Adopted
+    epoch: int
+    #: What it had reserved of each device when it began, or was adopted.
+    devices: dict[str, int]
+    #: It computes on GPUs, and needs few cores.
+    on_gpus: bool
+    #: Its part of the cores.
+    threads: int
+    began: float
+    #: How often the kernel had killed for want of memory by then.
+    kills: int
+    asked: Desired | None = None
+    asked_at: float = 0.0
+    #: Why it was asked to end, or killed.
+    why: str = ""
+    killed: bool = False
+    #: By device, the most that it was measured to use.
+    peak: dict[str, int] = field(default_factory=dict)
+
+    def ending(self, pool: Granted) -> str:
+        """How it ended, in words."""
+        code = self.process.returncode
+        if self.why:
+            return self.why
+        if pool.told:
+            return pool.told
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            return f"it was ended by {name}" + (
+                ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+            )
+        return "it ended" if code is None else f"it ended with exit code {code}"
