@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import generators
 from psycopg.abc import PQGen
+from psycopg.waiting import Ready, Wait
 
 #: Seconds between two looks for a signal while an answer is waited for; psycopg's own.
 _INTERVAL = 0.1
@@ -38,9 +39,13 @@ class Connection(psycopg.Connection[Any]):
     answer_timeout: float | None = None
     #: Bytes of parameters that were sent last.
     _unanswered = 0
+    #: While statements are sent, nothing is waited for between them.
+    _sending = False
 
     def wait(self, gen: PQGen[T], interval: float = _INTERVAL, timeout: float | None = None) -> T:
         """As psycopg's. Raises NoAnswer after the answer timeout; what the server has done by then is not known."""
+        if self._sending:
+            return _pushed(gen)
         limit = self.answer_timeout if timeout is None else None
         if limit is None:
             return super().wait(gen, interval, timeout)
@@ -62,14 +67,35 @@ class Connection(psycopg.Connection[Any]):
         the answer to what the server has not seen (app/decisions.md, 30).
         """
         self._unanswered = 0
-        for cursor, statement, parameters in statements:
-            if self.answer_timeout is not None:
-                self._unanswered += _size(parameters)
-            if isinstance(parameters, list):
-                cursor.executemany(statement, parameters)
-            else:
-                cursor.execute(statement, parameters)
+        self._sending = True
+        try:
+            for cursor, statement, parameters in statements:
+                if self.answer_timeout is not None:
+                    self._unanswered += _size(parameters)
+                if isinstance(parameters, list):
+                    cursor.executemany(statement, parameters)
+                else:
+                    cursor.execute(statement, parameters)
+        finally:
+            self._sending = False
         self.wait(generators.send(self.pgconn))
+
+
+def _pushed(gen: PQGen[T]) -> T:
+    """
+    What a generator of psycopg gives that only writes: as if the socket could always be written to.
+
+    What the socket does not take stays in libpq's buffer. Asking the system each time would give up the interpreter's
+    lock three times for each statement.
+    """
+    try:
+        asked = next(gen)
+        while True:
+            assert asked & Wait.W, "a statement in a pipeline waits for no answer"
+            asked = gen.send(Ready.W)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def _size(value: Any) -> int:

@@ -149,13 +149,16 @@ class Page:
 def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
     """One run; up to `most` bytes of its inputs, of its output and of its steps' outputs are shown. Raises NotFound."""
     with database.work() as work:
-        work.run(_SNAPSHOT)
-        row = next(iter(_shown(work, work.rows(_RUN, {"id": run_id, "most": most}), "inputs", "output")), None)
+        work.ask(_SNAPSHOT)
+        found = work.ask(_RUN, {"id": run_id, "most": most})
+        stepped = work.ask(_STEPS, {"id": run_id, "most": most})
+        tried = work.ask(_ATTEMPTS, {"id": run_id})
+        row = next(iter(_shown(work, found.fetchall(), "inputs", "output")), None)
         if row is None:
             raise NotFound("run", str(run_id))
-        steps = _shown(work, work.rows(_STEPS, {"id": run_id, "most": most}), "output")
+        steps = _shown(work, stepped.fetchall(), "output")
         attempts: dict[UUID, list[Any]] = {step.id: [] for step in steps}
-        for attempt in work.rows(_ATTEMPTS, {"id": run_id}):
+        for attempt in tried.fetchall():
             attempts[attempt.step_id].append(attempt)
         definition = store.document(work, row.sha256)
     return RunView(row, definition, steps, attempts)
@@ -240,7 +243,7 @@ def _items_text(database: Database, step_id: UUID) -> Iterator[str]:
     after, rows = -1, None
     while rows is None or len(rows) == _ITEMS_AT_A_TIME:
         with database.work() as work:
-            work.run(_SNAPSHOT)
+            work.ask(_SNAPSHOT)
             rows = work.rows(_ITEM_TEXTS, {"id": step_id, "after": after, "limit": _ITEMS_AT_A_TIME})
             texts = [payloads.text_of(work, row, "output") or "null" for row in rows]
         yield "".join(f"{',' if row.item else '['}{made}" for row, made in zip(rows, texts, strict=True))
