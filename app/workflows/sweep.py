@@ -77,6 +77,7 @@ def sweep(
     Raises DatabaseUnreachable.
     """
     one = _Sweep(replace(runs, lock_wait=_LOCK_WAIT), batch, place or Place(), in_time)
+    one.look()
     lost = one.each(overdue.EXPIRED, _lose)
     resumed = one.each(overdue.DUE, _resume)
     late = one.each(overdue.OUT_OF_TIME, _run_out) + one.each(overdue.PAST_DEADLINE, _end)
@@ -113,12 +114,19 @@ class _Sweep:
     def __init__(self, runs: Runs, batch: int, place: Place, in_time: InTime) -> None:
         self.runs, self.batch, self.place, self.in_time = runs, batch, place, in_time
         self.abandoned = 0
+        #: Kinds of which there are overdue rows.
+        self._found: set[str] = set()
         #: Rows in a row at which the database could not be reached.
         self._unreachable = 0
 
+    def look(self) -> None:
+        """See of which kinds there are overdue rows at all: mostly of none."""
+        with self.runs.transaction() as work:
+            self._found = {kind.name for kind in overdue.KINDS if kind.oldest(work, timedelta(0)) is not None}
+
     def each(self, kind: Kind, act: Act) -> int:
         """Act on overdue rows until there is none, the batch is full, or the time is over; gives on how many."""
-        return self.guarded(kind.name, lambda: self._each(kind, act))
+        return self.guarded(kind.name, lambda: self._each(kind, act)) if kind.name in self._found else 0
 
     def make_up(self) -> int:
         """Do what should have followed the end of a run; gives how much of it."""
