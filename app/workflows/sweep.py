@@ -31,6 +31,8 @@ _log = log.get(__name__)
 
 #: Rows of one kind in one sweep; the next one goes on.
 BATCH = 500
+#: Rows that are open, of which one sweep looks whether something is lost.
+_PAGE = 100
 #: What follows the end of a run is done by who ended it; older than this, it was lost.
 _AFTERMATH = timedelta(seconds=2)
 #: How long a transaction of a sweep waits for rows that another has locked.
@@ -130,10 +132,11 @@ class _Sweep:
 
     def make_up(self) -> int:
         """Do what should have followed the end of a run; gives how much of it."""
+        page = min(self.batch, _PAGE)
         with self.runs.transaction() as work:
-            unanswered = overdue.unanswered(work, overdue.outside(work, self.place, self.batch), _AFTERMATH)
-            unstopped = overdue.unstopped(work, overdue.called(work, self.place, self.batch))
-            keys = overdue.admissible_keys(work, self.place, self.batch)
+            unanswered = overdue.unanswered(work, overdue.outside(work, self.place, page), _AFTERMATH)
+            unstopped = overdue.unstopped(work, overdue.called(work, self.place, page))
+            keys = overdue.admissible_keys(work, self.place, page)
         done = 0
         for row in unanswered:
             done += self._one(row.run_id, "answering", partial(self.runs.answer, row.id))
