@@ -94,7 +94,7 @@ def _walk(
     start = f"{int(chance * 2**32):08x}"
     removed, after, around = 0, start, False
     while in_time():
-        with transactions.begin(database, _LOCK_WAIT) as work:
+        with database.work() as work:
             batch, last = remove(work, after)
         removed += batch
         if around and (last is None or last > start):

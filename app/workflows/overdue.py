@@ -82,6 +82,8 @@ PAST_DEADLINE = _kind(
     "deadline_at",
 )
 
+KINDS = (EXPIRED, DUE, OUT_OF_TIME, PAST_DEADLINE)
+
 _OUTSIDE = text("SELECT id FROM step WHERE outside AND id > :after ORDER BY id LIMIT :limit")
 _UNANSWERED = text("""
     SELECT run.id, step.run_id FROM step JOIN run ON run.parent_step_id = step.id

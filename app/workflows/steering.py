@@ -22,9 +22,11 @@ from app.kernel.errors import (
     InvalidInput,
     InvalidTransition,
     NotFound,
+    Unavailable,
 )
 from app.workflows import definition as definitions
 from app.workflows import events, messages, payloads, store, submission
+from app.workflows.abandon import reason_of
 from app.workflows.change import Change
 from app.workflows.claims import known
 from app.workflows.messages import send_after_commit
@@ -325,6 +327,11 @@ def _all(runs: Runs, which: Filter, states: Sequence[RunState], act: Any) -> Bul
             done.append(run_id)
         except (Conflict, NotFound) as error:
             refused[run_id] = str(error)
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 the shell of one run among many
+            _log.exception("run_broke", run_id=str(run_id))
+            refused[run_id] = reason_of(error, "handling this run")
     return Bulk(done, refused, more=len(found) > BULK)
 
 

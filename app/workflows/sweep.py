@@ -31,6 +31,8 @@ _log = log.get(__name__)
 
 #: Rows of one kind in one sweep; the next one goes on.
 BATCH = 500
+#: Rows that are open, of which one sweep looks whether something is lost.
+_PAGE = 100
 #: What follows the end of a run is done by who ended it; older than this, it was lost.
 _AFTERMATH = timedelta(seconds=2)
 #: How long a transaction of a sweep waits for rows that another has locked.
@@ -77,6 +79,7 @@ def sweep(
     Raises DatabaseUnreachable.
     """
     one = _Sweep(replace(runs, lock_wait=_LOCK_WAIT), batch, place or Place(), in_time)
+    one.look()
     lost = one.each(overdue.EXPIRED, _lose)
     resumed = one.each(overdue.DUE, _resume)
     late = one.each(overdue.OUT_OF_TIME, _run_out) + one.each(overdue.PAST_DEADLINE, _end)
@@ -113,19 +116,27 @@ class _Sweep:
     def __init__(self, runs: Runs, batch: int, place: Place, in_time: InTime) -> None:
         self.runs, self.batch, self.place, self.in_time = runs, batch, place, in_time
         self.abandoned = 0
+        #: Kinds of which there are overdue rows.
+        self._found: set[str] = set()
         #: Rows in a row at which the database could not be reached.
         self._unreachable = 0
 
+    def look(self) -> None:
+        """See of which kinds there are overdue rows at all: mostly of none."""
+        with self.runs.transaction() as work:
+            self._found = {kind.name for kind in overdue.KINDS if kind.oldest(work, timedelta(0)) is not None}
+
     def each(self, kind: Kind, act: Act) -> int:
         """Act on overdue rows until there is none, the batch is full, or the time is over; gives on how many."""
-        return self.guarded(kind.name, lambda: self._each(kind, act))
+        return self.guarded(kind.name, lambda: self._each(kind, act)) if kind.name in self._found else 0
 
     def make_up(self) -> int:
         """Do what should have followed the end of a run; gives how much of it."""
+        page = min(self.batch, _PAGE)
         with self.runs.transaction() as work:
-            unanswered = overdue.unanswered(work, overdue.outside(work, self.place, self.batch), _AFTERMATH)
-            unstopped = overdue.unstopped(work, overdue.called(work, self.place, self.batch))
-            keys = overdue.admissible_keys(work, self.place, self.batch)
+            unanswered = overdue.unanswered(work, overdue.outside(work, self.place, page), _AFTERMATH)
+            unstopped = overdue.unstopped(work, overdue.called(work, self.place, page))
+            keys = overdue.admissible_keys(work, self.place, page)
         done = 0
         for row in unanswered:
             done += self._one(row.run_id, "answering", partial(self.runs.answer, row.id))

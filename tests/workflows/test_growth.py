@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Text, bindparam, text
+from sqlalchemy import text
 from sqlalchemy.types import NullType
 
 from app.kernel.database import Database, Work
@@ -23,6 +23,7 @@ from app.workflows.schedules.service import Schedules
 from app.workflows.service import Runs
 from app.workflows.states import Run, RunState
 from app.workflows.sweep import sweep
+from benchmarks.growth_runs import fill
 
 #: Ten times as many may take so many times as long. A quadratic cost takes a hundred times as long.
 LINEAR = 40.0
@@ -103,63 +104,6 @@ def test_a_fan_of_switches_into_one_join_costs_by_its_width() -> None:
 
 #: Parts of the plan of a statement that reads without an index.
 SCANS = ("Seq Scan on step", "Seq Scan on run", "Seq Scan on schedule_fire")
-_MAKE = text("""
-    WITH made AS (
-        INSERT INTO run (id, workflow, sha256, state, paused, workflow_paused, priority, rank, inputs, depth,
-                         retention_s, concurrency_key, started_at, finished_at, expires_at, deadline_at)
-        SELECT md5(:name || n)::uuid, :name, 'sha', :run_state, false, false, 'standard', 1, '{}', 0, 3600,
-               CASE WHEN :key <> '' THEN :key || n END, now(),
-               CASE WHEN :final THEN now() END, CASE WHEN :final THEN now() + interval '30 d' END,
-               now() + interval '1 d'
-        FROM generate_series(1, :runs) AS n RETURNING id
-    )
-    INSERT INTO step (id, run_id, key, position, kind, model_index, queue, priority, rank, state, outside, attempt,
-                      failures, losses, tokens_in, tokens_out, owner, lease_until, not_before, published_at,
-                      deadline_at, finished_at)
-    SELECT gen_random_uuid(), id, 's' || n, n, 'wait', 0, 'io', 'standard', 1, :state, :outside, 1, 0, 0, 0, 0,
-           CASE WHEN :state = 'running' THEN 'w' END,
-           CASE WHEN :state = 'running' THEN now() + interval '1 h' END,
-           CASE WHEN :state IN ('waiting', 'awaiting') THEN now() + interval '1 h' END,
-           CASE WHEN :state = 'ready' THEN now() END, now() + interval '1 d', CASE WHEN :final THEN now() END
-    FROM made, generate_series(1, :steps) AS n
-""").bindparams(*(bindparam(name, type_=Text()) for name in ("name", "state", "run_state", "key")))
-
-
-_MAKE_SCHEDULES = text("""
-    WITH made AS (
-        INSERT INTO schedule (id, name, document, decided_to, next_at)
-        SELECT gen_random_uuid(), :name || n, '{}', now(), now() + interval '1 d'
-        FROM generate_series(1, :schedules) AS n RETURNING id
-    )
-    INSERT INTO schedule_fire (id, schedule_id, at, by_hand, due_at, state, open)
-    SELECT gen_random_uuid(), id, now() - n * interval '1 min', false, now(), 'fired', false
-    FROM made, generate_series(1, :fires) AS n
-""").bindparams(bindparam("name", type_=Text()))
-
-
-def make(
-    database: Database, name: str, state: str, runs: int, steps: int, run_state: str = "running", key: str = ""
-) -> None:
-    """Runs with steps in a state, none of which is overdue."""
-    final = run_state == "succeeded"
-    values = {"name": name, "state": state, "run_state": run_state, "runs": runs, "steps": steps, "final": final}
-    values["key"] = key
-    with database.work() as work:
-        work.run(text("INSERT INTO definition (sha256, document) VALUES ('sha', '{}') ON CONFLICT DO NOTHING"))
-        work.run(_MAKE, values | {"outside": state == "awaiting"})
-
-
-def fill(database: Database, waiting: int, kept: int) -> None:
-    """So many of each kind that waits, and so many finished steps."""
-    for state in ("running", "waiting", "awaiting", "ready"):
-        key = f"key-{waiting}-" if state == "running" else ""
-        make(database, f"{state}-{waiting}", state, waiting // 10, 10, key=key)
-    make(database, f"blocked-{waiting}", "pending", waiting // 10, 1, "blocked", f"key-{waiting}-")
-    make(database, f"kept-{kept}", "succeeded", kept // 20, 20, "succeeded")
-    with database.work() as work:
-        values = {"name": f"s-{waiting}-", "schedules": waiting // 10, "fires": kept // waiting * 10}
-        work.run(_MAKE_SCHEDULES, values)
-        work.run(text("ANALYZE"))
 
 
 class _RolledBack(Exception):

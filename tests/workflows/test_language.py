@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -11,6 +12,7 @@ from sqlalchemy import text
 from app.kernel import durations
 from app.kernel.errors import ConcurrencyLimitReached, EventKeyReused, InvalidInput, InvalidTransition, NotFound
 from app.workflows import check, expiry, registry, steering, submission
+from app.workflows.service import Runs
 from app.workflows.submission import Submission
 from tests.workflows.conftest import Hands, fails_then, failure
 
@@ -1019,3 +1021,16 @@ def test_the_ends_of_the_calendar_can_be_waited_for(hands: Hands, until: str, ov
 def test_no_number_is_too_large_to_be_refused_as_a_duration(value: Any) -> None:
     with pytest.raises(ValueError, match="between 0 and ten years"):
         durations.parse(value)
+
+
+def test_a_run_that_raises_keeps_no_other_from_a_cancel_in_bulk(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = (hands.submit(flow("\n  - {id: a, kind: generate, prompt: hi}")) for _ in range(2))
+    real = Runs.cancel
+
+    def cancel(runs: Runs, run_id: UUID, **more: Any) -> Any:
+        return 1 / 0 if run_id == bad else real(runs, run_id, **more)
+
+    monkeypatch.setattr(Runs, "cancel", cancel)
+    bulk = steering.cancel_all(hands.runs, steering.Filter())
+    assert bulk.done == [good]
+    assert "ZeroDivisionError" in bulk.refused[bad]
