@@ -42,14 +42,14 @@ _AHEAD, _NEXT = 2_000, 20
 _FAR = 10_000
 
 _NAMESPACE = f"COALESCE(run.labels ->> '{namespaces.LABEL}', '{namespaces.DEFAULT}')"
-# Looked up one by one: as a join, all runs that are kept may be read for a few steps.
-_RUN = "SELECT labels, paused, workflow_paused, deadline_at FROM run WHERE run.id = step.run_id OFFSET 0"
+#: Said though it follows: there is an index of these runs, so that those that have ended are not read for a join.
+_OPEN = "run.finished_at IS NULL"
 _READY = text(f"""
     SELECT step.model, step.priority, {_NAMESPACE} AS namespace, count(*) AS steps,
            min(COALESCE(step.ready_at, published_at, now())) AS oldest,
            to_timestamp(avg(extract(epoch FROM COALESCE(step.ready_at, published_at, now())))) AS mean,
            min(LEAST(step.deadline_at, run.deadline_at)) AS deadline
-    FROM step CROSS JOIN LATERAL ({_RUN}) AS run
+    FROM step JOIN run ON run.id = step.run_id AND {_OPEN}
     WHERE step.state = 'ready' AND step.model IS NOT NULL AND NOT run.paused AND NOT run.workflow_paused
     GROUP BY step.model, step.priority, namespace
 """)
@@ -92,7 +92,7 @@ _ITEMS = text(f"""
 _WORKING = text(f"""
     SELECT split_part(step.owner, '@', 1) AS worker, {_NAMESPACE} AS namespace, count(*) AS steps,
            min(step.model) AS model, max(step.attempt - 1 - step.failures - step.losses) AS preemptions
-    FROM step CROSS JOIN LATERAL ({_RUN}) AS run
+    FROM step JOIN run ON run.id = step.run_id AND {_OPEN}
     WHERE step.state IN ('running', 'cancelling') AND step.model IS NOT NULL AND step.owner IS NOT NULL
     GROUP BY worker, namespace
 """)
