@@ -15,6 +15,7 @@ Redis keys, but for the last made by Celery and RedBeat:
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -225,6 +226,7 @@ def celery_app(redis_url: str, settings: BrokerSettings, schedule: Mapping[str, 
     app = Celery("arriero", set_as_current=False)
     app.conf.update(
         broker_url=_kombu_url(redis_url),
+        broker_use_ssl=_verified(redis_url) or False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
@@ -279,3 +281,9 @@ def _kombu_url(url: str) -> str:
         if url.startswith(ours):
             return theirs + url.removeprefix(ours)
     return url
+
+
+def _verified(url: str) -> dict[str, Any] | None:
+    """How kombu encrypts: the server proves who it is, unless the address says otherwise. Kombu alone would not ask."""
+    encrypted = url.startswith(("rediss://", "valkeys://"))
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED} if encrypted and "ssl_" not in url.partition("?")[2] else None

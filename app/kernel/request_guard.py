@@ -16,6 +16,7 @@ import re
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -185,6 +186,7 @@ def _same_address(name: str, address: str) -> bool:
     return found is not None and found == _address(address.partition("%")[0])
 
 
+@lru_cache(maxsize=256)
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         found = ipaddress.ip_address(text)

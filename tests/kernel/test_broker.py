@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,15 @@ def test_the_measured_settings_are_in_force() -> None:
 
 def test_valkey_is_spoken_to_by_its_own_name() -> None:
     assert broker.celery_app("valkeys://h:1/0", BrokerSettings()).conf.broker_url == "rediss://h:1/0"
+
+
+def test_an_encrypted_broker_has_to_prove_who_it_is() -> None:
+    for url in ("rediss://h:1/0", "valkeys://h:1/0"):
+        made = broker.celery_app(url, BrokerSettings()).connection_for_write()
+        assert made.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    given = "rediss://h:1/0?ssl_cert_reqs=none&ssl_ca_certs=/x"
+    assert broker.celery_app(given, BrokerSettings()).connection_for_write().ssl["ssl_ca_certs"] == "/x"
+    assert not broker.celery_app("redis://h:1/0", BrokerSettings()).connection_for_write().ssl
 
 
 def test_each_priority_has_a_list_and_depth_counts_them_all(publisher: CeleryPublisher, valkey: redis.Redis) -> None:

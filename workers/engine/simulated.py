@@ -221,32 +221,48 @@ def _vector(text: str, width: int) -> tuple[float, ...]:
 def _text(request: GenerateRequest) -> str:
     """What is written: as much as was asked for, or the smallest value that conforms."""
     if request.schema is not None:
-        return json.dumps(_value(request.schema))
+        return json.dumps(_value(request.schema, request.max_tokens * _TOKEN))
     return (MARK * (request.max_tokens * _TOKEN // len(MARK) + 1))[: request.max_tokens * _TOKEN]
 
 
-def _value(schema: Mapping[str, Any]) -> Any:
-    """A small value for a schema. What it does not foresee is caught by the check that every answer passes."""
+def _value(schema: Mapping[str, Any], room: int) -> Any:
+    """
+    A small value for a schema. What it does not foresee is caught by the check that every answer passes.
+
+    Raises StepFailure when it has more than `room` characters as JSON, before it is made.
+    """
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:
         return schema["enum"][0]
     for choice in ("anyOf", "oneOf"):
         if choice in schema:
-            return _value(schema[choice][0])
+            return _value(schema[choice][0], room)
     kind = schema.get("type", "object")
     match kind[0] if isinstance(kind, list | tuple) else kind:
         case "object":
             properties = schema.get("properties", {})
-            needed = [key for key in properties if key in schema.get("required", ())]
-            return {key: _value(properties[key]) for key in needed}
+            made: dict[str, Any] = {}
+            for key in properties:
+                if key in schema.get("required", ()):
+                    made[key] = _value(properties[key], room)
+                    room -= len(json.dumps(made[key]))
+            return made
         case "array":
-            return [_value(schema.get("items", {"type": "null"}))] * schema.get("minItems", 0)
+            item, count = _value(schema.get("items", {"type": "null"}), room), int(schema.get("minItems", 0))
+            return [item] * _fits(count, len(json.dumps(item)), room)
         case "string":
-            least, most = schema.get("minLength", 0), schema.get("maxLength", len(MARK))
-            return MARK.strip().ljust(least, ".")[: max(most, least)]
+            least, most = int(schema.get("minLength", 0)), int(schema.get("maxLength", len(MARK)))
+            return MARK.strip().ljust(_fits(least, 1, room), ".")[: max(most, least)]
         case "integer" | "number":
             return max(schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
         case "boolean":
             return True
     return None
+
+
+def _fits(count: int, size: int, room: int) -> int:
+    """So many of that size."""
+    if count * size > room:
+        raise StepFailure(FailureReason.INVALID_OUTPUT, "what conforms to the schema is longer than max_tokens")
+    return count

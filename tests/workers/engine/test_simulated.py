@@ -113,3 +113,24 @@ def test_a_reader_that_fails_costs_its_request_and_no_slot() -> None:
     assert failed.value.reason is FailureReason.INTERNAL
     assert made.generate(GenerateRequest(prompt="x", max_tokens=9)).result(10).tokens_out == 9
     made.close()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "minLength": 10**12},
+        {"type": "array", "minItems": 10**12},
+        {"type": "array", "minItems": 900, "items": {"type": "array", "minItems": 900, "items": {"type": "array"}}},
+        {
+            "type": "object",
+            "required": [f"k{n}" for n in range(50)],
+            "properties": {f"k{n}": {"type": "string", "minLength": 900} for n in range(50)},
+        },
+    ],
+)
+def test_a_schema_that_asks_for_more_than_max_tokens_fails_before_it_is_filled(schema: dict[str, Any]) -> None:
+    made = engine()
+    with pytest.raises(StepFailure, match="longer than max_tokens") as failed:
+        made.generate(GenerateRequest(prompt="x", schema=schema, max_tokens=256))
+    assert failed.value.reason is FailureReason.INVALID_OUTPUT
+    made.close()
