@@ -80,7 +80,7 @@ def test_a_cancel_stops_the_model_in_the_middle(live: Live) -> None:
     until(lambda: live.run(run_id)["steps"][0]["state"] == "running")
     assert httpx2.post(f"{live.api}/v1/runs/{run_id}/cancel").json()["state"] == "cancelling"
 
-    found = live.ended(run_id, 30)
+    found = live.ended(run_id)
     assert found["state"] == "cancelled"
     assert found["steps"][0]["attempts"][0]["outcome"] == "cancelled"
     assert "is cancelled" in live.arriero("runs", "cancel", run_id).stdout
