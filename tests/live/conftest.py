@@ -95,7 +95,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield tree
     finally:
         process.terminate()
-        code = process.wait(120)
+        try:
+            code = process.wait(PATIENCE)
+        finally:
+            process.kill()
     assert code == 0, log.read_text()
     assert not list((folder / "run").glob("*.pid")), "everything was stopped"
 
