@@ -44,7 +44,7 @@ SLOW_FIXTURES = frozenset({"model_path", "gemma_path"})
 #: The parts of the suite that take longest, the longest first. Workers begin with them, so that none ends alone.
 LONGEST = ("live", "faults", "workers", "kernel")
 #: Seconds for a slow test, on a machine that does much else. Each of its conditions has a deadline of its own.
-SLOW_TIMEOUT = 600
+SLOW_TIMEOUT = 1200
 #: Memory that a worker of pytest-xdist and the processes of its test take, in bytes.
 WORKER_BYTES = 2 * 2**30
 

@@ -56,7 +56,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = "smollm2:135m"
 
 #: Seconds in which anything here comes about, on a machine that does much else.
-PATIENCE = 90.0
+PATIENCE = 180.0
 
 #: Short, so that what is lost is found soon.
 RUNS = RunSettings(

@@ -15,7 +15,7 @@ from app.fleet.views import PoolView
 from app.kernel import pid_file
 from app.kernel.fleet_settings import SimulatedDevice
 from app.kernel.settings import CatalogSettings
-from tests.faults.conftest import MODEL, Stage, generate, until
+from tests.faults.conftest import MODEL, PATIENCE, Stage, generate, until
 
 ALPHA, BETA, GAMMA = "alpha:1", "beta:1", "gamma:1"
 ONE_DEVICE = (SimulatedDevice(name="sim-0", bytes=1024 * 2**20),)
@@ -67,7 +67,7 @@ def until_ended(stage: Stage, pool: PoolView) -> PoolView:
     return until(lambda: next((p for p in pools(stage, ended=True) if p.id == pool.id and p.state is None), None))
 
 
-def until_done(stage: Stage, run_ids: Sequence[UUID], seconds: float = 90) -> None:
+def until_done(stage: Stage, run_ids: Sequence[UUID], seconds: float = PATIENCE) -> None:
     until(lambda: stage.open_runs() == 0, seconds)
     stage.assert_each_step_is_recorded_once(run_ids)
 

@@ -8,6 +8,7 @@ Devices are simulated where no model is needed; agents, pools, ledger and planne
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -50,13 +51,16 @@ def fleet(stage: Stage) -> Stage:
 
 def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
     """Pools that never begin to serve, are frozen in the middle of their work, outlive their agent, are restarted."""
-    # Short, and yet longer than a busy machine takes to start a pool, and than it keeps one from its heartbeat.
-    short = fleet.settings.pools.model_copy(update={"start_timeout": timedelta(seconds=20)})
+    began = time.monotonic()
+    assert fleet.nodes["control"].ready()
+    # Short, and yet longer than this machine takes to start a pool, and than it keeps one from its heartbeat.
+    start = timedelta(seconds=5 + 4 * (time.monotonic() - began))
+    short = fleet.settings.pools.model_copy(update={"start_timeout": start})
     agent = fleet.agent(changes={"pools": short}, simulated=ONE_DEVICE)
     assert agent.ready()
     endless = ask(fleet, ENDLESS)
     loading = until(lambda: next((p for p in pools(fleet, ENDLESS) if p.row.stage == "loading"), None))
-    assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within 20s")
+    assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within")
     assert "pool_stage" in views.log_tail(fleet.database, loading.id)
     refusal = until(lambda: next(iter(views.fleet(fleet.database).refusals), None))
     assert (refusal.model, "failed once on agent" in refusal.reason) == (ENDLESS, True)

@@ -110,7 +110,7 @@ def test_runs_of_every_kind_survive_random_kills_and_a_broker_that_forgets(
             with valkey.container.client as client:
                 client.flushall()
 
-    until(lambda: stage.open_runs() == 0, 150)
+    until(lambda: stage.open_runs() == 0, 300)
     assert sum(killed.values()) == KILLS
     states = {run_id: stage.state(run_id) for run_id in run_ids}
     for run_id, kind in run_ids.items():

@@ -279,10 +279,10 @@ def test_two_who_want_one_file_fetch_it_once(web: Web, content: bytes, data_dir:
 
     one = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, first.report)))
     one.start()
-    assert web.asked.wait(10)
+    assert web.asked.wait(60)
     two = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, tell)))
     two.start()
-    assert waiting.wait(10)
+    assert waiting.wait(60)
     gate.set()
     one.join(10)
     two.join(10)
@@ -448,8 +448,8 @@ def test_a_refused_connection_says_what_can_be_done(data_dir: Path, journal: Jou
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    model = model_of(UrlSource(url=f"http://127.0.0.1:{port}/small.gguf?key=secret"))
-    text = refusal(model, data_dir, journal)
+        model = model_of(UrlSource(url=f"http://127.0.0.1:{port}/small.gguf?key=secret"))
+        text = refusal(model, data_dir, journal)
     assert f"127.0.0.1:{port} refuses connections (tried 5 times)" in text
     assert str(files.places(model, data_dir)[0]) in text
     assert "secret" not in text

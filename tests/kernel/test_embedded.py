@@ -49,7 +49,7 @@ pytestmark = pytest.mark.slow
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it is about root")
 
 
-def until(met: Callable[[], object], seconds: float = 30.0) -> None:
+def until(met: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for a condition; fail when it does not come about."""
     limit = time.monotonic() + seconds
     beat = threading.Event()
@@ -201,7 +201,7 @@ def test_killed_postgres_comes_back_with_all_that_was_committed(data_dir: Path) 
 
         server.start()
 
-        session.join(30)
+        session.join(60)
         assert birth(backend) is None
         assert server.pid != pid
         assert server.url == url
@@ -222,7 +222,7 @@ def test_postgres_waits_for_memory_that_is_still_held(data_dir: Path, monkeypatc
 
         server.start()
 
-        session.join(30)
+        session.join(60)
         assert "pre-existing shared memory block" in refused[0]
         assert execute(server.url, "SELECT n FROM kept") == [(1,)]
 
@@ -381,7 +381,7 @@ def test_second_comer_is_told_who_holds_the_directory(data_dir: Path) -> None:
         assert holder.pid == process.pid
         assert all(birth(pid) is not None for pid in pids), "the holder's servers are left alone"
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert find_holder(data_dir) is None
 
 
@@ -723,7 +723,7 @@ def test_common_user_runs_both_as_himself(fresh_dir: Path) -> None:
         assert psutil.Process(int(postgres_pid)).ppid() == process.pid
         assert execute(postgres_url, "SELECT 1") == [(1,)]
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert stat.S_IMODE(fresh_dir.stat().st_mode) == 0o700
 
 

@@ -27,7 +27,7 @@ ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 SOON = timedelta(seconds=10)
 
 
-def until(met: Callable[[], object], seconds: float = 20.0) -> None:
+def until(met: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for a condition; fail when it does not come about."""
     limit = time.monotonic() + seconds
     beat = threading.Event()
@@ -214,10 +214,15 @@ def test_interrupt_while_stopping_kills_the_child_and_goes_on(
     make: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody who presses Ctrl-C twice is in a hurry, and still nothing is left."""
-    child = make(f"trap '' TERM; touch {tmp_path}/up; while :; do sleep 1; done")
+    child = make(f"trap 'touch {tmp_path}/asked' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done")
     child.start()
     until((tmp_path / "up").exists)
-    killer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+
+    def interrupt() -> None:
+        until((tmp_path / "asked").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    killer = threading.Thread(target=interrupt)
     killer.start()
     with pytest.raises(KeyboardInterrupt):
         child.stop(timedelta(seconds=60))

@@ -14,7 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from app.workflows import registry
-from tests.live.conftest import MODEL, ROOT, Live, as_json, generate, until
+from tests.live.conftest import MODEL, PATIENCE, ROOT, Live, as_json, generate, until
 
 
 def test_the_shipped_workflow_gives_a_ticket_that_conforms(live: Live) -> None:
@@ -80,7 +80,7 @@ def test_a_cancel_stops_the_model_in_the_middle(live: Live) -> None:
     until(lambda: live.run(run_id)["steps"][0]["state"] == "running")
     assert httpx2.post(f"{live.api}/v1/runs/{run_id}/cancel").json()["state"] == "cancelling"
 
-    found = live.ended(run_id, 30)
+    found = live.ended(run_id)
     assert found["state"] == "cancelled"
     assert found["steps"][0]["attempts"][0]["outcome"] == "cancelled"
     assert "is cancelled" in live.arriero("runs", "cancel", run_id).stdout
@@ -130,7 +130,7 @@ def test_models_and_workers_are_seen(live: Live) -> None:
     models = {row["name"]: row for row in as_json(live.arriero("models", "list", "--json").stdout)["models"]}
     assert models[MODEL]["state"] == "here"
 
-    page = until(lambda: text if "pool.smollm2-135m." in (text := httpx2.get(f"{live.flower}/").text) else None, 60)
+    page = until(lambda: text if "pool.smollm2-135m." in (text := httpx2.get(f"{live.flower}/").text) else None)
     assert "control@" in page
 
     live.ended(live.submit(generate("Hi", max_tokens=1)))
@@ -148,7 +148,7 @@ def test_models_and_workers_are_seen(live: Live) -> None:
         rows = httpx2.get(f"{live.flower}/tasks/datatable", params=asked).json()["data"]
         return any((row["name"], row["args"]) == ("workers.steps.run_step", "ask/ask #1") for row in rows)
 
-    assert until(told, 60)
+    assert until(told)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,9 @@ def test_the_curl_lines_of_the_readme_work_as_printed(live: Live, tmp_path: Path
     """In their order, in one shell, as somebody pastes them; only the port is another one."""
     lines = [line.replace("http://127.0.0.1:8470", live.api) for line in readme_commands("curl")]
     script = "set -euo pipefail\n" + "\n".join(f"{line} --fail-with-body\necho" for line in lines)
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=False
+    )
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"state"' in done.stdout
@@ -222,7 +224,7 @@ def test_the_commands_of_the_readme_work_as_printed(live: Live, block: str) -> N
     script = f"set -euo pipefail\narriero() {{ {here}; }}\n{block}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=170, check=False
+        ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=PATIENCE, check=False
     )
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -345,7 +345,7 @@ def test_long_answers_and_bombs_stop_where_the_bound_is(server: Server) -> None:
     for path in ("/bomb", "/long", "/endless"):
         failure = failed(Call(server.url + path, max_bytes=1000), server)
         assert (failure.reason, "max_bytes (1000)" in failure.message) == (FailureReason.HTTP_UNUSABLE, True)
-    assert server.left.wait(10)
+    assert server.left.wait(60)
     assert failed(Call(f"{server.url}/bombed"), server).reason is FailureReason.HTTP_5XX
     assert call(Call(f"{server.url}/fits", max_bytes=1000), server).body == "." * 1000
 
@@ -419,7 +419,7 @@ def stopped(request: Call, allowed: HttpSettings, when: threading.Event, **more:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert when.wait(10)
+    assert when.wait(60)
     stops[0]()
     thread.join(10)
     assert [type(error) for error in outcome] == [CancelledError]
@@ -434,7 +434,7 @@ def test_a_call_is_stopped_while_it_waits_for_an_answer(server: Server) -> None:
 def test_a_call_is_stopped_in_the_middle_of_an_answer(server: Server) -> None:
     server.does("/slow", dribble(server))
     stopped(Call(f"{server.url}/slow"), settings(server), server.flowing)
-    assert server.left.wait(10)
+    assert server.left.wait(60)
 
 
 def test_a_call_is_stopped_while_the_name_is_looked_up() -> None:

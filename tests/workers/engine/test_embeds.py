@@ -107,7 +107,7 @@ def test_a_step_is_stopped_between_two_decodes(shared: LlamaEngine, monkeypatch:
     def counted(parts: Any) -> Any:
         computed.append(len(parts))
         if len(computed) == 2:
-            assert known.wait(10)
+            assert known.wait(60)
             stops[0]()
         return compute(parts)
 

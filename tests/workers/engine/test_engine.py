@@ -187,12 +187,12 @@ def test_a_cancelled_request_leaves_within_a_step_and_others_go_on(make: MakeEng
     begun = threading.Event()
     long = engine.generate(ask(PROMPTS[0], 900, sampling=ENDLESS), lambda _: begun.set())
     other = engine.generate(ask(PROMPTS[1], 20))
-    assert begun.wait(30)
+    assert begun.wait(60)
     decodes = engine.metrics().decodes
     long.cancel()
     long.cancel()
     with pytest.raises(CancelledError):
-        long.result(30)
+        long.result(60)
     assert engine.metrics().decodes - decodes <= 3
     assert other.result(60).text
     assert engine.metrics().cancelled == 1
@@ -204,17 +204,17 @@ def test_a_waiting_request_can_be_cancelled(make: MakeEngine) -> None:
     second = engine.generate(ask(PROMPTS[1], 200))
     second.cancel()
     with pytest.raises(CancelledError):
-        second.result(30)
+        second.result(60)
     first.cancel()
     with pytest.raises(CancelledError):
-        first.result(30)
+        first.result(60)
 
 
 def test_a_deadline_ends_a_text_and_keeps_what_was_written(make: MakeEngine) -> None:
     engine = make(slots=1, context=8192)
-    deadline = clock.now() + timedelta(seconds=0.7)
+    deadline = clock.now() + timedelta(seconds=3)
     with pytest.raises(StepFailure) as caught:
-        engine.generate(ask(PROMPTS[0], 4000, sampling=ENDLESS, deadline=deadline)).result(30)
+        engine.generate(ask(PROMPTS[0], 4000, sampling=ENDLESS, deadline=deadline)).result(60)
     assert caught.value.reason is FailureReason.TIMEOUT
     assert caught.value.text
     with pytest.raises(StepFailure, match="deadline was over"):
@@ -233,7 +233,7 @@ def test_an_idle_engine_is_not_stalled_and_a_working_one_makes_progress(make: Ma
     assert engine.stalled_for() == timedelta(0)
     seen = threading.Event()
     ticket = engine.generate(ask(PROMPTS[0], 50, sampling=ENDLESS), lambda _: seen.set())
-    assert seen.wait(30)
+    assert seen.wait(60)
     assert timedelta(0) <= engine.stalled_for() < timedelta(seconds=5)
     ticket.result(60)
 
@@ -320,7 +320,7 @@ def test_a_parked_text_goes_on_byte_for_byte(make: MakeEngine, request: pytest.F
     parked = engine.generate(
         GenerateRequest(prompt=batch.prompt, max_tokens=60, sampling=ENDLESS, priority=PriorityClass.BATCH), reader
     )
-    assert begun.wait(30)
+    assert begun.wait(60)
     urgent = engine.generate(ask(PROMPTS[3], 10, priority=PriorityClass.INTERACTIVE)).result(60)
     assert urgent.text
     assert engine.metrics().parked == 1
@@ -348,16 +348,16 @@ def test_closing_tells_those_under_way_why_and_keeps_what_they_wrote(make: MakeE
     begun = threading.Event()
     running = engine.generate(ask(PROMPTS[0], 500, sampling=ENDLESS), lambda _: begun.set())
     waiting = [engine.generate(ask(prompt, 500, sampling=ENDLESS)) for prompt in PROMPTS[1:3]]
-    assert begun.wait(30)
+    assert begun.wait(60)
     waiting[1].cancel()
     engine.close()
     for ticket, text in ((running, True), (waiting[0], False)):
         with pytest.raises(StepFailure, match="closed") as caught:
-            ticket.result(10)
+            ticket.result(60)
         assert caught.value.reason is FailureReason.WORKER_STOPPED
         assert bool(caught.value.text) is text
     with pytest.raises(CancelledError):
-        waiting[1].result(10)
+        waiting[1].result(60)
     for late in (lambda: engine.generate(ask("a")), lambda: engine.embed(EmbedRequest(("a",)))):
         with pytest.raises(StepFailure, match="closed"):
             late()
@@ -379,7 +379,7 @@ def test_a_cancel_in_a_long_prompt_is_heard_after_the_decode_under_way(
     with engine._loop._wake:  # nothing is taken before the ticket is known here
         ticket = engine.generate(ask("The llamas walk. " * 250, 10))
     with pytest.raises(CancelledError):
-        ticket.result(30)
+        ticket.result(60)
     assert decoded == [64]
 
 

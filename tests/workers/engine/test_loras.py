@@ -32,7 +32,7 @@ def test_adapters_are_swapped_between_requests(make: MakeEngine, tiny_llama: Pat
     assert written(engine) == base
     begun = threading.Event()
     under_way = engine.generate(REQUEST, lambda _: begun.set())
-    assert begun.wait(30)
+    assert begun.wait(60)
     engine.use_loras({"style": 1.0}, timeout=30)
     assert under_way.result(60).text == base
     assert written(engine) == styled
@@ -64,7 +64,7 @@ def test_a_swap_that_nobody_waits_for_any_longer_is_done_all_the_same(
     styled = written(engine)
     begun = threading.Event()
     under_way = engine.generate(replace(REQUEST, max_tokens=200), lambda _: begun.set())
-    assert begun.wait(30)
+    assert begun.wait(60)
     with pytest.raises(TimeoutError):
         engine.use_loras({}, timeout=0)
     assert under_way.result(60).tokens_out == 200

@@ -108,7 +108,7 @@ def chat(text: str, **more: Any) -> GenerateRequest:
 
 def test_a_text_is_streamed_and_counted(server: Server, engine: RemoteEngine) -> None:
     pieces: list[str] = []
-    result = engine.generate(chat("hi", sampling=Sampling(seed=3), stop=("x",)), pieces.append).result(10)
+    result = engine.generate(chat("hi", sampling=Sampling(seed=3), stop=("x",)), pieces.append).result(60)
     assert (result.text, result.finish) == ("Hello wörld", FinishReason.STOP)
     assert (result.tokens_in, result.tokens_out) == (5, 2)
     assert pieces == ["Hello", " wörld"]
@@ -118,34 +118,34 @@ def test_a_text_is_streamed_and_counted(server: Server, engine: RemoteEngine) ->
 
 
 def test_a_bare_prompt_goes_to_completions(server: Server, engine: RemoteEngine) -> None:
-    assert engine.generate(GenerateRequest(prompt="hi")).result(10).text == "Hello wörld"
+    assert engine.generate(GenerateRequest(prompt="hi")).result(60).text == "Hello wörld"
     assert server.seen[0]["path"] == "/v1/completions"
 
 
 def test_a_cancelled_request_closes_its_stream(server: Server, engine: RemoteEngine) -> None:
     begun = threading.Event()
     ticket = engine.generate(chat("endless"), lambda _: begun.set())
-    assert begun.wait(10)
+    assert begun.wait(60)
     assert engine.stalled_for() < timedelta(seconds=5)
     ticket.cancel()
     with pytest.raises(CancelledError):
-        ticket.result(10)
-    assert server.left.wait(10)
+        ticket.result(60)
+    assert server.left.wait(60)
 
 
 def test_closing_tells_those_under_way_why(engine: RemoteEngine) -> None:
     begun = threading.Event()
     ticket = engine.generate(chat("endless"), lambda _: begun.set())
-    assert begun.wait(10)
+    assert begun.wait(60)
     engine.close()
     with pytest.raises(StepFailure, match="closed") as caught:
-        ticket.result(10)
+        ticket.result(60)
     assert caught.value.reason is FailureReason.WORKER_STOPPED
 
 
 def test_a_deadline_keeps_the_text_so_far(engine: RemoteEngine) -> None:
     with pytest.raises(StepFailure) as caught:
-        engine.generate(chat("endless", deadline=clock.now() + timedelta(seconds=0.3))).result(10)
+        engine.generate(chat("endless", deadline=clock.now() + timedelta(seconds=2))).result(60)
     assert caught.value.reason is FailureReason.TIMEOUT
     assert (caught.value.text or "").startswith("Hello")
 
@@ -165,14 +165,14 @@ def test_a_deadline_keeps_the_text_so_far(engine: RemoteEngine) -> None:
 )
 def test_what_the_server_does_wrong_becomes_our_errors(engine: RemoteEngine, text: str, reason: FailureReason) -> None:
     with pytest.raises(StepFailure) as caught:
-        engine.generate(chat(text)).result(10)
+        engine.generate(chat(text)).result(60)
     assert caught.value.reason is reason
 
 
 def test_a_server_that_is_not_there() -> None:
     engine = RemoteEngine(RemoteOptions("http://127.0.0.1:9/v1", "m", connect_timeout=2))
     with pytest.raises(StepFailure, match="cannot be reached"):
-        engine.generate(chat("a")).result(10)
+        engine.generate(chat("a")).result(60)
     assert engine.stalled_for() == timedelta(0)
     engine.close()
     with pytest.raises(StepFailure, match="closed"):
@@ -181,16 +181,16 @@ def test_a_server_that_is_not_there() -> None:
 
 def test_documents_are_validated_here_too(engine: RemoteEngine) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    assert engine.generate(chat('{"a": 1}', schema=schema)).result(10).text == '{"a": 1}'
+    assert engine.generate(chat('{"a": 1}', schema=schema)).result(60).text == '{"a": 1}'
     for text in ('{"a": "1"}', "hello"):
         with pytest.raises(StepFailure) as caught:
-            engine.generate(chat(text, schema=schema)).result(10)
+            engine.generate(chat(text, schema=schema)).result(60)
         assert caught.value.reason is FailureReason.INVALID_OUTPUT
         assert caught.value.text
 
 
 def test_calls_are_put_together(server: Server, engine: RemoteEngine) -> None:
-    (call,) = engine.generate(chat("call", tools=(Tool("f"),))).result(10).tool_calls
+    (call,) = engine.generate(chat("call", tools=(Tool("f"),))).result(60).tool_calls
     assert (call.name, call.arguments) == ("f", {"x": 1})
     assert server.seen[0]["tools"][0]["function"]["name"] == "f"
 
@@ -210,5 +210,5 @@ def test_a_call_that_was_not_offered_is_a_failure(engine: RemoteEngine) -> None:
     strict = {"type": "object", "properties": {"x": {"type": "string"}}}
     for tools in ((Tool("other"),), (Tool("f", "", strict),)):
         with pytest.raises(StepFailure) as caught:
-            engine.generate(chat("call", tools=tools)).result(10)
+            engine.generate(chat("call", tools=tools)).result(60)
         assert caught.value.reason is FailureReason.INVALID_OUTPUT

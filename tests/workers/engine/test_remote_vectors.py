@@ -110,7 +110,7 @@ def left(server: Server, engine: Engine, leave: Callable[[Callable[[], None]], N
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert server.arrived.wait(10)
+    assert server.arrived.wait(60)
     while not stops:
         thread.join(0.01)
     leave(stops[0])

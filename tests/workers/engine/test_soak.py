@@ -134,7 +134,7 @@ def test_urgent_requests_park_and_everybody_comes_to_an_end(make: MakeEngine, ti
         for n in range(4)
     ]
     tickets = [engine.generate(request, lambda _: begun.set()) for request in slow]
-    assert begun.wait(30)
+    assert begun.wait(60)
     for n in range(40):
         urgent = GenerateRequest(
             prompt=f"Quick {n}", max_tokens=5, sampling=sampling, priority=PriorityClass.INTERACTIVE
