@@ -50,12 +50,12 @@ def fleet(stage: Stage) -> Stage:
 
 def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
     """Pools that never begin to serve, are frozen in the middle of their work, outlive their agent, are restarted."""
-    short = fleet.settings.pools.model_copy(update={"start_timeout": timedelta(seconds=6)})
+    short = fleet.settings.pools.model_copy(update={"start_timeout": timedelta(seconds=20)})
     agent = fleet.agent(changes={"pools": short}, simulated=ONE_DEVICE)
     assert agent.ready()
     endless = ask(fleet, ENDLESS)
     loading = until(lambda: next((p for p in pools(fleet, ENDLESS) if p.row.stage == "loading"), None))
-    assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within 6s")
+    assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within 20s")
     assert "pool_stage" in views.log_tail(fleet.database, loading.id)
     refusal = until(lambda: next(iter(views.fleet(fleet.database).refusals), None))
     assert (refusal.model, "failed once on agent" in refusal.reason) == (ENDLESS, True)
