@@ -261,7 +261,8 @@ def turns(stage: Stage, models: Sequence[str], count: int, pause: float) -> Turn
 
 def patient(stage: Stage, *, lease: float = 8.0) -> None:
     """Settings under which no step is given up because it met too many kills, and what hangs is found soon."""
-    fleet = stage.settings.fleet.model_copy(update={"lease": timedelta(seconds=lease)})
+    found = timedelta(seconds=lease)
+    fleet = stage.settings.fleet.model_copy(update={"lease": found, "heartbeat_timeout": found})
     runs = RUNS.model_copy(update={"max_worker_losses": 1000})
     stage.settings = stage.settings.model_copy(update={"fleet": fleet, "runs": runs})
 

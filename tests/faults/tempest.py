@@ -49,6 +49,7 @@ from tests.faults.conftest import assert_nothing_left, until
 from tests.faults.fleets import ALPHA, BETA, GAMMA, assert_sound, processes
 from tests.faults.installation import killed, members, pids, signalled
 from tests.faults.storm import Watch
+from tests.faults.work import Work, ask, chain, large, mapped
 
 MODELS = (ALPHA, BETA, GAMMA)
 #: Short, so that what is lost is found soon. A step that meets many kills is not given up.
@@ -86,52 +87,12 @@ _STEPS = text("""
     FROM step LEFT JOIN attempt ON attempt.step_id = step.id GROUP BY step.id
 """)
 _RUNS = text("SELECT id::text, state, idempotency_key, error::text AS error FROM run")
+_LEFT = text("""
+    SELECT workflow, key, step.state FROM step JOIN run ON run.id = run_id
+    WHERE run.finished_at IS NULL AND step.finished_at IS NULL ORDER BY run.id, position LIMIT 20
+""")
 #: Kinds whose step succeeds otherwise than by a record of its holder.
 _OUTSIDE = frozenset({"switch", "map", "workflow", "wait"})
-
-
-@dataclass(frozen=True)
-class Work:
-    """Something to submit, and what comes of it."""
-
-    name: str
-    definition: dict[str, Any]
-    inputs: dict[str, Any] = field(default_factory=dict)
-    output: Any = None
-
-
-def ask(model: str, tokens: int) -> Work:
-    step = {"id": "write", "kind": "generate", "model": model, "prompt": "x", "max_tokens": tokens}
-    return Work("generate", {"workflow": "ask", "steps": [step]})
-
-
-def chain(length: int) -> Work:
-    steps = [{"id": f"s{n}", "kind": "noop", "needs": [f"s{n - 1}"] if n else []} for n in range(length)]
-    return Work("chain", {"workflow": "chain", "steps": steps})
-
-
-def mapped(items: int) -> Work:
-    each = {
-        "id": "each", "kind": "map", "over": "inputs.numbers", "max_parallel": 8,
-        "step": {"kind": "transform", "cel": "item * 2"},
-    }  # fmt: skip
-    count = {"id": "count", "kind": "transform", "needs": ["each"], "cel": "size(steps.each.output)"}
-    inputs = {"numbers": {"type": "array"}}
-    definition = {"workflow": "mapped", "inputs": inputs, "steps": [each, count],
-                  "outputs": {"n": "steps.count.output"}}  # fmt: skip
-    return Work("map", definition, {"numbers": list(range(items))}, {"n": items})
-
-
-def large(megabytes: int) -> Work:
-    """A text of so many megabytes goes in, through a step, and is measured by the next one."""
-    length = megabytes * 2**20
-    steps = [
-        {"id": "copy", "kind": "transform", "cel": "inputs.text"},
-        {"id": "size", "kind": "transform", "needs": ["copy"], "cel": "size(steps.copy.output)"},
-    ]
-    definition = {"workflow": "large", "inputs": {"text": {"type": "string"}}, "steps": steps,
-                  "outputs": {"n": "steps.size.output"}}  # fmt: skip
-    return Work("large", definition, {"text": "x" * length}, {"n": length})
 
 
 @dataclass(frozen=True)
@@ -161,6 +122,9 @@ class Seen:
     #: By path, how many answers came in time and how many did not, and the seconds of the former.
     answered: dict[str, list[float]] = field(default_factory=dict)
     missed: Counter[str] = field(default_factory=Counter)
+    #: Seconds in which nothing, or 503, was answered.
+    away: dict[str, float] = field(default_factory=dict)
+    probed: float = 0.0
     looks: int = 0
     #: By program, the most bytes that one of them held.
     most: Counter[str] = field(default_factory=Counter)
@@ -176,7 +140,9 @@ class Seen:
         for path, times in self.answered.items():
             part = len(times) / max(1, len(times) + self.missed[path])
             p99 = statistics.quantiles(times, n=100)[98] if len(times) > 1 else 0.0
-            lines.append(f"{path}: {part:.1%} of {len(times) + self.missed[path]} answered, p99 {p99:.2f} s")
+            there = 1 - self.away.get(path, 0.0) / max(1.0, self.probed)
+            asked = len(times) + self.missed[path]
+            lines.append(f"{path}: there {there:.1%} of the time; {part:.1%} of {asked} answered, p99 {p99:.2f} s")
         lines.append(f"{self.looks} looks at the ledger; most memory: {_listed(self.most, 2**20, ' MiB')}")
         return "\n".join(lines) + "\n"
 
@@ -376,7 +342,9 @@ class Tempest:
     def _submit(self, asked: Work, key: str) -> None:
         """Until it is accepted, whatever is away meanwhile."""
         body, rest = {"definition": asked.definition, "inputs": asked.inputs}, threading.Event()
+        limit = time.monotonic() + self.plan.patience
         while True:
+            assert time.monotonic() < limit, f"{asked.name} was not accepted in {self.plan.patience:g} s"
             with contextlib.suppress(httpx2.TransportError):
                 answer = self._client.post("/v1/runs", json=body, headers={"Idempotency-Key": key})
                 if answer.status_code in (200, 202):
@@ -405,6 +373,7 @@ class Tempest:
 
     def _probe(self) -> None:
         """Ask the API again and again, as a load balancer and as a client would; and look at processes."""
+        since = time.monotonic()
         with self._new_client(5.0) as client:
             while not self._over.wait(0.2):
                 for path in ("/healthz", "/v1/runs?limit=1"):
@@ -417,6 +386,8 @@ class Tempest:
                         self.seen.answered.setdefault(path, []).append(time.monotonic() - began)
                     else:
                         self.seen.missed[path] += 1
+                        self.seen.away[path] = self.seen.away.get(path, 0.0) + time.monotonic() - began
+                self.seen.probed = time.monotonic() - since
                 for name, (size, _) in self._sizes().items():
                     self.seen.most[name] = max(self.seen.most[name], size)
 
@@ -433,7 +404,7 @@ class Tempest:
         """All ends, as it should, and the ledger holds what lives."""
         self._thaw_all()
         began = time.monotonic()
-        until(lambda: self._open() == 0, self.plan.patience)
+        self._until_all_ended()
         self.seen.work["seconds until the last run had ended"] = round(time.monotonic() - began)
         with self.database.work() as work:
             runs, steps = work.rows(_RUNS), work.rows(_STEPS)
@@ -456,6 +427,14 @@ class Tempest:
         until(self._agree)
         assert_sound(self._as_stage())
 
+    def _until_all_ended(self) -> None:
+        try:
+            until(lambda: self._open() == 0, self.plan.patience)
+        except AssertionError:
+            with self.database.work() as work:
+                left = [f"{row.workflow}/{row.key} {row.state}" for row in work.rows(_LEFT)]
+            raise AssertionError(f"{self._open()} runs have not ended: {', '.join(left)}") from None
+
     def _open(self) -> int:
         with self.database.work() as work:
             row = work.row(_COUNTS)
@@ -473,7 +452,7 @@ class Tempest:
             for number in range(40):
                 asked = chain(4) if number % 2 else mapped(20)
                 self._submit(asked, f"calm-{turn}-{number}")
-            until(lambda: self._open() == 0, self.plan.patience)
+            self._until_all_ended()
             sizes.append(self._sizes())
         assert sizes[1].keys() == sizes[2].keys()
         for name, (size, files) in sizes[2].items():
