@@ -244,6 +244,10 @@ FORCED: Mapping[str, tuple[Any, str]] = {
     ),
     "a bound of many digits": ({"type": "number", "minimum": 10**300}, "refused"),
     "an enum of many values": ({"enum": [f"v{i}" for i in range(20_000)]}, "makes a grammar"),
+    "unique items out of many": (
+        {"type": "array", "uniqueItems": True, "items": {"enum": list(range(1_500))}},
+        "refused: uniqueItems over 1500",
+    ),
     "many properties": (
         {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5_000)}},
         "refused",
