@@ -1,15 +1,15 @@
-"""The limit on request bodies: more bytes than allowed are refused, declared or not."""
+"""The limits on requests: more bytes of a body than allowed, declared or not, and NUL in an address are refused."""
 
 from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
-from app.kernel.errors import BodyTooLarge
+from app.kernel.errors import BodyTooLarge, InvalidInput, Problem
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies of more than `limit` bytes with 413."""
+    """ASGI middleware that refuses bodies of more than `limit` bytes with 413, and addresses with NUL with 422."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
@@ -18,6 +18,10 @@ class BodyLimit:
         """Pass the request on, counting its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            problem = Problem("address", "it holds the character NUL", "an address without %00")
+            await problems.of_error(422, InvalidInput([problem], "address"))(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._limit:

@@ -33,7 +33,13 @@ class RunIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    workflow: str | None = Field(default=None, description="the name of a workflow", examples=["support-triage"])
+    workflow: str | None = Field(
+        default=None,
+        pattern=r"^[^\x00]*$",
+        max_length=200,
+        description="the name of a workflow",
+        examples=["support-triage"],
+    )
     version: int | None = Field(default=None, ge=0, description="of the named workflow; the newest without it")
     definition: dict[str, Any] | str | None = Field(
         default=None, description="a workflow as an object, or as YAML or JSON in a text"

@@ -36,7 +36,9 @@ def read(text: str) -> tuple[Any, dict[str, int]]:
         return reader.value(node, "", 0), reader.lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _malformed(error.problem or "it cannot be read", mark.line + 1 if mark else None) from None
+        # The end of the text is told as a line of its own.
+        line = min(mark.line, len(text.splitlines()) - 1) + 1 if mark else None
+        raise _malformed(error.problem or "it cannot be read", line) from None
     except yaml.YAMLError as error:
         raise _malformed(str(error).splitlines()[0], None) from None
     except UnicodeEncodeError:

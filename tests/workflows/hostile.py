@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 from app.kernel import grammar, json_schema
@@ -92,16 +94,22 @@ def refused(problems: list[Any]) -> str:
     return f"refused: {problems[0].message}"
 
 
+def tell(what: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     sys.set_int_max_str_digits(4300)
-    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, size + ROOM))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     kinds = {made.__name__: made for made in (template, cel, jmespath, read, definition, schema, forced, held)}
     for line in sys.stdin:
         name, kind, arguments = json.loads(line)
-        print(json.dumps({"begun": name}), flush=True)
+        tell({"begun": name})
+        begun = time.process_time()
         try:
             became = kinds[kind](*arguments)
         except InvalidInput as error:
@@ -110,7 +118,7 @@ def main() -> None:
             became = f"fails with {error.reason}: {error.message}"
         except Exception as error:  # noqa: BLE001 what the tests are there to find
             became = f"CRASH {error!r}"
-        print(json.dumps({"name": name, "became": became[:2000]}), flush=True)
+        tell({"name": name, "became": became[:2000], "seconds": round(time.process_time() - begun, 2)})
 
 
 if __name__ == "__main__":

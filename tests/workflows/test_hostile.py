@@ -129,7 +129,7 @@ EXPRESSIONS: Mapping[str, tuple[str, str]] = {
     "10^400 as a time": ("timestamp(inputs.huge) > timestamp(0)", "beyond 64 bits"),
     "a pattern that backtracks": ("inputs.letters.matches('^(a+)+$')", "gives False"),
     "a pattern that looks ahead": ("inputs.letters.matches('(?=a)')", FAILS),
-    "a pattern with many classes": ("inputs.letters.matches('" + "\\\\pL" * 200 + "')", FAILS),
+    "a pattern with many classes": ("inputs.letters.matches('" + "\\\\pL" * 200 + "')", "gives False"),
     "half a character": ("int(inputs.half) > 1", "half a character"),
     "brackets": ("(" * 500 + "1" + ")" * 500 + " > 1", "refused"),
     "a long path": ("inputs" + ".m" * 5000 + " == 1", "refused"),
@@ -149,7 +149,7 @@ JMESPATHS: Mapping[str, tuple[str, str]] = {
     "many digits": ("inputs.long[" + "9" * 5000 + "]", "refused"),
     "a literal that is deep": ("`" + "[" * 5000 + "`", "refused"),
     "an endless number": ("to_number('1e999')", "infinite"),
-    "a step of nought": ("inputs.long[::0]", "refused"),
+    "a step of nought": ("inputs.long[::0]", FAILS),
     "a separator": ("join(inputs.text, inputs.long)", "longer than"),
 }
 DOCUMENTS: Mapping[str, tuple[str, str, str]] = {
@@ -185,7 +185,7 @@ DOCUMENTS: Mapping[str, tuple[str, str, str]] = {
     "bytes": ("yaml", "a: !!binary aGVsbG8=", "no text, number or truth value"),
     "a date by its tag": ("yaml", "a: !!timestamp 2020-01-01", "no text, number or truth value"),
     "NUL in YAML": ("yaml", "a: \0", "neither YAML nor JSON"),
-    "long YAML": ("yaml", "x" * 2_000_000, "characters of YAML"),
+    "long YAML": ("yaml", "x" * 2_000_000, "the YAML has 2000000"),
 }
 DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "a chain of ten thousand": (noops(10_000, "s{}"), "is taken"),
@@ -224,7 +224,7 @@ HELD: Mapping[str, tuple[Any, Any, str]] = {
     "a reference to a server": ({"$ref": "http://127.0.0.1:1/x"}, 1, "leads out"),
     "a type that is none": ({"type": 5}, 1, "which is none"),
     "unique items": ({"uniqueItems": True}, [{"a": i} for i in range(50_000)], "conforms"),
-    "a long list of values": ({"items": {"enum": list(range(1_000))}}, list(range(2_000)), "steps of work"),
+    "a long list of values": ({"items": {"enum": list(range(5_000))}}, list(range(4_000)), "steps of work"),
     "many broken items": ({"items": {"type": "string"}}, list(range(90_000)), "is not of type"),
     "a long text that is no number": ({"type": "number"}, "x" * 3_000_000, "is not of type"),
     "10^400 as a multiple": ({"multipleOf": 0.5}, 10**400, "conforms"),
@@ -243,7 +243,11 @@ FORCED: Mapping[str, tuple[Any, str]] = {
         "refused",
     ),
     "a bound of many digits": ({"type": "number", "minimum": 10**300}, "refused"),
-    "an enum of many values": ({"enum": [f"v{i}" for i in range(20_000)]}, "refused"),
+    "an enum of many values": ({"enum": [f"v{i}" for i in range(20_000)]}, "makes a grammar"),
+    "unique items out of many": (
+        {"type": "array", "uniqueItems": True, "items": {"enum": list(range(1_500))}},
+        "refused: uniqueItems over 1500",
+    ),
     "many properties": (
         {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5_000)}},
         "refused",

@@ -64,6 +64,15 @@ def to_gbnf(schema: Mapping[str, Any] | bool, *, max_string: int = MAX_STRING, m
     if not (0 < max_string <= MAX_REPEAT and 0 < max_items <= MAX_REPEAT):
         raise ValueError(f"max_string and max_items lie between 1 and {MAX_REPEAT}")
     _stop_at(json_schema.problems(schema, ""))
+    try:
+        return _written(schema, max_string, max_items)
+    except RecursionError:
+        message = "its parts lead to one another in a chain that is too long"
+        raise InvalidInput([Problem("", message, "fewer properties, values or levels")], "output schema") from None
+
+
+def _written(schema: Mapping[str, Any] | bool, max_string: int, max_items: int) -> str:
+    """The grammar of a JSON Schema. Raises InvalidInput."""
     reader = Reader(
         schema if isinstance(schema, Mapping) else {},
         lambda value, part: json_schema.conforms(part, value, root=schema),

@@ -40,6 +40,9 @@ MAX_ALTERNATIVES = 200
 #: Most schemas that are read, one as often as it is met.
 MAX_STEPS = 20_000
 
+#: What it counts to compare two alternatives of a oneOf.
+_PAIR = 10
+
 #: A schema and its path from the root, such as `properties.age`.
 Part: TypeAlias = tuple[Any, str]
 #: Schemas that all apply to one value.
@@ -226,6 +229,10 @@ class Reader:
         """Refuse oneOf unless no value can meet two of its branches."""
         for i, one in enumerate(branches):
             for j, other in enumerate(branches[:i]):
+                self._steps += _PAIR
+                if self._steps > MAX_STEPS:
+                    self.refuse(where, f"oneOf: {len(branches)} alternatives are too many to be kept apart", "anyOf")
+                    return
                 if not all(self._apart(a, b, 3) for a in one for b in other):
                     self.refuse(
                         where,

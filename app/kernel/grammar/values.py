@@ -52,6 +52,10 @@ MAX_KEY = 64
 MAX_PERMUTED = 6
 
 
+#: Most members among which a number is chosen: the grammar takes the square of them.
+MAX_COUNTED = 250
+
+
 class Unmet(Exception):
     """Nothing meets the constraints: where, and why. It does not leave this module."""
 
@@ -339,6 +343,9 @@ class Writer:
             raise Unmet(where, message, "uniqueItems with an enum as items, or maxItems up to 1")
         if least > len(values):
             raise Unmet(inside(item.where, "minItems"), f"minItems {least} passes the {len(values)} different items")
+        if len(values) > MAX_COUNTED:
+            message = f"uniqueItems over {len(values)} different items"
+            raise Unmet(inside(item.where, "uniqueItems"), message, f"up to {MAX_COUNTED} values in the enum")
         terms = [self._literal(value) for value in values]
         if len(terms) <= MAX_PERMUTED:
             return chain(Text("["), self._permuted(terms, least, most, 0), Text("]"))
@@ -372,6 +379,9 @@ class Writer:
             elif name in item.required:
                 raise Unmet(inside(item.where, "required"), f"the required property {name!r} is not allowed")
         closed = "properties" in item.says or bool(item.required)
+        if len(listed) > MAX_COUNTED and (least > len(item.required) or most is not None):
+            message = f"minProperties and maxProperties over {len(listed)} properties"
+            raise Unmet(inside(item.where, "properties"), message, f"up to {MAX_COUNTED} properties beside them")
         extra = None
         if item.additional or not closed:
             term = self.value(item.additional, f"{hint}-value")
