@@ -30,10 +30,10 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.process import Child
 from app.kernel.settings import Settings
-from app.workflows import check
-from app.workflows.definition import Definition
-from app.workflows.service import Runs
-from app.workflows.submission import Submission
+from app.workflows.language import check
+from app.workflows.language.definition import Definition
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
 from benchmarks import celery_peer
 
 #: Seconds after which a turn has failed: at all, and for each of its steps.

@@ -13,22 +13,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.workflows import change
+from app.workflows.runs import change
 from benchmarks.stamps import Stamps
-from workers import kinds, programs
+from workers import programs, step_kinds
 
 
 def stamp(file: Path) -> None:
     """Write down when the work of each step begins and ends."""
-    stamps, do = Stamps(file), kinds.do
+    stamps, do = Stamps(file), step_kinds.do
 
-    def stamped(task: kinds.Task) -> Any:
+    def stamped(task: step_kinds.StepTask) -> Any:
         began = time.time()
         done = do(task)
         stamps.add(f"{task.claim.run_id}/{task.claim.key}", began, time.time())
         return done
 
-    kinds.do = stamped
+    step_kinds.do = stamped
 
 
 if __name__ == "__main__":

@@ -155,13 +155,13 @@ def run_llama(spec: dict[str, Any]) -> Figures:
 
 def run_limit(spec: dict[str, Any]) -> Figures:
     """The same tokens by raw decodes: prompts first, then all texts in step, greedy by numpy."""
-    from workers.engine.llama import Context, Model
+    from workers.engine.llama import Context, LlamaModel
     from workers.engine.options import EngineOptions, KvLayout
 
     streams = spec["streams"]
     layout = KvLayout(spec.get("layout", "streams"))
     options = EngineOptions(slots=streams, kept=0, context=spec["context"], threads=spec["threads"], layout=layout)
-    model = Model(model_path(), options)
+    model = LlamaModel(model_path(), options)
     context = Context(model, options)
     prompts = [model.tokens(prompt, opening=True, special=False) for prompt in prompts_of(spec)]
     shared = next(n for n, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
@@ -296,7 +296,7 @@ def mixed_server(spec: dict[str, Any]) -> Figures:
 
 
 def json_engine(spec: dict[str, Any]) -> Figures:
-    from app.inference.requests import GenerateRequest, Message, Sampling
+    from app.inference.requests import ChatMessage, GenerateRequest, Sampling
 
     schema = {
         "type": "object",
@@ -314,7 +314,7 @@ def json_engine(spec: dict[str, Any]) -> Figures:
     chosen = Sampling(temperature=spec["temperature"], seed=1)
     requests = [
         GenerateRequest(
-            messages=(Message("user", f"Extract the data as JSON.\n{letter}"),), sampling=chosen,
+            messages=(ChatMessage("user", f"Extract the data as JSON.\n{letter}"),), sampling=chosen,
             max_tokens=160 if spec["grammar"] else 64,
             schema=schema if spec["grammar"] else None,
         )
@@ -419,12 +419,12 @@ def overhead(spec: dict[str, Any]) -> Figures:
 
 def layout(spec: dict[str, Any]) -> Figures:
     """CPU milliseconds of a decode of one token for each text, by layout and length. Nothing but the decode is run."""
-    from workers.engine.llama import Context, Model
+    from workers.engine.llama import Context, LlamaModel
     from workers.engine.options import EngineOptions, KvLayout
 
     slots, figures = spec["streams"], {}
     options = {"slots": slots, "context": slots * 1024, "threads": spec["threads"], "kept": 0}
-    model = Model(model_path(), EngineOptions(**options))
+    model = LlamaModel(model_path(), EngineOptions(**options))
     tokens = model.tokens(text(3, 1000), opening=True, special=False)
 
     def compute(context: Context, length: int) -> None:

@@ -11,26 +11,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from app.fleet.fleet import COMING, Configuration, Demand, Device, DeviceState, Fleet, Pool, PoolState, charges
-from app.fleet.placement import Action, Plan, Purpose, StartPool, Stop, StopPool
+from app.fleet.pool import COMING, PoolState
+from app.scheduler.cluster import Cluster, Configuration, Demand, Device, DeviceState, Pool, charges
+from app.scheduler.placement import Action, Plan, Purpose, StartPool, StopMode, StopPool
 
 Bytes = Mapping[str, int]
 
 
-def free(fleet: Fleet) -> dict[str, int]:
+def free(fleet: Cluster) -> dict[str, int]:
     charged = charges(fleet)
     return {d.id: d.capacity_bytes - charged[d.id] if d.state is DeviceState.OPEN else 0 for d in fleet.devices}
 
 
 def stop(pool: Pool) -> StopPool:
-    return StopPool(pool.id, Stop.DRAIN, "rule")
+    return StopPool(pool.id, StopMode.DRAIN, "rule")
 
 
 def start(configuration: str, sizes: Bytes, after: frozenset[str] = frozenset()) -> StartPool:
     return StartPool(configuration, sizes, Purpose.DEMAND, "rule", timedelta(0), after)
 
 
-def missing(fleet: Fleet, demand: Sequence[Demand]) -> list[str]:
+def missing(fleet: Cluster, demand: Sequence[Demand]) -> list[str]:
     """Configurations that are waited for and have no pool, the longest waited for first."""
     there = {p.configuration for p in fleet.pools if p.state in COMING}
     oldest: dict[str, datetime] = {}
@@ -40,7 +41,7 @@ def missing(fleet: Fleet, demand: Sequence[Demand]) -> list[str]:
     return sorted(oldest, key=lambda c: (oldest[c], c))
 
 
-def sets(fleet: Fleet, configuration: Configuration) -> list[tuple[tuple[str, ...], int]]:
+def sets(fleet: Cluster, configuration: Configuration) -> list[tuple[tuple[str, ...], int]]:
     """Device sets of one host for a configuration, with the bytes of each part."""
     found = []
     for layout in configuration.layouts:
@@ -73,7 +74,7 @@ class Ollama:
     drain: float = math.inf
     victim: str | None = None
 
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[Demand], now: datetime) -> Plan:
         pools = {p.id: p for p in fleet.pools}
         keep = timedelta(minutes=5)
         expired = [p for p in fleet.pools if p.state is PoolState.SERVING and not p.busy and now - p.used >= keep]
@@ -109,7 +110,7 @@ class Ollama:
         return Plan((stop(victim),)) if not victim.busy else Plan()
 
     @staticmethod
-    def capacity(fleet: Fleet, device: str) -> int:
+    def capacity(fleet: Cluster, device: str) -> int:
         return next(d.capacity_bytes for d in fleet.devices if d.id == device)
 
 
@@ -122,7 +123,7 @@ class Lru:
     drain: float = math.inf
     drains: bool = True
 
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], _now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
         if any(p.state is not PoolState.SERVING for p in fleet.pools):
             return Plan()
         room = free(fleet)
@@ -166,7 +167,7 @@ class Exclusive:
     by_class: bool = False
     drain: float = math.inf
 
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], _now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
         hosts: dict[str, list[Device]] = {}
         for d in fleet.devices:
             if d.state is DeviceState.OPEN:
@@ -206,7 +207,7 @@ class Static:
     drain: float = math.inf
     homes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], _now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
         if not self.homes:
             used = {d.id: 0 for d in fleet.devices}
             for c in sorted(fleet.configurations, key=lambda c: -c.layouts[0].total_bytes):

@@ -24,10 +24,12 @@ from datetime import timedelta
 from functools import partial
 from time import process_time
 
-from app.fleet import ledger as books
-from app.fleet.fleet import COMING, Configuration, Demand, DeviceState, Fleet, Pool, PoolState, Priority, SetAside
-from app.fleet.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, Stop, StopPool
-from app.fleet.reservation import Claim, Ledger, Refused
+from app.fleet.ledger import rules as books
+from app.fleet.ledger.reservation import Ledger, ReservationRefused, ReservationRequest, ReservedCapacity
+from app.fleet.pool import COMING, PoolState
+from app.kernel.priority import Priority
+from app.scheduler.cluster import Cluster, Configuration, Demand, DeviceState, Pool
+from app.scheduler.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 from benchmarks.fleet_values import EPOCH, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
 
 #: No lease runs out here, and no agent is replaced.
@@ -249,7 +251,7 @@ class Simulation:
     def grant(self, configuration: str, bytes_: Mapping[str, int], after: frozenset[str], namespace: str) -> bool:
         """Claim the bytes; all or nothing."""
         pool = self.make(self.configurations[configuration], bytes_, namespace)
-        claim = Claim(
+        claim = ReservationRequest(
             id=pool.id,
             epoch=self.number,
             host=self.devices[next(iter(bytes_))].host,
@@ -267,16 +269,16 @@ class Simulation:
             self.outcome.refused_grants += 1
         return granted
 
-    def claim_over_hosts(self, claim: Claim) -> bool:
+    def claim_over_hosts(self, claim: ReservationRequest) -> bool:
         """For rules that treat the whole fleet as one host, which the ledger does not."""
         hosts = {id_: replace(book, host=claim.host) for id_, book in self.ledger.devices.items()}
         refused = books.claim(replace(self.ledger, devices=hosts), claim)
-        if isinstance(refused, Refused):
+        if isinstance(refused, ReservationRefused):
             return False
         return self.keep(replace(refused, devices=self.ledger.devices))
 
-    def keep(self, changed: Ledger | Refused) -> bool:
-        if isinstance(changed, Refused):
+    def keep(self, changed: Ledger | ReservationRefused) -> bool:
+        if isinstance(changed, ReservationRefused):
             return False
         self.ledger = changed
         return True
@@ -320,18 +322,18 @@ class Simulation:
                 pool.bytes = wanted
             else:
                 self.outcome.failed_loads += 1
-                self.stop(pool, Stop.DRAIN)
+                self.stop(pool, StopMode.DRAIN)
         self.dirty = True
         self.measure()
 
-    def stop(self, pool: Live, how: Stop) -> None:
+    def stop(self, pool: Live, how: StopMode) -> None:
         if pool.state is PoolState.WAITING:
             self.ledger = books.cancel(self.ledger, pool.id)
             self.drop(pool)
             return
         self.ledger = books.drain(self.ledger, pool.id)
         pool.state, pool.stopping = PoolState.DRAINING, self.now
-        if how is Stop.PREEMPT:
+        if how is StopMode.PREEMPT:
             self.hand_back(pool)
         if not pool.work:
             self.end(pool)
@@ -424,24 +426,24 @@ class Simulation:
                     pool = self.pools[action.pool]
                     if pool.state in COMING:
                         self.stop(pool, action.how)
-                    elif action.how is Stop.PREEMPT:
+                    elif action.how is StopMode.PREEMPT:
                         self.cut_short(pool)
                 case StartPool():
                     self.grant(action.configuration, action.bytes, action.after, action.namespace)
                 case MovePool():
                     pool = self.pools[action.pool]
                     self.outcome.moves += self.grant(pool.configuration.id, action.bytes, frozenset(), pool.namespace)
-                    self.stop(pool, Stop.DRAIN)
+                    self.stop(pool, StopMode.DRAIN)
                 case GrantReserve():
                     self.number += 1
-                    reserve = SetAside(f"r{self.number}", action.configuration, action.bytes)
+                    reserve = ReservedCapacity(f"r{self.number}", action.configuration, action.bytes)
                     self.keep(books.set_aside(self.ledger, reserve))
                 case DropReserve():
                     self.ledger = books.drop_reserve(self.ledger, action.reserve)
         self.go_on()
 
-    def fleet(self) -> Fleet:
-        return Fleet(
+    def fleet(self) -> Cluster:
+        return Cluster(
             devices=tuple(self.devices.values()),
             pools=tuple(self.seen(pool) for pool in self.pools.values()),
             configurations=tuple(self.configurations.values()),

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from app.fleet.fleet import Account, Configuration, Demand, Device, Fleet, PoolState, Priority, Usage
-from app.fleet.placement import Plan
+from app.fleet.pool import PoolState
+from app.kernel.priority import Priority
+from app.scheduler.cluster import Account, Cluster, Configuration, Demand, Device, RequestRate
+from app.scheduler.placement import Plan
 
 EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 #: Tokens of a prompt that take as long as one token of an answer.
@@ -81,7 +83,7 @@ class Planner(Protocol):
     #: Seconds that a pool which is stopped may go on with its work.
     drain: float
 
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan: ...
+    def plan(self, fleet: Cluster, demand: Sequence[Demand], now: datetime) -> Plan: ...
 
 
 @dataclass(slots=True)
@@ -178,12 +180,12 @@ class Statistics:
             for name, (had, seen) in self._attained.items()
         }
 
-    def usage(self, now: float) -> dict[str, Usage]:
+    def usage(self, now: float) -> dict[str, RequestRate]:
         rates: dict[str, dict[Priority, float]] = defaultdict(dict)
         for (configuration, priority), (count, seen) in self._rates.items():
             rates[configuration][priority] = count / RATE_WINDOW * math.exp((seen - now) / RATE_WINDOW)
         return {
-            configuration: Usage(total, {priority: rate / total for priority, rate in some.items()})
+            configuration: RequestRate(total, {priority: rate / total for priority, rate in some.items()})
             for configuration, some in rates.items()
             if (total := sum(some.values())) > 0
         }

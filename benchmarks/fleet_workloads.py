@@ -19,20 +19,20 @@ from itertools import accumulate
 from pathlib import Path
 from random import Random
 
-from app.fleet.fleet import (
+from app.fleet.pool import PoolState
+from app.kernel.priority import Priority
+from app.scheduler.cluster import (
     Account,
+    Cluster,
     Configuration,
     Demand,
     Device,
     DeviceKind,
-    Fleet,
     Layout,
     Packing,
     Pool,
-    PoolState,
-    Priority,
+    RequestRate,
     Reserve,
-    Usage,
 )
 from benchmarks.fleet_values import EPOCH, Failure, Request, Workload
 
@@ -358,7 +358,7 @@ def mixed_fleet(rate: float) -> Scenario:
     return make
 
 
-def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple[Fleet, list[Demand], datetime]:
+def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple[Cluster, list[Demand], datetime]:
     """
     Hosts of eight devices of three types, nearly full, and steps that wait for every model, each in a group of its own.
 
@@ -418,10 +418,11 @@ def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple
         name, tenant = chance.choice(configurations).id, f"tenant-{chance.randrange(20)}"
         demand.append(Demand(name, chance.choice(tuple(Priority)), 1, since, None, tenant))
     usage = {
-        c.id: Usage(chance.uniform(0, 2), {Priority.INTERACTIVE: 0.5, Priority.BATCH: 0.5}) for c in configurations
+        c.id: RequestRate(chance.uniform(0, 2), {Priority.INTERACTIVE: 0.5, Priority.BATCH: 0.5})
+        for c in configurations
     }
     accounts = {f"tenant-{n}": Account(attained_seconds=chance.uniform(0, 1000)) for n in range(20)}
-    return Fleet(fleet, tuple(pools), tuple(configurations), usage=usage, accounts=accounts), demand, now
+    return Cluster(fleet, tuple(pools), tuple(configurations), usage=usage, accounts=accounts), demand, now
 
 
 FOUR, TWO = (USABLE,) * 4, (USABLE,) * 2

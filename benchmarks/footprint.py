@@ -23,17 +23,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from app.fleet import estimate, files, header, measurements, reckoning
-from app.fleet.configuration import Configuration
-from app.fleet.footprint import HOST, MIB, Footprint
-from app.fleet.reckoning import GUESS
+from app.catalog import files, header
+from app.devices import llama_build
+from app.footprint import closed_form, estimate
+from app.footprint.closed_form import GUESS
+from app.footprint.configuration import LoadConfiguration
+from app.footprint.footprint import HOST, MIB, Footprint
 from benchmarks import shapes
 
 RESULTS = Path(__file__).parent / "results"
 
 #: The configurations in which the real models are loaded.
-BASE = Configuration(context=8192, sequences=8)
-REAL: dict[str, Configuration] = {
+BASE = LoadConfiguration(context=8192, sequences=8)
+REAL: dict[str, LoadConfiguration] = {
     "4 x 2048": BASE,
     "4 x 512": replace(BASE, context=2048),
     "4 x 8192": replace(BASE, context=32768),
@@ -55,7 +57,7 @@ MODELS = ("smollm2:135m", "gemma3:270m")
 HELD_BACK = {"olmoe-1b-7b", "command-r7b", "starcoder2-7b", "qwen3-next-80b"}
 
 #: The configurations of which llama.cpp is asked for the shapes; those that keep states are asked with two sequences.
-SHAPED: dict[str, Configuration] = {
+SHAPED: dict[str, LoadConfiguration] = {
     **{name: one for name, one in REAL.items() if name not in {"not mapped", "with vectors of 512"}},
     "4 x 32768": replace(BASE, context=131072),
     "ubatch 32": replace(BASE, ubatch=32),
@@ -83,7 +85,7 @@ def main() -> None:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()},
         "llama-cpp-python": metadata.version("llama-cpp-python"),
-        "build": measurements.build(),
+        "build": llama_build.build(),
     }
     if given.only != "shapes":
         result["real"] = real(quick=given.quick)
@@ -107,7 +109,7 @@ def real(*, quick: bool) -> list[dict[str, Any]]:
             for label in QUICK if quick else REAL:
                 configuration = REAL[label]
                 identity = estimate.identify(read, configuration, ())
-                closed, dry = reckoning.closed_form(read, configuration), estimate.dry_run(identity)
+                closed, dry = closed_form.closed_form(read, configuration), estimate.dry_run(identity)
                 grown = measured(path, configuration)
                 # Matrices that were put into another order are in the mapped file too, from which they can be dropped.
                 growth = grown["growth"] - (dry.copied if configuration.mmap else 0)
@@ -140,7 +142,7 @@ def of_model(footprint: Footprint) -> int:
     return host.total - host.parked - GUESS.base
 
 
-def measured(path: Path, configuration: Configuration) -> dict[str, int]:
+def measured(path: Path, configuration: LoadConfiguration) -> dict[str, int]:
     """What a process of its own grew by."""
     question = json.dumps({"path": str(path), "configuration": configuration.as_json()})
     command = [sys.executable, "-m", "benchmarks.footprint", "--child", question]
@@ -154,7 +156,7 @@ def child(question: dict[str, Any]) -> None:
     from workers.engine import native, probe
     from workers.engine.engine import LlamaEngine
 
-    configuration = Configuration.of_json(question["configuration"])
+    configuration = LoadConfiguration.of_json(question["configuration"])
     options = probe.options_of(configuration)
     native.start()
     before = memory()
@@ -191,7 +193,7 @@ def shaped(*, quick: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for name in list(shapes.SHAPES)[:: 5 if quick else 1]:
             read = header.read(shapes.write(name, Path(folder)))
-            states = any(layer.state for layer in reckoning.caches.layers(read))
+            states = any(layer.state for layer in closed_form.caches.layers(read))
             cases = []
             for label, given in SHAPED.items():
                 few = min(2, given.sequences)
@@ -202,7 +204,7 @@ def shaped(*, quick: bool) -> list[dict[str, Any]]:
                 except estimate.NoDryRun as error:
                     print(f"{name:18} {label}: {error}")
                     continue
-                reckoned = reckoning.closed_form(read, configuration)
+                reckoned = closed_form.closed_form(read, configuration)
                 closed = reckoned.shares[0]
                 exact = (closed.weights, closed.cache) == (dry.weights, dry.cache)
                 whole = dry.weights + dry.cache + dry.compute

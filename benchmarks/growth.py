@@ -26,23 +26,24 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
 
-from app.fleet import files, needs, reconcile
+from app.catalog import files
 from app.fleet.hosts import Declared, Hosts
-from app.fleet.needs import Known
-from app.fleet.turn import Terms
+from app.footprint.layout import KnownLayout
 from app.inference import demand
 from app.kernel import log
 from app.kernel.broker import CeleryPublisher, celery_app
 from app.kernel.database import Database
 from app.kernel.settings import BrokerSettings, LogSettings
+from app.scheduler import needs, reconcile
+from app.scheduler.reconcile_pass import ReconcileTimes
+from app.workflows.runs.service import Runs
 from app.workflows.schedules.service import Schedules
-from app.workflows.service import Runs
 from benchmarks.steps import servers
 
 #: Times that each job runs for a figure.
 ROUNDS = 7
 MODEL = "smollm2:135m"
-TERMS = Terms(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
+TERMS = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
 
 _COLUMNS = """
     id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, outside, attempt, failures,
@@ -122,7 +123,7 @@ class Site:
         self.agent = self.hosts.join("h", "h", 8, devices, {})
         ids = [needs.configuration_id(model) for model in self.catalog.models]
         self.hosts.declare_layouts(
-            Known(id_, "simulated", (10**9,), "catalogue", timedelta(seconds=1), 10.0) for id_ in ids
+            KnownLayout(id_, "simulated", (10**9,), "catalogue", timedelta(seconds=1), 10.0) for id_ in ids
         )
         self.hosts.beat("h", self.agent, [], ids, [])
 

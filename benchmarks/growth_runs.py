@@ -24,11 +24,11 @@ from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import BrokerSettings
-from app.workflows import expiry
-from app.workflows.overdue import Place
+from app.workflows import retention
+from app.workflows.runs.overdue import Place
+from app.workflows.runs.service import Runs
+from app.workflows.runs.sweep import sweep
 from app.workflows.schedules.service import Schedules
-from app.workflows.service import Runs
-from app.workflows.sweep import sweep
 
 _MAKE = text("""
     WITH made AS (
@@ -94,7 +94,7 @@ def jobs() -> dict[str, Callable[[Runs], object]]:
     place = Place()
     return {
         "sweep": lambda runs: sweep(runs, republish_after=timedelta(hours=1), place=place),
-        "expiry": lambda runs: expiry.remove_runs(runs.database),
+        "expiry": lambda runs: retention.remove_runs(runs.database),
         "schedules": lambda runs: Schedules(runs, timedelta(days=1)).advance_all(),
     }
 

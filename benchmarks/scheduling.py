@@ -27,11 +27,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.fleet.fleet import Configuration, Demand, Fleet, Priority
-from app.fleet.placement import Plan, plan
-from app.fleet.policy import Policy
 from app.kernel import clock
+from app.kernel.priority import Priority
 from app.kernel.settings import PoolSettings
+from app.scheduler.cluster import Cluster, Configuration, Demand
+from app.scheduler.placement import Plan, plan
+from app.scheduler.policy import PlacementPolicy
 from benchmarks.fleet_baselines import Exclusive, Lru, Ollama, Static
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Outcome, Planner, Request, Workload
@@ -44,7 +45,7 @@ FULL, QUICK = ((11, 12, 13, 14, 15), 1800.0), ((11,), 600.0)
 #: Devices and waiting steps of the fleets that plans are timed for.
 LARGE = ((64, 1_000), (1_000, 10_000))
 #: A request that waited for no longer than that counts as served in time.
-TARGET = Policy().target
+TARGET = PlacementPolicy().target
 #: What never happens to Arriero: bytes that are not there, and grants that are planned and refused.
 PROMISES = ("overcommitments", "refused_grants")
 OWN, PEER, BOUND = "Arriero", "Ollama's rule", "all resident (bound)"
@@ -56,12 +57,12 @@ Figures = dict[str, float]
 class Arriero:
     """The production planner."""
 
-    policy: Policy
+    policy: PlacementPolicy
     name: str = OWN
     by_class: bool = True
     drain: float = PoolSettings().drain_timeout.total_seconds()
 
-    def plan(self, fleet: Fleet, demand: Sequence[Demand], now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[Demand], now: datetime) -> Plan:
         return plan(fleet, demand, now, self.policy)
 
 
@@ -75,7 +76,7 @@ class Contender:
 
 
 def own(**more: Any) -> Contender:
-    return Contender(lambda: Arriero(Policy(**more)))
+    return Contender(lambda: Arriero(PlacementPolicy(**more)))
 
 
 def whole_devices(workload: Workload) -> Workload:
@@ -96,10 +97,10 @@ CONTENDERS: Mapping[str, Contender] = {
     "FIFO": Contender(lambda: Lru(drains=False)),
     "llama-swap, exclusive": Contender(Exclusive),
     "static partition": Contender(Static),
-    BOUND: Contender(lambda: Arriero(Policy()), resident=True),
+    BOUND: Contender(lambda: Arriero(PlacementPolicy()), resident=True),
 }
 ABLATIONS: Mapping[str, Contender] = {
-    "devices not shared": Contender(lambda: Arriero(Policy()), change=whole_devices),
+    "devices not shared": Contender(lambda: Arriero(PlacementPolicy()), change=whole_devices),
     "reserves not lent": own(lend=False),
     "no look-ahead": own(look_ahead=0.0),
     "no defragmentation": own(migrate=False),
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seeds": seeds,
         "length_seconds": length,
         "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-        "policy": asdict(Policy()),
+        "policy": asdict(PlacementPolicy()),
         "scenarios": results,
         "ablations": ablations,
         "plan_milliseconds": times,

@@ -9,56 +9,58 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CONCEPTS = ("access", "fleet", "governance", "handoffs", "inference", "memory", "workflows")
+CONCEPTS = ("access", "catalog", "devices", "fleet", "footprint", "grammar", "inference", "scheduler", "workflows")
 
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {
-    "workflows/rows.py",
-    "workflows/store.py",
-    "workflows/messages.py",
-    "workflows/owners.py",
-    "workflows/service.py",
-    "workflows/change.py",
-    "workflows/claims.py",
-    "workflows/expiry.py",
-    "workflows/payloads.py",
-    "workflows/unused.py",
-    "workflows/items.py",
-    "workflows/steering.py",
-    "workflows/submission.py",
+    "workflows/runs/rows.py",
+    "workflows/runs/store.py",
+    "workflows/runs/messages.py",
+    "workflows/runs/owners.py",
+    "workflows/runs/service.py",
+    "workflows/runs/change.py",
+    "workflows/runs/claims.py",
+    "workflows/retention.py",
+    "workflows/runs/payloads.py",
+    "workflows/garbage.py",
+    "workflows/runs/items.py",
+    "workflows/runs/control.py",
+    "workflows/runs/submission.py",
     "workflows/registry.py",
-    "workflows/sweep.py",
-    "workflows/abandon.py",
-    "workflows/decisions.py",
-    "workflows/overdue.py",
-    "workflows/transactions.py",
-    "workflows/views.py",
+    "workflows/runs/sweep.py",
+    "workflows/runs/waits.py",
+    "workflows/runs/abandon.py",
+    "workflows/runs/decisions.py",
+    "workflows/runs/overdue.py",
+    "workflows/runs/transactions.py",
+    "workflows/runs/views.py",
     "workflows/schedules/rows.py",
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
-    "fleet/accounts.py",
-    "fleet/arrival.py",
-    "fleet/books.py",
+    "access/accounts.py",
+    "catalog/install.py",
+    "fleet/ledger/session.py",
     "fleet/holder.py",
     "fleet/hosts.py",
-    "fleet/nudge.py",
-    "fleet/observation.py",
-    "fleet/orders.py",
-    "fleet/reconcile.py",
+    "scheduler/wake_up.py",
+    "scheduler/observation.py",
+    "scheduler/operator_commands.py",
+    "scheduler/reconcile.py",
     "fleet/rows.py",
-    "fleet/turn.py",
+    "scheduler/reconcile_pass.py",
     "fleet/views.py",
     "inference/demand.py",
-    "fleet/control_group.py",
-    "fleet/devices.py",
-    "fleet/download.py",
-    "fleet/estimate.py",
-    "fleet/files.py",
-    "fleet/gguf_file.py",
-    "fleet/header.py",
-    "fleet/measurements.py",
-    "fleet/nvml.py",
-    "fleet/scan.py",
+    "devices/control_group.py",
+    "devices/inventory.py",
+    "catalog/download.py",
+    "footprint/estimate.py",
+    "catalog/files.py",
+    "catalog/gguf_container.py",
+    "catalog/header.py",
+    "footprint/measurements.py",
+    "devices/llama_build.py",
+    "devices/nvml.py",
+    "catalog/scan.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {
@@ -139,8 +141,8 @@ def test_alembic_is_no_package() -> None:
 
 
 def test_task_names_are_their_import_paths() -> None:
-    from app.fleet.tasks import RECONCILE
-    from app.workflows.messages import RUN_STEP
+    from app.scheduler.tasks import RECONCILE
+    from app.workflows.runs.messages import RUN_STEP
     from workers import jobs, steps, timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE

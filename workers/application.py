@@ -15,16 +15,16 @@ from uuid import UUID
 from celery import Celery, signals
 from celery.apps.worker import Worker
 
-from app.fleet.pool import Stage
-from app.fleet.tasks import DEFRAGMENT, RECONCILE
+from app.fleet.pool import PoolPhase
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
-from app.workflows.messages import RUN_STEP
+from app.scheduler.tasks import DEFRAGMENT, RECONCILE
+from app.workflows.runs.messages import RUN_STEP
 from workers import jobs, runtime, steps, timetable, transport
 from workers.engine import Engine
-from workers.heart import Heart
+from workers.pool.heartbeat import Heartbeat
+from workers.pool.progress import Status
 from workers.runtime import Runtime
-from workers.stage import Status
 
 _log = log.get(__name__)
 
@@ -95,7 +95,7 @@ class Application:
     def stop(self) -> None:
         """Let go of everything."""
         self._drain.cancel()
-        self._enter(Stage.UNLOADING)
+        self._enter(PoolPhase.UNLOADING)
         self.runtime.close()
 
     def serve(
@@ -105,7 +105,7 @@ class Application:
         threads: int,
         engine: Engine | None = None,
         status: Status | None = None,
-        heart: Heart | None = None,
+        heart: Heartbeat | None = None,
         incarnation: str | None = None,
     ) -> int:
         """
@@ -136,9 +136,9 @@ class Application:
 
     def _on_ready(self, **_: Any) -> None:
         _log.info("worker_ready", worker=self.runtime.owner)
-        self._enter(Stage.SERVING)
+        self._enter(PoolPhase.SERVING)
 
-    def _enter(self, stage: Stage) -> None:
+    def _enter(self, stage: PoolPhase) -> None:
         if self._status is not None:
             self._status.enter(stage)
 
@@ -146,6 +146,6 @@ class Application:
         if self._stopping:
             return  # it was asked once more
         self._stopping = True
-        self._enter(Stage.DRAINING)
+        self._enter(PoolPhase.DRAINING)
         _log.info("worker_draining", worker=self.runtime.owner)
         self._drain.start()

@@ -39,7 +39,7 @@ class Late(Exception):
     """A connection took longer than it may."""
 
 
-class Watch:
+class ConnectionWatch:
     """The end of a piece of work, by time or by another thread."""
 
     def __init__(self, seconds: float) -> None:
@@ -52,7 +52,7 @@ class Watch:
         self._closed = False
         self._stopped = False
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ConnectionWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,9 +100,9 @@ class Watch:
 
 
 class Stream(NetworkStream):
-    """A connection as httpcore uses it. Raises as `Watch.look` does, and httpcore's errors."""
+    """A connection as httpcore uses it. Raises as `ConnectionWatch.look` does, and httpcore's errors."""
 
-    def __init__(self, connection: socket.socket, watch: Watch) -> None:
+    def __init__(self, connection: socket.socket, watch: ConnectionWatch) -> None:
         self._connection, self._watch = connection, watch
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 the watch knows the end
@@ -135,11 +135,11 @@ def addresses(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(place[0]) for *_, place in found))
 
 
-def resolved(host: str, port: int, resolve: Resolve, watch: Watch) -> Sequence[str]:
+def resolved(host: str, port: int, resolve: Resolve, watch: ConnectionWatch) -> Sequence[str]:
     """
     The addresses of a host, asked for once. The system's resolver cannot be stopped: it is left behind.
 
-    Raises OSError, and as `Watch.look` does.
+    Raises OSError, and as `ConnectionWatch.look` does.
     """
     found: list[Sequence[str] | Exception] = []
 
@@ -161,11 +161,13 @@ def resolved(host: str, port: int, resolve: Resolve, watch: Watch) -> Sequence[s
     return found[0]
 
 
-def connected(address: str, port: int, tls_name: str | None, ca_file: Path | None, watch: Watch, seconds: float) -> Any:
+def connected(
+    address: str, port: int, tls_name: str | None, ca_file: Path | None, watch: ConnectionWatch, seconds: float
+) -> Any:
     """
     A connection to an address; with a name, encrypted, with a server that has shown to be of that name.
 
-    Raises Late after so many seconds, OSError, StepFailure, and as `Watch.look` does.
+    Raises Late after so many seconds, OSError, StepFailure, and as `ConnectionWatch.look` does.
     """
     until = time.monotonic() + seconds
     connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
@@ -192,7 +194,7 @@ def why(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _open(connection: socket.socket, place: tuple[str, int], watch: Watch, until: float) -> None:
+def _open(connection: socket.socket, place: tuple[str, int], watch: ConnectionWatch, until: float) -> None:
     code = connection.connect_ex(place)
     while code in (errno.EINPROGRESS, errno.EALREADY, errno.EINTR):
         watch.wait(connection, selectors.EVENT_WRITE, until)
@@ -202,9 +204,9 @@ def _open(connection: socket.socket, place: tuple[str, int], watch: Watch, until
 
 
 def _ready(
-    connection: socket.socket, watch: Watch, event: int, work: Callable[[], _T], until: float | None = None
+    connection: socket.socket, watch: ConnectionWatch, event: int, work: Callable[[], _T], until: float | None = None
 ) -> _T:
-    """What `work` gives on a socket that does not block, once it can be done. Raises as `Watch.wait` does."""
+    """What `work` gives on a socket that does not block, once it can be done. Raises as `ConnectionWatch.wait` does."""
     while True:
         watch.look()
         try:

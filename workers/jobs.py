@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from app.fleet import reconcile
-from app.fleet.reconcile import Asked
-from app.fleet.turn import Terms
 from app.inference import demand
 from app.kernel import ids, log
-from app.kernel.database import Work
+from app.kernel.database import UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
-from app.workflows import expiry
+from app.scheduler import reconcile
+from app.scheduler.reconcile import FleetDemand
+from app.scheduler.reconcile_pass import ReconcileTimes
+from app.workflows import retention
+from app.workflows.runs.sweep import sweep
 from app.workflows.schedules.service import Schedules
-from app.workflows.sweep import sweep
 from workers.runtime import Runtime
 from workers.timetable import EXPIRE, SCHEDULES, SWEEP
 
@@ -66,9 +66,9 @@ def run_expire(runtime: Runtime) -> None:
             return
         try:
             removed = {
-                "runs": expiry.remove_runs(database, _in_time()),
-                "definitions": expiry.remove_definitions(database, _in_time(), ids.chance()),
-                "payloads": expiry.remove_payloads(database, _in_time(), ids.chance()),
+                "runs": retention.remove_runs(database, _in_time()),
+                "definitions": retention.remove_definitions(database, _in_time(), ids.chance()),
+                "payloads": retention.remove_payloads(database, _in_time(), ids.chance()),
             }
         except Unavailable as error:
             _log.warning("expire_postponed", error=str(error))
@@ -127,9 +127,9 @@ def run_defragment(runtime: Runtime) -> None:
         _log.info("defragmented", moves=len(found.moves), gains=[gain.model for gain in found.gains])
 
 
-def _ask(runtime: Runtime) -> Callable[[Work], Asked]:
+def _ask(runtime: Runtime) -> Callable[[UnitOfWork], FleetDemand]:
     return lambda work: demand.read(work, runtime.catalog, runtime.settings.pools.models)
 
 
-def _terms(settings: Settings) -> Terms:
-    return Terms(settings.fleet.begin_within, settings.pools.drain_timeout, settings.fleet.host_lost_after)
+def _terms(settings: Settings) -> ReconcileTimes:
+    return ReconcileTimes(settings.fleet.begin_within, settings.pools.drain_timeout, settings.fleet.host_lost_after)

@@ -22,10 +22,10 @@ import psycopg
 
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable
-from app.workflows.claims import Claim
-from app.workflows.service import Runs
-from app.workflows.states import StepState
-from app.workflows.store import STOP_CHANNEL
+from app.workflows.runs.claims import Claim
+from app.workflows.runs.service import Runs
+from app.workflows.runs.store import STOP_CHANNEL
+from app.workflows.state_machine.states import StepState
 
 _log = log.get(__name__)
 
@@ -39,7 +39,7 @@ _LOOK = 0.05
 _LISTEN = 0.5
 
 
-class Stop(StrEnum):
+class StopReason(StrEnum):
     """Why a holder is to leave its work."""
 
     #: Somebody cancelled it.
@@ -57,11 +57,11 @@ class Holding:
         self.claim = claim
         self.renewed = time.monotonic()
         self._lock = threading.Lock()
-        self._why: Stop | None = None
+        self._why: StopReason | None = None
         self._on_stop: Callable[[], None] | None = None
 
     @property
-    def why(self) -> Stop | None:
+    def why(self) -> StopReason | None:
         """Why the work is to be left; None while it may go on."""
         return self._why
 
@@ -73,11 +73,11 @@ class Holding:
         if stopped:
             self._run(action)
 
-    def stop(self, why: Stop) -> None:
+    def stop(self, why: StopReason) -> None:
         """Leave the work. The first reason counts, but that a lease is lost outweighs the others."""
         with self._lock:
             first = self._why is None
-            if first or why is Stop.LOST:
+            if first or why is StopReason.LOST:
                 self._why = why
             action = self._on_stop
         if first:
@@ -134,9 +134,9 @@ class Leases:
             self._held[claim.step_id] = holding
             draining = self._draining
         if earlier is not None:
-            earlier.stop(Stop.LOST)
+            earlier.stop(StopReason.LOST)
         if draining:
-            holding.stop(Stop.DRAINED)
+            holding.stop(StopReason.DRAINED)
         try:
             yield holding
         finally:
@@ -153,7 +153,7 @@ class Leases:
         with self._lock:
             self._draining = True
         for holding in self._all():
-            holding.stop(Stop.DRAINED)
+            holding.stop(StopReason.DRAINED)
 
     def _all(self) -> list[Holding]:
         with self._lock:
@@ -198,7 +198,7 @@ class Leases:
         with self._lock:
             holding = self._held.get(step_id)
         if holding is not None:
-            holding.stop(Stop.CANCELLED)
+            holding.stop(StopReason.CANCELLED)
 
     def _renew_if_due(self) -> None:
         oldest = min((holding.renewed for holding in self._all()), default=None)
@@ -210,7 +210,7 @@ class Leases:
             try:
                 for holding in self._all():
                     if time.monotonic() - holding.renewed > self._lease * _GIVE_UP:
-                        holding.stop(Stop.LOST)
+                        holding.stop(StopReason.LOST)
             except Exception:  # noqa: BLE001 the outermost loop of the thread
                 _log.exception("leases_not_given_up")
 
@@ -235,8 +235,8 @@ class Leases:
     def _see(self, holding: Holding, found: tuple[int, StepState] | None, begun: float) -> None:
         if found is None or found[0] != holding.claim.attempt:
             # It may have been recorded between the listing and the renewal: then nobody waits for this.
-            holding.stop(Stop.LOST)
+            holding.stop(StopReason.LOST)
             return
         holding.renewed = begun
         if found[1] is StepState.CANCELLING:
-            holding.stop(Stop.CANCELLED)
+            holding.stop(StopReason.CANCELLED)

@@ -18,9 +18,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.fleet.tasks import DEFRAGMENT, RECONCILE
 from app.kernel.dead_letters import Reason
-from app.workflows.messages import RUN_STEP
+from app.scheduler.tasks import DEFRAGMENT, RECONCILE
+from app.workflows.runs.messages import RUN_STEP
 from workers import timetable
 
 #: Bytes of a message; ours have some 1,200.

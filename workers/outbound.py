@@ -20,14 +20,14 @@ import httpcore2
 from httpcore2 import HTTP11Connection, Origin
 
 from app.kernel import clock, log, masking
-from app.kernel.egress import Policy
+from app.kernel.egress import EgressPolicy
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
-from app.workflows import calls, http_answers
-from app.workflows.calls import Call, Hop
-from app.workflows.http_answers import Answer
+from app.workflows.http import answers, calls
+from app.workflows.http.answers import Answer
+from app.workflows.http.calls import Hop, HttpCall
 from workers import connections
-from workers.connections import Resolve, Stream, Watch
+from workers.connections import ConnectionWatch, Resolve, Stream
 
 _log = log.get(__name__)
 
@@ -37,14 +37,16 @@ OnStop = Callable[[Callable[[], None]], None]
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-def call(request: Call, *, settings: HttpSettings, on_stop: OnStop, resolve: Resolve = connections.addresses) -> Answer:
+def call(
+    request: HttpCall, *, settings: HttpSettings, on_stop: OnStop, resolve: Resolve = connections.addresses
+) -> Answer:
     """
     Make the call, and give its answer.
 
     Raises StepFailure with `timeout`, `invalid_request` or a reason of `http_…`; CancelledError when it was stopped.
     """
     try:
-        with Watch(request.timeout.total_seconds()) as watch:
+        with ConnectionWatch(request.timeout.total_seconds()) as watch:
             on_stop(watch.stop)
             return _Caller(request, settings, resolve, watch).answer()
     except StepFailure as failure:
@@ -61,9 +63,9 @@ def call(request: Call, *, settings: HttpSettings, on_stop: OnStop, resolve: Res
 class _Caller:
     """One call: its hops, and how it reaches their servers."""
 
-    def __init__(self, request: Call, settings: HttpSettings, resolve: Resolve, watch: Watch) -> None:
+    def __init__(self, request: HttpCall, settings: HttpSettings, resolve: Resolve, watch: ConnectionWatch) -> None:
         self._request, self._settings, self._resolve, self._watch = request, settings, resolve, watch
-        self._policy = Policy.of(settings.allowed_hosts, allow_private=settings.allow_private)
+        self._policy = EgressPolicy.of(settings.allowed_hosts, allow_private=settings.allow_private)
 
     def answer(self) -> Answer:
         """What the last server answers. Raises StepFailure, CancelledError."""
@@ -112,7 +114,7 @@ class _Caller:
         status, expected = response.status, request.expects(response.status)
         if status in _REDIRECTS and request.follow_redirects and "location" in first and not expected:
             return status, 0, calls.next_hop(hop, status, first["location"], request.secrets)
-        reader = http_answers.Reader(request.max_bytes if expected else http_answers.kept(request.secrets))
+        reader = answers.AnswerReader(request.max_bytes if expected else answers.kept(request.secrets))
         try:
             reader.begin(first.get("content-encoding", ""))
             for part in response.iter_stream():
@@ -123,8 +125,8 @@ class _Caller:
                 raise  # else the status is what counts, whatever becomes of the body
         body = reader.body()
         if expected:
-            return status, len(body), http_answers.answer_of(status, headers, body, request.secrets)
-        failure = http_answers.failure_of(hop, status, first, body, request.secrets, clock.now())
+            return status, len(body), answers.answer_of(status, headers, body, request.secrets)
+        failure = answers.failure_of(hop, status, first, body, request.secrets, clock.now())
         return status, len(body), failure
 
     @contextmanager

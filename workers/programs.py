@@ -40,11 +40,11 @@ def main(arguments: Sequence[str]) -> int:
             case ["beat"]:
                 return beat(loaded)
             case ["agent"]:
-                return int(_of("workers.agent", "Agent")(loaded).run())
+                return int(_of("workers.agent.agent", "Agent")(loaded).run())
             case ["pool", id_, epoch] if epoch.isdigit():
-                return int(_of("workers.pool", "run")(loaded, id_, int(epoch)))
+                return int(_of("workers.pool.pool", "run")(loaded, id_, int(epoch)))
             case ["flower"]:
-                return int(_of("workers.monitor", "run")(loaded))
+                return int(_of("workers.flower", "run")(loaded))
             case _:
                 print(__doc__, file=sys.stderr)  # noqa: T201 the usage, for whoever calls it by hand
                 return 2

@@ -10,18 +10,18 @@ from datetime import timedelta
 
 from celery import Celery
 
-from app.fleet import files
-from app.fleet.catalog import Catalog
-from app.fleet.nudge import NudgingPublisher
+from app.catalog import files
+from app.catalog.catalog import Catalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
 from app.kernel.secrets import Secrets
 from app.kernel.settings import Settings
-from app.workflows import owners
-from app.workflows.overdue import Place
-from app.workflows.payloads import Limits
-from app.workflows.service import Runs
+from app.scheduler.wake_up import WakingPublisher
+from app.workflows.runs import owners
+from app.workflows.runs.overdue import Place
+from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
 
@@ -75,11 +75,11 @@ def start(
     database = databases.at_head(servers.database_url, pool_size=threads + 1)
     runs = Runs(
         database,
-        NudgingPublisher(CeleryPublisher(app, servers.redis_url)),
+        WakingPublisher(CeleryPublisher(app, servers.redis_url)),
         lease=settings.runs.lease,
         max_worker_losses=settings.runs.max_worker_losses,
         retention=settings.runs.retention,
-        limits=Limits.of(settings.runs),
+        limits=PayloadLimits.of(settings.runs),
     )
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)

@@ -20,11 +20,11 @@ import structlog
 
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
-from app.workflows.abandon import abandon, abandon_step, reason_of
-from app.workflows.claims import Claim
-from app.workflows.outcomes import Failure, Outcome, Success
-from workers import kinds
-from workers.leases import Holding, Stop
+from app.workflows.runs.abandon import abandon, abandon_step, reason_of
+from app.workflows.runs.claims import Claim
+from app.workflows.state_machine.outcomes import Failure, Outcome, Success
+from workers import step_kinds
+from workers.leases import Holding, StopReason
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -82,14 +82,14 @@ def _hold(runtime: Runtime, claim: Claim) -> Claim | None:
 def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None:
     """How the attempt ended; None when its lease was lost and there is nobody to tell."""
     try:
-        return kinds.do(kinds.Task(claim, holding, runtime))
+        return step_kinds.do(step_kinds.StepTask(claim, holding, runtime))
     except StepFailure as error:
         return Failure(error.reason, error.message, error.text, retry_after=error.retry_after or timedelta(0))
     except CancelledError:
         match holding.why:
-            case Stop.CANCELLED:
+            case StopReason.CANCELLED:
                 return Failure(FailureReason.CANCELLED, "cancelled on request")
-            case Stop.LOST:
+            case StopReason.LOST:
                 return None
             case _:
                 return Failure(FailureReason.WORKER_STOPPED, "handed back: its worker stops")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from app.fleet.tasks import DEFRAGMENT, RECONCILE
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.settings import Settings
+from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 
 #: The name of the task of `run_sweep`.
 SWEEP = "workers.jobs.run_sweep"

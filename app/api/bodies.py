@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.kernel.errors import InvalidInput, Problem
-from app.workflows import source
-from app.workflows.source import Source
+from app.workflows.language import source
+from app.workflows.language.source import DefinitionSource
 
 JSON = "application/json"
 YAML = "application/yaml"
@@ -25,7 +25,7 @@ async def _raw(request: Request) -> bytes:
     return await request.body()
 
 
-def _read(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> Source:
+def _read(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> DefinitionSource:
     """The body, read on a thread: it may take long, and the event loop has other requests to serve."""
     media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if media_type != JSON and not media_type.endswith("+json") and media_type not in _YAMLS:
@@ -37,7 +37,7 @@ def _read(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> Source:
 
 
 #: An argument of an endpoint: the body as plain data.
-Body = Annotated[Source, Depends(_read)]
+RequestBody = Annotated[DefinitionSource, Depends(_read)]
 
 
 def documented(schema: dict[str, Any], examples: dict[str, Any], *, yaml: bool = True) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from app.api import problems
 from app.api.services import Use
-from app.fleet.device import Device, DeviceKind
-from app.fleet.devices import Devices
+from app.devices.device import HardwareKind, MeasuredDevice
+from app.devices.inventory import Devices
 
 router = APIRouter(prefix="/v1/devices", tags=["devices"])
 
@@ -22,11 +22,11 @@ class ProcessOut(BaseModel):
     used: int | None = Field(description="bytes; null where the driver does not tell")
 
 
-class DeviceOut(BaseModel):
+class MeasuredDeviceOut(BaseModel):
     """A device."""
 
     name: str = Field(examples=["cpu", "gpu-0", "gpu-0-1", "sim-0"])
-    kind: DeviceKind
+    kind: HardwareKind
     simulated: bool
     model: str = Field(examples=["NVIDIA H200"])
     total: int = Field(description="bytes that can be used")
@@ -47,7 +47,7 @@ class DeviceList(BaseModel):
     """The devices of the host that answers."""
 
     host: str
-    devices: list[DeviceOut]
+    devices: list[MeasuredDeviceOut]
     problems: list[str] = Field(description="what could not be measured, and why")
 
 
@@ -65,11 +65,11 @@ def listed(devices: Devices) -> DeviceList:
     )
 
 
-def _out(device: Device) -> DeviceOut:
-    return DeviceOut(
+def _out(device: MeasuredDevice) -> MeasuredDeviceOut:
+    return MeasuredDeviceOut(
         name=device.name,
         kind=device.kind,
-        simulated=device.kind is DeviceKind.SIMULATED,
+        simulated=device.kind is HardwareKind.SIMULATED,
         model=device.model,
         total=device.total,
         used=device.used,

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api import problems, threads
 from app.api.services import Services, Use
 from app.kernel.errors import NotFound, Unavailable
-from app.workflows import steering, views
-from app.workflows.states import FINAL_RUNS
+from app.workflows.runs import control, views
+from app.workflows.state_machine.states import FINAL_RUNS
 
 router = APIRouter(prefix="/v1/runs/{run_id}/events", tags=["runs"])
 
@@ -104,7 +104,7 @@ def tell(
     The payload must conform to the step's schema. An approval takes `{"approved": true}` or `false`, with `by` and
     `comment` if wanted. The same `Idempotency-Key` gives the same event again, with 200.
     """
-    told = steering.tell(services.runs, run_id, event.name, event.payload, idempotency_key)
+    told = control.tell(services.runs, run_id, event.name, event.payload, idempotency_key)
     response.status_code = 202 if told.created else 200
     return EventOut(id=told.id, answered=told.step)
 

@@ -10,12 +10,12 @@ from pydantic import BaseModel, Field
 
 from app.api import problems
 from app.api.services import Services, Use
-from app.fleet import reconcile
-from app.fleet.explanation import Condition
 from app.inference import demand
 from app.inference.demand import Asker
 from app.kernel.errors import InvalidInput, Problem
-from app.workflows.states import StepState
+from app.scheduler import reconcile
+from app.scheduler.explanation import Condition
+from app.workflows.state_machine.states import StepState
 
 router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
 

@@ -12,10 +12,11 @@ from app.api import hosts, pools, problems
 from app.api.hosts import HostOut
 from app.api.pools import PoolOut
 from app.api.services import Services, Use
-from app.fleet import needs, reconcile, tasks, views
+from app.fleet import views
 from app.fleet.views import FleetView
 from app.inference import demand
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
+from app.scheduler import needs, reconcile, tasks
 
 router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
 

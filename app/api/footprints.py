@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import problems
 from app.api.services import Use
-from app.fleet import catalog, configuration, estimate, files, footprint, header
-from app.fleet.anatomy import Header
-from app.fleet.device import CPU, Device, DeviceKind, Inventory
-from app.fleet.estimate import Estimate
-from app.fleet.footprint import HOST, Footprint
-from app.fleet.model import Model
+from app.catalog import catalog, files, header
+from app.catalog.metadata import Header
+from app.catalog.model import Model
+from app.devices.device import CPU, HardwareKind, Inventory, MeasuredDevice
+from app.footprint import configuration, estimate, footprint
+from app.footprint.estimate import Estimate
+from app.footprint.footprint import HOST, Footprint
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, ModelUnsupported, NotFound, Problem
 from app.kernel.settings import Settings, environment_of
@@ -112,7 +113,7 @@ def asked(model: Model, given: Mapping[str, Any]) -> Model:
     )
 
 
-def devices_of(names: str, inventory: Inventory) -> tuple[Device, ...]:
+def devices_of(names: str, inventory: Inventory) -> tuple[MeasuredDevice, ...]:
     """
     GPUs and simulated devices by their names, in that order; none for `cpu`.
 
@@ -131,9 +132,9 @@ def devices_of(names: str, inventory: Inventory) -> tuple[Device, ...]:
     return found
 
 
-def _apart(devices: Sequence[Device]) -> str:
+def _apart(devices: Sequence[MeasuredDevice]) -> str:
     """Why one process cannot have these devices together; empty when it can."""
-    if any(device.kind is DeviceKind.CPU for device in devices):
+    if any(device.kind is HardwareKind.CPU for device in devices):
         return "the host's RAM is a part of every load on GPUs"
     if len({device.name for device in devices}) < len(devices):
         return "a device is named twice"
@@ -146,7 +147,7 @@ def _apart(devices: Sequence[Device]) -> str:
 
 def estimated(
     model: Model,
-    devices: Sequence[Device],
+    devices: Sequence[MeasuredDevice],
     settings: Settings,
     database: Database | None,
     *,
@@ -173,7 +174,7 @@ def estimated(
         adapters=[*own, *adapters],
         projector=projector,
     )
-    real = all(device.kind is DeviceKind.GPU for device in devices)
+    real = all(device.kind is HardwareKind.GPU for device in devices)
     pinned = environment_of(settings) | {"CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in devices)}
     allowed = dry if dry is not None else not devices
     return estimate.estimate(identity, database, settings.fleet.host_here, dry=allowed and real, environment=pinned)
@@ -191,10 +192,10 @@ def shown(model: Model, found: Estimate) -> EstimateOut:
     )
 
 
-def _out(one: Footprint, devices: Sequence[Device], *, chosen: bool) -> FootprintOut:
+def _out(one: Footprint, devices: Sequence[MeasuredDevice], *, chosen: bool) -> FootprintOut:
     reserved = one.reserved()
     names = {HOST: CPU} | {place: device.name for place, device in enumerate(devices)}
-    simulated = {place for place, device in enumerate(devices) if device.kind is DeviceKind.SIMULATED}
+    simulated = {place for place, device in enumerate(devices) if device.kind is HardwareKind.SIMULATED}
     shares = [
         ShareOut(
             device=names[share.place],

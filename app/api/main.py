@@ -44,10 +44,8 @@ from app.api.bodies import UnsupportedMediaType
 from app.api.guard import Guard
 from app.api.limits import BodyLimit
 from app.api.services import Services
-from app.fleet import files
-from app.fleet.devices import Devices
-from app.fleet.nudge import NudgingPublisher, nudge
-from app.fleet.orders import Orders
+from app.catalog import files
+from app.devices.inventory import Devices
 from app.kernel import addresses, broker, log
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
@@ -65,10 +63,12 @@ from app.kernel.errors import (
 from app.kernel.request_guard import STATUS as FORBIDDEN
 from app.kernel.request_guard import ForbiddenRequest, guard_of
 from app.kernel.settings import Settings
-from app.workflows.definition import Definition
-from app.workflows.payloads import Limits
+from app.scheduler.operator_commands import OperatorCommands
+from app.scheduler.wake_up import WakingPublisher, wake_reconciler
+from app.workflows.language.definition import Definition
+from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.service import Runs
 from app.workflows.schedules.schedule import Schedule
-from app.workflows.service import Runs
 
 _log = log.get(__name__)
 
@@ -131,14 +131,14 @@ def create_app(settings: Settings) -> FastAPI:
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
     service = Runs(
         database,
-        NudgingPublisher(publisher),
+        WakingPublisher(publisher),
         lease=settings.runs.lease,
         max_worker_losses=settings.runs.max_worker_losses,
         retention=settings.runs.retention,
-        limits=Limits.of(settings.runs),
+        limits=PayloadLimits.of(settings.runs),
     )
     catalog = files.read_catalog(settings.catalog.files)
-    orders = Orders(database, lambda: nudge(publisher))
+    orders = OperatorCommands(database, lambda: wake_reconciler(publisher))
     return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet), orders))
 
 

@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field
 
 from app.api import problems
 from app.api.services import Services, Use
-from app.fleet import files
-from app.fleet.model import Model
+from app.catalog import files
+from app.catalog.model import Model
 from app.kernel.errors import ModelFileUnusable
-from app.workflows import views
+from app.workflows.runs import views
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

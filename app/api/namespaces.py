@@ -7,10 +7,11 @@ from datetime import datetime, timedelta
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.access import accounts
+from app.access.accounts import NamespaceAccount
 from app.api import problems
 from app.api.services import Use
-from app.fleet import accounts, views
-from app.fleet.accounts import Account
+from app.fleet import views
 from app.kernel.durations import Duration
 from app.kernel.sizes import Size
 
@@ -64,12 +65,12 @@ def limit(services: Use, name: str, body: LimitsIn) -> NamespaceOut:
 
     A run names its namespace by its label `namespace`. What pools hold already is left to them.
     """
-    limits = accounts.Limits(body.weight, body.max_bytes, body.max_device_time, body.period)
+    limits = accounts.NamespaceLimits(body.weight, body.max_bytes, body.max_device_time, body.period)
     services.orders.limit(name, limits)
     return next(_out(account) for account in views.accounts(services.database) if account.namespace == name)
 
 
-def _out(account: Account) -> NamespaceOut:
+def _out(account: NamespaceAccount) -> NamespaceOut:
     limits = account.limits
     return NamespaceOut(
         name=account.namespace,

@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 
 from app.api import problems
 from app.api.services import Use
-from app.workflows import views
-from app.workflows.views import Elsewhere
+from app.workflows.runs import views
+from app.workflows.runs.views import Elsewhere
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"])
 

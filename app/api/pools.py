@@ -12,7 +12,7 @@ from app.api import explanations, problems
 from app.api.explanations import ExplanationOut
 from app.api.services import Use
 from app.fleet import views
-from app.fleet.fleet import PoolState
+from app.fleet.pool import PoolState
 from app.fleet.views import PoolView
 
 router = APIRouter(prefix="/v1/pools", tags=["fleet"])

@@ -12,18 +12,20 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api import bodies, payloads, problems
-from app.api.bodies import Body
+from app.api.bodies import RequestBody
 from app.api.services import Services, Use
 from app.kernel.durations import Duration
-from app.kernel.egress import Policy
+from app.kernel.egress import EgressPolicy
 from app.kernel.errors import InvalidInput, Problem
-from app.workflows import check, registry, views
-from app.workflows.check import Catalogued
-from app.workflows.definition import LABEL, Definition, Priority
-from app.workflows.source import Source
-from app.workflows.states import RunState, StepState
-from app.workflows.submission import Submission
-from app.workflows.views import RunView
+from app.workflows import registry
+from app.workflows.language import check
+from app.workflows.language.check import Catalogued
+from app.workflows.language.definition import LABEL, Definition, PriorityName
+from app.workflows.language.source import DefinitionSource
+from app.workflows.runs import views
+from app.workflows.runs.submission import Submission
+from app.workflows.runs.views import RunView
+from app.workflows.state_machine.states import RunState, StepState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -45,7 +47,7 @@ class RunIn(BaseModel):
         default=None, description="a workflow as an object, or as YAML or JSON in a text"
     )
     inputs: dict[str, Any] = Field(default={}, examples=[{"message": "Where is my parcel?"}])
-    priority: Priority | None = Field(default=None, description="instead of the workflow's own")
+    priority: PriorityName | None = Field(default=None, description="instead of the workflow's own")
     rank: int | None = Field(default=None, ge=0, le=2, description="the place within the class: 0 before 1 before 2")
     labels: dict[Annotated[str, Field(pattern=LABEL)], str] = Field(
         default={}, max_length=32, description="beside those of the workflow"
@@ -228,7 +230,7 @@ _EXAMPLES = {
     openapi_extra=bodies.documented({"$ref": "#/components/schemas/RunIn"}, _EXAMPLES),
 )
 def submit(
-    body: Body,
+    body: RequestBody,
     services: Use,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Response:
@@ -316,11 +318,11 @@ def labels_of(given: Sequence[str] | None) -> dict[str, str]:
 def known_models(services: Services) -> Catalogued:
     """What a definition may ask for: models by name, and servers."""
     http = services.settings.http
-    policy = Policy.of(http.allowed_hosts, allow_private=http.allow_private)
+    policy = EgressPolicy.of(http.allowed_hosts, allow_private=http.allow_private)
     return Catalogued(frozenset(model.name for model in services.catalog.models), policy)
 
 
-def _parsed(body: Source) -> tuple[RunIn, Source]:
+def _parsed(body: DefinitionSource) -> tuple[RunIn, DefinitionSource]:
     try:
         return RunIn.model_validate(body.data), body
     except ValidationError as error:
@@ -333,7 +335,7 @@ def _parsed(body: Source) -> tuple[RunIn, Source]:
         raise InvalidInput(found, "run") from None
 
 
-def _submission(parsed: tuple[RunIn, Source], services: Services) -> Submission:
+def _submission(parsed: tuple[RunIn, DefinitionSource], services: Services) -> Submission:
     asked, body = parsed
     if (asked.workflow is None) == (asked.definition is None):
         message = "a run has either 'workflow', a name, or 'definition'"
@@ -361,7 +363,7 @@ def _asked(asked: RunIn, definition: Definition, version: int | None) -> Submiss
     )
 
 
-def _inline(asked: RunIn, body: Source, services: Services) -> Definition:
+def _inline(asked: RunIn, body: DefinitionSource, services: Services) -> Definition:
     models = known_models(services)
     if isinstance(asked.definition, str):
         return check.parse(asked.definition, models)

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api import bodies, problems
-from app.api.bodies import Body
+from app.api.bodies import RequestBody
 from app.api.services import Use
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.schedules import check, timetable
 from app.workflows.schedules.overlap import FireState
 from app.workflows.schedules.service import Schedules, View
-from app.workflows.states import RunState
+from app.workflows.state_machine.states import RunState
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
 
@@ -147,7 +147,7 @@ def get(name: _Name, schedules: _Service) -> ScheduleOut:
     ),
     openapi_extra=bodies.documented({"$ref": "#/components/schemas/Schedule"}, _EXAMPLES),
 )
-def put(name: _Name, body: Body, schedules: _Service, response: Response) -> ScheduleOut:
+def put(name: _Name, body: RequestBody, schedules: _Service, response: Response) -> ScheduleOut:
     """
     Store a schedule, in JSON or YAML; 201 for a new one, 200 where it replaces another.
 

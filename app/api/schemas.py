@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from app.api import problems
-from app.workflows import schema
+from app.workflows.language import schema
 
 router = APIRouter(prefix="/v1/schemas", tags=["schemas"])
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.fleet.catalog import Catalog
-from app.fleet.devices import Devices
-from app.fleet.orders import Orders
+from app.catalog.catalog import Catalog
+from app.devices.inventory import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import Settings
-from app.workflows.service import Runs
+from app.scheduler.operator_commands import OperatorCommands
+from app.workflows.runs.service import Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Services:
     runs: Runs
     catalog: Catalog
     devices: Devices
-    orders: Orders
+    orders: OperatorCommands
 
 
 async def _of_app(request: Request) -> Services:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api import problems
 from app.api.runs import RunOut, out
 from app.api.services import Use
-from app.workflows import steering, views
-from app.workflows.states import RunState, StepState
+from app.workflows.runs import control, views
+from app.workflows.state_machine.states import RunState, StepState
 
 router = APIRouter(tags=["runs"])
 
@@ -76,19 +76,19 @@ class BulkOut(BaseModel):
 
     done: list[UUID]
     refused: dict[UUID, str] = Field(description="runs that had changed in the meantime, and why nothing was done")
-    more: bool = Field(description=f"whether others match: at most {steering.BULK} are done by one request")
+    more: bool = Field(description=f"whether others match: at most {control.BULK} are done by one request")
 
 
 @router.post("/v1/runs/{run_id}/pause", summary="Pause a run", responses=problems.documented(404, 409, 422))
 def pause(run_id: UUID, services: Use) -> PausedOut:
     """Let nothing of a run begin. What runs goes on to its end; time that a step waits for passes."""
-    return PausedOut(id=run_id, paused=True, changed=steering.pause(services.runs, run_id))
+    return PausedOut(id=run_id, paused=True, changed=control.pause(services.runs, run_id))
 
 
 @router.post("/v1/runs/{run_id}/resume", summary="Resume a run", responses=problems.documented(404, 409, 422))
 def resume(run_id: UUID, services: Use) -> PausedOut:
     """Let a paused run go on."""
-    return PausedOut(id=run_id, paused=False, changed=steering.resume(services.runs, run_id))
+    return PausedOut(id=run_id, paused=False, changed=control.resume(services.runs, run_id))
 
 
 @router.post("/v1/runs/{run_id}/retry", status_code=202, summary="Retry", responses=problems.documented(404, 409, 422))
@@ -98,7 +98,7 @@ def retry(run_id: UUID, services: Use) -> RunStateOut:
 
     Outputs of what succeeded stay, and so do the items of a map that did.
     """
-    return RunStateOut(id=run_id, state=steering.retry(services.runs, run_id))
+    return RunStateOut(id=run_id, state=control.retry(services.runs, run_id))
 
 
 @router.post(
@@ -106,7 +106,7 @@ def retry(run_id: UUID, services: Use) -> RunStateOut:
 )
 def fork(run_id: UUID, asked: ForkIn, services: Use, response: Response) -> RunOut:
     """Do a finished run anew from a step on, with other inputs if wanted. The steps before keep their outputs."""
-    accepted = steering.fork(services.runs, run_id, asked.step, asked.inputs)
+    accepted = control.fork(services.runs, run_id, asked.step, asked.inputs)
     response.headers["Location"] = f"/v1/runs/{accepted.id}"
     return out(views.run(services.database, accepted.id))
 
@@ -123,19 +123,19 @@ def cancel_step(run_id: UUID, key: str, services: Use) -> StepStateOut:
 
     A cancelled step makes its run fail, unless the step has `allow_failure`.
     """
-    return StepStateOut(key=key, state=steering.cancel_step(services.runs, run_id, key))
+    return StepStateOut(key=key, state=control.cancel_step(services.runs, run_id, key))
 
 
 @router.post("/v1/bulk/cancel", summary="Cancel many runs", responses=problems.documented(422))
 def cancel_all(which: FilterIn, services: Use) -> BulkOut:
     """Cancel every open run that matches, the oldest first."""
-    return _bulk(steering.cancel_all(services.runs, _filter(which)))
+    return _bulk(control.cancel_all(services.runs, _filter(which)))
 
 
 @router.post("/v1/bulk/retry", summary="Retry many runs", responses=problems.documented(422))
 def retry_all(which: FilterIn, services: Use) -> BulkOut:
     """Retry every run that matches and failed or was cancelled, the oldest first."""
-    return _bulk(steering.retry_all(services.runs, _filter(which)))
+    return _bulk(control.retry_all(services.runs, _filter(which)))
 
 
 @router.post(
@@ -146,7 +146,7 @@ def retry_all(which: FilterIn, services: Use) -> BulkOut:
 )
 def pause_workflow(name: _Name, services: Use) -> WorkflowPausedOut:
     """Let nothing of a workflow's runs begin, those that are still to come included."""
-    return WorkflowPausedOut(name=name, paused=True, runs=steering.pause_workflow(services.runs, name, paused=True))
+    return WorkflowPausedOut(name=name, paused=True, runs=control.pause_workflow(services.runs, name, paused=True))
 
 
 @router.post(
@@ -157,12 +157,12 @@ def pause_workflow(name: _Name, services: Use) -> WorkflowPausedOut:
 )
 def resume_workflow(name: _Name, services: Use) -> WorkflowPausedOut:
     """Let the runs of a paused workflow go on; those that were paused by themselves stay so."""
-    return WorkflowPausedOut(name=name, paused=False, runs=steering.pause_workflow(services.runs, name, paused=False))
+    return WorkflowPausedOut(name=name, paused=False, runs=control.pause_workflow(services.runs, name, paused=False))
 
 
-def _filter(which: FilterIn) -> steering.Filter:
-    return steering.Filter(which.states, which.workflow, which.labels, which.created_after, which.created_before)
+def _filter(which: FilterIn) -> control.Filter:
+    return control.Filter(which.states, which.workflow, which.labels, which.created_after, which.created_before)
 
 
-def _bulk(bulk: steering.Bulk) -> BulkOut:
+def _bulk(bulk: control.Bulk) -> BulkOut:
     return BulkOut(done=list(bulk.done), refused=dict(bulk.refused), more=bulk.more)

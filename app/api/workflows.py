@@ -9,10 +9,12 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api import bodies, problems
-from app.api.bodies import Body
+from app.api.bodies import RequestBody
 from app.api.runs import known_models
 from app.api.services import Use
-from app.workflows import check, differences, registry
+from app.workflows import registry
+from app.workflows.language import check
+from app.workflows.language import diff as differences
 from app.workflows.registry import SHIPPED, Version
 
 router = APIRouter(prefix="/v1/workflows", tags=["workflows"])
@@ -113,7 +115,7 @@ def diff(
         {"two steps": {"workflow": "greet", "steps": [{"id": "rest", "kind": "noop"}]}},
     ),
 )
-def put(name: _Name, body: Body, services: Use, response: Response) -> WorkflowOut:
+def put(name: _Name, body: RequestBody, services: Use, response: Response) -> WorkflowOut:
     """
     Store a definition, in JSON or YAML, as the newest version of its name; 201.
 

@@ -12,7 +12,7 @@ from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnu
 from app.kernel.settings import Settings
 
 
-class Refused(ArrieroError):
+class RequestRefused(ArrieroError):
     """The API refused, for a reason that no other error stands for."""
 
 
@@ -100,7 +100,7 @@ def _error(response: httpx2.Response) -> ArrieroError:
         detail = str(body["detail"])
         found = [Problem(e["where"], e["message"], e["accepted"], e["line"]) for e in body.get("errors", ())]
     except (ValueError, KeyError, TypeError):
-        return Refused(f"{response.request.method} {response.request.url}: HTTP {response.status_code}")
+        return RequestRefused(f"{response.request.method} {response.request.url}: HTTP {response.status_code}")
     match response.status_code:
         case 413 | 415 | 422 if found:
             return InvalidInput(found, str(body["title"]).removeprefix("invalid "))
@@ -113,4 +113,4 @@ def _error(response: httpx2.Response) -> ArrieroError:
         case 503:
             return Unavailable(detail)
         case _:
-            return Refused(detail)
+            return RequestRefused(detail)

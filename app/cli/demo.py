@@ -21,7 +21,7 @@ from app.cli.up import tell
 from app.kernel import shipped
 from app.kernel.errors import NotFound
 from app.kernel.settings import Settings
-from app.workflows.states import FINAL_RUNS, RunState
+from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
 #: The workflow that is run, the folder with its texts, and the model that it needs.
 _WORKFLOW, _TEXTS, _MODEL = "support-triage", "support", "smollm2:135m"

@@ -6,7 +6,7 @@ import typer
 from rich.text import Text
 
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
-from app.fleet.devices import Devices
+from app.devices.inventory import Devices
 from app.kernel.sizes import rounded
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from app.catalog import files, header
+from app.catalog.metadata import Header
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
-from app.fleet import files, header
-from app.fleet.anatomy import Header
-from app.fleet.device import CPU
-from app.fleet.devices import Devices
-from app.fleet.footprint import PARTS
+from app.devices.device import CPU
+from app.devices.inventory import Devices
+from app.footprint.footprint import PARTS
 from app.kernel import addresses
 from app.kernel import database as databases
 from app.kernel.database import Database

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.catalog import catalog, files, header, install
+from app.catalog import scan as scanning
+from app.catalog.install import InstallState, Progress, shown
+from app.catalog.metadata import Header
+from app.catalog.model import Model
 from app.cli.footprint import footprint
 from app.cli.output import AsJson, print_json, settings_of, table
-from app.fleet import arrival, catalog, files, header
-from app.fleet import scan as scanning
-from app.fleet.anatomy import Header
-from app.fleet.arrival import Progress, State, shown
-from app.fleet.model import Model
 from app.kernel.errors import ModelFileDamaged, ModelFileUnusable
 from app.kernel.settings import Settings
 
@@ -163,7 +163,7 @@ def pull(
             hub=settings.catalog.hub,
             again=again,
         )
-    record = arrival.find_record(path)
+    record = install.find_record(path)
     size = sum(part.stat().st_size for part in files.places(model, settings.data_dir))
     if as_json:
         print_json({"name": name, "path": str(path), "bytes": size, "sha256": record.sha256 if record else None})
@@ -195,7 +195,7 @@ def scan(
         raise typer.BadParameter("name a folder, or set catalog.folders", param_hint="FOLDER")
     taken = list(files.read_catalog(settings.catalog.files).names)
     found: list[scanning.Found] = []
-    refused: list[scanning.Refused] = []
+    refused: list[scanning.RefusedFile] = []
     for folder in places:
         result = scanning.scan(folder, taken)
         found.extend(result.found)
@@ -212,7 +212,7 @@ def scan(
         _print_scan(found, refused)
 
 
-def _print_scan(found: Iterable[scanning.Found], refused: Iterable[scanning.Refused]) -> None:
+def _print_scan(found: Iterable[scanning.Found], refused: Iterable[scanning.RefusedFile]) -> None:
     console = Console()
     listed = table(("model", "architecture", "type", "size", "context", "file"), right=("size", "context"))
     for item in found:
@@ -332,7 +332,7 @@ class _Reporter:
         )
         self._tasks: dict[str, Any] = {}
         #: File to the state and the step that its last plain line told.
-        self._told: dict[str, tuple[State, int, str]] = {}
+        self._told: dict[str, tuple[InstallState, int, str]] = {}
 
     def __enter__(self) -> _Reporter:
         self._bar.start()

@@ -27,8 +27,8 @@ from app.cli.output import (
 )
 from app.kernel import clock
 from app.kernel.errors import InvalidDefinition, InvalidInput, NotFound, Problem
-from app.workflows import source
-from app.workflows.states import FINAL_RUNS, RunState
+from app.workflows.language import source
+from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
 app = typer.Typer(no_args_is_help=True, help="Runs: list, show, watch, steer.")
 #: Headings of the list of commands.
@@ -53,10 +53,10 @@ InputFile = Annotated[
 Key = Annotated[
     str | None, typer.Option("--key", help="An Idempotency-Key: the same key gives the same run, never a second one.")
 ]
-Labels = Annotated[
+RunLabels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label of the run. May be repeated.")
 ]
-PriorityClass = Annotated[
+PriorityOption = Annotated[
     str | None, typer.Option("--priority", help="interactive, standard or batch, instead of the workflow's own.")
 ]
 Deadline = Annotated[str | None, typer.Option(help="For the whole run: '30m'. Instead of the workflow's own.")]
@@ -69,8 +69,8 @@ def run(
     inputs: Inputs = None,
     input_file: InputFile = None,
     key: Key = None,
-    labels: Labels = None,
-    priority: PriorityClass = None,
+    labels: RunLabels = None,
+    priority: PriorityOption = None,
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
@@ -96,8 +96,8 @@ def submit(
     inputs: Inputs = None,
     input_file: InputFile = None,
     key: Key = None,
-    labels: Labels = None,
-    priority: PriorityClass = None,
+    labels: RunLabels = None,
+    priority: PriorityOption = None,
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:

@@ -19,7 +19,7 @@ from app.workflows.schedules.timetable import Timetable
 
 app = typer.Typer(no_args_is_help=True, help="Schedules: run workflows at given times.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of a schedule.")]
+ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="The name of a schedule.")]
 
 
 @app.command("list")
@@ -41,7 +41,7 @@ def list_schedules(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command()
 def show(
     context: typer.Context,
-    name: Name,
+    name: ScheduleName,
     limit: Annotated[int, typer.Option(min=1, max=200, help="At most so many fires.")] = 10,
     states: Annotated[
         list[FireState] | None, typer.Option("--state", help="Only fires in this state. May be repeated.")
@@ -79,7 +79,7 @@ def put(
 
 
 @app.command()
-def delete(context: typer.Context, name: Name) -> None:
+def delete(context: typer.Context, name: ScheduleName) -> None:
     """Remove a schedule and the history of its fires. Its runs stay."""
     with connected(settings_of(context)) as client:
         client.delete(f"/v1/schedules/{name}")
@@ -89,7 +89,7 @@ def delete(context: typer.Context, name: Name) -> None:
 @app.command()
 def pause(
     context: typer.Context,
-    name: Name,
+    name: ScheduleName,
     why: Annotated[str | None, typer.Option(help="Shown with the schedule.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +99,7 @@ def pause(
 
 
 @app.command()
-def resume(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+def resume(context: typer.Context, name: ScheduleName, as_json: AsJson = False) -> None:
     """Let a schedule fire again, from now on."""
     with connected(settings_of(context)) as client:
         _tell(client.post(f"/v1/schedules/{name}/resume"), as_json=as_json)
@@ -108,7 +108,7 @@ def resume(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
 @app.command()
 def trigger(
     context: typer.Context,
-    name: Name,
+    name: ScheduleName,
     force: Annotated[bool, typer.Option("--force", help="Begin beside a run that goes on.")] = False,
     key: Annotated[str | None, typer.Option("--key", help="The same key gives the same fire.")] = None,
     as_json: AsJson = False,

@@ -13,14 +13,14 @@ from app.cli.output import AsJson, console, notes, print_json, settings_of, shor
 from app.cli.runs import LOOK, RunId, inputs_of, labels_of
 from app.cli.runs import app as runs_app
 from app.kernel.errors import InvalidInput, Problem
-from app.workflows.states import RunState, StepState
+from app.workflows.state_machine.states import RunState, StepState
 
 #: The commands of runs, to which these are added.
 app = runs_app
 #: Headings of their list.
 _STEER, _MANY = "Steer", "Many at a time"
 
-Labels = Annotated[
+LabelFilter = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label. May be repeated.")
 ]
 Workflow = Annotated[str | None, typer.Option(help="Only runs of this workflow.")]
@@ -190,7 +190,7 @@ def cancel_all(
     context: typer.Context,
     workflow: Workflow = None,
     states: States = None,
-    labels: Labels = None,
+    labels: LabelFilter = None,
     after: After = None,
     before: Before = None,
     yes: Yes = False,
@@ -205,7 +205,7 @@ def retry_all(
     context: typer.Context,
     workflow: Workflow = None,
     states: States = None,
-    labels: Labels = None,
+    labels: LabelFilter = None,
     after: After = None,
     before: Before = None,
     yes: Yes = False,

@@ -23,10 +23,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from app.catalog import files
 from app.cli import readiness
 from app.cli.member import FROZEN, Member, incarnation_of
 from app.cli.programs import WORKERS
-from app.fleet import files, needs
 from app.fleet.pool import METRICS_FOLDER
 from app.kernel import clock, embedded, log
 from app.kernel.database import Database
@@ -34,7 +34,8 @@ from app.kernel.embedded import DataDirectory, PostgresServer, Server, ValkeySer
 from app.kernel.errors import DatabaseUnreachable, ServerNotStarted
 from app.kernel.process import end_leftovers
 from app.kernel.settings import Settings
-from app.workflows import owners
+from app.scheduler import needs
+from app.workflows.runs import owners
 
 #: Seconds between two looks at the children.
 _PAUSE = 0.25
@@ -45,7 +46,7 @@ _BACKLOG = 2048
 #: The setting that names an embedded server's address.
 _ADDRESS = {PostgresServer.name: "database_url", ValkeyServer.name: "redis_url"}
 
-Report = Callable[[str, str], None]
+ReportLine = Callable[[str, str], None]
 _log = log.get(__name__)
 
 
@@ -83,7 +84,7 @@ class Tree:
 
     settings: Settings
     directory: Path
-    report: Report
+    report: ReportLine
     servers: list[Server]
     members: list[Member] = field(default_factory=list)
     #: Since when an embedded server is seen stopped by a signal.
@@ -175,7 +176,7 @@ class Tree:
 
 
 @contextmanager
-def grown(settings: Settings, signals: Signals, report: Report, *, flower: bool) -> Iterator[Tree]:
+def grown(settings: Settings, signals: Signals, report: ReportLine, *, flower: bool) -> Iterator[Tree]:
     """
     The tree, growing: servers are up, the schema is right, children are started; all of it ends with the block.
     The caller has installed the signals.

@@ -9,20 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
+from app.catalog import files
 from app.cli.client import connected
 from app.cli.diff import print_changes
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
-from app.fleet import files
 from app.kernel.errors import InvalidDefinition, InvalidInput, NotFound, Problem
-from app.workflows import check as checks
-from app.workflows import differences, source
-from app.workflows import schema as schemas
-from app.workflows.check import Catalogued
-from app.workflows.definition import Definition
+from app.workflows.language import check as checks
+from app.workflows.language import diff as differences
+from app.workflows.language import schema as schemas
+from app.workflows.language import source
+from app.workflows.language.check import Catalogued
+from app.workflows.language.definition import Definition
 
 app = typer.Typer(no_args_is_help=True, help="Workflows: list, show, store, check, compare.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of a workflow.")]
+WorkflowName = Annotated[str, typer.Argument(metavar="NAME", help="The name of a workflow.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A workflow in YAML or JSON.")]
 
 
@@ -44,7 +45,7 @@ def list_workflows(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command()
 def show(
     context: typer.Context,
-    name: Name,
+    name: WorkflowName,
     version: Annotated[int | None, typer.Option(help="A version; the newest without it.")] = None,
 ) -> None:
     """Print a workflow as JSON: its definition and its versions."""
@@ -140,13 +141,13 @@ def schema() -> None:
 
 
 @app.command()
-def pause(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+def pause(context: typer.Context, name: WorkflowName, as_json: AsJson = False) -> None:
     """Let nothing of a workflow's runs begin, those that are still to come included."""
     _post(context, name, "pause", as_json)
 
 
 @app.command()
-def resume(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+def resume(context: typer.Context, name: WorkflowName, as_json: AsJson = False) -> None:
     """Let the runs of a paused workflow go on."""
     _post(context, name, "resume", as_json)
 

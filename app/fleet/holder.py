@@ -14,13 +14,13 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.fleet import books, ledger
-from app.fleet.fleet import Priority
-from app.fleet.pool import Desired, Stage
-from app.fleet.reservation import Refused
+from app.fleet.ledger import rules, session
+from app.fleet.ledger.reservation import ReservationRefused
+from app.fleet.pool import Desired, PoolPhase
 from app.kernel import texts
 from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
+from app.kernel.priority import Priority
 
 #: Characters of what a pool says for people: an error of a library may be of any length.
 _SENTENCE = 4_000
@@ -57,7 +57,7 @@ _NOTE_LOAD = text("""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DevicePart:
     """A device of a grant, and the bytes that may be used of it."""
 
     id: str
@@ -84,7 +84,7 @@ class Grant:
     slots: int
     #: Its part of the host's cores.
     threads: int
-    parts: tuple[Part, ...]
+    parts: tuple[DevicePart, ...]
 
     @property
     def simulated(self) -> bool:
@@ -92,12 +92,12 @@ class Grant:
         return any(part.simulated for part in self.parts)
 
     @property
-    def gpus(self) -> tuple[Part, ...]:
+    def gpus(self) -> tuple[DevicePart, ...]:
         """Those of its devices that a process is pinned to."""
         return tuple(part for part in self.parts if part.uuid)
 
     @property
-    def computing(self) -> tuple[Part, ...]:
+    def computing(self) -> tuple[DevicePart, ...]:
         """The devices that it computes on: its GPUs without the RAM beside them, or the RAM."""
         return self.gpus or self.parts
 
@@ -108,10 +108,10 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class HeartbeatReport:
     """What a pool tells of itself."""
 
-    stage: Stage
+    stage: PoolPhase
     #: Of the loading, 0 to 1.
     progress: float = 0.0
     told: str = ""
@@ -122,7 +122,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class HeartbeatReply:
     """What a pool is told."""
 
     desired: Desired
@@ -131,7 +131,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class ReservationHolder:
     """The use cases of pools."""
 
     database: Database
@@ -144,13 +144,13 @@ class Holder:
             row = work.row(_TAKE, {"id": id_, "epoch": epoch})
             if row is None:
                 raise LeaseLost(f"pool {id_} of epoch {epoch} holds no bytes")
-            books.renew(work, id_, epoch, self.lease)
-            parts = tuple(Part(**found._asdict()) for found in work.rows(_DEVICES, {"id": id_}))
+            session.renew(work, id_, epoch, self.lease)
+            parts = tuple(DevicePart(**found._asdict()) for found in work.rows(_DEVICES, {"id": id_}))
         return Grant(
             id_, epoch, row.revision, row.host, row.configuration, row.model, row.slots, row.threads or 1, parts
         )
 
-    def renew(self, id_: str, epoch: int, report: Report) -> Heard:
+    def renew(self, id_: str, epoch: int, report: HeartbeatReport) -> HeartbeatReply:
         """Extend the lease, tell, and hear what is desired. Raises LeaseLost."""
         values = {
             "id": id_,
@@ -161,25 +161,25 @@ class Holder:
             "busy": report.busy,
             "urgent": report.urgent,
             "stalled_ms": round(report.stalled.total_seconds() * 1000),
-            "serves": report.stage is Stage.SERVING,
+            "serves": report.stage is PoolPhase.SERVING,
             "used": report.busy > 0,
         }
         with self.database.work() as work:
-            books.renew(work, id_, epoch, self.lease)
+            session.renew(work, id_, epoch, self.lease)
             work.run(_REPORT, values)
             row = work.row(_HEAR, {"id": id_})
         assert row is not None, "a report needs its pool"
-        return Heard(Desired(row.desired), row.threads or 1)
+        return HeartbeatReply(Desired(row.desired), row.threads or 1)
 
-    def adjust(self, grant: Grant, wanted: Mapping[str, int]) -> int | Refused:
+    def adjust(self, grant: Grant, wanted: Mapping[str, int]) -> int | ReservationRefused:
         """
         Change the bytes of each device, by its id; gives the new revision, or why they cannot be had.
 
         Raises LeaseLost.
         """
         with self.database.work() as work:
-            open_ = books.open_books(work, grant.host)
-            refused = open_.change(lambda found: ledger.adjust(found, grant.id, grant.epoch, grant.revision, wanted))
+            open_ = session.open_session(work, grant.host)
+            refused = open_.change(lambda found: rules.adjust(found, grant.id, grant.epoch, grant.revision, wanted))
             if refused is not None:
                 return refused
             open_.close()

@@ -17,12 +17,12 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.fleet import books, ledger
-from app.fleet.needs import Known
-from app.fleet.pool import Desired, Phase, Stage
-from app.fleet.reservation import State
+from app.fleet.ledger import rules, session
+from app.fleet.ledger.reservation import ReservationState
+from app.fleet.pool import Desired, PoolPhase, ProcessState
+from app.footprint.layout import KnownLayout
 from app.kernel import log, texts
-from app.kernel.database import Database, Work
+from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, LeaseLost
 
 _log = log.get(__name__)
@@ -142,7 +142,7 @@ class Granted:
 
     id: str
     epoch: int
-    state: State
+    state: ReservationState
     #: It waits for the bytes of others.
     waits: bool
     configuration: str
@@ -151,7 +151,7 @@ class Granted:
     stop_reason: str
     bytes: Mapping[str, int]
     #: None before it has told anything.
-    stage: Stage | None
+    stage: PoolPhase | None
     #: How long its engine has had work and made no progress.
     stalled: timedelta
     #: Since it told something, or was granted.
@@ -164,7 +164,7 @@ class Observed:
     """A process of a pool, as its agent sees it."""
 
     id: str
-    phase: Phase
+    phase: ProcessState
     pid: int | None
     threads: int
     used: Mapping[str, int]
@@ -173,7 +173,7 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class PoolEnded:
     """A process that is gone, with its bytes back."""
 
     id: str
@@ -207,8 +207,8 @@ class Hosts:
         an agent of another identity speaks for the host, or left something there that this one knows nothing of.
         """
         with self.database.work() as work:
-            epoch = books.next_epoch(work)
-            open_ = books.open_books(work, host)
+            epoch = session.next_epoch(work)
+            open_ = session.open_session(work, host)
             self._require_own(work, host, identity)
             values = {"host": host, "identity": identity, "epoch": epoch, "lease": self.agent_lease, "cores": cores}
             work.run(_JOIN, values)
@@ -221,7 +221,7 @@ class Hosts:
             work.run(_HIDE_DEVICES, {"host": host, "ids": [device.id for device in devices]})
             work.run(_END_REST, {"host": host})
             capacities = {device.id: device.capacity for device in devices}
-            open_.change(lambda found: ledger.join(found, host, epoch, capacities))
+            open_.change(lambda found: rules.join(found, host, epoch, capacities))
             open_.close()
         _log.info("host_joined", host=host, epoch=epoch, devices=len(devices), adopted=len(adopted))
         return epoch
@@ -256,7 +256,7 @@ class Hosts:
         with self.database.work() as work:
             work.run(_LEAVE, {"host": host, "epoch": epoch})
 
-    def declare_layouts(self, known: Iterable[Known]) -> None:
+    def declare_layouts(self, known: Iterable[KnownLayout]) -> None:
         """Write down what configurations need, where nothing better is known."""
         rows = [
             {
@@ -287,9 +287,9 @@ class Hosts:
         Raises LeaseLost when it is not held any more, waits for others, or the agent was replaced.
         """
         with self.database.work() as work:
-            open_ = books.open_books(work, host)
+            open_ = session.open_session(work, host)
             until = open_.now + self.pool_lease
-            open_.change(lambda found: ledger.activate(found, pool, epoch, until))
+            open_.change(lambda found: rules.activate(found, pool, epoch, until))
             open_.close()
             work.run(_BEGIN, {"id": pool, "threads": threads})
 
@@ -311,7 +311,7 @@ class Hosts:
             with self.database.work() as work:
                 work.run(_OBSERVE, rows)
 
-    def release(self, host: str, epoch: int, ended: Ended) -> None:
+    def release(self, host: str, epoch: int, ended: PoolEnded) -> None:
         """
         A process is gone and its bytes are back, or it never was: give them back.
 
@@ -319,10 +319,10 @@ class Hosts:
         """
         ending = texts.printable(ended.ending, _SENTENCE)
         with self.database.work() as work:
-            open_ = books.open_books(work, host)
+            open_ = session.open_session(work, host)
             if ended.id not in open_.ledger.reservations:
                 return
-            open_.change(lambda found: ledger.release(found, ended.id, epoch), ending)
+            open_.change(lambda found: rules.release(found, ended.id, epoch), ending)
             open_.close()
             values = {
                 "id": ended.id,
@@ -340,7 +340,7 @@ class Hosts:
         with self.database.work() as work:
             work.run(_END_ORPHAN, {"id": pool, "ending": ending, "tail": texts.printable(log_tail)})
 
-    def _require_own(self, work: Work, host: str, identity: str) -> None:
+    def _require_own(self, work: UnitOfWork, host: str, identity: str) -> None:
         other = work.row(_KNOWN, {"host": host, "identity": identity})
         if other is None:
             return
@@ -354,7 +354,7 @@ class Hosts:
                 f"or say that they are gone with `arriero hosts remove {host} --lost`"
             )
 
-    def _put(self, work: Work, host: str, device: Declared) -> None:
+    def _put(self, work: UnitOfWork, host: str, device: Declared) -> None:
         values = {
             "id": device.id,
             "host": host,
@@ -376,19 +376,19 @@ def not_served(model: str, why: str) -> str:
     return f"{model} is not served here: {why}"
 
 
-def _pools(work: Work, host: str) -> list[Granted]:
+def _pools(work: UnitOfWork, host: str) -> list[Granted]:
     return [
         Granted(
             id=row.id,
             epoch=row.epoch,
-            state=State(row.state),
+            state=ReservationState(row.state),
             waits=row.waits,
             configuration=row.configuration,
             model=row.model,
             desired=Desired(row.desired),
             stop_reason=row.stop_reason or "",
             bytes=row.bytes,
-            stage=None if row.stage is None else Stage(row.stage),
+            stage=None if row.stage is None else PoolPhase(row.stage),
             stalled=timedelta(milliseconds=int(row.stalled_ms)),
             silent=timedelta(seconds=float(row.silent)),
             told=row.told or "",

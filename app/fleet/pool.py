@@ -9,8 +9,26 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from app.fleet.fleet import PoolState
-from app.fleet.reservation import State
+from app.fleet.ledger.reservation import ReservationState
+
+
+class PoolState(StrEnum):
+    """Where a pool stands."""
+
+    #: Granted; its process begins when the pools that it waits for are gone.
+    WAITING = "waiting"
+    #: Its process begins or loads.
+    STARTING = "starting"
+    SERVING = "serving"
+    #: Takes no more work and ends when it has none.
+    DRAINING = "draining"
+    #: Its lease ran out; whether its process lives is not known.
+    SUSPECT = "suspect"
+
+
+#: States of a pool that serves, or will.
+COMING = frozenset({PoolState.WAITING, PoolState.STARTING, PoolState.SERVING})
+
 
 #: Folder below the data directory, with a file for each pool whose metrics can be asked for.
 METRICS_FOLDER = "metrics"
@@ -26,7 +44,7 @@ class Desired(StrEnum):
     PREEMPT = "preempt"
 
 
-class Phase(StrEnum):
+class ProcessState(StrEnum):
     """What the agent observes of a pool's process."""
 
     RUNNING = "running"
@@ -36,7 +54,7 @@ class Phase(StrEnum):
     ENDED = "ended"
 
 
-class Stage(StrEnum):
+class PoolPhase(StrEnum):
     """What a pool is doing, as it tells."""
 
     STARTING = "starting"
@@ -57,15 +75,15 @@ class Stage(StrEnum):
 
 
 #: Of a pool that takes no more steps.
-_LEAVING = frozenset({Stage.DRAINING, Stage.UNLOADING, Stage.REFUSED, Stage.FAILED})
+_LEAVING = frozenset({PoolPhase.DRAINING, PoolPhase.UNLOADING, PoolPhase.REFUSED, PoolPhase.FAILED})
 
 
-def state_of(reservation: State, *, waits: bool, desired: Desired, stage: Stage | None) -> PoolState:
+def state_of(reservation: ReservationState, *, waits: bool, desired: Desired, stage: PoolPhase | None) -> PoolState:
     """Where a pool stands whose reservation is charged. `waits` says that it waits for the bytes of others."""
-    if reservation is State.SUSPECT:
+    if reservation is ReservationState.SUSPECT:
         return PoolState.SUSPECT
     if desired is not Desired.RUN or stage in _LEAVING:
         return PoolState.DRAINING
     if waits:
         return PoolState.WAITING
-    return PoolState.SERVING if stage is Stage.SERVING else PoolState.STARTING
+    return PoolState.SERVING if stage is PoolPhase.SERVING else PoolState.STARTING

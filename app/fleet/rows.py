@@ -33,8 +33,8 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, Index, Tex
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
-from app.fleet.pool import Desired, Phase, Stage
-from app.fleet.reservation import State
+from app.fleet.ledger.reservation import ReservationState
+from app.fleet.pool import Desired, PoolPhase, ProcessState
 
 
 class HostState(StrEnum):
@@ -130,7 +130,7 @@ class ReservationRow(SQLModel, table=True):
 
     __tablename__ = "reservation"
     __table_args__ = (
-        _one_of("state", State),
+        _one_of("state", ReservationState),
         CheckConstraint("(state = 'released') = (released_at IS NOT NULL)", name="released_once"),
         Index("ix_reservation_held", "host", postgresql_where=text("state <> 'released'")),
         Index("ix_reservation_released", "released_at", postgresql_where=text("state = 'released'")),
@@ -237,7 +237,7 @@ class ProcessRow(SQLModel, table=True):
     """What is observed of a pool's process."""
 
     __tablename__ = "pool_process"
-    __table_args__ = (_one_of("phase", Phase),)
+    __table_args__ = (_one_of("phase", ProcessState),)
 
     pool_id: UUID = Field(primary_key=True, foreign_key="pool.id", ondelete="CASCADE")
     phase: str = Field(max_length=16)
@@ -262,7 +262,7 @@ class ReportRow(SQLModel, table=True):
     """What a pool tells of itself."""
 
     __tablename__ = "pool_report"
-    __table_args__ = (_one_of("stage", Stage),)
+    __table_args__ = (_one_of("stage", PoolPhase),)
 
     pool_id: UUID = Field(primary_key=True, foreign_key="pool.id", ondelete="CASCADE")
     stage: str = Field(max_length=16)

@@ -14,11 +14,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.fleet.accounts import Account, listed
-from app.fleet.fleet import PoolState
-from app.fleet.pool import Desired, Stage, state_of
-from app.fleet.reservation import State
-from app.kernel.database import Database, Work
+from app.access.accounts import NamespaceAccount, listed
+from app.fleet.ledger.reservation import ReservationState
+from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
+from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, NotFound
 
 _HOSTS = text("""
@@ -165,7 +164,7 @@ def log_tail(database: Database, id_: str) -> str:
     return "" if row is None else str(row.log_tail)
 
 
-def accounts(database: Database) -> list[Account]:
+def accounts(database: Database) -> list[NamespaceAccount]:
     """Namespaces with limits, and those that used devices lately."""
     with database.work() as work:
         return listed(work)
@@ -177,21 +176,23 @@ def defragmentations(database: Database, *, limit: int) -> Sequence[Any]:
         return work.rows(_DEFRAGMENTATIONS, {"limit": limit})
 
 
-def _pools(work: Work, *, model: str | None = None, id_: str | None = None, ended: bool = False) -> list[PoolView]:
+def _pools(
+    work: UnitOfWork, *, model: str | None = None, id_: str | None = None, ended: bool = False
+) -> list[PoolView]:
     rows = work.rows(_POOLS, {"model": model, "id": id_, "ended": ended, "limit": MOST})
     return [PoolView(row, _state(row)) for row in rows]
 
 
 def _state(row: Any) -> PoolState | None:
-    reserved = State(row.reserved)
-    if reserved is State.RELEASED:
+    reserved = ReservationState(row.reserved)
+    if reserved is ReservationState.RELEASED:
         return None
-    stage = None if row.stage is None else Stage(row.stage)
+    stage = None if row.stage is None else PoolPhase(row.stage)
     return state_of(reserved, waits=row.waits, desired=Desired(row.desired), stage=stage)
 
 
 @contextmanager
-def _snapshot(database: Database) -> Iterator[Work]:
+def _snapshot(database: Database) -> Iterator[UnitOfWork]:
     """One instant for all that is read."""
     with database.work() as work:
         work.run(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))

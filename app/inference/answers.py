@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app import json_schema
 from app.inference.requests import GenerateRequest, ToolCall
-from app.kernel import json_schema
 from app.kernel.errors import FailureReason, StepFailure
 
 

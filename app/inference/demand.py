@@ -20,15 +20,15 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.fleet import namespaces
-from app.fleet.catalog import Catalog
-from app.fleet.fleet import Priority
-from app.fleet.needs import Wish
-from app.fleet.observation import InFlight
-from app.fleet.reconcile import Asked, Waiting
-from app.kernel.database import Database, Work
+from app.access import namespaces
+from app.catalog.catalog import Catalog
+from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import NotFound
-from app.workflows.states import StepState
+from app.kernel.priority import Priority
+from app.scheduler.needs import OperatorTarget
+from app.scheduler.observation import InFlight
+from app.scheduler.reconcile import FleetDemand, Waiting
+from app.workflows.state_machine.states import StepState
 
 #: The last minutes.
 _LATELY = timedelta(minutes=3)
@@ -128,13 +128,13 @@ class Asker:
     told: str
 
 
-def asked(database: Database, catalog: Catalog, kept_up: Iterable[str]) -> Asked:
+def asked(database: Database, catalog: Catalog, kept_up: Iterable[str]) -> FleetDemand:
     """What is asked of the fleet now. `kept_up` are the models that the settings want to be served always."""
     with database.work() as work:
         return read(work, catalog, kept_up)
 
 
-def read(work: Work, catalog: Catalog, kept_up: Iterable[str]) -> Asked:
+def read(work: UnitOfWork, catalog: Catalog, kept_up: Iterable[str]) -> FleetDemand:
     """The same, in a transaction of the caller."""
     now: datetime = work.rows(text("SELECT now() AS now"))[0].now
     ahead = {"runs": _AHEAD, "next": _NEXT}
@@ -149,8 +149,8 @@ def read(work: Work, catalog: Catalog, kept_up: Iterable[str]) -> Asked:
         working.setdefault(row.worker, {})[row.namespace] = row.steps
     waiting = [_waiting(row, lengths.get(row.model, _USUAL)) for row in ready]
     waiting += [_coming(row, lengths.get(row.model, _USUAL), now) for row in coming]
-    wishes = {name: Wish(pools=1, pinned=True) for name in kept_up}
-    return Asked(catalog.models, waiting, usage, wishes, working, _in_flight(held, lengths))
+    wishes = {name: OperatorTarget(pools=1, pinned=True) for name in kept_up}
+    return FleetDemand(catalog.models, waiting, usage, wishes, working, _in_flight(held, lengths))
 
 
 def find_step(database: Database, step_id: UUID) -> Asker:
@@ -216,7 +216,7 @@ def _in_flight(held: Iterable[Any], lengths: Mapping[str, timedelta]) -> dict[st
     return found
 
 
-def _lengths(work: Work, models: Collection[str]) -> dict[str, timedelta]:
+def _lengths(work: UnitOfWork, models: Collection[str]) -> dict[str, timedelta]:
     """How long a step keeps a slot, by model."""
     found = work.rows(_LENGTHS, {"models": sorted(models), "attempts": _ATTEMPTS}) if models else []
     return {row.model: row.length for row in found}

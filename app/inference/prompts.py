@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from app.inference.requests import GenerateRequest, Message, PriorityClass, Sampling
-from app.workflows import expressions
-from app.workflows.steps import GenerateFields, MessageTemplate
+from app.inference.requests import ChatMessage, GenerateRequest, PriorityClass, Sampling
+from app.workflows.expressions import templates
+from app.workflows.language.steps import GenerateFields, MessageTemplate
 
 
 def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, attempt: int) -> GenerateRequest:
@@ -24,8 +24,8 @@ def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, 
     if sampling.seed is not None:
         sampling = replace(sampling, seed=(sampling.seed + attempt - 1) % 2**32)
     return GenerateRequest(
-        messages=tuple(Message(part.role, expressions.render(part.content, data)) for part in _messages(step)),
-        prompt=expressions.render(step.prompt, data) if step.prompt is not None and not step.chat else None,
+        messages=tuple(ChatMessage(part.role, templates.render(part.content, data)) for part in _messages(step)),
+        prompt=templates.render(step.prompt, data) if step.prompt is not None and not step.chat else None,
         max_tokens=step.max_tokens,
         sampling=sampling,
         stop=step.stop,

@@ -39,7 +39,7 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ChatMessage:
     """One turn of a conversation, in the words of the chat template."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -107,7 +107,7 @@ class NamedTool:
 class GenerateRequest:
     """Text wanted from a model: messages for its chat template, or a bare prompt. One of the two is given."""
 
-    messages: tuple[Message, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
     prompt: str | None = None
     #: Tokens to write at the most.
     max_tokens: int = 256

@@ -94,7 +94,7 @@ _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # unknown to the
 class Answer:
     """What a statement gives. Whoever reads it sends what was asked until then, and waits for all of the answers."""
 
-    _work: Work
+    _work: UnitOfWork
     _cursor: psycopg.Cursor[Any]
 
     def fetchone(self) -> Any | None:
@@ -118,7 +118,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class UnitOfWork:
     """
     One transaction, and what is to follow its commit.
 
@@ -207,7 +207,7 @@ class Database:
         event.listen(self.engine, "do_connect", _connect)
 
     @contextmanager
-    def work(self) -> Iterator[Work]:
+    def work(self) -> Iterator[UnitOfWork]:
         """
         One transaction: committed at the end of the block, rolled back when the block raises.
 
@@ -219,7 +219,7 @@ class Database:
         try:
             with self._session() as connection:
                 with connection.pipeline() as pipeline:
-                    work = Work(connection, pipeline, self._breaker)
+                    work = UnitOfWork(connection, pipeline, self._breaker)
                     work.ask(_BEGIN)
                     yield work
                     committed = work.ask(_COMMIT)

@@ -30,7 +30,7 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class EgressRule:
     """A host that may be called, or all names below one."""
 
     host: str
@@ -44,7 +44,7 @@ class Rule:
         return named and port == (PORTS[scheme] if self.port is None else self.port)
 
 
-def rule(text: str) -> Rule:
+def rule(text: str) -> EgressRule:
     """The rule that a text writes. Raises ValueError."""
     found = _RULE.fullmatch(text.strip().lower())
     if found is None:
@@ -53,7 +53,7 @@ def rule(text: str) -> Rule:
     wildcard_address = found["below"] and _address(name or "") is not None
     if name is None or wildcard_address or (found["port"] and not 1 <= port <= 65535):
         raise ValueError(f"{text!r} is no host: write {ACCEPTED}")
-    return Rule(name, bool(found["below"]), port or None)
+    return EgressRule(name, bool(found["below"]), port or None)
 
 
 def host(text: str) -> str | None:
@@ -68,14 +68,14 @@ def host(text: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class EgressPolicy:
     """What may be called."""
 
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[EgressRule, ...] = ()
     allow_private: bool = False
 
     @classmethod
-    def of(cls, allowed: Sequence[str], *, allow_private: bool) -> Policy:
+    def of(cls, allowed: Sequence[str], *, allow_private: bool) -> EgressPolicy:
         """The policy that the settings write. Raises ValueError."""
         return cls(tuple(rule(text) for text in allowed), allow_private)
 

@@ -59,7 +59,7 @@ def runs_program(pid: int, program: Path) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class PidRecord:
     """What a pid file says."""
 
     name: str
@@ -76,19 +76,19 @@ class Record:
         return self.parent == os.getpid() or birth(self.parent) != self.parent_birth
 
 
-def write(file: Path, record: Record) -> None:
+def write(file: Path, record: PidRecord) -> None:
     """Keep the record in the file."""
     private_file.write(file, json.dumps(asdict(record)) + "\n")
 
 
-def find(file: Path) -> Record | None:
+def find(file: Path) -> PidRecord | None:
     """
     The record, or None when the file is gone or is none of ours.
 
     Raises ServerNotStarted when it is another user's.
     """
     try:
-        return Record(**json.loads(file.read_text(encoding="utf-8")))
+        return PidRecord(**json.loads(file.read_text(encoding="utf-8")))
     except PermissionError as error:
         raise ServerNotStarted(file.stem, f"{file} belongs to another user") from error
     except (OSError, ValueError, TypeError):

@@ -29,7 +29,7 @@ import psutil
 
 from app.kernel import pid_file, texts
 from app.kernel.errors import ServerNotStarted
-from app.kernel.pid_file import Record, birth
+from app.kernel.pid_file import PidRecord, birth
 
 #: How long a child may take to end after it was asked to.
 STOP_DEADLINE = timedelta(seconds=10)
@@ -144,9 +144,9 @@ class Child:
             with contextlib.suppress(BrokenPipeError):  # it has ended already, which the caller will see
                 gate.write(b"go\n")
 
-    def _record(self, pid: int) -> Record:
+    def _record(self, pid: int) -> PidRecord:
         parent = os.getpid()
-        return Record(
+        return PidRecord(
             name=self.name,
             pid=pid,
             birth=self._born or "",
@@ -230,7 +230,7 @@ class Adopted:
     #: How it ended is told to its first parent alone.
     returncode: int | None = None
 
-    def __init__(self, record: Record, process: psutil.Process, pid_file: Path, log_file: Path) -> None:
+    def __init__(self, record: PidRecord, process: psutil.Process, pid_file: Path, log_file: Path) -> None:
         """Made by `adopt`."""
         self.name, self.pid = record.name, record.pid
         self.pid_file, self.log_file = pid_file, log_file
@@ -310,7 +310,7 @@ def end_leftovers(
     Raises ServerNotStarted when a pid file or process belongs to another user, or a process cannot be killed.
     """
     found = [(file, record) for file in sorted(directory.glob("*.pid")) if (record := pid_file.find(file)) is not None]
-    running: list[tuple[Record, psutil.Process]] = []
+    running: list[tuple[PidRecord, psutil.Process]] = []
     for _, record in found:
         if not record.orphaned:
             continue

@@ -14,12 +14,13 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.kernel.database import Database, Work
+from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import InvalidDefinition, NotFound, Problem
-from app.workflows import check, store
-from app.workflows import definition as definitions
-from app.workflows.definition import Definition
-from app.workflows.payloads import as_json
+from app.workflows.language import check
+from app.workflows.language import definition as definitions
+from app.workflows.language.definition import Definition
+from app.workflows.runs import store
+from app.workflows.runs.payloads import as_json
 
 #: Where the shipped workflows lie.
 LIBRARY = Path(__file__).parent / "library"
@@ -123,7 +124,7 @@ def shipped() -> dict[str, Version]:
 _SHIPPED: dict[str, Version] = {}
 
 
-def _stored(work: Work, name: str, version: int | None) -> Version | None:
+def _stored(work: UnitOfWork, name: str, version: int | None) -> Version | None:
     row = work.row(_ONE, {"name": name, "version": version})
     return None if row is None else _of(row)
 

@@ -7,13 +7,13 @@ from fastapi.testclient import TestClient
 
 from app.api.main import serve
 from app.api.services import Services
-from app.fleet import files
-from app.fleet.devices import Devices
-from app.fleet.orders import Orders
+from app.catalog import files
+from app.devices.inventory import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import ApiSettings, Settings
-from app.workflows.service import Runs
+from app.scheduler.operator_commands import OperatorCommands
+from app.workflows.runs.service import Runs
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_pat
         runs,
         files.read_catalog(),
         Devices(settings.fleet),
-        Orders(database, lambda: None),
+        OperatorCommands(database, lambda: None),
     )
 
 

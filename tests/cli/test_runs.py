@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from app.kernel.settings import ApiSettings, Settings
-from app.workflows import check
-from app.workflows.service import Runs
-from app.workflows.submission import Submission
+from app.workflows.language import check
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
 from tests.cli.conftest import Arriero
 from tests.workflows.conftest import Hands
 

@@ -10,7 +10,8 @@ import pytest
 
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, NotFound
-from app.workflows import check, registry
+from app.workflows import registry
+from app.workflows.language import check
 from tests.cli.conftest import Arriero
 
 REST = "workflow: rest\nsteps: [{id: a, kind: noop}]\n"

@@ -16,17 +16,18 @@ from typer.testing import CliRunner
 
 from app.api.main import serve
 from app.api.services import Services
+from app.catalog import files
 from app.cli.workflows import app
-from app.fleet import files
-from app.fleet.devices import Devices
-from app.fleet.orders import Orders
+from app.devices.inventory import Devices
 from app.kernel import settings
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.errors import ArrieroError, InvalidInput, NotFound
 from app.kernel.settings import Settings
-from app.workflows import check, registry, schema
-from app.workflows.service import Runs
+from app.scheduler.operator_commands import OperatorCommands
+from app.workflows import registry
+from app.workflows.language import check, schema
+from app.workflows.runs.service import Runs
 
 ONE = """
 workflow: greet
@@ -50,7 +51,7 @@ def address(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path
     for text in (ONE, TWO):
         registry.put(database, "greet", check.parse(text))
     settings = Settings(data_dir=tmp_path)
-    devices, orders = Devices(settings.fleet), Orders(database, lambda: None)
+    devices, orders = Devices(settings.fleet), OperatorCommands(database, lambda: None)
     made = serve(Services(settings, database, publisher, runs, files.read_catalog(), devices, orders))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

@@ -35,7 +35,7 @@ from pytest_celery import (
 )
 from sqlalchemy import text
 
-from app.fleet import files, needs
+from app.catalog import files
 from app.fleet.hosts import Hosts
 from app.kernel import broker
 from app.kernel.broker import CeleryPublisher
@@ -45,11 +45,13 @@ from app.kernel.errors import DatabaseUnreachable
 from app.kernel.fleet_settings import FleetSettings
 from app.kernel.process import Child, end_all
 from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, RunSettings, Settings, environment_of
-from app.workflows import check, views
-from app.workflows.service import Runs
-from app.workflows.states import FINAL_RUNS, RunState
-from app.workflows.submission import Submission
-from app.workflows.views import RunView
+from app.scheduler import needs
+from app.workflows.language import check
+from app.workflows.runs import views
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
+from app.workflows.runs.views import RunView
+from app.workflows.state_machine.states import FINAL_RUNS, RunState
 from tests.fleet.granting import begun, declared, granted
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,9 @@ from uuid import UUID
 
 import psutil
 
-from app.fleet import books, ledger, views
-from app.fleet.fleet import PoolState
+from app.fleet import views
+from app.fleet.ledger import rules, session
+from app.fleet.pool import PoolState
 from app.fleet.views import PoolView
 from app.kernel import pid_file
 from app.kernel.fleet_settings import SimulatedDevice
@@ -75,8 +76,8 @@ def until_done(stage: Stage, run_ids: Sequence[UUID], seconds: float = PATIENCE)
 def assert_sound(stage: Stage) -> None:
     """The books keep their promises, and charge exactly what lives or may begin."""
     with stage.database.work() as work:
-        found = books.open_books(work, to_read=True).ledger
-    assert ledger.problems(found) == []
+        found = session.open_session(work, to_read=True).ledger
+    assert rules.problems(found) == []
 
 
 def processes(stage: Stage) -> Iterator[tuple[str, psutil.Process]]:

@@ -29,7 +29,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.fleet import files
+from app.catalog import files
 from app.fleet.views import PoolView
 from app.kernel import pid_file
 from app.kernel.database import Database

@@ -43,7 +43,7 @@ from sqlalchemy import text
 from app.fleet import views as fleet_views
 from app.kernel import embedded, pid_file
 from app.kernel.errors import DatabaseUnreachable
-from app.workflows.states import FINAL_RUNS
+from app.workflows.state_machine.states import FINAL_RUNS
 from tests.faults import hostile, installation
 from tests.faults.conftest import assert_nothing_left, until
 from tests.faults.fleets import ALPHA, BETA, GAMMA, assert_sound, processes

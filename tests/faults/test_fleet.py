@@ -13,12 +13,13 @@ from datetime import timedelta
 
 import pytest
 
-from app.fleet import files, views
-from app.fleet.orders import Orders
+from app.catalog import files
+from app.fleet import views
 from app.fleet.pool import Desired
 from app.fleet.rows import HostState
 from app.fleet.views import PoolView
-from app.workflows.states import RunState
+from app.scheduler.operator_commands import OperatorCommands
+from app.workflows.state_machine.states import RunState
 from tests.faults import storm
 from tests.faults.conftest import MODEL, RUNS, Stage, until
 from tests.faults.fleets import (
@@ -73,7 +74,7 @@ def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
     until(lambda: fleet.state(run_ids[1]) == RunState.SUCCEEDED)
     assert [pool.id for pool in pools(fleet)] == [first.id], "it was adopted, and served on"
 
-    orders = Orders(fleet.database, lambda: None)
+    orders = OperatorCommands(fleet.database, lambda: None)
     orders.stop(first.id, again=True)
     assert until_ended(fleet, first).row.ending == "restarted by an operator"
     second = until(lambda: serving(fleet, ALPHA))
@@ -124,7 +125,7 @@ def test_hosts_are_drained_and_forgotten(fleet: Stage) -> None:
     """What works on a host that is drained is started elsewhere; an agent that ends leaves nothing to remove."""
     for name in ("west", "east"):
         assert fleet.agent(name, simulated=ONE_DEVICE).ready()
-    orders = Orders(fleet.database, lambda: None)
+    orders = OperatorCommands(fleet.database, lambda: None)
     run_ids = [ask(fleet, ALPHA, 100)]
     drained = until(lambda: next((pool for pool in pools(fleet) if pool.row.busy), None))
     orders.mark(drained.row.host, HostState.DRAINING)

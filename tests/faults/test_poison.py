@@ -10,8 +10,8 @@ import redis
 from pytest_celery import CeleryTestWorker
 
 from app.kernel.dead_letters import KEPT, DeadLetters
-from app.workflows.messages import RUN_STEP
-from app.workflows.states import RunState
+from app.workflows.runs.messages import RUN_STEP
+from app.workflows.state_machine.states import RunState
 from tests.faults.conftest import Stage, generate, lattice, until
 
 SEPARATOR = "\x06\x16"

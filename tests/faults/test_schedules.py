@@ -8,11 +8,12 @@ from typing import Any
 
 from pytest_celery import CeleryBrokerCluster
 
-from app.workflows import check, registry
-from app.workflows.run import RunState
+from app.workflows import registry
+from app.workflows.language import check
 from app.workflows.schedules.overlap import FireState
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.schedules.service import Schedules
+from app.workflows.state_machine.transitions import RunState
 from tests.faults.conftest import Stage, until
 
 SECOND = timedelta(seconds=1)

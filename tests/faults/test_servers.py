@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_celery import CeleryBrokerCluster, CeleryWorkerCluster
 
-from app.workflows.states import RunState
+from app.workflows.state_machine.states import RunState
 from tests.faults.conftest import Stage, generate, lattice, pids_of, until
 
 

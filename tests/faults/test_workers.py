@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from pytest_celery import CeleryWorkerCluster
 
-from app.fleet import files
-from app.workflows.states import RunState
+from app.catalog import files
+from app.workflows.state_machine.states import RunState
 from tests.faults.conftest import MODEL, Stage, generate, lattice, until
 
 

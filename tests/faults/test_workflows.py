@@ -9,8 +9,9 @@ from uuid import UUID
 from pytest_celery import CeleryBrokerCluster
 from sqlalchemy import text
 
-from app.workflows import check, registry
-from app.workflows.states import RunState
+from app.workflows import registry
+from app.workflows.language import check
+from app.workflows.state_machine.states import RunState
 from tests.faults.conftest import Stage, generate, lattice, until
 
 #: The order of the kills: another seed is another history.

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from app.fleet import books, ledger
 from app.fleet.hosts import Declared, Hosts
-from app.fleet.reservation import Claim, Refused
+from app.fleet.ledger import rules, session
+from app.fleet.ledger.reservation import ReservationRefused, ReservationRequest
 from app.kernel import ids
 from app.kernel.database import Database
 
@@ -27,13 +27,13 @@ def granted(
     after: frozenset[str] = frozenset(),
     configuration: str = "m-1.x",
     model: str = "m:1",
-) -> str | Refused:
+) -> str | ReservationRefused:
     """As the reconciler grants a pool."""
     with database.work() as work:
-        open_ = books.open_books(work, host)
+        open_ = session.open_session(work, host)
         id_ = str(ids.new_id())
-        claim = Claim(id_, books.next_epoch(work), host, configuration, sizes, open_.now + LEASE, after)
-        refused = open_.change(lambda found: ledger.claim(found, claim))
+        claim = ReservationRequest(id_, session.next_epoch(work), host, configuration, sizes, open_.now + LEASE, after)
+        refused = open_.change(lambda found: rules.claim(found, claim))
         if refused is not None:
             return refused
         open_.close()
@@ -61,7 +61,7 @@ def audit(database: Database) -> None:
         FROM device
     """
     with database.work() as work:
-        open_ = books.open_books(work)
-        assert ledger.problems(open_.ledger) == []
+        open_ = session.open_session(work)
+        assert rules.problems(open_.ledger) == []
         for row in work.rows(text(statement)):
             assert row.charged_bytes == row.counted <= row.capacity_bytes, row

@@ -17,22 +17,25 @@ from functools import partial
 import pytest
 from sqlalchemy import text
 
-from app.fleet import books, catalog, needs, reconcile, views
-from app.fleet.fleet import Priority
-from app.fleet.holder import Holder, Report
-from app.fleet.hosts import Declared, Ended, Granted, Hosts
-from app.fleet.needs import Known
-from app.fleet.orders import Orders
-from app.fleet.pool import Desired, Stage
-from app.fleet.reconcile import Asked, Waiting
-from app.fleet.reservation import Refused, Reservation
+from app.catalog import catalog
+from app.fleet import views
+from app.fleet.holder import HeartbeatReport, ReservationHolder
+from app.fleet.hosts import Declared, Granted, Hosts, PoolEnded
+from app.fleet.ledger import session
+from app.fleet.ledger.reservation import Reservation, ReservationRefused
+from app.fleet.pool import Desired, PoolPhase
 from app.fleet.rows import HostState
-from app.fleet.turn import Terms
+from app.footprint.layout import KnownLayout
 from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
+from app.kernel.priority import Priority
+from app.scheduler import needs, reconcile
+from app.scheduler.operator_commands import OperatorCommands
+from app.scheduler.reconcile import FleetDemand, Waiting
+from app.scheduler.reconcile_pass import ReconcileTimes
 from tests.fleet.granting import audit
-from workers import convergence
-from workers.convergence import Ask, Begin, GiveBack, Kill, Limits, Local, Watch
+from workers.agent import convergence
+from workers.agent.convergence import Ask, Begin, ConvergenceLimits, GiveBack, Kill, Local, Watch
 
 
 def seconds(count: float) -> timedelta:
@@ -40,10 +43,12 @@ def seconds(count: float) -> timedelta:
 
 
 POOL_LEASE, AGENT_LEASE = 20.0, 10.0
-#: A pool that could not renew for so long is gone (workers/heart.py).
+#: A pool that could not renew for so long is gone (workers/pool/heartbeat.py).
 GONE = 0.9 * POOL_LEASE
-TERMS = Terms(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
-LIMITS = Limits(start=seconds(60), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10))
+TERMS = ReconcileTimes(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
+LIMITS = ConvergenceLimits(
+    start=seconds(60), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10)
+)
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -91,7 +96,7 @@ class Process:
     bytes: dict[str, int]
     born: float
     renewed: float
-    stage: Stage = Stage.STARTING
+    stage: PoolPhase = PoolPhase.STARTING
     told: str = ""
     asked: bool = False
     #: Stopped by a signal: it does nothing, and touches what it has.
@@ -118,8 +123,8 @@ class World:
     def __init__(self, database: Database, seed: int) -> None:
         self.database, self.chance = database, random.Random(seed)
         self.hosts = Hosts(database, seconds(AGENT_LEASE), seconds(POOL_LEASE))
-        self.holder = Holder(database, seconds(POOL_LEASE))
-        self.orders = Orders(database, lambda: None)
+        self.holder = ReservationHolder(database, seconds(POOL_LEASE))
+        self.orders = OperatorCommands(database, lambda: None)
         entry = "[[models]]\nname = '{}'\nuse_cases = ['chat']\nsource = {{ path = '/m.gguf' }}\n{}\n"
         entries = "".join(entry.format(name, more) for name, (_, more) in MODELS.items())
         self.models = catalog.parse(entries, "catalog.toml").models
@@ -140,7 +145,7 @@ class World:
         for agent in self.agents.values():
             self.agent_turns(agent)
         layouts = [
-            Known(self.configurations[name], "L4", parts, "closed form", seconds(2), 10.0)
+            KnownLayout(self.configurations[name], "L4", parts, "closed form", seconds(2), 10.0)
             for name, (parts, _) in MODELS.items()
         ]
         self.hosts.declare_layouts(layouts)
@@ -166,7 +171,7 @@ class World:
             for model, since in self.waits.items()
         ]
         usage = {model: {Priority.STANDARD: 0.05} for model in self.served}
-        asked = Asked(self.models, waiting, usage, {})
+        asked = FleetDemand(self.models, waiting, usage, {})
         done = reconcile.reconcile(self.database, lambda _: asked, TERMS)
         assert done is not None
         assert done.refused == {}, "nothing is planned that the ledger refuses"
@@ -230,7 +235,7 @@ class World:
                 process.alive = False
             case GiveBack(why=why):
                 assert process is None or not process.alive
-                ended = Ended(pool.id, None, pool.id not in agent.asked, why, "")
+                ended = PoolEnded(pool.id, None, pool.id not in agent.asked, why, "")
                 self.hosts.release(agent.host, epoch, ended)
                 self.late.append(lambda: self.hosts.release(agent.host, epoch, ended))
 
@@ -242,11 +247,11 @@ class World:
         """One beat of a process, and what it does then."""
         if not process.alive or process.frozen or process.host in self.cut:
             return
-        serves = process.stage is Stage.SERVING and process.model in self.waits
-        report = Report(process.stage, told=process.told, busy=int(serves))
+        serves = process.stage is PoolPhase.SERVING and process.model in self.waits
+        report = HeartbeatReport(process.stage, told=process.told, busy=int(serves))
         begun = self.now
         try:
-            if process.stage is Stage.STARTING:
+            if process.stage is PoolPhase.STARTING:
                 self.finds_out(process)
             self.holder.renew(process.id, process.epoch, report)
         except LeaseLost:
@@ -257,12 +262,12 @@ class World:
         if serves:
             self.waits.pop(process.model)
             self.served.add(process.model)
-        if process.asked and process.stage is Stage.SERVING:
-            process.stage = Stage.DRAINING
-        elif process.asked or process.stage in {Stage.DRAINING, Stage.REFUSED}:
+        if process.asked and process.stage is PoolPhase.SERVING:
+            process.stage = PoolPhase.DRAINING
+        elif process.asked or process.stage in {PoolPhase.DRAINING, PoolPhase.REFUSED}:
             process.alive = False
-        elif process.stage is Stage.LOADING:
-            process.stage = Stage.SERVING
+        elif process.stage is PoolPhase.LOADING:
+            process.stage = PoolPhase.SERVING
 
     def finds_out(self, process: Process) -> None:
         """It needs a little less or more than was reserved."""
@@ -274,10 +279,10 @@ class World:
             process.alive = False
             self.late.append(lambda: self.holder.adjust(grant, wanted))
             return
-        if isinstance(refused := self.holder.adjust(grant, wanted), Refused):
-            process.stage, process.told = Stage.REFUSED, refused.reason
+        if isinstance(refused := self.holder.adjust(grant, wanted), ReservationRefused):
+            process.stage, process.told = PoolPhase.REFUSED, refused.reason
         else:
-            process.stage, process.bytes = Stage.LOADING, wanted
+            process.stage, process.bytes = PoolPhase.LOADING, wanted
 
     def time_passes(self) -> None:
         self.passes(self.chance.uniform(0.5, 10))
@@ -347,10 +352,10 @@ class World:
             return
         one = self.chance.choice(list(held.values()))
         acts: list[Callable[[], object]] = [
-            lambda: self.holder.renew(one.id, one.epoch - 1, Report(Stage.SERVING)),
+            lambda: self.holder.renew(one.id, one.epoch - 1, HeartbeatReport(PoolPhase.SERVING)),
             lambda: self.holder.take(one.id, one.epoch - 1),
             lambda: self.hosts.activate(one.host, 0, one.id, 1),
-            lambda: self.hosts.release(one.host, 0, Ended(one.id, 0, failed=False, ending="", log_tail="")),
+            lambda: self.hosts.release(one.host, 0, PoolEnded(one.id, 0, failed=False, ending="", log_tail="")),
             lambda: self.hosts.beat(one.host, 0, [], [], []),
         ]
         for act in acts:
@@ -364,7 +369,7 @@ class World:
 
     def reservations(self) -> Mapping[str, Reservation]:
         with self.database.work() as work:
-            return books.open_books(work, to_read=True).ledger.reservations
+            return session.open_session(work, to_read=True).ledger.reservations
 
     def check(self) -> None:
         """No device is charged, or touched, beyond what it has; whatever lives is charged, or its host is out."""
@@ -386,7 +391,7 @@ class World:
 
     def heal(self) -> None:
         """From now on nothing goes wrong, but that one of what serves is frozen. What is frozen stays so."""
-        serving = [one for one in self.processes.values() if one.stage is Stage.SERVING and not one.frozen]
+        serving = [one for one in self.processes.values() if one.stage is PoolPhase.SERVING and not one.frozen]
         for process in serving:
             self.goes_on(process)
         for process in [one for one in serving if one.alive][:1]:

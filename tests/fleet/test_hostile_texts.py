@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import text
 
 from app.fleet import views
-from app.fleet.holder import Holder, Report
-from app.fleet.hosts import Ended, Hosts, Observed
-from app.fleet.pool import Phase, Stage
+from app.fleet.holder import HeartbeatReport, ReservationHolder
+from app.fleet.hosts import Hosts, Observed, PoolEnded
+from app.fleet.pool import PoolPhase, ProcessState
 from app.kernel.database import Database
 from tests.fleet.granting import LEASE, begun, declared, granted
 
@@ -28,10 +28,12 @@ def test_bytes_come_back_whatever_a_pool_wrote(database: Database, hosts: Hosts,
     pool = granted(database, "h", {"d": 100})
     assert isinstance(pool, str)
     epoch = begun(hosts, "h", agent, pool)
-    Holder(database, LEASE).renew(pool, epoch, Report(Stage.SERVING, told=hostile, worker="pool@h"))
-    hosts.observe([Observed(pool, Phase.RUNNING, 1, 1, {}, {}, hostile)])
+    ReservationHolder(database, LEASE).renew(
+        pool, epoch, HeartbeatReport(PoolPhase.SERVING, told=hostile, worker="pool@h")
+    )
+    hosts.observe([Observed(pool, ProcessState.RUNNING, 1, 1, {}, {}, hostile)])
 
-    hosts.release("h", agent, Ended(pool, 1, failed=True, ending=hostile, log_tail=hostile))
+    hosts.release("h", agent, PoolEnded(pool, 1, failed=True, ending=hostile, log_tail=hostile))
 
     (device,) = views.hosts(database)[0].devices
     assert device.charged_bytes == 0

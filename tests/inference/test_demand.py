@@ -8,13 +8,15 @@ from uuid import UUID
 
 import pytest
 
-from app.fleet import files
-from app.fleet.reconcile import Asked
+from app.catalog import files
 from app.inference import demand
 from app.kernel.errors import InvalidInput, NotFound
-from app.workflows import check, registry, steering, views
-from app.workflows.service import Runs
-from app.workflows.submission import Submission
+from app.scheduler.reconcile import FleetDemand
+from app.workflows import registry
+from app.workflows.language import check
+from app.workflows.runs import control, views
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
 from tests.workflows.conftest import Hands, fails_then, failure
 
 TWO = """
@@ -27,7 +29,7 @@ steps:
 CATALOG = files.read_catalog()
 
 
-def asked(runs: Runs) -> Asked:
+def asked(runs: Runs) -> FleetDemand:
     return demand.asked(runs.database, CATALOG, ["smollm2:135m"])
 
 
@@ -44,13 +46,13 @@ def test_what_waits_is_told_by_model_class_and_namespace(runs: Runs) -> None:
     for labels in ({"namespace": "team-a"}, {"namespace": "team-a"}, {}):
         submit(runs, labels=labels)
     paused = submit(runs, labels={"namespace": "team-b"}, priority="interactive")
-    steering.pause(runs, paused)
+    control.pause(runs, paused)
 
     found = {(one.model, one.namespace): one for one in asked(runs).waiting if one.ready is None}
     assert {key: one.steps for key, one in found.items()} == {("m:1", "team-a"): 2, ("m:1", "default"): 1}
     assert asked(runs).wishes.keys() == {"smollm2:135m"}
 
-    steering.resume(runs, paused)
+    control.resume(runs, paused)
     assert ("m:1", "team-b") in {(one.model, one.namespace) for one in asked(runs).waiting}
 
 
@@ -107,9 +109,9 @@ def test_a_step_says_whether_it_waits_for_its_model_or_for_something_else(runs: 
 
     assert (demand.find_step(runs.database, a).model, told(a)) == ("m:1", "it waits for a slot of its model")
     assert "the steps that it needs" in told(b)
-    steering.pause(runs, run_id)
+    control.pause(runs, run_id)
     assert f"arriero runs resume {run_id}" in told(a)
-    steering.resume(runs, run_id)
+    control.resume(runs, run_id)
     claim = hands.claim("a", run_id)
     assert told(a) == "it is running, on hands"
     hands.do(claim, {"a": fails_then("x", 100)})

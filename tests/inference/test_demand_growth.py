@@ -9,13 +9,13 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from app.fleet import files
-from app.fleet.reconcile import Asked
+from app.catalog import files
 from app.inference import demand
 from app.kernel.database import Database
-from app.workflows import check
-from app.workflows.service import Runs
-from app.workflows.submission import Submission
+from app.scheduler.reconcile import FleetDemand
+from app.workflows.language import check
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
 from tests.growth import analyze, keep_ended, rows_read
 from tests.workflows.conftest import Hands
 
@@ -42,7 +42,7 @@ def one(database: Database) -> Iterator[Database]:
     made.close()
 
 
-def asked(database: Database) -> Asked:
+def asked(database: Database) -> FleetDemand:
     return demand.asked(database, CATALOG, [])
 
 

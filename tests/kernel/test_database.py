@@ -22,14 +22,14 @@ from sqlalchemy import text
 from sqlmodel import SQLModel
 
 from app.api.main import create_app
-from app.fleet import measurements  # noqa: F401 they enter the metadata
 from app.fleet import rows as fleet_rows  # noqa: F401 they too
+from app.footprint import measurements  # noqa: F401 they enter the metadata
 from app.kernel import database as databases
 from app.kernel.database import Database
 from app.kernel.embedded import PostgresServer, start_postgres
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 from app.kernel.settings import Settings
-from app.workflows import rows  # noqa: F401 they too
+from app.workflows.runs import rows  # noqa: F401 they too
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 they too
 from tests.frozen import frozen
 from workers.application import Application

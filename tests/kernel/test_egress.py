@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.kernel import egress
-from app.kernel.egress import Policy
+from app.kernel.egress import EgressPolicy
 
 LISTED = ("api.example.com", "*.example.org", "db.internal:8080", "*.pods:9000", "10.0.0.5", "[fd00::5]:99")
 
@@ -34,7 +34,7 @@ LISTED = ("api.example.com", "*.example.org", "db.internal:8080", "*.pods:9000",
     ],
 )
 def test_hosts_are_called_only_when_listed(url: tuple[str, str, int], allowed: bool) -> None:
-    refusal = Policy.of(LISTED, allow_private=False).refuse_host(*url)
+    refusal = EgressPolicy.of(LISTED, allow_private=False).refuse_host(*url)
 
     assert (refusal is None) is allowed
     if refusal is not None:
@@ -43,9 +43,9 @@ def test_hosts_are_called_only_when_listed(url: tuple[str, str, int], allowed: b
 
 def test_a_refusal_names_the_rule_that_would_allow_it() -> None:
     for scheme, host, port in (("https", "a.b", 443), ("https", "a.b", 80), ("http", "::1", 8080)):
-        refusal = Policy().refuse_host(scheme, host, port)
+        refusal = EgressPolicy().refuse_host(scheme, host, port)
         assert refusal is not None
-        assert Policy.of([refusal.split("'")[1]], allow_private=False).refuse_host(scheme, host, port) is None
+        assert EgressPolicy.of([refusal.split("'")[1]], allow_private=False).refuse_host(scheme, host, port) is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ PUBLIC = ("8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::8
 
 
 def test_addresses_are_public_private_or_out_of_the_question() -> None:
-    strict, lenient = Policy(), Policy(allow_private=True)
+    strict, lenient = EgressPolicy(), EgressPolicy(allow_private=True)
 
     assert [one for one in PUBLIC if strict.refuse_address("h", one)] == []
     assert [one for one in PRIVATE if lenient.refuse_address("h", one)] == []
@@ -82,7 +82,7 @@ def test_addresses_are_public_private_or_out_of_the_question() -> None:
 
 @given(st.ip_addresses())
 def test_no_address_that_is_not_global_passes(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
-    if Policy().refuse_address("h", str(address)) is None:
+    if EgressPolicy().refuse_address("h", str(address)) is None:
         inner = ipaddress.ip_address(int(address) & 0xFFFFFFFF) if str(address).startswith("64:ff9b::") else address
         assert inner.is_global
         assert not inner.is_multicast

@@ -108,7 +108,7 @@ def test_nothing_runs_when_the_pid_file_cannot_be_written(make: Callable[..., Ch
 def test_interrupt_while_the_pid_file_is_written_leaves_no_process(
     make: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(file: Path, record: pid_file.Record) -> None:
+    def interrupted(file: Path, record: pid_file.PidRecord) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pid_file, "write", interrupted)
@@ -287,7 +287,7 @@ def test_children_of_a_killed_parent_are_ended_at_the_next_start(tmp_path: Path)
 def test_stranger_with_a_recycled_pid_is_left_alone(tmp_path: Path) -> None:
     stranger = subprocess.Popen(["sleep", "600"])
     try:
-        record = pid_file.Record(
+        record = pid_file.PidRecord(
             name="old",
             pid=stranger.pid,
             birth="another-boot/1",
@@ -356,7 +356,7 @@ def test_a_process_whose_parent_died_is_adopted_and_ended(tmp_path: Path) -> Non
 
 
 def test_the_pid_file_of_a_dead_process_is_nobodys(tmp_path: Path) -> None:
-    record = pid_file.Record("kid", 2**22 - 1, "never", "sleep", 15, 2**22 - 2, "never")
+    record = pid_file.PidRecord("kid", 2**22 - 1, "never", "sleep", 15, 2**22 - 2, "never")
     pid_file.write(tmp_path / "kid.pid", record)
 
     assert process.adopt(tmp_path / "kid.pid", tmp_path / "kid.log") is None

@@ -11,11 +11,11 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.fleet.nudge import nudge
 from app.kernel.broker import CeleryPublisher
 from app.kernel.dead_letters import Reason
 from app.kernel.settings import Settings
-from app.workflows.messages import RUN_STEP
+from app.scheduler.wake_up import wake_reconciler
+from app.workflows.runs.messages import RUN_STEP
 from workers import messages
 from workers.application import Application
 from workers.messages import LARGEST, TASKS, Poison, taken
@@ -61,7 +61,7 @@ def test_what_the_publisher_sends_is_taken_as_it_is(publisher: CeleryPublisher, 
 
 
 def test_when_it_expires_is_kept(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
-    nudge(publisher)
+    wake_reconciler(publisher)
     sent = valkey.lindex("control", 0)
     assert json.loads(taken(sent.encode(), "control", 0, "tag"))["headers"]["expires"] is not None
 

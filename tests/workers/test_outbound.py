@@ -24,8 +24,8 @@ from app.kernel import log
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
 from app.kernel.settings import LogSettings
-from app.workflows.calls import Call, json_body, text_body
-from app.workflows.http_answers import Answer
+from app.workflows.http.answers import Answer
+from app.workflows.http.calls import HttpCall, json_body, text_body
 from workers import outbound
 from workers.connections import Resolve
 
@@ -136,12 +136,12 @@ def settings(*servers: Server, **more: Any) -> HttpSettings:
     return HttpSettings(**{"allowed_hosts": tuple(listed), "allow_private": True} | more)
 
 
-def call(request: Call, *servers: Server, resolve: Resolve | None = None, **more: Any) -> Answer:
+def call(request: HttpCall, *servers: Server, resolve: Resolve | None = None, **more: Any) -> Answer:
     given = {} if resolve is None else {"resolve": resolve}
     return outbound.call(request, settings=settings(*servers, **more), on_stop=lambda _: None, **given)
 
 
-def failed(request: Call, *servers: Server, **more: Any) -> StepFailure:
+def failed(request: HttpCall, *servers: Server, **more: Any) -> StepFailure:
     with pytest.raises(StepFailure) as caught:
         call(request, *servers, **more)
     assert caught.value.__cause__ is None
@@ -151,7 +151,7 @@ def failed(request: Call, *servers: Server, **more: Any) -> StepFailure:
 def test_a_call_and_its_answer(server: Server) -> None:
     server.says("/orders", b'{"id": 7}', X_Kind="order", Set_Cookie="session=1")
     answer = call(
-        Call(
+        HttpCall(
             f"{server.url}/orders?a=1",
             headers={"X-Trace": "t"},
             query={"q": "two words & more"},
@@ -175,10 +175,10 @@ def test_texts_and_packed_answers_are_read(server: Server) -> None:
     server.says("/packed", gzip.compress(b'["a"]') + gzip.compress(b""), Content_Encoding="gzip")
     server.says("/nothing", b"")
 
-    assert call(Call(f"{server.url}/text"), server).body == "größe"
-    assert call(Call(f"{server.url}/packed"), server).body == ["a"]
-    assert call(Call(f"{server.url}/nothing"), server).body is None
-    assert call(Call(f"{server.url}/packed", "HEAD"), server).body is None
+    assert call(HttpCall(f"{server.url}/text"), server).body == "größe"
+    assert call(HttpCall(f"{server.url}/packed"), server).body == ["a"]
+    assert call(HttpCall(f"{server.url}/nothing"), server).body is None
+    assert call(HttpCall(f"{server.url}/packed", "HEAD"), server).body is None
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_texts_and_packed_answers_are_read(server: Server) -> None:
 )
 def test_what_cannot_be_kept_fails_the_attempt(server: Server, body: bytes, kind: str) -> None:
     server.says("/", body, kind=kind)
-    assert failed(Call(server.url), server).reason is FailureReason.HTTP_UNUSABLE
+    assert failed(HttpCall(server.url), server).reason is FailureReason.HTTP_UNUSABLE
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_other_statuses_are_failures_that_keep_what_was_said(
     server: Server, status: int, reason: FailureReason
 ) -> None:
     server.says("/x", b"no\0 luck" + b"." * 10_000, status, Retry_After="7", Location="/y")
-    failure = failed(Call(f"{server.url}/x?q=1"), server)
+    failure = failed(HttpCall(f"{server.url}/x?q=1"), server)
 
     assert (failure.reason, failure.status) == (reason, status)
     assert failure.message.startswith(f"GET {server.url}/x answered {status}")
@@ -223,14 +223,14 @@ def test_other_statuses_are_failures_that_keep_what_was_said(
 
 def test_the_step_says_what_is_a_success(server: Server) -> None:
     server.says("/", b"gone", 404, kind="text/plain")
-    found = call(Call(server.url, expect=(404,)), server).output()
+    found = call(HttpCall(server.url, expect=(404,)), server).output()
     assert (found["status"], found["headers"]["content-type"], found["body"]) == (404, "text/plain", "gone")
     server.says("/", b"{}", 200)
-    assert failed(Call(server.url, expect=(404,)), server).reason is FailureReason.HTTP_UNUSABLE
+    assert failed(HttpCall(server.url, expect=(404,)), server).reason is FailureReason.HTTP_UNUSABLE
 
 
 def test_what_is_not_listed_is_not_called(server: Server) -> None:
-    failure = failed(Call(server.url))
+    failure = failed(HttpCall(server.url))
 
     assert failure.reason is FailureReason.HTTP_REFUSED
     assert f"http.allowed_hosts does not list '127.0.0.1:{server.port}'" in failure.message
@@ -239,15 +239,15 @@ def test_what_is_not_listed_is_not_called(server: Server) -> None:
 
 def test_private_addresses_are_refused_whatever_the_name(server: Server) -> None:
     """Nothing is connected to, where one of a name's addresses is private."""
-    named = Call(f"http://api.example.test:{server.port}/")
+    named = HttpCall(f"http://api.example.test:{server.port}/")
     for addresses in (["127.0.0.1"], ["93.184.216.34", "10.0.0.1"], ["::ffff:127.0.0.1"], ["169.254.169.254"]):
         failure = failed(named, server, resolve=Resolver(addresses), allow_private=False)
         assert failure.reason is FailureReason.HTTP_REFUSED
         assert addresses[-1] in failure.message
-    assert "http.allow_private would allow it" in failed(Call(server.url), server, allow_private=False).message
+    assert "http.allow_private would allow it" in failed(HttpCall(server.url), server, allow_private=False).message
     for spelling in ("2130706433", "0x7f.1", "localhost"):
         listed = {"allowed_hosts": (f"{spelling}:{server.port}",), "allow_private": False}
-        assert "this machine itself" in failed(Call(f"http://{spelling}:{server.port}/"), **listed).message
+        assert "this machine itself" in failed(HttpCall(f"http://{spelling}:{server.port}/"), **listed).message
     assert failed(named, server, resolve=Resolver(["169.254.169.254"])).reason is FailureReason.HTTP_REFUSED
     assert server.seen == []
 
@@ -257,10 +257,10 @@ def test_a_name_is_asked_for_once_and_the_address_that_was_judged_is_called(serv
     server.says("/", b"1")
     resolver = Resolver(["127.0.0.1"], ["169.254.169.254"])
 
-    assert call(Call(f"http://api.example.test:{server.port}/"), server, resolve=resolver).body == 1
+    assert call(HttpCall(f"http://api.example.test:{server.port}/"), server, resolve=resolver).body == 1
     assert resolver.asked == 1
     assert server.seen[0][2]["Host"] == f"api.example.test:{server.port}"
-    assert failed(Call(f"http://api.example.test:{server.port}/"), server, resolve=resolver).reason is (
+    assert failed(HttpCall(f"http://api.example.test:{server.port}/"), server, resolve=resolver).reason is (
         FailureReason.HTTP_REFUSED
     )
 
@@ -268,14 +268,14 @@ def test_a_name_is_asked_for_once_and_the_address_that_was_judged_is_called(serv
 def test_the_next_address_is_tried_when_one_takes_no_connection(server: Server) -> None:
     server.says("/", b"1")
     resolver = Resolver(["127.0.0.2", "127.0.0.1"])
-    assert call(Call(f"http://api.example.test:{server.port}/"), server, resolve=resolver).body == 1
+    assert call(HttpCall(f"http://api.example.test:{server.port}/"), server, resolve=resolver).body == 1
 
 
 def test_what_cannot_be_reached_says_why(server: Server) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        failure = failed(Call(f"http://127.0.0.1:{port}/"), allowed_hosts=(f"127.0.0.1:{port}",))
+        failure = failed(HttpCall(f"http://127.0.0.1:{port}/"), allowed_hosts=(f"127.0.0.1:{port}",))
     assert (failure.reason, failure.message) == (
         FailureReason.HTTP_UNREACHABLE,
         f"GET http://127.0.0.1:{port}/ cannot be reached: 127.0.0.1: Connection refused",
@@ -284,7 +284,7 @@ def test_what_cannot_be_reached_says_why(server: Server) -> None:
     server.does("/nonsense", lambda handler: handler.wfile.write(b"SSH-2.0-x\r\n\r\n"))
     server.does("/silence", lambda _: None)
     for path in ("/cut", "/nonsense", "/silence"):
-        assert failed(Call(server.url + path), server).reason is FailureReason.HTTP_UNREACHABLE
+        assert failed(HttpCall(server.url + path), server).reason is FailureReason.HTTP_UNREACHABLE
 
 
 def test_redirects_are_followed_only_when_asked_and_judged_each(server: Server, other: Server) -> None:
@@ -294,13 +294,13 @@ def test_redirects_are_followed_only_when_asked_and_judged_each(server: Server, 
     server.says("/cloud", status=307, Location="http://169.254.169.254/latest/meta-data")
     server.says("/round", status=302, Location="/round")
 
-    assert "follow_redirects would go there" in failed(Call(f"{server.url}/a"), server).message
-    assert call(Call(f"{server.url}/a", follow_redirects=True), server).body == 2
-    assert "does not list '127.0.0.1:1'" in failed(Call(f"{server.url}/out", follow_redirects=True), server).message
+    assert "follow_redirects would go there" in failed(HttpCall(f"{server.url}/a"), server).message
+    assert call(HttpCall(f"{server.url}/a", follow_redirects=True), server).body == 2
+    assert "does not list '127.0.0.1:1'" in failed(HttpCall(f"{server.url}/out", follow_redirects=True), server).message
     everything = {"allowed_hosts": (f"127.0.0.1:{server.port}", "169.254.169.254")}
-    failure = failed(Call(f"{server.url}/cloud", follow_redirects=True), **everything)
+    failure = failed(HttpCall(f"{server.url}/cloud", follow_redirects=True), **everything)
     assert "the metadata service of a cloud" in failure.message
-    assert "more than 5 redirects" in failed(Call(f"{server.url}/round", follow_redirects=True), server).message
+    assert "more than 5 redirects" in failed(HttpCall(f"{server.url}/round", follow_redirects=True), server).message
 
 
 def test_a_redirect_takes_no_secret_to_another_place(server: Server, other: Server) -> None:
@@ -312,14 +312,14 @@ def test_a_redirect_takes_no_secret_to_another_place(server: Server, other: Serv
     headers = {"Authorization": "Bearer abc/def", "X-Key": "abc/def", "Accept": "text/plain"}
     given = {"headers": headers, "follow_redirects": True, "secrets": ("abc/def",)}
 
-    call(Call(f"{server.url}/move", **given), server, other)
+    call(HttpCall(f"{server.url}/move", **given), server, other)
     assert {"Authorization", "X-Key"} & set(other.seen[0][2]) == set()
     assert other.seen[0][2]["Accept"] == "text/plain"
-    call(Call(f"{server.url}/same", **given), server)
+    call(HttpCall(f"{server.url}/same", **given), server)
     assert server.seen[-1][2]["Authorization"] == "Bearer abc/def"
     for request in (
-        Call(f"{server.url}/move", body=text_body("key: abc/def"), **given),
-        Call(f"{server.url}/echo", **given),
+        HttpCall(f"{server.url}/move", body=text_body("key: abc/def"), **given),
+        HttpCall(f"{server.url}/echo", **given),
     ):
         failure = failed(request, server, other)
         assert (failure.reason, "abc" in failure.message) == (FailureReason.HTTP_REFUSED, False)
@@ -343,18 +343,18 @@ def test_long_answers_and_bombs_stop_where_the_bound_is(server: Server) -> None:
 
     server.does("/endless", endless)
     for path in ("/bomb", "/long", "/endless"):
-        failure = failed(Call(server.url + path, max_bytes=1000), server)
+        failure = failed(HttpCall(server.url + path, max_bytes=1000), server)
         assert (failure.reason, "max_bytes (1000)" in failure.message) == (FailureReason.HTTP_UNUSABLE, True)
     assert server.left.wait(60)
-    assert failed(Call(f"{server.url}/bombed"), server).reason is FailureReason.HTTP_5XX
-    assert call(Call(f"{server.url}/fits", max_bytes=1000), server).body == "." * 1000
+    assert failed(HttpCall(f"{server.url}/bombed"), server).reason is FailureReason.HTTP_5XX
+    assert call(HttpCall(f"{server.url}/fits", max_bytes=1000), server).body == "." * 1000
 
 
 def test_half_a_gzip_is_no_answer(server: Server) -> None:
     server.says("/", gzip.compress(b"x" * 9)[:-4], Content_Encoding="gzip", kind="text/plain")
-    assert "ends too early" in failed(Call(server.url), server).message
+    assert "ends too early" in failed(HttpCall(server.url), server).message
     server.says("/", b"plain", Content_Encoding="br", kind="text/plain")
-    assert "packed as 'br'" in failed(Call(server.url), server).message
+    assert "packed as 'br'" in failed(HttpCall(server.url), server).message
 
 
 def dribble(server: Server) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -377,7 +377,7 @@ def test_the_timeout_is_for_all_of_it(server: Server) -> None:
     server.does("/never", lambda _: server.go_on.wait(60))
 
     for path in ("/slow", "/never"):
-        failure = failed(Call(server.url + path, timeout=timedelta(seconds=0.05)), server)
+        failure = failed(HttpCall(server.url + path, timeout=timedelta(seconds=0.05)), server)
         assert (failure.reason, failure.message) == (FailureReason.TIMEOUT, "the call was not done after 0.05 s")
 
 
@@ -402,11 +402,11 @@ def mute() -> Iterator[tuple[int, threading.Event]]:
 def test_a_connection_has_a_timeout_of_its_own() -> None:
     with mute() as (port, _):
         listed = {"allowed_hosts": (f"127.0.0.1:{port}",), "connect_timeout": "50ms"}
-        failure = failed(Call(f"https://127.0.0.1:{port}/"), **listed)
+        failure = failed(HttpCall(f"https://127.0.0.1:{port}/"), **listed)
     assert (failure.reason, "http.connect_timeout" in failure.message) == (FailureReason.TIMEOUT, True)
 
 
-def stopped(request: Call, allowed: HttpSettings, when: threading.Event, **more: Any) -> None:
+def stopped(request: HttpCall, allowed: HttpSettings, when: threading.Event, **more: Any) -> None:
     """Make a call on a thread, stop it when the event is there, and see that it ends."""
     outcome: list[BaseException] = []
     stops: list[Callable[[], None]] = []
@@ -428,12 +428,12 @@ def stopped(request: Call, allowed: HttpSettings, when: threading.Event, **more:
 
 def test_a_call_is_stopped_while_it_waits_for_an_answer(server: Server) -> None:
     server.does("/never", lambda _: server.go_on.wait(60))
-    stopped(Call(f"{server.url}/never"), settings(server), server.arrived)
+    stopped(HttpCall(f"{server.url}/never"), settings(server), server.arrived)
 
 
 def test_a_call_is_stopped_in_the_middle_of_an_answer(server: Server) -> None:
     server.does("/slow", dribble(server))
-    stopped(Call(f"{server.url}/slow"), settings(server), server.flowing)
+    stopped(HttpCall(f"{server.url}/slow"), settings(server), server.flowing)
     assert server.left.wait(60)
 
 
@@ -445,19 +445,21 @@ def test_a_call_is_stopped_while_the_name_is_looked_up() -> None:
         go_on.wait(60)
         return []
 
-    stopped(Call("http://api.example.test/"), HttpSettings(allowed_hosts=("api.example.test",)), asked, resolve=resolve)
+    stopped(
+        HttpCall("http://api.example.test/"), HttpSettings(allowed_hosts=("api.example.test",)), asked, resolve=resolve
+    )
     go_on.set()
 
 
 def test_a_call_is_stopped_while_encryption_is_agreed_on() -> None:
     with mute() as (port, heard):
         allowed = HttpSettings(allowed_hosts=(f"127.0.0.1:{port}",), allow_private=True)
-        stopped(Call(f"https://127.0.0.1:{port}/"), allowed, heard)
+        stopped(HttpCall(f"https://127.0.0.1:{port}/"), allowed, heard)
 
 
 def test_a_call_that_was_to_stop_already_does_nothing(server: Server) -> None:
     with pytest.raises(CancelledError):
-        outbound.call(Call(server.url), settings=settings(server), on_stop=lambda stop: stop())
+        outbound.call(HttpCall(server.url), settings=settings(server), on_stop=lambda stop: stop())
     assert server.seen == []
 
 
@@ -465,12 +467,12 @@ def test_encryption_is_checked_against_the_name_not_the_address() -> None:
     server = Server(TLS / "server.pem")
     server.says("/", b'"safe"')
     trusted = {"ca_file": TLS / "authority.pem"}
-    named = Call(f"https://api.example.test:{server.port}/")
+    named = HttpCall(f"https://api.example.test:{server.port}/")
     try:
         assert call(named, server, resolve=Resolver(["127.0.0.1"]), **trusted).body == "safe"
-        wrong = failed(Call(f"https://127.0.0.1:{server.port}/"), server, **trusted)
+        wrong = failed(HttpCall(f"https://127.0.0.1:{server.port}/"), server, **trusted)
         unknown = failed(named, server, resolve=Resolver(["127.0.0.1"]))
-        plain = failed(Call(f"http://api.example.test:{server.port}/"), server, resolve=Resolver(["127.0.0.1"]))
+        plain = failed(HttpCall(f"http://api.example.test:{server.port}/"), server, resolve=Resolver(["127.0.0.1"]))
     finally:
         server.close()
     assert {one.reason for one in (wrong, unknown, plain)} == {FailureReason.HTTP_UNREACHABLE}
@@ -486,7 +488,7 @@ def test_a_name_that_no_resolver_asks_for_fails_at_once(server: Server, error: E
     def refusing(host: str, port: int) -> Sequence[str]:
         raise error
 
-    asked = Call(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1))
+    asked = HttpCall(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1))
     failure = failed(asked, server, resolve=refusing)
 
     assert failure.reason is FailureReason.HTTP_UNREACHABLE
@@ -498,7 +500,7 @@ def test_a_resolver_that_breaks_is_heard_of(server: Server) -> None:
         raise RuntimeError("no resolver here")
 
     with pytest.raises(RuntimeError, match="no resolver here"):
-        call(Call(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1)), server, resolve=broken)
+        call(HttpCall(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1)), server, resolve=broken)
 
 
 def test_no_secret_is_in_answers_errors_or_logs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -524,18 +526,18 @@ def test_no_secret_is_in_answers_errors_or_logs(server: Server, capsys: pytest.C
             "body": json_body({"token": SECRET}),
             "secrets": (*SECRETS, "s3cr3t"),
         }
-        answer = call(Call(f"{server.url}/echo", **given), server)
+        answer = call(HttpCall(f"{server.url}/echo", **given), server)
         failures = [
-            failed(Call(f"{server.url}/fail", **given), server),
-            failed(Call(f"{server.url}/{SECRET}", **given)),
-            failed(Call("http://s3cr3t.example.test/", **given), allowed_hosts=("*.example.test",)),
-            failed(Call(server.url, headers={"X-Key": f"{SECRET}\n"}, secrets=SECRETS), server),
-            failed(Call(f"ftp://{SECRET}@h/", secrets=SECRETS), server),
+            failed(HttpCall(f"{server.url}/fail", **given), server),
+            failed(HttpCall(f"{server.url}/{SECRET}", **given)),
+            failed(HttpCall("http://s3cr3t.example.test/", **given), allowed_hosts=("*.example.test",)),
+            failed(HttpCall(server.url, headers={"X-Key": f"{SECRET}\n"}, secrets=SECRETS), server),
+            failed(HttpCall(f"ftp://{SECRET}@h/", secrets=SECRETS), server),
         ]
     finally:
         logging.getLogger().handlers[:], logging.getLogger().level = handlers, level
     shown = [repr(answer), *(repr(vars(failure)) for failure in failures), *map(str, failures)]
-    shown += [repr(Call(f"{server.url}/?{SECRET}", **given)), *capsys.readouterr()]
+    shown += [repr(HttpCall(f"{server.url}/?{SECRET}", **given)), *capsys.readouterr()]
 
     assert server.seen[0][2]["X-Key"] == "s3cr3t"
     assert answer.body["***"] == ["***"]

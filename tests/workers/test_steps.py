@@ -11,15 +11,16 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from app.fleet.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.kernel.secrets import Secrets
 from app.kernel.settings import Settings
-from app.workflows import change as changes
-from app.workflows import check, claims, views
-from app.workflows.outcomes import Success
-from app.workflows.service import Runs
-from app.workflows.submission import Submission
-from workers import kinds
+from app.workflows.language import check
+from app.workflows.runs import change as changes
+from app.workflows.runs import claims, views
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
+from app.workflows.state_machine.outcomes import Success
+from workers import step_kinds
 from workers.leases import Leases
 from workers.runtime import Runtime
 from workers.steps import run_step
@@ -47,11 +48,11 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the steps whose work is done, in their order."""
     found: list[str] = []
 
-    def do(task: kinds.Task) -> Success:
+    def do(task: step_kinds.StepTask) -> Success:
         found.append(task.claim.key)
         return Success(None)
 
-    monkeypatch.setattr(kinds, "do", do)
+    monkeypatch.setattr(step_kinds, "do", do)
     return found
 
 
@@ -73,7 +74,7 @@ def test_an_outcome_that_cannot_be_recorded_fails_the_step_and_is_not_made_again
     runtime: Runtime, done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = submit(runtime.runs)
-    monkeypatch.setattr(changes.Change, "succeed", raises)
+    monkeypatch.setattr(changes.RunChange, "succeed", raises)
     work(runtime)
 
     found = views.run(runtime.runs.database, run_id)
@@ -89,7 +90,7 @@ def test_where_its_failure_cannot_be_recorded_either_the_run_ends(
     runtime: Runtime, done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = submit(runtime.runs)
-    monkeypatch.setattr(changes.Change, "write", raises)
+    monkeypatch.setattr(changes.RunChange, "write", raises)
     work(runtime)
 
     found = views.run(runtime.runs.database, run_id)

@@ -12,14 +12,15 @@ import pytest
 from sqlalchemy import text
 
 from app.kernel.errors import FailureReason, LeaseLost, StepFailure
-from app.workflows import check, steering, views
-from app.workflows.claims import Claim
-from app.workflows.outcomes import Failure, Outcome, Success
-from app.workflows.service import Runs
-from app.workflows.steps import MODEL_KINDS, HttpFields
-from app.workflows.submission import Submission
-from app.workflows.sweep import sweep
-from workers import kinds
+from app.workflows.language import check
+from app.workflows.language.steps import MODEL_KINDS, HttpFields
+from app.workflows.runs import control, views
+from app.workflows.runs.claims import Claim
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
+from app.workflows.runs.sweep import sweep
+from app.workflows.state_machine.outcomes import Failure, Outcome, Success
+from workers import step_kinds
 from workers.leases import Holding
 
 _READY = text("""
@@ -89,7 +90,7 @@ class Hands:
             return found if isinstance(found, Success | Failure) else Success(found)
         runtime: Any = SimpleNamespace(runs=self.runs, engine=None)
         try:
-            return kinds.do(kinds.Task(claim, Holding(claim), runtime))
+            return step_kinds.do(step_kinds.StepTask(claim, Holding(claim), runtime))
         except StepFailure as error:
             return Failure(error.reason, error.message)
 
@@ -132,8 +133,8 @@ class Hands:
     def history(self, run_id: UUID) -> list[Any]:
         return views.history(self.runs.database, run_id)[1]
 
-    def tell(self, run_id: UUID, name: str, payload: Any = None, key: str | None = None) -> steering.Told:
-        return steering.tell(self.runs, run_id, name, payload, key)
+    def tell(self, run_id: UUID, name: str, payload: Any = None, key: str | None = None) -> control.Told:
+        return control.tell(self.runs, run_id, name, payload, key)
 
 
 def failure(reason: str = "engine_error", message: str = "it broke") -> Failure:

@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.kernel import grammar, json_schema
+from app import grammar, json_schema
 from app.kernel.errors import InvalidInput, StepFailure
-from app.workflows import check, conditions, expressions, inputs, source, transforms
-from app.workflows.definition import Definition
-from app.workflows.expressions import Scope
-from app.workflows.steps import TransformFields
+from app.workflows.expressions import conditions, templates, transforms
+from app.workflows.expressions.templates import Scope
+from app.workflows.language import check, inputs, source
+from app.workflows.language.definition import Definition
+from app.workflows.language.steps import TransformFields
 
 #: Bytes that the process may take beyond those that it has once everything is imported.
 ROOM = 400 * 1024 * 1024
@@ -43,8 +44,8 @@ SCOPE = Scope(tuple(DATA["inputs"]), ())
 
 
 def template(text: str) -> str:
-    found = expressions.check(text, "t", SCOPE)
-    return refused(found) if found else f"gives {len(expressions.render(text, DATA))} characters"
+    found = templates.check(text, "t", SCOPE)
+    return refused(found) if found else f"gives {len(templates.render(text, DATA))} characters"
 
 
 def cel(text: str) -> str:

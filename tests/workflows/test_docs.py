@@ -20,19 +20,20 @@ from pydantic.fields import FieldInfo
 
 from app.api import runs
 from app.api.main import ROUTERS
+from app.catalog import files
 from app.cli import app as command
-from app.fleet import files
 from app.kernel import durations
-from app.kernel.egress import Policy
+from app.kernel.egress import EgressPolicy
 from app.kernel.errors import FailureReason
-from app.workflows import check, misfits, registry, source
-from app.workflows import definition as definitions
-from app.workflows import steps as kinds
-from app.workflows.check import Catalogued
-from app.workflows.outcomes import Success
+from app.workflows import registry
+from app.workflows.language import check, shape_errors, source
+from app.workflows.language import definition as definitions
+from app.workflows.language import steps as kinds
+from app.workflows.language.check import Catalogued
+from app.workflows.runs.submission import Submission
 from app.workflows.schedules import check as schedule_check
-from app.workflows.states import RunState, StepState
-from app.workflows.submission import Submission
+from app.workflows.state_machine.outcomes import Success
+from app.workflows.state_machine.states import RunState, StepState
 from tests.workflows.conftest import Hands, failure
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGE = (ROOT / "docs/workflows.md").read_text()
 KNOWN = Catalogued(
     frozenset(files.read_catalog().names),
-    Policy.of(["api.example.com", "crm.example.com"], allow_private=False),
+    EgressPolicy.of(["api.example.com", "crm.example.com"], allow_private=False),
 )
 
 
@@ -160,7 +161,7 @@ def tables() -> Iterator[tuple[str, list[list[str]]]]:
 
 
 TABLES = dict(tables())
-STEP = {*kinds.StepPart.model_fields, *kinds.Work.model_fields, "kind"}
+STEP = {*kinds.StepPart.model_fields, *kinds.StepWork.model_fields, "kind"}
 TYPES: Mapping[str, tuple[type[BaseModel], set[str]]] = {
     "The document: field": (definitions.Definition, set()),
     "Steps: field": (kinds.NoopStep, set()),
@@ -271,7 +272,7 @@ def test_every_shipped_workflow_is_documented() -> None:
 
 def test_every_kind_has_its_heading() -> None:
     assert [kind for kind in kinds.KINDS if f"### `{kind}`\n" not in LANGUAGE] == []
-    assert set(misfits.KINDS) == set(kinds.KINDS)
+    assert set(shape_errors.KINDS) == set(kinds.KINDS)
 
 
 def commands() -> list[str]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from app.kernel import json_schema
+from app import json_schema
 from app.kernel.errors import FailureReason, InvalidDefinition, InvalidInput, StepFailure
-from app.workflows import check, inputs, outputs
-from app.workflows.definition import Definition, Output
+from app.workflows.language import check, inputs, outputs
+from app.workflows.language.definition import Definition, Output
 
 #: Lists in lists: sixty lines make 2^60 values.
 SHARED = "{% set a = ['x'] %}" + "{% set a = [a, a] %}" * 60

@@ -14,18 +14,20 @@ from uuid import UUID
 import pytest
 from jsonschema import Draft202012Validator
 
-from app.fleet import files
+from app.catalog import files
 from app.inference import prompts
 from app.kernel import settings
 from app.kernel.secrets import Secrets
 from app.kernel.settings import HttpSettings
-from app.workflows import registry, source
-from app.workflows.service import Runs
-from app.workflows.submission import Submission
+from app.workflows import registry
+from app.workflows.language import source
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
 from tests.workflows.conftest import Hands, failure
-from workers import pool, steps
+from workers import steps
 from workers.engine.engine import LlamaEngine
 from workers.leases import Leases
+from workers.pool import pool
 from workers.runtime import Runtime
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

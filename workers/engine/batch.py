@@ -25,7 +25,7 @@ STARVED = 64
 
 
 @dataclass(slots=True)
-class Work:
+class BatchWork:
     """A request in a slot, as the decode sees it."""
 
     id: int
@@ -48,13 +48,13 @@ class Work:
 class Piece:
     """Tokens of one request in a decode."""
 
-    work: Work
+    work: BatchWork
     count: int
     #: These are all that is left: the next token is chosen from this decode.
     ends: bool
 
 
-def plan_decode(works: Sequence[Work], batch_tokens: int, prefill_tokens: int) -> list[Piece]:
+def plan_decode(works: Sequence[BatchWork], batch_tokens: int, prefill_tokens: int) -> list[Piece]:
     """
     What the next decode holds, ordered by sequence: llama.cpp computes neighbours together.
 
@@ -82,7 +82,7 @@ def plan_decode(works: Sequence[Work], batch_tokens: int, prefill_tokens: int) -
     return pieces
 
 
-def plan_alone(works: Sequence[Work], batch_tokens: int) -> list[Piece]:
+def plan_alone(works: Sequence[BatchWork], batch_tokens: int) -> list[Piece]:
     """The reproducible decode: one request only, in chunks that depend on nothing but itself; all take turns."""
     if not works:
         return []
@@ -91,7 +91,7 @@ def plan_alone(works: Sequence[Work], batch_tokens: int) -> list[Piece]:
     return [Piece(work, count, ends=count == work.left)]
 
 
-def note_turns(works: Sequence[Work], pieces: Sequence[Piece]) -> None:
+def note_turns(works: Sequence[BatchWork], pieces: Sequence[Piece]) -> None:
     """Count the decodes that each work was left out of."""
     for work in works:
         work.waited += 1
@@ -130,7 +130,7 @@ class Victim:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class BatchRoom:
     """What is there for the next request."""
 
     slots: int
@@ -157,7 +157,7 @@ def effective_rank(rank: int, waited: float, patience: float) -> int:
     return max(INTERACTIVE, rank - int(waited / patience)) if patience > 0 else rank
 
 
-def next_admission(candidates: Iterable[Candidate], victims: Sequence[Victim], room: Room) -> Admit | Park | None:
+def next_admission(candidates: Iterable[Candidate], victims: Sequence[Victim], room: BatchRoom) -> Admit | Park | None:
     """
     What to do next for the waiting requests, given best first: one step, or nothing.
 

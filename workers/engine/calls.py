@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from app.inference.requests import Message, Tool, ToolCall
+from app.inference.requests import ChatMessage, Tool, ToolCall
 
 Style = Literal["hermes", "llama3"]
 
@@ -30,7 +30,7 @@ _WHITE = " \t\r\n"
 
 
 @dataclass(slots=True)
-class Watch:
+class ToolCallWatch:
     """Looks for the place where a text turns into calls, piece by piece."""
 
     style: Style
@@ -61,7 +61,7 @@ class Watch:
         held, self._held = self._held, ""
         return held
 
-    def after(self, new: str) -> Watch:
+    def after(self, new: str) -> ToolCallWatch:
         """As it would stand after `new`; this one stays as it is."""
         other = replace(self)
         other.feed(new)
@@ -137,7 +137,7 @@ def described(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def in_words(messages: Sequence[Message], tools: Sequence[Tool], style: Style) -> tuple[Message, ...]:
+def in_words(messages: Sequence[ChatMessage], tools: Sequence[Tool], style: Style) -> tuple[ChatMessage, ...]:
     """The messages for a template that knows no tools: what they are, were asked and gave is told in plain text."""
     told = [_plain(message, style) for message in messages]
     if not tools:
@@ -148,18 +148,18 @@ def in_words(messages: Sequence[Message], tools: Sequence[Tool], style: Style) -
     text = f"You may call these functions, given as JSON Schema:\n{listed}\n\nTo call one, {how}"
     first = next((index for index, message in enumerate(told) if message.role == "system"), None)
     if first is None:
-        return (Message("system", text), *told)
+        return (ChatMessage("system", text), *told)
     told[first] = replace(told[first], content=f"{told[first].content}\n\n{text}")
     return tuple(told)
 
 
-def _plain(message: Message, style: Style) -> Message:
+def _plain(message: ChatMessage, style: Style) -> ChatMessage:
     if message.role == "tool":
-        return Message("user", f"<tool_response>\n{message.content}\n</tool_response>")
+        return ChatMessage("user", f"<tool_response>\n{message.content}\n</tool_response>")
     if not message.tool_calls:
         return message
     parts = (message.content, written(message.tool_calls, style))
-    return Message(message.role, "\n".join(part for part in parts if part))
+    return ChatMessage(message.role, "\n".join(part for part in parts if part))
 
 
 def under(schema: Any, path: str) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.engine.best import Best, Ids
-from workers.engine.llama import Model
+from workers.engine.llama import LlamaModel
 
 Row = npt.NDArray[np.float32]
 
@@ -33,7 +33,7 @@ MORE, MANY = 256, 2048
 class Alphabet:
     """The tokens of a vocabulary by their first byte. Made at the first use; then any thread may read it."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: LlamaModel) -> None:
         self._model = model
         self._lock = threading.Lock()
         self._groups: dict[int, Ids] = {}

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from app.inference.requests import LongText
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import native
-from workers.engine.llama import POOLING, Batch, Model, cores, flash_attention
+from workers.engine.llama import POOLING, Batch, LlamaModel, cores, flash_attention
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 
@@ -99,7 +99,7 @@ def make_context(model: Any, params: Any) -> Any:
 class EmbeddingContext:
     """A context of the model that gives vectors."""
 
-    def __init__(self, model: Model, options: EngineOptions) -> None:
+    def __init__(self, model: LlamaModel, options: EngineOptions) -> None:
         """Raises StepFailure when llama.cpp makes no such context."""
         self._model = model
         params = context_params(options, model.n_context_trained)

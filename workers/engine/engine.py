@@ -20,21 +20,21 @@ from typing import Any
 
 import structlog
 
-from app.fleet import header
+from app.catalog import header
+from app.grammar import to_gbnf
 from app.inference.requests import Embedded, EmbedRequest, GenerateRequest, LongText, Reranked, RerankRequest
 from app.kernel import clock, ids
 from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
-from app.kernel.grammar import to_gbnf
 from workers.engine import OnStop, sampling, tools, vectors
-from workers.engine.calls import Style, Watch
+from workers.engine.calls import Style, ToolCallWatch
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
 from workers.engine.grammars import Form, Grammars, ToGbnf
 from workers.engine.lazy import Lazy
-from workers.engine.llama import Model, load_loras, use_loras
-from workers.engine.loop import Loop
+from workers.engine.llama import LlamaModel, load_loras, use_loras
+from workers.engine.loop import EngineLoop
 from workers.engine.metrics import EngineMetrics
 from workers.engine.options import EngineOptions, Rope
-from workers.engine.tasks import LlamaTicket, OnText, Task
+from workers.engine.tasks import EngineTask, LlamaTicket, OnText
 from workers.engine.templates import ChatTemplate
 
 _LOG = structlog.get_logger(__name__)
@@ -62,7 +62,7 @@ class LlamaEngine:
         self.options = options or EngineOptions()
         self.slots = self.options.slots
         begun = perf_counter()
-        self.model = Model(path, self.options, on_progress)
+        self.model = LlamaModel(path, self.options, on_progress)
         with ExitStack() as undo:
             undo.callback(self.model.close)
             #: It scores documents; it gives no vectors.
@@ -71,7 +71,7 @@ class LlamaEngine:
                 _require_classifier(path)
             self._template = ChatTemplate(self.model, self.options.profile)
             self._grammars = Grammars(self.model, schema_to_gbnf)
-            self._loop = Loop(self.model, self.options)
+            self._loop = EngineLoop(self.model, self.options)
             undo.callback(self._loop.context.close)
             self._loras = load_loras(self.model)
             self._loop.use_loras(list(self._loras.values()))
@@ -123,7 +123,7 @@ class LlamaEngine:
         seed = request.sampling.seed if request.sampling.seed is not None else ids.new_id().int & 0xFFFFFFFF
         stop = (*request.stop, *prompt.stop)
         tasks = [
-            Task(
+            EngineTask(
                 next(self._numbers),
                 request,
                 prompt.tokens,
@@ -281,11 +281,11 @@ class LlamaEngine:
 
     def _calls(
         self, request: GenerateRequest, form: Form | None, style: Style | None
-    ) -> tuple[Watch | None, Lazy | None]:
+    ) -> tuple[ToolCallWatch | None, Lazy | None]:
         """What keeps the calls of one text apart, and what binds them if it may be free before."""
         if style is None or form is None:
             return None, None
-        watch = Watch(style)
+        watch = ToolCallWatch(style)
         if request.tool_choice != "auto":
             return watch, None
         if watch.feed(request.prefill) != request.prefill:

@@ -1,7 +1,7 @@
 """
 Grammars: what forces a text into a form, compiled once and kept, and the check of what came out.
 
-A JSON Schema becomes GBNF by app.kernel.grammar; llama.cpp's parser reads GBNF. A compiled grammar is copied for each
+A JSON Schema becomes GBNF by app.grammar; llama.cpp's parser reads GBNF. A compiled grammar is copied for each
 request, which is cheaper than parsing it. The finished text is validated against the schema all the same.
 """
 
@@ -21,7 +21,7 @@ import llama_cpp as api
 from app.inference import answers
 from app.kernel.errors import FailureReason, InvalidInput, StepFailure
 from workers.engine import native
-from workers.engine.llama import Model
+from workers.engine.llama import LlamaModel
 
 #: Compiled grammars that are kept.
 _KEPT = 128
@@ -56,7 +56,7 @@ class Form:
 class Grammars:
     """The compiled grammars of one model. Any thread may ask."""
 
-    def __init__(self, model: Model, to_gbnf: ToGbnf) -> None:
+    def __init__(self, model: LlamaModel, to_gbnf: ToGbnf) -> None:
         self._model, self._to_gbnf = model, to_gbnf
         self._forms: OrderedDict[str, Form] = OrderedDict()
         self._lock = threading.Lock()

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from workers.engine import calls, native
-from workers.engine.calls import Style, Watch
+from workers.engine.calls import Style, ToolCallWatch
 from workers.engine.constraint import Alphabet
 from workers.engine.grammars import Form
-from workers.engine.llama import Model
+from workers.engine.llama import LlamaModel
 
 #: Whether a grammar lets a token stand.
 Passes = Callable[[Any, int], bool]
@@ -24,11 +24,11 @@ Passes = Callable[[Any, int], bool]
 class Lazy:
     """The sleep of one text's grammar. It belongs to the engine's thread."""
 
-    def __init__(self, model: Model, alphabet: Alphabet, form: Form, style: Style, before: str) -> None:
+    def __init__(self, model: LlamaModel, alphabet: Alphabet, form: Form, style: Style, before: str) -> None:
         """`before` is what the text goes on from. The alphabet is prepared."""
         self._model, self._alphabet, self._form = model, alphabet, form
         # What opens a call is ASCII, so that a byte may stand for a character.
-        self._watch = Watch(style)
+        self._watch = ToolCallWatch(style)
         self._watch.feed(before.encode().decode("latin-1"))
 
     def take(self, token: int, passes: Passes) -> tuple[bool, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from app.fleet.source import split_parts
+from app.catalog.source import split_parts
 from app.kernel.errors import (
     AllocationFailed,
     MemoryNotEnough,
@@ -46,7 +46,7 @@ _ALLOCATION = re.compile(r"(?:unable|failed) to allocate|out of memory|bad_alloc
 _SIZE = re.compile(r"of size ([\d.]+)(?: (MiB|GiB))?")
 
 
-class Model:
+class LlamaModel:
     """The weights and the vocabulary. Many threads may ask it for tokens."""
 
     def __init__(self, path: Path, options: EngineOptions, on_progress: Callable[[float], None] | None = None) -> None:
@@ -200,7 +200,7 @@ class Batch:
 class Context:
     """A KV cache with its sequences, and the decoding on it. It belongs to one thread."""
 
-    def __init__(self, model: Model, options: EngineOptions) -> None:
+    def __init__(self, model: LlamaModel, options: EngineOptions) -> None:
         self.model, self.options = model, options
         self.pointer: Any = None
         _check_memory(model, options)
@@ -323,7 +323,7 @@ def check_file(path: Path) -> None:
         raise ModelFileDamaged(path, "it does not begin with the letters GGUF")
 
 
-def load_loras(model: Model) -> dict[str, tuple[Any, float]]:
+def load_loras(model: LlamaModel) -> dict[str, tuple[Any, float]]:
     """The adapters of the options, by name, with their weights. Raises ModelUnsupported."""
     adapters = {}
     for lora in model.options.loras:
@@ -398,7 +398,7 @@ def _check_weights(path: Path, options: EngineOptions) -> None:
         raise MemoryNotEnough(f"{path.name} kept in memory", needed, free)
 
 
-def _check_memory(model: Model, options: EngineOptions) -> None:
+def _check_memory(model: LlamaModel, options: EngineOptions) -> None:
     """Raise MemoryNotEnough when the KV cache alone passes the memory that is free, where it lies in RAM."""
     if not _lies_in_ram(options):
         return

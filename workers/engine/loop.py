@@ -22,15 +22,15 @@ from app.inference.requests import FinishReason
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from workers.engine import batch
 from workers.engine.constraint import Alphabet
-from workers.engine.llama import Context, Logits, Model
+from workers.engine.llama import Context, LlamaModel, Logits
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
 from workers.engine.rows import Rows
 from workers.engine.sampling import Chooser
 from workers.engine.slots import Slots
-from workers.engine.tasks import Task
-from workers.engine.waiting import Waiting
+from workers.engine.tasks import EngineTask
+from workers.engine.waiting import WaitingTasks
 
 _LOG = structlog.get_logger(__name__)
 
@@ -44,10 +44,10 @@ _LEAST_PREFILL = 16
 Job = Callable[[bool], bool]
 
 
-class Loop:
+class EngineLoop:
     """The engine's thread. All but `submit`, `do`, `wake`, `stop` and the figures belongs to that thread."""
 
-    def __init__(self, model: Model, options: EngineOptions) -> None:
+    def __init__(self, model: LlamaModel, options: EngineOptions) -> None:
         """Makes the context; raises what `Context` raises."""
         self.model, self.options = model, options
         self.meter = Meter()
@@ -56,9 +56,9 @@ class Loop:
         self._rows = Rows(model)
         #: Prepared by whoever first asks for a grammar, off this thread: a large vocabulary takes half a second.
         self.alphabet = Alphabet(model)
-        self._waiting = Waiting(options)
+        self._waiting = WaitingTasks(options)
         self._jobs: deque[Job] = deque()
-        self._inbox: list[Task] = []
+        self._inbox: list[EngineTask] = []
         self._wake = threading.Condition()
         self._attention = False
         self._stopping = False
@@ -80,7 +80,7 @@ class Loop:
         """Begin."""
         self._thread.start()
 
-    def submit(self, tasks: list[Task]) -> None:
+    def submit(self, tasks: list[EngineTask]) -> None:
         """Take tasks. Raises StepFailure when too many wait, or when the engine has ended."""
         with self._wake:
             if (ended := self.ended) is not None:
@@ -224,7 +224,7 @@ class Loop:
                 else:
                     self._next_deadline = min(self._next_deadline, task.deadline)
 
-    def _close(self, task: Task, error: BaseException) -> None:
+    def _close(self, task: EngineTask, error: BaseException) -> None:
         """The task ends without a result, wherever it is."""
         if task.work is not None:
             self.slots.leave(task)
@@ -233,7 +233,7 @@ class Loop:
         self._collect(task)
         task.fail(error)
 
-    def _collect(self, task: Task) -> None:
+    def _collect(self, task: EngineTask) -> None:
         if task.chooser is not None:
             self.meter.grammar_seconds += task.chooser.grammar_seconds
             self.meter.grammar_masks += task.chooser.grammar_masks
@@ -245,8 +245,8 @@ class Loop:
         if free <= 0 and not self._waiting.urgent():
             return
         while self._waiting:
-            seen: dict[int, tuple[Task, Match]] = {}
-            room = batch.Room(self.options.slots - len(self.slots.running), self.slots.room())
+            seen: dict[int, tuple[EngineTask, Match]] = {}
+            room = batch.BatchRoom(self.options.slots - len(self.slots.running), self.slots.room())
             candidates = self._waiting.candidates(now, self.slots, seen)
             action = batch.next_admission(candidates, self._waiting.victims(self.slots), room)
             if action is None:
@@ -263,7 +263,7 @@ class Loop:
         self._waiting.add([task])
         self.meter.parked += 1
 
-    def _let_in(self, task: Task, match: Match, now: float) -> None:
+    def _let_in(self, task: EngineTask, match: Match, now: float) -> None:
         resumed = task.state is not None
         if not self.slots.admit(task, match):
             return
@@ -303,7 +303,7 @@ class Loop:
 
     # ---- a decode -------------------------------------------------------------------------------------------------
 
-    def _step(self, works: list[batch.Work], begun: float) -> None:
+    def _step(self, works: list[batch.BatchWork], begun: float) -> None:
         options = self.options
         if options.reproducible:
             pieces = batch.plan_alone(works, self.context.n_batch)
@@ -365,7 +365,7 @@ class Loop:
             else:
                 self._deliver(task, token)
 
-    def _deliver(self, task: Task, token: int) -> None:
+    def _deliver(self, task: EngineTask, token: int) -> None:
         """The text goes on with this token, or ends."""
         if not task.written:
             task.first_at = perf_counter()
@@ -387,7 +387,7 @@ class Loop:
             assert work is not None
             work.left, work.writing = 1, True
 
-    def _finish(self, task: Task, reason: FinishReason) -> None:
+    def _finish(self, task: EngineTask, reason: FinishReason) -> None:
         self.slots.leave(task)
         self._collect(task)
         self.meter.finished += 1

@@ -1,7 +1,7 @@
 """
 Options: how one model is loaded and served. A value; the catalogue and the settings make it.
 
-What it has in common with the catalogue is described and checked in `app.fleet.engine`.
+What it has in common with the catalogue is described and checked in `app.catalog.engine_options`.
 Sizes are tokens unless the field says bytes. None leaves the choice to the engine or to llama.cpp.
 """
 
@@ -13,8 +13,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from app.fleet.engine import Adapter, KvLayout, KvType, Rope, Slots, Tuning, require_harmony
-from app.fleet.model import PromptProfile
+from app.catalog.engine_options import Adapter, KvLayout, KvType, Rope, SlotCount, Tuning, require_harmony
+from app.catalog.model import PromptProfile
 
 #: The types of KV cells that llama.cpp computes attention on, by ggml's numbers.
 KV_TYPES: Mapping[KvType, int] = {
@@ -38,7 +38,7 @@ class EngineOptions(Tuning):
     """One model, one context."""
 
     #: Requests computed together.
-    slots: Slots = 8
+    slots: SlotCount = 8
     #: Cells of the KV cache in all; with streams each slot has its part. llama.cpp rounds up, to 256 for a buffer.
     context: int = Field(default=8192, ge=1)
     kv_type_k: KvType = "f16"

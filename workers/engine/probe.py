@@ -27,7 +27,7 @@ from typing import Any
 
 import llama_cpp as api
 
-from app.fleet.configuration import Configuration
+from app.footprint.configuration import LoadConfiguration
 from app.kernel.errors import ArrieroError
 from workers.engine import embedding, llama, native
 from workers.engine.options import EngineOptions, KvLayout
@@ -96,7 +96,7 @@ def ask(question: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises NoAnswer, and whatever a load raises.
     """
-    path, configuration = Path(question["path"]), Configuration.of_json(question["configuration"])
+    path, configuration = Path(question["path"]), LoadConfiguration.of_json(question["configuration"])
     options = options_of(configuration)
     if not question["gpus"]:  # llama.cpp would compute on those that it sees, whatever lies there
         os.putenv("CUDA_VISIBLE_DEVICES", "")
@@ -121,7 +121,7 @@ def ask(question: Mapping[str, Any]) -> dict[str, Any]:
     return {"contexts": contexts}
 
 
-def options_of(configuration: Configuration) -> EngineOptions:
+def options_of(configuration: LoadConfiguration) -> EngineOptions:
     """Options of an engine that has this configuration; the number of its slots is not in it."""
     streams, most = configuration.streams, min(configuration.sequences, configuration.batch, _MOST_SLOTS)
     slots = configuration.sequences if streams else most

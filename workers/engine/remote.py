@@ -26,12 +26,12 @@ import structlog
 
 from app.inference import answers
 from app.inference.requests import (
+    ChatMessage,
     Embedded,
     EmbedRequest,
     FinishReason,
     Generated,
     GenerateRequest,
-    Message,
     NamedTool,
     ToolCall,
 )
@@ -353,7 +353,7 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
     return found
 
 
-def _turns(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
+def _turns(messages: Sequence[ChatMessage]) -> Iterator[dict[str, Any]]:
     """The messages; what tools gave is matched with what was asked for by its order."""
     count, waiting = itertools.count(1), deque[str]()
     for message in messages:

@@ -11,19 +11,19 @@ from collections.abc import Iterator, Sequence
 
 from app.kernel.errors import StepFailure
 from workers.engine.best import Best, Ids
-from workers.engine.llama import Logits, Model
+from workers.engine.llama import LlamaModel, Logits
 from workers.engine.sampling import Candidates, Chooser, logprob
-from workers.engine.tasks import Task
+from workers.engine.tasks import EngineTask
 
 
 class Rows:
     """Chooses tokens for the texts of one context."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: LlamaModel) -> None:
         self._model = model
         self._candidates = Candidates(model.n_vocab)
 
-    def choose(self, tasks: Sequence[Task], logits: Logits) -> Iterator[tuple[Task, int | StepFailure]]:
+    def choose(self, tasks: Sequence[EngineTask], logits: Logits) -> Iterator[tuple[EngineTask, int | StepFailure]]:
         """The next token of each task, or why there is none."""
         choosers = [task.chooser for task in tasks if task.chooser is not None]
         plain = [chooser.plain for chooser in choosers]

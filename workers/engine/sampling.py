@@ -27,9 +27,9 @@ from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import constraint, native
 from workers.engine.best import Ids
 from workers.engine.lazy import Lazy
-from workers.engine.llama import Model
+from workers.engine.llama import LlamaModel
 
-Row = npt.NDArray[np.float32]
+LogitRow = npt.NDArray[np.float32]
 
 #: Logits at or below this are masked.
 _MASKED = -1e30
@@ -56,7 +56,7 @@ class Candidates:
         self._single_reference = ctypes.byref(self._single)
         self._size = 0
 
-    def fill(self, row: Row, ids: Ids | None = None) -> None:
+    def fill(self, row: LogitRow, ids: Ids | None = None) -> None:
         """Take all tokens, or those of `ids`, with the row's logits."""
         self._size = size = len(row) if ids is None else len(ids)
         self._ids[:size] = self._all if ids is None else ids
@@ -73,7 +73,7 @@ class Candidates:
         """Let a sampler or a chain work on them."""
         native.apply(sampler, self._reference)
 
-    def allowed(self) -> Row:
+    def allowed(self) -> LogitRow:
         """The logits of those that are not masked. Only right after a mask: chains move candidates."""
         logits = self._logits[: self._size]
         return logits[logits > _MASKED]
@@ -104,7 +104,7 @@ class Chooser:
 
     def __init__(
         self,
-        model: Model,
+        model: LlamaModel,
         sampling: Sampling,
         seed: int,
         prompt: Sequence[int],
@@ -149,14 +149,14 @@ class Chooser:
                 native.free_sampler(sampler)
         self._chain = self._grammar = None
 
-    def adjust(self, row: Row) -> None:
+    def adjust(self, row: LogitRow) -> None:
         """Write biases and penalties into the logits."""
         if self._bias is not None:
             row[self._bias[0]] += self._bias[1]
         if self._penalised:
             self._punish(row)
 
-    def choose(self, row: Row, candidates: Candidates, best: int | None = None, near: Ids | None = None) -> int:
+    def choose(self, row: LogitRow, candidates: Candidates, best: int | None = None, near: Ids | None = None) -> int:
         """
         Take the next token from its logits after `adjust`; they may be written to.
 
@@ -174,7 +174,7 @@ class Chooser:
             self._remember(token)
         return token
 
-    def _until_bound(self, lazy: Lazy, token: int, row: Row, candidates: Candidates) -> int:
+    def _until_bound(self, lazy: Lazy, token: int, row: LogitRow, candidates: Candidates) -> int:
         """The free choice, or the first after it that does not begin a call which the grammar refuses."""
         stands, grammar = lazy.take(token, candidates.passes)
         while not stands:
@@ -185,7 +185,7 @@ class Chooser:
             self._grammar, self._lazy = grammar, None
         return token
 
-    def _constrained(self, token: int, row: Row, candidates: Candidates) -> int:
+    def _constrained(self, token: int, row: LogitRow, candidates: Candidates) -> int:
         """The free choice, if the grammar lets it stand; else one that it allows."""
         begun = perf_counter()
         if token in self._alphabet.barred or not candidates.passes(self._grammar, token):
@@ -196,7 +196,9 @@ class Chooser:
         self.grammar_seconds += perf_counter() - begun
         return token
 
-    def _free_choice(self, row: Row, candidates: Candidates, best: int | None = None, near: Ids | None = None) -> int:
+    def _free_choice(
+        self, row: LogitRow, candidates: Candidates, best: int | None = None, near: Ids | None = None
+    ) -> int:
         """What is chosen without a grammar."""
         if self._chain is None:
             return int(row.argmax()) if best is None else best
@@ -207,7 +209,7 @@ class Chooser:
         candidates.apply(self._chain)
         return candidates.chosen()[0]
 
-    def _masked_choice(self, refused: int, row: Row, candidates: Candidates) -> int:
+    def _masked_choice(self, refused: int, row: LogitRow, candidates: Candidates) -> int:
         row[self._model.controls_array] = -np.inf  # inside a string a grammar would let their texts pass
         most = float(row[refused] if self.greedy and refused not in self._alphabet.barred else row.max())
         if not self._mask(candidates, row, *constraint.close(row, most)):
@@ -226,7 +228,7 @@ class Chooser:
         # a token that the grammar refuses, handed to it, ends the process
         return token if logit > _MASKED and candidates.passes(self._grammar, token) else best
 
-    def _mask(self, candidates: Candidates, row: Row, ids: Ids, least: float) -> bool:
+    def _mask(self, candidates: Candidates, row: LogitRow, ids: Ids, least: float) -> bool:
         """Let the grammar mask these tokens; say whether the choice can be made among them."""
         candidates.fill(row, ids)
         candidates.apply(self._grammar)
@@ -237,7 +239,7 @@ class Chooser:
             candidates.allowed(), least, top_k=sampling.top_k, min_p=sampling.min_p, mirostat=sampling.mirostat
         )
 
-    def _narrow(self, row: Row, candidates: Candidates) -> bool:
+    def _narrow(self, row: LogitRow, candidates: Candidates) -> bool:
         """Fill the best few candidates, if they are sure to hold all that top_p can keep."""
         if self._sampling.top_p >= 1 or self._sampling.mirostat or self._dry or len(row) <= _PREFILTER:
             return False
@@ -249,7 +251,7 @@ class Chooser:
         candidates.fill(row, ids)
         return True
 
-    def _punish(self, row: Row) -> None:
+    def _punish(self, row: LogitRow) -> None:
         ids = np.fromiter(self._counts.keys(), np.intp, len(self._counts))
         counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
         logits = row[ids]
@@ -269,7 +271,7 @@ class Chooser:
         self._counts[token] += 1
 
 
-def logprob(model: Model, count: int, row: Row, token: int) -> TokenLogprob:
+def logprob(model: LlamaModel, count: int, row: LogitRow, token: int) -> TokenLogprob:
     """The logarithm of the token's probability before sampling, and the `count` best ones."""
     most = float(row.max())
     total = most + float(np.log(np.exp(row - most).sum(dtype=np.float64)))
@@ -281,14 +283,14 @@ def logprob(model: Model, count: int, row: Row, token: int) -> TokenLogprob:
     return TokenLogprob(token, model.piece(token, special=True), float(row[token]) - total, top)
 
 
-def _bias(sampling: Sampling) -> tuple[Ids, Row] | None:
+def _bias(sampling: Sampling) -> tuple[Ids, LogitRow] | None:
     if not sampling.logit_bias:
         return None
     ids = np.array(list(sampling.logit_bias), np.intp)
     return ids, np.array(list(sampling.logit_bias.values()), np.float32)
 
 
-def _chain(model: Model, sampling: Sampling, seed: int, context: int) -> Any:
+def _chain(model: LlamaModel, sampling: Sampling, seed: int, context: int) -> Any:
     chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
     add = api.llama_sampler_chain_add
     if sampling.dry_multiplier > 0:

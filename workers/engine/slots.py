@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from workers.engine.batch import Work
+from workers.engine.batch import BatchWork
 from workers.engine.cells import Cells
 from workers.engine.llama import Context
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match, PrefixIndex
-from workers.engine.tasks import Task
+from workers.engine.tasks import EngineTask
 
 #: Tokens of a prefix under way that are worth waiting for.
 WORTH_WAITING = 32
@@ -26,7 +26,7 @@ class Slots:
 
     def __init__(self, context: Context, options: EngineOptions, meter: Meter) -> None:
         self._context, self._options, self._meter = context, options, meter
-        self.running: dict[int, Task] = {}
+        self.running: dict[int, EngineTask] = {}
         self._free = set(range(options.sequences))
         self.index = PrefixIndex()
         capacity = context.n_sequence if options.streams else context.n_context
@@ -35,7 +35,7 @@ class Slots:
         self._cell_bytes = 0.0
 
     @property
-    def works(self) -> list[Work]:
+    def works(self) -> list[BatchWork]:
         """What the tasks in slots want of the next decode."""
         return [task.work for task in self.running.values() if task.work is not None]
 
@@ -45,7 +45,7 @@ class Slots:
             return self.cells.capacity
         return self.cells.capacity - self.cells.held(self.running) - self.cells.growth()
 
-    def match(self, task: Task) -> Match:
+    def match(self, task: EngineTask) -> Match:
         """What of the task's tokens is there. One token is always left to compute."""
         if not self._options.shares or task.unshared:
             return Match()
@@ -55,7 +55,7 @@ class Slots:
         found = self.index.find(wanted, self._whole)  # what is under way will not be whole in its turn: no waiting
         return Match(found.length, found.source)
 
-    def needs(self, task: Task, match: Match) -> int:
+    def needs(self, task: EngineTask, match: Match) -> int:
         """Cells that the task adds to those of the running ones."""
         if self._options.streams:
             return task.limit
@@ -64,7 +64,7 @@ class Slots:
         new = self.cells.held(self.running, also=(match.source, match.length)) - self.cells.held(self.running)
         return task.limit - match.length + new
 
-    def admit(self, task: Task, match: Match) -> bool:
+    def admit(self, task: EngineTask, match: Match) -> bool:
         """
         Give the task a sequence with its prefix or its parked state. There is room for it.
 
@@ -99,13 +99,13 @@ class Slots:
                 task.cached = shared
         task.computed = shared
         left, writing = len(task.tokens) - shared, task.written > 0
-        task.work = Work(task.id, sequence, task.rank, task.order, left, writing, task.watched)
+        task.work = BatchWork(task.id, sequence, task.rank, task.order, left, writing, task.watched)
         self.running[sequence] = task
         if self._options.shares:
             self.index.insert(sequence, tuple(task.tokens), shared)
         return True
 
-    def advance(self, task: Task, count: int) -> None:
+    def advance(self, task: EngineTask, count: int) -> None:
         """A decode computed `count` more tokens of the task."""
         work = task.work
         assert work is not None
@@ -116,7 +116,7 @@ class Slots:
         if indexed and work.sequence in self.index:
             self.index.advance(work.sequence, min(task.computed, len(self.index.tokens(work.sequence))))
 
-    def leave(self, task: Task) -> None:
+    def leave(self, task: EngineTask) -> None:
         """The task needs its slot no more. What it computed may stay for others."""
         work, task.work = task.work, None
         assert work is not None
@@ -127,7 +127,7 @@ class Slots:
             return
         self._release(sequence)
 
-    def park(self, task: Task) -> None:
+    def park(self, task: EngineTask) -> None:
         """Take the task's state out of the cache into host memory."""
         work, task.work = task.work, None
         assert work is not None
@@ -138,13 +138,13 @@ class Slots:
         del self.running[work.sequence]
         self._release(work.sequence)
 
-    def park_bytes(self, task: Task) -> int:
+    def park_bytes(self, task: EngineTask) -> int:
         """About the bytes that the task's state takes in host memory."""
         if not self._cell_bytes and task.computed and task.work is not None:
             self._cell_bytes = self._context.state_bytes(task.work.sequence) / task.computed
         return int(self._cell_bytes * task.computed)
 
-    def abandon(self, tasks: Iterable[Task]) -> None:
+    def abandon(self, tasks: Iterable[EngineTask]) -> None:
         """Take the tasks out of their slots and let nothing of them stay."""
         for task in list(tasks):
             if task.work is not None:

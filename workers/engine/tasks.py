@@ -22,8 +22,8 @@ from app.inference import answers
 from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import calls
-from workers.engine.batch import INTERACTIVE, Work
-from workers.engine.calls import Style, Watch
+from workers.engine.batch import INTERACTIVE, BatchWork
+from workers.engine.calls import Style, ToolCallWatch
 from workers.engine.grammars import Form
 from workers.engine.lazy import Lazy
 from workers.engine.sampling import Chooser
@@ -34,7 +34,7 @@ _LOG = structlog.get_logger(__name__)
 OnText = Callable[[str], None]
 
 
-class Task:
+class EngineTask:
     """One text under way."""
 
     __slots__ = (
@@ -45,7 +45,8 @@ class Task:
 
     def __init__(
         self, number: int, request: GenerateRequest, prompt: tuple[int, ...], stop: Sequence[str], form: Form | None,
-        seed: int, deadline: float | None, on_text: OnText | None, watch: Watch | None = None, lazy: Lazy | None = None,
+        seed: int, deadline: float | None, on_text: OnText | None, watch: ToolCallWatch | None = None,
+        lazy: Lazy | None = None,
     ) -> None:  # fmt: skip
         #: Rises with each task: also its age among the waiting.
         self.id = self.order = number
@@ -69,7 +70,7 @@ class Task:
         #: On the clock of perf_counter.
         self.deadline = deadline
         self.cancelled = False
-        self.work: Work | None = None
+        self.work: BatchWork | None = None
         self.chooser: Chooser | None = None
         self.logprobs: list[TokenLogprob] = []
         #: The state of its sequence while it is parked.
@@ -77,7 +78,7 @@ class Task:
         #: Tokens that were computed when it was parked the last time.
         self.parked_at: int | None = None
         #: The task that computes a prefix of this one, and the tokens that are worth waiting for.
-        self.awaits: tuple[Task, int] | None = None
+        self.awaits: tuple[EngineTask, int] | None = None
         #: A prefix could not be taken over: it is computed.
         self.unshared = False
         #: Faults of the engine that it lived through.
@@ -142,7 +143,7 @@ class Task:
 class LlamaTicket:
     """What the asker of one or several texts holds."""
 
-    def __init__(self, tasks: Sequence[Task], wake: Callable[[], None], style: Style | None) -> None:
+    def __init__(self, tasks: Sequence[EngineTask], wake: Callable[[], None], style: Style | None) -> None:
         """`style` is that of the calls that may stand in the texts."""
         self._tasks, self._wake, self._style = tuple(tasks), wake, style
         self._lock = threading.Lock()
@@ -183,7 +184,7 @@ class LlamaTicket:
         for task in self._tasks:
             task.future.add_done_callback(one)
 
-    def _check(self, task: Task, text: Generated) -> Generated:
+    def _check(self, task: EngineTask, text: Generated) -> Generated:
         if task.form is not None and task.form.schema is not None:
             if text.finish is FinishReason.LENGTH:
                 message = f"the text was cut at max_tokens ({task.request.max_tokens}) before its JSON was complete"
@@ -211,4 +212,4 @@ def _still_valid(form: Form, text: str, message: str) -> None:
         raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=text) from None
 
 
-__all__ = ["CancelledError", "LlamaTicket", "OnText", "Task"]
+__all__ = ["CancelledError", "EngineTask", "LlamaTicket", "OnText"]

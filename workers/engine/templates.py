@@ -19,13 +19,13 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from app.fleet.model import PromptProfile
-from app.inference.requests import GenerateRequest, Message
+from app.catalog.model import PromptProfile
+from app.inference.requests import ChatMessage, GenerateRequest
 from app.kernel import clock
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
 from workers.engine import calls
 from workers.engine.calls import Style
-from workers.engine.llama import Model
+from workers.engine.llama import LlamaModel
 
 #: Non-characters of Unicode, which no honest text holds: one of them marks what a message spelled out.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -81,7 +81,7 @@ def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 class ChatTemplate:
     """The template of one model. Any thread may use it."""
 
-    def __init__(self, model: Model, profile: PromptProfile) -> None:
+    def __init__(self, model: LlamaModel, profile: PromptProfile) -> None:
         """Raises ModelUnsupported when the template is no Jinja."""
         self._model, self._profile = model, profile
         wanted = profile.chat_template
@@ -121,7 +121,7 @@ class ChatTemplate:
         turns, tools = request.messages, () if request.tool_choice == "none" else request.tools
         default = self._profile.default_system
         if default is not None and not any(turn.role == "system" for turn in turns):
-            turns = (Message("system", default), *turns)
+            turns = (ChatMessage("system", default), *turns)
         if self._tells_tools and self.tools is not None:
             turns, tools = calls.in_words(turns, tools, self.tools), ()
         messages = [self._turn(turn, mark) for turn in turns]
@@ -168,7 +168,7 @@ class ChatTemplate:
         """The text, with a mark between the letters of each control token that it spells."""
         return self._controls.sub(lambda found: mark.join(found[0]), text)
 
-    def _turn(self, turn: Message, mark: str) -> dict[str, Any]:
+    def _turn(self, turn: ChatMessage, mark: str) -> dict[str, Any]:
         told: dict[str, Any] = {"role": turn.role, "content": self._marked(turn.content, mark)}
         if turn.tool_calls:
             asked = [{"name": call.name, "arguments": dict(call.arguments)} for call in turn.tool_calls]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from workers.engine.calls import Watch
+from workers.engine.calls import ToolCallWatch
 
 
 class TextStream:
@@ -20,7 +20,7 @@ class TextStream:
 
     __slots__ = ("_decoder", "_held", "_parts", "_stops", "_watch", "stopped")
 
-    def __init__(self, stops: Sequence[str] = (), watch: Watch | None = None) -> None:
+    def __init__(self, stops: Sequence[str] = (), watch: ToolCallWatch | None = None) -> None:
         self._watch = watch
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = tuple(stop for stop in stops if stop)

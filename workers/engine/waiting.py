@@ -14,35 +14,35 @@ from workers.engine import batch
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
 from workers.engine.slots import WORTH_WAITING, Slots
-from workers.engine.tasks import Task
+from workers.engine.tasks import EngineTask
 
 #: Waiting tasks that are looked at in one step.
 _LOOKED_AT = 256
 
 
-class Waiting:
+class WaitingTasks:
     """The line before the slots."""
 
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
-        self._lines: tuple[list[Task], ...] = ([], [], [])
+        self._lines: tuple[list[EngineTask], ...] = ([], [], [])
 
     def __len__(self) -> int:
         return sum(map(len, self._lines))
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[EngineTask]:
         return iter([task for line in self._lines for task in list(line)])
 
     def urgent(self) -> bool:
         """Whether an interactive task waits."""
         return bool(self._lines[batch.INTERACTIVE])
 
-    def add(self, tasks: Iterable[Task]) -> None:
+    def add(self, tasks: Iterable[EngineTask]) -> None:
         """Take tasks, each to the place of its class and age."""
         for task in tasks:
             insort(self._lines[task.rank], task, key=lambda other: other.order)
 
-    def remove(self, task: Task) -> None:
+    def remove(self, task: EngineTask) -> None:
         """The task waits no more."""
         self._lines[task.rank].remove(task)
 
@@ -51,16 +51,18 @@ class Waiting:
         for line in self._lines:
             line.clear()
 
-    def in_order(self, now: float) -> Iterator[Task]:
+    def in_order(self, now: float) -> Iterator[EngineTask]:
         """All of them, best first."""
         patience = self._options.patience
 
-        def place(task: Task) -> tuple[int, int]:
+        def place(task: EngineTask) -> tuple[int, int]:
             return batch.effective_rank(task.rank, now - task.submitted, patience), task.order
 
         return merge(*(list(line) for line in self._lines if line), key=place)
 
-    def candidates(self, now: float, slots: Slots, seen: dict[int, tuple[Task, Match]]) -> Iterator[batch.Candidate]:
+    def candidates(
+        self, now: float, slots: Slots, seen: dict[int, tuple[EngineTask, Match]]
+    ) -> Iterator[batch.Candidate]:
         """What the best ones would need; `seen` gets each task that is given, with the prefix found for it."""
         for task in self.in_order(now):
             if len(seen) >= _LOOKED_AT:
@@ -96,7 +98,7 @@ class Waiting:
         return victims
 
 
-def _still_aside(task: Task) -> bool:
+def _still_aside(task: EngineTask) -> bool:
     """Whether the prefix that the task waits for is still under way."""
     if task.awaits is None:
         return False

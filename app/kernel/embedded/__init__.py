@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from app.kernel.embedded.data_directory import DataDirectory, Holder, find_holder
+from app.kernel.embedded.data_directory import DataDirectory, DirectoryHolder, find_holder
 from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint
 from app.kernel.embedded.postgres import PostgresServer
 from app.kernel.embedded.postgres import url_of as postgres_url_of
@@ -27,7 +27,7 @@ from app.kernel.errors import ServerNotStarted
 
 __all__ = [
     "DataDirectory",
-    "Holder",
+    "DirectoryHolder",
     "PostgresServer",
     "Server",
     "Servers",

@@ -28,7 +28,7 @@ _PATIENCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class DirectoryHolder:
     """Who holds a data directory."""
 
     pid: int
@@ -46,7 +46,7 @@ class DataDirectory:
         `command` is written into a file and shown: it must hold no secret.
         """
         self.path = path.absolute()
-        self._holder = Holder(os.getpid(), now, command)
+        self._holder = DirectoryHolder(os.getpid(), now, command)
         self._descriptor: int | None = None
 
     @property
@@ -84,7 +84,7 @@ class DataDirectory:
             os.close(descriptor)
 
 
-def find_holder(path: Path) -> Holder | None:
+def find_holder(path: Path) -> DirectoryHolder | None:
     """Who holds the data directory now, or None when nobody does or it cannot be told."""
     try:
         descriptor = os.open(path / LOCK_FILE, os.O_RDONLY)
@@ -120,24 +120,24 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = _read(descriptor) or Holder(0, datetime.fromtimestamp(0, UTC), "unknown")
+        holder = _read(descriptor) or DirectoryHolder(0, datetime.fromtimestamp(0, UTC), "unknown")
         raise DataDirectoryHeld(path, holder.pid, holder.since, holder.command) from None
     except OSError as error:
         reason = f"{path} cannot be locked ({error.strerror}); choose a directory on a local disk"
         raise ServerNotStarted("arriero", reason) from error
 
 
-def _encode(holder: Holder) -> bytes:
+def _encode(holder: DirectoryHolder) -> bytes:
     fields = {"pid": holder.pid, "since": holder.since.isoformat(), "command": holder.command}
     return (json.dumps(fields) + "\n").encode()
 
 
-def _read(descriptor: int) -> Holder | None:
+def _read(descriptor: int) -> DirectoryHolder | None:
     limit = time.monotonic() + _PATIENCE
     while True:
         try:
             fields = json.loads(os.pread(descriptor, 65536, 0))
-            return Holder(int(fields["pid"]), datetime.fromisoformat(fields["since"]), str(fields["command"]))
+            return DirectoryHolder(int(fields["pid"]), datetime.fromisoformat(fields["since"]), str(fields["command"]))
         except (ValueError, KeyError, TypeError):
             if time.monotonic() > limit:
                 return None

@@ -19,9 +19,9 @@ from pydantic_core import ErrorDetails
 
 from app.kernel import durations
 from app.kernel.errors import InvalidInput, Problem
-from app.workflows import source
+from app.workflows.language import source
+from app.workflows.language.source import DefinitionSource
 from app.workflows.schedules.schedule import NO_ZONES, CatchUp, Schedule
-from app.workflows.source import Source
 
 #: How messages call the input.
 WHAT = "schedule"
@@ -36,7 +36,7 @@ def parse(text: str) -> Schedule:
     return check(document)
 
 
-def check(document: Source) -> Schedule:
+def check(document: DefinitionSource) -> Schedule:
     """A schedule from plain data. Raises InvalidInput with every problem found."""
     with placed(document):
         try:
@@ -49,7 +49,7 @@ def check(document: Source) -> Schedule:
 
 
 @contextmanager
-def placed(document: Source) -> Iterator[None]:
+def placed(document: DefinitionSource) -> Iterator[None]:
     """Problems raised in the block get the lines of the document."""
     try:
         yield

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from app.kernel.errors import InvalidInput, Problem, StepFailure
-from app.workflows import expressions
+from app.workflows.expressions import templates
 from app.workflows.schedules.schedule import Schedule
 
 _ACCEPTED = "templates over fire.at, fire.date, fire.time, schedule.name; write {{ '{{' }} for braces"
@@ -31,7 +31,7 @@ def _value(value: Any, where: str, data: Mapping[str, Any], problems: list[Probl
     match value:
         case str():
             try:
-                return expressions.render(value, data)
+                return templates.render(value, data)
             except StepFailure as error:
                 problems.append(Problem(where, error.message, _ACCEPTED))
                 return value

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from app.kernel.durations import Duration
-from app.workflows.definition import Priority
+from app.workflows.language.definition import PriorityName
 from app.workflows.schedules import cron
 
 #: Names of schedules, as they stand in URLs.
@@ -28,7 +28,7 @@ NO_ZONES = ("localtime", "Factory", "posixrules", "posix/", "right/")
 LEAST_CATCH_UP = timedelta(seconds=10)
 LEAST_INTERVAL = timedelta(seconds=1)
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+ScheduleText = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 
 class Overlap(StrEnum):
@@ -44,13 +44,13 @@ class Overlap(StrEnum):
     ALLOW = "allow"
 
 
-class Part(BaseModel):
+class SchedulePart(BaseModel):
     """A mapping of the document. Fields that it does not know are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class CatchUp(Part):
+class CatchUp(SchedulePart):
     """What becomes of fires that came due while nothing was there to fire them."""
 
     #: Those later than this are missed.
@@ -66,7 +66,7 @@ class CatchUp(Part):
         return self.limit if self.runs == "all" else 1
 
 
-class Schedule(Part):
+class Schedule(SchedulePart):
     """A schedule."""
 
     schedule: str = Field(pattern=_NAME, max_length=100, description="its name: lower-case words joined by hyphens")
@@ -76,8 +76,8 @@ class Schedule(Part):
     inputs: Mapping[str, Any] = Field(
         default={}, description="texts are templates over `fire.at`, `fire.date`, `fire.time` and `schedule.name`"
     )
-    priority: Priority | None = Field(default=None, description="instead of the workflow's own")
-    labels: Mapping[Text, Text] = Field(default={}, max_length=64)
+    priority: PriorityName | None = Field(default=None, description="instead of the workflow's own")
+    labels: Mapping[ScheduleText, ScheduleText] = Field(default={}, max_length=64)
     cron: str | None = Field(default=None, description=cron.ACCEPTED, examples=["30 2 * * 1-5"])
     every: Duration | None = Field(default=None, description="counted from `start`, else from 1970-01-01T00:00Z")
     timezone: str = Field(default="UTC", description="of `cron`, `start` and `end`; a name of the IANA database")

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from app.kernel import ids, log
-from app.kernel.database import Database, Work
+from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import (
     ArrieroError,
     IdempotencyKeyReused,
@@ -26,17 +26,17 @@ from app.kernel.errors import (
     Unavailable,
     shortened,
 )
-from app.workflows import inputs as run_inputs
 from app.workflows import registry
-from app.workflows.abandon import reason_of
-from app.workflows.payloads import as_json
+from app.workflows.language import inputs as run_inputs
+from app.workflows.runs.abandon import reason_of
+from app.workflows.runs.payloads import as_json
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
 from app.workflows.schedules import check, inputs, store, timetable
 from app.workflows.schedules.overlap import FireState, Going, settle
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.schedules.timetable import Fire, Missed, Timetable
-from app.workflows.service import Runs
-from app.workflows.states import FINAL_RUNS, RunState
-from app.workflows.submission import Submission
+from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
 _log = log.get(__name__)
 
@@ -257,7 +257,7 @@ class Schedules:
             begun = self._settle(work, row)
         return self._follow(row, begun)
 
-    def _come_due(self, work: Work, row: Any, now: datetime) -> datetime:
+    def _come_due(self, work: UnitOfWork, row: Any, now: datetime) -> datetime:
         """Write the fires that are due, and those that are missed; gives up to when all is decided."""
         decided_to: datetime = row.decided_to
         if row.paused_at is not None:
@@ -272,11 +272,11 @@ class Schedules:
             )
         return due.last
 
-    def _move(self, work: Work, table: Timetable, decided_to: datetime) -> None:
+    def _move(self, work: UnitOfWork, table: Timetable, decided_to: datetime) -> None:
         following = next(iter(timetable.upcoming(table, decided_to, 1)), None)
         store.move(work, UUID(table.salt), decided_to, following.due_at if following else None)
 
-    def _settle(self, work: Work, row: Any) -> _Begun:
+    def _settle(self, work: UnitOfWork, row: Any) -> _Begun:
         """Decide about the fires that wait; those that begin are `starting` afterwards."""
         store.close_ended(work, row.id)
         opened = store.open_fires(work, row.id)
@@ -351,7 +351,7 @@ class Schedules:
         except InvalidInput as error:
             yield from error.problems
 
-    def _lock(self, work: Work, name: str) -> Any:
+    def _lock(self, work: UnitOfWork, name: str) -> Any:
         row = store.lock(work, name)
         if row is None:
             raise _unknown(work, name)
@@ -378,7 +378,7 @@ def _timetable(row: Any) -> Timetable:
     return Timetable(_stored(row), str(row.id))
 
 
-def _unknown(work: Work, name: str) -> NotFound:
+def _unknown(work: UnitOfWork, name: str) -> NotFound:
     return NotFound("schedule", name, store.names(work))
 
 

@@ -14,9 +14,9 @@ from uuid import UUID
 
 from sqlalchemy import DateTime, Integer, Interval, Text, Uuid, bindparam, text
 
-from app.kernel.database import Work
+from app.kernel.database import UnitOfWork
 from app.workflows.schedules.overlap import FireState
-from app.workflows.states import FINAL_RUNS
+from app.workflows.state_machine.states import FINAL_RUNS
 
 _ENDED = ", ".join(f"'{state}'" for state in sorted(FINAL_RUNS))
 
@@ -107,7 +107,7 @@ _FIRES = text("""
 """)
 
 
-def now(work: Work) -> datetime:
+def now(work: UnitOfWork) -> datetime:
     """The present instant."""
     row = work.row(_NOW)
     assert row is not None
@@ -115,74 +115,80 @@ def now(work: Work) -> datetime:
     return found
 
 
-def ready(work: Work, limit: int) -> list[UUID]:
+def ready(work: UnitOfWork, limit: int) -> list[UUID]:
     """Schedules about which there is something to decide, those that wait longest first."""
     return [row.id for row in work.rows(_READY, {"limit": limit})]
 
 
-def lock_name(work: Work, name: str) -> None:
+def lock_name(work: UnitOfWork, name: str) -> None:
     """Let nobody else store a schedule of that name until the end of the transaction."""
     work.run(_LOCK_NAME, {"name": name})
 
 
-def lock(work: Work, name: str) -> Any | None:
+def lock(work: UnitOfWork, name: str) -> Any | None:
     """The schedule of that name, locked until the end of the transaction."""
     return work.row(_LOCK_BY_NAME, {"name": name})
 
 
-def lock_if_free(work: Work, schedule_id: UUID) -> Any | None:
+def lock_if_free(work: UnitOfWork, schedule_id: UUID) -> Any | None:
     """The schedule, locked until the end of the transaction; None when somebody else decides about it."""
     return work.row(_LOCK_IF_FREE, {"id": schedule_id})
 
 
-def insert(work: Work, schedule_id: UUID, name: str, document: str, decided_to: datetime) -> None:
+def insert(work: UnitOfWork, schedule_id: UUID, name: str, document: str, decided_to: datetime) -> None:
     """Write a schedule."""
     work.run(_INSERT, {"id": schedule_id, "name": name, "document": document, "decided_to": decided_to})
 
 
-def replace(work: Work, schedule_id: UUID, document: str) -> None:
+def replace(work: UnitOfWork, schedule_id: UUID, document: str) -> None:
     """Write another document."""
     work.run(_REPLACE, {"id": schedule_id, "document": document})
 
 
-def move(work: Work, schedule_id: UUID, decided_to: datetime, next_at: datetime | None) -> None:
+def move(work: UnitOfWork, schedule_id: UUID, decided_to: datetime, next_at: datetime | None) -> None:
     """Every instant up to `decided_to` is decided."""
     work.run(_MOVE, {"id": schedule_id, "decided_to": decided_to, "next_at": next_at})
 
 
-def pause(work: Work, schedule_id: UUID, why: str | None) -> None:
+def pause(work: UnitOfWork, schedule_id: UUID, why: str | None) -> None:
     """It fires no more."""
     work.run(_PAUSE, {"id": schedule_id, "why": why})
 
 
-def resume(work: Work, schedule_id: UUID) -> None:
+def resume(work: UnitOfWork, schedule_id: UUID) -> None:
     """It fires again."""
     work.run(_RESUME, {"id": schedule_id})
 
 
-def delete(work: Work, name: str) -> bool:
+def delete(work: UnitOfWork, name: str) -> bool:
     """Remove a schedule and its fires; its runs stay. False when there is none."""
     return work.run(_DELETE, {"name": name}) == 1
 
 
-def insert_fires(work: Work, values: Sequence[Mapping[str, Any]]) -> None:
+def insert_fires(work: UnitOfWork, values: Sequence[Mapping[str, Any]]) -> None:
     """Write fires. One that is there already stays as it is."""
     if values:
         work.run(_INSERT_FIRE, list(values))
 
 
-def close_ended(work: Work, schedule_id: UUID) -> None:
+def close_ended(work: UnitOfWork, schedule_id: UUID) -> None:
     """Look no more at fires whose run has ended."""
     work.run(_CLOSE, {"id": schedule_id})
 
 
-def open_fires(work: Work, schedule_id: UUID) -> list[Any]:
+def open_fires(work: UnitOfWork, schedule_id: UUID) -> list[Any]:
     """Fires that are not decided or whose run goes on, the earliest first."""
     return work.rows(_OPEN, {"id": schedule_id})
 
 
 def decide(
-    work: Work, fire_id: UUID, was: FireState, state: FireState, *, why: str | None = None, run_id: UUID | None = None
+    work: UnitOfWork,
+    fire_id: UUID,
+    was: FireState,
+    state: FireState,
+    *,
+    why: str | None = None,
+    run_id: UUID | None = None,
 ) -> bool:
     """Move a fire from one state to another; False when it was moved before."""
     is_open = state in {FireState.STARTING, FireState.FIRED}
@@ -190,28 +196,28 @@ def decide(
     return work.run(_DECIDE, values) == 1
 
 
-def prune(work: Work, schedule_id: UUID, keep: timedelta) -> None:
+def prune(work: UnitOfWork, schedule_id: UUID, keep: timedelta) -> None:
     """Remove fires that were decided longer ago than `keep`."""
     work.run(_PRUNE, {"id": schedule_id, "keep": keep})
 
 
-def view(work: Work, name: str) -> Any | None:
+def view(work: UnitOfWork, name: str) -> Any | None:
     """A schedule with its last fire and its last run."""
     return work.row(_ONE, {"name": name})
 
 
-def views(work: Work) -> list[Any]:
+def views(work: UnitOfWork) -> list[Any]:
     """Every schedule with its last fire and its last run, by name."""
     return work.rows(_ALL)
 
 
-def names(work: Work) -> list[str]:
+def names(work: UnitOfWork) -> list[str]:
     """The names of all."""
     return [row.name for row in work.rows(_NAMES)]
 
 
 def fires(
-    work: Work,
+    work: UnitOfWork,
     schedule_id: UUID,
     *,
     limit: int,

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from app.fleet import files
+from app.catalog import files
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from app.inference.requests import GenerateRequest, PriorityClass
 from workers.engine import batch
-from workers.engine.batch import Admit, Candidate, Park, Room, Victim, Work
-from workers.engine.tasks import OnText, Task
+from workers.engine.batch import Admit, BatchRoom, BatchWork, Candidate, Park, Victim
+from workers.engine.tasks import EngineTask, OnText
 
 INTERACTIVE, STANDARD, BATCH = 0, 1, 2
 
 works = st.lists(
     st.builds(
-        Work,
+        BatchWork,
         id=st.just(0),
         sequence=st.just(0),
         rank=st.sampled_from([INTERACTIVE, STANDARD, BATCH]),
@@ -30,14 +30,14 @@ works = st.lists(
 )
 
 
-def numbered(found: list[Work]) -> list[Work]:
+def numbered(found: list[BatchWork]) -> list[BatchWork]:
     for number, work in enumerate(found):
         work.id = work.sequence = number
     return found
 
 
 @given(works, st.integers(32, 512), st.integers(1, 512))
-def test_a_decode_holds_every_text_and_no_more_than_it_may(found: list[Work], size: int, budget: int) -> None:
+def test_a_decode_holds_every_text_and_no_more_than_it_may(found: list[BatchWork], size: int, budget: int) -> None:
     found = numbered(found)
     pieces = batch.plan_decode(found, size, budget)
     assert pieces
@@ -55,7 +55,7 @@ def test_a_decode_holds_every_text_and_no_more_than_it_may(found: list[Work], si
 
 
 def test_prompts_are_held_back_only_for_texts_that_somebody_watches() -> None:
-    text, prompt = Work(1, 0, STANDARD, 1, 1, writing=True), Work(2, 1, STANDARD, 2, 400)
+    text, prompt = BatchWork(1, 0, STANDARD, 1, 1, writing=True), BatchWork(2, 1, STANDARD, 2, 400)
     assert [piece.count for piece in batch.plan_decode([text, prompt], 512, 80)] == [1, 400]
     text.watched = True
     assert [piece.count for piece in batch.plan_decode([text, prompt], 512, 80)] == [1, 80]
@@ -74,18 +74,18 @@ def test_who_reads_along_and_every_interactive_asker_watches(
     priority: PriorityClass, reader: OnText | None, watched: bool
 ) -> None:
     request = GenerateRequest(prompt="a", priority=priority)
-    assert Task(1, request, (1,), (), None, 1, None, reader).watched == watched
+    assert EngineTask(1, request, (1,), (), None, 1, None, reader).watched == watched
 
 
 def test_the_best_class_is_computed_first_unless_another_starved() -> None:
-    long, urgent = Work(1, 0, BATCH, 1, 100), Work(2, 1, INTERACTIVE, 2, 100)
+    long, urgent = BatchWork(1, 0, BATCH, 1, 100), BatchWork(2, 1, INTERACTIVE, 2, 100)
     assert [piece.work.id for piece in batch.plan_decode([long, urgent], 64, 64)] == [2]
     long.waited = batch.STARVED
     assert [piece.work.id for piece in batch.plan_decode([long, urgent], 64, 64)] == [1]
 
 
 @given(works, st.integers(1, 64))
-def test_reproducible_decodes_hold_one_request_and_all_take_turns(found: list[Work], size: int) -> None:
+def test_reproducible_decodes_hold_one_request_and_all_take_turns(found: list[BatchWork], size: int) -> None:
     found = numbered(found)
     for work in found:
         work.waited = 0
@@ -107,22 +107,22 @@ def test_the_budget_of_a_step_follows_the_speed_of_the_machine() -> None:
 
 def test_nobody_overtakes_a_request_that_waits_for_room() -> None:
     candidates = [Candidate(1, STANDARD, 100), Candidate(2, STANDARD, 10)]
-    assert batch.next_admission(candidates, [], Room(4, 50)) is None
-    assert batch.next_admission(candidates, [], Room(4, 100)) == Admit(1)
+    assert batch.next_admission(candidates, [], BatchRoom(4, 50)) is None
+    assert batch.next_admission(candidates, [], BatchRoom(4, 100)) == Admit(1)
 
 
 def test_a_request_that_waits_for_a_prefix_stands_aside() -> None:
     candidates = [Candidate(1, STANDARD, 100, aside=True), Candidate(2, STANDARD, 10)]
-    assert batch.next_admission(candidates, [], Room(4, 50)) == Admit(2)
+    assert batch.next_admission(candidates, [], BatchRoom(4, 50)) == Admit(2)
 
 
 def test_only_an_interactive_request_parks_and_only_when_it_helps() -> None:
     victims = [Victim(7, progress=50, order=1, cells=30), Victim(8, progress=5, order=2, cells=30)]
-    assert batch.next_admission([Candidate(1, STANDARD, 10)], victims, Room(0, 50)) is None
-    assert batch.next_admission([Candidate(1, INTERACTIVE, 10)], victims, Room(0, 50)) == Park(8)
-    assert batch.next_admission([Candidate(1, INTERACTIVE, 110)], victims, Room(1, 50)) == Park(8)
-    assert batch.next_admission([Candidate(1, INTERACTIVE, 111)], victims, Room(1, 50)) is None
-    assert batch.next_admission([Candidate(1, INTERACTIVE, 10)], [], Room(0, 50)) is None
+    assert batch.next_admission([Candidate(1, STANDARD, 10)], victims, BatchRoom(0, 50)) is None
+    assert batch.next_admission([Candidate(1, INTERACTIVE, 10)], victims, BatchRoom(0, 50)) == Park(8)
+    assert batch.next_admission([Candidate(1, INTERACTIVE, 110)], victims, BatchRoom(1, 50)) == Park(8)
+    assert batch.next_admission([Candidate(1, INTERACTIVE, 111)], victims, BatchRoom(1, 50)) is None
+    assert batch.next_admission([Candidate(1, INTERACTIVE, 10)], [], BatchRoom(0, 50)) is None
 
 
 @given(st.integers(0, 2), st.floats(0, 1e6))

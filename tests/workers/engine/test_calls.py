@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.inference.requests import Message, Tool, ToolCall
+from app.inference.requests import ChatMessage, Tool, ToolCall
 from workers.engine import calls
-from workers.engine.calls import Style, Watch
+from workers.engine.calls import Style, ToolCallWatch
 from workers.engine.text import TextStream
 
 STYLES: list[Style] = ["hermes", "llama3"]
@@ -22,7 +22,7 @@ TWO = ToolCall("stop", {})
 def streamed(text: str, cuts: list[int], style: Style, *stops: str) -> tuple[str, str, list[str]]:
     """What is shown as text, what is kept as calls, and the pieces that a reader got."""
     data = text.encode()
-    stream, shown = TextStream(stops, Watch(style)), []
+    stream, shown = TextStream(stops, ToolCallWatch(style)), []
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     for begin, end in itertools.pairwise(edges):
         shown.append(stream.feed(data[begin:end]))
@@ -95,10 +95,10 @@ def test_what_is_no_call_is_not_read_as_one(text: str) -> None:
 def test_a_template_without_tools_is_told_in_words(style: Style) -> None:
     tool = Tool("weather", "The weather", {"type": "object", "properties": {"city": {"type": "string"}}})
     turns = (
-        Message("system", "Be brief."),
-        Message("user", "Rain?"),
-        Message("assistant", "", (TWO,)),
-        Message("tool", "wet"),
+        ChatMessage("system", "Be brief."),
+        ChatMessage("user", "Rain?"),
+        ChatMessage("assistant", "", (TWO,)),
+        ChatMessage("tool", "wet"),
     )
     system, user, assistant, gave = calls.in_words(turns, (tool,), style)
     assert system.content.startswith("Be brief.")

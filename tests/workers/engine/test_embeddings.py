@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from app.inference.requests import EmbedRequest, GenerateRequest, LongText, RerankRequest, Sampling
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
-from workers import measuring
 from workers.engine.embedding import windows
 from workers.engine.engine import LlamaEngine
+from workers.pool import measurement
 
 MakeEngine = Callable[..., LlamaEngine]
 
@@ -173,16 +173,16 @@ def test_a_model_with_a_prompt_for_pairs_is_asked_with_it(make: MakeEngine, tiny
 def test_a_pool_begins_with_all_that_its_model_is_for(make: MakeEngine, tiny_bert: Callable[..., Path]) -> None:
     for path in (tiny_bert(PoolingType.RANK), tiny_bert(PoolingType.CLS)):
         engine = make(path, slots=1)
-        measuring._warm_up(engine, whole=False)
+        measurement._warm_up(engine, whole=False)
         assert engine.metrics().embedded_texts == 1
     both = make(slots=1, embedding_context=64)
-    measuring._warm_up(both, whole=False)
+    measurement._warm_up(both, whole=False)
     assert (both.metrics().embedded_texts, both.metrics().finished) == (1, 1)
 
 
 def test_vectors_that_nobody_reserved_memory_for_are_refused(make: MakeEngine) -> None:
     engine = make(slots=1, vectors=False)
-    measuring._warm_up(engine, whole=False)
+    measurement._warm_up(engine, whole=False)
     with pytest.raises(StepFailure, match="no use case embed") as caught:
         vectors(engine, "wool.")
     assert caught.value.reason is FailureReason.INVALID_REQUEST

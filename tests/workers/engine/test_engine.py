@@ -13,7 +13,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from app.inference.requests import EmbedRequest, FinishReason, GenerateRequest, Message, PriorityClass, Sampling
+from app.inference.requests import ChatMessage, EmbedRequest, FinishReason, GenerateRequest, PriorityClass, Sampling
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.engine import LlamaEngine
@@ -39,7 +39,7 @@ def ask(prompt: str, tokens: int = 24, **more: Any) -> GenerateRequest:
 
 
 def chat(text: str, tokens: int = 24, **more: Any) -> GenerateRequest:
-    return GenerateRequest(messages=(Message("user", text),), max_tokens=tokens, **{"sampling": GREEDY} | more)
+    return GenerateRequest(messages=(ChatMessage("user", text),), max_tokens=tokens, **{"sampling": GREEDY} | more)
 
 
 def plain_llama(path: Path, prompts: list[str], tokens: int, *, flash: bool) -> list[str]:
@@ -137,9 +137,9 @@ def test_prefixes_longer_than_a_sliding_window_are_shared_rightly(
 
 
 def test_a_conversation_goes_on_with_its_own_cache(shared: LlamaEngine) -> None:
-    first = [Message("user", "Name one animal of the Andes and tell me how it lives there.")]
+    first = [ChatMessage("user", "Name one animal of the Andes and tell me how it lives there.")]
     answer = shared.generate(GenerateRequest(messages=tuple(first), max_tokens=20, sampling=GREEDY)).result(60)
-    second = (*first, Message("assistant", answer.text), Message("user", "And another one?"))
+    second = (*first, ChatMessage("assistant", answer.text), ChatMessage("user", "And another one?"))
     result = shared.generate(GenerateRequest(messages=second, max_tokens=8, sampling=GREEDY)).result(60)
     assert result.tokens_cached >= answer.tokens_in + answer.tokens_out - 2
 
@@ -248,7 +248,7 @@ def test_what_can_never_be_served_is_refused_at_once(shared: LlamaEngine) -> Non
     assert refused(ask("a", 9000)).reason is FailureReason.CONTEXT_EXCEEDED
     for request in (
         GenerateRequest(),
-        GenerateRequest(prompt="a", messages=(Message("user", "a"),)),
+        GenerateRequest(prompt="a", messages=(ChatMessage("user", "a"),)),
         ask("a", 0),
         ask("a", n=0),
         ask("a", logprobs=21),

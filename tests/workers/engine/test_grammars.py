@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from app.inference.requests import FinishReason, GenerateRequest, Message, Sampling
+from app.inference.requests import ChatMessage, FinishReason, GenerateRequest, Sampling
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.engine import LlamaEngine
 
@@ -61,7 +61,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def ask(schema: dict[str, Any], tokens: int = 220, **sampling: Any) -> GenerateRequest:
-    message = Message("user", "A friendly dog named Rex, 7 years old, lives in Lima. Answer in JSON.")
+    message = ChatMessage("user", "A friendly dog named Rex, 7 years old, lives in Lima. Answer in JSON.")
     chosen = Sampling(**{"temperature": 0} | sampling)
     return GenerateRequest(messages=(message,), max_tokens=tokens, schema=schema, sampling=chosen)
 

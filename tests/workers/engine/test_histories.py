@@ -24,7 +24,7 @@ from app.inference.requests import GenerateRequest, PriorityClass, Sampling
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import loop as loop_module
 from workers.engine.options import EngineOptions, KvLayout
-from workers.engine.tasks import Task
+from workers.engine.tasks import EngineTask
 
 VOCABULARY = 50
 END = 7
@@ -161,8 +161,8 @@ class Histories(RuleBasedStateMachine):
             layout=KvLayout.STREAMS if self.streams else KvLayout.UNIFIED,
             reproducible=self.reproducible,
         )
-        self.loop = loop_module.Loop(FakeModel(), options)  # type: ignore[arg-type]
-        self.tasks: list[Task] = []
+        self.loop = loop_module.EngineLoop(FakeModel(), options)  # type: ignore[arg-type]
+        self.tasks: list[EngineTask] = []
         self.faulted = False
 
     @rule(
@@ -176,7 +176,7 @@ class Histories(RuleBasedStateMachine):
         prompt = (*start, *rest)
         if len(prompt) + most > self.loop.context.n_sequence:
             return
-        task = Task(len(self.tasks) + 1, request, prompt, (), None, 0, None, None)
+        task = EngineTask(len(self.tasks) + 1, request, prompt, (), None, 0, None, None)
         if self.loop.broken is not None:
             with pytest.raises(StepFailure, match="given up"):
                 self.loop.submit([task])
@@ -234,7 +234,7 @@ class Histories(RuleBasedStateMachine):
         for task in self.tasks:
             self.check(task)
 
-    def check(self, task: Task) -> None:
+    def check(self, task: EngineTask) -> None:
         assert task.future.done()
         error = task.future.exception()
         if isinstance(error, CancelledError):

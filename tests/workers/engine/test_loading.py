@@ -14,7 +14,7 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from app.fleet.engine import KvType
+from app.catalog.engine_options import KvType
 from app.kernel.errors import (
     MemoryNotEnough,
     ModelFileDamaged,

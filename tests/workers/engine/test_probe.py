@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 
-from app.fleet import estimate, header, reckoning
-from app.fleet.configuration import Configuration
-from app.fleet.device import Device, DeviceKind
-from app.fleet.engine import KvLayout
-from app.fleet.estimate import NoDryRun
-from app.fleet.footprint import HOST, Source
+from app.catalog import header
+from app.catalog.engine_options import KvLayout
+from app.devices.device import HardwareKind, MeasuredDevice
+from app.footprint import closed_form, estimate
+from app.footprint.configuration import LoadConfiguration
+from app.footprint.estimate import NoDryRun
+from app.footprint.footprint import HOST, FootprintSource
 from app.kernel.errors import ModelFileDamaged
 from benchmarks import shapes
 from workers.engine import llama, native, probe
-from workers.engine.llama import Context, Model
+from workers.engine.llama import Context, LlamaModel
 from workers.engine.options import EngineOptions
-from workers.measuring import configuration_of
+from workers.pool.measurement import configuration_of
 
-PLAIN = Configuration(context=2048, sequences=4)
+PLAIN = LoadConfiguration(context=2048, sequences=4)
 CONFIGURATIONS = {
     "plain": PLAIN,
     "streams": replace(PLAIN, context=5000, sequences=3, streams=True),
@@ -32,7 +33,7 @@ CONFIGURATIONS = {
 }
 
 
-def asked(path: Path, configuration: Configuration) -> dict[str, Any]:
+def asked(path: Path, configuration: LoadConfiguration) -> dict[str, Any]:
     """The probe's answer, in this process."""
     return probe.ask({"path": str(path), "configuration": configuration.as_json(), "gpus": 0})
 
@@ -44,12 +45,12 @@ def summed(answer: dict[str, Any], part: str) -> int:
 @pytest.mark.parametrize("configuration", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 @pytest.mark.parametrize("model", ["model_path", "gemma_path", "tiny_llama", "tiny_mamba"])
 def test_the_closed_form_equals_the_dry_run(
-    model: str, configuration: Configuration, request: pytest.FixtureRequest
+    model: str, configuration: LoadConfiguration, request: pytest.FixtureRequest
 ) -> None:
     """Weights and caches to the byte; the buffers to compute in within the margin."""
     path: Path = request.getfixturevalue(model)
     answer = asked(path, configuration)
-    closed = reckoning.closed_form(header.read(path), configuration)
+    closed = closed_form.closed_form(header.read(path), configuration)
     host = closed.shares[0]
     assert (host.weights, host.cache) == (summed(answer, "model"), summed(answer, "context"))
     assert summed(answer, "compute") <= host.compute + closed.margins[HOST]
@@ -70,7 +71,7 @@ def test_what_is_reckoned_is_what_the_engine_asks_for(
     numbers = [name for name, _ in engines._fields_ if isinstance(getattr(engines, name), int | float)]
     assert len(numbers) > 20
     assert [getattr(engines, name) for name in numbers] == [getattr(probes, name) for name in numbers]
-    host, contexts = reckoning.closed_form(header.read(path), configuration).shares[0], asked(path, configuration)
+    host, contexts = closed_form.closed_form(header.read(path), configuration).shares[0], asked(path, configuration)
     assert host.cache == sum(buffer["context"] for context in contexts["contexts"] for buffer in context["buffers"])
     assert configuration.streams is options.streams is (layout is KvLayout.STREAMS or (not layout and slots >= 16))
 
@@ -82,15 +83,15 @@ def test_models_of_any_size_are_reckoned_without_their_weights(tmp_path: Path, s
     """Grouped heads, windows, a compressed cache, experts, states: llama.cpp's figures from a header and a hole."""
     path = shapes.write(shape, tmp_path)
     configuration = replace(PLAIN, context=8192, sequences=2, swa_full=False)
-    answer, host = asked(path, configuration), reckoning.closed_form(header.read(path), configuration).shares[0]
+    answer, host = asked(path, configuration), closed_form.closed_form(header.read(path), configuration).shares[0]
     assert (host.weights, host.cache) == (summed(answer, "model"), summed(answer, "context"))
     assert host.compute == pytest.approx(summed(answer, "compute"), rel=0.15)
 
 
 @pytest.mark.parametrize("configuration", [CONFIGURATIONS["streams"], CONFIGURATIONS["quantised"]])
-def test_the_dry_run_equals_the_load(model_path: Path, configuration: Configuration) -> None:
+def test_the_dry_run_equals_the_load(model_path: Path, configuration: LoadConfiguration) -> None:
     options = probe.options_of(replace(configuration, mmap=False))
-    model = Model(model_path, options)
+    model = LlamaModel(model_path, options)
     context = Context(model, options)
     loaded = list(probe._buffers(context.pointer))
     context.close()
@@ -101,8 +102,8 @@ def test_the_dry_run_equals_the_load(model_path: Path, configuration: Configurat
 def test_a_child_gives_the_same(model_path: Path) -> None:
     read = header.read(model_path)
     dry = estimate.dry_run(estimate.identify(read, replace(PLAIN, embedding=256), ()))
-    closed = reckoning.closed_form(read, replace(PLAIN, embedding=256))
-    assert dry.source is Source.DRY_RUN
+    closed = closed_form.closed_form(read, replace(PLAIN, embedding=256))
+    assert dry.source is FootprintSource.DRY_RUN
     assert (dry.shares[0].weights, dry.shares[0].cache) == (closed.shares[0].weights, closed.shares[0].cache)
     assert dry.shares[0].compute == pytest.approx(closed.shares[0].compute, rel=0.02)
     assert dry.margins[HOST] <= closed.margins[HOST]
@@ -134,8 +135,8 @@ def test_a_probe_that_breaks_costs_its_answer_alone(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = estimate.estimate(estimate.identify(header.read(model_path), PLAIN, ()), None, "here")
-    assert told in found.missing[Source.DRY_RUN]
-    assert found.best.source is Source.CLOSED_FORM
+    assert told in found.missing[FootprintSource.DRY_RUN]
+    assert found.best.source is FootprintSource.CLOSED_FORM
 
 
 def broken(buffers: list[dict[str, Any]], part: str, factor: float) -> Callable[[Any], Any]:
@@ -169,7 +170,7 @@ def test_a_build_without_the_symbol_is_no_answer(monkeypatch: pytest.MonkeyPatch
 
 
 def test_gpus_that_llama_cpp_does_not_see_are_no_answer(tiny_llama: Path) -> None:
-    gpu = Device("gpu-0", DeviceKind.GPU, "NVIDIA L4", 1, 1, uuid="GPU-0")
+    gpu = MeasuredDevice("gpu-0", HardwareKind.GPU, "NVIDIA L4", 1, 1, uuid="GPU-0")
     with pytest.raises(NoDryRun, match="sees 0 GPUs, and 1 were named"):
         estimate.dry_run(estimate.identify(header.read(tiny_llama), replace(PLAIN, gpu_layers=-1), [gpu]))
 
@@ -190,5 +191,5 @@ def test_the_log_is_the_engines_again_after_a_probe(tiny_llama: Path, tmp_path: 
     asked(tiny_llama, PLAIN)
     (tmp_path / "no.gguf").write_bytes(b"GGUF" + b"\xff" * 64)
     with native.lines() as lines, pytest.raises(ModelFileDamaged):
-        Model(tmp_path / "no.gguf", probe.options_of(PLAIN))
+        LlamaModel(tmp_path / "no.gguf", probe.options_of(PLAIN))
     assert lines()

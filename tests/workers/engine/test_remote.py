@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.inference.requests import FinishReason, GenerateRequest, Message, NamedTool, Sampling, Tool, ToolCall
+from app.inference.requests import ChatMessage, FinishReason, GenerateRequest, NamedTool, Sampling, Tool, ToolCall
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.remote import RemoteEngine, RemoteOptions, body
@@ -103,7 +103,7 @@ def engine(server: Server) -> Iterator[RemoteEngine]:
 
 
 def chat(text: str, **more: Any) -> GenerateRequest:
-    return GenerateRequest(messages=(Message("user", text),), **more)
+    return GenerateRequest(messages=(ChatMessage("user", text),), **more)
 
 
 def test_a_text_is_streamed_and_counted(server: Server, engine: RemoteEngine) -> None:
@@ -196,8 +196,8 @@ def test_calls_are_put_together(server: Server, engine: RemoteEngine) -> None:
 
 
 def test_what_was_called_before_is_told_with_numbers() -> None:
-    asked = Message("assistant", "", (ToolCall("f", {"x": 1}), ToolCall("g", {})))
-    turns = (Message("user", "a"), asked, Message("tool", "one"), Message("tool", "two"))
+    asked = ChatMessage("assistant", "", (ToolCall("f", {"x": 1}), ToolCall("g", {})))
+    turns = (ChatMessage("user", "a"), asked, ChatMessage("tool", "one"), ChatMessage("tool", "two"))
     request = GenerateRequest(messages=turns, tools=(Tool("f"), Tool("g")), tool_choice=NamedTool("g"))
     sent = body(request, RemoteOptions("http://127.0.0.1:9/v1", "m"))
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "g"}}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.inference.requests import GenerateRequest, Message, Sampling
+from app.inference.requests import ChatMessage, GenerateRequest, Sampling
 from workers.engine.best import Best
 from workers.engine.constraint import Alphabet
 from workers.engine.engine import LlamaEngine
@@ -154,7 +154,7 @@ PAIR = {"type": "array", "items": {"enum": [1, 22]}, "maxItems": 2}
 )
 def test_every_way_of_choosing_writes(shared: LlamaEngine, sampling: Sampling) -> None:
     requests: list[Any] = [
-        GenerateRequest(messages=(Message("user", "Say something."),), max_tokens=8, sampling=sampling),
+        GenerateRequest(messages=(ChatMessage("user", "Say something."),), max_tokens=8, sampling=sampling),
         GenerateRequest(prompt="a", max_tokens=30, sampling=sampling, schema=PAIR),
     ]
     assert all(ticket.result(60) for ticket in [shared.generate(request) for request in requests])

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from app.inference.requests import GenerateRequest, Message, PriorityClass, Sampling
+from app.inference.requests import ChatMessage, GenerateRequest, PriorityClass, Sampling
 from app.kernel import clock
 from app.kernel.errors import StepFailure
 from workers.engine.engine import LlamaEngine
@@ -54,7 +54,7 @@ def anything(random: random.Random) -> GenerateRequest:
         random.choices(["llama", "hill", "stone", "ü", "🙂"], k=random.randint(1, 30))
     )
     if random.random() < 0.5:
-        more["messages"] = (Message("user", words),)
+        more["messages"] = (ChatMessage("user", words),)
     else:
         more["prompt"] = words
     return GenerateRequest(
@@ -106,15 +106,15 @@ def test_thousands_of_requests_leave_nothing_behind(make: MakeEngine, tiny_llama
 def test_texts_from_kept_recurrent_states_are_those_without(make: MakeEngine, tiny_mamba: Path) -> None:
     kept, plain = make(tiny_mamba, slots=3, context=3072), make(tiny_mamba, slots=1, context=3072, reuse=False)
     assert kept.model.recurrent
-    talk: list[Message] = []
+    talk: list[ChatMessage] = []
     cached = 0
     for turn in ("How are you today, my friend?", "And what of the weather?", "Tell me more."):
-        talk.append(Message("user", turn))
+        talk.append(ChatMessage("user", turn))
         request = GenerateRequest(messages=tuple(talk), max_tokens=7, sampling=Sampling(temperature=0, ignore_end=True))
         texts = [engine.generate(request).result(60) for engine in (kept, plain)]
         assert texts[0].text == texts[1].text
         cached += texts[0].tokens_cached
-        talk.append(Message("assistant", texts[0].text))
+        talk.append(ChatMessage("assistant", texts[0].text))
     assert cached > 0
     requests = [
         GenerateRequest(prompt="x y z " * 20 + str(n % 4), max_tokens=9, sampling=Sampling(temperature=0))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.fleet.model import PromptProfile
-from app.inference.requests import GenerateRequest, Message, Tool
+from app.catalog.model import PromptProfile
+from app.inference.requests import ChatMessage, GenerateRequest, Tool
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
 from workers.engine.engine import LlamaEngine
 from workers.engine.templates import SHIPPED, ChatTemplate
@@ -17,7 +17,7 @@ PARTS = ["<", "|im_", "end|>", "<|im_", "start|>", "a ", "\ufdd0", "\ufdd1"]
 
 
 def of(*texts: str) -> GenerateRequest:
-    return GenerateRequest(messages=tuple(Message("user", text) for text in texts))
+    return GenerateRequest(messages=tuple(ChatMessage("user", text) for text in texts))
 
 
 def controls(engine: LlamaEngine, tokens: tuple[int, ...]) -> list[int]:
@@ -59,7 +59,7 @@ def test_no_text_brings_in_a_control_token(shared: LlamaEngine, template: ChatTe
 def test_neither_tools_nor_the_beginning_of_the_answer_bring_one_in(shared: LlamaEngine) -> None:
     template = ChatTemplate(shared.model, PromptProfile(chat_template="{{ tools | tojson }}{{ messages[0].content }}"))
     tool = Tool("x<|im_end|>", "<|im_start|>", {"type": "object", "<|im_end|>": ["<|im_end|>", {"a": "<|im_start|>"}]})
-    request = GenerateRequest(messages=(Message("user", "a"),), tools=(tool,), prefill="<|im_end|>")
+    request = GenerateRequest(messages=(ChatMessage("user", "a"),), tools=(tool,), prefill="<|im_end|>")
     assert controls(shared, template.prompt(request).tokens) == []
 
 
@@ -94,7 +94,9 @@ def test_shipped_templates_render(shared: LlamaEngine, name: str) -> None:
 def test_a_template_without_a_system_role_gets_the_system_message_as_the_users(shared: LlamaEngine) -> None:
     source = "{% for m in messages %}[{{ m.role }}|{{ m.content }}]{% endfor %}"
     template = ChatTemplate(shared.model, PromptProfile(chat_template=source, system="user"))
-    asked = GenerateRequest(messages=(Message("system", "Be brief."), Message("user", "Hi"), Message("user", "Ho")))
+    asked = GenerateRequest(
+        messages=(ChatMessage("system", "Be brief."), ChatMessage("user", "Hi"), ChatMessage("user", "Ho"))
+    )
 
     written = b"".join(shared.model.piece(token, special=True) for token in template.prompt(asked).tokens).decode()
     assert written == "[user|Be brief.\n\nHi][user|Ho]"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.fleet.model import PromptProfile
-from app.inference.requests import Generated, GenerateRequest, Message, NamedTool, Sampling, Tool, ToolCall
+from app.catalog.model import PromptProfile
+from app.inference.requests import ChatMessage, Generated, GenerateRequest, NamedTool, Sampling, Tool, ToolCall
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import calls, native, tools
 from workers.engine.calls import Style
@@ -23,7 +23,7 @@ MakeEngine = Callable[..., LlamaEngine]
 CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]}
 HOUR = {"type": "object", "properties": {"hour": {"enum": [6, 7, 8]}}, "required": ["hour"]}
 WEATHER, ALARM = Tool("get_weather", "The weather of a city", CITY), Tool("set_alarm", "Rings", HOUR)
-QUESTION = Message("user", "What is the weather in Cusco?")
+QUESTION = ChatMessage("user", "What is the weather in Cusco?")
 STYLES: list[Style] = ["hermes", "llama3"]
 
 
@@ -197,8 +197,8 @@ def test_schemas_of_tools_may_refer_to_themselves(tiny: LlamaEngine) -> None:
 
 def test_a_model_is_told_of_its_tools(tiny: LlamaEngine) -> None:
     """SmolLM2's template knows none: they are told in words, and so is what was asked before."""
-    asked = Message("assistant", "", (ToolCall("get_weather", {"city": "Cusco<|im_end|>"}),))
-    prompt = tiny._template.prompt(ask(messages=(QUESTION, asked, Message("tool", "Rain.")))).tokens
+    asked = ChatMessage("assistant", "", (ToolCall("get_weather", {"city": "Cusco<|im_end|>"}),))
+    prompt = tiny._template.prompt(ask(messages=(QUESTION, asked, ChatMessage("tool", "Rain.")))).tokens
     told = b"".join(tiny.model.piece(token, special=True) for token in prompt).decode()
     assert "The weather of a city" in told
     assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Cusco<|im_end|>"}}\n</tool_call>' in told
@@ -214,7 +214,7 @@ def test_a_template_that_knows_tools_gets_them(tiny: LlamaEngine) -> None:
     )
     template = type(tiny._template)(tiny.model, PromptProfile(chat_template=source))
     assert template.tools == "hermes"
-    turns = (QUESTION, Message("assistant", "", (ToolCall("get_weather", {"city": "Lima"}),)))
+    turns = (QUESTION, ChatMessage("assistant", "", (ToolCall("get_weather", {"city": "Lima"}),)))
     prompt = template.prompt(ask(messages=turns)).tokens
     told = b"".join(tiny.model.piece(token, special=True) for token in prompt).decode()
     assert told == '[get_weather][set_alarm]What is the weather in Cusco?({"city": "Lima"})<tool_call>'

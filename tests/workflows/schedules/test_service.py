@@ -14,13 +14,14 @@ from sqlalchemy import text
 
 from app.kernel.database import Database
 from app.kernel.errors import DatabaseUnreachable, InvalidInput, NotFound
-from app.workflows import check as workflow_check
-from app.workflows import registry, views
-from app.workflows.outcomes import Success
+from app.workflows import registry
+from app.workflows.language import check as workflow_check
+from app.workflows.runs import views
+from app.workflows.runs.service import Accepted, Runs, Submission
 from app.workflows.schedules import store as rows
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.schedules.service import Schedules
-from app.workflows.service import Accepted, Runs, Submission
+from app.workflows.state_machine.outcomes import Success
 from workers import jobs
 
 REST = "workflow: rest\ninputs: {day: {type: string, default: none}}\nsteps: [{id: a, kind: noop}]\n"

@@ -1,0 +1,1 @@
+"""Namespaces, their limits, and what they use."""

@@ -1,0 +1,1 @@
+"""The catalogue: which models there are, where their files come from, and how they arrive."""

@@ -1,0 +1,290 @@
+"""
+Where a model's file comes from: a path, an installed package, an address, or the Hugging Face hub.
+
+A file name that comes from a catalogue stays below the folder that it is meant for.
+The parts of a file that is split as llama.cpp splits follow from the name of the first.
+
+Nothing here opens a file or a connection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictInt,
+    StringConstraints,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+_SPLIT = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_FILE_ACCEPTED = "a path with '/' below the source, ending in .gguf, without '..'"
+_SHA256_ACCEPTED = "64 hexadecimal digits, or a list with one for each part of a split file"
+_SIZE_ACCEPTED = "bytes of the file as a whole number, or a list with one for each part of a split file"
+
+
+def split_parts(file: str) -> tuple[str, ...]:
+    """All file names of a model that is split as llama.cpp splits: `x-00001-of-00003.gguf`; else the file alone."""
+    match = _SPLIT.match(file)
+    if match is None:
+        return (file,)
+    count = int(match["count"])
+    return tuple(f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1))
+
+
+def split_number(file: str) -> tuple[int, int] | None:
+    """Number and count of a part, or None for a file that is no part by its name."""
+    match = _SPLIT.match(file)
+    return (int(match["number"]), int(match["count"])) if match else None
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _below(value: str) -> str:
+    path = PurePosixPath(value)
+    if not value or path.is_absolute() or ".." in path.parts or "\\" in value or "\0" in value:
+        raise ValueError(f"{value!r} does not stay below the source")
+    return value
+
+
+def _gguf(value: str) -> str:
+    if not value.lower().endswith(".gguf"):
+        raise ValueError(f"{value!r} does not end in .gguf")
+    number = split_number(value)
+    if number is not None and (number[0] != 1 or number[1] < 1):
+        raise ValueError(
+            f"{value!r} is part {number[0]} of {number[1]}: name the first part, the others follow from it"
+        )
+    return value
+
+
+_Sha256 = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[0-9a-fA-F]{64}$")]
+_Sha256s = Annotated[tuple[_Sha256, ...], BeforeValidator(_as_list), Field(description=_SHA256_ACCEPTED)]
+_Sizes = Annotated[
+    tuple[Annotated[StrictInt, Field(gt=0)], ...], BeforeValidator(_as_list), Field(description=_SIZE_ACCEPTED)
+]
+_Package = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+
+
+class CatalogTable(BaseModel):
+    """A table of a catalogue: checked when it is made, and never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Source(CatalogTable):
+    #: One for each part, or none at all.
+    sha256: _Sha256s = Field(default=(), description=_SHA256_ACCEPTED)
+    #: Bytes of each part, or none at all.
+    size: _Sizes = Field(default=(), description=_SIZE_ACCEPTED)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The file names of all parts, the first first."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """The source as a person names it."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _one_for_each_part(self) -> Self:
+        for name, given in (("sha256", self.sha256), ("size", self.size)):
+            if given and len(given) != len(self.parts):
+                raise ValueError(f"{name} has {len(given)} values, the source has {len(self.parts)} files")
+        return self
+
+
+class FileSource(_Source):
+    """A GGUF file on this host."""
+
+    path: str = Field(description="the path of a GGUF file; a relative one counts from the catalogue's folder")
+
+    @field_validator("path")
+    @classmethod
+    def _counts_from_the_catalogue(cls, value: str, info: ValidationInfo) -> str:
+        _gguf(value)
+        origin = (info.context or {}).get("origin")
+        if origin is None or PurePosixPath(value).is_absolute() or value.startswith("~"):
+            return value
+        return str(PurePosixPath(origin).parent / value)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The file names of all parts, the first first."""
+        return split_parts(PurePosixPath(self.path).name)
+
+    @property
+    def label(self) -> str:
+        """The source as a person names it."""
+        return self.path
+
+
+class PackageFile(CatalogTable):
+    """A file that an installed Python package brings."""
+
+    package: _Package = Field(description="the name of a package as `pip install` takes it")
+    file: str = Field(description="a path with '/' below site-packages, without '..'")
+
+    @field_validator("file")
+    @classmethod
+    def _stays_below(cls, value: str) -> str:
+        return _below(value)
+
+
+class PackageSource(_Source):
+    """
+    A GGUF file that an installed Python package brings, whole or in chunks.
+
+    Chunks are put together by `arriero models pull`, in their order, under the name `file`.
+    No code of the package is run or imported for it.
+    """
+
+    package: _Package = Field(description="the name of a package as `pip install` takes it")
+    file: str = Field(description=_FILE_ACCEPTED)
+    chunks: tuple[PackageFile, ...] = Field(
+        default=(), description="a list of { package, file } whose contents, one after the other, are the GGUF file"
+    )
+
+    @field_validator("file")
+    @classmethod
+    def _is_a_gguf_below(cls, value: str) -> str:
+        return _gguf(_below(value))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The file names of all parts, the first first."""
+        return (self.file,) if self.chunks else split_parts(self.file)
+
+    @property
+    def label(self) -> str:
+        """The source as a person names it."""
+        return f"package {self.package}"
+
+
+class UrlSource(_Source):
+    """A GGUF file at an HTTP address."""
+
+    url: str = Field(description="an http:// or https:// address without user and password")
+    file: str = Field(default="", description="the name to keep the file under, ending in .gguf")
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("this is no http:// or https:// address")
+        if parts.username or parts.password:
+            raise ValueError("an address with user or password would be shown in logs")
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_file_name(self) -> Self:
+        if not self.file and not self.name.lower().endswith(".gguf"):
+            raise ValueError("the address does not end in the name of a .gguf file: give that name as `file`")
+        if "/" in _below(self.name):
+            raise ValueError(f"file {self.file!r} is a path: give a name alone")
+        if self.file and len(split_parts(self.file)) > 1 and split_parts(self.file) != split_parts(self._last):
+            raise ValueError("a split file keeps the names of its address: leave `file` out")
+        _gguf(self.name)
+        return self
+
+    @property
+    def _last(self) -> str:
+        return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
+
+    @property
+    def name(self) -> str:
+        """The name under which the (first) file is kept."""
+        return self.file or self._last
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The file names of all parts, the first first."""
+        return split_parts(self.name)
+
+    @property
+    def label(self) -> str:
+        """The source as a person names it."""
+        return urlsplit(self.url).hostname or self.url
+
+
+class HubSource(_Source):
+    """A GGUF file in a repository of the Hugging Face hub, at a revision."""
+
+    hf: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")] = Field(
+        description="a repository as owner/name, such as 'Qwen/Qwen3-4B-GGUF'"
+    )
+    file: str = Field(description=_FILE_ACCEPTED)
+    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*$")] = Field(
+        default="main", description="a commit, tag or branch; a commit (40 hexadecimal digits) never changes"
+    )
+
+    @field_validator("file", "revision")
+    @classmethod
+    def _stays_below(cls, value: str) -> str:
+        return _below(value)
+
+    @field_validator("file")
+    @classmethod
+    def _is_a_gguf(cls, value: str) -> str:
+        return _gguf(value)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The file names of all parts, the first first."""
+        return split_parts(self.file)
+
+    @property
+    def label(self) -> str:
+        """The source as a person names it."""
+        return f"hf {self.hf}"
+
+
+#: Each source with the tag that pydantic puts into the path of an error; a tag is no key.
+SOURCES: Mapping[str, type[_Source]] = {
+    "<path>": FileSource,
+    "<package>": PackageSource,
+    "<url>": UrlSource,
+    "<hf>": HubSource,
+}
+
+
+def is_source_tag(part: int | str) -> bool:
+    """Whether a part of an error's path is such a tag."""
+    return isinstance(part, str) and part in SOURCES
+
+
+def _tag(value: Any) -> str | None:
+    if isinstance(value, _Source):
+        return next(tag for tag, source in SOURCES.items() if type(value) is source)
+    given = [tag for tag in SOURCES if isinstance(value, dict) and tag.strip("<>") in value]
+    return given[0] if len(given) == 1 else None
+
+
+ModelSource = Annotated[
+    Annotated[FileSource, Tag("<path>")]
+    | Annotated[PackageSource, Tag("<package>")]
+    | Annotated[UrlSource, Tag("<url>")]
+    | Annotated[HubSource, Tag("<hf>")],
+    Discriminator(
+        _tag,
+        custom_error_type="source",
+        custom_error_message="a source has exactly one of the keys path, package, url, hf",
+    ),
+]

@@ -1,0 +1,1 @@
+"""Devices: GPUs and RAM, measured without touching CUDA."""

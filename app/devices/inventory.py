@@ -1,0 +1,81 @@
+"""
+The devices of this host, measured: its GPUs, its RAM, and those that the settings simulate.
+
+Nothing here touches CUDA: a context would take half a gigabyte of the memory that is to be measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from pathlib import Path
+
+import psutil
+
+from app.devices import control_group, llama_build
+from app.devices.device import CPU, HardwareKind, Inventory, MeasuredDevice
+from app.devices.nvml import Gpus
+from app.kernel import texts
+from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
+
+
+class Devices:
+    """The devices of this host. Any thread may measure them; the driver is asked by one at a time."""
+
+    def __init__(self, settings: FleetSettings, gpus: Gpus | None = None) -> None:
+        """Measures nothing yet."""
+        self._simulated = settings.simulated
+        self._gpus = gpus or Gpus()
+        self._lock = threading.Lock()
+
+    def measure(self) -> Inventory:
+        """
+        All devices as they are now: RAM first, then GPUs by their number, then what is simulated.
+
+        A simulated device is empty here: what its stand-ins hold, only the ledger knows.
+        """
+        with self._lock:
+            gpus, problems = self._gpus.read()
+        if gpus and not llama_build.computes_on_gpus():
+            problems.append("the llama.cpp that is installed here was built without CUDA: no model can lie on GPUs")
+        return Inventory((ram(), *gpus, *(_simulated(device) for device in self._simulated)), tuple(problems))
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        with self._lock:
+            self._gpus.close()
+
+
+def ram(root: Path = Path("/")) -> MeasuredDevice:
+    """The host's memory, within the limit of this process's control group."""
+    memory = psutil.virtual_memory()
+    total, free, limited_by = memory.total, memory.available, ""
+    limit = control_group.find(root)
+    if limit is not None:
+        free = min(free, limit.free)
+        if limit.total < total:
+            total, limited_by = limit.total, str(limit.path)
+    return MeasuredDevice(CPU, HardwareKind.CPU, processor(root), total, min(free, total), limited_by=limited_by)
+
+
+@functools.cache
+def processor(root: Path = Path("/")) -> str:
+    """The name of the processor, as Linux writes it."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return texts.printable(names[0], 100) if names else "RAM"
+
+
+def _simulated(device: SimulatedDevice) -> MeasuredDevice:
+    return MeasuredDevice(
+        name=device.name,
+        kind=HardwareKind.SIMULATED,
+        model="simulated",
+        total=device.bytes,
+        free=device.bytes,
+        speed=device.speed,
+        bandwidth=device.bandwidth,
+    )

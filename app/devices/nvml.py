@@ -1,0 +1,170 @@
+"""
+NVIDIA GPUs, through NVML: the driver's own account of memory, which needs no CUDA context.
+
+A host without NVML has no such GPUs, which is normal and told once, in the log.
+An NVML that is there and does not answer is a problem that is reported with every reading, and tried again.
+A GPU that was divided (MIG) is no device itself: its instances are.
+A GPU that cannot tell its memory, or tells what cannot be, is left out, and named: the others are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pynvml
+
+from app.devices.device import DeviceProcess, HardwareKind, MeasuredDevice
+from app.kernel import log, texts
+
+_log = log.get(__name__)
+
+#: Errors after which the connection to the driver is made anew.
+_LOST = ("NVMLError_GpuIsLost", "NVMLError_Uninitialized", "NVMLError_DriverNotLoaded", "NVMLError_Unknown")
+
+
+#: Characters of a name that are kept; NVML's own limit is 96 (NVML_DEVICE_NAME_V2_BUFFER_SIZE).
+_NAME = 96
+#: Bytes and degrees that no GPU has: such answers are not believed.
+_BYTES, _DEGREES = 1 << 50, 1_000
+
+
+class Gpus:
+    """The connection to the driver. It is made at the first reading and kept. One thread at a time."""
+
+    def __init__(self, library: Any = pynvml) -> None:
+        self._nvml = library
+        self._open = False
+        self._told = False
+        #: Defects that were logged.
+        self._logged: set[str] = set()
+
+    def read(self) -> tuple[list[MeasuredDevice], list[str]]:
+        """All GPUs as they are now, and a sentence for each problem."""
+        try:
+            if not self._open:
+                self._nvml.nvmlInit()
+                self._open = True
+            driver = _text(self._nvml.nvmlSystemGetDriverVersion())
+            count = self._nvml.nvmlDeviceGetCount()
+        except pynvml.NVMLError_LibraryNotFound:
+            if not self._told:
+                _log.info("no_nvidia_driver")
+                self._told = True
+            return [], []
+        except (pynvml.NVMLError, UnicodeDecodeError) as error:
+            self.close()
+            return [], [f"the NVIDIA driver does not answer: {error}; `nvidia-smi` says more"]
+        devices: list[MeasuredDevice] = []
+        problems: list[str] = []
+        for index in range(count):
+            try:
+                devices.extend(list(self._gpu(index, driver, problems)))
+            except pynvml.NVMLError as error:
+                problems.append(f"gpu-{index} is left out: {error}")
+                if type(error).__name__ in _LOST:
+                    self.close()
+                    break
+            except Exception as error:  # noqa: BLE001 one GPU that answers nonsense does not hide the others
+                problems.append(f"gpu-{index} is left out: {error}")
+                if str(error) not in self._logged:
+                    self._logged.add(str(error))
+                    _log.exception("gpu_left_out", index=index)
+        return devices, problems
+
+    def close(self) -> None:
+        """Let go of the driver. The next reading connects again."""
+        if self._open:
+            self._open = False
+            try:
+                self._nvml.nvmlShutdown()
+            except pynvml.NVMLError as error:
+                _log.warning("nvml_not_closed", error=str(error))
+
+    def _gpu(self, index: int, driver: str, problems: list[str]) -> Iterator[MeasuredDevice]:
+        """The GPU, or the instances into which it was divided."""
+        nvml, name = self._nvml, f"gpu-{index}"
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        uuid, model = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+        temperature = self._optional(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
+        mode = self._optional(nvml.nvmlDeviceGetMigMode, handle)
+        if mode is None or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
+            rates = self._optional(nvml.nvmlDeviceGetUtilizationRates, handle)
+            utilisation = None if rates is None else rates.gpu / 100
+            yield self._device(name, handle, model, uuid, driver, temperature, utilisation=utilisation)
+            return
+        instances = 0
+        for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            try:
+                instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+            except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument):
+                continue
+            instances += 1
+            own, its_model = _text(nvml.nvmlDeviceGetUUID(instance)), _text(nvml.nvmlDeviceGetName(instance))
+            yield self._device(f"{name}-{number}", instance, its_model, own, driver, temperature, parent=uuid)
+        if not instances:
+            problems.append(f"{name} ({model}) is left out: MIG is on and it has no instances")
+
+    def _device(
+        self,
+        name: str,
+        handle: Any,
+        model: str,
+        uuid: str,
+        driver: str,
+        temperature: int | None,
+        *,
+        utilisation: float | None = None,
+        parent: str = "",
+    ) -> MeasuredDevice:
+        memory, kept = self._memory(handle)
+        total = memory.total - kept
+        if not 0 < total < _BYTES:
+            raise ValueError(f"its driver says that it has {total:,} bytes of memory")
+        if temperature is not None and not 0 <= temperature < _DEGREES:
+            temperature = None
+        return MeasuredDevice(
+            name=name,
+            kind=HardwareKind.GPU,
+            model=model,
+            total=total,
+            free=min(max(memory.free, 0), total),
+            uuid=uuid,
+            driver=driver,
+            parent=parent,
+            processes=self._processes(handle),
+            temperature=temperature,
+            utilisation=utilisation,
+        )
+
+    def _memory(self, handle: Any) -> tuple[Any, int]:
+        """The memory, and the bytes that the driver keeps for itself; an old driver counts those as used."""
+        try:
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle, version=self._nvml.nvmlMemory_v2)
+            return memory, memory.reserved
+        except (pynvml.NVMLError_FunctionNotFound, pynvml.NVMLError_ArgumentVersionMismatch):
+            return self._nvml.nvmlDeviceGetMemoryInfo(handle), 0
+
+    def _processes(self, handle: Any) -> tuple[DeviceProcess, ...]:
+        """Who computes, and who draws; a process that does both is told once."""
+        nvml = self._nvml
+        computing = (nvml.nvmlDeviceGetComputeRunningProcesses_v3, nvml.nvmlDeviceGetComputeRunningProcesses_v2)
+        drawing = (nvml.nvmlDeviceGetGraphicsRunningProcesses_v3, nvml.nvmlDeviceGetGraphicsRunningProcesses_v2)
+        found: dict[int, int | None] = {}
+        for newer, older in (computing, drawing):
+            told = self._optional(newer, handle)
+            for process in self._optional(older, handle) or () if told is None else told:
+                found.setdefault(process.pid, process.usedGpuMemory)
+        return tuple(DeviceProcess(pid, used) for pid, used in sorted(found.items()))
+
+    def _optional(self, ask: Callable[..., Any], *given: Any) -> Any:
+        """What not every GPU, driver or container can tell."""
+        try:
+            return ask(*given)
+        except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission, pynvml.NVMLError_FunctionNotFound):
+            return None
+
+
+def _text(value: str | bytes) -> str:
+    """Older versions of the library gave bytes."""
+    return texts.printable(value.decode(errors="replace") if isinstance(value, bytes) else value, _NAME)

@@ -1,0 +1,1 @@
+"""The ledger of memory: reservations, their rules, and the session that stores them."""

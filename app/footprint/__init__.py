@@ -1,0 +1,1 @@
+"""Footprints: how many bytes a model takes of each device, and how that is known."""

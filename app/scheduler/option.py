@@ -1,0 +1,35 @@
+"""An option: one way to start a pool, with what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.scheduler.cluster import Layout, Pool
+from app.scheduler.room import DeviceSet
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to start a pool. Times are seconds."""
+
+    layout: Layout
+    devices: DeviceSet
+    #: Pools whose bytes it waits for.
+    victims: tuple[Pool, ...]
+    regret: float
+    #: Until it serves.
+    estimate: float
+    #: Smaller is better.
+    order: tuple[object, ...]
+    #: Victims that are kept up and therefore move, and where to.
+    moves: tuple[tuple[Pool, Option], ...] = ()
+
+    @property
+    def computing(self) -> DeviceSet:
+        """The devices without the RAM beside them."""
+        return self.devices[: len(self.layout.parts)]
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """By id of the device."""
+        return self.layout.on(self.devices)

@@ -1,0 +1,1 @@
+"""Templates (Jinja), conditions (CEL) and transforms over the data of a run."""

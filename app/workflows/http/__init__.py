@@ -1,0 +1,1 @@
+"""The calls of `http` steps and their answers."""

@@ -1,0 +1,1 @@
+"""The language of workflows: definitions, their checks, and their graph."""

@@ -1,0 +1,1 @@
+"""Runs: submission, claims, records, control, and their storage."""

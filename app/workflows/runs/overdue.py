@@ -1,0 +1,197 @@
+"""
+Overdue rows: what the sweep takes up. Statements only.
+
+Steps and runs whose time has come are taken one by one, each under the lock of its run: rows that another transaction
+has locked are passed over, so concurrent sweeps take different rows and none of them waits.
+What is lost without a time of its own (an answer to a caller, a cancel of a called run, an admission) is looked for
+page by page through what is open, in the order of an index, and each sweep goes on where the last one of its process
+ended. What a sweep reads is bounded by its batch, however much waits or is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Interval, TextClause, bindparam, text
+
+from app.kernel.database import UnitOfWork
+
+#: Before every id.
+_FIRST = UUID(int=0)
+
+
+@dataclass(slots=True)
+class Place:
+    """How far the pages of a process have come. Empty is the beginning."""
+
+    answered: UUID = _FIRST
+    called: UUID = _FIRST
+    concurrency_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of overdue rows. Each row has `id` and `run_id`; that of a step has `key` and `attempt`, too."""
+
+    name: str
+    _next: TextClause
+    _oldest: TextClause
+
+    def next(self, work: UnitOfWork, passed: Collection[UUID]) -> Any | None:
+        """The row that is overdue the longest, but for those of `passed` and of locked runs; its run is locked then."""
+        return work.row(self._next, {"passed": list(passed)})
+
+    def oldest(self, work: UnitOfWork, overdue: timedelta) -> Any | None:
+        """The row that is overdue the longest, if it is for that long, whoever has locked its run."""
+        return work.row(self._oldest, {"overdue": overdue})
+
+
+def _steps(name: str, states: str, instant: str) -> Kind:
+    these = f"""
+        SELECT step.id, step.run_id, step.key, step.attempt FROM step JOIN run ON run.id = step.run_id
+        WHERE step.state IN ({states}) AND step.{instant} < now()
+    """
+    return _kind(name, these, "step.id", f"step.{instant}")
+
+
+def _kind(name: str, these: str, id_: str, instant: str) -> Kind:
+    in_order = f"ORDER BY {instant} LIMIT 1"
+    return Kind(
+        name,
+        text(f"{these} AND {id_} <> ALL(:passed) {in_order} FOR NO KEY UPDATE OF run SKIP LOCKED"),
+        text(f"{these} AND {instant} < now() - :overdue {in_order}").bindparams(bindparam("overdue", type_=Interval())),
+    )
+
+
+#: Held steps whose lease has run out.
+EXPIRED = _steps("expired", "'running', 'cancelling'", "lease_until")
+#: Waiting steps whose delay is over.
+DUE = _steps("due", "'waiting', 'awaiting'", "not_before")
+#: Steps that nobody holds and whose whole time is over.
+OUT_OF_TIME = _steps("out_of_time", "'ready', 'waiting', 'awaiting'", "deadline_at")
+#: Runs that go on after their deadline.
+PAST_DEADLINE = _kind(
+    "past_deadline",
+    """SELECT id, id AS run_id FROM run
+       WHERE finished_at IS NULL AND deadline_at < now() AND state NOT IN ('cancelling', 'compensating')""",
+    "id",
+    "deadline_at",
+)
+
+KINDS = (EXPIRED, DUE, OUT_OF_TIME, PAST_DEADLINE)
+
+_OUTSIDE = text("SELECT id FROM step WHERE outside AND id > :after ORDER BY id LIMIT :limit")
+_UNANSWERED = text("""
+    SELECT run.id, step.run_id FROM step JOIN run ON run.parent_step_id = step.id
+    WHERE step.id = ANY(:ids) AND step.outside AND step.state IN ('awaiting', 'cancelling')
+      AND run.finished_at < now() - :age AND (step.awaits ->> 'run') = CAST(run.id AS text)
+""").bindparams(bindparam("age", type_=Interval()))
+_CALLED = text("""
+    SELECT parent_step_id AS id FROM run WHERE finished_at IS NULL AND parent_step_id > :after
+    ORDER BY parent_step_id LIMIT :limit
+""")
+_UNSTOPPED = text("""
+    SELECT run.id, run.id AS run_id FROM step JOIN run ON run.parent_step_id = step.id
+    WHERE step.id = ANY(:ids) AND run.finished_at IS NULL AND run.state NOT IN ('cancelling', 'compensating')
+      AND step.state NOT IN ('awaiting', 'running')
+""")
+_BLOCKED_KEYS = text("""
+    WITH RECURSIVE found AS (
+        (SELECT concurrency_key AS key FROM run WHERE state = 'blocked' AND concurrency_key > :after
+         ORDER BY concurrency_key LIMIT 1)
+        UNION ALL
+        SELECT (SELECT concurrency_key FROM run WHERE state = 'blocked' AND concurrency_key > found.key
+                ORDER BY concurrency_key LIMIT 1) FROM found WHERE found.key IS NOT NULL
+    )
+    SELECT key FROM found WHERE key IS NOT NULL LIMIT :limit
+""")
+#: Of these keys, those with a run that waits and may begin.
+_ADMISSIBLE = text("""
+    SELECT listed.key FROM unnest(CAST(:keys AS text[])) AS listed (key) CROSS JOIN LATERAL (
+        SELECT sha256 FROM run WHERE concurrency_key = listed.key AND state = 'blocked'
+          AND NOT paused AND NOT workflow_paused LIMIT 1
+    ) AS blocked JOIN definition USING (sha256)
+    WHERE (
+        SELECT count(*) FROM run WHERE concurrency_key = listed.key
+          AND state NOT IN ('blocked', 'succeeded', 'failed', 'cancelled')
+    ) < COALESCE(CAST(document -> 'concurrency' ->> 'limit' AS integer), 1)
+""")
+
+_READY_QUEUES = text("""
+    WITH RECURSIVE found AS (
+        (SELECT queue FROM step WHERE state = 'ready' ORDER BY queue LIMIT 1)
+        UNION ALL
+        SELECT (SELECT queue FROM step WHERE state = 'ready' AND queue > found.queue ORDER BY queue LIMIT 1)
+        FROM found WHERE found.queue IS NOT NULL
+    )
+    SELECT queue FROM found WHERE queue IS NOT NULL
+""")
+_STALE = text("""
+    SELECT count(*) AS steps FROM (
+        SELECT FROM step WHERE state = 'ready' AND queue = :queue AND published_at < now() - :age LIMIT :most
+    ) AS stale
+""").bindparams(bindparam("age", type_=Interval()))
+# The message of a step that is paused is not to be found: nothing is published of it until it is resumed, which marks
+# it as published then.
+_TOUCH_STALE = text("""
+    UPDATE step SET published_at = CASE WHEN run.paused OR run.workflow_paused THEN NULL ELSE now() END
+    FROM run WHERE step.id IN (
+        SELECT id FROM step WHERE state = 'ready' AND queue = :queue AND published_at < now() - :age
+        ORDER BY published_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+    ) AND step.state = 'ready' AND step.published_at < now() - :age AND run.id = step.run_id
+    RETURNING step.id, step.key, step.attempt, step.queue, step.priority, step.rank, run.workflow,
+              run.paused OR run.workflow_paused AS paused
+""").bindparams(bindparam("age", type_=Interval()))
+
+
+def outside(work: UnitOfWork, place: Place, limit: int) -> list[UUID]:
+    """The next page of steps whose work goes on elsewhere."""
+    found = [row.id for row in work.rows(_OUTSIDE, {"after": place.answered, "limit": limit})]
+    place.answered = found[-1] if len(found) == limit else _FIRST
+    return found
+
+
+def unanswered(work: UnitOfWork, ids: Collection[UUID], age: timedelta) -> list[Any]:
+    """Called runs of these steps that ended longer ago than `age` without an answer: `id`, `run_id` of the caller."""
+    return work.rows(_UNANSWERED, {"ids": list(ids), "age": age}) if ids else []
+
+
+def called(work: UnitOfWork, place: Place, limit: int) -> list[UUID]:
+    """The next page of steps that have called a run which goes on."""
+    found = [row.id for row in work.rows(_CALLED, {"after": place.called, "limit": limit})]
+    place.called = found[-1] if len(found) == limit else _FIRST
+    return found
+
+
+def unstopped(work: UnitOfWork, ids: Collection[UUID]) -> list[Any]:
+    """Runs that these steps have called and that go on, though their callers have ended or are to: `id`, `run_id`."""
+    return work.rows(_UNSTOPPED, {"ids": list(ids)}) if ids else []
+
+
+def admissible_keys(work: UnitOfWork, place: Place, limit: int) -> list[str]:
+    """Of the next page of concurrency keys for which runs wait, those of which one may begin."""
+    found = [row.key for row in work.rows(_BLOCKED_KEYS, {"after": place.concurrency_key, "limit": limit})]
+    place.concurrency_key = found[-1] if len(found) == limit else ""
+    return [row.key for row in work.rows(_ADMISSIBLE, {"keys": found})] if found else []
+
+
+def ready_queues(work: UnitOfWork) -> list[str]:
+    """The queues of all steps that are ready."""
+    return [row.queue for row in work.rows(_READY_QUEUES)]
+
+
+def stale(work: UnitOfWork, queue: str, age: timedelta, most: int) -> int:
+    """How many steps of a queue were published longer ago than `age` and are still not taken; counted up to `most`."""
+    row = work.row(_STALE, {"queue": queue, "age": age, "most": most})
+    assert row is not None
+    steps: int = row.steps
+    return steps
+
+
+def touch_stale(work: UnitOfWork, queue: str, age: timedelta, limit: int) -> list[Any]:
+    """The oldest of those steps, marked as published now; or as not published, where they are `paused`."""
+    return work.rows(_TOUCH_STALE, {"queue": queue, "age": age, "limit": limit})

@@ -1,0 +1,273 @@
+"""
+Views of runs: what clients read. Nothing here changes anything.
+
+Lists go from the newest to the oldest by id, which sorts by age; the cursor is the last id of a page.
+Inputs and outputs can be long. A view shows those that have `most` bytes together, the shortest first; in the place of
+the others stands `Elsewhere`, and `text_of` gives one by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from app.kernel.database import Database, UnitOfWork
+from app.kernel.errors import NotFound
+from app.workflows.runs import payloads, store
+
+#: More than there ever is.
+ALL = 1 << 62
+#: Items of a map whose outputs are read at a time, where they are read as one text.
+_ITEMS_AT_A_TIME = 200
+
+
+def _value(name: str, shown: str) -> str:
+    """The columns of a value that is shown on a condition."""
+    columns = (f"CASE WHEN {shown} THEN {column} END AS {column}" for column in (name, f"{name}_sha256"))
+    return f"{', '.join(columns)}, {name}_bytes, {shown} AS {name}_shown"
+
+
+def _shortest(name: str, place: str) -> str:
+    """Adds up the lengths of a value, from the shortest on."""
+    return f"sum({name}_bytes) OVER (ORDER BY {name}_bytes, {place}) AS {name}_upto"
+
+
+_RUN = text(f"""
+    SELECT id, workflow, version, sha256, state, paused OR workflow_paused AS paused, priority, rank, labels,
+           {_value("inputs", "inputs_bytes <= :most")}, {_value("output", "output_bytes <= :most")},
+           error, idempotency_key, concurrency_key, parent_step_id, forked_from, created_at, started_at,
+           finished_at, deadline_at, expires_at,
+           (SELECT run_id FROM step WHERE step.id = run.parent_step_id) AS parent_run_id
+    FROM run WHERE id = :id
+""")
+_STEPS = text(f"""
+    SELECT step.id, key, kind, model, state, branch, awaits, attempt, failures, losses, owner,
+           {_value("output", "output_upto <= :most")}, error, tokens_in, tokens_out, not_before, ready_at, started_at,
+           finished_at, deadline_at,
+           fan_out.total AS items, fan_out.waiting AS items_waiting, fan_out.under_way AS items_under_way,
+           fan_out.failed AS items_failed,
+           (SELECT run.id FROM run WHERE run.parent_step_id = step.id ORDER BY run.id DESC LIMIT 1) AS called_run_id
+    FROM (SELECT *, {_shortest("output", "position")} FROM step WHERE run_id = :id AND parent_id IS NULL) AS step
+         LEFT JOIN fan_out ON fan_out.step_id = step.id
+    ORDER BY position
+""")
+_ATTEMPTS = text("""
+    SELECT step_id, attempt.attempt, attempt.owner, attempt.model, attempt.started_at, attempt.finished_at, outcome,
+           message, text,
+           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms
+    FROM attempt JOIN step ON step.id = attempt.step_id
+    WHERE step.run_id = :id AND step.parent_id IS NULL ORDER BY attempt.attempt
+""")
+_LIST = text("""
+    SELECT run.id, workflow, version, state, paused OR workflow_paused AS paused, priority, rank, labels, created_at,
+           started_at, finished_at, counted.*
+    FROM run, LATERAL (
+        SELECT count(*) AS steps, count(*) FILTER (WHERE step.state = 'succeeded') AS steps_succeeded,
+               COALESCE(sum(tokens_in), 0) AS tokens_in, COALESCE(sum(tokens_out), 0) AS tokens_out
+        FROM step WHERE step.run_id = run.id AND step.parent_id IS NULL
+    ) AS counted
+    WHERE (CAST(:before AS uuid) IS NULL OR run.id < :before)
+      AND (CAST(:states AS text[]) IS NULL OR state = ANY(:states))
+      AND (CAST(:workflow AS text) IS NULL OR workflow = :workflow)
+      AND labels @> CAST(:labels AS jsonb)
+    ORDER BY run.id DESC LIMIT :limit
+""")
+_ITEMS = text(f"""
+    SELECT id, key, item, {_value("input", "input_upto <= :most")}, model, state, attempt, failures, losses, owner,
+           {_value("output", "output_upto <= :most")}, error, tokens_in, tokens_out, not_before, ready_at, started_at,
+           finished_at
+    FROM (
+        SELECT *, {_shortest("input", "item")}, {_shortest("output", "item")} FROM (
+            SELECT * FROM step
+            WHERE parent_id = :id AND item >= :first AND (CAST(:states AS text[]) IS NULL OR state = ANY(:states))
+            ORDER BY item LIMIT :limit
+        ) AS page
+    ) AS step
+    ORDER BY item
+""")
+_RUN_TEXTS = text("""
+    SELECT CAST(inputs AS text) AS inputs, inputs_sha256, CAST(output AS text) AS output, output_sha256
+    FROM run WHERE id = :id
+""")
+_STEP_TEXTS = text("""
+    SELECT id, kind = 'map' AND parent_id IS NULL AND state = 'succeeded' AS has_items, CAST(input AS text) AS input,
+           input_sha256, CAST(output AS text) AS output, output_sha256
+    FROM step WHERE run_id = :id AND key = :key
+""")
+_ITEM_TEXTS = text("""
+    SELECT item, CAST(output AS text) AS output, output_sha256 FROM step
+    WHERE parent_id = :id AND item > :after ORDER BY item LIMIT :limit
+""")
+_STEP_ID = text("SELECT id FROM step WHERE run_id = :id AND key = :key AND parent_id IS NULL")
+_KEYS = text("SELECT key FROM step WHERE run_id = :id AND kind = 'map' AND parent_id IS NULL ORDER BY position")
+_EXISTS = text("SELECT state FROM run WHERE id = :id")
+_HISTORY = text("""
+    SELECT id, at, step, attempt, what, cause FROM history WHERE run_id = :id AND id > :after ORDER BY id LIMIT :limit
+""")
+_WAITING = text("""
+    SELECT model, count(*) FILTER (WHERE state = 'ready') AS ready, count(*) FILTER (WHERE state = 'running') AS running
+    FROM step WHERE state IN ('ready', 'running') AND model IS NOT NULL GROUP BY model
+""")
+
+
+# One snapshot: what is read by several statements belongs together.
+_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """In the place of a value that is too long to be shown beside others."""
+
+    #: Of the value as JSON.
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run with its steps and their attempts, as rows."""
+
+    run: Any
+    definition: Mapping[str, Any]
+    steps: Sequence[Any]
+    #: By step id, the first attempt first.
+    attempts: Mapping[UUID, Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some runs, and the cursor of the next page when there is one."""
+
+    runs: Sequence[Any]
+    next_cursor: UUID | None
+
+
+def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
+    """One run; up to `most` bytes of its inputs, of its output and of its steps' outputs are shown. Raises NotFound."""
+    with database.work() as work:
+        work.ask(_SNAPSHOT)
+        found = work.ask(_RUN, {"id": run_id, "most": most})
+        stepped = work.ask(_STEPS, {"id": run_id, "most": most})
+        tried = work.ask(_ATTEMPTS, {"id": run_id})
+        row = next(iter(_shown(work, found.fetchall(), "inputs", "output")), None)
+        if row is None:
+            raise NotFound("run", str(run_id))
+        steps = _shown(work, stepped.fetchall(), "output")
+        attempts: dict[UUID, list[Any]] = {step.id: [] for step in steps}
+        for attempt in tried.fetchall():
+            attempts[attempt.step_id].append(attempt)
+        definition = store.document(work, row.sha256)
+    return RunView(row, definition, steps, attempts)
+
+
+def page(
+    database: Database,
+    *,
+    limit: int,
+    before: UUID | None = None,
+    states: Sequence[str] | None = None,
+    workflow: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Page:
+    """At most `limit` runs, older than `before`, in one of `states`, of one workflow, with all of these labels."""
+    values = {"limit": limit + 1, "before": before, "states": list(states) if states else None, "workflow": workflow}
+    values["labels"] = json.dumps(dict(labels or {}))
+    with database.work() as work:
+        rows = work.rows(_LIST, values)
+    more = len(rows) > limit
+    return Page(rows[:limit], rows[limit - 1].id if more else None)
+
+
+def demand(database: Database) -> dict[str, tuple[int, int]]:
+    """For each model that is asked now: how many steps are ready, and how many run."""
+    with database.work() as work:
+        return {row.model: (row.ready, row.running) for row in work.rows(_WAITING)}
+
+
+def items(
+    database: Database,
+    run_id: UUID,
+    key: str,
+    *,
+    first: int = 0,
+    limit: int,
+    states: Sequence[str] | None = None,
+    most: int = ALL,
+) -> list[Any]:
+    """
+    Items of a map from the index `first` on; up to `most` bytes of their values and of their outputs are shown.
+
+    Raises NotFound for a run, or a map of it.
+    """
+    with database.work() as work:
+        work.run(_SNAPSHOT)
+        if work.row(_EXISTS, {"id": run_id}) is None:
+            raise NotFound("run", str(run_id))
+        found = work.row(_STEP_ID, {"id": run_id, "key": key})
+        if found is None:
+            raise NotFound("map", key, [row.key for row in work.rows(_KEYS, {"id": run_id})])
+        values = {"id": found.id, "first": first, "limit": limit, "states": list(states) if states else None}
+        return _shown(work, work.rows(_ITEMS, values | {"most": most}), "input", "output")
+
+
+def text_of(database: Database, run_id: UUID, name: str, key: str | None = None) -> Iterator[str]:
+    """
+    A value as JSON, in pieces: `inputs` or `output` of a run, `input` or `output` of one of its steps or items.
+
+    Raises NotFound, at once, for what there is not (yet).
+    """
+    with database.work() as work:
+        work.run(_SNAPSHOT)
+        if work.row(_EXISTS, {"id": run_id}) is None:
+            raise NotFound("run", str(run_id))
+        if key is None:
+            row, of = work.row(_RUN_TEXTS, {"id": run_id}), f"{name} of run"
+        else:
+            row, of = work.row(_STEP_TEXTS, {"id": run_id, "key": key}), f"{name} of step"
+            if row is None:
+                raise NotFound("step", key)
+            if row.has_items and name == "output":
+                return _items_text(database, row.id)
+        found = payloads.text_of(work, row, name)
+    if found is None:
+        raise NotFound(of, key or str(run_id))
+    return iter((found,))
+
+
+def _items_text(database: Database, step_id: UUID) -> Iterator[str]:
+    """The output of a map."""
+    after, rows = -1, None
+    while rows is None or len(rows) == _ITEMS_AT_A_TIME:
+        with database.work() as work:
+            work.ask(_SNAPSHOT)
+            rows = work.rows(_ITEM_TEXTS, {"id": step_id, "after": after, "limit": _ITEMS_AT_A_TIME})
+            texts = [payloads.text_of(work, row, "output") or "null" for row in rows]
+        yield "".join(f"{',' if row.item else '['}{made}" for row, made in zip(rows, texts, strict=True))
+        after = rows[-1].item if rows else after
+    yield "]" if after >= 0 else "[]"
+
+
+def _shown(work: UnitOfWork, rows: Sequence[Any], *names: str) -> list[Any]:
+    return [_marked(row, names) for row in payloads.filled(work, rows, *names)]
+
+
+def _marked(row: Any, names: Sequence[str]) -> Any:
+    left = {
+        name: Elsewhere(size)
+        for name in names
+        if (size := getattr(row, f"{name}_bytes")) is not None and not getattr(row, f"{name}_shown")
+    }
+    return payloads.replaced(row, left) if left else row
+
+
+def history(database: Database, run_id: UUID, *, after: int = 0, limit: int = 1000) -> tuple[str, list[Any]]:
+    """The state of a run, and what happened to it after the entry `after`, in its order. Raises NotFound."""
+    with database.work() as work:
+        row = work.row(_EXISTS, {"id": run_id})
+        if row is None:
+            raise NotFound("run", str(run_id))
+        return row.state, work.rows(_HISTORY, {"id": run_id, "after": after, "limit": limit})

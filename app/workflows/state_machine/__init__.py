@@ -1,0 +1,1 @@
+"""The state machine of runs: states, events, transitions. Values only."""

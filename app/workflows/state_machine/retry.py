@@ -1,0 +1,93 @@
+"""
+Retry: what to do when an attempt fails. Should there be another? And when?
+
+A failure of the work counts against the step's own limit; the death of its worker against another, so that
+a step that kills whoever takes it is given up instead of going round for ever. A step handed back by a worker that
+stops counts against neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from math import log
+
+from app.kernel.errors import FailureReason
+from app.workflows.language.steps import Retry
+
+#: The holder left the work without failing at it.
+NOT_COUNTED = frozenset({FailureReason.WORKER_STOPPED, FailureReason.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class FailureCounts:
+    """How a step has fared so far, this attempt counted."""
+
+    #: Attempts that ended in a failure of the work.
+    failures: int
+    #: Attempts that ended with their worker's death.
+    losses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Another attempt, after a delay."""
+
+    delay: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No other attempt, and why."""
+
+    why: str
+
+
+def decide(
+    rule: Retry,
+    reason: FailureReason,
+    record: FailureCounts,
+    *,
+    max_losses: int,
+    chance: float,
+    retryable: bool = True,
+    late: bool = False,
+    final: bool = False,
+    not_before: timedelta = timedelta(0),
+) -> Again | GiveUp:
+    """
+    What follows a failed attempt. `chance` is in [0, 1).
+
+    `retryable` is what the rule's condition says of the error; `late` tells that the time for the whole step is over;
+    `final` that the work was done and must not be done again; `not_before` is the least delay, where a server asked
+    for one.
+
+    Delays grow by `factor` up to `cap`, and each is drawn from the whole range below (full jitter),
+    so that steps that failed together do not come back together.
+    """
+    if final:
+        return GiveUp("its work was done, but what came of it cannot be recorded: it is not done again")
+    if reason in NOT_COUNTED:
+        return Again(timedelta(0))
+    if late:
+        return GiveUp("the time for the whole step (total_timeout) is over")
+    if reason is FailureReason.WORKER_LOST:
+        if record.losses >= max_losses:
+            return GiveUp(f"{record.losses} workers died while they held it: it is not given to another")
+        return Again(timedelta(0))
+    if not rule.retries(reason):
+        return GiveUp(f"{reason} is not retried")
+    if not retryable:
+        return GiveUp("the condition of its retry rule does not hold for this error")
+    if record.failures >= rule.max_attempts:
+        return GiveUp(f"{record.failures} of {rule.max_attempts} attempts failed")
+    return Again(max(_bound(rule, record.failures) * chance, not_before))
+
+
+def _bound(rule: Retry, failures: int) -> timedelta:
+    """The longest delay after so many failures. The logarithm tells of the cap before a power overflows."""
+    if not rule.delay:
+        return timedelta(0)
+    if rule.delay >= rule.cap or (failures - 1) * log(rule.factor) >= log(rule.cap / rule.delay):
+        return rule.cap
+    return rule.delay * rule.factor ** (failures - 1)

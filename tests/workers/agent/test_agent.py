@@ -1,0 +1,79 @@
+"""The agent of a host, turn by turn, on the real database; its pools are rows whose processes are gone."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from app.fleet import views
+from app.kernel import settings
+from app.kernel.database import Database
+from tests.fleet.granting import begun, granted
+from workers.agent.agent import Agent
+
+
+@pytest.fixture
+def agent(database: Database, redis_url: str, tmp_path: Path) -> Iterator[Agent]:
+    environment = {
+        "ARRIERO_DATA_DIR": str(tmp_path),
+        "ARRIERO_DATABASE_URL": database.url,
+        "ARRIERO_REDIS_URL": redis_url,
+        "ARRIERO_FLEET__HOST": "h",
+    }
+    (tmp_path / "run" / "pools").mkdir(parents=True)
+    before = signal.getsignal(signal.SIGCHLD)
+    made = Agent(settings.load(environment=environment).settings)
+    yield made
+    signal.signal(signal.SIGCHLD, before)
+    made._devices.close()
+    made._database.close()
+
+
+def charged(database: Database) -> set[str]:
+    return {pool.id for pool in views.pools(database)}
+
+
+def test_a_pool_that_cannot_be_given_back_keeps_no_other_from_it(agent: Agent, database: Database) -> None:
+    agent._turn()
+    assert agent._epoch is not None
+    pools = []
+    for _ in range(3):
+        pool = granted(database, "h", {"h/cpu": 100})
+        assert isinstance(pool, str)
+        begun(agent._hosts, "h", agent._epoch, pool)
+        pools.append(pool)
+    with database.work() as work:
+        work.run(
+            text(f"ALTER TABLE pool_process ADD CONSTRAINT refuses CHECK (phase <> 'ended' OR pool_id <> '{pools[0]}')")
+        )
+    try:
+        agent._turn()
+        assert charged(database) == {pools[0]}
+    finally:
+        with database.work() as work:
+            work.run(text("ALTER TABLE pool_process DROP CONSTRAINT refuses"))
+    agent._turn()
+    assert charged(database) == set()
+
+
+def test_a_turn_goes_on_when_a_model_file_breaks_its_reader(
+    agent: Agent, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever defect is left in reading files: the host still beats, and begins and ends pools."""
+
+    def breaks(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("integer division or modulo by zero")
+
+    monkeypatch.setattr("app.footprint.closed_form.closed_form", breaks)
+    agent._turn()
+    (host,) = views.hosts(database)
+    assert host.host.alive
+    assert any("smollm2:135m is not served here" in problem for problem in host.host.problems)
+    monkeypatch.undo()
+    agent._files.forget()
+    agent._turn()
+    assert views.hosts(database)[0].host.problems == []

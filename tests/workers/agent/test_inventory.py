@@ -1,0 +1,124 @@
+"""What an agent tells of its host's devices, and what it makes of them. No GPU is needed: their figures are given."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from app.catalog import files, header
+from app.devices import llama_build
+from app.devices.device import DeviceProcess, HardwareKind, Inventory, MeasuredDevice
+from app.footprint import configuration, estimate, measurements
+from app.kernel import settings
+from app.kernel.database import Database
+from app.kernel.fleet_settings import FleetSettings
+from app.kernel.settings import Settings
+from workers.agent import inventory
+
+GIB = 2**30
+SMOLLM2 = files.read_catalog().get("smollm2:135m")
+RAM = MeasuredDevice("cpu", HardwareKind.CPU, "processor", 64 * GIB, 40 * GIB)
+
+
+def gpu(number: int, *processes: DeviceProcess, parent: str = "", free: int = 20 * GIB) -> MeasuredDevice:
+    return MeasuredDevice(
+        f"gpu-{number}", HardwareKind.GPU, "NVIDIA L4", 24 * GIB, free,
+        uuid=f"GPU-{number}", driver="570", parent=parent, processes=processes,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Settings:
+    return settings.load(environment={"ARRIERO_DATA_DIR": str(tmp_path)}).settings
+
+
+def layouts(host: Settings, database: Database, *devices: MeasuredDevice) -> list[tuple[str, int]]:
+    found = inventory.layouts(SMOLLM2, host, Inventory((RAM, *devices)), database, "here")
+    return [(one.type, len(one.parts)) for one in found if bool(one.ram) == (one.type != "cpu")]
+
+
+def test_a_model_may_lie_on_any_number_of_gpus(
+    host: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: True)
+    assert layouts(host, database, gpu(0), gpu(1)) == [("cpu", 1), ("NVIDIA L4", 1), ("NVIDIA L4", 2)]
+    divided = (gpu(0, parent="GPU-9"), gpu(1, parent="GPU-9"))
+    assert layouts(host, database, *divided) == [("cpu", 1), ("NVIDIA L4", 1)], "CUDA shows a process one instance"
+
+
+def test_without_cuda_there_is_nothing_for_gpus(
+    host: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool would be granted the memory of a GPU and fill RAM."""
+    monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: False)
+    assert layouts(host, database, gpu(0)) == [("cpu", 1)]
+
+
+def test_a_stand_in_may_lie_on_several_simulated_devices() -> None:
+    entry = SMOLLM2.model_copy(update={"simulated": SMOLLM2.simulated.model_copy(update={"bytes": 9 * GIB + 1})})
+    simulated = [
+        MeasuredDevice(f"sim-{n}", HardwareKind.SIMULATED, "", 6 * GIB, 6 * GIB, bandwidth=10**9) for n in range(3)
+    ]
+    found = list(inventory.stand_in(entry, Inventory((RAM, *simulated))))
+    assert [one.parts for one in found] == [(9 * GIB + 1,), (9 * GIB // 2 + 1,) * 2]
+
+
+def strangers(number: int, *devices: MeasuredDevice, reserved: dict[str, int]) -> int:
+    """What is told of one device while this process is a pool that has reserved so much."""
+    pools = {os.getpid(): reserved}
+    return inventory.measured("here", Inventory(devices), FleetSettings(), pools)[number].strangers
+
+
+def test_what_strangers_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = gpu(0, DeviceProcess(os.getpid(), 3 * GIB), DeviceProcess(1, GIB))
+    head_room = FleetSettings().head_room
+    monkeypatch.setattr(inventory, "names_processes", lambda: True)
+    assert strangers(0, card, reserved={"GPU-0": 2 * GIB}) == GIB - head_room, "the head-room is theirs to use"
+    monkeypatch.setattr(inventory, "names_processes", lambda: False)
+    elsewhere = gpu(0, DeviceProcess(999_999_999, 3 * GIB), DeviceProcess(999_999_998, GIB))
+    assert strangers(0, elsewhere, reserved={"GPU-0": 2 * GIB}) == 2 * GIB - head_room
+    assert strangers(0, elsewhere, reserved={"GPU-1": 2 * GIB}) == 4 * GIB - head_room
+
+
+def test_the_ram_of_a_pool_that_reserved_none_is_a_strangers() -> None:
+    alone, beside = ({"GPU-0": GIB}, {"GPU-0": GIB, "here/cpu": GIB})
+    assert strangers(0, RAM, reserved=alone) > strangers(0, RAM, reserved=beside)
+
+
+def test_a_container_has_processes_of_its_own(tmp_path: Path) -> None:
+    namespace = tmp_path / "proc/self/ns/pid"
+    namespace.parent.mkdir(parents=True)
+    namespace.touch()
+    assert not inventory.names_processes(tmp_path)
+    assert inventory.names_processes(tmp_path / "no Linux")
+
+
+@pytest.mark.parametrize(
+    ("code", "tail", "kills", "found"),
+    [
+        (-signal.SIGKILL, "", 1, True),
+        (-signal.SIGKILL, "", 0, False),
+        (-signal.SIGABRT, "ggml_cuda_error: CUDA error: out of memory", 0, True),
+        (-signal.SIGABRT, "GGML_ASSERT(x) failed", 1, False),
+        (-signal.SIGSEGV, "out of memory", 1, False),
+        (1, "out of memory", 1, False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_ends(code: int, tail: str, kills: int, found: bool) -> None:
+    assert inventory.ran_out(code, tail, kills) is found
+
+
+def test_a_pool_that_died_of_it_makes_the_next_estimate_more_careful(host: Settings, database: Database) -> None:
+    gpus = Inventory((RAM, gpu(0), gpu(1)))
+    inventory.count_failure(SMOLLM2, host, gpus, database, "here", ["GPU-0"])
+    read = header.read(files.locate(SMOLLM2, host.data_dir))
+
+    def floor(count: int) -> float:
+        given = configuration.of_model(SMOLLM2, gpus=count)
+        with database.work() as work:
+            return measurements.find(work, estimate.identify(read, given, gpus.devices[1 : 1 + count])).floor
+
+    assert (floor(1), floor(2), floor(0)) == (0.1, 0.0, 0.0)

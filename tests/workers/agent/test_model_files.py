@@ -1,0 +1,94 @@
+"""The model files of a host: what can be served is found whatever lies beside it, and what cannot is told with why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
+
+from app.catalog import catalog
+from app.devices.device import HardwareKind, Inventory, MeasuredDevice
+from app.fleet import views
+from app.fleet.hosts import Hosts
+from app.kernel import settings
+from app.kernel.database import Database
+from app.kernel.settings import Settings
+from app.scheduler import needs
+from tests.catalog.hostile_gguf import heads, model, tokens
+from tests.fleet.granting import LEASE, declared
+from workers.agent.model_files import ModelFiles
+
+GIB = 2**30
+INVENTORY = Inventory((MeasuredDevice("cpu", HardwareKind.CPU, "processor", 64 * GIB, 40 * GIB),))
+ENTRY = '[[models]]\nname = "{name}:1"\nuse_cases = ["chat"]\nsource = {{ path = "{path}" }}\n'
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Settings:
+    return settings.load(environment={"ARRIERO_DATA_DIR": str(tmp_path), "ARRIERO_FLEET__HOST": "h"}).settings
+
+
+def found(host: Settings, database: Database, **paths: Path) -> tuple[ModelFiles, catalog.Catalog]:
+    entries = "".join(ENTRY.format(name=name, path=path) for name, path in paths.items())
+    known = catalog.parse(entries, "catalog.toml")
+    return ModelFiles(host, known, database, Hosts(database, LEASE, LEASE)), known
+
+
+def test_a_hostile_file_is_set_aside_and_hides_no_other(host: Settings, database: Database, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    looked, known = found(
+        host,
+        database,
+        a=model(tmp_path / "heads.gguf", heads(-1, 0)),
+        b=model(tmp_path / "doubled.gguf", tokens("a", "a")),
+        c=tmp_path / "pipe.gguf",
+        d=tmp_path / "nowhere.gguf",
+        good=model(tmp_path / "good.gguf"),
+    )
+    with capture_logs() as logs:
+        looked.look(INVENTORY)
+        looked.forget()
+        looked.look(INVENTORY)
+
+    assert looked.configurations == [needs.configuration_id(known.get("good:1"))]
+    problems = "\n".join(looked.problems)
+    assert "a:1 is not served here" in problems
+    assert "head_count is -1" in problems
+    assert "tokens 0 and 1 are the same" in problems
+    assert len(looked.problems) == 2, "what is not there is no problem, and neither is a pipe"
+    assert [entry["model"] for entry in logs if entry["event"] == "model_unusable"] == ["a:1", "b:1"]
+
+    hosts = Hosts(database, LEASE, LEASE)
+    agent = hosts.join("h", "h", 8, declared("d"), {})
+    hosts.beat("h", agent, [], looked.configurations, looked.problems)
+    assert list(views.hosts(database)[0].host.problems) == looked.problems
+
+
+def test_a_file_that_is_mended_is_served(host: Settings, database: Database, tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf", tokens("a", "a"))
+    looked, _ = found(host, database, a=path)
+    looked.look(INVENTORY)
+    assert looked.configurations == []
+    model(path, tokens("a", "b"))
+    looked.forget()
+    looked.look(INVENTORY)
+    assert len(looked.configurations) == 1
+    assert looked.problems == []
+
+
+def test_a_model_whose_layout_cannot_be_kept_hides_no_other(host: Settings, database: Database, tmp_path: Path) -> None:
+    """A defect of ours, or of the database, in one of them: here a row that refuses what is written."""
+    looked, known = found(host, database, a=model(tmp_path / "a.gguf"), good=model(tmp_path / "good.gguf"))
+    refuses = f"ALTER TABLE layout ADD CONSTRAINT refuses CHECK (configuration NOT LIKE '{known.get('a:1').slug}.%')"
+    with database.work() as work:
+        work.run(text(refuses))
+    try:
+        looked.look(INVENTORY)
+    finally:
+        with database.work() as work:
+            work.run(text("ALTER TABLE layout DROP CONSTRAINT refuses"))
+    assert looked.configurations == [needs.configuration_id(known.get("good:1"))]
+    assert "CheckViolation" in looked.problems[0]

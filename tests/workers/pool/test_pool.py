@@ -1,0 +1,108 @@
+"""A pool gives its engine what the catalogue says, and the share of its host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.catalog.engine_options import Rope
+from app.catalog.model import Model
+from app.fleet.holder import DevicePart, Grant, ReservationHolder
+from app.fleet.hosts import Hosts
+from app.fleet.ledger import session
+from app.fleet.ledger.reservation import Reservation
+from app.footprint.footprint import HOST, Footprint, FootprintSource, Share
+from app.kernel import settings
+from app.kernel.database import Database
+from app.kernel.errors import ModelFileMissing
+from app.kernel.settings import Settings
+from tests.fleet.granting import LEASE, begun, declared, granted
+from workers.engine.options import EngineOptions, Lora
+from workers.pool import pool
+from workers.pool.progress import Status
+
+
+def model(**values: Any) -> Model:
+    entry = {"name": "m:1", "use_cases": ["chat"], "source": {"path": "/m.gguf"}, "context": 512, "slots": 2}
+    return Model.model_validate(entry | values)
+
+
+def loaded(tmp_path: Path, **environment: str) -> Settings:
+    return settings.load(environment={"ARRIERO_DATA_DIR": str(tmp_path), **environment}).settings
+
+
+def test_all_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
+    style = tmp_path / "style.gguf"
+    style.write_bytes(b"GGUF")
+    given = {
+        "layout": "streams", "reuse": False, "batch": 64, "ubatch": 32, "step_latency": 0.5, "threads": 3,
+        "threads_batch": 4, "swa_full": False, "mmap": False, "mlock": True, "gpu_layers": 7, "split_mode": "row",
+        "tensor_split": [1, 2], "main_gpu": 1, "rope": {"scaling": "yarn", "freq_scale": 0.5}, "park_bytes": 1,
+        "park_progress": 2, "patience": 3, "queue": 4, "embedding_context": 64, "pooling": "last",
+    }  # fmt: skip
+    lora = {"name": "style", "scale": 0.5, "source": {"path": str(style)}}
+    found = pool.options_of(
+        model(
+            engine=given | {"loras": [lora]}, kv={"k": "q8_0", "v": "q4_0"}, flash_attention="on",
+            prompt={"stop": ["x"], "tools": "hermes"},
+        ),
+        loaded(tmp_path), gpus=True, threads=1,
+    )  # fmt: skip
+    expected = EngineOptions(
+        slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True, vectors=False,
+        loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"}, **given,
+    )  # fmt: skip
+    assert found == expected
+    assert found.rope == Rope(scaling="yarn", freq_scale=0.5)
+    untouched = set(EngineOptions.model_fields) - found.model_fields_set
+    assert {name for name in EngineOptions.model_fields if getattr(found, name) == getattr(EngineOptions(), name)} == {
+        "kept",
+        "reproducible",
+    }, "every other option is set above"
+    assert untouched == set()
+
+
+def test_the_hosts_share_of_threads_gives_way_to_the_models(tmp_path: Path) -> None:
+    host = loaded(tmp_path)
+    assert pool.options_of(model(), host, gpus=False, threads=5).threads == 5
+    assert pool.options_of(model(engine={"threads": 2}), host, gpus=False, threads=5).threads == 2
+
+
+def test_no_layer_goes_to_a_gpu_that_the_pool_has_not(tmp_path: Path) -> None:
+    tuned = model(engine={"gpu_layers": 9})
+    layers = [pool.options_of(tuned, loaded(tmp_path), gpus=gpus, threads=1).gpu_layers for gpus in (False, True)]
+    assert layers == [0, 9]
+
+
+def test_an_adapter_that_is_not_here_is_named(tmp_path: Path) -> None:
+    lora = {"name": "style", "source": {"path": str(tmp_path / "style.gguf")}}
+    with pytest.raises(ModelFileMissing, match=r"style\.gguf"):
+        pool.options_of(model(engine={"loras": [lora]}), loaded(tmp_path), gpus=False, threads=1)
+
+
+def test_a_pool_claims_what_it_has_grown_by(database: Database, tmp_path: Path) -> None:
+    hosts = Hosts(database, LEASE, LEASE)
+    agent = hosts.join("h", "here", 8, declared("a"), {})
+    id_ = granted(database, "h", {"a": 600})
+    assert isinstance(id_, str)
+    epoch = begun(hosts, "h", agent, id_)
+
+    def held() -> Reservation:
+        with database.work() as work:
+            return session.open_session(work, "h", to_read=True).ledger.reservations[id_]
+
+    part = DevicePart("a", "a", "L4", "GPU-0", simulated=False, speed=1.0, bandwidth=None, bytes=600)
+    grant = Grant(id_, epoch, held().revision, "h", "m-1.x", "m:1", 4, 1, (part,))
+    serving: Any = pool._Pool(loaded(tmp_path), ReservationHolder(database, LEASE), grant, None, Status("m:1"))  # type: ignore[arg-type]
+    grown = [None, 700, 5000, None, 800]
+    shares = [None if size is None else (Share(HOST), Share(0, weights=size)) for size in grown]
+    told = iter([None if one is None else Footprint(FootprintSource.MEASURED, one, {0: 50}) for one in shares])
+    serving._measuring = SimpleNamespace(grown=lambda: next(told))
+    seen = []
+    for _ in grown:
+        serving._mind_the_memory()
+        seen.append(held().bytes["a"])
+    assert seen == [600, 750, 750, 750, 850], "what the device has not is refused, and the pool goes on"

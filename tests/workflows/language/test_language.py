@@ -1,0 +1,1038 @@
+"""Everything that a workflow can say, done by hand on the real database."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from app.kernel import durations
+from app.kernel.errors import ConcurrencyLimitReached, EventKeyReused, InvalidInput, InvalidTransition, NotFound
+from app.workflows import registry, retention
+from app.workflows.language import check
+from app.workflows.runs import control, submission
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
+from tests.workflows.conftest import Hands, fails_then, failure
+
+NOW = "retry: {delay: 0s}"
+ONCE = "retry: {max_attempts: 1}"
+
+
+def flow(steps: str, *, name: str = "flow", head: str = "") -> str:
+    return f"workflow: {name}\ndefaults: {{model: 'm:1'}}\n{head}\nsteps:\n{steps}"
+
+
+def test_a_step_whose_condition_does_not_hold_is_skipped_and_so_is_what_needs_it(hands: Hands) -> None:
+    source = flow(
+        """
+  - {id: a, kind: generate, prompt: hi}
+  - {id: b, kind: generate, prompt: hi, needs: [a], when: "steps.a.output == 'yes' && inputs.wanted"}
+  - {id: c, kind: noop, needs: [b]}
+""",
+        head="inputs: {wanted: {type: boolean, default: true}}",
+    )
+    no, yes, off = hands.submit(source), hands.submit(source), hands.submit(source, wanted=False)
+    hands.work(no, a="no")
+    hands.work(yes, a="yes")
+    hands.work(off, a="yes")
+
+    assert hands.states(no) == {"a": "succeeded", "b": "skipped", "c": "skipped"}
+    assert hands.run(no).state == "succeeded", "what was skipped did not fail"
+    assert set(hands.states(yes).values()) == {"succeeded"}
+    assert hands.states(off)["b"] == "skipped"
+    told = [entry for entry in hands.history(no) if entry.what == "skipped"]
+    assert [entry.cause["why"] for entry in told] == [
+        "its condition does not hold",
+        "what it needs did not come about",
+    ]
+
+
+def test_a_condition_on_inputs_alone_is_decided_at_submission(hands: Hands) -> None:
+    source = flow("\n  - {id: a, kind: generate, prompt: hi, when: 'inputs.n > 3'}", head="inputs: {n: {type: number}}")
+
+    assert hands.run(hands.submit(source, n=3)).state == "succeeded"
+    assert hands.states(hands.submit(source, n=3.5)) == {"a": "ready"}
+
+
+def test_a_condition_that_cannot_be_computed_fails_its_step_and_tells_why(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow("""
+  - {id: a, kind: generate, prompt: hi}
+  - {id: b, kind: noop, needs: [a], when: "steps.a.output.missing > 3"}
+""")
+    )
+    hands.work()
+
+    assert (hands.states(run_id)["b"], hands.run(run_id).state) == ("failed", "failed")
+    assert hands.step(run_id, "b").error["reason"] == "template_error"
+    assert "step b" in hands.run(run_id).error["message"]
+
+
+SWITCH = flow("""
+  - {id: sort, kind: generate, prompt: hi}
+  - id: route
+    kind: switch
+    needs: [sort]
+    cases:
+      refund: "steps.sort.output == 'refund'"
+      question: "steps.sort.output.startsWith('q')"
+    default: other
+  - {id: pay, kind: noop, needs: [route.refund]}
+  - {id: answer, kind: noop, needs: [route.question]}
+  - {id: read, kind: noop, needs: [route.other]}
+  - {id: end, kind: join, needs: [pay, answer, read], join: any}
+""")
+
+
+@pytest.mark.parametrize(("text", "taken"), [("refund", "pay"), ("query", "answer"), ("hm", "read")])
+def test_a_switch_takes_one_branch(hands: Hands, text: str, taken: str) -> None:
+    run_id = hands.submit(SWITCH)
+    hands.work(sort=text)
+
+    states = hands.states(run_id)
+    assert {key for key in ("pay", "answer", "read") if states[key] == "succeeded"} == {taken}
+    assert (states["end"], hands.run(run_id).state) == ("succeeded", "succeeded")
+    assert hands.step(run_id, "end").output == dict.fromkeys(("pay", "answer", "read"))
+
+
+def test_any_begins_with_the_first_and_all_done_with_the_last_whatever_came_of_them(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow(f"""
+  - {{id: a, kind: generate, prompt: hi}}
+  - {{id: b, kind: generate, prompt: hi, allow_failure: true, {ONCE}}}
+  - {{id: first, kind: generate, prompt: "{{{{ steps.b.state }}}}", needs: [a, b], join: any}}
+  - {{id: last, kind: generate, prompt: "{{{{ steps.b.error.message }}}}", needs: [a, b], join: all_done}}
+""")
+    )
+    hands.do(hands.claim("a"), {})
+    first = hands.claim("first")
+    assert first.data["steps"]["b"] == {"state": "ready", "output": None, "error": None}
+    assert hands.states(run_id)["last"] == "pending"
+    hands.do(hands.claim("b"), {"b": failure()})
+    assert hands.claim("last").data["steps"]["b"]["error"]["message"] == "it broke"
+
+
+def test_an_allowed_failure_fails_nothing(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow(f"""
+  - {{id: a, kind: generate, prompt: hi, allow_failure: true, {ONCE}}}
+  - {{id: b, kind: noop, needs: [a]}}
+  - {{id: c, kind: noop, needs: [a], join: all_done}}
+""")
+    )
+    hands.work(a=failure())
+
+    assert hands.states(run_id) == {"a": "failed", "b": "skipped", "c": "succeeded"}
+    assert hands.run(run_id).state == "succeeded"
+
+
+def test_outputs_are_chosen_by_expressions(hands: Hands) -> None:
+    head = "inputs: {n: {type: integer}}\noutputs: {text: steps.a.output, twice: inputs.n * 2}"
+    run_id = hands.submit(flow("\n  - {id: a, kind: generate, prompt: hi}\n  - {id: b, kind: noop}", head=head), n=4)
+    hands.work(a="done")
+
+    assert hands.run(run_id).output == {"text": "done", "twice": 8}
+
+
+def test_an_output_must_conform_to_its_schema(hands: Hands) -> None:
+    head = "outputs: {text: {value: steps.a.output, schema: {type: string, maxLength: 4}}}"
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}", head=head)
+    fine, long = hands.submit(source), hands.submit(source)
+    hands.work(fine, a="done")
+    hands.work(long, a="too long")
+
+    assert (hands.run(fine).output, hands.run(long).state) == ({"text": "done"}, "failed")
+    assert "text breaks its schema" in hands.run(long).error["message"]
+
+
+def test_an_output_that_cannot_be_computed_fails_the_run_and_what_is_for_failures_is_done(hands: Hands) -> None:
+    head = "outputs: {text: steps.a.output.missing}\non_failure: [{id: sorry, kind: noop}]"
+    run_id = hands.submit(flow("\n  - {id: a, kind: generate, prompt: hi}", head=head))
+    hands.work()
+
+    assert (hands.run(run_id).state, hands.states(run_id)["sorry"]) == ("failed", "succeeded")
+    assert "the output of the run cannot be computed" in hands.run(run_id).error["message"]
+
+
+MAP = """
+  - id: each
+    kind: map
+    over: inputs.items
+    max_parallel: {parallel}
+    on_error: {on_error}
+    step: {{kind: generate, prompt: "{{{{ index }}}}: {{{{ item }}}}", retry: {{max_attempts: 2, delay: 0s}}}}
+  - {{id: end, kind: join, needs: [each]}}
+"""
+ITEMS = "inputs: {items: {type: array}}"
+
+
+def mapped(parallel: int = 2, on_error: str = "fail") -> str:
+    return flow(MAP.format(parallel=parallel, on_error=on_error), head=ITEMS)
+
+
+def test_a_map_does_so_many_at_a_time_and_keeps_the_order(hands: Hands) -> None:
+    run_id = hands.submit(mapped(2), items=["a", "b", "c", "d", "e"])
+    hands.do(hands.claim("each"), {})
+
+    assert [row.key for row in hands.ready()] == ["each[0]", "each[1]"]
+    second, first = hands.claim("each[1]"), hands.claim("each[0]")
+    assert (second.data["item"], second.data["index"]) == ("b", 1)
+    assert second.data["inputs"] == {}, "an item does not carry the whole list"
+    hands.do(second, {"each": "B"})
+    assert [row.key for row in hands.ready()] == ["each[2]"]
+    hands.do(first, {"each": "A"})
+    hands.work(each=lambda claim: claim.data["item"].upper())
+
+    assert hands.run(run_id).output == {"end": {"each": ["A", "B", "C", "D", "E"]}}
+    view = hands.step(run_id, "each")
+    assert (view.items, view.items_waiting, view.items_under_way, view.items_failed) == (5, 0, 0, 0)
+
+
+def test_a_map_over_nothing_succeeds_at_once(hands: Hands) -> None:
+    run_id = hands.submit(mapped(), items=[])
+    hands.work()
+
+    assert hands.run(run_id).output == {"end": {"each": []}}
+
+
+def test_an_item_is_tried_again_by_itself(hands: Hands) -> None:
+    run_id = hands.submit(mapped(), items=[1, 2, 3])
+    hands.work(each=fails_then("ok"))
+
+    assert hands.run(run_id).output == {"end": {"each": ["ok", "ok", "ok"]}}
+    assert [row.failures for row in hands.items(run_id, "each")] == [1, 1, 1]
+
+
+def test_an_item_that_fails_for_good_stops_the_others(hands: Hands) -> None:
+    run_id = hands.submit(mapped(2), items=[1, 2, 3, 4])
+    hands.do(hands.claim("each"), {})
+    held = hands.claim("each[1]")
+    hands.do(hands.claim("each[0]"), {"each": failure()})
+    hands.do(hands.claim("each[0]"), {"each": failure(message="not this one")})
+
+    assert [row.state for row in hands.items(run_id, "each")] == ["failed", "cancelling", "cancelled", "cancelled"]
+    assert hands.states(run_id)["each"] == "awaiting", "the holder of the second has not answered"
+    hands.do(held, {"each": failure("cancelled")})
+    assert (hands.states(run_id)["each"], hands.run(run_id).state) == ("waiting", "running")
+    hands.pass_time(minutes=2)
+    hands.sweep()
+    hands.work(each=lambda claim: failure(message="not this one") if claim.data["item"] == 1 else "ok")
+    for _ in range(3):
+        hands.pass_time(minutes=2)
+        hands.sweep()
+        hands.work(each=lambda claim: failure(message="not this one") if claim.data["item"] == 1 else "ok")
+    assert hands.run(run_id).state == "failed"
+    assert "1 of 4 items failed; the first, item 0: not this one" in hands.run(run_id).error["message"]
+
+
+def test_a_map_that_collects_does_all_and_names_those_that_failed(hands: Hands) -> None:
+    run_id = hands.submit(mapped(2, "collect"), items=[1, 2, 3, 4])
+    hands.work(each=lambda claim: failure() if claim.data["item"] % 2 else claim.data["item"])
+
+    assert hands.run(run_id).state == "succeeded"
+    assert hands.run(run_id).output == {"end": {"each": [None, 2, None, 4]}}
+    error = hands.step(run_id, "each").error
+    assert (error["items"], error["reason"]) == ([0, 2], "child_failed")
+
+
+def test_a_map_over_what_is_no_list_fails_by_name(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow("\n  - {id: e, kind: map, over: inputs.x, step: {kind: noop}}", head="inputs: {x: {}}"), x=3
+    )
+    hands.work()
+
+    assert "where a list is wanted" in hands.run(run_id).error["message"]
+
+
+def test_a_cancel_of_a_map_waits_for_the_holders_of_its_items(hands: Hands) -> None:
+    run_id = hands.submit(mapped(2), items=[1, 2, 3])
+    hands.do(hands.claim("each"), {})
+    held = hands.claim("each[0]")
+    hands.runs.cancel(run_id)
+
+    assert [row.state for row in hands.items(run_id, "each")] == ["cancelling", "cancelled", "cancelled"]
+    assert hands.run(run_id).state == "cancelling"
+    hands.do(held, {"each": failure("cancelled")})
+    assert hands.run(run_id).state == "cancelled"
+    assert hands.ready() == []
+
+
+def test_an_item_can_be_cancelled_before_it_begins(hands: Hands) -> None:
+    run_id = hands.submit(mapped(1, "collect"), items=[1, 2, 3])
+    hands.do(hands.claim("each"), {})
+    assert control.cancel_step(hands.runs, run_id, "each[1]") == "cancelled"
+    hands.work(each="ok")
+
+    assert hands.run(run_id).output == {"end": {"each": ["ok", None, "ok"]}}
+
+
+def test_a_cancelled_item_counts_as_one_that_failed(hands: Hands) -> None:
+    run_id = hands.submit(mapped(2, "collect"), items=[1, 2])
+    hands.do(hands.claim("each"), {})
+    control.cancel_step(hands.runs, run_id, "each[0]")
+    hands.work(each="ok")
+
+    assert hands.run(run_id).output == {"end": {"each": [None, "ok"]}}
+
+
+CHILD = flow(
+    "\n  - {id: a, kind: generate, prompt: '{{ inputs.word }}', retry: {max_attempts: 1}}",
+    name="child",
+    head="inputs: {word: {type: string}}\noutputs: {said: steps.a.output}",
+)
+PARENT = flow(
+    """
+  - {id: ask, kind: workflow, workflow: child, inputs: {word: inputs.word}, retry: {max_attempts: 1}}
+  - {id: end, kind: join, needs: [ask]}
+""",
+    name="parent",
+    head="inputs: {word: {type: string}}",
+)
+
+
+def store(hands: Hands, source: str) -> None:
+    definition = check.parse(source)
+    registry.put(hands.runs.database, definition.workflow, definition)
+
+
+def test_a_workflow_calls_another_and_goes_on_with_its_output(hands: Hands) -> None:
+    store(hands, CHILD)
+    run_id = hands.submit(PARENT, word="hello")
+    hands.work(a=lambda claim: claim.work.prompt and claim.data["inputs"]["word"] + "!")
+
+    assert hands.run(run_id).output == {"end": {"ask": {"said": "hello!"}}}
+    child = hands.run(hands.step(run_id, "ask").called_run_id)
+    assert (child.workflow, child.state, child.parent_run_id) == ("child", "succeeded", run_id)
+
+
+def test_a_called_run_that_fails_fails_the_step_with_its_story(hands: Hands) -> None:
+    store(hands, CHILD)
+    run_id = hands.submit(PARENT, word="hello")
+    hands.work(a=failure())
+
+    assert hands.run(run_id).state == "failed"
+    assert "step a: it broke" in hands.run(run_id).error["message"]
+
+
+def test_a_cancel_reaches_the_called_run_and_waits_for_it(hands: Hands) -> None:
+    store(hands, CHILD)
+    run_id = hands.submit(PARENT, word="hello")
+    hands.do(hands.claim("ask"), {})
+    held = hands.claim("a")
+    hands.runs.cancel(run_id)
+
+    child = hands.step(run_id, "ask").called_run_id
+    assert (hands.run(run_id).state, hands.run(child).state) == ("cancelling", "cancelling")
+    hands.do(held, {"a": failure("cancelled")})
+    assert (hands.run(run_id).state, hands.run(child).state) == ("cancelled", "cancelled")
+
+
+def test_an_answer_that_was_lost_is_made_up_by_the_sweep(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(hands, CHILD)
+    run_id = hands.submit(PARENT, word="hello")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(hands.runs), "run_ended", lambda *_: None)
+        hands.work()
+    assert hands.states(run_id)["ask"] == "awaiting"
+    hands.pass_time(seconds=5)
+
+    assert hands.sweep().made_up == 1
+    hands.work()
+    assert hands.run(run_id).state == "succeeded"
+
+
+def test_workflows_that_call_themselves_come_to_an_end(hands: Hands) -> None:
+    store(hands, flow("\n  - {id: again, kind: workflow, workflow: loop, retry: {max_attempts: 1}}", name="loop"))
+    found = registry.get(hands.runs.database, "loop")
+    from app.workflows.runs.submission import Submission
+
+    run_id = hands.runs.submit(Submission(found.definition, {}, found.version)).id
+    hands.work()
+    assert hands.run(run_id).state == "failed"
+    assert "more than 16 deep" in hands.run(run_id).error["message"]
+
+
+def test_items_can_call_workflows(hands: Hands) -> None:
+    store(hands, CHILD)
+    run_id = hands.submit(
+        flow(
+            """
+  - {id: each, kind: map, over: inputs.items, step: {kind: workflow, workflow: child, inputs: {word: item}}}
+""",
+            head=ITEMS,
+        ),
+        items=["x", "y"],
+    )
+    hands.work(a=lambda claim: claim.data["inputs"]["word"] * 2)
+
+    assert hands.run(run_id).output == {"each": [{"said": "xx"}, {"said": "yy"}]}
+
+
+def test_time_passes_without_a_holder(hands: Hands) -> None:
+    run_id = hands.submit(flow("\n  - {id: nap, kind: wait, for: 1h}\n  - {id: end, kind: noop, needs: [nap]}"))
+    hands.work()
+    assert hands.step(run_id, "nap").state == "awaiting"
+    hands.sweep()
+    assert hands.step(run_id, "nap").state == "awaiting"
+    hands.pass_time(hours=1)
+    hands.sweep()
+    hands.work()
+    assert hands.run(run_id).state == "succeeded"
+
+
+def test_an_instant_is_waited_for(hands: Hands) -> None:
+    source = flow(
+        "\n  - {id: nap, kind: wait, until: inputs.at, retry: {max_attempts: 1}}", head="inputs: {at: {type: string}}"
+    )
+    past, future = hands.submit(source, at="2020-01-01T00:00:00Z"), hands.submit(source, at="2999-01-01T00:00:00+02:00")
+    wrong = hands.submit(source, at="tomorrow")
+    hands.work()
+    hands.sweep()
+
+    assert (hands.run(past).state, hands.run(future).state) == ("succeeded", "running")
+    assert hands.step(future, "nap").not_before.year == 2998
+    assert "tomorrow" in hands.run(wrong).error["message"]
+
+
+EVENT = flow("""
+  - id: paid
+    kind: wait
+    event: payment
+    schema: {type: object, required: [amount], properties: {amount: {type: number, minimum: 1}}}
+    expires: 1h
+    on_timeout: continue
+  - {id: thanks, kind: transform, cel: steps.paid.output.amount, needs: [paid], when: "steps.paid.output != null"}
+  - {id: remind, kind: noop, needs: [paid.timed_out]}
+""")
+
+
+def test_an_event_answers_the_step_that_waits_for_it(hands: Hands) -> None:
+    run_id = hands.submit(EVENT)
+    hands.work()
+    with pytest.raises(InvalidInput, match=r"payload\.amount"):
+        hands.tell(run_id, "payment", {"amount": 0})
+    with pytest.raises(NotFound, match="payment"):
+        hands.tell(run_id, "paiment", {})
+    assert hands.tell(run_id, "payment", {"amount": 7}, "k").step == "paid"
+    assert hands.tell(run_id, "payment", {"amount": 7}, "k").created is False
+    hands.work()
+
+    assert hands.states(run_id) == {"paid": "succeeded", "thanks": "succeeded", "remind": "skipped"}
+    assert hands.run(run_id).output == {"thanks": 7, "remind": None}
+    with pytest.raises(InvalidTransition):
+        hands.tell(run_id, "payment", {"amount": 7})
+
+
+def test_an_event_that_comes_too_early_is_kept(hands: Hands) -> None:
+    run_id = hands.submit(EVENT)
+    assert hands.tell(run_id, "payment", {"amount": 7}).step is None
+    hands.work()
+
+    assert hands.states(run_id)["paid"] == "succeeded"
+
+
+def test_a_wait_that_nobody_answers_takes_its_branch_or_fails(hands: Hands) -> None:
+    run_id = hands.submit(EVENT)
+    strict = hands.submit(
+        EVENT.replace("    on_timeout: continue\n", "").replace("needs: [paid.timed_out]", "needs: [paid]")
+    )
+    hands.work()
+    hands.pass_time(hours=1)
+    hands.sweep()
+    hands.work()
+
+    assert hands.states(run_id) == {"paid": "succeeded", "thanks": "skipped", "remind": "succeeded"}
+    assert "no event 'payment' came in time" in hands.run(strict).error["message"]
+
+
+def test_a_person_decides(hands: Hands) -> None:
+    source = flow("""
+  - {id: draft, kind: generate, prompt: hi}
+  - {id: ok, kind: wait, needs: [draft], approval: {message: "Send {{ steps.draft.output }}?"}}
+  - {id: send, kind: noop, needs: [ok.approved]}
+  - {id: drop, kind: noop, needs: [ok.rejected]}
+""")
+    yes, no = hands.submit(source), hands.submit(source)
+    hands.work(draft="the letter")
+    assert hands.step(yes, "ok").awaits == {"event": "ok", "message": "Send the letter?"}
+    hands.tell(yes, "ok", {"approved": True, "by": "ana"})
+    hands.tell(no, "ok", {"approved": False})
+    hands.work()
+
+    assert (hands.states(yes)["send"], hands.states(yes)["drop"]) == ("succeeded", "skipped")
+    assert (hands.states(no)["send"], hands.states(no)["drop"]) == ("skipped", "succeeded")
+    assert hands.step(yes, "ok").output["by"] == "ana"
+
+
+def test_retries_look_at_the_error(hands: Hands) -> None:
+    def attempts(rule: str, reason: str, message: str = "x") -> int:
+        hands.done.clear()
+        run_id = hands.submit(flow(f"\n  - {{id: a, kind: generate, prompt: hi, retry: {{delay: 0s, {rule}}}}}"))
+        hands.work(run_id, a=failure(reason, message))
+        assert hands.run(run_id).state == "failed"
+        return len(hands.done)
+
+    assert attempts("max_attempts: 3", "timeout") == 3
+    assert attempts("on: [timeout]", "timeout") == 3
+    assert attempts("on: [timeout]", "engine_error") == 1
+    assert attempts("non_retryable: [timeout]", "timeout") == 1
+    assert attempts("on: [http_4xx]", "http_4xx") == 3, "what is asked for counts more than the default"
+    assert attempts("on: [timeout, http_4xx], non_retryable: [http_4xx]", "http_4xx") == 1
+    assert attempts("""when: 'error.message.contains("again")'""", "timeout", "try again") == 3
+    assert attempts("""when: 'error.message.contains("again")'""", "timeout", "never") == 1
+    assert attempts("when: error.attempt < 2", "timeout") == 2
+
+
+def test_the_next_model_is_asked_when_the_reason_matches(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow("""
+  - id: a
+    kind: generate
+    model: "big:1"
+    prompt: hi
+    fallback: {models: ["small:1", "tiny:1"], on: [timeout]}
+    retry: {max_attempts: 1}
+""")
+    )
+    models = []
+
+    def answer(claim: Any) -> Any:
+        models.append(claim.model)
+        return failure("timeout") if len(models) < 3 else "done"
+
+    hands.work(a=answer)
+    assert models == ["big:1", "small:1", "tiny:1"]
+    assert hands.run(run_id).state == "succeeded"
+    assert hands.step(run_id, "a").model == "tiny:1"
+    assert {entry.cause["model"] for entry in hands.history(run_id) if entry.cause and "model" in entry.cause} == {
+        "small:1",
+        "tiny:1",
+    }
+
+
+def test_a_reason_that_does_not_match_keeps_the_model(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow(f"""
+  - {{id: a, kind: generate, prompt: hi, fallback: {{models: ["b:1"], on: [timeout]}}, {NOW}}}
+""")
+    )
+    hands.work(a=fails_then("ok", 2))
+
+    assert hands.step(run_id, "a").model == "m:1"
+
+
+def test_the_time_for_a_whole_step_ends_its_retries(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow("""
+  - {id: a, kind: generate, prompt: hi, total_timeout: 10m, retry: {delay: 1h, cap: 1h, max_attempts: 9}}
+""")
+    )
+    hands.do(hands.claim("a"), {"a": failure()})
+    assert hands.states(run_id)["a"] == "waiting"
+    hands.pass_time(minutes=11)
+    assert hands.sweep().out_of_time == 1
+
+    assert hands.run(run_id).state == "failed"
+    assert "total_timeout" in hands.run(run_id).error["message"]
+
+
+def test_the_time_for_a_whole_map_stops_its_items_and_is_the_reason(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow("\n  - {id: each, kind: map, over: '[1, 2]', total_timeout: 1h, step: {kind: generate, prompt: hi}}")
+    )
+    hands.do(hands.claim("each"), {})
+    held = hands.claim("each[0]")
+    hands.pass_time(hours=2)
+    hands.sweep()
+    assert hands.states(run_id) == {"each": "cancelling"}
+    hands.do(held, {"each": failure("cancelled")})
+    hands.work()
+
+    assert (hands.run(run_id).state, hands.states(run_id)["each"]) == ("failed", "cancelled")
+    assert "total_timeout" in hands.run(run_id).error["message"]
+
+
+def test_a_deadline_ends_the_run_as_failed(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow(
+            "\n  - {id: a, kind: generate, prompt: hi}\n  - {id: b, kind: generate, prompt: hi}",
+            head="deadline: 1h\non_failure: [{id: sorry, kind: noop}]",
+        )
+    )
+    held = hands.claim("a")
+    hands.pass_time(hours=2)
+    assert hands.sweep().out_of_time == 1
+    assert hands.states(run_id) == {"a": "cancelling", "b": "cancelled", "sorry": "pending"}
+    hands.do(held, {"a": failure("cancelled")})
+    hands.work()
+
+    assert (hands.run(run_id).state, hands.states(run_id)["sorry"]) == ("failed", "succeeded")
+    assert "deadline" in hands.run(run_id).error["message"]
+    control.retry(hands.runs, run_id)
+    assert hands.sweep().out_of_time == 0, "it counts anew"
+
+
+COMPENSATED = flow(
+    """
+  - {id: book, kind: generate, prompt: hi}
+  - {id: pay, kind: generate, prompt: hi, needs: [book], retry: {max_attempts: 1}}
+""",
+    head="""on_failure:
+  - {id: undo, kind: generate, prompt: "{{ steps.book.output }}", when: "steps.book.state == 'succeeded'"}
+  - {id: tell, kind: noop, needs: [undo]}""",
+)
+
+
+def test_what_is_for_failures_is_done_when_the_run_fails_or_is_cancelled_and_not_otherwise(hands: Hands) -> None:
+    failed, cancelled, fine = (hands.submit(COMPENSATED) for _ in range(3))
+    seen: list[Any] = []
+
+    def undo(claim: Any) -> Any:
+        seen.append(claim.data["run"]["state"])
+        return "undone"
+
+    hands.work(failed, pay=failure(), undo=undo)
+    hands.do(hands.claim("book", cancelled), {})
+    hands.runs.cancel(cancelled)
+    assert hands.run(cancelled).state == "compensating"
+    hands.work(cancelled, undo=undo)
+    hands.work(fine)
+
+    assert [hands.run(run_id).state for run_id in (failed, cancelled, fine)] == ["failed", "cancelled", "succeeded"]
+    assert [hands.states(run_id)["tell"] for run_id in (failed, cancelled, fine)] == [
+        "succeeded",
+        "succeeded",
+        "skipped",
+    ]
+    assert seen == ["failed", "cancelled"]
+
+
+def test_a_run_of_which_nothing_began_has_nothing_to_undo(hands: Hands) -> None:
+    head = "concurrency: {limit: 1}\non_failure: [{id: undo, kind: noop}]"
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}", head=head)
+    hands.submit(source)
+    blocked = hands.submit(source)
+    hands.runs.cancel(blocked)
+
+    assert (hands.run(blocked).state, hands.states(blocked)["undo"]) == ("cancelled", "skipped")
+
+
+def limited(policy: str, limit: int = 1) -> str:
+    head = f"""inputs: {{user: {{type: string}}}}
+concurrency: {{key: "{{{{ inputs.user }}}}", limit: {limit}, policy: {policy}}}"""
+    return flow("\n  - {id: a, kind: generate, prompt: hi}", head=head)
+
+
+def test_runs_of_one_key_wait_for_each_other(hands: Hands) -> None:
+    first, second, third = (hands.submit(limited("queue"), user="ana") for _ in range(3))
+    other = hands.submit(limited("queue"), user="ben")
+
+    states = [hands.run(run_id).state for run_id in (first, second, third, other)]
+    assert states == ["queued", "blocked", "blocked", "queued"]
+    hands.work(first)
+    assert [hands.run(run_id).state for run_id in (second, third)] == ["queued", "blocked"]
+    hands.runs.cancel(second)
+    hands.work(third)
+    assert hands.run(third).state == "succeeded"
+
+
+def test_a_run_that_is_one_too_many_is_refused(hands: Hands) -> None:
+    hands.submit(limited("reject", 2), user="ana")
+    hands.submit(limited("reject", 2), user="ana")
+
+    with pytest.raises(ConcurrencyLimitReached, match=r"2 run\(s\) of flow with the concurrency key 'ana'"):
+        hands.submit(limited("reject", 2), user="ana")
+
+
+def test_a_newer_run_ends_the_older(hands: Hands) -> None:
+    first = hands.submit(limited("cancel_running"), user="ana")
+    held = hands.claim("a")
+    second, third = (hands.submit(limited("cancel_running"), user="ana") for _ in range(2))
+
+    assert [hands.run(run_id).state for run_id in (first, second, third)] == ["cancelling", "cancelled", "blocked"]
+    hands.do(held, {"a": failure("cancelled")})
+    assert [hands.run(run_id).state for run_id in (first, third)] == ["cancelled", "queued"]
+
+
+def test_submissions_with_one_key_within_the_window_are_one_run(hands: Hands) -> None:
+    head = 'inputs: {id: {type: string}}\ndeduplicate: {key: "{{ inputs.id }}", window: 1h}'
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}", head=head)
+    first = hands.submit(source, id="x")
+
+    assert hands.submit(source, id="x") == first
+    assert hands.submit(source, id="y") != first
+    hands.pass_time(hours=2)
+    assert hands.submit(source, id="x") != first
+
+
+def test_a_called_workflow_always_answers_its_caller(hands: Hands) -> None:
+    store(hands, CHILD.replace("workflow: child", "workflow: child\ndeduplicate: {key: x, window: 1h}"))
+    parents = [hands.submit(PARENT, word="x") for _ in range(2)]
+    hands.work()
+
+    assert {hands.run(run_id).state for run_id in parents} == {"succeeded"}
+    assert hands.step(parents[0], "ask").called_run_id != hands.step(parents[1], "ask").called_run_id
+
+
+def test_nothing_of_a_paused_run_begins(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow("\n  - {id: a, kind: generate, prompt: hi}\n  - {id: b, kind: generate, prompt: hi, needs: [a]}")
+    )
+    held = hands.claim("a")
+    assert control.pause(hands.runs, run_id)
+    hands.do(held, {})
+    (ready,) = hands.ready()
+    assert hands.runs.claim(ready.id, ready.attempt, "w") is None
+    depth = hands.runs.publisher.depth("model.m-1")
+    assert control.resume(hands.runs, run_id)
+    assert hands.runs.publisher.depth("model.m-1") == depth + 1, "it is sent"
+    hands.work()
+
+    assert hands.run(run_id).state == "succeeded"
+    assert [entry.what for entry in hands.history(run_id) if entry.step is None] == [
+        "submitted",
+        "paused",
+        "resumed",
+        "succeeded",
+    ]
+
+
+def test_a_paused_workflow_stops_its_runs_and_those_to_come(hands: Hands) -> None:
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}")
+    before = hands.submit(source)
+    assert control.pause_workflow(hands.runs, "flow", paused=True) == 1
+    after = hands.submit(source)
+    hands.work()
+    assert {hands.run(before).state, hands.run(after).state} == {"queued"}
+    assert hands.run(after).paused
+    assert control.pause_workflow(hands.runs, "flow", paused=False) == 2
+    hands.work()
+    assert {hands.run(before).state, hands.run(after).state} == {"succeeded"}
+
+
+def test_a_retry_does_again_what_did_not_succeed(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow(f"""
+  - {{id: a, kind: generate, prompt: hi}}
+  - {{id: b, kind: generate, prompt: hi, needs: [a], {ONCE}}}
+  - {{id: c, kind: noop, needs: [b]}}
+""")
+    )
+    with pytest.raises(InvalidTransition):
+        control.retry(hands.runs, run_id)
+    hands.work(b=failure())
+    assert hands.run(run_id).state == "failed"
+    hands.done.clear()
+    control.retry(hands.runs, run_id)
+    assert hands.run(run_id).error is None
+    hands.work(b="well")
+
+    assert (hands.done, hands.run(run_id).state) == (["b", "c"], "succeeded")
+    with pytest.raises(InvalidTransition):
+        control.retry(hands.runs, run_id)
+
+
+def test_a_retry_of_a_map_does_the_failed_items_only(hands: Hands) -> None:
+    source = mapped(10).replace("kind: map", "kind: map\n    retry: {max_attempts: 1}")
+    run_id = hands.submit(source, items=[1, 2, 3])
+    hands.work(each=lambda claim: failure() if claim.data["item"] == 3 else claim.data["item"])
+    assert hands.run(run_id).state == "failed"
+    hands.done.clear()
+    control.retry(hands.runs, run_id)
+    hands.work(each=lambda claim: claim.data["item"] * 10)
+
+    assert hands.done == ["each", "each[2]", "end"]
+    assert hands.run(run_id).output == {"end": {"each": [1, 2, 30]}}
+
+
+def test_a_fork_goes_on_from_a_step_with_other_inputs(hands: Hands) -> None:
+    source = flow(
+        """
+  - {id: each, kind: map, over: "[1, 2]", step: {kind: generate, prompt: hi}}
+  - {id: a, kind: generate, prompt: hi}
+  - {id: b, kind: generate, prompt: "{{ inputs.word }} {{ steps.a.output }} {{ steps.each.output }}", needs: [a, each]}
+  - {id: c, kind: noop, needs: [b]}
+""",
+        head="inputs: {word: {type: string}}",
+    )
+    run_id = hands.submit(source, word="old")
+    with pytest.raises(InvalidTransition):
+        control.fork(hands.runs, run_id, "b", {})
+    hands.work(a="A")
+    with pytest.raises(NotFound, match="each, a, b, c"):
+        control.fork(hands.runs, run_id, "x", {})
+    hands.done.clear()
+    forked = control.fork(hands.runs, run_id, "b", {"word": "new"}).id
+    seen: list[Any] = []
+
+    def answer(claim: Any) -> Any:
+        seen.append(claim.data)
+        return "B"
+
+    hands.work(b=answer)
+    assert hands.done == ["b", "c"]
+    assert hands.step(forked, "each").items == 2
+    assert seen[0]["inputs"] == {"word": "new"}
+    assert seen[0]["steps"]["each"]["output"] == ["the text of each[0]", "the text of each[1]"]
+    assert (hands.run(forked).state, hands.run(forked).forked_from) == ("succeeded", run_id)
+
+
+def test_runs_are_cancelled_and_retried_in_bulk(hands: Hands) -> None:
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}", head="labels: {team: red}")
+    red = [hands.submit(source) for _ in range(3)]
+    blue = hands.submit(source.replace("red", "blue"))
+    bulk = control.cancel_all(hands.runs, control.Filter(workflow="flow", labels={"team": "red"}))
+
+    assert (list(bulk.done), bulk.more) == (red, False)
+    assert hands.run(blue).state == "queued"
+    assert list(control.retry_all(hands.runs, control.Filter(states=["cancelled"])).done) == red
+    hands.work()
+    assert {hands.run(run_id).state for run_id in red} == {"succeeded"}
+
+
+def test_a_cancelled_step_fails_the_run_and_lets_the_rest_go_on(hands: Hands) -> None:
+    run_id = hands.submit(
+        flow(
+            "\n  - {id: a, kind: generate, prompt: hi}\n  - {id: b, kind: generate, prompt: hi}\n"
+            "  - {id: c, kind: noop, needs: [a]}"
+        )
+    )
+    held = hands.claim("a")
+    assert control.cancel_step(hands.runs, run_id, "a") == "cancelling"
+    hands.do(held, {"a": failure("cancelled", "cancelled on request")})
+    hands.work()
+
+    assert hands.states(run_id) == {"a": "cancelled", "b": "succeeded", "c": "skipped"}
+    assert "step a: cancelled on request" in hands.run(run_id).error["message"]
+
+
+def test_runs_are_removed_after_their_retention_with_those_that_they_called(hands: Hands) -> None:
+    store(hands, CHILD)
+    short = hands.submit(PARENT.replace("workflow: parent", "workflow: parent\nretention: 1h"), word="x")
+    kept = hands.submit(PARENT, word="x")
+    hands.work()
+    child = hands.step(short, "ask").called_run_id
+    hands.pass_time(hours=2)
+
+    assert retention.remove_runs(hands.runs.database) == 1
+    for run_id in (short, child):
+        with pytest.raises(NotFound):
+            hands.run(run_id)
+    assert hands.run(kept).state == "succeeded"
+
+
+def test_history_tells_the_story_in_its_order(hands: Hands) -> None:
+    run_id = hands.submit(flow(f"\n  - {{id: a, kind: generate, prompt: hi, {NOW}}}"))
+    hands.work(a=fails_then("ok"))
+
+    told = [(entry.step, entry.what, entry.attempt) for entry in hands.history(run_id)]
+    assert told == [
+        (None, "submitted", None),
+        ("a", "ready", 1),
+        ("a", "ready", 2),
+        ("a", "succeeded", 2),
+        (None, "succeeded", None),
+    ]
+    assert hands.history(run_id)[2].cause["after"]["message"] == "it broke"
+
+
+def test_a_run_that_its_own_workflow_calls_goes_on_in_its_place(hands: Hands) -> None:
+    """a calls b, b calls a, and one run of a goes on at a time: the inner one does not wait for the outer."""
+    head = "inputs: {deep: {type: boolean, default: true}}\nconcurrency: {limit: 1}"
+    inner = (
+        "\n  - {id: call, kind: workflow, workflow: b, when: inputs.deep}\n  - {id: own, kind: generate, prompt: hi}"
+    )
+    store(hands, flow(inner, name="a", head=head))
+    store(hands, flow("\n  - {id: back, kind: workflow, workflow: a, inputs: {deep: 'false'}}", name="b"))
+    outer = hands.submit(flow(inner, name="a", head=head))
+    other = hands.submit(flow(inner, name="a", head=head))
+    hands.work(outer)
+    hands.work()
+    assert [hands.run(run_id).state for run_id in (outer, other)] == ["succeeded", "succeeded"]
+
+
+@pytest.mark.parametrize("policy", ["reject", "cancel_running"])
+def test_a_called_run_neither_refuses_nor_ends_the_one_that_called_it(hands: Hands, policy: str) -> None:
+    head = f"inputs: {{deep: {{type: boolean, default: true}}}}\nconcurrency: {{limit: 1, policy: {policy}}}"
+    steps = "\n  - {id: call, kind: workflow, workflow: a, when: inputs.deep, inputs: {deep: 'false'}}"
+    store(hands, flow(steps, name="a", head=head))
+    outer = hands.submit(flow(steps, name="a", head=head))
+    hands.work()
+    assert hands.run(outer).state == "succeeded"
+
+
+def test_a_called_run_waits_for_others_of_its_key(hands: Hands) -> None:
+    store(hands, limited("queue"))
+    other = hands.submit(limited("queue"), user="ana")
+    caller = hands.submit(
+        flow("\n  - {id: ask, kind: workflow, workflow: flow, inputs: {user: '\"ana\"'}}", name="caller")
+    )
+    hands.do(hands.claim("ask", caller), {})
+    assert hands.run(hands.step(caller, "ask").called_run_id).state == "blocked"
+    hands.work()
+    assert [hands.run(run_id).state for run_id in (other, caller)] == ["succeeded", "succeeded"]
+
+
+def test_the_same_key_with_another_event_is_refused(hands: Hands) -> None:
+    long = "x" * 100_000
+    run_id = hands.submit(flow("\n  - {id: wait, kind: wait, event: paid}\n  - {id: more, kind: wait, event: seen}"))
+    told = hands.tell(run_id, "paid", {"amount": 7, "note": long}, key="k")
+    assert hands.tell(run_id, "paid", {"amount": 7, "note": long}, key="k").id == told.id
+    for name, payload in (("paid", {"amount": 8, "note": long}), ("paid", None), ("seen", {"amount": 7, "note": long})):
+        with pytest.raises(EventKeyReused, match="'k' belongs to event"):
+            hands.tell(run_id, name, payload, key="k")
+
+
+def test_an_event_that_is_sent_again_after_the_end_is_the_same(hands: Hands) -> None:
+    run_id = hands.submit(flow("\n  - {id: wait, kind: wait, event: paid}"))
+    hands.work()
+    told = hands.tell(run_id, "paid", 7, key="k")
+    assert hands.run(run_id).state == "succeeded"
+    assert hands.tell(run_id, "paid", 7, key="k").id == told.id
+
+
+def test_a_submission_beside_a_resume_is_not_left_paused(hands: Hands) -> None:
+    """It was written while its workflow was paused, and commits once that is resumed."""
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}")
+    control.pause_workflow(hands.runs, "flow", paused=True)
+    assert submitted_beside(hands, source, paused=False).paused is False
+
+
+def test_a_submission_beside_a_pause_is_paused(hands: Hands) -> None:
+    source = flow("\n  - {id: a, kind: generate, prompt: hi}")
+    assert submitted_beside(hands, source, paused=True).paused is True
+
+
+def submitted_beside(hands: Hands, source: str, *, paused: bool) -> Any:
+    """A run that is written, and commits while its workflow is being paused or resumed."""
+    waits = text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    prepared = submission.prepare(Submission(check.parse(source), {}), hands.runs.retention, hands.runs.limits)
+    steer = threading.Thread(target=control.pause_workflow, args=(hands.runs, "flow"), kwargs={"paused": paused})
+    with hands.runs.database.work() as work:
+        hands.runs.write(work, prepared)
+        work.rows(text("SELECT 1"))
+        steer.start()
+        while steer.is_alive() and not work.rows(waits):
+            pass
+    steer.join()
+    return hands.run(prepared.id)
+
+
+def test_a_run_is_retried_as_its_workflow_is_paused_now(hands: Hands) -> None:
+    source = flow("\n  - {id: a, kind: generate, prompt: hi, retry: {max_attempts: 1}}")
+    before, during = hands.submit(source), hands.submit(source)
+    held = hands.claim("a", during)
+    hands.work(before, a=failure())
+    control.pause_workflow(hands.runs, "flow", paused=True)
+    hands.do(held, {"a": failure()})
+    control.retry(hands.runs, before)
+    assert hands.run(before).paused
+
+    control.pause_workflow(hands.runs, "flow", paused=False)
+    control.retry(hands.runs, during)
+    assert not hands.run(during).paused
+    hands.work()
+    assert {hands.run(run_id).state for run_id in (before, during)} == {"succeeded"}
+
+
+def test_a_cancelled_run_says_why(hands: Hands) -> None:
+    run_id = hands.submit(flow("\n  - {id: a, kind: generate, prompt: hi}\n  - {id: b, kind: noop, needs: [a]}"))
+    held = hands.claim("a")
+    hands.runs.cancel(run_id, why="a person wanted that")
+    hands.do(held, {"a": failure("cancelled", "cancelled on request")})
+
+    assert hands.run(run_id).error["message"] == "a person wanted that"
+    assert hands.step(run_id, "a").error["message"] == "a person wanted that"
+    ends = [entry for entry in hands.history(run_id) if entry.what in ("cancelling", "cancelled")]
+    assert len(ends) == 5
+    assert all("a person wanted that" in str(entry.cause) for entry in ends)
+
+
+def test_messages_of_errors_are_bounded(hands: Hands) -> None:
+    """A value of any length can be quoted."""
+    long = "x\x00\ud800" + "y" * 1_000_000
+    run_id = hands.submit(flow("\n  - {id: a, kind: generate, prompt: hi, retry: {max_attempts: 1}}"))
+    hands.work(a=failure("internal", long))
+
+    run = hands.run(run_id)
+    assert run.error["message"].startswith("step a: x\ufffd")
+    with hands.runs.database.work() as work:
+        sizes = work.rows(
+            text(
+                "SELECT length(error::text) AS n FROM run UNION ALL SELECT length(error::text) FROM step"
+                " UNION ALL SELECT length(cause::text) FROM history UNION ALL SELECT length(message) FROM attempt"
+            )
+        )
+    assert max(row.n or 0 for row in sizes) < 10_000
+
+
+def test_the_error_of_a_run_tells_of_some_steps_and_counts_the_others(hands: Hands) -> None:
+    steps = "".join(f"\n  - {{id: s{n}, kind: generate, prompt: hi, retry: {{max_attempts: 1}}}}" for n in range(30))
+    run_id = hands.submit(flow(steps))
+    hands.work(**{f"s{n}": failure() for n in range(30)})
+    error = hands.run(run_id).error
+    assert len(error["steps"]) == 20
+    assert error["message"].endswith("and 10 other steps")
+
+
+def test_a_run_that_cannot_be_removed_keeps_no_other(hands: Hands) -> None:
+    """Another transaction has locked one of its steps."""
+    source = flow("\n  - {id: a, kind: noop}", head="retention: 1s")
+    locked, free = hands.submit(source), hands.submit(source)
+    hands.work()
+    hands.pass_time(hours=1)
+    with hands.runs.database.work() as work:
+        work.rows(text("SELECT FROM step WHERE run_id = :id FOR UPDATE"), {"id": locked})
+        assert retention.remove_runs(hands.runs.database) == 1
+        with pytest.raises(NotFound):
+            hands.run(free)
+    assert retention.remove_runs(hands.runs.database) == 1
+
+
+def test_a_large_run_is_removed_part_by_part(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its items, and the runs that they called, take several transactions."""
+    monkeypatch.setattr(retention, "_ITEMS", 3)
+    monkeypatch.setattr(retention, "_RUNS", 2)
+    store(hands, flow("\n  - {id: each, kind: map, over: '[1, 2]', step: {kind: noop}}", name="child"))
+    calls = "\n  - {id: calls, kind: map, over: '[1, 2, 3]', step: {kind: workflow, workflow: child}}"
+    for _ in range(3):
+        hands.submit(flow(calls, head="retention: 1s"))
+    hands.work()
+    hands.pass_time(hours=1)
+    assert retention.remove_runs(hands.runs.database) == 3
+    with hands.runs.database.work() as work:
+        assert work.rows(text("SELECT FROM run")) == work.rows(text("SELECT FROM step")) == []
+
+
+@pytest.mark.parametrize(("until", "over"), [("0001-01-01T00:00:00+14:00", True), ("9999-12-31T23:59:59-14:00", False)])
+def test_the_ends_of_the_calendar_can_be_waited_for(hands: Hands, until: str, over: bool) -> None:
+    """Postgres would keep them, and Python could not read them."""
+    source = flow("\n  - {id: pause, kind: wait, until: inputs.at}", head="inputs: {at: {type: string}}")
+    run_id = hands.submit(source, at=until)
+    hands.work()
+    assert hands.step(run_id, "pause").state == "awaiting"
+    hands.sweep()
+    assert (hands.run(run_id).state == "succeeded") is over
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e308, float("inf"), float("nan"), "9" * 400])
+def test_no_number_is_too_large_to_be_refused_as_a_duration(value: Any) -> None:
+    with pytest.raises(ValueError, match="between 0 and ten years"):
+        durations.parse(value)
+
+
+def test_a_run_that_raises_keeps_no_other_from_a_cancel_in_bulk(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = (hands.submit(flow("\n  - {id: a, kind: generate, prompt: hi}")) for _ in range(2))
+    real = Runs.cancel
+
+    def cancel(runs: Runs, run_id: UUID, **more: Any) -> Any:
+        return 1 / 0 if run_id == bad else real(runs, run_id, **more)
+
+    monkeypatch.setattr(Runs, "cancel", cancel)
+    bulk = control.cancel_all(hands.runs, control.Filter())
+    assert bulk.done == [good]
+    assert "ZeroDivisionError" in bulk.refused[bad]

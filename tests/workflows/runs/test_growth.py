@@ -1,0 +1,203 @@
+"""Growth: what costs more with more steps, rows waiting and rows kept; and what must not."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import tracemalloc
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.types import NullType
+
+from app.kernel.database import Database, UnitOfWork
+from app.workflows import retention
+from app.workflows.language.definition import Definition
+from app.workflows.language.graph import Graph
+from app.workflows.runs.service import Runs
+from app.workflows.runs.sweep import sweep
+from app.workflows.schedules.service import Schedules
+from app.workflows.state_machine import transitions as runs
+from app.workflows.state_machine.events import (
+    Command,
+    ComputeOutput,
+    DecideStep,
+    Event,
+    OutputComputed,
+    RunSubmitted,
+    StepDecided,
+)
+from app.workflows.state_machine.run import Run
+from app.workflows.state_machine.states import RunState
+from benchmarks.growth_runs import fill
+
+#: Ten times as many may take so many times as long. A quadratic cost takes a hundred times as long.
+LINEAR = 40.0
+
+
+def chain(count: int, *, backwards: bool = False) -> Definition:
+    steps = [{"id": "s0", "kind": "switch", "cases": {"a": "1 == 1"}}]
+    steps += [
+        {"id": f"s{n}", "kind": "switch", "cases": {"a": "1 == 1"}, "needs": [f"s{n - 1}.a"]} for n in range(1, count)
+    ]
+    return Definition.model_validate({"workflow": "w", "steps": steps[::-1] if backwards else steps})
+
+
+def fan(count: int) -> Definition:
+    steps = [{"id": "s0", "kind": "switch", "cases": {"a": "1 == 1"}}]
+    steps += [{"id": f"s{n}", "kind": "switch", "cases": {"a": "1 == 1"}, "needs": ["s0"]} for n in range(1, count)]
+    steps += [{"id": "end", "kind": "join", "needs": [f"s{n}" for n in range(1, count)], "join": "any"}]
+    return Definition.model_validate({"workflow": "w", "steps": steps})
+
+
+def seconds(definition: Definition, taken: str | None) -> float:
+    """Until nothing is left to decide; `taken` is the branch that every switch takes. The least of three."""
+    rules = Graph(definition).rules
+    run = Run("r", RunState.QUEUED, {key: runs.begin(key, rule) for key, rule in rules.items()}, None, True)
+    return min(_seconds(run, taken) for _ in range(3))
+
+
+def _seconds(run: Run, taken: str | None) -> float:
+    began, run = time.perf_counter(), runs.started(run)
+    waiting: list[Event] = [RunSubmitted()]
+    while waiting:
+        advanced = runs.proceed(run, waiting.pop())
+        run = advanced.run
+        waiting += [event for command in advanced.commands if (event := _following(command, taken)) is not None]
+    assert all(step.state in ("succeeded", "skipped", "ready") for step in run.steps.values())
+    return time.perf_counter() - began
+
+
+def _following(command: Command, taken: str | None) -> Event | None:
+    match command:
+        case DecideStep(key):
+            return StepDecided(key, holds=True, switch=True, branch=taken)
+        case ComputeOutput():
+            return OutputComputed(made=True)
+    return None
+
+
+def test_what_a_graph_keeps_of_a_long_chain_is_small() -> None:
+    """Ten thousand steps have fifty million pairs of one before another."""
+    definition = chain(10_000)
+    tracemalloc.start()
+    try:
+        graph = Graph(definition)
+        assert "s9998" in graph.before["s9999"]
+        assert "s9999" not in graph.before["s9998"]
+        assert len(graph.before["s5000"]) == 5_000
+        assert graph.decision_reads["s7"].steps == frozenset()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 100 * 2**20
+
+
+@pytest.mark.parametrize("taken", ["a", None])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_chain_of_switches_costs_by_its_length(taken: str | None, backwards: bool) -> None:
+    """All of it is done under the lock of the run; where the first takes no branch, all others are skipped."""
+    short, long = (seconds(chain(count, backwards=backwards), taken) for count in (500, 5_000))
+    assert long < short * LINEAR
+
+
+def test_a_fan_of_switches_into_one_join_costs_by_its_width() -> None:
+    narrow, wide = (seconds(fan(count), "a") for count in (500, 5_000))
+    assert wide < narrow * LINEAR
+
+
+# What the timed jobs read, among rows that wait and rows that are kept.
+
+#: Parts of the plan of a statement that reads without an index.
+SCANS = ("Seq Scan on step", "Seq Scan on run", "Seq Scan on schedule_fire")
+
+
+class _RolledBack(Exception):
+    """What a statement did to be explained is undone."""
+
+
+class Recorded:
+    """The statements of a job, and how many rows each has read from tables and indexes."""
+
+    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.plans: list[tuple[str, dict[str, Any]]] = []
+        self._database, self._explaining = database, False
+        real = UnitOfWork.ask
+
+        def ask(work: UnitOfWork, statement: Any, parameters: Any = None) -> Any:
+            read = str(statement).strip()
+            if (
+                not self._explaining
+                and read.startswith(("SELECT", "WITH", "UPDATE", "DELETE"))
+                and "set_config" not in read
+            ):
+                self._explain(statement, parameters)
+            return real(work, statement, parameters)
+
+        monkeypatch.setattr(UnitOfWork, "ask", ask)
+
+    def _explain(self, statement: Any, parameters: Any) -> None:
+        self._explaining = True
+        try:
+            with contextlib.suppress(_RolledBack), self._database.work() as work:
+                work.run(text("SET LOCAL lock_timeout = '1s'"))
+                asked = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}").bindparams(*_bound(statement))
+                row = work.row(asked, parameters)
+                assert row is not None
+                self.plans.append((str(statement), row[0][0]["Plan"]))
+                raise _RolledBack
+        finally:
+            self._explaining = False
+
+    @property
+    def rows(self) -> int:
+        """Rows that were read, those that a filter removed too."""
+        return sum(_rows(plan) for _, plan in self.plans)
+
+    @property
+    def scans(self) -> list[str]:
+        """Statements that read the whole of a table that grows."""
+        return [statement for statement, plan in self.plans if any(scan in _nodes(plan) for scan in SCANS)]
+
+
+def _bound(statement: Any) -> list[Any]:
+    return [bind for bind in statement._bindparams.values() if not isinstance(bind.type, NullType)]
+
+
+def _rows(plan: dict[str, Any]) -> int:
+    own = 0
+    if "Relation Name" in plan:
+        removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Index Recheck", 0)
+        own = round((plan["Actual Rows"] + removed) * plan["Actual Loops"])
+    return own + sum(map(_rows, plan.get("Plans", ())))
+
+
+def _nodes(plan: dict[str, Any]) -> set[str]:
+    own = {f"{plan['Node Type']} on {plan['Relation Name']}"} if "Relation Name" in plan else set()
+    return own.union(*map(_nodes, plan.get("Plans", ())))
+
+
+JOBS: dict[str, Callable[[Runs], object]] = {
+    "sweep": lambda runs: sweep(runs, republish_after=timedelta(minutes=1), batch=50),
+    "expiry": lambda runs: retention.remove_runs(runs.database),
+    "schedules": lambda runs: Schedules(runs, timedelta(days=1)).advance_all(),
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_timed_job_reads_no_more_where_more_waits_and_more_is_kept(
+    runs: Runs, database: Database, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    read: list[int] = []
+    for waiting, kept in ((1_000, 4_000), (10_000, 40_000)):
+        fill(database, waiting, kept)
+        with monkeypatch.context() as patched:
+            recorded = Recorded(database, patched)
+            JOBS[job](runs)
+        assert recorded.plans
+        assert recorded.scans == []
+        read.append(recorded.rows)
+    assert read[1] <= read[0] * 2 + 50

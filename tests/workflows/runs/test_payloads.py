@@ -1,0 +1,443 @@
+"""Payloads: whatever its length, a value comes back as it was, is stored once, and goes with the last who has it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from app.kernel import ids
+from app.kernel.database import Database
+from app.kernel.errors import InvalidInput, PayloadTooLarge
+from app.workflows import garbage, registry, retention
+from app.workflows.language import check
+from app.workflows.runs import control, payloads, views
+from app.workflows.runs.payloads import PayloadLimits, as_json
+from app.workflows.runs.service import Runs
+from app.workflows.runs.views import Elsewhere
+from app.workflows.state_machine.states import RunState
+from tests.workflows.conftest import Hands, failure
+from workers import jobs
+
+#: Values on both sides of it are short enough to be many.
+SMALL = PayloadLimits(inline=48, one=4000, read=10_000)
+CHILD = """
+workflow: child
+inputs: {v: {}}
+defaults: {model: "m:1"}
+steps: [{id: give, kind: generate, prompt: "{{ inputs.v }}"}]
+outputs: {v: steps.give.output}
+"""
+EVERYWHERE = """
+workflow: everywhere
+inputs: {v: {}, w: {default: null}}
+defaults: {model: "m:1"}
+steps:
+  - {id: a, kind: generate, prompt: "{{ inputs.v }}"}
+  - {id: same, kind: noop, needs: [a], when: steps.a.output == inputs.v}
+  - id: each
+    kind: map
+    needs: [same]
+    over: "[inputs.v, steps.a.output, 1]"
+    step: {kind: generate, prompt: "{{ item }}"}
+  - {id: both, kind: join, needs: [a, each]}
+  - {id: call, kind: workflow, workflow: child, needs: [same], inputs: {v: steps.a.output}}
+  - {id: told, kind: wait, needs: [same], event: news}
+  - {id: last, kind: generate, prompt: "{{ steps }} {{ inputs }}", needs: [both, call, told]}
+outputs: {a: steps.a.output, each: steps.each.output, call: steps.call.output.v, told: steps.told.output}
+"""
+GIVE = """
+workflow: give
+inputs: {v: {}}
+defaults: {model: "m:1"}
+steps: [{id: a, kind: generate, prompt: hi, retry: {max_attempts: 1}}]
+"""
+LONG = "x" * 100
+
+_LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
+    | st.sampled_from(["\\u0000", '"\\', "\u2028é\U0001f999"])
+)
+VALUES = st.recursive(
+    _LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("zyxab", max_size=3), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def text_of(runs: Runs, run_id: UUID, name: str, key: str | None = None) -> str:
+    return "".join(views.text_of(runs.database, run_id, name, key))
+
+
+def stored(database: Database, what: str = "payload") -> int:
+    with database.work() as work:
+        found: int = work.rows(text(f"SELECT count(*) AS n FROM {what}"))[0].n
+    return found
+
+
+@pytest.fixture
+def hands(runs: Runs) -> Hands:
+    """A worker where little stays in the rows."""
+    return Hands(replace(runs, limits=SMALL))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(v=VALUES, w=VALUES, told=VALUES)
+def test_a_value_comes_back_byte_for_byte_wherever_it_lies(hands: Hands, v: Any, w: Any, told: Any) -> None:
+    registry.put(hands.runs.database, "child", check.parse(CHILD))
+    seen: dict[str, Any] = {}
+
+    def keep(claim: Any) -> Any:
+        seen[claim.key] = claim.data
+        return claim.data.get("item", claim.data["inputs"].get("v"))
+
+    run_id = hands.submit(EVERYWHERE, v=v, w=w)
+    hands.tell(run_id, "news", told)
+    hands.work(a=keep, each=keep, give=keep, last=keep)
+    run, listed = hands.run(run_id), hands.items(run_id, "each")
+    fork = control.fork(hands.runs, run_id, "last", {"w": told}).id
+    child = hands.step(run_id, "call").called_run_id
+    hands.work(last=keep)
+    forked = hands.run(fork)
+
+    assert (run.state, forked.state) == ("succeeded", "succeeded"), run.error
+    everything = {"a": v, "each": [v, v, 1], "call": v, "told": told}
+    came = [
+        (v, seen["a"]["inputs"]["v"]),
+        (v, seen["each[0]"]["item"]),
+        (v, seen["each[1]"]["item"]),
+        (v, seen["give"]["inputs"]["v"]),
+        ({"v": v, "w": told}, seen["last"]["inputs"]),
+        ({"a": v, "each": [v, v, 1]}, seen["last"]["steps"]["both"]["output"]),
+        ([v, v, 1], seen["last"]["steps"]["each"]["output"]),
+        ({"v": v}, seen["last"]["steps"]["call"]["output"]),
+        (told, seen["last"]["steps"]["told"]["output"]),
+        ({"v": v, "w": w}, run.inputs),
+        (everything, run.output),
+        (everything, forked.output),
+        (v, hands.run(child).inputs["v"]),
+        (v, hands.step(run_id, "a").output),
+        *((one, row.input) for one, row in zip([v, v, 1], listed, strict=True)),
+        *((one, row.output) for one, row in zip([v, v, 1], listed, strict=True)),
+    ]
+    assert [(as_json(is_), as_json(was)) for was, is_ in came] == [(as_json(was), as_json(was)) for was, _ in came]
+    for text_is, value in (
+        (text_of(hands.runs, run_id, "inputs"), {"v": v, "w": w}),
+        (text_of(hands.runs, run_id, "output"), everything),
+        (text_of(hands.runs, run_id, "output", "a"), v),
+        (text_of(hands.runs, run_id, "input", "each[1]"), v),
+        (text_of(hands.runs, run_id, "output", "each"), [v, v, 1]),
+        (text_of(hands.runs, fork, "output", "each[1]"), v),
+    ):
+        assert text_is == as_json(value)
+    with hands.runs.database.work() as work:
+        rows = work.rows(
+            text("SELECT output IS NULL AS left, output_bytes AS size FROM step WHERE run_id = :id AND key = 'a'"),
+            {"id": run_id},
+        )
+    assert [(row.left, row.size) for row in rows] == [
+        (len(as_json(v).encode()) > SMALL.inline, len(as_json(v).encode()))
+    ]
+
+
+def test_only_what_no_database_keeps_is_changed() -> None:
+    assert json.loads(as_json({"\\u0000": ["\\\0", "\\u0000\0"]})) == {"\\u0000": ["\\\ufffd", "\\u0000\ufffd"]}
+
+
+def test_values_as_long_as_the_limit_go_through(runs: Runs) -> None:
+    """Inputs, an output and an event of 60 MB each: more than the buffers of a connection take."""
+    hands, long = Hands(runs), "llama " * 10 * 2**20
+    source = CHILD.replace("]\noutputs", ", {id: told, kind: wait, needs: [give], event: news}]\noutputs")
+    run_id = hands.submit(source, v=long)
+    hands.work(run_id, give=f"out{long}")
+    control.tell(runs, run_id, "news", f"in{long}")
+
+    assert views.run(runs.database, run_id).run.state == RunState.SUCCEEDED
+    assert json.loads(text_of(runs, run_id, "inputs")) == {"v": long}
+    assert json.loads(text_of(runs, run_id, "output", "give")) == f"out{long}"
+    assert json.loads(text_of(runs, run_id, "output", "told")) == f"in{long}"
+
+
+def test_the_same_value_is_stored_once(hands: Hands) -> None:
+    for _ in range(2):
+        hands.submit(GIVE, v=LONG)
+        hands.work(a=LONG)
+
+    assert stored(hands.runs.database, "run") == 2
+    assert stored(hands.runs.database) == 3, "inputs, output of the step, output of the run"
+
+
+def test_what_is_shared_goes_with_the_last_who_has_it(hands: Hands) -> None:
+    database = hands.runs.database
+    registry.put(database, "give", check.parse(GIVE))
+    short = hands.submit(GIVE.replace("workflow: give", "workflow: give\nretention: 1h"), v=LONG)
+    hands.submit(GIVE, v=LONG)
+    hands.work(a=[LONG])
+    control.fork(hands.runs, short, "a", {})
+    assert (stored(database), stored(database, "definition")) == (3, 2)
+
+    def expire(hours: int) -> tuple[int, int, int]:
+        hands.pass_time(hours=hours)
+        return (
+            retention.remove_runs(database),
+            retention.remove_definitions(database),
+            retention.remove_payloads(database),
+        )
+
+    assert expire(2) == (1, 0, 0), "the fork has its definition, and the other run its inputs and output"
+    control.cancel_all(hands.runs, control.Filter())
+    assert expire(2) == (1, 1, 0)
+    assert expire(24 * 31) == (1, 0, 3), "the version of the workflow stays"
+    assert stored(database, "definition") == 1
+
+
+def test_an_output_that_was_in_vain_goes(hands: Hands) -> None:
+    run_id = hands.submit(GIVE + "on_failure: [{id: undo, kind: generate, prompt: hi}]", v=1)
+    hands.work(a=failure(), undo=LONG)
+    assert retention.remove_payloads(hands.runs.database) == 0
+    control.retry(hands.runs, run_id)
+
+    assert retention.remove_payloads(hands.runs.database) == 1
+
+
+def test_what_somebody_is_about_to_refer_to_stays(hands: Hands) -> None:
+    """A body that nothing refers to, while a transaction that wants it goes on."""
+    database = hands.runs.database
+    with database.work() as work:
+        (ref,) = payloads.put(work, [LONG])
+    with database.work() as work:
+        assert payloads.put(work, [LONG]) == [ref]
+        assert retention.remove_payloads(database) == 0
+    assert retention.remove_payloads(database) == 1
+
+
+def test_who_comes_while_it_is_removed_stores_it_anew(hands: Hands) -> None:
+    database = hands.runs.database
+    run_id = hands.submit(GIVE, v=LONG)
+    hands.runs.cancel(run_id)
+    hands.pass_time(hours=24 * 31)
+    assert retention.remove_runs(database) == 1
+    submitted: list[UUID] = []
+    thread = threading.Thread(target=lambda: submitted.append(hands.submit(GIVE, v=LONG)))
+    with database.work() as work:
+        # Both are gone for whoever begins after this, and there until it commits.
+        assert (garbage.remove(work, "payload", "", 9)[0], garbage.remove(work, "definition", "", 9)[0]) == (1, 1)
+        thread.start()
+        wait_until_blocked(database, thread)
+    thread.join()
+
+    assert hands.run(submitted[0]).inputs == {"v": LONG}
+
+
+def test_who_referred_to_it_at_the_last_moment_keeps_it(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between what the remover saw and the locks that it then had, a run was submitted."""
+    database = hands.runs.database
+    with database.work() as work:
+        payloads.put(work, [as_json({"v": LONG})])
+    look, lock, delete = garbage._statements("payload")
+    gate = "AND (SELECT CAST(pg_advisory_xact_lock(42) AS text)) IS NOT NULL ORDER BY"
+    slow = (look, text(lock.text.replace("ORDER BY", gate)), delete)
+    monkeypatch.setattr(garbage, "_statements", lambda _: slow)
+    removed: list[int] = []
+    remover = threading.Thread(target=lambda: removed.append(retention.remove_payloads(database)))
+    with database.work() as work:
+        work.run(text("SELECT pg_advisory_xact_lock(42)"))
+        remover.start()
+        wait_until_blocked(database, remover)
+        run_id = hands.submit(GIVE, v=LONG)
+    remover.join()
+
+    assert (removed, hands.run(run_id).inputs) == ([0], {"v": LONG})
+
+
+def wait_until_blocked(database: Database, thread: threading.Thread) -> None:
+    while True:
+        assert thread.is_alive()
+        with database.work() as work:
+            if work.rows(text("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")):
+                return
+        thread.join(0.01)
+
+
+def test_nothing_is_lost_while_everything_comes_and_goes(hands: Hands) -> None:
+    """Two submit and remove the same again and again, a third removes what is not used."""
+    database = hands.runs.database
+    over = threading.Event()
+    broken: list[BaseException] = []
+
+    def guarded(work: Callable[[], None]) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 told at the end
+                broken.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    def come_and_go() -> None:
+        for _ in range(25):
+            run_id = hands.submit(GIVE, v=LONG)
+            assert hands.run(run_id).inputs == {"v": LONG}
+            with database.work() as work:
+                work.run(text("DELETE FROM run WHERE id = :id"), {"id": run_id})
+
+    def clean() -> None:
+        while not over.is_set():
+            retention.remove_definitions(database)
+            retention.remove_payloads(database)
+
+    cleaner = guarded(clean)
+    for thread in [guarded(come_and_go) for _ in range(2)]:
+        thread.join()
+    over.set()
+    cleaner.join()
+
+    assert broken == []
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        (
+            ["x" * 5000],
+            r"the output: 5004 bytes as JSON; 4000 can be stored at the most \(setting runs.max_payload_byt",
+        ),
+        ("half \ud83e", "half a character"),
+        ({"n": float("inf")}, "cannot be stored as JSON: Out of range float"),
+    ],
+)
+def test_an_output_that_cannot_be_stored_fails_the_attempt(hands: Hands, output: Any, why: str) -> None:
+    run_id = hands.submit(GIVE, v=1)
+    hands.work(a=output)
+
+    assert hands.run(run_id).state == "failed"
+    error = hands.step(run_id, "a").error
+    assert error["reason"] == "invalid_output"
+    assert re.search(why, error["message"])
+
+
+def test_inputs_and_events_that_cannot_be_stored_are_refused(hands: Hands) -> None:
+    with pytest.raises(PayloadTooLarge, match="inputs: 5008 bytes"):
+        hands.submit(GIVE, v="x" * 5000)
+    with pytest.raises(InvalidInput, match="half a character"):
+        hands.submit(GIVE, v="\ud83e")
+    assert stored(hands.runs.database, "run") == 0
+
+    run_id = hands.submit(EVERYWHERE, v=1)
+    with pytest.raises(PayloadTooLarge, match="payload"):
+        hands.tell(run_id, "news", "x" * 5000)
+    assert stored(hands.runs.database, "event") == 0
+
+
+MANY = """
+workflow: many
+defaults: {{model: "m:1"}}
+steps:
+  - {{id: a, kind: generate, prompt: hi}}
+  - {{id: b, kind: generate, prompt: hi}}
+  - {{id: c, kind: generate, prompt: hi}}
+  - {{id: d, kind: generate, prompt: hi}}
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "why"),
+    [
+        (
+            """  - {id: each, kind: map, needs: [a, b], over: "[steps.a.output, steps.b.output]",
+     step: {kind: noop}, retry: {max_attempts: 1}}""",
+            "each",
+            "invalid_request the items together: 7004 bytes as JSON; 4000 can",
+        ),
+        (
+            "  - {id: each, kind: map, over: '[1, 2]', step: {kind: generate, prompt: hi}, retry: {max_attempts: 1}}",
+            "each",
+            "invalid_output the outputs of its items together: 7004 bytes as JSON; 4000 can",
+        ),
+        (
+            "  - {id: all, kind: join, needs: [a, b, c], retry: {max_attempts: 1}}",
+            "all",
+            r"invalid_request the outputs that are read \(a, b, c\) have 10506 bytes, more than runs.max_read_bytes",
+        ),
+        (
+            "  - {id: asked, kind: noop, needs: [a, b, c, d], when: steps.a.output + steps.b.output == steps.c.output}",
+            "asked",
+            "invalid_request the outputs that are read",
+        ),
+    ],
+    ids=["items", "outputs of items", "work", "condition"],
+)
+def test_what_is_too_long_together_fails_the_step(hands: Hands, more: str, key: str, why: str) -> None:
+    run_id = hands.submit(MANY.format(more=more))
+    hands.work(a="x" * 3500, b="x" * 3500, c="x" * 3500, each="x" * 3500)
+
+    assert hands.run(run_id).state == "failed"
+    error = hands.step(run_id, key).error
+    assert re.match(why, f"{error['reason']} {error['message']}")
+
+
+def test_a_run_whose_output_is_too_long_fails_with_its_steps_done(hands: Hands) -> None:
+    run_id = hands.submit(GIVE.replace("hi, retry", "hi}, {id: b, kind: noop, retry"), v=1)
+    hands.work(a="x" * 3990)
+
+    assert set(hands.states(run_id).values()) == {"succeeded"}
+    assert hands.run(run_id).state == "failed"
+    assert "the output of the run cannot be computed: the output: 40" in hands.run(run_id).error["message"]
+    assert len(text_of(hands.runs, run_id, "output", "a")) == 3992
+
+
+def test_one_turn_of_the_job_removes_all_that_is_over(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "_RUNS", 2)
+    monkeypatch.setattr(retention, "_SHARED", 2)
+    monkeypatch.setattr(ids, "chance", lambda: 0.5)
+    for n in range(5):
+        hands.submit(GIVE.replace("prompt: hi", f"prompt: hi {n}"), v=f"{LONG}{n}")
+    control.cancel_all(hands.runs, control.Filter())
+    hands.pass_time(hours=24 * 31)
+    runtime: Any = SimpleNamespace(runs=hands.runs)
+    jobs.run_expire(runtime)
+
+    assert [stored(hands.runs.database, what) for what in ("run", "definition", "payload")] == [0, 0, 0]
+
+
+def test_views_show_the_shortest_and_say_where_the_others_are(hands: Hands) -> None:
+    run_id = hands.submit(
+        MANY.format(more="  - {id: each, kind: map, over: '[1, 22]', step: {kind: generate, prompt: hi}}")
+    )
+    hands.work(a="x" * 100, b="x" * 10, c="x" * 30, d=None, each="x" * 20)
+    found = views.run(hands.runs.database, run_id, most=50)
+    items = views.items(hands.runs.database, run_id, "each", limit=9, most=23)
+
+    shown = {row.key: row.output for row in found.steps}
+    assert shown == {"a": Elsewhere(102), "b": "x" * 10, "c": "x" * 30, "d": None, "each": None}
+    assert (found.run.inputs, found.run.output) == ({}, Elsewhere(len(text_of(hands.runs, run_id, "output"))))
+    assert [(row.input, row.output) for row in items] == [(1, "x" * 20), (22, Elsewhere(22))]
+
+
+def test_worker_programs_know_who_refers_to_what() -> None:
+    """In a process that imported no row for another reason, as tests do."""
+    told = "import workers.programs; from app.workflows import garbage; print(*garbage._statements('definition'))"
+    done = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
+    )
+    assert "NOT EXISTS (SELECT FROM run" in done.stdout

@@ -1,0 +1,281 @@
+"""The sweep among bad rows, locked rows, and other sweeps."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from app.kernel.database import Database
+from app.workflows.runs import change as changes
+from app.workflows.runs import control, decisions, overdue
+from app.workflows.runs.overdue import Place
+from app.workflows.runs.service import Runs
+from app.workflows.runs.sweep import sweep
+from app.workflows.state_machine.states import RunState
+from tests.workflows.conftest import Hands
+from tests.workflows.language.test_language import flow
+from tests.workflows.language.test_language import store as keep
+from tests.workflows.runs.test_service import CHAIN, QUEUE, age_messages, let_lease_end, step, submit
+
+#: Far above what a sweep takes, far below what waiting for a lock takes.
+SOON = 15.0
+WAIT = "\n  - {id: pause, kind: wait, for: 1h}"
+
+
+def asleep(hands: Hands, source: str, **inputs: Any) -> UUID:
+    """A run whose wait was begun."""
+    run_id = hands.submit(source, **inputs)
+    hands.work(run_id)
+    return run_id
+
+
+def test_a_condition_that_overflows_fails_its_step_and_the_sweep_goes_on(hands: Hands) -> None:
+    source = flow(
+        f"{WAIT}\n  - {{id: after, kind: noop, needs: [pause], when: 'double(inputs.x) > 1.0'}}",
+        head="inputs: {x: {type: number}}",
+    )
+    bad = asleep(hands, source, x=10**400)
+    good = asleep(hands, source, x=2)
+    hands.pass_time(hours=2)
+    hands.sweep()
+    hands.work()
+
+    assert hands.run(bad).state == "failed"
+    assert hands.step(bad, "after").error["reason"] == "template_error"
+    assert hands.run(good).state == "succeeded"
+
+
+def test_an_output_that_raises_fails_its_run_and_the_sweep_goes_on(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = flow(WAIT, head="outputs: {x: '1 + 1'}")
+    bad, good = asleep(hands, source), asleep(hands, source)
+    real, raised = decisions.outputs.compute, iter([RecursionError("too deep")])
+
+    def compute(*arguments: Any) -> Any:
+        for error in raised:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(decisions.outputs, "compute", compute)
+    hands.pass_time(hours=2)
+    hands.sweep()
+
+    states = [hands.run(run_id).state for run_id in (bad, good)]
+    assert sorted(states) == ["failed", "succeeded"]
+    assert "RecursionError: too deep" in hands.run((bad, good)[states.index("failed")]).error["message"]
+
+
+@pytest.mark.parametrize("whatever", [False, True])
+def test_a_run_that_raises_ends_with_the_reason_and_the_sweep_goes_on(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch, whatever: bool
+) -> None:
+    """Also where its own cancel raises."""
+    source = flow(f"{WAIT}\n  - {{id: after, kind: noop, needs: [pause]}}")
+    bad, good = asleep(hands, source), asleep(hands, source)
+    real = changes.RunChange.write
+
+    def write(change: changes.RunChange) -> None:
+        ending = change.run.state in (RunState.CANCELLED, RunState.FAILED, RunState.CANCELLING)
+        if change.run_row.id == bad and (whatever or not ending):
+            raise ZeroDivisionError("a defect")
+        real(change)
+
+    monkeypatch.setattr(changes.RunChange, "write", write)
+    hands.pass_time(hours=2)
+    swept = hands.sweep()
+
+    assert (swept.resumed, swept.abandoned) == (1, 1)
+    assert hands.run(bad).state == "failed"
+    assert "ZeroDivisionError: a defect" in hands.run(bad).error["message"]
+    assert set(hands.states(bad).values()) <= {"cancelled", "skipped"}
+    assert hands.history(bad)[-1].what == "failed"
+    hands.work(good)
+    assert hands.run(good).state == "succeeded"
+    assert hands.sweep().abandoned == 0
+
+
+def test_a_holder_of_an_abandoned_run_is_refused(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = hands.submit(CHAIN)
+    held = hands.claim("first")
+    let_lease_end(hands.runs.database, run_id)
+    with monkeypatch.context() as patched:
+        patched.setattr(changes.RunChange, "write", lambda _: 1 / 0)
+        assert hands.sweep().abandoned == 1
+
+    hands.do(held, {})
+    assert hands.run(run_id).state == "failed"
+    with hands.runs.database.work() as work:
+        assert [row.outcome for row in work.rows(text("SELECT outcome FROM attempt"))] == ["internal"]
+    assert control.retry(hands.runs, run_id) is RunState.RUNNING
+    hands.work()
+    assert hands.run(run_id).state == "succeeded"
+
+
+def test_a_locked_run_is_passed_over(hands: Hands) -> None:
+    locked, free = asleep(hands, flow(WAIT)), asleep(hands, flow(WAIT))
+    hands.pass_time(hours=2)
+    with hands.runs.database.work() as work:
+        work.rows(text("SELECT FROM run WHERE id = :id FOR UPDATE"), {"id": locked})
+        began = time.monotonic()
+        assert hands.sweep().resumed == 1
+        assert time.monotonic() - began < SOON
+        assert hands.run(free).state == "succeeded"
+    assert hands.sweep().resumed == 1
+    assert hands.run(locked).state == "succeeded"
+
+
+def test_a_locked_step_of_a_free_run_is_passed_over(hands: Hands) -> None:
+    """A claim locks the step alone, and its process may be frozen."""
+    locked, free = asleep(hands, flow(WAIT)), asleep(hands, flow(WAIT))
+    hands.pass_time(hours=2)
+    with hands.runs.database.work() as work:
+        work.rows(text("SELECT FROM step WHERE run_id = :id FOR UPDATE"), {"id": locked})
+        began = time.monotonic()
+        assert hands.sweep().resumed == 1
+        assert time.monotonic() - began < SOON
+        assert hands.run(free).state == "succeeded"
+
+
+def test_a_locked_concurrency_key_is_passed_over(hands: Hands) -> None:
+    keyed = flow(WAIT, head="concurrency: {key: one, limit: 1}")
+    first, second = asleep(hands, keyed), asleep(hands, keyed)
+    other = asleep(hands, flow(WAIT, name="other"))
+    hands.pass_time(hours=2)
+    with hands.runs.database.work() as work:
+        key = {"key": hands.run(first).concurrency_key}
+        work.rows(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7205759404))"), key)
+        began = time.monotonic()
+        hands.sweep()
+        assert time.monotonic() - began < SOON
+    assert [hands.run(one).state for one in (first, second, other)] == ["succeeded", "blocked", "succeeded"]
+    assert hands.sweep().made_up == 1
+    assert hands.run(second).state == "queued"
+
+
+def test_concurrent_sweeps_take_different_rows(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_ids = [asleep(hands, flow(WAIT)) for _ in range(20)]
+    hands.pass_time(hours=2)
+    real, taken = Runs.resume, list[bool]()
+
+    def resume(runs: Runs, *arguments: Any) -> bool:
+        resumed = real(runs, *arguments)
+        taken.append(resumed)
+        return resumed
+
+    monkeypatch.setattr(Runs, "resume", resume)
+    threads = [threading.Thread(target=hands.sweep) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(taken) == 20
+    # One may be taken up just when another sweep has let go of it.
+    assert len(taken) <= 40
+    assert {hands.run(run_id).state for run_id in run_ids} == {"succeeded"}
+
+
+def test_no_concurrency_key_starves_behind_others(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys whose runs have to wait are more than one sweep looks at."""
+    source = flow(
+        "\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}",
+        head='inputs: {k: {type: string}}\nconcurrency: {key: "{{ inputs.k }}", limit: 1}',
+    )
+    runs = {key: [hands.submit(source, k=key) for _ in range(2)] for key in "abcdefg"}
+    with monkeypatch.context() as patched:
+        patched.setattr(Runs, "run_ended", lambda *_: None)
+        hands.work(runs["g"][0])
+    place = Place()
+    swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, place=place) for _ in range(4)]
+    assert sum(one.made_up for one in swept) == 1
+    assert hands.run(runs["g"][1]).state == "queued"
+
+
+def test_answers_and_cancels_are_made_up_page_by_page(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(hands, flow("\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}", name="child"))
+    call = flow("\n  - {id: ask, kind: workflow, workflow: child}", name="parent")
+    parents = [asleep_on_a_call(hands, call) for _ in range(5)]
+    last = sorted(parents, key=lambda one: hands.step(one, "ask").id)[-1]
+    with monkeypatch.context() as patched:
+        patched.setattr(Runs, "run_ended", lambda *_: None)
+        hands.work(hands.step(last, "ask").called_run_id)
+    hands.pass_time(seconds=5)
+    place = Place()
+    swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, place=place) for _ in range(4)]
+    assert sum(one.made_up for one in swept) == 1
+    assert hands.run(last).state == "succeeded"
+
+
+def asleep_on_a_call(hands: Hands, source: str) -> UUID:
+    run_id = hands.submit(source)
+    hands.do(hands.claim("ask", run_id), {})
+    return run_id
+
+
+def test_paused_steps_do_not_hide_lost_messages(runs: Runs, database: Database, valkey: redis.Redis) -> None:
+    paused = [submit(runs) for _ in range(3)]
+    for run_id in paused:
+        control.pause(runs, run_id)
+    lost = submit(runs)
+    valkey.flushdb()
+    age_messages(database)
+    swept = [sweep(runs, republish_after=timedelta(seconds=60), batch=2).republished for _ in range(3)]
+    assert sum(swept) == 1
+    assert [run_id for run_id in (*paused, lost) if message_of(runs, valkey, run_id)] == [lost]
+
+    assert control.resume(runs, paused[0])
+    assert message_of(runs, valkey, paused[0])
+
+
+def message_of(runs: Runs, valkey: redis.Redis, run_id: UUID) -> bool:
+    wanted = str(step(runs, run_id, "first").id)
+    lists = [valkey.lrange(key, 0, -1) for key in valkey.keys(f"{QUEUE}*")]
+    bodies = [base64.b64decode(json.loads(message)["body"]).decode() for found in lists for message in found]
+    return any(wanted in body for body in bodies)
+
+
+def test_a_queue_that_cannot_be_read_does_not_hide_the_others(
+    runs: Runs, database: Database, valkey: redis.Redis
+) -> None:
+    submit(runs, "workflow: a\nsteps: [{id: a, kind: generate, model: 'a:1', prompt: hi}]")
+    submit(runs)
+    valkey.flushdb()
+    age_messages(database)
+    valkey.set("model.a-1", "no list")
+    assert sweep(runs, republish_after=timedelta(seconds=60)).republished == 1
+
+
+def test_a_part_of_the_sweep_that_breaks_stops_no_other(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = asleep(hands, flow(WAIT))
+    hands.pass_time(hours=2)
+    real = overdue.Kind.next
+
+    def next_(kind: overdue.Kind, *arguments: Any) -> Any:
+        if kind is overdue.EXPIRED:
+            raise KeyError("a defect")
+        return real(kind, *arguments)
+
+    monkeypatch.setattr(overdue.Kind, "next", next_)
+    assert hands.sweep().resumed == 1
+    assert hands.run(run_id).state == "succeeded"
+
+
+def test_the_aftermath_of_a_run_does_not_fail_who_ended_it(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(hands, flow("\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}", name="child"))
+    parent = asleep_on_a_call(hands, flow("\n  - {id: ask, kind: workflow, workflow: child}", name="parent"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Runs, "answer", lambda *_: 1 / 0)
+        hands.work(hands.step(parent, "ask").called_run_id)
+        hands.pass_time(seconds=5)
+        assert hands.sweep().abandoned == 1
+    assert "ZeroDivisionError" in hands.run(parent).error["message"]

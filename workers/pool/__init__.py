@@ -1,0 +1,1 @@
+"""A pool: one process that serves one model."""

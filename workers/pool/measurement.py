@@ -1,0 +1,246 @@
+"""
+Measuring: what a pool's model will take, checked before it is loaded, and what it took, kept after.
+
+Before: the best estimate, from what was measured, a dry run, or the file's header; a load that cannot fit is refused.
+After: one real token, so that a model that cannot compute never serves; then the process's own memory. Buffers that are
+allocated and not yet touched count in full. While it serves, what it grows by is added.
+
+Of the process, its share of RAM is the memory that it alone has; the pages of the model's file are counted by the file.
+Where the system does not tell these apart (elsewhere than on Linux), nothing is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from app.catalog import header
+from app.catalog.metadata import Header
+from app.devices import inventory as devices
+from app.devices import llama_build
+from app.devices.device import CPU, HardwareKind, MeasuredDevice
+from app.footprint import closed_form, configuration, estimate, footprint, measurements
+from app.footprint.configuration import LoadConfiguration
+from app.footprint.estimate import Estimate
+from app.footprint.footprint import HOST, Footprint, FootprintSource, Share
+from app.inference.requests import EmbedRequest, GenerateRequest, RerankRequest, Sampling
+from app.kernel import addresses, log
+from app.kernel import database as databases
+from app.kernel.errors import AllocationFailed, MemoryNotEnough, Unavailable
+from app.kernel.settings import Settings
+from workers.engine.engine import LlamaEngine
+from workers.engine.options import EngineOptions
+
+_log = log.get(__name__)
+
+#: Bytes that the worker program takes when it begins to serve, after the model was loaded: 20 MiB were seen.
+_SERVING = 24 * footprint.MIB
+#: Bytes by which a claim is enlarged at the least: what grows slowly is not written down with every beat.
+_STEP = 8 * footprint.MIB
+
+
+class Measuring:
+    """The memory of one pool: `expect`, then load within `loading`, then `keep`; and `grown` while it serves."""
+
+    def __init__(self, settings: Settings, read: Header, options: EngineOptions, device: str) -> None:
+        """
+        `device` is what the pool was pinned to: `cpu`, or GPUs by number or UUID, with commas.
+
+        Raises DatabaseBehind, DatabaseUnreachable, Unavailable.
+        """
+        self._host = settings.fleet.host_here
+        self._settings = settings
+        self._devices = devices.Devices(settings.fleet)
+        inventory = self._devices.measure().devices
+        if device != CPU and not llama_build.computes_on_gpus():  # the model would silently lie in RAM
+            raise Unavailable(f"the llama.cpp that is installed here ({llama_build.build()}) was built without CUDA")
+        self._gpus = () if device == CPU else tuple(_pinned(name, inventory) for name in device.split(","))
+        self._configuration = configuration_of(options, gpus=len(self._gpus))
+        self._identity = estimate.identify(
+            read, self._configuration, self._gpus, adapters=[header.read(lora.path) for lora in options.loras]
+        )
+        self._database = databases.at_head(addresses.of(settings).database_url, pool_size=1)
+        self._before = _memory()
+        self._estimate: Estimate | None = None
+        self._kept: Footprint | None = None
+
+    def close(self) -> None:
+        """Let go of the database and of the driver."""
+        self._database.close()
+        self._devices.close()
+
+    def expect(self) -> Footprint:
+        """
+        What the model will take here.
+
+        Raises MemoryNotEnough when a device has not so much free now.
+        """
+        if self._before is not None:
+            with self._database.work() as work:
+                base = sum(self._before) + _SERVING
+                measurements.keep_process(work, self._host, self._identity.build, CPU, base)
+        exact = closed_form.closed_form(self._identity.header, self._configuration, gpus=len(self._gpus))
+        for share in exact.shares:  # what passes all bounds is refused before llama.cpp is asked
+            self._require(share.place, share.weights + share.cache)
+        self._estimate = estimate.estimate(self._identity, self._database, self._host)
+        best = self._estimate.best
+        _log.info("footprint_expected", source=best.source.value, bytes=_named(best.reserved()))
+        for share in best.shares:
+            taken = sum(self._before or ()) if share.place == HOST else 0
+            self._require(share.place, share.total - share.parked - taken)
+        return best
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Inside, the model is loaded. Memory that runs out is remembered: the next estimate is more careful."""
+        try:
+            yield
+        except AllocationFailed:
+            with self._database.work() as work:
+                measurements.count_failure(work, self._identity)
+            raise
+
+    def keep(self, engine: LlamaEngine) -> Footprint | None:
+        """
+        Let the model write its first token, and remember what it takes; None where that cannot be told.
+
+        Raises StepFailure when it cannot compute.
+        """
+        assert self._estimate is not None, "expect comes first"
+        loaded = _memory()
+        _warm_up(engine, whole=bool(self._gpus) and self._configuration.gpu_layers != 0)
+        if loaded is None or self._before is None:
+            return None
+        counted = next(one for one in self._estimate.footprints if one.source is not FootprintSource.MEASURED)
+        shares, contexts = [], {}
+        for share in counted.shares:
+            if share.place == HOST:
+                weights = counted.copied if self._configuration.mmap else share.weights
+                own = loaded[0] + self._before[1] - weights - share.cache - share.output + self._later()
+                process = max(own, 0) + _SERVING + self._working(HOST)
+            else:
+                used = self._used(self._gpus[share.place])
+                if used is None:
+                    return None
+                context = max(used - share.weights - share.cache - share.compute, 0)
+                contexts[self._gpus[share.place].uuid] = context
+                process = context + self._working(share.place)
+            shares.append(replace(share, process=process))
+        with self._database.work() as work:
+            self._kept = measurements.keep_measured(work, self._identity, _measured(counted, shares))
+            if counted.source is FootprintSource.DRY_RUN:  # a formula's mistakes are no context
+                for uuid, size in contexts.items():
+                    measurements.keep_process(work, self._host, self._identity.build, uuid, size)
+        _log.info("footprint_measured", bytes=_named({share.place: share.total for share in self._kept.shares}))
+        return self._kept.raised(self._estimate.floor)
+
+    def grown(self) -> Footprint | None:
+        """
+        What the process takes by now, remembered, if that is more than what was known; else None.
+
+        Raises DatabaseUnreachable.
+        """
+        memory = _memory()
+        if self._kept is None or self._before is None or self._estimate is None or memory is None:
+            return None
+        shares = []
+        for share in self._kept.shares:
+            if share.place == HOST:
+                mapped = share.weights - self._kept.copied if self._configuration.mmap else 0
+                taken = memory[0] + self._before[1] + mapped
+            else:
+                taken = self._used(self._gpus[share.place]) or 0
+            steps = -(-max(taken - share.total, 0) // _STEP)
+            shares.append(replace(share, process=share.process + steps * _STEP))
+        if tuple(shares) == self._kept.shares:
+            return None
+        with self._database.work() as work:
+            self._kept = measurements.keep_measured(work, self._identity, _measured(self._kept, shares))
+        _log.warning("footprint_grown", bytes=_named({share.place: share.total for share in self._kept.shares}))
+        return self._kept.raised(self._estimate.floor)
+
+    def end(self) -> None:
+        """The pool has served to its end: its memory was enough. Raises DatabaseUnreachable."""
+        with self._database.work() as work:
+            measurements.forget_failures(work, self._identity)
+
+    def _require(self, place: int, needed: int) -> None:
+        """Raise MemoryNotEnough when the device has not so many bytes free now."""
+        device = self._gpus[place] if place != HOST else devices.ram()
+        if device.total and needed > device.free:
+            raise MemoryNotEnough(f"{self._identity.header.path.name} on {device.name}", needed, device.free)
+
+    def _later(self) -> int:
+        """Bytes of RAM that are counted and come after the load: the context for vectors is made at its first use."""
+        full, plain = (
+            closed_form.closed_form(self._identity.header, one, gpus=len(self._gpus)).shares[0]
+            for one in (self._configuration, replace(self._configuration, embedding=0))
+        )
+        return full.cache - plain.cache + full.output - plain.output
+
+    def _working(self, place: int) -> int:
+        return closed_form.working(self._identity.header, self._configuration, place, gpus=len(self._gpus))
+
+    def _used(self, gpu: MeasuredDevice) -> int | None:
+        """Bytes that this process holds of a GPU, or None where the driver does not tell."""
+        now = next((device for device in self._devices.measure().devices if device.uuid == gpu.uuid), None)
+        own = [process.used for process in now.processes if process.pid == os.getpid()] if now else []
+        return own[0] if own else None
+
+
+def configuration_of(options: EngineOptions, *, gpus: int) -> LoadConfiguration:
+    """The configuration of an engine with these options."""
+    return configuration.of_tuning(
+        options,
+        slots=options.slots,
+        cells=options.context,
+        kv_k=options.kv_type_k,
+        kv_v=options.kv_type_v,
+        flash_attention=options.flash_attention,
+        embeds=options.vectors,
+        gpus=gpus,
+    )
+
+
+def _warm_up(engine: LlamaEngine, *, whole: bool) -> None:
+    """Let the model do what it is for: a token, a vector or a score. `whole` fills a micro-batch with the prompt."""
+    if engine.writes:
+        count = min(engine.options.ubatch, engine.options.batch, engine.context_limit - 8) if whole else 1
+        engine.generate(GenerateRequest(prompt="a " * count, max_tokens=1, sampling=Sampling(temperature=0))).result()
+    if engine.ranks:
+        engine.rerank(RerankRequest("a", ("a",)))
+    elif engine.options.vectors or not engine.writes:
+        engine.embed(EmbedRequest(("a",)))
+
+
+def _measured(counted: Footprint, shares: list[Share]) -> Footprint:
+    margins = {share.place: footprint.margin_of_measured(share) for share in shares}
+    return Footprint(FootprintSource.MEASURED, tuple(shares), margins, copied=counted.copied)
+
+
+def _pinned(name: str, inventory: tuple[MeasuredDevice, ...]) -> MeasuredDevice:
+    """The GPU of that number or UUID; one that NVML does not know has no figures."""
+    wanted = f"gpu-{name.strip()}"
+    for device in inventory:
+        if device.name == wanted or (device.uuid and device.uuid.startswith(name.strip())):
+            return device
+    return MeasuredDevice(wanted, HardwareKind.GPU, "unknown", 0, 0, uuid=name.strip())
+
+
+def _memory() -> tuple[int, int] | None:
+    """Bytes that this process alone has, and bytes of files and libraries that it shares; None where Linux is not."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = {line.partition(":")[0]: line.partition(":")[2].split() for line in text.splitlines()}
+    if "RssAnon" not in found or "RssFile" not in found:
+        return None
+    return int(found["RssAnon"][0]) * 1024, int(found["RssFile"][0]) * 1024
+
+
+def _named(sizes: dict[int, int]) -> dict[str, int]:
+    return {"ram" if place == HOST else f"gpu-{place}": size for place, size in sizes.items()}

@@ -1,0 +1,190 @@
+"""
+Kinds of steps: how each is done. What comes out is an output and what it took, something that is to be waited for, or a
+StepFailure.
+
+A kind is a function of a task: the claim with the data that the step sees, the holding that says when to stop, and the
+runtime of the process. A new kind is a class in `app.workflows.language.steps` and an entry in `_KINDS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from app.inference import prompts
+from app.kernel.errors import ArrieroError, FailureReason, StepFailure
+from app.workflows import registry
+from app.workflows.expressions import conditions, templates, transforms
+from app.workflows.http import calls
+from app.workflows.language import definition as definitions
+from app.workflows.language.steps import (
+    CallFields,
+    EmbedFields,
+    GenerateFields,
+    HttpFields,
+    JoinStep,
+    MapStep,
+    NoopFields,
+    TransformFields,
+    WaitStep,
+)
+from app.workflows.runs.claims import Claim
+from app.workflows.state_machine.outcomes import Awaited, Called, Expanded, Signalled, Success, Timed, TokenUsage
+from workers import embedding_step, outbound
+from workers.engine import Engine
+from workers.leases import Holding
+from workers.runtime import Runtime
+
+#: Items of one map.
+MAX_ITEMS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class StepTask:
+    """A claimed step, and what its work stands on."""
+
+    claim: Claim
+    holding: Holding
+    runtime: Runtime
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What templates and expressions see."""
+        return self.claim.data
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of this pool."""
+        assert self.runtime.engine is not None, "steps that need a model are sent to pools only"
+        return self.runtime.engine
+
+    @property
+    def timeout(self) -> timedelta:
+        """What the attempt may take."""
+        own, left = self.claim.work.timeout, self.claim.remaining
+        return own if left is None else max(min(own, left), timedelta(0))
+
+
+def do(task: StepTask) -> Success | Awaited:
+    """
+    The work of a claimed step.
+
+    Raises StepFailure, and CancelledError when the holding was stopped in the middle.
+    """
+    work = task.claim.work
+    if task.claim.refused is not None:
+        raise task.claim.refused
+    kind = next(kind for base, kind in _KINDS.items() if isinstance(work, base))
+    return kind(task, work)
+
+
+def _noop(_: StepTask, __: NoopFields) -> Success:
+    return Success(None)
+
+
+def _join(task: StepTask, step: JoinStep) -> Success:
+    if step.template is not None:
+        return Success(templates.render(step.template, task.data))
+    steps = task.data["steps"]
+    return Success({key: steps[key]["output"] for key, _ in definitions.needed(step)})
+
+
+def _transform(task: StepTask, step: TransformFields) -> Success:
+    return Success(transforms.evaluate(task.data, cel=step.cel, jmespath=step.jmespath))
+
+
+def _generate(task: StepTask, step: GenerateFields) -> Success:
+    request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
+    ticket = task.engine.generate(request)
+    task.holding.on_stop(ticket.cancel)
+    seconds = task.timeout.total_seconds()
+    try:
+        generated = ticket.result(timeout=seconds)
+    except TimeoutError:
+        ticket.cancel()
+        raise StepFailure(FailureReason.TIMEOUT, f"the model was not done after {seconds:g} s") from None
+    usage = TokenUsage(generated.tokens_in, generated.tokens_out, generated.tokens_cached, generated.time_to_first)
+    if step.output is None:
+        return Success(generated.text, usage)
+    return Success(json.loads(generated.text), usage)
+
+
+def _embed(task: StepTask, step: EmbedFields) -> Success:
+    return embedding_step.embed(
+        conditions.evaluate(step.texts, task.data),
+        task.engine,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+        task=step.task,
+        dimensions=step.dimensions,
+        long=step.long,
+    )
+
+
+def _http(task: StepTask, step: HttpFields) -> Success:
+    parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
+    secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
+    filled = calls.filled(parts, task.data, secrets)
+    body = calls.json_body(filled["json"]) if step.has_json else None
+    if step.body is not None:
+        body = calls.text_body(filled["body"])
+    call = calls.HttpCall(
+        filled["url"],
+        step.method,
+        filled["headers"],
+        filled["query"],
+        body,
+        step.expect,
+        task.timeout,
+        step.max_bytes,
+        step.follow_redirects,
+        f"{task.claim.run_id}/{task.claim.key}",
+        step.idempotency_header,
+        tuple(secrets.values()),
+    )
+    answer = outbound.call(call, settings=task.runtime.settings.http, on_stop=task.holding.on_stop)
+    return Success(answer.output())
+
+
+def _map(task: StepTask, step: MapStep) -> Expanded:
+    found = conditions.evaluate(step.over, task.data, wanted="list")
+    if len(found) > MAX_ITEMS:
+        message = f"'over' gives {len(found)} items; a map does {MAX_ITEMS} at the most"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
+    return Expanded(found)
+
+
+def _call(task: StepTask, step: CallFields) -> Called:
+    try:
+        found = registry.get(task.runtime.runs.database, step.workflow, step.version)
+    except ArrieroError as error:
+        raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from error
+    inputs = {name: conditions.evaluate(value, task.data) for name, value in step.inputs.items()}
+    return Called(found.definition, found.version, inputs)
+
+
+def _wait(task: StepTask, step: WaitStep) -> Timed | Signalled:
+    if step.for_ is not None:
+        return Timed(delay=step.for_)
+    if step.until is not None:
+        return Timed(until=conditions.evaluate(step.until, task.data, wanted="time"))
+    message = None if step.approval is None else templates.render(step.approval.message, task.data)
+    assert step.signal is not None, "it waits for an event or an approval"
+    return Signalled(step.signal, message, step.expires)
+
+
+_Kind = Callable[[StepTask, Any], Success | Awaited]
+_KINDS: Mapping[type[Any], _Kind] = {
+    NoopFields: _noop,
+    JoinStep: _join,
+    TransformFields: _transform,
+    GenerateFields: _generate,
+    EmbedFields: _embed,
+    HttpFields: _http,
+    MapStep: _map,
+    CallFields: _call,
+    WaitStep: _wait,
+}
