@@ -14,24 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from app import __version__
-from app.cli import (
-    config,
-    database,
-    dead_letters,
-    demo,
-    devices,
-    fleet,
-    models,
-    namespaces,
-    programs,
-    runs,
-    schedules,
-    steering,
-    up,
-    workflows,
-)
-from app.kernel import log, settings
+from app.cli.lazy import LazyCommand, register
 from app.kernel.errors import (
     ArrieroError,
     Conflict,
@@ -69,6 +52,51 @@ Exit codes: 0 done; 1 the run failed or was cancelled; 2 wrong input or usage; 3
 allow it; 5 a part is away (server, database, broker); 6 a model's file cannot be used; 130 interrupted.
 """
 
+#: Every command, in the order of the help.
+COMMANDS: Mapping[str, LazyCommand] = {
+    "up": LazyCommand(
+        "app.cli.up:up",
+        "Run everything on this machine: servers, API, workers, beat, an agent with pools for pools.models, Flower.",
+    ),
+    "demo": LazyCommand(
+        "app.cli.demo:demo",
+        "Run the workflow support-triage for a dozen customers' messages, on servers that are started for it.",
+    ),
+    "run": LazyCommand("app.cli.runs:run", "Run a workflow, watch it, and print its output."),
+    "submit": LazyCommand("app.cli.runs:submit", "Submit a run and print its id; it goes on by itself."),
+    "runs": LazyCommand("app.cli.steering:app", "Runs: list, show, watch, steer."),
+    "workflows": LazyCommand("app.cli.workflows:app", "Workflows: list, show, store, check, compare."),
+    "schedules": LazyCommand("app.cli.schedules:app", "Schedules: run workflows at given times."),
+    "models": LazyCommand("app.cli.models:app", "Models: what can be served, and where their files are."),
+    "devices": LazyCommand(
+        "app.cli.devices:devices",
+        "List the devices of this host: its RAM, its NVIDIA GPUs, and those that fleet.simulated declares.",
+    ),
+    "fleet": LazyCommand("app.cli.fleet:app", "The fleet: hosts, their devices, and the pools that lie on them."),
+    "pools": LazyCommand("app.cli.fleet:pools_app", "Pools: one process each, with one model on one set of devices."),
+    "hosts": LazyCommand("app.cli.fleet:hosts_app", "Hosts: machines with an agent (`arriero agent`)."),
+    "namespaces": LazyCommand(
+        "app.cli.namespaces:app", "Namespaces: on whose behalf runs are done, what each may hold and use, and does."
+    ),
+    "dead-letters": LazyCommand(
+        "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
+    ),
+    "config": LazyCommand("app.cli.config:app", "Settings: every value, and where it came from."),
+    "db": LazyCommand("app.cli.database:app", "The database: its schema, and the one that this version needs."),
+    "api": LazyCommand("app.cli.api:api", "Serve the HTTP API, until SIGTERM."),
+    "control": LazyCommand(
+        "app.cli.programs:control", "Run a control worker: scheduled jobs, and steps that need no model."
+    ),
+    "beat": LazyCommand("app.cli.programs:beat", "Run the clock of the scheduled jobs."),
+    "agent": LazyCommand(
+        "app.cli.programs:agent",
+        "Run the agent of this host: it offers the host's devices, and starts and stops the pools that are placed "
+        "there.",
+    ),
+    "flower": LazyCommand("app.cli.programs:flower", "Run Flower, the page that watches the Celery workers."),
+    "version": LazyCommand("app.cli.version:version", "Print the versions of Arriero, Python and llama.cpp's binding."),
+}
+
 app = typer.Typer(
     name="arriero",
     help=_HELP,
@@ -94,6 +122,8 @@ def root(
     ] = None,
 ) -> None:
     """Options before the command hold for every command."""
+    from app.kernel import log, settings  # the help of the root needs neither, and they take longest to load
+
     overrides: dict[str, Any] = dict(_pair(text) for text in values or ())
     if data_dir is not None:
         overrides["data_dir"] = data_dir
@@ -102,33 +132,7 @@ def root(
     log.configure(loaded.settings.log.model_copy(update={"level": "warning"}))
 
 
-@app.command()
-def version(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print the versions of Arriero, Python and llama.cpp's binding."""
-    programs.print_version(__version__, as_json=as_json)
-
-
-app.command()(up.up)
-app.command()(demo.demo)
-app.command()(runs.run)
-app.command()(runs.submit)
-app.add_typer(steering.app, name="runs")
-app.add_typer(workflows.app, name="workflows")
-app.add_typer(schedules.app, name="schedules")
-app.add_typer(models.app, name="models")
-app.command()(devices.devices)
-app.add_typer(fleet.app, name="fleet")
-app.add_typer(fleet.pools_app, name="pools")
-app.add_typer(fleet.hosts_app, name="hosts")
-app.add_typer(namespaces.app, name="namespaces")
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(config.app, name="config")
-app.add_typer(database.app, name="db")
-app.command()(programs.api)
-app.command()(programs.control)
-app.command()(programs.beat)
-app.command()(programs.agent)
-app.command()(programs.flower)
+register(app, COMMANDS)
 
 
 def main() -> None:

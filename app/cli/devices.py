@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from rich.text import Text
 
+from app.api.devices import listed
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
 from app.devices.inventory import Devices
 from app.kernel.sizes import rounded
@@ -17,8 +18,6 @@ def devices(context: typer.Context, as_json: AsJson = False) -> None:
     Memory that anybody uses counts as used. A limit on this process (a control group) counts as the size of RAM.
     What cannot be measured is said on standard error.
     """
-    from app.api.devices import listed  # the web framework is loaded for those who need it
-
     measuring = Devices(settings_of(context).fleet)
     try:
         found = listed(measuring)

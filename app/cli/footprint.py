@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from app.api.footprints import KEYS, EstimateOut, asked, devices_of, estimated, shown
 from app.catalog import files, header
 from app.catalog.metadata import Header
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
@@ -20,9 +21,6 @@ from app.kernel.database import Database
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 from app.kernel.settings import Settings
 from app.kernel.sizes import parse, rounded
-
-if TYPE_CHECKING:
-    from app.api.footprints import EstimateOut
 
 
 def footprint(
@@ -64,9 +62,6 @@ def footprint(
 
     Example: arriero models footprint smollm2:135m --slots 8 --kv-type-k q8_0 --kv-type-v q8_0
     """
-    # The web framework is loaded for those who need it.
-    from app.api.footprints import KEYS, asked, devices_of, estimated, shown
-
     settings = settings_of(context)
     given = {
         "context": per_slot, "slots": slots, "kv_type_k": kv_type_k, "kv_type_v": kv_type_v,

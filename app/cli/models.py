@@ -22,7 +22,7 @@ from app.catalog import scan as scanning
 from app.catalog.install import InstallState, Progress, shown
 from app.catalog.metadata import Header
 from app.catalog.model import Model
-from app.cli.footprint import footprint
+from app.cli.lazy import LazyCommand, register
 from app.cli.output import AsJson, print_json, settings_of, table
 from app.kernel.errors import ModelFileDamaged, ModelFileUnusable
 from app.kernel.settings import Settings
@@ -45,7 +45,8 @@ _STEP = 10
 
 _STYLES = {"here": "green", "damaged": "red", "missing": "red"}
 
-app.command()(footprint)
+_HELP = "Say how much memory a model takes, by device and by where the figure comes from."
+register(app, {"footprint": LazyCommand("app.cli.footprint:footprint", _HELP)})
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model, such as smollm2:135m.")]
 

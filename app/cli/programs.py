@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
-import socket
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated, NoReturn
 
 import typer
 
-from app.cli.output import console, print_json, settings_of
-from app.kernel import addresses, log
+from app.cli.output import settings_of
+from app.kernel import addresses
 from app.kernel.settings import Settings, environment_of
 
 #: The module that worker programs run. `app` never imports `workers`: it starts them.
 WORKERS = "workers.programs"
-
-
-def api(
-    context: typer.Context,
-    fd: Annotated[int, typer.Option(hidden=True, help="The descriptor of a socket that listens already.")] = -1,
-) -> None:
-    """
-    Serve the HTTP API, until SIGTERM.
-
-    Any number may run, on any hosts, over one database and one broker. The address is set by api.host and api.port.
-    """
-    # Loaded here: they take longer than all other commands together.
-    import uvicorn
-
-    from app.api.main import create_app
-
-    settings = settings_of(context)
-    log.configure(settings.log)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            host=settings.api.host,
-            port=settings.api.port,
-            log_config=None,
-            access_log=settings.log.level == "debug",
-            timeout_graceful_shutdown=5,
-        )
-    )
-    server.run(sockets=[socket.socket(fileno=fd)] if fd >= 0 else None)
-    if not server.started:
-        raise typer.Exit(5)
 
 
 def control(
@@ -91,22 +57,6 @@ def flower(context: typer.Context) -> None:
     the durable story of every step is in `arriero runs show`.
     """
     _become(settings_of(context), [WORKERS, "flower"])
-
-
-def print_version(version: str, *, as_json: bool) -> None:
-    """The versions that a report of a fault needs."""
-    parts = {
-        "arriero": version,
-        "python": platform.python_version(),
-        "llama-cpp-python": metadata.version("llama-cpp-python"),
-        "celery": metadata.version("celery"),
-        "platform": platform.platform(),
-    }
-    if as_json:
-        print_json(parts)
-        return
-    for name, value in parts.items():
-        console().print(f"{name} {value}")
 
 
 def _become(settings: Settings, module: Sequence[str]) -> NoReturn:

@@ -1,0 +1,60 @@
+"""
+Commands that are loaded when they run: the root's help and the completion of its names import no command's module.
+
+Each command stands in a table with its one line of help. A test holds that line against the command's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+from typer.main import get_command, get_group
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """A command or a group of commands, and where it is."""
+
+    #: `module:attribute`; the attribute is a function, or a `typer.Typer` for a group.
+    where: str
+    #: The first paragraph of its help.
+    help: str
+
+    def load(self, name: str) -> Any:
+        """The command itself. Imports its module."""
+        module, _, attribute = self.where.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+            single.command(name)(found)
+            return get_command(single)
+        found.rich_markup_mode = "markdown"
+        found._add_completion = False  # the root has the options for it
+        group = get_group(found)
+        group.name = name
+        return group
+
+
+def register(app: typer.Typer, commands: Mapping[str, LazyCommand]) -> None:
+    """Register the commands under their names, in their order."""
+    for name, command in commands.items():
+        app.command(name, cls=_deferred(name, command), help=command.help)(_placeholder)
+
+
+def _deferred(name: str, command: LazyCommand) -> type[TyperCommand]:
+    class Deferred(TyperCommand):
+        """Hands over to the command itself once its arguments are to be read."""
+
+        def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+            return command.load(name).make_context(info_name, args, parent=parent, **extra)
+
+    return Deferred
+
+
+def _placeholder() -> None:
+    raise AssertionError("the command itself runs in its place")
