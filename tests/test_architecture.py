@@ -135,6 +135,31 @@ def test_no_module_passes_500_lines() -> None:
     assert {path.name: n for path in paths if (n := len(path.read_text().splitlines())) > 500} == {}
 
 
+#: Names of types that stand in more than one module, and why that is no second meaning.
+ONE_MEANING = {
+    "Logits": "the same alias of numpy's type, on either side of an import that must not be circular",
+    "OnStop": "the same alias of a callback, for the engine and for outbound calls",
+    "OnText": "the same alias of a callback, for the engine's interface and inside it",
+}
+
+
+def test_a_public_type_has_one_meaning() -> None:
+    """A reader who knows a name from one module can rely on it in the next."""
+    places: dict[str, list[str]] = {}
+    for folder in ("app", "workers"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.parse(path.read_text()).body:
+                targets = node.targets if isinstance(node, ast.Assign) else []
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+                names += [node.name] if isinstance(node, ast.ClassDef) else []
+                for name in names:
+                    if name[0].isupper() and not name.isupper():
+                        places.setdefault(name, []).append(path.relative_to(ROOT).as_posix())
+
+    assert {name: found for name, found in places.items() if len(found) > 1 and name not in ONE_MEANING} == {}
+    assert {name for name in ONE_MEANING if len(places.get(name, ())) < 2} == set(), "needless exceptions"
+
+
 def test_alembic_is_no_package() -> None:
     """With an __init__.py it would shadow the library."""
     assert not (ROOT / "alembic" / "__init__.py").exists()
