@@ -24,7 +24,7 @@ from app.kernel.egress import EgressPolicy
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
 from app.workflows.http import answers, calls
-from app.workflows.http.answers import Answer
+from app.workflows.http.answers import HttpAnswer
 from app.workflows.http.calls import Hop, HttpCall
 from workers import connections
 from workers.connections import ConnectionWatch, Resolve, Stream
@@ -39,7 +39,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 def call(
     request: HttpCall, *, settings: HttpSettings, on_stop: OnStop, resolve: Resolve = connections.addresses
-) -> Answer:
+) -> HttpAnswer:
     """
     Make the call, and give its answer.
 
@@ -67,17 +67,17 @@ class _Caller:
         self._request, self._settings, self._resolve, self._watch = request, settings, resolve, watch
         self._policy = EgressPolicy.of(settings.allowed_hosts, allow_private=settings.allow_private)
 
-    def answer(self) -> Answer:
+    def answer(self) -> HttpAnswer:
         """What the last server answers. Raises StepFailure, CancelledError."""
         hop = calls.first_hop(self._request)
         for _ in range(1 + calls.MOST_HOPS):
             found = self._ask(hop)
-            if isinstance(found, Answer):
+            if isinstance(found, HttpAnswer):
                 return found
             hop = found
         raise StepFailure(FailureReason.HTTP_UNUSABLE, f"more than {calls.MOST_HOPS} redirects, the last to {hop}")
 
-    def _ask(self, hop: Hop) -> Answer | Hop:
+    def _ask(self, hop: Hop) -> HttpAnswer | Hop:
         """One request: its answer, or where it redirects to."""
         refusal = self._policy.refuse_host(hop.scheme, hop.host, hop.port)
         if refusal is not None:
@@ -99,7 +99,7 @@ class _Caller:
             raise found
         return found
 
-    def _exchange(self, hop: Hop, stream: Stream) -> tuple[int, int, Answer | Hop | StepFailure]:
+    def _exchange(self, hop: Hop, stream: Stream) -> tuple[int, int, HttpAnswer | Hop | StepFailure]:
         """Send and receive: the status, the bytes that were kept, and what they mean."""
         request = self._request
         origin = Origin(hop.scheme.encode(), hop.host.encode(), hop.port)

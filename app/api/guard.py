@@ -20,7 +20,7 @@ from app.kernel.request_guard import STATUS, ForbiddenRequest, RequestGuard
 _OF_FORMS = {"", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain"}
 
 
-class Guard:
+class GuardMiddleware:
     """ASGI middleware that refuses requests as a `RequestGuard` says, and bodies of the types of forms."""
 
     def __init__(self, app: ASGIApp, guard: RequestGuard) -> None:

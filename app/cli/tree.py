@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from app.catalog import files
 from app.cli import readiness
-from app.cli.member import FROZEN, Member, incarnation_of
+from app.cli.member import FROZEN, ProcessMember, incarnation_of
 from app.cli.programs import WORKERS
 from app.fleet.pool import METRICS_FOLDER
 from app.kernel import clock, embedded, log
@@ -86,7 +86,7 @@ class Tree:
     directory: Path
     report: ReportLine
     servers: list[Server]
-    members: list[Member] = field(default_factory=list)
+    members: list[ProcessMember] = field(default_factory=list)
     #: Since when an embedded server is seen stopped by a signal.
     _stopped: dict[str, float] = field(default_factory=dict)
 
@@ -220,21 +220,21 @@ def grown(settings: Settings, signals: Signals, report: ReportLine, *, flower: b
         yield tree
 
 
-def _members(settings: Settings, listener: socket.socket, *, flower: bool) -> list[Member]:
+def _members(settings: Settings, listener: socket.socket, *, flower: bool) -> list[ProcessMember]:
     host, short = socket.gethostname(), timedelta(seconds=8)
     drain = settings.pools.drain_timeout + short
     # It begins the longest chain: it joins, and then its pools are planned, begun and loaded. It lets its pools finish,
     # and ends those that do not: that takes longer than for a pool alone.
     members = [
-        Member("agent", [WORKERS, "agent"], drain + timedelta(seconds=10)),
-        Member("api", ["app", "api", f"--fd={listener.fileno()}"], short, descriptors=[listener.fileno()]),
+        ProcessMember("agent", [WORKERS, "agent"], drain + timedelta(seconds=10)),
+        ProcessMember("api", ["app", "api", f"--fd={listener.fileno()}"], short, descriptors=[listener.fileno()]),
     ]
     for number in range(1, settings.control.processes + 1):
         name = "control" if number == 1 else f"control-{number}"
-        members.append(Member(name, [WORKERS, "control", name], drain, f"{name}@{host}"))
-    members.append(Member("beat", [WORKERS, "beat"], short))
+        members.append(ProcessMember(name, [WORKERS, "control", name], drain, f"{name}@{host}"))
+    members.append(ProcessMember("beat", [WORKERS, "beat"], short))
     if flower:
-        members.append(Member("flower", ["app", "flower"], short))
+        members.append(ProcessMember("flower", ["app", "flower"], short))
     return members
 
 
@@ -293,7 +293,7 @@ def _free_port(host: str) -> int:
         return port
 
 
-def _stop(member: Member, signals: Signals) -> None:
+def _stop(member: ProcessMember, signals: Signals) -> None:
     child = member.child
     assert child is not None
     limit = time.monotonic() + member.grace.total_seconds()

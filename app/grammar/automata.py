@@ -17,7 +17,7 @@ from typing import TypeAlias
 from app.grammar import characters
 from app.grammar.characters import Ranges
 from app.grammar.gbnf import EMPTY, MAX_REPEAT, Chars, Rules, Term, Text, chain, choice
-from app.grammar.patterns import Concatenation, Either, One, Part, PatternRefused, Times
+from app.grammar.patterns import Concatenation, Either, One, Part, PatternRejected, Times
 
 #: Most states of the automata, and most pairs of a state and a length, that one pattern may take.
 MAX_STATES = 4000
@@ -67,7 +67,7 @@ def _plain(rules: Rules, part: Part, least: int, most: int | None, open_most: in
         return None
     fixed = sum(item.least for item in row if item not in varying)
     if not varying and not least <= fixed <= (fixed if most is None else most):
-        raise PatternRefused(_NO_LENGTH)
+        raise PatternRejected(_NO_LENGTH)
     terms = []
     for item in row:
         assert isinstance(item.part, One)
@@ -77,9 +77,9 @@ def _plain(rules: Rules, part: Part, least: int, most: int | None, open_most: in
             low, high = max(low, least - fixed), room if high is None else min(high, room)
         assert high is not None
         if low > high:
-            raise PatternRefused(_NO_LENGTH)
+            raise PatternRejected(_NO_LENGTH)
         if high > MAX_REPEAT:
-            raise PatternRefused(f"the pattern repeats a character {high} times; llama.cpp takes {MAX_REPEAT}")
+            raise PatternRejected(f"the pattern repeats a character {high} times; llama.cpp takes {MAX_REPEAT}")
         terms.append(rules.repeat(spelled(item.part.ranges), low, high, "character"))
     return chain(*terms)
 
@@ -92,7 +92,7 @@ class _Nfa:
 
     def state(self) -> int:
         if len(self.edges) >= MAX_STATES:
-            raise PatternRefused(f"the pattern needs more than {MAX_STATES} states")
+            raise PatternRejected(f"the pattern needs more than {MAX_STATES} states")
         self.silent.append([])
         self.edges.append([])
         return len(self.edges) - 1
@@ -170,7 +170,7 @@ def _automaton(part: Part) -> _Dfa:
                 sets[target] = len(sets)
                 waiting.append(target)
         if len(sets) > MAX_STATES:
-            raise PatternRefused(f"the pattern needs more than {MAX_STATES} states")
+            raise PatternRejected(f"the pattern needs more than {MAX_STATES} states")
         edges.append([(characters.union(ranges), sets[target]) for target, ranges in targets.items()])
     return _Dfa(edges, frozenset(number for states, number in sets.items() if end in states))
 
@@ -212,7 +212,7 @@ def _automaton_body(rules: Rules, dfa: _Dfa, least: int, most: int | None, open_
     if counted:
         longest = min(longest, max(limit // len(dfa.edges), _shortest(dfa), least))
         if longest * len(dfa.edges) > 4 * MAX_STATES:
-            raise PatternRefused(f"the pattern with texts of {longest} characters needs more than {MAX_STATES} states")
+            raise PatternRejected(f"the pattern with texts of {longest} characters needs more than {MAX_STATES} states")
 
     def accepts(pair: _Pair) -> bool:
         return pair[0] in dfa.accepting and (not counted or least <= pair[1] <= longest)
@@ -239,7 +239,7 @@ def _automaton_body(rules: Rules, dfa: _Dfa, least: int, most: int | None, open_
         terms[pair] = term
     whole = terms[0, 0]
     if whole is None:
-        raise PatternRefused(_NO_LENGTH)
+        raise PatternRejected(_NO_LENGTH)
     return whole
 
 
@@ -264,7 +264,7 @@ def _shortest(dfa: _Dfa) -> int:
     while not frontier & dfa.accepting:
         frontier = {to for state in frontier for _, to in dfa.edges[state]} - reached
         if not frontier:
-            raise PatternRefused("no text matches the pattern")
+            raise PatternRejected("no text matches the pattern")
         reached |= frontier
         length += 1
     return length

@@ -38,7 +38,7 @@ _CONTROLS = {"t": 0x09, "n": 0x0A, "f": 0x0C, "r": 0x0D}
 _DOT = characters.difference(ANY, ((0x0A, 0x0A), (0x0D, 0x0D), (0x85, 0x85), (0x2028, 0x2029)))
 
 
-class PatternRefused(Exception):
+class PatternRejected(Exception):
     """A pattern that is not written here; the message says why. `values` makes a problem of it."""
 
 
@@ -89,15 +89,15 @@ class _Reader:
         while self._take("|"):
             parts.append(self._anchored())
         if self.at < len(self.pattern):
-            raise PatternRefused(f"{self.pattern[self.at]!r} at character {self.at} closes nothing or ends no branch")
+            raise PatternRejected(f"{self.pattern[self.at]!r} at character {self.at} closes nothing or ends no branch")
         return Either(tuple(parts)) if len(parts) > 1 else parts[0]
 
     def _anchored(self) -> Part:
         if not self._take("^"):
-            raise PatternRefused("the pattern is not anchored at its start")
+            raise PatternRejected("the pattern is not anchored at its start")
         part = self._sequence()
         if not self._take("$"):
-            raise PatternRefused("the pattern is not anchored at its end")
+            raise PatternRejected("the pattern is not anchored at its end")
         return part
 
     def _branches(self) -> Part:
@@ -116,10 +116,10 @@ class _Reader:
         start, character = self.at, self._next()
         if character == "(":
             if self._take("?") and not self._take(":"):
-                raise PatternRefused(f"the group '(?{self._peek()}' at character {start} is not supported")
+                raise PatternRejected(f"the group '(?{self._peek()}' at character {start} is not supported")
             part = self._branches()
             if not self._take(")"):
-                raise PatternRefused(f"the group at character {start} is not closed")
+                raise PatternRejected(f"the group at character {start} is not closed")
             return part
         if character == "[":
             return One(self._class(start))
@@ -128,7 +128,7 @@ class _Reader:
         if character == "\\":
             return One(self._escape())
         if character in "^*+?{}]":
-            raise PatternRefused(f"{character!r} at character {start} is not supported here")
+            raise PatternRejected(f"{character!r} at character {start} is not supported here")
         return One(self._single(ord(character)))
 
     def _quantified(self, part: Part) -> Part:
@@ -138,11 +138,11 @@ class _Reader:
             return part
         self._take("?")  # a lazy quantifier matches the same texts
         if self._peek() in tuple("*+?{"):
-            raise PatternRefused(f"the quantifier at character {self.at} follows another one")
+            raise PatternRejected(f"the quantifier at character {self.at} follows another one")
         if most is not None and least > most:
-            raise PatternRefused(f"the quantifier at character {start} has its bounds reversed")
+            raise PatternRejected(f"the quantifier at character {start} has its bounds reversed")
         if max(least, most or 0) > MAX_REPEAT:
-            raise PatternRefused(f"the quantifier at character {start} passes {MAX_REPEAT} repetitions")
+            raise PatternRejected(f"the quantifier at character {start} passes {MAX_REPEAT} repetitions")
         return Times(part, least, most)
 
     def _quantifier(self) -> tuple[int, int | None]:
@@ -155,7 +155,7 @@ class _Reader:
         end = self.pattern.find("}", self.at)
         least, comma, most = self.pattern[self.at : max(end, self.at)].partition(",")
         if end < 0 or not _number(least) or not (not most or _number(most)):
-            raise PatternRefused(f"the quantifier at character {start} is not {{m}}, {{m,}} or {{m,n}}")
+            raise PatternRejected(f"the quantifier at character {start} is not {{m}}, {{m,}} or {{m,n}}")
         self.at = end + 1
         return int(least), int(most) if most else None if comma else int(least)
 
@@ -172,16 +172,16 @@ class _Reader:
             self._next()
             high = self._class_item()
             if len(high) > 1 or high[0][0] != high[0][1] or high[0][0] < low[0][0]:
-                raise PatternRefused(f"the class at character {start} has a range without order")
+                raise PatternRejected(f"the class at character {start} has a range without order")
             found.append((low[0][0], high[0][0]))
         if not self._take("]") or not found:
-            raise PatternRefused(f"the class at character {start} is empty or not closed")
+            raise PatternRejected(f"the class at character {start} is empty or not closed")
         ranges = characters.union(found)
         if negated:
             ranges = characters.difference(_ASCII if narrow else ANY, ranges)
         ranges = characters.difference(ranges, ((0x00, 0x00), (0xD800, 0xDFFF)))
         if not ranges:
-            raise PatternRefused(f"the class at character {start} holds no character")
+            raise PatternRejected(f"the class at character {start} holds no character")
         return ranges
 
     def _range_follows(self) -> bool:
@@ -192,7 +192,7 @@ class _Reader:
         if character == "\\":
             return self._escape()
         if character == "[":
-            raise PatternRefused(f"'[' at character {self.at - 1} is not escaped")
+            raise PatternRejected(f"'[' at character {self.at - 1} is not escaped")
         return self._single(ord(character))
 
     def _escape(self) -> Ranges:
@@ -208,12 +208,12 @@ class _Reader:
                 self.at += size
                 return self._single(int(digits, 16))
         if not character.isascii() or character.isalnum():
-            raise PatternRefused(f"the escape '\\{character}' at character {start} is not supported")
+            raise PatternRejected(f"the escape '\\{character}' at character {start} is not supported")
         return self._single(ord(character))
 
     def _single(self, code: int) -> Ranges:
         if code == 0 or 0xD800 <= code <= 0xDFFF:
-            raise PatternRefused(f"U+{code:04X} cannot be written")
+            raise PatternRejected(f"U+{code:04X} cannot be written")
         return ((code, code),)
 
     def _peek(self) -> str:
@@ -226,7 +226,7 @@ class _Reader:
 
     def _next(self) -> str:
         if self.at >= len(self.pattern):
-            raise PatternRefused("the pattern ends too early")
+            raise PatternRejected("the pattern ends too early")
         self.at += 1
         return self.pattern[self.at - 1]
 

@@ -65,7 +65,7 @@ class Unmet(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ObjectMember:
     """One place in a list of members that come in this order."""
 
     term: Term
@@ -230,7 +230,7 @@ class Writer:
         longest = min(self._max_string, LONGEST.get(text, self._max_string) if keyword == "format" else MAX_REPEAT)
         try:
             return automata.body(self._rules, patterns.read(pattern), least, most, longest)
-        except patterns.PatternRefused as refused:
+        except patterns.PatternRejected as refused:
             raise Unmet(where, f"{keyword} {text!r}: {refused}", patterns.ACCEPTED) from None
 
     def _character(self) -> RuleName:
@@ -349,7 +349,7 @@ class Writer:
         terms = [self._literal(value) for value in values]
         if len(terms) <= MAX_PERMUTED:
             return chain(Text("["), self._permuted(terms, least, most, 0), Text("]"))
-        body = self._listed([Member(term) for term in terms], least, most, None)
+        body = self._listed([ObjectMember(term) for term in terms], least, most, None)
         assert body is not None
         return chain(Text("["), body, Text("]"))
 
@@ -375,7 +375,7 @@ class Writer:
             term = self.value(parts, name)
             if term is not None:
                 text = Text(json.dumps(name, ensure_ascii=False))
-                members.append(Member(chain(text, self._colon, term), name in item.required))
+                members.append(ObjectMember(chain(text, self._colon, term), name in item.required))
             elif name in item.required:
                 raise Unmet(inside(item.where, "required"), f"the required property {name!r} is not allowed")
         closed = "properties" in item.says or bool(item.required)
@@ -392,7 +392,7 @@ class Writer:
             raise Unmet(inside(item.where, "minProperties"), message, "at most one property beyond those listed")
         return chain(Text("{"), body, Text("}"))
 
-    def _listed(self, members: Sequence[Member], least: int, most: int | None, extra: Term | None) -> Term | None:
+    def _listed(self, members: Sequence[ObjectMember], least: int, most: int | None, extra: Term | None) -> Term | None:
         """
         A selection of the members in their order, then extras, `least` to `most` in all; None when there is none.
 
@@ -418,7 +418,7 @@ class Writer:
         return table[0, 0]
 
     def _step_over(
-        self, member: Member, written: int, taken: Term | None, skipped: Term | None, *, shared: bool
+        self, member: ObjectMember, written: int, taken: Term | None, skipped: Term | None, *, shared: bool
     ) -> Term | None:
         here = chain(self._comma if written else EMPTY, member.term)
         if member.required:

@@ -24,7 +24,7 @@ _BYTES_PER_SECOND = 4 * 1024 * 1024
 T = TypeVar("T")
 
 
-class NoAnswer(psycopg.OperationalError):
+class AnswerTimeout(psycopg.OperationalError):
     """The server holds the connection and says nothing."""
 
     def __init__(self, seconds: float) -> None:
@@ -57,7 +57,7 @@ class Connection(psycopg.Connection[Any]):
             if time.monotonic() - begun < limit:
                 raise
             self.close()
-            raise NoAnswer(limit) from error
+            raise AnswerTimeout(limit) from error
 
     def send(self, statements: Iterable[tuple[psycopg.Cursor[Any], str, Any]]) -> None:
         """

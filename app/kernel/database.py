@@ -33,8 +33,8 @@ from sqlmodel import SQLModel
 
 from app.kernel import log, shipped
 from app.kernel.breaker import Breaker
+from app.kernel.connection import AnswerTimeout
 from app.kernel.connection import Connection as Session
-from app.kernel.connection import NoAnswer
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 
 _log = log.get(__name__)
@@ -91,7 +91,7 @@ _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # unknown to the
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class QueryResult:
     """What a statement gives. Whoever reads it sends what was asked until then, and waits for all of the answers."""
 
     _work: UnitOfWork
@@ -136,14 +136,14 @@ class UnitOfWork:
         """Run `action` once the transaction has committed; never if it rolls back."""
         self._after.append(action)
 
-    def ask(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> Answer:
+    def ask(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> QueryResult:
         """
         A statement, once for each of a list of parameters. A failure is raised with the next answer that is waited for,
         at the latest by the commit.
         """
         cursor = self.connection.cursor(row_factory=namedtuple_row)
         self._unsent.append((cursor, _sql(statement), {} if parameters is None else parameters))
-        return Answer(self, cursor)
+        return QueryResult(self, cursor)
 
     def rows(self, statement: TextClause, parameters: Parameters | None = None) -> list[Any]:
         """All rows of a statement."""
@@ -225,8 +225,8 @@ class Database:
                     committed = work.ask(_COMMIT)
                     work.send()  # the end of the pipeline is a sync
                 assert committed.status() == "COMMIT", "nobody goes on after a statement has failed"
-        except (NoAnswer, psycopg.errors.ConnectionTimeout) as error:
-            self._breaker.timed_out(error.seconds if isinstance(error, NoAnswer) else _CONNECT)
+        except (AnswerTimeout, psycopg.errors.ConnectionTimeout) as error:
+            self._breaker.timed_out(error.seconds if isinstance(error, AnswerTimeout) else _CONNECT)
             raise DatabaseUnreachable(_reason(error)) from error
         except _UNREACHABLE as error:
             raise DatabaseUnreachable(_reason(error)) from error

@@ -19,7 +19,7 @@ _log = log.get(__name__)
 _MOST = 1_000
 
 
-class Guard:
+class LoopGuard:
     """Guards the members of one loop, each by its kind and its id. Any thread may use it."""
 
     def __init__(self, *passing: type[Exception]) -> None:

@@ -25,7 +25,7 @@ from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
 from app.footprint.layout import KnownLayout
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
-from app.kernel.guard import Guard
+from app.kernel.guard import LoopGuard
 from app.kernel.priority import Priority
 from app.scheduler import needs
 from app.scheduler.cluster import Account, Cluster, Configuration, Device, DeviceKind, DeviceState, Pool, RequestRate
@@ -34,7 +34,7 @@ from app.scheduler.needs import OperatorTarget
 T = TypeVar("T")
 
 #: A row of which nothing can be made is left out, and stops none of the others.
-_GUARD = Guard(psycopg.Error, DatabaseUnreachable)
+_GUARD = LoopGuard(psycopg.Error, DatabaseUnreachable)
 
 _DEVICES = text("""
     SELECT device.id, device.name, host, kind, type, capacity_bytes, stranger_bytes, speed, simulated, present,

@@ -28,7 +28,7 @@ from app.fleet.pool import COMING, Desired
 from app.kernel import texts
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
-from app.kernel.guard import Guard
+from app.kernel.guard import LoopGuard
 from app.kernel.priority import Priority
 from app.scheduler import defragmentation as defragmenting
 from app.scheduler import explanation, observation, placement
@@ -49,7 +49,7 @@ _KEPT = timedelta(days=1)
 #: Characters of a reason, and of what names an action in the log.
 _SENTENCE, _NAMED = 1_000, 300
 #: What breaks for one pool or one model is logged, and stops none of the others.
-_GUARD = Guard(psycopg.Error, DatabaseUnreachable)
+_GUARD = LoopGuard(psycopg.Error, DatabaseUnreachable)
 
 _TRY_TO_LEAD = text("SELECT pg_try_advisory_xact_lock(:key) AS leads")
 _LEAD = text("SELECT pg_advisory_xact_lock(:key)")
@@ -127,7 +127,7 @@ class FleetDemand:
 
 
 #: Finds out what is asked, in the transaction of the one that plans.
-Ask = Callable[[UnitOfWork], FleetDemand]
+ReadDemand = Callable[[UnitOfWork], FleetDemand]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Reconciled:
     lost: tuple[str, ...]
 
 
-def reconcile(database: Database, ask: Ask, terms: ReconcileTimes) -> Reconciled | None:
+def reconcile(database: Database, ask: ReadDemand, terms: ReconcileTimes) -> Reconciled | None:
     """One turn; None when another control worker is at it, which then is the one that asks."""
     with database.work() as work:
         row = work.row(_TRY_TO_LEAD, {"key": _LEADER})
@@ -204,7 +204,7 @@ def preview_defragmentation(database: Database, asked: FleetDemand) -> Defragmen
     return defragmenting.defragment(seen.fleet, _demand(seen, asked.waiting), seen.now)
 
 
-def defragment(database: Database, ask: Ask, terms: ReconcileTimes) -> Defragmentation:
+def defragment(database: Database, ask: ReadDemand, terms: ReconcileTimes) -> Defragmentation:
     """Move idle pools so that models fit that fit nowhere, within what may be disturbed; what it gains is kept."""
     with database.work() as work:
         work.run(_LEAD, {"key": _LEADER})

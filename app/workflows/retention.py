@@ -23,6 +23,7 @@ from app.kernel.errors import DatabaseUnreachable, RowsLocked
 from app.workflows import garbage
 from app.workflows.runs import store, transactions
 from app.workflows.runs.service import MAX_DEPTH
+from app.workflows.runs.sweep import InTime
 
 _log = log.get(__name__)
 
@@ -34,9 +35,6 @@ _ITEMS = 2_000
 _LOCK_WAIT = timedelta(milliseconds=100)
 #: Definitions or payloads that one transaction looks at.
 _SHARED = 200
-
-#: Whether there is time for another batch.
-InTime = Callable[[], bool]
 
 
 def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:

@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.catalog import catalog, download, files, install
-from app.catalog.install import InstallState, Progress
+from app.catalog.install import FileProgress, InstallState
 from app.catalog.model import Model
 from app.catalog.scan import scan
 from app.catalog.source import HubSource, PackageFile, PackageSource, UrlSource
@@ -54,10 +54,10 @@ class Journal:
     """Keeps what is reported, and how long was waited."""
 
     def __init__(self) -> None:
-        self.steps: list[Progress] = []
+        self.steps: list[FileProgress] = []
         self.pauses: list[float] = []
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: FileProgress) -> None:
         self.steps.append(progress)
 
     @property
@@ -104,7 +104,7 @@ def test_a_file_is_fetched_checked_and_recorded(web: Web, content: bytes, data_d
     record = install.find_record(path)
     assert record is not None
     assert (record.source, record.sha256, record.size) == (web.url + PATH, sha256(content), len(content))
-    assert journal.steps[-1] == Progress("small.gguf", InstallState.DONE, len(content), len(content))
+    assert journal.steps[-1] == FileProgress("small.gguf", InstallState.DONE, len(content), len(content))
     done = [step.done for step in journal.steps if step.state == InstallState.DOWNLOADING]
     assert done == sorted(done)
     assert done[-1] == len(content)
@@ -172,7 +172,7 @@ def test_a_stopped_download_goes_on_with_the_next_command(
 ) -> None:
     web.offers[PATH] = Offer(content)
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: FileProgress) -> None:
         if progress.done > 1_000_000:
             raise KeyboardInterrupt
 
@@ -272,7 +272,7 @@ def test_two_who_want_one_file_fetch_it_once(web: Web, content: bytes, data_dir:
     first, second, found = Journal(), Journal(), []
     waiting = threading.Event()
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: FileProgress) -> None:
         second.report(progress)
         if progress.state == InstallState.WAITING:
             waiting.set()

@@ -35,7 +35,7 @@ from app.scheduler.reconcile import FleetDemand, Waiting
 from app.scheduler.reconcile_pass import ReconcileTimes
 from tests.fleet.granting import audit
 from workers.agent import convergence
-from workers.agent.convergence import Ask, Begin, ConvergenceLimits, GiveBack, Kill, Local, Watch
+from workers.agent.convergence import Begin, ConvergenceLimits, GiveBack, Kill, Local, Terminate, Watch
 
 
 def seconds(count: float) -> timedelta:
@@ -226,7 +226,7 @@ class World:
                 self.processes[pool.id] = Process(
                     pool.id, pool.epoch, agent.host, pool.model, dict(pool.bytes), self.now, self.now
                 )
-            case Ask():
+            case Terminate():
                 assert process is not None
                 process.asked = True
                 agent.asked[pool.id] = pool.desired, self.now

@@ -6,11 +6,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.kernel.errors import DatabaseUnreachable
-from app.kernel.guard import Guard
+from app.kernel.guard import LoopGuard
 
 
 def test_one_that_breaks_does_not_stop_the_others() -> None:
-    guard, done = Guard(), []
+    guard, done = LoopGuard(), []
     with capture_logs() as logs:
         for _ in range(3):
             for divisor in (1, 0, 2):
@@ -22,7 +22,7 @@ def test_one_that_breaks_does_not_stop_the_others() -> None:
 
 
 def test_another_defect_of_the_same_member_is_logged_too() -> None:
-    guard = Guard()
+    guard = LoopGuard()
     with capture_logs() as logs:
         for error in (ValueError("a"), ValueError("b"), None, ValueError("b")):
             with guard.one("row", "1"):
@@ -32,13 +32,13 @@ def test_another_defect_of_the_same_member_is_logged_too() -> None:
 
 
 def test_what_concerns_all_is_raised() -> None:
-    guard = Guard(DatabaseUnreachable)
+    guard = LoopGuard(DatabaseUnreachable)
     with pytest.raises(DatabaseUnreachable), guard.one("row", "1"):
         raise DatabaseUnreachable("gone")
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    guard = Guard()
+    guard = LoopGuard()
     with capture_logs():
         for number in range(3_000):
             with guard.one("row", str(number)):

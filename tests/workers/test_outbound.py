@@ -24,7 +24,7 @@ from app.kernel import log
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
 from app.kernel.settings import LogSettings
-from app.workflows.http.answers import Answer
+from app.workflows.http.answers import HttpAnswer
 from app.workflows.http.calls import HttpCall, json_body, text_body
 from workers import outbound
 from workers.connections import Resolve
@@ -136,7 +136,7 @@ def settings(*servers: Server, **more: Any) -> HttpSettings:
     return HttpSettings(**{"allowed_hosts": tuple(listed), "allow_private": True} | more)
 
 
-def call(request: HttpCall, *servers: Server, resolve: Resolve | None = None, **more: Any) -> Answer:
+def call(request: HttpCall, *servers: Server, resolve: Resolve | None = None, **more: Any) -> HttpAnswer:
     given = {} if resolve is None else {"resolve": resolve}
     return outbound.call(request, settings=settings(*servers, **more), on_stop=lambda _: None, **given)
 

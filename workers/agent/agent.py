@@ -43,13 +43,13 @@ from app.kernel.errors import (
     NotFound,
     ServerNotStarted,
 )
-from app.kernel.guard import Guard
+from app.kernel.guard import LoopGuard
 from app.kernel.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
 from app.workflows.runs import owners
 from workers.agent import convergence, inventory
-from workers.agent.convergence import Ask, Begin, ConvergenceLimits, GiveBack, Kill, Local, Watch
+from workers.agent.convergence import Begin, ConvergenceLimits, GiveBack, Kill, Local, Terminate, Watch
 from workers.agent.model_files import ModelFiles
 from workers.agent.running import Running
 from workers.pool import exporter
@@ -93,7 +93,7 @@ class Agent:
         #: By pool, since when bytes that were granted are not really there.
         self._short: dict[str, float] = {}
         #: What breaks for one pool stops none of the others.
-        self._guard = Guard(DatabaseUnreachable, LeaseLost, Conflict)
+        self._guard = LoopGuard(DatabaseUnreachable, LeaseLost, Conflict)
         self._seen: dict[str, Observed] = {}
         #: Why it could not join.
         self._refused = ""
@@ -237,7 +237,7 @@ class Agent:
         match convergence.decide(pool, self._local(running), self._limits):
             case Begin():
                 self._begin(pool, inventory_)
-            case Ask(why=why):
+            case Terminate(why=why):
                 assert running is not None, "only what runs is asked"
                 self._ask(pool, running, why)
             case Kill(why=why):

@@ -75,7 +75,7 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Terminate:
     """Ask its process to end."""
 
     why: str
@@ -95,7 +95,7 @@ class GiveBack:
     why: str
 
 
-ConvergenceAction = Begin | Ask | Kill | GiveBack
+ConvergenceAction = Begin | Terminate | Kill | GiveBack
 
 #: Of a pool that has not begun to serve, and of one that ends by itself.
 _BEFORE = frozenset(
@@ -123,9 +123,9 @@ def decide(pool: Granted, local: Local | None, limits: ConvergenceLimits) -> Con
     if local.asked is not None:
         return _leaving(pool, local, limits)
     if pool.desired is not Desired.RUN:
-        return Ask(pool.stop_reason)
+        return Terminate(pool.stop_reason)
     if pool.stage in _ENDING:
-        return Ask(pool.told or "it ends by itself")
+        return Terminate(pool.told or "it ends by itself")
     if pool.stage in _BEFORE and local.age > limits.start:
         return Kill(f"it did not begin to serve within {_shown(limits.start)} (setting pools.start_timeout)")
     if pool.stalled > limits.progress:
@@ -143,7 +143,7 @@ def _without_process(pool: Granted) -> ConvergenceAction | None:
 
 def _leaving(pool: Granted, local: Local, limits: ConvergenceLimits) -> ConvergenceAction | None:
     if pool.desired is Desired.PREEMPT and local.asked is not Desired.PREEMPT:
-        return Ask(pool.stop_reason)
+        return Terminate(pool.stop_reason)
     limit = limits.leave if local.asked is Desired.PREEMPT else limits.drain + limits.leave
     if local.asked_ago > limit:
         return Kill(f"it did not end within {_shown(limit)} after it was asked to")

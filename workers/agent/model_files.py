@@ -20,7 +20,7 @@ from app.footprint.layout import KnownLayout
 from app.kernel import log
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, DatabaseUnreachable, LeaseLost, ModelFileMissing, ModelFileUnusable
-from app.kernel.guard import Guard
+from app.kernel.guard import LoopGuard
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from workers.agent import inventory
@@ -44,7 +44,7 @@ class ModelFiles:
         #: By model, what is wrong with its file.
         self._wrong: dict[str, str] = {}
         self._looked_at = self._declared_at = float("-inf")
-        self._guard = Guard(DatabaseUnreachable, LeaseLost, Conflict)
+        self._guard = LoopGuard(DatabaseUnreachable, LeaseLost, Conflict)
 
     @property
     def configurations(self) -> list[str]:

@@ -37,7 +37,7 @@ MAX_SLOW = 100_000
 MAX_BITS = 1024
 
 
-class Bound(TemplateError):
+class OverBound(TemplateError):
     """A template wants too much."""
 
 
@@ -66,13 +66,13 @@ def spend(units: int) -> None:
     work = _WORK.get()
     work.units -= units
     if work.units < 0:
-        raise Bound(f"it takes more than {MAX_WORK} steps of work")
+        raise OverBound(f"it takes more than {MAX_WORK} steps of work")
 
 
 def require_room(length: int) -> None:
     """Before a text of that length is made."""
     if length > MAX_LENGTH:
-        raise Bound(f"a text is longer than {MAX_LENGTH} characters")
+        raise OverBound(f"a text is longer than {MAX_LENGTH} characters")
     spend(1 + (length >> 3))
 
 
@@ -104,7 +104,7 @@ def written(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str | int | float | list | tuple | Mapping | None):
-        raise Bound(f"{type(value).__name__!r} is no value that can be written")
+        raise OverBound(f"{type(value).__name__!r} is no value that can be written")
     weigh(value)
     return value if isinstance(value, str) else str(value)
 
@@ -115,7 +115,7 @@ def turned(items: Iterable[Any], weight: int) -> Iterator[Any]:
     for item in items:
         work.turns -= 1
         if work.turns < 0:
-            raise Bound(f"the loops turn more than {MAX_TURNS} times")
+            raise OverBound(f"the loops turn more than {MAX_TURNS} times")
         spend(1 + weight)
         yield item
 
@@ -171,9 +171,9 @@ def calculated(sign: str, calculate: Callable[[], Any], *operands: Any) -> Any:
     if all(isinstance(operand, int | float) for operand in operands):
         for operand in operands:
             if isinstance(operand, int) and operand.bit_length() > MAX_BITS:
-                raise Bound(f"'{sign}' is offered for numbers of up to {MAX_BITS} bits")
+                raise OverBound(f"'{sign}' is offered for numbers of up to {MAX_BITS} bits")
         if sign == "**" and (abs(operands[1]) > 64 or abs(operands[0]) > 1e9):
-            raise Bound("'**' is offered for small numbers only")
+            raise OverBound("'**' is offered for small numbers only")
         return calculate()
     if any(isinstance(operand, Undefined) for operand in operands):
         return calculate()
@@ -183,7 +183,7 @@ def calculated(sign: str, calculate: Callable[[], Any], *operands: Any) -> Any:
     if sign == "+" and len(operands) == 2 and all(isinstance(operand, list) for operand in operands):
         spend(sum(map(len, operands)))
         return calculate()
-    raise Bound(f"'{sign}' is offered for numbers only" + (", or for two texts or lists" if sign == "+" else ""))
+    raise OverBound(f"'{sign}' is offered for numbers only" + (", or for two texts or lists" if sign == "+" else ""))
 
 
 def _jinjas(function: Callable[..., Any], context: Context, *arguments: Any, **named: Any) -> Any:
@@ -232,7 +232,7 @@ def _slow(name: str) -> Callable[..., Any]:
     def bounded(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
         text = _text(value)
         if len(text) > MAX_SLOW:
-            raise Bound(f"{name!r} is offered for texts of up to {MAX_SLOW} characters")
+            raise OverBound(f"{name!r} is offered for texts of up to {MAX_SLOW} characters")
         return inner(context, text, *arguments, **named)
 
     return bounded
@@ -240,7 +240,7 @@ def _slow(name: str) -> Callable[..., Any]:
 
 def _width(value: Any) -> int:
     if not isinstance(value, int) or not 0 <= value <= MAX_LENGTH:
-        raise Bound(f"a width lies between 0 and {MAX_LENGTH}")
+        raise OverBound(f"a width lies between 0 and {MAX_LENGTH}")
     return value
 
 
@@ -276,7 +276,7 @@ def _joined(context: Context, value: Any, between: Any = "", attribute: Any = No
     if attribute is not None:
         value = _jinjas(_JINJAS["map"], context, value, attribute=attribute)
     if not isinstance(value, str | list | tuple | Mapping):
-        raise Bound("'join' takes a list")
+        raise OverBound("'join' takes a list")
     spend(len(value))
     texts, between = [_text(item) for item in value], _text(between)
     require_room(sum(map(len, texts)) + len(between) * len(texts))
@@ -295,13 +295,13 @@ def _slices(value: Any, number: Any, fill: Any = None) -> list[Any]:
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
-        raise Bound("a number of items is at least 1")
+        raise OverBound("a number of items is at least 1")
     return value
 
 
 def _round(value: Any, precision: Any = 0, method: Any = "common") -> Any:
     if not isinstance(precision, int) or abs(precision) > 30:
-        raise Bound("'round' takes up to 30 digits")
+        raise OverBound("'round' takes up to 30 digits")
     return _JINJAS["round"](calculated("+", lambda: value, value), precision, method)
 
 
@@ -312,7 +312,7 @@ def _sum(context: Context, value: Any, attribute: Any = None, start: Any = 0) ->
     total = start
     for item in value:
         if not isinstance(item, int | float):
-            raise Bound("'sum' is offered for numbers only")
+            raise OverBound("'sum' is offered for numbers only")
         total = calculated("+", partial(operator.add, total, item), total, item)
     return total
 
@@ -320,7 +320,7 @@ def _sum(context: Context, value: Any, attribute: Any = None, start: Any = 0) ->
 def as_json(value: Any, indent: int | None = None) -> str:
     """JSON as people write it: in the order that is there, in plain characters. Jinja's own is made for HTML."""
     if indent is not None and not 0 <= indent <= 16:
-        raise Bound("'tojson' indents by 16 at the most")
+        raise OverBound("'tojson' indents by 16 at the most")
     weigh(value)
     if indent is None:
         made = json.dumps(value, ensure_ascii=False)

@@ -28,7 +28,7 @@ from app.kernel.errors import FailureReason, Problem, StepFailure
 from app.kernel.settings import SECRET_NAME
 from app.workflows.expressions import filters
 from app.workflows.expressions.cel.values import is_whole
-from app.workflows.expressions.filters import Bound
+from app.workflows.expressions.filters import OverBound
 
 #: Parts of a template: names, operators, pieces of text between them.
 MAX_TOKENS = 8_000
@@ -133,7 +133,7 @@ def render(template: str, data: Mapping[str, Any]) -> str:
             for part in program.generate(**data):
                 length += len(part)
                 if length > filters.MAX_LENGTH:
-                    raise Bound(f"the text is longer than {filters.MAX_LENGTH} characters")
+                    raise OverBound(f"the text is longer than {filters.MAX_LENGTH} characters")
                 parts.append(part)
     except (RecursionError, MemoryError, SyntaxError) as error:
         message = "a template cannot be rendered: it, or a value, is nested too deep or too large"
@@ -177,7 +177,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, _: Context, obj: Any, *arguments: Any, **named: Any) -> Any:
         if getattr(obj, "__func__", None) is not LoopContext.cycle:
-            raise Bound("nothing can be called: there are filters")
+            raise OverBound("nothing can be called: there are filters")
         named.pop("_loop_vars", None)
         named.pop("_block_vars", None)
         return obj(*arguments, **named)
@@ -276,7 +276,7 @@ _ENVIRONMENT = _environment()
 def _compiled(template: str) -> Template:
     tree = _ENVIRONMENT.parse(template)
     for message, accepted in _refused(tree):
-        raise Bound(f"{message}; accepted: {accepted}")
+        raise OverBound(f"{message}; accepted: {accepted}")
     return _ENVIRONMENT.from_string(tree)
 
 

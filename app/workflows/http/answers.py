@@ -35,7 +35,7 @@ _CHARSETS = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """What a server answered, the secrets of the call masked."""
 
     status: int
@@ -102,7 +102,7 @@ class AnswerReader:
         return _unusable(f"the answer is longer than max_bytes ({self._limit})")
 
 
-def answer_of(status: int, headers: Sequence[tuple[str, str]], body: bytes, secrets: Collection[str]) -> Answer:
+def answer_of(status: int, headers: Sequence[tuple[str, str]], body: bytes, secrets: Collection[str]) -> HttpAnswer:
     """A successful answer. Raises StepFailure for a body that is neither JSON as it says nor text."""
     shown: dict[str, str] = {}
     for name, value in headers:
@@ -119,7 +119,7 @@ def answer_of(status: int, headers: Sequence[tuple[str, str]], body: bytes, secr
         found = f"{kind[:100]}, {len(body)} bytes"
         raise _unusable(f"the answer ({found}) is neither JSON nor a text in {charset[:40]}") from None
     value = _json(text) if is_json else text
-    return Answer(status, masking.scrubbed(shown, secrets), masking.scrubbed(value, secrets))
+    return HttpAnswer(status, masking.scrubbed(shown, secrets), masking.scrubbed(value, secrets))
 
 
 def kept(secrets: Collection[str]) -> int:

@@ -34,7 +34,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class OverdueKind:
     """One kind of overdue rows. Each row has `id` and `run_id`; that of a step has `key` and `attempt`, too."""
 
     name: str
@@ -50,7 +50,7 @@ class Kind:
         return work.row(self._oldest, {"overdue": overdue})
 
 
-def _steps(name: str, states: str, instant: str) -> Kind:
+def _steps(name: str, states: str, instant: str) -> OverdueKind:
     these = f"""
         SELECT step.id, step.run_id, step.key, step.attempt FROM step JOIN run ON run.id = step.run_id
         WHERE step.state IN ({states}) AND step.{instant} < now()
@@ -58,9 +58,9 @@ def _steps(name: str, states: str, instant: str) -> Kind:
     return _kind(name, these, "step.id", f"step.{instant}")
 
 
-def _kind(name: str, these: str, id_: str, instant: str) -> Kind:
+def _kind(name: str, these: str, id_: str, instant: str) -> OverdueKind:
     in_order = f"ORDER BY {instant} LIMIT 1"
-    return Kind(
+    return OverdueKind(
         name,
         text(f"{these} AND {id_} <> ALL(:passed) {in_order} FOR NO KEY UPDATE OF run SKIP LOCKED"),
         text(f"{these} AND {instant} < now() - :overdue {in_order}").bindparams(bindparam("overdue", type_=Interval())),

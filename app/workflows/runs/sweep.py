@@ -23,7 +23,7 @@ from app.kernel.errors import BrokerUnreachable, NotFound, RowsLocked, Unavailab
 from app.workflows.runs import messages, overdue, submission
 from app.workflows.runs.abandon import abandon, reason_of
 from app.workflows.runs.messages import send_after_commit
-from app.workflows.runs.overdue import Kind, Place
+from app.workflows.runs.overdue import OverdueKind, Place
 from app.workflows.runs.service import CALLER_STOPPED, Runs
 from app.workflows.state_machine.states import RunState
 
@@ -126,7 +126,7 @@ class _Sweep:
         with self.runs.transaction() as work:
             self._found = {kind.name for kind in overdue.KINDS if kind.oldest(work, timedelta(0)) is not None}
 
-    def each(self, kind: Kind, act: Act) -> int:
+    def each(self, kind: OverdueKind, act: Act) -> int:
         """Act on overdue rows until there is none, the batch is full, or the time is over; gives on how many."""
         return self.guarded(kind.name, lambda: self._each(kind, act)) if kind.name in self._found else 0
 
@@ -156,7 +156,7 @@ class _Sweep:
             _log.exception("sweep_part_broke", part=name)
             return 0
 
-    def _each(self, kind: Kind, act: Act) -> int:
+    def _each(self, kind: OverdueKind, act: Act) -> int:
         done = 0
         passed: set[UUID] = set()
         while len(passed) < self.batch and done < self.batch and self.in_time():
@@ -183,7 +183,7 @@ class _Sweep:
                 self._broke(row.run_id, kind.name, error)
         return done + self._oldest(kind, act)
 
-    def _oldest(self, kind: Kind, act: Act) -> int:
+    def _oldest(self, kind: OverdueKind, act: Act) -> int:
         with self.runs.transaction() as work:
             row = kind.oldest(work, _PATIENCE)
         if row is None:

@@ -44,7 +44,7 @@ class _Needs:
             self.missed += 1
 
 
-class Progress(dict[str, RunStep]):
+class RunProgress(dict[str, RunStep]):
     """The steps of a run by key."""
 
     def __init__(self, steps: Mapping[str, RunStep]) -> None:

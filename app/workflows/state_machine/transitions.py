@@ -46,7 +46,7 @@ from app.workflows.state_machine.events import (
     StepSucceeded,
     StopStep,
 )
-from app.workflows.state_machine.progress import Progress
+from app.workflows.state_machine.progress import RunProgress
 from app.workflows.state_machine.run import Run, RunStep
 from app.workflows.state_machine.states import FINAL_RUNS, FINAL_STEPS, RunState, StepState
 
@@ -129,7 +129,7 @@ def advance(run: Run, event: Event) -> Advance:
 
 def started(run: Run) -> Run:
     """The same run, for `proceed`."""
-    return replace(run, steps=Progress(run.steps))
+    return replace(run, steps=RunProgress(run.steps))
 
 
 def proceed(run: Run, event: Event) -> Advance:
@@ -138,7 +138,7 @@ def proceed(run: Run, event: Event) -> Advance:
 
     Raises InvalidTransition; the run is of no use after that.
     """
-    assert isinstance(run.steps, Progress), "it was started"
+    assert isinstance(run.steps, RunProgress), "it was started"
     retried = isinstance(event, RetryRequested)
     if (run.state in FINAL_RUNS) != retried or (retried and run.state is RunState.SUCCEEDED):
         raise InvalidTransition(f"run {run.id}", run.state, type(event).__name__)
@@ -180,7 +180,7 @@ def proceed(run: Run, event: Event) -> Advance:
             state, ending = RunState.RUNNING, None
             reset = dict(steps)
             _reset(reset)
-            steps = Progress(reset)
+            steps = RunProgress(reset)
     if state is RunState.QUEUED and not isinstance(event, RunSubmitted | RunAdmitted | StepDecided):
         state = RunState.RUNNING
     return _settle(replace(run, state=state, ending=ending), steps, commands, isinstance(event, OutputComputed))
@@ -302,7 +302,7 @@ def _reset(steps: dict[str, RunStep]) -> None:
             _change(steps, fresh, StepChange.RETRIED)
 
 
-def _settle(run: Run, steps: Progress, commands: list[Command], computed: bool) -> Advance:
+def _settle(run: Run, steps: RunProgress, commands: list[Command], computed: bool) -> Advance:
     """Begin what may begin, skip what cannot, and see whether the run has ended."""
     state, ending = run.state, run.ending
     if state in (RunState.QUEUED, RunState.RUNNING):
@@ -329,7 +329,7 @@ def _settle(run: Run, steps: Progress, commands: list[Command], computed: bool) 
     return Advance(replace(run, state=final, steps=steps, ending=ending), tuple(commands))
 
 
-def _spread(steps: Progress, commands: list[Command], *, on_failure: bool) -> None:
+def _spread(steps: RunProgress, commands: list[Command], *, on_failure: bool) -> None:
     """Carry what has ended over to the steps that waited for it, until nothing changes."""
     for step in steps.to_look_at(on_failure=on_failure):
         standing = steps.standing(step.key)

@@ -11,13 +11,13 @@ from app.fleet.hosts import Granted
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase
 from workers.agent.convergence import (
-    Ask,
     Begin,
     ConvergenceAction,
     ConvergenceLimits,
     GiveBack,
     Kill,
     Local,
+    Terminate,
     Watch,
     decide,
 )
@@ -52,10 +52,10 @@ ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
         (SERVING, None, GiveBack("its process is gone")),
         (SERVING, replace(RUNNING, alive=False), GiveBack("its process ended")),
         (replace(SERVING, state=ReservationState.SUSPECT), None, GiveBack("its process is gone")),
-        (STOPPED, RUNNING, Ask("makes room")),
+        (STOPPED, RUNNING, Terminate("makes room")),
         (STOPPED, ASKED, None),
         (STOPPED, replace(ASKED, asked_ago=seconds(31)), Kill("it did not end within 30s after it was asked to")),
-        (replace(STOPPED, desired=Desired.PREEMPT), ASKED, Ask("makes room")),
+        (replace(STOPPED, desired=Desired.PREEMPT), ASKED, Terminate("makes room")),
         (
             replace(STOPPED, desired=Desired.PREEMPT),
             replace(ASKED, asked=Desired.PREEMPT, asked_ago=seconds(11)),
@@ -72,8 +72,16 @@ ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
         (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(20)), RUNNING, None),
         (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(99), stage=None), RUNNING, None),
         (replace(SERVING, stage=PoolPhase.REFUSED), replace(RUNNING, alive=False), GiveBack("its process ended")),
-        (replace(SERVING, stage=PoolPhase.DRAINING), replace(RUNNING, age=seconds(9999)), Ask("it ends by itself")),
-        (replace(SERVING, stage=PoolPhase.UNLOADING, told="its claim was lost"), RUNNING, Ask("its claim was lost")),
+        (
+            replace(SERVING, stage=PoolPhase.DRAINING),
+            replace(RUNNING, age=seconds(9999)),
+            Terminate("it ends by itself"),
+        ),
+        (
+            replace(SERVING, stage=PoolPhase.UNLOADING, told="its claim was lost"),
+            RUNNING,
+            Terminate("its claim was lost"),
+        ),
         (replace(SERVING, silent=seconds(30)), RUNNING, None),
         (replace(SERVING, silent=seconds(31)), RUNNING, Kill(SILENT)),
         (replace(SERVING, silent=seconds(31)), replace(RUNNING, watched=seconds(30)), None),

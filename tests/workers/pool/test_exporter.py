@@ -13,13 +13,14 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.fleet.pool import PoolPhase
 from app.inference.requests import GenerateRequest, PriorityClass, Sampling
 from app.kernel.errors import ServerNotStarted
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 from workers.pool import exporter
 from workers.pool.exporter import PoolCollector
-from workers.pool.progress import Stage, Status
+from workers.pool.progress import Status
 
 LABELS = {"model": "tiny:1m", "device": "cpu", "worker": "pool.tiny-1m@here"}
 
@@ -72,7 +73,7 @@ def test_a_pool_can_be_asked_from_before_its_model_is_there_until_it_is_gone(
 
         engine = LlamaEngine(tiny_llama, EngineOptions(slots=2, context=1024, threads=1), on_progress=progress)
         exported.engine = engine
-        status.enter(Stage.SERVING)
+        status.enter(PoolPhase.SERVING)
         assert 0 < halves[0] < 1
         text = "A long walk in the mountains of Peru with three llamas. " * 5
         results = [engine.generate(ask(text)).result(30) for _ in range(2)]
@@ -99,7 +100,7 @@ def test_a_pool_can_be_asked_from_before_its_model_is_there_until_it_is_gone(
         assert now.types["arriero_engine_queue_wait_seconds"] == "histogram"
         assert any(sample.name == "process_resident_memory_bytes" for sample in now.samples)
         engine.close()
-        status.enter(Stage.UNLOADING)
+        status.enter(PoolPhase.UNLOADING)
         assert Scrape(tmp_path)("arriero_pool_stage", stage="unloading") == 1
     assert not (tmp_path / "metrics" / "pool.tiny-1m.json").exists()
     with pytest.raises(httpx2.TransportError):

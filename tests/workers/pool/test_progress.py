@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import structlog
 
-from workers.pool.progress import Stage, Status
+from app.fleet.pool import PoolPhase
+from workers.pool.progress import Status
 
 
 def test_a_long_load_is_logged_each_two_seconds() -> None:
@@ -14,7 +15,7 @@ def test_a_long_load_is_logged_each_two_seconds() -> None:
         for second, loaded in ((0.5, 0.1), (2.1, 0.25), (2.2, 0.3), (3.9, 0.5), (4.3, 0.6), (9.0, 1.0)):
             now[0] = second
             status.note_progress(loaded)
-        status.enter(Stage.SERVING)
+        status.enter(PoolPhase.SERVING)
     assert [line["percent"] for line in lines if line["event"] == "model_loading"] == [25, 60]
     assert lines[-1]["stage"] == "serving"
-    assert (status.loaded, status.stage) == (1.0, Stage.SERVING)
+    assert (status.loaded, status.stage) == (1.0, PoolPhase.SERVING)

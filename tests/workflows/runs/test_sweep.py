@@ -258,14 +258,14 @@ def test_a_queue_that_cannot_be_read_does_not_hide_the_others(
 def test_a_part_of_the_sweep_that_breaks_stops_no_other(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = asleep(hands, flow(WAIT))
     hands.pass_time(hours=2)
-    real = overdue.Kind.next
+    real = overdue.OverdueKind.next
 
-    def next_(kind: overdue.Kind, *arguments: Any) -> Any:
+    def next_(kind: overdue.OverdueKind, *arguments: Any) -> Any:
         if kind is overdue.EXPIRED:
             raise KeyError("a defect")
         return real(kind, *arguments)
 
-    monkeypatch.setattr(overdue.Kind, "next", next_)
+    monkeypatch.setattr(overdue.OverdueKind, "next", next_)
     assert hands.sweep().resumed == 1
     assert hands.run(run_id).state == "succeeded"
 
