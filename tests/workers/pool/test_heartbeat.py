@@ -12,14 +12,14 @@ ROOT = Path(__file__).parents[3]
 COMMON = """
 import signal, sys, threading, time
 from datetime import timedelta
-from app.fleet.holder import Grant, Heard, Holder
+from app.fleet.holder import Grant, HeartbeatReply, ReservationHolder
 from app.fleet.pool import Desired
-from workers.heart import Heart
-from workers.stage import Status
+from workers.pool.heartbeat import Heartbeat
+from workers.pool.progress import Status
 
 def heart_of(holder):
     grant = Grant("p", 1, 0, "h", "m.1", "m:1", 1, 1, ())
-    return Heart(holder, grant, "w", Status("m:1"), timedelta(seconds=0.1), time.monotonic())
+    return Heartbeat(holder, grant, "w", Status("m:1"), timedelta(seconds=0.1), time.monotonic())
 """
 
 #: A pool whose beats meet a defect, and a fail-over's error, before they are heard.
@@ -30,7 +30,7 @@ import itertools
 
 beats = itertools.count(1)
 
-class Broken(Holder):
+class Broken(ReservationHolder):
     def renew(self, *_):
         beat = next(beats)
         if beat == 1:
@@ -39,7 +39,7 @@ class Broken(Holder):
             raise psycopg.errors.ReadOnlySqlTransaction("cannot execute UPDATE in a read-only transaction")
         if beat == 5:
             heard.set()
-        return Heard(Desired.RUN, 2)
+        return HeartbeatReply(Desired.RUN, 2)
 
 heard = threading.Event()
 heart = heart_of(Broken(None, timedelta(seconds=60)))
@@ -53,7 +53,7 @@ sys.exit(0 if heard.wait(50) else 1)
 
 #: A pool whose steps cannot be handed back when its claim is over.
 STUCK = """
-class Silent(Holder):
+class Silent(ReservationHolder):
     def renew(self, *_):
         threading.Event().wait()
 
@@ -74,11 +74,11 @@ threading.Event().wait(60)
 POOL = """
 import signal, threading, time
 from datetime import timedelta
-from app.fleet.holder import Grant, Holder
-from workers.heart import Heart
-from workers.stage import Status
+from app.fleet.holder import Grant, ReservationHolder
+from workers.pool.heartbeat import Heartbeat
+from workers.pool.progress import Status
 
-class Silent(Holder):
+class Silent(ReservationHolder):
     def renew(self, *_):
         threading.Event().wait()
 
@@ -90,7 +90,7 @@ class Steps:
 
 signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
 grant = Grant("p", 1, 0, "h", "m.1", "m:1", 1, 1, ())
-heart = Heart(Silent(None, timedelta(seconds=1)), grant, "w", Status("m:1"), timedelta(seconds=0.1), time.monotonic())
+heart = Heartbeat(Silent(None, timedelta(seconds=1)), grant, "w", Status("m:1"), timedelta(seconds=0.1), time.monotonic())
 heart.serve(Steps(), lambda: timedelta(0))
 heart.start()
 began = time.monotonic()
