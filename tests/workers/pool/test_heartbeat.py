@@ -90,7 +90,8 @@ class Steps:
 
 signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
 grant = Grant("p", 1, 0, "h", "m.1", "m:1", 1, 1, ())
-heart = Heartbeat(Silent(None, timedelta(seconds=1)), grant, "w", Status("m:1"), timedelta(seconds=0.1), time.monotonic())
+holder = Silent(None, timedelta(seconds=1))
+heart = Heartbeat(holder, grant, "w", Status("m:1"), timedelta(seconds=0.1), time.monotonic())
 heart.serve(Steps(), lambda: timedelta(0))
 heart.start()
 began = time.monotonic()
