@@ -13,13 +13,14 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.fleet.pool import PoolPhase
 from app.inference.requests import GenerateRequest, PriorityClass, Sampling
 from app.kernel.errors import ServerNotStarted
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 from workers.pool import exporter
 from workers.pool.exporter import PoolCollector
-from workers.pool.progress import Stage, Status
+from workers.pool.progress import Status
 
 LABELS = {"model": "tiny:1m", "device": "cpu", "worker": "pool.tiny-1m@here"}
 
@@ -54,7 +55,7 @@ def ask(prompt: str, tokens: int = 6, priority: PriorityClass = PriorityClass.ST
     return GenerateRequest(prompt=prompt, max_tokens=tokens, sampling=sampling, priority=priority)
 
 
-def test_a_pool_can_be_asked_from_before_its_model_is_there_until_it_is_gone(
+def test_metrics_are_served_from_before_the_load_until_the_exit(
     tiny_llama: Path, status: Status, tmp_path: Path
 ) -> None:
     halves: list[float] = []
@@ -72,7 +73,7 @@ def test_a_pool_can_be_asked_from_before_its_model_is_there_until_it_is_gone(
 
         engine = LlamaEngine(tiny_llama, EngineOptions(slots=2, context=1024, threads=1), on_progress=progress)
         exported.engine = engine
-        status.enter(Stage.SERVING)
+        status.enter(PoolPhase.SERVING)
         assert 0 < halves[0] < 1
         text = "A long walk in the mountains of Peru with three llamas. " * 5
         results = [engine.generate(ask(text)).result(30) for _ in range(2)]
@@ -99,21 +100,21 @@ def test_a_pool_can_be_asked_from_before_its_model_is_there_until_it_is_gone(
         assert now.types["arriero_engine_queue_wait_seconds"] == "histogram"
         assert any(sample.name == "process_resident_memory_bytes" for sample in now.samples)
         engine.close()
-        status.enter(Stage.UNLOADING)
+        status.enter(PoolPhase.UNLOADING)
         assert Scrape(tmp_path)("arriero_pool_stage", stage="unloading") == 1
     assert not (tmp_path / "metrics" / "pool.tiny-1m.json").exists()
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"http://{now.target}/metrics", trust_env=False)
 
 
-def test_what_is_parked_and_waits_is_seen(tiny_llama: Path, status: Status, tmp_path: Path) -> None:
+def test_parked_and_waiting_requests_are_exported(tiny_llama: Path, status: Status, tmp_path: Path) -> None:
     engine = LlamaEngine(tiny_llama, EngineOptions(slots=1, context=4096, threads=1))
     try:
         with serving(status, tmp_path) as exported:
             exported.engine = engine
-            begun = threading.Event()
-            tickets = [engine.generate(ask("a b c", 1900, PriorityClass.BATCH), lambda _: begun.set()) for _ in "12"]
-            assert begun.wait(30)
+            started = threading.Event()
+            tickets = [engine.generate(ask("a b c", 1900, PriorityClass.BATCH), lambda _: started.set()) for _ in "12"]
+            assert started.wait(30)
             engine.generate(ask("d e f", 5, PriorityClass.INTERACTIVE)).result(60)
             now = Scrape(tmp_path)
             assert now("arriero_engine_requests_parked_total") == 1
