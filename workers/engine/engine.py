@@ -214,11 +214,6 @@ class LlamaEngine:
         """Return the counts and the current state."""
         return replace(self._loop.metrics(), grammar_compiled=self._grammars.misses)
 
-    def count_tokens(self, text: str) -> int:
-        """Return the number of tokens of a text, without the tokens that begin a prompt."""
-        with self._in_use():
-            return len(self.model.tokenize(text, add_special=False, parse_special=False))
-
     def close(self) -> None:
         """See the protocol. Waits for the running decode. A second call does nothing."""
         with self._condition:

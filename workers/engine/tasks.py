@@ -197,18 +197,6 @@ class LlamaTicket:
         """Whether `result` would return at once."""
         return all(task.future.done() for task in self._tasks)
 
-    def on_done(self, call: Callable[[], None]) -> None:
-        """Call `call` when all texts are done, on the engine's thread: it must return at once."""
-        left = [len(self._tasks)]
-
-        def one(_: Future[Generated]) -> None:
-            left[0] -= 1
-            if not left[0]:
-                call()
-
-        for task in self._tasks:
-            task.future.add_done_callback(one)
-
     def _check(self, task: EngineTask, text: Generated) -> Generated:
         if task.grammar is not None and task.grammar.schema is not None:
             if text.finish is FinishReason.LENGTH:
