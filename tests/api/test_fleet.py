@@ -105,8 +105,8 @@ def test_explanations_of_models_and_steps(client: TestClient, services: Services
 def test_hosts_are_cordoned_opened_and_removed(client: TestClient, database: Database, pool: str) -> None:
     assert client.put("/v1/hosts/h", json={"state": "cordoned"}).json()["state"] == "cordoned"
     assert client.put("/v1/hosts/h", json={"state": "open"}).json()["state"] == "open"
-    refused = client.delete("/v1/hosts/h")
-    assert (refused.status_code, "stop it first" in refused.json()["detail"]) == (409, True)
+    conflict = client.delete("/v1/hosts/h")
+    assert (conflict.status_code, "stop it first" in conflict.json()["detail"]) == (409, True)
 
     hosts = Hosts(database, timedelta(0), LEASE)
     hosts.join("h", "h", 8, [], {})

@@ -98,17 +98,17 @@ def test_the_output_of_an_empty_map_is_an_empty_list(client: TestClient, service
 
 
 def test_too_long_values_are_rejected(client: TestClient) -> None:
-    refused = submit(client, "x" * 5000)
-    assert refused.status_code == 413
-    assert "inputs: 5012 bytes as JSON; 4000 can be stored at the most" in refused.json()["detail"]
+    rejected = submit(client, "x" * 5000)
+    assert rejected.status_code == 413
+    assert "inputs: 5012 bytes as JSON; 4000 can be stored at the most" in rejected.json()["detail"]
 
     run_id = submit(client, []).json()["id"]
-    told = client.post(f"/v1/runs/{run_id}/events", json={"name": "go", "payload": "x" * 5000})
-    assert (told.status_code, told.json()["type"]) == (413, "urn:arriero:error:payload-too-large")
+    sent = client.post(f"/v1/runs/{run_id}/events", json={"name": "go", "payload": "x" * 5000})
+    assert (sent.status_code, sent.json()["type"]) == (413, "urn:arriero:error:payload-too-large")
 
 
 def test_a_body_of_60_mb_is_stored_and_shown(services: Services, runs: Runs, tmp_path: Path) -> None:
-    """With a raised limit, as far as payloads go."""
+    """With a raised `api.max_body_bytes`: payloads have no lower limit."""
     raised = Settings(data_dir=tmp_path, api=ApiSettings(max_body_bytes=70 * 2**20))
     client = TestClient(serve(replace(services, settings=raised, runs=runs)))
     body = {"definition": FLOW_OF_ONE, "inputs": {"words": "llama " * 10 * 2**20}}

@@ -81,10 +81,10 @@ def test_a_run_is_paused_resumed_and_receives_events(client: TestClient, worker:
     wrong = client.post(f"{base}/events", json={"name": "ok", "payload": {"approved": "yes"}})
     assert (wrong.status_code, wrong.json()["errors"][0]["where"]) == (422, "payload.approved")
     assert client.post(f"{base}/events", json={"name": "no"}).status_code == 404
-    told = client.post(
+    sent = client.post(
         f"{base}/events", json={"name": "ok", "payload": {"approved": True}}, headers={"Idempotency-Key": "k"}
     )
-    assert (told.status_code, told.json()["answered"]) == (202, "ok")
+    assert (sent.status_code, sent.json()["answered"]) == (202, "ok")
     again = client.post(
         f"{base}/events", json={"name": "ok", "payload": {"approved": True}}, headers={"Idempotency-Key": "k"}
     )

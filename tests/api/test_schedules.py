@@ -80,8 +80,8 @@ def test_a_paused_schedule_stays_paused_until_resumed(client: TestClient) -> Non
 
 def test_a_preview_shows_local_instants(client: TestClient) -> None:
     put(client)
-    asked = client.get("/v1/schedules/nightly/preview", params={"n": 3, "after": "2026-03-28T12:00:00Z"}).json()
-    assert [fire["at"] for fire in asked["fires"]] == [
+    preview = client.get("/v1/schedules/nightly/preview", params={"n": 3, "after": "2026-03-28T12:00:00Z"}).json()
+    assert [fire["at"] for fire in preview["fires"]] == [
         "2026-03-29T03:00:00+02:00",
         "2026-03-30T02:30:00+02:00",
         "2026-03-31T02:30:00+02:00",

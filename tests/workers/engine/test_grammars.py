@@ -118,10 +118,10 @@ def test_a_compiled_grammar_is_reused(shared: LlamaEngine) -> None:
 def test_the_staged_mask_chooses_the_same_tokens_as_the_full_mask(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In reproducible mode, so that both runs have bit-identical logits: other batch shapes round differently."""
     engine = make(slots=1, reproducible=True)
-    asked = [ask(SCHEMAS[name]) for name in ("flat object", "array of enums")]
-    staged = [engine.generate(request).result(60).text for request in asked]
+    requests = [ask(SCHEMAS[name]) for name in ("flat object", "array of enums")]
+    staged = [engine.generate(request).result(60).text for request in requests]
     monkeypatch.setattr("workers.engine.constraint.LOGIT_GAP", 1e9)
-    full = [engine.generate(request).result(60).text for request in asked]
+    full = [engine.generate(request).result(60).text for request in requests]
     assert staged == full
 
 

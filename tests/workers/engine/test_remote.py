@@ -196,8 +196,8 @@ def test_tool_calls_are_assembled_from_events(server: Server, engine: RemoteEngi
 
 
 def test_tool_results_refer_to_earlier_calls_by_id() -> None:
-    asked = ChatMessage("assistant", "", (ToolCall("f", {"x": 1}), ToolCall("g", {})))
-    turns = (ChatMessage("user", "a"), asked, ChatMessage("tool", "one"), ChatMessage("tool", "two"))
+    called = ChatMessage("assistant", "", (ToolCall("f", {"x": 1}), ToolCall("g", {})))
+    turns = (ChatMessage("user", "a"), called, ChatMessage("tool", "one"), ChatMessage("tool", "two"))
     request = GenerateRequest(messages=turns, tools=(Tool("f"), Tool("g")), tool_choice=NamedTool("g"))
     sent = body(request, RemoteOptions("http://127.0.0.1:9/v1", "m"))
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "g"}}
