@@ -163,7 +163,7 @@ def run_limit(spec: dict[str, Any]) -> Figures:
     options = EngineOptions(slots=streams, kept=0, context=spec["context"], threads=spec["threads"], layout=layout)
     model = LlamaModel(model_path(), options)
     context = Context(model, options)
-    prompts = [model.tokens(prompt, opening=True, special=False) for prompt in prompts_of(spec)]
+    prompts = [model.tokenize(prompt, add_special=True, parse_special=False) for prompt in prompts_of(spec)]
     shared = next(n for n, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
     shared *= spec["workload"] != "distinct"
     count, begun, cpu = 0, perf_counter(), process_time()
@@ -425,7 +425,7 @@ def layout(spec: dict[str, Any]) -> Figures:
     slots, figures = spec["streams"], {}
     options = {"slots": slots, "context": slots * 1024, "threads": spec["threads"], "kept": 0}
     model = LlamaModel(model_path(), EngineOptions(**options))
-    tokens = model.tokens(text(3, 1000), opening=True, special=False)
+    tokens = model.tokenize(text(3, 1000), add_special=True, parse_special=False)
 
     def compute(context: Context, length: int) -> None:
         for at in range(0, length, context.n_batch):

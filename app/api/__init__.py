@@ -1,1 +1,1 @@
-"""The HTTP interface: each resource is a module; `main` puts them together."""
+"""The HTTP API: one module for each resource, and `main`, which assembles the application."""

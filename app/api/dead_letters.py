@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
 
 from app.api import problems
-from app.api.services import Use
+from app.api.services import InjectedServices
 from app.kernel.dead_letters import KEPT, DeadLetters
 
 router = APIRouter(tags=["dead letters"])
@@ -46,7 +46,7 @@ class Cleared(BaseModel):
 
 
 @router.get("/v1/dead-letters", summary="List dead letters", responses=problems.documented(422))
-def page(services: Use, limit: Annotated[int, Query(ge=1, le=KEPT)] = 50) -> DeadLetterList:
+def page(services: InjectedServices, limit: Annotated[int, Query(ge=1, le=KEPT)] = 50) -> DeadLetterList:
     """What workers could not read, the newest first. Steps that were meant are done all the same."""
     letters = services.publisher.dead_letters()
     counts: dict[str, dict[str, int]] = {}
@@ -62,13 +62,13 @@ def page(services: Use, limit: Annotated[int, Query(ge=1, le=KEPT)] = 50) -> Dea
 
 
 @router.delete("/v1/dead-letters", summary="Remove dead letters", responses=problems.documented())
-def clear(services: Use) -> Cleared:
+def clear(services: InjectedServices) -> Cleared:
     """Remove all that are kept, with the values of keys that were of a wrong type. The counts stay."""
     return Cleared(removed=services.publisher.dead_letters().clear())
 
 
 @router.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses=problems.documented())
-def metrics(services: Use) -> Response:
+def metrics(services: InjectedServices) -> Response:
     """What is counted in the broker. Pools have ports of their own for what they do."""
     registry = CollectorRegistry()
     registry.register(_Figures(services.publisher.dead_letters()))

@@ -1,4 +1,4 @@
-"""Events: what happened to a run, as a list or as it happens; and what it is told from outside."""
+"""The resource `events` of a run: its history as a list or as a stream, and events sent to the run."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import problems, threads
-from app.api.services import Services, Use
+from app.api.services import InjectedServices, Services
 from app.kernel.errors import NotFound, Unavailable
 from app.workflows.runs import control, views
 from app.workflows.state_machine.states import FINAL_RUNS
 
 router = APIRouter(prefix="/v1/runs/{run_id}/events", tags=["runs"])
 
-#: Seconds between two looks for what is new, between two signs of life, and until an absent database is asked anew.
-_LOOK, _ALIVE, _AWAY = 0.25, 15.0, 1.0
+#: Seconds between two polls for new entries, between two keep-alive comments, and before an unreachable database is
+#: polled again.
+_POLL, _KEEP_ALIVE, _UNREACHABLE = 0.25, 15.0, 1.0
 _STREAM = "text/event-stream"
 
 
 class EntryOut(BaseModel):
-    """One thing that happened to a run."""
+    """An entry of the history of a run."""
 
     model_config = ConfigDict(from_attributes=True)
 
     id: int
     at: datetime
-    step: str | None = Field(description="the step or item that it happened to; null for the run")
+    step: str | None = Field(description="the step or item concerned; null for the run itself")
     attempt: int | None
-    what: str = Field(description="the state that it came to, or what else happened")
+    what: str = Field(description="the new state, or the name of another event")
     cause: dict[str, Any] | None
 
 
 class HistoryOut(BaseModel):
-    """What happened to a run, the first first."""
+    """A page of the history of a run, the oldest entry first."""
 
     events: list[EntryOut]
-    next_after: int | None = Field(description="give it as `after` for the next page; null on the last")
+    next_after: int | None = Field(description="the value of `after` for the next page; null on the last page")
 
 
 class EventIn(BaseModel):
-    """Something that a run is told."""
+    """An event that is sent to a run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -55,30 +56,31 @@ class EventIn(BaseModel):
 
 
 class EventOut(BaseModel):
-    """What became of it."""
+    """An accepted event."""
 
     id: UUID
-    answered: str | None = Field(description="the step that waited for it; null while it waits for one")
+    answered: str | None = Field(description="the step that received it; null while no step has waited for it")
 
 
 @router.get(
     "",
-    summary="What happened to a run",
+    summary="The history of a run",
     response_model=HistoryOut,
-    responses=problems.documented(404, 422, besides={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}}),
+    responses=problems.documented(404, 422, others={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}}),
 )
 def history(
     run_id: UUID,
     request: Request,
-    services: Use,
-    after: Annotated[int, Query(ge=0, description="the id of the last one that is known")] = 0,
+    services: InjectedServices,
+    after: Annotated[int, Query(ge=0, description="the id of the last known entry")] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
-    last_event_id: Annotated[int, Header(ge=0, description="the same, as event streams send it")] = 0,
+    last_event_id: Annotated[int, Header(ge=0, description="the same, as clients of event streams send it")] = 0,
 ) -> Any:
     """
-    Every transition of the run and its steps with its time and cause, the first first.
+    Every transition of the run and its steps with its time and cause, the oldest first.
 
-    With `Accept: text/event-stream` as server-sent events, those that are still to come too, until the run has ended.
+    With `Accept: text/event-stream` the entries are server-sent events. The stream includes future entries until the
+    run has ended.
     """
     after = max(after, last_event_id)
     if _STREAM in request.headers.get("accept", ""):
@@ -90,23 +92,23 @@ def history(
     return HistoryOut(events=found, next_after=found[-1].id if len(rows) > limit else None)
 
 
-@router.post("", status_code=202, summary="Tell a run", responses=problems.documented(404, 409, 413, 422))
-def tell(
+@router.post("", status_code=202, summary="Send an event to a run", responses=problems.documented(404, 409, 413, 422))
+def send(
     run_id: UUID,
     event: EventIn,
-    services: Use,
+    services: InjectedServices,
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> EventOut:
     """
-    Give a run an event: it answers the `wait` step of that name, or waits for it.
+    Send an event to a run: it completes the `wait` step of that name, or is stored until such a step waits.
 
-    The payload must conform to the step's schema. An approval takes `{"approved": true}` or `false`, with `by` and
-    `comment` if wanted. The same `Idempotency-Key` gives the same event again, with 200.
+    The payload must conform to the step's schema. An approval accepts `{"approved": true}` or `false`, optionally with
+    `by` and `comment`. The same `Idempotency-Key` returns the same event, with 200.
     """
-    told = control.tell(services.runs, run_id, event.name, event.payload, idempotency_key)
-    response.status_code = 202 if told.created else 200
-    return EventOut(id=told.id, answered=told.step)
+    accepted = control.tell(services.runs, run_id, event.name, event.payload, idempotency_key)
+    response.status_code = 202 if accepted.created else 200
+    return EventOut(id=accepted.id, answered=accepted.step)
 
 
 async def _stream(services: Services, run_id: UUID, after: int) -> AsyncIterator[str]:
@@ -115,11 +117,11 @@ async def _stream(services: Services, run_id: UUID, after: int) -> AsyncIterator
         try:
             state, rows = await threads.of_stream(views.history, services.database, run_id, after=after)
         except NotFound:
-            # Its retention ended while somebody watched.
+            # The run was deleted at the end of its retention.
             return
         except Unavailable:
-            yield ": the database is away\n\n"
-            await asyncio.sleep(_AWAY)
+            yield ": the database is unreachable\n\n"
+            await asyncio.sleep(_UNREACHABLE)
             continue
         for row in rows:
             after, silent = row.id, 0.0
@@ -127,8 +129,8 @@ async def _stream(services: Services, run_id: UUID, after: int) -> AsyncIterator
         if not rows:
             if state in FINAL_RUNS:
                 return
-            silent += _LOOK
-            if silent >= _ALIVE:
+            silent += _POLL
+            if silent >= _KEEP_ALIVE:
                 silent = 0.0
                 yield ": still there\n\n"
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL)

@@ -1,4 +1,4 @@
-"""Explanations: why a model, or the model of a step, is not running, what must happen, and when it will be."""
+"""The resource `explain`: why a model, or the model of a step, is not running, and when it is expected to run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from app.api import problems
-from app.api.services import Services, Use
+from app.api.services import InjectedServices, Services
 from app.inference import demand
 from app.inference.demand import Asker
 from app.kernel.errors import InvalidInput, Problem
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
 
 
 class StepPlaceOut(BaseModel):
-    """A step, and where it stands."""
+    """A step and its state."""
 
     id: UUID
     run: UUID
@@ -31,40 +31,40 @@ class StepPlaceOut(BaseModel):
 
 
 class ExplanationOut(BaseModel):
-    """Why a model is, or is not, served."""
+    """The explanation of why a model is, or is not, served."""
 
     model: str
-    step: StepPlaceOut | None = Field(description="the step that was asked for")
+    step: StepPlaceOut | None = Field(description="the step of the query")
     condition: Condition
     reason: str = Field(description="why, what must happen, and what it costs")
-    waiting: int = Field(description="steps that wait for it")
+    waiting: int = Field(description="number of steps that wait for it")
     estimate_s: float | None = Field(
-        description="until the last of them begins; null when that takes more than the passing of time"
+        description="seconds until the last of them starts; null when waiting alone does not help"
     )
 
 
 @router.get("/explain", summary="Why is it not running?", responses=problems.documented(404, 422))
 def explain(
-    services: Use,
+    services: InjectedServices,
     model: Annotated[str | None, Query(description="name of a model", examples=["smollm2:135m"])] = None,
     step: Annotated[UUID | None, Query(description="id of a step that waits")] = None,
 ) -> ExplanationOut:
-    """Why a model, or the model of a step, is not served; what must happen, and when it will be."""
+    """Why a model, or the model of a step, is not served, what must happen first, and when it is expected to serve."""
     if (model is None) == (step is None):
         raise InvalidInput(
-            [Problem("query", "exactly one of model and step is needed", "model=… or step=…")], "request"
+            [Problem("query", "exactly one of model and step is required", "model=… or step=…")], "request"
         )
     if step is not None:
         asker = demand.find_step(services.database, step)
-        return explained(services, asker.model, asker)
-    return explained(services, str(model))
+        return explain_model(services, asker.model, asker)
+    return explain_model(services, str(model))
 
 
-def explained(services: Services, model: str, asker: Asker | None = None) -> ExplanationOut:
-    """How a model of the catalogue stands, for a step that needs it or for itself. Raises NotFound."""
+def explain_model(services: Services, model: str, asker: Asker | None = None) -> ExplanationOut:
+    """Explain the state of a model, optionally for a step that needs it. Raises NotFound for an unknown model."""
     name = services.catalog.get(model).name
-    asked = demand.asked(services.database, services.catalog, services.settings.pools.models)
-    found = reconcile.explain(services.database, asked, name)
+    demanded = demand.asked(services.database, services.catalog, services.settings.pools.models)
+    found = reconcile.explain(services.database, demanded, name)
     return ExplanationOut(
         model=found.model,
         step=None if asker is None else _place(asker),

@@ -1,4 +1,4 @@
-"""The fleet: hosts, devices, pools, reserves, refusals; and what moving pools would bring."""
+"""The resource `fleet`: hosts, devices, pools, reserves and refusals, and defragmentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from app.api import hosts, pools, problems
 from app.api.hosts import HostOut
 from app.api.pools import PoolOut
-from app.api.services import Services, Use
+from app.api.services import InjectedServices, Services
 from app.fleet import views
 from app.fleet.views import FleetView
 from app.inference import demand
@@ -22,38 +22,38 @@ router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
 
 
 class RefusalOut(BaseModel):
-    """Why a model that is asked for is not started."""
+    """The reason why a model with demand is not started."""
 
     model: str
     reason: str
     needs: int = Field(description="bytes of its smallest layout")
-    estimate_s: float | None = Field(description="until it serves; null when that takes more than the passing of time")
+    estimate_s: float | None = Field(description="seconds until it serves; null when waiting alone does not help")
     since: datetime
 
 
 class ReserveOut(BaseModel):
-    """Bytes that a model owns before it is loaded."""
+    """Guaranteed capacity: bytes that are reserved for a model even when it is not loaded."""
 
     model: str
     host: str
     devices: list[str]
     simulated: bool
     bytes: dict[str, int] = Field(description="by id of the device")
-    idle: bool = Field(description="no pool of the model lies there: others may borrow the bytes")
+    idle: bool = Field(description="no pool of the model uses it, so others may borrow the bytes")
     since: datetime
 
 
 class StandingOut(BaseModel):
-    """A model that is kept up."""
+    """A model that is kept running."""
 
     model: str
     pools: int
     pinned: bool
-    by: Literal["order", "settings"] = Field(description="an operator's order, or the setting pools.models")
+    by: Literal["order", "settings"] = Field(description="an operator command, or the setting pools.models")
 
 
 class OrphanOut(BaseModel):
-    """Where ledger and processes disagree. The agent of the host ends it; a host without an agent cannot."""
+    """A process or reservation on which ledger and processes disagree. The host's agent, if it runs, resolves it."""
 
     what: Literal["process", "reservation"] = Field(
         description="a process without a reservation, or a reservation whose process is gone or silent"
@@ -66,21 +66,23 @@ class OrphanOut(BaseModel):
 
 
 class FleetOut(BaseModel):
-    """Everything, at one instant."""
+    """The whole fleet at one instant."""
 
     hosts: list[HostOut]
     pools: list[PoolOut]
     reserves: list[ReserveOut]
-    standing: list[StandingOut] = Field(description="models that are kept up; entries with a `min` are so, too")
+    standing: list[StandingOut] = Field(
+        description="models that are kept running by operators and settings; models whose entry has a `min` are too"
+    )
     orphans: list[OrphanOut]
     refusals: list[RefusalOut]
 
 
 class MoveOut(BaseModel):
-    """An idle pool that is started elsewhere and stopped where it is."""
+    """A planned move: an idle pool is started on other devices and stopped on its own."""
 
     pool: str
-    bytes: dict[str, int] = Field(description="where it goes, by id of the device")
+    bytes: dict[str, int] = Field(description="its new reservation, by id of the device")
     reason: str
 
 
@@ -92,7 +94,7 @@ class GainOut(BaseModel):
 
 
 class DefragmentOut(BaseModel):
-    """Moves, what they bring, and what they do not."""
+    """Planned moves, the models that fit after them, and those that still do not."""
 
     moves: list[MoveOut]
     gains: list[GainOut]
@@ -107,7 +109,7 @@ class MovedOut(BaseModel):
 
 
 class DefragmentationOut(BaseModel):
-    """What was moved at an instant, and what that gained."""
+    """A past defragmentation: its moves, and what they gained."""
 
     at: datetime
     moves: list[MovedOut]
@@ -122,8 +124,8 @@ class DefragmentationList(BaseModel):
 
 
 @router.get("", summary="Hosts, devices, pools, refusals", responses=problems.documented())
-def get(services: Use) -> FleetOut:
-    """All of the fleet, at one instant."""
+def get(services: InjectedServices) -> FleetOut:
+    """The whole fleet at one instant."""
     seen = views.fleet(services.database)
     kept = [StandingOut(model=name, pools=1, pinned=True, by="settings") for name in services.settings.pools.models]
     return FleetOut(
@@ -137,10 +139,10 @@ def get(services: Use) -> FleetOut:
 
 
 @router.get("/defragment", summary="What would defragmenting do?", responses=problems.documented())
-def preview(services: Use) -> DefragmentOut:
-    """The cheapest moves of idle pools after which models fit that now fit nowhere. Nothing is moved."""
-    asked = demand.asked(services.database, services.catalog, services.settings.pools.models)
-    found = reconcile.preview_defragmentation(services.database, asked)
+def preview(services: InjectedServices) -> DefragmentOut:
+    """The cheapest moves of idle pools after which models fit that now fit on no device. Nothing is moved."""
+    demanded = demand.asked(services.database, services.catalog, services.settings.pools.models)
+    found = reconcile.preview_defragmentation(services.database, demanded)
     return DefragmentOut(
         moves=[MoveOut(pool=one.pool, bytes=dict(one.bytes), reason=one.reason) for one in found.moves],
         gains=[GainOut(model=one.model, reason=one.reason) for one in found.gains],
@@ -149,18 +151,18 @@ def preview(services: Use) -> DefragmentOut:
 
 
 @router.post("/defragment", status_code=202, summary="Defragment", responses=problems.documented())
-def defragment(services: Use) -> DefragmentOut:
-    """Have a control worker make such moves now; the answer says which they would have been a moment ago."""
+def defragment(services: InjectedServices) -> DefragmentOut:
+    """Start a defragmentation in a control worker. The answer is a preview from just before."""
     found = preview(services)
     services.publisher.publish(tasks.DEFRAGMENT, (), queue=CONTROL_QUEUE, priority=PRIORITIES["interactive"])
     return found
 
 
-@router.get("/defragmentations", summary="What was defragmented", responses=problems.documented(422))
+@router.get("/defragmentations", summary="Past defragmentations", responses=problems.documented(422))
 def defragmentations(
-    services: Use, limit: Annotated[int, Query(ge=1, le=1000, description="how many")] = 20
+    services: InjectedServices, limit: Annotated[int, Query(ge=1, le=1000, description="most entries to return")] = 20
 ) -> DefragmentationList:
-    """What was moved so that models fit that fitted nowhere, and what that gained."""
+    """Past defragmentations: the moves, and what they gained."""
     rows = views.defragmentations(services.database, limit=limit)
     return DefragmentationList(defragmentations=[DefragmentationOut(**row._asdict()) for row in rows])
 

@@ -1,4 +1,4 @@
-"""Footprints: how much memory a model takes on devices of this host, and where each figure comes from."""
+"""The resource `footprint` of a model: its memory on devices of this host, by source of the figure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import problems
-from app.api.services import Use
+from app.api.services import InjectedServices
 from app.catalog import catalog, files, header
 from app.catalog.metadata import Header
 from app.catalog.model import Model
@@ -24,7 +24,7 @@ from app.kernel.settings import Settings, environment_of
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-#: Options that a question may change, and the keys of a catalogue that they stand for.
+#: The options of a query, and the catalogue keys that they replace.
 KEYS: Mapping[str, str] = {
     "context": "context", "slots": "slots", "kv_type_k": "kv.k", "kv_type_v": "kv.v",
     "flash_attention": "flash_attention", "layout": "engine.layout", "kept": "engine.kept", "batch": "engine.batch",
@@ -35,7 +35,7 @@ KEYS: Mapping[str, str] = {
 
 
 class FootprintQuery(BaseModel):
-    """What to reckon with in place of the model's entry. What is left out stays as the entry says."""
+    """Options that replace values of the model's entry."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -53,61 +53,61 @@ class FootprintQuery(BaseModel):
     split_mode: str | None = None
     park_bytes: int | None = None
     embedding_context: int | None = None
-    devices: str = Field(default=CPU, description="cpu, or GPUs or simulated devices by name, with commas")
+    devices: str = Field(default=CPU, description="cpu, or comma-separated names of GPUs or simulated devices")
 
 
 class ShareOut(BaseModel):
-    """What is taken of one device, in bytes."""
+    """The share of one device in a footprint, in bytes."""
 
     device: str
-    simulated: bool = Field(description="the device is not there")
+    simulated: bool = Field(description="the device is simulated")
     weights: int
-    cache: int = Field(description="keys, values and states")
-    compute: int = Field(description="what llama.cpp computes in")
+    cache: int = Field(description="keys, values and recurrent states")
+    compute: int = Field(description="llama.cpp's compute buffers")
     output: int = Field(description="logits and vectors")
-    process: int = Field(description="interpreter, tokenizer, working memory; on a GPU the driver's context")
-    parked: int = Field(description="at the most, for the states of parked requests")
+    process: int = Field(description="interpreter, tokenizer, working memory; on a GPU the driver context")
+    parked: int = Field(description="maximum for the states of parked requests")
     total: int
-    margin: int = Field(description="what is added to be safe")
-    reserved: int = Field(description="total and margin")
+    margin: int = Field(description="safety margin")
+    reserved: int = Field(description="total plus margin")
 
 
 class FootprintOut(BaseModel):
     """A footprint from one source."""
 
     source: str = Field(examples=["measured", "dry run", "closed form"])
-    chosen: bool = Field(description="this is the one to believe")
+    chosen: bool = Field(description="the best available source")
     shares: list[ShareOut]
     notes: list[str]
 
 
 class EstimateOut(BaseModel):
-    """All that can be told of a model in a configuration."""
+    """The footprints of a model in one configuration, from all available sources."""
 
     model: str
     host: str
     configuration: dict[str, Any]
     build: str = Field(description="of llama.cpp")
     footprints: list[FootprintOut] = Field(description="the best first")
-    missing: dict[str, str] = Field(description="why a source has nothing to say")
+    missing: dict[str, str] = Field(description="unavailable sources, each with its reason")
 
 
-@router.get("/{name}/footprint", summary="Memory that a model takes", responses=problems.documented(404, 409, 422))
-def get(name: str, query: Annotated[FootprintQuery, Query()], services: Use) -> EstimateOut:
+@router.get("/{name}/footprint", summary="Memory that a model needs", responses=problems.documented(404, 409, 422))
+def get(name: str, query: Annotated[FootprintQuery, Query()], services: InjectedServices) -> EstimateOut:
     """
-    The memory that a model takes, by device and source.
+    The memory that a model needs, by device and source.
 
-    On the CPU a dry run is made the first time that a configuration is asked for. On GPUs it is made by pools alone,
-    which hold a reservation.
+    On the CPU a dry run is made for the first query of a configuration. On GPUs only pools make dry runs, because they
+    hold a reservation.
     """
-    model = asked(services.catalog.get(name), query.model_dump(exclude_none=True, exclude={"devices"}))
+    model = with_options(services.catalog.get(name), query.model_dump(exclude_none=True, exclude={"devices"}))
     chosen = devices_of(query.devices, services.devices.measure())
-    found = estimated(model, chosen, services.settings, services.database)
-    return shown(model, found)
+    found = estimate_model(model, chosen, services.settings, services.database)
+    return answer_of(model, found)
 
 
-def asked(model: Model, given: Mapping[str, Any]) -> Model:
-    """The model with other values. Raises InvalidInput with every problem, by the names of the options."""
+def with_options(model: Model, given: Mapping[str, Any]) -> Model:
+    """Return the model with the given values. Raises InvalidInput with every problem, by the names of the options."""
     return catalog.changed(
         model, {KEYS[name]: value for name, value in given.items()}, {key: n for n, key in KEYS.items()}
     )
@@ -115,37 +115,37 @@ def asked(model: Model, given: Mapping[str, Any]) -> Model:
 
 def devices_of(names: str, inventory: Inventory) -> tuple[MeasuredDevice, ...]:
     """
-    GPUs and simulated devices by their names, in that order; none for `cpu`.
+    Return GPUs and simulated devices by their comma-separated names, in that order; none for `cpu`.
 
-    Raises NotFound for a name that no device has, and InvalidInput for devices that one process cannot have together.
+    Raises NotFound for an unknown name, and InvalidInput for devices that one process cannot use together.
     """
     known = {device.name: device for device in inventory.devices}
-    wanted = [name.strip() for name in names.split(",")]
-    for name in wanted:
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
         if name not in known:
             raise NotFound("device", name, list(known))
-    if wanted == [CPU]:
+    if chosen == [CPU]:
         return ()
-    found = tuple(known[name] for name in wanted)
-    if problem := _apart(found):
+    found = tuple(known[name] for name in chosen)
+    if problem := _conflict(found):
         raise InvalidInput([Problem("devices", f"{names!r}: {problem}", "cpu alone, or GPUs of one host")], "devices")
     return found
 
 
-def _apart(devices: Sequence[MeasuredDevice]) -> str:
-    """Why one process cannot have these devices together; empty when it can."""
+def _conflict(devices: Sequence[MeasuredDevice]) -> str:
+    """Return why one process cannot use these devices together; empty when it can."""
     if any(device.kind is HardwareKind.CPU for device in devices):
-        return "the host's RAM is a part of every load on GPUs"
+        return "cpu cannot be combined with GPUs; the host's RAM is part of every load on GPUs"
     if len({device.name for device in devices}) < len(devices):
         return "a device is named twice"
     if len({device.kind for device in devices}) > 1:
-        return "some are simulated and some are not"
+        return "real and simulated devices are mixed"
     if len(devices) > 1 and any(device.parent for device in devices):
-        return "CUDA lets a process see one instance of a divided GPU (MIG) at a time"
+        return "a process can use only one MIG instance at a time"
     return ""
 
 
-def estimated(
+def estimate_model(
     model: Model,
     devices: Sequence[MeasuredDevice],
     settings: Settings,
@@ -156,7 +156,7 @@ def estimated(
     projector: Header | None = None,
 ) -> Estimate:
     """
-    The estimate for a model on these GPUs of this host. `dry` allows a dry run; None allows it on the CPU alone.
+    Estimate a model on these devices of this host. `dry` allows a dry run; None allows it only on the CPU.
 
     Raises ModelFileUnusable when the file is not here, or an adapter is of another architecture.
     """
@@ -180,8 +180,8 @@ def estimated(
     return estimate.estimate(identity, database, settings.fleet.host_here, dry=allowed and real, environment=pinned)
 
 
-def shown(model: Model, found: Estimate) -> EstimateOut:
-    """The estimate as the API and the command show it."""
+def answer_of(model: Model, found: Estimate) -> EstimateOut:
+    """Return the answer for an estimate, which the API and the command share."""
     return EstimateOut(
         model=model.name,
         host=socket.gethostname(),

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from app import __version__
 from app.api import threads
-from app.api.services import Services, Use
+from app.api.services import InjectedServices, Services
 from app.kernel.errors import Unavailable
 
 router = APIRouter(tags=["health"])
@@ -35,7 +35,7 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", summary="Can it serve?", responses={503: {"model": Readiness, "description": "A part is away"}})
-async def readyz(services: Use, response: Response) -> Readiness:
+async def readyz(services: InjectedServices, response: Response) -> Readiness:
     """200 when the database is there with the schema of this version and the broker answers; else 503."""
     found = await threads.of_readiness(_readiness, services)
     if not found.ready:

@@ -1,4 +1,4 @@
-"""Hosts: machines with an agent, and the devices that they bring."""
+"""The resource `hosts`: machines with an agent, and their devices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import problems
-from app.api.services import Use
+from app.api.services import InjectedServices
 from app.fleet import views
 from app.fleet.rows import HostState
 from app.fleet.views import HostView
@@ -19,21 +19,23 @@ router = APIRouter(prefix="/v1/hosts", tags=["fleet"])
 
 
 class DeviceOut(BaseModel):
-    """Memory of a host, and what is reserved of it."""
+    """A device of a host: its memory, and what is reserved of it."""
 
     id: str
     name: str = Field(examples=["cpu", "gpu-0", "sim-0"])
     kind: str
     type: str = Field(examples=["cpu", "NVIDIA H200"])
     simulated: bool
-    present: bool = Field(description="false for one that its agent does not see any more")
+    present: bool = Field(description="false when its agent no longer finds it")
     total: int = Field(description="bytes")
-    capacity: int = Field(description="bytes that reservations may come to in all")
-    reserved: int = Field(description="bytes that they come to")
-    free: int = Field(description="bytes that may still be reserved")
-    set_aside: int = Field(description="bytes that models own before they are loaded; lent to others while idle")
-    used: int = Field(description="bytes that somebody uses, as measured")
-    strangers: int = Field(description="bytes of the capacity that processes without a reservation use")
+    capacity: int = Field(description="most bytes that all reservations together may have")
+    reserved: int = Field(description="bytes of the reservations")
+    free: int = Field(description="bytes that can still be reserved")
+    set_aside: int = Field(
+        description="guaranteed capacity: bytes reserved for models that are not loaded, lent to others while idle"
+    )
+    used: int = Field(description="measured bytes in use by all processes")
+    strangers: int = Field(description="unmanaged memory: bytes of the capacity used without a reservation")
     temperature: int | None = Field(description="degrees Celsius")
     utilisation: float | None = Field(description="0 to 1")
 
@@ -43,7 +45,7 @@ class HostOut(BaseModel):
 
     name: str
     state: HostState
-    alive: bool = Field(description="its agent was heard lately")
+    alive: bool = Field(description="its agent has sent a heartbeat recently")
     joined_at: datetime
     cores: int
     problems: list[str]
@@ -57,7 +59,7 @@ class HostList(BaseModel):
 
 
 class MarkIn(BaseModel):
-    """What may be done with a host."""
+    """The scheduling state of a host."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,34 +67,35 @@ class MarkIn(BaseModel):
 
 
 @router.get("", summary="List hosts", responses=problems.documented())
-def page(services: Use) -> HostList:
+def page(services: InjectedServices) -> HostList:
     """Hosts and their devices."""
     return HostList(hosts=[out(host) for host in views.hosts(services.database)])
 
 
 @router.put("/{name}", summary="Open, cordon or drain a host", responses=problems.documented(404, 422))
-def mark(services: Use, name: str, body: MarkIn) -> HostOut:
-    """Say what may be done with a host: open, cordoned (nothing new), draining (its pools are moved or stopped)."""
+def mark(services: InjectedServices, name: str, body: MarkIn) -> HostOut:
+    """Set the scheduling state: open, cordoned (no new pools), draining (its pools are moved or stopped)."""
     if body.state is HostState.LOST:
         raise InvalidInput(
-            [Problem("state", "a host is not made lost: remove it", "open, cordoned, draining")], "request"
+            [Problem("state", "a host cannot be set to lost; remove it instead", "open, cordoned, draining")],
+            "request",
         )
-    services.orders.mark(name, body.state)
+    services.operator_commands.mark(name, body.state)
     return next(out(host) for host in views.hosts(services.database) if host.host.name == name)
 
 
-@router.delete("/{name}", status_code=204, summary="Forget a host", responses=problems.documented(404, 409))
+@router.delete("/{name}", status_code=204, summary="Remove a host", responses=problems.documented(404, 409))
 def remove(
-    services: Use,
+    services: InjectedServices,
     name: str,
-    lost: Annotated[bool, Query(description="its machine is gone, with what it holds")] = False,
+    lost: Annotated[bool, Query(description="the machine is gone, with all its processes")] = False,
 ) -> None:
-    """Forget a host whose agent has ended. `lost` declares that what it held is gone with it."""
-    services.orders.remove(name, lost=lost)
+    """Remove a host whose agent has ended. `lost` declares that its processes are gone, so its bytes are released."""
+    services.operator_commands.remove(name, lost=lost)
 
 
 def out(seen: HostView) -> HostOut:
-    """A host as it is shown."""
+    """Return the answer for a host."""
     row = seen.host
     return HostOut(
         name=row.name,

@@ -1,4 +1,4 @@
-"""Models: what the catalogue holds, and what waits for each."""
+"""The resource `models`: the catalogue, with the number of steps that wait for each model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.api import problems
-from app.api.services import Services, Use
+from app.api.services import InjectedServices, Services
 from app.catalog import files
 from app.catalog.model import Model
 from app.kernel.errors import ModelFileUnusable
@@ -25,12 +25,12 @@ class ModelOut(BaseModel):
     licence: str
     use_cases: list[str]
     context: int = Field(description="tokens of one slot")
-    slots: int = Field(description="requests that one pool works on at a time")
+    slots: int = Field(description="requests that one pool serves at a time")
     source: dict[str, Any]
     present: bool = Field(description="its file is on the host of this API")
-    problem: str | None = Field(description="why the file cannot be used here, and what mends it")
-    steps_ready: int = Field(description="steps that wait for it")
-    steps_running: int = Field(description="steps that it works on")
+    problem: str | None = Field(description="why the file cannot be used here, and how to solve it")
+    steps_ready: int = Field(description="number of steps that wait for it")
+    steps_running: int = Field(description="number of steps that use it")
 
 
 class ModelList(BaseModel):
@@ -40,14 +40,14 @@ class ModelList(BaseModel):
 
 
 @router.get("", summary="List models", responses=problems.documented())
-def page(services: Use) -> ModelList:
-    """Every model of the catalogue, in its order."""
+def page(services: InjectedServices) -> ModelList:
+    """Every model of the catalogue, in the order of the catalogue."""
     demand = views.demand(services.database)
     return ModelList(models=[_out(model, demand, services) for model in services.catalog.models])
 
 
 @router.get("/{name}", summary="One model", responses=problems.documented(404))
-def get(name: str, services: Use) -> ModelOut:
+def get(name: str, services: InjectedServices) -> ModelOut:
     """A model of the catalogue."""
     return _out(services.catalog.get(name), views.demand(services.database), services)
 

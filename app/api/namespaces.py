@@ -1,4 +1,4 @@
-"""Namespaces: what each may hold and use of the fleet, and does."""
+"""The resource `namespaces`: the limits of namespaces on the fleet, and their use of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.access import accounts
 from app.access.accounts import NamespaceAccount
 from app.api import problems
-from app.api.services import Use
+from app.api.services import InjectedServices
 from app.fleet import views
 from app.kernel.durations import Duration
 from app.kernel.sizes import Size
@@ -19,31 +19,33 @@ router = APIRouter(prefix="/v1/namespaces", tags=["fleet"])
 
 
 class LimitsIn(BaseModel):
-    """What a namespace may have. What is left out is not limited."""
+    """The limits of a namespace. A limit that is left out does not apply."""
 
     model_config = ConfigDict(extra="forbid")
 
-    weight: float = Field(default=1.0, gt=0, le=1000, description="its share beside others that ask")
-    max_bytes: Size | None = Field(default=None, description="that pools granted for it may hold at a time")
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="its weight in the fair share among namespaces with demand"
+    )
+    max_bytes: Size | None = Field(default=None, description="most bytes that pools granted for it may hold at a time")
     max_device_time: Duration | None = Field(
-        default=None, description="time of devices that it may use in a period", examples=["2h"]
+        default=None, description="most device time that it may use in a period", examples=["2h"]
     )
     period: Duration = Field(default=timedelta(days=1), ge=timedelta(seconds=1))
 
 
 class NamespaceOut(BaseModel):
-    """A namespace: its limits, and what it has and had."""
+    """A namespace: its limits and its use of the fleet."""
 
     name: str
     weight: float
     max_bytes: int | None
-    held_bytes: int = Field(description="that pools granted for it hold")
-    max_device_s: float | None = Field(description="seconds of devices that it may use in a period")
-    used_device_s: float = Field(description="that it used in this period")
+    held_bytes: int = Field(description="bytes that pools granted for it hold")
+    max_device_s: float | None = Field(description="most seconds of device time in a period")
+    used_device_s: float = Field(description="seconds of device time used in this period")
     period_s: float
     period_began: datetime
-    attained_s: float = Field(description="that fairness counts: faded by half each hour")
-    exhausted_until: datetime | None = Field(description="set when its seconds are used up: it gets no pool before")
+    attained_s: float = Field(description="seconds of device time that count for fairness; they halve every hour")
+    exhausted_until: datetime | None = Field(description="set when its device time is used up: no pool until then")
 
 
 class NamespaceList(BaseModel):
@@ -53,20 +55,20 @@ class NamespaceList(BaseModel):
 
 
 @router.get("", summary="List namespaces", responses=problems.documented())
-def page(services: Use) -> NamespaceList:
-    """Every namespace that has limits, or used devices lately."""
+def page(services: InjectedServices) -> NamespaceList:
+    """Every namespace that has limits or used devices recently."""
     return NamespaceList(namespaces=[_out(account) for account in views.accounts(services.database)])
 
 
 @router.put("/{name}", summary="Limit a namespace", responses=problems.documented(422))
-def limit(services: Use, name: str, body: LimitsIn) -> NamespaceOut:
+def limit(services: InjectedServices, name: str, body: LimitsIn) -> NamespaceOut:
     """
-    Set the limits of a namespace, in the place of those that it had; an empty object takes them all back.
+    Set the limits of a namespace. They replace the earlier ones; an empty object removes all limits.
 
-    A run names its namespace by its label `namespace`. What pools hold already is left to them.
+    The label `namespace` of a run is its namespace. Running pools keep their memory.
     """
     limits = accounts.NamespaceLimits(body.weight, body.max_bytes, body.max_device_time, body.period)
-    services.orders.limit(name, limits)
+    services.operator_commands.limit(name, limits)
     return next(_out(account) for account in views.accounts(services.database) if account.namespace == name)
 
 

@@ -1,8 +1,8 @@
 """
-Problem details (RFC 9457): how every error of the API looks.
+Problem details (RFC 9457): the format of every error of the API.
 
 `type` names the error class, `detail` says what is wrong, `errors` lists each problem of an input with its path, its
-line where the input had lines, and what would be accepted.
+line if the input is a text, and what would be accepted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class FieldProblem(BaseModel):
-    """One thing wrong with an input."""
+    """One problem of an input."""
 
     where: str = Field(description="path of the field", examples=["steps[1].needs[0]"])
     message: str = Field(examples=["there is no step 'clasify'"])
@@ -40,7 +40,7 @@ class ProblemOut(BaseModel):
 
 
 def response(status: int, name: str, title: str, detail: str, problems: tuple[Problem, ...] = ()) -> JSONResponse:
-    """A problem as a response."""
+    """Return a problem document as a response."""
     errors = [FieldProblem(where=p.where, message=p.message, accepted=p.accepted, line=p.line) for p in problems]
     body = ProblemOut(type=f"urn:arriero:error:{name}", title=title, status=status, detail=detail, errors=errors)
     headers = {"Retry-After": "5"} if status == 503 else None
@@ -56,7 +56,7 @@ class _Writable(JSONResponse):
 
 
 def of_error(status: int, error: Exception) -> JSONResponse:
-    """An error of ours as a response."""
+    """Return the response for an error of Arriero."""
     name = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).lstrip("-")
     if isinstance(error, InvalidInput):
         detail = "; ".join(str(problem) for problem in error.problems)
@@ -65,19 +65,19 @@ def of_error(status: int, error: Exception) -> JSONResponse:
 
 
 def documented(
-    *statuses: int, besides: Mapping[int | str, dict[str, Any]] | None = None
+    *statuses: int, others: Mapping[int | str, dict[str, Any]] | None = None
 ) -> dict[int | str, dict[str, Any]]:
-    """Error bodies of an operation for its OpenAPI document, and what it answers `besides`."""
-    told = {
-        404: "There is no such thing",
-        409: "The state of the thing does not allow this",
+    """Return the error responses of an operation for its OpenAPI document, together with `others`."""
+    descriptions = {
+        404: "The resource does not exist",
+        409: "The request conflicts with the current state of the resource",
         413: "The body is too large",
-        415: "The media type of the body is not offered",
-        422: "The input is not usable; every problem is listed",
-        503: "A part of the service is away",
+        415: "The media type of the body is not supported",
+        422: "The input is invalid; every problem is listed",
+        503: "A part of the service is unavailable",
     }
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}
     answers: dict[int | str, dict[str, Any]] = {
-        status: {"description": told[status], "content": content} for status in (*statuses, 503)
+        status: {"description": descriptions[status], "content": content} for status in (*statuses, 503)
     }
-    return {**answers, **dict(besides or {})}
+    return {**answers, **dict(others or {})}

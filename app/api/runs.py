@@ -1,4 +1,4 @@
-"""Runs: submit, look at, list, cancel."""
+"""The resource `runs`: submit, show, list and cancel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api import bodies, payloads, problems
 from app.api.bodies import RequestBody
-from app.api.services import Services, Use
+from app.api.services import InjectedServices, Services
 from app.kernel.durations import Duration
 from app.kernel.egress import EgressPolicy
 from app.kernel.errors import InvalidInput, Problem
@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 
 class RunIn(BaseModel):
-    """What to run: a named workflow, or a definition."""
+    """A submission: a named workflow or a definition, with inputs."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,31 +42,31 @@ class RunIn(BaseModel):
         description="the name of a workflow",
         examples=["support-triage"],
     )
-    version: int | None = Field(default=None, ge=0, description="of the named workflow; the newest without it")
+    version: int | None = Field(default=None, ge=0, description="of the named workflow; by default the newest")
     definition: dict[str, Any] | str | None = Field(
         default=None, description="a workflow as an object, or as YAML or JSON in a text"
     )
     inputs: dict[str, Any] = Field(default={}, examples=[{"message": "Where is my parcel?"}])
     priority: PriorityName | None = Field(default=None, description="instead of the workflow's own")
-    rank: int | None = Field(default=None, ge=0, le=2, description="the place within the class: 0 before 1 before 2")
+    rank: int | None = Field(default=None, ge=0, le=2, description="the order within the class: 0 before 1 before 2")
     labels: dict[Annotated[str, Field(pattern=LABEL)], str] = Field(
-        default={}, max_length=32, description="beside those of the workflow"
+        default={}, max_length=32, description="in addition to those of the workflow"
     )
     deadline: Duration | None = Field(default=None, description="for the whole run, instead of the workflow's own")
-    retention: Duration | None = Field(default=None, description="how long it is kept after its end")
+    retention: Duration | None = Field(default=None, description="how long the run is kept after its end")
 
 
 class AttemptOut(BaseModel):
-    """One try of a step by one worker."""
+    """One attempt of a step by one worker."""
 
     attempt: int
     worker: str
     model: str | None
     started_at: datetime
     finished_at: datetime | None
-    outcome: str | None = Field(description="`succeeded`, or the reason why not; null while it goes on")
+    outcome: str | None = Field(description="`succeeded`, or the reason of the failure; null while it is running")
     message: str | None
-    text: str | None = Field(description="what the model wrote, kept when it was not usable")
+    text: str | None = Field(description="the text of the model, kept when it was invalid")
     tokens_in: int | None
     tokens_out: int | None
     tokens_cached: int | None
@@ -74,7 +74,7 @@ class AttemptOut(BaseModel):
 
 
 class ItemCounts(BaseModel):
-    """The items of a map, counted."""
+    """The numbers of items of a map."""
 
     total: int
     waiting: int
@@ -88,13 +88,13 @@ class StepOut(BaseModel):
     id: UUID
     key: str
     kind: str
-    model: str | None = Field(description="the one that it asks now, or asked last")
+    model: str | None = Field(description="the model that it uses, or used last")
     state: StepState
-    needs: list[str] = Field(description="what it waits for")
+    needs: list[str] = Field(description="the steps that it depends on")
     branch: str | None = Field(description="the branch that a switch or a wait took")
-    awaits: dict[str, Any] | None = Field(description="what an awaited step waits for")
+    awaits: dict[str, Any] | None = Field(description="the event, run or time that an awaiting step waits for")
     attempt: int
-    worker: str | None = Field(description="who holds it now")
+    worker: str | None = Field(description="the worker that holds it now")
     output: Any
     error: dict[str, Any] | None
     tokens_in: int
@@ -102,11 +102,11 @@ class StepOut(BaseModel):
     ready_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
-    next_attempt_at: datetime | None = Field(description="when a waiting step begins again")
+    next_attempt_at: datetime | None = Field(description="when a waiting step starts its next attempt")
     waited_s: float | None = Field(description="from ready to its first start")
     took_s: float | None = Field(description="from its first start to its end")
     deadline_at: datetime | None = Field(description="the end of its `total_timeout`")
-    items: ItemCounts | None = Field(description="for a map that has begun")
+    items: ItemCounts | None = Field(description="for a map that has started")
     called_run_id: UUID | None = Field(description="the run that it called last")
     attempts: list[AttemptOut]
 
@@ -135,7 +135,7 @@ class ItemsOut(BaseModel):
     """Some items of a map, by index."""
 
     items: list[ItemOut]
-    next_first: int | None = Field(description="give it as `first` for the next page; null on the last")
+    next_first: int | None = Field(description="the value of `first` for the next page; null on the last page")
 
 
 class RunSummary(BaseModel):
@@ -157,33 +157,35 @@ class RunSummary(BaseModel):
 
 
 class RunListed(RunSummary):
-    """A run in a list, with the count of its steps."""
+    """A run in a list, with the number of its steps."""
 
     steps: int
     steps_succeeded: int
 
 
 class RunOut(RunSummary):
-    """A run, whole."""
+    """A run with its steps."""
 
     inputs: dict[str, Any]
-    output: Any = Field(description="as `outputs` says, or the outputs of the steps that no other needs, by id")
+    output: Any = Field(
+        description="as the workflow's `outputs` says, or the outputs of the steps on which no other depends, by id"
+    )
     error: dict[str, Any] | None
     idempotency_key: str | None
     concurrency_key: str | None
     parent_run_id: UUID | None = Field(description="the run that called it")
     forked_from: UUID | None
     deadline_at: datetime | None
-    expires_at: datetime | None = Field(description="it may be removed after this")
+    expires_at: datetime | None = Field(description="the run may be deleted after this time")
     took_s: float | None = Field(description="from its submission to its end")
     steps: list[StepOut]
 
 
 class PageOut(BaseModel):
-    """Some runs, the newest first."""
+    """A page of runs, the newest first."""
 
     runs: list[RunListed]
-    next_cursor: UUID | None = Field(description="give it as `cursor` for the next page; null on the last")
+    next_cursor: UUID | None = Field(description="the value of `cursor` for the next page; null on the last page")
 
 
 class CancelOut(BaseModel):
@@ -225,24 +227,24 @@ _EXAMPLES = {
         413,
         415,
         422,
-        besides={200: {"model": RunOut, "description": "The run that this Idempotency-Key gave before"}},
+        others={200: {"model": RunOut, "description": "The earlier run with this Idempotency-Key"}},
     ),
     openapi_extra=bodies.documented({"$ref": "#/components/schemas/RunIn"}, _EXAMPLES),
 )
 def submit(
     body: RequestBody,
-    services: Use,
+    services: InjectedServices,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Response:
     """
-    Write a run and send its first steps; 202 with the run, which goes on by itself.
+    Store a run and dispatch its first steps; 202 with the run, without waiting for it.
 
-    The same `Idempotency-Key` with the same content gives the same run, with 200; with another content, 409.
+    The same `Idempotency-Key` with the same content returns the same run, with 200; with other content, 409.
     """
     submission = replace(_submission(_parsed(body), services), idempotency_key=idempotency_key)
     accepted = services.runs.submit(submission)
     shown = out(views.run(services.database, accepted.id, services.settings.api.max_inline_bytes))
-    # Written here: FastAPI would do it on a thread once more, behind every submission that came meanwhile.
+    # Serialized here: FastAPI would do it on a thread again, queued behind all submissions that arrived meanwhile.
     return Response(
         shown.model_dump_json(by_alias=True),
         status_code=202 if accepted.created else 200,
@@ -253,12 +255,12 @@ def submit(
 
 @router.get("", summary="List runs", responses=problems.documented(422))
 def page(
-    services: Use,
+    services: InjectedServices,
     state: Annotated[list[RunState] | None, Query(description="one or more states")] = None,
     workflow: Annotated[str | None, Query(description="runs of this workflow only")] = None,
     label: Annotated[list[str] | None, Query(description="`key=value`, all of them")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[UUID | None, Query(description="`next_cursor` of the page before")] = None,
+    cursor: Annotated[UUID | None, Query(description="`next_cursor` of the previous page")] = None,
 ) -> PageOut:
     """Runs from the newest to the oldest."""
     found = views.page(
@@ -269,13 +271,13 @@ def page(
 
 
 @router.get("/{run_id}", summary="One run", responses=problems.documented(404, 422))
-def get(run_id: UUID, services: Use) -> RunOut:
+def get(run_id: UUID, services: InjectedServices) -> RunOut:
     """
     A run with its steps, their attempts, times and tokens.
 
-    Of its inputs, of its output, and of its steps' outputs together, as much is shown as the setting
-    `api.max_inline_bytes` allows, the shortest first. In the place of a longer one stands
-    `{"$payload": {"bytes": …, "href": …}}`: the address gives it.
+    The setting `api.max_inline_bytes` limits the size of the inputs, of the output, and of the steps' outputs together;
+    the shortest are included first. A value that does not fit is replaced by `{"$payload": {"bytes": …, "href": …}}`,
+    and a GET of `href` returns it.
     """
     return out(views.run(services.database, run_id, services.settings.api.max_inline_bytes))
 
@@ -284,39 +286,39 @@ def get(run_id: UUID, services: Use) -> RunOut:
 def items(
     run_id: UUID,
     key: str,
-    services: Use,
-    first: Annotated[int, Query(ge=0, description="the index of the first")] = 0,
+    services: InjectedServices,
+    first: Annotated[int, Query(ge=0, description="the index of the first item")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     state: Annotated[list[StepState] | None, Query(description="one or more states")] = None,
 ) -> ItemsOut:
-    """Items of a map in their order, with their values and outputs; long ones as in a run."""
-    most = services.settings.api.max_inline_bytes
-    rows = views.items(services.database, run_id, key, first=first, limit=limit + 1, states=state, most=most)
+    """Items of a map in order, with their values and outputs; long ones are replaced as in a run."""
+    max_bytes = services.settings.api.max_inline_bytes
+    rows = views.items(services.database, run_id, key, first=first, limit=limit + 1, states=state, most=max_bytes)
     found = [_item(row, run_id) for row in rows[:limit]]
     return ItemsOut(items=found, next_first=rows[limit].item if len(rows) > limit else None)
 
 
 @router.post("/{run_id}/cancel", status_code=202, summary="Cancel a run", responses=problems.documented(404, 422))
-def cancel(run_id: UUID, services: Use) -> CancelOut:
+def cancel(run_id: UUID, services: InjectedServices) -> CancelOut:
     """
-    Ask a run to end.
+    Request the end of a run.
 
-    Steps that have not begun are cancelled at once; those that run stop at their next token, until then the state is
-    `cancelling`. A run that has ended stays as it is.
+    Steps that have not started are cancelled at once. Running steps stop at their next token; until then the state is
+    `cancelling`. A run that has ended does not change.
     """
     return CancelOut(id=run_id, state=services.runs.cancel(run_id))
 
 
 def labels_of(given: Sequence[str] | None) -> dict[str, str]:
-    """Labels as they are written in an address: `key=value`. Raises InvalidInput."""
-    wrong = [text for text in given or () if "=" not in text]
-    if wrong:
-        raise InvalidInput([Problem("label", f"{text!r} is no label", "key=value") for text in wrong], "query")
+    """Parse labels of a query, `key=value`. Raises InvalidInput."""
+    invalid = [text for text in given or () if "=" not in text]
+    if invalid:
+        raise InvalidInput([Problem("label", f"{text!r} is not a label", "key=value") for text in invalid], "query")
     return {key: value for key, _, value in (text.partition("=") for text in given or ())}
 
 
 def known_models(services: Services) -> Catalogued:
-    """What a definition may ask for: models by name, and servers."""
+    """Return the models and the servers that a definition may use."""
     http = services.settings.http
     policy = EgressPolicy.of(http.allowed_hosts, allow_private=http.allow_private)
     return Catalogued(frozenset(model.name for model in services.catalog.models), policy)
@@ -329,59 +331,60 @@ def _parsed(body: DefinitionSource) -> tuple[RunIn, DefinitionSource]:
         found = []
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"] if part not in {"str", "dict[str,any]"})
-            message = "there is no such field here" if item["type"] == "extra_forbidden" else item["msg"]
+            message = "unknown field" if item["type"] == "extra_forbidden" else item["msg"]
             accepted = ", ".join(RunIn.model_fields) if item["type"] == "extra_forbidden" else ""
             found.append(Problem(where, message, accepted, body.line(where)))
         raise InvalidInput(found, "run") from None
 
 
 def _submission(parsed: tuple[RunIn, DefinitionSource], services: Services) -> Submission:
-    asked, body = parsed
-    if (asked.workflow is None) == (asked.definition is None):
-        message = "a run has either 'workflow', a name, or 'definition'"
-        raise InvalidInput([Problem("workflow", message, "one of the two")], "run")
-    if asked.workflow is not None:
-        found = registry.get(services.database, asked.workflow, asked.version)
-        return replace(_asked(asked, found.definition, found.version), newest=asked.version is None)
-    if asked.version is not None:
+    request, body = parsed
+    if (request.workflow is None) == (request.definition is None):
+        message = "exactly one of 'workflow' and 'definition' is required"
+        raise InvalidInput([Problem("workflow", message, "'workflow' with a name, or 'definition'")], "run")
+    if request.workflow is not None:
+        found = registry.get(services.database, request.workflow, request.version)
+        submission = _submission_of(request, found.definition, found.version)
+        return replace(submission, newest=request.version is None)
+    if request.version is not None:
         raise InvalidInput(
-            [Problem("version", "a definition given here has no version", "only with 'workflow'")], "run"
+            [Problem("version", "'version' is set together with 'definition'", "only with 'workflow'")], "run"
         )
-    return _asked(asked, _inline(asked, body, services), None)
+    return _submission_of(request, _inline(request, body, services), None)
 
 
-def _asked(asked: RunIn, definition: Definition, version: int | None) -> Submission:
+def _submission_of(request: RunIn, definition: Definition, version: int | None) -> Submission:
     return Submission(
         definition,
-        asked.inputs,
+        request.inputs,
         version,
-        asked.priority,
-        rank=asked.rank,
-        labels=asked.labels,
-        deadline=asked.deadline,
-        retention=asked.retention,
+        request.priority,
+        rank=request.rank,
+        labels=request.labels,
+        deadline=request.deadline,
+        retention=request.retention,
     )
 
 
-def _inline(asked: RunIn, body: DefinitionSource, services: Services) -> Definition:
+def _inline(request: RunIn, body: DefinitionSource, services: Services) -> Definition:
     models = known_models(services)
-    if isinstance(asked.definition, str):
-        return check.parse(asked.definition, models)
+    if isinstance(request.definition, str):
+        return check.parse(request.definition, models)
     return check.check(body.within("definition"), models)
 
 
 def out(view: RunView) -> RunOut:
-    """A run as it is shown."""
+    """Return the answer for a run."""
     run = view.run
-    own = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output"}
+    computed = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output"}
     needs = {
         step["id"]: step.get("needs", []) for part in ("steps", "on_failure") for step in view.definition.get(part, ())
     }
     steps = [_step(step, run.id, view.attempts[step.id], needs[step.key]) for step in view.steps]
     return RunOut(
-        **{name: getattr(run, name) for name in RunOut.model_fields if name not in own},
-        inputs=payloads.shown(run.inputs, "inputs", run.id),
-        output=payloads.shown(run.output, "output", run.id),
+        **{name: getattr(run, name) for name in RunOut.model_fields if name not in computed},
+        inputs=payloads.inline_or_reference(run.inputs, "inputs", run.id),
+        output=payloads.inline_or_reference(run.output, "output", run.id),
         took_s=_seconds(run.created_at, run.finished_at),
         tokens_in=sum(step.tokens_in for step in steps),
         tokens_out=sum(step.tokens_out for step in steps),
@@ -390,7 +393,7 @@ def out(view: RunView) -> RunOut:
 
 
 def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str]) -> StepOut:
-    tried = [
+    attempts_out = [
         AttemptOut(
             attempt=row.attempt,
             worker=row.owner,
@@ -398,32 +401,32 @@ def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str]) ->
         )
         for row in attempts
     ]
-    own = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs", "output"}
+    computed = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs", "output"}
     counts = None
     if step.items is not None:
         counts = ItemCounts(
             total=step.items, waiting=step.items_waiting, under_way=step.items_under_way, failed=step.items_failed
         )
     return StepOut(
-        **{name: getattr(step, name) for name in StepOut.model_fields if name not in own},
+        **{name: getattr(step, name) for name in StepOut.model_fields if name not in computed},
         items=counts,
         needs=needs,
         worker=step.owner,
-        output=payloads.shown(step.output, "output", run_id, step.key),
+        output=payloads.inline_or_reference(step.output, "output", run_id, step.key),
         next_attempt_at=step.not_before,
         waited_s=_seconds(step.ready_at, step.started_at),
         took_s=_seconds(step.started_at, step.finished_at),
-        attempts=tried,
+        attempts=attempts_out,
     )
 
 
 def _item(row: Any, run_id: UUID) -> ItemOut:
-    own = {"index", "worker", "took_s", "input", "output"}
+    computed = {"index", "worker", "took_s", "input", "output"}
     return ItemOut(
-        **{name: getattr(row, name) for name in ItemOut.model_fields if name not in own},
+        **{name: getattr(row, name) for name in ItemOut.model_fields if name not in computed},
         index=row.item,
-        input=payloads.shown(row.input, "input", run_id, row.key),
-        output=payloads.shown(row.output, "output", run_id, row.key),
+        input=payloads.inline_or_reference(row.input, "input", run_id, row.key),
+        output=payloads.inline_or_reference(row.output, "output", run_id, row.key),
         worker=row.owner,
         took_s=_seconds(row.started_at, row.finished_at),
     )

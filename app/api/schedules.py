@@ -1,4 +1,4 @@
-"""Schedules: store, look at, pause, resume, trigger, remove."""
+"""The resource `schedules`: store, show, pause, resume, trigger, preview and remove."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
-from app.api.services import Use
+from app.api.services import InjectedServices
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.schedules import check, timetable
 from app.workflows.schedules.overlap import FireState
@@ -21,10 +21,10 @@ from app.workflows.state_machine.states import RunState
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
 
 _Name = Annotated[str, Path(description="the name of the schedule", examples=["nightly-digest"])]
-_Count = Annotated[int, Query(ge=1, le=1000, description="how many")]
+_Count = Annotated[int, Query(ge=1, le=1000, description="number of fires")]
 
 
-def _service(services: Use) -> Schedules:
+def _service(services: InjectedServices) -> Schedules:
     return Schedules(services.runs, services.settings.schedules.keep_fires)
 
 
@@ -32,14 +32,14 @@ _Service = Annotated[Schedules, Depends(_service)]
 
 
 class NextOut(BaseModel):
-    """A fire to come."""
+    """A future fire."""
 
-    at: datetime = Field(description="the instant that the trigger names, in the schedule's time zone")
-    due_at: datetime = Field(description="`at` and its jitter")
+    at: datetime = Field(description="the instant of the trigger, in the schedule's time zone")
+    due_at: datetime = Field(description="`at` plus jitter")
 
 
 class LastFireOut(BaseModel):
-    """What became of the latest instant that is decided."""
+    """The latest fire that was decided."""
 
     id: UUID
     at: datetime
@@ -58,33 +58,33 @@ class LastRunOut(BaseModel):
 
 
 class FireOut(LastFireOut):
-    """A fire, or several in a row that were missed or skipped together."""
+    """A fire, or several consecutive fires that were missed or skipped together."""
 
-    by_hand: bool = Field(description="somebody asked for it")
-    due_at: datetime = Field(description="`at` and its jitter")
-    last_at: datetime | None = Field(description="where it stands for several: the instant of the last")
-    count: int | None = Field(description=f"for how many it stands; null for more than {timetable.COUNTED}")
+    by_hand: bool = Field(description="it was triggered by a request")
+    due_at: datetime = Field(description="`at` plus jitter")
+    last_at: datetime | None = Field(description="the instant of the last fire, when the entry is for several")
+    count: int | None = Field(description=f"number of fires in this entry; null for more than {timetable.COUNTED}")
     run_id: UUID | None
     run_state: RunState | None
 
 
 class FireList(BaseModel):
-    """Some fires, the latest first."""
+    """A page of fires, the latest first."""
 
     fires: list[FireOut]
-    next_cursor: UUID | None = Field(description="give it as `cursor` for the next page; null on the last")
+    next_cursor: UUID | None = Field(description="the value of `cursor` for the next page; null on the last page")
 
 
 class ScheduleOut(BaseModel):
-    """A schedule as it stands."""
+    """A schedule and its state."""
 
     name: str
     description: str
     workflow: str
-    version: int | None = Field(description="null: the newest at each fire")
+    version: int | None = Field(description="null: the newest version at each fire")
     trigger: str = Field(description="its `cron` or `every`", examples=["30 2 * * 1-5"])
     timezone: str
-    state: Literal["active", "paused", "ended"] = Field(description="`ended`: no fire follows")
+    state: Literal["active", "paused", "ended"] = Field(description="`ended`: it has no further fires")
     paused_at: datetime | None
     paused_why: str | None
     next: NextOut | None = Field(description="null while it is paused, and after its end")
@@ -93,7 +93,7 @@ class ScheduleOut(BaseModel):
     last_run: LastRunOut | None
     created_at: datetime
     updated_at: datetime
-    schedule: dict[str, Any] = Field(description="the document, as it was stored")
+    schedule: dict[str, Any] = Field(description="the stored document")
 
 
 class ScheduleList(BaseModel):
@@ -135,7 +135,7 @@ def page(schedules: _Service) -> ScheduleList:
 
 @router.get("/{name}", summary="One schedule", responses=problems.documented(404))
 def get(name: _Name, schedules: _Service) -> ScheduleOut:
-    """A schedule: what it runs, when it fires next, and what became of its last fire."""
+    """A schedule: its workflow, its next fire, and the result of its last fire."""
     return _out(schedules.get(name))
 
 
@@ -143,21 +143,21 @@ def get(name: _Name, schedules: _Service) -> ScheduleOut:
     "/{name}",
     summary="Store a schedule",
     responses=problems.documented(
-        413, 415, 422, besides={201: {"model": ScheduleOut, "description": "Stored under a new name"}}
+        413, 415, 422, others={201: {"model": ScheduleOut, "description": "Stored under a new name"}}
     ),
     openapi_extra=bodies.documented({"$ref": "#/components/schemas/Schedule"}, _EXAMPLES),
 )
 def put(name: _Name, body: RequestBody, schedules: _Service, response: Response) -> ScheduleOut:
     """
-    Store a schedule, in JSON or YAML; 201 for a new one, 200 where it replaces another.
+    Store a schedule, in JSON or YAML; 201 for a new one, 200 when it replaces another.
 
-    Its workflow must be there and take its inputs. It fires for instants from now on; a change keeps the history, and a
+    Its workflow must exist and accept its inputs. It fires for instants from now on. A change keeps the history, and a
     paused schedule stays paused.
     """
     schedule = check.check(body)
     with check.placed(body):
         if schedule.schedule != name:
-            message = f"the schedule is {schedule.schedule!r}, the address names {name!r}"
+            message = f"the schedule is named {schedule.schedule!r}, the URL names {name!r}"
             raise InvalidInput([Problem("schedule", message, repr(name))])
         view, created = schedules.put(schedule)
     response.status_code = 201 if created else 200
@@ -166,7 +166,7 @@ def put(name: _Name, body: RequestBody, schedules: _Service, response: Response)
 
 @router.delete("/{name}", status_code=204, summary="Remove a schedule", responses=problems.documented(404))
 def delete(name: _Name, schedules: _Service) -> None:
-    """Remove a schedule with the history of its fires. Its runs stay, and those that go on do so."""
+    """Remove a schedule with the history of its fires. Its runs are kept, and running ones continue."""
     schedules.delete(name)
 
 
@@ -174,15 +174,15 @@ def delete(name: _Name, schedules: _Service) -> None:
 def pause(
     name: _Name,
     schedules: _Service,
-    why: Annotated[str | None, Query(max_length=1000, description="shown with the schedule")] = None,
+    why: Annotated[str | None, Query(max_length=1000, description="the reason, shown with the schedule")] = None,
 ) -> ScheduleOut:
-    """Let it fire no more, until it is resumed. Fires that wait are skipped; runs go on."""
+    """Pause a schedule: it does not fire until it is resumed. Waiting fires are skipped; runs continue."""
     return _out(schedules.pause(name, why))
 
 
 @router.post("/{name}/resume", summary="Resume a schedule", responses=problems.documented(404))
 def resume(name: _Name, schedules: _Service) -> ScheduleOut:
-    """Let it fire again, from now on: what came due while it was paused is skipped."""
+    """Resume a schedule: it fires again from now on. Fires that were due while it was paused are skipped."""
     return _out(schedules.resume(name))
 
 
@@ -190,26 +190,26 @@ def resume(name: _Name, schedules: _Service) -> ScheduleOut:
 def trigger(
     name: _Name,
     schedules: _Service,
-    force: Annotated[bool, Query(description="begin beside a run that goes on, whatever `overlap` says")] = False,
+    force: Annotated[bool, Query(description="start a run even while an earlier one runs, ignoring `overlap`")] = False,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> FireOut:
     """
-    Fire now, also while it is paused; 202 with the fire, whose `state` says what became of it.
+    Fire a schedule now, even while it is paused; 202 with the fire, whose `state` is the result.
 
-    The same `Idempotency-Key` gives the same fire, as long as the history has it.
+    The same `Idempotency-Key` returns the same fire, as long as the history contains it.
     """
     return FireOut.model_validate(schedules.trigger(name, force=force, key=idempotency_key), from_attributes=True)
 
 
-@router.get("/{name}/fires", summary="What became of the fires", responses=problems.documented(404, 422))
+@router.get("/{name}/fires", summary="The history of fires", responses=problems.documented(404, 422))
 def fires(
     name: _Name,
     schedules: _Service,
     state: Annotated[list[FireState] | None, Query(description="one or more states")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[UUID | None, Query(description="`next_cursor` of the page before")] = None,
+    cursor: Annotated[UUID | None, Query(description="`next_cursor` of the previous page")] = None,
 ) -> FireList:
-    """Fires from the latest to the earliest: the run of each, or why there is none."""
+    """Fires from the latest to the earliest: the run of each, or the reason why there is none."""
     found = schedules.fires(name, limit=limit, before=cursor, states=state)
     listed = [FireOut.model_validate(row, from_attributes=True) for row in found.fires]
     return FireList(fires=listed, next_cursor=found.next_cursor)
@@ -220,12 +220,12 @@ def preview(
     name: _Name,
     schedules: _Service,
     n: _Count = 10,
-    after: Annotated[datetime | None, Query(description="an instant with its offset; now without it")] = None,
+    after: Annotated[datetime | None, Query(description="an instant with a UTC offset; by default now")] = None,
 ) -> PreviewOut:
-    """When it fires next, in its time zone. A paused schedule is shown as if it was resumed."""
+    """The next fires of a schedule, in its time zone. A paused schedule is shown as if it was resumed."""
     if after is not None and after.tzinfo is None:
         raise InvalidInput(
-            [Problem("query.after", f"{after.isoformat()} has no offset", "2026-11-21T02:30Z")], "request"
+            [Problem("query.after", f"{after.isoformat()} has no UTC offset", "2026-11-21T02:30Z")], "request"
         )
     found = schedules.preview(name, n, after)
     return PreviewOut(fires=[NextOut.model_validate(fire, from_attributes=True) for fire in found])

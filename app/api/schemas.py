@@ -1,4 +1,4 @@
-"""Schemas: the form of a workflow, for editors and other programs."""
+"""The resource `schemas`: the JSON Schema of a workflow, for editors and other programs."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class _SchemaResponse(JSONResponse):
     responses=problems.documented(),
 )
 async def workflow() -> dict[str, Any]:
-    """Draft 2020-12. What a schema cannot say is checked when a workflow is stored or submitted."""
+    """Draft 2020-12. Rules that a schema cannot express are checked when a workflow is stored or submitted."""
     return dict(schema.workflow())

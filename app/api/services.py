@@ -1,4 +1,4 @@
-"""What the endpoints stand on, and how they get it."""
+"""Dependencies that are injected into the endpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.workflows.runs.service import Runs
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """One set per process."""
+    """The dependencies of the endpoints, one instance per process."""
 
     settings: Settings
     database: Database
@@ -26,7 +26,7 @@ class Services:
     runs: Runs
     catalog: Catalog
     devices: Devices
-    orders: OperatorCommands
+    operator_commands: OperatorCommands
 
 
 async def _of_app(request: Request) -> Services:
@@ -34,5 +34,5 @@ async def _of_app(request: Request) -> Services:
     return services
 
 
-#: An argument of an endpoint.
-Use = Annotated[Services, Depends(_of_app)]
+#: The type of an endpoint's argument that receives the services.
+InjectedServices = Annotated[Services, Depends(_of_app)]

@@ -1,4 +1,4 @@
-"""Workflows: store, look at, list."""
+"""The resource `workflows`: list, show, compare and store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
 from app.api.runs import known_models
-from app.api.services import Use
+from app.api.services import InjectedServices
 from app.workflows import registry
 from app.workflows.language import check
 from app.workflows.language import diff as differences
@@ -26,9 +26,9 @@ class WorkflowSummary(BaseModel):
     """A workflow in a list."""
 
     name: str
-    version: int = Field(description=f"{SHIPPED} for one that comes with Arriero and was not stored")
+    version: int = Field(description=f"{SHIPPED} for one that is shipped with Arriero and was not stored")
     description: str
-    created_at: datetime | None = Field(description="null for one that comes with Arriero")
+    created_at: datetime | None = Field(description="null for one that is shipped with Arriero")
     inputs: dict[str, Any]
     steps: int
     models: list[str]
@@ -42,7 +42,7 @@ class VersionOut(BaseModel):
 
 
 class WorkflowOut(WorkflowSummary):
-    """A workflow, whole."""
+    """A workflow with its definition and its versions."""
 
     definition: dict[str, Any]
     versions: list[VersionOut]
@@ -59,12 +59,12 @@ class ChangeOut(BaseModel):
 
     kind: Literal["added", "removed", "changed", "reordered"]
     path: str = Field(examples=["steps.draft.retry.max_attempts"])
-    old: Any = Field(description="null where it was added; for `reordered` the keys or ids as they stood")
-    new: Any = Field(description="null where it was removed")
+    old: Any = Field(description="null when it was added; for `reordered` the keys or ids in their old order")
+    new: Any = Field(description="null when it was removed")
 
 
 class DiffOut(BaseModel):
-    """What changed from one version of a workflow to another."""
+    """The differences between two versions of a workflow."""
 
     name: str
     old: int
@@ -73,7 +73,7 @@ class DiffOut(BaseModel):
 
 
 @router.get("", summary="List workflows", responses=problems.documented())
-def page(services: Use) -> WorkflowList:
+def page(services: InjectedServices) -> WorkflowList:
     """The newest version of every workflow, by name."""
     found = registry.newest_of_all(services.database)
     return WorkflowList(workflows=[WorkflowSummary(**_summary(entry)) for entry in found])
@@ -82,8 +82,8 @@ def page(services: Use) -> WorkflowList:
 @router.get("/{name}", summary="One workflow", responses=problems.documented(404, 422))
 def get(
     name: _Name,
-    services: Use,
-    version: Annotated[int | None, Query(ge=0, description="the newest without it")] = None,
+    services: InjectedServices,
+    version: Annotated[int | None, Query(ge=0, description="by default the newest")] = None,
 ) -> WorkflowOut:
     """A version of a workflow with its definition."""
     return _out(registry.get(services.database, name, version), services)
@@ -92,11 +92,11 @@ def get(
 @router.get("/{name}/diff", summary="What changed between two versions", responses=problems.documented(404, 422))
 def diff(
     name: _Name,
-    services: Use,
-    old: Annotated[int | None, Query(ge=0, description="the version before the other without it")] = None,
-    new: Annotated[int | None, Query(ge=0, description="the newest without it")] = None,
+    services: InjectedServices,
+    old: Annotated[int | None, Query(ge=0, description="by default the version before `new`")] = None,
+    new: Annotated[int | None, Query(ge=0, description="by default the newest")] = None,
 ) -> DiffOut:
-    """Steps are matched by id, wherever they stand."""
+    """Steps are matched by id, independent of their order."""
     later = registry.get(services.database, name, new)
     earlier = registry.before(services.database, later) if old is None else registry.get(services.database, name, old)
     changes = differences.between(earlier.definition.document(), later.definition.document())
@@ -108,19 +108,19 @@ def diff(
     "/{name}",
     summary="Store a workflow",
     responses=problems.documented(
-        413, 415, 422, besides={201: {"model": WorkflowOut, "description": "Stored as a new version"}}
+        413, 415, 422, others={201: {"model": WorkflowOut, "description": "Stored as a new version"}}
     ),
     openapi_extra=bodies.documented(
         {"$ref": "#/components/schemas/Definition"},
         {"two steps": {"workflow": "greet", "steps": [{"id": "rest", "kind": "noop"}]}},
     ),
 )
-def put(name: _Name, body: RequestBody, services: Use, response: Response) -> WorkflowOut:
+def put(name: _Name, body: RequestBody, services: InjectedServices, response: Response) -> WorkflowOut:
     """
     Store a definition, in JSON or YAML, as the newest version of its name; 201.
 
-    When the newest version is the same already, it is given again, with 200.
-    Runs keep the version that they began with.
+    When the newest version is equal, it is returned with 200 and nothing is stored.
+    Runs keep the version with which they were submitted.
     """
     definition = check.check(body, known_models(services))
     entry, created = registry.put(services.database, name, definition)
@@ -128,7 +128,7 @@ def put(name: _Name, body: RequestBody, services: Use, response: Response) -> Wo
     return _out(entry, services)
 
 
-def _out(entry: Version, services: Use) -> WorkflowOut:
+def _out(entry: Version, services: InjectedServices) -> WorkflowOut:
     stored = registry.versions(services.database, entry.name)
     return WorkflowOut(
         **_summary(entry),

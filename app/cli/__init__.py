@@ -1,5 +1,5 @@
 """
-The `arriero` command. `EXIT_CODES` is the one table from errors to exit codes.
+The `arriero` command: its options, its table of subcommands, and the table of exit codes for errors.
 
 Results go to standard output, everything else to standard error.
 """
@@ -26,7 +26,7 @@ from app.kernel.errors import (
     Unavailable,
 )
 
-#: The first class that an error belongs to counts. 0 is success; 1 is a run that did not succeed.
+#: The first matching class determines the code. 0 is success; 1 also means that a run did not succeed.
 EXIT_CODES: Mapping[type[ArrieroError], int] = {
     InvalidInput: 2,
     NotFound: 3,
@@ -35,24 +35,24 @@ EXIT_CODES: Mapping[type[ArrieroError], int] = {
     ModelFileUnusable: 6,
     ArrieroError: 1,
 }
-#: What a shell gives a command that Ctrl-C ended.
+#: The exit code that shells use for a command ended by Ctrl-C.
 INTERRUPTED = 130
 
 _HELP = """
-Arriero runs workflows on local language models: durable, on pools that share a machine's memory.
+Arriero runs durable workflows on local language models, in pools that share a machine's memory.
 
-Begin with `arriero up`, which starts everything on this machine, and in a second terminal:
+Start with `arriero up`, which starts everything on this machine. Then, in a second terminal:
 
     arriero run support-triage --input message="Where is my parcel?"
 
-Settings come from defaults, then arriero.toml, then ARRIERO_… variables, then this command line;
-`arriero config show` prints each with its origin.
+Settings come from the defaults, arriero.toml, ARRIERO_… variables and this command line; the later ones win.
+`arriero config show` prints each setting with its origin.
 
-Exit codes: 0 done; 1 the run failed or was cancelled; 2 wrong input or usage; 3 not found; 4 the state does not
-allow it; 5 a part is away (server, database, broker); 6 a model's file cannot be used; 130 interrupted.
+Exit codes: 0 success; 1 the run failed or was cancelled; 2 invalid input or usage; 3 not found; 4 conflict with the
+current state; 5 unavailable (server, database, broker); 6 a model's file cannot be used; 130 interrupted.
 """
 
-#: Every command, in the order of the help.
+#: The commands, in the order of the help.
 COMMANDS: Mapping[str, LazyCommand] = {
     "up": LazyCommand(
         "app.cli.up:up",
@@ -63,26 +63,26 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "Run the workflow support-triage for a dozen customers' messages, on servers that are started for it.",
     ),
     "run": LazyCommand("app.cli.runs:run", "Run a workflow, watch it, and print its output."),
-    "submit": LazyCommand("app.cli.runs:submit", "Submit a run and print its id; it goes on by itself."),
-    "runs": LazyCommand("app.cli.steering:app", "Runs: list, show, watch, steer."),
+    "submit": LazyCommand("app.cli.runs:submit", "Submit a run and print its id, without waiting for it."),
+    "runs": LazyCommand("app.cli.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows:app", "Workflows: list, show, store, check, compare."),
     "schedules": LazyCommand("app.cli.schedules:app", "Schedules: run workflows at given times."),
-    "models": LazyCommand("app.cli.models:app", "Models: what can be served, and where their files are."),
+    "models": LazyCommand("app.cli.models:app", "Models: the catalogue, and the files of its models."),
     "devices": LazyCommand(
         "app.cli.devices:devices",
         "List the devices of this host: its RAM, its NVIDIA GPUs, and those that fleet.simulated declares.",
     ),
-    "fleet": LazyCommand("app.cli.fleet:app", "The fleet: hosts, their devices, and the pools that lie on them."),
+    "fleet": LazyCommand("app.cli.fleet:app", "The fleet: hosts, their devices, and the pools on them."),
     "pools": LazyCommand("app.cli.fleet:pools_app", "Pools: one process each, with one model on one set of devices."),
     "hosts": LazyCommand("app.cli.fleet:hosts_app", "Hosts: machines with an agent (`arriero agent`)."),
     "namespaces": LazyCommand(
-        "app.cli.namespaces:app", "Namespaces: on whose behalf runs are done, what each may hold and use, and does."
+        "app.cli.namespaces:app", "Namespaces: the owners of runs, with their limits on the fleet and their use of it."
     ),
     "dead-letters": LazyCommand(
         "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
     ),
-    "config": LazyCommand("app.cli.config:app", "Settings: every value, and where it came from."),
-    "db": LazyCommand("app.cli.database:app", "The database: its schema, and the one that this version needs."),
+    "config": LazyCommand("app.cli.config:app", "Settings: every value and its origin."),
+    "db": LazyCommand("app.cli.database:app", "The database: the revision of its schema, and its upgrade."),
     "api": LazyCommand("app.cli.api:api", "Serve the HTTP API, until SIGTERM."),
     "control": LazyCommand(
         "app.cli.programs:control", "Run a control worker: scheduled jobs, and steps that need no model."
@@ -114,21 +114,21 @@ def root(
         Path | None, typer.Option("--config", help="Read this file instead of ./arriero.toml.")
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Where embedded servers, models and logs live.")
+        Path | None, typer.Option("--data-dir", help="The directory of embedded servers, models and logs.")
     ] = None,
     values: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as api.port=9000. May be repeated."),
     ] = None,
 ) -> None:
-    """Options before the command hold for every command."""
-    from app.kernel import log, settings  # the help of the root needs neither, and they take longest to load
+    """Options before the command apply to every command."""
+    from app.kernel import log, settings  # not needed for the root's help, and slow to import
 
     overrides: dict[str, Any] = dict(_pair(text) for text in values or ())
     if data_dir is not None:
         overrides["data_dir"] = data_dir
     loaded = context.obj = settings.load(config=config_file, overrides=overrides)
-    # A command tells what it does in its own words; programs that serve configure their logs again.
+    # Commands print their own messages. Servers configure their logs again.
     log.configure(loaded.settings.log.model_copy(update={"level": "warning"}))
 
 
@@ -136,7 +136,7 @@ register(app, COMMANDS)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command: the entry point of the console script."""
     try:
         app(standalone_mode=True)
     except ArrieroError as error:
@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def exit_code_of(error: ArrieroError) -> int:
-    """The exit code that tells of an error."""
+    """Return the exit code for an error."""
     return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 

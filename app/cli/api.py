@@ -1,4 +1,4 @@
-"""`arriero api`: the HTTP API as a program of its own."""
+"""`arriero api`: the HTTP API as a server process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def api(
     """
     Serve the HTTP API, until SIGTERM.
 
-    Any number may run, on any hosts, over one database and one broker. The address is set by api.host and api.port.
+    Any number can run, on any hosts, with the same database and broker. api.host and api.port set the address.
     """
     settings = settings_of(context)
     log.configure(settings.log)

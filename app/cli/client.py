@@ -1,4 +1,4 @@
-"""The client: the command's way to the API."""
+"""The HTTP client through which commands call the API."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from app.kernel.settings import Settings
 
 
 class RequestRefused(ArrieroError):
-    """The API refused, for a reason that no other error stands for."""
+    """The API rejected the request for a reason that has no error class of its own."""
 
 
-class _ToldNotFound(NotFound):
-    """Nothing has that name or id, in the words of the API."""
+class _RemoteNotFound(NotFound):
+    """Nothing has that name or id; the message is that of the API."""
 
     def __init__(self, detail: str) -> None:
         Exception.__init__(self, detail)
 
 
 class Client:
-    """Calls the API and turns its problems back into errors."""
+    """Calls the API and converts its problem documents to errors."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -32,7 +32,7 @@ class Client:
         self._http = httpx2.Client(base_url=url, timeout=30.0, trust_env=False, verify=url.startswith("https://"))
 
     def get(self, path: str, **parameters: Any) -> Any:
-        """The JSON of a resource."""
+        """Return the JSON of a resource."""
         given = {name: value for name, value in parameters.items() if value is not None}
         return self._call("GET", path, params=given)
 
@@ -43,16 +43,16 @@ class Client:
         headers: Mapping[str, str] | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Post JSON, get JSON."""
+        """Post JSON. Returns the JSON of the answer."""
         given = {name: value for name, value in (parameters or {}).items() if value is not None}
         return self._call("POST", path, json=body, headers=dict(headers or {}), params=given)
 
     def put(self, path: str, body: Any) -> Any:
-        """Put JSON, get JSON."""
+        """Put JSON. Returns the JSON of the answer."""
         return self._call("PUT", path, json=body)
 
     def put_text(self, path: str, text: str, media_type: str) -> Any:
-        """Put a text, get JSON."""
+        """Put text. Returns the JSON of the answer."""
         return self._call("PUT", path, content=text.encode(), headers={"Content-Type": media_type})
 
     def delete(self, path: str, **parameters: Any) -> Any:
@@ -69,7 +69,7 @@ class Client:
         except httpx2.TransportError as error:
             raise Unavailable(
                 f"no API answers at {self.url} ({error}); start everything with `arriero up`, "
-                "or name another address with --set api.url=… or ARRIERO_API__URL"
+                "or set another address with --set api.url=… or ARRIERO_API__URL"
             ) from error
         if response.is_success:
             return response.json() if response.content else None
@@ -78,7 +78,7 @@ class Client:
 
 @contextmanager
 def connected(settings: Settings) -> Iterator[Client]:
-    """A client of the API that the settings name."""
+    """Yield a client of the API at the address in the settings."""
     client = Client(url_of(settings))
     try:
         yield client
@@ -87,7 +87,7 @@ def connected(settings: Settings) -> Iterator[Client]:
 
 
 def url_of(settings: Settings) -> str:
-    """Where the API is for this host."""
+    """Return the base URL of the API, as seen from this host."""
     if settings.api.url:
         return settings.api.url.rstrip("/")
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.api.host, settings.api.host)  # noqa: S104 compared, not bound
@@ -105,7 +105,7 @@ def _error(response: httpx2.Response) -> ArrieroError:
         case 413 | 415 | 422 if found:
             return InvalidInput(found, str(body["title"]).removeprefix("invalid "))
         case 404:
-            return _ToldNotFound(detail)
+            return _RemoteNotFound(detail)
         case 409 if "model-file" in body["type"]:
             return ModelFileUnusable(detail)
         case 409:

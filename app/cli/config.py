@@ -1,4 +1,4 @@
-"""`arriero config`: the settings, and where each came from."""
+"""`arriero config`: the settings and their origins."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from app.kernel.settings import SECRET_PREFIX, Loaded, shown, values_of, variabl
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Settings: every value, and where it came from.\n\n"
-    "Defaults give way to arriero.toml, that to ARRIERO_… variables, that to the command line.",
+    help="Settings: every value and its origin.\n\n"
+    "Values come from the defaults, arriero.toml, ARRIERO_… variables and the command line; the later ones win.",
 )
 
 
@@ -25,14 +25,14 @@ app = typer.Typer(
 def show(
     context: typer.Context,
     key: Annotated[
-        str | None, typer.Argument(help="Only this setting, or those below it, such as api.port or api.")
+        str | None, typer.Argument(help="Only this setting or this group of settings, such as api.port or api.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
     Print every setting with its value and its origin. Passwords are masked.
 
-    The last column names the variable that would set it. Secrets of steps come last, by their names alone.
+    The last column is the environment variable of the setting. Secrets of steps are listed last, by name only.
     """
     loaded: Loaded = context.obj
     every = [
@@ -58,5 +58,5 @@ def show(
 
 
 def _item(value: Any) -> str:
-    """An item of a list."""
+    """Return the text of an item of a list."""
     return json.dumps(value) if isinstance(value, dict) else str(value)

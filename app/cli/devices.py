@@ -1,11 +1,11 @@
-"""`arriero devices`: the memory of this host, measured now."""
+"""`arriero devices`: the devices of this host and their memory, measured now."""
 
 from __future__ import annotations
 
 import typer
 from rich.text import Text
 
-from app.api.devices import listed
+from app.api.devices import measured_devices
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
 from app.devices.inventory import Devices
 from app.kernel.sizes import rounded
@@ -15,12 +15,12 @@ def devices(context: typer.Context, as_json: AsJson = False) -> None:
     """
     List the devices of this host: its RAM, its NVIDIA GPUs, and those that fleet.simulated declares.
 
-    Memory that anybody uses counts as used. A limit on this process (a control group) counts as the size of RAM.
-    What cannot be measured is said on standard error.
+    Used memory includes the memory of all processes. If a control group limits this process, its limit counts as the
+    size of RAM. What cannot be measured is reported on standard error.
     """
     measuring = Devices(settings_of(context).fleet)
     try:
-        found = listed(measuring)
+        found = measured_devices(measuring)
     finally:
         measuring.close()
     if as_json:

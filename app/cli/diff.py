@@ -1,4 +1,4 @@
-"""Differences between definitions, as people read them."""
+"""Printing of the differences between two workflow definitions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MARKS: Mapping[str, str] = {"added": "+", "removed": "-", "changed": "~", "reor
 
 
 def print_changes(changes: Sequence[Mapping[str, Any]]) -> None:
-    """Each change with its path, and under it what was and what is."""
+    """Print each change with its path, and below it the old and the new value."""
     out = console()
     if not changes:
-        out.print("nothing differs")
+        out.print("no differences")
     for change in changes:
         mark, note = _MARKS[change["kind"]], "  (only the order)" if change["kind"] == "reordered" else ""
         out.print(Text(f"{mark} {change['path'] or 'document'}{note}", style="bold " + _STYLES.get(mark, "yellow")))
@@ -34,7 +34,7 @@ def _lines_of(change: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"- {line}" for line in _written(change["old"]))
     else:
         old, new = _written(change["old"]), _written(change["new"])
-        # The first two lines name files that there are not.
+        # The first two lines are the file names of the diff format.
         for line in list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]:
             if not line.startswith("@@"):
                 yield f"{line[0]} {line[1:]}"
@@ -43,7 +43,7 @@ def _lines_of(change: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _written(value: Any) -> list[str]:
-    """A value as it would stand in a file."""
+    """Return the lines of a value as in a YAML file."""
     if isinstance(value, str):
         return value.splitlines() or ['""']
     if isinstance(value, bool | int | float | None):

@@ -1,4 +1,4 @@
-"""`arriero fleet`, `arriero pools`, `arriero hosts`: where models are, why one is not, and what operators ask for."""
+"""`arriero fleet`, `arriero pools`, `arriero hosts`: the state of the fleet, explanations, and operator commands."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from app.kernel.sizes import rounded
 
 app = typer.Typer(
     no_args_is_help=False,
-    help="The fleet: hosts, their devices, and the pools that lie on them.\n\n"
+    help="The fleet: hosts, their devices, and the pools on them.\n\n"
     "Example: arriero fleet; arriero fleet why smollm2:135m",
 )
 pools_app = typer.Typer(
     no_args_is_help=True,
     help="Pools: one process each, with one model on one set of devices.\n\n"
-    "They are started when somebody asks for their model, and stopped when nobody does, or to make room; "
-    "`start` and `stop` do it by hand. A pool is named by its id, or the end of it.",
+    "They are started when there is demand for their model, and stopped when there is none, or to make room; "
+    "`start` and `stop` do it by hand. A pool is named by its id, or by the end of its id.",
 )
 hosts_app = typer.Typer(
     no_args_is_help=True,
     help="Hosts: machines with an agent (`arriero agent`).\n\n"
-    "A cordoned host gets nothing new; a draining one is emptied; a lost one is out until its agent joins again.",
+    "A cordoned host gets no new pools. A draining host is emptied. A lost host gets no pools until its agent joins "
+    "again.",
 )
 
 _STYLES: Mapping[str, str] = {
@@ -53,16 +54,16 @@ _STYLES: Mapping[str, str] = {
     "refused": "bold red",
     "unasked": "dim",
 }
-#: Seconds between two looks at a model that is waited for.
-_LOOK = 0.5
+#: Seconds between two polls of a model that the command waits for.
+_POLL = 0.5
 
-_Pool = Annotated[str, typer.Argument(metavar="POOL", help="The id of a pool, or the end of it.")]
+_Pool = Annotated[str, typer.Argument(metavar="POOL", help="The id of a pool, or the end of its id.")]
 _Host = Annotated[str, typer.Argument(metavar="HOST", help="The name of a host.")]
 
 
 @app.callback(invoke_without_command=True)
 def fleet(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show hosts, devices, pools, reserves, what is kept up, and which models are asked for and not started."""
+    """Show hosts, devices, pools, reserves, models that are kept running, and demanded models that are not started."""
     if context.invoked_subcommand is not None:
         return
     with connected(settings_of(context)) as client:
@@ -82,10 +83,10 @@ def why(
     what: Annotated[str, typer.Argument(metavar="MODEL|STEP", help="A model, or the id of a step that waits.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say why a model is not running, what must happen, and when it will be."""
-    asked = {"step": what} if _is_id(what) else {"model": what}
+    """Explain why a model is not running, what must happen first, and when it is expected to run."""
+    query = {"step": what} if _is_id(what) else {"model": what}
     with connected(settings_of(context)) as client:
-        found = client.get("/v1/fleet/explain", **asked)
+        found = client.get("/v1/fleet/explain", **query)
     if as_json:
         print_json(found)
         return
@@ -95,14 +96,14 @@ def why(
 @app.command()
 def defragment(
     context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be moved, and move nothing.")] = False,
-    history: Annotated[bool, typer.Option("--history", help="Say what was moved before, and what it gained.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be moved, and move nothing.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="Print past moves and what they gained.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """
-    Move idle pools so that models fit that fit nowhere, although enough memory is free in all.
+    Move idle pools, so that models fit that now fit on no device although the total free memory is enough.
 
-    A control worker does so by itself every fleet.defragment_every. Pools that work, or are pinned, are never moved.
+    A control worker does this every fleet.defragment_every. Busy and pinned pools are never moved.
     """
     with connected(settings_of(context)) as client:
         if history:
@@ -121,14 +122,16 @@ def defragment(
     else:
         _print_moves(found, "would move" if dry_run else "moves")
         if not found["moves"]:
-            console().print("nothing is to be moved")
+            console().print("nothing needs to be moved")
 
 
 @pools_app.command("list")
 def list_pools(
     context: typer.Context,
     model: Annotated[str | None, typer.Option(help="Only pools of this model.")] = None,
-    ended: Annotated[bool, typer.Option("--ended", help="With those that have ended lately, and how.")] = False,
+    ended: Annotated[
+        bool, typer.Option("--ended", help="Include pools that ended recently, with the reason of their end.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List pools, the newest first."""
@@ -144,17 +147,17 @@ def list_pools(
 def start(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalogue, such as smollm2:135m.")],
-    keep: Annotated[bool, typer.Option("--keep", help="Keep it up until it is stopped.")] = False,
-    pin: Annotated[bool, typer.Option("--pin", help="Keep it up, and never stop it to make room for others.")] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until it serves, for pools.start_timeout at most.")
+    keep: Annotated[bool, typer.Option("--keep", help="Keep it running until it is stopped.")] = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Keep it running, and never stop it to make room for others.")
     ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it serves, at most pools.start_timeout.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """
-    Load a model now. Without an option it stays for its keep_alive, as if somebody had asked for it.
+    Load a model now. Without options it stays loaded for its keep_alive, as after a request.
 
-    With --wait, exits with 4 when no waiting helps, and with 5 when it does not serve in time.
+    With --wait, exits with 4 when waiting does not help, and with 5 when it does not serve in time.
     """
     settings = settings_of(context)
     with connected(settings) as client:
@@ -174,10 +177,10 @@ def stop(
     as_json: AsJson = False,
 ) -> None:
     """
-    Stop a pool, or all pools of a model. Steps may finish within pools.drain_timeout; others are handed back.
+    Stop a pool, or all pools of a model. Steps may finish within pools.drain_timeout; the others are requeued.
 
-    A model that is still asked for is started again; one that was kept up is so no longer, unless pools.models or its
-    entry says so.
+    A model with demand is started again. A model that `start --keep` keeps running is no longer kept, unless
+    pools.models or its entry says so.
     """
     with connected(settings_of(context)) as client:
         if ":" in what:
@@ -190,7 +193,7 @@ def stop(
     if found["pools"]:
         _print_pools(found["pools"])
     else:
-        console().print(f"{what} has no pools; no order keeps it up any more")
+        console().print(f"{what} has no pools; no operator command keeps it running any more")
 
 
 @pools_app.command()
@@ -199,7 +202,7 @@ def restart(
     what: Annotated[str, typer.Argument(metavar="POOL|MODEL", help="A pool, or a model with all its pools.")],
     as_json: AsJson = False,
 ) -> None:
-    """Stop a pool, or all pools of a model, and start others in their place."""
+    """Stop a pool, or all pools of a model, and start new ones."""
     with connected(settings_of(context)) as client:
         pools = [what]
         if ":" in what:
@@ -215,7 +218,7 @@ def restart(
 
 @pools_app.command()
 def logs(context: typer.Context, pool: _Pool, as_json: AsJson = False) -> None:
-    """Print the last lines of a pool's log, whether it lives or not."""
+    """Print the last lines of a pool's log, of an ended pool too."""
     with connected(settings_of(context)) as client:
         found = client.get(f"/v1/pools/{_quoted(pool)}/log")
     if as_json:
@@ -238,19 +241,19 @@ def list_hosts(context: typer.Context, as_json: AsJson = False) -> None:
 
 @hosts_app.command()
 def cordon(context: typer.Context, host: _Host, as_json: AsJson = False) -> None:
-    """Place nothing new on a host; what is there goes on."""
+    """Cordon a host: no new pool is placed on it; running pools continue."""
     _mark(context, host, "cordoned", as_json=as_json)
 
 
 @hosts_app.command()
 def drain(context: typer.Context, host: _Host, as_json: AsJson = False) -> None:
-    """Empty a host: its pools are started elsewhere where that is possible, and stopped."""
+    """Drain a host: its pools are started on other hosts if possible, and stopped here."""
     _mark(context, host, "draining", as_json=as_json)
 
 
 @hosts_app.command("open")
 def open_host(context: typer.Context, host: _Host, as_json: AsJson = False) -> None:
-    """Open a host that was cordoned or drained."""
+    """Open a cordoned or draining host for new pools again."""
     _mark(context, host, "open", as_json=as_json)
 
 
@@ -258,16 +261,22 @@ def open_host(context: typer.Context, host: _Host, as_json: AsJson = False) -> N
 def remove(
     context: typer.Context,
     host: _Host,
-    lost: Annotated[bool, typer.Option("--lost", help="Its machine is gone for ever, with all that it held.")] = False,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="The machine is gone permanently, with all its processes.")
+    ] = False,
 ) -> None:
-    """Forget a host whose agent has ended."""
+    """Remove a host whose agent has ended."""
     with connected(settings_of(context)) as client:
         client.delete(f"/v1/hosts/{_quoted(host)}", lost=lost)
-    console().print(f"{host} is forgotten")
+    console().print(f"{host} is removed")
 
 
 def _until_served(client: Client, model: str, deadline: timedelta) -> Any:
-    """How the model stands once it serves. Raises Conflict when no waiting helps, Unavailable at the deadline."""
+    """
+    Wait until the model serves, and return its explanation.
+
+    Raises Conflict when waiting does not help, Unavailable at the deadline.
+    """
     limit = time.monotonic() + deadline.total_seconds()
     while True:
         found = client.get("/v1/fleet/explain", model=model)
@@ -277,7 +286,7 @@ def _until_served(client: Client, model: str, deadline: timedelta) -> Any:
             raise Conflict(f"{model} is not started: {found['reason']}")
         if time.monotonic() > limit:
             raise Unavailable(f"{model} does not serve after {durations.show(deadline)}: {found['reason']}")
-        time.sleep(_LOOK)
+        time.sleep(_POLL)
 
 
 def _mark(context: typer.Context, host: str, state: str, *, as_json: bool) -> None:
@@ -302,11 +311,11 @@ def _print_explanation(found: Mapping[str, Any]) -> None:
         Text.assemble((found["model"], "bold"), " is ", condition, f"{steps}: {found['reason']}"), soft_wrap=True
     )
     if found["estimate_s"] is None:
-        console().print("Nobody can say when it will be: waiting alone does not help.")
+        console().print("No estimate: waiting alone does not help.")
     elif found["estimate_s"]:
         unasked = found["condition"] == "unasked"
         what = "It would serve" if unasked else "It is expected to serve"
-        what = "The last of its steps is expected to begin" if count else what
+        what = "The last of its steps is expected to start" if count else what
         console().print(f"{what} in about {seconds(found['estimate_s'])}.")
 
 
@@ -320,19 +329,19 @@ def _print_moves(found: Mapping[str, Any], verb: str) -> None:
 
 
 def _print_rest(found: Mapping[str, Any]) -> None:
-    """What is beside hosts and pools."""
+    """Print everything except hosts and pools."""
     lines: list[tuple[str, str, str]] = []
     for one in found["standing"]:
         count = "a pool" if one["pools"] == 1 else f"{one['pools']} pools"
-        why = "by pools.models" if one["by"] == "settings" else "until it is stopped"
-        lines.append(("kept up", "green", f"{one['model']}: {count}{', pinned' if one['pinned'] else ''}, {why}"))
+        source = "by pools.models" if one["by"] == "settings" else "until it is stopped"
+        lines.append(("kept", "green", f"{one['model']}: {count}{', pinned' if one['pinned'] else ''}, {source}"))
     for one in found["reserves"]:
         size, where = rounded(sum(one["bytes"].values())), f"{', '.join(one['devices'])} of {one['host']}"
         use = "idle, and lent to others" if one["idle"] else "in use"
         lines.append(("reserve", "cyan", f"{one['model']}: {size} on {where}, {use}"))
     for one in found["orphans"]:
-        told = "a process without a reservation" if one["what"] == "process" else "a reservation without a process"
-        lines.append(("orphan", "bold red", f"{one['pool'][-6:]} ({one['model']}) on {one['host']}: {told}"))
+        kind = "a process without a reservation" if one["what"] == "process" else "a reservation without a process"
+        lines.append(("orphan", "bold red", f"{one['pool'][-6:]} ({one['model']}) on {one['host']}: {kind}"))
     for one in found["refusals"]:
         when = "" if one["estimate_s"] is None else f" (in about {seconds(one['estimate_s'])})"
         lines.append(("not started", "bold red", f"{one['model']}: {one['reason']}{when}"))
@@ -343,7 +352,7 @@ def _print_rest(found: Mapping[str, Any]) -> None:
 
 
 def _print_hosts(hosts: Sequence[Mapping[str, Any]]) -> None:
-    columns = ("host", "state", "device", "what", "capacity", "reserved", "set aside", "free", "used", "strangers")
+    columns = ("host", "state", "device", "type", "capacity", "reserved", "guaranteed", "free", "used", "unmanaged")
     printed = table(columns, right=columns[4:])
     for host in hosts:
         state = host["state"] if host["alive"] or host["state"] == "lost" else "silent"
@@ -374,14 +383,14 @@ def _print_pools(pools: Sequence[Mapping[str, Any]], *, ended: bool = False) -> 
     now = clock.now().astimezone(UTC)
     for pool in pools:
         state = pool["state"] or ("failed" if pool["failed"] else "ended")
-        told = (
+        label = (
             f"{pool['stage']} {pool['progress']:.0%}" if state == "starting" and pool["stage"] == "loading" else state
         )
         why = pool["ending"] if pool["state"] is None else pool["stop_reason"] or pool["reason"]
         printed.add_row(
             pool["id"][-6:],
             Text(pool["model"] + (" (simulated)" if pool["simulated"] else ""), "magenta" if pool["simulated"] else ""),
-            Text(told + (" pinned" if pool["pinned"] else ""), _STYLES.get(state, "")),
+            Text(label + (" pinned" if pool["pinned"] else ""), _STYLES.get(state, "")),
             pool["host"],
             ", ".join(pool["devices"]),
             rounded(sum(pool["bytes"].values())),
@@ -390,11 +399,11 @@ def _print_pools(pools: Sequence[Mapping[str, Any]], *, ended: bool = False) -> 
             ago(pool["ended_at"] if pool["state"] is None else pool["created_at"], now),
             why or "-",
         )
-    console().print(printed if printed.row_count else "no pools" + (" have ended lately" if ended else ""))
+    console().print(printed if printed.row_count else "no pools" + (" ended recently" if ended else ""))
 
 
 def _quoted(name: str) -> str:
-    """A name as a part of a path."""
+    """Return a name escaped for a URL path."""
     return quote(name, safe="")
 
 

@@ -1,4 +1,4 @@
-"""`arriero models footprint`: how much memory a model takes, by device and by where the figure comes from."""
+"""`arriero models footprint`: the memory that a model needs, by device and by source of the figure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from app.api.footprints import KEYS, EstimateOut, asked, devices_of, estimated, shown
+from app.api.footprints import KEYS, EstimateOut, answer_of, devices_of, estimate_model, with_options
 from app.catalog import files, header
 from app.catalog.metadata import Header
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
@@ -32,33 +32,35 @@ def footprint(
     ] = CPU,
     per_slot: Annotated[int | None, typer.Option("--context", help="Tokens of one slot.")] = None,
     slots: Annotated[int | None, typer.Option(help="Requests at the same time.")] = None,
-    kv_type_k: Annotated[str | None, typer.Option(help="Type of keys: f16, q8_0 …")] = None,
-    kv_type_v: Annotated[str | None, typer.Option(help="Type of values.")] = None,
+    kv_type_k: Annotated[str | None, typer.Option(help="Type of the cached keys: f16, q8_0 …")] = None,
+    kv_type_v: Annotated[str | None, typer.Option(help="Type of the cached values.")] = None,
     flash_attention: Annotated[str | None, typer.Option(help="auto, on or off.")] = None,
     layout: Annotated[str | None, typer.Option(help="unified or streams.")] = None,
     kept: Annotated[int | None, typer.Option(help="Sequences kept for later requests.")] = None,
     batch: Annotated[int | None, typer.Option(help="Prompt tokens in a step.")] = None,
-    ubatch: Annotated[int | None, typer.Option(help="Tokens computed at a time.")] = None,
+    ubatch: Annotated[int | None, typer.Option(help="Tokens in one computation.")] = None,
     swa_full: Annotated[
         bool | None, typer.Option("--swa-full/--swa-window", help="Whether sliding windows keep the whole context.")
     ] = None,
     gpu_layers: Annotated[int | None, typer.Option(help="Layers on GPUs; -1 for all.")] = None,
     split_mode: Annotated[str | None, typer.Option(help="none, layer, row or tensor.")] = None,
     park: Annotated[str | None, typer.Option(help="Memory for parked requests, such as 512MiB.")] = None,
-    embedding_context: Annotated[int | None, typer.Option(help="Tokens of the context for vectors.")] = None,
-    lora: Annotated[list[Path] | None, typer.Option(help="The file of an adapter besides. May be repeated.")] = None,
+    embedding_context: Annotated[int | None, typer.Option(help="Tokens of the embedding context.")] = None,
+    lora: Annotated[
+        list[Path] | None, typer.Option(help="The file of an additional LoRA adapter. May be repeated.")
+    ] = None,
     mmproj: Annotated[Path | None, typer.Option(help="The file of a projector for images or sound.")] = None,
     dry_run: Annotated[
         bool | None,
-        typer.Option("--dry-run/--no-dry-run", help="Ask llama.cpp; on GPUs this takes a driver's context."),
+        typer.Option("--dry-run/--no-dry-run", help="Use llama.cpp's dry run; on GPUs it needs a driver context."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Say how much memory a model takes, by device and by where the figure comes from.
+    Print the memory that a model needs, by device and by source of the figure.
 
-    Without options the model is reckoned as its entry has it. The best source comes first: measured by a pool that ran
-    so; llama.cpp's dry run; the file's header alone. What to reserve is the total with its margin.
+    Options replace values of the model's entry. The sources are, the best first: a pool's measurement of exactly this
+    configuration; llama.cpp's dry run; the closed form from the file's header. A reservation is the total plus margin.
 
     Example: arriero models footprint smollm2:135m --slots 8 --kv-type-k q8_0 --kv-type-v q8_0
     """
@@ -69,12 +71,12 @@ def footprint(
         "swa_full": swa_full, "gpu_layers": gpu_layers, "split_mode": split_mode,
         "park_bytes": None if park is None else _size(park), "embedding_context": embedding_context,
     }  # fmt: skip
-    assert given.keys() == KEYS.keys(), "the command and the API ask the same"
+    assert given.keys() == KEYS.keys(), "the command and the API must have the same options"
     entry = files.read_catalog(settings.catalog.files).get(name)
-    model = asked(entry, {option: value for option, value in given.items() if value is not None})
+    model = with_options(entry, {option: value for option, value in given.items() if value is not None})
     measuring, database = Devices(settings.fleet), _database(settings)
     try:
-        found = estimated(
+        found = estimate_model(
             model,
             devices_of(device, measuring.measure()),
             settings,
@@ -87,7 +89,7 @@ def footprint(
         measuring.close()
         if database is not None:
             database.close()
-    answer = shown(model, found)
+    answer = answer_of(model, found)
     if as_json:
         print_json(answer.model_dump(mode="json"))
     else:
@@ -95,7 +97,7 @@ def footprint(
 
 
 def _database(settings: Settings) -> Database | None:
-    """The database, if one can be asked now: without it nothing is known of earlier runs."""
+    """Return the database if it is available; it has the measurements of earlier pools."""
     url = addresses.find_database(settings)
     if url is None:
         return None
@@ -109,7 +111,7 @@ def _database(settings: Settings) -> Database | None:
 def _header(path: Path, kind: str, option: str) -> Header:
     found = header.read(path)
     if found.kind != kind:
-        raise typer.BadParameter(f"{path} is of the kind {found.kind!r}; {kind!r} is needed", param_hint=option)
+        raise typer.BadParameter(f"{path} has the type {found.kind!r}; {kind!r} is required", param_hint=option)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The graph of a run in the terminal: each step below the one that it waits for longest, with its state and figures."""
+"""The graph of a run for the terminal: a tree of steps with their states and figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from app.cli.output import seconds, shortened, state
 
-#: What stands before a step.
+#: The mark before a step, by its state.
 MARKS: Mapping[str, str] = {
     "pending": "·",
     "ready": "○",
@@ -27,7 +27,7 @@ MARKS: Mapping[str, str] = {
 
 
 def drawn(found: Mapping[str, Any]) -> RenderableType:
-    """A run as the API gives it, as a tree: what needs several steps stands below the deepest of them."""
+    """Return the tree of a run of the API. A step that needs several steps is below the deepest of them."""
     paused = Text(" (paused)", "yellow") if found["paused"] else Text()
     head = Text.assemble("run ", (found["id"], "bold"), f" of {found['workflow']} is ", state(found["state"]), paused)
     steps = {step["key"]: step for step in found["steps"]}
@@ -45,32 +45,32 @@ def drawn(found: Mapping[str, Any]) -> RenderableType:
 
 def _line(step: Mapping[str, Any], others: list[str]) -> Text:
     line = Text.assemble((MARKS[step["state"]] + " ", ""), (step["key"], "bold"), " ", state(step["state"]))
-    told = []
+    parts = []
     if step["branch"]:
-        told.append(f"→ {step['branch']}")
+        parts.append(f"→ {step['branch']}")
     if step["model"]:
-        told.append(f"{step['model']}, {step['tokens_in']} + {step['tokens_out']} tokens")
+        parts.append(f"{step['model']}, {step['tokens_in']} + {step['tokens_out']} tokens")
     if step["items"]:
         items = step["items"]
         done = items["total"] - items["waiting"] - items["under_way"]
-        told.append(f"{done}/{items['total']} items" + (f", {items['failed']} failed" if items["failed"] else ""))
+        parts.append(f"{done}/{items['total']} items" + (f", {items['failed']} failed" if items["failed"] else ""))
     if step["took_s"] is not None:
-        told.append(seconds(step["took_s"]))
+        parts.append(seconds(step["took_s"]))
     if step["attempt"] > 1:
-        told.append(f"attempt {step['attempt']}")
+        parts.append(f"attempt {step['attempt']}")
     if step["state"] == "awaiting" and step["awaits"]:
-        told.append(_awaited(step["awaits"]))
+        parts.append(_awaited(step["awaits"]))
     if others:
-        told.append("after " + ", ".join(others) + " too")
+        parts.append("also after " + ", ".join(others))
     if step["error"] and step["state"] in ("failed", "waiting"):
-        told.append(shortened(step["error"].get("message", ""), 80))
-    return line.append("  " + " · ".join(told), "dim") if told else line
+        parts.append(shortened(step["error"].get("message", ""), 80))
+    return line.append("  " + " · ".join(parts), "dim") if parts else line
 
 
 def _awaited(awaits: Mapping[str, Any]) -> str:
     if "event" in awaits:
-        asked = f": {awaits['message']}" if awaits.get("message") else ""
-        return f"waits for the event {awaits['event']}{asked}"
+        message = f": {awaits['message']}" if awaits.get("message") else ""
+        return f"waits for the event {awaits['event']}{message}"
     if "run" in awaits:
         return f"waits for run {awaits['run']} of {awaits['workflow']}"
     if awaits.get("until"):

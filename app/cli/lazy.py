@@ -1,7 +1,7 @@
 """
-Commands that are loaded when they run: the root's help and the completion of its names import no command's module.
+Lazy commands: a command's module is imported when the command runs, not for the root's help or completion.
 
-Each command stands in a table with its one line of help. A test holds that line against the command's own.
+Each command has an entry in a table with its first line of help. A test compares that line with the command's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typer.main import get_command, get_group
 
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
-    """A command or a group of commands, and where it is."""
+    """A command or a group of commands, and the place of its code."""
 
     #: `module:attribute`; the attribute is a function, or a `typer.Typer` for a group.
     where: str
@@ -26,7 +26,7 @@ class LazyCommand:
     help: str
 
     def load(self, name: str) -> Any:
-        """The command itself. Imports its module."""
+        """Import the module and return the command."""
         module, _, attribute = self.where.partition(":")
         found = getattr(importlib.import_module(module), attribute)
         if not isinstance(found, typer.Typer):
@@ -34,21 +34,21 @@ class LazyCommand:
             single.command(name)(found)
             return get_command(single)
         found.rich_markup_mode = "markdown"
-        found._add_completion = False  # the root has the options for it
+        found._add_completion = False  # the root command has these options
         group = get_group(found)
         group.name = name
         return group
 
 
 def register(app: typer.Typer, commands: Mapping[str, LazyCommand]) -> None:
-    """Register the commands under their names, in their order."""
+    """Register the commands under their names, in order."""
     for name, command in commands.items():
         app.command(name, cls=_deferred(name, command), help=command.help)(_placeholder)
 
 
 def _deferred(name: str, command: LazyCommand) -> type[TyperCommand]:
     class Deferred(TyperCommand):
-        """Hands over to the command itself once its arguments are to be read."""
+        """Loads the real command when its arguments are parsed."""
 
         def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
             return command.load(name).make_context(info_name, args, parent=parent, **extra)
@@ -57,4 +57,4 @@ def _deferred(name: str, command: LazyCommand) -> type[TyperCommand]:
 
 
 def _placeholder() -> None:
-    raise AssertionError("the command itself runs in its place")
+    raise AssertionError("the real command runs instead of this one")

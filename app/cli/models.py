@@ -1,8 +1,8 @@
 """
-`arriero models`: what the catalogue holds, what of it is on this host, and how the rest gets here.
+`arriero models`: lists the catalogue, shows models, downloads their files, and scans folders for files.
 
 Results go to standard output, as tables or with `--json` as one document; progress goes to standard error.
-Errors are left to the root command, which has one table of messages and exit codes.
+The root command handles errors; it has the table of exit codes.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from app.kernel.settings import Settings
 app = typer.Typer(
     no_args_is_help=True,
     help=(
-        "Models: what can be served, and where their files are.\n\n"
+        "Models: the catalogue, and the files of its models.\n\n"
         "A model is an entry of a catalogue: the shipped one, and those that the setting catalog.files names. "
-        "Its GGUF file comes from a path, from an installed Python package, from an address or from the Hugging Face "
-        "hub; `pull` brings it, `scan` writes entries for files that you have already.\n\n"
+        "Its GGUF file comes from a path, from an installed Python package, from a URL or from the Hugging Face "
+        "hub; `pull` downloads it, `scan` writes entries for files that you already have.\n\n"
         "Example: arriero models list; arriero models pull qwen3:0.6b; arriero models show qwen3:0.6b"
     ),
 )
 
-#: Lines of a chat template that `show` prints without `--template`.
+#: Lines of a chat template, and characters of each, that `show` prints without `--template`.
 _TEMPLATE_LINES, _TEMPLATE_WIDTH = 6, 96
-#: A plain progress line is written each time this many per cent have come.
+#: Per cent between two plain lines of progress.
 _STEP = 10
 
 _STYLES = {"here": "green", "damaged": "red", "missing": "red"}
 
-_HELP = "Say how much memory a model takes, by device and by where the figure comes from."
+_HELP = "Print the memory that a model needs, by device and by source of the figure."
 register(app, {"footprint": LazyCommand("app.cli.footprint:footprint", _HELP)})
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model, such as smollm2:135m.")]
@@ -55,15 +55,15 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model, suc
 def list_models(
     context: typer.Context,
     use_case: Annotated[
-        str | None, typer.Option("--use-case", help="Only models entered for this use, such as chat or embed.")
+        str | None, typer.Option("--use-case", help="Only models with this use case, such as chat or embed.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
     List the models of the catalogue and whether their files are on this host.
 
-    A file that is "here" can be served at once, and `arriero models pull NAME` brings one that is "to pull".
-    `arriero models show NAME` says what to do about one that is "missing" or "damaged".
+    A model whose file is "here" can be served. `arriero models pull NAME` downloads a file that is "to pull".
+    `arriero models show NAME` prints how to repair one that is "missing" or "damaged".
     """
     settings = settings_of(context)
     known = files.read_catalog(settings.catalog.files)
@@ -90,11 +90,11 @@ def list_models(
 def show(
     context: typer.Context,
     name: _Name,
-    template: Annotated[bool, typer.Option("--template", help="Print the whole chat template, and only that.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print only the chat template, complete.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """
-    Show one model: its entry, where its file is, and what the file's header says.
+    Show one model: its entry, the path of its file, and the contents of the file's header.
 
     The header is read only when the file is on this host.
     """
@@ -131,7 +131,7 @@ def show(
     if read is None:
         typer.echo(f"\n{summary['reason']}")
     else:
-        console.print(Text("\nthe file says", "bold"))
+        console.print(Text("\nheader of the file", "bold"))
         console.print(_pairs(_facts(read)))
         if read.chat_template:
             console.print(Text("\nchat template", "bold"))
@@ -142,14 +142,14 @@ def show(
 def pull(
     context: typer.Context,
     name: _Name,
-    again: Annotated[bool, typer.Option("--again", help="Fetch the file even if it is here.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Download the file even if it is here.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """
-    Bring a model's file to this host, and check it.
+    Download a model's file to this host, and verify it.
 
-    A download that broke off goes on where it stopped, if the file is still the same at its source. Size, sha256 and
-    the GGUF header are checked before the file takes its place. The file is kept below the data directory.
+    An interrupted download resumes where it stopped, if the file at its source has not changed. Size, sha256 and the
+    GGUF header are verified before the file is used. The file is stored in the data directory.
     Gated and private models of the Hugging Face hub need a token: catalog.hub_token, best set by its variable.
     """
     settings = settings_of(context)
@@ -177,23 +177,23 @@ def scan(
     context: typer.Context,
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FOLDER", help="Folders to search. Without any: those of the setting catalog.folders."),
+        typer.Argument(metavar="FOLDER", help="Folders to search; by default those of the setting catalog.folders."),
     ] = None,
     as_toml: Annotated[
-        bool, typer.Option("--toml", help="Print entries for a catalogue; what was refused stands there as comments.")
+        bool, typer.Option("--toml", help="Print catalogue entries; rejected files are listed as comments.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """
-    Find GGUF files below folders, and say of each what it is or why it cannot be served.
+    Find GGUF files in folders and their subfolders, and print for each what it is or why it cannot be served.
 
     With --toml the output is a catalogue: write it to a file and name that file in the setting catalog.files.
-    Names are made from the headers and differ from those in the catalogue; change them as you like.
+    Names are derived from the headers and are not yet used in the catalogue; you may change them.
     """
     settings = settings_of(context)
     places = folders or list(settings.catalog.folders)
     if not places:
-        raise typer.BadParameter("name a folder, or set catalog.folders", param_hint="FOLDER")
+        raise typer.BadParameter("no folder is given; pass one, or set catalog.folders", param_hint="FOLDER")
     taken = list(files.read_catalog(settings.catalog.files).names)
     found: list[scanning.Found] = []
     refused: list[scanning.RefusedFile] = []
@@ -226,7 +226,7 @@ def _print_scan(found: Iterable[scanning.Found], refused: Iterable[scanning.Refu
         typer.echo("no GGUF file that can be served")
     for number, other in enumerate(refused):
         if number == 0:
-            console.print(Text("\nrefused", "bold"))
+            console.print(Text("\nrejected", "bold"))
         typer.echo(f"{other.path}: {other.reason}")
 
 
@@ -235,7 +235,7 @@ def _header(model: Model, settings: Settings) -> Header:
 
 
 def _summary(model: Model, settings: Settings, origin: str) -> dict[str, Any]:
-    """The entry, and what the disk says of its file."""
+    """Return the entry and the state of its file on this host."""
     path, reason, state, size = None, "", "here", sum(model.source.size) or None
     try:
         path = files.check(model, settings.data_dir)
@@ -256,7 +256,7 @@ def _summary(model: Model, settings: Settings, origin: str) -> dict[str, Any]:
 
 
 def _facts(read: Header) -> dict[str, Any]:
-    """The numbers of a header under the names that people see and that `--json` has."""
+    """Return the fields of a header that are printed, under their names in `--json`."""
     return {
         "name": read.name,
         "architecture": read.architecture,
@@ -283,7 +283,7 @@ def _facts(read: Header) -> dict[str, Any]:
 
 
 def _short(numbers: tuple[int, ...]) -> int | list[int] | None:
-    """One number when all layers have the same, as nearly all models do."""
+    """Return one number when all layers have the same, as in nearly all models; else the list."""
     return (numbers[0] if len(set(numbers)) == 1 else list(numbers)) if numbers else None
 
 
@@ -311,14 +311,16 @@ def _pairs(rows: Mapping[str, Any]) -> Table:
 
 def _shortened(template: str) -> str:
     lines = template.splitlines()
-    cut = [line if len(line) <= _TEMPLATE_WIDTH else f"{line[:_TEMPLATE_WIDTH]} …" for line in lines[:_TEMPLATE_LINES]]
-    if cut == lines:
+    first = [
+        line if len(line) <= _TEMPLATE_WIDTH else f"{line[:_TEMPLATE_WIDTH]} …" for line in lines[:_TEMPLATE_LINES]
+    ]
+    if first == lines:
         return template
-    return "\n".join([*cut, f"… {len(template):,} characters in {len(lines)} lines; --template prints all of it"])
+    return "\n".join([*first, f"… {len(template):,} characters in {len(lines)} lines; --template prints everything"])
 
 
 class _Reporter:
-    """Shows progress: bars at a terminal, a line now and then elsewhere."""
+    """Shows progress: bars at a terminal, a line every ten per cent elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -332,8 +334,8 @@ class _Reporter:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, Any] = {}
-        #: File to the state and the step that its last plain line told.
-        self._told: dict[str, tuple[InstallState, int, str]] = {}
+        #: The state, the percentage step and the detail of the last plain line, by file.
+        self._printed: dict[str, tuple[InstallState, int, str]] = {}
 
     def __enter__(self) -> _Reporter:
         self._bar.start()
@@ -346,7 +348,7 @@ class _Reporter:
         if self._console.is_terminal:
             self._draw(progress)
         else:
-            self._tell(progress)
+            self._print(progress)
 
     def _draw(self, progress: FileProgress) -> None:
         if progress.file not in self._tasks:
@@ -354,12 +356,12 @@ class _Reporter:
         text = f"{progress.file} {progress.state}" + (f" ({progress.detail})" if progress.detail else "")
         self._bar.update(self._tasks[progress.file], completed=progress.done, total=progress.total, description=text)
 
-    def _tell(self, progress: FileProgress) -> None:
+    def _print(self, progress: FileProgress) -> None:
         percent = 100 * progress.done // progress.total if progress.total else 0
         now = (progress.state, percent // _STEP, progress.detail)
-        if self._told.get(progress.file) == now:
+        if self._printed.get(progress.file) == now:
             return
-        self._told[progress.file] = now
+        self._printed[progress.file] = now
         amount = f" {shown(progress.done)}" + (f" of {shown(progress.total)} ({percent} %)" if progress.total else "")
         detail = f": {progress.detail}" if progress.detail else ""
         self._console.print(Text(f"{progress.file}: {progress.state}{amount}{detail}"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`arriero namespaces`: what each namespace may hold and use of the fleet, and does."""
+"""`arriero namespaces`: the limits of namespaces on the fleet, and their use of it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from app.kernel.sizes import rounded
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Namespaces: on whose behalf runs are done, what each may hold and use, and does.\n\n"
-    "A run names its namespace by the label `namespace`; without one it belongs to `default`.\n\n"
+    help="Namespaces: the owners of runs, with their limits on the fleet and their use of it.\n\n"
+    "The label `namespace` of a run is its namespace; a run without it belongs to `default`.\n\n"
     "Example: arriero namespaces limit research --bytes 24GiB --device-time 6h",
 )
 
@@ -28,7 +28,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAMESPACE", help="The name of a n
 
 @app.command("list")
 def list_namespaces(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the namespaces that have limits, or used devices lately."""
+    """List the namespaces that have limits or used devices recently."""
     with connected(settings_of(context)) as client:
         found = client.get("/v1/namespaces")
     if as_json:
@@ -41,22 +41,30 @@ def list_namespaces(context: typer.Context, as_json: AsJson = False) -> None:
 def limit(
     context: typer.Context,
     name: _Name,
-    size: Annotated[str | None, typer.Option("--bytes", help="That its pools may hold at a time: '24GiB'.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--bytes", help="Most memory that its pools may hold at a time: '24GiB'.")
+    ] = None,
     time: Annotated[
-        str | None, typer.Option("--device-time", help="Time of devices that it may use in a period: '6h'.")
+        str | None, typer.Option("--device-time", help="Most device time that it may use in a period: '6h'.")
     ] = None,
     period: Annotated[str, typer.Option(help="The period: '1d'.")] = "1d",
-    weight: Annotated[float, typer.Option(help="Its share beside others that ask.")] = 1.0,
+    weight: Annotated[float, typer.Option(help="Its weight in the fair share among namespaces with demand.")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """
-    Limit a namespace, in the place of the limits that it had.
+    Set the limits of a namespace. They replace its earlier limits.
 
-    What its pools hold already is left to them; no pool is started beyond. `free` takes the limits back.
+    Running pools keep their memory; no pool is started beyond the limits. `free` removes the limits.
     """
     if size is None and time is None and weight == 1.0:
         raise InvalidInput(
-            [Problem("limits", "none is given", "--bytes, --device-time or --weight; `arriero namespaces free NAME`")],
+            [
+                Problem(
+                    "limits",
+                    "no limit is set",
+                    "--bytes, --device-time or --weight; to remove limits: `arriero namespaces free NAME`",
+                )
+            ],
             "request",
         )
     body = {"max_bytes": size, "max_device_time": time, "period": period, "weight": weight}
@@ -65,7 +73,7 @@ def limit(
 
 @app.command()
 def free(context: typer.Context, name: _Name, as_json: AsJson = False) -> None:
-    """Take the limits of a namespace back."""
+    """Remove the limits of a namespace."""
     _put(context, name, {}, as_json=as_json)
 
 
@@ -79,7 +87,7 @@ def _put(context: typer.Context, name: str, body: Mapping[str, Any], *, as_json:
 
 
 def _print(namespaces: Sequence[Mapping[str, Any]]) -> None:
-    columns = ("namespace", "weight", "holds", "of", "used in the period", "of", "period", "late", "state")
+    columns = ("namespace", "weight", "held", "limit", "used in period", "limit", "period", "attained", "state")
     printed = table(columns, right=columns[1:8])
     for one in namespaces:
         used_up = one["exhausted_until"] is not None
@@ -92,6 +100,6 @@ def _print(namespaces: Sequence[Mapping[str, Any]]) -> None:
             "-" if one["max_device_s"] is None else durations.show(timedelta(seconds=one["max_device_s"])),
             durations.show(timedelta(seconds=one["period_s"])),
             seconds(one["attained_s"]),
-            Text(f"used up until {one['exhausted_until']:.16}", "bold red") if used_up else "-",
+            Text(f"exhausted until {one['exhausted_until']:.16}", "bold red") if used_up else "-",
         )
-    console().print(printed if printed.row_count else "no namespace has limits, and none used devices lately")
+    console().print(printed if printed.row_count else "no namespace has limits, and none used devices recently")

@@ -1,4 +1,4 @@
-"""Output of the command: tables for people, JSON for programs."""
+"""Output of the commands: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.kernel.settings import Loaded, Settings
 #: An option of every command that prints a table.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
-#: How states look.
+#: The styles of states.
 STYLES: Mapping[str, str] = {
     "succeeded": "green",
     "failed": "bold red",
@@ -43,18 +43,18 @@ STYLES: Mapping[str, str] = {
 
 
 def settings_of(context: typer.Context) -> Settings:
-    """The settings that the root command has loaded."""
+    """Return the settings that the root command loaded."""
     loaded: Loaded = context.obj
     return loaded.settings
 
 
 def print_json(value: Any) -> None:
-    """One JSON document."""
+    """Print one JSON document."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def table(columns: Sequence[str], *, right: Sequence[str] = ()) -> Table:
-    """A plain table; the columns named in `right` are aligned there."""
+    """Return a plain table; the columns named in `right` are right-aligned."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -62,12 +62,12 @@ def table(columns: Sequence[str], *, right: Sequence[str] = ()) -> Table:
 
 
 def state(name: str) -> Text:
-    """A state in its colour."""
+    """Return a state in its style."""
     return Text(name, STYLES.get(name, ""))
 
 
 def seconds(value: float | None) -> str:
-    """A duration as people read it."""
+    """Format a duration for people."""
     if value is None:
         return "-"
     if value < 10:
@@ -78,7 +78,7 @@ def seconds(value: float | None) -> str:
 
 
 def ago(instant: str | None, now: datetime) -> str:
-    """How long ago an instant of the API was."""
+    """Format the time since an instant of the API."""
     if instant is None:
         return "-"
     passed = now - datetime.fromisoformat(instant).astimezone(UTC)
@@ -86,17 +86,17 @@ def ago(instant: str | None, now: datetime) -> str:
 
 
 def shortened(value: Any, width: int = 100) -> str:
-    """A value in one line."""
+    """Return a value in one line of at most `width` characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def console() -> Console:
-    """Standard output; wide where no terminal bounds it."""
+    """Return a console on standard output; 160 columns wide when it is not a terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def notes() -> Console:
-    """Standard error."""
+    """Return a console on standard error."""
     return Console(stderr=True, highlight=False)

@@ -1,4 +1,4 @@
-"""`arriero run`, `arriero submit` and `arriero runs`: start runs and look at them."""
+"""`arriero run`, `arriero submit` and `arriero runs`: submit runs and show them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from app.kernel.errors import InvalidDefinition, InvalidInput, NotFound, Problem
 from app.workflows.language import source
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
-app = typer.Typer(no_args_is_help=True, help="Runs: list, show, watch, steer.")
-#: Headings of the list of commands.
-LOOK, _STEER = "Look", "Steer"
+app = typer.Typer(no_args_is_help=True, help="Runs: list, show, watch, control.")
+#: Headings in the help of the group.
+SHOW, CONTROL = "Show", "Control"
 
-#: Seconds between two looks at a run.
+#: Seconds between two polls of a run.
 _PAUSE = 0.3
 
 Flow = Annotated[
@@ -44,14 +44,14 @@ Flow = Annotated[
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", "-i", metavar="NAME=VALUE", help="An input; NAME=@FILE reads a file. Read as its schema's type."
+        "--input", "-i", metavar="NAME=VALUE", help="An input, parsed as its schema's type; NAME=@FILE reads a file."
     ),
 ]
 InputFile = Annotated[
     Path | None, typer.Option("--inputs", metavar="FILE", help="All inputs from a YAML or JSON file.", dir_okay=False)
 ]
 Key = Annotated[
-    str | None, typer.Option("--key", help="An Idempotency-Key: the same key gives the same run, never a second one.")
+    str | None, typer.Option("--key", help="An Idempotency-Key: the same key returns the same run, not a second one.")
 ]
 RunLabels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label of the run. May be repeated.")
@@ -59,7 +59,9 @@ RunLabels = Annotated[
 PriorityOption = Annotated[
     str | None, typer.Option("--priority", help="interactive, standard or batch, instead of the workflow's own.")
 ]
-Deadline = Annotated[str | None, typer.Option(help="For the whole run: '30m'. Instead of the workflow's own.")]
+Deadline = Annotated[
+    str | None, typer.Option(help="A deadline for the whole run, instead of the workflow's own: '30m'.")
+]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The id of a run.")]
 
 
@@ -77,12 +79,12 @@ def run(
     """
     Run a workflow, watch it, and print its output.
 
-    Exits with 1 when the run fails or is cancelled. Ctrl-C leaves the watching; the run goes on.
+    Exits with 1 when the run fails or is cancelled. Ctrl-C stops the watching; the run continues.
     """
     with connected(settings_of(context)) as client:
         more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline}
         submitted = _submit(client, flow, inputs, input_file, key, more)
-        final = _whole(client, _watch(client, submitted["id"], quiet=as_json))
+        final = _with_output(client, _watch(client, submitted["id"], quiet=as_json))
     if as_json:
         print_json(final)
     else:
@@ -101,7 +103,7 @@ def submit(
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a run and print its id; it goes on by itself."""
+    """Submit a run and print its id, without waiting for it."""
     with connected(settings_of(context)) as client:
         more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline}
         submitted = _submit(client, flow, inputs, input_file, key, more)
@@ -111,7 +113,7 @@ def submit(
         typer.echo(submitted["id"])
 
 
-@app.command("list", rich_help_panel=LOOK)
+@app.command("list", rich_help_panel=SHOW)
 def list_runs(
     context: typer.Context,
     states: Annotated[
@@ -121,8 +123,8 @@ def list_runs(
     labels: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="At most so many.")] = 20,
-    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Most runs to list.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Continue where an earlier page ended.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
@@ -141,11 +143,11 @@ def list_runs(
         notes().print(f"more: arriero runs list --cursor {page['next_cursor']}", style="dim")
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=SHOW)
 def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
-    """Show a run: its steps, their attempts, times, tokens and outputs, and the story of a failure."""
+    """Show a run: its steps with attempts, times, tokens and outputs, and the cause of a failure."""
     with connected(settings_of(context)) as client:
-        found = _whole(client, client.get(f"/v1/runs/{run_id}"))
+        found = _with_output(client, client.get(f"/v1/runs/{run_id}"))
     if as_json:
         print_json(found)
         return
@@ -154,15 +156,15 @@ def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None
     _print_result(found)
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=SHOW)
 def watch(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
     """
-    Watch a run until it ends: at a terminal its graph is drawn as it changes.
+    Watch a run until it ends. At a terminal its graph is updated as it changes.
 
-    Exits with 1 when it fails or is cancelled. Ctrl-C leaves the watching; the run goes on.
+    Exits with 1 when the run fails or is cancelled. Ctrl-C stops the watching; the run continues.
     """
     with connected(settings_of(context)) as client:
-        final = _whole(client, _watch(client, run_id, quiet=as_json))
+        final = _with_output(client, _watch(client, run_id, quiet=as_json))
     if as_json:
         print_json(final)
     else:
@@ -170,23 +172,24 @@ def watch(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> Non
     _exit_by(final)
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=SHOW)
 def output(
     context: typer.Context,
     run_id: RunId,
     step: Annotated[
-        str | None, typer.Option("--step", metavar="STEP", help="That of a step, or of an item of a map: 'read[12]'.")
+        str | None,
+        typer.Option("--step", metavar="STEP", help="The output of a step, or of an item of a map: 'read[12]'."),
     ] = None,
 ) -> None:
-    """Print the output of a run as JSON, however long it is."""
-    of = f"/v1/runs/{run_id}" if step is None else f"/v1/runs/{run_id}/steps/{quote(step, safe='')}"
+    """Print the whole output of a run as JSON."""
+    resource = f"/v1/runs/{run_id}" if step is None else f"/v1/runs/{run_id}/steps/{quote(step, safe='')}"
     with connected(settings_of(context)) as client:
-        print_json(client.get(f"{of}/output"))
+        print_json(client.get(f"{resource}/output"))
 
 
-@app.command(rich_help_panel=_STEER)
+@app.command(rich_help_panel=CONTROL)
 def cancel(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
-    """Cancel a run. What runs stops at its next token; until then the run is cancelling."""
+    """Cancel a run. Running steps stop at their next token; until then the run is cancelling."""
     with connected(settings_of(context)) as client:
         answer = client.post(f"/v1/runs/{run_id}/cancel")
     if as_json:
@@ -196,7 +199,7 @@ def cancel(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> No
 
 
 def submission_of(client: Client, flow: str, given: Sequence[str], file: Path | None) -> dict[str, Any]:
-    """The body of a submission: a file as a definition, a name as it is, inputs read as their schemas' types."""
+    """Return the body of a submission: `flow` is a file or a name; inputs are parsed as the types of their schemas."""
     path = Path(flow)
     body: dict[str, Any]
     if path.suffix in {".yaml", ".yml", ".json"} or path.exists():
@@ -213,15 +216,15 @@ def submission_of(client: Client, flow: str, given: Sequence[str], file: Path | 
 
 
 def inputs_of(given: Sequence[str], schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs as options give them, read as their schemas' types."""
+    """Parse `NAME=VALUE` options as the types of their schemas. Raises InvalidInput."""
     return dict(_input(pair, schemas) for pair in given)
 
 
 def labels_of(given: Sequence[str] | None) -> dict[str, str]:
-    """Labels as options give them. Raises InvalidInput."""
-    wrong = [text for text in given or () if "=" not in text]
-    if wrong:
-        raise InvalidInput([Problem("--label", f"{text!r} has no '='", "KEY=VALUE") for text in wrong], "labels")
+    """Parse `KEY=VALUE` options. Raises InvalidInput."""
+    invalid = [text for text in given or () if "=" not in text]
+    if invalid:
+        raise InvalidInput([Problem("--label", f"{text!r} has no '='", "KEY=VALUE") for text in invalid], "labels")
     return {key: value for key, _, value in (text.partition("=") for text in given or ())}
 
 
@@ -247,7 +250,8 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise NotFound("file", str(path))
     data = source.read(path.read_text(encoding="utf-8")).data
     if not isinstance(data, dict):
-        raise InvalidInput([Problem(str(path), "the file holds no mapping", "a mapping of names to values")], "inputs")
+        message = "the file does not contain a mapping"
+        raise InvalidInput([Problem(str(path), message, "a mapping of names to values")], "inputs")
     return data
 
 
@@ -271,7 +275,7 @@ def _input(pair: str, schemas: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
-    """Look at a run until it ends; draw it at a terminal."""
+    """Poll a run until it ends; at a terminal draw its graph."""
     found: dict[str, Any] = client.get(f"/v1/runs/{run_id}")
     out = notes()
     if quiet or not out.is_terminal:
@@ -287,8 +291,8 @@ def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
     return found
 
 
-def _whole(client: Client, found: dict[str, Any]) -> dict[str, Any]:
-    """A run with its output, which is fetched by itself where it was too long to come along."""
+def _with_output(client: Client, found: dict[str, Any]) -> dict[str, Any]:
+    """Return a run with its whole output, which is fetched separately when it was too long to be included."""
     shown = found["output"]
     if isinstance(shown, dict) and set(shown) == {"$payload"}:
         return found | {"output": client.get(shown["$payload"]["href"])}
@@ -305,12 +309,12 @@ def _print_attempts(found: Mapping[str, Any]) -> None:
     if not rows:
         return
     console().print()
-    printed = table(("step", "attempt", "outcome", "worker", "what happened"))
+    printed = table(("step", "attempt", "outcome", "worker", "detail"))
     for key, attempt in rows:
-        told = attempt["message"] or ""
+        detail = attempt["message"] or ""
         if attempt["text"]:
-            told += f" - the model wrote: {shortened(attempt['text'], 200)}"
-        printed.add_row(key, str(attempt["attempt"]), attempt["outcome"], attempt["worker"], told)
+            detail += f" - the model wrote: {shortened(attempt['text'], 200)}"
+        printed.add_row(key, str(attempt["attempt"]), attempt["outcome"], attempt["worker"], detail)
     console().print(printed)
 
 

@@ -1,4 +1,4 @@
-"""`arriero schedules`: store schedules, look at them, pause, resume, trigger and remove them."""
+"""`arriero schedules`: store, list, show, pause, resume, trigger, preview and remove schedules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="The name of a
 
 @app.command("list")
 def list_schedules(context: typer.Context, as_json: AsJson = False) -> None:
-    """List schedules, with the next fire of each and what became of the last."""
+    """List schedules, with the next fire of each and the result of the last."""
     with connected(settings_of(context)) as client:
         found = client.get("/v1/schedules")
     if as_json:
@@ -42,14 +42,14 @@ def list_schedules(context: typer.Context, as_json: AsJson = False) -> None:
 def show(
     context: typer.Context,
     name: ScheduleName,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="At most so many fires.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Most fires to list.")] = 10,
     states: Annotated[
         list[FireState] | None, typer.Option("--state", help="Only fires in this state. May be repeated.")
     ] = None,
-    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page of fires ended.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="Continue where an earlier page of fires ended.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a schedule, and what became of its fires: the run of each, or why there is none."""
+    """Show a schedule and its fires: the run of each, or the reason why there is none."""
     with connected(settings_of(context)) as client:
         found = client.get(f"/v1/schedules/{name}")
         fires = client.get(f"/v1/schedules/{name}/fires", limit=limit, state=states, cursor=cursor)
@@ -70,17 +70,17 @@ def put(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule in YAML or JSON.")],
     as_json: AsJson = False,
 ) -> None:
-    """Store a schedule under the name that the file gives it. One of that name is replaced, and keeps its history."""
+    """Store a schedule under the name in the file. It replaces one with the same name, which keeps its history."""
     text = _read(file)
     name = check.parse(text).schedule
     with connected(settings_of(context)) as client:
         stored = client.put_text(f"/v1/schedules/{name}", text, "application/yaml")
-    _tell(stored, as_json=as_json)
+    _print_state(stored, as_json=as_json)
 
 
 @app.command()
 def delete(context: typer.Context, name: ScheduleName) -> None:
-    """Remove a schedule and the history of its fires. Its runs stay."""
+    """Remove a schedule and the history of its fires. Its runs are kept."""
     with connected(settings_of(context)) as client:
         client.delete(f"/v1/schedules/{name}")
     typer.echo(f"{name} is removed")
@@ -90,33 +90,33 @@ def delete(context: typer.Context, name: ScheduleName) -> None:
 def pause(
     context: typer.Context,
     name: ScheduleName,
-    why: Annotated[str | None, typer.Option(help="Shown with the schedule.")] = None,
+    why: Annotated[str | None, typer.Option(help="The reason, which is shown with the schedule.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a schedule fire no more. Fires that wait are skipped; runs go on."""
+    """Pause a schedule: it does not fire. Waiting fires are skipped; runs continue."""
     with connected(settings_of(context)) as client:
-        _tell(client.post(f"/v1/schedules/{name}/pause", parameters={"why": why}), as_json=as_json)
+        _print_state(client.post(f"/v1/schedules/{name}/pause", parameters={"why": why}), as_json=as_json)
 
 
 @app.command()
 def resume(context: typer.Context, name: ScheduleName, as_json: AsJson = False) -> None:
-    """Let a schedule fire again, from now on."""
+    """Resume a schedule: it fires again from now on."""
     with connected(settings_of(context)) as client:
-        _tell(client.post(f"/v1/schedules/{name}/resume"), as_json=as_json)
+        _print_state(client.post(f"/v1/schedules/{name}/resume"), as_json=as_json)
 
 
 @app.command()
 def trigger(
     context: typer.Context,
     name: ScheduleName,
-    force: Annotated[bool, typer.Option("--force", help="Begin beside a run that goes on.")] = False,
-    key: Annotated[str | None, typer.Option("--key", help="The same key gives the same fire.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start a run even while an earlier one is running.")] = False,
+    key: Annotated[str | None, typer.Option("--key", help="The same key returns the same fire.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Fire a schedule now, also while it is paused, and print the id of the run.
+    Fire a schedule now, even while it is paused, and print the id of the run.
 
-    Exits with 4 when the fire was skipped because an earlier run goes on, with 1 when the run could not be submitted.
+    Exits with 4 when the fire was skipped because an earlier run is running, with 1 when the run cannot be submitted.
     """
     with connected(settings_of(context)) as client:
         headers = {"Idempotency-Key": key} if key else None
@@ -137,10 +137,10 @@ def preview(
     schedule: Annotated[
         str, typer.Argument(metavar="NAME|FILE", help="A stored schedule, or a file; a file needs no server.")
     ],
-    count: Annotated[int, typer.Option("-n", min=1, max=1000, help="How many fires.")] = 10,
+    count: Annotated[int, typer.Option("-n", min=1, max=1000, help="Number of fires.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Print when a schedule fires next."""
+    """Print the next fires of a schedule."""
     path = Path(schedule)
     if path.suffix in {".yaml", ".yml", ".json"} or path.exists():
         fires: Sequence[Mapping[str, Any]] = _of_file(path, count)
@@ -151,14 +151,14 @@ def preview(
         print_json({"fires": fires})
         return
     for fire in fires:
-        late = "" if fire["due_at"] == fire["at"] else f"  (with its jitter {_shown(fire['due_at'])})"
-        typer.echo(f"{_shown(fire['at'])}{late}")
+        jitter = "" if fire["due_at"] == fire["at"] else f"  (with jitter {_formatted(fire['due_at'])})"
+        typer.echo(f"{_formatted(fire['at'])}{jitter}")
     if not fires:
-        notes().print("it fires no more")
+        notes().print("no further fires")
 
 
 def _of_file(path: Path, count: int) -> list[dict[str, str]]:
-    """The jitter of a schedule is drawn when it is stored, so a file has none."""
+    """Return the next fires of a schedule in a file, without jitter, which is drawn when a schedule is stored."""
     schedule = check.parse(_read(path)).model_copy(update={"jitter": timedelta(0)})
     found = timetable.upcoming(Timetable(schedule, ""), clock.now(), count)
     instants = [fire.at.astimezone(schedule.zone).isoformat() for fire in found]
@@ -171,7 +171,7 @@ def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _tell(found: Mapping[str, Any], *, as_json: bool) -> None:
+def _print_state(found: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
     elif found["state"] == "paused":
@@ -200,19 +200,19 @@ def _print_head(found: Mapping[str, Any]) -> None:
 
 
 def _print_fires(fires: Sequence[Mapping[str, Any]]) -> None:
-    printed = table(("fire", "state", "run", "what happened"))
+    printed = table(("fire", "state", "run", "detail"))
     for fire in fires:
-        told = fire["why"] or ("by hand" if fire["by_hand"] else "")
+        detail = fire["why"] or ("triggered by hand" if fire["by_hand"] else "")
         if fire["count"] != 1:
             many = "many" if fire["count"] is None else str(fire["count"])
-            told = f"{many} until {_shown(fire['last_at'])}: {told}"
+            detail = f"{many} until {_formatted(fire['last_at'])}: {detail}"
         run = f"{fire['run_id']} {fire['run_state']}" if fire["run_id"] else "-"
-        printed.add_row(_shown(fire["at"]), state(fire["state"]), run, told)
+        printed.add_row(_formatted(fire["at"]), state(fire["state"]), run, detail)
     console().print(printed)
 
 
 def _next(found: Mapping[str, Any]) -> str:
-    return _shown(found["next"]["due_at"]) if found["next"] else "-"
+    return _formatted(found["next"]["due_at"]) if found["next"] else "-"
 
 
 def _last(found: Mapping[str, Any], now: datetime) -> str:
@@ -220,6 +220,6 @@ def _last(found: Mapping[str, Any], now: datetime) -> str:
     return f"{last['state']} {ago(last['decided_at'], now)}" if last else "-"
 
 
-def _shown(instant: str) -> str:
-    """An instant of the API, for people."""
+def _formatted(instant: str) -> str:
+    """Format an instant of the API for people."""
     return datetime.fromisoformat(instant).strftime("%Y-%m-%d %H:%M:%S %z")

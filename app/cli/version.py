@@ -1,4 +1,4 @@
-"""`arriero version`: what a report of a defect needs."""
+"""`arriero version`: the versions that a bug report needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`arriero workflows`: store, list and check workflows."""
+"""`arriero workflows`: list, show, store, check, compare and pause workflows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A workflow in YAML o
 
 @app.command("list")
 def list_workflows(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the newest version of each workflow. Version 0 comes with Arriero."""
+    """List the newest version of each workflow. Version 0 is shipped with Arriero."""
     with connected(settings_of(context)) as client:
         found = client.get("/v1/workflows")
     if as_json:
@@ -46,7 +46,7 @@ def list_workflows(context: typer.Context, as_json: AsJson = False) -> None:
 def show(
     context: typer.Context,
     name: WorkflowName,
-    version: Annotated[int | None, typer.Option(help="A version; the newest without it.")] = None,
+    version: Annotated[int | None, typer.Option(help="A version; by default the newest.")] = None,
 ) -> None:
     """Print a workflow as JSON: its definition and its versions."""
     with connected(settings_of(context)) as client:
@@ -55,7 +55,7 @@ def show(
 
 @app.command()
 def put(context: typer.Context, file: File, as_json: AsJson = False) -> None:
-    """Store a workflow as the newest version of its name. What is the newest version already stays it."""
+    """Store a workflow as the newest version of its name. Nothing changes when it equals the newest version."""
     text = _read(file)
     name = checks.parse(text).workflow
     with connected(settings_of(context)) as client:
@@ -71,32 +71,34 @@ def check(
     context: typer.Context,
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE|FOLDER…", help="Workflows in YAML or JSON; of a folder, all in it and below."),
+        typer.Argument(
+            metavar="FILE|FOLDER…", help="Workflows in YAML or JSON; for a folder, all in it and its subfolders."
+        ),
     ],
 ) -> None:
     """
     Check workflows without a server: graphs, templates, expressions, schemas and models.
 
-    Every problem is told with its path, its line and what would be accepted; then the exit code is 2. What else in YAML
-    or JSON lies in a folder is named and left out.
+    Every problem is printed with its path, its line and what would be accepted; the exit code is then 2. Other YAML and
+    JSON files in a folder are reported and skipped.
     """
     models = Catalogued(frozenset(files.read_catalog(settings_of(context).catalog.files).names))
     if len(paths) == 1 and not paths[0].is_dir():
-        typer.echo(_told(checks.parse(_read(paths[0]), models)))
+        typer.echo(_summary(checks.parse(_read(paths[0]), models)))
         return
-    wrong = 0
+    invalid = 0
     for path, listed in _found(paths):
         try:
             document = source.read(_read(path))
             if listed and not _is_workflow(document.data):
-                notes().print(f"{path}: no workflow, left out", style="dim", markup=False, soft_wrap=True)
+                notes().print(f"{path}: not a workflow, skipped", style="dim", markup=False, soft_wrap=True)
                 continue
-            typer.echo(f"{path}: {_told(checks.check(document, models))}")
+            typer.echo(f"{path}: {_summary(checks.check(document, models))}")
         except InvalidDefinition as error:
-            wrong += 1
+            invalid += 1
             for problem in error.problems:
                 notes().print(f"{path}: {problem}", style="red", markup=False, soft_wrap=True)
-    if wrong:
+    if invalid:
         raise typer.Exit(2)
 
 
@@ -105,15 +107,16 @@ def diff(
     context: typer.Context,
     subject: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A workflow, or a file to compare with one.")],
     old: Annotated[
-        str | None, typer.Argument(metavar="[OLD]", help="A version; the one before NEW without it. For a file: NAME.")
+        str | None,
+        typer.Argument(metavar="[OLD]", help="A version; by default the one before NEW. For a file: the NAME."),
     ] = None,
-    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="A version; the newest without it.")] = None,
+    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="A version; by default the newest.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """
     Show what changed between two versions, or from the newest version to a file.
 
-    Steps are matched by id, wherever they stand.
+    Steps are matched by id, independent of their order.
     """
     is_file = "." in subject or "/" in subject
     with connected(settings_of(context)) as client:
@@ -142,13 +145,13 @@ def schema() -> None:
 
 @app.command()
 def pause(context: typer.Context, name: WorkflowName, as_json: AsJson = False) -> None:
-    """Let nothing of a workflow's runs begin, those that are still to come included."""
+    """Pause a workflow: no further step of its runs starts, of future runs either."""
     _post(context, name, "pause", as_json)
 
 
 @app.command()
 def resume(context: typer.Context, name: WorkflowName, as_json: AsJson = False) -> None:
-    """Let the runs of a paused workflow go on."""
+    """Resume the runs of a paused workflow."""
     _post(context, name, "resume", as_json)
 
 
@@ -158,10 +161,10 @@ def _post(context: typer.Context, name: str, what: str, as_json: bool) -> None:
     if as_json:
         print_json(answer)
     else:
-        typer.echo(f"{name} {'is paused' if answer['paused'] else 'goes on'}: {answer['runs']} open runs")
+        typer.echo(f"{name} is {'paused' if answer['paused'] else 'resumed'}: {answer['runs']} open runs")
 
 
-def _told(definition: Definition) -> str:
+def _summary(definition: Definition) -> str:
     models = ", ".join(definition.models())
     return (
         f"{definition.workflow} can run: {len(definition.steps)} steps, {f'models {models}' if models else 'no model'}"
@@ -169,25 +172,25 @@ def _told(definition: Definition) -> str:
 
 
 def _found(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
-    """The files, and whether each was found in a folder. Raises NotFound."""
+    """Yield the files, each with whether it was found in a folder. Raises NotFound for a folder without files."""
     for path in paths:
         if not path.is_dir():
             yield path, False
             continue
         found = sorted(inner for suffix in ("yaml", "yml", "json") for inner in path.rglob(f"*.{suffix}"))
         if not found:
-            raise NotFound("file in YAML or JSON below", str(path))
+            raise NotFound("YAML or JSON file in", str(path))
         yield from ((inner, True) for inner in found)
 
 
 def _is_workflow(data: Any) -> bool:
-    """Schedules name a workflow too."""
+    """Whether the document is a workflow. A schedule has a key `workflow` too."""
     return isinstance(data, dict) and "workflow" in data and "schedule" not in data
 
 
 def _number(text: str | None, name: str) -> int | None:
     if text is not None and not text.isdecimal():
-        raise InvalidInput([Problem(name, f"{text!r} is no version", "a number")], "version")
+        raise InvalidInput([Problem(name, f"{text!r} is not a version", "a number")], "version")
     return None if text is None else int(text)
 
 

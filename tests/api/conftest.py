@@ -32,6 +32,6 @@ def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_pat
 
 @pytest.fixture
 def client(services: Services) -> TestClient:
-    """The API on the real database and broker; a defect is an answer here, as it is for a client."""
+    """A client of the API on the real database and broker. Internal errors are answers, as for any client."""
     # Not entered: its life's end would close the database of the session.
     return TestClient(serve(services), base_url="http://localhost", raise_server_exceptions=False)

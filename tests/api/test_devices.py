@@ -1,4 +1,4 @@
-"""Devices over HTTP, and by the command."""
+"""Devices over HTTP, and in the command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_devices_of_this_host(client: TestClient) -> None:
     assert answer["problems"] == []
 
 
-def test_the_command_shows_the_same() -> None:
+def test_the_command_prints_the_same_devices() -> None:
     given = ["--set", 'fleet.simulated=[{"name": "sim-0", "bytes": "24GiB"}]', "devices"]
     devices = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)["devices"]
     assert {device["name"]: device["simulated"] for device in devices}.items() >= {"cpu": False, "sim-0": True}.items()

@@ -1,4 +1,4 @@
-"""The fleet over HTTP: what is shown, what is ordered, and what is refused."""
+"""The fleet over HTTP: its state, operator commands, and rejected requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODEL = "smollm2:135m"
 
 @pytest.fixture
 def pool(services: Services, database: Database) -> str:
-    """A host with a real and a simulated device, and a pool on the latter that serves."""
+    """A host with a real and a simulated device, and a serving pool on the simulated one."""
     hosts = Hosts(database, LEASE, LEASE)
     devices = [
         Declared("h/cpu", "cpu", "cpu", "cpu", 2000, 1500),
@@ -42,7 +42,7 @@ def pool(services: Services, database: Database) -> str:
     return id_
 
 
-def test_the_fleet_is_shown_with_what_is_simulated_named_so(client: TestClient, pool: str) -> None:
+def test_simulated_parts_of_the_fleet_are_marked(client: TestClient, pool: str) -> None:
     found = client.get("/v1/fleet").json()
 
     (host,) = found["hosts"]
@@ -57,7 +57,7 @@ def test_the_fleet_is_shown_with_what_is_simulated_named_so(client: TestClient, 
     assert (found["standing"], found["reserves"], found["orphans"]) == ([kept], [], [])
 
 
-def test_a_pool_is_found_by_the_end_of_its_id_and_its_log_outlives_it(
+def test_a_pool_is_found_by_the_end_of_its_id_and_its_log_is_kept(
     client: TestClient, database: Database, pool: str
 ) -> None:
     assert client.get(f"/v1/pools/{pool[-6:]}").json()["id"] == pool
@@ -72,7 +72,7 @@ def test_a_pool_is_found_by_the_end_of_its_id_and_its_log_outlives_it(
     assert client.post(f"/v1/pools/{pool}/stop").status_code == 409
 
 
-def test_orders_are_taken_and_wait_for_a_turn(client: TestClient, pool: str) -> None:
+def test_operator_commands_wait_for_a_reconcile_pass(client: TestClient, pool: str) -> None:
     assert client.post("/v1/pools", json={"model": MODEL, "keep": True}).status_code == 202
     assert client.post(f"/v1/pools/{pool}/restart").json()["id"] == pool
     assert [one["id"] for one in client.post("/v1/pools/stop", json={"model": MODEL}).json()["pools"]] == [pool]
@@ -89,7 +89,7 @@ def test_namespaces_are_limited_over_http(client: TestClient, database: Database
     assert client.put("/v1/namespaces/team", json={}).json()["max_bytes"] is None
 
 
-def test_why_a_model_or_the_model_of_a_step_is_not_running(client: TestClient, services: Services) -> None:
+def test_explanations_of_models_and_steps(client: TestClient, services: Services) -> None:
     definition = check.parse(f"workflow: w\nsteps: [{{id: a, kind: generate, model: '{MODEL}', prompt: x}}]")
     run_id = services.runs.submit(Submission(definition, {})).id
     step = client.get(f"/v1/runs/{run_id}").json()["steps"][0]["id"]
@@ -102,11 +102,11 @@ def test_why_a_model_or_the_model_of_a_step_is_not_running(client: TestClient, s
     assert client.get("/v1/fleet/explain", params={"model": "qwen3:4b"}).json()["condition"] == "unasked"
 
 
-def test_hosts_are_cordoned_opened_and_forgotten(client: TestClient, database: Database, pool: str) -> None:
+def test_hosts_are_cordoned_opened_and_removed(client: TestClient, database: Database, pool: str) -> None:
     assert client.put("/v1/hosts/h", json={"state": "cordoned"}).json()["state"] == "cordoned"
     assert client.put("/v1/hosts/h", json={"state": "open"}).json()["state"] == "open"
-    refused = client.delete("/v1/hosts/h")
-    assert (refused.status_code, "stop it first" in refused.json()["detail"]) == (409, True)
+    conflict = client.delete("/v1/hosts/h")
+    assert (conflict.status_code, "stop it first" in conflict.json()["detail"]) == (409, True)
 
     hosts = Hosts(database, timedelta(0), LEASE)
     hosts.join("h", "h", 8, [], {})
@@ -116,7 +116,7 @@ def test_hosts_are_cordoned_opened_and_forgotten(client: TestClient, database: D
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status", "told"),
+    ("method", "path", "body", "status", "message"),
     [
         ("GET", "/v1/fleet/explain", None, 422, "exactly one of model and step"),
         ("GET", "/v1/fleet/explain?model=nothing:1", None, 404, "no model 'nothing:1'"),
@@ -131,12 +131,12 @@ def test_hosts_are_cordoned_opened_and_forgotten(client: TestClient, database: D
         ("GET", "/v1/fleet/defragmentations?limit=0", None, 422, "limit"),
         ("GET", "/v1/pools/ffffff", None, 404, "no pool 'ffffff'"),
         ("PUT", "/v1/hosts/h", {"state": "open"}, 404, "no host 'h'"),
-        ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it"),
+        ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it instead"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(
-    client: TestClient, method: str, path: str, body: Any, status: int, told: str
+def test_invalid_requests_are_rejected_by_name(
+    client: TestClient, method: str, path: str, body: Any, status: int, message: str
 ) -> None:
     answer = client.request(method, path, json=body)
     assert answer.status_code == status
-    assert told in answer.text
+    assert message in answer.text

@@ -1,4 +1,4 @@
-"""Footprints over HTTP, and by the command."""
+"""Footprints over HTTP, and in the command."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_footprint_by_source_and_device(client: TestClient, services: Services
     assert client.get(URL).json() == first, "a dry run is made once, and remembered"
 
 
-def test_options_change_what_is_reckoned(client: TestClient) -> None:
+def test_options_replace_values_of_the_entry(client: TestClient) -> None:
     given = {"slots": 2, "context": 512, "kv_type_k": "q8_0", "kv_type_v": "q8_0", "layout": "streams", "ubatch": 128}
     answer = client.get(URL, params=given).json()
     assert answer["configuration"]["context"] == 1024
@@ -70,7 +70,7 @@ def test_options_change_what_is_reckoned(client: TestClient) -> None:
         ({"layers": "1"}, "query.layers", ""),
     ],
 )
-def test_wrong_values_are_named(client: TestClient, given: dict[str, str], where: str, accepted: str) -> None:
+def test_invalid_values_are_named(client: TestClient, given: dict[str, str], where: str, accepted: str) -> None:
     answer = client.get(URL, params=given)
     assert answer.status_code == 422
     problem = answer.json()["errors"][0]
@@ -78,7 +78,7 @@ def test_wrong_values_are_named(client: TestClient, given: dict[str, str], where
     assert accepted in problem["accepted"]
 
 
-def test_what_is_not_there(client: TestClient) -> None:
+def test_unknown_models_and_devices(client: TestClient) -> None:
     assert client.get("/v1/models/nothing:1b/footprint").status_code == 404
     assert "cpu" in client.get(URL, params={"devices": "gpu-77"}).json()["detail"]
     missing = client.get("/v1/models/qwen3:4b/footprint")
@@ -95,7 +95,7 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     assert document["footprints"][0]["shares"][0]["parked"] == 64 * 2**20
 
 
-def test_the_command_reckons_for_devices_that_are_simulated(tmp_path: Path) -> None:
+def test_the_command_supports_simulated_devices(tmp_path: Path) -> None:
     pair = '[{"name": "sim-0", "bytes": "24GiB"}, {"name": "sim-1", "bytes": "24GiB"}]'
     given = [
         "--set",
@@ -122,24 +122,24 @@ SIMULATED = replace(PAIR[0], name="sim-0", kind=HardwareKind.SIMULATED)
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
-        ("cpu,gpu-0", "a part of every load on GPUs"),
+        ("cpu,gpu-0", "cpu cannot be combined with GPUs"),
         ("gpu-0,gpu-0", "named twice"),
-        ("gpu-0,sim-0", "some are simulated"),
-        ("gpu-0,gpu-0-1", "one instance of a divided GPU"),
+        ("gpu-0,sim-0", "real and simulated devices are mixed"),
+        ("gpu-0,gpu-0-1", "only one MIG instance"),
     ],
 )
-def test_devices_that_no_process_has_together(names: str, told: str) -> None:
+def test_devices_that_one_process_cannot_use_together(names: str, message: str) -> None:
     cpu = replace(PAIR[0], name="cpu", kind=HardwareKind.CPU)
     inventory = Inventory((cpu, *PAIR, PART, SIMULATED))
-    with pytest.raises(InvalidInput, match=told):
+    with pytest.raises(InvalidInput, match=message):
         devices_of(names, inventory)
     assert devices_of("gpu-1, gpu-0", inventory) == (PAIR[1], PAIR[0])
     assert devices_of("gpu-0-1", inventory) == (PART,)
 
 
-def test_the_command_takes_adapters_and_projectors_for_what_they_are(tmp_path: Path) -> None:
+def test_the_command_checks_the_kind_of_adapters_and_projectors(tmp_path: Path) -> None:
     files = {}
     for name, architecture, kind in (("lora", "llama", "adapter"), ("other", "qwen3", "adapter"), ("eye", "clip", "")):
         writer = gguf.GGUFWriter(files.setdefault(name, tmp_path / f"{name}.gguf"), architecture)
@@ -157,15 +157,18 @@ def test_the_command_takes_adapters_and_projectors_for_what_they_are(tmp_path: P
     plain = weights()
     assert weights("--lora", files["lora"], "--lora", files["lora"]) == plain + 2 * 2**22
     assert weights("--mmproj", files["eye"]) == plain + 2**22
-    for options, told in ((["--lora", files["eye"]], "'adapter' is needed"), (["--mmproj", files["lora"]], "'mmproj'")):
+    for options, message in (
+        (["--lora", files["eye"]], "'adapter' is required"),
+        (["--mmproj", files["lora"]], "'mmproj'"),
+    ):
         bad = CliRunner().invoke(app, ["models", "footprint", "smollm2:135m", *map(str, options)])
         assert bad.exit_code == 2
-        assert told in bad.output
+        assert message in bad.output
     with pytest.raises(ModelUnsupported, match="an adapter of qwen3, not of llama"):
         run(tmp_path, "smollm2:135m", "--lora", str(files["other"]))
 
 
-def test_the_command_refuses_what_the_api_refuses(tmp_path: Path) -> None:
+def test_the_command_rejects_what_the_api_rejects(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="slots: 200 is not accepted; accepted: a whole number from 1 to 128"):
         run(tmp_path, "smollm2:135m", "--slots", "200")
     with pytest.raises(NotFound, match="gpu-9"):
@@ -175,5 +178,5 @@ def test_the_command_refuses_what_the_api_refuses(tmp_path: Path) -> None:
     assert "is no size" in bad.output
 
 
-def test_the_api_and_the_command_ask_the_same() -> None:
+def test_the_api_and_the_command_have_the_same_options() -> None:
     assert set(FootprintQuery.model_fields) == {*KEYS, "devices"}

@@ -33,7 +33,7 @@ WORDS = ["a", {"z": "é" * 300, "a": [1.0, None]}, "c"]
 
 @pytest.fixture
 def services(services: Services, runs: Runs, tmp_path: Path) -> Services:
-    """An API that shows little, of runs of which little stays in the rows."""
+    """An API with small limits: few bytes inline in answers, and few in the rows of runs."""
     settings = Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=500))
     small = replace(runs, limits=PayloadLimits(inline=100, one=4000))
     return replace(services, settings=settings, runs=small)
@@ -54,7 +54,7 @@ def get(client: TestClient, path: str) -> Any:
     return answer.json()
 
 
-def test_a_long_value_is_marked_in_answers_and_given_by_itself(client: TestClient, services: Services) -> None:
+def test_a_long_value_is_replaced_by_a_reference(client: TestClient, services: Services) -> None:
     run_id = submit(client, WORDS).json()["id"]
     base = f"/v1/runs/{run_id}"
     assert client.get(f"{base}/output").status_code == 404
@@ -84,7 +84,7 @@ def test_a_long_value_is_marked_in_answers_and_given_by_itself(client: TestClien
 
 
 @pytest.mark.parametrize("path", ["steps/none/output", "steps/short/output", "steps/short/input", "steps/each/output"])
-def test_what_there_is_not_is_not_found(client: TestClient, path: str) -> None:
+def test_missing_values_are_not_found(client: TestClient, path: str) -> None:
     run_id = submit(client, WORDS).json()["id"]
 
     assert client.get(f"/v1/runs/{run_id}/{path}").status_code == 404
@@ -97,18 +97,18 @@ def test_the_output_of_an_empty_map_is_an_empty_list(client: TestClient, service
     assert json.loads(client.get(f"/v1/runs/{run_id}/steps/each/output").text) == []
 
 
-def test_what_is_too_long_is_refused(client: TestClient) -> None:
-    refused = submit(client, "x" * 5000)
-    assert refused.status_code == 413
-    assert "inputs: 5012 bytes as JSON; 4000 can be stored at the most" in refused.json()["detail"]
+def test_too_long_values_are_rejected(client: TestClient) -> None:
+    rejected = submit(client, "x" * 5000)
+    assert rejected.status_code == 413
+    assert "inputs: 5012 bytes as JSON; 4000 can be stored at the most" in rejected.json()["detail"]
 
     run_id = submit(client, []).json()["id"]
-    told = client.post(f"/v1/runs/{run_id}/events", json={"name": "go", "payload": "x" * 5000})
-    assert (told.status_code, told.json()["type"]) == (413, "urn:arriero:error:payload-too-large")
+    sent = client.post(f"/v1/runs/{run_id}/events", json={"name": "go", "payload": "x" * 5000})
+    assert (sent.status_code, sent.json()["type"]) == (413, "urn:arriero:error:payload-too-large")
 
 
 def test_a_body_of_60_mb_is_stored_and_shown(services: Services, runs: Runs, tmp_path: Path) -> None:
-    """With a raised limit, as far as payloads go."""
+    """With a raised `api.max_body_bytes`: payloads have no lower limit."""
     raised = Settings(data_dir=tmp_path, api=ApiSettings(max_body_bytes=70 * 2**20))
     client = TestClient(serve(replace(services, settings=raised, runs=runs)))
     body = {"definition": FLOW_OF_ONE, "inputs": {"words": "llama " * 10 * 2**20}}

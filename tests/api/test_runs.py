@@ -69,7 +69,7 @@ def test_text_that_breaks_the_schema_is_kept_for_inspection(client: TestClient, 
     assert (tried["outcome"], tried["text"]) == ("invalid_output", "Sure! Here is")
 
 
-def test_the_same_key_gives_the_same_run_and_another_content_conflicts(client: TestClient) -> None:
+def test_the_same_key_returns_the_same_run_and_other_content_conflicts(client: TestClient) -> None:
     headers = {"Idempotency-Key": "order-7"}
     first = client.post("/v1/runs", json={"definition": NOOP}, headers=headers)
     second = client.post("/v1/runs", json={"definition": NOOP}, headers=headers)
@@ -81,7 +81,7 @@ def test_the_same_key_gives_the_same_run_and_another_content_conflicts(client: T
     assert stored_runs(client) == 1
 
 
-def test_a_run_of_a_named_workflow_takes_the_newest_version(client: TestClient) -> None:
+def test_a_run_of_a_named_workflow_uses_the_newest_version(client: TestClient) -> None:
     client.put("/v1/workflows/rest", json=NOOP)
     newer = {**NOOP, "description": "again"}
     client.put("/v1/workflows/rest", json=newer)
@@ -91,7 +91,7 @@ def test_a_run_of_a_named_workflow_takes_the_newest_version(client: TestClient) 
     assert submit(client, workflow="rest", version=3).status_code == 404
 
 
-def test_yaml_is_read_as_well(client: TestClient) -> None:
+def test_yaml_is_accepted(client: TestClient) -> None:
     text = "definition:\n  workflow: rest\n  steps:\n    - {id: a, kind: noop}\n"
     answer = client.post("/v1/runs", content=text, headers={"Content-Type": "application/yaml"})
 
@@ -120,7 +120,7 @@ def test_lists_are_filtered(client: TestClient) -> None:
     assert client.get("/v1/runs", params={"state": "done"}).status_code == 422
 
 
-def test_a_run_is_cancelled_once_and_stays_it(client: TestClient) -> None:
+def test_a_cancelled_run_stays_cancelled(client: TestClient) -> None:
     run = submit(client, definition=NOOP).json()["id"]
 
     assert client.post(f"/v1/runs/{run}/cancel").json() == {"id": run, "state": "cancelled"}
@@ -146,7 +146,7 @@ def test_a_run_is_cancelled_once_and_stays_it(client: TestClient) -> None:
         ),
     ],
 )
-def test_wrong_submissions_name_the_field_and_store_nothing(client: TestClient, body: Any, where: list[str]) -> None:
+def test_invalid_submissions_name_the_field_and_store_nothing(client: TestClient, body: Any, where: list[str]) -> None:
     answer = submit(client, **body)
 
     assert answer.status_code == 422
@@ -154,14 +154,14 @@ def test_wrong_submissions_name_the_field_and_store_nothing(client: TestClient, 
     assert stored_runs(client) == 0
 
 
-def test_malformed_bodies_are_refused_with_their_line(client: TestClient) -> None:
+def test_malformed_bodies_are_rejected_with_their_line(client: TestClient) -> None:
     answer = client.post("/v1/runs", content='{"definition": \n {]}', headers={"Content-Type": "application/json"})
 
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["line"] == 2
 
 
-def test_a_body_of_another_media_type_is_refused(client: TestClient) -> None:
+def test_a_body_of_another_media_type_is_rejected(client: TestClient) -> None:
     answer = client.post("/v1/runs", content="<run/>", headers={"Content-Type": "text/xml"})
 
     assert answer.status_code == 415
@@ -169,7 +169,7 @@ def test_a_body_of_another_media_type_is_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_bodies_past_the_limit_are_refused(client: TestClient, declared: bool) -> None:
+def test_bodies_over_the_limit_are_rejected(client: TestClient, declared: bool) -> None:
     big = b" " * (64 * 1024 + 1)
     content = big if declared else iter([big[:40_000], big[40_000:]])
     answer = client.post("/v1/runs", content=content, headers={"Content-Type": "application/json"})
@@ -181,14 +181,14 @@ def test_bodies_past_the_limit_are_refused(client: TestClient, declared: bool) -
 @pytest.mark.parametrize(
     "path", ["/v1/runs/00000000-0000-7000-8000-000000000000", "/v1/workflows/nothing", "/v1/models/no"]
 )
-def test_unknown_things_are_not_found(client: TestClient, path: str) -> None:
+def test_unknown_resources_are_not_found(client: TestClient, path: str) -> None:
     answer = client.get(path)
 
     assert answer.status_code == 404
     problems(answer)
 
 
-def test_what_is_no_id_is_refused(client: TestClient) -> None:
+def test_an_invalid_id_is_rejected(client: TestClient) -> None:
     assert problems(client.get("/v1/runs/seven")) == ["path.run_id"]
 
 

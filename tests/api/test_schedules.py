@@ -50,7 +50,7 @@ def test_a_schedule_is_stored_replaced_listed_and_removed(client: TestClient) ->
     assert client.delete("/v1/schedules/nightly").status_code == 404
 
 
-def test_a_trigger_makes_a_run_and_a_fire(client: TestClient) -> None:
+def test_a_trigger_creates_a_run_and_a_fire(client: TestClient) -> None:
     put(client)
     headers = {"Idempotency-Key": "now"}
     fire = client.post("/v1/schedules/nightly/trigger", headers=headers)
@@ -68,7 +68,7 @@ def test_a_trigger_makes_a_run_and_a_fire(client: TestClient) -> None:
     assert client.get(f"/v1/runs/{fire.json()['run_id']}").json()["inputs"]["day"].startswith("20")
 
 
-def test_a_pause_lasts_until_it_is_ended(client: TestClient) -> None:
+def test_a_paused_schedule_stays_paused_until_resumed(client: TestClient) -> None:
     put(client)
     paused = client.post("/v1/schedules/nightly/pause", params={"why": "holidays"}).json()
     assert (paused["state"], paused["paused_why"], paused["next"]) == ("paused", "holidays", None)
@@ -80,8 +80,8 @@ def test_a_pause_lasts_until_it_is_ended(client: TestClient) -> None:
 
 def test_a_preview_shows_local_instants(client: TestClient) -> None:
     put(client)
-    asked = client.get("/v1/schedules/nightly/preview", params={"n": 3, "after": "2026-03-28T12:00:00Z"}).json()
-    assert [fire["at"] for fire in asked["fires"]] == [
+    preview = client.get("/v1/schedules/nightly/preview", params={"n": 3, "after": "2026-03-28T12:00:00Z"}).json()
+    assert [fire["at"] for fire in preview["fires"]] == [
         "2026-03-29T03:00:00+02:00",
         "2026-03-30T02:30:00+02:00",
         "2026-03-31T02:30:00+02:00",
@@ -108,7 +108,7 @@ def test_a_jitter_is_shown(client: TestClient) -> None:
         (("'30 2 * * *'", "'30 2 * *'"), "cron", 3, ""),
     ],
 )
-def test_a_wrong_one_names_field_and_line_and_is_not_stored(
+def test_an_invalid_schedule_names_field_and_line_and_is_not_stored(
     client: TestClient, change: tuple[str, str], where: str, line: int, accepted: str
 ) -> None:
     headers = {"Content-Type": "application/yaml"}

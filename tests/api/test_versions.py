@@ -1,4 +1,4 @@
-"""What changed between versions, and the published schema, over HTTP."""
+"""Differences between versions, and the published schema, over HTTP."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_any_two_versions_are_compared(client: TestClient) -> None:
     assert compared(new=2) == (1, 2, 3)
 
 
-def test_a_shipped_workflow_is_what_its_first_stored_version_followed(client: TestClient) -> None:
+def test_the_first_stored_version_is_compared_with_the_shipped_workflow(client: TestClient) -> None:
     shipped = client.get("/v1/workflows/support-triage").json()["definition"]
     stored(client, {**shipped, "description": "ours"})
     body = client.get("/v1/workflows/support-triage/diff").json()
@@ -50,7 +50,7 @@ def test_a_shipped_workflow_is_what_its_first_stored_version_followed(client: Te
     assert [change["path"] for change in body["changes"]] == ["description"]
 
 
-def test_a_version_that_is_not_there_is_told_with_those_that_are(client: TestClient) -> None:
+def test_an_unknown_version_is_reported_with_the_existing_ones(client: TestClient) -> None:
     stored(client, ONE, TWO)
     missing = client.get("/v1/workflows/rest/diff", params={"old": 7})
     first = client.get("/v1/workflows/rest/diff", params={"new": 1})

@@ -28,7 +28,7 @@ def put(client: TestClient, name: str = "rest", text: str = YAML) -> Any:
     return client.put(f"/v1/workflows/{name}", content=text, headers={"Content-Type": "application/yaml"})
 
 
-def test_versions_are_kept_and_equal_ones_are_not_doubled(client: TestClient) -> None:
+def test_versions_are_kept_and_equal_ones_are_not_stored_twice(client: TestClient) -> None:
     assert put(client).status_code == 201
     assert put(client).status_code == 200, "it is the newest version already"
     changed = put(client, text=YAML.replace("twice", "again"))
@@ -38,7 +38,7 @@ def test_versions_are_kept_and_equal_ones_are_not_doubled(client: TestClient) ->
     assert client.get("/v1/workflows/rest", params={"version": 1}).json()["description"] == "Nothing, twice."
 
 
-def test_the_shipped_workflow_is_there_and_can_be_replaced(client: TestClient) -> None:
+def test_the_shipped_workflow_exists_and_can_be_replaced(client: TestClient) -> None:
     shipped = client.get("/v1/workflows/support-triage").json()
     assert (shipped["version"], shipped["models"]) == (0, ["smollm2:135m"])
     assert "support-triage" in [entry["name"] for entry in client.get("/v1/workflows").json()["workflows"]]
@@ -49,7 +49,7 @@ def test_the_shipped_workflow_is_there_and_can_be_replaced(client: TestClient) -
     assert client.get("/v1/workflows/support-triage", params={"version": 0}).json()["version"] == 0
 
 
-def test_a_definition_of_another_name_is_refused(client: TestClient) -> None:
+def test_a_definition_with_another_name_is_rejected(client: TestClient) -> None:
     answer = put(client, name="other")
 
     assert answer.status_code == 422
@@ -57,7 +57,7 @@ def test_a_definition_of_another_name_is_refused(client: TestClient) -> None:
     assert client.get("/v1/workflows/rest").status_code == 404
 
 
-def test_a_wrong_definition_names_every_line(client: TestClient) -> None:
+def test_an_invalid_definition_names_every_line(client: TestClient) -> None:
     text = YAML + "  - {id: b, kind: noop}\n  - {id: c, kind: generate, model: 'smollm:135m', prompt: x, needs: [z]}\n"
     answer = put(client, text=text)
 
@@ -66,7 +66,7 @@ def test_a_wrong_definition_names_every_line(client: TestClient) -> None:
     assert "smollm2:135m" in answer.json()["errors"][2]["accepted"]
 
 
-def test_models_show_their_file_and_what_waits_for_them(client: TestClient) -> None:
+def test_models_have_the_state_of_their_file_and_their_demand(client: TestClient) -> None:
     client.post("/v1/runs", json={"workflow": "support-triage", "inputs": {"message": "hi"}})
     models = {entry["name"]: entry for entry in client.get("/v1/models").json()["models"]}
 
@@ -82,7 +82,7 @@ def test_a_healthy_service_is_ready(client: TestClient) -> None:
     assert client.get("/readyz").json() == {"ready": True, "database": "ok", "broker": "ok"}
 
 
-def test_readiness_tells_what_is_away(services: Services) -> None:
+def test_readiness_names_unavailable_parts(services: Services) -> None:
     nowhere = "redis://127.0.0.1:1/0"
     publisher = CeleryPublisher(broker.celery_app(nowhere, BrokerSettings()), nowhere)
     database = Database("postgresql://arriero@127.0.0.1:1/arriero", pool_size=1)
@@ -99,7 +99,7 @@ def test_readiness_tells_what_is_away(services: Services) -> None:
     database.close()
 
 
-def test_a_defect_is_a_problem_without_its_inside(services: Services) -> None:
+def test_an_internal_error_is_a_problem_without_details(services: Services) -> None:
     app = serve(services)
 
     @app.get("/broken")

@@ -1,4 +1,4 @@
-"""The command against an API that serves, on the real database and broker."""
+"""Fixtures of the command's tests: an API that serves on the real database and broker, and the command with its URL."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.runs.service import Runs
 
-#: Runs the command with these arguments; raises what it raises, and fails unless it exits with `exits`.
+#: Runs the command with these arguments. Raises its errors, and fails unless the exit code is `exits`.
 Arriero = Callable[..., Result]
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Of the API."""
+    """The settings of the API."""
     return Settings(data_dir=tmp_path)
 
 
 @pytest.fixture
 def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, settings: Settings) -> Iterator[Arriero]:
-    """The command, with the address of an API."""
-    orders = OperatorCommands(database, lambda: None)
+    """The command, with the URL of an API."""
+    commands = OperatorCommands(database, lambda: None)
     catalog = files.read_catalog(settings.catalog.files)
-    services = Services(settings, database, publisher, runs, catalog, Devices(settings.fleet), orders)
+    services = Services(settings, database, publisher, runs, catalog, Devices(settings.fleet), commands)
     with _served(services) as url:
 
         def run(*arguments: str | Path, exits: int = 0) -> Result:
-            told = ["--set", f"api.url={url}", *(str(argument) for argument in arguments)]
-            result = CliRunner().invoke(app, told, env={"COLUMNS": "200"})
+            line = ["--set", f"api.url={url}", *(str(argument) for argument in arguments)]
+            result = CliRunner().invoke(app, line, env={"COLUMNS": "200"})
             if result.exception is not None and not isinstance(result.exception, SystemExit):
                 raise result.exception
             assert result.exit_code == exits, result.output

@@ -1,4 +1,4 @@
-"""Promises of `arriero config`."""
+"""`arriero config`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.cli.config import app
 from app.kernel import settings
 
 
-def test_secrets_are_listed_by_their_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_listed_by_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "crm-token").write_text("swordfish")
     monkeypatch.setenv("ARRIERO_SECRET_HOOK", "swordfish")
     loaded = settings.load(environment={"ARRIERO_SECRETS_DIR": str(tmp_path)})

@@ -1,4 +1,4 @@
-"""`arriero fleet`, `pools`, `hosts` and `namespaces`, against an API that serves; a test is their agents and pools."""
+"""`arriero fleet`, `pools`, `hosts` and `namespaces` with a running API; the tests act as agent and pools."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALPHA, BETA = "alpha:1", "beta:1"
 
 
 class Fleet:
-    """One host with two simulated devices, its agent and its pools in the hands of the test."""
+    """One host with two simulated devices; the test acts as its agent and its pools."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database, self.settings = database, settings
@@ -66,7 +66,7 @@ class Fleet:
         assert reconcile.reconcile(self.database, self.ask, terms) is not None
 
     def begin(self) -> Granted:
-        """The agent begins the pool that was granted last, and it serves."""
+        """Start the pool that was granted last, and let it serve."""
         pool = self.hosts.pools("h")[-1]
         self.hosts.activate("h", self.agent, pool.id, 1)
         self.holder.renew(pool.id, pool.epoch, HeartbeatReport(PoolPhase.SERVING, worker="simulated-pool.x"))
@@ -86,20 +86,20 @@ def fleet(database: Database, settings: Settings) -> Fleet:
 
 
 def plain(output: str) -> str:
-    """One line, with single spaces."""
+    """Return the output as one line with single spaces."""
     return " ".join(output.split())
 
 
-def test_an_empty_fleet_says_how_to_begin(arriero: Arriero) -> None:
+def test_an_empty_fleet_prints_how_to_start_an_agent(arriero: Arriero) -> None:
     assert "no host has joined: start an agent with `arriero agent`" in arriero("fleet").stdout
     assert "no pools" in arriero("pools", "list").stdout
     assert "no namespace has limits" in arriero("namespaces", "list").stdout
     assert "nothing was moved" in arriero("fleet", "defragment", "--history").stdout
 
 
-def test_a_pool_from_its_order_to_its_log(arriero: Arriero, fleet: Fleet) -> None:
-    ordered = arriero("pools", "start", ALPHA, "--pin").stdout
-    assert "alpha:1 is coming: 1 pool is kept up: 600 B on sim-0" in ordered
+def test_a_pool_from_its_start_command_to_its_log(arriero: Arriero, fleet: Fleet) -> None:
+    started = arriero("pools", "start", ALPHA, "--pin").stdout
+    assert "alpha:1 is coming: 1 pool is kept up: 600 B on sim-0" in started
     fleet.turn()
     assert "alpha:1 is coming" in arriero("fleet", "why", ALPHA).stdout
     pool = fleet.begin()
@@ -107,7 +107,7 @@ def test_a_pool_from_its_order_to_its_log(arriero: Arriero, fleet: Fleet) -> Non
 
     shown = plain(arriero("fleet").stdout)
     assert "alpha:1 (simulated) serving pinned h sim-0" in shown
-    assert "kept up alpha:1: a pool, pinned, until it is stopped" in shown
+    assert "kept alpha:1: a pool, pinned, until it is stopped" in shown
     assert json.loads(arriero("fleet", "--json").stdout)["pools"][0]["simulated"] is True
 
     assert pool.id[-6:] in arriero("pools", "stop", ALPHA).stdout
@@ -117,21 +117,21 @@ def test_a_pool_from_its_order_to_its_log(arriero: Arriero, fleet: Fleet) -> Non
     assert "ended" in arriero("pools", "list", "--ended").stdout
     with pytest.raises(Conflict, match="has ended already: it ended"):
         arriero("pools", "stop", pool.id)
-    assert "alpha:1 has no pools; no order keeps it up any more" in arriero("pools", "stop", ALPHA).stdout
+    assert "alpha:1 has no pools; no operator command keeps it running" in arriero("pools", "stop", ALPHA).stdout
 
 
-def test_a_reserve_is_seen_before_and_after_it_is_used(arriero: Arriero, fleet: Fleet) -> None:
+def test_a_reserve_is_listed_before_and_after_it_is_used(arriero: Arriero, fleet: Fleet) -> None:
     fleet.turn()
     shown = plain(arriero("fleet").stdout)
     assert "reserve beta:1: 600 B on sim-1 of h, idle, and lent to others" in shown
-    assert "sim-1 simulated 1000 B - 600 B 1000 B" in shown, "set aside, and free"
+    assert "sim-1 simulated 1000 B - 600 B 1000 B" in shown, "guaranteed, and free"
 
     arriero("pools", "start", BETA)
     fleet.turn()
     assert "on sim-1 of h, in use" in arriero("fleet").stdout
 
 
-def test_where_ledger_and_processes_disagree(arriero: Arriero, fleet: Fleet) -> None:
+def test_orphans_are_listed(arriero: Arriero, fleet: Fleet) -> None:
     arriero("pools", "start", ALPHA)
     fleet.turn()
     pool = fleet.begin()
@@ -147,7 +147,7 @@ def test_where_ledger_and_processes_disagree(arriero: Arriero, fleet: Fleet) -> 
     assert "its agent ended it" in plain(arriero("pools", "list", "--ended").stdout)
 
 
-def test_what_a_host_may_be_told(arriero: Arriero, fleet: Fleet) -> None:
+def test_a_host_is_cordoned_drained_opened_and_removed(arriero: Arriero, fleet: Fleet) -> None:
     assert "cordoned" in arriero("hosts", "cordon", "h").stdout
     with pytest.raises(Conflict, match="alpha:1 is not started: no device of the type simulated is open"):
         arriero("pools", "start", ALPHA, "--wait")
@@ -157,10 +157,10 @@ def test_what_a_host_may_be_told(arriero: Arriero, fleet: Fleet) -> None:
         arriero("hosts", "remove", "h")
     fleet.hosts.leave("h", fleet.agent)
     assert "silent" in arriero("hosts", "list").stdout
-    assert arriero("hosts", "remove", "h").stdout == "h is forgotten\n"
+    assert arriero("hosts", "remove", "h").stdout == "h is removed\n"
 
 
-def test_what_was_moved_can_be_read_later(arriero: Arriero, database: Database) -> None:
+def test_past_defragmentations_are_listed(arriero: Arriero, database: Database) -> None:
     with database.work() as work:
         moved = """
             INSERT INTO defragmentation (moves, gains, stuck)
@@ -170,7 +170,7 @@ def test_what_was_moved_can_be_read_later(arriero: Arriero, database: Database) 
     shown = arriero("fleet", "defragment", "--history").stdout
     assert "moved 456789: leaves sim-1" in shown
     assert "gains  m: it fits" in shown
-    assert arriero("fleet", "defragment", "--dry-run").stdout == "nothing is to be moved\n"
+    assert arriero("fleet", "defragment", "--dry-run").stdout == "nothing needs to be moved\n"
 
 
 def test_a_namespace_is_limited_and_freed(arriero: Arriero) -> None:
@@ -179,7 +179,7 @@ def test_a_namespace_is_limited_and_freed(arriero: Arriero) -> None:
     assert "team 2 0 B 24.00 GiB 0.00 s 2h 1d" in shown
     freed = json.loads(arriero("namespaces", "free", "team", "--json").stdout)
     assert (freed["max_bytes"], freed["max_device_s"], freed["weight"]) == (None, None, 1.0)
-    with pytest.raises(InvalidInput, match="none is given"):
+    with pytest.raises(InvalidInput, match="no limit is set"):
         arriero("namespaces", "limit", "team")
     with pytest.raises(InvalidInput, match="is no name of a namespace"):
         arriero("namespaces", "limit", "Team A", "--bytes", "1GiB")
@@ -188,7 +188,7 @@ def test_a_namespace_is_limited_and_freed(arriero: Arriero) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("fleet", "why", "nothing:1"), "no model 'nothing:1'"),
         (("fleet", "why", "01a1fdfa-a906-7e23-898e-3ea034e5d688"), "no step with a model"),
@@ -202,6 +202,6 @@ def test_a_namespace_is_limited_and_freed(arriero: Arriero) -> None:
         (("hosts", "remove", "nowhere"), "no host 'nowhere'"),
     ],
 )
-def test_what_is_not_there_is_named(arriero: Arriero, arguments: tuple[str, ...], told: str) -> None:
-    with pytest.raises(NotFound, match=re.escape(told)):
+def test_unknown_names_are_reported(arriero: Arriero, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(NotFound, match=re.escape(message)):
         arriero(*arguments)

@@ -1,4 +1,4 @@
-"""Commands are loaded when they run, and their names and help are known before."""
+"""Lazy commands: modules are imported when a command runs; names and help are known before."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from app.cli import COMMANDS, models
 from app.cli.footprint import footprint
 
-#: What only programs that serve, or that open the database, need.
+#: Packages that only servers and commands with database access need.
 HEAVY = ("alembic", "celery", "fastapi", "jsonschema", "llama_cpp", "psycopg", "sqlalchemy", "uvicorn")
 
 
 def imported_by(*arguments: str) -> set[str]:
-    """The heavy packages that a command imports."""
+    """Return the heavy packages that a command imports."""
     program = (
         "import json, sys\nfrom app.__main__ import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
@@ -27,14 +27,14 @@ def imported_by(*arguments: str) -> set[str]:
     return set(json.loads(ended.stderr.splitlines()[-1]))
 
 
-def test_the_line_of_help_of_a_command_in_a_group_is_its_own() -> None:
+def test_the_help_line_of_a_lazy_command_in_a_group_equals_its_docstring() -> None:
     command = models.app.registered_commands[0]
 
     assert command.help == inspect.cleandoc(footprint.__doc__ or "").split("\n\n")[0]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_line_of_help_is_that_of_the_command(name: str) -> None:
+def test_the_help_line_in_the_table_equals_that_of_the_command(name: str) -> None:
     command = COMMANDS[name].load(name)
 
     assert command.name == name
@@ -56,6 +56,6 @@ def test_a_command_imports_only_what_it_needs(arguments: tuple[str, ...]) -> Non
     assert imported_by("--set", "api.port=1", *arguments) == set()
 
 
-def test_the_heavy_packages_are_found_where_they_are_imported() -> None:
-    """The test above would see them."""
+def test_heavy_packages_are_detected() -> None:
+    """Shows that the test above can fail."""
     assert {"fastapi", "sqlalchemy"} <= imported_by("api", "--help")

@@ -1,4 +1,4 @@
-"""Promises of `arriero models`, run as the root command runs it."""
+"""`arriero models`, invoked as by the root command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Runs a command with a data directory of its own; an error of Arriero is raised, as the root expects it."""
+    """Runs a command with its own data directory and raises its errors, as the root command expects."""
 
     def run(*arguments: str | Path, config: dict[str, str] | None = None, **environment: str) -> Result:
         loaded = settings.load(environment={"ARRIERO_DATA_DIR": str(tmp_path / "data"), **(config or {})})
@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A folder served on this machine, and its address."""
+    """The URL of a web server on this machine, and the folder that it serves."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -111,7 +111,7 @@ def test_show_prints_what_the_header_says(run: Run) -> None:
         "<|im_start|>",
     ):
         assert part in text
-    assert "--template prints all of it" in text
+    assert "--template prints everything" in text
 
 
 def test_show_as_json_holds_header_and_template(run: Run) -> None:
@@ -164,7 +164,7 @@ def test_an_unknown_model_is_not_found(run: Run, command: str) -> None:
 
 @pytest.fixture
 def remote(web: tuple[str, Path], tmp_path: Path) -> dict[str, str]:
-    """A catalogue whose model lies on the served folder, as settings."""
+    """Settings with a catalogue whose model is on the web server."""
     url, folder = web
     (folder / "remote.gguf").symlink_to(SMOLLM2)
     own = tmp_path / "own.toml"
@@ -202,7 +202,7 @@ def test_pull_as_json_leaves_standard_output_to_the_document(run: Run, remote: d
     }
 
 
-def test_pull_of_the_packaged_model_checks_it(run: Run) -> None:
+def test_pull_of_the_packaged_model_verifies_it(run: Run) -> None:
     result = run("pull", "smollm2:135m")
     assert str(SMOLLM2) in result.stdout
     assert "verifying" in result.stderr
@@ -210,7 +210,7 @@ def test_pull_of_the_packaged_model_checks_it(run: Run) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with SmolLM2 and half of it."""
+    """A folder with SmolLM2 and a truncated copy."""
     folder = tmp_path / "files"
     folder.mkdir()
     (folder / "whole.gguf").symlink_to(SMOLLM2)
@@ -218,14 +218,14 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_scan_lists_models_and_refusals(run: Run, folder: Path) -> None:
+def test_scan_lists_models_and_rejected_files(run: Run, folder: Path) -> None:
     text = run("scan", folder).stdout
     assert "smollm2:135m-q4_1" in text, "the plain name is taken by the shipped catalogue"
-    assert "refused" in text
+    assert "rejected" in text
     assert "48,362,432 are missing" in text
 
 
-def test_scan_writes_a_catalogue_with_refusals_as_comments(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_scan_writes_a_catalogue_with_rejected_files_as_comments(run: Run, folder: Path, tmp_path: Path) -> None:
     text = run("scan", folder, "--toml").stdout
     assert [model.name for model in catalog.parse(text, "scan")] == ["smollm2:135m-q4_1"]
     assert f"# refused: {folder}/half.gguf" in text
@@ -242,7 +242,7 @@ def test_scan_as_json(run: Run, folder: Path) -> None:
     assert document["refused"][0]["path"] == str(folder / "half.gguf")
 
 
-def test_scan_without_a_folder_takes_those_of_the_settings(run: Run, folder: Path) -> None:
+def test_scan_without_a_folder_uses_those_of_the_settings(run: Run, folder: Path) -> None:
     config = {"ARRIERO_CATALOG__FOLDERS": str(folder)}
     assert json.loads(run("scan", "--json", config=config).stdout)["found"]
     result = run("scan")
@@ -250,7 +250,7 @@ def test_scan_without_a_folder_takes_those_of_the_settings(run: Run, folder: Pat
     assert "catalog.folders" in result.stderr
 
 
-def test_scan_of_an_empty_folder_says_so(run: Run, tmp_path: Path) -> None:
+def test_scan_of_an_empty_folder_reports_no_files(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no GGUF file that can be served" in run("scan", tmp_path / "empty").stdout
     with pytest.raises(NotFound):
@@ -258,7 +258,7 @@ def test_scan_of_an_empty_folder_says_so(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["list"], ["show"], ["pull"], ["scan"]])
-def test_every_command_explains_itself(run: Run, command: list[str]) -> None:
+def test_every_command_has_help(run: Run, command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout

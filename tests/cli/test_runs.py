@@ -1,4 +1,4 @@
-"""`arriero runs`, against an API that serves."""
+"""`arriero runs` with a running API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLOW = "workflow: flow\ndefaults: {model: 'm:1'}\nsteps: [{id: a, kind: generate
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Of an API that shows little."""
+    """Settings of an API that includes only short values in its answers."""
     return Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=10))
 
 
@@ -30,7 +30,7 @@ def arriero(arriero: Arriero) -> Arriero:
     return partial(arriero, "runs")
 
 
-def test_a_long_output_is_printed_whole(arriero: Arriero, runs: Runs) -> None:
+def test_a_long_output_is_printed_completely(arriero: Arriero, runs: Runs) -> None:
     hands = Hands(runs)
     run_id = str(runs.submit(Submission(check.parse(FLOW), {})).id)
     hands.work(a="a long text")

@@ -1,4 +1,4 @@
-"""`arriero schedules`, against an API that serves."""
+"""`arriero schedules` with a running API."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def arriero(arriero: Arriero) -> Arriero:
 
 @pytest.fixture
 def file(database: Database, tmp_path: Path) -> Path:
-    """A schedule whose workflow is there."""
+    """A schedule whose workflow exists."""
     registry.put(database, "rest", check.parse(REST))
     path = tmp_path / "nightly.yaml"
     path.write_text(NIGHTLY)
@@ -62,10 +62,10 @@ def test_a_preview_needs_no_server_for_a_file(arriero: Arriero, file: Path) -> N
 
     assert [fire["at"] for fire in stored] == [fire["at"] for fire in of_file]
     assert len(arriero("preview", "nightly", "-n", "2").stdout.splitlines()) == 2
-    assert "with its jitter" in arriero("preview", "nightly").stdout
+    assert "with jitter" in arriero("preview", "nightly").stdout
 
 
-def test_what_the_server_refuses_is_told_with_its_line(arriero: Arriero, file: Path) -> None:
+def test_a_rejected_schedule_is_reported_with_its_line(arriero: Arriero, file: Path) -> None:
     file.write_text(NIGHTLY.replace("workflow: rest", "workflow: rust"))
     with pytest.raises(InvalidInput, match=r"workflow \(line 2\).*did you mean 'rest'"):
         arriero("put", file)

@@ -1,4 +1,4 @@
-"""Promises of `arriero workflows diff` and `schema`, run as the root command runs them, against a real API."""
+"""`arriero workflows` with a running API, invoked as by the root command."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def address(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path) -> Iterator[str]:
-    """The API, served on this machine, with two versions of a workflow."""
+    """The URL of an API with two versions of a workflow."""
     for text in (ONE, TWO):
         registry.put(database, "greet", check.parse(text))
     settings = Settings(data_dir=tmp_path)
-    devices, orders = Devices(settings.fleet), OperatorCommands(database, lambda: None)
-    made = serve(Services(settings, database, publisher, runs, files.read_catalog(), devices, orders))
+    devices, commands = Devices(settings.fleet), OperatorCommands(database, lambda: None)
+    made = serve(Services(settings, database, publisher, runs, files.read_catalog(), devices, commands))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        # Without its life, whose end would close the database of the session.
+        # Without the lifespan, whose end would close the database of the test session.
         server = uvicorn.Server(uvicorn.Config(made, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -66,7 +66,7 @@ def address(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path
 
 @pytest.fixture
 def run(address: str) -> Run:
-    """Runs a command against that API; an error of Arriero is raised, as the root expects it."""
+    """Runs a command against that API and raises its errors, as the root command expects."""
 
     def run(*arguments: str | Path) -> Result:
         loaded = settings.load(environment={"ARRIERO_API__URL": address})
@@ -78,7 +78,7 @@ def run(address: str) -> Run:
     return run
 
 
-def test_a_difference_is_read_like_a_patch(run: Run) -> None:
+def test_differences_are_printed_like_a_patch(run: Run) -> None:
     lines = run("diff", "greet").stdout.splitlines()
 
     assert lines == [
@@ -99,7 +99,7 @@ def test_a_difference_is_read_like_a_patch(run: Run) -> None:
         "    - needs:",
         "    - - hello",
     ]
-    assert run("diff", "greet", "2", "2").stdout.splitlines()[1:] == ["nothing differs"]
+    assert run("diff", "greet", "2", "2").stdout.splitlines()[1:] == ["no differences"]
 
 
 def test_programs_get_json(run: Run) -> None:
@@ -121,14 +121,14 @@ def test_a_file_is_compared_with_the_newest_version(run: Run, tmp_path: Path) ->
     assert found["changes"][0] == {"kind": "changed", "path": "workflow", "old": "support-triage", "new": "greet"}
 
 
-def test_what_is_not_there_is_told(run: Run) -> None:
+def test_unknown_names_and_versions_are_reported(run: Run) -> None:
     with pytest.raises(NotFound, match="there are: 2, 1"):
         run("diff", "greet", "9")
     with pytest.raises(NotFound, match="greet"):
         run("diff", "greeet")
     with pytest.raises(NotFound, match="no file"):
         run("diff", "greet.yaml")
-    with pytest.raises(InvalidInput, match="'one' is no version"):
+    with pytest.raises(InvalidInput, match="'one' is not a version"):
         run("diff", "greet", "one")
 
 
@@ -147,18 +147,18 @@ def test_files_and_folders_are_checked_and_every_problem_names_its_file(run: Run
 
     assert found.exit_code == 2
     assert found.stdout == f"{folder}/greet.yaml: greet can run: 2 steps, models smollm2:135m\n"
-    told = found.stderr.replace("\n", " ")
-    for inner, what in (
-        ("inputs.json", "no workflow, left out"),
-        ("nightly.yaml", "no workflow, left out"),
+    errors = found.stderr.replace("\n", " ")
+    for inner, message in (
+        ("inputs.json", "not a workflow, skipped"),
+        ("nightly.yaml", "not a workflow, skipped"),
         ("wrong.yml", "steps[0].needs[0] (line 3): there is no step 'b'"),
         ("wrong.yml", "steps[0].needs[1] (line 3): there is no step 'c'"),
     ):
-        assert f"{folder}/more/{inner}: {what}" in told
+        assert f"{folder}/more/{inner}: {message}" in errors
     assert run("check", folder / "greet.yaml").stdout == "greet can run: 2 steps, models smollm2:135m\n"
     assert run("check", folder / "greet.yaml", folder / "greet.yaml").exit_code == 0
     with pytest.raises(InvalidInput, match=r"line 3"):
         run("check", folder / "more" / "wrong.yml")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NotFound, match="no file in YAML or JSON below"):
+    with pytest.raises(NotFound, match="no YAML or JSON file in"):
         run("check", tmp_path / "empty")

@@ -135,7 +135,8 @@ class Seen:
     def shown(self) -> str:
         lines = [
             f"{sum(self.faults.values())} faults in {self.seconds:.0f} s: {_listed(self.faults)}",
-            f"{sum(self.work.values())} runs: {_listed(self.work)}; the last ended {self.settled:.0f} s after the last fault",
+            f"{sum(self.work.values())} runs: {_listed(self.work)}",
+            f"the last run ended {self.settled:.0f} s after the last fault",
             f"{sum(self.hostile.values())} hostile inputs of {len(self.hostile)} kinds",
             f"starts of a killed up: {', '.join(f'{one:.1f} s' for one in self.starts) or 'none'}",
         ]

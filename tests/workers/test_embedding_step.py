@@ -56,13 +56,13 @@ def test_long_lists_keep_their_order(shared: LlamaEngine, monkeypatch: pytest.Mo
     assert "after the first 6 texts: text 1 has" in failed([*texts[:7], "long " * 3000], shared, long="refuse").message
 
 
-def test_fewer_numbers_are_the_first_ones_at_length_one(shared: LlamaEngine) -> None:
+def test_fewer_dimensions_are_the_first_ones_normalised(shared: LlamaEngine) -> None:
     whole, short = (np.array(embed("a llama", shared, dimensions=size).output) for size in (None, 64))
 
     assert short.shape == (64,)
     np.testing.assert_allclose(short, whole[:64] / np.linalg.norm(whole[:64]), atol=1e-3)
     failure = failed("a llama", shared, dimensions=5000)
-    assert (failure.reason, "vectors of 576 numbers" in failure.message) == (FailureReason.INVALID_REQUEST, True)
+    assert (failure.reason, "it must be from 1 to 576" in failure.message) == (FailureReason.INVALID_REQUEST, True)
 
 
 def test_queries_and_documents_get_the_models_prefixes(shared: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_queries_and_documents_get_the_models_prefixes(shared: LlamaEngine, monk
         (["a"] * 2049, "2048 at the most: map over parts"),
     ],
 )
-def test_what_is_no_text_is_refused(shared: LlamaEngine, texts: Any, problem: str) -> None:
+def test_input_other_than_texts_is_rejected(shared: LlamaEngine, texts: Any, problem: str) -> None:
     failure = failed(texts, shared)
     assert (failure.reason, problem in failure.message) == (FailureReason.INVALID_REQUEST, True)
 
@@ -119,7 +119,7 @@ def test_a_step_is_stopped_between_two_decodes(shared: LlamaEngine, monkeypatch:
     assert len(embed("still there", shared).output) == shared.model.n_embd
 
 
-def test_a_step_that_was_to_stop_already_does_nothing(shared: LlamaEngine) -> None:
+def test_a_step_that_was_stopped_before_does_nothing(shared: LlamaEngine) -> None:
     before = shared.metrics().embedded_texts
     with pytest.raises(CancelledError):
         embed("a", shared, on_stop=lambda stop: stop())

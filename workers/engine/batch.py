@@ -1,15 +1,15 @@
 """
-Batches: what the next decode holds, and who comes in next. Pure functions; the loop does what they say.
+Batch planning: the content of the next decode, and the next admission. Pure functions that the loop carries out.
 
-Every running text gets its token in every decode. Prompts fill what is left, at most `prefill_tokens` while somebody
-waits for each token, so that a long prompt adds a bounded time to each step. Where all wait for whole texts, prompts
-come first: texts that are written side by side from their beginning to their end are written fastest.
-Who comes in is decided one at a time: by class, then by age; waiting raises a request's class, so nobody starves.
-Nobody overtakes a request that waits for room; a request that waits for a prefix which is being computed stands aside.
-An interactive request parks the least advanced batch request when it finds no slot or no cells.
-A request comes in only when all the cells that it can come to need are free: a decode never lacks cells.
+Every running text gets one token in every decode. Prompts fill the rest: at most `prefill_tokens` while a
+latency-sensitive request is running, so that a long prompt adds a bounded time to each step. Otherwise prompts fill the
+whole batch, because texts that are decoded together from beginning to end are written fastest.
+Requests are admitted one at a time, by priority class, then by age. Waiting raises a request's class, so none starves.
+No request overtakes one that waits for room. A request whose prefix is being computed is deferred.
+An interactive request parks the batch request with the least progress when it finds no slot or no cells.
+A request is admitted only when all cells that it can need are free, so a decode never lacks cells.
 
-Time enters as seconds waited. Nothing here knows tokens' values, llama.cpp or threads.
+Time is passed in as seconds waited. This module does not know token values, llama.cpp or threads.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-#: The ranks of app.inference.requests, spelled out: smaller goes first.
+#: Two of the ranks of app.inference.requests: the smaller one goes first.
 INTERACTIVE, BATCH = 0, 2
 
-#: A prompt that was left out of this many decodes goes first, whatever its class.
+#: A prompt that was skipped in this many decodes goes first, whatever its class.
 STARVED = 64
 
 
 @dataclass(slots=True)
 class BatchWork:
-    """A request in a slot, as the decode sees it."""
+    """A running request, as the planning of a decode sees it."""
 
     id: int
     #: The sequence of the KV cache that it writes to.
@@ -34,87 +34,87 @@ class BatchWork:
     rank: int
     #: Requests that came earlier have smaller numbers.
     order: int
-    #: Tokens that are known and not yet computed. The last of them gives the next token.
-    left: int
-    #: The first token was given: one token is left in every step.
-    writing: bool = False
-    #: Somebody waits for each of its tokens.
-    watched: bool = False
-    #: Decodes since it had its part in one.
-    waited: int = 0
+    #: Tokens that are known and not yet computed. The logits of the last one choose the next token.
+    remaining: int
+    #: The prompt is computed and the text is in its decode phase: one token is left in every step.
+    decoding: bool = False
+    #: Each of its tokens is awaited.
+    latency_sensitive: bool = False
+    #: Decodes that skipped it since it was part of one.
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens of one request in a decode."""
+class Chunk:
+    """The tokens of one request in a decode."""
 
     work: BatchWork
     count: int
-    #: These are all that is left: the next token is chosen from this decode.
-    ends: bool
+    #: The chunk holds the last known token, so the next token is chosen from this decode.
+    is_last: bool
 
 
-def plan_decode(works: Sequence[BatchWork], batch_tokens: int, prefill_tokens: int) -> list[Piece]:
+def plan_decode(works: Sequence[BatchWork], batch_tokens: int, prefill_tokens: int) -> list[Chunk]:
     """
-    What the next decode holds, ordered by sequence: llama.cpp computes neighbours together.
+    Plan the next decode. The result is ordered by sequence, because llama.cpp computes neighbours together.
 
-    `batch_tokens` is at least the number of works. The earliest prompt of the best class is computed first.
+    `batch_tokens` must be at least the number of works. The oldest prompt of the best class is computed first.
     """
-    pieces, prompts, watched = [], [], False
+    chunks, prompts, latency_sensitive = [], [], False
     for work in works:
-        if work.writing and work.left == 1:
-            pieces.append(Piece(work, 1, ends=True))
-            watched = watched or work.watched
+        if work.decoding and work.remaining == 1:
+            chunks.append(Chunk(work, 1, is_last=True))
+            latency_sensitive = latency_sensitive or work.latency_sensitive
         else:
             prompts.append(work)
     if prompts:
-        room = batch_tokens - len(pieces)
-        if watched:
+        room = batch_tokens - len(chunks)
+        if latency_sensitive:
             room = min(room, max(1, prefill_tokens))
-        prompts.sort(key=lambda work: (work.waited < STARVED, work.rank, work.order))
+        prompts.sort(key=lambda work: (work.skipped < STARVED, work.rank, work.order))
         for work in prompts:
             if room <= 0:
                 break
-            count = min(work.left, room)
-            pieces.append(Piece(work, count, ends=count == work.left))
+            count = min(work.remaining, room)
+            chunks.append(Chunk(work, count, is_last=count == work.remaining))
             room -= count
-    pieces.sort(key=lambda piece: piece.work.sequence)
-    return pieces
+    chunks.sort(key=lambda chunk: chunk.work.sequence)
+    return chunks
 
 
-def plan_alone(works: Sequence[BatchWork], batch_tokens: int) -> list[Piece]:
-    """The reproducible decode: one request only, in chunks that depend on nothing but itself; all take turns."""
+def plan_reproducible(works: Sequence[BatchWork], batch_tokens: int) -> list[Chunk]:
+    """Plan a reproducible decode: one request, in chunks that depend on that request only. Requests take turns."""
     if not works:
         return []
-    work = max(works, key=lambda work: (work.waited, -work.order))
-    count = min(work.left, batch_tokens)
-    return [Piece(work, count, ends=count == work.left)]
+    work = max(works, key=lambda work: (work.skipped, -work.order))
+    count = min(work.remaining, batch_tokens)
+    return [Chunk(work, count, is_last=count == work.remaining)]
 
 
-def note_turns(works: Sequence[BatchWork], pieces: Sequence[Piece]) -> None:
-    """Count the decodes that each work was left out of."""
+def count_skips(works: Sequence[BatchWork], chunks: Sequence[Chunk]) -> None:
+    """Count the decodes that skipped each work."""
     for work in works:
-        work.waited += 1
-    for piece in pieces:
-        piece.work.waited = 0
+        work.skipped += 1
+    for chunk in chunks:
+        chunk.work.skipped = 0
 
 
 def prefill_budget(rate: float, seconds: float, least: int, most: int) -> int:
-    """Prompt tokens that add about `seconds` to a step, at `rate` tokens a second."""
+    """Return the number of prompt tokens that add about `seconds` to a step, at `rate` tokens per second."""
     return max(least, min(most, int(rate * seconds)))
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A request that wants a slot."""
+    """A waiting request that may be admitted."""
 
     id: int
-    #: The class as it was asked for.
+    #: The priority class of the request, not raised by waiting.
     rank: int
-    #: Cells that it can come to hold, less those that it would share.
+    #: The most KV cells that it can hold, less those that it would share.
     cells: int
-    #: A prefix of it is being computed: coming in later is cheaper.
-    aside: bool = False
+    #: A prefix of it is being computed, so a later admission is cheaper.
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,51 +122,54 @@ class Victim:
     """A running request that may be parked."""
 
     id: int
-    #: Tokens computed and written so far.
+    #: Tokens computed plus tokens written so far.
     progress: int
     order: int
-    #: Cells that come free with it, its unused promise too.
+    #: KV cells that parking it frees, its unused reservation included.
     cells: int
 
 
 @dataclass(frozen=True, slots=True)
-class BatchRoom:
-    """What is there for the next request."""
+class FreeCapacity:
+    """Free slots and cells for the next request."""
 
     slots: int
-    #: Cells that are free or held only by kept sequences.
+    #: KV cells that are free or held only by kept sequences.
     cells: int
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Give the request a slot."""
+    """Decision: give the request a slot."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Take the request's state out of the cache, so that another can come in."""
+    """Decision: move the request's state out of the KV cache, so that another request can be admitted."""
 
     id: int
 
 
 def effective_rank(rank: int, waited: float, patience: float) -> int:
-    """The class that a request has after `waited` seconds: one better for each `patience` seconds."""
+    """Return the class of a request after `waited` seconds: one better for each `patience` seconds."""
     return max(INTERACTIVE, rank - int(waited / patience)) if patience > 0 else rank
 
 
-def next_admission(candidates: Iterable[Candidate], victims: Sequence[Victim], room: BatchRoom) -> Admit | Park | None:
+def next_admission(
+    candidates: Iterable[Candidate], victims: Sequence[Victim], room: FreeCapacity
+) -> Admit | Park | None:
     """
-    What to do next for the waiting requests, given best first: one step, or nothing.
+    Decide the next action for the waiting requests: admit one, park one, or nothing.
 
-    It is asked again after each step, with the new state. `candidates` is read no further than needed.
+    The caller repeats the call after each action, with the new state. `candidates` come best first, and no more of them
+    are read than needed.
     """
     if room.slots <= 0 and not victims:
         return None
     for candidate in candidates:
-        if candidate.aside:
+        if candidate.deferred:
             continue
         if room.slots > 0 and candidate.cells <= room.cells:
             return Admit(candidate.id)

@@ -1,11 +1,11 @@
 """
-Calls of tools, as texts: where an answer turns into calls, what they say, and how they are told to a model.
+Tool calls as text: detecting where an answer turns into calls, parsing them, and rendering them for a prompt.
 
-Each family of models has its style: `hermes` writes `<tool_call>{"name": …, "arguments": …}</tool_call>`, any number of
-them; `llama3` answers with one `{"name": …, "parameters": …}` and nothing else.
-What may be the beginning of a call is held back until that is known: no reader ever sees half a call as text.
+Each model family has a style. `hermes` writes any number of `<tool_call>{"name": …, "arguments": …}</tool_call>`;
+`llama3` answers with one `{"name": …, "parameters": …}` and nothing else.
+Text that may begin a call is held back until that is decided, so no reader sees a part of a call as text.
 
-Nothing here knows tokens or grammars.
+This module does not know tokens or grammars.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from typing import Any, Literal
 
 from app.inference.requests import ChatMessage, Tool, ToolCall
 
-Style = Literal["hermes", "llama3"]
+ToolCallStyle = Literal["hermes", "llama3"]
 
-#: What goes around a call of the style `hermes`.
+#: The tags around a call of the style `hermes`.
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
-#: The name of the arguments in each style.
-ARGUMENTS: Mapping[Style, str] = {"hermes": "arguments", "llama3": "parameters"}
-#: What a call of the style `llama3` begins with, whitespace aside.
+#: The key of the arguments in each style.
+ARGUMENTS: Mapping[ToolCallStyle, str] = {"hermes": "arguments", "llama3": "parameters"}
+#: The beginning of a call of the style `llama3`; whitespace may come between the parts.
 _BEGINNING = ("{", '"name"', ":")
 _WHITE = " \t\r\n"
 
 
 @dataclass(slots=True)
-class ToolCallWatch:
-    """Looks for the place where a text turns into calls, piece by piece."""
+class ToolCallDetector:
+    """Detects, piece by piece, where a text turns into tool calls."""
 
-    style: Style
-    #: What was written from that place on; None before.
+    style: ToolCallStyle
+    #: The text from the first call on; None before a call has begun.
     calls: str | None = None
-    #: It is known that no call comes any more.
-    over: bool = False
+    #: No call can follow any more.
+    ruled_out: bool = False
     _held: str = ""
 
     def feed(self, new: str) -> str:
-        """Take what was written, and give what is known to be no call."""
+        """Add new text. Returns the text that is certainly not part of a call."""
         if self.calls is not None:
             self.calls += new
             return ""
-        if self.over or not new:
+        if self.ruled_out or not new:
             return new
         text = self._held + new
         at, keep = _in_tags(text) if self.style == "hermes" else _at_the_beginning(text)
@@ -53,23 +53,23 @@ class ToolCallWatch:
             self.calls, self._held = text[at:], ""
             return text[:at]
         self._held = text[len(text) - keep :]
-        self.over = self.style == "llama3" and not keep
+        self.ruled_out = self.style == "llama3" and not keep
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """The text ends here: give what was held back."""
+        """End the text. Returns what was held back."""
         held, self._held = self._held, ""
         return held
 
-    def after(self, new: str) -> ToolCallWatch:
-        """As it would stand after `new`; this one stays as it is."""
+    def peek(self, new: str) -> ToolCallDetector:
+        """Return a copy to which `new` was added; this detector is unchanged."""
         other = replace(self)
         other.feed(new)
         return other
 
 
 def _in_tags(text: str) -> tuple[int | None, int]:
-    """Where a tag opens, and how many characters of the end may begin one."""
+    """Return where an opening tag begins, or None, and how many characters at the end may begin one."""
     at = text.find(OPENING)
     if at >= 0:
         return at, 0
@@ -79,7 +79,7 @@ def _in_tags(text: str) -> tuple[int | None, int]:
 
 
 def _at_the_beginning(text: str) -> tuple[int | None, int]:
-    """As `_in_tags`, for a call that can only stand at the beginning."""
+    """As `_in_tags`, for a call that can only be at the beginning of the text."""
     rest = text.lstrip(_WHITE)
     at = len(text) - len(rest)
     for part in _BEGINNING:
@@ -90,8 +90,8 @@ def _at_the_beginning(text: str) -> tuple[int | None, int]:
     return at, 0
 
 
-def entrance(calls: str, style: Style) -> str:
-    """What was written of calls when they were noticed, in the words of the grammar that takes over from there."""
+def normalise_start(calls: str, style: ToolCallStyle) -> str:
+    """Return the calls as written until detection, with whitespace that the grammar does not accept removed."""
     if style == "hermes":
         return calls
     rest = calls
@@ -100,20 +100,20 @@ def entrance(calls: str, style: Style) -> str:
     return "".join(_BEGINNING) + rest
 
 
-def read(text: str, style: Style) -> tuple[ToolCall, ...]:
-    """The calls that were written. Raises ValueError when something else stands between them, or one is not whole."""
+def parse(text: str, style: ToolCallStyle) -> tuple[ToolCall, ...]:
+    """Parse the calls of a text. Raises ValueError when one is incomplete or other text is between them."""
     found = []
     rest = text.strip(_WHITE)
     while rest:
         if style == "hermes":
             if not rest.startswith(OPENING):
-                raise ValueError(f"{rest[:40]!r} is no call")
+                raise ValueError(f"{rest[:40]!r} is not a tool call; it must begin with {OPENING}")
             rest = rest[len(OPENING) :].lstrip(_WHITE)
         value, end = json.JSONDecoder().raw_decode(rest)
         rest = rest[end:].lstrip(_WHITE)
         if style == "hermes":
             if not rest.startswith(CLOSING):
-                raise ValueError("a call does not end")
+                raise ValueError(f"a tool call does not end with {CLOSING}")
             rest = rest[len(CLOSING) :].lstrip(_WHITE)
         found.append(_call(value, ARGUMENTS[style]))
     return tuple(found)
@@ -122,54 +122,62 @@ def read(text: str, style: Style) -> tuple[ToolCall, ...]:
 def _call(value: Any, key: str) -> ToolCall:
     if isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get(key), dict):
         return ToolCall(value["name"], value[key])
-    raise ValueError(f"{json.dumps(value)[:80]} names no function and its {key}")
+    raise ValueError(f"{json.dumps(value)[:80]} is not an object with a text `name` and an object `{key}`")
 
 
-def written(calls: Sequence[ToolCall], style: Style) -> str:
-    """The text of calls."""
+def render(calls: Sequence[ToolCall], style: ToolCallStyle) -> str:
+    """Return the calls as the model would write them."""
     texts = [_to_json({"name": call.name, ARGUMENTS[style]: dict(call.arguments)}) for call in calls]
     return "\n".join(f"{OPENING}\n{text}\n{CLOSING}" if style == "hermes" else text for text in texts)
 
 
-def described(tool: Tool) -> dict[str, Any]:
-    """A tool as chat templates want it."""
+def template_tool(tool: Tool) -> dict[str, Any]:
+    """Return a tool in the form that chat templates expect."""
     function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
     return {"type": "function", "function": function}
 
 
-def in_words(messages: Sequence[ChatMessage], tools: Sequence[Tool], style: Style) -> tuple[ChatMessage, ...]:
-    """The messages for a template that knows no tools: what they are, were asked and gave is told in plain text."""
-    told = [_plain(message, style) for message in messages]
+def describe_tools(
+    messages: Sequence[ChatMessage], tools: Sequence[Tool], style: ToolCallStyle
+) -> tuple[ChatMessage, ...]:
+    """
+    Return the messages for a chat template that does not support tools.
+
+    A system message describes the tools. Calls and their results become plain text.
+    """
+    rewritten = [_plain(message, style) for message in messages]
     if not tools:
-        return tuple(told)
+        return tuple(rewritten)
     form = _to_json({"name": "the function's name", ARGUMENTS[style]: {"an argument": "its value"}})
     how = f"for each call, write {OPENING}\n{form}\n{CLOSING}" if style == "hermes" else f"answer with {form} alone"
-    listed = "\n".join(_to_json(described(tool)) for tool in tools)
+    listed = "\n".join(_to_json(template_tool(tool)) for tool in tools)
     text = f"You may call these functions, given as JSON Schema:\n{listed}\n\nTo call one, {how}"
-    first = next((index for index, message in enumerate(told) if message.role == "system"), None)
+    first = next((index for index, message in enumerate(rewritten) if message.role == "system"), None)
     if first is None:
-        return (ChatMessage("system", text), *told)
-    told[first] = replace(told[first], content=f"{told[first].content}\n\n{text}")
-    return tuple(told)
+        return (ChatMessage("system", text), *rewritten)
+    rewritten[first] = replace(rewritten[first], content=f"{rewritten[first].content}\n\n{text}")
+    return tuple(rewritten)
 
 
-def _plain(message: ChatMessage, style: Style) -> ChatMessage:
+def _plain(message: ChatMessage, style: ToolCallStyle) -> ChatMessage:
     if message.role == "tool":
         return ChatMessage("user", f"<tool_response>\n{message.content}\n</tool_response>")
     if not message.tool_calls:
         return message
-    parts = (message.content, written(message.tool_calls, style))
+    parts = (message.content, render(message.tool_calls, style))
     return ChatMessage(message.role, "\n".join(part for part in parts if part))
 
 
-def under(schema: Any, path: str) -> Any:
-    """The schema for a place in another one: its references to itself begin at `path`."""
+def rebase(schema: Any, path: str) -> Any:
+    """Return the schema for embedding in another one at `path`: its local references are prefixed with `path`."""
     if isinstance(schema, Mapping):
         return {
-            key: re.sub("^#", lambda _: path, value) if key == "$ref" and isinstance(value, str) else under(value, path)
+            key: re.sub("^#", lambda _: path, value)
+            if key == "$ref" and isinstance(value, str)
+            else rebase(value, path)
             for key, value in schema.items()
         }
-    return [under(item, path) for item in schema] if isinstance(schema, list | tuple) else schema
+    return [rebase(item, path) for item in schema] if isinstance(schema, list | tuple) else schema
 
 
 def _to_json(value: Any) -> str:

@@ -1,7 +1,8 @@
 """
-The engine: one model in this process, serving many requests at once. What it promises stands in `workers.engine`.
+The llama.cpp engine: one GGUF model in this process, serving many requests at once.
 
-Requests are checked and made into tokens on the asker's thread; the loop's thread does the rest.
+It implements the protocol of `workers.engine`.
+Requests are checked and tokenised on the caller's thread; the loop's thread does the rest.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from app.inference.requests import Embedded, EmbedRequest, GenerateRequest, Long
 from app.kernel import clock, ids
 from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
 from workers.engine import OnStop, sampling, tools, vectors
-from workers.engine.calls import Style, ToolCallWatch
+from workers.engine.calls import ToolCallDetector, ToolCallStyle
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
-from workers.engine.grammars import Form, Grammars, ToGbnf
-from workers.engine.lazy import Lazy
+from workers.engine.grammars import CompiledGrammar, GrammarCache, ToGbnf
+from workers.engine.lazy_grammar import LazyGrammar
 from workers.engine.llama import LlamaModel, load_loras, use_loras
 from workers.engine.loop import EngineLoop
 from workers.engine.metrics import EngineMetrics
@@ -39,8 +40,8 @@ from workers.engine.templates import ChatTemplate
 
 _LOG = structlog.get_logger(__name__)
 
-#: Texts for one prompt, log-probabilities for one token: at the most.
-_MOST_TEXTS, _MOST_LOGPROBS = 16, 20
+#: Limits: texts for one prompt, log-probabilities for one token.
+_MAX_TEXTS, _MAX_LOGPROBS = 16, 20
 
 
 class LlamaEngine:
@@ -55,34 +56,34 @@ class LlamaEngine:
         schema_to_gbnf: ToGbnf = to_gbnf,
     ) -> None:
         """
-        Load the model; `on_progress` gets numbers from 0 to 1 meanwhile.
+        Load the model. `on_progress` is called with the progress, from 0 to 1.
 
         Raises ModelFileMissing, ModelFileDamaged, ModelUnsupported or MemoryNotEnough.
         """
         self.options = options or EngineOptions()
         self.slots = self.options.slots
-        begun = perf_counter()
+        started_at = perf_counter()
         self.model = LlamaModel(path, self.options, on_progress)
         with ExitStack() as undo:
             undo.callback(self.model.close)
-            #: It scores documents; it gives no vectors.
-            self.ranks = (self.options.pooling or self.model.pooling) == "rank"
-            if self.ranks:
+            #: Whether the model scores documents; such a model computes no vectors.
+            self.is_reranker = (self.options.pooling or self.model.pooling) == "rank"
+            if self.is_reranker:
                 _require_classifier(path)
             self._template = ChatTemplate(self.model, self.options.profile)
-            self._grammars = Grammars(self.model, schema_to_gbnf)
+            self._grammars = GrammarCache(self.model, schema_to_gbnf)
             self._loop = EngineLoop(self.model, self.options)
             undo.callback(self._loop.context.close)
             self._loras = load_loras(self.model)
             self._loop.use_loras(list(self._loras.values()))
             undo.pop_all()
-        #: A model without a memory looks at whole texts only: it embeds or ranks them.
-        self.writes = self.model.decodes and bool(self._loop.context.memory)
+        #: Whether the model can write text. A model without a KV cache or a state only embeds or ranks whole texts.
+        self.generates_text = self.model.has_decoder and bool(self._loop.context.memory)
         self._embeddings: EmbeddingContext | None = None
-        self._numbers = itertools.count(1)
-        self._users = 0
+        self._task_ids = itertools.count(1)
+        self._active_calls = 0
         self._closed = False
-        self._gate = threading.Condition()
+        self._condition = threading.Condition()
         self._loop.start()
         _LOG.info(
             "engine_loaded",
@@ -90,17 +91,17 @@ class LlamaEngine:
             slots=self.slots,
             context=self._loop.context.n_context,
             layout="streams" if self.options.streams else "unified",
-            seconds=round(perf_counter() - begun, 3),
+            seconds=round(perf_counter() - started_at, 3),
         )
 
     @property
     def context_limit(self) -> int:
-        """Tokens of prompt and text together that one request may have."""
+        """Tokens of prompt and output together that one request may have."""
         most, trained = self._loop.context.n_sequence, self.model.n_context_trained
         return min(most, trained) if trained and self.options.rope == Rope() else most
 
     def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> LlamaTicket:
-        """As the protocol says. With n > 1, `on_text` gets the first of the texts."""
+        """See the protocol. With n > 1, `on_text` receives only the first text."""
         with self._in_use():
             return self._generate(request, on_text)
 
@@ -114,25 +115,25 @@ class LlamaEngine:
         if needed > self.context_limit:
             raise StepFailure(
                 FailureReason.CONTEXT_EXCEEDED,
-                f"{len(prompt.tokens)} tokens of prompt and {request.max_tokens} of text pass the context of "
-                f"{self.context_limit} tokens",
+                f"the prompt has {len(prompt.tokens)} tokens and max_tokens is {request.max_tokens}; together they "
+                f"exceed the context of {self.context_limit} tokens",
             )
-        form, style = self._form(request), self._style(request)
-        if form is not None:
-            self._loop.alphabet.prepare()
+        grammar, style = self._output_grammar(request), self._tool_style(request)
+        if grammar is not None:
+            self._loop.byte_index.prepare()
         seed = request.sampling.seed if request.sampling.seed is not None else ids.new_id().int & 0xFFFFFFFF
         stop = (*request.stop, *prompt.stop)
         tasks = [
             EngineTask(
-                next(self._numbers),
+                next(self._task_ids),
                 request,
                 prompt.tokens,
                 stop,
-                form,
+                grammar,
                 (seed + index) & 0xFFFFFFFF,
                 deadline,
                 None if index else on_text,
-                *self._calls(request, form, style),
+                *self._call_detection(request, grammar, style),
             )
             for index in range(request.n)
         ]
@@ -140,40 +141,40 @@ class LlamaEngine:
         return LlamaTicket(tasks, self._loop.wake, style)
 
     def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
-        """As the protocol says."""
+        """See the protocol."""
         profile = self.options.profile
         with self._in_use():
-            if self.ranks:
-                message = f"{self.model.path.name} ranks documents; it embeds no texts"
+            if self.is_reranker:
+                message = f"{self.model.path.name} is a reranking model; it cannot embed texts"
                 raise StepFailure(FailureReason.INVALID_REQUEST, message)
-            vectors.check(request.dimensions, self.model.n_embd)
-            texts = vectors.prefixed(request, profile.query_prefix, profile.document_prefix)
-            tokens = [self.model.tokens(text, opening=True, special=False) for text in texts]
+            vectors.require_dimensions(request.dimensions, self.model.n_embd)
+            texts = vectors.with_prefixes(request, profile.query_prefix, profile.document_prefix)
+            tokens = [self.model.tokenize(text, add_special=True, parse_special=False) for text in texts]
         if not all(tokens):
             raise StepFailure(FailureReason.INVALID_REQUEST, f"text {tokens.index([])} is empty")
-        job = self._do(tokens, request.long_text)
+        job = self._start_embedding(tokens, request.long_text)
         if on_stop is not None:
             on_stop(job.cancel)
         found = _wait(job, timeout)
-        return Embedded(vectors.finished(found, request.dimensions), sum(map(len, tokens)), job.total())
+        return Embedded(vectors.normalised(found, request.dimensions), sum(map(len, tokens)), job.elapsed())
 
     def rerank(self, request: RerankRequest, timeout: float | None = None) -> Reranked:
-        """How well documents answer a query, by a model made for that. Raises as `embed` does."""
+        """Score how well each document answers a query. Needs a reranking model. Raises what `embed` raises."""
         with self._in_use():
-            if not self.ranks:
-                message = f"{self.model.path.name} is no reranking model; set its pooling to 'rank' if it is"
+            if not self.is_reranker:
+                message = f"{self.model.path.name} is not a reranking model; if it is one, set its pooling to 'rank'"
                 raise StepFailure(FailureReason.INVALID_REQUEST, message)
-            tokens = [self._template.pair(request.query, document) for document in request.documents]
-        job = self._do(tokens, LongText.REFUSE)
+            tokens = [self._template.rerank_prompt(request.query, document) for document in request.documents]
+        job = self._start_embedding(tokens, LongText.REFUSE)
         scores = _wait(job, timeout)
-        return Reranked(tuple(float(score[0]) for score in scores), sum(map(len, tokens)), job.total())
+        return Reranked(tuple(float(score[0]) for score in scores), sum(map(len, tokens)), job.elapsed())
 
     def use_loras(self, scales: Mapping[str, float], timeout: float | None = None) -> None:
         """
-        Give the adapters these weights, others none, between two requests: what runs now is finished first.
+        Set the scales of the LoRA adapters; adapters that are not named are disabled. Running requests finish first.
 
-        Raises NotFound for an adapter that was not loaded; TimeoutError when it takes longer: then it is done later.
-        Kept prefixes are dropped: they were computed otherwise.
+        Raises NotFound for an adapter that was not loaded, TimeoutError when it takes longer; the change is then made
+        later. Kept prefixes are dropped because they were computed with other adapters.
         """
         for name in scales:
             if name not in self._loras:
@@ -181,11 +182,11 @@ class LlamaEngine:
         self._loras = {name: (pointer, scales.get(name, 0.0)) for name, (pointer, _) in self._loras.items()}
         done: Future[None] = Future()
 
-        def swap(watched: bool) -> bool:
-            if (ended := self._loop.ended) is not None:
-                done.set_exception(ended)
+        def swap(busy: bool) -> bool:
+            if (end_failure := self._loop.end_failure) is not None:
+                done.set_exception(end_failure)
                 return False
-            if watched:
+            if busy:
                 return True
             self._loop.use_loras(list(self._loras.values()))
             if self._embeddings is not None:
@@ -193,113 +194,113 @@ class LlamaEngine:
             done.set_result(None)
             return False
 
-        self._loop.pause_for(swap)
+        self._loop.submit_paused_job(swap)
         done.result(timeout)
 
     def use_threads(self, count: int) -> None:
-        """Compute on so many cores, from the next step on: the host's other pools need theirs."""
+        """Use `count` CPU threads from the next decode on, so that the host's other pools have cores too."""
 
         def change(_: bool) -> bool:
             self._loop.use_threads(count)
             return False
 
-        self._loop.do(change)
+        self._loop.submit_job(change)
 
     def stalled_for(self) -> timedelta:
-        """As the protocol says. An engine that gave up counts as stalled from its last decode."""
+        """See the protocol. An engine that gave up counts as stalled since its last decode."""
         return timedelta(seconds=self._loop.stalled_seconds())
 
     def metrics(self) -> EngineMetrics:
-        """What it did and how it stands."""
+        """Return the counts and the current state."""
         return replace(self._loop.metrics(), grammar_compiled=self._grammars.misses)
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens that a text takes, without those that open a prompt."""
-        with self._in_use():
-            return len(self.model.tokens(text, opening=False, special=False))
-
     def close(self) -> None:
-        """As the protocol says, after the decode under way. A second call does nothing."""
-        with self._gate:
+        """See the protocol. Waits for the running decode. A second call does nothing."""
+        with self._condition:
             first, self._closed = not self._closed, True
-            self._gate.wait_for(lambda: not self._users)
+            self._condition.wait_for(lambda: not self._active_calls)
         if not first:
             return
-        begun = perf_counter()
+        started_at = perf_counter()
         self._loop.stop()
         if self._embeddings is not None:
             self._embeddings.close()
         self._grammars.close()
         self.model.close()
-        _LOG.info("engine_closed", model=self.model.path.name, seconds=round(perf_counter() - begun, 3))
+        _LOG.info("engine_closed", model=self.model.path.name, seconds=round(perf_counter() - started_at, 3))
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        """Keep the model from being freed meanwhile. Raises StepFailure when it is closed."""
-        with self._gate:
+        """Prevent the model from being freed inside the block. Raises StepFailure when the engine is closed."""
+        with self._condition:
             if self._closed:
                 raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
-            self._users += 1
+            self._active_calls += 1
         try:
             yield
         finally:
-            with self._gate:
-                self._users -= 1
-                self._gate.notify_all()
+            with self._condition:
+                self._active_calls -= 1
+                self._condition.notify_all()
 
     def _check(self, request: GenerateRequest) -> None:
-        """Raise StepFailure for what can never be served."""
-        wrong = sampling.problems(request.sampling, self.model.n_vocab)
+        """Raises StepFailure for a request that can never be served."""
+        problems = sampling.problems(request.sampling, self.model.n_vocab)
         if (request.prompt is None) == (not request.messages):
-            wrong.append("exactly one of messages and prompt is needed")
+            problems.append("exactly one of messages and prompt is required")
         if request.max_tokens < 1:
-            wrong.append(f"max_tokens is {request.max_tokens}; at least 1 is needed")
-        if not 1 <= request.n <= _MOST_TEXTS:
-            wrong.append(f"n is {request.n}; 1 to {_MOST_TEXTS} texts can be had")
-        if request.logprobs is not None and not 0 <= request.logprobs <= _MOST_LOGPROBS:
-            wrong.append(f"logprobs is {request.logprobs}; 0 to {_MOST_LOGPROBS} can be had")
+            problems.append(f"max_tokens is {request.max_tokens}; it must be at least 1")
+        if not 1 <= request.n <= _MAX_TEXTS:
+            problems.append(f"n is {request.n}; it must be from 1 to {_MAX_TEXTS}")
+        if request.logprobs is not None and not 0 <= request.logprobs <= _MAX_LOGPROBS:
+            problems.append(f"logprobs is {request.logprobs}; it must be from 0 to {_MAX_LOGPROBS}")
         if sum((request.schema is not None, request.grammar is not None, bool(request.tools))) > 1:
-            wrong.append("schema, grammar and tools exclude each other")
+            problems.append("more than one of schema, grammar and tools is set; at most one is accepted")
         if request.tool_choice != "auto" and not request.tools:
-            wrong.append("tool_choice says something of tools, and there are none")
-        if not self.writes:
-            wrong.append(f"{self.model.path.name} writes no texts; it embeds or ranks them")
-        if wrong:
-            raise StepFailure(FailureReason.INVALID_REQUEST, "; ".join(wrong))
+            problems.append("tool_choice is set, but the request has no tools")
+        if not self.generates_text:
+            problems.append(f"{self.model.path.name} cannot generate text; it embeds or ranks texts")
+        if problems:
+            raise StepFailure(FailureReason.INVALID_REQUEST, "; ".join(problems))
 
-    def _form(self, request: GenerateRequest) -> Form | None:
+    def _output_grammar(self, request: GenerateRequest) -> CompiledGrammar | None:
         if request.schema is not None:
-            return self._grammars.of_schema(request.schema)
+            return self._grammars.for_schema(request.schema)
         if request.grammar is not None:
-            return self._grammars.of_gbnf(request.grammar)
+            return self._grammars.for_gbnf(request.grammar)
         if request.tools and request.tool_choice != "none":
-            return tools.form(self._grammars, request, self._template.tools)
+            return tools.compile_tools(self._grammars, request, self._template.tools)
         return None
 
-    def _style(self, request: GenerateRequest) -> Style | None:
+    def _tool_style(self, request: GenerateRequest) -> ToolCallStyle | None:
         return self._template.tools if request.tools and request.tool_choice != "none" else None
 
-    def _calls(
-        self, request: GenerateRequest, form: Form | None, style: Style | None
-    ) -> tuple[ToolCallWatch | None, Lazy | None]:
-        """What keeps the calls of one text apart, and what binds them if it may be free before."""
-        if style is None or form is None:
+    def _call_detection(
+        self, request: GenerateRequest, grammar: CompiledGrammar | None, style: ToolCallStyle | None
+    ) -> tuple[ToolCallDetector | None, LazyGrammar | None]:
+        """Return the detector of calls for one text, and the lazy grammar if free text may precede the calls."""
+        if style is None or grammar is None:
             return None, None
-        watch = ToolCallWatch(style)
+        detector = ToolCallDetector(style)
         if request.tool_choice != "auto":
-            return watch, None
-        if watch.feed(request.prefill) != request.prefill:
-            message = "a prefill cannot begin a call of a tool; tool_choice 'required' makes the model call one"
+            return detector, None
+        if detector.feed(request.prefill) != request.prefill:
+            message = "the prefill begins a tool call; to force a call, set tool_choice to 'required'"
             raise StepFailure(FailureReason.INVALID_REQUEST, message)
-        return watch, Lazy(self.model, self._loop.alphabet, form, style, request.prefill)
+        return detector, LazyGrammar(self.model, self._loop.byte_index, grammar, style, request.prefill)
 
-    def _do(self, tokens: Sequence[Sequence[int]], policy: LongText) -> EmbeddingJob:
+    def _start_embedding(self, tokens: Sequence[Sequence[int]], policy: LongText) -> EmbeddingJob:
         if not self.options.vectors:
-            message = f"{self.model.path.name} was loaded without vectors: its entry has no use case embed or rerank"
+            message = (
+                f"{self.model.path.name} was loaded without an embedding context; "
+                "its catalogue entry needs the use case embed or rerank"
+            )
             raise StepFailure(FailureReason.INVALID_REQUEST, message)
         loop = self._loop
-        job = EmbeddingJob(tokens, policy, loop.meter, self.options.batch, self._ensure_embeddings, lambda: loop.ended)
-        loop.do(job)
+        job = EmbeddingJob(
+            tokens, policy, loop.meter, self.options.batch, self._ensure_embeddings, lambda: loop.end_failure
+        )
+        loop.submit_job(job)
         return job
 
     def _ensure_embeddings(self) -> EmbeddingContext:
@@ -310,9 +311,13 @@ class LlamaEngine:
 
 
 def _require_classifier(path: Path) -> None:
-    """Without one llama.cpp gives the first number of a vector for a score."""
+    """
+    Raises ModelUnsupported when the file has no classifier.
+
+    Without one llama.cpp returns the first number of a vector as the score.
+    """
     if not any(tensor.name.startswith("cls") for tensor in header.read(path).tensors):
-        raise ModelUnsupported(path, "it has no classifier (tensors named cls), so that its scores would mean nothing")
+        raise ModelUnsupported(path, "it has no classifier (tensors named cls), so its scores would be meaningless")
 
 
 def _deadline(request: GenerateRequest) -> float | None:
@@ -320,7 +325,7 @@ def _deadline(request: GenerateRequest) -> float | None:
         return None
     left = (request.deadline - clock.now()).total_seconds()
     if left <= 0:
-        raise StepFailure(FailureReason.TIMEOUT, "the deadline was over before the request came")
+        raise StepFailure(FailureReason.TIMEOUT, "the deadline had passed before the request was submitted")
     return perf_counter() + left
 
 

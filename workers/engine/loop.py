@@ -1,10 +1,10 @@
 """
-The loop: one thread that owns the model's context and does what batch.py decides.
+The engine loop: one thread that owns the model's context and carries out the decisions of batch.py.
 
-A step is one decode: a token for each text under way, and parts of prompts in the room that is left.
-A request that fails takes no other with it: a decode that fails is repeated piece by piece, and after a fault of the
-backend the context is made again and the texts go on from their tokens. When that does not help either, the engine
-says so, ends everything, and counts as stalled from then on, so that its lease runs out.
+A step is one decode: one token for each running text, and parts of prompts in the remaining room.
+A failing request does not affect others. A failed decode is repeated chunk by chunk. After a fault of the backend the
+context is rebuilt and the texts continue from their tokens. When that fails too, the engine logs it, fails all requests
+and counts as stalled from then on, so that its lease expires.
 """
 
 from __future__ import annotations
@@ -21,46 +21,47 @@ import structlog
 from app.inference.requests import FinishReason
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from workers.engine import batch
-from workers.engine.constraint import Alphabet
+from workers.engine.batch_sampler import BatchSampler
+from workers.engine.constraint import FirstByteIndex
 from workers.engine.llama import Context, LlamaModel, Logits
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
-from workers.engine.rows import Rows
-from workers.engine.sampling import Chooser
+from workers.engine.sampling import TokenSampler
 from workers.engine.slots import Slots
 from workers.engine.tasks import EngineTask
 from workers.engine.waiting import WaitingTasks
 
 _LOG = structlog.get_logger(__name__)
 
-#: Times that a text goes on after a fault of the engine.
-_LIVES = 2
-#: Faults with no decode in between, after which the engine gives up.
-_FAULTS = 3
-#: Prompt tokens in a step at the least, however slow the machine.
-_LEAST_PREFILL = 16
-#: Does a piece of other work on the engine's thread, and says whether there is more.
+#: How often one text is continued after a fault of the engine.
+_MAX_RESTARTS = 2
+#: Faults without a successful decode in between, after which the engine gives up.
+_MAX_FAULTS = 3
+#: Minimum of prompt tokens in a step, however slow the machine is.
+_MIN_PREFILL_TOKENS = 16
+#: Does one part of other work on the engine's thread and returns whether more is left. The argument is whether
+#: requests are running.
 Job = Callable[[bool], bool]
 
 
 class EngineLoop:
-    """The engine's thread. All but `submit`, `do`, `wake`, `stop` and the figures belongs to that thread."""
+    """The engine's thread. The methods of the first section are safe from any thread, the others belong to this one."""
 
     def __init__(self, model: LlamaModel, options: EngineOptions) -> None:
-        """Makes the context; raises what `Context` raises."""
+        """Create the context. Raises what `Context` raises."""
         self.model, self.options = model, options
         self.meter = Meter()
         self.context = Context(model, options)
         self.slots = Slots(self.context, options, self.meter)
-        self._rows = Rows(model)
-        #: Prepared by whoever first asks for a grammar, off this thread: a large vocabulary takes half a second.
-        self.alphabet = Alphabet(model)
+        self._sampler = BatchSampler(model)
+        #: Prepared by the thread that first requests a grammar, not by this one: a large vocabulary needs 0.5 s.
+        self.byte_index = FirstByteIndex(model)
         self._waiting = WaitingTasks(options)
         self._jobs: deque[Job] = deque()
         self._inbox: list[EngineTask] = []
         self._wake = threading.Condition()
-        self._attention = False
+        self._sweep_needed = False
         self._stopping = False
         self._next_deadline = float("inf")
         self._faults = 0
@@ -68,59 +69,60 @@ class EngineLoop:
         self._busy = False
         self._paused = 0
         self._adapters: Sequence[tuple[Any, float]] = ()
-        #: Cores to compute on, where that was changed.
+        #: CPU threads for decoding; None is the value of the options.
         self._threads: int | None = None
-        #: Why the engine gave up, if it did.
-        self.broken: str | None = None
+        #: Why the engine gave up; None while it has not.
+        self.fatal_reason: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{model.path.stem}", daemon=True)
 
     # ---- from any thread ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def submit(self, tasks: list[EngineTask]) -> None:
-        """Take tasks. Raises StepFailure when too many wait, or when the engine has ended."""
+        """Queue tasks. Raises StepFailure when the queue is full or the engine has ended."""
         with self._wake:
-            if (ended := self.ended) is not None:
-                raise ended
+            if (end_failure := self.end_failure) is not None:
+                raise end_failure
             if len(self._inbox) + len(self._waiting) + len(tasks) > self.options.queue:
                 self.meter.refused += len(tasks)
-                raise StepFailure(FailureReason.ENGINE_ERROR, f"{self.options.queue} requests wait already")
+                message = f"the queue is full; it holds at most {self.options.queue} requests"
+                raise StepFailure(FailureReason.ENGINE_ERROR, message)
             self.meter.submitted += len(tasks)
-            self._note_busy()
+            self._mark_busy()
             self._inbox += tasks
             self._wake.notify()
 
-    def do(self, job: Job) -> None:
-        """Run the job's pieces on the engine's thread, one between two steps."""
+    def submit_job(self, job: Job) -> None:
+        """Run the job on the engine's thread, a part between decodes. Raises StepFailure when the engine has ended."""
         with self._wake:
-            if (ended := self.ended) is not None:
-                raise ended
-            self._note_busy()
+            if (end_failure := self.end_failure) is not None:
+                raise end_failure
+            self._mark_busy()
             self._jobs.append(job)
             self._wake.notify()
 
-    def pause_for(self, job: Job) -> None:
-        """Run the job between requests: nobody comes in until it says that there is no more."""
+    def submit_paused_job(self, job: Job) -> None:
+        """As `submit_job`, with admission paused until the job is done. Running requests continue meanwhile."""
         self._paused += 1
 
-        def counted(watched: bool) -> bool:
-            more = job(watched)
+        def counted(busy: bool) -> bool:
+            more = job(busy)
             self._paused -= not more
             return more
 
-        self.do(counted)
+        self.submit_job(counted)
 
     def wake(self) -> None:
-        """Something was cancelled: look."""
-        self._attention = True
+        """Make the loop look for cancelled tasks."""
+        self._sweep_needed = True
         with self._wake:
             self._wake.notify()
 
     def stop(self) -> None:
-        """End everything, after the decode under way, and wait for the thread."""
+        """Fail all tasks after the running decode, and wait for the thread to end."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -128,11 +130,11 @@ class EngineLoop:
             self._thread.join()
 
     def stalled_seconds(self) -> float:
-        """How long there has been work and no decode has ended."""
-        return perf_counter() - self._progress_at if self._busy or self.broken is not None else 0.0
+        """Seconds since the last decode ended while there has been work; 0 when idle."""
+        return perf_counter() - self._progress_at if self._busy or self.fatal_reason is not None else 0.0
 
     def metrics(self) -> EngineMetrics:
-        """The figures, at most one step old."""
+        """Return the figures, at most one step old."""
         waiting = list(self._waiting)
         states = [state for task in waiting if (state := task.state) is not None]
         return self.meter.snapshot(
@@ -147,17 +149,17 @@ class EngineLoop:
         )
 
     def use_threads(self, count: int) -> None:
-        """Compute on so many cores from now on."""
+        """Decode with `count` CPU threads from now on."""
         self._threads = count
         self.context.use_threads(count)
 
     def use_loras(self, adapters: Sequence[tuple[Any, float]]) -> None:
-        """Let these adapters work from now on. What was computed with others is dropped."""
+        """Apply these adapters, with their scales, from now on. Prefixes computed with others are dropped."""
         self._adapters = adapters
         self.slots.evict_all()
         self.context.use_loras(adapters)
 
-    def _note_busy(self) -> None:
+    def _mark_busy(self) -> None:
         if not self._busy:
             self._progress_at = perf_counter()
             self._busy = True
@@ -166,104 +168,103 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
-            while self._rest():
+            while self._wait_for_work():
                 try:
-                    self._turn()
-                except Exception as error:  # noqa: BLE001 (the outermost shell of a turn)
-                    _LOG.exception("engine_turn_failed")
+                    self._iterate()
+                except Exception as error:  # noqa: BLE001 (the outermost shell of an iteration)
+                    _LOG.exception("engine_iteration_failed")
                     self._recover(f"{type(error).__name__}: {error}")
-            self._end()
+            self._shut_down()
         except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
             _LOG.exception("engine_thread_failed")
             self._fail_without_context(f"{type(error).__name__}: {error}")
 
-    def _rest(self) -> bool:
-        """Sleep until there is work; take what came. False when it is time to end."""
+    def _wait_for_work(self) -> bool:
+        """Block until there is work, and queue the new tasks. Returns False when the loop must end."""
         with self._wake:
             while not (self._stopping or self._inbox or self._jobs or self.slots.running or self._waiting):
                 self._busy = False
                 self._wake.wait()
             if self._stopping:
                 return False
-            arrived, self._inbox = self._inbox, []
-        self._waiting.add(arrived)
-        for task in arrived:
+            new_tasks, self._inbox = self._inbox, []
+        self._waiting.add(new_tasks)
+        for task in new_tasks:
             if task.deadline is not None:
                 self._next_deadline = min(self._next_deadline, task.deadline)
         return True
 
-    def _turn(self) -> None:
-        """One step: who leaves, who comes, one decode."""
+    def _iterate(self) -> None:
+        """One iteration: end cancelled and late tasks, admit waiting ones, decode once."""
         now = perf_counter()
-        if self._attention or now >= self._next_deadline:
+        if self._sweep_needed or now >= self._next_deadline:
             self._sweep(now)
-        open_to_all = not self._paused
-        if self._waiting and open_to_all:
-            self._admit(now)
+        admitting = not self._paused
+        if self._waiting and admitting:
+            self._admit_waiting(now)
         if self._jobs:
-            self._job()
+            self._run_job()
         works = self.slots.works
         if works:
-            self._step(works, now)
-        elif self._waiting and open_to_all and not self._jobs:
-            self._unblock()
+            self._decode_step(works, now)
+        elif self._waiting and admitting and not self._jobs:
+            self._fail_stuck()
 
     def _sweep(self, now: float) -> None:
-        """End what was cancelled or is too late."""
-        self._attention, self._next_deadline = False, float("inf")
+        """End the tasks that were cancelled or whose deadline has passed."""
+        self._sweep_needed, self._next_deadline = False, float("inf")
         for task in [*self.slots.running.values(), *self._waiting]:
             if task.cancelled:
                 self.meter.cancelled += 1
-                self._close(task, CancelledError())
+                self._abort(task, CancelledError())
             elif task.deadline is not None:
                 if now >= task.deadline:
                     self.meter.timed_out += 1
-                    self._close(
-                        task, StepFailure(FailureReason.TIMEOUT, "the deadline came before the text was complete")
-                    )
+                    message = "the deadline passed before the text was complete"
+                    self._abort(task, StepFailure(FailureReason.TIMEOUT, message))
                 else:
                     self._next_deadline = min(self._next_deadline, task.deadline)
 
-    def _close(self, task: EngineTask, error: BaseException) -> None:
-        """The task ends without a result, wherever it is."""
+    def _abort(self, task: EngineTask, error: BaseException) -> None:
+        """End a running or waiting task without a result."""
         if task.work is not None:
-            self.slots.leave(task)
+            self.slots.finish(task)
         else:
             self._waiting.remove(task)
-        self._collect(task)
+        self._record_grammar(task)
         task.fail(error)
 
-    def _collect(self, task: EngineTask) -> None:
-        if task.chooser is not None:
-            self.meter.grammar_seconds += task.chooser.grammar_seconds
-            self.meter.grammar_masks += task.chooser.grammar_masks
+    def _record_grammar(self, task: EngineTask) -> None:
+        if task.sampler is not None:
+            self.meter.grammar_seconds += task.sampler.grammar_seconds
+            self.meter.grammar_masks += task.sampler.grammar_masks
 
-    # ---- who comes in ---------------------------------------------------------------------------------------------
+    # ---- admission ------------------------------------------------------------------------------------------------
 
-    def _admit(self, now: float) -> None:
+    def _admit_waiting(self, now: float) -> None:
         free = self.options.slots - len(self.slots.running)
-        if free <= 0 and not self._waiting.urgent():
+        if free <= 0 and not self._waiting.has_interactive():
             return
         while self._waiting:
-            seen: dict[int, tuple[EngineTask, Match]] = {}
-            room = batch.BatchRoom(self.options.slots - len(self.slots.running), self.slots.room())
-            candidates = self._waiting.candidates(now, self.slots, seen)
+            matches: dict[int, tuple[EngineTask, Match]] = {}
+            room = batch.FreeCapacity(self.options.slots - len(self.slots.running), self.slots.free_cells())
+            candidates = self._waiting.candidates(now, self.slots, matches)
             action = batch.next_admission(candidates, self._waiting.victims(self.slots), room)
             if action is None:
                 return
             if isinstance(action, batch.Park):
                 self._park(action.id)
                 continue
-            task, match = seen[action.id]
-            self._let_in(task, match, now)
+            task, match = matches[action.id]
+            self._admit(task, match, now)
 
-    def _park(self, number: int) -> None:
-        task = next(task for task in self.slots.running.values() if task.id == number)
+    def _park(self, task_id: int) -> None:
+        task = next(task for task in self.slots.running.values() if task.id == task_id)
         self.slots.park(task)
         self._waiting.add([task])
         self.meter.parked += 1
 
-    def _let_in(self, task: EngineTask, match: Match, now: float) -> None:
+    def _admit(self, task: EngineTask, match: Match, now: float) -> None:
         resumed = task.state is not None
         if not self.slots.admit(task, match):
             return
@@ -273,29 +274,29 @@ class EngineLoop:
         elif not task.faults:
             self.meter.waited(now - task.submitted)
             self.meter.tokens_in += len(task.prompt)
-        if task.chooser is None:
-            grammar = task.form.sampler() if task.form is not None and task.lazy is None else None
+        if task.sampler is None:
+            grammar = task.grammar.new_sampler() if task.grammar is not None and task.lazy_grammar is None else None
             sampling = task.request.sampling
-            task.chooser = Chooser(
+            task.sampler = TokenSampler(
                 self.model,
                 sampling,
                 task.seed,
                 task.prompt,
                 grammar=grammar,
-                lazy=task.lazy,
-                alphabet=self.alphabet,
+                lazy=task.lazy_grammar,
+                byte_index=self.byte_index,
                 context=self.context.n_context,
             )
 
-    def _unblock(self) -> None:
-        """Nothing runs, and yet nobody could come in: that must not be. The first one ends, honestly."""
+    def _fail_stuck(self) -> None:
+        """Nothing runs and no task could be admitted, which must not happen: fail the first waiting task."""
         task = next(self._waiting.in_order(perf_counter()))
-        _LOG.error("engine_admission_stuck", task_id=task.id, limit=task.limit, room=self.slots.room())
+        _LOG.error("engine_admission_stuck", task_id=task.id, limit=task.limit, room=self.slots.free_cells())
         self.slots.evict_all()
-        self._close(task, StepFailure(FailureReason.ENGINE_ERROR, "the engine found no room for the request"))
+        self._abort(task, StepFailure(FailureReason.ENGINE_ERROR, "the engine could not admit the request"))
         self.meter.failed += 1
 
-    def _job(self) -> None:
+    def _run_job(self) -> None:
         job = self._jobs[0]
         if not job(bool(self.slots.running)):
             self._jobs.popleft()
@@ -303,80 +304,79 @@ class EngineLoop:
 
     # ---- a decode -------------------------------------------------------------------------------------------------
 
-    def _step(self, works: list[batch.BatchWork], begun: float) -> None:
+    def _decode_step(self, works: list[batch.BatchWork], started_at: float) -> None:
         options = self.options
         if options.reproducible:
-            pieces = batch.plan_alone(works, self.context.n_batch)
+            chunks = batch.plan_reproducible(works, self.context.n_batch)
         else:
             rate = self.meter.prefill_rate or 256 / max(options.step_latency, 0.01)
-            budget = batch.prefill_budget(rate, options.step_latency, _LEAST_PREFILL, self.context.n_batch)
-            pieces = batch.plan_decode(works, self.context.n_batch, budget)
-        batch.note_turns(works, pieces)
+            budget = batch.prefill_budget(rate, options.step_latency, _MIN_PREFILL_TOKENS, self.context.n_batch)
+            chunks = batch.plan_decode(works, self.context.n_batch, budget)
+        batch.count_skips(works, chunks)
         ready = perf_counter()
-        code = self._decode(pieces)
+        code = self._decode(chunks)
         if code == 1 and self.slots.index.kept:
-            # by the accounting there are cells; what the index keeps is given up before anybody fails
+            # By the accounting there are free cells. Kept prefixes are evicted before any request fails.
             _LOG.error("engine_cells_missing", used=self.slots.cells.used, cells=self.slots.cells.capacity)
             self.slots.evict_all()
-            code = self._decode(pieces)
-        if code in (-1, 1) and len(pieces) > 1:
-            self._step_apart(pieces)
+            code = self._decode(chunks)
+        if code in (-1, 1) and len(chunks) > 1:
+            self._decode_separately(chunks)
             return
         if code:
-            self._decode_failed(pieces, code)
+            self._decode_failed(chunks, code)
             return
-        ends = [piece for piece in pieces if piece.ends]
-        logits = self.context.logits(len(ends)) if ends else None
+        last = [chunk for chunk in chunks if chunk.is_last]
+        logits = self.context.logits(len(last)) if last else None
         done = perf_counter()
-        self._note(pieces, done - ready)
+        self._record_decode(chunks, done - ready)
         if logits is not None:
-            self._choose(ends, logits)
+            self._sample(last, logits)
         now = perf_counter()
         self.meter.sampling_seconds += now - done
-        self.meter.bookkeeping_seconds += ready - begun
+        self.meter.bookkeeping_seconds += ready - started_at
 
-    def _decode(self, pieces: list[batch.Piece]) -> int:
+    def _decode(self, chunks: list[batch.Chunk]) -> int:
         parts = []
-        for piece in pieces:
-            task = self.slots.running[piece.work.sequence]
+        for chunk in chunks:
+            task = self.slots.running[chunk.work.sequence]
             first = task.computed
-            parts.append((piece.work.sequence, first, task.tokens[first : first + piece.count], piece.ends))
+            parts.append((chunk.work.sequence, first, task.tokens[first : first + chunk.count], chunk.is_last))
         return self.context.decode(parts)
 
-    def _note(self, pieces: list[batch.Piece], seconds: float) -> None:
-        """The decode went well."""
+    def _record_decode(self, chunks: list[batch.Chunk], seconds: float) -> None:
+        """Record a successful decode."""
         self._faults = 0
         self._progress_at = perf_counter()
-        written = 0
-        total = 0
-        for piece in pieces:
-            total += piece.count
-            written += piece.work.writing and piece.count == 1
-            self.slots.advance(self.slots.running[piece.work.sequence], piece.count)
+        written = total = 0
+        for chunk in chunks:
+            total += chunk.count
+            written += chunk.work.decoding and chunk.count == 1
+            self.slots.advance(self.slots.running[chunk.work.sequence], chunk.count)
         self.meter.decoded(seconds, total - written, written)
 
-    def _choose(self, ends: list[batch.Piece], logits: Logits) -> None:
-        """Choose the next token of each text that a decode ended a piece of."""
-        tasks = [self.slots.running[piece.work.sequence] for piece in ends]
-        for task, token in self._rows.choose(tasks, logits):
+    def _sample(self, last: list[batch.Chunk], logits: Logits) -> None:
+        """Sample the next token of each text whose last known token was decoded."""
+        tasks = [self.slots.running[chunk.work.sequence] for chunk in last]
+        for task, token in self._sampler.sample(tasks, logits):
             if isinstance(token, StepFailure):
                 self.meter.failed += 1
-                self._close(task, token)
+                self._abort(task, token)
             else:
-                self._deliver(task, token)
+                self._append(task, token)
 
-    def _deliver(self, task: EngineTask, token: int) -> None:
-        """The text goes on with this token, or ends."""
+    def _append(self, task: EngineTask, token: int) -> None:
+        """Append the token to the text, or end the text."""
         if not task.written:
             task.first_at = perf_counter()
-        if token in self.model.ends and not task.request.sampling.ignore_end:
+        if token in self.model.end_tokens and not task.request.sampling.ignore_end:
             self._finish(task, FinishReason.STOP)
             return
         task.written += 1
         self.meter.tokens_out += 1
         new = task.stream.feed(self.model.piece(token))
         if new:
-            task.show(new)
+            task.emit(new)
         if task.stream.stopped:
             self._finish(task, FinishReason.STOP)
         elif task.written >= task.request.max_tokens:
@@ -385,59 +385,59 @@ class EngineLoop:
             task.tokens.append(token)
             work = task.work
             assert work is not None
-            work.left, work.writing = 1, True
+            work.remaining, work.decoding = 1, True
 
     def _finish(self, task: EngineTask, reason: FinishReason) -> None:
-        self.slots.leave(task)
-        self._collect(task)
+        self.slots.finish(task)
+        self._record_grammar(task)
         self.meter.finished += 1
         task.finish(reason)
 
     # ---- faults ---------------------------------------------------------------------------------------------------
 
-    def _step_apart(self, pieces: list[batch.Piece]) -> None:
-        """Decode each piece by itself, so that only the bad one fails."""
-        for piece in pieces:
-            code = self._decode([piece])
+    def _decode_separately(self, chunks: list[batch.Chunk]) -> None:
+        """Decode each chunk alone, so that only the bad one fails."""
+        for chunk in chunks:
+            code = self._decode([chunk])
             if code:
-                self._decode_failed([piece], code)
+                self._decode_failed([chunk], code)
                 if code not in (-1, 1):
                     return
                 continue
-            logits = self.context.logits(1) if piece.ends else None
-            self._note([piece], 0.0)
+            logits = self.context.logits(1) if chunk.is_last else None
+            self._record_decode([chunk], 0.0)
             if logits is not None:
-                self._choose([piece], logits)
+                self._sample([chunk], logits)
 
-    def _decode_failed(self, pieces: list[batch.Piece], code: int) -> None:
-        _LOG.error("engine_decode_failed", code=code, tokens=sum(piece.count for piece in pieces), pieces=len(pieces))
+    def _decode_failed(self, chunks: list[batch.Chunk], code: int) -> None:
+        _LOG.error("engine_decode_failed", code=code, tokens=sum(chunk.count for chunk in chunks), chunks=len(chunks))
         if code not in (-1, 1):
-            self._recover(f"llama_decode gave {code}")
+            self._recover(f"llama_decode returned {code}")
             return
-        why = "no cells were left" if code == 1 else "llama.cpp refused the batch"
-        for piece in pieces:
-            task = self.slots.running[piece.work.sequence]
-            self.slots.abandon([task])
-            self._collect(task)
+        reason = "no free KV cells were left" if code == 1 else "llama.cpp rejected the batch"
+        for chunk in chunks:
+            task = self.slots.running[chunk.work.sequence]
+            self.slots.discard([task])
+            self._record_grammar(task)
             self.meter.failed += 1
-            task.fail(StepFailure(FailureReason.ENGINE_ERROR, f"the text could not be computed: {why}"))
+            task.fail(StepFailure(FailureReason.ENGINE_ERROR, f"the text could not be computed: {reason}"))
 
-    def _recover(self, why: str) -> None:
-        """Make the context again; the texts go on from their tokens, if they have a life left."""
+    def _recover(self, reason: str) -> None:
+        """Rebuild the context. Texts continue from their tokens, unless they have already survived too many faults."""
         self._faults += 1
         tasks = list(self.slots.running.values())
-        self.slots.abandon(tasks)
+        self.slots.discard(tasks)
         for task in tasks:
             task.faults += 1
             task.computed = 0
-            if task.faults > _LIVES:
-                self._collect(task)
+            if task.faults > _MAX_RESTARTS:
+                self._record_grammar(task)
                 self.meter.failed += 1
-                task.fail(StepFailure(FailureReason.ENGINE_ERROR, f"the engine failed again and again: {why}"))
+                task.fail(StepFailure(FailureReason.ENGINE_ERROR, f"the engine failed {task.faults} times: {reason}"))
             else:
                 self._waiting.add([task])
-        if self._faults >= _FAULTS:
-            self._give_up(why)
+        if self._faults >= _MAX_FAULTS:
+            self._give_up(reason)
             return
         try:
             self.context.close()
@@ -448,43 +448,43 @@ class EngineLoop:
                 self.context.use_threads(self._threads)
         except (ArrieroError, OSError, MemoryError):
             _LOG.exception("engine_context_lost")
-            self._give_up(f"{why}; no new context could be made")
+            self._give_up(f"{reason}; no new context could be created")
             return
         self.meter.rebuilt += 1
-        _LOG.warning("engine_context_rebuilt", reason=why, tasks=len(tasks))
+        _LOG.warning("engine_context_rebuilt", reason=reason, tasks=len(tasks))
 
-    def _give_up(self, why: str) -> None:
-        _LOG.error("engine_gave_up", reason=why)
+    def _give_up(self, reason: str) -> None:
+        _LOG.error("engine_gave_up", reason=reason)
         with self._wake:
-            self.broken = why
+            self.fatal_reason = reason
             self._stopping = True
         self._fail_all()
 
     def _fail_all(self) -> None:
-        """Nobody gets any further: all are told why."""
+        """Fail all running, waiting and new tasks with the reason."""
         with self._wake:
-            arrived, self._inbox = self._inbox, []
-        tasks = [*self.slots.running.values(), *self._waiting, *arrived]
-        self.slots.abandon(list(self.slots.running.values()))
+            new_tasks, self._inbox = self._inbox, []
+        tasks = [*self.slots.running.values(), *self._waiting, *new_tasks]
+        self.slots.discard(list(self.slots.running.values()))
         self._waiting.clear()
-        ended = self.ended
-        assert ended is not None
+        end_failure = self.end_failure
+        assert end_failure is not None
         for task in tasks:
             self.meter.cancelled += task.cancelled
             self.meter.failed += not task.cancelled
-            task.fail(CancelledError() if task.cancelled else ended)
+            task.fail(CancelledError() if task.cancelled else end_failure)
 
-    def _fail_without_context(self, why: str) -> None:
-        """As `_fail_all`, when even the slots cannot be left. The engine stalls then: its agent ends the pool."""
+    def _fail_without_context(self, reason: str) -> None:
+        """As `_fail_all`, without touching the context. The engine counts as stalled, so its agent ends the pool."""
         with self._wake:
-            self.broken, self._stopping = why, True
+            self.fatal_reason, self._stopping = reason, True
             tasks = [*self.slots.running.values(), *self._waiting, *self._inbox]
         for task in tasks:
-            task.fail(self.ended or CancelledError())
+            task.fail(self.end_failure or CancelledError())
         for job in self._jobs:
             job(True)
 
-    def _end(self) -> None:
+    def _shut_down(self) -> None:
         self._fail_all()
         for job in self._jobs:
             job(True)
@@ -493,8 +493,8 @@ class EngineLoop:
         self.context.close()
 
     @property
-    def ended(self) -> StepFailure | None:
-        """Why nothing is done any more; None while it goes on."""
-        if self.broken is not None:
-            return StepFailure(FailureReason.ENGINE_ERROR, f"the engine has given up: {self.broken}")
+    def end_failure(self) -> StepFailure | None:
+        """The failure of all further requests once the engine has ended; None while it runs."""
+        if self.fatal_reason is not None:
+            return StepFailure(FailureReason.ENGINE_ERROR, f"the engine has given up: {self.fatal_reason}")
         return StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed") if self._stopping else None

@@ -1,7 +1,7 @@
 """
-Metrics: what an engine did and how it stands, as one value for the pool's exporter.
+Engine metrics: the counts and the current state of one engine, as one value for the pool's exporter.
 
-Counts only rise. Durations are seconds. A snapshot is made on any thread; it may be one step old.
+Counts only rise. Durations are seconds. A snapshot may be taken from any thread; it may be one step old.
 """
 
 from __future__ import annotations
@@ -9,51 +9,51 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, fields
 
-#: Seconds: the upper ends of the classes that waits are counted in; one more holds what is longer.
+#: Upper bounds of the histogram buckets of queue waits, in seconds. One more bucket counts longer waits.
 QUEUE_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineMetrics:
-    """One engine, from its start until now."""
+    """The metrics of one engine since its start."""
 
-    #: Requests that were taken, and how they ended.
+    #: Requests that were accepted, and their outcomes; `refused` ones were not accepted.
     submitted: int = 0
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
     timed_out: int = 0
     refused: int = 0
-    #: Tokens of prompts: asked for, computed, and taken over from earlier requests.
+    #: Prompt tokens: submitted, computed, and reused from other requests.
     tokens_in: int = 0
     tokens_computed: int = 0
     tokens_reused: int = 0
-    #: Tokens written.
+    #: Output tokens.
     tokens_out: int = 0
-    #: Requests that took over a prefix.
+    #: Requests that reused a prefix.
     prefix_hits: int = 0
     prefixes_evicted: int = 0
     parked: int = 0
     resumed: int = 0
-    #: Decodes, what they held, and the time they took.
+    #: Decodes and their duration.
     decodes: int = 0
     decode_seconds: float = 0.0
-    #: Time outside decodes: choosing tokens, and all other work of the loop.
+    #: Time outside decodes: sampling, and all other work of the loop. Grammar time is part of sampling.
     sampling_seconds: float = 0.0
     bookkeeping_seconds: float = 0.0
     grammar_seconds: float = 0.0
     grammar_masks: int = 0
     grammar_compiled: int = 0
-    #: From submission until a slot, over all requests that got one.
+    #: Sum of the times from submission to a slot.
     queue_seconds: float = 0.0
-    #: How many of them waited so long, by the classes of QUEUE_BOUNDS.
+    #: Histogram of these times, by the buckets of QUEUE_BOUNDS.
     queue_waits: tuple[int, ...] = (0,) * (len(QUEUE_BOUNDS) + 1)
     admitted: int = 0
     embedded_texts: int = 0
     embedded_tokens: int = 0
-    #: Contexts that were made again after a fault.
+    #: Contexts that were rebuilt after a fault.
     rebuilt: int = 0
-    #: As it stands now.
+    #: The current state.
     slots: int = 0
     running: int = 0
     waiting: int = 0
@@ -62,18 +62,18 @@ class EngineMetrics:
     cells: int = 0
     cells_used: int = 0
     prefixes_kept: int = 0
-    #: Tokens a second of late: of prompts in steps that compute them, and written.
+    #: Recent tokens per second, as moving averages: in decodes with prompts, and in decodes of output only.
     prefill_rate: float = 0.0
     decode_rate: float = 0.0
 
     @property
     def occupancy(self) -> float:
-        """Part of the slots that work."""
+        """Fraction of the slots that are in use."""
         return self.running / self.slots if self.slots else 0.0
 
 
 class Meter:
-    """The counts while they grow. Written by the engine's thread; `submitted` and `refused` under its lock."""
+    """The mutable counts. Written by the engine's thread, except `submitted` and `refused`, which its lock guards."""
 
     def __init__(self) -> None:
         for field in fields(EngineMetrics):
@@ -110,13 +110,13 @@ class Meter:
     decode_rate: float
 
     def waited(self, seconds: float) -> None:
-        """A request got a slot after so long."""
+        """Record that a request got a slot after `seconds`."""
         self.admitted += 1
         self.queue_seconds += seconds
         self._waits[bisect_left(QUEUE_BOUNDS, seconds)] += 1
 
     def decoded(self, seconds: float, prompt: int, written: int) -> None:
-        """A decode took `seconds` for so many prompt tokens and so many tokens of texts."""
+        """Record a decode of `prompt` prompt tokens and `written` output tokens."""
         self.decodes += 1
         self.decode_seconds += seconds
         self.tokens_computed += prompt
@@ -128,7 +128,7 @@ class Meter:
             self.decode_rate = _blend(self.decode_rate, written / seconds)
 
     def snapshot(self, **now: float) -> EngineMetrics:
-        """All counts, with the figures that stand now."""
+        """Return all counts together with the figures of the current state."""
         values = {field.name: getattr(self, field.name) for field in fields(EngineMetrics)}
         return EngineMetrics(**(values | {"queue_waits": tuple(self._waits)} | now))
 

@@ -1,9 +1,9 @@
 """
-llama.cpp, as this process uses it: bound calls, its log lines, its start.
+The llama.cpp library of this process: bound functions, its log, its initialisation.
 
-Short calls keep the interpreter's lock (PyDLL): through ctypes.CDLL each of them gives the lock away and waits for
-it again, which costs milliseconds as soon as another Python thread is busy. Calls that compute let it go.
-llama.cpp writes its reasons to its log only; the last lines are kept here, so that errors can say why.
+Short calls hold the GIL (ctypes.PyDLL). Through ctypes.CDLL each call would release it and wait for it again, which
+costs milliseconds when another Python thread is busy. Calls that compute release it.
+llama.cpp reports reasons only in its log. The last lines are kept here, so that errors can contain them.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from typing import Any
 import llama_cpp as api
 import numpy as np
 
-#: Lines of llama.cpp that are kept.
-_LINES = 400
+#: Log lines that are kept.
+_KEPT_LINES = 400
 #: ggml's levels.
 WARN, _ERROR, _CONTINUE = 3, 4, 5
 
-#: Everything that llama.cpp exports, ggml's part too.
+#: The shared library, which exports llama.cpp and ggml.
 library = _library = api.llama_cpp._lib
-_short_library = ctypes.PyDLL(_library._name)
+_gil_holding_library = ctypes.PyDLL(_library._name)
 
 
-def _short(name: str) -> Callable[..., Any]:
-    """The function, called without letting go of the interpreter's lock."""
-    bound, short = getattr(_library, name), getattr(_short_library, name)
+def _gil_holding(name: str) -> Callable[..., Any]:
+    """Bind the function so that calls hold the GIL."""
+    bound, short = getattr(_library, name), getattr(_gil_holding_library, name)
     short.argtypes, short.restype = bound.argtypes, bound.restype
     return short  # type: ignore[no-any-return]
 
 
-apply = _short("llama_sampler_apply")
-accept = _short("llama_sampler_accept")
-clone = _short("llama_sampler_clone")
-free_sampler = _short("llama_sampler_free")
-seq_rm = _short("llama_memory_seq_rm")
-seq_cp = _short("llama_memory_seq_cp")
-pos_min = _short("llama_memory_seq_pos_min")
-pos_max = _short("llama_memory_seq_pos_max")
-token_to_piece = _short("llama_token_to_piece")
+apply = _gil_holding("llama_sampler_apply")
+accept = _gil_holding("llama_sampler_accept")
+clone = _gil_holding("llama_sampler_clone")
+free_sampler = _gil_holding("llama_sampler_free")
+seq_rm = _gil_holding("llama_memory_seq_rm")
+seq_cp = _gil_holding("llama_memory_seq_cp")
+pos_min = _gil_holding("llama_memory_seq_pos_min")
+pos_max = _gil_holding("llama_memory_seq_pos_max")
+token_to_piece = _gil_holding("llama_token_to_piece")
 
-# These compute, or wait for a device.
+# These compute or wait for a device, so they release the GIL.
 decode = _library.llama_decode
 logits = _library.llama_get_logits
 tokenize = _library.llama_tokenize
@@ -54,15 +54,15 @@ state_size = _library.llama_state_seq_get_size
 state_get = _library.llama_state_seq_get_data
 state_set = _library.llama_state_seq_set_data
 
-#: A token, its logit and its probability, as llama.cpp lays them out.
+#: A token, its logit and its probability, in llama.cpp's layout.
 TOKEN_DATA = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
 
 
 class _Log:
-    """The last lines, in order; whole lines only."""
+    """The last log lines, in order. Only complete lines are kept."""
 
     def __init__(self) -> None:
-        self._lines: deque[tuple[int, int, str]] = deque(maxlen=_LINES)
+        self._lines: deque[tuple[int, int, str]] = deque(maxlen=_KEPT_LINES)
         self._lock = threading.Lock()
         self._count = 0
         self._open = ""
@@ -86,34 +86,36 @@ class _Log:
 
     def since(self, mark: int) -> list[str]:
         with self._lock:
-            told = [(level, line) for number, level, line in self._lines if number > mark and level >= WARN and line]
-        return [line for _, line in sorted(told, key=lambda entry: -entry[0])]
+            problems = [
+                (level, line) for number, level, line in self._lines if number > mark and level >= WARN and line
+            ]
+        return [line for _, line in sorted(problems, key=lambda entry: -entry[0])]
 
 
 _log = _Log()
-_started = threading.Lock()
+_start_lock = threading.Lock()
 _is_started = False
 
 
 def start() -> None:
-    """Start llama.cpp in this process, once. No gdb is called when an assertion of it fails."""
+    """Initialise llama.cpp in this process, once. A failing assertion of it starts no debugger for a backtrace."""
     global _is_started
-    with _started:
+    with _start_lock:
         if _is_started:
             return
         os.putenv("GGML_NO_BACKTRACE", "1")
-        keep_log()
+        install_log_callback()
         api.llama_backend_init()
         _is_started = True
 
 
-def keep_log() -> None:
-    """Let llama.cpp write to the lines that are kept here."""
+def install_log_callback() -> None:
+    """Send llama.cpp's log to the lines that are kept here."""
     api.llama_log_set(_log.callback, ctypes.c_void_p(0))
 
 
 @contextmanager
-def lines() -> Iterator[Callable[[], list[str]]]:
-    """Inside, llama.cpp's errors and warnings are gathered; the function gives those so far, errors first."""
+def captured_log() -> Iterator[Callable[[], list[str]]]:
+    """Yield a function that returns llama.cpp's errors and warnings since the block began, errors first."""
     mark = _log.mark()
     yield lambda: _log.since(mark)

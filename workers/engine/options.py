@@ -1,7 +1,7 @@
 """
-Options: how one model is loaded and served. A value; the catalogue and the settings make it.
+Engine options: how one model is loaded and served. Built from the catalogue and the settings.
 
-What it has in common with the catalogue is described and checked in `app.catalog.engine_options`.
+The fields shared with the catalogue are defined and checked in `app.catalog.engine_options`.
 Sizes are tokens unless the field says bytes. None leaves the choice to the engine or to llama.cpp.
 """
 
@@ -16,12 +16,12 @@ from pydantic import Field, model_validator
 from app.catalog.engine_options import Adapter, KvLayout, KvType, Rope, SlotCount, Tuning, require_harmony
 from app.catalog.model import PromptProfile
 
-#: The types of KV cells that llama.cpp computes attention on, by ggml's numbers.
+#: ggml's type numbers of the KV types for which llama.cpp computes attention.
 KV_TYPES: Mapping[KvType, int] = {
     "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
 }  # fmt: skip
 
-#: Bytes of one number of a KV cell.
+#: Bytes per number in a KV cell.
 KV_BYTES: Mapping[KvType, float] = {
     "f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32, "q4_0": 18 / 32,
     "iq4_nl": 18 / 32,
@@ -29,29 +29,29 @@ KV_BYTES: Mapping[KvType, float] = {
 
 
 class Lora(Adapter):
-    """A LoRA adapter for the model, and where its file lies."""
+    """A LoRA adapter for the model, with the path of its file."""
 
     path: Path
 
 
 class EngineOptions(Tuning):
-    """One model, one context."""
+    """The options of one engine: one model with one context."""
 
-    #: Requests computed together.
+    #: Requests processed together.
     slots: SlotCount = 8
-    #: Cells of the KV cache in all; with streams each slot has its part. llama.cpp rounds up, to 256 for a buffer.
+    #: Cells of the whole KV cache; with streams each slot has an equal part. llama.cpp rounds each buffer up to 256.
     context: int = Field(default=8192, ge=1)
     kv_type_k: KvType = "f16"
     kv_type_v: KvType = "f16"
     flash_attention: bool | None = None
-    #: Whether vectors and scores may be asked for: the context that gives them takes memory of its own.
+    #: Whether embeddings and scores can be requested. Their context needs additional memory.
     vectors: bool = True
     loras: tuple[Lora, ...] = ()
     profile: PromptProfile = PromptProfile()
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        """Refuse what would make llama.cpp end the process or give no context."""
+        """Reject combinations with which llama.cpp aborts the process or creates no context."""
         require_harmony(
             self,
             slots=self.slots,
@@ -63,7 +63,7 @@ class EngineOptions(Tuning):
 
     @property
     def streams(self) -> bool:
-        """Whether each slot has a buffer of its own."""
+        """Whether each slot has its own buffer of the KV cache."""
         return self.parts(self.slots, self.context)
 
     @property
@@ -73,7 +73,7 @@ class EngineOptions(Tuning):
 
     @property
     def sequences(self) -> int:
-        """Sequences that the context holds."""
+        """Number of sequences of the context."""
         return self.holds(self.slots, self.context)
 
 

@@ -1,13 +1,13 @@
 """
-Prefixes: which sequence of the KV cache begins like a prompt, and which of them may go.
+The prefix index: finds the sequence of the KV cache that shares the longest prefix with a prompt.
 
-A radix tree over the tokens of all sequences, those under way and those that are kept after their end.
-A node's tokens are held by each sequence that passes it; a sequence may be indexed before it is computed, and
-`computed` says how much of it is there.
-What a sequence holds is given out only up to what is computed; what will be there soon is told apart.
-Kept sequences go in the order of their last use, the longest unused first.
+It is a radix tree over the tokens of all sequences: running ones and those kept after their end.
+The tokens of a node belong to each sequence that passes it. A sequence may be indexed before it is computed; `computed`
+is the number of its tokens in the cache.
+A match reports computed tokens, which can be reused now, and separately tokens that are still to be computed.
+Kept sequences are evicted in the order of their last use, the least recently used first.
 
-Nothing here knows cells, slots or llama.cpp; time is a count of uses.
+This module does not know cells, slots, llama.cpp or clocks.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-#: Tokens, as the index holds them.
+#: Tokens, as the index stores them.
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What the sequences hold of a prompt."""
+    """The longest prefixes of a prompt in the index."""
 
-    #: Tokens that can be taken over now, and the sequence that has them.
+    #: Tokens that can be reused now, and the sequence that has them.
     length: int = 0
     source: int | None = None
-    #: Tokens that will be there when the sequence `awaited` is computed.
-    soon: int = 0
-    awaited: int | None = None
+    #: Tokens that can be reused once the sequence `pending_source` is computed, when they are more than `length`.
+    pending_length: int = 0
+    pending_source: int | None = None
 
 
 class _Node:
@@ -41,13 +41,13 @@ class _Node:
         self.children: dict[int, _Node] = {}
 
 
-def common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences of the same type have in common at their beginning."""
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return the length of the common prefix of two sequences of the same type."""
     size = min(len(left), len(right))
     if left[:size] == right[:size]:
         return size
     low, high = 0, size - 1
-    while low < high:  # slices compare in C: a bisection beats a loop over tokens
+    while low < high:  # slices are compared in C, so a bisection is faster than a loop over tokens
         middle = (low + high + 1) // 2
         if left[low:middle] == right[low:middle]:
             low = middle
@@ -57,13 +57,13 @@ def common(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 class PrefixIndex:
-    """The prefixes of one context."""
+    """The prefix index of one context."""
 
     def __init__(self) -> None:
         self._root = _Node((), None, set())
         self._tokens: dict[int, Tokens] = {}
         self._computed: dict[int, int] = {}
-        #: Kept sequences, the longest unused first.
+        #: Kept sequences, the least recently used first.
         self._kept: dict[int, None] = {}
 
     def __contains__(self, sequence: int) -> bool:
@@ -71,15 +71,15 @@ class PrefixIndex:
 
     @property
     def kept(self) -> Collection[int]:
-        """Sequences that nobody works on, the longest unused first."""
+        """Kept sequences, the least recently used first."""
         return self._kept.keys()
 
     def tokens(self, sequence: int) -> Tokens:
-        """What the sequence is indexed as."""
+        """The tokens under which the sequence is indexed."""
         return self._tokens[sequence]
 
     def insert(self, sequence: int, tokens: Tokens, computed: int) -> None:
-        """A sequence under way will hold `tokens`; the first `computed` are there."""
+        """Index a running sequence that will hold `tokens`; the first `computed` of them are in the cache."""
         self.remove(sequence)
         self._tokens[sequence], self._computed[sequence] = tokens, computed
         node, at = self._root, 0
@@ -88,21 +88,21 @@ class PrefixIndex:
             if child is None:
                 node.children[tokens[at]] = _Node(tokens[at:], node, {sequence})
                 return
-            shared = common(child.tokens, tokens[at : at + len(child.tokens)])
+            shared = common_length(child.tokens, tokens[at : at + len(child.tokens)])
             if shared < len(child.tokens):
-                child = self._divide(child, shared)
+                child = self._split(child, shared)
             child.holders.add(sequence)
             node, at = child, at + shared
 
     def advance(self, sequence: int, computed: int) -> None:
-        """More of the sequence is there now."""
+        """Record that the first `computed` tokens of the sequence are in the cache."""
         self._computed[sequence] = computed
 
     def keep(self, sequence: int, tokens: Tokens) -> bool:
         """
-        The sequence is done and holds exactly `tokens`. Say whether it is worth its cells.
+        Keep a finished sequence that holds exactly `tokens`. Returns whether it is worth its cells.
 
-        It is not when another sequence holds, or will hold, all of it: then it is not indexed any more.
+        It is not when another sequence holds, or will hold, all of `tokens`. It is then removed from the index.
         """
         self.insert(sequence, tokens, len(tokens))
         leaf = self._leaf(tokens)
@@ -113,17 +113,17 @@ class PrefixIndex:
         return True
 
     def touch(self, sequence: int) -> None:
-        """A kept sequence was of use."""
+        """Record a use of a kept sequence."""
         if sequence in self._kept:
             del self._kept[sequence]
             self._kept[sequence] = None
 
-    def take(self, sequence: int) -> None:
-        """Somebody works on the kept sequence again: it may not be evicted."""
+    def activate(self, sequence: int) -> None:
+        """Make a kept sequence a running one, so that it is not evicted."""
         self._kept.pop(sequence, None)
 
     def remove(self, sequence: int) -> None:
-        """The sequence holds nothing any more. One that is not indexed is let be."""
+        """Remove the sequence from the index. Does nothing when it is not indexed."""
         tokens = self._tokens.pop(sequence, None)
         self._computed.pop(sequence, None)
         self._kept.pop(sequence, None)
@@ -140,35 +140,35 @@ class PrefixIndex:
             node = child
 
     def clear(self) -> None:
-        """No sequence holds anything."""
+        """Remove all sequences."""
         self.__init__()  # type: ignore[misc]
 
     def find(self, tokens: Tokens, usable: Callable[[int, int], int] | None = None) -> Match:
         """
-        What of `tokens` is there, and what is on its way.
+        Return the longest prefix of `tokens` in the cache, and a longer one that is being computed.
 
-        `usable(sequence, length)` may shorten what can be taken over of a sequence. Of several sequences that hold
-        the same, the kept ones are preferred, and among them those that hold nothing beyond it.
+        `usable(sequence, length)` returns how much of that prefix can be reused. Among equal matches kept sequences are
+        preferred, then the shortest sequence.
         """
         path = self._path(tokens)
-        best, source, soon, awaited = 0, None, 0, None
+        best, source, pending_length, pending_source = 0, None, 0, None
         seen: set[int] = set()
         for node, depth in reversed(path):
-            if depth <= best and depth <= soon:
+            if depth <= best and depth <= pending_length:
                 break
             for sequence in node.holders - seen:
                 computed = self._computed[sequence]
-                if depth > soon and computed < len(self._tokens[sequence]) and depth > computed:
-                    soon, awaited = depth, sequence
-                there = min(depth, computed)
-                if usable is not None and there > best:
-                    there = usable(sequence, there)
-                if there > best or (there == best > 0 and self._nicer(sequence, source)):
-                    best, source = there, sequence
+                if depth > pending_length and computed < len(self._tokens[sequence]) and depth > computed:
+                    pending_length, pending_source = depth, sequence
+                usable_length = min(depth, computed)
+                if usable is not None and usable_length > best:
+                    usable_length = usable(sequence, usable_length)
+                if usable_length > best or (usable_length == best > 0 and self._is_preferred(sequence, source)):
+                    best, source = usable_length, sequence
             seen |= node.holders
-        return Match(best, source, soon, awaited) if soon > best else Match(best, source)
+        return Match(best, source, pending_length, pending_source) if pending_length > best else Match(best, source)
 
-    def _nicer(self, sequence: int, than: int | None) -> bool:
+    def _is_preferred(self, sequence: int, than: int | None) -> bool:
         if than is None:
             return True
         if (sequence in self._kept) != (than in self._kept):
@@ -176,10 +176,10 @@ class PrefixIndex:
         return len(self._tokens[sequence]) < len(self._tokens[than])
 
     def _path(self, tokens: Tokens) -> list[tuple[_Node, int]]:
-        """The nodes that `tokens` runs through, with the tokens in common at the end of each."""
+        """Return the nodes on the path of `tokens`, each with the length of the common prefix at its end."""
         path, node, at = [], self._root, 0
         while at < len(tokens) and (child := node.children.get(tokens[at])) is not None:
-            shared = common(child.tokens, tokens[at : at + len(child.tokens)])
+            shared = common_length(child.tokens, tokens[at : at + len(child.tokens)])
             at += shared
             path.append((child, at))
             if shared < len(child.tokens):
@@ -191,8 +191,8 @@ class PrefixIndex:
         path = self._path(tokens)
         return path[-1][0] if path and path[-1][1] == len(tokens) else None
 
-    def _divide(self, node: _Node, length: int) -> _Node:
-        """Let a node end after `length` tokens; what follows becomes its child. Gives the front part."""
+    def _split(self, node: _Node, length: int) -> _Node:
+        """Split a node after `length` tokens; the rest becomes a child. Returns the new front node."""
         assert node.parent is not None
         front = _Node(node.tokens[:length], node.parent, set(node.holders))
         node.parent.children[front.tokens[0]] = front

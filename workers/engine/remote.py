@@ -1,9 +1,9 @@
 """
-A remote engine: a server that speaks OpenAI's completions, behind the engine protocol.
+The remote engine: implements the engine protocol with an OpenAI-compatible server.
 
-Each request is one streamed HTTP call on a thread of its own, at most `slots` at a time; others wait in their order.
-A cancelled request closes its stream at the next piece, which frees the server's slot.
-What the server refuses, and what the network breaks, becomes our errors; nothing is tried again here.
+Each request is one streamed HTTP call on its own thread, at most `slots` at a time; others wait in order.
+A cancelled request closes its stream at the next event, which frees the server's slot.
+Errors of the server and of the network become Arriero's errors. Nothing is retried here.
 """
 
 from __future__ import annotations
@@ -46,50 +46,50 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RemoteOptions:
-    """Where the server is and what may be asked of it."""
+    """The address and the capabilities of the server."""
 
-    #: Up to and without `/chat/completions`, such as `http://127.0.0.1:8080/v1`.
+    #: The base URL without `/chat/completions`, such as `http://127.0.0.1:8080/v1`.
     url: str
     #: The server's name for the model.
     model: str
     api_key: str | None = None
-    #: Requests that the server is given at the same time.
+    #: Most requests sent to the server at the same time.
     slots: int = 4
-    #: Seconds for the connection, and without a sign of life of a stream.
+    #: Seconds to connect, and seconds without any data from the server.
     connect_timeout: float = 10.0
-    silence_timeout: float = 120.0
-    #: Put before a text that is embedded in order to search, and to be found.
+    read_timeout: float = 120.0
+    #: Prefixes of texts that are embedded as queries and as documents.
     query_prefix: str = ""
     document_prefix: str = ""
-    #: Whether it takes llama.cpp's own fields, such as top_k, min_p and grammar.
+    #: Whether the server accepts llama.cpp's own fields, such as top_k, min_p and grammar.
     llama_fields: bool = True
 
 
 class RemoteTicket:
-    """A request under way at the server."""
+    """A handle on a request to the server."""
 
     def __init__(self, request: GenerateRequest, on_text: OnText | None) -> None:
         self.request, self._on_text = request, on_text
         self.submitted = perf_counter()
         self.cancelled = threading.Event()
-        #: It was not cancelled by its asker: the engine was closed.
+        #: Cancelled by the closing of the engine, not by the caller.
         self.closed = False
         self.future: Future[Generated] = Future()
 
     def result(self, timeout: float | None = None) -> Generated:
-        """As the protocol says."""
+        """See the protocol."""
         return self.future.result(timeout)
 
     def cancel(self) -> None:
-        """As the protocol says."""
+        """See the protocol."""
         self.cancelled.set()
 
-    def show(self, text: str) -> None:
-        """Hand a piece to the reader; one that fails is not asked again."""
+    def emit(self, text: str) -> None:
+        """Pass a piece of text to the reader. A reader that raises is not called again."""
         if self._on_text is not None:
             try:
                 self._on_text(text)
-            except Exception:  # noqa: BLE001 (foreign code: its outermost shell is here)
+            except Exception:  # noqa: BLE001 (the reader is foreign code, and its errors end here)
                 _LOG.exception("text_reader_failed")
                 self._on_text = None
 
@@ -100,21 +100,21 @@ class RemoteEngine:
     def __init__(self, options: RemoteOptions) -> None:
         self.options, self.slots = options, options.slots
         headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
-        timeout = httpx2.Timeout(options.silence_timeout, connect=options.connect_timeout)
+        timeout = httpx2.Timeout(options.read_timeout, connect=options.connect_timeout)
         self._client = httpx2.Client(headers=headers, timeout=timeout)
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="remote-engine")
         self._lock = threading.Lock()
         self._open: set[RemoteTicket] = set()
-        self._awaited: set[Future[Embedded]] = set()
+        self._pending_vectors: set[Future[Embedded]] = set()
         self._progress_at = perf_counter()
         self._closed = False
 
     def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> RemoteTicket:
-        """As the protocol says. The server itself says what it can never serve, so such a failure comes later."""
+        """See the protocol. The server rejects what it can never serve, so such a failure comes with the result."""
         if (request.prompt is None) == (not request.messages):
-            raise StepFailure(FailureReason.INVALID_REQUEST, "exactly one of messages and prompt is needed")
+            raise StepFailure(FailureReason.INVALID_REQUEST, "exactly one of messages and prompt is required")
         if request.n != 1:
-            raise StepFailure(FailureReason.INVALID_REQUEST, "a remote engine writes one text for a request")
+            raise StepFailure(FailureReason.INVALID_REQUEST, f"n is {request.n}; a remote engine accepts only 1")
         ticket = RemoteTicket(request, on_text)
         with self._lock:
             if self._closed:
@@ -126,12 +126,16 @@ class RemoteEngine:
         return ticket
 
     def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
-        """As the protocol says, but no text is cut: the server says which are too long. A call that is left goes on."""
+        """
+        See the protocol. Texts are not truncated or split; the server rejects those that are too long.
+
+        A stopped call continues at the server.
+        """
         future: Future[Embedded] = Future()
         with self._lock:
             if self._closed:
                 raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
-            self._awaited.add(future)
+            self._pending_vectors.add(future)
             self._threads.submit(self._serve_vectors, request, future)
         if on_stop is not None:
             on_stop(lambda: _leave(future))
@@ -140,27 +144,27 @@ class RemoteEngine:
         finally:
             future.cancel()
             with self._lock:
-                self._awaited.discard(future)
+                self._pending_vectors.discard(future)
 
     def stalled_for(self) -> timedelta:
-        """As the protocol says: since the last piece of any text."""
+        """See the protocol. Progress is an event of any stream."""
         with self._lock:
             return timedelta(seconds=perf_counter() - self._progress_at if self._open else 0)
 
     def close(self) -> None:
-        """As the protocol says: at the next sign of life of each stream."""
+        """See the protocol. Each stream ends at its next event."""
         with self._lock:
             self._closed = True
             for ticket in self._open:
                 ticket.closed = not ticket.cancelled.is_set()
                 ticket.cancel()
-            for future in self._awaited:
+            for future in self._pending_vectors:
                 _settle(future, StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed"))
         self._threads.shutdown(wait=True)
         self._client.close()
 
     def _serve(self, ticket: RemoteTicket) -> None:
-        """One call, on a thread of its own; whatever happens, the ticket is done after."""
+        """Make one call, on its own thread. The ticket is done afterwards in any case."""
         outcome = self._outcome(lambda: self._call(ticket))
         if isinstance(outcome, CancelledError) and ticket.closed:
             outcome = StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
@@ -173,13 +177,13 @@ class RemoteEngine:
             ticket.future.set_result(outcome)
 
     def _outcome(self, call: Callable[[], _T]) -> _T | BaseException:
-        """What a call gives, or our error for what it meets."""
+        """Return the result of a call, or the error that it ends with."""
         try:
             return call()
         except (StepFailure, CancelledError) as error:
             return error
         except httpx2.TimeoutException as error:
-            return StepFailure(FailureReason.TIMEOUT, f"{self.options.url} gave no answer in time: {error}")
+            return StepFailure(FailureReason.TIMEOUT, f"{self.options.url} did not answer in time: {error}")
         except httpx2.HTTPError as error:
             return StepFailure(FailureReason.ENGINE_ERROR, f"{self.options.url} cannot be reached: {error}")
         except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
@@ -191,10 +195,10 @@ class RemoteEngine:
             _settle(future, self._outcome(lambda: self._vectors(request)))
 
     def _vectors(self, request: EmbedRequest) -> Embedded:
-        options, begun = self.options, perf_counter()
-        texts = vectors.prefixed(request, options.query_prefix, options.document_prefix)
-        wanted = {"model": options.model, "input": list(texts), "encoding_format": "float"}
-        response = self._client.post(f"{options.url.rstrip('/')}/embeddings", json=wanted)
+        options, started_at = self.options, perf_counter()
+        texts = vectors.with_prefixes(request, options.query_prefix, options.document_prefix)
+        body = {"model": options.model, "input": list(texts), "encoding_format": "float"}
+        response = self._client.post(f"{options.url.rstrip('/')}/embeddings", json=body)
         if response.status_code >= 400:
             raise _refusal(response)
         try:
@@ -202,18 +206,18 @@ class RemoteEngine:
             found = {int(one["index"]): np.asarray(one["embedding"], np.float32) for one in answer["data"]}
             rows = [found[index] for index in range(len(texts))]
             counted = int((answer.get("usage") or {}).get("prompt_tokens", 0))
-            whole = vectors.finished(rows, request.dimensions)
+            whole = vectors.normalised(rows, request.dimensions)
         except (ValueError, TypeError, LookupError) as error:
-            message = f"the server's answer holds no vector for each text: {type(error).__name__}"
+            message = f"the server's answer does not contain a vector for each text: {type(error).__name__}"
             raise StepFailure(FailureReason.ENGINE_ERROR, message) from None
-        return Embedded(whole, counted, timedelta(seconds=perf_counter() - begun))
+        return Embedded(whole, counted, timedelta(seconds=perf_counter() - started_at))
 
     def _call(self, ticket: RemoteTicket) -> Generated:
         if ticket.cancelled.is_set():
             raise CancelledError
         request = ticket.request
         path = "chat/completions" if request.prompt is None else "completions"
-        answer = _Answer(ticket.submitted)
+        answer = _StreamedAnswer(ticket.submitted)
         with self._client.stream(
             "POST", f"{self.options.url.rstrip('/')}/{path}", json=body(request, self.options)
         ) as response:
@@ -225,17 +229,17 @@ class RemoteEngine:
                 if ticket.cancelled.is_set():
                     raise CancelledError
                 if request.deadline is not None and clock.now() >= request.deadline:
-                    late = "the deadline came before the text was complete"
+                    late = "the deadline passed before the text was complete"
                     raise StepFailure(FailureReason.TIMEOUT, late, text=answer.text)
-                if new := answer.take(event):
-                    ticket.show(new)
+                if new := answer.add(event):
+                    ticket.emit(new)
         if ticket.cancelled.is_set():
             raise CancelledError
         return answer.generated(request)
 
 
-class _Answer:
-    """A text, put together from a stream's events."""
+class _StreamedAnswer:
+    """The answer of the server, assembled from the events of its stream."""
 
     def __init__(self, submitted: float) -> None:
         self._submitted, self._first = submitted, 0.0
@@ -249,8 +253,8 @@ class _Answer:
     def text(self) -> str:
         return "".join(self._parts)
 
-    def take(self, event: Mapping[str, Any]) -> str:
-        """Take an event; give its text. Raises StepFailure when it is an error."""
+    def add(self, event: Mapping[str, Any]) -> str:
+        """Add an event. Returns its text. Raises StepFailure when the event is an error."""
         if "error" in event:
             raise StepFailure(FailureReason.ENGINE_ERROR, f"the server failed: {event['error']}", text=self.text)
         self._usage = event.get("usage") or self._usage
@@ -271,7 +275,7 @@ class _Answer:
         return ""
 
     def generated(self, request: GenerateRequest) -> Generated:
-        """The outcome. Raises StepFailure when the text is not what was asked for."""
+        """Return the result. Raises StepFailure when the text or its calls do not conform to the request."""
         if self._finish is None:
             raise StepFailure(FailureReason.ENGINE_ERROR, "the server's stream ended too early", text=self.text)
         now = perf_counter()
@@ -297,12 +301,12 @@ class _Answer:
             try:
                 yield ToolCall(name, json.loads(arguments or "{}"))
             except ValueError:
-                message = f"the call of {name!r} is not JSON"
+                message = f"the arguments of the tool call {name!r} are not JSON"
                 raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=arguments) from None
 
 
 def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
-    """The JSON of a request."""
+    """Return the JSON body of a request. Raises StepFailure when the server does not accept grammars."""
     sampling = request.sampling
     found: dict[str, Any] = {
         "model": options.model,
@@ -317,7 +321,7 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
     if request.prompt is not None:
         found["prompt"] = request.prompt
     else:
-        found["messages"] = list(_turns(request.messages))
+        found["messages"] = list(_messages(request.messages))
     if request.stop:
         found["stop"] = list(request.stop)
     if sampling.seed is not None:
@@ -325,8 +329,8 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
     if sampling.logit_bias:
         found["logit_bias"] = {str(token): max(-100, min(100, bias)) for token, bias in sampling.logit_bias.items()}
     if request.schema is not None:
-        wanted = {"name": "answer", "schema": dict(request.schema), "strict": True}
-        found["response_format"] = {"type": "json_schema", "json_schema": wanted}
+        schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
+        found["response_format"] = {"type": "json_schema", "json_schema": schema}
     if request.tools:
         found["tools"] = [
             {
@@ -349,21 +353,23 @@ def body(request: GenerateRequest, options: RemoteOptions) -> dict[str, Any]:
         if request.grammar is not None:
             found["grammar"] = request.grammar
     elif request.grammar is not None:
-        raise StepFailure(FailureReason.INVALID_REQUEST, "this server takes no grammars")
+        raise StepFailure(FailureReason.INVALID_REQUEST, "the request has a grammar, which this server does not accept")
     return found
 
 
-def _turns(messages: Sequence[ChatMessage]) -> Iterator[dict[str, Any]]:
-    """The messages; what tools gave is matched with what was asked for by its order."""
+def _messages(messages: Sequence[ChatMessage]) -> Iterator[dict[str, Any]]:
+    """Yield the messages as JSON. Tool results are matched with tool calls by their order."""
     count, waiting = itertools.count(1), deque[str]()
     for message in messages:
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.tool_calls:
             waiting = deque(f"call_{next(count)}" for _ in message.tool_calls)
-            asked = [{"name": call.name, "arguments": json.dumps(dict(call.arguments))} for call in message.tool_calls]
+            functions = [
+                {"name": call.name, "arguments": json.dumps(dict(call.arguments))} for call in message.tool_calls
+            ]
             turn["tool_calls"] = [
                 {"id": number, "type": "function", "function": call}
-                for number, call in zip(waiting, asked, strict=True)
+                for number, call in zip(waiting, functions, strict=True)
             ]
         elif message.role == "tool" and waiting:
             turn["tool_call_id"] = waiting.popleft()
@@ -371,7 +377,7 @@ def _turns(messages: Sequence[ChatMessage]) -> Iterator[dict[str, Any]]:
 
 
 def events(lines: Iterator[str]) -> Iterator[Mapping[str, Any]]:
-    """The JSON of each event of a stream, up to its end. Raises StepFailure for what is no event."""
+    """Yield the JSON of each event of a stream until its end. Raises StepFailure for an event that is not JSON."""
     for line in lines:
         if not line.startswith("data:"):
             continue
@@ -381,23 +387,23 @@ def events(lines: Iterator[str]) -> Iterator[Mapping[str, Any]]:
         try:
             event = json.loads(data)
         except ValueError:
-            message = f"the server sent what is no event: {data[:200]!r}"
+            message = f"the server sent an event that is not JSON: {data[:200]!r}"
             raise StepFailure(FailureReason.ENGINE_ERROR, message) from None
         if isinstance(event, dict):
             yield event
 
 
 def _refusal(response: httpx2.Response) -> StepFailure:
-    """Our error for a status."""
+    """Return the error for an HTTP status."""
     said = response.text[:500]
     status = response.status_code
     if status in (400, 413, 422) and "context" in said.lower():
-        return StepFailure(FailureReason.CONTEXT_EXCEEDED, f"the server refused the request: {said}")
+        return StepFailure(FailureReason.CONTEXT_EXCEEDED, f"the server rejected the request ({status}): {said}")
     if status in (408, 504):
-        return StepFailure(FailureReason.TIMEOUT, f"the server gave up ({status}): {said}")
+        return StepFailure(FailureReason.TIMEOUT, f"the server timed out ({status}): {said}")
     if status in (401, 403, 404, 429) or status >= 500:
         return StepFailure(FailureReason.ENGINE_ERROR, f"the server cannot serve the request ({status}): {said}")
-    return StepFailure(FailureReason.INVALID_REQUEST, f"the server refused the request ({status}): {said}")
+    return StepFailure(FailureReason.INVALID_REQUEST, f"the server rejected the request ({status}): {said}")
 
 
 def _leave(future: Future[Embedded]) -> None:
@@ -405,7 +411,7 @@ def _leave(future: Future[Embedded]) -> None:
 
 
 def _settle(future: Future[Embedded], outcome: Embedded | BaseException) -> None:
-    with suppress(InvalidStateError):  # nobody waits any longer
+    with suppress(InvalidStateError):  # the caller has stopped waiting and cancelled it
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)
         else:

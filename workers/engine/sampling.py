@@ -1,11 +1,11 @@
 """
-Sampling: which token comes next, for each slot.
+Token sampling: choosing the next token of one text from its row of logits.
 
-Choices run through a chain of llama.cpp's samplers, in llama.cpp's own order: penalties, DRY, top-k, typical, top-p,
-min-p, temperature, draw. Where the best few tokens are all that a choice can fall on, the caller finds them for all
-rows at once (`rows.py`), and the chain sees no others.
-Penalties and biases touch few tokens, so they are written into the row of logits instead of walking the vocabulary.
-A grammar is asked about the chosen token first; only a refused choice masks candidates, the best few before all.
+Sampling uses a chain of llama.cpp's samplers, in llama.cpp's own order: penalties, DRY, top-k, typical, top-p, min-p,
+temperature, draw. When only the top tokens can be chosen, the caller finds them for all rows at once
+(`batch_sampler.py`), and the chain gets no others.
+Penalties and biases change few tokens, so they are written into the row of logits without a pass over the vocabulary.
+A grammar checks the chosen token first. Only when it rejects that token are candidates masked, the best few first.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ import numpy.typing as npt
 from app.inference.requests import Sampling, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import constraint, native
-from workers.engine.best import Ids
-from workers.engine.lazy import Lazy
+from workers.engine.lazy_grammar import LazyGrammar
 from workers.engine.llama import LlamaModel
+from workers.engine.top_tokens import Ids
 
 LogitRow = npt.NDArray[np.float32]
 
 #: Logits at or below this are masked.
 _MASKED = -1e30
-#: Choices that need more than this many of the best tokens walk the vocabulary.
-_MOST_NEAR = 256
-#: With top_k = 0 the chain first gets this many candidates, if they hold all that top_p can keep.
+#: A sampler that needs more than this many top tokens gets the whole vocabulary.
+_MAX_TOP_TOKENS = 256
+#: With top_k = 0 the chain gets this many top tokens, if they contain all that top_p can keep.
 _PREFILTER = 1024
 
 
-class Candidates:
-    """Candidates for one token, reused for each: the vocabulary's size, in llama.cpp's layout."""
+class TokenCandidates:
+    """A candidate array in llama.cpp's layout, of the vocabulary's size, reused for each token."""
 
     def __init__(self, n_vocab: int) -> None:
         data = np.zeros(n_vocab, native.TOKEN_DATA)
@@ -57,7 +57,7 @@ class Candidates:
         self._size = 0
 
     def fill(self, row: LogitRow, ids: Ids | None = None) -> None:
-        """Take all tokens, or those of `ids`, with the row's logits."""
+        """Load all tokens, or those of `ids`, with their logits from the row."""
         self._size = size = len(row) if ids is None else len(ids)
         self._ids[:size] = self._all if ids is None else ids
         self._logits[:size] = row if ids is None else row[ids]
@@ -70,16 +70,16 @@ class Candidates:
         )
 
     def apply(self, sampler: Any) -> None:
-        """Let a sampler or a chain work on them."""
+        """Apply a sampler or a chain."""
         native.apply(sampler, self._reference)
 
     def allowed(self) -> LogitRow:
-        """The logits of those that are not masked. Only right after a mask: chains move candidates."""
+        """Logits of the unmasked candidates. Valid only right after a grammar: chains move candidates."""
         logits = self._logits[: self._size]
         return logits[logits > _MASKED]
 
     def allowed_ids(self) -> Ids:
-        """The tokens that are not masked. Only right after a mask."""
+        """Token ids of the unmasked candidates. Valid only right after a grammar."""
         return self._ids[: self._size][self._logits[: self._size] > _MASKED].astype(np.intp)
 
     def chosen(self) -> tuple[int, float]:
@@ -92,15 +92,15 @@ class Candidates:
         at = int(self._logits[: self._size].argmax())
         return int(self._ids[at]), float(self._logits[at])
 
-    def passes(self, sampler: Any, token: int) -> bool:
-        """Whether a grammar lets this token stand."""
+    def allows(self, sampler: Any, token: int) -> bool:
+        """Whether a grammar allows this token."""
         self._one.id, self._one.logit = token, 1.0
         native.apply(sampler, self._single_reference)
         return bool(self._one.logit > _MASKED)
 
 
-class Chooser:
-    """The choices of one request. It owns its chain and its grammar."""
+class TokenSampler:
+    """The token sampler of one text. It owns its chain and its grammar."""
 
     def __init__(
         self,
@@ -110,14 +110,18 @@ class Chooser:
         prompt: Sequence[int],
         *,
         grammar: Any = None,
-        lazy: Lazy | None = None,
-        alphabet: constraint.Alphabet,
+        lazy: LazyGrammar | None = None,
+        byte_index: constraint.FirstByteIndex,
         context: int = 0,
     ) -> None:
-        """Begin after `prompt`. `grammar` is a compiled grammar of its own, freed with this; `lazy` may bring one."""
-        self._model, self._sampling, self._grammar, self._alphabet = model, sampling, grammar, alphabet
+        """
+        Start after `prompt`.
+
+        `grammar` is a grammar clone that this sampler owns and frees; `lazy` may activate one later.
+        """
+        self._model, self._sampling, self._grammar, self._byte_index = model, sampling, grammar, byte_index
         if grammar is not None:
-            alphabet.prepare()
+            byte_index.prepare()
         self._lazy = lazy
         self._bias = _bias(sampling)
         self._penalised = sampling.penalty_last_n != 0 and (
@@ -131,16 +135,18 @@ class Chooser:
         if self._chain and self._dry:
             for token in prompt:
                 native.accept(self._chain, token)
-        walks = self._chain is None or self._dry or sampling.mirostat or sampling.top_k > _MOST_NEAR
-        #: The best so many tokens are all that a free choice needs; 0 where it may need more.
-        self.narrow = 0 if walks else max(0, sampling.top_k)
-        #: A free choice is the most likely token.
-        self.greedy = self._chain is None
-        #: Seconds spent in the grammar, and the tokens that took a mask.
+        needs_all = self._chain is None or self._dry or sampling.mirostat or sampling.top_k > _MAX_TOP_TOKENS
+        #: How many of the top tokens an unconstrained choice needs; 0 when it may need all.
+        self.top_count = 0 if needs_all else max(0, sampling.top_k)
+        #: An unconstrained choice is the most likely token.
+        self.is_greedy = self._chain is None
+        #: Seconds spent in the grammar, and tokens for which candidates were masked.
         self.grammar_seconds = 0.0
         self.grammar_masks = 0
-        #: There is nothing but that: the row is left as it is.
-        self.plain = self.greedy and not self._penalised and self._bias is None and grammar is None and lazy is None
+        #: Every choice is the most likely token; nothing changes the row.
+        self.is_plain_greedy = (
+            self.is_greedy and not self._penalised and self._bias is None and grammar is None and lazy is None
+        )
 
     def close(self) -> None:
         """Free the chain and the grammar."""
@@ -154,69 +160,73 @@ class Chooser:
         if self._bias is not None:
             row[self._bias[0]] += self._bias[1]
         if self._penalised:
-            self._punish(row)
+            self._penalise(row)
 
-    def choose(self, row: LogitRow, candidates: Candidates, best: int | None = None, near: Ids | None = None) -> int:
+    def choose(
+        self, row: LogitRow, candidates: TokenCandidates, best: int | None = None, top: Ids | None = None
+    ) -> int:
         """
-        Take the next token from its logits after `adjust`; they may be written to.
+        Choose the next token from the logits after `adjust`. The row may be changed.
 
-        `best` is the most likely token, `near` at least the `narrow` best ones, in the order of their ids, where the
-        caller has found them. Raises StepFailure when the grammar allows no token.
+        `best` is the most likely token, `top` at least the `top_count` best ones in order of their ids, if the caller
+        has found them. Raises StepFailure when the grammar allows no token.
         """
-        token = self._free_choice(row, candidates, best, near)
+        token = self._choose_unconstrained(row, candidates, best, top)
         if self._lazy is not None:
-            token = self._until_bound(self._lazy, token, row, candidates)
+            token = self._choose_before_call(self._lazy, token, row, candidates)
         elif self._grammar is not None:
-            token = self._constrained(token, row, candidates)
+            token = self._choose_constrained(token, row, candidates)
         if self._dry:
             native.accept(self._chain, token)
         if self._penalised:
-            self._remember(token)
+            self._count(token)
         return token
 
-    def _until_bound(self, lazy: Lazy, token: int, row: LogitRow, candidates: Candidates) -> int:
-        """The free choice, or the first after it that does not begin a call which the grammar refuses."""
-        stands, grammar = lazy.take(token, candidates.passes)
-        while not stands:
+    def _choose_before_call(self, lazy: LazyGrammar, token: int, row: LogitRow, candidates: TokenCandidates) -> int:
+        """Return the unconstrained choice, or the next one that does not begin a call that the grammar rejects."""
+        allowed, grammar = lazy.accept(token, candidates.allows)
+        while not allowed:
             row[token] = -np.inf
-            token = self._free_choice(row, candidates)
-            stands, grammar = lazy.take(token, candidates.passes)
+            token = self._choose_unconstrained(row, candidates)
+            allowed, grammar = lazy.accept(token, candidates.allows)
         if grammar is not None:
             self._grammar, self._lazy = grammar, None
         return token
 
-    def _constrained(self, token: int, row: LogitRow, candidates: Candidates) -> int:
-        """The free choice, if the grammar lets it stand; else one that it allows."""
-        begun = perf_counter()
-        if token in self._alphabet.barred or not candidates.passes(self._grammar, token):
+    def _choose_constrained(self, token: int, row: LogitRow, candidates: TokenCandidates) -> int:
+        """Return the unconstrained choice if the grammar allows it, else one that it allows."""
+        started_at = perf_counter()
+        if token in self._byte_index.forbidden or not candidates.allows(self._grammar, token):
             self.grammar_masks += 1
-            token = self._masked_choice(token, row, candidates)
-        if token not in self._model.ends:
+            token = self._choose_masked(token, row, candidates)
+        if token not in self._model.end_tokens:
             native.accept(self._grammar, token)
-        self.grammar_seconds += perf_counter() - begun
+        self.grammar_seconds += perf_counter() - started_at
         return token
 
-    def _free_choice(
-        self, row: LogitRow, candidates: Candidates, best: int | None = None, near: Ids | None = None
+    def _choose_unconstrained(
+        self, row: LogitRow, candidates: TokenCandidates, best: int | None = None, top: Ids | None = None
     ) -> int:
-        """What is chosen without a grammar."""
+        """Choose a token without a grammar."""
         if self._chain is None:
             return int(row.argmax()) if best is None else best
-        if near is not None:
-            candidates.fill(row, near)
-        elif self._sampling.top_k > 0 or not self._narrow(row, candidates):
+        if top is not None:
+            candidates.fill(row, top)
+        elif self._sampling.top_k > 0 or not self._prefilter(row, candidates):
             candidates.fill(row)
         candidates.apply(self._chain)
         return candidates.chosen()[0]
 
-    def _masked_choice(self, refused: int, row: LogitRow, candidates: Candidates) -> int:
-        row[self._model.controls_array] = -np.inf  # inside a string a grammar would let their texts pass
-        most = float(row[refused] if self.greedy and refused not in self._alphabet.barred else row.max())
-        if not self._mask(candidates, row, *constraint.close(row, most)):
-            candidates.fill(row, self._alphabet.probes)
+    def _choose_masked(self, rejected: int, row: LogitRow, candidates: TokenCandidates) -> int:
+        row[self._model.forbidden_tokens] = -np.inf  # inside a string the grammar would allow their texts
+        best_logit = float(
+            row[rejected] if self.is_greedy and rejected not in self._byte_index.forbidden else row.max()
+        )
+        if not self._mask(candidates, row, *constraint.near_best(row, best_logit)):
+            candidates.fill(row, self._byte_index.byte_tokens)
             candidates.apply(self._grammar)
-            for ids, least in self._alphabet.beginning(candidates.allowed_ids(), row):
-                if self._mask(candidates, row, ids, least):
+            for ids, bound in self._byte_index.starting_with(candidates.allowed_ids(), row):
+                if self._mask(candidates, row, ids, bound):
                     break
         best, logit = candidates.best()
         if logit <= _MASKED:
@@ -225,22 +235,22 @@ class Chooser:
             return best
         candidates.apply(self._chain)
         token, logit = candidates.chosen()
-        # a token that the grammar refuses, handed to it, ends the process
-        return token if logit > _MASKED and candidates.passes(self._grammar, token) else best
+        # Accepting a token that the grammar rejects aborts the process.
+        return token if logit > _MASKED and candidates.allows(self._grammar, token) else best
 
-    def _mask(self, candidates: Candidates, row: LogitRow, ids: Ids, least: float) -> bool:
-        """Let the grammar mask these tokens; say whether the choice can be made among them."""
+    def _mask(self, candidates: TokenCandidates, row: LogitRow, ids: Ids, bound: float) -> bool:
+        """Apply the grammar to these tokens. Returns whether the choice can be made among them."""
         candidates.fill(row, ids)
         candidates.apply(self._grammar)
         if self._chain is None:
             return candidates.best()[1] > _MASKED
         sampling = self._sampling
-        return constraint.enough(
-            candidates.allowed(), least, top_k=sampling.top_k, min_p=sampling.min_p, mirostat=sampling.mirostat
+        return constraint.is_sufficient(
+            candidates.allowed(), bound, top_k=sampling.top_k, min_p=sampling.min_p, mirostat=sampling.mirostat
         )
 
-    def _narrow(self, row: LogitRow, candidates: Candidates) -> bool:
-        """Fill the best few candidates, if they are sure to hold all that top_p can keep."""
+    def _prefilter(self, row: LogitRow, candidates: TokenCandidates) -> bool:
+        """Load only the top candidates if they contain all that top_p can keep. Returns whether it did."""
         if self._sampling.top_p >= 1 or self._sampling.mirostat or self._dry or len(row) <= _PREFILTER:
             return False
         ids = np.argpartition(row, -_PREFILTER)[-_PREFILTER:]
@@ -251,7 +261,7 @@ class Chooser:
         candidates.fill(row, ids)
         return True
 
-    def _punish(self, row: LogitRow) -> None:
+    def _penalise(self, row: LogitRow) -> None:
         ids = np.fromiter(self._counts.keys(), np.intp, len(self._counts))
         counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
         logits = row[ids]
@@ -261,7 +271,7 @@ class Chooser:
             logits - counts * np.float32(self._sampling.frequency_penalty) - np.float32(self._sampling.presence_penalty)
         )
 
-    def _remember(self, token: int) -> None:
+    def _count(self, token: int) -> None:
         if self._window.maxlen is not None and len(self._window) == self._window.maxlen:
             oldest = self._window[0]
             self._counts[oldest] -= 1
@@ -272,7 +282,7 @@ class Chooser:
 
 
 def logprob(model: LlamaModel, count: int, row: LogitRow, token: int) -> TokenLogprob:
-    """The logarithm of the token's probability before sampling, and the `count` best ones."""
+    """Return the token's log-probability before sampling, and those of the `count` most likely tokens."""
     most = float(row.max())
     total = most + float(np.log(np.exp(row - most).sum(dtype=np.float64)))
     top: tuple[tuple[int, bytes, float], ...] = ()
@@ -295,7 +305,7 @@ def _chain(model: LlamaModel, sampling: Sampling, seed: int, context: int) -> An
     add = api.llama_sampler_chain_add
     if sampling.dry_multiplier > 0:
         breakers = [text.encode() for text in sampling.dry_breakers]
-        last = context if sampling.dry_last_n < 0 else sampling.dry_last_n  # this version takes -1 for off
+        last = context if sampling.dry_last_n < 0 else sampling.dry_last_n  # for this version -1 means off
         add(
             chain,
             api.llama_sampler_init_dry(
@@ -329,17 +339,19 @@ def _chain(model: LlamaModel, sampling: Sampling, seed: int, context: int) -> An
 
 
 def problems(sampling: Sampling, n_vocab: int) -> list[str]:
-    """What llama.cpp could not take of a sampling: each as a sentence."""
+    """Return the invalid sampling values, each as a sentence. llama.cpp would abort on them."""
     found = []
     numbers = {name: value for name, value in asdict(sampling).items() if isinstance(value, float)}
-    found += [f"{name} is {value}, not a finite number" for name, value in numbers.items() if not math.isfinite(value)]
+    found += [
+        f"{name} is {value}; it must be a finite number" for name, value in numbers.items() if not math.isfinite(value)
+    ]
     if sampling.repeat_penalty <= 0:
         found.append(f"repeat_penalty is {sampling.repeat_penalty}; it must be above 0")
-    strange = [token for token in sampling.logit_bias if not 0 <= token < n_vocab]
-    if strange:
-        found.append(f"logit_bias names the token {strange[0]}; the model has {n_vocab}")
+    invalid = [token for token in sampling.logit_bias if not 0 <= token < n_vocab]
+    if invalid:
+        found.append(f"logit_bias names the token {invalid[0]}; it must be from 0 to {n_vocab - 1} for this model")
     if any(math.isnan(value) or value == math.inf for value in sampling.logit_bias.values()):
-        found.append("logit_bias holds a number that is not finite")
+        found.append("logit_bias contains NaN or +infinity; its values must be finite or -infinity")
     if sampling.seed is not None and not 0 <= sampling.seed < 2**32:
         found.append(f"seed is {sampling.seed}; it must be from 0 to 4294967295")
     if not -1 <= sampling.penalty_last_n <= 2**20 or not -1 <= sampling.dry_last_n <= 2**20:

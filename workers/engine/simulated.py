@@ -1,8 +1,8 @@
 """
-The simulated engine: stands in for a model on a device that is not there.
+The simulated engine: replaces a model on a simulated device.
 
-It takes the time that the catalogue and the device say, holds no memory, and writes texts that say what they are.
-Slots, priorities, cancels, deadlines and schemas are those of a real engine; the words are not.
+Its speed and load time come from the catalogue and the device. It uses no memory. Its texts are marked as simulated.
+Slots, priorities, cancels, deadlines and schemas work as in a real engine.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from workers.engine.metrics import EngineMetrics, Meter
 
 _log = log.get(__name__)
 
-#: Begins every text.
+#: The content of every text.
 MARK = "[simulated] "
-#: Characters that count as a token.
-_TOKEN = 4
-#: Prompts are read so many times as fast as texts are written.
-_READING = 20
-#: Numbers of a vector.
-_WIDTH = 64
-#: Steps in which a load tells of its progress.
-_STEPS = 20
+#: Characters per token.
+_CHARACTERS_PER_TOKEN = 4
+#: How many times faster prompts are computed than texts are written.
+_PREFILL_SPEEDUP = 20
+#: Default number of dimensions of a vector.
+_DIMENSIONS = 64
+#: Progress reports of one load.
+_PROGRESS_STEPS = 20
 
 
 class SimulatedTicket:
-    """A request under way."""
+    """A handle on a simulated request."""
 
     def __init__(self, request: GenerateRequest, text: str, on_text: OnText | None) -> None:
         self.request, self.text, self.on_text = request, text, on_text
@@ -50,16 +50,16 @@ class SimulatedTicket:
         self.submitted = time.monotonic()
 
     def result(self, timeout: float | None = None) -> Generated:
-        """As the protocol says."""
+        """See the protocol."""
         return self.future.result(timeout)
 
     def cancel(self) -> None:
-        """As the protocol says."""
+        """See the protocol."""
         self.cancelled.set()
 
 
 class SimulatedEngine:
-    """Serves a model that is not there."""
+    """Serves a simulated model."""
 
     def __init__(
         self,
@@ -68,66 +68,66 @@ class SimulatedEngine:
         load: timedelta,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
-        """Take the time of a load; `on_progress` gets numbers from 0 to 1 meanwhile."""
+        """Sleep for the load time. `on_progress` is called with the progress, from 0 to 1."""
         self.slots = slots
         self._pace = 1 / tokens_per_second
         self._waiting: list[tuple[int, int, SimulatedTicket]] = []
         self._numbers = itertools.count()
-        self._gate = threading.Condition()
+        self._condition = threading.Condition()
         self._closed = False
         self._meter, self._running = Meter(), 0
-        for step in range(_STEPS):
-            time.sleep(load.total_seconds() / _STEPS)
+        for step in range(_PROGRESS_STEPS):
+            time.sleep(load.total_seconds() / _PROGRESS_STEPS)
             if on_progress is not None:
-                on_progress((step + 1) / _STEPS)
+                on_progress((step + 1) / _PROGRESS_STEPS)
         self._threads = [threading.Thread(target=self._serve, name=f"simulated-{n}", daemon=True) for n in range(slots)]
         for thread in self._threads:
             thread.start()
 
     def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> SimulatedTicket:
-        """As the protocol says."""
+        """See the protocol."""
         ticket = SimulatedTicket(request, _text(request), on_text)
-        with self._gate:
+        with self._condition:
             if self._closed:
                 raise _closed()
             self._meter.submitted += 1
             heapq.heappush(self._waiting, (RANKS[request.priority], next(self._numbers), ticket))
-            self._gate.notify()
+            self._condition.notify()
         return ticket
 
     def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
-        """As the protocol says. The same text has the same vector, which means nothing."""
+        """See the protocol. Equal texts have equal vectors; the vectors have no meaning."""
         stopped = threading.Event()
         if on_stop is not None:
             on_stop(stopped.set)
-        began = time.monotonic()
-        tokens = sum(max(len(text) // _TOKEN, 1) for text in request.texts)
-        seconds = tokens / _READING * self._pace
+        started_at = time.monotonic()
+        tokens = sum(max(len(text) // _CHARACTERS_PER_TOKEN, 1) for text in request.texts)
+        seconds = tokens / _PREFILL_SPEEDUP * self._pace
         if stopped.wait(seconds if timeout is None else min(seconds, timeout)):
             raise CancelledError
         if timeout is not None and timeout < seconds:
             raise TimeoutError
-        with self._gate:
+        with self._condition:
             self._meter.embedded_texts += len(request.texts)
             self._meter.embedded_tokens += tokens
-        vectors = tuple(_vector(text, request.dimensions or _WIDTH) for text in request.texts)
-        return Embedded(vectors, tokens, timedelta(seconds=time.monotonic() - began))
+        vectors = tuple(_vector(text, request.dimensions or _DIMENSIONS) for text in request.texts)
+        return Embedded(vectors, tokens, timedelta(seconds=time.monotonic() - started_at))
 
     def stalled_for(self) -> timedelta:
-        """As the protocol says: it never stalls."""
+        """See the protocol. It never stalls."""
         return timedelta(0)
 
     def metrics(self) -> EngineMetrics:
-        """What it did and how it stands; it has no cache, and decodes nothing."""
-        with self._gate:
+        """Return the counts and the current state; those of cache and decodes stay 0."""
+        with self._condition:
             return self._meter.snapshot(slots=self.slots, running=self._running, waiting=len(self._waiting))
 
     def close(self) -> None:
-        """As the protocol says."""
-        with self._gate:
+        """See the protocol."""
+        with self._condition:
             self._closed = True
             waiting, self._waiting = self._waiting, []
-            self._gate.notify_all()
+            self._condition.notify_all()
         for _, _, ticket in waiting:
             ticket.future.set_exception(_closed())
         for thread in self._threads:
@@ -135,8 +135,8 @@ class SimulatedEngine:
 
     def _serve(self) -> None:
         while True:
-            with self._gate:
-                self._gate.wait_for(lambda: self._waiting or self._closed)
+            with self._condition:
+                self._condition.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return
                 _, _, ticket = heapq.heappop(self._waiting)
@@ -144,13 +144,13 @@ class SimulatedEngine:
                 self._meter.waited(time.monotonic() - ticket.submitted)
             outcome: Generated | StepFailure | CancelledError
             try:
-                outcome = self._written(ticket)
+                outcome = self._generate(ticket)
             except (StepFailure, CancelledError) as error:
                 outcome = error
             except Exception as error:  # noqa: BLE001 the outermost loop of the thread: the slot outlives the request
-                _log.exception("simulated_request_broke")
+                _log.exception("simulated_request_failed")
                 outcome = StepFailure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
-            with self._gate:
+            with self._condition:
                 self._running -= 1
                 self._count(outcome)
             if isinstance(outcome, Generated):
@@ -173,15 +173,17 @@ class SimulatedEngine:
             case CancelledError():
                 meter.cancelled += 1
 
-    def _written(self, ticket: SimulatedTicket) -> Generated:
+    def _generate(self, ticket: SimulatedTicket) -> Generated:
         request, text = ticket.request, ticket.text
         prompt = request.prompt if request.prompt is not None else "".join(m.content for m in request.messages)
-        tokens_in = max(len(prompt) // _TOKEN, 1)
-        self._pass(ticket, tokens_in / _READING * self._pace)
+        tokens_in = max(len(prompt) // _CHARACTERS_PER_TOKEN, 1)
+        self._wait(ticket, tokens_in / _PREFILL_SPEEDUP * self._pace)
         first = time.monotonic()
-        pieces = [text[at : at + _TOKEN] for at in range(0, len(text), _TOKEN)][: request.max_tokens]
+        pieces = [text[at : at + _CHARACTERS_PER_TOKEN] for at in range(0, len(text), _CHARACTERS_PER_TOKEN)][
+            : request.max_tokens
+        ]
         for piece in pieces:
-            self._pass(ticket, self._pace)
+            self._wait(ticket, self._pace)
             if ticket.on_text is not None:
                 ticket.on_text(piece)
         written = "".join(pieces)
@@ -197,10 +199,10 @@ class SimulatedEngine:
             time_total=timedelta(seconds=time.monotonic() - ticket.submitted),
         )
 
-    def _pass(self, ticket: SimulatedTicket, seconds: float) -> None:
+    def _wait(self, ticket: SimulatedTicket, seconds: float) -> None:
         deadline = ticket.request.deadline
         if deadline is not None and clock.now() > deadline:
-            raise StepFailure(FailureReason.TIMEOUT, "the deadline was over")
+            raise StepFailure(FailureReason.TIMEOUT, "the deadline passed before the text was complete")
         if ticket.cancelled.wait(seconds):
             raise CancelledError
         if self._closed:
@@ -212,24 +214,26 @@ def _closed() -> StepFailure:
 
 
 def _vector(text: str, width: int) -> tuple[float, ...]:
-    chance = hashlib.shake_256(text.encode()).digest(2 * width)
-    numbers = [int.from_bytes(chance[at : at + 2]) / 2**15 - 1 for at in range(0, 2 * width, 2)]
+    digest = hashlib.shake_256(text.encode()).digest(2 * width)
+    numbers = [int.from_bytes(digest[at : at + 2]) / 2**15 - 1 for at in range(0, 2 * width, 2)]
     length = math.hypot(*numbers) or 1.0
     return tuple(number / length for number in numbers)
 
 
 def _text(request: GenerateRequest) -> str:
-    """What is written: as much as was asked for, or the smallest value that conforms."""
+    """Return the text to write: max_tokens tokens of the mark, or a small value that conforms to the schema."""
     if request.schema is not None:
-        return json.dumps(_value(request.schema, request.max_tokens * _TOKEN))
-    return (MARK * (request.max_tokens * _TOKEN // len(MARK) + 1))[: request.max_tokens * _TOKEN]
+        return json.dumps(_value(request.schema, request.max_tokens * _CHARACTERS_PER_TOKEN))
+    return (MARK * (request.max_tokens * _CHARACTERS_PER_TOKEN // len(MARK) + 1))[
+        : request.max_tokens * _CHARACTERS_PER_TOKEN
+    ]
 
 
 def _value(schema: Mapping[str, Any], room: int) -> Any:
     """
-    A small value for a schema. What it does not foresee is caught by the check that every answer passes.
+    Return a small value for a schema. For unsupported keywords it may not conform; every answer is validated.
 
-    Raises StepFailure when it has more than `room` characters as JSON, before it is made.
+    Raises StepFailure, before creating the value, when its JSON has more than `room` characters.
     """
     if "const" in schema:
         return schema["const"]
@@ -262,7 +266,7 @@ def _value(schema: Mapping[str, Any], room: int) -> Any:
 
 
 def _fits(count: int, size: int, room: int) -> int:
-    """So many of that size."""
+    """Return `count`. Raises StepFailure when so many values of `size` characters have no room."""
     if count * size > room:
-        raise StepFailure(FailureReason.INVALID_OUTPUT, "what conforms to the schema is longer than max_tokens")
+        raise StepFailure(FailureReason.INVALID_OUTPUT, "a text that conforms to the schema is longer than max_tokens")
     return count

@@ -1,8 +1,8 @@
 """
-Slots: the sequences of the context, who writes to them, and what they share.
+Slots: the sequences of one context, the tasks that run in them, and the prefixes they share.
 
-Bookkeeping in `Cells` and `PrefixIndex` and the calls that change llama.cpp's cache stand side by side here, so that
-the one never says what the other does not do. It belongs to the engine's thread.
+Each change of llama.cpp's cache is made here together with its bookkeeping in `Cells` and `PrefixIndex`, so the two
+always agree. Only the engine's thread uses it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match, PrefixIndex
 from workers.engine.tasks import EngineTask
 
-#: Tokens of a prefix under way that are worth waiting for.
-WORTH_WAITING = 32
+#: Fewest tokens of a prefix under computation for which a task waits instead of computing them itself.
+MIN_AWAITED_TOKENS = 32
 
 
 class Slots:
-    """The sequences of one context."""
+    """The sequences of one context and the tasks in them."""
 
     def __init__(self, context: Context, options: EngineOptions, meter: Meter) -> None:
         self._context, self._options, self._meter = context, options, meter
@@ -31,52 +31,53 @@ class Slots:
         self.index = PrefixIndex()
         capacity = context.n_sequence if options.streams else context.n_context
         self.cells = Cells(capacity, streams=options.streams)
-        #: Bytes of parked states for one cell, as last seen.
+        #: Bytes of a saved state per KV cell, as measured last.
         self._cell_bytes = 0.0
 
     @property
     def works(self) -> list[BatchWork]:
-        """What the tasks in slots want of the next decode."""
+        """The work of all running tasks, for the planning of the next decode."""
         return [task.work for task in self.running.values() if task.work is not None]
 
-    def room(self) -> int:
-        """Cells that no running task holds or may come to hold."""
+    def free_cells(self) -> int:
+        """KV cells that no running task holds or has reserved."""
         if self._options.streams:
             return self.cells.capacity
-        return self.cells.capacity - self.cells.held(self.running) - self.cells.growth()
+        return self.cells.capacity - self.cells.held_by(self.running) - self.cells.reserved_unused()
 
     def match(self, task: EngineTask) -> Match:
-        """What of the task's tokens is there. One token is always left to compute."""
-        if not self._options.shares or task.unshared:
+        """Return the reusable prefix of the task's tokens. At least one token is always left to compute."""
+        if not self._options.shares or task.sharing_failed:
             return Match()
-        wanted = tuple(task.tokens[:-1])
+        tokens = tuple(task.tokens[:-1])
         if not self._context.model.recurrent:
-            return self.index.find(wanted)
-        found = self.index.find(wanted, self._whole)  # what is under way will not be whole in its turn: no waiting
+            return self.index.find(tokens)
+        # A running recurrent sequence will be longer than the prefix, so waiting for it is of no use.
+        found = self.index.find(tokens, self._whole_or_nothing)
         return Match(found.length, found.source)
 
-    def needs(self, task: EngineTask, match: Match) -> int:
-        """Cells that the task adds to those of the running ones."""
+    def cells_needed(self, task: EngineTask, match: Match) -> int:
+        """KV cells that the running tasks would hold in addition if the task was admitted."""
         if self._options.streams:
             return task.limit
         if task.state is not None or match.source is None:
             return task.limit
-        new = self.cells.held(self.running, also=(match.source, match.length)) - self.cells.held(self.running)
+        new = self.cells.held_by(self.running, also=(match.source, match.length)) - self.cells.held_by(self.running)
         return task.limit - match.length + new
 
     def admit(self, task: EngineTask, match: Match) -> bool:
         """
-        Give the task a sequence with its prefix or its parked state. There is room for it.
+        Give the task a sequence with its prefix or its parked state. The caller has checked that there is room.
 
-        False: its prefix could not be taken over, and it must be asked for again without one.
+        Returns False when the prefix could not be reused; the caller matches again, then without a prefix.
         """
         shared = match.length if task.state is None else 0
-        sequence = self._sequence(match if shared else Match())
+        sequence = self._take_sequence(match if shared else Match())
         if shared and match.source is not None:
             if match.source == sequence:
-                self.index.take(sequence)
-                kept = self.cells.length(sequence) == shared or self._context.cut(sequence, shared)
-                self.cells.cut(sequence, shared)
+                self.index.activate(sequence)
+                kept = self.cells.length(sequence) == shared or self._context.truncate(sequence, shared)
+                self.cells.truncate(sequence, shared)
             else:
                 kept = self._context.copy(match.source, sequence, shared)
                 if kept:
@@ -84,13 +85,13 @@ class Slots:
                     self.index.touch(match.source)
             if not kept:
                 self._release(sequence)
-                task.unshared = True
+                task.sharing_failed = True
                 return False
         self._make_room(task.limit - self.cells.length(sequence), sequence)
-        self.cells.promise(sequence, task.limit)
+        self.cells.reserve(sequence, task.limit)
         if task.state is not None:
             shared = task.computed if self._context.restore(sequence, task.state, task.computed) else 0
-            self.cells.adopt(sequence, shared)
+            self.cells.restore(sequence, shared)
             task.state = None
         elif shared:
             self._meter.prefix_hits += 1
@@ -98,37 +99,37 @@ class Slots:
             if not task.written:
                 task.cached = shared
         task.computed = shared
-        left, writing = len(task.tokens) - shared, task.written > 0
-        task.work = BatchWork(task.id, sequence, task.rank, task.order, left, writing, task.watched)
+        remaining, decoding = len(task.tokens) - shared, task.written > 0
+        task.work = BatchWork(task.id, sequence, task.rank, task.order, remaining, decoding, task.latency_sensitive)
         self.running[sequence] = task
         if self._options.shares:
             self.index.insert(sequence, tuple(task.tokens), shared)
         return True
 
     def advance(self, task: EngineTask, count: int) -> None:
-        """A decode computed `count` more tokens of the task."""
+        """Record that a decode computed `count` more tokens of the task."""
         work = task.work
         assert work is not None
         self.cells.extend(work.sequence, count)
-        indexed = self._options.shares and (count > 1 or not work.writing)
+        indexed = self._options.shares and (count > 1 or not work.decoding)
         task.computed += count
-        work.left -= count
+        work.remaining -= count
         if indexed and work.sequence in self.index:
             self.index.advance(work.sequence, min(task.computed, len(self.index.tokens(work.sequence))))
 
-    def leave(self, task: EngineTask) -> None:
-        """The task needs its slot no more. What it computed may stay for others."""
+    def finish(self, task: EngineTask) -> None:
+        """Free the task's slot. Its sequence may be kept as a prefix for others."""
         work, task.work = task.work, None
         assert work is not None
         sequence = work.sequence
         del self.running[sequence]
-        self.cells.settle(sequence)
+        self.cells.release_unused(sequence)
         if self._options.shares and task.computed and self.index.keep(sequence, tuple(task.tokens[: task.computed])):
             return
         self._release(sequence)
 
     def park(self, task: EngineTask) -> None:
-        """Take the task's state out of the cache into host memory."""
+        """Move the task's state from the KV cache to host memory."""
         work, task.work = task.work, None
         assert work is not None
         task.state = self._context.save(work.sequence)
@@ -139,13 +140,13 @@ class Slots:
         self._release(work.sequence)
 
     def park_bytes(self, task: EngineTask) -> int:
-        """About the bytes that the task's state takes in host memory."""
+        """Estimate the bytes of the task's state in host memory."""
         if not self._cell_bytes and task.computed and task.work is not None:
             self._cell_bytes = self._context.state_bytes(task.work.sequence) / task.computed
         return int(self._cell_bytes * task.computed)
 
-    def abandon(self, tasks: Iterable[EngineTask]) -> None:
-        """Take the tasks out of their slots and let nothing of them stay."""
+    def discard(self, tasks: Iterable[EngineTask]) -> None:
+        """Free the slots of the tasks and keep nothing of their sequences."""
         for task in list(tasks):
             if task.work is not None:
                 del self.running[task.work.sequence]
@@ -153,17 +154,17 @@ class Slots:
                 task.work = None
 
     def evict(self, sequence: int) -> None:
-        """A kept sequence goes."""
+        """Drop a kept sequence."""
         self._meter.prefixes_evicted += 1
         self._release(sequence)
 
     def evict_all(self) -> None:
-        """All kept sequences go."""
+        """Drop all kept sequences."""
         for sequence in list(self.index.kept):
             self.evict(sequence)
 
-    def _sequence(self, match: Match) -> int:
-        """A sequence for a new task: the source itself, a free one, or that of the prefix longest unused."""
+    def _take_sequence(self, match: Match) -> int:
+        """Choose a sequence for a new task: the source itself, a free one, or the least recently used kept one."""
         source = match.source if match.source in self.index.kept else None
         if source is not None and (self.cells.length(source) == match.length or not self._free):
             return source
@@ -174,7 +175,7 @@ class Slots:
         return sequence
 
     def _make_room(self, cells: int, sequence: int) -> None:
-        """Evict kept sequences, the longest unused first, until so many cells can be promised."""
+        """Evict kept sequences, the least recently used first, until `cells` cells can be reserved."""
         if self._options.streams:
             return
         while self.cells.free() < cells:
@@ -186,6 +187,6 @@ class Slots:
         self._context.drop(sequence)
         self._free.add(sequence)
 
-    def _whole(self, sequence: int, length: int) -> int:
-        """Recurrent states cannot be cut: all of a sequence or nothing."""
+    def _whole_or_nothing(self, sequence: int, length: int) -> int:
+        """Return `length` if that is the whole sequence, else 0: a recurrent state cannot be truncated."""
         return length if self.cells.length(sequence) == length else 0

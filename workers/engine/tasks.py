@@ -1,8 +1,8 @@
 """
-Tasks: one text under way each, and the ticket that its asker holds.
+Tasks and tickets: a task is one text that is being generated; a ticket is the caller's handle on one or several tasks.
 
-A task goes waiting → running → done; it may be parked in between, and runs again. Only the engine's thread changes it.
-A ticket can be used from any thread.
+A task goes waiting → running → done. A running task may be parked (its KV state moves to host memory) and resumed.
+Only the engine's thread changes a task. A ticket can be used from any thread.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from app.inference.requests import RANKS, FinishReason, Generated, GenerateReque
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import calls
 from workers.engine.batch import INTERACTIVE, BatchWork
-from workers.engine.calls import Style, ToolCallWatch
-from workers.engine.grammars import Form
-from workers.engine.lazy import Lazy
-from workers.engine.sampling import Chooser
+from workers.engine.calls import ToolCallDetector, ToolCallStyle
+from workers.engine.grammars import CompiledGrammar
+from workers.engine.lazy_grammar import LazyGrammar
+from workers.engine.sampling import TokenSampler
 from workers.engine.text import TextStream
 
 _LOG = structlog.get_logger(__name__)
@@ -35,34 +35,59 @@ OnText = Callable[[str], None]
 
 
 class EngineTask:
-    """One text under way."""
+    """One text that is being generated."""
 
     __slots__ = (
-        "_on_text", "awaits", "cached", "cancelled", "chooser", "computed", "deadline", "faults", "first_at", "form",
-        "future", "id", "lazy", "limit", "logprobs", "order", "parked_at", "prompt", "rank", "request", "seed", "state",
-        "stream", "submitted", "tokens", "unshared", "work", "written",
+        "_on_text",
+        "awaited_prefix",
+        "cached",
+        "cancelled",
+        "computed",
+        "deadline",
+        "faults",
+        "first_at",
+        "future",
+        "grammar",
+        "id",
+        "lazy_grammar",
+        "limit",
+        "logprobs",
+        "order",
+        "parked_at",
+        "prompt",
+        "rank",
+        "request",
+        "sampler",
+        "seed",
+        "sharing_failed",
+        "state",
+        "stream",
+        "submitted",
+        "tokens",
+        "work",
+        "written",
     )  # fmt: skip
 
     def __init__(
-        self, number: int, request: GenerateRequest, prompt: tuple[int, ...], stop: Sequence[str], form: Form | None,
-        seed: int, deadline: float | None, on_text: OnText | None, watch: ToolCallWatch | None = None,
-        lazy: Lazy | None = None,
+        self, task_id: int, request: GenerateRequest, prompt: tuple[int, ...], stop: Sequence[str],
+        grammar: CompiledGrammar | None, seed: int, deadline: float | None, on_text: OnText | None,
+        detector: ToolCallDetector | None = None, lazy_grammar: LazyGrammar | None = None,
     ) -> None:  # fmt: skip
-        #: Rises with each task: also its age among the waiting.
-        self.id = self.order = number
-        self.request, self.prompt, self.form, self.seed = request, prompt, form, seed
-        #: The form binds only what begins a call.
-        self.lazy = lazy
+        #: Rises with each task, so it is also the order of submission.
+        self.id = self.order = task_id
+        self.request, self.prompt, self.grammar, self.seed = request, prompt, grammar, seed
+        #: Set when the grammar constrains the text only from the first tool call on.
+        self.lazy_grammar = lazy_grammar
         self.rank = RANKS[request.priority]
-        #: Cells that it holds at the most.
+        #: The most KV cells that it can use.
         self.limit = len(prompt) + request.max_tokens
         self.tokens = list(prompt)
-        #: The first so many of `tokens` are in the KV cache, or in `state`.
+        #: How many of `tokens`, from the first on, are in the KV cache or in `state`.
         self.computed = 0
         self.written = 0
-        #: Of the prompt's tokens, those that were taken over.
+        #: Prompt tokens that were reused from another sequence.
         self.cached = 0
-        self.stream = TextStream(stop, watch)
+        self.stream = TextStream(stop, detector)
         self._on_text = on_text
         self.future: Future[Generated] = Future()
         self.submitted = perf_counter()
@@ -71,41 +96,41 @@ class EngineTask:
         self.deadline = deadline
         self.cancelled = False
         self.work: BatchWork | None = None
-        self.chooser: Chooser | None = None
+        self.sampler: TokenSampler | None = None
         self.logprobs: list[TokenLogprob] = []
-        #: The state of its sequence while it is parked.
+        #: The KV state of its sequence while it is parked.
         self.state: npt.NDArray[np.uint8] | None = None
-        #: Tokens that were computed when it was parked the last time.
+        #: Its progress when it was parked last.
         self.parked_at: int | None = None
-        #: The task that computes a prefix of this one, and the tokens that are worth waiting for.
-        self.awaits: tuple[EngineTask, int] | None = None
-        #: A prefix could not be taken over: it is computed.
-        self.unshared = False
-        #: Faults of the engine that it lived through.
+        #: The task that computes a prefix of this one, and the length of that prefix in tokens.
+        self.awaited_prefix: tuple[EngineTask, int] | None = None
+        #: A prefix could not be reused, so all tokens are computed.
+        self.sharing_failed = False
+        #: Faults of the engine that it survived.
         self.faults = 0
 
     @property
     def progress(self) -> int:
-        """Tokens computed and written."""
+        """Tokens computed plus tokens written."""
         return self.computed + self.written
 
     @property
-    def watched(self) -> bool:
-        """Whether somebody waits for each token: whoever reads along, and every interactive asker."""
+    def latency_sensitive(self) -> bool:
+        """Whether each token is awaited: the text is streamed, or the request is interactive."""
         return self._on_text is not None or self.rank == INTERACTIVE
 
-    def show(self, text: str) -> None:
-        """Hand a piece of text to the reader. A reader that fails harms nobody else."""
+    def emit(self, text: str) -> None:
+        """Pass a piece of text to the reader. A reader that raises is not called again; the text continues."""
         if text and self._on_text is not None:
             try:
                 self._on_text(text)
-            except Exception:  # noqa: BLE001 (foreign code: its outermost shell is here)
+            except Exception:  # noqa: BLE001 (the reader is foreign code, and its errors end here)
                 _LOG.exception("text_reader_failed", task_id=self.id)
                 self._on_text = None
 
     def finish(self, reason: FinishReason) -> None:
-        """The text is complete."""
-        self.show(self.stream.finish())
+        """Set the result: the text is complete."""
+        self.emit(self.stream.finish())
         now = perf_counter()
         self._end(
             Generated(
@@ -122,15 +147,15 @@ class EngineTask:
         )
 
     def fail(self, error: BaseException) -> None:
-        """The text ends without a result; a StepFailure keeps what was written."""
+        """End the text without a result. A StepFailure keeps the text written so far."""
         if isinstance(error, StepFailure) and error.text is None and self.written:
             error = StepFailure(error.reason, error.message, text=self.stream.text + self.stream.calls)
         self._end(error)
 
     def _end(self, outcome: Generated | BaseException) -> None:
-        if self.chooser is not None:
-            self.chooser.close()
-            self.chooser = None
+        if self.sampler is not None:
+            self.sampler.close()
+            self.sampler = None
         self.state = None
         if self.future.done():
             return
@@ -141,16 +166,16 @@ class EngineTask:
 
 
 class LlamaTicket:
-    """What the asker of one or several texts holds."""
+    """The caller's handle on a request, which has one or several tasks."""
 
-    def __init__(self, tasks: Sequence[EngineTask], wake: Callable[[], None], style: Style | None) -> None:
-        """`style` is that of the calls that may stand in the texts."""
+    def __init__(self, tasks: Sequence[EngineTask], wake: Callable[[], None], style: ToolCallStyle | None) -> None:
+        """`style` is the style of tool calls in the texts; None when the request has no tools."""
         self._tasks, self._wake, self._style = tuple(tasks), wake, style
         self._lock = threading.Lock()
         self._checked: Generated | None = None
 
     def result(self, timeout: float | None = None) -> Generated:
-        """As the protocol says. A text that does not conform to its schema is a StepFailure that keeps it."""
+        """See the protocol. A text that does not conform to its schema raises a StepFailure that keeps the text."""
         until = None if timeout is None else perf_counter() + timeout
         texts = []
         for task in self._tasks:
@@ -163,51 +188,39 @@ class LlamaTicket:
             return self._checked
 
     def cancel(self) -> None:
-        """As the protocol says."""
+        """See the protocol."""
         for task in self._tasks:
             task.cancelled = True
         self._wake()
 
     def done(self) -> bool:
-        """Whether `result` would not wait."""
+        """Whether `result` would return at once."""
         return all(task.future.done() for task in self._tasks)
 
-    def on_done(self, call: Callable[[], None]) -> None:
-        """Call once when it is done, on the engine's thread: it must return at once."""
-        left = [len(self._tasks)]
-
-        def one(_: Future[Generated]) -> None:
-            left[0] -= 1
-            if not left[0]:
-                call()
-
-        for task in self._tasks:
-            task.future.add_done_callback(one)
-
     def _check(self, task: EngineTask, text: Generated) -> Generated:
-        if task.form is not None and task.form.schema is not None:
+        if task.grammar is not None and task.grammar.schema is not None:
             if text.finish is FinishReason.LENGTH:
                 message = f"the text was cut at max_tokens ({task.request.max_tokens}) before its JSON was complete"
-                _still_valid(task.form, text.text, message)
+                _require_valid(task.grammar, text.text, message)
             else:
-                task.form.check(text.text)
+                task.grammar.check(text.text)
         written = task.stream.calls
         if self._style is None or not written:
             return text
         whole = text.text + written
         try:
-            asked = calls.read(written, self._style)
+            tool_calls = calls.parse(written, self._style)
         except ValueError as error:
-            cut = f"was cut at max_tokens ({task.request.max_tokens}) inside a call of a tool"
-            why = cut if text.finish is FinishReason.LENGTH else f"holds what is no call of a tool: {error}"
+            cut = f"was cut at max_tokens ({task.request.max_tokens}) inside a tool call"
+            why = cut if text.finish is FinishReason.LENGTH else f"contains an invalid tool call: {error}"
             raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text {why}", text=whole) from None
-        answers.require_calls(asked, task.request, whole)
-        return replace(text, tool_calls=asked)
+        answers.require_calls(tool_calls, task.request, whole)
+        return replace(text, tool_calls=tool_calls)
 
 
-def _still_valid(form: Form, text: str, message: str) -> None:
+def _require_valid(grammar: CompiledGrammar, text: str, message: str) -> None:
     try:
-        form.check(text)
+        grammar.check(text)
     except StepFailure:
         raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=text) from None
 

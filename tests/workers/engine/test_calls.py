@@ -1,4 +1,4 @@
-"""Calls as texts: found wherever the text is cut, read back as they were, told to templates that know none."""
+"""Tool calls as text: detected wherever the text is split, parsed, and described to templates without tools."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from app.inference.requests import ChatMessage, Tool, ToolCall
 from workers.engine import calls
-from workers.engine.calls import Style, ToolCallWatch
+from workers.engine.calls import ToolCallDetector, ToolCallStyle
 from workers.engine.text import TextStream
 
-STYLES: list[Style] = ["hermes", "llama3"]
+STYLES: list[ToolCallStyle] = ["hermes", "llama3"]
 ONE = ToolCall("weather", {"city": "</tool_call> 🦙", "days": [1, {"a": None}]})
 TWO = ToolCall("stop", {})
 
 
-def streamed(text: str, cuts: list[int], style: Style, *stops: str) -> tuple[str, str, list[str]]:
-    """What is shown as text, what is kept as calls, and the pieces that a reader got."""
+def streamed(text: str, cuts: list[int], style: ToolCallStyle, *stops: str) -> tuple[str, str, list[str]]:
+    """Return the text, the calls, and the pieces that a reader received."""
     data = text.encode()
-    stream, shown = TextStream(stops, ToolCallWatch(style)), []
+    stream, shown = TextStream(stops, ToolCallDetector(style)), []
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     for begin, end in itertools.pairwise(edges):
         shown.append(stream.feed(data[begin:end]))
@@ -35,8 +35,8 @@ def streamed(text: str, cuts: list[int], style: Style, *stops: str) -> tuple[str
     st.lists(st.integers(0, 200)),
     st.booleans(),
 )
-def test_no_cut_lets_a_call_through_as_text(before: str, cuts: list[int], called: bool) -> None:
-    written = calls.written([ONE, TWO], "hermes") if called else ""
+def test_no_part_of_a_call_is_emitted_as_text(before: str, cuts: list[int], called: bool) -> None:
+    written = calls.render([ONE, TWO], "hermes") if called else ""
     text, kept, pieces = streamed(before + written, cuts, "hermes")
     assert (text, kept) == (before, written)
     assert "".join(pieces) == before
@@ -44,35 +44,35 @@ def test_no_cut_lets_a_call_through_as_text(before: str, cuts: list[int], called
 
 @given(st.lists(st.integers(0, 200)), st.sampled_from(["", " ", "\n\n"]))
 def test_a_call_can_be_the_whole_answer(cuts: list[int], before: str) -> None:
-    written = calls.written([ONE], "llama3").replace('{"name":', '{\n  "name" :', 1)
+    written = calls.render([ONE], "llama3").replace('{"name":', '{\n  "name" :', 1)
     text, kept, _ = streamed(before + written, cuts, "llama3")
     assert (text, kept) == (before, written)
-    assert calls.read(kept, "llama3") == (ONE,)
-    assert json.loads(calls.entrance(kept, "llama3")) == json.loads(written)
+    assert calls.parse(kept, "llama3") == (ONE,)
+    assert json.loads(calls.normalise_start(kept, "llama3")) == json.loads(written)
 
 
 @pytest.mark.parametrize(
     "text", ["Hello", '{"names": 1}', '{"a": {"name": 1}}', 'Well, {"name": "weather"}', "", "{", '{"na', " "]
 )
-def test_other_answers_are_texts(text: str) -> None:
+def test_answers_that_are_not_calls_are_texts(text: str) -> None:
     for cuts in ([], list(range(40))):
         assert streamed(text, cuts, "llama3")[:2] == (text, "")
 
 
-def test_an_opening_that_never_comes_is_text() -> None:
+def test_an_incomplete_opening_tag_is_text() -> None:
     assert streamed("a <tool_cal", list(range(20)), "hermes")[:2] == ("a <tool_cal", "")
     assert streamed("a <b <tool_call x", list(range(20)), "hermes")[:2] == ("a <b <tool_call x", "")
 
 
-def test_stop_texts_end_texts_and_no_calls() -> None:
-    written = calls.written([ONE], "hermes")
+def test_stop_texts_end_texts_but_not_calls() -> None:
+    written = calls.render([ONE], "hermes")
     assert streamed(f"Yes. {written}", [7, 9, 12], "hermes", "\n", "city")[:2] == ("Yes. ", written)
     assert streamed(f"Yes.\n{written}", [7, 9, 12], "hermes", "\n")[:2] == ("Yes.", "")
 
 
-def test_calls_are_read_as_they_were_written() -> None:
-    assert calls.read(calls.written([ONE, TWO, ONE], "hermes"), "hermes") == (ONE, TWO, ONE)
-    assert calls.read(calls.written([ONE], "llama3"), "llama3") == (ONE,)
+def test_rendered_calls_parse_to_the_same_calls() -> None:
+    assert calls.parse(calls.render([ONE, TWO, ONE], "hermes"), "hermes") == (ONE, TWO, ONE)
+    assert calls.parse(calls.render([ONE], "llama3"), "llama3") == (ONE,)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_calls_are_read_as_they_were_written() -> None:
         "<tool_call>{",
     ],
 )
-def test_what_is_no_call_is_not_read_as_one(text: str) -> None:
+def test_invalid_calls_are_rejected(text: str) -> None:
     with pytest.raises(ValueError):
-        calls.read(text, "hermes")
+        calls.parse(text, "hermes")
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_template_without_tools_is_told_in_words(style: Style) -> None:
+def test_tools_are_described_to_a_template_without_tools(style: ToolCallStyle) -> None:
     tool = Tool("weather", "The weather", {"type": "object", "properties": {"city": {"type": "string"}}})
     turns = (
         ChatMessage("system", "Be brief."),
@@ -100,18 +100,18 @@ def test_a_template_without_tools_is_told_in_words(style: Style) -> None:
         ChatMessage("assistant", "", (TWO,)),
         ChatMessage("tool", "wet"),
     )
-    system, user, assistant, gave = calls.in_words(turns, (tool,), style)
+    system, user, assistant, result = calls.describe_tools(turns, (tool,), style)
     assert system.content.startswith("Be brief.")
     assert "city" in system.content
     assert calls.ARGUMENTS[style] in system.content
     assert user == turns[1]
-    assert calls.read(assistant.content, style) == (TWO,)
-    assert (gave.role, "wet" in gave.content) == ("user", True)
-    assert calls.in_words(turns[1:2], (tool,), style)[0].role == "system"
+    assert calls.parse(assistant.content, style) == (TWO,)
+    assert (result.role, "wet" in result.content) == ("user", True)
+    assert calls.describe_tools(turns[1:2], (tool,), style)[0].role == "system"
 
 
-def test_references_of_a_schema_hold_in_their_new_place() -> None:
+def test_references_of_an_embedded_schema_are_rebased() -> None:
     schema = {"$defs": {"a": {"type": "integer"}}, "properties": {"x": {"$ref": "#/$defs/a"}, "$ref": {"const": "#"}}}
-    moved = calls.under(schema, "#/anyOf/0/properties/arguments")
+    moved = calls.rebase(schema, "#/anyOf/0/properties/arguments")
     assert moved["properties"]["x"] == {"$ref": "#/anyOf/0/properties/arguments/$defs/a"}
     assert moved["properties"]["$ref"] == {"const": "#"}

@@ -1,4 +1,4 @@
-"""The engine on the real model: the texts, and what may end them."""
+"""The engine with the real model: its texts, and how requests end."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def plain_llama(path: Path, prompts: list[str], tokens: int, *, flash: bool) -> 
 
 
 @pytest.mark.parametrize("flash", [True, False])
-def test_one_slot_writes_what_llama_writes(make: MakeEngine, model_path: Path, flash: bool) -> None:
+def test_one_slot_writes_the_same_as_llama(make: MakeEngine, model_path: Path, flash: bool) -> None:
     engine = make(slots=1, context=1024, reuse=False, flash_attention=flash)
     texts = [engine.generate(ask(prompt)).result(60).text for prompt in PROMPTS]
     assert texts == plain_llama(model_path, PROMPTS, 24, flash=flash)
 
 
-def test_one_slot_writes_what_llama_writes_gemma(make: MakeEngine, gemma_path: Path) -> None:
+def test_one_slot_writes_the_same_as_llama_with_gemma(make: MakeEngine, gemma_path: Path) -> None:
     engine = make(gemma_path, slots=1, context=1024, reuse=False, flash_attention=True)
     texts = [engine.generate(ask(prompt, 12)).result(60).text for prompt in PROMPTS[:3]]
     assert texts == plain_llama(gemma_path, PROMPTS[:3], 12, flash=True)
 
 
-def test_reproducible_texts_do_not_depend_on_who_else_is_served(make: MakeEngine) -> None:
+def test_reproducible_texts_do_not_depend_on_other_requests(make: MakeEngine) -> None:
     engine = make(slots=4, context=2048, reproducible=True)
     alone = [engine.generate(ask(prompt)).result(60).text for prompt in PROMPTS]
     together = [engine.generate(ask(prompt)) for prompt in PROMPTS]
@@ -75,13 +75,13 @@ def test_reproducible_texts_do_not_depend_on_who_else_is_served(make: MakeEngine
 
 
 class Gaps:
-    """How far each written token lies below the best one of a single, plain sequence."""
+    """Measures how far each written token is below the best one of a single plain sequence, in logits."""
 
     def __init__(self, path: Path) -> None:
         self.llama = llama_cpp.Llama(str(path), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False)
 
     def largest(self, prompt: str, text: str) -> float:
-        """Only the logits that are looked at are computed: a row for each token of a prompt of Gemma is 1 MiB."""
+        """Compute only the logits that are compared: with Gemma, those of one token are 1 MiB."""
         part = self.llama.tokenize(prompt.encode(), special=False)
         gaps = [0.0]
         self.llama.reset()
@@ -116,10 +116,10 @@ def test_concurrent_texts_differ_by_kernel_noise_only(
 
 
 @pytest.mark.parametrize("swa_full", [True, False])
-def test_prefixes_longer_than_a_sliding_window_are_shared_rightly(
+def test_prefixes_longer_than_a_sliding_window_are_shared_correctly(
     make: MakeEngine, gemma_path: Path, swa_full: bool
 ) -> None:
-    """Gemma's window is 512 tokens: a cut sequence may lack the positions that it looks at."""
+    """Gemma's window is 512 tokens: a truncated sequence may lack positions that it attends to."""
     engine = make(gemma_path, slots=3, context=6144, swa_full=swa_full)
     system = "The people of the high mountains have kept llamas for thousands of years. " * 45
     prompts = [f"{system}\nQuestion {n}: what is the number {n} in words?\nAnswer:" for n in range(3)]
@@ -136,7 +136,7 @@ def test_prefixes_longer_than_a_sliding_window_are_shared_rightly(
         gaps.llama.close()
 
 
-def test_a_conversation_goes_on_with_its_own_cache(shared: LlamaEngine) -> None:
+def test_a_conversation_reuses_its_own_cache(shared: LlamaEngine) -> None:
     first = [ChatMessage("user", "Name one animal of the Andes and tell me how it lives there.")]
     answer = shared.generate(GenerateRequest(messages=tuple(first), max_tokens=20, sampling=GREEDY)).result(60)
     second = (*first, ChatMessage("assistant", answer.text), ChatMessage("user", "And another one?"))
@@ -144,7 +144,7 @@ def test_a_conversation_goes_on_with_its_own_cache(shared: LlamaEngine) -> None:
     assert result.tokens_cached >= answer.tokens_in + answer.tokens_out - 2
 
 
-def test_a_prefix_under_way_is_computed_once(make: MakeEngine) -> None:
+def test_a_prefix_of_concurrent_requests_is_computed_once(make: MakeEngine) -> None:
     engine = make(slots=4, context=4096)
     system = "The following are facts about llamas that everybody should know. " * 20
     tickets = [engine.generate(ask(f"{system} Fact number {index}:", 4)) for index in range(4)]
@@ -154,14 +154,14 @@ def test_a_prefix_under_way_is_computed_once(make: MakeEngine) -> None:
     assert sum(result.tokens_cached > 200 for result in results) == 3
 
 
-def test_streamed_pieces_make_the_text(shared: LlamaEngine) -> None:
+def test_streamed_pieces_join_to_the_text(shared: LlamaEngine) -> None:
     pieces: list[str] = []
     result = shared.generate(chat("Write three emojis and the word naïve."), pieces.append).result(60)
     assert "".join(pieces) == result.text
     assert len(pieces) > 3
 
 
-def test_a_reader_that_fails_harms_nobody(shared: LlamaEngine) -> None:
+def test_a_failing_reader_does_not_affect_the_text(shared: LlamaEngine) -> None:
     def broken(text: str) -> None:
         raise ValueError(text)
 
@@ -177,17 +177,17 @@ def test_a_stop_text_ends_the_text_before_it(shared: LlamaEngine) -> None:
     assert result.finish is FinishReason.STOP
 
 
-def test_the_length_is_kept(shared: LlamaEngine) -> None:
+def test_the_maximum_length_is_respected(shared: LlamaEngine) -> None:
     result = shared.generate(ask(PROMPTS[0], 7, sampling=ENDLESS)).result(60)
     assert (result.tokens_out, result.finish) == (7, FinishReason.LENGTH)
 
 
-def test_a_cancelled_request_leaves_within_a_step_and_others_go_on(make: MakeEngine) -> None:
+def test_a_cancelled_request_ends_within_a_step_and_others_continue(make: MakeEngine) -> None:
     engine = make(slots=2, context=2048)
-    begun = threading.Event()
-    long = engine.generate(ask(PROMPTS[0], 900, sampling=ENDLESS), lambda _: begun.set())
+    started = threading.Event()
+    long = engine.generate(ask(PROMPTS[0], 900, sampling=ENDLESS), lambda _: started.set())
     other = engine.generate(ask(PROMPTS[1], 20))
-    assert begun.wait(60)
+    assert started.wait(60)
     decodes = engine.metrics().decodes
     long.cancel()
     long.cancel()
@@ -210,18 +210,18 @@ def test_a_waiting_request_can_be_cancelled(make: MakeEngine) -> None:
         first.result(60)
 
 
-def test_a_deadline_ends_a_text_and_keeps_what_was_written(make: MakeEngine) -> None:
+def test_a_deadline_ends_a_text_and_keeps_it(make: MakeEngine) -> None:
     engine = make(slots=1, context=8192)
     deadline = clock.now() + timedelta(seconds=3)
     with pytest.raises(StepFailure) as caught:
         engine.generate(ask(PROMPTS[0], 4000, sampling=ENDLESS, deadline=deadline)).result(60)
     assert caught.value.reason is FailureReason.TIMEOUT
     assert caught.value.text
-    with pytest.raises(StepFailure, match="deadline was over"):
+    with pytest.raises(StepFailure, match="deadline had passed"):
         engine.generate(ask(PROMPTS[0], deadline=clock.now()))
 
 
-def test_a_result_can_be_waited_for_in_parts(shared: LlamaEngine) -> None:
+def test_a_result_can_be_awaited_repeatedly(shared: LlamaEngine) -> None:
     ticket = shared.generate(ask(PROMPTS[1], 64, sampling=ENDLESS))
     with pytest.raises(TimeoutError):
         ticket.result(0.001)
@@ -238,14 +238,14 @@ def test_an_idle_engine_is_not_stalled_and_a_working_one_makes_progress(make: Ma
     ticket.result(60)
 
 
-def test_what_can_never_be_served_is_refused_at_once(shared: LlamaEngine) -> None:
-    def refused(request: GenerateRequest) -> StepFailure:
+def test_requests_that_can_never_be_served_are_rejected_at_once(shared: LlamaEngine) -> None:
+    def rejection(request: GenerateRequest) -> StepFailure:
         with pytest.raises(StepFailure) as caught:
             shared.generate(request)
         return caught.value
 
-    assert refused(ask("a " * 9000)).reason is FailureReason.CONTEXT_EXCEEDED
-    assert refused(ask("a", 9000)).reason is FailureReason.CONTEXT_EXCEEDED
+    assert rejection(ask("a " * 9000)).reason is FailureReason.CONTEXT_EXCEEDED
+    assert rejection(ask("a", 9000)).reason is FailureReason.CONTEXT_EXCEEDED
     for request in (
         GenerateRequest(),
         GenerateRequest(prompt="a", messages=(ChatMessage("user", "a"),)),
@@ -258,7 +258,7 @@ def test_what_can_never_be_served_is_refused_at_once(shared: LlamaEngine) -> Non
         ask("a", sampling=Sampling(repeat_penalty=0)),
         ask("a", schema={"type": "object"}, grammar='root ::= "a"'),
     ):
-        assert refused(request).reason is FailureReason.INVALID_REQUEST, request
+        assert rejection(request).reason is FailureReason.INVALID_REQUEST, request
 
 
 def test_several_texts_of_one_prompt_share_its_cache(make: MakeEngine) -> None:
@@ -273,7 +273,9 @@ def test_several_texts_of_one_prompt_share_its_cache(make: MakeEngine) -> None:
 
 
 @pytest.mark.parametrize("model", ["model_path", "gemma_path"])
-def test_a_forked_text_is_the_one_of_the_prompt(make: MakeEngine, request: pytest.FixtureRequest, model: str) -> None:
+def test_several_texts_of_one_prompt_differ_by_kernel_noise_only(
+    make: MakeEngine, request: pytest.FixtureRequest, model: str
+) -> None:
     engine = make(request.getfixturevalue(model), slots=3, context=3072)
     prompt = "The old road over the mountains was long, and the llamas that walked on it knew every stone of it. " * 3
     result = engine.generate(ask(prompt, 10, n=3)).result(60)
@@ -286,7 +288,7 @@ def test_a_forked_text_is_the_one_of_the_prompt(make: MakeEngine, request: pytes
     assert all(text.tokens_cached > 40 for text in result.alternatives)
 
 
-def test_the_same_seed_gives_the_same_text(make: MakeEngine) -> None:
+def test_the_same_seed_produces_the_same_text(make: MakeEngine) -> None:
     engine = make(slots=1, context=1024, reuse=False)
     request = chat("Invent a name.", 16, sampling=Sampling(temperature=1.0, seed=11))
     assert engine.generate(request).result(60).text == engine.generate(request).result(60).text
@@ -303,24 +305,24 @@ def test_logprobs_are_those_of_the_model(shared: LlamaEngine) -> None:
 
 
 @pytest.mark.parametrize("model", ["model_path", "gemma_path"])
-def test_a_parked_text_goes_on_byte_for_byte(make: MakeEngine, request: pytest.FixtureRequest, model: str) -> None:
+def test_a_parked_text_continues_byte_for_byte(make: MakeEngine, request: pytest.FixtureRequest, model: str) -> None:
     path = request.getfixturevalue(model)
     engine = make(path, slots=1, context=4096)
     batch = ask("Long ago, before there were any roads in the mountains,", 60, sampling=ENDLESS)
     alone = engine.generate(batch).result(60).text
     engine = make(path, slots=1, context=4096, reuse=False)
     shown: list[str] = []
-    begun = threading.Event()
+    started = threading.Event()
 
     def reader(text: str) -> None:
         shown.append(text)
         if len(shown) == 10:
-            begun.set()
+            started.set()
 
     parked = engine.generate(
         GenerateRequest(prompt=batch.prompt, max_tokens=60, sampling=ENDLESS, priority=PriorityClass.BATCH), reader
     )
-    assert begun.wait(60)
+    assert started.wait(60)
     urgent = engine.generate(ask(PROMPTS[3], 10, priority=PriorityClass.INTERACTIVE)).result(60)
     assert urgent.text
     assert engine.metrics().parked == 1
@@ -329,7 +331,7 @@ def test_a_parked_text_goes_on_byte_for_byte(make: MakeEngine, request: pytest.F
     assert engine.metrics().resumed == 1
 
 
-def test_all_is_given_back(make: MakeEngine) -> None:
+def test_all_cells_and_slots_are_released(make: MakeEngine) -> None:
     engine = make(slots=2, context=1024, reuse=False)
     tickets = [engine.generate(ask(prompt, 5)) for prompt in PROMPTS]
     tickets[1].cancel()
@@ -343,12 +345,12 @@ def test_all_is_given_back(make: MakeEngine) -> None:
     assert figures.submitted == len(PROMPTS) == figures.finished + figures.cancelled
 
 
-def test_closing_tells_those_under_way_why_and_keeps_what_they_wrote(make: MakeEngine) -> None:
+def test_closing_fails_requests_with_the_reason_and_keeps_their_texts(make: MakeEngine) -> None:
     engine = make(slots=1)
-    begun = threading.Event()
-    running = engine.generate(ask(PROMPTS[0], 500, sampling=ENDLESS), lambda _: begun.set())
+    started = threading.Event()
+    running = engine.generate(ask(PROMPTS[0], 500, sampling=ENDLESS), lambda _: started.set())
     waiting = [engine.generate(ask(prompt, 500, sampling=ENDLESS)) for prompt in PROMPTS[1:3]]
-    assert begun.wait(60)
+    assert started.wait(60)
     waiting[1].cancel()
     engine.close()
     for ticket, text in ((running, True), (waiting[0], False)):
@@ -364,7 +366,7 @@ def test_closing_tells_those_under_way_why_and_keeps_what_they_wrote(make: MakeE
     engine.close()
 
 
-def test_a_cancel_in_a_long_prompt_is_heard_after_the_decode_under_way(
+def test_a_cancel_in_a_long_prompt_takes_effect_after_the_running_decode(
     make: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make(slots=1, batch=64, ubatch=64, context=2048)
@@ -376,14 +378,14 @@ def test_a_cancel_in_a_long_prompt_is_heard_after_the_decode_under_way(
         return decode(context, pieces)
 
     monkeypatch.setattr(Context, "decode", cancelled_meanwhile)
-    with engine._loop._wake:  # nothing is taken before the ticket is known here
+    with engine._loop._wake:  # the loop cannot start before `ticket` is assigned
         ticket = engine.generate(ask("The llamas walk. " * 250, 10))
     with pytest.raises(CancelledError):
         ticket.result(60)
     assert decoded == [64]
 
 
-def test_many_threads_may_ask_at_once(shared: LlamaEngine) -> None:
+def test_many_threads_may_submit_at_once(shared: LlamaEngine) -> None:
     texts: dict[int, str] = {}
 
     def one(number: int) -> None:

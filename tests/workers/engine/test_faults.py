@@ -1,4 +1,4 @@
-"""What goes wrong in llama.cpp stays with whom it concerns."""
+"""Faults of llama.cpp affect only the requests concerned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ask(prompt: str, tokens: int = 20) -> GenerateRequest:
 
 
 class Faulty:
-    """Stands before a context's decode and answers in its place when `codes` says so."""
+    """Replaces a context's decode: returns or raises the next of `codes` instead of decoding, while there are any."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.codes: list[Any] = []
@@ -45,10 +45,10 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Faulty:
     return Faulty(monkeypatch)
 
 
-def test_one_bad_request_takes_no_neighbour_down(make: MakeEngine, faulty: Faulty) -> None:
+def test_a_bad_request_does_not_affect_others(make: MakeEngine, faulty: Faulty) -> None:
     engine = make(slots=3, context=2048)
     expected = engine.generate(ask("The sun")).result(60).text
-    faulty.poisoned = engine.model.tokens(" zebra", opening=False, special=False)[0]
+    faulty.poisoned = engine.model.tokenize(" zebra", add_special=False, parse_special=False)[0]
     tickets = [
         engine.generate(ask("The sun")),
         engine.generate(ask("A zebra zebra is")),
@@ -61,7 +61,7 @@ def test_one_bad_request_takes_no_neighbour_down(make: MakeEngine, faulty: Fault
 
 
 @pytest.mark.parametrize("fault", [2, -2, -3, RuntimeError("a bug")])
-def test_texts_go_on_after_a_fault_of_the_backend(make: MakeEngine, faulty: Faulty, fault: Any) -> None:
+def test_texts_continue_after_a_fault_of_the_backend(make: MakeEngine, faulty: Faulty, fault: Any) -> None:
     engine = make(slots=2, context=2048)
     expected = [engine.generate(ask(prompt)).result(60).text for prompt in ("One day", "The moon")]
     faulty.codes = [0, 0, 0, fault]
@@ -72,7 +72,7 @@ def test_texts_go_on_after_a_fault_of_the_backend(make: MakeEngine, faulty: Faul
     assert engine.generate(ask("One day")).result(60).text
 
 
-def test_an_engine_that_fails_again_and_again_gives_up_and_counts_as_stalled(make: MakeEngine, faulty: Faulty) -> None:
+def test_an_engine_with_repeated_faults_gives_up_and_counts_as_stalled(make: MakeEngine, faulty: Faulty) -> None:
     engine = make(slots=2, context=2048)
     faulty.codes = [-3] * 50
     tickets = [engine.generate(ask(prompt)) for prompt in ("One day", "The moon", "A cat")]
@@ -100,7 +100,7 @@ def test_an_engine_that_gets_no_new_context_gives_up(
     engine.close()
 
 
-def test_an_engine_whose_recovery_fails_tells_everybody_and_counts_as_stalled(
+def test_an_engine_with_a_failed_recovery_fails_all_requests_and_counts_as_stalled(
     make: MakeEngine, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make(slots=1, context=2048)
@@ -109,7 +109,7 @@ def test_an_engine_whose_recovery_fails_tells_everybody_and_counts_as_stalled(
         raise RuntimeError("the slots are lost")
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop_module.Slots, "abandon", broken)
+        patched.setattr(loop_module.Slots, "discard", broken)
         faulty.codes = [RuntimeError("a bug")]
         tickets = [engine.generate(ask(prompt)) for prompt in ("One day", "The moon")]
         for ticket in tickets:
@@ -120,13 +120,13 @@ def test_an_engine_whose_recovery_fails_tells_everybody_and_counts_as_stalled(
     assert engine.stalled_for() > timedelta(0)
 
 
-def test_a_line_that_is_full_refuses(make: MakeEngine) -> None:
+def test_a_full_queue_rejects_requests(make: MakeEngine) -> None:
     engine = make(slots=1, context=2048, queue=2)
     first = engine.generate(ask("One day", 400))
     second = engine.generate(ask("One day", 400))
-    refused = GenerateRequest(prompt="One day", n=3)
-    with pytest.raises(StepFailure, match="wait already") as caught:
-        engine.generate(refused)
+    rejected = GenerateRequest(prompt="One day", n=3)
+    with pytest.raises(StepFailure, match="queue is full") as caught:
+        engine.generate(rejected)
     assert caught.value.reason is FailureReason.ENGINE_ERROR
     assert engine.metrics().refused == 3
     for ticket in (first, second):

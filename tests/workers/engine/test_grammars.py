@@ -1,4 +1,4 @@
-"""Texts forced into a form: 24 schemas, GBNF, and what is refused."""
+"""Structured output: 24 schemas, GBNF grammars, and rejected ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.engine.engine import LlamaEngine
 STRING, INTEGER, BOOLEAN = {"type": "string", "maxLength": 24}, {"type": "integer"}, {"type": "boolean"}
 
 
-def thing(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+def record(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": required | optional,
@@ -24,8 +24,8 @@ def thing(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
     }
 
 
-def some(items: Any, least: int = 0, most: int = 3) -> dict[str, Any]:
-    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
+def array(items: Any, min_items: int = 0, max_items: int = 3) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": min_items, "maxItems": max_items}
 
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -37,24 +37,26 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "null": {"type": "null"},
     "enum": {"enum": ["red", "green", 3, None]},
     "const": {"const": {"a": [1, 2]}},
-    "flat object": thing({"name": STRING, "age": {"type": "integer", "minimum": 0, "maximum": 120}}),
-    "optional": thing({"name": STRING}, nick=STRING, age=INTEGER),
-    "nested": thing({"person": thing({"name": STRING, "home": thing({"city": STRING, "zip": STRING})})}),
-    "array of enums": some({"enum": ["low", "high"]}, 1, 4),
-    "array of objects": some(thing({"item": STRING, "count": {"type": "integer", "minimum": 1, "maximum": 9}}), 1, 2),
-    "empty array": some(STRING, 0, 0),
-    "matrix": some(some({"type": "integer", "minimum": 0, "maximum": 9}, 2, 2), 2, 2),
+    "flat object": record({"name": STRING, "age": {"type": "integer", "minimum": 0, "maximum": 120}}),
+    "optional": record({"name": STRING}, nick=STRING, age=INTEGER),
+    "nested": record({"person": record({"name": STRING, "home": record({"city": STRING, "zip": STRING})})}),
+    "array of enums": array({"enum": ["low", "high"]}, 1, 4),
+    "array of objects": array(record({"item": STRING, "count": {"type": "integer", "minimum": 1, "maximum": 9}}), 1, 2),
+    "empty array": array(STRING, 0, 0),
+    "matrix": array(array({"type": "integer", "minimum": 0, "maximum": 9}, 2, 2), 2, 2),
     "tuple": {"type": "array", "prefixItems": [STRING, INTEGER], "items": False, "minItems": 2},
     "union of types": {"type": ["integer", "null"]},
-    "anyOf": {"anyOf": [thing({"ok": {"const": True}}), thing({"error": STRING})]},
-    "tagged union": {"anyOf": [thing({"kind": {"const": "cat"}, "lives": INTEGER}), thing({"kind": {"const": "dog"}})]},
+    "anyOf": {"anyOf": [record({"ok": {"const": True}}), record({"error": STRING})]},
+    "tagged union": {
+        "anyOf": [record({"kind": {"const": "cat"}, "lives": INTEGER}), record({"kind": {"const": "dog"}})]
+    },
     "date": {"type": "string", "format": "date"},
     "uuid": {"type": "string", "format": "uuid"},
     "pattern": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
-    "defs": {"$defs": {"money": thing({"amount": INTEGER, "currency": {"enum": ["EUR", "USD"]}})}}
-    | thing({"price": {"$ref": "#/$defs/money"}, "tax": {"$ref": "#/$defs/money"}}),
+    "defs": {"$defs": {"money": record({"amount": INTEGER, "currency": {"enum": ["EUR", "USD"]}})}}
+    | record({"price": {"$ref": "#/$defs/money"}, "tax": {"$ref": "#/$defs/money"}}),
     "recursion": {
-        "$defs": {"part": {"anyOf": [INTEGER, some({"$ref": "#/$defs/part"}, 0, 2)]}},
+        "$defs": {"part": {"anyOf": [INTEGER, array({"$ref": "#/$defs/part"}, 0, 2)]}},
         "$ref": "#/$defs/part",
     },
 }  # fmt: skip
@@ -66,7 +68,7 @@ def ask(schema: dict[str, Any], tokens: int = 220, **sampling: Any) -> GenerateR
     return GenerateRequest(messages=(message,), max_tokens=tokens, schema=schema, sampling=chosen)
 
 
-def test_24_schemas_give_nothing_but_valid_documents(shared: LlamaEngine) -> None:
+def test_24_schemas_produce_only_valid_documents(shared: LlamaEngine) -> None:
     assert len(SCHEMAS) == 24
     runs = [(name, {"temperature": 0.0}) for name in SCHEMAS] + [
         (name, {"temperature": 0.9, "seed": 3}) for name in SCHEMAS
@@ -78,7 +80,7 @@ def test_24_schemas_give_nothing_but_valid_documents(shared: LlamaEngine) -> Non
         jsonschema.Draft202012Validator(SCHEMAS[name]).validate(json.loads(result.text))
 
 
-def test_a_document_that_was_cut_is_a_failure_with_its_text(shared: LlamaEngine) -> None:
+def test_a_truncated_document_is_a_failure_that_keeps_its_text(shared: LlamaEngine) -> None:
     with pytest.raises(StepFailure) as caught:
         shared.generate(ask(SCHEMAS["nested"], 6)).result(60)
     assert caught.value.reason is FailureReason.INVALID_OUTPUT
@@ -86,26 +88,26 @@ def test_a_document_that_was_cut_is_a_failure_with_its_text(shared: LlamaEngine)
     assert SCHEMAS["nested"]["required"][0] in caught.value.text
 
 
-def test_what_a_grammar_cannot_keep_is_refused_by_name(shared: LlamaEngine) -> None:
+def test_an_unsupported_keyword_is_rejected_by_name(shared: LlamaEngine) -> None:
     for schema, word in (({"not": {"type": "string"}}, "not"), ({"type": "nothing"}, "nothing")):
         with pytest.raises(StepFailure, match=word) as caught:
             shared.generate(ask(schema))
         assert caught.value.reason is FailureReason.INVALID_REQUEST
 
 
-def test_a_grammar_of_its_own_is_kept(shared: LlamaEngine) -> None:
+def test_a_gbnf_grammar_constrains_the_text(shared: LlamaEngine) -> None:
     request = GenerateRequest(prompt="Yes or no?", max_tokens=9, grammar='root ::= ("yes" | "no") "!"')
     assert shared.generate(request).result(60).text in ("yes!", "no!")
 
 
 @pytest.mark.parametrize("grammar", ['answer ::= "x"', 'root ::= "x', "root ::= missing", "root ::= root", "\0"])
-def test_a_grammar_that_is_none_is_refused_at_once(shared: LlamaEngine, grammar: str) -> None:
+def test_an_invalid_grammar_is_rejected_at_once(shared: LlamaEngine, grammar: str) -> None:
     with pytest.raises(StepFailure) as caught:
         shared.generate(GenerateRequest(prompt="a", grammar=grammar))
     assert caught.value.reason is FailureReason.INVALID_REQUEST
 
 
-def test_a_compiled_grammar_is_used_again(shared: LlamaEngine) -> None:
+def test_a_compiled_grammar_is_reused(shared: LlamaEngine) -> None:
     request = GenerateRequest(prompt="a", max_tokens=4, grammar='root ::= "again"')
     shared.generate(request).result(60)
     before = shared.metrics().grammar_compiled
@@ -113,17 +115,17 @@ def test_a_compiled_grammar_is_used_again(shared: LlamaEngine) -> None:
     assert shared.metrics().grammar_compiled == before
 
 
-def test_the_staged_mask_chooses_what_the_full_mask_would(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On logits that are the same to the bit: a prefix found again makes other batches, and rounds otherwise."""
+def test_the_staged_mask_chooses_the_same_tokens_as_the_full_mask(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In reproducible mode, so that both runs have bit-identical logits: other batch shapes round differently."""
     engine = make(slots=1, reproducible=True)
-    asked = [ask(SCHEMAS[name]) for name in ("flat object", "array of enums")]
-    staged = [engine.generate(request).result(60).text for request in asked]
-    monkeypatch.setattr("workers.engine.constraint.GAP", 1e9)
-    full = [engine.generate(request).result(60).text for request in asked]
+    requests = [ask(SCHEMAS[name]) for name in ("flat object", "array of enums")]
+    staged = [engine.generate(request).result(60).text for request in requests]
+    monkeypatch.setattr("workers.engine.constraint.LOGIT_GAP", 1e9)
+    full = [engine.generate(request).result(60).text for request in requests]
     assert staged == full
 
 
-def test_no_control_token_gets_into_a_string(shared: LlamaEngine) -> None:
-    ends = {token: 40.0 for token in shared.model.controls if token not in shared.model.ends}
-    text = shared.generate(ask({"type": "string", "maxLength": 12}, 40, logit_bias=ends)).result(60).text
+def test_a_string_contains_no_control_token(shared: LlamaEngine) -> None:
+    bias = {token: 40.0 for token in shared.model.control_tokens if token not in shared.model.end_tokens}
+    text = shared.generate(ask({"type": "string", "maxLength": 12}, 40, logit_bias=bias)).result(60).text
     assert len(json.loads(text)) <= 12

@@ -1,9 +1,9 @@
 """
-Random histories of the real loop on a cache that is modelled cell by cell.
+Random histories of the real loop on a model of the KV cache, cell by cell.
 
-The model's next token is a function of all tokens that the sequence's cells really hold. So a text that comes out as
-if it had been written alone proves that no token was lost, repeated or taken from a neighbour, whatever was admitted,
-finished, cancelled, parked, evicted or failed meanwhile.
+The fake model's next token is a function of all tokens in the cells of the sequence. So a text that equals the one
+written alone proves that no token was lost, repeated or read from another sequence, whatever was admitted, finished,
+cancelled, parked, evicted or failed meanwhile.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def next_token(tokens: Sequence[int]) -> int:
     return zlib.crc32(bytes(tokens)) % VOCABULARY
 
 
-def alone(prompt: Sequence[int], most: int) -> list[int]:
+def alone(prompt: Sequence[int], max_tokens: int) -> list[int]:
     tokens = list(prompt)
-    while len(tokens) < len(prompt) + most:
+    while len(tokens) < len(prompt) + max_tokens:
         tokens.append(next_token(tokens))
         if tokens[-1] == END:
             return tokens[len(prompt) : -1]
@@ -47,19 +47,19 @@ def alone(prompt: Sequence[int], most: int) -> list[int]:
 class FakeModel:
     path = Path("fake.gguf")
     n_vocab = VOCABULARY
-    ends = frozenset({END})
+    end_tokens = frozenset({END})
     recurrent = False
     window = 0
-    controls_array: ClassVar[Any] = np.array([], np.intp)
+    forbidden_tokens: ClassVar[Any] = np.array([], np.intp)
 
     def piece(self, token: int) -> bytes:
         return bytes([0x30 + token])
 
 
 class FakeContext:
-    """A KV cache that numbers its cells, and refuses what llama.cpp would abort on."""
+    """A KV cache that numbers its cells and fails on input on which llama.cpp would abort."""
 
-    #: Codes that the next decodes give instead of working.
+    #: Codes that the next decodes return instead of decoding.
     faults: ClassVar[list[int]] = []
 
     def __init__(self, model: FakeModel, options: EngineOptions) -> None:
@@ -91,11 +91,11 @@ class FakeContext:
         if FakeContext.faults:
             return FakeContext.faults.pop()
         self.rows = []
-        for sequence, first, part, ends in pieces:
+        for sequence, first, part, last in pieces:
             assert first == len(self.cells[sequence]), "a token lost or repeated"
             self.cells[sequence] += [self._new(token) for token in part]
             assert len(self.cells[sequence]) <= self.n_sequence
-            if ends:
+            if last:
                 self.rows.append(next_token(self.text(sequence)))
         assert self.used() <= self.n_context, "the cache overflows"
         return 0
@@ -115,7 +115,7 @@ class FakeContext:
             self.cells[target] = self.cells[source][:count]
         return len(self.cells[target]) == count
 
-    def cut(self, sequence: int, count: int) -> bool:
+    def truncate(self, sequence: int, count: int) -> bool:
         del self.cells[sequence][count:]
         return True
 
@@ -143,7 +143,7 @@ class FakeContext:
 
 
 class Histories(RuleBasedStateMachine):
-    """The loop's thread is this one: each turn is a rule."""
+    """The loop runs in this thread, one iteration at a time."""
 
     streams = False
     reproducible = False
@@ -168,16 +168,16 @@ class Histories(RuleBasedStateMachine):
     @rule(
         start=st.sampled_from([(1, 2, 3) * 15, (1, 2) * 4, (9,) * 40, ()]),
         rest=st.lists(st.integers(0, 20), min_size=1, max_size=12),
-        most=st.integers(1, 25),
+        max_tokens=st.integers(1, 25),
         priority=st.sampled_from(PriorityClass),
     )
-    def ask(self, start: tuple[int, ...], rest: list[int], most: int, priority: PriorityClass) -> None:
-        request = GenerateRequest(prompt="x", max_tokens=most, sampling=GREEDY, priority=priority)
+    def ask(self, start: tuple[int, ...], rest: list[int], max_tokens: int, priority: PriorityClass) -> None:
+        request = GenerateRequest(prompt="x", max_tokens=max_tokens, sampling=GREEDY, priority=priority)
         prompt = (*start, *rest)
-        if len(prompt) + most > self.loop.context.n_sequence:
+        if len(prompt) + max_tokens > self.loop.context.n_sequence:
             return
         task = EngineTask(len(self.tasks) + 1, request, prompt, (), None, 0, None, None)
-        if self.loop.broken is not None:
+        if self.loop.fatal_reason is not None:
             with pytest.raises(StepFailure, match="given up"):
                 self.loop.submit([task])
             return
@@ -195,15 +195,15 @@ class Histories(RuleBasedStateMachine):
         FakeContext.faults = [code]
         self.faulted = True
 
-    @rule(turns=st.integers(1, 12))
-    def work(self, turns: int) -> None:
-        for _ in range(turns):
+    @rule(iterations=st.integers(1, 12))
+    def work(self, iterations: int) -> None:
+        for _ in range(iterations):
             if self.loop._inbox or self.loop._waiting or self.loop.slots.running:
-                assert self.loop._rest()
-                self.loop._turn()
+                assert self.loop._wait_for_work()
+                self.loop._iterate()
 
     @invariant()
-    def no_slot_is_shared_and_the_count_is_exact(self) -> None:
+    def slots_are_exclusive_and_the_accounting_is_exact(self) -> None:
         loop = getattr(self, "loop", None)
         if loop is None:
             return
@@ -213,7 +213,7 @@ class Histories(RuleBasedStateMachine):
         assert sorted(owners) == sorted(slots.running)
         if not loop.options.streams:
             assert slots.cells.used == context.used()
-            assert slots.cells.used + slots.cells.growth() <= context.n_context
+            assert slots.cells.used + slots.cells.reserved_unused() <= context.n_context
         for sequence, task in slots.running.items():
             assert context.text(sequence) == task.tokens[: task.computed]
         for sequence in slots.index.kept:
@@ -225,12 +225,12 @@ class Histories(RuleBasedStateMachine):
         if not hasattr(self, "loop"):
             return
         FakeContext.faults = []
-        turns = 0
+        iterations = 0
         while self.loop._inbox or self.loop._waiting or self.loop.slots.running:
-            assert self.loop._rest()
-            self.loop._turn()
-            turns += 1
-            assert turns < 5000, "somebody starves"
+            assert self.loop._wait_for_work()
+            self.loop._iterate()
+            iterations += 1
+            assert iterations < 5000, "a task starves"
         for task in self.tasks:
             self.check(task)
 

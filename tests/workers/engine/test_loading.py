@@ -1,4 +1,4 @@
-"""What cannot be loaded says why, and takes nothing down."""
+"""Loading: failures contain the reason, and the process survives them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_missing_file(make: MakeEngine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"GGUF" + b"\xff" * 900, b"GGUF\x03\0\0\0" + b"\0" * 5])
-def test_a_file_that_is_no_model(make: MakeEngine, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_model(make: MakeEngine, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "no.gguf"
     path.write_bytes(content)
     with pytest.raises(ModelFileDamaged) as caught:
@@ -52,7 +52,7 @@ def test_a_truncated_file(make: MakeEngine, model_path: Path, tmp_path: Path, si
         path.write_bytes(file.read(size))
     with pytest.raises(ModelFileDamaged) as caught:
         make(path)
-    assert "llama.cpp refused it" not in caught.value.reason
+    assert "llama.cpp rejected it" not in caught.value.reason
 
 
 def test_an_unknown_architecture(make: MakeEngine, model_path: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_an_unknown_architecture(make: MakeEngine, model_path: Path, tmp_path: P
         make(path)
 
 
-def test_too_little_memory_is_said_with_figures(make: MakeEngine) -> None:
+def test_too_little_memory_is_reported_with_figures(make: MakeEngine) -> None:
     with pytest.raises(MemoryNotEnough) as caught:
         make(context=2**30)
     assert caught.value.needed is not None
@@ -72,18 +72,18 @@ def test_too_little_memory_is_said_with_figures(make: MakeEngine) -> None:
 
 
 @pytest.mark.parametrize("options", [{"mmap": False}, {"mlock": True}])
-def test_weights_that_must_lie_in_memory_and_do_not_fit(
+def test_weights_that_cannot_be_paged_out_and_do_not_fit(
     make: MakeEngine, tiny_llama: Path, tmp_path: Path, options: dict[str, bool]
 ) -> None:
     path = tmp_path / "huge.gguf"
     shutil.copyfile(tiny_llama, path)
-    os.truncate(path, 2**40)  # a hole: nothing is written
+    os.truncate(path, 2**40)  # a sparse file: nothing is written
     with pytest.raises(MemoryNotEnough, match=r"huge\.gguf kept in memory needs 1,048,576 MiB; [\d,]+ MiB are free"):
         make(path, **options)
 
 
-def test_memory_that_llama_cpp_does_not_get_is_said_with_figures(tiny_llama: Path) -> None:
-    """The process may have no more address space: llama.cpp's own allocation fails, not our reckoning."""
+def test_a_failed_allocation_of_llama_cpp_is_reported_with_figures(tiny_llama: Path) -> None:
+    """The address space is limited, so that llama.cpp's allocation fails and not the check before it."""
     program = f"""
 import resource, sys
 from pathlib import Path
@@ -104,15 +104,15 @@ sys.exit("it was loaded")
     assert done.returncode == 0, done.stderr
 
 
-def test_an_adapter_that_is_none(make: MakeEngine, model_path: Path, tmp_path: Path) -> None:
+def test_an_invalid_adapter(make: MakeEngine, model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileMissing):
         make(loras=(Lora(name="style", path=tmp_path / "no.gguf"),))
     with pytest.raises(ModelUnsupported):
         make(loras=(Lora(name="style", path=model_path),))
 
 
-def test_an_engine_that_is_refused_leaves_no_memory_behind(make: MakeEngine, tiny_llama: Path, tmp_path: Path) -> None:
-    """The adapter is looked for when the context, of 64 MiB here, is there already."""
+def test_an_engine_that_fails_to_load_frees_its_memory(make: MakeEngine, tiny_llama: Path, tmp_path: Path) -> None:
+    """The adapter is loaded after the context, which has 64 MiB here, was created."""
 
     def resident() -> int:
         with pytest.raises(ModelFileMissing):
@@ -123,14 +123,14 @@ def test_an_engine_that_is_refused_leaves_no_memory_behind(make: MakeEngine, tin
     assert max(resident() for _ in range(4)) - first < 64 * 2**20
 
 
-def test_progress_is_told(model_path: Path) -> None:
+def test_progress_is_reported(model_path: Path) -> None:
     seen: list[float] = []
     LlamaEngine(model_path, EngineOptions(threads=1), on_progress=seen.append).close()
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
 
 
-def test_options_that_would_end_the_process_are_refused() -> None:
+def test_options_that_would_abort_the_process_are_rejected() -> None:
     for wrong in (
         {"slots": 0},
         {"slots": 300},
@@ -145,7 +145,7 @@ def test_options_that_would_end_the_process_are_refused() -> None:
             EngineOptions(**wrong)  # type: ignore[arg-type]
 
 
-def test_every_cache_type_of_the_catalogue_has_its_number() -> None:
+def test_every_kv_type_of_the_catalogue_has_a_number() -> None:
     assert set(KV_TYPES) == set(KV_BYTES) == set(get_args(KvType))
 
 
@@ -161,9 +161,7 @@ def test_every_cache_type_of_the_catalogue_has_its_number() -> None:
         ({"slots": 2, "layout": KvLayout.UNIFIED, "reproducible": True}, True),
     ],
 )
-def test_many_slots_get_buffers_of_their_own_where_each_holds_a_request(
-    options: dict[str, object], streams: bool
-) -> None:
+def test_many_slots_use_streams_when_each_is_large_enough(options: dict[str, object], streams: bool) -> None:
     assert EngineOptions(**options).streams == streams  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Adapters: they change texts, and can be swapped between requests."""
+"""LoRA adapters change texts and vectors, and can be swapped between requests."""
 
 from __future__ import annotations
 
@@ -30,42 +30,40 @@ def test_adapters_are_swapped_between_requests(make: MakeEngine, tiny_llama: Pat
     assert styled != base
     engine.use_loras({}, timeout=30)
     assert written(engine) == base
-    begun = threading.Event()
-    under_way = engine.generate(REQUEST, lambda _: begun.set())
-    assert begun.wait(60)
+    started = threading.Event()
+    running = engine.generate(REQUEST, lambda _: started.set())
+    assert started.wait(60)
     engine.use_loras({"style": 1.0}, timeout=30)
-    assert under_way.result(60).text == base
+    assert running.result(60).text == base
     assert written(engine) == styled
     with pytest.raises(NotFound):
         engine.use_loras({"other": 1.0})
 
 
-def test_adapters_work_on_vectors_too(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
-    wanted = EmbedRequest(("A long walk",))
-    base = make(tiny_llama, slots=1).embed(wanted, timeout=30).vectors
+def test_adapters_change_vectors_too(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
+    request = EmbedRequest(("A long walk",))
+    base = make(tiny_llama, slots=1).embed(request, timeout=30).vectors
     engine = make(tiny_llama, slots=1, loras=(Lora(name="style", path=tiny_lora),))
-    styled = engine.embed(wanted, timeout=30).vectors
+    styled = engine.embed(request, timeout=30).vectors
     engine.use_loras({}, timeout=30)
-    assert engine.embed(wanted, timeout=30).vectors == base != styled
+    assert engine.embed(request, timeout=30).vectors == base != styled
     engine.use_loras({"style": 1.0}, timeout=30)
-    assert engine.embed(wanted, timeout=30).vectors == styled
+    assert engine.embed(request, timeout=30).vectors == styled
 
 
-def test_an_adapter_for_later_changes_nothing_yet(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
+def test_an_adapter_with_scale_zero_changes_nothing(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
     plain = make(tiny_llama, slots=1)
     later = make(tiny_llama, slots=1, loras=(Lora(name="style", path=tiny_lora, scale=0.0),))
     assert written(later) == written(plain)
 
 
-def test_a_swap_that_nobody_waits_for_any_longer_is_done_all_the_same(
-    make: MakeEngine, tiny_llama: Path, tiny_lora: Path
-) -> None:
+def test_a_swap_happens_even_after_its_caller_timed_out(make: MakeEngine, tiny_llama: Path, tiny_lora: Path) -> None:
     engine = make(tiny_llama, slots=2, loras=(Lora(name="style", path=tiny_lora),))
     styled = written(engine)
-    begun = threading.Event()
-    under_way = engine.generate(replace(REQUEST, max_tokens=200), lambda _: begun.set())
-    assert begun.wait(60)
+    started = threading.Event()
+    running = engine.generate(replace(REQUEST, max_tokens=200), lambda _: started.set())
+    assert started.wait(60)
     with pytest.raises(TimeoutError):
         engine.use_loras({}, timeout=0)
-    assert under_way.result(60).tokens_out == 200
+    assert running.result(60).tokens_out == 200
     assert written(engine) != styled

@@ -1,4 +1,4 @@
-"""The index of prefixes, against a plain search over all sequences."""
+"""The prefix index, compared with a linear search over all sequences."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from workers.engine.prefix import PrefixIndex, common
+from workers.engine.prefix import PrefixIndex, common_length
 
 SEQUENCES = st.integers(0, 7)
 TOKENS = st.lists(st.integers(0, 2), max_size=12).map(tuple)
 
 
-def plain_common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+def reference_common_length(left: tuple[int, ...], right: tuple[int, ...]) -> int:
     return next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
 @given(TOKENS, TOKENS)
 def test_common_prefix(left: tuple[int, ...], right: tuple[int, ...]) -> None:
-    assert common(left, right) == plain_common(left, right)
+    assert common_length(left, right) == reference_common_length(left, right)
 
 
-class FindsWhatIsThere(RuleBasedStateMachine):
+class PrefixSearch(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.index = PrefixIndex()
@@ -47,7 +47,9 @@ class FindsWhatIsThere(RuleBasedStateMachine):
     @rule(sequence=SEQUENCES, tokens=TOKENS.filter(bool))
     def keep(self, sequence: int, tokens: tuple[int, ...]) -> None:
         held = any(
-            plain_common(tokens, other) == len(tokens) for owner, other in self.tokens.items() if owner != sequence
+            reference_common_length(tokens, other) == len(tokens)
+            for owner, other in self.tokens.items()
+            if owner != sequence
         )
         assert self.index.keep(sequence, tokens) == (not held)
         self.kept = [kept for kept in self.kept if kept != sequence]
@@ -74,17 +76,17 @@ class FindsWhatIsThere(RuleBasedStateMachine):
     @rule(tokens=TOKENS)
     def find(self, tokens: tuple[int, ...]) -> None:
         found = self.index.find(tokens)
-        shared = {sequence: plain_common(tokens, held) for sequence, held in self.tokens.items()}
+        shared = {sequence: reference_common_length(tokens, held) for sequence, held in self.tokens.items()}
         best = max((min(length, self.computed[sequence]) for sequence, length in shared.items()), default=0)
-        soon = max((n for s, n in shared.items() if n > self.computed[s]), default=0)
+        pending = max((n for s, n in shared.items() if n > self.computed[s]), default=0)
         assert found.length == best
         if best:
             assert found.source is not None
             assert min(shared[found.source], self.computed[found.source]) == best
-        assert found.soon == (soon if soon > best else 0)
-        if found.soon:
-            assert found.awaited is not None
-            assert shared[found.awaited] == soon
+        assert found.pending_length == (pending if pending > best else 0)
+        if found.pending_length:
+            assert found.pending_source is not None
+            assert shared[found.pending_source] == pending
 
     @invariant()
     def same_sequences_in_the_same_order(self) -> None:
@@ -92,11 +94,11 @@ class FindsWhatIsThere(RuleBasedStateMachine):
         assert all(sequence in self.index for sequence in self.tokens)
 
 
-FindsWhatIsThere.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestFindsWhatIsThere = FindsWhatIsThere.TestCase
+PrefixSearch.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPrefixSearch = PrefixSearch.TestCase
 
 
-def test_a_kept_sequence_without_a_tail_is_preferred() -> None:
+def test_the_shortest_kept_sequence_is_preferred() -> None:
     index = PrefixIndex()
     index.keep(0, (1, 2, 3, 4, 5))
     index.insert(1, (1, 2, 3), 3)

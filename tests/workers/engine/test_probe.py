@@ -1,4 +1,4 @@
-"""The dry run: llama.cpp's figures equal the closed form's and a real load's, and a probe that fails hurts nobody."""
+"""The dry run: its figures equal those of the closed form and of a real load, and a failing probe is harmless."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ CONFIGURATIONS = {
 }
 
 
-def asked(path: Path, configuration: LoadConfiguration) -> dict[str, Any]:
-    """The probe's answer, in this process."""
-    return probe.ask({"path": str(path), "configuration": configuration.as_json(), "gpus": 0})
+def dry_run(path: Path, configuration: LoadConfiguration) -> dict[str, Any]:
+    """Return the probe's result, computed in this process."""
+    return probe.dry_run({"path": str(path), "configuration": configuration.as_json(), "gpus": 0})
 
 
 def summed(answer: dict[str, Any], part: str) -> int:
@@ -47,9 +47,9 @@ def summed(answer: dict[str, Any], part: str) -> int:
 def test_the_closed_form_equals_the_dry_run(
     model: str, configuration: LoadConfiguration, request: pytest.FixtureRequest
 ) -> None:
-    """Weights and caches to the byte; the buffers to compute in within the margin."""
+    """Weights and caches are equal to the byte, compute buffers within the margin."""
     path: Path = request.getfixturevalue(model)
-    answer = asked(path, configuration)
+    answer = dry_run(path, configuration)
     closed = closed_form.closed_form(header.read(path), configuration)
     host = closed.shares[0]
     assert (host.weights, host.cache) == (summed(answer, "model"), summed(answer, "context"))
@@ -60,10 +60,10 @@ def test_the_closed_form_equals_the_dry_run(
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_mamba"])
 @pytest.mark.parametrize("layout", [None, *KvLayout])
 @pytest.mark.parametrize("slots", [1, 8, 16, 32])
-def test_what_is_reckoned_is_what_the_engine_asks_for(
+def test_the_probe_uses_the_parameters_of_the_engine(
     slots: int, layout: KvLayout | None, model: str, request: pytest.FixtureRequest
 ) -> None:
-    """Layouts that are chosen, too; contexts that are no multiple of what llama.cpp pads them to; that for vectors."""
+    """Includes chosen layouts, context sizes that llama.cpp pads, and the embedding context."""
     path: Path = request.getfixturevalue(model)
     options = EngineOptions(slots=slots, context=1100 * slots, layout=layout, threads=1)
     configuration = configuration_of(options, gpus=0)
@@ -71,7 +71,7 @@ def test_what_is_reckoned_is_what_the_engine_asks_for(
     numbers = [name for name, _ in engines._fields_ if isinstance(getattr(engines, name), int | float)]
     assert len(numbers) > 20
     assert [getattr(engines, name) for name in numbers] == [getattr(probes, name) for name in numbers]
-    host, contexts = closed_form.closed_form(header.read(path), configuration).shares[0], asked(path, configuration)
+    host, contexts = closed_form.closed_form(header.read(path), configuration).shares[0], dry_run(path, configuration)
     assert host.cache == sum(buffer["context"] for context in contexts["contexts"] for buffer in context["buffers"])
     assert configuration.streams is options.streams is (layout is KvLayout.STREAMS or (not layout and slots >= 16))
 
@@ -79,11 +79,11 @@ def test_what_is_reckoned_is_what_the_engine_asks_for(
 @pytest.mark.parametrize(
     "shape", ["llama-3.1-70b", "gemma-3-4b", "gpt-oss-20b", "deepseek-v2-lite", "qwen3-30b-a3b", "lfm2-1.2b"]
 )
-def test_models_of_any_size_are_reckoned_without_their_weights(tmp_path: Path, shape: str) -> None:
-    """Grouped heads, windows, a compressed cache, experts, states: llama.cpp's figures from a header and a hole."""
+def test_large_models_are_computed_without_their_weights(tmp_path: Path, shape: str) -> None:
+    """Grouped heads, windows, compressed caches, experts, states: figures from a header and a sparse file."""
     path = shapes.write(shape, tmp_path)
     configuration = replace(PLAIN, context=8192, sequences=2, swa_full=False)
-    answer, host = asked(path, configuration), closed_form.closed_form(header.read(path), configuration).shares[0]
+    answer, host = dry_run(path, configuration), closed_form.closed_form(header.read(path), configuration).shares[0]
     assert (host.weights, host.cache) == (summed(answer, "model"), summed(answer, "context"))
     assert host.compute == pytest.approx(summed(answer, "compute"), rel=0.15)
 
@@ -96,10 +96,10 @@ def test_the_dry_run_equals_the_load(model_path: Path, configuration: LoadConfig
     loaded = list(probe._buffers(context.pointer))
     context.close()
     model.close()
-    assert asked(model_path, configuration)["contexts"][0]["buffers"] == loaded
+    assert dry_run(model_path, configuration)["contexts"][0]["buffers"] == loaded
 
 
-def test_a_child_gives_the_same(model_path: Path) -> None:
+def test_a_child_process_returns_the_same(model_path: Path) -> None:
     read = header.read(model_path)
     dry = estimate.dry_run(estimate.identify(read, replace(PLAIN, embedding=256), ()))
     closed = closed_form.closed_form(read, replace(PLAIN, embedding=256))
@@ -109,7 +109,7 @@ def test_a_child_gives_the_same(model_path: Path) -> None:
     assert dry.margins[HOST] <= closed.margins[HOST]
 
 
-def test_a_file_that_cannot_be_loaded_is_no_answer(tmp_path: Path, model_path: Path) -> None:
+def test_a_file_that_cannot_be_loaded_has_no_dry_run(tmp_path: Path, model_path: Path) -> None:
     odd = tmp_path / "odd.gguf"
     name = b"\x05\0\0\0\0\0\0\0llama"
     odd.write_bytes(model_path.read_bytes().replace(name, name.replace(b"llama", b"lxama"), 1))
@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_loaded_is_no_answer(tmp_path: Path, model_path: P
 
 
 @pytest.mark.parametrize(
-    ("crash", "told"),
+    ("crash", "message"),
     [
         ("import os; os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
         ("raise SystemExit('no such symbol')", "ended with code 1: no such symbol"),
@@ -126,8 +126,8 @@ def test_a_file_that_cannot_be_loaded_is_no_answer(tmp_path: Path, model_path: P
         ("import time; time.sleep(30)", "did not end within"),
     ],
 )
-def test_a_probe_that_breaks_costs_its_answer_alone(
-    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str, told: str
+def test_a_crashing_probe_only_loses_its_result(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str, message: str
 ) -> None:
     (tmp_path / "broken_probe.py").write_text(crash)
     monkeypatch.setattr(estimate, "_PROBE", "broken_probe")
@@ -135,7 +135,7 @@ def test_a_probe_that_breaks_costs_its_answer_alone(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = estimate.estimate(estimate.identify(header.read(model_path), PLAIN, ()), None, "here")
-    assert told in found.missing[FootprintSource.DRY_RUN]
+    assert message in found.missing[FootprintSource.DRY_RUN]
     assert found.best.source is FootprintSource.CLOSED_FORM
 
 
@@ -144,34 +144,34 @@ def broken(buffers: list[dict[str, Any]], part: str, factor: float) -> Callable[
 
 
 @pytest.mark.parametrize(
-    ("part", "factor", "told"),
-    [("model", 2, "of weights"), ("context", 0.5, "of caches"), ("compute", 1.1, "to compute in")],
+    ("part", "factor", "message"),
+    [("model", 2, "of weights"), ("context", 0.5, "of caches"), ("compute", 1.1, "of compute buffers")],
 )
-def test_figures_that_nothing_confirms_are_no_answer(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, part: str, factor: float, told: str
+def test_unconfirmed_figures_are_rejected(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, part: str, factor: float, message: str
 ) -> None:
-    buffers = asked(tiny_llama, PLAIN)["contexts"][0]["buffers"]
+    buffers = dry_run(tiny_llama, PLAIN)["contexts"][0]["buffers"]
     monkeypatch.setattr(probe, "_buffers", broken(buffers, part, factor))
-    with pytest.raises(probe.NoAnswer, match=told):
-        asked(tiny_llama, PLAIN)
+    with pytest.raises(probe.DryRunFailed, match=message):
+        dry_run(tiny_llama, PLAIN)
 
 
-def test_a_map_that_is_laid_out_otherwise_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As libc++ would: its count stands elsewhere."""
+def test_a_map_with_another_layout_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with libc++, which stores the count elsewhere."""
     monkeypatch.setattr(probe, "_bound", lambda *_: lambda _: probe._Map(1, 2, 0, 0, 0, 2**40))
-    with pytest.raises(probe.NoAnswer, match="laid out in another way"):
+    with pytest.raises(probe.DryRunFailed, match="layout is not the expected one"):
         list(probe._buffers(None))
 
 
-def test_a_build_without_the_symbol_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_without_the_symbol_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_SYMBOL", "llama_no_such_function")
-    with pytest.raises(probe.NoAnswer, match="does not export"):
+    with pytest.raises(probe.DryRunFailed, match="does not export"):
         list(probe._buffers(None))
 
 
-def test_gpus_that_llama_cpp_does_not_see_are_no_answer(tiny_llama: Path) -> None:
+def test_gpus_that_llama_cpp_does_not_see_are_rejected(tiny_llama: Path) -> None:
     gpu = MeasuredDevice("gpu-0", HardwareKind.GPU, "NVIDIA L4", 1, 1, uuid="GPU-0")
-    with pytest.raises(NoDryRun, match="sees 0 GPUs, and 1 were named"):
+    with pytest.raises(NoDryRun, match="sees 0 GPUs; the request names 1"):
         estimate.dry_run(estimate.identify(header.read(tiny_llama), replace(PLAIN, gpu_layers=-1), [gpu]))
 
 
@@ -181,15 +181,15 @@ def test_states_are_not_allocated_to_be_counted(tmp_path: Path) -> None:
         estimate.dry_run(estimate.identify(read, replace(PLAIN, sequences=8), ()))
 
 
-def test_nobody_asks_for_a_context_that_fills_this_host(tiny_llama: Path) -> None:
-    """llama.cpp notes something of each cell, in a dry run too: a billion of them are 52 GB."""
+def test_a_context_that_would_fill_this_host_has_no_dry_run(tiny_llama: Path) -> None:
+    """llama.cpp keeps bookkeeping per cell, in a dry run too: for a billion cells it is 52 GB."""
     with pytest.raises(NoDryRun, match="notes of cells"):
         estimate.dry_run(estimate.identify(header.read(tiny_llama), replace(PLAIN, context=2**30), ()))
 
 
-def test_the_log_is_the_engines_again_after_a_probe(tiny_llama: Path, tmp_path: Path) -> None:
-    asked(tiny_llama, PLAIN)
+def test_the_log_callback_is_restored_after_a_probe(tiny_llama: Path, tmp_path: Path) -> None:
+    dry_run(tiny_llama, PLAIN)
     (tmp_path / "no.gguf").write_bytes(b"GGUF" + b"\xff" * 64)
-    with native.lines() as lines, pytest.raises(ModelFileDamaged):
+    with native.captured_log() as lines, pytest.raises(ModelFileDamaged):
         LlamaModel(tmp_path / "no.gguf", probe.options_of(PLAIN))
     assert lines()

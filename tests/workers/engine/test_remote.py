@@ -19,12 +19,12 @@ from workers.engine.remote import RemoteEngine, RemoteOptions, body
 
 
 class Server:
-    """Answers `completions` as its user message says."""
+    """An OpenAI-compatible server whose answer depends on the last user message."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
-        self.go_on = threading.Event()
-        self.left = threading.Event()
+        self.resume = threading.Event()
+        self.disconnected = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,36 +34,36 @@ class Server:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.seen.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
-                said = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
-                if said.startswith("status "):
-                    self.send_response(int(said.split()[1]))
+                text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+                if text.startswith("status "):
+                    self.send_response(int(text.split()[1]))
                     self.end_headers()
-                    self.wfile.write(said.encode())
+                    self.wfile.write(text.encode())
                     return
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
                 self.end_headers()
                 try:
-                    self.stream(said)
+                    self.stream(text)
                 except OSError:
-                    server.left.set()
+                    server.disconnected.set()
 
-            def stream(self, said: str) -> None:
-                if said == "nonsense":
+            def stream(self, text: str) -> None:
+                if text == "nonsense":
                     self.wfile.write(b"data: {broken\n\n")
                     return
-                for word in ["Hello", " wörld"] if not said.startswith("{") else [said]:
+                for word in ["Hello", " wörld"] if not text.startswith("{") else [text]:
                     self.event({"choices": [{"delta": {"content": word}, "text": word}]})
-                if said == "endless":
+                if text == "endless":
                     for _ in range(100_000):
-                        server.go_on.wait(0.005)
+                        server.resume.wait(0.005)
                         self.event({"choices": [{"delta": {"content": "."}}]})
-                if said == "call":
+                if text == "call":
                     part = {"index": 0, "function": {"name": "f", "arguments": '{"x":'}}
                     self.event({"choices": [{"delta": {"tool_calls": [part]}}]})
                     rest = {"index": 0, "function": {"arguments": " 1}"}}
                     self.event({"choices": [{"delta": {"tool_calls": [rest]}}]})
-                if said != "short":
+                if text != "short":
                     self.event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
                     self.event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
                 self.wfile.write(b"data: [DONE]\n\n")
@@ -82,7 +82,7 @@ class Server:
         return f"http://127.0.0.1:{self.http.server_port}/v1"
 
     def close(self) -> None:
-        self.go_on.set()
+        self.resume.set()
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
@@ -117,26 +117,26 @@ def test_a_text_is_streamed_and_counted(server: Server, engine: RemoteEngine) ->
     assert (seen["seed"], seen["stop"], seen["top_k"]) == (3, ["x"], 40)
 
 
-def test_a_bare_prompt_goes_to_completions(server: Server, engine: RemoteEngine) -> None:
+def test_a_prompt_without_messages_goes_to_completions(server: Server, engine: RemoteEngine) -> None:
     assert engine.generate(GenerateRequest(prompt="hi")).result(60).text == "Hello wörld"
     assert server.seen[0]["path"] == "/v1/completions"
 
 
 def test_a_cancelled_request_closes_its_stream(server: Server, engine: RemoteEngine) -> None:
-    begun = threading.Event()
-    ticket = engine.generate(chat("endless"), lambda _: begun.set())
-    assert begun.wait(60)
+    started = threading.Event()
+    ticket = engine.generate(chat("endless"), lambda _: started.set())
+    assert started.wait(60)
     assert engine.stalled_for() < timedelta(seconds=5)
     ticket.cancel()
     with pytest.raises(CancelledError):
         ticket.result(60)
-    assert server.left.wait(60)
+    assert server.disconnected.wait(60)
 
 
-def test_closing_tells_those_under_way_why(engine: RemoteEngine) -> None:
-    begun = threading.Event()
-    ticket = engine.generate(chat("endless"), lambda _: begun.set())
-    assert begun.wait(60)
+def test_closing_fails_running_requests_with_the_reason(engine: RemoteEngine) -> None:
+    started = threading.Event()
+    ticket = engine.generate(chat("endless"), lambda _: started.set())
+    assert started.wait(60)
     engine.close()
     with pytest.raises(StepFailure, match="closed") as caught:
         ticket.result(60)
@@ -163,13 +163,13 @@ def test_a_deadline_keeps_the_text_so_far(engine: RemoteEngine) -> None:
         ("nonsense", FailureReason.ENGINE_ERROR),
     ],
 )
-def test_what_the_server_does_wrong_becomes_our_errors(engine: RemoteEngine, text: str, reason: FailureReason) -> None:
+def test_server_errors_become_step_failures(engine: RemoteEngine, text: str, reason: FailureReason) -> None:
     with pytest.raises(StepFailure) as caught:
         engine.generate(chat(text)).result(60)
     assert caught.value.reason is reason
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_an_unreachable_server() -> None:
     engine = RemoteEngine(RemoteOptions("http://127.0.0.1:9/v1", "m", connect_timeout=2))
     with pytest.raises(StepFailure, match="cannot be reached"):
         engine.generate(chat("a")).result(60)
@@ -179,7 +179,7 @@ def test_a_server_that_is_not_there() -> None:
         engine.generate(chat("a"))
 
 
-def test_documents_are_validated_here_too(engine: RemoteEngine) -> None:
+def test_answers_are_validated_against_the_schema(engine: RemoteEngine) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     assert engine.generate(chat('{"a": 1}', schema=schema)).result(60).text == '{"a": 1}'
     for text in ('{"a": "1"}', "hello"):
@@ -189,15 +189,15 @@ def test_documents_are_validated_here_too(engine: RemoteEngine) -> None:
         assert caught.value.text
 
 
-def test_calls_are_put_together(server: Server, engine: RemoteEngine) -> None:
+def test_tool_calls_are_assembled_from_events(server: Server, engine: RemoteEngine) -> None:
     (call,) = engine.generate(chat("call", tools=(Tool("f"),))).result(60).tool_calls
     assert (call.name, call.arguments) == ("f", {"x": 1})
     assert server.seen[0]["tools"][0]["function"]["name"] == "f"
 
 
-def test_what_was_called_before_is_told_with_numbers() -> None:
-    asked = ChatMessage("assistant", "", (ToolCall("f", {"x": 1}), ToolCall("g", {})))
-    turns = (ChatMessage("user", "a"), asked, ChatMessage("tool", "one"), ChatMessage("tool", "two"))
+def test_tool_results_refer_to_earlier_calls_by_id() -> None:
+    called = ChatMessage("assistant", "", (ToolCall("f", {"x": 1}), ToolCall("g", {})))
+    turns = (ChatMessage("user", "a"), called, ChatMessage("tool", "one"), ChatMessage("tool", "two"))
     request = GenerateRequest(messages=turns, tools=(Tool("f"), Tool("g")), tool_choice=NamedTool("g"))
     sent = body(request, RemoteOptions("http://127.0.0.1:9/v1", "m"))
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "g"}}
@@ -206,7 +206,7 @@ def test_what_was_called_before_is_told_with_numbers() -> None:
     assert sent["messages"][1]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
 
 
-def test_a_call_that_was_not_offered_is_a_failure(engine: RemoteEngine) -> None:
+def test_a_call_of_an_unknown_tool_is_a_failure(engine: RemoteEngine) -> None:
     strict = {"type": "object", "properties": {"x": {"type": "string"}}}
     for tools in ((Tool("other"),), (Tool("f", "", strict),)):
         with pytest.raises(StepFailure) as caught:

@@ -1,4 +1,4 @@
-"""Vectors from a server that speaks OpenAI's protocol: a real HTTP server of this machine."""
+"""Vectors of the remote engine, from a real HTTP server on this machine."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from workers.engine.remote import RemoteEngine, RemoteOptions
 
 
 class Server:
-    """Gives for each text a vector of its length and 1, the last text first."""
+    """Returns the vector (length, 1) for each text, in reverse order."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
-        self.arrived, self.go_on = threading.Event(), threading.Event()
+        self.arrived, self.resume = threading.Event(), threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -30,25 +30,25 @@ class Server:
                 pass
 
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.seen.append(asked | {"path": self.path})
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.seen.append(body | {"path": self.path})
                 server.arrived.set()
-                texts = asked["input"]
+                texts = body["input"]
                 if texts == ["wait"]:
-                    server.go_on.wait(60)
+                    server.resume.wait(60)
                 data = [{"index": i, "embedding": [len(text), 1]} for i, text in enumerate(texts)]
                 answer = {"data": data[::-1][: 1 if texts[0] == "missing" else None], "usage": {"prompt_tokens": 9}}
                 self.send_response(400 if texts == ["too long"] else 200)
                 self.end_headers()
-                said = "the input passes the context" if texts == ["too long"] else json.dumps(answer)
-                self.wfile.write(said.encode())
+                content = "the input passes the context" if texts == ["too long"] else json.dumps(answer)
+                self.wfile.write(content.encode())
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True)
         self.thread.start()
 
     def close(self) -> None:
-        self.go_on.set()
+        self.resume.set()
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
@@ -66,11 +66,11 @@ def engine(server: Server) -> Iterator[Engine]:
     options = RemoteOptions(f"http://127.0.0.1:{server.http.server_port}/v1", "m", query_prefix="q: ")
     made = RemoteEngine(options)
     yield made
-    server.go_on.set()
+    server.resume.set()
     made.close()
 
 
-def test_vectors_come_in_order_and_of_length_one(server: Server, engine: Engine) -> None:
+def test_vectors_are_in_order_and_normalised(server: Server, engine: Engine) -> None:
     found = engine.embed(EmbedRequest(("", "abc"), task="query"), 10)
 
     assert [[round(number, 3) for number in vector] for vector in found.vectors] == [[0.949, 0.316], [0.986, 0.164]]
@@ -89,7 +89,7 @@ def test_vectors_come_in_order_and_of_length_one(server: Server, engine: Engine)
         (("a",), {"dimensions": 3}, FailureReason.INVALID_REQUEST),
     ],
 )
-def test_what_the_server_does_wrong_becomes_our_errors(
+def test_server_errors_become_step_failures(
     engine: Engine, texts: tuple[str, ...], more: dict[str, int], reason: FailureReason
 ) -> None:
     with pytest.raises(StepFailure) as caught:
@@ -97,8 +97,8 @@ def test_what_the_server_does_wrong_becomes_our_errors(
     assert caught.value.reason is reason
 
 
-def left(server: Server, engine: Engine, leave: Callable[[Callable[[], None]], None]) -> BaseException:
-    """How a request that waits at the server ends when `leave` is done; it gets what stops the request."""
+def outcome_of(server: Server, engine: Engine, interrupt: Callable[[Callable[[], None]], None]) -> BaseException:
+    """Return the error of a waiting request after `interrupt`, which receives the callback that stops the request."""
     outcome: list[BaseException] = []
     stops: list[Callable[[], None]] = []
 
@@ -113,21 +113,21 @@ def left(server: Server, engine: Engine, leave: Callable[[Callable[[], None]], N
     assert server.arrived.wait(60)
     while not stops:
         thread.join(0.01)
-    leave(stops[0])
+    interrupt(stops[0])
     thread.join(10)
     return outcome[0]
 
 
-def test_whoever_waits_can_be_stopped(server: Server, engine: Engine) -> None:
-    assert isinstance(left(server, engine, lambda stop: stop()), CancelledError)
+def test_a_waiting_request_can_be_stopped(server: Server, engine: Engine) -> None:
+    assert isinstance(outcome_of(server, engine, lambda stop: stop()), CancelledError)
     with pytest.raises(TimeoutError):
         engine.embed(EmbedRequest(("wait",)), 0.01)
 
 
-def test_closing_ends_what_is_awaited(server: Server, engine: Engine) -> None:
+def test_closing_fails_waiting_requests(server: Server, engine: Engine) -> None:
     closing = threading.Thread(target=engine.close)
-    outcome = left(server, engine, lambda _: closing.start())
+    outcome = outcome_of(server, engine, lambda _: closing.start())
     assert isinstance(outcome, StepFailure)
     assert outcome.reason is FailureReason.WORKER_STOPPED
-    server.go_on.set()
+    server.resume.set()
     closing.join()

@@ -1,4 +1,4 @@
-"""Choices: those of llama.cpp's samplers, and those that numpy makes in their place."""
+"""Sampling: the chain of llama.cpp's samplers, and the numpy code that replaces some of them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inference.requests import ChatMessage, GenerateRequest, Sampling
-from workers.engine.best import Best
-from workers.engine.constraint import Alphabet
+from workers.engine.constraint import FirstByteIndex
 from workers.engine.engine import LlamaEngine
-from workers.engine.sampling import Candidates, Chooser
+from workers.engine.sampling import TokenCandidates, TokenSampler
+from workers.engine.top_tokens import TopTokens
 
 
-class Rows:
-    """Hands rows of logits to a chooser without a context."""
+class Samplers:
+    """Creates token samplers without a context."""
 
     def __init__(self, engine: LlamaEngine) -> None:
         self.model, self.n = engine.model, engine.model.n_vocab
-        self.candidates = Candidates(self.n)
+        self.candidates = TokenCandidates(self.n)
 
-    def chooser(self, sampling: Sampling, prompt: tuple[int, ...] = (), seed: int = 1) -> Chooser:
-        return Chooser(self.model, sampling, seed, prompt, alphabet=Alphabet(self.model), context=4096)
+    def new(self, sampling: Sampling, prompt: tuple[int, ...] = (), seed: int = 1) -> TokenSampler:
+        return TokenSampler(self.model, sampling, seed, prompt, byte_index=FirstByteIndex(self.model), context=4096)
 
 
 @pytest.fixture(scope="module")
-def rows(shared: LlamaEngine) -> Rows:
-    return Rows(shared)
+def samplers(shared: LlamaEngine) -> Samplers:
+    return Samplers(shared)
 
 
 @settings(max_examples=30, deadline=None)
@@ -43,10 +43,10 @@ def rows(shared: LlamaEngine) -> Rows:
     frequency=st.sampled_from([0.0, 0.7, -0.5]),
     presence=st.sampled_from([0.0, 1.5]),
 )
-def test_penalties_are_those_of_llama_cpp(
-    rows: Rows, history: list[int], last: int, repeat: float, frequency: float, presence: float
+def test_penalties_equal_those_of_llama_cpp(
+    samplers: Samplers, history: list[int], last: int, repeat: float, frequency: float, presence: float
 ) -> None:
-    row = np.random.default_rng(len(history)).standard_normal(rows.n).astype(np.float32) * 4
+    row = np.random.default_rng(len(history)).standard_normal(samplers.n).astype(np.float32) * 4
     sampling = Sampling(
         temperature=0,
         repeat_penalty=repeat,
@@ -54,82 +54,84 @@ def test_penalties_are_those_of_llama_cpp(
         presence_penalty=presence,
         penalty_last_n=last,
     )
-    ours = row.copy()
-    chooser = rows.chooser(sampling, tuple(history[: len(history) // 2]))
+    actual = row.copy()
+    sampler = samplers.new(sampling, tuple(history[: len(history) // 2]))
     for token in history[len(history) // 2 :]:
-        chooser._remember(token)
-    if chooser._penalised:
-        chooser._punish(ours)
+        sampler._count(token)
+    if sampler._penalised:
+        sampler._penalise(actual)
     window = len(history) if last < 0 else last
-    theirs = api.llama_sampler_init_penalties(rows.n, window, repeat, frequency, presence)
+    reference = api.llama_sampler_init_penalties(samplers.n, window, repeat, frequency, presence)
     for token in history:
-        api.llama_sampler_accept(theirs, token)
-    rows.candidates.fill(row)
-    rows.candidates.apply(theirs)
+        api.llama_sampler_accept(reference, token)
+    samplers.candidates.fill(row)
+    samplers.candidates.apply(reference)
     found = np.empty_like(row)
-    found[rows.candidates._ids] = rows.candidates._logits
-    api.llama_sampler_free(theirs)
-    np.testing.assert_allclose(ours, found, rtol=1e-5, atol=1e-5)
+    found[samplers.candidates._ids] = samplers.candidates._logits
+    api.llama_sampler_free(reference)
+    np.testing.assert_allclose(actual, found, rtol=1e-5, atol=1e-5)
 
 
-def test_a_nucleus_without_top_k_is_narrowed_without_changing_it(rows: Rows) -> None:
-    row = np.random.default_rng(0).standard_normal(rows.n).astype(np.float32) * 6
+def test_top_p_without_top_k_is_prefiltered_without_changing_the_choice(samplers: Samplers) -> None:
+    row = np.random.default_rng(0).standard_normal(samplers.n).astype(np.float32) * 6
     sampling = Sampling(temperature=1.0, top_k=0, top_p=0.9, min_p=0.0)
-    chooser = rows.chooser(sampling)
-    assert chooser._narrow(row, rows.candidates)
+    sampler = samplers.new(sampling)
+    assert sampler._prefilter(row, samplers.candidates)
     probabilities = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
     order = np.argsort(-row)
     nucleus = set(order[: int(np.searchsorted(np.cumsum(probabilities[order]), 0.9)) + 1].tolist())
-    drawn = Counter(chooser.choose(row.copy(), rows.candidates) for _ in range(300))
+    drawn = Counter(sampler.choose(row.copy(), samplers.candidates) for _ in range(300))
     assert set(drawn) <= nucleus
     best = int(order[0])
     assert abs(drawn[best] / 300 - probabilities[best] / 0.9) < 0.1
-    flat = np.zeros(rows.n, np.float32)
-    assert not chooser._narrow(flat, rows.candidates)
+    flat = np.zeros(samplers.n, np.float32)
+    assert not sampler._prefilter(flat, samplers.candidates)
 
 
-def test_choosing_for_many_rows_at_once_draws_the_same_tokens(rows: Rows) -> None:
-    logits = np.random.default_rng(1).standard_normal((6, rows.n)).astype(np.float32) * 4
-    best = Best(logits, 40)
+def test_top_tokens_of_many_rows_lead_to_the_same_choices(samplers: Samplers) -> None:
+    logits = np.random.default_rng(1).standard_normal((6, samplers.n)).astype(np.float32) * 4
+    best = TopTokens(logits, 40)
     for number in range(6):
         for seed in range(20):
-            narrowed, whole = rows.chooser(Sampling(), seed=seed), rows.chooser(Sampling(), seed=seed)
-            ours = narrowed.choose(logits[number], rows.candidates, near=best.of(number))
-            assert ours == whole.choose(logits[number], rows.candidates)
+            prefiltered, whole = samplers.new(Sampling(), seed=seed), samplers.new(Sampling(), seed=seed)
+            actual = prefiltered.choose(logits[number], samplers.candidates, top=best.of_row(number))
+            assert actual == whole.choose(logits[number], samplers.candidates)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_the_best_of_each_row_are_found_and_nothing_better_is_left_out(data: st.DataObject) -> None:
+def test_top_tokens_contain_the_best_of_each_row(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 256))
     width = data.draw(st.integers(count, 6000))
-    kind = data.draw(st.sampled_from(["spread", "sorted", "few values", "barred"]))
+    kind = data.draw(st.sampled_from(["spread", "sorted", "few values", "masked"]))
     logits = np.random.default_rng(width).standard_normal((data.draw(st.integers(1, 3)), width)).astype(np.float32)
     if kind == "sorted":
         logits.sort(axis=1)
     elif kind == "few values":
         logits = np.round(logits)
-    elif kind == "barred":
+    elif kind == "masked":
         logits[:, count // 2 :] = -np.inf
-    best = Best(logits, count)
+    best = TopTokens(logits, count)
     for number, row in enumerate(logits):
-        ids = best.of(number)
+        ids = best.of_row(number)
         assert len(ids) >= count
         assert (np.diff(ids) > 0).all()
         assert np.delete(row, ids).max(initial=-np.inf) <= row[ids].min()
-        assert kind == "barred" or np.delete(row, ids).max(initial=-np.inf) < np.partition(row, -count)[-count]
+        assert kind == "masked" or np.delete(row, ids).max(initial=-np.inf) < np.partition(row, -count)[-count]
 
 
-def test_rows_without_numbers_are_left_to_the_samplers(rows: Rows) -> None:
-    logits = np.full((2, rows.n), np.nan, np.float32)
-    assert not len(Best(logits, 40).of(0))
+def test_rows_of_nan_have_no_top_tokens(samplers: Samplers) -> None:
+    logits = np.full((2, samplers.n), np.nan, np.float32)
+    assert not len(TopTokens(logits, 40).of_row(0))
 
 
 def test_a_bias_forbids_and_forces(shared: LlamaEngine) -> None:
     first = shared.generate(GenerateRequest(prompt="The", max_tokens=1, sampling=Sampling(temperature=0))).result(60)
-    token = shared.model.tokens(first.text, opening=False, special=False)[0]
-    barred = Sampling(temperature=0, logit_bias={token: -float("inf")})
-    assert shared.generate(GenerateRequest(prompt="The", max_tokens=1, sampling=barred)).result(60).text != first.text
+    token = shared.model.tokenize(first.text, add_special=False, parse_special=False)[0]
+    forbidden = Sampling(temperature=0, logit_bias={token: -float("inf")})
+    assert (
+        shared.generate(GenerateRequest(prompt="The", max_tokens=1, sampling=forbidden)).result(60).text != first.text
+    )
     forced = Sampling(temperature=0.7, logit_bias={token: 100.0})
     text = shared.generate(GenerateRequest(prompt="Zig", max_tokens=3, sampling=forced)).result(60).text
     assert text == first.text * 3
@@ -152,7 +154,7 @@ PAIR = {"type": "array", "items": {"enum": [1, 22]}, "maxItems": 2}
         Sampling(temperature=5.0, min_p=0.2),
     ],
 )
-def test_every_way_of_choosing_writes(shared: LlamaEngine, sampling: Sampling) -> None:
+def test_every_sampling_method_generates(shared: LlamaEngine, sampling: Sampling) -> None:
     requests: list[Any] = [
         GenerateRequest(messages=(ChatMessage("user", "Say something."),), max_tokens=8, sampling=sampling),
         GenerateRequest(prompt="a", max_tokens=30, sampling=sampling, schema=PAIR),
@@ -171,7 +173,7 @@ def test_dry_breaks_a_loop(shared: LlamaEngine) -> None:
     assert len(set(texts[1].split())) > len(set(texts[0].split()))
 
 
-def test_the_layout_of_candidates_is_that_of_llama_cpp() -> None:
+def test_the_layout_of_candidates_equals_that_of_llama_cpp() -> None:
     from workers.engine.native import TOKEN_DATA
 
     assert ctypes.sizeof(api.llama_token_data) == TOKEN_DATA.itemsize

@@ -1,4 +1,4 @@
-"""The simulated engine: another engine of the protocol, which says what it is."""
+"""The simulated engine implements the engine protocol and marks its texts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def engine(slots: int = 2, pace: float = FAST) -> SimulatedEngine:
     return SimulatedEngine(slots, pace, timedelta(0))
 
 
-def test_it_is_an_engine_that_says_so_in_each_text() -> None:
-    told: list[float] = []
-    made: Engine = SimulatedEngine(2, FAST, timedelta(0), told.append)
+def test_it_implements_the_protocol_and_marks_its_texts() -> None:
+    progress: list[float] = []
+    made: Engine = SimulatedEngine(2, FAST, timedelta(0), progress.append)
     pieces: list[str] = []
     written = made.generate(GenerateRequest(prompt="Hello", max_tokens=9), pieces.append).result(10)
 
-    assert told[-1] == 1.0
+    assert progress[-1] == 1.0
     assert written.text.startswith(MARK)
     assert "".join(pieces) == written.text
     assert (written.tokens_out, written.finish) == (9, FinishReason.STOP)
@@ -45,7 +45,7 @@ def test_it_is_an_engine_that_says_so_in_each_text() -> None:
         {"type": "number", "minimum": 2.5},
     ],
 )
-def test_what_it_writes_for_a_schema_conforms(schema: dict[str, Any]) -> None:
+def test_texts_conform_to_the_schema(schema: dict[str, Any]) -> None:
     made = engine()
     text = made.generate(GenerateRequest(prompt="x", schema=schema, max_tokens=256)).result(10).text
     answers.require(text, schema)
@@ -53,7 +53,7 @@ def test_what_it_writes_for_a_schema_conforms(schema: dict[str, Any]) -> None:
     made.close()
 
 
-def test_a_schema_that_it_cannot_fill_is_a_failure_and_no_lie() -> None:
+def test_an_unsupported_schema_is_a_failure() -> None:
     made = engine()
     schema = {"type": "string", "pattern": "^[0-9]{4}$"}
     with pytest.raises(StepFailure) as failed:
@@ -62,7 +62,7 @@ def test_a_schema_that_it_cannot_fill_is_a_failure_and_no_lie() -> None:
     made.close()
 
 
-def test_a_cancel_leaves_the_slot_and_the_urgent_go_first() -> None:
+def test_a_cancel_frees_the_slot_and_interactive_requests_go_first() -> None:
     made = engine(slots=1, pace=SLOW)
     first = made.generate(GenerateRequest(prompt="x"))
     later = made.generate(GenerateRequest(prompt="x", priority=PriorityClass.BATCH))
@@ -81,7 +81,7 @@ def test_a_cancel_leaves_the_slot_and_the_urgent_go_first() -> None:
     made.close()
 
 
-def test_closing_fails_what_is_under_way() -> None:
+def test_closing_fails_running_and_waiting_requests() -> None:
     made = engine(slots=1, pace=SLOW)
     tickets = [made.generate(GenerateRequest(prompt="x")) for _ in range(2)]
     tickets[0].cancel()
@@ -92,7 +92,7 @@ def test_closing_fails_what_is_under_way() -> None:
     assert tickets[1].future.exception(10) is not None
 
 
-def test_vectors_are_of_length_one_and_the_same_for_the_same_text() -> None:
+def test_vectors_have_length_one_and_depend_only_on_the_text() -> None:
     made = engine()
     one, two, again = made.embed(EmbedRequest(("a", "b", "a"), dimensions=16)).vectors
     assert one == again != two

@@ -1,4 +1,4 @@
-"""Thousands of random requests on tiny models: nothing leaks, nothing sticks, recurrent states are never cut."""
+"""Thousands of random requests on tiny models: no leaks, no stuck requests, recurrent states are never truncated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STARTS = ["", "You are a careful helper who answers in short words. " * 6, "Once
 TOTAL = int(os.environ.get("SOAK_REQUESTS", "1200"))
 
 
-def anything(random: random.Random) -> GenerateRequest:
+def random_request(random: random.Random) -> GenerateRequest:
     more: dict[str, Any] = {}
     if random.random() < 0.1:
         more["schema"] = random.choice(SCHEMAS)
@@ -63,47 +63,47 @@ def anything(random: random.Random) -> GenerateRequest:
 
 
 @pytest.mark.parametrize("layout", list(KvLayout))
-def test_thousands_of_requests_leave_nothing_behind(make: MakeEngine, tiny_llama: Path, layout: KvLayout) -> None:
+def test_thousands_of_requests_leak_nothing(make: MakeEngine, tiny_llama: Path, layout: KvLayout) -> None:
     engine = make(tiny_llama, slots=6, context=6 * 512, layout=layout, kept=5, park_bytes=2**20, park_progress=2)
-    chance = random.Random(4)
-    ends: Counter[str] = Counter()
+    generator = random.Random(4)
+    outcomes: Counter[str] = Counter()
     process, resident = psutil.Process(), []
     for round_number in range(TOTAL // 2 // 100):
         tickets = []
         for _ in range(100):
             try:
-                tickets.append(engine.generate(anything(chance)))
+                tickets.append(engine.generate(random_request(generator)))
             except StepFailure as failure:
-                ends[failure.reason] += 1
-        for ticket in chance.sample(tickets, 12):
+                outcomes[failure.reason] += 1
+        for ticket in generator.sample(tickets, 12):
             ticket.cancel()
         for ticket in tickets:
             try:
                 ticket.result(60)
-                ends["done"] += 1
+                outcomes["done"] += 1
             except CancelledError:
-                ends["cancelled"] += 1
+                outcomes["cancelled"] += 1
             except StepFailure as failure:
-                ends[failure.reason] += 1
+                outcomes[failure.reason] += 1
         if round_number % max(1, TOTAL // 1000) == 0:
             gc.collect()
             resident.append(process.memory_info().rss)
     figures = engine.metrics()
-    assert sum(ends.values()) == TOTAL // 2
-    assert ends["done"] > TOTAL // 2 * 0.7, ends
-    assert not ends["engine_error"] + ends["internal"], ends
+    assert sum(outcomes.values()) == TOTAL // 2
+    assert outcomes["done"] > TOTAL // 2 * 0.7, outcomes
+    assert not outcomes["engine_error"] + outcomes["internal"], outcomes
     assert (figures.running, figures.waiting, figures.parked_now, figures.rebuilt) == (0, 0, 0, 0)
     assert figures.submitted == figures.finished + figures.failed + figures.cancelled + figures.timed_out
     assert figures.parked == figures.resumed or figures.cancelled + figures.timed_out
     slots = engine._loop.slots
     assert not slots.running
     assert slots._free | set(slots.index.kept) == set(range(engine.options.sequences))
-    assert slots.cells.growth() == 0
-    assert slots.cells.used == slots.cells.held(slots.index.kept)
+    assert slots.cells.reserved_unused() == 0
+    assert slots.cells.used == slots.cells.held_by(slots.index.kept)
     assert max(resident[1:]) - resident[1] < 24 * 2**20, [size // 2**20 for size in resident]
 
 
-def test_texts_from_kept_recurrent_states_are_those_without(make: MakeEngine, tiny_mamba: Path) -> None:
+def test_kept_recurrent_states_do_not_change_texts(make: MakeEngine, tiny_mamba: Path) -> None:
     kept, plain = make(tiny_mamba, slots=3, context=3072), make(tiny_mamba, slots=1, context=3072, reuse=False)
     assert kept.model.recurrent
     talk: list[ChatMessage] = []
@@ -124,17 +124,17 @@ def test_texts_from_kept_recurrent_states_are_those_without(make: MakeEngine, ti
     assert [ticket.result(60).text for ticket in tickets] == [plain.generate(r).result(60).text for r in requests]
 
 
-def test_urgent_requests_park_and_everybody_comes_to_an_end(make: MakeEngine, tiny_llama: Path) -> None:
+def test_interactive_requests_park_others_and_all_requests_end(make: MakeEngine, tiny_llama: Path) -> None:
     engine = make(tiny_llama, slots=2, context=2048, park_progress=4)
     alone = make(tiny_llama, slots=1, context=2048, reuse=False)
     sampling = Sampling(temperature=0, ignore_end=True)
-    begun = threading.Event()
+    started = threading.Event()
     slow = [
         GenerateRequest(prompt=f"Long work {n}", max_tokens=300, sampling=sampling, priority=PriorityClass.BATCH)
         for n in range(4)
     ]
-    tickets = [engine.generate(request, lambda _: begun.set()) for request in slow]
-    assert begun.wait(60)
+    tickets = [engine.generate(request, lambda _: started.set()) for request in slow]
+    assert started.wait(60)
     for n in range(40):
         urgent = GenerateRequest(
             prompt=f"Quick {n}", max_tokens=5, sampling=sampling, priority=PriorityClass.INTERACTIVE

@@ -1,4 +1,4 @@
-"""Chat templates: the tokens that llama.cpp would give, and no control token from a text."""
+"""Chat templates: the same tokens as llama.cpp, and no control tokens from texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def of(*texts: str) -> GenerateRequest:
 
 
 def controls(engine: LlamaEngine, tokens: tuple[int, ...]) -> list[int]:
-    return [token for token in tokens if token in engine.model.controls]
+    return [token for token in tokens if token in engine.model.control_tokens]
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def template(shared: LlamaEngine) -> ChatTemplate:
     return ChatTemplate(shared.model, PromptProfile())
 
 
-def test_an_honest_prompt_has_the_tokens_of_llama_cpp(shared: LlamaEngine, template: ChatTemplate) -> None:
+def test_an_ordinary_prompt_has_the_tokens_of_llama_cpp(shared: LlamaEngine, template: ChatTemplate) -> None:
     text = (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHi  there\n<b>ü</b><|im_end|>\n<|im_start|>assistant\n"
     )
-    assert list(template.prompt(of("Hi  there\n<b>ü</b>")).tokens) == shared.model.tokens(
-        text, opening=True, special=True
+    assert list(template.prompt(of("Hi  there\n<b>ü</b>")).tokens) == shared.model.tokenize(
+        text, add_special=True, parse_special=True
     )
 
 
@@ -47,27 +47,27 @@ def test_an_honest_prompt_has_the_tokens_of_llama_cpp(shared: LlamaEngine, templ
         max_size=3,
     )
 )
-def test_no_text_brings_in_a_control_token(shared: LlamaEngine, template: ChatTemplate, texts: list[str]) -> None:
-    honest = controls(shared, template.prompt(of(*("x" for _ in texts))).tokens)
+def test_texts_cannot_inject_control_tokens(shared: LlamaEngine, template: ChatTemplate, texts: list[str]) -> None:
+    expected = controls(shared, template.prompt(of(*("x" for _ in texts))).tokens)
     tokens = template.prompt(of(*texts)).tokens
-    assert controls(shared, tokens) == honest
+    assert controls(shared, tokens) == expected
     written = b"".join(shared.model.piece(token, special=True) for token in tokens).decode()
     for text in texts:
         assert text in written
 
 
-def test_neither_tools_nor_the_beginning_of_the_answer_bring_one_in(shared: LlamaEngine) -> None:
+def test_tools_and_prefills_cannot_inject_control_tokens(shared: LlamaEngine) -> None:
     template = ChatTemplate(shared.model, PromptProfile(chat_template="{{ tools | tojson }}{{ messages[0].content }}"))
     tool = Tool("x<|im_end|>", "<|im_start|>", {"type": "object", "<|im_end|>": ["<|im_end|>", {"a": "<|im_start|>"}]})
     request = GenerateRequest(messages=(ChatMessage("user", "a"),), tools=(tool,), prefill="<|im_end|>")
     assert controls(shared, template.prompt(request).tokens) == []
 
 
-def test_a_bare_prompt_brings_none_in(shared: LlamaEngine, template: ChatTemplate) -> None:
+def test_a_prompt_without_messages_cannot_inject_control_tokens(shared: LlamaEngine, template: ChatTemplate) -> None:
     assert controls(shared, template.prompt(GenerateRequest(prompt="".join(SPECIALS))).tokens) == []
 
 
-def test_a_template_cannot_reach_out_of_its_sandbox(shared: LlamaEngine) -> None:
+def test_a_template_cannot_leave_its_sandbox(shared: LlamaEngine) -> None:
     for source in (
         "{{ messages.__class__.__mro__ }}",
         "{% for x in range(10**9) %}{% endfor %}",
@@ -91,12 +91,12 @@ def test_shipped_templates_render(shared: LlamaEngine, name: str) -> None:
     assert prompt.stop == ("###",)
 
 
-def test_a_template_without_a_system_role_gets_the_system_message_as_the_users(shared: LlamaEngine) -> None:
+def test_a_template_without_a_system_role_gets_the_system_message_in_the_user_message(shared: LlamaEngine) -> None:
     source = "{% for m in messages %}[{{ m.role }}|{{ m.content }}]{% endfor %}"
     template = ChatTemplate(shared.model, PromptProfile(chat_template=source, system="user"))
-    asked = GenerateRequest(
+    request = GenerateRequest(
         messages=(ChatMessage("system", "Be brief."), ChatMessage("user", "Hi"), ChatMessage("user", "Ho"))
     )
 
-    written = b"".join(shared.model.piece(token, special=True) for token in template.prompt(asked).tokens).decode()
+    written = b"".join(shared.model.piece(token, special=True) for token in template.prompt(request).tokens).decode()
     assert written == "[user|Be brief.\n\nHi][user|Ho]"

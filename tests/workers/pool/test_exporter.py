@@ -55,7 +55,7 @@ def ask(prompt: str, tokens: int = 6, priority: PriorityClass = PriorityClass.ST
     return GenerateRequest(prompt=prompt, max_tokens=tokens, sampling=sampling, priority=priority)
 
 
-def test_a_pool_can_be_asked_from_before_its_model_is_there_until_it_is_gone(
+def test_metrics_are_served_from_before_the_load_until_the_exit(
     tiny_llama: Path, status: Status, tmp_path: Path
 ) -> None:
     halves: list[float] = []
@@ -107,14 +107,14 @@ def test_a_pool_can_be_asked_from_before_its_model_is_there_until_it_is_gone(
         httpx2.get(f"http://{now.target}/metrics", trust_env=False)
 
 
-def test_what_is_parked_and_waits_is_seen(tiny_llama: Path, status: Status, tmp_path: Path) -> None:
+def test_parked_and_waiting_requests_are_exported(tiny_llama: Path, status: Status, tmp_path: Path) -> None:
     engine = LlamaEngine(tiny_llama, EngineOptions(slots=1, context=4096, threads=1))
     try:
         with serving(status, tmp_path) as exported:
             exported.engine = engine
-            begun = threading.Event()
-            tickets = [engine.generate(ask("a b c", 1900, PriorityClass.BATCH), lambda _: begun.set()) for _ in "12"]
-            assert begun.wait(30)
+            started = threading.Event()
+            tickets = [engine.generate(ask("a b c", 1900, PriorityClass.BATCH), lambda _: started.set()) for _ in "12"]
+            assert started.wait(30)
             engine.generate(ask("d e f", 5, PriorityClass.INTERACTIVE)).result(60)
             now = Scrape(tmp_path)
             assert now("arriero_engine_requests_parked_total") == 1

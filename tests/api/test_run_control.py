@@ -1,4 +1,4 @@
-"""Steering and events over HTTP."""
+"""Control of runs and events over HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ steps:
 
 @pytest.fixture
 def worker(services: Services) -> Hands:
-    """A worker beside the API."""
+    """A worker next to the API."""
     return Hands(services.runs)
 
 
@@ -43,7 +43,7 @@ def get(client: TestClient, path: str) -> Any:
     return answer.json()
 
 
-def test_what_a_client_says_of_a_run_is_kept(client: TestClient) -> None:
+def test_labels_priority_and_times_of_a_submission_are_kept(client: TestClient) -> None:
     run_id = submit(client, labels={"by": "ana"}, priority="batch", rank=0, deadline="1h", retention="2d")
     run = get(client, f"/v1/runs/{run_id}")
 
@@ -67,7 +67,7 @@ def test_items_of_a_map_are_listed_by_page_and_state(client: TestClient, worker:
     assert client.get(f"/v1/runs/{run_id}/steps/nothing/items").json()["detail"].endswith("there are: each")
 
 
-def test_a_run_is_paused_resumed_told_and_its_story_read(client: TestClient, worker: Hands) -> None:
+def test_a_run_is_paused_resumed_and_receives_events(client: TestClient, worker: Hands) -> None:
     run_id = submit(client)
     base = f"/v1/runs/{run_id}"
     assert client.post(f"{base}/pause").json() == {"id": run_id, "paused": True, "changed": True}
@@ -81,10 +81,10 @@ def test_a_run_is_paused_resumed_told_and_its_story_read(client: TestClient, wor
     wrong = client.post(f"{base}/events", json={"name": "ok", "payload": {"approved": "yes"}})
     assert (wrong.status_code, wrong.json()["errors"][0]["where"]) == (422, "payload.approved")
     assert client.post(f"{base}/events", json={"name": "no"}).status_code == 404
-    told = client.post(
+    sent = client.post(
         f"{base}/events", json={"name": "ok", "payload": {"approved": True}}, headers={"Idempotency-Key": "k"}
     )
-    assert (told.status_code, told.json()["answered"]) == (202, "ok")
+    assert (sent.status_code, sent.json()["answered"]) == (202, "ok")
     again = client.post(
         f"{base}/events", json={"name": "ok", "payload": {"approved": True}}, headers={"Idempotency-Key": "k"}
     )

@@ -1,4 +1,4 @@
-"""Steering: pause, resume, retry and fork runs, cancel parts of them; and many at a time."""
+"""Control of runs: pause, resume, retry, fork, cancel steps, bulk cancel and retry, and pausing of workflows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import problems
 from app.api.runs import RunOut, out
-from app.api.services import Use
+from app.api.services import InjectedServices
 from app.workflows.runs import control, views
 from app.workflows.state_machine.states import RunState, StepState
 
@@ -25,7 +25,7 @@ class PausedOut(BaseModel):
 
     id: UUID
     paused: bool
-    changed: bool = Field(description="false when it was so before")
+    changed: bool = Field(description="false when the run was already in this state")
 
 
 class WorkflowPausedOut(BaseModel):
@@ -33,7 +33,7 @@ class WorkflowPausedOut(BaseModel):
 
     name: str
     paused: bool
-    runs: int = Field(description="open runs that it concerned")
+    runs: int = Field(description="number of open runs concerned")
 
 
 class StepStateOut(BaseModel):
@@ -51,16 +51,18 @@ class RunStateOut(BaseModel):
 
 
 class ForkIn(BaseModel):
-    """From where a run is done anew, and with what."""
+    """The step from which a run is repeated, and its inputs."""
 
     model_config = ConfigDict(extra="forbid")
 
-    step: str = Field(alias="from", description="this step and all that come after it", examples=["reply"])
-    inputs: dict[str, Any] = Field(default={}, description="in the place of those of the same names")
+    step: str = Field(
+        alias="from", description="the first step to run again, with all steps after it", examples=["reply"]
+    )
+    inputs: dict[str, Any] = Field(default={}, description="replace inputs with the same names")
 
 
 class FilterIn(BaseModel):
-    """Which runs: all that is given must hold."""
+    """A filter of runs: all conditions must match."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -72,31 +74,33 @@ class FilterIn(BaseModel):
 
 
 class BulkOut(BaseModel):
-    """What became of many runs."""
+    """The result of a request for many runs."""
 
     done: list[UUID]
-    refused: dict[UUID, str] = Field(description="runs that had changed in the meantime, and why nothing was done")
-    more: bool = Field(description=f"whether others match: at most {control.BULK} are done by one request")
+    refused: dict[UUID, str] = Field(
+        description="runs that changed in the meantime, with the reason why nothing was done"
+    )
+    more: bool = Field(description=f"whether more runs match; one request handles at most {control.BULK}")
 
 
 @router.post("/v1/runs/{run_id}/pause", summary="Pause a run", responses=problems.documented(404, 409, 422))
-def pause(run_id: UUID, services: Use) -> PausedOut:
-    """Let nothing of a run begin. What runs goes on to its end; time that a step waits for passes."""
+def pause(run_id: UUID, services: InjectedServices) -> PausedOut:
+    """No further step of the run starts. Running steps continue to their end, and waiting steps keep waiting."""
     return PausedOut(id=run_id, paused=True, changed=control.pause(services.runs, run_id))
 
 
 @router.post("/v1/runs/{run_id}/resume", summary="Resume a run", responses=problems.documented(404, 409, 422))
-def resume(run_id: UUID, services: Use) -> PausedOut:
-    """Let a paused run go on."""
+def resume(run_id: UUID, services: InjectedServices) -> PausedOut:
+    """Resume a paused run."""
     return PausedOut(id=run_id, paused=False, changed=control.resume(services.runs, run_id))
 
 
 @router.post("/v1/runs/{run_id}/retry", status_code=202, summary="Retry", responses=problems.documented(404, 409, 422))
-def retry(run_id: UUID, services: Use) -> RunStateOut:
+def retry(run_id: UUID, services: InjectedServices) -> RunStateOut:
     """
-    Do again what did not succeed in a run that failed or was cancelled.
+    Retry the steps that did not succeed in a failed or cancelled run.
 
-    Outputs of what succeeded stay, and so do the items of a map that did.
+    Steps and items of maps that succeeded keep their outputs.
     """
     return RunStateOut(id=run_id, state=control.retry(services.runs, run_id))
 
@@ -104,9 +108,13 @@ def retry(run_id: UUID, services: Use) -> RunStateOut:
 @router.post(
     "/v1/runs/{run_id}/fork", status_code=202, summary="Fork", responses=problems.documented(404, 409, 413, 422)
 )
-def fork(run_id: UUID, asked: ForkIn, services: Use, response: Response) -> RunOut:
-    """Do a finished run anew from a step on, with other inputs if wanted. The steps before keep their outputs."""
-    accepted = control.fork(services.runs, run_id, asked.step, asked.inputs)
+def fork(run_id: UUID, body: ForkIn, services: InjectedServices, response: Response) -> RunOut:
+    """
+    Run a finished run again from a step on, as a new run.
+
+    Inputs can be replaced. Earlier steps keep their outputs.
+    """
+    accepted = control.fork(services.runs, run_id, body.step, body.inputs)
     response.headers["Location"] = f"/v1/runs/{accepted.id}"
     return out(views.run(services.database, accepted.id))
 
@@ -117,9 +125,9 @@ def fork(run_id: UUID, asked: ForkIn, services: Use, response: Response) -> RunO
     summary="Cancel a step, or an item",
     responses=problems.documented(404, 422),
 )
-def cancel_step(run_id: UUID, key: str, services: Use) -> StepStateOut:
+def cancel_step(run_id: UUID, key: str, services: InjectedServices) -> StepStateOut:
     """
-    Ask one step to end, or one item of a map (`read[12]`). The rest of the run goes on.
+    Request the end of one step, or of one item of a map (`read[12]`). The rest of the run continues.
 
     A cancelled step makes its run fail, unless the step has `allow_failure`.
     """
@@ -127,14 +135,14 @@ def cancel_step(run_id: UUID, key: str, services: Use) -> StepStateOut:
 
 
 @router.post("/v1/bulk/cancel", summary="Cancel many runs", responses=problems.documented(422))
-def cancel_all(which: FilterIn, services: Use) -> BulkOut:
-    """Cancel every open run that matches, the oldest first."""
+def cancel_all(which: FilterIn, services: InjectedServices) -> BulkOut:
+    """Cancel every open run that matches the filter, the oldest first."""
     return _bulk(control.cancel_all(services.runs, _filter(which)))
 
 
 @router.post("/v1/bulk/retry", summary="Retry many runs", responses=problems.documented(422))
-def retry_all(which: FilterIn, services: Use) -> BulkOut:
-    """Retry every run that matches and failed or was cancelled, the oldest first."""
+def retry_all(which: FilterIn, services: InjectedServices) -> BulkOut:
+    """Retry every failed or cancelled run that matches the filter, the oldest first."""
     return _bulk(control.retry_all(services.runs, _filter(which)))
 
 
@@ -144,8 +152,8 @@ def retry_all(which: FilterIn, services: Use) -> BulkOut:
     summary="Pause a workflow",
     responses=problems.documented(422),
 )
-def pause_workflow(name: _Name, services: Use) -> WorkflowPausedOut:
-    """Let nothing of a workflow's runs begin, those that are still to come included."""
+def pause_workflow(name: _Name, services: InjectedServices) -> WorkflowPausedOut:
+    """No further step of the workflow's runs starts, of future runs either."""
     return WorkflowPausedOut(name=name, paused=True, runs=control.pause_workflow(services.runs, name, paused=True))
 
 
@@ -155,8 +163,8 @@ def pause_workflow(name: _Name, services: Use) -> WorkflowPausedOut:
     summary="Resume a workflow",
     responses=problems.documented(422),
 )
-def resume_workflow(name: _Name, services: Use) -> WorkflowPausedOut:
-    """Let the runs of a paused workflow go on; those that were paused by themselves stay so."""
+def resume_workflow(name: _Name, services: InjectedServices) -> WorkflowPausedOut:
+    """Resume the runs of a paused workflow. Runs that were paused individually stay paused."""
     return WorkflowPausedOut(name=name, paused=False, runs=control.pause_workflow(services.runs, name, paused=False))
 
 
