@@ -80,6 +80,7 @@ def whole(text: str, steps: list[Any]) -> str:
 
 
 GIVEN: Mapping[str, Mapping[str, Any]] = {
+    "haiku": {"subject": "llamas"},
     "digest": {"text": "Much happened."},
     "scores": {"texts": ["a", "abc", ""]},
     "triage": {"customer": "Ana Ruiz", "known": []},
@@ -108,6 +109,7 @@ def submitted(hands: Hands, name: str) -> UUID:
 @pytest.mark.parametrize(
     ("name", "output"),
     [
+        ("haiku", {"both": "the text of calm\n\nthe text of wild"}),
         ("digest", {"page": "# the text of title\nthe text of gist\n"}),
         ("scores", {"lengths": [1, 3, 0], "longest": 3}),
         ("triage", {"answer": "the text of greet", "summary": {"greeted": True, "words": 2}}),
@@ -134,7 +136,7 @@ def test_the_example_of_a_failure_is_undone(hands: Hands) -> None:
 
 
 @pytest.mark.parametrize(("verdict", "letter"), [("bad", "apologise"), ("good", "thank")])
-def test_the_example_of_the_readme_asks_before_it_publishes(hands: Hands, verdict: str, letter: str) -> None:
+def test_the_example_with_an_approval_asks_before_it_publishes(hands: Hands, verdict: str, letter: str) -> None:
     assert check.parse(documented()["reviews"]) == check.parse((ROOT / "examples/reviews.yaml").read_text())
     run_id = submitted(hands, "reviews")
     hands.work(judge=lambda claim: Success(("good", verdict)[claim.data["index"]]))
