@@ -1,5 +1,5 @@
 """
-Models and engines for the tests of the engine.
+Models and engines for the tests of the engine, of pools and of embed steps.
 
 Engines use one thread each, because the machine may be shared and llama.cpp's threads spin.
 """
