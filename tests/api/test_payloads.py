@@ -110,7 +110,7 @@ def test_too_long_values_are_rejected(client: TestClient) -> None:
 def test_a_body_of_60_mb_is_stored_and_shown(services: Services, runs: Runs, tmp_path: Path) -> None:
     """With a raised `api.max_body_bytes`: payloads have no lower limit."""
     raised = Settings(data_dir=tmp_path, api=ApiSettings(max_body_bytes=70 * 2**20))
-    client = TestClient(serve(replace(services, settings=raised, runs=runs)))
+    client = TestClient(serve(replace(services, settings=raised, runs=runs)), base_url="http://localhost")
     body = {"definition": FLOW_OF_ONE, "inputs": {"words": "llama " * 10 * 2**20}}
 
     answer = client.post("/v1/runs", json=body)

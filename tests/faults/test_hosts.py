@@ -181,8 +181,8 @@ def test_a_host_that_is_cut_off_lets_go_and_comes_back(stage: Stage, links: dict
     until_done(stage, run_ids)
     assert stage.outcomes(run_ids[-1])[0] == "worker_lost"
     # Before the host counts as lost, one may be placed on it once more; it never begins there.
-    begun = [pool.row.host for pool in pools(stage, ALPHA) if pool.id != cut.id and pool.row.pid is not None]
-    assert begun == list(set(HOSTS) - {away})
+    begun = {pool.row.host for pool in pools(stage, ALPHA) if pool.id != cut.id and pool.row.pid is not None}
+    assert begun == set(HOSTS) - {away}
     until(lambda: state_of(stage, away) == (HostState.LOST, False))
 
     links[away].mend()

@@ -89,7 +89,7 @@ def test_api_and_workers_refuse_a_schema_that_is_not_theirs(empty: Database, red
         Application(settings).start("w", threads=1)
 
     empty.upgrade()
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
         assert client.get("/readyz").status_code == 200
 
 
