@@ -39,12 +39,12 @@ def mapped(items: int) -> Work:
 
 
 def large(megabytes: int) -> Work:
-    """A text of so many megabytes goes in, through a step, and is measured by the next one."""
-    length = megabytes * 2**20
-    steps = [
-        {"id": "copy", "kind": "transform", "cel": "inputs.text"},
-        {"id": "size", "kind": "transform", "needs": ["copy"], "cel": "size(steps.copy.output)"},
-    ]
-    definition = {"workflow": "large", "inputs": {"text": {"type": "string"}}, "steps": steps,
-                  "outputs": {"n": "steps.size.output"}}  # fmt: skip
-    return Work("large", definition, {"text": "x" * length}, {"n": length})
+    """
+    A text of so many megabytes goes in; as many come out, item by item of a map, and together as the output of the run.
+
+    The longest values of all: one row of Postgres, written by the API and by a control worker.
+    """
+    parts = ["x" * 2**20] * megabytes
+    copy = {"id": "copy", "kind": "map", "over": "inputs.parts", "step": {"kind": "transform", "cel": "item"}}
+    definition = {"workflow": "large", "inputs": {"parts": {"type": "array"}}, "steps": [copy]}
+    return Work("large", definition, {"parts": parts}, {"copy": parts})

@@ -20,7 +20,6 @@ from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.expressions.templates import Scope
 from app.workflows.language import check, inputs, source
 from app.workflows.language.definition import Definition
-from app.workflows.language.steps import TransformFields
 
 #: Bytes that the process may take beyond those that it has once everything is imported.
 ROOM = 400 * 1024 * 1024
@@ -57,7 +56,7 @@ def jmespath(text: str) -> str:
     found = transforms.check_jmespath(text, "j", SCOPE)
     if found:
         return refused(found)
-    transforms.evaluate(TransformFields(kind="transform", jmespath=text), DATA)
+    transforms.evaluate(DATA, jmespath=text)
     return "gives a value"
 
 

@@ -140,7 +140,6 @@ def prepare(
     if namespaces.LABEL in labels:
         namespaces.require(labels[namespaces.LABEL], f"labels.{namespaces.LABEL}", "run")
     _require_storable({f"labels.{name}": value for name, value in labels.items()})
-    _require_storable({"idempotency_key": asked.idempotency_key or ""})
     kept = asked.retention if asked.retention is not None else definition.retention
     concurrency, once = definition.concurrency, definition.deduplicate
     # A run that was called answers its caller, and a fork is wanted beside the run that was.
@@ -204,7 +203,12 @@ def write(work: UnitOfWork, prepared: Prepared) -> tuple[Accepted | None, list[U
 
 
 def of_key(work: UnitOfWork, key: str, request: str) -> Accepted | None:
-    """The run of an idempotency key, or None. Raises IdempotencyKeyReused when another request had the key."""
+    """
+    The run of an idempotency key, or None.
+
+    Raises IdempotencyKeyReused when another request had the key, and InvalidInput for a key that cannot be stored.
+    """
+    _require_storable({"idempotency_key": key})
     row = store.run_of_key(work, key)
     if row is not None and row.request_sha256 != request:
         raise IdempotencyKeyReused(key, str(row.id))

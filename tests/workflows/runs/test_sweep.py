@@ -14,6 +14,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
+from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.workflows.runs import change as changes
 from app.workflows.runs import control, decisions, overdue
@@ -244,15 +245,16 @@ def message_of(runs: Runs, valkey: redis.Redis, run_id: UUID) -> bool:
     return any(wanted in body for body in bodies)
 
 
-def test_a_queue_that_cannot_be_read_does_not_hide_the_others(
-    runs: Runs, database: Database, valkey: redis.Redis
+def test_a_queue_of_a_wrong_type_does_not_hide_the_others(
+    runs: Runs, database: Database, valkey: redis.Redis, publisher: CeleryPublisher
 ) -> None:
     submit(runs, "workflow: a\nsteps: [{id: a, kind: generate, model: 'a:1', prompt: hi}]")
     submit(runs)
     valkey.flushdb()
     age_messages(database)
     valkey.set("model.a-1", "no list")
-    assert sweep(runs, republish_after=timedelta(seconds=60)).republished == 1
+    sweep(runs, republish_after=timedelta(seconds=60))
+    assert publisher.depth("model.m-1") == 1
 
 
 def test_a_part_of_the_sweep_that_breaks_stops_no_other(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
