@@ -43,7 +43,7 @@ class Connection(psycopg.Connection[Any]):
     _sending = False
 
     def wait(self, gen: PQGen[T], interval: float = _INTERVAL, timeout: float | None = None) -> T:
-        """As psycopg's. Raises AnswerTimeout when no answer came in time; what the server has done by then is unknown."""
+        """As psycopg's. Raises AnswerTimeout when no answer came in time; what the server did by then is unknown."""
         if self._sending:
             return _pushed(gen)
         limit = self.answer_timeout if timeout is None else None
