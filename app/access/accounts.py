@@ -107,6 +107,11 @@ class NamespaceAccount:
     #: Set when its time of devices is used up.
     exhausted_until: datetime | None
 
+    @classmethod
+    def fresh(cls, namespace: str, limits: NamespaceLimits, now: datetime) -> NamespaceAccount:
+        """One that has and had nothing."""
+        return cls(namespace, limits, 0, timedelta(), now, timedelta(), None)
+
 
 def limit(work: UnitOfWork, namespace: str, limits: NamespaceLimits) -> None:
     """Set the limits of a namespace, in the place of those that it had."""

@@ -7,16 +7,19 @@ no other request wait. One that does not answer at all is given up after `ANSWER
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app import __version__
 from app.api import (
@@ -166,6 +169,10 @@ def serve(services: Services) -> FastAPI:
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    # What no field's own check has caught: a number, a name or a character that the database cannot hold.
+    app.add_exception_handler(psycopg.DataError, _on_unstorable)
+    app.add_exception_handler(UnicodeEncodeError, _on_unstorable)
     app.add_exception_handler(Exception, _on_defect)
     settings = services.settings
     app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes)
@@ -188,11 +195,11 @@ def _on_error(_: Request, error: Exception) -> JSONResponse:
 def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = []
-    for item in error.errors():
+    for item in error.errors()[: problems.MOST]:
         place = ".".join(str(part) for part in item["loc"])
-        given = "" if item["type"] == "missing" else f"{item.get('input')!r}: "
+        given = "" if item["type"] == "missing" else reprlib.repr(item.get("input"))
         message = item["msg"].removeprefix("Value error, ")
-        found.append(Problem(place, message if message.startswith(given[:-2]) else f"{given}{message}"))
+        found.append(Problem(place, message if message.startswith(given) else f"{given}: {message}"))
     return problems.of_error(422, InvalidInput(found, "request"))
 
 
@@ -202,6 +209,18 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     answer = problems.response(error.status_code, "http", str(error.detail), detail)
     answer.headers.update(error.headers or {})
     return answer
+
+
+def _on_unstorable(request: Request, error: Exception) -> JSONResponse:
+    message = str(error) if isinstance(error, UnicodeEncodeError) else str(error).partition("\n")[0]
+    _log.warning("value_unstorable", method=request.method, path=request.url.path, error=message)
+    problem = Problem("", f"a value of the request cannot be stored or looked up: {message}")
+    return problems.of_error(422, InvalidInput([problem], "request"))
+
+
+def _on_disconnect(_: Request, __: Exception) -> Response:
+    # The client went away within its body: nobody reads this answer, and nothing is wrong here.
+    return Response(status_code=400)
 
 
 def _on_defect(request: Request, error: Exception) -> JSONResponse:

@@ -12,6 +12,7 @@ from app.access.accounts import NamespaceAccount
 from app.api import problems
 from app.api.services import InjectedServices
 from app.fleet import views
+from app.kernel import clock
 from app.kernel.durations import Duration
 from app.kernel.sizes import Size
 
@@ -69,7 +70,9 @@ def limit(services: InjectedServices, name: str, body: LimitsIn) -> NamespaceOut
     """
     limits = accounts.NamespaceLimits(body.weight, body.max_bytes, body.max_device_time, body.period)
     services.operator_commands.limit(name, limits)
-    return next(_out(account) for account in views.accounts(services.database) if account.namespace == name)
+    found = (account for account in views.accounts(services.database) if account.namespace == name)
+    # One without limits, and without use, is forgotten at any time.
+    return _out(next(found, accounts.NamespaceAccount.fresh(name, limits, clock.now())))
 
 
 def _out(account: NamespaceAccount) -> NamespaceOut:

@@ -19,6 +19,9 @@ from app.kernel.errors import InvalidInput, Problem
 #: The media type of a problem.
 MEDIA_TYPE = "application/problem+json"
 
+#: So many problems are listed, and so many characters of each text are told: an answer repeats no long input.
+MOST, _LONGEST, _LONGEST_DETAIL = 1000, 2_000, 20_000
+
 
 class FieldProblem(BaseModel):
     """One problem of an input."""
@@ -41,10 +44,18 @@ class ProblemOut(BaseModel):
 
 def response(status: int, name: str, title: str, detail: str, problems: tuple[Problem, ...] = ()) -> JSONResponse:
     """Return a problem document as a response."""
-    errors = [FieldProblem(where=p.where, message=p.message, accepted=p.accepted, line=p.line) for p in problems]
+    errors = [
+        FieldProblem(where=_cut(p.where), message=_cut(p.message), accepted=_cut(p.accepted), line=p.line)
+        for p in problems[:MOST]
+    ]
+    detail = _cut(detail, _LONGEST_DETAIL)
     body = ProblemOut(type=f"urn:arriero:error:{name}", title=title, status=status, detail=detail, errors=errors)
     headers = {"Retry-After": "5"} if status == 503 else None
     return _Writable(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _cut(text: str, most: int = _LONGEST) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 class _Writable(JSONResponse):
@@ -59,7 +70,7 @@ def of_error(status: int, error: Exception) -> JSONResponse:
     """Return the response for an error of Arriero."""
     name = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).lstrip("-")
     if isinstance(error, InvalidInput):
-        detail = "; ".join(str(problem) for problem in error.problems)
+        detail = "; ".join(_cut(str(problem)) for problem in error.problems[:MOST])
         return response(status, name, f"invalid {error.what}", detail, error.problems)
     return response(status, name, name.replace("-", " "), str(error))
 

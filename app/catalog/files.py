@@ -229,7 +229,10 @@ def _is_installed(package: str) -> bool:
 
 def _parsed(path: Path) -> Catalog:
     try:
-        return catalog.parse(path.read_text(encoding="utf-8"), str(path))
+        # Nobody may ever write into a pipe, and a device may have no end.
+        if path.is_file() or path.is_dir() or not path.exists():
+            return catalog.parse(path.read_text(encoding="utf-8"), str(path))
+        reason = "this is no regular file"
     except FileNotFoundError:
         reason = "there is no such file"
     except IsADirectoryError:

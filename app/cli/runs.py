@@ -12,6 +12,7 @@ from urllib.parse import quote
 import typer
 from rich.live import Live
 
+from app.cli import texts
 from app.cli.client import Client, connected
 from app.cli.graph import drawn
 from app.cli.output import (
@@ -26,7 +27,7 @@ from app.cli.output import (
     table,
 )
 from app.kernel import clock
-from app.kernel.errors import InvalidDefinition, InvalidInput, NotFound, Problem
+from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
 from app.workflows.language import source
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
@@ -203,9 +204,7 @@ def submission_of(client: Client, flow: str, given: Sequence[str], file: Path | 
     path = Path(flow)
     body: dict[str, Any]
     if path.suffix in {".yaml", ".yml", ".json"} or path.exists():
-        if not path.is_file():
-            raise NotFound("file", flow)
-        text = path.read_text(encoding="utf-8")
+        text = texts.read(path)
         schemas = _schemas(source.read(text).data)
         body = {"definition": text}
     else:
@@ -246,9 +245,7 @@ def _schemas(data: Any) -> Mapping[str, Any]:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise NotFound("file", str(path))
-    data = source.read(path.read_text(encoding="utf-8")).data
+    data = source.read(texts.read(path)).data
     if not isinstance(data, dict):
         message = "the file does not contain a mapping"
         raise InvalidInput([Problem(str(path), message, "a mapping of names to values")], "inputs")
@@ -260,10 +257,7 @@ def _input(pair: str, schemas: Mapping[str, Any]) -> tuple[str, Any]:
     if not mark:
         raise InvalidInput([Problem("--input", f"{pair!r} has no '='", "NAME=VALUE or NAME=@FILE")], "inputs")
     if text.startswith("@"):
-        file = Path(text[1:])
-        if not file.is_file():
-            raise NotFound("file", str(file))
-        text = file.read_text(encoding="utf-8")
+        text = texts.read(Path(text[1:]))
     schema = schemas.get(name)
     kind = schema.get("type") if isinstance(schema, dict) else None
     if kind == "string" or (isinstance(kind, list) and "string" in kind):

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli import texts
 from app.cli.client import connected
 from app.cli.output import AsJson, ago, console, notes, print_json, settings_of, state, table
 from app.kernel import clock
-from app.kernel.errors import NotFound
 from app.workflows.schedules import check, timetable
 from app.workflows.schedules.overlap import FireState
 from app.workflows.schedules.timetable import Timetable
@@ -71,7 +71,7 @@ def put(
     as_json: AsJson = False,
 ) -> None:
     """Store a schedule under the name in the file. It replaces one with the same name, which keeps its history."""
-    text = _read(file)
+    text = texts.read(file)
     name = check.parse(text).schedule
     with connected(settings_of(context)) as client:
         stored = client.put_text(f"/v1/schedules/{name}", text, "application/yaml")
@@ -159,16 +159,10 @@ def preview(
 
 def _of_file(path: Path, count: int) -> list[dict[str, str]]:
     """Return the next fires of a schedule in a file, without jitter, which is drawn when a schedule is stored."""
-    schedule = check.parse(_read(path)).model_copy(update={"jitter": timedelta(0)})
+    schedule = check.parse(texts.read(path)).model_copy(update={"jitter": timedelta(0)})
     found = timetable.upcoming(Timetable(schedule, ""), clock.now(), count)
     instants = [fire.at.astimezone(schedule.zone).isoformat() for fire in found]
     return [{"at": instant, "due_at": instant} for instant in instants]
-
-
-def _read(file: Path) -> str:
-    if not file.is_file():
-        raise NotFound("file", str(file))
-    return file.read_text(encoding="utf-8")
 
 
 def _print_state(found: Mapping[str, Any], *, as_json: bool) -> None:

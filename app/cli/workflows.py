@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from app.catalog import files
+from app.cli import texts
 from app.cli.client import connected
 from app.cli.diff import print_changes
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
@@ -56,7 +57,7 @@ def show(
 @app.command()
 def put(context: typer.Context, file: File, as_json: AsJson = False) -> None:
     """Store a workflow as the newest version of its name. Nothing changes when it equals the newest version."""
-    text = _read(file)
+    text = texts.read(file)
     name = checks.parse(text).workflow
     with connected(settings_of(context)) as client:
         stored = client.put_text(f"/v1/workflows/{name}", text, "application/yaml")
@@ -84,12 +85,12 @@ def check(
     """
     models = Catalogued(frozenset(files.read_catalog(settings_of(context).catalog.files).names))
     if len(paths) == 1 and not paths[0].is_dir():
-        typer.echo(_summary(checks.parse(_read(paths[0]), models)))
+        typer.echo(_summary(checks.parse(texts.read(paths[0]), models)))
         return
     invalid = 0
     for path, listed in _found(paths):
         try:
-            document = source.read(_read(path))
+            document = source.read(texts.read(path))
             if listed and not _is_workflow(document.data):
                 notes().print(f"{path}: not a workflow, skipped", style="dim", markup=False, soft_wrap=True)
                 continue
@@ -121,7 +122,7 @@ def diff(
     is_file = "." in subject or "/" in subject
     with connected(settings_of(context)) as client:
         if is_file:
-            definition = checks.parse(_read(Path(subject)))
+            definition = checks.parse(texts.read(Path(subject)))
             stored = client.get(f"/v1/workflows/{old or definition.workflow}")
             changes = differences.between(stored["definition"], definition.document())
             found = {"name": stored["name"], "old": stored["version"], "new": subject}
@@ -192,9 +193,3 @@ def _number(text: str | None, name: str) -> int | None:
     if text is not None and not text.isdecimal():
         raise InvalidInput([Problem(name, f"{text!r} is not a version", "a number")], "version")
     return None if text is None else int(text)
-
-
-def _read(file: Path) -> str:
-    if not file.is_file():
-        raise NotFound("file", str(file))
-    return file.read_text(encoding="utf-8")

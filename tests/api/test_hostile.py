@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.fleet import views
 from app.workflows.language import source
 
 JSON = {"Content-Type": "application/json"}
@@ -76,3 +77,65 @@ def test_bodies_are_read_off_the_event_loop(client: TestClient, monkeypatch: pyt
     monkeypatch.setattr(source, "read", noted)
     assert client.post("/v1/runs", content=given("1"), headers=JSON).status_code == 202
     assert on_a_loop == [False]
+
+
+UNSTORABLE: dict[str, tuple[str, str, bytes]] = {
+    "a version beyond integers": ("GET", f"/v1/workflows/support-triage?version={2**31}", b""),
+    "a version of 31 digits": ("GET", f"/v1/workflows/support-triage?version={10**30}", b""),
+    "versions to compare": ("GET", f"/v1/workflows/support-triage/diff?old={2**63}", b""),
+    "a long name of a workflow": ("POST", f"/v1/workflows/{'x' * 5000}/pause", b"{}"),
+    "NUL in a filter": ("POST", "/v1/bulk/cancel", rb'{"workflow": "\u0000"}'),
+    "half a character in a filter": ("POST", "/v1/bulk/retry", rb'{"workflow": "\ud800"}'),
+    "half a character in a label": ("POST", "/v1/bulk/retry", rb'{"labels": {"a": "\ud800"}}'),
+    "NUL in a model": ("POST", "/v1/pools/stop", rb'{"model": "\u0000"}'),
+    "half a character in a model": ("POST", "/v1/pools/stop", rb'{"model": "\ud800"}'),
+    "a schedule's version": (
+        "PUT",
+        "/v1/schedules/s",
+        b'{"schedule": "s", "workflow": "support-triage", "every": "1d", "version": %d}' % 2**31,
+    ),
+    "a schedule before the calendar": (
+        "PUT",
+        "/v1/schedules/s",
+        b'{"schedule": "s", "workflow": "support-triage", "every": "1d", "start": "0001-01-01T00:00:00+14:00"}',
+    ),
+    "a schedule after the calendar": (
+        "PUT",
+        "/v1/schedules/s",
+        b'{"schedule": "s", "workflow": "support-triage", "every": "1d", "end": "9999-12-31T23:59:59-14:00"}',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSTORABLE)
+def test_what_the_database_cannot_hold_is_refused(name: str, client: TestClient) -> None:
+    method, path, body = UNSTORABLE[name]
+    answer = client.request(method, path, content=body, headers=JSON)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"workflow": [%s]}' % (b'"' + b"x" * 50_000 + b'"'),
+        b"{%s}" % b",".join(b'"k%d": 1' % number for number in range(5000)),
+        b'{"states": [%s]}' % b",".join([b'"%s"' % (b"x" * 50)] * 1000),
+    ],
+    ids=["a long value", "many fields", "many values"],
+)
+def test_an_answer_does_not_repeat_a_long_input(body: bytes, client: TestClient) -> None:
+    answer = client.post("/v1/bulk/cancel", content=body, headers=JSON)
+    assert answer.status_code == 422
+    assert len(answer.json()["errors"]) <= 1000
+    assert len(answer.content) < 350_000
+    definition = client.put("/v1/workflows/w", json={**NOOP, "workflow": "w", "retention": "x" * 50_000})
+    assert definition.status_code == 422
+    assert len(definition.content) < 30_000
+
+
+def test_a_namespace_that_is_forgotten_at_once_is_answered(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "accounts", lambda _: [])
+    answer = client.put("/v1/namespaces/brief", json={})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["held_bytes"] == 0

@@ -133,6 +133,10 @@ class Schedule(SchedulePart):
     def _is_triggered(self) -> Schedule:
         if (self.cron is None) == (self.every is None):
             raise ValueError("a schedule has either 'cron' or 'every'")
+        try:
+            _ = self.starts, self.ends
+        except OverflowError:
+            raise ValueError("in UTC, 'start' and 'end' lie within the years 1 to 9999") from None
         return self
 
     @property
