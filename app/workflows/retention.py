@@ -22,7 +22,7 @@ from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, RowsLocked
 from app.workflows import garbage
 from app.workflows.runs import store, transactions
-from app.workflows.runs.service import MAX_DEPTH
+from app.workflows.runs.submission import MAX_DEPTH
 from app.workflows.runs.sweep import InTime
 
 _log = log.get(__name__)

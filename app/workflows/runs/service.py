@@ -52,8 +52,6 @@ from app.workflows.state_machine.states import FINAL_RUNS, HELD_STEPS, RunState,
 
 _log = log.get(__name__)
 
-#: Workflows that call each other, at the most.
-MAX_DEPTH = 16
 #: Why a called run is cancelled.
 CALLER_STOPPED = "the step that called it was stopped"
 
@@ -275,9 +273,11 @@ class Runs:
             if child.state == RunState.SUCCEEDED:
                 change.succeed(row.key, row.attempt, child.output, usage)
             else:
-                why = (child.error or {}).get("message") or "no step says why"
+                reason, why = FailureReason.CHILD_FAILED, (child.error or {}).get("message") or "no step says why"
+                if submission.TOO_DEEP in why:  # no level tries that again: each would multiply the runs below it
+                    reason, why = FailureReason.INVALID_REQUEST, submission.TOO_DEEP
                 message = f"run {run_id} of {child.workflow} ended {child.state}: {why}"
-                self._fail(change, row.key, row.attempt, FailureReason.CHILD_FAILED, message, usage=usage)
+                self._fail(change, row.key, row.attempt, reason, message, usage=usage)
             self.written(work, change)
         return True
 
@@ -448,9 +448,8 @@ class Runs:
 
     def _call(self, work: UnitOfWork, change: RunChange, claim: Claim, called: Called) -> None:
         row = change.run_row
-        if row.depth + 1 > MAX_DEPTH:
-            message = f"workflows call each other more than {MAX_DEPTH} deep"
-            self._fail(change, claim.key, claim.attempt, FailureReason.INVALID_REQUEST, message)
+        if row.depth + 1 > submission.MAX_DEPTH:
+            self._fail(change, claim.key, claim.attempt, FailureReason.INVALID_REQUEST, submission.TOO_DEEP)
             return
         labels = namespaces.inherited(row.labels)
         asked = Submission(called.definition, called.inputs, called.version, row.priority, rank=row.rank, labels=labels)

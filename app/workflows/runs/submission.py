@@ -40,6 +40,10 @@ from app.workflows.runs.change import queue_of
 from app.workflows.runs.payloads import PayloadLimits, as_json
 from app.workflows.state_machine.states import RunState
 
+#: Workflows that call each other, at most, and the failure of a call beyond that.
+MAX_DEPTH = 16
+TOO_DEEP = f"workflows call each other more than {MAX_DEPTH} deep"
+
 #: The errors of a run that is one too many.
 TOO_MANY = (ConcurrencyLimitReached,)
 

@@ -356,6 +356,18 @@ def test_workflows_that_call_themselves_come_to_an_end(hands: Hands) -> None:
     assert "more than 16 deep" in hands.run(run_id).error["message"]
 
 
+def test_a_workflow_that_calls_itself_is_not_retried_at_each_level(hands: Hands) -> None:
+    """With a retry at each level, one submission would start 3^15 runs."""
+    store(hands, flow("\n  - {id: again, kind: workflow, workflow: own}", name="own"))
+    run_id = hands.submit(flow("\n  - {id: call, kind: workflow, workflow: own}"))
+    hands.work()
+
+    with hands.runs.database.work() as work:
+        assert work.rows(text("SELECT count(*) AS runs FROM run"))[0].runs <= 17
+    assert hands.run(run_id).state == "failed"
+    assert "more than 16 deep" in hands.run(run_id).error["message"]
+
+
 def test_items_can_call_workflows(hands: Hands) -> None:
     store(hands, CHILD)
     run_id = hands.submit(
