@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api import problems, threads
+from app.api import bodies, problems, threads
 from app.api.services import InjectedServices, Services
 from app.kernel.errors import NotFound, Unavailable
 from app.workflows.runs import control, views
@@ -92,10 +92,16 @@ def history(
     return HistoryOut(events=found, next_after=found[-1].id if len(rows) > limit else None)
 
 
-@router.post("", status_code=202, summary="Send an event to a run", responses=problems.documented(404, 409, 413, 422))
+@router.post(
+    "",
+    status_code=202,
+    summary="Send an event to a run",
+    responses=problems.documented(404, 409, 413, 415, 422),
+    openapi_extra=bodies.documented_as(EventIn),
+)
 def send(
     run_id: UUID,
-    event: EventIn,
+    event: Annotated[EventIn, bodies.of(EventIn)],
     services: InjectedServices,
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,

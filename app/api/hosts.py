@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api import problems
+from app.api import bodies, problems
 from app.api.services import InjectedServices
 from app.fleet import views
 from app.fleet.rows import HostState
@@ -72,8 +72,13 @@ def page(services: InjectedServices) -> HostList:
     return HostList(hosts=[out(host) for host in views.hosts(services.database)])
 
 
-@router.put("/{name}", summary="Open, cordon or drain a host", responses=problems.documented(404, 422))
-def mark(services: InjectedServices, name: str, body: MarkIn) -> HostOut:
+@router.put(
+    "/{name}",
+    summary="Open, cordon or drain a host",
+    responses=problems.documented(404, 413, 415, 422),
+    openapi_extra=bodies.documented_as(MarkIn),
+)
+def mark(services: InjectedServices, name: str, body: Annotated[MarkIn, bodies.of(MarkIn)]) -> HostOut:
     """Set the scheduling state: open, cordoned (no new pools), draining (its pools are moved or stopped)."""
     if body.state is HostState.LOST:
         raise InvalidInput(

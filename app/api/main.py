@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -111,6 +112,12 @@ ROUTERS = (
     namespaces.router,
     dead_letters.router,
     health.router,
+)
+
+#: Types that FastAPI does not find in the signatures of endpoints.
+_BODIES: tuple[type[BaseModel], ...] = (
+    *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
+    *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
 )
 
 _DESCRIPTION = """
@@ -240,7 +247,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             license_info=app.license_info,
         )
         schemas = document["components"]["schemas"]
-        for body in (runs.RunIn, Definition, Schedule, problems.ProblemOut):
+        for body in _BODIES:
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[body.__name__] = schema

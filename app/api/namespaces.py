@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access import accounts
 from app.access.accounts import NamespaceAccount
-from app.api import problems
+from app.api import bodies, problems
 from app.api.services import InjectedServices
 from app.fleet import views
 from app.kernel import clock
@@ -61,8 +62,13 @@ def page(services: InjectedServices) -> NamespaceList:
     return NamespaceList(namespaces=[_out(account) for account in views.accounts(services.database)])
 
 
-@router.put("/{name}", summary="Limit a namespace", responses=problems.documented(422))
-def limit(services: InjectedServices, name: str, body: LimitsIn) -> NamespaceOut:
+@router.put(
+    "/{name}",
+    summary="Limit a namespace",
+    responses=problems.documented(413, 415, 422),
+    openapi_extra=bodies.documented_as(LimitsIn),
+)
+def limit(services: InjectedServices, name: str, body: Annotated[LimitsIn, bodies.of(LimitsIn)]) -> NamespaceOut:
     """
     Set the limits of a namespace. They replace the earlier ones; an empty object removes all limits.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api import explanations, problems
+from app.api import bodies, explanations, problems
 from app.api.explanations import ExplanationOut
 from app.api.services import InjectedServices
 from app.fleet import views
@@ -93,16 +93,28 @@ def page(
     return PoolList(pools=[out(pool) for pool in views.pools(services.database, model=model, ended=ended)])
 
 
-@router.post("", status_code=202, summary="Load a model", responses=problems.documented(404, 422))
-def start(services: InjectedServices, body: StartIn) -> ExplanationOut:
+@router.post(
+    "",
+    status_code=202,
+    summary="Load a model",
+    responses=problems.documented(404, 413, 415, 422),
+    openapi_extra=bodies.documented_as(StartIn),
+)
+def start(services: InjectedServices, body: Annotated[StartIn, bodies.of(StartIn)]) -> ExplanationOut:
     """Start a pool of a model. The answer is its current state; poll `GET /v1/fleet/explain` for updates."""
     model = services.catalog.get(body.model)
     services.operator_commands.start(model.name, keep=body.keep, pinned=body.pinned)
     return explanations.explain_model(services, model.name)
 
 
-@router.post("/stop", status_code=202, summary="Stop a model's pools", responses=problems.documented(404, 422))
-def stop_model(services: InjectedServices, body: StopIn) -> PoolList:
+@router.post(
+    "/stop",
+    status_code=202,
+    summary="Stop a model's pools",
+    responses=problems.documented(404, 413, 415, 422),
+    openapi_extra=bodies.documented_as(StopIn),
+)
+def stop_model(services: InjectedServices, body: Annotated[StopIn, bodies.of(StopIn)]) -> PoolList:
     """Stop all pools of a model, and no longer keep it running. Later demand starts it again."""
     if not views.pools(services.database, model=body.model):
         services.catalog.get(body.model)  # raises NotFound; a model removed from the catalogue may still have pools

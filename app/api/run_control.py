@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api import problems
+from app.api import bodies, problems
 from app.api.runs import RunOut, out
 from app.api.services import InjectedServices
 from app.workflows.runs import control, views
@@ -106,9 +106,15 @@ def retry(run_id: UUID, services: InjectedServices) -> RunStateOut:
 
 
 @router.post(
-    "/v1/runs/{run_id}/fork", status_code=202, summary="Fork", responses=problems.documented(404, 409, 413, 422)
+    "/v1/runs/{run_id}/fork",
+    status_code=202,
+    summary="Fork",
+    responses=problems.documented(404, 409, 413, 415, 422),
+    openapi_extra=bodies.documented_as(ForkIn),
 )
-def fork(run_id: UUID, body: ForkIn, services: InjectedServices, response: Response) -> RunOut:
+def fork(
+    run_id: UUID, body: Annotated[ForkIn, bodies.of(ForkIn)], services: InjectedServices, response: Response
+) -> RunOut:
     """
     Run a finished run again from a step on, as a new run.
 
@@ -134,14 +140,24 @@ def cancel_step(run_id: UUID, key: str, services: InjectedServices) -> StepState
     return StepStateOut(key=key, state=control.cancel_step(services.runs, run_id, key))
 
 
-@router.post("/v1/bulk/cancel", summary="Cancel many runs", responses=problems.documented(422))
-def cancel_all(which: FilterIn, services: InjectedServices) -> BulkOut:
+@router.post(
+    "/v1/bulk/cancel",
+    summary="Cancel many runs",
+    responses=problems.documented(413, 415, 422),
+    openapi_extra=bodies.documented_as(FilterIn),
+)
+def cancel_all(which: Annotated[FilterIn, bodies.of(FilterIn)], services: InjectedServices) -> BulkOut:
     """Cancel every open run that matches the filter, the oldest first."""
     return _bulk(control.cancel_all(services.runs, _filter(which)))
 
 
-@router.post("/v1/bulk/retry", summary="Retry many runs", responses=problems.documented(422))
-def retry_all(which: FilterIn, services: InjectedServices) -> BulkOut:
+@router.post(
+    "/v1/bulk/retry",
+    summary="Retry many runs",
+    responses=problems.documented(413, 415, 422),
+    openapi_extra=bodies.documented_as(FilterIn),
+)
+def retry_all(which: Annotated[FilterIn, bodies.of(FilterIn)], services: InjectedServices) -> BulkOut:
     """Retry every failed or cancelled run that matches the filter, the oldest first."""
     return _bulk(control.retry_all(services.runs, _filter(which)))
 

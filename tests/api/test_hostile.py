@@ -61,7 +61,28 @@ def test_nul_in_an_address_is_refused(path: str, client: TestClient) -> None:
     assert "NUL" in answer.text
 
 
-def test_bodies_are_read_off_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+RUN = "/v1/runs/00000000-0000-7000-8000-000000000000"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/runs"),
+        ("POST", f"{RUN}/events"),
+        ("POST", f"{RUN}/fork"),
+        ("POST", "/v1/bulk/cancel"),
+        ("POST", "/v1/bulk/retry"),
+        ("POST", "/v1/pools"),
+        ("POST", "/v1/pools/stop"),
+        ("PUT", "/v1/hosts/a"),
+        ("PUT", "/v1/namespaces/a"),
+        ("PUT", "/v1/schedules/a"),
+        ("PUT", "/v1/workflows/a"),
+    ],
+)
+def test_every_body_is_bounded_and_read_off_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
     on_a_loop = []
     read = source.read
 
@@ -75,8 +96,9 @@ def test_bodies_are_read_off_the_event_loop(client: TestClient, monkeypatch: pyt
         return read(*arguments)
 
     monkeypatch.setattr(source, "read", noted)
-    assert client.post("/v1/runs", content=given("1"), headers=JSON).status_code == 202
-    assert on_a_loop == [False]
+    for body in (b"[" * 500, b'{"name": 1, "name": 2}'):
+        assert client.request(method, path, content=body, headers=JSON).status_code == 422
+    assert on_a_loop == [False, False]
 
 
 UNSTORABLE: dict[str, tuple[str, str, bytes]] = {
