@@ -46,7 +46,7 @@ RequestBody = Annotated[DefinitionSource, Depends(_read)]
 
 def of(model: type[M]) -> Any:
     """
-    A dependency: the JSON body as `model`, read and validated on a thread under the bounds of every other body.
+    A dependency: the body as `model`, read and validated on a thread under the bounds of every other body.
 
     FastAPI's own way reads and validates on the event loop, and knows no bounds.
     """
@@ -66,10 +66,9 @@ def documented_as(model: type[BaseModel]) -> dict[str, Any]:
     return documented({"$ref": f"#/components/schemas/{model.__name__}"}, {})
 
 
-def documented(schema: dict[str, Any], examples: dict[str, Any], *, yaml: bool = True) -> dict[str, Any]:
+def documented(schema: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
     """The request body of an operation, for its OpenAPI document."""
     content: dict[str, Any] = {"schema": schema}
     if examples:
         content["examples"] = {name: {"value": value} for name, value in examples.items()}
-    types = (JSON, YAML) if yaml else (JSON,)
-    return {"requestBody": {"required": True, "content": dict.fromkeys(types, content)}}
+    return {"requestBody": {"required": True, "content": dict.fromkeys((JSON, YAML), content)}}

@@ -111,10 +111,10 @@ def port(services: Services) -> Iterator[int]:
     startup = server.startup
 
     async def started(*arguments: object, **more: object) -> None:
-        await startup(*arguments, **more)  # type: ignore[arg-type]
+        await startup(*arguments, **more)  # type: ignore[arg-type] # passed on as they came
         began.set()
 
-    server.startup = started  # type: ignore[method-assign]
+    server.startup = started  # type: ignore[method-assign] # to know when it serves
     thread = threading.Thread(target=server.run)
     thread.start()
     assert began.wait(30)

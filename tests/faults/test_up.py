@@ -131,8 +131,8 @@ def test_everything_follows_a_server_that_moves(data_dir: Path, tmp_path: Path) 
             stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             until(lambda stranger=stranger, port=endpoint.port: takes(stranger, port))  # type: ignore[misc] # as above
             process.send_signal(signal.SIGCONT)
-            until(lambda name=name: f"{name} has moved to port" in (tmp_path / "said.txt").read_text())  # type: ignore[misc]
-            until(lambda pool=pool: pid_file.birth(pool.pid) is None)  # type: ignore[misc]
+            until(lambda name=name: f"{name} has moved to port" in (tmp_path / "said.txt").read_text())  # type: ignore[misc] # as above
+            until(lambda pool=pool: pid_file.birth(pool.pid) is None)  # type: ignore[misc] # as above
             assert_works(client)
         process.send_signal(signal.SIGINT)
         until(lambda: process.poll() is not None)
