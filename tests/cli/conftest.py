@@ -39,7 +39,7 @@ def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, settings
     commands = OperatorCommands(database, lambda: None)
     catalog = files.read_catalog(settings.catalog.files)
     services = Services(settings, database, publisher, runs, catalog, Devices(settings.fleet), commands)
-    with _served(services) as url:
+    with serving(services) as url:
 
         def run(*arguments: str | Path, exits: int = 0) -> Result:
             line = ["--set", f"api.url={url}", *(str(argument) for argument in arguments)]
@@ -53,7 +53,8 @@ def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, settings
 
 
 @contextmanager
-def _served(services: Services) -> Iterator[str]:
+def serving(services: Services) -> Iterator[str]:
+    """An API that listens, as its URL. It runs without its lifespan, whose end would close the session's database."""
     server = uvicorn.Server(uvicorn.Config(serve(services), port=0, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()

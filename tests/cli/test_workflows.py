@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from app.api.main import serve
 from app.api.services import Services
 from app.catalog import files
 from app.cli.workflows import app
@@ -28,6 +24,7 @@ from app.scheduler.operator_commands import OperatorCommands
 from app.workflows import registry
 from app.workflows.language import check, schema
 from app.workflows.runs.service import Runs
+from tests.cli.conftest import serving
 
 ONE = """
 workflow: greet
@@ -52,16 +49,8 @@ def address(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path
         registry.put(database, "greet", check.parse(text))
     settings = Settings(data_dir=tmp_path)
     devices, commands = Devices(settings.fleet), OperatorCommands(database, lambda: None)
-    made = serve(Services(settings, database, publisher, runs, files.read_catalog(), devices, commands))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        # Without the lifespan, whose end would close the database of the test session.
-        server = uvicorn.Server(uvicorn.Config(made, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with serving(Services(settings, database, publisher, runs, files.read_catalog(), devices, commands)) as url:
+        yield url
 
 
 @pytest.fixture
