@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from app.fleet.pool import COMING, PoolState
-from app.scheduler.cluster import Cluster, Configuration, Demand, Device, DeviceState, Pool, charges
-from app.scheduler.placement import Action, Plan, Purpose, StartPool, StopMode, StopPool
+from app.scheduler.planner.cluster import Cluster, Configuration, Demand, Device, DeviceState, Pool, charges
+from app.scheduler.planner.placement import Action, Plan, Purpose, StartPool, StopMode, StopPool
 
 Bytes = Mapping[str, int]
 

@@ -28,8 +28,8 @@ from app.fleet.ledger import rules as books
 from app.fleet.ledger.reservation import Ledger, ReservationRefused, ReservationRequest, ReservedCapacity
 from app.fleet.pool import COMING, PoolState
 from app.kernel.priority import Priority
-from app.scheduler.cluster import Cluster, Configuration, Demand, DeviceState, Pool
-from app.scheduler.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
+from app.scheduler.planner.cluster import Cluster, Configuration, Demand, DeviceState, Pool
+from app.scheduler.planner.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 from benchmarks.fleet_values import EPOCH, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
 
 #: No lease runs out here, and no agent is replaced.

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
-from app.scheduler.cluster import Account, Cluster, Configuration, Demand, Device, RequestRate
-from app.scheduler.placement import Plan
+from app.scheduler.planner.cluster import Account, Cluster, Configuration, Demand, Device, RequestRate
+from app.scheduler.planner.placement import Plan
 
 EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 #: Tokens of a prompt that take as long as one token of an answer.

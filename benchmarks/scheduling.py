@@ -30,9 +30,9 @@ from rich.table import Table
 from app.kernel import clock
 from app.kernel.priority import Priority
 from app.kernel.settings import PoolSettings
-from app.scheduler.cluster import Cluster, Configuration, Demand
-from app.scheduler.placement import Plan, plan
-from app.scheduler.policy import PlacementPolicy
+from app.scheduler.planner.cluster import Cluster, Configuration, Demand
+from app.scheduler.planner.placement import Plan, plan
+from app.scheduler.planner.policy import PlacementPolicy
 from benchmarks.fleet_baselines import Exclusive, Lru, Ollama, Static
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Outcome, Planner, Request, Workload

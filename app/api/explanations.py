@@ -14,7 +14,7 @@ from app.inference import demand
 from app.inference.demand import Asker
 from app.kernel.errors import InvalidInput, Problem
 from app.scheduler import reconcile
-from app.scheduler.explanation import Condition
+from app.scheduler.planner.explanation import Condition
 from app.workflows.state_machine.states import StepState
 
 router = APIRouter(prefix="/v1/fleet", tags=["fleet"])

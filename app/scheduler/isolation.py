@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from app.scheduler.cluster import Cluster, Configuration, Demand
+from app.scheduler.planner.cluster import Cluster, Configuration, Demand
 
 T = TypeVar("T")
 

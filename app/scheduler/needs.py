@@ -14,10 +14,8 @@ from datetime import timedelta
 
 from app.catalog.model import Model
 from app.footprint.layout import KnownLayout
-from app.scheduler.cluster import Configuration, Layout, Packing, Reserve
+from app.scheduler.planner.cluster import CPU, SIMULATED, Configuration, Layout, Packing, Reserve
 
-#: The type of the host's RAM, and that of devices that are not there.
-CPU, SIMULATED = "cpu", "simulated"
 #: Keys of an entry that change nothing of what is loaded.
 _TOLD = {"name", "description", "licence", "use_cases", "pools", "simulated"}
 #: From the start of a process until it begins to load.

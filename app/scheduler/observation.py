@@ -28,8 +28,17 @@ from app.kernel.errors import DatabaseUnreachable
 from app.kernel.guard import LoopGuard
 from app.kernel.priority import Priority
 from app.scheduler import needs
-from app.scheduler.cluster import Account, Cluster, Configuration, Device, DeviceKind, DeviceState, Pool, RequestRate
 from app.scheduler.needs import OperatorTarget
+from app.scheduler.planner.cluster import (
+    Account,
+    Cluster,
+    Configuration,
+    Device,
+    DeviceKind,
+    DeviceState,
+    Pool,
+    RequestRate,
+)
 
 T = TypeVar("T")
 

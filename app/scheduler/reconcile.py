@@ -30,15 +30,16 @@ from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.guard import LoopGuard
 from app.kernel.priority import Priority
-from app.scheduler import defragmentation as defragmenting
-from app.scheduler import explanation, observation, placement
-from app.scheduler.cluster import Cluster, Demand
-from app.scheduler.defragmentation import Defragmentation
-from app.scheduler.explanation import Condition, Explanation
+from app.scheduler import observation
 from app.scheduler.isolation import isolated
 from app.scheduler.needs import OperatorTarget
 from app.scheduler.observation import InFlight, Observation
-from app.scheduler.placement import Action, GrantReserve, Plan, Refusal, StartPool
+from app.scheduler.planner import defragmentation as defragmenting
+from app.scheduler.planner import explanation, placement
+from app.scheduler.planner.cluster import Cluster, Demand
+from app.scheduler.planner.defragmentation import Defragmentation
+from app.scheduler.planner.explanation import Condition, Explanation
+from app.scheduler.planner.placement import Action, GrantReserve, Plan, Refusal, StartPool
 from app.scheduler.reconcile_pass import ReconcilePass, ReconcileTimes
 
 #: Held by the one that reconciles.

@@ -17,8 +17,8 @@ from app.fleet.ledger.session import LedgerSession, next_epoch
 from app.fleet.pool import Desired
 from app.kernel import ids, log
 from app.kernel.database import UnitOfWork
-from app.scheduler.cluster import Cluster
-from app.scheduler.placement import Action, DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool
+from app.scheduler.planner.cluster import Cluster
+from app.scheduler.planner.placement import Action, DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool
 
 _log = log.get(__name__)
 

@@ -46,6 +46,7 @@ from app.kernel.fleet_settings import FleetSettings
 from app.kernel.process import Child, end_all
 from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, RunSettings, Settings, environment_of
 from app.scheduler import needs
+from app.scheduler.planner.cluster import CPU
 from app.workflows.language import check
 from app.workflows.runs import views
 from app.workflows.runs.service import Runs
@@ -321,7 +322,7 @@ class Stage:
         """A pool of the small model that begins to start. The stage is its agent: it never gives its bytes back."""
         pools = self.settings.pools.model_copy(update={"drain_timeout": drain})
         hosts = Hosts(self.database, agent_lease=timedelta(hours=1), pool_lease=self.settings.fleet.lease)
-        agent = hosts.join("stage", "stage", 2, declared("stage", size=2**40, kind="cpu", type_=needs.CPU), {})
+        agent = hosts.join("stage", "stage", 2, declared("stage", size=2**40, kind="cpu", type_=CPU), {})
         model = files.read_catalog().get(MODEL)
         id_ = granted(
             self.database,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
-from app.scheduler.cluster import (
+from app.scheduler.planner.cluster import (
     Account,
     Cluster,
     Configuration,
@@ -29,7 +29,7 @@ from app.scheduler.cluster import (
     charges,
     promises,
 )
-from app.scheduler.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
+from app.scheduler.planner.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 GB = 10**9

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
-from app.scheduler.cluster import Cluster, Demand
-from app.scheduler.explanation import Condition, Explanation, explain
-from app.scheduler.placement import plan
+from app.scheduler.planner.cluster import Cluster, Demand
+from app.scheduler.planner.explanation import Condition, Explanation, explain
+from app.scheduler.planner.placement import plan
 from tests.scheduler.clusters import GB, NOW, gpu, model, pool, seconds, waits
 
 M = model("m", 14)

@@ -16,7 +16,7 @@ from app.fleet.backoff import Backoff
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import COMING, PoolState
 from app.kernel.priority import Priority
-from app.scheduler.cluster import (
+from app.scheduler.planner.cluster import (
     Account,
     Cluster,
     Configuration,
@@ -28,7 +28,7 @@ from app.scheduler.cluster import (
     Reserve,
     charges,
 )
-from app.scheduler.placement import (
+from app.scheduler.planner.placement import (
     DropReserve,
     GrantReserve,
     MovePool,
@@ -40,7 +40,7 @@ from app.scheduler.placement import (
     StopPool,
     plan,
 )
-from app.scheduler.policy import PlacementPolicy
+from app.scheduler.planner.policy import PlacementPolicy
 from tests.scheduler.clusters import GB, NOW, Case, applied, cases, gpu, model, pool, ram, seconds, waits
 
 POLICY = PlacementPolicy()

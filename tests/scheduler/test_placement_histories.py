@@ -25,7 +25,7 @@ from app.fleet.ledger.reservation import (
 from app.fleet.pool import PoolState
 from app.kernel.errors import LeaseLost
 from app.kernel.priority import Priority
-from app.scheduler.cluster import (
+from app.scheduler.planner.cluster import (
     Cluster,
     Configuration,
     Demand,
@@ -36,8 +36,8 @@ from app.scheduler.cluster import (
     Reserve,
     charges,
 )
-from app.scheduler.placement import DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool, plan
-from app.scheduler.policy import PlacementPolicy
+from app.scheduler.planner.placement import DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool, plan
+from app.scheduler.planner.policy import PlacementPolicy
 from benchmarks import fleet_workloads
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Failure, Outcome, Request, Workload

@@ -24,11 +24,11 @@ from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, LeaseLost, NotFound
 from app.kernel.priority import Priority
 from app.scheduler import needs, reconcile
-from app.scheduler.cluster import Cluster
 from app.scheduler.needs import OperatorTarget
 from app.scheduler.observation import InFlight
 from app.scheduler.operator_commands import OperatorCommands
-from app.scheduler.placement import Action, StartPool
+from app.scheduler.planner.cluster import Cluster
+from app.scheduler.planner.placement import Action, StartPool
 from app.scheduler.reconcile import FleetDemand, Waiting
 from app.scheduler.reconcile_pass import ReconcilePass, ReconcileTimes
 from tests.fleet.granting import LEASE

@@ -33,6 +33,7 @@ from app.kernel.fleet_settings import FleetSettings
 from app.kernel.settings import Settings
 from app.kernel.sizes import rounded
 from app.scheduler import needs
+from app.scheduler.planner.cluster import CPU, SIMULATED
 
 #: Part of the RAM that pools may hold unless the settings say how much.
 _RAM = 0.8
@@ -60,8 +61,8 @@ def id_of(host: str, device: MeasuredDevice) -> str:
 def type_of(device: MeasuredDevice) -> str:
     """What footprints are kept for."""
     if device.kind is HardwareKind.CPU:
-        return needs.CPU
-    return needs.SIMULATED if device.kind is HardwareKind.SIMULATED else device.model
+        return CPU
+    return SIMULATED if device.kind is HardwareKind.SIMULATED else device.model
 
 
 def declared(host: str, inventory: Inventory, settings: FleetSettings) -> list[Declared]:
@@ -232,7 +233,7 @@ def layouts(
             by_type.setdefault(type_of(device), []).append(device)
     for type_, devices in by_type.items():
         most = 1 if devices[0].parent else len(devices)
-        for count in [0] if type_ == needs.CPU else [n for n in _SPLITS if n <= most]:
+        for count in [0] if type_ == CPU else [n for n in _SPLITS if n <= most]:
             identity = identity_on(devices[:count])
             read = identity.header
             best = estimate.estimate(identity, database, host, dry=False).best

@@ -28,6 +28,7 @@ from app.kernel.broker import model_queue
 from app.kernel.errors import ArrieroError, Conflict, DatabaseUnreachable, LeaseLost, MemoryNotEnough
 from app.kernel.settings import Settings
 from app.scheduler import needs
+from app.scheduler.planner.cluster import CPU
 from workers.application import Application
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions, Lora
@@ -170,7 +171,7 @@ class _Pool:
         options = options_of(model, self.settings, gpus=bool(uuids), threads=self.grant.threads)
         # The engine's thread waits for no other thread of Python for longer than this.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        device = ",".join(uuids) or needs.CPU
+        device = ",".join(uuids) or CPU
         measuring = self._measuring = Measuring(self.settings, header.read(path), options, device)
         self.status.enter(PoolPhase.MEASURING)
         self._claim(measuring.expect())

@@ -11,11 +11,10 @@ from datetime import datetime, timedelta
 
 from app.fleet.backoff import Backoff
 from app.kernel.sizes import rounded
-from app.scheduler.cluster import Account, Cluster, Configuration, DeviceState, Pool
-from app.scheduler.needs import SIMULATED
-from app.scheduler.option import Option
-from app.scheduler.pressure import ConfigurationDemand, load_of
-from app.scheduler.room import DeviceSet, Room
+from app.scheduler.planner.cluster import SIMULATED, Account, Cluster, Configuration, DeviceState, Pool
+from app.scheduler.planner.option import Option
+from app.scheduler.planner.pressure import ConfigurationDemand, load_of
+from app.scheduler.planner.room import DeviceSet, Room
 
 NOBODY_WAITS = "nobody waits for it any more"
 

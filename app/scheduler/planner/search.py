@@ -21,11 +21,11 @@ from itertools import islice
 
 from app.fleet.backoff import Backoff
 from app.fleet.pool import PoolState
-from app.scheduler.cluster import NOTHING, Cluster, Configuration, DeviceState, Layout, Packing, Pool
-from app.scheduler.option import Option
-from app.scheduler.policy import PlacementPolicy
-from app.scheduler.pressure import NO_RANK, ConfigurationDemand, load_of, nothing
-from app.scheduler.room import DeviceSet, Room
+from app.scheduler.planner.cluster import NOTHING, Cluster, Configuration, DeviceState, Layout, Packing, Pool
+from app.scheduler.planner.option import Option
+from app.scheduler.planner.policy import PlacementPolicy
+from app.scheduler.planner.pressure import NO_RANK, ConfigurationDemand, load_of, nothing
+from app.scheduler.planner.room import DeviceSet, Room
 
 #: States in which a pool's bytes can be promised to others.
 _YIELDING = frozenset({PoolState.SERVING, PoolState.DRAINING})

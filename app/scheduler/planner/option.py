@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.scheduler.cluster import Layout, Pool
-from app.scheduler.room import DeviceSet
+from app.scheduler.planner.cluster import Layout, Pool
+from app.scheduler.planner.room import DeviceSet
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
 
+#: The type of a host's RAM, and that of simulated devices.
+CPU, SIMULATED = "cpu", "simulated"
 NOTHING = timedelta(0)
 
 

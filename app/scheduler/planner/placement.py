@@ -20,13 +20,13 @@ from enum import StrEnum
 
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
-from app.scheduler import pressure, reasons
-from app.scheduler.cluster import Cluster, Configuration, Demand, DeviceState, Pool
-from app.scheduler.option import Option
-from app.scheduler.policy import PlacementPolicy
-from app.scheduler.pressure import ConfigurationDemand
-from app.scheduler.room import DeviceSet, Room
-from app.scheduler.search import Search
+from app.scheduler.planner import pressure, reasons
+from app.scheduler.planner.cluster import Cluster, Configuration, Demand, DeviceState, Pool
+from app.scheduler.planner.option import Option
+from app.scheduler.planner.policy import PlacementPolicy
+from app.scheduler.planner.pressure import ConfigurationDemand
+from app.scheduler.planner.room import DeviceSet, Room
+from app.scheduler.planner.search import Search
 
 
 class Purpose(StrEnum):

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from app.scheduler.cluster import Account, Configuration, Demand
-from app.scheduler.policy import PlacementPolicy
+from app.scheduler.planner.cluster import Account, Configuration, Demand
+from app.scheduler.planner.policy import PlacementPolicy
 
 #: Seconds before the last moment at which a start meets the target, and after it.
 _BEFORE, _AFTER = 1.0, 1.0

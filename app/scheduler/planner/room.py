@@ -17,7 +17,7 @@ from itertools import combinations, islice
 
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import COMING, PoolState
-from app.scheduler.cluster import (
+from app.scheduler.planner.cluster import (
     Cluster,
     Configuration,
     Device,
@@ -29,7 +29,7 @@ from app.scheduler.cluster import (
     charges,
     promises,
 )
-from app.scheduler.policy import PlacementPolicy
+from app.scheduler.planner.policy import PlacementPolicy
 
 DeviceSet = tuple[str, ...]
 

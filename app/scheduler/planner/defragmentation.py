@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from app.scheduler import pressure, reasons
-from app.scheduler.cluster import Cluster, Configuration, Demand, Layout, Pool
-from app.scheduler.option import Option
-from app.scheduler.placement import MovePool
-from app.scheduler.policy import PlacementPolicy
-from app.scheduler.room import DeviceSet, Room
-from app.scheduler.search import Search
+from app.scheduler.planner import pressure, reasons
+from app.scheduler.planner.cluster import Cluster, Configuration, Demand, Layout, Pool
+from app.scheduler.planner.option import Option
+from app.scheduler.planner.placement import MovePool
+from app.scheduler.planner.policy import PlacementPolicy
+from app.scheduler.planner.room import DeviceSet, Room
+from app.scheduler.planner.search import Search
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from app.fleet.pool import COMING, PoolState
-from app.scheduler import pressure, reasons
-from app.scheduler.cluster import Cluster, Configuration, Demand, Pool
-from app.scheduler.placement import Plan, StartPool
-from app.scheduler.policy import PlacementPolicy
-from app.scheduler.pressure import ConfigurationDemand
+from app.scheduler.planner import pressure, reasons
+from app.scheduler.planner.cluster import Cluster, Configuration, Demand, Pool
+from app.scheduler.planner.placement import Plan, StartPool
+from app.scheduler.planner.policy import PlacementPolicy
+from app.scheduler.planner.pressure import ConfigurationDemand
 
 
 class Condition(StrEnum):
