@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from app.fleet.pool import COMING, PoolState
-from app.scheduler.planner.cluster import Cluster, Configuration, Demand, Device, DeviceState, Pool, charges
+from app.scheduler.planner.cluster import Cluster, Configuration, Device, DeviceState, Pool, charges
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import Action, Plan, Purpose, StartPool, StopMode, StopPool
 
 Bytes = Mapping[str, int]
@@ -31,13 +32,13 @@ def start(configuration: str, sizes: Bytes, after: frozenset[str] = frozenset())
     return StartPool(configuration, sizes, Purpose.DEMAND, "rule", timedelta(0), after)
 
 
-def missing(fleet: Cluster, demand: Sequence[Demand]) -> list[str]:
+def missing(fleet: Cluster, demand: Sequence[WaitingSteps]) -> list[str]:
     """Configurations that are waited for and have no pool, the longest waited for first."""
     there = {p.configuration for p in fleet.pools if p.state in COMING}
     oldest: dict[str, datetime] = {}
     for one in demand:
-        if one.ready is None and one.configuration not in there:
-            oldest[one.configuration] = min(oldest.get(one.configuration, one.oldest), one.oldest)
+        if one.ready is None and one.model not in there:
+            oldest[one.model] = min(oldest.get(one.model, one.oldest), one.oldest)
     return sorted(oldest, key=lambda c: (oldest[c], c))
 
 
@@ -74,7 +75,7 @@ class Ollama:
     drain: float = math.inf
     victim: str | None = None
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime) -> Plan:
         pools = {p.id: p for p in fleet.pools}
         keep = timedelta(minutes=5)
         expired = [p for p in fleet.pools if p.state is PoolState.SERVING and not p.busy and now - p.used >= keep]
@@ -123,7 +124,7 @@ class Lru:
     drain: float = math.inf
     drains: bool = True
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], _now: datetime) -> Plan:
         if any(p.state is not PoolState.SERVING for p in fleet.pools):
             return Plan()
         room = free(fleet)
@@ -167,7 +168,7 @@ class Exclusive:
     by_class: bool = False
     drain: float = math.inf
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], _now: datetime) -> Plan:
         hosts: dict[str, list[Device]] = {}
         for d in fleet.devices:
             if d.state is DeviceState.SCHEDULABLE:
@@ -207,7 +208,7 @@ class Static:
     drain: float = math.inf
     homes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], _now: datetime) -> Plan:
         if not self.homes:
             used = {d.id: 0 for d in fleet.devices}
             for c in sorted(fleet.configurations, key=lambda c: -c.layouts[0].total_bytes):

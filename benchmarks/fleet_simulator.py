@@ -1,7 +1,7 @@
 """
 A fleet in simulated time: requests arrive, pools load, serve, drain and die, and a planner is asked what to do.
 
-The planner gets what it gets in production (`Fleet`, `Demand`, `now`) and answers with a `Plan`; what is granted goes
+The planner gets what it gets in production (`Cluster`, `WaitingSteps`, `now`) and answers with a `Plan`; grants go
 through the production ledger. The planner knows neither how long a request takes nor when the next one comes.
 After every change the bytes of live pools are compared with each device's capacity, and after every plan the ledger is
 asked for broken promises.
@@ -28,7 +28,8 @@ from app.fleet.ledger import rules as books
 from app.fleet.ledger.reservation import Ledger, ReservationRefused, ReservationRequest, ReservedCapacity
 from app.fleet.pool import COMING, PoolState
 from app.kernel.priority import Priority
-from app.scheduler.planner.cluster import Cluster, Configuration, Demand, DeviceState, Pool
+from app.scheduler.planner.cluster import Cluster, Configuration, DeviceState, Pool
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 from benchmarks.fleet_values import EPOCH, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
 
@@ -450,7 +451,7 @@ class Simulation:
             pools=tuple(self.seen(pool) for pool in self.pools.values()),
             configurations=tuple(self.configurations.values()),
             reserves=tuple(self.ledger.reserves.values()),
-            usage=self.statistics.usage(self.now),
+            rates=self.statistics.rates(self.now),
             accounts=self.statistics.accounts(self.now),
         )
 
@@ -477,7 +478,7 @@ class Simulation:
             namespace=pool.namespace,
         )
 
-    def demand(self) -> list[Demand]:
+    def demand(self) -> list[WaitingSteps]:
         waiting: dict[tuple[str, Priority, str], list[float]] = defaultdict(list)
         if self.waiting:
             for configuration, queue in self.queues.items():
@@ -492,9 +493,9 @@ class Simulation:
         found = [self.group(key, times) for key, times in waiting.items()]
         return found + [replace(self.group(key, times), ready=instant(min(times))) for key, times in soon.items()]
 
-    def group(self, key: tuple[str, Priority, str], times: Sequence[float]) -> Demand:
-        return Demand(
-            configuration=key[0],
+    def group(self, key: tuple[str, Priority, str], times: Sequence[float]) -> WaitingSteps:
+        return WaitingSteps(
+            model=key[0],
             priority=key[1],
             steps=len(times),
             oldest=instant(min(times)),

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
-from app.scheduler.planner.cluster import Account, Cluster, Configuration, Demand, Device, RequestRate
+from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import Plan
 
 EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
@@ -83,7 +84,7 @@ class Planner(Protocol):
     #: Seconds that a pool which is stopped may go on with its work.
     drain: float
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], now: datetime) -> Plan: ...
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime) -> Plan: ...
 
 
 @dataclass(slots=True)
@@ -180,12 +181,9 @@ class Statistics:
             for name, (had, seen) in self._attained.items()
         }
 
-    def usage(self, now: float) -> dict[str, RequestRate]:
+    def rates(self, now: float) -> dict[str, dict[Priority, float]]:
+        """By model and class, requests a second."""
         rates: dict[str, dict[Priority, float]] = defaultdict(dict)
         for (configuration, priority), (count, seen) in self._rates.items():
             rates[configuration][priority] = count / RATE_WINDOW * math.exp((seen - now) / RATE_WINDOW)
-        return {
-            configuration: RequestRate(total, {priority: rate / total for priority, rate in some.items()})
-            for configuration, some in rates.items()
-            if (total := sum(some.values())) > 0
-        }
+        return {model: some for model, some in rates.items() if sum(some.values()) > 0}

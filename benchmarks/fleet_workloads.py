@@ -19,21 +19,20 @@ from itertools import accumulate
 from pathlib import Path
 from random import Random
 
+from app.devices.device import HardwareKind
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import (
     Account,
     Cluster,
     Configuration,
-    Demand,
     Device,
-    DeviceKind,
     Layout,
     Packing,
     Pool,
-    RequestRate,
     Reserve,
 )
+from app.scheduler.planner.demand import WaitingSteps
 from benchmarks.fleet_values import EPOCH, Failure, Request, Workload
 
 GB = 10**9
@@ -58,10 +57,9 @@ def gpus(sizes: Sequence[float], per_host: int = 2) -> tuple[Device, ...]:
             id=f"gpu-{n}",
             name=f"gpu-{n}",
             host=f"host-{n // per_host}",
-            kind=DeviceKind.GPU,
+            kind=HardwareKind.SIMULATED,
             type="sim",
             capacity_bytes=int(size * GB),
-            simulated=True,
         )
         for n, size in enumerate(sizes)
     )
@@ -358,7 +356,7 @@ def mixed_fleet(rate: float) -> Scenario:
     return make
 
 
-def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple[Cluster, list[Demand], datetime]:
+def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple[Cluster, list[WaitingSteps], datetime]:
     """
     Hosts of eight devices of three types, nearly full, and steps that wait for every model, each in a group of its own.
 
@@ -372,10 +370,9 @@ def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple
             id=f"gpu-{n:04}",
             name=f"gpu-{n % 8}",
             host=f"host-{n // 8:03}",
-            kind=DeviceKind.GPU,
+            kind=HardwareKind.SIMULATED,
             type=types[n // 8 % 3],
             capacity_bytes=int(usable[types[n // 8 % 3]] * GB),
-            simulated=True,
         )
         for n in range(devices)
     )
@@ -412,17 +409,15 @@ def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple
                 last_used=now - timedelta(seconds=chance.uniform(0, 200)),
             )
         )
-    demand = []
+    waiting = []
     for _ in range(steps):
         since = now - timedelta(seconds=chance.expovariate(1 / 20))
         name, tenant = chance.choice(configurations).id, f"tenant-{chance.randrange(20)}"
-        demand.append(Demand(name, chance.choice(tuple(Priority)), 1, since, None, tenant))
-    usage = {
-        c.id: RequestRate(chance.uniform(0, 2), {Priority.INTERACTIVE: 0.5, Priority.BATCH: 0.5})
-        for c in configurations
-    }
+        waiting.append(WaitingSteps(name, chance.choice(tuple(Priority)), 1, since, None, tenant))
+    halves = {c.model: chance.uniform(0, 2) / 2 for c in configurations}
+    rates = {name: {Priority.INTERACTIVE: half, Priority.BATCH: half} for name, half in halves.items()}
     accounts = {f"tenant-{n}": Account(attained_seconds=chance.uniform(0, 1000)) for n in range(20)}
-    return Cluster(fleet, tuple(pools), tuple(configurations), usage=usage, accounts=accounts), demand, now
+    return Cluster(fleet, tuple(pools), tuple(configurations), rates=rates, accounts=accounts), waiting, now
 
 
 FOUR, TWO = (USABLE,) * 4, (USABLE,) * 2

@@ -43,7 +43,7 @@ from benchmarks.steps import servers
 #: Times that each job runs for a figure.
 ROUNDS = 7
 MODEL = "smollm2:135m"
-TERMS = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
+TIMES = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
 
 _COLUMNS = """
     id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, delegated, attempt, failures,
@@ -131,12 +131,12 @@ class Site:
     def jobs(self) -> dict[str, Callable[[], object]]:
         """What is done each second, by name."""
         return {
-            "demand": lambda: demand.asked(self.database, self.catalog, []),
+            "demand": lambda: demand.current(self.database, self.catalog, []),
             "reconcile": lambda: reconcile.reconcile(
-                self.database, lambda work: demand.read(work, self.catalog, []), TERMS
+                self.database, lambda work: demand.read(work, self.catalog, []), TIMES
             ),
             "defragment": lambda: reconcile.defragment(
-                self.database, lambda work: demand.read(work, self.catalog, []), TERMS
+                self.database, lambda work: demand.read(work, self.catalog, []), TIMES
             ),
             "agent's beat": lambda: self.hosts.beat("h", self.agent, [], [], []),
             "schedules": self.schedules.ready,

@@ -30,7 +30,8 @@ from rich.table import Table
 from app.kernel import clock
 from app.kernel.priority import Priority
 from app.kernel.settings import PoolSettings
-from app.scheduler.planner.cluster import Cluster, Configuration, Demand
+from app.scheduler.planner.cluster import Cluster, Configuration
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import Plan, plan
 from app.scheduler.planner.policy import PlacementPolicy
 from benchmarks.fleet_baselines import Exclusive, Lru, Ollama, Static
@@ -62,7 +63,7 @@ class Arriero:
     by_class: bool = True
     drain: float = PoolSettings().drain_timeout.total_seconds()
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime) -> Plan:
         return plan(fleet, demand, now, self.policy)
 
 

@@ -20,7 +20,7 @@ from app.kernel.database import UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
 from app.scheduler import reconcile
-from app.scheduler.reconcile import FleetDemand
+from app.scheduler.observation import FleetDemand
 from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows import retention
 from app.workflows.runs.sweep import sweep
@@ -107,10 +107,10 @@ def run_schedules(runtime: Runtime) -> None:
 
 
 def run_reconcile(runtime: Runtime) -> None:
-    """Bring what is desired of the fleet in line with what is asked of it."""
+    """Run a reconcile pass: bring what is desired of the fleet in line with the demand."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        reconcile.reconcile(database, _ask(runtime), _terms(settings))
+        reconcile.reconcile(database, _read_demand(runtime), _times(settings))
     except DatabaseUnreachable as error:
         _log.warning("reconcile_postponed", error=str(error))
 
@@ -119,7 +119,7 @@ def run_defragment(runtime: Runtime) -> None:
     """Move idle pools so that models fit that fit nowhere."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        found = reconcile.defragment(database, _ask(runtime), _terms(settings))
+        found = reconcile.defragment(database, _read_demand(runtime), _times(settings))
     except DatabaseUnreachable as error:
         _log.warning("defragment_postponed", error=str(error))
         return
@@ -127,9 +127,9 @@ def run_defragment(runtime: Runtime) -> None:
         _log.info("defragmented", moves=len(found.moves), gains=[gain.model for gain in found.gains])
 
 
-def _ask(runtime: Runtime) -> Callable[[UnitOfWork], FleetDemand]:
+def _read_demand(runtime: Runtime) -> Callable[[UnitOfWork], FleetDemand]:
     return lambda work: demand.read(work, runtime.catalog, runtime.settings.pools.models)
 
 
-def _terms(settings: Settings) -> ReconcileTimes:
+def _times(settings: Settings) -> ReconcileTimes:
     return ReconcileTimes(settings.fleet.begin_within, settings.pools.drain_timeout, settings.fleet.host_lost_after)

@@ -141,8 +141,8 @@ def get(services: InjectedServices) -> FleetOut:
 @router.get("/defragment", summary="What would defragmenting do?", responses=problems.documented())
 def preview(services: InjectedServices) -> DefragmentOut:
     """The cheapest moves of idle pools after which models fit that now fit on no device. Nothing is moved."""
-    demanded = demand.asked(services.database, services.catalog, services.settings.pools.models)
-    found = reconcile.preview_defragmentation(services.database, demanded)
+    current = demand.current(services.database, services.catalog, services.settings.pools.models)
+    found = reconcile.preview_defragmentation(services.database, current)
     return DefragmentOut(
         moves=[MoveOut(pool=one.pool, bytes=dict(one.bytes), reason=one.reason) for one in found.moves],
         gains=[GainOut(model=one.model, reason=one.reason) for one in found.gains],

@@ -20,7 +20,7 @@ from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, InvalidInput, NotFound
 from app.kernel.settings import CatalogSettings, PoolSettings, Settings
 from app.scheduler import needs, reconcile
-from app.scheduler.reconcile import FleetDemand
+from app.scheduler.observation import FleetDemand
 from app.scheduler.reconcile_pass import ReconcileTimes
 from tests.cli.conftest import Arriero
 from tests.fleet.granting import LEASE
@@ -58,12 +58,12 @@ class Fleet:
         self.hosts.declare_layouts(KnownLayout(id_, "simulated", (600,), "catalogue", second, 10.0) for id_ in ids)
         self.hosts.beat("h", self.agent, [], [], [])
 
-    def ask(self, work: UnitOfWork) -> FleetDemand:
+    def read_demand(self, work: UnitOfWork) -> FleetDemand:
         return demand.read(work, self.catalog, self.settings.pools.models)
 
     def turn(self) -> None:
-        terms = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
-        assert reconcile.reconcile(self.database, self.ask, terms) is not None
+        times = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
+        assert reconcile.reconcile(self.database, self.read_demand, times) is not None
 
     def begin(self) -> Granted:
         """Start the pool that was granted last, and let it serve."""

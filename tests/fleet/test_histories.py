@@ -30,8 +30,9 @@ from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
 from app.kernel.priority import Priority
 from app.scheduler import needs, reconcile
+from app.scheduler.observation import FleetDemand
 from app.scheduler.operator_commands import OperatorCommands
-from app.scheduler.reconcile import FleetDemand, Waiting
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.reconcile_pass import ReconcileTimes
 from tests.fleet.granting import audit
 from workers.agent import convergence
@@ -45,7 +46,7 @@ def seconds(count: float) -> timedelta:
 POOL_LEASE, AGENT_LEASE = 20.0, 10.0
 #: A pool that could not renew for so long is gone (workers/pool/heartbeat.py).
 GONE = 0.9 * POOL_LEASE
-TERMS = ReconcileTimes(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
+TIMES = ReconcileTimes(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
 LIMITS = ConvergenceLimits(
     start=seconds(60), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10)
 )
@@ -160,7 +161,7 @@ class World:
         with self.database.work() as work:
             now = work.rows(text("SELECT now() AS now"))[0].now
         waiting = [
-            Waiting(
+            WaitingSteps(
                 model,
                 self.chance.choice(tuple(Priority)),
                 1,
@@ -170,9 +171,9 @@ class World:
             )
             for model, since in self.waits.items()
         ]
-        usage = {model: {Priority.STANDARD: 0.05} for model in self.served}
-        asked = FleetDemand(self.models, waiting, usage, {})
-        done = reconcile.reconcile(self.database, lambda _: asked, TERMS)
+        rates = {model: {Priority.STANDARD: 0.05} for model in self.served}
+        demand = FleetDemand(self.models, waiting, rates, {})
+        done = reconcile.reconcile(self.database, lambda _: demand, TIMES)
         assert done is not None
         assert done.refused == {}, "nothing is planned that the ledger refuses"
         self.check()

@@ -1,4 +1,4 @@
-"""Demand is asked each second: what that costs, and that it says the same with much beside it."""
+"""Demand is read each second: its cost, and that it stays the same with many other rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy import text
 from app.catalog import files
 from app.inference import demand
 from app.kernel.database import Database
-from app.scheduler.reconcile import FleetDemand
+from app.scheduler.observation import FleetDemand
 from app.workflows.language import check
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
@@ -42,13 +42,13 @@ def one(database: Database) -> Iterator[Database]:
     made.close()
 
 
-def asked(database: Database) -> FleetDemand:
-    return demand.asked(database, CATALOG, [])
+def read(database: Database) -> FleetDemand:
+    return demand.current(database, CATALOG, [])
 
 
 def cost(database: Database) -> int:
-    asked(database)  # plans are made, and statements prepared
-    return rows_read(database, lambda: asked(database))
+    read(database)  # plans are made, and statements prepared
+    return rows_read(database, lambda: read(database))
 
 
 def submit_map(runs: Runs, items: int) -> UUID:
@@ -65,7 +65,7 @@ def test_items_that_have_not_begun_are_counted_and_not_read(runs: Runs, one: Dat
     for items in (1_000, 10_000):
         run_id = submit_map(runs, items)
         costs.append(cost(one))
-        found = {(step.model, step.ready is not None): step for step in asked(one).waiting}
+        found = {(step.model, step.ready is not None): step for step in read(one).waiting}
         assert {key: step.steps for key, step in found.items()} == {
             ("m:1", False): 2,
             ("m:1", True): items - 2,
@@ -77,7 +77,7 @@ def test_items_that_have_not_begun_are_counted_and_not_read(runs: Runs, one: Dat
 
 def test_a_step_after_a_map_is_expected_when_all_items_have_had_their_turn(runs: Runs, one: Database) -> None:
     submit_map(runs, 100)
-    found = {step.model: step for step in asked(one).waiting if step.ready is not None}
+    found = {step.model: step for step in read(one).waiting if step.ready is not None}
     assert found["m:1"].ready is not None
     assert found["n:1"].ready is not None
     rounds = (found["n:1"].ready - found["m:1"].ready) / found["n:1"].work
@@ -88,7 +88,7 @@ def test_items_of_a_map_that_stops_are_no_demand(runs: Runs, one: Database) -> N
     submit_map(runs, 10)
     with runs.database.work() as work:
         work.run(text("UPDATE fan_out SET stopping = true"))
-    assert not [step for step in asked(one).waiting if step.model == "m:1" and step.ready is not None]
+    assert not [step for step in read(one).waiting if step.model == "m:1" and step.ready is not None]
 
 
 def test_steps_that_are_kept_are_not_read(runs: Runs, one: Database) -> None:
@@ -124,9 +124,9 @@ def test_a_model_with_long_steps_is_remembered(runs: Runs, one: Database) -> Non
     """All of them began and ended before the last minutes: nobody asks for them, and their length is known still."""
     keep_ended(runs.database, 100)
     runs.submit(Submission(check.parse(ONE), {}))
-    found = asked(one)
+    found = read(one)
     assert [step.work for step in found.waiting] == [timedelta(hours=1)]
-    assert found.usage["m:1"] == {"standard": pytest.approx(1 / 180)}
+    assert found.rates["m:1"] == {"standard": pytest.approx(1 / 180)}
 
 
 def test_the_last_attempts_say_how_long_a_step_is(runs: Runs, one: Database) -> None:
@@ -141,9 +141,9 @@ def test_the_last_attempts_say_how_long_a_step_is(runs: Runs, one: Database) -> 
         work.run(text(took))
         work.run(text("UPDATE step SET started_at = finished_at - interval '1 minute' WHERE state = 'succeeded'"))
     hands.submit(ONE)
-    assert [step.work for step in asked(one).waiting] == [timedelta(seconds=2)]
+    assert [step.work for step in read(one).waiting] == [timedelta(seconds=2)]
 
 
 def test_a_model_without_attempts_has_the_usual_length(runs: Runs, one: Database) -> None:
     runs.submit(Submission(check.parse(ONE), {}))
-    assert [step.work for step in asked(one).waiting] == [timedelta(seconds=5)]
+    assert [step.work for step in read(one).waiting] == [timedelta(seconds=5)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from app.devices.device import HardwareKind
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
@@ -17,18 +18,16 @@ from app.scheduler.planner.cluster import (
     Account,
     Cluster,
     Configuration,
-    Demand,
     Device,
-    DeviceKind,
     DeviceState,
     Layout,
     Packing,
     Pool,
-    RequestRate,
     Reserve,
     charges,
     promises,
 )
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -40,7 +39,7 @@ def seconds(count: float) -> timedelta:
 
 
 def gpu(id_: str, size: float = 20, host: str = "box", **more: Any) -> Device:
-    return Device(id_, id_, host, DeviceKind.GPU, "gpu", int(size * GB), **more)
+    return Device(id_, id_, host, HardwareKind.GPU, "gpu", int(size * GB), **more)
 
 
 def model(id_: str, *parts: float, load: float = 5, **more: Any) -> Configuration:
@@ -49,7 +48,7 @@ def model(id_: str, *parts: float, load: float = 5, **more: Any) -> Configuratio
 
 
 def ram(size: float, host: str = "box", **more: Any) -> Device:
-    return Device(f"ram-{host}", f"ram-{host}", host, DeviceKind.CPU, "cpu", int(size * GB), **more)
+    return Device(f"ram-{host}", f"ram-{host}", host, HardwareKind.CPU, "cpu", int(size * GB), **more)
 
 
 def pool(id_: str, configuration: str, on: Mapping[str, float], **more: Any) -> Pool:
@@ -82,8 +81,8 @@ def backed(bytes_: Mapping[str, int], after: frozenset[str], pools: Mapping[str,
     return backing
 
 
-def waits(configuration: str, *, age: float = 0, priority: Priority = Priority.STANDARD, **more: Any) -> Demand:
-    return Demand(configuration, priority, more.pop("steps", 1), NOW - seconds(age), **more)
+def waits(configuration: str, *, age: float = 0, priority: Priority = Priority.STANDARD, **more: Any) -> WaitingSteps:
+    return WaitingSteps(configuration, priority, more.pop("steps", 1), NOW - seconds(age), **more)
 
 
 def applied(fleet: Cluster, plan: Plan) -> Cluster:
@@ -102,7 +101,7 @@ def applied(fleet: Cluster, plan: Plan) -> Cluster:
                         stopped,
                         state=PoolState.DRAINING,
                         stopping=stopped.stopping or NOW,
-                        handing_back=action.how is StopMode.PREEMPT,
+                        preempting=action.how is StopMode.PREEMPT,
                     )
             case StartPool():
                 state = PoolState.WAITING if action.after else PoolState.STARTING
@@ -124,7 +123,7 @@ class Case:
     """A fleet and what is waited for."""
 
     fleet: Cluster
-    demand: list[Demand]
+    demand: list[WaitingSteps]
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -161,9 +160,9 @@ def _fleet(chance: Random) -> Cluster:
     fleet = Cluster(devices, configurations=configurations, reserves=tuple(reserves))
     for number in range(chance.randint(0, 16)):
         fleet = _with_pool(chance, fleet, number)
-    usage = {c.id: RequestRate(chance.choice((0.0, 0.01, 0.1, 1.0))) for c in configurations}
+    rates = {c.model: {Priority.STANDARD: chance.choice((0.0, 0.01, 0.1, 1.0))} for c in configurations}
     accounts = {name: Account(attained_seconds=chance.choice((0.0, 10.0, 1000.0))) for name in ("a", "b")}
-    return replace(fleet, usage=usage, accounts=accounts)
+    return replace(fleet, rates=rates, accounts=accounts)
 
 
 def _model(chance: Random, number: int) -> Configuration:
@@ -186,7 +185,7 @@ def _reserves_of(
     configuration: Configuration, devices: tuple[Device, ...], before: list[ReservedCapacity]
 ) -> list[ReservedCapacity]:
     parts = configuration.layouts[0].parts
-    gpus = [device for device in devices if device.kind is DeviceKind.GPU][: len(parts)]
+    gpus = [device for device in devices if device.kind is HardwareKind.GPU][: len(parts)]
     on = _on(configuration, gpus, devices)
     non_preemptible = {d.id: sum(one.bytes.get(d.id, 0) for one in before) + on.get(d.id, 0) for d in devices}
     if len(gpus) < len(parts) or any(non_preemptible[d.id] > d.capacity_bytes - d.unmanaged_bytes for d in devices):
@@ -197,7 +196,7 @@ def _reserves_of(
 def _on(configuration: Configuration, gpus: Sequence[Device], devices: Sequence[Device]) -> dict[str, int]:
     """Its bytes on these GPUs, and of the RAM of their host."""
     layout = configuration.layouts[0]
-    beside = [d.id for d in devices if layout.ram and d.kind is DeviceKind.CPU and d.host == gpus[0].host]
+    beside = [d.id for d in devices if layout.ram and d.kind is HardwareKind.CPU and d.host == gpus[0].host]
     return layout.on([device.id for device in gpus] + beside)
 
 
@@ -205,7 +204,7 @@ def _with_pool(chance: Random, fleet: Cluster, number: int) -> Cluster:
     """One more pool, if the ledger would grant it: into free bytes, or waiting for those of pools that drain."""
     configuration = chance.choice(fleet.configurations)
     parts = configuration.layouts[0].parts
-    gpus = [device for device in fleet.devices if device.kind is DeviceKind.GPU]
+    gpus = [device for device in fleet.devices if device.kind is HardwareKind.GPU]
     first = chance.randrange(len(gpus))
     devices = gpus[first : first + len(parts)]
     if len(devices) < len(parts) or len({d.host for d in devices}) > 1:
@@ -248,7 +247,7 @@ def _with_pool(chance: Random, fleet: Cluster, number: int) -> Cluster:
     return grown
 
 
-def _demand(chance: Random, fleet: Cluster) -> list[Demand]:
+def _demand(chance: Random, fleet: Cluster) -> list[WaitingSteps]:
     """From nothing to old steps of every class."""
     return [
         waits(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
-from app.scheduler.planner.cluster import Cluster, Demand
+from app.scheduler.planner.cluster import Cluster
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.explanation import Condition, Explanation, explain
 from app.scheduler.planner.placement import plan
 from tests.scheduler.clusters import GB, NOW, gpu, model, pool, seconds, waits
@@ -14,7 +15,7 @@ from tests.scheduler.clusters import GB, NOW, gpu, model, pool, seconds, waits
 M = model("m", 14)
 
 
-def told(fleet: Cluster, demand: Sequence[Demand]) -> Explanation:
+def told(fleet: Cluster, demand: Sequence[WaitingSteps]) -> Explanation:
     return explain(fleet, demand, plan(fleet, demand, NOW), NOW, M)
 
 

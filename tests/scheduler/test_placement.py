@@ -20,14 +20,13 @@ from app.scheduler.planner.cluster import (
     Account,
     Cluster,
     Configuration,
-    Demand,
     DeviceState,
     Layout,
     Packing,
-    RequestRate,
     Reserve,
     charges,
 )
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import (
     DropReserve,
     GrantReserve,
@@ -97,7 +96,7 @@ def test_steps_are_handed_back_to_higher_classes_only(case: Case) -> None:
     for action in made.actions:
         if not isinstance(action, StopPool) or action.room_for in owners:
             continue
-        victim, asking = of[action.pool], [one for one in demand if one.configuration == action.room_for]
+        victim, asking = of[action.pool], [one for one in demand if one.model == action.room_for]
         if not victim.busy or victim.bytes.keys() & going:
             continue
         assert victim.serving is not None
@@ -139,8 +138,8 @@ def test_whoever_waits_has_a_pool_coming_or_a_reason_with_figures(case: Case) ->
     served |= {p.configuration for p in fleet.pools if p.id in moved}
     refused = {one.configuration: one for one in made.refusals}
     for one in demand:
-        if one.ready is None and one.configuration not in served:
-            assert one.configuration in refused
+        if one.ready is None and one.model not in served:
+            assert one.model in refused
     assert all(len(text) > 10 and re.search(r"\d|`|nobody|no host|no device", text) for text in reasons(made))
     assert len(refused) == len(made.refusals)
 
@@ -216,7 +215,7 @@ def test_an_idle_device_is_better_than_one_that_works() -> None:
 def full(**more: object) -> Cluster:
     """One device, all but filled by `old`, which is idle and asked for every ten seconds."""
     fleet = Cluster(ONE, (pool("p", "old", {"g0": 14}, **more),), (model("old", 14), model("new", 14)))
-    return replace(fleet, usage={"old": RequestRate(0.1, {Priority.STANDARD: 1.0})})
+    return replace(fleet, rates={"old": {Priority.STANDARD: 0.1}})
 
 
 def test_an_idle_pool_is_stopped_once_others_have_waited_for_their_part_of_the_regret() -> None:
@@ -240,9 +239,9 @@ def test_an_idle_pool_is_stopped_once_others_have_waited_for_their_part_of_the_r
 def test_of_several_the_one_is_stopped_that_is_missed_the_least() -> None:
     pools = (pool("a", "rare", {"g0": 9}), pool("b", "hot", {"g0": 9}))
     fleet = Cluster(ONE, pools, (model("rare", 9), model("hot", 9), model("new", 9)))
-    usage = {"rare": RequestRate(0.001), "hot": RequestRate(0.5)}
+    rates = {"rare": {Priority.STANDARD: 0.001}, "hot": {Priority.STANDARD: 0.5}}
 
-    assert stops(plan(replace(fleet, usage=usage), [waits("new", age=30)], NOW)) == {"a": StopMode.DRAIN}
+    assert stops(plan(replace(fleet, rates=rates), [waits("new", age=30)], NOW)) == {"a": StopMode.DRAIN}
 
 
 def working(serving: Priority, **more: object) -> Cluster:
@@ -336,7 +335,7 @@ def test_a_long_queue_gets_another_pool_and_an_idle_one_of_two_goes() -> None:
 
 
 def test_a_pool_without_work_is_stopped_after_its_keep_alive() -> None:
-    def idle_for(keep_alive: timedelta | None, demand: Sequence[Demand] = (), **more: object) -> Plan:
+    def idle_for(keep_alive: timedelta | None, demand: Sequence[WaitingSteps] = (), **more: object) -> Plan:
         fleet = Cluster(ONE, (pool("p", "m", {"g0": 9}),), (model("m", 9, keep_alive=keep_alive, **more),))
         used_up = {"x": Account(exhausted_until=NOW + seconds(90))}
         return plan(replace(fleet, accounts=used_up), demand, NOW)
@@ -441,7 +440,7 @@ def test_a_reserve_is_back_within_its_time_whatever_was_expected() -> None:
         "owner",
     )
     assert stops(reclaimed(drained=8.5, preemptions=3)) == {"p": StopMode.PREEMPT}
-    assert stops(reclaimed(drained=8.5, handing_back=True)) == {}
+    assert stops(reclaimed(drained=8.5, preempting=True)) == {}
     assert stops(reclaimed(drained=8.5, within=60)) == {}
 
 
@@ -656,7 +655,7 @@ def refused(made: Plan) -> Refusal:
 
 
 def test_demand_for_what_is_not_known_changes_nothing() -> None:
-    assert plan(Cluster(ONE), [Demand("gone", Priority.BATCH, 1, NOW)], NOW) == Plan()
+    assert plan(Cluster(ONE), [WaitingSteps("gone", Priority.BATCH, 1, NOW)], NOW) == Plan()
 
 
 # ---- what is said about it ----

@@ -28,14 +28,13 @@ from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import (
     Cluster,
     Configuration,
-    Demand,
     Device,
     DeviceState,
     Pool,
-    RequestRate,
     Reserve,
     charges,
 )
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool, plan
 from app.scheduler.planner.policy import PlacementPolicy
 from benchmarks import fleet_workloads
@@ -327,7 +326,7 @@ class World:
             tuple(self.seen(one) for one in self.ledger.reservations.values()),
             tuple(self.models.values()),
             tuple(self.ledger.reserves.values()),
-            dict.fromkeys(self.hot, RequestRate(2.0, {Priority.INTERACTIVE: 1.0})),
+            {model: {Priority.INTERACTIVE: 2.0} for model in self.hot},
         )
 
     def seen(self, held: Reservation) -> Pool:
@@ -356,14 +355,14 @@ class World:
             last_used=process.used if process is not None else None,
             expected=self.now,
             stopping=self.stopping.get(held.id, (None, False))[0],
-            handing_back=self.stopping.get(held.id, (None, False))[1],
+            preempting=self.stopping.get(held.id, (None, False))[1],
             epoch=held.epoch,
             pinned=held.pinned,
             backing=held.backing,
         )
 
-    def demand(self) -> list[Demand]:
-        return [Demand(one.configuration, one.priority, 1, one.since) for one in self.waiting]
+    def demand(self) -> list[WaitingSteps]:
+        return [WaitingSteps(one.configuration, one.priority, 1, one.since) for one in self.waiting]
 
     # -- time, and what it brings --
 

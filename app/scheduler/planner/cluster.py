@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from app.devices.device import HardwareKind
 from app.fleet.backoff import Backoff
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
@@ -23,14 +24,6 @@ from app.kernel.priority import Priority
 #: The type of a host's RAM, and that of simulated devices.
 CPU, SIMULATED = "cpu", "simulated"
 NOTHING = timedelta(0)
-
-
-class DeviceKind(StrEnum):
-    """What holds the bytes."""
-
-    GPU = "gpu"
-    #: The RAM of a host.
-    CPU = "cpu"
 
 
 class DeviceState(StrEnum):
@@ -54,7 +47,7 @@ class Device:
     #: As people read it, such as `gpu-0`.
     name: str
     host: str
-    kind: DeviceKind
+    kind: HardwareKind
     #: What layouts are measured for, such as `NVIDIA L4` or `cpu`.
     type: str
     #: What reservations may come to in all: the total less the head-room.
@@ -64,8 +57,6 @@ class Device:
     #: Tokens a second, as a multiple of what layouts say.
     speed: float = 1.0
     state: DeviceState = DeviceState.SCHEDULABLE
-    #: Declared in settings, with no hardware behind it.
-    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +125,7 @@ class Configuration:
     min_pools: int = 0
     max_pools: int = 4
     #: Pools that an operator wants now, without work for them. Once they are there, others may take their place.
-    ordered: int = 0
+    requested: int = 0
     reserve: Reserve | None = None
     #: Its pools are never stopped to make room.
     pinned: bool = False
@@ -175,7 +166,7 @@ class Pool:
     #: When it was asked to end.
     stopping: datetime | None = None
     #: Its steps are being handed back.
-    handing_back: bool = False
+    preempting: bool = False
     pinned: bool = False
     #: Rises with each grant.
     epoch: int = 0
@@ -188,16 +179,6 @@ class Pool:
     def used(self) -> datetime:
         """When it last did something for somebody."""
         return self.last_used or self.loaded or self.started
-
-
-@dataclass(frozen=True, slots=True)
-class RequestRate:
-    """How often a configuration is asked for."""
-
-    #: Steps a second, averaged over the last minutes.
-    rate: float = 0.0
-    #: Parts of them by class, 1 in all; empty: not known, taken for standard.
-    classes: Mapping[Priority, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,31 +203,11 @@ class Cluster:
     pools: tuple[Pool, ...] = ()
     configurations: tuple[Configuration, ...] = ()
     reserves: tuple[ReservedCapacity, ...] = ()
-    #: By id of a configuration.
-    usage: Mapping[str, RequestRate] = field(default_factory=dict)
+    #: By name of the model and by class, steps a second that asked for the model over the last minutes.
+    rates: Mapping[str, Mapping[Priority, float]] = field(default_factory=dict)
     #: By namespace.
     accounts: Mapping[str, Account] = field(default_factory=dict)
     backoffs: tuple[Backoff, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """Steps of one configuration, class and namespace that wait, or will."""
-
-    configuration: str
-    priority: Priority
-    #: How many, and since when the oldest waits.
-    steps: int
-    oldest: datetime
-    #: Mean of the instants since which they wait; None: as the oldest.
-    mean: datetime | None = None
-    namespace: str = ""
-    #: When the most urgent of them must have begun.
-    deadline: datetime | None = None
-    #: Expected time that one of them keeps a slot.
-    work: timedelta = timedelta(seconds=5)
-    #: Set for steps that cannot begin yet, because steps that they need still run: when they are expected to be ready.
-    ready: datetime | None = None
 
 
 def promises(pools: Iterable[Pool]) -> dict[str, dict[str, int]]:

@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from app.scheduler.planner import pressure, reasons
-from app.scheduler.planner.cluster import Cluster, Configuration, Demand, Layout, Pool
+from app.scheduler.planner import reasons
+from app.scheduler.planner.cluster import Cluster, Configuration, Layout, Pool
+from app.scheduler.planner.demand import WaitingSteps, load_seconds, model_demand, no_demand
 from app.scheduler.planner.option import Option
 from app.scheduler.planner.placement import MovePool
 from app.scheduler.planner.policy import PlacementPolicy
@@ -78,7 +79,7 @@ class _Hole:
 
 def defragment(
     fleet: Cluster,
-    demand: Sequence[Demand],
+    demand: Sequence[WaitingSteps],
     now: datetime,
     budget: Disturbance = Disturbance(),
     policy: PlacementPolicy | None = None,
@@ -86,7 +87,7 @@ def defragment(
     """Moves for models without a pool that fit on no device set now. Models that fit, or never can, are left out."""
     policy = policy or PlacementPolicy()
     of = {configuration.id: configuration for configuration in fleet.configurations}
-    wants = pressure.wants(of, fleet.accounts, demand, now, policy)
+    wants = model_demand(fleet.configurations, fleet.accounts, demand, now, policy)
     room = Room(fleet, policy)
     search = Search(fleet, wants, room, now, policy)
     names = reasons.Names(fleet)
@@ -136,7 +137,7 @@ def _free_in_all(configuration: Configuration, room: Room) -> int | None:
 
 
 def _fits(configuration: Configuration, search: Search) -> bool:
-    return any(True for _ in search.options(pressure.nothing(configuration), evict=False))
+    return any(True for _ in search.options(no_demand(configuration), evict=False))
 
 
 def _holes(configuration: Configuration, search: Search) -> list[_Hole]:
@@ -162,7 +163,7 @@ def _leavers(configuration: Configuration, layout: Layout, devices: DeviceSet, s
 
     def load_by_byte(pool: Pool) -> tuple[float, str]:
         size = sum(min(offer(pool, d), m) for d, m in missing.items() if m > 0)
-        return pressure.load_of(search.configurations[pool.configuration]) / max(size, 1), pool.id
+        return load_seconds(search.configurations[pool.configuration]) / max(size, 1), pool.id
 
     chosen: list[Pool] = []
     for pool in sorted(pools.values(), key=load_by_byte):
@@ -172,7 +173,7 @@ def _leavers(configuration: Configuration, layout: Layout, devices: DeviceSet, s
                 missing[d] -= offer(pool, d)
     if any(m > 0 for m in missing.values()):
         return None
-    for pool in sorted(chosen, key=lambda p: (-pressure.load_of(search.configurations[p.configuration]), p.id)):
+    for pool in sorted(chosen, key=lambda p: (-load_seconds(search.configurations[p.configuration]), p.id)):
         if all(m + offer(pool, d) <= 0 for d, m in missing.items()):  # the others suffice
             chosen.remove(pool)
             for d in missing:

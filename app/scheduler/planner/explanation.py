@@ -13,11 +13,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from app.fleet.pool import COMING, PoolState
-from app.scheduler.planner import pressure, reasons
-from app.scheduler.planner.cluster import Cluster, Configuration, Demand, Pool
+from app.scheduler.planner import reasons
+from app.scheduler.planner.cluster import Cluster, Configuration, Pool
+from app.scheduler.planner.demand import ModelDemand, WaitingSteps, model_demand, no_demand
 from app.scheduler.planner.placement import Plan, StartPool
 from app.scheduler.planner.policy import PlacementPolicy
-from app.scheduler.planner.pressure import ConfigurationDemand
 
 
 class Condition(StrEnum):
@@ -51,16 +51,15 @@ class Explanation:
 
 def explain(
     fleet: Cluster,
-    demand: Sequence[Demand],
+    demand: Sequence[WaitingSteps],
     plan: Plan,
     now: datetime,
     configuration: Configuration,
     policy: PlacementPolicy | None = None,
 ) -> Explanation:
     """How the configuration stands. `plan` is that of the same fleet, demand and instant."""
-    of = {one.id: one for one in fleet.configurations}
-    wants = pressure.wants(of, fleet.accounts, demand, now, policy or PlacementPolicy())
-    want = wants.get(configuration.id) or pressure.nothing(configuration)
+    wants = model_demand(fleet.configurations, fleet.accounts, demand, now, policy or PlacementPolicy())
+    want = wants.get(configuration.id) or no_demand(configuration)
     names = reasons.Names(fleet)
     pools = [pool for pool in fleet.pools if pool.configuration == configuration.id and pool.state in COMING]
 
@@ -90,14 +89,14 @@ def explain(
     return told(Condition.UNASKED, "nobody waits for it")
 
 
-def unasked(first: Explanation) -> Explanation:
+def without_demand(first: Explanation) -> Explanation:
     """How a model stands that nobody waits for, by what would become of a first step."""
     then = "would wait on" if first.condition is Condition.REFUSED else "would have it started"
     reason = f"nobody waits for it, and a step that did {then}: {first.reason.removeprefix(reasons.FIRST)}"
     return replace(first, condition=Condition.UNASKED, reason=reason, waiting=0)
 
 
-def _turn(want: ConfigurationDemand, serving: Sequence[Pool], slots: int) -> float:
+def _turn(want: ModelDemand, serving: Sequence[Pool], slots: int) -> float:
     """Seconds until the last of those that wait has a slot."""
     each = want.work / want.steps
     first = min(pool.work_left.total_seconds() / max(pool.busy, 1) for pool in serving)

@@ -20,11 +20,11 @@ from enum import StrEnum
 
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
-from app.scheduler.planner import pressure, reasons
-from app.scheduler.planner.cluster import Cluster, Configuration, Demand, DeviceState, Pool
+from app.scheduler.planner import reasons
+from app.scheduler.planner.cluster import Cluster, Configuration, DeviceState, Pool
+from app.scheduler.planner.demand import ModelDemand, WaitingSteps, model_demand, no_demand
 from app.scheduler.planner.option import Option
 from app.scheduler.planner.policy import PlacementPolicy
-from app.scheduler.planner.pressure import ConfigurationDemand
 from app.scheduler.planner.room import DeviceSet, Room
 from app.scheduler.planner.search import Search
 
@@ -135,16 +135,16 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
 
 
-def plan(fleet: Cluster, demand: Sequence[Demand], now: datetime, policy: PlacementPolicy | None = None) -> Plan:
+def plan(fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime, policy: PlacementPolicy | None = None) -> Plan:
     """What to start and stop, and why not more."""
     return _Planner(fleet, demand, now, policy or PlacementPolicy()).plan()
 
 
 class _Planner:
-    def __init__(self, fleet: Cluster, demand: Sequence[Demand], now: datetime, policy: PlacementPolicy) -> None:
+    def __init__(self, fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime, policy: PlacementPolicy) -> None:
         self.fleet, self.now, self.policy = fleet, now, policy
         self.of = {configuration.id: configuration for configuration in fleet.configurations}
-        self.wants = pressure.wants(self.of, fleet.accounts, demand, now, policy)
+        self.wants = model_demand(fleet.configurations, fleet.accounts, demand, now, policy)
         self.room = Room(fleet, policy)
         self.search = Search(fleet, self.wants, self.room, now, policy)
         self.names = reasons.Names(fleet)
@@ -168,8 +168,8 @@ class _Planner:
         for want in waiting:
             if not self.coming(want.configuration.id) and want.configuration.id not in self.refusals:
                 self.refuse(want, self.why_not(want, None))  # its pool was stopped for a want after it
-        coming = (want for want in self.wants.values() if not want.steps and want.ahead > 0)
-        for want in sorted(coming, key=lambda want: (-want.ahead, want.configuration.id)):
+        coming = (want for want in self.wants.values() if not want.steps and want.upcoming > 0)
+        for want in sorted(coming, key=lambda want: (-want.upcoming, want.configuration.id)):
             self.prepare(want)
         for want in self.wants.values():
             if want.exhausted and not want.steps:
@@ -177,9 +177,9 @@ class _Planner:
         return Plan(tuple(self.actions), tuple(self.refusals.values()))
 
     @staticmethod
-    def urgency(want: ConfigurationDemand) -> tuple[object, ...]:
+    def urgency(want: ModelDemand) -> tuple[object, ...]:
         """Beyond the bound, then due, then by class, then by what a second of loading gains."""
-        return (not want.must, not want.due, want.rank, -want.pressure / max(want.load, 0.1), want.configuration.id)
+        return (not want.overdue, not want.due, want.rank, -want.pressure / max(want.load, 0.1), want.configuration.id)
 
     # ---- reserves ----
 
@@ -245,7 +245,7 @@ class _Planner:
             configuration = self.of.get(waiting.configuration)
             if not waiting.backing or configuration is None:
                 continue
-            want = self.wants.get(configuration.id) or pressure.nothing(configuration)
+            want = self.wants.get(configuration.id) or no_demand(configuration)
             reclaims = self.room.is_within_reserve(waiting)
             for id_ in sorted(waiting.backing.keys() & pools.keys()):
                 if self.is_late(pools[id_], want, reclaims):
@@ -253,9 +253,9 @@ class _Planner:
                         pools[id_], StopMode.PREEMPT, reasons.hands_back(pools[id_], want, reclaims), configuration.id
                     )
 
-    def is_late(self, pool: Pool, want: ConfigurationDemand, reclaims: bool) -> bool:
+    def is_late(self, pool: Pool, want: ModelDemand, reclaims: bool) -> bool:
         """Whether it drains for longer than the want has patience, and nothing was done about it."""
-        if pool.stopping is None or pool.handing_back or not pool.busy or pool.id in self.search.stopped:
+        if pool.stopping is None or pool.preempting or not pool.busy or pool.id in self.search.stopped:
             return False
         return (self.now - pool.stopping).total_seconds() >= self.search.patience(pool, want, reclaims)
 
@@ -278,9 +278,9 @@ class _Planner:
 
     def retire_idle(self, pool: Pool, configuration: Configuration) -> None:
         want = self.wants.get(configuration.id)
-        if pool.busy or (want is not None and (want.steps or want.ahead)):
+        if pool.busy or (want is not None and (want.steps or want.upcoming)):
             return
-        if pool.state is PoolState.WAITING and not configuration.ordered:
+        if pool.state is PoolState.WAITING and not configuration.requested:
             self.stop(pool, StopMode.DRAIN, reasons.NOBODY_WAITS)
         if pool.state is not PoolState.SERVING:
             return
@@ -296,12 +296,12 @@ class _Planner:
         self.stop(pool, StopMode.DRAIN, reasons.drained(pool.bytes, self.names))
         if configuration is None or (not pool.busy and configuration.id not in self.wants):
             return
-        want = pressure.nothing(configuration)
+        want = no_demand(configuration)
         option = self.free_place(want)
         if option is not None and self.search.may_hold(pool.namespace, option.layout.total_bytes):
             self.start(want, option, Purpose.EVACUATION, reasons.evacuated(option, self.names), pool.namespace)
 
-    def free_place(self, want: ConfigurationDemand) -> Option | None:
+    def free_place(self, want: ModelDemand) -> Option | None:
         return min(self.search.options(want, evict=False), key=lambda option: option.order, default=None)
 
     def stop(self, pool: Pool, how: StopMode, reason: str, room_for: str = "") -> None:
@@ -314,10 +314,10 @@ class _Planner:
         return [pool for pool in self.room.coming(configuration) if pool.id not in self.search.stopped]
 
     def keep_up(self, configuration: Configuration) -> None:
-        """Start as many pools as the entry keeps up whatever the demand, or an operator ordered."""
-        count = max(configuration.min_pools, configuration.ordered)
+        """Start as many pools as the entry keeps up whatever the demand, or an operator requested."""
+        count = max(configuration.min_pools, configuration.requested)
         for _ in range(count - len(self.coming(configuration.id))):
-            want = self.wants.get(configuration.id) or pressure.nothing(configuration)
+            want = self.wants.get(configuration.id) or no_demand(configuration)
             options = (o for o in self.search.options(want, evict=True) if not any(map(self.is_used, o.victims)))
             option = min(options, key=lambda o: o.order, default=None)
             if option is None:
@@ -328,7 +328,7 @@ class _Planner:
             if not self.start(want, option, Purpose.TARGET, reason):
                 return
 
-    def serve(self, want: ConfigurationDemand) -> None:
+    def serve(self, want: ModelDemand) -> None:
         """Start a pool for it, if it needs one and that is worth it now."""
         coming = self.coming(want.configuration.id)
         if coming and not self.needs_another(want, coming):
@@ -354,7 +354,7 @@ class _Planner:
             if is_borrower and pool.id not in self.search.stopped and not self.search.stays(pool):
                 self.stop(pool, StopMode.DRAIN, reasons.recalled(owner), owner.id)
 
-    def needs_another(self, want: ConfigurationDemand, coming: Sequence[Pool]) -> bool:
+    def needs_another(self, want: ModelDemand, coming: Sequence[Pool]) -> bool:
         slots = sum(pool.slots for pool in coming)
         return (
             len(coming) < want.configuration.max_pools
@@ -362,7 +362,7 @@ class _Planner:
             and want.work / slots > self.policy.replica_factor * want.load
         )
 
-    def choose(self, want: ConfigurationDemand) -> tuple[Option | None, Option | None]:
+    def choose(self, want: ModelDemand) -> tuple[Option | None, Option | None]:
         """The best option that is worth its regret, and the one that comes nearest to it."""
         best: Option | None = None
         nearest: Option | None = None
@@ -377,22 +377,26 @@ class _Planner:
                 nearest = option
         return best, nearest
 
-    def is_worth(self, want: ConfigurationDemand, option: Option) -> bool:
-        if not option.victims or want.must or self.search.reclaims(want.configuration, option.layout, option.devices):
+    def is_worth(self, want: ModelDemand, option: Option) -> bool:
+        if (
+            not option.victims
+            or want.overdue
+            or self.search.reclaims(want.configuration, option.layout, option.devices)
+        ):
             return True
         return want.pressure >= self.price(want, option)
 
-    def price(self, want: ConfigurationDemand, option: Option) -> float:
+    def price(self, want: ModelDemand, option: Option) -> float:
         """Weighted seconds that its steps wait before the victims are stopped."""
         return option.regret * self.threshold * (self.policy.due if want.due else 1.0)
 
-    def prepare(self, want: ConfigurationDemand) -> None:
+    def prepare(self, want: ModelDemand) -> None:
         """Start a pool for steps that will soon be ready, if that saves them more than it costs others."""
-        if self.coming(want.configuration.id) or want.soon > want.load + self.policy.unload:
+        if self.coming(want.configuration.id) or want.upcoming_in > want.load + self.policy.unload:
             return
         best: Option | None = None
         for option in self.search.options(want, evict=True):
-            gains = want.ahead * want.load >= option.regret and not any(map(self.is_used, option.victims))
+            gains = want.upcoming * want.load >= option.regret and not any(map(self.is_used, option.victims))
             if gains and (best is None or option.order < best.order):
                 best = option
         if best is not None and self.starts < self.policy.max_starts:
@@ -405,7 +409,7 @@ class _Planner:
         return pool.busy > 0 or (stays and own is not None and own.steps > 0)
 
     def start(
-        self, want: ConfigurationDemand, option: Option, purpose: Purpose, reason: str, namespace: str | None = None
+        self, want: ModelDemand, option: Option, purpose: Purpose, reason: str, namespace: str | None = None
     ) -> bool:
         """Plan it, unless that would take a namespace beyond its bytes."""
         configuration = want.configuration
@@ -431,12 +435,13 @@ class _Planner:
         self.actions.append(StartPool(configuration.id, option.bytes, purpose, reason, estimate, after, namespace))
         return True
 
-    def displace(self, victim: Pool, want: ConfigurationDemand, how: StopMode, target: Option | None) -> None:
+    def displace(self, victim: Pool, want: ModelDemand, how: StopMode, target: Option | None) -> None:
         """Stop it; or move it to its target, or where bytes are free if it is likely to be asked for soon."""
         reason = reasons.makes_room(victim, want, self.search.regret(victim))
-        likely = self.search.asked(victim.configuration) >= self.policy.likely
-        if target is None and self.policy.migrate and likely and self.search.may_move(victim):
-            target = self.free_place(pressure.nothing(self.of[victim.configuration]))
+        configuration = self.of.get(victim.configuration)
+        if target is None and self.policy.migrate and configuration is not None and self.search.may_move(victim):
+            likely = self.search.asked(configuration) >= self.policy.likely
+            target = self.free_place(no_demand(configuration)) if likely else None
         if target is None:
             self.stop(victim, how, reason, want.configuration.id)
         else:
@@ -451,21 +456,21 @@ class _Planner:
         self.search.forget(pool.configuration)
         self.actions.append(MovePool(pool.id, target.bytes, reason, estimate))
 
-    def on_behalf_of(self, want: ConfigurationDemand, size: int) -> str | None:
+    def on_behalf_of(self, want: ModelDemand, size: int) -> str | None:
         """The namespace that presses most and may hold so much more; None when none may."""
         ranked = sorted(want.namespaces, key=lambda name: (-want.namespaces[name], name))
         return next((name for name in ranked if self.search.may_hold(name, size)), None if ranked else "")
 
     # ---- saying why not ----
 
-    def refuse(self, want: ConfigurationDemand, why: tuple[str, float | None]) -> None:
+    def refuse(self, want: ModelDemand, why: tuple[str, float | None]) -> None:
         reason, estimate = why
         configuration = want.configuration
         after = None if estimate is None else timedelta(seconds=estimate)
         refusal = Refusal(configuration.id, configuration.model, reason, reasons.smallest(configuration), after)
         self.refusals.setdefault(configuration.id, refusal)
 
-    def why_not(self, want: ConfigurationDemand, nearest: Option | None) -> tuple[str, float | None]:
+    def why_not(self, want: ModelDemand, nearest: Option | None) -> tuple[str, float | None]:
         """The reason, and seconds until it is expected to serve."""
         if nearest is not None:
             return reasons.not_worth(want, nearest, self.price(want, nearest), self.names, self.room)
@@ -473,7 +478,7 @@ class _Planner:
         if soonest is None:
             return reasons.never(want.configuration, self.room, self.search.backoffs(want.configuration.id), self.now)
         after, devices, waited = soonest
-        if want.must:
+        if want.overdue:
             for device in devices:
                 self.room.held.setdefault(device, (want.configuration.id, after))
         return reasons.blocked(want, after, devices, waited, self.names, self.room)

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from app.fleet.backoff import Backoff
 from app.kernel.sizes import rounded
 from app.scheduler.planner.cluster import SIMULATED, Account, Cluster, Configuration, DeviceState, Pool
+from app.scheduler.planner.demand import ModelDemand, load_seconds
 from app.scheduler.planner.option import Option
-from app.scheduler.planner.pressure import ConfigurationDemand, load_of
 from app.scheduler.planner.room import DeviceSet, Room
 
 NOBODY_WAITS = "nobody waits for it any more"
@@ -62,7 +62,7 @@ def _steps(count: int, verb: str = "wait") -> str:
     return f"1 step {verb}s" if count == 1 else f"{count} steps {verb}"
 
 
-def _waiting(want: ConfigurationDemand) -> str:
+def _waiting(want: ModelDemand) -> str:
     return f"{_steps(want.steps)}, the oldest for {seconds(want.oldest)}"
 
 
@@ -81,16 +81,16 @@ def _place(option: Option, names: Names) -> str:
     return f"{place}, for which {_listed(stopped)} {'makes' if len(stopped) == 1 else 'make'} room"
 
 
-def started(want: ConfigurationDemand, option: Option, coming: Sequence[Pool], names: Names) -> str:
+def started(want: ModelDemand, option: Option, coming: Sequence[Pool], names: Names) -> str:
     """Why a pool is started for steps that wait."""
     beside = f" beside {len(coming)} that do not suffice" if coming else ""
-    late = "; it waited beyond its bound" if want.must else ""
+    late = "; it waited beyond its bound" if want.overdue else ""
     return f"{_waiting(want)}{beside}{late}: {_place(option, names)}"
 
 
-def prepared(want: ConfigurationDemand, option: Option, names: Names) -> str:
+def prepared(want: ModelDemand, option: Option, names: Names) -> str:
     """Why a pool is started for steps that do not wait yet."""
-    return f"steps of running work will be ready in {seconds(want.soon)}: {_place(option, names)}"
+    return f"steps of running work will be ready in {seconds(want.upcoming_in)}: {_place(option, names)}"
 
 
 def target(configuration: Configuration, option: Option, names: Names) -> str:
@@ -106,7 +106,7 @@ def evacuated(option: Option, names: Names) -> str:
     return f"its device is drained: {_place(option, names)}"
 
 
-def makes_room(victim: Pool, want: ConfigurationDemand, regret: float) -> str:
+def makes_room(victim: Pool, want: ModelDemand, regret: float) -> str:
     """Why a pool is stopped for another."""
     state = _steps(victim.busy, "run") if victim.busy else "it is idle"
     waits = f": {_waiting(want)}" if want.steps else ""
@@ -116,7 +116,7 @@ def makes_room(victim: Pool, want: ConfigurationDemand, regret: float) -> str:
     )
 
 
-def hands_back(victim: Pool, want: ConfigurationDemand, reclaims: bool) -> str:
+def hands_back(victim: Pool, want: ModelDemand, reclaims: bool) -> str:
     """Why a pool that drains does not finish its steps."""
     state = f"{_steps(victim.busy, 'run')} for longer than"
     if reclaims and want.configuration.reserve is not None:
@@ -175,7 +175,7 @@ def next_plan(starts: int) -> str:
     return f"{starts} pools are started at once at the most; the next plan goes on"
 
 
-def exhausted(want: ConfigurationDemand, accounts: Mapping[str, Account], now: datetime) -> Why:
+def exhausted(want: ModelDemand, accounts: Mapping[str, Account], now: datetime) -> Why:
     """Why nothing is done for namespaces that used their allowance up."""
     names = sorted(want.exhausted)
     until = min(account.exhausted_until for name in names if (account := accounts[name]).exhausted_until)
@@ -187,9 +187,7 @@ def exhausted(want: ConfigurationDemand, accounts: Mapping[str, Account], now: d
     ), after
 
 
-def beyond_bytes(
-    want: ConfigurationDemand, option: Option, accounts: Mapping[str, Account], used: Mapping[str, int]
-) -> Why:
+def beyond_bytes(want: ModelDemand, option: Option, accounts: Mapping[str, Account], used: Mapping[str, int]) -> Why:
     """Why a namespace gets no further pool."""
     name = max(want.namespaces, key=lambda one: (want.namespaces[one], one))
     return (
@@ -198,9 +196,9 @@ def beyond_bytes(
     ), None
 
 
-def not_worth(want: ConfigurationDemand, option: Option, price: float, names: Names, room: Room) -> Why:
+def not_worth(want: ModelDemand, option: Option, price: float, names: Names, room: Room) -> Why:
     """Why pools that could be stopped are not, yet."""
-    later = min(max(price - want.pressure, 0.0) / want.growth, want.bound) if want.growth else 0.0
+    later = min(max(price - want.pressure, 0.0) / want.growth, want.until_bound) if want.growth else 0.0
     return (
         f"needs {rounded(option.layout.total_bytes)}, {_has_free(option.devices, names, room)}; stopping "
         f"{names.pools(option.victims)} would cost {option.regret:.0f} s, weighted, and is done when {price:.0f} s "
@@ -209,7 +207,7 @@ def not_worth(want: ConfigurationDemand, option: Option, price: float, names: Na
 
 
 def blocked(
-    want: ConfigurationDemand, after: float, devices: DeviceSet, waited: Sequence[Pool], names: Names, room: Room
+    want: ModelDemand, after: float, devices: DeviceSet, waited: Sequence[Pool], names: Names, room: Room
 ) -> Why:
     """Why pools that hold the bytes are waited for."""
     needs = min(one.total_bytes for one in want.configuration.layouts if len(one.parts) == len(room.computing(devices)))
@@ -234,7 +232,9 @@ def never(configuration: Configuration, room: Room, backoffs: Sequence[Backoff],
     if backoffs:
         backoff = min(backoffs, key=lambda one: (one.until, one.host))
         after = max((backoff.until - now).total_seconds(), 0.0)
-        return f"on {backoff.host}, {backoff.reason}; tried again in {seconds(after)}", after + load_of(configuration)
+        return f"on {backoff.host}, {backoff.reason}; tried again in {seconds(after)}", after + load_seconds(
+            configuration
+        )
     kinds = sorted({layout.type for layout in configuration.layouts})
     types = " or ".join(kinds)
     devices = [device for device in room.devices.values() if device.type in kinds]

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import combinations, islice
 
+from app.devices.device import HardwareKind
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import COMING, PoolState
 from app.scheduler.planner.cluster import (
     Cluster,
     Configuration,
     Device,
-    DeviceKind,
     DeviceState,
     Layout,
     Packing,
@@ -46,7 +46,7 @@ class Room:
         self._coming: dict[str, list[Pool]] = {}
         self._planned: list[Pool] = []
         #: By host.
-        self._ram = {d.host: d.id for d in fleet.devices if d.kind is DeviceKind.CPU and not d.simulated}
+        self._ram = {d.host: d.id for d in fleet.devices if d.kind is HardwareKind.CPU}
         #: Pools on a device that work, or will soon. A split one works on each of its devices for a part of the time.
         self.active = dict.fromkeys(self.devices, 0.0)
         self._promised = promises(fleet.pools)
@@ -206,7 +206,9 @@ class Room:
         host = device.host
         return (
             self._is_large_enough(configuration, device.id, part)
-            and (device.simulated or configuration.fetch is not None or host in configuration.files)
+            and (
+                device.kind is HardwareKind.SIMULATED or configuration.fetch is not None or host in configuration.files
+            )
             and (not configuration.only or device.id in configuration.only or host in configuration.only)
         )
 
@@ -219,7 +221,7 @@ class Room:
     def computing(self, devices: Iterable[str]) -> list[str]:
         """Those of a pool's devices that it computes on: RAM beside GPUs only holds what belongs to it."""
         known = list(devices)
-        gpus = [id_ for id_ in known if id_ in self.devices and self.devices[id_].kind is DeviceKind.GPU]
+        gpus = [id_ for id_ in known if id_ in self.devices and self.devices[id_].kind is not HardwareKind.CPU]
         return gpus or known
 
     def with_ram(self, layout: Layout, devices: DeviceSet) -> DeviceSet:

@@ -22,9 +22,9 @@ from itertools import islice
 from app.fleet.backoff import Backoff
 from app.fleet.pool import PoolState
 from app.scheduler.planner.cluster import NOTHING, Cluster, Configuration, DeviceState, Layout, Packing, Pool
+from app.scheduler.planner.demand import NO_RANK, ModelDemand, load_seconds, no_demand
 from app.scheduler.planner.option import Option
 from app.scheduler.planner.policy import PlacementPolicy
-from app.scheduler.planner.pressure import NO_RANK, ConfigurationDemand, load_of, nothing
 from app.scheduler.planner.room import DeviceSet, Room
 
 #: States in which a pool's bytes can be promised to others.
@@ -50,7 +50,7 @@ class Search:
     def __init__(
         self,
         fleet: Cluster,
-        wants: Mapping[str, ConfigurationDemand],
+        wants: Mapping[str, ModelDemand],
         room: Room,
         now: datetime,
         policy: PlacementPolicy,
@@ -111,24 +111,25 @@ class Search:
         configuration = self.configurations.get(id_)
         if configuration is None:
             return 0.0
-        want, usage = self._wants.get(id_), self._fleet.usage.get(id_)
-        gone = load_of(configuration) + self.policy.recovery
+        want, rates = self._wants.get(id_), self._fleet.rates.get(configuration.model, {})
+        gone = load_seconds(configuration) + self.policy.recovery
         missed = 0.0
-        if usage is not None and usage.rate > 0:
-            weight = sum(self.policy.weights[p] * share for p, share in usage.classes.items()) if usage.classes else 1.0
+        rate = sum(rates.values())
+        if rate > 0:
+            weight = sum(self.policy.weights[priority] * (part / rate) for priority, part in rates.items())
             # The first to come waits for all of the time, those that come meanwhile for half of it.
-            missed = weight * self.asked(id_) * gone * (1 + usage.rate * gone / 2)
+            missed = weight * self.asked(configuration) * gone * (1 + rate * gone / 2)
         if want is not None:
-            missed += want.ahead * gone + want.pressure
+            missed += want.upcoming * gone + want.pressure
         beside = sum(pool.id not in self.stopped for pool in self.room.coming(id_)) > 1
         return missed * (self.policy.sibling if beside else 1.0)
 
-    def asked(self, configuration: str) -> float:
+    def asked(self, configuration: Configuration) -> float:
         """The probability that it is asked for within the horizon."""
-        usage = self._fleet.usage.get(configuration)
-        return 1 - math.exp(-usage.rate * self.policy.horizon) if usage else 0.0
+        rates = self._fleet.rates.get(configuration.model)
+        return 1 - math.exp(-sum(rates.values()) * self.policy.horizon) if rates else 0.0
 
-    def yields(self, pool: Pool, want: ConfigurationDemand, reclaims: bool) -> bool:
+    def yields(self, pool: Pool, want: ModelDemand, reclaims: bool) -> bool:
         """Whether it may be stopped for that; with `reclaims`, for bytes that are the other's own."""
         if pool.state is PoolState.DRAINING or pool.id in self.stopped:
             return True
@@ -142,9 +143,9 @@ class Search:
             return True
         if self._is_fresh(pool) or (pool.busy and pool.preemptions >= self.policy.max_preemptions):
             return False
-        if want.must:
+        if want.overdue:
             return True
-        if (own is not None and own.must) or (pool.busy and pool.serving is None):
+        if (own is not None and own.overdue) or (pool.busy and pool.serving is None):
             return False
         working = NO_RANK if pool.serving is None else pool.serving.rank
         theirs = min(working, NO_RANK if own is None else own.rank)
@@ -160,11 +161,11 @@ class Search:
 
     def _load(self, pool: Pool) -> float:
         configuration = self.configurations.get(pool.configuration)
-        return 0.0 if configuration is None else load_of(configuration)
+        return 0.0 if configuration is None else load_seconds(configuration)
 
     # ---- options ----
 
-    def options(self, want: ConfigurationDemand, evict: bool, moving: bool = False) -> Iterator[Option]:
+    def options(self, want: ModelDemand, evict: bool, moving: bool = False) -> Iterator[Option]:
         """
         Ways to start a pool for it now: into free bytes, and with `evict` into those of others.
 
@@ -187,9 +188,7 @@ class Search:
                     if cover is not None:
                         yield self._option(want, layout, devices, cover, fastest)
 
-    def _is_open(
-        self, configuration: Configuration, devices: DeviceSet, layout: Layout, want: ConfigurationDemand
-    ) -> bool:
+    def _is_open(self, configuration: Configuration, devices: DeviceSet, layout: Layout, want: ModelDemand) -> bool:
         """Not kept for another, or given back to it in time; and not lent by one who waits for it."""
         for device in devices:
             if any(self._is_claimed(owner, device) for owner in self.room.lenders(device) if owner != configuration.id):
@@ -210,14 +209,14 @@ class Search:
             and self.room.devices[device].host not in {backoff.host for backoff in self.backoffs(owner)}
         )
 
-    def _cheapest(self, want: ConfigurationDemand, layout: Layout, backed_off: set[str]) -> Iterator[DeviceSet]:
+    def _cheapest(self, want: ModelDemand, layout: Layout, backed_off: set[str]) -> Iterator[DeviceSet]:
         """Device sets to look at for victims: all in a small fleet, else those whose pools are missed the least."""
         room, enough = self.room, self.room.enough(layout.type)
         if len(layout.parts) > 1 or len(room.open.get(layout.type, ())) == enough:
             yield from room.sets(want.configuration, layout, backed_off)
             return
         part, found = layout.parts[0], 0
-        for _, size, id_ in self._ranked(layout.type, idle=not want.must):
+        for _, size, id_ in self._ranked(layout.type, idle=not want.overdue):
             device = room.devices[id_]
             if size + room.free[id_] >= part and device.host not in backed_off:
                 if room.allows(want.configuration, device, part):
@@ -242,7 +241,7 @@ class Search:
             self._ranks[kind, idle] = known
         return known
 
-    def _cover(self, want: ConfigurationDemand, layout: Layout, devices: DeviceSet, moving: bool) -> _Cover | None:
+    def _cover(self, want: ModelDemand, layout: Layout, devices: DeviceSet, moving: bool) -> _Cover | None:
         """
         Pools whose bytes fill what is missing; None: there are none.
 
@@ -342,7 +341,7 @@ class Search:
         for pool in sorted(pools, key=lambda p: (-sum(p.bytes.values()), p.id)):
             found = [
                 option
-                for option in self.options(nothing(self.configurations[pool.configuration]), evict=False)
+                for option in self.options(no_demand(self.configurations[pool.configuration]), evict=False)
                 if not leaving & set(option.computing)
                 and all(self.room.free[d] - taken.get(d, 0) >= size for d, size in option.bytes.items())
             ]
@@ -357,18 +356,18 @@ class Search:
         """Whether the bytes are set aside for it."""
         return all(self.room.own(d, configuration.id) >= part for d, part in layout.on(devices).items())
 
-    def ends(self, pool: Pool, want: ConfigurationDemand, reclaims: bool) -> float:
+    def ends(self, pool: Pool, want: ModelDemand, reclaims: bool) -> float:
         """Seconds until its bytes are back when it is stopped now for that."""
         left = pool.work_left.total_seconds() if pool.busy else 0.0
         return self.policy.unload + (0.0 if self.preempts(pool, want, reclaims) else left)
 
-    def preempts(self, pool: Pool, want: ConfigurationDemand, reclaims: bool) -> bool:
+    def preempts(self, pool: Pool, want: ModelDemand, reclaims: bool) -> bool:
         """Whether its steps are handed back at once, rather than waited for."""
         if not pool.busy or pool.state is PoolState.DRAINING:
             return False
         return pool.work_left.total_seconds() > self.patience(pool, want, reclaims)
 
-    def patience(self, pool: Pool, want: ConfigurationDemand, reclaims: bool) -> float:
+    def patience(self, pool: Pool, want: ModelDemand, reclaims: bool) -> float:
         """
         Seconds that the steps in flight of a pool are waited for before they are handed back.
 
@@ -384,7 +383,7 @@ class Search:
 
     def _option(
         self,
-        want: ConfigurationDemand,
+        want: ModelDemand,
         layout: Layout,
         devices: DeviceSet,
         cover: _Cover,
@@ -403,7 +402,7 @@ class Search:
         speed = layout.tokens_per_second * min(room.devices[d].speed for d in computing)
         each = want.work / want.steps if want.steps else 0.0
         slower = each * (fastest / max(speed, 1e-9) * (1 + beside) - 1)
-        growth = want.growth or want.ahead
+        growth = want.growth or want.upcoming
         cost = growth * (estimate + slower) + cover.regret
         lent = sum(room.lent(d, configuration.id) for d in devices)
         left = sum(room.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
@@ -419,7 +418,7 @@ class Search:
 
     # ---- what keeps it waiting ----
 
-    def soonest(self, want: ConfigurationDemand) -> tuple[float, DeviceSet, tuple[Pool, ...]] | None:
+    def soonest(self, want: ModelDemand) -> tuple[float, DeviceSet, tuple[Pool, ...]] | None:
         """
         The device set that pools will leave first, seconds until then, and who is waited for; None: they never need to.
 
@@ -435,9 +434,7 @@ class Search:
                     best = (found[0], devices, found[1])
         return best
 
-    def _leaves(
-        self, want: ConfigurationDemand, layout: Layout, devices: DeviceSet
-    ) -> tuple[float, tuple[Pool, ...]] | None:
+    def _leaves(self, want: ModelDemand, layout: Layout, devices: DeviceSet) -> tuple[float, tuple[Pool, ...]] | None:
         missing = self.missing(want.configuration, layout, devices)
         pools = {p.id: p for d in devices for p in self.room.on[d] if not self.stays(p)}
         apart = {pool.id for pool in self.room.shunned(want.configuration, devices)}
