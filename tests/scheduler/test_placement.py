@@ -632,6 +632,14 @@ def test_a_namespace_beyond_its_quota_is_told_so() -> None:
     assert starts(plan(bytes_, [*demand, waits("b", namespace="y")], NOW))[0].namespace == "y"
 
 
+def test_ram_beside_a_gpu_counts_for_the_quota_of_a_namespace() -> None:
+    """As the ledger counts it, which would refuse the claim otherwise."""
+    fleet = Cluster((*ONE, ram(8)), (), (model("m", 9, ram=3),), accounts={"x": Account(max_bytes=11 * GB)})
+
+    found = refused(plan(fleet, [waits("m", namespace="x")], NOW))
+    assert found.reason == "needs 11.18 GiB, and namespace x holds 0 B of the 10.24 GiB that it may"
+
+
 def test_a_model_that_crashed_is_not_started_there_for_a_while() -> None:
     bar = Backoff("m", "box", NOW + seconds(40), "its process died 3 times")
     fleet = Cluster(ONE, (), (model("m", 9),), backoffs=(bar,))

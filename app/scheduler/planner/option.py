@@ -33,3 +33,8 @@ class Option:
     def bytes(self) -> dict[str, int]:
         """By id of the device."""
         return self.layout.on(self.devices)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes on all devices together, the RAM beside GPUs included."""
+        return sum(self.bytes.values())

@@ -298,7 +298,7 @@ class _Planner:
             return
         want = no_demand(configuration)
         option = self.free_place(want)
-        if option is not None and self.search.may_hold(pool.namespace, option.layout.total_bytes):
+        if option is not None and self.search.may_hold(pool.namespace, option.total_bytes):
             self.start(want, option, Purpose.EVACUATION, reasons.evacuated(option, self.names), pool.namespace)
 
     def free_place(self, want: ModelDemand) -> Option | None:
@@ -414,12 +414,12 @@ class _Planner:
         """Plan it, unless that would take a namespace beyond its bytes."""
         configuration = want.configuration
         if namespace is None:
-            namespace = self.on_behalf_of(want, option.layout.total_bytes)
+            namespace = self.on_behalf_of(want, option.total_bytes)
             if namespace is None:
                 self.refuse(want, reasons.beyond_bytes(want, option, self.fleet.accounts, self.used))
                 return False
         if namespace in self.used:
-            self.used[namespace] += option.layout.total_bytes
+            self.used[namespace] += option.total_bytes
         estimate = timedelta(seconds=option.estimate)
         reclaims = self.search.reclaims(configuration, option.layout, option.devices)
         handed_back = {victim.id for victim in option.victims if self.search.preempts(victim, want, reclaims)}
@@ -450,7 +450,7 @@ class _Planner:
     def move(self, pool: Pool, target: Option, reason: str) -> None:
         self.search.stop(pool)
         if pool.namespace in self.used:
-            self.used[pool.namespace] += target.layout.total_bytes
+            self.used[pool.namespace] += target.total_bytes
         estimate = timedelta(seconds=target.estimate)
         self.room.take(self.of[pool.configuration], target.bytes, (), self.now + estimate)
         self.search.forget(pool.configuration)

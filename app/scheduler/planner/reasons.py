@@ -191,7 +191,7 @@ def beyond_bytes(want: ModelDemand, option: Option, accounts: Mapping[str, Accou
     """Why a namespace gets no further pool."""
     name = max(want.namespaces, key=lambda one: (want.namespaces[one], one))
     return (
-        f"needs {rounded(option.layout.total_bytes)}, and namespace {name} holds {rounded(used[name])} "
+        f"needs {rounded(option.total_bytes)}, and namespace {name} holds {rounded(used[name])} "
         f"of the {rounded(accounts[name].max_bytes or 0)} that it may"
     ), None
 
