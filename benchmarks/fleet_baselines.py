@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from app.fleet.pool import COMING, PoolState
 from app.scheduler.planner.cluster import Cluster, Configuration, Device, DeviceState, Pool, charges
 from app.scheduler.planner.demand import WaitingSteps
-from app.scheduler.planner.placement import Action, Plan, Purpose, StartPool, StopMode, StopPool
+from app.scheduler.planner.plan import Action, Plan, Purpose, StartPool, StopMode, StopPool
 
 Bytes = Mapping[str, int]
 

@@ -30,7 +30,7 @@ from app.fleet.pool import COMING, PoolState
 from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import Cluster, Configuration, DeviceState, Pool
 from app.scheduler.planner.demand import WaitingSteps
-from app.scheduler.planner.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
+from app.scheduler.planner.plan import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 from benchmarks.fleet_values import EPOCH, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
 
 #: No lease runs out here, and no agent is replaced.
@@ -428,8 +428,8 @@ class Simulation:
                 case StopPool():
                     pool = self.pools[action.pool]
                     if pool.state in COMING:
-                        self.stop(pool, action.how)
-                    elif action.how is StopMode.PREEMPT:
+                        self.stop(pool, action.mode)
+                    elif action.mode is StopMode.PREEMPT:
                         self.cut_short(pool)
                 case StartPool():
                     self.grant(action.configuration, action.bytes, action.after, action.namespace)

@@ -13,7 +13,7 @@ from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device
 from app.scheduler.planner.demand import WaitingSteps
-from app.scheduler.planner.placement import Plan
+from app.scheduler.planner.plan import Plan
 
 EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 #: Tokens of a prompt that take as long as one token of an answer.

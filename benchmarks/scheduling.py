@@ -32,7 +32,8 @@ from app.kernel.priority import Priority
 from app.kernel.settings import PoolSettings
 from app.scheduler.planner.cluster import Cluster, Configuration
 from app.scheduler.planner.demand import WaitingSteps
-from app.scheduler.planner.placement import Plan, plan
+from app.scheduler.planner.placement import plan
+from app.scheduler.planner.plan import Plan
 from app.scheduler.planner.policy import PlacementPolicy
 from benchmarks.fleet_baselines import Exclusive, Lru, Ollama, Static
 from benchmarks.fleet_simulator import Simulation

@@ -38,7 +38,7 @@ from app.scheduler.planner.cluster import Cluster
 from app.scheduler.planner.defragmentation import Defragmentation
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.explanation import Condition, Explanation
-from app.scheduler.planner.placement import Action, GrantReserve, Plan, Refusal, StartPool
+from app.scheduler.planner.plan import Action, GrantReserve, Plan, Refusal, StartPool
 from app.scheduler.reconcile_pass import ReconcilePass, ReconcileTimes
 
 #: Key of the advisory lock of the worker that reconciles.

@@ -18,7 +18,7 @@ from app.fleet.pool import Desired
 from app.kernel import ids, log
 from app.kernel.database import UnitOfWork
 from app.scheduler.planner.cluster import Cluster
-from app.scheduler.planner.placement import Action, DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool
+from app.scheduler.planner.plan import Action, DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool
 
 _log = log.get(__name__)
 
@@ -72,7 +72,7 @@ class ReconcilePass:
                 self._start(cluster, action, action.configuration, str(action.purpose), action.after, action.namespace)
             case StopPool():
                 self.stop(
-                    action.pool, Desired.PREEMPT if action.how is StopMode.PREEMPT else Desired.DRAIN, action.reason
+                    action.pool, Desired.PREEMPT if action.mode is StopMode.PREEMPT else Desired.DRAIN, action.reason
                 )
             case MovePool():
                 moved = next(pool for pool in cluster.pools if pool.id == action.pool)

@@ -28,7 +28,7 @@ from app.scheduler.planner.cluster import (
     promises,
 )
 from app.scheduler.planner.demand import WaitingSteps
-from app.scheduler.planner.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
+from app.scheduler.planner.plan import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 GB = 10**9
@@ -101,7 +101,7 @@ def applied(fleet: Cluster, plan: Plan) -> Cluster:
                         stopped,
                         state=PoolState.DRAINING,
                         stopping=stopped.stopping or NOW,
-                        preempting=action.how is StopMode.PREEMPT,
+                        preempting=action.mode is StopMode.PREEMPT,
                     )
             case StartPool():
                 state = PoolState.WAITING if action.after else PoolState.STARTING

@@ -10,7 +10,8 @@ from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import Cluster, DeviceState, charges
 from app.scheduler.planner.defragmentation import Defragmentation, Disturbance, defragment
-from app.scheduler.planner.placement import Plan, StartPool, plan
+from app.scheduler.planner.placement import plan
+from app.scheduler.planner.plan import Plan, StartPool
 from tests.scheduler.clusters import GB, NOW, Case, applied, cases, gpu, model, pool, ram, waits
 
 TWO = (gpu("g0"), gpu("g1"))

@@ -27,7 +27,8 @@ from app.scheduler.planner.cluster import (
     charges,
 )
 from app.scheduler.planner.demand import WaitingSteps
-from app.scheduler.planner.placement import (
+from app.scheduler.planner.placement import plan
+from app.scheduler.planner.plan import (
     DropReserve,
     GrantReserve,
     MovePool,
@@ -37,7 +38,6 @@ from app.scheduler.planner.placement import (
     StartPool,
     StopMode,
     StopPool,
-    plan,
 )
 from app.scheduler.planner.policy import PlacementPolicy
 from tests.scheduler.clusters import GB, NOW, Case, applied, cases, gpu, model, pool, ram, seconds, waits
@@ -51,7 +51,7 @@ def starts(made: Plan) -> list[StartPool]:
 
 
 def stops(made: Plan) -> dict[str, StopMode]:
-    return {action.pool: action.how for action in made.actions if isinstance(action, StopPool)}
+    return {action.pool: action.mode for action in made.actions if isinstance(action, StopPool)}
 
 
 def reasons(made: Plan) -> list[str]:
@@ -102,7 +102,7 @@ def test_steps_are_handed_back_to_higher_classes_only(case: Case) -> None:
         assert victim.serving is not None
         urgent = min(one.priority.rank for one in asking if one.ready is None)
         late = any((NOW - one.oldest).total_seconds() >= POLICY.bound[one.priority] for one in asking)
-        if action.how is StopMode.PREEMPT:
+        if action.mode is StopMode.PREEMPT:
             assert urgent < victim.serving.rank
             assert victim.preemptions < POLICY.max_preemptions
         else:

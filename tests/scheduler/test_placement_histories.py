@@ -35,7 +35,8 @@ from app.scheduler.planner.cluster import (
     charges,
 )
 from app.scheduler.planner.demand import WaitingSteps
-from app.scheduler.planner.placement import DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool, plan
+from app.scheduler.planner.placement import plan
+from app.scheduler.planner.plan import DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool
 from app.scheduler.planner.policy import PlacementPolicy
 from benchmarks import fleet_workloads
 from benchmarks.fleet_simulator import Simulation
@@ -290,7 +291,7 @@ class World:
                 case StartPool():
                     self.grants(action.configuration, action.bytes, action.after)
                 case StopPool():
-                    self.stops(action.pool, action.how)
+                    self.stops(action.pool, action.mode)
                 case MovePool():
                     self.grants(self.ledger.reservations[action.pool].configuration, action.bytes, frozenset())
                     self.stops(action.pool, StopMode.DRAIN)

@@ -29,7 +29,7 @@ from app.scheduler.observation import FleetDemand, InFlight
 from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.planner.cluster import Cluster
 from app.scheduler.planner.demand import WaitingSteps
-from app.scheduler.planner.placement import Action, StartPool
+from app.scheduler.planner.plan import Action, StartPool
 from app.scheduler.reconcile_pass import ReconcilePass, ReconcileTimes
 from tests.fleet.granting import LEASE
 

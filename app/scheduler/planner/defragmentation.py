@@ -1,12 +1,12 @@
 """
-Defragmentation: the cheapest moves of idle pools after which a model fits that now fits nowhere, although enough bytes
-are free in all.
+Defragmentation: the cheapest moves of idle pools after which a model fits that fits nowhere now, although enough bytes
+are free in total.
 
-A pool that works, that somebody waits for, or that is pinned is never moved. A pool is moved only where bytes are free.
-All moves together stay within what may be disturbed, and each model's moves are made all or not at all.
-Models that somebody waits for come first, then the largest.
+A pool that works, for which steps wait, or that is pinned is never moved. A pool is moved only into free bytes.
+All moves together stay within a budget, and the moves for one model are made all or not at all.
+Models with demand come first, then the largest.
 
-A plan moves pools by itself for steps that wait. This is for the time before somebody waits.
+A plan moves pools by itself for steps that wait. Defragmentation is for the time before.
 
 Nothing here reads a clock or a database: the caller passes `now` and applies the moves.
 """
@@ -20,16 +20,15 @@ from datetime import datetime, timedelta
 from app.scheduler.planner import reasons
 from app.scheduler.planner.cluster import Cluster, Configuration, Layout, Pool
 from app.scheduler.planner.demand import WaitingSteps, load_seconds, model_demand, no_demand
-from app.scheduler.planner.option import Option
-from app.scheduler.planner.placement import MovePool
+from app.scheduler.planner.plan import MovePool
 from app.scheduler.planner.policy import PlacementPolicy
-from app.scheduler.planner.room import DeviceSet, Room
-from app.scheduler.planner.search import Search
+from app.scheduler.planner.search import PlacementCandidate, Search
+from app.scheduler.planner.state import DeviceSet, PlanState
 
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """What may be disturbed at once."""
+    """The budget of one defragmentation."""
 
     #: Pools that are moved.
     moves: int = 4
@@ -59,7 +58,7 @@ class Stuck:
 
 @dataclass(frozen=True, slots=True)
 class Defragmentation:
-    """Moves, what they bring, and what they do not."""
+    """The moves, the models that fit after them, and those that still do not."""
 
     moves: tuple[MovePool, ...] = ()
     gains: tuple[Gain, ...] = ()
@@ -68,29 +67,29 @@ class Defragmentation:
 
 @dataclass(frozen=True, slots=True)
 class _Hole:
-    """Room for a layout on a device set, and the moves that make it."""
+    """A device set for a layout, and the moves that free it."""
 
     layout: Layout
     devices: DeviceSet
-    moves: tuple[tuple[Pool, Option], ...]
+    moves: tuple[tuple[Pool, PlacementCandidate], ...]
     #: Seconds of loading.
     load: float
 
 
 def defragment(
-    fleet: Cluster,
-    demand: Sequence[WaitingSteps],
+    cluster: Cluster,
+    waiting: Sequence[WaitingSteps],
     now: datetime,
     budget: Disturbance = Disturbance(),
     policy: PlacementPolicy | None = None,
 ) -> Defragmentation:
     """Moves for models without a pool that fit on no device set now. Models that fit, or never can, are left out."""
     policy = policy or PlacementPolicy()
-    of = {configuration.id: configuration for configuration in fleet.configurations}
-    wants = model_demand(fleet.configurations, fleet.accounts, demand, now, policy)
-    room = Room(fleet, policy)
-    search = Search(fleet, wants, room, now, policy)
-    names = reasons.Names(fleet)
+    configurations = {configuration.id: configuration for configuration in cluster.configurations}
+    demands = model_demand(cluster.configurations, cluster.accounts, waiting, now, policy)
+    state = PlanState(cluster, policy)
+    search = Search(cluster, demands, state, now, policy)
+    names = reasons.Names(cluster)
 
     moves: list[MovePool] = []
     gains: list[Gain] = []
@@ -98,14 +97,14 @@ def defragment(
     left = budget
 
     def urgency(configuration: Configuration) -> tuple[float, int, str]:
-        want = wants.get(configuration.id)
-        return -(want.pressure if want else 0.0), -reasons.smallest(configuration), configuration.id
+        demand = demands.get(configuration.id)
+        return -(demand.pressure if demand else 0.0), -reasons.smallest(configuration), configuration.id
 
-    for configuration in sorted(fleet.configurations, key=urgency):
-        free = _free_in_all(configuration, room)
-        if free is None or room.coming(configuration.id) or _fits(configuration, search):
+    for configuration in sorted(cluster.configurations, key=urgency):
+        free = _free_in_total(configuration, search, state)
+        if free is None or state.pools_of(configuration.id) or _fits(configuration, search):
             continue
-        holes = sorted(_holes(configuration, search), key=lambda hole: (hole.load, len(hole.moves), hole.devices))
+        holes = sorted(_holes(configuration, search, state), key=lambda one: (one.load, len(one.moves), one.devices))
         hole = next((one for one in holes if len(one.moves) <= left.moves and one.load <= left.seconds), None)
         if hole is None:
             cheapest = (len(holes[0].moves), holes[0].load) if holes else None
@@ -114,12 +113,12 @@ def defragment(
             continue
         left = Disturbance(left.moves - len(hole.moves), left.seconds - hole.load)
         bytes_ = hole.layout.on(hole.devices)
-        # The hole is kept: nothing that is moved for another model goes there.
-        room.take(configuration, bytes_, [pool for pool, _ in hole.moves], now)
+        # The hole is kept free: no pool that is moved for another model goes there.
+        state.start(configuration, bytes_, [pool for pool, _ in hole.moves], now)
         for pool, target in hole.moves:
             estimate = timedelta(seconds=target.estimate)
-            room.take(of[pool.configuration], target.bytes, (), now + estimate)
-            search.stop(pool)
+            state.stop(pool)
+            state.start(configurations[pool.configuration], target.bytes, (), now + estimate, pool.namespace)
             reason = reasons.makes_hole(configuration, hole.devices, target, names)
             moves.append(MovePool(pool.id, target.bytes, reason, estimate))
         reason = reasons.gained(configuration, free, len(hole.moves), hole.load)
@@ -127,55 +126,61 @@ def defragment(
     return Defragmentation(tuple(moves), tuple(gains), tuple(stuck))
 
 
-def _free_in_all(configuration: Configuration, room: Room) -> int | None:
-    """Free bytes on devices of a type that it can lie on, if they come to what it needs, and some could hold it."""
+def _free_in_total(configuration: Configuration, search: Search, state: PlanState) -> int | None:
+    """Free bytes on devices of a type for which it has a layout; None when they, or the devices, are too small."""
     for layout in configuration.layouts:
-        free = sum(max(room.free_for(configuration, device.id), 0) for device in room.open.get(layout.type, ()))
-        if free >= layout.total_bytes and any(room.sets(configuration, layout, ())):
+        devices = state.schedulable.get(layout.type, ())
+        free = sum(max(state.free_for(configuration, device.id), 0) for device in devices)
+        if free >= layout.total_bytes and any(search.sets.possible(configuration, layout, ())):
             return free
     return None
 
 
 def _fits(configuration: Configuration, search: Search) -> bool:
-    return any(True for _ in search.options(no_demand(configuration), evict=False))
+    return any(True for _ in search.candidates(no_demand(configuration), evict=False))
 
 
-def _holes(configuration: Configuration, search: Search) -> list[_Hole]:
-    """One for each device set that moves can empty far enough."""
+def _holes(configuration: Configuration, search: Search, state: PlanState) -> list[_Hole]:
+    """One for each device set that moves can free."""
     found = []
-    backed_off = {backoff.host for backoff in search.backoffs(configuration.id)}
+    backed_off = search.backed_off(configuration.id)
     for layout in configuration.layouts:
-        for devices in search.room.sets(configuration, layout, backed_off):
-            if search.room.shunned(configuration, devices):
+        for devices in search.sets.possible(configuration, layout, backed_off):
+            if search.sets.conflicts(configuration, devices):
                 continue
-            chosen = _leavers(configuration, layout, devices, search)
+            chosen = _movable(configuration, layout, devices, search, state)
             moves = search.relocate(chosen, layout.on(devices), chosen) if chosen else None
             if moves:
                 found.append(_Hole(layout, devices, moves, sum(target.estimate for _, target in moves)))
     return found
 
 
-def _leavers(configuration: Configuration, layout: Layout, devices: DeviceSet, search: Search) -> list[Pool] | None:
-    """Idle pools whose bytes are missing there, those that load the fastest for each byte first; None: too few."""
-    offer = search.room.offer
-    missing = search.missing(configuration, layout, devices)
-    pools = {p.id: p for device in devices for p in search.room.on[device] if search.may_move(p)}
+def _movable(
+    configuration: Configuration, layout: Layout, devices: DeviceSet, search: Search, state: PlanState
+) -> list[Pool] | None:
+    """Idle pools that hold the missing bytes, those that load the fastest for each byte first; None: too few."""
+    eviction, unpromised = search.eviction, state.unpromised
+    missing = state.missing(configuration, layout, devices)
+    pools = {p.id: p for device in devices for p in state.pools_on[device] if eviction.may_move(p)}
+
+    def load(pool: Pool) -> float:
+        return load_seconds(eviction.configurations[pool.configuration])
 
     def load_by_byte(pool: Pool) -> tuple[float, str]:
-        size = sum(min(offer(pool, d), m) for d, m in missing.items() if m > 0)
-        return load_seconds(search.configurations[pool.configuration]) / max(size, 1), pool.id
+        size = sum(min(unpromised(pool, d), m) for d, m in missing.items() if m > 0)
+        return load(pool) / max(size, 1), pool.id
 
     chosen: list[Pool] = []
     for pool in sorted(pools.values(), key=load_by_byte):
-        if any(m > 0 and offer(pool, d) > 0 for d, m in missing.items()):
+        if any(m > 0 and unpromised(pool, d) > 0 for d, m in missing.items()):
             chosen.append(pool)
             for d in missing:
-                missing[d] -= offer(pool, d)
+                missing[d] -= unpromised(pool, d)
     if any(m > 0 for m in missing.values()):
         return None
-    for pool in sorted(chosen, key=lambda p: (-load_seconds(search.configurations[p.configuration]), p.id)):
-        if all(m + offer(pool, d) <= 0 for d, m in missing.items()):  # the others suffice
+    for pool in sorted(chosen, key=lambda p: (-load(p), p.id)):
+        if all(m + unpromised(pool, d) <= 0 for d, m in missing.items()):  # the others suffice
             chosen.remove(pool)
             for d in missing:
-                missing[d] += offer(pool, d)
+                missing[d] += unpromised(pool, d)
     return chosen

@@ -7,19 +7,27 @@ Sizes are bytes on devices, waiting is in seconds. What waiting counts is weight
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.fleet.backoff import Backoff
 from app.kernel.sizes import rounded
 from app.scheduler.planner.cluster import SIMULATED, Account, Cluster, Configuration, DeviceState, Pool
 from app.scheduler.planner.demand import ModelDemand, load_seconds
-from app.scheduler.planner.option import Option
-from app.scheduler.planner.room import DeviceSet, Room
+from app.scheduler.planner.device_sets import DeviceSets
+from app.scheduler.planner.search import PlacementCandidate, Vacancy
+from app.scheduler.planner.state import DeviceSet, PlanState
 
-NOBODY_WAITS = "nobody waits for it any more"
+NO_DEMAND = "nobody waits for it any more"
 
-#: What is said, and seconds until the steps that wait are expected to begin.
-Why = tuple[str, float | None]
+
+@dataclass(frozen=True, slots=True)
+class RefusalReason:
+    """Why nothing is done for waiting steps now."""
+
+    text: str
+    #: Seconds until they are expected to begin; None when waiting alone does not help.
+    estimate: float | None = None
 
 
 class Names:
@@ -62,77 +70,77 @@ def _steps(count: int, verb: str = "wait") -> str:
     return f"1 step {verb}s" if count == 1 else f"{count} steps {verb}"
 
 
-def _waiting(want: ModelDemand) -> str:
-    return f"{_steps(want.steps)}, the oldest for {seconds(want.oldest)}"
+def _waiting(demand: ModelDemand) -> str:
+    return f"{_steps(demand.steps)}, the oldest for {seconds(demand.oldest)}"
 
 
 #: Begins the reason of a start for a step that came this instant.
 FIRST = f"{_steps(1)}, the oldest for {seconds(0)}: "
 
 
-def _place(option: Option, names: Names) -> str:
-    """Where it goes, and who makes room."""
-    place = f"{rounded(option.layout.total_bytes)} on {names.devices(option.computing)}"
-    if beside := option.devices[len(option.computing) :]:
-        place += f" and {rounded(option.layout.ram)} on {names.devices(beside)}"
-    if not option.victims:
+def _place(candidate: PlacementCandidate, names: Names) -> str:
+    """Where it goes, and who makes state."""
+    place = f"{rounded(candidate.layout.total_bytes)} on {names.devices(candidate.computing)}"
+    if beside := candidate.devices[len(candidate.computing) :]:
+        place += f" and {rounded(candidate.layout.ram)} on {names.devices(beside)}"
+    if not candidate.victims:
         return f"{place}, which is free"
-    stopped = sorted({names.pool(pool) for pool in option.victims})
+    stopped = sorted({names.pool(pool) for pool in candidate.victims})
     return f"{place}, for which {_listed(stopped)} {'makes' if len(stopped) == 1 else 'make'} room"
 
 
-def started(want: ModelDemand, option: Option, coming: Sequence[Pool], names: Names) -> str:
+def started(demand: ModelDemand, candidate: PlacementCandidate, coming: Sequence[Pool], names: Names) -> str:
     """Why a pool is started for steps that wait."""
     beside = f" beside {len(coming)} that do not suffice" if coming else ""
-    late = "; it waited beyond its bound" if want.overdue else ""
-    return f"{_waiting(want)}{beside}{late}: {_place(option, names)}"
+    late = "; it waited beyond its bound" if demand.overdue else ""
+    return f"{_waiting(demand)}{beside}{late}: {_place(candidate, names)}"
 
 
-def prepared(want: ModelDemand, option: Option, names: Names) -> str:
+def prepared(demand: ModelDemand, candidate: PlacementCandidate, names: Names) -> str:
     """Why a pool is started for steps that do not wait yet."""
-    return f"steps of running work will be ready in {seconds(want.upcoming_in)}: {_place(option, names)}"
+    return f"steps of running work will be ready in {seconds(demand.upcoming_in)}: {_place(candidate, names)}"
 
 
-def target(configuration: Configuration, option: Option, names: Names) -> str:
+def target(configuration: Configuration, candidate: PlacementCandidate, names: Names) -> str:
     """Why a pool is started that nobody waits for."""
     count = configuration.min_pools
     if not count:
-        return f"an operator wants it: {_place(option, names)}"
-    return f"{count} {'pool is' if count == 1 else 'pools are'} kept up: {_place(option, names)}"
+        return f"an operator wants it: {_place(candidate, names)}"
+    return f"{count} {'pool is' if count == 1 else 'pools are'} kept up: {_place(candidate, names)}"
 
 
-def evacuated(option: Option, names: Names) -> str:
+def evacuated(candidate: PlacementCandidate, names: Names) -> str:
     """Why a pool is started again elsewhere."""
-    return f"its device is drained: {_place(option, names)}"
+    return f"its device is drained: {_place(candidate, names)}"
 
 
-def makes_room(victim: Pool, want: ModelDemand, regret: float) -> str:
+def makes_room(victim: Pool, demand: ModelDemand, regret: float) -> str:
     """Why a pool is stopped for another."""
     state = _steps(victim.busy, "run") if victim.busy else "it is idle"
-    waits = f": {_waiting(want)}" if want.steps else ""
+    waits = f": {_waiting(demand)}" if demand.steps else ""
     return (
-        f"makes room for `{want.configuration.model}`{waits} ({want.pressure:.0f} s, weighted); "
+        f"makes room for `{demand.configuration.model}`{waits} ({demand.pressure:.0f} s, weighted); "
         f"{state}, and stopping it is expected to cost {regret:.0f} s, weighted"
     )
 
 
-def hands_back(victim: Pool, want: ModelDemand, reclaims: bool) -> str:
+def preempted(victim: Pool, demand: ModelDemand, reclaims: bool) -> str:
     """Why a pool that drains does not finish its steps."""
     state = f"{_steps(victim.busy, 'run')} for longer than"
-    if reclaims and want.configuration.reserve is not None:
-        within = seconds(want.configuration.reserve.within.total_seconds())
-        return f"{state} `{want.configuration.model}` lends its reserve on: it comes back within {within}"
-    return f"{state} the more urgent `{want.configuration.model}` waits for them"
+    if reclaims and demand.configuration.reserve is not None:
+        within = seconds(demand.configuration.reserve.within.total_seconds())
+        return f"{state} `{demand.configuration.model}` lends its reserve on: it comes back within {within}"
+    return f"{state} the more urgent `{demand.configuration.model}` waits for them"
 
 
-def recalled(owner: Configuration) -> str:
+def withdrawn(owner: Configuration) -> str:
     """Why a grant is taken back that waits for bytes of a reserve."""
     return f"it waits for bytes that are set aside for `{owner.model}`, which is asked for"
 
 
-def moved(reason: str, option: Option, names: Names) -> str:
+def moved(reason: str, candidate: PlacementCandidate, names: Names) -> str:
     """Why a pool is moved."""
-    return f"{reason}; it goes on with {_place(option, names)}"
+    return f"{reason}; it goes on with {_place(candidate, names)}"
 
 
 def idle(for_: timedelta, keep_alive: timedelta) -> str:
@@ -170,95 +178,107 @@ def no_reserve(needs: int) -> str:
     return f"no device set has {rounded(needs)} that are neither set aside nor held by pinned pools"
 
 
-def next_plan(starts: int) -> str:
-    """Why a plan stops where it does."""
-    return f"{starts} pools are started at once at the most; the next plan goes on"
+def next_plan(starts: int, demand: ModelDemand) -> RefusalReason:
+    """Why a plan starts no more pools."""
+    return RefusalReason(f"{starts} pools are started at once at the most; the next plan goes on", demand.load)
 
 
-def exhausted(want: ModelDemand, accounts: Mapping[str, Account], now: datetime) -> Why:
-    """Why nothing is done for namespaces that used their allowance up."""
-    names = sorted(want.exhausted)
+def exhausted(demand: ModelDemand, accounts: Mapping[str, Account], now: datetime) -> RefusalReason:
+    """Why nothing is done for namespaces that used up their allowance of device seconds."""
+    names = sorted(demand.exhausted)
     until = min(account.exhausted_until for name in names if (account := accounts[name]).exhausted_until)
     after = max((until - now).total_seconds(), 0.0)
     plural = len(names) > 1
-    return (
-        f"{_steps(sum(want.exhausted.values()))}, but {'namespaces' if plural else 'namespace'} {_listed(names)} used "
-        f"{'their' if plural else 'its'} device seconds up; there are new ones in {seconds(after)}"
-    ), after
+    steps, namespaces = _steps(sum(demand.exhausted.values())), f"namespace{'s' * plural} {_listed(names)}"
+    text = f"{steps}, but {namespaces} used {'their' if plural else 'its'} device seconds up; there are new ones in "
+    return RefusalReason(text + seconds(after), after)
 
 
-def beyond_bytes(want: ModelDemand, option: Option, accounts: Mapping[str, Account], used: Mapping[str, int]) -> Why:
+def beyond_bytes(
+    demand: ModelDemand, candidate: PlacementCandidate, accounts: Mapping[str, Account], held: Mapping[str, int]
+) -> RefusalReason:
     """Why a namespace gets no further pool."""
-    name = max(want.namespaces, key=lambda one: (want.namespaces[one], one))
-    return (
-        f"needs {rounded(option.total_bytes)}, and namespace {name} holds {rounded(used[name])} "
+    name = max(demand.namespaces, key=lambda one: (demand.namespaces[one], one))
+    return RefusalReason(
+        f"needs {rounded(candidate.total_bytes)}, and namespace {name} holds {rounded(held[name])} "
         f"of the {rounded(accounts[name].max_bytes or 0)} that it may"
-    ), None
+    )
 
 
-def not_worth(want: ModelDemand, option: Option, price: float, names: Names, room: Room) -> Why:
-    """Why pools that could be stopped are not, yet."""
-    later = min(max(price - want.pressure, 0.0) / want.growth, want.until_bound) if want.growth else 0.0
-    return (
-        f"needs {rounded(option.layout.total_bytes)}, {_has_free(option.devices, names, room)}; stopping "
-        f"{names.pools(option.victims)} would cost {option.regret:.0f} s, weighted, and is done when {price:.0f} s "
-        f"were waited: {want.pressure:.0f} s so far, about {seconds(later)} to go"
-    ), later + option.estimate
+def not_worth(
+    demand: ModelDemand, candidate: PlacementCandidate, price: float, names: Names, state: PlanState
+) -> RefusalReason:
+    """Why pools that could be evicted are not, yet."""
+    later = min(max(price - demand.pressure, 0.0) / demand.growth, demand.until_bound) if demand.growth else 0.0
+    text = (
+        f"needs {rounded(candidate.layout.total_bytes)}, {_has_free(candidate.devices, names, state)}; "
+        f"stopping {names.pools(candidate.victims)} would cost {candidate.regret:.0f} s, weighted, "
+        f"and is done when {price:.0f} s were waited: {demand.pressure:.0f} s so far, about {seconds(later)} to go"
+    )
+    return RefusalReason(text, later + candidate.estimate)
 
 
-def blocked(
-    want: ModelDemand, after: float, devices: DeviceSet, waited: Sequence[Pool], names: Names, room: Room
-) -> Why:
-    """Why pools that hold the bytes are waited for."""
-    needs = min(one.total_bytes for one in want.configuration.layouts if len(one.parts) == len(room.computing(devices)))
-    work = sum(pool.busy for pool in waited)
-    flight = f"with {work} {'step' if work == 1 else 'steps'} in flight"
-    state = flight if work else "whose starts must pay first"
-    held = room.held.get(devices[0])
-    kept = "; until then nothing is started there that ends later" if held and held[0] == want.configuration.id else ""
-    return (
-        f"needs {rounded(needs)}, {_has_free(devices, names, room)}; it waits for {names.pools(waited)} {state}: "
-        f"about {seconds(after)}{kept}"
-    ), after + want.load
+def blocked(demand: ModelDemand, vacancy: Vacancy, names: Names, state: PlanState) -> RefusalReason:
+    """Why demand waits for pools that are not evicted."""
+    configuration, devices = demand.configuration, vacancy.devices
+    needs = min(one.total_bytes for one in configuration.layouts if len(one.parts) == len(state.computing(devices)))
+    work = sum(pool.busy for pool in vacancy.pools)
+    cause = f"with {work} {'step' if work == 1 else 'steps'} in flight" if work else "whose starts must pay first"
+    nominated = state.nominated.get(devices[0])
+    is_kept = nominated is not None and nominated[0] == configuration.id
+    kept = "; until then nothing is started there that ends later" if is_kept else ""
+    text = (
+        f"needs {rounded(needs)}, {_has_free(devices, names, state)}; "
+        f"it waits for {names.pools(vacancy.pools)} {cause}: about {seconds(vacancy.seconds)}{kept}"
+    )
+    return RefusalReason(text, vacancy.seconds + demand.load)
 
 
-def never(configuration: Configuration, room: Room, backoffs: Sequence[Backoff], now: datetime) -> Why:
-    """Why no waiting helps, or only until something changes."""
-    stand_ins = any(layout.type == SIMULATED for layout in configuration.layouts)
-    if configuration.fetch is None and not configuration.files and not stand_ins:
-        return f"no host has its file; `arriero models show {configuration.model}` says how to bring it there", None
+def never(
+    configuration: Configuration, sets: DeviceSets, state: PlanState, backoffs: Sequence[Backoff], now: datetime
+) -> RefusalReason:
+    """Why waiting does not help, or only until something changes."""
+    is_simulated = any(layout.type == SIMULATED for layout in configuration.layouts)
+    if configuration.fetch is None and not configuration.files and not is_simulated:
+        text = f"no host has its file; `arriero models show {configuration.model}` says how to bring it there"
+        return RefusalReason(text)
     if not configuration.layouts:
-        return "what it needs is not known yet on any device", None
+        return RefusalReason("what it needs is not known yet on any device")
     if backoffs:
         backoff = min(backoffs, key=lambda one: (one.until, one.host))
         after = max((backoff.until - now).total_seconds(), 0.0)
-        return f"on {backoff.host}, {backoff.reason}; tried again in {seconds(after)}", after + load_seconds(
-            configuration
-        )
-    kinds = sorted({layout.type for layout in configuration.layouts})
-    types = " or ".join(kinds)
-    devices = [device for device in room.devices.values() if device.type in kinds]
+        text = f"on {backoff.host}, {backoff.reason}; tried again in {seconds(after)}"
+        return RefusalReason(text, after + load_seconds(configuration))
+    return RefusalReason(_obstacle(configuration, sets, state))
+
+
+def _obstacle(configuration: Configuration, sets: DeviceSets, state: PlanState) -> str:
+    """Why no device set can have the bytes free."""
+    layouts = configuration.layouts
+    types = sorted({layout.type for layout in layouts})
+    listed = " or ".join(types)
+    devices = [device for device in state.devices.values() if device.type in types]
     if not devices:
-        return f"there is no device of the type {types}", None
+        return f"there is no device of the type {listed}"
     if all(device.state is not DeviceState.SCHEDULABLE for device in devices):
-        return f"no device of the type {types} is open: they are cordoned, drained or lost", None
-    part = min(max(layout.parts) for layout in configuration.layouts)
-    largest = max(devices, key=lambda device: (room.usable(device.id), device.id))
-    if part > room.usable(largest.id):
-        beside = " beside what others use of it" if largest.unmanaged_bytes else ""
-        has = rounded(room.usable(largest.id))
-        return f"needs {rounded(part)} on one device, and the largest, {largest.name}, has {has}{beside}", None
-    if not any(room.has_ram(configuration, one, device.id) for one in configuration.layouts for device in devices):
-        least = rounded(min(layout.ram for layout in configuration.layouts))
-        return f"needs {least} of its host's RAM beside a GPU, and no host can have that free", None
+        return f"no device of the type {listed} is open: they are cordoned, drained or lost"
+    part = min(max(layout.parts) for layout in layouts)
+    largest = max(devices, key=lambda device: (state.usable(device.id), device.id))
+    if part > state.usable(largest.id):
+        unmanaged = " beside what others use of it" if largest.unmanaged_bytes else ""
+        has = rounded(state.usable(largest.id))
+        return f"needs {rounded(part)} on one device, and the largest, {largest.name}, has {has}{unmanaged}"
+    if not any(sets.has_ram(configuration, layout, device.id) for layout in layouts for device in devices):
+        least = rounded(min(layout.ram for layout in layouts))
+        return f"needs {least} of its host's RAM beside a GPU, and no host can have that free"
     return (
         f"needs {rounded(smallest(configuration))}, and no device set that its entry allows can have that free: bytes "
         "are pinned, set aside or held by processes that may still live, models are kept apart, or a host has too few "
         "devices"
-    ), None
+    )
 
 
-def makes_hole(configuration: Configuration, devices: DeviceSet, target: Option, names: Names) -> str:
+def makes_hole(configuration: Configuration, devices: DeviceSet, target: PlacementCandidate, names: Names) -> str:
     """Why a pool is moved though nobody waits."""
     return f"leaves {names.devices(devices)} to `{configuration.model}`, and goes on with {_place(target, names)}"
 
@@ -290,9 +310,9 @@ def smallest(configuration: Configuration) -> int:
     return min((layout.total_bytes for layout in configuration.layouts), default=0)
 
 
-def _has_free(devices: DeviceSet, names: Names, room: Room) -> str:
-    computing = room.computing(devices)
-    free = sum(max(room.free[device], 0) for device in computing)
+def _has_free(devices: DeviceSet, names: Names, state: PlanState) -> str:
+    computing = state.computing(devices)
+    free = sum(max(state.free[device], 0) for device in computing)
     found = f"{names.devices(computing)} {'has' if len(computing) == 1 else 'have'} {rounded(free)} free"
-    beside = [f"{names.device(id_)} {rounded(max(room.free[id_], 0))}" for id_ in devices if id_ not in computing]
+    beside = [f"{names.device(id_)} {rounded(max(state.free[id_], 0))}" for id_ in devices if id_ not in computing]
     return " and ".join((found, *beside))

@@ -1,14 +1,11 @@
 """
-The search for a place: which devices a pool would be started on, which pools would make room, and what that costs.
+The search for candidates: the device sets on which a pool could be started, the victims that would make room, and the
+cost of each.
 
-The cost of an option is in weighted seconds of waiting: what the steps that wait go on waiting until it serves, what it
-is slower there, and the regret for the pools that would be stopped.
-The regret for a pool is what its next steps are expected to wait because it is gone (as in GreedyDual: FaasCache,
-ASPLOS 2021): likely to be asked for soon, slow to load, much used.
-A pool with work is stopped only for a higher class than what it works on, for an equal class that has waited for a
-multiple of the regret for it, for a step that waited beyond its bound, or for bytes that are set aside for another.
-But for the last, it is stopped only once its own start has paid for itself, and not while it works on a step that was
-handed back too often: a drain that lasts too long would hand that back again.
+The cost of a candidate is in weighted seconds of waiting: the time that the steps wait until the pool serves, the time
+that they lose on slower devices, and the regret for the victims.
+
+Reads the plan state and changes nothing.
 """
 
 from __future__ import annotations
@@ -21,457 +18,316 @@ from itertools import islice
 
 from app.fleet.backoff import Backoff
 from app.fleet.pool import PoolState
-from app.scheduler.planner.cluster import NOTHING, Cluster, Configuration, DeviceState, Layout, Packing, Pool
-from app.scheduler.planner.demand import NO_RANK, ModelDemand, load_seconds, no_demand
-from app.scheduler.planner.option import Option
+from app.scheduler.planner.cluster import NOTHING, Cluster, Configuration, Layout, Packing, Pool
+from app.scheduler.planner.demand import ModelDemand, no_demand
+from app.scheduler.planner.device_sets import DeviceSets
+from app.scheduler.planner.eviction import EVICTABLE, Eviction
 from app.scheduler.planner.policy import PlacementPolicy
-from app.scheduler.planner.room import DeviceSet, Room
-
-#: States in which a pool's bytes can be promised to others.
-_YIELDING = frozenset({PoolState.SERVING, PoolState.DRAINING})
+from app.scheduler.planner.state import DeviceSet, PlanState
 
 
 @dataclass(frozen=True, slots=True)
-class _Cover:
+class PlacementCandidate:
+    """One way to start a pool, with its cost. Times are seconds."""
+
+    layout: Layout
+    devices: DeviceSet
+    #: Pools whose bytes it waits for.
     victims: tuple[Pool, ...]
+    regret: float
+    #: Until it serves.
+    estimate: float
+    #: The smallest is the best.
+    order: tuple[object, ...]
+    #: Victims that targets keep running and that therefore move, with their new places.
+    moves: tuple[tuple[Pool, PlacementCandidate], ...] = ()
+
+    @property
+    def computing(self) -> DeviceSet:
+        """The devices without the RAM that is used in addition to GPUs."""
+        return self.devices[: len(self.layout.parts)]
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """By id of the device."""
+        return self.layout.on(self.devices)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes on all devices together, the RAM in addition to GPUs included."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Vacancy:
+    """A device set that pools will leave, without being evicted."""
+
+    #: Until then.
+    seconds: float
+    devices: DeviceSet
+    #: Pools that leave.
+    pools: tuple[Pool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Victims:
+    """Pools that are stopped to make room."""
+
+    pools: tuple[Pool, ...]
     regret: float
     #: Seconds until all of them are gone.
     wait: float
-    moves: tuple[tuple[Pool, Option], ...]
+    moves: tuple[tuple[Pool, PlacementCandidate], ...]
 
 
-#: Nothing has to be covered.
-_FREE = _Cover((), 0.0, 0.0, ())
+#: For bytes that are free.
+_NO_VICTIMS = _Victims((), 0.0, 0.0, ())
 
 
 class Search:
-    """Finds options for one plan."""
+    """Finds candidates for one plan."""
 
     def __init__(
         self,
-        fleet: Cluster,
-        wants: Mapping[str, ModelDemand],
-        room: Room,
+        cluster: Cluster,
+        demands: Mapping[str, ModelDemand],
+        state: PlanState,
         now: datetime,
         policy: PlacementPolicy,
     ) -> None:
-        self.room, self.policy = room, policy
-        self._fleet, self._wants, self._now = fleet, wants, now
-        self.configurations = {configuration.id: configuration for configuration in fleet.configurations}
-        self._regrets: dict[str, float] = {}
-        #: Ids of pools that this plan stops.
-        self.stopped: set[str] = set()
-        #: Pools that are not stopped to make room: as many of a configuration as it keeps up.
-        self._kept = self._standing()
+        self.sets = DeviceSets(cluster, state, policy)
+        self.eviction = Eviction(cluster, demands, state, now, policy)
+        self._demands, self._state, self._policy = demands, state, policy
         self._backoffs: dict[str, list[Backoff]] = {}
-        for backoff in fleet.backoffs:
+        for backoff in cluster.backoffs:
             if backoff.until > now:
                 self._backoffs.setdefault(backoff.configuration, []).append(backoff)
+        #: By type of device, and whether pools with work are left out.
         self._ranks: dict[tuple[str, bool], list[tuple[float, int, str]]] = {}
-        #: Bytes that pools of a namespace hold, where that is limited.
-        self.used = {name: 0 for name, account in fleet.accounts.items() if account.max_bytes is not None}
-        for pool in fleet.pools:
-            if pool.namespace in self.used:
-                self.used[pool.namespace] += sum(pool.bytes.values())
-
-    def _standing(self) -> set[str]:
-        kept = set()
-        going = {device.id for device in self._fleet.devices if device.state is DeviceState.DRAINING}
-        for configuration in self._fleet.configurations:
-            if configuration.min_pools:
-                coming = [pool for pool in self.room.coming(configuration.id) if not going & pool.bytes.keys()]
-                some = sorted(coming, key=lambda pool: (pool.started, pool.id))
-                kept |= {pool.id for pool in some[: configuration.min_pools]}
-        return kept
 
     def backoffs(self, configuration: str) -> list[Backoff]:
-        """What keeps it from hosts now."""
+        """The backoffs of a configuration that have not ended."""
         return self._backoffs.get(configuration, [])
 
-    # ---- what stopping a pool costs ----
+    def backed_off(self, configuration: str) -> set[str]:
+        """Hosts on which the configuration is not started for a while."""
+        return {backoff.host for backoff in self.backoffs(configuration)}
 
-    def regret(self, pool: Pool) -> float:
-        """What the next steps are expected to wait when it is stopped, in weighted seconds."""
-        if pool.id in self.stopped or pool.state is PoolState.DRAINING:
-            return 0.0
-        if (known := self._regrets.get(pool.configuration)) is None:
-            known = self._regrets[pool.configuration] = self._missed(pool.configuration)
-        return known
-
-    def stop(self, pool: Pool) -> None:
-        """From now on it is one that this plan stops; others of its configuration are missed the more."""
-        self.stopped.add(pool.id)
-        self.forget(pool.configuration)
-
-    def forget(self, configuration: str) -> None:
-        """The regret for its pools is another: one more, or one less, serves it."""
-        self._regrets.pop(configuration, None)
-
-    def _missed(self, id_: str) -> float:
-        configuration = self.configurations.get(id_)
-        if configuration is None:
-            return 0.0
-        want, rates = self._wants.get(id_), self._fleet.rates.get(configuration.model, {})
-        gone = load_seconds(configuration) + self.policy.recovery
-        missed = 0.0
-        rate = sum(rates.values())
-        if rate > 0:
-            weight = sum(self.policy.weights[priority] * (part / rate) for priority, part in rates.items())
-            # The first to come waits for all of the time, those that come meanwhile for half of it.
-            missed = weight * self.asked(configuration) * gone * (1 + rate * gone / 2)
-        if want is not None:
-            missed += want.upcoming * gone + want.pressure
-        beside = sum(pool.id not in self.stopped for pool in self.room.coming(id_)) > 1
-        return missed * (self.policy.sibling if beside else 1.0)
-
-    def asked(self, configuration: Configuration) -> float:
-        """The probability that it is asked for within the horizon."""
-        rates = self._fleet.rates.get(configuration.model)
-        return 1 - math.exp(-sum(rates.values()) * self.policy.horizon) if rates else 0.0
-
-    def yields(self, pool: Pool, want: ModelDemand, reclaims: bool) -> bool:
-        """Whether it may be stopped for that; with `reclaims`, for bytes that are the other's own."""
-        if pool.state is PoolState.DRAINING or pool.id in self.stopped:
-            return True
-        if self.stays(pool) or (
-            not self.policy.lend and self.room.owns(pool) and pool.configuration != want.configuration.id
-        ):
-            return False
-        own = self._wants.get(pool.configuration)
-        waits = own is not None and own.steps > 0
-        if reclaims or not (pool.busy or waits):
-            return True
-        if self._is_fresh(pool) or (pool.busy and pool.preemptions >= self.policy.max_preemptions):
-            return False
-        if want.overdue:
-            return True
-        if (own is not None and own.overdue) or (pool.busy and pool.serving is None):
-            return False
-        working = NO_RANK if pool.serving is None else pool.serving.rank
-        theirs = min(working, NO_RANK if own is None else own.rank)
-        if want.rank == theirs:
-            return want.pressure >= self.policy.drain_factor * self.regret(pool)
-        return want.rank < theirs
-
-    def _is_fresh(self, pool: Pool) -> bool:
-        """Whether it has not served for as long as its start must pay for."""
-        if pool.loaded is None:
-            return True
-        return (self._now - pool.loaded).total_seconds() < self.policy.amortise * self._load(pool)
-
-    def _load(self, pool: Pool) -> float:
-        configuration = self.configurations.get(pool.configuration)
-        return 0.0 if configuration is None else load_seconds(configuration)
-
-    # ---- options ----
-
-    def options(self, want: ModelDemand, evict: bool, moving: bool = False) -> Iterator[Option]:
+    def candidates(self, demand: ModelDemand, evict: bool, moving: bool = False) -> Iterator[PlacementCandidate]:
         """
-        Ways to start a pool for it now: into free bytes, and with `evict` into those of others.
+        Ways to start a pool for the demand now: in free bytes, and with `evict` in those of other pools.
 
-        With `moving`, idle pools that are kept up make room too, if there are free bytes for them elsewhere.
+        With `moving`, idle pools of targets make room too, if there are free bytes for them elsewhere.
         """
-        configuration = want.configuration
-        backed_off = {backoff.host for backoff in self.backoffs(configuration.id)}
+        configuration = demand.configuration
+        backed_off = self.backed_off(configuration.id)
         fastest = max((layout.tokens_per_second for layout in configuration.layouts), default=1.0)
         for layout in configuration.layouts:
             seen = set()
-            for devices in self.room.fitting(configuration, layout, backed_off):
-                if self._is_open(configuration, devices, layout, want):
+            for devices in self.sets.fitting(configuration, layout, backed_off):
+                if self._is_open(configuration, devices, layout, demand):
                     seen.add(devices)
-                    yield self._option(want, layout, devices, _FREE, fastest)
+                    yield self._candidate(demand, layout, devices, _NO_VICTIMS, fastest)
             if not evict or seen:
                 continue
-            for devices in self._cheapest(want, layout, backed_off):
-                if devices not in seen and self._is_open(configuration, devices, layout, want):
-                    cover = self._cover(want, layout, devices, moving)
-                    if cover is not None:
-                        yield self._option(want, layout, devices, cover, fastest)
+            for devices in self._cheapest(demand, layout, backed_off):
+                if devices not in seen and self._is_open(configuration, devices, layout, demand):
+                    victims = self._victims(demand, layout, devices, moving)
+                    if victims is not None:
+                        yield self._candidate(demand, layout, devices, victims, fastest)
 
-    def _is_open(self, configuration: Configuration, devices: DeviceSet, layout: Layout, want: ModelDemand) -> bool:
-        """Not kept for another, or given back to it in time; and not lent by one who waits for it."""
+    def _is_open(self, configuration: Configuration, devices: DeviceSet, layout: Layout, demand: ModelDemand) -> bool:
+        """Whether no device is kept for another model, or is needed by the waiting owner of a reserve."""
         for device in devices:
-            if any(self._is_claimed(owner, device) for owner in self.room.lenders(device) if owner != configuration.id):
+            owners = self._state.reserve_owners(device)
+            if any(self._is_claimed(owner, device) for owner in owners if owner != configuration.id):
                 return False
-            if (held := self.room.held.get(device)) is not None and held[0] != configuration.id:
-                each = want.work / want.steps if want.steps else math.inf
-                if layout.load.total_seconds() + each + self.policy.unload > held[1]:
+            kept = self._state.nominated.get(device)
+            if kept is not None and kept[0] != configuration.id:
+                each = demand.work / demand.steps if demand.steps else math.inf
+                if layout.load.total_seconds() + each + self._policy.unload > kept[1]:
                     return False
         return True
 
     def _is_claimed(self, owner: str, device: str) -> bool:
-        """Whether steps wait for it and no pool is coming: it lends nothing then, where it may be started."""
-        want = self._wants.get(owner)
+        """Whether the owner of a reserve on the device lends nothing: steps wait for it and no pool of it is coming."""
+        demand = self._demands.get(owner)
         return (
-            want is not None
-            and want.steps > 0
-            and all(pool.id in self.stopped for pool in self.room.coming(owner))
-            and self.room.devices[device].host not in {backoff.host for backoff in self.backoffs(owner)}
+            demand is not None
+            and demand.steps > 0
+            and not self._state.coming(owner)
+            and self._state.devices[device].host not in self.backed_off(owner)
         )
 
-    def _cheapest(self, want: ModelDemand, layout: Layout, backed_off: set[str]) -> Iterator[DeviceSet]:
-        """Device sets to look at for victims: all in a small fleet, else those whose pools are missed the least."""
-        room, enough = self.room, self.room.enough(layout.type)
-        if len(layout.parts) > 1 or len(room.open.get(layout.type, ())) == enough:
-            yield from room.sets(want.configuration, layout, backed_off)
+    def _cheapest(self, demand: ModelDemand, layout: Layout, backed_off: set[str]) -> Iterator[DeviceSet]:
+        """Device sets to look at for victims: all in a small cluster, else those with the least regret."""
+        state, enough = self._state, self.sets.enough(layout.type)
+        if len(layout.parts) > 1 or len(state.schedulable.get(layout.type, ())) == enough:
+            yield from self.sets.possible(demand.configuration, layout, backed_off)
             return
         part, found = layout.parts[0], 0
-        for _, size, id_ in self._ranked(layout.type, idle=not want.overdue):
-            device = room.devices[id_]
-            if size + room.free[id_] >= part and device.host not in backed_off:
-                if room.allows(want.configuration, device, part):
-                    yield room.with_ram(layout, (id_,))
+        for _, size, id_ in self._ranked(layout.type, idle=not demand.overdue):
+            device = state.devices[id_]
+            if size + state.free[id_] >= part and device.host not in backed_off:
+                if self.sets.allows(demand.configuration, device, part):
+                    yield state.with_ram(layout, (id_,))
                     found += 1
                 if found >= enough:
                     return
 
-    def _ranked(self, kind: str, idle: bool) -> list[tuple[float, int, str]]:
-        """Devices of a type by the regret for each byte of the pools on them, with those bytes."""
-        if (known := self._ranks.get((kind, idle))) is None:
+    def _ranked(self, type_: str, idle: bool) -> list[tuple[float, int, str]]:
+        """
+        Devices of a type, by the regret for each byte of the pools on them, with those bytes.
+
+        They are ranked once in a plan: it is a guess where to look, and what is found there is checked.
+        """
+        if (known := self._ranks.get((type_, idle))) is None:
             known = []
-            for device in self.room.open.get(kind, ()):
+            for device in self._state.schedulable.get(type_, ()):
                 regret, size = 0.0, 0
-                for pool in self.room.on[device.id]:
-                    if pool.state in _YIELDING and not (idle and pool.busy) and not self.stays(pool):
-                        regret += self.regret(pool)
-                        size += self.room.offer(pool, device.id)
+                for pool in self._state.pools_on[device.id]:
+                    if pool.state in EVICTABLE and not (idle and pool.busy) and not self.eviction.is_protected(pool):
+                        regret += self.eviction.regret(pool)
+                        size += self._state.unpromised(pool, device.id)
                 if size:
                     known.append((regret / size, size, device.id))
             known.sort()
-            self._ranks[kind, idle] = known
+            self._ranks[type_, idle] = known
         return known
 
-    def _cover(self, want: ModelDemand, layout: Layout, devices: DeviceSet, moving: bool) -> _Cover | None:
+    def _victims(self, demand: ModelDemand, layout: Layout, devices: DeviceSet, moving: bool) -> _Victims | None:
         """
-        Pools whose bytes fill what is missing; None: there are none.
+        Pools whose bytes are enough for what is missing; None when there are none.
 
-        Idle ones first, then those that are missed the least for each byte, then those that were used the longest ago.
+        Idle pools come first, then those with the least regret for each byte, then those unused for the longest time.
         """
-        offer = self.room.offer
-        missing = self.missing(want.configuration, layout, devices)
-        reclaims = self.reclaims(want.configuration, layout, devices)
-        apart = {pool.id: pool for pool in self.room.shunned(want.configuration, devices)}
-        if any(
-            p.state not in self._leaves_from(reclaims) or not self.yields(p, want, reclaims) for p in apart.values()
-        ):
+        eviction, unpromised = self.eviction, self._state.unpromised
+        missing = self._state.missing(demand.configuration, layout, devices)
+        reclaims = self._state.reclaims(demand.configuration, layout, devices)
+        # The owner of a reserve stops a pool that loads there too.
+        states = EVICTABLE | {PoolState.STARTING} if reclaims else EVICTABLE
+        conflicts = {pool.id: pool for pool in self.sets.conflicts(demand.configuration, devices)}
+        if any(p.state not in states or not eviction.may_evict(p, demand, reclaims) for p in conflicts.values()):
             return None
-        for pool in apart.values():
+        for pool in conflicts.values():
             for d in missing:
-                missing[d] -= offer(pool, d)
+                missing[d] -= unpromised(pool, d)
+        pools = {pool.id: pool for d in devices for pool in self._state.pools_on[d] if pool.state in states}
         ranked = []
-        for pool in self._yielding(devices, reclaims):
-            if pool.id in apart:
+        for pool in pools.values():
+            if pool.id in conflicts:
                 continue
-            size = sum(min(offer(pool, d), m) for d, m in missing.items() if m > 0)
-            if size > 0 and (self.yields(pool, want, reclaims) or (moving and self.may_move(pool))):
-                regret = self.regret(pool)
+            size = sum(min(unpromised(pool, d), m) for d, m in missing.items() if m > 0)
+            if size > 0 and (eviction.may_evict(pool, demand, reclaims) or (moving and eviction.may_move(pool))):
+                regret = eviction.regret(pool)
                 idle = pool.state is not PoolState.STARTING and not pool.busy
                 ranked.append((not idle, regret / size, pool.used, pool.id, regret, pool))
         ranked.sort(key=lambda entry: entry[:4])
         chosen: list[tuple[float, Pool]] = []
         for *_, regret, pool in ranked:
-            if any(m > 0 and offer(pool, d) > 0 for d, m in missing.items()):
+            if any(m > 0 and unpromised(pool, d) > 0 for d, m in missing.items()):
                 chosen.append((regret, pool))
                 for d in missing:
-                    missing[d] -= offer(pool, d)
+                    missing[d] -= unpromised(pool, d)
         if any(m > 0 for m in missing.values()):
             return None
         for regret, pool in sorted(chosen, key=lambda entry: (-entry[0], entry[1].id)):
-            if all(m + offer(pool, d) <= 0 for d, m in missing.items()):  # the others suffice
+            if all(m + unpromised(pool, d) <= 0 for d, m in missing.items()):  # the others suffice
                 chosen.remove((regret, pool))
                 for d in missing:
-                    missing[d] += offer(pool, d)
-        chosen += [(self.regret(pool), pool) for _, pool in sorted(apart.items())]
+                    missing[d] += unpromised(pool, d)
+        chosen += [(eviction.regret(pool), pool) for _, pool in sorted(conflicts.items())]
         victims = tuple(pool for _, pool in chosen)
-        kept = [pool for pool in victims if pool.id in self._kept and not reclaims]
-        moves = self.relocate(kept, layout.on(devices), victims)
+        targeted = [pool for pool in victims if eviction.is_targeted(pool) and not reclaims]
+        moves = self.relocate(targeted, layout.on(devices), victims)
         if moves is None:
             return None
-        wait = max((self.ends(pool, want, reclaims) for pool in victims), default=0.0)
-        return _Cover(victims, sum(regret for regret, _ in chosen), wait, moves)
-
-    def _yielding(self, devices: DeviceSet, reclaims: bool) -> list[Pool]:
-        """Pools on any of them whose bytes can be promised. Who wants its own bytes stops a load for them too."""
-        states = self._leaves_from(reclaims)
-        pools = {pool.id: pool for device in devices for pool in self.room.on[device] if pool.state in states}
-        return list(pools.values())
-
-    @staticmethod
-    def _leaves_from(reclaims: bool) -> frozenset[PoolState]:
-        return _YIELDING | {PoolState.STARTING} if reclaims else _YIELDING
-
-    def missing(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> dict[str, int]:
-        """Bytes that are not free, by device."""
-        parts = layout.on(devices).items()
-        return {device: part - self.room.free_for(configuration, device) for device, part in parts}
-
-    def may_hold(self, namespace: str, more: int) -> bool:
-        """Whether the pools of a namespace may hold so many bytes more."""
-        limit = self._fleet.accounts[namespace].max_bytes if namespace in self.used else None
-        return limit is None or self.used[namespace] + more <= limit
-
-    def may_move(self, pool: Pool) -> bool:
-        """
-        Whether it may be stopped here when it is started elsewhere: nobody uses it, it is not pinned, and its namespace
-        may hold it twice for that moment.
-        """
-        configuration, want = self.configurations.get(pool.configuration), self._wants.get(pool.configuration)
-        return (
-            pool.state is PoolState.SERVING
-            and not pool.busy
-            and not pool.pinned
-            and pool.id not in self.stopped
-            and configuration is not None
-            and not configuration.pinned
-            and (want is None or not want.steps)
-            and self.may_hold(pool.namespace, sum(pool.bytes.values()))
-        )
+        wait = max((eviction.seconds_to_free(pool, demand, reclaims) for pool in victims), default=0.0)
+        return _Victims(victims, sum(regret for regret, _ in chosen), wait, moves)
 
     def relocate(
         self, pools: Sequence[Pool], needs: Mapping[str, int], victims: Sequence[Pool]
-    ) -> tuple[tuple[Pool, Option], ...] | None:
+    ) -> tuple[tuple[Pool, PlacementCandidate], ...] | None:
         """
-        Free bytes for each of them on other devices; None when one finds none.
+        A place in free bytes for each of the pools on other devices; None when one of them finds none.
 
-        Those of the host's RAM may be on the same host, beside what of `needs` the victims do not cover.
+        Bytes of the host's RAM may be on the same host, in addition to those of `needs` that the victims do not cover.
         """
-        taken = {d: max(need - sum(self.room.offer(v, d) for v in victims), 0) for d, need in needs.items()}
-        leaving = set(self.room.computing(needs))
+        state = self._state
+        taken = {d: max(need - sum(state.unpromised(v, d) for v in victims), 0) for d, need in needs.items()}
+        leaving = set(state.computing(needs))
         moves = []
         for pool in sorted(pools, key=lambda p: (-sum(p.bytes.values()), p.id)):
+            demand = no_demand(self.eviction.configurations[pool.configuration])
             found = [
-                option
-                for option in self.options(no_demand(self.configurations[pool.configuration]), evict=False)
-                if not leaving & set(option.computing)
-                and all(self.room.free[d] - taken.get(d, 0) >= size for d, size in option.bytes.items())
+                candidate
+                for candidate in self.candidates(demand, evict=False)
+                if not leaving & set(candidate.computing)
+                and all(state.free[d] - taken.get(d, 0) >= size for d, size in candidate.bytes.items())
             ]
             if not found:
                 return None
-            best = min(found, key=lambda option: option.order)
+            best = min(found, key=lambda candidate: candidate.order)
             taken |= {device: taken.get(device, 0) + size for device, size in best.bytes.items()}
             moves.append((pool, best))
         return tuple(moves)
 
-    def reclaims(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> bool:
-        """Whether the bytes are set aside for it."""
-        return all(self.room.own(d, configuration.id) >= part for d, part in layout.on(devices).items())
-
-    def ends(self, pool: Pool, want: ModelDemand, reclaims: bool) -> float:
-        """Seconds until its bytes are back when it is stopped now for that."""
-        left = pool.work_left.total_seconds() if pool.busy else 0.0
-        return self.policy.unload + (0.0 if self.preempts(pool, want, reclaims) else left)
-
-    def preempts(self, pool: Pool, want: ModelDemand, reclaims: bool) -> bool:
-        """Whether its steps are handed back at once, rather than waited for."""
-        if not pool.busy or pool.state is PoolState.DRAINING:
-            return False
-        return pool.work_left.total_seconds() > self.patience(pool, want, reclaims)
-
-    def patience(self, pool: Pool, want: ModelDemand, reclaims: bool) -> float:
-        """
-        Seconds that the steps in flight of a pool are waited for before they are handed back.
-
-        For bytes that are set aside, as long as they may be lent on; for a higher class the drain limit, unless they
-        were handed back too often; else for ever.
-        """
-        reserve = want.configuration.reserve
-        if reclaims and reserve is not None:
-            return max(reserve.within.total_seconds() - self.policy.unload, 0.0)
-        if pool.serving is None or pool.serving.rank <= want.rank or pool.preemptions >= self.policy.max_preemptions:
-            return math.inf
-        return self.policy.drain_limit
-
-    def _option(
-        self,
-        want: ModelDemand,
-        layout: Layout,
-        devices: DeviceSet,
-        cover: _Cover,
-        fastest: float,
-    ) -> Option:
-        victims = cover.victims
-        configuration, room = want.configuration, self.room
-        computing, first = devices[: len(layout.parts)], room.devices[devices[0]]
+    def _candidate(
+        self, demand: ModelDemand, layout: Layout, devices: DeviceSet, victims: _Victims, fastest: float
+    ) -> PlacementCandidate:
+        configuration, state = demand.configuration, self._state
+        computing, first = devices[: len(layout.parts)], state.devices[devices[0]]
         fetch = configuration.files.get(first.host, configuration.fetch or NOTHING).total_seconds()
-        estimate = max(cover.wait, fetch) + layout.load.total_seconds()
-        stopped = {victim.id for victim in victims}
-        beside = sum(
-            room.active[d] - sum((d in v.bytes and v.busy > 0) / len(room.computing(v.bytes)) for v in victims)
+        estimate = max(victims.wait, fetch) + layout.load.total_seconds()
+        sharing = sum(
+            state.active[d] - sum((d in v.bytes and v.busy > 0) / len(state.computing(v.bytes)) for v in victims.pools)
             for d in computing
         ) / len(computing)
-        speed = layout.tokens_per_second * min(room.devices[d].speed for d in computing)
-        each = want.work / want.steps if want.steps else 0.0
-        slower = each * (fastest / max(speed, 1e-9) * (1 + beside) - 1)
-        growth = want.growth or want.upcoming
-        cost = growth * (estimate + slower) + cover.regret
-        lent = sum(room.lent(d, configuration.id) for d in devices)
-        left = sum(room.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
+        speed = layout.tokens_per_second * min(state.devices[d].speed for d in computing)
+        each = demand.work / demand.steps if demand.steps else 0.0
+        slower = each * (fastest / max(speed, 1e-9) * (1 + sharing) - 1)
+        growth = demand.growth or demand.upcoming
+        cost = growth * (estimate + slower) + victims.regret
+        borrows = any(state.others_reserves(d, configuration.id) > 0 for d in devices)
+        left = sum(state.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
+        spread: tuple[float, ...] = (0.0, 0.0, left)
         if configuration.packing is Packing.SPREAD:
-            own = [p for p in room.coming(configuration.id) if p.id not in stopped]
-            near = sum(bool(p.bytes.keys() & set(computing)) for p in own)
-            hosts = sum(any(room.devices[d].host == first.host for d in p.bytes if d in room.devices) for p in own)
-            apart: tuple[float, ...] = (near, hosts, -left)
-        else:
-            apart = (0.0, 0.0, left)
-        order = (lent > 0, any(v.busy for v in victims), round(cost, 3), *apart, *devices)
-        return Option(layout, devices, victims, cover.regret, estimate, order, cover.moves)
+            stopped = {victim.id for victim in victims.pools}
+            replicas = [p for p in state.pools_of(configuration.id) if p.id not in stopped]
+            same_devices = sum(bool(p.bytes.keys() & set(computing)) for p in replicas)
+            same_host = sum(
+                any(state.devices[d].host == first.host for d in p.bytes if d in state.devices) for p in replicas
+            )
+            spread = (same_devices, same_host, -left)
+        order = (borrows, any(v.busy for v in victims.pools), round(cost, 3), *spread, *devices)
+        return PlacementCandidate(layout, devices, victims.pools, victims.regret, estimate, order, victims.moves)
 
-    # ---- what keeps it waiting ----
-
-    def soonest(self, want: ModelDemand) -> tuple[float, DeviceSet, tuple[Pool, ...]] | None:
-        """
-        The device set that pools will leave first, seconds until then, and who is waited for; None: they never need to.
-
-        A pool with work is counted as staying until its start has paid for itself and its steps have ended.
-        """
-        configuration = want.configuration
-        backed_off = {backoff.host for backoff in self.backoffs(configuration.id)}
-        best: tuple[float, DeviceSet, tuple[Pool, ...]] | None = None
+    def soonest_vacancy(self, demand: ModelDemand) -> Vacancy | None:
+        """The device set that pools leave first without an eviction; None when no set will ever be free."""
+        configuration = demand.configuration
+        backed_off = self.backed_off(configuration.id)
+        best: Vacancy | None = None
         for layout in configuration.layouts:
-            for devices in islice(self.room.sets(configuration, layout, backed_off), self.policy.max_sets):
-                found = self._leaves(want, layout, devices)
-                if found is not None and (best is None or (found[0], devices) < best[:2]):
-                    best = (found[0], devices, found[1])
+            for devices in islice(self.sets.possible(configuration, layout, backed_off), self._policy.max_sets):
+                found = self._vacancy(configuration, layout, devices)
+                if found is not None and (best is None or (found.seconds, devices) < (best.seconds, best.devices)):
+                    best = found
         return best
 
-    def _leaves(self, want: ModelDemand, layout: Layout, devices: DeviceSet) -> tuple[float, tuple[Pool, ...]] | None:
-        missing = self.missing(want.configuration, layout, devices)
-        pools = {p.id: p for d in devices for p in self.room.on[d] if not self.stays(p)}
-        apart = {pool.id for pool in self.room.shunned(want.configuration, devices)}
-        if not apart <= pools.keys():
+    def _vacancy(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> Vacancy | None:
+        missing = self._state.missing(configuration, layout, devices)
+        pools = {p.id: p for d in devices for p in self._state.pools_on[d] if not self.eviction.is_protected(p)}
+        conflicts = {pool.id for pool in self.sets.conflicts(configuration, devices)}
+        if not conflicts <= pools.keys():
             return None
-        waited = []
-        for _, after, _, pool in sorted((p.id not in apart, self._until(p), p.id, p) for p in pools.values()):
-            if pool.id not in apart and all(m <= 0 for m in missing.values()):
+        leaving: list[tuple[float, Pool]] = []
+        ranked = sorted((p.id not in conflicts, self.eviction.seconds_to_leave(p), p.id, p) for p in pools.values())
+        for _, seconds, _, pool in ranked:
+            if pool.id not in conflicts and all(m <= 0 for m in missing.values()):
                 break
-            waited.append((after, pool))
+            leaving.append((seconds, pool))
             for d in missing:
-                missing[d] -= self.room.offer(pool, d)
+                missing[d] -= self._state.unpromised(pool, d)
         if any(m > 0 for m in missing.values()):
             return None
-        return max((after for after, _ in waited), default=0.0), tuple(pool for _, pool in waited)
-
-    def stays(self, pool: Pool) -> bool:
-        """Whether nobody can have its bytes: it is never stopped for others, or nobody knows whether it lives."""
-        configuration = self.configurations.get(pool.configuration)
-        return (
-            pool.pinned
-            or pool.id in self._kept
-            or pool.state is PoolState.SUSPECT
-            or (configuration is not None and configuration.pinned)
-        )
-
-    def _until(self, pool: Pool) -> float:
-        """Seconds until it can be gone."""
-        left = pool.work_left.total_seconds() if pool.busy else 0.0
-        if pool.state is PoolState.DRAINING or pool.id in self.stopped:
-            return left + self.policy.unload
-        load = self._load(pool)
-        paid = self.policy.amortise * load
-        if pool.loaded is None:
-            expected = (pool.expected - self._now).total_seconds() if pool.expected else load
-            return max(expected, 0.0) + paid + self.policy.unload
-        own = self._wants.get(pool.configuration)
-        if pool.busy or (own is not None and own.steps):
-            left = max(left, paid - (self._now - pool.loaded).total_seconds())
-        return left + self.policy.unload
+        return Vacancy(max((seconds for seconds, _ in leaving), default=0.0), devices, tuple(p for _, p in leaving))
