@@ -99,7 +99,7 @@ def test_an_empty_fleet_prints_how_to_start_an_agent(arriero: Arriero) -> None:
 
 def test_a_pool_from_its_start_command_to_its_log(arriero: Arriero, fleet: Fleet) -> None:
     started = arriero("pools", "start", ALPHA, "--pin").stdout
-    assert "alpha:1 is coming: 1 pool is kept up: 600 B on sim-0" in started
+    assert "alpha:1 is coming: 1 pool is kept running: 600 B on sim-0" in started
     fleet.turn()
     assert "alpha:1 is coming" in arriero("fleet", "why", ALPHA).stdout
     pool = fleet.begin()

@@ -30,7 +30,7 @@ def test_the_cheapest_move_makes_room() -> None:
     assert (move.pool, move.bytes) == ("p0", {"g1": 8 * GB})
     assert gain.bytes == {"g0": 18 * GB}
     assert gain.reason == (
-        "`large` needs 16.76 GiB and fits nowhere, though 22.35 GiB are free in all; "
+        "`large` needs 16.76 GiB and fits nowhere, though 22.35 GiB are free in total; "
         "after 1 move, which loads for 3 s, it fits"
     )
 
@@ -50,7 +50,7 @@ def test_more_than_may_be_disturbed_is_left_alone_and_said() -> None:
     made = defragment(scattered(), [], NOW, Disturbance(moves=4, seconds=2))
 
     assert made.moves == ()
-    assert made.stuck[0].reason.endswith("it would take 1 move, which loads for 3 s: more than may be disturbed")
+    assert made.stuck[0].reason.endswith("it would take 1 move, which loads for 3 s: more than the budget allows")
 
 
 def test_a_model_that_fits_or_never_can_moves_nobody() -> None:

@@ -140,7 +140,7 @@ def test_whoever_waits_has_a_pool_coming_or_a_reason_with_figures(case: Case) ->
     for one in demand:
         if one.ready is None and one.model not in served:
             assert one.model in refused
-    assert all(len(text) > 10 and re.search(r"\d|`|nobody|no host|no device", text) for text in reasons(made))
+    assert all(len(text) > 10 and re.search(r"\d|`|no step|no host|no device", text) for text in reasons(made))
     assert len(refused) == len(made.refusals)
 
 
@@ -223,8 +223,8 @@ def test_an_idle_pool_is_stopped_once_others_have_waited_for_their_part_of_the_r
     assert early.actions == ()
     (refusal,) = early.refusals
     assert re.fullmatch(
-        r"needs 13\.04 GiB, g0 has 5\.59 GiB free; stopping `old` would cost 26 s, weighted, and is done when 7 s were "
-        r"waited: 1 s so far, about 6 s to go",
+        r"needs 13\.04 GiB, g0 has 5\.59 GiB free; evicting `old` would cost 26 s, weighted, and is done after 7 s of "
+        r"waiting: 1 s so far, about 6 s to go",
         refusal.reason,
     )
     assert refusal.estimate is not None
@@ -298,7 +298,7 @@ def test_beyond_the_bound_nobody_else_is_started_where_one_waits_for_room() -> N
     made = plan(fleet, demand, NOW)
     assert [start.configuration for start in starts(made)] == ["small"]
     assert {one.configuration for one in made.refusals} == {"large", "slow"}
-    assert "nothing is started there that ends later" in made.refusals[0].reason
+    assert "only pools that end earlier are started there" in made.refusals[0].reason
 
 
 def test_a_step_with_a_deadline_is_served_in_time() -> None:
@@ -387,7 +387,7 @@ def test_a_reserve_that_its_model_has_outgrown_is_set_aside_anew() -> None:
     made = plan(Cluster(ONE, (), (grown,), (reserve(),)), [], NOW)
 
     drop, grant = made.actions
-    assert drop == DropReserve("r", "`owner` needs 13.97 GiB, and 13.04 GiB are set aside")
+    assert drop == DropReserve("r", "`owner` needs 13.97 GiB, and 13.04 GiB are reserved")
     assert isinstance(grant, GrantReserve)
     assert grant.bytes == {"g0": 15 * GB}
     smaller = (model("owner", 13, reserve=Reserve(1)),)
@@ -436,7 +436,7 @@ def test_a_reserve_is_back_within_its_time_whatever_was_expected() -> None:
     assert late == StopPool(
         "p",
         StopMode.PREEMPT,
-        "1 step runs for longer than `owner` lends its reserve on: it comes back within 10 s",
+        "1 step runs for longer than `owner` lends its reserve: it is returned within 10 s",
         "owner",
     )
     assert stops(reclaimed(drained=8.5, preemptions=3)) == {"p": StopMode.PREEMPT}
@@ -494,7 +494,7 @@ def test_a_pool_on_a_gpu_holds_ram_of_its_host_too() -> None:
     assert start.bytes == {"g1": 5 * GB, "ram-b": 3 * GB}
     assert start.reason.endswith("4.66 GiB on g1 of b and 2.79 GiB on ram-b of b, which is free"), start.reason
     reason = refused(plan(Cluster(devices[:2], (), (large,)), [waits("large")], NOW)).reason
-    assert reason == "needs 2.79 GiB of its host's RAM beside a GPU, and no host can have that free"
+    assert reason == "needs 2.79 GiB of RAM in addition to GPUs, and no host can have that free"
 
 
 def test_who_holds_the_ram_makes_room_for_a_pool_on_a_gpu() -> None:
@@ -531,7 +531,7 @@ def test_the_host_that_has_the_file_is_taken() -> None:
     assert starts(plan(Cluster(devices, (), (there,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
     assert starts(plan(Cluster(devices, (), (only,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
     reason = refused(plan(Cluster(devices, (), (nowhere,)), [waits("m")], NOW)).reason
-    assert reason == "no host has its file; `arriero models show m` says how to bring it there"
+    assert reason == "no host has its file; `arriero models show m` says how to get it"
 
 
 @pytest.mark.parametrize(("a", "b"), [({}, {"anti_affinity": frozenset("a")}), ({"anti_affinity": frozenset("b")}, {})])
@@ -595,7 +595,7 @@ def test_strangers_bytes_are_not_there() -> None:
     fleet = Cluster((gpu("g0", unmanaged_bytes=12 * GB),), (), (model("m", 9),))
 
     assert (
-        "the largest, g0, has 7.45 GiB beside what others use of it" in refused(plan(fleet, [waits("m")], NOW)).reason
+        "the largest, g0, has 7.45 GiB without its unmanaged memory" in refused(plan(fleet, [waits("m")], NOW)).reason
     )
 
 
@@ -625,10 +625,10 @@ def test_a_namespace_beyond_its_quota_is_told_so() -> None:
     demand = [waits("b", namespace="x")]
 
     told = refused(plan(bytes_, demand, NOW))
-    assert told.reason == "needs 8.38 GiB, and namespace x holds 8.38 GiB of the 9.31 GiB that it may"
+    assert told.reason == "needs 8.38 GiB, and namespace x holds 8.38 GiB of the 9.31 GiB that it may hold"
     assert told.estimate is None
     told = refused(plan(used, demand, NOW))
-    assert told.reason == "1 step waits, but namespace x used its device seconds up; there are new ones in 90 s"
+    assert told.reason == "1 step waits, but namespace x has used up its device seconds; the next period begins in 90 s"
     assert starts(plan(bytes_, [*demand, waits("b", namespace="y")], NOW))[0].namespace == "y"
 
 
@@ -637,7 +637,7 @@ def test_ram_beside_a_gpu_counts_for_the_quota_of_a_namespace() -> None:
     fleet = Cluster((*ONE, ram(8)), (), (model("m", 9, ram=3),), accounts={"x": Account(max_bytes=11 * GB)})
 
     found = refused(plan(fleet, [waits("m", namespace="x")], NOW))
-    assert found.reason == "needs 11.18 GiB, and namespace x holds 0 B of the 10.24 GiB that it may"
+    assert found.reason == "needs 11.18 GiB, and namespace x holds 0 B of the 10.24 GiB that it may hold"
 
 
 def test_a_model_that_crashed_is_not_started_there_for_a_while() -> None:

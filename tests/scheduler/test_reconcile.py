@@ -362,7 +362,7 @@ def test_a_namespace_without_device_seconds_gets_no_pool_before_the_next_period(
     scene.wait(B, namespace="team")
     scene.reconcile()
     assert scene.granted() == []
-    assert "namespace team used its device seconds up; there are new ones in 60 min" in scene.refusals()[B]
+    assert "namespace team has used up its device seconds; the next period begins in 60 min" in scene.refusals()[B]
     scene.pass_time(3600)
     scene.reconcile()
     scene.reconcile()

@@ -1,1 +1,1 @@
-"""The planner: from a cluster, its demand and the time to what is started and stopped. Pure."""
+"""The planner: a pure function from a cluster, its demand and the time to a plan."""

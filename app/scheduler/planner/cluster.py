@@ -1,11 +1,11 @@
 """
-The fleet as the planner sees it: devices, the pools that hold bytes of them, and what each model needs.
+The cluster: devices, the pools that hold bytes of them, and the configurations that can be started.
 
-A pool is charged with its bytes from the moment it is granted until its process is known dead, whatever its state.
-A pool that waits for the bytes of others is charged only with what they do not cover.
-No two values of one fleet have the same id.
+A pool is charged with its bytes from its grant until its process is known dead, in every state.
+A pool that waits for the bytes of others is charged only with the bytes that they do not cover.
+Ids are unique in a cluster, and each model has one configuration.
 
-Values only. Instants are aware and come from one clock, the database's; nothing here reads it.
+Values only. Instants are aware and come from the clock of the database; nothing here reads it.
 """
 
 from __future__ import annotations
@@ -23,69 +23,69 @@ from app.kernel.priority import Priority
 
 #: The type of a host's RAM, and that of simulated devices.
 CPU, SIMULATED = "cpu", "simulated"
-NOTHING = timedelta(0)
+NO_TIME = timedelta(0)
 
 
 class DeviceState(StrEnum):
-    """What may be done with a device."""
+    """What the planner may do with a device: the state of its host."""
 
     SCHEDULABLE = "schedulable"
-    #: Nothing new is placed on it; what is there goes on.
+    #: No new pools are placed on it; its pools continue.
     CORDONED = "cordoned"
-    #: As cordoned, and what is there is stopped or moved.
+    #: As cordoned, and its pools are stopped or moved.
     DRAINING = "draining"
-    #: Its host was declared lost: it counts for nothing.
+    #: Its host was declared lost: nothing of it is used.
     LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Memory of one kind on one host: a GPU, or the host's RAM."""
+    """The memory of a GPU, of a host (RAM), or of a simulated device."""
 
-    #: Unique in the fleet and stable over restarts, such as a GPU's UUID.
+    #: Stable over restarts, such as the UUID of a GPU.
     id: str
-    #: As people read it, such as `gpu-0`.
+    #: For people, such as `gpu-0`.
     name: str
     host: str
     kind: HardwareKind
-    #: What layouts are measured for, such as `NVIDIA L4` or `cpu`.
+    #: Layouts are measured for a type, such as `NVIDIA L4` or `cpu`.
     type: str
-    #: What reservations may come to in all: the total less the head-room.
+    #: The limit of the sum of all reservations: the total less a margin.
     capacity_bytes: int
-    #: Used by processes that hold no reservation.
+    #: Used by processes without a reservation.
     unmanaged_bytes: int = 0
-    #: Tokens a second, as a multiple of what layouts say.
+    #: Factor for the tokens a second of layouts.
     speed: float = 1.0
     state: DeviceState = DeviceState.SCHEDULABLE
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One way to lay a configuration on devices of a type: on one, or split over several of one host."""
+    """The bytes of a configuration on devices of one type: on one device, or split over several of one host."""
 
     #: Type of all devices of the set.
     type: str
-    #: Bytes on each device of the set. One for a pool on one device.
+    #: Bytes on each device of the set.
     parts: tuple[int, ...]
-    #: From the start of the process until it serves, with the file on the host.
+    #: Time from the start of the process until it serves, once the file is on the host.
     load: timedelta
-    #: Of one slot.
+    #: For one slot.
     tokens_per_second: float = 1.0
-    #: Bytes of the host's RAM beside GPUs: the process itself, layers that stay there, states of parked texts.
+    #: Bytes of the host's RAM in addition to GPUs: the process, layers that stay there, states of parked requests.
     ram: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """Bytes on all devices together, without the RAM beside them."""
+        """Bytes on all devices together, without the RAM in addition to GPUs."""
         return sum(self.parts)
 
     def on(self, devices: Sequence[str]) -> dict[str, int]:
-        """Bytes by device, of a set that ends with the host's RAM where the layout needs it and the fleet has it."""
+        """Bytes by device, for a set that ends with the RAM of its host where the layout needs some and there is one."""
         return dict(zip(devices, (*self.parts, self.ram), strict=False))
 
 
 class Packing(StrEnum):
-    """Which of several fitting devices is taken."""
+    """Which of several fitting devices is used."""
 
     #: The fullest, so that large holes stay for large models.
     BINPACK = "binpack"
@@ -95,43 +95,43 @@ class Packing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Bytes that a model owns before it is loaded. While they are idle they are lent to others."""
+    """Capacity guaranteed to a model before it is loaded. It is lent to others while it is idle."""
 
-    #: Pools for which bytes are set aside.
+    #: Pools for which bytes are reserved.
     pools: int
-    #: Time within which lent bytes come back, by preemption if needed.
+    #: Time within which lent bytes are returned, by preemption if needed.
     within: timedelta = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A model with the options that it is loaded with: what one pool serves."""
+    """A model with everything that changes what a pool loads."""
 
     #: The same for the same file and the same options.
     id: str
     #: Its name in the catalogue.
     model: str
-    #: Steps that one pool works on at the same time.
+    #: Steps that one pool executes at the same time.
     slots: int
     #: Preferred first.
     layouts: tuple[Layout, ...]
-    #: Hosts that have the file, or will have it after that long.
+    #: Hosts that have the file, or will have it after that time.
     files: Mapping[str, timedelta] = field(default_factory=dict)
     #: Time until a host that `files` does not name has the file; None: it is not placed there.
-    fetch: timedelta | None = NOTHING
-    #: A pool without work for that long is stopped; None: never for that alone.
+    fetch: timedelta | None = NO_TIME
+    #: A pool that is idle for that time is stopped; None: it is not stopped for being idle.
     keep_alive: timedelta | None = timedelta(minutes=5)
-    #: Pools that are kept up whatever the demand, and the most that there may be.
+    #: Pools that are kept running without demand, and the highest number of pools.
     min_pools: int = 0
     max_pools: int = 4
-    #: Pools that an operator wants now, without work for them. Once they are there, others may take their place.
+    #: Pools that an operator's open command asks for, without demand. Once started, they may be evicted.
     requested: int = 0
     reserve: Reserve | None = None
-    #: Its pools are never stopped to make room.
+    #: Its pools are never evicted.
     pinned: bool = False
     #: Ids of the only devices, or names of the only hosts, that it is placed on; empty: all.
     only: frozenset[str] = frozenset()
-    #: Names of models beside which it is not placed on a device; its own name keeps replicas apart.
+    #: Names of models with which it shares no device; its own name keeps replicas apart.
     anti_affinity: frozenset[str] = frozenset()
     packing: Packing = Packing.BINPACK
 
@@ -144,18 +144,18 @@ class Pool:
     #: Id of its configuration.
     configuration: str
     state: PoolState
-    #: By id of the device; what the ledger charges.
+    #: By id of the device, as the ledger has them.
     bytes: Mapping[str, int]
     slots: int
     #: When it was granted.
     started: datetime
-    #: Steps that it works on now.
+    #: Steps that it executes now.
     busy: int = 0
     #: The most urgent class among them.
     serving: Priority | None = None
     #: Expected time until all of them have ended.
-    work_left: timedelta = NOTHING
-    #: The most often that any of them was preempted before.
+    work_left: timedelta = NO_TIME
+    #: The highest number of preemptions among them.
     preemptions: int = 0
     #: When it began to serve.
     loaded: datetime | None = None
@@ -163,41 +163,41 @@ class Pool:
     last_used: datetime | None = None
     #: When a pool that is not loaded is expected to serve.
     expected: datetime | None = None
-    #: When it was asked to end.
+    #: When it was told to stop.
     stopping: datetime | None = None
-    #: Its steps are being handed back.
+    #: Its steps are being preempted.
     preempting: bool = False
     pinned: bool = False
     #: Rises with each grant.
     epoch: int = 0
-    #: By id of a pool whose bytes it waits for, what it gets of each device when that is gone; as the ledger has it.
+    #: By id of a pool whose bytes it waits for, the bytes of each device that it gets when that pool is gone.
     backing: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    #: On whose behalf it was granted.
+    #: The namespace to whose quota it is charged.
     namespace: str = ""
 
     @property
     def used(self) -> datetime:
-        """When it last did something for somebody."""
+        """When it last had work, or else was loaded or granted."""
         return self.last_used or self.loaded or self.started
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a namespace may use, and what it has used."""
+    """The share of a namespace, its limits and what it has used."""
 
-    #: Its share beside other namespaces that want something.
+    #: Its weight in the fair share among namespaces with demand.
     weight: float = 1.0
-    #: Seconds of devices that its steps had, faded over the last hour or so.
+    #: Device seconds of its steps, which decay by half each hour.
     attained_seconds: float = 0.0
-    #: The most bytes that pools granted on its behalf may hold; None: no limit.
+    #: The limit of the bytes of pools charged to it; None: no limit.
     max_bytes: int | None = None
-    #: Set when its allowance of device seconds is used up; says until when.
+    #: The end of the period, when its allowance of device seconds is used up.
     exhausted_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """All that the planner decides on, besides the demand."""
+    """Everything that the planner decides on, except the demand."""
 
     devices: tuple[Device, ...]
     pools: tuple[Pool, ...] = ()
@@ -211,30 +211,30 @@ class Cluster:
 
 
 def promises(pools: Iterable[Pool]) -> dict[str, dict[str, int]]:
-    """Bytes of each pool, by its id and by device, that waiting pools will get when it is gone."""
-    held = {pool.id: pool for pool in pools}
+    """By id of a pool and by device, the bytes that waiting pools get when it is gone."""
+    by_id = {pool.id: pool for pool in pools}
     promised: dict[str, dict[str, int]] = {}
-    for pool in held.values():
+    for pool in by_id.values():
         for victim, parts in pool.backing.items():
-            if victim not in held:
+            if victim not in by_id:
                 continue
-            of = promised.setdefault(victim, {})
+            sizes = promised.setdefault(victim, {})
             for device, size in parts.items():
-                of[device] = of.get(device, 0) + size
+                sizes[device] = sizes.get(device, 0) + size
     return promised
 
 
-def charges(fleet: Cluster) -> dict[str, int]:
+def charges(cluster: Cluster) -> dict[str, int]:
     """
-    Bytes that are charged on each device, by its id.
+    By id of a device, the bytes that are charged on it.
 
-    Every pool is charged with its bytes, but for those of a waiting pool that are promised to it by pools still there.
+    Each pool is charged with its bytes, except for those that other pools still hold and have promised to it.
     """
-    charged = {device.id: 0 for device in fleet.devices}
-    for pool in fleet.pools:
+    charged = {device.id: 0 for device in cluster.devices}
+    for pool in cluster.pools:
         for device, size in pool.bytes.items():
             charged[device] = charged.get(device, 0) + size
-    for promised in promises(fleet.pools).values():
+    for promised in promises(cluster.pools).values():
         for device, size in promised.items():
             charged[device] -= size
     return charged

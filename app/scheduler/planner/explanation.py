@@ -87,13 +87,13 @@ def explain(
         if refusal.configuration == configuration.id:
             estimate = None if refusal.estimate is None else refusal.estimate.total_seconds()
             return explanation(Condition.REFUSED, refusal.reason, estimate)
-    return explanation(Condition.UNASKED, "nobody waits for it")
+    return explanation(Condition.UNASKED, "no step waits for it")
 
 
 def without_demand(first: Explanation) -> Explanation:
     """The explanation of a model for which no step waits, derived from the explanation for a first step."""
-    then = "would wait on" if first.condition is Condition.REFUSED else "would have it started"
-    reason = f"nobody waits for it, and a step that did {then}: {first.reason.removeprefix(reasons.FIRST)}"
+    then = "would have to wait" if first.condition is Condition.REFUSED else "would start it"
+    reason = f"no step waits for it; a first step {then}: {first.reason.removeprefix(reasons.FIRST)}"
     return replace(first, condition=Condition.UNASKED, reason=reason, waiting=0)
 
 

@@ -1,7 +1,7 @@
 """
-Reasons: what a plan says about itself, in words and figures that its users understand.
+Reasons: the texts of actions and refusals, with figures, for users and operators.
 
-Sizes are bytes on devices, waiting is in seconds. What waiting counts is weighted by class, and called so.
+Sizes are bytes on devices; times are seconds. Waiting time that is weighted by class is called weighted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.scheduler.planner.device_sets import DeviceSets
 from app.scheduler.planner.search import PlacementCandidate, Vacancy
 from app.scheduler.planner.state import DeviceSet, PlanState
 
-NO_DEMAND = "nobody waits for it any more"
+NO_DEMAND = "no step waits for it any more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class RefusalReason:
 
 
 class Names:
-    """What people call devices and pools."""
+    """Names of devices and pools for people."""
 
     def __init__(self, fleet: Cluster) -> None:
         hosts = {device.host for device in fleet.devices}
@@ -39,19 +39,19 @@ class Names:
         self._models = {configuration.id: configuration.model for configuration in fleet.configurations}
 
     def device(self, id_: str) -> str:
-        """Its name, with its host where there are several."""
+        """The name of a device, with its host where there are several hosts."""
         return self._devices.get(id_, id_)
 
     def devices(self, ids: Iterable[str]) -> str:
-        """Names with `and`."""
+        """Names of devices, joined with `and`."""
         return _listed([self.device(id_) for id_ in sorted(ids)])
 
     def pool(self, pool: Pool) -> str:
-        """By its model."""
+        """The name of the model of a pool."""
         return f"`{self._models.get(pool.configuration, pool.configuration)}`"
 
     def pools(self, pools: Iterable[Pool]) -> str:
-        """Each once, with `and`."""
+        """Names of models of pools, each once, joined with `and`."""
         return _listed(sorted({self.pool(pool) for pool in pools}))
 
 
@@ -74,15 +74,15 @@ def _waiting(demand: ModelDemand) -> str:
     return f"{_steps(demand.steps)}, the oldest for {seconds(demand.oldest)}"
 
 
-#: Begins the reason of a start for a step that came this instant.
+#: The begin of the reason for a start, when a step arrived at this instant.
 FIRST = f"{_steps(1)}, the oldest for {seconds(0)}: "
 
 
 def _place(candidate: PlacementCandidate, names: Names) -> str:
-    """Where it goes, and who makes state."""
+    """The place of a new pool, and the pools that make room."""
     place = f"{rounded(candidate.layout.total_bytes)} on {names.devices(candidate.computing)}"
-    if beside := candidate.devices[len(candidate.computing) :]:
-        place += f" and {rounded(candidate.layout.ram)} on {names.devices(beside)}"
+    if ram := candidate.devices[len(candidate.computing) :]:
+        place += f" and {rounded(candidate.layout.ram)} on {names.devices(ram)}"
     if not candidate.victims:
         return f"{place}, which is free"
     stopped = sorted({names.pool(pool) for pool in candidate.victims})
@@ -91,31 +91,31 @@ def _place(candidate: PlacementCandidate, names: Names) -> str:
 
 def started(demand: ModelDemand, candidate: PlacementCandidate, coming: Sequence[Pool], names: Names) -> str:
     """Why a pool is started for steps that wait."""
-    beside = f" beside {len(coming)} that do not suffice" if coming else ""
-    late = "; it waited beyond its bound" if demand.overdue else ""
-    return f"{_waiting(demand)}{beside}{late}: {_place(candidate, names)}"
+    pools = f", and {len(coming)} {'pool does' if len(coming) == 1 else 'pools do'} not suffice" if coming else ""
+    overdue = "; it waited beyond its bound" if demand.overdue else ""
+    return f"{_waiting(demand)}{pools}{overdue}: {_place(candidate, names)}"
 
 
 def prepared(demand: ModelDemand, candidate: PlacementCandidate, names: Names) -> str:
-    """Why a pool is started for steps that do not wait yet."""
-    return f"steps of running work will be ready in {seconds(demand.upcoming_in)}: {_place(candidate, names)}"
+    """Why a pool is started for steps that are not ready yet."""
+    return f"steps of running workflows will be ready in {seconds(demand.upcoming_in)}: {_place(candidate, names)}"
 
 
 def target(configuration: Configuration, candidate: PlacementCandidate, names: Names) -> str:
-    """Why a pool is started that nobody waits for."""
+    """Why a pool is started for which no step waits."""
     count = configuration.min_pools
     if not count:
         return f"an operator wants it: {_place(candidate, names)}"
-    return f"{count} {'pool is' if count == 1 else 'pools are'} kept up: {_place(candidate, names)}"
+    return f"{count} {'pool is' if count == 1 else 'pools are'} kept running: {_place(candidate, names)}"
 
 
 def evacuated(candidate: PlacementCandidate, names: Names) -> str:
-    """Why a pool is started again elsewhere."""
+    """Why another pool is started in the place of one on a drained device."""
     return f"its device is drained: {_place(candidate, names)}"
 
 
 def makes_room(victim: Pool, demand: ModelDemand, regret: float) -> str:
-    """Why a pool is stopped for another."""
+    """Why a pool is evicted."""
     state = _steps(victim.busy, "run") if victim.busy else "it is idle"
     waits = f": {_waiting(demand)}" if demand.steps else ""
     return (
@@ -125,62 +125,62 @@ def makes_room(victim: Pool, demand: ModelDemand, regret: float) -> str:
 
 
 def preempted(victim: Pool, demand: ModelDemand, reclaims: bool) -> str:
-    """Why a pool that drains does not finish its steps."""
+    """Why the steps of a pool that drains are preempted."""
     state = f"{_steps(victim.busy, 'run')} for longer than"
     if reclaims and demand.configuration.reserve is not None:
         within = seconds(demand.configuration.reserve.within.total_seconds())
-        return f"{state} `{demand.configuration.model}` lends its reserve on: it comes back within {within}"
+        return f"{state} `{demand.configuration.model}` lends its reserve: it is returned within {within}"
     return f"{state} the more urgent `{demand.configuration.model}` waits for them"
 
 
 def withdrawn(owner: Configuration) -> str:
-    """Why a grant is taken back that waits for bytes of a reserve."""
-    return f"it waits for bytes that are set aside for `{owner.model}`, which is asked for"
+    """Why a grant that waits for bytes of a reserve is withdrawn."""
+    return f"it waits for bytes that are reserved for `{owner.model}`, for which steps wait"
 
 
 def moved(reason: str, candidate: PlacementCandidate, names: Names) -> str:
     """Why a pool is moved."""
-    return f"{reason}; it goes on with {_place(candidate, names)}"
+    return f"{reason}; it moves to {_place(candidate, names)}"
 
 
 def idle(for_: timedelta, keep_alive: timedelta) -> str:
-    """Why a pool that nobody uses is stopped."""
+    """Why an idle pool is stopped."""
     return f"no work for {seconds(for_.total_seconds())}, it is kept for {seconds(keep_alive.total_seconds())}"
 
 
 def idle_replica(for_: timedelta) -> str:
-    """Why one of several pools is stopped."""
+    """Why one of several pools of a model is stopped."""
     return f"no work for {seconds(for_.total_seconds())}, and other pools serve the model"
 
 
 def drained(devices: Collection[str], names: Names) -> str:
-    """Why a pool or a reserve leaves devices."""
+    """Why a pool is stopped, or a reserve dropped."""
     return f"{names.devices(devices)} {'is' if len(devices) == 1 else 'are'} drained"
 
 
 def reserve_granted(configuration: Configuration, bytes_: Mapping[str, int], names: Names) -> str:
-    """Why bytes are set aside."""
+    """Why bytes are reserved."""
     return f"`{configuration.model}` reserves {rounded(sum(bytes_.values()))} on {names.devices(bytes_)}"
 
 
-def reserve_dropped(asked: int) -> str:
-    """Why a reserve is taken back."""
-    return f"its entry asks for {asked} reserves now" if asked else "its entry asks for no reserve any more"
+def reserve_dropped(wanted: int) -> str:
+    """Why a reserve is dropped; `wanted` is the number of reserves that the entry asks for."""
+    return f"its entry asks for {wanted} reserves now" if wanted else "its entry asks for no reserve any more"
 
 
 def reserve_outgrown(configuration: Configuration, sizes: Iterable[int]) -> str:
-    """Why a reserve is set aside anew."""
-    return f"`{configuration.model}` needs {rounded(smallest(configuration))}, and {rounded(sum(sizes))} are set aside"
+    """Why a reserve is replaced."""
+    return f"`{configuration.model}` needs {rounded(smallest(configuration))}, and {rounded(sum(sizes))} are reserved"
 
 
 def no_reserve(needs: int) -> str:
-    """Why no bytes are set aside."""
-    return f"no device set has {rounded(needs)} that are neither set aside nor held by pinned pools"
+    """Why no bytes are reserved."""
+    return f"no device set has {rounded(needs)} that are neither reserved nor held by pinned pools"
 
 
 def next_plan(starts: int, demand: ModelDemand) -> RefusalReason:
     """Why a plan starts no more pools."""
-    return RefusalReason(f"{starts} pools are started at once at the most; the next plan goes on", demand.load)
+    return RefusalReason(f"one plan starts at most {starts} pools; the next plan continues", demand.load)
 
 
 def exhausted(demand: ModelDemand, accounts: Mapping[str, Account], now: datetime) -> RefusalReason:
@@ -190,8 +190,8 @@ def exhausted(demand: ModelDemand, accounts: Mapping[str, Account], now: datetim
     after = max((until - now).total_seconds(), 0.0)
     plural = len(names) > 1
     steps, namespaces = _steps(sum(demand.exhausted.values())), f"namespace{'s' * plural} {_listed(names)}"
-    text = f"{steps}, but {namespaces} used {'their' if plural else 'its'} device seconds up; there are new ones in "
-    return RefusalReason(text + seconds(after), after)
+    used_up = f"{'have' if plural else 'has'} used up {'their' if plural else 'its'} device seconds"
+    return RefusalReason(f"{steps}, but {namespaces} {used_up}; the next period begins in {seconds(after)}", after)
 
 
 def beyond_bytes(
@@ -201,7 +201,7 @@ def beyond_bytes(
     name = max(demand.namespaces, key=lambda one: (demand.namespaces[one], one))
     return RefusalReason(
         f"needs {rounded(candidate.total_bytes)}, and namespace {name} holds {rounded(held[name])} "
-        f"of the {rounded(accounts[name].max_bytes or 0)} that it may"
+        f"of the {rounded(accounts[name].max_bytes or 0)} that it may hold"
     )
 
 
@@ -212,8 +212,8 @@ def not_worth(
     later = min(max(price - demand.pressure, 0.0) / demand.growth, demand.until_bound) if demand.growth else 0.0
     text = (
         f"needs {rounded(candidate.layout.total_bytes)}, {_has_free(candidate.devices, names, state)}; "
-        f"stopping {names.pools(candidate.victims)} would cost {candidate.regret:.0f} s, weighted, "
-        f"and is done when {price:.0f} s were waited: {demand.pressure:.0f} s so far, about {seconds(later)} to go"
+        f"evicting {names.pools(candidate.victims)} would cost {candidate.regret:.0f} s, weighted, "
+        f"and is done after {price:.0f} s of waiting: {demand.pressure:.0f} s so far, about {seconds(later)} to go"
     )
     return RefusalReason(text, later + candidate.estimate)
 
@@ -223,10 +223,10 @@ def blocked(demand: ModelDemand, vacancy: Vacancy, names: Names, state: PlanStat
     configuration, devices = demand.configuration, vacancy.devices
     needs = min(one.total_bytes for one in configuration.layouts if len(one.parts) == len(state.computing(devices)))
     work = sum(pool.busy for pool in vacancy.pools)
-    cause = f"with {work} {'step' if work == 1 else 'steps'} in flight" if work else "whose starts must pay first"
+    cause = f"with {work} {'step' if work == 1 else 'steps'} in flight" if work else "which loaded only recently"
     nominated = state.nominated.get(devices[0])
     is_kept = nominated is not None and nominated[0] == configuration.id
-    kept = "; until then nothing is started there that ends later" if is_kept else ""
+    kept = "; until then only pools that end earlier are started there" if is_kept else ""
     text = (
         f"needs {rounded(needs)}, {_has_free(devices, names, state)}; "
         f"it waits for {names.pools(vacancy.pools)} {cause}: about {seconds(vacancy.seconds)}{kept}"
@@ -240,10 +240,10 @@ def never(
     """Why waiting does not help, or only until something changes."""
     is_simulated = any(layout.type == SIMULATED for layout in configuration.layouts)
     if configuration.fetch is None and not configuration.files and not is_simulated:
-        text = f"no host has its file; `arriero models show {configuration.model}` says how to bring it there"
+        text = f"no host has its file; `arriero models show {configuration.model}` says how to get it"
         return RefusalReason(text)
     if not configuration.layouts:
-        return RefusalReason("what it needs is not known yet on any device")
+        return RefusalReason("its footprint is not known yet on any device")
     if backoffs:
         backoff = min(backoffs, key=lambda one: (one.until, one.host))
         after = max((backoff.until - now).total_seconds(), 0.0)
@@ -261,30 +261,30 @@ def _obstacle(configuration: Configuration, sets: DeviceSets, state: PlanState) 
     if not devices:
         return f"there is no device of the type {listed}"
     if all(device.state is not DeviceState.SCHEDULABLE for device in devices):
-        return f"no device of the type {listed} is open: they are cordoned, drained or lost"
+        return f"no device of the type {listed} is schedulable: all are cordoned, drained or lost"
     part = min(max(layout.parts) for layout in layouts)
     largest = max(devices, key=lambda device: (state.usable(device.id), device.id))
     if part > state.usable(largest.id):
-        unmanaged = " beside what others use of it" if largest.unmanaged_bytes else ""
+        unmanaged = " without its unmanaged memory" if largest.unmanaged_bytes else ""
         has = rounded(state.usable(largest.id))
         return f"needs {rounded(part)} on one device, and the largest, {largest.name}, has {has}{unmanaged}"
     if not any(sets.has_ram(configuration, layout, device.id) for layout in layouts for device in devices):
         least = rounded(min(layout.ram for layout in layouts))
-        return f"needs {least} of its host's RAM beside a GPU, and no host can have that free"
+        return f"needs {least} of RAM in addition to GPUs, and no host can have that free"
     return (
         f"needs {rounded(smallest(configuration))}, and no device set that its entry allows can have that free: bytes "
-        "are pinned, set aside or held by processes that may still live, models are kept apart, or a host has too few "
-        "devices"
+        "are pinned, reserved or held by processes that may still be alive, models are kept apart, or a host has too "
+        "few devices"
     )
 
 
 def makes_hole(configuration: Configuration, devices: DeviceSet, target: PlacementCandidate, names: Names) -> str:
-    """Why a pool is moved though nobody waits."""
-    return f"leaves {names.devices(devices)} to `{configuration.model}`, and goes on with {_place(target, names)}"
+    """Why a pool is moved in a defragmentation."""
+    return f"leaves {names.devices(devices)} to `{configuration.model}`, and moves to {_place(target, names)}"
 
 
 def gained(configuration: Configuration, free: int, moves: int, load: float) -> str:
-    """What moves bring."""
+    """What the moves achieve."""
     return (
         f"`{configuration.model}` {_fitted_nowhere(configuration, free)}; after "
         f"{moves} {'move, which loads' if moves == 1 else 'moves, which load'} for {seconds(load)}, it fits"
@@ -298,11 +298,11 @@ def no_moves(configuration: Configuration, free: int, cheapest: tuple[int, float
         return f"{begins}; no moves of idle pools help"
     moves, load = cheapest
     which = "move, which loads" if moves == 1 else "moves, which load"
-    return f"{begins}; it would take {moves} {which} for {seconds(load)}: more than may be disturbed"
+    return f"{begins}; it would take {moves} {which} for {seconds(load)}: more than the budget allows"
 
 
 def _fitted_nowhere(configuration: Configuration, free: int) -> str:
-    return f"needs {rounded(smallest(configuration))} and fits nowhere, though {rounded(free)} are free in all"
+    return f"needs {rounded(smallest(configuration))} and fits nowhere, though {rounded(free)} are free in total"
 
 
 def smallest(configuration: Configuration) -> int:
@@ -314,5 +314,5 @@ def _has_free(devices: DeviceSet, names: Names, state: PlanState) -> str:
     computing = state.computing(devices)
     free = sum(max(state.free[device], 0) for device in computing)
     found = f"{names.devices(computing)} {'has' if len(computing) == 1 else 'have'} {rounded(free)} free"
-    beside = [f"{names.device(id_)} {rounded(max(state.free[id_], 0))}" for id_ in devices if id_ not in computing]
-    return " and ".join((found, *beside))
+    ram = [f"{names.device(id_)} {rounded(max(state.free[id_], 0))}" for id_ in devices if id_ not in computing]
+    return " and ".join((found, *ram))

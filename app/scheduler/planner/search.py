@@ -18,7 +18,7 @@ from itertools import islice
 
 from app.fleet.backoff import Backoff
 from app.fleet.pool import PoolState
-from app.scheduler.planner.cluster import NOTHING, Cluster, Configuration, Layout, Packing, Pool
+from app.scheduler.planner.cluster import NO_TIME, Cluster, Configuration, Layout, Packing, Pool
 from app.scheduler.planner.demand import ModelDemand, no_demand
 from app.scheduler.planner.device_sets import DeviceSets
 from app.scheduler.planner.eviction import EVICTABLE, Eviction
@@ -277,7 +277,7 @@ class Search:
     ) -> PlacementCandidate:
         configuration, state = demand.configuration, self._state
         computing, first = devices[: len(layout.parts)], state.devices[devices[0]]
-        fetch = configuration.files.get(first.host, configuration.fetch or NOTHING).total_seconds()
+        fetch = configuration.files.get(first.host, configuration.fetch or NO_TIME).total_seconds()
         estimate = max(victims.wait, fetch) + layout.load.total_seconds()
         sharing = sum(
             state.active[d] - sum((d in v.bytes and v.busy > 0) / len(state.computing(v.bytes)) for v in victims.pools)
