@@ -1,4 +1,4 @@
-"""Values of a simulated fleet: what arrives, what runs, what came of it, and what is known of it while it runs."""
+"""Values of a simulated fleet: workloads, live pools, outcomes, and the statistics that the planner gets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A device that goes and comes back, empty."""
+    """A device that fails and returns, empty."""
 
     at: float
     device: str
@@ -63,7 +63,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What arrives at a fleet of what."""
+    """The devices and models of a fleet, and the requests that arrive."""
 
     devices: tuple[Device, ...]
     configurations: tuple[Configuration, ...]
@@ -76,7 +76,7 @@ class Workload:
 
 
 class Planner(Protocol):
-    """What decides."""
+    """Decides which pools are started and stopped."""
 
     name: str
     #: Whether requests of a model are begun by class, or in the order of their arrival.
@@ -121,7 +121,7 @@ class Live:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a run."""
+    """The outcome of a run."""
 
     requests: list[Request] = field(default_factory=list)
     loads: int = 0
@@ -147,7 +147,7 @@ class Outcome:
 
 
 class Statistics:
-    """What a control worker would know: how often each model is asked for, how long it takes, who had how much."""
+    """The statistics of a control worker: request rates, times of requests, and attained service."""
 
     def __init__(self) -> None:
         #: Decayed counts, with the time up to which they hold.

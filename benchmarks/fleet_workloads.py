@@ -222,7 +222,7 @@ def tenants(rate: float, sizes: Sequence[float]) -> Scenario:
 
 
 def ping_pong(rate: float) -> Scenario:
-    """Two models that never fit together, asked for in turn."""
+    """Two models that never fit together, requested in turn."""
 
     def make(arrivals: Arrivals, seed: int) -> Workload:
         chance = Random(seed)
@@ -258,7 +258,7 @@ def large_among_small(rate: float) -> Scenario:
 
 
 def fragmented(rate: float) -> Scenario:
-    """Small models that are kept up and lie two on each device, and a large one that needs two devices nearly whole."""
+    """Small models with targets, two on each device, and a large one that needs two devices almost whole."""
 
     def make(arrivals: Arrivals, seed: int) -> Workload:
         chance = Random(seed)
@@ -443,12 +443,12 @@ TOLD: dict[str, str] = {
     "zipf-2gpu": "10 models on 2 GPUs, 2.9 times their memory, 0.12 a second",
     "pipelines": "bursts of documents that go through three models each, 4 GPUs",
     "tenants": "twelve tenants with habits of their own, bursty, at work half of the time, 4 GPUs",
-    "ping-pong": "two models that never fit together on one GPU, asked for in turn",
+    "ping-pong": "two models that never fit together on one GPU, requested in turn",
     "large": "a model of two GPUs among nine small ones, 4 GPUs",
-    "fragmented": "eight small models that are kept up and spread, and one that needs two GPUs nearly whole",
+    "fragmented": "eight small models that are kept running and spread, and one that needs two GPUs nearly whole",
     "heavy": "one tenant floods three models, four others ask for one each, 2 GPUs, all of class standard",
     "failures": "as zipf at 0.4 a second; three GPUs fail for a while, one after the other",
     "wrong-sizes": "as zipf at 0.4 a second; footprints are up to 10 % wrong until measured",
-    "reserve": "as zipf at 0.4 a second; a model that is rarely asked for owns the bytes of one pool",
+    "reserve": "as zipf at 0.4 a second; a model that is rarely requested owns the bytes of one pool",
     "mixed": "40 models on 8 GPUs of four sizes (280 GB), 0.8 a second",
 }

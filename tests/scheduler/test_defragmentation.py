@@ -1,4 +1,4 @@
-"""Moves that make room before somebody waits."""
+"""Moves that make room before steps wait."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_cheapest_move_makes_room() -> None:
     )
 
 
-def test_nobody_is_moved_who_works_or_is_waited_for_or_pinned() -> None:
+def test_no_pool_is_moved_that_works_or_has_demand_or_is_pinned() -> None:
     busy = scattered(busy=1, serving=Priority.BATCH)
     assert defragment(busy, [], NOW).moves == ()
     assert "no moves of idle pools help" in defragment(busy, [], NOW).stuck[0].reason
@@ -46,14 +46,14 @@ def test_nobody_is_moved_who_works_or_is_waited_for_or_pinned() -> None:
     assert defragment(pinned, [], NOW).moves == ()
 
 
-def test_more_than_may_be_disturbed_is_left_alone_and_said() -> None:
+def test_moves_beyond_the_budget_are_left_out_with_a_reason() -> None:
     made = defragment(scattered(), [], NOW, Disturbance(moves=4, seconds=2))
 
     assert made.moves == ()
     assert made.stuck[0].reason.endswith("it would take 1 move, which loads for 3 s: more than the budget allows")
 
 
-def test_a_model_that_fits_or_never_can_moves_nobody() -> None:
+def test_no_pool_is_moved_for_a_model_that_fits_or_never_can() -> None:
     fits = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("small", 9)))
     never = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("huge", 50)))
     too_large = replace(scattered(), configurations=(model("s0", 8), model("s1", 8), model("large", 21)))
@@ -72,10 +72,10 @@ def test_a_move_within_a_host_frees_no_ram() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
-def test_moves_lie_in_free_bytes_and_bring_what_they_say(case: Case) -> None:
-    made = defragment(case.fleet, case.demand, NOW)
-    of = {one.id: one for one in case.fleet.pools}
-    moved = applied(case.fleet, Plan(made.moves))
+def test_moves_use_free_bytes_and_gain_what_they_say(case: Case) -> None:
+    made = defragment(case.cluster, case.waiting, NOW)
+    of = {one.id: one for one in case.cluster.pools}
+    moved = applied(case.cluster, Plan(made.moves))
 
     charged = charges(moved)
     assert [d.id for d in moved.devices if charged[d.id] > d.capacity_bytes] == []

@@ -28,7 +28,7 @@ def values(state: PlanState) -> dict[str, Any]:
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_searching_and_explaining_change_nothing(case: Case) -> None:
-    planner = Planner(case.fleet, case.demand, NOW, POLICY)
+    planner = Planner(case.cluster, case.waiting, NOW, POLICY)
     made = planner.plan()
     before, actions, refusals = values(planner.state), list(planner.actions), dict(planner.refusals)
 
@@ -37,7 +37,7 @@ def test_searching_and_explaining_change_nothing(case: Case) -> None:
         planner.explain(demand, nearest, planner.search.soonest_vacancy(demand))
         planner.explain(demand, None, planner.search.soonest_vacancy(demand))
         planner.explain(demand, None, None)
-        explain(case.fleet, case.demand, made, NOW, demand.configuration)
+        explain(case.cluster, case.waiting, made, NOW, demand.configuration)
     assert values(planner.state) == before
     assert (planner.actions, planner.refusals) == (actions, refusals)
 
@@ -46,11 +46,11 @@ def test_searching_and_explaining_change_nothing(case: Case) -> None:
 @given(cases())
 def test_after_a_plan_no_search_remembers_the_state_before(case: Case) -> None:
     """A search that has followed the plan judges pools as one that is made for the state that the plan left."""
-    planner = Planner(case.fleet, case.demand, NOW, POLICY)
+    planner = Planner(case.cluster, case.waiting, NOW, POLICY)
     planner.plan()
-    fresh = Eviction(case.fleet, planner.demands, planner.state, NOW, POLICY)
+    fresh = Eviction(case.cluster, planner.demands, planner.state, NOW, POLICY)
 
-    for one in case.fleet.pools:
+    for one in case.cluster.pools:
         assert planner.eviction.regret(one) == fresh.regret(one)
 
 

@@ -80,7 +80,7 @@ class Layout:
         return sum(self.parts)
 
     def on(self, devices: Sequence[str]) -> dict[str, int]:
-        """Bytes by device, for a set that ends with the RAM of its host where the layout needs some and there is one."""
+        """Bytes by device, for a set that ends with the host's RAM where the layout needs some."""
         return dict(zip(devices, (*self.parts, self.ram), strict=False))
 
 
