@@ -130,4 +130,4 @@ def _stored(work: UnitOfWork, name: str, version: int | None) -> Version | None:
 
 
 def _of(row: Any) -> Version:
-    return Version(row.name, row.version, row.created_at, definitions.stored(row.document))
+    return Version(row.name, row.version, row.created_at, definitions.from_document(row.document))

@@ -28,7 +28,7 @@ from app.workflows import registry
 from app.workflows.language import check, shape_errors, source
 from app.workflows.language import definition as definitions
 from app.workflows.language import steps as kinds
-from app.workflows.language.check import Catalogued
+from app.workflows.language.check import Deployment
 from app.workflows.runs.submission import Submission
 from app.workflows.schedules import check as schedule_check
 from app.workflows.state_machine.outcomes import Success
@@ -38,7 +38,7 @@ from tests.workflows.conftest import Hands, failure
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGE = (ROOT / "docs/workflows.md").read_text()
-KNOWN = Catalogued(
+KNOWN = Deployment(
     frozenset(files.read_catalog().names),
     EgressPolicy.of(["api.example.com", "crm.example.com"], allow_private=False),
 )
