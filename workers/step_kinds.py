@@ -127,7 +127,7 @@ def _embed(task: StepTask, step: EmbedFields) -> Success:
 def _http(task: StepTask, step: HttpFields) -> Success:
     parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
     secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
-    filled = calls.filled(parts, task.data, secrets)
+    filled = calls.render_texts(parts, task.data, secrets)
     body = calls.json_body(filled["json"]) if step.has_json else None
     if step.body is not None:
         body = calls.text_body(filled["body"])
