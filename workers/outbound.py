@@ -19,10 +19,11 @@ from contextlib import contextmanager
 import httpcore2
 from httpcore2 import HTTP11Connection, Origin
 
-from app.kernel import clock, log, masking
-from app.kernel.egress import EgressPolicy
+from app.kernel import clock, log
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
+from app.kernel.security import masking
+from app.kernel.security.egress import EgressPolicy
 from app.workflows.http import calls, responses
 from app.workflows.http.calls import Hop, HttpCall
 from app.workflows.http.responses import HttpResponse
@@ -166,9 +167,9 @@ class _Caller:
         return found
 
 
-def _unreachable(hop: Hop, why: str) -> StepFailure:
-    return StepFailure(FailureReason.HTTP_UNREACHABLE, f"{hop} cannot be reached: {why}")
+def _unreachable(hop: Hop, reason: str) -> StepFailure:
+    return StepFailure(FailureReason.HTTP_UNREACHABLE, f"{hop} cannot be reached: {reason}")
 
 
-def _refused(hop: Hop, why: str) -> StepFailure:
-    return StepFailure(FailureReason.HTTP_REFUSED, f"{hop} may not be called: {why}")
+def _refused(hop: Hop, reason: str) -> StepFailure:
+    return StepFailure(FailureReason.HTTP_REFUSED, f"{hop} may not be called: {reason}")

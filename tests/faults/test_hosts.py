@@ -21,9 +21,9 @@ from sqlalchemy import text
 
 from app.fleet import views
 from app.fleet.rows import HostState
-from app.kernel import private_file
 from app.kernel.embedded import PostgresServer, ValkeyServer
 from app.kernel.fleet_settings import SimulatedDevice
+from app.kernel.processes import private_file
 from tests.faults.conftest import Stage, assert_nothing_left, until
 from tests.faults.fleets import (
     ALPHA,
@@ -186,7 +186,7 @@ def test_a_host_that_is_cut_off_lets_go_and_comes_back(stage: Stage, links: dict
     until(lambda: state_of(stage, away) == (HostState.LOST, False))
 
     links[away].mend()
-    until(lambda: state_of(stage, away) == (HostState.OPEN, True))
+    until(lambda: state_of(stage, away) == (HostState.SCHEDULABLE, True))
     assert agents[away].container.child.alive
     run_ids.append(ask(stage, GAMMA))
     until_done(stage, run_ids)

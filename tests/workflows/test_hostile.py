@@ -287,10 +287,12 @@ def outcomes() -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("name", "told"), [pytest.param(name, told, id=name) for name, _, _, told in CASES])
-def test_each_document_is_rejected_or_fails_within_the_limits(name: str, told: str, outcomes: dict[str, str]) -> None:
+@pytest.mark.parametrize(("name", "outcome"), [pytest.param(name, outcome, id=name) for name, _, _, outcome in CASES])
+def test_each_document_is_rejected_or_fails_within_the_limits(
+    name: str, outcome: str, outcomes: dict[str, str]
+) -> None:
     assert name in outcomes, "the process ended early"
-    assert told in outcomes[name]
+    assert outcome in outcomes[name]
     assert "CRASH" not in outcomes[name]
 
 

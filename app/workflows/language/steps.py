@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from app.kernel.durations import Duration
 from app.kernel.errors import FailureReason
+from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
 
 #: The pattern of step ids, which templates use as names (`steps.draft.output`).

@@ -66,8 +66,10 @@ def decide_overlap(overlap: Overlap, waiting: Sequence[datetime], active: Sequen
             return OverlapDecision(start=tuple(places))
         case Overlap.SKIP:
             start = () if active else (0,)
-            why = _still_running(active[0]) if active else f"the run of {_format_instant(waiting[0])} has just started"
-            return OverlapDecision(start=start, skip=tuple((place, why) for place in places[len(start) :]))
+            reason = (
+                _still_running(active[0]) if active else f"the run of {_format_instant(waiting[0])} has just started"
+            )
+            return OverlapDecision(start=start, skip=tuple((place, reason) for place in places[len(start) :]))
         case Overlap.QUEUE:
             start = () if active else (0,)
             full = f"{MAX_WAITING} earlier fires are already waiting"
@@ -75,9 +77,11 @@ def decide_overlap(overlap: Overlap, waiting: Sequence[datetime], active: Sequen
             return OverlapDecision(start=start, skip=tuple((place, full) for place in spare))
         case Overlap.CANCEL_RUNNING:
             newest = places[-1]
-            why = f"the fire of {_format_instant(waiting[newest])} became due before it could start"
+            reason = f"the fire of {_format_instant(waiting[newest])} became due before it could start"
             start = () if active else (newest,)
-            return OverlapDecision(start=start, skip=tuple((place, why) for place in places[:-1]), cancel=bool(active))
+            return OverlapDecision(
+                start=start, skip=tuple((place, reason) for place in places[:-1]), cancel=bool(active)
+            )
 
 
 def _still_running(active: ActiveFire) -> str:

@@ -171,15 +171,15 @@ class Schedules:
                 raise _not_found(work, name)
         _log.info("schedule_deleted", schedule=name)
 
-    def pause(self, name: str, why: str | None = None) -> ScheduleView:
+    def pause(self, name: str, reason: str | None = None) -> ScheduleView:
         """Pauses a schedule; waiting fires are skipped, active runs continue. Raises NotFound."""
         with self.runs.transaction() as work:
             row = self._lock(work, name)
             if row.paused_at is None:
                 self._move_cursor(work, _timetable(row), self._write_due_fires(work, row, store.now(work)))
                 for fire in store.open_fires(work, row.id):
-                    store.decide(work, fire.id, FireState.WAITING, FireState.SKIPPED, why=_PAUSED)
-                store.pause(work, row.id, why)
+                    store.decide(work, fire.id, FireState.WAITING, FireState.SKIPPED, reason=_PAUSED)
+                store.pause(work, row.id, reason)
                 _log.info("schedule_paused", schedule=name)
         return self.get(name)
 
@@ -241,15 +241,15 @@ class Schedules:
                 bounded.suspend(schedule_id, reason_of(error, "deciding what is due"))
         return done
 
-    def suspend(self, schedule_id: UUID, why: str) -> None:
+    def suspend(self, schedule_id: UUID, reason: str) -> None:
         """Pauses a schedule that raised an error, without reading its document; its undecided fires fail."""
         with self.runs.transaction() as work:
             if store.lock_if_free(work, schedule_id) is None:
                 return
             for fire in store.open_fires(work, schedule_id):
                 if fire.state in (FireState.WAITING, FireState.STARTING):
-                    store.decide(work, fire.id, FireState(fire.state), FireState.FAILED, why=why)
-            store.pause(work, schedule_id, why)
+                    store.decide(work, fire.id, FireState(fire.state), FireState.FAILED, reason=reason)
+            store.pause(work, schedule_id, reason)
 
     def advance(self, schedule_id: UUID) -> int:
         """
@@ -277,7 +277,11 @@ class Schedules:
         store.insert_fires(work, [*missed, *fires])
         for gap in due.missed:
             _log.warning(
-                "schedule_fires_missed", schedule=row.name, count=gap.count, first=gap.first.at.isoformat(), why=gap.why
+                "schedule_fires_missed",
+                schedule=row.name,
+                count=gap.count,
+                first=gap.first.at.isoformat(),
+                reason=gap.reason,
             )
         return due.last
 
@@ -293,8 +297,8 @@ class Schedules:
         begun = [fire for fire in opened if fire.state != FireState.WAITING]
         active = [ActiveFire(fire.at, str(fire.run_id) if fire.run_id else None) for fire in begun]
         decision = decide_overlap(_schedule_of(row).overlap, [fire.at for fire in waiting], active)
-        for place, why in decision.skip:
-            store.decide(work, waiting[place].id, FireState.WAITING, FireState.SKIPPED, why=why)
+        for place, reason in decision.skip:
+            store.decide(work, waiting[place].id, FireState.WAITING, FireState.SKIPPED, reason=reason)
         for place in decision.start:
             store.decide(work, waiting[place].id, FireState.WAITING, FireState.STARTING)
         start = [fire for fire in begun if fire.state == FireState.STARTING]
@@ -305,7 +309,7 @@ class Schedules:
     def _execute(self, row: Any, follow_up: _FollowUp) -> int:
         for run_id in follow_up.cancel:
             try:
-                self.runs.cancel(run_id, why=f"a later fire of the schedule {row.name} replaced it")
+                self.runs.cancel(run_id, message=f"a later fire of the schedule {row.name} replaced it")
             except NotFound:
                 _log.info("run_to_cancel_not_found", schedule=row.name, run_id=str(run_id))
         return sum(self._start(row, fire) for fire in follow_up.start)
@@ -327,10 +331,10 @@ class Schedules:
             _log.info("schedule_fired", schedule=row.name, at=fire.at.isoformat(), run_id=str(run_id))
         return fired
 
-    def _mark_failed(self, row: Any, fire: Any, why: str) -> bool:
+    def _mark_failed(self, row: Any, fire: Any, reason: str) -> bool:
         with self.runs.transaction() as work:
-            store.decide(work, fire.id, FireState.STARTING, FireState.FAILED, why=why)
-        _log.warning("schedule_fire_failed", schedule=row.name, at=fire.at.isoformat(), error=why)
+            store.decide(work, fire.id, FireState.STARTING, FireState.FAILED, reason=reason)
+        _log.warning("schedule_fire_failed", schedule=row.name, at=fire.at.isoformat(), error=reason)
         return False
 
     def _submit(self, schedule: Schedule, schedule_id: UUID, fire: Any) -> UUID:
@@ -409,5 +413,5 @@ def _fire_values(schedule_id: UUID, fire: Fire, state: FireState, gap: Missed | 
         "count": gap.count if gap else 1,
         "state": state,
         "open": state in {FireState.WAITING, FireState.STARTING},
-        "why": gap.why if gap else None,
+        "reason": gap.reason if gap else None,
     }

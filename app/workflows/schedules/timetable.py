@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise, takewhile
 
-from app.kernel import durations
+from app.kernel.units import durations
 from app.workflows.schedules import cron
 from app.workflows.schedules.schedule import Schedule
 
@@ -45,7 +45,7 @@ class Missed:
     last: datetime
     #: None when there are more than MAX_COUNTED.
     count: int | None
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +120,24 @@ def due(timetable: Timetable, last: datetime, now: datetime) -> Due:
     spare = f"only the latest {subject} in the catch-up window {verb} started"
     missed: list[Missed] = []
     if not all_counted:
-        why = late if now - counted[0].due_at > window else spare
-        missed.append(Missed(counted[0], left[-1].at, None, why))
+        reason = late if now - counted[0].due_at > window else spare
+        missed.append(Missed(counted[0], left[-1].at, None, reason))
     else:
         old = [fire for fire in left if now - fire.due_at > window]
-        for part, why in ((old, late), (left[len(old) :], spare)):
+        for part, reason in ((old, late), (left[len(old) :], spare)):
             if part:
-                missed.append(Missed(part[0], part[-1].at, len(part), why))
+                missed.append(Missed(part[0], part[-1].at, len(part), reason))
     return Due(tuple(fires), tuple(missed), known[-1].at, _first(timetable, known[-1].at))
 
 
-def all_missed(timetable: Timetable, last: datetime, now: datetime, why: str) -> Missed | None:
-    """Returns all due instants after `last` as missed with the reason `why`; None when there are none."""
+def all_missed(timetable: Timetable, last: datetime, now: datetime, reason: str) -> Missed | None:
+    """Returns all due instants after `last` as missed, with the given reason; None when there are none."""
     counted = list(islice(_due(timetable, last, now), MAX_COUNTED + 1))
     if not counted:
         return None
     if len(counted) <= MAX_COUNTED:
-        return Missed(counted[0], counted[-1].at, len(counted), why)
-    return Missed(counted[0], _latest(timetable, last, now, 1)[-1].at, None, why)
+        return Missed(counted[0], counted[-1].at, len(counted), reason)
+    return Missed(counted[0], _latest(timetable, last, now, 1)[-1].at, None, reason)
 
 
 def _due(timetable: Timetable, after: datetime, now: datetime) -> Iterator[Fire]:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from app.kernel.egress import EgressPolicy
 from app.kernel.errors import InvalidDefinition, Problem
+from app.kernel.security.egress import EgressPolicy
 from app.workflows import registry
 from app.workflows.language import check, definition, shape_errors
 from app.workflows.language.check import Deployment
@@ -528,7 +528,12 @@ WRONG = {
         "steps[0].url",
         "does not list 'evil.example.com'",
     ),
-    "another scheme": (one("kind: http, url: 'ftp://api.example.com/'"), 3, "steps[0].url", "'ftp' http, https"),
+    "another scheme": (
+        one("kind: http, url: 'ftp://api.example.com/'"),
+        3,
+        "steps[0].url",
+        "the scheme 'ftp' of the URL is not supported http, https",
+    ),
     "two bodies": (http("json: {}, body: x"), 3, "steps[0]", "either 'json' or 'body'"),
     "an unknown method": (http("method: FETCH"), 3, "steps[0].method", "'GET', 'HEAD', 'POST'"),
     "an invalid status": (http("expect: [20]"), 3, "steps[0].expect[0]", "20 is out of range at least 100"),

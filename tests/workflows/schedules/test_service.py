@@ -181,8 +181,8 @@ def test_after_an_outage_the_window_is_caught_up_and_the_rest_is_recorded_as_mis
     assert [fire.state for fire in (old, spare, first, second)] == ["missed", "missed", "fired", "fired"]
     assert old.count + spare.count == 18
     assert (spare.last_at, second.at) == (first.at - timedelta(days=1), first.at + timedelta(days=1))
-    assert "later than the catch-up window of 5d" in old.why
-    assert "only the latest 2" in spare.why
+    assert "later than the catch-up window of 5d" in old.reason
+    assert "only the latest 2" in spare.reason
     assert schedules.get(NAME).row.fire_id == second.id
 
 
@@ -196,7 +196,7 @@ def test_by_default_a_fire_is_skipped_while_an_earlier_run_is_active(
     assert advance(schedules) == 0
     first, second = fires(schedules)
     assert (first.state, second.state) == ("fired", "skipped")
-    assert str(first.run_id) in second.why
+    assert str(first.run_id) in second.reason
 
     end(runs, first.run_id)
     pass_days(database)
@@ -254,14 +254,14 @@ def test_a_removed_run_does_not_block_later_fires(schedules: Schedules, database
 def test_fires_during_a_pause_are_skipped_and_not_caught_up(schedules: Schedules, database: Database) -> None:
     put(schedules)
     assert schedules.pause(NAME, "stock-taking").state == "paused"
-    assert schedules.pause(NAME).row.paused_why == "stock-taking", "it is paused already"
+    assert schedules.pause(NAME).row.paused_reason == "stock-taking", "it is paused already"
     pass_days(database, days=7)
     assert schedules.ready() == []
 
     assert schedules.resume(NAME).state == "active"
     assert advance(schedules) == 0
     (fire,) = fires(schedules)
-    assert (fire.state, fire.count, fire.why) == ("skipped", 7, "the schedule was paused")
+    assert (fire.state, fire.count, fire.reason) == ("skipped", 7, "the schedule was paused")
     pass_days(database)
     assert advance(schedules) == 1
 
@@ -276,7 +276,7 @@ def test_fires_due_before_a_pause_are_recorded_and_waiting_ones_are_skipped(
     schedules.pause(NAME)
 
     first, second = fires(schedules)
-    assert (first.state, second.state, second.why) == ("fired", "skipped", "the schedule was paused")
+    assert (first.state, second.state, second.reason) == ("fired", "skipped", "the schedule was paused")
     end(runs, first.run_id)
     assert advance(schedules) == 0
 
@@ -290,7 +290,7 @@ def test_a_trigger_fires_now_and_once_for_each_key(schedules: Schedules, databas
     assert schedules.trigger(NAME, key="k").id == first.id
     busy = schedules.trigger(NAME)
     assert (busy.state, busy.run_id) == ("skipped", None)
-    assert str(first.run_id) in busy.why
+    assert str(first.run_id) in busy.reason
     forced = schedules.trigger(NAME, force=True)
     assert forced.state == "fired"
     assert count_runs(database) == 2
@@ -308,7 +308,7 @@ def test_a_workflow_that_no_longer_fits_fails_the_fire_with_the_reason(
     assert advance(schedules) == 0
     (fire,) = fires(schedules)
     assert (fire.state, fire.run_id) == ("failed", None)
-    assert "inputs.day: 'x' is not of type 'integer'" in fire.why
+    assert "inputs.day: 'x' is not of type 'integer'" in fire.reason
     assert schedules.ready() == [], "it is not tried again"
 
     put(schedules, inputs={"day": "x"}, version=1)
@@ -449,7 +449,7 @@ def test_a_fire_that_raises_fails_and_the_others_fire(
     assert schedules.advance_all() == 1
     (fire,) = fires(schedules)
     assert fire.state == "failed"
-    assert "OverflowError: a defect" in fire.why
+    assert "OverflowError: a defect" in fire.reason
     assert schedules.ready() == []
 
 
@@ -464,9 +464,9 @@ def test_a_schedule_that_raises_is_paused_with_the_reason_and_the_others_fire(
         work.run(text("UPDATE schedule SET document = '{}' WHERE id = :id"), {"id": schedule_id})
     assert schedules.advance_all() == 1
     with database.work() as work:
-        row = work.row(text("SELECT paused_why FROM schedule WHERE id = :id"), {"id": schedule_id})
+        row = work.row(text("SELECT paused_reason FROM schedule WHERE id = :id"), {"id": schedule_id})
     assert row is not None
-    assert "ValidationError" in row.paused_why
+    assert "ValidationError" in row.paused_reason
     assert schedules.ready() == []
 
 
