@@ -44,8 +44,8 @@ def test_a_step_with_a_false_condition_is_skipped_with_its_dependents(hands: Han
     assert hands.run(no).state == "succeeded", "what was skipped did not fail"
     assert set(hands.states(yes).values()) == {"succeeded"}
     assert hands.states(off)["b"] == "skipped"
-    told = [entry for entry in hands.history(no) if entry.event == "skipped"]
-    assert [entry.cause["message"] for entry in told] == [
+    skipped = [entry for entry in hands.history(no) if entry.event == "skipped"]
+    assert [entry.cause["message"] for entry in skipped] == [
         "its condition does not hold",
         "what it needs did not come about",
     ]
@@ -841,8 +841,8 @@ def test_the_history_lists_transitions_in_order(hands: Hands) -> None:
     run_id = hands.submit(flow(f"\n  - {{id: a, kind: generate, prompt: hi, {NOW}}}"))
     hands.work(a=fails_then("ok"))
 
-    told = [(entry.step, entry.event, entry.attempt) for entry in hands.history(run_id)]
-    assert told == [
+    entries = [(entry.step, entry.event, entry.attempt) for entry in hands.history(run_id)]
+    assert entries == [
         (None, "submitted", None),
         ("a", "ready", 1),
         ("a", "ready", 2),
@@ -892,8 +892,8 @@ def test_a_called_run_waits_for_other_runs_of_its_key(hands: Hands) -> None:
 def test_the_same_idempotency_key_with_another_event_is_rejected(hands: Hands) -> None:
     long = "x" * 100_000
     run_id = hands.submit(flow("\n  - {id: wait, kind: wait, event: paid}\n  - {id: more, kind: wait, event: seen}"))
-    told = hands.tell(run_id, "paid", {"amount": 7, "note": long}, key="k")
-    assert hands.tell(run_id, "paid", {"amount": 7, "note": long}, key="k").id == told.id
+    event = hands.tell(run_id, "paid", {"amount": 7, "note": long}, key="k")
+    assert hands.tell(run_id, "paid", {"amount": 7, "note": long}, key="k").id == event.id
     for name, payload in (("paid", {"amount": 8, "note": long}), ("paid", None), ("seen", {"amount": 7, "note": long})):
         with pytest.raises(EventKeyReused, match="'k' belongs to event"):
             hands.tell(run_id, name, payload, key="k")
@@ -902,9 +902,9 @@ def test_the_same_idempotency_key_with_another_event_is_rejected(hands: Hands) -
 def test_a_repeated_event_after_the_end_is_the_same_event(hands: Hands) -> None:
     run_id = hands.submit(flow("\n  - {id: wait, kind: wait, event: paid}"))
     hands.work()
-    told = hands.tell(run_id, "paid", 7, key="k")
+    event = hands.tell(run_id, "paid", 7, key="k")
     assert hands.run(run_id).state == "succeeded"
-    assert hands.tell(run_id, "paid", 7, key="k").id == told.id
+    assert hands.tell(run_id, "paid", 7, key="k").id == event.id
 
 
 def test_a_submission_during_a_resume_is_not_left_paused(hands: Hands) -> None:
