@@ -43,7 +43,7 @@ from app.kernel.errors import (
     NotFound,
     ServerNotStarted,
 )
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
@@ -224,12 +224,12 @@ class Agent:
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
         for pool in pools:
-            with self._guard.one("pool", pool.id):
+            with self._guard.item("pool", pool.id):
                 self._converge_one(pool, inventory_)
         held = {pool.id for pool in pools}
         for id_ in [id_ for id_ in self._running if id_ not in held]:
             # Its host was declared lost, or an operator gave its bytes back: it may touch nothing any more.
-            with self._guard.one("orphan", id_):
+            with self._guard.item("orphan", id_):
                 self._end_orphan(id_)
 
     def _converge_one(self, pool: Granted, inventory_: Inventory) -> None:
@@ -303,7 +303,7 @@ class Agent:
 
     def _ask(self, pool: Granted, running: Running, why: str) -> None:
         if running.asked is None:
-            running.process.ask()
+            running.process.request_stop()
         running.asked, running.asked_at, running.why = pool.desired, time.monotonic(), why
         _log.info("pool_asked_to_end", pool=pool.id, model=pool.model, how=pool.desired, why=why)
 
@@ -361,7 +361,7 @@ class Agent:
         changed = []
         shares = self._shares()
         for id_, running in self._running.items():
-            with self._guard.one("process", id_):
+            with self._guard.item("process", id_):
                 running.threads = shares[id_]
                 used = inventory.used(self.host, inventory_, running.devices, running.process.pid or 0)
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
@@ -377,7 +377,7 @@ class Agent:
         """Let every pool finish, and go. Nothing new is placed here meanwhile."""
         _log.info("agent_leaves", host=self.host, pools=len(self._running))
         for running in self._running.values():
-            running.process.ask()
+            running.process.request_stop()
             running.asked, running.asked_at, running.why = Desired.DRAIN, time.monotonic(), "its agent ends"
         limit = time.monotonic() + (self._limits.drain + self._limits.leave).total_seconds()
         pause = threading.Event()

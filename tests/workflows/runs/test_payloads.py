@@ -319,7 +319,7 @@ def test_nothing_is_lost_while_everything_comes_and_goes(hands: Hands) -> None:
     [
         (
             ["x" * 5000],
-            r"the output: 5004 bytes as JSON; 4000 can be stored at the most \(setting runs.max_payload_byt",
+            r"the output: 5004 bytes as JSON; at most 4000 can be stored \(setting runs.max_payload_byt",
         ),
         ("half \ud83e", "half a character"),
         ({"n": float("inf")}, "cannot be stored as JSON: Out of range float"),
