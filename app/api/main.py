@@ -135,7 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises DatabaseBehind, DatabaseUnreachable: a schema of another revision is not served.
     """
     servers = addresses.of(settings)
-    database = databases.at_head(
+    database = databases.open_at_head(
         servers.database_url, pool_size=(threads.CONNECTIONS + 1) // 2, answer_timeout=ANSWER_TIMEOUT
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)

@@ -75,7 +75,7 @@ _LOCK_TIMEOUT_SHARE = 0.8
 #: Interval of probes while the server does not answer.
 _PROBE_INTERVAL = timedelta(seconds=1)
 
-#: Errors that mean that the server is unreachable, or is not the primary.
+#: Errors that are raised as DatabaseUnreachable.
 _UNREACHABLE = (
     psycopg.OperationalError,
     psycopg.errors.IdleInTransactionSessionTimeout,
@@ -136,7 +136,9 @@ class UnitOfWork:
         """Run `action` after the commit; never after a rollback."""
         self._after.append(action)
 
-    def ask(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> QueryResult:
+    def execute(
+        self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None
+    ) -> QueryResult:
         """
         Add a statement to the pipeline; with a list of parameters, it is executed once for each.
 
@@ -148,15 +150,15 @@ class UnitOfWork:
 
     def rows(self, statement: TextClause, parameters: Parameters | None = None) -> list[Any]:
         """Execute a statement and return all its rows."""
-        return self.ask(statement, parameters).fetchall()
+        return self.execute(statement, parameters).fetchall()
 
     def row(self, statement: TextClause, parameters: Parameters | None = None) -> Any | None:
         """Execute a statement and return its first row, or None."""
-        return self.ask(statement, parameters).fetchone()
+        return self.execute(statement, parameters).fetchone()
 
     def run(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> int:
         """Execute a statement and return the number of affected rows."""
-        return self.ask(statement, parameters).row_count()
+        return self.execute(statement, parameters).row_count()
 
     def flush(self) -> None:
         """
@@ -221,9 +223,9 @@ class Database:
             with self._session() as connection:
                 with connection.pipeline() as pipeline:
                     work = UnitOfWork(connection, pipeline, self._breaker)
-                    work.ask(_BEGIN)
+                    work.execute(_BEGIN)
                     yield work
-                    committed = work.ask(_COMMIT)
+                    committed = work.execute(_COMMIT)
                     work.send()  # the end of the pipeline is a sync
                 assert committed.status() == "COMMIT", "the block must not continue after a statement has failed"
         except (AnswerTimeout, psycopg.errors.ConnectionTimeout) as error:
@@ -312,7 +314,7 @@ class Database:
         self.engine.dispose()
 
 
-def at_head(url: str, *, pool_size: int, answer_timeout: timedelta | None = None) -> Database:
+def open_at_head(url: str, *, pool_size: int, answer_timeout: timedelta | None = None) -> Database:
     """
     Return the database after checking that its schema has the revision that this version needs.
 

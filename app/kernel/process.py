@@ -224,7 +224,7 @@ class Child:
             pid_file.remove(self.pid_file, popen.pid)
 
 
-class Adopted:
+class AdoptedProcess:
     """A running process of a dead parent that this process has adopted. It is ended in the same way as a Child."""
 
     #: Always None: the kernel reports the exit status to the original parent only.
@@ -266,7 +266,7 @@ class Adopted:
             pid_file.remove(self.pid_file, self.pid)
 
 
-def adopt(file: Path, log_file: Path) -> Adopted | None:
+def adopt(file: Path, log_file: Path) -> AdoptedProcess | None:
     """
     Adopt the process of a pid file when it runs and its parent is dead: this process becomes its recorded parent.
 
@@ -283,7 +283,7 @@ def adopt(file: Path, log_file: Path) -> Adopted | None:
         return None
     parent = os.getpid()
     pid_file.write(file, replace(record, parent=parent, parent_birth=birth(parent) or ""))
-    return Adopted(record, process, file, log_file)
+    return AdoptedProcess(record, process, file, log_file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,8 +118,8 @@ def test_a_failed_statement_without_a_reader_fails_the_commit(database: Database
     def insert_twice() -> None:
         with database.work() as work:
             work.after_commit(lambda: sent.append("message"))
-            work.ask(insert)
-            work.ask(insert)
+            work.execute(insert)
+            work.execute(insert)
 
     with pytest.raises(UniqueViolation):
         insert_twice()
@@ -129,8 +129,10 @@ def test_a_failed_statement_without_a_reader_fails_the_commit(database: Database
 
 def test_results_may_be_read_later_and_in_any_order(database: Database) -> None:
     with database.work() as work:
-        work.ask(text("INSERT INTO definition (sha256, document) VALUES (:name, '{}')"), [{"name": "x"}, {"name": "y"}])
-        one, two = (work.ask(text("SELECT count(*) + :n AS n FROM definition"), {"n": n}) for n in (1, 2))
+        work.execute(
+            text("INSERT INTO definition (sha256, document) VALUES (:name, '{}')"), [{"name": "x"}, {"name": "y"}]
+        )
+        one, two = (work.execute(text("SELECT count(*) + :n AS n FROM definition"), {"n": n}) for n in (1, 2))
         assert (two.fetchone().n, one.fetchone().n) == (4, 3)
         assert work.run(text("DELETE FROM definition")) == 2
 
@@ -167,7 +169,7 @@ def test_a_value_of_any_size_goes_through(database: Database, mib: int) -> None:
 
     with database.work() as work:
         assert work.run(statement, values[0]) == 1
-        work.ask(statement, values[1:])
+        work.execute(statement, values[1:])
 
     with database.work() as work:
         kept = work.rows(text("SELECT sha256, body FROM payload ORDER BY sha256"))
@@ -190,7 +192,7 @@ def test_a_session_that_is_idle_in_a_transaction_loses_its_locks(
         with idle.work() as work:
             work.row(text("SELECT sha256 FROM definition WHERE sha256 = 'x' FOR UPDATE"))
             if not read:
-                work.ask(insert, {"name": "y"})
+                work.execute(insert, {"name": "y"})
             with database.work() as other:
                 assert other.run(update, {"document": '{"by": "other"}'}) == 1
             work.run(update, {"document": '{"by": "idle"}'})

@@ -44,7 +44,7 @@ from app.kernel.errors import (
     ServerNotStarted,
 )
 from app.kernel.loop_guard import LoopGuard
-from app.kernel.process import Adopted, Child, adopt
+from app.kernel.process import AdoptedProcess, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
 from app.workflows.runs import owners
@@ -80,7 +80,7 @@ class Agent:
             "ARRIERO_REDIS_URL": servers.redis_url,
         }
         self.host = settings.fleet.host_here
-        self._database = databases.at_head(servers.database_url, pool_size=2)
+        self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
         self._catalog: Catalog = files.read_catalog(settings.catalog.files)
@@ -159,7 +159,7 @@ class Agent:
                 running = Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
                 self._running[id_] = running
 
-    def _reaches_our_servers(self, process: Adopted) -> bool:
+    def _reaches_our_servers(self, process: AdoptedProcess) -> bool:
         """Whether a process was started with the addresses of today."""
         try:
             environment = psutil.Process(process.pid).environ()

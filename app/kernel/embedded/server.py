@@ -27,7 +27,7 @@ from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint,
 from app.kernel.embedded.run_as import ENVIRONMENT, RunAs
 from app.kernel.errors import ServerNotStarted
 from app.kernel.ids import new_secret
-from app.kernel.process import Adopted, Child, Leftover, adopt, end_leftovers
+from app.kernel.process import AdoptedProcess, Child, Leftover, adopt, end_leftovers
 
 #: Time for a server to answer after its start, including recovery after a crash.
 START_DEADLINE = timedelta(seconds=90)
@@ -61,7 +61,7 @@ class Server(ABC):
         self.log_file = self.directory / "server.log"
         self._deadline = deadline
         self._endpoint: Endpoint | None = None
-        self._child: Child | Adopted | None = None
+        self._child: Child | AdoptedProcess | None = None
         #: The error of the last attempt to reach it.
         self._last_error = ""
 

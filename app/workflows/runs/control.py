@@ -287,7 +287,7 @@ def tell(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = No
         event_id = ids.new_id()
         (kept,) = payloads.keep(work, [given], runs.limits)
         values = {"id": event_id, "run_id": run_id, "name": name, "key": key}
-        work.ask(_INSERT_EVENT, values | kept.columns("payload"))
+        work.execute(_INSERT_EVENT, values | kept.columns("payload"))
         _tell(work, change, "event", {"event": name})
         if not open_now:
             return Told(event_id, None, created=True)
