@@ -3,7 +3,7 @@ The broker: the Celery application, the names of queues, and messages that follo
 
 A message is a hint: it contains a task and a few ids, and losing it loses no work.
 Messages are acknowledged when they are received and never prefetched. No results and no delays are stored here.
-Callers never wait long for the broker: the sweep resends what cannot be sent within seconds.
+Callers never wait long for the broker: what cannot be sent within seconds is sent later by the sweep.
 
 Redis keys. Celery and RedBeat create all but the last:
     control, io, model.<slug>   lists: waiting messages of priority 0, which is served first

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: The accepted formats, for error messages.
-ACCEPTED = "a host, as 'api.example.com', '*.example.com' for all names below it, or either with a port, as 'db:8080'"
+ACCEPTED = "a host such as 'api.example.com' or '*.example.com' (all its subdomains), optionally with a port: 'db:8080'"
 
 #: The ports of a rule without a port, by scheme.
 PORTS = {"http": 80, "https": 443}
@@ -121,7 +121,7 @@ _BLOCKED_RANGES = (
         *("192.0.0.192/32", "fd00:ec2::254/128", "fd00:ec2::23/128", "fd20:ce::254/128"),
     ),
     *_ranges("a link-local address", "169.254.0.0/16", "fe80::/10"),
-    *_ranges("no address of a server", "0.0.0.0/8", "::/128", "240.0.0.0/4"),
+    *_ranges("not an address of a server", "0.0.0.0/8", "::/128", "240.0.0.0/4"),
     *_ranges("a multicast address", "224.0.0.0/4", "ff00::/8"),
     *_ranges(
         "a private address",
@@ -148,7 +148,7 @@ def _blocked_range(address: _Address) -> _BlockedRange | None:
     """Return the range that makes an address not public, or None."""
     if address in _NAT64:
         inner = _blocked_range(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        return None if inner is None else _BlockedRange(_NAT64, f"by NAT64 {inner.description}")
+        return None if inner is None else _BlockedRange(_NAT64, f"{inner.description} behind NAT64")
     for blocked in _BLOCKED_RANGES:
         if address in blocked.network:
             return blocked

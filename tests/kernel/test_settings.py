@@ -74,7 +74,7 @@ def test_invalid_values_are_reported_with_key_origin_and_accepted_values() -> No
     assert "'debug', 'info', 'warning' or 'error'" in refused(arriero_log__level="loud")
     assert "at most a third of runs.lease (6s)" in refused(arriero_runs__lease="6s")
     assert durations.ACCEPTED in refused(arriero_runs__lease="soon")
-    assert "'http://a.b' is not a host: write a host, as 'api.example.com'" in refused(
+    assert "'http://a.b' is not a host: write a host such as 'api.example.com'" in refused(
         arriero_http__allowed_hosts="api.example.com,http://a.b"
     )
     assert "postgresql://" in refused(arriero_database_url="mysql://u:p@h/d")
