@@ -1,5 +1,5 @@
 """
-Circuit breaker: callers of a server that timed out are refused at once for a moment.
+Circuit breaker: after a server has timed out, further calls to it are refused at once, except for probes.
 
 While the breaker is open, one caller per `probe_interval` is admitted as a probe. Its outcome closes the breaker or
 keeps it open. Without a breaker, every caller would wait for its own timeout, on a thread that others need.
