@@ -56,7 +56,7 @@ class Pooling(CatalogTable):
     #: Hosts, or ids of devices, that are the only ones to take it; empty: all.
     only: tuple[_Place, ...] = Field(default=(), description="a list of names of hosts and ids of devices")
     #: Models beside which it is not placed on a device; its own name keeps its pools apart.
-    apart_from: tuple[_Place, ...] = Field(default=(), description="a list of names of models")
+    anti_affinity: tuple[_Place, ...] = Field(default=(), description="a list of names of models")
     #: Which of several fitting devices is taken: the fullest, or the emptiest.
     packing: Literal["binpack", "spread"] = Field(default="binpack", description="binpack or spread")
 

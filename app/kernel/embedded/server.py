@@ -37,6 +37,8 @@ _MAX_PORT_CHANGES = 5
 _POLL = timedelta(milliseconds=20)
 #: Seconds within which the server of a killed parent must answer to be taken over.
 _TAKE_OVER_TIMEOUT = 3.0
+#: Seconds to wait for the stored port to become free: the last threads of a killed server use it for a moment.
+_PORT_RELEASE_TIMEOUT = 2.0
 _TAIL_LINES = 25
 _PID_FILE = "server.pid"
 
@@ -197,7 +199,7 @@ class Server(ABC):
         """Return the stored endpoint, or one with a new port when another program uses the port."""
         file = self.directory / ENDPOINT_FILE
         stored = find_endpoint(file)
-        if stored is not None and not port_in_use and is_free(stored.port):
+        if stored is not None and not port_in_use and _becomes_free(stored.port):
             return stored
         port = free_port(self.directory, other_than=stored.port if stored else None)
         endpoint = Endpoint(port, stored.password if stored else new_secret())
@@ -244,6 +246,15 @@ class Server(ABC):
                 error = f" ({self._last_error})" if self._last_error else ""
                 raise ServerNotStarted(self.name, f"no answer within {seconds:g} s{error}", child.log_tail(_TAIL_LINES))
         return False
+
+
+def _becomes_free(port: int) -> bool:
+    limit = time.monotonic() + _PORT_RELEASE_TIMEOUT
+    while not is_free(port):
+        if time.monotonic() > limit:
+            return False
+        time.sleep(_POLL.total_seconds())
+    return True
 
 
 def _exit_description(status: int | None) -> str:
