@@ -131,7 +131,7 @@ def test_hosts_are_cordoned_opened_and_removed(client: TestClient, database: Dat
         ("GET", "/v1/fleet/defragmentations?limit=0", None, 422, "limit"),
         ("GET", "/v1/pools/ffffff", None, 404, "no pool 'ffffff'"),
         ("PUT", "/v1/hosts/h", {"state": "schedulable"}, 404, "no host 'h'"),
-        ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it instead"),
+        ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it instead; accepted: schedulable, cordoned, draining"),
     ],
 )
 def test_invalid_requests_are_rejected_by_name(

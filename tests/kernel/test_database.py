@@ -286,7 +286,7 @@ def test_a_silent_server_is_given_up_and_reconnected(postgres: PostgresServer) -
     database.close()
 
 
-def test_rows_are_objects_of_the_class_that_is_given(database: Database) -> None:
+def test_rows_are_returned_as_objects_of_a_class(database: Database) -> None:
     @dataclass(frozen=True, slots=True)
     class Pair:
         number: int
