@@ -26,20 +26,20 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.kernel import durations
-from app.kernel.durations import Duration
 from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
 from app.kernel.http_settings import HttpSettings
-from app.kernel.request_guard import TrustedHost
 from app.kernel.section import Section
+from app.kernel.security.request_guard import TrustedHost
+from app.kernel.units import durations
+from app.kernel.units.durations import Duration
 
 #: The variable with the path of the file, unless `--config` is given. It is not a setting.
 CONFIG_VARIABLE = "ARRIERO_CONFIG"
 #: The file that is read from the current directory if it exists.
 CONFIG_FILE = "arriero.toml"
 
-#: Prefix of the variables for secrets of steps. They are not settings: `app.kernel.secrets` reads them.
+#: Prefix of the variables for secrets of steps. They are not settings: `app.kernel.security.secrets` reads them.
 SECRET_PREFIX = "ARRIERO_SECRET_"  # noqa: S105 a prefix
 #: Names of secrets, in lower case.
 SECRET_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
