@@ -23,7 +23,7 @@ from app.workflows.schedules import rows as schedule_rows  # noqa: F401 as above
 
 def remove(work: UnitOfWork, table: str, after: str, limit: int) -> tuple[int, str | None]:
     """
-    Visits at most `limit` rows of a table with hashes above `after`, and deletes those that no row references.
+    Visit at most `limit` rows of a table with hashes above `after`, and delete those that no row references.
 
     Returns the number of deleted rows, and the last visited hash; None when there are no more rows.
     """
@@ -36,7 +36,7 @@ def remove(work: UnitOfWork, table: str, after: str, limit: int) -> tuple[int, s
 
 @cache
 def _statements(table: str) -> tuple[Any, Any, Any]:
-    """Returns the statements that select a batch, lock its unreferenced rows, and delete those still unreferenced."""
+    """Return the statements that select a batch, lock its unreferenced rows, and delete those still unreferenced."""
     tables = SQLModel.metadata.tables
     references = [
         (key.parent.table.name, key.parent.name)

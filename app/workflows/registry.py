@@ -56,7 +56,7 @@ class Version:
 
 def put(database: Database, name: str, definition: Definition) -> tuple[Version, bool]:
     """
-    Stores a definition as the newest version of its name.
+    Store a definition as the newest version of its name.
 
     The second value is False when the newest version already equals the definition.
     Raises InvalidDefinition when the definition has another name.
@@ -79,7 +79,7 @@ def put(database: Database, name: str, definition: Definition) -> tuple[Version,
 
 
 def get(database: Database, name: str, version: int | None = None) -> Version:
-    """Returns a version, by default the newest. Raises NotFound with the existing versions or names."""
+    """Return a version, by default the newest. Raises NotFound with the existing versions or names."""
     with database.work() as work:
         found = _stored(work, name, version) if version != SHIPPED else None
         if found is not None:
@@ -93,7 +93,7 @@ def get(database: Database, name: str, version: int | None = None) -> Version:
 
 
 def predecessor(database: Database, version: Version) -> Version:
-    """Returns the previous version. Raises NotFound when the given version is the first one."""
+    """Return the previous version. Raises NotFound when the given version is the first one."""
     numbers = [number for number, _ in versions(database, version.name) if number < version.version]
     if not numbers and (version.version == SHIPPED or version.name not in shipped()):
         raise NotFound(f"version of workflow {version.name!r} before", str(version.version))
@@ -101,20 +101,20 @@ def predecessor(database: Database, version: Version) -> Version:
 
 
 def newest_of_all(database: Database) -> list[Version]:
-    """Returns the newest version of each workflow, by name."""
+    """Return the newest version of each workflow, by name."""
     with database.work() as work:
         found = {row.name: _version_of(row) for row in work.rows(_ALL)}
     return sorted((shipped() | found).values(), key=lambda entry: entry.name)
 
 
 def versions(database: Database, name: str) -> list[tuple[int, datetime]]:
-    """Returns the number and the time of each stored version, the newest first."""
+    """Return the number and the time of each stored version, the newest first."""
     with database.work() as work:
         return [(row.version, row.created_at) for row in work.rows(_VERSIONS, {"name": name})]
 
 
 def shipped() -> dict[str, Version]:
-    """Returns the shipped workflows by name."""
+    """Return the shipped workflows by name."""
     if not _SHIPPED:
         for path in sorted(LIBRARY.glob("*.yaml")):
             definition = check.parse(path.read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ _SHARED = 200
 
 
 def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:
-    """Deletes expired runs while `in_time()` is true; returns their number, without the runs that they called."""
+    """Delete expired runs while `in_time()` is true; return their number, without the runs that they called."""
     removed, batch_size = 0, _RUNS
     skipped: set[UUID] = set()
     while in_time():
@@ -64,7 +64,7 @@ def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:
 
 def _remove_part(work: UnitOfWork, ids: list[UUID]) -> int:
     """
-    Deletes a bounded part of the data of runs, children first, and the runs themselves when little is left.
+    Delete a bounded part of the data of runs, children first, and the runs themselves when little is left.
 
     Returns the number of deleted runs among `ids`.
     """
@@ -82,7 +82,7 @@ def _remove_part(work: UnitOfWork, ids: list[UUID]) -> int:
 
 def remove_definitions(database: Database, in_time: InTime = lambda: True, start_fraction: float = 0.0) -> int:
     """
-    Deletes definitions that no run and no version of a workflow references; returns their number.
+    Delete definitions that no run and no version of a workflow references; return their number.
 
     `start_fraction`, from [0, 1), is the position in the range of hashes at which the pass starts.
     """
@@ -92,7 +92,7 @@ def remove_definitions(database: Database, in_time: InTime = lambda: True, start
 
 
 def remove_payloads(database: Database, in_time: InTime = lambda: True, start_fraction: float = 0.0) -> int:
-    """Deletes payloads that no row references; returns their number. `start_fraction` as in `remove_definitions`."""
+    """Delete payloads that no row references; return their number. `start_fraction` as in `remove_definitions`."""
     return _walk(database, lambda work, after: garbage.remove(work, "payload", after, _SHARED), in_time, start_fraction)
 
 

@@ -56,7 +56,7 @@ class Hands:
         return claim
 
     def work(self, run_id: UUID | None = None, *, limit: int = 1000, **answers: Answer) -> None:
-        """Runs ready steps until none is left. The answer of a map also applies to its items."""
+        """Run ready steps until none is left. The answer of a map also applies to its items."""
         for _ in range(limit):
             claims = (self.runs.claim(row.id, row.attempt, self.owner) for row in self.ready(run_id))
             claim = next((claim for claim in claims if claim is not None), None)
@@ -98,7 +98,7 @@ class Hands:
         return sweep(self.runs, republish_after=timedelta(seconds=60))
 
     def pass_time(self, **interval: float) -> None:
-        """Simulates the passing of time: moves all stored times into the past."""
+        """Simulate the passing of time: moves all stored times into the past."""
         passed = timedelta(**interval)
         with self.runs.database.work() as work:
             work.run(
@@ -142,7 +142,7 @@ def failure(reason: str = "engine_error", message: str = "it broke") -> Failure:
 
 
 def fails_then(value: Any, times: int = 1, reason: str = "engine_error") -> Callable[[Claim], Any]:
-    """Returns an answer that fails `times` times for each key and then returns the value."""
+    """Return an answer that fails `times` times for each key and then returns the value."""
     counts: dict[str, int] = {}
 
     def answer(claim: Claim) -> Any:

@@ -82,7 +82,7 @@ def forced(value: Any) -> str:
 
 
 def held(schema: Any, value: Any) -> str:
-    """Validates a value against the input schema of a stored definition, which was not checked."""
+    """Validate a value against the input schema of a stored definition, which was not checked."""
     stored = Definition.model_validate(
         {"workflow": "w", "inputs": {"x": schema}, "steps": [{"id": "a", "kind": "noop"}]}
     )

@@ -45,7 +45,7 @@ KNOWN = Deployment(
 
 
 def blocks(kind: str) -> list[tuple[str, str]]:
-    """Returns every block of a kind, with its page and line."""
+    """Return every block of a kind, with its page and line."""
     found = []
     for page in PAGES:
         text = page.read_text()
@@ -71,7 +71,7 @@ def test_every_yaml_example_is_valid(text: str) -> None:
 
 
 def whole(text: str, steps: list[Any]) -> str:
-    """Returns a workflow with the given steps, and with stubs for the other steps and inputs that they use."""
+    """Return a workflow with the given steps, and with stubs for the other steps and inputs that they use."""
     own = {step["id"] for step in steps}
     needed = {need.partition(".")[0] for step in steps for need in step.get("needs", ())} - own
     head = ["workflow: example", "inputs:", *(f"  {name}: {{}}" for name in {"x", *re.findall(r"inputs\.(\w+)", text)})]
@@ -92,7 +92,7 @@ GIVEN: Mapping[str, Mapping[str, Any]] = {
 
 
 def documented() -> dict[str, str]:
-    """Returns the workflows of the documentation by name."""
+    """Return the workflows of the documentation by name."""
     texts = {data["workflow"]: text for _, text in blocks("yaml") if is_workflow(data := source.read(text).data)}
     assert set(texts) == set(GIVEN), "each is run below"
     return texts
@@ -149,7 +149,7 @@ def test_the_example_with_an_approval_waits_before_it_publishes(hands: Hands, ve
 
 
 def tables() -> Iterator[tuple[str, list[list[str]]]]:
-    """Yields the tables of the language page: the heading above with the first cell, and the rows."""
+    """Yield the tables of the language page: the heading above with the first cell, and the rows."""
     heading, rows = "", list[list[str]]()
     for line in [*LANGUAGE.splitlines(), ""]:
         if line.startswith("|"):
@@ -240,7 +240,7 @@ def bounds_of(field: FieldInfo) -> str:
 
 
 def offered(annotation: Any) -> set[str]:
-    """Returns the literal values that a field accepts."""
+    """Return the literal values that a field accepts."""
     if get_origin(annotation) is Literal:
         return {str(value) for value in get_args(annotation)}
     return set[str]().union(*map(offered, get_args(annotation)))
@@ -277,7 +277,7 @@ def test_every_kind_has_its_heading() -> None:
 
 
 def commands() -> list[str]:
-    """Returns every line and code span that starts with `arriero`."""
+    """Return every line and code span that starts with `arriero`."""
     found = [line for _, text in blocks("sh") for line in text.replace("\\\n", " ").splitlines()]
     for page in PAGES:
         prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)

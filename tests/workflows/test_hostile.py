@@ -331,7 +331,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
 
 
 def places(reference: str) -> dict[str, dict[str, Any]]:
-    """Returns definitions with the reference in each field that is a schema."""
+    """Return definitions with the reference in each field that is a schema."""
     schema = {"type": "object", "properties": {"a": {"$ref": reference}}}
     noop = {"id": "a", "kind": "noop"}
     return {

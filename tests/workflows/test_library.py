@@ -64,7 +64,7 @@ class Workers:
         self._leases.close()
 
     def work(self, run_id: UUID) -> Any:
-        """Runs all ready steps one by one, so that prompts share their prefixes; returns the run."""
+        """Run all ready steps one by one, so that prompts share their prefixes; return the run."""
         while rows := [row for row in self.hands.ready(run_id) if row.queue in ("io", "model.smollm2-135m")]:
             for row in rows:
                 steps.run_step(self._runtime, row.id, row.attempt)
@@ -125,7 +125,7 @@ def test_a_digest_contains_only_lines_of_the_text(workers: Workers) -> None:
 
 
 def numbered(claim: Any) -> Any:
-    """Chooses the last line, or a line that does not exist."""
+    """Choose the last line, or a line that does not exist."""
     return {"line": 24 if claim.data["index"] % 2 else len(claim.data["item"])}
 
 

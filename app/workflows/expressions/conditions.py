@@ -53,7 +53,7 @@ from app.workflows.expressions.templates import Scope
 
 def check(expression: str, where: str, scope: Scope, *, result_type: ResultType = "bool") -> list[Problem]:
     """
-    Returns the problems of an expression: syntax errors, unknown functions, unknown names, mismatched types.
+    Return the problems of an expression: syntax errors, unknown functions, unknown names, mismatched types.
 
     The types of the inputs are checked too where `scope.inputs` maps names to JSON Schemas.
     """
@@ -82,7 +82,7 @@ def _problems(expression: str, where: str, scope: Scope, result_type: ResultType
 
 def evaluate(expression: str, data: Mapping[str, Any], *, result_type: ResultType = "any") -> Any:
     """
-    Returns the value of an expression over the names in `data` (`inputs`, `steps` and others).
+    Return the value of an expression over the names in `data` (`inputs`, `steps` and others).
 
     The value is plain JSON that shares its parts with `data`, or an aware datetime for the result type `time`.
     Raises StepFailure with the reason `template_error` when a name is missing, an operation fails, a limit is exceeded,
@@ -109,13 +109,13 @@ def evaluate(expression: str, data: Mapping[str, Any], *, result_type: ResultTyp
 
 
 def evaluate_bool(expression: str, data: Mapping[str, Any]) -> bool:
-    """Returns the value of a condition. Raises StepFailure as `evaluate` does."""
+    """Return the value of a condition. Raises StepFailure as `evaluate` does."""
     return bool(evaluate(expression, data, result_type="bool"))
 
 
 @lru_cache(maxsize=1024)
 def _program(expression: str) -> tuple[Evaluator, bool]:
-    """Returns the compiled expression, and whether it is a bare path."""
+    """Return the compiled expression, and whether it is a bare path."""
     node = tree.parse(expression)
     return compile_node(node), _path(node) is not None
 
@@ -142,7 +142,7 @@ def _failure(expression: str, reason: str) -> StepFailure:
 
 
 def failure_message(expression: str, reason: str) -> str:
-    """Returns the message of a step failure for an expression that cannot be evaluated."""
+    """Return the message of a step failure for an expression that cannot be evaluated."""
     shown = expression if len(expression) <= 200 else f"{expression[:199]}…"
     return f"the expression `{shown}` cannot be evaluated: {reason}"
 
@@ -236,7 +236,7 @@ def _references(node: Node, bound: frozenset[str] = frozenset()) -> Iterator[_Re
 
 
 def _path(node: Node) -> tuple[str, ...] | None:
-    """Returns the names along a bare path; None for any other expression."""
+    """Return the names along a bare path; None for any other expression."""
     match node:
         case Identifier(name=name):
             return (name,)
@@ -250,7 +250,7 @@ def _path(node: Node) -> tuple[str, ...] | None:
 
 
 def _dotted(node: Node) -> int:
-    """Returns the number of leading parts of a bare path that are written with dots."""
+    """Return the number of leading parts of a bare path that are written with dots."""
     dots = []
     while isinstance(node, Select | Call):
         dots.append(isinstance(node, Select))
@@ -281,7 +281,7 @@ def _children(node: Node) -> tuple[Node, ...]:
 
 def _declared(references: list[_Reference], scope: Scope) -> frozenset[tuple[str, str]]:
     """
-    Returns the variable declarations for the type checker: the roots, and the referenced fields whose type is known.
+    Return the variable declarations for the type checker: the roots, and the referenced fields whose type is known.
 
     A field gets a type by a declaration of its dotted name. The checker would read `has(a.b)` as that dotted name, so
     a field that is the argument of `has` is not declared and stays dynamic.

@@ -54,7 +54,7 @@ _BUDGET: ContextVar[_Budget] = ContextVar("work")
 @contextmanager
 def budgeted() -> Iterator[None]:
     """
-    Opens a budget for the work in the block.
+    Open a budget for the work in the block.
 
     Filters fail outside of such a block, so that none is evaluated while a template is compiled.
     """
@@ -66,7 +66,7 @@ def budgeted() -> Iterator[None]:
 
 
 def spend(units: int) -> None:
-    """Charges work that is about to be done. Raises LimitExceeded when the budget is exhausted."""
+    """Charge work that is about to be done. Raises LimitExceeded when the budget is exhausted."""
     budget = _BUDGET.get()
     budget.units -= units
     if budget.units < 0:
@@ -74,14 +74,14 @@ def spend(units: int) -> None:
 
 
 def charge_text(length: int) -> None:
-    """Charges a text of that length that is about to be created. Raises LimitExceeded when it is too long."""
+    """Charge a text of that length that is about to be created. Raises LimitExceeded when it is too long."""
     if length > MAX_LENGTH:
         raise LimitExceeded(f"a text is longer than {MAX_LENGTH} characters")
     spend(1 + (length >> 3))
 
 
 def charge_value(value: Any) -> None:
-    """Charges all parts of a value; a shared part is charged at each occurrence."""
+    """Charge all parts of a value; a shared part is charged at each occurrence."""
     if isinstance(value, str):
         spend(1 + (len(value) >> 3))
     elif isinstance(value, Mapping):
@@ -100,7 +100,7 @@ def charge_value(value: Any) -> None:
 
 
 def finalized(value: Any) -> Any:
-    """Returns the text that is printed for a value (Jinja's `finalize`)."""
+    """Return the text that is printed for a value (Jinja's `finalize`)."""
     if isinstance(value, Undefined):
         return value
     return _text(value)
@@ -114,7 +114,7 @@ def _text(value: Any) -> str:
 
 
 def counted_iteration(items: Iterable[Any], weight: int) -> Iterator[Any]:
-    """Yields the items of a loop and charges each with the weight of the loop's body."""
+    """Yield the items of a loop and charge each with the weight of the loop's body."""
     budget = _BUDGET.get()
     for item in items:
         budget.iterations -= 1
@@ -152,7 +152,7 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
 
 def compared(left: Any, *operations: Any) -> bool:
     """
-    Returns the value of a chain of comparisons, such as `1 < x <= 3`.
+    Return the value of a chain of comparisons, such as `1 < x <= 3`.
 
     `operations` alternates between the name of an operator and its right operand.
     """
@@ -166,7 +166,7 @@ def compared(left: Any, *operations: Any) -> bool:
 
 def _charge_comparison(left: Any, right: Any) -> None:
     """
-    Charges a comparison that is about to be done.
+    Charge a comparison that is about to be done.
 
     With a scalar on the left, only the length of the right side counts: its items are compared, but not traversed.
     """
@@ -178,7 +178,7 @@ def _charge_comparison(left: Any, right: Any) -> None:
 
 
 def calculated(sign: str, calculate: Callable[[], Any], *operands: Any) -> Any:
-    """Returns the result of an arithmetic operator; `+` also concatenates two strings or two lists."""
+    """Return the result of an arithmetic operator; `+` also concatenates two strings or two lists."""
     spend(1)
     if all(isinstance(operand, int | float) for operand in operands):
         for operand in operands:
@@ -199,7 +199,7 @@ def calculated(sign: str, calculate: Callable[[], Any], *operands: Any) -> Any:
 
 
 def _call_jinja(function: Callable[..., Any], context: Context, *arguments: Any, **named: Any) -> Any:
-    """Calls a Jinja filter and returns its result; a lazy result becomes a list."""
+    """Call a Jinja filter and return its result; a lazy result becomes a list."""
     injected: Mapping[Any, Any] = {
         _PassArg.context: context,
         _PassArg.eval_context: context.eval_ctx,
@@ -214,7 +214,7 @@ def _call_jinja(function: Callable[..., Any], context: Context, *arguments: Any,
 
 
 def _deep(name: str) -> Callable[..., Any]:
-    """Wraps a Jinja filter that may visit every nested part of its arguments."""
+    """Wrap a Jinja filter that may visit every nested part of its arguments."""
 
     @pass_context
     def bounded(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
@@ -226,7 +226,7 @@ def _deep(name: str) -> Callable[..., Any]:
 
 
 def _shallow(name: str) -> Callable[..., Any]:
-    """Wraps a Jinja filter that iterates over its value without visiting parts of the items."""
+    """Wrap a Jinja filter that iterates over its value without visiting parts of the items."""
 
     @pass_context
     def bounded(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
@@ -237,7 +237,7 @@ def _shallow(name: str) -> Callable[..., Any]:
 
 
 def _slow(name: str) -> Callable[..., Any]:
-    """Wraps a Jinja filter of texts whose time grows faster than linearly."""
+    """Wrap a Jinja filter of texts whose time grows faster than linearly."""
     inner = _deep(name)
 
     @pass_context
@@ -277,7 +277,7 @@ def _replace(value: Any, old: Any, new: Any, count: Any = None) -> str:
 
 
 def _split(value: Any, separator: Any = None) -> list[str]:
-    """Returns the parts of a text between separators; without a separator, its words."""
+    """Return the parts of a text between separators; without a separator, its words."""
     text = _text(value)
     spend(len(text) >> 3 if separator is None else text.count(separator))
     return text.split(separator)
@@ -331,7 +331,7 @@ def _sum(context: Context, value: Any, attribute: Any = None, start: Any = 0) ->
 
 def as_json(value: Any, indent: int | None = None) -> str:
     """
-    Returns a value as JSON, with the order of keys kept and non-ASCII characters unescaped.
+    Return a value as JSON, with the order of keys kept and non-ASCII characters unescaped.
 
     Jinja's own filter sorts the keys and escapes characters for HTML.
     """

@@ -23,7 +23,7 @@ class NotPlain(Exception):
 
 def require(value: Any, spend: Callable[[int], None]) -> None:
     """
-    Checks that a value is plain and at most MAX_RESULT characters long; raises NotPlain otherwise.
+    Check that a value is plain and at most MAX_RESULT characters long; raise NotPlain otherwise.
 
     Calls `spend(1)` for each part before it is checked.
     """

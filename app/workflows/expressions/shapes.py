@@ -41,12 +41,12 @@ _EXTRA: Mapping[str, Shape] = {
 
 
 def roots_of(scope: Scope) -> dict[str, Shape]:
-    """Returns the shapes of the top-level names that an expression can use."""
+    """Return the shapes of the top-level names that an expression can use."""
     return dict.fromkeys(scope.roots, Shape("map")) | {name: _EXTRA.get(name, DYN) for name in scope.extra}
 
 
 def shape_of(schema: Any) -> Shape:
-    """Returns the shape of the values that a JSON Schema accepts."""
+    """Return the shape of the values that a JSON Schema accepts."""
     if not isinstance(schema, Mapping):
         return DYN
     match schema.get("type"):
@@ -66,7 +66,7 @@ def shape_of(schema: Any) -> Shape:
 
 
 def name_problems(paths: Iterable[tuple[str, ...]], where: str, scope: Scope) -> Iterator[Problem]:
-    """Yields a problem for each path (`('inputs', 'order', 'id')`) whose root or field does not exist."""
+    """Yield a problem for each path (`('inputs', 'order', 'id')`) whose root or field does not exist."""
     roots = roots_of(scope)
     for path in dict.fromkeys(paths):
         root, first, second = (*path, None, None)[:3]
@@ -84,7 +84,7 @@ def name_problems(paths: Iterable[tuple[str, ...]], where: str, scope: Scope) ->
 
 
 def _field_problems(path: tuple[str, ...], where: str, scope: Scope, shape: Shape) -> Iterator[Problem]:
-    """Yields a problem for a field that a closed map does not have."""
+    """Yield a problem for a field that a closed map does not have."""
     for i, name in enumerate(path[1:], 1):
         inner = field_shape(path[:i], name, shape, scope)
         if inner is None:
@@ -96,7 +96,7 @@ def _field_problems(path: tuple[str, ...], where: str, scope: Scope, shape: Shap
 
 
 def field_shape(path: tuple[str, ...], name: str, shape: Shape, scope: Scope) -> Shape | None:
-    """Returns the shape of the field `name` of the value at `path`; None when the field cannot exist."""
+    """Return the shape of the field `name` of the value at `path`; None when the field cannot exist."""
     if path == ("inputs",):
         return shape_of(scope.inputs[name]) if isinstance(scope.inputs, Mapping) else DYN
     if path == ("steps",):

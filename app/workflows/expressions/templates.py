@@ -74,7 +74,7 @@ class Scope:
     step_description: str = "step that this one needs, directly or through others"
 
     def names(self) -> str:
-        """Returns the usable names for a message, shortened when there are many."""
+        """Return the usable names for a message, shortened when there are many."""
         names = [f"inputs.{name}" for name in islice(self.inputs, LISTED)]
         names += [f"steps.{step}.output" for step in islice(self.steps, LISTED)]
         ellipsis = ["…"] if max(len(self.inputs), len(self.steps)) > LISTED else []
@@ -83,7 +83,7 @@ class Scope:
 
 
 def check(template: str, where: str, scope: Scope) -> list[Problem]:
-    """Returns the problems of a template: syntax errors, unsupported statements, unknown names."""
+    """Return the problems of a template: syntax errors, unsupported statements, unknown names."""
     try:
         tree = _ENVIRONMENT.parse(template)
         problems = [Problem(where, *found) for found in _unsupported(tree)]
@@ -116,13 +116,13 @@ def check(template: str, where: str, scope: Scope) -> list[Problem]:
 
 
 def secret_names(template: str) -> frozenset[str]:
-    """Returns the names of the secrets in a template, as written. The template must have passed `check`."""
+    """Return the names of the secrets in a template, as written. The template must have passed `check`."""
     return frozenset(name for root, name, _ in _references(_ENVIRONMENT.parse(template)) if root == _SECRETS)
 
 
 def render(template: str, data: Mapping[str, Any]) -> str:
     """
-    Returns the text of a template, rendered over `data`.
+    Return the text of a template, rendered over `data`.
 
     Raises StepFailure with the reason `template_error` when a name is missing, an operation fails or a limit is
     exceeded.
@@ -282,7 +282,7 @@ def _compiled(template: str) -> Template:
 
 
 def _unsupported(tree: nodes.Template) -> Iterator[tuple[str, str]]:
-    """Yields a message for each unsupported part of a template, and the supported alternative."""
+    """Yield a message for each unsupported part of a template, and the supported alternative."""
     for node in tree.find_all(_FORBIDDEN):
         yield f"the statement {type(node).__name__.lower()!r} is not supported here", "if, for, set, filters"
     for loop in tree.find_all(nodes.For):
@@ -314,7 +314,7 @@ def _secret_problems(tree: nodes.Template, where: str, scope: Scope) -> list[Pro
 
 
 def _references(tree: nodes.Template) -> Iterator[tuple[str, str, str | None]]:
-    """Yields each `root.name` of a template with the field selected from it: `('steps', 'draft', 'output')`."""
+    """Yield each `root.name` of a template with the field selected from it: `('steps', 'draft', 'output')`."""
     covered: set[int] = set()
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
         path = _path(node)

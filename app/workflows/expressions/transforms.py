@@ -30,7 +30,7 @@ MAX_DEPTH = 150
 
 
 def check_jmespath(expression: str, where: str, scope: Scope) -> list[Problem]:
-    """Returns the problems of a JMESPath expression: syntax errors, unknown functions, unknown names."""
+    """Return the problems of a JMESPath expression: syntax errors, unknown functions, unknown names."""
     try:
         node = _parsed(expression)
         return [*_function_problems(node, where), *name_problems(_paths(node), where, scope)]
@@ -42,7 +42,7 @@ def check_jmespath(expression: str, where: str, scope: Scope) -> list[Problem]:
 
 def evaluate(data: Mapping[str, Any], *, cel: str | None = None, jmespath: str | None = None) -> Any:
     """
-    Returns the value of an expression in exactly one of the two languages.
+    Return the value of an expression in exactly one of the two languages.
 
     The value is plain JSON of at most `plain.MAX_RESULT` characters and may share its parts with the data.
     Raises StepFailure with the reason `template_error` when the evaluation fails or a limit is exceeded.
@@ -116,7 +116,7 @@ def _parsed(expression: str) -> dict[str, Any]:
 
 
 def _depth(node: dict[str, Any]) -> int:
-    """Returns the number of levels, or the length of the longest path if that is larger."""
+    """Return the number of levels, or the length of the longest path if that is larger."""
     depth, longest, level = 0, 0, [node]
     while level:
         depth += 1
@@ -154,7 +154,7 @@ class _Interpreter(TreeInterpreter):  # type: ignore[misc] # the library has no 
 
 
 def _with(node: dict[str, Any], *values: Any) -> dict[str, Any]:
-    """Returns the node with its children replaced by literals, so that no child is evaluated twice."""
+    """Return the node with its children replaced by literals, so that no child is evaluated twice."""
     return {**node, "children": [{"type": "literal", "value": value, "children": []} for value in values]}
 
 
@@ -187,7 +187,7 @@ class _Functions(Functions):  # type: ignore[misc] # the library has no type hin
 
 
 def _charge_value(value: Any, budget: Budget) -> None:
-    """Charges one unit for each part of a value, and more for long strings."""
+    """Charge one unit for each part of a value, and more for long strings."""
     budget.spend(_text_cost(value))
     for item in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
         _charge_value(item, budget)
@@ -220,11 +220,11 @@ def _inner(node: dict[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def _paths(node: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Returns each path that begins at the root: `('steps', 'draft', 'output')`."""
+    """Return each path that begins at the root: `('steps', 'draft', 'output')`."""
     found: list[tuple[str, ...]] = []
 
     def visit(node: dict[str, Any], at: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Returns the path of a node's value, when the node is applied to the value at `at`; None when unknown."""
+        """Return the path of a node's value, when the node is applied to the value at `at`; None when unknown."""
         match node["type"]:
             case "field" if at is not None:
                 found.append((*at, node["value"]))

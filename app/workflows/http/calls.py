@@ -54,12 +54,12 @@ class HttpBody:
 
 
 def json_body(value: Any) -> HttpBody:
-    """Returns a JSON body."""
+    """Return a JSON body."""
     return HttpBody(json.dumps(value, ensure_ascii=False, allow_nan=False).encode(), "application/json")
 
 
 def text_body(text: str) -> HttpBody:
-    """Returns a text body; the step's header `content-type` overrides its content type."""
+    """Return a text body; the step's header `content-type` overrides its content type."""
     return HttpBody(text.encode(), "text/plain; charset=utf-8")
 
 
@@ -88,7 +88,7 @@ class HttpCall:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def expects(self, status: int) -> bool:
-        """Returns whether the status counts as a success."""
+        """Return whether the status counts as a success."""
         return status in self.expect if self.expect else 200 <= status < 300
 
 
@@ -121,7 +121,7 @@ class Hop:
         return f"{self.method} {self.url.partition('?')[0]}"
 
     def header_lines(self) -> list[tuple[str, str]]:
-        """Returns all headers in the order in which they are sent."""
+        """Return all headers in the order in which they are sent."""
         given = {name.lower() for name, _ in self.headers}
         lines = [("Host", self.authority)]
         if "user-agent" not in given:
@@ -139,7 +139,7 @@ class Hop:
 
 
 def first_hop(call: HttpCall) -> Hop:
-    """Returns the first request of a call. Raises StepFailure for an invalid or a forbidden request."""
+    """Return the first request of a call. Raises StepFailure for an invalid or a forbidden request."""
     method = (call.method or ("GET" if call.body is None else "POST")).upper()
     if method not in METHODS:
         raise _invalid(f"{method!r} is not a supported method: write {', '.join(METHODS)}")
@@ -149,14 +149,14 @@ def first_hop(call: HttpCall) -> Hop:
         headers += _headers({call.idempotency_header: call.idempotency_key})
     hop = Hop(method, "", "", 0, "", tuple(headers), call.body)
     hop = _with_url(hop, call.url, call.query)
-    if masking.holds(hop.host, [secret.lower() for secret in call.secrets]):
+    if masking.contains_secret(hop.host, [secret.lower() for secret in call.secrets]):
         raise _refused("the host of the URL contains a secret, and DNS would reveal it")
     return hop
 
 
 def next_hop(hop: Hop, status: int, location: str, secrets: Collection[str]) -> Hop:
     """
-    Returns the request that follows a redirect (RFC 9110, section 15.4).
+    Return the request that follows a redirect (RFC 9110, section 15.4).
 
     An upgrade from http to https on the default ports of the same host counts as the same origin.
     Raises StepFailure for a redirect from https to http, and for one that would send a secret to another origin.
@@ -171,7 +171,7 @@ def next_hop(hop: Hop, status: int, location: str, secrets: Collection[str]) -> 
     if hop.host == there.host and ((hop.scheme, hop.port) == (there.scheme, there.port) or upgraded):
         return there
     body = there.body.data.decode(errors="replace") if there.body is not None else ""
-    if masking.holds(there.url, secrets) or masking.holds(body, secrets):
+    if masking.contains_secret(there.url, secrets) or masking.contains_secret(body, secrets):
         raise _refused(f"{hop} redirects to another origin, {there.host}, and the request contains a secret")
     return replace(
         there, headers=tuple((name, value) for name, value in there.headers if name.lower() in _CROSS_ORIGIN_HEADERS)
@@ -179,7 +179,7 @@ def next_hop(hop: Hop, status: int, location: str, secrets: Collection[str]) -> 
 
 
 def check_headers(headers: Mapping[str, str], where: str) -> list[Problem]:
-    """Returns a problem for each header that cannot be set."""
+    """Return a problem for each header that cannot be set."""
     found = []
     for name in headers:
         try:
@@ -191,7 +191,7 @@ def check_headers(headers: Mapping[str, str], where: str) -> list[Problem]:
 
 def check_url(template: str, where: str, policy: EgressPolicy | None) -> list[Problem]:
     """
-    Returns the problems of a URL that are known at submission.
+    Return the problems of a URL that are known at submission.
 
     These are an unsupported scheme, a literal host that the policy does not allow, and any host when the policy allows
     none. Without a policy, only the scheme is checked.
@@ -214,7 +214,7 @@ def check_url(template: str, where: str, policy: EgressPolicy | None) -> list[Pr
 
 
 def secret_names(value: Any) -> frozenset[str]:
-    """Returns the names of the secrets that the templates in nested data use."""
+    """Return the names of the secrets that the templates in nested data use."""
     if isinstance(value, str):
         return templates.secret_names(value)
     inner: Iterable[Any] = ()
@@ -227,7 +227,7 @@ def secret_names(value: Any) -> frozenset[str]:
 
 def render_texts(value: Any, data: Mapping[str, Any], secrets: Mapping[str, str]) -> Any:
     """
-    Returns nested data with each string rendered as a template, which can also use `secrets`.
+    Return nested data with each string rendered as a template, which can also use `secrets`.
 
     Raises StepFailure, with the secrets masked, when a template cannot be rendered.
     """
@@ -249,7 +249,7 @@ def _map_texts(value: Any, render: Callable[[str], str]) -> Any:
 
 
 def _with_url(hop: Hop, url: str, query: Mapping[str, str]) -> Hop:
-    """Returns the request with another URL. Raises StepFailure for an invalid or unsupported URL."""
+    """Return the request with another URL. Raises StepFailure for an invalid or unsupported URL."""
     url = url.strip()
     if _CONTROL.search(url):
         raise _invalid("the URL contains a control character")

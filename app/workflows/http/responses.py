@@ -45,7 +45,7 @@ class HttpResponse:
     body: Any
 
     def output(self) -> dict[str, Any]:
-        """Returns the output of the step."""
+        """Return the output of the step."""
         return {"status": self.status, "headers": dict(self.headers), "body": self.body}
 
 
@@ -59,7 +59,7 @@ class ResponseReader:
         self._parts: list[bytes] = []
 
     def start(self, encoding: str) -> None:
-        """Sets the content encoding. Raises StepFailure for an encoding that was not requested."""
+        """Set the content encoding. Raises StepFailure for an encoding that was not requested."""
         encoding = encoding.strip().lower()
         if encoding in ("gzip", "x-gzip"):
             self._decompressor = _gunzip()
@@ -69,7 +69,7 @@ class ResponseReader:
             )
 
     def feed(self, data: bytes) -> None:
-        """Adds received bytes. Raises StepFailure when the body is too long or malformed."""
+        """Add received bytes. Raises StepFailure when the body is too long or malformed."""
         if self._decompressor is None:
             self._keep(data)
             return
@@ -86,12 +86,12 @@ class ResponseReader:
             raise _unusable_response("the response is declared as gzip, but is not valid gzip") from None
 
     def close(self) -> None:
-        """Ends the body. Raises StepFailure when it is incomplete."""
+        """End the body. Raises StepFailure when it is incomplete."""
         if self._decompressor is not None and self._received and not self._decompressor.eof:
             raise _unusable_response("the gzip data of the response ends too early")
 
     def body(self) -> bytes:
-        """Returns the body so far, cut at the limit."""
+        """Return the body so far, cut at the limit."""
         return b"".join(self._parts)
 
     def _keep(self, data: bytes) -> None:
@@ -105,7 +105,7 @@ class ResponseReader:
 
 
 def response_of(status: int, headers: Sequence[tuple[str, str]], body: bytes, secrets: Collection[str]) -> HttpResponse:
-    """Returns a successful response. Raises StepFailure when the body is neither the declared JSON nor a text."""
+    """Return a successful response. Raises StepFailure when the body is neither the declared JSON nor a text."""
     shown: dict[str, str] = {}
     for name, value in headers:
         if not name.lower().startswith("set-cookie"):
@@ -121,22 +121,22 @@ def response_of(status: int, headers: Sequence[tuple[str, str]], body: bytes, se
         found = f"{kind[:100]}, {len(body)} bytes"
         raise _unusable_response(f"the response ({found}) is neither JSON nor a text in {charset[:40]}") from None
     value = _json(text) if is_json else text
-    return HttpResponse(status, masking.scrubbed(shown, secrets), masking.scrubbed(value, secrets))
+    return HttpResponse(status, masking.masked_data(shown, secrets), masking.masked_data(value, secrets))
 
 
 def excerpt_bytes(secrets: Collection[str]) -> int:
     """
-    Returns how many bytes of a body are read for a failure.
+    Return how many bytes of a body are read for a failure.
 
     This is the stored excerpt, and in addition enough bytes to recognise a secret at its end.
     """
-    return MAX_EXCERPT + masking.reach(secrets)
+    return MAX_EXCERPT + masking.max_encoded_length(secrets)
 
 
 def failure_of(
     hop: Hop, status: int, headers: Mapping[str, str], body: bytes, secrets: Collection[str], now: datetime
 ) -> StepFailure:
-    """Returns the failure for an unexpected status, with the beginning of the body, which may be cut."""
+    """Return the failure for an unexpected status, with the beginning of the body, which may be cut."""
     reason = FailureReason.HTTP_UNUSABLE
     if status == 429:
         reason = FailureReason.HTTP_THROTTLED
@@ -148,7 +148,7 @@ def failure_of(
     # Postgres cannot store NUL in a text.
     text = masking.masked(body.decode(errors="replace").replace("\0", "\ufffd"), secrets)
     if len(body) >= excerpt_bytes(secrets):
-        text = text[: len(text) - masking.reach(secrets)]
+        text = text[: len(text) - masking.max_encoded_length(secrets)]
     hint = "; set follow_redirects to follow the redirect" if 300 <= status < 400 and "location" in headers else ""
     return StepFailure(
         reason, f"{hop} returned {status}{hint}", text=text[:MAX_EXCERPT] or None, status=status, retry_after=delay
@@ -156,7 +156,7 @@ def failure_of(
 
 
 def _json(text: str) -> Any:
-    """Returns the value of a JSON text that the database can store. Raises StepFailure."""
+    """Return the value of a JSON text that the database can store. Raises StepFailure."""
     if not text.strip():
         return None
     try:
@@ -179,7 +179,7 @@ def _finite(text: str) -> float:
 
 
 def _delay(text: str, now: datetime) -> timedelta | None:
-    """Returns the delay of a `retry-after` header, which is in seconds or a date (RFC 9110, section 10.2.3)."""
+    """Return the delay of a `retry-after` header, which is in seconds or a date (RFC 9110, section 10.2.3)."""
     if text.isascii() and text.isdigit():
         return min(timedelta(seconds=int(text[:9])), _MAX_DELAY)
     try:

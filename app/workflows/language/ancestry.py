@@ -41,7 +41,7 @@ def ancestors(
     ordered: Sequence[str], needs: Mapping[str, Iterable[str]], late: Iterable[str], regular: Iterable[str]
 ) -> dict[str, Ancestors]:
     """
-    Returns the ancestors of each step. `ordered` must be a topological order.
+    Return the ancestors of each step. `ordered` must be a topological order.
 
     All steps of `regular` are ancestors of each step of `late`, too.
     """

@@ -56,12 +56,12 @@ class Deployment:
 
 
 def parse(text: str, deployment: Deployment | None = None) -> Definition:
-    """Returns a definition from YAML or JSON text. Raises InvalidDefinition with every problem found."""
+    """Return a definition from YAML or JSON text. Raises InvalidDefinition with every problem found."""
     return check(source.read(text), deployment)
 
 
 def check(document: DefinitionSource, deployment: Deployment | None = None) -> Definition:
-    """Returns a definition from plain data. Raises InvalidDefinition with every problem found."""
+    """Return a definition from plain data. Raises InvalidDefinition with every problem found."""
     try:
         definition = Definition.model_validate(document.data)
     except ValidationError as error:
@@ -79,7 +79,7 @@ def check(document: DefinitionSource, deployment: Deployment | None = None) -> D
 
 
 def _with_lines(document: DefinitionSource, problems: Sequence[Problem]) -> list[Problem]:
-    """Returns the problems with their lines, sorted by line and limited to MAX_PROBLEMS."""
+    """Return the problems with their lines, sorted by line and limited to MAX_PROBLEMS."""
     placed = [Problem(p.where, p.message, p.accepted, document.line(p.where)) for p in problems]
     placed.sort(key=lambda p: p.line or 0)
     if len(placed) > MAX_PROBLEMS:
@@ -114,7 +114,7 @@ def _graph_problems(definition: Definition) -> list[Problem]:
 
 
 def _steps_with_paths(definition: Definition) -> Iterator[tuple[str, AnyStep]]:
-    """Yields every step with its path in the document."""
+    """Yield every step with its path in the document."""
     yield from ((f"steps[{i}]", step) for i, step in enumerate(definition.steps))
     yield from ((f"on_failure[{i}]", step) for i, step in enumerate(definition.on_failure))
 
@@ -155,7 +155,7 @@ def _need_problems(
 
 
 def _cycle(needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns one cycle of needs, with its first step repeated at the end; empty when there is none."""
+    """Return one cycle of needs, with its first step repeated at the end; empty when there is none."""
     unordered = set(needs) - set(definitions.topological_order(needs))
     if not unordered:
         return []
@@ -223,7 +223,7 @@ def _work_problems(
     deployment: Deployment | None,
     allowance: Allowance,
 ) -> list[Problem]:
-    """Returns the problems of the work of a step, or of each item of a map."""
+    """Return the problems of the work of a step, or of each item of a map."""
     problems: list[Problem] = []
     own = replace(scope, secrets=True) if isinstance(work, HttpFields) else scope
     for place, template in work.templates():
@@ -251,7 +251,7 @@ _STRING_RESULTS: tuple[Literal["string", "list"], ...] = ("string", "list")
 
 
 def _text_problems(expression: str, where: str, scope: templates.Scope) -> list[Problem]:
-    """Returns the problems of an expression that must return a string or a list of strings."""
+    """Return the problems of an expression that must return a string or a list of strings."""
     for_string, for_list = (conditions.check(expression, where, scope, result_type=kind) for kind in _STRING_RESULTS)
     if not for_string or not for_list:
         return []
@@ -286,7 +286,7 @@ def _retry_problems(rule: Retry, where: str) -> list[Problem]:
 
 
 def _run_problems(definition: Definition, allowance: Allowance) -> list[Problem]:
-    """Returns the problems of the fields that apply to the whole run."""
+    """Return the problems of the fields that apply to the whole run."""
     problems: list[Problem] = []
     given = templates.Scope(definition.inputs, (), extra=(), roots=("inputs",))
     if definition.concurrency is not None:

@@ -113,40 +113,40 @@ class Definition(DocumentPart):
     outputs: Mapping[str, AnyOutput] = {}
 
     def all_steps(self) -> tuple[AnyStep, ...]:
-        """Returns all steps; those of `on_failure` are last."""
+        """Return all steps; those of `on_failure` are last."""
         return (*self.steps, *self.on_failure)
 
     def step(self, key: str) -> AnyStep:
-        """Returns the step with that id, which must exist."""
+        """Return the step with that id, which must exist."""
         return next(step for step in self.all_steps() if step.id == key)
 
     def models_of(self, work: GenerateFields | EmbedFields) -> tuple[str, ...]:
-        """Returns the models of a step in the order in which they are tried. `check` has ensured at least one."""
+        """Return the models of a step in the order in which they are tried. `check` has ensured at least one."""
         model = work.model or self.defaults.model
         assert model is not None
         return (model, *(work.fallback.models if work.fallback else ()))
 
     def models(self) -> tuple[str, ...]:
-        """Returns the names of all models that a run may need, without duplicates."""
+        """Return the names of all models that a run may need, without duplicates."""
         works = (work_of(step) for step in self.all_steps())
         named = (self.models_of(work) for work in works if isinstance(work, MODEL_KINDS))
         return tuple(dict.fromkeys(model for models in named for model in models))
 
     def output_parts(self) -> dict[str, Output]:
-        """Returns the named parts of the run's output."""
+        """Return the named parts of the run's output."""
         return {name: Output(value=part) if isinstance(part, str) else part for name, part in self.outputs.items()}
 
     def rank(self) -> tuple[PriorityName, int]:
-        """Returns the priority class, and the rank within it."""
+        """Return the priority class, and the rank within it."""
         return (self.priority.class_, self.priority.rank) if isinstance(self.priority, Rank) else (self.priority, 1)
 
     def document(self) -> dict[str, Any]:
-        """Returns the definition as plain data, as it is stored and shown: without the fields that were not set."""
+        """Return the definition as plain data, as it is stored and shown: without the fields that were not set."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def sha256(self) -> str:
         """
-        Returns the hash of the document; definitions with the same meaning have the same hash.
+        Return the hash of the document; definitions with the same meaning have the same hash.
 
         The order of keys counts, because it has a meaning in schemas.
         """
@@ -155,19 +155,19 @@ class Definition(DocumentPart):
 
 
 def from_document(document: Mapping[str, Any]) -> Definition:
-    """Returns the definition of a stored document, which was checked before it was stored."""
+    """Return the definition of a stored document, which was checked before it was stored."""
     return Definition.model_validate(document)
 
 
 def needs_of(step: AnyStep) -> tuple[tuple[str, str | None], ...]:
-    """Returns the needs of a step: the id of each needed step, and the required branch or None."""
+    """Return the needs of a step: the id of each needed step, and the required branch or None."""
     parts = (need.partition(".") for need in step.needs)
     return tuple((key, branch or None) for key, _, branch in parts)
 
 
 def ancestors(definition: Definition) -> Mapping[str, Set[str]]:
     """
-    Returns for each step its ancestors: the steps that may have ended when it starts.
+    Return for each step its ancestors: the steps that may have ended when it starts.
 
     All ancestors have ended, except across a join `any`. Steps of a cycle are left out.
     """
@@ -177,7 +177,7 @@ def ancestors(definition: Definition) -> Mapping[str, Set[str]]:
 
 
 def topological_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns the steps in a topological order (Kahn 1962); steps of a cycle, and steps behind one, are left out."""
+    """Return the steps in a topological order (Kahn 1962); steps of a cycle, and steps behind one, are left out."""
     missing = {key: len(set(of)) for key, of in needs.items()}
     followers: dict[str, list[str]] = {key: [] for key in needs}
     for key, of in needs.items():

@@ -27,7 +27,7 @@ class DefinitionChange:
 
 
 def between(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[DefinitionChange]:
-    """Returns the differences between two documents of definitions, in the order of the new one."""
+    """Return the differences between two documents of definitions, in the order of the new one."""
     return list(_of_mappings("", old, new))
 
 
@@ -70,7 +70,7 @@ def _of_lists(path: str, old: Sequence[Any], new: Sequence[Any]) -> Iterator[Def
 
 
 def _by_id(items: Sequence[Any]) -> dict[str, Any] | None:
-    """Returns the items by id, each without its id; None when an item has no id or an id repeats."""
+    """Return the items by id, each without its id; None when an item has no id or an id repeats."""
     ids = [item.get("id") if isinstance(item, Mapping) else None for item in items]
     if not all(isinstance(id_, str) for id_ in ids) or len(set(ids)) < len(ids):
         return None

@@ -101,7 +101,7 @@ class Graph:
         return Reads(inputs=False, steps=frozenset(step.id for step in self.definition.steps) - needed)
 
     def models(self, key: str) -> tuple[str, ...]:
-        """Returns the models of a step in the order in which they are tried; empty for a step that uses no model."""
+        """Return the models of a step in the order in which they are tried; empty for a step that uses no model."""
         return self._models(work_of(self.steps[key]))
 
     def _models(self, work: AnyStep | MapBody) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class Graph:
 
 
 def _reads_of(texts: Iterable[str], known: Set[str]) -> Reads:
-    """Returns the data that texts may read. It overestimates: a word that looks like a reference counts as one."""
+    """Return the data that texts may read. It overestimates: a word that looks like a reference counts as one."""
     steps: set[str] = set()
     inputs = False
     for text in texts:

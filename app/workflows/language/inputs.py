@@ -16,7 +16,7 @@ _MAX_SCHEMA_TEXT = 1_000
 
 def resolve(definition: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Returns the inputs of a run: the given values, and the defaults of the other inputs.
+    Return the inputs of a run: the given values, and the defaults of the other inputs.
 
     Raises InvalidInput with a problem for each input that is missing, unknown or does not conform to its schema.
     """

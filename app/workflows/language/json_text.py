@@ -45,13 +45,13 @@ class _DuplicateKey(Exception):
 
 
 def looks_like_json(text: str) -> bool:
-    """Returns whether a text starts like a JSON object or array."""
+    """Return whether a text starts like a JSON object or array."""
     return text.lstrip()[:1] in ("{", "[")
 
 
 def parse(text: str) -> Any:
     """
-    Returns the value of a JSON text.
+    Return the value of a JSON text.
 
     Raises NotJson when the syntax is wrong. Raises InvalidDefinition for a document that is too deep or too large, or
     that contains a duplicate key, a number beyond a double, or a lone surrogate.
@@ -77,7 +77,7 @@ def parse(text: str) -> Any:
 
 
 def _check_size(text: str) -> None:
-    """Checks the limits on depth, values and digits; the text need not be valid JSON. Raises InvalidDefinition."""
+    """Check the limits on depth, values and digits; the text need not be valid JSON. Raises InvalidDefinition."""
     bare = _STRING.sub("0", text)
     values = 1 + bare.count(",") + sum(1 for _ in _OPENING.finditer(bare))
     if values > MAX_VALUES:
@@ -149,7 +149,7 @@ def _duplicate_key(text: str) -> InvalidDefinition:
 
 
 def _paths(text: str) -> Iterator[tuple[str, int]]:
-    """Yields the path and the line of each value of a valid JSON text; the line of a field is that of its name."""
+    """Yield the path and the line of each value of a valid JSON text; the line of a field is that of its name."""
     line, last = 1, 0
     #: For each open container: its path, and the number of its items so far, or None for an object.
     open_: list[tuple[str | None, int | None]] = []
@@ -181,7 +181,7 @@ def _paths(text: str) -> Iterator[tuple[str, int]]:
 
 
 def child_path(path: str | None, step: str) -> str | None:
-    """Returns the path of a child; None when it is longer than MAX_PATH."""
+    """Return the path of a child; None when it is longer than MAX_PATH."""
     if path is None or len(path) + len(step) > MAX_PATH:
         return None
     return (path + step).removeprefix(".")

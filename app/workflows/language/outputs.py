@@ -13,7 +13,7 @@ from app.workflows.language.definition import Output
 
 def compute(parts: Mapping[str, Output], data: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Returns the output of a run, by name.
+    Return the output of a run, by name.
 
     Raises StepFailure when an expression cannot be evaluated, or when its value does not conform to its schema.
     """

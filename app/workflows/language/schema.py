@@ -29,7 +29,7 @@ ID = "urn:arriero:schema:workflow"
 
 @lru_cache(maxsize=1)
 def workflow() -> Mapping[str, Any]:
-    """Returns the JSON Schema of a workflow, draft 2020-12."""
+    """Return the JSON Schema of a workflow, draft 2020-12."""
     made = Definition.model_json_schema(schema_generator=_Generator)
     return {"$schema": _Generator.schema_dialect, "$id": ID, **made, "title": "A workflow of Arriero"}
 
@@ -62,7 +62,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _description(cls: type[BaseModel]) -> str:
-    """Returns the docstring of a type; for a step, that of the class that declares its `kind`."""
+    """Return the docstring of a type; for a step, that of the class that declares its `kind`."""
     kind = next((base for base in cls.__mro__ if "kind" in vars(base).get("__annotations__", {})), cls)
     return inspect.getdoc(kind) or ""
 
@@ -72,7 +72,7 @@ _FIELD = re.compile(r"(?P<comment>(?:^    #:.*\n)+)^    (?P<name>\w+):", re.MULT
 
 
 def _comments(cls: type[BaseModel]) -> dict[str, str]:
-    """Returns the `#:` comment above each field of a type and of its base types."""
+    """Return the `#:` comment above each field of a type and of its base types."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, BaseModel) and base is not BaseModel:
@@ -82,7 +82,7 @@ def _comments(cls: type[BaseModel]) -> dict[str, str]:
 
 @lru_cache
 def _comments_of_module(name: str) -> dict[str, dict[str, str]]:
-    """Returns the comments of the fields of each type of a module."""
+    """Return the comments of the fields of each type of a module."""
     _, *parts = _CLASS.split(inspect.getsource(sys.modules[name]))
     found: dict[str, dict[str, str]] = {}
     for type_name, body in zip(parts[::2], parts[1::2], strict=True):

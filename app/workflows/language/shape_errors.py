@@ -23,12 +23,12 @@ _UNION_TAGS = frozenset({"priority_class", "priority_rank", "output_expression",
 
 
 def problems(items: Sequence[ErrorDetails]) -> list[Problem]:
-    """Returns a problem for each error; an error that is only a consequence of another is left out."""
+    """Return a problem for each error; an error that is only a consequence of another is left out."""
     return [_problem(item) for item in items if not _is_consequence(item, items)]
 
 
 def nearest(name: str, known: Sequence[str] | Mapping[str, Any] | frozenset[str]) -> str:
-    """Returns the accepted names for a message, with the most similar one as a suggestion."""
+    """Return the accepted names for a message, with the most similar one as a suggestion."""
     names = sorted(known)
     # The search for a similar name takes long over many names.
     close = difflib.get_close_matches(name[:100], names, n=1) if len(names) <= 1_000 else []
@@ -37,7 +37,7 @@ def nearest(name: str, known: Sequence[str] | Mapping[str, Any] | frozenset[str]
 
 
 def _is_consequence(item: ErrorDetails, items: Sequence[ErrorDetails]) -> bool:
-    """Returns whether an error follows from another: pydantic also reports a list of invalid items as too short."""
+    """Return whether an error follows from another: pydantic also reports a list of invalid items as too short."""
     depth = len(item["loc"])
     return item["type"] == "too_short" and any(
         other["loc"][:depth] == item["loc"] and len(other["loc"]) > depth for other in items
@@ -134,7 +134,7 @@ def _bounds(context: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Returns a value for a message, in YAML syntax."""
+    """Return a value for a message, in YAML syntax."""
     if isinstance(value, dict | list | tuple):
         return "a mapping" if isinstance(value, dict) else "a list"
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
@@ -142,14 +142,14 @@ def _shown(value: Any) -> str:
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """Returns the path in the document of a pydantic location."""
+    """Return the path in the document of a pydantic location."""
     own_parts = (part for part, own in _document_parts(location) if own and part != "[key]")
     parts = (part if isinstance(part, int) else part[:200] for part in own_parts)
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def _document_parts(location: Sequence[str | int]) -> Iterator[tuple[str | int, bool]]:
-    """Yields each part of a location, and whether it is in the document: tags of kinds and of unions are not."""
+    """Yield each part of a location, and whether it is in the document: tags of kinds and of unions are not."""
     before: str | int | None = None
     for part in location:
         tag = (part in KINDS and (isinstance(before, int) or before == "step")) or part in _UNION_TAGS
@@ -162,7 +162,7 @@ def _kinds(location: Sequence[str | int]) -> tuple[str, ...]:
 
 
 def _fields(location: Sequence[str | int]) -> list[str]:
-    """Returns the names of the fields that are accepted at a location."""
+    """Return the names of the fields that are accepted at a location."""
     place: type[DocumentPart] = Definition
     in_map = False
     for part, own in _document_parts(location):
@@ -179,7 +179,7 @@ def _fields(location: Sequence[str | int]) -> list[str]:
 
 
 def _parts(annotation: Any) -> Iterator[type[DocumentPart]]:
-    """Yields the document types that an annotation contains."""
+    """Yield the document types that an annotation contains."""
     if isinstance(annotation, type) and issubclass(annotation, DocumentPart):
         yield annotation
     for inner in get_args(annotation):

@@ -29,20 +29,20 @@ class DefinitionSource:
     prefix: str = ""
 
     def line(self, path: str) -> int | None:
-        """Returns the line of the value at `path`, or of the nearest enclosing value; None when it is unknown."""
+        """Return the line of the value at `path`, or of the nearest enclosing value; None when it is unknown."""
         path = f"{self.prefix}.{path}" if self.prefix and path else self.prefix or path
         while path and path not in self.lines:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.lines.get(path)
 
     def within(self, name: str) -> DefinitionSource:
-        """Returns the source of the field `name`."""
+        """Return the source of the field `name`."""
         return replace(self, data=self.data[name], prefix=f"{self.prefix}.{name}".lstrip("."))
 
 
 def read(text: str, syntax: Syntax = "any") -> DefinitionSource:
     """
-    Parses YAML or JSON.
+    Parse YAML or JSON.
 
     Raises InvalidDefinition with the line of a syntax error, of a duplicate key, or of a value beyond the limits.
     """

@@ -75,7 +75,7 @@ class Retry(DocumentPart):
     when: Expression | None = None
 
     def retries(self, reason: FailureReason) -> bool:
-        """Returns whether a failure with this reason may be retried."""
+        """Return whether a failure with this reason may be retried."""
         if self.on is None or "non_retryable" in self.model_fields_set:
             return reason not in self.non_retryable and (self.on is None or reason in self.on)
         return reason in self.on
@@ -130,11 +130,11 @@ class StepWork(DocumentPart):
     timeout: PositiveDuration = Field(default="10m", validate_default=True)
 
     def templates(self) -> Iterator[tuple[str, str]]:
-        """Yields the path of each template in the step, and the template."""
+        """Yield the path of each template in the step, and the template."""
         return iter(())
 
     def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
-        """Yields the path of each expression in the step, the expression, and its required result type."""
+        """Yield the path of each expression in the step, the expression, and its required result type."""
         return iter(())
 
 
@@ -422,7 +422,7 @@ class WaitStep(StepPart, StepWork):
         return (*answered, *([TIMED_OUT] if self.on_timeout == "continue" else []))
 
     def branch_of(self, payload: Any) -> str | None:
-        """Returns the branch that the step takes for a payload; None when it has no branches to choose from."""
+        """Return the branch that the step takes for a payload; None when it has no branches to choose from."""
         if self.approval is None:
             return None
         return APPROVED if payload["approved"] else REJECTED
@@ -468,12 +468,12 @@ MODEL_KINDS = (GenerateFields, EmbedFields)
 
 
 def work_of(step: AnyStep) -> AnyStep | MapBody:
-    """Returns the work of a step; for a map, that of each item."""
+    """Return the work of a step; for a map, that of each item."""
     return step.step if isinstance(step, MapStep) else step
 
 
 def branches_of(step: AnyStep) -> tuple[str, ...]:
-    """Returns the branches of a step that other steps can need."""
+    """Return the branches of a step that other steps can need."""
     return step.branches if isinstance(step, SwitchStep | WaitStep) else ()
 
 

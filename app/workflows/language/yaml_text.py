@@ -23,7 +23,7 @@ _MAX_NUMBER_LENGTH = MAX_DIGITS + 20
 
 
 def read(text: str) -> tuple[Any, dict[str, int]]:
-    """Returns the data of a YAML text, and the line of each value by path. Raises InvalidDefinition."""
+    """Return the data of a YAML text, and the line of each value by path. Raises InvalidDefinition."""
     if len(text) > MAX_LENGTH:
         message = f"the YAML has {len(text)} characters"
         raise InvalidDefinition([Problem("", message, f"up to {MAX_LENGTH} characters of YAML; JSON may be longer")])
@@ -49,7 +49,7 @@ def read(text: str) -> tuple[Any, dict[str, int]]:
 
 def _check_size(text: str) -> None:
     """
-    Checks the limits on depth and values. Raises InvalidDefinition.
+    Check the limits on depth and values. Raises InvalidDefinition.
 
     This happens before `yaml.compose`, which recurses for each level.
     """
@@ -141,7 +141,7 @@ class _Reader:
         return result
 
     def _fields(self, node: yaml.Node, path: str | None, depth: int) -> _FieldNodes:
-        """Returns the fields of a mapping: the merged fields, overridden by its own fields."""
+        """Return the fields of a mapping: the merged fields, overridden by its own fields."""
         line = node.start_mark.line + 1
         if not isinstance(node, yaml.MappingNode):
             raise InvalidDefinition(
@@ -181,7 +181,7 @@ _LONE_SURROGATE = "a lone surrogate, which UTF-8 cannot encode"
 
 
 def _unstorable_reason(value: Any) -> str:
-    """Returns the reason why a value cannot be stored; empty when it can."""
+    """Return the reason why a value cannot be stored; empty when it can."""
     if isinstance(value, str):
         return "" if is_encodable(value) else f"it contains {_LONE_SURROGATE}"
     if isinstance(value, float):

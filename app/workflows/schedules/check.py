@@ -27,7 +27,7 @@ SUBJECT = "schedule"
 
 
 def parse(text: str) -> Schedule:
-    """Returns a schedule from YAML or JSON text. Raises InvalidInput with every problem found."""
+    """Return a schedule from YAML or JSON text. Raises InvalidInput with every problem found."""
     try:
         document = source.read(text)
     except InvalidInput as error:
@@ -36,7 +36,7 @@ def parse(text: str) -> Schedule:
 
 
 def check(document: DefinitionSource) -> Schedule:
-    """Returns a schedule from plain data. Raises InvalidInput with every problem found."""
+    """Return a schedule from plain data. Raises InvalidInput with every problem found."""
     with with_lines(document):
         try:
             schedule = Schedule.model_validate(document.data)
@@ -49,7 +49,7 @@ def check(document: DefinitionSource) -> Schedule:
 
 @contextmanager
 def with_lines(document: DefinitionSource) -> Iterator[None]:
-    """Adds the lines of the document to the problems of an InvalidInput that the block raises."""
+    """Add the lines of the document to the problems of an InvalidInput that the block raises."""
     try:
         yield
     except InvalidInput as error:
@@ -58,7 +58,7 @@ def with_lines(document: DefinitionSource) -> Iterator[None]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns the accepted names for a message, with the most similar one as a suggestion."""
+    """Return the accepted names for a message, with the most similar one as a suggestion."""
     close = difflib.get_close_matches(name, known, n=1)
     listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     return f"{listed}; did you mean {close[0]!r}?" if close else listed
@@ -92,13 +92,13 @@ def _problem(item: ErrorDetails) -> Problem:
 
 
 def _shown(value: Any) -> str:
-    """Returns a value for a message, shortened."""
+    """Return a value for a message, shortened."""
     text = repr(durations.show(value) if isinstance(value, timedelta) else value)
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _zone_suggestion(name: str) -> str:
-    """Returns what is accepted, and suggests a zone whose name, or the last part of it, is similar."""
+    """Return what is accepted, and suggests a zone whose name, or the last part of it, is similar."""
     zones = sorted((zone for zone in available_timezones() if not zone.startswith(EXCLUDED_ZONES)), reverse=True)
     by_place = {zone.rpartition("/")[2]: zone for zone in zones}
     wanted = name.replace(" ", "_")

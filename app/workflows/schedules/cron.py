@@ -43,7 +43,7 @@ _FIELDS = {
 
 def parse(text: str) -> str:
     """
-    Returns the expression with aliases expanded to five fields.
+    Return the expression with aliases expanded to five fields.
 
     Raises ValueError with the invalid field and its accepted values, or when the expression never matches a date.
     """
@@ -65,7 +65,7 @@ def parse(text: str) -> str:
 
 def instants(expression: str, zone: tzinfo, after: datetime) -> Iterator[datetime]:
     """
-    Yields the matching instants after `after`, ascending, in UTC. Ends when none follows within 50 years.
+    Yield the matching instants after `after`, ascending, in UTC. Ends when none follows within 50 years.
 
     The instants do not depend on `after`.
     """

@@ -14,7 +14,7 @@ _ACCEPTED = "templates over fire.at, fire.date, fire.time, schedule.name; write 
 
 
 def render(schedule: Schedule, at: datetime) -> dict[str, Any]:
-    """Returns the inputs of the fire at an instant. Raises InvalidInput with a problem for each failed template."""
+    """Return the inputs of the fire at an instant. Raises InvalidInput with a problem for each failed template."""
     local = at.astimezone(schedule.zone)
     data = {
         "fire": {"at": local.isoformat(timespec="seconds"), "date": f"{local:%Y-%m-%d}", "time": f"{local:%H:%M}"},

@@ -57,7 +57,7 @@ class OverlapDecision:
 
 
 def decide_overlap(overlap: Overlap, waiting: Sequence[datetime], active: Sequence[ActiveFire]) -> OverlapDecision:
-    """Decides about the waiting fires, which are ordered by their instants."""
+    """Decide about the waiting fires, which are ordered by their instants."""
     places = range(len(waiting))
     if not waiting:
         return OverlapDecision()

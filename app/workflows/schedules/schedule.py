@@ -160,7 +160,7 @@ class Schedule(SchedulePart):
         return (self.cron, self.every, self.timezone, self.starts, self.ends, self.jitter)
 
     def document(self) -> dict[str, Any]:
-        """Returns the schedule as plain data, as it is stored and shown: without the fields that were not set."""
+        """Return the schedule as plain data, as it is stored and shown: without the fields that were not set."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def _instant(self, text: str | None) -> datetime | None:

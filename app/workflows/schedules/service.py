@@ -101,7 +101,7 @@ class Schedules:
 
     def put(self, schedule: Schedule) -> tuple[ScheduleView, bool]:
         """
-        Stores a schedule under its name. The second value is False when it replaced another one.
+        Store a schedule under its name. The second value is False when it replaced another one.
 
         Instants before the first store do not fire. Fires that became due before a change are decided by the old
         document.
@@ -129,7 +129,7 @@ class Schedules:
         return self.get(name), row is None
 
     def get(self, name: str) -> ScheduleView:
-        """Returns a schedule. Raises NotFound with the names of the existing schedules."""
+        """Return a schedule. Raises NotFound with the names of the existing schedules."""
         with self.runs.transaction() as work:
             row = store.view(work, name)
             if row is None:
@@ -137,7 +137,7 @@ class Schedules:
         return _view(row)
 
     def all(self) -> list[ScheduleView]:
-        """Returns all schedules, by name."""
+        """Return all schedules, by name."""
         with self.runs.transaction() as work:
             return [_view(row) for row in store.views(work)]
 
@@ -145,7 +145,7 @@ class Schedules:
         self, name: str, *, limit: int, before: UUID | None = None, states: Sequence[str] | None = None
     ) -> FirePage:
         """
-        Returns at most `limit` fires in one of `states`, the latest first, starting before the fire `before`.
+        Return at most `limit` fires in one of `states`, the latest first, starting before the fire `before`.
 
         Raises NotFound.
         """
@@ -157,7 +157,7 @@ class Schedules:
 
     def preview(self, name: str, count: int, after: datetime | None = None) -> list[Fire]:
         """
-        Returns the next fires after an instant, in the schedule's time zone. Raises NotFound.
+        Return the next fires after an instant, in the schedule's time zone. Raises NotFound.
 
         The default instant is that up to which all fires are decided.
         """
@@ -165,14 +165,14 @@ class Schedules:
         return _upcoming(view.row, view.schedule, after or view.row.decided_to, count)
 
     def delete(self, name: str) -> None:
-        """Deletes a schedule and the history of its fires; its runs continue. Raises NotFound."""
+        """Delete a schedule and the history of its fires; its runs continue. Raises NotFound."""
         with self.runs.transaction() as work:
             if not store.delete(work, name):
                 raise _not_found(work, name)
         _log.info("schedule_deleted", schedule=name)
 
     def pause(self, name: str, reason: str | None = None) -> ScheduleView:
-        """Pauses a schedule; waiting fires are skipped, active runs continue. Raises NotFound."""
+        """Pause a schedule; waiting fires are skipped, active runs continue. Raises NotFound."""
         with self.runs.transaction() as work:
             row = self._lock(work, name)
             if row.paused_at is None:
@@ -184,7 +184,7 @@ class Schedules:
         return self.get(name)
 
     def resume(self, name: str) -> ScheduleView:
-        """Resumes a schedule; fires that became due during the pause are skipped. Raises NotFound."""
+        """Resume a schedule; fires that became due during the pause are skipped. Raises NotFound."""
         with self.runs.transaction() as work:
             row = self._lock(work, name)
             if row.paused_at is not None:
@@ -198,7 +198,7 @@ class Schedules:
 
     def trigger(self, name: str, *, force: bool = False, key: str | None = None) -> Any:
         """
-        Fires now, even while the schedule is paused; returns the row of the fire with its state.
+        Fire now, even while the schedule is paused; return the row of the fire with its state.
 
         The `overlap` policy applies unless `force` is set. The same key returns the same fire, as long as the history
         contains it. Raises NotFound.
@@ -216,13 +216,13 @@ class Schedules:
             return store.fires(work, row.id, limit=1, fire_id=fire_id)[0]
 
     def ready(self, limit: int = BATCH) -> list[UUID]:
-        """Returns the ids of schedules that need a decision."""
+        """Return the ids of schedules that need a decision."""
         with self.runs.transaction() as work:
             return store.ready(work, limit)
 
     def advance_all(self) -> int:
         """
-        Decides about the due fires of all schedules and submits their runs; returns the number of submitted runs.
+        Decide about the due fires of all schedules and submit their runs; return the number of submitted runs.
 
         Rows that another transaction has locked are left for the next pass. A schedule that raises an error is paused
         with the reason. Raises Unavailable.
@@ -242,7 +242,7 @@ class Schedules:
         return done
 
     def suspend(self, schedule_id: UUID, reason: str) -> None:
-        """Pauses a schedule that raised an error, without reading its document; its undecided fires fail."""
+        """Pause a schedule that raised an error, without reading its document; its undecided fires fail."""
         with self.runs.transaction() as work:
             if store.lock_if_free(work, schedule_id) is None:
                 return
@@ -253,7 +253,7 @@ class Schedules:
 
     def advance(self, schedule_id: UUID) -> int:
         """
-        Decides about the due fires of a schedule and submits their runs; returns the number of submitted runs.
+        Decide about the due fires of a schedule and submit their runs; return the number of submitted runs.
 
         Concurrent calls are safe: a call returns 0 when another transaction has locked the schedule.
         """
@@ -267,7 +267,7 @@ class Schedules:
         return self._execute(row, follow_up)
 
     def _write_due_fires(self, work: UnitOfWork, row: Any, now: datetime) -> datetime:
-        """Writes the due and the missed fires; returns the instant up to which all are decided."""
+        """Write the due and the missed fires; return the instant up to which all are decided."""
         decided_to: datetime = row.decided_to
         if row.paused_at is not None:
             return decided_to
@@ -290,7 +290,7 @@ class Schedules:
         store.move_cursor(work, UUID(table.salt), decided_to, next_fire.due_at if next_fire else None)
 
     def _decide_waiting(self, work: UnitOfWork, row: Any) -> _FollowUp:
-        """Decides about the waiting fires; those that start get the state `starting`."""
+        """Decide about the waiting fires; those that start get the state `starting`."""
         store.close_ended(work, row.id)
         opened = store.open_fires(work, row.id)
         waiting = [fire for fire in opened if fire.state == FireState.WAITING]
@@ -315,7 +315,7 @@ class Schedules:
         return sum(self._start(row, fire) for fire in follow_up.start)
 
     def _start(self, row: Any, fire: Any) -> bool:
-        """Submits the run of a fire. When that is not possible, the fire fails with the reason."""
+        """Submit the run of a fire. When that is not possible, the fire fails with the reason."""
         try:
             run_id = self._submit(_schedule_of(row), row.id, fire)
         except Unavailable:
@@ -379,7 +379,7 @@ def _view(row: Any) -> ScheduleView:
 
 
 def _upcoming(row: Any, schedule: Schedule, after: datetime, count: int) -> list[Fire]:
-    """Returns the next fires, in the time zone of the schedule."""
+    """Return the next fires, in the time zone of the schedule."""
     found = timetable.upcoming(Timetable(schedule, str(row.id)), after, count)
     return [Fire(fire.at.astimezone(schedule.zone), fire.due_at.astimezone(schedule.zone)) for fire in found]
 
@@ -397,7 +397,7 @@ def _not_found(work: UnitOfWork, name: str) -> NotFound:
 
 
 def _key(schedule_id: UUID, fire: Any) -> str:
-    """Returns the idempotency key of the run of a fire."""
+    """Return the idempotency key of the run of a fire."""
     at = fire.at.astimezone(UTC).isoformat()
     return f"schedule/{schedule_id}/{at}{'/by-hand' if fire.by_hand else ''}"
 

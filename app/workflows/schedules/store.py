@@ -108,7 +108,7 @@ _FIRES = text("""
 
 
 def now(work: UnitOfWork) -> datetime:
-    """Returns the current time of the database."""
+    """Return the current time of the database."""
     row = work.row(_NOW)
     assert row is not None
     found: datetime = row.now
@@ -116,68 +116,68 @@ def now(work: UnitOfWork) -> datetime:
 
 
 def ready(work: UnitOfWork, limit: int) -> list[UUID]:
-    """Returns the ids of at most `limit` schedules that need a decision, those that are due longest first."""
+    """Return the ids of at most `limit` schedules that need a decision, those that are due longest first."""
     return [row.id for row in work.rows(_READY, {"limit": limit})]
 
 
 def lock_name(work: UnitOfWork, name: str) -> None:
-    """Locks the name of a schedule for storing until the end of the transaction."""
+    """Lock the name of a schedule for storing until the end of the transaction."""
     work.run(_LOCK_NAME, {"name": name})
 
 
 def lock(work: UnitOfWork, name: str) -> Any | None:
-    """Returns the schedule with that name, locked until the end of the transaction; None when there is none."""
+    """Return the schedule with that name, locked until the end of the transaction; None when there is none."""
     return work.row(_LOCK_BY_NAME, {"name": name})
 
 
 def lock_if_free(work: UnitOfWork, schedule_id: UUID) -> Any | None:
-    """Returns the schedule, locked until the end of the transaction; None when it is locked by another transaction."""
+    """Return the schedule, locked until the end of the transaction; None when it is locked by another transaction."""
     return work.row(_LOCK_IF_FREE, {"id": schedule_id})
 
 
 def insert(work: UnitOfWork, schedule_id: UUID, name: str, document: str, decided_to: datetime) -> None:
-    """Inserts a schedule."""
+    """Insert a schedule."""
     work.run(_INSERT, {"id": schedule_id, "name": name, "document": document, "decided_to": decided_to})
 
 
 def replace(work: UnitOfWork, schedule_id: UUID, document: str) -> None:
-    """Replaces the document of a schedule."""
+    """Replace the document of a schedule."""
     work.run(_REPLACE, {"id": schedule_id, "document": document})
 
 
 def move_cursor(work: UnitOfWork, schedule_id: UUID, decided_to: datetime, next_at: datetime | None) -> None:
-    """Records that all instants up to `decided_to` are decided, and when the next fire is due."""
+    """Record that all instants up to `decided_to` are decided, and when the next fire is due."""
     work.run(_MOVE, {"id": schedule_id, "decided_to": decided_to, "next_at": next_at})
 
 
 def pause(work: UnitOfWork, schedule_id: UUID, reason: str | None) -> None:
-    """Pauses a schedule."""
+    """Pause a schedule."""
     work.run(_PAUSE, {"id": schedule_id, "reason": reason})
 
 
 def resume(work: UnitOfWork, schedule_id: UUID) -> None:
-    """Resumes a schedule."""
+    """Resume a schedule."""
     work.run(_RESUME, {"id": schedule_id})
 
 
 def delete(work: UnitOfWork, name: str) -> bool:
-    """Deletes a schedule and its fires, but not its runs. Returns False when there is none."""
+    """Delete a schedule and its fires, but not its runs. Returns False when there is none."""
     return work.run(_DELETE, {"name": name}) == 1
 
 
 def insert_fires(work: UnitOfWork, values: Sequence[Mapping[str, Any]]) -> None:
-    """Inserts fires. A fire that exists already is not changed."""
+    """Insert fires. A fire that exists already is not changed."""
     if values:
         work.run(_INSERT_FIRE, list(values))
 
 
 def close_ended(work: UnitOfWork, schedule_id: UUID) -> None:
-    """Closes the fires whose run has ended."""
+    """Close the fires whose run has ended."""
     work.run(_CLOSE, {"id": schedule_id})
 
 
 def open_fires(work: UnitOfWork, schedule_id: UUID) -> list[Any]:
-    """Returns the fires that are not decided or whose run is active, the earliest first."""
+    """Return the fires that are not decided or whose run is active, the earliest first."""
     return work.rows(_OPEN, {"id": schedule_id})
 
 
@@ -190,29 +190,29 @@ def decide(
     reason: str | None = None,
     run_id: UUID | None = None,
 ) -> bool:
-    """Moves a fire from the state `was` to another; returns False when it is no longer in that state."""
+    """Move a fire from the state `was` to another; return False when it is no longer in that state."""
     is_open = state in {FireState.STARTING, FireState.FIRED}
     values = {"id": fire_id, "was": was, "state": state, "reason": reason, "open": is_open, "run_id": run_id}
     return work.run(_DECIDE, values) == 1
 
 
 def prune(work: UnitOfWork, schedule_id: UUID, keep: timedelta) -> None:
-    """Deletes closed fires that were decided longer ago than `keep`."""
+    """Delete closed fires that were decided longer ago than `keep`."""
     work.run(_PRUNE, {"id": schedule_id, "keep": keep})
 
 
 def view(work: UnitOfWork, name: str) -> Any | None:
-    """Returns a schedule with its last fire and its last run; None when there is none."""
+    """Return a schedule with its last fire and its last run; None when there is none."""
     return work.row(_ONE, {"name": name})
 
 
 def views(work: UnitOfWork) -> list[Any]:
-    """Returns all schedules with their last fire and their last run, by name."""
+    """Return all schedules with their last fire and their last run, by name."""
     return work.rows(_ALL)
 
 
 def names(work: UnitOfWork) -> list[str]:
-    """Returns the names of all schedules."""
+    """Return the names of all schedules."""
     return [row.name for row in work.rows(_NAMES)]
 
 
@@ -225,6 +225,6 @@ def fires(
     states: Sequence[str] | None = None,
     fire_id: UUID | None = None,
 ) -> list[Any]:
-    """Returns fires of a schedule, the latest first, starting before the fire `before`."""
+    """Return fires of a schedule, the latest first, starting before the fire `before`."""
     values = {"id": schedule_id, "limit": limit, "before": before, "fire": fire_id}
     return work.rows(_FIRES, values | {"states": list(states) if states else None})

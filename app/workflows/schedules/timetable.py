@@ -71,7 +71,7 @@ class Timetable:
     salt: str
 
     def fires(self, after: datetime) -> Iterator[Fire]:
-        """Yields the fires after an instant, ascending."""
+        """Yield the fires after an instant, ascending."""
         starts, ends = self.schedule.starts, self.schedule.ends
         begin = after if starts is None else max(after, starts - _TICK)
         jitter = self.schedule.jitter
@@ -91,22 +91,22 @@ class Timetable:
         return _multiples(self.schedule.every, self.schedule.starts or _EPOCH, after)
 
     def _pairs(self, after: datetime) -> Iterator[tuple[datetime, datetime]]:
-        """Yields each instant with the next one."""
+        """Yield each instant with the next one."""
         return pairwise(self._instants(after))
 
     def _jitter_fraction(self, at: datetime) -> float:
-        """Returns the part of the jitter for an instant, from [0, 1)."""
+        """Return the part of the jitter for an instant, from [0, 1)."""
         digest = hashlib.sha256(f"{self.salt} {at.isoformat()}".encode()).digest()
         return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 
 def upcoming(timetable: Timetable, after: datetime, count: int) -> list[Fire]:
-    """Returns the next `count` fires after an instant."""
+    """Return the next `count` fires after an instant."""
     return list(islice(timetable.fires(after), count))
 
 
 def due(timetable: Timetable, last: datetime, now: datetime) -> Due:
-    """Decides about the due instants after `last`."""
+    """Decide about the due instants after `last`."""
     window, max_fires = timetable.schedule.catch_up.within, timetable.schedule.catch_up.max_fires
     counted = list(islice(_due(timetable, last, now), MAX_COUNTED + 1))
     all_counted = len(counted) <= MAX_COUNTED
@@ -131,7 +131,7 @@ def due(timetable: Timetable, last: datetime, now: datetime) -> Due:
 
 
 def all_missed(timetable: Timetable, last: datetime, now: datetime, reason: str) -> Missed | None:
-    """Returns all due instants after `last` as missed, with the given reason; None when there are none."""
+    """Return all due instants after `last` as missed, with the given reason; None when there are none."""
     counted = list(islice(_due(timetable, last, now), MAX_COUNTED + 1))
     if not counted:
         return None
@@ -145,7 +145,7 @@ def _due(timetable: Timetable, after: datetime, now: datetime) -> Iterator[Fire]
 
 
 def _latest(timetable: Timetable, after: datetime, now: datetime, count: int) -> list[Fire]:
-    """Returns the latest `count` due fires, searched backwards from `now`."""
+    """Return the latest `count` due fires, searched backwards from `now`."""
     span = timedelta(minutes=1)
     while True:
         begin = max(after, now - span)

@@ -53,7 +53,7 @@ def _plain(value: Any) -> Any:
 
 
 def outcome(evaluate: Any, expression: str) -> Any:
-    """Returns the value with its type, which distinguishes 1, 1.0 and true; one common mark for all failures."""
+    """Return the value with its type, which distinguishes 1, 1.0 and true; one common mark for all failures."""
     try:
         return _typed(evaluate(expression))
     except (EvaluationError, RuntimeError):

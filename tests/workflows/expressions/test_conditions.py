@@ -197,7 +197,7 @@ def test_an_error_on_the_non_decisive_side_is_absorbed() -> None:
 
 
 def _nested(form: str, depth: int, first: str, last: str) -> str:
-    """Returns nested macros, each over the enlarged value of the outer one."""
+    """Return nested macros, each over the enlarged value of the outer one."""
     heads = [f"{form.replace('?', f'x{i}' if i else first)}.map(x{i + 1}, " for i in range(depth)]
     return "".join(heads) + last.replace("?", f"x{depth}") + ")" * depth
 
@@ -219,7 +219,7 @@ BOMBS = {
 
 @pytest.fixture
 def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reduces the budget to a tenth, so that its limit is reached sooner."""
+    """Reduce the budget to a tenth, so that its limit is reached sooner."""
     monkeypatch.setattr(conditions, "Budget", partial(Budget, MAX_WORK // 10))
 
 

@@ -32,7 +32,7 @@ def generate(more: str) -> str:
 
 
 def one(fields: str, head: str = "workflow: w") -> str:
-    """Returns a workflow with one step, in line 3 unless the head is longer."""
+    """Return a workflow with one step, in line 3 unless the head is longer."""
     return steps("{id: a, " + fields + "}", head=head)
 
 
@@ -45,7 +45,7 @@ def http(more: str) -> str:
 
 
 def with_head(head: str, step: str = "{id: a, kind: noop}") -> str:
-    """Returns a workflow with `head` in line 2 and one step."""
+    """Return a workflow with `head` in line 2 and one step."""
     return steps(step, head=f"workflow: w\n{head}")
 
 
@@ -458,7 +458,7 @@ WRONG = {
         "secrets can be used in http steps only",
     ),
     "an invalid instant": (one("kind: wait, until: '3'"), 3, "steps[0].until", "timestamp(inputs.begin)"),
-    "an invalid duration": (one("kind: wait, for: tomorrow"), 3, "steps[0].for", "'tomorrow' is no duration: write"),
+    "an invalid duration": (one("kind: wait, for: tomorrow"), 3, "steps[0].for", "'tomorrow' is not a duration: write"),
     # Transforms, calls, embeds.
     "two transforms": (one("kind: transform, cel: '1', jmespath: a"), 3, "steps[0]", "either 'cel' or 'jmespath'"),
     "no transform": (one("kind: transform"), 3, "steps[0]", "either 'cel' or 'jmespath'"),

@@ -920,7 +920,7 @@ def test_a_submission_during_a_pause_is_paused(hands: Hands) -> None:
 
 
 def submitted_during(hands: Hands, source: str, *, paused: bool) -> Any:
-    """Returns a run that is written before its workflow is paused or resumed, and commits afterwards."""
+    """Return a run that is written before its workflow is paused or resumed, and commits afterwards."""
     waits = text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
     prepared = submission.prepare(Submission(check.parse(source), {}), hands.runs.retention, hands.runs.limits)
     steer = threading.Thread(target=control.pause_workflow, args=(hands.runs, "flow"), kwargs={"paused": paused})

@@ -40,7 +40,7 @@ def store(runs: Runs, source: str) -> None:
 
 
 def put(schedules: Schedules, **fields: Any) -> UUID:
-    """Stores a schedule and returns its id; by default it fires each day."""
+    """Store a schedule and return its id; by default it fires each day."""
     document = {"schedule": NAME, "workflow": "rest", "every": "1d", "catch_up": "365d", **fields}
     view, _ = schedules.put(Schedule.model_validate({k: v for k, v in document.items() if v is not None}))
     schedule_id: UUID = view.row.id
@@ -48,7 +48,7 @@ def put(schedules: Schedules, **fields: Any) -> UUID:
 
 
 def pass_days(database: Database, days: int = 1) -> None:
-    """Simulates the passing of days: moves all stored instants into the past."""
+    """Simulate the passing of days: moves all stored instants into the past."""
     passed = {"passed": timedelta(days=days)}
     with database.work() as work:
         work.run(text("UPDATE schedule SET decided_to = decided_to - :passed, next_at = next_at - :passed"), passed)
@@ -59,12 +59,12 @@ def pass_days(database: Database, days: int = 1) -> None:
 
 
 def fires(schedules: Schedules, *states: str) -> list[Any]:
-    """Returns the fires of the schedule, the earliest first."""
+    """Return the fires of the schedule, the earliest first."""
     return schedules.fires(NAME, limit=1000, states=states or None).fires[::-1]  # type: ignore[no-any-return]
 
 
 def advance(schedules: Schedules) -> int:
-    """Does one pass of a control worker; returns the number of submitted runs."""
+    """Do one pass of a control worker; return the number of submitted runs."""
     return sum(schedules.advance(schedule_id) for schedule_id in schedules.ready())
 
 

@@ -50,7 +50,7 @@ CHANGES = [
 
 
 def fields(last: int) -> st.SearchStrategy[str]:
-    """Generates the text of a minute or hour field."""
+    """Generate the text of a minute or hour field."""
     listed = st.lists(st.integers(0, last), min_size=1, max_size=4, unique=True)
     return st.one_of(
         st.just("*"),
@@ -212,7 +212,7 @@ def spans(result: Due, instants: list[datetime]) -> Iterator[list[datetime]]:
 def test_each_instant_is_decided_once_and_caught_up_within_the_window(
     trigger: int, catch_up: Any, created: str, lapses: list[int]
 ) -> None:
-    """Passes come after random delays, some of them outages; a pass may even see a clock that went back."""
+    """Pass come after random delays, some of them outages; a pass may even see a clock that went back."""
     table = timetable("salt", **TRIGGERS[trigger], catch_up=catch_up)
     rule, begin, every = table.schedule.catch_up, at(created), from_creation(trigger, created)
     decided = 0

@@ -180,7 +180,7 @@ def _to_duration(budget: Budget, value: Any) -> Any:
 
 
 def _of_kinds(name: str, *kinds: type) -> Callable[..., Any]:
-    """Returns a function that delegates to the library for one value of these types."""
+    """Return a function that delegates to the library for one value of these types."""
 
     def called(budget: Budget, value: Any) -> Any:
         if type(value) not in kinds:

@@ -18,7 +18,7 @@ from app.workflows.expressions.cel.values import Budget, EvaluationError, int64,
 
 def call(budget: Budget, text: str, *values: Any) -> Any:
     """
-    Returns the value of the expression `text` over `a` and, when there is a second value, the string `b`.
+    Return the value of the expression `text` over `a` and, when there is a second value, the string `b`.
 
     Raises EvaluationError.
     """

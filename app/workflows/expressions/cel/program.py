@@ -47,7 +47,7 @@ Evaluator: TypeAlias = Callable[[Frame], Any]
 
 
 def compile_node(node: Node) -> Evaluator:
-    """Returns the evaluator of a node."""
+    """Return the evaluator of a node."""
     match node:
         case Constant(value=value):
             return lambda _: value
@@ -117,7 +117,7 @@ def _has_field(operand: Evaluator, name: str) -> Evaluator:
 
 
 def _optional_select(value: Any, key: Any) -> Optional:
-    """Returns the value of a key as an optional, which is empty when the key is missing."""
+    """Return the value of a key as an optional, which is empty when the key is missing."""
     if type(value) is Optional:
         return _optional_select(value.held[0], key) if value.held else value
     if isinstance(value, Mapping):
@@ -181,7 +181,7 @@ def _truth(function: str, value: Any) -> bool:
 
 
 def _logic(function: str, left: Evaluator, right: Evaluator, *, decisive: bool) -> Evaluator:
-    """Compiles `&&` or `||`: the decisive value on either side is the result, even when the other side fails."""
+    """Compile `&&` or `||`: the decisive value on either side is the result, even when the other side fails."""
 
     def run(frame: Frame) -> bool:
         try:
@@ -287,7 +287,7 @@ _ITERATION_COST = 8
 
 
 def _assign_step(node: Comprehension) -> Evaluator:
-    """Compiles the step of a comprehension: it assigns the accumulator a new value, or the deferred error."""
+    """Compile the step of a comprehension: it assigns the accumulator a new value, or the deferred error."""
     step, accumulator = compile_node(node.step), node.accumulator
 
     def run(frame: Frame) -> None:
@@ -301,7 +301,7 @@ def _assign_step(node: Comprehension) -> Evaluator:
 
 def _append_step(node: Comprehension) -> Evaluator | None:
     """
-    Compiles the step of `map` and `filter` as an append to the accumulator; returns None for any other step.
+    Compile the step of `map` and `filter` as an append to the accumulator; return None for any other step.
 
     Without this, the step would copy the whole list for each item.
     """

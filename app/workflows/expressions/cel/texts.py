@@ -16,7 +16,7 @@ from app.workflows.expressions.cel.values import Budget, EvaluationError, charge
 
 
 def _of_texts(name: str, function: Callable[..., Any], *more: type) -> Callable[..., Any]:
-    """Wraps a method of a string whose arguments have the types `more`; its cost is the total length of the strings."""
+    """Wrap a method of a string whose arguments have the types `more`; its cost is the total length of the strings."""
 
     def called(budget: Budget, *given: Any) -> Any:
         if tuple(map(type, given)) != (str, *more):

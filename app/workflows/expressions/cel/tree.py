@@ -130,7 +130,7 @@ Node: TypeAlias = Constant | Identifier | Select | Call | ListLiteral | MapLiter
 
 
 def parse(text: str) -> Node:
-    """Returns the tree of an expression. Raises Malformed."""
+    """Return the tree of an expression. Raises Malformed."""
     if len(text) > MAX_LENGTH:
         raise Malformed([Fault(f"it is longer than {MAX_LENGTH} characters")])
     try:
@@ -148,7 +148,7 @@ def parse(text: str) -> Node:
 
 @lru_cache(maxsize=256)
 def environment(variables: frozenset[tuple[str, str]] = frozenset()) -> cel.Env:
-    """Returns a library environment in which these variables have these types (keys of `TYPES`)."""
+    """Return a library environment in which these variables have these types (keys of `TYPES`)."""
     return cel.NewEnv(
         variables={name: TYPES[kind] for name, kind in variables},
         extensions=[ext_strings.ExtStrings(), ext_optional.ExtOptional()],
@@ -172,7 +172,7 @@ TYPES: Mapping[str, cel.Type] = {
 
 
 def faults(report: str) -> list[Fault]:
-    """Returns the errors in the library's report, in plain words."""
+    """Return the errors in the library's report, in plain words."""
     found = [Fault(_simplified(message), int(line), int(column)) for line, column, message in _FAULT.findall(report)]
     if "recursion" in report:
         return [Fault("it is nested deeper, or its chain is longer, than 32")]
@@ -277,7 +277,7 @@ class _Decoder:
 
 
 def position(text: str, offset: int) -> tuple[int, int]:
-    """Returns the line and the character of an offset, both counted from 1."""
+    """Return the line and the character of an offset, both counted from 1."""
     before = text[:offset]
     return before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1
 
@@ -287,7 +287,7 @@ _Message: TypeAlias = dict[int, list[Any]]
 
 
 def _message(stored: bytes) -> _Message:
-    """Decodes a protobuf message: varints as int, all other types as bytes."""
+    """Decode a protobuf message: varints as int, all other types as bytes."""
     fields: _Message = {}
     offset = 0
     while offset < len(stored):
@@ -324,7 +324,7 @@ def _text(fields: _Message, number: int) -> str:
 
 
 def _packed(fields: _Message, number: int) -> Iterator[int]:
-    """Yields the items of a packed repeated integer field."""
+    """Yield the items of a packed repeated integer field."""
     for run in fields.get(number, ()):
         offset = 0
         while offset < len(run):

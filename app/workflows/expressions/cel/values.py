@@ -39,7 +39,7 @@ class Budget:
         self._left = left
 
     def spend(self, units: int) -> None:
-        """Charges work that is about to be done. Raises BudgetExceeded when the budget is exhausted."""
+        """Charge work that is about to be done. Raises BudgetExceeded when the budget is exhausted."""
         self._left -= units
         if self._left < 0:
             raise BudgetExceeded(f"it needs more than {MAX_WORK} units of work")
@@ -94,30 +94,30 @@ TYPE_DESCRIPTIONS: Mapping[str, str] = {
 
 
 def type_of(value: Any) -> TypeValue:
-    """Returns the type of a value."""
+    """Return the type of a value."""
     return _TYPES.get(type(value)) or (_TYPES[dict] if isinstance(value, Mapping) else _UNKNOWN)
 
 
 def type_name(value: Any) -> str:
-    """Returns the name of a value's type for a message."""
+    """Return the name of a value's type for a message."""
     name = type_of(value).name
     return _SHORT.get(name, name)
 
 
 def describe_type(value: Any) -> str:
-    """Returns a description of a value's type, with its article."""
+    """Return a description of a value's type, with its article."""
     return TYPE_DESCRIPTIONS.get(type_name(value), "something else")
 
 
 def no_overload(function: str, *given: Any) -> EvaluationError:
-    """Returns the error that no overload of the function accepts these arguments."""
+    """Return the error that no overload of the function accepts these arguments."""
     return EvaluationError(
         f"'{OPERATORS.get(function, function)}' does not accept ({', '.join(map(type_name, given))})"
     )
 
 
 def equal(budget: Budget, left: Any, right: Any) -> bool:
-    """Returns whether two values are equal: 1 equals 1.0, but not true."""
+    """Return whether two values are equal: 1 equals 1.0, but not true."""
     budget.spend(2)
     kinds = (type(left), type(right))
     if kinds == (str, str):
@@ -133,26 +133,26 @@ def equal(budget: Budget, left: Any, right: Any) -> bool:
 
 
 def are_numbers(left: type, right: type) -> bool:
-    """Returns whether values of these types are compared as numbers."""
+    """Return whether values of these types are compared as numbers."""
     return left in (int, float) and right in (int, float)
 
 
 def int64(value: int) -> int:
-    """Returns the integer. Raises EvaluationError when it is beyond 64 bits."""
+    """Return the integer. Raises EvaluationError when it is beyond 64 bits."""
     if value not in _INT:
         raise EvaluationError("a number is beyond 64 bits")
     return value
 
 
 def charge_text(budget: Budget, length: int) -> None:
-    """Charges a string of that length that is about to be created. Raises BudgetExceeded when it is too long."""
+    """Charge a string of that length that is about to be created. Raises BudgetExceeded when it is too long."""
     if length > MAX_TEXT:
         raise BudgetExceeded(f"a string is longer than {MAX_TEXT} characters")
     budget.spend(length >> 6)
 
 
 def index(_: Budget, of: Any, key: Any) -> Any:
-    """Returns an item of a list by its position, or a value of a map by its key. Raises EvaluationError."""
+    """Return an item of a list by its position, or a value of a map by its key. Raises EvaluationError."""
     if isinstance(of, Mapping) and type(key) in (str, int, float, bool):
         if type(key) is bool or key not in of:
             raise no_such_key(key, of)
@@ -165,7 +165,7 @@ def index(_: Budget, of: Any, key: Any) -> Any:
 
 
 def no_such_key(key: Any, of: Mapping[Any, Any]) -> EvaluationError:
-    """Returns the error that a map does not have this key."""
+    """Return the error that a map does not have this key."""
     names = ", ".join(map(str, islice(of, 12)))
     return EvaluationError(
         f"there is no key {key!r} (the keys are: {names})" if names else f"there is no key {key!r} in an empty map"
@@ -173,7 +173,7 @@ def no_such_key(key: Any, of: Mapping[Any, Any]) -> EvaluationError:
 
 
 def is_encodable(text: str) -> bool:
-    """Returns whether a string can be encoded in UTF-8, which means that it contains no lone surrogate."""
+    """Return whether a string can be encoded in UTF-8, which means that it contains no lone surrogate."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
