@@ -45,9 +45,6 @@ class Catalog:
     def __iter__(self) -> Iterator[Model]:
         return iter(self.models)
 
-    def __len__(self) -> int:
-        return len(self.models)
-
     @property
     def names(self) -> tuple[str, ...]:
         """All names, in order."""
@@ -62,10 +59,6 @@ class Catalog:
     def find(self, name: str) -> Model | None:
         """The model of that name, or None."""
         return next((model for model in self.models if model.name == name), None)
-
-    def find_by_slug(self, text: str) -> Model | None:
-        """The model whose queue and workers carry that slug, or None."""
-        return next((model for model in self.models if model.slug == text), None)
 
     def with_use_case(self, use_case: str) -> tuple[Model, ...]:
         """The models that are entered for that use, in order."""

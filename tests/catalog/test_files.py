@@ -625,7 +625,7 @@ def test_entries_of_a_scan_make_a_catalogue_that_finds_the_files(make_gguf: Make
     result = scan(tmp_path, taken=["same:1b"])
     text = catalog.to_toml(found.model for found in result.found)
     known = catalog.parse(text, "scan")
-    assert len(known) == 12
+    assert len(known.models) == 12
     assert "same:1b" not in known.names
     for model in known:
         assert files.locate(model, tmp_path).name == "Same-1B-Q4_0.gguf"
