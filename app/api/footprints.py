@@ -108,7 +108,7 @@ def get(name: str, query: Annotated[FootprintQuery, Query()], services: Injected
 
 def with_options(model: Model, given: Mapping[str, Any]) -> Model:
     """Return the model with the given values. Raises InvalidInput with every problem, by the names of the options."""
-    return catalog.changed(
+    return catalog.with_values(
         model, {KEYS[name]: value for name, value in given.items()}, {key: n for n, key in KEYS.items()}
     )
 

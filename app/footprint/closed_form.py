@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.catalog.engine_options import PLAIN_KV
+from app.catalog.engine_options import UNQUANTISED_KV
 from app.catalog.metadata import Header, Tensor
 from app.footprint import caches
 from app.footprint.caches import CacheCells, Layer
@@ -120,7 +120,7 @@ def working(header: Header, configuration: LoadConfiguration, place: int, *, gpu
     layers, heads = caches.layers(header), max(header.heads, default=0)
     cells = caches.cells(header, configuration)
     if place != HOST:
-        quantised = {configuration.kv_type_k, configuration.kv_type_v} - PLAIN_KV
+        quantised = {configuration.kv_type_k, configuration.kv_type_v} - UNQUANTISED_KV
         widest = max((layer.key + layer.value for layer in layers), default=0)
         return 2 * widest * cells.each * cells.streams if quantised and configuration.flash else 0
     if gpus and configuration.gpu_layers < 0:

@@ -84,8 +84,8 @@ def of_tuning(
     """The configuration of an engine with these options on so many GPUs; `embeds` says that it gives vectors."""
     return LoadConfiguration(
         context=cells,
-        sequences=tuning.holds(slots, cells),
-        streams=tuning.parts(slots, cells),
+        sequences=tuning.sequence_count(slots, cells),
+        streams=tuning.uses_streams(slots, cells),
         batch=tuning.batch,
         ubatch=min(tuning.batch, tuning.ubatch),
         kv_type_k=kv_k,
@@ -112,6 +112,6 @@ def of_model(model: Model, *, gpus: int) -> LoadConfiguration:
         kv_k=model.kv.k,
         kv_v=model.kv.v,
         flash_attention=FLASH_ATTENTION[model.flash_attention],
-        embeds=model.embeds,
+        embeds=model.serves_embeddings,
         gpus=gpus,
     )

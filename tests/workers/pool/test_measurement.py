@@ -287,7 +287,7 @@ def test_the_pool_and_the_catalogue_agree_on_the_configuration(host: Settings, g
         {"engine.reproducible": True, "engine.gpu_layers": 3, "engine.tensor_split": [1.0, 2.0]},
         {"engine.kept": 3, "engine.park_bytes": 7, "engine.mmap": False, "engine.pooling": "cls", "slots": 3},
     ]
-    for entry in (catalog.changed(SMOLLM2, values, {}) for values in given):
+    for entry in (catalog.with_values(SMOLLM2, values, {}) for values in given):
         options = pool.options_of(entry, host, gpus=bool(gpus), threads=1)
         assert measurement.configuration_of(options, gpus=gpus) == of_model(entry, gpus=gpus)
 
