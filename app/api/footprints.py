@@ -177,7 +177,9 @@ def estimate_model(
     real = all(device.kind is HardwareKind.GPU for device in devices)
     pinned = environment_of(settings) | {"CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in devices)}
     allowed = dry if dry is not None else not devices
-    return estimate.estimate(identity, database, settings.fleet.host_here, dry=allowed and real, environment=pinned)
+    return estimate.estimate(
+        identity, database, settings.fleet.host_here, allow_dry_run=allowed and real, environment=pinned
+    )
 
 
 def answer_of(model: Model, found: Estimate) -> EstimateOut:
