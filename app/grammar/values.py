@@ -13,18 +13,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from app.grammar import automata, numbers, patterns
-from app.grammar.characters import PLAIN, difference
+from app.grammar import automata, numbers, patterns, strings
 from app.grammar.constraints import OF_TYPE, TYPES, ConstraintReader, Constraints, Parts, identity, inside, key
 from app.grammar.formats import LONGEST, PATTERNS
 from app.grammar.gbnf import (
     EMPTY,
     MAX_REPEAT,
     Chars,
-    Repeat,
     RuleName,
     Rules,
     Term,
@@ -34,6 +31,7 @@ from app.grammar.gbnf import (
     literals,
     optional,
 )
+from app.grammar.sequences import Member, Sequences
 
 #: How often a schema may be met inside itself: deeper values are not written.
 MAX_RECURSION = 6
@@ -44,9 +42,6 @@ MAX_OPEN = 110
 ANY_DEPTH = 3
 #: Most items and properties at one level of a value without a schema.
 ANY_ITEMS = 16
-
-#: Most characters of a property name that additionalProperties allows.
-MAX_KEY = 64
 
 #: Up to so many different values, unique items come in any order; beyond it, in the order of the enum.
 MAX_PERMUTED = 6
@@ -64,14 +59,6 @@ class Unmet(Exception):
         super().__init__(message)
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectMember:
-    """One place in a list of members that come in this order."""
-
-    term: Term
-    required: bool = False
-
-
 class Writer:
     """Writes terms for the schemas of one root."""
 
@@ -80,7 +67,7 @@ class Writer:
         self._reader = reader
         self._max_string = max_string
         self._max_items = max_items
-        self._comma = rules.add("comma", chain(Text(","), optional(Text(" "))))
+        self._sequences = Sequences(rules)
         self._colon = rules.add("colon", chain(Text(":"), optional(Text(" "))))
         #: Schemas by their text, and how often a schema around them was met inside itself.
         self._done: dict[tuple[str, int], Term | None] = {}
@@ -201,13 +188,10 @@ class Writer:
                 chain(Text(json.dumps(name, ensure_ascii=False)), self._colon, self._literal(item))
                 for name, item in value.items()
             ]
-            return chain(Text("{"), *self._joined(members), Text("}"))
+            return chain(Text("{"), self._sequences.all_of(members), Text("}"))
         if isinstance(value, list):
-            return chain(Text("["), *self._joined([self._literal(item) for item in value]), Text("]"))
+            return chain(Text("["), self._sequences.all_of([self._literal(item) for item in value]), Text("]"))
         return Text(json.dumps(value, ensure_ascii=False))
-
-    def _joined(self, terms: Sequence[Term]) -> list[Term]:
-        return [part for i, term in enumerate(terms) for part in ((self._comma, term) if i else (term,))]
 
     def _string(self, item: Constraints) -> Term:
         least, most = item.min_length, item.max_length
@@ -222,7 +206,7 @@ class Writer:
         for word, bound in (("minLength", least), ("maxLength", most or 0)):
             _check_repeat(item.where, word, bound)
         longest = max(self._max_string, least) if most is None else most
-        whole = chain(Text('"'), self._rules.repeat(self._character(), least, longest), Text('"'))
+        whole = chain(Text('"'), self._rules.repeat(strings.character(self._rules), least, longest), Text('"'))
         return self._rules.add("string", whole)
 
     def _patterned(self, keyword: str, text: str, where: str, least: int, most: int | None) -> Term:
@@ -232,30 +216,6 @@ class Writer:
             return automata.body(self._rules, patterns.read(pattern), least, most, longest)
         except patterns.PatternRejected as refused:
             raise Unmet(where, f"{keyword} {text!r}: {refused}", patterns.ACCEPTED) from None
-
-    def _character(self) -> RuleName:
-        """One character of a string; by its escape too, but NUL, and never half of a surrogate pair."""
-
-        def hexes(*ranges: str) -> Chars:
-            return Chars(tuple((ord(pair[0]), ord(pair[-1])) for pair in ranges))
-
-        digit = hexes("09", "AF", "af")
-        leading = hexes("19", "AC", "EF", "ac", "ef")
-        low_plane = choice(
-            chain(leading, digit, digit, digit),
-            chain(hexes("DD", "dd"), hexes("07"), digit, digit),
-            chain(Text("0"), hexes("19", "AF", "af"), digit, digit),
-            chain(Text("00"), hexes("19", "AF", "af"), digit),
-            chain(Text("000"), hexes("19", "AF", "af")),
-        )
-        halves = chain(
-            hexes("DD", "dd"), hexes("89", "AB", "ab"), digit, digit, Text("\\u"), hexes("DD", "dd"), hexes("CF", "cf")
-        )
-        code = self._rules.add("code", choice(low_plane, chain(halves, digit, digit)))
-        short = Chars(tuple((ord(mark), ord(mark)) for mark in '"/\\bfnrt'))
-        return self._rules.add(
-            "character", choice(Chars(PLAIN), chain(Text("\\"), choice(short, chain(Text("u"), code))))
-        )
 
     def _integer(self, item: Constraints) -> Term:
         bounds = numbers.integer_bounds(item.minimum, item.above, item.maximum, item.below)
@@ -313,21 +273,10 @@ class Writer:
             rest, most = EMPTY, min(most, start)
         if least > most:
             raise Unmet(inside(item.where, "minItems"), f"minItems {least} asks for items that are not allowed")
-        body = self._run(rest, max(0, least - start), most - start, after=start > 0) if most > start else EMPTY
-        for i in reversed(range(len(prefix))):
-            body = chain(self._comma if i else EMPTY, prefix[i], body)
-            body = body if i < least else optional(body)
-        return chain(Text("["), body, Text("]"))
-
-    def _run(self, term: Term, least: int, most: int, *, after: bool) -> Term:
-        """`least` to `most` of the term, with commas; a comma comes first where something is `after` others."""
-        more = chain(self._comma, term)
-        if after:
-            return self._rules.repeat(more, least, most, "next")
-        if most == 0:
-            return EMPTY
-        whole = chain(term, self._rules.repeat(more, max(0, least - 1), most - 1, "next"))
-        return whole if least else optional(whole)
+        more: Term = EMPTY
+        if most > start:
+            more = self._sequences.repeated(rest, max(0, least - start), most - start, after=start > 0)
+        return chain(Text("["), self._sequences.prefixed(prefix, more, least), Text("]"))
 
     def _unique(self, item: Constraints, least: int, most: int) -> Term:
         values: list[Any] = []
@@ -348,20 +297,10 @@ class Writer:
             raise Unmet(inside(item.where, "uniqueItems"), message, f"up to {MAX_COUNTED} values in the enum")
         terms = [self._literal(value) for value in values]
         if len(terms) <= MAX_PERMUTED:
-            return chain(Text("["), self._permuted(terms, least, most, 0), Text("]"))
-        body = self._listed([ObjectMember(term) for term in terms], least, most, None)
+            return chain(Text("["), self._sequences.permutations(terms, least, most), Text("]"))
+        body = self._sequences.selection([Member(term) for term in terms], least, most)
         assert body is not None
         return chain(Text("["), body, Text("]"))
-
-    def _permuted(self, terms: Sequence[Term], least: int, most: int, used: int) -> Term:
-        """Any `least` to `most` of the terms in any order; `used` has a bit for each that was written."""
-        count = used.bit_count()
-        options: list[Term] = [EMPTY] if count >= least else []
-        for i, term in enumerate(terms):
-            if count < most and not used & 1 << i:
-                rest = self._named(self._permuted(terms, least, most, used | 1 << i))
-                options.append(chain(self._comma if count else EMPTY, term, rest))
-        return choice(*options)
 
     def _object(self, item: Constraints, hint: str) -> Term:
         least, most = item.min_properties, item.max_properties
@@ -375,7 +314,7 @@ class Writer:
             term = self.value(parts, name)
             if term is not None:
                 text = Text(json.dumps(name, ensure_ascii=False))
-                members.append(ObjectMember(chain(text, self._colon, term), name in item.required))
+                members.append(Member(chain(text, self._colon, term), name in item.required))
             elif name in item.required:
                 raise Unmet(inside(item.where, "required"), f"the required property {name!r} is not allowed")
         closed = "properties" in item.says or bool(item.required)
@@ -385,69 +324,15 @@ class Writer:
         extra = None
         if item.additional or not closed:
             term = self.value(item.additional, f"{hint}-value")
-            extra = None if term is None else chain(self._other_key(list(listed)), self._colon, term)
-        body = self._listed(members, least, most, extra)
+            extra = None if term is None else chain(self._other_name(list(listed)), self._colon, term)
+        body = self._sequences.selection(members, least, most, extra, self._max_items)
         if body is None:
             message = "minProperties and maxProperties cannot be kept with the properties that are allowed"
             raise Unmet(inside(item.where, "minProperties"), message, "at most one property beyond those listed")
         return chain(Text("{"), body, Text("}"))
 
-    def _listed(self, members: Sequence[ObjectMember], least: int, most: int | None, extra: Term | None) -> Term | None:
-        """
-        A selection of the members in their order, then extras, `least` to `most` in all; None when there is none.
-
-        The states are (members passed, members written); the second is only told apart from none where nothing
-        depends on it. Extras may repeat a name, so that at most one of them counts towards `least`.
-        """
-        extras = 0 if extra is None else self._max_items
-        limit = len(members) + extras if most is None else most
-        counting = least > sum(member.required for member in members) or limit < len(members) + extras
-        table: dict[tuple[int, int], Term | None] = {}
-        for written in range(len(members) + 1 if counting else 2):
-            missing, room = (max(0, least - written), min(extras, limit - written)) if counting else (0, extras)
-            if room < missing or missing > 1:
-                table[len(members), written] = None
-            else:
-                table[len(members), written] = self._run(extra or EMPTY, missing, room, after=written > 0)
-        for i in reversed(range(len(members))):
-            for written in range(i + 1 if counting else 2):
-                taken = table[i + 1, written + 1 if counting else 1]
-                # Before the first required member a rest can be met with and without a comma: it is a rule then.
-                shared = not any(member.required for member in members[:i])
-                table[i, written] = self._step_over(members[i], written, taken, table[i + 1, written], shared=shared)
-        return table[0, 0]
-
-    def _step_over(
-        self, member: ObjectMember, written: int, taken: Term | None, skipped: Term | None, *, shared: bool
-    ) -> Term | None:
-        here = chain(self._comma if written else EMPTY, member.term)
-        if member.required:
-            return None if taken is None else chain(here, taken)
-        if taken is not None and taken == skipped:
-            return chain(optional(here), self._named(taken) if shared else taken)
-        options = []
-        if taken is not None:
-            options.append(chain(here, self._named(taken)))
-        if skipped is not None:
-            options.append(self._named(skipped))
-        return choice(*options) if options else None
-
-    def _named(self, term: Term) -> Term:
-        return term if isinstance(term, Text | RuleName) else self._rules.add("rest", term)
-
-    def _other_key(self, names: Sequence[str]) -> RuleName:
-        """A property name that is none of the names, written without escapes."""
-        any_more = self._rules.add("key-end", Repeat(Chars(PLAIN), 0, min(MAX_KEY, self._max_string)))
-
-        def after(prefix: str) -> Term:
-            longer = {name[len(prefix)] for name in names if name.startswith(prefix) and len(name) > len(prefix)}
-            followed = sorted(mark for mark in longer if any(low <= ord(mark) <= high for low, high in PLAIN))
-            others = difference(PLAIN, tuple((ord(mark), ord(mark)) for mark in followed))
-            options: list[Term] = [chain(Chars(others), any_more)]
-            options += [chain(Text(mark), after(prefix + mark)) for mark in followed if len(prefix) < MAX_KEY]
-            return choice(*options, *([EMPTY] if prefix and prefix not in names else []))
-
-        return self._rules.add("key", chain(Text('"'), after(""), Text('"')))
+    def _other_name(self, names: Sequence[str]) -> RuleName:
+        return strings.other_name(self._rules, names, min(strings.MAX_NAME, self._max_string))
 
     def _anything(self, depth: int) -> Term:
         """A value without a schema: scalars, and arrays and objects `depth` levels deep."""
@@ -460,9 +345,9 @@ class Writer:
             return self._rules.add("any", scalars)
         inner = self._anything(depth - 1)
         most = min(ANY_ITEMS, self._max_items)
-        array = chain(Text("["), self._run(inner, 0, most, after=False), Text("]"))
-        member = chain(self._other_key(()), self._colon, inner)
-        structure = chain(Text("{"), self._run(member, 0, most, after=False), Text("}"))
+        array = chain(Text("["), self._sequences.repeated(inner, 0, most), Text("]"))
+        member = chain(self._other_name(()), self._colon, inner)
+        structure = chain(Text("{"), self._sequences.repeated(member, 0, most), Text("}"))
         return self._rules.add("any", choice(scalars, array, structure))
 
 
