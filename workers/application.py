@@ -111,7 +111,7 @@ class Application:
         """
         Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code.
 
-        `status` is told of each stage, `heart` of the leases that it renews with. Raises what `start` raises.
+        `status` gets each phase, `heart` of the leases that it renews with. Raises what `start` raises.
         """
         self._status = status
         self.start(name, threads, engine, incarnation)
@@ -138,9 +138,9 @@ class Application:
         _log.info("worker_ready", worker=self.runtime.owner)
         self._enter(PoolPhase.SERVING)
 
-    def _enter(self, stage: PoolPhase) -> None:
+    def _enter(self, phase: PoolPhase) -> None:
         if self._status is not None:
-            self._status.enter(stage)
+            self._status.enter(phase)
 
     def _on_stopping(self, **_: Any) -> None:
         if self._stopping:

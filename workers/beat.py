@@ -89,7 +89,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no type hints
             self._dead_letters().put_key(clock.now(), self.lock_key, found, "lock")
         return False
 
-    def _mend(self, why: str) -> None:
+    def _mend(self, reason: str) -> None:
         """Put aside what the schedule cannot be read from, so that the next tick writes it anew."""
         conf = self.app.redbeat_conf
         expected = {self.lock_key: "string", conf.schedule_key: "zset", conf.statics_key: "set"}
@@ -104,7 +104,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no type hints
                 elif name != self.lock_key:
                     rest.append(name)
             if not wrong and rest:
-                dead.put(clock.now(), conf.schedule_key, Reason.UNREADABLE, why, b"")
+                dead.put(clock.now(), conf.schedule_key, Reason.UNREADABLE, reason, b"")
                 client.unlink(*rest)
         except RedisError as error:
             _log.warning("beat_interrupted", error=str(error))

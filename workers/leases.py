@@ -57,31 +57,31 @@ class Holding:
         self.claim = claim
         self.renewed = time.monotonic()
         self._lock = threading.Lock()
-        self._why: StopReason | None = None
+        self._reason: StopReason | None = None
         self._on_stop: Callable[[], None] | None = None
 
     @property
-    def why(self) -> StopReason | None:
+    def reason(self) -> StopReason | None:
         """Why the work is to be left; None while it may go on."""
-        return self._why
+        return self._reason
 
     def on_stop(self, action: Callable[[], None]) -> None:
         """What makes the work stop, from any thread. Called at once when it was to stop already."""
         with self._lock:
             self._on_stop = action
-            stopped = self._why is not None
+            stopped = self._reason is not None
         if stopped:
             self._run(action)
 
-    def stop(self, why: StopReason) -> None:
+    def stop(self, reason: StopReason) -> None:
         """Leave the work. The first reason counts, but that a lease is lost outweighs the others."""
         with self._lock:
-            first = self._why is None
-            if first or why is StopReason.LOST:
-                self._why = why
+            first = self._reason is None
+            if first or reason is StopReason.LOST:
+                self._reason = reason
             action = self._on_stop
         if first:
-            _log.info("step_told_to_stop", why=why, step_id=str(self.claim.step_id), attempt=self.claim.attempt)
+            _log.info("step_told_to_stop", reason=reason, step_id=str(self.claim.step_id), attempt=self.claim.attempt)
             if action is not None:
                 self._run(action)
 

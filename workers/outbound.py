@@ -166,9 +166,9 @@ class _Caller:
         return found
 
 
-def _unreachable(hop: Hop, why: str) -> StepFailure:
-    return StepFailure(FailureReason.HTTP_UNREACHABLE, f"{hop} cannot be reached: {why}")
+def _unreachable(hop: Hop, reason: str) -> StepFailure:
+    return StepFailure(FailureReason.HTTP_UNREACHABLE, f"{hop} cannot be reached: {reason}")
 
 
-def _refused(hop: Hop, why: str) -> StepFailure:
-    return StepFailure(FailureReason.HTTP_REFUSED, f"{hop} may not be called: {why}")
+def _refused(hop: Hop, reason: str) -> StepFailure:
+    return StepFailure(FailureReason.HTTP_REFUSED, f"{hop} may not be called: {reason}")

@@ -29,7 +29,7 @@ _NEGLIGIBLE_SECONDS = 0.5
 _ZERO_SECONDS = 1e-6
 
 _HELD_BYTES = """
-    SELECT COALESCE(sum(bytes), 0)::bigint FROM claim JOIN reservation ON reservation.id = reservation_id
+    SELECT COALESCE(sum(bytes), 0)::bigint FROM reservation_device JOIN reservation ON reservation.id = reservation_id
     WHERE namespace = {} AND state <> 'released'
 """
 _SET_LIMITS = text(f"""

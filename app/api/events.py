@@ -35,7 +35,7 @@ class EntryOut(BaseModel):
     at: datetime
     step: str | None = Field(description="the step or item concerned; null for the run itself")
     attempt: int | None
-    what: str = Field(description="the new state, or the name of another event")
+    event: str = Field(description="the new state, or the name of another event")
     cause: dict[str, Any] | None
 
 
@@ -112,7 +112,7 @@ def send(
     The payload must conform to the step's schema. An approval accepts `{"approved": true}` or `false`, optionally with
     `by` and `comment`. The same `Idempotency-Key` returns the same event, with 200.
     """
-    accepted = control.tell(services.runs, run_id, event.name, event.payload, idempotency_key)
+    accepted = control.send_event(services.runs, run_id, event.name, event.payload, idempotency_key)
     response.status_code = 202 if accepted.created else 200
     return EventOut(id=accepted.id, answered=accepted.step)
 
@@ -131,7 +131,7 @@ async def _stream(services: Services, run_id: UUID, after: int) -> AsyncIterator
             continue
         for row in rows:
             after, silent = row.id, 0.0
-            yield f"id: {row.id}\nevent: {row.what}\ndata: {EntryOut.model_validate(row).model_dump_json()}\n\n"
+            yield f"id: {row.id}\nevent: {row.event}\ndata: {EntryOut.model_validate(row).model_dump_json()}\n\n"
         if not rows:
             if state in FINAL_RUNS:
                 return

@@ -43,19 +43,19 @@ class ReserveOut(BaseModel):
     since: datetime
 
 
-class StandingOut(BaseModel):
+class PoolTargetOut(BaseModel):
     """A model that is kept running."""
 
     model: str
     pools: int
     pinned: bool
-    by: Literal["order", "settings"] = Field(description="an operator command, or the setting pools.models")
+    by: Literal["operator", "settings"] = Field(description="an operator command, or the setting pools.models")
 
 
 class OrphanOut(BaseModel):
     """A process or reservation on which ledger and processes disagree. The host's agent, if it runs, resolves it."""
 
-    what: Literal["process", "reservation"] = Field(
+    kind: Literal["process", "reservation"] = Field(
         description="a process without a reservation, or a reservation whose process is gone or silent"
     )
     pool: str
@@ -71,7 +71,7 @@ class FleetOut(BaseModel):
     hosts: list[HostOut]
     pools: list[PoolOut]
     reserves: list[ReserveOut]
-    standing: list[StandingOut] = Field(
+    targets: list[PoolTargetOut] = Field(
         description="models that are kept running by operators and settings; models whose entry has a `min` are too"
     )
     orphans: list[OrphanOut]
@@ -127,12 +127,12 @@ class DefragmentationList(BaseModel):
 def get(services: InjectedServices) -> FleetOut:
     """The whole fleet at one instant."""
     seen = views.fleet(services.database)
-    kept = [StandingOut(model=name, pools=1, pinned=True, by="settings") for name in services.settings.pools.models]
+    kept = [PoolTargetOut(model=name, pools=1, pinned=True, by="settings") for name in services.settings.pools.models]
     return FleetOut(
         hosts=[hosts.out(host) for host in seen.hosts],
         pools=[pools.out(pool) for pool in seen.pools],
         reserves=_reserves(services, seen),
-        standing=kept + [StandingOut(**row._asdict(), by="order") for row in seen.standing],
+        targets=kept + [PoolTargetOut(**row._asdict(), by="operator") for row in seen.targets],
         orphans=[_orphan(row) for row in seen.orphans],
         refusals=[_refusal(row) for row in seen.refusals],
     )
@@ -185,7 +185,7 @@ def _reserves(services: Services, seen: FleetView) -> list[ReserveOut]:
 
 
 def _orphan(row: Any) -> OrphanOut:
-    return OrphanOut(what=row.what, pool=row.id, model=row.model, host=row.host, pid=row.pid, since=row.since)
+    return OrphanOut(kind=row.kind, pool=row.id, model=row.model, host=row.host, pid=row.pid, since=row.since)
 
 
 def _refusal(row: Any) -> RefusalOut:

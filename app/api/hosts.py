@@ -31,11 +31,11 @@ class DeviceOut(BaseModel):
     capacity: int = Field(description="most bytes that all reservations together may have")
     reserved: int = Field(description="bytes of the reservations")
     free: int = Field(description="bytes that can still be reserved")
-    set_aside: int = Field(
+    guaranteed: int = Field(
         description="guaranteed capacity: bytes reserved for models that are not loaded, lent to others while idle"
     )
     used: int = Field(description="measured bytes in use by all processes")
-    strangers: int = Field(description="unmanaged memory: bytes of the capacity used without a reservation")
+    unmanaged: int = Field(description="unmanaged memory: bytes of the capacity used without a reservation")
     temperature: int | None = Field(description="degrees Celsius")
     utilisation: float | None = Field(description="0 to 1")
 
@@ -121,9 +121,9 @@ def out(seen: HostView) -> HostOut:
                 capacity=device.capacity_bytes,
                 reserved=device.charged_bytes,
                 free=device.capacity_bytes - device.charged_bytes,
-                set_aside=device.set_aside_bytes,
+                guaranteed=device.guaranteed_bytes,
                 used=device.used_bytes,
-                strangers=device.stranger_bytes,
+                unmanaged=device.unmanaged_bytes,
                 temperature=device.temperature,
                 utilisation=device.utilisation,
             )

@@ -35,7 +35,7 @@ class PoolOut(BaseModel):
     peak: dict[str, int] = Field(description="the highest measurement, by id of the device")
     slots: int
     busy: int
-    stage: str | None = Field(description="its current phase, as it reports it")
+    phase: str | None = Field(description="its current phase, as it reports it")
     progress: float = Field(description="of the load, 0 to 1")
     purpose: str
     reason: str = Field(description="why it was started")
@@ -47,7 +47,7 @@ class PoolOut(BaseModel):
     threads: int | None
     created_at: datetime
     serving_at: datetime | None
-    heard_at: datetime | None = Field(description="its last heartbeat")
+    heartbeat_at: datetime | None = Field(description="its last heartbeat")
     last_used_at: datetime | None
     ended_at: datetime | None
 
@@ -165,19 +165,19 @@ def out(seen: PoolView) -> PoolOut:
         peak=row.peak or {},
         slots=row.slots,
         busy=row.busy or 0,
-        stage=row.stage,
+        phase=row.phase,
         progress=row.progress or 0.0,
         purpose=row.purpose,
         reason=row.reason,
         stop_reason=row.stop_reason,
         waits_for=list(row.after),
         failed=bool(row.failed),
-        ending=row.ending or row.why,
+        ending=row.ending or row.release_reason,
         pid=row.pid,
         threads=row.threads,
         created_at=row.created_at,
         serving_at=row.serving_at,
-        heard_at=row.heard_at,
+        heartbeat_at=row.heartbeat_at,
         last_used_at=row.last_used_at,
         ended_at=row.ended_at or row.released_at,
     )

@@ -78,7 +78,7 @@ class ItemCounts(BaseModel):
 
     total: int
     waiting: int
-    under_way: int
+    in_flight: int
     failed: int
 
 
@@ -405,7 +405,7 @@ def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str]) ->
     counts = None
     if step.items is not None:
         counts = ItemCounts(
-            total=step.items, waiting=step.items_waiting, under_way=step.items_under_way, failed=step.items_failed
+            total=step.items, waiting=step.items_waiting, in_flight=step.items_in_flight, failed=step.items_failed
         )
     return StepOut(
         **{name: getattr(step, name) for name in StepOut.model_fields if name not in computed},

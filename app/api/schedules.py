@@ -44,7 +44,7 @@ class LastFireOut(BaseModel):
     id: UUID
     at: datetime
     state: FireState
-    why: str | None = Field(description="why there is no run")
+    reason: str | None = Field(description="why there is no run")
     decided_at: datetime
 
 
@@ -86,7 +86,7 @@ class ScheduleOut(BaseModel):
     timezone: str
     state: Literal["active", "paused", "ended"] = Field(description="`ended`: it has no further fires")
     paused_at: datetime | None
-    paused_why: str | None
+    paused_reason: str | None
     next: NextOut | None = Field(description="null while it is paused, and after its end")
     waiting: int = Field(description="fires that wait for an earlier run to end")
     last_fire: LastFireOut | None
@@ -174,10 +174,10 @@ def delete(name: _Name, schedules: _Service) -> None:
 def pause(
     name: _Name,
     schedules: _Service,
-    why: Annotated[str | None, Query(max_length=1000, description="the reason, shown with the schedule")] = None,
+    reason: Annotated[str | None, Query(max_length=1000, description="the reason, shown with the schedule")] = None,
 ) -> ScheduleOut:
     """Pause a schedule: it does not fire until it is resumed. Waiting fires are skipped; runs continue."""
-    return _out(schedules.pause(name, why))
+    return _out(schedules.pause(name, reason))
 
 
 @router.post("/{name}/resume", summary="Resume a schedule", responses=problems.documented(404))
@@ -236,7 +236,7 @@ def _out(view: View) -> ScheduleOut:
     last_fire = last_run = None
     if row.fire_id is not None:
         last_fire = LastFireOut(
-            id=row.fire_id, at=row.fire_at, state=row.fire_state, why=row.fire_why, decided_at=row.fire_decided_at
+            id=row.fire_id, at=row.fire_at, state=row.fire_state, reason=row.fire_reason, decided_at=row.fire_decided_at
         )
     if row.run_id is not None:
         last_run = LastRunOut(
@@ -251,7 +251,7 @@ def _out(view: View) -> ScheduleOut:
         timezone=schedule.timezone,
         state=view.state,
         paused_at=row.paused_at,
-        paused_why=row.paused_why,
+        paused_reason=row.paused_reason,
         next=None if view.next is None else NextOut.model_validate(view.next, from_attributes=True),
         waiting=row.waiting,
         last_fire=last_fire,

@@ -55,8 +55,8 @@ class PoolOptions(CatalogTable):
     reserve: ReserveOptions | None = Field(default=None, description="a table such as { devices = 1, slots = 4 }")
     #: Hosts, or ids of devices, on which the model may be placed; empty means all.
     only: tuple[_Place, ...] = Field(default=(), description="a list of names of hosts and ids of devices")
-    #: Models with which it never shares a device (anti-affinity); its own name keeps its pools on different devices.
-    apart_from: tuple[_Place, ...] = Field(default=(), description="a list of names of models")
+    #: Models with which it never shares a device; its own name keeps its pools on different devices.
+    anti_affinity: tuple[_Place, ...] = Field(default=(), description="a list of names of models")
     #: Which of several suitable devices is chosen: the fullest, or the emptiest.
     packing: Literal["binpack", "spread"] = Field(default="binpack", description="binpack or spread")
 

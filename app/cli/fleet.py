@@ -44,7 +44,7 @@ _STYLES: Mapping[str, str] = {
     "suspect": "bold red",
     "ended": "dim",
     "failed": "red",
-    "open": "green",
+    "schedulable": "green",
     "cordoned": "yellow",
     "lost": "bold red",
     "silent": "bold red",
@@ -251,10 +251,10 @@ def drain(context: typer.Context, host: _Host, as_json: AsJson = False) -> None:
     _mark(context, host, "draining", as_json=as_json)
 
 
-@hosts_app.command("open")
-def open_host(context: typer.Context, host: _Host, as_json: AsJson = False) -> None:
-    """Open a cordoned or draining host for new pools again."""
-    _mark(context, host, "open", as_json=as_json)
+@hosts_app.command("uncordon")
+def uncordon(context: typer.Context, host: _Host, as_json: AsJson = False) -> None:
+    """Uncordon a host: new pools are placed on it again."""
+    _mark(context, host, "schedulable", as_json=as_json)
 
 
 @hosts_app.command()
@@ -331,7 +331,7 @@ def _print_moves(found: Mapping[str, Any], verb: str) -> None:
 def _print_rest(found: Mapping[str, Any]) -> None:
     """Print everything except hosts and pools."""
     lines: list[tuple[str, str, str]] = []
-    for one in found["standing"]:
+    for one in found["targets"]:
         count = "a pool" if one["pools"] == 1 else f"{one['pools']} pools"
         source = "by pools.models" if one["by"] == "settings" else "until it is stopped"
         lines.append(("kept", "green", f"{one['model']}: {count}{', pinned' if one['pinned'] else ''}, {source}"))
@@ -340,7 +340,7 @@ def _print_rest(found: Mapping[str, Any]) -> None:
         use = "idle, and lent to others" if one["idle"] else "in use"
         lines.append(("reserve", "cyan", f"{one['model']}: {size} on {where}, {use}"))
     for one in found["orphans"]:
-        kind = "a process without a reservation" if one["what"] == "process" else "a reservation without a process"
+        kind = "a process without a reservation" if one["kind"] == "process" else "a reservation without a process"
         lines.append(("orphan", "bold red", f"{one['pool'][-6:]} ({one['model']}) on {one['host']}: {kind}"))
     for one in found["refusals"]:
         when = "" if one["estimate_s"] is None else f" (in about {seconds(one['estimate_s'])})"
@@ -366,10 +366,10 @@ def _print_hosts(hosts: Sequence[Mapping[str, Any]]) -> None:
                 what,
                 rounded(device["capacity"]),
                 rounded(device["reserved"]) if device["reserved"] else "-",
-                rounded(device["set_aside"]) if device["set_aside"] else "-",
+                rounded(device["guaranteed"]) if device["guaranteed"] else "-",
                 rounded(device["free"]),
                 "-" if device["simulated"] else rounded(device["used"]),
-                "-" if device["simulated"] else rounded(device["strangers"]),
+                "-" if device["simulated"] else rounded(device["unmanaged"]),
             )
     console().print(printed if printed.row_count else "no host has joined: start an agent with `arriero agent`")
     for host in hosts:
@@ -384,7 +384,7 @@ def _print_pools(pools: Sequence[Mapping[str, Any]], *, ended: bool = False) -> 
     for pool in pools:
         state = pool["state"] or ("failed" if pool["failed"] else "ended")
         label = (
-            f"{pool['stage']} {pool['progress']:.0%}" if state == "starting" and pool["stage"] == "loading" else state
+            f"{pool['phase']} {pool['progress']:.0%}" if state == "starting" and pool["phase"] == "loading" else state
         )
         why = pool["ending"] if pool["state"] is None else pool["stop_reason"] or pool["reason"]
         printed.add_row(

@@ -52,7 +52,7 @@ def _line(step: Mapping[str, Any], others: list[str]) -> Text:
         parts.append(f"{step['model']}, {step['tokens_in']} + {step['tokens_out']} tokens")
     if step["items"]:
         items = step["items"]
-        done = items["total"] - items["waiting"] - items["under_way"]
+        done = items["total"] - items["waiting"] - items["in_flight"]
         parts.append(f"{done}/{items['total']} items" + (f", {items['failed']} failed" if items["failed"] else ""))
     if step["took_s"] is not None:
         parts.append(seconds(step["took_s"]))

@@ -53,7 +53,7 @@ def wait(settings: Settings, members: Sequence[ProcessMember], report: Report, d
 def _heard(settings: Settings) -> dict[str, str | None]:
     """Every pool that is known, and when it last told of itself."""
     with connected(settings) as client:
-        return {pool["id"]: pool["heard_at"] for pool in client.get("/v1/pools", ended=True)["pools"]}
+        return {pool["id"]: pool["heartbeat_at"] for pool in client.get("/v1/pools", ended=True)["pools"]}
 
 
 def _still_loading(
@@ -69,7 +69,7 @@ def _still_loading(
     with connected(settings) as client:
         for model in models:
             pools = client.get("/v1/pools", model=model, ended=True)["pools"]
-            heard = [pool for pool in pools if before.get(pool["id"]) != pool["heard_at"]]
+            heard = [pool for pool in pools if before.get(pool["id"]) != pool["heartbeat_at"]]
             if any(pool["state"] == "serving" for pool in heard):
                 report("info", f"{model} is served")
                 continue

@@ -91,8 +91,8 @@ def cancel_step(
     _post(context, f"/v1/runs/{run_id}/steps/{step}/cancel", as_json, "{key} is {state}")
 
 
-@app.command(rich_help_panel=CONTROL)
-def tell(
+@app.command("send-event", rich_help_panel=CONTROL)
+def send_event(
     context: typer.Context,
     run_id: RunId,
     event: Annotated[str, typer.Argument(metavar="EVENT", help="The event; for an approval, the id of its step.")],
@@ -148,10 +148,10 @@ def history(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> N
     printed = table(("time", "step", "attempt", "event", "cause"), right=("attempt",))
     for entry in events:
         cause = entry["cause"] or {}
-        why = cause.get("message") or cause.get("why") or (json.dumps(cause, ensure_ascii=False) if cause else "")
+        message = cause.get("message") or (json.dumps(cause, ensure_ascii=False) if cause else "")
         at = datetime.fromisoformat(entry["at"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
         printed.add_row(
-            at, entry["step"] or "-", str(entry["attempt"] or "-"), state(entry["what"]), shortened(why, 160)
+            at, entry["step"] or "-", str(entry["attempt"] or "-"), state(entry["event"]), shortened(message, 160)
         )
     console().print(printed)
 

@@ -90,12 +90,12 @@ def delete(context: typer.Context, name: ScheduleName) -> None:
 def pause(
     context: typer.Context,
     name: ScheduleName,
-    why: Annotated[str | None, typer.Option(help="The reason, which is shown with the schedule.")] = None,
+    reason: Annotated[str | None, typer.Option(help="The reason, which is shown with the schedule.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Pause a schedule: it does not fire. Waiting fires are skipped; runs continue."""
     with connected(settings_of(context)) as client:
-        _print_state(client.post(f"/v1/schedules/{name}/pause", parameters={"why": why}), as_json=as_json)
+        _print_state(client.post(f"/v1/schedules/{name}/pause", parameters={"reason": reason}), as_json=as_json)
 
 
 @app.command()
@@ -126,7 +126,7 @@ def trigger(
     elif fire["run_id"]:
         typer.echo(fire["run_id"])
     else:
-        notes().print(f"{fire['state']}{': ' + fire['why'] if fire['why'] else ''}", markup=False)
+        notes().print(f"{fire['state']}{': ' + fire['reason'] if fire['reason'] else ''}", markup=False)
     codes = {FireState.SKIPPED: 4, FireState.FAILED: 1}
     raise typer.Exit(codes.get(fire["state"], 0))
 
@@ -177,9 +177,9 @@ def _print_state(found: Mapping[str, Any], *, as_json: bool) -> None:
 def _print_head(found: Mapping[str, Any]) -> None:
     document = found["schedule"]
     version = "the newest" if found["version"] is None else found["version"]
-    why = f": {found['paused_why']}" if found["paused_why"] else ""
+    reason = f": {found['paused_reason']}" if found["paused_reason"] else ""
     lines = [
-        ("state", f"{found['state']}{why}"),
+        ("state", f"{found['state']}{reason}"),
         ("workflow", f"{found['workflow']}, version {version}"),
         ("trigger", f"{found['trigger']}, {found['timezone']}"),
         ("next", _next(found)),
@@ -196,7 +196,7 @@ def _print_head(found: Mapping[str, Any]) -> None:
 def _print_fires(fires: Sequence[Mapping[str, Any]]) -> None:
     printed = table(("fire", "state", "run", "detail"))
     for fire in fires:
-        detail = fire["why"] or ("triggered by hand" if fire["by_hand"] else "")
+        detail = fire["reason"] or ("triggered by hand" if fire["by_hand"] else "")
         if fire["count"] != 1:
             many = "many" if fire["count"] is None else str(fire["count"])
             detail = f"{many} until {_formatted(fire['last_at'])}: {detail}"

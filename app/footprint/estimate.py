@@ -37,7 +37,7 @@ from app.kernel.errors import ArrieroError
 _log = log.get(__name__)
 
 #: The module that makes a dry run. `app` never imports `workers`; it starts them as processes.
-_PROBE = "workers.engine.probe"
+_PROBE = "workers.engine.bindings.probe"
 #: A dry run only reads a header and a vocabulary; the time allows for a slow disk or a busy machine.
 _TIMEOUT = timedelta(seconds=60)
 #: Maximum bytes of states and records of cells, which llama.cpp allocates even in a dry run.

@@ -59,7 +59,7 @@ _RUNNING_RUNS = f"""
 """
 # The items of a map start in order, a few at a time; the steps after a map wait for all of them.
 _MAPS = """
-    SELECT step.id, step.run_id, waiting, stopping, waiting / GREATEST(under_way, 1) + 1 AS rounds
+    SELECT step.id, step.run_id, waiting, stopping, waiting / GREATEST(in_flight, 1) + 1 AS rounds
     FROM step JOIN fan_out ON step_id = step.id
     WHERE step.run_id = running_run.id AND step.kind = 'map' AND step.state = 'awaiting'
 """

@@ -47,14 +47,14 @@ def test_simulated_parts_of_the_fleet_are_marked(client: TestClient, pool: str) 
 
     (host,) = found["hosts"]
     cpu, simulated = host["devices"]
-    assert (host["state"], host["alive"], host["problems"]) == ("open", True, ["a driver does not answer"])
-    assert (cpu["capacity"], cpu["reserved"], cpu["free"], cpu["strangers"]) == (1500, 0, 1500, 200)
+    assert (host["state"], host["alive"], host["problems"]) == ("schedulable", True, ["a driver does not answer"])
+    assert (cpu["capacity"], cpu["reserved"], cpu["free"], cpu["unmanaged"]) == (1500, 0, 1500, 200)
     assert (simulated["simulated"], simulated["reserved"]) == (True, 600)
     (shown,) = found["pools"]
     assert (shown["id"], shown["state"], shown["simulated"], shown["busy"]) == (pool, "serving", True, 1)
     assert shown["name"] == "simulated-pool.x"
     kept = {"model": MODEL, "pools": 1, "pinned": True, "by": "settings"}
-    assert (found["standing"], found["reserves"], found["orphans"]) == ([kept], [], [])
+    assert (found["targets"], found["reserves"], found["orphans"]) == ([kept], [], [])
 
 
 def test_a_pool_is_found_by_the_end_of_its_id_and_its_log_is_kept(
@@ -104,7 +104,7 @@ def test_explanations_of_models_and_steps(client: TestClient, services: Services
 
 def test_hosts_are_cordoned_opened_and_removed(client: TestClient, database: Database, pool: str) -> None:
     assert client.put("/v1/hosts/h", json={"state": "cordoned"}).json()["state"] == "cordoned"
-    assert client.put("/v1/hosts/h", json={"state": "open"}).json()["state"] == "open"
+    assert client.put("/v1/hosts/h", json={"state": "schedulable"}).json()["state"] == "schedulable"
     conflict = client.delete("/v1/hosts/h")
     assert (conflict.status_code, "stop it first" in conflict.json()["detail"]) == (409, True)
 
@@ -130,7 +130,7 @@ def test_hosts_are_cordoned_opened_and_removed(client: TestClient, database: Dat
         ("PUT", "/v1/namespaces/Team", {}, 422, "is not a valid name of a namespace"),
         ("GET", "/v1/fleet/defragmentations?limit=0", None, 422, "limit"),
         ("GET", "/v1/pools/ffffff", None, 404, "no pool 'ffffff'"),
-        ("PUT", "/v1/hosts/h", {"state": "open"}, 404, "no host 'h'"),
+        ("PUT", "/v1/hosts/h", {"state": "schedulable"}, 404, "no host 'h'"),
         ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it instead"),
     ],
 )

@@ -91,16 +91,16 @@ def test_a_run_is_paused_resumed_and_receives_events(client: TestClient, worker:
     assert again.status_code in (200, 409)
 
     page = get(client, f"{base}/events?limit=3")
-    assert [entry["what"] for entry in page["events"]][:2] == ["submitted", "ready"]
+    assert [entry["event"] for entry in page["events"]][:2] == ["submitted", "ready"]
     rest = get(client, f"{base}/events?after={page['next_after']}")["events"]
-    assert rest[-1]["what"] == "succeeded"
+    assert rest[-1]["event"] == "succeeded"
 
     with client.stream("GET", f"{base}/events", headers={"Accept": "text/event-stream"}) as stream:
         text = "".join(stream.iter_text())
     told_ids = [int(line[4:]) for line in text.splitlines() if line.startswith("id: ")]
     assert told_ids == [entry["id"] for entry in page["events"] + rest]
     last = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")][-1]
-    assert (last["what"], last["step"]) == ("succeeded", None)
+    assert (last["event"], last["step"]) == ("succeeded", None)
     with client.stream(
         "GET", f"{base}/events", headers={"Accept": "text/event-stream", "Last-Event-ID": str(told_ids[-2])}
     ) as stream:

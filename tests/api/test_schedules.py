@@ -70,11 +70,11 @@ def test_a_trigger_creates_a_run_and_a_fire(client: TestClient) -> None:
 
 def test_a_paused_schedule_stays_paused_until_resumed(client: TestClient) -> None:
     put(client)
-    paused = client.post("/v1/schedules/nightly/pause", params={"why": "holidays"}).json()
-    assert (paused["state"], paused["paused_why"], paused["next"]) == ("paused", "holidays", None)
+    paused = client.post("/v1/schedules/nightly/pause", params={"reason": "holidays"}).json()
+    assert (paused["state"], paused["paused_reason"], paused["next"]) == ("paused", "holidays", None)
     assert put(client, description="changed").json()["state"] == "paused"
     resumed = client.post("/v1/schedules/nightly/resume").json()
-    assert (resumed["state"], resumed["paused_why"]) == ("active", None)
+    assert (resumed["state"], resumed["paused_reason"]) == ("active", None)
     assert client.post("/v1/schedules/nightly/resume").status_code == 200
 
 

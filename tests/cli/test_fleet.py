@@ -152,7 +152,7 @@ def test_a_host_is_cordoned_drained_opened_and_removed(arriero: Arriero, fleet: 
     with pytest.raises(Conflict, match="alpha:1 is not started: no device of the type simulated is open"):
         arriero("pools", "start", ALPHA, "--wait")
     assert "draining" in arriero("hosts", "drain", "h").stdout
-    assert "open" in arriero("hosts", "open", "h").stdout
+    assert "schedulable" in arriero("hosts", "uncordon", "h").stdout
     with pytest.raises(Conflict, match="stop it first"):
         arriero("hosts", "remove", "h")
     fleet.hosts.leave("h", fleet.agent)

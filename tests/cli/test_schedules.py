@@ -36,7 +36,7 @@ def file(database: Database, tmp_path: Path) -> Path:
 def test_the_life_of_a_schedule(arriero: Arriero, file: Path) -> None:
     assert "nightly is active, next fire 20" in arriero("put", file).stdout
     assert "30 2 * * *, Europe/Berlin" in arriero("list").stdout
-    assert arriero("pause", "nightly", "--why", "holidays").stdout == "nightly is paused\n"
+    assert arriero("pause", "nightly", "--reason", "holidays").stdout == "nightly is paused\n"
     run_id = arriero("trigger", "nightly", "--key", "k").stdout.strip()
     assert arriero("trigger", "nightly", "--key", "k").stdout.strip() == run_id
     skipped = arriero("trigger", "nightly", exits=4)

@@ -59,7 +59,7 @@ _MOMENT = 3.0
 _CLAIMS = text("""
     SELECT reservation.id::text, reservation.state, device.id AS device, bytes, capacity_bytes AS capacity,
            host.lost_at IS NOT NULL AS lost
-    FROM reservation JOIN claim ON reservation_id = reservation.id JOIN device ON device.id = device_id
+    FROM reservation JOIN reservation_device ON reservation_id = reservation.id JOIN device ON device.id = device_id
     JOIN host ON host.name = device.host
 """)
 
@@ -195,8 +195,8 @@ def kills(stage: Stage, count: int, seed: int, *, freeze: bool = False, every: i
 
 #: In the middle of what a pool is when something is killed.
 _MOMENTS: Mapping[str, Callable[[PoolView], bool]] = {
-    "loading": lambda pool: pool.row.stage in {"starting", "loading", "warming"},
-    "draining": lambda pool: pool.row.desired != "run" or pool.row.stage in {"draining", "unloading"},
+    "loading": lambda pool: pool.row.phase in {"starting", "loading", "warming"},
+    "draining": lambda pool: pool.row.desired != "run" or pool.row.phase in {"draining", "unloading"},
     "working": lambda pool: bool(pool.row.busy),
 }
 

@@ -186,7 +186,7 @@ def test_a_host_that_is_cut_off_lets_go_and_comes_back(stage: Stage, links: dict
     until(lambda: state_of(stage, away) == (HostState.LOST, False))
 
     links[away].mend()
-    until(lambda: state_of(stage, away) == (HostState.OPEN, True))
+    until(lambda: state_of(stage, away) == (HostState.SCHEDULABLE, True))
     assert agents[away].container.child.alive
     run_ids.append(ask(stage, GAMMA))
     until_done(stage, run_ids)

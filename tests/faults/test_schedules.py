@@ -59,7 +59,7 @@ def test_killed_beat_and_control_worker_and_a_lost_broker_double_and_drop_no_fir
     schedules.pause("ticking")
     until(lambda: not {fire.state for fire in fires()} & {FireState.WAITING, FireState.STARTING})
     until(lambda: stage.open_runs() == 0)
-    made = [fire for fire in fires() if fire.why != "the schedule was paused"]
+    made = [fire for fire in fires() if fire.reason != "the schedule was paused"]
     assert {fire.state for fire in made} == {"fired"}
     assert {following.at - fire.at for fire, following in pairwise(made)} == {SECOND}
     assert len({fire.run_id for fire in made}) == len(made)

@@ -68,7 +68,7 @@ def test_the_pool_tells_prometheus_what_it_did(live: Live) -> None:
     assert f'model="{MODEL}"' in written[1]
     assert f'worker="{file.stem}@' in written[1]
     assert float(written[2]) > 0
-    assert re.search(r'^arriero_pool_stage\{.*stage="serving".*\} 1.0$', text, re.MULTILINE)
+    assert re.search(r'^arriero_pool_phase\{.*phase="serving".*\} 1.0$', text, re.MULTILINE)
 
 
 #: Whatever the model would rather do, it writes at least so many letters: some hundred tokens.
@@ -152,7 +152,7 @@ def test_models_and_workers_are_seen(live: Live) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "error"),
     [
         (("run", "nothing"), 3, "there are: document-digest, extraction"),
         (("run", "support-triage"), 2, "inputs.message: this input is missing"),
@@ -171,11 +171,11 @@ def test_models_and_workers_are_seen(live: Live) -> None:
     ],
 )
 def test_errors_say_what_is_wrong_and_exit_by_the_table(
-    live: Live, arguments: tuple[str, ...], code: int, told: str
+    live: Live, arguments: tuple[str, ...], code: int, error: str
 ) -> None:
     done = live.arriero(*arguments, expect=code)
 
-    assert told in done.stderr
+    assert error in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -81,7 +81,7 @@ def test_a_held_lease_is_renewed(runs: Runs, make: Make) -> None:
     shorten(runs, claim.step_id)
     with make().hold(claim) as holding:
         assert until(lambda: lease_of(runs, claim.step_id) > 30)
-        assert holding.why is None
+        assert holding.reason is None
 
 
 def test_a_cancel_is_heard_without_waiting_for_a_renewal(runs: Runs, make: Make) -> None:
@@ -91,7 +91,7 @@ def test_a_cancel_is_heard_without_waiting_for_a_renewal(runs: Runs, make: Make)
         # The thread listens once it has renewed for the first time: a cancel before that is found by the renewal.
         runs.cancel(claim.run_id)
         assert event.wait(SOON)
-        assert holding.why is StopReason.CANCELLED
+        assert holding.reason is StopReason.CANCELLED
 
 
 def test_a_lease_that_another_has_is_left(runs: Runs, make: Make) -> None:
@@ -100,7 +100,7 @@ def test_a_lease_that_another_has_is_left(runs: Runs, make: Make) -> None:
         work.run(text("UPDATE step SET owner = 'another' WHERE id = :id"), {"id": claim.step_id})
     with make().hold(claim) as holding:
         assert stopped(holding).wait(SOON)
-        assert holding.why is StopReason.LOST
+        assert holding.reason is StopReason.LOST
 
 
 def test_an_engine_without_progress_keeps_no_lease(runs: Runs, make: Make) -> None:
@@ -108,7 +108,7 @@ def test_an_engine_without_progress_keeps_no_lease(runs: Runs, make: Make) -> No
     shorten(runs, claim.step_id)
     with make(lease=1.0, stalled=5.0).hold(claim) as holding:
         assert stopped(holding).wait(SOON)
-        assert holding.why is StopReason.LOST
+        assert holding.reason is StopReason.LOST
         assert until(lambda: lease_of(runs, claim.step_id) < 0)
 
 
@@ -120,7 +120,7 @@ def test_draining_stops_what_is_held_and_what_comes(runs: Runs, make: Make) -> N
         assert event.is_set()
         with leases.hold(second) as late:
             assert stopped(late).is_set(), "an action that is set late is called at once"
-            assert late.why is StopReason.DRAINED
+            assert late.reason is StopReason.DRAINED
 
 
 def test_the_listener_comes_back_after_its_connection_was_cut(runs: Runs, make: Make) -> None:
@@ -172,7 +172,7 @@ def test_a_server_that_is_read_only_for_a_while_costs_no_lease(runs: Runs, make:
         assert until(lambda: can_write(runs))
         shorten(runs, claim.step_id)
         assert until(lambda: lease_of(runs, claim.step_id) > 30)
-        assert holding.why is None
+        assert holding.reason is None
 
 
 def can_write(runs: Runs) -> bool:
@@ -190,7 +190,7 @@ def test_a_defect_while_renewing_ends_neither_the_thread_nor_silence(runs: Runs,
 
     with structlog.testing.capture_logs() as lines, make(of=Broken, lease=1.0).hold(claim) as holding:
         assert stopped(holding).wait(SOON)
-        assert holding.why is StopReason.LOST
+        assert holding.reason is StopReason.LOST
     assert any(line["event"] == "leases_interrupted" and line["exc_info"] for line in lines)
 
 
@@ -206,7 +206,7 @@ def test_work_that_cannot_be_stopped_does_not_keep_others_from_it(runs: Runs, ma
         event = stopped(other)
         leases.drain()
         assert event.is_set()
-        assert one.why is StopReason.DRAINED
+        assert one.reason is StopReason.DRAINED
 
 
 @pytest.mark.parametrize("payload", ["", "no id", "{}", "0" * 7000])
@@ -220,7 +220,7 @@ def test_a_notification_that_names_no_step_is_passed_over(runs: Runs, make: Make
             work.run(text("SELECT pg_notify(:channel, :payload)"), {"channel": STOP_CHANNEL, "payload": payload})
         runs.cancel(claim.run_id)
         assert event.wait(SOON)
-        assert holding.why is StopReason.CANCELLED
+        assert holding.reason is StopReason.CANCELLED
 
 
 def listens(runs: Runs) -> bool:
@@ -242,11 +242,11 @@ def test_an_earlier_attempt_that_ends_takes_no_lease_from_the_next(runs: Runs, m
         inner = leases.hold(later)
         holding = inner.__enter__()
         assert stop.wait(SOON)
-        assert before.why is StopReason.LOST
+        assert before.reason is StopReason.LOST
     # The earlier one has left; the later one is renewed as before.
     shorten(runs, later.step_id)
     assert until(lambda: lease_of(runs, later.step_id) > 30)
-    assert holding.why is None
+    assert holding.reason is None
     inner.__exit__(None, None, None)
     assert leases.held() == []
 
@@ -264,6 +264,6 @@ def test_a_lease_is_given_up_in_time_while_the_database_says_nothing(runs: Runs,
     with make(of=Silent, lease=1.0).hold(claim) as holding:
         try:
             assert stopped(holding).wait(SOON)
-            assert holding.why is StopReason.LOST
+            assert holding.reason is StopReason.LOST
         finally:
             over.set()

@@ -46,7 +46,7 @@ def refused(found: Any) -> Reason:
 
 
 def test_what_the_publisher_sends_is_taken_as_it_is(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
-    publisher.publish(RUN_STEP, (STEP, 2), queue="io", priority=3, told="triage/reply #2")
+    publisher.publish(RUN_STEP, (STEP, 2), queue="io", priority=3, detail="triage/reply #2")
     sent = valkey.lindex("io\x06\x163", 0)
     made = json.loads(taken(sent.encode(), "io", 3, "tag"))
 

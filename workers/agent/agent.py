@@ -152,7 +152,9 @@ class Agent:
             id_, _, epoch = file.stem.partition("@")
             process = adopt(file, self._log_file(id_)) if epoch.isdecimal() else None
             if process is not None and not self._reaches_our_servers(process):
-                _log.warning("pool_ended", pool=id_, pid=process.pid, why="database or broker have another address now")
+                _log.warning(
+                    "pool_ended", pool=id_, pid=process.pid, reason="database or broker have another address now"
+                )
                 process.stop(timedelta(0))
             elif process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
@@ -237,14 +239,14 @@ class Agent:
         match convergence.decide(pool, self._local(running), self._limits):
             case Begin():
                 self._begin(pool, inventory_)
-            case Terminate(why=why):
+            case Terminate(reason=reason):
                 assert running is not None, "only what runs is asked"
-                self._ask(pool, running, why)
-            case Kill(why=why):
+                self._ask(pool, running, reason)
+            case Kill(reason=reason):
                 assert running is not None, "only what runs is killed"
-                self._kill(pool, running, why)
-            case GiveBack(why=why):
-                self._give_back(pool, running, why)
+                self._kill(pool, running, reason)
+            case GiveBack(reason=reason):
+                self._give_back(pool, running, reason)
 
     def _end_orphan(self, id_: str) -> None:
         """End a process that holds no bytes any more, and let everybody see that there was one."""
@@ -280,7 +282,7 @@ class Agent:
         try:
             self._hosts.activate(self.host, self._epoch, pool.id, threads)
         except LeaseLost as error:
-            _log.info("pool_not_begun", pool=pool.id, why=str(error))
+            _log.info("pool_not_begun", pool=pool.id, reason=str(error))
             return
         child = Child(
             f"pool {pool.model}",
@@ -301,21 +303,21 @@ class Agent:
             return
         _log.info("pool_begun", pool=pool.id, model=pool.model, pid=child.pid, devices=sorted(pool.bytes))
 
-    def _ask(self, pool: Granted, running: Running, why: str) -> None:
+    def _ask(self, pool: Granted, running: Running, reason: str) -> None:
         if running.asked is None:
             running.process.ask()
-        running.asked, running.asked_at, running.why = pool.desired, time.monotonic(), why
-        _log.info("pool_asked_to_end", pool=pool.id, model=pool.model, how=pool.desired, why=why)
+        running.asked, running.asked_at, running.reason = pool.desired, time.monotonic(), reason
+        _log.info("pool_asked_to_end", pool=pool.id, model=pool.model, how=pool.desired, reason=reason)
 
-    def _kill(self, pool: Granted, running: Running, why: str) -> None:
-        _log.warning("pool_killed", pool=pool.id, model=pool.model, why=why)
-        running.killed, running.why = True, why
+    def _kill(self, pool: Granted, running: Running, reason: str) -> None:
+        _log.warning("pool_killed", pool=pool.id, model=pool.model, reason=reason)
+        running.killed, running.reason = True, reason
         running.process.stop(timedelta(0))
 
-    def _give_back(self, pool: Granted, running: Running | None, why: str) -> None:
+    def _give_back(self, pool: Granted, running: Running | None, reason: str) -> None:
         if running is None:
             self._requeue(pool.id)
-            self._release(pool, None, failed=True, ending=why)
+            self._release(pool, None, failed=True, ending=reason)
             return
         running.process.stop(timedelta(0))  # what is left of its session
         self._requeue(pool.id)
@@ -365,9 +367,9 @@ class Agent:
                 running.threads = shares[id_]
                 used = inventory.used(self.host, inventory_, running.devices, running.process.pid or 0)
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
-                phase = ProcessState.RUNNING if running.asked is None else ProcessState.ASKED
+                state = ProcessState.RUNNING if running.asked is None else ProcessState.STOPPING
                 tail = running.process.log_tail(_TAIL)
-                seen = Observed(id_, phase, running.process.pid, running.threads, used, running.peak, tail)
+                seen = Observed(id_, state, running.process.pid, running.threads, used, running.peak, tail)
                 if self._seen.get(id_) != seen:
                     changed.append(seen)
         self._hosts.observe(changed)
@@ -378,7 +380,7 @@ class Agent:
         _log.info("agent_leaves", host=self.host, pools=len(self._running))
         for running in self._running.values():
             running.process.ask()
-            running.asked, running.asked_at, running.why = Desired.DRAIN, time.monotonic(), "its agent ends"
+            running.asked, running.asked_at, running.reason = Desired.DRAIN, time.monotonic(), "its agent ends"
         limit = time.monotonic() + (self._limits.drain + self._limits.leave).total_seconds()
         pause = threading.Event()
         gone_from_books = False
@@ -402,7 +404,11 @@ class Agent:
         """Give the bytes of a process back that has ended while the agent leaves; the next agent does it otherwise."""
         running.process.stop(timedelta(0))
         ended = PoolEnded(
-            id_, running.process.returncode, failed=False, ending=running.why, log_tail=running.process.log_tail(_TAIL)
+            id_,
+            running.process.returncode,
+            failed=False,
+            ending=running.reason,
+            log_tail=running.process.log_tail(_TAIL),
         )
         try:
             self._requeue(id_)

@@ -78,21 +78,21 @@ class Begin:
 class Terminate:
     """Ask its process to end."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
     """End its process by force."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
     """Its process is gone: see its bytes back, and give them back."""
 
-    why: str
+    reason: str
 
 
 ConvergenceAction = Begin | Terminate | Kill | GiveBack
@@ -118,15 +118,15 @@ def decide(pool: Granted, local: Local | None, limits: ConvergenceLimits) -> Con
         return _without_process(pool)
     if not local.alive:
         return GiveBack("its process ended")
-    if pool.stage is not None and min(pool.silent, local.watched) > limits.silence:  # before, it had no voice
+    if pool.phase is not None and min(pool.silent, local.watched) > limits.silence:  # before, it had no voice
         return Kill(f"it was silent for {_shown(pool.silent)} (setting fleet.heartbeat_timeout)")
     if local.asked is not None:
         return _leaving(pool, local, limits)
     if pool.desired is not Desired.RUN:
         return Terminate(pool.stop_reason)
-    if pool.stage in _ENDING:
-        return Terminate(pool.told or "it ends by itself")
-    if pool.stage in _BEFORE and local.age > limits.start:
+    if pool.phase in _ENDING:
+        return Terminate(pool.detail or "it ends by itself")
+    if pool.phase in _BEFORE and local.age > limits.start:
         return Kill(f"it did not begin to serve within {_shown(limits.start)} (setting pools.start_timeout)")
     if pool.stalled > limits.progress:
         return Kill(f"its engine made no progress for {_shown(pool.stalled)}")

@@ -2,7 +2,7 @@
 The inventory of a host, in the words of the ledger: what its devices hold, what is free, what pins a process to them.
 
 A real device is declared with less than it has: some of it stays free for others. Bytes that are used by processes
-without a reservation are told as strangers', as far as they reach into what could be reserved.
+without a reservation are reported as unmanaged, as far as they exceed the host's own reserve.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def measured(
             Measured(
                 id=id_,
                 used=device.used,
-                strangers=max(others - spare, 0),
+                unmanaged=max(others - spare, 0),
                 temperature=device.temperature,
                 utilisation=device.utilisation,
             )

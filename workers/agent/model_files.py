@@ -54,7 +54,7 @@ class ModelFiles:
     @property
     def problems(self) -> list[str]:
         """Which files cannot be served, and why, in sentences for people."""
-        return [hosts.not_served(name, why) for name, why in sorted(self._wrong.items())]
+        return [hosts.not_served(name, reason) for name, reason in sorted(self._wrong.items())]
 
     def forget(self) -> None:
         """Look at all of them again the next time."""
@@ -75,7 +75,7 @@ class ModelFiles:
                 known += self._look_for(model, inventory_, again=all_of_them)
                 self._hosts.declare_layouts(known)
             if failed:
-                self._set_aside(model, f"its file cannot be read: {type(failed[0]).__name__}: {failed[0]}")
+                self._quarantine(model, f"its file cannot be read: {type(failed[0]).__name__}: {failed[0]}")
 
     def _look_for(self, model: Model, inventory_: Inventory, *, again: bool) -> list[KnownLayout]:
         """What the model needs here, if its file is here, and that is not known yet or wanted `again`."""
@@ -90,14 +90,14 @@ class ModelFiles:
             self._here.pop(model.name, None)
             self._wrong.pop(model.name, None)
         except ModelFileUnusable as error:
-            self._set_aside(model, str(error))
+            self._quarantine(model, str(error))
         else:
             self._here[model.name] = needs.configuration_id(model)
             self._wrong.pop(model.name, None)
         return known
 
-    def _set_aside(self, model: Model, why: str) -> None:
+    def _quarantine(self, model: Model, reason: str) -> None:
         self._here.pop(model.name, None)
-        if self._wrong.get(model.name) != why:
-            self._wrong[model.name] = why
-            _log.warning("model_unusable", model=model.name, error=why)
+        if self._wrong.get(model.name) != reason:
+            self._wrong[model.name] = reason
+            _log.warning("model_unusable", model=model.name, error=reason)

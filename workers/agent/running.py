@@ -28,7 +28,7 @@ class Running:
     asked: Desired | None = None
     asked_at: float = 0.0
     #: Why it was asked to end, or killed.
-    why: str = ""
+    reason: str = ""
     killed: bool = False
     #: By device, the most that it was measured to use.
     peak: dict[str, int] = field(default_factory=dict)
@@ -36,10 +36,10 @@ class Running:
     def ending(self, pool: Granted) -> str:
         """How it ended, in words."""
         code = self.process.returncode
-        if self.why:
-            return self.why
-        if pool.told:
-            return pool.told
+        if self.reason:
+            return self.reason
+        if pool.detail:
+            return pool.detail
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             return f"it was ended by {name}" + (

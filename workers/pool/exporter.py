@@ -95,12 +95,12 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every figure of this instant."""
-        stages = GaugeMetricFamily(
-            "arriero_pool_stage", "1 for what the pool is about.", labels=(*self._names, "stage")
+        phases = GaugeMetricFamily(
+            "arriero_pool_phase", "1 for what the pool is about.", labels=(*self._names, "phase")
         )
-        for stage in PoolPhase:
-            stages.add_metric((*self._values, stage), float(stage is self._status.stage))
-        yield stages
+        for phase in PoolPhase:
+            phases.add_metric((*self._values, phase), float(phase is self._status.phase))
+        yield phases
         yield self._gauge("arriero_pool_loaded_ratio", "Part of the model that is loaded.", self._status.loaded)
         if self.engine is not None:
             yield from self._of_engine(self.engine)

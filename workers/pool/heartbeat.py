@@ -61,7 +61,7 @@ class Heartbeat:
         self._guard = threading.Thread(target=self._mind_the_lease, name="lease-guard", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat; from now on each change of the stage is told at once."""
+        """Begin to beat; from now on each change of the phase is reported at once."""
         self._status.on_change = lambda: self._now.put(None)
         self._thread.start()
         self._guard.start()
@@ -113,7 +113,7 @@ class Heartbeat:
         held = self._leases.held() if self._leases is not None else []
         urgent = min((Priority(one) for one in held), key=lambda one: one.rank, default=None)
         now = self._status
-        return HeartbeatReport(now.stage, now.loaded, now.told, self.worker, len(held), urgent, self._stalled_for())
+        return HeartbeatReport(now.phase, now.loaded, now.detail, self.worker, len(held), urgent, self._stalled_for())
 
     def _follow(self, heard: HeartbeatReply) -> None:
         if heard.desired is Desired.PREEMPT and self._leases is not None:
@@ -139,12 +139,12 @@ class Heartbeat:
                 except Exception:  # noqa: BLE001 the outermost loop of the thread; the next turns end the process
                     _log.exception("pool_not_left")
 
-    def _leave(self, why: str) -> None:
+    def _leave(self, reason: str) -> None:
         """Hand the steps back and end. What has not begun to serve ends at once: a load cannot be stopped otherwise."""
         if not self._leaving.acquire(blocking=False):
             return
-        _log.error("claim_lost", why=why, stage=self._status.stage)
-        self._status.told = why
+        _log.error("claim_lost", reason=reason, phase=self._status.phase)
+        self._status.detail = reason
         if self._leases is None:
             os._exit(LET_GO)
         try:

@@ -200,7 +200,7 @@ class _Pool:
         self.grant = replace(self.grant, revision=adjusted)
 
     def _mind_the_memory(self) -> None:
-        """Claim what the process has grown by. What cannot be had is told: the next pool of the model asks for it."""
+        """Claim what the process has grown by. A refusal is reported: the next pool of the model requests that much."""
         assert self._measuring is not None, "it has loaded"
         if (grown := self._measuring.grown()) is None:
             return

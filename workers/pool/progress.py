@@ -19,17 +19,17 @@ _PAUSE = 2.0
 
 
 class Status:
-    """The stage of one pool."""
+    """The phase of one pool."""
 
     def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._model, self._clock = model, clock
         self._noted = clock()
-        self.stage = PoolPhase.STARTING
+        self.phase = PoolPhase.STARTING
         #: Part of the model that is loaded, 0 to 1.
         self.loaded = 0.0
         #: Why it refused or failed; empty otherwise.
-        self.told = ""
-        #: Called when the stage is another.
+        self.detail = ""
+        #: Called when the phase is another.
         self.on_change: Callable[[], None] = lambda: None
 
     def note_progress(self, loaded: float) -> None:
@@ -40,8 +40,8 @@ class Status:
             self._noted = now
             _log.info("model_loading", model=self._model, percent=round(100 * loaded))
 
-    def enter(self, stage: PoolPhase, told: str = "") -> None:
-        """The next stage began."""
-        self.stage, self.told = stage, told or self.told
-        _log.info("pool_stage", stage=stage, model=self._model)
+    def enter(self, phase: PoolPhase, detail: str = "") -> None:
+        """The next phase began."""
+        self.phase, self.detail = phase, detail or self.detail
+        _log.info("pool_phase", phase=phase, model=self._model)
         self.on_change()

@@ -37,6 +37,8 @@ _MOVES = 5
 _POLL = timedelta(milliseconds=20)
 #: Seconds in which a server that a killed parent left behind has to answer, if it is to be taken over.
 _TAKE_OVER = 3.0
+#: Seconds in which the kept port may become free: the last threads of a killed server hold it for a moment.
+_FREED = 2.0
 _TAIL_LINES = 25
 _PID_FILE = "server.pid"
 
@@ -197,7 +199,7 @@ class Server(ABC):
         """The endpoint of the next attempt: the kept one, unless a stranger listens there or it is to be `moved`."""
         file = self.directory / ENDPOINT_FILE
         kept = find_endpoint(file)
-        if kept is not None and not moved and is_free(kept.port):
+        if kept is not None and not moved and _becomes_free(kept.port):
             return kept
         port = free_port(self.directory, other_than=kept.port if kept else None)
         endpoint = Endpoint(port, kept.password if kept else new_secret())
@@ -244,6 +246,15 @@ class Server(ABC):
                 met = f" ({self._obstacle})" if self._obstacle else ""
                 raise ServerNotStarted(self.name, f"no answer within {seconds:g} s{met}", child.log_tail(_TAIL_LINES))
         return False
+
+
+def _becomes_free(port: int) -> bool:
+    limit = time.monotonic() + _FREED
+    while not is_free(port):
+        if time.monotonic() > limit:
+            return False
+        time.sleep(_POLL.total_seconds())
+    return True
 
 
 def _how(status: int | None) -> str:

@@ -69,7 +69,7 @@ def test_a_stand_in_may_lie_on_several_simulated_devices() -> None:
 def strangers(number: int, *devices: MeasuredDevice, reserved: dict[str, int]) -> int:
     """What is told of one device while this process is a pool that has reserved so much."""
     pools = {os.getpid(): reserved}
-    return inventory.measured("here", Inventory(devices), FleetSettings(), pools)[number].strangers
+    return inventory.measured("here", Inventory(devices), FleetSettings(), pools)[number].unmanaged
 
 
 def test_what_strangers_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,13 @@ import pytest
 from app.catalog.model import PromptProfile
 from app.inference.requests import ChatMessage, Generated, GenerateRequest, NamedTool, Sampling, Tool, ToolCall
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import calls, native, tools
-from workers.engine.calls import ToolCallStyle
+from workers.engine.bindings import native
+from workers.engine.chat import calls, tools
+from workers.engine.chat.calls import ToolCallStyle
+from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.engine import LlamaEngine
-from workers.engine.lazy_grammar import LazyGrammar
 from workers.engine.options import EngineOptions
-from workers.engine.sampling import TokenCandidates
+from workers.engine.sampling.sampler import TokenCandidates
 
 MakeEngine = Callable[..., LlamaEngine]
 

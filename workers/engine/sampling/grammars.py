@@ -20,8 +20,8 @@ import llama_cpp as api
 
 from app.inference import answers
 from app.kernel.errors import FailureReason, InvalidInput, StepFailure
-from workers.engine import native
-from workers.engine.llama import LlamaModel
+from workers.engine.bindings import native
+from workers.engine.bindings.llama import LlamaModel
 
 #: Compiled grammars that are kept.
 _CAPACITY = 128

@@ -12,9 +12,9 @@ from typing import Any
 
 from app.inference.requests import GenerateRequest, NamedTool, Tool
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import calls
-from workers.engine.calls import ToolCallStyle
-from workers.engine.grammars import CompiledGrammar, GrammarCache
+from workers.engine.chat import calls
+from workers.engine.chat.calls import ToolCallStyle
+from workers.engine.sampling.grammars import CompiledGrammar, GrammarCache
 
 #: Most calls in one text, because a small model repeats itself.
 MAX_CALLS = 16

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from workers.engine.llama import LlamaModel
-from workers.engine.top_tokens import Ids, TopTokens
+from workers.engine.bindings.llama import LlamaModel
+from workers.engine.sampling.top_tokens import Ids, TopTokens
 
 Row = npt.NDArray[np.float32]
 

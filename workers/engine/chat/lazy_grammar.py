@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from workers.engine import calls, native
-from workers.engine.calls import ToolCallDetector, ToolCallStyle
-from workers.engine.constraint import FirstByteIndex
-from workers.engine.grammars import CompiledGrammar
-from workers.engine.llama import LlamaModel
+from workers.engine.bindings import native
+from workers.engine.bindings.llama import LlamaModel
+from workers.engine.chat import calls
+from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
+from workers.engine.sampling.constraint import FirstByteIndex
+from workers.engine.sampling.grammars import CompiledGrammar
 
 #: Whether a grammar allows a token.
 Allows = Callable[[Any, int], bool]

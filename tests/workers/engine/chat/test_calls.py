@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.inference.requests import ChatMessage, Tool, ToolCall
-from workers.engine import calls
-from workers.engine.calls import ToolCallDetector, ToolCallStyle
+from workers.engine.chat import calls
+from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
 from workers.engine.text import TextStream
 
 STYLES: list[ToolCallStyle] = ["hermes", "llama3"]

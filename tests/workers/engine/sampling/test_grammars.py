@@ -120,7 +120,7 @@ def test_the_staged_mask_chooses_the_same_tokens_as_the_full_mask(make: Any, mon
     engine = make(slots=1, reproducible=True)
     requests = [ask(SCHEMAS[name]) for name in ("flat object", "array of enums")]
     staged = [engine.generate(request).result(60).text for request in requests]
-    monkeypatch.setattr("workers.engine.constraint.LOGIT_GAP", 1e9)
+    monkeypatch.setattr("workers.engine.sampling.constraint.LOGIT_GAP", 1e9)
     full = [engine.generate(request).result(60).text for request in requests]
     assert staged == full
 

@@ -1,7 +1,7 @@
 """
 The dry run: a program that reports the memory llama.cpp would allocate for a model and its contexts.
 
-    python -m workers.engine.probe < REQUEST > RESULT
+    python -m workers.engine.bindings.probe < REQUEST > RESULT
 
 It runs as its own process. llama.cpp has no C interface for its memory breakdown: it is a std::map, which is read here
 in libstdc++'s layout. With another build this may crash; the caller then only lacks the result.
@@ -29,7 +29,8 @@ import llama_cpp as api
 
 from app.footprint.configuration import LoadConfiguration
 from app.kernel.errors import ArrieroError
-from workers.engine import embedding, llama, native
+from workers.engine import embedding
+from workers.engine.bindings import llama, native
 from workers.engine.options import EngineOptions, KvLayout
 
 _SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"

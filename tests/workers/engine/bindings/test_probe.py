@@ -18,8 +18,8 @@ from app.footprint.estimate import NoDryRun
 from app.footprint.footprint import HOST, FootprintSource
 from app.kernel.errors import ModelFileDamaged
 from benchmarks import shapes
-from workers.engine import llama, native, probe
-from workers.engine.llama import Context, LlamaModel
+from workers.engine.bindings import llama, native, probe
+from workers.engine.bindings.llama import Context, LlamaModel
 from workers.engine.options import EngineOptions
 from workers.pool.measurement import configuration_of
 

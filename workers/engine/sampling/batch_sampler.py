@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from app.kernel.errors import StepFailure
-from workers.engine.llama import LlamaModel, Logits
-from workers.engine.sampling import TokenCandidates, TokenSampler, logprob
+from workers.engine.bindings.llama import LlamaModel, Logits
+from workers.engine.sampling.sampler import TokenCandidates, TokenSampler, logprob
+from workers.engine.sampling.top_tokens import Ids, TopTokens
 from workers.engine.tasks import EngineTask
-from workers.engine.top_tokens import Ids, TopTokens
 
 
 class BatchSampler:

@@ -24,10 +24,11 @@ import numpy.typing as npt
 
 from app.inference.requests import Sampling, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import constraint, native
-from workers.engine.lazy_grammar import LazyGrammar
-from workers.engine.llama import LlamaModel
-from workers.engine.top_tokens import Ids
+from workers.engine.bindings import native
+from workers.engine.bindings.llama import LlamaModel
+from workers.engine.chat.lazy_grammar import LazyGrammar
+from workers.engine.sampling import constraint
+from workers.engine.sampling.top_tokens import Ids
 
 LogitRow = npt.NDArray[np.float32]
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inference.requests import ChatMessage, GenerateRequest, Sampling
-from workers.engine.constraint import FirstByteIndex
 from workers.engine.engine import LlamaEngine
-from workers.engine.sampling import TokenCandidates, TokenSampler
-from workers.engine.top_tokens import TopTokens
+from workers.engine.sampling.constraint import FirstByteIndex
+from workers.engine.sampling.sampler import TokenCandidates, TokenSampler
+from workers.engine.sampling.top_tokens import TopTokens
 
 
 class Samplers:
@@ -174,6 +174,6 @@ def test_dry_breaks_a_loop(shared: LlamaEngine) -> None:
 
 
 def test_the_layout_of_candidates_equals_that_of_llama_cpp() -> None:
-    from workers.engine.native import TOKEN_DATA
+    from workers.engine.bindings.native import TOKEN_DATA
 
     assert ctypes.sizeof(api.llama_token_data) == TOKEN_DATA.itemsize

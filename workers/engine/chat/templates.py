@@ -23,9 +23,9 @@ from app.catalog.model import PromptProfile
 from app.inference.requests import ChatMessage, GenerateRequest
 from app.kernel import clock
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
-from workers.engine import calls
-from workers.engine.calls import ToolCallStyle
-from workers.engine.llama import LlamaModel
+from workers.engine.bindings.llama import LlamaModel
+from workers.engine.chat import calls
+from workers.engine.chat.calls import ToolCallStyle
 
 #: Unicode non-characters, which ordinary texts do not contain. One of them marks spelled-out control tokens.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from app.catalog.model import PromptProfile
 from app.inference.requests import ChatMessage, GenerateRequest, Tool
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
+from workers.engine.chat.templates import SHIPPED, ChatTemplate
 from workers.engine.engine import LlamaEngine
-from workers.engine.templates import SHIPPED, ChatTemplate
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>"]
 PARTS = ["<", "|im_", "end|>", "<|im_", "start|>", "a ", "\ufdd0", "\ufdd1"]

@@ -31,7 +31,8 @@ from app.kernel.errors import (
     ModelFileUnusable,
     ModelUnsupported,
 )
-from workers.engine import calls, native
+from workers.engine.bindings import native
+from workers.engine.chat import calls
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions
 
 #: Logits of a decode, one row for each output.
