@@ -17,7 +17,7 @@ _UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class MemoryLimit:
     """The memory limit that applies to this process."""
 
     #: Bytes that the group may use.
@@ -29,7 +29,7 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
+class _CgroupFiles:
     """The file names of one cgroup version."""
 
     limits: tuple[str, ...]
@@ -38,17 +38,17 @@ class _Files:
     droppable_key: str
 
 
-_V1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
+_V1 = _CgroupFiles(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _CgroupFiles(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
-def find(root: Path = Path("/")) -> Limit | None:
+def find(root: Path = Path("/")) -> MemoryLimit | None:
     """Returns the limit of this process, or None. /proc and the mounts are read below `root`."""
     limits = [limit for files, folders in _groups(root) for folder in folders if (limit := _read(folder, files))]
     if not limits:
         return None
     tightest = min(limits, key=lambda limit: limit.total)
-    return Limit(tightest.total, min(limit.free for limit in limits), tightest.path)
+    return MemoryLimit(tightest.total, min(limit.free for limit in limits), tightest.path)
 
 
 def oom_kills(root: Path = Path("/")) -> int:
@@ -57,7 +57,7 @@ def oom_kills(root: Path = Path("/")) -> int:
     return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
 
-def _groups(root: Path) -> list[tuple[_Files, list[Path]]]:
+def _groups(root: Path) -> list[tuple[_CgroupFiles, list[Path]]]:
     """Returns the folders of the own group and its parents, for each mounted version with a memory controller."""
     own = _text(root / "proc/self/cgroup").splitlines()
     found = []
@@ -89,7 +89,7 @@ def _group_and_parents(mount: Path, group: str, top: str) -> list[Path]:
     return [folder, *(parent for parent in folder.parents if parent == mount or mount in parent.parents)]
 
 
-def _read(folder: Path, files: _Files) -> Limit | None:
+def _read(folder: Path, files: _CgroupFiles) -> MemoryLimit | None:
     limits = [(size, folder / name) for name in files.limits if (size := _number(folder / name)) is not None]
     limits = [(size, path) for size, path in limits if size < _UNLIMITED]
     if not limits:
@@ -97,7 +97,7 @@ def _read(folder: Path, files: _Files) -> Limit | None:
     total, path = min(limits)
     stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
     used = (_number(folder / files.usage) or 0) - int(stat.get(files.droppable_key, 0))
-    return Limit(total, min(max(total - max(used, 0), 0), total), path)
+    return MemoryLimit(total, min(max(total - max(used, 0), 0), total), path)
 
 
 def _number(path: Path) -> int | None:

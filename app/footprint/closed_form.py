@@ -4,7 +4,7 @@ The closed form: a footprint computed from the header of a model file alone.
 Weights and caches equal llama.cpp's own numbers to the byte. The compute buffers follow from a formula that was fitted
 to its dry runs, and the memory of the process from measurements of such processes.
 
-Nothing here opens a file or asks llama.cpp.
+Nothing here opens a file or calls llama.cpp.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def find(work: UnitOfWork, identity: Identity) -> KnownFootprint:
     """Returns the stored footprints of that identity, and its minimum margin."""
     row = work.row(_FIND, {"key": identity.key})
     family = work.row(_FAMILY, {"key": identity.key, "family": identity.family})
-    assert family is not None, "an aggregate gives one row"
+    assert family is not None, "an aggregate returns one row"
     floor = _margin_floor(_RAISED_FAMILY_MARGIN, family.failures)
     if row is None:
         return KnownFootprint(margin_floor=floor)

@@ -84,7 +84,7 @@ class Web:
     #: Path and headers of each request.
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     #: Set by each request.
-    asked: threading.Event = field(default_factory=threading.Event)
+    requested: threading.Event = field(default_factory=threading.Event)
 
     @property
     def ranges(self) -> list[str | None]:
@@ -130,7 +130,7 @@ def _handler_of(web: Web) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
             web.requests.append((self.path, headers))
-            web.asked.set()
+            web.requested.set()
             offer = web.offers.get(self.path)
             if offer is None:
                 self._answer(404, {})

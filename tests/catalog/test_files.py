@@ -272,15 +272,15 @@ def test_two_concurrent_pulls_download_the_file_once(web: Web, content: bytes, d
     first, second, found = Journal(), Journal(), []
     waiting = threading.Event()
 
-    def tell(progress: FileProgress) -> None:
+    def report(progress: FileProgress) -> None:
         second.report(progress)
         if progress.state == InstallState.WAITING:
             waiting.set()
 
     one = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, first.report)))
     one.start()
-    assert web.asked.wait(60)
-    two = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, tell)))
+    assert web.requested.wait(60)
+    two = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, report)))
     two.start()
     assert waiting.wait(60)
     gate.set()

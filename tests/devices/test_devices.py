@@ -129,9 +129,9 @@ def test_the_package_has_the_symbols_that_the_adapter_uses() -> None:
     assert len(names) > 20
     assert [name for name in names if not hasattr(pynvml, name)] == []
     for name in names:
-        real, ours = getattr(pynvml, name), getattr(Driver, snake(name), None)
-        if inspect.isfunction(real) and ours is not None:
-            assert len(inspect.signature(real).parameters) == len(inspect.signature(ours).parameters) - 1, name
+        real, fake = getattr(pynvml, name), getattr(Driver, snake(name), None)
+        if inspect.isfunction(real) and fake is not None:
+            assert len(inspect.signature(real).parameters) == len(inspect.signature(fake).parameters) - 1, name
     for kind, fields in ((pynvml.c_nvmlMemory_v2_t, "total reserved free used"), (pynvml.c_nvmlUtilization_t, "gpu")):
         assert set(fields.split()) <= {name for name, _ in kind._fields_}
 
@@ -175,7 +175,7 @@ def test_a_gpu_with_invalid_values_does_not_hide_the_others(
     devices, problems = Gpus(driver).read()
     assert {"gpu-1-0", "gpu-1-2"} <= {device.name for device in devices}
     assert ("gpu-0" in {device.name for device in devices}) is not bool(problem)
-    assert all(problem in told for told in problems)
+    assert all(problem in text for text in problems)
     assert len(problems) == bool(problem)
 
     # The measurement can be stored.
