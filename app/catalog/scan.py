@@ -19,9 +19,9 @@ from app.catalog import header
 from app.catalog.metadata import Header
 from app.catalog.model import Model, slug
 from app.catalog.source import FileSource, split_number
-from app.kernel import texts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing, NotFound
 from app.kernel.guard import LoopGuard
+from app.kernel.security import texts
 
 #: Context and slots of a suggested entry: suitable for most machines. The context never exceeds that of the model.
 DEFAULT_CONTEXT, DEFAULT_SLOTS = 4096, 4

@@ -15,8 +15,8 @@ from typing import Any
 from app.json_schema import references
 from app.json_schema.references import SCHEMA_KEYWORDS, SCHEMA_LIST_KEYWORDS, SCHEMA_MAPPING_KEYWORDS
 from app.json_schema.values import excerpt, is_encodable
-from app.kernel import regex
 from app.kernel.errors import Problem
+from app.kernel.security import regex
 
 #: Maximum levels of a schema.
 MAX_NESTING = 60

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from uuid import UUID
 
-from app.kernel import regex
+from app.kernel.security import regex
 
 #: Maximum characters of an address, a date or a UUID.
 _MAX_CHARACTERS = 64

@@ -14,8 +14,8 @@ from typing import Any
 from app.json_schema import keywords, references
 from app.json_schema.references import Unresolvable
 from app.json_schema.values import MAX_EXCERPT, Deviation, Path, excerpt, type_of
-from app.kernel import regex
 from app.kernel.errors import Problem
+from app.kernel.security import regex
 
 #: Maximum units of work of one validation: an applied keyword, a compared part of a value; about 2 µs each.
 MAX_WORK = 1_000_000
