@@ -20,7 +20,7 @@ from app.catalog.metadata import Header
 from app.catalog.model import Model, slug
 from app.catalog.source import FileSource, split_number
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing, NotFound
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.security import texts
 
 #: Context and slots of a suggested entry: suitable for most machines. The context never exceeds that of the model.
@@ -87,7 +87,7 @@ def scan(folder: Path, used_names: Collection[str] = ()) -> Scan:
         if target in seen:
             continue
         seen.add(target)
-        with _GUARD.one("file", str(path)) as failed:
+        with _GUARD.item("file", str(path)) as failed:
             one = _inspect(path, slugs)
             if isinstance(one, ScannedModel):
                 slugs.add(slug(one.model.name))
