@@ -200,7 +200,7 @@ WRONG = {
         steps(generate("prompt: x, output: {schema: {type: objekt}}")),
         3,
         "steps[0].output.schema.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "a schema that no grammar can enforce": (
         steps(generate("prompt: x, output: {schema: {type: integer, multipleOf: 7}}")),
@@ -218,7 +218,7 @@ WRONG = {
         steps("{id: a, kind: noop}", head="workflow: w\ninputs: {n: {type: numbr}}"),
         2,
         "inputs.n.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "a default that breaks its schema": (
         steps("{id: a, kind: noop}", head="workflow: w\ninputs: {n: {type: integer, default: x}}"),
@@ -395,7 +395,7 @@ WRONG = {
         mapped("kind: generate, model: 'smollm2:135m', prompt: x, output: {schema: {type: objekt}}"),
         3,
         "steps[0].step.output.schema.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "max_parallel too small": (mapped("kind: noop", ", max_parallel: 0"), 3, "steps[0].max_parallel", "at least 1"),
     "max_parallel too large": (
@@ -436,7 +436,7 @@ WRONG = {
         one("kind: wait, event: e, schema: {type: objekt}"),
         3,
         "steps[0].schema.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "an invalid event name": (one("kind: wait, event: My Event"), 3, "steps[0].event", "'My Event' is not"),
     "an approval without a message": (
@@ -705,7 +705,7 @@ WRONG = {
         with_head("outputs: {x: {value: steps.a.output, schema: {type: strin}}}"),
         2,
         "outputs.x.schema.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "an output without a value": (
         with_head("outputs: {x: {schema: {}}}"),
