@@ -15,7 +15,7 @@ from app.catalog.catalog import Catalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
-from app.kernel.secrets import Secrets
+from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import WakingPublisher
 from app.workflows.runs import owners
@@ -72,7 +72,7 @@ def start(
     Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
     """
     servers = addresses.of(settings)
-    database = databases.at_head(servers.database_url, pool_size=threads + 1)
+    database = databases.open_at_head(servers.database_url, pool_size=threads + 1)
     runs = Runs(
         database,
         WakingPublisher(CeleryPublisher(app, servers.redis_url)),

@@ -1,13 +1,13 @@
 """
-Demand: the steps that wait for each model, read from the steps of runs.
+Demand: the steps that wait for each model, read from the database.
 
-Steps that are ready wait now. Steps that wait for other steps of their run count too, so that their model can be loaded
-in time. Steps of paused runs do not count.
-Request rates are averages over the last minutes. The time that a step keeps a slot is the mean over the last successful
-attempts, however old they are.
+Ready steps are current demand. Steps that wait for other steps of their run are future demand, so that their model can
+be loaded in time. Steps of paused runs are no demand.
+The arrival rate of a model is counted over the last minutes. The time that a step uses a slot is the mean of the last
+successful attempts, whatever their age.
 
-The rows read grow with the steps that wait or run, and with the steps that arrived in the last minutes; never with the
-items of a map that have not begun, nor with the ended runs that are kept.
+The cost grows with the steps that wait or run, and with those that arrived in the last minutes. It does not grow with
+the items of a map that have not started, or with the history of ended runs.
 """
 
 from __future__ import annotations
@@ -29,69 +29,69 @@ from app.scheduler.observation import FleetDemand, InFlight
 from app.scheduler.planner.demand import WaitingSteps
 from app.workflows.state_machine.states import StepState
 
-#: The time over which request rates are averaged.
+#: The window of the arrival rate.
 _RATE_WINDOW = timedelta(minutes=3)
-#: The time that a step is expected to keep a slot while no attempt with its model has succeeded.
-_DEFAULT_TIME = timedelta(seconds=5)
-#: Number of attempts of a model, the last ones, of which the mean is taken.
-_ATTEMPTS = 50
-#: Pending steps are read from this number of runs, the newest, and this number of steps in each, the next.
-_AHEAD, _NEXT = 2_000, 20
-#: A pending step is expected after this number of other steps at most.
-_FAR = 10_000
+#: The expected time in a slot while no attempt with the model has succeeded.
+_DEFAULT_DURATION = timedelta(seconds=5)
+#: Number of last successful attempts of a model from which its mean time is computed.
+_SAMPLED_ATTEMPTS = 50
+#: Future demand is read from at most this many runs, the newest ones, and in each from this many next steps.
+_MAX_RUNS, _MAX_NEXT_STEPS = 2_000, 20
+#: Maximum preceding steps from which the expected start of a step is computed.
+_MAX_PRECEDING = 10_000
 
 _NAMESPACE = f"COALESCE(run.labels ->> '{namespaces.LABEL}', '{namespaces.DEFAULT}')"
-#: Redundant in the join, but it makes Postgres use the index of these runs and not read the ended ones.
-_NOT_FINISHED = "run.finished_at IS NULL"
-_READY_STEPS = text(f"""
+#: Redundant, but it selects an index of unfinished runs, so that ended runs are not read for a join.
+_OPEN = "run.finished_at IS NULL"
+_READY = text(f"""
     SELECT step.model, step.priority, {_NAMESPACE} AS namespace, count(*) AS steps,
            min(COALESCE(step.ready_at, published_at, now())) AS oldest,
            to_timestamp(avg(extract(epoch FROM COALESCE(step.ready_at, published_at, now())))) AS mean,
            min(LEAST(step.deadline_at, run.deadline_at)) AS deadline
-    FROM step JOIN run ON run.id = step.run_id AND {_NOT_FINISHED}
+    FROM step JOIN run ON run.id = step.run_id AND {_OPEN}
     WHERE step.state = 'ready' AND step.model IS NOT NULL AND NOT run.paused AND NOT run.workflow_paused
     GROUP BY step.model, step.priority, namespace
 """)
-_OPEN_RUNS = f"""
+_RUNNING_RUNS = f"""
     SELECT id, {_NAMESPACE} AS namespace FROM run
     WHERE state = 'running' AND NOT paused AND NOT workflow_paused ORDER BY id DESC LIMIT :runs
 """
-# The items of a map begin in their order, a few at a time; what follows a map waits for all of them.
+# The items of a map start in order, a few at a time; the steps after a map wait for all of them.
 _MAPS = """
     SELECT step.id, step.run_id, waiting, stopping, waiting / GREATEST(in_flight, 1) + 1 AS rounds
     FROM step JOIN fan_out ON step_id = step.id
-    WHERE step.run_id = open_run.id AND step.kind = 'map' AND step.state = 'awaiting'
+    WHERE step.run_id = running_run.id AND step.kind = 'map' AND step.state = 'awaiting'
 """
-_PENDING_STEPS = text(f"""
-    WITH open_run AS MATERIALIZED ({_OPEN_RUNS})
+_PENDING = text(f"""
+    WITH running_run AS MATERIALIZED ({_RUNNING_RUNS})
     SELECT model, priority, namespace, count(*) AS steps, min(before) AS before FROM (
-        SELECT coming.model, coming.priority, open_run.namespace, place + COALESCE(maps.rounds, 0) AS before
-        FROM open_run
+        SELECT upcoming.model, upcoming.priority, running_run.namespace, place + COALESCE(maps.rounds, 0) AS before
+        FROM running_run
         CROSS JOIN LATERAL (
             SELECT model, priority, row_number() OVER (ORDER BY position) AS place FROM (
                 SELECT model, priority, position FROM step
-                WHERE run_id = open_run.id AND parent_id IS NULL AND state = 'pending' ORDER BY position LIMIT :next
+                WHERE run_id = running_run.id AND parent_id IS NULL AND state = 'pending' ORDER BY position LIMIT :next
             ) AS next
-        ) AS coming
+        ) AS upcoming
         LEFT JOIN LATERAL (SELECT sum(rounds) AS rounds FROM ({_MAPS}) AS map) AS maps ON true
-        WHERE coming.model IS NOT NULL
+        WHERE upcoming.model IS NOT NULL
     ) AS ahead GROUP BY model, priority, namespace
 """)
-_PENDING_ITEMS = text(f"""
-    WITH open_run AS MATERIALIZED ({_OPEN_RUNS})
-    SELECT item.model, item.priority, open_run.namespace, sum(map.waiting)::bigint AS steps, 1 AS before
-    FROM open_run
+_ITEMS = text(f"""
+    WITH running_run AS MATERIALIZED ({_RUNNING_RUNS})
+    SELECT item.model, item.priority, running_run.namespace, sum(map.waiting)::bigint AS steps, 1 AS before
+    FROM running_run
     CROSS JOIN LATERAL ({_MAPS} AND waiting > 0 AND NOT stopping) AS map
     CROSS JOIN LATERAL (
         SELECT model, priority FROM step WHERE parent_id = map.id AND state = 'pending' ORDER BY item LIMIT 1
     ) AS item
-    WHERE item.model IS NOT NULL GROUP BY item.model, item.priority, open_run.namespace
+    WHERE item.model IS NOT NULL GROUP BY item.model, item.priority, running_run.namespace
 """)
-# An attempt that neither failed nor was lost with its worker was preempted.
-_IN_FLIGHT = text(f"""
+# An earlier attempt that neither failed nor was lost with its worker was preempted.
+_RUNNING_STEPS = text(f"""
     SELECT split_part(step.owner, '@', 1) AS worker, {_NAMESPACE} AS namespace, count(*) AS steps,
            min(step.model) AS model, max(step.attempt - 1 - step.failures - step.losses) AS preemptions
-    FROM step JOIN run ON run.id = step.run_id AND {_NOT_FINISHED}
+    FROM step JOIN run ON run.id = step.run_id AND {_OPEN}
     WHERE step.state IN ('running', 'cancelling') AND step.model IS NOT NULL AND step.owner IS NOT NULL
     GROUP BY worker, namespace
 """)
@@ -99,14 +99,14 @@ _ARRIVALS = text("""
     SELECT model, priority, count(*) AS steps FROM step
     WHERE ready_at > now() - CAST(:window AS interval) AND model IS NOT NULL GROUP BY model, priority
 """)
-_STEP_TIMES = text("""
-    SELECT needed.model, avg(took) AS time FROM unnest(CAST(:models AS text[])) AS needed (model)
+_DURATIONS = text("""
+    SELECT wanted.model, avg(took) AS duration FROM unnest(CAST(:models AS text[])) AS wanted (model)
     CROSS JOIN LATERAL (
         SELECT finished_at - started_at AS took FROM attempt
-        WHERE attempt.model = needed.model AND outcome = 'succeeded' ORDER BY finished_at DESC LIMIT :attempts
-    ) AS last GROUP BY needed.model
+        WHERE attempt.model = wanted.model AND outcome = 'succeeded' ORDER BY finished_at DESC LIMIT :attempts
+    ) AS last GROUP BY wanted.model
 """)
-_MODEL_STEP = text("""
+_STEP = text("""
     SELECT step.id, step.run_id, step.key, step.model, step.state, split_part(step.owner, '@', 1) AS worker,
            GREATEST(extract(epoch FROM step.not_before - now()), 0)::float AS delay,
            run.paused OR run.workflow_paused AS paused
@@ -127,44 +127,44 @@ class ModelStep:
     worker: str | None
     #: Seconds until its next attempt.
     delay: float | None
-    #: Its run is paused.
+    #: Whether its run is paused.
     paused: bool
 
     @property
     def detail(self) -> str:
-        """A sentence: whether it waits for its model, or for something else."""
+        """A sentence: whether the step waits for its model, or for something else."""
         state = StepState(self.state)
         if self.paused and state in {StepState.READY, StepState.PENDING, StepState.WAITING}:
-            return f"its run is paused, and continues with `arriero runs resume {self.run_id}`"
+            return f"its run is paused; resume it with `arriero runs resume {self.run_id}`"
         match state:
             case StepState.READY:
                 return "it waits for a slot of its model"
             case StepState.PENDING:
                 return "it waits for the steps that it needs, and then for its model"
             case StepState.WAITING:
-                return f"an attempt failed; the next one begins in {self.delay or 0:.0f} s"
+                return f"an attempt failed; the next one starts in {self.delay or 0:.0f} s"
             case StepState.RUNNING | StepState.CANCELLING:
                 return f"it is {state}, on {self.worker}"
             case StepState.AWAITING:
-                return "its work is delegated to its items or to a called run"
+                return "it waits for a time, an event, its items or a called run"
             case _:
                 return f"it has ended: {state}"
 
 
-def current(database: Database, catalog: Catalog, kept_running: Iterable[str]) -> FleetDemand:
-    """The demand on the fleet now. `kept_running` are the models that the settings keep running."""
+def observe(database: Database, catalog: Catalog, always_on: Iterable[str]) -> FleetDemand:
+    """Reads the current demand. `always_on` are the models for which the settings require a pool at all times."""
     with database.work() as work:
-        return read(work, catalog, kept_running)
+        return read(work, catalog, always_on)
 
 
-def read(work: UnitOfWork, catalog: Catalog, kept_running: Iterable[str]) -> FleetDemand:
-    """The demand on the fleet now, read in a transaction of the caller."""
+def read(work: UnitOfWork, catalog: Catalog, always_on: Iterable[str]) -> FleetDemand:
+    """Reads the current demand in a transaction of the caller. See `observe`."""
     now: datetime = work.rows(text("SELECT now() AS now"))[0].now
-    ahead = {"runs": _AHEAD, "next": _NEXT}
-    arrivals, working = work.rows(_ARRIVALS, {"window": _RATE_WINDOW}), work.rows(_IN_FLIGHT)
-    ready = work.rows(_READY_STEPS)
-    pending = [*work.rows(_PENDING_STEPS, ahead), *work.rows(_PENDING_ITEMS, ahead)]
-    times = _step_times(work, {row.model for rows in (working, ready, pending) for row in rows})
+    ahead = {"runs": _MAX_RUNS, "next": _MAX_NEXT_STEPS}
+    arrivals, running = work.rows(_ARRIVALS, {"window": _RATE_WINDOW}), work.rows(_RUNNING_STEPS)
+    ready = work.rows(_READY)
+    upcoming = [*work.rows(_PENDING, ahead), *work.rows(_ITEMS, ahead)]
+    durations = _durations(work, {row.model for rows in (running, ready, upcoming) for row in rows})
     waiting = [
         WaitingSteps(
             model=row.model,
@@ -173,15 +173,15 @@ def read(work: UnitOfWork, catalog: Catalog, kept_running: Iterable[str]) -> Fle
             oldest=row.oldest,
             mean=row.mean,
             namespace=row.namespace,
-            # A deadline is for the end of a step; the step must begin before that.
-            deadline=None if row.deadline is None else row.deadline - times[row.model],
-            work=times[row.model],
+            # The deadline is for the end of the step; it must start earlier.
+            deadline=None if row.deadline is None else row.deadline - durations[row.model],
+            work=durations[row.model],
         )
         for row in ready
     ]
-    for row in pending:
-        time = times[row.model]
-        expected = now + time * min(int(row.before), _FAR)
+    for row in upcoming:
+        duration = durations[row.model]
+        expected = now + duration * min(int(row.before), _MAX_PRECEDING)
         waiting.append(
             WaitingSteps(
                 model=row.model,
@@ -189,7 +189,7 @@ def read(work: UnitOfWork, catalog: Catalog, kept_running: Iterable[str]) -> Fle
                 steps=row.steps,
                 oldest=expected,
                 namespace=row.namespace,
-                work=time,
+                work=duration,
                 ready=expected,
             )
         )
@@ -197,24 +197,24 @@ def read(work: UnitOfWork, catalog: Catalog, kept_running: Iterable[str]) -> Fle
     for row in arrivals:
         rates.setdefault(row.model, {})[Priority(row.priority)] = row.steps / _RATE_WINDOW.total_seconds()
     in_flight: dict[str, InFlight] = {}
-    for row in working:
-        before = in_flight.get(row.worker, InFlight(_DEFAULT_TIME))
+    for row in running:
+        before = in_flight.get(row.worker, InFlight(_DEFAULT_DURATION))
         steps = {**before.steps, row.namespace: row.steps}
-        in_flight[row.worker] = InFlight(times[row.model], steps, max(row.preemptions, before.preemptions))
-    targets = {name: OperatorTarget(pools=1, pinned=True) for name in kept_running}
+        in_flight[row.worker] = InFlight(durations[row.model], steps, max(row.preemptions, before.preemptions))
+    targets = {name: OperatorTarget(pools=1, pinned=True) for name in always_on}
     return FleetDemand(catalog.models, waiting, rates, targets, in_flight)
 
 
 def find_step(database: Database, step_id: UUID) -> ModelStep:
-    """A step that needs a model. Raises NotFound when there is no such step, or it needs none."""
+    """Returns a step that needs a model. Raises NotFound when it does not exist, or needs no model."""
     with database.work() as work:
-        found = work.row_of(ModelStep, _MODEL_STEP, {"id": step_id})
+        found = work.row_of(ModelStep, _STEP, {"id": step_id})
     if found is None:
         raise NotFound("step with a model", str(step_id))
     return found
 
 
-def _step_times(work: UnitOfWork, models: Collection[str]) -> dict[str, timedelta]:
-    """The time that a step keeps a slot, by model."""
-    found = work.rows(_STEP_TIMES, {"models": sorted(models), "attempts": _ATTEMPTS}) if models else []
-    return dict.fromkeys(models, _DEFAULT_TIME) | {row.model: row.time for row in found}
+def _durations(work: UnitOfWork, models: Collection[str]) -> dict[str, timedelta]:
+    """Returns the mean time that a step uses a slot, by model."""
+    found = work.rows(_DURATIONS, {"models": sorted(models), "attempts": _SAMPLED_ATTEMPTS}) if models else []
+    return dict.fromkeys(models, _DEFAULT_DURATION) | {row.model: row.duration for row in found}

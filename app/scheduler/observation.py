@@ -25,7 +25,7 @@ from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
 from app.footprint.layout import KnownLayout
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.priority import Priority
 from app.scheduler import needs
 from app.scheduler.needs import OperatorTarget
@@ -173,7 +173,7 @@ def observe(session: LedgerSession, demand: FleetDemand) -> Observation:
 def _devices(work: UnitOfWork) -> list[Device]:
     found = []
     for row in work.rows(_DEVICES):
-        with _GUARD.one("device", row.id):
+        with _GUARD.item("device", row.id):
             enums = {"kind": HardwareKind(row.kind), "state": DeviceState(row.state)}
             found.append(Device(**row._asdict() | enums))
     return found
@@ -198,7 +198,7 @@ def _pools(
 ) -> list[Pool]:
     found = []
     for record in work.rows_of(PoolRecord, _POOLS):
-        with _GUARD.one("pool", record.id):
+        with _GUARD.item("pool", record.id):
             reservation = reservations[record.id]
             if unknown := reservation.bytes.keys() - devices:
                 raise ValueError(f"it holds bytes of devices that cannot be read: {', '.join(sorted(unknown))}")
@@ -252,7 +252,7 @@ def _configurations(
             files.setdefault(configuration, {})[host.name] = timedelta(0)
     found = {}
     for model in models:
-        with _GUARD.one("model", model.name):
+        with _GUARD.item("model", model.name):
             id_ = needs.configuration_id(model)
             target = targets.get(model.name, OperatorTarget())
             found[model.name] = needs.configuration_of(model, layouts.get(id_, ()), files.get(id_, {}), target)
@@ -263,7 +263,7 @@ def _layouts(work: UnitOfWork) -> dict[str, list[KnownLayout]]:
     """The layouts of each configuration."""
     found: dict[str, list[KnownLayout]] = {}
     for row in work.rows(_LAYOUTS):
-        with _GUARD.one("layout", row.configuration):
+        with _GUARD.item("layout", row.configuration):
             parts, pace = tuple(row.parts), row.tokens_per_second
             if not parts or not all(isinstance(part, int) and part >= 0 for part in parts):
                 raise ValueError(f"a layout on {row.type} has the parts {parts}, which are no numbers of bytes")

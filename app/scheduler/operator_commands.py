@@ -126,7 +126,7 @@ class OperatorCommands:
         namespaces.require(namespace, "namespace", "request")
         with self.database.work() as work:
             open_session(work)  # under its locks nothing is granted while the bytes of the namespace are counted
-            accounts.limit(work, namespace, limits)
+            accounts.set_limits(work, namespace, limits)
             work.after_commit(self.wake)
         _log.info("namespace_limits_set", namespace=namespace, **asdict(limits))
 

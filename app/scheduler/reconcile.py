@@ -24,11 +24,11 @@ from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.ledger.session import open_session
 from app.fleet.pool import COMING, Desired
-from app.kernel import texts
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.priority import Priority
+from app.kernel.security import texts
 from app.scheduler import observation
 from app.scheduler.isolation import isolated
 from app.scheduler.observation import FleetDemand, Observation
@@ -218,14 +218,14 @@ def _follow_stop_commands(pass_: ReconcilePass) -> None:
     """Stop the pools that operators want stopped. This comes first, so that the plan sees it done."""
     for command in pass_.work.rows(_STOP_COMMANDS):
         for pool in pass_.work.rows(_COMMANDED_POOLS, {"pool": command.pool_id, "model": command.model}):
-            with _GUARD.one("pool", pool.id):
+            with _GUARD.item("pool", pool.id):
                 pass_.stop(pool.id, Desired.DRAIN, command.reason)
         pass_.work.run(_COMPLETE_COMMAND, {"id": command.id})
 
 
 def _apply(pass_: ReconcilePass, cluster: Cluster, action: Action) -> None:
     """Apply one action of a plan. One that raises is refused with the reason, and stops none of the others."""
-    with _GUARD.one("action", str(action)[:_NAMED]) as failed:
+    with _GUARD.item("action", str(action)[:_NAMED]) as failed:
         pass_.apply(cluster, action)
     if failed and isinstance(action, StartPool | GrantReserve):
         pass_.refused[action.configuration] = f"it could not be granted: {_description(failed[0])}"
@@ -234,7 +234,7 @@ def _apply(pass_: ReconcilePass, cluster: Cluster, action: Action) -> None:
 def _refuse_broken(pass_: ReconcilePass, broken: Mapping[str, Exception]) -> None:
     """Refuse the configurations for which no plan could be made, and log why."""
     for configuration, error in broken.items():
-        with _GUARD.one("configuration", configuration):
+        with _GUARD.item("configuration", configuration):
             pass_.refused[configuration] = f"no plan could be made for it: {_description(error)}"
             raise error
 
@@ -248,7 +248,7 @@ def _stop_changed(pass_: ReconcilePass, seen: Observation) -> None:
     known = {configuration.id for configuration in seen.cluster.configurations}
     for pool in seen.cluster.pools:
         if pool.configuration not in known and pool.state in COMING:
-            with _GUARD.one("pool", pool.id):
+            with _GUARD.item("pool", pool.id):
                 pass_.stop(pool.id, Desired.DRAIN, "its entry in the catalogue has changed")
 
 
@@ -295,4 +295,4 @@ def _count_device_time(pass_: ReconcilePass, demand: FleetDemand) -> None:
         if one.state is not ReservationState.HELD  # no process touches its bytes yet
     ]
     working = {worker: in_flight.steps for worker, in_flight in demand.in_flight.items()}
-    accounts.count(pass_.work, held, working, {group.namespace for group in demand.waiting if group.namespace})
+    accounts.record_usage(pass_.work, held, working, {group.namespace for group in demand.waiting if group.namespace})

@@ -33,7 +33,7 @@ from app.devices.device import Inventory
 from app.devices.inventory import Devices
 from app.fleet.hosts import Granted, Hosts, Observed, PoolEnded
 from app.fleet.pool import Desired, ProcessState
-from app.kernel import addresses, clock, ids, log, private_file
+from app.kernel import addresses, clock, ids, log
 from app.kernel import database as databases
 from app.kernel.errors import (
     Conflict,
@@ -43,8 +43,9 @@ from app.kernel.errors import (
     NotFound,
     ServerNotStarted,
 )
-from app.kernel.guard import LoopGuard
-from app.kernel.process import Adopted, Child, adopt
+from app.kernel.loop_guard import LoopGuard
+from app.kernel.processes import private_file
+from app.kernel.processes.process import AdoptedProcess, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
 from app.workflows.runs import owners
@@ -80,7 +81,7 @@ class Agent:
             "ARRIERO_REDIS_URL": servers.redis_url,
         }
         self.host = settings.fleet.host_here
-        self._database = databases.at_head(servers.database_url, pool_size=2)
+        self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
         self._catalog: Catalog = files.read_catalog(settings.catalog.files)
@@ -158,10 +159,10 @@ class Agent:
                 process.stop(timedelta(0))
             elif process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
-                running = Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
+                running = Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.oom_kills())
                 self._running[id_] = running
 
-    def _reaches_our_servers(self, process: Adopted) -> bool:
+    def _reaches_our_servers(self, process: AdoptedProcess) -> bool:
         """Whether a process was started with the addresses of today."""
         try:
             environment = psutil.Process(process.pid).environ()
@@ -226,12 +227,12 @@ class Agent:
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
         for pool in pools:
-            with self._guard.one("pool", pool.id):
+            with self._guard.item("pool", pool.id):
                 self._converge_one(pool, inventory_)
         held = {pool.id for pool in pools}
         for id_ in [id_ for id_ in self._running if id_ not in held]:
             # Its host was declared lost, or an operator gave its bytes back: it may touch nothing any more.
-            with self._guard.one("orphan", id_):
+            with self._guard.item("orphan", id_):
                 self._end_orphan(id_)
 
     def _converge_one(self, pool: Granted, inventory_: Inventory) -> None:
@@ -292,7 +293,7 @@ class Agent:
             pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
         )
         self._forget_old_logs()
-        kills = control_group.kills()
+        kills = control_group.oom_kills()
         running = Running(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), kills)
         self._running[pool.id] = running
         try:
@@ -305,7 +306,7 @@ class Agent:
 
     def _ask(self, pool: Granted, running: Running, reason: str) -> None:
         if running.asked is None:
-            running.process.ask()
+            running.process.request_stop()
         running.asked, running.asked_at, running.reason = pool.desired, time.monotonic(), reason
         _log.info("pool_asked_to_end", pool=pool.id, model=pool.model, how=pool.desired, reason=reason)
 
@@ -328,7 +329,7 @@ class Agent:
         asked = running.asked is not None and not running.killed
         ending = running.ending(pool)
         failed = not asked and code != 0
-        kills = control_group.kills() - running.kills
+        kills = control_group.oom_kills() - running.kills
         if failed and not running.killed and inventory.ran_out(code, running.process.log_tail(_TAIL), kills):
             ending = f"memory ran out: {ending}; the next pool of the model reserves more"
             self._count_failure(pool, inventory_)
@@ -363,7 +364,7 @@ class Agent:
         changed = []
         shares = self._shares()
         for id_, running in self._running.items():
-            with self._guard.one("process", id_):
+            with self._guard.item("process", id_):
                 running.threads = shares[id_]
                 used = inventory.used(self.host, inventory_, running.devices, running.process.pid or 0)
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
@@ -379,7 +380,7 @@ class Agent:
         """Let every pool finish, and go. Nothing new is placed here meanwhile."""
         _log.info("agent_leaves", host=self.host, pools=len(self._running))
         for running in self._running.values():
-            running.process.ask()
+            running.process.request_stop()
             running.asked, running.asked_at, running.reason = Desired.DRAIN, time.monotonic(), "its agent ends"
         limit = time.monotonic() + (self._limits.drain + self._limits.leave).total_seconds()
         pause = threading.Event()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.fleet.backoff import Backoff
-from app.kernel.sizes import rounded
+from app.kernel.units.sizes import rounded
 from app.scheduler.planner.cluster import SIMULATED, Account, Cluster, Configuration, DeviceState, Pool
 from app.scheduler.planner.demand import ModelDemand, load_seconds
 from app.scheduler.planner.device_sets import DeviceSets
