@@ -21,13 +21,13 @@ from random import Random
 
 from app.devices.device import HardwareKind
 from app.fleet.pool import PoolState
+from app.footprint.layout import KnownLayout
 from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import (
     Account,
     Cluster,
     Configuration,
     Device,
-    Layout,
     Packing,
     Pool,
     Reserve,
@@ -68,8 +68,10 @@ def gpus(sizes: Sequence[float], per_host: int = 2) -> tuple[Device, ...]:
 def model(name: str, size: float, largest: float = USABLE, slots: int = 4, **more: object) -> Configuration:
     """A model of so many GB. It is split over the fewest devices that hold it, one host's."""
     parts = max(1, math.ceil(size / largest))
-    layout = Layout(
+    layout = KnownLayout(
+        configuration=name,
         type="sim",
+        source="measured",
         parts=(int(size * GB / parts),) * parts,
         load=timedelta(seconds=START_UP + size * GB / BANDWIDTH),
         # Decoding reads every weight for each token, from memory with about 800 GB/s; four slots share a pass.

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from app.catalog.model import Model
 from app.footprint.layout import KnownLayout
-from app.scheduler.planner.cluster import CPU, SIMULATED, Configuration, Layout, Packing, Reserve
+from app.scheduler.planner.cluster import CPU, SIMULATED, Configuration, Packing, Reserve
 
 #: Keys of an entry that do not change what is loaded.
 _NOT_LOADED = {"name", "description", "licence", "use_cases", "pools", "simulated"}
@@ -57,10 +57,7 @@ def configuration_of(
     pools = model.pools
     known = list(known)
     real = [one for one in known if one.type != SIMULATED]
-    layouts = [
-        Layout(one.type, one.parts, one.load, one.tokens_per_second, one.ram)
-        for one in sorted(real or known, key=lambda one: (one.type == CPU, len(one.parts), one.type))
-    ]
+    layouts = sorted(real or known, key=lambda one: (one.type == CPU, len(one.parts), one.type))
     reserve = None
     if pools.reserve is not None:
         count = max(pools.reserve.devices, -(-pools.reserve.slots // model.slots))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from app.devices.device import HardwareKind
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
+from app.footprint.layout import KnownLayout
 from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import (
     Account,
@@ -20,7 +21,6 @@ from app.scheduler.planner.cluster import (
     Configuration,
     Device,
     DeviceState,
-    Layout,
     Packing,
     Pool,
     Reserve,
@@ -43,7 +43,8 @@ def gpu(id_: str, size: float = 20, host: str = "box", **more: Any) -> Device:
 
 
 def model(id_: str, *parts: float, load: float = 5, **more: Any) -> Configuration:
-    layout = Layout("gpu", tuple(int(p * GB) for p in parts), seconds(load), ram=int(more.pop("ram", 0) * GB))
+    sizes, ram_bytes = tuple(int(p * GB) for p in parts), int(more.pop("ram", 0) * GB)
+    layout = KnownLayout(id_, "gpu", sizes, "measured", seconds(load), 1.0, ram_bytes)
     return Configuration(id_, id_, more.pop("slots", 2), (layout,), **more)
 
 

@@ -19,9 +19,7 @@ from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import (
     Account,
     Cluster,
-    Configuration,
     DeviceState,
-    Layout,
     Packing,
     Reserve,
     charges,
@@ -500,7 +498,7 @@ def test_a_pool_on_a_gpu_holds_ram_of_its_host_too() -> None:
 
 def test_a_pool_in_the_ram_makes_room_for_a_pool_on_a_gpu() -> None:
     """The GPU is free, the RAM is not. A pool on a GPU does not slow down the processor."""
-    on_cpu = Configuration("old", "old", 2, (Layout("cpu", (6 * GB,), seconds(5)),))
+    on_cpu = replace(model("old", 6), layouts=(replace(model("old", 6).layouts[0], type="cpu"),))
     cluster = Cluster((gpu("g0"), ram(8)), (pool("p", "old", {"ram-box": 6}),), (on_cpu, model("new", 5, ram=3)))
 
     found = plan(cluster, [waits("new", age=60, steps=9)], NOW)

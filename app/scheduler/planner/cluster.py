@@ -10,7 +10,7 @@ Values only. Instants are aware and come from the clock of the database; nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -19,6 +19,7 @@ from app.devices.device import HardwareKind
 from app.fleet.backoff import Backoff
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
+from app.footprint.layout import KnownLayout
 from app.kernel.priority import Priority
 
 #: The type of a host's RAM, and that of simulated devices.
@@ -59,31 +60,6 @@ class Device:
     state: DeviceState = DeviceState.SCHEDULABLE
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The bytes of a configuration on devices of one type: on one device, or split over several of one host."""
-
-    #: Type of all devices of the set.
-    type: str
-    #: Bytes on each device of the set.
-    parts: tuple[int, ...]
-    #: Time from the start of the process until it serves, once the file is on the host.
-    load: timedelta
-    #: For one slot.
-    tokens_per_second: float = 1.0
-    #: Bytes of the host's RAM in addition to GPUs: the process, layers that stay there, states of parked requests.
-    ram: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes on all devices together, without the RAM in addition to GPUs."""
-        return sum(self.parts)
-
-    def on(self, devices: Sequence[str]) -> dict[str, int]:
-        """Bytes by device, for a set that ends with the host's RAM where the layout needs some."""
-        return dict(zip(devices, (*self.parts, self.ram), strict=False))
-
-
 class Packing(StrEnum):
     """Which of several fitting devices is used."""
 
@@ -114,7 +90,7 @@ class Configuration:
     #: Steps that one pool executes at the same time.
     slots: int
     #: Preferred first.
-    layouts: tuple[Layout, ...]
+    layouts: tuple[KnownLayout, ...]
     #: Hosts that have the file, or will have it after that time.
     files: Mapping[str, timedelta] = field(default_factory=dict)
     #: Time until a host that `files` does not name has the file; None: it is not placed there.

@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from app.footprint.layout import KnownLayout
 from app.scheduler.planner import reasons
-from app.scheduler.planner.cluster import Cluster, Configuration, Layout, Pool
+from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import WaitingSteps, load_seconds, model_demand, no_demand
 from app.scheduler.planner.plan import MovePool
 from app.scheduler.planner.policy import PlacementPolicy
@@ -69,7 +70,7 @@ class Defragmentation:
 class _Hole:
     """A device set for a layout, and the moves that free it."""
 
-    layout: Layout
+    layout: KnownLayout
     devices: DeviceSet
     moves: tuple[tuple[Pool, PlacementCandidate], ...]
     #: Seconds of loading.
@@ -156,7 +157,7 @@ def _holes(configuration: Configuration, search: Search, state: PlanState) -> li
 
 
 def _movable(
-    configuration: Configuration, layout: Layout, devices: DeviceSet, search: Search, state: PlanState
+    configuration: Configuration, layout: KnownLayout, devices: DeviceSet, search: Search, state: PlanState
 ) -> list[Pool] | None:
     """Idle pools that hold the missing bytes, those that load the fastest for each byte first; None: too few."""
     eviction, unpromised = search.eviction, state.unpromised

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations, islice
 
 from app.devices.device import HardwareKind
-from app.scheduler.planner.cluster import Cluster, Configuration, Device, Layout, Packing, Pool
+from app.footprint.layout import KnownLayout
+from app.scheduler.planner.cluster import Cluster, Configuration, Device, Packing, Pool
 from app.scheduler.planner.policy import PlacementPolicy
 from app.scheduler.planner.state import DeviceSet, PlanState
 
@@ -25,7 +26,9 @@ class DeviceSets:
         self._state, self._max_sets = state, policy.max_sets
         self._anti_affinity = _anti_affinity(cluster)
 
-    def fitting(self, configuration: Configuration, layout: Layout, backed_off: Iterable[str]) -> Iterator[DeviceSet]:
+    def fitting(
+        self, configuration: Configuration, layout: KnownLayout, backed_off: Iterable[str]
+    ) -> Iterator[DeviceSet]:
         """
         Device sets whose free bytes hold the layout: the fullest first, or the emptiest for a configuration that is
         spread. `backed_off` are hosts to leave out.
@@ -57,7 +60,9 @@ class DeviceSets:
                 if found >= enough:
                     return
 
-    def possible(self, configuration: Configuration, layout: Layout, backed_off: Iterable[str]) -> Iterator[DeviceSet]:
+    def possible(
+        self, configuration: Configuration, layout: KnownLayout, backed_off: Iterable[str]
+    ) -> Iterator[DeviceSet]:
         """Device sets that would hold the layout if they were empty. Of a split layout, those with most free first."""
         state, count, smallest = self._state, len(layout.parts), min(layout.parts)
         allowed = [
@@ -102,7 +107,7 @@ class DeviceSets:
             and (not configuration.only or device.id in configuration.only or host in configuration.only)
         )
 
-    def has_ram(self, configuration: Configuration, layout: Layout, device: str) -> bool:
+    def has_ram(self, configuration: Configuration, layout: KnownLayout, device: str) -> bool:
         """Whether the RAM of the device's host would hold its part of the layout if no other pool was there."""
         ram = self._state.ram_for(layout, device)
         return ram is None or self._is_large_enough(configuration, ram, layout.ram)

@@ -18,7 +18,8 @@ from itertools import islice
 
 from app.fleet.backoff import Backoff
 from app.fleet.pool import PoolState
-from app.scheduler.planner.cluster import NO_TIME, Cluster, Configuration, Layout, Packing, Pool
+from app.footprint.layout import KnownLayout
+from app.scheduler.planner.cluster import NO_TIME, Cluster, Configuration, Packing, Pool
 from app.scheduler.planner.demand import ModelDemand, no_demand
 from app.scheduler.planner.device_sets import DeviceSets
 from app.scheduler.planner.eviction import EVICTABLE, Eviction
@@ -30,7 +31,7 @@ from app.scheduler.planner.state import DeviceSet, PlanState
 class PlacementCandidate:
     """One way to start a pool, with its cost. Times are seconds."""
 
-    layout: Layout
+    layout: KnownLayout
     devices: DeviceSet
     #: Pools whose bytes it waits for.
     victims: tuple[Pool, ...]
@@ -136,7 +137,9 @@ class Search:
                     if victims is not None:
                         yield self._candidate(demand, layout, devices, victims, fastest)
 
-    def _is_open(self, configuration: Configuration, devices: DeviceSet, layout: Layout, demand: ModelDemand) -> bool:
+    def _is_open(
+        self, configuration: Configuration, devices: DeviceSet, layout: KnownLayout, demand: ModelDemand
+    ) -> bool:
         """Whether no device is kept for another model, or is needed by the waiting owner of a reserve."""
         for device in devices:
             owners = self._state.reserve_owners(device)
@@ -159,7 +162,7 @@ class Search:
             and self._state.devices[device].host not in self.backed_off(owner)
         )
 
-    def _cheapest(self, demand: ModelDemand, layout: Layout, backed_off: set[str]) -> Iterator[DeviceSet]:
+    def _cheapest(self, demand: ModelDemand, layout: KnownLayout, backed_off: set[str]) -> Iterator[DeviceSet]:
         """Device sets to look at for victims: all in a small cluster, else those with the least regret."""
         state, enough = self._state, self.sets.enough(layout.type)
         if len(layout.parts) > 1 or len(state.schedulable.get(layout.type, ())) == enough:
@@ -195,7 +198,7 @@ class Search:
             self._ranks[type_, idle] = known
         return known
 
-    def _victims(self, demand: ModelDemand, layout: Layout, devices: DeviceSet, moving: bool) -> _Victims | None:
+    def _victims(self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, moving: bool) -> _Victims | None:
         """
         Pools whose bytes are enough for what is missing; None when there are none.
 
@@ -273,7 +276,7 @@ class Search:
         return tuple(moves)
 
     def _candidate(
-        self, demand: ModelDemand, layout: Layout, devices: DeviceSet, victims: _Victims, fastest: float
+        self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, victims: _Victims, fastest: float
     ) -> PlacementCandidate:
         configuration, state = demand.configuration, self._state
         computing, first = devices[: len(layout.parts)], state.devices[devices[0]]
@@ -314,7 +317,7 @@ class Search:
                     best = found
         return best
 
-    def _vacancy(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> Vacancy | None:
+    def _vacancy(self, configuration: Configuration, layout: KnownLayout, devices: DeviceSet) -> Vacancy | None:
         missing = self._state.missing(configuration, layout, devices)
         pools = {p.id: p for d in devices for p in self._state.pools_on[d] if not self.eviction.is_protected(p)}
         conflicts = {pool.id for pool in self.sets.conflicts(configuration, devices)}

@@ -19,12 +19,12 @@ from datetime import datetime
 from app.devices.device import HardwareKind
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import COMING, PoolState
+from app.footprint.layout import KnownLayout
 from app.scheduler.planner.cluster import (
     Cluster,
     Configuration,
     Device,
     DeviceState,
-    Layout,
     Pool,
     charges,
     promises,
@@ -238,7 +238,7 @@ class PlanState:
         """Whether bytes of its devices are reserved for its configuration."""
         return any(pool.configuration in self._idle_reserves.get(device, ()) for device in pool.bytes)
 
-    def reclaims(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> bool:
+    def reclaims(self, configuration: Configuration, layout: KnownLayout, devices: DeviceSet) -> bool:
         """Whether all bytes that the layout needs there are reserved for the configuration."""
         return all(self.own_reserve(d, configuration.id) >= part for d, part in layout.on(devices).items())
 
@@ -249,7 +249,7 @@ class PlanState:
         free = self.free[device]
         return free if self._lend else free - self.others_reserves(device, configuration.id)
 
-    def missing(self, configuration: Configuration, layout: Layout, devices: DeviceSet) -> dict[str, int]:
+    def missing(self, configuration: Configuration, layout: KnownLayout, devices: DeviceSet) -> dict[str, int]:
         """By device, the bytes of the layout that are not free; 0 or less where they are."""
         parts = layout.on(devices).items()
         return {device: part - self.free_for(configuration, device) for device, part in parts}
@@ -266,17 +266,17 @@ class PlanState:
         gpus = [id_ for id_ in known if id_ in self.devices and self.devices[id_].kind is not HardwareKind.CPU]
         return gpus or known
 
-    def ram_for(self, layout: Layout, device: str) -> str | None:
+    def ram_for(self, layout: KnownLayout, device: str) -> str | None:
         """The RAM of the device's host where the layout needs some in addition to the device; None elsewhere."""
         known = self.devices.get(device)
         return self._ram.get(known.host) if known is not None and layout.ram else None
 
-    def with_ram(self, layout: Layout, devices: DeviceSet) -> DeviceSet:
+    def with_ram(self, layout: KnownLayout, devices: DeviceSet) -> DeviceSet:
         """The set, with the RAM of its host where the layout needs some."""
         ram = self.ram_for(layout, devices[0])
         return devices if ram is None else (*devices, ram)
 
-    def fits_reserve(self, reserve: ReservedCapacity, layout: Layout) -> bool:
+    def fits_reserve(self, reserve: ReservedCapacity, layout: KnownLayout) -> bool:
         """Whether a pool with that layout fits into the reserve."""
         computing = tuple(self.computing(reserve.bytes))
         sizes = sorted((reserve.bytes[device] for device in computing), reverse=True)
