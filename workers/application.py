@@ -20,8 +20,9 @@ from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
-from workers import jobs, runtime, steps, timetable, transport
+from workers import jobs, runtime, steps
 from workers.engine import Engine
+from workers.messaging import timetable, transport
 from workers.pool.heartbeat import Heartbeat
 from workers.pool.progress import Status
 from workers.runtime import Runtime
@@ -29,9 +30,9 @@ from workers.runtime import Runtime
 _log = log.get(__name__)
 
 #: Celery's pool of threads, with the wake-up that a slot needs to be refilled at once.
-POOL = "workers.wake:TaskPool"
+POOL = "workers.messaging.thread_pool:TaskPool"
 #: Celery's consumer, which survives every loss of the broker.
-CONSUMER = "workers.consumer:Consumer"
+CONSUMER = "workers.messaging.consumer:Consumer"
 
 
 class Application:

@@ -25,8 +25,8 @@ from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows import retention
 from app.workflows.runs.sweep import sweep
 from app.workflows.schedules.service import Schedules
+from workers.messaging.timetable import EXPIRE, SCHEDULES, SWEEP
 from workers.runtime import Runtime
-from workers.timetable import EXPIRE, SCHEDULES, SWEEP
 
 _log = log.get(__name__)
 

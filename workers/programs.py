@@ -22,7 +22,7 @@ from app.kernel.settings import Settings
 _log = log.get(__name__)
 
 #: The scheduler of beat, by its place.
-SCHEDULER = "workers.beat:Scheduler"
+SCHEDULER = "workers.messaging.beat:Scheduler"
 #: Exit code of a program that could not start.
 NOT_STARTED = 5
 
@@ -62,7 +62,7 @@ def control(loaded: Settings, name: str, incarnation: str | None = None) -> int:
 def beat(loaded: Settings) -> int:
     """Send the scheduled jobs. The lock of RedBeat lets one of several do it."""
     celery = _of("app.kernel.broker", "celery_app")(
-        addresses.of(loaded).redis_url, loaded.broker, _of("workers.timetable", "schedule")(loaded)
+        addresses.of(loaded).redis_url, loaded.broker, _of("workers.messaging.timetable", "schedule")(loaded)
     )
     level = loaded.log.level.upper()
     beat = _of("celery.apps.beat", "Beat")

@@ -21,7 +21,7 @@ from uuid import UUID
 from app.kernel.dead_letters import Reason
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
-from workers import timetable
+from workers.messaging import timetable
 
 #: Bytes of a message; ours have some 1,200.
 LARGEST = 64 * 1024

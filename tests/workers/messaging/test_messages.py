@@ -16,9 +16,9 @@ from app.kernel.dead_letters import Reason
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import wake_reconciler
 from app.workflows.runs.messages import RUN_STEP
-from workers import messages
 from workers.application import Application
-from workers.messages import LARGEST, TASKS, Poison, taken
+from workers.messaging import messages
+from workers.messaging.messages import LARGEST, TASKS, Poison, taken
 
 STEP = "01a20000-0000-7000-8000-000000000000"
 NEVER = "2999-01-01T00:00:00+00:00"

@@ -10,7 +10,7 @@ import pytest
 import structlog
 from kombu.asynchronous import Hub, get_event_loop, set_event_loop
 
-from workers.wake import TaskPool
+from workers.messaging.thread_pool import TaskPool
 
 SOON = 30.0
 

@@ -19,8 +19,8 @@ from kombu import transport
 
 from app.kernel import broker, clock, ids, log
 from app.kernel.dead_letters import DeadLetters, Reason, is_wrong_type
-from workers import messages
-from workers.messages import Poison
+from workers.messaging import messages
+from workers.messaging.messages import Poison
 
 _log = log.get(__name__)
 _T = TypeVar("_T")
