@@ -129,9 +129,14 @@ class _Pool:
                 engine = self._stand_in(model) if self.grant.simulated else self._load(model, began)
                 _log.info("pool_loaded", model=name, seconds=round(time.monotonic() - began, 2))
                 exported.engine = engine
-                queues = [model_queue(model.slug)]
                 code = Application(self.settings).serve(
-                    worker, queues, engine.slots, engine, self.status, self.heart, self.grant.id
+                    worker,
+                    [model_queue(model.slug)],
+                    engine.slots,
+                    engine,
+                    self.grant.id,
+                    on_start=lambda runtime: self.heart.serve(runtime.leases, engine.stalled_for),
+                    on_stage=self.status.enter,
                 )
                 if self._measuring is not None and not code:
                     with suppress(DatabaseUnreachable):

@@ -15,7 +15,7 @@ from kombu import Queue
 from app.kernel import broker
 from app.kernel.embedded import ValkeyServer
 from app.kernel.settings import BrokerSettings
-from workers.application import CONSUMER, POOL
+from workers.application import CONSUMER, THREAD_POOL
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def server(tmp_path: Path) -> Iterator[ValkeyServer]:
 def test_a_broker_that_dies_with_a_message_in_hand_does_not_end_the_worker(server: ValkeyServer) -> None:
     """One message is not acknowledged yet, and two channels wait for more."""
     app = broker.celery_app(server.url, BrokerSettings())
-    consumer = app.WorkController(hostname="worker@here", pool_cls=POOL, consumer_cls=CONSUMER, concurrency=1).consumer
+    consumer = app.WorkController(
+        hostname="worker@here", pool_cls=THREAD_POOL, consumer_cls=CONSUMER, concurrency=1
+    ).consumer
     connection = consumer.connection = app.connection_for_read()
     queue, taken = Queue("io"), list[object]()
     with connection.Producer() as producer:
