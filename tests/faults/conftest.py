@@ -258,7 +258,7 @@ class LocalBeat(LocalWorker):
 
     @property
     def ready_prompt(self) -> str:
-        return "beat_leads"
+        return "beat_elected"
 
 
 class LocalAgent(LocalWorker):

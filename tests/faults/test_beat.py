@@ -33,7 +33,7 @@ def test_stand_by_takes_over_from_a_killed_beat_and_never_ticks_beside_it(stage:
     assert seconds_of_ticks(stage, 9) > 8 * INTERVAL * 0.75
 
     leader.kill("SIGKILL")
-    assert b"beat_leads" not in stand_by.container.log()
+    assert b"beat_elected" not in stand_by.container.log()
     assert stand_by.ready(), "it has the lock"
     assert seconds_of_ticks(stage, 5) > 4 * INTERVAL * 0.75
     assert stand_by.container.child.alive

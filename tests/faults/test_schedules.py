@@ -54,7 +54,7 @@ def test_killed_beat_and_control_worker_and_a_lost_broker_double_and_drop_no_fir
         client.flushall()
     seen = len(fires())
     until(lambda: len(fires()) >= seen + 4)
-    assert b"beat_leads" in stand_by.container.log()
+    assert b"beat_elected" in stand_by.container.log()
 
     schedules.pause("ticking")
     until(lambda: not {fire.state for fire in fires()} & {FireState.WAITING, FireState.STARTING})

@@ -1,9 +1,9 @@
 """
-The consumer of a worker: Celery's own, which goes on whenever the broker comes back.
+The consumer of a worker: Celery's own, made to survive the loss of the broker.
 
-When a broker is lost, Celery 5.7 closes the connection twice. Where the first time fails half-way, the second one tries
-to put back messages that are not acknowledged, through a transport that has let go of its connection already: an
-AttributeError that ends the whole worker.
+When the broker is lost, Celery 5.7 closes the connection twice. If the first attempt fails half-way, the second one
+tries to restore unacknowledged messages through a transport that has no connection any more. The AttributeError that
+follows ends the whole worker.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from celery.worker import consumer
 
 
 class Consumer(consumer.Consumer):
-    """Celery's consumer, which puts nothing back on a connection that is lost: the sweep finds those steps."""
+    """Celery's consumer, which restores no messages on a lost connection: the sweep publishes their steps again."""
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Close what is lost."""
+        """Close the lost connection without restoring its messages."""
         connection: Any = self.connection
-        if (channel := connection._default_channel) is not None:  # the public property would connect anew
+        if (channel := connection._default_channel) is not None:  # the public property would connect again
             channel.do_restore = False
         super().on_connection_error_after_connected(exc)

@@ -1,8 +1,8 @@
 """
-Messages as workers take them: each is read as what anybody may have written, and built anew from what was checked.
+Validation of messages: each message is parsed as untrusted input, and built again from its validated parts.
 
-Nothing of a message reaches Celery but the task, its arguments, its id, when it expires and what Flower shows of it. So
-no header, body or tag that somebody made up can stop a consumer, or cost it a slot.
+Only the task, its arguments, its id, its expiry and its label in Flower reach Celery. So a forged header, body or tag
+can neither stop a consumer nor block one of its threads.
 
 Nothing here reads the broker.
 """
@@ -23,16 +23,16 @@ from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
 from workers.messaging import timetable
 
-#: Bytes of a message; ours have some 1,200.
-LARGEST = 64 * 1024
-#: Characters of an id, and of what Flower shows.
-_ID, _SHOWN = 100, 500
-#: Attempts fit into Postgres's integers.
-_ATTEMPTS = 2**31
+#: Most bytes of a message; valid ones have about 1,200.
+MAX_BYTES = 64 * 1024
+#: Most characters of an id, and of the label in Flower.
+_MAX_ID, _MAX_LABEL = 100, 500
+#: Attempts are below this: they are integers in Postgres.
+_ATTEMPT_BOUND = 2**31
 
 
-class Poison(Exception):
-    """A message that no worker can take."""
+class PoisonMessage(Exception):
+    """A message that no worker can process."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         self.reason, self.detail = reason, detail
@@ -40,56 +40,59 @@ class Poison(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """The parts of a message that count."""
+class _Parts:
+    """The parts of a message that are kept."""
 
     task: str
     arguments: list[Any]
-    #: Celery's id of it, where it has one.
+    #: Its id in Celery; empty when it has none.
     id: str
     expires: str | None
-    shown: str
+    #: The label in Flower.
+    label: str
 
 
-def taken(raw: bytes, queue: str, priority: int, tag: str) -> bytes:
+def validated(raw: bytes, queue: str, priority: int, tag: str) -> bytes:
     """
-    The message as Celery reads it, with a delivery tag of our own.
+    Return the message in the form that Celery reads, with `tag` as its delivery tag.
 
-    Raises Poison.
+    Raises PoisonMessage.
     """
-    if len(raw) > LARGEST:
-        raise Poison(Reason.TOO_LARGE, f"{len(raw)} bytes; {LARGEST} at the most")
-    given = _given(_object(_json(raw), "the message"))
-    accepts = TASKS.get(given.task)
+    if len(raw) > MAX_BYTES:
+        raise PoisonMessage(Reason.TOO_LARGE, f"the message has {len(raw)} bytes; at most {MAX_BYTES} are accepted")
+    parts = _parsed(_object(_json(raw), "the message"))
+    accepts = TASKS.get(parts.task)
     if accepts is None:
-        raise Poison(Reason.UNKNOWN_TASK, f"there is no task {given.task[:_ID]!r}")
-    if not accepts(given.arguments):
-        raise Poison(Reason.WRONG_ARGUMENTS, f"{given.task} does not take {json.dumps(given.arguments)[:_ID]}")
-    return json.dumps(_built(given, queue, priority, tag)).encode()
+        raise PoisonMessage(Reason.UNKNOWN_TASK, f"there is no task {parts.task[:_MAX_ID]!r}")
+    if not accepts(parts.arguments):
+        raise PoisonMessage(
+            Reason.WRONG_ARGUMENTS, f"{parts.task} does not accept {json.dumps(parts.arguments)[:_MAX_ID]}"
+        )
+    return json.dumps(_built(parts, queue, priority, tag)).encode()
 
 
-def _built(given: _Given, queue: str, priority: int, tag: str) -> dict[str, Any]:
-    """As Celery's second protocol has it: https://docs.celeryq.dev/en/stable/internals/protocol.html."""
+def _built(parts: _Parts, queue: str, priority: int, tag: str) -> dict[str, Any]:
+    """Return a message of Celery's protocol 2: https://docs.celeryq.dev/en/stable/internals/protocol.html."""
     nothing = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    id_ = given.id or tag
+    id_ = parts.id or tag
     return {
-        "body": base64.b64encode(json.dumps([given.arguments, {}, nothing]).encode()).decode(),
+        "body": base64.b64encode(json.dumps([parts.arguments, {}, nothing]).encode()).decode(),
         "content-encoding": "utf-8",
         "content-type": "application/json",
         "headers": {
             "lang": "py",
-            "task": given.task,
+            "task": parts.task,
             "id": id_,
             "shadow": None,
             "eta": None,
-            "expires": given.expires,
+            "expires": parts.expires,
             "group": None,
             "group_index": None,
             "retries": 0,
             "timelimit": [None, None],
             "root_id": id_,
             "parent_id": None,
-            "argsrepr": given.shown,
+            "argsrepr": parts.label,
             "kwargsrepr": "",
             "ignore_result": True,
             "replaced_task_nesting": 0,
@@ -107,33 +110,33 @@ def _built(given: _Given, queue: str, priority: int, tag: str) -> dict[str, Any]
     }
 
 
-def _given(message: dict[str, Any]) -> _Given:
+def _parsed(message: dict[str, Any]) -> _Parts:
     headers = _object(message.get("headers"), "headers")
     body = message.get("body")
     try:
         decoded = base64.b64decode(body, validate=True) if isinstance(body, str) else b""
     except (binascii.Error, ValueError) as error:
-        raise Poison(Reason.UNREADABLE, f"body is no base64: {error}") from None
-    parts = _json(decoded)
-    if not isinstance(parts, list) or len(parts) != 3 or not isinstance(parts[0], list):
-        raise Poison(Reason.UNREADABLE, "body is no list of arguments, keywords and what follows")
+        raise PoisonMessage(Reason.UNREADABLE, f"body is not base64: {error}") from None
+    document = _json(decoded)
+    if not isinstance(document, list) or len(document) != 3 or not isinstance(document[0], list):
+        raise PoisonMessage(Reason.UNREADABLE, "body is not a list of arguments, keyword arguments and callbacks")
     task = headers.get("task")
     if not isinstance(task, str):
-        raise Poison(Reason.UNREADABLE, "headers.task is no text")
-    if parts[1] != {} or (isinstance(parts[2], dict) and any(parts[2].values())):
-        raise Poison(Reason.WRONG_ARGUMENTS, f"{task[:_ID]} takes neither keywords nor tasks that follow")
-    id_, shown = headers.get("id"), headers.get("argsrepr")
-    return _Given(
+        raise PoisonMessage(Reason.UNREADABLE, "headers.task is not a string")
+    if document[1] != {} or (isinstance(document[2], dict) and any(document[2].values())):
+        raise PoisonMessage(Reason.WRONG_ARGUMENTS, f"{task[:_MAX_ID]} accepts neither keyword arguments nor callbacks")
+    id_, label = headers.get("id"), headers.get("argsrepr")
+    return _Parts(
         task,
-        parts[0],
-        id_ if isinstance(id_, str) and len(id_) <= _ID else "",
+        document[0],
+        id_ if isinstance(id_, str) and len(id_) <= _MAX_ID else "",
         _instant(headers.get("expires")),
-        shown[:_SHOWN] if isinstance(shown, str) else "",
+        label[:_MAX_LABEL] if isinstance(label, str) else "",
     )
 
 
 def _instant(value: object) -> str | None:
-    """When nobody needs the message any more, with a year that every arithmetic takes."""
+    """Return the expiry of a message, or None. Its year is limited, so that arithmetic with it cannot overflow."""
     if value is None:
         return None
     try:
@@ -141,7 +144,9 @@ def _instant(value: object) -> str | None:
     except ValueError:
         found = None
     if found is None or found.tzinfo is None or not 2000 <= found.year <= 9000:
-        raise Poison(Reason.UNREADABLE, "headers.expires is no instant")
+        raise PoisonMessage(
+            Reason.UNREADABLE, "headers.expires is not an instant with a time zone, of the years 2000 to 9000"
+        )
     return found.isoformat()
 
 
@@ -149,18 +154,18 @@ def _json(raw: bytes) -> Any:
     try:
         return json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Poison(Reason.UNREADABLE, f"no JSON: {error}") from None
+        raise PoisonMessage(Reason.UNREADABLE, f"it is not JSON: {error}") from None
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Poison(Reason.UNREADABLE, f"{name} is no object")
+        raise PoisonMessage(Reason.UNREADABLE, f"{name} is not an object")
     return value
 
 
 def _is_step(arguments: list[Any]) -> bool:
     match arguments:
-        case [str(step_id), int(attempt)] if not isinstance(attempt, bool) and 0 < attempt < _ATTEMPTS:
+        case [str(step_id), int(attempt)] if not isinstance(attempt, bool) and 0 < attempt < _ATTEMPT_BOUND:
             try:
                 return str(UUID(step_id)) == step_id.lower()
             except ValueError:
@@ -172,7 +177,7 @@ def _is_nothing(arguments: list[Any]) -> bool:
     return not arguments
 
 
-#: What workers do, and which arguments each takes.
+#: The tasks of workers, each with a predicate for its arguments.
 TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     RUN_STEP: _is_step,
     timetable.SWEEP: _is_nothing,

@@ -1,4 +1,4 @@
-"""The consumer of a worker, when its broker dies."""
+"""The consumer of a worker, when the broker dies."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def server(tmp_path: Path) -> Iterator[ValkeyServer]:
     made.stop()
 
 
-def test_a_broker_that_dies_with_a_message_in_hand_does_not_end_the_worker(server: ValkeyServer) -> None:
-    """One message is not acknowledged yet, and two channels wait for more."""
+def test_a_broker_that_dies_with_an_unacknowledged_message_does_not_end_the_worker(server: ValkeyServer) -> None:
+    """One message is unacknowledged, and two channels wait for more."""
     app = broker.celery_app(server.url, BrokerSettings())
     consumer = app.WorkController(
         hostname="worker@here", pool_cls=THREAD_POOL, consumer_cls=CONSUMER, concurrency=1
@@ -38,7 +38,7 @@ def test_a_broker_that_dies_with_a_message_in_hand_does_not_end_the_worker(serve
         producer.publish({}, routing_key="io", declare=[queue])
 
     def consume(channel: Any) -> None:
-        channel.brpop_timeout = 60  # it still waits when the broker dies
+        channel.brpop_timeout = 60  # the call is still blocked when the broker dies
         Messages(channel, [queue], callbacks=[lambda *message: taken.append(message)]).consume()
 
     consume(connection.default_channel)
