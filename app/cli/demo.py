@@ -16,7 +16,7 @@ from rich.text import Text
 
 from app.cli.client import Client, url_of
 from app.cli.output import AsJson, console, notes, print_json, seconds, settings_of, shortened, state, table
-from app.cli.tree import Interrupted, Signals, Tree, grown
+from app.cli.process_tree.tree import Interrupted, Signals, Tree, grown
 from app.cli.up import tell
 from app.kernel import shipped
 from app.kernel.errors import NotFound

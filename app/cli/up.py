@@ -11,7 +11,7 @@ from rich.panel import Panel
 
 from app.cli.client import url_of
 from app.cli.output import notes, settings_of
-from app.cli.tree import Interrupted, Signals, Tree, grown
+from app.cli.process_tree.tree import Interrupted, Signals, Tree, grown
 
 _COLOURS = {"info": "green", "warning": "yellow", "error": "bold red"}
 

@@ -10,7 +10,7 @@ import httpx2
 from celery import Celery
 
 from app.cli.client import connected, url_of
-from app.cli.member import ProcessMember
+from app.cli.process_tree.member import ProcessMember
 from app.kernel import broker
 from app.kernel.errors import ServerNotStarted
 from app.kernel.settings import Settings

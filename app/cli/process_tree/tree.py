@@ -24,8 +24,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from app.catalog import files
-from app.cli import readiness
-from app.cli.member import FROZEN, ProcessMember, incarnation_of
+from app.cli.process_tree import readiness
+from app.cli.process_tree.member import FROZEN, ProcessMember, incarnation_of
 from app.cli.programs import WORKERS
 from app.fleet.pool import METRICS_FOLDER
 from app.kernel import clock, embedded, log

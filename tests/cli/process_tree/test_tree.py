@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.cli.tree import Signals, Tree
+from app.cli.process_tree.tree import Signals, Tree
 from app.kernel.settings import Settings
 
 
