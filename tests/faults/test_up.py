@@ -77,7 +77,7 @@ def test_next_up_takes_over_what_a_killed_one_left(data_dir: Path, tmp_path: Pat
         assert b"pool_adopted" in (data_dir / "logs" / "agent.log").read_bytes()
         assert pool_of(data_dir) == pool, "it was not asked to end"
         for name in ("agent", "api", "beat", "control"):
-            assert f"{name} of an earlier start still ran" in (tmp_path / "second.txt").read_text()
+            assert f"{name} of an earlier start was still running" in (tmp_path / "second.txt").read_text()
         with client_of(data_dir) as client:
             assert_works(client)
 
