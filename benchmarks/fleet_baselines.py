@@ -20,7 +20,7 @@ Bytes = Mapping[str, int]
 
 def free(fleet: Cluster) -> dict[str, int]:
     charged = charges(fleet)
-    return {d.id: d.capacity_bytes - charged[d.id] if d.state is DeviceState.OPEN else 0 for d in fleet.devices}
+    return {d.id: d.capacity_bytes - charged[d.id] if d.state is DeviceState.SCHEDULABLE else 0 for d in fleet.devices}
 
 
 def stop(pool: Pool) -> StopPool:
@@ -47,7 +47,7 @@ def sets(fleet: Cluster, configuration: Configuration) -> list[tuple[tuple[str, 
     for layout in configuration.layouts:
         by_host: dict[str, list[Device]] = {}
         for device in fleet.devices:
-            if device.state is DeviceState.OPEN and device.capacity_bytes >= layout.parts[0]:
+            if device.state is DeviceState.SCHEDULABLE and device.capacity_bytes >= layout.parts[0]:
                 by_host.setdefault(device.host, []).append(device)
         for devices in by_host.values():
             n = len(layout.parts)
@@ -92,7 +92,7 @@ class Ollama:
         size = needs.layouts[0].total_bytes
         room = free(fleet)
         best = max(room, key=lambda d: (room[d], d))
-        open_ = [d for d in fleet.devices if d.state is DeviceState.OPEN]
+        open_ = [d for d in fleet.devices if d.state is DeviceState.SCHEDULABLE]
         if len(fleet.pools) < 3 * len(open_):
             empty = not fleet.pools
             if size <= room[best] * (1.0 if room[best] == self.capacity(fleet, best) else 0.8):
@@ -170,7 +170,7 @@ class Exclusive:
     def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
         hosts: dict[str, list[Device]] = {}
         for d in fleet.devices:
-            if d.state is DeviceState.OPEN:
+            if d.state is DeviceState.SCHEDULABLE:
                 hosts.setdefault(d.host, []).append(d)
         of = {c.id: c for c in fleet.configurations}
         actions: list[Action] = []
@@ -218,7 +218,7 @@ class Static:
                     used[d] += part
         room = free(fleet)
         of = {c.id: c for c in fleet.configurations}
-        is_open = {d.id: d.state is DeviceState.OPEN for d in fleet.devices}
+        is_open = {d.id: d.state is DeviceState.SCHEDULABLE for d in fleet.devices}
         actions: list[Action] = []
         taken: set[str] = set()
         for name in missing(fleet, demand):

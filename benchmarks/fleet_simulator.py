@@ -383,7 +383,9 @@ class Simulation:
     def join(self, host: str) -> None:
         """The host's agent says which of its devices there are."""
         there = {
-            d.id: d.capacity_bytes for d in self.devices.values() if d.host == host and d.state is DeviceState.OPEN
+            d.id: d.capacity_bytes
+            for d in self.devices.values()
+            if d.host == host and d.state is DeviceState.SCHEDULABLE
         }
         self.ledger = books.join(self.ledger, host, AGENT, there)
 
@@ -400,7 +402,7 @@ class Simulation:
         self.at(failure.at + failure.lasts, partial(self.repair, failure))
 
     def repair(self, failure: Failure) -> None:
-        device = self.devices[failure.device] = replace(self.devices[failure.device], state=DeviceState.OPEN)
+        device = self.devices[failure.device] = replace(self.devices[failure.device], state=DeviceState.SCHEDULABLE)
         self.join(device.host)
         self.dirty = True
 
@@ -437,7 +439,7 @@ class Simulation:
                 case GrantReserve():
                     self.number += 1
                     reserve = ReservedCapacity(f"r{self.number}", action.configuration, action.bytes)
-                    self.keep(books.set_aside(self.ledger, reserve))
+                    self.keep(books.add_reserve(self.ledger, reserve))
                 case DropReserve():
                     self.ledger = books.drop_reserve(self.ledger, action.reserve)
         self.go_on()

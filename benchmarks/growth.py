@@ -46,7 +46,7 @@ MODEL = "smollm2:135m"
 TERMS = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
 
 _COLUMNS = """
-    id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, outside, attempt, failures,
+    id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, delegated, attempt, failures,
     losses, tokens_in, tokens_out, created_at, ready_at, started_at, finished_at
 """
 _RUNS = """
@@ -75,17 +75,17 @@ _ATTEMPTS = """
 """
 _MAP = """
     WITH map AS (
-        INSERT INTO step (id, run_id, key, position, kind, model_index, queue, priority, rank, state, outside, attempt,
-                          failures, losses, tokens_in, tokens_out)
+        INSERT INTO step (id, run_id, key, position, kind, model_index, queue, priority, rank, state, delegated,
+                          attempt, failures, losses, tokens_in, tokens_out)
         SELECT gen_random_uuid(), id, 'read', 0, 'map', 0, 'io', 'standard', 1, 'awaiting', true, 1, 0, 0, 0, 0
         FROM run WHERE workflow = 'map' RETURNING id, run_id
     )
-    INSERT INTO fan_out (step_id, total, waiting, under_way, failed, stopping)
+    INSERT INTO fan_out (step_id, total, waiting, in_flight, failed, stopping)
     SELECT id, CAST(:count AS integer), CAST(:count AS integer), 0, 0, false FROM map
 """
 _ITEMS = f"""
     INSERT INTO step (id, run_id, parent_id, item, key, position, kind, model, model_index, queue, priority, rank,
-                      state, outside, attempt, failures, losses, tokens_in, tokens_out)
+                      state, delegated, attempt, failures, losses, tokens_in, tokens_out)
     SELECT gen_random_uuid(), run_id, id, n, 'read[' || n || ']', 0, 'generate', '{MODEL}', 0, 'model.smollm2-135m',
            'standard', 1, 'pending', false, 0, 0, 0, 0, 0
     FROM step, generate_series(0, :count - 1) AS n WHERE kind = 'map'

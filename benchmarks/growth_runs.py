@@ -40,10 +40,10 @@ _MAKE = text("""
                now() + interval '1 d'
         FROM generate_series(1, :runs) AS n RETURNING id
     )
-    INSERT INTO step (id, run_id, key, position, kind, model_index, queue, priority, rank, state, outside, attempt,
+    INSERT INTO step (id, run_id, key, position, kind, model_index, queue, priority, rank, state, delegated, attempt,
                       failures, losses, tokens_in, tokens_out, owner, lease_until, not_before, published_at,
                       deadline_at, finished_at)
-    SELECT gen_random_uuid(), id, 's' || n, n, 'wait', 0, 'io', 'standard', 1, :state, :outside, 1, 0, 0, 0, 0,
+    SELECT gen_random_uuid(), id, 's' || n, n, 'wait', 0, 'io', 'standard', 1, :state, :delegated, 1, 0, 0, 0, 0,
            CASE WHEN :state = 'running' THEN 'w' END,
            CASE WHEN :state = 'running' THEN now() + interval '1 h' END,
            CASE WHEN :state IN ('waiting', 'awaiting') THEN now() + interval '1 h' END,
@@ -73,7 +73,7 @@ def make(
     values["key"] = key
     with database.work() as work:
         work.run(text("INSERT INTO definition (sha256, document) VALUES ('sha', '{}') ON CONFLICT DO NOTHING"))
-        work.run(_MAKE, values | {"outside": state == "awaiting"})
+        work.run(_MAKE, values | {"delegated": state == "awaiting"})
 
 
 def fill(database: Database, waiting: int, kept: int) -> None:

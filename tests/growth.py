@@ -25,7 +25,7 @@ _RUNS = text("""
     FROM generate_series(1, :runs)
 """)
 _STEPS = text("""
-    INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, outside,
+    INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, delegated,
                       attempt, failures, losses, tokens_in, tokens_out, created_at, ready_at, started_at, finished_at)
     SELECT gen_random_uuid(), run.id, 's' || n, n, 'generate', 'm:1', 0, 'model.m-1', 'standard', 1, 'succeeded', false,
            1, 0, 0, 1, 1, run.created_at, run.created_at, run.created_at, run.created_at + interval '1 hour'

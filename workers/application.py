@@ -44,7 +44,7 @@ class Application:
             addresses.of(settings).redis_url, settings.broker, timetable.schedule(settings)
         )
         self._runtime: Runtime | None = None
-        self._on_stage: Callable[[PoolPhase], None] = lambda _: None
+        self._on_phase: Callable[[PoolPhase], None] = lambda _: None
         self._stopping = False
 
         @self.celery.task(name=RUN_STEP)
@@ -94,7 +94,7 @@ class Application:
     def stop(self) -> None:
         """Close the runtime."""
         self._drain.cancel()
-        self._on_stage(PoolPhase.UNLOADING)
+        self._on_phase(PoolPhase.UNLOADING)
         self.runtime.close()
 
     def serve(
@@ -105,15 +105,15 @@ class Application:
         engine: Engine | None = None,
         incarnation: str | None = None,
         on_start: Callable[[Runtime], None] = lambda _: None,
-        on_stage: Callable[[PoolPhase], None] = lambda _: None,
+        on_phase: Callable[[PoolPhase], None] = lambda _: None,
     ) -> int:
         """
         Serve the queues until SIGTERM, then finish the held steps or requeue them. Returns the exit code.
 
-        `on_start` is called with the runtime before the first message, `on_stage` at each change of the stage.
+        `on_start` is called with the runtime before the first message, `on_phase` at each change of the phase.
         Raises what `start` raises.
         """
-        self._on_stage = on_stage
+        self._on_phase = on_phase
         self.start(name, threads, engine, incarnation)
         on_start(self.runtime)
         try:
@@ -135,12 +135,12 @@ class Application:
 
     def _on_ready(self, **_: Any) -> None:
         _log.info("worker_ready", worker=self.runtime.owner)
-        self._on_stage(PoolPhase.SERVING)
+        self._on_phase(PoolPhase.SERVING)
 
     def _on_stopping(self, **_: Any) -> None:
         if self._stopping:
             return  # it is a repeated signal
         self._stopping = True
-        self._on_stage(PoolPhase.DRAINING)
+        self._on_phase(PoolPhase.DRAINING)
         _log.info("worker_draining", worker=self.runtime.owner)
         self._drain.start()

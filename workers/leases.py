@@ -59,31 +59,31 @@ class Holding:
         #: When it was last renewed, by the monotonic clock.
         self.renewed = time.monotonic()
         self._lock = threading.Lock()
-        self._why: StopReason | None = None
+        self._reason: StopReason | None = None
         self._on_stop: Callable[[], None] | None = None
 
     @property
-    def why(self) -> StopReason | None:
+    def reason(self) -> StopReason | None:
         """The reason why the step must stop; None while it may continue."""
-        return self._why
+        return self._reason
 
     def on_stop(self, action: Callable[[], None]) -> None:
         """Set the function that stops the step; any thread may call it. After `stop` it is called immediately."""
         with self._lock:
             self._on_stop = action
-            stopped = self._why is not None
+            stopped = self._reason is not None
         if stopped:
             self._run(action)
 
-    def stop(self, why: StopReason) -> None:
+    def stop(self, reason: StopReason) -> None:
         """Stop the step. The first reason is kept, but LOST replaces every other."""
         with self._lock:
-            first = self._why is None
-            if first or why is StopReason.LOST:
-                self._why = why
+            first = self._reason is None
+            if first or reason is StopReason.LOST:
+                self._reason = reason
             action = self._on_stop
         if first:
-            _log.info("step_stop_requested", why=why, step_id=str(self.claim.step_id), attempt=self.claim.attempt)
+            _log.info("step_stop_requested", reason=reason, step_id=str(self.claim.step_id), attempt=self.claim.attempt)
             if action is not None:
                 self._run(action)
 

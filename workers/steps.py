@@ -63,7 +63,7 @@ def _process(runtime: Runtime, claim: Claim) -> Claim | None:
     with runtime.leases.hold(claim) as holding:
         outcome = _attempt(runtime, claim, holding)
         if outcome is None:
-            _log.warning("step_dropped", why=holding.why)
+            _log.warning("step_dropped", reason=holding.reason)
             return None
         try:
             following, outcome = _record_or_fail(runtime, claim, outcome)
@@ -88,7 +88,7 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
     except StepFailure as error:
         return Failure(error.reason, error.message, error.text, retry_after=error.retry_after or timedelta(0))
     except CancelledError:
-        match holding.why:
+        match holding.reason:
             case StopReason.CANCELLED:
                 return Failure(FailureReason.CANCELLED, "cancelled on request")
             case StopReason.LOST:

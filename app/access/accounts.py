@@ -29,7 +29,7 @@ _FADED = 0.5
 _NOTHING = 1e-6
 
 _HELD = """
-    SELECT COALESCE(sum(bytes), 0)::bigint FROM claim JOIN reservation ON reservation.id = reservation_id
+    SELECT COALESCE(sum(bytes), 0)::bigint FROM reservation_device JOIN reservation ON reservation.id = reservation_id
     WHERE namespace = {} AND state <> 'released'
 """
 _LIMIT = text(f"""

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, StrictFloat, StrictInt, model_validator
 
 from app.catalog.source import CatalogTable
-from app.kernel import durations
-from app.kernel.durations import Duration
-from app.kernel.sizes import Size
+from app.kernel.units import durations
+from app.kernel.units.durations import Duration
+from app.kernel.units.sizes import Size
 
 _Place = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -56,7 +56,7 @@ class Pooling(CatalogTable):
     #: Hosts, or ids of devices, that are the only ones to take it; empty: all.
     only: tuple[_Place, ...] = Field(default=(), description="a list of names of hosts and ids of devices")
     #: Models beside which it is not placed on a device; its own name keeps its pools apart.
-    apart_from: tuple[_Place, ...] = Field(default=(), description="a list of names of models")
+    anti_affinity: tuple[_Place, ...] = Field(default=(), description="a list of names of models")
     #: Which of several fitting devices is taken: the fullest, or the emptiest.
     packing: Literal["binpack", "spread"] = Field(default="binpack", description="binpack or spread")
 

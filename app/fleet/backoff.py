@@ -48,7 +48,7 @@ class Past:
     ending: str
 
 
-def bars(history: Iterable[Past], pardoned: dict[str, datetime], now: datetime) -> tuple[Backoff, ...]:
+def backoffs(history: Iterable[Past], pardoned: dict[str, datetime], now: datetime) -> tuple[Backoff, ...]:
     """
     The configurations that are not started on a host for a while.
 

@@ -17,10 +17,10 @@ from sqlalchemy import text
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationRefused
 from app.fleet.pool import Desired, PoolPhase
-from app.kernel import texts
 from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
 from app.kernel.priority import Priority
+from app.kernel.security import texts
 
 #: Characters of what a pool says for people: an error of a library may be of any length.
 _SENTENCE = 4_000
@@ -28,18 +28,18 @@ _SENTENCE = 4_000
 _TAKE = text("""
     SELECT reservation.revision, host, pool.configuration, pool.model, slots, threads
     FROM reservation JOIN pool ON pool.id = reservation.id LEFT JOIN pool_process ON pool_id = pool.id
-    WHERE pool.id = CAST(:id AS uuid) AND epoch = :epoch AND state IN ('active', 'suspect')
+    WHERE pool.id = CAST(:id AS uuid) AND epoch = :epoch AND reservation.state IN ('active', 'suspect')
 """)
 _DEVICES = text("""
-    SELECT device.id, name, type, uuid, simulated, speed, bandwidth, claim.bytes
-    FROM claim JOIN device ON device.id = device_id WHERE reservation_id = CAST(:id AS uuid)
+    SELECT device.id, name, type, uuid, simulated, speed, bandwidth, reservation_device.bytes
+    FROM reservation_device JOIN device ON device.id = device_id WHERE reservation_id = CAST(:id AS uuid)
     ORDER BY length(device.name), device.name
 """)
 _REPORT = text("""
-    INSERT INTO pool_report (pool_id, stage, progress, told, worker, busy, urgent, stalled_ms, heard_at)
-    VALUES (CAST(:id AS uuid), :stage, :progress, :told, :worker, :busy, :urgent, :stalled_ms, now())
-    ON CONFLICT (pool_id) DO UPDATE SET stage = :stage, progress = :progress, told = :told, worker = :worker,
-        busy = :busy, urgent = :urgent, stalled_ms = :stalled_ms, heard_at = now(),
+    INSERT INTO pool_report (pool_id, phase, progress, detail, worker, busy, urgent, stalled_ms, heartbeat_at)
+    VALUES (CAST(:id AS uuid), :phase, :progress, :detail, :worker, :busy, :urgent, :stalled_ms, now())
+    ON CONFLICT (pool_id) DO UPDATE SET phase = :phase, progress = :progress, detail = :detail, worker = :worker,
+        busy = :busy, urgent = :urgent, stalled_ms = :stalled_ms, heartbeat_at = now(),
         serving_at = CASE WHEN :serves THEN COALESCE(pool_report.serving_at, now()) ELSE pool_report.serving_at END,
         last_used_at = CASE WHEN :used THEN now() ELSE pool_report.last_used_at END
 """)
@@ -111,10 +111,10 @@ class Grant:
 class HeartbeatReport:
     """What a pool tells of itself."""
 
-    stage: PoolPhase
+    phase: PoolPhase
     #: Of the loading, 0 to 1.
     progress: float = 0.0
-    told: str = ""
+    detail: str = ""
     worker: str = ""
     busy: int = 0
     urgent: Priority | None = None
@@ -123,7 +123,7 @@ class HeartbeatReport:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReply:
-    """What a pool is told."""
+    """The reply to a heartbeat."""
 
     desired: Desired
     #: Its part of the host's cores, as it is now.
@@ -154,14 +154,14 @@ class ReservationHolder:
         """Extend the lease, tell, and hear what is desired. Raises LeaseLost."""
         values = {
             "id": id_,
-            "stage": report.stage,
+            "phase": report.phase,
             "progress": report.progress,
-            "told": texts.printable(report.told, _SENTENCE),
+            "detail": texts.printable(report.detail, _SENTENCE),
             "worker": report.worker,
             "busy": report.busy,
             "urgent": report.urgent,
             "stalled_ms": round(report.stalled.total_seconds() * 1000),
-            "serves": report.stage is PoolPhase.SERVING,
+            "serves": report.phase is PoolPhase.SERVING,
             "used": report.busy > 0,
         }
         with self.database.work() as work:

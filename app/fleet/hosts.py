@@ -21,9 +21,10 @@ from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, ProcessState
 from app.footprint.layout import KnownLayout
-from app.kernel import log, texts
+from app.kernel import log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, LeaseLost
+from app.kernel.security import texts
 
 _log = log.get(__name__)
 
@@ -32,7 +33,7 @@ _SENTENCE = 4_000
 
 _JOIN = text("""
     INSERT INTO host (name, state, identity, agent_epoch, agent_until, cores, files, problems)
-    VALUES (:host, 'open', :identity, :epoch, now() + :lease, :cores, '[]', '[]')
+    VALUES (:host, 'schedulable', :identity, :epoch, now() + :lease, :cores, '[]', '[]')
     ON CONFLICT (name) DO UPDATE SET agent_epoch = :epoch, agent_until = now() + :lease, joined_at = now(),
         identity = :identity, cores = :cores, lost_at = NULL
 """)
@@ -43,7 +44,7 @@ _KNOWN = text("""
 """)
 _PUT_DEVICE = text("""
     INSERT INTO device (id, host, name, kind, type, uuid, simulated, present, speed, bandwidth, total_bytes,
-                        capacity_bytes, charged_bytes, firm_bytes, used_bytes, stranger_bytes)
+                        capacity_bytes, charged_bytes, non_preemptible_bytes, used_bytes, unmanaged_bytes)
     VALUES (:id, :host, :name, :kind, :type, :uuid, :simulated, true, :speed, :bandwidth, :total, 0, 0, 0, 0, 0)
     ON CONFLICT (id) DO UPDATE SET name = :name, kind = :kind, type = :type, uuid = :uuid, simulated = :simulated,
         present = true, speed = :speed, bandwidth = :bandwidth, total_bytes = :total
@@ -65,7 +66,7 @@ _DECLARE = text("""
         tokens_per_second = CASE WHEN :source = 'catalogue' THEN :pace ELSE layout.tokens_per_second END
 """)
 _MEASURE = text("""
-    UPDATE device SET used_bytes = :used, stranger_bytes = :strangers, temperature = :temperature,
+    UPDATE device SET used_bytes = :used, unmanaged_bytes = :unmanaged, temperature = :temperature,
         utilisation = :utilisation
     WHERE id = :id AND host = :host
 """)
@@ -73,37 +74,37 @@ _POOLS = text("""
     SELECT reservation.id::text, reservation.epoch, reservation.state,
            EXISTS (SELECT FROM promise WHERE reservation_id = reservation.id) AS waits,
            pool.configuration, pool.model, pool.desired, pool.stop_reason,
-           COALESCE((SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = reservation.id), '{}')
-               AS bytes,
-           stage, LEAST(COALESCE(stalled_ms, 0), 1e12) AS stalled_ms, told,
-           LEAST(extract(epoch FROM now() - COALESCE(heard_at, reservation.granted_at)), 1e9) AS silent
+           COALESCE((SELECT jsonb_object_agg(device_id, bytes) FROM reservation_device
+                     WHERE reservation_id = reservation.id), '{}') AS bytes,
+           phase, LEAST(COALESCE(stalled_ms, 0), 1e12) AS stalled_ms, detail,
+           LEAST(extract(epoch FROM now() - COALESCE(heartbeat_at, reservation.granted_at)), 1e9) AS silent
     FROM reservation JOIN pool ON pool.id = reservation.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE reservation.host = :host AND reservation.state <> 'released' ORDER BY reservation.granted_at
 """)
 _BEGIN = text("""
-    INSERT INTO pool_process (pool_id, phase, threads, failed) VALUES (CAST(:id AS uuid), 'running', :threads, false)
+    INSERT INTO pool_process (pool_id, state, threads, failed) VALUES (CAST(:id AS uuid), 'running', :threads, false)
     ON CONFLICT (pool_id) DO NOTHING
 """)
 _OBSERVE = text("""
-    UPDATE pool_process SET phase = :phase, pid = :pid, threads = :threads, log_tail = :tail,
+    UPDATE pool_process SET state = :state, pid = :pid, threads = :threads, log_tail = :tail,
         used = CAST(:used AS jsonb), peak = CAST(:peak AS jsonb)
     WHERE pool_id = CAST(:id AS uuid)
 """)
 _END = text("""
-    INSERT INTO pool_process (pool_id, phase, ended_at, returncode, failed, ending, log_tail)
+    INSERT INTO pool_process (pool_id, state, ended_at, returncode, failed, ending, log_tail)
     VALUES (CAST(:id AS uuid), 'ended', now(), :returncode, :failed, :ending, :tail)
-    ON CONFLICT (pool_id) DO UPDATE SET phase = 'ended', ended_at = now(), returncode = :returncode,
+    ON CONFLICT (pool_id) DO UPDATE SET state = 'ended', ended_at = now(), returncode = :returncode,
         failed = :failed, ending = :ending, log_tail = :tail
 """)
 _END_ORPHAN = text("""
-    UPDATE pool_process SET phase = 'ended', ended_at = now(), failed = true, ending = :ending, log_tail = :tail
-    WHERE pool_id = CAST(:id AS uuid) AND phase <> 'ended'
+    UPDATE pool_process SET state = 'ended', ended_at = now(), failed = true, ending = :ending, log_tail = :tail
+    WHERE pool_id = CAST(:id AS uuid) AND state <> 'ended'
 """)
 # Whoever joins has ended every process that the ledger does not hold.
 _END_REST = text("""
-    UPDATE pool_process SET phase = 'ended', ended_at = now(), failed = true,
+    UPDATE pool_process SET state = 'ended', ended_at = now(), failed = true,
         ending = 'its process was gone when the agent of its host joined again'
-    WHERE phase <> 'ended' AND pool_id IN (SELECT id FROM reservation WHERE host = :host AND state = 'released')
+    WHERE state <> 'ended' AND pool_id IN (SELECT id FROM reservation WHERE host = :host AND state = 'released')
 """)
 
 
@@ -131,7 +132,7 @@ class Measured:
     id: str
     used: int
     #: Bytes of the capacity that processes without a reservation use.
-    strangers: int
+    unmanaged: int
     temperature: int | None = None
     utilisation: float | None = None
 
@@ -150,13 +151,13 @@ class Granted:
     desired: Desired
     stop_reason: str
     bytes: Mapping[str, int]
-    #: None before it has told anything.
-    stage: PoolPhase | None
+    #: None before its first heartbeat.
+    phase: PoolPhase | None
     #: How long its engine has had work and made no progress.
     stalled: timedelta
-    #: Since it told something, or was granted.
+    #: Since its last heartbeat, or since its grant.
     silent: timedelta
-    told: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class Observed:
     """A process of a pool, as its agent sees it."""
 
     id: str
-    phase: ProcessState
+    state: ProcessState
     pid: int | None
     threads: int
     used: Mapping[str, int]
@@ -235,16 +236,16 @@ class Hosts:
         Raises LeaseLost when another agent speaks for the host, or it was declared lost.
         """
         with self.database.work() as work:
-            told = [texts.printable(problem, _SENTENCE) for problem in problems]
+            sentences = [texts.printable(problem, _SENTENCE) for problem in problems]
             values = {"host": host, "epoch": epoch, "lease": self.agent_lease}
-            if not work.run(_BEAT, values | {"files": _json(list(files)), "problems": _json(told)}):
+            if not work.run(_BEAT, values | {"files": _json(list(files)), "problems": _json(sentences)}):
                 raise LeaseLost(f"agent {epoch} does not speak for host {host} any more")
             for device in devices:
                 measured = {
                     "id": device.id,
                     "host": host,
                     "used": device.used,
-                    "strangers": device.strangers,
+                    "unmanaged": device.unmanaged,
                     "temperature": device.temperature,
                     "utilisation": device.utilisation,
                 }
@@ -298,7 +299,7 @@ class Hosts:
         rows = [
             {
                 "id": one.id,
-                "phase": one.phase,
+                "state": one.state,
                 "pid": one.pid,
                 "threads": one.threads,
                 "tail": texts.printable(one.log_tail),
@@ -371,9 +372,9 @@ class Hosts:
             raise Conflict(f"device {device.id} is known as another host's; give each host a name of its own")
 
 
-def not_served(model: str, why: str) -> str:
+def not_served(model: str, reason: str) -> str:
     """How a host says among its problems that a model's file cannot be served there."""
-    return f"{model} is not served here: {why}"
+    return f"{model} is not served here: {reason}"
 
 
 def _pools(work: UnitOfWork, host: str) -> list[Granted]:
@@ -388,10 +389,10 @@ def _pools(work: UnitOfWork, host: str) -> list[Granted]:
             desired=Desired(row.desired),
             stop_reason=row.stop_reason or "",
             bytes=row.bytes,
-            stage=None if row.stage is None else PoolPhase(row.stage),
+            phase=None if row.phase is None else PoolPhase(row.phase),
             stalled=timedelta(milliseconds=int(row.stalled_ms)),
             silent=timedelta(seconds=float(row.silent)),
-            told=row.told or "",
+            detail=row.detail or "",
         )
         for row in work.rows(_POOLS, {"host": host})
     ]

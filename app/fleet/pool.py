@@ -49,7 +49,7 @@ class ProcessState(StrEnum):
 
     RUNNING = "running"
     #: It was asked to end.
-    ASKED = "asked"
+    STOPPING = "stopping"
     #: It is gone, and its bytes are back.
     ENDED = "ended"
 
@@ -78,12 +78,12 @@ class PoolPhase(StrEnum):
 _LEAVING = frozenset({PoolPhase.DRAINING, PoolPhase.UNLOADING, PoolPhase.REFUSED, PoolPhase.FAILED})
 
 
-def state_of(reservation: ReservationState, *, waits: bool, desired: Desired, stage: PoolPhase | None) -> PoolState:
+def state_of(reservation: ReservationState, *, waits: bool, desired: Desired, phase: PoolPhase | None) -> PoolState:
     """Where a pool stands whose reservation is charged. `waits` says that it waits for the bytes of others."""
     if reservation is ReservationState.SUSPECT:
         return PoolState.SUSPECT
-    if desired is not Desired.RUN or stage in _LEAVING:
+    if desired is not Desired.RUN or phase in _LEAVING:
         return PoolState.DRAINING
     if waits:
         return PoolState.WAITING
-    return PoolState.SERVING if stage is PoolPhase.SERVING else PoolState.STARTING
+    return PoolState.SERVING if phase is PoolPhase.SERVING else PoolState.STARTING

@@ -4,7 +4,7 @@ The rows of the fleet. Each table has one writer.
     host          a machine with an agent; written by its agent, its state by operators, its loss by the reconciler
     device        memory of a host, and what the ledger has charged on it; written by the ledger and the agent
     reservation   a claim that was granted: state, lease, epoch; written by the ledger
-    claim         its bytes of each device
+    reservation_device  its bytes of each device
     promise       bytes of a device that pass from a victim to the reservation that waits for it
     set_aside     bytes that a configuration owns before it is loaded
     quota         what a namespace may hold and use, and does
@@ -13,9 +13,9 @@ The rows of the fleet. Each table has one writer.
     pool_report   what it tells of itself; written by its own heartbeat
     layout        what a configuration needs on devices of a type; written by agents and pools
     refusal       why a model that is asked for is not started; written by the reconciler
-    pool_order    what an operator asked for once; written by the API, answered by the reconciler
+    pool_command    what an operator asked for once; written by the API, answered by the reconciler
     defragmentation   what was moved so that models fit, and what that gained; written by the reconciler
-    standing      models that are kept up; written by the API
+    pool_target   models that are kept up; written by the API
 
 Every instant is the database's own. A reservation and its pool have one id. The sequence `fleet_epoch` numbers agents
 and grants.
@@ -40,7 +40,7 @@ from app.fleet.pool import Desired, PoolPhase, ProcessState
 class HostState(StrEnum):
     """What may be done with a host."""
 
-    OPEN = "open"
+    SCHEDULABLE = "schedulable"
     #: Nothing new is placed on it.
     CORDONED = "cordoned"
     #: As cordoned, and its pools are moved or stopped.
@@ -93,7 +93,7 @@ class DeviceRow(SQLModel, table=True):
     __tablename__ = "device"
     __table_args__ = (
         CheckConstraint("charged_bytes BETWEEN 0 AND capacity_bytes", name="is_not_overcommitted"),
-        CheckConstraint("firm_bytes BETWEEN 0 AND capacity_bytes", name="gives_back_what_it_lends"),
+        CheckConstraint("non_preemptible_bytes BETWEEN 0 AND capacity_bytes", name="non_preemptible_fits"),
         Index("ix_device_host", "host"),
     )
 
@@ -117,10 +117,10 @@ class DeviceRow(SQLModel, table=True):
     #: What they come to, less what victims cover.
     charged_bytes: int = Field(sa_column=_bytes())
     #: What no preemption brings back: set aside, or pinned.
-    firm_bytes: int = Field(sa_column=_bytes())
+    non_preemptible_bytes: int = Field(sa_column=_bytes())
     #: As measured: by everybody, and by those who hold no reservation.
     used_bytes: int = Field(sa_column=_bytes())
-    stranger_bytes: int = Field(sa_column=_bytes())
+    unmanaged_bytes: int = Field(sa_column=_bytes())
     temperature: int | None = None
     utilisation: float | None = None
 
@@ -149,15 +149,18 @@ class ReservationRow(SQLModel, table=True):
     granted_at: datetime = Field(sa_column=_instant(nullable=False))
     activated_at: datetime | None = Field(default=None, sa_column=_instant())
     released_at: datetime | None = Field(default=None, sa_column=_instant())
-    #: Why it was given back.
-    why: str | None = Field(default=None, sa_column=Column(Text))
+    #: Why it was released.
+    release_reason: str | None = Field(default=None, sa_column=Column(Text))
 
 
-class ClaimRow(SQLModel, table=True):
+class ReservationDeviceRow(SQLModel, table=True):
     """Bytes of a device that a reservation holds."""
 
-    __tablename__ = "claim"
-    __table_args__ = (CheckConstraint("bytes > 0", name="is_something"), Index("ix_claim_device", "device_id"))
+    __tablename__ = "reservation_device"
+    __table_args__ = (
+        CheckConstraint("bytes > 0", name="is_something"),
+        Index("ix_reservation_device_device", "device_id"),
+    )
 
     reservation_id: UUID = Field(primary_key=True, foreign_key="reservation.id", ondelete="CASCADE")
     device_id: str = Field(primary_key=True, foreign_key="device.id", ondelete="CASCADE", max_length=200)
@@ -176,10 +179,10 @@ class PromiseRow(SQLModel, table=True):
     bytes: int = Field(sa_column=_bytes(None))
 
 
-class SetAsideRow(SQLModel, table=True):
+class ReservedCapacityRow(SQLModel, table=True):
     """Bytes of a device that a configuration owns."""
 
-    __tablename__ = "set_aside"
+    __tablename__ = "reserved_capacity"
     __table_args__ = (CheckConstraint("bytes > 0", name="is_something"),)
 
     id: UUID = Field(primary_key=True)
@@ -237,10 +240,10 @@ class ProcessRow(SQLModel, table=True):
     """What is observed of a pool's process."""
 
     __tablename__ = "pool_process"
-    __table_args__ = (_one_of("phase", ProcessState),)
+    __table_args__ = (_one_of("state", ProcessState),)
 
     pool_id: UUID = Field(primary_key=True, foreign_key="pool.id", ondelete="CASCADE")
-    phase: str = Field(max_length=16)
+    state: str = Field(max_length=16)
     pid: int | None = None
     #: Its part of the host's cores.
     threads: int | None = None
@@ -262,14 +265,14 @@ class ReportRow(SQLModel, table=True):
     """What a pool tells of itself."""
 
     __tablename__ = "pool_report"
-    __table_args__ = (_one_of("stage", PoolPhase),)
+    __table_args__ = (_one_of("phase", PoolPhase),)
 
     pool_id: UUID = Field(primary_key=True, foreign_key="pool.id", ondelete="CASCADE")
-    stage: str = Field(max_length=16)
+    phase: str = Field(max_length=16)
     #: Of the loading, 0 to 1.
     progress: float = 0.0
     #: What it has to say for people: why it refused, what it measured.
-    told: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
+    detail: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
     #: As Celery and Flower name it.
     worker: str = Field(default="", max_length=200)
     #: Steps that it works on, and the most urgent class among them.
@@ -277,7 +280,7 @@ class ReportRow(SQLModel, table=True):
     urgent: str | None = Field(default=None, max_length=16)
     #: How long its engine has had work and made no progress, in milliseconds.
     stalled_ms: int = Field(default=0, sa_column=_bytes())
-    heard_at: datetime = Field(sa_column=_instant(nullable=False))
+    heartbeat_at: datetime = Field(sa_column=_instant(nullable=False))
     serving_at: datetime | None = Field(default=None, sa_column=_instant())
     last_used_at: datetime | None = Field(default=None, sa_column=_instant())
 
@@ -322,16 +325,16 @@ class RefusalRow(SQLModel, table=True):
 class OrderRow(SQLModel, table=True):
     """What an operator asked for once."""
 
-    __tablename__ = "pool_order"
+    __tablename__ = "pool_command"
     __table_args__ = (
-        Index("ix_pool_order_open", "created_at", postgresql_where=text("done_at IS NULL")),
-        Index("ix_pool_order_start", "created_at", postgresql_where=text("what = 'start'")),
-        Index("ix_pool_order_done", "done_at", postgresql_where=text("done_at IS NOT NULL")),
+        Index("ix_pool_command_open", "created_at", postgresql_where=text("done_at IS NULL")),
+        Index("ix_pool_command_start", "created_at", postgresql_where=text("command = 'start'")),
+        Index("ix_pool_command_done", "done_at", postgresql_where=text("done_at IS NOT NULL")),
     )
 
     id: UUID = Field(primary_key=True)
     #: `start` or `stop`.
-    what: str = Field(max_length=8)
+    command: str = Field(max_length=8)
     model: str = Field(max_length=200)
     #: The pool that is to be stopped.
     pool_id: UUID | None = None
@@ -340,10 +343,10 @@ class OrderRow(SQLModel, table=True):
     done_at: datetime | None = Field(default=None, sa_column=_instant())
 
 
-class StandingRow(SQLModel, table=True):
+class PoolTargetRow(SQLModel, table=True):
     """A model that is kept up until somebody says otherwise."""
 
-    __tablename__ = "standing"
+    __tablename__ = "pool_target"
 
     model: str = Field(primary_key=True, max_length=200)
     pools: int

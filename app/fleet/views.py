@@ -27,23 +27,24 @@ _HOSTS = text("""
 """)
 _DEVICES = text("""
     SELECT id, host, name, kind, type, uuid, simulated, present, total_bytes, capacity_bytes, charged_bytes,
-           used_bytes, stranger_bytes, temperature, utilisation,
-           (SELECT COALESCE(sum(bytes), 0) FROM set_aside WHERE device_id = device.id)::bigint AS set_aside_bytes
+           used_bytes, unmanaged_bytes, temperature, utilisation,
+           (SELECT COALESCE(sum(bytes), 0) FROM reserved_capacity WHERE device_id = device.id)::bigint
+               AS guaranteed_bytes
     FROM device ORDER BY host, kind, name
 """)
 _POOLS = text("""
     SELECT pool.id::text, pool.configuration, pool.model, pool.slots, purpose, reason, desired, stop_reason,
            estimate_seconds, created_at, reservation.host, reservation.state AS reserved, reservation.pinned,
-           reservation.namespace, reservation.released_at, reservation.why, reservation.epoch,
+           reservation.namespace, reservation.released_at, reservation.release_reason, reservation.epoch,
            EXISTS (SELECT FROM promise WHERE reservation_id = pool.id) AS waits,
            ARRAY(SELECT victim_id::text FROM promise WHERE reservation_id = pool.id) AS after,
-           (SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = pool.id) AS bytes,
-           (SELECT jsonb_object_agg(device_id, device.name) FROM claim JOIN device ON device.id = device_id
+           (SELECT jsonb_object_agg(device_id, bytes) FROM reservation_device WHERE reservation_id = pool.id) AS bytes,
+           (SELECT jsonb_object_agg(device_id, device.name) FROM reservation_device JOIN device ON device.id = device_id
             WHERE reservation_id = pool.id) AS devices,
-           (SELECT bool_or(simulated) FROM claim JOIN device ON device.id = device_id
+           (SELECT bool_or(simulated) FROM reservation_device JOIN device ON device.id = device_id
             WHERE reservation_id = pool.id) AS simulated,
-           phase, pid, threads, ended_at, returncode, failed, ending, used, peak,
-           stage, progress, told, worker, busy, heard_at, serving_at, last_used_at, stalled_ms
+           pool_process.state AS process_state, pid, threads, ended_at, returncode, failed, ending, used, peak,
+           phase, progress, detail, worker, busy, heartbeat_at, serving_at, last_used_at, stalled_ms
     FROM pool JOIN reservation ON reservation.id = pool.id
     LEFT JOIN pool_process ON pool_process.pool_id = pool.id LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE (:ended OR reservation.state <> 'released') AND (CAST(:model AS text) IS NULL OR pool.model = :model)
@@ -52,22 +53,22 @@ _POOLS = text("""
 """)
 _LOG = text("SELECT log_tail FROM pool_process WHERE pool_id = CAST(:id AS uuid)")
 _REFUSALS = text("SELECT model, reason, needs_bytes, estimate_seconds, since FROM refusal ORDER BY since")
-_STANDING = text("SELECT model, pools, pinned FROM standing ORDER BY model")
+_TARGETS = text("SELECT model, pools, pinned FROM pool_target ORDER BY model")
 _RESERVES = text("""
-    SELECT set_aside.id::text, configuration, min(set_aside.created_at) AS since, min(device.host) AS host,
-           jsonb_object_agg(device_id, bytes) AS bytes, jsonb_object_agg(device_id, device.name) AS devices,
-           bool_or(device.simulated) AS simulated
-    FROM set_aside JOIN device ON device.id = device_id
-    GROUP BY set_aside.id, configuration ORDER BY since, set_aside.id
+    SELECT reserved_capacity.id::text, configuration, min(reserved_capacity.created_at) AS since,
+           min(device.host) AS host, jsonb_object_agg(device_id, bytes) AS bytes,
+           jsonb_object_agg(device_id, device.name) AS devices, bool_or(device.simulated) AS simulated
+    FROM reserved_capacity JOIN device ON device.id = device_id
+    GROUP BY reserved_capacity.id, configuration ORDER BY since, reserved_capacity.id
 """)
 # What the ledger says against what agents saw: neither can be the case for longer than the agent needs to end it.
 _ORPHANS = text("""
-    SELECT pool.id::text, pool.model, reservation.host, pid, phase,
-           CASE WHEN reservation.state = 'released' THEN 'process' ELSE 'reservation' END AS what,
+    SELECT pool.id::text, pool.model, reservation.host, pid,
+           CASE WHEN reservation.state = 'released' THEN 'process' ELSE 'reservation' END AS kind,
            CASE WHEN reservation.state = 'released' THEN released_at ELSE COALESCE(ended_at, lease_until) END AS since
     FROM pool JOIN reservation ON reservation.id = pool.id LEFT JOIN pool_process ON pool_process.pool_id = pool.id
-    WHERE CASE WHEN reservation.state = 'released' THEN phase <> 'ended'
-               ELSE reservation.state = 'suspect' OR phase = 'ended' END
+    WHERE CASE WHEN reservation.state = 'released' THEN pool_process.state <> 'ended'
+               ELSE reservation.state = 'suspect' OR pool_process.state = 'ended' END
     ORDER BY since
 """)
 _DEFRAGMENTATIONS = text("SELECT at, moves, gains, stuck FROM defragmentation ORDER BY at DESC LIMIT :limit")
@@ -106,7 +107,7 @@ class FleetView:
     hosts: Sequence[HostView]
     pools: Sequence[PoolView]
     refusals: Sequence[Any]
-    standing: Sequence[Any]
+    targets: Sequence[Any]
     #: Bytes that models own before they are loaded.
     reserves: Sequence[Any]
     #: Processes without a reservation, and reservations whose process is gone or silent.
@@ -124,7 +125,7 @@ def fleet(database: Database) -> FleetView:
             hosts=[HostView(row, devices.get(row.name, [])) for row in work.rows(_HOSTS)],
             pools=_pools(work),
             refusals=work.rows(_REFUSALS),
-            standing=work.rows(_STANDING),
+            targets=work.rows(_TARGETS),
             reserves=work.rows(_RESERVES),
             orphans=work.rows(_ORPHANS),
         )
@@ -187,8 +188,8 @@ def _state(row: Any) -> PoolState | None:
     reserved = ReservationState(row.reserved)
     if reserved is ReservationState.RELEASED:
         return None
-    stage = None if row.stage is None else PoolPhase(row.stage)
-    return state_of(reserved, waits=row.waits, desired=Desired(row.desired), stage=stage)
+    phase = None if row.phase is None else PoolPhase(row.phase)
+    return state_of(reserved, waits=row.waits, desired=Desired(row.desired), phase=phase)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ _GOING_ON = f"""
 """
 # The items of a map begin in their order, a few at a time; what follows a map waits for all of them.
 _MAPS = """
-    SELECT step.id, step.run_id, waiting, stopping, waiting / GREATEST(under_way, 1) + 1 AS rounds
+    SELECT step.id, step.run_id, waiting, stopping, waiting / GREATEST(in_flight, 1) + 1 AS rounds
     FROM step JOIN fan_out ON step_id = step.id
     WHERE step.run_id = going_on.id AND step.kind = 'map' AND step.state = 'awaiting'
 """

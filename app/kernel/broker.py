@@ -28,9 +28,9 @@ from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.pools import ProducerPool
 
 from app.kernel import log
-from app.kernel.breaker import Breaker
 from app.kernel.dead_letters import DeadLetters, is_wrong_type
 from app.kernel.errors import BrokerUnreachable
+from app.kernel.postgres.breaker import Breaker
 from app.kernel.settings import BrokerSettings
 
 _log = log.get(__name__)
@@ -90,13 +90,13 @@ class Publisher(Protocol):
         *,
         queue: str,
         priority: int = PRIORITIES["standard"],
-        told: str = "",
+        description: str = "",
         expires: float | None = None,
     ) -> bool:
         """
         Send a message; False, and a line in the log, when the broker cannot be reached.
 
-        `told` is what Flower shows instead of the arguments. Nobody does it after `expires` seconds.
+        `description` is what Flower shows instead of the arguments. Nobody does it after `expires` seconds.
         """
 
     def depth(self, queue: str) -> int:
@@ -129,13 +129,13 @@ class CeleryPublisher:
         *,
         queue: str,
         priority: int = PRIORITIES["standard"],
-        told: str = "",
+        description: str = "",
         expires: float | None = None,
     ) -> bool:
         """
         Send a message; False, and a line in the log, when the broker cannot be reached, or does not answer at once.
 
-        `told` is what Flower shows instead of the arguments. Nobody does it after `expires` seconds.
+        `description` is what Flower shows instead of the arguments. Nobody does it after `expires` seconds.
         """
 
         def send() -> None:
@@ -147,7 +147,7 @@ class CeleryPublisher:
                     priority=priority,
                     ignore_result=True,
                     expires=expires,
-                    argsrepr=told or repr(tuple(args)),
+                    argsrepr=description or repr(tuple(args)),
                     kwargsrepr="",
                     producer=producer,
                     retry=False,

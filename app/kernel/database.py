@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import alembic.command
 import psycopg
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg.pq import TransactionStatus
-from psycopg.rows import namedtuple_row
+from psycopg.rows import RowFactory, class_row, namedtuple_row
 from sqlalchemy import Connection, Engine, TextClause, create_engine, event, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import make_url
@@ -32,10 +32,10 @@ from sqlalchemy.pool import Pool
 from sqlmodel import SQLModel
 
 from app.kernel import log, shipped
-from app.kernel.breaker import Breaker
-from app.kernel.connection import AnswerTimeout
-from app.kernel.connection import Connection as Session
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
+from app.kernel.postgres.breaker import Breaker
+from app.kernel.postgres.connection import AnswerTimeout
+from app.kernel.postgres.connection import Connection as Session
 
 _log = log.get(__name__)
 
@@ -86,6 +86,7 @@ _UNREACHABLE = (
 _BEGIN, _COMMIT = text("BEGIN"), text("COMMIT")
 
 Parameters = Mapping[str, Any]
+T = TypeVar("T")
 #: What turns a statement's `:name` into what psycopg reads.
 _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # unknown to the stubs
 
@@ -141,7 +142,15 @@ class UnitOfWork:
         A statement, once for each of a list of parameters. A failure is raised with the next answer that is waited for,
         at the latest by the commit.
         """
-        cursor = self.connection.cursor(row_factory=namedtuple_row)
+        return self._ask(statement, parameters, namedtuple_row)
+
+    def _ask(
+        self,
+        statement: TextClause,
+        parameters: Parameters | Sequence[Parameters] | None,
+        row_factory: RowFactory[Any],
+    ) -> QueryResult:
+        cursor = self.connection.cursor(row_factory=row_factory)
         self._unsent.append((cursor, _sql(statement), {} if parameters is None else parameters))
         return QueryResult(self, cursor)
 
@@ -152,6 +161,16 @@ class UnitOfWork:
     def row(self, statement: TextClause, parameters: Parameters | None = None) -> Any | None:
         """The first row of a statement, or None."""
         return self.ask(statement, parameters).fetchone()
+
+    def rows_of(self, type_: type[T], statement: TextClause, parameters: Parameters | None = None) -> list[T]:
+        """All rows of a statement, as objects of a class whose fields have the names of the columns."""
+        found: list[T] = self._ask(statement, parameters, class_row(type_)).fetchall()
+        return found
+
+    def row_of(self, type_: type[T], statement: TextClause, parameters: Parameters | None = None) -> T | None:
+        """The first row of a statement, as an object of such a class, or None."""
+        found: T | None = self._ask(statement, parameters, class_row(type_)).fetchone()
+        return found
 
     def run(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> int:
         """Execute a statement; gives the number of rows that it touched."""

@@ -34,7 +34,7 @@ class DeviceKind(StrEnum):
 class DeviceState(StrEnum):
     """What may be done with a device."""
 
-    OPEN = "open"
+    SCHEDULABLE = "schedulable"
     #: Nothing new is placed on it; what is there goes on.
     CORDONED = "cordoned"
     #: As cordoned, and what is there is stopped or moved.
@@ -58,10 +58,10 @@ class Device:
     #: What reservations may come to in all: the total less the head-room.
     capacity_bytes: int
     #: Used by processes that hold no reservation.
-    stranger_bytes: int = 0
+    unmanaged_bytes: int = 0
     #: Tokens a second, as a multiple of what layouts say.
     speed: float = 1.0
-    state: DeviceState = DeviceState.OPEN
+    state: DeviceState = DeviceState.SCHEDULABLE
     #: Declared in settings, with no hardware behind it.
     simulated: bool = False
 
@@ -139,7 +139,7 @@ class Configuration:
     #: Ids of the only devices, or names of the only hosts, that it is placed on; empty: all.
     only: frozenset[str] = frozenset()
     #: Names of models beside which it is not placed on a device; its own name keeps replicas apart.
-    apart_from: frozenset[str] = frozenset()
+    anti_affinity: frozenset[str] = frozenset()
     packing: Packing = Packing.BINPACK
 
 
@@ -224,7 +224,7 @@ class Cluster:
     usage: Mapping[str, RequestRate] = field(default_factory=dict)
     #: By namespace.
     accounts: Mapping[str, Account] = field(default_factory=dict)
-    bars: tuple[Backoff, ...] = ()
+    backoffs: tuple[Backoff, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

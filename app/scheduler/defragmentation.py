@@ -142,9 +142,9 @@ def _fits(configuration: Configuration, search: Search) -> bool:
 def _holes(configuration: Configuration, search: Search) -> list[_Hole]:
     """One for each device set that moves can empty far enough."""
     found = []
-    barred = {bar.host for bar in search.bars(configuration.id)}
+    backed_off = {backoff.host for backoff in search.backoffs(configuration.id)}
     for layout in configuration.layouts:
-        for devices in search.room.sets(configuration, layout, barred):
+        for devices in search.room.sets(configuration, layout, backed_off):
             if search.room.shunned(configuration, devices):
                 continue
             chosen = _leavers(configuration, layout, devices, search)

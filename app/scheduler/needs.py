@@ -77,7 +77,7 @@ def configuration_of(
         reserve=reserve,
         pinned=pools.pinned or wish.pinned,
         only=frozenset(pools.only),
-        apart_from=frozenset(pools.apart_from),
+        anti_affinity=frozenset(pools.anti_affinity),
         packing=Packing(pools.packing),
     )
 

@@ -37,15 +37,15 @@ T = TypeVar("T")
 _GUARD = LoopGuard(psycopg.Error, DatabaseUnreachable)
 
 _DEVICES = text("""
-    SELECT device.id, device.name, host, kind, type, capacity_bytes, stranger_bytes, speed, simulated, present,
+    SELECT device.id, device.name, host, kind, type, capacity_bytes, unmanaged_bytes, speed, simulated, present,
            CASE WHEN lost_at IS NULL THEN host.state ELSE 'lost' END AS host_state, host.agent_until > now() AS alive
     FROM device JOIN host ON host.name = device.host ORDER BY device.id
 """)
 _HOSTS = text("SELECT name, files FROM host ORDER BY name")
 _POOLS = text("""
     SELECT pool.id::text, pool.configuration, pool.model, slots, desired, created_at, estimate_seconds,
-           stage, busy, urgent, serving_at, last_used_at, stop_at, worker,
-           agent_until < now() AND COALESCE(heard_at, created_at) < agent_until AS silent
+           phase, busy, urgent, serving_at, last_used_at, stop_at, worker,
+           agent_until < now() AND COALESCE(heartbeat_at, created_at) < agent_until AS silent
     FROM pool JOIN reservation ON reservation.id = pool.id JOIN host ON host.name = reservation.host
     LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE reservation.state <> 'released' ORDER BY created_at, pool.id
@@ -53,17 +53,19 @@ _POOLS = text("""
 _KNOWN = text(
     "SELECT configuration, type, devices, parts, ram_bytes, source, load_seconds, tokens_per_second FROM layout"
 )
-_STARTS = text("SELECT id::text, model FROM pool_order WHERE what = 'start' AND done_at IS NULL ORDER BY created_at")
-_STANDING = text("SELECT model, pools, pinned FROM standing")
+_STARTS = text(
+    "SELECT id::text, model FROM pool_command WHERE command = 'start' AND done_at IS NULL ORDER BY created_at"
+)
+_TARGETS = text("SELECT model, pools, pinned FROM pool_target")
 _PARDONS = text("""
-    SELECT model, max(created_at) AS since FROM pool_order
-    WHERE what = 'start' AND created_at > now() - :age GROUP BY model
+    SELECT model, max(created_at) AS since FROM pool_command
+    WHERE command = 'start' AND created_at > now() - :age GROUP BY model
 """)
 _PAST = text("""
     SELECT pool.configuration, host, ended_at, failed, serving_at IS NOT NULL AS served, COALESCE(ending, '') AS ending
     FROM pool_process JOIN pool ON pool.id = pool_process.pool_id JOIN reservation ON reservation.id = pool.id
     LEFT JOIN pool_report ON pool_report.pool_id = pool.id
-    WHERE released_at > now() - :age AND reservation.state = 'released' AND phase = 'ended'
+    WHERE released_at > now() - :age AND reservation.state = 'released' AND pool_process.state = 'ended'
 """)
 _ACCOUNTS = text("""
     SELECT namespace, weight, max_bytes, attained_seconds, CASE
@@ -136,7 +138,7 @@ def observe(
             row.namespace: Account(row.weight, row.attained_seconds, row.max_bytes, row.until)
             for row in work.rows(_ACCOUNTS)
         },
-        bars=_bars(work, configurations, now),
+        backoffs=_backoffs(work, configurations, now),
     )
     return Observation(now, fleet, configurations, starts)
 
@@ -159,7 +161,7 @@ def _with_unread(devices: Iterable[Device], books: LedgerSession, pools: Iterabl
             for id_, size in held.bytes.items():
                 unread[id_] = unread.get(id_, 0) + size
     for device in devices:
-        yield replace(device, stranger_bytes=device.stranger_bytes + unread.get(device.id, 0))
+        yield replace(device, unmanaged_bytes=device.unmanaged_bytes + unread.get(device.id, 0))
 
 
 def _usage(rates: Mapping[Priority, float]) -> RequestRate:
@@ -169,7 +171,7 @@ def _usage(rates: Mapping[Priority, float]) -> RequestRate:
 
 def _device(row: Any) -> Device:
     state = DeviceState(row.host_state)
-    if state is DeviceState.OPEN and not (row.present and row.alive):
+    if state is DeviceState.SCHEDULABLE and not (row.present and row.alive):
         state = DeviceState.CORDONED  # nothing new, until its agent is heard again
     return Device(
         id=row.id,
@@ -178,7 +180,7 @@ def _device(row: Any) -> Device:
         kind=DeviceKind.CPU if row.kind == "cpu" else DeviceKind.GPU,
         type=row.type,
         capacity_bytes=row.capacity_bytes,
-        stranger_bytes=row.stranger_bytes,
+        unmanaged_bytes=row.unmanaged_bytes,
         speed=row.speed,
         state=state,
         simulated=row.simulated,
@@ -189,8 +191,8 @@ def _pool(row: Any, books: LedgerSession, devices: Collection[str], in_flight: I
     held = books.ledger.reservations[row.id]
     if unknown := held.bytes.keys() - devices:
         raise ValueError(f"it lies on devices that cannot be read: {', '.join(sorted(unknown))}")
-    stage = None if row.stage is None else PoolPhase(row.stage)
-    state = state_of(held.state, waits=bool(held.backing), desired=Desired(row.desired), stage=stage)
+    phase = None if row.phase is None else PoolPhase(row.phase)
+    state = state_of(held.state, waits=bool(held.backing), desired=Desired(row.desired), phase=phase)
     if row.silent:
         # Neither it nor its agent was heard since: whoever waits for it does not wait for its lease.
         state = PoolState.SUSPECT
@@ -259,7 +261,7 @@ def _wished(
 ) -> dict[str, OperatorTarget]:
     """What is wanted of each model: by the settings, by standing wishes, and by orders that are open."""
     found = dict(wishes)
-    for row in work.rows(_STANDING):
+    for row in work.rows(_TARGETS):
         before = found.get(row.model, OperatorTarget())
         found[row.model] = OperatorTarget(max(before.pools, row.pools), before.pinned or row.pinned)
     for order in starts:
@@ -267,7 +269,7 @@ def _wished(
     return found
 
 
-def _bars(work: UnitOfWork, configurations: Mapping[str, Configuration], now: datetime) -> tuple[Backoff, ...]:
+def _backoffs(work: UnitOfWork, configurations: Mapping[str, Configuration], now: datetime) -> tuple[Backoff, ...]:
     age = {"age": backoff.QUARANTINE * 2}
     pardoned = {
         configurations[row.model].id: row.since for row in work.rows(_PARDONS, age) if row.model in configurations
@@ -277,4 +279,4 @@ def _bars(work: UnitOfWork, configurations: Mapping[str, Configuration], now: da
         for row in work.rows(_PAST, age)
         if row.ended_at is not None
     ]
-    return backoff.bars(past, pardoned, now)
+    return backoff.backoffs(past, pardoned, now)

@@ -29,15 +29,17 @@ _log = log.get(__name__)
 _NOTHING = ReconcileTimes(timedelta(0), timedelta(0), timedelta(0))
 
 _ORDER = text("""
-    INSERT INTO pool_order (id, what, model, pool_id, reason)
-    VALUES (:id, :what, :model, CAST(:pool AS uuid), :reason)
+    INSERT INTO pool_command (id, command, model, pool_id, reason)
+    VALUES (:id, :command, :model, CAST(:pool AS uuid), :reason)
 """)
 _KEEP = text("""
-    INSERT INTO standing (model, pools, pinned) VALUES (:model, :pools, :pinned)
+    INSERT INTO pool_target (model, pools, pinned) VALUES (:model, :pools, :pinned)
     ON CONFLICT (model) DO UPDATE SET pools = :pools, pinned = :pinned
 """)
-_DROP = text("DELETE FROM standing WHERE model = :model")
-_TAKE_BACK = text("UPDATE pool_order SET done_at = now() WHERE what = 'start' AND model = :model AND done_at IS NULL")
+_DROP = text("DELETE FROM pool_target WHERE model = :model")
+_TAKE_BACK = text(
+    "UPDATE pool_command SET done_at = now() WHERE command = 'start' AND model = :model AND done_at IS NULL"
+)
 _MARK = text("UPDATE host SET state = :state WHERE name = :host")
 _HOST = text("SELECT name, agent_until > now() AS alive FROM host WHERE name = :host FOR UPDATE")
 _REMOVE = text("DELETE FROM host WHERE name = :host")
@@ -50,7 +52,7 @@ class OperatorCommands:
 
     database: Database
     #: Called after each commit: something may be to be planned.
-    nudge: Callable[[], object]
+    wake: Callable[[], object]
 
     def start(self, model: str, *, keep: bool = False, pinned: bool = False) -> None:
         """Load the model. With `keep` it stays up until it is stopped; `pinned`, nothing makes room of it either."""
@@ -58,7 +60,7 @@ class OperatorCommands:
             if keep or pinned:
                 work.run(_KEEP, {"model": model, "pools": 1, "pinned": pinned})
             _order(work, "start", model, None, "an operator wants it")
-            work.after_commit(self.nudge)
+            work.after_commit(self.wake)
         _log.info("start_ordered", model=model, keep=keep or pinned, pinned=pinned)
 
     def stop_model(self, model: str) -> None:
@@ -67,7 +69,7 @@ class OperatorCommands:
             work.run(_DROP, {"model": model})
             work.run(_TAKE_BACK, {"model": model})
             _order(work, "stop", model, None, "stopped by an operator")
-            work.after_commit(self.nudge)
+            work.after_commit(self.wake)
         _log.info("stop_ordered", model=model)
 
     def stop(self, pool: str, *, again: bool = False) -> str:
@@ -78,13 +80,13 @@ class OperatorCommands:
         """
         found = views.pool(self.database, pool)
         if found.state is None:
-            raise Conflict(f"pool {found.id} has ended already: {found.row.ending or found.row.why}")
-        why = "restarted by an operator" if again else "stopped by an operator"
+            raise Conflict(f"pool {found.id} has ended already: {found.row.ending or found.row.release_reason}")
+        reason = "restarted by an operator" if again else "stopped by an operator"
         with self.database.work() as work:
-            _order(work, "stop", found.row.model, found.id, why)
+            _order(work, "stop", found.row.model, found.id, reason)
             if again:
                 _order(work, "start", found.row.model, None, "an operator restarts it")
-            work.after_commit(self.nudge)
+            work.after_commit(self.wake)
         _log.info("stop_ordered", pool=found.id, again=again)
         return found.id
 
@@ -93,7 +95,7 @@ class OperatorCommands:
         with self.database.work() as work:
             self._host(work, host)
             work.run(_MARK, {"host": host, "state": state})
-            work.after_commit(self.nudge)
+            work.after_commit(self.wake)
         _log.info("host_marked", host=host, state=state)
 
     def remove(self, host: str, *, lost: bool = False) -> None:
@@ -114,10 +116,10 @@ class OperatorCommands:
                 )
             if held:
                 turn = ReconcilePass(open_session(work, host), _NOTHING)
-                turn.lose(host, "an operator declared its host lost")
+                turn.lose_host(host, "an operator declared its host lost")
                 turn.close()
             work.run(_REMOVE, {"host": host})
-            work.after_commit(self.nudge)
+            work.after_commit(self.wake)
         _log.info("host_removed", host=host, held=held)
 
     def limit(self, namespace: str, limits: NamespaceLimits) -> None:
@@ -126,7 +128,7 @@ class OperatorCommands:
         with self.database.work() as work:
             open_session(work)  # nothing is granted while what it holds is counted
             accounts.limit(work, namespace, limits)
-            work.after_commit(self.nudge)
+            work.after_commit(self.wake)
         _log.info("namespace_limited", namespace=namespace, **asdict(limits))
 
     def _host(self, work: UnitOfWork, host: str) -> Any:
@@ -136,5 +138,5 @@ class OperatorCommands:
         return row
 
 
-def _order(work: UnitOfWork, what: str, model: str, pool: str | None, reason: str) -> None:
-    work.run(_ORDER, {"id": ids.new_id(), "what": what, "model": model, "pool": pool, "reason": reason})
+def _order(work: UnitOfWork, command: str, model: str, pool: str | None, reason: str) -> None:
+    work.run(_ORDER, {"id": ids.new_id(), "command": command, "model": model, "pool": pool, "reason": reason})

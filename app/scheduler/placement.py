@@ -39,7 +39,7 @@ class Purpose(StrEnum):
     #: Steps will soon be ready.
     LOOK_AHEAD = "look_ahead"
     #: Its entry keeps so many pools up.
-    STANDING = "standing"
+    TARGET = "target"
     #: A pool on a device that is drained is replaced.
     EVACUATION = "evacuation"
 
@@ -155,7 +155,7 @@ class _Planner:
         self.used = self.search.used
 
     def plan(self) -> Plan:
-        self.set_aside()
+        self.plan_reserves()
         self.hand_back()
         self.retire()
         for configuration in self.fleet.configurations:
@@ -183,7 +183,7 @@ class _Planner:
 
     # ---- reserves ----
 
-    def set_aside(self) -> None:
+    def plan_reserves(self) -> None:
         """Give a reserve to who asks for one, and take it from who does not any more, or from where it is of no use."""
         held: dict[str, list[ReservedCapacity]] = {}
         for reserve in self.fleet.reserves:
@@ -199,7 +199,7 @@ class _Planner:
                 if (bytes_ := self.place_reserve(configuration)) is None:
                     self.refuse_reserve(configuration)
                     break
-                self.room.set_aside(configuration.id, bytes_)
+                self.room.add_reserve(configuration.id, bytes_)
                 self.actions.append(
                     GrantReserve(configuration.id, bytes_, reasons.reserve_granted(configuration, bytes_, self.names))
                 )
@@ -221,7 +221,7 @@ class _Planner:
         for layout in configuration.layouts:
             for devices in self.room.sets(configuration, layout, ()):
                 parts = layout.on(devices)
-                left = [self.room.usable(d) - self.room.firm[d] - part for d, part in parts.items()]
+                left = [self.room.usable(d) - self.room.non_preemptible[d] - part for d, part in parts.items()]
                 if min(left) >= 0:
                     taken = sum(max(part - self.room.free[d], 0) for d, part in parts.items())
                     key = (taken, sum(left), devices)
@@ -324,8 +324,8 @@ class _Planner:
                 if not want.steps:  # for those who wait, more is done
                     self.refuse(want, self.why_not(want, None))
                 return
-            reason = reasons.standing(configuration, option, self.names)
-            if not self.start(want, option, Purpose.STANDING, reason):
+            reason = reasons.target(configuration, option, self.names)
+            if not self.start(want, option, Purpose.TARGET, reason):
                 return
 
     def serve(self, want: ConfigurationDemand) -> None:
@@ -471,7 +471,7 @@ class _Planner:
             return reasons.not_worth(want, nearest, self.price(want, nearest), self.names, self.room)
         soonest = self.search.soonest(want)
         if soonest is None:
-            return reasons.never(want.configuration, self.room, self.search.bars(want.configuration.id), self.now)
+            return reasons.never(want.configuration, self.room, self.search.backoffs(want.configuration.id), self.now)
         after, devices, waited = soonest
         if want.must:
             for device in devices:

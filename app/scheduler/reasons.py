@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from app.fleet.backoff import Backoff
-from app.kernel.sizes import rounded
+from app.kernel.units.sizes import rounded
 from app.scheduler.cluster import Account, Cluster, Configuration, DeviceState, Pool
 from app.scheduler.needs import SIMULATED
 from app.scheduler.option import Option
@@ -94,7 +94,7 @@ def prepared(want: ConfigurationDemand, option: Option, names: Names) -> str:
     return f"steps of running work will be ready in {seconds(want.soon)}: {_place(option, names)}"
 
 
-def standing(configuration: Configuration, option: Option, names: Names) -> str:
+def target(configuration: Configuration, option: Option, names: Names) -> str:
     """Why a pool is started that nobody waits for."""
     count = configuration.min_pools
     if not count:
@@ -225,28 +225,28 @@ def blocked(
     ), after + want.load
 
 
-def never(configuration: Configuration, room: Room, bars: Sequence[Backoff], now: datetime) -> Why:
+def never(configuration: Configuration, room: Room, backoffs: Sequence[Backoff], now: datetime) -> Why:
     """Why no waiting helps, or only until something changes."""
     stand_ins = any(layout.type == SIMULATED for layout in configuration.layouts)
     if configuration.fetch is None and not configuration.files and not stand_ins:
         return f"no host has its file; `arriero models show {configuration.model}` says how to bring it there", None
     if not configuration.layouts:
         return "what it needs is not known yet on any device", None
-    if bars:
-        bar = min(bars, key=lambda one: (one.until, one.host))
-        after = max((bar.until - now).total_seconds(), 0.0)
-        return f"on {bar.host}, {bar.reason}; tried again in {seconds(after)}", after + load_of(configuration)
+    if backoffs:
+        backoff = min(backoffs, key=lambda one: (one.until, one.host))
+        after = max((backoff.until - now).total_seconds(), 0.0)
+        return f"on {backoff.host}, {backoff.reason}; tried again in {seconds(after)}", after + load_of(configuration)
     kinds = sorted({layout.type for layout in configuration.layouts})
     types = " or ".join(kinds)
     devices = [device for device in room.devices.values() if device.type in kinds]
     if not devices:
         return f"there is no device of the type {types}", None
-    if all(device.state is not DeviceState.OPEN for device in devices):
+    if all(device.state is not DeviceState.SCHEDULABLE for device in devices):
         return f"no device of the type {types} is open: they are cordoned, drained or lost", None
     part = min(max(layout.parts) for layout in configuration.layouts)
     largest = max(devices, key=lambda device: (room.usable(device.id), device.id))
     if part > room.usable(largest.id):
-        beside = " beside what others use of it" if largest.stranger_bytes else ""
+        beside = " beside what others use of it" if largest.unmanaged_bytes else ""
         has = rounded(room.usable(largest.id))
         return f"needs {rounded(part)} on one device, and the largest, {largest.name}, has {has}{beside}", None
     if not any(room.has_ram(configuration, one, device.id) for one in configuration.layouts for device in devices):

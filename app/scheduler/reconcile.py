@@ -25,11 +25,11 @@ from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.ledger.session import open_session
 from app.fleet.pool import COMING, Desired
-from app.kernel import texts
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.guard import LoopGuard
 from app.kernel.priority import Priority
+from app.kernel.security import texts
 from app.scheduler import defragmentation as defragmenting
 from app.scheduler import explanation, observation, placement
 from app.scheduler.cluster import Cluster, Demand
@@ -66,7 +66,8 @@ _NOT_SERVED = text("""
 """)
 _FORGET_REFUSALS = text("DELETE FROM refusal WHERE configuration <> ALL(:refused)")
 _STOPS = text("""
-    SELECT id::text, model, pool_id, reason FROM pool_order WHERE what = 'stop' AND done_at IS NULL ORDER BY created_at
+    SELECT id::text, model, pool_id, reason FROM pool_command
+    WHERE command = 'stop' AND done_at IS NULL ORDER BY created_at
 """)
 _OF_ORDER = text("""
     SELECT pool.id::text FROM pool JOIN reservation ON reservation.id = pool.id
@@ -74,7 +75,7 @@ _OF_ORDER = text("""
         WHEN CAST(:pool AS uuid) IS NULL THEN pool.model = :model ELSE pool.id = CAST(:pool AS uuid)
     END
 """)
-_ANSWER = text("UPDATE pool_order SET done_at = now() WHERE id = CAST(:id AS uuid)")
+_ANSWER = text("UPDATE pool_command SET done_at = now() WHERE id = CAST(:id AS uuid)")
 # An array of ids is looked up one by one; a subquery may be joined with all that is kept.
 _FORGET = text("""
     DELETE FROM reservation WHERE id = ANY(ARRAY(
@@ -83,8 +84,8 @@ _FORGET = text("""
     ))
 """)
 _FORGET_ORDERS = text("""
-    DELETE FROM pool_order WHERE id = ANY(ARRAY(
-        SELECT id FROM pool_order WHERE done_at < now() - :age ORDER BY done_at LIMIT 1000
+    DELETE FROM pool_command WHERE id = ANY(ARRAY(
+        SELECT id FROM pool_command WHERE done_at < now() - :age ORDER BY done_at LIMIT 1000
     ))
 """)
 _FORGET_DEFRAGMENTATIONS = text("DELETE FROM defragmentation WHERE at < now() - 30 * CAST(:age AS interval)")
@@ -245,7 +246,7 @@ def _lose_silent_hosts(turn: ReconcilePass) -> tuple[str, ...]:
         host: str = row.name
         held = [one for one in turn.books.ledger.reservations.values() if one.host == host]
         if not any(one.state is ReservationState.ACTIVE for one in held):
-            turn.lose(host, "its host was declared lost")
+            turn.lose_host(host, "its host was declared lost")
             lost.append(host)
     return tuple(lost)
 

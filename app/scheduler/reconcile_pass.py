@@ -58,7 +58,7 @@ class ReconcilePass:
     #: By configuration, the claims that the ledger refused though they were planned.
     refused: dict[str, str] = field(default_factory=dict)
     #: Hosts whose agents have something to do.
-    nudged: set[str] = field(default_factory=set)
+    hosts_to_notify: set[str] = field(default_factory=set)
 
     @property
     def work(self) -> UnitOfWork:
@@ -79,8 +79,8 @@ class ReconcilePass:
                 if self._start(fleet, action, moved.configuration, "move", frozenset(), moved.namespace):
                     self.stop(action.pool, Desired.DRAIN, action.reason)
             case GrantReserve():
-                aside = ReservedCapacity(str(ids.new_id()), action.configuration, action.bytes)
-                refused = self.books.change(lambda found: rules.set_aside(found, aside))
+                reserve = ReservedCapacity(str(ids.new_id()), action.configuration, action.bytes)
+                refused = self.books.change(lambda found: rules.add_reserve(found, reserve))
                 if refused is not None:
                     self.refused[action.configuration] = refused.reason
             case DropReserve():
@@ -97,18 +97,18 @@ class ReconcilePass:
         else:
             self.books.change(lambda found: rules.drain(found, pool))
         self.work.run(_STOP_POOL, {"id": pool, "desired": desired, "reason": reason})
-        self.nudged.add(held.host)
+        self.hosts_to_notify.add(held.host)
 
-    def lose(self, host: str, why: str) -> None:
+    def lose_host(self, host: str, reason: str) -> None:
         """Declare a host lost: its bytes are given back, and nothing is granted there before its agent joins anew."""
-        self.books.change(lambda found: rules.lose(found, host), why)
+        self.books.change(lambda found: rules.lose_host(found, host), reason)
         self.work.run(_LOSE_HOST, {"host": host})
-        _log.warning("host_lost", host=host, why=why)
+        _log.warning("host_lost", host=host, reason=reason)
 
     def close(self) -> None:
         """Write what has changed, and tell the agents at the commit."""
         self.books.close()
-        for host in sorted(self.nudged):
+        for host in sorted(self.hosts_to_notify):
             self.work.run(_NOTIFY, {"channel": CHANNEL, "host": host})
 
     def _start(
@@ -151,7 +151,7 @@ class ReconcilePass:
             "estimate": action.estimate.total_seconds(),
         }
         self.work.run(_INSERT_POOL, values)
-        self.nudged.add(host)
+        self.hosts_to_notify.add(host)
         return True
 
 

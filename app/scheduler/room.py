@@ -41,7 +41,7 @@ class Room:
         self._policy = policy
         self.devices = {device.id: device for device in fleet.devices}
         charged = charges(fleet)
-        self.free = {d.id: d.capacity_bytes - d.stranger_bytes - charged[d.id] for d in fleet.devices}
+        self.free = {d.id: d.capacity_bytes - d.unmanaged_bytes - charged[d.id] for d in fleet.devices}
         self.on: dict[str, list[Pool]] = {device.id: [] for device in fleet.devices}
         self._coming: dict[str, list[Pool]] = {}
         self._planned: list[Pool] = []
@@ -64,34 +64,34 @@ class Room:
                     self.active[device] += active / len(computes)
         self.open: dict[str, list[Device]] = {}
         for one in fleet.devices:
-            if one.state is DeviceState.OPEN:
+            if one.state is DeviceState.SCHEDULABLE:
                 self.open.setdefault(one.type, []).append(one)
         #: Ids of open devices of a type with their free bytes, the fullest first.
         self._by_free = {kind: sorted((self.free[d.id], d.id) for d in some) for kind, some in self.open.items()}
         #: By configuration and device, used or not.
-        self._aside: Counter[tuple[str, str]] = Counter()
+        self._owned: Counter[tuple[str, str]] = Counter()
         for reserve in fleet.reserves:
             for device, size in reserve.bytes.items():
-                self._aside[reserve.configuration, device] += size
+                self._owned[reserve.configuration, device] += size
         self._reserved = self._idle_reserves()
         #: Bytes that are set aside, or held by pools that stay. They never come to more than there is.
-        self.firm = self._firm(fleet)
+        self.non_preemptible = self._non_preemptible(fleet)
         #: Devices that are kept for one configuration, and the seconds until it will use them.
         self.held: dict[str, tuple[str, float]] = {}
 
     def _idle_reserves(self) -> dict[str, dict[str, int]]:
         """Bytes that are set aside and not used by their owner: by device, by owner."""
         found: dict[str, dict[str, int]] = {}
-        for owner, device in self._aside:
+        for owner, device in self._owned:
             found.setdefault(device, {})[owner] = self._idle(owner, device)
         return found
 
     def _idle(self, owner: str, device: str) -> int:
         used = sum(pool.bytes[device] for pool in self.on.get(device, ()) if pool.configuration == owner)
-        return max(self._aside[owner, device] - used, 0)
+        return max(self._owned[owner, device] - used, 0)
 
-    def _firm(self, fleet: Cluster) -> dict[str, int]:
-        firm = dict.fromkeys(self.devices, 0)
+    def _non_preemptible(self, fleet: Cluster) -> dict[str, int]:
+        non_preemptible = dict.fromkeys(self.devices, 0)
         staying = {one.id for one in fleet.configurations if one.pinned or one.min_pools}
         held = [one.bytes for one in fleet.reserves]
         held += [
@@ -101,19 +101,19 @@ class Room:
         ]
         for bytes_ in held:
             for device, size in bytes_.items():
-                firm[device] = firm.get(device, 0) + size
-        return firm
+                non_preemptible[device] = non_preemptible.get(device, 0) + size
+        return non_preemptible
 
-    def set_aside(self, owner: str, bytes_: Mapping[str, int]) -> None:
+    def add_reserve(self, owner: str, bytes_: Mapping[str, int]) -> None:
         """Let a configuration own bytes from now on."""
         for device, size in bytes_.items():
-            self.firm[device] += size
-            self._aside[owner, device] += size
+            self.non_preemptible[device] += size
+            self._owned[owner, device] += size
             self._reserved.setdefault(device, {})[owner] = self._idle(owner, device)
 
     def give_back(self, reserve: ReservedCapacity) -> None:
         """Let its owner own it no longer."""
-        self.set_aside(reserve.configuration, {device: -size for device, size in reserve.bytes.items()})
+        self.add_reserve(reserve.configuration, {device: -size for device, size in reserve.bytes.items()})
 
     def coming(self, configuration: str) -> list[Pool]:
         """Pools that serve it, or will; those that this plan starts too."""
@@ -137,7 +137,7 @@ class Room:
         """Whether its configuration has no more of its devices than is set aside for it there."""
         return all(
             sum(p.bytes[device] for p in self.on[device] if p.configuration == pool.configuration)
-            <= self._aside.get((pool.configuration, device), 0)
+            <= self._owned.get((pool.configuration, device), 0)
             for device in pool.bytes
             if device in self.on
         )
@@ -147,7 +147,7 @@ class Room:
         return any(pool.configuration in self._reserved.get(device, ()) for device in pool.bytes)
 
     def free_for(self, configuration: Configuration, device: str) -> int:
-        """Bytes that a pool of it may take now. Negative when strangers took what was granted."""
+        """Bytes that a pool of it may take now. Negative when unmanaged memory covers what was granted."""
         free = self.free[device]
         return free if self._policy.lend else free - self.lent(device, configuration.id)
 
@@ -178,7 +178,7 @@ class Room:
         for device, size in bytes_.items():
             need = size
             if configuration.pinned or configuration.min_pools:
-                self.firm[device] += size
+                self.non_preemptible[device] += size
             for victim in victims:
                 if part := min(need, self.offer(victim, device)):
                     need -= part
@@ -196,7 +196,7 @@ class Room:
 
     def usable(self, device: str) -> int:
         """Bytes that it would have free without pools."""
-        return self.devices[device].capacity_bytes - self.devices[device].stranger_bytes
+        return self.devices[device].capacity_bytes - self.devices[device].unmanaged_bytes
 
     def allows(self, configuration: Configuration, device: Device, part: int) -> bool:
         """
@@ -211,10 +211,10 @@ class Room:
         )
 
     def _is_large_enough(self, configuration: Configuration, device: str, part: int) -> bool:
-        firm = self.firm[device] if configuration.pinned or configuration.min_pools else 0
-        if firm and self.own(device, configuration.id) >= part:
-            firm -= part  # it moves into what is set aside for it
-        return self.usable(device) - firm >= part
+        non_preemptible = self.non_preemptible[device] if configuration.pinned or configuration.min_pools else 0
+        if non_preemptible and self.own(device, configuration.id) >= part:
+            non_preemptible -= part  # it moves into what is set aside for it
+        return self.usable(device) - non_preemptible >= part
 
     def computing(self, devices: Iterable[str]) -> list[str]:
         """Those of a pool's devices that it computes on: RAM beside GPUs only holds what belongs to it."""
@@ -256,13 +256,13 @@ class Room:
             if pool.configuration in apart and device in self.computing(pool.bytes)
         ]
 
-    def fitting(self, configuration: Configuration, layout: Layout, barred: Iterable[str]) -> Iterator[DeviceSet]:
+    def fitting(self, configuration: Configuration, layout: Layout, backed_off: Iterable[str]) -> Iterator[DeviceSet]:
         """
         Device sets whose free bytes hold the layout, some of them in a large fleet: the fullest, or for a configuration
         that is spread the emptiest.
         """
         if len(layout.parts) > 1:
-            for devices in self.sets(configuration, layout, barred):
+            for devices in self.sets(configuration, layout, backed_off):
                 parts = layout.on(devices).items()
                 fits = all(self.free_for(configuration, device) >= part for device, part in parts)
                 if fits and not self.shunned(configuration, devices):
@@ -277,7 +277,7 @@ class Room:
         found, enough = 0, self.enough(layout.type)
         for at in order:
             device = self.devices[ranks[at][1]]
-            if device.host not in barred and self.allows(configuration, device, part):
+            if device.host not in backed_off and self.allows(configuration, device, part):
                 devices = self.with_ram(layout, (device.id,))
                 fits = all(self.free_for(configuration, d) >= size for d, size in layout.on(devices).items())
                 fits = fits and self.has_ram(configuration, layout, device.id)
@@ -292,13 +292,13 @@ class Room:
         count = len(self.open.get(kind, ()))
         return count if count <= self._policy.max_sets else self._policy.max_sets // 4
 
-    def sets(self, configuration: Configuration, layout: Layout, barred: Iterable[str]) -> Iterator[DeviceSet]:
+    def sets(self, configuration: Configuration, layout: Layout, backed_off: Iterable[str]) -> Iterator[DeviceSet]:
         """Device sets that could hold the layout if they were empty. The largest parts lie where most is free."""
         count, smallest = len(layout.parts), min(layout.parts)
         able = [
             device
             for device in self.open.get(layout.type, ())
-            if device.host not in barred and self.allows(configuration, device, smallest)
+            if device.host not in backed_off and self.allows(configuration, device, smallest)
         ]
         if count == 1:
             for device in able:
@@ -326,7 +326,7 @@ def _kept_apart(fleet: Cluster) -> dict[str, set[str]]:
         named.setdefault(one.model, []).append(one.id)
     found: dict[str, set[str]] = {}
     for one in fleet.configurations:
-        for model in one.apart_from:
+        for model in one.anti_affinity:
             for other in named.get(model, ()):
                 found.setdefault(one.id, set()).add(other)
                 found.setdefault(other, set()).add(one.id)

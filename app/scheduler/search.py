@@ -63,10 +63,10 @@ class Search:
         self.stopped: set[str] = set()
         #: Pools that are not stopped to make room: as many of a configuration as it keeps up.
         self._kept = self._standing()
-        self._bars: dict[str, list[Backoff]] = {}
-        for bar in fleet.bars:
-            if bar.until > now:
-                self._bars.setdefault(bar.configuration, []).append(bar)
+        self._backoffs: dict[str, list[Backoff]] = {}
+        for backoff in fleet.backoffs:
+            if backoff.until > now:
+                self._backoffs.setdefault(backoff.configuration, []).append(backoff)
         self._ranks: dict[tuple[str, bool], list[tuple[float, int, str]]] = {}
         #: Bytes that pools of a namespace hold, where that is limited.
         self.used = {name: 0 for name, account in fleet.accounts.items() if account.max_bytes is not None}
@@ -84,9 +84,9 @@ class Search:
                 kept |= {pool.id for pool in some[: configuration.min_pools]}
         return kept
 
-    def bars(self, configuration: str) -> list[Backoff]:
+    def backoffs(self, configuration: str) -> list[Backoff]:
         """What keeps it from hosts now."""
-        return self._bars.get(configuration, [])
+        return self._backoffs.get(configuration, [])
 
     # ---- what stopping a pool costs ----
 
@@ -171,17 +171,17 @@ class Search:
         With `moving`, idle pools that are kept up make room too, if there are free bytes for them elsewhere.
         """
         configuration = want.configuration
-        barred = {bar.host for bar in self.bars(configuration.id)}
+        backed_off = {backoff.host for backoff in self.backoffs(configuration.id)}
         fastest = max((layout.tokens_per_second for layout in configuration.layouts), default=1.0)
         for layout in configuration.layouts:
             seen = set()
-            for devices in self.room.fitting(configuration, layout, barred):
+            for devices in self.room.fitting(configuration, layout, backed_off):
                 if self._is_open(configuration, devices, layout, want):
                     seen.add(devices)
                     yield self._option(want, layout, devices, _FREE, fastest)
             if not evict or seen:
                 continue
-            for devices in self._cheapest(want, layout, barred):
+            for devices in self._cheapest(want, layout, backed_off):
                 if devices not in seen and self._is_open(configuration, devices, layout, want):
                     cover = self._cover(want, layout, devices, moving)
                     if cover is not None:
@@ -207,19 +207,19 @@ class Search:
             want is not None
             and want.steps > 0
             and all(pool.id in self.stopped for pool in self.room.coming(owner))
-            and self.room.devices[device].host not in {bar.host for bar in self.bars(owner)}
+            and self.room.devices[device].host not in {backoff.host for backoff in self.backoffs(owner)}
         )
 
-    def _cheapest(self, want: ConfigurationDemand, layout: Layout, barred: set[str]) -> Iterator[DeviceSet]:
+    def _cheapest(self, want: ConfigurationDemand, layout: Layout, backed_off: set[str]) -> Iterator[DeviceSet]:
         """Device sets to look at for victims: all in a small fleet, else those whose pools are missed the least."""
         room, enough = self.room, self.room.enough(layout.type)
         if len(layout.parts) > 1 or len(room.open.get(layout.type, ())) == enough:
-            yield from room.sets(want.configuration, layout, barred)
+            yield from room.sets(want.configuration, layout, backed_off)
             return
         part, found = layout.parts[0], 0
         for _, size, id_ in self._ranked(layout.type, idle=not want.must):
             device = room.devices[id_]
-            if size + room.free[id_] >= part and device.host not in barred:
+            if size + room.free[id_] >= part and device.host not in backed_off:
                 if room.allows(want.configuration, device, part):
                     yield room.with_ram(layout, (id_,))
                     found += 1
@@ -426,10 +426,10 @@ class Search:
         A pool with work is counted as staying until its start has paid for itself and its steps have ended.
         """
         configuration = want.configuration
-        barred = {bar.host for bar in self.bars(configuration.id)}
+        backed_off = {backoff.host for backoff in self.backoffs(configuration.id)}
         best: tuple[float, DeviceSet, tuple[Pool, ...]] | None = None
         for layout in configuration.layouts:
-            for devices in islice(self.room.sets(configuration, layout, barred), self.policy.max_sets):
+            for devices in islice(self.room.sets(configuration, layout, backed_off), self.policy.max_sets):
                 found = self._leaves(want, layout, devices)
                 if found is not None and (best is None or (found[0], devices) < best[:2]):
                     best = (found[0], devices, found[1])

@@ -1,5 +1,5 @@
 """
-The nudge: a message that something may be to be planned, for whoever reconciles.
+The wake: a message that something may be to be planned, for whoever reconciles.
 
 It is a hint: beat sends the same each tick, and one that is lost costs that long.
 Who sends steps to a model's queue nudges too, at the most every so often: a model that nobody serves is then started
@@ -25,7 +25,7 @@ _EXPIRES = 10.0
 def wake_reconciler(publisher: Publisher) -> bool:
     """Ask for a turn of the reconciler; False when the broker cannot be reached."""
     return publisher.publish(
-        RECONCILE, (), queue=CONTROL_QUEUE, priority=PRIORITIES["interactive"], told="nudged", expires=_EXPIRES
+        RECONCILE, (), queue=CONTROL_QUEUE, priority=PRIORITIES["interactive"], description="wake-up", expires=_EXPIRES
     )
 
 
@@ -45,11 +45,13 @@ class WakingPublisher:
         *,
         queue: str,
         priority: int = PRIORITIES["standard"],
-        told: str = "",
+        description: str = "",
         expires: float | None = None,
     ) -> bool:
         """As every publisher does."""
-        sent = self._publisher.publish(task, args, queue=queue, priority=priority, told=told, expires=expires)
+        sent = self._publisher.publish(
+            task, args, queue=queue, priority=priority, description=description, expires=expires
+        )
         if is_model_queue(queue) and self._is_due():
             wake_reconciler(self._publisher)
         return sent

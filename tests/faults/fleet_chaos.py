@@ -31,10 +31,10 @@ from sqlalchemy import text
 
 from app.catalog import files
 from app.fleet.views import PoolView
-from app.kernel import pid_file
 from app.kernel.database import Database
 from app.kernel.embedded import start_postgres
 from app.kernel.errors import DatabaseUnreachable
+from app.kernel.processes import pid_file
 from tests.faults.conftest import RUNS, Cluster, assert_nothing_left, until
 from tests.faults.fleets import (
     ALPHA,
@@ -59,7 +59,7 @@ _WAIT = 3.0
 _CLAIMS = text("""
     SELECT reservation.id::text, reservation.state, device.id AS device, bytes, capacity_bytes AS capacity,
            host.lost_at IS NOT NULL AS lost
-    FROM reservation JOIN claim ON reservation_id = reservation.id JOIN device ON device.id = device_id
+    FROM reservation JOIN reservation_device ON reservation_id = reservation.id JOIN device ON device.id = device_id
     JOIN host ON host.name = device.host
 """)
 
@@ -196,8 +196,8 @@ def kill_at_random(cluster: Cluster, count: int, seed: int, *, freeze: bool = Fa
 
 #: What a pool does at the time of a kill.
 _ACTIVITIES: Mapping[str, Callable[[PoolView], bool]] = {
-    "loading": lambda pool: pool.row.stage in {"starting", "loading", "warming"},
-    "draining": lambda pool: pool.row.desired != "run" or pool.row.stage in {"draining", "unloading"},
+    "loading": lambda pool: pool.row.phase in {"starting", "loading", "warming"},
+    "draining": lambda pool: pool.row.desired != "run" or pool.row.phase in {"draining", "unloading"},
     "working": lambda pool: bool(pool.row.busy),
 }
 

@@ -21,9 +21,9 @@ from sqlalchemy import text
 
 from app.fleet import views
 from app.fleet.rows import HostState
-from app.kernel import private_file
 from app.kernel.embedded import PostgresServer, ValkeyServer
 from app.kernel.fleet_settings import SimulatedDevice
+from app.kernel.processes import private_file
 from tests.faults.conftest import Cluster, assert_nothing_left, until
 from tests.faults.fleets import (
     ALPHA,
@@ -186,7 +186,7 @@ def test_a_disconnected_host_ends_its_pools_and_rejoins(cluster: Cluster, links:
     until(lambda: state_of(cluster, disconnected) == (HostState.LOST, False))
 
     links[disconnected].restore()
-    until(lambda: state_of(cluster, disconnected) == (HostState.OPEN, True))
+    until(lambda: state_of(cluster, disconnected) == (HostState.SCHEDULABLE, True))
     assert agents[disconnected].container.child.alive
     run_ids.append(submit_generate(cluster, GAMMA))
     until_done(cluster, run_ids)

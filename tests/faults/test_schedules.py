@@ -59,7 +59,7 @@ def test_no_fire_is_lost_or_doubled_when_beat_worker_and_broker_fail(
     schedules.pause("ticking")
     until(lambda: not {fire.state for fire in fires()} & {FireState.WAITING, FireState.STARTING})
     until(lambda: cluster.open_runs() == 0)
-    made = [fire for fire in fires() if fire.why != "the schedule was paused"]
+    made = [fire for fire in fires() if fire.reason != "the schedule was paused"]
     assert {fire.state for fire in made} == {"fired"}
     assert {following.at - fire.at for fire, following in pairwise(made)} == {SECOND}
     assert len({fire.run_id for fire in made}) == len(made)

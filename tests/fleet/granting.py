@@ -55,7 +55,7 @@ def audit(database: Database) -> None:
     """The sums on the devices are those of the claims, less what is promised, and no more than there is."""
     statement = """
         SELECT device.id, capacity_bytes, charged_bytes,
-               COALESCE((SELECT sum(bytes) FROM claim JOIN reservation ON reservation.id = reservation_id
+               COALESCE((SELECT sum(bytes) FROM reservation_device JOIN reservation ON reservation.id = reservation_id
                          WHERE device_id = device.id AND state <> 'released'), 0)
              - COALESCE((SELECT sum(bytes) FROM promise WHERE device_id = device.id), 0) AS counted
         FROM device

@@ -74,8 +74,8 @@ _INSTANTS = {
     "reservation": ("lease_until", "granted_at", "activated_at", "released_at"),
     "pool": ("created_at", "stop_at"),
     "pool_process": ("started_at", "ended_at"),
-    "pool_report": ("heard_at", "serving_at", "last_used_at"),
-    "pool_order": ("created_at", "done_at"),
+    "pool_report": ("heartbeat_at", "serving_at", "last_used_at"),
+    "pool_command": ("created_at", "done_at"),
     "refusal": ("since", "at"),
     "quota": ("period_began", "counted_at"),
 }
@@ -96,8 +96,8 @@ class Process:
     bytes: dict[str, int]
     born: float
     renewed: float
-    stage: PoolPhase = PoolPhase.STARTING
-    told: str = ""
+    phase: PoolPhase = PoolPhase.STARTING
+    detail: str = ""
     asked: bool = False
     #: Stopped by a signal: it does nothing, and touches what it has.
     frozen: bool = False
@@ -233,9 +233,9 @@ class World:
             case Kill():
                 assert process is not None
                 process.alive = False
-            case GiveBack(why=why):
+            case GiveBack(reason=reason):
                 assert process is None or not process.alive
-                ended = PoolEnded(pool.id, None, pool.id not in agent.asked, why, "")
+                ended = PoolEnded(pool.id, None, pool.id not in agent.asked, reason, "")
                 self.hosts.release(agent.host, epoch, ended)
                 self.late.append(lambda: self.hosts.release(agent.host, epoch, ended))
 
@@ -247,11 +247,11 @@ class World:
         """One beat of a process, and what it does then."""
         if not process.alive or process.frozen or process.host in self.cut:
             return
-        serves = process.stage is PoolPhase.SERVING and process.model in self.waits
-        report = HeartbeatReport(process.stage, told=process.told, busy=int(serves))
+        serves = process.phase is PoolPhase.SERVING and process.model in self.waits
+        report = HeartbeatReport(process.phase, detail=process.detail, busy=int(serves))
         begun = self.now
         try:
-            if process.stage is PoolPhase.STARTING:
+            if process.phase is PoolPhase.STARTING:
                 self.finds_out(process)
             self.holder.renew(process.id, process.epoch, report)
         except LeaseLost:
@@ -262,12 +262,12 @@ class World:
         if serves:
             self.waits.pop(process.model)
             self.served.add(process.model)
-        if process.asked and process.stage is PoolPhase.SERVING:
-            process.stage = PoolPhase.DRAINING
-        elif process.asked or process.stage in {PoolPhase.DRAINING, PoolPhase.REFUSED}:
+        if process.asked and process.phase is PoolPhase.SERVING:
+            process.phase = PoolPhase.DRAINING
+        elif process.asked or process.phase in {PoolPhase.DRAINING, PoolPhase.REFUSED}:
             process.alive = False
-        elif process.stage is PoolPhase.LOADING:
-            process.stage = PoolPhase.SERVING
+        elif process.phase is PoolPhase.LOADING:
+            process.phase = PoolPhase.SERVING
 
     def finds_out(self, process: Process) -> None:
         """It needs a little less or more than was reserved."""
@@ -280,9 +280,9 @@ class World:
             self.late.append(lambda: self.holder.adjust(grant, wanted))
             return
         if isinstance(refused := self.holder.adjust(grant, wanted), ReservationRefused):
-            process.stage, process.told = PoolPhase.REFUSED, refused.reason
+            process.phase, process.detail = PoolPhase.REFUSED, refused.reason
         else:
-            process.stage, process.bytes = PoolPhase.LOADING, wanted
+            process.phase, process.bytes = PoolPhase.LOADING, wanted
 
     def time_passes(self) -> None:
         self.passes(self.chance.uniform(0.5, 10))
@@ -339,7 +339,7 @@ class World:
     def operator_orders(self) -> None:
         host, model = self.chance.choice(sorted(HOSTS)), self.chance.choice(sorted(MODELS))
         acts: list[Callable[[], object]] = [
-            lambda: [self.orders.mark(one, HostState.OPEN) for one in HOSTS],
+            lambda: [self.orders.mark(one, HostState.SCHEDULABLE) for one in HOSTS],
             lambda: self.orders.mark(host, self.chance.choice((HostState.CORDONED, HostState.DRAINING))),
             lambda: self.orders.start(model),
             lambda: self.orders.stop_model(model),
@@ -391,7 +391,7 @@ class World:
 
     def heal(self) -> None:
         """From now on nothing goes wrong, but that one of what serves is frozen. What is frozen stays so."""
-        serving = [one for one in self.processes.values() if one.stage is PoolPhase.SERVING and not one.frozen]
+        serving = [one for one in self.processes.values() if one.phase is PoolPhase.SERVING and not one.frozen]
         for process in serving:
             self.goes_on(process)
         for process in [one for one in serving if one.alive][:1]:
@@ -400,7 +400,7 @@ class World:
         self.late.clear()
         self.agent_comes_back()
         for host in HOSTS:
-            self.orders.mark(host, HostState.OPEN)
+            self.orders.mark(host, HostState.SCHEDULABLE)
         self.passes(0.0)
 
     def all_go_on(self, age: float = 3.0) -> None:

@@ -29,7 +29,7 @@ def test_bytes_come_back_whatever_a_pool_wrote(database: Database, hosts: Hosts,
     assert isinstance(pool, str)
     epoch = begun(hosts, "h", agent, pool)
     ReservationHolder(database, LEASE).renew(
-        pool, epoch, HeartbeatReport(PoolPhase.SERVING, told=hostile, worker="pool@h")
+        pool, epoch, HeartbeatReport(PoolPhase.SERVING, detail=hostile, worker="pool@h")
     )
     hosts.observe([Observed(pool, ProcessState.RUNNING, 1, 1, {}, {}, hostile)])
 
@@ -39,7 +39,7 @@ def test_bytes_come_back_whatever_a_pool_wrote(database: Database, hosts: Hosts,
     assert device.charged_bytes == 0
     (problem,) = views.hosts(database)[0].host.problems
     seen = views.pool(database, pool).row
-    for kept in (problem, seen.told, seen.ending, seen.why):
+    for kept in (problem, seen.detail, seen.ending, seen.release_reason):
         assert len(kept) <= 4_000
         assert not any(character in kept for character in "\0\x1b\a\ud83e")
 
@@ -52,6 +52,6 @@ def test_an_orphan_is_noted_whatever_it_wrote(database: Database, hosts: Hosts, 
     begun(hosts, "h", agent, pool)
     hosts.end_orphan(pool, hostile)
     with database.work() as work:
-        row = work.row(text("SELECT phase FROM pool_process"))
+        row = work.row(text("SELECT state FROM pool_process"))
     assert row is not None
-    assert row.phase == "ended"
+    assert row.state == "ended"

@@ -70,14 +70,14 @@ def test_an_encrypted_broker_has_to_prove_who_it_is() -> None:
 
 def test_each_priority_has_a_list_and_depth_counts_them_all(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
     for priority in PRIORITIES.values():
-        assert publisher.publish("t", ("id", 1), queue="model.x", priority=priority, told="w/s")
+        assert publisher.publish("t", ("id", 1), queue="model.x", priority=priority, description="w/s")
 
     assert sorted(valkey.keys("model.x*")) == ["model.x", "model.x\x06\x163", "model.x\x06\x166"]
     assert publisher.depth("model.x") == 3
 
 
 def test_a_message_is_two_fields_and_a_short_story_for_flower(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
-    publisher.publish("workers.steps.run_step", ("id", 1), queue="io", told="triage/reply #1")
+    publisher.publish("workers.steps.run_step", ("id", 1), queue="io", description="triage/reply #1")
     message = json.loads(valkey.lrange("io\x06\x163", 0, -1)[0])
 
     assert message["headers"]["task"] == "workers.steps.run_step"

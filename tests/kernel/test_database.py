@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -276,3 +277,18 @@ def test_a_server_that_falls_silent_is_given_up_and_found_again(postgres: Postgr
         pause.wait(0.02)
     assert found == []
     database.close()
+
+
+def test_rows_are_objects_of_the_class_that_is_given(database: Database) -> None:
+    @dataclass(frozen=True, slots=True)
+    class Pair:
+        number: int
+        word: str | None
+
+    query = text("SELECT n AS number, CASE WHEN n > :limit THEN 'more' END AS word FROM generate_series(1, 2) AS n")
+    with database.work() as work:
+        assert work.rows_of(Pair, query, {"limit": 1}) == [Pair(1, None), Pair(2, "more")]
+        assert work.row_of(Pair, query, {"limit": 2}) == Pair(1, None)
+        assert work.row_of(Pair, text("SELECT 1 AS number, 'a' AS word WHERE false")) is None
+        with pytest.raises(TypeError, match="extra"):
+            work.row_of(Pair, text("SELECT 1 AS number, 'a' AS word, 2 AS extra"))

@@ -68,7 +68,7 @@ def test_the_metrics_of_the_pool_count_its_tokens(live: Live) -> None:
     assert f'model="{MODEL}"' in written[1]
     assert f'worker="{file.stem}@' in written[1]
     assert float(written[2]) > 0
-    assert re.search(r'^arriero_pool_stage\{.*stage="serving".*\} 1.0$', text, re.MULTILINE)
+    assert re.search(r'^arriero_pool_phase\{.*phase="serving".*\} 1.0$', text, re.MULTILINE)
 
 
 #: A schema that forces the model to write some hundred tokens.

@@ -147,8 +147,8 @@ def _fleet(chance: Random) -> Cluster:
             f"g{n}",
             chance.choice((10, 20, 20, 30)),
             f"h{n // 2}",
-            state=chance.choice((DeviceState.OPEN,) * 8 + tuple(DeviceState)),
-            stranger_bytes=chance.choice((0, 0, 0, 0, 3 * GB)),
+            state=chance.choice((DeviceState.SCHEDULABLE,) * 8 + tuple(DeviceState)),
+            unmanaged_bytes=chance.choice((0, 0, 0, 0, 3 * GB)),
         )
         for n in range(chance.randint(1, 4))
     )
@@ -157,7 +157,7 @@ def _fleet(chance: Random) -> Cluster:
     reserves: list[ReservedCapacity] = []
     for configuration in configurations:
         if configuration.reserve is not None and chance.random() < 0.7:
-            reserves += _set_aside(configuration, devices, reserves)
+            reserves += _reserves_of(configuration, devices, reserves)
     fleet = Cluster(devices, configurations=configurations, reserves=tuple(reserves))
     for number in range(chance.randint(0, 16)):
         fleet = _with_pool(chance, fleet, number)
@@ -178,18 +178,18 @@ def _model(chance: Random, number: int) -> Configuration:
         min_pools=int(standing == "kept"),
         reserve=Reserve(1) if standing == "reserve" else None,
         packing=chance.choice(tuple(Packing)),
-        apart_from=frozenset(chance.choice(((), (), (), ("m0",)))),
+        anti_affinity=frozenset(chance.choice(((), (), (), ("m0",)))),
     )
 
 
-def _set_aside(
+def _reserves_of(
     configuration: Configuration, devices: tuple[Device, ...], before: list[ReservedCapacity]
 ) -> list[ReservedCapacity]:
     parts = configuration.layouts[0].parts
     gpus = [device for device in devices if device.kind is DeviceKind.GPU][: len(parts)]
     on = _on(configuration, gpus, devices)
-    firm = {d.id: sum(one.bytes.get(d.id, 0) for one in before) + on.get(d.id, 0) for d in devices}
-    if len(gpus) < len(parts) or any(firm[d.id] > d.capacity_bytes - d.stranger_bytes for d in devices):
+    non_preemptible = {d.id: sum(one.bytes.get(d.id, 0) for one in before) + on.get(d.id, 0) for d in devices}
+    if len(gpus) < len(parts) or any(non_preemptible[d.id] > d.capacity_bytes - d.unmanaged_bytes for d in devices):
         return []
     return [ReservedCapacity(f"reserve-{configuration.id}", configuration.id, on)]
 
@@ -240,10 +240,10 @@ def _with_pool(chance: Random, fleet: Cluster, number: int) -> Cluster:
     charged = charges(grown)
     stays = {c.id for c in fleet.configurations if c.pinned or c.min_pools}
     for device in fleet.devices:
-        usable = device.capacity_bytes - device.stranger_bytes
-        firm = sum(one.bytes.get(device.id, 0) for one in fleet.reserves)
-        firm += sum(p.bytes.get(device.id, 0) for p in grown.pools if p.configuration in stays)
-        if charged[device.id] > usable or firm > usable:
+        usable = device.capacity_bytes - device.unmanaged_bytes
+        non_preemptible = sum(one.bytes.get(device.id, 0) for one in fleet.reserves)
+        non_preemptible += sum(p.bytes.get(device.id, 0) for p in grown.pools if p.configuration in stays)
+        if charged[device.id] > usable or non_preemptible > usable:
             return fleet
     return grown
 

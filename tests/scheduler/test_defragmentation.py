@@ -83,7 +83,7 @@ def test_moves_lie_in_free_bytes_and_bring_what_they_say(case: Case) -> None:
     for gain in made.gains:
         free = charges(after)
         assert all(
-            free[d.id] + gain.bytes.get(d.id, 0) <= d.capacity_bytes - d.stranger_bytes
+            free[d.id] + gain.bytes.get(d.id, 0) <= d.capacity_bytes - d.unmanaged_bytes
             for d in after.devices
             if d.id in gain.bytes
         )

@@ -37,7 +37,7 @@ PAST = "now() - interval '5 hours'"
 ENDED = f"""
     WITH one AS (
         INSERT INTO reservation (id, epoch, revision, state, host, configuration, draining, pinned, namespace,
-                                 lease_until, granted_at, released_at, why)
+                                 lease_until, granted_at, released_at, release_reason)
         SELECT gen_random_uuid(), n, 0, 'released', 'h', 'kept', false, false, '', {PAST}, {PAST}, {{released}}, 'over'
         FROM generate_series(1, :count) AS n RETURNING id
     ), made AS (
@@ -47,16 +47,16 @@ ENDED = f"""
     SELECT count(*) FROM made
 """
 PROCESSES = f"""
-    INSERT INTO pool_process (pool_id, phase, started_at, ended_at, failed, ending, log_tail)
+    INSERT INTO pool_process (pool_id, state, started_at, ended_at, failed, ending, log_tail)
     SELECT id, 'ended', {PAST}, {PAST}, true, 'it ended', repeat('x', 500) FROM pool WHERE configuration = 'kept'
     ON CONFLICT DO NOTHING
 """
 REPORTS = f"""
-    INSERT INTO pool_report (pool_id, stage, progress, told, worker, busy, heard_at)
+    INSERT INTO pool_report (pool_id, phase, progress, detail, worker, busy, heartbeat_at)
     SELECT id, 'serving', 1, '', 'w', 0, {PAST} FROM pool WHERE configuration = 'kept' ON CONFLICT DO NOTHING
 """
 ORDERS = f"""
-    INSERT INTO pool_order (id, what, model, reason, created_at, done_at)
+    INSERT INTO pool_command (id, command, model, reason, created_at, done_at)
     SELECT gen_random_uuid(), (ARRAY['start', 'stop'])[n % 2 + 1], 'a:1', 'x', {PAST}, {PAST}
     FROM generate_series(1, :count) AS n
 """

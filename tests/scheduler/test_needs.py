@@ -91,7 +91,7 @@ def past(ago: float, *, failed: bool = True, served: bool = False, host: str = "
 
 
 def until(*history: Past, pardoned: datetime | None = None) -> list[tuple[str, float]]:
-    found = backoff.bars(history, {"m": pardoned} if pardoned else {}, NOW)
+    found = backoff.backoffs(history, {"m": pardoned} if pardoned else {}, NOW)
     return [(bar.host, (bar.until - NOW).total_seconds()) for bar in found]
 
 
@@ -117,5 +117,5 @@ def test_a_pool_that_served_and_died_for_once_is_started_again_at_once() -> None
 
 
 def test_a_bar_says_how_often_and_how_it_failed() -> None:
-    (bar,) = backoff.bars([past(30), past(1)], {}, NOW)
+    (bar,) = backoff.backoffs([past(30), past(1)], {}, NOW)
     assert bar.reason == "it failed 2 times in a row on h, at last: broke 1"

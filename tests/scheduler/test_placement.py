@@ -74,10 +74,10 @@ def test_no_plan_charges_a_device_above_its_capacity(case: Case) -> None:
     before = charges(fleet)
     for device in fleet.devices:  # what strangers use is left to them
         if charged[device.id] > before[device.id]:
-            assert charged[device.id] <= device.capacity_bytes - device.stranger_bytes
+            assert charged[device.id] <= device.capacity_bytes - device.unmanaged_bytes
     for action in starts(made):
         there = {d.id: d for d in fleet.devices}
-        assert all(there[device].state is DeviceState.OPEN for device in action.bytes)
+        assert all(there[device].state is DeviceState.SCHEDULABLE for device in action.bytes)
         assert len({there[device].host for device in action.bytes}) == 1
 
 
@@ -354,7 +354,7 @@ def test_a_pool_without_work_is_stopped_after_its_keep_alive() -> None:
 def test_as_many_pools_as_the_entry_says_are_kept_up() -> None:
     made = plan(Cluster(TWO, (), (model("m", 14, min_pools=2),)), [], NOW)
 
-    assert [start.purpose for start in starts(made)] == [Purpose.STANDING] * 2
+    assert [start.purpose for start in starts(made)] == [Purpose.TARGET] * 2
     assert {device for start in starts(made) for device in start.bytes} == {"g0", "g1"}
 
 
@@ -535,7 +535,7 @@ def test_the_host_that_has_the_file_is_taken() -> None:
     assert reason == "no host has its file; `arriero models show m` says how to bring it there"
 
 
-@pytest.mark.parametrize(("a", "b"), [({}, {"apart_from": frozenset("a")}), ({"apart_from": frozenset("b")}, {})])
+@pytest.mark.parametrize(("a", "b"), [({}, {"anti_affinity": frozenset("a")}), ({"anti_affinity": frozenset("b")}, {})])
 def test_models_that_are_kept_apart_share_no_device(a: dict[str, Any], b: dict[str, Any]) -> None:
     """Whichever of the two says so. One makes room for the other as if there was none beside it."""
     fleet = Cluster(TWO, (pool("p", "a", {"g0": 9}),), (model("a", 9, **a), model("b", 5, **b)))
@@ -593,7 +593,7 @@ def test_a_device_that_is_drained_is_left_and_nothing_new_comes() -> None:
 
 
 def test_strangers_bytes_are_not_there() -> None:
-    fleet = Cluster((gpu("g0", stranger_bytes=12 * GB),), (), (model("m", 9),))
+    fleet = Cluster((gpu("g0", unmanaged_bytes=12 * GB),), (), (model("m", 9),))
 
     assert (
         "the largest, g0, has 7.45 GiB beside what others use of it" in refused(plan(fleet, [waits("m")], NOW)).reason
@@ -635,7 +635,7 @@ def test_a_namespace_beyond_its_quota_is_told_so() -> None:
 
 def test_a_model_that_crashed_is_not_started_there_for_a_while() -> None:
     bar = Backoff("m", "box", NOW + seconds(40), "its process died 3 times")
-    fleet = Cluster(ONE, (), (model("m", 9),), bars=(bar,))
+    fleet = Cluster(ONE, (), (model("m", 9),), backoffs=(bar,))
 
     told = refused(plan(fleet, [waits("m")], NOW))
     assert told.reason == "on box, its process died 3 times; tried again in 40 s"

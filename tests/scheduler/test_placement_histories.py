@@ -187,7 +187,7 @@ class World:
         sizes = [self.chance.choice((4, 9, 11)) for _ in range(3)]
         apart = frozenset({"m0"}) if self.chance.random() < 0.3 else frozenset()
         found = [model(f"m{n}", size, load=self.chance.choice((1, 2, 4)), ram=n) for n, size in enumerate(sizes)]
-        found[1] = replace(found[1], apart_from=apart)
+        found[1] = replace(found[1], anti_affinity=apart)
         found.append(model("split", 10, 10, load=3, ram=7))
         found.append(model("kept", 2, load=1, min_pools=self.chance.randrange(2), pinned=self.chance.random() < 0.3))
         found.append(model("owner", 6, load=1, reserve=Reserve(1, timedelta(seconds=4))))
@@ -296,8 +296,8 @@ class World:
                     self.grants(self.ledger.reservations[action.pool].configuration, action.bytes, frozenset())
                     self.stops(action.pool, StopMode.DRAIN)
                 case GrantReserve():
-                    aside = ReservedCapacity(f"r{self.next()}", action.configuration, action.bytes)
-                    assert self.arrives(lambda aside=aside: books.set_aside(self.ledger, aside))  # type: ignore[misc]
+                    reserve = ReservedCapacity(f"r{self.next()}", action.configuration, action.bytes)
+                    assert self.arrives(lambda reserve=reserve: books.add_reserve(self.ledger, reserve))  # type: ignore[misc]
                 case DropReserve():
                     self.ledger = books.drop_reserve(self.ledger, action.reserve)
 
@@ -318,7 +318,9 @@ class World:
             self.stopping[id_] = since, before or how is StopMode.PREEMPT
 
     def fleet(self) -> Cluster:
-        alive = {host: DeviceState.OPEN if host in self.agents else DeviceState.CORDONED for host in ("h0", "h1")}
+        alive = {
+            host: DeviceState.SCHEDULABLE if host in self.agents else DeviceState.CORDONED for host in ("h0", "h1")
+        }
         alive |= {host: DeviceState.LOST for host in alive if host not in self.ledger.agents}
         return Cluster(
             tuple(replace(device, state=alive[device.host]) for device in self.devices.values()),
@@ -405,10 +407,10 @@ class World:
                     if self.devices[next(iter(process.bytes))].host == host:
                         self.dies(process)
                 self.agents.pop(host, None)
-                self.ledger = books.lose(self.ledger, host)
+                self.ledger = books.lose_host(self.ledger, host)
             case 5:
                 device = self.chance.choice(list(self.devices.values()))
-                self.devices[device.id] = replace(device, stranger_bytes=self.chance.choice((0, 0, 5 * GB)))
+                self.devices[device.id] = replace(device, unmanaged_bytes=self.chance.choice((0, 0, 5 * GB)))
             case _ if self.sent:
                 self.arrives(self.chance.choice(self.sent))
 
@@ -416,7 +418,7 @@ class World:
         """Nothing breaks any more, and what broke comes back."""
         for host in ("h0", "h1"):
             self.agent_begins(host)
-        self.devices = {id_: replace(device, stranger_bytes=0) for id_, device in self.devices.items()}
+        self.devices = {id_: replace(device, unmanaged_bytes=0) for id_, device in self.devices.items()}
 
     def check(self) -> None:
         assert books.problems(self.ledger) == []

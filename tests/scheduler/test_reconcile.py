@@ -170,7 +170,7 @@ def test_what_no_agent_begins_is_given_back_and_planned_again(scene: Scene) -> N
     scene.turn()
 
     old = scene.pools(ended=True)[-1]
-    assert (old.state, old.row.why) == (None, "no agent began it in time")
+    assert (old.state, old.row.release_reason) == (None, "no agent began it in time")
     assert len(scene.granted()) == 1
 
 
@@ -181,7 +181,7 @@ def test_a_host_of_which_nobody_is_heard_is_lost_and_its_models_go_elsewhere(sce
     add_host(scene, "i")
     with scene.database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 min' WHERE name = 'h'"))
-        work.run(text("UPDATE pool_report SET heard_at = now() - interval '2 min'"))
+        work.run(text("UPDATE pool_report SET heartbeat_at = now() - interval '2 min'"))
     scene.turn()
     assert scene.granted("i"), "nobody waits for its lease"
     assert views.hosts(scene.database)[0].devices[0].charged_bytes == 600, "its bytes are not given to anybody"
@@ -306,11 +306,11 @@ def test_nothing_is_placed_on_a_host_that_is_cordoned(scene: Scene) -> None:
     scene.wait(A)
     scene.turn()
     assert scene.granted() == []
-    scene.orders.mark("h", HostState.OPEN)
+    scene.orders.mark("h", HostState.SCHEDULABLE)
     scene.turn()
     assert len(scene.granted()) == 1
     with pytest.raises(NotFound, match="there are: h"):
-        scene.orders.mark("g", HostState.OPEN)
+        scene.orders.mark("g", HostState.SCHEDULABLE)
 
 
 def test_what_operators_say_of_a_host_outlasts_its_loss(scene: Scene) -> None:

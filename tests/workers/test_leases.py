@@ -81,7 +81,7 @@ def test_a_held_lease_is_renewed(runs: Runs, make: Make) -> None:
     shorten(runs, claim.step_id)
     with make().hold(claim) as holding:
         assert until(lambda: lease_of(runs, claim.step_id) > 30)
-        assert holding.why is None
+        assert holding.reason is None
 
 
 def test_a_cancel_stops_the_step_before_the_next_renewal(runs: Runs, make: Make) -> None:
@@ -91,7 +91,7 @@ def test_a_cancel_stops_the_step_before_the_next_renewal(runs: Runs, make: Make)
         # The thread listens once it has renewed for the first time: a cancel before that is found by the renewal.
         runs.cancel(claim.run_id)
         assert event.wait(SOON)
-        assert holding.why is StopReason.CANCELLED
+        assert holding.reason is StopReason.CANCELLED
 
 
 def test_a_lease_of_another_owner_stops_the_step(runs: Runs, make: Make) -> None:
@@ -100,7 +100,7 @@ def test_a_lease_of_another_owner_stops_the_step(runs: Runs, make: Make) -> None
         work.run(text("UPDATE step SET owner = 'another' WHERE id = :id"), {"id": claim.step_id})
     with make().hold(claim) as holding:
         assert stop_event(holding).wait(SOON)
-        assert holding.why is StopReason.LOST
+        assert holding.reason is StopReason.LOST
 
 
 def test_leases_expire_while_the_engine_makes_no_progress(runs: Runs, make: Make) -> None:
@@ -108,7 +108,7 @@ def test_leases_expire_while_the_engine_makes_no_progress(runs: Runs, make: Make
     shorten(runs, claim.step_id)
     with make(lease=1.0, stalled=5.0).hold(claim) as holding:
         assert stop_event(holding).wait(SOON)
-        assert holding.why is StopReason.LOST
+        assert holding.reason is StopReason.LOST
         assert until(lambda: lease_of(runs, claim.step_id) < 0)
 
 
@@ -120,7 +120,7 @@ def test_draining_stops_held_and_future_steps(runs: Runs, make: Make) -> None:
         assert event.is_set()
         with leases.hold(second) as late:
             assert stop_event(late).is_set(), "an action that is set after the stop is called immediately"
-            assert late.why is StopReason.DRAINED
+            assert late.reason is StopReason.DRAINED
 
 
 def test_the_listener_reconnects_after_its_connection_was_terminated(runs: Runs, make: Make) -> None:
@@ -172,7 +172,7 @@ def test_a_server_that_is_read_only_for_a_while_loses_no_lease(runs: Runs, make:
         assert until(lambda: can_write(runs))
         shorten(runs, claim.step_id)
         assert until(lambda: lease_of(runs, claim.step_id) > 30)
-        assert holding.why is None
+        assert holding.reason is None
 
 
 def can_write(runs: Runs) -> bool:
@@ -190,7 +190,7 @@ def test_a_defect_in_a_renewal_is_logged_and_does_not_end_the_thread(runs: Runs,
 
     with structlog.testing.capture_logs() as lines, make(of=Broken, lease=1.0).hold(claim) as holding:
         assert stop_event(holding).wait(SOON)
-        assert holding.why is StopReason.LOST
+        assert holding.reason is StopReason.LOST
     assert any(line["event"] == "leases_interrupted" and line["exc_info"] for line in lines)
 
 
@@ -206,7 +206,7 @@ def test_a_failing_stop_action_does_not_prevent_the_stop_of_other_steps(runs: Ru
         event = stop_event(other)
         leases.drain()
         assert event.is_set()
-        assert one.why is StopReason.DRAINED
+        assert one.reason is StopReason.DRAINED
 
 
 @pytest.mark.parametrize("payload", ["", "no id", "{}", "0" * 7000])
@@ -220,7 +220,7 @@ def test_a_notification_that_names_no_step_is_ignored(runs: Runs, make: Make, pa
             work.run(text("SELECT pg_notify(:channel, :payload)"), {"channel": STOP_CHANNEL, "payload": payload})
         runs.cancel(claim.run_id)
         assert event.wait(SOON)
-        assert holding.why is StopReason.CANCELLED
+        assert holding.reason is StopReason.CANCELLED
 
 
 def is_listening(runs: Runs) -> bool:
@@ -242,11 +242,11 @@ def test_the_end_of_an_earlier_attempt_does_not_end_the_lease_of_the_next(runs: 
         inner = leases.hold(later)
         holding = inner.__enter__()
         assert stop.wait(SOON)
-        assert before.why is StopReason.LOST
+        assert before.reason is StopReason.LOST
     # The earlier attempt has ended; the later one is still renewed.
     shorten(runs, later.step_id)
     assert until(lambda: lease_of(runs, later.step_id) > 30)
-    assert holding.why is None
+    assert holding.reason is None
     inner.__exit__(None, None, None)
     assert leases.held() == []
 
@@ -264,6 +264,6 @@ def test_a_lease_is_given_up_in_time_while_the_database_does_not_answer(runs: Ru
     with make(of=Blocked, lease=1.0).hold(claim) as holding:
         try:
             assert stop_event(holding).wait(SOON)
-            assert holding.why is StopReason.LOST
+            assert holding.reason is StopReason.LOST
         finally:
             released.set()

@@ -133,8 +133,8 @@ class Hands:
     def history(self, run_id: UUID) -> list[Any]:
         return views.history(self.runs.database, run_id)[1]
 
-    def tell(self, run_id: UUID, name: str, payload: Any = None, key: str | None = None) -> control.Told:
-        return control.tell(self.runs, run_id, name, payload, key)
+    def tell(self, run_id: UUID, name: str, payload: Any = None, key: str | None = None) -> control.SentEvent:
+        return control.send_event(self.runs, run_id, name, payload, key)
 
 
 def failure(reason: str = "engine_error", message: str = "it broke") -> Failure:

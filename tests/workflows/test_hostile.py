@@ -287,10 +287,10 @@ def outcomes() -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("name", "told"), [pytest.param(name, told, id=name) for name, _, _, told in CASES])
-def test_it_is_refused_or_fails_and_takes_little(name: str, told: str, outcomes: dict[str, str]) -> None:
+@pytest.mark.parametrize(("name", "outcome"), [pytest.param(name, outcome, id=name) for name, _, _, outcome in CASES])
+def test_it_is_refused_or_fails_and_takes_little(name: str, outcome: str, outcomes: dict[str, str]) -> None:
     assert name in outcomes, "the process ended before"
-    assert told in outcomes[name]
+    assert outcome in outcomes[name]
     assert "CRASH" not in outcomes[name]
 
 

@@ -34,7 +34,7 @@ from app.devices.device import Inventory
 from app.devices.inventory import Devices
 from app.fleet.hosts import Granted, Hosts, Observed, PoolEnded
 from app.fleet.pool import METRICS_FOLDER, Desired, ProcessState
-from app.kernel import addresses, clock, ids, log, private_file
+from app.kernel import addresses, clock, ids, log
 from app.kernel import database as databases
 from app.kernel.errors import (
     Conflict,
@@ -45,7 +45,8 @@ from app.kernel.errors import (
     ServerNotStarted,
 )
 from app.kernel.guard import LoopGuard
-from app.kernel.process import Adopted, Child, adopt
+from app.kernel.processes import private_file
+from app.kernel.processes.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
 from app.workflows.runs import owners
@@ -162,7 +163,7 @@ class Agent:
             process = adopt(file, self._log_file(id_)) if epoch.isdecimal() else None
             if process is not None and not self._has_current_addresses(process):
                 _log.warning(
-                    "pool_ended", pool=id_, pid=process.pid, why="the address of the database or broker has changed"
+                    "pool_ended", pool=id_, pid=process.pid, reason="the address of the database or broker has changed"
                 )
                 process.stop(timedelta(0))
             elif process is not None:
@@ -249,14 +250,14 @@ class Agent:
         match convergence.decide(pool, self._local(running), self._limits):
             case StartProcess():
                 self._start(pool, measured)
-            case Terminate(why=why):
+            case Terminate(reason=reason):
                 assert running is not None, "only a running process is asked"
-                self._terminate(pool, running, why)
-            case Kill(why=why):
+                self._terminate(pool, running, reason)
+            case Kill(reason=reason):
                 assert running is not None, "only a running process is killed"
-                self._kill(pool, running, why)
-            case Release(why=why):
-                self._release_if_free(pool, running, why)
+                self._kill(pool, running, reason)
+            case Release(reason=reason):
+                self._release_if_free(pool, running, reason)
 
     def _end_orphan(self, id_: str) -> None:
         """End a process without a reservation, and record that it existed."""
@@ -292,7 +293,7 @@ class Agent:
         try:
             self._hosts.activate(self.host, self._epoch, pool.id, threads)
         except LeaseLost as error:
-            _log.info("pool_not_started", pool=pool.id, why=str(error))
+            _log.info("pool_not_started", pool=pool.id, reason=str(error))
             return
         child = Child(
             f"pool {pool.model}",
@@ -313,22 +314,22 @@ class Agent:
             return
         _log.info("pool_started", pool=pool.id, model=pool.model, pid=child.pid, devices=sorted(pool.bytes))
 
-    def _terminate(self, pool: Granted, running: PoolProcess, why: str) -> None:
+    def _terminate(self, pool: Granted, running: PoolProcess, reason: str) -> None:
         if running.stop_requested is None:
             running.process.ask()
-        running.stop_requested, running.stop_requested_at, running.why = pool.desired, time.monotonic(), why
-        _log.info("pool_stop_requested", pool=pool.id, model=pool.model, how=pool.desired, why=why)
+        running.stop_requested, running.stop_requested_at, running.reason = pool.desired, time.monotonic(), reason
+        _log.info("pool_stop_requested", pool=pool.id, model=pool.model, how=pool.desired, reason=reason)
 
-    def _kill(self, pool: Granted, running: PoolProcess, why: str) -> None:
-        _log.warning("pool_killed", pool=pool.id, model=pool.model, why=why)
-        running.killed, running.why = True, why
+    def _kill(self, pool: Granted, running: PoolProcess, reason: str) -> None:
+        _log.warning("pool_killed", pool=pool.id, model=pool.model, reason=reason)
+        running.killed, running.reason = True, reason
         running.process.stop(timedelta(0))
 
-    def _release_if_free(self, pool: Granted, running: PoolProcess | None, why: str) -> None:
+    def _release_if_free(self, pool: Granted, running: PoolProcess | None, reason: str) -> None:
         """Release the bytes of an ended process, once the driver reports them free."""
         if running is None:
             self._requeue(pool.id)
-            self._release(pool, None, failed=True, ending=why)
+            self._release(pool, None, failed=True, ending=reason)
             return
         running.process.stop(timedelta(0))  # ends the rest of its session
         self._requeue(pool.id)
@@ -379,9 +380,9 @@ class Agent:
                 running.threads = shares[id_]
                 used = inventory.used(self.host, measured, running.devices, running.process.pid or 0)
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
-                phase = ProcessState.RUNNING if running.stop_requested is None else ProcessState.ASKED
+                state = ProcessState.RUNNING if running.stop_requested is None else ProcessState.STOPPING
                 tail = running.process.log_tail(_TAIL)
-                now = Observed(id_, phase, running.process.pid, running.threads, used, running.peak, tail)
+                now = Observed(id_, state, running.process.pid, running.threads, used, running.peak, tail)
                 if self._observed.get(id_) != now:
                     changed.append(now)
         self._hosts.observe(changed)
@@ -393,7 +394,7 @@ class Agent:
         for running in self._processes.values():
             running.process.ask()
             running.stop_requested, running.stop_requested_at = Desired.DRAIN, time.monotonic()
-            running.why = "its agent ends"
+            running.reason = "its agent ends"
         limit = time.monotonic() + (self._limits.drain + self._limits.exit).total_seconds()
         pause = threading.Event()
         left_fleet = False
@@ -417,7 +418,11 @@ class Agent:
         """Release the bytes of a process that has ended. If that fails until the limit, the next agent does it."""
         running.process.stop(timedelta(0))
         ended = PoolEnded(
-            id_, running.process.returncode, failed=False, ending=running.why, log_tail=running.process.log_tail(_TAIL)
+            id_,
+            running.process.returncode,
+            failed=False,
+            ending=running.reason,
+            log_tail=running.process.log_tail(_TAIL),
         )
         try:
             self._requeue(id_)

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from app.fleet.hosts import Granted
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase
-from app.kernel import durations
+from app.kernel.units import durations
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +81,21 @@ class StartProcess:
 class Terminate:
     """Ask the process to end."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
     """Kill the process."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
     """The process has ended: release its bytes once the driver reports them free."""
 
-    why: str
+    reason: str
 
 
 ConvergenceAction = StartProcess | Terminate | Kill | Release
@@ -122,16 +122,16 @@ def decide(pool: Granted, local: LocalProcess | None, limits: ConvergenceLimits)
         return _without_process(pool)
     if not local.alive:
         return Release("its process ended")
-    # A pool without a stage has not sent its first heartbeat yet.
-    if pool.stage is not None and min(pool.silent, local.contact) > limits.heartbeat:
+    # A pool without a phase has not sent its first heartbeat yet.
+    if pool.phase is not None and min(pool.silent, local.contact) > limits.heartbeat:
         return Kill(f"it sent no heartbeat for {_formatted(pool.silent)} (setting fleet.heartbeat_timeout)")
     if local.stop_requested is not None:
         return _stopping(pool, local, limits)
     if pool.desired is not Desired.RUN:
         return Terminate(pool.stop_reason)
-    if pool.stage in _ENDING:
-        return Terminate(pool.told or "it ends by itself")
-    if pool.stage in _NOT_YET_SERVING and local.age > limits.start:
+    if pool.phase in _ENDING:
+        return Terminate(pool.detail or "it ends by itself")
+    if pool.phase in _NOT_YET_SERVING and local.age > limits.start:
         return Kill(f"it did not begin to serve within {_formatted(limits.start)} (setting pools.start_timeout)")
     if pool.stalled > limits.progress:
         return Kill(f"its engine made no progress for {_formatted(pool.stalled)}")

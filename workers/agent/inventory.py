@@ -31,7 +31,7 @@ from app.kernel.database import Database
 from app.kernel.errors import ModelFileDamaged
 from app.kernel.fleet_settings import FleetSettings
 from app.kernel.settings import Settings
-from app.kernel.sizes import rounded
+from app.kernel.units.sizes import rounded
 from app.scheduler import needs
 
 #: Part of the RAM that pools may reserve when `fleet.ram` is not set.
@@ -118,7 +118,7 @@ def measured(
             Measured(
                 id=id_,
                 used=device.used,
-                strangers=max(others - spare, 0),
+                unmanaged=max(others - spare, 0),
                 temperature=device.temperature,
                 utilisation=device.utilisation,
             )

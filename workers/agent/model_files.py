@@ -54,7 +54,7 @@ class ModelFiles:
     @property
     def problems(self) -> list[str]:
         """Sentences for people: which files cannot be served, and why."""
-        return [hosts.not_served(name, why) for name, why in sorted(self._unusable.items())]
+        return [hosts.not_served(name, reason) for name, reason in sorted(self._unusable.items())]
 
     def invalidate(self) -> None:
         """Make the next `refresh` check all files again."""
@@ -96,8 +96,8 @@ class ModelFiles:
             self._unusable.pop(model.name, None)
         return known
 
-    def _mark_unusable(self, model: Model, why: str) -> None:
+    def _mark_unusable(self, model: Model, reason: str) -> None:
         self._usable.pop(model.name, None)
-        if self._unusable.get(model.name) != why:
-            self._unusable[model.name] = why
-            _log.warning("model_unusable", model=model.name, error=why)
+        if self._unusable.get(model.name) != reason:
+            self._unusable[model.name] = reason
+            _log.warning("model_unusable", model=model.name, error=reason)

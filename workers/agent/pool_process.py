@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from app.fleet.hosts import Granted
 from app.fleet.pool import Desired
-from app.kernel.process import Adopted, Child
+from app.kernel.processes.process import Adopted, Child
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class PoolProcess:
     stop_requested: Desired | None = None
     stop_requested_at: float = 0.0
     #: Why it was asked to end, or killed.
-    why: str = ""
+    reason: str = ""
     killed: bool = False
     #: The highest measured use, in bytes, by device.
     peak: dict[str, int] = field(default_factory=dict)
@@ -37,10 +37,10 @@ class PoolProcess:
     def ending(self, pool: Granted) -> str:
         """Describe how the process ended."""
         code = self.process.returncode
-        if self.why:
-            return self.why
-        if pool.told:
-            return pool.told
+        if self.reason:
+            return self.reason
+        if pool.detail:
+            return pool.detail
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             return f"it was ended by {name}" + (

@@ -103,7 +103,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
             self._dead_letters().put_key(clock.now(), self.lock_key, found, "lock")
         return False
 
-    def _repair(self, why: str) -> None:
+    def _repair(self, reason: str) -> None:
         """Make the unreadable keys of the schedule dead letters, so that the next tick writes them again."""
         conf = self.app.redbeat_conf
         expected = {self.lock_key: "string", conf.schedule_key: "zset", conf.statics_key: "set"}
@@ -118,7 +118,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
                 elif name != self.lock_key:
                     others.append(name)
             if not wrong_types and others:
-                dead_letters.put(clock.now(), conf.schedule_key, Reason.UNREADABLE, why, b"")
+                dead_letters.put(clock.now(), conf.schedule_key, Reason.UNREADABLE, reason, b"")
                 client.unlink(*others)
         except RedisError as error:
             _log.warning("beat_interrupted", error=str(error))

@@ -25,9 +25,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.fleet.pool import METRICS_FOLDER, PoolPhase
-from app.kernel import log, request_guard
+from app.kernel import log
 from app.kernel.errors import ServerNotStarted
-from app.kernel.request_guard import RequestGuard
+from app.kernel.security import request_guard
+from app.kernel.security.request_guard import RequestGuard
 from workers.engine import Engine
 from workers.engine.metrics import QUEUE_BOUNDS, EngineMetrics
 from workers.pool.progress import Status
@@ -93,12 +94,12 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all current metrics."""
-        stages = GaugeMetricFamily(
-            "arriero_pool_stage", "1 for the current stage of the pool.", labels=(*self._names, "stage")
+        phases = GaugeMetricFamily(
+            "arriero_pool_phase", "1 for the current phase of the pool.", labels=(*self._names, "phase")
         )
-        for stage in PoolPhase:
-            stages.add_metric((*self._values, stage), float(stage is self._status.stage))
-        yield stages
+        for phase in PoolPhase:
+            phases.add_metric((*self._values, phase), float(phase is self._status.phase))
+        yield phases
         yield self._gauge("arriero_pool_loaded_ratio", "The loaded part of the model.", self._status.loaded)
         if self.engine is not None:
             yield from self._of_engine(self.engine)

@@ -62,7 +62,7 @@ class Heartbeat:
         self._guard = threading.Thread(target=self._guard_lease, name="lease-guard", daemon=True)
 
     def start(self) -> None:
-        """Start the threads. From now on each change of the stage is reported immediately."""
+        """Start the threads. From now on each change of the phase is reported immediately."""
         self._status.on_change = lambda: self._wake.put(None)
         self._thread.start()
         self._guard.start()
@@ -114,7 +114,7 @@ class Heartbeat:
         held = self._leases.held() if self._leases is not None else []
         urgent = min((Priority(one) for one in held), key=lambda one: one.rank, default=None)
         now = self._status
-        return HeartbeatReport(now.stage, now.loaded, now.detail, self.worker, len(held), urgent, self._stalled_for())
+        return HeartbeatReport(now.phase, now.loaded, now.detail, self.worker, len(held), urgent, self._stalled_for())
 
     def _apply(self, reply: HeartbeatReply) -> None:
         if reply.desired is Desired.PREEMPT and self._leases is not None:
@@ -140,12 +140,12 @@ class Heartbeat:
                 except Exception:  # noqa: BLE001 the outermost loop of the thread; a later iteration exits the process
                     _log.exception("pool_not_stopped")
 
-    def _stop_pool(self, why: str) -> None:
+    def _stop_pool(self, reason: str) -> None:
         """Requeue the steps and end. A pool that does not serve yet exits immediately: a load cannot be cancelled."""
         if not self._stopping.acquire(blocking=False):
             return
-        _log.error("reservation_lost", why=why, stage=self._status.stage)
-        self._status.detail = why
+        _log.error("reservation_lost", reason=reason, phase=self._status.phase)
+        self._status.detail = reason
         if self._leases is None:
             os._exit(RESERVATION_LOST)
         try:

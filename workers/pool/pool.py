@@ -137,7 +137,7 @@ class _Pool:
                     engine,
                     self.grant.id,
                     on_start=lambda runtime: self.heartbeat.serve(runtime.leases, engine.stalled_for),
-                    on_stage=self.status.enter,
+                    on_phase=self.status.enter,
                 )
                 if self._measuring is not None and not code:
                     with suppress(DatabaseUnreachable):

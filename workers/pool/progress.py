@@ -1,5 +1,5 @@
 """
-The status of a pool, its stage and the progress of its load, for its heartbeat, the exporter and the log.
+The status of a pool, its phase and the progress of its load, for its heartbeat, the exporter and the log.
 
 Any thread may read it. Progress is logged every two seconds, so that the log distinguishes a slow load from a stalled
 one.
@@ -25,12 +25,12 @@ class Status:
     def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._model, self._clock = model, clock
         self._logged_at = clock()
-        self.stage = PoolPhase.STARTING
+        self.phase = PoolPhase.STARTING
         #: The loaded part of the model, 0 to 1.
         self.loaded = 0.0
         #: Why it refused or failed; empty otherwise.
         self.detail = ""
-        #: Called when the stage has changed.
+        #: Called when the phase has changed.
         self.on_change: Callable[[], None] = lambda: None
 
     def note_progress(self, loaded: float) -> None:
@@ -41,8 +41,8 @@ class Status:
             self._logged_at = now
             _log.info("model_loading", model=self._model, percent=round(100 * loaded))
 
-    def enter(self, stage: PoolPhase, detail: str = "") -> None:
-        """Enter a stage; `detail` says why it refused or failed."""
-        self.stage, self.detail = stage, detail or self.detail
-        _log.info("pool_stage", stage=stage, model=self._model)
+    def enter(self, phase: PoolPhase, detail: str = "") -> None:
+        """Enter a phase; `detail` says why it refused or failed."""
+        self.phase, self.detail = phase, detail or self.detail
+        _log.info("pool_phase", phase=phase, model=self._model)
         self.on_change()

@@ -177,20 +177,20 @@ class Ledger:
         """Bytes of the device that may still be granted."""
         return self.devices[device].capacity - self.charged(device)
 
-    def firm(self, device: str) -> int:
+    def non_preemptible(self, device: str) -> int:
         """
         Bytes of the device that no preemption brings back: what is set aside, and pinned pools.
 
         A pinned pool lies in what is set aside for its own configuration, as far as that reaches.
         """
-        aside: defaultdict[str, int] = defaultdict(int)
+        reserved: defaultdict[str, int] = defaultdict(int)
         pinned: defaultdict[str, int] = defaultdict(int)
         for reserve in self.reserves.values():
-            aside[reserve.configuration] += reserve.bytes.get(device, 0)
+            reserved[reserve.configuration] += reserve.bytes.get(device, 0)
         for one in self.reservations.values():
             if one.pinned:
                 pinned[one.configuration] += one.bytes.get(device, 0)
-        return sum(max(aside[key], pinned[key]) for key in aside.keys() | pinned.keys())
+        return sum(max(reserved[key], pinned[key]) for key in reserved.keys() | pinned.keys())
 
     def promised(self, victim: str, device: str) -> int:
         """Bytes of the device that go from a victim to others when it is gone."""

@@ -32,7 +32,7 @@ from app.fleet.ledger.reservation import (
     ReservedCapacity,
 )
 from app.kernel.errors import LeaseLost
-from app.kernel.sizes import rounded
+from app.kernel.units.sizes import rounded
 
 
 def claim(ledger: Ledger, wanted: ReservationRequest) -> Ledger | ReservationRefused:
@@ -57,7 +57,7 @@ def claim(ledger: Ledger, wanted: ReservationRequest) -> Ledger | ReservationRef
         need, free = granted.charge(device), ledger.free(device)
         if need > free:
             return ReservationRefused(f"needs {rounded(need)} of {device}, which has {rounded(free)} free")
-    return _firm_enough(_put(ledger, granted))
+    return _non_preemptible_fits(_put(ledger, granted))
 
 
 def activate(ledger: Ledger, id_: str, agent: int, lease_until: datetime) -> Ledger:
@@ -107,7 +107,7 @@ def adjust(
             return ReservationRefused(
                 f"needs {rounded(size)} of {device} and has {rounded(held.bytes[device])}; {rounded(free)} are free"
             )
-    return _firm_enough(_put(ledger, changed))
+    return _non_preemptible_fits(_put(ledger, changed))
 
 
 def drain(ledger: Ledger, id_: str) -> Ledger:
@@ -140,7 +140,7 @@ def expire(ledger: Ledger, now: datetime) -> Ledger:
     return ledger
 
 
-def lose(ledger: Ledger, host: str) -> Ledger:
+def lose_host(ledger: Ledger, host: str) -> Ledger:
     """Declare a host lost: nothing is granted on its devices, nothing is held there, and its agent has no say."""
     for held in [one for one in ledger.reservations.values() if one.host == host]:
         ledger = _without(ledger, held)
@@ -166,11 +166,11 @@ def join(ledger: Ledger, host: str, agent: int, capacities: Mapping[str, int]) -
     return replace(ledger, devices=devices, agents={**ledger.agents, host: agent})
 
 
-def set_aside(ledger: Ledger, reserve: ReservedCapacity) -> Ledger | ReservationRefused:
+def add_reserve(ledger: Ledger, reserve: ReservedCapacity) -> Ledger | ReservationRefused:
     """Let a configuration own bytes before it is loaded. Others may borrow them, but no pinned pool may."""
     if unknown := [device for device in reserve.bytes if device not in ledger.devices]:
         return ReservationRefused(f"there is no device {', '.join(unknown)}")
-    return _firm_enough(replace(ledger, reserves={**ledger.reserves, reserve.id: reserve}))
+    return _non_preemptible_fits(replace(ledger, reserves={**ledger.reserves, reserve.id: reserve}))
 
 
 def drop_reserve(ledger: Ledger, id_: str) -> Ledger:
@@ -182,7 +182,7 @@ def problems(ledger: Ledger) -> list[str]:
     """Everything in which the ledger breaks its promises; nothing, always."""
     found = []
     for id_, book in ledger.devices.items():
-        for what, size in (("charged", ledger.charged(id_)), ("firm", ledger.firm(id_))):
+        for what, size in (("charged", ledger.charged(id_)), ("non_preemptible", ledger.non_preemptible(id_))):
             if not 0 <= size <= book.capacity:
                 found.append(f"{id_}: {size} bytes are {what} of {book.capacity}")
     for one in ledger.reservations.values():
@@ -242,18 +242,18 @@ def _backing(ledger: Ledger, wanted: ReservationRequest) -> dict[str, dict[str, 
     return backing
 
 
-def _firm_enough(ledger: Ledger) -> Ledger | ReservationRefused:
+def _non_preemptible_fits(ledger: Ledger) -> Ledger | ReservationRefused:
     """The ledger, unless more is set aside or pinned on a device than it has."""
     for id_, book in ledger.devices.items():
-        if (firm := ledger.firm(id_)) > book.capacity:
+        if (non_preemptible := ledger.non_preemptible(id_)) > book.capacity:
             return ReservationRefused(
-                f"{rounded(firm)} of {id_} would be pinned or set aside, of {rounded(book.capacity)}"
+                f"{rounded(non_preemptible)} of {id_} would be pinned or set aside, of {rounded(book.capacity)}"
             )
     return ledger
 
 
 def _committed(ledger: Ledger, device: str) -> int:
-    return max(ledger.charged(device), ledger.firm(device))
+    return max(ledger.charged(device), ledger.non_preemptible(device))
 
 
 def _is_on(ledger: Ledger, devices: Iterable[str], host: str) -> bool:

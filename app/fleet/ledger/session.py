@@ -32,25 +32,27 @@ from app.kernel.database import UnitOfWork
 from app.kernel.errors import LeaseLost
 
 _HOSTS = """
-    SELECT name, state = 'open' AND lost_at IS NULL AS open, agent_epoch FROM host
+    SELECT name, state = 'schedulable' AND lost_at IS NULL AS schedulable, agent_epoch FROM host
     WHERE CAST(:host AS text) IS NULL OR name = :host ORDER BY name
 """
 _LOCK_HOSTS, _LOOK_AT_HOSTS = text(f"{_HOSTS} FOR UPDATE"), text(_HOSTS)
 _DEVICES = text("""
-    SELECT id, host, present, capacity_bytes, charged_bytes, firm_bytes FROM device WHERE host = ANY(:hosts)
+    SELECT id, host, present, capacity_bytes, charged_bytes, non_preemptible_bytes FROM device WHERE host = ANY(:hosts)
 """)
 _RESERVATIONS = text("""
     SELECT id::text, epoch, revision, state, host, configuration, draining, pinned, namespace, lease_until,
-           (SELECT jsonb_object_agg(device_id, bytes) FROM claim WHERE reservation_id = reservation.id) AS bytes
+           (SELECT jsonb_object_agg(device_id, bytes) FROM reservation_device
+            WHERE reservation_id = reservation.id) AS bytes
     FROM reservation WHERE host = ANY(:hosts) AND state <> 'released'
 """)
 _PROMISES = text("""
     SELECT reservation_id::text, victim_id::text, device_id, bytes
     FROM promise JOIN reservation ON reservation.id = reservation_id WHERE host = ANY(:hosts)
 """)
-_SET_ASIDE = text("""
-    SELECT set_aside.id::text, configuration, jsonb_object_agg(device_id, bytes) AS bytes
-    FROM set_aside JOIN device ON device.id = device_id WHERE host = ANY(:hosts) GROUP BY set_aside.id, configuration
+_RESERVES = text("""
+    SELECT reserved_capacity.id::text, configuration, jsonb_object_agg(device_id, bytes) AS bytes
+    FROM reserved_capacity JOIN device ON device.id = device_id WHERE host = ANY(:hosts)
+    GROUP BY reserved_capacity.id, configuration
 """)
 _QUOTAS = """
     SELECT namespace, max_bytes, held_bytes, CASE
@@ -60,13 +62,16 @@ _QUOTAS = """
 """
 _LOCK_QUOTAS, _LOOK_AT_QUOTAS = text(f"{_QUOTAS} FOR UPDATE"), text(_QUOTAS)
 _CHARGE = text("""
-    UPDATE device SET capacity_bytes = :capacity, charged_bytes = :charged, firm_bytes = :firm WHERE id = :id
+    UPDATE device SET capacity_bytes = :capacity, charged_bytes = :charged, non_preemptible_bytes = :non_preemptible
+    WHERE id = :id
 """)
 _INSERT = text("""
     INSERT INTO reservation (id, epoch, revision, state, host, configuration, draining, pinned, namespace, lease_until)
     VALUES (CAST(:id AS uuid), :epoch, 0, :state, :host, :configuration, :draining, :pinned, :namespace, :lease_until)
 """)
-_INSERT_CLAIM = text("INSERT INTO claim (reservation_id, device_id, bytes) VALUES (CAST(:id AS uuid), :device, :bytes)")
+_INSERT_CLAIM = text(
+    "INSERT INTO reservation_device (reservation_id, device_id, bytes) VALUES (CAST(:id AS uuid), :device, :bytes)"
+)
 _INSERT_PROMISE = text("""
     INSERT INTO promise (reservation_id, victim_id, device_id, bytes)
     VALUES (CAST(:id AS uuid), CAST(:victim AS uuid), :device, :bytes)
@@ -78,20 +83,21 @@ _UPDATE = text("""
     WHERE id = CAST(:id AS uuid)
 """)
 _UPDATE_CLAIM = text("""
-    UPDATE claim SET bytes = :bytes WHERE reservation_id = CAST(:id AS uuid) AND device_id = :device
+    UPDATE reservation_device SET bytes = :bytes WHERE reservation_id = CAST(:id AS uuid) AND device_id = :device
 """)
 _DROP_PROMISES = text("""
     DELETE FROM promise WHERE reservation_id = CAST(:id AS uuid) OR victim_id = CAST(:id AS uuid)
 """)
 _RELEASE = text("""
-    UPDATE reservation SET state = 'released', released_at = now(), why = :why WHERE id = CAST(:id AS uuid)
+    UPDATE reservation SET state = 'released', released_at = now(), release_reason = :reason
+    WHERE id = CAST(:id AS uuid)
 """)
 _COUNT = text("UPDATE quota SET held_bytes = :held WHERE namespace = :namespace")
-_INSERT_ASIDE = text("""
-    INSERT INTO set_aside (id, device_id, configuration, bytes)
+_INSERT_RESERVE = text("""
+    INSERT INTO reserved_capacity (id, device_id, configuration, bytes)
     VALUES (CAST(:id AS uuid), :device, :configuration, :bytes)
 """)
-_DROP_ASIDE = text("DELETE FROM set_aside WHERE id = CAST(:id AS uuid)")
+_DROP_RESERVE = text("DELETE FROM reserved_capacity WHERE id = CAST(:id AS uuid)")
 _ONE = text("""
     SELECT id::text, epoch, revision, state, host, configuration, draining, pinned, namespace, lease_until,
            '{}'::jsonb AS bytes
@@ -111,13 +117,15 @@ class LedgerSession:
     now: datetime
     ledger: Ledger
     _before: Ledger
-    #: By device, what its row says: capacity, charged, firm.
+    #: By device, what its row says: capacity, charged, non_preemptible.
     _sums: dict[str, tuple[int, int, int]]
-    _why: dict[str, str]
+    _reason: dict[str, str]
 
-    def change(self, act: Callable[[Ledger], Ledger | ReservationRefused], why: str = "") -> ReservationRefused | None:
+    def change(
+        self, act: Callable[[Ledger], Ledger | ReservationRefused], reason: str = ""
+    ) -> ReservationRefused | None:
         """
-        Let the ledger move on, or give the reason why it does not. `why` is kept of what is given back by it.
+        Let the ledger move on, or give the reason why it does not. `reason` is kept of what is given back by it.
 
         Raises what `act` raises.
         """
@@ -125,7 +133,7 @@ class LedgerSession:
         if isinstance(result, ReservationRefused):
             return result
         for id_ in self.ledger.reservations.keys() - result.reservations.keys():
-            self._why[id_] = why
+            self._reason[id_] = reason
         self.ledger = result
         return None
 
@@ -134,21 +142,21 @@ class LedgerSession:
         before, after = self._before, self.ledger
         for id_ in before.reservations.keys() - after.reservations.keys():
             self.work.run(_DROP_PROMISES, {"id": id_})
-            self.work.run(_RELEASE, {"id": id_, "why": self._why.get(id_, "")})
+            self.work.run(_RELEASE, {"id": id_, "reason": self._reason.get(id_, "")})
         for id_, one in after.reservations.items():
             if (old := before.reservations.get(id_)) is None:
                 self._insert(one)
             elif old != one:
                 self._update(old, one)
         for id_ in before.reserves.keys() - after.reserves.keys():
-            self.work.run(_DROP_ASIDE, {"id": id_})
+            self.work.run(_DROP_RESERVE, {"id": id_})
         for id_ in after.reserves.keys() - before.reserves.keys():
-            aside = after.reserves[id_]
+            reserve = after.reserves[id_]
             rows = [
-                {"id": id_, "device": device, "configuration": aside.configuration, "bytes": size}
-                for device, size in aside.bytes.items()
+                {"id": id_, "device": device, "configuration": reserve.configuration, "bytes": size}
+                for device, size in reserve.bytes.items()
             ]
-            self.work.run(_INSERT_ASIDE, rows)
+            self.work.run(_INSERT_RESERVE, rows)
         self._write_sums()
         for namespace, quota in after.quotas.items():
             if quota.held_bytes != before.quotas[namespace].held_bytes:
@@ -192,9 +200,11 @@ class LedgerSession:
 
     def _write_sums(self) -> None:
         for id_, book in self.ledger.devices.items():
-            sums = (book.capacity, self.ledger.charged(id_), self.ledger.firm(id_))
+            sums = (book.capacity, self.ledger.charged(id_), self.ledger.non_preemptible(id_))
             if self._sums.get(id_) != sums:
-                self.work.run(_CHARGE, dict(zip(("id", "capacity", "charged", "firm"), (id_, *sums), strict=True)))
+                self.work.run(
+                    _CHARGE, dict(zip(("id", "capacity", "charged", "non_preemptible"), (id_, *sums), strict=True))
+                )
                 self._sums[id_] = sums
 
 
@@ -202,7 +212,7 @@ def open_session(work: UnitOfWork, host: str | None = None, *, to_read: bool = F
     """The ledger of a host, or of all, locked until the end of the transaction, but for one that is only `to_read`."""
     hosts = work.rows(_LOOK_AT_HOSTS if to_read else _LOCK_HOSTS, {"host": host})
     names = {"hosts": [row.name for row in hosts]}
-    is_open = {row.name: row.open for row in hosts}
+    is_open = {row.name: row.schedulable for row in hosts}
     now = _now(work)
     devices = work.rows(_DEVICES, names)
     backing: dict[str, dict[str, dict[str, int]]] = {}
@@ -217,11 +227,11 @@ def open_session(work: UnitOfWork, host: str | None = None, *, to_read: bool = F
         agents={row.name: row.agent_epoch for row in hosts if row.agent_epoch},
         reservations={row.id: _reservation(row, backing.get(row.id, {})) for row in work.rows(_RESERVATIONS, names)},
         reserves={
-            row.id: ReservedCapacity(row.id, row.configuration, row.bytes) for row in work.rows(_SET_ASIDE, names)
+            row.id: ReservedCapacity(row.id, row.configuration, row.bytes) for row in work.rows(_RESERVES, names)
         },
         quotas={row.namespace: Quota(row.max_bytes, row.held_bytes, row.until) for row in quotas},
     )
-    sums = {row.id: (row.capacity_bytes, row.charged_bytes, row.firm_bytes) for row in devices}
+    sums = {row.id: (row.capacity_bytes, row.charged_bytes, row.non_preemptible_bytes) for row in devices}
     return LedgerSession(work, now, ledger, ledger, sums, {})
 
 

@@ -21,13 +21,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
-from app.kernel import log, pid_file
+from app.kernel import log
 from app.kernel.embedded.data_directory import make_directory
 from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint, free_port, is_free, keep_endpoint
 from app.kernel.embedded.run_as import ENVIRONMENT, RunAs
 from app.kernel.errors import ServerNotStarted
 from app.kernel.ids import new_secret
-from app.kernel.process import Adopted, Child, Leftover, adopt, end_leftovers
+from app.kernel.processes import pid_file
+from app.kernel.processes.process import Adopted, Child, Leftover, adopt, end_leftovers
 
 #: How long a server may take until it answers. Recovery after a crash is part of it.
 START_DEADLINE = timedelta(seconds=90)
@@ -37,6 +38,8 @@ _MOVES = 5
 _POLL = timedelta(milliseconds=20)
 #: Seconds in which a server that a killed parent left behind has to answer, if it is to be taken over.
 _TAKE_OVER = 3.0
+#: Seconds in which the kept port may become free: the last threads of a killed server hold it for a moment.
+_FREED = 2.0
 _TAIL_LINES = 25
 _PID_FILE = "server.pid"
 
@@ -197,7 +200,7 @@ class Server(ABC):
         """The endpoint of the next attempt: the kept one, unless a stranger listens there or it is to be `moved`."""
         file = self.directory / ENDPOINT_FILE
         kept = find_endpoint(file)
-        if kept is not None and not moved and is_free(kept.port):
+        if kept is not None and not moved and _becomes_free(kept.port):
             return kept
         port = free_port(self.directory, other_than=kept.port if kept else None)
         endpoint = Endpoint(port, kept.password if kept else new_secret())
@@ -244,6 +247,15 @@ class Server(ABC):
                 met = f" ({self._obstacle})" if self._obstacle else ""
                 raise ServerNotStarted(self.name, f"no answer within {seconds:g} s{met}", child.log_tail(_TAIL_LINES))
         return False
+
+
+def _becomes_free(port: int) -> bool:
+    limit = time.monotonic() + _FREED
+    while not is_free(port):
+        if time.monotonic() > limit:
+            return False
+        time.sleep(_POLL.total_seconds())
+    return True
 
 
 def _how(status: int | None) -> str:

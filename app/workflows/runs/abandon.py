@@ -13,7 +13,6 @@ from uuid import UUID
 from app.kernel import log
 from app.kernel.errors import NotFound, Unavailable, shortened
 from app.workflows.runs import store
-from app.workflows.runs.payloads import as_json
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
@@ -28,7 +27,7 @@ def reason_of(error: BaseException, doing: str) -> str:
     return shortened(f"internal error while {doing}: {type(error).__name__}: {error}; the log has more")
 
 
-def abandon(runs: Runs, run_id: UUID, why: str) -> None:
+def abandon(runs: Runs, run_id: UUID, message: str) -> None:
     """End a run that raised when it was handled. Raises Unavailable: nothing has changed then."""
     try:
         with runs.transaction() as work:
@@ -36,30 +35,29 @@ def abandon(runs: Runs, run_id: UUID, why: str) -> None:
             if row is None or row.state in FINAL_RUNS:
                 return
             if row.state not in _ENDING:
-                runs.cancel(run_id, why=why, ending=RunState.FAILED, within=work)
+                runs.cancel(run_id, message=message, ending=RunState.FAILED, within=work)
                 return
     except (Unavailable, NotFound):
         raise
     except Exception:  # noqa: BLE001 whatever it is, the run is ended without its definition
         _log.exception("run_cancel_broke", run_id=str(run_id))
-    _break(runs, run_id, why)
+    _break(runs, run_id, message)
 
 
-def abandon_step(runs: Runs, step_id: UUID, why: str) -> None:
+def abandon_step(runs: Runs, step_id: UUID, message: str) -> None:
     """End the run of a step. Raises Unavailable."""
     with runs.transaction() as work:
         run_id = store.run_of_step(work, step_id)
     if run_id is not None:
-        abandon(runs, run_id, why)
+        abandon(runs, run_id, message)
 
 
-def _break(runs: Runs, run_id: UUID, why: str) -> None:
+def _break(runs: Runs, run_id: UUID, message: str) -> None:
     with runs.transaction() as work:
         store.lock_run(work, run_id)
-        ended = store.break_run(work, run_id, why)
+        ended = store.break_run(work, run_id, message)
         if ended is None:
             return
-        cause = as_json({"message": why})
-        store.tell(work, [{"run_id": run_id, "step": None, "attempt": None, "what": RunState.FAILED, "cause": cause}])
+        store.add_event(work, run_id, RunState.FAILED, {"message": message})
         work.after_commit(partial(runs.run_ended, run_id, ended.parent_step_id, ended.concurrency_key))
-    _log.error("run_abandoned", run_id=str(run_id), why=why)
+    _log.error("run_abandoned", run_id=str(run_id), message=message)

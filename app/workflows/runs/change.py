@@ -98,7 +98,7 @@ class RunChange:
         #: Why the run will not succeed, where no step says it.
         self.run_error: str | None = None
         #: Why, for the history: what a caller knows and the states do not say.
-        self.why: str | None = None
+        self.message: str | None = None
 
     @property
     def is_item(self) -> bool:
@@ -125,7 +125,7 @@ class RunChange:
         self._texts[key] = as_json(output) if text is None else text
         self.apply(events.StepSucceeded(key, attempt, branch))
 
-    def succeed_outside(self, key: str, attempt: int, usage: TokenUsage) -> None:
+    def succeed_delegated(self, key: str, attempt: int, usage: TokenUsage) -> None:
         """The items of a map are done; its output is theirs."""
         self._used(key, usage)
         self.apply(events.StepSucceeded(key, attempt))
@@ -152,8 +152,8 @@ class RunChange:
             # Why it was stopped says more than that it has stopped.
             if noted.get("attempt") == attempt:
                 error = noted
-            elif reason is FailureReason.CANCELLED and (why := (self.run_row.error or {}).get("message")):
-                error["message"] = why
+            elif reason is FailureReason.CANCELLED and (cause := (self.run_row.error or {}).get("message")):
+                error["message"] = cause
         extra = self._extra.setdefault(key, {})
         extra["error"] = error
         retryable = self._retryable(key, error)
@@ -166,13 +166,13 @@ class RunChange:
         attempt: int,
         awaits: Mapping[str, Any],
         *,
-        outside: bool,
+        delegated: bool,
         delay: timedelta | None = None,
         until: datetime | None = None,
     ) -> None:
         """The holder leaves a step whose work goes on elsewhere."""
         self._extra.setdefault(key, {}).update(awaits=awaits, delay=delay, not_before=until)
-        self.apply(events.StepAwaited(key, attempt, outside))
+        self.apply(events.StepAwaited(key, attempt, delegated))
 
     def note(self, key: str, error: Mapping[str, Any]) -> None:
         """An error to be kept with a step, whatever becomes of it."""
@@ -241,10 +241,10 @@ class RunChange:
         store.move_steps(self.work, values)
         history = [self._told(step, delays.get(step.key)) for step in changed if step != self._before.steps[step.key]]
         if self.is_item:
-            history = [entry for entry in history if entry["what"] in ("waiting", "failed", "cancelling", "cancelled")]
+            history = [entry for entry in history if entry["event"] in ("waiting", "failed", "cancelling", "cancelled")]
         elif self.run.state != self._before.state or self.run.ending != self._before.ending:
             history.append(self._write_run(ended))
-        store.tell(self.work, history)
+        store.add_history(self.work, history)
 
     def _follow(self, command: events.Command) -> Event | None:
         """Do at once what a command asks for, or keep it for the end. Gives the event that comes of it."""
@@ -255,8 +255,8 @@ class RunChange:
                 return self._compute_output()
             case events.StopStep(key):
                 return self._stop(key)
-            case events.NoteGivenUp(key, why):
-                self._extra.setdefault(key, {}).setdefault("error", {})["given_up"] = why
+            case events.NoteGivenUp(key, message):
+                self._extra.setdefault(key, {}).setdefault("error", {})["given_up"] = message
             case _:
                 self._commands.append(command)
         return None
@@ -289,14 +289,14 @@ class RunChange:
     def _stop(self, key: str) -> Event | None:
         """Tell the holder, at commit; stop the items now; cancel the called run after the commit."""
         row, step = self.rows[key], self.run.steps[key]
-        if not step.outside:
+        if not step.delegated:
             store.notify_stop(self.work, row.id)
             return None
         if row.kind != "map":
             self.work.after_commit(partial(self._aftermath.stop_called, row.id))
             return None
         fan = stop_items(self.work, row.id, self._aftermath)
-        if fan is None or fan.under_way:
+        if fan is None or fan.in_flight:
             return None
         return events.StepFailed(key, step.attempt, FailureReason.CANCELLED, 0.0, 1)
 
@@ -338,7 +338,7 @@ class RunChange:
             "failures": step.failures,
             "losses": step.losses,
             "branch": step.branch,
-            "outside": step.outside,
+            "delegated": step.delegated,
             "model": models[step.model] if models else None,
             "model_index": step.model,
             "queue": queue_of(models, step.model),
@@ -369,8 +369,8 @@ class RunChange:
             case StepState.AWAITING:
                 cause = dict(extra.get("awaits") or {})
             case StepState.CANCELLING | StepState.CANCELLED:
-                why = self.why or (extra.get("error") or {}).get("message")
-                cause = {"why": why} if why else {}
+                message = self.message or (extra.get("error") or {}).get("message")
+                cause = {"message": message} if message else {}
             case StepState.SUCCEEDED if step.branch:
                 cause = {"branch": step.branch}
             case StepState.READY if extra.get("error"):
@@ -381,7 +381,7 @@ class RunChange:
 
     def _missed(self, step: RunStep) -> dict[str, Any]:
         if step.rule.on_failure and self.run.state is RunState.SUCCEEDED:
-            return {"why": "the run has not failed"}
+            return {"message": "the run has not failed"}
         unmet = {}
         for key, branch in step.rule.needs:
             need = self.run.steps[key]
@@ -390,11 +390,11 @@ class RunChange:
             elif branch not in (None, need.branch):
                 unmet[key] = f"took {need.branch or 'no branch'}, not {branch}"
         if unmet and step.rule.join != "all_done":
-            return {"why": "what it needs did not come about", "needs": unmet}
-        return {"why": "its condition does not hold"}
+            return {"message": "what it needs did not come about", "needs": unmet}
+        return {"message": "its condition does not hold"}
 
     def _entry(self, what: str, cause: Mapping[str, Any], **of: Any) -> dict[str, Any]:
-        told = {"run_id": self.run_row.id, "step": None, "attempt": None, "what": what}
+        told = {"run_id": self.run_row.id, "step": None, "attempt": None, "event": what}
         return told | of | {"cause": as_json(cause) if cause else None}
 
     def _write_run(self, ended: RunState | None) -> dict[str, Any]:
@@ -416,7 +416,7 @@ class RunChange:
             ended_now = partial(self._aftermath.run_ended, row.id, row.parent_step_id, row.concurrency_key)
             self.work.after_commit(ended_now)
             _log.info("run_finished", run_id=self.run.id, state=ended)
-        return self._entry(self.run.state, error or ({"why": self.why} if self.why else {}))
+        return self._entry(self.run.state, error or ({"message": self.message} if self.message else {}))
 
     def _story(self, ended: RunState | None) -> dict[str, Any] | None:
         """Why the run does not succeed, as far as it is known now."""
@@ -452,7 +452,7 @@ def stop_items(work: UnitOfWork, parent_id: UUID, aftermath: Aftermath) -> FanOu
             work.after_commit(partial(aftermath.stop_called, called))
         else:
             store.notify_stop(work, row.id)
-    fan = FanOut(fan.total, 0, fan.under_way, fan.failed, stopping=True)
+    fan = FanOut(fan.total, 0, fan.in_flight, fan.failed, stopping=True)
     items.keep(work, parent_id, fan)
     return fan
 
@@ -473,7 +473,7 @@ def _step(row: Any, rule: StepRule) -> RunStep:
         row.losses,
         row.model_index,
         row.branch,
-        row.outside,
+        row.delegated,
     )
 
 

@@ -66,7 +66,7 @@ _COPY_STEPS = text("""
 """)
 _COPY_ITEMS = text("""
     INSERT INTO step (id, run_id, parent_id, item, input, input_sha256, input_bytes, key, position, kind, model,
-                      model_index, queue, priority, rank, state, outside, attempt, failures, losses, tokens_in,
+                      model_index, queue, priority, rank, state, delegated, attempt, failures, losses, tokens_in,
                       tokens_out, output, output_sha256, output_bytes, error, branch, finished_at)
     SELECT gen_random_uuid(), :run_id, copy.id, old.item, old.input, old.input_sha256, old.input_bytes, old.key,
            old.position, old.kind, old.model, old.model_index, old.queue, copy.priority, copy.rank, old.state, false,
@@ -76,7 +76,7 @@ _COPY_ITEMS = text("""
     WHERE old.run_id = :old_id AND map.key = ANY(:keys)
 """)
 _COPY_FAN_OUTS = text("""
-    INSERT INTO fan_out (step_id, total, waiting, under_way, failed, stopping)
+    INSERT INTO fan_out (step_id, total, waiting, in_flight, failed, stopping)
     SELECT copy.id, total, 0, 0, failed, false
     FROM fan_out JOIN step AS map ON map.id = fan_out.step_id
                  JOIN step AS copy ON copy.run_id = :run_id AND copy.key = map.key
@@ -98,7 +98,7 @@ _MATCHING = text("""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class SentEvent:
     """An event that was taken."""
 
     id: UUID
@@ -133,10 +133,10 @@ class Bulk:
 def pause(runs: Runs, run_id: UUID) -> bool:
     """Let nothing of a run begin; what runs goes on to its end. False when it was paused. Raises NotFound, Conflict."""
     with runs.database.work() as work:
-        change = _open(runs, work, run_id)
+        _open(runs, work, run_id)
         changed = work.run(_PAUSE, {"id": run_id, "paused": True}) == 1
         if changed:
-            _tell(work, change, "paused")
+            store.add_event(work, run_id, "paused")
     return changed
 
 
@@ -146,7 +146,7 @@ def resume(runs: Runs, run_id: UUID) -> bool:
         change = _open(runs, work, run_id)
         changed = work.run(_PAUSE, {"id": run_id, "paused": False}) == 1
         if changed:
-            _tell(work, change, "resumed")
+            store.add_event(work, run_id, "resumed")
             _send_ready(runs, work, run_id)
     if changed and change.run_row.concurrency_key:
         runs.admit(change.run_row.concurrency_key)
@@ -170,7 +170,8 @@ def pause_workflow(runs: Runs, name: str, *, paused: bool) -> int:
             if row is None or now_paused is None:
                 continue
             marked += 1
-            _entry(work, run_id, "paused" if now_paused else "resumed", {"why": f"the workflow {name} was"})
+            cause = {"message": f"the workflow {name} was"}
+            store.add_event(work, run_id, "paused" if now_paused else "resumed", cause)
             if not now_paused:
                 _send_ready(runs, work, run_id)
                 keys.update({row.concurrency_key} - {None})
@@ -188,7 +189,7 @@ def cancel_step(runs: Runs, run_id: UUID, key: str) -> StepState:
     with runs.database.work() as work:
         change = runs.open(work, run_id, key)
         state = change.run.steps[key].state
-        change.why = "cancelled on request"
+        change.message = "cancelled on request"
         try:
             change.apply(events.StepCancelRequested(key))
         except InvalidTransition:
@@ -215,7 +216,7 @@ def retry(runs: Runs, run_id: UUID) -> RunState:
             free = rule.limit - submission.going_on(work, key)
             if free <= 0:
                 raise ConcurrencyLimitReached(change.run_row.workflow, key.partition("/")[2], rule.limit)
-        change.why = "retried on request"
+        change.message = "retried on request"
         change.apply(events.RetryRequested())
         change.write()
         work.run(_RENEW_DEADLINE, {"id": run_id})
@@ -260,7 +261,7 @@ def fork(runs: Runs, run_id: UUID, step: str, inputs: Mapping[str, Any]) -> Acce
         return runs.write(work, prepared, copy)
 
 
-def tell(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = None) -> Told:
+def send_event(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = None) -> SentEvent:
     """
     Give a run an event. It answers the step that waits for it, or the next one that will.
 
@@ -275,7 +276,7 @@ def tell(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = No
         if earlier is not None:
             if (earlier.name, payloads.text_of(work, earlier, "payload")) != (name, given):
                 raise EventKeyReused(str(key), str(earlier.id), earlier.name)
-            return Told(earlier.id, earlier.step, created=False)
+            return SentEvent(earlier.id, earlier.step, created=False)
         waits = [step for step in change.graph.steps.values() if isinstance(step, WaitStep) and step.signal == name]
         if not waits:
             known_names = {s.signal for s in change.graph.steps.values() if isinstance(s, WaitStep) and s.signal}
@@ -288,15 +289,15 @@ def tell(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | None = No
         (kept,) = payloads.keep(work, [given], runs.limits)
         values = {"id": event_id, "run_id": run_id, "name": name, "key": key}
         work.ask(_INSERT_EVENT, values | kept.columns("payload"))
-        _tell(work, change, "event", {"event": name})
+        store.add_event(work, run_id, "event", {"event": name})
         if not open_now:
-            return Told(event_id, None, created=True)
+            return SentEvent(event_id, None, created=True)
         step = open_now[0]
         store.take_event(work, run_id, name, change.rows[step.id].id)
         attempt = change.run.steps[step.id].attempt
         change.succeed(step.id, attempt, payload, TokenUsage(), step.branch_of(payload), given)
         change.write()
-        return Told(event_id, step.id, created=True)
+        return SentEvent(event_id, step.id, created=True)
 
 
 def cancel_all(runs: Runs, which: Filter) -> Bulk:
@@ -342,15 +343,6 @@ def _open(runs: Runs, work: UnitOfWork, run_id: UUID) -> RunChange:
     if change.run.state in FINAL_RUNS:
         raise InvalidTransition(f"run {run_id}", change.run.state, "pause or resume")
     return change
-
-
-def _tell(work: UnitOfWork, change: RunChange, what: str, cause: Mapping[str, Any] | None = None) -> None:
-    _entry(work, change.run_row.id, what, cause)
-
-
-def _entry(work: UnitOfWork, run_id: UUID, what: str, cause: Mapping[str, Any] | None = None) -> None:
-    entry = {"run_id": run_id, "step": None, "attempt": None, "what": what}
-    store.tell(work, [entry | {"cause": as_json(cause) if cause else None}])
 
 
 def _send_ready(runs: Runs, work: UnitOfWork, run_id: UUID) -> None:

@@ -26,7 +26,7 @@ _LISTED = """
 """
 _INSERT = text(f"""
     INSERT INTO step (id, run_id, parent_id, item, input, input_sha256, input_bytes, key, position, kind, model,
-                      model_index, queue, priority, rank, state, outside, attempt, failures, losses, tokens_in,
+                      model_index, queue, priority, rank, state, delegated, attempt, failures, losses, tokens_in,
                       tokens_out)
     SELECT gen_random_uuid(), :run_id, :parent_id, n - 1, CAST(value AS json), ref, size,
            :key || '[' || (n - 1) || ']', :position, :kind, :model, 0, :queue, :priority, :rank, 'pending', false,
@@ -43,11 +43,11 @@ _RESET = text(f"""
       AND NOT (state = 'succeeded' AND input::text IS NOT DISTINCT FROM value AND input_sha256 IS NOT DISTINCT FROM ref)
 """)
 _DROP = text("DELETE FROM step WHERE parent_id = :parent_id")
-_FAN_OUT = text("SELECT total, waiting, under_way, failed, stopping FROM fan_out WHERE step_id = :id")
+_FAN_OUT = text("SELECT total, waiting, in_flight, failed, stopping FROM fan_out WHERE step_id = :id")
 _KEEP_FAN_OUT = text("""
-    INSERT INTO fan_out (step_id, total, waiting, under_way, failed, stopping)
-    VALUES (:id, :total, :waiting, :under_way, :failed, :stopping)
-    ON CONFLICT (step_id) DO UPDATE SET total = :total, waiting = :waiting, under_way = :under_way, failed = :failed,
+    INSERT INTO fan_out (step_id, total, waiting, in_flight, failed, stopping)
+    VALUES (:id, :total, :waiting, :in_flight, :failed, :stopping)
+    ON CONFLICT (step_id) DO UPDATE SET total = :total, waiting = :waiting, in_flight = :in_flight, failed = :failed,
                                         stopping = :stopping
 """)
 _START = text("""
@@ -124,7 +124,7 @@ def find(work: UnitOfWork, parent_id: UUID) -> FanOut | None:
 
 def fan_of(row: Any) -> FanOut:
     """How far a map has come, from a row that says it."""
-    return FanOut(row.total, row.waiting, row.under_way, row.failed, row.stopping)
+    return FanOut(row.total, row.waiting, row.in_flight, row.failed, row.stopping)
 
 
 def keep(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> None:

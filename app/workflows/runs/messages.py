@@ -44,7 +44,7 @@ def send(publisher: Publisher, message: StepMessage) -> None:
         (str(message.step_id), message.attempt),
         queue=message.queue,
         priority=priority_of(message.priority, message.rank),
-        told=f"{message.name} #{message.attempt}",
+        description=f"{message.name} #{message.attempt}",
     )
 
 

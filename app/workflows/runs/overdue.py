@@ -84,10 +84,10 @@ PAST_DEADLINE = _kind(
 
 KINDS = (EXPIRED, DUE, OUT_OF_TIME, PAST_DEADLINE)
 
-_OUTSIDE = text("SELECT id FROM step WHERE outside AND id > :after ORDER BY id LIMIT :limit")
+_DELEGATED = text("SELECT id FROM step WHERE delegated AND id > :after ORDER BY id LIMIT :limit")
 _UNANSWERED = text("""
     SELECT run.id, step.run_id FROM step JOIN run ON run.parent_step_id = step.id
-    WHERE step.id = ANY(:ids) AND step.outside AND step.state IN ('awaiting', 'cancelling')
+    WHERE step.id = ANY(:ids) AND step.delegated AND step.state IN ('awaiting', 'cancelling')
       AND run.finished_at < now() - :age AND (step.awaits ->> 'run') = CAST(run.id AS text)
 """).bindparams(bindparam("age", type_=Interval()))
 _CALLED = text("""
@@ -148,9 +148,9 @@ _TOUCH_STALE = text("""
 """).bindparams(bindparam("age", type_=Interval()))
 
 
-def outside(work: UnitOfWork, place: Place, limit: int) -> list[UUID]:
-    """The next page of steps whose work goes on elsewhere."""
-    found = [row.id for row in work.rows(_OUTSIDE, {"after": place.answered, "limit": limit})]
+def delegated(work: UnitOfWork, place: Place, limit: int) -> list[UUID]:
+    """The next page of steps whose work is delegated to items or to another run."""
+    found = [row.id for row in work.rows(_DELEGATED, {"after": place.answered, "limit": limit})]
     place.answered = found[-1] if len(found) == limit else _FIRST
     return found
 

@@ -193,7 +193,7 @@ class StepRow(SQLModel, table=True):
         Index("ix_step_held", "lease_until", postgresql_where=text("state IN ('running', 'cancelling')")),
         Index("ix_step_waiting", "not_before", postgresql_where=text("state IN ('waiting', 'awaiting')")),
         Index("ix_step_deadline", "deadline_at", postgresql_where=text("state IN ('ready', 'waiting', 'awaiting')")),
-        Index("ix_step_outside", "id", postgresql_where=text("outside")),
+        Index("ix_step_delegated", "id", postgresql_where=text("delegated")),
         Index("ix_step_parent", "parent_id", "item", postgresql_where=text("parent_id IS NOT NULL")),
         CheckConstraint(
             "(owner IS NULL) = (lease_until IS NULL)"
@@ -204,7 +204,7 @@ class StepRow(SQLModel, table=True):
         CheckConstraint("(parent_id IS NULL) = (item IS NULL)", name="items_have_parents"),
         # What the planner asks each second (app.inference.demand): arrivals, steps to come, maps under way.
         Index(
-            "ix_step_asked",
+            "ix_step_arrivals",
             "ready_at",
             postgresql_where=text("model IS NOT NULL"),
             postgresql_include=["model", "priority"],
@@ -245,7 +245,7 @@ class StepRow(SQLModel, table=True):
     #: What an awaited step waits for.
     awaits: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
     #: Items or a run are under way for it.
-    outside: bool = False
+    delegated: bool = False
     attempt: int = 0
     failures: int = 0
     losses: int = 0
@@ -282,7 +282,7 @@ class FanOutRow(SQLModel, table=True):
     #: Items that have not begun; they begin in their order.
     waiting: int
     #: Items that were sent and have not ended.
-    under_way: int = 0
+    in_flight: int = 0
     failed: int = 0
     #: No other item begins.
     stopping: bool = False
@@ -352,6 +352,6 @@ class HistoryRow(SQLModel, table=True):
     step: str | None = Field(default=None, max_length=80)
     attempt: int | None = None
     #: The state that it came to, or what else happened.
-    what: str = Field(max_length=32)
+    event: str = Field(max_length=32)
     #: Why, and with what.
     cause: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))

@@ -34,7 +34,7 @@ from app.workflows.language.steps import TIMED_OUT, MapStep, WaitStep
 from app.workflows.runs import claims, items, messages, payloads, store, submission, transactions, waits
 from app.workflows.runs.change import RunChange, queue_of, stop_items
 from app.workflows.runs.claims import Claim
-from app.workflows.runs.payloads import PayloadLimits, as_json
+from app.workflows.runs.payloads import PayloadLimits
 from app.workflows.runs.submission import Accepted, Submission
 from app.workflows.runs.transactions import afterwards
 from app.workflows.state_machine import events, fan_out
@@ -194,7 +194,7 @@ class Runs:
             claims.end_attempt(work, claim, failure.reason, failure.usage, failure.message, failure.text)
             self.written(work, change)
 
-    def lose(self, run_id: UUID, key: str, attempt: int, within: UnitOfWork | None = None) -> bool:
+    def expire_lease(self, run_id: UUID, key: str, attempt: int, within: UnitOfWork | None = None) -> bool:
         """The lease of a held step may have run out: if it has, its holder is taken for dead."""
         with self.transaction(within) as work:
             change = self.open(work, run_id, key)
@@ -208,7 +208,7 @@ class Runs:
         _log.warning("step_lost", run_id=str(run_id), step=key, attempt=attempt, owner=row.owner)
         return True
 
-    def resume(self, run_id: UUID, key: str, attempt: int, within: UnitOfWork | None = None) -> bool:
+    def end_delay(self, run_id: UUID, key: str, attempt: int, within: UnitOfWork | None = None) -> bool:
         """The delay of a step is over: send it, or end its waiting. False when somebody else did."""
         with self.transaction(within) as work:
             change = self.open(work, run_id, key)
@@ -223,7 +223,7 @@ class Runs:
             self.written(work, change)
         return True
 
-    def run_out(self, run_id: UUID, key: str, within: UnitOfWork | None = None) -> bool:
+    def time_out(self, run_id: UUID, key: str, within: UnitOfWork | None = None) -> bool:
         """The time for the whole of a step is over, and nobody holds it."""
         with self.transaction(within) as work:
             change = self.open(work, run_id, key)
@@ -232,7 +232,7 @@ class Runs:
                 return False
             message = "the time for the whole step (total_timeout) is over"
             change.note(key, {"reason": FailureReason.TIMEOUT, "message": message, "attempt": row.attempt})
-            change.why = message
+            change.message = message
             try:
                 change.apply(events.StepOutOfTime(key))
             except InvalidTransition:
@@ -255,7 +255,7 @@ class Runs:
         with self.transaction() as work:
             called = store.called_by(work, step_id)
         for row in called:
-            afterwards(partial(self.cancel, row.id, why=CALLER_STOPPED), row.id)
+            afterwards(partial(self.cancel, row.id, message=CALLER_STOPPED), row.id)
 
     def answer(self, run_id: UUID) -> bool:
         """A run that a step called has ended: the step succeeds with its output, or fails. False when it did before."""
@@ -265,7 +265,7 @@ class Runs:
                 return False
             change = self.open(work, child.parent_run_id, child.key)
             row = change.rows[child.key]
-            if row.state not in (StepState.AWAITING, StepState.CANCELLING) or not row.outside:
+            if row.state not in (StepState.AWAITING, StepState.CANCELLING) or not row.delegated:
                 return False
             if (row.awaits or {}).get("run", str(run_id)) != str(run_id):
                 return False
@@ -273,10 +273,10 @@ class Runs:
             if child.state == RunState.SUCCEEDED:
                 change.succeed(row.key, row.attempt, child.output, usage)
             else:
-                reason, why = FailureReason.CHILD_FAILED, (child.error or {}).get("message") or "no step says why"
-                if submission.TOO_DEEP in why:  # no level tries that again: each would multiply the runs below it
-                    reason, why = FailureReason.INVALID_REQUEST, submission.TOO_DEEP
-                message = f"run {run_id} of {child.workflow} ended {child.state}: {why}"
+                reason, detail = FailureReason.CHILD_FAILED, (child.error or {}).get("message") or "no step says why"
+                if submission.TOO_DEEP in detail:  # no level tries that again: each would multiply the runs below it
+                    reason, detail = FailureReason.INVALID_REQUEST, submission.TOO_DEEP
+                message = f"run {run_id} of {child.workflow} ended {child.state}: {detail}"
                 self._fail(change, row.key, row.attempt, reason, message, usage=usage)
             self.written(work, change)
         return True
@@ -300,7 +300,7 @@ class Runs:
         self,
         run_id: UUID,
         *,
-        why: str = "cancelled on request",
+        message: str = "cancelled on request",
         ending: RunState = RunState.CANCELLED,
         within: UnitOfWork | None = None,
     ) -> RunState:
@@ -313,10 +313,10 @@ class Runs:
             change = self.open(work, run_id)
             if change.run.state in FINAL_RUNS or change.run.state is RunState.COMPENSATING:
                 return change.run.state
-            change.why = change.run_error = why
+            change.message = change.run_error = message
             change.apply(events.CancelRequested(ending))
             change.write()
-        _log.info("run_cancel_requested", run_id=str(run_id), why=why)
+        _log.info("run_cancel_requested", run_id=str(run_id), message=message)
         return change.run.state
 
     def open(self, work: UnitOfWork, run_id: UUID, key: str | None = None) -> RunChange:
@@ -425,7 +425,7 @@ class Runs:
             case fan_out.MapEnding.SUCCEEDED:
                 if story:
                     change.note(row.key, {"reason": FailureReason.CHILD_FAILED, "attempt": step.attempt} | story)
-                change.succeed_outside(row.key, step.attempt, usage)
+                change.succeed_delegated(row.key, step.attempt, usage)
             case fan_out.MapEnding.FAILED:
                 message = story.pop("message")
                 self._fail(change, row.key, step.attempt, FailureReason.CHILD_FAILED, message, usage=usage, story=story)
@@ -443,7 +443,7 @@ class Runs:
             self._fail(change, claim.key, claim.attempt, FailureReason.INVALID_REQUEST, str(error))
             return
         items.keep(work, claim.step_id, fan)
-        change.leave(claim.key, claim.attempt, {"items": len(found)}, outside=True)
+        change.leave(claim.key, claim.attempt, {"items": len(found)}, delegated=True)
         self._refill(work, change, definition, claim.step_id, items.find(work, claim.step_id) or fan)
 
     def _call(self, work: UnitOfWork, change: RunChange, claim: Claim, called: Called) -> None:
@@ -463,7 +463,7 @@ class Runs:
             self._fail(change, claim.key, claim.attempt, reason, f"{called.definition.workflow} cannot be run: {error}")
             return
         awaits = {"run": str(accepted.id), "workflow": called.definition.workflow}
-        change.leave(claim.key, claim.attempt, awaits, outside=True)
+        change.leave(claim.key, claim.attempt, awaits, delegated=True)
 
     def write(
         self, work: UnitOfWork, prepared: submission.Prepared, fill: Callable[[], None] | None = None
@@ -476,13 +476,13 @@ class Runs:
             fill()
         row, steps = store.open_run(work, prepared.id)
         assert row is not None, "it was written in this transaction"
-        cause = as_json({"forked_from": str(prepared.run["forked_from"])}) if prepared.run["forked_from"] else None
-        store.tell(work, [{"run_id": row.id, "step": None, "attempt": None, "what": "submitted", "cause": cause}])
+        source = prepared.run["forked_from"]
+        store.add_event(work, row.id, "submitted", {"forked_from": str(source)} if source else None)
         change = self._change(work, row, steps, prepared.inputs)
         change.apply(events.RunSubmitted())
         change.write()
         for run_id in to_cancel:
-            cancel = partial(self.cancel, run_id, why="a newer run of its concurrency key came")
+            cancel = partial(self.cancel, run_id, message="a newer run of its concurrency key came")
             work.after_commit(partial(afterwards, cancel, run_id))
         if row.state == RunState.BLOCKED:
             work.after_commit(partial(afterwards, partial(self.admit, row.concurrency_key), row.id))

@@ -33,7 +33,7 @@ _TYPES: Mapping[str, Any] = {
     "delay": Interval(),
     "final": Boolean(),
     "has_output": Boolean(),
-    "outside": Boolean(),
+    "delegated": Boolean(),
     "not_before": DateTime(timezone=True),
     "total": Interval(),
     "deadline": Interval(),
@@ -69,7 +69,7 @@ _MARK_PAUSE = _sql("""
     RETURNING workflow_paused
 """)
 _INSERT_STEPS = _sql("""
-    INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, outside,
+    INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, delegated,
                       attempt, failures, losses, tokens_in, tokens_out)
     SELECT id, :run_id, key, position, kind, model, 0, queue, :priority, :rank, 'pending', false, 0, 0, 0, 0, 0
     FROM json_to_recordset(CAST(:steps AS json))
@@ -105,12 +105,12 @@ _RUN_COLUMNS = """
 # Not FOR UPDATE: rows that name the run may be inserted beside it.
 _LOCK_RUN = _sql(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = :id FOR NO KEY UPDATE")
 _STEP_COLUMNS = """
-    id, key, kind, parent_id, item, model, model_index, queue, priority, rank, state, branch, outside, awaits, attempt,
-    failures, losses, owner, error, lease_until < now() AS expired, deadline_at < now() AS late
+    id, key, kind, parent_id, item, model, model_index, queue, priority, rank, state, branch, delegated, awaits,
+    attempt, failures, losses, owner, error, lease_until < now() AS expired, deadline_at < now() AS late
 """
 _STEPS = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND parent_id IS NULL ORDER BY position")
 _ITEM = _sql(f"""
-    SELECT {_STEP_COLUMNS}, total, waiting, under_way, failed, stopping
+    SELECT {_STEP_COLUMNS}, total, waiting, in_flight, failed, stopping
     FROM step LEFT JOIN fan_out ON step_id = parent_id WHERE run_id = :id AND key = :key
 """)
 _DOCUMENT = _sql("SELECT document FROM definition WHERE sha256 = :sha256")
@@ -123,10 +123,10 @@ _ITEM_OUTPUTS = _sql("SELECT output, output_sha256, output_bytes FROM step WHERE
 _MOVE_STEP = _sql("""
     UPDATE step SET
         state = :state, attempt = :attempt, failures = :failures, losses = :losses, branch = :branch,
-        outside = :outside, model = :model, model_index = :model_index, queue = :queue,
-        owner = CASE WHEN :state IN ('running', 'cancelling') AND NOT :outside THEN COALESCE(:owner, owner) END,
+        delegated = :delegated, model = :model, model_index = :model_index, queue = :queue,
+        owner = CASE WHEN :state IN ('running', 'cancelling') AND NOT :delegated THEN COALESCE(:owner, owner) END,
         lease_until = CASE WHEN :state = 'running' THEN now() + :lease
-                           WHEN :state = 'cancelling' AND NOT :outside THEN lease_until END,
+                           WHEN :state = 'cancelling' AND NOT :delegated THEN lease_until END,
         awaits = CASE WHEN :state IN ('awaiting', 'cancelling') THEN COALESCE(CAST(:awaits AS json), awaits) END,
         not_before = CASE WHEN :state = 'waiting' THEN now() + :delay
                           WHEN :state = 'awaiting' THEN COALESCE(:not_before, now() + :delay) END,
@@ -168,7 +168,7 @@ _BREAK_RUN = _sql("""
     WHERE id = :id AND finished_at IS NULL RETURNING parent_step_id, concurrency_key
 """)
 _BREAK_FAN_OUTS = _sql("""
-    UPDATE fan_out SET waiting = 0, under_way = 0, stopping = true
+    UPDATE fan_out SET waiting = 0, in_flight = 0, stopping = true
     FROM step WHERE step.id = step_id AND step.run_id = :id AND step.finished_at IS NULL
 """)
 _BREAK_ATTEMPTS = _sql("""
@@ -178,7 +178,7 @@ _BREAK_ATTEMPTS = _sql("""
 """)
 _BREAK_STEPS = _sql("""
     UPDATE step SET state = CASE WHEN state = 'pending' THEN 'skipped' ELSE 'cancelled' END, owner = NULL,
-                    lease_until = NULL, not_before = NULL, awaits = NULL, outside = false, finished_at = now()
+                    lease_until = NULL, not_before = NULL, awaits = NULL, delegated = false, finished_at = now()
     WHERE run_id = :id AND state NOT IN ('succeeded', 'failed', 'skipped', 'cancelled')
     RETURNING id
 """)
@@ -231,8 +231,8 @@ _REMOVE_ITEMS = _sql("""
 """)
 _REMOVE_RUNS = _sql("DELETE FROM run WHERE id = ANY(:ids)")
 _HISTORY = _sql("""
-    INSERT INTO history (run_id, step, attempt, what, cause)
-    VALUES (:run_id, :step, :attempt, :what, CAST(:cause AS json))
+    INSERT INTO history (run_id, step, attempt, event, cause)
+    VALUES (:run_id, :step, :attempt, :event, CAST(:cause AS json))
 """)
 
 
@@ -453,7 +453,13 @@ def wait_for_locks(work: UnitOfWork, limit: timedelta) -> None:
     work.ask(_LOCK_TIMEOUT, {"ms": str(max(round(limit.total_seconds() * 1000), 1))})
 
 
-def tell(work: UnitOfWork, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Add to the history: `run_id`, `step`, `attempt`, `what`, `cause` (JSON text)."""
+def add_history(work: UnitOfWork, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Add to the history: `run_id`, `step`, `attempt`, `event`, `cause` (JSON text)."""
     if entries:
         work.ask(_HISTORY, list(entries))
+
+
+def add_event(work: UnitOfWork, run_id: UUID, event: str, cause: Mapping[str, Any] | None = None) -> None:
+    """Add an event of the whole run to its history, with its cause."""
+    written = payloads.as_json(cause) if cause else None
+    add_history(work, [{"run_id": run_id, "step": None, "attempt": None, "event": event, "cause": written}])

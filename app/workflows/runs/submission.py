@@ -20,7 +20,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.access import namespaces
-from app.kernel import ids, texts
+from app.kernel import ids
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import (
     ConcurrencyLimitReached,
@@ -30,6 +30,7 @@ from app.kernel.errors import (
     Problem,
     StepFailure,
 )
+from app.kernel.security import texts
 from app.workflows.expressions import templates
 from app.workflows.language import inputs
 from app.workflows.language.definition import Definition
@@ -147,7 +148,7 @@ def prepare(
     kept = asked.retention if asked.retention is not None else definition.retention
     concurrency, once = definition.concurrency, definition.deduplicate
     # A run that was called answers its caller, and a fork is wanted beside the run that was.
-    from_outside = parent_step_id is None and forked_from is None
+    is_top_level = parent_step_id is None and forked_from is None
     run = {
         "id": run_id,
         "workflow": definition.workflow,
@@ -159,7 +160,7 @@ def prepare(
         "key": asked.idempotency_key,
         "request": fingerprint(asked) if asked.idempotency_key else None,
         "concurrency_key": _key(definition, concurrency.key, "concurrency.key", given) if concurrency else None,
-        "dedup_key": _key(definition, once.key, "deduplicate.key", given) if once and from_outside else None,
+        "dedup_key": _key(definition, once.key, "deduplicate.key", given) if once and is_top_level else None,
         "parent_step_id": parent_step_id,
         "depth": depth,
         "forked_from": forked_from,
@@ -232,9 +233,9 @@ def fingerprint(asked: Submission) -> str:
 
 def next_admissible(work: UnitOfWork, concurrency_key: str) -> UUID | None:
     """The blocked run of a key that may begin now. The key stays locked until the end of the transaction."""
-    under_way = going_on(work, concurrency_key)
+    in_flight = going_on(work, concurrency_key)
     row = work.row(_BLOCKED, {"key": concurrency_key})
-    if row is None or under_way >= (row.document.get("concurrency") or {}).get("limit", 1):
+    if row is None or in_flight >= (row.document.get("concurrency") or {}).get("limit", 1):
         return None
     run_id: UUID = row.id
     return run_id
@@ -252,18 +253,18 @@ def _state(work: UnitOfWork, prepared: Prepared) -> tuple[RunState, list[UUID]]:
     if rule is None or key is None:
         return RunState.QUEUED, []
     work.run(_LOCK_KEY, {"key": key})
-    under_way = [row.id for row in work.rows(_GOING_ON, {"key": key})]
+    in_flight = [row.id for row in work.rows(_GOING_ON, {"key": key})]
     blocked = [row.id for row in work.rows(_ALL_BLOCKED, {"key": key})]
     match rule.policy:
         case "queue":
             # Who waits already goes first.
-            return (RunState.BLOCKED if blocked or len(under_way) >= rule.limit else RunState.QUEUED), []
+            return (RunState.BLOCKED if blocked or len(in_flight) >= rule.limit else RunState.QUEUED), []
         case "reject":
-            if len(under_way) >= rule.limit:
+            if len(in_flight) >= rule.limit:
                 raise ConcurrencyLimitReached(prepared.definition.workflow, key.partition("/")[2], rule.limit)
             return RunState.QUEUED, []
         case "cancel_running":
-            surplus = under_way[: max(len(under_way) - rule.limit + 1, 0)]
+            surplus = in_flight[: max(len(in_flight) - rule.limit + 1, 0)]
             return (RunState.BLOCKED if surplus else RunState.QUEUED), [*blocked, *surplus]
 
 

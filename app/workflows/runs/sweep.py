@@ -82,31 +82,31 @@ def sweep(
     one.look()
     lost = one.each(overdue.EXPIRED, _lose)
     resumed = one.each(overdue.DUE, _resume)
-    late = one.each(overdue.OUT_OF_TIME, _run_out) + one.each(overdue.PAST_DEADLINE, _end)
+    late = one.each(overdue.OUT_OF_TIME, _time_out) + one.each(overdue.PAST_DEADLINE, _end)
     made_up = one.make_up()
     republished = one.guarded("republish", lambda: _republish(one.runs, republish_after, batch))
     return Swept(lost, resumed, republished, late, made_up, one.abandoned)
 
 
 def _lose(runs: Runs, work: UnitOfWork, row: Any) -> bool:
-    return runs.lose(row.run_id, row.key, row.attempt, work)
+    return runs.expire_lease(row.run_id, row.key, row.attempt, work)
 
 
 def _resume(runs: Runs, work: UnitOfWork, row: Any) -> bool:
-    return runs.resume(row.run_id, row.key, row.attempt, work)
+    return runs.end_delay(row.run_id, row.key, row.attempt, work)
 
 
-def _run_out(runs: Runs, work: UnitOfWork, row: Any) -> bool:
-    return runs.run_out(row.run_id, row.key, work)
+def _time_out(runs: Runs, work: UnitOfWork, row: Any) -> bool:
+    return runs.time_out(row.run_id, row.key, work)
 
 
 def _stop(runs: Runs, run_id: UUID) -> bool:
-    runs.cancel(run_id, why=CALLER_STOPPED)
+    runs.cancel(run_id, message=CALLER_STOPPED)
     return True
 
 
 def _end(runs: Runs, work: UnitOfWork, row: Any) -> bool:
-    runs.cancel(row.id, why="its deadline has passed", ending=RunState.FAILED, within=work)
+    runs.cancel(row.id, message="its deadline has passed", ending=RunState.FAILED, within=work)
     return True
 
 
@@ -134,7 +134,7 @@ class _Sweep:
         """Do what should have followed the end of a run; gives how much of it."""
         page = min(self.batch, _PAGE)
         with self.runs.transaction() as work:
-            unanswered = overdue.unanswered(work, overdue.outside(work, self.place, page), _AFTERMATH)
+            unanswered = overdue.unanswered(work, overdue.delegated(work, self.place, page), _AFTERMATH)
             unstopped = overdue.unstopped(work, overdue.called(work, self.place, page))
             keys = overdue.admissible_keys(work, self.place, page)
         done = 0

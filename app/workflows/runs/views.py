@@ -49,7 +49,7 @@ _STEPS = text(f"""
     SELECT step.id, key, kind, model, state, branch, awaits, attempt, failures, losses, owner,
            {_value("output", "output_upto <= :most")}, error, tokens_in, tokens_out, not_before, ready_at, started_at,
            finished_at, deadline_at,
-           fan_out.total AS items, fan_out.waiting AS items_waiting, fan_out.under_way AS items_under_way,
+           fan_out.total AS items, fan_out.waiting AS items_waiting, fan_out.in_flight AS items_in_flight,
            fan_out.failed AS items_failed,
            (SELECT run.id FROM run WHERE run.parent_step_id = step.id ORDER BY run.id DESC LIMIT 1) AS called_run_id
     FROM (SELECT *, {_shortest("output", "position")} FROM step WHERE run_id = :id AND parent_id IS NULL) AS step
@@ -107,7 +107,7 @@ _STEP_ID = text("SELECT id FROM step WHERE run_id = :id AND key = :key AND paren
 _KEYS = text("SELECT key FROM step WHERE run_id = :id AND kind = 'map' AND parent_id IS NULL ORDER BY position")
 _EXISTS = text("SELECT state FROM run WHERE id = :id")
 _HISTORY = text("""
-    SELECT id, at, step, attempt, what, cause FROM history WHERE run_id = :id AND id > :after ORDER BY id LIMIT :limit
+    SELECT id, at, step, attempt, event, cause FROM history WHERE run_id = :id AND id > :after ORDER BY id LIMIT :limit
 """)
 _WAITING = text("""
     SELECT model, count(*) FILTER (WHERE state = 'ready') AS ready, count(*) FILTER (WHERE state = 'running') AS running

@@ -24,13 +24,13 @@ def begin_timed(change: RunChange, claim: Claim, wait: Timed) -> None:
     """Let a step wait for a duration or an instant."""
     until = wait.until and min(max(wait.until, _EARLIEST), _LATEST)
     awaits = {"until": until.isoformat()} if until else {"for_s": wait.delay and wait.delay.total_seconds()}
-    change.leave(claim.key, claim.attempt, awaits, outside=False, delay=wait.delay, until=until)
+    change.leave(claim.key, claim.attempt, awaits, delegated=False, delay=wait.delay, until=until)
 
 
 def begin_signalled(work: UnitOfWork, change: RunChange, claim: Claim, wait: Signalled) -> None:
     """Let a step wait for an event, unless one was received already: that answers it."""
     awaits = {"event": wait.event} | ({"message": wait.message} if wait.message else {})
-    change.leave(claim.key, claim.attempt, awaits, outside=False, delay=wait.expires)
+    change.leave(claim.key, claim.attempt, awaits, delegated=False, delay=wait.expires)
     take_event(work, change, claim.key)
 
 

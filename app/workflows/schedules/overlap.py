@@ -66,8 +66,8 @@ def settle(overlap: Overlap, waiting: Sequence[datetime], going: Sequence[Going]
             return Settled(begin=tuple(places))
         case Overlap.SKIP:
             begin = () if going else (0,)
-            why = _told(going[0]) if going else f"the run of {_shown(waiting[0])} has just begun"
-            return Settled(begin=begin, skip=tuple((place, why) for place in places[len(begin) :]))
+            reason = _told(going[0]) if going else f"the run of {_shown(waiting[0])} has just begun"
+            return Settled(begin=begin, skip=tuple((place, reason) for place in places[len(begin) :]))
         case Overlap.QUEUE:
             begin = () if going else (0,)
             full = f"{MOST_WAITING} earlier fires wait already"
@@ -75,9 +75,9 @@ def settle(overlap: Overlap, waiting: Sequence[datetime], going: Sequence[Going]
             return Settled(begin=begin, skip=tuple((place, full) for place in spare))
         case Overlap.CANCEL_RUNNING:
             newest = places[-1]
-            why = f"the fire of {_shown(waiting[newest])} came before it could begin"
+            reason = f"the fire of {_shown(waiting[newest])} came before it could begin"
             begin = () if going else (newest,)
-            return Settled(begin=begin, skip=tuple((place, why) for place in places[:-1]), cancel=bool(going))
+            return Settled(begin=begin, skip=tuple((place, reason) for place in places[:-1]), cancel=bool(going))
 
 
 def _told(going: Going) -> str:

@@ -43,7 +43,7 @@ class ScheduleRow(SQLModel, table=True):
     next_at: datetime | None = Field(default=None, sa_column=_instant())
     paused_at: datetime | None = Field(default=None, sa_column=_instant())
     #: In the words of whoever paused it.
-    paused_why: str | None = Field(default=None, sa_column=Column(Text))
+    paused_reason: str | None = Field(default=None, sa_column=Column(Text))
     created_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))
     updated_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))
 
@@ -71,7 +71,7 @@ class ScheduleFireRow(SQLModel, table=True):
     count: int | None = 1
     state: str = Field(max_length=16)
     open: bool = False
-    why: str | None = Field(default=None, sa_column=Column(Text))
+    reason: str | None = Field(default=None, sa_column=Column(Text))
     run_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("run.id", ondelete="SET NULL")))
     #: When its state was written.
     decided_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))

@@ -162,15 +162,15 @@ class Schedules:
                 raise _unknown(work, name)
         _log.info("schedule_deleted", schedule=name)
 
-    def pause(self, name: str, why: str | None = None) -> View:
+    def pause(self, name: str, reason: str | None = None) -> View:
         """Let it fire no more; fires that wait are dropped, runs go on. Raises NotFound."""
         with self.runs.transaction() as work:
             row = self._lock(work, name)
             if row.paused_at is None:
                 self._move(work, _timetable(row), self._come_due(work, row, store.now(work)))
                 for fire in store.open_fires(work, row.id):
-                    store.decide(work, fire.id, FireState.WAITING, FireState.SKIPPED, why=_PAUSED)
-                store.pause(work, row.id, why)
+                    store.decide(work, fire.id, FireState.WAITING, FireState.SKIPPED, reason=_PAUSED)
+                store.pause(work, row.id, reason)
                 _log.info("schedule_paused", schedule=name)
         return self.get(name)
 
@@ -232,15 +232,15 @@ class Schedules:
                 hasty.suspend(schedule_id, reason_of(error, "deciding what is due"))
         return done
 
-    def suspend(self, schedule_id: UUID, why: str) -> None:
+    def suspend(self, schedule_id: UUID, reason: str) -> None:
         """Pause a schedule that raises, without reading its document; its fires that are open have failed."""
         with self.runs.transaction() as work:
             if store.lock_if_free(work, schedule_id) is None:
                 return
             for fire in store.open_fires(work, schedule_id):
                 if fire.state in (FireState.WAITING, FireState.STARTING):
-                    store.decide(work, fire.id, FireState(fire.state), FireState.FAILED, why=why)
-            store.pause(work, schedule_id, why)
+                    store.decide(work, fire.id, FireState(fire.state), FireState.FAILED, reason=reason)
+            store.pause(work, schedule_id, reason)
 
     def advance(self, schedule_id: UUID) -> int:
         """
@@ -268,7 +268,11 @@ class Schedules:
         store.insert_fires(work, [*missed, *fires])
         for gap in due.missed:
             _log.warning(
-                "schedule_fires_missed", schedule=row.name, count=gap.count, first=gap.first.at.isoformat(), why=gap.why
+                "schedule_fires_missed",
+                schedule=row.name,
+                count=gap.count,
+                first=gap.first.at.isoformat(),
+                reason=gap.reason,
             )
         return due.last
 
@@ -284,8 +288,8 @@ class Schedules:
         begun = [fire for fire in opened if fire.state != FireState.WAITING]
         going = [Going(fire.at, str(fire.run_id) if fire.run_id else None) for fire in begun]
         settled = settle(_stored(row).overlap, [fire.at for fire in waiting], going)
-        for place, why in settled.skip:
-            store.decide(work, waiting[place].id, FireState.WAITING, FireState.SKIPPED, why=why)
+        for place, reason in settled.skip:
+            store.decide(work, waiting[place].id, FireState.WAITING, FireState.SKIPPED, reason=reason)
         for place in settled.begin:
             store.decide(work, waiting[place].id, FireState.WAITING, FireState.STARTING)
         start = [fire for fire in begun if fire.state == FireState.STARTING]
@@ -296,7 +300,7 @@ class Schedules:
     def _follow(self, row: Any, begun: _Begun) -> int:
         for run_id in begun.cancel:
             try:
-                self.runs.cancel(run_id, why=f"a later fire of the schedule {row.name} replaced it")
+                self.runs.cancel(run_id, message=f"a later fire of the schedule {row.name} replaced it")
             except NotFound:
                 _log.info("run_to_cancel_is_gone", schedule=row.name, run_id=str(run_id))
         return sum(self._start(row, fire) for fire in begun.start)
@@ -318,10 +322,10 @@ class Schedules:
             _log.info("schedule_fired", schedule=row.name, at=fire.at.isoformat(), run_id=str(run_id))
         return fired
 
-    def _failed(self, row: Any, fire: Any, why: str) -> bool:
+    def _failed(self, row: Any, fire: Any, reason: str) -> bool:
         with self.runs.transaction() as work:
-            store.decide(work, fire.id, FireState.STARTING, FireState.FAILED, why=why)
-        _log.warning("schedule_fire_failed", schedule=row.name, at=fire.at.isoformat(), error=why)
+            store.decide(work, fire.id, FireState.STARTING, FireState.FAILED, reason=reason)
+        _log.warning("schedule_fire_failed", schedule=row.name, at=fire.at.isoformat(), error=reason)
         return False
 
     def _submit(self, schedule: Schedule, schedule_id: UUID, fire: Any) -> UUID:
@@ -399,5 +403,5 @@ def _values(schedule_id: UUID, fire: Fire, state: FireState, gap: Missed | None)
         "count": gap.count if gap else 1,
         "state": state,
         "open": state in {FireState.WAITING, FireState.STARTING},
-        "why": gap.why if gap else None,
+        "reason": gap.reason if gap else None,
     }

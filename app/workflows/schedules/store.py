@@ -34,7 +34,7 @@ _READY = text("""
         GROUP BY schedule_id
     ) AS found GROUP BY id ORDER BY min(next_at) LIMIT :limit
 """)
-_COLUMNS = "id, name, document, decided_to, next_at, paused_at, paused_why, created_at, updated_at"
+_COLUMNS = "id, name, document, decided_to, next_at, paused_at, paused_reason, created_at, updated_at"
 #: The instant is read once the lock is held, so that decisions about a schedule never go back in time.
 _NOW = text("SELECT clock_timestamp() AS now")
 _LOCK_NAME = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759404))")
@@ -50,17 +50,17 @@ _MOVE = text("""
 """).bindparams(
     bindparam("next_at", type_=DateTime(timezone=True)), bindparam("decided_to", type_=DateTime(timezone=True))
 )
-_PAUSE = text("UPDATE schedule SET paused_at = now(), paused_why = :why WHERE id = :id")
-_RESUME = text("UPDATE schedule SET paused_at = NULL, paused_why = NULL WHERE id = :id")
+_PAUSE = text("UPDATE schedule SET paused_at = now(), paused_reason = :reason WHERE id = :id")
+_RESUME = text("UPDATE schedule SET paused_at = NULL, paused_reason = NULL WHERE id = :id")
 _DELETE = text("DELETE FROM schedule WHERE name = :name")
 _INSERT_FIRE = text("""
-    INSERT INTO schedule_fire (id, schedule_id, at, by_hand, due_at, last_at, count, state, open, why)
-    VALUES (:id, :schedule_id, :at, :by_hand, :due_at, :last_at, :count, :state, :open, :why)
+    INSERT INTO schedule_fire (id, schedule_id, at, by_hand, due_at, last_at, count, state, open, reason)
+    VALUES (:id, :schedule_id, :at, :by_hand, :due_at, :last_at, :count, :state, :open, :reason)
     ON CONFLICT DO NOTHING
 """).bindparams(
     bindparam("last_at", type_=DateTime(timezone=True)),
     bindparam("count", type_=Integer()),
-    bindparam("why", type_=Text()),
+    bindparam("reason", type_=Text()),
 )
 _OPEN = text("""
     SELECT fire.id, fire.at, fire.by_hand, fire.state, fire.run_id, run.state AS run_state
@@ -68,9 +68,9 @@ _OPEN = text("""
     WHERE fire.schedule_id = :id AND fire.open ORDER BY fire.at, fire.by_hand
 """)
 _DECIDE = text("""
-    UPDATE schedule_fire SET state = :state, why = :why, open = :open, run_id = :run_id, decided_at = now()
+    UPDATE schedule_fire SET state = :state, reason = :reason, open = :open, run_id = :run_id, decided_at = now()
     WHERE id = :id AND state = :was
-""").bindparams(bindparam("why", type_=Text()), bindparam("run_id", type_=Uuid()))
+""").bindparams(bindparam("reason", type_=Text()), bindparam("run_id", type_=Uuid()))
 _PRUNE = text("""
     DELETE FROM schedule_fire
     WHERE schedule_id = :id AND at < now() - :keep AND NOT open AND decided_at < now() - :keep
@@ -79,7 +79,7 @@ _VIEW = f"""
     SELECT {", ".join(f"schedule.{name.strip()}" for name in _COLUMNS.split(","))},
            (SELECT count(*) FROM schedule_fire
             WHERE schedule_id = schedule.id AND state = 'waiting' AND open) AS waiting,
-           fire.id AS fire_id, fire.at AS fire_at, fire.state AS fire_state, fire.why AS fire_why,
+           fire.id AS fire_id, fire.at AS fire_at, fire.state AS fire_state, fire.reason AS fire_reason,
            fire.decided_at AS fire_decided_at, last_run.id AS run_id, last_run.state AS run_state,
            last_run.created_at AS run_created_at, last_run.finished_at AS run_finished_at
     FROM schedule
@@ -95,7 +95,7 @@ _ONE = text(f"{_VIEW} WHERE schedule.name = :name")
 _ALL = text(f"{_VIEW} ORDER BY schedule.name")
 _NAMES = text("SELECT name FROM schedule ORDER BY name")
 _FIRES = text("""
-    SELECT fire.id, fire.at, fire.by_hand, fire.due_at, fire.last_at, fire.count, fire.state, fire.why, fire.run_id,
+    SELECT fire.id, fire.at, fire.by_hand, fire.due_at, fire.last_at, fire.count, fire.state, fire.reason, fire.run_id,
            fire.decided_at, run.state AS run_state
     FROM schedule_fire AS fire LEFT JOIN run ON run.id = fire.run_id
     WHERE fire.schedule_id = :id
@@ -150,9 +150,9 @@ def move(work: UnitOfWork, schedule_id: UUID, decided_to: datetime, next_at: dat
     work.run(_MOVE, {"id": schedule_id, "decided_to": decided_to, "next_at": next_at})
 
 
-def pause(work: UnitOfWork, schedule_id: UUID, why: str | None) -> None:
+def pause(work: UnitOfWork, schedule_id: UUID, reason: str | None) -> None:
     """It fires no more."""
-    work.run(_PAUSE, {"id": schedule_id, "why": why})
+    work.run(_PAUSE, {"id": schedule_id, "reason": reason})
 
 
 def resume(work: UnitOfWork, schedule_id: UUID) -> None:
@@ -187,12 +187,12 @@ def decide(
     was: FireState,
     state: FireState,
     *,
-    why: str | None = None,
+    reason: str | None = None,
     run_id: UUID | None = None,
 ) -> bool:
     """Move a fire from one state to another; False when it was moved before."""
     is_open = state in {FireState.STARTING, FireState.FIRED}
-    values = {"id": fire_id, "was": was, "state": state, "why": why, "open": is_open, "run_id": run_id}
+    values = {"id": fire_id, "was": was, "state": state, "reason": reason, "open": is_open, "run_id": run_id}
     return work.run(_DECIDE, values) == 1
 
 

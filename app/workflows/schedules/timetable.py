@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise, takewhile
 
-from app.kernel import durations
+from app.kernel.units import durations
 from app.workflows.schedules import cron
 from app.workflows.schedules.schedule import Schedule
 
@@ -45,7 +45,7 @@ class Missed:
     last: datetime
     #: None when there are more than COUNTED.
     count: int | None
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,24 +118,24 @@ def due(timetable: Timetable, last: datetime, now: datetime) -> Due:
     spare = "of the fires in the catch-up window, only the latest " + (f"{most} are" if most > 1 else "is") + " made up"
     missed: list[Missed] = []
     if not whole:
-        why = late if now - counted[0].due_at > window else spare
-        missed.append(Missed(counted[0], left[-1].at, None, why))
+        reason = late if now - counted[0].due_at > window else spare
+        missed.append(Missed(counted[0], left[-1].at, None, reason))
     else:
         old = [fire for fire in left if now - fire.due_at > window]
-        for part, why in ((old, late), (left[len(old) :], spare)):
+        for part, reason in ((old, late), (left[len(old) :], spare)):
             if part:
-                missed.append(Missed(part[0], part[-1].at, len(part), why))
+                missed.append(Missed(part[0], part[-1].at, len(part), reason))
     return Due(tuple(fires), tuple(missed), known[-1].at, _first(timetable, known[-1].at))
 
 
-def passed(timetable: Timetable, last: datetime, now: datetime, why: str) -> Missed | None:
+def passed(timetable: Timetable, last: datetime, now: datetime, reason: str) -> Missed | None:
     """All that came due after `last`, as not to be fired."""
     counted = list(islice(_due(timetable, last, now), COUNTED + 1))
     if not counted:
         return None
     if len(counted) <= COUNTED:
-        return Missed(counted[0], counted[-1].at, len(counted), why)
-    return Missed(counted[0], _latest(timetable, last, now, 1)[-1].at, None, why)
+        return Missed(counted[0], counted[-1].at, len(counted), reason)
+    return Missed(counted[0], _latest(timetable, last, now, 1)[-1].at, None, reason)
 
 
 def _due(timetable: Timetable, after: datetime, now: datetime) -> Iterator[Fire]:

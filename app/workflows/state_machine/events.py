@@ -46,7 +46,7 @@ class StepAwaited:
     key: str
     attempt: int
     #: Items or a run are under way.
-    outside: bool
+    delegated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class NoteGivenUp:
     """Write down why there is no other attempt."""
 
     key: str
-    why: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

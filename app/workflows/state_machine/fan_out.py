@@ -27,7 +27,7 @@ class FanOut:
     #: Items that have not begun.
     waiting: int
     #: Items that were sent and have not ended.
-    under_way: int = 0
+    in_flight: int = 0
     #: Items that failed for good.
     failed: int = 0
     #: No other item begins.
@@ -36,8 +36,8 @@ class FanOut:
 
 def refill(fan: FanOut, max_parallel: int) -> tuple[FanOut, int]:
     """How many items may begin now."""
-    count = 0 if fan.stopping else max(min(max_parallel - fan.under_way, fan.waiting), 0)
-    return replace(fan, waiting=fan.waiting - count, under_way=fan.under_way + count), count
+    count = 0 if fan.stopping else max(min(max_parallel - fan.in_flight, fan.waiting), 0)
+    return replace(fan, waiting=fan.waiting - count, in_flight=fan.in_flight + count), count
 
 
 def item_ended(fan: FanOut, *, failed: bool, collect: bool, begun: bool = True) -> FanOut:
@@ -45,7 +45,7 @@ def item_ended(fan: FanOut, *, failed: bool, collect: bool, begun: bool = True) 
     return replace(
         fan,
         waiting=fan.waiting - (not begun),
-        under_way=fan.under_way - begun,
+        in_flight=fan.in_flight - begun,
         failed=fan.failed + failed,
         stopping=fan.stopping or (failed and not collect),
     )
@@ -53,7 +53,7 @@ def item_ended(fan: FanOut, *, failed: bool, collect: bool, begun: bool = True) 
 
 def ended(fan: FanOut, *, collect: bool) -> MapEnding | None:
     """How the map has ended; None while something of it is under way or may begin."""
-    if fan.under_way or (fan.waiting and not fan.stopping):
+    if fan.in_flight or (fan.waiting and not fan.stopping):
         return None
     if fan.failed and not collect:
         return MapEnding.FAILED

@@ -40,7 +40,7 @@ class Again:
 class GiveUp:
     """No other attempt, and why."""
 
-    why: str
+    message: str
 
 
 def decide(

@@ -27,7 +27,7 @@ class RunStep:
     #: The branch that it took.
     branch: str | None = None
     #: While it is awaited: items or a run are under way, and must end before it has.
-    outside: bool = False
+    delegated: bool = False
     #: Somebody was asked to decide it.
     asked: bool = False
 

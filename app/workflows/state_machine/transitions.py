@@ -155,16 +155,16 @@ def proceed(run: Run, event: Event) -> Advance:
             _decide(steps, event, commands)
         case StepClaimed(key, attempt):
             _change(steps, _at(run, key, attempt, event), StepChange.CLAIMED)
-        case StepAwaited(key, attempt, outside):
-            _await(steps, _at(run, key, attempt, event), outside, commands)
+        case StepAwaited(key, attempt, delegated):
+            _await(steps, _at(run, key, attempt, event), delegated, commands)
         case StepSucceeded(key, attempt, branch):
-            _change(steps, replace(_at(run, key, attempt, event), branch=branch, outside=False), StepChange.SUCCEEDED)
+            _change(steps, replace(_at(run, key, attempt, event), branch=branch, delegated=False), StepChange.SUCCEEDED)
         case StepFailed():
-            _fail(steps, replace(_at(run, event.key, event.attempt, event), outside=False), event, commands)
+            _fail(steps, replace(_at(run, event.key, event.attempt, event), delegated=False), event, commands)
         case DelayOver(key, attempt):
             _dispatch(steps, _change(steps, _at(run, key, attempt, event), StepChange.DELAY_OVER), commands)
         case StepOutOfTime(key):
-            _run_out(steps, steps[key], commands)
+            _time_out(steps, steps[key], commands)
         case StepCancelRequested(key):
             _cancel(steps, [steps[key]], commands)
         case CancelRequested(wanted):
@@ -226,14 +226,14 @@ def _decide(steps: dict[str, RunStep], event: StepDecided, commands: list[Comman
         _dispatch(steps, _change(steps, step, StepChange.NEEDS_MET), commands)
 
 
-def _await(steps: dict[str, RunStep], step: RunStep, outside: bool, commands: list[Command]) -> None:
+def _await(steps: dict[str, RunStep], step: RunStep, delegated: bool, commands: list[Command]) -> None:
     """Once a cancel was asked for, what goes on elsewhere is told at once, and what does not is over."""
-    if step.outside:
+    if step.delegated:
         raise InvalidTransition(f"step {step.key}", step.state, "StepAwaited for the second time")
     if step.state is not StepState.CANCELLING:
-        _change(steps, replace(step, outside=outside), StepChange.AWAITED)
-    elif outside:
-        steps[step.key] = replace(step, outside=True)
+        _change(steps, replace(step, delegated=delegated), StepChange.AWAITED)
+    elif delegated:
+        steps[step.key] = replace(step, delegated=True)
         commands.append(StopStep(step.key))
     else:
         _change(steps, step, StepChange.FAILED)
@@ -264,7 +264,7 @@ def _fail(steps: dict[str, RunStep], step: RunStep, event: StepFailed, commands:
     )
     if isinstance(decision, retry.GiveUp):
         _change(steps, step, StepChange.FAILED_FOR_GOOD)
-        commands.append(NoteGivenUp(step.key, decision.why))
+        commands.append(NoteGivenUp(step.key, decision.message))
         return
     waiting = _change(steps, step, StepChange.FAILED)
     if waiting.state is not StepState.WAITING:
@@ -275,9 +275,9 @@ def _fail(steps: dict[str, RunStep], step: RunStep, event: StepFailed, commands:
         _dispatch(steps, _change(steps, waiting, StepChange.DELAY_OVER), commands)
 
 
-def _run_out(steps: dict[str, RunStep], step: RunStep, commands: list[Command]) -> None:
+def _time_out(steps: dict[str, RunStep], step: RunStep, commands: list[Command]) -> None:
     """What nobody holds fails at once; what goes on elsewhere is stopped first, and has failed when that has ended."""
-    if step.state is StepState.AWAITING and step.outside:
+    if step.state is StepState.AWAITING and step.delegated:
         _change(steps, step, StepChange.CANCEL_ASKED)
         commands.append(StopStep(step.key))
     elif step.state is StepState.AWAITING:
@@ -288,7 +288,7 @@ def _run_out(steps: dict[str, RunStep], step: RunStep, commands: list[Command]) 
 
 def _cancel(steps: dict[str, RunStep], wanted: list[RunStep], commands: list[Command]) -> None:
     for step in wanted:
-        alone = step.state is StepState.AWAITING and not step.outside
+        alone = step.state is StepState.AWAITING and not step.delegated
         changed = _change(steps, step, StepChange.DROPPED if alone else StepChange.CANCEL_ASKED)
         if changed.state is StepState.CANCELLING:
             commands.append(StopStep(step.key))

@@ -143,7 +143,7 @@ def test_a_holder_grows_only_into_what_is_free(ledger: Ledger) -> None:
 
 
 def test_a_lost_host_is_out_until_its_agent_joins_anew(ledger: Ledger) -> None:
-    ledger = books.lose(serving(ledger, "r1", {"a": 80}), "h")
+    ledger = books.lose_host(serving(ledger, "r1", {"a": 80}), "h")
 
     assert ledger.reservations == {}
     assert isinstance(books.claim(ledger, wanted("r2", {"a": 1})), ReservationRefused)
@@ -161,11 +161,11 @@ def test_a_device_that_shrinks_or_goes_stays_as_large_as_what_it_holds(ledger: L
 
 def test_reserves_and_pinned_pools_cannot_pass_a_device_together(ledger: Ledger) -> None:
     """What is lent comes back by preemption: a pinned pool on it would never give it back."""
-    ledger = granted(books.set_aside(ledger, ReservedCapacity("s", "mine", {"a": 60})))
+    ledger = granted(books.add_reserve(ledger, ReservedCapacity("s", "mine", {"a": 60})))
     assert isinstance(books.claim(ledger, wanted("r1", {"a": 41}, pinned=True)), ReservationRefused)
     assert isinstance(books.claim(ledger, wanted("r1", {"a": 100})), Ledger), "it is lent"
     assert isinstance(books.claim(ledger, wanted("r1", {"a": 100}, pinned=True, configuration="mine")), Ledger)
-    assert isinstance(books.set_aside(ledger, ReservedCapacity("t", "other", {"a": 41})), ReservationRefused)
+    assert isinstance(books.add_reserve(ledger, ReservedCapacity("t", "other", {"a": 41})), ReservationRefused)
 
 
 def test_a_quota_counts_what_a_namespace_holds(ledger: Ledger) -> None:
@@ -266,12 +266,12 @@ class World:
         if self.tries(lambda: books.claim(self.ledger, one)) and self.one_of([True, False]):
             self.starts(one.id, dies=False)
 
-    def plan_sets_aside_or_drops(self) -> None:
+    def plan_adds_or_drops_a_reserve(self) -> None:
         if self.ledger.reserves and self.one_of([True, False]):
             self.moves(books.drop_reserve(self.ledger, self.one_of(sorted(self.ledger.reserves))))
         else:
             one = ReservedCapacity(f"s{self.number()}", self.one_of("mn"), {self.one_of("aab"): self.data.draw(SIZES)})
-            self.tries(lambda: books.set_aside(self.ledger, one))
+            self.tries(lambda: books.add_reserve(self.ledger, one))
 
     def plan_stops(self) -> None:
         if self.held():
@@ -371,7 +371,7 @@ class World:
 
     def host_is_declared_lost(self) -> None:
         """Its agent and its processes may live on, cut off: they have no say."""
-        self.moves(books.lose(self.ledger, self.one_of(sorted(HOSTS))))
+        self.moves(books.lose_host(self.ledger, self.one_of(sorted(HOSTS))))
 
     def check(self) -> None:
         assert books.problems(self.ledger) == []
@@ -391,7 +391,7 @@ class World:
 ACTS: Mapping[Callable[[World], None], int] = {
     World.plan_claims: 8,
     World.plan_stops: 1,
-    World.plan_sets_aside_or_drops: 1,
+    World.plan_adds_or_drops_a_reserve: 1,
     World.agent_starts: 4,
     World.agent_sees_a_process_dead: 4,
     World.agent_begins_anew: 2,

@@ -75,7 +75,7 @@ def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, hold
 
     heard = holder.renew(id_, grant.epoch, HeartbeatReport(PoolPhase.SERVING, busy=2))
     assert heard.desired is Desired.RUN
-    assert hosts.beat("h", agent, [Measured("a", 650, 0)], ["m.1"], [])[0].stage is PoolPhase.SERVING
+    assert hosts.beat("h", agent, [Measured("a", 650, 0)], ["m.1"], [])[0].phase is PoolPhase.SERVING
 
     hosts.release("h", agent, gone(id_))
     hosts.release("h", agent, gone(id_))
@@ -182,7 +182,7 @@ def test_an_agent_that_does_not_know_the_processes_of_a_host_does_not_join(datab
 def test_postgres_itself_refuses_what_passes_a_device(database: Database, hosts: Hosts) -> None:
     """Whatever a defect of ours would write."""
     hosts.join("h", "here", 8, declared("a"), {})
-    for column in ("charged_bytes", "firm_bytes"):
+    for column in ("charged_bytes", "non_preemptible_bytes"):
         with pytest.raises(psycopg.errors.CheckViolation), database.work() as work:
             work.run(text(f"UPDATE device SET {column} = capacity_bytes + 1"))
 

@@ -48,7 +48,7 @@ def test_a_pool_that_cannot_be_released_does_not_stop_the_others(agent: Agent, d
         pools.append(pool)
     with database.work() as work:
         work.run(
-            text(f"ALTER TABLE pool_process ADD CONSTRAINT refuses CHECK (phase <> 'ended' OR pool_id <> '{pools[0]}')")
+            text(f"ALTER TABLE pool_process ADD CONSTRAINT refuses CHECK (state <> 'ended' OR pool_id <> '{pools[0]}')")
         )
     try:
         agent._run_pass()

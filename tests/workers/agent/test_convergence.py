@@ -32,9 +32,9 @@ LIMITS = ConvergenceLimits(
 )
 HELD = Granted(
     id="p", epoch=1, state=ReservationState.HELD, waits=False, configuration="m.1", model="m:1",
-    desired=Desired.RUN, stop_reason="", bytes={"d": 1}, stage=None, stalled=seconds(0), silent=seconds(0), told="",
+    desired=Desired.RUN, stop_reason="", bytes={"d": 1}, phase=None, stalled=seconds(0), silent=seconds(0), detail="",
 )  # fmt: skip
-SERVING = replace(HELD, state=ReservationState.ACTIVE, stage=PoolPhase.SERVING)
+SERVING = replace(HELD, state=ReservationState.ACTIVE, phase=PoolPhase.SERVING)
 STOPPED = replace(SERVING, desired=Desired.DRAIN, stop_reason="makes room")
 RUNNING = LocalProcess(alive=True, age=seconds(60), contact=seconds(600))
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -66,30 +66,30 @@ STOPPING = replace(RUNNING, stop_requested=Desired.DRAIN, stop_requested_ago=sec
             Kill("it did not end within 10s after it was asked to"),
         ),
         (STOPPED, replace(STOPPING, alive=False), Release("its process ended")),
-        (replace(SERVING, stage=PoolPhase.LOADING), RUNNING, None),
+        (replace(SERVING, phase=PoolPhase.LOADING), RUNNING, None),
         (
-            replace(SERVING, stage=PoolPhase.LOADING),
+            replace(SERVING, phase=PoolPhase.LOADING),
             replace(RUNNING, age=seconds(301)),
             Kill("it did not begin to serve within 5m (setting pools.start_timeout)"),
         ),
         (replace(SERVING, stalled=seconds(121)), RUNNING, Kill("its engine made no progress for 2m1s")),
         (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(20)), RUNNING, None),
-        (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(99), stage=None), RUNNING, None),
-        (replace(SERVING, stage=PoolPhase.REFUSED), replace(RUNNING, alive=False), Release("its process ended")),
+        (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(99), phase=None), RUNNING, None),
+        (replace(SERVING, phase=PoolPhase.REFUSED), replace(RUNNING, alive=False), Release("its process ended")),
         (
-            replace(SERVING, stage=PoolPhase.DRAINING),
+            replace(SERVING, phase=PoolPhase.DRAINING),
             replace(RUNNING, age=seconds(9999)),
             Terminate("it ends by itself"),
         ),
         (
-            replace(SERVING, stage=PoolPhase.UNLOADING, told="its claim was lost"),
+            replace(SERVING, phase=PoolPhase.UNLOADING, detail="its claim was lost"),
             RUNNING,
             Terminate("its claim was lost"),
         ),
         (replace(SERVING, silent=seconds(30)), RUNNING, None),
         (replace(SERVING, silent=seconds(31)), RUNNING, Kill(SILENT)),
         (replace(SERVING, silent=seconds(31)), replace(RUNNING, contact=seconds(30)), None),
-        (replace(SERVING, silent=seconds(31), stage=None), RUNNING, None),
+        (replace(SERVING, silent=seconds(31), phase=None), RUNNING, None),
         (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(31)), RUNNING, Kill(SILENT)),
         (replace(STOPPED, silent=seconds(31)), STOPPING, Kill(SILENT)),
     ],

@@ -71,7 +71,7 @@ def test_a_simulated_engine_may_be_split_over_several_devices() -> None:
 def unmanaged(number: int, *devices: MeasuredDevice, reserved: dict[str, int]) -> int:
     """The unmanaged bytes of one device, while this process is a pool with these reserved bytes."""
     pools = {os.getpid(): reserved}
-    return inventory.measured("here", Inventory(devices), FleetSettings(), pools)[number].strangers
+    return inventory.measured("here", Inventory(devices), FleetSettings(), pools)[number].unmanaged
 
 
 def test_memory_of_other_processes_is_unmanaged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def rejection(message: Any) -> Reason:
 
 
 def test_messages_of_the_publisher_pass_unchanged(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
-    publisher.publish(RUN_STEP, (STEP, 2), queue="io", priority=3, told="triage/reply #2")
+    publisher.publish(RUN_STEP, (STEP, 2), queue="io", priority=3, description="triage/reply #2")
     sent = valkey.lindex("io\x06\x163", 0)
     made = json.loads(validated(sent.encode(), "io", 3, "tag"))
 

@@ -67,7 +67,7 @@ def test_metrics_are_served_from_before_the_load_until_the_exit(
 
     with serving(status, tmp_path) as exported:
         before = Scrape(tmp_path)
-        assert before("arriero_pool_stage", stage="starting") == 1
+        assert before("arriero_pool_phase", phase="starting") == 1
         assert before("arriero_pool_loaded_ratio") == 0
         assert not any(sample.name.startswith("arriero_engine") for sample in before.samples)
 
@@ -84,7 +84,7 @@ def test_metrics_are_served_from_before_the_load_until_the_exit(
             cancelled.result(30)
 
         now = Scrape(tmp_path)
-        assert now("arriero_pool_stage", stage="serving") == 1
+        assert now("arriero_pool_phase", phase="serving") == 1
         assert now("arriero_pool_loaded_ratio") == 1
         assert now("arriero_engine_requests_ended_total", outcome="finished") == 3
         assert now("arriero_engine_requests_ended_total", outcome="cancelled") == 1
@@ -101,7 +101,7 @@ def test_metrics_are_served_from_before_the_load_until_the_exit(
         assert any(sample.name == "process_resident_memory_bytes" for sample in now.samples)
         engine.close()
         status.enter(PoolPhase.UNLOADING)
-        assert Scrape(tmp_path)("arriero_pool_stage", stage="unloading") == 1
+        assert Scrape(tmp_path)("arriero_pool_phase", phase="unloading") == 1
     assert not (tmp_path / "metrics" / "pool.tiny-1m.json").exists()
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"http://{now.target}/metrics", trust_env=False)
@@ -168,6 +168,6 @@ def test_a_silent_client_delays_no_other(status: Status, tmp_path: Path) -> None
         scrape = Scrape(tmp_path)
         host, port = scrape.target.rsplit(":", 1)
         with socket.create_connection((host, int(port))) as silent:
-            assert Scrape(tmp_path)("arriero_pool_stage", stage="starting") == 1
+            assert Scrape(tmp_path)("arriero_pool_phase", phase="starting") == 1
             silent.settimeout(60)
             assert silent.recv(1) == b"", "the connection is closed"

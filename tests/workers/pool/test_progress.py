@@ -17,5 +17,5 @@ def test_a_long_load_is_logged_every_two_seconds() -> None:
             status.note_progress(loaded)
         status.enter(PoolPhase.SERVING)
     assert [line["percent"] for line in lines if line["event"] == "model_loading"] == [25, 60]
-    assert lines[-1]["stage"] == "serving"
-    assert (status.loaded, status.stage) == (1.0, PoolPhase.SERVING)
+    assert lines[-1]["phase"] == "serving"
+    assert (status.loaded, status.phase) == (1.0, PoolPhase.SERVING)

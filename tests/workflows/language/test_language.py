@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from app.kernel import durations
 from app.kernel.errors import ConcurrencyLimitReached, EventKeyReused, InvalidInput, InvalidTransition, NotFound
+from app.kernel.units import durations
 from app.workflows import registry, retention
 from app.workflows.language import check
 from app.workflows.runs import control, submission
@@ -44,8 +44,8 @@ def test_a_step_whose_condition_does_not_hold_is_skipped_and_so_is_what_needs_it
     assert hands.run(no).state == "succeeded", "what was skipped did not fail"
     assert set(hands.states(yes).values()) == {"succeeded"}
     assert hands.states(off)["b"] == "skipped"
-    told = [entry for entry in hands.history(no) if entry.what == "skipped"]
-    assert [entry.cause["why"] for entry in told] == [
+    told = [entry for entry in hands.history(no) if entry.event == "skipped"]
+    assert [entry.cause["message"] for entry in told] == [
         "its condition does not hold",
         "what it needs did not come about",
     ]
@@ -189,7 +189,7 @@ def test_a_map_does_so_many_at_a_time_and_keeps_the_order(hands: Hands) -> None:
 
     assert hands.run(run_id).output == {"end": {"each": ["A", "B", "C", "D", "E"]}}
     view = hands.step(run_id, "each")
-    assert (view.items, view.items_waiting, view.items_under_way, view.items_failed) == (5, 0, 0, 0)
+    assert (view.items, view.items_waiting, view.items_in_flight, view.items_failed) == (5, 0, 0, 0)
 
 
 def test_a_map_over_nothing_succeeds_at_once(hands: Hands) -> None:
@@ -705,7 +705,7 @@ def test_nothing_of_a_paused_run_begins(hands: Hands) -> None:
     hands.work()
 
     assert hands.run(run_id).state == "succeeded"
-    assert [entry.what for entry in hands.history(run_id) if entry.step is None] == [
+    assert [entry.event for entry in hands.history(run_id) if entry.step is None] == [
         "submitted",
         "paused",
         "resumed",
@@ -841,7 +841,7 @@ def test_history_tells_the_story_in_its_order(hands: Hands) -> None:
     run_id = hands.submit(flow(f"\n  - {{id: a, kind: generate, prompt: hi, {NOW}}}"))
     hands.work(a=fails_then("ok"))
 
-    told = [(entry.step, entry.what, entry.attempt) for entry in hands.history(run_id)]
+    told = [(entry.step, entry.event, entry.attempt) for entry in hands.history(run_id)]
     assert told == [
         (None, "submitted", None),
         ("a", "ready", 1),
@@ -954,12 +954,12 @@ def test_a_run_is_retried_as_its_workflow_is_paused_now(hands: Hands) -> None:
 def test_a_cancelled_run_says_why(hands: Hands) -> None:
     run_id = hands.submit(flow("\n  - {id: a, kind: generate, prompt: hi}\n  - {id: b, kind: noop, needs: [a]}"))
     held = hands.claim("a")
-    hands.runs.cancel(run_id, why="a person wanted that")
+    hands.runs.cancel(run_id, message="a person wanted that")
     hands.do(held, {"a": failure("cancelled", "cancelled on request")})
 
     assert hands.run(run_id).error["message"] == "a person wanted that"
     assert hands.step(run_id, "a").error["message"] == "a person wanted that"
-    ends = [entry for entry in hands.history(run_id) if entry.what in ("cancelling", "cancelled")]
+    ends = [entry for entry in hands.history(run_id) if entry.event in ("cancelling", "cancelled")]
     assert len(ends) == 5
     assert all("a person wanted that" in str(entry.cause) for entry in ends)
 

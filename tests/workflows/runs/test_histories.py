@@ -51,7 +51,7 @@ _LEFT_OPEN = text("""
     WHERE run.finished_at IS NOT NULL AND step.state NOT IN ('succeeded', 'failed', 'skipped', 'cancelled')
 """)
 _COUNTS = text("""
-    SELECT fan_out.total, fan_out.waiting, fan_out.under_way, step.state,
+    SELECT fan_out.total, fan_out.waiting, fan_out.in_flight, step.state,
            (SELECT count(*) FROM step AS item WHERE item.parent_id = step.id AND item.state = 'pending') AS pending,
            (SELECT count(*) FROM step AS item WHERE item.parent_id = step.id
             AND item.state IN ('ready', 'waiting', 'running', 'awaiting', 'cancelling')) AS open
@@ -139,7 +139,7 @@ class World:
         with self.hands.runs.database.work() as work:
             assert work.rows(_LEFT_OPEN) == [], "a run that has ended leaves nothing open"
             for row in work.rows(_COUNTS):
-                assert (row.waiting, row.under_way) == (row.pending, row.open), "items are counted as they stand"
+                assert (row.waiting, row.in_flight) == (row.pending, row.open), "items are counted as they stand"
 
     def finish(self) -> None:
         """However it stands: what is paused goes on, workers do their work, time passes, and all comes to its end."""

@@ -167,7 +167,7 @@ def test_values_as_long_as_the_limit_go_through(runs: Runs) -> None:
     source = CHILD.replace("]\noutputs", ", {id: told, kind: wait, needs: [give], event: news}]\noutputs")
     run_id = hands.submit(source, v=long)
     hands.work(run_id, give=f"out{long}")
-    control.tell(runs, run_id, "news", f"in{long}")
+    control.send_event(runs, run_id, "news", f"in{long}")
 
     assert views.run(runs.database, run_id).run.state == RunState.SUCCEEDED
     assert json.loads(text_of(runs, run_id, "inputs")) == {"v": long}

@@ -231,7 +231,7 @@ def test_a_renewed_lease_is_not_taken(runs: Runs, database: Database) -> None:
     let_lease_end(database, run_id)
 
     assert runs.renew([held.step_id], WORKER)[held.step_id] == (1, "running")
-    assert not runs.lose(run_id, "first", 1)
+    assert not runs.expire_lease(run_id, "first", 1)
     assert runs.succeed(held, WORKER, Success("x")) is None
 
 

@@ -99,7 +99,7 @@ def test_a_run_that_raises_ends_with_the_reason_and_the_sweep_goes_on(
     assert hands.run(bad).state == "failed"
     assert "ZeroDivisionError: a defect" in hands.run(bad).error["message"]
     assert set(hands.states(bad).values()) <= {"cancelled", "skipped"}
-    assert hands.history(bad)[-1].what == "failed"
+    assert hands.history(bad)[-1].event == "failed"
     hands.work(good)
     assert hands.run(good).state == "succeeded"
     assert hands.sweep().abandoned == 0
@@ -166,14 +166,14 @@ def test_a_locked_concurrency_key_is_passed_over(hands: Hands) -> None:
 def test_concurrent_sweeps_take_different_rows(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     run_ids = [asleep(hands, flow(WAIT)) for _ in range(20)]
     hands.pass_time(hours=2)
-    real, taken = Runs.resume, list[bool]()
+    real, taken = Runs.end_delay, list[bool]()
 
-    def resume(runs: Runs, *arguments: Any) -> bool:
-        resumed = real(runs, *arguments)
-        taken.append(resumed)
-        return resumed
+    def end_delay(runs: Runs, *arguments: Any) -> bool:
+        ended = real(runs, *arguments)
+        taken.append(ended)
+        return ended
 
-    monkeypatch.setattr(Runs, "resume", resume)
+    monkeypatch.setattr(Runs, "end_delay", end_delay)
     threads = [threading.Thread(target=hands.sweep) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -179,8 +179,8 @@ def test_an_outage_is_made_up_within_the_window_and_the_rest_is_told(schedules: 
     assert [fire.state for fire in (old, spare, first, second)] == ["missed", "missed", "fired", "fired"]
     assert old.count + spare.count == 18
     assert (spare.last_at, second.at) == (first.at - timedelta(days=1), first.at + timedelta(days=1))
-    assert "later than the catch-up window of 5d" in old.why
-    assert "only the latest 2" in spare.why
+    assert "later than the catch-up window of 5d" in old.reason
+    assert "only the latest 2" in spare.reason
     assert schedules.get(NAME).row.fire_id == second.id
 
 
@@ -194,7 +194,7 @@ def test_by_default_a_fire_is_skipped_while_an_earlier_run_goes_on(
     assert look(schedules) == 0
     first, second = fires(schedules)
     assert (first.state, second.state) == ("fired", "skipped")
-    assert str(first.run_id) in second.why
+    assert str(first.run_id) in second.reason
 
     end(runs, first.run_id)
     lapse(database)
@@ -252,14 +252,14 @@ def test_a_run_that_was_removed_keeps_nobody(schedules: Schedules, database: Dat
 def test_nothing_fires_while_paused_and_nothing_is_made_up_after(schedules: Schedules, database: Database) -> None:
     put(schedules)
     assert schedules.pause(NAME, "stock-taking").state == "paused"
-    assert schedules.pause(NAME).row.paused_why == "stock-taking", "it is paused already"
+    assert schedules.pause(NAME).row.paused_reason == "stock-taking", "it is paused already"
     lapse(database, days=7)
     assert schedules.ready() == []
 
     assert schedules.resume(NAME).state == "active"
     assert look(schedules) == 0
     (fire,) = fires(schedules)
-    assert (fire.state, fire.count, fire.why) == ("skipped", 7, "the schedule was paused")
+    assert (fire.state, fire.count, fire.reason) == ("skipped", 7, "the schedule was paused")
     lapse(database)
     assert look(schedules) == 1
 
@@ -274,7 +274,7 @@ def test_what_was_due_before_a_pause_is_told_and_what_waits_is_dropped(
     schedules.pause(NAME)
 
     first, second = fires(schedules)
-    assert (first.state, second.state, second.why) == ("fired", "skipped", "the schedule was paused")
+    assert (first.state, second.state, second.reason) == ("fired", "skipped", "the schedule was paused")
     end(runs, first.run_id)
     assert look(schedules) == 0
 
@@ -288,7 +288,7 @@ def test_a_trigger_fires_now_and_the_same_key_once(schedules: Schedules, databas
     assert schedules.trigger(NAME, key="k").id == first.id
     busy = schedules.trigger(NAME)
     assert (busy.state, busy.run_id) == ("skipped", None)
-    assert str(first.run_id) in busy.why
+    assert str(first.run_id) in busy.reason
     forced = schedules.trigger(NAME, force=True)
     assert forced.state == "fired"
     assert count_runs(database) == 2
@@ -306,7 +306,7 @@ def test_a_workflow_that_breaks_later_fails_the_fire_and_says_why(
     assert look(schedules) == 0
     (fire,) = fires(schedules)
     assert (fire.state, fire.run_id) == ("failed", None)
-    assert "inputs.day: 'x' is not of type 'integer'" in fire.why
+    assert "inputs.day: 'x' is not of type 'integer'" in fire.reason
     assert schedules.ready() == [], "it is not tried again"
 
     put(schedules, inputs={"day": "x"}, version=1)
@@ -447,7 +447,7 @@ def test_a_fire_that_raises_has_failed_and_the_others_fire(
     assert schedules.advance_all() == 1
     (fire,) = fires(schedules)
     assert fire.state == "failed"
-    assert "OverflowError: a defect" in fire.why
+    assert "OverflowError: a defect" in fire.reason
     assert schedules.ready() == []
 
 
@@ -462,9 +462,9 @@ def test_a_schedule_that_raises_is_paused_with_the_reason_and_the_others_fire(
         work.run(text("UPDATE schedule SET document = '{}' WHERE id = :id"), {"id": schedule_id})
     assert schedules.advance_all() == 1
     with database.work() as work:
-        row = work.row(text("SELECT paused_why FROM schedule WHERE id = :id"), {"id": schedule_id})
+        row = work.row(text("SELECT paused_reason FROM schedule WHERE id = :id"), {"id": schedule_id})
     assert row is not None
-    assert "ValidationError" in row.paused_why
+    assert "ValidationError" in row.paused_reason
     assert schedules.ready() == []
 
 

@@ -248,7 +248,7 @@ def test_gaps_say_why() -> None:
     table = timetable(every="1h", catch_up="150m")
     found = due(table, at("2026-01-01T00:00Z"), at("2026-01-01T05:00Z"))
 
-    assert [(gap.count, gap.why) for gap in found.missed] == [
+    assert [(gap.count, gap.reason) for gap in found.missed] == [
         (2, "later than the catch-up window of 2h30m"),
         (2, "of the fires in the catch-up window, only the latest is made up"),
     ]

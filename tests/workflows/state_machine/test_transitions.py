@@ -124,7 +124,7 @@ def test_a_lost_worker_costs_no_attempt_but_is_not_forgiven_for_ever() -> None:
 
     poisoned = after(run, StepClaimed("a", 3), failed("a", 3, FailureReason.WORKER_LOST))
     assert states(poisoned.run) == {"a": "failed"}
-    assert "3 workers died" in next(c.why for c in poisoned.commands if isinstance(c, runs.NoteGivenUp))
+    assert "3 workers died" in next(c.message for c in poisoned.commands if isinstance(c, runs.NoteGivenUp))
 
 
 def test_a_step_handed_back_is_sent_at_once_and_costs_nothing() -> None:
@@ -219,7 +219,7 @@ class World:
     #: Attempts that some worker believes that it holds, dead and late ones too.
     held: set[tuple[str, int]] = field(default_factory=set)
     #: Steps whose work goes on elsewhere, and must end before they have.
-    outside: set[tuple[str, int]] = field(default_factory=set)
+    delegated: set[tuple[str, int]] = field(default_factory=set)
     succeeded: list[str] = field(default_factory=list)
     begun: list[tuple[str, int]] = field(default_factory=list)
     #: What was asked of this world and is to be answered at once.
@@ -250,15 +250,15 @@ class World:
                 assert self.stands(step.rule), "what it needs has come about"
                 self.begun.append((key, attempt))
                 self.held.add((key, attempt))
-            case StepAwaited(key, attempt, outside):
+            case StepAwaited(key, attempt, delegated):
                 self.held.discard((key, attempt))
-                if outside:
-                    self.outside.add((key, attempt))
+                if delegated:
+                    self.delegated.add((key, attempt))
             case StepSucceeded(key, attempt):
                 self.succeeded.append(key)
-                self.outside.discard((key, attempt))
+                self.delegated.discard((key, attempt))
             case StepFailed(key=key, attempt=attempt):
-                self.outside.discard((key, attempt))
+                self.delegated.discard((key, attempt))
             case CancelRequested():
                 self.cancelled = True
             case RetryRequested():
@@ -283,7 +283,7 @@ class World:
             case ComputeOutput():
                 self.asked.append(OutputComputed(self.draw(st.integers(0, 3)) > 0))
             case FinishRun(state):
-                assert not self.outside or state is not RunState.CANCELLED, "nothing goes on after a confirmed cancel"
+                assert not self.delegated or state is not RunState.CANCELLED, "nothing goes on after a confirmed cancel"
                 if self.cancelled:
                     assert state is not RunState.SUCCEEDED
             case _:
@@ -330,7 +330,7 @@ class World:
             case StepState.PENDING:
                 return self._needs_open(step)
             case StepState.CANCELLING:
-                return (step.key, step.attempt) in self.held | self.outside
+                return (step.key, step.attempt) in self.held | self.delegated
             case _:
                 return True
 
@@ -340,13 +340,13 @@ class World:
     def choices(self) -> list[Event]:
         """What may happen now, and much that may not."""
         found: list[Event] = [StepClaimed(key, attempt) for key, attempt in sorted(self.sent)]
-        for key, attempt in sorted(self.held | self.outside):
+        for key, attempt in sorted(self.held | self.delegated):
             found.append(StepSucceeded(key, attempt, self.draw(st.sampled_from([None, *BRANCHES]))))
             found += [failed(key, attempt, reason) for reason in _REASONS]
-            found += [StepAwaited(key, attempt, outside) for outside in (False, True)]
+            found += [StepAwaited(key, attempt, delegated) for delegated in (False, True)]
             found.append(DelayOver(key, attempt))
         for key, step in self.run.steps.items():
-            if step.state is StepState.AWAITING and not step.outside:
+            if step.state is StepState.AWAITING and not step.delegated:
                 found.append(StepSucceeded(key, step.attempt))
             found.append(StepOutOfTime(key))
         return found

@@ -1,1 +1,0 @@
-"""The process tree of `arriero up`: embedded servers, the API and workers, watched by one parent."""

@@ -1,0 +1,88 @@
+"""The graph of a run for the terminal: a tree of steps with their states and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from app.cli.output import seconds, shortened, state
+
+#: The mark before a step, by its state.
+MARKS: Mapping[str, str] = {
+    "pending": "·",
+    "ready": "○",
+    "running": "●",
+    "waiting": "↻",
+    "awaiting": "◔",
+    "cancelling": "◌",
+    "succeeded": "✓",
+    "failed": "✗",
+    "skipped": "-",
+    "cancelled": "✗",
+}
+
+
+def drawn(found: Mapping[str, Any]) -> RenderableType:
+    """Return the tree of a run of the API. A step that needs several steps is below the deepest of them."""
+    paused = Text(" (paused)", "yellow") if found["paused"] else Text()
+    head = Text.assemble("run ", (found["id"], "bold"), f" of {found['workflow']} is ", state(found["state"]), paused)
+    steps = {step["key"]: step for step in found["steps"]}
+    depths: dict[str, int] = {}
+    nodes: dict[str, Tree] = {}
+    root = Tree("", hide_root=True, guide_style="dim")
+    for key in _in_order(steps):
+        needs = [need.partition(".")[0] for need in steps[key]["needs"]]
+        above = max(needs, key=lambda need: depths[need], default=None)
+        depths[key] = 0 if above is None else depths[above] + 1
+        others = [need for need in steps[key]["needs"] if need.partition(".")[0] != above]
+        nodes[key] = (nodes[above] if above is not None else root).add(_line(steps[key], others))
+    return Group(head, root)
+
+
+def _line(step: Mapping[str, Any], others: list[str]) -> Text:
+    line = Text.assemble((MARKS[step["state"]] + " ", ""), (step["key"], "bold"), " ", state(step["state"]))
+    parts = []
+    if step["branch"]:
+        parts.append(f"→ {step['branch']}")
+    if step["model"]:
+        parts.append(f"{step['model']}, {step['tokens_in']} + {step['tokens_out']} tokens")
+    if step["items"]:
+        items = step["items"]
+        done = items["total"] - items["waiting"] - items["in_flight"]
+        parts.append(f"{done}/{items['total']} items" + (f", {items['failed']} failed" if items["failed"] else ""))
+    if step["took_s"] is not None:
+        parts.append(seconds(step["took_s"]))
+    if step["attempt"] > 1:
+        parts.append(f"attempt {step['attempt']}")
+    if step["state"] == "awaiting" and step["awaits"]:
+        parts.append(_awaited(step["awaits"]))
+    if others:
+        parts.append("also after " + ", ".join(others))
+    if step["error"] and step["state"] in ("failed", "waiting"):
+        parts.append(shortened(step["error"].get("message", ""), 80))
+    return line.append("  " + " · ".join(parts), "dim") if parts else line
+
+
+def _awaited(awaits: Mapping[str, Any]) -> str:
+    if "event" in awaits:
+        message = f": {awaits['message']}" if awaits.get("message") else ""
+        return f"waits for the event {awaits['event']}{message}"
+    if "run" in awaits:
+        return f"waits for run {awaits['run']} of {awaits['workflow']}"
+    if awaits.get("until"):
+        return f"until {awaits['until']}"
+    return "waits"
+
+
+def _in_order(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    ordered: list[str] = []
+    left = list(steps)
+    while left:
+        ready = [key for key in left if all(need.partition(".")[0] in ordered for need in steps[key]["needs"])]
+        ordered += ready
+        left = [key for key in left if key not in ready]
+    return ordered
