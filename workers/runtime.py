@@ -73,7 +73,7 @@ def start(
     Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
     """
     servers = addresses.of(settings)
-    database = databases.at_head(servers.database_url, pool_size=threads + 1)
+    database = databases.open_at_head(servers.database_url, pool_size=threads + 1)
     runs = Runs(
         database,
         WakingPublisher(CeleryPublisher(app, servers.redis_url)),

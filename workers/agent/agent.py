@@ -44,9 +44,9 @@ from app.kernel.errors import (
     NotFound,
     ServerNotStarted,
 )
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.processes import private_file
-from app.kernel.processes.process import Adopted, Child, adopt
+from app.kernel.processes.process import AdoptedProcess, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
 from app.workflows.runs import owners
@@ -89,7 +89,7 @@ class Agent:
             "ARRIERO_REDIS_URL": servers.redis_url,
         }
         self.host = settings.fleet.host_here
-        self._database = databases.at_head(servers.database_url, pool_size=2)
+        self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
         self._catalog: Catalog = files.read_catalog(settings.catalog.files)
@@ -169,10 +169,10 @@ class Agent:
             elif process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
                 self._processes[id_] = PoolProcess(
-                    process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills()
+                    process, int(epoch), {}, False, 1, time.monotonic(), control_group.oom_kills()
                 )
 
-    def _has_current_addresses(self, process: Adopted) -> bool:
+    def _has_current_addresses(self, process: AdoptedProcess) -> bool:
         """Whether a process was started with the current addresses of database and broker."""
         try:
             environment = psutil.Process(process.pid).environ()
@@ -237,12 +237,12 @@ class Agent:
 
     def _converge(self, pools: list[Granted], measured: Inventory) -> None:
         for pool in pools:
-            with self._guard.one("pool", pool.id):
+            with self._guard.item("pool", pool.id):
                 self._converge_one(pool, measured)
         held = {pool.id for pool in pools}
         for id_ in [id_ for id_ in self._processes if id_ not in held]:
             # Its host was declared lost, or an operator released its bytes: it may use no device any more.
-            with self._guard.one("orphan", id_):
+            with self._guard.item("orphan", id_):
                 self._end_orphan(id_)
 
     def _converge_one(self, pool: Granted, measured: Inventory) -> None:
@@ -303,7 +303,7 @@ class Agent:
             pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
         )
         self._remove_old_logs()
-        oom_kills = control_group.kills()
+        oom_kills = control_group.oom_kills()
         running = PoolProcess(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), oom_kills)
         self._processes[pool.id] = running
         try:
@@ -316,7 +316,7 @@ class Agent:
 
     def _terminate(self, pool: Granted, running: PoolProcess, reason: str) -> None:
         if running.stop_requested is None:
-            running.process.ask()
+            running.process.request_stop()
         running.stop_requested, running.stop_requested_at, running.reason = pool.desired, time.monotonic(), reason
         _log.info("pool_stop_requested", pool=pool.id, model=pool.model, how=pool.desired, reason=reason)
 
@@ -340,7 +340,7 @@ class Agent:
         stopped = running.stop_requested is not None and not running.killed
         ending = running.ending(pool)
         failed = not stopped and code != 0
-        oom_kills = control_group.kills() - running.oom_kills
+        oom_kills = control_group.oom_kills() - running.oom_kills
         tail = running.process.log_tail(_TAIL)
         if failed and not running.killed and inventory.is_out_of_memory(code, tail, oom_kills):
             ending = f"memory ran out: {ending}; the next pool of the model reserves more"
@@ -376,7 +376,7 @@ class Agent:
         changed = []
         shares = self._thread_shares()
         for id_, running in self._processes.items():
-            with self._guard.one("process", id_):
+            with self._guard.item("process", id_):
                 running.threads = shares[id_]
                 used = inventory.used(self.host, measured, running.devices, running.process.pid or 0)
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
@@ -392,7 +392,7 @@ class Agent:
         """Let all pools finish, and leave the fleet meanwhile, so that no new pool is placed here."""
         _log.info("agent_stopping", host=self.host, pools=len(self._processes))
         for running in self._processes.values():
-            running.process.ask()
+            running.process.request_stop()
             running.stop_requested, running.stop_requested_at = Desired.DRAIN, time.monotonic()
             running.reason = "its agent ends"
         limit = time.monotonic() + (self._limits.drain + self._limits.exit).total_seconds()

@@ -20,7 +20,7 @@ from app.footprint.layout import KnownLayout
 from app.kernel import log
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, DatabaseUnreachable, LeaseLost, ModelFileMissing, ModelFileUnusable
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from workers.agent import inventory
@@ -70,7 +70,7 @@ class ModelFiles:
         if declare_all:
             self._declared_at = now
         for model in self._catalog:
-            with self._guard.one("model", model.name) as failed:
+            with self._guard.item("model", model.name) as failed:
                 known = list(inventory.simulated_layouts(model, measured)) if declare_all else []
                 known += self._check(model, measured, again=declare_all)
                 self._hosts.declare_layouts(known)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from app.fleet.hosts import Granted
 from app.fleet.pool import Desired
-from app.kernel.processes.process import Adopted, Child
+from app.kernel.processes.process import AdoptedProcess, Child
 
 
 @dataclass(slots=True)
 class PoolProcess:
     """A process of a pool on this host."""
 
-    process: Child | Adopted
+    process: Child | AdoptedProcess
     epoch: int
     #: Bytes that were reserved for it on each device when it started, or was adopted.
     devices: dict[str, int]

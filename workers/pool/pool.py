@@ -54,7 +54,7 @@ def run(settings: Settings, id_: str, epoch: int) -> int:
     Raises LeaseLost when there is no such grant, DatabaseBehind, DatabaseUnreachable.
     """
     began = time.monotonic()
-    database = databases.at_head(addresses.of(settings).database_url, pool_size=2)
+    database = databases.open_at_head(addresses.of(settings).database_url, pool_size=2)
     try:
         holder = ReservationHolder(database, settings.fleet.lease)
         renewed = time.monotonic()
@@ -91,7 +91,7 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
         "kv_type_k": model.kv.k,
         "kv_type_v": model.kv.v,
         "flash_attention": FLASH_ATTENTION[model.flash_attention],
-        "vectors": model.embeds,
+        "vectors": model.serves_embeddings,
         "profile": model.prompt,
         "threads": entry.threads or threads,
         "loras": [

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 import uvicorn
 
+from app.api.connections import TimedProtocol
 from app.api.main import create_app
 from app.cli.output import settings_of
 from app.kernel import log
@@ -32,6 +33,7 @@ def api(
             log_config=None,
             access_log=settings.log.level == "debug",
             timeout_graceful_shutdown=5,
+            http=TimedProtocol,
         )
     )
     server.run(sockets=[socket.socket(fileno=fd)] if fd >= 0 else None)

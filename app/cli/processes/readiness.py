@@ -19,10 +19,10 @@ from app.kernel.settings import Settings
 _PAUSE = 0.25
 
 #: Prints a line; its arguments are a level and a text.
-Report = Callable[[str, str], None]
+ReportLine = Callable[[str, str], None]
 
 
-def wait(settings: Settings, members: Sequence[ProcessMember], report: Report, deadline: timedelta) -> None:
+def wait(settings: Settings, members: Sequence[ProcessMember], report: ReportLine, deadline: timedelta) -> None:
     """
     Wait until the API and all workers answer, and a pool serves each model of `pools.models`.
 
@@ -58,7 +58,7 @@ def _heartbeats(settings: Settings) -> dict[str, str | None]:
 
 
 def _still_loading(
-    settings: Settings, report: Report, models: Sequence[str], before: Mapping[str, str | None]
+    settings: Settings, report: ReportLine, models: Sequence[str], before: Mapping[str, str | None]
 ) -> list[str]:
     """
     Return the models that no pool serves yet. A pool counts only with a heartbeat after those in `before`, because

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from app.catalog import files
 from app.cli.processes import readiness
 from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_of
 from app.cli.processes.programs import WORKERS
+from app.cli.processes.readiness import ReportLine
 from app.fleet.pool import METRICS_FOLDER
 from app.kernel import clock, embedded, log
 from app.kernel.database import Database
@@ -47,8 +48,6 @@ _BACKLOG = 2048
 #: By embedded server, the setting with its address.
 _ADDRESS = {PostgresServer.name: "database_url", ValkeyServer.name: "redis_url"}
 
-#: Prints a line; its arguments are a level and a text.
-ReportLine = Callable[[str, str], None]
 _log = log.get(__name__)
 
 
@@ -195,7 +194,7 @@ def running_tree(settings: Settings, signals: Signals, report: ReportLine, *, fl
         # Entered first, so exited last.
         held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command="arriero up"))
         # An agent gets no SIGTERM: it would end its pools. The next agent adopts them, with their models loaded.
-        left = end_leftovers(held.path / "run", _LEFTOVERS, unasked=("agent",))
+        left = end_leftovers(held.path / "run", _LEFTOVERS, kill_at_once=("agent",))
         for leftover in left:
             report(
                 "warning", f"{leftover.name} of an earlier start was still running (pid {leftover.pid}); it was ended"
@@ -305,7 +304,7 @@ def _stop(member: ProcessMember, signals: Signals) -> None:
     assert child is not None
     limit = time.monotonic() + member.grace.total_seconds()
     if child.alive and child.pid is not None:
-        child.ask()
+        child.request_stop()
     while child.alive and time.monotonic() < limit and not signals.hurry:
         child.wait(timedelta(seconds=_PAUSE))
     child.stop(timedelta(seconds=0))

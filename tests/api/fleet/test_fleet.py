@@ -124,14 +124,14 @@ def test_hosts_are_cordoned_opened_and_removed(client: TestClient, database: Dat
         ("POST", "/v1/pools", {"model": "nothing:1"}, 404, "no model 'nothing:1'"),
         ("POST", "/v1/pools", {"model": MODEL, "pin": True}, 422, "pin"),
         ("POST", "/v1/pools/stop", {"model": "nothing:1"}, 404, "no model 'nothing:1'"),
-        ("PUT", "/v1/namespaces/team", {"max_bytes": "much"}, 422, "'much' is no size"),
+        ("PUT", "/v1/namespaces/team", {"max_bytes": "much"}, 422, "'much' is not a size"),
         ("PUT", "/v1/namespaces/team", {"weight": 0}, 422, "greater than 0"),
         ("PUT", "/v1/namespaces/team", {"bytes": 1}, 422, "bytes"),
-        ("PUT", "/v1/namespaces/Team", {}, 422, "is no name of a namespace"),
+        ("PUT", "/v1/namespaces/Team", {}, 422, "is not a valid name of a namespace"),
         ("GET", "/v1/fleet/defragmentations?limit=0", None, 422, "limit"),
         ("GET", "/v1/pools/ffffff", None, 404, "no pool 'ffffff'"),
         ("PUT", "/v1/hosts/h", {"state": "schedulable"}, 404, "no host 'h'"),
-        ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it instead"),
+        ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it instead; accepted: schedulable, cordoned, draining"),
     ],
 )
 def test_invalid_requests_are_rejected_by_name(

@@ -121,6 +121,6 @@ def test_out_of_memory_raises_the_margin_of_the_next_estimate(host: Settings, da
     def floor(count: int) -> float:
         given = configuration.of_model(SMOLLM2, gpus=count)
         with database.work() as work:
-            return measurements.find(work, estimate.identify(read, given, gpus.devices[1 : 1 + count])).floor
+            return measurements.find(work, estimate.identify(read, given, gpus.devices[1 : 1 + count])).margin_floor
 
     assert (floor(1), floor(2), floor(0)) == (0.1, 0.0, 0.0)

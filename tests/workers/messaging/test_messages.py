@@ -66,6 +66,12 @@ def test_the_expiry_is_kept(publisher: CeleryPublisher, valkey: redis.Redis) -> 
     assert json.loads(validated(sent.encode(), "control", 0, "tag"))["headers"]["expires"] is not None
 
 
+def test_applications_of_one_process_have_tasks_of_their_own(redis_url: str, database_url: str) -> None:
+    settings = Settings(database_url=database_url, redis_url=redis_url)
+    first, second = (Application(settings).celery for _ in range(2))
+    assert all(first.tasks[name].app is first and second.tasks[name].app is second for name in TASKS)
+
+
 def test_every_task_of_a_worker_has_a_predicate(redis_url: str, database_url: str) -> None:
     celery = Application(Settings(database_url=database_url, redis_url=redis_url)).celery
     assert {name for name in celery.tasks if name.startswith(("app.", "workers."))} == set(TASKS)

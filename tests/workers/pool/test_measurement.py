@@ -58,7 +58,7 @@ def one(host: Settings, path: Path) -> Iterator[Measuring]:
 def new_estimate(host: Settings, path: Path) -> estimate.Estimate:
     """A new estimate of the same load."""
     with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as made:
-        return estimate.estimate(made._identity, made._database, made._host, dry=False)
+        return estimate.estimate(made._identity, made._database, made._host, allow_dry_run=False)
 
 
 def test_a_measured_footprint_is_used_by_the_next_estimate(one: Measuring, host: Settings, path: Path) -> None:
@@ -108,7 +108,7 @@ def test_out_of_memory_raises_the_margin_of_the_next_estimate(
 
     family = measurements.Identity(header.read(path), replace(one._configuration, context=2048), (), "another build")
     with database.work() as work:
-        assert measurements.find(work, family).floor == pytest.approx(0.075)
+        assert measurements.find(work, family).margin_floor == pytest.approx(0.075)
     with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as second:
         second.expect()
         engine = LlamaEngine(path, OPTIONS)
@@ -120,13 +120,13 @@ def test_out_of_memory_raises_the_margin_of_the_next_estimate(
     )
     with database.work() as work:
         work.run(text("UPDATE footprint SET updated_at = now() - interval '25 hours'"))
-        assert measurements.find(work, one._identity).floor == 0, "old failures have no effect"
-        measurements.count_failure(work, one._identity)
-        assert measurements.find(work, one._identity).floor == 0.1, "the count starts again"
+        assert measurements.find(work, one._identity).margin_floor == 0, "old failures have no effect"
+        measurements.record_failure(work, one._identity)
+        assert measurements.find(work, one._identity).margin_floor == 0.1, "the count starts again"
     one.end()
     with database.work() as work:
-        assert measurements.find(work, one._identity).floor == 0, "a pool that served to its end resets it"
-        assert measurements.find(work, family).floor == 0
+        assert measurements.find(work, one._identity).margin_floor == 0, "a pool that served to its end resets it"
+        assert measurements.find(work, family).margin_floor == 0
 
 
 def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, database: Database) -> None:
@@ -134,7 +134,7 @@ def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, da
     small = replace(great, shares=(replace(great.shares[0], process=1),))
     with database.work() as work:
         for footprint in (small, great, small):
-            measurements.keep_measured(work, one._identity, footprint)
+            measurements.record_measured(work, one._identity, footprint)
         assert measurements.find(work, one._identity).measured == great
         assert work.row(text("SELECT loads FROM footprint WHERE key = :key"), {"key": one._identity.key})[0] == 3
 
@@ -155,12 +155,12 @@ def test_a_load_that_cannot_fit_is_refused_before_it_starts(host: Settings, path
 def test_the_memory_of_processes_is_stored_per_host_and_device(one: Measuring, database: Database) -> None:
     gpu = MeasuredDevice("gpu-0", HardwareKind.GPU, "NVIDIA H200", 140 * 2**30, 140 * 2**30, uuid="GPU-1", driver="570")
     with database.work() as work:
-        assert measurements.process(work, "a", "b", [gpu]) == closed_form.GUESS
-        measurements.keep_process(work, "a", "b", "GPU-1", 450 * MIB)
-        measurements.keep_process(work, "a", "b", "GPU-1", 400 * MIB)
-        measurements.keep_process(work, "a", "b", "cpu", 120 * MIB)
-        assert measurements.process(work, "a", "b", [gpu]) == closed_form.ProcessMemory(120 * MIB, 450 * MIB)
-        assert measurements.process(work, "a", "other build", [gpu]) == closed_form.GUESS
+        assert measurements.process_memory(work, "a", "b", [gpu]) == closed_form.DEFAULT_PROCESS
+        measurements.record_process_memory(work, "a", "b", "GPU-1", 450 * MIB)
+        measurements.record_process_memory(work, "a", "b", "GPU-1", 400 * MIB)
+        measurements.record_process_memory(work, "a", "b", "cpu", 120 * MIB)
+        assert measurements.process_memory(work, "a", "b", [gpu]) == closed_form.ProcessMemory(120 * MIB, 450 * MIB)
+        assert measurements.process_memory(work, "a", "other build", [gpu]) == closed_form.DEFAULT_PROCESS
 
 
 def test_the_identity_contains_everything_that_changes_a_footprint(path: Path, tmp_path: Path) -> None:
@@ -265,9 +265,9 @@ def test_the_memory_of_a_pool_on_a_gpu_is_the_figure_of_the_driver(
     card = kept.shares[1]
     assert (card.total, grown.shares[1].total) == (900 * MIB, 924 * MIB), "by steps of 8 MiB"
     with database.work() as work:
-        found = measurements.process(work, made._host, llama_build.build(), inventory(made._devices).devices)
+        found = measurements.process_memory(work, made._host, llama_build.build(), inventory(made._devices).devices)
     context = 900 * MIB - card.weights - card.cache - card.compute
-    assert found.context == (context if source is FootprintSource.DRY_RUN else closed_form.GUESS.context), (
+    assert found.context == (context if source is FootprintSource.DRY_RUN else closed_form.DEFAULT_PROCESS.context), (
         "without the error of the formula"
     )
 
@@ -293,7 +293,7 @@ def test_the_pool_and_the_catalogue_agree_on_the_configuration(host: Settings, g
         {"engine.reproducible": True, "engine.gpu_layers": 3, "engine.tensor_split": [1.0, 2.0]},
         {"engine.kept": 3, "engine.park_bytes": 7, "engine.mmap": False, "engine.pooling": "cls", "slots": 3},
     ]
-    for entry in (catalog.changed(SMOLLM2, values, {}) for values in given):
+    for entry in (catalog.with_values(SMOLLM2, values, {}) for values in given):
         options = pool.options_of(entry, host, gpus=bool(gpus), threads=1)
         assert measurement.configuration_of(options, gpus=gpus) == of_model(entry, gpus=gpus)
 

@@ -195,7 +195,7 @@ WRONG = {
         steps(generate("prompt: x, output: {schema: {type: objekt}}")),
         3,
         "steps[0].output.schema.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "a schema that cannot be forced": (
         steps(generate("prompt: x, output: {schema: {type: integer, multipleOf: 7}}")),
@@ -213,7 +213,7 @@ WRONG = {
         steps("{id: a, kind: noop}", head="workflow: w\ninputs: {n: {type: numbr}}"),
         2,
         "inputs.n.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "a default that breaks its schema": (
         steps("{id: a, kind: noop}", head="workflow: w\ninputs: {n: {type: integer, default: x}}"),
@@ -357,7 +357,7 @@ WRONG = {
         mapped("kind: generate, model: 'smollm2:135m', prompt: x, output: {schema: {type: objekt}}"),
         3,
         "steps[0].step.output.schema.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "too few at a time": (mapped("kind: noop", ", max_parallel: 0"), 3, "steps[0].max_parallel", "at least 1"),
     "too many at a time": (mapped("kind: noop", ", max_parallel: 1001"), 3, "steps[0].max_parallel", "at most 1000"),
@@ -383,7 +383,7 @@ WRONG = {
         one("kind: wait, event: e, schema: {type: objekt}"),
         3,
         "steps[0].schema.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "an event that is no name": (one("kind: wait, event: My Event"), 3, "steps[0].event", "'My Event' is not"),
     "an approval of nothing": (one("kind: wait, approval: {}"), 3, "steps[0].approval.message", "the person reads"),
@@ -400,7 +400,7 @@ WRONG = {
         "secrets are offered to http steps only",
     ),
     "an instant that is none": (one("kind: wait, until: '3'"), 3, "steps[0].until", "timestamp(inputs.begin)"),
-    "a time that is none": (one("kind: wait, for: tomorrow"), 3, "steps[0].for", "'tomorrow' is no duration: write"),
+    "a time that is none": (one("kind: wait, for: tomorrow"), 3, "steps[0].for", "'tomorrow' is not a duration: write"),
     # Transforms, calls, embeds.
     "two transforms": (one("kind: transform, cel: '1', jmespath: a"), 3, "steps[0]", "either 'cel' or 'jmespath'"),
     "no transform": (one("kind: transform"), 3, "steps[0]", "either 'cel' or 'jmespath'"),
@@ -607,7 +607,7 @@ WRONG = {
         said("outputs: {x: {value: steps.a.output, schema: {type: strin}}}"),
         2,
         "outputs.x.schema.type",
-        "no JSON Schema",
+        "invalid JSON Schema",
     ),
     "a schema of no output": (said("outputs: {x: {schema: {}}}"), 2, "outputs.x.value", "missing an expression"),
     "a field that outputs have not": (
