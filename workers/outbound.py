@@ -4,7 +4,7 @@ The HTTP client of `http` steps: one call to an external server.
 A host name is resolved once, the egress policy checks all its addresses, and the connection is opened to a checked
 address. So a later change in DNS has no effect. There are no proxies, no cookies, and no reuse of connections.
 A call ends exactly at its timeout, however slowly a server sends, and immediately when another thread cancels it.
-No message, log line or answer contains a secret of the call.
+No message, log line or response contains a secret of the call.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
 from app.kernel.security import masking
 from app.kernel.security.egress import EgressPolicy
-from app.workflows.http import answers, calls
-from app.workflows.http.answers import HttpAnswer
+from app.workflows.http import calls, responses
 from app.workflows.http.calls import Hop, HttpCall
+from app.workflows.http.responses import HttpResponse
 from workers import connections
 from workers.connections import ConnectionWatch, Resolve, Stream
 
@@ -39,16 +39,16 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 def call(
     request: HttpCall, *, settings: HttpSettings, on_stop: OnStop, resolve: Resolve = connections.system_addresses
-) -> HttpAnswer:
+) -> HttpResponse:
     """
-    Make the call and return the answer.
+    Make the call and return the response.
 
     Raises StepFailure with `timeout`, `invalid_request` or a reason of `http_…`; CancelledError when it was cancelled.
     """
     try:
         with ConnectionWatch(request.timeout.total_seconds()) as watch:
             on_stop(watch.stop)
-            return _Caller(request, settings, resolve, watch).answer()
+            return _Caller(request, settings, resolve, watch).response()
     except StepFailure as failure:
         # Without the cause, which may contain parts of the request.
         raise StepFailure(
@@ -67,20 +67,20 @@ class _Caller:
         self._request, self._settings, self._resolve, self._watch = request, settings, resolve, watch
         self._policy = EgressPolicy.of(settings.allowed_hosts, allow_private=settings.allow_private)
 
-    def answer(self) -> HttpAnswer:
-        """Return the answer at the end of the redirects. Raises StepFailure, CancelledError."""
+    def response(self) -> HttpResponse:
+        """Return the response at the end of the redirects. Raises StepFailure, CancelledError."""
         hop = calls.first_hop(self._request)
-        for _ in range(1 + calls.MOST_HOPS):
+        for _ in range(1 + calls.MAX_REDIRECTS):
             found = self._request_hop(hop)
-            if isinstance(found, HttpAnswer):
+            if isinstance(found, HttpResponse):
                 return found
             hop = found
         raise StepFailure(
-            FailureReason.HTTP_UNUSABLE, f"more than {calls.MOST_HOPS} redirects; the last one is to {hop}"
+            FailureReason.HTTP_UNUSABLE, f"more than {calls.MAX_REDIRECTS} redirects; the last one is to {hop}"
         )
 
-    def _request_hop(self, hop: Hop) -> HttpAnswer | Hop:
-        """Send one request. Returns the answer, or the target of a redirect. Raises StepFailure, CancelledError."""
+    def _request_hop(self, hop: Hop) -> HttpResponse | Hop:
+        """Send one request. Returns the response, or the target of a redirect. Raises StepFailure, CancelledError."""
         refusal = self._policy.refuse_host(hop.scheme, hop.host, hop.port)
         if refusal is not None:
             raise _refused(hop, refusal)
@@ -101,12 +101,12 @@ class _Caller:
             raise found
         return found
 
-    def _exchange(self, hop: Hop, stream: Stream) -> tuple[int, int, HttpAnswer | Hop | StepFailure]:
+    def _exchange(self, hop: Hop, stream: Stream) -> tuple[int, int, HttpResponse | Hop | StepFailure]:
         """Send a request and read the response. Returns the status, the number of bytes read, and the result."""
         request = self._request
         origin = Origin(hop.scheme.encode(), hop.host.encode(), hop.port)
         target = httpcore2.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=hop.path.encode())
-        lines = [(name.encode(), value.encode()) for name, value in hop.lines()]
+        lines = [(name.encode(), value.encode()) for name, value in hop.header_lines()]
         content = b"" if hop.body is None else hop.body.data
         response = HTTP11Connection(origin, stream).handle_request(
             httpcore2.Request(hop.method, target, headers=lines, content=content)
@@ -116,19 +116,19 @@ class _Caller:
         status, expected = response.status, request.expects(response.status)
         if status in _REDIRECTS and request.follow_redirects and "location" in first and not expected:
             return status, 0, calls.next_hop(hop, status, first["location"], request.secrets)
-        reader = answers.AnswerReader(request.max_bytes if expected else answers.kept(request.secrets))
+        reader = responses.ResponseReader(request.max_bytes if expected else responses.excerpt_bytes(request.secrets))
         try:
-            reader.begin(first.get("content-encoding", ""))
+            reader.start(first.get("content-encoding", ""))
             for part in response.iter_stream():
-                reader.take(part)
-            reader.end()
+                reader.feed(part)
+            reader.close()
         except (StepFailure, httpcore2.NetworkError, httpcore2.RemoteProtocolError):
             if expected:
                 raise  # otherwise the status decides, even if the body is incomplete
         body = reader.body()
         if expected:
-            return status, len(body), answers.answer_of(status, headers, body, request.secrets)
-        failure = answers.failure_of(hop, status, first, body, request.secrets, clock.now())
+            return status, len(body), responses.response_of(status, headers, body, request.secrets)
+        failure = responses.failure_of(hop, status, first, body, request.secrets, clock.now())
         return status, len(body), failure
 
     @contextmanager

@@ -24,8 +24,8 @@ from app.kernel import log
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
 from app.kernel.settings import LogSettings
-from app.workflows.http.answers import HttpAnswer
 from app.workflows.http.calls import HttpCall, json_body, text_body
+from app.workflows.http.responses import HttpResponse
 from workers import outbound
 from workers.connections import Resolve
 
@@ -42,7 +42,7 @@ class Server:
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
         #: Set when a request has arrived, and when its client has gone.
         self.arrived, self.left = threading.Event(), threading.Event()
-        #: Set when a part of an answer was sent, and by a test to end routes that wait.
+        #: Set when a part of a response was sent, and by a test to end routes that wait.
         self.flowing, self.go_on = threading.Event(), threading.Event()
         server = self
 
@@ -136,7 +136,7 @@ def settings(*servers: Server, **more: Any) -> HttpSettings:
     return HttpSettings(**{"allowed_hosts": tuple(listed), "allow_private": True} | more)
 
 
-def call(request: HttpCall, *servers: Server, resolve: Resolve | None = None, **more: Any) -> HttpAnswer:
+def call(request: HttpCall, *servers: Server, resolve: Resolve | None = None, **more: Any) -> HttpResponse:
     given = {} if resolve is None else {"resolve": resolve}
     return outbound.call(request, settings=settings(*servers, **more), on_stop=lambda _: None, **given)
 
@@ -148,9 +148,9 @@ def failed(request: HttpCall, *servers: Server, **more: Any) -> StepFailure:
     return caught.value
 
 
-def test_a_call_and_its_answer(server: Server) -> None:
+def test_a_call_and_its_response(server: Server) -> None:
     server.says("/orders", b'{"id": 7}', X_Kind="order", Set_Cookie="session=1")
-    answer = call(
+    response = call(
         HttpCall(
             f"{server.url}/orders?a=1",
             headers={"X-Trace": "t"},
@@ -161,8 +161,8 @@ def test_a_call_and_its_answer(server: Server) -> None:
         server,
     )
 
-    assert (answer.status, answer.body, answer.headers["x-kind"]) == (200, {"id": 7}, "order")
-    assert "set-cookie" not in answer.headers
+    assert (response.status, response.body, response.headers["x-kind"]) == (200, {"id": 7}, "order")
+    assert "set-cookie" not in response.headers
     method, path, headers, body = server.seen[0]
     assert (method, path, json.loads(body)) == ("POST", "/orders?a=1&q=two+words+%26+more", {"n": "é"})
     assert headers["Host"] == f"127.0.0.1:{server.port}"
@@ -170,7 +170,7 @@ def test_a_call_and_its_answer(server: Server) -> None:
     assert headers["Content-Type"] == "application/json"
 
 
-def test_text_and_compressed_answers_are_read(server: Server) -> None:
+def test_text_and_compressed_responses_are_read(server: Server) -> None:
     server.says("/text", "größe".encode("latin-1"), kind="text/plain; charset=iso-8859-1")
     server.says("/packed", gzip.compress(b'["a"]') + gzip.compress(b""), Content_Encoding="gzip")
     server.says("/nothing", b"")
@@ -193,7 +193,7 @@ def test_text_and_compressed_answers_are_read(server: Server) -> None:
         (b"\xe9", "text/plain; charset=punycode"),
     ],
 )
-def test_an_answer_that_cannot_be_stored_fails_the_attempt(server: Server, body: bytes, kind: str) -> None:
+def test_a_response_that_cannot_be_stored_fails_the_attempt(server: Server, body: bytes, kind: str) -> None:
     server.says("/", body, kind=kind)
     assert failed(HttpCall(server.url), server).reason is FailureReason.HTTP_UNUSABLE
 
@@ -214,7 +214,7 @@ def test_other_statuses_are_failures_with_the_start_of_the_body(
     failure = failed(HttpCall(f"{server.url}/x?q=1"), server)
 
     assert (failure.reason, failure.status) == (reason, status)
-    assert failure.message.startswith(f"GET {server.url}/x answered {status}")
+    assert failure.message.startswith(f"GET {server.url}/x returned {status}")
     assert failure.text is not None
     assert failure.text.startswith("no\ufffd luck...")
     assert len(failure.text) == 4000
@@ -294,7 +294,7 @@ def test_redirects_are_followed_on_request_only_and_each_is_checked(server: Serv
     server.says("/cloud", status=307, Location="http://169.254.169.254/latest/meta-data")
     server.says("/round", status=302, Location="/round")
 
-    assert "follow_redirects would go there" in failed(HttpCall(f"{server.url}/a"), server).message
+    assert "set follow_redirects to follow the redirect" in failed(HttpCall(f"{server.url}/a"), server).message
     assert call(HttpCall(f"{server.url}/a", follow_redirects=True), server).body == 2
     assert "does not list '127.0.0.1:1'" in failed(HttpCall(f"{server.url}/out", follow_redirects=True), server).message
     everything = {"allowed_hosts": (f"127.0.0.1:{server.port}", "169.254.169.254")}
@@ -326,7 +326,7 @@ def test_a_redirect_sends_no_secret_to_another_origin(server: Server, other: Ser
     assert len(other.seen) == 1
 
 
-def test_long_answers_and_decompression_bombs_stop_at_the_bound(server: Server) -> None:
+def test_long_responses_and_decompression_bombs_stop_at_the_bound(server: Server) -> None:
     bomb = io.BytesIO()
     with gzip.GzipFile(fileobj=bomb, mode="wb") as packed:
         for _ in range(64):
@@ -354,7 +354,7 @@ def test_a_truncated_gzip_is_rejected(server: Server) -> None:
     server.says("/", gzip.compress(b"x" * 9)[:-4], Content_Encoding="gzip", kind="text/plain")
     assert "ends too early" in failed(HttpCall(server.url), server).message
     server.says("/", b"plain", Content_Encoding="br", kind="text/plain")
-    assert "packed as 'br'" in failed(HttpCall(server.url), server).message
+    assert "content encoding 'br'" in failed(HttpCall(server.url), server).message
 
 
 def slow_route(server: Server) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -426,12 +426,12 @@ def assert_cancelled(request: HttpCall, allowed: HttpSettings, when: threading.E
     stops[0]()
 
 
-def test_a_call_is_cancelled_while_it_waits_for_an_answer(server: Server) -> None:
+def test_a_call_is_cancelled_while_it_waits_for_a_response(server: Server) -> None:
     server.does("/never", lambda _: server.go_on.wait(60))
     assert_cancelled(HttpCall(f"{server.url}/never"), settings(server), server.arrived)
 
 
-def test_a_call_is_cancelled_in_the_middle_of_an_answer(server: Server) -> None:
+def test_a_call_is_cancelled_in_the_middle_of_a_response(server: Server) -> None:
     server.does("/slow", slow_route(server))
     assert_cancelled(HttpCall(f"{server.url}/slow"), settings(server), server.flowing)
     assert server.left.wait(60)
@@ -503,7 +503,7 @@ def test_an_unexpected_error_of_the_resolver_is_raised(server: Server) -> None:
         call(HttpCall(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1)), server, resolve=broken)
 
 
-def test_no_secret_is_in_answers_errors_or_logs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_secret_is_in_responses_errors_or_logs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     """The server echoes the whole request, and the log level is debug."""
 
     def echo(handler: BaseHTTPRequestHandler) -> None:
@@ -526,7 +526,7 @@ def test_no_secret_is_in_answers_errors_or_logs(server: Server, capsys: pytest.C
             "body": json_body({"token": SECRET}),
             "secrets": (*SECRETS, "s3cr3t"),
         }
-        answer = call(HttpCall(f"{server.url}/echo", **given), server)
+        response = call(HttpCall(f"{server.url}/echo", **given), server)
         failures = [
             failed(HttpCall(f"{server.url}/fail", **given), server),
             failed(HttpCall(f"{server.url}/{SECRET}", **given)),
@@ -536,11 +536,11 @@ def test_no_secret_is_in_answers_errors_or_logs(server: Server, capsys: pytest.C
         ]
     finally:
         logging.getLogger().handlers[:], logging.getLogger().level = handlers, level
-    shown = [repr(answer), *(repr(vars(failure)) for failure in failures), *map(str, failures)]
+    shown = [repr(response), *(repr(vars(failure)) for failure in failures), *map(str, failures)]
     shown += [repr(HttpCall(f"{server.url}/?{SECRET}", **given)), *capsys.readouterr()]
 
     assert server.seen[0][2]["X-Key"] == "s3cr3t"
-    assert answer.body["***"] == ["***"]
+    assert response.body["***"] == ["***"]
     assert any("http_called" in text for text in shown)
     for text in shown:
         assert [part for part in ("s3cr3t", "kën", "k%C3%AB", "k\\u00eb", "+value", "%2Bvalue") if part in text] == []
