@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
-from app.scheduler.planner.cluster import Cluster, DeviceState, charges
+from app.scheduler.planner.cluster import Account, Cluster, DeviceState, charges
 from app.scheduler.planner.defragmentation import Defragmentation, Disturbance, defragment
 from app.scheduler.planner.placement import plan
 from app.scheduler.planner.plan import Plan, StartPool
@@ -68,6 +68,17 @@ def test_a_move_within_a_host_frees_no_ram() -> None:
 
     assert defragment(Cluster((*TWO, ram(6)), pools, models), [], NOW).moves == ()
     assert defragment(Cluster((*TWO, ram(6)), pools[:1], models), [], NOW) == Defragmentation()
+
+
+def test_moves_stay_within_the_quota_of_a_namespace() -> None:
+    """While it moves, a pool holds its bytes twice; the ledger would refuse the second claim otherwise."""
+    pools = tuple(pool(f"p{n}", f"s{n}", {f"g{n}": 11}, namespace="x") for n in range(2))
+    models = tuple(model(f"s{n}", 11) for n in range(2)) + tuple(model(f"large-{n}", 18) for n in range(2))
+    cluster = Cluster((*TWO, gpu("g2", 11), gpu("g3", 11)), pools, models)
+
+    for limit, moves in ((22, 0), (33, 1), (44, 2)):
+        limited = replace(cluster, accounts={"x": Account(max_bytes=limit * GB)})
+        assert len(defragment(limited, [], NOW).moves) == moves
 
 
 @settings(max_examples=60, deadline=None)
