@@ -1,9 +1,10 @@
 """
 The plan state: the cluster as the plan leaves it, while the plan is made.
 
-It is the only state that changes during planning. It holds the free bytes of each device, the pools that are there or
+It is the only state on which decisions are based. It holds the free bytes of each device, the pools that are there or
 planned, the pools that the plan stops, idle reserves, the bytes of each namespace, and device sets kept for overdue
-demand. Only `placement` and `defragmentation` change it; searches, reasons and explanations read it.
+demand. One call starts or stops a pool in all of it. Only `placement` and `defragmentation` change it; searches,
+reasons and explanations read it.
 
 The bytes of a stopped pool count for the pools to which they are promised, and for no other.
 Idle bytes of a reserve count for its owner; for others only where reserves are lent.
