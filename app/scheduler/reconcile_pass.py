@@ -101,7 +101,7 @@ class ReconcilePass:
 
     def lose_host(self, host: str, reason: str) -> None:
         """Declare a host lost: its bytes are given back, and nothing is granted there before its agent joins anew."""
-        self.books.change(lambda found: rules.lose_host(found, host), reason)
+        self.books.change(lambda found: rules.declare_host_lost(found, host), reason)
         self.work.run(_LOSE_HOST, {"host": host})
         _log.warning("host_lost", host=host, reason=reason)
 

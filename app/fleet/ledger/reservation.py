@@ -48,7 +48,7 @@ class ReservationEvent(StrEnum):
     #: The agent has seen the process dead and the bytes back.
     RELEASE = "release"
     #: The host is declared lost.
-    LOSE = "lose"
+    HOST_LOST = "host_lost"
 
 
 TRANSITIONS: Mapping[tuple[ReservationState, ReservationEvent], ReservationState] = {
@@ -57,19 +57,19 @@ TRANSITIONS: Mapping[tuple[ReservationState, ReservationEvent], ReservationState
     (ReservationState.HELD, ReservationEvent.EXPIRE): ReservationState.RELEASED,
     (ReservationState.HELD, ReservationEvent.CANCEL): ReservationState.RELEASED,
     (ReservationState.HELD, ReservationEvent.RELEASE): ReservationState.RELEASED,
-    (ReservationState.HELD, ReservationEvent.LOSE): ReservationState.RELEASED,
+    (ReservationState.HELD, ReservationEvent.HOST_LOST): ReservationState.RELEASED,
     (ReservationState.ACTIVE, ReservationEvent.RENEW): ReservationState.ACTIVE,
     (ReservationState.ACTIVE, ReservationEvent.ADJUST): ReservationState.ACTIVE,
     (ReservationState.ACTIVE, ReservationEvent.DRAIN): ReservationState.ACTIVE,
     (ReservationState.ACTIVE, ReservationEvent.EXPIRE): ReservationState.SUSPECT,
     (ReservationState.ACTIVE, ReservationEvent.RELEASE): ReservationState.RELEASED,
-    (ReservationState.ACTIVE, ReservationEvent.LOSE): ReservationState.RELEASED,
+    (ReservationState.ACTIVE, ReservationEvent.HOST_LOST): ReservationState.RELEASED,
     # A holder that turns out to live goes on: its bytes were given to nobody.
     (ReservationState.SUSPECT, ReservationEvent.RENEW): ReservationState.ACTIVE,
     (ReservationState.SUSPECT, ReservationEvent.DRAIN): ReservationState.SUSPECT,
     (ReservationState.SUSPECT, ReservationEvent.EXPIRE): ReservationState.SUSPECT,
     (ReservationState.SUSPECT, ReservationEvent.RELEASE): ReservationState.RELEASED,
-    (ReservationState.SUSPECT, ReservationEvent.LOSE): ReservationState.RELEASED,
+    (ReservationState.SUSPECT, ReservationEvent.HOST_LOST): ReservationState.RELEASED,
 }
 
 

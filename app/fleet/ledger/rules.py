@@ -116,34 +116,27 @@ def drain(ledger: Ledger, id_: str) -> Ledger:
 
 
 def cancel(ledger: Ledger, id_: str) -> Ledger:
-    """Give back what no process was let near. Raises LeaseLost when one was."""
-    _after(held := _get(ledger, id_), ReservationEvent.CANCEL)
-    return _without(ledger, held)
+    """Release a reservation whose bytes no process may touch yet. Raises LeaseLost when one may."""
+    return _put(ledger, _after(_get(ledger, id_), ReservationEvent.CANCEL))
 
 
 def release(ledger: Ledger, id_: str, agent: int) -> Ledger:
     """The host's agent has seen the process dead and the bytes back. Raises LeaseLost when the agent was replaced."""
-    _after(held := _of_agent(ledger, id_, agent), ReservationEvent.RELEASE)
-    return _without(ledger, held)
+    return _put(ledger, _after(_of_agent(ledger, id_, agent), ReservationEvent.RELEASE))
 
 
 def expire(ledger: Ledger, now: datetime) -> Ledger:
-    """Give back what no agent took in time; make suspect what was not renewed in time."""
+    """Expire the leases that ended before `now`: a held reservation is released, an active one becomes suspect."""
     for held in list(ledger.reservations.values()):
         if held.lease_until < now:
-            state = TRANSITIONS[held.state, ReservationEvent.EXPIRE]
-            ledger = (
-                _without(ledger, held)
-                if state is ReservationState.RELEASED
-                else _put(ledger, replace(held, state=state))
-            )
+            ledger = _put(ledger, _after(held, ReservationEvent.EXPIRE))
     return ledger
 
 
-def lose_host(ledger: Ledger, host: str) -> Ledger:
-    """Declare a host lost: nothing is granted on its devices, nothing is held there, and its agent has no say."""
+def declare_host_lost(ledger: Ledger, host: str) -> Ledger:
+    """Release all reservations of a host and close its devices. Its agent's epoch is no longer valid."""
     for held in [one for one in ledger.reservations.values() if one.host == host]:
-        ledger = _without(ledger, held)
+        ledger = _put(ledger, _after(held, ReservationEvent.HOST_LOST))
     devices = {id_: replace(book, open=book.open and book.host != host) for id_, book in ledger.devices.items()}
     agents = {name: epoch for name, epoch in ledger.agents.items() if name != host}
     reserves = {id_: one for id_, one in ledger.reserves.items() if not _is_on(ledger, one.bytes, host)}
@@ -295,11 +288,14 @@ _DONE: Mapping[ReservationEvent, str] = {
     ReservationEvent.EXPIRE: "expired",
     ReservationEvent.CANCEL: "cancelled",
     ReservationEvent.RELEASE: "released",
-    ReservationEvent.LOSE: "lost",
+    ReservationEvent.HOST_LOST: "lost",
 }
 
 
 def _put(ledger: Ledger, held: Reservation) -> Ledger:
+    """Return the ledger with a reservation in its new state; one that is released leaves the ledger."""
+    if held.state is ReservationState.RELEASED:
+        return _without(ledger, held)
     before = ledger.reservations.get(held.id)
     more = held.total_bytes - (before.total_bytes if before else 0)
     return _counted(replace(ledger, reservations={**ledger.reservations, held.id: held}), held.namespace, more)

@@ -80,7 +80,7 @@ def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, hold
     hosts.release("h", agent, gone(id_))
     hosts.release("h", agent, gone(id_))
     assert (charged(database, "a"), hosts.pools("h")) == (0, [])
-    with pytest.raises(LeaseLost, match="given back"):
+    with pytest.raises(LeaseLost, match="was released"):
         holder.renew(id_, grant.epoch, HeartbeatReport(PoolPhase.SERVING))
 
 
