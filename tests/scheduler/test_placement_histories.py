@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.fleet.ledger import rules as books
+from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import (
     Ledger,
     Reservation,
@@ -217,7 +217,7 @@ class World:
     def agent_begins(self, host: str) -> None:
         epoch = self.agents[host] = self.next()
         there = {d.id: d.capacity_bytes for d in self.devices.values() if d.host == host}
-        self.ledger = books.join(self.ledger, host, epoch, there)
+        self.ledger = rules.join(self.ledger, host, epoch, there)
 
     def agents_act(self) -> None:
         for held in list(self.ledger.reservations.values()):
@@ -238,13 +238,13 @@ class World:
 
     # What a message says is fixed when it is sent; the ledger is that at its arrival.
     def activates(self, id_: str, agent: int, until: datetime) -> Ledger:
-        return books.activate(self.ledger, id_, agent, until)
+        return rules.activate(self.ledger, id_, agent, until)
 
     def releases(self, id_: str, agent: int) -> Ledger:
-        return books.release(self.ledger, id_, agent)
+        return rules.release(self.ledger, id_, agent)
 
     def renews(self, id_: str, epoch: int, until: datetime) -> Ledger:
-        return books.renew(self.ledger, id_, epoch, until)
+        return rules.renew(self.ledger, id_, epoch, until)
 
     def dies(self, process: Process) -> None:
         process.alive = False
@@ -285,7 +285,7 @@ class World:
     # -- the planner --
 
     def plans(self) -> None:
-        self.ledger = books.expire(self.ledger, self.now)
+        self.ledger = rules.expire(self.ledger, self.now)
         for action in plan(self.fleet(), self.demand(), self.now, HASTY).actions:
             match action:
                 case StartPool():
@@ -297,23 +297,23 @@ class World:
                     self.stops(action.pool, StopMode.DRAIN)
                 case GrantReserve():
                     reserve = ReservedCapacity(f"r{self.next()}", action.configuration, action.bytes)
-                    assert self.arrives(lambda reserve=reserve: books.add_reserve(self.ledger, reserve))  # type: ignore[misc]
+                    assert self.arrives(lambda reserve=reserve: rules.add_reserve(self.ledger, reserve))  # type: ignore[misc]
                 case DropReserve():
-                    self.ledger = books.drop_reserve(self.ledger, action.reserve)
+                    self.ledger = rules.drop_reserve(self.ledger, action.reserve)
 
     def grants(self, configuration: str, bytes_: Mapping[str, int], after: frozenset[str]) -> None:
         epoch, host = self.next(), self.devices[next(iter(bytes_))].host
         pinned = self.models[configuration].pinned
         claim = ReservationRequest(f"p{epoch:04}", epoch, host, configuration, bytes_, self.now + HOLD, after, pinned)
-        result = books.claim(self.ledger, claim)
+        result = rules.claim(self.ledger, claim)
         assert isinstance(result, Ledger), f"planned, and refused: {result}"
         self.ledger = result
 
     def stops(self, id_: str, how: StopMode) -> None:
         if self.ledger.reservations[id_].state is ReservationState.HELD:
-            self.ledger = books.cancel(self.ledger, id_)
+            self.ledger = rules.cancel(self.ledger, id_)
         else:
-            self.ledger = books.drain(self.ledger, id_)
+            self.ledger = rules.drain(self.ledger, id_)
             since, before = self.stopping.get(id_, (self.now, False))
             self.stopping[id_] = since, before or how is StopMode.PREEMPT
 
@@ -407,7 +407,7 @@ class World:
                     if self.devices[next(iter(process.bytes))].host == host:
                         self.dies(process)
                 self.agents.pop(host, None)
-                self.ledger = books.declare_host_lost(self.ledger, host)
+                self.ledger = rules.declare_host_lost(self.ledger, host)
             case 5:
                 device = self.chance.choice(list(self.devices.values()))
                 self.devices[device.id] = replace(device, unmanaged_bytes=self.chance.choice((0, 0, 5 * GB)))
@@ -421,7 +421,7 @@ class World:
         self.devices = {id_: replace(device, unmanaged_bytes=0) for id_, device in self.devices.items()}
 
     def check(self) -> None:
-        assert books.problems(self.ledger) == []
+        assert rules.problems(self.ledger) == []
         assert charges(self.fleet()) == {id_: self.ledger.charged(id_) for id_ in self.devices}
         for device in self.devices.values():
             touched = sum(process.bytes.get(device.id, 0) for process in self.living())

@@ -1,4 +1,4 @@
-"""The books on the real Postgres: what agents, pools and planners do at once, and what no defect gets past."""
+"""The ledger on the real Postgres: concurrent agents, pools and planners, and the constraints of the database."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, hold
         holder.renew(id_, grant.epoch, HeartbeatReport(PoolPhase.SERVING))
 
 
-def test_a_pool_on_gpus_tells_what_it_needs_of_them_and_of_the_ram(
+def test_a_pool_on_gpus_stores_its_layout_of_gpus_and_ram(
     database: Database, hosts: Hosts, holder: ReservationHolder
 ) -> None:
     devices = [
@@ -112,19 +112,19 @@ def test_bytes_pass_from_a_victim_to_the_pool_that_waits_for_it(database: Databa
     assert isinstance(granted(database, "h", {"a": 500}, frozenset({victim})), ReservationRefused)
 
     drained(database, "h", victim)
-    heir = granted(database, "h", {"a": 500}, frozenset({victim}))
-    assert isinstance(heir, str)
+    waiting = granted(database, "h", {"a": 500}, frozenset({victim}))
+    assert isinstance(waiting, str)
     assert hosts.pools("h")[1].waits
     with pytest.raises(LeaseLost, match="waits"):
-        hosts.activate("h", agent, heir, 1)
+        hosts.activate("h", agent, waiting, 1)
 
     hosts.release("h", agent, gone(victim))
     assert charged(database, "a") == 500
     assert not hosts.pools("h")[0].waits
-    hosts.activate("h", agent, heir, 1)
+    hosts.activate("h", agent, waiting, 1)
 
 
-def test_a_pool_that_is_slow_to_begin_still_has_its_bytes(
+def test_a_pool_that_is_slow_to_start_still_has_its_bytes(
     database: Database, hosts: Hosts, holder: ReservationHolder
 ) -> None:
     agent = hosts.join("h", "here", 8, declared("a"), {})
@@ -139,7 +139,7 @@ def test_a_pool_that_is_slow_to_begin_still_has_its_bytes(
     assert hosts.pools("h")[0].state is ReservationState.ACTIVE
 
 
-def test_an_agent_that_was_replaced_has_no_say(database: Database, hosts: Hosts) -> None:
+def test_the_stale_epoch_of_a_replaced_agent_is_rejected(database: Database, hosts: Hosts) -> None:
     old = hosts.join("h", "here", 8, declared("a"), {})
     id_ = granted(database, "h", {"a": 900})
     assert isinstance(id_, str)
@@ -155,7 +155,9 @@ def test_an_agent_that_was_replaced_has_no_say(database: Database, hosts: Hosts)
     hosts.activate("h", new, id_, 1)
 
 
-def test_who_adopts_a_process_whose_bytes_were_given_back_does_not_join(database: Database, hosts: Hosts) -> None:
+def test_an_agent_that_adopts_a_process_with_a_released_reservation_cannot_join(
+    database: Database, hosts: Hosts
+) -> None:
     agent = hosts.join("h", "here", 8, declared("a"), {})
     id_ = granted(database, "h", {"a": 900})
     assert isinstance(id_, str)
@@ -165,8 +167,8 @@ def test_who_adopts_a_process_whose_bytes_were_given_back_does_not_join(database
         hosts.join("h", "here", 8, declared("a"), {id_: 1})
 
 
-def test_an_agent_that_does_not_know_the_processes_of_a_host_does_not_join(database: Database, hosts: Hosts) -> None:
-    """It would take them for dead, and give their bytes to others."""
+def test_an_agent_that_does_not_know_the_processes_of_a_host_cannot_join(database: Database, hosts: Hosts) -> None:
+    """It would count them as dead, and release twaiting bytes."""
     hosts.join("h", "here", 8, declared("a"), {})
     with pytest.raises(Conflict, match="another agent speaks for host h"):
         hosts.join("h", "there", 8, declared("a"), {})
@@ -179,16 +181,16 @@ def test_an_agent_that_does_not_know_the_processes_of_a_host_does_not_join(datab
     assert hosts.join("h", "here", 8, declared("a"), {})
 
 
-def test_postgres_itself_refuses_what_passes_a_device(database: Database, hosts: Hosts) -> None:
-    """Whatever a defect of ours would write."""
+def test_postgres_refuses_more_than_the_capacity_of_a_device(database: Database, hosts: Hosts) -> None:
+    """The constraint holds whatever a defect of the rules would write."""
     hosts.join("h", "here", 8, declared("a"), {})
     for column in ("charged_bytes", "non_preemptible_bytes"):
         with pytest.raises(psycopg.errors.CheckViolation), database.work() as work:
             work.run(text(f"UPDATE device SET {column} = capacity_bytes + 1"))
 
 
-def test_claimers_that_race_never_pass_a_device(database: Database, hosts: Hosts, holder: ReservationHolder) -> None:
-    """Planners, agents and pools at once, for two hosts, with crashes in between: every commit leaves sound books."""
+def test_concurrent_claims_never_exceed_a_device(database: Database, hosts: Hosts, holder: ReservationHolder) -> None:
+    """Planners, agents and pools of two hosts run at once, with crashes; the ledger is correct after every commit."""
     agents = {host: hosts.join(host, "here", 8, declared(f"{host}1", f"{host}2"), {}) for host in "gh"}
 
     def acts(seed: int) -> None:
