@@ -80,12 +80,12 @@ class OperatorCommands:
         """
         found = views.pool(self.database, pool)
         if found.state is None:
-            raise Conflict(f"pool {found.id} has ended already: {found.row.ending or found.row.release_reason}")
+            raise Conflict(f"pool {found.id} has ended already: {found.ending}")
         reason = "restarted by an operator" if again else "stopped by an operator"
         with self.database.work() as work:
-            _order(work, "stop", found.row.model, found.id, reason)
+            _order(work, "stop", found.model, found.id, reason)
             if again:
-                _order(work, "start", found.row.model, None, "an operator restarts it")
+                _order(work, "start", found.model, None, "an operator restarts it")
             work.after_commit(self.wake)
         _log.info("stop_ordered", pool=found.id, again=again)
         return found.id

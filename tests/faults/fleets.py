@@ -97,7 +97,7 @@ def processes(stage: Stage) -> Iterator[tuple[str, psutil.Process]]:
 def agree(stage: Stage) -> bool:
     """Whether every pool that holds bytes has a living process, and every process of a pool holds bytes."""
     running = {(id_, process.pid) for id_, process in processes(stage)}
-    return {(pool.id, pool.row.pid) for pool in pools(stage)} == running
+    return {(pool.id, pool.pid) for pool in pools(stage)} == running
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:

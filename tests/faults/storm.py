@@ -134,12 +134,12 @@ def kills(stage: Stage, count: int, seed: int, *, freeze: bool = False, every: i
             done.runs.append(ask(stage, chance.choice(models), chance.randint(4, 60)))
 
     def agent_of(pool: PoolView) -> str:
-        host: str = pool.row.host
+        host: str = pool.host
         return host
 
     def kill_pool(pool: PoolView) -> None:
         with contextlib.suppress(ProcessLookupError):
-            kill(pool.row.pid)
+            kill(pool.pid)
 
     def kill_agent(pool: PoolView) -> None:
         agents[agent_of(pool)].kill("SIGKILL")
@@ -160,7 +160,7 @@ def kills(stage: Stage, count: int, seed: int, *, freeze: bool = False, every: i
 
     def freeze_pool(pool: PoolView) -> None:
         with contextlib.suppress(ProcessLookupError):
-            kill(pool.row.pid, signal.SIGSTOP)
+            kill(pool.pid, signal.SIGSTOP)
 
     ways: Mapping[str, Callable[[PoolView], None]] = {
         "pool": kill_pool,
@@ -195,9 +195,9 @@ def kills(stage: Stage, count: int, seed: int, *, freeze: bool = False, every: i
 
 #: In the middle of what a pool is when something is killed.
 _MOMENTS: Mapping[str, Callable[[PoolView], bool]] = {
-    "loading": lambda pool: pool.row.phase in {"starting", "loading", "warming"},
-    "draining": lambda pool: pool.row.desired != "run" or pool.row.phase in {"draining", "unloading"},
-    "working": lambda pool: bool(pool.row.busy),
+    "loading": lambda pool: pool.phase in {"starting", "loading", "warming"},
+    "draining": lambda pool: pool.desired != "run" or pool.phase in {"draining", "unloading"},
+    "working": lambda pool: bool(pool.busy),
 }
 
 
@@ -206,7 +206,7 @@ def _wait_for(stage: Stage, moment: str) -> PoolView:
     limit = time.monotonic() + _MOMENT
 
     def found() -> PoolView | None:
-        running = [pool for pool in pools(stage) if pool.row.pid is not None]
+        running = [pool for pool in pools(stage) if pool.pid is not None]
         meant = [pool for pool in running if _MOMENTS[moment](pool)]
         return next(iter(meant or (running if time.monotonic() > limit else ())), None)
 
@@ -246,15 +246,15 @@ def turns(stage: Stage, models: Sequence[str], count: int, pause: float) -> Turn
     seen = pools(stage, ended=True)
     sizes: dict[str, tuple[int, int]] = {}
     for pool in seen:
-        reserved, used = sizes.get(pool.row.model, (0, 0))
-        now = sum(pool.row.bytes.values()), sum((pool.row.peak or {}).values())
-        assert now[1] <= now[0], f"{pool.row.model} used {now[1]} of {now[0]}"
-        sizes[pool.row.model] = max(reserved, now[0]), max(used, now[1])
+        reserved, used = sizes.get(pool.model, (0, 0))
+        now = sum(pool.bytes.values()), sum((pool.peak or {}).values())
+        assert now[1] <= now[0], f"{pool.model} used {now[1]} of {now[0]}"
+        sizes[pool.model] = max(reserved, now[0]), max(used, now[1])
     return Turns(
         count,
         time.monotonic() - began,
-        Counter(pool.row.model for pool in seen),
-        sum(bool(pool.row.failed) for pool in seen),
+        Counter(pool.model for pool in seen),
+        sum(bool(pool.failed) for pool in seen),
         sizes,
     )
 

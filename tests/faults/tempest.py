@@ -446,7 +446,7 @@ class Tempest:
 
     def _agree(self) -> bool:
         running = {(id_, process.pid) for id_, process in processes(self._as_stage())}
-        return {(pool.id, pool.row.pid) for pool in fleet_views.pools(self.database)} == running
+        return {(pool.id, pool.pid) for pool in fleet_views.pools(self.database)} == running
 
     def _see_that_nothing_grows(self) -> None:
         """The same work three times: after the first, which warms everything up, the others add nothing."""

@@ -148,7 +148,7 @@ def agent(stage: Stage, name: str, link: Link) -> CeleryTestWorker:
 
 
 def state_of(stage: Stage, host: str) -> tuple[str, bool]:
-    seen = next(seen.host for seen in views.hosts(stage.database) if seen.host.name == host)
+    seen = next(seen for seen in views.hosts(stage.database) if seen.name == host)
     return seen.state, seen.alive
 
 
@@ -168,20 +168,20 @@ def test_a_host_that_is_cut_off_lets_go_and_comes_back(stage: Stage, links: dict
     assert all(one.ready() for one in agents.values())
     run_ids = [ask(stage, ALPHA), ask(stage, BETA)]
     until_done(stage, run_ids)
-    assert {pool.row.host for pool in pools(stage)} == set(HOSTS), "placed over both"
+    assert {pool.host for pool in pools(stage)} == set(HOSTS), "placed over both"
 
     run_ids.append(ask(stage, ALPHA, 200))
     until(lambda: stage.is_held(run_ids[-1]))
     cut = serving(stage, ALPHA)
     assert cut is not None
-    away = cut.row.host
+    away = cut.host
     links[away].cut()
-    until(lambda: not lives(cut.row.pid))
+    until(lambda: not lives(cut.pid))
     assert lease_lasts(stage, cut.id), "it let go in time"
     until_done(stage, run_ids)
     assert stage.outcomes(run_ids[-1])[0] == "worker_lost"
     # Before the host counts as lost, one may be placed on it once more; it never begins there.
-    begun = {pool.row.host for pool in pools(stage, ALPHA) if pool.id != cut.id and pool.row.pid is not None}
+    begun = {pool.host for pool in pools(stage, ALPHA) if pool.id != cut.id and pool.pid is not None}
     assert begun == set(HOSTS) - {away}
     until(lambda: state_of(stage, away) == (HostState.LOST, False))
 
@@ -190,6 +190,6 @@ def test_a_host_that_is_cut_off_lets_go_and_comes_back(stage: Stage, links: dict
     assert agents[away].container.child.alive
     run_ids.append(ask(stage, GAMMA))
     until_done(stage, run_ids)
-    assert [pool.row.host for pool in pools(stage, GAMMA)] == [away], "the other one is full"
+    assert [pool.host for pool in pools(stage, GAMMA)] == [away], "the other one is full"
     until(lambda: agree(stage))
     assert_sound(stage)

@@ -374,7 +374,7 @@ class World:
     def check(self) -> None:
         """No device is charged, or touched, beyond what it has; whatever lives is charged, or its host is out."""
         audit(self.database)
-        lost = {seen.host.name for seen in views.hosts(self.database) if seen.host.state == HostState.LOST}
+        lost = {seen.name for seen in views.hosts(self.database) if seen.state == HostState.LOST}
         held = self.reservations()
         touched = dict.fromkeys(CAPACITY, 0)
         for process in self.processes.values():

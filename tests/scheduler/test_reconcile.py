@@ -137,8 +137,8 @@ def test_a_model_that_is_asked_for_is_granted_and_served(scene: Scene) -> None:
     scene.wait(A)
     scene.turn()
     (pool,) = scene.pools()
-    assert (pool.row.model, pool.state, pool.row.devices) == (A, PoolState.STARTING, {"h-gpu": "gpu-0"})
-    assert "1 step waits" in pool.row.reason
+    assert (pool.model, pool.state, pool.devices) == (A, PoolState.STARTING, ["gpu-0"])
+    assert "1 step waits" in pool.reason
 
     scene.begin()
     scene.turn()
@@ -159,7 +159,7 @@ def test_room_is_made_and_passes_on_when_the_process_is_gone(scene: Scene) -> No
 
     scene.end(first)
     assert scene.begin().model == B
-    assert [one.row.model for one in scene.pools()] == [B]
+    assert [one.model for one in scene.pools()] == [B]
 
 
 def test_what_no_agent_begins_is_given_back_and_planned_again(scene: Scene) -> None:
@@ -170,7 +170,7 @@ def test_what_no_agent_begins_is_given_back_and_planned_again(scene: Scene) -> N
     scene.turn()
 
     old = scene.pools(ended=True)[-1]
-    assert (old.state, old.row.release_reason) == (None, "no agent began it in time")
+    assert (old.state, old.ending) == (None, "no agent began it in time")
     assert len(scene.granted()) == 1
 
 
@@ -184,13 +184,13 @@ def test_a_host_of_which_nobody_is_heard_is_lost_and_its_models_go_elsewhere(sce
         work.run(text("UPDATE pool_report SET heartbeat_at = now() - interval '2 min'"))
     scene.turn()
     assert scene.granted("i"), "nobody waits for its lease"
-    assert views.hosts(scene.database)[0].devices[0].charged_bytes == 600, "its bytes are not given to anybody"
+    assert views.hosts(scene.database)[0].devices[0].reserved == 600, "its bytes are not given to anybody"
 
     with scene.database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 h' WHERE name = 'h'"))
         work.run(text("UPDATE reservation SET lease_until = now() - interval '1 s' WHERE host = 'h'"))
     scene.turn()
-    assert views.hosts(scene.database)[0].host.state == HostState.LOST
+    assert views.hosts(scene.database)[0].state == HostState.LOST
     assert scene.granted("h") == []
     assert scene.pools(ended=True)[-1].id == first.id
 
@@ -248,7 +248,7 @@ def test_what_is_ordered_waits_for_room_though_nobody_asks_for_it(scene: Scene) 
     scene.end(first)
     assert scene.begin().model == B
     scene.turn()
-    assert [one.row.reason.startswith("an operator wants it") for one in scene.pools(B)] == [True]
+    assert [one.reason.startswith("an operator wants it") for one in scene.pools(B)] == [True]
 
 
 def test_a_model_that_is_kept_up_stays_until_it_is_stopped(scene: Scene) -> None:
@@ -270,7 +270,7 @@ def test_a_model_that_is_kept_up_stays_until_it_is_stopped(scene: Scene) -> None
 def test_the_settings_keep_models_up(scene: Scene) -> None:
     scene.asked = replace(scene.asked, wishes={A: OperatorTarget(1, pinned=True)})
     scene.turn()
-    assert [(one.row.model, one.row.pinned) for one in scene.pools()] == [(A, True)]
+    assert [(one.model, one.pinned) for one in scene.pools()] == [(A, True)]
 
 
 def test_a_pool_whose_entry_has_changed_is_stopped(scene: Scene) -> None:
@@ -318,12 +318,12 @@ def test_what_operators_say_of_a_host_outlasts_its_loss(scene: Scene) -> None:
     with scene.database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 h'"))
     scene.turn()
-    assert views.hosts(scene.database)[0].host.state == HostState.LOST
+    assert views.hosts(scene.database)[0].state == HostState.LOST
     with pytest.raises(LeaseLost):
         scene.hosts.beat("h", scene.agents["h"], [], [], [])
 
     add_host(scene, "h")
-    assert views.hosts(scene.database)[0].host.state == HostState.CORDONED
+    assert views.hosts(scene.database)[0].state == HostState.CORDONED
 
 
 def test_a_host_is_forgotten_only_when_nothing_is_left_of_it(scene: Scene) -> None:
@@ -419,7 +419,7 @@ def test_a_model_with_nonsense_for_a_layout_stops_no_other(scene: Scene, bad: st
         work.run(text(f"{bad} WHERE configuration = :id"), {"id": id_})
     scene.wait(A, B)
     scene.turn()
-    assert [pool.row.model for pool in scene.pools()] == [B]
+    assert [pool.model for pool in scene.pools()] == [B]
     assert scene.refusals().keys() == {A}
     reconcile.defragment(scene.database, lambda _: scene.asked, TERMS)
     assert reconcile.explain(scene.database, scene.asked, B)
@@ -436,8 +436,8 @@ def test_a_pool_with_nonsense_in_its_row_stops_no_other(scene: Scene, bad: str) 
     scene.wait(B)
     scene.turn()
     scene.turn()
-    assert {pool.row.model for pool in scene.pools()} == {A, B}
-    assert {pool.row.host for pool in scene.pools(B)} == {"i"}
+    assert {pool.model for pool in scene.pools()} == {A, B}
+    assert {pool.host for pool in scene.pools(B)} == {"i"}
 
 
 def test_a_device_with_nonsense_in_its_row_stops_no_other(scene: Scene) -> None:
@@ -448,7 +448,7 @@ def test_a_device_with_nonsense_in_its_row_stops_no_other(scene: Scene) -> None:
         work.run(text("UPDATE device SET speed = 'NaN' WHERE host = 'h'"))
     scene.wait(A, B)
     scene.turn()
-    assert {pool.row.host for pool in scene.pools(B)} <= {"i"}
+    assert {pool.host for pool in scene.pools(B)} <= {"i"}
     assert scene.pools(B)
 
 
@@ -476,7 +476,7 @@ def test_an_action_that_breaks_is_refused_with_its_reason(scene: Scene, monkeypa
     add_host(scene, "i")
     scene.wait(A, B)
     scene.turn()
-    assert [pool.row.model for pool in scene.pools()] == [B]
+    assert [pool.model for pool in scene.pools()] == [B]
     assert "could not be granted: StopIteration" in scene.refusals()[A]
 
 

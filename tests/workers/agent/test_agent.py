@@ -71,9 +71,9 @@ def test_a_turn_goes_on_when_a_model_file_breaks_its_reader(
     monkeypatch.setattr("app.footprint.closed_form.closed_form", breaks)
     agent._turn()
     (host,) = views.hosts(database)
-    assert host.host.alive
-    assert any("smollm2:135m is not served here" in problem for problem in host.host.problems)
+    assert host.alive
+    assert any("smollm2:135m is not served here" in problem for problem in host.problems)
     monkeypatch.undo()
     agent._files.forget()
     agent._turn()
-    assert views.hosts(database)[0].host.problems == []
+    assert views.hosts(database)[0].problems == []

@@ -64,7 +64,7 @@ def test_a_hostile_file_is_set_aside_and_hides_no_other(host: Settings, database
     hosts = Hosts(database, LEASE, LEASE)
     agent = hosts.join("h", "h", 8, declared("d"), {})
     hosts.beat("h", agent, [], looked.configurations, looked.problems)
-    assert list(views.hosts(database)[0].host.problems) == looked.problems
+    assert list(views.hosts(database)[0].problems) == looked.problems
 
 
 def test_a_file_that_is_mended_is_served(host: Settings, database: Database, tmp_path: Path) -> None:
