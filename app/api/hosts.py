@@ -86,7 +86,7 @@ def mark(services: InjectedServices, name: str, body: Annotated[MarkIn, bodies.o
             "request",
         )
     services.operator_commands.mark(name, body.state)
-    return next(out(host) for host in views.hosts(services.database, name))
+    return out(views.host(services.database, name))
 
 
 @router.delete("/{name}", status_code=204, summary="Remove a host", responses=problems.documented(404, 409))

@@ -266,10 +266,19 @@ def fleet(database: Database) -> FleetView:
         )
 
 
-def hosts(database: Database, name: str | None = None) -> Sequence[HostView]:
-    """Return all hosts, or the one of a name, with their devices."""
+def hosts(database: Database) -> Sequence[HostView]:
+    """Return all hosts with their devices."""
     with _snapshot(database) as work:
-        return _hosts(work, name)
+        return _hosts(work)
+
+
+def host(database: Database, name: str) -> HostView:
+    """Return a host and its devices. Raises NotFound."""
+    with _snapshot(database) as work:
+        found = _hosts(work, name)
+    if not found:
+        raise NotFound("host", name)
+    return found[0]
 
 
 def pools(database: Database, *, model: str | None = None, ended: bool = False) -> Sequence[PoolView]:

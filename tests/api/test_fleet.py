@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from app.api.main import serve
 from app.api.services import Services
 from app.fleet.holder import HeartbeatReport, ReservationHolder
 from app.fleet.hosts import Declared, Hosts, Measured, PoolEnded
 from app.fleet.pool import PoolPhase
 from app.kernel.database import Database
 from app.scheduler import needs
+from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.language import check
 from app.workflows.runs.submission import Submission
 from tests.fleet.granting import LEASE, begun, granted
@@ -113,6 +116,16 @@ def test_hosts_are_cordoned_opened_and_removed(client: TestClient, database: Dat
     assert client.delete("/v1/hosts/h").status_code == 409, "it holds a pool"
     assert client.delete("/v1/hosts/h", params={"lost": True}).status_code == 204
     assert client.get("/v1/hosts").json() == {"hosts": []}
+
+
+def test_a_host_that_is_removed_while_it_is_cordoned_is_not_found(services: Services, database: Database) -> None:
+    Hosts(database, timedelta(0), LEASE).join("h", "h", 8, [], {})
+    commands = OperatorCommands(database, lambda: None)
+    racing = replace(services, operator_commands=OperatorCommands(database, lambda: commands.remove("h")))
+
+    answer = TestClient(serve(racing), base_url="http://localhost").put("/v1/hosts/h", json={"state": "cordoned"})
+
+    assert (answer.status_code, answer.json()["detail"]) == (404, "no host 'h'")
 
 
 @pytest.mark.parametrize(
