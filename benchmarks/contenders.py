@@ -28,7 +28,7 @@ from app.kernel import broker, embedded
 from app.kernel import settings as settings_of
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
-from app.kernel.process import Child
+from app.kernel.processes.process import Child
 from app.kernel.settings import Settings
 from app.workflows.language import check
 from app.workflows.language.definition import Definition

@@ -153,7 +153,7 @@ def measured(path: Path, configuration: LoadConfiguration) -> dict[str, int]:
 def child(question: dict[str, Any]) -> None:
     """Load, compute a whole micro-batch and something in every slot, and say what was taken."""
     from app.inference.requests import EmbedRequest, GenerateRequest, LongText, Sampling
-    from workers.engine import native, probe
+    from workers.engine.bindings import native, probe
     from workers.engine.engine import LlamaEngine
 
     configuration = LoadConfiguration.of_json(question["configuration"])

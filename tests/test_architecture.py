@@ -95,7 +95,7 @@ WORLD = {
 }
 WORLD_OF_OURS = {
     *("app.kernel.broker", "app.kernel.clock", "app.kernel.database", "app.kernel.ids", "app.kernel.log"),
-    "app.kernel.secrets",
+    "app.kernel.security.secrets",
 }
 
 

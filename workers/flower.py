@@ -20,9 +20,10 @@ from flower.urls import settings as flower_settings
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
-from app.kernel import log, request_guard
+from app.kernel import log
 from app.kernel.errors import Problem
-from app.kernel.request_guard import RequestGuard, guard_of
+from app.kernel.security import request_guard
+from app.kernel.security.request_guard import RequestGuard, guard_of
 from app.kernel.settings import Settings
 from workers.application import Application
 

@@ -19,10 +19,11 @@ from contextlib import contextmanager
 import httpcore2
 from httpcore2 import HTTP11Connection, Origin
 
-from app.kernel import clock, log, masking
-from app.kernel.egress import EgressPolicy
+from app.kernel import clock, log
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
+from app.kernel.security import masking
+from app.kernel.security.egress import EgressPolicy
 from app.workflows.http import answers, calls
 from app.workflows.http.answers import HttpAnswer
 from app.workflows.http.calls import Hop, HttpCall

@@ -15,7 +15,7 @@ from app.catalog.catalog import Catalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
-from app.kernel.secrets import Secrets
+from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import WakingPublisher
 from app.workflows.runs import owners

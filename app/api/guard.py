@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api import problems
 from app.api.bodies import JSON, YAML, UnsupportedMediaType
 from app.kernel.errors import Problem
-from app.kernel.request_guard import STATUS, ForbiddenRequest, RequestGuard
+from app.kernel.security.request_guard import STATUS, ForbiddenRequest, RequestGuard
 
 #: What a page of any site may send without a preflight.
 _OF_FORMS = {"", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain"}

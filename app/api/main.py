@@ -23,31 +23,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import __version__
-from app.api import (
-    dead_letters,
-    devices,
-    events,
-    explanations,
-    fleet,
-    footprints,
-    health,
-    hosts,
-    models,
-    namespaces,
-    payloads,
-    pools,
-    problems,
-    run_control,
-    runs,
-    schedules,
-    schemas,
-    threads,
-    workflows,
-)
+from app.api import dead_letters, health, problems, schemas, threads
 from app.api.bodies import UnsupportedMediaType
+from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.services import Services
+from app.api.workflows import events, payloads, run_control, runs, schedules, workflows
 from app.catalog import files
 from app.devices.inventory import Devices
 from app.kernel import addresses, broker, log
@@ -64,8 +46,8 @@ from app.kernel.errors import (
     Problem,
     Unavailable,
 )
-from app.kernel.request_guard import STATUS as FORBIDDEN
-from app.kernel.request_guard import ForbiddenRequest, guard_of
+from app.kernel.security.request_guard import STATUS as FORBIDDEN
+from app.kernel.security.request_guard import ForbiddenRequest, guard_of
 from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.wake_up import WakingPublisher, wake_reconciler

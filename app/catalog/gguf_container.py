@@ -27,8 +27,8 @@ from typing import Any, BinaryIO
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from app.catalog.metadata import Tensor
-from app.kernel import texts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing
+from app.kernel.security import texts
 
 #: Versions of the format whose layout is read here.
 VERSIONS = (2, 3)

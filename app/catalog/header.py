@@ -21,8 +21,8 @@ from app.catalog import gguf_container
 from app.catalog.gguf_container import Container
 from app.catalog.metadata import Header, Tensor
 from app.catalog.source import split_number, split_parts
-from app.kernel import texts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing
+from app.kernel.security import texts
 
 #: Eight times llama.cpp's own limit, LLAMA_MAX_LAYERS.
 _MAX_LAYERS = 4096

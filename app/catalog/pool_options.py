@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, StrictFloat, StrictInt, model_validator
 
 from app.catalog.source import CatalogTable
-from app.kernel import durations
-from app.kernel.durations import Duration
-from app.kernel.sizes import Size
+from app.kernel.units import durations
+from app.kernel.units.durations import Duration
+from app.kernel.units.sizes import Size
 
 _Place = Annotated[str, Field(min_length=1, max_length=200)]
 

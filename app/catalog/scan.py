@@ -19,9 +19,9 @@ from app.catalog import header
 from app.catalog.metadata import Header
 from app.catalog.model import Model, slug
 from app.catalog.source import FileSource, split_number
-from app.kernel import texts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing, NotFound
 from app.kernel.guard import LoopGuard
+from app.kernel.security import texts
 
 #: Context and slots of a suggested entry: what fits most machines. The context is less if the model has less.
 CONTEXT, SLOTS = 4096, 4

@@ -15,8 +15,8 @@ import psutil
 from app.devices import control_group, llama_build
 from app.devices.device import CPU, HardwareKind, Inventory, MeasuredDevice
 from app.devices.nvml import Gpus
-from app.kernel import texts
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
+from app.kernel.security import texts
 
 
 class Devices:

@@ -15,7 +15,8 @@ from typing import Any
 import pynvml
 
 from app.devices.device import DeviceProcess, HardwareKind, MeasuredDevice
-from app.kernel import log, texts
+from app.kernel import log
+from app.kernel.security import texts
 
 _log = log.get(__name__)
 

@@ -36,7 +36,7 @@ from app.kernel.errors import ArrieroError
 _log = log.get(__name__)
 
 #: The module that makes a dry run. `app` never imports `workers`: it starts them.
-_PROBE = "workers.engine.probe"
+_PROBE = "workers.engine.bindings.probe"
 #: A dry run reads a header and a vocabulary; this is for a disk that sleeps, or a machine that is busy.
 _TIMEOUT = timedelta(seconds=60)
 #: States, and notes of cells, are allocated even in a dry run; above so many bytes none is made.

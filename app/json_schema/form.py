@@ -14,8 +14,8 @@ from typing import Any
 from app.json_schema import references
 from app.json_schema.references import LISTS, MAPPINGS, ONE
 from app.json_schema.values import is_whole, shown
-from app.kernel import regex
 from app.kernel.errors import Problem
+from app.kernel.security import regex
 
 #: Levels of a schema.
 MAX_NESTING = 60

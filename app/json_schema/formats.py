@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from uuid import UUID
 
-from app.kernel import regex
+from app.kernel.security import regex
 
 #: Characters of the longest text that an address, a date or a UUID can be.
 _LONGEST = 64

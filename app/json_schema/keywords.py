@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from app.json_schema import formats
 from app.json_schema.values import Deviation, is_type, shown
-from app.kernel import regex
+from app.kernel.security import regex
 
 if TYPE_CHECKING:
     from app.json_schema.validation import Validation

@@ -14,8 +14,8 @@ from typing import Any
 from app.json_schema import keywords, references
 from app.json_schema.references import Unresolvable
 from app.json_schema.values import SHOWN, Deviation, Path, kind_of, shown
-from app.kernel import regex
 from app.kernel.errors import Problem
+from app.kernel.security import regex
 
 #: Units of work of one check: a keyword that is applied, a part of a value that is compared; some 2 µs each.
 MAX_WORK = 1_000_000

@@ -28,9 +28,9 @@ from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.pools import ProducerPool
 
 from app.kernel import log
-from app.kernel.breaker import Breaker
 from app.kernel.dead_letters import DeadLetters, is_wrong_type
 from app.kernel.errors import BrokerUnreachable
+from app.kernel.postgres.breaker import Breaker
 from app.kernel.settings import BrokerSettings
 
 _log = log.get(__name__)

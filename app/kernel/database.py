@@ -32,10 +32,10 @@ from sqlalchemy.pool import Pool
 from sqlmodel import SQLModel
 
 from app.kernel import log, shipped
-from app.kernel.breaker import Breaker
-from app.kernel.connection import AnswerTimeout
-from app.kernel.connection import Connection as Session
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
+from app.kernel.postgres.breaker import Breaker
+from app.kernel.postgres.connection import AnswerTimeout
+from app.kernel.postgres.connection import Connection as Session
 
 _log = log.get(__name__)
 

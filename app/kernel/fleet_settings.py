@@ -8,10 +8,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from app.kernel import durations
-from app.kernel.durations import Duration
 from app.kernel.section import Section
-from app.kernel.sizes import Size
+from app.kernel.units import durations
+from app.kernel.units.durations import Duration
+from app.kernel.units.sizes import Size
 
 
 class SimulatedDevice(Section):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from app.kernel import egress
-from app.kernel.durations import Duration
 from app.kernel.section import Section
+from app.kernel.security import egress
+from app.kernel.units.durations import Duration
 
 
 class HttpSettings(Section):

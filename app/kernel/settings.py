@@ -26,20 +26,20 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.kernel import durations
-from app.kernel.durations import Duration
 from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
 from app.kernel.http_settings import HttpSettings
-from app.kernel.request_guard import TrustedHost
 from app.kernel.section import Section
+from app.kernel.security.request_guard import TrustedHost
+from app.kernel.units import durations
+from app.kernel.units.durations import Duration
 
 #: Names the file when neither `--config` nor the default place is wanted. It is no setting.
 CONFIG_VARIABLE = "ARRIERO_CONFIG"
 #: The file that is read from the current directory when there is one.
 CONFIG_FILE = "arriero.toml"
 
-#: Begins the variables that are secrets of steps. They are no settings: `app.kernel.secrets` hands them out.
+#: Begins the variables that are secrets of steps. They are no settings: `app.kernel.security.secrets` hands them out.
 SECRET_PREFIX = "ARRIERO_SECRET_"  # noqa: S105 the beginning of a name
 #: Names of secrets, in lower case.
 SECRET_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")

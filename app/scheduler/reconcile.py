@@ -25,11 +25,11 @@ from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.ledger.session import open_session
 from app.fleet.pool import COMING, Desired
-from app.kernel import texts
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.guard import LoopGuard
 from app.kernel.priority import Priority
+from app.kernel.security import texts
 from app.scheduler import defragmentation as defragmenting
 from app.scheduler import explanation, observation, placement
 from app.scheduler.cluster import Cluster, Demand

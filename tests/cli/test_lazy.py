@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from app.cli import COMMANDS, models
-from app.cli.footprint import footprint
+from app.cli import COMMANDS
+from app.cli.fleet import models
+from app.cli.fleet.footprint import footprint
 
 #: Packages that only servers and commands with database access need.
 HEAVY = ("alembic", "celery", "fastapi", "jsonschema", "llama_cpp", "psycopg", "sqlalchemy", "uvicorn")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.catalog.files import read_catalog
-from app.cli import runs, texts
+from app.cli import texts
 from app.cli.client import Client
+from app.cli.workflows import runs
 from app.kernel.errors import InvalidCatalog, InvalidInput, NotFound
 
 

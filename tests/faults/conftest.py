@@ -43,7 +43,7 @@ from app.kernel.database import Database
 from app.kernel.embedded import PostgresServer, Server, ValkeyServer, start_postgres
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.fleet_settings import FleetSettings
-from app.kernel.process import Child, end_all
+from app.kernel.processes.process import Child, end_all
 from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, RunSettings, Settings, environment_of
 from app.scheduler import needs
 from app.workflows.language import check

@@ -13,8 +13,8 @@ from app.fleet import views
 from app.fleet.ledger import rules, session
 from app.fleet.pool import PoolState
 from app.fleet.views import PoolView
-from app.kernel import pid_file
 from app.kernel.fleet_settings import SimulatedDevice
+from app.kernel.processes import pid_file
 from app.kernel.settings import CatalogSettings
 from tests.faults.conftest import MODEL, PATIENCE, Stage, generate, until
 

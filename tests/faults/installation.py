@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 
-from app.kernel import embedded, pid_file
+from app.kernel import embedded
 from app.kernel.database import Database
+from app.kernel.processes import pid_file
 from tests.faults.conftest import ROOT, shown, until
 
 _ENTRY = """

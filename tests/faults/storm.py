@@ -31,10 +31,10 @@ from sqlalchemy import text
 
 from app.catalog import files
 from app.fleet.views import PoolView
-from app.kernel import pid_file
 from app.kernel.database import Database
 from app.kernel.embedded import start_postgres
 from app.kernel.errors import DatabaseUnreachable
+from app.kernel.processes import pid_file
 from tests.faults.conftest import RUNS, Stage, assert_nothing_left, until
 from tests.faults.fleets import (
     ALPHA,

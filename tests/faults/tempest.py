@@ -41,8 +41,9 @@ import psutil
 from sqlalchemy import text
 
 from app.fleet import views as fleet_views
-from app.kernel import embedded, pid_file
+from app.kernel import embedded
 from app.kernel.errors import DatabaseUnreachable
+from app.kernel.processes import pid_file
 from app.workflows.state_machine.states import FINAL_RUNS
 from tests.faults import hostile, installation
 from tests.faults.conftest import assert_nothing_left, until

@@ -21,9 +21,9 @@ from sqlalchemy import text
 
 from app.fleet import views
 from app.fleet.rows import HostState
-from app.kernel import private_file
 from app.kernel.embedded import PostgresServer, ValkeyServer
 from app.kernel.fleet_settings import SimulatedDevice
+from app.kernel.processes import private_file
 from tests.faults.conftest import Stage, assert_nothing_left, until
 from tests.faults.fleets import (
     ALPHA,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from app.kernel.process import Child
+from app.kernel.processes.process import Child
 from app.kernel.settings import ApiSettings, environment_of
 from tests.faults.conftest import ROOT, Stage, lattice, until
 from tests.frozen import frozen

@@ -14,8 +14,8 @@ import httpx2
 import psutil
 import pytest
 
-from app.kernel import pid_file
 from app.kernel.embedded.endpoint import ENDPOINT_FILE, find_endpoint
+from app.kernel.processes import pid_file
 from tests.faults import installation
 from tests.faults.conftest import PATIENCE, assert_nothing_left, processes_of, until
 from tests.faults.installation import address, is_up, members

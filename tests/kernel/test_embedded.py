@@ -38,8 +38,8 @@ from app.kernel.embedded import (
     started,
 )
 from app.kernel.errors import DataDirectoryHeld, ServerNotStarted
-from app.kernel.pid_file import birth
-from app.kernel.process import end_all, end_leftovers
+from app.kernel.processes.pid_file import birth
+from app.kernel.processes.process import end_all, end_leftovers
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)

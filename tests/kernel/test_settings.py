@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from app.kernel import durations, settings, sizes
+from app.kernel import settings
 from app.kernel.errors import InvalidSettings
 from app.kernel.settings import environment_of, load, masked_url, shown, values_of
+from app.kernel.units import durations, sizes
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from app.catalog.catalog import Catalog
-from app.kernel.secrets import Secrets
+from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.workflows.language import check
 from app.workflows.runs import change as changes

@@ -17,13 +17,13 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from app.api import runs
 from app.api.main import ROUTERS
+from app.api.workflows import runs
 from app.catalog import files
 from app.cli import COMMANDS
-from app.kernel import durations
-from app.kernel.egress import EgressPolicy
 from app.kernel.errors import FailureReason
+from app.kernel.security.egress import EgressPolicy
+from app.kernel.units import durations
 from app.workflows import registry
 from app.workflows.language import check, shape_errors, source
 from app.workflows.language import definition as definitions

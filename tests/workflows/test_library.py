@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from app.catalog import files
 from app.inference import prompts
 from app.kernel import settings
-from app.kernel.secrets import Secrets
+from app.kernel.security.secrets import Secrets
 from app.kernel.settings import HttpSettings
 from app.workflows import registry
 from app.workflows.language import source

@@ -33,7 +33,7 @@ from app.devices.device import Inventory
 from app.devices.inventory import Devices
 from app.fleet.hosts import Granted, Hosts, Observed, PoolEnded
 from app.fleet.pool import Desired, ProcessState
-from app.kernel import addresses, clock, ids, log, private_file
+from app.kernel import addresses, clock, ids, log
 from app.kernel import database as databases
 from app.kernel.errors import (
     Conflict,
@@ -44,7 +44,8 @@ from app.kernel.errors import (
     ServerNotStarted,
 )
 from app.kernel.guard import LoopGuard
-from app.kernel.process import Adopted, Child, adopt
+from app.kernel.processes import private_file
+from app.kernel.processes.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
 from app.workflows.runs import owners

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from app.fleet.hosts import Granted
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase
-from app.kernel import durations
+from app.kernel.units import durations
 
 
 @dataclass(frozen=True, slots=True)

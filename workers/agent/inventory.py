@@ -31,7 +31,7 @@ from app.kernel.database import Database
 from app.kernel.errors import ModelFileDamaged
 from app.kernel.fleet_settings import FleetSettings
 from app.kernel.settings import Settings
-from app.kernel.sizes import rounded
+from app.kernel.units.sizes import rounded
 from app.scheduler import needs
 
 #: Part of the RAM that pools may hold unless the settings say how much.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from app.fleet.hosts import Granted
 from app.fleet.pool import Desired
-from app.kernel.process import Adopted, Child
+from app.kernel.processes.process import Adopted, Child
 
 
 @dataclass(slots=True)

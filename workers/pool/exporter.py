@@ -25,9 +25,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.fleet.pool import METRICS_FOLDER, PoolPhase
-from app.kernel import log, request_guard
+from app.kernel import log
 from app.kernel.errors import ServerNotStarted
-from app.kernel.request_guard import RequestGuard
+from app.kernel.security import request_guard
+from app.kernel.security.request_guard import RequestGuard
 from workers.engine import Engine
 from workers.engine.metrics import QUEUE_BOUNDS, EngineMetrics
 from workers.pool.progress import Status

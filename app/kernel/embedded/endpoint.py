@@ -14,8 +14,8 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.kernel import private_file
 from app.kernel.errors import ServerNotStarted
+from app.kernel.processes import private_file
 
 #: Servers listen here and nowhere else.
 LOOPBACK = "127.0.0.1"

@@ -26,13 +26,14 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from app.kernel import log, pid_file, private_file
+from app.kernel import log
 from app.kernel.embedded import carriers, run_as
 from app.kernel.embedded.endpoint import LOOPBACK, Endpoint
 from app.kernel.embedded.run_as import RunAs, Way
 from app.kernel.embedded.server import START_DEADLINE, Server
 from app.kernel.errors import ServerNotStarted
-from app.kernel.process import Child, end_all
+from app.kernel.processes import pid_file, private_file
+from app.kernel.processes.process import Child, end_all
 
 #: The role that owns everything, and the database of Arriero.
 ROLE = DATABASE = "arriero"

@@ -21,13 +21,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
-from app.kernel import log, pid_file
+from app.kernel import log
 from app.kernel.embedded.data_directory import make_directory
 from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint, free_port, is_free, keep_endpoint
 from app.kernel.embedded.run_as import ENVIRONMENT, RunAs
 from app.kernel.errors import ServerNotStarted
 from app.kernel.ids import new_secret
-from app.kernel.process import Adopted, Child, Leftover, adopt, end_leftovers
+from app.kernel.processes import pid_file
+from app.kernel.processes.process import Adopted, Child, Leftover, adopt, end_leftovers
 
 #: How long a server may take until it answers. Recovery after a crash is part of it.
 START_DEADLINE = timedelta(seconds=90)

@@ -18,8 +18,8 @@ from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from app.kernel import masking
 from app.kernel.errors import FailureReason, StepFailure
+from app.kernel.security import masking
 from app.workflows.http.calls import Hop
 
 #: Characters of an answer that are kept with a failure.

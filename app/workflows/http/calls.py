@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import app
-from app.kernel import egress, masking
-from app.kernel.egress import EgressPolicy
 from app.kernel.errors import FailureReason, Problem, StepFailure
+from app.kernel.security import egress, masking
+from app.kernel.security.egress import EgressPolicy
 from app.workflows.expressions import templates
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

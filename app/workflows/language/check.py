@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from app import grammar, json_schema
 from app.json_schema import Allowance
-from app.kernel.egress import EgressPolicy
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
+from app.kernel.security.egress import EgressPolicy
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.expressions.templates import LISTED
 from app.workflows.http import calls

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.kernel.durations import Duration
+from app.kernel.units.durations import Duration
 from app.workflows.language import ancestry
 from app.workflows.language.steps import (
     MODEL_KINDS,

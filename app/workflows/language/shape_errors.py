@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 from pydantic_core import ErrorDetails
 
-from app.kernel import durations
 from app.kernel.errors import Problem
+from app.kernel.units import durations
 from app.workflows.language.definition import LABEL, Definition
 from app.workflows.language.steps import HEADER, ID, KINDS, NAME, NEED, AnyStep, DocumentPart, MapBody
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from app.kernel.durations import Duration
 from app.kernel.errors import FailureReason
+from app.kernel.units.durations import Duration
 
 #: Ids are names in templates (`steps.draft.output`), so they are written like names.
 ID = r"^[a-z][a-z0-9_]{0,62}$"

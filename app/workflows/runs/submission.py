@@ -20,7 +20,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.access import namespaces
-from app.kernel import ids, texts
+from app.kernel import ids
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import (
     ConcurrencyLimitReached,
@@ -30,6 +30,7 @@ from app.kernel.errors import (
     Problem,
     StepFailure,
 )
+from app.kernel.security import texts
 from app.workflows.expressions import templates
 from app.workflows.language import inputs
 from app.workflows.language.definition import Definition

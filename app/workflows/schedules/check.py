@@ -17,8 +17,8 @@ from zoneinfo import available_timezones
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from app.kernel import durations
 from app.kernel.errors import InvalidInput, Problem
+from app.kernel.units import durations
 from app.workflows.language import source
 from app.workflows.language.source import DefinitionSource
 from app.workflows.schedules.schedule import NO_ZONES, CatchUp, Schedule

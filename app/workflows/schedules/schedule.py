@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from app.kernel.durations import Duration
+from app.kernel.units.durations import Duration
 from app.workflows.language.definition import PriorityName
 from app.workflows.schedules import cron
 

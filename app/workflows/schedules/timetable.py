@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise, takewhile
 
-from app.kernel import durations
+from app.kernel.units import durations
 from app.workflows.schedules import cron
 from app.workflows.schedules.schedule import Schedule
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.kernel.egress import EgressPolicy
 from app.kernel.errors import FailureReason, StepFailure
+from app.kernel.security.egress import EgressPolicy
 from app.workflows.expressions import templates
 from app.workflows.expressions.templates import Scope
 from app.workflows.http import answers, calls

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from app.kernel.egress import EgressPolicy
 from app.kernel.errors import InvalidDefinition, Problem
+from app.kernel.security.egress import EgressPolicy
 from app.workflows import registry
 from app.workflows.language import check, definition, shape_errors
 from app.workflows.language.check import Catalogued

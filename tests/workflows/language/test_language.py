@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from app.kernel import durations
 from app.kernel.errors import ConcurrencyLimitReached, EventKeyReused, InvalidInput, InvalidTransition, NotFound
+from app.kernel.units import durations
 from app.workflows import registry, retention
 from app.workflows.language import check
 from app.workflows.runs import control, submission

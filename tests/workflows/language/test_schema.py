@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from app.kernel import durations, shipped
+from app.kernel import shipped
+from app.kernel.units import durations
 from app.workflows import registry
 from app.workflows.language import schema, source
 from app.workflows.language.steps import KINDS

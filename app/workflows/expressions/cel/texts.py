@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
-from app.kernel import regex
+from app.kernel.security import regex
 from app.workflows.expressions.cel import library
 from app.workflows.expressions.cel.values import Budget, NoValue, named, refused, require_room
 
