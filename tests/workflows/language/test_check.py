@@ -558,6 +558,7 @@ WRONG = {
     "a field that priorities have not": (said("priority: {class: batch, at: 1}"), 2, "priority.at", "class, rank"),
     "a label that is no name": (said("labels: {my label: x}"), 2, "labels.my label", "63 letters, digits"),
     "a label that is a number": (said("labels: {year: 2026}"), 2, "labels.year", "write it in quotes, '2026'"),
+    "a label with a long value": (said(f"labels: {{year: '{'x' * 501}'}}"), 2, "labels.year", "at most 500"),
     "labels that are a list": (said("labels: [a]"), 2, "labels", "a list is no mapping names and texts"),
     "no time for a run": (said("deadline: 0"), 2, "deadline", "write more than 0"),
     "a retention beyond all years": (said("retention: 99999d"), 2, "retention", "between 0 and ten years"),
