@@ -129,7 +129,7 @@ class Contender(ABC):
     def stop(self) -> None:
         """Stop the workers."""
         for child in self._children:
-            child.ask()
+            child.request_stop()
         for child in self._children:
             child.stop(timedelta(seconds=15))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -48,27 +49,30 @@ class Application:
         self._status: Status | None = None
         self._stopping = False
 
-        @self.celery.task(name=RUN_STEP)
+        # Celery would also register a shared task in every later application of the process.
+        task = partial(self.celery.task, shared=False)
+
+        @task(name=RUN_STEP)
         def run_step(step_id: str, attempt: int) -> None:
             steps.run_step(self.runtime, UUID(step_id), attempt)
 
-        @self.celery.task(name=timetable.SWEEP)
+        @task(name=timetable.SWEEP)
         def run_sweep() -> None:
             jobs.run_sweep(self.runtime)
 
-        @self.celery.task(name=timetable.EXPIRE)
+        @task(name=timetable.EXPIRE)
         def run_expire() -> None:
             jobs.run_expire(self.runtime)
 
-        @self.celery.task(name=timetable.SCHEDULES)
+        @task(name=timetable.SCHEDULES)
         def run_schedules() -> None:
             jobs.run_schedules(self.runtime)
 
-        @self.celery.task(name=RECONCILE)
+        @task(name=RECONCILE)
         def run_reconcile() -> None:
             jobs.run_reconcile(self.runtime)
 
-        @self.celery.task(name=DEFRAGMENT)
+        @task(name=DEFRAGMENT)
         def run_defragment() -> None:
             jobs.run_defragment(self.runtime)
 

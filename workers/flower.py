@@ -60,7 +60,7 @@ class _Refusal(RequestHandler):
     def prepare(self) -> None:
         self.set_status(request_guard.STATUS)
         self.set_header("Content-Type", request_guard.MEDIA_TYPE)
-        self.finish(json.dumps(request_guard.document(self._refusal)))
+        self.finish(json.dumps(request_guard.problem_document(self._refusal)))
 
 
 def run(settings: Settings) -> int:

@@ -72,7 +72,7 @@ def start(
     Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
     """
     servers = addresses.of(settings)
-    database = databases.at_head(servers.database_url, pool_size=threads + 1)
+    database = databases.open_at_head(servers.database_url, pool_size=threads + 1)
     runs = Runs(
         database,
         WakingPublisher(CeleryPublisher(app, servers.redis_url)),

@@ -94,7 +94,7 @@ class Channel(_kombu.Channel):  # type: ignore[misc] # as above
     def checked(self, key: bytes, raw: bytes) -> tuple[bytes, bytes] | None:
         """A message as it can be taken, None when it was put aside."""
         queue, _, priority = key.decode("utf-8", "replace").partition(self.sep)
-        if not broker.is_ours(queue):
+        if not broker.is_task_queue(queue):
             return key, raw
         try:
             return key, messages.taken(raw, queue, int(priority or 0), ids.new_secret())
@@ -123,7 +123,7 @@ class Channel(_kombu.Channel):  # type: ignore[misc] # as above
         other queues and exchanges by name.
         """
         known = {*self.active_queues, *names}
-        queues = [queue for queue in known if broker.is_ours(queue)]
+        queues = [queue for queue in known if broker.is_task_queue(queue)]
         expected = {self._q_for_pri(queue, step): "list" for queue in queues for step in self.priority_steps}
         expected |= {self.unacked_key: "hash", self.unacked_index_key: "zset", self.unacked_mutex_key: "string"}
         for prefix in (self.keyprefix_queue, self.keyprefix_binding_permanent):

@@ -20,7 +20,7 @@ from app.catalog.metadata import Header
 from app.catalog.model import Model, slug
 from app.catalog.source import FileSource, split_number
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing, NotFound
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.security import texts
 
 #: Context and slots of a suggested entry: what fits most machines. The context is less if the model has less.
@@ -87,7 +87,7 @@ def scan(folder: Path, taken: Collection[str] = ()) -> Scan:
         if target in seen:
             continue
         seen.add(target)
-        with _GUARD.one("file", str(path)) as failed:
+        with _GUARD.item("file", str(path)) as failed:
             one = _look_at(path, slugs)
             if isinstance(one, Found):
                 slugs.add(slug(one.model.name))

@@ -16,12 +16,12 @@ from app.api import connections
 
 Connect = Callable[[], socket.socket]
 
-#: Seconds after which a slow connection is closed here, and how often that is looked at.
+#: Seconds after which a slow connection is closed in these tests, and the interval of the checks.
 GRACE, INTERVAL = 0.6, 0.1
 
 
 async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer with the length of the body, once all of it is there."""
+    """Answer with the length of the body after receiving it completely."""
     length, more = 0, True
     while more:
         message = await receive()
@@ -55,7 +55,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
 
 
 def closed(client: socket.socket, seconds: float) -> bool:
-    """Whether the server closes the connection within that time, or has something to say."""
+    """Whether the server closes the connection, or sends something, within that time."""
     return bool(select.select([client], [], [], seconds)[0])
 
 
@@ -81,11 +81,11 @@ def test_a_request_that_trickles_in_is_dropped(connect: Connect, head: bytes) ->
         while not closed(client, 0.05):
             client.sendall(b"x")
             sent += 1
-        assert sent < 990, "before it was complete"
+        assert sent < 990, "it was dropped before it was complete"
 
 
-def test_a_request_that_comes_fast_enough_is_answered(connect: Connect) -> None:
-    """However long it takes: each part adds to its time."""
+def test_a_request_that_arrives_fast_enough_is_answered(connect: Connect) -> None:
+    """Each received part extends the time."""
     part, parts = b"x" * 1000, 8
     with connect() as client:
         client.sendall(f"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {len(part) * parts}\r\n\r\n".encode())

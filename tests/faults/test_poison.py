@@ -97,7 +97,7 @@ def test_control_worker_puts_poison_aside_and_does_what_follows(stage: Stage, cl
         "unreadable", "too_large", "unknown_task", "wrong_arguments",
     }  # fmt: skip
     assert max(len(letter.message) for letter in letters.newest(KEPT)) <= 4 * 2048
-    assert b"message_put_aside" in worker.container.log()
+    assert b"message_dead_lettered" in worker.container.log()
     assert client.hlen("unacked") == 0, "nothing of it comes back"
 
 

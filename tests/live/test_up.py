@@ -166,7 +166,7 @@ def test_models_and_workers_are_seen(live: Live) -> None:
         (("pools", "stop", "ffffff"), 3, "no pool 'ffffff'"),
         (("hosts", "drain", "nowhere"), 3, "no host 'nowhere'"),
         (("fleet", "why", "qwen3:4b", "--now"), 2, "No such option"),
-        (("--set", "fleet.ram=much", "version"), 2, "'much' is no size"),
+        (("--set", "fleet.ram=much", "version"), 2, "'much' is not a size"),
         (("up",), 4, "is in use by process"),
     ],
 )

@@ -46,7 +46,7 @@ def refused(found: Any) -> Reason:
 
 
 def test_what_the_publisher_sends_is_taken_as_it_is(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
-    publisher.publish(RUN_STEP, (STEP, 2), queue="io", priority=3, detail="triage/reply #2")
+    publisher.publish(RUN_STEP, (STEP, 2), queue="io", priority=3, description="triage/reply #2")
     sent = valkey.lindex("io\x06\x163", 0)
     made = json.loads(taken(sent.encode(), "io", 3, "tag"))
 
@@ -64,6 +64,12 @@ def test_when_it_expires_is_kept(publisher: CeleryPublisher, valkey: redis.Redis
     wake_reconciler(publisher)
     sent = valkey.lindex("control", 0)
     assert json.loads(taken(sent.encode(), "control", 0, "tag"))["headers"]["expires"] is not None
+
+
+def test_applications_of_one_process_have_tasks_of_their_own(redis_url: str, database_url: str) -> None:
+    settings = Settings(database_url=database_url, redis_url=redis_url)
+    first, second = (Application(settings).celery for _ in range(2))
+    assert all(first.tasks[name].app is first and second.tasks[name].app is second for name in TASKS)
 
 
 def test_every_task_of_a_worker_is_known_here(redis_url: str, database_url: str) -> None:

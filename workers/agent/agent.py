@@ -43,9 +43,9 @@ from app.kernel.errors import (
     NotFound,
     ServerNotStarted,
 )
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.processes import private_file
-from app.kernel.processes.process import Adopted, Child, adopt
+from app.kernel.processes.process import AdoptedProcess, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
 from app.workflows.runs import owners
@@ -81,7 +81,7 @@ class Agent:
             "ARRIERO_REDIS_URL": servers.redis_url,
         }
         self.host = settings.fleet.host_here
-        self._database = databases.at_head(servers.database_url, pool_size=2)
+        self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
         self._catalog: Catalog = files.read_catalog(settings.catalog.files)
@@ -162,7 +162,7 @@ class Agent:
                 running = Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
                 self._running[id_] = running
 
-    def _reaches_our_servers(self, process: Adopted) -> bool:
+    def _reaches_our_servers(self, process: AdoptedProcess) -> bool:
         """Whether a process was started with the addresses of today."""
         try:
             environment = psutil.Process(process.pid).environ()
@@ -227,12 +227,12 @@ class Agent:
 
     def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
         for pool in pools:
-            with self._guard.one("pool", pool.id):
+            with self._guard.item("pool", pool.id):
                 self._converge_one(pool, inventory_)
         held = {pool.id for pool in pools}
         for id_ in [id_ for id_ in self._running if id_ not in held]:
             # Its host was declared lost, or an operator gave its bytes back: it may touch nothing any more.
-            with self._guard.one("orphan", id_):
+            with self._guard.item("orphan", id_):
                 self._end_orphan(id_)
 
     def _converge_one(self, pool: Granted, inventory_: Inventory) -> None:
@@ -306,7 +306,7 @@ class Agent:
 
     def _ask(self, pool: Granted, running: Running, reason: str) -> None:
         if running.asked is None:
-            running.process.ask()
+            running.process.request_stop()
         running.asked, running.asked_at, running.reason = pool.desired, time.monotonic(), reason
         _log.info("pool_asked_to_end", pool=pool.id, model=pool.model, how=pool.desired, reason=reason)
 
@@ -364,7 +364,7 @@ class Agent:
         changed = []
         shares = self._shares()
         for id_, running in self._running.items():
-            with self._guard.one("process", id_):
+            with self._guard.item("process", id_):
                 running.threads = shares[id_]
                 used = inventory.used(self.host, inventory_, running.devices, running.process.pid or 0)
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
@@ -380,7 +380,7 @@ class Agent:
         """Let every pool finish, and go. Nothing new is placed here meanwhile."""
         _log.info("agent_leaves", host=self.host, pools=len(self._running))
         for running in self._running.values():
-            running.process.ask()
+            running.process.request_stop()
             running.asked, running.asked_at, running.reason = Desired.DRAIN, time.monotonic(), "its agent ends"
         limit = time.monotonic() + (self._limits.drain + self._limits.leave).total_seconds()
         pause = threading.Event()

@@ -20,7 +20,7 @@ from app.footprint.layout import KnownLayout
 from app.kernel import log
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, DatabaseUnreachable, LeaseLost, ModelFileMissing, ModelFileUnusable
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from workers.agent import inventory
@@ -70,7 +70,7 @@ class ModelFiles:
         if all_of_them:
             self._declared_at = now
         for model in self._catalog:
-            with self._guard.one("model", model.name) as failed:
+            with self._guard.item("model", model.name) as failed:
                 known = list(inventory.stand_in(model, inventory_)) if all_of_them else []
                 known += self._look_for(model, inventory_, again=all_of_them)
                 self._hosts.declare_layouts(known)

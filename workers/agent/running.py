@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from app.fleet.hosts import Granted
 from app.fleet.pool import Desired
-from app.kernel.processes.process import Adopted, Child
+from app.kernel.processes.process import AdoptedProcess, Child
 
 
 @dataclass(slots=True)
 class Running:
     """A process of a pool on this host."""
 
-    process: Child | Adopted
+    process: Child | AdoptedProcess
     epoch: int
     #: What it had reserved of each device when it began, or was adopted.
     devices: dict[str, int]

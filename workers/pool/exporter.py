@@ -237,7 +237,7 @@ def _guarded(app: WSGIApplication, guard: RequestGuard) -> WSGIApplication:
         refusal = guard.refuse(environ["REQUEST_METHOD"], environ["arriero.headers"], environ["arriero.address"])
         if refusal is None:
             return app(environ, start)
-        body = json.dumps(request_guard.document(refusal)).encode()
+        body = json.dumps(request_guard.problem_document(refusal)).encode()
         start(
             f"{request_guard.STATUS} Forbidden",
             [("Content-Type", request_guard.MEDIA_TYPE), ("Content-Length", str(len(body)))],

@@ -62,7 +62,7 @@ class Measuring:
         self._identity = estimate.identify(
             read, self._configuration, self._gpus, adapters=[header.read(lora.path) for lora in options.loras]
         )
-        self._database = databases.at_head(addresses.of(settings).database_url, pool_size=1)
+        self._database = databases.open_at_head(addresses.of(settings).database_url, pool_size=1)
         self._before = _memory()
         self._estimate: Estimate | None = None
         self._kept: Footprint | None = None

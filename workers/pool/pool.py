@@ -53,7 +53,7 @@ def run(settings: Settings, id_: str, epoch: int) -> int:
     Raises LeaseLost when nothing is granted, DatabaseBehind, DatabaseUnreachable.
     """
     began = time.monotonic()
-    database = databases.at_head(addresses.of(settings).database_url, pool_size=2)
+    database = databases.open_at_head(addresses.of(settings).database_url, pool_size=2)
     try:
         holder = ReservationHolder(database, settings.fleet.lease)
         taking = time.monotonic()

@@ -63,7 +63,7 @@ class MarkIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    state: HostState = Field(description="open, cordoned or draining", examples=["cordoned"])
+    state: HostState = Field(description="schedulable, cordoned or draining", examples=["cordoned"])
 
 
 @router.get("", summary="List hosts", responses=problems.documented())
@@ -74,15 +74,15 @@ def page(services: InjectedServices) -> HostList:
 
 @router.put(
     "/{name}",
-    summary="Open, cordon or drain a host",
+    summary="Uncordon, cordon or drain a host",
     responses=problems.documented(404, 413, 415, 422),
     openapi_extra=bodies.documented_as(MarkIn),
 )
 def mark(services: InjectedServices, name: str, body: Annotated[MarkIn, bodies.of(MarkIn)]) -> HostOut:
-    """Set the scheduling state: open, cordoned (no new pools), draining (its pools are moved or stopped)."""
+    """Set the scheduling state: schedulable, cordoned (no new pools), draining (its pools are moved or stopped)."""
     if body.state is HostState.LOST:
         raise InvalidInput(
-            [Problem("state", "a host cannot be set to lost; remove it instead", "open, cordoned, draining")],
+            [Problem("state", "a host cannot be set to lost; remove it instead", "schedulable, cordoned, draining")],
             "request",
         )
     services.operator_commands.mark(name, body.state)

@@ -77,7 +77,7 @@ def limit(services: InjectedServices, name: str, body: Annotated[LimitsIn, bodie
     limits = accounts.NamespaceLimits(body.weight, body.max_bytes, body.max_device_time, body.period)
     services.operator_commands.limit(name, limits)
     found = (account for account in views.accounts(services.database) if account.namespace == name)
-    # One without limits, and without use, is forgotten at any time.
+    # A namespace without limits and without recent use may be deleted at any time.
     return _out(next(found, accounts.NamespaceAccount.fresh(name, limits, clock.now())))
 
 

@@ -121,7 +121,7 @@ async def _stream(services: Services, run_id: UUID, after: int) -> AsyncIterator
     silent = 0.0
     while True:
         try:
-            state, rows = await threads.of_stream(views.history, services.database, run_id, after=after)
+            state, rows = await threads.run_for_stream(views.history, services.database, run_id, after=after)
         except NotFound:
             # The run was deleted at the end of its retention.
             return
@@ -138,5 +138,5 @@ async def _stream(services: Services, run_id: UUID, after: int) -> AsyncIterator
             silent += _POLL
             if silent >= _KEEP_ALIVE:
                 silent = 0.0
-                yield ": still there\n\n"
+                yield ": keep-alive\n\n"
             await asyncio.sleep(_POLL)

@@ -102,7 +102,7 @@ def _database(settings: Settings) -> Database | None:
     if url is None:
         return None
     try:
-        return databases.at_head(url, pool_size=1)
+        return databases.open_at_head(url, pool_size=1)
     except (DatabaseUnreachable, DatabaseBehind) as error:
         notes().print(Text.assemble(("note: ", "dim"), str(error)), soft_wrap=True)
         return None

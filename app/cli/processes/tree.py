@@ -192,7 +192,7 @@ def grown(settings: Settings, signals: Signals, report: ReportLine, *, flower: b
         # Begun first, so ended last: from the first exit on, nothing interrupts the stopping.
         held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command="arriero up"))
         # An agent is not asked: it would end its pools, which the next one takes over with their models loaded.
-        left = end_leftovers(held.path / "run", _LEFTOVERS, unasked=("agent",))
+        left = end_leftovers(held.path / "run", _LEFTOVERS, kill_at_once=("agent",))
         for leftover in left:
             report("warning", f"{leftover.name} of an earlier start still ran (pid {leftover.pid}); ended")
         settings = _with_ports(settings)
@@ -298,7 +298,7 @@ def _stop(member: ProcessMember, signals: Signals) -> None:
     assert child is not None
     limit = time.monotonic() + member.grace.total_seconds()
     if child.alive and child.pid is not None:
-        child.ask()
+        child.request_stop()
     while child.alive and time.monotonic() < limit and not signals.hurry:
         child.wait(timedelta(seconds=_PAUSE))
     child.stop(timedelta(seconds=0))

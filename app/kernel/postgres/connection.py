@@ -1,5 +1,5 @@
 """
-A connection to Postgres: pipelines that send all that they were given, and answers that are waited for so long.
+A connection to Postgres with an answer timeout, and with pipelines that send every statement completely.
 
 Nothing here knows transactions or pools: `app.kernel.database` does.
 """
@@ -15,17 +15,17 @@ from psycopg import generators
 from psycopg.abc import PQGen
 from psycopg.waiting import Ready, Wait
 
-#: Seconds between two looks for a signal while an answer is waited for; psycopg's own.
+#: Seconds between two checks for signals while waiting for an answer; psycopg's own value.
 _INTERVAL = 0.1
-#: Bytes of parameters that prolong the wait for an answer by a second: a server stores long values as fast as this,
-#: however busy its machine is.
+#: The answer timeout grows by one second per so many bytes of parameters: even a server on a busy machine stores long
+#: values at this rate.
 _BYTES_PER_SECOND = 4 * 1024 * 1024
 
 T = TypeVar("T")
 
 
 class AnswerTimeout(psycopg.OperationalError):
-    """The server holds the connection and says nothing."""
+    """The server keeps the connection open and does not answer."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -33,23 +33,23 @@ class AnswerTimeout(psycopg.OperationalError):
 
 
 class Connection(psycopg.Connection[Any]):
-    """One that is closed when an answer takes longer than its timeout."""
+    """A connection that is closed when an answer takes longer than its timeout."""
 
-    #: Seconds for which an answer is waited for; None waits as long as it takes.
+    #: Most seconds to wait for an answer; None waits without a limit.
     answer_timeout: float | None = None
-    #: Bytes of parameters that were sent last.
-    _unanswered = 0
-    #: While statements are sent, nothing is waited for between them.
+    #: Bytes of the parameters in the last `send`.
+    _sent_bytes = 0
+    #: While statements are being sent, `wait` does not wait for the socket.
     _sending = False
 
     def wait(self, gen: PQGen[T], interval: float = _INTERVAL, timeout: float | None = None) -> T:
-        """As psycopg's. Raises AnswerTimeout when no answer came in time; what the server did by then is unknown."""
+        """As in psycopg. Raises AnswerTimeout when no answer came in time; what the server has done is then unknown."""
         if self._sending:
-            return _pushed(gen)
+            return _buffered(gen)
         limit = self.answer_timeout if timeout is None else None
         if limit is None:
             return super().wait(gen, interval, timeout)
-        limit += self._unanswered / _BYTES_PER_SECOND
+        limit += self._sent_bytes / _BYTES_PER_SECOND
         begun = time.monotonic()
         try:
             return super().wait(gen, interval, limit)
@@ -61,17 +61,17 @@ class Connection(psycopg.Connection[Any]):
 
     def send(self, statements: Iterable[tuple[psycopg.Cursor[Any], str, Any]]) -> None:
         """
-        Send statements in the pipeline, each on its cursor with its parameters (or a list of them), to their last byte.
+        Send statements in the pipeline completely, each on its cursor with its parameters (or a list of parameters).
 
-        psycopg 3.3.9 leaves unsent what does not fit into the socket's buffer, and its `Pipeline.sync` then waits for
-        the answer to what the server has not seen (app/decisions.md, 30).
+        psycopg 3.3.9 leaves unsent what does not fit into the socket's buffer. Its `Pipeline.sync` then waits for the
+        answer to a statement that the server has not received (app/decisions.md, 30).
         """
-        self._unanswered = 0
+        self._sent_bytes = 0
         self._sending = True
         try:
             for cursor, statement, parameters in statements:
                 if self.answer_timeout is not None:
-                    self._unanswered += _size(parameters)
+                    self._sent_bytes += _size(parameters)
                 if isinstance(parameters, list):
                     cursor.executemany(statement, parameters)
                 else:
@@ -81,25 +81,25 @@ class Connection(psycopg.Connection[Any]):
         self.wait(generators.send(self.pgconn))
 
 
-def _pushed(gen: PQGen[T]) -> T:
+def _buffered(gen: PQGen[T]) -> T:
     """
-    What a generator of psycopg gives that only writes: as if the socket could always be written to.
+    Run a generator of psycopg that only writes, as if the socket was always writable, and return its result.
 
-    What the socket does not take stays in libpq's buffer. Asking the system each time would give up the interpreter's
-    lock three times for each statement.
+    libpq buffers what the socket does not accept. Checking the socket each time would release the interpreter's lock
+    three times per statement.
     """
     try:
-        asked = next(gen)
+        needed = next(gen)
         while True:
-            assert asked & Wait.W, "a statement in a pipeline waits for no answer"
-            asked = gen.send(Ready.W)
+            assert needed & Wait.W, "a statement in a pipeline waits for no answer"
+            needed = gen.send(Ready.W)
     except StopIteration as end:
         result: T = end.value
         return result
 
 
 def _size(value: Any) -> int:
-    """Bytes of the long ones among parameters, roughly."""
+    """Return the approximate number of bytes of the parameters; short values such as numbers are not counted."""
     match value:
         case str() | bytes():
             return len(value)

@@ -1,9 +1,9 @@
 """
-A pid file: what a parent writes down about its child, for the day on which it cannot stop it itself.
+Pid file: a record of a child process, with which it can be ended after its parent was killed.
 
-It names the process by pid and birth, so that a process that was later given the same pid is never taken for it.
-It names the parent in the same way: as long as that one lives, the child is nobody's leftover.
-A zombie has no birth: it is dead, whoever should have reaped it.
+It identifies the process by its pid and its birth, so that a later process with the same pid is never mistaken for it.
+It identifies the parent in the same way: while the parent lives, the child is not a leftover.
+A zombie has no birth: it counts as dead even before it is reaped.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from app.kernel.processes import private_file
 
 def birth(pid: int) -> str | None:
     """
-    What tells a process from every other that ever had its pid; None when there is none, or a zombie.
+    Return a text that differs for all processes that ever have this pid; None when there is no process, or a zombie.
 
-    On Linux: the boot's id and the clock tick of its start, which no change of the wall clock moves
-    (proc_pid_stat(5), field 22). Elsewhere: the time of its creation.
+    On Linux: the id of the boot and the clock tick of the process's start (proc_pid_stat(5), field 22), which do not
+    change with the wall clock. Elsewhere: the time of its creation.
     """
     if sys.platform == "linux":
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
         except OSError:
             return None
-        fields = stat[stat.rindex(b")") + 1 :].split()  # the name before it may hold spaces and brackets
+        fields = stat[stat.rindex(b")") + 1 :].split()  # the preceding name may contain spaces and brackets
         return None if fields[0] in {b"Z", b"X"} else f"{_boot()}/{int(fields[19])}"
     try:
         process = psutil.Process(pid)
@@ -43,7 +43,7 @@ def birth(pid: int) -> str | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether the process is stopped by a signal (SIGSTOP and its like): it lives, and does nothing."""
+    """Whether the process is stopped by a signal such as SIGSTOP: it exists, but does not run."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     except psutil.Error:
@@ -51,7 +51,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def runs_program(pid: int, program: Path) -> bool:
-    """Whether the process runs this very file, and not one that was replaced since. It is told on Linux alone."""
+    """Whether the process runs this file, and not a version of it that was replaced. Always false outside Linux."""
     try:
         return os.path.samestat(Path(f"/proc/{pid}/exe").stat(), program.stat())
     except OSError:
@@ -60,7 +60,7 @@ def runs_program(pid: int, program: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PidRecord:
-    """What a pid file says."""
+    """The content of a pid file."""
 
     name: str
     pid: int
@@ -72,20 +72,20 @@ class PidRecord:
 
     @property
     def orphaned(self) -> bool:
-        """Whether no other living process is its parent."""
+        """Whether its parent is dead, or is this process."""
         return self.parent == os.getpid() or birth(self.parent) != self.parent_birth
 
 
 def write(file: Path, record: PidRecord) -> None:
-    """Keep the record in the file."""
+    """Write the record to the file."""
     private_file.write(file, json.dumps(asdict(record)) + "\n")
 
 
 def find(file: Path) -> PidRecord | None:
     """
-    The record, or None when the file is gone or is none of ours.
+    Return the record, or None when the file does not exist or is not a pid file of Arriero.
 
-    Raises ServerNotStarted when it is another user's.
+    Raises ServerNotStarted when the file belongs to another user.
     """
     try:
         return PidRecord(**json.loads(file.read_text(encoding="utf-8")))
@@ -95,8 +95,8 @@ def find(file: Path) -> PidRecord | None:
         return None
 
 
-def forget(file: Path, pid: int) -> None:
-    """Remove the file, if it tells of this process."""
+def remove(file: Path, pid: int) -> None:
+    """Remove the file if its record is for this process."""
     record = find(file)
     if record is not None and record.pid == pid:
         file.unlink(missing_ok=True)

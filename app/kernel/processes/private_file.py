@@ -1,8 +1,8 @@
 """
-A private file: readable by its owner only, and there whole or not at all.
+Private files: readable by their owner only, and replaced atomically.
 
-What holds a password or tells about a process is written here.
-A reader sees the old content or the new one, never a part; a power cut leaves one of the two.
+Files with passwords and the records of processes are written with it.
+A reader sees the old content or the new one, never a part; after a power failure the file has one of the two.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 def write(path: Path, content: str) -> None:
     """
-    Put `content` into the file, with mode 0600, in place of what was there.
+    Replace the content of the file, with mode 0600.
 
-    Raises OSError; the old file is then still whole.
+    Raises OSError; the old file is then unchanged.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mkstemp makes it 0600
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mkstemp creates it with mode 0600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(content)
@@ -34,7 +34,7 @@ def write(path: Path, content: str) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Bring to disk which names the directory holds, after one was made, moved or removed."""
+    """Flush the entries of the directory to disk, after a file was created, moved or removed."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

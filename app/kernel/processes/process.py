@@ -1,14 +1,14 @@
 """
-A child process of ours: in a session of its own, known by a pid file, ended for certain.
+Child processes: each runs in its own session, has a pid file, and is reliably ended.
 
 A terminal's Ctrl-C reaches only the parent, which then ends its children in its own order.
-No child runs without a pid file, so that the next start can end what a killed parent left behind.
-A pid file names the process's birth besides its pid: a recycled pid is never signalled.
-A stopped child leaves nothing of its session; one that had to be forced leaves no descendant either.
-A zombie is dead, whoever should have reaped it.
+No child runs without a pid file, so the next start can end the children of a killed parent.
+A pid file contains the birth of the process next to its pid: a recycled pid is never signalled.
+After a child is stopped, no process of its session is left. After it is killed, no descendant is left either.
+A zombie counts as dead even before it is reaped.
 
-Children are not tied to their parent's death by PR_SET_PDEATHSIG: it fires when the *thread* that forked ends.
-Nothing here restarts a child or reads its output's meaning, and no environment is inherited: the caller passes it.
+PR_SET_PDEATHSIG is not used to end children with their parent: it fires when the *thread* that forked ends.
+Nothing here restarts a child or interprets its output. A child inherits no environment: the caller passes it.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from app.kernel.processes import pid_file
 from app.kernel.processes.pid_file import PidRecord, birth
 from app.kernel.security import texts
 
-#: How long a child may take to end after it was asked to.
+#: Time for a child to end after its stop signal.
 STOP_DEADLINE = timedelta(seconds=10)
-#: How long the kernel is given to remove killed processes, in seconds. Only one stuck in the kernel takes longer.
+#: Seconds for the kernel to remove killed processes. Only a process that is stuck in the kernel takes longer.
 KILL_SECONDS = 5.0
-#: A log larger than this many bytes is put aside, as `NAME.1`, when its process starts anew.
+#: A log with more bytes is renamed to `NAME.1` at the next start of its process.
 LOG_BYTES = 8 * 1024 * 1024
 
-#: Waits for the parent's word, which comes once the pid file is written, and then becomes the program. If the parent
-#: dies or gives up before that, the pipe is closed and the program never runs.
+#: Waits for a line from the parent, which writes it after the pid file, and then executes the program. If the parent
+#: dies or fails before that, the pipe is closed and the program never runs.
 _GATE = 'read -r go && exec "$@" </dev/null'
 _TAIL_BYTES = 64 * 1024
-#: Characters of a line in a tail.
+#: Most characters of a line in a tail.
 _LINE_CHARACTERS = 2_000
 _POLL_SECONDS = 0.02
 
 
 class Child:
     """
-    One process of ours, from before its start to after its end.
+    A child process, from before its start until after its end.
 
-    Make it first and start it under a `try` (or `with`), so that an interrupt at any moment finds somebody to stop it.
+    Create it first and start it inside a `try` or `with`, so that it is stopped when an interrupt comes at any moment.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Child:
         descriptors: Sequence[int] = (),
     ) -> None:
         """
-        Describe a process: nothing starts here.
+        Describe a process without starting it.
 
-        `argv` is visible to every user of the machine: it must hold no secret. `stop_signal` asks it to end.
-        `directory` is where it runs, by default where the parent does. `account` is the uid and gid it gets
-        (only root can give another one), with no further groups. `descriptors` are open files that it inherits.
+        `argv` is visible to every user of the machine: it must not contain a secret. `stop_signal` requests its end.
+        `directory` is its working directory, by default that of the parent. `account` is its uid and gid, without
+        further groups; only root can set another one than its own. `descriptors` are open files that it inherits.
         """
         self.name = name
         self.argv = tuple(argv)
@@ -97,10 +97,10 @@ class Child:
 
     def start(self) -> None:
         """
-        Start it: its output goes to the end of the log file, its input is empty.
+        Start the process. Its output is appended to the log file, and its input is empty.
 
-        Returns as soon as it runs. Raises ServerNotStarted when there is no such program, or when a file or the
-        account is refused; then nothing runs.
+        Returns as soon as it runs. Raises ServerNotStarted when the program does not exist, a file cannot be used, or
+        the account is not permitted; then nothing runs.
         """
         if self._popen is not None:
             raise ServerNotStarted(self.name, "this child was started before")
@@ -119,7 +119,7 @@ class Child:
         self.pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         uid, gid = self._account or (None, None)
         self.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _put_aside_when_large(self.log_file)
+        _rotate_when_large(self.log_file)
         descriptor = os.open(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "ab", buffering=0) as log:
             self._log_offset = log.tell()
@@ -142,7 +142,7 @@ class Child:
         with gate:
             self._born = birth(self._popen.pid)
             pid_file.write(self.pid_file, self._record(self._popen.pid))
-            with contextlib.suppress(BrokenPipeError):  # it has ended already, which the caller will see
+            with contextlib.suppress(BrokenPipeError):  # it has already ended, which the caller will see
                 gate.write(b"go\n")
 
     def _record(self, pid: int) -> PidRecord:
@@ -159,21 +159,21 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its pid, which is also the id of its session; None before the start. It stays after the end."""
+        """The pid, which is also the id of the session; None before the start. It is kept after the end."""
         return None if self._popen is None else self._popen.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it runs now. A zombie does not, and is reaped by asking."""
+        """Whether the process runs now. A zombie does not, and reading this reaps it."""
         return self._popen is not None and self._popen.poll() is None
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status, or minus the signal that ended it; None while it runs and before the start."""
+        """The exit status, or the negative number of the signal that ended it; None before its end."""
         return None if self._popen is None else self._popen.poll()
 
     def wait(self, deadline: timedelta) -> int | None:
-        """Its `returncode` once it has ended, or None when it has not by the deadline."""
+        """Wait for its end and return its `returncode`, or None when it still runs at the deadline."""
         if self._popen is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -181,40 +181,40 @@ class Child:
         return self._popen.poll()
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines that it has written since this start, or nothing when there is no log."""
+        """Return the last lines that it has written since this start; empty when there is no log."""
         return log_tail(self.log_file, lines, since=self._log_offset)
 
-    def ask(self) -> None:
-        """Ask it to end by its stop signal, and do not wait."""
+    def request_stop(self) -> None:
+        """Send its stop signal without waiting."""
         if self._popen is not None and self._popen.poll() is None:
             self._popen.send_signal(self.stop_signal)
 
     def kill(self) -> None:
-        """Kill it alone, and do not wait: what it started goes on."""
+        """Kill this process only, without waiting: its own children continue."""
         if self._popen is not None:
             self._popen.kill()
 
-    def stop(self, deadline: timedelta = STOP_DEADLINE, *, ask: signal.Signals | None = None) -> int | None:
+    def stop(self, deadline: timedelta = STOP_DEADLINE, *, stop_signal: signal.Signals | None = None) -> int | None:
         """
-        End it: ask with `ask` (by default its stop signal), wait, then kill what is left; give its `returncode`.
+        End the process and return its `returncode`: send a signal, wait until the deadline, then kill what is left.
 
-        Returns when it is gone, and its session with it. It may be called at any time, by any thread, and again.
-        An interrupt while it waits cuts the wait short: the child is killed, then the interrupt goes on.
-        A process that the kernel cannot kill keeps its pid file and is left to the next start.
+        Returns when all processes of its session are gone. It may be called at any time, from any thread, repeatedly.
+        An interrupt ends the wait early: the child is killed, and the interrupt is raised again.
+        A process that the kernel cannot kill keeps its pid file, and the next start tries again.
         """
         popen = self._popen
         if popen is None:
             return None
         try:
             if popen.poll() is None:
-                popen.send_signal(ask or self.stop_signal)
+                popen.send_signal(stop_signal or self.stop_signal)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     popen.wait(deadline.total_seconds())
         finally:
-            self._end_for_certain(popen)
+            self._kill_rest(popen)
         return popen.poll()
 
-    def _end_for_certain(self, popen: subprocess.Popen[bytes]) -> None:
+    def _kill_rest(self, popen: subprocess.Popen[bytes]) -> None:
         descendants: list[psutil.Process] = []
         if popen.poll() is None:
             descendants = _descendants(popen.pid)
@@ -222,56 +222,57 @@ class Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 popen.wait(KILL_SECONDS)
         if _kill([*descendants, *_session(popen.pid, self._born)]) and popen.poll() is not None:
-            pid_file.forget(self.pid_file, popen.pid)
+            pid_file.remove(self.pid_file, popen.pid)
 
 
-class Adopted:
-    """A process that a parent who died had left behind, and that goes on under this one. It ends as a Child does."""
+class AdoptedProcess:
+    """A running process of a dead parent that this process has adopted. It is ended in the same way as a Child."""
 
-    #: How it ended is told to its first parent alone.
+    #: Always None: the kernel reports the exit status to the original parent only.
     returncode: int | None = None
 
     def __init__(self, record: PidRecord, process: psutil.Process, pid_file: Path, log_file: Path) -> None:
-        """Made by `adopt`."""
+        """Created by `adopt`."""
         self.name, self.pid = record.name, record.pid
         self.pid_file, self.log_file = pid_file, log_file
         self._record, self._process = record, process
 
     @property
     def alive(self) -> bool:
-        """Whether it runs now. A zombie does not."""
+        """Whether the process runs now. A zombie does not."""
         return _runs(self._process) and birth(self.pid) == self._record.birth
 
     @property
     def command(self) -> str:
-        """Its command line, as it was started."""
+        """The command line with which it was started."""
         return self._record.command
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of its log, or nothing when there is none."""
+        """Return the last lines of its log; empty when there is no log."""
         return log_tail(self.log_file, lines)
 
-    def ask(self) -> None:
-        """Ask it to end by its stop signal, and do not wait."""
+    def request_stop(self) -> None:
+        """Send its stop signal without waiting."""
         with contextlib.suppress(psutil.NoSuchProcess):
             if self.alive:
                 self._process.send_signal(self._record.stop_signal)
 
     def stop(self, deadline: timedelta = STOP_DEADLINE) -> None:
-        """End it: ask, wait, then kill what is left. Returns when it is gone, and its session with it."""
-        self.ask()
+        """End it: send its stop signal, wait, then kill what is left. Returns when all of its session is gone."""
+        self.request_stop()
         others: list[psutil.Process] = []
-        if not _until(lambda: not self.alive, deadline.total_seconds()):
+        if not _wait_until(lambda: not self.alive, deadline.total_seconds()):
             others = [self._process, *_descendants(self.pid)]
         if _kill([*others, *_session(self.pid, self._record.birth)]):
-            pid_file.forget(self.pid_file, self.pid)
+            pid_file.remove(self.pid_file, self.pid)
 
 
-def adopt(file: Path, log_file: Path) -> Adopted | None:
+def adopt(file: Path, log_file: Path) -> AdoptedProcess | None:
     """
-    The process that a pid file tells of, if it lives and its parent does not: from now on this process is its parent.
+    Adopt the process of a pid file when it runs and its parent is dead: this process becomes its recorded parent.
 
-    The pid file of one that is dead is removed. Raises ServerNotStarted when it is another user's.
+    Returns None otherwise, and removes the pid file of a dead process. Raises ServerNotStarted when the file belongs to
+    another user.
     """
     record = pid_file.find(file)
     if record is None or not record.orphaned:
@@ -279,34 +280,34 @@ def adopt(file: Path, log_file: Path) -> Adopted | None:
     process = _process(record.pid, record.birth)
     if process is None:
         _kill(_session(record.pid, record.birth))
-        pid_file.forget(file, record.pid)
+        pid_file.remove(file, record.pid)
         return None
     parent = os.getpid()
     pid_file.write(file, replace(record, parent=parent, parent_birth=birth(parent) or ""))
-    return Adopted(record, process, file, log_file)
+    return AdoptedProcess(record, process, file, log_file)
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A process that a killed parent had left behind, and that was ended."""
+    """A process of a killed parent that was ended."""
 
     name: str
     pid: int
     command: str
-    #: It did not end when it was asked to, or was not asked.
+    #: It was killed: it did not end after its stop signal, or got none.
     forced: bool
 
 
 def end_leftovers(
-    directory: Path, deadline: timedelta = STOP_DEADLINE, *, unasked: Collection[str] = ()
+    directory: Path, deadline: timedelta = STOP_DEADLINE, *, kill_at_once: Collection[str] = ()
 ) -> tuple[Leftover, ...]:
     """
-    End the processes whose pid files lie in the directory, and whose parent is gone; give those that were running.
+    End the processes of dead parents that have pid files in the directory, and return those that were running.
 
-    All are asked by their stop signals, then those that are left at the deadline are killed with their descendants.
-    Those whose names are `unasked` are killed at once, and alone: what they started goes on.
-    A process whose parent lives is left alone, unless that parent is this process: call it, under the directory's
-    lock, before starting children there. Pid files that nobody answers to are removed.
+    Each gets its stop signal. Those that still run at the deadline are killed together with their descendants.
+    Processes named in `kill_at_once` are killed at once; their descendants in other sessions continue.
+    A process whose parent lives is not ended, unless that parent is this process: call this function before starting
+    children in the directory, while holding the directory's lock. Pid files of dead processes are removed.
 
     Raises ServerNotStarted when a pid file or process belongs to another user, or a process cannot be killed.
     """
@@ -319,41 +320,41 @@ def end_leftovers(
             running.append((record, process))
             try:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGKILL if record.name in unasked else record.stop_signal)
+                    process.send_signal(signal.SIGKILL if record.name in kill_at_once else record.stop_signal)
             except psutil.AccessDenied as error:
                 raise ServerNotStarted(
                     record.name, f"process {record.pid} of an earlier start still runs, as another user"
                 ) from error
 
-    _until(lambda: not any(_runs(process) for _, process in running), deadline.total_seconds())
+    _wait_until(lambda: not any(_runs(process) for _, process in running), deadline.total_seconds())
     ended: list[Leftover] = []
     for record, process in running:
         late = _runs(process)
-        forced = late or record.name in unasked
+        forced = late or record.name in kill_at_once
         others = [process, *_descendants(record.pid)] if late else []
         if not _kill([*others, *_session(record.pid, record.birth)]):
             raise ServerNotStarted(record.name, f"process {record.pid} of an earlier start cannot be killed")
         ended.append(Leftover(record.name, record.pid, record.command, forced))
     for file, record in found:
         if record.orphaned:
-            pid_file.forget(file, record.pid)
+            pid_file.remove(file, record.pid)
     return tuple(ended)
 
 
 def end_all(processes: Iterable[psutil.Process], seconds: float) -> bool:
-    """Whether processes that need not be our children are gone: asked by SIGTERM, after `seconds` killed."""
-    asked = list(processes)
-    for process in asked:
+    """End any processes: SIGTERM, and SIGKILL after `seconds`. Returns whether all of them are gone."""
+    ending = list(processes)
+    for process in ending:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    return _until(lambda: not any(_runs(process) for process in asked), seconds) or _kill(asked)
+    return _wait_until(lambda: not any(_runs(process) for process in ending), seconds) or _kill(ending)
 
 
 def log_tail(file: Path, lines: int = 20, *, since: int = 0) -> str:
     """
-    The last lines of a file, from its byte `since` on; nothing when there is no such file.
+    Return the last lines of a file, from its byte `since` on; empty when there is no such file.
 
-    Whatever stands there, the text can be stored and printed, and has 64 KiB at the most.
+    At most the last 64 KiB are read. The text is safe to store and to print, whatever the file contains.
     """
     try:
         with file.open("rb") as log:
@@ -368,14 +369,14 @@ def log_tail(file: Path, lines: int = 20, *, since: int = 0) -> str:
     return "\n".join(texts.printable(line, _LINE_CHARACTERS) for line in read[-lines:])
 
 
-def _put_aside_when_large(log: Path) -> None:
+def _rotate_when_large(log: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if log.stat().st_size > LOG_BYTES:
             log.replace(log.with_name(log.name + ".1"))
 
 
 def _process(pid: int, born: str) -> psutil.Process | None:
-    """The process, if it runs and was born then. What psutil gives refuses to signal another that takes its pid."""
+    """Return the process if it runs and has this birth. Psutil refuses to signal a later process with the same pid."""
     try:
         process = psutil.Process(pid)
     except psutil.Error:
@@ -395,7 +396,7 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 def _session(leader: int, born: str | None) -> list[psutil.Process]:
-    """Who runs in the session besides its leader. Its id is not given to a new process while anybody does."""
+    """Return the processes of a session without its leader. The kernel does not reuse the id while one of them runs."""
     if birth(leader) not in {None, born}:
         return []
     members: list[psutil.Process] = []
@@ -407,17 +408,17 @@ def _session(leader: int, born: str | None) -> list[psutil.Process]:
 
 
 def _kill(processes: Iterable[psutil.Process]) -> bool:
-    """Whether they are all gone after SIGKILL."""
+    """Kill the processes. Returns whether all of them are gone."""
     killed = list(processes)
     for process in killed:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    return _until(lambda: not any(_runs(process) for process in killed), KILL_SECONDS)
+    return _wait_until(lambda: not any(_runs(process) for process in killed), KILL_SECONDS)
 
 
-def _until(met: Callable[[], bool], seconds: float) -> bool:
+def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     limit = time.monotonic() + seconds
-    while not met():
+    while not condition():
         if time.monotonic() > limit:
             return False
         time.sleep(_POLL_SECONDS)

@@ -1,1 +1,1 @@
-"""Defences: which servers may be called, which requests are answered, secrets, and texts and patterns from outside."""
+"""Security: egress rules, the request guard, secrets and their masking, and texts and patterns from outside."""

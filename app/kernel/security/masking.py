@@ -1,7 +1,7 @@
 """
-Masking: texts and data without the secrets that may stand in them.
+Masking: replaces secrets in texts and data by stars.
 
-A secret is found as it is, and as URLs and JSON write it. What else became of it, such as a hash, is not recognised.
+A secret is found in plain form and in the encodings of URLs and JSON. Other forms, such as a hash, are not found.
 """
 
 from __future__ import annotations
@@ -12,56 +12,60 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
 
-#: What stands in the place of a secret.
+#: The replacement of a secret.
 MASK = "***"
 
-#: Characters of a secret at the least: a shorter one would be found in words that have nothing to do with it.
-LEAST = 4
+#: Fewest characters of a secret: a shorter one would also be found in unrelated words.
+MIN_CHARACTERS = 4
 
-#: Characters that URLs and JSON write for one at the most: `%F0%9F%A6%99`, `\\ud83e\\udd99`.
-_WIDEST = 12
+#: Most characters that URLs and JSON use for one character: `%F0%9F%A6%99`, `\\ud83e\\udd99`.
+_MAX_ENCODED = 12
 
 
 def masked(text: str, secrets: Collection[str]) -> str:
-    """The text with stars in the place of each secret."""
+    """Return the text with each secret replaced by stars."""
     return _pattern(secrets).sub(MASK, text) if secrets else text
 
 
-def scrubbed(value: Any, secrets: Collection[str]) -> Any:
-    """Plain data with stars in the place of each secret, in all its texts and keys."""
-    return _scrubbed(value, _pattern(secrets)) if secrets else value
+def masked_data(value: Any, secrets: Collection[str]) -> Any:
+    """Return plain data with each secret replaced by stars, in all its texts and keys."""
+    return _masked_data(value, _pattern(secrets)) if secrets else value
 
 
-def holds(text: str, secrets: Collection[str]) -> bool:
-    """Whether a secret stands in the text."""
+def contains_secret(text: str, secrets: Collection[str]) -> bool:
+    """Whether the text contains a secret."""
     return bool(secrets) and _pattern(secrets).search(text) is not None
 
 
-def reach(secrets: Collection[str]) -> int:
-    """Characters at the end of a text that was cut, in which the half of a secret may stand."""
-    return _WIDEST * max(map(len, secrets), default=0)
+def max_encoded_length(secrets: Collection[str]) -> int:
+    """
+    Return the most characters that an encoded secret can have.
+
+    So many characters at the end of a cut text may be part of a secret.
+    """
+    return _MAX_ENCODED * max(map(len, secrets), default=0)
 
 
-def _scrubbed(value: Any, pattern: re.Pattern[str]) -> Any:
+def _masked_data(value: Any, pattern: re.Pattern[str]) -> Any:
     if isinstance(value, str):
         return pattern.sub(MASK, value)
     if isinstance(value, Mapping):
-        return {_scrubbed(key, pattern): _scrubbed(inner, pattern) for key, inner in value.items()}
+        return {_masked_data(key, pattern): _masked_data(inner, pattern) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_scrubbed(inner, pattern) for inner in value]
+        return [_masked_data(inner, pattern) for inner in value]
     return value
 
 
 def _pattern(secrets: Collection[str]) -> re.Pattern[str]:
-    """Finds every form of each secret, the longest first: one may hold another."""
+    """Return a pattern for every form of each secret, the longest secret first: one may contain another."""
     longest_first = sorted(set(secrets), key=len, reverse=True)
     return re.compile("|".join("".join(map(_forms, secret)) for secret in longest_first))
 
 
 def _forms(character: str) -> str:
-    """A pattern for the ways in which a character is written, the longest first: `%25` is a `%` before it is more."""
+    """Return a pattern for all encodings of a character, the longest first: `%25` must match before `%`."""
     percent = "".join(f"%{byte:02X}" for byte in character.encode())
     forms = {character, quote(character), json.dumps(character)[1:-1], f"\\u{ord(character):04x}"}
     forms |= {"+"} if character == " " else {"\\/"} if character == "/" else set()
-    ways = [re.escape(form) for form in sorted(forms, key=len, reverse=True)]
-    return f"(?:{'|'.join([f'(?i:{percent})', *ways])})"
+    patterns = [re.escape(form) for form in sorted(forms, key=len, reverse=True)]
+    return f"(?:{'|'.join([f'(?i:{percent})', *patterns])})"

@@ -1,12 +1,12 @@
 """
-The request guard: which HTTP requests a server of Arriero answers, judged by their headers alone.
+The request guard: refuses HTTP requests that web pages of other sites could have sent, by their headers alone.
 
-Every web page that somebody opens on this machine can send requests to its loopback addresses. Browsers say so:
-`Host` holds the name in the address bar: a page that points its own name here (DNS rebinding) is seen by that name.
-`Origin` and `Sec-Fetch-Site`, which no page can change, say which site sent a request. curl and other programs send
-neither, and are answered.
+Every web page that a user opens on this machine can send requests to its loopback addresses. Headers reveal them:
+`Host` is the name in the address bar, so it reveals a page whose name was pointed at this machine (DNS rebinding).
+`Origin` and `Sec-Fetch-Site`, which no page can change, identify the site that sent a request. curl and other programs
+send neither, and are answered.
 
-Nothing here opens a connection. Whoever serves HTTP asks before the request reaches any endpoint.
+Nothing here opens a connection. Every HTTP server calls the guard before a request reaches an endpoint.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from app.kernel.errors import InvalidInput, Problem
 MEDIA_TYPE = "application/problem+json"
 #: The HTTP status of a refusal.
 STATUS = 403
-#: The setting that adds names.
+#: The setting with further accepted hosts.
 SETTING = "trusted_hosts"
 
 #: A part of a name between two dots.
 _LABEL = re.compile(r"[a-z0-9_][a-z0-9_-]{0,62}", re.ASCII)
-#: A name or an address, and a port; an address of IPv6 stands in brackets.
+#: A name or an address, and a port; an IPv6 address is in brackets.
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:]+)(:(?P<port>[0-9]{1,5}))?", re.ASCII)
 _PORTS = {"http": 80, "https": 443}
-#: Characters of a header's value that a refusal shows, and of a name that is looked at.
-_SHOWN, _LONGEST = 100, 253
-_WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 compared, not listened on
+#: Most characters of a header's value in a refusal, and of a host name.
+_MAX_SHOWN, _MAX_NAME = 100, 253
+_WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 only compared
 
 
 class ForbiddenRequest(InvalidInput):
-    """A web page of another site may have sent the request, or it is for a server of another name."""
+    """A web page of another site may have sent the request, or it is for a server with another name."""
 
     what = "request"
 
 
 @dataclass(frozen=True, slots=True)
 class _Host:
-    """A name or an address, and the port that was given with it."""
+    """A name or an address, with its port if there is one."""
 
     name: str
     port: int | None
@@ -57,72 +57,72 @@ class _Host:
 
 @dataclass(frozen=True, slots=True)
 class RequestGuard:
-    """Judges requests to one server."""
+    """Accepts or refuses the requests to one server."""
 
-    #: Names and addresses of this server besides the loopback ones, in lower case.
+    #: Names and addresses of this server in addition to the loopback ones, in lower case.
     names: tuple[str, ...]
-    #: Those of the settings: pages of these hosts may call. `*.example.com` is every name below it.
+    #: Hosts of the settings, whose pages may send requests. `*.example.com` is every subdomain.
     trusted: tuple[str, ...]
 
     def refuse(self, method: str, headers: Iterable[tuple[str, str]], address: str | None) -> Problem | None:
         """
-        Why the request is refused; None when it is answered.
+        Return why the request is refused, or None when it is accepted.
 
-        `headers` are all of the request, `address` is the one of this machine on which it arrived.
+        `headers` are all headers of the request. `address` is the local address on which it arrived.
         """
         found: dict[str, list[str]] = {}
         for name, value in headers:
             found.setdefault(name.lower(), []).append(value)
         for name in ("Host", "Origin", "Sec-Fetch-Site"):
             if len(given := found.get(name.lower(), [])) > 1:
-                return Problem(name, f"{_shown(', '.join(given))}: it is given {len(given)} times", "one")
+                return Problem(name, f"{_shown(', '.join(given))}: the header is sent {len(given)} times", "one header")
         one = {name: values[0] for name, values in found.items()}
         return self._refuse_host(one.get("host"), address) or self._refuse_site(method, one)
 
     def _refuse_host(self, value: str | None, address: str | None) -> Problem | None:
         if value is None:
-            return Problem("Host", "it is missing", self._accepted())
+            return Problem("Host", "the header is missing", self._accepted())
         host = _parsed(value)
         if host is None:
-            return Problem("Host", f"{_shown(value)} is no host", self._accepted())
+            return Problem("Host", f"{_shown(value)} is not a host", self._accepted())
         if _is_loopback(host.name) or host.name in self.names or _matches(host.name, self.trusted):
             return None
         if address is not None and _same_address(host.name, address):
             return None
-        return Problem("Host", f"{_shown(value)} is no name of this server", self._accepted())
+        return Problem("Host", f"{_shown(value)} is not a name of this server", self._accepted())
 
     def _refuse_site(self, method: str, headers: dict[str, str]) -> Problem | None:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        accepted = f"the server's own pages; those of other hosts: the setting {SETTING}"
+        accepted = f"the server's own pages; pages of other hosts: see the setting {SETTING}"
         trusted = False
         if origin is not None:
             page = _origin(origin)
             trusted = page is not None and _matches(page.name, self.trusted)
             if page is None or not (trusted or page == _with_port(headers["host"], origin)):
-                return Problem("Origin", f"{_shown(origin)} is another site", accepted)
+                return Problem("Origin", f"{_shown(origin)} is the origin of another site", accepted)
         if site is None or trusted or site in ("same-origin", "none"):
             return None
         if method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate":
-            # A link on another page was followed: the answer is shown to the user, and not to that page.
+            # The user followed a link on another page: the browser shows the answer to the user, not to that page.
             if headers.get("sec-fetch-dest") == "document":
                 return None
-            accepted = f"{accepted}; a link that opens a page of its own"
+            accepted = f"{accepted}; a link that opens a top-level page"
         return Problem("Sec-Fetch-Site", f"{_shown(site)}: a page of another site sent this", accepted)
 
     def _accepted(self) -> str:
         known = dict.fromkeys(["localhost", "127.0.0.1", "[::1]", *self.names, *self.trusted])
-        return f"{', '.join(known)}; other names: the setting {SETTING}"
+        return f"{', '.join(known)}; other names: see the setting {SETTING}"
 
 
 def guard_of(listens_on: str, trusted_hosts: Sequence[str], *urls: str) -> RequestGuard:
-    """The guard of a server that listens on a name or address, and is called by `urls` too."""
+    """Return the guard of a server that listens on a name or address, and that clients also reach by `urls`."""
     own = [socket.gethostname() if listens_on in _WILDCARDS else listens_on]
     own += [urlsplit(url).hostname or "" for url in urls]
     return RequestGuard(tuple(dict.fromkeys(name.lower() for name in own if name)), tuple(trusted_hosts))
 
 
-def document(problem: Problem) -> dict[str, Any]:
-    """A refusal as problem details, for servers that have no other way to write them."""
+def problem_document(problem: Problem) -> dict[str, Any]:
+    """Return a refusal as problem details, for servers without their own code for them."""
     return {
         "type": "urn:arriero:error:forbidden-request",
         "title": f"invalid {ForbiddenRequest.what}",
@@ -133,11 +133,11 @@ def document(problem: Problem) -> dict[str, Any]:
 
 
 def trusted_host(text: str) -> str:
-    """A host as the settings name it. Raises ValueError."""
+    """Return a host of the settings in normalised form. Raises ValueError."""
     name = text.strip().lower().removesuffix(".")
     bare = name.removeprefix("*.")
-    if not 0 < len(bare) <= _LONGEST or not (_is_name(bare) or _address(bare)):
-        raise ValueError(f"{text!r} is no host; expected a name, an address or *.name, without scheme and port")
+    if not 0 < len(bare) <= _MAX_NAME or not (_is_name(bare) or _address(bare)):
+        raise ValueError(f"{text!r} is not a host; accepted: a name, an address or *.name, without scheme and port")
     return name
 
 
@@ -146,7 +146,7 @@ TrustedHost = Annotated[str, AfterValidator(trusted_host)]
 
 
 def _parsed(value: str) -> _Host | None:
-    if len(value) > _LONGEST + 10 or (match := _HOST.fullmatch(value.lower())) is None:
+    if len(value) > _MAX_NAME + 10 or (match := _HOST.fullmatch(value.lower())) is None:
         return None
     name, port = match["name"].removesuffix("."), match["port"]
     if not (_is_name(name) or (":" in name and _address(name.strip("[]")))):
@@ -155,13 +155,13 @@ def _parsed(value: str) -> _Host | None:
 
 
 def _origin(value: str) -> _Host | None:
-    """Where a page is from, with its port; None for `null` and what is no origin."""
+    """Parse an origin into host and port; None for `null` and for invalid origins."""
     scheme, _, rest = value.partition("://")
     return _with_port(rest, value) if scheme in _PORTS else None
 
 
 def _with_port(host: str, origin: str) -> _Host | None:
-    """A host with the port that it has by the origin's scheme, where it gives none."""
+    """Parse a host. A missing port is replaced by the default port of the origin's scheme."""
     found = _parsed(host)
     if found is None or found.port is not None:
         return found
@@ -197,4 +197,4 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _shown(value: str) -> str:
-    return repr(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…")
+    return repr(value if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]}…")

@@ -1,1 +1,1 @@
-"""Durations and sizes as people write them."""
+"""Durations and sizes in the formats that people write."""

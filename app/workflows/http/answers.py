@@ -119,12 +119,12 @@ def answer_of(status: int, headers: Sequence[tuple[str, str]], body: bytes, secr
         found = f"{kind[:100]}, {len(body)} bytes"
         raise _unusable(f"the answer ({found}) is neither JSON nor a text in {charset[:40]}") from None
     value = _json(text) if is_json else text
-    return HttpAnswer(status, masking.scrubbed(shown, secrets), masking.scrubbed(value, secrets))
+    return HttpAnswer(status, masking.masked_data(shown, secrets), masking.masked_data(value, secrets))
 
 
 def kept(secrets: Collection[str]) -> int:
     """Bytes of a body that are read for a failure: what is kept, and as much as the half of a secret takes."""
-    return KEPT + masking.reach(secrets)
+    return KEPT + masking.max_encoded_length(secrets)
 
 
 def failure_of(
@@ -142,7 +142,7 @@ def failure_of(
     # A text of the database holds no zero.
     text = masking.masked(body.decode(errors="replace").replace("\0", "\ufffd"), secrets)
     if len(body) >= kept(secrets):
-        text = text[: len(text) - masking.reach(secrets)]
+        text = text[: len(text) - masking.max_encoded_length(secrets)]
     hint = "; follow_redirects would go there" if 300 <= status < 400 and "location" in headers else ""
     return StepFailure(
         reason, f"{hop} answered {status}{hint}", text=text[:KEPT] or None, status=status, retry_after=delay

@@ -149,7 +149,7 @@ def first_hop(call: HttpCall) -> Hop:
         headers += _headers({call.idempotency_header: call.idempotency_key})
     hop = Hop(method, "", "", 0, "", tuple(headers), call.body)
     hop = _towards(hop, call.url, call.query)
-    if masking.holds(hop.host, [secret.lower() for secret in call.secrets]):
+    if masking.contains_secret(hop.host, [secret.lower() for secret in call.secrets]):
         raise _refused("a secret stands in the host of the URL, and hosts are looked up in the open")
     return hop
 
@@ -170,7 +170,7 @@ def next_hop(hop: Hop, status: int, location: str, secrets: Collection[str]) -> 
     if hop.host == there.host and ((hop.scheme, hop.port) == (there.scheme, there.port) or upgraded):
         return there
     body = there.body.data.decode(errors="replace") if there.body is not None else ""
-    if masking.holds(there.url, secrets) or masking.holds(body, secrets):
+    if masking.contains_secret(there.url, secrets) or masking.contains_secret(body, secrets):
         raise _refused(f"{hop} redirects to another place, {there.host}, and a secret would go along")
     return replace(there, headers=tuple((name, value) for name, value in there.headers if name.lower() in _TRAVEL))
 

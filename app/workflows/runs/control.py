@@ -288,7 +288,7 @@ def send_event(runs: Runs, run_id: UUID, name: str, payload: Any, key: str | Non
         event_id = ids.new_id()
         (kept,) = payloads.keep(work, [given], runs.limits)
         values = {"id": event_id, "run_id": run_id, "name": name, "key": key}
-        work.ask(_INSERT_EVENT, values | kept.columns("payload"))
+        work.execute(_INSERT_EVENT, values | kept.columns("payload"))
         store.add_event(work, run_id, "event", {"event": name})
         if not open_now:
             return SentEvent(event_id, None, created=True)

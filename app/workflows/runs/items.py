@@ -111,8 +111,8 @@ def expand(
     if before is not None and before.total == total:
         waiting = work.run(_RESET, values)
     else:
-        work.ask(_DROP, values)
-        work.ask(_INSERT, values)
+        work.execute(_DROP, values)
+        work.execute(_INSERT, values)
     return FanOut(total, waiting)
 
 
@@ -129,12 +129,12 @@ def fan_of(row: Any) -> FanOut:
 
 def keep(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> None:
     """Write how far a map has come."""
-    work.ask(_KEEP_FAN_OUT, {"id": parent_id} | asdict(fan))
+    work.execute(_KEEP_FAN_OUT, {"id": parent_id} | asdict(fan))
 
 
 def start(work: UnitOfWork, parent_id: UUID, count: int) -> Any:
     """Make the next items ready: a cursor with `id`, `key`, `attempt`, `queue`, `priority`, `rank` of each."""
-    return work.ask(_START, {"id": parent_id, "count": count})
+    return work.execute(_START, {"id": parent_id, "count": count})
 
 
 def stop(work: UnitOfWork, parent_id: UUID) -> list[Any]:

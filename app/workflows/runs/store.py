@@ -246,18 +246,18 @@ def insert_run(work: UnitOfWork, values: Mapping[str, Any]) -> bool:
     """Write a run; False when its idempotency key is taken."""
     if values["key"] is not None:
         return work.run(_INSERT_RUN, values) == 1
-    work.ask(_INSERT_RUN, values)
+    work.execute(_INSERT_RUN, values)
     return True
 
 
 def hold_pause(work: UnitOfWork, workflow: str) -> None:
     """Let nobody pause or resume the workflow until the end of the transaction."""
-    work.ask(_HOLD_PAUSE, {"name": workflow})
+    work.execute(_HOLD_PAUSE, {"name": workflow})
 
 
 def lock_pause(work: UnitOfWork, workflow: str) -> None:
     """Wait for all that hold the pause of the workflow, and let nobody else until the end of the transaction."""
-    work.ask(_LOCK_PAUSE, {"name": workflow})
+    work.execute(_LOCK_PAUSE, {"name": workflow})
 
 
 def mark_pause(work: UnitOfWork, run_id: UUID, workflow: str) -> bool | None:
@@ -270,7 +270,7 @@ def mark_pause(work: UnitOfWork, run_id: UUID, workflow: str) -> bool | None:
 def insert_steps(work: UnitOfWork, run_id: UUID, priority: str, rank: int, steps: Sequence[Mapping[str, Any]]) -> None:
     """Write the steps of a run: `id`, `key`, `position`, `kind`, `model`, `queue` of each."""
     values = {"run_id": run_id, "priority": priority, "rank": rank, "steps": json.dumps(steps, default=str)}
-    work.ask(_INSERT_STEPS, values)
+    work.execute(_INSERT_STEPS, values)
 
 
 def run_of_key(work: UnitOfWork, key: str) -> Any | None:
@@ -285,7 +285,7 @@ def claim(work: UnitOfWork, step_id: UUID, attempt: int, owner: str, lease: time
 
 def begin_run(work: UnitOfWork, run_id: UUID) -> None:
     """A queued run has a step that began."""
-    work.ask(_BEGIN_RUN, {"id": run_id})
+    work.execute(_BEGIN_RUN, {"id": run_id})
 
 
 def lock_run(work: UnitOfWork, run_id: UUID) -> Any | None:
@@ -301,14 +301,14 @@ def run_of_step(work: UnitOfWork, step_id: UUID) -> UUID | None:
 
 def open_run(work: UnitOfWork, run_id: UUID) -> tuple[Any | None, list[Any]]:
     """The run's row, locked, and its steps, which cannot change then."""
-    locked = work.ask(_LOCK_RUN, {"id": run_id})
+    locked = work.execute(_LOCK_RUN, {"id": run_id})
     steps = work.rows(_STEPS, {"id": run_id})
     return locked.fetchone(), steps
 
 
 def open_item(work: UnitOfWork, run_id: UUID, key: str) -> tuple[Any | None, Any | None]:
     """The run's row, locked, and one item of a map, with how far the map has come."""
-    locked = work.ask(_LOCK_RUN, {"id": run_id})
+    locked = work.execute(_LOCK_RUN, {"id": run_id})
     item = work.row(_ITEM, {"id": run_id, "key": key})
     return locked.fetchone(), item
 
@@ -358,27 +358,27 @@ def outputs(
 def move_steps(work: UnitOfWork, values: Sequence[Mapping[str, Any]]) -> None:
     """Write new states."""
     if values:
-        work.ask(_MOVE_STEP, list(values))
+        work.execute(_MOVE_STEP, list(values))
 
 
 def begin_attempt(work: UnitOfWork, step_id: UUID, attempt: int, owner: str, model: str | None) -> None:
     """A step is tried."""
-    work.ask(_BEGIN_ATTEMPT, {"id": step_id, "attempt": attempt, "owner": owner, "model": model})
+    work.execute(_BEGIN_ATTEMPT, {"id": step_id, "attempt": attempt, "owner": owner, "model": model})
 
 
 def end_attempt(work: UnitOfWork, values: Mapping[str, Any]) -> None:
     """A try has ended."""
-    work.ask(_END_ATTEMPT, values)
+    work.execute(_END_ATTEMPT, values)
 
 
 def move_run(work: UnitOfWork, values: Mapping[str, Any]) -> None:
     """Write the state of a run."""
-    work.ask(_MOVE_RUN, values)
+    work.execute(_MOVE_RUN, values)
 
 
 def notify_stop(work: UnitOfWork, step_id: UUID) -> None:
     """Tell the holder, at commit, to leave the step."""
-    work.ask(_NOTIFY_STOP, {"channel": STOP_CHANNEL, "step": str(step_id)})
+    work.execute(_NOTIFY_STOP, {"channel": STOP_CHANNEL, "step": str(step_id)})
 
 
 def renew(work: UnitOfWork, ids: Sequence[UUID], owner: str, lease: timedelta) -> list[Any]:
@@ -399,8 +399,8 @@ def break_run(work: UnitOfWork, run_id: UUID, message: str) -> Any | None:
     """
     row = work.row(_BREAK_RUN, {"id": run_id, "error": json.dumps({"message": message, "steps": {}})})
     if row is not None:
-        work.ask(_BREAK_FAN_OUTS, {"id": run_id})
-        work.ask(_BREAK_ATTEMPTS, {"id": run_id, "message": message, "reason": FailureReason.INTERNAL})
+        work.execute(_BREAK_FAN_OUTS, {"id": run_id})
+        work.execute(_BREAK_ATTEMPTS, {"id": run_id, "message": message, "reason": FailureReason.INTERNAL})
         for step in work.rows(_BREAK_STEPS, {"id": run_id}):
             notify_stop(work, step.id)
     return row
@@ -450,13 +450,13 @@ def remove_runs(work: UnitOfWork, ids: Collection[UUID]) -> int:
 
 def wait_for_locks(work: UnitOfWork, limit: timedelta) -> None:
     """Wait no longer than that for rows that another transaction has locked."""
-    work.ask(_LOCK_TIMEOUT, {"ms": str(max(round(limit.total_seconds() * 1000), 1))})
+    work.execute(_LOCK_TIMEOUT, {"ms": str(max(round(limit.total_seconds() * 1000), 1))})
 
 
 def add_history(work: UnitOfWork, entries: Sequence[Mapping[str, Any]]) -> None:
     """Add to the history: `run_id`, `step`, `attempt`, `event`, `cause` (JSON text)."""
     if entries:
-        work.ask(_HISTORY, list(entries))
+        work.execute(_HISTORY, list(entries))
 
 
 def add_event(work: UnitOfWork, run_id: UUID, event: str, cause: Mapping[str, Any] | None = None) -> None:

@@ -149,10 +149,10 @@ class Page:
 def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
     """One run; up to `most` bytes of its inputs, of its output and of its steps' outputs are shown. Raises NotFound."""
     with database.work() as work:
-        work.ask(_SNAPSHOT)
-        found = work.ask(_RUN, {"id": run_id, "most": most})
-        stepped = work.ask(_STEPS, {"id": run_id, "most": most})
-        tried = work.ask(_ATTEMPTS, {"id": run_id})
+        work.execute(_SNAPSHOT)
+        found = work.execute(_RUN, {"id": run_id, "most": most})
+        stepped = work.execute(_STEPS, {"id": run_id, "most": most})
+        tried = work.execute(_ATTEMPTS, {"id": run_id})
         row = next(iter(_shown(work, found.fetchall(), "inputs", "output")), None)
         if row is None:
             raise NotFound("run", str(run_id))
@@ -243,7 +243,7 @@ def _items_text(database: Database, step_id: UUID) -> Iterator[str]:
     after, rows = -1, None
     while rows is None or len(rows) == _ITEMS_AT_A_TIME:
         with database.work() as work:
-            work.ask(_SNAPSHOT)
+            work.execute(_SNAPSHOT)
             rows = work.rows(_ITEM_TEXTS, {"id": step_id, "after": after, "limit": _ITEMS_AT_A_TIME})
             texts = [payloads.text_of(work, row, "output") or "null" for row in rows]
         yield "".join(f"{',' if row.item else '['}{made}" for row, made in zip(rows, texts, strict=True))

@@ -25,4 +25,4 @@ def test_the_command_prints_the_same_devices() -> None:
     table = CliRunner().invoke(app, given).stdout
     assert "sim-0" in table
     assert "24.00 GiB" in table
-    assert "simulated" in table, "what it is"
+    assert "simulated" in table

@@ -141,14 +141,14 @@ def test_a_host_that_is_removed_while_it_is_cordoned_is_not_found(services: Serv
         ("POST", "/v1/bulk/retry", {"x": 1}, 422, "created_after, created_before, labels, states, workflow"),
         ("PUT", "/v1/hosts/h", {"status": "cordoned"}, 422, "state; did you mean 'state'?"),
         ("POST", "/v1/pools/stop", {"model": "nothing:1"}, 404, "no model 'nothing:1'"),
-        ("PUT", "/v1/namespaces/team", {"max_bytes": "much"}, 422, "'much' is no size"),
+        ("PUT", "/v1/namespaces/team", {"max_bytes": "much"}, 422, "'much' is not a size"),
         ("PUT", "/v1/namespaces/team", {"weight": 0}, 422, "greater than 0"),
         ("PUT", "/v1/namespaces/team", {"bytes": 1}, 422, "max_bytes, max_device_time, period, weight; did you mean"),
         ("PUT", "/v1/namespaces/Team", {}, 422, "is no name of a namespace"),
         ("GET", "/v1/fleet/defragmentations?limit=0", None, 422, "limit"),
         ("GET", "/v1/pools/ffffff", None, 404, "no pool 'ffffff'"),
         ("PUT", "/v1/hosts/h", {"state": "schedulable"}, 404, "no host 'h'"),
-        ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it instead"),
+        ("PUT", "/v1/hosts/h", {"state": "lost"}, 422, "remove it instead; accepted: schedulable, cordoned, draining"),
     ],
 )
 def test_invalid_requests_are_rejected_by_name(

@@ -175,7 +175,7 @@ def test_the_command_rejects_what_the_api_rejects(tmp_path: Path) -> None:
         run(tmp_path, "smollm2:135m", "--device", "gpu-9")
     bad = CliRunner().invoke(app, ["models", "footprint", "smollm2:135m", "--park", "much"])
     assert bad.exit_code == 2
-    assert "is no size" in bad.output
+    assert "is not a size" in bad.output
 
 
 def test_the_api_and_the_command_have_the_same_options() -> None:

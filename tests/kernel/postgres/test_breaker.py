@@ -1,4 +1,4 @@
-"""The circuit breaker: a silent server is asked by one caller at a time, a slow one by all."""
+"""The circuit breaker: a silent server gets one probe at a time, a slow one all calls."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from datetime import timedelta
 from app.kernel.postgres.breaker import Breaker
 
 
-def test_a_silent_server_is_asked_by_one_caller_each_pause() -> None:
+def test_a_silent_server_gets_one_probe_per_interval() -> None:
     breaker = Breaker(timedelta(hours=1))
     assert breaker.admits()
 
     breaker.timed_out(5)
 
-    assert not breaker.admits(), "it was silent just now"
-    eager = Breaker(timedelta(0))
-    eager.timed_out(5)
-    assert eager.admits()
-    eager.timed_out(5)
-    assert eager.admits(), "the probe failed, and another may follow"
-    eager.answered()
-    assert eager.admits()
+    assert not breaker.admits(), "it has just timed out"
+    impatient = Breaker(timedelta(0))
+    impatient.timed_out(5)
+    assert impatient.admits()
+    impatient.timed_out(5)
+    assert impatient.admits(), "the probe failed; the next one is due"
+    impatient.answered()
+    assert impatient.admits()
 
 
-def test_an_answer_closes_it_at_once() -> None:
+def test_an_answer_closes_the_breaker_at_once() -> None:
     breaker = Breaker(timedelta(hours=1))
     breaker.timed_out(5)
 
@@ -32,7 +32,7 @@ def test_an_answer_closes_it_at_once() -> None:
     assert [breaker.admits() for _ in range(3)] == [True] * 3
 
 
-def test_a_server_that_answered_others_meanwhile_is_slow_not_silent() -> None:
+def test_a_server_that_answered_another_caller_is_slow_not_silent() -> None:
     breaker = Breaker(timedelta(hours=1))
     breaker.answered()
 

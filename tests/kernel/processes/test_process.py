@@ -1,4 +1,4 @@
-"""Promises of app.kernel.processes.process, kept by real processes."""
+"""Child processes, tested with real processes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 SOON = timedelta(seconds=10)
 
 
-def until(met: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait for a condition; fail when it does not come about."""
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for a condition; fail when it does not become true."""
     limit = time.monotonic() + seconds
-    beat = threading.Event()
-    while not met():
-        assert time.monotonic() < limit, "the condition did not come about"
-        beat.wait(0.01)
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < limit, "the condition did not become true"
+        pause.wait(0.01)
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    """Makes children of shell scripts, and stops them in the end."""
+    """Create children from shell scripts, and stop them at the end."""
     made: list[Child] = []
 
     def make_child(script: str, **more: object) -> Child:
@@ -62,7 +62,7 @@ def test_child_runs_in_its_own_session_with_only_the_given_environment(
 ) -> None:
     child = make("env; echo input: $(cat); exec sleep 60", environment={**ENVIRONMENT, "GIVEN": "yes"})
     child.start()
-    until(lambda: "input:" in child.log_tail())
+    wait_until(lambda: "input:" in child.log_tail())
 
     assert child.alive
     assert child.returncode is None
@@ -74,17 +74,17 @@ def test_child_runs_in_its_own_session_with_only_the_given_environment(
     assert stat.S_IMODE((tmp_path / "child.log").stat().st_mode) == 0o600
 
 
-def test_pid_file_tells_pid_birth_and_command_and_goes_with_the_child(
+def test_pid_file_has_pid_birth_and_command_and_is_removed_with_the_child(
     make: Callable[..., Child], tmp_path: Path
 ) -> None:
     child = make("exec sleep 60")
     child.start()
     file = tmp_path / "child.pid"
-    said = json.loads(file.read_text())
+    record = json.loads(file.read_text())
 
-    assert said["pid"] == child.pid
-    assert said["birth"] == birth(said["pid"])
-    assert "sleep 60" in said["command"]
+    assert record["pid"] == child.pid
+    assert record["birth"] == birth(record["pid"])
+    assert "sleep 60" in record["command"]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
     assert child.stop(SOON) == -signal.SIGTERM
@@ -94,8 +94,8 @@ def test_pid_file_tells_pid_birth_and_command_and_goes_with_the_child(
 
 
 def test_nothing_runs_when_the_pid_file_cannot_be_written(make: Callable[..., Child], tmp_path: Path) -> None:
-    """The program begins only after its pid file is there: no killed parent can leave an unknown child."""
-    (tmp_path / "child.pid").mkdir()  # a file cannot take the place of a directory
+    """The program starts only after its pid file is written: a killed parent never leaves an unknown child."""
+    (tmp_path / "child.pid").mkdir()  # a file cannot replace a directory
     child = make(f"touch {tmp_path}/ran; sleep 60")
 
     with pytest.raises(ServerNotStarted, match="child did not start"):
@@ -120,7 +120,7 @@ def test_interrupt_while_the_pid_file_is_written_leaves_no_process(
     assert not (tmp_path / "ran").exists()
 
 
-def test_missing_program_is_named(tmp_path: Path) -> None:
+def test_missing_program_is_in_the_error(tmp_path: Path) -> None:
     child = Child(
         "engine",
         ["/nowhere/engine"],
@@ -134,7 +134,7 @@ def test_missing_program_is_named(tmp_path: Path) -> None:
     assert child.stop() is None
 
 
-def test_child_starts_once(make: Callable[..., Child]) -> None:
+def test_child_starts_only_once(make: Callable[..., Child]) -> None:
     child = make("exec sleep 60")
     child.start()
     with pytest.raises(ServerNotStarted, match="started before"):
@@ -150,7 +150,7 @@ def test_returncode_and_log_of_a_child_that_ended_by_itself(make: Callable[..., 
     assert child.log_tail() == "bad luck"
 
 
-def test_log_tail_tells_of_this_start_only(make: Callable[..., Child]) -> None:
+def test_log_tail_is_of_this_start_only(make: Callable[..., Child]) -> None:
     for word in ("one", "two"):
         child = make(f"for i in 1 2 3; do echo {word} $i; done")
         child.start()
@@ -161,19 +161,21 @@ def test_log_tail_tells_of_this_start_only(make: Callable[..., Child]) -> None:
     assert "one 1" in child.log_file.read_text()
 
 
-def test_large_log_is_put_aside_at_the_next_start(
+def test_large_log_is_rotated_at_the_next_start(
     make: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "LOG_BYTES", 10)
-    (tmp_path / "child.log").write_text("a line of another day\n")
+    (tmp_path / "child.log").write_text("an old line\n")
     child = make("echo new")
     child.start()
     child.wait(SOON)
     assert (tmp_path / "child.log").read_text() == "new\n"
-    assert (tmp_path / "child.log.1").read_text() == "a line of another day\n"
+    assert (tmp_path / "child.log.1").read_text() == "an old line\n"
 
 
-def test_deaf_child_is_killed_with_all_that_descends_from_it(make: Callable[..., Child], tmp_path: Path) -> None:
+def test_child_that_ignores_its_stop_signal_is_killed_with_its_descendants(
+    make: Callable[..., Child], tmp_path: Path
+) -> None:
     script = (
         "trap '' TERM INT;"
         f" setsid sh -c \"trap '' TERM; echo \\$\\$ > {tmp_path}/far; while :; do sleep 1; done\" &"
@@ -182,7 +184,7 @@ def test_deaf_child_is_killed_with_all_that_descends_from_it(make: Callable[...,
     )
     child = make(script)
     child.start()
-    until(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in ("near", "far")))
+    wait_until(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in ("near", "far")))
     pids = [int((tmp_path / name).read_text()) for name in ("near", "far")]
 
     assert child.stop(timedelta(milliseconds=100)) == -signal.SIGKILL
@@ -191,10 +193,10 @@ def test_deaf_child_is_killed_with_all_that_descends_from_it(make: Callable[...,
     assert not (tmp_path / "child.pid").exists()
 
 
-def test_child_that_ends_politely_leaves_nothing_of_its_session(make: Callable[..., Child], tmp_path: Path) -> None:
+def test_child_that_ends_in_order_leaves_no_process_of_its_session(make: Callable[..., Child], tmp_path: Path) -> None:
     child = make(f"sleep 60 & echo $! > {tmp_path}/helper; trap 'exit 0' TERM; while :; do sleep 0.05; done")
     child.start()
-    until(lambda: (tmp_path / "helper").exists() and (tmp_path / "helper").read_text())
+    wait_until(lambda: (tmp_path / "helper").exists() and (tmp_path / "helper").read_text())
     helper = int((tmp_path / "helper").read_text())
     assert birth(helper) is not None
 
@@ -206,20 +208,20 @@ def test_stop_signal_is_the_childs_own(make: Callable[..., Child], tmp_path: Pat
     script = f"trap 'exit 7' INT; touch {tmp_path}/up; while :; do sleep 0.05; done"
     child = make(script, stop_signal=signal.SIGINT)
     child.start()
-    until((tmp_path / "up").exists)
+    wait_until((tmp_path / "up").exists)
     assert child.stop(SOON) == 7
 
 
-def test_interrupt_while_stopping_kills_the_child_and_goes_on(
+def test_interrupt_while_stopping_kills_the_child_and_is_raised(
     make: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody who presses Ctrl-C twice is in a hurry, and still nothing is left."""
+    """A second Ctrl-C ends the wait early, and still no process is left."""
     child = make(f"trap 'touch {tmp_path}/asked' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done")
     child.start()
-    until((tmp_path / "up").exists)
+    wait_until((tmp_path / "up").exists)
 
     def interrupt() -> None:
-        until((tmp_path / "asked").exists)
+        wait_until((tmp_path / "asked").exists)
         os.kill(os.getpid(), signal.SIGINT)
 
     killer = threading.Thread(target=interrupt)
@@ -236,8 +238,8 @@ def test_zombie_is_not_alive(make: Callable[..., Child]) -> None:
     child.start()
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
-    # Only the kernel's own word may be asked here: `alive` would reap it.
-    until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    # Read the state from the kernel: `alive` would reap the process.
+    wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
     assert birth(child.pid) is None
     assert not child.alive
 
@@ -263,12 +265,12 @@ def test_children_of_a_killed_parent_are_ended_at_the_next_start(tmp_path: Path)
     try:
         with parent.stdout as out:
             assert out.readline() == b"started\n"
-        until(lambda: "up" in (tmp_path / "deaf.log").read_text())
-        while_it_lived = end_leftovers(tmp_path)
+        wait_until(lambda: "up" in (tmp_path / "deaf.log").read_text())
+        while_parent_lived = end_leftovers(tmp_path)
     finally:
         parent.kill()
         parent.wait()
-    assert while_it_lived == (), "children of a living parent are nobody's leftovers"
+    assert while_parent_lived == (), "children of a living parent are not leftovers"
     deaf, kind = (json.loads((tmp_path / f"{name}.pid").read_text())["pid"] for name in ("deaf", "kind"))
     far = int((tmp_path / "deaf.log").read_text().split()[0])
     assert all(birth(pid) is not None for pid in (deaf, kind, far))
@@ -284,12 +286,12 @@ def test_children_of_a_killed_parent_are_ended_at_the_next_start(tmp_path: Path)
     assert end_leftovers(tmp_path) == ()
 
 
-def test_stranger_with_a_recycled_pid_is_left_alone(tmp_path: Path) -> None:
-    stranger = subprocess.Popen(["sleep", "600"])
+def test_another_process_with_a_recycled_pid_is_not_signalled(tmp_path: Path) -> None:
+    other = subprocess.Popen(["sleep", "600"])
     try:
         record = pid_file.PidRecord(
             name="old",
-            pid=stranger.pid,
+            pid=other.pid,
             birth="another-boot/1",
             command="old",
             stop_signal=int(signal.SIGKILL),
@@ -298,14 +300,14 @@ def test_stranger_with_a_recycled_pid_is_left_alone(tmp_path: Path) -> None:
         )
         pid_file.write(tmp_path / "old.pid", record)
         assert end_leftovers(tmp_path) == ()
-        assert stranger.poll() is None
+        assert other.poll() is None
         assert not (tmp_path / "old.pid").exists()
     finally:
-        stranger.kill()
-        stranger.wait()
+        other.kill()
+        other.wait()
 
 
-def test_foreign_pid_files_are_left_alone(tmp_path: Path) -> None:
+def test_pid_files_of_other_programs_are_not_changed(tmp_path: Path) -> None:
     (tmp_path / "nginx.pid").write_text("1\n")
     (tmp_path / "cut.pid").write_text('{"pid": ')
     assert end_leftovers(tmp_path) == ()
@@ -313,15 +315,15 @@ def test_foreign_pid_files_are_left_alone(tmp_path: Path) -> None:
     assert end_leftovers(tmp_path / "nowhere") == ()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give another account")
-def test_child_can_be_another_account(make: Callable[..., Child]) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can set another account")
+def test_child_can_run_under_another_account(make: Callable[..., Child]) -> None:
     child = make("id -u; id -G", account=(65534, 65534))
     child.start()
     assert child.wait(SOON) == 0
     assert child.log_tail() == "65534\n65534"
 
 
-#: A parent that starts a child with a pid file, tells its pid, and waits to be killed.
+#: A parent that starts a child with a pid file, prints its pid, and waits until it is killed.
 PARENT = """
 import sys, time
 from pathlib import Path
@@ -336,7 +338,7 @@ time.sleep(60)
 
 
 def test_a_process_whose_parent_died_is_adopted_and_ended(tmp_path: Path) -> None:
-    """While its parent lives nobody adopts it; after that one does, and it is then that one's."""
+    """While its parent lives, it cannot be adopted; afterwards another process adopts and ends it."""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ}
     ) as parent:
@@ -355,7 +357,7 @@ def test_a_process_whose_parent_died_is_adopted_and_ended(tmp_path: Path) -> Non
     assert not (tmp_path / "kid.pid").exists()
 
 
-def test_the_pid_file_of_a_dead_process_is_nobodys(tmp_path: Path) -> None:
+def test_the_pid_file_of_a_dead_process_is_removed(tmp_path: Path) -> None:
     record = pid_file.PidRecord("kid", 2**22 - 1, "never", "sleep", 15, 2**22 - 2, "never")
     pid_file.write(tmp_path / "kid.pid", record)
 

@@ -1,4 +1,4 @@
-"""Secrets: read at their use, from two places; and masked wherever they show."""
+"""Secrets: read at each use, from variables and files; and masked in every encoding."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def put(path: Path, text: str, mode: int = 0o600) -> Path:
     return path
 
 
-def test_variables_and_files_are_secrets_and_variables_count_first(tmp_path: Path) -> None:
+def test_secrets_are_variables_and_files_and_variables_have_precedence(tmp_path: Path) -> None:
     put(tmp_path / "api-key", "of the file\n")
     put(tmp_path / "TLS.key", "line\nline\n")
     put(tmp_path / "both", "of the file")
-    put(tmp_path / "..data", "kubernetes' own")
+    put(tmp_path / "..data", "of kubernetes")
     (tmp_path / "folder").mkdir()
     secrets = Secrets(tmp_path, {"ARRIERO_SECRET_BOTH": "of the variable", "ARRIERO_DATA_DIR": "no secret"})
 
@@ -47,14 +47,14 @@ def test_variables_and_files_are_secrets_and_variables_count_first(tmp_path: Pat
     assert [name for name, _ in secrets.origins()] == ["api_key", "both", "both", "tls_key"]
 
 
-def test_a_file_that_is_written_anew_counts_at_once(tmp_path: Path) -> None:
+def test_a_changed_file_takes_effect_at_once(tmp_path: Path) -> None:
     secrets = Secrets(tmp_path, {})
     for value in ("first", "second"):
         put(tmp_path / "key", value)
         assert secrets.reveal(["key"]) == {"key": value}
 
 
-def test_what_is_not_there_is_named_with_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_secret_is_reported_with_the_known_ones(tmp_path: Path) -> None:
     put(tmp_path / "one", "swordfish")
     message = failed(Secrets(tmp_path, {"ARRIERO_SECRET_TWO": "swordfish"}), "three")
 
@@ -62,11 +62,11 @@ def test_what_is_not_there_is_named_with_what_there_is(tmp_path: Path) -> None:
     assert "ARRIERO_SECRET_THREE" in message
     assert str(tmp_path) in message
     assert "swordfish" not in message
-    assert "secrets_dir names (it names none)" in failed(Secrets(None, {}), "three")
-    assert "which is not there" in failed(Secrets(tmp_path / "gone", {}), "three")
+    assert "secrets_dir names (it is not set)" in failed(Secrets(None, {}), "three")
+    assert "which does not exist" in failed(Secrets(tmp_path / "gone", {}), "three")
 
 
-def test_what_is_no_secret_is_refused(tmp_path: Path) -> None:
+def test_invalid_secrets_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "short", "abc\n")
     put(tmp_path / "a-b", "long enough")
     put(tmp_path / "a.b", "long enough")
@@ -76,24 +76,24 @@ def test_what_is_no_secret_is_refused(tmp_path: Path) -> None:
 
     assert "has 3 characters; 4 are needed" in failed(secrets, "short")
     assert "is in two files" in failed(secrets, "a_b")
-    assert "65536 at the most" in failed(secrets, "big")
-    assert "it is no text in UTF-8" in failed(secrets, "binary")
+    assert "at most 65536" in failed(secrets, "big")
+    assert "it is not UTF-8 text" in failed(secrets, "binary")
 
 
-def test_a_file_that_all_can_read_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_all_users_can_read_is_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path / "open", "swordfish", 0o644)
     put(tmp_path / "shut", "swordfish", 0o640)
     secrets = Secrets(tmp_path, {})
     for _ in range(2):
         secrets.reveal(["open", "shut"])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
 
-    assert said.count("secret_readable_by_all") == 1
-    assert "0644" in said
-    assert "swordfish" not in said
+    assert output.count("secret_readable_by_all") == 1
+    assert "0644" in output
+    assert "swordfish" not in output
 
 
-def test_secrets_in_the_environment_are_no_settings_and_reach_child_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_in_the_environment_are_not_settings_and_reach_child_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARRIERO_SECRET_KEY", "swordfish")
     monkeypatch.setenv("ARRIERO_PORT", "not a setting, and not inherited")
     given = settings.load(environment={"ARRIERO_SECRET_KEY": "swordfish", "ARRIERO_SECRETS_DIR": "~/x"}).settings
@@ -103,16 +103,17 @@ def test_secrets_in_the_environment_are_no_settings_and_reach_child_processes(mo
     assert settings.environment_of(given)["ARRIERO_SECRET_KEY"] == "swordfish"
     assert "ARRIERO_PORT" not in settings.environment_of(given)
     assert Secrets(None).reveal(["key"]) == {"key": "swordfish"}
-    with pytest.raises(InvalidSettings, match=r"ARRIERO_SECRET__X: this is no name of a secret"):
+    with pytest.raises(InvalidSettings, match=r"ARRIERO_SECRET__X: not a valid name of a secret"):
         settings.load(environment={"ARRIERO_SECRET__X": os.sep})
 
 
-_secret = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="|"), min_size=masking.LEAST, max_size=12)
+_characters = st.characters(exclude_categories=["Cs"], exclude_characters="|")
+_secret = st.text(_characters, min_size=masking.MIN_CHARACTERS, max_size=12)
 
 
 @hypothesis.settings(max_examples=30)
 @given(_secret, st.booleans())
-def test_a_secret_is_masked_in_every_way_of_writing_it(secret: str, ascii_only: bool) -> None:
+def test_a_secret_is_masked_in_every_encoding(secret: str, ascii_only: bool) -> None:
     forms = {
         secret,
         urllib.parse.quote(secret),
@@ -124,8 +125,8 @@ def test_a_secret_is_masked_in_every_way_of_writing_it(secret: str, ascii_only: 
     assert masking.masked("|".join(forms), [secret]).split("|") == ["***"] * len(forms)
 
 
-def test_data_is_masked_in_keys_too_and_the_longer_secret_first() -> None:
-    assert masking.scrubbed({"a swordfish": ["sword", 1, None, {"x": "swordfishes"}]}, ["sword", "swordfish"]) == {
+def test_data_is_masked_in_keys_too_and_longer_secrets_first() -> None:
+    assert masking.masked_data({"a swordfish": ["sword", 1, None, {"x": "swordfishes"}]}, ["sword", "swordfish"]) == {
         "a ***": ["***", 1, None, {"x": "***es"}]
     }
     assert masking.masked("nothing", []) == "nothing"

@@ -1,4 +1,4 @@
-"""Texts from outside: what Postgres keeps and a terminal shows."""
+"""Texts from outside: safe to store in Postgres and to print to a terminal."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from app.kernel.security import texts
         ("\x1b]0;title\x07\x85", "\x1b]0;title\x07\x85", "\ufffd]0;title\ufffd\ufffd"),
     ],
 )
-def test_what_cannot_be_kept_or_shown_is_replaced(given: str, stored: str, shown: str) -> None:
+def test_characters_that_cannot_be_stored_or_printed_are_replaced(given: str, stored: str, shown: str) -> None:
     assert (texts.storable(given), texts.printable(given)) == (stored, shown)
 
 
-def test_a_long_text_is_cut_and_says_so() -> None:
+def test_a_long_text_is_cut_and_marked() -> None:
     assert texts.storable("abcdef", 4) == "abc…"
     assert texts.printable("abcd", 4) == "abcd"
     assert texts.storable("abc", 0) == "…"
 
 
 @given(st.text(st.characters(codec=None), max_size=50))
-def test_any_text_can_be_written_in_utf_8_without_nul(given: str) -> None:
+def test_every_result_is_valid_utf_8_without_nul(given: str) -> None:
     for made in (texts.storable(given), texts.printable(given)):
         assert b"\0" not in made.encode()
 
 
-def test_postgres_keeps_every_cleaned_character(database: Database) -> None:
+def test_postgres_stores_every_cleaned_character(database: Database) -> None:
     every = "".join(map(chr, [*range(0x2100), *range(0xD7F0, 0xE010), 0xFFFE, 0xFFFF, 0x1F999, 0x10FFFF]))
     cleaned = texts.storable(every)
     with database.work() as work:
-        row = work.row(text("SELECT CAST(:given AS text) AS kept"), {"given": cleaned})
+        row = work.row(text("SELECT CAST(:given AS text) AS stored"), {"given": cleaned})
     assert row is not None
-    assert row.kept == cleaned
+    assert row.stored == cleaned
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_postgres_keeps_every_cleaned_character(database: Database) -> None:
     ],
     ids=["nul", "no utf-8", "terminal", "long line", "nuls", "empty lines"],
 )
-def test_the_tail_of_any_log_is_short_and_can_be_kept(tmp_path: Path, content: bytes) -> None:
+def test_the_tail_of_any_log_is_short_and_printable(tmp_path: Path, content: bytes) -> None:
     log = tmp_path / "pool.log"
     log.write_bytes(content)
     tail = log_tail(log, 40)
@@ -71,15 +71,15 @@ def test_the_tail_of_any_log_is_short_and_can_be_kept(tmp_path: Path, content: b
     assert len(tail.splitlines()) <= 40
 
 
-def test_a_line_of_100_megabytes_is_read_from_its_end_alone(tmp_path: Path) -> None:
+def test_of_a_line_of_100_megabytes_only_the_end_is_read(tmp_path: Path) -> None:
     log = tmp_path / "pool.log"
     with log.open("wb") as file:
-        file.truncate(100_000_000)  # all of it NUL, and none of it on the disk
+        file.truncate(100_000_000)  # a sparse file of NUL
         file.seek(0, 2)
         file.write(b"\nits last words\0\n")
     assert log_tail(log, 1) == "its last words\ufffd"
 
 
-def test_a_log_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_the_tail_of_an_unreadable_log_is_the_reason(tmp_path: Path) -> None:
     assert "cannot be read" in log_tail(tmp_path)
     assert log_tail(tmp_path / "none") == ""

@@ -400,7 +400,7 @@ WRONG = {
         "secrets are offered to http steps only",
     ),
     "an instant that is none": (one("kind: wait, until: '3'"), 3, "steps[0].until", "timestamp(inputs.begin)"),
-    "a time that is none": (one("kind: wait, for: tomorrow"), 3, "steps[0].for", "'tomorrow' is no duration: write"),
+    "a time that is none": (one("kind: wait, for: tomorrow"), 3, "steps[0].for", "'tomorrow' is not a duration: write"),
     # Transforms, calls, embeds.
     "two transforms": (one("kind: transform, cel: '1', jmespath: a"), 3, "steps[0]", "either 'cel' or 'jmespath'"),
     "no transform": (one("kind: transform"), 3, "steps[0]", "either 'cel' or 'jmespath'"),

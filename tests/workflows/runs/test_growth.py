@@ -125,9 +125,9 @@ class Recorded:
     def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         self.plans: list[tuple[str, dict[str, Any]]] = []
         self._database, self._explaining = database, False
-        real = UnitOfWork.ask
+        real = UnitOfWork.execute
 
-        def ask(work: UnitOfWork, statement: Any, parameters: Any = None) -> Any:
+        def execute(work: UnitOfWork, statement: Any, parameters: Any = None) -> Any:
             read = str(statement).strip()
             if (
                 not self._explaining
@@ -137,7 +137,7 @@ class Recorded:
                 self._explain(statement, parameters)
             return real(work, statement, parameters)
 
-        monkeypatch.setattr(UnitOfWork, "ask", ask)
+        monkeypatch.setattr(UnitOfWork, "execute", execute)
 
     def _explain(self, statement: Any, parameters: Any) -> None:
         self._explaining = True
