@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from app.catalog.model import Model
 from app.fleet import backoff
-from app.fleet.backoff import Backoff, Past
+from app.fleet.backoff import Backoff, PastPool
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.ledger.session import LedgerSession
 from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
@@ -275,7 +275,7 @@ def _backoffs(work: UnitOfWork, configurations: Mapping[str, Configuration], now
         configurations[row.model].id: row.since for row in work.rows(_PARDONS, age) if row.model in configurations
     }
     past = [
-        Past(row.configuration, row.host, row.ended_at, row.failed, row.served, row.ending)
+        PastPool(row.configuration, row.host, row.ended_at, row.failed, row.served, row.ending)
         for row in work.rows(_PAST, age)
         if row.ended_at is not None
     ]
