@@ -43,7 +43,7 @@ def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, settings
 
         def run(*arguments: str | Path, exits: int = 0) -> Result:
             line = ["--set", f"api.url={url}", *(str(argument) for argument in arguments)]
-            result = CliRunner().invoke(app, line, env={"COLUMNS": "200"})
+            result = CliRunner().invoke(app, line)
             if result.exception is not None and not isinstance(result.exception, SystemExit):
                 raise result.exception
             assert result.exit_code == exits, result.output

@@ -23,7 +23,7 @@ from app.catalog.install import FileProgress, InstallState, shown
 from app.catalog.metadata import Header
 from app.catalog.model import Model
 from app.cli.lazy import LazyCommand, register
-from app.cli.output import AsJson, print_json, settings_of, table
+from app.cli.output import AsJson, console, live, print_json, settings_of, table
 from app.kernel.errors import ModelFileDamaged, ModelFileUnusable
 from app.kernel.settings import Settings
 
@@ -83,7 +83,7 @@ def list_models(
             Text(f"{model.slots} x {model.context}"),
             Text(model.source.label),
         )
-    Console().print(listed)
+    console().print(listed)
 
 
 @app.command()
@@ -126,15 +126,15 @@ def show(
         "engine": _listed(model.engine.model_dump(mode="json", exclude_defaults=True)),
         "file": summary["path"] if read else summary["state"],
     }
-    console = Console()
-    console.print(_pairs(rows))
+    out = console()
+    out.print(_pairs(rows))
     if read is None:
         typer.echo(f"\n{summary['reason']}")
     else:
-        console.print(Text("\nheader of the file", "bold"))
-        console.print(_pairs(_facts(read)))
+        out.print(Text("\nheader of the file", "bold"))
+        out.print(_pairs(_facts(read)))
         if read.chat_template:
-            console.print(Text("\nchat template", "bold"))
+            out.print(Text("\nchat template", "bold"))
             typer.echo(_shortened(read.chat_template))
 
 
@@ -154,7 +154,7 @@ def pull(
     """
     settings = settings_of(context)
     model = files.read_catalog(settings.catalog.files).get(name)
-    errors = Console(stderr=True)
+    errors = live()
     with _Reporter(errors) as reporter:
         path = files.pull(
             model,
@@ -214,19 +214,18 @@ def scan(
 
 
 def _print_scan(found: Iterable[scanning.Found], refused: Iterable[scanning.RefusedFile]) -> None:
-    console = Console()
     listed = table(("model", "architecture", "type", "size", "context", "file"), right=("size", "context"))
     for item in found:
         read = item.header
         cells = (item.model.name, read.architecture, read.quantisation, shown(read.file_bytes))
         listed.add_row(*map(Text, (*cells, str(read.context_length or "?"), str(read.path))))
     if listed.row_count:
-        console.print(listed)
+        console().print(listed)
     else:
         typer.echo("no GGUF file that can be served")
     for number, other in enumerate(refused):
         if number == 0:
-            console.print(Text("\nrejected", "bold"))
+            console().print(Text("\nrejected", "bold"))
         typer.echo(f"{other.path}: {other.reason}")
 
 

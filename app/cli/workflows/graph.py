@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,6 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from app.cli.output import seconds, shortened, state
+from app.cli.workflows.progress import awaited, counted, shown_state
 
 #: The mark before a step, by its state.
 MARKS: Mapping[str, str] = {
@@ -26,8 +28,8 @@ MARKS: Mapping[str, str] = {
 }
 
 
-def drawn(found: Mapping[str, Any]) -> RenderableType:
-    """Return the tree of a run of the API. A step that needs several steps is below the deepest of them."""
+def drawn(found: Mapping[str, Any], at: datetime) -> RenderableType:
+    """Return the tree of a run of the API at an instant. A step that needs several is below the deepest of them."""
     paused = Text(" (paused)", "yellow") if found["paused"] else Text()
     head = Text.assemble("run ", (found["id"], "bold"), f" of {found['workflow']} is ", state(found["state"]), paused)
     steps = {step["key"]: step for step in found["steps"]}
@@ -39,43 +41,31 @@ def drawn(found: Mapping[str, Any]) -> RenderableType:
         above = max(needs, key=lambda need: depths[need], default=None)
         depths[key] = 0 if above is None else depths[above] + 1
         others = [need for need in steps[key]["needs"] if need.partition(".")[0] != above]
-        nodes[key] = (nodes[above] if above is not None else root).add(_line(steps[key], others))
+        nodes[key] = (nodes[above] if above is not None else root).add(_line(steps[key], others, found["id"], at))
     return Group(head, root)
 
 
-def _line(step: Mapping[str, Any], others: list[str]) -> Text:
-    line = Text.assemble((MARKS[step["state"]] + " ", ""), (step["key"], "bold"), " ", state(step["state"]))
+def _line(step: Mapping[str, Any], others: list[str], run_id: str, at: datetime) -> Text:
+    now = shown_state(step)
+    line = Text.assemble((MARKS[now] + " ", ""), (step["key"], "bold"), " ", state(now))
     parts = []
     if step["branch"]:
         parts.append(f"→ {step['branch']}")
     if step["model"]:
         parts.append(f"{step['model']}, {step['tokens_in']} + {step['tokens_out']} tokens")
     if step["items"]:
-        items = step["items"]
-        done = items["total"] - items["waiting"] - items["in_flight"]
-        parts.append(f"{done}/{items['total']} items" + (f", {items['failed']} failed" if items["failed"] else ""))
+        parts.append(counted(step, at))
     if step["took_s"] is not None:
         parts.append(seconds(step["took_s"]))
     if step["attempt"] > 1:
         parts.append(f"attempt {step['attempt']}")
-    if step["state"] == "awaiting" and step["awaits"]:
-        parts.append(_awaited(step["awaits"]))
+    if step["state"] == "awaiting" and step["awaits"] and not step["items"]:
+        parts.append(awaited(step, run_id))
     if others:
         parts.append("also after " + ", ".join(others))
     if step["error"] and step["state"] in ("failed", "waiting"):
         parts.append(shortened(step["error"].get("message", ""), 80))
     return line.append("  " + " · ".join(parts), "dim") if parts else line
-
-
-def _awaited(awaits: Mapping[str, Any]) -> str:
-    if "event" in awaits:
-        message = f": {awaits['message']}" if awaits.get("message") else ""
-        return f"waits for the event {awaits['event']}{message}"
-    if "run" in awaits:
-        return f"waits for run {awaits['run']} of {awaits['workflow']}"
-    if awaits.get("until"):
-        return f"until {awaits['until']}"
-    return "waits"
 
 
 def _in_order(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:

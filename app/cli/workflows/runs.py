@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -18,16 +19,20 @@ from app.cli.output import (
     AsJson,
     ago,
     console,
+    live,
     notes,
     print_json,
+    print_text,
     settings_of,
     shortened,
     state,
     table,
 )
+from app.cli.workflows import progress
 from app.cli.workflows.graph import drawn
 from app.kernel import clock
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
+from app.kernel.security.texts import printable
 from app.workflows.language import source
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
@@ -152,7 +157,7 @@ def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None
     if as_json:
         print_json(found)
         return
-    console().print(drawn(found))
+    console().print(drawn(found, clock.now()))
     _print_attempts(found)
     _print_result(found)
 
@@ -269,20 +274,24 @@ def _input(pair: str, schemas: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
-    """Poll a run until it ends; at a terminal draw its graph."""
+    """Poll a run until it ends; show its graph at a terminal and its changes as lines elsewhere, unless `quiet`."""
     found: dict[str, Any] = client.get(f"/v1/runs/{run_id}")
-    out = notes()
-    if quiet or not out.is_terminal:
-        while found["state"] not in FINAL_RUNS:
+    with ExitStack() as stack:
+        out = live()
+        graph = None
+        if not quiet and out.is_terminal:
+            graph = stack.enter_context(Live(drawn(found, clock.now()), console=out, refresh_per_second=8))
+        before = None
+        while True:
+            if graph is not None:
+                graph.update(drawn(found, clock.now()))
+            elif not quiet:
+                for line in progress.changes(before, found, clock.now()):
+                    notes().print(printable(line), markup=False)
+            if found["state"] in FINAL_RUNS:
+                return found
             time.sleep(_PAUSE)
-            found = client.get(f"/v1/runs/{run_id}")
-        return found
-    with Live(drawn(found), console=out, refresh_per_second=8) as live:
-        while found["state"] not in FINAL_RUNS:
-            time.sleep(_PAUSE)
-            found = client.get(f"/v1/runs/{run_id}")
-            live.update(drawn(found))
-    return found
+            before, found = found, client.get(f"/v1/runs/{run_id}")
 
 
 def _with_output(client: Client, found: dict[str, Any]) -> dict[str, Any]:
@@ -316,8 +325,7 @@ def _print_result(found: Mapping[str, Any]) -> None:
     if found["state"] == RunState.SUCCEEDED:
         for key, value in (found["output"] or {}).items():
             console().print(f"\n[bold]{key}[/]")
-            text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-            console().print(text, markup=False)
+            print_text(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))
     elif found["error"]:
         notes().print(f"\n[bold red]{found['state']}:[/] ", end="")
         notes().print(found["error"]["message"], markup=False)
