@@ -27,7 +27,7 @@ from app.kernel.security import texts
 _SENTENCE = 4_000
 
 _TAKE = text("""
-    SELECT reservation.revision, host, pool.configuration, pool.model, slots, threads
+    SELECT pool.id::text, epoch, revision, host, pool.configuration, pool.model, slots, COALESCE(threads, 1) AS threads
     FROM reservation JOIN pool ON pool.id = reservation.id LEFT JOIN pool_process ON pool_id = pool.id
     WHERE pool.id = CAST(:id AS uuid) AND epoch = :epoch AND reservation.state IN ('active', 'suspect')
 """)
@@ -146,10 +146,8 @@ class ReservationHolder:
             if row is None:
                 raise LeaseLost(f"pool {id_} of epoch {epoch} holds no reservation")
             session.renew(work, id_, epoch, self.lease)
-            parts = tuple(DevicePart(**found._asdict()) for found in work.rows(_DEVICES, {"id": id_}))
-        return Grant(
-            id_, epoch, row.revision, row.host, row.configuration, row.model, row.slots, row.threads or 1, parts
-        )
+            parts = work.rows_of(DevicePart, _DEVICES, {"id": id_})
+        return Grant(**row._asdict(), parts=tuple(parts))
 
     def renew(self, id_: str, epoch: int, report: HeartbeatReport) -> HeartbeatReply:
         """Renew the lease, store the report and return the desired state. Raises LeaseLost."""

@@ -163,7 +163,7 @@ def test_an_agent_that_adopts_a_process_with_a_released_reservation_cannot_join(
     assert isinstance(id_, str)
     hosts.release("h", agent, gone(id_))
 
-    with pytest.raises(LeaseLost, match="given back while its process lived"):
+    with pytest.raises(LeaseLost, match="was released while its process was alive"):
         hosts.join("h", "here", 8, declared("a"), {id_: 1})
 
 
