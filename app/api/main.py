@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import __version__
-from app.api import dead_letters, health, problems, schemas, threads
+from app.api import dead_letters, documentation, health, problems, schemas, threads
 from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
@@ -150,9 +150,11 @@ def serve(services: Services) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         license_info={"name": "Apache-2.0"},
+        docs_url=None,
         redoc_url=None,
     )
     app.state.services = services
+    documentation.add(app)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ArrieroError, _on_error)

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from sqlalchemy import text
 
-from app.access.accounts import NamespaceAccount, listed
+from app.access.accounts import NamespaceAccount, list_accounts
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
 from app.kernel.database import Database, UnitOfWork
@@ -313,7 +313,7 @@ def log_tail(database: Database, id_: str) -> str:
 def accounts(database: Database) -> list[NamespaceAccount]:
     """Return the namespaces that have limits or used devices recently."""
     with database.work() as work:
-        return listed(work)
+        return list_accounts(work)
 
 
 def defragmentations(database: Database, *, limit: int) -> Sequence[DefragmentationView]:

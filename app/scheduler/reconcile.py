@@ -172,7 +172,7 @@ def reconcile(database: Database, ask: ReadDemand, terms: ReconcileTimes) -> Rec
             for one in turn.books.ledger.reservations.values()
             if one.state is not ReservationState.HELD  # no process touches its bytes yet
         ]
-        accounts.count(work, held, asked.working, asking)
+        accounts.record_usage(work, held, asked.working, asking)
         for statement in (_FORGET, _FORGET_ORDERS, _FORGET_DEFRAGMENTATIONS):
             work.run(statement, {"age": _KEPT})
     return Reconciled(plan, turn.refused, lost)

@@ -159,7 +159,7 @@ class Agent:
                 process.stop(timedelta(0))
             elif process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
-                running = Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.kills())
+                running = Running(process, int(epoch), {}, False, 1, time.monotonic(), control_group.oom_kills())
                 self._running[id_] = running
 
     def _reaches_our_servers(self, process: AdoptedProcess) -> bool:
@@ -293,7 +293,7 @@ class Agent:
             pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
         )
         self._forget_old_logs()
-        kills = control_group.kills()
+        kills = control_group.oom_kills()
         running = Running(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), kills)
         self._running[pool.id] = running
         try:
@@ -329,7 +329,7 @@ class Agent:
         asked = running.asked is not None and not running.killed
         ending = running.ending(pool)
         failed = not asked and code != 0
-        kills = control_group.kills() - running.kills
+        kills = control_group.oom_kills() - running.kills
         if failed and not running.killed and inventory.ran_out(code, running.process.log_tail(_TAIL), kills):
             ending = f"memory ran out: {ending}; the next pool of the model reserves more"
             self._count_failure(pool, inventory_)

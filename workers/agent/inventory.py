@@ -235,7 +235,7 @@ def layouts(
         for count in [0] if type_ == needs.CPU else [n for n in _SPLITS if n <= most]:
             identity = identity_on(devices[:count])
             read = identity.header
-            best = estimate.estimate(identity, database, host, dry=False).best
+            best = estimate.estimate(identity, database, host, allow_dry_run=False).best
             reserved = best.reserved()
             parts = [reserved[place] for place in range(count)] if count else [reserved[HOST]]
             load = _BEGIN + timedelta(seconds=read.tensor_bytes / _PACE)
@@ -263,7 +263,7 @@ def count_failure(
     gpus = [one for one in inventory.devices if one.kind is HardwareKind.GPU and id_of(host, one) in devices]
     identity = _identities(model, settings)(gpus)
     with database.work() as work:
-        measurements.count_failure(work, identity)
+        measurements.record_failure(work, identity)
 
 
 def _identities(model: Model, settings: Settings) -> Callable[[list[MeasuredDevice]], Identity]:

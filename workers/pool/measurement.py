@@ -81,7 +81,7 @@ class Measuring:
         if self._before is not None:
             with self._database.work() as work:
                 base = sum(self._before) + _SERVING
-                measurements.keep_process(work, self._host, self._identity.build, CPU, base)
+                measurements.record_process_memory(work, self._host, self._identity.build, CPU, base)
         exact = closed_form.closed_form(self._identity.header, self._configuration, gpus=len(self._gpus))
         for share in exact.shares:  # what passes all bounds is refused before llama.cpp is asked
             self._require(share.place, share.weights + share.cache)
@@ -100,7 +100,7 @@ class Measuring:
             yield
         except AllocationFailed:
             with self._database.work() as work:
-                measurements.count_failure(work, self._identity)
+                measurements.record_failure(work, self._identity)
             raise
 
     def keep(self, engine: LlamaEngine) -> Footprint | None:
@@ -130,12 +130,12 @@ class Measuring:
                 process = context + self._working(share.place)
             shares.append(replace(share, process=process))
         with self._database.work() as work:
-            self._kept = measurements.keep_measured(work, self._identity, _measured(counted, shares))
+            self._kept = measurements.record_measured(work, self._identity, _measured(counted, shares))
             if counted.source is FootprintSource.DRY_RUN:  # a formula's mistakes are no context
                 for uuid, size in contexts.items():
-                    measurements.keep_process(work, self._host, self._identity.build, uuid, size)
+                    measurements.record_process_memory(work, self._host, self._identity.build, uuid, size)
         _log.info("footprint_measured", bytes=_named({share.place: share.total for share in self._kept.shares}))
-        return self._kept.raised(self._estimate.floor)
+        return self._kept.with_margin_floor(self._estimate.margin_floor)
 
     def grown(self) -> Footprint | None:
         """
@@ -158,14 +158,14 @@ class Measuring:
         if tuple(shares) == self._kept.shares:
             return None
         with self._database.work() as work:
-            self._kept = measurements.keep_measured(work, self._identity, _measured(self._kept, shares))
+            self._kept = measurements.record_measured(work, self._identity, _measured(self._kept, shares))
         _log.warning("footprint_grown", bytes=_named({share.place: share.total for share in self._kept.shares}))
-        return self._kept.raised(self._estimate.floor)
+        return self._kept.with_margin_floor(self._estimate.margin_floor)
 
     def end(self) -> None:
         """The pool has served to its end: its memory was enough. Raises DatabaseUnreachable."""
         with self._database.work() as work:
-            measurements.forget_failures(work, self._identity)
+            measurements.clear_failures(work, self._identity)
 
     def _require(self, place: int, needed: int) -> None:
         """Raise MemoryNotEnough when the device has not so many bytes free now."""
@@ -182,7 +182,7 @@ class Measuring:
         return full.cache - plain.cache + full.output - plain.output
 
     def _working(self, place: int) -> int:
-        return closed_form.working(self._identity.header, self._configuration, place, gpus=len(self._gpus))
+        return closed_form.working_memory(self._identity.header, self._configuration, place, gpus=len(self._gpus))
 
     def _used(self, gpu: MeasuredDevice) -> int | None:
         """Bytes that this process holds of a GPU, or None where the driver does not tell."""
@@ -200,7 +200,7 @@ def configuration_of(options: EngineOptions, *, gpus: int) -> LoadConfiguration:
         kv_k=options.kv_type_k,
         kv_v=options.kv_type_v,
         flash_attention=options.flash_attention,
-        embeds=options.vectors,
+        embeddings=options.vectors,
         gpus=gpus,
     )
 
@@ -217,7 +217,7 @@ def _warm_up(engine: LlamaEngine, *, whole: bool) -> None:
 
 
 def _measured(counted: Footprint, shares: list[Share]) -> Footprint:
-    margins = {share.place: footprint.margin_of_measured(share) for share in shares}
+    margins = {share.place: footprint.measured_margin(share) for share in shares}
     return Footprint(FootprintSource.MEASURED, tuple(shares), margins, copied=counted.copied)
 
 

@@ -90,7 +90,7 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
         "kv_type_k": model.kv.k,
         "kv_type_v": model.kv.v,
         "flash_attention": FLASH_ATTENTION[model.flash_attention],
-        "vectors": model.embeds,
+        "vectors": model.serves_embeddings,
         "profile": model.prompt,
         "threads": entry.threads or threads,
         "loras": [

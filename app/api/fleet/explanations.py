@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from app.api import problems
 from app.api.services import InjectedServices, Services
 from app.inference import demand
-from app.inference.demand import Asker
+from app.inference.demand import ModelStep
 from app.kernel.errors import InvalidInput, Problem
 from app.scheduler import reconcile
 from app.scheduler.explanation import Condition
@@ -55,19 +55,19 @@ def explain(
             [Problem("query", "exactly one of model and step is required", "model=… or step=…")], "request"
         )
     if step is not None:
-        asker = demand.find_step(services.database, step)
-        return explain_model(services, asker.model, asker)
+        model_step = demand.find_step(services.database, step)
+        return explain_model(services, model_step.model, model_step)
     return explain_model(services, str(model))
 
 
-def explain_model(services: Services, model: str, asker: Asker | None = None) -> ExplanationOut:
+def explain_model(services: Services, model: str, model_step: ModelStep | None = None) -> ExplanationOut:
     """Explain the state of a model, optionally for a step that needs it. Raises NotFound for an unknown model."""
     name = services.catalog.get(model).name
-    demanded = demand.asked(services.database, services.catalog, services.settings.pools.models)
+    demanded = demand.observe(services.database, services.catalog, services.settings.pools.models)
     found = reconcile.explain(services.database, demanded, name)
     return ExplanationOut(
         model=found.model,
-        step=None if asker is None else _place(asker),
+        step=None if model_step is None else _place(model_step),
         condition=found.condition,
         reason=found.reason,
         waiting=found.waiting,
@@ -75,5 +75,7 @@ def explain_model(services: Services, model: str, asker: Asker | None = None) ->
     )
 
 
-def _place(asker: Asker) -> StepPlaceOut:
-    return StepPlaceOut(id=asker.id, run=asker.run_id, key=asker.key, state=asker.state, told=asker.told)
+def _place(model_step: ModelStep) -> StepPlaceOut:
+    return StepPlaceOut(
+        id=model_step.id, run=model_step.run_id, key=model_step.key, state=model_step.state, told=model_step.detail
+    )

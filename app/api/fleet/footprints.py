@@ -108,7 +108,7 @@ def get(name: str, query: Annotated[FootprintQuery, Query()], services: Injected
 
 def with_options(model: Model, given: Mapping[str, Any]) -> Model:
     """Return the model with the given values. Raises InvalidInput with every problem, by the names of the options."""
-    return catalog.changed(
+    return catalog.with_values(
         model, {KEYS[name]: value for name, value in given.items()}, {key: n for n, key in KEYS.items()}
     )
 
@@ -177,7 +177,9 @@ def estimate_model(
     real = all(device.kind is HardwareKind.GPU for device in devices)
     pinned = environment_of(settings) | {"CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in devices)}
     allowed = dry if dry is not None else not devices
-    return estimate.estimate(identity, database, settings.fleet.host_here, dry=allowed and real, environment=pinned)
+    return estimate.estimate(
+        identity, database, settings.fleet.host_here, allow_dry_run=allowed and real, environment=pinned
+    )
 
 
 def answer_of(model: Model, found: Estimate) -> EstimateOut:

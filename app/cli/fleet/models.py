@@ -19,7 +19,7 @@ from rich.text import Text
 
 from app.catalog import catalog, files, header, install
 from app.catalog import scan as scanning
-from app.catalog.install import FileProgress, InstallState, shown
+from app.catalog.install import FileProgress, InstallState, format_bytes
 from app.catalog.metadata import Header
 from app.catalog.model import Model
 from app.cli.lazy import LazyCommand, register
@@ -78,7 +78,7 @@ def list_models(
         listed.add_row(
             Text(model.name),
             Text(row["state"], _STYLES.get(row["state"], "")),
-            Text(shown(row["bytes"]) if row["bytes"] else "?"),
+            Text(format_bytes(row["bytes"]) if row["bytes"] else "?"),
             Text(" ".join(model.use_cases)),
             Text(f"{model.slots} x {model.context}"),
             Text(model.source.label),
@@ -165,11 +165,11 @@ def pull(
             again=again,
         )
     record = install.find_record(path)
-    size = sum(part.stat().st_size for part in files.places(model, settings.data_dir))
+    size = sum(part.stat().st_size for part in files.file_paths(model, settings.data_dir))
     if as_json:
         print_json({"name": name, "path": str(path), "bytes": size, "sha256": record.sha256 if record else None})
         return
-    typer.echo(f"{name} is here: {path} ({shown(size)})")
+    typer.echo(f"{name} is here: {path} ({format_bytes(size)})")
 
 
 @app.command()
@@ -195,7 +195,7 @@ def scan(
     if not places:
         raise typer.BadParameter("no folder is given; pass one, or set catalog.folders", param_hint="FOLDER")
     taken = list(files.read_catalog(settings.catalog.files).names)
-    found: list[scanning.Found] = []
+    found: list[scanning.ScannedModel] = []
     refused: list[scanning.RefusedFile] = []
     for folder in places:
         result = scanning.scan(folder, taken)
@@ -213,11 +213,11 @@ def scan(
         _print_scan(found, refused)
 
 
-def _print_scan(found: Iterable[scanning.Found], refused: Iterable[scanning.RefusedFile]) -> None:
+def _print_scan(found: Iterable[scanning.ScannedModel], refused: Iterable[scanning.RefusedFile]) -> None:
     listed = table(("model", "architecture", "type", "size", "context", "file"), right=("size", "context"))
     for item in found:
         read = item.header
-        cells = (item.model.name, read.architecture, read.quantisation, shown(read.file_bytes))
+        cells = (item.model.name, read.architecture, read.quantisation, format_bytes(read.file_bytes))
         listed.add_row(*map(Text, (*cells, str(read.context_length or "?"), str(read.path))))
     if listed.row_count:
         console().print(listed)
@@ -238,7 +238,7 @@ def _summary(model: Model, settings: Settings, origin: str) -> dict[str, Any]:
     path, reason, state, size = None, "", "here", sum(model.source.size) or None
     try:
         path = files.check(model, settings.data_dir)
-        size = sum(part.stat().st_size for part in files.places(model, settings.data_dir))
+        size = sum(part.stat().st_size for part in files.file_paths(model, settings.data_dir))
     except ModelFileDamaged as error:
         reason, state = str(error), "damaged"
     except ModelFileUnusable as error:
@@ -361,6 +361,7 @@ class _Reporter:
         if self._printed.get(progress.file) == now:
             return
         self._printed[progress.file] = now
-        amount = f" {shown(progress.done)}" + (f" of {shown(progress.total)} ({percent} %)" if progress.total else "")
+        total = f" of {format_bytes(progress.total)} ({percent} %)" if progress.total else ""
+        amount = f" {format_bytes(progress.done)}{total}"
         detail = f": {progress.detail}" if progress.detail else ""
         self._console.print(Text(f"{progress.file}: {progress.state}{amount}{detail}"), soft_wrap=True)

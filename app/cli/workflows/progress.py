@@ -15,10 +15,10 @@ from app.cli.output import seconds, shortened
 #: Lines about the items of a map: at most one for each so many of them, in per cent.
 _PART = 10
 
-View = Mapping[str, Any]
+_View = Mapping[str, Any]
 
 
-def changes(before: View | None, now: View, at: datetime) -> Iterator[str]:
+def changes(before: _View | None, now: _View, at: datetime) -> Iterator[str]:
     """Yield a line for each change of the run and its steps. `at` is the instant of the view."""
     run = f"run {now['id']} of {now['workflow']}"
     if before is None or before["state"] != now["state"]:
@@ -30,13 +30,13 @@ def changes(before: View | None, now: View, at: datetime) -> Iterator[str]:
         yield from _of_step(steps.get(step["key"]), step, now["id"], at)
 
 
-def shown_state(step: View) -> str:
+def shown_state(step: _View) -> str:
     """Return the state of a step for people: a step whose items or run are in progress is running."""
     awaits = step["awaits"] or {}
     return "running" if step["state"] == "awaiting" and (step["items"] or "run" in awaits) else str(step["state"])
 
 
-def counted(step: View, at: datetime) -> str:
+def counted(step: _View, at: datetime) -> str:
     """Return how far a map has come, its rate, and the time that it still needs at that rate."""
     items = step["items"]
     done = _done(items)
@@ -50,7 +50,7 @@ def counted(step: View, at: datetime) -> str:
     return f"{text}, {done / passed:.2g}/s, about {seconds(left * passed / done)} left"
 
 
-def awaited(step: View, run_id: str) -> str:
+def awaited(step: _View, run_id: str) -> str:
     """Return what an awaiting step waits for, with the command that ends the wait where there is one."""
     awaits = step["awaits"] or {}
     if "event" in awaits and awaits.get("message"):
@@ -65,7 +65,7 @@ def awaited(step: View, run_id: str) -> str:
     return f"waits for {seconds(awaits['for_s'])}" if awaits.get("for_s") is not None else "waits"
 
 
-def _of_step(before: View | None, now: View, run_id: str, at: datetime) -> Iterator[str]:
+def _of_step(before: _View | None, now: _View, run_id: str, at: datetime) -> Iterator[str]:
     name, state = f"step {now['key']}", now["state"]
     changed = before is None or (before["state"], before["attempt"]) != (state, now["attempt"])
     if now["items"] and state == "awaiting":

@@ -451,7 +451,7 @@ class Runs:
         if row.depth + 1 > submission.MAX_DEPTH:
             self._fail(change, claim.key, claim.attempt, FailureReason.INVALID_REQUEST, submission.TOO_DEEP)
             return
-        labels = namespaces.inherited(row.labels)
+        labels = namespaces.inherited_labels(row.labels)
         asked = Submission(called.definition, called.inputs, called.version, row.priority, rank=row.rank, labels=labels)
         try:
             prepared = submission.prepare(

@@ -144,7 +144,7 @@ def test_a_host_that_is_removed_while_it_is_cordoned_is_not_found(services: Serv
         ("PUT", "/v1/namespaces/team", {"max_bytes": "much"}, 422, "'much' is not a size"),
         ("PUT", "/v1/namespaces/team", {"weight": 0}, 422, "greater than 0"),
         ("PUT", "/v1/namespaces/team", {"bytes": 1}, 422, "max_bytes, max_device_time, period, weight; did you mean"),
-        ("PUT", "/v1/namespaces/Team", {}, 422, "is no name of a namespace"),
+        ("PUT", "/v1/namespaces/Team", {}, 422, "is not a valid name of a namespace"),
         ("GET", "/v1/fleet/defragmentations?limit=0", None, 422, "limit"),
         ("GET", "/v1/pools/ffffff", None, 404, "no pool 'ffffff'"),
         ("PUT", "/v1/hosts/h", {"state": "schedulable"}, 404, "no host 'h'"),

@@ -40,7 +40,7 @@ def test_a_footprint_by_source_and_device(client: TestClient, services: Services
         ("dry run", True),
         ("closed form", False),
     ]
-    assert first["missing"] == {"measured": "it has not run so yet"}
+    assert first["missing"] == {"measured": "this configuration has not run yet"}
     share = first["footprints"][0]["shares"][0]
     assert share["device"] == "cpu"
     assert share["weights"] == 96_576_768
@@ -90,7 +90,7 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     table = run(tmp_path, "smollm2:135m", "--no-dry-run", "--context", "512").stdout
     assert "closed form" in table
     assert "92.1 MiB" in table
-    assert "measured: no database was asked" in table
+    assert "measured: no database was used" in table
     document = json.loads(run(tmp_path, "smollm2:135m", "--no-dry-run", "--park", "64MiB", "--json").stdout)
     assert document["footprints"][0]["shares"][0]["parked"] == 64 * 2**20
 

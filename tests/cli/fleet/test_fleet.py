@@ -181,7 +181,7 @@ def test_a_namespace_is_limited_and_freed(arriero: Arriero) -> None:
     assert (freed["max_bytes"], freed["max_device_s"], freed["weight"]) == (None, None, 1.0)
     with pytest.raises(InvalidInput, match="no limit is set"):
         arriero("namespaces", "limit", "team")
-    with pytest.raises(InvalidInput, match="is no name of a namespace"):
+    with pytest.raises(InvalidInput, match="is not a valid name of a namespace"):
         arriero("namespaces", "limit", "Team A", "--bytes", "1GiB")
     with pytest.raises(InvalidInput, match="24 lamas"):
         arriero("namespaces", "limit", "team", "--bytes", "24 lamas")

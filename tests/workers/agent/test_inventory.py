@@ -119,6 +119,6 @@ def test_a_pool_that_died_of_it_makes_the_next_estimate_more_careful(host: Setti
     def floor(count: int) -> float:
         given = configuration.of_model(SMOLLM2, gpus=count)
         with database.work() as work:
-            return measurements.find(work, estimate.identify(read, given, gpus.devices[1 : 1 + count])).floor
+            return measurements.find(work, estimate.identify(read, given, gpus.devices[1 : 1 + count])).margin_floor
 
     assert (floor(1), floor(2), floor(0)) == (0.1, 0.0, 0.0)

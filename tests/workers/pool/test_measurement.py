@@ -58,7 +58,7 @@ def one(host: Settings, path: Path) -> Iterator[Measuring]:
 def again(host: Settings, path: Path) -> estimate.Estimate:
     """What is known of the same load now."""
     with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as made:
-        return estimate.estimate(made._identity, made._database, made._host, dry=False)
+        return estimate.estimate(made._identity, made._database, made._host, allow_dry_run=False)
 
 
 def test_what_was_measured_is_believed_the_next_time(one: Measuring, host: Settings, path: Path) -> None:
@@ -106,7 +106,7 @@ def test_memory_that_runs_out_makes_the_next_estimate_more_careful(
 
     family = measurements.Identity(header.read(path), replace(one._configuration, context=2048), (), "another build")
     with database.work() as work:
-        assert measurements.find(work, family).floor == pytest.approx(0.075)
+        assert measurements.find(work, family).margin_floor == pytest.approx(0.075)
     with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as second:
         second.expect()
         engine = LlamaEngine(path, OPTIONS)
@@ -116,13 +116,15 @@ def test_memory_that_runs_out_makes_the_next_estimate_more_careful(
     assert kept.margins[HOST] == round(0.15 * kept.shares[0].total), "it went well so far, and may run out later"
     with database.work() as work:
         work.run(text("UPDATE footprint SET updated_at = now() - interval '25 hours'"))
-        assert measurements.find(work, one._identity).floor == 0, "what was long ago keeps nothing from being loaded"
-        measurements.count_failure(work, one._identity)
-        assert measurements.find(work, one._identity).floor == 0.1, "it counts from the beginning"
+        assert measurements.find(work, one._identity).margin_floor == 0, (
+            "what was long ago keeps nothing from being loaded"
+        )
+        measurements.record_failure(work, one._identity)
+        assert measurements.find(work, one._identity).margin_floor == 0.1, "it counts from the beginning"
     one.end()
     with database.work() as work:
-        assert measurements.find(work, one._identity).floor == 0, "a pool that served to its end takes it back"
-        assert measurements.find(work, family).floor == 0
+        assert measurements.find(work, one._identity).margin_floor == 0, "a pool that served to its end takes it back"
+        assert measurements.find(work, family).margin_floor == 0
 
 
 def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, database: Database) -> None:
@@ -130,7 +132,7 @@ def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, da
     small = replace(great, shares=(replace(great.shares[0], process=1),))
     with database.work() as work:
         for footprint in (small, great, small):
-            measurements.keep_measured(work, one._identity, footprint)
+            measurements.record_measured(work, one._identity, footprint)
         assert measurements.find(work, one._identity).measured == great
         assert work.row(text("SELECT loads FROM footprint WHERE key = :key"), {"key": one._identity.key})[0] == 3
 
@@ -151,12 +153,12 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(host: Settings, path: Pa
 def test_what_a_process_takes_is_kept_for_each_device_of_a_host(one: Measuring, database: Database) -> None:
     gpu = MeasuredDevice("gpu-0", HardwareKind.GPU, "NVIDIA H200", 140 * 2**30, 140 * 2**30, uuid="GPU-1", driver="570")
     with database.work() as work:
-        assert measurements.process(work, "a", "b", [gpu]) == closed_form.GUESS
-        measurements.keep_process(work, "a", "b", "GPU-1", 450 * MIB)
-        measurements.keep_process(work, "a", "b", "GPU-1", 400 * MIB)
-        measurements.keep_process(work, "a", "b", "cpu", 120 * MIB)
-        assert measurements.process(work, "a", "b", [gpu]) == closed_form.ProcessMemory(120 * MIB, 450 * MIB)
-        assert measurements.process(work, "a", "other build", [gpu]) == closed_form.GUESS
+        assert measurements.process_memory(work, "a", "b", [gpu]) == closed_form.DEFAULT_PROCESS
+        measurements.record_process_memory(work, "a", "b", "GPU-1", 450 * MIB)
+        measurements.record_process_memory(work, "a", "b", "GPU-1", 400 * MIB)
+        measurements.record_process_memory(work, "a", "b", "cpu", 120 * MIB)
+        assert measurements.process_memory(work, "a", "b", [gpu]) == closed_form.ProcessMemory(120 * MIB, 450 * MIB)
+        assert measurements.process_memory(work, "a", "other build", [gpu]) == closed_form.DEFAULT_PROCESS
 
 
 def test_an_identity_is_all_that_decides(path: Path, tmp_path: Path) -> None:
@@ -259,9 +261,9 @@ def test_what_a_pool_takes_of_a_gpu_is_what_the_driver_says(
     card = kept.shares[1]
     assert (card.total, grown.shares[1].total) == (900 * MIB, 924 * MIB), "by steps of 8 MiB"
     with database.work() as work:
-        found = measurements.process(work, made._host, llama_build.build(), inventory(made._devices).devices)
+        found = measurements.process_memory(work, made._host, llama_build.build(), inventory(made._devices).devices)
     context = 900 * MIB - card.weights - card.cache - card.compute
-    assert found.context == (context if source is FootprintSource.DRY_RUN else closed_form.GUESS.context), (
+    assert found.context == (context if source is FootprintSource.DRY_RUN else closed_form.DEFAULT_PROCESS.context), (
         "no formula's mistake"
     )
 
@@ -287,7 +289,7 @@ def test_the_pool_and_the_catalogue_agree_on_the_configuration(host: Settings, g
         {"engine.reproducible": True, "engine.gpu_layers": 3, "engine.tensor_split": [1.0, 2.0]},
         {"engine.kept": 3, "engine.park_bytes": 7, "engine.mmap": False, "engine.pooling": "cls", "slots": 3},
     ]
-    for entry in (catalog.changed(SMOLLM2, values, {}) for values in given):
+    for entry in (catalog.with_values(SMOLLM2, values, {}) for values in given):
         options = pool.options_of(entry, host, gpus=bool(gpus), threads=1)
         assert measurement.configuration_of(options, gpus=gpus) == of_model(entry, gpus=gpus)
 

@@ -183,7 +183,7 @@ def test_states_are_not_allocated_to_be_counted(tmp_path: Path) -> None:
 
 def test_a_context_that_would_fill_this_host_has_no_dry_run(tiny_llama: Path) -> None:
     """llama.cpp keeps bookkeeping per cell, in a dry run too: for a billion cells it is 52 GB."""
-    with pytest.raises(NoDryRun, match="notes of cells"):
+    with pytest.raises(NoDryRun, match="records of cells"):
         estimate.dry_run(estimate.identify(header.read(tiny_llama), replace(PLAIN, context=2**30), ()))
 
 
