@@ -47,11 +47,11 @@ _REPORT = text("""
 _REPLY = text("""
     SELECT desired, threads FROM pool LEFT JOIN pool_process ON pool_id = pool.id WHERE pool.id = CAST(:id AS uuid)
 """)
-_KEEP_LAYOUT = text("""
+_STORE_LAYOUT = text("""
     UPDATE layout SET parts = CAST(:parts AS jsonb), ram_bytes = :ram, source = :source, measured_at = now()
     WHERE configuration = :configuration AND type = :type AND devices = :devices
 """)
-_NOTE_LOAD = text("""
+_STORE_LOAD_TIME = text("""
     UPDATE layout SET load_seconds = :load
     WHERE configuration = :configuration AND type = :type AND devices = :devices
 """)
@@ -184,18 +184,18 @@ class ReservationHolder:
             open_.close()
             return open_.ledger.reservations[grant.id].revision
 
-    def keep_layout(self, grant: Grant, wanted: Mapping[str, int], source: str) -> None:
+    def store_layout(self, grant: Grant, wanted: Mapping[str, int], source: str) -> None:
         """Store the bytes that the configuration needs, by id of the device: the planner uses them from now on."""
         parts = sorted((wanted[part.id] for part in grant.computing), reverse=True)
         ram = sum(wanted.values()) - sum(parts)
         values = self._of(grant) | {"parts": json.dumps(parts), "ram": ram, "source": source}
         with self.database.work() as work:
-            work.run(_KEEP_LAYOUT, values)
+            work.run(_STORE_LAYOUT, values)
 
-    def note_load(self, grant: Grant, load: timedelta) -> None:
+    def store_load_time(self, grant: Grant, load: timedelta) -> None:
         """Store the time from the start of the process until the model could serve."""
         with self.database.work() as work:
-            work.run(_NOTE_LOAD, self._of(grant) | {"load": load.total_seconds()})
+            work.run(_STORE_LOAD_TIME, self._of(grant) | {"load": load.total_seconds()})
 
     @staticmethod
     def _of(grant: Grant) -> dict[str, Any]:

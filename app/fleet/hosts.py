@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import text
 
+from app.devices.device import MeasuredDevice
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, ProcessState
@@ -52,7 +53,7 @@ _PUT_DEVICE = text("""
     WHERE device.host = :host
 """)
 _HIDE_DEVICES = text("UPDATE device SET present = false WHERE host = :host AND id <> ALL(:ids)")
-_BEAT = text("""
+_HEARTBEAT = text("""
     UPDATE host SET agent_until = now() + :lease, files = CAST(:files AS jsonb), problems = CAST(:problems AS jsonb)
     WHERE name = :host AND agent_epoch = :epoch AND lost_at IS NULL
 """)
@@ -110,36 +111,22 @@ _END_REST = text("""
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """A device as its agent declares it."""
+class DeviceReport:
+    """A device of a host, as its agent reports it."""
 
+    #: Its id in the fleet.
     id: str
-    name: str
-    kind: str
+    #: The key of its layouts: `cpu`, `NVIDIA H200`, `simulated`.
     type: str
-    total: int
-    #: What reservations may come to in all.
+    #: Most bytes that all reservations together may have.
     capacity: int
-    uuid: str = ""
-    simulated: bool = False
-    speed: float = 1.0
-    bandwidth: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A device as it is now."""
-
-    id: str
-    used: int
+    measured: MeasuredDevice
     #: Bytes of the capacity that processes without a reservation use.
-    unmanaged: int
-    temperature: int | None = None
-    utilisation: float | None = None
+    unmanaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
+class AssignedPool:
     """A pool that is assigned to a host: its reservation, its desired state and its last report."""
 
     id: str
@@ -162,7 +149,7 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ObservedProcess:
     """A process of a pool, as its agent observes it."""
 
     id: str
@@ -197,7 +184,7 @@ class Hosts:
     pool_lease: timedelta
 
     def join(
-        self, host: str, identity: str, cores: int, devices: Sequence[Declared], adopted: Mapping[str, int]
+        self, host: str, identity: str, cores: int, devices: Sequence[DeviceReport], adopted: Mapping[str, int]
     ) -> int:
         """
         Make this agent the one that speaks for a host. Returns its epoch.
@@ -228,9 +215,9 @@ class Hosts:
         _log.info("host_joined", host=host, epoch=epoch, devices=len(devices), adopted=len(adopted))
         return epoch
 
-    def beat(
-        self, host: str, epoch: int, devices: Sequence[Measured], files: Sequence[str], problems: Sequence[str]
-    ) -> list[Granted]:
+    def heartbeat(
+        self, host: str, epoch: int, devices: Sequence[DeviceReport], files: Sequence[str], problems: Sequence[str]
+    ) -> list[AssignedPool]:
         """
         Renew the lease of the agent and store its measurements. Returns the pools of the host.
 
@@ -239,18 +226,10 @@ class Hosts:
         with self.database.work() as work:
             sentences = [texts.printable(problem, _SENTENCE) for problem in problems]
             values = {"host": host, "epoch": epoch, "lease": self.agent_lease}
-            if not work.run(_BEAT, values | {"files": _json(list(files)), "problems": _json(sentences)}):
+            if not work.run(_HEARTBEAT, values | {"files": _json(list(files)), "problems": _json(sentences)}):
                 raise LeaseLost(f"agent {epoch} does not speak for host {host} any more")
             for device in devices:
-                measured = {
-                    "id": device.id,
-                    "host": host,
-                    "used": device.used,
-                    "unmanaged": device.unmanaged,
-                    "temperature": device.temperature,
-                    "utilisation": device.utilisation,
-                }
-                work.run(_MEASURE, measured)
+                work.run(_MEASURE, _columns(host, device))
             return _pools(work, host)
 
     def leave(self, host: str, epoch: int) -> None:
@@ -277,7 +256,7 @@ class Hosts:
             with self.database.work() as work:
                 work.run(_DECLARE, rows)
 
-    def pools(self, host: str) -> list[Granted]:
+    def pools(self, host: str) -> list[AssignedPool]:
         """Return the pools of a host that have a reservation, the oldest first."""
         with self.database.work() as work:
             return _pools(work, host)
@@ -295,7 +274,7 @@ class Hosts:
             open_.close()
             work.run(_BEGIN, {"id": pool, "threads": threads})
 
-    def observe(self, processes: Sequence[Observed]) -> None:
+    def record_processes(self, processes: Sequence[ObservedProcess]) -> None:
         """Store the observations of running processes."""
         rows = [
             {
@@ -336,7 +315,7 @@ class Hosts:
             work.run(_END, values)
         _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ending)
 
-    def end_orphan(self, pool: str, log_tail: str) -> None:
+    def record_orphan_end(self, pool: str, log_tail: str) -> None:
         """Store the end of an orphan: a process whose reservation was released while it was alive."""
         ending = "its reservation was released while its process was alive; its agent ended it"
         with self.database.work() as work:
@@ -354,23 +333,18 @@ class Hosts:
                 f"agent, or if the machine is gone, run `arriero hosts remove {host} --lost`"
             )
 
-    def _put(self, work: UnitOfWork, host: str, device: Declared) -> None:
-        values = {
-            "id": device.id,
-            "host": host,
-            "name": device.name,
-            "kind": device.kind,
-            "type": device.type,
-            "uuid": device.uuid,
-            "simulated": device.simulated,
-            "speed": device.speed,
-            "bandwidth": device.bandwidth,
-            "total": device.total,
-        }
-        if not work.run(_PUT_DEVICE, values):
+    def _put(self, work: UnitOfWork, host: str, device: DeviceReport) -> None:
+        if not work.run(_PUT_DEVICE, _columns(host, device)):
             raise Conflict(
                 f"device {device.id} belongs to another host; give each host its own name (setting fleet.host)"
             )
+
+
+def _columns(host: str, device: DeviceReport) -> dict[str, Any]:
+    """The columns of a device's row, and fields of its measurement that are not stored."""
+    own = {"id": device.id, "host": host, "type": device.type, "unmanaged": device.unmanaged}
+    derived = {"used": device.measured.used, "simulated": device.measured.simulated}
+    return asdict(device.measured) | own | derived
 
 
 def not_served(model: str, reason: str) -> str:
@@ -378,9 +352,9 @@ def not_served(model: str, reason: str) -> str:
     return f"{model} is not served here: {reason}"
 
 
-def _pools(work: UnitOfWork, host: str) -> list[Granted]:
+def _pools(work: UnitOfWork, host: str) -> list[AssignedPool]:
     return [
-        Granted(
+        AssignedPool(
             id=row.id,
             epoch=row.epoch,
             state=ReservationState(row.state),

@@ -52,7 +52,7 @@ from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from app.workflows.runs.views import RunView
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
-from tests.fleet.granting import begun, declared, granted
+from tests.fleet.granting import begun, cpu_report, granted
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2:135m"
@@ -321,7 +321,7 @@ class Stage:
         """A pool of the small model that begins to start. The stage is its agent: it never gives its bytes back."""
         pools = self.settings.pools.model_copy(update={"drain_timeout": drain})
         hosts = Hosts(self.database, agent_lease=timedelta(hours=1), pool_lease=self.settings.fleet.lease)
-        agent = hosts.join("stage", "stage", 2, declared("stage", size=2**40, kind="cpu", type_=needs.CPU), {})
+        agent = hosts.join("stage", "stage", 2, [cpu_report("stage", total=2**40)], {})
         model = files.read_catalog().get(MODEL)
         id_ = granted(
             self.database,

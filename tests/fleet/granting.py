@@ -1,4 +1,4 @@
-"""Grants without a planner: what the reconciler and an agent do for a pool, in the hands of a test."""
+"""Reports of devices, and grants without a planner: the tests act as the reconciler and the agent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from app.fleet.hosts import Declared, Hosts
+from app.devices.device import HardwareKind, MeasuredDevice
+from app.fleet.hosts import DeviceReport, Hosts
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationRefused, ReservationRequest
 from app.kernel import ids
@@ -16,8 +17,37 @@ from app.kernel.database import Database
 LEASE = timedelta(minutes=1)
 
 
-def declared(*names: str, size: int = 1000, kind: str = "gpu", type_: str = "L4") -> list[Declared]:
-    return [Declared(id=name, name=name, kind=kind, type=type_, total=size, capacity=size) for name in names]
+def device_report(
+    id_: str,
+    name: str = "",
+    *,
+    kind: HardwareKind = HardwareKind.GPU,
+    type_: str = "L4",
+    total: int = 1000,
+    capacity: int | None = None,
+    used: int = 0,
+    unmanaged: int = 0,
+    uuid: str = "",
+) -> DeviceReport:
+    """A report of a device; without a `capacity` all of it may be reserved."""
+    bandwidth = 10**9 if kind is HardwareKind.SIMULATED else None
+    measured = MeasuredDevice(name or id_, kind, type_, total, total - used, uuid=uuid, bandwidth=bandwidth)
+    return DeviceReport(id_, type_, total if capacity is None else capacity, measured, unmanaged)
+
+
+def device_reports(*ids: str) -> list[DeviceReport]:
+    """Reports of GPUs with 1,000 bytes each."""
+    return [device_report(id_) for id_ in ids]
+
+
+def cpu_report(id_: str, *, total: int = 1000) -> DeviceReport:
+    """A report of the RAM of a host."""
+    return device_report(id_, kind=HardwareKind.CPU, type_="cpu", total=total)
+
+
+def simulated_report(id_: str, name: str) -> DeviceReport:
+    """A report of a simulated device with 1,000 bytes."""
+    return device_report(id_, name, kind=HardwareKind.SIMULATED, type_="simulated")
 
 
 def granted(

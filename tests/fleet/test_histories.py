@@ -20,7 +20,7 @@ from sqlalchemy import text
 from app.catalog import catalog
 from app.fleet import views
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Declared, Granted, Hosts, PoolEnded
+from app.fleet.hosts import AssignedPool, Hosts, PoolEnded
 from app.fleet.ledger import session
 from app.fleet.ledger.reservation import Reservation, ReservationRefused
 from app.fleet.pool import Desired, PoolPhase
@@ -33,7 +33,7 @@ from app.scheduler import needs, reconcile
 from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.reconcile import FleetDemand, Waiting
 from app.scheduler.reconcile_pass import ReconcileTimes
-from tests.fleet.granting import audit
+from tests.fleet.granting import audit, device_report
 from workers.agent import convergence
 from workers.agent.convergence import Begin, ConvergenceLimits, GiveBack, Kill, Local, Terminate, Watch
 
@@ -187,7 +187,7 @@ class World:
             if agent.epoch is None:
                 self.agent_joins(agent)
             assert agent.epoch is not None
-            pools = self.hosts.beat(agent.host, agent.epoch, [], list(self.configurations.values()), [])
+            pools = self.hosts.heartbeat(agent.host, agent.epoch, [], list(self.configurations.values()), [])
             agent.watch.reached(BEGIN + seconds(self.now))
             for pool in pools:
                 self.agent_acts(agent, agent.epoch, pool, may_die=may_die)
@@ -205,11 +205,11 @@ class World:
             if process.id not in held or held[process.id].epoch != process.epoch:
                 process.alive = False
         adopted = {process.id: process.epoch for process in self.on(agent.host)}
-        devices = [Declared(id_, id_, "gpu", "L4", size, size) for id_, size in HOSTS[agent.host].items()]
+        devices = [device_report(id_, total=size) for id_, size in HOSTS[agent.host].items()]
         agent.epoch = self.hosts.join(agent.host, agent.host, 8, devices, adopted)
         agent.knows = set(adopted)
 
-    def agent_acts(self, agent: Agent, epoch: int, pool: Granted, *, may_die: bool) -> None:
+    def agent_acts(self, agent: Agent, epoch: int, pool: AssignedPool, *, may_die: bool) -> None:
         process = self.processes.get(pool.id) if pool.id in agent.knows else None
         local = None
         if process is not None:
@@ -356,7 +356,7 @@ class World:
             lambda: self.holder.take(one.id, one.epoch - 1),
             lambda: self.hosts.activate(one.host, 0, one.id, 1),
             lambda: self.hosts.release(one.host, 0, PoolEnded(one.id, 0, failed=False, ending="", log_tail="")),
-            lambda: self.hosts.beat(one.host, 0, [], [], []),
+            lambda: self.hosts.heartbeat(one.host, 0, [], [], []),
         ]
         for act in acts:
             with pytest.raises(LeaseLost):

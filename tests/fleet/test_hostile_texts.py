@@ -7,10 +7,10 @@ from sqlalchemy import text
 
 from app.fleet import views
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Hosts, Observed, PoolEnded
+from app.fleet.hosts import Hosts, ObservedProcess, PoolEnded
 from app.fleet.pool import PoolPhase, ProcessState
 from app.kernel.database import Database
-from tests.fleet.granting import LEASE, begun, declared, granted
+from tests.fleet.granting import LEASE, begun, device_reports, granted
 
 HOSTILE = ["a\0b", "half \ud83e", "\x1b[2Jgone\a", "long " * 100_000]
 IDS = ["nul", "surrogate", "terminal", "long"]
@@ -23,15 +23,15 @@ def hosts(database: Database) -> Hosts:
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=IDS)
 def test_bytes_come_back_whatever_a_pool_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
-    agent = hosts.join("h", "h", 8, declared("d"), {})
-    hosts.beat("h", agent, [], [], [hostile])
+    agent = hosts.join("h", "h", 8, device_reports("d"), {})
+    hosts.heartbeat("h", agent, [], [], [hostile])
     pool = granted(database, "h", {"d": 100})
     assert isinstance(pool, str)
     epoch = begun(hosts, "h", agent, pool)
     ReservationHolder(database, LEASE).renew(
         pool, epoch, HeartbeatReport(PoolPhase.SERVING, detail=hostile, worker="pool@h")
     )
-    hosts.observe([Observed(pool, ProcessState.RUNNING, 1, 1, {}, {}, hostile)])
+    hosts.record_processes([ObservedProcess(pool, ProcessState.RUNNING, 1, 1, {}, {}, hostile)])
 
     hosts.release("h", agent, PoolEnded(pool, 1, failed=True, ending=hostile, log_tail=hostile))
 
@@ -48,11 +48,11 @@ def test_bytes_come_back_whatever_a_pool_wrote(database: Database, hosts: Hosts,
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=IDS)
 def test_an_orphan_is_noted_whatever_it_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
-    agent = hosts.join("h", "h", 8, declared("d"), {})
+    agent = hosts.join("h", "h", 8, device_reports("d"), {})
     pool = granted(database, "h", {"d": 100})
     assert isinstance(pool, str)
     begun(hosts, "h", agent, pool)
-    hosts.end_orphan(pool, hostile)
+    hosts.record_orphan_end(pool, hostile)
     with database.work() as work:
         row = work.row(text("SELECT state FROM pool_process"))
     assert row is not None

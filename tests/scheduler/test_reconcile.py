@@ -13,7 +13,7 @@ from app.access.accounts import NamespaceLimits
 from app.catalog import catalog
 from app.fleet import views
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Declared, Granted, Hosts, PoolEnded, not_served
+from app.fleet.hosts import AssignedPool, Hosts, PoolEnded, not_served
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, PoolState
@@ -31,7 +31,7 @@ from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.placement import Action, StartPool
 from app.scheduler.reconcile import FleetDemand, Waiting
 from app.scheduler.reconcile_pass import ReconcilePass, ReconcileTimes
-from tests.fleet.granting import LEASE
+from tests.fleet.granting import LEASE, device_report
 
 ENTRY = """
 [[models]]
@@ -88,20 +88,20 @@ class Scene:
     def pools(self, model: str | None = None, *, ended: bool = False) -> Sequence[PoolView]:
         return views.pools(self.database, model=model, ended=ended)
 
-    def granted(self, host: str = "h") -> list[Granted]:
+    def granted(self, host: str = "h") -> list[AssignedPool]:
         return self.hosts.pools(host)
 
-    def begin(self, host: str = "h") -> Granted:
+    def begin(self, host: str = "h") -> AssignedPool:
         """As the agent and the pool do: the first that may begin serves."""
         pool = next(one for one in self.granted(host) if one.state is ReservationState.HELD and not one.waits)
         self.hosts.activate(host, self.agents[host], pool.id, 1)
         self.tell(pool, PoolPhase.SERVING)
         return pool
 
-    def tell(self, pool: Granted, stage: PoolPhase, busy: int = 0) -> Desired:
+    def tell(self, pool: AssignedPool, stage: PoolPhase, busy: int = 0) -> Desired:
         return self.holder.renew(pool.id, pool.epoch, HeartbeatReport(stage, busy=busy)).desired
 
-    def end(self, pool: Granted, host: str = "h", *, failed: bool = False) -> None:
+    def end(self, pool: AssignedPool, host: str = "h", *, failed: bool = False) -> None:
         self.hosts.release(host, self.agents[host], PoolEnded(pool.id, 0, failed, "it ended", ""))
 
     def refusals(self) -> dict[str, str]:
@@ -124,13 +124,13 @@ def scene(database: Database) -> Scene:
 
 
 def add_host(scene: Scene, name: str) -> None:
-    device = Declared(f"{name}-gpu", "gpu-0", "gpu", "L4", SIZE, SIZE)
+    device = device_report(f"{name}-gpu", "gpu-0", total=SIZE)
     scene.agents[name] = scene.hosts.join(name, name, 8, [device], {})
     ids = [needs.configuration_id(model) for model in scene.asked.models]
     scene.hosts.declare_layouts(
         KnownLayout(id_, "L4", (600,), "closed form", timedelta(seconds=1), 10.0) for id_ in ids
     )
-    scene.hosts.beat(name, scene.agents[name], [], ids, [])
+    scene.hosts.heartbeat(name, scene.agents[name], [], ids, [])
 
 
 def test_a_model_that_is_asked_for_is_granted_and_served(scene: Scene) -> None:
@@ -320,7 +320,7 @@ def test_what_operators_say_of_a_host_outlasts_its_loss(scene: Scene) -> None:
     scene.turn()
     assert views.hosts(scene.database)[0].state == HostState.LOST
     with pytest.raises(LeaseLost):
-        scene.hosts.beat("h", scene.agents["h"], [], [], [])
+        scene.hosts.heartbeat("h", scene.agents["h"], [], [], [])
 
     add_host(scene, "h")
     assert views.hosts(scene.database)[0].state == HostState.CORDONED
@@ -482,7 +482,7 @@ def test_an_action_that_breaks_is_refused_with_its_reason(scene: Scene, monkeypa
 
 def test_steps_of_a_model_whose_file_is_refused_are_told_why(scene: Scene) -> None:
     ids = [needs.configuration_id(scene.asked.models[1])]
-    scene.hosts.beat("h", scene.agents["h"], [], ids, [not_served(A, "its tokens 0 and 1 are the same")])
+    scene.hosts.heartbeat("h", scene.agents["h"], [], ids, [not_served(A, "its tokens 0 and 1 are the same")])
     scene.wait(A)
     scene.turn()
     assert scene.refusals()[A].endswith("on h: a:1 is not served here: its tokens 0 and 1 are the same")

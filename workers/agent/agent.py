@@ -31,7 +31,7 @@ from app.catalog.catalog import Catalog
 from app.devices import control_group
 from app.devices.device import Inventory
 from app.devices.inventory import Devices
-from app.fleet.hosts import Granted, Hosts, Observed, PoolEnded
+from app.fleet.hosts import AssignedPool, Hosts, ObservedProcess, PoolEnded
 from app.fleet.pool import Desired, ProcessState
 from app.kernel import addresses, clock, ids, log
 from app.kernel import database as databases
@@ -95,7 +95,7 @@ class Agent:
         self._short: dict[str, float] = {}
         #: What breaks for one pool stops none of the others.
         self._guard = LoopGuard(DatabaseUnreachable, LeaseLost, Conflict)
-        self._seen: dict[str, Observed] = {}
+        self._seen: dict[str, ObservedProcess] = {}
         #: Why it could not join.
         self._refused = ""
         self._run, self._logs = settings.data_dir / "run" / "pools", settings.data_dir / "logs"
@@ -216,16 +216,16 @@ class Agent:
             private_file.write(file, ids.new_secret() + "\n")
             return self._identity()
 
-    def _beat(self, inventory_: Inventory) -> list[Granted]:
+    def _beat(self, inventory_: Inventory) -> list[AssignedPool]:
         assert self._epoch is not None, "it has joined"
         measured = inventory.measured(self.host, inventory_, self._settings.fleet, self._held())
         complaints = inventory.complaints(inventory_, self._settings.fleet)
         problems = [*inventory_.problems, *complaints, *self._files.problems]
-        pools = self._hosts.beat(self.host, self._epoch, measured, self._files.configurations, problems)
+        pools = self._hosts.heartbeat(self.host, self._epoch, measured, self._files.configurations, problems)
         self._watch.reached(clock.now())
         return pools
 
-    def _converge(self, pools: list[Granted], inventory_: Inventory) -> None:
+    def _converge(self, pools: list[AssignedPool], inventory_: Inventory) -> None:
         for pool in pools:
             with self._guard.item("pool", pool.id):
                 self._converge_one(pool, inventory_)
@@ -235,7 +235,7 @@ class Agent:
             with self._guard.item("orphan", id_):
                 self._end_orphan(id_)
 
-    def _converge_one(self, pool: Granted, inventory_: Inventory) -> None:
+    def _converge_one(self, pool: AssignedPool, inventory_: Inventory) -> None:
         running = self._running.get(pool.id)
         match convergence.decide(pool, self._local(running), self._limits):
             case Begin():
@@ -255,7 +255,7 @@ class Agent:
         _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
         running.process.stop(timedelta(0))
         self._requeue(id_)
-        self._hosts.end_orphan(id_, running.process.log_tail(_TAIL))
+        self._hosts.record_orphan_end(id_, running.process.log_tail(_TAIL))
         del self._running[id_]
 
     def _local(self, running: Running | None) -> Local | None:
@@ -270,7 +270,7 @@ class Agent:
             watched=self._watch.lasted,
         )
 
-    def _begin(self, pool: Granted, inventory_: Inventory) -> None:
+    def _begin(self, pool: AssignedPool, inventory_: Inventory) -> None:
         if missing := inventory.missing(self.host, inventory_, pool.bytes):
             # The driver takes a moment after the end of a process. If it lasts, somebody else has taken it since the
             # plan was made: a load would fail, or take it from others.
@@ -304,18 +304,18 @@ class Agent:
             return
         _log.info("pool_begun", pool=pool.id, model=pool.model, pid=child.pid, devices=sorted(pool.bytes))
 
-    def _ask(self, pool: Granted, running: Running, reason: str) -> None:
+    def _ask(self, pool: AssignedPool, running: Running, reason: str) -> None:
         if running.asked is None:
             running.process.request_stop()
         running.asked, running.asked_at, running.reason = pool.desired, time.monotonic(), reason
         _log.info("pool_asked_to_end", pool=pool.id, model=pool.model, how=pool.desired, reason=reason)
 
-    def _kill(self, pool: Granted, running: Running, reason: str) -> None:
+    def _kill(self, pool: AssignedPool, running: Running, reason: str) -> None:
         _log.warning("pool_killed", pool=pool.id, model=pool.model, reason=reason)
         running.killed, running.reason = True, reason
         running.process.stop(timedelta(0))
 
-    def _give_back(self, pool: Granted, running: Running | None, reason: str) -> None:
+    def _give_back(self, pool: AssignedPool, running: Running | None, reason: str) -> None:
         if running is None:
             self._requeue(pool.id)
             self._release(pool, None, failed=True, ending=reason)
@@ -340,7 +340,7 @@ class Agent:
         if steps := owners.expire_leases(self._database, id_):
             _log.warning("steps_of_dead_pool_requeued", pool=id_, steps=steps)
 
-    def _count_failure(self, pool: Granted, inventory_: Inventory) -> None:
+    def _count_failure(self, pool: AssignedPool, inventory_: Inventory) -> None:
         try:
             inventory.count_failure(
                 self._catalog.get(pool.model), self._settings, inventory_, self._database, self.host, pool.bytes
@@ -348,7 +348,7 @@ class Agent:
         except (NotFound, ModelFileUnusable) as error:
             _log.warning("failure_not_counted", model=pool.model, error=str(error))
 
-    def _release(self, pool: Granted, running: Running | None, *, failed: bool, ending: str) -> None:
+    def _release(self, pool: AssignedPool, running: Running | None, *, failed: bool, ending: str) -> None:
         assert self._epoch is not None, "it has joined"
         tail = running.process.log_tail(_TAIL) if running is not None else ""
         code = None if running is None else running.process.returncode
@@ -370,10 +370,10 @@ class Agent:
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
                 state = ProcessState.RUNNING if running.asked is None else ProcessState.STOPPING
                 tail = running.process.log_tail(_TAIL)
-                seen = Observed(id_, state, running.process.pid, running.threads, used, running.peak, tail)
+                seen = ObservedProcess(id_, state, running.process.pid, running.threads, used, running.peak, tail)
                 if self._seen.get(id_) != seen:
                     changed.append(seen)
-        self._hosts.observe(changed)
+        self._hosts.record_processes(changed)
         self._seen |= {seen.id: seen for seen in changed}
 
     def _leave(self) -> None:

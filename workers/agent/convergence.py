@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from app.fleet.hosts import Granted
+from app.fleet.hosts import AssignedPool
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase
 from app.kernel.units import durations
@@ -112,7 +112,7 @@ _BEFORE = frozenset(
 _ENDING = frozenset({PoolPhase.DRAINING, PoolPhase.UNLOADING})
 
 
-def decide(pool: Granted, local: Local | None, limits: ConvergenceLimits) -> ConvergenceAction | None:
+def decide(pool: AssignedPool, local: Local | None, limits: ConvergenceLimits) -> ConvergenceAction | None:
     """What is to be done about a pool now; None when there is nothing."""
     if local is None:
         return _without_process(pool)
@@ -133,7 +133,7 @@ def decide(pool: Granted, local: Local | None, limits: ConvergenceLimits) -> Con
     return None
 
 
-def _without_process(pool: Granted) -> ConvergenceAction | None:
+def _without_process(pool: AssignedPool) -> ConvergenceAction | None:
     if pool.state is not ReservationState.HELD:
         return GiveBack("its process is gone")
     if pool.waits or pool.desired is not Desired.RUN:
@@ -141,7 +141,7 @@ def _without_process(pool: Granted) -> ConvergenceAction | None:
     return Begin()
 
 
-def _leaving(pool: Granted, local: Local, limits: ConvergenceLimits) -> ConvergenceAction | None:
+def _leaving(pool: AssignedPool, local: Local, limits: ConvergenceLimits) -> ConvergenceAction | None:
     if pool.desired is Desired.PREEMPT and local.asked is not Desired.PREEMPT:
         return Terminate(pool.stop_reason)
     limit = limits.leave if local.asked is Desired.PREEMPT else limits.drain + limits.leave

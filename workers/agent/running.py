@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 
-from app.fleet.hosts import Granted
+from app.fleet.hosts import AssignedPool
 from app.fleet.pool import Desired
 from app.kernel.processes.process import AdoptedProcess, Child
 
@@ -33,7 +33,7 @@ class Running:
     #: By device, the most that it was measured to use.
     peak: dict[str, int] = field(default_factory=dict)
 
-    def ending(self, pool: Granted) -> str:
+    def ending(self, pool: AssignedPool) -> str:
         """How it ended, in words."""
         code = self.process.returncode
         if self.reason:

@@ -185,7 +185,7 @@ class _Pool:
         self.heart.on_beat(self._mind_the_memory)
         if model.engine.threads is None:
             self.heart.on_threads(engine.use_threads)
-        self.holder.note_load(self.grant, timedelta(seconds=time.monotonic() - began))
+        self.holder.store_load_time(self.grant, timedelta(seconds=time.monotonic() - began))
         return engine
 
     def _claim(self, needed: Footprint) -> None:
@@ -193,7 +193,7 @@ class _Pool:
         reserved = needed.reserved()
         wanted = {part.id: reserved[HOST] for part in self.grant.parts if not part.uuid}
         wanted |= {part.id: reserved[place] for place, part in enumerate(self.grant.gpus)}
-        self.holder.keep_layout(self.grant, wanted, needed.source.value)
+        self.holder.store_layout(self.grant, wanted, needed.source.value)
         adjusted = self.holder.adjust(self.grant, wanted)
         if isinstance(adjusted, ReservationRefused):
             raise MemoryNotEnough(f"{self.grant.model} ({needed.source.value}): {adjusted.reason}; it", None, None)

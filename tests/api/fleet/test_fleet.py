@@ -12,15 +12,16 @@ from sqlalchemy import text
 
 from app.api.main import serve
 from app.api.services import Services
+from app.devices.device import HardwareKind
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Declared, Hosts, Measured, PoolEnded
+from app.fleet.hosts import Hosts, PoolEnded
 from app.fleet.pool import PoolPhase
 from app.kernel.database import Database
 from app.scheduler import needs
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.language import check
 from app.workflows.runs.submission import Submission
-from tests.fleet.granting import LEASE, begun, granted
+from tests.fleet.granting import LEASE, begun, device_report, granted, simulated_report
 
 MODEL = "smollm2:135m"
 
@@ -30,11 +31,13 @@ def pool(services: Services, database: Database) -> str:
     """A host with a real and a simulated device, and a serving pool on the simulated one."""
     hosts = Hosts(database, LEASE, LEASE)
     devices = [
-        Declared("h/cpu", "cpu", "cpu", "cpu", 2000, 1500),
-        Declared("h/sim-0", "sim-0", "simulated", "simulated", 1000, 1000, simulated=True, bandwidth=10**9),
+        device_report(
+            "h/cpu", "cpu", kind=HardwareKind.CPU, type_="cpu", total=2000, capacity=1500, used=700, unmanaged=200
+        ),
+        simulated_report("h/sim-0", "sim-0"),
     ]
     agent = hosts.join("h", "h", 8, devices, {})
-    hosts.beat("h", agent, [Measured("h/cpu", 700, 200)], [], ["a driver does not answer"])
+    hosts.heartbeat("h", agent, devices, [], ["a driver does not answer"])
     configuration = needs.configuration_id(services.catalog.get(MODEL))
     id_ = granted(database, "h", {"h/sim-0": 600}, configuration=configuration, model=MODEL)
     assert isinstance(id_, str)

@@ -6,7 +6,6 @@ import contextlib
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 
 import psycopg
@@ -14,14 +13,14 @@ import pytest
 from sqlalchemy import text
 
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Hosts, Measured, PoolEnded
+from app.fleet.hosts import Hosts, PoolEnded
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationRefused, ReservationState
 from app.fleet.pool import Desired, PoolPhase
 from app.footprint.layout import KnownLayout
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, LeaseLost
-from tests.fleet.granting import LEASE, audit, begun, declared, granted
+from tests.fleet.granting import LEASE, audit, begun, cpu_report, device_report, device_reports, granted
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ def gone(id_: str) -> PoolEnded:
 
 
 def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, holder: ReservationHolder) -> None:
-    agent = hosts.join("h", "here", 8, declared("a", "b"), {})
+    agent = hosts.join("h", "here", 8, device_reports("a", "b"), {})
     id_ = granted(database, "h", {"a": 600, "b": 300})
     assert isinstance(id_, str)
     (pool,) = hosts.pools("h")
@@ -75,7 +74,7 @@ def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, hold
 
     heard = holder.renew(id_, grant.epoch, HeartbeatReport(PoolPhase.SERVING, busy=2))
     assert heard.desired is Desired.RUN
-    assert hosts.beat("h", agent, [Measured("a", 650, 0)], ["m.1"], [])[0].phase is PoolPhase.SERVING
+    assert hosts.heartbeat("h", agent, [device_report("a", used=650)], ["m.1"], [])[0].phase is PoolPhase.SERVING
 
     hosts.release("h", agent, gone(id_))
     hosts.release("h", agent, gone(id_))
@@ -88,8 +87,8 @@ def test_a_pool_on_gpus_stores_its_layout_of_gpus_and_ram(
     database: Database, hosts: Hosts, holder: ReservationHolder
 ) -> None:
     devices = [
-        *(replace(one, uuid=f"GPU-{one.id}") for one in declared("g0", "g1")),
-        *declared("h/cpu", kind="cpu", type_="cpu"),
+        *(device_report(id_, uuid=f"GPU-{id_}") for id_ in ("g0", "g1")),
+        cpu_report("h/cpu"),
     ]
     agent = hosts.join("h", "here", 8, devices, {})
     hosts.declare_layouts([KnownLayout("m-1.x", "L4", (600, 300), "closed form", timedelta(seconds=9), 10.0, 50)])
@@ -98,14 +97,14 @@ def test_a_pool_on_gpus_stores_its_layout_of_gpus_and_ram(
     grant = holder.take(id_, begun(hosts, "h", agent, id_))
 
     assert ([part.id for part in grant.computing], grant.type) == (["g0", "g1"], "L4")
-    holder.keep_layout(grant, {"g0": 310, "g1": 620, "h/cpu": 70}, "dry run")
+    holder.store_layout(grant, {"g0": 310, "g1": 620, "h/cpu": 70}, "dry run")
     with database.work() as work:
         (row,) = work.rows(text("SELECT type, devices, parts, ram_bytes, source FROM layout"))
     assert tuple(row) == ("L4", 2, [620, 310], 70, "dry run")
 
 
 def test_bytes_pass_from_a_victim_to_the_pool_that_waits_for_it(database: Database, hosts: Hosts) -> None:
-    agent = hosts.join("h", "here", 8, declared("a"), {})
+    agent = hosts.join("h", "here", 8, device_reports("a"), {})
     victim = granted(database, "h", {"a": 900})
     assert isinstance(victim, str)
     hosts.activate("h", agent, victim, 1)
@@ -127,7 +126,7 @@ def test_bytes_pass_from_a_victim_to_the_pool_that_waits_for_it(database: Databa
 def test_a_pool_that_is_slow_to_start_still_has_its_bytes(
     database: Database, hosts: Hosts, holder: ReservationHolder
 ) -> None:
-    agent = hosts.join("h", "here", 8, declared("a"), {})
+    agent = hosts.join("h", "here", 8, device_reports("a"), {})
     id_ = granted(database, "h", {"a": 600})
     assert isinstance(id_, str)
     hosts.activate("h", agent, id_, 1)
@@ -140,15 +139,15 @@ def test_a_pool_that_is_slow_to_start_still_has_its_bytes(
 
 
 def test_the_stale_epoch_of_a_replaced_agent_is_rejected(database: Database, hosts: Hosts) -> None:
-    old = hosts.join("h", "here", 8, declared("a"), {})
+    old = hosts.join("h", "here", 8, device_reports("a"), {})
     id_ = granted(database, "h", {"a": 900})
     assert isinstance(id_, str)
-    new = hosts.join("h", "here", 8, declared("a"), {})
+    new = hosts.join("h", "here", 8, device_reports("a"), {})
 
     for act in (
         lambda: hosts.activate("h", old, id_, 1),
         lambda: hosts.release("h", old, gone(id_)),
-        lambda: hosts.beat("h", old, [], [], []),
+        lambda: hosts.heartbeat("h", old, [], [], []),
     ):
         with pytest.raises(LeaseLost):
             act()
@@ -158,32 +157,32 @@ def test_the_stale_epoch_of_a_replaced_agent_is_rejected(database: Database, hos
 def test_an_agent_that_adopts_a_process_with_a_released_reservation_cannot_join(
     database: Database, hosts: Hosts
 ) -> None:
-    agent = hosts.join("h", "here", 8, declared("a"), {})
+    agent = hosts.join("h", "here", 8, device_reports("a"), {})
     id_ = granted(database, "h", {"a": 900})
     assert isinstance(id_, str)
     hosts.release("h", agent, gone(id_))
 
     with pytest.raises(LeaseLost, match="was released while its process was alive"):
-        hosts.join("h", "here", 8, declared("a"), {id_: 1})
+        hosts.join("h", "here", 8, device_reports("a"), {id_: 1})
 
 
 def test_an_agent_that_does_not_know_the_processes_of_a_host_cannot_join(database: Database, hosts: Hosts) -> None:
     """It would count them as dead, and release twaiting bytes."""
-    hosts.join("h", "here", 8, declared("a"), {})
+    hosts.join("h", "here", 8, device_reports("a"), {})
     with pytest.raises(Conflict, match="another agent speaks for host h"):
-        hosts.join("h", "there", 8, declared("a"), {})
+        hosts.join("h", "there", 8, device_reports("a"), {})
 
     assert isinstance(granted(database, "h", {"a": 900}), str)
     with database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 s'"))
     with pytest.raises(Conflict, match="holds 1 reservations"):
-        hosts.join("h", "there", 8, declared("a"), {})
-    assert hosts.join("h", "here", 8, declared("a"), {})
+        hosts.join("h", "there", 8, device_reports("a"), {})
+    assert hosts.join("h", "here", 8, device_reports("a"), {})
 
 
 def test_postgres_refuses_more_than_the_capacity_of_a_device(database: Database, hosts: Hosts) -> None:
     """The constraint holds whatever a defect of the rules would write."""
-    hosts.join("h", "here", 8, declared("a"), {})
+    hosts.join("h", "here", 8, device_reports("a"), {})
     for column in ("charged_bytes", "non_preemptible_bytes"):
         with pytest.raises(psycopg.errors.CheckViolation), database.work() as work:
             work.run(text(f"UPDATE device SET {column} = capacity_bytes + 1"))
@@ -191,7 +190,7 @@ def test_postgres_refuses_more_than_the_capacity_of_a_device(database: Database,
 
 def test_concurrent_claims_never_exceed_a_device(database: Database, hosts: Hosts, holder: ReservationHolder) -> None:
     """Planners, agents and pools of two hosts run at once, with crashes; the ledger is correct after every commit."""
-    agents = {host: hosts.join(host, "here", 8, declared(f"{host}1", f"{host}2"), {}) for host in "gh"}
+    agents = {host: hosts.join(host, "here", 8, device_reports(f"{host}1", f"{host}2"), {}) for host in "gh"}
 
     def acts(seed: int) -> None:
         chance = random.Random(seed)

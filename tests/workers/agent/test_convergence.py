@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.fleet.hosts import Granted
+from app.fleet.hosts import AssignedPool
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase
 from workers.agent.convergence import (
@@ -30,7 +30,7 @@ def seconds(value: float) -> timedelta:
 LIMITS = ConvergenceLimits(
     start=seconds(300), drain=seconds(20), leave=seconds(10), progress=seconds(120), silence=seconds(30)
 )
-HELD = Granted(
+HELD = AssignedPool(
     id="p", epoch=1, state=ReservationState.HELD, waits=False, configuration="m.1", model="m:1",
     desired=Desired.RUN, stop_reason="", bytes={"d": 1}, phase=None, stalled=seconds(0), silent=seconds(0), detail="",
 )  # fmt: skip
@@ -90,7 +90,7 @@ ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
         (replace(STOPPED, silent=seconds(31)), ASKED, Kill(SILENT)),
     ],
 )
-def test_what_is_done_about_a_pool(pool: Granted, local: Local | None, step: ConvergenceAction | None) -> None:
+def test_what_is_done_about_a_pool(pool: AssignedPool, local: Local | None, step: ConvergenceAction | None) -> None:
     assert decide(pool, local, LIMITS) == step
 
 
