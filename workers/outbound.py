@@ -24,9 +24,9 @@ from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
 from app.kernel.security import masking
 from app.kernel.security.egress import EgressPolicy
-from app.workflows.http import answers, calls
-from app.workflows.http.answers import HttpAnswer
+from app.workflows.http import calls, responses
 from app.workflows.http.calls import Hop, HttpCall
+from app.workflows.http.responses import HttpResponse
 from workers import connections
 from workers.connections import ConnectionWatch, Resolve, Stream
 
@@ -40,7 +40,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 def call(
     request: HttpCall, *, settings: HttpSettings, on_stop: OnStop, resolve: Resolve = connections.addresses
-) -> HttpAnswer:
+) -> HttpResponse:
     """
     Make the call, and give its answer.
 
@@ -68,17 +68,17 @@ class _Caller:
         self._request, self._settings, self._resolve, self._watch = request, settings, resolve, watch
         self._policy = EgressPolicy.of(settings.allowed_hosts, allow_private=settings.allow_private)
 
-    def answer(self) -> HttpAnswer:
+    def answer(self) -> HttpResponse:
         """What the last server answers. Raises StepFailure, CancelledError."""
         hop = calls.first_hop(self._request)
-        for _ in range(1 + calls.MOST_HOPS):
+        for _ in range(1 + calls.MAX_REDIRECTS):
             found = self._ask(hop)
-            if isinstance(found, HttpAnswer):
+            if isinstance(found, HttpResponse):
                 return found
             hop = found
-        raise StepFailure(FailureReason.HTTP_UNUSABLE, f"more than {calls.MOST_HOPS} redirects, the last to {hop}")
+        raise StepFailure(FailureReason.HTTP_UNUSABLE, f"more than {calls.MAX_REDIRECTS} redirects, the last to {hop}")
 
-    def _ask(self, hop: Hop) -> HttpAnswer | Hop:
+    def _ask(self, hop: Hop) -> HttpResponse | Hop:
         """One request: its answer, or where it redirects to."""
         refusal = self._policy.refuse_host(hop.scheme, hop.host, hop.port)
         if refusal is not None:
@@ -100,12 +100,12 @@ class _Caller:
             raise found
         return found
 
-    def _exchange(self, hop: Hop, stream: Stream) -> tuple[int, int, HttpAnswer | Hop | StepFailure]:
+    def _exchange(self, hop: Hop, stream: Stream) -> tuple[int, int, HttpResponse | Hop | StepFailure]:
         """Send and receive: the status, the bytes that were kept, and what they mean."""
         request = self._request
         origin = Origin(hop.scheme.encode(), hop.host.encode(), hop.port)
         target = httpcore2.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=hop.path.encode())
-        lines = [(name.encode(), value.encode()) for name, value in hop.lines()]
+        lines = [(name.encode(), value.encode()) for name, value in hop.header_lines()]
         content = b"" if hop.body is None else hop.body.data
         response = HTTP11Connection(origin, stream).handle_request(
             httpcore2.Request(hop.method, target, headers=lines, content=content)
@@ -115,19 +115,19 @@ class _Caller:
         status, expected = response.status, request.expects(response.status)
         if status in _REDIRECTS and request.follow_redirects and "location" in first and not expected:
             return status, 0, calls.next_hop(hop, status, first["location"], request.secrets)
-        reader = answers.AnswerReader(request.max_bytes if expected else answers.kept(request.secrets))
+        reader = responses.ResponseReader(request.max_bytes if expected else responses.excerpt_bytes(request.secrets))
         try:
-            reader.begin(first.get("content-encoding", ""))
+            reader.start(first.get("content-encoding", ""))
             for part in response.iter_stream():
-                reader.take(part)
-            reader.end()
+                reader.feed(part)
+            reader.close()
         except (StepFailure, httpcore2.NetworkError, httpcore2.RemoteProtocolError):
             if expected:
                 raise  # else the status is what counts, whatever becomes of the body
         body = reader.body()
         if expected:
-            return status, len(body), answers.answer_of(status, headers, body, request.secrets)
-        failure = answers.failure_of(hop, status, first, body, request.secrets, clock.now())
+            return status, len(body), responses.response_of(status, headers, body, request.secrets)
+        failure = responses.failure_of(hop, status, first, body, request.secrets, clock.now())
         return status, len(body), failure
 
     @contextmanager

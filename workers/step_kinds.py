@@ -89,7 +89,7 @@ def _join(task: StepTask, step: JoinStep) -> Success:
     if step.template is not None:
         return Success(templates.render(step.template, task.data))
     steps = task.data["steps"]
-    return Success({key: steps[key]["output"] for key, _ in definitions.needed(step)})
+    return Success({key: steps[key]["output"] for key, _ in definitions.needs_of(step)})
 
 
 def _transform(task: StepTask, step: TransformFields) -> Success:
@@ -127,7 +127,7 @@ def _embed(task: StepTask, step: EmbedFields) -> Success:
 def _http(task: StepTask, step: HttpFields) -> Success:
     parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
     secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
-    filled = calls.filled(parts, task.data, secrets)
+    filled = calls.render_texts(parts, task.data, secrets)
     body = calls.json_body(filled["json"]) if step.has_json else None
     if step.body is not None:
         body = calls.text_body(filled["body"])
@@ -150,7 +150,7 @@ def _http(task: StepTask, step: HttpFields) -> Success:
 
 
 def _map(task: StepTask, step: MapStep) -> Expanded:
-    found = conditions.evaluate(step.over, task.data, wanted="list")
+    found = conditions.evaluate(step.over, task.data, result_type="list")
     if len(found) > MAX_ITEMS:
         message = f"'over' gives {len(found)} items; a map does {MAX_ITEMS} at the most"
         raise StepFailure(FailureReason.INVALID_REQUEST, message)
@@ -170,7 +170,7 @@ def _wait(task: StepTask, step: WaitStep) -> Timed | Signalled:
     if step.for_ is not None:
         return Timed(delay=step.for_)
     if step.until is not None:
-        return Timed(until=conditions.evaluate(step.until, task.data, wanted="time"))
+        return Timed(until=conditions.evaluate(step.until, task.data, result_type="time"))
     message = None if step.approval is None else templates.render(step.approval.message, task.data)
     assert step.signal is not None, "it waits for an event or an approval"
     return Signalled(step.signal, message, step.expires)

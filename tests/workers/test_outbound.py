@@ -24,8 +24,8 @@ from app.kernel import log
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
 from app.kernel.settings import LogSettings
-from app.workflows.http.answers import HttpAnswer
 from app.workflows.http.calls import HttpCall, json_body, text_body
+from app.workflows.http.responses import HttpResponse
 from workers import outbound
 from workers.connections import Resolve
 
@@ -136,7 +136,7 @@ def settings(*servers: Server, **more: Any) -> HttpSettings:
     return HttpSettings(**{"allowed_hosts": tuple(listed), "allow_private": True} | more)
 
 
-def call(request: HttpCall, *servers: Server, resolve: Resolve | None = None, **more: Any) -> HttpAnswer:
+def call(request: HttpCall, *servers: Server, resolve: Resolve | None = None, **more: Any) -> HttpResponse:
     given = {} if resolve is None else {"resolve": resolve}
     return outbound.call(request, settings=settings(*servers, **more), on_stop=lambda _: None, **given)
 
@@ -214,7 +214,7 @@ def test_other_statuses_are_failures_that_keep_what_was_said(
     failure = failed(HttpCall(f"{server.url}/x?q=1"), server)
 
     assert (failure.reason, failure.status) == (reason, status)
-    assert failure.message.startswith(f"GET {server.url}/x answered {status}")
+    assert failure.message.startswith(f"GET {server.url}/x returned {status}")
     assert failure.text is not None
     assert failure.text.startswith("no\ufffd luck...")
     assert len(failure.text) == 4000
@@ -294,7 +294,7 @@ def test_redirects_are_followed_only_when_asked_and_judged_each(server: Server, 
     server.says("/cloud", status=307, Location="http://169.254.169.254/latest/meta-data")
     server.says("/round", status=302, Location="/round")
 
-    assert "follow_redirects would go there" in failed(HttpCall(f"{server.url}/a"), server).message
+    assert "set follow_redirects to follow the redirect" in failed(HttpCall(f"{server.url}/a"), server).message
     assert call(HttpCall(f"{server.url}/a", follow_redirects=True), server).body == 2
     assert "does not list '127.0.0.1:1'" in failed(HttpCall(f"{server.url}/out", follow_redirects=True), server).message
     everything = {"allowed_hosts": (f"127.0.0.1:{server.port}", "169.254.169.254")}
@@ -354,7 +354,7 @@ def test_half_a_gzip_is_no_answer(server: Server) -> None:
     server.says("/", gzip.compress(b"x" * 9)[:-4], Content_Encoding="gzip", kind="text/plain")
     assert "ends too early" in failed(HttpCall(server.url), server).message
     server.says("/", b"plain", Content_Encoding="br", kind="text/plain")
-    assert "packed as 'br'" in failed(HttpCall(server.url), server).message
+    assert "content encoding 'br'" in failed(HttpCall(server.url), server).message
 
 
 def dribble(server: Server) -> Callable[[BaseHTTPRequestHandler], None]:

@@ -20,7 +20,7 @@ from app.kernel.security.egress import EgressPolicy
 from app.kernel.units.durations import Duration
 from app.workflows import registry
 from app.workflows.language import check
-from app.workflows.language.check import Catalogued
+from app.workflows.language.check import Deployment
 from app.workflows.language.definition import LABEL, Definition, LabelValue, PriorityName
 from app.workflows.language.source import DefinitionSource
 from app.workflows.runs import views
@@ -318,11 +318,11 @@ def labels_of(given: Sequence[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in (text.partition("=") for text in given or ())}
 
 
-def known_models(services: Services) -> Catalogued:
+def known_models(services: Services) -> Deployment:
     """Return the models and the servers that a definition may use."""
     http = services.settings.http
     policy = EgressPolicy.of(http.allowed_hosts, allow_private=http.allow_private)
-    return Catalogued(frozenset(model.name for model in services.catalog.models), policy)
+    return Deployment(frozenset(model.name for model in services.catalog.models), policy)
 
 
 def _parsed(body: DefinitionSource) -> tuple[RunIn, DefinitionSource]:

@@ -15,7 +15,7 @@ from app.api.services import InjectedServices
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.schedules import check, timetable
 from app.workflows.schedules.overlap import FireState
-from app.workflows.schedules.service import Schedules, View
+from app.workflows.schedules.service import Schedules, ScheduleView
 from app.workflows.state_machine.states import RunState
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
@@ -63,7 +63,7 @@ class FireOut(LastFireOut):
     by_hand: bool = Field(description="it was triggered by a request")
     due_at: datetime = Field(description="`at` plus jitter")
     last_at: datetime | None = Field(description="the instant of the last fire, when the entry is for several")
-    count: int | None = Field(description=f"number of fires in this entry; null for more than {timetable.COUNTED}")
+    count: int | None = Field(description=f"number of fires in this entry; null for more than {timetable.MAX_COUNTED}")
     run_id: UUID | None
     run_state: RunState | None
 
@@ -155,7 +155,7 @@ def put(name: _Name, body: RequestBody, schedules: _Service, response: Response)
     paused schedule stays paused.
     """
     schedule = check.check(body)
-    with check.placed(body):
+    with check.with_lines(body):
         if schedule.schedule != name:
             message = f"the schedule is named {schedule.schedule!r}, the URL names {name!r}"
             raise InvalidInput([Problem("schedule", message, repr(name))])
@@ -231,7 +231,7 @@ def preview(
     return PreviewOut(fires=[NextOut.model_validate(fire, from_attributes=True) for fire in found])
 
 
-def _out(view: View) -> ScheduleOut:
+def _out(view: ScheduleView) -> ScheduleOut:
     row, schedule, document = view.row, view.schedule, view.schedule.document()
     last_fire = last_run = None
     if row.fire_id is not None:

@@ -98,7 +98,9 @@ def diff(
 ) -> DiffOut:
     """Steps are matched by id, independent of their order."""
     later = registry.get(services.database, name, new)
-    earlier = registry.before(services.database, later) if old is None else registry.get(services.database, name, old)
+    earlier = (
+        registry.predecessor(services.database, later) if old is None else registry.get(services.database, name, old)
+    )
     changes = differences.between(earlier.definition.document(), later.definition.document())
     found = [ChangeOut(kind=change.kind, path=change.path, old=change.old, new=change.new) for change in changes]
     return DiffOut(name=name, old=earlier.version, new=later.version, changes=found)

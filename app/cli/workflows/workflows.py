@@ -19,7 +19,7 @@ from app.workflows.language import check as checks
 from app.workflows.language import diff as differences
 from app.workflows.language import schema as schemas
 from app.workflows.language import source
-from app.workflows.language.check import Catalogued
+from app.workflows.language.check import Deployment
 from app.workflows.language.definition import Definition
 
 app = typer.Typer(no_args_is_help=True, help="Workflows: list, show, store, check, compare.")
@@ -83,7 +83,7 @@ def check(
     Every problem is printed with its path, its line and what would be accepted; the exit code is then 2. Other YAML and
     JSON files in a folder are reported and skipped.
     """
-    models = Catalogued(frozenset(files.read_catalog(settings_of(context).catalog.files).names))
+    models = Deployment(frozenset(files.read_catalog(settings_of(context).catalog.files).names))
     if len(paths) == 1 and not paths[0].is_dir():
         typer.echo(_summary(checks.parse(texts.read(paths[0]), models)))
         return

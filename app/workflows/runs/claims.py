@@ -106,7 +106,7 @@ def known(work: UnitOfWork, sha256: str) -> Graph:
     if found is None:
         if len(_KNOWN) >= 256:
             _KNOWN.clear()
-        found = _KNOWN[sha256] = Graph(definitions.stored(store.document(work, sha256)))
+        found = _KNOWN[sha256] = Graph(definitions.from_document(store.document(work, sha256)))
     return found
 
 

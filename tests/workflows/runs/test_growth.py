@@ -86,9 +86,9 @@ def test_what_a_graph_keeps_of_a_long_chain_is_small() -> None:
     tracemalloc.start()
     try:
         graph = Graph(definition)
-        assert "s9998" in graph.before["s9999"]
-        assert "s9999" not in graph.before["s9998"]
-        assert len(graph.before["s5000"]) == 5_000
+        assert "s9998" in graph.ancestors["s9999"]
+        assert "s9999" not in graph.ancestors["s9998"]
+        assert len(graph.ancestors["s5000"]) == 5_000
         assert graph.decision_reads["s7"].steps == frozenset()
         _, most = tracemalloc.get_traced_memory()
     finally:
