@@ -58,7 +58,7 @@ def granted(
     configuration: str = "m-1.x",
     model: str = "m:1",
 ) -> str | ReservationRefused:
-    """As the reconciler grants a pool."""
+    """Grant a pool, as the reconciler does."""
     with database.work() as work:
         open_ = session.open_session(work, host)
         id_ = str(ids.new_id())
@@ -69,20 +69,20 @@ def granted(
         open_.close()
         insert = """
             INSERT INTO pool (id, configuration, model, slots, purpose, reason, desired, estimate_seconds)
-            VALUES (CAST(:id AS uuid), :configuration, :model, 4, 'demand', 'somebody asks', 'run', 0)
+            VALUES (CAST(:id AS uuid), :configuration, :model, 4, 'demand', '1 step waits', 'run', 0)
         """
         work.run(text(insert), {"id": id_, "configuration": configuration, "model": model})
     return id_
 
 
 def begun(hosts: Hosts, host: str, agent: int, id_: str) -> int:
-    """As an agent lets a process of the pool begin; gives the epoch of the grant."""
+    """Activate a pool, as the agent of its host does. Returns the epoch of the grant."""
     hosts.activate(host, agent, id_, 1)
     return next(pool.epoch for pool in hosts.pools(host) if pool.id == id_)
 
 
 def audit(database: Database) -> None:
-    """The sums on the devices are those of the claims, less what is promised, and no more than there is."""
+    """Check that the sums on the devices are those of the claims without promised bytes, and within the capacities."""
     statement = """
         SELECT device.id, capacity_bytes, charged_bytes,
                COALESCE((SELECT sum(bytes) FROM reservation_device JOIN reservation ON reservation.id = reservation_id

@@ -1,4 +1,4 @@
-"""Texts that agents and pools did not write themselves: none keeps the database from noting what they saw."""
+"""Texts of other programs that agents and pools report: none of them prevents a write to the database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hosts(database: Database) -> Hosts:
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=IDS)
-def test_bytes_come_back_whatever_a_pool_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
+def test_a_reservation_is_released_whatever_its_pool_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
     agent = hosts.join("h", "h", 8, device_reports("d"), {})
     hosts.heartbeat("h", agent, [], [], [hostile])
     pool = granted(database, "h", {"d": 100})
@@ -47,7 +47,7 @@ def test_bytes_come_back_whatever_a_pool_wrote(database: Database, hosts: Hosts,
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=IDS)
-def test_an_orphan_is_noted_whatever_it_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
+def test_the_end_of_an_orphan_is_stored_whatever_it_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
     agent = hosts.join("h", "h", 8, device_reports("d"), {})
     pool = granted(database, "h", {"d": 100})
     assert isinstance(pool, str)

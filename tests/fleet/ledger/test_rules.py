@@ -324,14 +324,14 @@ class World:
         """A process frees bytes before it requests fewer, and uses more only after the reply."""
         if not self.living():
             return
-        process, heard = self.one_of(self.living()), self.one_of([True, True, False])
+        process, replied = self.one_of(self.living()), self.one_of([True, True, False])
         new = {device: self.data.draw(SIZES) for device in process.bytes}
         revision = process.revision
         process.bytes = {device: min(size, new[device]) for device, size in process.bytes.items()}
 
         def arrives() -> None:
             done = self.tries(lambda: rules.adjust(self.ledger, process.id, process.epoch, revision, new))
-            if done and heard and process.revision == revision:
+            if done and replied and process.revision == revision:
                 process.bytes, process.revision = dict(new), revision + 1
 
         self.sends(arrives)

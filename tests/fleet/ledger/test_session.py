@@ -72,8 +72,8 @@ def test_a_pool_from_its_grant_to_its_end(database: Database, hosts: Hosts, hold
     assert (charged(database, "a"), charged(database, "b")) == (700, 200)
     assert isinstance(holder.adjust(holder.take(id_, pool.epoch), {"a": 1001, "b": 200}), ReservationRefused)
 
-    heard = holder.renew(id_, grant.epoch, HeartbeatReport(PoolPhase.SERVING, busy=2))
-    assert heard.desired is Desired.RUN
+    reply = holder.renew(id_, grant.epoch, HeartbeatReport(PoolPhase.SERVING, busy=2))
+    assert reply.desired is Desired.RUN
     assert hosts.heartbeat("h", agent, [device_report("a", used=650)], ["m.1"], [])[0].phase is PoolPhase.SERVING
 
     hosts.release("h", agent, gone(id_))
