@@ -33,5 +33,5 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 @pytest.mark.timeout(10)
 def test_a_catalogue_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.toml")
-    with pytest.raises(InvalidCatalog, match="no regular file"):
+    with pytest.raises(InvalidCatalog, match="not a regular file"):
         read_catalog([tmp_path / "pipe.toml"])

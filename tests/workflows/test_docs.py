@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGE = (ROOT / "docs/workflows.md").read_text()
 KNOWN = Deployment(
-    frozenset(files.read_catalog().names),
+    files.read_catalog(),
     EgressPolicy.of(["api.example.com", "crm.example.com"], allow_private=False),
 )
 

@@ -318,11 +318,11 @@ def labels_of(given: Sequence[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in (text.partition("=") for text in given or ())}
 
 
-def known_models(services: Services) -> Deployment:
+def deployment_of(services: Services) -> Deployment:
     """Return the models and the servers that a definition may use."""
     http = services.settings.http
     policy = EgressPolicy.of(http.allowed_hosts, allow_private=http.allow_private)
-    return Deployment(frozenset(model.name for model in services.catalog.models), policy)
+    return Deployment(services.catalog, policy)
 
 
 def _parsed(body: DefinitionSource) -> tuple[RunIn, DefinitionSource]:
@@ -368,10 +368,10 @@ def _submission_of(request: RunIn, definition: Definition, version: int | None) 
 
 
 def _inline(request: RunIn, body: DefinitionSource, services: Services) -> Definition:
-    models = known_models(services)
+    deployment = deployment_of(services)
     if isinstance(request.definition, str):
-        return check.parse(request.definition, models)
-    return check.check(body.within("definition"), models)
+        return check.parse(request.definition, deployment)
+    return check.check(body.within("definition"), deployment)
 
 
 def out(view: RunView) -> RunOut:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
 from app.api.services import InjectedServices
-from app.api.workflows.runs import known_models
+from app.api.workflows.runs import deployment_of
 from app.workflows import registry
 from app.workflows.language import check
 from app.workflows.language import diff as differences
@@ -124,7 +124,7 @@ def put(name: _Name, body: RequestBody, services: InjectedServices, response: Re
     When the newest version is equal, it is returned with 200 and nothing is stored.
     Runs keep the version with which they were submitted.
     """
-    definition = check.check(body, known_models(services))
+    definition = check.check(body, deployment_of(services))
     entry, created = registry.put(services.database, name, definition)
     response.status_code = 201 if created else 200
     return _out(entry, services)

@@ -83,9 +83,9 @@ def check(
     Every problem is printed with its path, its line and what would be accepted; the exit code is then 2. Other YAML and
     JSON files in a folder are reported and skipped.
     """
-    models = Deployment(frozenset(files.read_catalog(settings_of(context).catalog.files).names))
+    deployment = Deployment(files.read_catalog(settings_of(context).catalog.files))
     if len(paths) == 1 and not paths[0].is_dir():
-        typer.echo(_summary(checks.parse(texts.read(paths[0]), models)))
+        typer.echo(_summary(checks.parse(texts.read(paths[0]), deployment)))
         return
     invalid = 0
     for path, listed in _found(paths):
@@ -94,7 +94,7 @@ def check(
             if listed and not _is_workflow(document.data):
                 notes().print(f"{path}: not a workflow, skipped", style="dim", markup=False, soft_wrap=True)
                 continue
-            typer.echo(f"{path}: {_summary(checks.check(document, models))}")
+            typer.echo(f"{path}: {_summary(checks.check(document, deployment))}")
         except InvalidDefinition as error:
             invalid += 1
             for problem in error.problems:

@@ -75,7 +75,7 @@ def name_problems(paths: Iterable[tuple[str, ...]], where: str, scope: Scope) ->
         elif root == "inputs" and first is not None and first not in scope.inputs:
             yield Problem(where, f"'inputs.{first}' is not an input of the workflow", scope.names())
         elif root == "steps" and first is not None and first not in scope.steps:
-            yield Problem(where, f"'steps.{first}' is not a {scope.step_description}", scope.names())
+            yield scope.unknown_step(first, where)
         elif root == "steps" and second is not None and second not in _STEP:
             accepted = ", ".join(f"steps.{first}.{name}" for name in _STEP)
             yield Problem(where, f"'steps.{first}.{second}': a step has no {second!r}", accepted)

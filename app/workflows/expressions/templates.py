@@ -11,7 +11,7 @@ methods. Its work and the length of every text are limited; see `app.workflows.e
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -72,6 +72,14 @@ class Scope:
     roots: Collection[str] = ("inputs", "steps")
     #: Completes the message about an unknown step: "'steps.x' is not a …".
     step_description: str = "step that this one needs, directly or through others"
+    #: Returns the needs of the step with one more step; empty where it cannot need that one.
+    needs_with: Callable[[str], str] = lambda _: ""
+
+    def unknown_step(self, name: str, where: str) -> Problem:
+        """Return the problem of a step that cannot be used, with the `needs` that would allow it, if any."""
+        needs = self.needs_with(name)
+        accepted = f"{needs} in this step" if needs else self.names()
+        return Problem(where, f"'steps.{name}' is not a {self.step_description}", accepted)
 
     def names(self) -> str:
         """Return the usable names for a message, shortened when there are many."""
@@ -108,7 +116,7 @@ def check(template: str, where: str, scope: Scope) -> list[Problem]:
         if root == "inputs" and name not in scope.inputs:
             problems.append(Problem(where, f"'inputs.{name}' is not an input of the workflow", scope.names()))
         elif root == "steps" and name not in scope.steps:
-            problems.append(Problem(where, f"'steps.{name}' is not a {scope.step_description}", scope.names()))
+            problems.append(scope.unknown_step(name, where))
         elif root == "steps" and field is not None and field not in STEP_FIELDS:
             accepted = ", ".join(f"steps.{name}.{known}" for known in STEP_FIELDS)
             problems.append(Problem(where, f"'steps.{name}.{field}': a step has no {field!r}", accepted))

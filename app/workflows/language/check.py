@@ -8,14 +8,16 @@ One call reports every problem, each with its path, its line (where the source h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from app import grammar, json_schema
+from app.catalog.catalog import Catalog
 from app.json_schema import Allowance
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
 from app.kernel.security.egress import EgressPolicy
@@ -49,8 +51,7 @@ MAX_PROBLEMS = 200
 class Deployment:
     """The models and the egress policy of the installation that a definition is checked against."""
 
-    #: Names of the models in the catalogue.
-    models: frozenset[str]
+    models: Catalog
     #: The servers that http steps may call; None where the workers' settings are not known.
     egress: EgressPolicy | None = None
 
@@ -194,7 +195,8 @@ def _step_problems(definition: Definition, deployment: Deployment | None, allowa
     all_needs_exist = all(need in needs for of in needs.values() for need in of)
     before = definitions.ancestors(definition) if all_needs_exist else {}
     for where, step in _steps_with_paths(definition):
-        scope = templates.Scope(definition.inputs, before.get(step.id, needs))
+        needs_with = partial(_needs_with, step, before)
+        scope = templates.Scope(definition.inputs, before.get(step.id, needs), needs_with=needs_with)
         if step.when is not None:
             problems += conditions.check(step.when, f"{where}.when", scope, result_type="bool")
         if step.retry.when is not None:
@@ -213,6 +215,13 @@ def _step_problems(definition: Definition, deployment: Deployment | None, allowa
             case _:
                 pass
     return problems
+
+
+def _needs_with(step: AnyStep, before: Mapping[str, Collection[str]], other: str) -> str:
+    """Return the needs of a step with another one added; empty when there is no such step, or it would be a cycle."""
+    if other not in before or other == step.id or step.id in before[other]:
+        return ""
+    return f"needs: [{', '.join([*step.needs, other])}]"
 
 
 def _work_problems(
@@ -271,10 +280,20 @@ def _model_problems(
     named = [(f"{where}.model" if work.model else "defaults.model", model)]
     if work.fallback is not None:
         named += [(f"{where}.fallback.models[{i}]", other) for i, other in enumerate(work.fallback.models)]
+    if deployment is None:
+        return
     for place, name in named:
-        if deployment is not None and name not in deployment.models:
-            message = f"the catalogue has no model {name!r}"
-            yield Problem(place, message, shape_errors.nearest(name, deployment.models))
+        entry = deployment.models.find(name)
+        if entry is None:
+            known = deployment.models.names
+            yield Problem(place, f"the catalogue has no model {name!r}", shape_errors.nearest(name, known))
+        elif isinstance(work, EmbedFields) and not entry.serves_embeddings:
+            able = [model.name for model in deployment.models if model.serves_embeddings]
+            message = f"the model {name!r} serves no embeddings: its use_cases have neither embed nor rerank"
+            yield Problem(place, message, shape_errors.nearest(name, able) if able else "a model for embeddings")
+        elif isinstance(work, GenerateFields) and work.max_tokens >= entry.context:
+            message = f"{work.max_tokens} tokens do not fit in the context of {name!r}, which has {entry.context}"
+            yield Problem(f"{where}.max_tokens", message, f"1 to {entry.context - 1}, prompt and answer together")
 
 
 def _retry_problems(rule: Retry, where: str) -> list[Problem]:

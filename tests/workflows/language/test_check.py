@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from app.catalog import files
 from app.kernel.errors import InvalidDefinition, Problem
 from app.kernel.security.egress import EgressPolicy
 from app.workflows import registry
@@ -14,7 +15,7 @@ from app.workflows.language.check import Deployment
 from app.workflows.language.steps import DocumentPart
 
 POLICY = EgressPolicy.of(["api.example.com"], allow_private=False)
-MODELS = Deployment(frozenset({"smollm2:135m", "gemma3:270m"}), POLICY)
+MODELS = Deployment(files.read_catalog(), POLICY)
 
 
 def refused(text: str) -> list[Problem]:
@@ -286,7 +287,13 @@ WRONG = {
         ),
         5,
         "steps[2].template",
-        "'steps.m' is not a step that this one needs",
+        "'steps.m' is not a step that this one needs, directly or through others needs: [n, m] in this step",
+    ),
+    "a step that needs this one": (
+        steps("{id: n, kind: noop, when: steps.m.output == 1}", "{id: m, kind: noop, needs: [n]}"),
+        3,
+        "steps[0].when",
+        "directly or through others run",
     ),
     # Conditions and other expressions.
     "a condition that ends too early": (one("kind: noop, when: '1 +'"), 3, "steps[0].when", "it ends too early CEL"),
@@ -508,10 +515,28 @@ WRONG = {
         "a string or a list of strings",
     ),
     "a number to embed": (
-        one("kind: embed, model: 'gemma3:270m', texts: '3'"),
+        one("kind: embed, model: 'nomic-embed-text:v1.5', texts: '3'"),
         3,
         "steps[0].texts",
         "an integer, expected a string or a list of strings",
+    ),
+    "a model without embeddings": (
+        one("kind: embed, model: 'gemma3:270m', texts: '[]'"),
+        3,
+        "steps[0].model",
+        "serves no embeddings: its use_cases have neither embed nor rerank nomic-embed-text:v1.5",
+    ),
+    "more tokens than the context of the model": (
+        one("kind: generate, model: 'smollm2:135m', prompt: x, max_tokens: 2048"),
+        3,
+        "steps[0].max_tokens",
+        "2048 tokens do not fit in the context of 'smollm2:135m', which has 2048 1 to 2047",
+    ),
+    "more tokens than the context of a fallback": (
+        one("kind: generate, model: 'qwen3:4b', prompt: x, max_tokens: 3000, fallback: {models: ['smollm2:135m']}"),
+        3,
+        "steps[0].max_tokens",
+        "the context of 'smollm2:135m'",
     ),
     "an unknown task of an embedding": (
         one("kind: embed, model: 'gemma3:270m', texts: '[]', task: search"),
