@@ -173,7 +173,7 @@ class Arriero(Contender):
             "threads": site.threads,
             "acknowledged": "at once",
             "prefetch": "none",
-            "pool": "workers.wake",
+            "pool": "workers.messaging.thread_pool",
             "events": "while Flower watches",
             "log level": self.settings.log.level,
             "a message for": "every step" if by_message else "every step, but a short one that follows is done at once",
@@ -257,7 +257,7 @@ class PlainCelery(Contender):
             "threads": concurrency,
             "acknowledged": "at once",
             "prefetch": "none" if same else "4 for each thread",
-            "pool": "workers.wake" if same else pool,
+            "pool": "workers.messaging.thread_pool" if same else pool,
             "events": False,
             "log level": "warning",
             "results": "kept where somebody waits for them, in Valkey",
@@ -272,7 +272,7 @@ class PlainCelery(Contender):
             celery_peer.URL_VARIABLE: self.url,
             celery_peer.SETTINGS_VARIABLE: self._settings,
             celery_peer.STAMPS_VARIABLE: str(self.stamps or ""),
-            "CELERY_CUSTOM_WORKER_POOL": "workers.wake:TaskPool",
+            "CELERY_CUSTOM_WORKER_POOL": "workers.messaging.thread_pool:TaskPool",
             "PYTHONPATH": str(_REPOSITORY),
         }
 

@@ -60,7 +60,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "demo": LazyCommand(
         "app.cli.processes.demo:demo",
-        "Run the workflow support-triage for a dozen customers' messages, on servers that are started for it.",
+        "Run the workflow support-triage for a dozen messages of customers, on temporary servers.",
     ),
     "run": LazyCommand("app.cli.workflows.runs:run", "Run a workflow, watch it, and print its output."),
     "submit": LazyCommand("app.cli.workflows.runs:submit", "Submit a run and print its id, without waiting for it."),
@@ -90,13 +90,14 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "control": LazyCommand(
         "app.cli.processes.programs:control", "Run a control worker: scheduled jobs, and steps that need no model."
     ),
-    "beat": LazyCommand("app.cli.processes.programs:beat", "Run the clock of the scheduled jobs."),
+    "beat": LazyCommand("app.cli.processes.programs:beat", "Run beat, which triggers the scheduled jobs."),
     "agent": LazyCommand(
         "app.cli.processes.programs:agent",
-        "Run the agent of this host: it offers the host's devices, and starts and stops the pools that are placed "
-        "there.",
+        "Run the agent of this host: it registers the host's devices, and starts and stops the pools on them.",
     ),
-    "flower": LazyCommand("app.cli.processes.programs:flower", "Run Flower, the page that watches the Celery workers."),
+    "flower": LazyCommand(
+        "app.cli.processes.programs:flower", "Run Flower, the web page that shows the Celery workers."
+    ),
     "version": LazyCommand("app.cli.version:version", "Print the versions of Arriero, Python and llama.cpp's binding."),
 }
 

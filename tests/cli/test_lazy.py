@@ -1,4 +1,4 @@
-"""Lazy commands: modules are imported when a command runs; names and help are known before."""
+"""Lazy commands: modules are imported when a command runs; names and help lines are available before."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def test_a_command_imports_only_what_it_needs(arguments: tuple[str, ...]) -> Non
 
 
 def test_heavy_packages_are_detected() -> None:
-    """Shows that the test above can fail."""
+    """Show that the test above can fail."""
     assert {"fastapi", "sqlalchemy"} <= imported_by("api", "--help")

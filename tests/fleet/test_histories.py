@@ -35,7 +35,15 @@ from app.scheduler.reconcile import FleetDemand, Waiting
 from app.scheduler.reconcile_pass import ReconcileTimes
 from tests.fleet.granting import audit, device_report
 from workers.agent import convergence
-from workers.agent.convergence import Begin, ConvergenceLimits, GiveBack, Kill, Local, Terminate, Watch
+from workers.agent.convergence import (
+    ConvergenceLimits,
+    DatabaseContact,
+    Kill,
+    LocalProcess,
+    Release,
+    StartProcess,
+    Terminate,
+)
 
 
 def seconds(count: float) -> timedelta:
@@ -47,7 +55,7 @@ POOL_LEASE, AGENT_LEASE = 20.0, 10.0
 GONE = 0.9 * POOL_LEASE
 TIMES = ReconcileTimes(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
 LIMITS = ConvergenceLimits(
-    start=seconds(60), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10)
+    start=seconds(60), drain=seconds(20), exit=seconds(5), progress=seconds(60), heartbeat=seconds(10)
 )
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -114,7 +122,7 @@ class Agent:
     #: Requests to stop, by process, with their times.
     asked: dict[str, tuple[Desired, float]] = field(default_factory=dict)
     knows: set[str] = field(default_factory=set)
-    watch: Watch = field(default_factory=lambda: Watch(LIMITS.silence))
+    contact: DatabaseContact = field(default_factory=lambda: DatabaseContact(LIMITS.heartbeat))
 
 
 class World:
@@ -188,7 +196,7 @@ class World:
                 self.agent_joins(agent)
             assert agent.epoch is not None
             pools = self.hosts.heartbeat(agent.host, agent.epoch, [], list(self.configurations.values()), [])
-            agent.watch.reached(BEGIN + seconds(self.now))
+            agent.contact.note(BEGIN + seconds(self.now))
             for pool in pools:
                 self.agent_converges(agent, agent.epoch, pool, may_die=may_die)
         except LeaseLost:
@@ -215,9 +223,9 @@ class World:
         if process is not None:
             asked, at = agent.asked.get(pool.id, (None, self.now))
             age, asked_ago = seconds(self.now - process.born), seconds(self.now - at)
-            local = Local(process.alive, age, asked, asked_ago, agent.watch.lasted)
+            local = LocalProcess(process.alive, age, asked, asked_ago, agent.contact.duration)
         match convergence.decide(pool, local, LIMITS):
-            case Begin():
+            case StartProcess():
                 self.hosts.activate(agent.host, epoch, pool.id, 1)
                 if may_die and self.chance.random() < 0.2:
                     self.agent_dies(agent)  # active bytes without a process
@@ -233,7 +241,7 @@ class World:
             case Kill():
                 assert process is not None
                 process.alive = False
-            case GiveBack(reason=reason):
+            case Release(reason=reason):
                 assert process is None or not process.alive
                 ended = PoolEnded(pool.id, None, pool.id not in agent.asked, reason, "")
                 self.hosts.release(agent.host, epoch, ended)

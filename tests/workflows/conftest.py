@@ -90,7 +90,7 @@ class Hands:
             return found if isinstance(found, Success | Failure) else Success(found)
         runtime: Any = SimpleNamespace(runs=self.runs, engine=None)
         try:
-            return step_kinds.do(step_kinds.StepTask(claim, Holding(claim), runtime))
+            return step_kinds.execute(step_kinds.StepTask(claim, Holding(claim), runtime))
         except StepFailure as error:
             return Failure(error.reason, error.message)
 

@@ -16,7 +16,7 @@ from app.kernel import log
 
 def api(
     context: typer.Context,
-    fd: Annotated[int, typer.Option(hidden=True, help="The descriptor of a socket that listens already.")] = -1,
+    fd: Annotated[int, typer.Option(hidden=True, help="The descriptor of a listening socket.")] = -1,
 ) -> None:
     """
     Serve the HTTP API, until SIGTERM.

@@ -1,4 +1,4 @@
-"""`arriero demo`: the main job, on embedded servers and a real model, from nothing to its result."""
+"""`arriero demo`: runs a shipped workflow on embedded servers and a real model, and prints the results."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from rich.text import Text
 
 from app.cli.client import Client, url_of
 from app.cli.output import AsJson, console, notes, print_json, seconds, settings_of, shortened, state, table
-from app.cli.processes.tree import Interrupted, Signals, Tree, grown
-from app.cli.processes.up import tell
+from app.cli.processes.tree import Interrupted, Signals, Tree, running_tree
+from app.cli.processes.up import report
 from app.kernel import shipped
 from app.kernel.errors import NotFound
 from app.kernel.settings import Settings
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
-#: The workflow that is run, the folder with its texts, and the model that it needs.
+#: The workflow, the folder with its messages, and its model.
 _WORKFLOW, _TEXTS, _MODEL = "support-triage", "support", "smollm2:135m"
-#: Seconds between two looks at the runs.
+#: Seconds between two polls of the runs.
 _PAUSE = 0.25
 
 
 def demo(
     context: typer.Context,
     texts: Annotated[
-        Path | None, typer.Option(help="A folder of .txt files, one message each; the shipped ones without it.")
+        Path | None, typer.Option(help="A folder of .txt files, one message each; by default the shipped messages.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Run the workflow support-triage for a dozen customers' messages, on servers that are started for it.
+    Run the workflow support-triage for a dozen messages of customers, on temporary servers.
 
     Postgres, Valkey, the API, a control worker, beat and a pool with SmolLM2-135M-Instruct run on a temporary data
-    directory; everything is stopped and removed at the end, and by Ctrl-C at any moment.
+    directory. At the end, or on Ctrl-C, everything is stopped and removed.
     """
     messages = _messages(texts or shipped.folder("examples") / _TEXTS)
     signals = Signals()
@@ -50,15 +50,15 @@ def demo(
     try:
         with tempfile.TemporaryDirectory(prefix="arriero-demo-", ignore_cleanup_errors=True) as folder:
             settings = _settings(settings_of(context), Path(folder))
-            with grown(settings, signals, tell, flower=False) as tree:
+            with running_tree(settings, signals, report, flower=False) as tree:
                 tree.wait_until_ready(settings.pools.start_timeout)
                 ready = time.monotonic()
                 found = _run_all(tree, messages)
                 done = time.monotonic()
     except Interrupted:
-        tell("warning", "interrupted: everything is stopped and removed")
+        report("warning", "interrupted: everything is stopped and removed")
         raise KeyboardInterrupt from None
-    tell("info", "everything is stopped and removed")
+    report("info", "everything is stopped and removed")
     if as_json:
         print_json({"runs": found, "ready_s": round(ready - began, 3), "runs_s": round(done - ready, 3)})
     else:
@@ -76,7 +76,7 @@ def _messages(folder: Path) -> list[tuple[str, str]]:
 
 
 def _settings(given: Settings, folder: Path) -> Settings:
-    """A tree of its own: nothing outside is used, no port is taken from anybody."""
+    """Return the settings of a separate tree: it uses no external servers, and only free ports."""
     return given.model_copy(
         update={
             "data_dir": folder,
@@ -89,7 +89,7 @@ def _settings(given: Settings, folder: Path) -> Settings:
 
 
 def _run_all(tree: Tree, messages: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Submit a run for each message, and watch them until all have ended."""
+    """Submit a run for each message, and wait until all have ended."""
     client = Client(url_of(tree.settings))
     bars = Progress(
         TextColumn("{task.description:<24}"),
@@ -103,11 +103,11 @@ def _run_all(tree: Tree, messages: Sequence[tuple[str, str]]) -> list[dict[str, 
     for name, text in messages:
         run = client.post("/v1/runs", {"workflow": _WORKFLOW, "inputs": {"message": text}}, {"Idempotency-Key": name})
         submitted.append((run["id"], bars.add_task(name, total=len(run["steps"]), state="queued")))
-    tell("info", f"{len(submitted)} runs of {_WORKFLOW} are submitted")
+    report("info", f"{len(submitted)} runs of {_WORKFLOW} were submitted")
     runs: dict[str, dict[str, Any]] = {}
     with Live(bars, console=notes(), refresh_per_second=8, transient=not notes().is_terminal):
         while len(runs) < len(submitted):
-            tree.mend()
+            tree.check()
             for run_id, bar in submitted:
                 if run_id not in runs:
                     found = client.get(f"/v1/runs/{run_id}")
@@ -121,8 +121,8 @@ def _run_all(tree: Tree, messages: Sequence[tuple[str, str]]) -> list[dict[str, 
 
 def _draw(bars: Progress, bar: Any, found: dict[str, Any]) -> None:
     done = sum(step["state"] == "succeeded" for step in found["steps"])
-    going = ", ".join(step["key"] for step in found["steps"] if step["state"] == "running")
-    bars.update(bar, completed=done, state=going or found["state"])
+    running = ", ".join(step["key"] for step in found["steps"] if step["state"] == "running")
+    bars.update(bar, completed=done, state=running or found["state"])
     if found["state"] in FINAL_RUNS:
         bars.stop_task(bar)
 
@@ -135,9 +135,9 @@ def _results(names: Sequence[str], found: Sequence[dict[str, Any]]) -> Group:
     for name, run in zip(names, found, strict=True):
         ticket = (run["output"] or {}).get("ticket", {})
         classify, tone = ticket.get("classify", {}), ticket.get("tone", {})
-        told = [classify.get("category"), classify.get("urgency"), tone.get("language"), tone.get("mood")]
+        answers = [classify.get("category"), classify.get("urgency"), tone.get("language"), tone.get("mood")]
         tokens = f"{run['tokens_in']}+{run['tokens_out']}"
-        printed.add_row(name, state(run["state"]), *(text or "-" for text in told), seconds(run["took_s"]), tokens)
+        printed.add_row(name, state(run["state"]), *(text or "-" for text in answers), seconds(run["took_s"]), tokens)
         reply = ticket.get("reply") or (run["error"] or {}).get("message", "-")
         replies.append(Text.assemble((f"{name}  ", "bold"), shortened(reply, 160)))
     return Group(printed, Text("\nReplies", "bold"), *replies)

@@ -1,8 +1,8 @@
 """
-A member of the process tree: one program that is started again when it ends, and when it stands still.
+A member of the process tree: one program, which is restarted when it ends.
 
-It is started again at once; one that ends soon after each start is put off, longer each time.
-A program that was stopped by a signal is killed after a moment: alive, it would keep others from its work for ever.
+It is restarted immediately. If it repeatedly ends soon after its start, the delay grows each time.
+A program that a signal has stopped (SIGSTOP) is killed after a while: otherwise no other process could do its work.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from app.kernel.processes import pid_file
 from app.kernel.processes.process import Child
 from app.kernel.settings import Settings, environment_of
 
-#: Seconds after which a program that ended is taken for one that could run.
+#: Seconds after which a start counts as successful.
 _SETTLED = 10.0
-#: The delay of one that ended sooner, twice in a row, doubles from the first of these to the second, in seconds.
+#: The first and the longest delay of a restart, in seconds; it doubles from the second failed start in a row.
 _DELAY, _MAX_DELAY = 1.0, 30.0
-#: Seconds for which a program may be stopped by a signal.
-FROZEN = 10.0
+#: Seconds after which a program that a signal has stopped is killed.
+FROZEN_SECONDS = 10.0
 
 
 @dataclass(slots=True)
 class ProcessMember:
-    """One child, and how it fares."""
+    """A program of the tree, with its process and its restarts."""
 
     name: str
-    #: Behind `python -m`.
+    #: The arguments after `python -m`.
     arguments: Sequence[str]
     grace: timedelta
-    #: Celery's name of the worker; None for a child that is no worker.
+    #: The name of the worker in Celery; None for other programs.
     worker: str | None = None
-    #: Open files that it inherits.
+    #: Descriptors that it inherits.
     descriptors: Sequence[int] = ()
     child: Child | None = None
-    #: What this process and no other is called as the owner of steps; empty for a child that is no worker.
+    #: The id of this process in the owner of its steps; empty for programs that are not workers.
     incarnation: str = ""
-    #: When it is started again; None while it runs.
-    again: float | None = None
-    #: How often in a row it ended soon after its start.
+    #: When it is restarted, by the monotonic clock; None while it runs.
+    restart_at: float | None = None
+    #: Failed starts in a row.
     _failures: int = 0
     _started: float = 0.0
-    #: Since when it is seen stopped by a signal.
-    _stopped: float | None = None
+    #: Since when it is stopped by a signal, by the monotonic clock.
+    _frozen_since: float | None = None
 
     def start(self, settings: Settings, directory: Path) -> None:
         """Start it. Raises ServerNotStarted."""
@@ -64,16 +64,16 @@ class ProcessMember:
             pid_file=directory / "run" / f"{self.name}.pid",
             descriptors=self.descriptors,
         )
-        self.again, self._started, self._stopped = None, time.monotonic(), None
+        self.restart_at, self._started, self._frozen_since = None, time.monotonic(), None
         self.child.start()
 
     @property
     def ended(self) -> bool:
-        """Whether it ended, and nobody has noted that."""
+        """Whether it has ended, and no restart is scheduled."""
         return self.child is not None and not self.child.alive
 
-    def note_end(self, now: float) -> str:
-        """Put it off until it is started again; gives what happened, with the end of its log on the further lines."""
+    def schedule_restart(self, now: float) -> str:
+        """Schedule the restart of the ended program. Returns a description; the end of its log is on further lines."""
         child = self.child
         assert child is not None, "it has ended"
         tail = child.log_tail(5)
@@ -81,31 +81,31 @@ class ProcessMember:
         self.child = None
         self._failures = 0 if now - self._started > _SETTLED else min(self._failures + 1, 10)
         delay = min(_DELAY * 2 ** (self._failures - 2), _MAX_DELAY) if self._failures > 1 else 0.0
-        self.again = now + delay
+        self.restart_at = now + delay
         when = f"in {delay:g} s" if delay else "now"
-        told = f"{self.name} ended ({_how(child.returncode)}); it starts again {when}"
-        return f"{told}\n{tail}" if tail else told
+        description = f"{self.name} ended ({_end_of(child.returncode)}); it is restarted {when}"
+        return f"{description}\n{tail}" if tail else description
 
-    def stands_still(self, now: float) -> bool:
-        """Whether it has been stopped by a signal for too long."""
+    def is_frozen(self, now: float) -> bool:
+        """Whether a signal has stopped it for longer than FROZEN_SECONDS."""
         pid = self.child.pid if self.child is not None else None
         if pid is None or not pid_file.is_stopped(pid):
-            self._stopped = None
+            self._frozen_since = None
             return False
-        if self._stopped is None:
-            self._stopped = now
-        return now - self._stopped > FROZEN
+        if self._frozen_since is None:
+            self._frozen_since = now
+        return now - self._frozen_since > FROZEN_SECONDS
 
 
 def incarnation_of(command: str) -> str | None:
-    """The incarnation of a worker, by the command line under which it was started; None for other programs."""
+    """Return the incarnation in the command line of a worker; None for other programs."""
     match shlex.split(command):
         case [_, "-m", "workers.programs", "control", _, incarnation]:
             return incarnation
     return None
 
 
-def _how(returncode: int | None) -> str:
+def _end_of(returncode: int | None) -> str:
     if returncode is not None and returncode < 0:
         return f"by {signal.Signals(-returncode).name}"
     return f"exit code {returncode}"

@@ -1,4 +1,4 @@
-"""The programs that `arriero up` starts together, one by one: for a service manager, or a second terminal."""
+"""`arriero control`, `beat`, `agent`, `flower`: single programs of `arriero up`, for service managers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.cli.output import settings_of
 from app.kernel import addresses
 from app.kernel.settings import Settings, environment_of
 
-#: The module that worker programs run. `app` never imports `workers`: it starts them.
+#: The module of the worker programs, by name: `app` never imports `workers`.
 WORKERS = "workers.programs"
 
 
@@ -24,37 +24,37 @@ def control(
     """
     Run a control worker: scheduled jobs, and steps that need no model.
 
-    Any number may run, on any hosts. SIGTERM lets it finish what it holds.
+    Any number can run, on any hosts. On SIGTERM it finishes its running steps.
     """
     _become(settings_of(context), [WORKERS, "control", name])
 
 
 def beat(context: typer.Context) -> None:
     """
-    Run the clock of the scheduled jobs.
+    Run beat, which triggers the scheduled jobs.
 
-    A second one stands by: a lock in the broker lets one of them tick.
+    Several can run: a lock in the broker elects one, the others stand by.
     """
     _become(settings_of(context), [WORKERS, "beat"])
 
 
 def agent(context: typer.Context) -> None:
     """
-    Run the agent of this host: it offers the host's devices, and starts and stops the pools that are placed there.
+    Run the agent of this host: it registers the host's devices, and starts and stops the pools on them.
 
-    One runs on each host; fleet.host names the host. SIGTERM lets its pools finish what they hold, within
-    pools.drain_timeout; what is not finished goes back. When it is killed, its pools go on, and the next one on the
-    same data directory takes them over.
+    One agent runs on each host; fleet.host names the host. On SIGTERM its pools may finish their steps within
+    pools.drain_timeout; the other steps are requeued. When the agent is killed, its pools continue, and the next agent
+    on the same data directory adopts them.
     """
     _become(settings_of(context), [WORKERS, "agent"])
 
 
 def flower(context: typer.Context) -> None:
     """
-    Run Flower, the page that watches the Celery workers.
+    Run Flower, the web page that shows the Celery workers.
 
-    It listens on flower.host and flower.port. What it knows is kept in memory and begins anew with it;
-    the durable story of every step is in `arriero runs show`.
+    It listens on flower.host and flower.port. Its data is in memory and is lost when it ends; `arriero runs show`
+    prints the durable history of every step.
     """
     _become(settings_of(context), [WORKERS, "flower"])
 
@@ -67,4 +67,4 @@ def _become(settings: Settings, module: Sequence[str]) -> NoReturn:
         "ARRIERO_REDIS_URL": servers.redis_url,
     }
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", *module], environment)  # noqa: S606 a program of ours
+    os.execve(sys.executable, [sys.executable, "-m", *module], environment)  # noqa: S606 the program is part of this project

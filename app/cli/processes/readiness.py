@@ -1,4 +1,4 @@
-"""Readiness of the process tree: what `arriero up` waits for before it says that everything is up."""
+"""The readiness of the process tree: the conditions for which `arriero up` waits."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from app.kernel import broker
 from app.kernel.errors import ServerNotStarted
 from app.kernel.settings import Settings
 
-#: Seconds between two looks.
+#: Seconds between two polls.
 _PAUSE = 0.25
 
-Report = Callable[[str, str], None]
+#: Prints a line; its arguments are a level and a text.
+ReportLine = Callable[[str, str], None]
 
 
-def wait(settings: Settings, members: Sequence[ProcessMember], report: Report, deadline: timedelta) -> None:
+def wait(settings: Settings, members: Sequence[ProcessMember], report: ReportLine, deadline: timedelta) -> None:
     """
-    Wait until the API serves, every worker answers, and each model that is kept up has a pool that serves.
+    Wait until the API and all workers answer, and a pool serves each model of `pools.models`.
 
-    Raises ServerNotStarted when a child or a pool ends before, or the deadline passes; with the end of its log.
+    Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline.
     """
     limit = time.monotonic() + deadline.total_seconds()
     url, waiting = url_of(settings), {member.worker: member for member in members if member.worker}
-    assert settings.redis_url is not None, "it is known by now"
+    assert settings.redis_url is not None, "it is known here"
     celery = broker.celery_app(settings.redis_url.get_secret_value(), settings.broker)
     models = list(settings.pools.models)
     serves = False
@@ -37,12 +38,12 @@ def wait(settings: Settings, members: Sequence[ProcessMember], report: Report, d
     while not serves or waiting or models:
         for member in members:
             if member.child is not None and not member.child.alive:
-                raise ServerNotStarted(member.name, "it ended at once", member.child.log_tail(20))
+                raise ServerNotStarted(member.name, "it ended during the start", member.child.log_tail(20))
         if time.monotonic() > limit:
             late = ", ".join([*([] if serves else ["api"]), *(member.name for member in waiting.values()), *models])
             raise ServerNotStarted(late, f"it was not ready after {deadline.total_seconds():g} s")
         if not serves and _serves(url):
-            serves, before = True, _heard(settings)
+            serves, before = True, _heartbeats(settings)
             report("info", f"api serves at {url}")
         for name in _answering(celery, list(waiting)):
             report("info", f"{waiting.pop(name).name} is ready")
@@ -50,27 +51,27 @@ def wait(settings: Settings, members: Sequence[ProcessMember], report: Report, d
             models = _still_loading(settings, report, models, before)
 
 
-def _heard(settings: Settings) -> dict[str, str | None]:
-    """Every pool that is known, and when it last told of itself."""
+def _heartbeats(settings: Settings) -> dict[str, str | None]:
+    """Return the time of the last heartbeat of every known pool."""
     with connected(settings) as client:
         return {pool["id"]: pool["heartbeat_at"] for pool in client.get("/v1/pools", ended=True)["pools"]}
 
 
 def _still_loading(
-    settings: Settings, report: Report, models: Sequence[str], before: Mapping[str, str | None]
+    settings: Settings, report: ReportLine, models: Sequence[str], before: Mapping[str, str | None]
 ) -> list[str]:
     """
-    Which of the models no pool serves yet. What an earlier start left in the database counts for nothing: only
-    what was heard after `before`.
+    Return the models that no pool serves yet. A pool counts only with a heartbeat after those in `before`, because
+    the database may still contain pools of an earlier start.
 
-    Raises ServerNotStarted when the last pool of a model failed.
+    Raises ServerNotStarted when the newest pool of a model failed.
     """
     left = []
     with connected(settings) as client:
         for model in models:
             pools = client.get("/v1/pools", model=model, ended=True)["pools"]
-            heard = [pool for pool in pools if before.get(pool["id"]) != pool["heartbeat_at"]]
-            if any(pool["state"] == "serving" for pool in heard):
+            alive = [pool for pool in pools if before.get(pool["id"]) != pool["heartbeat_at"]]
+            if any(pool["state"] == "serving" for pool in alive):
                 report("info", f"{model} is served")
                 continue
             if pools and pools[0]["failed"] and pools[0]["id"] not in before:
@@ -91,7 +92,7 @@ def _serves(url: str) -> bool:
 
 
 def _answering(celery: Celery, names: Sequence[str]) -> list[str]:
-    """Which of these workers answer."""
+    """Return the workers among these that answer a ping."""
     if not names:
         return []
     replies = celery.control.ping(destination=list(names), timeout=0.5, limit=len(names))

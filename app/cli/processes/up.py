@@ -1,4 +1,4 @@
-"""`arriero up`: everything on this machine, until Ctrl-C."""
+"""`arriero up`: runs everything on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.panel import Panel
 
 from app.cli.client import url_of
 from app.cli.output import notes, settings_of
-from app.cli.processes.tree import Interrupted, Signals, Tree, grown
+from app.cli.processes.tree import Interrupted, Signals, Tree, running_tree
 
 _COLOURS = {"info": "green", "warning": "yellow", "error": "bold red"}
 
@@ -24,23 +24,23 @@ def up(
     Run everything on this machine: servers, API, workers, beat, an agent with pools for pools.models, Flower.
 
     Without ARRIERO_DATABASE_URL and ARRIERO_REDIS_URL, Postgres and Valkey are embedded; their data, the logs and
-    downloaded models live in the data directory. What ends by itself is started again. Ctrl-C stops everything;
-    steps that run may finish within pools.drain_timeout, a second Ctrl-C hurries them.
+    downloaded models are in the data directory. Programs that end by themselves are restarted. Ctrl-C stops everything;
+    running steps may finish within pools.drain_timeout, a second Ctrl-C ends them immediately.
     """
     signals = Signals()
     settings = settings_of(context)
     with suppress(Interrupted):
         signals.install()
-        with grown(settings, signals, tell, flower=flower) as tree:
+        with running_tree(settings, signals, report, flower=flower) as tree:
             tree.wait_until_ready(settings.pools.start_timeout)
             _announce(tree, flower=flower)
             tree.watch()
-    if signals.asked:
-        tell("info", "everything is stopped")
+    if signals.received:
+        report("info", "everything is stopped")
 
 
-def tell(level: str, text: str) -> None:
-    """One line for whoever watches."""
+def report(level: str, text: str) -> None:
+    """Print a line on standard error, in the colour of its level; further lines of the text are dimmed."""
     first, _, rest = text.partition("\n")
     notes().print(f"[{_COLOURS[level]}]•[/] {escape(first)}", soft_wrap=True)
     if rest:

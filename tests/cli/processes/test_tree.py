@@ -1,4 +1,4 @@
-"""The process tree of `arriero up`: what it leaves behind."""
+"""The process tree of `arriero up`: its stop."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from app.cli.processes.tree import Signals, Tree
 from app.kernel.settings import Settings
 
 
-def test_a_stop_leaves_no_address_of_metrics(tmp_path: Path) -> None:
-    """A hurried one kills the pools, and the agent that would have removed their files."""
+def test_a_stop_removes_the_addresses_of_metrics(tmp_path: Path) -> None:
+    """A fast stop kills the pools, and the agent that would have removed their files."""
     stale = tmp_path / "metrics" / "pool.m-1.abcdef.json"
     stale.parent.mkdir()
     stale.write_text("[]")

@@ -1,4 +1,4 @@
-"""The wake-up pool: what a thread ends with turns the loop, and is never lost in silence."""
+"""The thread pool of a worker: the end of a task wakes the event loop, and its errors are logged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import structlog
 from kombu.asynchronous import Hub, get_event_loop, set_event_loop
 
-from workers.wake import TaskPool
+from workers.messaging.thread_pool import TaskPool
 
 SOON = 30.0
 
@@ -28,7 +28,7 @@ def pool() -> Iterator[TaskPool]:
     set_event_loop(before)
 
 
-def test_a_target_that_breaks_is_logged_and_the_thread_goes_on(pool: TaskPool) -> None:
+def test_a_crash_of_a_task_is_logged_and_the_thread_continues(pool: TaskPool) -> None:
     done = threading.Event()
 
     def broken(*_: Any) -> None:
@@ -39,4 +39,4 @@ def test_a_target_that_breaks_is_logged_and_the_thread_goes_on(pool: TaskPool) -
         pool.on_apply(done.set, (), callback=lambda _: None).wait(SOON)
     assert done.is_set()
     (line,) = lines
-    assert (line["event"], str(line["exc_info"])) == ("task_broke", "Celery's own")
+    assert (line["event"], str(line["exc_info"])) == ("task_crashed", "Celery's own")

@@ -1,7 +1,7 @@
 """
-The timetable: the scheduled jobs by name, and when beat sends them.
+The timetable of beat: the scheduled jobs by task name, and their intervals.
 
-It loads no more than beat needs, so that the clock ticks soon after a start.
+It imports only what beat needs, so that beat starts quickly.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.settings import Settings
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 
-#: The name of the task of `run_sweep`.
+#: The task name of `run_sweep`.
 SWEEP = "workers.jobs.run_sweep"
-#: The name of the task of `run_expire`.
+#: The task name of `run_expire`.
 EXPIRE = "workers.jobs.run_expire"
-#: The name of the task of `run_schedules`.
+#: The task name of `run_schedules`.
 SCHEDULES = "workers.jobs.run_schedules"
 
 
 def schedule(settings: Settings) -> dict[str, Any]:
-    """What beat sends, and when. A message that nobody took until three later ones were sent is dropped."""
+    """Return the schedule of beat. A message expires after three intervals (at least 5 s)."""
     return {
         "sweep": _entry(SWEEP, settings.runs.sweep_every),
         "expire": _entry(EXPIRE, settings.runs.expire_every),

@@ -1,4 +1,4 @@
-"""A pool's process as its agent knows it: what it may touch, what it was asked for, and how it ended."""
+"""A pool's process as its agent knows it: its devices, its stop, and its end."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from app.kernel.processes.process import AdoptedProcess, Child
 
 
 @dataclass(slots=True)
-class Running:
+class PoolProcess:
     """A process of a pool on this host."""
 
     process: Child | AdoptedProcess
     epoch: int
-    #: What it had reserved of each device when it began, or was adopted.
+    #: Bytes that were reserved for it on each device when it started, or was adopted.
     devices: dict[str, int]
     #: It computes on GPUs, and needs few cores.
     on_gpus: bool
-    #: Its part of the cores.
+    #: Its share of the cores.
     threads: int
-    began: float
-    #: How often the kernel had killed for want of memory by then.
-    kills: int
-    asked: Desired | None = None
-    asked_at: float = 0.0
+    #: When it started or was adopted, by the monotonic clock.
+    started_at: float
+    #: The kernel's count of out-of-memory kills at that time.
+    oom_kills: int
+    stop_requested: Desired | None = None
+    stop_requested_at: float = 0.0
     #: Why it was asked to end, or killed.
     reason: str = ""
     killed: bool = False
-    #: By device, the most that it was measured to use.
+    #: The highest measured use, in bytes, by device.
     peak: dict[str, int] = field(default_factory=dict)
 
     def ending(self, pool: AssignedPool) -> str:
-        """How it ended, in words."""
+        """Describe how the process ended."""
         code = self.process.returncode
         if self.reason:
             return self.reason

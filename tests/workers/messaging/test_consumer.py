@@ -1,4 +1,4 @@
-"""The consumer of a worker, when its broker dies."""
+"""The consumer of a worker, when the broker dies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kombu import Queue
 from app.kernel import broker
 from app.kernel.embedded import ValkeyServer
 from app.kernel.settings import BrokerSettings
-from workers.application import CONSUMER, POOL
+from workers.application import CONSUMER, THREAD_POOL
 
 
 @pytest.fixture
@@ -26,17 +26,19 @@ def server(tmp_path: Path) -> Iterator[ValkeyServer]:
     made.stop()
 
 
-def test_a_broker_that_dies_with_a_message_in_hand_does_not_end_the_worker(server: ValkeyServer) -> None:
-    """One message is not acknowledged yet, and two channels wait for more."""
+def test_a_broker_that_dies_with_an_unacknowledged_message_does_not_end_the_worker(server: ValkeyServer) -> None:
+    """One message is unacknowledged, and two channels wait for more."""
     app = broker.celery_app(server.url, BrokerSettings())
-    consumer = app.WorkController(hostname="worker@here", pool_cls=POOL, consumer_cls=CONSUMER, concurrency=1).consumer
+    consumer = app.WorkController(
+        hostname="worker@here", pool_cls=THREAD_POOL, consumer_cls=CONSUMER, concurrency=1
+    ).consumer
     connection = consumer.connection = app.connection_for_read()
     queue, taken = Queue("io"), list[object]()
     with connection.Producer() as producer:
         producer.publish({}, routing_key="io", declare=[queue])
 
     def consume(channel: Any) -> None:
-        channel.brpop_timeout = 60  # it still waits when the broker dies
+        channel.brpop_timeout = 60  # the call is still blocked when the broker dies
         Messages(channel, [queue], callbacks=[lambda *message: taken.append(message)]).consume()
 
     consume(connection.default_channel)

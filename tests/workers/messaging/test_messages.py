@@ -1,4 +1,4 @@
-"""Messages as workers take them: ours pass, everything else is named, and nothing raises."""
+"""Validation of messages: valid ones pass, others are rejected with a reason, and nothing else is raised."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from app.kernel.dead_letters import Reason
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import wake_reconciler
 from app.workflows.runs.messages import RUN_STEP
-from workers import messages
 from workers.application import Application
-from workers.messages import LARGEST, TASKS, Poison, taken
+from workers.messaging import messages
+from workers.messaging.messages import MAX_BYTES, TASKS, PoisonMessage, validated
 
 STEP = "01a20000-0000-7000-8000-000000000000"
 NEVER = "2999-01-01T00:00:00+00:00"
 
 
 def message(body: Any = None, *, task: Any = RUN_STEP, arguments: Any = (STEP, 1), **headers: Any) -> dict[str, Any]:
-    """As the publisher makes them, but for what is given."""
+    """A message as the publisher sends it, except for the given parts."""
     if body is None:
         body = base64.b64encode(json.dumps([arguments, {}, {"chain": None}]).encode()).decode()
     return {"body": body, "headers": {"task": task, "id": "1", **headers}, "properties": {"delivery_tag": "t"}}
 
 
-def taken_of(found: Any) -> dict[str, Any]:
+def validated_document(found: Any) -> dict[str, Any]:
     raw = found if isinstance(found, bytes) else json.dumps(found).encode()
-    made: dict[str, Any] = json.loads(taken(raw, "io", 3, "tag"))
+    made: dict[str, Any] = json.loads(validated(raw, "io", 3, "tag"))
     return made
 
 
-def refused(found: Any) -> Reason:
-    with pytest.raises(Poison) as poison:
-        taken_of(found)
+def rejection(message: Any) -> Reason:
+    with pytest.raises(PoisonMessage) as poison:
+        validated_document(message)
     assert poison.value.detail
     assert len(poison.value.detail) < 1000
     return poison.value.reason
 
 
-def test_what_the_publisher_sends_is_taken_as_it_is(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
+def test_messages_of_the_publisher_pass_unchanged(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
     publisher.publish(RUN_STEP, (STEP, 2), queue="io", priority=3, description="triage/reply #2")
     sent = valkey.lindex("io\x06\x163", 0)
-    made = json.loads(taken(sent.encode(), "io", 3, "tag"))
+    made = json.loads(validated(sent.encode(), "io", 3, "tag"))
 
     given = json.loads(sent)
     assert json.loads(base64.b64decode(made["body"]))[:2] == [[STEP, 2], {}]
@@ -60,10 +60,10 @@ def test_what_the_publisher_sends_is_taken_as_it_is(publisher: CeleryPublisher, 
     assert (made["properties"]["priority"], made["properties"]["delivery_tag"]) == (3, "tag")
 
 
-def test_when_it_expires_is_kept(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
+def test_the_expiry_is_kept(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
     wake_reconciler(publisher)
     sent = valkey.lindex("control", 0)
-    assert json.loads(taken(sent.encode(), "control", 0, "tag"))["headers"]["expires"] is not None
+    assert json.loads(validated(sent.encode(), "control", 0, "tag"))["headers"]["expires"] is not None
 
 
 def test_applications_of_one_process_have_tasks_of_their_own(redis_url: str, database_url: str) -> None:
@@ -72,7 +72,7 @@ def test_applications_of_one_process_have_tasks_of_their_own(redis_url: str, dat
     assert all(first.tasks[name].app is first and second.tasks[name].app is second for name in TASKS)
 
 
-def test_every_task_of_a_worker_is_known_here(redis_url: str, database_url: str) -> None:
+def test_every_task_of_a_worker_has_a_predicate(redis_url: str, database_url: str) -> None:
     celery = Application(Settings(database_url=database_url, redis_url=redis_url)).celery
     assert {name for name in celery.tasks if name.startswith(("app.", "workers."))} == set(TASKS)
 
@@ -117,14 +117,14 @@ def test_every_task_of_a_worker_is_known_here(redis_url: str, database_url: str)
         (message(task="workers.jobs.run_sweep"), Reason.WRONG_ARGUMENTS),
         (message(base64.b64encode(b'[[], {"a": 1}, {}]').decode()), Reason.WRONG_ARGUMENTS),
         (message(base64.b64encode(b'[[], {}, {"callbacks": [1]}]').decode()), Reason.WRONG_ARGUMENTS),
-        (message(base64.b64encode(b" " * LARGEST).decode()), Reason.TOO_LARGE),
+        (message(base64.b64encode(b" " * MAX_BYTES).decode()), Reason.TOO_LARGE),
     ],
 )  # fmt: skip
-def test_what_no_worker_can_take_is_named(found: Any, reason: Reason) -> None:
-    assert refused(found) is reason
+def test_an_invalid_message_is_rejected_with_its_reason(found: Any, reason: Reason) -> None:
+    assert rejection(found) is reason
 
 
-def test_nothing_else_of_a_message_reaches_celery() -> None:
+def test_no_other_part_of_a_message_reaches_celery() -> None:
     hostile: dict[str, Any] = {
         "retries": "many",
         "timelimit": 7,
@@ -137,8 +137,8 @@ def test_nothing_else_of_a_message_reaches_celery() -> None:
     found = message(expires=NEVER, **hostile)
     found |= {"content-type": "application/x-python-serialize", "content-encoding": [], "properties": "none"}
 
-    assert taken_of(found) == taken_of(message(expires=NEVER, id=None))
-    assert taken_of(found)["headers"]["id"] == "tag"
+    assert validated_document(found) == validated_document(message(expires=NEVER, id=None))
+    assert validated_document(found)["headers"]["id"] == "tag"
 
 
 slow_machines = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -151,24 +151,24 @@ JSON = st.recursive(
 
 @slow_machines
 @given(st.dictionaries(st.sampled_from(["body", "headers", "properties", "x"]), JSON), st.data())
-def test_whatever_is_changed_in_a_message_it_is_taken_or_named(changes: dict[str, Any], data: st.DataObject) -> None:
+def test_a_message_with_any_change_is_validated_or_rejected(changes: dict[str, Any], data: st.DataObject) -> None:
     found = message() | changes
     if isinstance(found["headers"], dict):
         found["headers"] |= data.draw(st.dictionaries(st.sampled_from(["task", "id", "expires", "argsrepr"]), JSON))
     try:
-        made = taken_of(found)
-    except Poison:
+        made = validated_document(found)
+    except PoisonMessage:
         return
     assert made["headers"]["task"] in TASKS
 
 
 @slow_machines
 @given(st.binary(max_size=200), st.integers(0, 400))
-def test_whatever_the_bytes_are_they_are_taken_or_named(noise: bytes, at: int) -> None:
+def test_any_bytes_are_validated_or_rejected(noise: bytes, at: int) -> None:
     raw = json.dumps(message()).encode()
     for found in (noise, raw[:at] + noise + raw[at:], raw[:at], raw[at:]):
         try:
-            made = taken(found, "io", 3, "tag")
-        except Poison:
+            made = validated(found, "io", 3, "tag")
+        except PoisonMessage:
             continue
-        assert messages.taken(made, "io", 3, "tag") == made
+        assert messages.validated(made, "io", 3, "tag") == made
