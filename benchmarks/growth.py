@@ -144,7 +144,7 @@ class Site:
             "defragment": lambda: reconcile.defragment(
                 self.database, lambda work: demand.read(work, self.catalog, []), TERMS
             ),
-            "agent's beat": lambda: self.hosts.heartbeat("h", self.agent, [], [], []),
+            "agent's heartbeat": lambda: self.hosts.heartbeat("h", self.agent, [], [], []),
             "schedules": self.schedules.ready,
         }
 
