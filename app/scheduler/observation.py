@@ -18,7 +18,7 @@ from sqlalchemy import text
 from app.catalog.model import Model
 from app.devices.device import HardwareKind
 from app.fleet import backoff
-from app.fleet.backoff import Backoff, Past
+from app.fleet.backoff import Backoff, PastPool
 from app.fleet.ledger.reservation import Reservation
 from app.fleet.ledger.session import LedgerSession
 from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
@@ -59,7 +59,7 @@ _STARTS = text(
     "SELECT id::text, model FROM pool_command WHERE command = 'start' AND done_at IS NULL ORDER BY created_at"
 )
 _TARGETS = text("SELECT model, pools, pinned FROM pool_target")
-_PARDONS = text("""
+_START_TIMES = text("""
     SELECT model, max(created_at) AS since FROM pool_command
     WHERE command = 'start' AND created_at > now() - :age GROUP BY model
 """)
@@ -290,7 +290,7 @@ def _targets(
 
 def _backoffs(work: UnitOfWork, configurations: Mapping[str, Configuration], now: datetime) -> tuple[Backoff, ...]:
     age = {"age": backoff.QUARANTINE * 2}
-    pardoned = {
-        configurations[row.model].id: row.since for row in work.rows(_PARDONS, age) if row.model in configurations
+    cleared = {
+        configurations[row.model].id: row.since for row in work.rows(_START_TIMES, age) if row.model in configurations
     }
-    return backoff.backoffs(work.rows_of(Past, _PAST, age), pardoned, now)
+    return backoff.backoffs(work.rows_of(PastPool, _PAST, age), cleared, now)

@@ -80,12 +80,12 @@ class OperatorCommands:
         """
         found = views.pool(self.database, pool)
         if found.state is None:
-            raise Conflict(f"pool {found.id} has ended already: {found.row.ending or found.row.release_reason}")
+            raise Conflict(f"pool {found.id} has ended already: {found.ending}")
         reason = "restarted by an operator" if again else "stopped by an operator"
         with self.database.work() as work:
-            _insert_command(work, "stop", found.row.model, found.id, reason)
+            _insert_command(work, "stop", found.model, found.id, reason)
             if again:
-                _insert_command(work, "start", found.row.model, None, "an operator restarts it")
+                _insert_command(work, "start", found.model, None, "an operator restarts it")
             work.after_commit(self.wake)
         _log.info("stop_commanded", pool=found.id, again=again)
         return found.id

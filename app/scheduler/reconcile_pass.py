@@ -101,7 +101,7 @@ class ReconcilePass:
 
     def lose_host(self, host: str, reason: str) -> None:
         """Declare a host lost: its bytes are released, and nothing is granted there before its agent joins again."""
-        self.session.change(lambda ledger: rules.lose_host(ledger, host), reason)
+        self.session.change(lambda ledger: rules.declare_host_lost(ledger, host), reason)
         self.work.run(_LOSE_HOST, {"host": host})
         _log.warning("host_lost", host=host, reason=reason)
 

@@ -46,14 +46,13 @@ from app.kernel.fleet_settings import FleetSettings
 from app.kernel.processes.process import Child, end_all
 from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, RunSettings, Settings, environment_of
 from app.scheduler import needs
-from app.scheduler.planner.cluster import CPU
 from app.workflows.language import check
 from app.workflows.runs import views
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from app.workflows.runs.views import RunView
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
-from tests.fleet.granting import begun, declared, granted
+from tests.fleet.granting import begun, cpu_report, granted
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2:135m"
@@ -322,7 +321,7 @@ class Cluster:
         """Start a pool of the small model. The cluster is its agent, and never releases its bytes."""
         pools = self.settings.pools.model_copy(update={"drain_timeout": drain})
         hosts = Hosts(self.database, agent_lease=timedelta(hours=1), pool_lease=self.settings.fleet.lease)
-        agent = hosts.join("cluster", "cluster", 2, declared("cluster", size=2**40, kind="cpu", type_=CPU), {})
+        agent = hosts.join("cluster", "cluster", 2, [cpu_report("cluster", total=2**40)], {})
         model = files.read_catalog().get(MODEL)
         id_ = granted(
             self.database,

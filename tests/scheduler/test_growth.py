@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from app.catalog import catalog, header
-from app.fleet.hosts import Declared, Hosts
+from app.fleet.hosts import Hosts
 from app.footprint import configuration, estimate, measurements
 from app.footprint.layout import KnownLayout
 from app.kernel.database import Database
@@ -25,7 +25,7 @@ from app.workflows.language import check
 from app.workflows.runs.service import Runs
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.schedules.service import Schedules
-from tests.fleet.granting import LEASE
+from tests.fleet.granting import LEASE, device_report
 from tests.growth import analyze, rows_read
 
 #: How many rows are kept, first and then; and how many more may be read for that.
@@ -89,10 +89,10 @@ def schedules(one: Database, runs: Runs) -> Schedules:
 def fleet(one: Database) -> tuple[Hosts, int]:
     """A host with one device, and its agent."""
     hosts = Hosts(one, LEASE, LEASE)
-    agent = hosts.join("h", "h", 8, [Declared("d", "gpu-0", "gpu", "L4", 1000, 1000)], {})
+    agent = hosts.join("h", "h", 8, [device_report("d", "gpu-0")], {})
     ids = [needs.configuration_id(model) for model in MODELS]
     hosts.declare_layouts(KnownLayout(id_, "L4", (400,), "closed form", timedelta(seconds=1), 10.0) for id_ in ids)
-    hosts.beat("h", agent, [], ids, [])
+    hosts.heartbeat("h", agent, [], ids, [])
     return hosts, agent
 
 
@@ -157,7 +157,7 @@ def test_garbage_is_collected_a_little_at_a_time(one: Database, fleet: tuple[Hos
 def test_a_beat_of_an_agent_does_not_read_ended_rows(one: Database, fleet: tuple[Hosts, int]) -> None:
     hosts, agent = fleet
     keep = insert(one, ENDED.format(released=PAST), PROCESSES, REPORTS)
-    few, many = costs(one, keep, lambda: hosts.beat("h", agent, [], [], []))
+    few, many = costs(one, keep, lambda: hosts.heartbeat("h", agent, [], [], []))
     assert many < few + MORE
 
 

@@ -9,7 +9,7 @@ import pytest
 from app.catalog import catalog
 from app.catalog.model import Model
 from app.fleet import backoff
-from app.fleet.backoff import Past
+from app.fleet.backoff import PastPool
 from app.footprint.layout import KnownLayout
 from app.kernel.errors import InvalidCatalog
 from app.scheduler import needs
@@ -86,12 +86,12 @@ def test_keep_alive_is_read_from_the_entry(given: str, kept: timedelta | None) -
     assert entry.model_dump(mode="json")["pools"]["keep_alive"] in {"5m", "0s", "forever"}
 
 
-def past(ago: float, *, failed: bool = True, served: bool = False, host: str = "h") -> Past:
-    return Past("m", host, NOW - timedelta(seconds=ago), failed, served, f"broke {ago:g}")
+def past(ago: float, *, failed: bool = True, served: bool = False, host: str = "h") -> PastPool:
+    return PastPool("m", host, NOW - timedelta(seconds=ago), failed, served, f"broke {ago:g}")
 
 
-def until(*history: Past, pardoned: datetime | None = None) -> list[tuple[str, float]]:
-    found = backoff.backoffs(history, {"m": pardoned} if pardoned else {}, NOW)
+def until(*history: PastPool, cleared: datetime | None = None) -> list[tuple[str, float]]:
+    found = backoff.backoffs(history, {"m": cleared} if cleared else {}, NOW)
     return [(one.host, (one.until - NOW).total_seconds()) for one in found]
 
 
@@ -106,7 +106,7 @@ def test_the_backoff_doubles_with_failures_in_a_row() -> None:
 def test_a_pool_that_served_or_ended_well_and_a_command_end_the_backoff() -> None:
     assert until(past(30), past(20, failed=False), past(1)) == [("h", 1.0)]
     assert until(past(30), past(1, served=True)) == [("h", 1.0)], "it counts as the first failure"
-    assert until(*(past(ago) for ago in (50, 40, 30, 20, 10)), pardoned=NOW - timedelta(seconds=5)) == []
+    assert until(*(past(ago) for ago in (50, 40, 30, 20, 10)), cleared=NOW - timedelta(seconds=5)) == []
 
 
 def test_a_pool_that_served_and_died_once_is_started_again_at_once() -> None:
@@ -118,4 +118,4 @@ def test_a_pool_that_served_and_died_once_is_started_again_at_once() -> None:
 
 def test_a_backoff_says_how_often_and_how_it_failed() -> None:
     (found,) = backoff.backoffs([past(30), past(1)], {}, NOW)
-    assert found.reason == "it failed 2 times in a row on h, at last: broke 1"
+    assert found.reason == "it failed 2 times in a row on h, most recently: broke 1"

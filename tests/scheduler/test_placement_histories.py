@@ -417,7 +417,7 @@ class World:
                     if self.devices[next(iter(process.bytes))].host == host:
                         self.dies(process)
                 self.agents.pop(host, None)
-                self.ledger = rules.lose_host(self.ledger, host)
+                self.ledger = rules.declare_host_lost(self.ledger, host)
             case 5:
                 device = self.chance.choice(list(self.devices.values()))
                 self.devices[device.id] = replace(device, unmanaged_bytes=self.chance.choice((0, 0, 5 * GB)))

@@ -13,7 +13,7 @@ from app.access.accounts import NamespaceLimits
 from app.catalog import catalog
 from app.fleet import views
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Declared, Granted, Hosts, PoolEnded, not_served
+from app.fleet.hosts import AssignedPool, Hosts, PoolEnded, not_served
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, PoolState
@@ -31,7 +31,7 @@ from app.scheduler.planner.cluster import Cluster
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.plan import Action, StartPool
 from app.scheduler.reconcile_pass import ReconcilePass, ReconcileTimes
-from tests.fleet.granting import LEASE
+from tests.fleet.granting import LEASE, device_report
 
 ENTRY = """
 [[models]]
@@ -88,20 +88,20 @@ class Scene:
     def pools(self, model: str | None = None, *, ended: bool = False) -> Sequence[PoolView]:
         return views.pools(self.database, model=model, ended=ended)
 
-    def granted(self, host: str = "h") -> list[Granted]:
+    def granted(self, host: str = "h") -> list[AssignedPool]:
         return self.hosts.pools(host)
 
-    def begin(self, host: str = "h") -> Granted:
+    def begin(self, host: str = "h") -> AssignedPool:
         """Act as the agent and the pool: the first pool that may begin serves."""
         pool = next(one for one in self.granted(host) if one.state is ReservationState.HELD and not one.waits)
         self.hosts.activate(host, self.agents[host], pool.id, 1)
         self.report(pool, PoolPhase.SERVING)
         return pool
 
-    def report(self, pool: Granted, phase: PoolPhase, busy: int = 0) -> Desired:
+    def report(self, pool: AssignedPool, phase: PoolPhase, busy: int = 0) -> Desired:
         return self.holder.renew(pool.id, pool.epoch, HeartbeatReport(phase, busy=busy)).desired
 
-    def end(self, pool: Granted, host: str = "h", *, failed: bool = False) -> None:
+    def end(self, pool: AssignedPool, host: str = "h", *, failed: bool = False) -> None:
         self.hosts.release(host, self.agents[host], PoolEnded(pool.id, 0, failed, "it ended", ""))
 
     def refusals(self) -> dict[str, str]:
@@ -124,21 +124,21 @@ def scene(database: Database) -> Scene:
 
 
 def add_host(scene: Scene, name: str) -> None:
-    device = Declared(f"{name}-gpu", "gpu-0", "gpu", "L4", SIZE, SIZE)
+    device = device_report(f"{name}-gpu", "gpu-0", total=SIZE)
     scene.agents[name] = scene.hosts.join(name, name, 8, [device], {})
     ids = [needs.configuration_id(model) for model in scene.demand.models]
     scene.hosts.declare_layouts(
         KnownLayout(id_, "L4", (600,), "closed form", timedelta(seconds=1), 10.0) for id_ in ids
     )
-    scene.hosts.beat(name, scene.agents[name], [], ids, [])
+    scene.hosts.heartbeat(name, scene.agents[name], [], ids, [])
 
 
 def test_a_model_with_demand_is_granted_and_served(scene: Scene) -> None:
     scene.wait(A)
     scene.reconcile()
     (pool,) = scene.pools()
-    assert (pool.row.model, pool.state, pool.row.devices) == (A, PoolState.STARTING, {"h-gpu": "gpu-0"})
-    assert "1 step waits" in pool.row.reason
+    assert (pool.model, pool.state, pool.devices) == (A, PoolState.STARTING, ["gpu-0"])
+    assert "1 step waits" in pool.reason
 
     scene.begin()
     scene.reconcile()
@@ -159,7 +159,7 @@ def test_an_evicted_pool_makes_room_once_its_process_is_gone(scene: Scene) -> No
 
     scene.end(first)
     assert scene.begin().model == B
-    assert [one.row.model for one in scene.pools()] == [B]
+    assert [one.model for one in scene.pools()] == [B]
 
 
 def test_a_grant_that_no_agent_begins_is_released_and_planned_again(scene: Scene) -> None:
@@ -170,7 +170,7 @@ def test_a_grant_that_no_agent_begins_is_released_and_planned_again(scene: Scene
     scene.reconcile()
 
     old = scene.pools(ended=True)[-1]
-    assert (old.state, old.row.release_reason) == (None, "no agent began it in time")
+    assert (old.state, old.ending) == (None, "no agent began it in time")
     assert len(scene.granted()) == 1
 
 
@@ -184,13 +184,13 @@ def test_a_silent_host_is_lost_and_its_models_are_placed_elsewhere(scene: Scene)
         work.run(text("UPDATE pool_report SET heartbeat_at = now() - interval '2 min'"))
     scene.reconcile()
     assert scene.granted("i"), "its bytes are not waited for"
-    assert views.hosts(scene.database)[0].devices[0].charged_bytes == 600, "its bytes are not granted"
+    assert views.hosts(scene.database)[0].devices[0].reserved == 600, "its bytes are not granted"
 
     with scene.database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 h' WHERE name = 'h'"))
         work.run(text("UPDATE reservation SET lease_until = now() - interval '1 s' WHERE host = 'h'"))
     scene.reconcile()
-    assert views.hosts(scene.database)[0].host.state == HostState.LOST
+    assert views.hosts(scene.database)[0].state == HostState.LOST
     assert scene.granted("h") == []
     assert scene.pools(ended=True)[-1].id == first.id
 
@@ -248,7 +248,7 @@ def test_a_commanded_start_waits_for_room_without_demand(scene: Scene) -> None:
     scene.end(first)
     assert scene.begin().model == B
     scene.reconcile()
-    assert [one.row.reason.startswith("an operator wants it") for one in scene.pools(B)] == [True]
+    assert [one.reason.startswith("an operator wants it") for one in scene.pools(B)] == [True]
 
 
 def test_a_model_that_is_kept_running_stays_until_it_is_stopped(scene: Scene) -> None:
@@ -270,7 +270,7 @@ def test_a_model_that_is_kept_running_stays_until_it_is_stopped(scene: Scene) ->
 def test_the_settings_keep_models_running(scene: Scene) -> None:
     scene.demand = replace(scene.demand, targets={A: OperatorTarget(1, pinned=True)})
     scene.reconcile()
-    assert [(one.row.model, one.row.pinned) for one in scene.pools()] == [(A, True)]
+    assert [(one.model, one.pinned) for one in scene.pools()] == [(A, True)]
 
 
 def test_a_pool_whose_entry_has_changed_is_stopped(scene: Scene) -> None:
@@ -318,12 +318,12 @@ def test_the_state_that_operators_set_outlasts_the_loss_of_a_host(scene: Scene) 
     with scene.database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 h'"))
     scene.reconcile()
-    assert views.hosts(scene.database)[0].host.state == HostState.LOST
+    assert views.hosts(scene.database)[0].state == HostState.LOST
     with pytest.raises(LeaseLost):
-        scene.hosts.beat("h", scene.agents["h"], [], [], [])
+        scene.hosts.heartbeat("h", scene.agents["h"], [], [], [])
 
     add_host(scene, "h")
-    assert views.hosts(scene.database)[0].host.state == HostState.CORDONED
+    assert views.hosts(scene.database)[0].state == HostState.CORDONED
 
 
 def test_a_host_is_removed_only_without_an_agent_and_reservations(scene: Scene) -> None:
@@ -421,7 +421,7 @@ def test_an_invalid_layout_stops_no_other_model(scene: Scene, bad: str) -> None:
         work.run(text(f"{bad} WHERE configuration = :id"), {"id": id_})
     scene.wait(A, B)
     scene.reconcile()
-    assert [pool.row.model for pool in scene.pools()] == [B]
+    assert [pool.model for pool in scene.pools()] == [B]
     assert scene.refusals().keys() == {A}
     reconcile.defragment(scene.database, lambda _: scene.demand, TIMES)
     assert reconcile.explain(scene.database, scene.demand, B)
@@ -438,8 +438,8 @@ def test_an_invalid_row_of_a_pool_stops_no_other(scene: Scene, bad: str) -> None
     scene.wait(B)
     scene.reconcile()
     scene.reconcile()
-    assert {pool.row.model for pool in scene.pools()} == {A, B}
-    assert {pool.row.host for pool in scene.pools(B)} == {"i"}
+    assert {pool.model for pool in scene.pools()} == {A, B}
+    assert {pool.host for pool in scene.pools(B)} == {"i"}
 
 
 def test_an_invalid_row_of_a_device_stops_no_other(scene: Scene) -> None:
@@ -450,7 +450,7 @@ def test_an_invalid_row_of_a_device_stops_no_other(scene: Scene) -> None:
         work.run(text("UPDATE device SET speed = 'NaN' WHERE host = 'h'"))
     scene.wait(A, B)
     scene.reconcile()
-    assert {pool.row.host for pool in scene.pools(B)} <= {"i"}
+    assert {pool.host for pool in scene.pools(B)} <= {"i"}
     assert scene.pools(B)
 
 
@@ -478,13 +478,13 @@ def test_an_action_that_raises_is_refused_with_its_reason(scene: Scene, monkeypa
     add_host(scene, "i")
     scene.wait(A, B)
     scene.reconcile()
-    assert [pool.row.model for pool in scene.pools()] == [B]
+    assert [pool.model for pool in scene.pools()] == [B]
     assert "could not be granted: StopIteration" in scene.refusals()[A]
 
 
 def test_a_refusal_says_why_a_host_does_not_serve_the_file(scene: Scene) -> None:
     ids = [needs.configuration_id(scene.demand.models[1])]
-    scene.hosts.beat("h", scene.agents["h"], [], ids, [not_served(A, "its tokens 0 and 1 are the same")])
+    scene.hosts.heartbeat("h", scene.agents["h"], [], ids, [not_served(A, "its tokens 0 and 1 are the same")])
     scene.wait(A)
     scene.reconcile()
     assert scene.refusals()[A].endswith("on h: a:1 is not served here: its tokens 0 and 1 are the same")

@@ -209,7 +209,7 @@ class _Pool:
         self.heartbeat.on_renewed(self._adjust_to_growth)
         if model.engine.threads is None:
             self.heartbeat.on_threads(engine.use_threads)
-        self.holder.note_load(self.grant, timedelta(seconds=time.monotonic() - began))
+        self.holder.store_load_time(self.grant, timedelta(seconds=time.monotonic() - began))
         return engine
 
     def _adjust(self, needed: Footprint) -> None:
@@ -217,7 +217,7 @@ class _Pool:
         reserved = needed.reserved()
         needed_bytes = {part.id: reserved[HOST] for part in self.grant.parts if not part.uuid}
         needed_bytes |= {part.id: reserved[place] for place, part in enumerate(self.grant.gpus)}
-        self.holder.keep_layout(self.grant, needed_bytes, needed.source.value)
+        self.holder.store_layout(self.grant, needed_bytes, needed.source.value)
         adjusted = self.holder.adjust(self.grant, needed_bytes)
         if isinstance(adjusted, ReservationRefused):
             raise MemoryNotEnough(f"{self.grant.model} ({needed.source.value}): {adjusted.reason}; it", None, None)
