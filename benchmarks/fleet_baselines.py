@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from app.fleet.host import HostState
 from app.fleet.pool import COMING, PoolState
-from app.scheduler.planner.cluster import Cluster, Configuration, Device, DeviceState, Pool, charges
+from app.scheduler.planner.cluster import Cluster, Configuration, Device, Pool, charges
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.plan import Action, Plan, Purpose, StartPool, StopMode, StopPool
 
@@ -21,7 +22,7 @@ Bytes = Mapping[str, int]
 
 def free(fleet: Cluster) -> dict[str, int]:
     charged = charges(fleet)
-    return {d.id: d.capacity_bytes - charged[d.id] if d.state is DeviceState.SCHEDULABLE else 0 for d in fleet.devices}
+    return {d.id: d.capacity_bytes - charged[d.id] if d.state is HostState.SCHEDULABLE else 0 for d in fleet.devices}
 
 
 def stop(pool: Pool) -> StopPool:
@@ -48,7 +49,7 @@ def sets(fleet: Cluster, configuration: Configuration) -> list[tuple[tuple[str, 
     for layout in configuration.layouts:
         by_host: dict[str, list[Device]] = {}
         for device in fleet.devices:
-            if device.state is DeviceState.SCHEDULABLE and device.capacity_bytes >= layout.parts[0]:
+            if device.state is HostState.SCHEDULABLE and device.capacity_bytes >= layout.parts[0]:
                 by_host.setdefault(device.host, []).append(device)
         for devices in by_host.values():
             n = len(layout.parts)
@@ -93,7 +94,7 @@ class Ollama:
         size = needs.layouts[0].total_bytes
         room = free(fleet)
         best = max(room, key=lambda d: (room[d], d))
-        open_ = [d for d in fleet.devices if d.state is DeviceState.SCHEDULABLE]
+        open_ = [d for d in fleet.devices if d.state is HostState.SCHEDULABLE]
         if len(fleet.pools) < 3 * len(open_):
             empty = not fleet.pools
             if size <= room[best] * (1.0 if room[best] == self.capacity(fleet, best) else 0.8):
@@ -171,7 +172,7 @@ class Exclusive:
     def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], _now: datetime) -> Plan:
         hosts: dict[str, list[Device]] = {}
         for d in fleet.devices:
-            if d.state is DeviceState.SCHEDULABLE:
+            if d.state is HostState.SCHEDULABLE:
                 hosts.setdefault(d.host, []).append(d)
         of = {c.id: c for c in fleet.configurations}
         actions: list[Action] = []
@@ -219,7 +220,7 @@ class Static:
                     used[d] += part
         room = free(fleet)
         of = {c.id: c for c in fleet.configurations}
-        is_open = {d.id: d.state is DeviceState.SCHEDULABLE for d in fleet.devices}
+        is_open = {d.id: d.state is HostState.SCHEDULABLE for d in fleet.devices}
         actions: list[Action] = []
         taken: set[str] = set()
         for name in missing(fleet, demand):

@@ -24,11 +24,12 @@ from datetime import timedelta
 from functools import partial
 from time import process_time
 
+from app.fleet.host import HostState
 from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import Ledger, ReservationRefused, ReservationRequest, ReservedCapacity
 from app.fleet.pool import COMING, PoolState
 from app.kernel.priority import Priority
-from app.scheduler.planner.cluster import Cluster, Configuration, DeviceState, Pool
+from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.plan import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 from benchmarks.fleet_values import EPOCH, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
@@ -384,14 +385,12 @@ class Simulation:
     def join(self, host: str) -> None:
         """The host's agent says which of its devices there are."""
         there = {
-            d.id: d.capacity_bytes
-            for d in self.devices.values()
-            if d.host == host and d.state is DeviceState.SCHEDULABLE
+            d.id: d.capacity_bytes for d in self.devices.values() if d.host == host and d.state is HostState.SCHEDULABLE
         }
         self.ledger = rules.join(self.ledger, host, AGENT, there)
 
     def fail(self, failure: Failure) -> None:
-        device = self.devices[failure.device] = replace(self.devices[failure.device], state=DeviceState.LOST)
+        device = self.devices[failure.device] = replace(self.devices[failure.device], state=HostState.LOST)
         for pool in [p for p in self.pools.values() if failure.device in p.bytes]:
             if pool.has_process:
                 pool.state = PoolState.DRAINING
@@ -403,7 +402,7 @@ class Simulation:
         self.at(failure.at + failure.lasts, partial(self.repair, failure))
 
     def repair(self, failure: Failure) -> None:
-        device = self.devices[failure.device] = replace(self.devices[failure.device], state=DeviceState.SCHEDULABLE)
+        device = self.devices[failure.device] = replace(self.devices[failure.device], state=HostState.SCHEDULABLE)
         self.join(device.host)
         self.dirty = True
 

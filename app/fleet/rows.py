@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -33,20 +32,9 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, Index, Tex
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, ProcessState
-
-
-class HostState(StrEnum):
-    """The scheduling state of a host."""
-
-    SCHEDULABLE = "schedulable"
-    #: No new pool is placed on it.
-    CORDONED = "cordoned"
-    #: Cordoned, and its pools are moved or stopped.
-    DRAINING = "draining"
-    #: It sent no heartbeat for too long. Nothing is placed on it until its agent has joined again.
-    LOST = "lost"
 
 
 def _instant(*, nullable: bool = True) -> Any:

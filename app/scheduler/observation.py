@@ -19,6 +19,7 @@ from app.catalog.model import Model
 from app.devices.device import HardwareKind
 from app.fleet import backoff
 from app.fleet.backoff import Backoff, PastPool
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import Reservation
 from app.fleet.ledger.session import LedgerSession
 from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
@@ -29,7 +30,7 @@ from app.kernel.loop_guard import LoopGuard
 from app.kernel.priority import Priority
 from app.scheduler import needs
 from app.scheduler.needs import OperatorTarget
-from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device, DeviceState, Pool
+from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device, Pool
 from app.scheduler.planner.demand import WaitingSteps
 
 #: A row with invalid values is left out; the others are read.
@@ -174,7 +175,7 @@ def _devices(work: UnitOfWork) -> list[Device]:
     found = []
     for row in work.rows(_DEVICES):
         with _GUARD.item("device", row.id):
-            enums = {"kind": HardwareKind(row.kind), "state": DeviceState(row.state)}
+            enums = {"kind": HardwareKind(row.kind), "state": HostState(row.state)}
             found.append(Device(**row._asdict() | enums))
     return found
 

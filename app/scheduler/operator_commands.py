@@ -16,8 +16,8 @@ from sqlalchemy import text
 from app.access import accounts, namespaces
 from app.access.accounts import NamespaceLimits
 from app.fleet import views
+from app.fleet.host import HostState
 from app.fleet.ledger.session import open_session
-from app.fleet.rows import HostState
 from app.kernel import ids, log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, NotFound

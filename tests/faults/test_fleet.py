@@ -15,8 +15,8 @@ import pytest
 
 from app.catalog import files
 from app.fleet import views
+from app.fleet.host import HostState
 from app.fleet.pool import Desired
-from app.fleet.rows import HostState
 from app.fleet.views import PoolView
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.state_machine.states import RunState

@@ -20,7 +20,7 @@ from pytest_celery import CeleryTestWorker
 from sqlalchemy import text
 
 from app.fleet import views
-from app.fleet.rows import HostState
+from app.fleet.host import HostState
 from app.kernel.embedded import PostgresServer, ValkeyServer
 from app.kernel.fleet_settings import SimulatedDevice
 from app.kernel.processes import private_file

@@ -20,18 +20,18 @@ from sqlalchemy import text
 from app.catalog import catalog
 from app.fleet import views
 from app.fleet.holder import HeartbeatReport, ReservationHolder
+from app.fleet.host import HostState
 from app.fleet.hosts import AssignedPool, Hosts, PoolEnded
 from app.fleet.ledger import session
 from app.fleet.ledger.reservation import Reservation, ReservationRefused
 from app.fleet.pool import Desired, PoolPhase
-from app.fleet.rows import HostState
 from app.footprint.layout import KnownLayout
 from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
 from app.kernel.priority import Priority
 from app.scheduler import needs, reconcile
-from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.observation import FleetDemand
+from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.reconcile_pass import ReconcileTimes
 from tests.fleet.granting import audit, device_report

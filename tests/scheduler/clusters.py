@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from app.devices.device import HardwareKind
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.footprint.layout import KnownLayout
@@ -20,7 +21,6 @@ from app.scheduler.planner.cluster import (
     Cluster,
     Configuration,
     Device,
-    DeviceState,
     Packing,
     Pool,
     Reserve,
@@ -147,7 +147,7 @@ def _cluster(chance: Random) -> Cluster:
             f"g{n}",
             chance.choice((10, 20, 20, 30)),
             f"h{n // 2}",
-            state=chance.choice((DeviceState.SCHEDULABLE,) * 8 + tuple(DeviceState)),
+            state=chance.choice((HostState.SCHEDULABLE,) * 8 + tuple(HostState)),
             unmanaged_bytes=chance.choice((0, 0, 0, 0, 3 * GB)),
         )
         for n in range(chance.randint(1, 4))

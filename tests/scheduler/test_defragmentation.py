@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 
+from app.fleet.host import HostState
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
-from app.scheduler.planner.cluster import Account, Cluster, DeviceState, charges
+from app.scheduler.planner.cluster import Account, Cluster, charges
 from app.scheduler.planner.defragmentation import Defragmentation, Disturbance, defragment
 from app.scheduler.planner.placement import plan
 from app.scheduler.planner.plan import Plan, StartPool
@@ -100,7 +101,7 @@ def test_moves_use_free_bytes_and_gain_what_they_say(case: Case) -> None:
             if d.id in gain.bytes
         )
         standing = any(one.min_pools for one in after.configurations)
-        if standing or any(device.state is DeviceState.DRAINING for device in after.devices):
+        if standing or any(device.state is HostState.DRAINING for device in after.devices):
             continue  # others may come first
         following = plan(after, [waits(gain.configuration)], NOW)
         assert gain.configuration in {one.configuration for one in following.actions if isinstance(one, StartPool)}

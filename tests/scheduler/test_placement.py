@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 
 from app.fleet.backoff import Backoff
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import COMING, PoolState
 from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import (
     Account,
     Cluster,
-    DeviceState,
     Packing,
     Reserve,
     charges,
@@ -74,7 +74,7 @@ def test_no_plan_charges_a_device_above_its_capacity(case: Case) -> None:
             assert charged[device.id] <= device.capacity_bytes - device.unmanaged_bytes
     for action in starts(made):
         there = {d.id: d for d in cluster.devices}
-        assert all(there[device].state is DeviceState.SCHEDULABLE for device in action.bytes)
+        assert all(there[device].state is HostState.SCHEDULABLE for device in action.bytes)
         assert len({there[device].host for device in action.bytes}) == 1
 
 
@@ -89,7 +89,7 @@ def test_steps_are_preempted_for_higher_classes_only(case: Case) -> None:
         for one in (*cluster.reserves, *made.actions)
         if isinstance(one, ReservedCapacity | GrantReserve)
     }
-    going = {d.id for d in cluster.devices if d.state is DeviceState.DRAINING}
+    going = {d.id for d in cluster.devices if d.state is HostState.DRAINING}
     of = {one.id: one for one in cluster.pools}
     for action in made.actions:
         if not isinstance(action, StopPool) or action.room_for in owners:
@@ -112,7 +112,7 @@ def test_steps_are_preempted_for_higher_classes_only(case: Case) -> None:
 def test_pinned_and_targeted_pools_are_not_evicted(case: Case) -> None:
     cluster = case.cluster
     made = plan(cluster, case.waiting, NOW)
-    going = {d.id for d in cluster.devices if d.state is DeviceState.DRAINING}
+    going = {d.id for d in cluster.devices if d.state is HostState.DRAINING}
     of = {one.id: one for one in cluster.pools}
     configurations = {one.id: one for one in cluster.configurations}
     for id_ in stops(made):
@@ -372,12 +372,12 @@ def test_a_reserve_is_granted_before_there_is_demand() -> None:
 
 
 def test_a_reserve_leaves_a_device_that_is_drained() -> None:
-    devices = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    devices = (gpu("g0", state=HostState.DRAINING), gpu("g1"))
     made = plan(Cluster(devices, (), (OWNER,), (reserve(),)), [], NOW)
 
     assert made.actions[0] == DropReserve("r", "g0 is drained")
     assert [one.bytes for one in made.actions if isinstance(one, GrantReserve)] == [{"g1": 14 * GB}]
-    away = replace(devices[0], state=DeviceState.CORDONED)
+    away = replace(devices[0], state=HostState.CORDONED)
     assert plan(Cluster((away, devices[1]), (), (OWNER,), (reserve(),)), [], NOW).actions == (), "it may be back soon"
 
 
@@ -582,7 +582,7 @@ def test_evictions_on_disjoint_sets_are_planned_together() -> None:
 
 
 def test_a_drained_device_is_evacuated_and_gets_no_pools() -> None:
-    devices = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    devices = (gpu("g0", state=HostState.DRAINING), gpu("g1"))
     cluster = Cluster(devices, (pool("p", "m", {"g0": 9}, busy=1, serving=Priority.STANDARD),), (model("m", 9),))
     made = plan(cluster, [], NOW)
 
@@ -609,7 +609,7 @@ def test_a_namespace_below_its_share_comes_first() -> None:
 
 def test_nothing_is_moved_for_a_namespace_that_may_not_hold_it_twice() -> None:
     """For a moment both pools hold bytes; the ledger would refuse the second."""
-    gpus = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    gpus = (gpu("g0", state=HostState.DRAINING), gpu("g1"))
     pools = (pool("p", "m", {"g0": 9}, namespace="x", busy=1),)
     for limit, starts in ((9, 0), (18, 1)):
         accounts = {"x": Account(max_bytes=limit * GB)}

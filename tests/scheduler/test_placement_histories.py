@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.fleet.host import HostState
 from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import (
     Ledger,
@@ -29,7 +30,6 @@ from app.scheduler.planner.cluster import (
     Cluster,
     Configuration,
     Device,
-    DeviceState,
     Pool,
     Reserve,
     charges,
@@ -328,10 +328,8 @@ class World:
             self.stopping[id_] = since, before or how is StopMode.PREEMPT
 
     def cluster(self) -> Cluster:
-        alive = {
-            host: DeviceState.SCHEDULABLE if host in self.agents else DeviceState.CORDONED for host in ("h0", "h1")
-        }
-        alive |= {host: DeviceState.LOST for host in alive if host not in self.ledger.agents}
+        alive = {host: HostState.SCHEDULABLE if host in self.agents else HostState.CORDONED for host in ("h0", "h1")}
+        alive |= {host: HostState.LOST for host in alive if host not in self.ledger.agents}
         return Cluster(
             tuple(replace(device, state=alive[device.host]) for device in self.devices.values()),
             tuple(self.observed(one) for one in self.ledger.reservations.values()),

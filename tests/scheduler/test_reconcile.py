@@ -13,11 +13,11 @@ from app.access.accounts import NamespaceLimits
 from app.catalog import catalog
 from app.fleet import views
 from app.fleet.holder import HeartbeatReport, ReservationHolder
+from app.fleet.host import HostState
 from app.fleet.hosts import AssignedPool, Hosts, PoolEnded, not_served
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, PoolState
-from app.fleet.rows import HostState
 from app.fleet.views import PoolView
 from app.footprint.layout import KnownLayout
 from app.kernel.database import Database, UnitOfWork

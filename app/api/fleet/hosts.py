@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api import bodies, problems
 from app.api.services import InjectedServices
 from app.fleet import views
-from app.fleet.rows import HostState
+from app.fleet.host import HostState
 from app.fleet.views import HostView
 from app.kernel.errors import InvalidInput, Problem
 

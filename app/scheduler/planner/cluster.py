@@ -17,6 +17,7 @@ from enum import StrEnum
 
 from app.devices.device import HardwareKind
 from app.fleet.backoff import Backoff
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.footprint.layout import KnownLayout
@@ -25,18 +26,6 @@ from app.kernel.priority import Priority
 #: The type of a host's RAM, and that of simulated devices.
 CPU, SIMULATED = "cpu", "simulated"
 NO_TIME = timedelta(0)
-
-
-class DeviceState(StrEnum):
-    """What the planner may do with a device: the state of its host."""
-
-    SCHEDULABLE = "schedulable"
-    #: No new pools are placed on it; its pools continue.
-    CORDONED = "cordoned"
-    #: As cordoned, and its pools are stopped or moved.
-    DRAINING = "draining"
-    #: Its host was declared lost: nothing of it is used.
-    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +46,8 @@ class Device:
     unmanaged_bytes: int = 0
     #: Factor for the tokens a second of layouts.
     speed: float = 1.0
-    state: DeviceState = DeviceState.SCHEDULABLE
+    #: Of its host. A device that its agent does not report now is cordoned.
+    state: HostState = HostState.SCHEDULABLE
 
 
 class Packing(StrEnum):

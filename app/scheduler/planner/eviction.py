@@ -18,8 +18,9 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 
+from app.fleet.host import HostState
 from app.fleet.pool import PoolState
-from app.scheduler.planner.cluster import Cluster, Configuration, DeviceState, Pool
+from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import NO_RANK, ModelDemand, load_seconds
 from app.scheduler.planner.policy import PlacementPolicy
 from app.scheduler.planner.state import PlanState
@@ -49,7 +50,7 @@ class Eviction:
 
     def _pools_of_targets(self, cluster: Cluster) -> set[str]:
         found = set()
-        draining = {device.id for device in cluster.devices if device.state is DeviceState.DRAINING}
+        draining = {device.id for device in cluster.devices if device.state is HostState.DRAINING}
         for configuration in cluster.configurations:
             if configuration.min_pools:
                 pools = [p for p in self._state.pools_of(configuration.id) if not draining & p.bytes.keys()]

@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.scheduler.planner import reasons
-from app.scheduler.planner.cluster import Cluster, Configuration, DeviceState, Pool
+from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import ModelDemand, WaitingSteps, model_demand, no_demand
 from app.scheduler.planner.plan import (
     Action,
@@ -62,7 +63,7 @@ class Planner:
         self.refusals: dict[str, Refusal] = {}
         self.threshold = policy.threshold
         self.starts = 0
-        self.draining = {id_ for id_, device in self.state.devices.items() if device.state is DeviceState.DRAINING}
+        self.draining = {id_ for id_, device in self.state.devices.items() if device.state is HostState.DRAINING}
 
     def plan(self) -> Plan:
         """Make the plan. Called once."""

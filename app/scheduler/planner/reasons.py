@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.fleet.backoff import Backoff
+from app.fleet.host import HostState
 from app.kernel.units.sizes import rounded
-from app.scheduler.planner.cluster import SIMULATED, Account, Cluster, Configuration, DeviceState, Pool
+from app.scheduler.planner.cluster import SIMULATED, Account, Cluster, Configuration, Pool
 from app.scheduler.planner.demand import ModelDemand, load_seconds
 from app.scheduler.planner.device_sets import DeviceSets
 from app.scheduler.planner.search import PlacementCandidate, Vacancy
@@ -260,7 +261,7 @@ def _obstacle(configuration: Configuration, sets: DeviceSets, state: PlanState) 
     devices = [device for device in state.devices.values() if device.type in types]
     if not devices:
         return f"there is no device of the type {listed}"
-    if all(device.state is not DeviceState.SCHEDULABLE for device in devices):
+    if all(device.state is not HostState.SCHEDULABLE for device in devices):
         return f"no device of the type {listed} is schedulable: all are cordoned, drained or lost"
     part = min(max(layout.parts) for layout in layouts)
     largest = max(devices, key=lambda device: (state.usable(device.id), device.id))

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from app.devices.device import HardwareKind
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import COMING, PoolState
 from app.footprint.layout import KnownLayout
@@ -25,7 +26,6 @@ from app.scheduler.planner.cluster import (
     Cluster,
     Configuration,
     Device,
-    DeviceState,
     Pool,
     charges,
     promises,
@@ -71,7 +71,7 @@ class PlanState:
         #: By type, the devices on which pools may be started.
         self.schedulable: dict[str, list[Device]] = {}
         for one in cluster.devices:
-            if one.state is DeviceState.SCHEDULABLE:
+            if one.state is HostState.SCHEDULABLE:
                 self.schedulable.setdefault(one.type, []).append(one)
         #: By type, free bytes and ids of the schedulable devices, the fullest first.
         self.by_free = {
