@@ -27,7 +27,7 @@ class StepPlaceOut(BaseModel):
     run: UUID
     key: str
     state: StepState
-    told: str = Field(description="whether it waits for its model, or for something else")
+    detail: str = Field(description="whether it waits for its model, or for something else")
 
 
 class ExplanationOut(BaseModel):
@@ -81,5 +81,5 @@ def _place(model_step: ModelStep) -> StepPlaceOut:
         run=model_step.run_id,
         key=model_step.key,
         state=StepState(model_step.state),
-        told=model_step.detail,
+        detail=model_step.detail,
     )

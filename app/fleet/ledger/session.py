@@ -86,9 +86,10 @@ _INSERT_PROMISE = text("""
     VALUES (CAST(:id AS uuid), CAST(:victim AS uuid), :device, :bytes)
 """)
 # The edges between states in which a reservation is charged.
+# A session does not lock reservations: a lease that was renewed since it read them stays renewed.
 _UPDATE = text("""
     UPDATE reservation SET state = CAST(:state AS text), revision = :revision, draining = :draining,
-        lease_until = :lease_until,
+        lease_until = GREATEST(lease_until, :lease_until),
         activated_at = CASE WHEN CAST(:state AS text) = 'held' THEN NULL ELSE COALESCE(activated_at, now()) END
     WHERE id = CAST(:id AS uuid)
 """)

@@ -101,7 +101,7 @@ def test_explanations_of_models_and_steps(client: TestClient, services: Services
     step = client.get(f"/v1/runs/{run_id}").json()["steps"][0]["id"]
 
     found = client.get("/v1/fleet/explain", params={"step": step}).json()
-    place = {"id": step, "run": str(run_id), "key": "a", "state": "ready", "told": "it waits for a slot of its model"}
+    place = {"id": step, "run": str(run_id), "key": "a", "state": "ready", "detail": "it waits for a slot of its model"}
     assert found["step"] == place
     assert found | {"step": None} == client.get("/v1/fleet/explain", params={"model": MODEL}).json()
     assert (found["model"], found["condition"], found["waiting"]) == (MODEL, "refused", 1)

@@ -123,6 +123,27 @@ def test_bytes_pass_from_a_victim_to_the_pool_that_waits_for_it(database: Databa
     hosts.activate("h", agent, waiting, 1)
 
 
+def test_a_renewal_outlasts_a_session_that_read_the_older_lease(
+    database: Database, hosts: Hosts, holder: ReservationHolder
+) -> None:
+    agent = hosts.join("h", "here", 8, device_reports("a"), {})
+    id_ = granted(database, "h", {"a": 600})
+    assert isinstance(id_, str)
+    epoch = begun(hosts, "h", agent, id_)
+    lease = text("SELECT lease_until, draining FROM reservation")
+    with database.work() as work:
+        open_ = session.open_session(work, "h")
+        holder.renew(id_, epoch, HeartbeatReport(PoolPhase.SERVING))
+        with database.work() as other:
+            renewed = other.rows(lease)[0].lease_until
+        assert renewed > open_.ledger.reservations[id_].lease_until
+        assert open_.change(lambda found: rules.drain(found, id_)) is None
+        open_.close()
+
+    with database.work() as work:
+        assert tuple(work.rows(lease)[0]) == (renewed, True)
+
+
 def test_a_pool_that_is_slow_to_start_still_has_its_bytes(
     database: Database, hosts: Hosts, holder: ReservationHolder
 ) -> None:
