@@ -175,3 +175,18 @@ def test_task_names_are_their_import_paths() -> None:
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES
+
+
+def test_the_map_names_every_package_and_only_what_there_is() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    rooms: set[Path] = set()
+    for first, rest in re.findall(r"^\| (`(?:app|workers)/[^|]*) \| (.*) \|$", page, re.MULTILINE):
+        here = [ROOT / name for name in re.findall(r"`([^`]+)`", first)]
+        folders = {room if room.is_dir() else room.parent for room in here}
+        rooms |= {*here, *folders, *(folder / name for folder in folders for name in re.findall(r"`(\w+)/`", rest))}
+        for name in re.findall(r"`([\w/]+\.py|\w+/)`", rest):
+            assert any((folder / name).exists() for folder in [*folders, ROOT]), f"{first}: {name}"
+    for name in re.findall(r"`((?:app|workers)/[\w/]+\.py)`", page):
+        assert (ROOT / name).is_file(), name
+    packages = {path.parent for top in ("app", "workers") for path in (ROOT / top).rglob("__init__.py")}
+    assert packages - rooms == {ROOT / "app"}
