@@ -23,7 +23,7 @@ from app.scheduler import reconcile
 from app.scheduler.reconcile import FleetDemand
 from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows import retention
-from app.workflows.runs.sweep import sweep
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.schedules.service import Schedules
 from workers.runtime import Runtime
 from workers.timetable import EXPIRE, SCHEDULES, SWEEP

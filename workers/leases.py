@@ -24,7 +24,7 @@ from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.service import Runs
-from app.workflows.runs.store import STOP_CHANNEL
+from app.workflows.runs.storage.store import STOP_CHANNEL
 from app.workflows.state_machine.states import StepState
 
 _log = log.get(__name__)

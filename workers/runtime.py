@@ -18,10 +18,10 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import WakingPublisher
-from app.workflows.runs import owners
-from app.workflows.runs.overdue import Place
-from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.recovery import owners
+from app.workflows.runs.recovery.overdue import Place
 from app.workflows.runs.service import Runs
+from app.workflows.runs.storage.payloads import PayloadLimits
 from workers.engine import Engine
 from workers.leases import Leases
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlmodel import SQLModel
 
 from app.kernel.database import UnitOfWork
-from app.workflows.runs import rows  # noqa: F401 who refers to what is known once they are in the metadata
+from app.workflows.runs.storage import rows  # noqa: F401 who refers to what is known once they are in the metadata
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 as above
 
 

@@ -21,9 +21,10 @@ from app.kernel import log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, RowsLocked
 from app.workflows import garbage
-from app.workflows.runs import store, transactions
+from app.workflows.runs import transactions
+from app.workflows.runs.recovery.sweep import InTime
+from app.workflows.runs.storage import store
 from app.workflows.runs.submission import MAX_DEPTH
-from app.workflows.runs.sweep import InTime
 
 _log = log.get(__name__)
 

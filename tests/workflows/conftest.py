@@ -16,9 +16,9 @@ from app.workflows.language import check
 from app.workflows.language.steps import MODEL_KINDS, HttpFields
 from app.workflows.runs import control, views
 from app.workflows.runs.claims import Claim
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.sweep import sweep
 from app.workflows.state_machine.outcomes import Failure, Outcome, Success
 from workers import step_kinds
 from workers.leases import Holding

@@ -47,7 +47,7 @@ from app.kernel.guard import LoopGuard
 from app.kernel.process import Adopted, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
-from app.workflows.runs import owners
+from app.workflows.runs.recovery import owners
 from workers.agent import convergence, inventory
 from workers.agent.convergence import Begin, ConvergenceLimits, GiveBack, Kill, Local, Terminate, Watch
 from workers.agent.model_files import ModelFiles

@@ -22,9 +22,10 @@ from app.kernel.errors import FailureReason, StepFailure, shortened
 from app.workflows.language.graph import Graph, Reads
 from app.workflows.language.rule import StepRule
 from app.workflows.language.steps import MapStep, SwitchStep
-from app.workflows.runs import decisions, items, payloads, store
+from app.workflows.runs import decisions
 from app.workflows.runs.messages import StepMessage, send_after_commit
-from app.workflows.runs.payloads import Kept, PayloadLimits, as_json
+from app.workflows.runs.storage import items, payloads, store
+from app.workflows.runs.storage.payloads import Kept, PayloadLimits, as_json
 from app.workflows.state_machine import events, fan_out
 from app.workflows.state_machine import transitions as runs
 from app.workflows.state_machine.events import Event

@@ -13,9 +13,9 @@ from app.kernel.errors import StepFailure, shortened
 from app.workflows.language import definition as definitions
 from app.workflows.language.graph import Graph, Reads
 from app.workflows.language.steps import AnyStep, MapBody, MapStep
-from app.workflows.runs import payloads, store
 from app.workflows.runs.change import RunChange
-from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.storage import payloads, store
+from app.workflows.runs.storage.payloads import PayloadLimits
 from app.workflows.state_machine.outcomes import TokenUsage
 
 #: Characters that are kept of what a model wrote that was not usable.

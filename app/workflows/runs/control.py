@@ -27,13 +27,14 @@ from app.kernel.errors import (
 )
 from app.workflows.language import definition as definitions
 from app.workflows.language.steps import WaitStep
-from app.workflows.runs import messages, payloads, store, submission
-from app.workflows.runs.abandon import reason_of
+from app.workflows.runs import messages, submission
 from app.workflows.runs.change import RunChange
 from app.workflows.runs.claims import known
 from app.workflows.runs.messages import send_after_commit
-from app.workflows.runs.payloads import as_json
+from app.workflows.runs.recovery.abandon import reason_of
 from app.workflows.runs.service import Runs
+from app.workflows.runs.storage import payloads, store
+from app.workflows.runs.storage.payloads import as_json
 from app.workflows.runs.submission import Accepted, Submission
 from app.workflows.state_machine import events
 from app.workflows.state_machine.outcomes import TokenUsage

@@ -31,10 +31,11 @@ from app.kernel.errors import (
     StepFailure,
 )
 from app.workflows.language.steps import TIMED_OUT, MapStep, WaitStep
-from app.workflows.runs import claims, items, messages, payloads, store, submission, transactions, waits
+from app.workflows.runs import claims, messages, submission, transactions, waits
 from app.workflows.runs.change import RunChange, queue_of, stop_items
 from app.workflows.runs.claims import Claim
-from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.storage import items, payloads, store
+from app.workflows.runs.storage.payloads import PayloadLimits
 from app.workflows.runs.submission import Accepted, Submission
 from app.workflows.runs.transactions import afterwards
 from app.workflows.state_machine import events, fan_out

@@ -35,9 +35,9 @@ from app.workflows.language import inputs
 from app.workflows.language.definition import Definition
 from app.workflows.language.graph import Graph
 from app.workflows.language.steps import MapStep
-from app.workflows.runs import payloads, store
 from app.workflows.runs.change import queue_of
-from app.workflows.runs.payloads import PayloadLimits, as_json
+from app.workflows.runs.storage import payloads, store
+from app.workflows.runs.storage.payloads import PayloadLimits, as_json
 from app.workflows.state_machine.states import RunState
 
 #: Workflows that call each other, at most, and the failure of a call beyond that.

@@ -12,7 +12,7 @@ import psycopg
 from app.kernel import log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, NotFound, RowsLocked, Unavailable
-from app.workflows.runs import store
+from app.workflows.runs.storage import store
 
 _log = log.get(__name__)
 

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import NotFound
-from app.workflows.runs import payloads, store
+from app.workflows.runs.storage import payloads, store
 
 #: More than there ever is.
 ALL = 1 << 62

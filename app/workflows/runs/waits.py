@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 from app.kernel.database import UnitOfWork
 from app.workflows.language.steps import WaitStep
-from app.workflows.runs import store
 from app.workflows.runs.change import RunChange
 from app.workflows.runs.claims import Claim
+from app.workflows.runs.storage import store
 from app.workflows.state_machine.outcomes import Signalled, Timed, TokenUsage
 from app.workflows.state_machine.states import StepState
 

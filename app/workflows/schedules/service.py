@@ -28,9 +28,9 @@ from app.kernel.errors import (
 )
 from app.workflows import registry
 from app.workflows.language import inputs as run_inputs
-from app.workflows.runs.abandon import reason_of
-from app.workflows.runs.payloads import as_json
+from app.workflows.runs.recovery.abandon import reason_of
 from app.workflows.runs.service import Runs
+from app.workflows.runs.storage.payloads import as_json
 from app.workflows.runs.submission import Submission
 from app.workflows.schedules import check, inputs, store, timetable
 from app.workflows.schedules.overlap import FireState, Going, settle

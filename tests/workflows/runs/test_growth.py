@@ -17,8 +17,8 @@ from app.kernel.database import Database, UnitOfWork
 from app.workflows import retention
 from app.workflows.language.definition import Definition
 from app.workflows.language.graph import Graph
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
-from app.workflows.runs.sweep import sweep
 from app.workflows.schedules.service import Schedules
 from app.workflows.state_machine import transitions as runs
 from app.workflows.state_machine.events import (

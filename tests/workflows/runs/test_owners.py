@@ -7,7 +7,8 @@ from sqlalchemy import text
 
 from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
-from app.workflows.runs import owners, views
+from app.workflows.runs import views
+from app.workflows.runs.recovery import owners
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import Success
 from tests.workflows.conftest import Hands

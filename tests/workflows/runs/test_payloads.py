@@ -24,9 +24,10 @@ from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, PayloadTooLarge
 from app.workflows import garbage, registry, retention
 from app.workflows.language import check
-from app.workflows.runs import control, payloads, views
-from app.workflows.runs.payloads import PayloadLimits, as_json
+from app.workflows.runs import control, views
 from app.workflows.runs.service import Runs
+from app.workflows.runs.storage import payloads
+from app.workflows.runs.storage.payloads import PayloadLimits, as_json
 from app.workflows.runs.views import Elsewhere
 from app.workflows.state_machine.states import RunState
 from tests.workflows.conftest import Hands, failure

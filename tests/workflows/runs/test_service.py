@@ -19,9 +19,9 @@ from app.workflows.language import check
 from app.workflows.language.definition import Definition
 from app.workflows.runs import views
 from app.workflows.runs.claims import Claim
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.sweep import sweep
 from app.workflows.state_machine.outcomes import Failure, Success, TokenUsage
 from app.workflows.state_machine.states import RunState
 

@@ -17,10 +17,11 @@ from sqlalchemy import text
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.workflows.runs import change as changes
-from app.workflows.runs import control, decisions, overdue
-from app.workflows.runs.overdue import Place
+from app.workflows.runs import control, decisions
+from app.workflows.runs.recovery import overdue
+from app.workflows.runs.recovery.overdue import Place
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
-from app.workflows.runs.sweep import sweep
 from app.workflows.state_machine.states import RunState
 from tests.workflows.conftest import Hands
 from tests.workflows.language.test_language import flow

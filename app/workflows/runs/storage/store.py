@@ -18,7 +18,7 @@ from sqlalchemy import Boolean, DateTime, Interval, Text, TextClause, bindparam,
 
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import FailureReason, StepFailure
-from app.workflows.runs import payloads
+from app.workflows.runs.storage import payloads
 
 #: The channel on which holders hear that a step is to be left; the payload is the step's id.
 STOP_CHANNEL = "arriero_stop"

@@ -16,8 +16,8 @@ from sqlalchemy import text
 
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import PayloadTooLarge
-from app.workflows.runs import payloads
-from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.storage import payloads
+from app.workflows.runs.storage.payloads import PayloadLimits
 from app.workflows.state_machine.fan_out import FanOut
 
 _LISTED = """

@@ -14,7 +14,7 @@ The rows of workflows and runs.
 
 JSON is kept as text: the order of keys is the order in which a grammar makes a model write them.
 Of a value that can be long, a row has the text or, in `…_sha256`, the hash of one that lies in `payload`; and its
-length in `…_bytes`. `app.workflows.runs.payloads` writes and reads them.
+length in `…_bytes`. `app.workflows.runs.storage.payloads` writes and reads them.
 Every instant is the database's own.
 """
 

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from app.kernel import log
 from app.kernel.errors import NotFound, Unavailable, shortened
-from app.workflows.runs import store
 from app.workflows.runs.service import Runs
+from app.workflows.runs.storage import store
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
 _log = log.get(__name__)

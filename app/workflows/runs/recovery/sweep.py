@@ -20,10 +20,11 @@ from uuid import UUID
 from app.kernel import log
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import BrokerUnreachable, NotFound, RowsLocked, Unavailable
-from app.workflows.runs import messages, overdue, submission
-from app.workflows.runs.abandon import abandon, reason_of
+from app.workflows.runs import messages, submission
 from app.workflows.runs.messages import send_after_commit
-from app.workflows.runs.overdue import OverdueKind, Place
+from app.workflows.runs.recovery import overdue
+from app.workflows.runs.recovery.abandon import abandon, reason_of
+from app.workflows.runs.recovery.overdue import OverdueKind, Place
 from app.workflows.runs.service import CALLER_STOPPED, Runs
 from app.workflows.state_machine.states import RunState
 
