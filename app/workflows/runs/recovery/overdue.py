@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Interval, TextClause, bindparam, text
+from sqlalchemy import TextClause, text
 
 from app.kernel.database import UnitOfWork
 
@@ -63,7 +63,7 @@ def _kind(name: str, these: str, id_: str, instant: str) -> OverdueKind:
     return OverdueKind(
         name,
         text(f"{these} AND {id_} <> ALL(:passed) {in_order} FOR NO KEY UPDATE OF run SKIP LOCKED"),
-        text(f"{these} AND {instant} < now() - :overdue {in_order}").bindparams(bindparam("overdue", type_=Interval())),
+        text(f"{these} AND {instant} < now() - CAST(:overdue AS interval) {in_order}"),
     )
 
 
@@ -88,8 +88,8 @@ _DELEGATED = text("SELECT id FROM step WHERE delegated AND id > :after ORDER BY 
 _UNANSWERED = text("""
     SELECT run.id, step.run_id FROM step JOIN run ON run.parent_step_id = step.id
     WHERE step.id = ANY(:ids) AND step.delegated AND step.state IN ('awaiting', 'cancelling')
-      AND run.finished_at < now() - :age AND (step.awaits ->> 'run') = CAST(run.id AS text)
-""").bindparams(bindparam("age", type_=Interval()))
+      AND run.finished_at < now() - CAST(:age AS interval) AND (step.awaits ->> 'run') = CAST(run.id AS text)
+""")
 _CALLED = text("""
     SELECT parent_step_id AS id FROM run WHERE finished_at IS NULL AND parent_step_id > :after
     ORDER BY parent_step_id LIMIT :limit
@@ -132,20 +132,20 @@ _READY_QUEUES = text("""
 """)
 _STALE = text("""
     SELECT count(*) AS steps FROM (
-        SELECT FROM step WHERE state = 'ready' AND queue = :queue AND published_at < now() - :age LIMIT :most
+        SELECT FROM step WHERE state = 'ready' AND queue = :queue AND published_at < now() - CAST(:age AS interval) LIMIT :most
     ) AS stale
-""").bindparams(bindparam("age", type_=Interval()))
+""")
 # The message of a step that is paused is not to be found: nothing is published of it until it is resumed, which marks
 # it as published then.
 _TOUCH_STALE = text("""
     UPDATE step SET published_at = CASE WHEN run.paused OR run.workflow_paused THEN NULL ELSE now() END
     FROM run WHERE step.id IN (
-        SELECT id FROM step WHERE state = 'ready' AND queue = :queue AND published_at < now() - :age
+        SELECT id FROM step WHERE state = 'ready' AND queue = :queue AND published_at < now() - CAST(:age AS interval)
         ORDER BY published_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
-    ) AND step.state = 'ready' AND step.published_at < now() - :age AND run.id = step.run_id
+    ) AND step.state = 'ready' AND step.published_at < now() - CAST(:age AS interval) AND run.id = step.run_id
     RETURNING step.id, step.key, step.attempt, step.queue, step.priority, step.rank, run.workflow,
               run.paused OR run.workflow_paused AS paused
-""").bindparams(bindparam("age", type_=Interval()))
+""")
 
 
 def delegated(work: UnitOfWork, place: Place, limit: int) -> list[UUID]:

@@ -8,13 +8,12 @@ Every instant is the database's: `now()` is the start of its transaction.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, DateTime, Interval, Text, TextClause, bindparam, text
+from sqlalchemy import text
 
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import FailureReason, StepFailure
@@ -24,51 +23,30 @@ from app.workflows.runs.storage import payloads
 STOP_CHANNEL = "arriero_stop"
 
 
-#: Types of parameters that Postgres could not tell from their places alone.
-_TYPES: Mapping[str, Any] = {
-    "state": Text(),
-    "owner": Text(),
-    "workflow": Text(),
-    "lease": Interval(),
-    "delay": Interval(),
-    "final": Boolean(),
-    "has_output": Boolean(),
-    "delegated": Boolean(),
-    "not_before": DateTime(timezone=True),
-    "total": Interval(),
-    "deadline": Interval(),
-}
-
-
-def _sql(statement: str) -> TextClause:
-    named = set(re.findall(r"(?<!:):(\w+)", statement))
-    return text(statement).bindparams(*(bindparam(name, type_=_TYPES[name]) for name in named & _TYPES.keys()))
-
-
-_KEEP_DEFINITION = _sql(
+_KEEP_DEFINITION = text(
     "INSERT INTO definition (sha256, document) VALUES (:sha256, CAST(:document AS json)) ON CONFLICT DO NOTHING"
 )
-_HOLD_DEFINITION = _sql("SELECT 1 FROM definition WHERE sha256 = :sha256 FOR KEY SHARE")
-_INSERT_RUN = _sql("""
+_HOLD_DEFINITION = text("SELECT 1 FROM definition WHERE sha256 = :sha256 FOR KEY SHARE")
+_INSERT_RUN = text("""
     INSERT INTO run (id, workflow, version, sha256, state, paused, workflow_paused, priority, rank, labels, inputs,
                      inputs_sha256, inputs_bytes, idempotency_key, request_sha256, concurrency_key, dedup_key,
                      parent_step_id, depth, forked_from, retention_s, deadline_at)
-    VALUES (:id, :workflow, :version, :sha256, :state, false,
-            EXISTS (SELECT FROM workflow_pause WHERE name = :workflow), :priority, :rank, CAST(:labels AS jsonb),
-            CAST(:inputs AS json), :inputs_sha256, :inputs_bytes, :key, :request, :concurrency_key, :dedup_key,
-            :parent_step_id, :depth, :forked_from, :retention_s, now() + :deadline)
+    VALUES (:id, CAST(:workflow AS text), :version, :sha256, :state, false,
+            EXISTS (SELECT FROM workflow_pause WHERE name = CAST(:workflow AS text)), :priority, :rank,
+            CAST(:labels AS jsonb), CAST(:inputs AS json), :inputs_sha256, :inputs_bytes, :key, :request, :concurrency_key, :dedup_key,
+            :parent_step_id, :depth, :forked_from, :retention_s, now() + CAST(:deadline AS interval))
     ON CONFLICT (idempotency_key) DO NOTHING
 """)
 # A pause of a workflow is written under the other kind of this lock: whoever reads it and writes what follows from it
 # holds this kind from before the one until the end of the other. Whoever locks a run too locks that first.
-_HOLD_PAUSE = _sql("SELECT pg_advisory_xact_lock_shared(hashtextextended(:name, 7205759405))")
-_LOCK_PAUSE = _sql("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759405))")
-_MARK_PAUSE = _sql("""
+_HOLD_PAUSE = text("SELECT pg_advisory_xact_lock_shared(hashtextextended(:name, 7205759405))")
+_LOCK_PAUSE = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759405))")
+_MARK_PAUSE = text("""
     UPDATE run SET workflow_paused = EXISTS (SELECT FROM workflow_pause WHERE name = run.workflow)
     WHERE id = :id AND workflow_paused <> EXISTS (SELECT FROM workflow_pause WHERE name = run.workflow)
     RETURNING workflow_paused
 """)
-_INSERT_STEPS = _sql("""
+_INSERT_STEPS = text("""
     INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, delegated,
                       attempt, failures, losses, tokens_in, tokens_out)
     SELECT id, :run_id, key, position, kind, model, 0, queue, :priority, :rank, 'pending', false, 0, 0, 0, 0, 0
@@ -77,10 +55,10 @@ _INSERT_STEPS = _sql("""
 """)
 # A step of a run that stands still is not there to be taken. Whoever locks a run and a step locks the run first, so a
 # claim, which has the step, begins the run only where nobody has that; else it is `to_begin`.
-_CLAIM = _sql("""
+_CLAIM = text("""
     WITH claimed AS (
-        UPDATE step SET state = 'running', owner = :owner, lease_until = now() + :lease, not_before = NULL,
-                        started_at = COALESCE(step.started_at, now())
+        UPDATE step SET state = 'running', owner = CAST(:owner AS text), not_before = NULL,
+                        lease_until = now() + CAST(:lease AS interval), started_at = COALESCE(step.started_at, now())
         FROM run
         WHERE step.id = :id AND attempt = :attempt AND step.state = 'ready'
           AND run.id = step.run_id AND NOT run.paused AND NOT run.workflow_paused
@@ -88,7 +66,8 @@ _CLAIM = _sql("""
                   step.input_sha256, step.model, step.deadline_at - now() AS remaining, run.workflow, run.sha256,
                   run.priority, run.state AS run_state, run.ending AS run_ending, run.depth
     ), noted AS (
-        INSERT INTO attempt (step_id, attempt, owner, model) SELECT id, attempt, :owner, model FROM claimed
+        INSERT INTO attempt (step_id, attempt, owner, model)
+        SELECT id, attempt, CAST(:owner AS text), model FROM claimed
     ), begun AS (
         UPDATE run SET state = 'running', started_at = now() WHERE id = (
             SELECT run.id FROM run JOIN claimed ON claimed.run_id = run.id
@@ -97,47 +76,52 @@ _CLAIM = _sql("""
     )
     SELECT *, run_state = 'queued' AND NOT EXISTS (SELECT FROM begun) AS to_begin FROM claimed
 """)
-_BEGIN_RUN = _sql("UPDATE run SET state = 'running', started_at = now() WHERE id = :id AND state = 'queued'")
+_BEGIN_RUN = text("UPDATE run SET state = 'running', started_at = now() WHERE id = :id AND state = 'queued'")
 _RUN_COLUMNS = """
     id, workflow, version, sha256, state, ending, paused OR workflow_paused AS paused, priority, rank, labels,
     concurrency_key, parent_step_id, depth, retention_s, error
 """
 # Not FOR UPDATE: rows that name the run may be inserted beside it.
-_LOCK_RUN = _sql(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = :id FOR NO KEY UPDATE")
+_LOCK_RUN = text(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = :id FOR NO KEY UPDATE")
 _STEP_COLUMNS = """
     id, key, kind, parent_id, item, model, model_index, queue, priority, rank, state, branch, delegated, awaits,
     attempt, failures, losses, owner, error, lease_until < now() AS expired, deadline_at < now() AS late
 """
-_STEPS = _sql(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND parent_id IS NULL ORDER BY position")
-_ITEM = _sql(f"""
+_STEPS = text(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND parent_id IS NULL ORDER BY position")
+_ITEM = text(f"""
     SELECT {_STEP_COLUMNS}, total, waiting, in_flight, failed, stopping
     FROM step LEFT JOIN fan_out ON step_id = parent_id WHERE run_id = :id AND key = :key
 """)
-_DOCUMENT = _sql("SELECT document FROM definition WHERE sha256 = :sha256")
-_INPUTS = _sql("SELECT inputs, inputs_sha256 FROM run WHERE id = :id")
-_OUTPUTS = _sql("""
+_DOCUMENT = text("SELECT document FROM definition WHERE sha256 = :sha256")
+_INPUTS = text("SELECT inputs, inputs_sha256 FROM run WHERE id = :id")
+_OUTPUTS = text("""
     SELECT id, key, kind, state, output, output_sha256, output_bytes, error FROM step
     WHERE run_id = :id AND key = ANY(:keys)
 """)
-_ITEM_OUTPUTS = _sql("SELECT output, output_sha256, output_bytes FROM step WHERE parent_id = :id ORDER BY item")
-_MOVE_STEP = _sql("""
+_ITEM_OUTPUTS = text("SELECT output, output_sha256, output_bytes FROM step WHERE parent_id = :id ORDER BY item")
+# A parameter is cast where it first occurs: its type holds for the whole statement.
+_MOVE_STEP = text("""
     UPDATE step SET
-        state = :state, attempt = :attempt, failures = :failures, losses = :losses, branch = :branch,
-        delegated = :delegated, model = :model, model_index = :model_index, queue = :queue,
-        owner = CASE WHEN :state IN ('running', 'cancelling') AND NOT :delegated THEN COALESCE(:owner, owner) END,
-        lease_until = CASE WHEN :state = 'running' THEN now() + :lease
+        state = CAST(:state AS text), attempt = :attempt, failures = :failures, losses = :losses, branch = :branch,
+        delegated = CAST(:delegated AS boolean), model = :model, model_index = :model_index, queue = :queue,
+        owner = CASE WHEN :state IN ('running', 'cancelling') AND NOT :delegated
+                     THEN COALESCE(CAST(:owner AS text), owner) END,
+        lease_until = CASE WHEN :state = 'running' THEN now() + CAST(:lease AS interval)
                            WHEN :state = 'cancelling' AND NOT :delegated THEN lease_until END,
         awaits = CASE WHEN :state IN ('awaiting', 'cancelling') THEN COALESCE(CAST(:awaits AS json), awaits) END,
-        not_before = CASE WHEN :state = 'waiting' THEN now() + :delay
-                          WHEN :state = 'awaiting' THEN COALESCE(:not_before, now() + :delay) END,
+        not_before = CASE WHEN :state = 'waiting' THEN now() + CAST(:delay AS interval)
+                          WHEN :state = 'awaiting'
+                          THEN COALESCE(CAST(:not_before AS timestamptz), now() + CAST(:delay AS interval)) END,
         published_at = CASE WHEN :state = 'ready' THEN now() ELSE published_at END,
         ready_at = CASE WHEN :state IN ('ready', 'running') THEN COALESCE(ready_at, now()) ELSE ready_at END,
         deadline_at = CASE WHEN :state = 'pending' THEN NULL
-                           WHEN :state IN ('ready', 'running') THEN COALESCE(deadline_at, now() + :total)
+                           WHEN :state IN ('ready', 'running')
+                           THEN COALESCE(deadline_at, now() + CAST(:total AS interval))
                            ELSE deadline_at END,
         started_at = CASE WHEN :state = 'running' THEN COALESCE(started_at, now()) ELSE started_at END,
-        finished_at = CASE WHEN :final THEN now() END,
-        output = CASE WHEN :has_output THEN CAST(:output AS json) WHEN :state = 'pending' THEN NULL ELSE output END,
+        finished_at = CASE WHEN CAST(:final AS boolean) THEN now() END,
+        output = CASE WHEN CAST(:has_output AS boolean) THEN CAST(:output AS json)
+                      WHEN :state = 'pending' THEN NULL ELSE output END,
         output_sha256 = CASE WHEN :has_output THEN :output_sha256
                              WHEN :state = 'pending' THEN NULL ELSE output_sha256 END,
         output_bytes = CASE WHEN :has_output THEN :output_bytes WHEN :state = 'pending' THEN NULL ELSE output_bytes END,
@@ -145,57 +129,57 @@ _MOVE_STEP = _sql("""
         tokens_in = tokens_in + :tokens_in, tokens_out = tokens_out + :tokens_out
     WHERE id = :id
 """)
-_BEGIN_ATTEMPT = _sql("INSERT INTO attempt (step_id, attempt, owner, model) VALUES (:id, :attempt, :owner, :model)")
-_END_ATTEMPT = _sql("""
+_BEGIN_ATTEMPT = text("INSERT INTO attempt (step_id, attempt, owner, model) VALUES (:id, :attempt, :owner, :model)")
+_END_ATTEMPT = text("""
     UPDATE attempt SET finished_at = now(), outcome = :outcome, message = :message, text = :text,
         tokens_in = :tokens_in, tokens_out = :tokens_out, tokens_cached = :tokens_cached,
         first_token_ms = :first_token_ms
     WHERE step_id = :id AND attempt = :attempt
 """)
-_MOVE_RUN = _sql("""
-    UPDATE run SET state = :state, ending = :ending,
+_MOVE_RUN = text("""
+    UPDATE run SET state = CAST(:state AS text), ending = :ending,
         started_at = CASE WHEN :state = 'running' THEN COALESCE(started_at, now()) ELSE started_at END,
-        finished_at = CASE WHEN :final THEN now() END,
+        finished_at = CASE WHEN CAST(:final AS boolean) THEN now() END,
         expires_at = CASE WHEN :final THEN now() + make_interval(secs => retention_s) END,
         output = CAST(:output AS json), output_sha256 = :output_sha256, output_bytes = :output_bytes,
         error = CASE WHEN :state NOT IN ('blocked', 'queued', 'running') THEN COALESCE(CAST(:error AS json), error) END
     WHERE id = :id
 """)
-_LOCK_TIMEOUT = _sql("SELECT set_config('lock_timeout', :ms, true)")
-_BREAK_RUN = _sql("""
+_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :ms, true)")
+_BREAK_RUN = text("""
     UPDATE run SET state = 'failed', ending = 'failed', finished_at = now(), error = CAST(:error AS json),
                    expires_at = now() + make_interval(secs => retention_s)
     WHERE id = :id AND finished_at IS NULL RETURNING parent_step_id, concurrency_key
 """)
-_BREAK_FAN_OUTS = _sql("""
+_BREAK_FAN_OUTS = text("""
     UPDATE fan_out SET waiting = 0, in_flight = 0, stopping = true
     FROM step WHERE step.id = step_id AND step.run_id = :id AND step.finished_at IS NULL
 """)
-_BREAK_ATTEMPTS = _sql("""
+_BREAK_ATTEMPTS = text("""
     UPDATE attempt SET finished_at = now(), outcome = :reason, message = :message
     FROM step WHERE step.id = step_id AND step.run_id = :id AND step.finished_at IS NULL
       AND attempt.attempt = step.attempt AND attempt.finished_at IS NULL
 """)
-_BREAK_STEPS = _sql("""
+_BREAK_STEPS = text("""
     UPDATE step SET state = CASE WHEN state = 'pending' THEN 'skipped' ELSE 'cancelled' END, owner = NULL,
                     lease_until = NULL, not_before = NULL, awaits = NULL, delegated = false, finished_at = now()
     WHERE run_id = :id AND state NOT IN ('succeeded', 'failed', 'skipped', 'cancelled')
     RETURNING id
 """)
-_NOTIFY_STOP = _sql("SELECT pg_notify(:channel, :step)")
-_RENEW = _sql("""
-    UPDATE step SET lease_until = now() + :lease
+_NOTIFY_STOP = text("SELECT pg_notify(:channel, :step)")
+_RENEW = text("""
+    UPDATE step SET lease_until = now() + CAST(:lease AS interval)
     WHERE id = ANY(:ids) AND owner = :owner AND state IN ('running', 'cancelling')
     RETURNING id, attempt, state
 """)
-_TOUCH_RUN = _sql("""
+_TOUCH_RUN = text("""
     UPDATE step SET published_at = now() WHERE run_id = :id AND state = 'ready'
     RETURNING id, key, attempt, queue, priority, rank
 """)
-_CALLED_BY = _sql("""
+_CALLED_BY = text("""
     SELECT id FROM run WHERE parent_step_id = :id AND state NOT IN ('succeeded', 'failed', 'cancelled')
 """)
-_ENDED_CALL = _sql("""
+_ENDED_CALL = text("""
     SELECT run.id, run.workflow, run.state, run.output, run.output_sha256, run.error, step.run_id AS parent_run_id,
            step.key,
            (SELECT COALESCE(sum(tokens_in), 0) FROM step AS own WHERE own.run_id = run.id AND own.parent_id IS NULL)
@@ -205,32 +189,32 @@ _ENDED_CALL = _sql("""
     FROM run JOIN step ON step.id = run.parent_step_id
     WHERE run.id = :id AND run.state IN ('succeeded', 'failed', 'cancelled')
 """)
-_TAKE_EVENT = _sql("""
+_TAKE_EVENT = text("""
     UPDATE event SET step_id = :step_id WHERE id = (
         SELECT id FROM event WHERE run_id = :id AND name = :name AND step_id IS NULL ORDER BY id LIMIT 1
     ) RETURNING payload, payload_sha256
 """)
-_EVENT_OF_KEY = _sql("""
+_EVENT_OF_KEY = text("""
     SELECT event.id, event.name, event.payload::text AS payload, event.payload_sha256, step.key AS step
     FROM event LEFT JOIN step ON step.id = event.step_id
     WHERE event.run_id = :id AND event.key = :key
 """)
 # What another transaction has locked is passed over, with what the run has called: its rows go with it.
-_EXPIRED_RUNS = _sql("""
+_EXPIRED_RUNS = text("""
     SELECT id FROM run WHERE expires_at < now() AND parent_step_id IS NULL AND id <> ALL(:passed)
     ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
-_CALLED_RUNS = _sql("""
+_CALLED_RUNS = text("""
     SELECT run.id FROM step JOIN run ON run.parent_step_id = step.id
     WHERE step.run_id = ANY(:ids) LIMIT :limit FOR UPDATE OF run NOWAIT
 """)
-_REMOVE_ITEMS = _sql("""
+_REMOVE_ITEMS = text("""
     DELETE FROM step WHERE id IN (
         SELECT id FROM step WHERE run_id = ANY(:ids) AND parent_id IS NOT NULL LIMIT :limit
     )
 """)
-_REMOVE_RUNS = _sql("DELETE FROM run WHERE id = ANY(:ids)")
-_HISTORY = _sql("""
+_REMOVE_RUNS = text("DELETE FROM run WHERE id = ANY(:ids)")
+_HISTORY = text("""
     INSERT INTO history (run_id, step, attempt, event, cause)
     VALUES (:run_id, :step, :attempt, :event, CAST(:cause AS json))
 """)
