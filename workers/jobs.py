@@ -48,7 +48,7 @@ def run_sweep(runtime: Runtime) -> None:
             swept = sweep(
                 runtime.runs,
                 republish_after=runtime.settings.runs.republish_after,
-                place=runtime.swept,
+                cursor=runtime.sweep_cursor,
                 in_time=_in_time(_SWEEP_SECONDS),
             )
         except Unavailable as error:

@@ -105,7 +105,7 @@ class Leases:
     ) -> None:
         self._runs, self.owner = runs, owner
         self._interval = interval.total_seconds()
-        self._lease = runs.lease.total_seconds()
+        self._lease = runs.policy.lease.total_seconds()
         self._stalled_for = stalled_for
         self._held: dict[UUID, Holding] = {}
         self._lock = threading.Lock()

@@ -19,9 +19,9 @@ from app.kernel.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import WakingPublisher
 from app.workflows.runs.recovery import owners
-from app.workflows.runs.recovery.overdue import Place
+from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
-from app.workflows.runs.storage.payloads import PayloadLimits
+from app.workflows.runs.transactions import RunPolicy
 from workers.engine import Engine
 from workers.leases import Leases
 
@@ -40,7 +40,7 @@ class Runtime:
     #: The models that can be served, as this process read them when it began.
     catalog: Catalog
     #: Where the last sweep of this process ended.
-    swept: Place = field(default_factory=Place)
+    sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
 
     @property
     def owner(self) -> str:
@@ -73,14 +73,8 @@ def start(
     """
     servers = addresses.of(settings)
     database = databases.at_head(servers.database_url, pool_size=threads + 1)
-    runs = Runs(
-        database,
-        WakingPublisher(CeleryPublisher(app, servers.redis_url)),
-        lease=settings.runs.lease,
-        max_worker_losses=settings.runs.max_worker_losses,
-        retention=settings.runs.retention,
-        limits=PayloadLimits.of(settings.runs),
-    )
+    publisher = WakingPublisher(CeleryPublisher(app, servers.redis_url))
+    runs = Runs(database, publisher, RunPolicy.of(settings.runs))
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)

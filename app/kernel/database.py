@@ -162,6 +162,10 @@ class UnitOfWork:
         """The first row of a statement, or None."""
         return self.ask(statement, parameters).fetchone()
 
+    def ask_of(self, type_: type[Any], statement: TextClause, parameters: Parameters | None = None) -> QueryResult:
+        """As `ask`, with the rows as objects of a class whose fields have the names of the columns."""
+        return self._ask(statement, parameters, class_row(type_))
+
     def rows_of(self, type_: type[T], statement: TextClause, parameters: Parameters | None = None) -> list[T]:
         """All rows of a statement, as objects of a class whose fields have the names of the columns."""
         found: list[T] = self._ask(statement, parameters, class_row(type_)).fetchall()

@@ -23,7 +23,7 @@ from app.kernel.errors import DatabaseUnreachable, RowsLocked
 from app.workflows import garbage
 from app.workflows.runs import transactions
 from app.workflows.runs.recovery.sweep import InTime
-from app.workflows.runs.storage import store
+from app.workflows.runs.storage import removal
 from app.workflows.runs.submission import MAX_DEPTH
 
 _log = log.get(__name__)
@@ -46,7 +46,7 @@ def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:
         ids: list[UUID] = []
         try:
             with transactions.begin(database, _LOCK_WAIT) as work:
-                ids = store.expired_runs(work, together, passed)
+                ids = removal.expired_runs(work, together, passed)
                 removed += _remove_part(work, ids)
         except DatabaseUnreachable:
             raise
@@ -68,13 +68,13 @@ def _remove_part(work: UnitOfWork, ids: list[UUID]) -> int:
     """Remove the lowest part of what belongs to runs, or the runs where nothing large is left; gives how many runs."""
     top = ids
     for _ in range(MAX_DEPTH + 1):
-        called = store.called_runs(work, ids, _RUNS)
+        called = removal.called_runs(work, ids, _RUNS)
         if not called:
             break
         ids = called
-    if not ids or store.remove_items(work, ids, _ITEMS) == _ITEMS:
+    if not ids or removal.remove_items(work, ids, _ITEMS) == _ITEMS:
         return 0
-    removed = store.remove_runs(work, ids)
+    removed = removal.remove_runs(work, ids)
     return removed if ids == top else 0
 
 

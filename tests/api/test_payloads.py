@@ -35,7 +35,7 @@ WORDS = ["a", {"z": "é" * 300, "a": [1.0, None]}, "c"]
 def services(services: Services, runs: Runs, tmp_path: Path) -> Services:
     """An API with small limits: few bytes inline in answers, and few in the rows of runs."""
     settings = Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=500))
-    small = replace(runs, limits=PayloadLimits(inline=100, one=4000))
+    small = replace(runs, policy=replace(runs.policy, limits=PayloadLimits(inline=100, one=4000)))
     return replace(services, settings=settings, runs=small)
 
 

@@ -1,48 +1,69 @@
-"""Transactions of runs: how long one waits for locked rows, and what becomes of errors after its commit."""
+"""Transactions on runs: how long they wait for locks, the settings they follow, and the effects of their commit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
-from uuid import UUID
 
 import psycopg
+from sqlalchemy import text
 
-from app.kernel import log
+from app.kernel import ids
 from app.kernel.database import Database, UnitOfWork
-from app.kernel.errors import DatabaseUnreachable, NotFound, RowsLocked, Unavailable
-from app.workflows.runs.storage import store
+from app.kernel.errors import DatabaseUnreachable, RowsLocked
+from app.kernel.settings import RunSettings
+from app.workflows.runs.effects import Effect
+from app.workflows.runs.storage.payloads import PayloadLimits
 
-_log = log.get(__name__)
+_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :ms, true)")
+
+
+@dataclass(frozen=True, slots=True)
+class RunPolicy:
+    """The settings of runs."""
+
+    #: Setting runs.lease: for how long a claim holds unless it is renewed.
+    lease: timedelta
+    #: Setting runs.max_worker_losses: a step is given up after the deaths of so many workers.
+    max_worker_losses: int
+    #: Setting runs.retention: how long a finished run is kept unless its workflow or its client says otherwise.
+    retention: timedelta = timedelta(days=30)
+    #: The longest inputs and outputs.
+    limits: PayloadLimits = field(default_factory=PayloadLimits)
+    #: Draws from [0, 1).
+    chance: Callable[[], float] = field(default=ids.chance)
+
+    @staticmethod
+    def of(settings: RunSettings) -> RunPolicy:
+        """The policy of the settings."""
+        limits = PayloadLimits.of(settings)
+        return RunPolicy(settings.lease, settings.max_worker_losses, settings.retention, limits)
+
+
+@dataclass(frozen=True, slots=True)
+class RunTransaction:
+    """A transaction on one run, and the effects to carry out after its commit."""
+
+    work: UnitOfWork
+    policy: RunPolicy
+    effects: list[Effect] = field(default_factory=list)
 
 
 @contextmanager
 def begin(database: Database, lock_wait: timedelta | None) -> Iterator[UnitOfWork]:
     """
-    One transaction that waits for locked rows no longer than `lock_wait`, or as long as the database says.
+    One transaction that waits for locked rows no longer than `lock_wait`; None means the limit of the database.
 
     Raises RowsLocked, DatabaseUnreachable.
     """
     try:
         with database.work() as work:
             if lock_wait is not None:
-                store.wait_for_locks(work, lock_wait)
+                work.ask(_LOCK_TIMEOUT, {"ms": str(max(round(lock_wait.total_seconds() * 1000), 1))})
             yield work
     except DatabaseUnreachable as error:
         if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
             raise RowsLocked("another transaction has locked the rows") from error
         raise
-
-
-def afterwards(action: Callable[[], object], subject: UUID) -> None:
-    """
-    Do what follows a commit. Whatever it raises, the commit stands and what else follows it is done: the sweep does
-    this again, and ends the run that it raises for.
-    """
-    try:
-        action()
-    except (Unavailable, NotFound) as error:
-        _log.warning("aftermath_postponed", subject=str(subject), error=str(error))
-    except Exception:  # noqa: BLE001 the shell of what follows a commit
-        _log.exception("aftermath_broke", subject=str(subject))

@@ -32,6 +32,7 @@ from app.workflows.runs.recovery.abandon import reason_of
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage.payloads import as_json
 from app.workflows.runs.submission import Submission
+from app.workflows.runs.transactions import begin
 from app.workflows.schedules import check, inputs, store, timetable
 from app.workflows.schedules.overlap import FireState, Going, settle
 from app.workflows.schedules.schedule import Schedule
@@ -107,12 +108,12 @@ class Schedules:
 
         Raises InvalidInput when its workflow is not there or does not take its inputs.
         """
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             now = store.now(work)
         if problems := list(self._problems(schedule, now)):
             raise InvalidInput(problems, check.WHAT)
         name, document = schedule.schedule, as_json(schedule.document())
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             store.lock_name(work, name)
             row, now = store.lock(work, name), store.now(work)
             if row is None:
@@ -129,7 +130,7 @@ class Schedules:
 
     def get(self, name: str) -> View:
         """One schedule. Raises NotFound, naming those that there are."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = store.view(work, name)
             if row is None:
                 raise _unknown(work, name)
@@ -137,7 +138,7 @@ class Schedules:
 
     def all(self) -> list[View]:
         """Every schedule, by name."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             return [_view(row) for row in store.views(work)]
 
     def fires(
@@ -145,7 +146,7 @@ class Schedules:
     ) -> FirePage:
         """At most `limit` fires before the fire `before`, in one of `states`, the latest first. Raises NotFound."""
         schedule_id = self.get(name).row.id
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             rows = store.fires(work, schedule_id, limit=limit + 1, before=before, states=states)
         more = len(rows) > limit
         return FirePage(rows[:limit], rows[limit - 1].id if more else None)
@@ -157,14 +158,14 @@ class Schedules:
 
     def delete(self, name: str) -> None:
         """Remove a schedule and the history of its fires; its runs stay, and go on. Raises NotFound."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             if not store.delete(work, name):
                 raise _unknown(work, name)
         _log.info("schedule_deleted", schedule=name)
 
     def pause(self, name: str, reason: str | None = None) -> View:
         """Let it fire no more; fires that wait are dropped, runs go on. Raises NotFound."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = self._lock(work, name)
             if row.paused_at is None:
                 self._move(work, _timetable(row), self._come_due(work, row, store.now(work)))
@@ -176,7 +177,7 @@ class Schedules:
 
     def resume(self, name: str) -> View:
         """Let it fire again; what came due meanwhile is skipped. Raises NotFound."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = self._lock(work, name)
             if row.paused_at is not None:
                 passed = timetable.passed(_timetable(row), row.decided_to, store.now(work), _PAUSED)
@@ -194,7 +195,7 @@ class Schedules:
         What it does beside an earlier run is for its `overlap` to say, unless it is forced to begin. The same key gives
         the fire that it gave before, as long as the history has it. Raises NotFound.
         """
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = self._lock(work, name)
             now = store.now(work)
             fire_id = ids.new_id() if key is None else uuid5(row.id, key)
@@ -203,12 +204,12 @@ class Schedules:
             store.insert_fires(work, [values | {"id": fire_id, "by_hand": True}])
             begun = self._settle(work, row)
         self._follow(row, begun)
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             return store.fires(work, row.id, limit=1, fire_id=fire_id)[0]
 
     def ready(self, limit: int = BATCH) -> list[UUID]:
         """Schedules about which there is something to decide."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             return store.ready(work, limit)
 
     def advance_all(self) -> int:
@@ -234,7 +235,7 @@ class Schedules:
 
     def suspend(self, schedule_id: UUID, reason: str) -> None:
         """Pause a schedule that raises, without reading its document; its fires that are open have failed."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             if store.lock_if_free(work, schedule_id) is None:
                 return
             for fire in store.open_fires(work, schedule_id):
@@ -248,7 +249,7 @@ class Schedules:
 
         Any number may do this at once: who finds the schedule locked leaves it to the other.
         """
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = store.lock_if_free(work, schedule_id)
             if row is None:
                 return 0
@@ -316,14 +317,14 @@ class Schedules:
         except Exception as error:  # noqa: BLE001 left alone, it would be submitted again for ever
             _log.exception("schedule_fire_broke", schedule=row.name, at=fire.at.isoformat())
             return self._failed(row, fire, reason_of(error, "submitting its run"))
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             fired = store.decide(work, fire.id, FireState.STARTING, FireState.FIRED, run_id=run_id)
         if fired:
             _log.info("schedule_fired", schedule=row.name, at=fire.at.isoformat(), run_id=str(run_id))
         return fired
 
     def _failed(self, row: Any, fire: Any, reason: str) -> bool:
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             store.decide(work, fire.id, FireState.STARTING, FireState.FAILED, reason=reason)
         _log.warning("schedule_fire_failed", schedule=row.name, at=fire.at.isoformat(), error=reason)
         return False

@@ -13,7 +13,7 @@ from app.kernel import durations
 from app.kernel.errors import ConcurrencyLimitReached, EventKeyReused, InvalidInput, InvalidTransition, NotFound
 from app.workflows import registry, retention
 from app.workflows.language import check
-from app.workflows.runs import control, submission
+from app.workflows.runs import control, forks, submission
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from tests.workflows.conftest import Hands, fails_then, failure
@@ -335,7 +335,7 @@ def test_an_answer_that_was_lost_is_made_up_by_the_sweep(hands: Hands, monkeypat
     store(hands, CHILD)
     run_id = hands.submit(PARENT, word="hello")
     with monkeypatch.context() as patched:
-        patched.setattr(type(hands.runs), "run_ended", lambda *_: None)
+        patched.setattr(type(hands.runs), "_carry_out", lambda *_: None)
         hands.work()
     assert hands.states(run_id)["ask"] == "awaiting"
     hands.pass_time(seconds=5)
@@ -773,12 +773,12 @@ def test_a_fork_goes_on_from_a_step_with_other_inputs(hands: Hands) -> None:
     )
     run_id = hands.submit(source, word="old")
     with pytest.raises(InvalidTransition):
-        control.fork(hands.runs, run_id, "b", {})
+        forks.fork(hands.runs, run_id, "b", {})
     hands.work(a="A")
     with pytest.raises(NotFound, match="each, a, b, c"):
-        control.fork(hands.runs, run_id, "x", {})
+        forks.fork(hands.runs, run_id, "x", {})
     hands.done.clear()
-    forked = control.fork(hands.runs, run_id, "b", {"word": "new"}).id
+    forked = forks.fork(hands.runs, run_id, "b", {"word": "new"}).id
     seen: list[Any] = []
 
     def answer(claim: Any) -> Any:
@@ -922,13 +922,13 @@ def test_a_submission_beside_a_pause_is_paused(hands: Hands) -> None:
 def submitted_beside(hands: Hands, source: str, *, paused: bool) -> Any:
     """A run that is written, and commits while its workflow is being paused or resumed."""
     waits = text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-    prepared = submission.prepare(Submission(check.parse(source), {}), hands.runs.retention, hands.runs.limits)
+    prepared = submission.prepare(Submission(check.parse(source), {}), hands.runs.policy)
     steer = threading.Thread(target=control.pause_workflow, args=(hands.runs, "flow"), kwargs={"paused": paused})
-    with hands.runs.database.work() as work:
-        hands.runs.write(work, prepared)
-        work.rows(text("SELECT 1"))
+    with hands.runs.transaction() as transaction:
+        submission.create(transaction, prepared)
+        transaction.work.rows(text("SELECT 1"))
         steer.start()
-        while steer.is_alive() and not work.rows(waits):
+        while steer.is_alive() and not transaction.work.rows(waits):
             pass
     steer.join()
     return hands.run(prepared.id)

@@ -24,11 +24,11 @@ from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, PayloadTooLarge
 from app.workflows import garbage, registry, retention
 from app.workflows.language import check
-from app.workflows.runs import control, views
+from app.workflows.runs import control, forks, views
+from app.workflows.runs.details import Elsewhere
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage import payloads
 from app.workflows.runs.storage.payloads import PayloadLimits, as_json
-from app.workflows.runs.views import Elsewhere
 from app.workflows.state_machine.states import RunState
 from tests.workflows.conftest import Hands, failure
 from workers import jobs
@@ -96,7 +96,7 @@ def stored(database: Database, what: str = "payload") -> int:
 @pytest.fixture
 def hands(runs: Runs) -> Hands:
     """A worker where little stays in the rows."""
-    return Hands(replace(runs, limits=SMALL))
+    return Hands(replace(runs, policy=replace(runs.policy, limits=SMALL)))
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -113,7 +113,7 @@ def test_a_value_comes_back_byte_for_byte_wherever_it_lies(hands: Hands, v: Any,
     hands.tell(run_id, "news", told)
     hands.work(a=keep, each=keep, give=keep, last=keep)
     run, listed = hands.run(run_id), hands.items(run_id, "each")
-    fork = control.fork(hands.runs, run_id, "last", {"w": told}).id
+    fork = forks.fork(hands.runs, run_id, "last", {"w": told}).id
     child = hands.step(run_id, "call").called_run_id
     hands.work(last=keep)
     forked = hands.run(fork)
@@ -191,7 +191,7 @@ def test_what_is_shared_goes_with_the_last_who_has_it(hands: Hands) -> None:
     short = hands.submit(GIVE.replace("workflow: give", "workflow: give\nretention: 1h"), v=LONG)
     hands.submit(GIVE, v=LONG)
     hands.work(a=[LONG])
-    control.fork(hands.runs, short, "a", {})
+    forks.fork(hands.runs, short, "a", {})
     assert (stored(database), stored(database, "definition")) == (3, 2)
 
     def expire(hours: int) -> tuple[int, int, int]:

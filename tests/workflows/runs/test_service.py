@@ -19,6 +19,7 @@ from app.workflows.language import check
 from app.workflows.language.definition import Definition
 from app.workflows.runs import views
 from app.workflows.runs.claims import Claim
+from app.workflows.runs.recovery.expiry import expire_lease
 from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
@@ -231,7 +232,8 @@ def test_a_renewed_lease_is_not_taken(runs: Runs, database: Database) -> None:
     let_lease_end(database, run_id)
 
     assert runs.renew([held.step_id], WORKER)[held.step_id] == (1, "running")
-    assert not runs.expire_lease(run_id, "first", 1)
+    with runs.transaction() as transaction:
+        assert not expire_lease(transaction, run_id, "first", 1)
     assert runs.succeed(held, WORKER, Success("x")) is None
 
 
@@ -298,7 +300,7 @@ def test_the_broker_being_away_loses_nothing(runs: Runs, database: Database) -> 
 
     nowhere = "redis://127.0.0.1:1/0"
     cut_off = CeleryPublisher(broker.celery_app(nowhere, BrokerSettings()), nowhere)
-    alone = Runs(database, cut_off, lease=runs.lease, max_worker_losses=3)
+    alone = Runs(database, cut_off, runs.policy)
     submit(alone)
     age_messages(database)
     assert sweep(alone, republish_after=timedelta(seconds=5)).republished == 0

@@ -18,8 +18,8 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.workflows.runs import change as changes
 from app.workflows.runs import control, decisions
-from app.workflows.runs.recovery import overdue
-from app.workflows.runs.recovery.overdue import Place
+from app.workflows.runs.recovery import expiry, overdue
+from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.states import RunState
@@ -88,7 +88,7 @@ def test_a_run_that_raises_ends_with_the_reason_and_the_sweep_goes_on(
 
     def write(change: changes.RunChange) -> None:
         ending = change.run.state in (RunState.CANCELLED, RunState.FAILED, RunState.CANCELLING)
-        if change.run_row.id == bad and (whatever or not ending):
+        if change.locked.id == bad and (whatever or not ending):
             raise ZeroDivisionError("a defect")
         real(change)
 
@@ -167,14 +167,14 @@ def test_a_locked_concurrency_key_is_passed_over(hands: Hands) -> None:
 def test_concurrent_sweeps_take_different_rows(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     run_ids = [asleep(hands, flow(WAIT)) for _ in range(20)]
     hands.pass_time(hours=2)
-    real, taken = Runs.end_delay, list[bool]()
+    real, taken = expiry.end_delay, list[bool]()
 
-    def end_delay(runs: Runs, *arguments: Any) -> bool:
-        ended = real(runs, *arguments)
+    def end_delay(*arguments: Any) -> bool:
+        ended = real(*arguments)
         taken.append(ended)
         return ended
 
-    monkeypatch.setattr(Runs, "end_delay", end_delay)
+    monkeypatch.setattr(expiry, "end_delay", end_delay)
     threads = [threading.Thread(target=hands.sweep) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -195,10 +195,10 @@ def test_no_concurrency_key_starves_behind_others(hands: Hands, monkeypatch: pyt
     )
     runs = {key: [hands.submit(source, k=key) for _ in range(2)] for key in "abcdefg"}
     with monkeypatch.context() as patched:
-        patched.setattr(Runs, "run_ended", lambda *_: None)
+        patched.setattr(Runs, "_carry_out", lambda *_: None)
         hands.work(runs["g"][0])
-    place = Place()
-    swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, place=place) for _ in range(4)]
+    cursor = SweepCursor()
+    swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, cursor=cursor) for _ in range(4)]
     assert sum(one.made_up for one in swept) == 1
     assert hands.run(runs["g"][1]).state == "queued"
 
@@ -209,11 +209,11 @@ def test_answers_and_cancels_are_made_up_page_by_page(hands: Hands, monkeypatch:
     parents = [asleep_on_a_call(hands, call) for _ in range(5)]
     last = sorted(parents, key=lambda one: hands.step(one, "ask").id)[-1]
     with monkeypatch.context() as patched:
-        patched.setattr(Runs, "run_ended", lambda *_: None)
+        patched.setattr(Runs, "_carry_out", lambda *_: None)
         hands.work(hands.step(last, "ask").called_run_id)
     hands.pass_time(seconds=5)
-    place = Place()
-    swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, place=place) for _ in range(4)]
+    cursor = SweepCursor()
+    swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, cursor=cursor) for _ in range(4)]
     assert sum(one.made_up for one in swept) == 1
     assert hands.run(last).state == "succeeded"
 

@@ -1,11 +1,11 @@
 """
-Overdue rows: what the sweep takes up. Statements only.
+Overdue rows: the statements with which the sweep finds its work.
 
-Steps and runs whose time has come are taken one by one, each under the lock of its run: rows that another transaction
-has locked are passed over, so concurrent sweeps take different rows and none of them waits.
-What is lost without a time of its own (an answer to a caller, a cancel of a called run, an admission) is looked for
-page by page through what is open, in the order of an index, and each sweep goes on where the last one of its process
-ended. What a sweep reads is bounded by its batch, however much waits or is kept.
+Steps and runs whose time has come are selected one by one, each under the lock of its run. Rows that another
+transaction has locked are skipped, so concurrent sweeps select different rows and none of them waits.
+Lost effects without a time of their own (an answer to a caller, a cancel of a called run, an admission) are searched
+page by page among open rows, in the order of an index; each sweep continues where the last one of its process ended.
+The rows that a sweep reads are bounded by its batch, however many wait or are kept.
 """
 
 from __future__ import annotations
@@ -13,67 +13,87 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import TextClause, text
 
 from app.kernel.database import UnitOfWork
+from app.workflows.runs.storage.store import ReadyStep
 
 #: Before every id.
 _FIRST = UUID(int=0)
 
 
 @dataclass(slots=True)
-class Place:
-    """How far the pages of a process have come. Empty is the beginning."""
+class SweepCursor:
+    """The positions at which the next sweep of a process continues. Empty is the beginning."""
 
-    answered: UUID = _FIRST
+    delegated: UUID = _FIRST
     called: UUID = _FIRST
     concurrency_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """A step or a run that is overdue."""
+
+    #: Of the step or the run.
+    id: UUID
+    run_id: UUID
+    #: Of a step.
+    key: str = ""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StaleStep(ReadyStep):
+    """A ready step whose message was sent long ago."""
+
+    workflow: str
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OverdueKind:
-    """One kind of overdue rows. Each row has `id` and `run_id`; that of a step has `key` and `attempt`, too."""
+    """One kind of overdue rows."""
 
     name: str
     _next: TextClause
     _oldest: TextClause
 
-    def next(self, work: UnitOfWork, passed: Collection[UUID]) -> Any | None:
-        """The row that is overdue the longest, but for those of `passed` and of locked runs; its run is locked then."""
-        return work.row(self._next, {"passed": list(passed)})
+    def next(self, work: UnitOfWork, passed: Collection[UUID]) -> Overdue | None:
+        """The longest overdue row, except those of `passed` and of locked runs. Its run is locked then."""
+        return work.row_of(Overdue, self._next, {"passed": list(passed)})
 
-    def oldest(self, work: UnitOfWork, overdue: timedelta) -> Any | None:
-        """The row that is overdue the longest, if it is for that long, whoever has locked its run."""
-        return work.row(self._oldest, {"overdue": overdue})
+    def oldest(self, work: UnitOfWork, overdue: timedelta) -> Overdue | None:
+        """The longest overdue row, if it is overdue for that long; its run may be locked by another transaction."""
+        return work.row_of(Overdue, self._oldest, {"overdue": overdue})
 
 
 def _steps(name: str, states: str, instant: str) -> OverdueKind:
-    these = f"""
+    select = f"""
         SELECT step.id, step.run_id, step.key, step.attempt FROM step JOIN run ON run.id = step.run_id
         WHERE step.state IN ({states}) AND step.{instant} < now()
     """
-    return _kind(name, these, "step.id", f"step.{instant}")
+    return _kind(name, select, "step.id", f"step.{instant}")
 
 
-def _kind(name: str, these: str, id_: str, instant: str) -> OverdueKind:
+def _kind(name: str, select: str, id_: str, instant: str) -> OverdueKind:
     in_order = f"ORDER BY {instant} LIMIT 1"
     return OverdueKind(
         name,
-        text(f"{these} AND {id_} <> ALL(:passed) {in_order} FOR NO KEY UPDATE OF run SKIP LOCKED"),
-        text(f"{these} AND {instant} < now() - CAST(:overdue AS interval) {in_order}"),
+        text(f"{select} AND {id_} <> ALL(:passed) {in_order} FOR NO KEY UPDATE OF run SKIP LOCKED"),
+        text(f"{select} AND {instant} < now() - CAST(:overdue AS interval) {in_order}"),
     )
 
 
-#: Held steps whose lease has run out.
+#: Held steps whose lease has expired.
 EXPIRED = _steps("expired", "'running', 'cancelling'", "lease_until")
 #: Waiting steps whose delay is over.
 DUE = _steps("due", "'waiting', 'awaiting'", "not_before")
-#: Steps that nobody holds and whose whole time is over.
-OUT_OF_TIME = _steps("out_of_time", "'ready', 'waiting', 'awaiting'", "deadline_at")
-#: Runs that go on after their deadline.
+#: Steps that no worker holds and whose whole time is over.
+TIMED_OUT_STEPS = _steps("timed_out", "'ready', 'waiting', 'awaiting'", "deadline_at")
+#: Open runs whose deadline has passed.
 PAST_DEADLINE = _kind(
     "past_deadline",
     """SELECT id, id AS run_id FROM run
@@ -82,7 +102,7 @@ PAST_DEADLINE = _kind(
     "deadline_at",
 )
 
-KINDS = (EXPIRED, DUE, OUT_OF_TIME, PAST_DEADLINE)
+KINDS = (EXPIRED, DUE, TIMED_OUT_STEPS, PAST_DEADLINE)
 
 _DELEGATED = text("SELECT id FROM step WHERE delegated AND id > :after ORDER BY id LIMIT :limit")
 _UNANSWERED = text("""
@@ -109,7 +129,7 @@ _BLOCKED_KEYS = text("""
     )
     SELECT key FROM found WHERE key IS NOT NULL LIMIT :limit
 """)
-#: Of these keys, those with a run that waits and may begin.
+#: Of these keys, those with a blocked run that may begin.
 _ADMISSIBLE = text("""
     SELECT listed.key FROM unnest(CAST(:keys AS text[])) AS listed (key) CROSS JOIN LATERAL (
         SELECT sha256 FROM run WHERE concurrency_key = listed.key AND state = 'blocked'
@@ -132,11 +152,11 @@ _READY_QUEUES = text("""
 """)
 _STALE = text("""
     SELECT count(*) AS steps FROM (
-        SELECT FROM step WHERE state = 'ready' AND queue = :queue AND published_at < now() - CAST(:age AS interval) LIMIT :most
+        SELECT FROM step
+        WHERE state = 'ready' AND queue = :queue AND published_at < now() - CAST(:age AS interval) LIMIT :most
     ) AS stale
 """)
-# The message of a step that is paused is not to be found: nothing is published of it until it is resumed, which marks
-# it as published then.
+# A paused step has no message: none is sent until it is resumed, which marks it as published.
 _TOUCH_STALE = text("""
     UPDATE step SET published_at = CASE WHEN run.paused OR run.workflow_paused THEN NULL ELSE now() END
     FROM run WHERE step.id IN (
@@ -148,34 +168,34 @@ _TOUCH_STALE = text("""
 """)
 
 
-def delegated(work: UnitOfWork, place: Place, limit: int) -> list[UUID]:
-    """The next page of steps whose work is delegated to items or to another run."""
-    found = [row.id for row in work.rows(_DELEGATED, {"after": place.answered, "limit": limit})]
-    place.answered = found[-1] if len(found) == limit else _FIRST
+def delegated(work: UnitOfWork, cursor: SweepCursor, limit: int) -> list[UUID]:
+    """The next page of steps that are delegated to items or to another run."""
+    found = [row.id for row in work.rows(_DELEGATED, {"after": cursor.delegated, "limit": limit})]
+    cursor.delegated = found[-1] if len(found) == limit else _FIRST
     return found
 
 
-def unanswered(work: UnitOfWork, ids: Collection[UUID], age: timedelta) -> list[Any]:
-    """Called runs of these steps that ended longer ago than `age` without an answer: `id`, `run_id` of the caller."""
-    return work.rows(_UNANSWERED, {"ids": list(ids), "age": age}) if ids else []
+def unanswered(work: UnitOfWork, ids: Collection[UUID], age: timedelta) -> list[Overdue]:
+    """Called runs of these steps that ended longer ago than `age` without an answer, with the run of the caller."""
+    return work.rows_of(Overdue, _UNANSWERED, {"ids": list(ids), "age": age}) if ids else []
 
 
-def called(work: UnitOfWork, place: Place, limit: int) -> list[UUID]:
-    """The next page of steps that have called a run which goes on."""
-    found = [row.id for row in work.rows(_CALLED, {"after": place.called, "limit": limit})]
-    place.called = found[-1] if len(found) == limit else _FIRST
+def called(work: UnitOfWork, cursor: SweepCursor, limit: int) -> list[UUID]:
+    """The next page of steps that have called a run which is open."""
+    found = [row.id for row in work.rows(_CALLED, {"after": cursor.called, "limit": limit})]
+    cursor.called = found[-1] if len(found) == limit else _FIRST
     return found
 
 
-def unstopped(work: UnitOfWork, ids: Collection[UUID]) -> list[Any]:
-    """Runs that these steps have called and that go on, though their callers have ended or are to: `id`, `run_id`."""
-    return work.rows(_UNSTOPPED, {"ids": list(ids)}) if ids else []
+def unstopped(work: UnitOfWork, ids: Collection[UUID]) -> list[Overdue]:
+    """Open runs that these steps have called, although the steps have ended or are to end."""
+    return work.rows_of(Overdue, _UNSTOPPED, {"ids": list(ids)}) if ids else []
 
 
-def admissible_keys(work: UnitOfWork, place: Place, limit: int) -> list[str]:
-    """Of the next page of concurrency keys for which runs wait, those of which one may begin."""
-    found = [row.key for row in work.rows(_BLOCKED_KEYS, {"after": place.concurrency_key, "limit": limit})]
-    place.concurrency_key = found[-1] if len(found) == limit else ""
+def admissible_keys(work: UnitOfWork, cursor: SweepCursor, limit: int) -> list[str]:
+    """Of the next page of concurrency keys with blocked runs, those of which one may begin."""
+    found = [row.key for row in work.rows(_BLOCKED_KEYS, {"after": cursor.concurrency_key, "limit": limit})]
+    cursor.concurrency_key = found[-1] if len(found) == limit else ""
     return [row.key for row in work.rows(_ADMISSIBLE, {"keys": found})] if found else []
 
 
@@ -185,13 +205,13 @@ def ready_queues(work: UnitOfWork) -> list[str]:
 
 
 def stale(work: UnitOfWork, queue: str, age: timedelta, most: int) -> int:
-    """How many steps of a queue were published longer ago than `age` and are still not taken; counted up to `most`."""
+    """The number of ready steps of a queue whose message was sent longer ago than `age`; counted up to `most`."""
     row = work.row(_STALE, {"queue": queue, "age": age, "most": most})
     assert row is not None
     steps: int = row.steps
     return steps
 
 
-def touch_stale(work: UnitOfWork, queue: str, age: timedelta, limit: int) -> list[Any]:
-    """The oldest of those steps, marked as published now; or as not published, where they are `paused`."""
-    return work.rows(_TOUCH_STALE, {"queue": queue, "age": age, "limit": limit})
+def touch_stale(work: UnitOfWork, queue: str, age: timedelta, limit: int) -> list[StaleStep]:
+    """The oldest of those steps, marked as published now; or as not published, where they are paused."""
+    return work.rows_of(StaleStep, _TOUCH_STALE, {"queue": queue, "age": age, "limit": limit})

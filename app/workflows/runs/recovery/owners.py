@@ -1,12 +1,12 @@
 """
-Owners: the processes that hold claimed steps, and what follows when one of them is seen dead.
+Owners: the worker processes that hold claimed steps, and the expiry of the leases of a dead one.
 
-An owner is written `NAME@HOST/PID/INCARNATION`. Whoever starts a worker process chooses its incarnation, which no other
-process ever has: a pool's is its id. So the parent that sees its child dead can say which steps were in its hands.
+An owner is written `NAME@HOST/PID/INCARNATION`. The parent of a worker process chooses its unique incarnation:
+a pool's is its id. So a parent that sees its child dead knows which steps the child held.
 
-Only leases are ended here. The sweep takes the steps from their holder as it does with every expired lease, under the
-lock of the run and guarded by the attempt: what was recorded meanwhile stays, and nothing is doubled.
-Nothing here judges whether a process is dead: the caller has seen its end.
+Only leases are expired here. The sweep then takes the steps from their holder as with every expired lease, under the
+lock of the run and guarded by the attempt: a result that was recorded meanwhile stays, and nothing is done twice.
+Nothing here decides whether a process is dead: the caller has seen its end.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from sqlalchemy import text
 
 from app.kernel.database import Database
 
-#: Characters of an owner; the column of steps and attempts takes no more.
+#: The most characters of an owner, as the columns of steps and attempts.
 MAX_LENGTH = 200
 
-# A row that somebody has locked is being changed right now; if it is still held after that, its lease ends by itself.
+# A locked row is being changed by another transaction; if the step is still held after that, its lease expires later.
 _EXPIRE = text("""
     UPDATE step SET lease_until = now() - interval '1 microsecond' WHERE id IN (
         SELECT id FROM step
@@ -30,16 +30,16 @@ _EXPIRE = text("""
 
 
 def owner_of(worker: str, host: str, pid: int, incarnation: str) -> str:
-    """The owner of that incarnation; a long name is cut."""
+    """The owner of that incarnation; a long worker name is cut."""
     end = f"/{pid}/{incarnation}"
     return f"{worker}@{host}"[: MAX_LENGTH - len(end)] + end
 
 
 def expire_leases(database: Database, incarnation: str) -> int:
     """
-    End the leases of the steps that a dead process held; gives their number. Raises DatabaseUnreachable.
+    Expire the leases of the steps that a dead process held; returns their number. Raises DatabaseUnreachable.
 
-    The caller has seen the process dead: one that lives would go on with steps that are given to others.
+    The caller has seen the process dead: a live one would continue steps that other workers claim.
     """
     with database.work() as work:
         return work.run(_EXPIRE, {"incarnation": incarnation})
