@@ -86,7 +86,7 @@ class RunChange:
         else:
             ending = RunState(locked.ending) if locked.ending else None
             before = Run(str(locked.id), RunState(locked.state), known, ending, computes_output=True)
-        self._before, self.run = before, transitions.started(before)
+        self._before, self.run = before, transitions.tracked(before)
         self._inputs = inputs
         self._commands: list[events.Command] = []
         self._notes: dict[str, _StepNotes] = {}

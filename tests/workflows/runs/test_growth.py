@@ -61,7 +61,7 @@ def seconds(definition: Definition, taken: str | None) -> float:
 
 
 def _seconds(run: Run, taken: str | None) -> float:
-    began, run = time.perf_counter(), runs.started(run)
+    began, run = time.perf_counter(), runs.tracked(run)
     waiting: list[Event] = [RunSubmitted()]
     while waiting:
         advanced = runs.proceed(run, waiting.pop())
