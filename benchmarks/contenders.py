@@ -32,9 +32,9 @@ from app.kernel.process import Child
 from app.kernel.settings import Settings
 from app.workflows.language import check
 from app.workflows.language.definition import Definition
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.transactions import RunPolicy
 from benchmarks import celery_peer
 
 #: Seconds after which a turn has failed: at all, and for each of its steps.

@@ -36,8 +36,8 @@ from app.kernel.database import Database
 from app.kernel.settings import BrokerSettings, LogSettings
 from app.scheduler import needs, reconcile
 from app.scheduler.reconcile_pass import ReconcileTimes
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
-from app.workflows.runs.transactions import RunPolicy
 from app.workflows.schedules.service import Schedules
 from benchmarks.steps import servers
 

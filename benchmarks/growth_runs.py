@@ -25,10 +25,10 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import BrokerSettings
 from app.workflows import retention
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
-from app.workflows.runs.transactions import RunPolicy
 from app.workflows.schedules.service import Schedules
 
 _MAKE = text("""

@@ -28,9 +28,9 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.process import end_leftovers
 from app.kernel.settings import BrokerSettings
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage import rows  # noqa: F401 as above
-from app.workflows.runs.transactions import RunPolicy
 
 # A shell's background job begins with SIGINT ignored, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

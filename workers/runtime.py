@@ -18,10 +18,10 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import WakingPublisher
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.recovery import owners
 from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
-from app.workflows.runs.transactions import RunPolicy
 from workers.engine import Engine
 from workers.leases import Leases
 

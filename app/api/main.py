@@ -70,8 +70,8 @@ from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.wake_up import WakingPublisher, wake_reconciler
 from app.workflows.language.definition import Definition
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
-from app.workflows.runs.transactions import RunPolicy
 from app.workflows.schedules.schedule import Schedule
 
 _log = log.get(__name__)

@@ -21,7 +21,7 @@ from app.kernel import log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, RowsLocked
 from app.workflows import garbage
-from app.workflows.runs import transactions
+from app.workflows.runs.changes import transactions
 from app.workflows.runs.recovery.sweep import InTime
 from app.workflows.runs.storage import removal
 from app.workflows.runs.submission import MAX_DEPTH

@@ -48,10 +48,10 @@ from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, R
 from app.scheduler import needs
 from app.workflows.language import check
 from app.workflows.runs import views
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.details import RunView
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.transactions import RunPolicy
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 from tests.fleet.granting import begun, declared, granted
 

@@ -15,11 +15,11 @@ from sqlalchemy import text
 
 from app.workflows.language import check
 from app.workflows.runs import views
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage.store import STOP_CHANNEL
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.transactions import RunPolicy
 from app.workflows.state_machine.states import StepState
 from workers.leases import Holding, Leases, StopReason
 

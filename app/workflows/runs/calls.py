@@ -9,24 +9,17 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.access import namespaces
-from app.kernel.database import UnitOfWork
 from app.kernel.errors import ArrieroError, FailureReason
 from app.workflows.runs import submission
-from app.workflows.runs.change import RunChange, open_change
+from app.workflows.runs.changes.change import RunChange, open_change
+from app.workflows.runs.changes.transactions import RunTransaction
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.maps import write_change
 from app.workflows.runs.storage import payloads
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.transactions import RunTransaction
 from app.workflows.state_machine.outcomes import Called, TokenUsage
 from app.workflows.state_machine.states import RunState, StepState
 
-#: Why a called run is cancelled.
-CALLER_STOPPED = "the step that called it was stopped"
-
-_CALLED_BY = text("""
-    SELECT id FROM run WHERE parent_step_id = :id AND state NOT IN ('succeeded', 'failed', 'cancelled')
-""")
 _ENDED_CALL = text("""
     SELECT run.workflow, run.state, run.output, run.output_sha256, run.error, step.run_id AS parent_run_id,
            step.key, CAST(used.tokens_in AS bigint) AS tokens_in, CAST(used.tokens_out AS bigint) AS tokens_out
@@ -97,8 +90,3 @@ def answer(transaction: RunTransaction, run_id: UUID) -> bool:
         change.fail(step.key, step.attempt, reason, message, usage=usage)
     write_change(change)
     return True
-
-
-def open_runs(work: UnitOfWork, step_id: UUID) -> list[UUID]:
-    """The open runs that a step has called."""
-    return [row.id for row in work.rows(_CALLED_BY, {"id": step_id})]

@@ -12,8 +12,8 @@ from app.kernel.database import UnitOfWork
 from app.kernel.errors import StepFailure, shortened
 from app.workflows.language.graph import Reads
 from app.workflows.language.steps import AnyStep, MapBody, MapStep
-from app.workflows.runs import graphs
-from app.workflows.runs.change import RunChange
+from app.workflows.runs.changes import graphs
+from app.workflows.runs.changes.change import RunChange
 from app.workflows.runs.storage import payloads, store, values
 from app.workflows.runs.storage.payloads import PayloadLimits
 from app.workflows.runs.storage.store import ClaimedStep

@@ -27,8 +27,9 @@ from app.kernel.errors import (
 )
 from app.workflows.language.steps import WaitStep
 from app.workflows.runs import admission
-from app.workflows.runs.change import open_change
-from app.workflows.runs.effects import AdmitRuns
+from app.workflows.runs.changes.change import open_change
+from app.workflows.runs.changes.effects import AdmitRuns
+from app.workflows.runs.changes.transactions import RunTransaction
 from app.workflows.runs.maps import write_change
 from app.workflows.runs.messages import StepMessage
 from app.workflows.runs.recovery.abandon import reason_of
@@ -37,7 +38,6 @@ from app.workflows.runs.storage import history, pauses, payloads, received_event
 from app.workflows.runs.storage.history import HistoryEntry
 from app.workflows.runs.storage.payloads import as_json
 from app.workflows.runs.storage.store import LockedRun
-from app.workflows.runs.transactions import RunTransaction
 from app.workflows.state_machine import events
 from app.workflows.state_machine.outcomes import TokenUsage
 from app.workflows.state_machine.states import FINAL_RUNS, RunState, StepState

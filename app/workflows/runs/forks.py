@@ -12,7 +12,8 @@ from sqlalchemy import text
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import InvalidTransition, NotFound
 from app.workflows.language import definition as definitions
-from app.workflows.runs import graphs, submission
+from app.workflows.runs import submission
+from app.workflows.runs.changes import graphs
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage import payloads
 from app.workflows.runs.submission import Accepted, Submission

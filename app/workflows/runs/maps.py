@@ -8,9 +8,9 @@ from uuid import UUID
 
 from app.kernel.errors import ArrieroError, FailureReason, PayloadTooLarge
 from app.workflows.language.steps import MapStep
-from app.workflows.runs.change import RunChange, open_change, queue_of, stop_items
+from app.workflows.runs.changes.change import RunChange, open_change, queue_of, stop_items
+from app.workflows.runs.changes.effects import PublishItems
 from app.workflows.runs.claims import Claim
-from app.workflows.runs.effects import PublishItems
 from app.workflows.runs.storage import items
 from app.workflows.state_machine import fan_out
 from app.workflows.state_machine.fan_out import FanOut, MapEnding

@@ -20,13 +20,21 @@ from app.kernel.broker import Publisher
 from app.kernel.database import Database
 from app.kernel.errors import LeaseLost, NotFound, StepFailure, Unavailable
 from app.workflows.runs import admission, calls, claims, maps, messages, submission, waits
-from app.workflows.runs.change import RunChange, cancel_run, open_change
+from app.workflows.runs.changes import cancellation
+from app.workflows.runs.changes.change import RunChange, open_change
+from app.workflows.runs.changes.effects import (
+    AdmitRuns,
+    AnswerCaller,
+    CancelCalledRuns,
+    CancelRun,
+    Effect,
+    PublishItems,
+)
+from app.workflows.runs.changes.transactions import RunPolicy, RunTransaction, begin
 from app.workflows.runs.claims import Claim
-from app.workflows.runs.effects import AdmitRuns, AnswerCaller, CancelCalledRuns, CancelRun, Effect, PublishItems
 from app.workflows.runs.messages import StepMessage
 from app.workflows.runs.storage import payloads, store
 from app.workflows.runs.submission import Accepted, Submission
-from app.workflows.runs.transactions import RunPolicy, RunTransaction, begin
 from app.workflows.state_machine import events
 from app.workflows.state_machine.outcomes import (
     Awaited,
@@ -174,7 +182,7 @@ class Runs:
     ) -> RunState:
         """Request the end of a run; returns its state then. A run that has ended stays as it is. Raises NotFound."""
         with self.transaction() as transaction:
-            return cancel_run(transaction, run_id, message, ending)
+            return cancellation.cancel_run(transaction, run_id, message, ending)
 
     def answer(self, run_id: UUID) -> bool:
         """Give the result of a called run that has ended to its caller. False when the caller does not wait for it."""
@@ -198,9 +206,9 @@ class Runs:
 
     def _cancel_called(self, step_id: UUID) -> None:
         with self.transaction() as transaction:
-            called = calls.open_runs(transaction.work, step_id)
+            called = cancellation.called_runs(transaction.work, step_id)
         for run_id in called:
-            self._carry_out(CancelRun(run_id, calls.CALLER_STOPPED))
+            self._carry_out(CancelRun(run_id, cancellation.CALLER_STOPPED))
 
     def _carry_out(self, effect: Effect) -> None:
         """

@@ -34,13 +34,14 @@ from app.workflows.language import inputs
 from app.workflows.language.definition import Definition
 from app.workflows.language.graph import Graph
 from app.workflows.language.steps import MapStep
-from app.workflows.runs import admission, graphs
-from app.workflows.runs.change import RunChange, queue_of
-from app.workflows.runs.effects import AdmitRuns, CancelRun
+from app.workflows.runs import admission
+from app.workflows.runs.changes import graphs
+from app.workflows.runs.changes.change import RunChange, queue_of
+from app.workflows.runs.changes.effects import AdmitRuns, CancelRun
+from app.workflows.runs.changes.transactions import RunPolicy, RunTransaction
 from app.workflows.runs.storage import history, pauses, payloads, store
 from app.workflows.runs.storage.history import HistoryEntry
 from app.workflows.runs.storage.payloads import as_json
-from app.workflows.runs.transactions import RunPolicy, RunTransaction
 from app.workflows.state_machine import events
 from app.workflows.state_machine.states import RunState
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from app.kernel.errors import FailureReason
 from app.workflows.language.steps import TIMED_OUT, WaitStep
-from app.workflows.runs.change import RunChange
+from app.workflows.runs.changes.change import RunChange
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.storage import received_events
 from app.workflows.state_machine.outcomes import Signalled, Timed, TokenUsage

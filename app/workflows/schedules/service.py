@@ -28,11 +28,11 @@ from app.kernel.errors import (
 )
 from app.workflows import registry
 from app.workflows.language import inputs as run_inputs
+from app.workflows.runs.changes.transactions import begin
 from app.workflows.runs.recovery.abandon import reason_of
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage.payloads import as_json
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.transactions import begin
 from app.workflows.schedules import check, inputs, store, timetable
 from app.workflows.schedules.overlap import FireState, Going, settle
 from app.workflows.schedules.schedule import Schedule

@@ -16,8 +16,9 @@ from sqlalchemy import text
 
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
-from app.workflows.runs import change as changes
-from app.workflows.runs import control, decisions
+from app.workflows.runs import control
+from app.workflows.runs.changes import change as changes
+from app.workflows.runs.changes import decisions
 from app.workflows.runs.recovery import expiry, overdue
 from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.recovery.sweep import sweep

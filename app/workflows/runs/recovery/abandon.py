@@ -14,12 +14,12 @@ from sqlalchemy import text
 
 from app.kernel import log
 from app.kernel.errors import FailureReason, NotFound, Unavailable, shortened
-from app.workflows.runs import effects
-from app.workflows.runs.change import cancel_run
+from app.workflows.runs.changes import effects
+from app.workflows.runs.changes.cancellation import cancel_run
+from app.workflows.runs.changes.transactions import RunTransaction
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage import history, store
 from app.workflows.runs.storage.history import HistoryEntry
-from app.workflows.runs.transactions import RunTransaction
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
 _log = log.get(__name__)

@@ -12,9 +12,9 @@ from app.kernel import log
 from app.kernel.errors import FailureReason, InvalidTransition
 from app.workflows.language.steps import WaitStep
 from app.workflows.runs import claims, waits
-from app.workflows.runs.change import open_change
+from app.workflows.runs.changes.change import open_change
+from app.workflows.runs.changes.transactions import RunTransaction
 from app.workflows.runs.maps import write_change
-from app.workflows.runs.transactions import RunTransaction
 from app.workflows.state_machine import events
 from app.workflows.state_machine.outcomes import TokenUsage
 from app.workflows.state_machine.states import HELD_STEPS, StepState

@@ -17,14 +17,13 @@ from uuid import UUID
 from app.kernel import log
 from app.kernel.errors import BrokerUnreachable, NotFound, RowsLocked, Unavailable
 from app.workflows.runs import admission
-from app.workflows.runs.calls import CALLER_STOPPED
-from app.workflows.runs.change import cancel_run
+from app.workflows.runs.changes.cancellation import CALLER_STOPPED, cancel_run
+from app.workflows.runs.changes.transactions import RunTransaction
 from app.workflows.runs.messages import StepMessage
 from app.workflows.runs.recovery import expiry, overdue
 from app.workflows.runs.recovery.abandon import abandon, reason_of
 from app.workflows.runs.recovery.overdue import Overdue, OverdueKind, SweepCursor
 from app.workflows.runs.service import Runs
-from app.workflows.runs.transactions import RunTransaction
 from app.workflows.state_machine.states import RunState
 
 _log = log.get(__name__)

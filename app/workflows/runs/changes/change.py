@@ -22,20 +22,21 @@ from app.kernel.errors import FailureReason, NotFound, StepFailure, shortened
 from app.workflows.language.graph import Graph, Reads
 from app.workflows.language.rule import StepRule
 from app.workflows.language.steps import MapStep, SwitchStep
-from app.workflows.runs import decisions, effects, explanations, graphs
-from app.workflows.runs.effects import CancelCalledRuns
+from app.workflows.runs.changes import decisions, effects, explanations, graphs
+from app.workflows.runs.changes.data import RunData
+from app.workflows.runs.changes.effects import CancelCalledRuns
+from app.workflows.runs.changes.transactions import RunTransaction
 from app.workflows.runs.messages import StepMessage
-from app.workflows.runs.storage import history, items, payloads, store, values
+from app.workflows.runs.storage import history, items, payloads, store
 from app.workflows.runs.storage.history import HistoryEntry
 from app.workflows.runs.storage.payloads import Kept, as_json
 from app.workflows.runs.storage.store import LockedItem, LockedRun, LockedStep
-from app.workflows.runs.transactions import RunTransaction
 from app.workflows.state_machine import events, fan_out, transitions
 from app.workflows.state_machine.events import Event
 from app.workflows.state_machine.fan_out import FanOut
 from app.workflows.state_machine.outcomes import TokenUsage
 from app.workflows.state_machine.run import Run, RunStep
-from app.workflows.state_machine.states import FINAL_RUNS, FINAL_STEPS, RunState, StepState
+from app.workflows.state_machine.states import FINAL_STEPS, RunState, StepState
 
 _log = log.get(__name__)
 
@@ -87,14 +88,10 @@ class RunChange:
             ending = RunState(locked.ending) if locked.ending else None
             before = Run(str(locked.id), RunState(locked.state), known, ending, computes_output=True)
         self._before, self.run = before, transitions.tracked(before)
-        self._inputs = inputs
+        self._data = RunData(transaction, locked, inputs)
         self._commands: list[events.Command] = []
         self._notes: dict[str, _StepNotes] = {}
-        self._values: dict[str, Any] = {}
-        #: Which outputs were read last, and what they are: switches in a row often read the same.
-        self._read: tuple[tuple[list[str], set[str]], dict[str, dict[str, Any]]] | None = None
-        #: The values as JSON, and the run's output.
-        self._texts: dict[str, str] = {}
+        #: The run's output as JSON.
         self._output: str | None = None
         #: Why the run will not succeed, where no step says it.
         self.run_error: str | None = None
@@ -117,8 +114,7 @@ class RunChange:
     ) -> None:
         """A step has succeeded. `text` is its output as JSON, where the caller has it."""
         self._note(key).usage = usage
-        self._values[key] = output
-        self._texts[key] = as_json(output) if text is None else text
+        self._data.put(key, output, text)
         self.apply(events.StepSucceeded(key, attempt, branch))
 
     def succeed_delegated(self, key: str, attempt: int, usage: TokenUsage) -> None:
@@ -198,27 +194,8 @@ class RunChange:
 
         Raises StepFailure when that is too much.
         """
-        work, run_id = self.transaction.work, self.locked.id
-        if self._inputs is None and reads.inputs:
-            self._inputs = values.inputs(work, run_id)
-        stored = [key for key in reads.steps if key not in self._values]
-        succeeded = {key for key in stored if self.run.steps[key].state is StepState.SUCCEEDED}
-        if self._read is None or self._read[0] != (stored, succeeded):
-            found = values.outputs(work, run_id, stored, self.transaction.policy.limits.read, succeeded)
-            self._read = ((stored, succeeded), found)
-        found = self._read[1]
-        steps = {}
-        for key in reads.steps:
-            earlier = found.get(key, {"output": None, "error": None})
-            notes = self._notes.get(key)
-            steps[key] = {
-                "state": self.run.steps[key].state.value,
-                "output": self._values[key] if key in self._values else earlier["output"],
-                "error": (notes and notes.error) or earlier["error"],
-            }
-        ending = self.run.ending or self.run.state
-        run = {"id": self.run.id, "workflow": self.locked.workflow, "state": ending.value}
-        return {"inputs": dict(self._inputs or {}), "steps": steps, "run": run}
+        errors = {key: notes.error for key in reads.steps if (notes := self._notes.get(key)) and notes.error}
+        return self._data.of(reads, self.run, errors)
 
     def write(self) -> None:
         """Write what has changed, and add what follows to the effects of the transaction."""
@@ -238,7 +215,7 @@ class RunChange:
         changed = [
             step for key, step in self.run.steps.items() if step != self._before.steps[key] or key in self._notes
         ]
-        texts = [self._texts.get(step.key) for step in changed]
+        texts = [self._data.texts.get(step.key) for step in changed]
         kept = payloads.keep(work, texts, self.transaction.policy.limits)
         store.move_steps(work, [self._columns(step, delays.get(step.key), kept[n]) for n, step in enumerate(changed)])
         moved = [step for step in changed if step != self._before.steps[step.key]]
@@ -276,8 +253,8 @@ class RunChange:
                 return events.StepDecided(key, holds=False)
             if not isinstance(step, SwitchStep):
                 return events.StepDecided(key, holds=True)
-            branch = self._values[key] = decisions.branch(step, data)
-            self._texts[key] = as_json(branch)
+            branch = decisions.branch(step, data)
+            self._data.put(key, branch)
             return events.StepDecided(key, holds=True, switch=True, branch=branch)
         except StepFailure as error:
             self.note_error(key, {"reason": error.reason, "message": shortened(error.message), "attempt": 0})
@@ -353,7 +330,7 @@ class RunChange:
             "total": getattr(self.graph.steps.get(step.key), "total_timeout", None),
             "awaits": None if notes.awaits is None else as_json(notes.awaits),
             "final": step.state in FINAL_STEPS,
-            "has_output": step.key in self._texts,
+            "has_output": step.key in self._data.texts,
             "error": None if notes.error is None else as_json(notes.error),
             "tokens_in": notes.usage.tokens_in,
             "tokens_out": notes.usage.tokens_out,
@@ -407,20 +384,6 @@ def open_change(transaction: RunTransaction, run_id: UUID, key: str | None = Non
     if key is not None and all(step.key != key for step in steps):
         raise NotFound("step", key, [step.key for step in steps])
     return RunChange(transaction, graphs.of(transaction.work, locked.sha256), locked, steps)
-
-
-def cancel_run(
-    transaction: RunTransaction, run_id: UUID, message: str, ending: RunState = RunState.CANCELLED
-) -> RunState:
-    """Request the end of a run; returns its state after that. A run that has ended stays as it is. Raises NotFound."""
-    change = open_change(transaction, run_id)
-    if change.run.state in FINAL_RUNS or change.run.state is RunState.COMPENSATING:
-        return change.run.state
-    change.message = change.run_error = message
-    change.apply(events.CancelRequested(ending))
-    change.write()
-    _log.info("run_cancel_requested", run_id=str(run_id), message=message)
-    return change.run.state
 
 
 def stop_items(transaction: RunTransaction, parent_id: UUID) -> FanOut | None:

@@ -14,7 +14,7 @@ from app.kernel import ids
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, RowsLocked
 from app.kernel.settings import RunSettings
-from app.workflows.runs.effects import Effect
+from app.workflows.runs.changes.effects import Effect
 from app.workflows.runs.storage.payloads import PayloadLimits
 
 _LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :ms, true)")
