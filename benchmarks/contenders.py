@@ -28,7 +28,7 @@ from app.kernel import broker, embedded
 from app.kernel import settings as settings_of
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
-from app.kernel.process import Child
+from app.kernel.processes.process import Child
 from app.kernel.settings import Settings
 from app.workflows.language import check
 from app.workflows.language.definition import Definition
@@ -130,7 +130,7 @@ class Contender(ABC):
     def stop(self) -> None:
         """Stop the workers."""
         for child in self._children:
-            child.ask()
+            child.request_stop()
         for child in self._children:
             child.stop(timedelta(seconds=15))
 
@@ -174,7 +174,7 @@ class Arriero(Contender):
             "threads": site.threads,
             "acknowledged": "at once",
             "prefetch": "none",
-            "pool": "workers.wake",
+            "pool": "workers.messaging.thread_pool",
             "events": "while Flower watches",
             "log level": self.settings.log.level,
             "a message for": "every step" if by_message else "every step, but a short one that follows is done at once",
@@ -260,7 +260,7 @@ class PlainCelery(Contender):
             "threads": concurrency,
             "acknowledged": "at once",
             "prefetch": "none" if same else "4 for each thread",
-            "pool": "workers.wake" if same else pool,
+            "pool": "workers.messaging.thread_pool" if same else pool,
             "events": False,
             "log level": "warning",
             "results": "kept where somebody waits for them, in Valkey",
@@ -275,7 +275,7 @@ class PlainCelery(Contender):
             celery_peer.URL_VARIABLE: self.url,
             celery_peer.SETTINGS_VARIABLE: self._settings,
             celery_peer.STAMPS_VARIABLE: str(self.stamps or ""),
-            "CELERY_CUSTOM_WORKER_POOL": "workers.wake:TaskPool",
+            "CELERY_CUSTOM_WORKER_POOL": "workers.messaging.thread_pool:TaskPool",
             "PYTHONPATH": str(_REPOSITORY),
         }
 

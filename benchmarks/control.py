@@ -20,15 +20,15 @@ from workers import programs, step_kinds
 
 def stamp(file: Path) -> None:
     """Write down when the work of each step begins and ends."""
-    stamps, do = Stamps(file), step_kinds.do
+    stamps, execute = Stamps(file), step_kinds.execute
 
     def stamped(task: step_kinds.StepTask) -> Any:
         began = time.time()
-        done = do(task)
+        done = execute(task)
         stamps.add(f"{task.claim.run_id}/{task.claim.key}", began, time.time())
         return done
 
-    step_kinds.do = stamped
+    step_kinds.execute = stamped
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def run_llama(spec: dict[str, Any]) -> Figures:
 
 def run_limit(spec: dict[str, Any]) -> Figures:
     """The same tokens by raw decodes: prompts first, then all texts in step, greedy by numpy."""
-    from workers.engine.llama import Context, LlamaModel
+    from workers.engine.bindings.llama import Context, LlamaModel
     from workers.engine.options import EngineOptions, KvLayout
 
     streams = spec["streams"]
@@ -376,7 +376,7 @@ def overhead(spec: dict[str, Any]) -> Figures:
     import numpy as np
 
     from app.inference.requests import GenerateRequest, Sampling
-    from workers.engine import native
+    from workers.engine.bindings import native
 
     engine = engine_of(spec)
     real, count = native.decode, 200
@@ -419,7 +419,7 @@ def overhead(spec: dict[str, Any]) -> Figures:
 
 def layout(spec: dict[str, Any]) -> Figures:
     """CPU milliseconds of a decode of one token for each text, by layout and length. Nothing but the decode is run."""
-    from workers.engine.llama import Context, LlamaModel
+    from workers.engine.bindings.llama import Context, LlamaModel
     from workers.engine.options import EngineOptions, KvLayout
 
     slots, figures = spec["streams"], {}

@@ -26,7 +26,7 @@ from typing import Any
 from app.catalog import files, header
 from app.devices import llama_build
 from app.footprint import closed_form, estimate
-from app.footprint.closed_form import GUESS
+from app.footprint.closed_form import DEFAULT_PROCESS
 from app.footprint.configuration import LoadConfiguration
 from app.footprint.footprint import HOST, MIB, Footprint
 from benchmarks import shapes
@@ -139,7 +139,7 @@ def real(*, quick: bool) -> list[dict[str, Any]]:
 def of_model(footprint: Footprint) -> int:
     """What loading adds to a process: all but the process before, and what is parked."""
     host = next(share for share in footprint.shares if share.place == HOST)
-    return host.total - host.parked - GUESS.base
+    return host.total - host.parked - DEFAULT_PROCESS.base
 
 
 def measured(path: Path, configuration: LoadConfiguration) -> dict[str, int]:
@@ -153,7 +153,7 @@ def measured(path: Path, configuration: LoadConfiguration) -> dict[str, int]:
 def child(question: dict[str, Any]) -> None:
     """Load, compute a whole micro-batch and something in every slot, and say what was taken."""
     from app.inference.requests import EmbedRequest, GenerateRequest, LongText, Sampling
-    from workers.engine import native, probe
+    from workers.engine.bindings import native, probe
     from workers.engine.engine import LlamaEngine
 
     configuration = LoadConfiguration.of_json(question["configuration"])

@@ -132,7 +132,7 @@ class Site:
     def jobs(self) -> dict[str, Callable[[], object]]:
         """What is done each second, by name."""
         return {
-            "demand": lambda: demand.asked(self.database, self.catalog, []),
+            "demand": lambda: demand.observe(self.database, self.catalog, []),
             "reconcile": lambda: reconcile.reconcile(
                 self.database, lambda work: demand.read(work, self.catalog, []), TERMS
             ),

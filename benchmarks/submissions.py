@@ -31,7 +31,7 @@ from pydantic import SecretStr
 
 from app.kernel import clock, embedded, log
 from app.kernel.database import Database
-from app.kernel.process import Child
+from app.kernel.processes.process import Child
 from app.kernel.settings import ApiSettings, LogSettings, Settings, environment_of
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
-from app.kernel.process import end_leftovers
+from app.kernel.processes.process import end_leftovers
 from app.kernel.settings import BrokerSettings
 from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs

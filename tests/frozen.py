@@ -1,4 +1,4 @@
-"""Frozen servers: all processes of a server are stopped by SIGSTOP; it accepts connections, and answers nothing."""
+"""Frozen servers: SIGSTOP stops all processes of a server, which then accepts connections but does not answer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import psutil
 
 @contextlib.contextmanager
 def frozen(pid: int | None) -> Iterator[None]:
-    """A process that the test started itself, and all of its children, until the end of the block."""
+    """Stop a process that the test started, and its descendants, until the block ends."""
     assert pid is not None
-    # The parent first: it starts no child meanwhile.
+    # The parent first, so that it starts no child meanwhile.
     stopped = [psutil.Process(pid)]
     stopped[0].suspend()
     stopped += stopped[0].children(recursive=True)

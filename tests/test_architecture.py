@@ -110,7 +110,7 @@ WORLD = {
 }
 WORLD_OF_OURS = {
     *("app.kernel.broker", "app.kernel.clock", "app.kernel.database", "app.kernel.ids", "app.kernel.log"),
-    "app.kernel.secrets",
+    "app.kernel.security.secrets",
 }
 
 
@@ -183,7 +183,8 @@ def test_alembic_is_no_package() -> None:
 def test_task_names_are_their_import_paths() -> None:
     from app.scheduler.tasks import RECONCILE
     from app.workflows.runs.messages import RUN_STEP
-    from workers import jobs, steps, timetable
+    from workers import jobs, steps
+    from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP

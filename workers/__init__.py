@@ -1,1 +1,1 @@
-"""Worker programs: the Celery app, its tasks, and the processes that hold a model."""
+"""Worker programs: the Celery application, its tasks, the agent of a host, and pools."""

@@ -1,14 +1,15 @@
 """
-The Celery application of worker programs: the tasks, and what happens when a process starts and stops.
+The Celery application of the worker programs: its tasks, and the start and stop of a worker process.
 
-Tasks are named by their import path, literally: `app` publishes by name and never imports this package.
+The name of a task is literally its import path: `app` publishes by name and never imports this package.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -20,69 +21,71 @@ from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
-from workers import jobs, runtime, steps, timetable, transport
+from workers import jobs, runtime, steps
 from workers.engine import Engine
-from workers.pool.heartbeat import Heartbeat
-from workers.pool.progress import Status
+from workers.messaging import timetable, transport
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
 
-#: Celery's pool of threads, with the wake-up that a slot needs to be refilled at once.
-POOL = "workers.wake:TaskPool"
-#: Celery's consumer, which survives every loss of the broker.
-CONSUMER = "workers.consumer:Consumer"
+#: The thread pool of Celery's worker, which wakes the consumer when a thread is free.
+THREAD_POOL = "workers.messaging.thread_pool:TaskPool"
+#: The consumer of Celery's worker, which survives the loss of the broker.
+CONSUMER = "workers.messaging.consumer:Consumer"
 
 
 class Application:
-    """A worker program: Celery's application, and the runtime that its tasks stand on once it has started."""
+    """A worker program: Celery's application, and the runtime of its tasks between `start` and `stop`."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connects to nothing. Raises Unavailable when no broker is known."""
+        """Does not connect to anything. Raises Unavailable when no broker is configured."""
         self.settings = settings
         transport.install()
         self.celery: Celery = broker.celery_app(
             addresses.of(settings).redis_url, settings.broker, timetable.schedule(settings)
         )
         self._runtime: Runtime | None = None
-        self._status: Status | None = None
+        self._on_phase: Callable[[PoolPhase], None] = lambda _: None
         self._stopping = False
 
-        @self.celery.task(name=RUN_STEP)
+        # Celery would also register a shared task in every later application of the process.
+        task = partial(self.celery.task, shared=False)
+
+        @task(name=RUN_STEP)
         def run_step(step_id: str, attempt: int) -> None:
             steps.run_step(self.runtime, UUID(step_id), attempt)
 
-        @self.celery.task(name=timetable.SWEEP)
+        @task(name=timetable.SWEEP)
         def run_sweep() -> None:
             jobs.run_sweep(self.runtime)
 
-        @self.celery.task(name=timetable.EXPIRE)
+        @task(name=timetable.EXPIRE)
         def run_expire() -> None:
             jobs.run_expire(self.runtime)
 
-        @self.celery.task(name=timetable.SCHEDULES)
+        @task(name=timetable.SCHEDULES)
         def run_schedules() -> None:
             jobs.run_schedules(self.runtime)
 
-        @self.celery.task(name=RECONCILE)
+        @task(name=RECONCILE)
         def run_reconcile() -> None:
             jobs.run_reconcile(self.runtime)
 
-        @self.celery.task(name=DEFRAGMENT)
+        @task(name=DEFRAGMENT)
         def run_defragment() -> None:
             jobs.run_defragment(self.runtime)
 
     @property
     def runtime(self) -> Runtime:
-        """What the tasks stand on, between `start` and `stop`."""
-        assert self._runtime is not None, "no task is taken before the start"
+        """The dependencies of the tasks, between `start` and `stop`."""
+        assert self._runtime is not None, "no task is received before the start"
         return self._runtime
 
     def start(self, name: str, threads: int, engine: Engine | None = None, incarnation: str | None = None) -> None:
         """
-        Make the runtime of a worker called `name`; `incarnation` is its parent's name for this process alone.
+        Create the runtime of the worker `name`. `incarnation` is an id that the parent process gave to it alone.
 
-        Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
+        Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
         """
         self._runtime = runtime.start(
             self.celery, self.settings, name, threads=threads, engine=engine, incarnation=incarnation
@@ -93,9 +96,9 @@ class Application:
         signals.worker_shutting_down.connect(self._on_stopping)
 
     def stop(self) -> None:
-        """Let go of everything."""
+        """Close the runtime."""
         self._drain.cancel()
-        self._enter(PoolPhase.UNLOADING)
+        self._on_phase(PoolPhase.UNLOADING)
         self.runtime.close()
 
     def serve(
@@ -104,24 +107,24 @@ class Application:
         queues: Sequence[str],
         threads: int,
         engine: Engine | None = None,
-        status: Status | None = None,
-        heart: Heartbeat | None = None,
         incarnation: str | None = None,
+        on_start: Callable[[Runtime], None] = lambda _: None,
+        on_phase: Callable[[PoolPhase], None] = lambda _: None,
     ) -> int:
         """
-        Serve the queues until SIGTERM, then finish what is held, or hand it back; gives the exit code.
+        Serve the queues until SIGTERM, then finish the held steps or requeue them. Returns the exit code.
 
-        `status` gets each phase, `heart` of the leases that it renews with. Raises what `start` raises.
+        `on_start` is called with the runtime before the first message, `on_phase` at each change of the phase.
+        Raises what `start` raises.
         """
-        self._status = status
+        self._on_phase = on_phase
         self.start(name, threads, engine, incarnation)
-        if engine is not None and heart is not None:
-            heart.serve(self.runtime.leases, engine.stalled_for)
+        on_start(self.runtime)
         try:
             worker: Worker = self.celery.Worker(
                 hostname=f"{name}@{socket.gethostname()}",
                 quiet=True,
-                pool_cls=POOL,
+                pool_cls=THREAD_POOL,
                 consumer_cls=CONSUMER,
                 concurrency=threads,
                 queues=list(queues),
@@ -136,16 +139,12 @@ class Application:
 
     def _on_ready(self, **_: Any) -> None:
         _log.info("worker_ready", worker=self.runtime.owner)
-        self._enter(PoolPhase.SERVING)
-
-    def _enter(self, phase: PoolPhase) -> None:
-        if self._status is not None:
-            self._status.enter(phase)
+        self._on_phase(PoolPhase.SERVING)
 
     def _on_stopping(self, **_: Any) -> None:
         if self._stopping:
-            return  # it was asked once more
+            return  # it is a repeated signal
         self._stopping = True
-        self._enter(PoolPhase.DRAINING)
+        self._on_phase(PoolPhase.DRAINING)
         _log.info("worker_draining", worker=self.runtime.owner)
         self._drain.start()

@@ -1,11 +1,11 @@
 """
-Connections: sockets on which no wait is longer than the work may take.
+Connections: non-blocking sockets with a total deadline, which another thread can cancel.
 
-A watch knows when the work's time is over, and has a bell with which another thread ends it. Whatever is waited for, an
-address, a connection, encryption, a byte, the bell and the end of time are waited for too.
+A `ConnectionWatch` has the deadline of a call, and a socket pair with which another thread wakes its waits. Each wait,
+for an address, a connection, a TLS handshake or a byte, also ends at the deadline and when it is woken.
 
-httpx is not used for this: it resolves names itself, its timeouts begin anew with each byte, and a call of it cannot be
-stopped from another thread. What is HTTP stays httpcore's.
+httpx is not used for this: it resolves names itself, its timeouts start again with each byte, and its calls cannot be
+cancelled from another thread. httpcore implements HTTP.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from app.kernel.errors import FailureReason, StepFailure
 
 _T = TypeVar("_T")
 
-#: Gives the addresses of a host, best first. May block; raises OSError.
+#: Returns the addresses of a host, the best first. It may block; it raises OSError.
 Resolve = Callable[[str, int], Sequence[str]]
 
 
-class Late(Exception):
-    """A connection took longer than it may."""
+class ConnectTimeout(Exception):
+    """A connection was not established in time."""
 
 
 class ConnectionWatch:
-    """The end of a piece of work, by time or by another thread."""
+    """The deadline of a call, and its cancellation by another thread."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._until = time.monotonic() + seconds
-        self._bell, self._cord = socket.socketpair()
-        self._bell.setblocking(False)
-        self._cord.setblocking(False)
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
         self._lock = threading.Lock()
         self._closed = False
         self._stopped = False
@@ -58,102 +58,103 @@ class ConnectionWatch:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._closed = True
-            self._bell.close()
-            self._cord.close()
+            self._wake_receiver.close()
+            self._wake_sender.close()
 
     def stop(self) -> None:
-        """End the work. From any thread, any number of times, after its end too."""
+        """Cancel the call. Any thread may do this, any number of times, also after the end of the call."""
         self._stopped = True
-        self.ring()
+        self.wake()
 
-    def ring(self) -> None:
-        """Let `wait` return. From any thread."""
+    def wake(self) -> None:
+        """Make `wait` return. Any thread may call this."""
         with self._lock:
             if not self._closed:
-                with suppress(BlockingIOError):  # it rings already
-                    self._cord.send(b".")
+                with suppress(BlockingIOError):  # it is full, so `wait` returns anyway
+                    self._wake_sender.send(b".")
 
-    def look(self) -> None:
-        """Raises CancelledError when the work was stopped, StepFailure when its time is over."""
+    def check(self) -> None:
+        """Raises CancelledError after `stop`, StepFailure after the deadline."""
         if self._stopped:
             raise CancelledError
         if time.monotonic() >= self._until:
-            raise StepFailure(FailureReason.TIMEOUT, f"the call was not done after {self._seconds:g} s")
+            raise StepFailure(FailureReason.TIMEOUT, f"the call did not end within {self._seconds:g} s")
 
     def wait(self, connection: socket.socket | None = None, event: int = 0, until: float | None = None) -> None:
         """
-        Wait until a socket is ready, or the bell rings: the caller looks which.
+        Wait until the socket is ready for the event, or until `wake` is called; the caller tries its operation again.
 
-        Raises as `look` does, and Late after `until`.
+        Raises what `check` raises, and ConnectTimeout after `until`, in seconds of the monotonic clock.
         """
         end = self._until if until is None else min(until, self._until)
         with selectors.PollSelector() as selector:
-            selector.register(self._bell, selectors.EVENT_READ)
+            selector.register(self._wake_receiver, selectors.EVENT_READ)
             if connection is not None:
                 selector.register(connection, event)
             ready = selector.select(max(0.0, end - time.monotonic()))
-        self.look()
+        self.check()
         if until is not None and time.monotonic() >= until:
-            raise Late
-        if any(key.fileobj is self._bell for key, _ in ready):
-            self._bell.recv(4096)
+            raise ConnectTimeout
+        if any(key.fileobj is self._wake_receiver for key, _ in ready):
+            self._wake_receiver.recv(4096)
 
 
 class Stream(NetworkStream):
-    """A connection as httpcore uses it. Raises as `ConnectionWatch.look` does, and httpcore's errors."""
+    """A connection for httpcore. Its methods raise what `ConnectionWatch.check` raises, and errors of httpcore."""
 
     def __init__(self, connection: socket.socket, watch: ConnectionWatch) -> None:
         self._connection, self._watch = connection, watch
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 the watch knows the end
-        """As the class that it is one of says."""
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 the watch has the deadline
+        """Read at most `max_bytes`; an empty result is the end of the stream."""
         try:
-            return _ready(
+            return _when_ready(
                 self._connection, self._watch, selectors.EVENT_READ, partial(self._connection.recv, max_bytes)
             )
         except OSError as error:
             raise httpcore2.ReadError(str(error)) from None
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 the watch knows the end
-        """As the class that it is one of says. After its error, httpcore reads what the server may have answered."""
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 the watch has the deadline
+        """Write the whole buffer. After an error, httpcore still reads the response that the server may have sent."""
         view = memoryview(buffer)
         while view:
             send = partial(self._connection.send, view)
             try:
-                view = view[_ready(self._connection, self._watch, selectors.EVENT_WRITE, send) :]
+                view = view[_when_ready(self._connection, self._watch, selectors.EVENT_WRITE, send) :]
             except OSError as error:
                 raise httpcore2.WriteError(str(error)) from None
 
     def close(self) -> None:
-        """As the class that it is one of says."""
+        """Close the socket."""
         self._connection.close()
 
 
-def addresses(host: str, port: int) -> Sequence[str]:
-    """The addresses of a host, as the system finds them."""
+def system_addresses(host: str, port: int) -> Sequence[str]:
+    """The addresses of a host from the system's resolver. Raises OSError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(place[0]) for *_, place in found))
+    return list(dict.fromkeys(str(endpoint[0]) for *_, endpoint in found))
 
 
-def resolved(host: str, port: int, resolve: Resolve, watch: ConnectionWatch) -> Sequence[str]:
+def resolve_host(host: str, port: int, resolve: Resolve, watch: ConnectionWatch) -> Sequence[str]:
     """
-    The addresses of a host, asked for once. The system's resolver cannot be stopped: it is left behind.
+    Return the addresses of a host, from one call of `resolve` on a thread of its own.
 
-    Raises OSError, and as `ConnectionWatch.look` does.
+    The system's resolver cannot be cancelled: at the deadline its thread is abandoned.
+    Raises OSError, and what `ConnectionWatch.check` raises.
     """
     found: list[Sequence[str] | Exception] = []
 
-    def ask() -> None:
+    def run() -> None:
         try:
             found.append(resolve(host, port))
-        except ValueError as error:  # a name that the resolver cannot even ask for: a part of it is too long, or empty
-            found.append(OSError(errno.EINVAL, f"it is no name of a host ({error})"))
-        except Exception as error:  # noqa: BLE001 the shell of the thread: whoever waits gets what it met
+        except ValueError as error:  # a name that cannot be encoded: one of its labels is too long, or empty
+            found.append(OSError(errno.EINVAL, f"it is not a valid host name ({error})"))
+        except Exception as error:  # noqa: BLE001 the outermost frame of the thread: the waiting thread raises it
             found.append(error)
         finally:
-            watch.ring()
+            watch.wake()
 
-    threading.Thread(target=ask, name="resolver", daemon=True).start()
+    threading.Thread(target=run, name="resolver", daemon=True).start()
     while not found:
         watch.wait()
     if isinstance(found[0], Exception):
@@ -161,13 +162,13 @@ def resolved(host: str, port: int, resolve: Resolve, watch: ConnectionWatch) -> 
     return found[0]
 
 
-def connected(
+def connect(
     address: str, port: int, tls_name: str | None, ca_file: Path | None, watch: ConnectionWatch, seconds: float
 ) -> Any:
     """
-    A connection to an address; with a name, encrypted, with a server that has shown to be of that name.
+    Return a connection to an address. With `tls_name` it uses TLS, and verifies that the certificate is for that name.
 
-    Raises Late after so many seconds, OSError, StepFailure, and as `ConnectionWatch.look` does.
+    Raises ConnectTimeout after `seconds`, OSError, StepFailure, and what `ConnectionWatch.check` raises.
     """
     until = time.monotonic() + seconds
     connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
@@ -177,40 +178,50 @@ def connected(
         _open(connection, (address, port), watch, until)
         if tls_name is None:
             return connection
-        connection = _trust(ca_file).wrap_socket(connection, server_hostname=tls_name, do_handshake_on_connect=False)
-        _ready(connection, watch, selectors.EVENT_READ, connection.do_handshake, until)
+        connection = _tls_context(ca_file).wrap_socket(
+            connection, server_hostname=tls_name, do_handshake_on_connect=False
+        )
+        _when_ready(connection, watch, selectors.EVENT_READ, connection.do_handshake, until)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def why(error: OSError) -> str:
-    """What went wrong, in the system's words, which hold nothing of what was sent."""
+def description_of(error: OSError) -> str:
+    """Describe an error in the system's words, which contain nothing of the request."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is refused: {error.verify_message}"
+        return f"its certificate was rejected: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return f"no encryption could be agreed on ({error.reason or 'the connection ended'})"
+        return f"the TLS handshake failed ({error.reason or 'the connection ended'})"
     return error.strerror or type(error).__name__
 
 
-def _open(connection: socket.socket, place: tuple[str, int], watch: ConnectionWatch, until: float) -> None:
-    code = connection.connect_ex(place)
+def _open(connection: socket.socket, endpoint: tuple[str, int], watch: ConnectionWatch, until: float) -> None:
+    code = connection.connect_ex(endpoint)
     while code in (errno.EINPROGRESS, errno.EALREADY, errno.EINTR):
         watch.wait(connection, selectors.EVENT_WRITE, until)
-        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or connection.connect_ex(place)
+        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or connection.connect_ex(endpoint)
     if code not in (0, errno.EISCONN):
         raise OSError(code, os.strerror(code))
 
 
-def _ready(
-    connection: socket.socket, watch: ConnectionWatch, event: int, work: Callable[[], _T], until: float | None = None
+def _when_ready(
+    connection: socket.socket,
+    watch: ConnectionWatch,
+    event: int,
+    operation: Callable[[], _T],
+    until: float | None = None,
 ) -> _T:
-    """What `work` gives on a socket that does not block, once it can be done. Raises as `ConnectionWatch.wait` does."""
+    """
+    Call a non-blocking operation until it does not block, and return its result.
+
+    Raises what `ConnectionWatch.wait` raises, and errors of the operation.
+    """
     while True:
-        watch.look()
+        watch.check()
         try:
-            return work()
+            return operation()
         except ssl.SSLWantReadError:
             watch.wait(connection, selectors.EVENT_READ, until)
         except ssl.SSLWantWriteError:
@@ -220,14 +231,14 @@ def _ready(
 
 
 @lru_cache(maxsize=4)
-def _trust(ca_file: Path | None) -> ssl.SSLContext:
-    """How servers are recognised: by the system's certificates, and those of a file."""
+def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """The TLS context that trusts the system's certificate authorities, and those of a file. Raises StepFailure."""
     context = httpcore2.default_ssl_context()
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         try:
             context.load_verify_locations(ca_file)
         except OSError as error:
-            message = f"the certificates of http.ca_file ({ca_file}) cannot be read: {why(error)}"
+            message = f"the certificates of http.ca_file ({ca_file}) cannot be read: {description_of(error)}"
             raise StepFailure(FailureReason.HTTP_UNREACHABLE, message) from None
     return context

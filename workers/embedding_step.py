@@ -1,8 +1,8 @@
 """
-Embeds: the work of an `embed` step, texts as vectors.
+The execution of `embed` steps: texts become vectors.
 
-The texts go to the engine some at a time, so that the requests of others come in between. A number keeps six decimals:
-more would only lengthen what is stored.
+The texts are sent to the engine in batches, so that other requests are served in between. Numbers are rounded to six
+decimals: more would only make the stored output longer.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.state_machine.outcomes import Success, TokenUsage
 from workers.engine import Engine, OnStop
 
-#: Texts of one step at the most. In JSON, so many vectors of 1,024 numbers take 22 MB.
-MOST = 2_048
-#: Texts that the engine gets at a time.
-_GROUP = 128
-#: Of each number of a vector. The length of a vector is 1, so this is nearer than half-precision weights are.
+#: Most texts of one step. As JSON, so many vectors of 1,024 numbers have 22 MB.
+MAX_TEXTS = 2_048
+#: Texts in a request to the engine.
+_BATCH = 128
+#: Decimals of the numbers. Vectors have the length 1, so the error is smaller than that of half-precision weights.
 _DECIMALS = 6
 
 
@@ -37,21 +37,21 @@ def embed(
     long: Literal["chunk", "truncate", "refuse"] = "chunk",
 ) -> Success:
     """
-    The vector of a text, or the vectors of a list of texts in their order, each a list of numbers.
+    Return the vector of a text, or the vectors of a list of texts in their order. A vector is a list of numbers.
 
-    Raises StepFailure, and CancelledError when it was stopped.
+    Raises StepFailure, and CancelledError when the step was cancelled.
     """
-    listed = [texts] if isinstance(texts, str) else texts
-    _check(listed)
+    all_texts = [texts] if isinstance(texts, str) else texts
+    _check(all_texts)
     until = time.monotonic() + timeout.total_seconds()
     vectors: list[list[float]] = []
     tokens = 0
-    for start in range(0, len(listed), _GROUP):
-        request = EmbedRequest(tuple(listed[start : start + _GROUP]), LongText(long), task, dimensions)
+    for start in range(0, len(all_texts), _BATCH):
+        request = EmbedRequest(tuple(all_texts[start : start + _BATCH]), LongText(long), task, dimensions)
         try:
             found = engine.embed(request, max(0.0, until - time.monotonic()), on_stop)
         except TimeoutError:
-            done = f"{start} of {len(listed)} texts were embedded" if start else "no text was embedded"
+            done = f"{start} of {len(all_texts)} texts were embedded" if start else "no text was embedded"
             raise StepFailure(FailureReason.TIMEOUT, f"{done} after {timeout.total_seconds():g} s") from None
         except StepFailure as failure:
             if not start:
@@ -63,18 +63,18 @@ def embed(
 
 
 def _check(texts: Any) -> None:
-    """Raises StepFailure unless there is a list of texts, none of them empty."""
+    """Raises StepFailure unless `texts` is a list of non-empty texts of an accepted length."""
     if not isinstance(texts, list):
-        raise _refused(f"'texts' gives {_kind(texts)}; a text or a list of texts is needed")
-    if len(texts) > MOST:
-        raise _refused(
-            f"'texts' gives {len(texts)} texts; a step embeds {MOST} at the most: map over parts of the list"
+        raise _invalid(f"'texts' is {_kind(texts)}; a text or a list of texts is required")
+    if len(texts) > MAX_TEXTS:
+        raise _invalid(
+            f"'texts' has {len(texts)} texts; a step accepts at most {MAX_TEXTS}: map over parts of the list"
         )
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise _refused(f"'texts' gives {_kind(text)} at the place {index}; a text is needed")
+            raise _invalid(f"'texts' has {_kind(text)} at index {index}; a text is required")
         if not text:
-            raise _refused(f"the text at the place {index} is empty")
+            raise _invalid(f"the text at index {index} is empty; a non-empty text is required")
 
 
 def _kind(value: Any) -> str:
@@ -89,5 +89,5 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a list")
 
 
-def _refused(message: str) -> StepFailure:
+def _invalid(message: str) -> StepFailure:
     return StepFailure(FailureReason.INVALID_REQUEST, message)

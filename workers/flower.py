@@ -1,7 +1,7 @@
 """
-Flower's program: Flower itself, which answers no page of another site.
+The Flower program: Flower behind the request guard of the API, which refuses pages of other sites.
 
-Flower shows and steers workers without a password, so its port is guarded like the API's. Its own options
+Flower shows and controls workers without a password, so its port needs the same guard as the API. Flower's own options
 (`FLOWER_…` variables, `flowerconfig.py`) work as they do for `celery flower`.
 """
 
@@ -20,19 +20,20 @@ from flower.urls import settings as flower_settings
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
-from app.kernel import log, request_guard
+from app.kernel import log
 from app.kernel.errors import Problem
-from app.kernel.request_guard import RequestGuard, guard_of
+from app.kernel.security import request_guard
+from app.kernel.security.request_guard import RequestGuard, guard_of
 from app.kernel.settings import Settings
 from workers.application import Application
 
 _log = log.get(__name__)
 
-#: Logs are ours; steps take from a tenth of a second to minutes.
+#: Arriero configures the logs. The buckets fit steps, which run for 0.1 s up to minutes.
 _OPTIONS = ("--logging=none", "--task_runtime_metric_buckets=0.1,1,10,60,600")
 
 
-class GuardedFlower(Flower):  # type: ignore[misc] # it has no type hints
+class GuardedFlower(Flower):  # type: ignore[misc] # Flower has no type hints
     """Flower behind a request guard."""
 
     def __init__(self, guard: RequestGuard, **more: Any) -> None:
@@ -40,50 +41,50 @@ class GuardedFlower(Flower):  # type: ignore[misc] # it has no type hints
         super().__init__(**more)
 
     def find_handler(self, request: HTTPServerRequest, **more: Any) -> Any:
-        """What answers the request: Flower's own handler, or the one that says why not."""
-        refusal = self._guard.refuse(request.method or "", request.headers.get_all(), _arrived_at(request))
+        """Return the handler of a request: Flower's own, or the one that refuses."""
+        refusal = self._guard.refuse(request.method or "", request.headers.get_all(), _local_address(request))
         if refusal is not None:
             return self.get_handler_delegate(request, _Refusal, {"refusal": refusal})
         return super().find_handler(request, **more)
 
 
 class _Refusal(RequestHandler):
-    """Answers every method with the reason, before a cookie or a body is looked at."""
+    """A handler that answers every method with the reason of the refusal, before it reads cookies or the body."""
 
     def initialize(self, refusal: Problem) -> None:
         self._refusal = refusal
 
     def check_xsrf_cookie(self) -> None:
-        """A refusal changes nothing."""
+        """Do nothing: a refusal changes nothing, so it needs no check."""
 
     def prepare(self) -> None:
         self.set_status(request_guard.STATUS)
         self.set_header("Content-Type", request_guard.MEDIA_TYPE)
-        self.finish(json.dumps(request_guard.document(self._refusal)))
+        self.finish(json.dumps(request_guard.problem_document(self._refusal)))
 
 
 def run(settings: Settings) -> int:
-    """Serve Flower until SIGTERM; gives the exit code."""
+    """Serve Flower until SIGTERM. Returns the exit code."""
     host, port = settings.flower.host, settings.flower.port
     command.apply_env_options()
     command.apply_options(sys.argv[0], [f"--address={host}", f"--port={port}", *_OPTIONS])
     command.extract_settings()
     command.setup_logging()
     guard = guard_of(host, settings.trusted_hosts)
-    served = GuardedFlower(guard, capp=Application(settings).celery, options=options, **flower_settings)
-    atexit.register(served.stop)
+    flower = GuardedFlower(guard, capp=Application(settings).celery, options=options, **flower_settings)
+    atexit.register(flower.stop)
     signal.signal(signal.SIGTERM, command.sigterm_handler)
-    bound = served.start_http_server()
-    _log.info("flower_serves", address=host, port=bound)
+    bound = flower.start_http_server()
+    _log.info("flower_listening", address=host, port=bound)
     try:
-        served.start()
+        flower.start()
     except (KeyboardInterrupt, SystemExit):
         return 0
     return 0
 
 
-def _arrived_at(request: HTTPServerRequest) -> str | None:
-    """The address of this machine on which the request arrived; None on a Unix socket."""
+def _local_address(request: HTTPServerRequest) -> str | None:
+    """Return the local address of the request's connection; None for a Unix socket."""
     stream = getattr(request.connection, "stream", None)
-    place = stream.socket.getsockname() if stream is not None and stream.socket is not None else None
-    return str(place[0]) if isinstance(place, tuple) else None
+    address = stream.socket.getsockname() if stream is not None and stream.socket is not None else None
+    return str(address[0]) if isinstance(address, tuple) else None

@@ -1,8 +1,8 @@
 """
-The scheduled jobs: what a control worker does about what beat sends.
+The scheduled jobs of control workers, which beat triggers.
 
-A job never runs twice at a time in one process: where one takes longer than until the next message, its other threads
-stay free for steps. No job waits for rows that others have locked, and one bad row stops none of them.
+One process never runs the same job twice at the same time: if a job takes longer than its interval, the other threads
+stay free for steps. No job waits for rows that others have locked, and no bad row stops a job.
 """
 
 from __future__ import annotations
@@ -25,80 +25,81 @@ from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows import retention
 from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.schedules.service import Schedules
+from workers.messaging.timetable import EXPIRE, SCHEDULES, SWEEP
 from workers.runtime import Runtime
-from workers.timetable import EXPIRE, SCHEDULES, SWEEP
 
 _log = log.get(__name__)
 
-#: Seconds for each kind of what expires, in one turn: a worker that is to stop waits for them.
+#: Most seconds per kind of expired data in one pass: a worker that stops waits for the pass.
 _EXPIRE_SECONDS = 5.0
-#: Seconds for what is overdue, in one sweep.
+#: Most seconds for overdue steps in one sweep.
 _SWEEP_SECONDS = 5.0
 
-#: The jobs of this process that run now.
+#: The jobs of this process, each with the lock that it holds while it runs.
 _RUNNING: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def run_sweep(runtime: Runtime) -> None:
-    """Bring lost work back."""
-    with _alone(SWEEP) as alone:
-        if not alone:
+    """Recover lost work: see `app.workflows.runs.recovery.sweep`."""
+    with _exclusive(SWEEP) as acquired:
+        if not acquired:
             return
         try:
             swept = sweep(
                 runtime.runs,
                 republish_after=runtime.settings.runs.republish_after,
                 cursor=runtime.sweep_cursor,
-                in_time=_in_time(_SWEEP_SECONDS),
+                in_time=_time_limit(_SWEEP_SECONDS),
             )
         except Unavailable as error:
             _log.warning("sweep_postponed", error=str(error))
             return
         if any(asdict(swept).values()):
-            _log.info("swept", **asdict(swept))
+            _log.info("sweep_done", **asdict(swept))
 
 
 def run_expire(runtime: Runtime) -> None:
-    """Remove runs whose retention is over, then the definitions and payloads that nothing refers to any more."""
+    """Remove runs whose retention is over, then definitions and payloads without references."""
     database = runtime.runs.database
-    with _alone(EXPIRE) as alone:
-        if not alone:
+    with _exclusive(EXPIRE) as acquired:
+        if not acquired:
             return
         try:
             removed = {
-                "runs": retention.remove_runs(database, _in_time()),
-                "definitions": retention.remove_definitions(database, _in_time(), ids.chance()),
-                "payloads": retention.remove_payloads(database, _in_time(), ids.chance()),
+                "runs": retention.remove_runs(database, _time_limit()),
+                "definitions": retention.remove_definitions(database, _time_limit(), ids.chance()),
+                "payloads": retention.remove_payloads(database, _time_limit(), ids.chance()),
             }
         except Unavailable as error:
             _log.warning("expire_postponed", error=str(error))
             return
         if any(removed.values()):
-            _log.info("expired", **removed)
+            _log.info("expired_data_removed", **removed)
 
 
 @contextmanager
-def _alone(job: str) -> Iterator[bool]:
-    """Whether the job does not run in this process yet; it does then until the end of the block."""
-    taken = _RUNNING[job].acquire(blocking=False)
-    if not taken:
-        _log.debug("job_goes_on", job=job)
+def _exclusive(job: str) -> Iterator[bool]:
+    """Yield whether the job was not running in this process; if so, it counts as running until the block ends."""
+    acquired = _RUNNING[job].acquire(blocking=False)
+    if not acquired:
+        _log.debug("job_still_running", job=job)
     try:
-        yield taken
+        yield acquired
     finally:
-        if taken:
+        if acquired:
             _RUNNING[job].release()
 
 
-def _in_time(seconds: float = _EXPIRE_SECONDS) -> Callable[[], bool]:
+def _time_limit(seconds: float = _EXPIRE_SECONDS) -> Callable[[], bool]:
+    """Return a predicate that is true for so many seconds."""
     until = time.monotonic() + seconds
     return lambda: time.monotonic() < until
 
 
 def run_schedules(runtime: Runtime) -> None:
-    """Fire what is due of the schedules of workflows. One that breaks does not keep the others."""
-    with _alone(SCHEDULES) as alone:
-        if not alone:
+    """Fire the due schedules. A schedule that fails does not stop the others."""
+    with _exclusive(SCHEDULES) as acquired:
+        if not acquired:
             return
         try:
             Schedules(runtime.runs, runtime.settings.schedules.keep_fires).advance_all()
@@ -107,19 +108,19 @@ def run_schedules(runtime: Runtime) -> None:
 
 
 def run_reconcile(runtime: Runtime) -> None:
-    """Bring what is desired of the fleet in line with what is asked of it."""
+    """Run a reconcile pass: adapt the desired pools of the fleet to the demand."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        reconcile.reconcile(database, _ask(runtime), _terms(settings))
+        reconcile.reconcile(database, _demand_reader(runtime), _times(settings))
     except DatabaseUnreachable as error:
         _log.warning("reconcile_postponed", error=str(error))
 
 
 def run_defragment(runtime: Runtime) -> None:
-    """Move idle pools so that models fit that fit nowhere."""
+    """Move idle pools, so that models fit that now fit on no device."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        found = reconcile.defragment(database, _ask(runtime), _terms(settings))
+        found = reconcile.defragment(database, _demand_reader(runtime), _times(settings))
     except DatabaseUnreachable as error:
         _log.warning("defragment_postponed", error=str(error))
         return
@@ -127,9 +128,9 @@ def run_defragment(runtime: Runtime) -> None:
         _log.info("defragmented", moves=len(found.moves), gains=[gain.model for gain in found.gains])
 
 
-def _ask(runtime: Runtime) -> Callable[[UnitOfWork], FleetDemand]:
+def _demand_reader(runtime: Runtime) -> Callable[[UnitOfWork], FleetDemand]:
     return lambda work: demand.read(work, runtime.catalog, runtime.settings.pools.models)
 
 
-def _terms(settings: Settings) -> ReconcileTimes:
+def _times(settings: Settings) -> ReconcileTimes:
     return ReconcileTimes(settings.fleet.begin_within, settings.pools.drain_timeout, settings.fleet.host_lost_after)

@@ -1,11 +1,12 @@
 """
-Leases: what this process holds, and the threads that renew it or give it up.
+Leases: the steps that this process holds, and the threads that renew their leases or give them up.
 
 A lease is renewed while the engine makes progress, not merely while the process lives.
-A holder hears of a cancel at once by a notification of Postgres, and at the next renewal if that was lost.
-A lease that could not be renewed in time is given up here before it ends there. A thread of its own sees to that:
-whoever renews may be waiting for a database that does not answer.
-Whatever goes wrong while renewing is logged, and the thread goes on: without it, every longer step would be done twice.
+A cancel reaches its holder immediately by a notification of Postgres, or at the next renewal if the notification was
+lost.
+A lease that could not be renewed in time is given up here before it expires in the database. A thread of its own does
+this, because the renewing thread may be waiting for a database that does not answer.
+Errors of the renewal are logged, and the thread continues: without renewals, every longer step would be executed twice.
 """
 
 from __future__ import annotations
@@ -29,32 +30,33 @@ from app.workflows.state_machine.states import StepState
 
 _log = log.get(__name__)
 
-#: Part of a lease that may pass without a renewal before its holder gives up.
+#: The part of a lease without a renewal after which its holder gives it up.
 _GIVE_UP = 0.8
 
-#: The part of the lease after which that is looked at again.
-_LOOK = 0.05
+#: The part of a lease between two checks of that.
+_CHECK = 0.05
 
-#: Seconds after which the listener looks whether it is to end.
+#: Most seconds of one wait for notifications; between two waits the listener checks whether it must end.
 _LISTEN = 0.5
 
 
 class StopReason(StrEnum):
-    """Why a holder is to leave its work."""
+    """Why a step must stop."""
 
-    #: Somebody cancelled it.
+    #: The step was cancelled.
     CANCELLED = "cancelled"
-    #: Somebody else has it, or may have it soon.
+    #: The lease is lost or will expire: another worker has the step, or may have it soon.
     LOST = "lost"
-    #: This process stops; the step goes back.
+    #: This process stops; the step is requeued.
     DRAINED = "drained"
 
 
 class Holding:
-    """One claimed step in this process."""
+    """A claimed step in this process: its last renewal, and its stop."""
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
+        #: When it was last renewed, by the monotonic clock.
         self.renewed = time.monotonic()
         self._lock = threading.Lock()
         self._reason: StopReason | None = None
@@ -62,11 +64,11 @@ class Holding:
 
     @property
     def reason(self) -> StopReason | None:
-        """Why the work is to be left; None while it may go on."""
+        """The reason why the step must stop; None while it may continue."""
         return self._reason
 
     def on_stop(self, action: Callable[[], None]) -> None:
-        """What makes the work stop, from any thread. Called at once when it was to stop already."""
+        """Set the function that stops the step; any thread may call it. After `stop` it is called immediately."""
         with self._lock:
             self._on_stop = action
             stopped = self._reason is not None
@@ -74,26 +76,26 @@ class Holding:
             self._run(action)
 
     def stop(self, reason: StopReason) -> None:
-        """Leave the work. The first reason counts, but that a lease is lost outweighs the others."""
+        """Stop the step. The first reason is kept, but LOST replaces every other."""
         with self._lock:
             first = self._reason is None
             if first or reason is StopReason.LOST:
                 self._reason = reason
             action = self._on_stop
         if first:
-            _log.info("step_told_to_stop", reason=reason, step_id=str(self.claim.step_id), attempt=self.claim.attempt)
+            _log.info("step_stop_requested", reason=reason, step_id=str(self.claim.step_id), attempt=self.claim.attempt)
             if action is not None:
                 self._run(action)
 
     def _run(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception:  # noqa: BLE001 the engine's code: a failure of it keeps no other step from being stopped
+        except Exception:  # noqa: BLE001 an error of one action must not prevent the stop of other steps
             _log.exception("step_not_stopped", step_id=str(self.claim.step_id), attempt=self.claim.attempt)
 
 
 class Leases:
-    """Everything that this process holds."""
+    """The steps that this process holds, and the threads that renew their leases."""
 
     def __init__(
         self,
@@ -111,23 +113,23 @@ class Leases:
         self._lock = threading.Lock()
         self._draining = False
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="leases", daemon=True)
-        self._guard = threading.Thread(target=self._mind, name="leases-guard", daemon=True)
+        self._thread = threading.Thread(target=self._renew_all, name="leases", daemon=True)
+        self._guard = threading.Thread(target=self._give_up_late, name="leases-guard", daemon=True)
 
     def start(self) -> None:
-        """Begin to renew."""
+        """Start the threads."""
         self._thread.start()
         self._guard.start()
 
     def close(self) -> None:
-        """Renew no longer."""
+        """Stop the threads."""
         self._closed.set()
         self._thread.join(timeout=10)
         self._guard.join(timeout=10)
 
     @contextmanager
     def hold(self, claim: Claim) -> Iterator[Holding]:
-        """Renew the claim until the block ends. An earlier attempt of its step in this process is lost by that."""
+        """Renew the lease of a claim until the block ends. An earlier attempt of its step here is stopped."""
         holding = Holding(claim)
         with self._lock:
             earlier = self._held.get(claim.step_id)
@@ -145,11 +147,11 @@ class Leases:
                     del self._held[claim.step_id]
 
     def held(self) -> list[str]:
-        """The classes of the steps that are held now."""
+        """The priorities of the held steps."""
         return [holding.claim.priority for holding in self._all()]
 
     def drain(self) -> None:
-        """Every step, held now or later, goes back at its next token."""
+        """Stop all steps, now and in the future, at their next token; they are requeued."""
         with self._lock:
             self._draining = True
         for holding in self._all():
@@ -159,7 +161,7 @@ class Leases:
         with self._lock:
             return list(self._held.values())
 
-    def _watch(self) -> None:
+    def _renew_all(self) -> None:
         while not self._closed.is_set():
             try:
                 self._listen()
@@ -171,29 +173,29 @@ class Leases:
                 self._renew_without_listening()
 
     def _listen(self) -> None:
-        """Renew, and hear of cancels, until the end or until something goes wrong."""
+        """Renew leases and receive notifications of cancels, until `close` or an error."""
         with psycopg.connect(self._runs.database.raw_url(), autocommit=True, connect_timeout=5) as connection:
             connection.execute(f"LISTEN {STOP_CHANNEL}")
             self._renew()
             while not self._closed.is_set():
                 for note in connection.notifies(timeout=min(self._interval, _LISTEN), stop_after=1):
-                    self._heard(note.payload)
+                    self._on_notification(note.payload)
                 self._renew_if_due()
 
     def _renew_without_listening(self) -> None:
-        """Renew once, and wait a moment."""
+        """Renew once, and wait at most a second."""
         try:
             self._renew()
         except Exception:  # noqa: BLE001 as above: the next renewal follows
             _log.exception("leases_interrupted")
         self._closed.wait(min(1.0, self._interval))
 
-    def _heard(self, payload: str) -> None:
-        """Stop the step that a notification names. Anybody who reaches the database can send one."""
+    def _on_notification(self, payload: str) -> None:
+        """Stop the step that a notification names. Its text is untrusted: every client of the database can send one."""
         try:
             step_id = UUID(payload)
         except ValueError:
-            _log.warning("stop_names_no_step", payload=payload[:100])
+            _log.warning("stop_notification_invalid", payload=payload[:100])
             return
         with self._lock:
             holding = self._held.get(step_id)
@@ -205,17 +207,17 @@ class Leases:
         if oldest is not None and time.monotonic() - oldest >= self._interval * 0.9:
             self._renew()
 
-    def _mind(self) -> None:
-        while not self._closed.wait(min(self._interval, self._lease * _LOOK)):
+    def _give_up_late(self) -> None:
+        while not self._closed.wait(min(self._interval, self._lease * _CHECK)):
             try:
                 for holding in self._all():
                     if time.monotonic() - holding.renewed > self._lease * _GIVE_UP:
                         holding.stop(StopReason.LOST)
             except Exception:  # noqa: BLE001 the outermost loop of the thread
-                _log.exception("leases_not_given_up")
+                _log.exception("leases_not_checked")
 
     def _renew(self) -> None:
-        """Renew what is held, while the engine makes progress."""
+        """Renew the leases, if the engine makes progress."""
         held = self._all()
         if not held:
             return
@@ -230,11 +232,11 @@ class Leases:
             _log.warning("leases_not_renewed", error=str(error))
             return
         for holding in held:
-            self._see(holding, kept.get(holding.claim.step_id), begun)
+            self._apply_renewal(holding, kept.get(holding.claim.step_id), begun)
 
-    def _see(self, holding: Holding, found: tuple[int, StepState] | None, begun: float) -> None:
+    def _apply_renewal(self, holding: Holding, found: tuple[int, StepState] | None, begun: float) -> None:
         if found is None or found[0] != holding.claim.attempt:
-            # It may have been recorded between the listing and the renewal: then nobody waits for this.
+            # It may have been recorded between the listing and the renewal: then the stop has no effect.
             holding.stop(StopReason.LOST)
             return
         holding.renewed = begun

@@ -1,8 +1,8 @@
 """
 The Celery application, for `celery -A workers.main`.
 
-Celery's own way of starting needs it at import; everything else is made when a worker starts.
-Such a worker finds its pool of threads by CELERY_CUSTOM_WORKER_POOL=workers.wake:TaskPool and `--pool custom`.
+Celery's command needs it at import; everything else is created when a worker starts.
+Such a worker needs CELERY_CUSTOM_WORKER_POOL=workers.messaging.thread_pool:TaskPool and `--pool custom`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """
 The worker programs: `python -m workers.programs control NAME [INCARNATION] | beat | agent | pool ID EPOCH | flower`.
 
-`arriero control`, `arriero beat`, `arriero agent` and `arriero flower` become these, with their settings in the
-environment. An agent starts the pools that were granted to its host.
+`arriero control`, `arriero beat`, `arriero agent` and `arriero flower` replace themselves by these programs, with their
+settings in the environment. An agent starts the pools of its host.
 
-Each loads its own modules and no other's: an agent holds no engine, and what starts again is soon there.
+Each program imports only its own modules: an agent has no engine, and restarts are quick.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from app.kernel.settings import Settings
 
 _log = log.get(__name__)
 
-#: The scheduler of beat, by its place.
-SCHEDULER = "workers.beat:Scheduler"
+#: The import path of beat's scheduler.
+SCHEDULER = "workers.messaging.beat:Scheduler"
 #: Exit code of a program that could not start.
 NOT_STARTED = 5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the named program; gives its exit code."""
+    """Run the named program. Returns its exit code."""
     loaded = settings.load().settings
     log.configure(loaded.log)
     try:
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str]) -> int:
             case ["beat"]:
                 return beat(loaded)
             case ["agent"]:
-                return int(_of("workers.agent.agent", "Agent")(loaded).run())
+                return int(_imported("workers.agent.agent", "Agent")(loaded).run())
             case ["pool", id_, epoch] if epoch.isdigit():
-                return int(_of("workers.pool.pool", "run")(loaded, id_, int(epoch)))
+                return int(_imported("workers.pool.pool", "run")(loaded, id_, int(epoch)))
             case ["flower"]:
-                return int(_of("workers.flower", "run")(loaded))
+                return int(_imported("workers.flower", "run")(loaded))
             case _:
-                print(__doc__, file=sys.stderr)  # noqa: T201 the usage, for whoever calls it by hand
+                print(__doc__, file=sys.stderr)  # noqa: T201 the usage, for a call by hand
                 return 2
     except ArrieroError as error:
         _log.error("program_not_started", program=arguments[0], error=str(error))
@@ -54,24 +54,24 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def control(loaded: Settings, name: str, incarnation: str | None = None) -> int:
-    """Do scheduled jobs, and steps that need no model. `incarnation` is its parent's name for this process alone."""
-    application = _of("workers.application", "Application")(loaded)
+    """Run scheduled jobs, and steps without a model. `incarnation` is an id of this process alone, from its parent."""
+    application = _imported("workers.application", "Application")(loaded)
     return int(application.serve(name, [CONTROL_QUEUE, IO_QUEUE], loaded.control.concurrency, incarnation=incarnation))
 
 
 def beat(loaded: Settings) -> int:
-    """Send the scheduled jobs. The lock of RedBeat lets one of several do it."""
-    celery = _of("app.kernel.broker", "celery_app")(
-        addresses.of(loaded).redis_url, loaded.broker, _of("workers.timetable", "schedule")(loaded)
+    """Send the scheduled jobs. RedBeat's lock elects one of several beats."""
+    celery = _imported("app.kernel.broker", "celery_app")(
+        addresses.of(loaded).redis_url, loaded.broker, _imported("workers.messaging.timetable", "schedule")(loaded)
     )
     level = loaded.log.level.upper()
-    beat = _of("celery.apps.beat", "Beat")
+    beat = _imported("celery.apps.beat", "Beat")
     beat(app=celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
     return 0
 
 
-def _of(module: str, name: str) -> Callable[..., Any]:
-    """What the program is made of, loaded now."""
+def _imported(module: str, name: str) -> Callable[..., Any]:
+    """Import a module now and return its attribute `name`."""
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
 

@@ -1,4 +1,4 @@
-"""The runtime of a worker process: what its tasks stand on, made once when the process starts."""
+"""The runtime of a worker process: the dependencies of its tasks, created once when the process starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.catalog.catalog import Catalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
-from app.kernel.secrets import Secrets
+from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import WakingPublisher
 from app.workflows.runs.changes.transactions import RunPolicy
@@ -28,27 +28,27 @@ from workers.leases import Leases
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What the tasks of one process stand on."""
+    """The dependencies of the tasks of one process."""
 
     settings: Settings
     runs: Runs
     leases: Leases
     #: The engine, in a pool; None in a control worker.
     engine: Engine | None
-    #: What http steps may send besides their data.
+    #: The secrets that `http` steps may send.
     secrets: Secrets
-    #: The models that can be served, as this process read them when it began.
+    #: The catalogue of models, as this process read it when it started.
     catalog: Catalog
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
 
     @property
     def owner(self) -> str:
-        """The incarnation of this process; no other one ever has the same."""
+        """The owner of the leases: the incarnation of this process, which no other process ever has."""
         return self.leases.owner
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Stop the renewal of leases, and close the engine and the database."""
         self.leases.close()
         if self.engine is not None:
             self.engine.close()
@@ -65,14 +65,15 @@ def start(
     incarnation: str | None = None,
 ) -> Runtime:
     """
-    Make the runtime of a process called `name`, and begin to renew leases.
+    Create the runtime of the process `name`, and start the renewal of leases.
 
-    `incarnation` is what its parent calls this process and no other; without one, nobody can end its leases for it.
+    `incarnation` is an id that the parent gave to this process alone, so that the parent can expire its leases when the
+    process dies. Without one a random id is used.
 
-    Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema that it does not know.
+    Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
     """
     servers = addresses.of(settings)
-    database = databases.at_head(servers.database_url, pool_size=threads + 1)
+    database = databases.open_at_head(servers.database_url, pool_size=threads + 1)
     publisher = WakingPublisher(CeleryPublisher(app, servers.redis_url))
     runs = Runs(database, publisher, RunPolicy.of(settings.runs))
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])

@@ -1,9 +1,9 @@
 """
-Kinds of steps: how each is done. What comes out is an output and what it took, something that is to be waited for, or a
-StepFailure.
+The kinds of steps: a function per kind that executes a step.
 
-A kind is a function of a task: the claim with the data that the step sees, the holding that says when to stop, and the
-runtime of the process. A new kind is a class in `app.workflows.language.steps` and an entry in `_KINDS`.
+It returns an output with the used tokens, or what the step waits for; or it raises StepFailure. Its argument is a task:
+the claim with the data of the step, the holding that can stop it, and the runtime of the process.
+A new kind is a class in `app.workflows.language.steps` and an entry in `_KINDS`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from workers.engine import Engine
 from workers.leases import Holding
 from workers.runtime import Runtime
 
-#: Items of one map.
+#: Most items of one map.
 MAX_ITEMS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class StepTask:
-    """A claimed step, and what its work stands on."""
+    """A claimed step, with the dependencies of its execution."""
 
     claim: Claim
     holding: Holding
@@ -52,7 +52,7 @@ class StepTask:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """What templates and expressions see."""
+        """The data of templates and expressions."""
         return self.claim.data
 
     @property
@@ -63,16 +63,16 @@ class StepTask:
 
     @property
     def timeout(self) -> timedelta:
-        """What the attempt may take."""
+        """The time that is left for the attempt."""
         own, left = self.claim.work.timeout, self.claim.remaining
         return own if left is None else max(min(own, left), timedelta(0))
 
 
-def do(task: StepTask) -> Success | Awaited:
+def execute(task: StepTask) -> Success | Awaited:
     """
-    The work of a claimed step.
+    Execute a claimed step.
 
-    Raises StepFailure, and CancelledError when the holding was stopped in the middle.
+    Raises StepFailure, and CancelledError when the holding was stopped.
     """
     work = task.claim.work
     if task.claim.refused is not None:
@@ -89,7 +89,7 @@ def _join(task: StepTask, step: JoinStep) -> Success:
     if step.template is not None:
         return Success(templates.render(step.template, task.data))
     steps = task.data["steps"]
-    return Success({key: steps[key]["output"] for key, _ in definitions.needed(step)})
+    return Success({key: steps[key]["output"] for key, _ in definitions.needs_of(step)})
 
 
 def _transform(task: StepTask, step: TransformFields) -> Success:
@@ -105,7 +105,7 @@ def _generate(task: StepTask, step: GenerateFields) -> Success:
         generated = ticket.result(timeout=seconds)
     except TimeoutError:
         ticket.cancel()
-        raise StepFailure(FailureReason.TIMEOUT, f"the model was not done after {seconds:g} s") from None
+        raise StepFailure(FailureReason.TIMEOUT, f"the model did not finish within {seconds:g} s") from None
     usage = TokenUsage(generated.tokens_in, generated.tokens_out, generated.tokens_cached, generated.time_to_first)
     if step.output is None:
         return Success(generated.text, usage)
@@ -127,7 +127,7 @@ def _embed(task: StepTask, step: EmbedFields) -> Success:
 def _http(task: StepTask, step: HttpFields) -> Success:
     parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
     secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
-    filled = calls.filled(parts, task.data, secrets)
+    filled = calls.render_texts(parts, task.data, secrets)
     body = calls.json_body(filled["json"]) if step.has_json else None
     if step.body is not None:
         body = calls.text_body(filled["body"])
@@ -145,14 +145,14 @@ def _http(task: StepTask, step: HttpFields) -> Success:
         step.idempotency_header,
         tuple(secrets.values()),
     )
-    answer = outbound.call(call, settings=task.runtime.settings.http, on_stop=task.holding.on_stop)
-    return Success(answer.output())
+    response = outbound.call(call, settings=task.runtime.settings.http, on_stop=task.holding.on_stop)
+    return Success(response.output())
 
 
 def _map(task: StepTask, step: MapStep) -> Expanded:
-    found = conditions.evaluate(step.over, task.data, wanted="list")
+    found = conditions.evaluate(step.over, task.data, result_type="list")
     if len(found) > MAX_ITEMS:
-        message = f"'over' gives {len(found)} items; a map does {MAX_ITEMS} at the most"
+        message = f"'over' has {len(found)} items; a map accepts at most {MAX_ITEMS}"
         raise StepFailure(FailureReason.INVALID_REQUEST, message)
     return Expanded(found)
 
@@ -170,7 +170,7 @@ def _wait(task: StepTask, step: WaitStep) -> Timed | Signalled:
     if step.for_ is not None:
         return Timed(delay=step.for_)
     if step.until is not None:
-        return Timed(until=conditions.evaluate(step.until, task.data, wanted="time"))
+        return Timed(until=conditions.evaluate(step.until, task.data, result_type="time"))
     message = None if step.approval is None else templates.render(step.approval.message, task.data)
     assert step.signal is not None, "it waits for an event or an approval"
     return Signalled(step.signal, message, step.expires)

@@ -1,10 +1,11 @@
 """
-Steps: claim, do, record.
+The task of a step: claim it, execute it, record its outcome.
 
-A message names a step and an attempt. If the claim gives nothing, nothing is done.
-What was done is recorded under the attempt; when the database is away, the record waits for it as long as it takes,
-and is refused when the lease went to another in the meantime.
-What cannot be recorded for another reason fails the step for good: its work was done, and is not done again.
+A message names a step and an attempt. Without a claim nothing is executed.
+The outcome is recorded under the attempt. While the database is unavailable the record waits without a limit; it is
+refused when another worker has got the lease meanwhile.
+An outcome that cannot be recorded for another reason fails the step for good: it was executed, and is not executed
+again.
 """
 
 from __future__ import annotations
@@ -36,27 +37,28 @@ _PAUSE = 0.5
 
 
 def run_step(runtime: Runtime, step_id: UUID, attempt: int) -> None:
-    """Take the step of a message, do it, record it; and the short steps that follow at once."""
+    """Claim the step of a message, execute and record it; then the short steps that follow it immediately."""
     try:
         claim = runtime.runs.claim(step_id, attempt, runtime.owner)
     except DatabaseUnreachable as error:
-        # The step stays ready and the sweep sends it again. The pause keeps the queue from being emptied for nothing.
+        # The step stays ready, and the sweep publishes it again. The pause prevents that the queue is emptied in vain.
         _log.warning("claim_postponed", step_id=str(step_id), error=str(error))
         time.sleep(_PAUSE)
         return
-    except Exception as error:  # noqa: BLE001 a step that cannot be taken would be sent again for ever
-        _log.exception("claim_broke", step_id=str(step_id), attempt=attempt)
-        abandon_step(runtime.runs, step_id, reason_of(error, "taking a step"))
+    except Exception as error:  # noqa: BLE001 a step that cannot be claimed would be published again without end
+        _log.exception("claim_failed", step_id=str(step_id), attempt=attempt)
+        abandon_step(runtime.runs, step_id, reason_of(error, "claiming a step"))
         return
     if claim is None:
-        _log.debug("step_not_there", step_id=str(step_id), attempt=attempt)
+        _log.debug("step_not_claimed", step_id=str(step_id), attempt=attempt)
     while claim is not None:
         context = {"run_id": str(claim.run_id), "step": claim.key, "attempt": claim.attempt}
         with structlog.contextvars.bound_contextvars(**context):
-            claim = _hold(runtime, claim)
+            claim = _process(runtime, claim)
 
 
-def _hold(runtime: Runtime, claim: Claim) -> Claim | None:
+def _process(runtime: Runtime, claim: Claim) -> Claim | None:
+    """Execute a claimed step and record it. Returns the claim of a step that follows it immediately."""
     began = time.monotonic()
     with runtime.leases.hold(claim) as holding:
         outcome = _attempt(runtime, claim, holding)
@@ -75,14 +77,14 @@ def _hold(runtime: Runtime, claim: Claim) -> Claim | None:
         case Failure():
             _log.warning("step_failed", reason=outcome.reason, error=outcome.message, seconds=seconds)
         case _:
-            _log.info("step_left", awaits=type(outcome).__name__.lower(), seconds=seconds)
+            _log.info("step_suspended", awaits=type(outcome).__name__.lower(), seconds=seconds)
     return following
 
 
 def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None:
-    """How the attempt ended; None when its lease was lost and there is nobody to tell."""
+    """Execute the step and return the outcome; None when the lease was lost, and no outcome can be recorded."""
     try:
-        return step_kinds.do(step_kinds.StepTask(claim, holding, runtime))
+        return step_kinds.execute(step_kinds.StepTask(claim, holding, runtime))
     except StepFailure as error:
         return Failure(error.reason, error.message, error.text, retry_after=error.retry_after or timedelta(0))
     except CancelledError:
@@ -92,47 +94,51 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
             case StopReason.LOST:
                 return None
             case _:
-                return Failure(FailureReason.WORKER_STOPPED, "handed back: its worker stops")
-    except Exception as error:  # noqa: BLE001 the shell of the work: a defect of ours fails the attempt, not the worker
-        _log.exception("step_broke")
+                return Failure(FailureReason.WORKER_STOPPED, "requeued: its worker stops")
+    except Exception as error:  # noqa: BLE001 the outermost frame of the step: a defect fails the attempt, not the worker
+        _log.exception("step_crashed")
         return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
 
 
 def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> tuple[Claim | None, Outcome]:
-    """Record an outcome; gives the step that follows at once, and the outcome as it was recorded. Raises LeaseLost."""
+    """
+    Record an outcome. Returns the claim of a step that follows immediately, and the outcome as it was recorded.
+
+    Raises LeaseLost.
+    """
     try:
         return _record(runtime, claim, outcome), outcome
     except LeaseLost:
         raise
-    except Exception as error:  # noqa: BLE001 left alone, the lease would run out and the work be done again
-        _log.exception("record_broke")
+    except Exception as error:  # noqa: BLE001 otherwise the lease would expire and the step be executed again
+        _log.exception("record_failed")
         failed = Failure(FailureReason.INTERNAL, reason_of(error, "recording its outcome"), final=True)
     try:
         return _record(runtime, claim, failed), failed
     except LeaseLost:
         raise
     except Exception:  # noqa: BLE001 as above
-        _log.exception("record_broke", again=True)
-    _until_reached(lambda: abandon(runtime.runs, claim.run_id, f"step {claim.key}: {failed.message}"))
+        _log.exception("record_failed", again=True)
+    _with_database(lambda: abandon(runtime.runs, claim.run_id, f"step {claim.key}: {failed.message}"))
     return None, failed
 
 
 def _record(runtime: Runtime, claim: Claim, outcome: Outcome) -> Claim | None:
     match outcome:
         case Success():
-            return _until_reached(lambda: runtime.runs.succeed(claim, runtime.owner, outcome))
+            return _with_database(lambda: runtime.runs.succeed(claim, runtime.owner, outcome))
         case Failure():
-            _until_reached(lambda: runtime.runs.fail(claim, runtime.owner, outcome))
+            _with_database(lambda: runtime.runs.fail(claim, runtime.owner, outcome))
         case _:
-            _until_reached(lambda: runtime.runs.leave(claim, runtime.owner, outcome))
+            _with_database(lambda: runtime.runs.leave(claim, runtime.owner, outcome))
     return None
 
 
-def _until_reached(act: Callable[[], T]) -> T:
-    """Act once the database can be reached, however long that takes."""
+def _with_database(action: Callable[[], T]) -> T:
+    """Return the result of an action, repeated until the database is available."""
     while True:
         try:
-            return act()
+            return action()
         except DatabaseUnreachable as error:
             _log.warning("record_postponed", error=str(error))
             time.sleep(_PAUSE)

@@ -1,1 +1,1 @@
-"""Namespaces, their limits, and what they use."""
+"""Namespaces, their limits, and their usage."""

@@ -1,7 +1,7 @@
 """
-A namespace: on whose behalf a run is done. Its share of the fleet, and the limits on it, are its own.
+Namespaces: the tenant of a run. Each has its own share of the fleet and its own limits.
 
-A run belongs to the namespace that its label `namespace` names, and to `default` without one; what it calls, too.
+The label `namespace` of a run names its namespace; without it, this is `default`. Called runs inherit the label.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from app.kernel.errors import InvalidInput, Problem
 
 #: The label of a run that names its namespace.
 LABEL = "namespace"
-#: Of runs that name none.
+#: The namespace of runs without the label.
 DEFAULT = "default"
-#: Names of namespaces.
+#: Pattern of namespace names.
 PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-#: What messages tell people to write.
-ACCEPTED = "lower-case letters, digits, '.', '_', '-'; 63 at the most"
+#: What error messages say is accepted.
+ACCEPTED = "lower-case letters, digits, '.', '_', '-'; at most 63"
 
 
 def require(name: str, where: str, what: str) -> str:
-    """The name. Raises InvalidInput, with the place, when it is none."""
+    """Returns the name. Raises InvalidInput for the field `where` of the input `what` when it is not a valid name."""
     if re.match(PATTERN, name) is None:
-        raise InvalidInput([Problem(where, f"{name!r} is no name of a namespace", ACCEPTED)], what)
+        raise InvalidInput([Problem(where, f"{name!r} is not a valid name of a namespace", ACCEPTED)], what)
     return name
 
 
-def inherited(labels: Mapping[str, str]) -> dict[str, str]:
-    """What a run that is called has of its caller's labels."""
+def inherited_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Returns the labels that a called run inherits from its caller."""
     return {LABEL: labels[LABEL]} if LABEL in labels else {}

@@ -1,4 +1,4 @@
-"""Bodies: JSON or YAML, read into plain data that remembers its lines."""
+"""Request bodies: JSON or YAML, parsed into plain data with line numbers, under bounds and off the event loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from app.workflows.language.source import DefinitionSource
 
 JSON = "application/json"
 YAML = "application/yaml"
-_YAMLS = {YAML, "application/x-yaml", "text/yaml", "text/x-yaml"}
+_YAML_TYPES = {YAML, "application/x-yaml", "text/yaml", "text/x-yaml"}
 
 M = TypeVar("M", bound=BaseModel)
 
 
 class UnsupportedMediaType(InvalidInput):
-    """The body is of a media type that is not offered here."""
+    """The media type of the body is not supported."""
 
     what = "media type"
 
@@ -30,25 +30,26 @@ async def _raw(request: Request) -> bytes:
 
 
 def _read(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> DefinitionSource:
-    """The body, read on a thread: it may take long, and the event loop has other requests to serve."""
+    """Parse the body on a thread: this may take long, and must not block other requests on the event loop."""
     media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-    if media_type != JSON and not media_type.endswith("+json") and media_type not in _YAMLS:
-        raise UnsupportedMediaType([Problem("Content-Type", f"{media_type!r} is not offered", f"{JSON}, {YAML}")])
+    if media_type != JSON and not media_type.endswith("+json") and media_type not in _YAML_TYPES:
+        raise UnsupportedMediaType([Problem("Content-Type", f"{media_type!r} is not supported", f"{JSON}, {YAML}")])
     try:
-        return source.read(raw.decode("utf-8"), "yaml" if media_type in _YAMLS else "json")
+        return source.read(raw.decode("utf-8"), "yaml" if media_type in _YAML_TYPES else "json")
     except UnicodeDecodeError as error:
-        raise InvalidInput([Problem("", f"the body is no UTF-8: {error}")], "body") from None
+        raise InvalidInput([Problem("", f"the body is not valid UTF-8: {error}")], "body") from None
 
 
-#: An argument of an endpoint: the body as plain data.
+#: The type of an endpoint's argument that receives the body as plain data.
 RequestBody = Annotated[DefinitionSource, Depends(_read)]
 
 
 def of(model: type[M]) -> Any:
     """
-    A dependency: the body as `model`, read and validated on a thread under the bounds of every other body.
+    Return a dependency that parses the body and validates it as `model`.
 
-    FastAPI's own way reads and validates on the event loop, and knows no bounds.
+    It does so on a thread and under the bounds of all bodies. FastAPI itself would do it on the event loop, without
+    bounds.
     """
 
     def validated(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> M:
@@ -62,12 +63,12 @@ def of(model: type[M]) -> Any:
 
 
 def documented_as(model: type[BaseModel]) -> dict[str, Any]:
-    """The request body of an operation that takes `of(model)`, for its OpenAPI document."""
+    """Return the OpenAPI description of the request body of an operation that uses `of(model)`."""
     return documented({"$ref": f"#/components/schemas/{model.__name__}"}, {})
 
 
 def documented(schema: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
-    """The request body of an operation, for its OpenAPI document."""
+    """Return the OpenAPI description of the request body of an operation."""
     content: dict[str, Any] = {"schema": schema}
     if examples:
         content["examples"] = {name: {"value": value} for name, value in examples.items()}

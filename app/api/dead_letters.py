@@ -1,4 +1,4 @@
-"""Dead letters: what workers found in the broker and could not read; and the figures of the broker for Prometheus."""
+"""The resource `dead-letters`: messages that workers could not read; and the metrics of the API for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ router = APIRouter(tags=["dead letters"])
 
 
 class DeadLetterOut(BaseModel):
-    """A message that was put aside, or a key of a wrong type."""
+    """A message that could not be read, or a key of a wrong type."""
 
     at: datetime
-    queue: str = Field(description="where it was found")
+    queue: str = Field(description="the queue or key where it was found")
     reason: str = Field(examples=["unreadable", "too_large", "unknown_task", "wrong_arguments", "wrong_type"])
     detail: str = Field(description="what was wrong with it")
-    bytes: int = Field(description="its length")
+    bytes: int = Field(description="its length in bytes")
     message: str = Field(description="its beginning")
 
 
@@ -35,19 +35,19 @@ class DeadLetterList(BaseModel):
     """The newest dead letters."""
 
     dead_letters: list[DeadLetterOut]
-    kept: int = Field(description=f"how many are kept: the last {KEPT} at the most")
-    counts: dict[str, dict[str, int]] = Field(description="how many there ever were, by queue and reason")
+    kept: int = Field(description=f"number of dead letters that are kept, at most the last {KEPT}")
+    counts: dict[str, dict[str, int]] = Field(description="number of all dead letters so far, by queue and reason")
 
 
 class Cleared(BaseModel):
-    """What was removed."""
+    """The result of a removal."""
 
     removed: int
 
 
 @router.get("/v1/dead-letters", summary="List dead letters", responses=problems.documented(422))
 def page(services: InjectedServices, limit: Annotated[int, Query(ge=1, le=KEPT)] = 50) -> DeadLetterList:
-    """What workers could not read, the newest first. Steps that were meant are done all the same."""
+    """Messages that workers could not read, the newest first. Their steps run nevertheless."""
     letters = services.publisher.dead_letters()
     counts: dict[str, dict[str, int]] = {}
     for (queue, reason), count in letters.counts().items():
@@ -63,29 +63,29 @@ def page(services: InjectedServices, limit: Annotated[int, Query(ge=1, le=KEPT)]
 
 @router.delete("/v1/dead-letters", summary="Remove dead letters", responses=problems.documented())
 def clear(services: InjectedServices) -> Cleared:
-    """Remove all that are kept, with the values of keys that were of a wrong type. The counts stay."""
+    """Remove all dead letters and the kept values of keys with a wrong type. The counts stay."""
     return Cleared(removed=services.publisher.dead_letters().clear())
 
 
-@router.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses=problems.documented())
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=problems.documented())
 def metrics(services: InjectedServices) -> Response:
-    """What is counted in the broker. Pools have ports of their own for what they do."""
+    """Metrics of the broker. Each pool has a port of its own for its metrics."""
     registry = CollectorRegistry()
-    registry.register(_Figures(services.publisher.dead_letters()))
+    registry.register(_BrokerMetrics(services.publisher.dead_letters()))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-class _Figures(Collector):
-    """Reads the broker when it is asked."""
+class _BrokerMetrics(Collector):
+    """Collects the metrics of the dead letters, which it reads when it is created."""
 
     def __init__(self, letters: DeadLetters) -> None:
         self._kept, self._counts = letters.kept(), letters.counts()
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("arriero_dead_letters_kept", "Dead letters that can be looked at.", value=self._kept)
-        ever = CounterMetricFamily(
+        yield GaugeMetricFamily("arriero_dead_letters_kept", "Dead letters that are kept.", value=self._kept)
+        total = CounterMetricFamily(
             "arriero_dead_letters", "Messages and keys that workers could not read.", labels=("queue", "reason")
         )
         for labels, count in self._counts.items():
-            ever.add_metric(labels, count)
-        yield ever
+            total.add_metric(labels, count)
+        yield total

@@ -1,4 +1,4 @@
-"""Health: whether the process lives, and whether it can serve."""
+"""Health checks: liveness and readiness of the API."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """The answer of the liveness check."""
 
     status: str = "ok"
     version: str = __version__
 
 
 class Readiness(BaseModel):
-    """Each part that requests need."""
+    """The answer of the readiness check: the state of each part that requests need."""
 
     ready: bool
     database: str = Field(examples=["ok"], description="`ok`, or what is wrong")
@@ -30,14 +30,18 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", summary="Is the process alive?")
 async def healthz() -> Health:
-    """Answers while the process lives, whatever else is away."""
+    """Answers while the process runs, even when the database or the broker is unavailable."""
     return Health()
 
 
-@router.get("/readyz", summary="Can it serve?", responses={503: {"model": Readiness, "description": "A part is away"}})
+@router.get(
+    "/readyz",
+    summary="Can it serve?",
+    responses={503: {"model": Readiness, "description": "A part is unavailable"}},
+)
 async def readyz(services: InjectedServices, response: Response) -> Readiness:
-    """200 when the database is there with the schema of this version and the broker answers; else 503."""
-    found = await threads.of_readiness(_readiness, services)
+    """200 when the broker answers and the database has the schema of this version; otherwise 503."""
+    found = await threads.run_for_readiness(_readiness, services)
     if not found.ready:
         response.status_code = 503
     return found

@@ -1,4 +1,4 @@
-"""The limits on requests: more bytes of a body than allowed, declared or not, and NUL in an address are refused."""
+"""Request limits: a body over the size limit, declared or not, and a URL with NUL are refused."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from app.kernel.errors import BodyTooLarge, InvalidInput, Problem
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies of more than `limit` bytes with 413, and addresses with NUL with 422."""
+    """ASGI middleware that refuses bodies of more than `limit` bytes with 413, and URLs with NUL with 422."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting its body."""
+        """Pass the request on and count the bytes of its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-            problem = Problem("address", "it holds the character NUL", "an address without %00")
-            await problems.of_error(422, InvalidInput([problem], "address"))(scope, receive, send)
+            problem = Problem("url", "it contains the character NUL", "a URL without %00")
+            await problems.of_error(422, InvalidInput([problem], "url"))(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._limit:
             await problems.of_error(413, BodyTooLarge(self._limit))(scope, receive, send)
             return
-        seen, begun = 0, False
+        received, answered = 0, False
 
-        async def counted() -> Message:
-            nonlocal seen
+        async def counting_receive() -> Message:
+            nonlocal received
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
+            received += len(message.get("body", b""))
+            if received > self._limit:
                 raise BodyTooLarge(self._limit)
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def noting_send(message: Message) -> None:
+            nonlocal answered
+            answered = True
             await send(message)
 
         try:
-            await self._app(scope, counted, noted)
+            await self._app(scope, counting_receive, noting_send)
         except BodyTooLarge as error:
-            if begun:
+            if answered:
                 raise
             await problems.of_error(413, error)(scope, receive, send)

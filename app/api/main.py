@@ -1,8 +1,8 @@
 """
-The HTTP interface, put together. `STATUSES` is the one table from errors to HTTP statuses.
+The application of the HTTP API. `STATUSES` is the only table from errors to HTTP statuses.
 
-Endpoints that need the database are synchronous: they run on threads (`app/api/threads.py`), and a slow database makes
-no other request wait. One that does not answer at all is given up after `ANSWER_TIMEOUT`.
+Endpoints that need the database are synchronous: they run on threads (`app/api/threads.py`), so a slow database delays
+no other request. A database that does not answer is given up after `ANSWER_TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -23,31 +23,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import __version__
-from app.api import (
-    dead_letters,
-    devices,
-    events,
-    explanations,
-    fleet,
-    footprints,
-    health,
-    hosts,
-    models,
-    namespaces,
-    payloads,
-    pools,
-    problems,
-    run_control,
-    runs,
-    schedules,
-    schemas,
-    threads,
-    workflows,
-)
+from app.api import dead_letters, documentation, health, problems, schemas, threads
 from app.api.bodies import UnsupportedMediaType
+from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.services import Services
+from app.api.workflows import events, payloads, run_control, runs, schedules, workflows
 from app.catalog import files
 from app.devices.inventory import Devices
 from app.kernel import addresses, broker, log
@@ -64,8 +46,8 @@ from app.kernel.errors import (
     Problem,
     Unavailable,
 )
-from app.kernel.request_guard import STATUS as FORBIDDEN
-from app.kernel.request_guard import ForbiddenRequest, guard_of
+from app.kernel.security.request_guard import STATUS as FORBIDDEN
+from app.kernel.security.request_guard import ForbiddenRequest, guard_of
 from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.wake_up import WakingPublisher, wake_reconciler
@@ -76,7 +58,7 @@ from app.workflows.schedules.schedule import Schedule
 
 _log = log.get(__name__)
 
-#: The first class that an error belongs to counts.
+#: The first matching class decides.
 STATUSES: Mapping[type[ArrieroError], int] = {
     ForbiddenRequest: FORBIDDEN,
     UnsupportedMediaType: 415,
@@ -90,10 +72,10 @@ STATUSES: Mapping[type[ArrieroError], int] = {
     ArrieroError: 500,
 }
 
-#: How long a request waits for one answer of the database before it is refused with 503; longer for long bodies.
+#: Time to wait for an answer of the database before the request is refused with 503; it is longer for long bodies.
 ANSWER_TIMEOUT = timedelta(seconds=5)
 
-#: One for each resource.
+#: One router per resource.
 ROUTERS = (
     runs.router,
     payloads.router,
@@ -114,7 +96,7 @@ ROUTERS = (
     health.router,
 )
 
-#: Types that FastAPI does not find in the signatures of endpoints.
+#: Types for the OpenAPI document that are not in the signatures of endpoints.
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
@@ -123,30 +105,30 @@ _BODIES: tuple[type[BaseModel], ...] = (
 _DESCRIPTION = """
 Arriero runs workflows on local language models.
 
-A run is written to the database before the answer is given, and goes on whatever process dies.
-Errors are problem details (RFC 9457); each problem of an input names its path, its line and what would be accepted.
+A run is stored in the database before it is acknowledged, and continues when any process dies.
+Errors are problem details (RFC 9457); each problem of an input has its path, its line and what would be accepted.
 """
 
 
 def create_app(settings: Settings) -> FastAPI:
     """
-    The application, with its connections made.
+    Return the application with its connections.
 
-    Raises DatabaseBehind, DatabaseUnreachable: nothing is served from a schema that this version does not know.
+    Raises DatabaseBehind, DatabaseUnreachable: a schema of another revision is not served.
     """
     servers = addresses.of(settings)
-    database = databases.at_head(
+    database = databases.open_at_head(
         servers.database_url, pool_size=(threads.CONNECTIONS + 1) // 2, answer_timeout=ANSWER_TIMEOUT
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs))
     catalog = files.read_catalog(settings.catalog.files)
-    orders = OperatorCommands(database, lambda: wake_reconciler(publisher))
-    return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet), orders))
+    operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
+    return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet), operator_commands))
 
 
 def serve(services: Services) -> FastAPI:
-    """The application over services that are there."""
+    """Return the application with the given services."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -161,29 +143,31 @@ def serve(services: Services) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         license_info={"name": "Apache-2.0"},
+        docs_url=None,
         redoc_url=None,
     )
     app.state.services = services
+    documentation.add(app)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    # What no field's own check has caught: a number, a name or a character that the database cannot hold.
+    # Values that passed all checks of fields, but that the database cannot store or compare.
     app.add_exception_handler(psycopg.DataError, _on_unstorable)
     app.add_exception_handler(UnicodeEncodeError, _on_unstorable)
     app.add_exception_handler(Exception, _on_defect)
     settings = services.settings
     app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes)
-    # The last one that is added stands before all others.
+    # The middleware that is added last runs first.
     app.add_middleware(GuardMiddleware, guard=guard_of(settings.api.host, settings.trusted_hosts, settings.api.url))
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's own way of changing the document
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # the documented way to change the document
     return app
 
 
 def status_of(error: ArrieroError) -> int:
-    """The HTTP status of an error."""
+    """Return the HTTP status of an error."""
     return next(status for kind, status in STATUSES.items() if isinstance(error, kind))
 
 
@@ -195,7 +179,7 @@ def _on_error(_: Request, error: Exception) -> JSONResponse:
 def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = []
-    for item in error.errors()[: problems.MOST]:
+    for item in error.errors()[: problems.MAX_PROBLEMS]:
         place = ".".join(str(part) for part in item["loc"])
         given = "" if item["type"] == "missing" else reprlib.repr(item.get("input"))
         message = item["msg"].removeprefix("Value error, ")
@@ -219,18 +203,20 @@ def _on_unstorable(request: Request, error: Exception) -> JSONResponse:
 
 
 def _on_disconnect(_: Request, __: Exception) -> Response:
-    # The client went away within its body: nobody reads this answer, and nothing is wrong here.
+    # The client disconnected while it sent its body, so the answer is not read. This is no server error.
     return Response(status_code=400)
 
 
 def _on_defect(request: Request, error: Exception) -> JSONResponse:
-    # The outermost shell of a request: Starlette hands over what nobody expected, and raises it again for the log.
-    _log.error("request_broke", method=request.method, path=request.url.path, error=type(error).__name__)
-    return problems.response(500, "defect", "internal error", "a defect of Arriero; its log has the traceback")
+    # The last handler of a request: Starlette calls it for unexpected exceptions, and re-raises them for the log.
+    _log.error("request_failed", method=request.method, path=request.url.path, error=type(error).__name__)
+    return problems.response(
+        500, "defect", "internal error", "a defect of Arriero; the log of the API has the traceback"
+    )
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The document, with the schemas of bodies that FastAPI does not parse itself."""
+    """Return the OpenAPI document, with the schemas of bodies that FastAPI does not parse itself."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title,

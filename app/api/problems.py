@@ -19,8 +19,8 @@ from app.kernel.errors import InvalidInput, Problem
 #: The media type of a problem.
 MEDIA_TYPE = "application/problem+json"
 
-#: So many problems are listed, and so many characters of each text are told: an answer repeats no long input.
-MOST, _LONGEST, _LONGEST_DETAIL = 1000, 2_000, 20_000
+#: Most problems in an answer, and most characters of each text and of the detail: an answer repeats no long input.
+MAX_PROBLEMS, _MAX_TEXT, _MAX_DETAIL = 1000, 2_000, 20_000
 
 
 class FieldProblem(BaseModel):
@@ -29,7 +29,7 @@ class FieldProblem(BaseModel):
     where: str = Field(description="path of the field", examples=["steps[1].needs[0]"])
     message: str = Field(examples=["there is no step 'clasify'"])
     accepted: str = Field(default="", examples=["classify, draft; did you mean 'classify'?"])
-    line: int | None = Field(default=None, description="line of the source text, from 1", examples=[14])
+    line: int | None = Field(default=None, description="line of the source text, counted from 1", examples=[14])
 
 
 class ProblemOut(BaseModel):
@@ -46,23 +46,23 @@ def response(status: int, name: str, title: str, detail: str, problems: tuple[Pr
     """Return a problem document as a response."""
     errors = [
         FieldProblem(where=_cut(p.where), message=_cut(p.message), accepted=_cut(p.accepted), line=p.line)
-        for p in problems[:MOST]
+        for p in problems[:MAX_PROBLEMS]
     ]
-    detail = _cut(detail, _LONGEST_DETAIL)
+    detail = _cut(detail, _MAX_DETAIL)
     body = ProblemOut(type=f"urn:arriero:error:{name}", title=title, status=status, detail=detail, errors=errors)
     headers = {"Retry-After": "5"} if status == 503 else None
-    return _Writable(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+    return _AsciiResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
-def _cut(text: str, most: int = _LONGEST) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _cut(text: str, max_characters: int = _MAX_TEXT) -> str:
+    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
-class _Writable(JSONResponse):
-    """JSON that can always be written: what is told may hold halves of characters, as the request did."""
+class _AsciiResponse(JSONResponse):
+    """A JSON response that can contain lone surrogates, which a problem may quote from the request."""
 
     def render(self, content: Any) -> bytes:
-        """ASCII, with escapes."""
+        """Return JSON in ASCII, with escapes."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -70,7 +70,7 @@ def of_error(status: int, error: Exception) -> JSONResponse:
     """Return the response for an error of Arriero."""
     name = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).lstrip("-")
     if isinstance(error, InvalidInput):
-        detail = "; ".join(_cut(str(problem)) for problem in error.problems[:MOST])
+        detail = "; ".join(_cut(str(problem)) for problem in error.problems[:MAX_PROBLEMS])
         return response(status, name, f"invalid {error.what}", detail, error.problems)
     return response(status, name, name.replace("-", " "), str(error))
 

@@ -1,8 +1,8 @@
 """
-Threads: how many requests, event streams and readiness checks are worked on at once.
+Threads: the limits on concurrent requests, event streams and readiness checks.
 
-Each kind has threads of its own: where the database does not answer, those who ask it hold theirs until the answer
-timeout, and nobody else's. What needs no database is asynchronous and needs no thread.
+Each kind has its own threads: when the database does not answer, calls to it block the threads of their own kind until
+the answer timeout, and no others. Endpoints without the database are asynchronous and need no thread.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import ParamSpec, TypeVar
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 
-#: Requests.
+#: Threads for requests.
 REQUESTS = 16
-#: Looks of event streams for what is new.
+#: Threads for the polls of event streams.
 STREAMS = 4
-#: Readiness checks.
+#: Threads for readiness checks.
 READINESS = 1
-#: Connections to the database that all of them need.
+#: Database connections for all threads together.
 CONNECTIONS = REQUESTS + STREAMS + READINESS
 
-#: Of an event loop, as anyio keeps its own.
+#: One limiter per event loop, as in anyio.
 _streams: RunVar[CapacityLimiter] = RunVar("arriero_streams")
 _readiness: RunVar[CapacityLimiter] = RunVar("arriero_readiness")
 
@@ -32,23 +32,23 @@ T = TypeVar("T")
 
 
 def limit_requests() -> None:
-    """Endpoints that are no coroutines run on so many threads of this event loop."""
+    """Set the number of threads of this event loop for synchronous endpoints."""
     to_thread.current_default_thread_limiter().total_tokens = REQUESTS
 
 
-async def of_stream(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function on a thread of the event streams."""
+async def run_for_stream(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function on a thread for event streams."""
     return await to_thread.run_sync(partial(function, *args, **kwargs), limiter=_limiter(_streams, STREAMS))
 
 
-async def of_readiness(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function on the thread of the readiness checks."""
+async def run_for_readiness(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function on a thread for readiness checks."""
     return await to_thread.run_sync(partial(function, *args, **kwargs), limiter=_limiter(_readiness, READINESS))
 
 
-def _limiter(kept: RunVar[CapacityLimiter], threads: int) -> CapacityLimiter:
+def _limiter(variable: RunVar[CapacityLimiter], threads: int) -> CapacityLimiter:
     try:
-        return kept.get()
+        return variable.get()
     except LookupError:
-        kept.set(made := CapacityLimiter(threads))
-        return made
+        variable.set(limiter := CapacityLimiter(threads))
+        return limiter

@@ -1,1 +1,1 @@
-"""The catalogue: which models there are, where their files come from, and how they arrive."""
+"""The model catalogue: entries, sources of model files, GGUF headers, and download."""

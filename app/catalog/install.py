@@ -1,9 +1,9 @@
 """
-The arrival of a file: how it comes to its place, whole and checked, or not at all.
+The installation of a file: it appears at its path complete and verified, or not at all.
 
-A file grows beside its place as `NAME.part` and takes its name only when its size, its hash and its header are right.
-One process at a time brings a file; the others wait, and then find it there.
-What arrived, from where and with which hash is written beside it, as `NAME.json`.
+A file is written next to its path as `NAME.part`, and renamed only after its size, hash and header were verified.
+One process at a time installs a file; the others wait, and then find it installed.
+The source, hash and size of an installed file are recorded next to it, in `NAME.json`.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from pathlib import Path
 from app.catalog import header
 from app.kernel.errors import DownloadFailed, ModelFileDamaged
 
-#: Bytes that stay free on the disk whatever is fetched.
-RESERVE = 64 * 1024 * 1024
+#: Bytes that stay free on the disk.
+MIN_FREE_BYTES = 64 * 1024 * 1024
 #: Bytes read at once when a file is copied or hashed.
 BLOCK = 1 << 20
 
-#: Gives the bytes that are free in a folder.
+#: Returns the free bytes in a folder.
 FreeSpace = Callable[[Path], int]
 
 
 class InstallState(StrEnum):
-    """What is being done for a file."""
+    """The state of the installation of a file."""
 
-    #: Another process is bringing it.
+    #: Another process is installing the file.
     WAITING = "waiting"
     DOWNLOADING = "downloading"
-    #: Something failed that may pass; `detail` says what.
+    #: A transient error occurred; `detail` says which.
     RETRYING = "retrying"
     ASSEMBLING = "assembling"
     VERIFYING = "verifying"
-    #: It is in its place.
+    #: The file is installed.
     DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
 class FileProgress:
-    """How far one file is."""
+    """The progress of the installation of one file."""
 
     #: The name of the file, without its folder.
     file: str
     state: InstallState
-    #: Bytes that are there, and bytes that there will be if that is known.
+    #: Bytes that are installed so far, and the total if it is known.
     done: int = 0
     total: int | None = None
     detail: str = ""
 
 
-#: Is told of each step. It is called often: for every block that arrives.
+#: Receives the progress. It is called often: for each received block.
 OnProgress = Callable[[FileProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
 class InstallRecord:
-    """What is known of a file that arrived."""
+    """The record of an installed file."""
 
-    #: Where it came from: an address without its query, or a package with its version.
+    #: Its origin: a URL without its query, or a package with its version.
     source: str
     sha256: str
     size: int
@@ -74,48 +74,48 @@ class InstallRecord:
 
 
 def free_bytes(folder: Path) -> int:
-    """The bytes that this process may still write below `folder`."""
+    """Returns the bytes that this process can still write in `folder`."""
     return shutil.disk_usage(folder).free
 
 
 def find_record(target: Path) -> InstallRecord | None:
-    """What was written when the file arrived; None for one that came in another way, or has another size now."""
+    """Returns the record of a file; None when it was installed in another way, or its size has changed."""
     try:
-        record = InstallRecord(**json.loads(_beside(target, ".json").read_text(encoding="utf-8")))
+        record = InstallRecord(**json.loads(_sibling(target, ".json").read_text(encoding="utf-8")))
         return record if record.size == target.stat().st_size else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def part_of(target: Path) -> Path:
-    """Where the file grows."""
-    return _beside(target, ".part")
+def partial_path(target: Path) -> Path:
+    """Returns the path under which the file is written until it is complete."""
+    return _sibling(target, ".part")
 
 
-def ensure_room(folder: Path, needed: int, free_space: FreeSpace, what: str) -> None:
-    """Raises DownloadFailed when `needed` bytes, and the reserve, are not free in `folder`."""
+def ensure_free_space(folder: Path, needed: int, free_space: FreeSpace, what: str) -> None:
+    """Raises DownloadFailed unless `needed` bytes plus `MIN_FREE_BYTES` are free in `folder`."""
     free = free_space(folder)
-    if free < needed + RESERVE:
+    if free < needed + MIN_FREE_BYTES:
         raise DownloadFailed(
-            f"{what} needs {shown(needed)} more, and {shown(RESERVE)} are kept free, "
-            f"but {folder} has only {shown(free)} free; make room there, or choose another data directory"
+            f"{what} needs {format_bytes(needed)} more, and {format_bytes(MIN_FREE_BYTES)} are kept free, "
+            f"but {folder} has only {format_bytes(free)} free; free some space, or choose another data directory"
         )
 
 
 @contextlib.contextmanager
 def lock(target: Path, report: OnProgress) -> Iterator[None]:
-    """Be the only one, of all processes of this host, to bring this file. Waits for another who does."""
+    """Locks the installation of this file among all processes of this host. Waits until the lock is free."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    path = _beside(target, ".lock")
+    path = _sibling(target, ".lock")
     while True:
         with path.open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                report(FileProgress(target.name, InstallState.WAITING, detail="another process is bringing it"))
+                report(FileProgress(target.name, InstallState.WAITING, detail="another process is installing it"))
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_still(path, file.fileno()):
-                continue  # its holder removed it while we waited: others would lock a new one
+            if not _is_same_file(path, file.fileno()):
+                continue  # the previous holder deleted the lock file meanwhile: another process may lock a new one
             try:
                 yield
             finally:
@@ -124,7 +124,7 @@ def lock(target: Path, report: OnProgress) -> Iterator[None]:
 
 
 def sha256_of(path: Path, upto: int | None = None) -> hashlib._Hash:
-    """The hash of a file, or of its first `upto` bytes, ready to be fed with more."""
+    """Returns the hash of a file, or of its first `upto` bytes; further bytes can be added to it."""
     digest, left = hashlib.sha256(), path.stat().st_size if upto is None else upto
     with path.open("rb") as file:
         while left > 0 and (block := file.read(min(BLOCK, left))):
@@ -133,57 +133,61 @@ def sha256_of(path: Path, upto: int | None = None) -> hashlib._Hash:
     return digest
 
 
-def settle(target: Path, record: InstallRecord, *, sha256: str | None, size: int | None, told_by: str) -> None:
+def verify_and_rename(
+    target: Path, record: InstallRecord, *, sha256: str | None, size: int | None, expected_by: str
+) -> None:
     """
-    Check the grown part and give it its name.
+    Verifies the partial file and renames it to `target`.
 
-    `record` is what arrived; `sha256` and `size` are what was wanted, `told_by` says who said so.
+    `record` describes the partial file. `sha256` and `size` are the expected values; `expected_by` names their source.
 
-    Raises DownloadFailed and deletes the part when it is not what was wanted, or no whole GGUF file.
+    Deletes the partial file and raises DownloadFailed when it is not the expected file, or not a complete GGUF file.
     """
-    part = part_of(target)
-    if objection := _objection(part, record, sha256, size, told_by):
-        discard(target)
-        raise DownloadFailed(f"{record.source}: {objection}")
-    with part.open("rb") as file:
+    partial = partial_path(target)
+    if mismatch := _mismatch(partial, record, sha256, size, expected_by):
+        delete_partial(target)
+        raise DownloadFailed(f"{record.source}: {mismatch}")
+    with partial.open("rb") as file:
         os.fsync(file.fileno())
-    part.replace(target)
-    _beside(target, ".json").write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    partial.replace(target)
+    _sibling(target, ".json").write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
 
-def _objection(part: Path, record: InstallRecord, sha256: str | None, size: int | None, told_by: str) -> str | None:
+def _mismatch(
+    partial: Path, record: InstallRecord, sha256: str | None, size: int | None, expected_by: str
+) -> str | None:
     if size is not None and record.size != size:
-        return f"{record.size:,} bytes came, {told_by} says {size:,}; they were deleted"
+        return f"{record.size:,} bytes were received, {expected_by} says {size:,}; they were deleted"
     if sha256 is not None and record.sha256 != sha256:
         return (
-            f"what came has the sha256 {record.sha256}, {told_by} says {sha256}; it was deleted. "
+            f"the received file has the sha256 {record.sha256}, {expected_by} says {sha256}; it was deleted. "
             "Either the file was changed at its source, or the entry is wrong"
         )
     try:
-        header.check(part)
+        header.check(partial)
     except ModelFileDamaged as error:
-        return f"what came is no usable GGUF file and was deleted: {error.reason}"
+        return f"the received file is not a usable GGUF file and was deleted: {error.reason}"
     return None
 
 
-def discard(target: Path) -> None:
-    """Forget what has grown so far."""
-    part_of(target).unlink(missing_ok=True)
+def delete_partial(target: Path) -> None:
+    """Deletes the partial file, if there is one."""
+    partial_path(target).unlink(missing_ok=True)
 
 
-def shown(count: int) -> str:
-    """A number of bytes for people: `2.50 GB`."""
+def format_bytes(count: int) -> str:
+    """Formats a number of bytes for people: `2.50 GB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return f"{count} bytes"
 
 
-def _beside(target: Path, suffix: str) -> Path:
+def _sibling(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """
-The anatomy of a model: what the header of its file says, as values.
+Model metadata: the contents of a model file's header, as values.
 
-`header` reads it. Nothing here opens a file.
+The module `header` reads them. Nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -15,51 +15,51 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One entry of the table of tensors."""
+    """One entry of the tensor table."""
 
     name: str
-    #: As `gguf` names it: `Q4_K`, `F32`.
+    #: The name in the package `gguf`: `Q4_K`, `F32`.
     type: str
-    #: Elements in each dimension, ggml's order: the first is the length of a row.
+    #: Elements in each dimension, in ggml's order: the first is the length of a row.
     shape: tuple[int, ...]
-    #: Bytes of its data, without padding.
+    #: Bytes of the data, without padding.
     size: int
 
     @property
     def elements(self) -> int:
-        """Values that it holds."""
+        """The number of values."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the header of a model says. A number that the file does not give is None."""
+    """The header of a model. A number that is absent from the file is None."""
 
-    #: The file, or all parts of a split model in their order.
+    #: The file, or all parts of a split model in order.
     parts: tuple[Path, ...]
     version: int
-    #: The model's own name, or the name of its file.
+    #: The name of the model, or else of its file.
     name: str
     architecture: str
-    #: `model`, `adapter`, `mmproj`, `imatrix`; as `general.type` says, else by the architecture.
+    #: `model`, `adapter`, `mmproj` or `imatrix`: from `general.type`, or else from the architecture.
     kind: str
-    #: As llama.cpp names it: `Q4_K_M`; without such a name, the type with the most bytes.
+    #: The name in llama.cpp: `Q4_K_M`; without such a name, the tensor type with the most bytes.
     quantisation: str
-    #: As the publisher writes it: `135M`.
+    #: The size as the publisher writes it: `135M`.
     size_label: str | None
     licence: str | None
-    #: Tokens with which the model was trained.
+    #: Context length of the training, in tokens.
     context_length: int | None
     layers: int | None
     embedding_length: int | None
     #: Attention heads of each layer; 0 in a layer without attention.
     heads: tuple[int, ...]
-    #: Heads of the cache in each layer.
+    #: KV heads of each layer.
     kv_heads: tuple[int, ...]
-    #: Values of one head's key and of its value.
+    #: Values in the key of one head, and in its value.
     key_length: int | None
     value_length: int | None
-    #: Tokens that the sliding layers look back; None without such layers.
+    #: Tokens in the attention window of sliding-window layers; None without such layers.
     sliding_window: int | None
     experts: int | None
     experts_used: int | None
@@ -72,18 +72,18 @@ class Header:
     file_bytes: int
     #: Bytes of all tensors, without padding.
     tensor_bytes: int
-    #: The same for two models only if no header differs: then they take the same memory, whatever their weights are.
+    #: Equal for two models only if their headers are equal: they then use the same memory, whatever their weights are.
     digest: str
     tensors: tuple[Tensor, ...] = field(repr=False)
-    #: Every key but the tokenizer's lists and other long arrays.
+    #: Every key except the lists of the tokenizer and other long arrays.
     metadata: Mapping[str, Any] = field(repr=False)
 
     @property
     def path(self) -> Path:
-        """The file that llama.cpp is given: the first part."""
+        """The file that llama.cpp loads: the first part."""
         return self.parts[0]
 
     @property
-    def pools(self) -> bool:
-        """Whether the file says how embeddings are pooled: a model made for embedding."""
+    def has_pooling_type(self) -> bool:
+        """Whether the file defines a pooling type for embeddings: the model is made for embedding."""
         return bool(self.metadata.get(f"{self.architecture}.pooling_type"))

@@ -1,10 +1,10 @@
 """
-A scan: the GGUF files below a folder, each as an entry for a catalogue or as a refusal with its reason.
+A folder scan: finds the GGUF files in a folder; each becomes a catalogue entry or a rejected file with a reason.
 
-No file is passed over in silence: a damaged one, a projector, an adapter or a part without its others is named. None of
-them ends the scan, whatever it holds and whatever it is.
-The parts of a split model are one entry. A file that two links name is one entry.
-Names are made from the header and are unique, also against those that are taken.
+No file is skipped silently: a damaged file, a projector, an adapter or an incomplete split model is reported. No file
+ends the scan, whatever it contains.
+The parts of a split model are one entry. A file that is found under several links is one entry.
+Names are derived from the header; they are unique and differ from the names that the caller already uses.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from app.catalog import header
 from app.catalog.metadata import Header
 from app.catalog.model import Model, slug
 from app.catalog.source import FileSource, split_number
-from app.kernel import texts
 from app.kernel.errors import ModelFileDamaged, ModelFileMissing, NotFound
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
+from app.kernel.security import texts
 
-#: Context and slots of a suggested entry: what fits most machines. The context is less if the model has less.
-CONTEXT, SLOTS = 4096, 4
+#: Context and slots of a suggested entry: suitable for most machines. The context never exceeds that of the model.
+DEFAULT_CONTEXT, DEFAULT_SLOTS = 4096, 4
 
-#: Characters of the end of a part's name: `00002-of-00003.gguf`.
-_PART = 19
-#: Characters of a reason.
-_SENTENCE = 1_000
-#: A file that breaks the reader is refused, and hides none of the others.
+#: Length of the end of a part's name: `00002-of-00003.gguf`.
+_PART_SUFFIX = 19
+#: Maximum characters of a reason.
+_MAX_REASON = 1_000
+#: An unexpected error rejects one file, and the scan continues.
 _GUARD = LoopGuard()
 
 _OTHER_KINDS = {
-    "mmproj": "it is a projector (mmproj) for images or sound, which belongs to a model and is none itself",
-    "adapter": "it is an adapter (LoRA), which belongs to a model and is none itself",
+    "mmproj": "it is a projector (mmproj) for images or sound, which is used with a model and is not a model itself",
+    "adapter": "it is an adapter (LoRA), which is used with a model and is not a model itself",
     "imatrix": "it is an importance matrix, which is used to quantise a model",
 }
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:x\d+)?(?:\.\d+)?[kmbt](?:-a\d+(?:\.\d+)?[mb])?)(?![a-z0-9])")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A model that can be served, and the entry for it."""
+class ScannedModel:
+    """A model that can be served, with its suggested entry."""
 
     model: Model
     header: Header
@@ -59,37 +59,37 @@ class RefusedFile:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What lies below a folder, by path."""
+    """The result of a scan, in the order of the paths."""
 
-    found: tuple[Found, ...]
+    found: tuple[ScannedModel, ...]
     refused: tuple[RefusedFile, ...]
 
 
-def scan(folder: Path, taken: Collection[str] = ()) -> Scan:
+def scan(folder: Path, used_names: Collection[str] = ()) -> Scan:
     """
-    Read the headers of all GGUF files below `folder`.
+    Scans all GGUF files in `folder` and its subfolders.
 
-    `taken` are names that no entry may have. Raises NotFound when there is no such folder.
+    Entries get none of `used_names`. Raises NotFound when the folder does not exist.
     """
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise NotFound("folder", str(folder))
-    slugs = {slug(name) for name in taken}
+    slugs = {slug(name) for name in used_names}
     seen: set[Path] = set()
-    found: list[Found] = []
+    found: list[ScannedModel] = []
     refused: list[RefusedFile] = []
     for path in _candidates(folder, refused):
         try:
             target = path.resolve()
-        except (OSError, RuntimeError):  # a link that leads to itself
-            refused.append(RefusedFile(path, "it is a link that leads to itself"))
+        except (OSError, RuntimeError):  # a cycle of symbolic links
+            refused.append(RefusedFile(path, "it is a symbolic link that leads to itself"))
             continue
         if target in seen:
             continue
         seen.add(target)
-        with _GUARD.one("file", str(path)) as failed:
-            one = _look_at(path, slugs)
-            if isinstance(one, Found):
+        with _GUARD.item("file", str(path)) as failed:
+            one = _inspect(path, slugs)
+            if isinstance(one, ScannedModel):
                 slugs.add(slug(one.model.name))
                 found.append(one)
             else:
@@ -99,29 +99,29 @@ def scan(folder: Path, taken: Collection[str] = ()) -> Scan:
     return Scan(tuple(found), tuple(_printable(one) for one in refused))
 
 
-def _look_at(path: Path, slugs: Collection[str]) -> Found | RefusedFile:
+def _inspect(path: Path, slugs: Collection[str]) -> ScannedModel | RefusedFile:
     try:
         str(path).encode()
         read = header.read(path)
     except UnicodeEncodeError:
-        return RefusedFile(path, "its name is no UTF-8, so that no catalogue can name it; rename it")
+        return RefusedFile(path, "its name is not UTF-8, so no catalogue can name it; rename it")
     except ModelFileDamaged as error:
         return RefusedFile(path, error.reason)
     except ModelFileMissing as error:
         return RefusedFile(path, str(error))
-    if reason := _objection(read):
+    if reason := _unservable(read):
         return RefusedFile(path, reason)
-    return Found(_entry(read, _name(read, slugs)), read)
+    return ScannedModel(_entry(read, _unique_name(read, slugs)), read)
 
 
 def _printable(one: RefusedFile) -> RefusedFile:
-    """A name may hold what a terminal acts on, or what is no character."""
+    """Replaces control characters and invalid characters: a file name may contain them."""
     path = Path(texts.printable(os.fsencode(one.path).decode(errors="replace")))
-    return RefusedFile(path, texts.printable(one.reason, _SENTENCE))
+    return RefusedFile(path, texts.printable(one.reason, _MAX_REASON))
 
 
 def _candidates(folder: Path, refused: list[RefusedFile]) -> Iterator[Path]:
-    """Each GGUF file once, a split model by its first part; a part without a first one stands for itself."""
+    """Yields each GGUF file; of a split model only the first part, or every part when the first is missing."""
 
     def refuse(error: OSError) -> None:
         refused.append(RefusedFile(Path(error.filename), f"this folder cannot be read: {error.strerror}"))
@@ -130,50 +130,52 @@ def _candidates(folder: Path, refused: list[RefusedFile]) -> Iterator[Path]:
         folders.sort()
         for name in sorted(name for name in names if name.lower().endswith(".gguf")):
             number = split_number(name)
-            if number is None or number[0] == 1 or f"{name[:-_PART]}00001{name[5 - _PART :]}" not in names:
+            first = f"{name[:-_PART_SUFFIX]}00001{name[5 - _PART_SUFFIX :]}"
+            if number is None or number[0] == 1 or first not in names:
                 yield Path(root, name)
 
 
-def _objection(read: Header) -> str | None:
+def _unservable(read: Header) -> str | None:
     if read.kind in _OTHER_KINDS:
         return _OTHER_KINDS[read.kind]
     if read.kind != "model":
-        return f"it is of the kind {read.kind!r}, not a model"
+        return f"its type is {read.kind!r}, not a model"
     if not read.tensors:
-        return "it has no tensors: it is a vocabulary alone"
+        return "it has no tensors: it is only a vocabulary"
     return None
 
 
 def _entry(read: Header, name: str) -> Model:
-    uses = ("embed",) if _embeds(read) else ("chat",) if read.chat_template else ("complete",)
+    uses = ("embed",) if _is_embedding_model(read) else ("chat",) if read.chat_template else ("complete",)
     return Model(
         name=name,
         description=f"{read.name}, {read.quantisation}",
         licence=read.licence or "",
         use_cases=uses,
-        context=max(32, min(read.context_length or CONTEXT, CONTEXT)),
-        slots=SLOTS,
+        context=max(32, min(read.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)),
+        slots=DEFAULT_SLOTS,
         source=FileSource(path=str(read.path)),
     )
 
 
-def _embeds(read: Header) -> bool:
-    return read.pools or "bert" in read.architecture
+def _is_embedding_model(read: Header) -> bool:
+    return read.has_pooling_type or "bert" in read.architecture
 
 
-def _name(read: Header, slugs: Collection[str]) -> str:
-    """`family:size`; with the quantisation, and then a number, where that is needed to be unique."""
+def _unique_name(read: Header, slugs: Collection[str]) -> str:
+    """Returns `family:size`; the quantisation, and then a number, are appended if this is needed to be unique."""
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", read.path.stem)
     known = read.metadata.get("general.basename")
-    text = _word(known if isinstance(known, str) else stem)
-    size = _word(read.size_label or "") or (match[1] if (match := _SIZE.search(stem.lower())) else "")
-    family = _word(re.sub(rf"(?<![a-z0-9]){re.escape(size)}.*", "", text) if size else text) or _word(read.architecture)
-    size = size or _word(read.quantisation) or "gguf"
+    text = _name_part(known if isinstance(known, str) else stem)
+    size = _name_part(read.size_label or "") or (match[1] if (match := _SIZE.search(stem.lower())) else "")
+    before_size = re.sub(rf"(?<![a-z0-9]){re.escape(size)}.*", "", text) if size else text
+    family = _name_part(before_size) or _name_part(read.architecture)
+    size = size or _name_part(read.quantisation) or "gguf"
     first = f"{family[:30]}:{size[:12]}"
-    full = f"{first}-{_word(read.quantisation)}" if _word(read.quantisation) not in size else first
+    full = f"{first}-{_name_part(read.quantisation)}" if _name_part(read.quantisation) not in size else first
     candidates = [first, full, *(f"{full}-{number}" for number in range(2, len(slugs) + 3))]
     return next(name for name in candidates if slug(name) not in slugs)
 
 
-def _word(text: str) -> str:
+def _name_part(text: str) -> str:
     return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")

@@ -1,8 +1,8 @@
 """
-Where a model's file comes from: a path, an installed package, an address, or the Hugging Face hub.
+Model sources: a path, an installed Python package, a URL, or the Hugging Face hub.
 
-A file name that comes from a catalogue stays below the folder that it is meant for.
-The parts of a file that is split as llama.cpp splits follow from the name of the first.
+A file name from a catalogue never leaves the folder of its source.
+The names of all parts of a split file follow from the name of the first, as llama.cpp's gguf-split writes them.
 
 Nothing here opens a file or a connection.
 """
@@ -30,13 +30,13 @@ from pydantic import (
 )
 
 _SPLIT = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
-_FILE_ACCEPTED = "a path with '/' below the source, ending in .gguf, without '..'"
-_SHA256_ACCEPTED = "64 hexadecimal digits, or a list with one for each part of a split file"
-_SIZE_ACCEPTED = "bytes of the file as a whole number, or a list with one for each part of a split file"
+_FILE_ACCEPTED = "a relative path with '/', ending in .gguf, without '..'"
+_SHA256_ACCEPTED = "64 hexadecimal digits, or a list with one value for each part of a split file"
+_SIZE_ACCEPTED = "bytes of the file as a whole number, or a list with one value for each part of a split file"
 
 
 def split_parts(file: str) -> tuple[str, ...]:
-    """All file names of a model that is split as llama.cpp splits: `x-00001-of-00003.gguf`; else the file alone."""
+    """Returns the names of all parts of a split file such as `x-00001-of-00003.gguf`; of another file, its own name."""
     match = _SPLIT.match(file)
     if match is None:
         return (file,)
@@ -45,7 +45,7 @@ def split_parts(file: str) -> tuple[str, ...]:
 
 
 def split_number(file: str) -> tuple[int, int] | None:
-    """Number and count of a part, or None for a file that is no part by its name."""
+    """Returns the number and the count of a part, or None when the name is not that of a part."""
     match = _SPLIT.match(file)
     return (int(match["number"]), int(match["count"])) if match else None
 
@@ -54,14 +54,14 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-def _below(value: str) -> str:
+def _require_relative(value: str) -> str:
     path = PurePosixPath(value)
     if not value or path.is_absolute() or ".." in path.parts or "\\" in value or "\0" in value:
-        raise ValueError(f"{value!r} does not stay below the source")
+        raise ValueError(f"{value!r} leaves the folder of the source")
     return value
 
 
-def _gguf(value: str) -> str:
+def _require_first_gguf(value: str) -> str:
     if not value.lower().endswith(".gguf"):
         raise ValueError(f"{value!r} does not end in .gguf")
     number = split_number(value)
@@ -81,29 +81,29 @@ _Package = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-
 
 
 class CatalogTable(BaseModel):
-    """A table of a catalogue: checked when it is made, and never changed."""
+    """A table of a catalogue: validated when it is created, and immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class _Source(CatalogTable):
-    #: One for each part, or none at all.
+    #: One value for each part, or empty.
     sha256: _Sha256s = Field(default=(), description=_SHA256_ACCEPTED)
-    #: Bytes of each part, or none at all.
+    #: Bytes of each part, or empty.
     size: _Sizes = Field(default=(), description=_SIZE_ACCEPTED)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The file names of all parts, the first first."""
+        """The file names of all parts, in order."""
         raise NotImplementedError
 
     @property
     def label(self) -> str:
-        """The source as a person names it."""
+        """The source as users know it."""
         raise NotImplementedError
 
     @model_validator(mode="after")
-    def _one_for_each_part(self) -> Self:
+    def _check_counts(self) -> Self:
         for name, given in (("sha256", self.sha256), ("size", self.size)):
             if given and len(given) != len(self.parts):
                 raise ValueError(f"{name} has {len(given)} values, the source has {len(self.parts)} files")
@@ -113,12 +113,12 @@ class _Source(CatalogTable):
 class FileSource(_Source):
     """A GGUF file on this host."""
 
-    path: str = Field(description="the path of a GGUF file; a relative one counts from the catalogue's folder")
+    path: str = Field(description="the path of a GGUF file; a relative one is relative to the catalogue's folder")
 
     @field_validator("path")
     @classmethod
-    def _counts_from_the_catalogue(cls, value: str, info: ValidationInfo) -> str:
-        _gguf(value)
+    def _resolve_path(cls, value: str, info: ValidationInfo) -> str:
+        _require_first_gguf(value)
         origin = (info.context or {}).get("origin")
         if origin is None or PurePosixPath(value).is_absolute() or value.startswith("~"):
             return value
@@ -126,101 +126,101 @@ class FileSource(_Source):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The file names of all parts, the first first."""
+        """The file names of all parts, in order."""
         return split_parts(PurePosixPath(self.path).name)
 
     @property
     def label(self) -> str:
-        """The source as a person names it."""
+        """The source as users know it."""
         return self.path
 
 
 class PackageFile(CatalogTable):
-    """A file that an installed Python package brings."""
+    """A file of an installed Python package."""
 
-    package: _Package = Field(description="the name of a package as `pip install` takes it")
+    package: _Package = Field(description="the name of a package for `pip install`")
     file: str = Field(description="a path with '/' below site-packages, without '..'")
 
     @field_validator("file")
     @classmethod
-    def _stays_below(cls, value: str) -> str:
-        return _below(value)
+    def _check_relative(cls, value: str) -> str:
+        return _require_relative(value)
 
 
 class PackageSource(_Source):
     """
-    A GGUF file that an installed Python package brings, whole or in chunks.
+    A GGUF file of an installed Python package, as one file or in chunks.
 
-    Chunks are put together by `arriero models pull`, in their order, under the name `file`.
-    No code of the package is run or imported for it.
+    `arriero models pull` concatenates the chunks, in order, into `file`.
+    No code of the package is imported or run.
     """
 
-    package: _Package = Field(description="the name of a package as `pip install` takes it")
+    package: _Package = Field(description="the name of a package for `pip install`")
     file: str = Field(description=_FILE_ACCEPTED)
     chunks: tuple[PackageFile, ...] = Field(
-        default=(), description="a list of { package, file } whose contents, one after the other, are the GGUF file"
+        default=(), description="a list of { package, file } whose concatenated contents are the GGUF file"
     )
 
     @field_validator("file")
     @classmethod
-    def _is_a_gguf_below(cls, value: str) -> str:
-        return _gguf(_below(value))
+    def _check_file(cls, value: str) -> str:
+        return _require_first_gguf(_require_relative(value))
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The file names of all parts, the first first."""
+        """The file names of all parts, in order."""
         return (self.file,) if self.chunks else split_parts(self.file)
 
     @property
     def label(self) -> str:
-        """The source as a person names it."""
+        """The source as users know it."""
         return f"package {self.package}"
 
 
 class UrlSource(_Source):
-    """A GGUF file at an HTTP address."""
+    """A GGUF file at an HTTP URL."""
 
-    url: str = Field(description="an http:// or https:// address without user and password")
-    file: str = Field(default="", description="the name to keep the file under, ending in .gguf")
+    url: str = Field(description="an http:// or https:// URL without user and password")
+    file: str = Field(default="", description="the name under which the file is stored, ending in .gguf")
 
     @field_validator("url")
     @classmethod
-    def _is_http(cls, value: str) -> str:
+    def _check_url(cls, value: str) -> str:
         parts = urlsplit(value)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("this is no http:// or https:// address")
+            raise ValueError("this is not an http:// or https:// URL")
         if parts.username or parts.password:
-            raise ValueError("an address with user or password would be shown in logs")
+            raise ValueError("a URL with user or password would appear in logs")
         return value
 
     @model_validator(mode="after")
-    def _has_a_file_name(self) -> Self:
+    def _check_name(self) -> Self:
         if not self.file and not self.name.lower().endswith(".gguf"):
-            raise ValueError("the address does not end in the name of a .gguf file: give that name as `file`")
-        if "/" in _below(self.name):
-            raise ValueError(f"file {self.file!r} is a path: give a name alone")
-        if self.file and len(split_parts(self.file)) > 1 and split_parts(self.file) != split_parts(self._last):
-            raise ValueError("a split file keeps the names of its address: leave `file` out")
-        _gguf(self.name)
+            raise ValueError("the URL does not end in the name of a .gguf file: set `file` to that name")
+        if "/" in _require_relative(self.name):
+            raise ValueError(f"file {self.file!r} is a path: set it to a file name")
+        if self.file and len(split_parts(self.file)) > 1 and split_parts(self.file) != split_parts(self._url_name):
+            raise ValueError("a split file keeps the names of its URL: leave `file` out")
+        _require_first_gguf(self.name)
         return self
 
     @property
-    def _last(self) -> str:
+    def _url_name(self) -> str:
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
 
     @property
     def name(self) -> str:
-        """The name under which the (first) file is kept."""
-        return self.file or self._last
+        """The name under which the (first) file is stored."""
+        return self.file or self._url_name
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The file names of all parts, the first first."""
+        """The file names of all parts, in order."""
         return split_parts(self.name)
 
     @property
     def label(self) -> str:
-        """The source as a person names it."""
+        """The source as users know it."""
         return urlsplit(self.url).hostname or self.url
 
 
@@ -237,26 +237,26 @@ class HubSource(_Source):
 
     @field_validator("file", "revision")
     @classmethod
-    def _stays_below(cls, value: str) -> str:
-        return _below(value)
+    def _check_relative(cls, value: str) -> str:
+        return _require_relative(value)
 
     @field_validator("file")
     @classmethod
-    def _is_a_gguf(cls, value: str) -> str:
-        return _gguf(value)
+    def _check_gguf(cls, value: str) -> str:
+        return _require_first_gguf(value)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The file names of all parts, the first first."""
+        """The file names of all parts, in order."""
         return split_parts(self.file)
 
     @property
     def label(self) -> str:
-        """The source as a person names it."""
+        """The source as users know it."""
         return f"hf {self.hf}"
 
 
-#: Each source with the tag that pydantic puts into the path of an error; a tag is no key.
+#: Source classes by the tag that pydantic puts into the path of an error; a tag is not a key of the entry.
 SOURCES: Mapping[str, type[_Source]] = {
     "<path>": FileSource,
     "<package>": PackageSource,
@@ -266,7 +266,7 @@ SOURCES: Mapping[str, type[_Source]] = {
 
 
 def is_source_tag(part: int | str) -> bool:
-    """Whether a part of an error's path is such a tag."""
+    """Returns whether a part of an error's path is a tag of `SOURCES`."""
     return isinstance(part, str) and part in SOURCES
 
 

@@ -55,45 +55,49 @@ current state; 5 unavailable (server, database, broker); 6 a model's file cannot
 #: The commands, in the order of the help.
 COMMANDS: Mapping[str, LazyCommand] = {
     "up": LazyCommand(
-        "app.cli.up:up",
+        "app.cli.processes.up:up",
         "Run everything on this machine: servers, API, workers, beat, an agent with pools for pools.models, Flower.",
     ),
     "demo": LazyCommand(
-        "app.cli.demo:demo",
-        "Run the workflow support-triage for a dozen customers' messages, on servers that are started for it.",
+        "app.cli.processes.demo:demo",
+        "Run the workflow support-triage for a dozen messages of customers, on temporary servers.",
     ),
-    "run": LazyCommand("app.cli.runs:run", "Run a workflow, watch it, and print its output."),
-    "submit": LazyCommand("app.cli.runs:submit", "Submit a run and print its id, without waiting for it."),
-    "runs": LazyCommand("app.cli.run_control:app", "Runs: list, show, watch, control."),
-    "workflows": LazyCommand("app.cli.workflows:app", "Workflows: list, show, store, check, compare."),
-    "schedules": LazyCommand("app.cli.schedules:app", "Schedules: run workflows at given times."),
-    "models": LazyCommand("app.cli.models:app", "Models: the catalogue, and the files of its models."),
+    "run": LazyCommand("app.cli.workflows.runs:run", "Run a workflow, watch it, and print its output."),
+    "submit": LazyCommand("app.cli.workflows.runs:submit", "Submit a run and print its id, without waiting for it."),
+    "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
+    "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare."),
+    "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),
+    "models": LazyCommand("app.cli.fleet.models:app", "Models: the catalogue, and the files of its models."),
     "devices": LazyCommand(
-        "app.cli.devices:devices",
+        "app.cli.fleet.devices:devices",
         "List the devices of this host: its RAM, its NVIDIA GPUs, and those that fleet.simulated declares.",
     ),
-    "fleet": LazyCommand("app.cli.fleet:app", "The fleet: hosts, their devices, and the pools on them."),
-    "pools": LazyCommand("app.cli.fleet:pools_app", "Pools: one process each, with one model on one set of devices."),
-    "hosts": LazyCommand("app.cli.fleet:hosts_app", "Hosts: machines with an agent (`arriero agent`)."),
+    "fleet": LazyCommand("app.cli.fleet.fleet:app", "The fleet: hosts, their devices, and the pools on them."),
+    "pools": LazyCommand(
+        "app.cli.fleet.fleet:pools_app", "Pools: one process each, with one model on one set of devices."
+    ),
+    "hosts": LazyCommand("app.cli.fleet.fleet:hosts_app", "Hosts: machines with an agent (`arriero agent`)."),
     "namespaces": LazyCommand(
-        "app.cli.namespaces:app", "Namespaces: the owners of runs, with their limits on the fleet and their use of it."
+        "app.cli.fleet.namespaces:app",
+        "Namespaces: the owners of runs, with their limits on the fleet and their use of it.",
     ),
     "dead-letters": LazyCommand(
         "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
     ),
     "config": LazyCommand("app.cli.config:app", "Settings: every value and its origin."),
     "db": LazyCommand("app.cli.database:app", "The database: the revision of its schema, and its upgrade."),
-    "api": LazyCommand("app.cli.api:api", "Serve the HTTP API, until SIGTERM."),
+    "api": LazyCommand("app.cli.processes.api:api", "Serve the HTTP API, until SIGTERM."),
     "control": LazyCommand(
-        "app.cli.programs:control", "Run a control worker: scheduled jobs, and steps that need no model."
+        "app.cli.processes.programs:control", "Run a control worker: scheduled jobs, and steps that need no model."
     ),
-    "beat": LazyCommand("app.cli.programs:beat", "Run the clock of the scheduled jobs."),
+    "beat": LazyCommand("app.cli.processes.programs:beat", "Run beat, which triggers the scheduled jobs."),
     "agent": LazyCommand(
-        "app.cli.programs:agent",
-        "Run the agent of this host: it offers the host's devices, and starts and stops the pools that are placed "
-        "there.",
+        "app.cli.processes.programs:agent",
+        "Run the agent of this host: it registers the host's devices, and starts and stops the pools on them.",
     ),
-    "flower": LazyCommand("app.cli.programs:flower", "Run Flower, the page that watches the Celery workers."),
+    "flower": LazyCommand(
+        "app.cli.processes.programs:flower", "Run Flower, the web page that shows the Celery workers."
+    ),
     "version": LazyCommand("app.cli.version:version", "Print the versions of Arriero, Python and llama.cpp's binding."),
 }
 

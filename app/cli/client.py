@@ -28,7 +28,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        # Reading the certificates of the world takes longer than a call.
+        # For plain HTTP no certificates are loaded: that takes longer than a call.
         self._http = httpx2.Client(base_url=url, timeout=30.0, trust_env=False, verify=url.startswith("https://"))
 
     def get(self, path: str, **parameters: Any) -> Any:
@@ -56,7 +56,7 @@ class Client:
         return self._call("PUT", path, content=text.encode(), headers={"Content-Type": media_type})
 
     def delete(self, path: str, **parameters: Any) -> Any:
-        """Remove a resource; what is told of it, or None."""
+        """Delete a resource. Returns the JSON of the answer, or None."""
         return self._call("DELETE", path, params=parameters)
 
     def close(self) -> None:

@@ -9,9 +9,9 @@ import typer
 from rich.text import Text
 
 from app.cli.output import AsJson, console, print_json, table
-from app.kernel import masking
 from app.kernel.errors import NotFound
-from app.kernel.secrets import Secrets
+from app.kernel.security import masking
+from app.kernel.security.secrets import Secrets
 from app.kernel.settings import SECRET_PREFIX, Loaded, shown, values_of, variable
 
 app = typer.Typer(

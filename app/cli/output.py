@@ -13,10 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.kernel.security.texts import printable
 from app.kernel.settings import Loaded, Settings
 
 #: An option of every command that prints a table.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+#: Columns of a table that is piped: more than any has. A table is as wide as its content.
+_UNBOUNDED = 1_000_000
 
 #: The styles of states.
 STYLES: Mapping[str, str] = {
@@ -93,10 +97,20 @@ def shortened(value: Any, width: int = 100) -> str:
 
 
 def console() -> Console:
-    """Return a console on standard output; 160 columns wide when it is not a terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    """Return a console on standard output. Lines are wrapped at a terminal only: what is piped stays as it is."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED)
 
 
 def notes() -> Console:
-    """Return a console on standard error."""
+    """Return a console on standard error. It wraps no line, so that commands in a note can be copied."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_text(text: str) -> None:
+    """Print a text of a model or a user: unchanged into a pipe, harmless at a terminal."""
+    typer.echo(printable(text) if sys.stdout.isatty() else text)
+
+
+def live() -> Console:
+    """Return a console on standard error for what is drawn again and again, within the width of the terminal."""
     return Console(stderr=True, highlight=False)

@@ -1,1 +1,1 @@
-"""Devices: GPUs and RAM, measured without touching CUDA."""
+"""Devices: GPUs and RAM, measured without CUDA."""

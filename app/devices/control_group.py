@@ -1,10 +1,10 @@
 """
-The control group of this process: how much memory Linux lets it use, whatever the machine has.
+The control group (cgroup) of this process: the memory limit that Linux enforces for it.
 
-Versions 1 and 2 are read, from the own group up to the one that is visible at the top: every level binds.
-Pages of files that the kernel can drop at once count as free, as they do for the machine.
+Versions 1 and 2 are read, from the group of the process up to the highest visible one: the limit of each level applies.
+File pages that the kernel can drop immediately count as free, as they do for the whole machine.
 
-A system without control groups has no limit. Nothing here changes one.
+A system without control groups has no limit. Nothing here changes a group.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ _UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """What binds."""
+class MemoryLimit:
+    """The memory limit that applies to this process."""
 
     #: Bytes that the group may use.
     total: int
-    #: Bytes that are left of them, at the level that has the least.
+    #: Free bytes at the level that has the least.
     free: int
-    #: The file that says so.
+    #: The file that contains the limit.
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
-    """Where a version keeps its figures."""
+class _CgroupFiles:
+    """The file names of one cgroup version."""
 
     limits: tuple[str, ...]
     usage: str
-    #: The line of memory.stat with the pages that can be dropped.
-    droppable: str
+    #: The key in memory.stat of the pages that can be dropped.
+    droppable_key: str
 
 
-_V1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
+_V1 = _CgroupFiles(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _CgroupFiles(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
-def find(root: Path = Path("/")) -> Limit | None:
-    """The limit of this process, or None. `root` is where /proc and the mounts are looked up."""
+def find(root: Path = Path("/")) -> MemoryLimit | None:
+    """Returns the limit of this process, or None. /proc and the mounts are read below `root`."""
     limits = [limit for files, folders in _groups(root) for folder in folders if (limit := _read(folder, files))]
     if not limits:
         return None
     tightest = min(limits, key=lambda limit: limit.total)
-    return Limit(tightest.total, min(limit.free for limit in limits), tightest.path)
+    return MemoryLimit(tightest.total, min(limit.free for limit in limits), tightest.path)
 
 
-def kills(root: Path = Path("/")) -> int:
-    """Processes that the kernel has killed since it started because memory ran out, in any group of the machine."""
+def oom_kills(root: Path = Path("/")) -> int:
+    """Returns how many processes the kernel has OOM-killed since the boot, in all groups of the machine."""
     lines = [line.split() for line in _text(root / "proc/vmstat").splitlines()]
     return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
 
-def _groups(root: Path) -> list[tuple[_Files, list[Path]]]:
-    """The folders of the own group and those above it, for each version that is mounted with its memory controller."""
+def _groups(root: Path) -> list[tuple[_CgroupFiles, list[Path]]]:
+    """Returns the folders of the own group and its parents, for each mounted version with a memory controller."""
     own = _text(root / "proc/self/cgroup").splitlines()
     found = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
@@ -73,15 +73,15 @@ def _groups(root: Path) -> list[tuple[_Files, list[Path]]]:
             continue
         if group is not None:
             top, mount = left.split(" ")[3:5]
-            found.append((files, _upwards(root / mount.lstrip("/"), group, top)))
+            found.append((files, _group_and_parents(root / mount.lstrip("/"), group, top)))
     return found
 
 
-def _upwards(mount: Path, group: str, top: str) -> list[Path]:
-    """The folder of the group and those above it, as far as they can be seen; the mount itself is the top."""
+def _group_and_parents(mount: Path, group: str, top: str) -> list[Path]:
+    """Returns the folder of the group and its parents, up to the mount point."""
     try:
         below = PurePosixPath(group).relative_to(top)
-    except ValueError:  # the group lies outside what is mounted here: what is mounted is the nearest
+    except ValueError:  # the group is outside of the mounted subtree: use the root of the mount
         below = PurePosixPath()
     folder = mount / below
     if ".." in below.parts or not folder.is_dir():
@@ -89,19 +89,19 @@ def _upwards(mount: Path, group: str, top: str) -> list[Path]:
     return [folder, *(parent for parent in folder.parents if parent == mount or mount in parent.parents)]
 
 
-def _read(folder: Path, files: _Files) -> Limit | None:
+def _read(folder: Path, files: _CgroupFiles) -> MemoryLimit | None:
     limits = [(size, folder / name) for name in files.limits if (size := _number(folder / name)) is not None]
     limits = [(size, path) for size, path in limits if size < _UNLIMITED]
     if not limits:
         return None
     total, path = min(limits)
     stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
-    used = (_number(folder / files.usage) or 0) - int(stat.get(files.droppable, 0))
-    return Limit(total, min(max(total - max(used, 0), 0), total), path)
+    used = (_number(folder / files.usage) or 0) - int(stat.get(files.droppable_key, 0))
+    return MemoryLimit(total, min(max(total - max(used, 0), 0), total), path)
 
 
 def _number(path: Path) -> int | None:
-    """The number in the file; None for `max`, and where there is no such file."""
+    """Returns the number in the file; None for `max` and for a missing file."""
     text = _text(path).strip()
     return int(text) if text.isdigit() else None
 

@@ -1,10 +1,10 @@
 """
-A device: memory that models can lie in. A GPU, the host's RAM, or one that is only simulated.
+A device: memory into which models are loaded. A GPU, the host's RAM, or a simulated device.
 
-What is free is what was measured: memory that strangers hold is used memory.
-A simulated device is called so by its kind and by its name.
+Free memory is measured: unmanaged memory, used by other processes, counts as used.
+A simulated device is marked by its kind and its name.
 
-Nothing here measures: `devices` does.
+Nothing here measures; `inventory` does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CPU = "cpu"
 
 
 class HardwareKind(StrEnum):
-    """What a device is."""
+    """The kind of a device."""
 
     GPU = "gpu"
     CPU = "cpu"
@@ -27,55 +27,55 @@ class HardwareKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeviceProcess:
-    """A process that holds memory of a GPU."""
+    """A process that uses memory of a GPU."""
 
-    #: As the driver numbers it: outside the container, when there is one.
+    #: The process id in the driver: that outside of a container.
     pid: int
-    #: Bytes; None where the driver does not tell.
+    #: Bytes; None when the driver does not report them.
     used: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredDevice:
-    """One device of a host, as it was measured."""
+    """The measurement of one device of a host."""
 
-    #: Unique on its host: `cpu`, `gpu-0`, `gpu-0-1` for an instance of a GPU that is divided (MIG), `sim-…`.
+    #: Unique on its host: `cpu`, `gpu-0`, `gpu-0-1` for a MIG instance, `sim-…`.
     name: str
     kind: HardwareKind
-    #: What it is: `NVIDIA H200`, the name of the processor, `simulated`.
+    #: Hardware model: `NVIDIA H200`, the name of the processor, `simulated`.
     model: str
-    #: Bytes that can be used: without what the driver keeps for itself, and within the limits of this process.
+    #: Usable bytes: without those that the driver reserves, and within the limits of this process.
     total: int
-    #: Bytes that nobody uses now.
+    #: Bytes that no process uses.
     free: int
-    #: What pins a process to it (`CUDA_VISIBLE_DEVICES`); empty for what is no GPU.
+    #: The UUID for `CUDA_VISIBLE_DEVICES`; empty unless it is a GPU.
     uuid: str = ""
     #: Version of the driver.
     driver: str = ""
-    #: The UUID of the GPU of which this is an instance.
+    #: For a MIG instance: the UUID of its GPU.
     parent: str = ""
-    #: Of a GPU: who holds memory of it.
+    #: For a GPU: the processes that use its memory.
     processes: tuple[DeviceProcess, ...] = ()
     #: Degrees Celsius.
     temperature: int | None = None
-    #: Part of the last moments in which it computed, 0 to 1.
+    #: Fraction of the last sample period in which it computed, 0 to 1.
     utilisation: float | None = None
-    #: What makes `total` smaller than the hardware: the file of a limit.
+    #: The file of the limit that makes `total` smaller than the hardware; empty without one.
     limited_by: str = ""
-    #: Of a simulated device: tokens a second, as a multiple of the catalogue's; and bytes that are loaded in a second.
+    #: For a simulated device: the factor on the catalogue's tokens per second, and bytes loaded per second.
     speed: float = 1.0
     bandwidth: int | None = None
 
     @property
     def used(self) -> int:
-        """Bytes that somebody uses, strangers among them."""
+        """Used bytes, including unmanaged memory."""
         return self.total - self.free
 
     def used_by_others(self, pids: Collection[int]) -> int:
         """
-        Bytes that are used by processes other than these.
+        Returns the bytes that are used by processes other than these.
 
-        What the driver does not tell of a process counts as others'.
+        Memory that the driver does not attribute to a process counts as used by others.
         """
         own = sum(process.used or 0 for process in self.processes if process.pid in pids)
         return max(self.used - own, 0)
@@ -83,12 +83,12 @@ class MeasuredDevice:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The devices of a host, and what went wrong in measuring them."""
+    """The devices of a host, and the problems of their measurement."""
 
     devices: tuple[MeasuredDevice, ...]
-    #: Sentences for people: a driver that does not answer, a GPU that was left out.
+    #: Sentences for people: a driver that does not respond, a GPU that was left out.
     problems: tuple[str, ...] = ()
 
     def find(self, name: str) -> MeasuredDevice | None:
-        """The device of that name, or None."""
+        """Returns the device of that name, or None."""
         return next((device for device in self.devices if device.name == name), None)

@@ -1,7 +1,7 @@
 """
-The devices of this host, measured: its GPUs, its RAM, and those that the settings simulate.
+The inventory: measures the devices of this host: its RAM, its GPUs, and the simulated devices of the settings.
 
-Nothing here touches CUDA: a context would take half a gigabyte of the memory that is to be measured.
+Nothing here uses CUDA: a CUDA context would use half a gigabyte of the memory that is measured.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import psutil
 from app.devices import control_group, llama_build
 from app.devices.device import CPU, HardwareKind, Inventory, MeasuredDevice
 from app.devices.nvml import Gpus
-from app.kernel import texts
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
+from app.kernel.security import texts
 
 
 class Devices:
-    """The devices of this host. Any thread may measure them; the driver is asked by one at a time."""
+    """The devices of this host. Thread-safe: one thread at a time calls the driver."""
 
     def __init__(self, settings: FleetSettings, gpus: Gpus | None = None) -> None:
         """Measures nothing yet."""
@@ -30,24 +30,24 @@ class Devices:
 
     def measure(self) -> Inventory:
         """
-        All devices as they are now: RAM first, then GPUs by their number, then what is simulated.
+        Measures all devices: RAM first, then GPUs by number, then simulated devices.
 
-        A simulated device is empty here: what its stand-ins hold, only the ledger knows.
+        A simulated device is always empty here: only the ledger knows what its simulated engines use.
         """
         with self._lock:
             gpus, problems = self._gpus.read()
         if gpus and not llama_build.computes_on_gpus():
-            problems.append("the llama.cpp that is installed here was built without CUDA: no model can lie on GPUs")
+            problems.append("the installed llama.cpp was built without CUDA: no model can be loaded on GPUs")
         return Inventory((ram(), *gpus, *(_simulated(device) for device in self._simulated)), tuple(problems))
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Closes the connection to the driver."""
         with self._lock:
             self._gpus.close()
 
 
 def ram(root: Path = Path("/")) -> MeasuredDevice:
-    """The host's memory, within the limit of this process's control group."""
+    """Measures the host's RAM, within the limit of this process's control group."""
     memory = psutil.virtual_memory()
     total, free, limited_by = memory.total, memory.available, ""
     limit = control_group.find(root)
@@ -60,7 +60,7 @@ def ram(root: Path = Path("/")) -> MeasuredDevice:
 
 @functools.cache
 def processor(root: Path = Path("/")) -> str:
-    """The name of the processor, as Linux writes it."""
+    """Returns the name of the processor as Linux reports it, or `RAM`."""
     try:
         lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

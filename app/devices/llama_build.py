@@ -1,4 +1,4 @@
-"""The build of llama.cpp that is installed on this host: its version, its hash, and what it computes on."""
+"""The installed build of llama.cpp: its version, its hash, and whether it supports GPUs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _PACKAGE = "llama-cpp-python"
 
 
 def build() -> str:
-    """The build of llama.cpp on this host: the version of its package, and the hash of its libraries as installed."""
+    """Returns the id of the build: the version of its package, and a hash of its installed libraries."""
     return f"{metadata.version(_PACKAGE)}+{hashlib.sha256(json.dumps(_libraries()).encode()).hexdigest()[:12]}"
 
 
 def computes_on_gpus() -> bool:
-    """Whether that build was made for NVIDIA GPUs: the usual package was not, and would load everything into RAM."""
+    """Returns whether the build supports NVIDIA GPUs. The standard package does not: it loads everything into RAM."""
     return any("ggml-cuda" in line for line in _libraries())
 
 

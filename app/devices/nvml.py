@@ -1,10 +1,10 @@
 """
-NVIDIA GPUs, through NVML: the driver's own account of memory, which needs no CUDA context.
+NVIDIA GPUs, measured with NVML: the driver's own figures, without a CUDA context.
 
-A host without NVML has no such GPUs, which is normal and told once, in the log.
-An NVML that is there and does not answer is a problem that is reported with every reading, and tried again.
-A GPU that was divided (MIG) is no device itself: its instances are.
-A GPU that cannot tell its memory, or tells what cannot be, is left out, and named: the others are measured.
+A host without NVML has no such GPUs; this is normal and logged once.
+When NVML is installed but fails, each reading reports the problem, and the next one tries again.
+With MIG, the instances of a GPU are devices, and the GPU itself is not.
+A GPU with unknown or impossible memory figures is left out with a reported problem; the others are measured.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from typing import Any
 import pynvml
 
 from app.devices.device import DeviceProcess, HardwareKind, MeasuredDevice
-from app.kernel import log, texts
+from app.kernel import log
+from app.kernel.security import texts
 
 _log = log.get(__name__)
 
-#: Errors after which the connection to the driver is made anew.
-_LOST = ("NVMLError_GpuIsLost", "NVMLError_Uninitialized", "NVMLError_DriverNotLoaded", "NVMLError_Unknown")
+#: Errors after which the driver is connected again.
+_RECONNECT_ERRORS = ("NVMLError_GpuIsLost", "NVMLError_Uninitialized", "NVMLError_DriverNotLoaded", "NVMLError_Unknown")
 
 
-#: Characters of a name that are kept; NVML's own limit is 96 (NVML_DEVICE_NAME_V2_BUFFER_SIZE).
-_NAME = 96
-#: Bytes and degrees that no GPU has: such answers are not believed.
-_BYTES, _DEGREES = 1 << 50, 1_000
+#: Maximum characters of a name: NVML's own limit (NVML_DEVICE_NAME_V2_BUFFER_SIZE).
+_MAX_NAME = 96
+#: Bytes and degrees that no GPU has: such values are rejected.
+_MAX_BYTES, _MAX_DEGREES = 1 << 50, 1_000
 
 
 class Gpus:
-    """The connection to the driver. It is made at the first reading and kept. One thread at a time."""
+    """The connection to the driver. It is opened by the first reading and kept. Not thread-safe."""
 
     def __init__(self, library: Any = pynvml) -> None:
         self._nvml = library
         self._open = False
-        self._told = False
-        #: Defects that were logged.
+        self._absence_logged = False
+        #: Errors that were already logged.
         self._logged: set[str] = set()
 
     def read(self) -> tuple[list[MeasuredDevice], list[str]]:
-        """All GPUs as they are now, and a sentence for each problem."""
+        """Measures all GPUs. Returns the devices, and a sentence for each problem."""
         try:
             if not self._open:
                 self._nvml.nvmlInit()
@@ -48,13 +49,13 @@ class Gpus:
             driver = _text(self._nvml.nvmlSystemGetDriverVersion())
             count = self._nvml.nvmlDeviceGetCount()
         except pynvml.NVMLError_LibraryNotFound:
-            if not self._told:
+            if not self._absence_logged:
                 _log.info("no_nvidia_driver")
-                self._told = True
+                self._absence_logged = True
             return [], []
         except (pynvml.NVMLError, UnicodeDecodeError) as error:
             self.close()
-            return [], [f"the NVIDIA driver does not answer: {error}; `nvidia-smi` says more"]
+            return [], [f"the NVIDIA driver does not respond: {error}; run `nvidia-smi` for details"]
         devices: list[MeasuredDevice] = []
         problems: list[str] = []
         for index in range(count):
@@ -62,10 +63,10 @@ class Gpus:
                 devices.extend(list(self._gpu(index, driver, problems)))
             except pynvml.NVMLError as error:
                 problems.append(f"gpu-{index} is left out: {error}")
-                if type(error).__name__ in _LOST:
+                if type(error).__name__ in _RECONNECT_ERRORS:
                     self.close()
                     break
-            except Exception as error:  # noqa: BLE001 one GPU that answers nonsense does not hide the others
+            except Exception as error:  # noqa: BLE001 one GPU with invalid values must not hide the others
                 problems.append(f"gpu-{index} is left out: {error}")
                 if str(error) not in self._logged:
                     self._logged.add(str(error))
@@ -73,7 +74,7 @@ class Gpus:
         return devices, problems
 
     def close(self) -> None:
-        """Let go of the driver. The next reading connects again."""
+        """Closes the connection to the driver. The next reading connects again."""
         if self._open:
             self._open = False
             try:
@@ -82,7 +83,7 @@ class Gpus:
                 _log.warning("nvml_not_closed", error=str(error))
 
     def _gpu(self, index: int, driver: str, problems: list[str]) -> Iterator[MeasuredDevice]:
-        """The GPU, or the instances into which it was divided."""
+        """Yields the GPU, or its MIG instances."""
         nvml, name = self._nvml, f"gpu-{index}"
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid, model = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
@@ -100,8 +101,13 @@ class Gpus:
             except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument):
                 continue
             instances += 1
-            own, its_model = _text(nvml.nvmlDeviceGetUUID(instance)), _text(nvml.nvmlDeviceGetName(instance))
-            yield self._device(f"{name}-{number}", instance, its_model, own, driver, temperature, parent=uuid)
+            instance_uuid, instance_model = (
+                _text(nvml.nvmlDeviceGetUUID(instance)),
+                _text(nvml.nvmlDeviceGetName(instance)),
+            )
+            yield self._device(
+                f"{name}-{number}", instance, instance_model, instance_uuid, driver, temperature, parent=uuid
+            )
         if not instances:
             problems.append(f"{name} ({model}) is left out: MIG is on and it has no instances")
 
@@ -119,9 +125,9 @@ class Gpus:
     ) -> MeasuredDevice:
         memory, kept = self._memory(handle)
         total = memory.total - kept
-        if not 0 < total < _BYTES:
-            raise ValueError(f"its driver says that it has {total:,} bytes of memory")
-        if temperature is not None and not 0 <= temperature < _DEGREES:
+        if not 0 < total < _MAX_BYTES:
+            raise ValueError(f"its driver reports {total:,} bytes of memory")
+        if temperature is not None and not 0 <= temperature < _MAX_DEGREES:
             temperature = None
         return MeasuredDevice(
             name=name,
@@ -138,7 +144,7 @@ class Gpus:
         )
 
     def _memory(self, handle: Any) -> tuple[Any, int]:
-        """The memory, and the bytes that the driver keeps for itself; an old driver counts those as used."""
+        """Returns the memory, and the bytes that the driver reserves; an old driver counts these as used."""
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(handle, version=self._nvml.nvmlMemory_v2)
             return memory, memory.reserved
@@ -146,25 +152,25 @@ class Gpus:
             return self._nvml.nvmlDeviceGetMemoryInfo(handle), 0
 
     def _processes(self, handle: Any) -> tuple[DeviceProcess, ...]:
-        """Who computes, and who draws; a process that does both is told once."""
+        """Returns the compute and graphics processes; a process that is both appears once."""
         nvml = self._nvml
-        computing = (nvml.nvmlDeviceGetComputeRunningProcesses_v3, nvml.nvmlDeviceGetComputeRunningProcesses_v2)
-        drawing = (nvml.nvmlDeviceGetGraphicsRunningProcesses_v3, nvml.nvmlDeviceGetGraphicsRunningProcesses_v2)
+        compute = (nvml.nvmlDeviceGetComputeRunningProcesses_v3, nvml.nvmlDeviceGetComputeRunningProcesses_v2)
+        graphics = (nvml.nvmlDeviceGetGraphicsRunningProcesses_v3, nvml.nvmlDeviceGetGraphicsRunningProcesses_v2)
         found: dict[int, int | None] = {}
-        for newer, older in (computing, drawing):
-            told = self._optional(newer, handle)
-            for process in self._optional(older, handle) or () if told is None else told:
+        for newer, older in (compute, graphics):
+            listed = self._optional(newer, handle)
+            for process in self._optional(older, handle) or () if listed is None else listed:
                 found.setdefault(process.pid, process.usedGpuMemory)
         return tuple(DeviceProcess(pid, used) for pid, used in sorted(found.items()))
 
-    def _optional(self, ask: Callable[..., Any], *given: Any) -> Any:
-        """What not every GPU, driver or container can tell."""
+    def _optional(self, query: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns the result of a query, or None when the GPU, the driver or the container does not support it."""
         try:
-            return ask(*given)
+            return query(*arguments)
         except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission, pynvml.NVMLError_FunctionNotFound):
             return None
 
 
 def _text(value: str | bytes) -> str:
-    """Older versions of the library gave bytes."""
-    return texts.printable(value.decode(errors="replace") if isinstance(value, bytes) else value, _NAME)
+    """Returns a printable text; older versions of the library return bytes."""
+    return texts.printable(value.decode(errors="replace") if isinstance(value, bytes) else value, _MAX_NAME)

@@ -17,10 +17,10 @@ from sqlalchemy import text
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationRefused
 from app.fleet.pool import Desired, PoolPhase
-from app.kernel import texts
 from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
 from app.kernel.priority import Priority
+from app.kernel.security import texts
 
 #: Characters of what a pool says for people: an error of a library may be of any length.
 _SENTENCE = 4_000

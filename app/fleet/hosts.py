@@ -21,9 +21,10 @@ from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, ProcessState
 from app.footprint.layout import KnownLayout
-from app.kernel import log, texts
+from app.kernel import log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, LeaseLost
+from app.kernel.security import texts
 
 _log = log.get(__name__)
 

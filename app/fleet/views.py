@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.access.accounts import NamespaceAccount, listed
+from app.access.accounts import NamespaceAccount, list_accounts
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
 from app.kernel.database import Database, UnitOfWork
@@ -168,7 +168,7 @@ def log_tail(database: Database, id_: str) -> str:
 def accounts(database: Database) -> list[NamespaceAccount]:
     """Namespaces with limits, and those that used devices lately."""
     with database.work() as work:
-        return listed(work)
+        return list_accounts(work)
 
 
 def defragmentations(database: Database, *, limit: int) -> Sequence[Any]:

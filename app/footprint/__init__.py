@@ -1,1 +1,1 @@
-"""Footprints: how many bytes a model takes of each device, and how that is known."""
+"""Memory footprints: the bytes that a model needs on each device: measured, by dry run, or in closed form."""

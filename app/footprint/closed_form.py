@@ -1,10 +1,10 @@
 """
-The reckoning of a footprint from the header of a model's file: the closed form.
+The closed form: a footprint computed from the header of a model file alone.
 
-Weights and caches are counted as llama.cpp counts them, to the byte. The buffers in which it computes follow from a
-formula that was fitted to its own dry runs, and what the process around it takes, from what was measured of such.
+Weights and caches equal llama.cpp's own numbers to the byte. The compute buffers follow from a formula that was fitted
+to its dry runs, and the memory of the process from measurements of such processes.
 
-Nothing here opens a file or asks llama.cpp.
+Nothing here opens a file or calls llama.cpp.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.catalog.engine_options import PLAIN_KV
+from app.catalog.engine_options import UNQUANTISED_KV
 from app.catalog.metadata import Header, Tensor
 from app.footprint import caches
 from app.footprint.caches import CacheCells, Layer
 from app.footprint.configuration import LoadConfiguration
-from app.footprint.footprint import HOST, MIB, Footprint, FootprintSource, Share, margin_of_reckoning
+from app.footprint.footprint import HOST, MIB, Footprint, FootprintSource, Share, closed_form_margin
 
-#: Bytes of RAM that a tokenizer takes for each token of its vocabulary: by merges, and otherwise.
-_MERGED_TOKEN, _TOKEN = 400, 220
-#: Architectures for which all of it was compared with llama.cpp's dry runs (benchmarks/footprint.py).
-_PROVEN = frozenset(
+#: Bytes of RAM that a tokenizer uses for each token of its vocabulary: with merges (BPE), and otherwise.
+_BPE_TOKEN_BYTES, _TOKEN_BYTES = 400, 220
+#: Architectures whose closed form was compared with llama.cpp's dry runs (benchmarks/footprint.py).
+_VERIFIED = frozenset(
     {"bert", "cohere2", "deepseek2", "gemma2", "gemma3", "gpt-oss", "granitehybrid", "lfm2", "llama", "mamba2",
      "nomic-bert", "olmoe", "phi3", "qwen2", "qwen3", "qwen3moe", "qwen3next", "starcoder2"}
 )  # fmt: skip
-#: Texts that are embedded side by side.
-_TEXTS = 64
-#: Bytes of a token's position and of the places of its cells.
-_INDICES = 40
-#: Tensors by which texts come in; they stay with the host.
-_INPUTS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
-#: Types whose matrices the processor keeps in another order; an embedding that is the output too is then there twice.
+#: Maximum texts that are embedded in one batch.
+_EMBEDDED_TEXTS = 64
+#: Bytes of a token's position and of the indices of its cells.
+_TOKEN_INDEX_BYTES = 40
+#: Name prefixes of the input tensors, which stay in host memory.
+_INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
+#: Types whose matrices are repacked for the CPU; an embedding matrix that is also the output is then stored twice.
 _REPACKED = frozenset({"Q2_K", "Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """What the processes of a host take besides models: guesses until something was measured there."""
+    """The memory that a pool process uses in addition to its model: defaults until it was measured on the host."""
 
     #: Bytes of RAM of a pool process before it loads a model, its tokenizer not counted.
     base: int = 160 * MIB
-    #: Bytes of a GPU that the driver's context takes in each process.
+    #: Bytes that the driver's context of each process uses on a GPU.
     context: int = 600 * MIB
 
 
-#: Before anything was measured on a host.
-GUESS = ProcessMemory()
+#: Used until the process memory was measured on a host.
+DEFAULT_PROCESS = ProcessMemory()
 
 
 def closed_form(
@@ -58,22 +58,22 @@ def closed_form(
     *,
     gpus: int = 0,
     free: Sequence[int] = (),
-    process: ProcessMemory = GUESS,
+    process: ProcessMemory = DEFAULT_PROCESS,
     adapters: Sequence[Header] = (),
     projector: Header | None = None,
 ) -> Footprint:
     """
-    The footprint by the header, on so many GPUs.
+    Computes the footprint from the header, for this number of GPUs.
 
-    `free` are the bytes that are free on each: where the configuration gives no shares, llama.cpp splits by them.
-    `adapters` are LoRA files; `projector` is the file through which the model sees or hears (mmproj).
-    Where the architecture was never compared with llama.cpp's own figures, or it sees or hears, more is added.
+    `free` are the free bytes of each GPU: without a `tensor_split`, llama.cpp splits in proportion to them.
+    `adapters` are LoRA files; `projector` is the file for images or audio (mmproj).
+    The margin is larger for an architecture that was not compared with llama.cpp's own figures, and with a projector.
     """
-    placed = _Placed(header, configuration, gpus, free)
+    placement = _Placement(header, configuration, gpus, free)
     shares = []
     for place in (HOST, *range(gpus)):
-        weights = placed.weights(place) + sum(_near(adapter, placed, place) for adapter in adapters)
-        compute = placed.compute(place)
+        weights = placement.weights(place) + sum(_adapter_bytes(adapter, placement, place) for adapter in adapters)
+        compute = placement.compute(place)
         if projector is not None and place == (0 if gpus else HOST):
             weights += projector.tensor_bytes
             compute += _projector_compute(projector)
@@ -81,58 +81,62 @@ def closed_form(
             Share(
                 place,
                 weights=weights,
-                cache=placed.cache(place),
+                cache=placement.cache(place),
                 compute=compute,
-                output=placed.output() if place == HOST else 0,
-                process=besides(header, configuration, place, gpus=gpus, process=process),
-                parked=configuration.parked if place == HOST and placed.keeps else 0,
+                output=placement.output() if place == HOST else 0,
+                process=process_bytes(header, configuration, place, gpus=gpus, process=process),
+                parked=configuration.parked if place == HOST and placement.has_cache else 0,
             )
         )
-    proven = header.architecture in _PROVEN and projector is None and (gpus < 2 or configuration.split_mode != "row")
-    margins = {share.place: margin_of_reckoning(share, proven=proven) for share in shares}
-    notes = [] if header.architecture in _PROVEN else [f"the architecture {header.architecture} is not proven"]
-    if not caches.counts_all(header):
-        notes.append(f"{header.architecture} keeps keys for an indexer, too, which are not counted")
+    verified = (
+        header.architecture in _VERIFIED and projector is None and (gpus < 2 or configuration.split_mode != "row")
+    )
+    margins = {share.place: closed_form_margin(share, verified=verified) for share in shares}
+    notes = [] if header.architecture in _VERIFIED else [f"the architecture {header.architecture} is not verified"]
+    if not caches.is_complete(header):
+        notes.append(f"{header.architecture} also keeps keys for an indexer, which are not counted")
     return Footprint(FootprintSource.CLOSED_FORM, tuple(shares), margins, tuple(notes))
 
 
-def besides(
-    header: Header, configuration: LoadConfiguration, place: int, *, gpus: int, process: ProcessMemory = GUESS
+def process_bytes(
+    header: Header, configuration: LoadConfiguration, place: int, *, gpus: int, process: ProcessMemory = DEFAULT_PROCESS
 ) -> int:
     """
-    What the process takes besides what llama.cpp counts: on a GPU the driver's context, on the host the interpreter and
-    the tokenizer, and what llama.cpp notes of its cells; and on both the memory in which they work.
+    Returns the memory of the process that llama.cpp does not report.
+
+    On a GPU this is the driver's context, on the host the interpreter, the tokenizer and llama.cpp's records of cells;
+    on both also the working memory.
     """
     if place != HOST:
-        return process.context + working(header, configuration, place, gpus=gpus)
-    tokenizer = (_MERGED_TOKEN if header.tokenizer == "gpt2" else _TOKEN) * (header.vocabulary or 0)
-    notes = caches.notes(header, configuration)
-    return process.base + tokenizer + notes + working(header, configuration, place, gpus=gpus)
+        return process.context + working_memory(header, configuration, place, gpus=gpus)
+    tokenizer = (_BPE_TOKEN_BYTES if header.tokenizer == "gpt2" else _TOKEN_BYTES) * (header.vocabulary or 0)
+    notes = caches.cell_records(header, configuration)
+    return process.base + tokenizer + notes + working_memory(header, configuration, place, gpus=gpus)
 
 
-def working(header: Header, configuration: LoadConfiguration, place: int, *, gpus: int) -> int:
+def working_memory(header: Header, configuration: LoadConfiguration, place: int, *, gpus: int) -> int:
     """
-    Memory that is taken while something is computed, and that llama.cpp counts nowhere.
+    Returns the bytes that are used during a computation and that llama.cpp does not report.
 
-    The processor's kernels convert what they multiply. On a GPU, the cache of a layer is there as 16-bit numbers too
-    where it is quantised (llama.cpp#23446).
+    CPU kernels convert their inputs. On a GPU, the cache of one layer is also stored as 16-bit numbers if it is
+    quantised (llama.cpp#23446).
     """
     layers, heads = caches.layers(header), max(header.heads, default=0)
     cells = caches.cells(header, configuration)
     if place != HOST:
-        quantised = {configuration.kv_type_k, configuration.kv_type_v} - PLAIN_KV
+        quantised = {configuration.kv_type_k, configuration.kv_type_v} - UNQUANTISED_KV
         widest = max((layer.key + layer.value for layer in layers), default=0)
         return 2 * widest * cells.each * cells.streams if quantised and configuration.flash else 0
     if gpus and configuration.gpu_layers < 0:
         return 0
     tokens = max(min(configuration.batch, configuration.ubatch), configuration.embedding)
-    widest = max(_feed(header)[0], header.embedding_length or 0, heads * (header.key_length or 0))
-    matrix = 0 if configuration.flash else heads * (cells.each if caches.kinds(layers) else tokens)
+    widest = max(_feed_forward(header)[0], header.embedding_length or 0, heads * (header.key_length or 0))
+    matrix = 0 if configuration.flash else heads * (cells.each if caches.cache_kinds(layers) else tokens)
     return 2 * tokens * (widest + matrix)
 
 
-class _Placed:
-    """Where llama.cpp puts what: `llama_model_base::load_tensors`, and the scheduler's buffers."""
+class _Placement:
+    """The placement of tensors, caches and buffers by llama.cpp: `llama_model_base::load_tensors` and its scheduler."""
 
     def __init__(self, header: Header, configuration: LoadConfiguration, gpus: int, free: Sequence[int] = ()) -> None:
         self._header, self._configuration, self._gpus = header, configuration, gpus
@@ -140,7 +144,7 @@ class _Placed:
         self._cells = caches.cells(header, configuration)
         self._widest = max((layer.value for layer in self._layers), default=0)
         self._all = header.layers or 0
-        #: Upper ends of the devices' parts, of 1.
+        #: Cumulative share of each GPU, from 0 to 1.
         split: Sequence[float] = configuration.tensor_split or (free if any(free) else (1.0,) * gpus)
         ends: list[float] = list(itertools.accumulate([*split, *(0.0,) * gpus][:gpus]))
         self._ends = [end / ends[-1] for end in ends] if ends else []
@@ -149,12 +153,12 @@ class _Placed:
         self._first = max(self._all + 1 - wanted, 0)
 
     @property
-    def keeps(self) -> bool:
-        """Whether requests leave anything that could be parked."""
+    def has_cache(self) -> bool:
+        """Whether the model has a cache or a state, which can be parked."""
         return any(layer.key or layer.state for layer in self._layers)
 
     def place_of(self, layer: int) -> int:
-        """Where a layer lies; the output is the layer after the last."""
+        """Returns the place of a layer; the output counts as the layer after the last."""
         if not self._offloaded or not 0 <= layer - self._first < self._offloaded:
             return HOST
         if self._configuration.split_mode == "none":
@@ -162,7 +166,7 @@ class _Placed:
         return bisect_right(self._ends, (layer - self._first) / self._offloaded)
 
     def weights(self, place: int) -> int:
-        """Bytes of the weights that lie there, each tensor padded as the device's buffers are."""
+        """Returns the bytes of the weights at that place, with the padding of the device's buffers."""
         padding, total = 32 if place == HOST else 128, 0
         output, tied = self.place_of(self._all), True
         by_rows = self._configuration.split_mode in {"row", "tensor"}
@@ -172,22 +176,24 @@ class _Placed:
                 tied = False
             if (layer := _layer_of(tensor)) is not None:
                 own = self.place_of(layer)
-            elif tensor.name.startswith(_INPUTS):
+            elif tensor.name.startswith(_INPUT_TENSORS):
                 own = HOST
             else:
                 own = output
             if by_rows and own != HOST and place != HOST and len(tensor.shape) > 1:
-                total += round(size * self._part(place))
+                total += round(size * self._gpu_share(place))
             elif own == place:
                 total += size
         embeddings = next((tensor for tensor in self._header.tensors if tensor.name == "token_embd.weight"), None)
         repacked = output == HOST and embeddings is not None and embeddings.type in _REPACKED
-        if tied and embeddings is not None and place == output and (output != HOST or repacked) and self._writes():
-            total += -(-embeddings.size // padding) * padding  # it is the output, too, and lies there once more
+        if tied and embeddings is not None and place == output and (output != HOST or repacked) and self._has_output():
+            total += (
+                -(-embeddings.size // padding) * padding
+            )  # the embeddings are also the output, and are stored once more
         return total
 
     def cache(self, place: int) -> int:
-        """Bytes of the caches and states that lie there, those of the context for embeddings too."""
+        """Returns the bytes of the caches and states at that place, including those of the embedding context."""
         configuration = self._configuration
         total = sum(
             caches.layer_bytes(layer, configuration, self._cells, widest_value=self._widest)
@@ -204,63 +210,67 @@ class _Placed:
         return total
 
     def compute(self, place: int) -> int:
-        """Bytes of the buffers in which the device computes."""
+        """Returns the bytes of the compute buffers at that place."""
         contexts = [(self._configuration, self._cells, False)]
         if (embedding := self._embedding()) is not None:
             contexts.append((embedding, caches.cells(self._header, embedding), True))
         computes = any(self.place_of(layer) == place for layer in range(self._all + 1))
         copies = 4 if self._gpus > 1 and self._offloaded > self._all else 1  # pipeline parallelism
         total = 0
-        for configuration, cells, embeds in contexts:
+        for configuration, cells, embeddings in contexts:
             tokens = min(configuration.batch, configuration.ubatch, cells.each * cells.streams)
             inputs = _masks(self._layers, cells, tokens, configuration) + 4 * tokens * (
                 self._header.embedding_length or 0
             )
             if computes:
-                total += _compute(self._header, self._layers, configuration, cells, tokens, embeds=embeds)
+                total += _compute(self._header, self._layers, configuration, cells, tokens, embeddings=embeddings)
                 total += (copies - 1) * inputs
             elif place == HOST:
                 total += inputs
         return total
 
     def output(self) -> int:
-        """Bytes of host memory for what comes out: logits of each sequence; vectors, and logits too, of each token."""
+        """Returns the bytes of host memory for outputs: logits per sequence, embeddings and logits per token."""
         vocabulary, width = self._header.vocabulary or 0, self._header.embedding_length or 0
         total = 4 * self._configuration.sequences * vocabulary
         if (embedding := self._embedding()) is not None:
-            # First for each text, then for each token of them; the allocator keeps what the first one had.
-            total += 4 * (embedding.context + _TEXTS) * (vocabulary + width)
+            # First for each text, then for each token; the allocator keeps the first allocation.
+            total += 4 * (embedding.context + _EMBEDDED_TEXTS) * (vocabulary + width)
         return total
 
     def _embedding(self) -> LoadConfiguration | None:
-        """The second context, as a configuration."""
+        """Returns the configuration of the embedding context."""
         return embedding_context(self._header, self._configuration)
 
-    def _writes(self) -> bool:
-        """Whether there is an output at all."""
+    def _has_output(self) -> bool:
+        """Returns whether the model has an output."""
         return any(tensor.name.startswith("output") for tensor in self._header.tensors) or bool(
-            caches.kinds(self._layers)
+            caches.cache_kinds(self._layers)
         )
 
-    def _part(self, place: int) -> float:
+    def _gpu_share(self, place: int) -> float:
         return self._ends[place] - (self._ends[place - 1] if place else 0)
 
 
 def embedding_context(header: Header, configuration: LoadConfiguration) -> LoadConfiguration | None:
-    """The second context of a model that embeds: a text is computed at once, up to 64 texts side by side."""
+    """
+    Returns the configuration of the embedding context, or None without one.
+
+    It computes each text in one pass, and up to 64 texts in one batch.
+    """
     if not configuration.embedding:
         return None
     size = min(configuration.embedding, header.context_length or configuration.embedding)
     return replace(
-        configuration, sequences=_TEXTS, context=size, batch=size, ubatch=size, streams=False, kv_type_k="f16",
+        configuration, sequences=_EMBEDDED_TEXTS, context=size, batch=size, ubatch=size, streams=False, kv_type_k="f16",
         kv_type_v="f16", swa_full=True, embedding=0,
     )  # fmt: skip
 
 
 def _masks(layers: tuple[Layer, ...], cells: CacheCells, tokens: int, configuration: LoadConfiguration) -> int:
-    """Bytes that say which token may look at which cell."""
+    """Returns the bytes of the attention masks."""
     size = 2 if configuration.flash else 4
-    if not (found := caches.kinds(layers)):
+    if not (found := caches.cache_kinds(layers)):
         return size * tokens * tokens
     return sum(size * tokens * (cells.window if windowed else cells.each) for windowed in found)
 
@@ -272,18 +282,18 @@ def _compute(
     cells: CacheCells,
     tokens: int,
     *,
-    embeds: bool,
+    embeddings: bool,
 ) -> int:
     """
-    Bytes of the buffer for one micro-batch: the greatest of what is needed at the same time.
+    Returns the bytes of the compute buffer for one micro-batch: the maximum of what is needed at the same time.
 
-    That is, for each token: the feed-forward part with its gate, the experts' results, the attention, the projections
-    of a layer with a state; and at the end the logits. The factors were found in llama.cpp's dry runs of 20 shapes.
+    Candidates, for each token: the feed-forward network with its gate, the results of the experts, the attention, the
+    projections of a recurrent layer, and the logits. The factors were fitted to llama.cpp's dry runs of 20 shapes.
     """
     width, heads = header.embedding_length or 0, max(header.heads, default=0)
     query = heads * (header.key_length or 0)
     pair = max((layer.key + layer.value for layer in layers), default=0)
-    feed, gated = _feed(header)
+    feed, gated = _feed_forward(header)
     states = max((layer.state for layer in layers), default=0)
     masks = _masks(layers, cells, tokens, configuration)
 
@@ -292,27 +302,31 @@ def _compute(
         inner = _number(header, "expert_feed_forward_length") or feed // used
         streams.append(2 * used * width + used * inner + 3 * width)
     attention = 3 * width + 3 * max(width, query) + pair
-    found = [masks + tokens * (4 * max(*streams, attention) + _INDICES)]
+    found = [masks + tokens * (4 * max(*streams, attention) + _TOKEN_INDEX_BYTES)]
     if not configuration.flash and heads:
-        # The whole matrix: each head, each token, each cell.
-        looked = cells.each if caches.kinds(layers) else tokens
-        found.append(masks + tokens * (4 * (3 * width + 3 * query + pair + heads * looked) + _INDICES))
+        # The complete attention matrix: each head, each token, each cell.
+        attended = cells.each if caches.cache_kinds(layers) else tokens
+        found.append(masks + tokens * (4 * (3 * width + 3 * query + pair + heads * attended) + _TOKEN_INDEX_BYTES))
     if states:
         inner, state = _number(header, "ssm.inner_size"), _number(header, "ssm.state_size")
         projected = 2 * inner + 2 * _number(header, "ssm.group_count") * state + _number(header, "ssm.time_step_rank")
         each = 4 * (3.3 * (projected or 3 * width) + width)
         found.append(round(masks + tokens * each + 1.03 * states * configuration.sequences))
     vocabulary = header.vocabulary or 0
-    if embeds:
-        found.append(4 * tokens * (vocabulary + 3 * width + _TEXTS) + masks if caches.kinds(layers) or states else 0)
+    if embeddings:
+        found.append(
+            4 * tokens * (vocabulary + 3 * width + _EMBEDDED_TEXTS) + masks
+            if caches.cache_kinds(layers) or states
+            else 0
+        )
     else:
         outputs = min(tokens, configuration.sequences)
         found.append(4 * (outputs * (vocabulary + width) + tokens * width))
     return max(found)
 
 
-def _feed(header: Header) -> tuple[int, bool]:
-    """Values of a token inside the feed-forward part, of all experts that are used; and whether it has a gate."""
+def _feed_forward(header: Header) -> tuple[int, bool]:
+    """Returns the width of the feed-forward network, of all active experts together, and whether it has a gate."""
     given = header.metadata.get(f"{header.architecture}.feed_forward_length")
     dense = max(given, default=0) if isinstance(given, tuple) else given if isinstance(given, int) else 0
     names = {tensor.name.split(".", 2)[-1]: tensor for tensor in header.tensors if tensor.name.startswith("blk.")}
@@ -325,26 +339,26 @@ def _feed(header: Header) -> tuple[int, bool]:
     return max(used, dense if up is not None else 0), gated
 
 
-def _near(adapter: Header, placed: _Placed, place: int) -> int:
-    """Bytes of an adapter that lie there: each tensor beside the one that it changes."""
+def _adapter_bytes(adapter: Header, placement: _Placement, place: int) -> int:
+    """Returns the bytes of an adapter at that place: each tensor is stored with the layer that it changes."""
     total = 0
     for tensor in adapter.tensors:
         layer = _layer_of(tensor)
-        total += tensor.size if placed.place_of(-1 if layer is None else layer) == place else 0
+        total += tensor.size if placement.place_of(-1 if layer is None else layer) == place else 0
     return total
 
 
 def _layer_of(tensor: Tensor) -> int | None:
-    """The layer that a tensor belongs to."""
+    """Returns the layer of a tensor, or None."""
     block, _, rest = tensor.name.partition(".")
     number = rest.partition(".")[0]
     return int(number) if block == "blk" and number.isdigit() else None
 
 
 def _projector_compute(projector: Header) -> int:
-    """Bytes in which a picture is computed: its patches through the widest layer, and their attention."""
+    """Returns the bytes for processing an image: its patches in the widest layer, and their attention."""
     size, patch = (_number(projector, f"vision.{name}") for name in ("image_size", "patch_size"))
-    patches = (size // patch) ** 2 if patch else 1500  # half a minute of sound
+    patches = (size // patch) ** 2 if patch else 1500  # half a minute of audio
     kind = "vision" if patch else "audio"
     width, feed, heads = (
         _number(projector, f"{kind}.{name}")
@@ -354,6 +368,6 @@ def _projector_compute(projector: Header) -> int:
 
 
 def _number(header: Header, name: str) -> int:
-    """A number of the architecture; 0 where the file does not give it."""
+    """Returns a number of the architecture; 0 when it is absent from the file."""
     value = header.metadata.get(f"{header.architecture}.{name}")
     return value if isinstance(value, int) and not isinstance(value, bool) else 0

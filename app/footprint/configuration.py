@@ -1,9 +1,10 @@
 """
-A configuration: everything that decides how much memory a model takes when it is loaded.
+The load configuration: all options that determine how much memory a loaded model uses.
 
-Two pools of equal configurations take the same memory on equal devices; what changes no bytes is not in it.
+Two pools with equal configurations use the same memory on equal devices. Options that do not affect memory are left
+out.
 
-A value; nothing here opens a file.
+Nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal, Self
 from app.catalog.engine_options import KvType, Tuning
 from app.catalog.model import FLASH_ATTENTION, Model
 
-#: Values of a block of each type of a KV cache, and bytes of that block: ggml's own table.
+#: Values and bytes of a block for each type of KV cache, from ggml's own table.
 KV_BLOCKS: Mapping[KvType, tuple[int, int]] = {
     "f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "q5_1": (32, 24), "q5_0": (32, 22),
     "q4_1": (32, 20), "q4_0": (32, 18), "iq4_nl": (32, 18),
@@ -24,49 +25,49 @@ KV_BLOCKS: Mapping[KvType, tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadConfiguration:
-    """How a model is loaded, as far as memory goes. Which values go together, the catalogue checks."""
+    """The options of a load that affect memory. The catalogue checks that they are compatible."""
 
-    #: Cells of the KV cache in all.
+    #: Cells of the KV cache, all sequences together.
     context: int
-    #: Sequences that the context holds: slots, and those that are kept for later requests.
+    #: Sequences of the context: the slots, and those that are kept for later requests.
     sequences: int
-    #: Each sequence has a buffer of its own.
+    #: Each sequence has its own buffer.
     streams: bool = False
     batch: int = 512
     ubatch: int = 512
     kv_type_k: KvType = "f16"
     kv_type_v: KvType = "f16"
-    #: None leaves it to llama.cpp.
+    #: None lets llama.cpp choose.
     flash_attention: bool | None = None
     #: Layers with a sliding window keep the whole context.
     swa_full: bool = True
-    #: Layers on GPUs; -1 is all.
+    #: Layers on GPUs; -1 means all.
     gpu_layers: int = 0
     split_mode: Literal["none", "layer", "row", "tensor"] = "layer"
-    #: Shares of the GPUs; empty for what llama.cpp makes of the memory that is free.
+    #: Proportions of the GPUs; empty means that llama.cpp splits in proportion to the free memory.
     tensor_split: tuple[float, ...] = ()
     main_gpu: int = 0
-    #: The file is mapped rather than read.
+    #: The file is memory-mapped.
     mmap: bool = True
-    #: Tokens of the second context, which gives vectors; 0 for none.
+    #: Tokens of the second context, for embeddings; 0 means none.
     embedding: int = 0
-    #: How that context pools; None takes what the file says.
+    #: Pooling type of that context; None means that of the file.
     pooling: Literal["mean", "cls", "last", "rank"] | None = None
-    #: Bytes of host memory for the states of parked requests, at the most.
+    #: Maximum bytes of host memory for the states of parked requests.
     parked: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Returns the configuration as plain data."""
         return {**asdict(self), "tensor_split": list(self.tensor_split)}
 
     @classmethod
     def of_json(cls, given: Mapping[str, Any]) -> Self:
-        """What `as_json` gave."""
+        """Returns the configuration that `as_json` represents."""
         return cls(**{**given, "tensor_split": tuple(given["tensor_split"])})
 
     @property
     def flash(self) -> bool:
-        """Whether attention is computed without its matrix, as far as can be told before: llama.cpp prefers it."""
+        """Whether flash attention is expected: llama.cpp prefers it when it may choose."""
         return self.flash_attention is not False
 
 
@@ -78,14 +79,14 @@ def of_tuning(
     kv_k: KvType,
     kv_v: KvType,
     flash_attention: bool | None,
-    embeds: bool,
+    embeddings: bool,
     gpus: int,
 ) -> LoadConfiguration:
-    """The configuration of an engine with these options on so many GPUs; `embeds` says that it gives vectors."""
+    """Returns the configuration of an engine; `embeddings` says whether it has an embedding context."""
     return LoadConfiguration(
         context=cells,
-        sequences=tuning.holds(slots, cells),
-        streams=tuning.parts(slots, cells),
+        sequences=tuning.sequence_count(slots, cells),
+        streams=tuning.uses_streams(slots, cells),
         batch=tuning.batch,
         ubatch=min(tuning.batch, tuning.ubatch),
         kv_type_k=kv_k,
@@ -97,14 +98,14 @@ def of_tuning(
         tensor_split=tuning.tensor_split if gpus else (),
         main_gpu=tuning.main_gpu if gpus else 0,
         mmap=tuning.mmap,
-        embedding=tuning.embedding_context if embeds else 0,
+        embedding=tuning.embedding_context if embeddings else 0,
         pooling=tuning.pooling,
         parked=tuning.park_bytes,
     )
 
 
 def of_model(model: Model, *, gpus: int) -> LoadConfiguration:
-    """How a pool on so many GPUs loads the model of that entry."""
+    """Returns the configuration in which a pool on this number of GPUs loads the model."""
     return of_tuning(
         model.engine,
         slots=model.slots,
@@ -112,6 +113,6 @@ def of_model(model: Model, *, gpus: int) -> LoadConfiguration:
         kv_k=model.kv.k,
         kv_v=model.kv.v,
         flash_attention=FLASH_ATTENTION[model.flash_attention],
-        embeds=model.embeds,
+        embeddings=model.serves_embeddings,
         gpus=gpus,
     )

@@ -1,11 +1,12 @@
 """
-An estimate: the best footprint that can be had for a model in a configuration, and where it comes from.
+Footprint estimates: the best available footprint of a model in a configuration, and its source.
 
-Measured for exactly this, else llama.cpp's dry run, else the closed form. A source that gives nothing says why.
+The sources are, best first: a measurement of exactly this load, llama.cpp's dry run, the closed form. A source without
+a result has a reason.
 
-The dry run is made by a child process, with the devices that this process is pinned to: it reads what has no stable
-interface, and if that crashes it, this process goes on with the next source. Whoever asks for a dry run on GPUs holds a
-reservation there: for a moment it takes a context of the driver's.
+A child process makes the dry run, on the devices that this process is pinned to: it uses interfaces that are not
+stable, and if it crashes, this process continues with the next source. The caller of a dry run on GPUs must hold a
+reservation there, because the dry run creates a driver context for a moment.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from app.devices import inventory as devices_of_host
 from app.devices import llama_build
 from app.devices.device import HardwareKind, MeasuredDevice
 from app.footprint import caches, closed_form, footprint, measurements
-from app.footprint.closed_form import GUESS, ProcessMemory
+from app.footprint.closed_form import DEFAULT_PROCESS, ProcessMemory
 from app.footprint.configuration import LoadConfiguration
 from app.footprint.footprint import HOST, Footprint, FootprintSource, Share
 from app.footprint.measurements import Identity
@@ -35,35 +36,35 @@ from app.kernel.errors import ArrieroError
 
 _log = log.get(__name__)
 
-#: The module that makes a dry run. `app` never imports `workers`: it starts them.
-_PROBE = "workers.engine.probe"
-#: A dry run reads a header and a vocabulary; this is for a disk that sleeps, or a machine that is busy.
+#: The module that makes a dry run. `app` never imports `workers`; it starts them as processes.
+_PROBE = "workers.engine.bindings.probe"
+#: A dry run only reads a header and a vocabulary; the time allows for a slow disk or a busy machine.
 _TIMEOUT = timedelta(seconds=60)
-#: States, and notes of cells, are allocated even in a dry run; above so many bytes none is made.
-_MOST = 512 * footprint.MIB
+#: Maximum bytes of states and records of cells, which llama.cpp allocates even in a dry run.
+_MAX_ALLOCATED = 512 * footprint.MIB
 
-_one = threading.Lock()
+_one_at_a_time = threading.Lock()
 
 
 class NoDryRun(ArrieroError):
-    """The dry run gave no figures; says why."""
+    """The dry run has no result; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a model takes, as far as it can be told."""
+    """The footprints of a model from all available sources."""
 
     identity: Identity
-    #: All that is known, the best first.
+    #: At least one footprint, the best first.
     footprints: tuple[Footprint, ...]
-    #: Why a source has nothing to say.
+    #: Why a source has no result.
     missing: Mapping[FootprintSource, str]
-    #: Part of the total that margins have at the least, since memory ran out before.
-    floor: float = 0.0
+    #: Minimum margin as a part of the total; above 0 after memory ran out.
+    margin_floor: float = 0.0
 
     @property
     def best(self) -> Footprint:
-        """The one to believe."""
+        """The footprint of the best source."""
         return self.footprints[0]
 
 
@@ -75,7 +76,7 @@ def identify(
     adapters: Sequence[Header] = (),
     projector: Header | None = None,
 ) -> Identity:
-    """The identity of a load on these GPUs of this host, with the llama.cpp that is installed here."""
+    """Returns the identity of a load on these GPUs of this host, with the installed build of llama.cpp."""
     build, processor = llama_build.build(), devices_of_host.processor()
     return Identity(header, configuration, tuple(devices), build, processor, tuple(adapters), projector)
 
@@ -85,26 +86,27 @@ def estimate(
     database: Database | None,
     host: str,
     *,
-    dry: bool = True,
+    allow_dry_run: bool = True,
     environment: Mapping[str, str] | None = None,
 ) -> Estimate:
     """
-    All that can be told of that identity on this host.
+    Returns the footprints of that identity on this host.
 
-    Without a database nothing is remembered. `dry` allows a dry run, if none is remembered; `environment` is for it.
+    Without a database, nothing is looked up or stored. `allow_dry_run` allows a dry run if none is stored;
+    `environment` is the environment of its process.
     """
     missing: dict[FootprintSource, str] = {}
-    known, process = measurements.KnownFootprint(), GUESS
+    known, process = measurements.KnownFootprint(), DEFAULT_PROCESS
     if database is not None:
         with database.work() as work:
             known = measurements.find(work, identity)
-            process = measurements.process(work, host, identity.build, identity.devices)
+            process = measurements.process_memory(work, host, identity.build, identity.devices)
     if known.measured is None:
-        missing[FootprintSource.MEASURED] = "it has not run so yet" if database else "no database was asked"
+        missing[FootprintSource.MEASURED] = "this configuration has not run yet" if database else "no database was used"
     found = known.dry_run
     if found is None and known.measured is not None:
-        missing[FootprintSource.DRY_RUN] = "it was measured"
-    elif found is None and dry:
+        missing[FootprintSource.DRY_RUN] = "not needed: a measurement exists"
+    elif found is None and allow_dry_run:
         try:
             found = dry_run(identity, process, environment=environment)
         except NoDryRun as error:
@@ -113,33 +115,34 @@ def estimate(
         else:
             if database is not None:
                 with database.work() as work:
-                    measurements.keep_dry_run(work, identity, found)
+                    measurements.record_dry_run(work, identity, found)
     elif found is None:
-        missing[FootprintSource.DRY_RUN] = _why_not_asked(identity)
+        missing[FootprintSource.DRY_RUN] = _why_not_made(identity)
     closed = _closed_form(identity, process)
-    all_of_them = [one.raised(known.floor) for one in (known.measured, found, closed) if one is not None]
-    return Estimate(identity, tuple(all_of_them), missing, known.floor)
+    best_first = [one for one in (known.measured, found, closed) if one is not None]
+    footprints = tuple(one.with_margin_floor(known.margin_floor) for one in best_first)
+    return Estimate(identity, footprints, missing, known.margin_floor)
 
 
-def _why_not_asked(identity: Identity) -> str:
+def _why_not_made(identity: Identity) -> str:
     if any(device.kind is HardwareKind.SIMULATED for device in identity.devices):
-        return "llama.cpp knows nothing of simulated devices"
-    return "a pool makes it when it loads the model" if identity.devices else "it was not asked for"
+        return "llama.cpp does not know simulated devices"
+    return "a pool makes it when it loads the model" if identity.devices else "it was not requested"
 
 
 def dry_run(
-    identity: Identity, process: ProcessMemory = GUESS, *, environment: Mapping[str, str] | None = None
+    identity: Identity, process: ProcessMemory = DEFAULT_PROCESS, *, environment: Mapping[str, str] | None = None
 ) -> Footprint:
     """
-    What llama.cpp would allocate for that identity, by a child process with this environment or that of this process.
+    Returns what llama.cpp would allocate for that identity. Raises NoDryRun.
 
-    Raises NoDryRun.
+    A child process makes the dry run, with `environment` or that of this process.
     """
     header, configuration = identity.header, identity.configuration
     states = sum(layer.state for layer in caches.layers(header)) * configuration.sequences
-    if (allocated := states + caches.notes(header, configuration)) > _MOST:
+    if (allocated := states + caches.cell_records(header, configuration)) > _MAX_ALLOCATED:
         raise NoDryRun(
-            "llama.cpp allocates the states of recurrent layers and its notes of cells even then: "
+            "llama.cpp allocates the states of recurrent layers and its records of cells even in a dry run: "
             f"{allocated / footprint.MIB:,.0f} MiB"
         )
     question = json.dumps(
@@ -152,7 +155,7 @@ def dry_run(
     except OSError as error:
         raise NoDryRun(f"it could not be started: {error}") from error
     if child.returncode:
-        raise NoDryRun(_ending(child))
+        raise NoDryRun(_exit_reason(child))
     try:
         answer = json.loads(child.stdout)
     except ValueError:
@@ -175,8 +178,8 @@ def _closed_form(identity: Identity, process: ProcessMemory) -> Footprint:
 
 
 def _run(question: str, environment: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
-    """Ask the child; one at a time, however many ask at once."""
-    with _one:
+    """Runs the child process. Concurrent calls run one after the other."""
+    with _one_at_a_time:
         return subprocess.run(
             [sys.executable, "-m", _PROBE],
             input=question,
@@ -188,7 +191,7 @@ def _run(question: str, environment: Mapping[str, str] | None) -> subprocess.Com
         )
 
 
-def _ending(child: subprocess.CompletedProcess[str]) -> str:
+def _exit_reason(child: subprocess.CompletedProcess[str]) -> str:
     last = child.stderr.strip().splitlines()[-1:] or ["it wrote nothing"]
     if child.returncode < 0:
         return f"it was ended by {signal.Signals(-child.returncode).name}: {last[0]}"
@@ -196,7 +199,7 @@ def _ending(child: subprocess.CompletedProcess[str]) -> str:
 
 
 def _footprint(identity: Identity, process: ProcessMemory, answer: Mapping[str, Any]) -> Footprint:
-    """The answer by device. What llama.cpp does not count is added as in the closed form."""
+    """Returns the footprint from the child's answer. What llama.cpp does not report is added as in the closed form."""
     closed = _closed_form(identity, process)
     plain = _closed_form(replace(identity, adapters=(), projector=None), process)
     shares, copied = [], 0
@@ -219,4 +222,4 @@ def _footprint(identity: Identity, process: ProcessMemory, answer: Mapping[str, 
             )
         )
     made = Footprint(FootprintSource.DRY_RUN, tuple(shares), {}, copied=copied)
-    return replace(made, margins={share.place: footprint.margin_of_dry_run(share) for share in shares})
+    return replace(made, margins={share.place: footprint.dry_run_margin(share) for share in shares})

@@ -1,4 +1,4 @@
-"""A layout: what a configuration was found to need on devices of a type."""
+"""A layout: the bytes that a configuration needs on devices of a type."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True)
 class KnownLayout:
-    """What a configuration needs on devices of a type."""
+    """The known needs of a configuration on devices of a type."""
 
     configuration: str
     type: str
-    #: Bytes on each device, the largest first; margins are in them.
+    #: Bytes on each device, the largest first, margins included.
     parts: tuple[int, ...]
-    #: How it is known: measured, dry run, closed form; or the catalogue, for a stand-in.
+    #: The source: measured, dry run, closed form; or the catalogue, for a simulated engine.
     source: str
     load: timedelta
     tokens_per_second: float
-    #: Bytes of the host's RAM beside GPUs.
+    #: Bytes of the host's RAM, for a layout on GPUs.
     ram: int = 0

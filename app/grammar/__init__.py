@@ -1,13 +1,13 @@
 """
-The grammar of a JSON Schema: `to_gbnf` turns a schema into GBNF, so that a model can only write what conforms.
+Grammars for JSON Schemas: `to_gbnf` converts a schema to GBNF, so that a model can only generate conforming JSON.
 
 Every text that the grammar accepts is a JSON document that conforms to the schema (Draft 2020-12).
-What cannot be kept is refused, by keyword and path, with every problem found; nothing is silently ignored but
-annotations.
-Texts are bounded: strings, arrays, numbers, whitespace, and how often a schema that refers to itself may nest.
+Constraints that a grammar cannot enforce are rejected by keyword and path, with every problem found. Only annotations
+are ignored.
+Texts are bounded: strings, arrays, numbers, whitespace, and the nesting of recursive schemas.
 
-What conforms and is not written: see `values` for what is narrowed, `formats` and `patterns` for texts.
-Check the result against the schema nevertheless: a generation can end before the document does.
+The grammar does not accept all conforming documents: `values`, `formats` and `patterns` say what is left out.
+Validate a generated document against the schema all the same: the generation can stop before the document ends.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any
 
 from app import json_schema
 from app.grammar import gbnf
-from app.grammar.constraints import SUPPORTED, ConstraintReader, inside, subschemas
+from app.grammar.constraints import SUPPORTED, ConstraintReader, subpath, subschemas
 from app.grammar.formats import PATTERNS
 from app.grammar.gbnf import EMPTY, MAX_EXPANDED, MAX_PATHS, MAX_REPEAT, MAX_TEXT, Rules
 from app.grammar.values import Writer
 from app.kernel.errors import InvalidInput, Problem
 
-#: Most characters of a string whose schema has no maxLength.
+#: Maximum characters of a string whose schema has no maxLength.
 MAX_STRING = 1024
 
-#: Most items of an array whose schema has no maxItems, and most properties that additionalProperties adds.
+#: Maximum items of an array whose schema has no maxItems, and maximum properties of additionalProperties.
 MAX_ITEMS = 64
 
-#: Most levels of a schema.
+#: Maximum levels of a schema.
 MAX_NESTING = 60
 
-#: Instead of a keyword that is refused.
-_INSTEAD: Mapping[str, str] = {
+#: What to use instead of an unsupported keyword.
+_ALTERNATIVES: Mapping[str, str] = {
     "not": "enum, const, or anyOf of what is allowed",
     "if": "anyOf of the cases",
     "then": "anyOf of the cases",
@@ -55,87 +55,88 @@ _INSTEAD: Mapping[str, str] = {
 
 def to_gbnf(schema: Mapping[str, Any] | bool, *, max_string: int = MAX_STRING, max_items: int = MAX_ITEMS) -> str:
     """
-    A GBNF grammar for llama.cpp whose rule `root` writes documents that conform to `schema`.
+    Returns a GBNF grammar for llama.cpp whose rule `root` describes documents that conform to `schema`.
 
-    `max_string` is in characters; both limits hold where the schema sets none, and are at most 1999.
-    Raises InvalidInput with every problem found, where `schema` is not a JSON Schema, uses what a grammar does not
-    keep, cannot be met by any document, or makes a grammar too large.
+    `max_string` is in characters. Both limits apply where the schema sets none, and are at most 1999.
+    Raises InvalidInput with every problem found when `schema` is not a JSON Schema, has constraints that a grammar
+    cannot enforce, has no conforming document, or needs a grammar that is too large.
     """
     if not (0 < max_string <= MAX_REPEAT and 0 < max_items <= MAX_REPEAT):
-        raise ValueError(f"max_string and max_items lie between 1 and {MAX_REPEAT}")
-    _stop_at(json_schema.problems(schema, ""))
+        raise ValueError(f"max_string and max_items must be between 1 and {MAX_REPEAT}")
+    _raise_if_any(json_schema.problems(schema, ""))
     try:
-        return _written(schema, max_string, max_items)
+        return _convert(schema, max_string, max_items)
     except RecursionError:
-        message = "its parts lead to one another in a chain that is too long"
+        message = "its parts refer to one another in a chain that is too long"
         raise InvalidInput([Problem("", message, "fewer properties, values or levels")], "output schema") from None
 
 
-def _written(schema: Mapping[str, Any] | bool, max_string: int, max_items: int) -> str:
-    """The grammar of a JSON Schema. Raises InvalidInput."""
+def _convert(schema: Mapping[str, Any] | bool, max_string: int, max_items: int) -> str:
+    """Converts a valid JSON Schema. Raises InvalidInput."""
     reader = ConstraintReader(
         schema if isinstance(schema, Mapping) else {},
         lambda value, part: json_schema.conforms(part, value, root=schema),
     )
     _refuse_unsupported(schema, reader)
-    _stop_at(reader.problems)
+    _raise_if_any(reader.problems)
     rules = Rules()
     writer = Writer(rules, reader, max_string, max_items)
     root = writer.value(((schema, ""),), "document")
-    if root is None and writer.cuts:
-        reader.refuse(
-            "", "no document conforms: the schema demands itself without end", "a property that may be absent"
-        )
+    if root is None and writer.depth_cuts:
+        reader.refuse("", "no document conforms: the schema requires itself without end", "an optional property")
     elif root is None:
         reader.refuse("", "no value conforms to the schema false")
-    _stop_at(reader.problems)
-    reached = rules.reached(EMPTY if root is None else root)
-    if gbnf.left_paths(reached) > MAX_PATHS:
-        reader.refuse("", f"its unions lead to one another in {gbnf.left_paths(reached)} ways", f"up to {MAX_PATHS}")
-    if gbnf.expanded(reached) > MAX_EXPANDED:
-        message = f"its grammar has {gbnf.expanded(reached)} rules when llama.cpp has written out the repetitions"
+    _raise_if_any(reader.problems)
+    reachable = rules.reachable(EMPTY if root is None else root)
+    if gbnf.count_left_paths(reachable) > MAX_PATHS:
+        reader.refuse(
+            "", f"its unions refer to one another in {gbnf.count_left_paths(reachable)} ways", f"up to {MAX_PATHS}"
+        )
+    if gbnf.count_expanded_rules(reachable) > MAX_EXPANDED:
+        count = gbnf.count_expanded_rules(reachable)
+        message = f"its grammar has {count} rules after llama.cpp has expanded the repetitions"
         reader.refuse("", message, f"up to {MAX_EXPANDED}: lower maxLength, maxItems or the number of properties")
-    _stop_at(reader.problems)
-    text = gbnf.render(reached)
+    _raise_if_any(reader.problems)
+    text = gbnf.render(reachable)
     if len(text) > MAX_TEXT:
         reader.refuse("", f"its grammar has {len(text)} characters", f"up to {MAX_TEXT}")
-    _stop_at(reader.problems)
+    _raise_if_any(reader.problems)
     return text
 
 
-def _stop_at(problems: list[Problem]) -> None:
+def _raise_if_any(problems: list[Problem]) -> None:
     if problems:
         raise InvalidInput(problems, what="output schema")
 
 
 def _refuse_unsupported(schema: Any, reader: ConstraintReader) -> None:
-    """Refuse every keyword that a grammar does not keep, in all schemas that a document can meet."""
+    """Rejects every unsupported keyword, in all schemas that can apply to a part of a document."""
     waiting = [(schema, "")]
-    #: Per path, the paths of the schemas that apply to the same value.
+    #: For each path, the paths of the schemas that apply to the same value.
     same_value: dict[str, list[str]] = {}
     while waiting:
         node, where = waiting.pop(0)
         if where in same_value or not isinstance(node, Mapping):
             continue
         same_value[where] = [
-            f"{inside(where, keyword)}[{i}]"
+            f"{subpath(where, keyword)}[{i}]"
             for keyword in ("allOf", "anyOf", "oneOf")
             for i in range(len(node.get(keyword, ())))
         ]
         for keyword in node:
             if keyword not in SUPPORTED:
-                accepted = _INSTEAD.get(keyword, "")
-                reader.refuse(inside(where, keyword), f"the keyword {keyword!r} is not supported", accepted)
+                accepted = _ALTERNATIVES.get(keyword, "")
+                reader.refuse(subpath(where, keyword), f"the keyword {keyword!r} is not supported", accepted)
         _refuse_values(node, where, reader)
         waiting += subschemas(node, where)
         if "$ref" in node and (target := reader.target(node["$ref"], where)) is not None:
             waiting.append(target)
             same_value[where].append(target[1])
-    _refuse_circles(same_value, reader)
+    _refuse_cycles(same_value, reader)
 
 
-def _refuse_circles(edges: dict[str, list[str]], reader: ConstraintReader) -> None:
-    """Refuse schemas that come back to themselves before a value is written."""
+def _refuse_cycles(edges: dict[str, list[str]], reader: ConstraintReader) -> None:
+    """Rejects schemas that refer to themselves for the same value."""
     left, rounds = dict(edges), 0
     while free := [where for where, targets in left.items() if not any(target in left for target in targets)]:
         for where in free:
@@ -147,18 +148,18 @@ def _refuse_circles(edges: dict[str, list[str]], reader: ConstraintReader) -> No
             walk.append(following)
         reader.refuse(following, "the schema refers to itself without a value in between", "a reference inside an item")
     elif rounds > MAX_NESTING:
-        reader.refuse("", f"{rounds} references and unions lead to one another", f"up to {MAX_NESTING}")
+        reader.refuse("", f"{rounds} references and unions refer to one another", f"up to {MAX_NESTING}")
 
 
 def _refuse_values(node: Mapping[str, Any], where: str, reader: ConstraintReader) -> None:
-    """Refuse values that a supported keyword cannot have here."""
+    """Rejects unsupported values of supported keywords."""
     if where and "$id" in node:
-        reader.refuse(inside(where, "$id"), "the keyword '$id' is not supported below the root", "$defs and $ref")
+        reader.refuse(subpath(where, "$id"), "the keyword '$id' is not supported below the root", "$defs and $ref")
     if node.get("nullable") and "null" not in node.get("type", ()):
-        message = "the keyword 'nullable' has no meaning in Draft 2020-12, so that null would not conform"
-        reader.refuse(inside(where, "nullable"), message, _INSTEAD["nullable"])
+        message = "the keyword 'nullable' has no meaning in Draft 2020-12: null does not conform"
+        reader.refuse(subpath(where, "nullable"), message, _ALTERNATIVES["nullable"])
     if node.get("format", "date") not in PATTERNS:
         message = f"the format {node['format']!r} is not supported"
-        reader.refuse(inside(where, "format"), message, ", ".join(sorted(PATTERNS)))
+        reader.refuse(subpath(where, "format"), message, ", ".join(sorted(PATTERNS)))
     if node.get("enum") == []:
-        reader.refuse(inside(where, "enum"), "the enum is empty, so that nothing conforms", "at least one value")
+        reader.refuse(subpath(where, "enum"), "the enum is empty: nothing conforms", "at least one value")

@@ -1,8 +1,8 @@
 """
-Automata: the parts of a pattern, written as the body of a JSON string.
+Automata: convert a pattern to the grammar term of a JSON string's body.
 
-What is written is exactly the language of the pattern within the bounds of length. It is deterministic, so that
-llama.cpp keeps few stacks open.
+The term describes exactly the language of the pattern within the length limits. It is deterministic, so that llama.cpp
+keeps few stacks open.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from typing import TypeAlias
 from app.grammar import characters
 from app.grammar.characters import Ranges
 from app.grammar.gbnf import EMPTY, MAX_REPEAT, Chars, Rules, Term, Text, chain, choice
-from app.grammar.patterns import Concatenation, Either, One, Part, PatternRejected, Times
+from app.grammar.patterns import Alternation, CharacterSet, Concatenation, PatternNode, PatternRejected, Repetition
 
-#: Most states of the automata, and most pairs of a state and a length, that one pattern may take.
+#: Maximum states of the automata of one pattern, and maximum pairs of a state and a length.
 MAX_STATES = 4000
 
-#: Pairs of a state and a length that a pattern without maxLength is given.
-OPEN_PAIRS = 2048
+#: Maximum pairs of a state and a length for a pattern without maxLength.
+MAX_OPEN_PAIRS = 2048
 
-#: Most states of an automaton that is made minimal, which takes the square of them.
-MINIMIZED = 200
+#: Maximum states of an automaton that is minimised: the time is quadratic.
+MAX_MINIMIZED = 200
 
 _NO_LENGTH = "no text of the pattern has a length within minLength and maxLength"
 
 
-def body(rules: Rules, part: Part, least: int, most: int | None, open_most: int) -> Term:
+def body(rules: Rules, part: PatternNode, least: int, most: int | None, open_most: int) -> Term:
     """
-    What may stand between the quotes of a JSON string that matches `part` and has `least` to `most` characters.
+    Returns the body of a JSON string that matches `part` and has `least` to `most` characters.
 
-    Without `most`, at most `open_most`, and fewer where the pattern is intricate.
-    Raises PatternRefused for what is too large, or has no text of such a length.
+    Without `most`, the maximum is `open_most`, or less for a complex pattern.
+    Raises PatternRejected when the pattern is too large, or matches no text of such a length.
     """
-    plain = _plain(rules, part, least, most, open_most)
+    plain = _single_characters(rules, part, least, most, open_most)
     return plain if plain is not None else _automaton_body(rules, _automaton(part), least, most, open_most)
 
 
 @cache
-def spelled(ranges: Ranges) -> Term:
-    """One character of the set as JSON writes it inside a string."""
+def json_character(ranges: Ranges) -> Term:
+    """Returns one character of the set, escaped where a JSON string requires it."""
     plain = characters.intersection(ranges, characters.PLAIN)
     options: list[Term] = []
     if plain:
@@ -56,21 +56,25 @@ def spelled(ranges: Ranges) -> Term:
     return choice(*options)
 
 
-def _plain(rules: Rules, part: Part, least: int, most: int | None, open_most: int) -> Term | None:
-    """The body of a row of single characters of which at most one has a varying number; None for any other pattern."""
+def _single_characters(rules: Rules, part: PatternNode, least: int, most: int | None, open_most: int) -> Term | None:
+    """
+    Returns the body for a sequence of character sets of which at most one has a variable number of repetitions.
+
+    Returns None for any other pattern. Raises PatternRejected when no text has a length within the limits.
+    """
     row = [
-        item if isinstance(item, Times) else Times(item, 1, 1)
+        item if isinstance(item, Repetition) else Repetition(item, 1, 1)
         for item in (part.parts if isinstance(part, Concatenation) else (part,))
     ]
     varying = [item for item in row if item.least != item.most]
-    if len(varying) > 1 or any(not isinstance(item.part, One) for item in row):
+    if len(varying) > 1 or any(not isinstance(item.part, CharacterSet) for item in row):
         return None
     fixed = sum(item.least for item in row if item not in varying)
     if not varying and not least <= fixed <= (fixed if most is None else most):
         raise PatternRejected(_NO_LENGTH)
     terms = []
     for item in row:
-        assert isinstance(item.part, One)
+        assert isinstance(item.part, CharacterSet)
         low, high = item.least, item.most
         if item in varying:
             room = (max(open_most, least) if most is None else most) - fixed
@@ -79,14 +83,14 @@ def _plain(rules: Rules, part: Part, least: int, most: int | None, open_most: in
         if low > high:
             raise PatternRejected(_NO_LENGTH)
         if high > MAX_REPEAT:
-            raise PatternRejected(f"the pattern repeats a character {high} times; llama.cpp takes {MAX_REPEAT}")
-        terms.append(rules.repeat(spelled(item.part.ranges), low, high, "character"))
+            raise PatternRejected(f"the pattern repeats a character {high} times; llama.cpp supports {MAX_REPEAT}")
+        terms.append(rules.repeat(json_character(item.part.ranges), low, high, "character"))
     return chain(*terms)
 
 
 @dataclass(slots=True)
 class _Nfa:
-    #: Per state: the states that are reached without a character, and the labelled edges.
+    #: For each state: the states that are reached without a character, and the labelled edges.
     silent: list[list[int]] = field(default_factory=list)
     edges: list[list[tuple[Ranges, int]]] = field(default_factory=list)
 
@@ -97,9 +101,9 @@ class _Nfa:
         self.edges.append([])
         return len(self.edges) - 1
 
-    def add(self, part: Part, start: int) -> int:
-        """Lay the part from `start`; the state where it ends."""
-        if isinstance(part, One):
+    def add(self, part: PatternNode, start: int) -> int:
+        """Adds the states of the part after `start`; returns the state in which it ends."""
+        if isinstance(part, CharacterSet):
             end = self.state()
             self.edges[start].append((part.ranges, end))
             return end
@@ -108,7 +112,7 @@ class _Nfa:
                 start = self.add(item, start)
             return start
         end = self.state()
-        if isinstance(part, Either):
+        if isinstance(part, Alternation):
             for item in part.parts:
                 begin = self.state()
                 self.silent[start].append(begin)
@@ -145,12 +149,12 @@ _Edges: TypeAlias = tuple[tuple[Ranges, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class _Dfa:
-    #: Per state, the first one being the start: the edges, whose sets are disjoint.
+    #: For each state the edges, whose sets are disjoint. The first state is the start.
     edges: list[list[tuple[Ranges, int]]]
     accepting: frozenset[int]
 
 
-def _automaton(part: Part) -> _Dfa:
+def _automaton(part: PatternNode) -> _Dfa:
     nfa = _Nfa()
     start = nfa.state()
     end = nfa.add(part, start)
@@ -176,7 +180,7 @@ def _automaton(part: Part) -> _Dfa:
 
 
 def _minimal(dfa: _Dfa) -> _Dfa:
-    """The same language with the fewest states: those that no text tells apart become one."""
+    """Returns an automaton of the same language with the fewest states: equivalent states are merged."""
     block = [int(state in dfa.accepting) for state in range(len(dfa.edges))]
     while True:
         edges = [_edges_to_blocks(found, block) for found in dfa.edges]
@@ -185,7 +189,7 @@ def _minimal(dfa: _Dfa) -> _Dfa:
         if len(names) == len(set(block)):
             break
         block = refined
-    # The start is the first state, and so the first name.
+    # The start is the first state, so its block has the first name.
     kept = {refined[state]: _edges_to_blocks(dfa.edges[state], refined) for state in range(len(refined))}
     return _Dfa([list(kept[name]) for name in range(len(kept))], frozenset(refined[state] for state in dfa.accepting))
 
@@ -197,17 +201,17 @@ def _edges_to_blocks(edges: list[tuple[Ranges, int]], block: list[int]) -> _Edge
     return tuple(sorted((characters.union(ranges), to) for to, ranges in merged.items()))
 
 
-#: A state of the automaton and the characters read so far; 0 where they need not be counted.
+#: A state of the automaton, and the characters read so far; 0 when they are not counted.
 _Pair: TypeAlias = tuple[int, int]
 _Steps: TypeAlias = Callable[[_Pair], list[tuple[Ranges, _Pair]]]
 
 
 def _automaton_body(rules: Rules, dfa: _Dfa, least: int, most: int | None, open_most: int) -> Term:
-    if len(dfa.edges) <= MINIMIZED:
+    if len(dfa.edges) <= MAX_MINIMIZED:
         dfa = _minimal(dfa)
     lengths = _lengths(dfa)
     counted = lengths is None or lengths[0] < least or lengths[1] > (MAX_REPEAT if most is None else most)
-    limit = MAX_STATES if most is not None else OPEN_PAIRS
+    limit = MAX_STATES if most is not None else MAX_OPEN_PAIRS
     longest = open_most if most is None else most
     if counted:
         longest = min(longest, max(limit // len(dfa.edges), _shortest(dfa), least))
@@ -222,7 +226,7 @@ def _automaton_body(rules: Rules, dfa: _Dfa, least: int, most: int | None, open_
             return []
         return [(ranges, (to, pair[1] + 1 if counted else 0)) for ranges, to in dfa.edges[pair[0]]]
 
-    order = _children_first(steps)
+    order = _successors_first(steps)
     uses = Counter(to for pair in order for _, to in steps(pair))
     terms: dict[_Pair, Term | None] = {}
     for pair in order:
@@ -230,7 +234,7 @@ def _automaton_body(rules: Rules, dfa: _Dfa, least: int, most: int | None, open_
         for ranges, to in steps(pair):
             rest = terms[to]
             if rest is not None:
-                options.append(chain(spelled(ranges), rest))
+                options.append(chain(json_character(ranges), rest))
         if accepts(pair):
             options.append(EMPTY)
         term = choice(*options) if options else None
@@ -243,8 +247,8 @@ def _automaton_body(rules: Rules, dfa: _Dfa, least: int, most: int | None, open_
     return whole
 
 
-def _children_first(steps: _Steps) -> list[_Pair]:
-    """All pairs that are reached from the first one, each after those that it leads to."""
+def _successors_first(steps: _Steps) -> list[_Pair]:
+    """Returns all pairs that are reachable from the first one, each after its successors."""
     order: list[_Pair] = []
     seen: set[_Pair] = set()
     waiting: list[tuple[_Pair, bool]] = [((0, 0), False)]
@@ -271,7 +275,7 @@ def _shortest(dfa: _Dfa) -> int:
 
 
 def _lengths(dfa: _Dfa) -> tuple[int, int] | None:
-    """The shortest and the longest text; None where there is no longest."""
+    """Returns the shortest and the longest length; None when the length is unlimited."""
     frontier, length, longest = {0}, 0, 0
     while frontier:
         if length > len(dfa.edges):

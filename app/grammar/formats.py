@@ -1,8 +1,8 @@
 """
-Formats: the patterns by which a grammar writes them.
+Formats: a pattern for each format that a grammar supports.
 
-Each accepts only texts of the format, and not all of them: e-mail addresses, host names and URIs are the plain ones.
-Times follow RFC 3339, with an offset and without leap seconds; dates are those of the calendar, leap years included.
+Each pattern accepts only texts of the format, but not all: e-mail addresses, host names and URIs are limited to common
+forms. Times follow RFC 3339, with an offset and without leap seconds; dates are valid calendar dates.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ PATTERNS: Mapping[str, str] = {
     "uri": f"^https?://({_LABEL}\\.)*{_LABEL}(:[1-9][0-9]{{0,3}})?(/{_URI}*)?(\\?{_URI}*)?(#{_URI}*)?$",
 }
 
-#: Characters of the formats that have no length of their own, where maxLength does not say less: no label of a host
-#: name passes 63 characters within it.
-LONGEST: Mapping[str, int] = {"hostname": 63, "email": 64, "uri": 120}
+#: Maximum characters of formats without a fixed length, unless maxLength is less. It ensures that no label of a host
+#: name exceeds 63 characters.
+MAX_LENGTHS: Mapping[str, int] = {"hostname": 63, "email": 64, "uri": 120}

@@ -1,11 +1,11 @@
 """
-GBNF: the grammar notation of llama.cpp, as terms that cannot be written wrongly.
+GBNF: the grammar notation of llama.cpp, as terms and rules that always render to valid text.
 
-Text and characters are escaped here and nowhere else.
+Text and characters are escaped only here.
 Equal rules are stored once, and names are unique.
-A rule refers only to rules that were there before it: no grammar recurs, and every rule of it can end.
+A rule refers only to rules that were added before it, so no grammar is recursive, and every rule ends.
 
-The notation is the one of llama.cpp's grammars/README.md; the limits are those of its src/llama-grammar.cpp.
+The notation is specified in llama.cpp's grammars/README.md; the limits are those of its src/llama-grammar.cpp.
 """
 
 from __future__ import annotations
@@ -18,58 +18,58 @@ from typing import TypeAlias
 
 from app.grammar.characters import Ranges
 
-#: Most repetitions of one item. llama.cpp 0.5 writes each out as a rule and refuses more than 2000; a maximum above
-#: that it takes, silently, as no maximum at all.
+#: Maximum repetitions of one item. llama.cpp 0.5 expands each to a rule and rejects more than 2000; it silently treats
+#: a maximum above that as unlimited.
 MAX_REPEAT = 1999
 
-#: Most characters of a grammar's text.
+#: Maximum characters of a grammar's text.
 MAX_TEXT = 400_000
-#: Most rules that llama.cpp makes of a grammar: so many take it 15 to 40 ms and 6 MB per request.
+#: Maximum rules after llama.cpp has expanded a grammar: this number costs 15 to 40 ms and 6 MB per request.
 MAX_EXPANDED = 50_000
-#: Most ways to a first character: llama.cpp looks for left recursion along each, which takes it 5 to 40 ms for so many.
+#: Maximum paths to a first character: llama.cpp searches each for left recursion, in 5 to 40 ms for this number.
 MAX_PATHS = 200_000
-#: Most rules that a group under a repetition may hold before it becomes a rule itself.
+#: Maximum expanded rules of a repeated group; a larger group becomes a rule itself.
 MAX_GROUP = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """These characters, in this order."""
+    """A literal text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Chars:
-    """One character out of a set."""
+    """One character of a set."""
 
     ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
 class RuleName:
-    """What the rule of that name describes."""
+    """A reference to a rule."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One term after the other. Build it with `chain`."""
+    """A sequence of terms. Create it with `chain`."""
 
     terms: tuple[Term, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the terms. Build it with `choice`."""
+    """One of the terms. Create it with `choice`."""
 
     terms: tuple[Term, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """The term, `least` to `most` times. Build it with `Rules.repeat` or `optional`."""
+    """The term, `least` to `most` times. Create it with `Rules.repeat` or `optional`."""
 
     term: Term
     least: int
@@ -82,7 +82,7 @@ EMPTY = Text("")
 
 
 def chain(*terms: Term) -> Term:
-    """The terms one after the other; neighbouring texts become one."""
+    """Returns the sequence of the terms; adjacent texts are joined."""
     flat: list[Term] = []
     for term in terms:
         for part in term.terms if isinstance(term, Chain) else (term,):
@@ -95,18 +95,18 @@ def chain(*terms: Term) -> Term:
 
 
 def choice(*terms: Term) -> Term:
-    """Any one of the terms; each is written once."""
+    """Returns a choice between the terms, without duplicates."""
     flat = dict.fromkeys(part for term in terms for part in (term.terms if isinstance(term, Choice) else (term,)))
     return next(iter(flat)) if len(flat) == 1 else Choice(tuple(flat))
 
 
 def optional(term: Term) -> Term:
-    """The term or nothing."""
+    """Returns the term or nothing."""
     return term if term == EMPTY else Repeat(term, 0, 1)
 
 
 def literals(texts: Iterable[str]) -> Term:
-    """One of the texts. Shared beginnings are written once, so that few stacks of llama.cpp stay open."""
+    """Returns one of the texts. Common prefixes are written once, so that llama.cpp keeps few stacks open."""
     ordered = list(dict.fromkeys(texts))
     options: list[Term] = [EMPTY] if "" in ordered else []
     heads = dict.fromkeys(text[0] for text in ordered if text)
@@ -118,7 +118,7 @@ def literals(texts: Iterable[str]) -> Term:
 
 
 class Rules:
-    """The rules of one grammar while it is built."""
+    """The rules of a grammar that is being built."""
 
     def __init__(self) -> None:
         self._terms: dict[str, Term] = {}
@@ -126,16 +126,16 @@ class Rules:
         self._counts: dict[str, int] = {}
 
     def add(self, hint: str, term: Term) -> RuleName:
-        """The rule with that term; an old one where there is one. It refers to older rules only."""
+        """Returns the name of the rule for the term, added if it is new. The term refers only to existing rules."""
         if isinstance(term, RuleName):
             return term
         known = self._names.get(term)
         if known is None:
-            known = self._names[term] = RuleName(self._unused(hint))
+            known = self._names[term] = RuleName(self._unique_name(hint))
             self._terms[known.name] = term
         return known
 
-    def _unused(self, hint: str) -> str:
+    def _unique_name(self, hint: str) -> str:
         stem = name = re.sub(r"[^a-z0-9]+", "-", hint.lower()).strip("-")[:32] or "value"
         while name in self._terms or name == "root":
             self._counts[stem] = self._counts.get(stem, 1) + 1
@@ -143,7 +143,7 @@ class Rules:
         return name
 
     def repeat(self, term: Term, least: int, most: int, hint: str = "item") -> Term:
-        """The term, `least` to `most` times. A compound term becomes a rule, which keeps llama.cpp's count at one."""
+        """Returns the term `least` to `most` times. A compound term becomes a rule: llama.cpp then expands its name."""
         if most == 0 or term == EMPTY:
             return EMPTY
         if least == most == 1:
@@ -152,31 +152,31 @@ class Rules:
             term = self.add(hint, term)
         return Repeat(term, least, most)
 
-    def reached(self, root: Term) -> dict[str, Term]:
-        """The rules that a text of `root` can need, `root` first, cut so that llama.cpp takes each repetition."""
-        needed = {"root": self._cut(root)}
+    def reachable(self, root: Term) -> dict[str, Term]:
+        """Returns the rules that `root` needs, `root` first, with large repeated groups as rules of their own."""
+        needed = {"root": self._with_group_rules(root)}
         waiting = [needed["root"]]
         while waiting:
             for name in _all_names(waiting.pop()):
                 if name not in needed:
-                    needed[name] = self._cut(self._terms[name])
+                    needed[name] = self._with_group_rules(self._terms[name])
                     waiting.append(needed[name])
         return needed
 
-    def _cut(self, term: Term) -> Term:
-        """The same, with large groups under a repetition made rules: llama.cpp counts what a group holds again."""
+    def _with_group_rules(self, term: Term) -> Term:
+        """Replaces large repeated groups by rules: llama.cpp counts the contents of a group for each repetition."""
         if isinstance(term, Chain | Choice):
-            return type(term)(tuple(map(self._cut, term.terms)))
+            return type(term)(tuple(map(self._with_group_rules, term.terms)))
         if not isinstance(term, Repeat):
             return term
-        inner = self._cut(term.term)
-        if isinstance(inner, Chain | Choice | Repeat) and _expanded(inner) * term.most > MAX_GROUP:
+        inner = self._with_group_rules(term.term)
+        if isinstance(inner, Chain | Choice | Repeat) and _expanded_rules(inner) * term.most > MAX_GROUP:
             inner = self.add("group", inner)
         return Repeat(inner, term.least, term.most)
 
 
-def left_paths(rules: Mapping[str, Term]) -> int:
-    """How many ways lead from a rule to a first character; llama.cpp walks each of them."""
+def count_left_paths(rules: Mapping[str, Term]) -> int:
+    """Returns the maximum number of paths from a rule to a first character; llama.cpp follows each of them."""
     nullable: dict[str, bool] = {}
     paths: dict[str, int] = {}
 
@@ -206,13 +206,13 @@ def left_paths(rules: Mapping[str, Term]) -> int:
     return max(map(count, rules.values()))
 
 
-def expanded(rules: Mapping[str, Term]) -> int:
-    """About how many rules llama.cpp makes of these."""
-    return sum(map(_expanded, rules.values()))
+def count_expanded_rules(rules: Mapping[str, Term]) -> int:
+    """Returns approximately how many rules llama.cpp has after it has expanded these."""
+    return sum(map(_expanded_rules, rules.values()))
 
 
 def render(rules: Mapping[str, Term]) -> str:
-    """The grammar as text, one rule a line."""
+    """Returns the grammar as text, one rule per line."""
     return "".join(f"{name} ::= {_render(term, nested=False)}\n" for name, term in rules.items())
 
 
@@ -235,9 +235,9 @@ def _all_names(term: Term) -> Iterator[str]:
         yield from _all_names(child)
 
 
-def _expanded(term: Term) -> int:
+def _expanded_rules(term: Term) -> int:
     own = term.most if isinstance(term, Repeat) else 1
-    return own + sum(_expanded(child) for child in _children(term))
+    return own + sum(_expanded_rules(child) for child in _children(term))
 
 
 def _render(term: Term, *, nested: bool) -> str:
@@ -260,7 +260,7 @@ def _render(term: Term, *, nested: bool) -> str:
 
 def _run(term: Term, count: int) -> str:
     text = _render(term, nested=not isinstance(term, Repeat))
-    # Only one character may be drawn together: a group may hold many rules, and those count times the repetition.
+    # Only single characters are merged: the rules of a group would count for each repetition.
     return f"{text}{{{count}}}" if count > 1 and isinstance(term, Chars) else " ".join([text] * count)
 
 

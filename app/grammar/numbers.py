@@ -1,8 +1,9 @@
 """
-Numbers: the decimal texts between two bounds, digit by digit.
+Numbers: grammar terms for the decimal numbers between two bounds, digit by digit.
 
-Every text of `integers` and `decimals` lies within the bounds, and none of it is left out but what passes the digits.
-A decimal keeps its bounds after it is read as a double: rounding keeps order, and the outermost texts are tried.
+Every text of `integers` and `decimals` is within the bounds, and every number within the bounds and the limit of digits
+has a text. A decimal stays within its bounds when it is parsed as a double: rounding is monotonic, and the outermost
+texts are checked.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from fractions import Fraction
 
 from app.grammar.gbnf import EMPTY, Chars, Repeat, Term, Text, chain, choice, optional
 
-#: Most digits before the point where no bound says more: all such integers are exact as doubles.
+#: Maximum digits before the point, unless a bound has more: all such integers are exact as doubles.
 INTEGER_DIGITS = 15
 
-#: Most digits after the point.
+#: Maximum digits after the point.
 DECIMALS = 10
 
 _DIGIT = Chars(((0x30, 0x39),))
@@ -26,7 +27,7 @@ _UNIT: int = 10**DECIMALS
 
 
 def any_number() -> Term:
-    """A number without bounds: at most 15 digits, 10 decimals and an exponent of two digits."""
+    """Returns a number without bounds: at most 15 digits, 10 decimals and an exponent of two digits."""
     whole = choice(Text("0"), chain(_NONZERO, Repeat(_DIGIT, 0, INTEGER_DIGITS - 1)))
     exponent = chain(Chars(((0x45, 0x45), (0x65, 0x65))), optional(Chars(((0x2B, 0x2B), (0x2D, 0x2D)))))
     return chain(
@@ -35,7 +36,7 @@ def any_number() -> Term:
 
 
 def integers(low: int, high: int) -> Term:
-    """The integers from `low` to `high`, both included, without leading zeros and without -0."""
+    """Returns the integers from `low` to `high`, both included, without leading zeros and without -0."""
     options: list[Term] = []
     if low < 0:
         options.append(chain(Text("-"), _naturals(max(1, -high), -low)))
@@ -45,7 +46,7 @@ def integers(low: int, high: int) -> Term:
 
 
 def multiples(low: int, high: int, step: int) -> Term | None:
-    """The multiples of a power of ten, or of a step with few of them, within the bounds; None for any other step."""
+    """Returns the multiples of `step` within the bounds; None unless it is a power of ten or there are at most 256."""
     first, last = -(-low // step), high // step
     if step == 10 ** (len(str(step)) - 1):
         zeros = Text("0" * (len(str(step)) - 1))
@@ -62,9 +63,9 @@ def integer_bounds(
     low: float | None, above: float | None, high: float | None, below: float | None
 ) -> tuple[int, int] | None:
     """
-    The first and last integer within minimum, exclusiveMinimum, maximum, exclusiveMaximum; None when there is none.
+    Returns the first and last integer within minimum, exclusiveMinimum, maximum and exclusiveMaximum, or None.
 
-    An open side ends at 15 digits, or at the digits of the other bound where it has more.
+    A side without a bound ends at 15 digits, or at the number of digits of the other bound if this is greater.
     """
     firsts = [math.ceil(Fraction(low))] if low is not None else []
     firsts += [math.floor(Fraction(above)) + 1] if above is not None else []
@@ -82,21 +83,21 @@ def integer_bounds(
 def decimal_bounds(
     low: float | None, above: float | None, high: float | None, below: float | None
 ) -> tuple[int, int] | None:
-    """The first and last number within the bounds, in units of the last decimal; None when there is none."""
+    """Returns the first and last number within the bounds, in units of the last decimal, or None."""
     firsts, lasts = [-_LARGEST * _UNIT], [_LARGEST * _UNIT]
     if low is not None:
         firsts.append(math.ceil(_units(low)))
     if above is not None:
-        firsts.append(_past(above, 1))
+        firsts.append(_first_unit_above(above, 1))
     if high is not None:
         lasts.append(math.floor(_units(high)))
     if below is not None:
-        lasts.append(-_past(-below, 1))
+        lasts.append(-_first_unit_above(-below, 1))
     return (max(firsts), min(lasts)) if max(firsts) <= min(lasts) else None
 
 
 def decimals(first: int, last: int) -> Term:
-    """The decimals from `first` to `last`, both in units of the last decimal, without -0 and without an exponent."""
+    """Returns the decimals from `first` to `last`, in units of the last decimal, without -0 and without an exponent."""
     options: list[Term] = []
     if first < 0:
         options.append(chain(Text("-"), _positive_decimals(max(1, -last), -first)))
@@ -109,8 +110,8 @@ def _units(bound: float) -> Fraction:
     return Fraction(Decimal(repr(bound))) * _UNIT
 
 
-def _past(bound: float, step: int) -> int:
-    """The first unit whose double is above `bound`."""
+def _first_unit_above(bound: float, step: int) -> int:
+    """Returns the first multiple of the unit whose double is above `bound`."""
     unit = math.floor(_units(bound)) + step
     if unit / _UNIT > bound:
         return unit
@@ -138,7 +139,7 @@ def _naturals(low: int, high: int) -> Term:
 
 
 def _between(low: str, high: str) -> Term:
-    """Digit strings of one length from `low` to `high`."""
+    """Returns the digit strings from `low` to `high`, which have the same length."""
     rest = len(low) - 1
     if set(low) <= {"0"} and set(high) <= {"9"}:
         return _digits(len(low), len(low))
@@ -176,7 +177,7 @@ def _positive_decimals(first: int, last: int) -> Term:
 
 
 def _fraction(low: str, high: str) -> Term:
-    """The point and the decimals from `low` to `high`; nothing where that is a zero within them."""
+    """Returns the point and the decimals from `low` to `high`; optional if zero is among them."""
     if set(high) <= {"0"}:
         return optional(chain(Text("."), Repeat(Text("0"), 1, len(high))))
     term = chain(Text("."), _decimals_between(low, high))
@@ -184,7 +185,7 @@ def _fraction(low: str, high: str) -> Term:
 
 
 def _decimals_between(low: str, high: str) -> Term:
-    """Digit strings of any length up to that of the bounds whose value as decimals lies between them."""
+    """Returns the digit strings, up to the length of the bounds, whose values as decimals are between them."""
     first, last = int(low[0]), int(high[0])
     if first == last:
         return chain(Text(low[0]), _more_decimals(low[1:], high[1:]))

@@ -1,8 +1,8 @@
 """
-Patterns: a regular subset of ECMA-262, read into parts.
+Patterns: a parser for a regular subset of ECMA-262.
 
-Anchored texts only: literals, classes, groups, alternation, quantifiers. The rest is refused by name.
-Shorthand classes mean their ASCII characters, which both ECMA and Python match.
+Patterns must be anchored; literals, classes, groups, alternation and quantifiers are supported. Everything else is
+rejected by name. Shorthand classes mean their ASCII characters, which both ECMA and Python match.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from app.grammar import characters
 from app.grammar.characters import ANY, Ranges
 from app.grammar.gbnf import MAX_REPEAT
 
-#: What messages tell people to write.
+#: What error messages say is accepted.
 ACCEPTED = "an anchored pattern ^...$ of literals, classes, groups, alternation and quantifiers"
 
 _DIGIT: Ranges = ((0x30, 0x39),)
@@ -39,44 +39,44 @@ _DOT = characters.difference(ANY, ((0x0A, 0x0A), (0x0D, 0x0D), (0x85, 0x85), (0x
 
 
 class PatternRejected(Exception):
-    """A pattern that is not written here; the message says why. `values` makes a problem of it."""
+    """The pattern is not supported; the message says why. `values` converts this to a problem."""
 
 
 @dataclass(frozen=True, slots=True)
-class One:
-    """One character out of a set."""
+class CharacterSet:
+    """One character of a set."""
 
     ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
 class Concatenation:
-    """One part after the other."""
+    """A sequence of parts."""
 
-    parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Either:
-    """One of the parts."""
-
-    parts: tuple[Part, ...]
+    parts: tuple[PatternNode, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """The part, `least` to `most` times; without end where `most` is None."""
+class Alternation:
+    """One of several parts."""
 
-    part: Part
+    parts: tuple[PatternNode, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """The part, `least` to `most` times; unlimited when `most` is None."""
+
+    part: PatternNode
     least: int
     most: int | None
 
 
-Part: TypeAlias = One | Concatenation | Either | Times
+PatternNode: TypeAlias = CharacterSet | Concatenation | Alternation | Repetition
 
 
-def read(pattern: str) -> Part:
-    """The parts of a pattern. Raises PatternRefused for what is outside the subset."""
+def read(pattern: str) -> PatternNode:
+    """Parses a pattern. Raises PatternRejected for anything outside of the subset."""
     return _Reader(pattern).read()
 
 
@@ -84,15 +84,17 @@ class _Reader:
     def __init__(self, pattern: str) -> None:
         self.pattern, self.at = pattern, 0
 
-    def read(self) -> Part:
+    def read(self) -> PatternNode:
         parts = [self._anchored()]
         while self._take("|"):
             parts.append(self._anchored())
         if self.at < len(self.pattern):
-            raise PatternRejected(f"{self.pattern[self.at]!r} at character {self.at} closes nothing or ends no branch")
-        return Either(tuple(parts)) if len(parts) > 1 else parts[0]
+            raise PatternRejected(
+                f"{self.pattern[self.at]!r} at character {self.at} does not close a group or end a branch"
+            )
+        return Alternation(tuple(parts)) if len(parts) > 1 else parts[0]
 
-    def _anchored(self) -> Part:
+    def _anchored(self) -> PatternNode:
         if not self._take("^"):
             raise PatternRejected("the pattern is not anchored at its start")
         part = self._sequence()
@@ -100,19 +102,19 @@ class _Reader:
             raise PatternRejected("the pattern is not anchored at its end")
         return part
 
-    def _branches(self) -> Part:
+    def _branches(self) -> PatternNode:
         parts = [self._sequence()]
         while self._take("|"):
             parts.append(self._sequence())
-        return Either(tuple(parts)) if len(parts) > 1 else parts[0]
+        return Alternation(tuple(parts)) if len(parts) > 1 else parts[0]
 
-    def _sequence(self) -> Part:
+    def _sequence(self) -> PatternNode:
         parts = []
         while self.at < len(self.pattern) and self._peek() not in "|)$":
             parts.append(self._quantified(self._atom()))
         return parts[0] if len(parts) == 1 else Concatenation(tuple(parts))
 
-    def _atom(self) -> Part:
+    def _atom(self) -> PatternNode:
         start, character = self.at, self._next()
         if character == "(":
             if self._take("?") and not self._take(":"):
@@ -122,28 +124,28 @@ class _Reader:
                 raise PatternRejected(f"the group at character {start} is not closed")
             return part
         if character == "[":
-            return One(self._class(start))
+            return CharacterSet(self._class(start))
         if character == ".":
-            return One(_DOT)
+            return CharacterSet(_DOT)
         if character == "\\":
-            return One(self._escape())
+            return CharacterSet(self._escape())
         if character in "^*+?{}]":
             raise PatternRejected(f"{character!r} at character {start} is not supported here")
-        return One(self._single(ord(character)))
+        return CharacterSet(self._single(ord(character)))
 
-    def _quantified(self, part: Part) -> Part:
+    def _quantified(self, part: PatternNode) -> PatternNode:
         start = self.at
         least, most = self._quantifier()
         if self.at == start:
             return part
         self._take("?")  # a lazy quantifier matches the same texts
         if self._peek() in tuple("*+?{"):
-            raise PatternRejected(f"the quantifier at character {self.at} follows another one")
+            raise PatternRejected(f"the quantifier at character {self.at} follows another quantifier")
         if most is not None and least > most:
             raise PatternRejected(f"the quantifier at character {start} has its bounds reversed")
         if max(least, most or 0) > MAX_REPEAT:
-            raise PatternRejected(f"the quantifier at character {start} passes {MAX_REPEAT} repetitions")
-        return Times(part, least, most)
+            raise PatternRejected(f"the quantifier at character {start} exceeds {MAX_REPEAT} repetitions")
+        return Repetition(part, least, most)
 
     def _quantifier(self) -> tuple[int, int | None]:
         for mark, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
@@ -172,7 +174,7 @@ class _Reader:
             self._next()
             high = self._class_item()
             if len(high) > 1 or high[0][0] != high[0][1] or high[0][0] < low[0][0]:
-                raise PatternRejected(f"the class at character {start} has a range without order")
+                raise PatternRejected(f"the class at character {start} has a range in reverse order")
             found.append((low[0][0], high[0][0]))
         if not self._take("]") or not found:
             raise PatternRejected(f"the class at character {start} is empty or not closed")
@@ -181,7 +183,7 @@ class _Reader:
             ranges = characters.difference(_ASCII if narrow else ANY, ranges)
         ranges = characters.difference(ranges, ((0x00, 0x00), (0xD800, 0xDFFF)))
         if not ranges:
-            raise PatternRejected(f"the class at character {start} holds no character")
+            raise PatternRejected(f"the class at character {start} has no characters")
         return ranges
 
     def _range_follows(self) -> bool:

@@ -1,11 +1,11 @@
 """
-Values: the grammar terms of what constraints allow.
+Values: converts constraints to grammar terms.
 
-Every text of a term is JSON that meets the constraints; not every value that meets them has a text.
-Narrowed on purpose: properties come in declared order, an object that lists properties has no others unless
-additionalProperties says so, a schema without `type` that names keywords of some types has only those types, strings,
-arrays and numbers have bounds, a schema nests in itself a few times, numbers with bounds have no exponent, and at most
-one space stands after a comma or a colon.
+Every text of a term is JSON that satisfies the constraints, but not every value that satisfies them has a text.
+These restrictions are intended: properties have the declared order; an object that lists properties has no others
+unless additionalProperties allows them; a schema without `type` that has keywords of some types has only those types;
+strings, arrays and numbers are bounded; recursive schemas nest a few times; numbers with bounds have no exponent; and
+at most one space follows a comma or a colon.
 """
 
 from __future__ import annotations
@@ -13,18 +13,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from app.grammar import automata, numbers, patterns
-from app.grammar.characters import PLAIN, difference
-from app.grammar.constraints import OF_TYPE, TYPES, ConstraintReader, Constraints, Parts, identity, inside, key
-from app.grammar.formats import LONGEST, PATTERNS
+from app.grammar import automata, numbers, patterns, strings
+from app.grammar.constraints import (
+    TYPE_KEYWORDS,
+    TYPES,
+    ConstraintReader,
+    Constraints,
+    LocatedSchemas,
+    canonical,
+    schema_key,
+    subpath,
+)
+from app.grammar.formats import MAX_LENGTHS, PATTERNS
 from app.grammar.gbnf import (
     EMPTY,
     MAX_REPEAT,
     Chars,
-    Repeat,
     RuleName,
     Rules,
     Term,
@@ -34,127 +40,117 @@ from app.grammar.gbnf import (
     literals,
     optional,
 )
+from app.grammar.sequences import Member, Sequences
 
-#: How often a schema may be met inside itself: deeper values are not written.
+#: Maximum recursion of a schema: deeper values are not written.
 MAX_RECURSION = 6
-#: Most schemas inside one another, references followed.
+#: Maximum nested schemas, references included.
 MAX_OPEN = 110
 
-#: How deep a value without a schema nests.
+#: Maximum nesting of a value without a schema.
 ANY_DEPTH = 3
-#: Most items and properties at one level of a value without a schema.
+#: Maximum items and properties at one level of a value without a schema.
 ANY_ITEMS = 16
 
-#: Most characters of a property name that additionalProperties allows.
-MAX_KEY = 64
-
-#: Up to so many different values, unique items come in any order; beyond it, in the order of the enum.
+#: Unique items of at most this many values have any order; of more values, the order of the enum.
 MAX_PERMUTED = 6
 
 
-#: Most members among which a number is chosen: the grammar takes the square of them.
-MAX_COUNTED = 250
+#: Maximum members of a selection with a limited count: the size of the grammar is quadratic.
+MAX_SELECTED = 250
 
 
-class Unmet(Exception):
-    """Nothing meets the constraints: where, and why. It does not leave this module."""
+class Unsatisfiable(Exception):
+    """No value satisfies the constraints: where, and why. Never leaves this module."""
 
     def __init__(self, where: str, message: str, accepted: str = "") -> None:
         self.where, self.accepted = where, accepted
         super().__init__(message)
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectMember:
-    """One place in a list of members that come in this order."""
-
-    term: Term
-    required: bool = False
-
-
 class Writer:
-    """Writes terms for the schemas of one root."""
+    """Converts the schemas of one root to terms."""
 
     def __init__(self, rules: Rules, reader: ConstraintReader, max_string: int, max_items: int) -> None:
         self._rules = rules
         self._reader = reader
         self._max_string = max_string
         self._max_items = max_items
-        self._comma = rules.add("comma", chain(Text(","), optional(Text(" "))))
+        self._sequences = Sequences(rules)
         self._colon = rules.add("colon", chain(Text(":"), optional(Text(" "))))
-        #: Schemas by their text, and how often a schema around them was met inside itself.
-        self._done: dict[tuple[str, int], Term | None] = {}
-        self._open: set[tuple[str, int]] = set()
+        #: Terms by the text of their schemas and their recursion level.
+        self._terms: dict[tuple[str, int], Term | None] = {}
+        self._open_schemas: set[tuple[str, int]] = set()
         self._level = 0
-        #: How often a value was left out because it nests too deep, and the schemas of which nothing is left for that.
-        self.cuts = 0
-        self._cut: set[tuple[str, int]] = set()
+        #: How often a value was left out because it nests too deep, and the schemas that have no value for this reason.
+        self.depth_cuts = 0
+        self._cut_schemas: set[tuple[str, int]] = set()
 
-    def value(self, parts: Parts, hint: str) -> Term | None:
-        """The values that meet all the schemas; None where none does, or where they would nest too deep."""
-        identity = key(parts)
-        # A schema that is met inside itself is written anew one level down, so that no rule refers to itself.
-        level = self._level + ((identity, self._level) in self._open)
-        place = (identity, level)
-        if level > MAX_RECURSION or len(self._open) >= MAX_OPEN:
+    def value(self, parts: LocatedSchemas, hint: str) -> Term | None:
+        """Returns the values that satisfy all the schemas; None when there is none, or all of them nest too deep."""
+        text = schema_key(parts)
+        # A schema inside itself is converted again at the next level, so that no rule refers to itself.
+        level = self._level + ((text, self._level) in self._open_schemas)
+        place = (text, level)
+        if level > MAX_RECURSION or len(self._open_schemas) >= MAX_OPEN:
             if level == 0:
                 self._reader.refuse(parts[0][1] if parts else "", "the schema nests too deep", f"{MAX_OPEN} levels")
-            self.cuts += 1
+            self.depth_cuts += 1
             return None
-        if place not in self._done:
-            cuts, outer, self._level = self.cuts, self._level, level
-            self._open.add(place)
+        if place not in self._terms:
+            depth_cuts, outer, self._level = self.depth_cuts, self._level, level
+            self._open_schemas.add(place)
             term = self._value(parts, hint)
-            self._open.remove(place)
+            self._open_schemas.remove(place)
             self._level = outer
-            if term is None and self.cuts > cuts:
-                self._cut.add(place)
+            if term is None and self.depth_cuts > depth_cuts:
+                self._cut_schemas.add(place)
             simple = term is None or isinstance(term, Text | Chars | RuleName)
-            self._done[place] = term if term is None or simple else self._rules.add(hint, term)
-        self.cuts += place in self._cut
-        return self._done[place]
+            self._terms[place] = term if term is None or simple else self._rules.add(hint, term)
+        self.depth_cuts += place in self._cut_schemas
+        return self._terms[place]
 
-    def _value(self, parts: Parts, hint: str) -> Term | None:
+    def _value(self, parts: LocatedSchemas, hint: str) -> Term | None:
         if any(schema is False for schema, _ in parts):
             return None
         if len(parts) == 1 and isinstance(parts[0][0], dict):
-            simple = self._lone_combiner(parts[0][0], parts[0][1], hint)
+            simple = self._single_combiner(parts[0][0], parts[0][1], hint)
             if simple is not None:
                 return simple
         where = parts[0][1] if parts else ""
-        cuts = self.cuts
+        depth_cuts = self.depth_cuts
         alternatives = self._reader.alternatives(parts)
         terms: list[Term] = []
-        reasons: list[Unmet] = []
+        reasons: list[Unsatisfiable] = []
         for item in alternatives:
             try:
                 terms.append(self._term(item, hint, sole=len(alternatives) == 1))
-            except Unmet as reason:
+            except Unsatisfiable as reason:
                 reasons.append(reason)
         if terms:
             return choice(*terms)
-        if self.cuts > cuts:
+        if self.depth_cuts > depth_cuts:
             return None
         if len(reasons) == 1:
             self._reader.refuse(reasons[0].where, str(reasons[0]), reasons[0].accepted)
         else:
-            causes = "; ".join(dict.fromkeys(map(str, reasons))) or "its demands contradict one another"
+            causes = "; ".join(dict.fromkeys(map(str, reasons))) or "its constraints contradict one another"
             self._reader.refuse(where, f"no value conforms: {causes}")
         return EMPTY
 
-    def _lone_combiner(self, schema: Mapping[str, Any], where: str, hint: str) -> Term | None:
-        """The term of a schema that is only a reference or a union: it keeps rules apart, and recursion possible."""
-        words = self._reader.demands(schema)
+    def _single_combiner(self, schema: Mapping[str, Any], where: str, hint: str) -> Term | None:
+        """Returns the term of a schema that is only a reference or a union: separate rules make recursion possible."""
+        words = self._reader.constraining_keywords(schema)
         if words == {"$ref"}:
             target = self._reader.target(schema["$ref"], where)
             return EMPTY if target is None else self.value((target,), schema["$ref"].rpartition("/")[2] or hint)
         if words not in ({"anyOf"}, {"oneOf"}):
             return None
         (keyword,) = words
-        branches = tuple((item, f"{inside(where, keyword)}[{i}]") for i, item in enumerate(schema[keyword]))
+        branches = tuple((item, f"{subpath(where, keyword)}[{i}]") for i, item in enumerate(schema[keyword]))
         if keyword == "oneOf":
-            self._reader.check_apart(
-                [self._reader.alternatives((branch,)) for branch in branches], inside(where, keyword)
+            self._reader.check_disjoint(
+                [self._reader.alternatives((branch,)) for branch in branches], subpath(where, keyword)
             )
         terms = [term for branch in branches if (term := self.value((branch,), hint)) is not None]
         return choice(*terms) if terms else None
@@ -167,17 +163,17 @@ class Writer:
             return choice(*options, *(self._literal(value) for value in values if isinstance(value, list | dict)))
         types = _types(item)
         if types is None:
-            return self._anything(ANY_DEPTH)
+            return self._any_value(ANY_DEPTH)
         terms: list[Term] = []
-        reasons: list[Unmet] = []
-        cuts = self.cuts
+        reasons: list[Unsatisfiable] = []
+        depth_cuts = self.depth_cuts
         for kind in TYPES:
             if kind in types and not (kind == "integer" and "number" in types):
                 try:
                     terms.append(self._of_type(kind, item, hint))
-                except Unmet as reason:
+                except Unsatisfiable as reason:
                     reasons.append(reason)
-        if reasons and ((sole and self.cuts == cuts) or not terms):
+        if reasons and ((sole and self.depth_cuts == depth_cuts) or not terms):
             raise reasons[0]
         return choice(*terms)
 
@@ -195,82 +191,59 @@ class Writer:
         return Text("null") if kind == "null" else choice(Text("true"), Text("false"))
 
     def _literal(self, value: Any) -> Term:
-        """The text of one JSON value."""
+        """Returns the text of one JSON value."""
         if isinstance(value, dict):
             members = [
                 chain(Text(json.dumps(name, ensure_ascii=False)), self._colon, self._literal(item))
                 for name, item in value.items()
             ]
-            return chain(Text("{"), *self._joined(members), Text("}"))
+            return chain(Text("{"), self._sequences.all_of(members), Text("}"))
         if isinstance(value, list):
-            return chain(Text("["), *self._joined([self._literal(item) for item in value]), Text("]"))
+            return chain(Text("["), self._sequences.all_of([self._literal(item) for item in value]), Text("]"))
         return Text(json.dumps(value, ensure_ascii=False))
-
-    def _joined(self, terms: Sequence[Term]) -> list[Term]:
-        return [part for i, term in enumerate(terms) for part in ((self._comma, term) if i else (term,))]
 
     def _string(self, item: Constraints) -> Term:
         least, most = item.min_length, item.max_length
         if most is not None and least > most:
-            raise Unmet(inside(item.where, "minLength"), f"minLength {least} is above maxLength {most}")
+            raise Unsatisfiable(subpath(item.where, "minLength"), f"minLength {least} is above maxLength {most}")
         if len(item.patterns) > 1:
             _, _, where = item.patterns[1]
-            raise Unmet(where, "a second pattern or format applies to the same string", "one pattern or one format")
+            raise Unsatisfiable(
+                where, "a second pattern or format applies to the same string", "one pattern or one format"
+            )
         if item.patterns:
             keyword, text, where = item.patterns[0]
             return chain(Text('"'), self._patterned(keyword, text, where, least, most), Text('"'))
         for word, bound in (("minLength", least), ("maxLength", most or 0)):
-            _check_repeat(item.where, word, bound)
+            _check_repetitions(item.where, word, bound)
         longest = max(self._max_string, least) if most is None else most
-        whole = chain(Text('"'), self._rules.repeat(self._character(), least, longest), Text('"'))
+        whole = chain(Text('"'), self._rules.repeat(strings.character(self._rules), least, longest), Text('"'))
         return self._rules.add("string", whole)
 
     def _patterned(self, keyword: str, text: str, where: str, least: int, most: int | None) -> Term:
         pattern = PATTERNS[text] if keyword == "format" else text
-        longest = min(self._max_string, LONGEST.get(text, self._max_string) if keyword == "format" else MAX_REPEAT)
+        longest = min(self._max_string, MAX_LENGTHS.get(text, self._max_string) if keyword == "format" else MAX_REPEAT)
         try:
             return automata.body(self._rules, patterns.read(pattern), least, most, longest)
         except patterns.PatternRejected as refused:
-            raise Unmet(where, f"{keyword} {text!r}: {refused}", patterns.ACCEPTED) from None
-
-    def _character(self) -> RuleName:
-        """One character of a string; by its escape too, but NUL, and never half of a surrogate pair."""
-
-        def hexes(*ranges: str) -> Chars:
-            return Chars(tuple((ord(pair[0]), ord(pair[-1])) for pair in ranges))
-
-        digit = hexes("09", "AF", "af")
-        leading = hexes("19", "AC", "EF", "ac", "ef")
-        low_plane = choice(
-            chain(leading, digit, digit, digit),
-            chain(hexes("DD", "dd"), hexes("07"), digit, digit),
-            chain(Text("0"), hexes("19", "AF", "af"), digit, digit),
-            chain(Text("00"), hexes("19", "AF", "af"), digit),
-            chain(Text("000"), hexes("19", "AF", "af")),
-        )
-        halves = chain(
-            hexes("DD", "dd"), hexes("89", "AB", "ab"), digit, digit, Text("\\u"), hexes("DD", "dd"), hexes("CF", "cf")
-        )
-        code = self._rules.add("code", choice(low_plane, chain(halves, digit, digit)))
-        short = Chars(tuple((ord(mark), ord(mark)) for mark in '"/\\bfnrt'))
-        return self._rules.add(
-            "character", choice(Chars(PLAIN), chain(Text("\\"), choice(short, chain(Text("u"), code))))
-        )
+            raise Unsatisfiable(where, f"{keyword} {text!r}: {refused}", patterns.ACCEPTED) from None
 
     def _integer(self, item: Constraints) -> Term:
         bounds = numbers.integer_bounds(item.minimum, item.above, item.maximum, item.below)
         if bounds is None:
-            raise Unmet(*_no_number(item, "integer"))
+            raise Unsatisfiable(*_no_number_problem(item, "integer"))
         step = self._step(item)
         if step == 1:
             return numbers.integers(*bounds)
         first, last = -(-bounds[0] // step), bounds[1] // step
         if first > last:
-            raise Unmet(*_no_number(item, f"multiple of {step}"))
+            raise Unsatisfiable(*_no_number_problem(item, f"multiple of {step}"))
         term = numbers.multiples(*bounds, step)
         if term is None:
             message = f"multipleOf {step} has {last - first + 1} values here"
-            raise Unmet(inside(item.where, "multipleOf"), message, "a power of ten, or bounds with up to 256 multiples")
+            raise Unsatisfiable(
+                subpath(item.where, "multipleOf"), message, "a power of ten, or bounds with up to 256 multiples"
+            )
         return term
 
     def _number(self, item: Constraints) -> Term:
@@ -280,22 +253,24 @@ class Writer:
             return self._rules.add("number", numbers.any_number())
         bounds = numbers.decimal_bounds(item.minimum, item.above, item.maximum, item.below)
         if bounds is None:
-            raise Unmet(*_no_number(item, f"number of {numbers.INTEGER_DIGITS} digits and {numbers.DECIMALS} decimals"))
+            raise Unsatisfiable(
+                *_no_number_problem(item, f"number of {numbers.INTEGER_DIGITS} digits and {numbers.DECIMALS} decimals")
+            )
         return numbers.decimals(*bounds)
 
     def _step(self, item: Constraints) -> int:
         for step in item.multiple_of:
             if step != int(step):
-                where, message = inside(item.where, "multipleOf"), f"multipleOf {step} is no whole number"
-                raise Unmet(where, message, "a whole number: doubles are seldom exact multiples of a fraction")
+                where, message = subpath(item.where, "multipleOf"), f"multipleOf {step} is not a whole number"
+                raise Unsatisfiable(where, message, "a whole number: doubles are seldom exact multiples of a fraction")
         return math.lcm(*map(int, item.multiple_of))
 
     def _array(self, item: Constraints, hint: str) -> Term:
         least, most, start = item.min_items, item.max_items, len(item.prefix)
         if most is not None and least > most:
-            raise Unmet(inside(item.where, "minItems"), f"minItems {least} is above maxItems {most}")
+            raise Unsatisfiable(subpath(item.where, "minItems"), f"minItems {least} is above maxItems {most}")
         for word, bound in (("minItems", least), ("maxItems", most or 0)):
-            _check_repeat(item.where, word, bound)
+            _check_repetitions(item.where, word, bound)
         most = max(self._max_items, least, start) if most is None else most
         if item.prefix and not item.items:
             most = min(most, max(start, least))
@@ -312,22 +287,13 @@ class Writer:
         if rest is None:
             rest, most = EMPTY, min(most, start)
         if least > most:
-            raise Unmet(inside(item.where, "minItems"), f"minItems {least} asks for items that are not allowed")
-        body = self._run(rest, max(0, least - start), most - start, after=start > 0) if most > start else EMPTY
-        for i in reversed(range(len(prefix))):
-            body = chain(self._comma if i else EMPTY, prefix[i], body)
-            body = body if i < least else optional(body)
-        return chain(Text("["), body, Text("]"))
-
-    def _run(self, term: Term, least: int, most: int, *, after: bool) -> Term:
-        """`least` to `most` of the term, with commas; a comma comes first where something is `after` others."""
-        more = chain(self._comma, term)
-        if after:
-            return self._rules.repeat(more, least, most, "next")
-        if most == 0:
-            return EMPTY
-        whole = chain(term, self._rules.repeat(more, max(0, least - 1), most - 1, "next"))
-        return whole if least else optional(whole)
+            raise Unsatisfiable(
+                subpath(item.where, "minItems"), f"minItems {least} requires items that are not allowed"
+            )
+        more: Term = EMPTY
+        if most > start:
+            more = self._sequences.repeated(rest, max(0, least - start), most - start, after=start > 0)
+        return chain(Text("["), self._sequences.prefixed(prefix, more, least), Text("]"))
 
     def _unique(self, item: Constraints, least: int, most: int) -> Term:
         values: list[Any] = []
@@ -337,120 +303,64 @@ class Writer:
             found = (
                 self._reader.conforming(option) if option.values is not None else _LISTED_TYPES.get(option.types, ())
             )
-            values += [value for value in found if identity(value) not in map(identity, values)]
+            values += [value for value in found if canonical(value) not in map(canonical, values)]
         if not provable:
-            where, message = inside(item.where, "uniqueItems"), "nothing keeps the items apart"
-            raise Unmet(where, message, "uniqueItems with an enum as items, or maxItems up to 1")
+            where, message = subpath(item.where, "uniqueItems"), "the items cannot be kept different"
+            raise Unsatisfiable(where, message, "uniqueItems with an enum as items, or maxItems up to 1")
         if least > len(values):
-            raise Unmet(inside(item.where, "minItems"), f"minItems {least} passes the {len(values)} different items")
-        if len(values) > MAX_COUNTED:
+            raise Unsatisfiable(
+                subpath(item.where, "minItems"), f"minItems {least} exceeds the {len(values)} different items"
+            )
+        if len(values) > MAX_SELECTED:
             message = f"uniqueItems over {len(values)} different items"
-            raise Unmet(inside(item.where, "uniqueItems"), message, f"up to {MAX_COUNTED} values in the enum")
+            raise Unsatisfiable(subpath(item.where, "uniqueItems"), message, f"up to {MAX_SELECTED} values in the enum")
         terms = [self._literal(value) for value in values]
         if len(terms) <= MAX_PERMUTED:
-            return chain(Text("["), self._permuted(terms, least, most, 0), Text("]"))
-        body = self._listed([ObjectMember(term) for term in terms], least, most, None)
+            return chain(Text("["), self._sequences.permutations(terms, least, most), Text("]"))
+        body = self._sequences.selection([Member(term) for term in terms], least, most)
         assert body is not None
         return chain(Text("["), body, Text("]"))
-
-    def _permuted(self, terms: Sequence[Term], least: int, most: int, used: int) -> Term:
-        """Any `least` to `most` of the terms in any order; `used` has a bit for each that was written."""
-        count = used.bit_count()
-        options: list[Term] = [EMPTY] if count >= least else []
-        for i, term in enumerate(terms):
-            if count < most and not used & 1 << i:
-                rest = self._named(self._permuted(terms, least, most, used | 1 << i))
-                options.append(chain(self._comma if count else EMPTY, term, rest))
-        return choice(*options)
 
     def _object(self, item: Constraints, hint: str) -> Term:
         least, most = item.min_properties, item.max_properties
         if most is not None and least > most:
-            raise Unmet(inside(item.where, "minProperties"), f"minProperties {least} is above maxProperties {most}")
+            raise Unsatisfiable(
+                subpath(item.where, "minProperties"), f"minProperties {least} is above maxProperties {most}"
+            )
         for word, bound in (("minProperties", least), ("maxProperties", most or 0)):
-            _check_repeat(item.where, word, bound)
+            _check_repetitions(item.where, word, bound)
         listed = dict(item.properties) | {n: item.additional for n in item.required if n not in item.properties}
         members = []
         for name, parts in listed.items():
             term = self.value(parts, name)
             if term is not None:
                 text = Text(json.dumps(name, ensure_ascii=False))
-                members.append(ObjectMember(chain(text, self._colon, term), name in item.required))
+                members.append(Member(chain(text, self._colon, term), name in item.required))
             elif name in item.required:
-                raise Unmet(inside(item.where, "required"), f"the required property {name!r} is not allowed")
-        closed = "properties" in item.says or bool(item.required)
-        if len(listed) > MAX_COUNTED and (least > len(item.required) or most is not None):
+                raise Unsatisfiable(subpath(item.where, "required"), f"the required property {name!r} is not allowed")
+        closed = "properties" in item.keywords or bool(item.required)
+        if len(listed) > MAX_SELECTED and (least > len(item.required) or most is not None):
             message = f"minProperties and maxProperties over {len(listed)} properties"
-            raise Unmet(inside(item.where, "properties"), message, f"up to {MAX_COUNTED} properties beside them")
+            raise Unsatisfiable(
+                subpath(item.where, "properties"), message, f"up to {MAX_SELECTED} properties with them"
+            )
         extra = None
         if item.additional or not closed:
             term = self.value(item.additional, f"{hint}-value")
-            extra = None if term is None else chain(self._other_key(list(listed)), self._colon, term)
-        body = self._listed(members, least, most, extra)
+            extra = None if term is None else chain(self._other_name(list(listed)), self._colon, term)
+        body = self._sequences.selection(members, least, most, extra, self._max_items)
         if body is None:
-            message = "minProperties and maxProperties cannot be kept with the properties that are allowed"
-            raise Unmet(inside(item.where, "minProperties"), message, "at most one property beyond those listed")
+            message = "minProperties and maxProperties cannot be satisfied with the allowed properties"
+            raise Unsatisfiable(
+                subpath(item.where, "minProperties"), message, "at most one property beyond those listed"
+            )
         return chain(Text("{"), body, Text("}"))
 
-    def _listed(self, members: Sequence[ObjectMember], least: int, most: int | None, extra: Term | None) -> Term | None:
-        """
-        A selection of the members in their order, then extras, `least` to `most` in all; None when there is none.
+    def _other_name(self, names: Sequence[str]) -> RuleName:
+        return strings.other_name(self._rules, names, min(strings.MAX_NAME, self._max_string))
 
-        The states are (members passed, members written); the second is only told apart from none where nothing
-        depends on it. Extras may repeat a name, so that at most one of them counts towards `least`.
-        """
-        extras = 0 if extra is None else self._max_items
-        limit = len(members) + extras if most is None else most
-        counting = least > sum(member.required for member in members) or limit < len(members) + extras
-        table: dict[tuple[int, int], Term | None] = {}
-        for written in range(len(members) + 1 if counting else 2):
-            missing, room = (max(0, least - written), min(extras, limit - written)) if counting else (0, extras)
-            if room < missing or missing > 1:
-                table[len(members), written] = None
-            else:
-                table[len(members), written] = self._run(extra or EMPTY, missing, room, after=written > 0)
-        for i in reversed(range(len(members))):
-            for written in range(i + 1 if counting else 2):
-                taken = table[i + 1, written + 1 if counting else 1]
-                # Before the first required member a rest can be met with and without a comma: it is a rule then.
-                shared = not any(member.required for member in members[:i])
-                table[i, written] = self._step_over(members[i], written, taken, table[i + 1, written], shared=shared)
-        return table[0, 0]
-
-    def _step_over(
-        self, member: ObjectMember, written: int, taken: Term | None, skipped: Term | None, *, shared: bool
-    ) -> Term | None:
-        here = chain(self._comma if written else EMPTY, member.term)
-        if member.required:
-            return None if taken is None else chain(here, taken)
-        if taken is not None and taken == skipped:
-            return chain(optional(here), self._named(taken) if shared else taken)
-        options = []
-        if taken is not None:
-            options.append(chain(here, self._named(taken)))
-        if skipped is not None:
-            options.append(self._named(skipped))
-        return choice(*options) if options else None
-
-    def _named(self, term: Term) -> Term:
-        return term if isinstance(term, Text | RuleName) else self._rules.add("rest", term)
-
-    def _other_key(self, names: Sequence[str]) -> RuleName:
-        """A property name that is none of the names, written without escapes."""
-        any_more = self._rules.add("key-end", Repeat(Chars(PLAIN), 0, min(MAX_KEY, self._max_string)))
-
-        def after(prefix: str) -> Term:
-            longer = {name[len(prefix)] for name in names if name.startswith(prefix) and len(name) > len(prefix)}
-            followed = sorted(mark for mark in longer if any(low <= ord(mark) <= high for low, high in PLAIN))
-            others = difference(PLAIN, tuple((ord(mark), ord(mark)) for mark in followed))
-            options: list[Term] = [chain(Chars(others), any_more)]
-            options += [chain(Text(mark), after(prefix + mark)) for mark in followed if len(prefix) < MAX_KEY]
-            return choice(*options, *([EMPTY] if prefix and prefix not in names else []))
-
-        return self._rules.add("key", chain(Text('"'), after(""), Text('"')))
-
-    def _anything(self, depth: int) -> Term:
-        """A value without a schema: scalars, and arrays and objects `depth` levels deep."""
+    def _any_value(self, depth: int) -> Term:
+        """Returns any value: scalars, and arrays and objects of at most `depth` levels."""
         scalars = choice(
             self._string(Constraints()),
             self._rules.add("number", numbers.any_number()),
@@ -458,15 +368,15 @@ class Writer:
         )
         if depth == 0:
             return self._rules.add("any", scalars)
-        inner = self._anything(depth - 1)
+        inner = self._any_value(depth - 1)
         most = min(ANY_ITEMS, self._max_items)
-        array = chain(Text("["), self._run(inner, 0, most, after=False), Text("]"))
-        member = chain(self._other_key(()), self._colon, inner)
-        structure = chain(Text("{"), self._run(member, 0, most, after=False), Text("}"))
+        array = chain(Text("["), self._sequences.repeated(inner, 0, most), Text("]"))
+        member = chain(self._other_name(()), self._colon, inner)
+        structure = chain(Text("{"), self._sequences.repeated(member, 0, most), Text("}"))
         return self._rules.add("any", choice(scalars, array, structure))
 
 
-#: Types with so few values that they can be listed.
+#: The values of types that have only a few.
 _LISTED_TYPES: Mapping[frozenset[str] | None, tuple[Any, ...]] = {
     frozenset({"boolean"}): (True, False),
     frozenset({"null"}): (None,),
@@ -475,14 +385,14 @@ _LISTED_TYPES: Mapping[frozenset[str] | None, tuple[Any, ...]] = {
 
 
 def _types(item: Constraints) -> frozenset[str] | None:
-    """The types to write; None for a value of which nothing is said."""
+    """Returns the types of the value; None for an unconstrained value."""
     if item.types is not None:
         return item.types
-    found = frozenset(kind for kind, words in OF_TYPE.items() if words & item.says)
+    found = frozenset(kind for kind, words in TYPE_KEYWORDS.items() if words & item.keywords)
     return found or None
 
 
-def _no_number(item: Constraints, kind: str) -> tuple[str, str]:
+def _no_number_problem(item: Constraints, kind: str) -> tuple[str, str]:
     bounds = {
         "minimum": item.minimum,
         "exclusiveMinimum": item.above,
@@ -491,10 +401,10 @@ def _no_number(item: Constraints, kind: str) -> tuple[str, str]:
     }
     given = {word: bound for word, bound in bounds.items() if bound is not None}
     listed = " and ".join(f"{word} {bound}" for word, bound in given.items())
-    return inside(item.where, next(iter(given), "type")), f"no {kind} lies within {listed}"
+    return subpath(item.where, next(iter(given), "type")), f"no {kind} is within {listed}"
 
 
-def _check_repeat(where: str, keyword: str, bound: int) -> None:
+def _check_repetitions(where: str, keyword: str, bound: int) -> None:
     if bound > MAX_REPEAT:
-        message = f"{keyword} {bound} passes the {MAX_REPEAT} repetitions that llama.cpp takes"
-        raise Unmet(inside(where, keyword), message, f"at most {MAX_REPEAT}")
+        message = f"{keyword} {bound} exceeds the {MAX_REPEAT} repetitions that llama.cpp supports"
+        raise Unsatisfiable(subpath(where, keyword), message, f"at most {MAX_REPEAT}")

@@ -1,1 +1,1 @@
-"""What a model is asked, and what it answers."""
+"""Inference: requests to models, their results, and the demand for models."""

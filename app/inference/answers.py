@@ -1,4 +1,4 @@
-"""Answers: whether what a model wrote is what it was asked for."""
+"""Validation of model output: JSON against its schema, and tool calls against the tools of the request."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from app.kernel.errors import FailureReason, StepFailure
 
 def require_calls(calls: Sequence[ToolCall], request: GenerateRequest, text: str) -> None:
     """
-    Raises StepFailure with the reason `invalid_output`, and the text kept, unless the calls are of the request's tools
-    and their arguments conform.
+    Checks that each call names a tool of the request, and that its arguments conform to the tool's schema.
+
+    Raises StepFailure with the reason `invalid_output`, which keeps the text.
     """
     schemas = {tool.name: tool.parameters for tool in request.tools}
     for call in calls:
         if call.name not in schemas:
-            message = f"the model asked for {call.name!r}; the tools are {', '.join(schemas)}"
+            message = f"the model called {call.name!r}, which is not a tool; the tools are {', '.join(schemas)}"
             raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=text)
         problem = next(json_schema.deviations(schemas[call.name], dict(call.arguments), formats=True), None)
         if problem is not None:
@@ -28,11 +29,15 @@ def require_calls(calls: Sequence[ToolCall], request: GenerateRequest, text: str
 
 
 def require(text: str, schema: Mapping[str, Any]) -> None:
-    """Raises StepFailure with the reason `invalid_output`, and the text kept, unless it is JSON that conforms."""
+    """
+    Checks that the text is JSON that conforms to the schema.
+
+    Raises StepFailure with the reason `invalid_output`, which keeps the text.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text is no JSON: {error}", text=text) from None
+        raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text is not JSON: {error}", text=text) from None
     problem = next(json_schema.deviations(schema, value, formats=True), None)
     if problem is not None:
         message = f"the JSON does not conform to the schema at ${problem.where}: {problem.message}"

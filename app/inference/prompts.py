@@ -1,4 +1,4 @@
-"""Prompts: a step of a workflow as a request to an engine."""
+"""Prompts: converts a step of a workflow to a request to an engine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from app.workflows.language.steps import GenerateFields, MessageTemplate
 
 def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, attempt: int) -> GenerateRequest:
     """
-    The request of a step over what it sees.
+    Returns the request of a step; `data` are the values for its templates.
 
-    A given seed is used as it is by the first attempt and moved on by each further one: a text that was refused
-    would only come back.
+    The first attempt uses the step's seed, and each further attempt increments it: with the same seed, the model would
+    generate the same rejected text again.
 
     Raises StepFailure when a template cannot be rendered.
     """

@@ -1,8 +1,8 @@
 """
-Requests: what an engine is asked, and what it answers.
+Engine requests and their results.
 
-A request is a value: it names no run, no step and no worker.
-Every engine takes the same requests, whether it runs llama.cpp in this process or speaks to a server.
+A request is a value: it contains no run, step or worker.
+All engines accept the same requests, whether they run llama.cpp in this process or call a server.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 
 class PriorityClass(StrEnum):
-    """Who goes first when not all can go; the order is that of `RANKS`."""
+    """The priority class of a request; `RANKS` defines the order."""
 
     INTERACTIVE = "interactive"
     STANDARD = "standard"
     BATCH = "batch"
 
 
-#: Smaller goes first.
+#: The class with the smaller rank is served first.
 RANKS: Mapping[PriorityClass, int] = {
     PriorityClass.INTERACTIVE: 0,
     PriorityClass.STANDARD: 1,
@@ -32,7 +32,7 @@ RANKS: Mapping[PriorityClass, int] = {
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What the model asks for."""
+    """A tool call of the model."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -40,55 +40,55 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation, in the words of the chat template."""
+    """One message of a conversation, with the roles of chat templates."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
-    #: What the assistant asked for in this turn; what the tools gave follows in messages of the role `tool`.
+    #: Tool calls of the assistant in this message; their results follow in messages with the role `tool`.
     tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. The defaults are llama.cpp's own, but for `seed`."""
+    """Sampling parameters. The defaults are those of llama.cpp, except `seed`."""
 
-    #: 0 takes the most likely token each time.
+    #: 0 means greedy sampling: always the most likely token.
     temperature: float = 0.8
     #: Keep this many of the most likely tokens; 0 keeps all.
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
     typical_p: float = 1.0
-    #: 1 penalises nothing; looks back over `penalty_last_n` tokens.
+    #: 1 means no penalty; applies to the last `penalty_last_n` tokens.
     repeat_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     penalty_last_n: int = 64
-    #: None draws a fresh seed for each request.
+    #: None means a new random seed for each request.
     seed: int | None = None
-    #: Token id to a number added to its logit; `-inf` forbids the token.
+    #: Maps token ids to numbers that are added to their logits; `-inf` forbids a token.
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    #: Mirostat 2.0 (arXiv 2007.14966) in the place of top_k, top_p, min_p and typical_p.
+    #: Mirostat 2.0 (arXiv 2007.14966) replaces top_k, top_p, min_p and typical_p.
     mirostat: bool = False
-    #: The surprise that mirostat aims at, in bits, and how fast it learns.
+    #: The target surprise of mirostat, in bits, and its learning rate.
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
-    #: DRY: punishes the continuation of a repeated run of tokens; 0 is off.
+    #: DRY: penalises tokens that continue a repeated sequence; 0 turns it off.
     dry_multiplier: float = 0.0
     dry_base: float = 1.75
-    #: Runs up to this length may repeat unpunished, in tokens.
+    #: Sequences of at most this many tokens repeat without a penalty.
     dry_allowed_length: int = 2
-    #: Looks back over this many tokens; -1 looks over all.
+    #: Applies to the last tokens of this number; -1 means all.
     dry_last_n: int = -1
-    #: The text goes on past the model's own end, up to `max_tokens`: for measurements.
+    #: The text continues after the end-of-text token, up to `max_tokens`: for benchmarks.
     ignore_end: bool = False
-    #: Texts that end a run.
+    #: Texts that end a repeated sequence.
     dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may ask for."""
+    """A function that the model may call."""
 
     name: str
     description: str = ""
@@ -98,49 +98,50 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class NamedTool:
-    """The one tool that the model must ask for."""
+    """The one tool that the model must call."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """Text wanted from a model: messages for its chat template, or a bare prompt. One of the two is given."""
+    """A request for generated text: either messages for the chat template, or a plain prompt."""
 
     messages: tuple[ChatMessage, ...] = ()
     prompt: str | None = None
-    #: Tokens to write at the most.
+    #: Maximum generated tokens.
     max_tokens: int = 256
     sampling: Sampling = Sampling()
-    #: The text ends before the first of these.
+    #: The text ends before the first of these texts.
     stop: tuple[str, ...] = ()
     #: A JSON Schema: the text is a JSON document that conforms to it.
     schema: Mapping[str, Any] | None = None
     #: A GBNF grammar with the rule `root`. Not together with `schema`.
     grammar: str | None = None
     priority: PriorityClass = PriorityClass.STANDARD
-    #: The request is given up at this instant.
+    #: The request is cancelled at this instant.
     deadline: datetime | None = None
-    #: Texts wanted for the one prompt; the prompt is computed once.
+    #: Number of texts for the prompt, which is computed once.
     n: int = 1
-    #: None gives no log-probabilities; 0 those of the written tokens; k also those of the k best at each place.
+    #: None returns no log-probabilities; 0 those of the generated tokens; k also those of the k best at each position.
     logprobs: int | None = None
-    #: Functions that the model may ask for. Not together with `schema` or `grammar`.
+    #: Functions that the model may call. Not together with `schema` or `grammar`.
     tools: tuple[Tool, ...] = ()
-    #: Whether the model may ask for them, must ask for one or more, must ask for the named one, or hears of none.
+    #: `auto`: the model may call tools. `required`: it must call at least one. A NamedTool: it must call this one.
+    #: `none`: it sees no tools.
     tool_choice: Literal["auto", "required", "none"] | NamedTool = "auto"
-    #: Whether it may ask for several at once, where its family can.
+    #: Whether the model may make several calls at once, if its family supports this.
     parallel_calls: bool = True
-    #: The end of the text that the model is to continue, placed after the template's opening of the answer.
+    #: The start of the answer, which the model continues; placed after the template's opening of the answer.
     prefill: str = ""
 
 
 class FinishReason(StrEnum):
     """Why the text ended."""
 
-    #: The model ended it, or a stop text came.
+    #: The model ended the text, or a stop text occurred.
     STOP = "stop"
-    #: `max_tokens` were written.
+    #: The limit `max_tokens` was reached.
     LENGTH = "length"
 
 
@@ -149,59 +150,59 @@ class TokenLogprob:
     """A token with the logarithm of its probability before sampling."""
 
     token: int
-    #: The token's own bytes: a character may reach over several tokens.
+    #: The bytes of the token: a character may extend over several tokens.
     piece: bytes
     logprob: float
-    #: The best tokens of the place, best first.
+    #: The most likely tokens at this position, best first.
     top: tuple[tuple[int, bytes, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What a model wrote, and what that took."""
+    """The result of a GenerateRequest: the text, token counts and times."""
 
-    #: Without the calls of tools in it.
+    #: The text without tool calls.
     text: str
     finish: FinishReason
     #: Tokens of the prompt, template included.
     tokens_in: int
-    #: Tokens written.
+    #: Generated tokens.
     tokens_out: int
-    #: Tokens of the prompt that an earlier request had already computed.
+    #: Tokens of the prompt that were reused from an earlier request.
     tokens_cached: int
-    #: From submission until the first token; the waiting for a slot is in it.
+    #: From submission to the first token, including the wait for a slot.
     time_to_first: timedelta
-    #: From submission until the end.
+    #: From submission to the end.
     time_total: timedelta
-    #: One for each written token, where the request asks for them.
+    #: One for each generated token, if the request asks for them.
     logprobs: tuple[TokenLogprob, ...] = ()
-    #: The tools that the model asks for, with arguments that conform to their schemas.
+    #: Tool calls, with arguments that conform to the schemas of the tools.
     tool_calls: tuple[ToolCall, ...] = ()
-    #: The seed that was used: the same request with it gives the same text in the reproducible mode.
+    #: The seed that was used. In reproducible mode, the same request with this seed returns the same text.
     seed: int | None = None
-    #: The second and further texts where the request asks for several.
+    #: The second and further texts, if the request asks for several.
     alternatives: tuple[Generated, ...] = ()
 
 
 class LongText(StrEnum):
-    """What happens to a text that is longer than the model can embed at once."""
+    """The treatment of a text that is longer than the embedding context."""
 
-    #: Cut into windows; the mean of their vectors, weighted by their tokens, is normalised again.
+    #: Split into windows; the result is the normalised mean of their vectors, weighted by tokens.
     CHUNK = "chunk"
     REFUSE = "refuse"
-    #: Only the beginning counts.
+    #: Only the beginning is embedded.
     TRUNCATE = "truncate"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
-    """Vectors wanted for texts."""
+    """A request for the embeddings of texts."""
 
     texts: tuple[str, ...]
     long_text: LongText = LongText.CHUNK
-    #: Puts the model's prefix for queries, or for documents, before each text.
+    #: Adds the model's prefix for queries or documents to each text.
     task: Literal["query", "document"] | None = None
-    #: Keep so many numbers of each vector, and make its length 1 again: for models trained that way (Matryoshka).
+    #: Truncates each vector to this dimension and normalises it again: for Matryoshka models.
     dimensions: int | None = None
 
 
@@ -216,7 +217,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """How well each document answers the query."""
+    """A request for the relevance of each document to the query."""
 
     query: str
     documents: tuple[str, ...]
@@ -224,7 +225,7 @@ class RerankRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reranked:
-    """One score for each document, in order; higher is better, and only the order has a meaning."""
+    """One score for each document, in order; higher is better. Only comparisons of the scores are meaningful."""
 
     scores: tuple[float, ...]
     tokens_in: int

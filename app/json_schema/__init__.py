@@ -1,12 +1,12 @@
 """
-JSON Schemas of users (draft 2020-12): whether a document is a schema, and whether a value conforms to one.
+JSON Schema validation (draft 2020-12) for schemas from users: checks schemas, and validates values against them.
 
-Nothing is fetched and nothing is opened: a reference names a place in the schema itself, or the schema is refused.
-Patterns run on RE2. The work of a check is counted; a value that would take more does not conform, and is told why.
-No schema and no value makes a function of this package raise anything.
+Nothing is fetched or opened: a reference points into the schema itself, or the schema is rejected.
+Patterns run on RE2. The work of a validation is limited; a value that exceeds the limit does not conform, with that as
+the reason.
+No schema and no value makes a function of this package raise an exception.
 
-`form` says what a schema may be, `validation` and `keywords` hold values against it, `references` finds what a `$ref`
-names.
+`form` checks schemas, `validation` and `keywords` validate values, `references` resolves `$ref`.
 """
 
 from app.json_schema.form import Allowance, problems

@@ -1,4 +1,4 @@
-"""References: the place in a schema that a `$ref` names. Only places in the same document can be named."""
+"""References: resolves a `$ref` to a schema in the same document. Other documents are never fetched."""
 
 from __future__ import annotations
 
@@ -6,50 +6,50 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from app.json_schema.values import shown
+from app.json_schema.values import excerpt
 
-#: What messages say is accepted.
+#: What error messages say is accepted.
 ACCEPTED = "a reference into the schema itself, such as '#/$defs/name'"
 
 #: Keywords whose value is a schema.
-ONE = frozenset(
+SCHEMA_KEYWORDS = frozenset(
     {"additionalProperties", "propertyNames", "items", "contains", "not", "if", "then", "else", "unevaluatedItems"}
     | {"unevaluatedProperties", "contentSchema"}
 )
 #: Keywords whose value is a list of schemas.
-LISTS = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+SCHEMA_LIST_KEYWORDS = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 #: Keywords whose value is a mapping of names to schemas.
-MAPPINGS = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
+SCHEMA_MAPPING_KEYWORDS = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 
 
 class Unresolvable(Exception):
-    """The reference names nothing in the schema; the message says so."""
+    """The reference points to nothing in the schema; the message says so."""
 
 
 def resolved(root: Any, reference: str) -> Any:
-    """The schema that a reference names. Raises Unresolvable."""
+    """Returns the schema that a reference points to. Raises Unresolvable."""
     if not reference.startswith("#"):
-        raise Unresolvable(f"$ref {shown(reference)} leads out of the schema; nothing is fetched")
+        raise Unresolvable(f"$ref {excerpt(reference)} leads out of the schema; nothing is fetched")
     name = unquote(reference[1:])
-    found = _at(root, name) if not name or name.startswith("/") else _anchored(root, name)
+    found = _by_pointer(root, name) if not name or name.startswith("/") else _by_anchor(root, name)
     if not isinstance(found, Mapping | bool):
-        raise Unresolvable(f"$ref {shown(reference)} names nothing in the schema")
+        raise Unresolvable(f"$ref {excerpt(reference)} points to nothing in the schema")
     return found
 
 
 def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The schemas inside a schema with their paths, references not followed. Malformed keywords are passed over."""
+    """Yields the direct subschemas with their paths, without following references. Malformed keywords are skipped."""
     for keyword, value in schema.items():
-        if keyword in ONE:
+        if keyword in SCHEMA_KEYWORDS:
             yield f".{keyword}", value
-        elif keyword in LISTS and isinstance(value, list | tuple):
+        elif keyword in SCHEMA_LIST_KEYWORDS and isinstance(value, list | tuple):
             yield from ((f".{keyword}[{i}]", item) for i, item in enumerate(value))
-        elif keyword in MAPPINGS and isinstance(value, Mapping):
+        elif keyword in SCHEMA_MAPPING_KEYWORDS and isinstance(value, Mapping):
             yield from ((f".{keyword}.{name}", item) for name, item in value.items())
 
 
-def _at(root: Any, pointer: str) -> Any:
-    """What a JSON pointer (RFC 6901) names; None where there is nothing."""
+def _by_pointer(root: Any, pointer: str) -> Any:
+    """Returns the value that a JSON pointer (RFC 6901) points to, or None."""
     node = root
     for raw in pointer.split("/")[1:]:
         step = raw.replace("~1", "/").replace("~0", "~")
@@ -62,7 +62,7 @@ def _at(root: Any, pointer: str) -> Any:
     return node
 
 
-def _anchored(root: Any, name: str) -> Any:
+def _by_anchor(root: Any, name: str) -> Any:
     waiting = [root]
     while waiting:
         node = waiting.pop()

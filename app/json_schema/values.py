@@ -1,4 +1,4 @@
-"""Values of JSON, as schemas see them: their types, their beginnings for messages, and where they deviate."""
+"""JSON values in validation: their types, excerpts for messages, and deviations."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-#: Characters of a value that a message shows.
-SHOWN = 200
+#: Maximum characters of a value in a message.
+MAX_EXCERPT = 200
 
 Path: TypeAlias = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """One thing in which a value does not conform."""
+    """One deviation of a value from its schema."""
 
-    #: Where in the value.
+    #: The path in the value.
     path: Path
     message: str
 
@@ -26,16 +26,16 @@ class Deviation:
         return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path)
 
 
-def shown(value: Any) -> str:
-    """The beginning of a value, as Python writes it. The cost does not grow with the value."""
-    text = _beginning(value, SHOWN)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+def excerpt(value: Any) -> str:
+    """Returns the beginning of a value's `repr`. The cost does not grow with the size of the value."""
+    text = _excerpt(value, MAX_EXCERPT)
+    return text if len(text) <= MAX_EXCERPT else f"{text[: MAX_EXCERPT - 1]}…"
 
 
-def _beginning(value: Any, room: int) -> str:
+def _excerpt(value: Any, room: int) -> str:
     if isinstance(value, str):
         return repr(value[:room])
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4 * SHOWN:
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4 * MAX_EXCERPT:
         return "a number of many digits"
     if not isinstance(value, Mapping | list | tuple):
         return repr(value)
@@ -45,18 +45,18 @@ def _beginning(value: Any, room: int) -> str:
         if room <= 0:
             break
         if isinstance(value, Mapping):
-            key = _beginning(item[0], room)
-            part = f"{key}: {_beginning(item[1], room - len(key))}"
+            key = _excerpt(item[0], room)
+            part = f"{key}: {_excerpt(item[1], room - len(key))}"
         else:
-            part = _beginning(item, room)
+            part = _excerpt(item, room)
         parts.append(part)
         room -= len(part) + 2
     whole = ", ".join(parts)
     return f"{{{whole}}}" if isinstance(value, Mapping) else f"[{whole}]"
 
 
-def kind_of(value: Any) -> str | None:
-    """The type of a value in JSON Schema; None for null, and for what is no JSON."""
+def type_of(value: Any) -> str | None:
+    """Returns the JSON Schema type of a value; None for null and for values that are not JSON."""
     if isinstance(value, str):
         return "string"
     if isinstance(value, bool):
@@ -69,14 +69,14 @@ def kind_of(value: Any) -> str | None:
 
 
 def is_type(value: Any, name: str) -> bool:
-    """Whether a value has the type of that name: 1.0 is an integer."""
+    """Returns whether a value has the named type: 1.0 is an integer."""
     if name == "integer":
-        return kind_of(value) == "number" and (isinstance(value, int) or value.is_integer())
-    return value is None if name == "null" else kind_of(value) == name
+        return type_of(value) == "number" and (isinstance(value, int) or value.is_integer())
+    return value is None if name == "null" else type_of(value) == name
 
 
-def is_whole(text: str) -> bool:
-    """Whether a text can be written in UTF-8: no half of a character (a lone surrogate) is in it."""
+def is_encodable(text: str) -> bool:
+    """Returns whether a text can be encoded as UTF-8, which excludes lone surrogates."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:

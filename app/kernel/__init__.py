@@ -1,1 +1,1 @@
-"""What every concept stands on: errors, settings, clock, ids, logs, the database, the broker, embedded servers."""
+"""The foundations of all packages: errors, settings, clock, ids, logs, the database, the broker, embedded servers."""

@@ -1,7 +1,8 @@
 """
-Addresses: where Postgres and the broker are, for a program that did not start them.
+Addresses: the URLs of Postgres and the broker, for programs that did not start them.
 
-They are those of the settings; else those of the embedded servers, while a process tree holds the data directory.
+The URLs come from the settings. Without them, they are those of the embedded servers, as long as a process tree holds
+the data directory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from app.kernel.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the servers are. Both hold passwords."""
+    """The URLs of both servers. Both contain passwords."""
 
     database_url: str = field(repr=False)
     redis_url: str = field(repr=False)
@@ -23,9 +24,9 @@ class Addresses:
 
 def of(settings: Settings) -> Addresses:
     """
-    The addresses of both servers.
+    Return the addresses of both servers.
 
-    Raises Unavailable, saying which is not known and what would make it known.
+    Raises Unavailable, with the unknown addresses and how to provide them.
     """
     database, redis = find_database(settings), find_redis(settings)
     if database is None or redis is None:
@@ -38,14 +39,14 @@ def of(settings: Settings) -> Addresses:
 
 
 def find_database(settings: Settings) -> str | None:
-    """The address of Postgres, or None."""
+    """Return the address of Postgres, or None when it is unknown."""
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     return embedded.find_postgres_url(settings.data_dir)
 
 
 def find_redis(settings: Settings) -> str | None:
-    """The address of the broker, or None."""
+    """Return the address of the broker, or None when it is unknown."""
     if settings.redis_url is not None:
         return settings.redis_url.get_secret_value()
     return embedded.find_valkey_url(settings.data_dir)

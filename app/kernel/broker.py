@@ -1,16 +1,16 @@
 r"""
 The broker: the Celery application, the names of queues, and messages that follow a commit.
 
-A message is a hint: it names a task and a few ids, and losing it loses nothing.
-Messages are acknowledged when taken and never prefetched; results are never kept; delays never live here.
-Nobody waits long for the broker: what cannot be sent within a moment is left to the sweep.
+A message is a hint: it contains a task and a few ids, and losing it loses no work.
+Messages are acknowledged when they are received and never prefetched. No results and no delays are stored here.
+Callers never wait long for the broker: what cannot be sent within seconds is sent later by the sweep.
 
-Redis keys, but for the last made by Celery and RedBeat:
-    control, io, model.<slug>   lists: the waiting messages of priority 0, the first served
-    <queue>\x06\x16<n>            lists: those of priority n
-    unacked*                    messages between the broker's hand and the worker's
+Redis keys. Celery and RedBeat create all but the last:
+    control, io, model.<slug>   lists: waiting messages of priority 0, which is served first
+    <queue>\x06\x16<n>            lists: waiting messages of priority n
+    unacked*                    messages that are delivered and not yet acknowledged
     redbeat:*                   the schedule and the lock of beat
-    arriero:dead-letters*       what workers could not read (`app/kernel/dead_letters.py`)
+    arriero:dead-letters*       unreadable messages (`app/kernel/dead_letters.py`)
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.pools import ProducerPool
 
 from app.kernel import log
-from app.kernel.breaker import Breaker
 from app.kernel.dead_letters import DeadLetters, is_wrong_type
 from app.kernel.errors import BrokerUnreachable
+from app.kernel.postgres.breaker import Breaker
 from app.kernel.settings import BrokerSettings
 
 _log = log.get(__name__)
@@ -40,43 +40,43 @@ CONTROL_QUEUE = "control"
 #: Steps that need no model.
 IO_QUEUE = "io"
 
-#: Begins the names of the queues of models.
-_MODEL = "model."
+#: Prefix of the names of model queues.
+_MODEL_PREFIX = "model."
 
-#: Priorities of messages; Redis keeps a list for each, and smaller goes first.
+#: Priorities of messages. Redis has one list per priority; a smaller number is served first.
 PRIORITIES: Mapping[str, int] = {"interactive": 0, "standard": 3, "batch": 6}
-#: Places within a class.
+#: Number of ranks within a priority class.
 RANKS = 3
 _PRIORITY_STEPS = tuple(range(len(PRIORITIES) * RANKS))
 _SEPARATOR = "\x06\x16"
 
-#: Seconds for which whoever sends a message, or asks how many wait, waits for the broker.
-_ANSWER = 2.0
-#: While the broker is silent, it is asked this often.
-_PROBE_EVERY = timedelta(seconds=2)
-#: Connections for sending, at the most: more than a process has threads that send.
-_SENDING = 64
-#: What says that the broker is not there.
+#: Timeout in seconds for sending a message and for reading the depth of a queue.
+_ANSWER_TIMEOUT = 2.0
+#: Interval of probes while the broker does not answer.
+_PROBE_INTERVAL = timedelta(seconds=2)
+#: Most connections for sending: more than a process has threads that send.
+_MAX_CONNECTIONS = 64
+#: Errors that mean that the broker is unreachable.
 _UNREACHABLE = (OperationalError, LimitExceeded, redis.RedisError, OSError)
 
 
 def priority_of(priority: str, rank: int) -> int:
-    """The priority of a message by its class and the place within it, 0 to 2."""
+    """Return the priority of a message from its class and its rank within the class, 0 to 2."""
     return PRIORITIES[priority] + rank
 
 
 def model_queue(slug: str) -> str:
-    """The queue of the steps that need the model."""
-    return f"{_MODEL}{slug}"
+    """Return the name of the queue for steps that need the model."""
+    return f"{_MODEL_PREFIX}{slug}"
 
 
 def is_model_queue(queue: str) -> bool:
-    """Whether the steps of the queue need a model."""
-    return queue.startswith(_MODEL)
+    """Whether the queue is for steps that need a model."""
+    return queue.startswith(_MODEL_PREFIX)
 
 
-def is_ours(queue: str) -> bool:
-    """Whether the queue holds tasks; Celery has others, for replies to commands."""
+def is_task_queue(queue: str) -> bool:
+    """Whether the queue is for tasks. Celery has other queues for replies to its commands."""
     return queue in (CONTROL_QUEUE, IO_QUEUE) or is_model_queue(queue)
 
 
@@ -94,33 +94,35 @@ class Publisher(Protocol):
         expires: float | None = None,
     ) -> bool:
         """
-        Send a message; False, and a line in the log, when the broker cannot be reached.
+        Send a message. Returns False, and logs it, when the broker is unreachable.
 
-        `description` is what Flower shows instead of the arguments. Nobody does it after `expires` seconds.
+        Flower shows `description` instead of the arguments. The message is dropped when no worker has received it
+        after `expires` seconds.
         """
 
     def depth(self, queue: str) -> int:
-        """Messages that wait in the queue. Raises BrokerUnreachable."""
+        """Return the number of messages waiting in the queue. Raises BrokerUnreachable."""
 
 
 class CeleryPublisher:
-    """Sends through a Celery application."""
+    """Sends messages through a Celery application."""
 
     def __init__(self, app: Celery, redis_url: str) -> None:
         self._app = app
-        # Not the application's own producers: a worker waits for messages for longer than anybody waits to send one.
-        timeouts = {"socket_timeout": _ANSWER, "socket_connect_timeout": _ANSWER, "max_retries": 0}
-        connection = app.connection_for_write(connect_timeout=_ANSWER, transport_options=timeouts)
-        self._producers = ProducerPool(connection.Pool(_SENDING), limit=_SENDING, Producer=app.amqp.Producer)
+        # Separate from the application's own producers: their socket timeout, for receiving, is too long for sending.
+        timeouts = {"socket_timeout": _ANSWER_TIMEOUT, "socket_connect_timeout": _ANSWER_TIMEOUT, "max_retries": 0}
+        connection = app.connection_for_write(connect_timeout=_ANSWER_TIMEOUT, transport_options=timeouts)
+        connections = connection.Pool(_MAX_CONNECTIONS)
+        self._producers = ProducerPool(connections, limit=_MAX_CONNECTIONS, Producer=app.amqp.Producer)
         self._redis = redis.Redis.from_url(
             redis_url,
-            socket_connect_timeout=_ANSWER,
-            socket_timeout=_ANSWER,
+            socket_connect_timeout=_ANSWER_TIMEOUT,
+            socket_timeout=_ANSWER_TIMEOUT,
             health_check_interval=30,
             retry=None,
             protocol=2,
         )
-        self._breaker = Breaker(_PROBE_EVERY)
+        self._breaker = Breaker(_PROBE_INTERVAL)
 
     def publish(
         self,
@@ -133,13 +135,14 @@ class CeleryPublisher:
         expires: float | None = None,
     ) -> bool:
         """
-        Send a message; False, and a line in the log, when the broker cannot be reached, or does not answer at once.
+        Send a message. Returns False, and logs it, when the broker is unreachable or does not answer in time.
 
-        `description` is what Flower shows instead of the arguments. Nobody does it after `expires` seconds.
+        Flower shows `description` instead of the arguments. The message is dropped when no worker has received it
+        after `expires` seconds.
         """
 
         def send() -> None:
-            with self._producers.acquire(block=True, timeout=_ANSWER) as producer:
+            with self._producers.acquire(block=True, timeout=_ANSWER_TIMEOUT) as producer:
                 self._app.send_task(
                     task,
                     args=args,
@@ -154,11 +157,11 @@ class CeleryPublisher:
                 )
 
         try:
-            with self._asked() as late:
+            with self._guarded() as late:
                 try:
                     send()
                 except _UNREACHABLE:
-                    # A connection that the broker has dropped since it was used is seen at the next use.
+                    # A connection that the broker has dropped fails at its next use; a second attempt gets a new one.
                     if late():
                         raise
                     send()
@@ -168,19 +171,19 @@ class CeleryPublisher:
         return True
 
     def depth(self, queue: str) -> int:
-        """Messages that wait in the queue. Raises BrokerUnreachable."""
-        with self._asked(), self._redis.pipeline(transaction=False) as pipeline:
+        """Return the number of messages waiting in the queue. Raises BrokerUnreachable."""
+        with self._guarded(), self._redis.pipeline(transaction=False) as pipeline:
             for step in _PRIORITY_STEPS:
                 pipeline.llen(f"{queue}{_SEPARATOR}{step}" if step else queue)
             counts = pipeline.execute(raise_on_error=False)
-        # A key of a wrong type holds no message; the worker that serves the queue puts it aside.
-        refused = [error for error in counts if isinstance(error, Exception) and not is_wrong_type(error)]
-        if refused:
-            raise BrokerUnreachable(f"the broker cannot be reached: {refused[0]}")
+        # A key of a wrong type contains no message; the worker of the queue moves it to the dead letters.
+        errors = [error for error in counts if isinstance(error, Exception) and not is_wrong_type(error)]
+        if errors:
+            raise BrokerUnreachable(f"the broker is unreachable: {errors[0]}")
         return sum(count for count in counts if isinstance(count, int))
 
     def dead_letters(self) -> DeadLetters:
-        """What workers could not read."""
+        """Return the dead letters: messages that workers could not read."""
         return DeadLetters(self._redis)
 
     def close(self) -> None:
@@ -190,20 +193,21 @@ class CeleryPublisher:
         self._app.close()
 
     def ping(self) -> None:
-        """Raises BrokerUnreachable unless the broker answers."""
-        with self._asked():
+        """Raise BrokerUnreachable unless the broker answers."""
+        with self._guarded():
             self._redis.ping()
 
     @contextmanager
-    def _asked(self) -> Iterator[Callable[[], bool]]:
+    def _guarded(self) -> Iterator[Callable[[], bool]]:
         """
-        The broker is asked within the block, which learns whether it has been silent for too long.
+        Guard the calls of a block with the circuit breaker and translate their errors.
 
-        Raises BrokerUnreachable; at once, when it was silent just now.
+        Yields a function that says whether the time for an answer is over. Raises BrokerUnreachable, and does so at
+        once while the breaker is open.
         """
         if not self._breaker.admits():
             raise BrokerUnreachable("the broker does not answer")
-        limit = time.monotonic() + _ANSWER
+        limit = time.monotonic() + _ANSWER_TIMEOUT
 
         def late() -> bool:
             return time.monotonic() >= limit
@@ -212,21 +216,22 @@ class CeleryPublisher:
             yield late
         except _UNREACHABLE as error:
             if late():
-                self._breaker.timed_out(_ANSWER)
-            raise BrokerUnreachable(f"the broker cannot be reached: {error}") from error
+                self._breaker.timed_out(_ANSWER_TIMEOUT)
+            raise BrokerUnreachable(f"the broker is unreachable: {error}") from error
         self._breaker.answered()
 
 
 def celery_app(redis_url: str, settings: BrokerSettings, schedule: Mapping[str, Any] | None = None) -> Celery:
     """
-    The Celery application, with the settings that were measured to lose least (app/decisions.md, 4).
+    Return the Celery application, with the settings that lost the fewest messages in measurements.
 
-    `redis_url` may be any address that redis-py reads. `schedule` is what beat sends, for the program of beat.
+    See app/decisions.md, 4. `redis_url` may be any URL that redis-py supports. `schedule` is the schedule of beat, for
+    the beat program only.
     """
     app = Celery("arriero", set_as_current=False)
     app.conf.update(
         broker_url=_kombu_url(redis_url),
-        broker_use_ssl=_verified(redis_url) or False,
+        broker_use_ssl=_tls_options(redis_url) or False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
@@ -252,7 +257,7 @@ def celery_app(redis_url: str, settings: BrokerSettings, schedule: Mapping[str, 
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        # A good part of a worker's time for short steps. Flower switches them on, every 5 s, as long as it runs.
+        # Events cost much of a worker's time when steps are short. Flower enables them every 5 s while it runs.
         worker_send_task_events=False,
         task_send_sent_event=False,
         task_track_started=False,
@@ -276,14 +281,18 @@ def celery_app(redis_url: str, settings: BrokerSettings, schedule: Mapping[str, 
 
 
 def _kombu_url(url: str) -> str:
-    """Kombu knows the address of Valkey by Redis' name."""
-    for ours, theirs in (("valkeys://", "rediss://"), ("valkey://", "redis://")):
-        if url.startswith(ours):
-            return theirs + url.removeprefix(ours)
+    """Return the URL with a scheme that kombu supports: it knows Valkey's schemes only under the names of Redis."""
+    for valkey, redis_ in (("valkeys://", "rediss://"), ("valkey://", "redis://")):
+        if url.startswith(valkey):
+            return redis_ + url.removeprefix(valkey)
     return url
 
 
-def _verified(url: str) -> dict[str, Any] | None:
-    """How kombu encrypts: the server proves who it is, unless the address says otherwise. Kombu alone would not ask."""
+def _tls_options(url: str) -> dict[str, Any] | None:
+    """
+    Return kombu's TLS options: the server's certificate is verified, unless the URL says otherwise.
+
+    Kombu's own default does not verify it.
+    """
     encrypted = url.startswith(("rediss://", "valkeys://"))
     return {"ssl_cert_reqs": ssl.CERT_REQUIRED} if encrypted and "ssl_" not in url.partition("?")[2] else None

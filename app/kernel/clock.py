@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-#: Gives the present instant, aware, in UTC.
+#: Returns the current instant as an aware datetime in UTC.
 Clock = Callable[[], datetime]
 
 
 def now() -> datetime:
-    """The present instant, in UTC."""
+    """Return the current instant, in UTC."""
     return datetime.now(UTC)

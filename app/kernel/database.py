@@ -1,11 +1,11 @@
 """
-The database: the engine, the unit of work, and whether the schema is the one that this version needs.
+The database: the connection pool, the unit of work, and the check of the schema's revision.
 
-One service call is one transaction. What must follow a commit (a message to the broker) waits for it;
-what follows and fails is logged and left to the sweep.
-The server ends a session that falls silent while it holds locks. A server that falls silent is given up after the
-answer timeout, where there is one, and callers are refused at once until it answers again.
-Timestamps, leases and delays are judged by the database's clock alone: hosts' clocks differ, it does not.
+One service call is one transaction. Actions that must follow a commit, such as a message to the broker, wait for it.
+When a message cannot be sent, this is logged and the sweep sends it later.
+The server ends a session that stays idle in a transaction, which releases its locks. With an answer
+timeout, a server that does not answer is given up after it, and callers are refused at once until it answers again.
+Only the database's clock decides about timestamps, leases and delays: the clocks of hosts differ.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from sqlalchemy import Connection, Engine, TextClause, create_engine, event, tex
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as NoneFree
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import Pool
 from sqlmodel import SQLModel
 
 from app.kernel import log, shipped
-from app.kernel.breaker import Breaker
-from app.kernel.connection import AnswerTimeout
-from app.kernel.connection import Connection as Session
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
+from app.kernel.postgres.breaker import Breaker
+from app.kernel.postgres.connection import AnswerTimeout
+from app.kernel.postgres.connection import Connection as Session
 
 _log = log.get(__name__)
 
-#: Serialises migrations of several hosts that start at once.
+#: Advisory lock that serialises migrations when several hosts start at once.
 _MIGRATION_LOCK = 7_205_759_403_792
 
-#: Constraint names follow from the tables, so that migrations can name them.
+#: Constraint names are derived from the tables, so that migrations can refer to them.
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -51,8 +51,8 @@ SQLModel.metadata.naming_convention = {
     "pk": "pk_%(table_name)s",
 }
 
-#: After 15 s of silence a side that is cut off, or whose machine is gone, is known to be: the client lets go of the
-#: connection, and the server of the session with its locks. Left alone, TCP takes a quarter of an hour for the first,
+#: After 15 s without an answer, a peer that is disconnected or whose machine is gone is detected: the client closes the
+#: connection, and the server ends the session and releases its locks. By default, TCP needs 15 minutes for the first
 #: and hours for the second.
 _CLIENT = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
 _SERVER = {
@@ -60,71 +60,71 @@ _SERVER = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "2",
     "tcp_user_timeout": "15000",
-    # A process that was stopped in the middle of a transaction keeps nobody from its rows for longer. Who waits for
-    # them waits longer than that.
+    # The longest time for which a process that stopped in the middle of a transaction can block its rows. The lock
+    # timeout is longer, so that waiting transactions outlast it.
     "idle_in_transaction_session_timeout": "20s",
     "lock_timeout": "30s",
-    # What works for a client that is gone works for nobody.
+    # A long query is ended when its client is gone.
     "client_connection_check_interval": "5s",
     "timezone": "UTC",
 }
-#: Seconds in which a connection is made.
-_CONNECT = 5
-#: A part of the answer timeout: whoever has one waits for locks no longer.
-_LOCKS = 0.8
-#: While the server is silent, it is asked this often.
-_PROBE_EVERY = timedelta(seconds=1)
+#: Timeout in seconds for making a connection.
+_CONNECT_TIMEOUT = 5
+#: The lock timeout as a share of the answer timeout, when there is one.
+_LOCK_TIMEOUT_SHARE = 0.8
+#: Interval of probes while the server does not answer.
+_PROBE_INTERVAL = timedelta(seconds=1)
 
-#: What says that the server is not there, or is not the one that writes.
+#: Errors that are raised as DatabaseUnreachable.
 _UNREACHABLE = (
     psycopg.OperationalError,
     psycopg.errors.IdleInTransactionSessionTimeout,
     psycopg.errors.ReadOnlySqlTransaction,
     OperationalError,
-    NoneFree,
+    PoolTimeout,
 )
 _BEGIN, _COMMIT = text("BEGIN"), text("COMMIT")
 
 Parameters = Mapping[str, Any]
 T = TypeVar("T")
-#: What turns a statement's `:name` into what psycopg reads.
+#: Translates the `:name` parameters of statements to psycopg's format.
 _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # unknown to the stubs
 
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """What a statement gives. Whoever reads it sends what was asked until then, and waits for all of the answers."""
+    """The result of a statement. Reading it sends all pending statements and waits for all their answers."""
 
     _work: UnitOfWork
     _cursor: psycopg.Cursor[Any]
 
     def fetchone(self) -> Any | None:
-        """The next row, or None."""
-        self._work.settle()
+        """Return the next row, or None."""
+        self._work.flush()
         return self._cursor.fetchone()
 
     def fetchall(self) -> list[Any]:
-        """The rows."""
-        self._work.settle()
+        """Return all remaining rows."""
+        self._work.flush()
         return self._cursor.fetchall()
 
     def status(self) -> str | None:
-        """What the statement did, in the server's words, once it was answered."""
+        """Return the server's status message, such as `COMMIT`, once the statement was answered."""
         return self._cursor.statusmessage
 
-    def touched(self) -> int:
-        """How many rows the statement touched."""
-        self._work.settle()
+    def row_count(self) -> int:
+        """Return how many rows the statement affected or returned."""
+        self._work.flush()
         return self._cursor.rowcount
 
 
 @dataclass(frozen=True, slots=True)
 class UnitOfWork:
     """
-    One transaction, and what is to follow its commit.
+    One transaction, and the actions that follow its commit.
 
-    Statements go to psycopg as they are, and travel together: they are sent once an answer is read, or to commit. Each
-    still sees what those before it did and waited for, as if they had been sent one by one.
+    Statements are pipelined: they are sent together when a result is read, or at the commit. Each statement sees the
+    effects of those before it, and waits for locks after them, as if they had been sent one by one.
     """
 
     connection: Session
@@ -134,17 +134,20 @@ class UnitOfWork:
     _after: list[Callable[[], object]] = field(default_factory=list)
 
     def after_commit(self, action: Callable[[], object]) -> None:
-        """Run `action` once the transaction has committed; never if it rolls back."""
+        """Run `action` after the commit; never after a rollback."""
         self._after.append(action)
 
-    def ask(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> QueryResult:
+    def execute(
+        self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None
+    ) -> QueryResult:
         """
-        A statement, once for each of a list of parameters. A failure is raised with the next answer that is waited for,
-        at the latest by the commit.
-        """
-        return self._ask(statement, parameters, namedtuple_row)
+        Add a statement to the pipeline; with a list of parameters, it is executed once for each.
 
-    def _ask(
+        A failure is raised when the next result is read, at the latest by the commit.
+        """
+        return self._add(statement, parameters, namedtuple_row)
+
+    def _add(
         self,
         statement: TextClause,
         parameters: Parameters | Sequence[Parameters] | None,
@@ -155,37 +158,37 @@ class UnitOfWork:
         return QueryResult(self, cursor)
 
     def rows(self, statement: TextClause, parameters: Parameters | None = None) -> list[Any]:
-        """All rows of a statement."""
-        return self.ask(statement, parameters).fetchall()
+        """Execute a statement and return all its rows."""
+        return self.execute(statement, parameters).fetchall()
 
     def row(self, statement: TextClause, parameters: Parameters | None = None) -> Any | None:
-        """The first row of a statement, or None."""
-        return self.ask(statement, parameters).fetchone()
+        """Execute a statement and return its first row, or None."""
+        return self.execute(statement, parameters).fetchone()
 
-    def ask_of(self, type_: type[Any], statement: TextClause, parameters: Parameters | None = None) -> QueryResult:
-        """As `ask`, with the rows as objects of a class whose fields have the names of the columns."""
-        return self._ask(statement, parameters, class_row(type_))
+    def execute_of(self, type_: type[Any], statement: TextClause, parameters: Parameters | None = None) -> QueryResult:
+        """As `execute`, with the rows as objects of a class whose fields have the names of the columns."""
+        return self._add(statement, parameters, class_row(type_))
 
     def rows_of(self, type_: type[T], statement: TextClause, parameters: Parameters | None = None) -> list[T]:
-        """All rows of a statement, as objects of a class whose fields have the names of the columns."""
-        found: list[T] = self._ask(statement, parameters, class_row(type_)).fetchall()
+        """Execute a statement and return its rows as objects of a class whose fields have the names of the columns."""
+        found: list[T] = self._add(statement, parameters, class_row(type_)).fetchall()
         return found
 
     def row_of(self, type_: type[T], statement: TextClause, parameters: Parameters | None = None) -> T | None:
-        """The first row of a statement, as an object of such a class, or None."""
-        found: T | None = self._ask(statement, parameters, class_row(type_)).fetchone()
+        """Execute a statement and return its first row as an object of such a class, or None."""
+        found: T | None = self._add(statement, parameters, class_row(type_)).fetchone()
         return found
 
     def run(self, statement: TextClause, parameters: Parameters | Sequence[Parameters] | None = None) -> int:
-        """Execute a statement; gives the number of rows that it touched."""
-        return self.ask(statement, parameters).touched()
+        """Execute a statement and return the number of affected rows."""
+        return self.execute(statement, parameters).row_count()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """
-        Send what was asked, and wait for all answers.
+        Send all pending statements, and wait for all answers.
 
-        It ends with a sync. Until that is seen, the server expects more to come at once, and does not measure how long
-        the client is silent; so nothing is sent without one (app/decisions.md, 31).
+        A sync follows the statements. Until the server sees it, it expects further statements at once and does not
+        measure how long the client is idle; so nothing is sent without a sync (app/decisions.md, 31).
         """
         if self._unsent:
             self.send()
@@ -193,7 +196,7 @@ class UnitOfWork:
             self._breaker.answered()
 
     def send(self) -> None:
-        """Send what was asked. Whoever does, syncs next."""
+        """Send all pending statements. The caller must sync next."""
         unsent = self._unsent.copy()
         self._unsent.clear()
         self.connection.send(unsent)
@@ -204,16 +207,16 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 8, answer_timeout: timedelta | None = None) -> None:
         """
-        Connects to nothing. Up to twice `pool_size` transactions can go on at once.
+        Create the pool without connecting. Up to twice `pool_size` transactions can be open at once.
 
-        With an `answer_timeout`, an answer, a free connection or a lock is waited for so long; without it, as long
-        as it takes, half a minute, and half a minute.
+        `answer_timeout` limits the wait for an answer, for a free connection and for a lock. Without it, the wait for
+        an answer has no limit, and the others end after 30 s.
         """
         self.url = url
         self._timeout = None if answer_timeout is None else answer_timeout.total_seconds()
-        self._breaker = Breaker(_PROBE_EVERY)
-        locks = {} if self._timeout is None else {"lock_timeout": f"{self._timeout * _LOCKS * 1000:.0f}"}
-        # Who wants a transaction says so: `work` sends BEGIN, `schema` asks SQLAlchemy.
+        self._breaker = Breaker(_PROBE_INTERVAL)
+        locks = {} if self._timeout is None else {"lock_timeout": f"{self._timeout * _LOCK_TIMEOUT_SHARE * 1000:.0f}"}
+        # Transactions begin explicitly: `work` sends BEGIN, and `schema` sets another isolation level.
         self.engine: Engine = create_engine(
             make_url(url).set(drivername="postgresql+psycopg"),
             pool_size=pool_size,
@@ -222,7 +225,7 @@ class Database:
             pool_timeout=30 if self._timeout is None else self._timeout,
             isolation_level="AUTOCOMMIT",
             connect_args={
-                "connect_timeout": _CONNECT,
+                "connect_timeout": _CONNECT_TIMEOUT,
                 "options": " ".join(f"-c {k}={v}" for k, v in (_SERVER | locks).items()),
             }
             | _CLIENT,
@@ -232,10 +235,10 @@ class Database:
     @contextmanager
     def work(self) -> Iterator[UnitOfWork]:
         """
-        One transaction: committed at the end of the block, rolled back when the block raises.
+        Run the block in one transaction: committed at its end, rolled back when it raises.
 
-        Raises DatabaseUnreachable when the connection cannot be had or is lost; whether a commit under way
-        was carried out is then unknown, so callers guard what they write by the state that it replaces.
+        Raises DatabaseUnreachable when no connection is available or it is lost. Whether a commit in progress took
+        effect is then unknown, so callers make their writes conditional on the state that they replace.
         """
         if not self._breaker.admits():
             raise DatabaseUnreachable("the database does not answer")
@@ -243,13 +246,13 @@ class Database:
             with self._session() as connection:
                 with connection.pipeline() as pipeline:
                     work = UnitOfWork(connection, pipeline, self._breaker)
-                    work.ask(_BEGIN)
+                    work.execute(_BEGIN)
                     yield work
-                    committed = work.ask(_COMMIT)
+                    committed = work.execute(_COMMIT)
                     work.send()  # the end of the pipeline is a sync
-                assert committed.status() == "COMMIT", "nobody goes on after a statement has failed"
+                assert committed.status() == "COMMIT", "the block must not continue after a statement has failed"
         except (AnswerTimeout, psycopg.errors.ConnectionTimeout) as error:
-            self._breaker.timed_out(error.seconds if isinstance(error, AnswerTimeout) else _CONNECT)
+            self._breaker.timed_out(error.seconds if isinstance(error, AnswerTimeout) else _CONNECT_TIMEOUT)
             raise DatabaseUnreachable(_reason(error)) from error
         except _UNREACHABLE as error:
             raise DatabaseUnreachable(_reason(error)) from error
@@ -259,7 +262,7 @@ class Database:
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
-        """A connection of the pool, which goes back into it without a transaction."""
+        """Borrow a connection from the pool; it is returned without an open transaction."""
         pool = self.engine.pool
         pooled = pool.connect()
         connection = pooled.driver_connection
@@ -268,14 +271,14 @@ class Database:
         try:
             yield connection
         except psycopg.errors.ReadOnlySqlTransaction:
-            # The server is a standby now, or was one when it was called: another one may have its place.
+            # The server is a standby, now or when the connection was made: a new connection may reach the primary.
             connection.close()
             raise
         finally:
-            self._give_back(pooled, connection, pool)
+            self._return(pooled, connection, pool)
 
-    def _give_back(self, pooled: Any, connection: Session, pool: Pool) -> None:
-        """A connection that is lost takes the others of its pool along: they have no server either."""
+    def _return(self, pooled: Any, connection: Session, pool: Pool) -> None:
+        """Return a connection. When it was lost, the whole pool is discarded: its connections have no server either."""
         if connection.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
             try:
                 connection.execute("ROLLBACK")
@@ -290,13 +293,13 @@ class Database:
         pooled.close()
 
     def raw_url(self) -> str:
-        """The address for psycopg itself, for connections outside the pool (LISTEN)."""
-        asked = {key: str(value) for key, value in _CLIENT.items()}
-        url = make_url(self.url).set(drivername="postgresql").update_query_dict(asked)
+        """Return the URL for psycopg itself, for connections outside the pool (LISTEN)."""
+        options = {key: str(value) for key, value in _CLIENT.items()}
+        url = make_url(self.url).set(drivername="postgresql").update_query_dict(options)
         return url.render_as_string(hide_password=False)
 
     def upgrade(self, revision: str = "head") -> None:
-        """Bring the schema to `revision`. Several processes may call this at once: they queue."""
+        """Migrate the schema to `revision`. Several processes may call this at once: they wait for each other."""
         with self.schema() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config = _config()
@@ -304,27 +307,27 @@ class Database:
             alembic.command.upgrade(config, revision)
 
     def revision(self) -> str | None:
-        """The revision of the schema, or None where there is none yet."""
+        """Return the revision of the schema, or None when the database is empty."""
         with self.work() as work:
-            there = work.row(text("SELECT to_regclass('alembic_version') AS name"))
-            row = work.row(text("SELECT version_num FROM alembic_version")) if there and there.name else None
+            table = work.row(text("SELECT to_regclass('alembic_version') AS name"))
+            row = work.row(text("SELECT version_num FROM alembic_version")) if table and table.name else None
             return row and row.version_num
 
     @contextmanager
     def schema(self) -> Iterator[Connection]:
         """
-        A transaction of SQLAlchemy, for what reads the schema or changes it.
+        Run the block in a transaction of SQLAlchemy, for code that reads or changes the schema.
 
         Raises DatabaseUnreachable.
         """
         try:
             with self.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
                 yield connection
-        except (OperationalError, NoneFree) as error:
+        except (OperationalError, PoolTimeout) as error:
             raise DatabaseUnreachable(_reason(error)) from error
 
     def require_head(self) -> None:
-        """Raises DatabaseBehind unless the schema is the one that this version needs."""
+        """Raise DatabaseBehind unless the schema has the revision that this version needs."""
         current, head = self.revision(), head_revision()
         if current != head:
             raise DatabaseBehind(current, head)
@@ -334,9 +337,11 @@ class Database:
         self.engine.dispose()
 
 
-def at_head(url: str, *, pool_size: int, answer_timeout: timedelta | None = None) -> Database:
+def open_at_head(url: str, *, pool_size: int, answer_timeout: timedelta | None = None) -> Database:
     """
-    The database, once it is seen to have the schema that this version needs. The arguments are Database's.
+    Return the database after checking that its schema has the revision that this version needs.
+
+    The arguments are those of Database.
 
     Raises DatabaseBehind, DatabaseUnreachable.
     """
@@ -351,7 +356,7 @@ def at_head(url: str, *, pool_size: int, answer_timeout: timedelta | None = None
 
 @cache
 def head_revision() -> str:
-    """The revision that this version needs."""
+    """Return the revision that this version needs."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
     assert head is not None, "there is at least one migration"
     return head
@@ -365,20 +370,20 @@ def _config() -> Config:
 
 @lru_cache(maxsize=512)
 def _sql(statement: TextClause) -> str:
-    """The statement as psycopg takes it."""
+    """Return the statement in the format of psycopg."""
     return str(statement.compile(dialect=_DIALECT))
 
 
 def _connect(_: Any, __: Any, arguments: Sequence[Any], named: Mapping[str, Any]) -> Session:
-    """How SQLAlchemy makes a connection."""
+    """Make a connection for SQLAlchemy."""
     return Session.connect(*arguments, **named)
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, NoneFree):
-        return "the database cannot be reached: all connections are in use"
+    if isinstance(error, PoolTimeout):
+        return "the database is unreachable: all connections are in use"
     cause = error.orig if isinstance(error, OperationalError) else error
-    said = str(cause).strip().splitlines()[0]
+    reason = str(cause).strip().splitlines()[0]
     if isinstance(cause, psycopg.errors.LockNotAvailable):
-        return f"what this needs is locked by another: {said}"
-    return f"the database cannot be reached: {said}"
+        return f"the data is locked by another transaction: {reason}"
+    return f"the database is unreachable: {reason}"

@@ -1,12 +1,12 @@
 """
-Dead letters: what workers found in the broker and could not read, put aside so that they go on at once.
+Dead letters: messages and keys of the broker that workers could not read, moved away so that they do not block work.
 
 Redis keys:
-    arriero:dead-letters            list: the last `KEPT` of them as JSON, the newest first
-    arriero:dead-letters:counts     hash: how many there ever were, by queue and reason
-    arriero:dead-letters:key:NAME   the value of the key NAME, which was of a wrong type; the last one of that name
+    arriero:dead-letters            list: the last `KEPT` dead letters as JSON, the newest first
+    arriero:dead-letters:counts     hash: the number of all dead letters so far, by queue and reason
+    arriero:dead-letters:key:NAME   the last value of the key NAME that had a wrong type
 
-Messages are hints: what one of them was about is in Postgres, and the sweep sends it again.
+No work is lost with a message: the state is in Postgres, and the sweep sends the message again.
 """
 
 from __future__ import annotations
@@ -28,80 +28,80 @@ _log = log.get(__name__)
 
 _PREFIX = "arriero:dead-letters"
 _LIST, _COUNTS, _VALUES = _PREFIX, f"{_PREFIX}:counts", f"{_PREFIX}:key:"
-#: So many are kept; older ones are dropped.
+#: Number of dead letters that are kept; older ones are dropped.
 KEPT = 1000
 #: Bytes of a message that are kept.
-_BYTES = 2048
+_KEPT_BYTES = 2048
 
 
 class Reason(StrEnum):
-    """Why nothing could be done with it."""
+    """Why a message or key could not be used."""
 
-    #: No UTF-8, no JSON, no message, or a body that is no base64.
+    #: Not UTF-8, not JSON, not a message of Celery, or a body that is not base64.
     UNREADABLE = "unreadable"
     TOO_LARGE = "too_large"
     UNKNOWN_TASK = "unknown_task"
     WRONG_ARGUMENTS = "wrong_arguments"
-    #: A key of the broker holds another type of value than its readers expect.
+    #: A key of the broker has a value of another type than its readers expect.
     WRONG_TYPE = "wrong_type"
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One that was put aside."""
+    """One unreadable message or key."""
 
     at: datetime
-    #: Where it was found.
+    #: The queue, or the key, where it was found.
     queue: str
     reason: Reason
     #: What was wrong with it.
     detail: str
-    #: Its length.
+    #: Its length in bytes.
     bytes: int
     #: Its beginning.
     message: str
 
 
 class DeadLetters:
-    """Those of one broker."""
+    """The dead letters of one broker."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
 
     def put(self, at: datetime, queue: str, reason: Reason, detail: str, message: bytes) -> None:
-        """Keep a message, count it and log it. A broker that does not take it costs the record, and nothing else."""
-        beginning = message[:_BYTES].decode("utf-8", "backslashreplace")
+        """Store a message as a dead letter, count it and log it. When the broker is unreachable, it is only logged."""
+        beginning = message[:_KEPT_BYTES].decode("utf-8", "backslashreplace")
         letter = DeadLetter(at, queue, reason, detail[:500], len(message), beginning)
-        _log.error("message_put_aside", queue=queue, reason=reason, detail=letter.detail, bytes=letter.bytes)
+        _log.error("message_dead_lettered", queue=queue, reason=reason, detail=letter.detail, bytes=letter.bytes)
         try:
-            self._mended(lambda: self._put(letter))
+            self._with_repair(lambda: self._put(letter))
         except redis.RedisError as error:
-            _log.warning("dead_letter_not_kept", queue=queue, error=str(error))
+            _log.warning("dead_letter_not_stored", queue=queue, error=str(error))
 
     def put_key(self, at: datetime, name: str, found: str, expected: str) -> None:
-        """Take a key of a wrong type out of the way. Its value is kept under another name, for whoever owns it."""
+        """Rename a key of a wrong type, so that its value is kept for its owner, and store a dead letter for it."""
         kept = f"{_VALUES}{name}"
         try:
             self._client.rename(name, kept)
         except redis.ResponseError:
-            return  # somebody else was faster
+            return  # another worker has renamed it
         self.put(at, name, Reason.WRONG_TYPE, f"a {found}, not a {expected}; its value is kept as {kept}", b"")
 
     def newest(self, limit: int) -> list[DeadLetter]:
-        """The newest so many. Raises BrokerUnreachable."""
+        """Return the newest dead letters, at most `limit`. Raises BrokerUnreachable."""
         with _translated():
-            found: list[bytes] = self._mended(lambda: self._client.lrange(_LIST, 0, limit - 1))
+            found: list[bytes] = self._with_repair(lambda: self._client.lrange(_LIST, 0, limit - 1))
         return [letter for raw in found if (letter := _read(raw)) is not None]
 
     def kept(self) -> int:
-        """How many are kept. Raises BrokerUnreachable."""
+        """Return the number of dead letters that are kept. Raises BrokerUnreachable."""
         with _translated():
-            return int(self._mended(lambda: self._client.llen(_LIST)))
+            return int(self._with_repair(lambda: self._client.llen(_LIST)))
 
     def counts(self) -> Mapping[tuple[str, str], int]:
-        """How many there ever were, by queue and reason. Raises BrokerUnreachable."""
+        """Return the number of all dead letters so far, by queue and reason. Raises BrokerUnreachable."""
         with _translated():
-            found: dict[bytes, bytes] = self._mended(lambda: self._client.hgetall(_COUNTS))
+            found: dict[bytes, bytes] = self._with_repair(lambda: self._client.hgetall(_COUNTS))
         counts = {}
         for field, count in found.items():
             queue, _, reason = field.decode("utf-8", "replace").rpartition(" ")
@@ -111,7 +111,7 @@ class DeadLetters:
 
     def clear(self) -> int:
         """
-        Remove what is kept, values of keys too; gives how many messages. The counts stay.
+        Remove all dead letters and all kept values of keys, and return the number of dead letters. The counts stay.
 
         Raises BrokerUnreachable.
         """
@@ -129,8 +129,8 @@ class DeadLetters:
             pipeline.hincrby(_COUNTS, f"{letter.queue} {letter.reason}", 1)
             pipeline.execute()
 
-    def _mended(self, call: Callable[[], Any]) -> Any:
-        """What a call gives. Where a key of ours is of a wrong type itself, it is dropped, and the call made again."""
+    def _with_repair(self, call: Callable[[], Any]) -> Any:
+        """Return the result of a call. A key of this module with a wrong type is deleted, and the call repeated."""
         try:
             return call()
         except redis.ResponseError as error:
@@ -152,11 +152,11 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise BrokerUnreachable(f"the broker cannot be reached: {error}") from error
+        raise BrokerUnreachable(f"the broker is unreachable: {error}") from error
 
 
 def _read(raw: bytes) -> DeadLetter | None:
-    """A letter as it was kept; None for what somebody else put there."""
+    """Parse a stored dead letter; None for an entry that another program stored."""
     try:
         found = json.loads(raw)
         return DeadLetter(

@@ -2,37 +2,37 @@
 Every error that Arriero raises on purpose.
 
     ArrieroError
-    ├── InvalidInput                what the caller gave cannot be used; carries every problem found
+    ├── InvalidInput                the input is invalid; contains every problem found
     │   ├── InvalidDefinition       a workflow
     │   ├── InvalidSettings         arriero.toml, the environment, the command line
     │   └── InvalidCatalog          a catalogue of models
-    ├── BodyTooLarge                a request passes the size limit
-    ├── PayloadTooLarge             inputs, an output or an event pass theirs
-    ├── NotFound                    nothing has that name or id
-    ├── Conflict                    it exists, but its state does not allow this
+    ├── BodyTooLarge                a request body exceeds its size limit
+    ├── PayloadTooLarge             inputs, an output or an event exceed their size limit
+    ├── NotFound                    nothing has this name or id
+    ├── Conflict                    the resource exists, but its state does not allow the request
     │   ├── IdempotencyKeyReused    the key was used for another request
     │   ├── EventKeyReused          the key was used for another event of the run
-    │   ├── ConcurrencyLimitReached a run is one too many of its key
-    │   ├── InvalidTransition       no such edge in a table of transitions
+    │   ├── ConcurrencyLimitReached the concurrency key has no room for another run
+    │   ├── InvalidTransition       the table of transitions has no such edge
     │   └── DataDirectoryHeld       another process tree runs on the data directory
-    ├── LeaseLost                   somebody else holds it now
-    ├── Unavailable                 a part that this needs is not there
+    ├── LeaseLost                   the lease has expired or has another holder
+    ├── Unavailable                 a required part is not available
     │   ├── DatabaseUnreachable
-    │   ├── DatabaseBehind          its schema is not the one of this version
-    │   ├── RowsLocked              another transaction holds the rows; asked by who does not wait for them
+    │   ├── DatabaseBehind          its schema does not have the revision of this version
+    │   ├── RowsLocked              another transaction has locked the rows, and the caller does not wait
     │   ├── BrokerUnreachable
-    │   ├── ServerNotStarted        an embedded server or a child process did not come up
-    │   └── MemoryNotEnough         the device or the machine has not the bytes that a load needs
-    │       └── AllocationFailed    it was tried, and failed
-    ├── ModelFileUnusable           a GGUF file cannot be had or read
+    │   ├── ServerNotStarted        an embedded server or a child process did not start
+    │   └── MemoryNotEnough         the device or the machine has less free memory than a load needs
+    │       └── AllocationFailed    an allocation was tried and failed
+    ├── ModelFileUnusable           a GGUF file is not available or not readable
     │   ├── ModelFileMissing
     │   ├── ModelFileDamaged
-    │   ├── ModelUnsupported        a whole file, but not for this version of llama.cpp or this use
+    │   ├── ModelUnsupported        a complete file, but unsupported by this version of llama.cpp or for this use
     │   └── DownloadFailed
-    └── StepFailure                 one attempt of a step ended badly; the retry rule decides what follows
+    └── StepFailure                 one attempt of a step failed; its retry policy decides what follows
 
-A vendor's error is translated where it enters. HTTP statuses and exit codes are given elsewhere:
-`app/api/main.py` and `app/cli/__init__.py` hold one table each.
+Errors of libraries are translated where they enter. HTTP statuses and exit codes are defined elsewhere:
+`app/api/main.py` and `app/cli/__init__.py` have one table each.
 """
 
 from __future__ import annotations
@@ -43,27 +43,31 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
-#: Characters of a message that is stored with a run, at the most.
+#: Most characters of a message that is stored with a run.
 MESSAGE_CHARACTERS = 2_000
 
 
-def shortened(message: str, most: int = MESSAGE_CHARACTERS) -> str:
+def shortened(message: str, max_characters: int = MESSAGE_CHARACTERS) -> str:
     """
-    The message as Postgres keeps it, or its beginning and how much is left out: it may quote a value of any length.
+    Return the message in a form that Postgres can store, cut to a maximum length: it may quote a value of any length.
 
-    NUL and half characters (lone surrogates) are replaced.
+    A cut message ends with the number of omitted characters. NUL and lone surrogates are replaced.
     """
-    kept = message if len(message) <= most else f"{message[:most]}… ({len(message) - most} more characters)"
+    kept = (
+        message
+        if len(message) <= max_characters
+        else f"{message[:max_characters]}… ({len(message) - max_characters} more characters)"
+    )
     return kept.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 class ArrieroError(Exception):
-    """The root: catching it catches all that Arriero raises on purpose."""
+    """The root of all errors that Arriero raises on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with an input: where, what, and what would be accepted."""
+    """One problem of an input: its place, what is wrong, and what would be accepted."""
 
     #: Path of the field, such as `steps[2].needs[0]`, or the key of a setting; empty for the whole.
     where: str
@@ -81,9 +85,9 @@ class Problem:
 
 
 class InvalidInput(ArrieroError):
-    """What the caller gave cannot be used. Nothing was stored."""
+    """The input is invalid. Nothing was stored."""
 
-    #: Names the input in the message.
+    #: The kind of input, for the message.
     what = "input"
 
     def __init__(self, problems: Sequence[Problem], what: str | None = None) -> None:
@@ -95,25 +99,25 @@ class InvalidInput(ArrieroError):
 
 
 class InvalidDefinition(InvalidInput):
-    """A workflow that cannot run as written."""
+    """A workflow definition is invalid."""
 
     what = "workflow"
 
 
 class InvalidSettings(InvalidInput):
-    """A setting with a wrong value, or one that does not exist."""
+    """A setting has an invalid value or does not exist."""
 
     what = "settings"
 
 
 class InvalidCatalog(InvalidInput):
-    """A catalogue of models with a wrong entry."""
+    """A catalogue of models has an invalid entry."""
 
     what = "model catalogue"
 
 
 class BodyTooLarge(ArrieroError):
-    """A request body passes the limit of bytes."""
+    """A request body has more bytes than allowed."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -121,17 +125,17 @@ class BodyTooLarge(ArrieroError):
 
 
 class PayloadTooLarge(ArrieroError):
-    """Inputs, an output or an event are longer than may be stored."""
+    """Inputs, an output or an event are longer than the limit for storage."""
 
     def __init__(self, what: str, size: int, limit: int) -> None:
         self.what, self.size, self.limit = what, size, limit
         super().__init__(
-            f"{what}: {size} bytes as JSON; {limit} can be stored at the most (setting runs.max_payload_bytes)"
+            f"{what}: {size} bytes as JSON; at most {limit} can be stored (setting runs.max_payload_bytes)"
         )
 
 
 class NotFound(ArrieroError):
-    """Nothing of that kind has that name or id."""
+    """Nothing of this kind has this name or id."""
 
     def __init__(self, kind: str, name: str, known: Sequence[str] = ()) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
@@ -140,16 +144,16 @@ class NotFound(ArrieroError):
 
 
 class Conflict(ArrieroError):
-    """The thing exists, but its state does not allow this."""
+    """The resource exists, but its state does not allow the request."""
 
 
 class IdempotencyKeyReused(Conflict):
-    """The key was used before, for a request with another content."""
+    """The key was used before, for a request with different content."""
 
     def __init__(self, key: str, run_id: str) -> None:
         self.key, self.run_id = key, run_id
         super().__init__(
-            f"idempotency key {key!r} belongs to run {run_id}, which was submitted with another content "
+            f"idempotency key {key!r} belongs to run {run_id}, which was submitted with different content "
             "(workflow, version, inputs, priority, rank, labels, deadline, retention); "
             "submit this one under another key"
         )
@@ -161,23 +165,23 @@ class EventKeyReused(Conflict):
     def __init__(self, key: str, event_id: str, name: str) -> None:
         self.key, self.event_id, self.name = key, event_id, name
         super().__init__(
-            f"idempotency key {key!r} belongs to event {event_id} ({name!r}), which came with another name or payload; "
-            "send another event under another key"
+            f"idempotency key {key!r} belongs to event {event_id} ({name!r}), "
+            "which was sent with another name or payload; send another event under another key"
         )
 
 
 class ConcurrencyLimitReached(Conflict):
-    """So many runs of the key go on already, and the workflow refuses more."""
+    """The concurrency key has as many running runs as the workflow allows."""
 
     def __init__(self, workflow: str, key: str, limit: int) -> None:
         self.workflow, self.key, self.limit = workflow, key, limit
         super().__init__(
-            f"{limit} run(s) of {workflow} with the concurrency key {key!r} go on already: no more are taken"
+            f"{limit} run(s) of {workflow} with the concurrency key {key!r} are in progress, which is the limit"
         )
 
 
 class InvalidTransition(Conflict):
-    """An event met a state that has no edge for it."""
+    """The current state has no transition for the event."""
 
     def __init__(self, subject: str, state: str, event: str) -> None:
         self.subject, self.state, self.event = subject, state, event
@@ -196,11 +200,11 @@ class DataDirectoryHeld(Conflict):
 
 
 class LeaseLost(ArrieroError):
-    """The lease ran out or was given to another holder; the work must be dropped."""
+    """The lease has expired or has another holder; the work must be dropped."""
 
 
 class Unavailable(ArrieroError):
-    """A part that this needs is not there now."""
+    """A required part is not available now."""
 
 
 class DatabaseUnreachable(Unavailable):
@@ -208,7 +212,7 @@ class DatabaseUnreachable(Unavailable):
 
 
 class DatabaseBehind(Unavailable):
-    """The schema of the database is not the one that this version needs."""
+    """The schema of the database does not have the revision that this version needs."""
 
     def __init__(self, current: str | None, head: str) -> None:
         self.current, self.head = current, head
@@ -219,7 +223,7 @@ class DatabaseBehind(Unavailable):
 
 
 class RowsLocked(Unavailable):
-    """Another transaction holds rows, and whoever asked does not wait for them."""
+    """Another transaction has locked the rows, and the caller does not wait for them."""
 
 
 class BrokerUnreachable(Unavailable):
@@ -227,7 +231,7 @@ class BrokerUnreachable(Unavailable):
 
 
 class ServerNotStarted(Unavailable):
-    """A server or child process did not come up in its time, or ended at once."""
+    """A server or child process did not start in time, or ended at once."""
 
     def __init__(self, name: str, reason: str, log: str = "") -> None:
         self.name, self.reason, self.log = name, reason, log
@@ -235,29 +239,29 @@ class ServerNotStarted(Unavailable):
 
 
 class MemoryNotEnough(Unavailable):
-    """The device or the machine has not the bytes that a load needs."""
+    """The device or the machine has less free memory than a load needs."""
 
     def __init__(self, what: str, needed: int | None, free: int | None) -> None:
         self.what, self.needed, self.free = what, needed, free
-        needs = "more memory than there is" if needed is None else f"{needed / 2**20:,.0f} MiB"
+        needs = "more memory than is available" if needed is None else f"{needed / 2**20:,.0f} MiB"
         has = "" if free is None else f"; {free / 2**20:,.0f} MiB are free"
         super().__init__(f"{what} needs {needs}{has}")
 
 
 class AllocationFailed(MemoryNotEnough):
-    """It was tried, and failed: whoever thought that it would fit was wrong."""
+    """An allocation was tried and failed: the estimate that it would fit was wrong."""
 
 
 class ModelFileUnusable(ArrieroError):
-    """A GGUF file cannot be had or read."""
+    """A GGUF file is not available or not readable."""
 
 
 class ModelFileMissing(ModelFileUnusable):
-    """The file, or the package that carries it, is not there."""
+    """The file, or the package that contains it, does not exist here."""
 
 
 class ModelFileDamaged(ModelFileUnusable):
-    """The file is there, but it is not a whole GGUF file."""
+    """The file exists, but it is not a complete GGUF file."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.path, self.reason = path, reason
@@ -265,7 +269,7 @@ class ModelFileDamaged(ModelFileUnusable):
 
 
 class ModelUnsupported(ModelFileUnusable):
-    """The file is whole, but this version of llama.cpp cannot run it as asked."""
+    """The file is complete, but this version of llama.cpp cannot serve it in the requested way."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.path, self.reason = path, reason
@@ -273,11 +277,11 @@ class ModelUnsupported(ModelFileUnusable):
 
 
 class DownloadFailed(ModelFileUnusable):
-    """The file could not be fetched, or is not the one that was asked for."""
+    """The file could not be downloaded, or is not the requested one."""
 
 
 class FailureReason(StrEnum):
-    """Why an attempt failed: what retry conditions and counters name."""
+    """Why an attempt failed. Retry conditions and metrics use these names."""
 
     INVALID_OUTPUT = "invalid_output"
     INVALID_REQUEST = "invalid_request"
@@ -287,17 +291,17 @@ class FailureReason(StrEnum):
     ENGINE_ERROR = "engine_error"
     HTTP_4XX = "http_4xx"
     HTTP_5XX = "http_5xx"
-    #: The server asks to come back later (429).
+    #: The server asks the client to slow down (429).
     HTTP_THROTTLED = "http_throttled"
-    #: No address, no connection, no encryption, or a connection that broke.
+    #: No address, no connection, no TLS, or a lost connection.
     HTTP_UNREACHABLE = "http_unreachable"
     #: The call is not allowed.
     HTTP_REFUSED = "http_refused"
-    #: An answer that is of no use: another status than was expected below 400, too long, broken.
+    #: An unusable answer: an unexpected status below 400, too long, or malformed.
     HTTP_UNUSABLE = "http_unusable"
     #: A run that was called, or an item of a map, did not succeed.
     CHILD_FAILED = "child_failed"
-    #: A run that was called was one too many.
+    #: A called run was rejected, because its concurrency key was at its limit.
     REJECTED = "rejected"
     WORKER_LOST = "worker_lost"
     WORKER_STOPPED = "worker_stopped"
@@ -306,7 +310,7 @@ class FailureReason(StrEnum):
 
 
 class StepFailure(ArrieroError):
-    """One attempt of a step ended badly."""
+    """One attempt of a step failed."""
 
     def __init__(
         self,
@@ -318,10 +322,10 @@ class StepFailure(ArrieroError):
         retry_after: timedelta | None = None,
     ) -> None:
         self.reason, self.message = reason, message
-        #: What the model wrote, or the server answered, kept for inspection.
+        #: The text of the model or the answer of the server, kept for inspection.
         self.text = text
-        #: What the server answered, of HTTP's statuses.
+        #: The HTTP status of the answer.
         self.status = status
-        #: The server wants no other attempt before.
+        #: The server asks to wait for this long before the next attempt.
         self.retry_after = retry_after
         super().__init__(message)

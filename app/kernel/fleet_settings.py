@@ -1,4 +1,4 @@
-"""The section `fleet` of the settings: the devices of this host, and how pools are placed on all hosts."""
+"""The section `fleet` of the settings: the devices of this host, and the placement of pools on all hosts."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from app.kernel import durations
-from app.kernel.durations import Duration
 from app.kernel.section import Section
-from app.kernel.sizes import Size
+from app.kernel.units import durations
+from app.kernel.units.durations import Duration
+from app.kernel.units.sizes import Size
 
 
 class SimulatedDevice(Section):
-    """A device that is not there, for trials of a fleet that one does not have. Its name says so in every view."""
+    """A simulated device, to try out a fleet without its hardware. Every view shows that it is simulated."""
 
     name: str = Field(pattern=r"^sim-[a-z0-9-]{1,28}$", description="sim- and up to 28 lower-case letters, digits, '-'")
-    #: Its memory.
+    #: Bytes of its memory.
     bytes: Size = Field(ge=1024 * 1024, description="a size such as '24GiB', at least 1MiB")
-    #: Tokens a second, as a multiple of what the catalogue says of a model.
+    #: Tokens per second, as a multiple of the value in the catalogue entry of a model.
     speed: float = Field(default=1.0, gt=0, le=1000, description="a number above 0, at most 1000")
-    #: Bytes of a model's file that are loaded in a second.
+    #: Bytes of a model's file that are loaded per second.
     bandwidth: Size = Field(default=2_000_000_000, ge=1024 * 1024, description="a size such as '2GB', at least 1MiB")
 
 
 class FleetSettings(Section):
-    """The devices of this host, and how pools are placed on all hosts. What concerns all is equal on every host."""
+    """The devices of this host, and the placement of pools on all hosts, whose settings must be equal on every host."""
 
-    #: The name of this host in the fleet; empty for its network name. No two hosts share one.
+    #: The unique name of this host in the fleet; empty for its network name.
     host: str = Field(default="", max_length=100)
-    #: Devices that are not there, for trials; as tables in arriero.toml, as a JSON list in a variable.
+    #: Simulated devices, as tables in arriero.toml or as a JSON list in a variable.
     simulated: tuple[SimulatedDevice, ...] = ()
-    #: Bytes of this host's RAM that pools may hold in all; 0 takes four fifths of it.
+    #: Bytes of this host's RAM that all its pools together may use; 0 means four fifths of it.
     ram: Size = 0
-    #: Bytes of each GPU that stay free whatever is placed on it.
+    #: Bytes of each GPU that are never reserved.
     head_room: Size = 512 * 1024 * 1024
-    #: What is desired is compared with what is asked for this often, besides whenever that changes.
+    #: Interval of reconcile passes. A change of the demand starts one in addition.
     reconcile_every: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=1)
-    #: Idle pools are moved this often, where that makes room for a model that fits nowhere.
+    #: Interval of defragmentation: idle pools are moved where that makes room for a model that fits on no device.
     defragment_every: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=5)
-    #: Agents and pools are heard this often.
+    #: Interval of the heartbeats of agents and pools.
     heartbeat: Duration = timedelta(seconds=2)
-    #: A pool that could not renew its claim on memory for so long ends itself. Longer than the database may be away.
+    #: A pool that could not renew its reservation for this long ends itself. Choose more than a database outage.
     lease: Duration = timedelta(minutes=1)
-    #: A pool that tells nothing for so long, while its agent reaches the database, is killed by its agent. Longer than
-    #: a connection may be silent before it is given up (15 s).
+    #: A pool without a heartbeat for this long is killed by its agent, if the agent reaches the database. Choose more
+    #: than 15 s, the time after which a dead connection is given up.
     heartbeat_timeout: Duration = timedelta(seconds=20)
-    #: Nothing new is placed on a host whose agent was not heard for so long.
+    #: No pool is placed on a host whose agent has sent no heartbeat for this long.
     agent_lease: Duration = timedelta(seconds=10)
-    #: A host of which neither agent nor pools were heard for so long is taken for lost.
+    #: A host whose agent and pools have sent no heartbeat for this long is declared lost.
     host_lost_after: Duration = timedelta(minutes=2)
-    #: An agent has so long to begin a pool that was granted.
+    #: Time within which an agent must start a granted pool.
     begin_within: Annotated[Duration, durations.at_least("1s")] = timedelta(seconds=30)
-    #: A pool whose engine has work and makes no progress for so long is killed.
+    #: A pool whose engine has work and makes no progress for this long is killed.
     progress_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=2)
 
     @property
@@ -64,14 +64,14 @@ class FleetSettings(Section):
 
     @field_validator("heartbeat")
     @classmethod
-    def _is_heard_in_time(cls, value: timedelta) -> timedelta:
+    def _within_bounds(cls, value: timedelta) -> timedelta:
         if not timedelta(milliseconds=50) <= value <= timedelta(seconds=30):
             raise ValueError("must be from 50ms to 30s")
         return value
 
     @field_validator("lease", "heartbeat_timeout", "agent_lease")
     @classmethod
-    def _outlasts_three_heartbeats(cls, value: timedelta, info: ValidationInfo) -> timedelta:
+    def _at_least_three_heartbeats(cls, value: timedelta, info: ValidationInfo) -> timedelta:
         heartbeat = info.data.get("heartbeat")
         if heartbeat is not None and value < heartbeat * 3:
             raise ValueError(f"must be at least three times fleet.heartbeat ({durations.show(heartbeat)})")
@@ -79,7 +79,7 @@ class FleetSettings(Section):
 
     @field_validator("host_lost_after")
     @classmethod
-    def _outlasts_the_agent_lease(cls, value: timedelta, info: ValidationInfo) -> timedelta:
+    def _at_least_the_agent_lease(cls, value: timedelta, info: ValidationInfo) -> timedelta:
         lease = info.data.get("agent_lease")
         if lease is not None and value < lease:
             raise ValueError(f"must be at least fleet.agent_lease ({durations.show(lease)})")
@@ -87,8 +87,8 @@ class FleetSettings(Section):
 
     @field_validator("simulated")
     @classmethod
-    def _have_names_of_their_own(cls, value: tuple[SimulatedDevice, ...]) -> tuple[SimulatedDevice, ...]:
+    def _have_unique_names(cls, value: tuple[SimulatedDevice, ...]) -> tuple[SimulatedDevice, ...]:
         names = [device.name for device in value]
-        if double := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"{double!r} is the name of two devices: give each its own")
+        if duplicate := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{duplicate!r} is the name of two devices: names must be unique")
         return value

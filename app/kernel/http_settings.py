@@ -1,4 +1,4 @@
-"""The section `http` of the settings: what `http` steps may call."""
+"""The section `http` of the settings: which servers `http` steps may call."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from app.kernel import egress
-from app.kernel.durations import Duration
 from app.kernel.section import Section
+from app.kernel.security import egress
+from app.kernel.units.durations import Duration
 
 
 class HttpSettings(Section):
-    """What `http` steps may call."""
+    """Which servers `http` steps may call."""
 
-    #: Hosts, as `api.example.com`, `*.example.com` (all names below it) or either with a port. Without any, every http
-    #: step is refused.
+    #: Hosts: `api.example.com`, `*.example.com` (all its subdomains), or either with a port. While it is empty, every
+    #: http step is refused.
     allowed_hosts: tuple[str, ...] = ()
-    #: Whether a listed host may lead to this machine or a private network.
+    #: Whether a listed host may resolve to an address of this machine or of a private network.
     allow_private: bool = False
-    #: For one connection, its encryption included.
+    #: For making one connection, including TLS.
     connect_timeout: Duration = timedelta(seconds=10)
-    #: Certificates (PEM) that are trusted besides the system's.
+    #: Certificates (PEM) that are trusted in addition to those of the system.
     ca_file: Path | None = None
 
     @field_validator("allowed_hosts")
     @classmethod
-    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _are_rules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             egress.rule(text)
         return value

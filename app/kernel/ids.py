@@ -1,8 +1,8 @@
 """
-Ids: UUIDs of version 7 (RFC 9562, section 5.7), which sort by the time of their making.
+Ids: UUIDs of version 7 (RFC 9562, section 5.7), which sort by the time of their creation.
 
-Rows written together lie together in an index, and a list by id is a list by age.
-The only reader of the system's randomness besides the secrets of embedded servers.
+Rows that are written together are adjacent in an index, and a list by id is a list by age.
+All randomness of ids, passwords of embedded servers and jitter comes from here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from uuid import UUID
 
 
 def new_id() -> UUID:
-    """A fresh id: 48 bits of Unix time in milliseconds, 74 random bits."""
+    """Return a new id: 48 bits of Unix time in milliseconds, 74 random bits."""
     milliseconds = time.time_ns() // 1_000_000
     value = (milliseconds & (1 << 48) - 1) << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
@@ -22,10 +22,10 @@ def new_id() -> UUID:
 
 
 def new_secret() -> str:
-    """A password for an embedded server: 192 random bits, safe in URLs and configuration files."""
+    """Return a password for an embedded server: 192 random bits, safe in URLs and configuration files."""
     return secrets.token_urlsafe(24)
 
 
 def chance() -> float:
-    """A number drawn evenly from [0, 1), for jitter."""
+    """Return a uniformly distributed random number from [0, 1), for jitter."""
     return secrets.randbits(53) / (1 << 53)

@@ -1,9 +1,9 @@
 """
-Logs: what happened, once, with a static name; ids as keys.
+Logging: one line per event, with a static name and with ids as keys.
 
-`configure` is called by each program's shell, once. Columns at a terminal, JSON lines elsewhere.
+Each program calls `configure` once at its start. The format is columns at a terminal and JSON lines elsewhere.
 Lines of libraries (Celery, uvicorn, Alembic) pass through the same processors.
-Context (`run_id`, `step_id`, `attempt`) is bound by the shell that knows it, and cleared after.
+The outermost loop of a program binds the context (`run_id`, `step_id`, `attempt`) and clears it afterwards.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from structlog.tracebacks import ExceptionDictTransformer
 
 from app.kernel.settings import LogSettings
 
-#: Libraries whose information is noise here; their warnings still come through.
-#: What Celery tells of each message (`trace`, `strategy`), our own lines tell of each step.
+#: Loggers of libraries whose `info` lines are dropped; their warnings are kept.
+#: Celery's lines about each message (`trace`, `strategy`) repeat Arriero's lines about each step.
 _QUIET = (
     "alembic",
     "amqp",
@@ -35,7 +35,7 @@ _QUIET = (
 
 
 def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
-    """Send every log line to `stream` (standard error by default), in the form that the settings name."""
+    """Write every log line to `stream` (standard error by default), in the format of the settings."""
     out = stream or sys.stderr
     columns = settings.format == "columns" or (settings.format == "auto" and out.isatty())
     shared: list[Any] = [
@@ -52,7 +52,7 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
             )
         ]
         if columns
-        # Never with the locals of frames: passwords and the texts of users are among them.
+        # Never with local variables: they contain passwords and the texts of users.
         else [
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(default=str),
@@ -80,6 +80,6 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger of a module."""
+    """Return the logger of a module."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger

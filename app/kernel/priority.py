@@ -1,4 +1,4 @@
-"""The class of a step: how urgent it is."""
+"""Priority: the urgency class of a step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Priority(StrEnum):
-    """The class of a step, the most urgent first."""
+    """The urgency class of a step, the most urgent first."""
 
     INTERACTIVE = "interactive"
     STANDARD = "standard"
@@ -14,7 +14,7 @@ class Priority(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 is the most urgent."""
+        """The position of the class: 0 is the most urgent."""
         return _RANKS[self]
 
 

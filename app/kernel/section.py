@@ -1,4 +1,4 @@
-"""A section of the settings: a table of `arriero.toml`, checked when it is made."""
+"""A section of the settings: a table of `arriero.toml`, validated when it is created."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """
 The settings: the only reader of the environment.
 
-Defaults give way to `arriero.toml`, that to the environment, that to the command line.
-Every value knows where it came from; a wrong one is refused by its key, its origin and what would be accepted.
-A variable or key that does not exist is refused too: a silent typo would be a silent default.
+Precedence, from lowest to highest: defaults, `arriero.toml`, the environment, the command line.
+The origin of every value is known; an invalid one is refused with its key, its origin and what would be accepted.
+An unknown variable or key is refused too: otherwise a typo would silently leave the default.
 
-Nothing here opens a connection or makes a directory.
+Nothing here opens a connection or creates a directory.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.kernel import durations
-from app.kernel.durations import Duration
 from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
 from app.kernel.http_settings import HttpSettings
-from app.kernel.request_guard import TrustedHost
 from app.kernel.section import Section
+from app.kernel.security.request_guard import TrustedHost
+from app.kernel.units import durations
+from app.kernel.units.durations import Duration
 
-#: Names the file when neither `--config` nor the default place is wanted. It is no setting.
+#: The variable with the path of the file, unless `--config` is given. It is not a setting.
 CONFIG_VARIABLE = "ARRIERO_CONFIG"
-#: The file that is read from the current directory when there is one.
+#: The file that is read from the current directory if it exists.
 CONFIG_FILE = "arriero.toml"
 
-#: Begins the variables that are secrets of steps. They are no settings: `app.kernel.secrets` hands them out.
-SECRET_PREFIX = "ARRIERO_SECRET_"  # noqa: S105 the beginning of a name
+#: Prefix of the variables for secrets of steps. They are not settings: `app.kernel.security.secrets` reads them.
+SECRET_PREFIX = "ARRIERO_SECRET_"  # noqa: S105 a prefix
 #: Names of secrets, in lower case.
 SECRET_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -49,73 +49,73 @@ _DELIMITER = "__"
 
 
 class LogSettings(Section):
-    """What is logged, and how."""
+    """The level and the format of the log."""
 
     #: Lines below this level are dropped.
     level: Literal["debug", "info", "warning", "error"] = "info"
-    #: `auto` gives columns at a terminal and JSON elsewhere.
+    #: `auto` means columns at a terminal and JSON elsewhere.
     format: Literal["auto", "columns", "json"] = "auto"
 
 
 class ApiSettings(Section):
-    """The HTTP interface."""
+    """The HTTP API."""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8470, ge=0, le=65535, description="0 takes a free port")
-    #: Where commands of this host find the API, when that is not the address above.
+    port: int = Field(default=8470, ge=0, le=65535, description="0 chooses a free port")
+    #: The URL of the API for commands on this host, if it differs from the address above.
     url: str = Field(default="", pattern=r"^(https?://.+)?$")
-    #: Bytes of one request body; a larger one is refused with 413.
+    #: Most bytes of a request body; a larger one is refused with 413.
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
-    #: Bytes of inputs, of an output, of the outputs of all steps, that are shown with a run; others are fetched by
-    #: themselves. 0 shows none.
+    #: Most bytes of the inputs, of the output, and of the steps' outputs together, in the answer for a run; longer
+    #: values are replaced by references. 0 replaces all.
     max_inline_bytes: int = Field(default=1024 * 1024, ge=0)
 
 
 class FlowerSettings(Section):
-    """The page that watches the Celery workers."""
+    """Flower, the web page for monitoring the Celery workers."""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=5555, ge=0, le=65535, description="0 takes a free port")
+    port: int = Field(default=5555, ge=0, le=65535, description="0 chooses a free port")
 
 
 class BrokerSettings(Section):
-    """How the Celery broker is spoken to. Equal on every host: the timeout is judged by whoever sweeps."""
+    """Connections to the Celery broker. They must be equal on every host: any worker may redeliver a message."""
 
-    #: After this, an unacknowledged message is delivered again. Messages are acknowledged at once,
-    #: so it is met only by one that a dying worker had taken and not yet accepted.
+    #: After this time an unacknowledged message is delivered again. Messages are acknowledged at once, so this happens
+    #: only to a message that a worker received just before it died.
     visibility_timeout: Duration = timedelta(minutes=2)
-    #: A connection that answers nothing for this long is given up.
+    #: A connection without an answer for this long is given up.
     socket_timeout: Duration = timedelta(seconds=30)
 
 
 class RunSettings(Section):
-    """Leases and sweeps: how soon lost work is found."""
+    """Leases, sweeps, retention and the sizes of payloads."""
 
-    #: A step whose holder has not renewed for this long is taken from it.
+    #: The lease of a step expires when its worker has not renewed it for this long.
     lease: Duration = timedelta(seconds=15)
-    #: Holders renew this often. At most a third of the lease.
+    #: Interval at which workers renew their leases. At most a third of the lease.
     heartbeat: Duration = timedelta(seconds=3)
-    #: The sweep looks for lost messages, ended leases and due retries this often.
+    #: Interval of the sweep for lost messages, expired leases and due retries.
     sweep_every: Duration = timedelta(seconds=1)
-    #: A step that is ready for this long with no message waiting is published again.
+    #: A step that is ready for this long without a waiting message is published again.
     republish_after: Duration = timedelta(seconds=5)
-    #: Attempts of one step that may end with their worker's death before it is given up.
+    #: Most attempts of a step that end with the death of their worker, before the step fails.
     max_worker_losses: int = Field(default=3, ge=1)
-    #: Finished runs are kept for this long, where neither workflow nor client says how long.
+    #: Retention of finished runs, unless the workflow or the client sets another one.
     retention: Duration = timedelta(days=30)
-    #: Runs whose retention is over are looked for this often.
+    #: Interval of the deletion of runs whose retention is over.
     expire_every: Duration = timedelta(minutes=5)
-    #: Bytes (as JSON) of inputs, an output, an item or an event up to which they stay in their row. Longer ones are
-    #: stored beside it, each once.
+    #: Most bytes (as JSON) of inputs, an output, an item or an event that are stored in its row. Longer values are
+    #: stored in a table of their own, equal ones once.
     inline_bytes: int = Field(default=64 * 1024, ge=0)
-    #: Bytes of one of these at the most; the items' outputs of a map count as one.
+    #: Most bytes of one such value; the outputs of all items of a map count as one.
     max_payload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
-    #: Bytes of outputs that one step or expression sees at the most.
+    #: Most bytes of outputs that one step or expression can read.
     max_read_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
 
     @field_validator("heartbeat")
     @classmethod
-    def _is_well_below_the_lease(cls, value: timedelta, info: Any) -> timedelta:
+    def _at_most_a_third_of_the_lease(cls, value: timedelta, info: Any) -> timedelta:
         lease = info.data.get("lease")
         if lease is not None and value * 3 > lease:
             raise ValueError(f"must be at most a third of runs.lease ({durations.show(lease)})")
@@ -125,48 +125,48 @@ class RunSettings(Section):
 class ScheduleSettings(Section):
     """Schedules of workflows."""
 
-    #: Schedules are looked through for due fires this often: a fire is late by at most this, and a moment.
+    #: Interval of the check for due fires: a fire is late by at most about this time.
     check_every: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=1)
-    #: How long it is kept what became of a fire.
+    #: Retention of the history of fires.
     keep_fires: Annotated[Duration, durations.at_least("1m")] = timedelta(days=30)
 
 
 class CatalogSettings(Section):
-    """Which models can be served."""
+    """The catalogue of models and the sources of their files."""
 
-    #: Catalogues read after the shipped one; an entry of the same name replaces an earlier one.
+    #: Catalogue files, read after the shipped one; an entry replaces an earlier entry of the same name.
     files: tuple[Path, ...] = ()
-    #: Folders that `arriero models scan` reads for GGUF files.
+    #: Folders that `arriero models scan` searches for GGUF files.
     folders: tuple[Path, ...] = ()
     #: The Hugging Face hub, or a mirror with the same paths.
     hub: str = Field(default="https://huggingface.co", pattern=r"^https?://.+$")
-    #: A token of the hub, for gated and private models. It goes to the hub alone, and into no message.
+    #: A token of the hub, for gated and private models. It is sent to the hub only, and never shown.
     hub_token: SecretStr | None = None
 
 
 class ControlSettings(Section):
-    """The control workers, which run steps without a model and the scheduled jobs."""
+    """The control workers, which run steps without a model, and scheduled jobs."""
 
-    #: Threads of one control worker.
+    #: Number of threads of one control worker.
     concurrency: int = Field(default=8, ge=1, le=256)
-    #: Control workers that `arriero up` starts.
+    #: Number of control workers that `arriero up` starts.
     processes: int = Field(default=1, ge=1, le=64)
 
 
 class PoolSettings(Section):
-    """The processes that hold a model."""
+    """The pools: processes that serve a model."""
 
-    #: Models that are kept up: each has a pool somewhere that is never stopped to make room. Equal on every host.
+    #: Models that are kept running: each has a pool that is never stopped to make room. It must be equal on every host.
     models: tuple[str, ...] = ("smollm2:135m",)
-    #: Cores of this host that pools may use for llama.cpp in all; 0 takes all but one. Its threads wait by spinning:
-    #: where another process uses one of their cores, all of them stand still.
+    #: Cores of this host for all threads of llama.cpp together; 0 means all but one. The threads wait by spinning: when
+    #: another process uses one of their cores, all of them are delayed.
     threads: int = Field(default=0, ge=0)
-    #: Where each pool answers Prometheus. 0 takes a free port, which the pool writes to `DATA/metrics/NAME.json`.
+    #: Address of the metrics of a pool. Port 0 chooses a free one, which the pool writes to `DATA/metrics/NAME.json`.
     metrics_host: str = "127.0.0.1"
-    metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free port")
-    #: A pool that has not begun to serve by then is ended.
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="0 chooses a free port")
+    #: A pool that does not serve within this time is ended.
     start_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=5)
-    #: How long a pool may finish its steps after it was asked to stop.
+    #: Time for a stopping pool to finish its steps.
     drain_timeout: Duration = timedelta(seconds=20)
 
 
@@ -177,15 +177,15 @@ class Settings(BaseSettings):
         env_prefix=_PREFIX, env_nested_delimiter=_DELIMITER, extra="forbid", frozen=True, validate_default=True
     )
 
-    #: Embedded servers, downloaded models and logs live below it.
+    #: The directory of embedded servers, downloaded models and logs.
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("arriero")))
-    #: An outside Postgres (15 or later, with pgvector), as `postgresql://…`; without it, one is embedded.
+    #: An external Postgres (15 or later, with pgvector), as `postgresql://…`; without it, an embedded one is started.
     database_url: SecretStr | None = None
-    #: An outside Redis (7 or later) or Valkey, as `redis://…`; without it, one is embedded.
+    #: An external Redis (7 or later) or Valkey, as `redis://…`; without it, an embedded Valkey is started.
     redis_url: SecretStr | None = None
-    #: A directory with a file for each secret of steps, as Docker and Kubernetes make them.
+    #: A directory with one file per secret of steps, as Docker and Kubernetes create it.
     secrets_dir: Path | None = None
-    #: More hosts by which API, Flower and metrics are called: `a.example.com`, `*.example.com`; their pages may call.
+    #: Further accepted host names of API, Flower and metrics, whose pages may send requests: `a.com`, `*.a.com`.
     trusted_hosts: tuple[TrustedHost, ...] = ()
 
     log: LogSettings = LogSettings()
@@ -202,36 +202,36 @@ class Settings(BaseSettings):
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod
-    def _is_absolute(cls, value: Path | None) -> Path | None:
+    def _made_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
     @field_validator("database_url")
     @classmethod
-    def _names_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+    def _has_a_postgres_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         return _with_scheme(value, ("postgresql", "postgres"))
 
     @field_validator("redis_url")
     @classmethod
-    def _names_redis(cls, value: SecretStr | None) -> SecretStr | None:
+    def _has_a_redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         return _with_scheme(value, ("redis", "rediss", "valkey", "valkeys", "redis+socket", "unix"))
 
     @classmethod
-    def settings_customise_sources(  # type: ignore[override] # the three sources that are not used stay unnamed
+    def settings_customise_sources(  # type: ignore[override] # the three unused sources are in **_
         cls,
         settings_cls: type[BaseSettings],  # noqa: ARG003 the signature is pydantic's
         init_settings: PydanticBaseSettingsSource,
         **_: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` hands over: the sources are merged there, where their origins are known."""
+        """Use only the arguments of `load`, which merges all sources and records the origins."""
         return (init_settings,)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, and for each dotted key where its value came from."""
+    """The settings, with the origin of each value by its dotted key."""
 
     settings: Settings
-    #: `default`, a file's path, a variable's name, or `command line`.
+    #: `default`, the path of a file, the name of a variable, or `command line`.
     origins: Mapping[str, str]
 
 
@@ -242,11 +242,11 @@ def load(
     overrides: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """
-    Read the settings from all their places.
+    Read the settings from all their sources.
 
-    `environment` defaults to the process's own. `config` is the file given on the command line; else the one
-    that `ARRIERO_CONFIG` names, else `arriero.toml` of the current directory if there is one.
-    `overrides` are dotted keys given on the command line.
+    `environment` defaults to that of the process. `config` is the file of the command line; without it, the file is
+    that of `ARRIERO_CONFIG`, or `arriero.toml` in the current directory if it exists.
+    `overrides` are the dotted keys of the command line.
 
     Raises InvalidSettings with every problem found.
     """
@@ -259,7 +259,7 @@ def load(
     if file is not None:
         layers.append((_read_file(file), str(file)))
     layers.append((_read_environment(variables), ""))
-    given = {key: _listed(value) if key in _lists() else value for key, value in (overrides or {}).items()}
+    given = {key: _parse_list(value) if key in _lists() else value for key, value in (overrides or {}).items()}
     layers.append((_nested(given), "command line"))
 
     for layer, origin in layers:
@@ -270,7 +270,7 @@ def load(
 
     unknown = [_unknown(key, origins[key]) for key in origins if key not in _keys()]
     unknown += [
-        Problem(SECRET_PREFIX + name.upper(), "this is no name of a secret", "letters, digits and underscores")
+        Problem(SECRET_PREFIX + name.upper(), "not a valid name of a secret", "letters, digits and underscores")
         for name in secret_variables(variables)
         if not SECRET_NAME.fullmatch(name)
     ]
@@ -285,16 +285,16 @@ def load(
 
 
 def secret_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The secrets of steps that stand in the environment: names in lower case, and their values."""
+    """Return the secrets of steps in the environment, by their names in lower case."""
     variables = os.environ if environment is None else environment
     return {name.upper().removeprefix(SECRET_PREFIX).lower(): variables[name] for name in variables if _is_secret(name)}
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """
-    The process's environment with these settings in it, for a child process.
+    Return the environment of this process together with these settings, for a child process.
 
-    Secrets are in it, as they are in any environment: only processes of the same user can read them.
+    It contains secrets: only processes of the same user can read it.
     """
     inherited = {
         name: value for name, value in os.environ.items() if not name.upper().startswith(_PREFIX) or _is_secret(name)
@@ -304,7 +304,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def values_of(settings: Settings) -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its value, in the order of their definition."""
+    """Yield every dotted key with its value, in the order of their definition."""
     for key in _keys():
         value: Any = settings
         for part in key.split("."):
@@ -313,7 +313,7 @@ def values_of(settings: Settings) -> Iterator[tuple[str, Any]]:
 
 
 def shown(value: Any) -> Any:
-    """A value as `arriero config show` prints it: secrets masked, the rest as one would write it."""
+    """Return a value for `arriero config show`: secrets masked, other values in the format of the settings."""
     if isinstance(value, SecretStr):
         secret = value.get_secret_value()
         return masked_url(secret) if "://" in secret else "***"
@@ -329,7 +329,7 @@ def shown(value: Any) -> Any:
 
 
 def masked_url(url: str) -> str:
-    """The URL with its password, and the values of its query, replaced by stars."""
+    """Return the URL with its password and the values of its query replaced by stars."""
     head, mark, query = url.partition("?")
     if mark:
         query = "&".join(f"{part.partition('=')[0]}=***" for part in query.split("&"))
@@ -360,7 +360,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidSettings([Problem(str(path), f"this is no TOML: {error}")]) from None
+        raise InvalidSettings([Problem(str(path), f"the file is not valid TOML: {error}")]) from None
 
 
 def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
@@ -372,7 +372,7 @@ def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     nested = _nested({_key(name): value for name, value in given.items()})
     for key in _keys():
         if (name := variable(key)) in given and key in _lists():
-            _put(nested, key.split("."), _listed(given[name]))
+            _put(nested, key.split("."), _parse_list(given[name]))
     return nested
 
 
@@ -380,8 +380,8 @@ def _is_secret(variable: str) -> bool:
     return variable.upper().startswith(SECRET_PREFIX)
 
 
-def _listed(value: Any) -> Any:
-    """A list that was written as a text: a JSON list, or parts with commas."""
+def _parse_list(value: Any) -> Any:
+    """Parse a list that is written as a text: a JSON list, or comma-separated values."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("[") and isinstance(given := _json(value), list):
@@ -390,7 +390,7 @@ def _listed(value: Any) -> Any:
 
 
 def _json(text: str) -> Any:
-    """The JSON value, or None where the text is none."""
+    """Return the JSON value, or None when the text is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -441,7 +441,7 @@ def _secrets() -> frozenset[str]:
 
 
 def variable(key: str) -> str:
-    """The name of the environment variable of a setting."""
+    """Return the name of the environment variable of a setting."""
     return _PREFIX + key.replace(".", _DELIMITER).upper()
 
 
@@ -463,11 +463,11 @@ def _unknown(key: str, origin: str) -> Problem:
     name = origin if origin.startswith(_PREFIX) else key
     close = difflib.get_close_matches(key, _keys(), n=1)
     hint = f"did you mean {variable(close[0]) if name == origin else close[0]}?" if close else ""
-    return Problem(name, f"there is no such setting ({_place(origin)})", hint or "see `arriero config show`")
+    return Problem(name, f"there is no such setting ({_source(origin)})", hint or "see `arriero config show`")
 
 
 def _is_unknown_key(item: ErrorDetails) -> bool:
-    """Whether this is a key that `load` names itself, with its origin; keys inside lists are left to pydantic."""
+    """Whether `load` reports this key itself, with its origin; pydantic reports keys inside lists."""
     return item["type"] == "extra_forbidden" and not any(isinstance(part, int) for part in item["loc"])
 
 
@@ -481,11 +481,11 @@ def _problem(item: ErrorDetails, origins: Mapping[str, str]) -> Problem:
     given = item.get("input")
     secret = isinstance(given, SecretStr) or key in _secrets()
     value = "" if secret or isinstance(given, dict | tuple) else f"{given!r}: "
-    return Problem(where, f"{value}{message} ({_place(origin)})", _accepted(item["loc"]))
+    return Problem(where, f"{value}{message} ({_source(origin)})", _accepted(item["loc"]))
 
 
 def _accepted(place: Sequence[int | str]) -> str:
-    """What a key of a table in a list would take, or which keys that table has."""
+    """Return the accepted values for a key of a table in a list, or the keys of that table."""
     if not any(isinstance(part, int) for part in place):
         return ""
     fields = SimulatedDevice.model_fields  # the only tables in a list
@@ -493,7 +493,7 @@ def _accepted(place: Sequence[int | str]) -> str:
     return (field.description or "") if field else ", ".join(fields)
 
 
-def _place(origin: str) -> str:
+def _source(origin: str) -> str:
     if origin in {"command line", "default"}:
         return f"from the {origin}"
     return f"from the variable {origin}" if origin.startswith(_PREFIX) else f"from {origin}"

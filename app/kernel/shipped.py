@@ -1,4 +1,4 @@
-"""What is shipped beside the code: migrations, the catalogue, examples."""
+"""Files that are shipped with the code: migrations, the catalogue, examples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def folder(name: str) -> Path:
-    """A folder that comes with Arriero: beside the packages in a checkout, inside them when it was installed."""
+    """Return a shipped folder: next to the packages in a checkout, inside them in an installation."""
     packages = Path(str(importlib.resources.files("app")))
     inside = packages / "_shipped" / name
     return inside if inside.is_dir() else packages.parent / name

@@ -25,7 +25,7 @@ from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
 from app.footprint.layout import KnownLayout
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.priority import Priority
 from app.scheduler import needs
 from app.scheduler.cluster import Account, Cluster, Configuration, Device, DeviceKind, DeviceState, Pool, RequestRate
@@ -147,7 +147,7 @@ def _each(kind: str, rows: Iterable[Any], make: Callable[[Any], T]) -> list[T]:
     """What is made of each row, without those of which nothing can be made: they are logged."""
     found = []
     for row in rows:
-        with _GUARD.one(kind, str(row[0])):
+        with _GUARD.item(kind, str(row[0])):
             found.append(make(row))
     return found
 
@@ -238,7 +238,7 @@ def _configurations(
             files.setdefault(configuration, {})[host.name] = timedelta(0)
     found = {}
     for model in models:
-        with _GUARD.one("model", model.name):
+        with _GUARD.item("model", model.name):
             id_ = needs.configuration_id(model)
             found[model.name] = needs.configuration_of(
                 model, known.get(id_, ()), files.get(id_, {}), wishes.get(model.name, OperatorTarget())

@@ -127,7 +127,7 @@ class OperatorCommands:
         namespaces.require(namespace, "namespace", "request")
         with self.database.work() as work:
             open_session(work)  # nothing is granted while what it holds is counted
-            accounts.limit(work, namespace, limits)
+            accounts.set_limits(work, namespace, limits)
             work.after_commit(self.wake)
         _log.info("namespace_limited", namespace=namespace, **asdict(limits))
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from app.fleet.backoff import Backoff
-from app.kernel.sizes import rounded
+from app.kernel.units.sizes import rounded
 from app.scheduler.cluster import Account, Cluster, Configuration, DeviceState, Pool
 from app.scheduler.needs import SIMULATED
 from app.scheduler.option import Option

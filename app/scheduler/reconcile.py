@@ -25,11 +25,11 @@ from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.ledger.session import open_session
 from app.fleet.pool import COMING, Desired
-from app.kernel import texts
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.priority import Priority
+from app.kernel.security import texts
 from app.scheduler import defragmentation as defragmenting
 from app.scheduler import explanation, observation, placement
 from app.scheduler.cluster import Cluster, Demand
@@ -172,7 +172,7 @@ def reconcile(database: Database, ask: ReadDemand, terms: ReconcileTimes) -> Rec
             for one in turn.books.ledger.reservations.values()
             if one.state is not ReservationState.HELD  # no process touches its bytes yet
         ]
-        accounts.count(work, held, asked.working, asking)
+        accounts.record_usage(work, held, asked.working, asking)
         for statement in (_FORGET, _FORGET_ORDERS, _FORGET_DEFRAGMENTATIONS):
             work.run(statement, {"age": _KEPT})
     return Reconciled(plan, turn.refused, lost)
@@ -255,14 +255,14 @@ def _follow_stops(turn: ReconcilePass) -> None:
     """Do what operators ask to be stopped. It comes first: the plan sees it done."""
     for order in turn.work.rows(_STOPS):
         for pool in turn.work.rows(_OF_ORDER, {"pool": order.pool_id, "model": order.model}):
-            with _GUARD.one("pool", pool.id):
+            with _GUARD.item("pool", pool.id):
                 turn.stop(pool.id, Desired.DRAIN, order.reason)
         turn.work.run(_ANSWER, {"id": order.id})
 
 
 def _apply(turn: ReconcilePass, fleet: Cluster, action: Action) -> None:
     """Do one thing of a plan; one that breaks is refused with the reason, and stops none of the others."""
-    with _GUARD.one("action", str(action)[:_NAMED]) as failed:
+    with _GUARD.item("action", str(action)[:_NAMED]) as failed:
         turn.apply(fleet, action)
     if failed and isinstance(action, StartPool | GrantReserve):
         turn.refused[action.configuration] = f"it could not be granted: {_said(failed[0])}"
@@ -271,7 +271,7 @@ def _apply(turn: ReconcilePass, fleet: Cluster, action: Action) -> None:
 def _note_broken(turn: ReconcilePass, broken: Mapping[str, Exception]) -> None:
     """Say of the configurations that no plan could be made for why that is."""
     for configuration, error in broken.items():
-        with _GUARD.one("configuration", configuration):
+        with _GUARD.item("configuration", configuration):
             turn.refused[configuration] = f"no plan could be made for it: {_said(error)}"
             raise error
 
@@ -285,7 +285,7 @@ def _retire_changed(turn: ReconcilePass, seen: Observation) -> None:
     known = {configuration.id for configuration in seen.fleet.configurations}
     for pool in seen.fleet.pools:
         if pool.configuration not in known and pool.state in COMING:
-            with _GUARD.one("pool", pool.id):
+            with _GUARD.item("pool", pool.id):
                 turn.stop(pool.id, Desired.DRAIN, "its entry in the catalogue has changed")
 
 

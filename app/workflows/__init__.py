@@ -1,1 +1,1 @@
-"""Workflows: what clients define, and the durable runs of it."""
+"""Workflows: their definitions, and their durable runs."""

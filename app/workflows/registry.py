@@ -1,8 +1,8 @@
 """
-The named workflows: every version of each, and those that are shipped.
+The registry of named workflows: all stored versions, and the shipped workflows.
 
-A version never changes. Storing what is already the newest version gives that version again.
-A shipped workflow can be run without being stored; storing one of its name puts a version before it.
+A version never changes. Storing a definition that equals the newest version returns that version.
+A shipped workflow can run without being stored. A stored version with the same name takes precedence over it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from app.workflows.language.definition import Definition
 from app.workflows.runs.storage import store
 from app.workflows.runs.storage.payloads import as_json
 
-#: Where the shipped workflows lie.
+#: The folder of the shipped workflows.
 LIBRARY = Path(__file__).parent / "library"
-#: The version of a shipped workflow that nobody has stored.
+#: The version number of a shipped workflow that is not stored.
 SHIPPED = 0
 
 _NEWEST = text("SELECT version, sha256 FROM workflow WHERE name = :name ORDER BY version DESC LIMIT 1")
@@ -47,21 +47,22 @@ class Version:
     """One version of a named workflow."""
 
     name: str
-    #: 0 for a shipped one that was never stored.
+    #: 0 for a shipped workflow that is not stored.
     version: int
-    #: None for a shipped one.
+    #: None for version 0.
     created_at: datetime | None
     definition: Definition
 
 
 def put(database: Database, name: str, definition: Definition) -> tuple[Version, bool]:
     """
-    Store a definition as the newest version of its name; False when it is that already.
+    Store a definition as the newest version of its name.
 
-    Raises InvalidDefinition when the definition bears another name.
+    The second value is False when the newest version already equals the definition.
+    Raises InvalidDefinition when the definition has another name.
     """
     if definition.workflow != name:
-        message = f"the definition is of {definition.workflow!r}, the address names {name!r}"
+        message = f"the name {definition.workflow!r} in the definition differs from the name {name!r} in the URL"
         raise InvalidDefinition([Problem("workflow", message, repr(name))])
     sha256 = definition.sha256()
     with database.work() as work:
@@ -78,7 +79,7 @@ def put(database: Database, name: str, definition: Definition) -> tuple[Version,
 
 
 def get(database: Database, name: str, version: int | None = None) -> Version:
-    """The version of that number, or the newest. Raises NotFound, naming those that there are."""
+    """Return a version, by default the newest. Raises NotFound with the existing versions or names."""
     with database.work() as work:
         found = _stored(work, name, version) if version != SHIPPED else None
         if found is not None:
@@ -91,8 +92,8 @@ def get(database: Database, name: str, version: int | None = None) -> Version:
     raise NotFound("workflow", name, [entry.name for entry in newest_of_all(database)])
 
 
-def before(database: Database, version: Version) -> Version:
-    """The version that this one followed. Raises NotFound when it is the first."""
+def predecessor(database: Database, version: Version) -> Version:
+    """Return the previous version. Raises NotFound when the given version is the first one."""
     numbers = [number for number, _ in versions(database, version.name) if number < version.version]
     if not numbers and (version.version == SHIPPED or version.name not in shipped()):
         raise NotFound(f"version of workflow {version.name!r} before", str(version.version))
@@ -100,20 +101,20 @@ def before(database: Database, version: Version) -> Version:
 
 
 def newest_of_all(database: Database) -> list[Version]:
-    """The newest version of every workflow, by name."""
+    """Return the newest version of each workflow, by name."""
     with database.work() as work:
-        found = {row.name: _of(row) for row in work.rows(_ALL)}
+        found = {row.name: _version_of(row) for row in work.rows(_ALL)}
     return sorted((shipped() | found).values(), key=lambda entry: entry.name)
 
 
 def versions(database: Database, name: str) -> list[tuple[int, datetime]]:
-    """Number and time of every stored version, the newest first."""
+    """Return the number and the time of each stored version, the newest first."""
     with database.work() as work:
         return [(row.version, row.created_at) for row in work.rows(_VERSIONS, {"name": name})]
 
 
 def shipped() -> dict[str, Version]:
-    """The workflows that come with Arriero, by name."""
+    """Return the shipped workflows by name."""
     if not _SHIPPED:
         for path in sorted(LIBRARY.glob("*.yaml")):
             definition = check.parse(path.read_text(encoding="utf-8"))
@@ -126,8 +127,8 @@ _SHIPPED: dict[str, Version] = {}
 
 def _stored(work: UnitOfWork, name: str, version: int | None) -> Version | None:
     row = work.row(_ONE, {"name": name, "version": version})
-    return None if row is None else _of(row)
+    return None if row is None else _version_of(row)
 
 
-def _of(row: Any) -> Version:
-    return Version(row.name, row.version, row.created_at, definitions.stored(row.document))
+def _version_of(row: Any) -> Version:
+    return Version(row.name, row.version, row.created_at, definitions.from_document(row.document))

@@ -1,12 +1,11 @@
 """
-Expiry: what goes when its time is over, a batch in each transaction.
+Retention: deletes expired runs, then unreferenced definitions and payloads, one batch in each transaction.
 
-Runs whose retention is over go with all that belongs to them, what is below first: called runs, items of maps, the run.
-However much belongs to a run, a transaction removes a bounded part of it. Then the definitions and payloads go that
-nothing refers to any more. Any number of these may go on at once: each passes over what another has locked, and what
-cannot be removed keeps nothing else.
-What is shared is looked through by its hashes, round about from a place drawn by chance: where there is no time for all
-of it, the next one begins elsewhere.
+An expired run is deleted with all its data, children first: called runs, items of maps, the run.
+A transaction deletes a bounded part of a run, whatever its size.
+Concurrent passes are safe: each skips rows that another has locked. A row that cannot be deleted does not block others.
+Definitions and payloads are visited in the order of their hashes, from a random start and around to it again: a pass
+that runs out of time leaves the rest to one that starts elsewhere.
 """
 
 from __future__ import annotations
@@ -28,36 +27,36 @@ from app.workflows.runs.submission import MAX_DEPTH
 
 _log = log.get(__name__)
 
-#: Runs of one transaction. Each takes its steps with it.
+#: Maximum runs that one transaction deletes, with their steps.
 _RUNS = 50
-#: Items of maps of one transaction.
+#: Maximum items of maps that one transaction deletes.
 _ITEMS = 2_000
 #: How long a transaction waits for rows that another has locked.
 _LOCK_WAIT = timedelta(milliseconds=100)
-#: Definitions or payloads that one transaction looks at.
+#: Maximum definitions or payloads that one transaction visits.
 _SHARED = 200
 
 
 def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:
-    """Remove runs whose retention is over; gives how many, those that they called not counted."""
-    removed, together = 0, _RUNS
-    passed: set[UUID] = set()
+    """Delete expired runs while `in_time()` is true; return their number, without the runs that they called."""
+    removed, batch_size = 0, _RUNS
+    skipped: set[UUID] = set()
     while in_time():
         ids: list[UUID] = []
         try:
             with transactions.begin(database, _LOCK_WAIT) as work:
-                ids = removal.expired_runs(work, together, passed)
+                ids = removal.expired_runs(work, batch_size, skipped)
                 removed += _remove_part(work, ids)
         except DatabaseUnreachable:
             raise
         except (RowsLocked, psycopg.Error) as error:
-            # Something that belongs to one of them is locked, or cannot be removed: the others go one by one.
+            # A row of one of the runs is locked or cannot be deleted: continue with one run at a time.
             if not ids:
                 raise
-            if together == 1:
+            if batch_size == 1:
                 _log.warning("run_not_removed", run_id=str(ids[0]), error=str(error))
-                passed.update(ids)
-            together = 1
+                skipped.update(ids)
+            batch_size = 1
             continue
         if not ids:
             break
@@ -65,7 +64,11 @@ def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:
 
 
 def _remove_part(work: UnitOfWork, ids: list[UUID]) -> int:
-    """Remove the lowest part of what belongs to runs, or the runs where nothing large is left; gives how many runs."""
+    """
+    Delete a bounded part of the data of runs, children first, and the runs themselves when little is left.
+
+    Returns the number of deleted runs among `ids`.
+    """
     top = ids
     for _ in range(MAX_DEPTH + 1):
         called = removal.called_runs(work, ids, _RUNS)
@@ -78,27 +81,36 @@ def _remove_part(work: UnitOfWork, ids: list[UUID]) -> int:
     return removed if ids == top else 0
 
 
-def remove_definitions(database: Database, in_time: InTime = lambda: True, chance: float = 0.0) -> int:
-    """Remove definitions that no run and no version of a workflow refers to; gives how many."""
-    return _walk(database, lambda work, after: garbage.remove(work, "definition", after, _SHARED), in_time, chance)
+def remove_definitions(database: Database, in_time: InTime = lambda: True, start_fraction: float = 0.0) -> int:
+    """
+    Delete definitions that no run and no version of a workflow references; return their number.
+
+    `start_fraction`, from [0, 1), is the position in the range of hashes at which the pass starts.
+    """
+    return _walk(
+        database, lambda work, after: garbage.remove(work, "definition", after, _SHARED), in_time, start_fraction
+    )
 
 
-def remove_payloads(database: Database, in_time: InTime = lambda: True, chance: float = 0.0) -> int:
-    """Remove payloads that nothing refers to; gives how many."""
-    return _walk(database, lambda work, after: garbage.remove(work, "payload", after, _SHARED), in_time, chance)
+def remove_payloads(database: Database, in_time: InTime = lambda: True, start_fraction: float = 0.0) -> int:
+    """Delete payloads that no row references; return their number. `start_fraction` as in `remove_definitions`."""
+    return _walk(database, lambda work, after: garbage.remove(work, "payload", after, _SHARED), in_time, start_fraction)
 
 
 def _walk(
-    database: Database, remove: Callable[[UnitOfWork, str], tuple[int, str | None]], in_time: InTime, chance: float
+    database: Database,
+    remove: Callable[[UnitOfWork, str], tuple[int, str | None]],
+    in_time: InTime,
+    start_fraction: float,
 ) -> int:
-    start = f"{int(chance * 2**32):08x}"
-    removed, after, around = 0, start, False
+    first_hash = f"{int(start_fraction * 2**32):08x}"
+    removed, after, wrapped = 0, first_hash, False
     while in_time():
         with database.work() as work:
             batch, last = remove(work, after)
         removed += batch
-        if around and (last is None or last > start):
+        if wrapped and (last is None or last > first_hash):
             break
-        around = around or last is None
+        wrapped = wrapped or last is None
         after = last or ""
     return removed

@@ -1,4 +1,4 @@
-"""Accounts of namespaces: who is charged for the devices that pools hold."""
+"""Accounts of namespaces: which namespace is charged for the devices of a pool."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fleet.granting import LEASE, begun, declared, granted
 
 @pytest.fixture
 def pool(database: Database) -> str:
-    """A pool on two GPUs and some RAM beside them, whose worker is called w; granted for `owner`."""
+    """A pool on two GPUs and some RAM, with the worker w; granted for the namespace `owner`."""
     hosts = Hosts(database, LEASE, LEASE)
     agent = hosts.join("h", "h", 8, [*declared("a", "b"), *declared("ram", kind="cpu", type_="cpu")], {})
     id_ = granted(database, "h", {"a": 600, "b": 300, "ram": 100})
@@ -32,8 +32,8 @@ def pool(database: Database) -> str:
     return id_
 
 
-def count(
-    database: Database, working: dict[str, dict[str, int]], asking: tuple[str, ...] = ()
+def record(
+    database: Database, working: dict[str, dict[str, int]], waiting: tuple[str, ...] = ()
 ) -> dict[str, NamespaceAccount]:
     with database.work() as work:
         ledger = session.open_session(work).ledger
@@ -42,9 +42,9 @@ def count(
             for one in ledger.reservations.values()
             if one.state is not ReservationState.HELD
         ]
-        accounts.count(work, held, working, asking)
+        accounts.record_usage(work, held, working, waiting)
     with database.work() as work:
-        return {one.namespace: one for one in accounts.listed(work)}
+        return {one.namespace: one for one in accounts.list_accounts(work)}
 
 
 def pass_time(database: Database, seconds: float) -> None:
@@ -62,48 +62,50 @@ def used(found: dict[str, NamespaceAccount]) -> dict[str, int]:
     return {name: round(one.used.total_seconds()) for name, one in found.items()}
 
 
-def test_devices_count_for_those_whose_steps_run_there_and_idle_for_whom_they_were_granted(
+def test_devices_are_charged_to_the_running_namespaces_and_when_idle_to_the_owner(
     database: Database, pool: str
 ) -> None:
-    found = count(database, {"w": {"x": 3, "y": 1}})
+    found = record(database, {"w": {"x": 3, "y": 1}})
     assert {name: one.held_bytes for name, one in found.items()} == {"x": 0, "y": 0}
     pass_time(database, 10)
-    found = count(database, {"w": {"x": 3, "y": 1}})
+    found = record(database, {"w": {"x": 3, "y": 1}})
     assert used(found) == {"x": 15, "y": 5}, "two devices for ten seconds"
 
     pass_time(database, 10)
-    assert used(count(database, {}))["owner"] == 0, "its account begins now"
+    assert used(record(database, {}))["owner"] == 0, "its account was created now"
     pass_time(database, 10)
-    found = count(database, {})
+    found = record(database, {})
     assert (used(found)["owner"], found["owner"].held_bytes) == (20, 1000)
     assert used(found)["x"] == 15
 
 
-def test_what_nobody_looked_at_for_long_is_not_charged_whole(database: Database, pool: str) -> None:
-    count(database, {"w": {"x": 1}})
+def test_after_a_long_gap_at_most_a_minute_is_charged(database: Database, pool: str) -> None:
+    record(database, {"w": {"x": 1}})
     pass_time(database, 3600)
-    assert used(count(database, {"w": {"x": 1}})) == {"x": 120}, "two devices for a minute"
+    assert used(record(database, {"w": {"x": 1}})) == {"x": 120}, "two devices for a minute"
 
 
-def test_attained_service_fades_and_is_forgotten_where_nothing_is_limited(database: Database, pool: str) -> None:
-    count(database, {"w": {"x": 1, "y": 1}})
+def test_attained_service_fades_and_accounts_without_limits_are_deleted(database: Database, pool: str) -> None:
+    record(database, {"w": {"x": 1, "y": 1}})
     with database.work() as work:
-        accounts.limit(work, "y", NamespaceLimits(max_device_time=timedelta(hours=1)))
+        accounts.set_limits(work, "y", NamespaceLimits(max_device_time=timedelta(hours=1)))
         work.run(text("UPDATE quota SET attained_seconds = 100"))
     pass_time(database, 3600)
-    found = count(database, {"other": {"x": 1}}, asking=("x",))
+    found = record(database, {"other": {"x": 1}}, waiting=("x",))
     assert round(found["x"].attained.total_seconds()) == 50
 
     pass_time(database, 24 * 3600)
-    assert count(database, {"other": {"z": 1}}).keys() == {"owner", "y"}
+    assert record(database, {"other": {"z": 1}}).keys() == {"owner", "y"}
 
 
-def test_a_period_that_is_over_begins_anew(database: Database, pool: str) -> None:
+def test_usage_is_reset_when_a_period_ends(database: Database, pool: str) -> None:
     with database.work() as work:
-        accounts.limit(work, "x", NamespaceLimits(max_device_time=timedelta(seconds=30), period=timedelta(minutes=5)))
-    count(database, {"w": {"x": 1}})
+        accounts.set_limits(
+            work, "x", NamespaceLimits(max_device_time=timedelta(seconds=30), period=timedelta(minutes=5))
+        )
+    record(database, {"w": {"x": 1}})
     pass_time(database, 20)
-    assert count(database, {"w": {"x": 1}})["x"].exhausted_until is not None
+    assert record(database, {"w": {"x": 1}})["x"].exhausted_until is not None
     pass_time(database, 300)
-    found = count(database, {})
+    found = record(database, {})
     assert (found["x"].exhausted_until, used(found)["x"]) == (None, 0)

@@ -32,6 +32,6 @@ def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_pat
 
 @pytest.fixture
 def client(services: Services) -> TestClient:
-    """A client of the API on the real database and broker. Internal errors are answers, as for any client."""
-    # Not entered: its life's end would close the database of the session.
+    """A client of the API with a real database and broker. Internal errors are answers and not exceptions."""
+    # Not entered: the end of its lifespan would close the database of the session.
     return TestClient(serve(services), base_url="http://localhost", raise_server_exceptions=False)

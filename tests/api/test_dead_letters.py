@@ -11,22 +11,22 @@ from app.api.services import Services
 from app.kernel.dead_letters import Reason
 
 
-def figures(client: TestClient) -> dict[tuple[str, ...], float]:
+def metrics(client: TestClient) -> dict[tuple[str, ...], float]:
     answer = client.get("/metrics")
     assert answer.status_code == 200, answer.text
     families = text_string_to_metric_families(answer.text)
     return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
 
 
-def test_they_are_listed_counted_and_removed(client: TestClient, services: Services) -> None:
+def test_dead_letters_are_listed_counted_and_removed(client: TestClient, services: Services) -> None:
     assert client.get("/v1/dead-letters").json() == {"dead_letters": [], "kept": 0, "counts": {}}
-    assert figures(client) == {("arriero_dead_letters_kept",): 0}
+    assert metrics(client) == {("arriero_dead_letters_kept",): 0}
     letters = services.publisher.dead_letters()
     for number in range(3):
         letters.put(datetime(2026, 1, 1, tzinfo=UTC), "io", Reason.UNREADABLE, "no JSON", b"hello %d" % number)
 
-    told = client.get("/v1/dead-letters", params={"limit": 1}).json()
-    assert told["dead_letters"] == [
+    page = client.get("/v1/dead-letters", params={"limit": 1}).json()
+    assert page["dead_letters"] == [
         {
             "at": "2026-01-01T00:00:00Z",
             "queue": "io",
@@ -36,10 +36,10 @@ def test_they_are_listed_counted_and_removed(client: TestClient, services: Servi
             "message": "hello 2",
         }
     ]
-    assert (told["kept"], told["counts"]) == (3, {"io": {"unreadable": 3}})
-    assert figures(client)[("arriero_dead_letters_total", "io", "unreadable")] == 3
+    assert (page["kept"], page["counts"]) == (3, {"io": {"unreadable": 3}})
+    assert metrics(client)[("arriero_dead_letters_total", "io", "unreadable")] == 3
     assert client.delete("/v1/dead-letters").json() == {"removed": 3}
-    assert figures(client) == {
+    assert metrics(client) == {
         ("arriero_dead_letters_kept",): 0,
         ("arriero_dead_letters_total", "io", "unreadable"): 3,
     }

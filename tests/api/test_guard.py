@@ -1,4 +1,4 @@
-"""What web pages of other sites can send reaches no endpoint, and what is printed in the documents still works."""
+"""Requests that pages of other sites can send are refused, and the commands of the README work."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def count(client: TestClient) -> int:
         ({"Sec-Fetch-Site": "cross-site"}, "Sec-Fetch-Site"),
     ],
 )
-def test_no_page_of_another_site_submits_reads_or_steers(
+def test_requests_of_other_sites_are_refused_on_every_path(
     client: TestClient, headers: dict[str, str], named: str
 ) -> None:
     run_id = client.post("/v1/runs", content=RUN, headers=JSON).json()["id"]
@@ -55,11 +55,11 @@ def test_no_page_of_another_site_submits_reads_or_steers(
         assert answer.status_code == 403, (method, path)
         assert answer.headers["content-type"] == "application/problem+json"
         assert "access-control-allow-origin" not in answer.headers
-        told = answer.json()
-        assert told["type"] == "urn:arriero:error:forbidden-request"
-        assert told["errors"][0]["where"] == named
-        assert repr(headers[named]) in told["detail"]
-        assert "trusted_hosts" in told["errors"][0]["accepted"]
+        problem = answer.json()
+        assert problem["type"] == "urn:arriero:error:forbidden-request"
+        assert problem["errors"][0]["where"] == named
+        assert repr(headers[named]) in problem["detail"]
+        assert "trusted_hosts" in problem["errors"][0]["accepted"]
     assert client.get(f"/v1/runs/{run_id}").json() == before
     assert count(client) == 1
 
@@ -69,7 +69,7 @@ def test_no_page_of_another_site_submits_reads_or_steers(
                      "multipart/form-data; boundary=x"]
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/runs", "/v1/runs/00000000-0000-0000-0000-000000000000/cancel"])
-def test_a_body_needs_a_type_that_no_form_sends(client: TestClient, content_type: str | None, path: str) -> None:
+def test_a_body_needs_a_type_that_forms_cannot_send(client: TestClient, content_type: str | None, path: str) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
     answer = client.post(path, content=RUN, headers=headers)
 
@@ -79,11 +79,11 @@ def test_a_body_needs_a_type_that_no_form_sends(client: TestClient, content_type
     assert count(client) == 0
 
 
-def test_a_body_of_unknown_length_needs_a_type_too(client: TestClient) -> None:
+def test_a_body_of_unknown_length_needs_a_media_type_too(client: TestClient) -> None:
     assert client.post("/v1/runs", content=iter([RUN.encode()])).status_code == 415
 
 
-def test_a_form_without_fields_changes_nothing(client: TestClient) -> None:
+def test_a_form_without_fields_is_refused(client: TestClient) -> None:
     """Old browsers send it without an Origin."""
     run_id = client.post("/v1/runs", content=RUN, headers=JSON).json()["id"]
     form = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -91,7 +91,7 @@ def test_a_form_without_fields_changes_nothing(client: TestClient) -> None:
     assert client.post(f"/v1/runs/{run_id}/cancel").status_code in {200, 202}
 
 
-def test_the_server_s_own_pages_and_programs_are_answered(client: TestClient) -> None:
+def test_own_pages_and_programs_are_accepted(client: TestClient) -> None:
     own = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
 
     assert client.post("/v1/runs", content=RUN, headers=JSON | own).status_code == 202
@@ -103,34 +103,34 @@ def test_the_server_s_own_pages_and_programs_are_answered(client: TestClient) ->
 
 @pytest.fixture
 def port(services: Services) -> Iterator[int]:
-    """The API on a port, as `arriero api` serves it."""
-    # Without its lifespan, whose end closes the database of the session.
+    """The port of an API that is served as `arriero api` does."""
+    # Without the lifespan, whose end would close the database of the session.
     config = uvicorn.Config(serve(services), host="127.0.0.1", port=0, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
-    began = threading.Event()
+    running = threading.Event()
     startup = server.startup
 
     async def started(*arguments: object, **more: object) -> None:
-        await startup(*arguments, **more)  # type: ignore[arg-type] # passed on as they came
-        began.set()
+        await startup(*arguments, **more)  # type: ignore[arg-type] # passed on unchanged
+        running.set()
 
-    server.startup = started  # type: ignore[method-assign] # to know when it serves
+    server.startup = started  # type: ignore[method-assign] # to know when it accepts connections
     thread = threading.Thread(target=server.run)
     thread.start()
-    assert began.wait(30)
+    assert running.wait(30)
     yield int(server.servers[0].sockets[0].getsockname()[1])
     server.should_exit = True
     thread.join()
 
 
 def raw(port: int, *lines: str) -> int:
-    """The status of the answer to a request, written as it is."""
+    """Send the lines as a request, and return the status of the answer."""
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
         return int(connection.makefile("rb").readline().split()[1])
 
 
-def test_the_first_line_and_repeated_headers_tell_it_no_other_host(port: int) -> None:
+def test_neither_request_line_nor_repeated_headers_replace_the_host(port: int) -> None:
     assert raw(port, "GET /healthz HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: close") == 200
     assert raw(port, "GET /healthz HTTP/1.0") == 403
     assert raw(port, "GET /healthz HTTP/1.1", "Host: evil.example", "Connection: close") == 403
@@ -139,12 +139,12 @@ def test_the_first_line_and_repeated_headers_tell_it_no_other_host(port: int) ->
         403,
     }
     assert raw(port, "GET /healthz HTTP/1.1", "Host: localhost", "X-Forwarded-Host: a", "Origin: null") == 403
-    # An address in the first line counts for nothing: browsers send one to proxies only.
+    # A URL in the request line has no effect: browsers send one to proxies only.
     assert raw(port, "GET http://localhost/healthz HTTP/1.1", "Host: evil.example", "Connection: close") in {400, 403}
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_lines_of_the_readme_work_as_they_are_printed(port: int) -> None:
+def test_the_commands_of_the_readme_work_as_printed(port: int) -> None:
     block = re.search(r"The same over HTTP.*?```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
     commands = block[1].replace("\\\n", " ").strip().splitlines()

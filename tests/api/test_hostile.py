@@ -1,4 +1,4 @@
-"""Hostile requests: each gets an answer below 500 that says what is wrong, and is parsed off the event loop."""
+"""Hostile requests: each gets a status below 500 and the reason, and is parsed off the event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOOP = {"workflow": "w", "inputs": {"x": {}}, "steps": [{"id": "a", "kind": "noo
 
 
 def given(text: str) -> bytes:
-    """A run whose input is the text as it is."""
+    """Return the body of a run with the text as its input, unchanged."""
     return b'{"definition": %s, "inputs": {"x": %s}}' % (json.dumps(NOOP).encode(), text.encode())
 
 
@@ -26,16 +26,16 @@ BODIES: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "brackets": (b"[" * 500, JSON, 422, "64 levels"),
     "brackets in an input": (given("[" * 500 + "]" * 500), JSON, 422, "64 levels"),
     "brackets in YAML": (b"[" * 5_000, YAML, 422, "64 levels"),
-    "merges in YAML": (b"a: &a {<<: *a}", YAML, 422, "merged into one another"),
-    "no JSON": (b"workflow: w", JSON, 422, "this is no JSON"),
-    "no UTF-8": (b'{"workflow": "\xff"}', JSON, 422, "no UTF-8"),
-    "half a character": (given('"\\ud800"'), JSON, 422, "half a character"),
-    "half a character in a key": (given('{"\\ud800": 1}'), JSON, 422, "half a character"),
+    "merges in YAML": (b"a: &a {<<: *a}", YAML, 422, "merged mappings are nested"),
+    "no JSON": (b"workflow: w", JSON, 422, "this is not JSON"),
+    "not UTF-8": (b'{"workflow": "\xff"}', JSON, 422, "not valid UTF-8"),
+    "a lone surrogate": (given('"\\ud800"'), JSON, 422, "lone surrogate"),
+    "a lone surrogate in a key": (given('{"\\ud800": 1}'), JSON, 422, "lone surrogate"),
     "10^400": (given("1" + "0" * 400), JSON, 422, "308 digits"),
     "many digits": (given("1" * 10_000), JSON, 422, "308 digits"),
-    "1e400": (given("1e400"), JSON, 422, "beyond what a double"),
-    "no number": (given("NaN"), JSON, 422, "none that JSON knows"),
-    "a key twice": (given('{"a": 1, "a": 2}'), JSON, 422, "stands twice"),
+    "1e400": (given("1e400"), JSON, 422, "beyond the range of a double"),
+    "no number": (given("NaN"), JSON, 422, "JSON has no number NaN"),
+    "a key twice": (given('{"a": 1, "a": 2}'), JSON, 422, "duplicate key"),
     "NUL": (given('"\\u0000"'), JSON, 202, "w"),
     "NUL in a label": (b'{"workflow": "x", "labels": {"a": "\\u0000"}}', JSON, 404, "no workflow"),
     "NUL as a name": (b'{"workflow": "\\u0000"}', JSON, 422, "workflow"),
@@ -45,17 +45,17 @@ BODIES: dict[str, tuple[bytes, dict[str, str], int, str]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_gets_an_answer_that_says_what_is_wrong(name: str, client: TestClient) -> None:
-    body, headers, status, told = BODIES[name]
+def test_an_invalid_body_is_refused_with_the_reason(name: str, client: TestClient) -> None:
+    body, headers, status, text = BODIES[name]
     answer = client.post("/v1/runs", content=body, headers=headers)
     assert answer.status_code == status, answer.text
-    assert told in answer.text
+    assert text in answer.text
 
 
 @pytest.mark.parametrize(
     "path", ["/v1/workflows/%00", "/v1/runs?workflow=%00", "/v1/runs?label=a%3D%00", "/v1/models/%00"]
 )
-def test_nul_in_an_address_is_refused(path: str, client: TestClient) -> None:
+def test_nul_in_a_url_is_refused(path: str, client: TestClient) -> None:
     answer = client.get(path)
     assert answer.status_code == 422, answer.text
     assert "NUL" in answer.text
@@ -80,25 +80,25 @@ RUN = "/v1/runs/00000000-0000-7000-8000-000000000000"
         ("PUT", "/v1/workflows/a"),
     ],
 )
-def test_every_body_is_bounded_and_read_off_the_event_loop(
+def test_every_body_is_bounded_and_parsed_off_the_event_loop(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
-    on_a_loop = []
+    on_event_loop = []
     read = source.read
 
     def noted(*arguments: Any) -> Any:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            on_a_loop.append(False)
+            on_event_loop.append(False)
         else:
-            on_a_loop.append(True)
+            on_event_loop.append(True)
         return read(*arguments)
 
     monkeypatch.setattr(source, "read", noted)
     for body in (b"[" * 500, b'{"name": 1, "name": 2}'):
         assert client.request(method, path, content=body, headers=JSON).status_code == 422
-    assert on_a_loop == [False, False]
+    assert on_event_loop == [False, False]
 
 
 UNSTORABLE: dict[str, tuple[str, str, bytes]] = {
@@ -107,10 +107,10 @@ UNSTORABLE: dict[str, tuple[str, str, bytes]] = {
     "versions to compare": ("GET", f"/v1/workflows/support-triage/diff?old={2**63}", b""),
     "a long name of a workflow": ("POST", f"/v1/workflows/{'x' * 5000}/pause", b"{}"),
     "NUL in a filter": ("POST", "/v1/bulk/cancel", rb'{"workflow": "\u0000"}'),
-    "half a character in a filter": ("POST", "/v1/bulk/retry", rb'{"workflow": "\ud800"}'),
-    "half a character in a label": ("POST", "/v1/bulk/retry", rb'{"labels": {"a": "\ud800"}}'),
+    "a lone surrogate in a filter": ("POST", "/v1/bulk/retry", rb'{"workflow": "\ud800"}'),
+    "a lone surrogate in a label": ("POST", "/v1/bulk/retry", rb'{"labels": {"a": "\ud800"}}'),
     "NUL in a model": ("POST", "/v1/pools/stop", rb'{"model": "\u0000"}'),
-    "half a character in a model": ("POST", "/v1/pools/stop", rb'{"model": "\ud800"}'),
+    "a lone surrogate in a model": ("POST", "/v1/pools/stop", rb'{"model": "\ud800"}'),
     "a schedule's version": (
         "PUT",
         "/v1/schedules/s",
@@ -130,7 +130,7 @@ UNSTORABLE: dict[str, tuple[str, str, bytes]] = {
 
 
 @pytest.mark.parametrize("name", UNSTORABLE)
-def test_what_the_database_cannot_hold_is_refused(name: str, client: TestClient) -> None:
+def test_values_that_the_database_cannot_store_are_refused(name: str, client: TestClient) -> None:
     method, path, body = UNSTORABLE[name]
     answer = client.request(method, path, content=body, headers=JSON)
     assert answer.status_code == 422, answer.text
@@ -156,7 +156,7 @@ def test_an_answer_does_not_repeat_a_long_input(body: bytes, client: TestClient)
     assert len(definition.content) < 30_000
 
 
-def test_a_namespace_that_is_forgotten_at_once_is_answered(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_namespace_that_is_deleted_at_once_is_answered(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "accounts", lambda _: [])
     answer = client.put("/v1/namespaces/brief", json={})
     assert answer.status_code == 200, answer.text

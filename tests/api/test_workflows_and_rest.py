@@ -91,8 +91,8 @@ def test_readiness_names_unavailable_parts(services: Services) -> None:
 
     answer = client.get("/readyz")
     assert answer.status_code == 503
-    assert "cannot be reached" in answer.json()["database"]
-    assert "cannot be reached" in answer.json()["broker"]
+    assert "is unreachable" in answer.json()["database"]
+    assert "is unreachable" in answer.json()["broker"]
     assert client.get("/healthz").status_code == 200
     assert client.get("/v1/runs").headers["retry-after"] == "5"
     publisher.close()

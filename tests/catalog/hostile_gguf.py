@@ -1,4 +1,4 @@
-"""GGUF files byte by byte: what a library for them would not write, and what somebody may send."""
+"""Writes GGUF files byte by byte, also malformed ones that no library writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FORMATS = {
     UINT8: "<B", 1: "<b", 2: "<H", 3: "<h", UINT32: "<I", INT32: "<i", FLOAT32: "<f", BOOL: "<?", UINT64: "<Q",
     INT64: "<q", 12: "<d",
 }  # fmt: skip
-#: Numbers on which readers stumble.
+#: Numbers that often break parsers.
 NUMBERS = (
     0,
     1,
@@ -56,7 +56,7 @@ def tensor(name: str | bytes, shape: tuple[int, ...] = (32,), kind: int = 0, off
 
 
 def model(path: Path, *keys: bytes, tensors: Iterable[bytes] = (), data: int = 1 << 12) -> Path:
-    """A small whole model of the architecture `llama`, with these keys too."""
+    """Writes a small complete model of the architecture `llama`, with these additional keys."""
     tables = list(tensors) or [tensor("token_embd.weight")]
     all_keys = [key("general.architecture", STRING, string("llama")), *keys]
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tables), len(all_keys)) + b"".join(all_keys) + b"".join(tables)
@@ -77,7 +77,7 @@ def u32(name: str, value: int) -> bytes:
 
 
 class Walk:
-    """A real header from its bytes, so that it can be written again with short lists: mutating it is quick then."""
+    """Parses a real header, so that it can be written with short lists, which makes mutations fast."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 4
@@ -92,7 +92,7 @@ class Walk:
             self.keys.append(name + (self._list() if kind == ARRAY else self._value(kind)))
 
     def short(self) -> bytes:
-        """The header with short lists, and its whole table of tensors."""
+        """Returns the header with short lists and its complete tensor table."""
         start = self._at
         for _ in range(self.tensor_count):
             self._string()
@@ -128,7 +128,7 @@ class Walk:
 
 
 def mutated(header: bytes, chance: random.Random) -> bytes:
-    """Another file: bits, numbers, pieces that are gone, doubled or from elsewhere, or its end cut off."""
+    """Returns a mutated file: flipped bits, other numbers, deleted, doubled or copied pieces, or a truncated end."""
     made = bytearray(header)
     for _ in range(chance.choice((1, 1, 2, 4))):
         at = chance.randrange(4, len(made))

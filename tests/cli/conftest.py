@@ -1,4 +1,4 @@
-"""Fixtures of the command's tests: an API that serves on the real database and broker, and the command with its URL."""
+"""Fixtures for tests of the command: an API on the real database and broker, and the command with its URL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.runs.service import Runs
 
-#: Runs the command with these arguments. Raises its errors, and fails unless the exit code is `exits`.
+#: Runs the command with these arguments. It raises errors of the command, and checks that the exit code is `exits`.
 Arriero = Callable[..., Result]
 
 
@@ -43,7 +43,7 @@ def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, settings
 
         def run(*arguments: str | Path, exits: int = 0) -> Result:
             line = ["--set", f"api.url={url}", *(str(argument) for argument in arguments)]
-            result = CliRunner().invoke(app, line, env={"COLUMNS": "200"})
+            result = CliRunner().invoke(app, line)
             if result.exception is not None and not isinstance(result.exception, SystemExit):
                 raise result.exception
             assert result.exit_code == exits, result.output
@@ -54,7 +54,7 @@ def arriero(database: Database, publisher: CeleryPublisher, runs: Runs, settings
 
 @contextmanager
 def serving(services: Services) -> Iterator[str]:
-    """An API that listens, as its URL. It runs without its lifespan, whose end would close the session's database."""
+    """Yield the URL of a listening API. It runs without its lifespan, whose end would close the session's database."""
     server = uvicorn.Server(uvicorn.Config(serve(services), port=0, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()

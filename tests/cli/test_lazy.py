@@ -1,4 +1,4 @@
-"""Lazy commands: modules are imported when a command runs; names and help are known before."""
+"""Lazy commands: modules are imported when a command runs; names and help lines are available before."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from app.cli import COMMANDS, models
-from app.cli.footprint import footprint
+from app.cli import COMMANDS
+from app.cli.fleet import models
+from app.cli.fleet.footprint import footprint
 
 #: Packages that only servers and commands with database access need.
 HEAVY = ("alembic", "celery", "fastapi", "jsonschema", "llama_cpp", "psycopg", "sqlalchemy", "uvicorn")
@@ -57,5 +58,5 @@ def test_a_command_imports_only_what_it_needs(arguments: tuple[str, ...]) -> Non
 
 
 def test_heavy_packages_are_detected() -> None:
-    """Shows that the test above can fail."""
+    """Show that the test above can fail."""
     assert {"fastapi", "sqlalchemy"} <= imported_by("api", "--help")

@@ -1,8 +1,8 @@
 """
-Devices: what is measured, and what is said when it cannot be.
+Devices: their measurement, and the problems that are reported when it fails.
 
-No GPU has been seen by these tests. They hold the adapter to the symbols and structures of the package nvidia-ml-py;
-the values in them have the shapes that NVML's reference gives.
+These tests use no GPU. They check the adapter against the symbols and structures of the package nvidia-ml-py; their
+values follow NVML's reference.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ GIB = 2**30
 
 
 def snake(name: str) -> str:
-    """`nvmlDeviceGetUUID` is `device_get_uuid` here."""
+    """Converts a name: `nvmlDeviceGetUUID` to `device_get_uuid`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removeprefix("nvml")).lower()
 
 
 class Driver:
-    """NVML for two GPUs, the second of them divided, in the structures of pynvml itself."""
+    """A fake NVML with two GPUs, the second one with MIG instances, that returns pynvml's own structures."""
 
     def __init__(self) -> None:
         self.refuses: dict[str, type[pynvml.NVMLError]] = {}
         self.opened = 0
 
     def __getattr__(self, name: str) -> Any:
-        constant = getattr(pynvml, name)  # a symbol that the package does not have is a failure of the test
+        constant = getattr(pynvml, name)  # a symbol that the package lacks fails the test
         if not callable(constant) or inspect.isclass(constant):
             return constant
         if name in self.refuses:
@@ -111,7 +111,7 @@ class Driver:
         return [SimpleNamespace(pid=72, usedGpuMemory=GIB)]
 
     def device_get_graphics_running_processes_v2(self, _handle: tuple[int, ...]) -> list[Any]:
-        raise AssertionError("the newer one was not refused")
+        raise AssertionError("the newer call is supported")
 
     def device_get_graphics_running_processes_v3(self, _handle: tuple[int, ...]) -> list[Any]:
         return [SimpleNamespace(pid=70, usedGpuMemory=5 * GIB)]
@@ -122,21 +122,21 @@ def driver() -> Driver:
     return Driver()
 
 
-def test_the_package_has_what_the_adapter_calls() -> None:
-    """Contract: every symbol of nvidia-ml-py that the adapter names is there, and is called with what it takes."""
+def test_the_package_has_the_symbols_that_the_adapter_uses() -> None:
+    """Contract: every symbol of nvidia-ml-py that the adapter uses exists, and has the expected parameters."""
     source = inspect.getsource(nvml)
     names = set(re.findall(r"(?:nvml|_nvml|pynvml)\.(nvml\w+|NVML\w+)", source))
     assert len(names) > 20
     assert [name for name in names if not hasattr(pynvml, name)] == []
     for name in names:
-        real, ours = getattr(pynvml, name), getattr(Driver, snake(name), None)
-        if inspect.isfunction(real) and ours is not None:
-            assert len(inspect.signature(real).parameters) == len(inspect.signature(ours).parameters) - 1, name
+        real, fake = getattr(pynvml, name), getattr(Driver, snake(name), None)
+        if inspect.isfunction(real) and fake is not None:
+            assert len(inspect.signature(real).parameters) == len(inspect.signature(fake).parameters) - 1, name
     for kind, fields in ((pynvml.c_nvmlMemory_v2_t, "total reserved free used"), (pynvml.c_nvmlUtilization_t, "gpu")):
         assert set(fields.split()) <= {name for name, _ in kind._fields_}
 
 
-def test_gpus_and_the_instances_of_a_divided_one(driver: Driver) -> None:
+def test_gpus_and_mig_instances_are_measured(driver: Driver) -> None:
     devices, problems = Gpus(driver).read()
     assert problems == []
     whole, first, second = devices
@@ -159,11 +159,11 @@ def test_gpus_and_the_instances_of_a_divided_one(driver: Driver) -> None:
         ("device_get_temperature", 2**32 - 1, ""),
         ("device_get_memory_info", SimpleNamespace(total=2**64 - 1, free=1, reserved=0), "18,446,744,073,709,551,615"),
         ("device_get_memory_info", SimpleNamespace(total=GIB, free=1, reserved=2**63), "bytes of memory"),
-        ("device_get_memory_info", SimpleNamespace(total=0, free=0, reserved=0), "has 0 bytes"),
+        ("device_get_memory_info", SimpleNamespace(total=0, free=0, reserved=0), "reports 0 bytes"),
         ("device_get_memory_info", SimpleNamespace(), "no attribute"),
     ],
 )
-def test_a_gpu_that_answers_nonsense_does_not_hide_the_others(
+def test_a_gpu_with_invalid_values_does_not_hide_the_others(
     driver: Driver, answer: str, given: Any, problem: str, database: Database
 ) -> None:
     right = getattr(driver, answer)
@@ -175,17 +175,17 @@ def test_a_gpu_that_answers_nonsense_does_not_hide_the_others(
     devices, problems = Gpus(driver).read()
     assert {"gpu-1-0", "gpu-1-2"} <= {device.name for device in devices}
     assert ("gpu-0" in {device.name for device in devices}) is not bool(problem)
-    assert all(problem in told for told in problems)
+    assert all(problem in text for text in problems)
     assert len(problems) == bool(problem)
 
-    # What was measured can be written down.
+    # The measurement can be stored.
     hosts, settings, seen = Hosts(database, LEASE, LEASE), FleetSettings(), Inventory(tuple(devices), tuple(problems))
     agent = hosts.join("h", "h", 1, inventory.declared("h", seen, settings), {})
     hosts.beat("h", agent, inventory.measured("h", seen, settings, {}), [], problems)
 
 
 class Library:
-    """What an older libnvidia-ml.so exports, as far as it is called: pynvml itself reads the answers."""
+    """A fake of an older libnvidia-ml.so: pynvml itself reads its results."""
 
     TEXTS: ClassVar = {
         "nvmlSystemGetDriverVersion": "570.124.06",
@@ -198,7 +198,7 @@ class Library:
         "nvmlDeviceGetMigMode": 1,
         "nvmlDeviceGetMaxMigDeviceCount": 2,
     }
-    #: As the driver gives them where it may not tell how much: all ones.
+    #: Process ids and bytes; the driver reports unknown bytes as all ones.
     PROCESSES = ((70, 5 * GIB), (71, 2**64 - 1))
 
     def __getattr__(self, name: str) -> Any:
@@ -214,7 +214,7 @@ class Library:
             return self._memory
         if name == "nvmlDeviceGetComputeRunningProcesses_v2":
             return self._processes
-        raise AttributeError(name)  # as a library does that is older than the symbol
+        raise AttributeError(name)  # like a library that is older than the symbol
 
     @staticmethod
     def _write(buffer: Any, text: str) -> int:
@@ -231,7 +231,7 @@ class Library:
     @staticmethod
     def _memory(_: Any, pointer: Any) -> int:
         memory = pointer._obj
-        assert memory.version == pynvml.nvmlMemory_v2, "the driver refuses another"
+        assert memory.version == pynvml.nvmlMemory_v2, "the driver rejects other versions"
         memory.total, memory.reserved, memory.free, memory.used = 40 * GIB, GIB, 31 * GIB, 8 * GIB
         return int(pynvml.NVML_SUCCESS)
 
@@ -244,8 +244,8 @@ class Library:
         return int(pynvml.NVML_SUCCESS)
 
 
-def test_the_package_reads_what_the_driver_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real pynvml on a library that is none: buffers, structures, versions, sizes; an older library lacks calls."""
+def test_the_package_reads_the_structures_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real pynvml with a fake library: buffers, structures, versions and sizes; an older library lacks calls."""
     monkeypatch.setattr(pynvml, "nvmlLib", Library())
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     gpus = Gpus()
@@ -270,14 +270,14 @@ def test_gpus_that_llama_cpp_cannot_use_are_a_problem(
     assert [("without CUDA" in problem) for problem in inventory.problems] == [True] * (not cuda)
 
 
-def test_memory_of_strangers_is_used_memory(driver: Driver) -> None:
+def test_unmanaged_memory_is_used_memory(driver: Driver) -> None:
     device = Gpus(driver).read()[0][0]
     assert device.used_by_others([70]) == 3 * GIB
-    assert device.used_by_others([71]) == 8 * GIB, "what the driver does not tell is nobody's of ours"
+    assert device.used_by_others([71]) == 8 * GIB, "memory that the driver does not attribute counts as used by others"
 
 
 def test_a_host_without_nvml_is_normal() -> None:
-    """The real library, on a machine without a driver; with one, this test sees its GPUs."""
+    """The real library, on a machine without a driver; with a driver, this test measures its GPUs."""
     gpus = Gpus()
     devices, problems = gpus.read()
     gpus.close()
@@ -285,27 +285,27 @@ def test_a_host_without_nvml_is_normal() -> None:
     assert all(device.total > 0 for device in devices)
 
 
-def test_a_broken_driver_is_reported_and_asked_again(driver: Driver) -> None:
+def test_a_broken_driver_is_reported_and_tried_again(driver: Driver) -> None:
     gpus = Gpus(driver)
     driver.refuses["nvmlInit"] = pynvml.NVMLError_LibRmVersionMismatch
     devices, problems = gpus.read()
     assert devices == []
-    assert "does not answer" in problems[0]
+    assert "does not respond" in problems[0]
     driver.refuses.clear()
     assert len(gpus.read()[0]) == 3
 
 
-def test_a_gpu_that_fails_is_named_and_the_others_stay(driver: Driver) -> None:
+def test_a_failing_gpu_is_reported_and_the_others_are_measured(driver: Driver) -> None:
     driver.refuses["nvmlDeviceGetMaxMigDeviceCount"] = pynvml.NVMLError_GpuIsLost
     gpus = Gpus(driver)
     devices, problems = gpus.read()
     assert [device.name for device in devices] == ["gpu-0"]
     assert problems[0].startswith("gpu-1 is left out: ")
     gpus.read()
-    assert driver.opened == 2, "a lost GPU: the driver is asked anew"
+    assert driver.opened == 2, "the driver is connected again after a GPU was lost"
 
 
-def test_what_a_gpu_cannot_tell_is_unknown(driver: Driver) -> None:
+def test_unsupported_queries_return_unknown_values(driver: Driver) -> None:
     processes = ("GetComputeRunningProcesses_v3", "GetComputeRunningProcesses_v2")
     for name in ("GetTemperature", "GetUtilizationRates", "GetMigMode", *processes):
         driver.refuses[f"nvmlDevice{name}"] = pynvml.NVMLError_NotSupported
@@ -314,12 +314,12 @@ def test_what_a_gpu_cannot_tell_is_unknown(driver: Driver) -> None:
     assert device.processes == (DeviceProcess(70, 5 * GIB),)
 
 
-def test_an_older_driver_names_processes_by_an_older_call(driver: Driver) -> None:
+def test_processes_of_an_older_driver_are_read_with_an_older_call(driver: Driver) -> None:
     driver.refuses["nvmlDeviceGetComputeRunningProcesses_v3"] = pynvml.NVMLError_FunctionNotFound
     assert Gpus(driver).read()[0][0].processes == (DeviceProcess(70, 5 * GIB), DeviceProcess(72, GIB))
 
 
-def test_an_old_driver_counts_what_it_keeps_as_used(driver: Driver) -> None:
+def test_an_old_driver_counts_reserved_memory_as_used(driver: Driver) -> None:
     old = driver.device_get_memory_info
 
     def info(handle: tuple[int, ...], version: int | None = None) -> Any:
@@ -332,7 +332,7 @@ def test_an_old_driver_counts_what_it_keeps_as_used(driver: Driver) -> None:
     assert (device.total, device.used) == (40 * GIB, 9 * GIB)
 
 
-def test_simulated_devices_are_called_so() -> None:
+def test_simulated_devices_are_marked() -> None:
     settings = FleetSettings(simulated=(SimulatedDevice(name="sim-0", bytes=24 * GIB, speed=2.0),))
     inventory = Devices(settings).measure()
     device = inventory.find("sim-0")
@@ -346,7 +346,7 @@ def test_simulated_devices_are_called_so() -> None:
     assert inventory.devices[0].name == "cpu"
 
 
-def test_ram_is_what_the_machine_says() -> None:
+def test_ram_is_at_most_that_of_the_machine() -> None:
     device = ram()
     assert 0 < device.free <= device.total <= psutil.virtual_memory().total
 
@@ -359,7 +359,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-#: As a machine with systemd writes it, a service with a limit inside a slice with another.
+#: Files of a machine with systemd: a service with a limit inside a slice with another limit.
 V2 = {
     "proc/self/cgroup": "0::/system.slice/arriero.service/pool\n",
     "proc/self/mountinfo": "24 23 0:22 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n",
@@ -383,15 +383,15 @@ V1 = {
 }
 
 
-def test_every_level_of_control_groups_binds(tmp_path: Path) -> None:
+def test_the_limit_of_every_control_group_level_applies(tmp_path: Path) -> None:
     limit = control_group.find(tree(tmp_path, V2))
     assert limit is not None
     assert limit.total == 4 * GIB
     assert limit.path == tmp_path / "sys/fs/cgroup/system.slice/arriero.service/memory.high"
-    assert limit.free == 2 * GIB, "the slice above has less left: 8 - (7 - 1) GiB"
+    assert limit.free == 2 * GIB, "the parent slice has less free: 8 - (7 - 1) GiB"
 
 
-def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
+def test_control_groups_version_1(tmp_path: Path) -> None:
     limit = control_group.find(tree(tmp_path, V1))
     assert limit is not None
     assert (limit.total, limit.free) == (2 * GIB, GIB + GIB // 2)
@@ -408,11 +408,11 @@ def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
         {"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2["proc/self/mountinfo"]},
     ],
 )
-def test_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
+def test_there_is_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
     assert control_group.find(tree(tmp_path, files)) is None
 
 
-def test_processes_that_the_kernel_killed_for_want_of_memory(tmp_path: Path) -> None:
-    assert control_group.kills(tree(tmp_path, {"proc/vmstat": "nr_free_pages 9\noom_kill 3\nswap_ra 1\n"})) == 3
-    assert control_group.kills(tmp_path / "elsewhere") == 0
-    assert control_group.kills() >= 0
+def test_oom_kills_are_counted(tmp_path: Path) -> None:
+    assert control_group.oom_kills(tree(tmp_path, {"proc/vmstat": "nr_free_pages 9\noom_kill 3\nswap_ra 1\n"})) == 3
+    assert control_group.oom_kills(tmp_path / "elsewhere") == 0
+    assert control_group.oom_kills() >= 0

@@ -1,8 +1,8 @@
 """
-A stage for faults: servers of a test's own, worker programs as real processes, and the one way to wait.
+The cluster of the fault tests: Postgres and Valkey for one test, worker programs as real processes, and `until`.
 
-pytest-celery's nodes drive them: each takes a process of ours for a container of Docker. Whatever a test leaves
-running is ended, and a process that outlives the stage's end fails the test.
+The nodes of pytest-celery control the processes: `Program` and `ServerProgram` have the interface of a Docker
+container. Processes that a test leaves running are ended; a process that survives the cluster fails the test.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from app.kernel.database import Database
 from app.kernel.embedded import PostgresServer, Server, ValkeyServer, start_postgres
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.fleet_settings import FleetSettings
-from app.kernel.process import Child, end_all
+from app.kernel.processes.process import Child, end_all
 from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, RunSettings, Settings, environment_of
 from app.scheduler import needs
 from app.workflows.language import check
@@ -58,10 +58,10 @@ from tests.fleet.granting import begun, declared, granted
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2:135m"
 
-#: Seconds in which anything here comes about, on a machine that does much else.
+#: Most seconds for any condition, on a loaded machine.
 PATIENCE = 180.0
 
-#: Short, so that what is lost is found soon.
+#: Short times, so that lost work is found soon.
 RUNS = RunSettings(
     lease=timedelta(seconds=3),
     heartbeat=timedelta(seconds=1),
@@ -69,7 +69,7 @@ RUNS = RunSettings(
     republish_after=timedelta(seconds=2),
 )
 
-#: The same for the memory of pools; only the database may be away for longer than a moment.
+#: Short times for pools too, except for the lease: the database may be unavailable for a while.
 FLEET = FleetSettings(
     reconcile_every=timedelta(seconds=0.5),
     heartbeat=timedelta(seconds=0.5),
@@ -81,24 +81,24 @@ FLEET = FleetSettings(
 T = TypeVar("T")
 
 
-def until(met: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """Wait for a condition and give what made it true; fail when it does not come about. A database may be away."""
+def until(condition: Callable[[], T], seconds: float = PATIENCE) -> T:
+    """Wait until a condition is true, and return its value. An unavailable database counts as false."""
     limit, pause = time.monotonic() + seconds, threading.Event()
     while True:
         with contextlib.suppress(DatabaseUnreachable):
-            if found := met():
+            if found := condition():
                 return found
-        assert time.monotonic() < limit, f"the condition did not come about in {seconds:g} s"
+        assert time.monotonic() < limit, f"the condition was not true within {seconds:g} s"
         pause.wait(0.02)
 
 
-def shown(name: str, *lines: str) -> None:
-    """What pytest shows beside a failure."""
+def show_section(name: str, *lines: str) -> None:
+    """Print a section that pytest shows next to a failure."""
     sys.stdout.write("\n".join([f"---- {name}", *lines, ""]))
 
 
 class Program:
-    """A process of ours, in the words of docker-py's Container, as far as pytest-celery's nodes use them."""
+    """A worker program, with those parts of docker-py's Container that the nodes of pytest-celery use."""
 
     attrs: ClassVar[dict[str, Any]] = {
         "NetworkSettings": {"Networks": {}, "Ports": {}},
@@ -109,11 +109,11 @@ class Program:
     def __init__(self, name: str, argv: Sequence[str], environment: dict[str, str], directory: Path) -> None:
         self.name = self.id = name
         self._argv, self._environment, self._directory = argv, environment, directory
-        self.child = self._made()
+        self.child = self._new_child()
 
-    def _made(self) -> Child:
+    def _new_child(self) -> Child:
         log = self._directory / f"{self.name}.log"
-        self._said = log.stat().st_size if log.exists() else 0
+        self._log_start = log.stat().st_size if log.exists() else 0
         return Child(
             self.name,
             self._argv,
@@ -128,15 +128,15 @@ class Program:
         return "running" if self.child.alive else "exited"
 
     def reload(self) -> None:
-        """A process is always as fresh as it is."""
+        """Do nothing: the state of a process is always current."""
 
     def logs(self) -> bytes:
-        """What it has said since its last start."""
+        """The log since its last start."""
         log = self.child.log_file.read_bytes()
-        return log[self._said :]
+        return log[self._log_start :]
 
     def kill(self, signal: str | int) -> None:
-        """Send a signal; SIGKILL has done its work when this returns."""
+        """Send a signal. After SIGKILL, return when the process has ended."""
         assert self.child.pid is not None
         number = _signal(signal)
         os.kill(self.child.pid, number)
@@ -144,14 +144,14 @@ class Program:
             until(lambda: not self.child.alive)
 
     def restart(self, timeout: float) -> None:
-        """Start it anew. What still runs is asked to end, and gets so many seconds for it."""
+        """Restart it. A running process gets SIGTERM, and `timeout` seconds to end."""
         self.child.stop(timedelta(seconds=timeout))
-        self.child = self._made()
+        self.child = self._new_child()
         self.child.start()
 
 
 class ServerProgram:
-    """An embedded server, in the same words."""
+    """An embedded server with the same interface."""
 
     attrs = Program.attrs
 
@@ -164,20 +164,20 @@ class ServerProgram:
         return "running" if self.server.alive else "exited"
 
     def reload(self) -> None:
-        """A process is always as fresh as it is."""
+        """Do nothing: the state of a process is always current."""
 
     def logs(self) -> bytes:
-        """What it has said since its last start."""
+        """The log since its last start."""
         return self.server.log_tail(lines=100_000).encode()
 
     def kill(self, signal: str | int) -> None:
-        """Kill it; it is gone when this returns."""
+        """Send a signal, and return when the server has ended."""
         assert self.server.pid is not None
         os.kill(self.server.pid, _signal(signal))
         until(lambda: not self.server.alive)
 
     def restart(self, timeout: float) -> None:  # noqa: ARG002 the signature is docker-py's
-        """Start it anew, on the same data and port; its own deadline counts."""
+        """Restart it, with the same data and port. It has its own deadline."""
         self.server.stop()
         self.server.start()
 
@@ -233,21 +233,21 @@ class LocalWorker(CeleryWorkerContainer):
 
     @property
     def child(self) -> Child:
-        """The process that runs now."""
+        """The current process."""
         return self._container.child
 
     def _wait_ready(self, timeout: int = 0) -> bool:  # noqa: ARG002 the signature is pytest-celery's
-        """Wait as everything here waits: pytest-celery looks each second, and gives a slow machine up."""
+        """Wait with `until`: pytest-celery polls once a second, and its timeout is too short for a slow machine."""
         until(lambda: self.ready_prompt.encode() in self.log() or not self.child.alive)
-        assert self.child.alive, f"{self.name} ended at once"
+        assert self.child.alive, f"{self.name} ended during the start"
         return True
 
     def log(self) -> bytes:
-        """What it has said since its last start."""
+        """The log since its last start."""
         return self._container.logs()
 
-    def revive(self) -> None:
-        """Start it anew without waiting until it is ready, as pytest-celery's restart does."""
+    def restart_without_waiting(self) -> None:
+        """Restart it without waiting until it is ready; the restart of pytest-celery waits."""
         self._container.restart(0)
 
     def teardown(self) -> None:
@@ -255,29 +255,29 @@ class LocalWorker(CeleryWorkerContainer):
 
 
 class LocalBeat(LocalWorker):
-    """A beat; it is ready once it ticks, so a stand-by is not."""
+    """A beat. It is ready when it has the lock, so a stand-by is not ready."""
 
     @property
     def ready_prompt(self) -> str:
-        return "beat_leads"
+        return "beat_elected"
 
 
 class LocalAgent(LocalWorker):
-    """An agent; it is ready once it speaks for its host."""
+    """An agent. It is ready when it has joined as the agent of its host."""
 
     @property
     def ready_prompt(self) -> str:
         return "host_joined"
 
 
-class Stage:
-    """Postgres and Valkey of its own, the use cases on them, and the programs that a test starts."""
+class Cluster:
+    """Postgres and Valkey for one test, the services on them, and the programs that the test starts."""
 
     def __init__(
         self, directory: Path, postgres: PostgresServer | None = None, valkey: ValkeyServer | None = None
     ) -> None:
         self.directory = directory
-        #: By name.
+        #: The started programs, by name.
         self.nodes: dict[str, CeleryTestWorker] = {}
         self._postgres = postgres or PostgresServer(directory / "postgres")
         self._valkey = valkey or ValkeyServer(directory / "valkey")
@@ -293,7 +293,7 @@ class Stage:
             redis_url=SecretStr(self._valkey.url),
             runs=RUNS,
             control=ControlSettings(concurrency=4),
-            # More threads than free cores spin for each other, and the engine all but stands.
+            # With more threads than free cores the threads spin, and the engine becomes very slow.
             pools=PoolSettings(threads=1, models=()),
             fleet=FLEET,
         )
@@ -302,7 +302,7 @@ class Stage:
         self.runs = Runs(self.database, self.publisher, RunPolicy(RUNS.lease, RUNS.max_worker_losses))
 
     def close(self) -> None:
-        """End everything; what the programs said is shown beside a failure."""
+        """Stop everything. Print the ends of the logs, which pytest shows next to a failure."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._valkey.stop)
             stack.callback(self._postgres.stop)
@@ -312,36 +312,36 @@ class Stage:
             for node in self.nodes.values():
                 stack.callback(node.teardown)
         for log in sorted(self.directory.glob("*.log")):
-            shown(log.name, *log.read_text(errors="replace").splitlines()[-60:])
+            show_section(log.name, *log.read_text(errors="replace").splitlines()[-60:])
 
     def control(self, name: str = "control") -> CeleryTestWorker:
-        """A control worker that begins to start; `ready` waits for it."""
+        """Start a control worker; its `ready` waits until it is ready."""
         return self._started(LocalWorker, name, ["control", name])
 
     def pool(self, name: str = "pool", *, drain: timedelta = timedelta(seconds=60)) -> CeleryTestWorker:
-        """A pool of the small model that begins to start. The stage is its agent: it never gives its bytes back."""
+        """Start a pool of the small model. The cluster is its agent, and never releases its bytes."""
         pools = self.settings.pools.model_copy(update={"drain_timeout": drain})
         hosts = Hosts(self.database, agent_lease=timedelta(hours=1), pool_lease=self.settings.fleet.lease)
-        agent = hosts.join("stage", "stage", 2, declared("stage", size=2**40, kind="cpu", type_=needs.CPU), {})
+        agent = hosts.join("cluster", "cluster", 2, declared("cluster", size=2**40, kind="cpu", type_=needs.CPU), {})
         model = files.read_catalog().get(MODEL)
         id_ = granted(
             self.database,
-            "stage",
-            {"stage": 2**30},
+            "cluster",
+            {"cluster": 2**30},
             configuration=needs.configuration_id(model),
             model=MODEL,
         )
         assert isinstance(id_, str), id_
-        epoch = begun(hosts, "stage", agent, id_)
+        epoch = begun(hosts, "cluster", agent, id_)
         return self._started(LocalWorker, name, ["pool", id_, str(epoch)], pools=pools)
 
     def agent(
         self, name: str = "agent", prefix: Sequence[str] = (), *, changes: Mapping[str, Any] | None = None, **fleet: Any
     ) -> CeleryTestWorker:
         """
-        An agent of a host of that name, on a data directory of its own, that begins to start.
+        Start the agent of a host of that name, with its own data directory.
 
-        `prefix` is a command that becomes the agent; `changes` are to its settings beside those of `fleet`.
+        `prefix` is a command that runs the agent. `fleet` changes its settings in that section, `changes` the others.
         """
         return self._started(
             LocalAgent,
@@ -354,7 +354,7 @@ class Stage:
         )
 
     def beat(self, name: str = "beat") -> CeleryTestWorker:
-        """A beat that begins to start."""
+        """Start a beat."""
         return self._started(LocalBeat, name, ["beat"])
 
     def _started(
@@ -369,7 +369,7 @@ class Stage:
         return node
 
     def clients_of(self, node: CeleryTestWorker) -> int:
-        """How many connections a program has to the broker."""
+        """The number of connections of a program to the broker."""
         port, process = self._valkey.endpoint.port, psutil.Process(node.container.child.pid)
         connections = process.net_connections(kind="tcp4")
         return sum(bool(connection.raddr) and connection.raddr.port == port for connection in connections)
@@ -388,11 +388,11 @@ class Stage:
         return next(row for row in self.view(run_id).steps if row.key == key)
 
     def outcomes(self, run_id: UUID, key: str = "write") -> list[str | None]:
-        """How the attempts of a step went, the first first."""
+        """The outcomes of the attempts of a step, in order."""
         return [attempt.outcome for attempt in self.view(run_id).attempts[self.step(run_id, key).id]]
 
     def is_held(self, run_id: UUID) -> bool:
-        """Whether a worker has the step of a run in its hands."""
+        """Whether a worker executes a step of the run, with a valid lease."""
         with self.database.work() as work:
             held = text("SELECT 1 FROM step WHERE run_id = :id AND state = 'running' AND lease_until > now()")
             return work.row(held, {"id": run_id}) is not None
@@ -423,7 +423,7 @@ class Stage:
 
 
 def generate(max_tokens: int) -> str:
-    """A workflow of one step that writes this many tokens: its prompt is one that the model never tires of."""
+    """A workflow of one step that generates so many tokens: the model continues its prompt without an end."""
     return f"""
 workflow: writing
 defaults: {{model: "{MODEL}"}}
@@ -437,7 +437,7 @@ steps:
 
 
 def lattice(layers: int = 6) -> str:
-    """A workflow of short steps that fan out and join again, layer after layer."""
+    """A workflow of short steps: in each layer three branches, which join again."""
     lines = ["workflow: lattice", "steps:", "  - {id: joined_0, kind: noop}"]
     for n in range(1, layers + 1):
         branches = [f"{name}_{n}" for name in ("left", "middle", "right")]
@@ -447,36 +447,36 @@ def lattice(layers: int = 6) -> str:
 
 
 def pids_of(*nodes: CeleryTestWorker) -> list[int]:
-    """The pids of programs, all of which must run."""
+    """The process ids of programs. Fails when one of them has ended."""
     for node in nodes:
         assert node.container.child.alive, f"{node.name()} has ended"
     return [node.container.child.pid for node in nodes]
 
 
 def processes_of(directory: Path) -> list[psutil.Process]:
-    """The processes that have to do with a directory: by their command line, their environment or where they work."""
+    """The processes with a directory in their command line, environment or working directory."""
     name, found = str(directory), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            told = [*process.cmdline(), process.cwd(), process.environ().get("ARRIERO_DATA_DIR", "")]
-            if any(name in part for part in told):
+            texts = [*process.cmdline(), process.cwd(), process.environ().get("ARRIERO_DATA_DIR", "")]
+            if any(name in part for part in texts):
                 found.append(process)
     return found
 
 
 def assert_nothing_left(directory: Path) -> None:
-    """Fail when a process has still to do with a directory, but not without ending it."""
+    """End all processes that use a directory, and fail if there are any."""
     left = processes_of(directory)
-    told = [" ".join(process.cmdline()) for process in left if process.is_running()]
+    commands = [" ".join(process.cmdline()) for process in left if process.is_running()]
     end_all(left, 1.0)
-    assert told == []
+    assert commands == []
 
 
 @pytest.fixture(scope="session")
-def migrated_cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stopped Postgres whose schema is right, made once: stages begin with copies of it."""
+def migrated_postgres(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a stopped Postgres with the current schema, created once and copied by each cluster."""
     directory = tmp_path_factory.mktemp("migrated") / "postgres"
     server = start_postgres(directory)
     try:
@@ -489,12 +489,12 @@ def migrated_cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, migrated_cluster: Path) -> Iterator[Stage]:
-    """Servers that run, no programs yet."""
-    directory = tmp_path / "stage"
+def cluster(tmp_path: Path, migrated_postgres: Path) -> Iterator[Cluster]:
+    """A cluster with running servers, and without programs."""
+    directory = tmp_path / "cluster"
     directory.mkdir(mode=0o711)
-    shutil.copytree(migrated_cluster, directory / "postgres")
-    made = Stage(directory)
+    shutil.copytree(migrated_postgres, directory / "postgres")
+    made = Cluster(directory)
     try:
         made.start()
         yield made
@@ -504,15 +504,15 @@ def stage(tmp_path: Path, migrated_cluster: Path) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def celery_broker_cluster(stage: Stage) -> CeleryBrokerCluster:
-    """The stage's broker, instead of pytest-celery's containers."""
-    return CeleryBrokerCluster(stage.broker)
+def celery_broker_cluster(cluster: Cluster) -> CeleryBrokerCluster:
+    """The broker of the cluster, instead of the containers of pytest-celery."""
+    return CeleryBrokerCluster(cluster.broker)
 
 
 @pytest.fixture
-def celery_worker_cluster(stage: Stage) -> CeleryWorkerCluster:
-    """A control worker and a beat, ready, instead of pytest-celery's containers."""
-    cluster = CeleryWorkerCluster(stage.control(), stage.beat())
+def celery_worker_cluster(cluster: Cluster) -> CeleryWorkerCluster:
+    """A ready control worker and a ready beat, instead of the containers of pytest-celery."""
+    cluster = CeleryWorkerCluster(cluster.control(), cluster.beat())
     assert cluster.ready()
     return cluster
 

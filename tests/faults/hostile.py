@@ -1,8 +1,8 @@
 """
-Hostile inputs: what a client, or whoever reaches the broker, may send to bring an installation down.
+Hostile inputs that a client of the API, or of the broker, may send to attack an installation.
 
-Each is one call against a running installation. It gives what it got; the storm asks that nothing of it is a defect:
-no answer of 500, none that takes long, no file read, nobody reached, no process gone, and every run that it made ends.
+Each attack is one call to a running installation. The chaos test checks that it has no effect: no answer with status
+500 and no slow answer, no file is read and no server is called, no process ends, and every created run ends.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 import httpx2
 import redis
 
-#: What would be shown of a file that a reference reads.
+#: A file for references, and a text that its content contains.
 _FILE, _CONTENT = "file:///etc/passwd", "root:"
 
 
 class Bait:
-    """A server that nobody is to reach; it counts who does."""
+    """A server that must not be called; it counts its connections."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/schema.json"
-        self.reached = 0
+        self.connections = 0
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -42,21 +42,21 @@ class Bait:
             except OSError:
                 return
             with peer:
-                self.reached += 1
+                self.connections += 1
                 peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
 
 @dataclass
 class Target:
-    """What is attacked."""
+    """The attacked installation, and the results of the attacks."""
 
     client: httpx2.Client
     redis_url: str
     bait: Bait
-    #: By id of a run that was made, the name of the input.
+    #: By id of a created run, the name of its attack.
     runs: dict[str, str] = field(default_factory=dict)
-    #: Answers that show a defect.
-    wrong: list[str] = field(default_factory=list)
+    #: Descriptions of wrong answers.
+    problems: list[str] = field(default_factory=list)
 
 
 Attack = Callable[[Target], httpx2.Response | None]
@@ -80,7 +80,7 @@ def _schema(schema: Mapping[str, Any], value: Any = "x") -> Attack:
 
 
 def _output_schema(schema: Mapping[str, Any]) -> Attack:
-    """The output of a run is computed where its last wait is over: in the sweep."""
+    """A schema for the output of a run that ends with a wait, so that the sweep computes the output."""
 
     def attack(target: Target) -> httpx2.Response:
         filled = json.loads(json.dumps(schema).replace("$BAIT", target.bait.url))
@@ -108,7 +108,7 @@ def _body(body: bytes, kind: str = "application/json") -> Attack:
 
 
 def _message(body: bytes, *, queues: tuple[str, ...] = ("io", "control", "model.alpha-1")) -> Attack:
-    """Put something into queues that no worker can read."""
+    """Put an invalid message into queues."""
 
     def attack(target: Target) -> None:
         with redis.Redis.from_url(target.redis_url, protocol=2, socket_timeout=5) as client:
@@ -119,7 +119,7 @@ def _message(body: bytes, *, queues: tuple[str, ...] = ("io", "control", "model.
 
 
 def _envelope(body: Any, *, encoding: str = "base64", task: str = "workers.steps.run_step") -> bytes:
-    """A message as Celery makes it, but for its body."""
+    """A message of Celery with this body."""
     properties = {
         "correlation_id": "x", "delivery_mode": 2, "delivery_info": {"exchange": "", "routing_key": "io"},
         "priority": 0, "body_encoding": encoding, "delivery_tag": "x",
@@ -145,7 +145,7 @@ _DOUBLING = "{% set a = 'xxxxxxxxxxxxxxxx' %}" + "{% set a = a ~ a %}" * 40 + "{
 _NUMBER = b'{"definition": {"workflow": "w", "inputs": {"x": {}}, "steps": [{"id": "a", "kind": "noop", '
 _NUMBER += b'"when": "double(inputs.x) > 1.0"}]}, "inputs": {"x": 1' + b"0" * 400 + b"}}"
 
-#: By name. Those of HELD are answered as they should be by now; see there.
+#: The attacks, by name.
 ATTACKS: Mapping[str, Attack] = {
     "reference to http": _schema({"$ref": "$BAIT"}),
     "reference to a file": _schema({"$ref": _FILE}),
@@ -178,33 +178,33 @@ ATTACKS: Mapping[str, Attack] = {
     "lone surrogate": _body(b'{"definition": {"workflow": "w", "steps": [{"id": "a", "kind": "noop"}]}, "labels": '
                             b'{"x": "\\ud800"}}'),
     "body of another kind": _body(b"\x1f\x8b\x00\xff" * 1000, "application/octet-stream"),
-    "host of somebody else": lambda target: target.client.get("/v1/runs", headers={"Host": "evil.example"}),
+    "foreign host": lambda target: target.client.get("/v1/runs", headers={"Host": "evil.example"}),
     "message without base64": _message(_envelope("%%%")),
     "message of a list": _message(b"[1, 2, 3]"),
-    "message that is no JSON": _message(b"\xff\xfenonsense"),
+    "message that is not JSON": _message(b"\xff\xfenonsense"),
     "message with a foreign task": _message(_envelope(base64.b64encode(b"[[], {}, {}]").decode(), task="os.system")),
     "message with odd arguments": _message(_envelope(base64.b64encode(b'[["x", {}], {}, {}]').decode())),
 }  # fmt: skip
 
-#: Inputs that are never let in, whatever becomes of them later.
-_REFUSED = frozenset({"reference to http", "reference to a file", "host of somebody else", "deep JSON", "deeper JSON"})
+#: Attacks that must be rejected, never accepted.
+_REJECTED = frozenset({"reference to http", "reference to a file", "foreign host", "deep JSON", "deeper JSON"})
 
 
 def attack(target: Target, name: str) -> None:
-    """Send one, and note what is wrong with the answer. That a part is away (503) is none of its doing."""
+    """Send an attack, and note problems of the answer. 503 is no problem: parts are killed meanwhile."""
     try:
         answer = ATTACKS[name](target)
     except (httpx2.TransportError, redis.RedisError):
-        return  # in a storm a part may be away
+        return  # a part may be unavailable meanwhile
     if answer is None:
         return
     if answer.status_code == 500:
-        target.wrong.append(f"{name}: answered with 500: {answer.text[:200]}")
-    if name in _REFUSED and answer.is_success:
-        target.wrong.append(f"{name}: it was let in")
+        target.problems.append(f"{name}: answered with 500: {answer.text[:200]}")
+    if name in _REJECTED and answer.is_success:
+        target.problems.append(f"{name}: it was accepted")
     if _CONTENT in answer.text:
-        target.wrong.append(f"{name}: the answer shows a file")
+        target.problems.append(f"{name}: the answer contains a file")
     if len(answer.content) > 100_000:
-        target.wrong.append(f"{name}: the answer has {len(answer.content)} bytes")
+        target.problems.append(f"{name}: the answer has {len(answer.content)} bytes")
     if answer.status_code == 202 and "id" in answer.json():
         target.runs[answer.json()["id"]] = name

@@ -1,4 +1,4 @@
-"""An installation as a user has it: `arriero up` as a process, seen from outside by pid files, HTTP and its servers."""
+"""An installation: `arriero up` as a process, observed through its pid files, its API and its servers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import Any
 
 import psutil
 
-from app.kernel import embedded, pid_file
+from app.kernel import embedded
 from app.kernel.database import Database
-from tests.faults.conftest import ROOT, shown, until
+from app.kernel.processes import pid_file
+from tests.faults.conftest import ROOT, show_section, until
 
 _ENTRY = """
 [[models]]
@@ -28,39 +29,39 @@ simulated = {{ bytes = "600MiB", load = "{load}", tokens_per_second = 40 }}
 """
 
 
-def catalogue(*names: str, load: str = "100ms") -> str:
-    """Entries of stand-ins, of which a simulated device of 1 GiB holds one at a time."""
+def catalog_of(*names: str, load: str = "100ms") -> str:
+    """Catalogue entries of simulated models; a simulated device of 1 GiB fits one at a time."""
     return "".join(_ENTRY.format(name=name, load=load) for name in names)
 
 
 @contextmanager
-def up(data_dir: Path, said: Path, settings: Mapping[str, Any], catalog: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`arriero up` with these settings and models; it adds what it says to a file."""
-    file = said.with_name("catalog.toml")
+def up(data_dir: Path, output: Path, settings: Mapping[str, Any], catalog: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `arriero up` with these settings and models; its output is appended to a file."""
+    file = output.with_name("catalog.toml")
     file.write_text(catalog)
-    chosen = {"api.port": "0", "catalog.files": str(file), **settings}
-    options = [f"--set={key}={value}" for key, value in chosen.items()]
+    values = {"api.port": "0", "catalog.files": str(file), **settings}
+    options = [f"--set={key}={value}" for key, value in values.items()]
     command = [sys.executable, "-m", "app", "--data-dir", str(data_dir), *options, "up", "--no-flower"]
-    with said.open("ab") as output, ExitStack() as stack:
+    with output.open("ab") as stream, ExitStack() as stack:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=ROOT, start_new_session=True
         )
         stack.callback(process.wait)
         stack.callback(process.kill)
         try:
             yield process
         finally:
-            shown(said.name, said.read_text())
+            show_section(output.name, output.read_text())
 
 
-def is_up(process: subprocess.Popen[bytes], said: Path, *, times: int = 1) -> bool:
-    """Whether it says that everything is up; in a file that several wrote, as often as that."""
-    assert process.poll() is None, said.read_text()
-    return said.read_text().count("arriero is up") >= times
+def is_up(process: subprocess.Popen[bytes], output: Path, *, times: int = 1) -> bool:
+    """Whether the output reports at least `times` that everything is up. Fails when the process has ended."""
+    assert process.poll() is None, output.read_text()
+    return output.read_text().count("arriero is up") >= times
 
 
 def pids(data_dir: Path) -> dict[str, int]:
-    """The processes of the tree, by name, as their pid files tell; pools are `pool ID`."""
+    """The process ids of the tree, by name, from the pid files; pools are named `pool ID`."""
     servers = [data_dir / "postgres" / "server.pid", data_dir / "valkey" / "server.pid"]
     files = [*(data_dir / "run").glob("*.pid"), *servers]
     found = {record.name: record.pid for file in files if (record := pid_file.find(file)) is not None}
@@ -71,25 +72,25 @@ def pids(data_dir: Path) -> dict[str, int]:
 
 
 def members(data_dir: Path) -> dict[str, int]:
-    """The processes of the tree without pools."""
+    """The process ids of the tree without pools, by name."""
     return {name: pid for name, pid in pids(data_dir).items() if not name.startswith("pool ")}
 
 
-def address(data_dir: Path) -> str:
-    """Where the API listens."""
+def api_url(data_dir: Path) -> str:
+    """The URL of the API."""
     api = psutil.Process(json.loads((data_dir / "run" / "api.pid").read_text())["pid"])
     return f"http://127.0.0.1:{api.environ()['ARRIERO_API__PORT']}"
 
 
 def database_of(data_dir: Path) -> Database:
-    """The installation's database, for looking."""
+    """A connection to the database of the installation."""
     url = embedded.find_postgres_url(data_dir)
     assert url is not None, "it is up"
     return Database(url, pool_size=2)
 
 
 def with_children(pid: int) -> Sequence[int]:
-    """A process and those that it has started, but for pools: what freezes together."""
+    """A process and its descendants, except pools."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         children = [child.pid for child in process.children(recursive=True) if "pool" not in child.cmdline()]
@@ -97,15 +98,15 @@ def with_children(pid: int) -> Sequence[int]:
     return [pid]
 
 
-def signalled(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process that may be gone, and to what it has started."""
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process and its descendants, except pools. The process may have ended."""
     for one in with_children(pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, number)
 
 
-def killed(pid: int) -> None:
-    """Kill a process alone; it is gone when this returns."""
+def kill(pid: int) -> None:
+    """Kill a process without its descendants, and wait until it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     until(lambda: pid_file.birth(pid) is None)

@@ -1,8 +1,8 @@
 """
-The fleet under fire: agents, pools, control workers and the broker die in the middle of loads and drains.
+Faults of the fleet: agents, pools, control workers and the broker are killed during loads, drains and work.
 
-What is reserved and what runs agree again within the lease, no byte is in two hands meanwhile, and every run ends.
-Devices are simulated where no model is needed; agents, pools, ledger and planner are the real ones.
+Reservations and processes match again within the lease, no byte is used by two pools meanwhile, and every run ends.
+Devices are simulated where no real model is needed; agents, pools, ledger and scheduler are real.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from app.fleet.rows import HostState
 from app.fleet.views import PoolView
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.state_machine.states import RunState
-from tests.faults import storm
-from tests.faults.conftest import MODEL, RUNS, Stage, until
+from tests.faults import fleet_chaos
+from tests.faults.conftest import MODEL, RUNS, Cluster, until
 from tests.faults.fleets import (
     ALPHA,
     ENDLESS,
     ONE_DEVICE,
-    agree,
-    ask,
-    assert_sound,
+    assert_consistent,
     complete,
+    is_alive,
     kill,
-    lives,
+    ledger_matches_processes,
     pools,
     serving,
+    submit_generate,
     until_done,
     until_ended,
     with_models,
@@ -41,21 +41,21 @@ from tests.faults.fleets import (
 
 
 @pytest.fixture
-def fleet(stage: Stage) -> Stage:
-    """A stage that knows the models, with a control worker and a beat; no agent yet."""
-    with_models(stage)
-    stage.control()
-    stage.beat()
-    return stage
+def fleet(cluster: Cluster) -> Cluster:
+    """A cluster with the models, a control worker and a beat, but without an agent."""
+    with_models(cluster)
+    cluster.control()
+    cluster.beat()
+    return cluster
 
 
-def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
-    """Pools that never begin to serve, are frozen in the middle of their work, outlive their agent, are restarted."""
-    # Short, and yet longer than a busy machine takes to start a pool.
+def test_hanging_pools_are_killed_and_operator_commands_are_executed(fleet: Cluster) -> None:
+    """Pools that never begin to serve, that survive their agent, and that an operator restarts and stops."""
+    # Short, but longer than the start of a pool on a busy machine.
     short = fleet.settings.pools.model_copy(update={"start_timeout": timedelta(seconds=20)})
     agent = fleet.agent(changes={"pools": short}, simulated=ONE_DEVICE)
     assert agent.ready()
-    endless = ask(fleet, ENDLESS)
+    endless = submit_generate(fleet, ENDLESS)
     loading = until(lambda: next((p for p in pools(fleet, ENDLESS) if p.row.phase == "loading"), None))
     assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within")
     assert "pool_phase" in views.log_tail(fleet.database, loading.id)
@@ -63,50 +63,51 @@ def test_what_hangs_is_ended_and_what_is_ordered_is_done(fleet: Stage) -> None:
     assert (refusal.model, "failed once on agent" in refusal.reason) == (ENDLESS, True)
     fleet.runs.cancel(endless)
 
-    run_id = ask(fleet, ALPHA)
+    run_id = submit_generate(fleet, ALPHA)
     until_done(fleet, [run_id])
     first = until(lambda: serving(fleet, ALPHA))
     agent.kill("SIGKILL")
-    assert lives(first.row.pid), "it goes on without its agent"
+    assert is_alive(first.row.pid), "it continues without its agent"
     agent.restart()
     until(lambda: b"pool_adopted" in agent.container.log())
-    run_ids = [run_id, ask(fleet, ALPHA)]
+    run_ids = [run_id, submit_generate(fleet, ALPHA)]
     until(lambda: fleet.state(run_ids[1]) == RunState.SUCCEEDED)
-    assert [pool.id for pool in pools(fleet)] == [first.id], "it was adopted, and served on"
+    assert [pool.id for pool in pools(fleet)] == [first.id], "it was adopted, and continued to serve"
 
-    orders = OperatorCommands(fleet.database, lambda: None)
-    orders.stop(first.id, again=True)
+    commands = OperatorCommands(fleet.database, lambda: None)
+    commands.stop(first.id, again=True)
     assert until_ended(fleet, first).row.ending == "restarted by an operator"
     second = until(lambda: serving(fleet, ALPHA))
-    orders.stop_model(ALPHA)
+    commands.stop_model(ALPHA)
     assert not until_ended(fleet, second).row.failed
-    until(lambda: agree(fleet))
-    assert_sound(fleet)
+    until(lambda: ledger_matches_processes(fleet))
+    assert_consistent(fleet)
 
 
-def test_steps_of_a_dead_pool_do_not_wait_for_their_leases(stage: Stage) -> None:
+def test_steps_of_a_dead_pool_are_requeued_before_their_leases_expire(cluster: Cluster) -> None:
     """
-    What a pool held that its agent sees dead is done again at once: one that was killed, one that died with its agent,
-    and one that was frozen, which its agent kills. Neither lease comes near its end.
+    The steps of a pool that its agent sees dead are executed again immediately: after a kill of the pool, after a kill
+    of pool and agent, and for a frozen pool, which its agent kills. No lease is near its end.
     """
     long = timedelta(minutes=5)
-    fleet = stage.settings.fleet.model_copy(update={"lease": long, "heartbeat_timeout": timedelta(seconds=3)})
-    stage.settings = stage.settings.model_copy(update={"runs": RUNS.model_copy(update={"lease": long}), "fleet": fleet})
-    with_models(stage)
-    stage.control()
-    stage.beat()
-    agent = stage.agent(simulated=ONE_DEVICE)
+    fleet = cluster.settings.fleet.model_copy(update={"lease": long, "heartbeat_timeout": timedelta(seconds=3)})
+    runs = RUNS.model_copy(update={"lease": long})
+    cluster.settings = cluster.settings.model_copy(update={"runs": runs, "fleet": fleet})
+    with_models(cluster)
+    cluster.control()
+    cluster.beat()
+    agent = cluster.agent(simulated=ONE_DEVICE)
     assert agent.ready()
 
     def ended(end: Callable[[PoolView], object]) -> str:
-        """A pool is ended by `end` in the middle of a step, which then ends elsewhere; gives how its agent saw that."""
-        run_id = ask(stage, ALPHA, 60)
-        until(lambda: stage.is_held(run_id))
-        pool = until(lambda: serving(stage, ALPHA))
+        """End a pool by `end` during a step, wait for the step, and return the agent's description of the end."""
+        run_id = submit_generate(cluster, ALPHA, 60)
+        until(lambda: cluster.is_held(run_id))
+        pool = until(lambda: serving(cluster, ALPHA))
         end(pool)
-        ending: str = until_ended(stage, pool).row.ending
-        until_done(stage, [run_id])
-        assert stage.outcomes(run_id) == ["worker_lost", "succeeded"]
+        ending: str = until_ended(cluster, pool).row.ending
+        until_done(cluster, [run_id])
+        assert cluster.outcomes(run_id) == ["worker_lost", "succeeded"]
         return ending
 
     def both(pool: PoolView) -> None:
@@ -116,21 +117,21 @@ def test_steps_of_a_dead_pool_do_not_wait_for_their_leases(stage: Stage) -> None
 
     assert "SIGKILL" in ended(lambda pool: kill(pool.row.pid))
     assert "gone" in ended(both)
-    assert "was silent" in ended(lambda pool: kill(pool.row.pid, signal.SIGSTOP))
-    until(lambda: agree(stage))
-    assert_sound(stage)
+    assert "sent no heartbeat" in ended(lambda pool: kill(pool.row.pid, signal.SIGSTOP))
+    until(lambda: ledger_matches_processes(cluster))
+    assert_consistent(cluster)
 
 
-def test_hosts_are_drained_and_forgotten(fleet: Stage) -> None:
-    """What works on a host that is drained is started elsewhere; an agent that ends leaves nothing to remove."""
+def test_hosts_are_drained_and_removed(fleet: Cluster) -> None:
+    """A pool of a drained host is started on another host; after the end of its agent the host can be removed."""
     for name in ("west", "east"):
         assert fleet.agent(name, simulated=ONE_DEVICE).ready()
-    orders = OperatorCommands(fleet.database, lambda: None)
-    run_ids = [ask(fleet, ALPHA, 100)]
+    commands = OperatorCommands(fleet.database, lambda: None)
+    run_ids = [submit_generate(fleet, ALPHA, 100)]
     drained = until(lambda: next((pool for pool in pools(fleet) if pool.row.busy), None))
-    orders.mark(drained.row.host, HostState.DRAINING)
+    commands.mark(drained.row.host, HostState.DRAINING)
     until(lambda: pools(fleet, ended=True)[-1].row.desired == Desired.DRAIN)
-    run_ids.append(ask(fleet, ALPHA))
+    run_ids.append(submit_generate(fleet, ALPHA))
     assert until_ended(fleet, drained).row.failed is False
     until_done(fleet, run_ids)
     assert fleet.outcomes(run_ids[0])[-1] == "succeeded"
@@ -138,30 +139,30 @@ def test_hosts_are_drained_and_forgotten(fleet: Stage) -> None:
 
     fleet.nodes[drained.row.host].kill("SIGTERM")
     until(lambda: not fleet.nodes[drained.row.host].container.child.alive)
-    orders.remove(drained.row.host)
+    commands.remove(drained.row.host)
     assert [seen.host.name for seen in views.hosts(fleet.database)] == [pools(fleet)[0].row.host]
-    until(lambda: agree(fleet))
-    assert_sound(fleet)
+    until(lambda: ledger_matches_processes(fleet))
+    assert_consistent(fleet)
 
 
-def test_a_storm_of_kills_loses_nothing(stage: Stage) -> None:
-    """Pools, agents, control worker and broker, each while pools load, drain and work; looked at all the time."""
-    storm.patient(with_models(stage), lease=20)
-    stage.control()
-    stage.beat()
-    done = storm.kills(stage, 7, seed=3, every=4)
-    assert {way.partition(",")[0] for way in done.kills} == {
+def test_random_kills_lose_nothing(cluster: Cluster) -> None:
+    """Kills of pools, agents, control worker and broker during loads, drains and work; the ledger is watched."""
+    fleet_chaos.tolerate_kills(with_models(cluster), lease=20)
+    cluster.control()
+    cluster.beat()
+    result = fleet_chaos.kill_at_random(cluster, 7, seed=3, every=4)
+    assert {kill.partition(",")[0] for kill in result.kills} == {
         "pool",
         "agent",
         "agent and pool",
         "control worker",
         "broker",
     }
-    assert any(pool.row.failed for pool in pools(stage, ended=True))
+    assert any(pool.row.failed for pool in pools(cluster, ended=True))
 
 
-def test_real_models_take_turns_under_a_budget_of_memory(fleet: Stage) -> None:
-    """SmolLM2 and Gemma, of which the RAM that pools may have holds one at a time."""
+def test_real_models_alternate_within_a_limit_of_memory(fleet: Cluster) -> None:
+    """SmolLM2 and Gemma; the RAM for pools fits one of them at a time."""
     gemma = "gemma3:270m"
     files.pull(files.read_catalog().get(gemma), fleet.directory / "agent")
     assert fleet.agent(ram=1500 * 2**20).ready()
@@ -169,7 +170,7 @@ def test_real_models_take_turns_under_a_budget_of_memory(fleet: Stage) -> None:
     for model in (MODEL, gemma, MODEL):
         run_ids.append(fleet.submit(complete(model)))
         until_done(fleet, run_ids)
-        assert_sound(fleet)
+        assert_consistent(fleet)
         (pool,) = pools(fleet)
         used, reserved = sum(pool.row.peak.values()), sum(pool.row.bytes.values())
         assert pool.row.model == model

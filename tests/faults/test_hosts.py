@@ -1,7 +1,7 @@
 """
-Two hosts as network namespaces: an agent in each, database and broker beyond their links, and a link that is cut.
+A network partition: two hosts as network namespaces with an agent each, and a link to the servers that is cut.
 
-What a host that is cut off sends is lost without a word; nothing is refused or reset.
+Packets of the disconnected host are lost silently; no connection is refused or reset.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from sqlalchemy import text
 
 from app.fleet import views
 from app.fleet.rows import HostState
-from app.kernel import private_file
 from app.kernel.embedded import PostgresServer, ValkeyServer
 from app.kernel.fleet_settings import SimulatedDevice
-from tests.faults.conftest import Stage, assert_nothing_left, until
+from app.kernel.processes import private_file
+from tests.faults.conftest import Cluster, assert_nothing_left, until
 from tests.faults.fleets import (
     ALPHA,
     BETA,
     GAMMA,
-    agree,
-    ask,
-    assert_sound,
-    lives,
+    assert_consistent,
+    is_alive,
+    ledger_matches_processes,
     pools,
     serving,
+    submit_generate,
     until_done,
     with_models,
 )
 
 HOSTS = ("west", "east")
-#: Each of them holds two models.
+#: It fits two models.
 DEVICE = (SimulatedDevice(name="sim-0", bytes=1300 * 2**20),)
 
 
 class Link:
-    """A namespace and the one link out of it."""
+    """A network namespace and its only link."""
 
     def __init__(self, number: int) -> None:
         self.name = f"arriero-{os.getpid()}-{number}"
         self._outer, self._inner = f"arr{os.getpid() % 100_000}{number}o", f"arr{os.getpid() % 100_000}{number}i"
         net = f"10.{213 + number}.{os.getpid() % 250}"
-        #: Where the servers are, as seen from within.
+        #: The address of the servers, and that of the host.
         self.gateway, self.address = f"{net}.1", f"{net}.2"
 
-    def make(self, stack: ExitStack) -> None:
-        """Raises CalledProcessError where that is not allowed."""
+    def create(self, stack: ExitStack) -> None:
+        """Create the namespace and the link. Raises CalledProcessError without the permission."""
         _ip("netns", "add", self.name)
         stack.callback(_ip, "netns", "del", self.name)
         _ip("link", "add", self._outer, "type", "veth", "peer", "name", self._inner, "netns", self.name)
@@ -68,12 +68,12 @@ class Link:
     def cut(self) -> None:
         _ip("link", "set", self._outer, "down")
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         _ip("link", "set", self._outer, "up")
 
     @property
     def prefix(self) -> Sequence[str]:
-        """Begins a command that runs within."""
+        """The start of a command that runs in the namespace."""
         return ["nsenter", f"--net=/run/netns/{self.name}"]
 
 
@@ -82,7 +82,7 @@ def _ip(*arguments: str) -> None:
 
 
 class OpenPostgres(PostgresServer):
-    """Postgres that listens to the links too."""
+    """A Postgres that also listens on the links."""
 
     links: Sequence[Link] = ()
 
@@ -97,7 +97,7 @@ class OpenPostgres(PostgresServer):
 
 
 class OpenValkey(ValkeyServer):
-    """Valkey that listens to the links too."""
+    """A Valkey that also listens on the links."""
 
     links: Sequence[Link] = ()
 
@@ -115,21 +115,21 @@ def links() -> Iterator[dict[str, Link]]:
     with ExitStack() as stack:
         try:
             for link in made.values():
-                link.make(stack)
+                link.create(stack)
         except (OSError, subprocess.CalledProcessError) as error:
-            told = getattr(error, "stderr", b"").decode().strip() or str(error)
-            pytest.skip(f"network namespaces cannot be made here: {told}")
+            reason = getattr(error, "stderr", b"").decode().strip() or str(error)
+            pytest.skip(f"network namespaces cannot be created here: {reason}")
         yield made
 
 
 @pytest.fixture
-def stage(tmp_path: Path, migrated_cluster: Path, links: dict[str, Link]) -> Iterator[Stage]:
-    directory = tmp_path / "stage"
+def cluster(tmp_path: Path, migrated_postgres: Path, links: dict[str, Link]) -> Iterator[Cluster]:
+    directory = tmp_path / "cluster"
     directory.mkdir(mode=0o711)
-    shutil.copytree(migrated_cluster, directory / "postgres")
+    shutil.copytree(migrated_postgres, directory / "postgres")
     postgres, valkey = OpenPostgres(directory / "postgres"), OpenValkey(directory / "valkey")
     postgres.links = valkey.links = list(links.values())
-    made = Stage(directory, postgres, valkey)
+    made = Cluster(directory, postgres, valkey)
     try:
         made.start()
         fleet = made.settings.fleet.model_copy(update={"lease": timedelta(seconds=8)})
@@ -140,56 +140,56 @@ def stage(tmp_path: Path, migrated_cluster: Path, links: dict[str, Link]) -> Ite
         assert_nothing_left(directory)
 
 
-def agent(stage: Stage, name: str, link: Link) -> CeleryTestWorker:
-    urls = stage.settings.database_url, stage.settings.redis_url
+def agent(cluster: Cluster, name: str, link: Link) -> CeleryTestWorker:
+    urls = cluster.settings.database_url, cluster.settings.redis_url
     inside = [SecretStr(url.get_secret_value().replace("127.0.0.1", link.gateway)) for url in urls if url]
     changes = {"database_url": inside[0], "redis_url": inside[1]}
-    return stage.agent(name, link.prefix, changes=changes, simulated=DEVICE)
+    return cluster.agent(name, link.prefix, changes=changes, simulated=DEVICE)
 
 
-def state_of(stage: Stage, host: str) -> tuple[str, bool]:
-    seen = next(seen.host for seen in views.hosts(stage.database) if seen.host.name == host)
+def state_of(cluster: Cluster, host: str) -> tuple[str, bool]:
+    seen = next(seen.host for seen in views.hosts(cluster.database) if seen.host.name == host)
     return seen.state, seen.alive
 
 
-def lease_lasts(stage: Stage, pool: str) -> bool:
-    with stage.database.work() as work:
-        row = work.row(text("SELECT lease_until > now() AS lasts FROM reservation WHERE id = :id"), {"id": pool})
+def is_lease_valid(cluster: Cluster, pool: str) -> bool:
+    with cluster.database.work() as work:
+        row = work.row(text("SELECT lease_until > now() AS valid FROM reservation WHERE id = :id"), {"id": pool})
     assert row is not None
-    return bool(row.lasts)
+    return bool(row.valid)
 
 
-def test_a_host_that_is_cut_off_lets_go_and_comes_back(stage: Stage, links: dict[str, Link]) -> None:
-    """Its pools are gone before their leases are, their steps are done elsewhere, and it needs no restart to rejoin."""
-    with_models(stage, alpha="pools = { packing = 'spread' }", beta="pools = { packing = 'spread' }")
-    stage.control()
-    stage.beat()
-    agents = {name: agent(stage, name, links[name]) for name in HOSTS}
+def test_a_disconnected_host_ends_its_pools_and_rejoins(cluster: Cluster, links: dict[str, Link]) -> None:
+    """Its pools end before their leases expire, their steps run elsewhere, and it rejoins without a restart."""
+    with_models(cluster, alpha="pools = { packing = 'spread' }", beta="pools = { packing = 'spread' }")
+    cluster.control()
+    cluster.beat()
+    agents = {name: agent(cluster, name, links[name]) for name in HOSTS}
     assert all(one.ready() for one in agents.values())
-    run_ids = [ask(stage, ALPHA), ask(stage, BETA)]
-    until_done(stage, run_ids)
-    assert {pool.row.host for pool in pools(stage)} == set(HOSTS), "placed over both"
+    run_ids = [submit_generate(cluster, ALPHA), submit_generate(cluster, BETA)]
+    until_done(cluster, run_ids)
+    assert {pool.row.host for pool in pools(cluster)} == set(HOSTS), "placed over both"
 
-    run_ids.append(ask(stage, ALPHA, 200))
-    until(lambda: stage.is_held(run_ids[-1]))
-    cut = serving(stage, ALPHA)
+    run_ids.append(submit_generate(cluster, ALPHA, 200))
+    until(lambda: cluster.is_held(run_ids[-1]))
+    cut = serving(cluster, ALPHA)
     assert cut is not None
-    away = cut.row.host
-    links[away].cut()
-    until(lambda: not lives(cut.row.pid))
-    assert lease_lasts(stage, cut.id), "it let go in time"
-    until_done(stage, run_ids)
-    assert stage.outcomes(run_ids[-1])[0] == "worker_lost"
-    # Before the host counts as lost, one may be placed on it once more; it never begins there.
-    begun = {pool.row.host for pool in pools(stage, ALPHA) if pool.id != cut.id and pool.row.pid is not None}
-    assert begun == set(HOSTS) - {away}
-    until(lambda: state_of(stage, away) == (HostState.LOST, False))
+    disconnected = cut.row.host
+    links[disconnected].cut()
+    until(lambda: not is_alive(cut.row.pid))
+    assert is_lease_valid(cluster, cut.id), "it ended in time"
+    until_done(cluster, run_ids)
+    assert cluster.outcomes(run_ids[-1])[0] == "worker_lost"
+    # Until the host counts as lost, another pool may be placed on it, but it is never started there.
+    begun = {pool.row.host for pool in pools(cluster, ALPHA) if pool.id != cut.id and pool.row.pid is not None}
+    assert begun == set(HOSTS) - {disconnected}
+    until(lambda: state_of(cluster, disconnected) == (HostState.LOST, False))
 
-    links[away].mend()
-    until(lambda: state_of(stage, away) == (HostState.SCHEDULABLE, True))
-    assert agents[away].container.child.alive
-    run_ids.append(ask(stage, GAMMA))
-    until_done(stage, run_ids)
-    assert [pool.row.host for pool in pools(stage, GAMMA)] == [away], "the other one is full"
-    until(lambda: agree(stage))
-    assert_sound(stage)
+    links[disconnected].restore()
+    until(lambda: state_of(cluster, disconnected) == (HostState.SCHEDULABLE, True))
+    assert agents[disconnected].container.child.alive
+    run_ids.append(submit_generate(cluster, GAMMA))
+    until_done(cluster, run_ids)
+    assert [pool.row.host for pool in pools(cluster, GAMMA)] == [disconnected], "the other host is full"
+    until(lambda: ledger_matches_processes(cluster))
+    assert_consistent(cluster)

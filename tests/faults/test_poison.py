@@ -1,4 +1,4 @@
-"""Messages and keys that nobody can read: workers put them aside and go on at once."""
+"""Invalid messages and keys in the broker: they become dead letters, and workers continue immediately."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pytest_celery import CeleryTestWorker
 from app.kernel.dead_letters import KEPT, DeadLetters
 from app.workflows.runs.messages import RUN_STEP
 from app.workflows.state_machine.states import RunState
-from tests.faults.conftest import Stage, generate, lattice, until
+from tests.faults.conftest import Cluster, generate, lattice, until
 
 SEPARATOR = "\x06\x16"
 
 
-def poison() -> list[bytes]:
-    """One of each kind that ended workers, and some that cost a slot or were done again and again."""
+def poison_messages() -> list[bytes]:
+    """Messages that would end a worker, block a thread, or be delivered without end."""
     body = base64.b64encode(b"[[], {}, {}]").decode()
 
     def message(**changes: object) -> bytes:
@@ -52,77 +52,77 @@ def poison() -> list[bytes]:
 
 
 @pytest.fixture
-def client(stage: Stage) -> redis.Redis:
-    return redis.Redis.from_url(stage._valkey.url, protocol=2)
+def client(cluster: Cluster) -> redis.Redis:
+    return redis.Redis.from_url(cluster._valkey.url, protocol=2)
 
 
-def put_aside(client: redis.Redis) -> int:
+def count_dead_letters(client: redis.Redis) -> int:
     return sum(DeadLetters(client).counts().values())
 
 
-def flooded(client: redis.Redis, *queues: str) -> int:
-    """Put every kind of poison in front of what the queues hold; gives how many."""
+def flood(client: redis.Redis, *queues: str) -> int:
+    """Put all poison messages in front of the messages of the queues. Returns their number."""
     count = 0
     for queue in queues:
         for key in (queue, f"{queue}{SEPARATOR}3"):
-            for raw in poison():
+            for raw in poison_messages():
                 client.rpush(key, raw)
                 count += 1
     return count
 
 
-def assert_it_never_ended(*nodes: CeleryTestWorker) -> None:
+def assert_never_restarted(*nodes: CeleryTestWorker) -> None:
     for node in nodes:
         assert node.container.child.alive
         assert node.container.log().count(b"worker_ready") == 1
 
 
-def test_control_worker_puts_poison_aside_and_does_what_follows(stage: Stage, client: redis.Redis) -> None:
-    """Whatever lies in the queues of control workers: the same process does the runs behind it."""
-    run_id = stage.submit(lattice(1))
-    count = flooded(client, "io", "control")
-    worker = stage.control()
+def test_a_control_worker_stores_dead_letters_and_continues(cluster: Cluster, client: redis.Redis) -> None:
+    """With poison messages in its queues, the same process executes the runs behind them."""
+    run_id = cluster.submit(lattice(1))
+    count = flood(client, "io", "control")
+    worker = cluster.control()
     assert worker.ready()
 
-    until(lambda: stage.state(run_id) == RunState.SUCCEEDED)
-    until(lambda: put_aside(client) == count)
-    again = flooded(client, "io", "control")
-    after = stage.submit(lattice(1))
-    until(lambda: stage.state(after) == RunState.SUCCEEDED)
-    until(lambda: put_aside(client) == count + again)
+    until(lambda: cluster.state(run_id) == RunState.SUCCEEDED)
+    until(lambda: count_dead_letters(client) == count)
+    again = flood(client, "io", "control")
+    after = cluster.submit(lattice(1))
+    until(lambda: cluster.state(after) == RunState.SUCCEEDED)
+    until(lambda: count_dead_letters(client) == count + again)
 
-    assert_it_never_ended(worker)
+    assert_never_restarted(worker)
     letters = DeadLetters(client)
     assert {letter.reason for letter in letters.newest(KEPT)} == {
         "unreadable", "too_large", "unknown_task", "wrong_arguments",
     }  # fmt: skip
     assert max(len(letter.message) for letter in letters.newest(KEPT)) <= 4 * 2048
-    assert b"message_put_aside" in worker.container.log()
-    assert client.hlen("unacked") == 0, "nothing of it comes back"
+    assert b"message_dead_lettered" in worker.container.log()
+    assert client.hlen("unacked") == 0, "no message is delivered again"
 
 
-def test_pool_puts_poison_aside_and_does_what_follows(stage: Stage, client: redis.Redis) -> None:
-    """The queue of a model holds the same; and a key of a wrong type."""
-    run_id = stage.submit(generate(4))
+def test_a_pool_stores_dead_letters_and_continues(cluster: Cluster, client: redis.Redis) -> None:
+    """The same for the queue of a model, which also has a key of the wrong type."""
+    run_id = cluster.submit(generate(4))
     (queue,) = {name.split(SEPARATOR)[0] for key in client.keys("model.*") if (name := key.decode())}
-    count = flooded(client, queue)
+    count = flood(client, queue)
     client.set(f"{queue}{SEPARATOR}7", "a text")
-    pool = stage.pool()
+    pool = cluster.pool()
     assert pool.ready()
 
-    until(lambda: stage.state(run_id) == RunState.SUCCEEDED)
-    until(lambda: put_aside(client) == count + 1)
-    assert_it_never_ended(pool)
+    until(lambda: cluster.state(run_id) == RunState.SUCCEEDED)
+    until(lambda: count_dead_letters(client) == count + 1)
+    assert_never_restarted(pool)
 
 
-def test_keys_of_wrong_types_are_put_aside_while_workers_start_and_run(stage: Stage, client: redis.Redis) -> None:
-    """Every key that a consumer reads or writes: before its start, and under its hands."""
+def test_keys_of_the_wrong_type_become_dead_letters(cluster: Cluster, client: redis.Redis) -> None:
+    """All keys that a consumer reads or writes, before its start and while it runs."""
     names = [
         "io", "control", f"io{SEPARATOR}3", f"control{SEPARATOR}8", "unacked", "unacked_index", "_kombu.binding.io",
         "_kombu.binding.control", "_kombu.binding.celery.pidbox", "_kombu.binding_permanent.io",
     ]  # fmt: skip
 
-    def broken() -> None:
+    def break_keys() -> None:
         with client.pipeline() as pipeline:
             for name in names:
                 pipeline.delete(name)
@@ -132,46 +132,45 @@ def test_keys_of_wrong_types_are_put_aside_while_workers_start_and_run(stage: St
                     pipeline.set(name, "x")
             pipeline.execute()
 
-    broken()
-    worker = stage.control()
+    break_keys()
+    worker = cluster.control()
     assert worker.ready()
-    run_id = stage.submit(lattice(2))
-    until(lambda: stage.state(run_id) == RunState.SUCCEEDED)
-    assert put_aside(client) == len(names)
+    run_id = cluster.submit(lattice(2))
+    until(lambda: cluster.state(run_id) == RunState.SUCCEEDED)
+    assert count_dead_letters(client) == len(names)
 
-    broken()
-    until(lambda: put_aside(client) == 2 * len(names))
-    after = stage.submit(lattice(2))
-    until(lambda: stage.state(after) == RunState.SUCCEEDED)
-    assert_it_never_ended(worker)
+    break_keys()
+    until(lambda: count_dead_letters(client) == 2 * len(names))
+    after = cluster.submit(lattice(2))
+    until(lambda: cluster.state(after) == RunState.SUCCEEDED)
+    assert_never_restarted(worker)
     kept = {key.decode().removeprefix("arriero:dead-letters:key:") for key in client.keys("arriero:dead-letters:key:*")}
     assert kept == set(names)
     assert DeadLetters(client).clear() > 0
     assert not client.keys("arriero:dead-letters:key:*")
 
 
-def test_what_cannot_be_sent_again_and_what_is_told_to_all_workers(stage: Stage, client: redis.Redis) -> None:
-    """Unacknowledged entries and broadcasts that are no messages end no worker either."""
-    worker = stage.control()
+def test_invalid_broadcasts_and_unacknowledged_messages_end_no_worker(cluster: Cluster, client: redis.Redis) -> None:
+    worker = cluster.control()
     assert worker.ready()
     for number, raw in enumerate((b"hello", b"7", b"[1]", b'["a", "b", "c"]', b"\xff", b"[" * 10_000)):
         client.hset("unacked", f"tag-{number}", raw)
         client.zadd("unacked_index", {f"tag-{number}": 1.0})
-    for raw in (*poison(), json.dumps({"properties": {}, "body": 3}).encode()):
+    for raw in (*poison_messages(), json.dumps({"properties": {}, "body": 3}).encode()):
         assert client.publish("/0.celery.pidbox", raw) >= 1
 
     until(lambda: client.hlen("unacked") == 0 and client.zcard("unacked_index") == 0)
-    run_id = stage.submit(lattice(1))
-    until(lambda: stage.state(run_id) == RunState.SUCCEEDED)
-    assert_it_never_ended(worker)
+    run_id = cluster.submit(lattice(1))
+    until(lambda: cluster.state(run_id) == RunState.SUCCEEDED)
+    assert_never_restarted(worker)
 
 
-def test_keys_of_beat_of_wrong_types_are_put_aside(stage: Stage, client: redis.Redis) -> None:
-    """A beat whose schedule, entries or lock were overwritten ticks again by itself."""
+def test_invalid_keys_of_beat_become_dead_letters(cluster: Cluster, client: redis.Redis) -> None:
+    """A beat continues to tick after its schedule, its entries or its lock were overwritten."""
     client.rpush("redbeat::schedule", "x")
     client.set("redbeat::statics", "x")
     client.set("redbeat:sweep", "x")
-    beat = stage.beat()
+    beat = cluster.beat()
     assert beat.ready()
     until(lambda: client.llen("control") > 2)
 
@@ -181,7 +180,7 @@ def test_keys_of_beat_of_wrong_types_are_put_aside(stage: Stage, client: redis.R
         lambda: client.hset("redbeat:sweep", mapping={"definition": "no json", "meta": "7"}),
         lambda: client.hset("redbeat:sweep", mapping={"definition": '{"name": 1}', "meta": '{"x": []}'}),
         lambda: client.hset("redbeat:sweep", mapping={"definition": "[" * 100_000, "meta": "{}"}),
-        lambda: client.set("redbeat::lock", "a lock without an end"),
+        lambda: client.set("redbeat::lock", "a lock without a time to live"),
         lambda: (client.delete("redbeat::lock"), client.rpush("redbeat::lock", "x")),
         lambda: (
             client.hset("redbeat:other", "definition", "[]"),

@@ -1,4 +1,4 @@
-"""Schedules, while what drives them dies: no instant is passed over, none has two runs."""
+"""Schedules under faults of beat, workers and broker: no instant is skipped, and none has two runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.workflows.schedules.overlap import FireState
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.schedules.service import Schedules
 from app.workflows.state_machine.transitions import RunState
-from tests.faults.conftest import Stage, until
+from tests.faults.conftest import Cluster, until
 
 SECOND = timedelta(seconds=1)
 TICKING = {
@@ -26,42 +26,42 @@ TICKING = {
 }
 
 
-def test_killed_beat_and_control_worker_and_a_lost_broker_double_and_drop_no_fire(
-    stage: Stage, celery_broker_cluster: CeleryBrokerCluster
+def test_no_fire_is_lost_or_doubled_when_beat_worker_and_broker_fail(
+    cluster: Cluster, celery_broker_cluster: CeleryBrokerCluster
 ) -> None:
     """
-    A schedule of each second and two beats: the leader is killed together with a control worker, and the broker
-    forgets everything. The stand-by goes on, and what came due meanwhile is made up.
+    A schedule with an interval of a second, and two beats: the leader and a control worker are killed, and the broker
+    loses its data. The stand-by takes over, and missed fires are caught up.
     """
     (valkey,) = celery_broker_cluster
-    schedules = Schedules(stage.runs, timedelta(days=1))
-    registry.put(stage.database, "tick", check.parse("workflow: tick\nsteps: [{id: a, kind: noop}]\n"))
-    leader, control, other = stage.beat("leader"), stage.control("first"), stage.control("second")
+    schedules = Schedules(cluster.runs, timedelta(days=1))
+    registry.put(cluster.database, "tick", check.parse("workflow: tick\nsteps: [{id: a, kind: noop}]\n"))
+    leader, control, other = cluster.beat("leader"), cluster.control("first"), cluster.control("second")
     assert leader.ready()
-    stand_by = stage.beat("stand-by")
+    stand_by = cluster.beat("stand-by")
     assert control.ready()
     assert other.ready()
     schedules.put(Schedule.model_validate(TICKING))
 
     def fires() -> list[Any]:
-        """The fires, the earliest first."""
-        return schedules.fires("ticking", limit=1000).fires[::-1]  # type: ignore[return-value]  # a tuple will do
+        """The fires in chronological order."""
+        return schedules.fires("ticking", limit=1000).fires[::-1]  # type: ignore[return-value]  # it is a tuple
 
     until(lambda: len(fires()) >= 3)
     leader.kill("SIGKILL")
     control.kill("SIGKILL")
     with valkey.container.client as client:
         client.flushall()
-    seen = len(fires())
-    until(lambda: len(fires()) >= seen + 4)
-    assert b"beat_leads" in stand_by.container.log()
+    before = len(fires())
+    until(lambda: len(fires()) >= before + 4)
+    assert b"beat_elected" in stand_by.container.log()
 
     schedules.pause("ticking")
     until(lambda: not {fire.state for fire in fires()} & {FireState.WAITING, FireState.STARTING})
-    until(lambda: stage.open_runs() == 0)
+    until(lambda: cluster.open_runs() == 0)
     made = [fire for fire in fires() if fire.reason != "the schedule was paused"]
     assert {fire.state for fire in made} == {"fired"}
     assert {following.at - fire.at for fire, following in pairwise(made)} == {SECOND}
     assert len({fire.run_id for fire in made}) == len(made)
-    assert stage._count("SELECT count(*) AS n FROM run") == len(made)
-    assert {stage.state(fire.run_id) for fire in made} == {RunState.SUCCEEDED}
+    assert cluster._count("SELECT count(*) AS n FROM run") == len(made)
+    assert {cluster.state(fire.run_id) for fire in made} == {RunState.SUCCEEDED}

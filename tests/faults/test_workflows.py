@@ -1,4 +1,4 @@
-"""Two hundred runs of every kind, their workers killed at random, the broker made to forget: all end, each once."""
+"""200 runs of all kinds under random kills of workers and a loss of the broker's data: each ends, exactly once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sqlalchemy import text
 from app.workflows import registry
 from app.workflows.language import check
 from app.workflows.state_machine.states import RunState
-from tests.faults.conftest import Stage, generate, lattice, until
+from tests.faults.conftest import Cluster, generate, lattice, until
 
-#: The order of the kills: another seed is another history.
+#: The seed of the order of kills.
 SEED = 11
 KILLS = 8
-#: The last kill comes before so many steps and items are done, about two thirds of all.
+#: The last kill happens before so many steps and items have ended, about two thirds of all.
 STEPS = 1800
 
 MAP = """
@@ -72,15 +72,15 @@ _ATTEMPTS = text("""
 """)
 
 
-def test_runs_of_every_kind_survive_random_kills_and_a_broker_that_forgets(
-    stage: Stage, celery_broker_cluster: CeleryBrokerCluster
+def test_runs_of_every_kind_survive_random_kills_and_a_loss_of_the_broker_s_data(
+    cluster: Cluster, celery_broker_cluster: CeleryBrokerCluster
 ) -> None:
     (valkey,) = celery_broker_cluster
     chance = random.Random(SEED)
-    workers = [stage.control("control-1"), stage.control("control-2"), stage.pool()]
-    assert stage.beat().ready()
+    workers = [cluster.control("control-1"), cluster.control("control-2"), cluster.pool()]
+    assert cluster.beat().ready()
     assert all(worker.ready() for worker in workers)
-    registry.put(stage.database, "called", check.parse(CALLED))
+    registry.put(cluster.database, "called", check.parse(CALLED))
 
     run_ids: dict[UUID, str] = {}
     sources = {
@@ -95,36 +95,37 @@ def test_runs_of_every_kind_survive_random_kills_and_a_broker_that_forgets(
     for n in range(200):
         kind = kinds[n % len(kinds)]
         given = {"branches": {"n": n // len(kinds)}, "mapped": {"numbers": list(range(41))}}
-        run_ids[stage.submit(sources[kind], **given.get(kind, {}))] = kind
+        run_ids[cluster.submit(sources[kind], **given.get(kind, {}))] = kind
 
     killed = Counter[str]()
     for n in range(KILLS):
-        until(lambda done=(n + 1) * STEPS // (KILLS + 2): stage.steps_done() >= done)  # type: ignore[misc] # a default
-        assert stage.open_runs() > 0, "it is in the middle"
+        until(lambda done=(n + 1) * STEPS // (KILLS + 2): cluster.steps_done() >= done)  # type: ignore[misc] # a default
+        assert cluster.open_runs() > 0, "runs are in progress"
         worker = chance.choice(workers)
         worker.kill("SIGKILL")
         killed[worker.name()] += 1
-        worker.container.revive()
+        worker.container.restart_without_waiting()
         if n == KILLS // 2:
             valkey.kill("SIGKILL")
             valkey.restart()
             with valkey.container.client as client:
                 client.flushall()
 
-    until(lambda: stage.open_runs() == 0, 300)
+    until(lambda: cluster.open_runs() == 0, 300)
     assert sum(killed.values()) == KILLS
-    states = {run_id: stage.state(run_id) for run_id in run_ids}
+    states = {run_id: cluster.state(run_id) for run_id in run_ids}
     for run_id, kind in run_ids.items():
-        odd = kind == "branches" and stage.view(run_id).run.inputs["n"] % 2 == 1
-        assert states[run_id] == (RunState.FAILED if odd else RunState.SUCCEEDED), (kind, stage.view(run_id).run.error)
+        odd = kind == "branches" and cluster.view(run_id).run.inputs["n"] % 2 == 1
+        expected = RunState.FAILED if odd else RunState.SUCCEEDED
+        assert states[run_id] == expected, (kind, cluster.view(run_id).run.error)
         if kind == "mapped":
-            assert stage.view(run_id).run.output == {"found": [1521, 1600]}
-    with stage.database.work() as work:
+            assert cluster.view(run_id).run.output == {"found": [1521, 1600]}
+    with cluster.database.work() as work:
         for row in work.rows(_ATTEMPTS):
-            told = (row.key, row.kind, row.state)
-            assert row.lost == 0, told
-            assert row.succeeded <= 1, told
+            described = (row.key, row.kind, row.state)
+            assert row.lost == 0, described
+            assert row.succeeded <= 1, described
             if row.state == "succeeded" and row.kind not in ("switch", "map", "workflow", "wait"):
-                assert row.succeeded == 1, told
+                assert row.succeeded == 1, described
             if row.kind in ("map", "workflow", "wait") and row.state == "succeeded":
-                assert row.left_once == 1, told
+                assert row.left_once == 1, described

@@ -1,4 +1,4 @@
-"""Work for a whole installation: definitions to submit, and what comes of them."""
+"""Workloads for an installation: definitions to submit, and their expected outputs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Work:
-    """Something to submit, and what comes of it."""
+class Workload:
+    """A definition with its inputs and the expected output; None for any output."""
 
     name: str
     definition: dict[str, Any]
@@ -16,17 +16,17 @@ class Work:
     output: Any = None
 
 
-def ask(model: str, tokens: int) -> Work:
+def generate_text(model: str, tokens: int) -> Workload:
     step = {"id": "write", "kind": "generate", "model": model, "prompt": "x", "max_tokens": tokens}
-    return Work("generate", {"workflow": "ask", "steps": [step]})
+    return Workload("generate", {"workflow": "ask", "steps": [step]})
 
 
-def chain(length: int) -> Work:
+def chain(length: int) -> Workload:
     steps = [{"id": f"s{n}", "kind": "noop", "needs": [f"s{n - 1}"] if n else []} for n in range(length)]
-    return Work("chain", {"workflow": "chain", "steps": steps})
+    return Workload("chain", {"workflow": "chain", "steps": steps})
 
 
-def mapped(items: int) -> Work:
+def mapped(items: int) -> Workload:
     each = {
         "id": "each", "kind": "map", "over": "inputs.numbers", "max_parallel": 8,
         "step": {"kind": "transform", "cel": "item * 2"},
@@ -35,16 +35,16 @@ def mapped(items: int) -> Work:
     inputs = {"numbers": {"type": "array"}}
     definition = {"workflow": "mapped", "inputs": inputs, "steps": [each, count],
                   "outputs": {"n": "steps.count.output"}}  # fmt: skip
-    return Work("map", definition, {"numbers": list(range(items))}, {"n": items})
+    return Workload("map", definition, {"numbers": list(range(items))}, {"n": items})
 
 
-def large(megabytes: int) -> Work:
+def large(megabytes: int) -> Workload:
     """
-    A text of so many megabytes goes in; as many come out, item by item of a map, and together as the output of the run.
+    An input of so many megabytes, which a map copies item by item into the output of the run.
 
-    The longest values of all: one row of Postgres, written by the API and by a control worker.
+    These are the largest values: one row of Postgres each, written by the API and by a control worker.
     """
     parts = ["x" * 2**20] * megabytes
     copy = {"id": "copy", "kind": "map", "over": "inputs.parts", "step": {"kind": "transform", "cel": "item"}}
     definition = {"workflow": "large", "inputs": {"parts": {"type": "array"}}, "steps": [copy]}
-    return Work("large", definition, {"parts": parts}, {"copy": parts})
+    return Workload("large", definition, {"parts": parts}, {"copy": parts})

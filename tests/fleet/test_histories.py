@@ -290,7 +290,7 @@ class World:
     def passes(self, age: float) -> None:
         with self.database.work() as work:
             for statement in _PASS:
-                work.ask(statement, {"age": seconds(age)})
+                work.execute(statement, {"age": seconds(age)})
         self.now += age
         for process in self.processes.values():
             if not process.frozen and self.now - process.renewed > GONE:

@@ -1,4 +1,4 @@
-"""The files of models, as the catalogue's tests make them."""
+"""Model files: the fixtures of the catalogue's tests."""
 
 from tests.catalog.conftest import make_gguf, smollm2
 

@@ -1,4 +1,4 @@
-"""The closed form: where what lies, worked out by hand. That it equals llama.cpp's figures, tests/workers shows."""
+"""The closed form, compared with values computed by hand. tests/workers compares it with llama.cpp's own figures."""
 
 from __future__ import annotations
 
@@ -54,42 +54,42 @@ def shares(read: Header, given: LoadConfiguration, gpus: int, **more: Any) -> di
 CELL = 2 * 2 * 16 * 2
 
 
-def test_on_the_cpu_everything_lies_with_the_host(tmp_path: Path) -> None:
+def test_on_the_cpu_everything_is_in_host_memory(tmp_path: Path) -> None:
     host = shares(llama(tmp_path), replace(PLAIN, gpu_layers=0), 0)[HOST]
     assert host.weights == 4 * LAYER + 2 * EMBEDDINGS
     assert host.cache == 4 * 1024 * CELL
     assert host.output == 2 * 100 * 4
 
 
-def test_on_a_gpu_the_embeddings_stay_with_the_host(tmp_path: Path) -> None:
+def test_on_a_gpu_the_embeddings_stay_in_host_memory(tmp_path: Path) -> None:
     found = shares(llama(tmp_path), PLAIN, 1)
     assert (found[HOST].weights, found[HOST].cache) == (EMBEDDINGS, 0)
     assert (found[0].weights, found[0].cache) == (4 * LAYER + EMBEDDINGS, 4 * 1024 * CELL)
     tied = shares(llama(tmp_path, name="tied.gguf", tied=True), PLAIN, 1)
-    assert (tied[HOST].weights, tied[0].weights) == (EMBEDDINGS, 4 * LAYER + EMBEDDINGS), "once more, as the output"
+    assert (tied[HOST].weights, tied[0].weights) == (EMBEDDINGS, 4 * LAYER + EMBEDDINGS), "stored again as the output"
 
 
 @pytest.mark.parametrize(
     ("split", "expected"),
     [
-        ((), ((3, 0), (1, 1))),  # five parts, the output among them: 0, 1/5, 2/5 | 3/5, 4/5
+        ((), ((3, 0), (1, 1))),  # five parts, including the output: 0, 1/5, 2/5 | 3/5, 4/5
         ((3.0, 1.0), ((4, 0), (0, 1))),
         ((1.0, 0.0), ((4, 1), (0, 0))),
     ],
 )
-def test_layers_are_split_as_llama_cpp_splits_them(tmp_path: Path, split: Any, expected: Any) -> None:
+def test_layers_are_split_over_gpus_like_in_llama_cpp(tmp_path: Path, split: Any, expected: Any) -> None:
     found = shares(llama(tmp_path), replace(PLAIN, tensor_split=split), 2)
     for gpu, (layers, outputs) in enumerate(expected):
         assert found[gpu].weights == layers * LAYER + outputs * EMBEDDINGS
         assert found[gpu].cache == layers * 1024 * CELL
 
 
-def test_without_shares_free_memory_decides(tmp_path: Path) -> None:
+def test_without_a_tensor_split_layers_are_split_by_free_memory(tmp_path: Path) -> None:
     found = shares(llama(tmp_path), PLAIN, 2, free=[30 * MIB, 10 * MIB])
     assert (found[0].weights, found[1].weights) == (4 * LAYER, EMBEDDINGS)
 
 
-def test_the_last_layers_go_to_the_gpu_when_not_all_do(tmp_path: Path) -> None:
+def test_a_partial_offload_places_the_last_layers_on_the_gpu(tmp_path: Path) -> None:
     found = shares(llama(tmp_path), replace(PLAIN, gpu_layers=2), 1)
     assert (found[0].weights, found[0].cache) == (LAYER + EMBEDDINGS, 1024 * CELL), "the output counts as a layer"
     assert (found[HOST].weights, found[HOST].cache) == (3 * LAYER + EMBEDDINGS, 3 * 1024 * CELL)
@@ -97,17 +97,17 @@ def test_the_last_layers_go_to_the_gpu_when_not_all_do(tmp_path: Path) -> None:
     assert (one[0].weights, one[1].weights) == (0, 4 * LAYER + EMBEDDINGS)
 
 
-def test_a_quantised_cache_is_unpacked_on_a_gpu(tmp_path: Path) -> None:
+def test_a_quantised_cache_needs_working_memory_on_a_gpu(tmp_path: Path) -> None:
     read = llama(tmp_path)
     quantised = replace(PLAIN, kv_type_k="q8_0", kv_type_v="q8_0")
     plain, small = (shares(read, given, 1, process=ProcessMemory(0, 0))[0] for given in (PLAIN, quantised))
     assert small.cache == plain.cache * 34 // 64
     assert (plain.process, small.process) == (0, 1024 * CELL), "one layer's keys and values as 16-bit numbers"
     parted = replace(quantised, context=4096, sequences=4, streams=True)
-    assert shares(read, parted, 1, process=ProcessMemory(0, 0))[0].process == 4096 * CELL, "those of all texts"
+    assert shares(read, parted, 1, process=ProcessMemory(0, 0))[0].process == 4096 * CELL, "those of all sequences"
 
 
-def test_each_process_takes_a_context_of_each_gpu(tmp_path: Path) -> None:
+def test_each_process_has_a_driver_context_on_each_gpu(tmp_path: Path) -> None:
     found = shares(llama(tmp_path), PLAIN, 2, process=ProcessMemory(base=7 * MIB, context=300 * MIB))
     assert [found[gpu].process for gpu in (0, 1)] == [300 * MIB] * 2
     assert found[HOST].process >= 7 * MIB
@@ -125,7 +125,9 @@ def test_each_process_takes_a_context_of_each_gpu(tmp_path: Path) -> None:
         ("gemma4", {"attention.sliding_window": 99, "attention.sliding_window_pattern": [1, 0] * 2}, (True, False) * 2),
     ],
 )  # fmt: skip
-def test_windows(tmp_path: Path, architecture: str, keys: dict[str, Any], windowed: tuple[bool, ...]) -> None:
+def test_sliding_window_layers_of_each_architecture(
+    tmp_path: Path, architecture: str, keys: dict[str, Any], windowed: tuple[bool, ...]
+) -> None:
     read = llama(tmp_path, architecture=architecture, **keys)
     assert tuple(layer.windowed for layer in caches.layers(read)) == windowed
     cells = caches.cells(read, LoadConfiguration(context=8192, sequences=2, ubatch=64, swa_full=False))
@@ -141,7 +143,7 @@ def test_a_compressed_cache_has_no_values(tmp_path: Path) -> None:
     assert (layer.key, layer.value) == (96, 0)
 
 
-def test_layers_without_attention_keep_states(tmp_path: Path) -> None:
+def test_recurrent_layers_keep_states(tmp_path: Path) -> None:
     ssm = {"ssm.conv_kernel": 4, "ssm.inner_size": 128, "ssm.state_size": 16, "ssm.group_count": 1}
     read = llama(tmp_path, architecture="granitehybrid", **ssm | {"attention.head_count_kv": [0, 2, 0, 0]})
     state = 4 * (3 * (128 + 2 * 16) + 16 * 128)
@@ -150,7 +152,7 @@ def test_layers_without_attention_keep_states(tmp_path: Path) -> None:
     assert host.cache == 1024 * CELL + 3 * 2 * state
 
 
-def test_an_adapter_lies_beside_what_it_changes(tmp_path: Path) -> None:
+def test_an_adapter_is_stored_with_the_layers_that_it_changes(tmp_path: Path) -> None:
     read = llama(tmp_path)
     adapter = llama(tmp_path, name="lora.gguf")  # any file with tensors of layers
     without, having = shares(read, PLAIN, 1), shares(read, PLAIN, 1, adapters=[adapter])
@@ -158,7 +160,7 @@ def test_an_adapter_lies_beside_what_it_changes(tmp_path: Path) -> None:
     assert having[HOST].weights - without[HOST].weights == 2 * EMBEDDINGS
 
 
-def test_a_projector_adds_its_weights_and_room_for_a_picture(tmp_path: Path) -> None:
+def test_a_projector_adds_its_weights_and_buffers_for_an_image(tmp_path: Path) -> None:
     keys = {"vision.image_size": 224, "vision.patch_size": 14, "vision.embedding_length": 64,
             "vision.feed_forward_length": 128, "vision.attention.head_count": 4}  # fmt: skip
     read, projector = llama(tmp_path), llama(tmp_path, name="mmproj.gguf", architecture="clip", **keys)
@@ -168,33 +170,35 @@ def test_a_projector_adds_its_weights_and_room_for_a_picture(tmp_path: Path) -> 
     assert seeing.margins[0] > without.margins[0]
 
 
-def test_a_context_for_vectors_is_counted_where_the_model_embeds(tmp_path: Path) -> None:
+def test_the_embedding_context_is_counted(tmp_path: Path) -> None:
     read, one = llama(tmp_path), replace(PLAIN, gpu_layers=0)
-    plain, embeds = (shares(read, given, 0)[HOST] for given in (one, replace(one, embedding=512)))
-    assert embeds.cache - plain.cache == 4 * 512 * CELL
-    assert embeds.output - plain.output == 4 * (512 + 64) * (100 + 64), "logits and a vector for each token and text"
+    plain, embedding = (shares(read, given, 0)[HOST] for given in (one, replace(one, embedding=512)))
+    assert embedding.cache - plain.cache == 4 * 512 * CELL
+    assert embedding.output - plain.output == 4 * (512 + 64) * (100 + 64), (
+        "logits and an embedding for each token and text"
+    )
 
 
-def test_what_is_not_proven_has_a_greater_margin(tmp_path: Path) -> None:
+def test_an_unverified_architecture_has_a_greater_margin(tmp_path: Path) -> None:
     known = closed_form.closed_form(llama(tmp_path), replace(PLAIN, context=2**20))
     odd = closed_form.closed_form(llama(tmp_path, architecture="glm-dsa"), replace(PLAIN, context=2**20))
     assert odd.margins[HOST] > 2 * known.margins[HOST]
     assert known.notes == ()
-    assert any("not proven" in note for note in odd.notes)
+    assert any("not verified" in note for note in odd.notes)
     assert any("indexer" in note for note in odd.notes)
 
 
-def test_reserves_and_margins() -> None:
+def test_reserved_bytes_and_margins() -> None:
     made = Footprint(FootprintSource.MEASURED, (Share(HOST, weights=900 * MIB, parked=100 * MIB),), {HOST: 20 * MIB})
     assert made.reserved() == {HOST: 1020 * MIB}
-    assert made.raised(0.1).margins == {HOST: 100 * MIB}
-    assert made.raised(0.01).margins == {HOST: 20 * MIB}
+    assert made.with_margin_floor(0.1).margins == {HOST: 100 * MIB}
+    assert made.with_margin_floor(0.01).margins == {HOST: 20 * MIB}
     greater = replace(made, shares=(Share(HOST, weights=901 * MIB, parked=100 * MIB),))
-    assert made.or_greater(greater).shares == greater.or_greater(made).shares == greater.shares
+    assert made.maximum(greater).shares == greater.maximum(made).shares == greater.shares
     assert Footprint.of_json(made.as_json()) == made
 
 
-def test_a_model_of_the_catalogue_as_a_configuration() -> None:
+def test_a_catalogue_entry_becomes_a_load_configuration() -> None:
     entry = {"name": "m:1", "use_cases": ["embed"], "source": {"path": "/m.gguf"}, "context": 512, "slots": 3}
     given = configuration.of_model(Model.model_validate(entry), gpus=0)
     assert (given.context, given.sequences, given.embedding, given.gpu_layers) == (1536, 6, 2048, 0)

@@ -1,8 +1,7 @@
 """
-What a schema forbids cannot be written, and what it allows mostly can; the judge is llama.cpp.
+Grammars for JSON Schemas, tested with llama.cpp: every text that a grammar accepts conforms to its schema.
 
-Documents are drawn by walking a grammar with llama.cpp's own sampler and are checked with jsonschema. The promise
-under test is the one of `app.grammar`: every text that the grammar accepts conforms.
+Documents are generated at random with llama.cpp's own grammar sampler, and validated with jsonschema.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def _is_label(text: str) -> bool:
 
 
 class Judge:
-    """llama.cpp's grammar sampler on the vocabulary of SmolLM2. No token is accepted before it was found allowed."""
+    """llama.cpp's grammar sampler with the vocabulary of SmolLM2. Only allowed tokens are accepted."""
 
     def __init__(self) -> None:
         llama_cpp._logger.set_verbose(False)
@@ -92,7 +91,7 @@ class Judge:
         return bool(sampler)
 
     def accepts(self, grammar: str, text: str) -> bool:
-        """Whether the text is a whole document of the grammar."""
+        """Returns whether the text is a complete document of the grammar."""
         tokens = self.tokens(text)
         assert b"".join(self.pieces[token] for token in tokens) == text.encode()
         with Sampler(self, grammar) as sampler:
@@ -103,14 +102,14 @@ class Judge:
             return bool(sampler.allowed([self.end]))
 
     def draw(self, grammar: str, chance: random.Random, extra: str = "") -> str:
-        """A random document; it ends as soon as it can, three times out of four."""
+        """Returns a random document; whenever it can end, it ends with a probability of 75 %."""
         marks = sorted({*self.marks, *(token for mark in set(extra) for token in self.tokens(mark)), self.end})
         closing = {token for token in marks if set(self.pieces[token]) & set(b'"]}')}
         written = b""
         with Sampler(self, grammar) as sampler:
             for _ in range(4000):
                 allowed = sampler.allowed(marks)
-                assert allowed, f"the grammar leaves no way on after {written!r}"
+                assert allowed, f"the grammar allows no token after {written!r}"
                 if self.end in allowed and (len(allowed) == 1 or chance.random() < 0.75):
                     return written.decode()
                 rest = [token for token in allowed if token != self.end]
@@ -135,7 +134,7 @@ class Judge:
 class Sampler:
     def __init__(self, judge: Judge, grammar: str) -> None:
         self.sampler = llama_cpp.llama_sampler_init_grammar(judge.vocab, grammar.encode(), b"root")
-        assert self.sampler, f"llama.cpp does not take the grammar:\n{grammar[:2000]}"
+        assert self.sampler, f"llama.cpp rejects the grammar:\n{grammar[:2000]}"
 
     def __enter__(self) -> Sampler:
         return self
@@ -187,7 +186,7 @@ EVENT = {
     ]
 }
 
-#: name: schema, documents that the grammar takes, values that it does not.
+#: By name: a schema, documents that its grammar accepts, and values that it does not accept.
 SCHEMAS: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "true": (True, [1, "x", None, [], {"a": [1, {"b": None}]}], []),
     "string": ({"type": "string"}, ["", 'a"b\\c/', "tab\tline\n", "日本😀", "é" * MAX_STRING], ["a" * 1025, 1]),
@@ -445,7 +444,7 @@ SCHEMAS: dict[str, tuple[Any, list[Any], list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_every_drawn_document_conforms(judge: Judge, name: str) -> None:
+def test_every_random_document_conforms(judge: Judge, name: str) -> None:
     schema, _, _ = SCHEMAS[name]
     grammar = to_gbnf(schema)
     chance = random.Random(name)
@@ -453,13 +452,13 @@ def test_every_drawn_document_conforms(judge: Judge, name: str) -> None:
     for text in texts:
         assert "\x00" not in text
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
+        json.dumps(value, ensure_ascii=False).encode()  # no lone surrogate
         Draft202012Validator(schema, format_checker=FORMATS).validate(value)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_conforming_documents_are_accepted(judge: Judge, name: str) -> None:
-    """As json.dumps writes them, with spaces and without."""
+    """With and without spaces, as json.dumps writes them."""
     schema, valid, _ = SCHEMAS[name]
     grammar = to_gbnf(schema)
     for value in valid:
@@ -499,7 +498,7 @@ def test_other_documents_are_not_accepted(judge: Judge, name: str) -> None:
         "",
     ],
 )
-def test_texts_that_are_no_json_string_are_not_accepted(judge: Judge, text: str) -> None:
+def test_invalid_json_strings_are_not_accepted(judge: Judge, text: str) -> None:
     assert not judge.accepts(to_gbnf({"type": "string"}), text)
 
 
@@ -512,7 +511,7 @@ def test_escapes_count_as_one_character(judge: Judge, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["01", "-0", "+1", "1.", ".5", "1e", "0x1", "1.0", "1e3", "--1", "NaN"])
-def test_texts_that_are_no_integer_are_not_accepted(judge: Judge, text: str) -> None:
+def test_invalid_integers_are_not_accepted(judge: Judge, text: str) -> None:
     assert not judge.accepts(to_gbnf({"type": "integer"}), text)
     assert not judge.accepts(to_gbnf({"type": "integer", "minimum": -5, "maximum": 5}), text)
 
@@ -520,7 +519,7 @@ def test_texts_that_are_no_integer_are_not_accepted(judge: Judge, text: str) -> 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_integer_bounds_are_exact(data: st.DataObject) -> None:
-    """Checked with a regular expression made of the grammar, which has a single rule here."""
+    """Checked with a regular expression that is made from the single rule of the grammar."""
     low = data.draw(st.integers(-(10**6), 10**6) | st.integers(-120, 120))
     high = data.draw(st.integers(low, 10**6) | st.integers(low, low + 120))
     schema = {"type": "integer", "minimum": low, "maximum": high}
@@ -570,7 +569,7 @@ PIECES = st.recursive(
 
 @settings(max_examples=120, deadline=None)
 @given(PIECES, st.integers(0, 3), st.integers(3, 7), st.lists(st.text("ab1-", max_size=8), min_size=10, max_size=30))
-def test_patterns_mean_what_python_takes_them_for(
+def test_patterns_match_the_same_texts_as_in_python(
     judge: Judge, piece: str, least: int, most: int, texts: list[str]
 ) -> None:
     schema = {"type": "string", "pattern": f"^{piece}$", "minLength": least, "maxLength": most}
@@ -642,8 +641,8 @@ def _compound(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.recursive(LEAVES, _compound, max_leaves=8), st.recursive(LEAVES, _compound, max_leaves=3), st.randoms())
-def test_a_schema_is_refused_or_kept(judge: Judge, schema: Any, definition: Any, chance: random.Random) -> None:
-    """Whatever the schema: a refusal with its problems, or a grammar whose documents all conform."""
+def test_a_schema_is_rejected_or_enforced(judge: Judge, schema: Any, definition: Any, chance: random.Random) -> None:
+    """Every schema is rejected with problems, or has a grammar whose documents all conform."""
     schema = (
         {"allOf": [schema], "$defs": {"x": definition}}
         if isinstance(schema, bool)
@@ -663,12 +662,12 @@ DEEP: dict[str, Any] = {"type": "string"}
 for _ in range(80):
     DEEP = {"type": "array", "items": DEEP}
 
-#: schema, path of the problem, words of its message.
+#: A schema, the path of its problem, and a part of the message.
 REFUSED: list[tuple[Any, str, str]] = [
     (False, "", "no value conforms"),
     ({"type": "strng"}, "type", "'type' cannot be 'strng'"),
     (obj(a={"type": "integer", "minimum": "3"}), "properties.a.minimum", "'minimum' cannot be '3'"),
-    ({"type": "object", "properties": []}, "properties", "is no mapping"),
+    ({"type": "object", "properties": []}, "properties", "is not a mapping"),
     ({"enum": [float("nan")]}, "", "is not JSON"),
     ({"enum": ["\ud800"]}, "", "is not JSON"),
     (DEEP, "", "too deep"),
@@ -686,10 +685,10 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "string", "nullable": True}, "nullable", "'nullable'"),
     (obj(a={"$id": "https://x", "type": "null"}), "properties.a.$id", "'$id'"),
     ({"type": "string", "format": "iri"}, "format", "'iri' is not supported"),
-    ({"type": "array", "items": TEXT, "uniqueItems": True}, "uniqueItems", "keeps the items apart"),
+    ({"type": "array", "items": TEXT, "uniqueItems": True}, "uniqueItems", "cannot be kept different"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf", "both [0] and [1]"),
     ({"oneOf": [obj("a", a=TEXT), obj("b", b=TEXT)]}, "oneOf", "both [0] and [1]"),
-    ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum", "no integer lies within minimum 5 and maximum 3"),
+    ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum", "no integer is within minimum 5 and maximum 3"),
     ({"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 4}, "exclusiveMinimum", "no integer"),
     ({"type": "number", "exclusiveMinimum": 1, "maximum": 1}, "exclusiveMinimum", "no number"),
     (obj(a={"type": ["null", "number"], "minimum": 2, "maximum": 1}), "properties.a.minimum", "no number"),
@@ -698,13 +697,13 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "array", "prefixItems": [TEXT], "items": False, "minItems": 2}, "minItems", "not allowed"),
     (obj("a b", a=TEXT) | {"additionalProperties": False}, "required", "'b' is not allowed"),
     (obj("a", a=False), "required", "'a' is not allowed"),
-    (obj(a=TEXT) | {"minProperties": 2}, "minProperties", "cannot be kept"),
+    (obj(a=TEXT) | {"minProperties": 2}, "minProperties", "cannot be satisfied"),
     ({"enum": []}, "enum", "enum is empty"),
     ({"type": "string", "enum": [1, 2]}, "", "no value conforms"),
     ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "", "no value conforms"),
     ({"allOf": [{"const": 1}, {"const": True}]}, "", "no value conforms"),
-    ({"type": "string", "maxLength": 5000}, "maxLength", "5000 passes the 1999 repetitions"),
-    ({"type": "array", "minItems": 3000}, "minItems", "3000 passes the 1999 repetitions"),
+    ({"type": "string", "maxLength": 5000}, "maxLength", "5000 exceeds the 1999 repetitions"),
+    ({"type": "array", "minItems": 3000}, "minItems", "3000 exceeds the 1999 repetitions"),
     ({"type": "string", "pattern": "abc"}, "pattern", "not anchored at its start"),
     ({"type": "string", "pattern": "^abc"}, "pattern", "not anchored at its end"),
     ({"type": "string", "pattern": "^a|b$"}, "pattern", "not anchored"),
@@ -716,13 +715,13 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "string", "pattern": "^a{2,5}$", "minLength": 6}, "pattern", "no text of the pattern"),
     ({"type": "string", "pattern": "^((a|b){500}c){2}$"}, "pattern", "more than 4000 states"),
     ({"type": "string", "pattern": "^a$", "format": "date"}, "format", "a second pattern or format"),
-    ({"$ref": "#/$defs/none"}, "$ref", "names nothing"),
+    ({"$ref": "#/$defs/none"}, "$ref", "points to nothing"),
     ({"$ref": "https://example.org/x"}, "$ref", "leads out of the schema"),
     ({"$ref": "#"}, "", "refers to itself"),
     ({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, TEXT]}}, "$ref": "#/$defs/a"}, "$defs.a", "refers to itself"),
     ({"allOf": [{"$ref": "#"}]}, "", "refers to itself"),
-    (obj("next", next={"$ref": "#"}), "", "demands itself"),
-    (obj(**{f"f{i}": {"type": "string", "maxLength": 1500 + i} for i in range(40)}), "", "written out the repetitions"),
+    (obj("next", next={"$ref": "#"}), "", "requires itself"),
+    (obj(**{f"f{i}": {"type": "string", "maxLength": 1500 + i} for i in range(40)}), "", "expanded the repetitions"),
     (
         {
             "$defs": {
@@ -741,19 +740,19 @@ REFUSED: list[tuple[Any, str, str]] = [
     (
         {"$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(70)} | {"a70": TEXT}, "$ref": "#/$defs/a0"},
         "",
-        "lead",
+        "refer",
     ),
     ({"allOf": [{"anyOf": [obj(**{f"{x}{y}": TEXT}) for y in range(8)]} for x in "abc"]}, "", "alternatives"),
 ]
 
 
 @pytest.mark.parametrize(("schema", "where", "words"), REFUSED)
-def test_what_a_grammar_cannot_keep_is_refused_with_its_path(schema: Any, where: str, words: str) -> None:
+def test_unsupported_schemas_are_rejected_with_the_path(schema: Any, where: str, words: str) -> None:
     found = problems_of(schema)
     assert any(place == where and words in message for place, message in found), found
 
 
-def test_every_problem_is_found_in_one_reading() -> None:
+def test_every_problem_is_reported_at_once() -> None:
     schema = obj(a={"not": {}}, b={"format": "iri"}, c={"items": {"contains": {}}})
     assert [where for where, _ in problems_of(schema)] == [
         "properties.a.not",
@@ -762,7 +761,7 @@ def test_every_problem_is_found_in_one_reading() -> None:
     ]
 
 
-def test_limits_hold_where_the_schema_sets_none(judge: Judge) -> None:
+def test_default_limits_apply_where_the_schema_sets_none(judge: Judge) -> None:
     grammar = to_gbnf({"type": "array", "items": {"type": "string"}}, max_string=3, max_items=2)
     assert judge.accepts(grammar, '["abc", ""]')
     assert not judge.accepts(grammar, '["abcd"]')
@@ -771,8 +770,8 @@ def test_limits_hold_where_the_schema_sets_none(judge: Judge) -> None:
         to_gbnf(True, max_string=2000)
 
 
-def test_a_schema_that_refers_to_itself_ends(judge: Judge) -> None:
-    """Decision 13."""
+def test_the_nesting_of_a_recursive_schema_is_limited(judge: Judge) -> None:
+    """Decision 13: a recursive schema is expanded six levels deep."""
     item = {"$defs": {"list": {"type": "array", "maxItems": 2, "items": {"$ref": "#/$defs/list"}}}}
     grammar = to_gbnf(item | {"$ref": "#/$defs/list"})
     assert judge.accepts(grammar, "[" * 7 + "]" * 7)
@@ -792,7 +791,7 @@ def test_a_schema_that_refers_to_itself_ends(judge: Judge) -> None:
         obj(a={"type": "string", "pattern": "^(x[a-z]{0,1000}y)?$"}, b={"format": "email"}, c={"format": "date-time"}),
     ],
 )
-def test_large_grammars_are_ones_that_llama_takes(judge: Judge, schema: Any) -> None:
+def test_llama_cpp_accepts_large_grammars(judge: Judge, schema: Any) -> None:
     assert judge.compiles(to_gbnf(schema))
 
 
@@ -832,8 +831,8 @@ def model() -> Iterator[llama_cpp.Llama]:
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("name", WRITTEN)
-def test_what_a_model_writes_conforms(model: llama_cpp.Llama, name: str, temperature: float) -> None:
-    """SmolLM2 with 135M parameters, which without a grammar writes no JSON at all."""
+def test_the_output_of_a_model_conforms(model: llama_cpp.Llama, name: str, temperature: float) -> None:
+    """Uses SmolLM2 135M, which writes no JSON without a grammar."""
     schema, prompt = WRITTEN[name]
     grammar = llama_cpp.LlamaGrammar.from_string(to_gbnf(schema, max_string=40, max_items=4), verbose=False)
     for seed in range(1 if temperature == 0 else 3):

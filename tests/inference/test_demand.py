@@ -1,4 +1,4 @@
-"""Demand: what the fleet is told of the steps that wait, on the real Postgres."""
+"""Demand: the waiting steps that the planner reads, on the real Postgres."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ steps:
 CATALOG = files.read_catalog()
 
 
-def asked(runs: Runs) -> FleetDemand:
-    return demand.asked(runs.database, CATALOG, ["smollm2:135m"])
+def observed(runs: Runs) -> FleetDemand:
+    return demand.observe(runs.database, CATALOG, ["smollm2:135m"])
 
 
 def submit(runs: Runs, **more: Any) -> UUID:
@@ -42,45 +42,45 @@ def step_of(runs: Runs, run_id: UUID, key: str) -> UUID:
     return id_
 
 
-def test_what_waits_is_told_by_model_class_and_namespace(runs: Runs) -> None:
+def test_demand_is_grouped_by_model_priority_and_namespace(runs: Runs) -> None:
     for labels in ({"namespace": "team-a"}, {"namespace": "team-a"}, {}):
         submit(runs, labels=labels)
     paused = submit(runs, labels={"namespace": "team-b"}, priority="interactive")
     control.pause(runs, paused)
 
-    found = {(one.model, one.namespace): one for one in asked(runs).waiting if one.ready is None}
+    found = {(one.model, one.namespace): one for one in observed(runs).waiting if one.ready is None}
     assert {key: one.steps for key, one in found.items()} == {("m:1", "team-a"): 2, ("m:1", "default"): 1}
-    assert asked(runs).wishes.keys() == {"smollm2:135m"}
+    assert observed(runs).wishes.keys() == {"smollm2:135m"}
 
     control.resume(runs, paused)
-    assert ("m:1", "team-b") in {(one.model, one.namespace) for one in asked(runs).waiting}
+    assert ("m:1", "team-b") in {(one.model, one.namespace) for one in observed(runs).waiting}
 
 
-def test_a_deadline_counts_until_a_step_must_have_begun(runs: Runs) -> None:
+def test_the_deadline_of_demand_is_that_of_the_start_of_a_step(runs: Runs) -> None:
     run_id = submit(runs, deadline=timedelta(minutes=5))
-    (waiting,) = asked(runs).waiting
+    (waiting,) = observed(runs).waiting
     assert waiting.deadline is not None
     assert waiting.deadline == views.run(runs.database, run_id).run.deadline_at - waiting.work
 
 
-def test_steps_to_come_are_told_and_steps_that_run_count_for_their_namespace(runs: Runs) -> None:
+def test_future_steps_are_demand_and_running_steps_count_for_their_namespace(runs: Runs) -> None:
     hands = Hands(runs)
     run_id = submit(runs, labels={"namespace": "team-a"})
     hands.claim("a", run_id)
 
-    found = asked(runs)
+    found = observed(runs)
     (coming,) = found.waiting
     assert (coming.model, coming.namespace, coming.ready is not None) == ("n:1", "team-a", True)
     assert found.working == {"hands": {"team-a": 1}}
 
 
-def test_what_a_worker_has_in_flight_says_how_often_it_was_handed_back(runs: Runs) -> None:
+def test_steps_in_flight_have_their_number_of_preemptions(runs: Runs) -> None:
     hands = Hands(runs)
     run_id = submit(runs)
     hands.do(hands.claim("a", run_id), {"a": failure("worker_stopped")})
     hands.claim("a", run_id)
 
-    assert asked(runs).in_flight["hands"].preemptions == 1
+    assert observed(runs).in_flight["hands"].preemptions == 1
 
 
 def test_a_called_run_belongs_to_the_namespace_of_its_caller(runs: Runs) -> None:
@@ -90,31 +90,31 @@ def test_a_called_run_belongs_to_the_namespace_of_its_caller(runs: Runs) -> None
     run_id = hands.submit(caller)
     hands.work(run_id)
 
-    assert {one.namespace for one in asked(runs).waiting} == {"team-a"}
+    assert {one.namespace for one in observed(runs).waiting} == {"team-a"}
 
 
-def test_a_label_that_names_no_namespace_is_refused(runs: Runs) -> None:
-    with pytest.raises(InvalidInput, match=r"labels.namespace: 'Team A' is no name of a namespace"):
+def test_an_invalid_namespace_label_is_rejected(runs: Runs) -> None:
+    with pytest.raises(InvalidInput, match=r"labels.namespace: 'Team A' is not a valid name of a namespace"):
         submit(runs, labels={"namespace": "Team A"})
-    assert asked(runs).waiting == []
+    assert observed(runs).waiting == []
 
 
-def test_a_step_says_whether_it_waits_for_its_model_or_for_something_else(runs: Runs) -> None:
+def test_the_detail_of_a_step_says_what_it_waits_for(runs: Runs) -> None:
     hands = Hands(runs)
     run_id = submit(runs)
     a, b = step_of(runs, run_id, "a"), step_of(runs, run_id, "b")
 
-    def told(step: UUID) -> str:
-        return demand.find_step(runs.database, step).told
+    def detail(step: UUID) -> str:
+        return demand.find_step(runs.database, step).detail
 
-    assert (demand.find_step(runs.database, a).model, told(a)) == ("m:1", "it waits for a slot of its model")
-    assert "the steps that it needs" in told(b)
+    assert (demand.find_step(runs.database, a).model, detail(a)) == ("m:1", "it waits for a slot of its model")
+    assert "the steps that it needs" in detail(b)
     control.pause(runs, run_id)
-    assert f"arriero runs resume {run_id}" in told(a)
+    assert f"arriero runs resume {run_id}" in detail(a)
     control.resume(runs, run_id)
     claim = hands.claim("a", run_id)
-    assert told(a) == "it is running, on hands"
+    assert detail(a) == "it is running, on hands"
     hands.do(claim, {"a": fails_then("x", 100)})
-    assert "the next one begins in" in told(a)
+    assert "the next one starts in" in detail(a)
     with pytest.raises(NotFound):
         demand.find_step(runs.database, run_id)

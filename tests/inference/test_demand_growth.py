@@ -1,4 +1,4 @@
-"""Demand is asked each second: what that costs, and that it says the same with much beside it."""
+"""Demand is read every second: its cost, and its results with a large history in the database."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ CATALOG = files.read_catalog()
 
 @pytest.fixture
 def one(database: Database) -> Iterator[Database]:
-    """The same database through one connection."""
+    """The same database with a single connection."""
     made = Database(database.url, pool_size=1)
     yield made
     made.close()
 
 
-def asked(database: Database) -> FleetDemand:
-    return demand.asked(database, CATALOG, [])
+def observed(database: Database) -> FleetDemand:
+    return demand.observe(database, CATALOG, [])
 
 
 def cost(database: Database) -> int:
-    asked(database)  # plans are made, and statements prepared
-    return rows_read(database, lambda: asked(database))
+    observed(database)  # the first call plans and prepares the statements
+    return rows_read(database, lambda: observed(database))
 
 
 def submit_map(runs: Runs, items: int) -> UUID:
-    """A map of which two items are ready, and the others have not begun."""
+    """Submits a map of which two items are ready, and the others have not started."""
     hands = Hands(runs)
     run_id = hands.submit(MAP, all=list(range(items)))
     hands.do(hands.claim("read", run_id), {})
@@ -60,12 +60,12 @@ def submit_map(runs: Runs, items: int) -> UUID:
     return run_id
 
 
-def test_items_that_have_not_begun_are_counted_and_not_read(runs: Runs, one: Database) -> None:
+def test_items_that_have_not_started_are_counted_and_not_read(runs: Runs, one: Database) -> None:
     costs = []
     for items in (1_000, 10_000):
         run_id = submit_map(runs, items)
         costs.append(cost(one))
-        found = {(step.model, step.ready is not None): step for step in asked(one).waiting}
+        found = {(step.model, step.ready is not None): step for step in observed(one).waiting}
         assert {key: step.steps for key, step in found.items()} == {
             ("m:1", False): 2,
             ("m:1", True): items - 2,
@@ -75,23 +75,23 @@ def test_items_that_have_not_begun_are_counted_and_not_read(runs: Runs, one: Dat
     assert costs[1] < costs[0] + 100
 
 
-def test_a_step_after_a_map_is_expected_when_all_items_have_had_their_turn(runs: Runs, one: Database) -> None:
+def test_a_step_after_a_map_is_expected_after_all_items(runs: Runs, one: Database) -> None:
     submit_map(runs, 100)
-    found = {step.model: step for step in asked(one).waiting if step.ready is not None}
+    found = {step.model: step for step in observed(one).waiting if step.ready is not None}
     assert found["m:1"].ready is not None
     assert found["n:1"].ready is not None
     rounds = (found["n:1"].ready - found["m:1"].ready) / found["n:1"].work
     assert 45 < rounds < 55  # 98 items wait, two at a time
 
 
-def test_items_of_a_map_that_stops_are_no_demand(runs: Runs, one: Database) -> None:
+def test_items_of_a_stopping_map_are_no_demand(runs: Runs, one: Database) -> None:
     submit_map(runs, 10)
     with runs.database.work() as work:
         work.run(text("UPDATE fan_out SET stopping = true"))
-    assert not [step for step in asked(one).waiting if step.model == "m:1" and step.ready is not None]
+    assert not [step for step in observed(one).waiting if step.model == "m:1" and step.ready is not None]
 
 
-def test_steps_that_are_kept_are_not_read(runs: Runs, one: Database) -> None:
+def test_steps_of_ended_runs_are_not_read(runs: Runs, one: Database) -> None:
     runs.submit(Submission(check.parse(ONE), {}))
     costs = []
     for steps in (1_000, 9_000):
@@ -100,7 +100,7 @@ def test_steps_that_are_kept_are_not_read(runs: Runs, one: Database) -> None:
     assert costs[1] < costs[0] + 100
 
 
-def test_runs_that_are_kept_are_not_read_for_the_steps_that_are_ready(runs: Runs, one: Database) -> None:
+def test_ended_runs_are_not_read_for_ready_steps(runs: Runs, one: Database) -> None:
     for _ in range(100):
         runs.submit(Submission(check.parse(ONE), {}))
     costs = []
@@ -110,7 +110,7 @@ def test_runs_that_are_kept_are_not_read_for_the_steps_that_are_ready(runs: Runs
     assert costs[1] < costs[0] + 100
 
 
-def test_steps_that_are_ready_are_read_once_each(runs: Runs, one: Database) -> None:
+def test_each_ready_step_is_read_once(runs: Runs, one: Database) -> None:
     definition, costs = check.parse(ONE), []
     for more in (100, 900):
         for _ in range(more):
@@ -120,17 +120,17 @@ def test_steps_that_are_ready_are_read_once_each(runs: Runs, one: Database) -> N
     assert costs[1] < costs[0] * 15
 
 
-def test_a_model_with_long_steps_is_remembered(runs: Runs, one: Database) -> None:
-    """All of them began and ended before the last minutes: nobody asks for them, and their length is known still."""
+def test_the_duration_of_old_attempts_is_used(runs: Runs, one: Database) -> None:
+    """All attempts ended before the usage window: the arrival rate is that of the new step, their duration is known."""
     keep_ended(runs.database, 100)
     runs.submit(Submission(check.parse(ONE), {}))
-    found = asked(one)
+    found = observed(one)
     assert [step.work for step in found.waiting] == [timedelta(hours=1)]
     assert found.usage["m:1"] == {"standard": pytest.approx(1 / 180)}
 
 
-def test_the_last_attempts_say_how_long_a_step_is(runs: Runs, one: Database) -> None:
-    """Neither the pause before an attempt counts, nor what one took that failed, nor what was long ago."""
+def test_the_duration_is_the_mean_of_the_last_attempts(runs: Runs, one: Database) -> None:
+    """Delays before attempts, failed attempts and old attempts do not count."""
     keep_ended(runs.database, 200)
     hands = Hands(runs)
     for _ in range(50):
@@ -141,9 +141,9 @@ def test_the_last_attempts_say_how_long_a_step_is(runs: Runs, one: Database) -> 
         work.run(text(took))
         work.run(text("UPDATE step SET started_at = finished_at - interval '1 minute' WHERE state = 'succeeded'"))
     hands.submit(ONE)
-    assert [step.work for step in asked(one).waiting] == [timedelta(seconds=2)]
+    assert [step.work for step in observed(one).waiting] == [timedelta(seconds=2)]
 
 
-def test_a_model_without_attempts_has_the_usual_length(runs: Runs, one: Database) -> None:
+def test_a_model_without_attempts_has_the_default_duration(runs: Runs, one: Database) -> None:
     runs.submit(Submission(check.parse(ONE), {}))
-    assert [step.work for step in asked(one).waiting] == [timedelta(seconds=5)]
+    assert [step.work for step in observed(one).waiting] == [timedelta(seconds=5)]

@@ -1,4 +1,4 @@
-"""JSON Schema: the same verdicts as jsonschema, nothing fetched, work bounded, and nothing raised."""
+"""JSON Schema validation: the same results as jsonschema, no fetching, bounded work, and no exceptions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TYPES = st.sampled_from(["object", "array", "string", "number", "integer", "bool
 
 
 def schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Schemas over schemas."""
+    """Returns a strategy for schemas whose subschemas come from `inner`."""
     some = st.lists(inner, min_size=1, max_size=3)
     bounds = st.integers(-2, 2) | st.sampled_from([0.5, 1.5])
     keywords: dict[str, st.SearchStrategy[Any]] = {
@@ -66,8 +66,8 @@ SCHEMAS = st.recursive(st.booleans() | schemas(st.booleans()), schemas, max_leav
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS, value=VALUES, x=schemas(st.booleans()), y=schemas(st.booleans()))
-def test_the_verdict_is_that_of_jsonschema(schema: Any, value: Any, x: Any, y: Any) -> None:
-    # References of x and y could lead back to themselves.
+def test_the_result_equals_that_of_jsonschema(schema: Any, value: Any, x: Any, y: Any) -> None:
+    # References in x and y could be cyclic.
     x, y = ({k: v for k, v in one.items() if k != "$ref"} for one in (x, y))
     whole = schema if isinstance(schema, bool) else {**schema, "$defs": {"x": x, "y": {**y, "$anchor": "y"}}}
     before = copy.deepcopy((whole, value))
@@ -80,7 +80,7 @@ def test_the_verdict_is_that_of_jsonschema(schema: Any, value: Any, x: Any, y: A
 
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS, keyword=st.sampled_from(sorted(Draft202012Validator.VALIDATORS)), junk=VALUES)
-def test_whatever_is_no_schema_is_told_and_never_raises(schema: Any, keyword: str, junk: Any) -> None:
+def test_an_invalid_schema_is_reported_and_never_raises(schema: Any, keyword: str, junk: Any) -> None:
     mutated = {**(schema if isinstance(schema, dict) else {}), keyword: junk}
     found = json_schema.problems({**mutated, "$defs": {"x": {}, "y": {"$anchor": "y"}}}, "s")
 
@@ -88,4 +88,4 @@ def test_whatever_is_no_schema_is_told_and_never_raises(schema: Any, keyword: st
         list(json_schema.deviations(mutated, value))
     meta = Draft202012Validator(Draft202012Validator.META_SCHEMA, registry=Registry())
     if not meta.is_valid(mutated):
-        assert found, f"{mutated} is no schema"
+        assert found, f"{mutated} is not a valid schema"

@@ -1,4 +1,4 @@
-"""The broker: measured settings, priorities, messages that follow a commit."""
+"""The broker: measured settings, priorities, and short waits for a broker that does not answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.frozen import frozen
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A broker that nobody else uses."""
+    """A broker for one test only."""
     server = start_valkey(tmp_path / "valkey")
     yield server
     server.stop()
@@ -37,9 +37,9 @@ def own_publisher(own_valkey: ValkeyServer) -> Iterator[CeleryPublisher]:
     made.close()
 
 
-def until(met: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     limit, pause = time.monotonic() + 60, threading.Event()
-    while not met():
+    while not condition():
         assert time.monotonic() < limit
         pause.wait(0.02)
 
@@ -55,11 +55,11 @@ def test_the_measured_settings_are_in_force() -> None:
     assert conf.accept_content == ["json"]
 
 
-def test_valkey_is_spoken_to_by_its_own_name() -> None:
+def test_urls_with_the_schemes_of_valkey_are_accepted() -> None:
     assert broker.celery_app("valkeys://h:1/0", BrokerSettings()).conf.broker_url == "rediss://h:1/0"
 
 
-def test_an_encrypted_broker_has_to_prove_who_it_is() -> None:
+def test_the_certificate_of_an_encrypted_broker_is_verified() -> None:
     for url in ("rediss://h:1/0", "valkeys://h:1/0"):
         made = broker.celery_app(url, BrokerSettings()).connection_for_write()
         assert made.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
@@ -68,7 +68,9 @@ def test_an_encrypted_broker_has_to_prove_who_it_is() -> None:
     assert not broker.celery_app("redis://h:1/0", BrokerSettings()).connection_for_write().ssl
 
 
-def test_each_priority_has_a_list_and_depth_counts_them_all(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
+def test_each_priority_has_a_list_and_the_depth_counts_all_of_them(
+    publisher: CeleryPublisher, valkey: redis.Redis
+) -> None:
     for priority in PRIORITIES.values():
         assert publisher.publish("t", ("id", 1), queue="model.x", priority=priority, description="w/s")
 
@@ -76,7 +78,9 @@ def test_each_priority_has_a_list_and_depth_counts_them_all(publisher: CeleryPub
     assert publisher.depth("model.x") == 3
 
 
-def test_a_message_is_two_fields_and_a_short_story_for_flower(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
+def test_a_message_has_two_arguments_and_a_short_description_for_flower(
+    publisher: CeleryPublisher, valkey: redis.Redis
+) -> None:
     publisher.publish("workers.steps.run_step", ("id", 1), queue="io", description="triage/reply #1")
     message = json.loads(valkey.lrange("io\x06\x163", 0, -1)[0])
 
@@ -85,7 +89,7 @@ def test_a_message_is_two_fields_and_a_short_story_for_flower(publisher: CeleryP
     assert len(json.dumps(message)) < 1200
 
 
-def test_a_broker_that_is_away_is_told_and_loses_no_caller() -> None:
+def test_an_unreachable_broker_is_reported_as_such() -> None:
     nowhere = "redis://127.0.0.1:1/0"
     publisher = CeleryPublisher(broker.celery_app(nowhere, BrokerSettings()), nowhere)
 
@@ -96,14 +100,12 @@ def test_a_broker_that_is_away_is_told_and_loses_no_caller() -> None:
     publisher.close()
 
 
-def test_queues_are_named_by_slugs() -> None:
+def test_model_queues_are_named_by_slugs() -> None:
     assert model_queue("smollm2-135m") == "model.smollm2-135m"
 
 
-def test_a_broker_that_falls_silent_holds_nobody_for_long(
-    own_valkey: ValkeyServer, own_publisher: CeleryPublisher
-) -> None:
-    """Frozen, it accepts connections and answers nothing: one caller waits a moment, the next do not."""
+def test_a_silent_broker_delays_only_the_first_caller(own_valkey: ValkeyServer, own_publisher: CeleryPublisher) -> None:
+    """A frozen broker accepts connections but does not answer: the first caller waits, the next ones do not."""
     publisher = own_publisher
     assert publisher.publish("t", (), queue="q")
     publisher.ping()
@@ -122,13 +124,13 @@ def test_a_broker_that_falls_silent_holds_nobody_for_long(
         assert took(publish) < 6, "the timeout is 2 s"
         for call in (publish, publisher.ping, lambda: publisher.depth("q"), publish):
             assert took(call) < 1
-    until(lambda: publisher.publish("t", (), queue="q"))
+    wait_until(lambda: publisher.publish("t", (), queue="q"))
     assert publisher.depth("q") >= 2
     publisher.ping()
 
 
 @pytest.mark.parametrize("what", ["ping", "depth"])
-def test_questions_to_a_silent_broker_end_soon_too(
+def test_reads_from_a_silent_broker_time_out_soon(
     own_valkey: ValkeyServer, own_publisher: CeleryPublisher, what: str
 ) -> None:
     call = {"ping": own_publisher.ping, "depth": lambda: own_publisher.depth("q")}[what]
@@ -141,10 +143,8 @@ def test_questions_to_a_silent_broker_end_soon_too(
         assert time.monotonic() - begun < 6
 
 
-def test_a_broker_that_was_started_anew_loses_no_message(
-    own_valkey: ValkeyServer, own_publisher: CeleryPublisher
-) -> None:
-    """The connections of before are found dead at their next use."""
+def test_a_restarted_broker_loses_no_message(own_valkey: ValkeyServer, own_publisher: CeleryPublisher) -> None:
+    """The old connections fail at their next use."""
     assert own_publisher.publish("t", (), queue="q")
     assert own_valkey.pid is not None
     os.kill(own_valkey.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The schema: rows and migrations agree, and nothing runs on another one."""
+"""The database: migrations match the row classes, transactions, timeouts, and outages."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from sqlalchemy import text
 from sqlmodel import SQLModel
 
 from app.api.main import create_app
-from app.fleet import rows as fleet_rows  # noqa: F401 they too
-from app.footprint import measurements  # noqa: F401 they enter the metadata
+from app.fleet import rows as fleet_rows  # noqa: F401 as above
+from app.footprint import measurements  # noqa: F401 registers its tables in the metadata
 from app.kernel import database as databases
 from app.kernel.database import Database
 from app.kernel.embedded import PostgresServer, start_postgres
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 from app.kernel.settings import Settings
-from app.workflows.runs.storage import rows  # noqa: F401 they too
-from app.workflows.schedules import rows as schedule_rows  # noqa: F401 they too
+from app.workflows.runs.storage import rows  # noqa: F401 as above
+from app.workflows.schedules import rows as schedule_rows  # noqa: F401 as above
 from tests.frozen import frozen
 from workers.application import Application
 
 
 @pytest.fixture
 def empty(database_url: str) -> Iterator[Database]:
-    """A database with nothing in it."""
+    """An empty database."""
     admin = Database(database_url, pool_size=1)
     with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("DROP DATABASE IF EXISTS fresh WITH (FORCE)"))
@@ -51,13 +51,13 @@ def empty(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def postgres(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server that nobody else uses."""
+    """A server for one test only."""
     server = start_postgres(tmp_path / "postgres")
     yield server
     server.stop()
 
 
-def test_migrations_make_what_the_rows_say(empty: Database) -> None:
+def test_migrations_match_the_row_classes(empty: Database) -> None:
     empty.upgrade()
 
     with empty.schema() as connection:
@@ -65,7 +65,7 @@ def test_migrations_make_what_the_rows_say(empty: Database) -> None:
         assert compare_metadata(context, SQLModel.metadata) == []
 
 
-def test_every_migration_can_be_undone_and_done_again(empty: Database) -> None:
+def test_every_migration_can_be_reverted_and_repeated(empty: Database) -> None:
     empty.upgrade()
     with empty.schema() as connection:
         config = databases._config()
@@ -76,12 +76,12 @@ def test_every_migration_can_be_undone_and_done_again(empty: Database) -> None:
     empty.require_head()
 
 
-def test_an_empty_database_is_refused_with_the_command_that_mends_it(empty: Database) -> None:
+def test_an_empty_database_is_refused_with_the_command_to_migrate_it(empty: Database) -> None:
     with pytest.raises(DatabaseBehind, match=r"none .empty.*`arriero db upgrade`"):
         empty.require_head()
 
 
-def test_api_and_workers_refuse_a_schema_that_is_not_theirs(empty: Database, redis_url: str, tmp_path: Path) -> None:
+def test_api_and_workers_refuse_a_schema_of_another_revision(empty: Database, redis_url: str, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, database_url=SecretStr(empty.url), redis_url=SecretStr(redis_url))
 
     with pytest.raises(DatabaseBehind):
@@ -94,7 +94,7 @@ def test_api_and_workers_refuse_a_schema_that_is_not_theirs(empty: Database, red
         assert client.get("/readyz").status_code == 200
 
 
-def test_a_transaction_that_fails_leaves_nothing_and_sends_nothing(database: Database) -> None:
+def test_a_failed_transaction_stores_and_sends_nothing(database: Database) -> None:
     sent: list[str] = []
 
     def fail() -> None:
@@ -113,14 +113,14 @@ def test_a_transaction_that_fails_leaves_nothing_and_sends_nothing(database: Dat
     assert sent == ["after"]
 
 
-def test_a_statement_that_nobody_waits_for_fails_the_commit(database: Database) -> None:
+def test_a_failed_statement_without_a_reader_fails_the_commit(database: Database) -> None:
     insert, sent = text("INSERT INTO definition (sha256, document) VALUES ('x', '{}')"), list[str]()
 
     def insert_twice() -> None:
         with database.work() as work:
             work.after_commit(lambda: sent.append("message"))
-            work.ask(insert)
-            work.ask(insert)
+            work.execute(insert)
+            work.execute(insert)
 
     with pytest.raises(UniqueViolation):
         insert_twice()
@@ -128,24 +128,26 @@ def test_a_statement_that_nobody_waits_for_fails_the_commit(database: Database) 
         assert (work.rows(text("SELECT * FROM definition")), sent) == ([], [])
 
 
-def test_answers_may_be_read_later_and_in_any_order(database: Database) -> None:
+def test_results_may_be_read_later_and_in_any_order(database: Database) -> None:
     with database.work() as work:
-        work.ask(text("INSERT INTO definition (sha256, document) VALUES (:name, '{}')"), [{"name": "x"}, {"name": "y"}])
-        one, two = (work.ask(text("SELECT count(*) + :n AS n FROM definition"), {"n": n}) for n in (1, 2))
+        work.execute(
+            text("INSERT INTO definition (sha256, document) VALUES (:name, '{}')"), [{"name": "x"}, {"name": "y"}]
+        )
+        one, two = (work.execute(text("SELECT count(*) + :n AS n FROM definition"), {"n": n}) for n in (1, 2))
         assert (two.fetchone().n, one.fetchone().n) == (4, 3)
         assert work.run(text("DELETE FROM definition")) == 2
 
 
-def test_a_database_that_is_away_is_our_error() -> None:
-    away = Database("postgresql://arriero:secret@127.0.0.1:1/arriero", pool_size=1)
-    with pytest.raises(DatabaseUnreachable) as caught, away.work():
+def test_an_unreachable_database_raises_an_error_of_arriero() -> None:
+    unreachable = Database("postgresql://arriero:secret@127.0.0.1:1/arriero", pool_size=1)
+    with pytest.raises(DatabaseUnreachable) as caught, unreachable.work():
         pass
 
     assert "secret" not in str(caught.value)
-    away.close()
+    unreachable.close()
 
 
-def test_connections_that_the_server_dropped_are_made_anew(database: Database) -> None:
+def test_connections_that_the_server_closed_are_replaced(database: Database) -> None:
     other = Database(database.url, pool_size=1)
     with other.work() as work:
         pid = work.row(text("SELECT pg_backend_pid() AS pid")).pid
@@ -161,62 +163,67 @@ def test_connections_that_the_server_dropped_are_made_anew(database: Database) -
 
 @pytest.mark.parametrize("mib", [16, 64])
 def test_a_value_of_any_size_goes_through(database: Database, mib: int) -> None:
-    """More than a socket's buffer takes at once: what is left over is sent, too."""
+    """The values exceed the socket's buffer: the rest is sent too."""
     statement = text("INSERT INTO payload (sha256, bytes, body) VALUES (:name, :size, :body)")
     size = mib * 2**20
     values = [{"name": name, "size": size, "body": f"{name}{'llama ' * (size // 6)}"} for name in "abc"]
 
     with database.work() as work:
         assert work.run(statement, values[0]) == 1
-        work.ask(statement, values[1:])
+        work.execute(statement, values[1:])
 
     with database.work() as work:
         kept = work.rows(text("SELECT sha256, body FROM payload ORDER BY sha256"))
         assert [(row.sha256, row.body) for row in kept] == [(one["name"], one["body"]) for one in values]
 
 
-@pytest.mark.parametrize("read", [True, False], ids=["an answer was read", "statements followed"])
-def test_whoever_holds_a_lock_and_falls_silent_loses_it(
+@pytest.mark.parametrize("read", [True, False], ids=["a result was read", "statements were added after it"])
+def test_a_session_that_is_idle_in_a_transaction_loses_its_locks(
     database: Database, monkeypatch: pytest.MonkeyPatch, *, read: bool
 ) -> None:
-    """As a worker that is stopped with SIGSTOP in the middle of a transaction."""
+    """This is the case of a worker that is stopped with SIGSTOP in the middle of a transaction."""
     insert = text("INSERT INTO definition (sha256, document) VALUES (:name, '{}')")
     update = text("UPDATE definition SET document = :document WHERE sha256 = 'x'")
     with database.work() as work:
         work.run(insert, {"name": "x"})
     monkeypatch.setitem(databases._SERVER, "idle_in_transaction_session_timeout", "500ms")
-    silent = Database(database.url, pool_size=1)
+    idle = Database(database.url, pool_size=1)
 
-    def fall_silent() -> None:
-        with silent.work() as work:
+    def stay_idle() -> None:
+        with idle.work() as work:
             work.row(text("SELECT sha256 FROM definition WHERE sha256 = 'x' FOR UPDATE"))
             if not read:
-                work.ask(insert, {"name": "y"})
+                work.execute(insert, {"name": "y"})
             with database.work() as other:
                 assert other.run(update, {"document": '{"by": "other"}'}) == 1
-            work.run(update, {"document": '{"by": "silent"}'})
+            work.run(update, {"document": '{"by": "idle"}'})
 
     with pytest.raises(DatabaseUnreachable):
-        fall_silent()
+        stay_idle()
     with database.work() as work:
         assert [row.document for row in work.rows(text("SELECT document FROM definition"))] == [{"by": "other"}]
-    silent.close()
+    idle.close()
 
 
-def test_who_has_an_answer_timeout_waits_no_longer_for_locks_and_connections(database: Database) -> None:
-    hasty = Database(database.url, pool_size=1, answer_timeout=timedelta(seconds=1))
+def test_the_answer_timeout_limits_the_wait_for_locks_and_connections(database: Database) -> None:
+    limited = Database(database.url, pool_size=1, answer_timeout=timedelta(seconds=1))
     with database.work() as work:
         work.run(text("LOCK TABLE definition"))
-        with pytest.raises(DatabaseUnreachable, match="locked by another"), hasty.work() as waiting:
+        with pytest.raises(DatabaseUnreachable, match="locked by another transaction"), limited.work() as waiting:
             waiting.rows(text("SELECT * FROM definition"))
 
-    with hasty.work(), hasty.work(), pytest.raises(DatabaseUnreachable, match="connections are in use"), hasty.work():
+    with (
+        limited.work(),
+        limited.work(),
+        pytest.raises(DatabaseUnreachable, match="connections are in use"),
+        limited.work(),
+    ):
         pass
-    hasty.close()
+    limited.close()
 
 
-def test_a_server_that_takes_no_writes_is_our_error_and_is_called_anew(database: Database) -> None:
-    """After a fail-over the connections of before lead to a standby."""
+def test_a_read_only_server_counts_as_unreachable_and_is_reconnected(database: Database) -> None:
+    """After a fail-over, the old connections lead to a standby."""
     other = Database(database.url, pool_size=1)
     insert = text("INSERT INTO definition (sha256, document) VALUES ('x', '{}')")
 
@@ -233,21 +240,21 @@ def test_a_server_that_takes_no_writes_is_our_error_and_is_called_anew(database:
     other.close()
 
 
-def test_nobody_goes_on_after_a_statement_has_failed(database: Database) -> None:
-    """The server turns the COMMIT of such a transaction into a ROLLBACK, and says nothing."""
+def test_a_block_must_not_continue_after_a_failed_statement(database: Database) -> None:
+    """The server turns the COMMIT of such a transaction into a ROLLBACK without an error."""
 
-    def go_on() -> None:
+    def continue_anyway() -> None:
         with database.work() as work:
             work.after_commit(lambda: pytest.fail("nothing was committed"))
             with contextlib.suppress(psycopg.Error):
                 work.run(text("SELECT 1 / 0"))
 
     with pytest.raises(AssertionError, match="has failed"):
-        go_on()
+        continue_anyway()
 
 
-def test_a_server_that_falls_silent_is_given_up_and_found_again(postgres: PostgresServer) -> None:
-    """Frozen with all of its processes: whoever waits is let go, the next are refused at once, until it answers."""
+def test_a_silent_server_is_given_up_and_reconnected(postgres: PostgresServer) -> None:
+    """All its processes are frozen: waiting callers time out, and the next are refused at once, until it answers."""
     database = Database(postgres.url, pool_size=2, answer_timeout=timedelta(seconds=2))
     with database.work() as work:
         work.run(text("CREATE TABLE t (a int)"))
@@ -264,7 +271,7 @@ def test_a_server_that_falls_silent_is_given_up_and_found_again(postgres: Postgr
         pause = threading.Event()
         while (took := refused("answer|timeout")) < 1:
             pause.wait(0.02)
-        assert took < 15, "a new connection is given up, too"
+        assert took < 15, "a new connection times out, too"
 
     def seen() -> list[Any] | None:
         with contextlib.suppress(DatabaseUnreachable), database.work() as work:
@@ -279,7 +286,7 @@ def test_a_server_that_falls_silent_is_given_up_and_found_again(postgres: Postgr
     database.close()
 
 
-def test_rows_are_objects_of_the_class_that_is_given(database: Database) -> None:
+def test_rows_are_returned_as_objects_of_a_class(database: Database) -> None:
     @dataclass(frozen=True, slots=True)
     class Pair:
         number: int

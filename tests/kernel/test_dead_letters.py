@@ -1,4 +1,4 @@
-"""Dead letters: the last ones are kept, all are counted, and nothing that lies in their keys breaks them."""
+"""Dead letters: the last ones are kept, all are counted, and wrong contents of their keys do no harm."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_last_are_kept_and_all_are_counted(letters: DeadLetters, valkey: red
     assert (letters.kept(), letters.counts()[("io", "unreadable")]) == (0, KEPT + 5)
 
 
-def test_its_own_keys_may_hold_anything(letters: DeadLetters, valkey: redis.Redis) -> None:
+def test_wrong_contents_of_their_own_keys_do_no_harm(letters: DeadLetters, valkey: redis.Redis) -> None:
     valkey.set("arriero:dead-letters", "x")
     valkey.rpush("arriero:dead-letters:counts", "x")
     letters.put(NOW, "io", Reason.UNREADABLE, "no JSON", b"hello")
@@ -51,7 +51,7 @@ def test_its_own_keys_may_hold_anything(letters: DeadLetters, valkey: redis.Redi
     assert (letters.newest(5), letters.kept(), letters.counts(), letters.clear()) == ([], 0, {}, 0)
 
 
-def test_a_key_of_a_wrong_type_keeps_its_value_elsewhere(letters: DeadLetters, valkey: redis.Redis) -> None:
+def test_a_key_of_a_wrong_type_is_renamed_with_its_value(letters: DeadLetters, valkey: redis.Redis) -> None:
     valkey.hset("io", "of", "somebody else")
     letters.put_key(NOW, "io", "hash", "list")
     letters.put_key(NOW, "io", "hash", "list")
@@ -63,16 +63,16 @@ def test_a_key_of_a_wrong_type_keeps_its_value_elsewhere(letters: DeadLetters, v
     assert not valkey.keys("*key:io")
 
 
-def test_a_queue_of_a_wrong_type_has_no_depth_and_hides_no_other(
+def test_a_queue_of_a_wrong_type_does_not_hide_the_depth_of_others(
     publisher: CeleryPublisher, valkey: redis.Redis
 ) -> None:
-    """The sweep asks for depths: one key that somebody overwrote must not keep it from sending messages again."""
+    """The sweep reads depths: an overwritten key must not prevent it from sending messages again."""
     publisher.publish("t", (), queue="io", priority=3)
     valkey.set("io", "x")
     assert publisher.depth("io") == 1
 
 
-def test_a_broker_that_is_away_costs_the_record_alone() -> None:
+def test_without_a_broker_only_the_record_is_lost() -> None:
     letters = DeadLetters(redis.Redis(port=1))
     letters.put(NOW, "io", Reason.UNREADABLE, "no JSON", b"hello")
     for call in (letters.kept, letters.counts, letters.clear, lambda: letters.newest(1)):

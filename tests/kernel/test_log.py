@@ -1,4 +1,4 @@
-"""Logs: static events, ids as keys, and no secret."""
+"""Logging: static event names, ids as keys, and no secrets."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def connect(password: str) -> None:
 
 @pytest.mark.parametrize("form", ["json", "columns"])
 def test_a_traceback_shows_no_locals(form: str) -> None:
-    """Drivers keep passwords in their frames."""
+    """Local variables of drivers contain passwords."""
     out = io.StringIO()
-    log.configure(LogSettings(format=form), out)  # type: ignore[arg-type] # a parameter is any text to mypy
+    log.configure(LogSettings(format=form), out)  # type: ignore[arg-type] # mypy sees any text
     try:
         connect("sword" + "fish")
     except RuntimeError:
-        log.get("t").exception("it_broke")
+        log.get("t").exception("it_failed")
         logging.getLogger("celery").exception("task raised")
 
     assert out.getvalue().count("no connection") >= 2
     assert "swordfish" not in out.getvalue()
 
 
-def test_lines_carry_the_event_and_the_bound_ids() -> None:
+def test_lines_contain_the_event_and_the_bound_ids() -> None:
     out = io.StringIO()
     log.configure(LogSettings(format="json"), out)
     with structlog.contextvars.bound_contextvars(run_id="r1"):

@@ -1,4 +1,4 @@
-"""Settings: four places, known origins, masked secrets, wrong values named."""
+"""Settings: four sources, known origins, masked secrets, and errors that name the key."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from app.kernel import durations, settings, sizes
+from app.kernel import settings
 from app.kernel.errors import InvalidSettings
 from app.kernel.settings import environment_of, load, masked_url, shown, values_of
+from app.kernel.units import durations, sizes
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No arriero.toml of the checkout has a say."""
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run outside the checkout, so that its arriero.toml is not read."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -24,7 +25,7 @@ def refused(**given: str) -> str:
     return str(caught.value)
 
 
-def test_each_place_gives_way_to_the_next(tmp_path: Path) -> None:
+def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
     (tmp_path / "arriero.toml").write_text("[api]\nport = 1001\nhost = '::1'\n[runs]\nlease = '30s'\n")
     loaded = load(environment={"ARRIERO_API__PORT": "1002"}, overrides={"runs.lease": "45s"})
 
@@ -36,7 +37,7 @@ def test_each_place_gives_way_to_the_next(tmp_path: Path) -> None:
     assert loaded.origins["runs.heartbeat"] == "default"
 
 
-def test_the_file_can_be_named(tmp_path: Path) -> None:
+def test_the_file_can_be_chosen(tmp_path: Path) -> None:
     file = tmp_path / "other.toml"
     file.write_text("[log]\nlevel = 'debug'\n")
 
@@ -46,7 +47,7 @@ def test_the_file_can_be_named(tmp_path: Path) -> None:
         load(environment={}, config=tmp_path / "nothing.toml")
 
 
-def test_children_see_the_same_settings() -> None:
+def test_child_processes_have_the_same_settings() -> None:
     given = load(
         environment={
             "ARRIERO_DATABASE_URL": "postgresql://u:p@h/d",
@@ -68,37 +69,37 @@ def test_an_empty_list_stays_empty() -> None:
     assert environment_of(given)["ARRIERO_POOLS__MODELS"] == ""
 
 
-def test_wrong_values_name_key_origin_and_what_is_accepted() -> None:
+def test_invalid_values_are_reported_with_key_origin_and_accepted_values() -> None:
     assert "api.port: 'http': Input should be a valid integer" in refused(arriero_api__port="http")
     assert "(from the variable ARRIERO_API__PORT)" in refused(arriero_api__port="http")
     assert "'debug', 'info', 'warning' or 'error'" in refused(arriero_log__level="loud")
     assert "at most a third of runs.lease (6s)" in refused(arriero_runs__lease="6s")
     assert durations.ACCEPTED in refused(arriero_runs__lease="soon")
-    assert "'http://a.b' is no host: write a host, as 'api.example.com'" in refused(
+    assert "'http://a.b' is not a host: write a host such as 'api.example.com'" in refused(
         arriero_http__allowed_hosts="api.example.com,http://a.b"
     )
     assert "postgresql://" in refused(arriero_database_url="mysql://u:p@h/d")
     assert "fleet.reconcile_every: '0': must be at least 100ms" in refused(arriero_fleet__reconcile_every="0")
     assert "must be at least fleet.agent_lease (10s)" in refused(arriero_fleet__host_lost_after="5s")
-    assert "'much' is no size" in refused(arriero_fleet__ram="much")
+    assert "'much' is not a size" in refused(arriero_fleet__ram="much")
 
 
-def test_a_misspelt_key_is_no_silent_default(tmp_path: Path) -> None:
+def test_a_misspelt_key_is_refused(tmp_path: Path) -> None:
     assert "did you mean ARRIERO_API__PORT?" in refused(arriero_api__prt="1")
     (tmp_path / "arriero.toml").write_text("[api]\nprt = 1\n")
     with pytest.raises(InvalidSettings, match=r"api.prt: there is no such setting \(from arriero.toml\).*api.port"):
         load(environment={})
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     text = refused(arriero_api__port="x", arriero_log__level="y", arriero_nothing="z")
 
     assert text.count("\n") == 3
 
 
-def test_a_broken_file_says_where(tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "arriero.toml").write_text("[api\n")
-    with pytest.raises(InvalidSettings, match="this is no TOML"):
+    with pytest.raises(InvalidSettings, match="the file is not valid TOML"):
         load(environment={})
 
 
@@ -118,11 +119,11 @@ def test_secrets_are_masked_and_never_in_messages() -> None:
     assert "swordfish" not in refused(arriero_database_url="mysql://u:swordfish@h/d")
 
 
-def test_urls_without_secrets_stay_as_they_are() -> None:
+def test_urls_without_secrets_are_not_changed() -> None:
     assert masked_url("redis://h:1/0") == "redis://h:1/0"
 
 
-def test_every_key_has_a_variable_of_its_own() -> None:
+def test_every_key_has_its_own_variable() -> None:
     names = [settings.variable(key) for key, _ in values_of(load(environment={}).settings)]
 
     assert len(set(names)) == len(names)
@@ -132,7 +133,7 @@ def test_every_key_has_a_variable_of_its_own() -> None:
     ("text", "seconds"),
     [("15s", 15), ("2m", 120), ("1h30m", 5400), ("7d", 604800), ("500ms", 0.5), (90, 90), ("1.5", 1.5), (0, 0)],
 )
-def test_durations_are_read_and_shown_again(text: str | int, seconds: float) -> None:
+def test_durations_are_parsed_and_formatted(text: str | int, seconds: float) -> None:
     parsed = durations.parse(text)
 
     assert parsed == timedelta(seconds=seconds)
@@ -140,8 +141,8 @@ def test_durations_are_read_and_shown_again(text: str | int, seconds: float) -> 
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1s", "5 apples", "1s2", True, -1, float("inf"), float("nan"), "99999d"])
-def test_what_is_no_duration_is_refused(text: object) -> None:
-    with pytest.raises(ValueError, match="is no duration"):
+def test_invalid_durations_are_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
         durations.parse(text)
 
 
@@ -158,7 +159,7 @@ def test_tables_in_a_list_come_from_files_and_variables(tmp_path: Path) -> None:
     assert load(environment=variables).settings == given
 
 
-def test_a_wrong_table_in_a_list_is_named_with_its_place(tmp_path: Path) -> None:
+def test_an_invalid_table_in_a_list_is_reported_with_its_position(tmp_path: Path) -> None:
     (tmp_path / "arriero.toml").write_text('[[fleet.simulated]]\nname = "gpu"\nspede = 1\nbytes = "24 apples"\n')
     with pytest.raises(InvalidSettings) as caught:
         load(environment={})
@@ -167,7 +168,7 @@ def test_a_wrong_table_in_a_list_is_named_with_its_place(tmp_path: Path) -> None
     assert "(from arriero.toml); accepted: sim-" in text
     assert "fleet.simulated[0].spede" in text
     assert "name, bytes, speed, bandwidth" in text
-    assert "'24 apples' is no size" in text
+    assert "'24 apples' is not a size" in text
     assert "the name of two" in refused(
         arriero_fleet__simulated='[{"name":"sim-a","bytes":"1GB"},{"name":"sim-a","bytes":"2GB"}]'
     )
@@ -176,12 +177,12 @@ def test_a_wrong_table_in_a_list_is_named_with_its_place(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "size"), [("24GiB", 24 * 2**30), ("1.5 kB", 1500), (7, 7), ("80GB", 80 * 10**9), ("0", 0)]
 )
-def test_sizes_are_read_and_shown_again(text: str | int, size: int) -> None:
+def test_sizes_are_parsed_and_formatted(text: str | int, size: int) -> None:
     assert sizes.parse(text) == size
     assert sizes.parse(sizes.show(size)) == size
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1", -1, True, 1.5, "5 apples", 2**60, "1e9", None])
-def test_what_is_no_size_is_refused(text: object) -> None:
-    with pytest.raises(ValueError, match="is no size"):
+def test_invalid_sizes_are_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
         sizes.parse(text)

@@ -1,4 +1,4 @@
-"""Arriero as its users run it: `arriero up` on a data directory of its own, with the real model."""
+"""Fixtures of the live tests: a running `arriero up` on its own data directory, with a real model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = "smollm2:135m"
 
 
-#: Seconds in which anything here comes about, on a machine that does much else.
+#: Most seconds for any condition, on a loaded machine.
 PATIENCE = 300.0
 
 
@@ -30,19 +30,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(met: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """What `met` gives, once that is true. Looks again every 50 ms; fails at the deadline."""
+def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """Poll a condition every 50 ms until it is true, and return its value. Fails at the deadline."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
-        if found := met():
+        if found := condition():
             return found
         time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s")
+    raise AssertionError(f"the condition was not true within {seconds:g} s")
 
 
 @dataclass(frozen=True)
 class Live:
-    """A running tree."""
+    """A running `arriero up`."""
 
     folder: Path
     api: str
@@ -74,7 +74,8 @@ class Live:
     def run(self, run_id: str) -> Any:
         return httpx2.get(f"{self.api}/v1/runs/{run_id}", timeout=30).json()
 
-    def ended(self, run_id: str, seconds: float = PATIENCE) -> Any:
+    def until_ended(self, run_id: str, seconds: float = PATIENCE) -> Any:
+        """Wait until a run has ended, and return it."""
         final = {"succeeded", "failed", "cancelled"}
         return until(lambda: found if (found := self.run(run_id))["state"] in final else None, seconds)
 
@@ -104,7 +105,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 def generate(prompt: str, **more: Any) -> dict[str, Any]:
-    """A workflow of one step that asks the model."""
+    """A workflow of one `generate` step."""
     step = {"id": "ask", "kind": "generate", "model": MODEL, "prompt": prompt, **more}
     return {"workflow": "ask", "inputs": {"text": {"type": "string", "default": ""}}, "steps": [step]}
 

@@ -72,7 +72,7 @@ def test_wrong_pools_are_refused_with_their_line() -> None:
         model("pools = { min = 3, max = 2 }")
     with pytest.raises(InvalidCatalog, match=r"pools\.keep_alife.*did you mean keep_alive"):
         model("pools = { keep_alife = '5m' }")
-    with pytest.raises(InvalidCatalog, match=r"pools\.keep_alive \(line \d+\): 'soon' is no duration") as refused:
+    with pytest.raises(InvalidCatalog, match=r"pools\.keep_alive \(line \d+\): 'soon' is not a duration") as refused:
         model("pools = { keep_alive = 'soon' }")
     assert len(refused.value.problems) == 1
 

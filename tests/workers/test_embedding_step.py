@@ -1,4 +1,4 @@
-"""The work of `embed` steps, on the real model."""
+"""The execution of `embed` steps, on a real model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers import embedding_step
 from workers.engine import OnStop
 from workers.engine.engine import LlamaEngine
 
-NEVER: OnStop = lambda _: None  # noqa: E731 a value of that type
+NEVER: OnStop = lambda _: None  # noqa: E731 the annotation needs an assignment
 MINUTE = timedelta(minutes=1)
 
 
@@ -34,7 +34,7 @@ def failed(texts: Any, engine: LlamaEngine, **more: Any) -> StepFailure:
     return caught.value
 
 
-def test_a_text_gives_a_vector_and_a_list_gives_a_list(shared: LlamaEngine) -> None:
+def test_a_text_becomes_a_vector_and_a_list_becomes_a_list(shared: LlamaEngine) -> None:
     one, many = embed("a llama", shared), embed(["a llama", "the rates"], shared)
 
     assert len(one.output) == shared.model.n_embd
@@ -47,7 +47,7 @@ def test_a_text_gives_a_vector_and_a_list_gives_a_list(shared: LlamaEngine) -> N
 
 
 def test_long_lists_keep_their_order(shared: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_step, "_GROUP", 3)
+    monkeypatch.setattr(embedding_step, "_BATCH", 3)
     texts = [f"number {number}" for number in range(8)]
     found = np.array(embed(texts, shared).output)
 
@@ -79,13 +79,13 @@ def test_queries_and_documents_get_the_models_prefixes(shared: LlamaEngine, monk
 @pytest.mark.parametrize(
     ("texts", "problem"),
     [
-        (7, "gives a number; a text or a list of texts is needed"),
-        (None, "gives null"),
-        ({"a": "b"}, "gives an object"),
-        (["a", 1], "gives a number at the place 1"),
-        (["a", ["b"]], "gives a list at the place 1"),
-        (["a", ""], "the text at the place 1 is empty"),
-        (["a"] * 2049, "2048 at the most: map over parts"),
+        (7, "'texts' is a number; a text or a list of texts is required"),
+        (None, "'texts' is null"),
+        ({"a": "b"}, "'texts' is an object"),
+        (["a", 1], "'texts' has a number at index 1; a text is required"),
+        (["a", ["b"]], "'texts' has a list at index 1"),
+        (["a", ""], "the text at index 1 is empty"),
+        (["a"] * 2049, "at most 2048: map over parts"),
     ],
 )
 def test_input_other_than_texts_is_rejected(shared: LlamaEngine, texts: Any, problem: str) -> None:
@@ -93,8 +93,8 @@ def test_input_other_than_texts_is_rejected(shared: LlamaEngine, texts: Any, pro
     assert (failure.reason, problem in failure.message) == (FailureReason.INVALID_REQUEST, True)
 
 
-def test_a_step_is_stopped_between_two_decodes(shared: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is stopped from within the engine's second decode, so that a part is done and a part is not."""
+def test_a_step_is_cancelled_between_two_decodes(shared: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second decode cancels the step, so that some texts are embedded and others are not."""
     shared.embed(EmbedRequest(("warm",)), 60)
     context, stops, computed = shared._embeddings, list[Callable[[], None]](), list[int]()
     assert context is not None
@@ -112,14 +112,14 @@ def test_a_step_is_stopped_between_two_decodes(shared: LlamaEngine, monkeypatch:
         return compute(parts)
 
     monkeypatch.setattr(context, "compute", counted)
-    monkeypatch.setattr(embedding_step, "_GROUP", 256)
+    monkeypatch.setattr(embedding_step, "_BATCH", 256)
     with pytest.raises(CancelledError):
         embed(["a"] * 256, shared, on_stop=on_stop)
     assert computed == [64, 64]
     assert len(embed("still there", shared).output) == shared.model.n_embd
 
 
-def test_a_step_that_was_stopped_before_does_nothing(shared: LlamaEngine) -> None:
+def test_a_step_that_is_cancelled_before_its_start_does_nothing(shared: LlamaEngine) -> None:
     before = shared.metrics().embedded_texts
     with pytest.raises(CancelledError):
         embed("a", shared, on_stop=lambda stop: stop())

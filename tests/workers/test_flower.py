@@ -1,4 +1,4 @@
-"""Flower as it is run: its page and its API are for this machine's user, not for pages that they open."""
+"""Flower as a program: this machine's user can reach its pages and its API, pages of other sites cannot."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def flower(database_url: str, redis_url: str, tmp_path_factory: pytest.TempPathF
         text=True,
     )
     assert process.stderr is not None
-    said = ""
+    output = ""
     for line in process.stderr:
-        said += line
-        if (found := re.search(r'"port": (\d+)', line)) and "flower_serves" in line:
+        output += line
+        if (found := re.search(r'"port": (\d+)', line)) and "flower_listening" in line:
             break
     else:
-        pytest.fail(said)
+        pytest.fail(output)
     rest = threading.Thread(target=process.stderr.read)
     rest.start()
     yield f"http://127.0.0.1:{found[1]}"
@@ -73,7 +73,7 @@ def flower(database_url: str, redis_url: str, tmp_path_factory: pytest.TempPathF
         ("OPTIONS", "/api/workers"),
     ],
 )
-def test_no_page_of_another_site_sees_or_steers_workers(
+def test_pages_of_other_sites_cannot_read_or_control_workers(
     flower: str, headers: dict[str, str], named: str, method: str, path: str
 ) -> None:
     answer = httpx2.request(method, f"{flower}{path}", headers=headers, trust_env=False, timeout=30)
@@ -84,7 +84,7 @@ def test_no_page_of_another_site_sees_or_steers_workers(
     assert repr(headers[named]) in answer.json()["detail"]
 
 
-def test_its_own_pages_and_programs_are_answered(flower: str) -> None:
+def test_its_own_pages_and_other_programs_are_answered(flower: str) -> None:
     with httpx2.Client(trust_env=False, timeout=30) as client:
         assert client.get(f"{flower}/").status_code == 200
         assert client.get(f"{flower}/healthcheck").status_code == 200

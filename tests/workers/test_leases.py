@@ -1,4 +1,4 @@
-"""Leases in a worker: renewed while there is progress, left when cancelled, lost or drained."""
+"""Leases of a worker: renewed while the engine makes progress; steps stop when cancelled, lost or drained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.leases import Holding, Leases, StopReason
 
 OWNER = "pool@here/1/x"
 ONE_STEP = "workflow: w\nsteps: [{id: a, kind: generate, model: 'm:1', prompt: x}]"
-#: Long enough for a loaded machine; nothing waits for it when all is well.
+#: Seconds that are enough on a loaded machine; a passing test does not wait for so long.
 SOON = 20.0
 
 Make = Callable[..., Leases]
@@ -35,14 +35,14 @@ Make = Callable[..., Leases]
 def make(runs: Runs) -> Iterator[Make]:
     made: list[Leases] = []
 
-    def leases(*, lease: float = 60.0, interval: float = 0.05, stalled: float = 0.0, of: type[Runs] = Runs) -> Leases:
+    def create(*, lease: float = 60.0, interval: float = 0.05, stalled: float = 0.0, of: type[Runs] = Runs) -> Leases:
         short = of(runs.database, runs.publisher, RunPolicy(timedelta(seconds=lease), max_worker_losses=3))
         one = Leases(short, OWNER, interval=timedelta(seconds=interval), stalled_for=lambda: timedelta(seconds=stalled))
         one.start()
         made.append(one)
         return one
 
-    yield leases
+    yield create
     for one in made:
         one.close()
 
@@ -54,14 +54,14 @@ def claimed(runs: Runs) -> Claim:
     return taken
 
 
-def stopped(holding: Holding) -> threading.Event:
+def stop_event(holding: Holding) -> threading.Event:
     event = threading.Event()
     holding.on_stop(event.set)
     return event
 
 
 def lease_of(runs: Runs, step_id: UUID) -> float:
-    """Seconds that are left."""
+    """The remaining seconds of a step's lease."""
     with runs.database.work() as work:
         statement = text("SELECT extract(epoch FROM lease_until - now()) AS left FROM step WHERE id = :id")
         return float(work.row(statement, {"id": step_id}).left)
@@ -85,62 +85,62 @@ def test_a_held_lease_is_renewed(runs: Runs, make: Make) -> None:
         assert holding.reason is None
 
 
-def test_a_cancel_is_heard_without_waiting_for_a_renewal(runs: Runs, make: Make) -> None:
+def test_a_cancel_stops_the_step_before_the_next_renewal(runs: Runs, make: Make) -> None:
     claim = claimed(runs)
     with make(interval=SOON * 10).hold(claim) as holding:
-        event = stopped(holding)
+        event = stop_event(holding)
         # The thread listens once it has renewed for the first time: a cancel before that is found by the renewal.
         runs.cancel(claim.run_id)
         assert event.wait(SOON)
         assert holding.reason is StopReason.CANCELLED
 
 
-def test_a_lease_that_another_has_is_left(runs: Runs, make: Make) -> None:
+def test_a_lease_of_another_owner_stops_the_step(runs: Runs, make: Make) -> None:
     claim = claimed(runs)
     with runs.database.work() as work:
         work.run(text("UPDATE step SET owner = 'another' WHERE id = :id"), {"id": claim.step_id})
     with make().hold(claim) as holding:
-        assert stopped(holding).wait(SOON)
+        assert stop_event(holding).wait(SOON)
         assert holding.reason is StopReason.LOST
 
 
-def test_an_engine_without_progress_keeps_no_lease(runs: Runs, make: Make) -> None:
+def test_leases_expire_while_the_engine_makes_no_progress(runs: Runs, make: Make) -> None:
     claim = claimed(runs)
     shorten(runs, claim.step_id)
     with make(lease=1.0, stalled=5.0).hold(claim) as holding:
-        assert stopped(holding).wait(SOON)
+        assert stop_event(holding).wait(SOON)
         assert holding.reason is StopReason.LOST
         assert until(lambda: lease_of(runs, claim.step_id) < 0)
 
 
-def test_draining_stops_what_is_held_and_what_comes(runs: Runs, make: Make) -> None:
+def test_draining_stops_held_and_future_steps(runs: Runs, make: Make) -> None:
     leases, first, second = make(), claimed(runs), claimed(runs)
     with leases.hold(first) as holding:
-        event = stopped(holding)
+        event = stop_event(holding)
         leases.drain()
         assert event.is_set()
         with leases.hold(second) as late:
-            assert stopped(late).is_set(), "an action that is set late is called at once"
+            assert stop_event(late).is_set(), "an action that is set after the stop is called immediately"
             assert late.reason is StopReason.DRAINED
 
 
-def test_the_listener_comes_back_after_its_connection_was_cut(runs: Runs, make: Make) -> None:
+def test_the_listener_reconnects_after_its_connection_was_terminated(runs: Runs, make: Make) -> None:
     claim = claimed(runs)
     with make(interval=SOON * 10).hold(claim) as holding:
-        event = stopped(holding)
-        cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN arriero_stop%'"
+        event = stop_event(holding)
+        terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN arriero_stop%'"
 
-        def listener_is_cut() -> bool:
+        def listener_is_terminated() -> bool:
             with runs.database.work() as work:
-                return bool(work.rows(text(cut)))
+                return bool(work.rows(text(terminate)))
 
-        assert until(listener_is_cut)
+        assert until(listener_is_terminated)
         runs.cancel(claim.run_id)
         assert event.wait(SOON)
 
 
 def read_only(runs: Runs, value: str) -> None:
-    """What a server says of itself while a fail-over has not ended: every connection, those that are open too."""
+    """Make the server read-only, or writable again, for new and open connections, as during a fail-over."""
     with psycopg.connect(runs.database.raw_url(), autocommit=True) as connection:
         connection.execute("SET default_transaction_read_only = off")
         if value == "on":
@@ -150,8 +150,8 @@ def read_only(runs: Runs, value: str) -> None:
         connection.execute("SELECT pg_reload_conf()")
 
 
-def test_a_server_that_is_read_only_for_a_while_costs_no_lease(runs: Runs, make: Make) -> None:
-    """A fail-over ends with the error `cannot execute UPDATE in a read-only transaction`; renewing goes on after it."""
+def test_a_server_that_is_read_only_for_a_while_loses_no_lease(runs: Runs, make: Make) -> None:
+    """A fail-over ends with the error `cannot execute UPDATE in a read-only transaction`; renewals then continue."""
     claim = claimed(runs)
     failed = threading.Event()
 
@@ -181,8 +181,8 @@ def can_write(runs: Runs) -> bool:
         return connection.execute("SHOW default_transaction_read_only").fetchone() == ("off",)
 
 
-def test_a_defect_while_renewing_ends_neither_the_thread_nor_silence(runs: Runs, make: Make) -> None:
-    """Whatever a renewal raises is logged with its traceback; what cannot be renewed in time is given up."""
+def test_a_defect_in_a_renewal_is_logged_and_does_not_end_the_thread(runs: Runs, make: Make) -> None:
+    """An error of a renewal is logged with its traceback; a lease that is not renewed in time is given up."""
     claim = claimed(runs)
 
     class Broken(Runs):
@@ -190,13 +190,13 @@ def test_a_defect_while_renewing_ends_neither_the_thread_nor_silence(runs: Runs,
             raise KeyError("a defect")
 
     with structlog.testing.capture_logs() as lines, make(of=Broken, lease=1.0).hold(claim) as holding:
-        assert stopped(holding).wait(SOON)
+        assert stop_event(holding).wait(SOON)
         assert holding.reason is StopReason.LOST
     assert any(line["event"] == "leases_interrupted" and line["exc_info"] for line in lines)
 
 
-def test_work_that_cannot_be_stopped_does_not_keep_others_from_it(runs: Runs, make: Make) -> None:
-    """One holder's action that raises is logged; the others are stopped all the same."""
+def test_a_failing_stop_action_does_not_prevent_the_stop_of_other_steps(runs: Runs, make: Make) -> None:
+    """The error of one action is logged, and the other steps are stopped."""
     leases, first, second = make(), claimed(runs), claimed(runs)
 
     def broken() -> None:
@@ -204,19 +204,19 @@ def test_work_that_cannot_be_stopped_does_not_keep_others_from_it(runs: Runs, ma
 
     with leases.hold(first) as one, leases.hold(second) as other:
         one.on_stop(broken)
-        event = stopped(other)
+        event = stop_event(other)
         leases.drain()
         assert event.is_set()
         assert one.reason is StopReason.DRAINED
 
 
 @pytest.mark.parametrize("payload", ["", "no id", "{}", "0" * 7000])
-def test_a_notification_that_names_no_step_is_passed_over(runs: Runs, make: Make, payload: str) -> None:
-    """Anybody who reaches the database can notify; the cancels after it are heard at once."""
+def test_a_notification_that_names_no_step_is_ignored(runs: Runs, make: Make, payload: str) -> None:
+    """Every client of the database can notify; later cancels still arrive immediately."""
     claim = claimed(runs)
     with make(interval=SOON * 10).hold(claim) as holding:
-        event = stopped(holding)
-        assert until(lambda: listens(runs))
+        event = stop_event(holding)
+        assert until(lambda: is_listening(runs))
         with runs.database.work() as work:
             work.run(text("SELECT pg_notify(:channel, :payload)"), {"channel": STOP_CHANNEL, "payload": payload})
         runs.cancel(claim.run_id)
@@ -224,16 +224,16 @@ def test_a_notification_that_names_no_step_is_passed_over(runs: Runs, make: Make
         assert holding.reason is StopReason.CANCELLED
 
 
-def listens(runs: Runs) -> bool:
+def is_listening(runs: Runs) -> bool:
     with runs.database.work() as work:
         return bool(work.rows(text("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN arriero_stop%'")))
 
 
-def test_an_earlier_attempt_that_ends_takes_no_lease_from_the_next(runs: Runs, make: Make) -> None:
-    """The same process claims the step again while the attempt that it lost is not through."""
+def test_the_end_of_an_earlier_attempt_does_not_end_the_lease_of_the_next(runs: Runs, make: Make) -> None:
+    """The same process claims the step again while its lost attempt still runs."""
     leases, earlier = make(), claimed(runs)
     with leases.hold(earlier) as before:
-        stop = stopped(before)
+        stop = stop_event(before)
         with runs.database.work() as work:
             work.run(
                 text("UPDATE step SET attempt = 2, owner = :owner, lease_until = now() + interval '1 s'"),
@@ -244,7 +244,7 @@ def test_an_earlier_attempt_that_ends_takes_no_lease_from_the_next(runs: Runs, m
         holding = inner.__enter__()
         assert stop.wait(SOON)
         assert before.reason is StopReason.LOST
-    # The earlier one has left; the later one is renewed as before.
+    # The earlier attempt has ended; the later one is still renewed.
     shorten(runs, later.step_id)
     assert until(lambda: lease_of(runs, later.step_id) > 30)
     assert holding.reason is None
@@ -252,19 +252,19 @@ def test_an_earlier_attempt_that_ends_takes_no_lease_from_the_next(runs: Runs, m
     assert leases.held() == []
 
 
-def test_a_lease_is_given_up_in_time_while_the_database_says_nothing(runs: Runs, make: Make) -> None:
-    """Whoever renews waits in the middle of a call; the work is left all the same."""
+def test_a_lease_is_given_up_in_time_while_the_database_does_not_answer(runs: Runs, make: Make) -> None:
+    """The renewing thread is blocked in a call; the step is stopped nevertheless."""
     claim = claimed(runs)
-    over = threading.Event()
+    released = threading.Event()
 
-    class Silent(Runs):
+    class Blocked(Runs):
         def renew(self, *_: object) -> dict[UUID, tuple[int, StepState]]:
-            over.wait()
+            released.wait()
             return {}
 
-    with make(of=Silent, lease=1.0).hold(claim) as holding:
+    with make(of=Blocked, lease=1.0).hold(claim) as holding:
         try:
-            assert stopped(holding).wait(SOON)
+            assert stop_event(holding).wait(SOON)
             assert holding.reason is StopReason.LOST
         finally:
-            over.set()
+            released.set()

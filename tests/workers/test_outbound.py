@@ -1,4 +1,4 @@
-"""Calls to servers outside, against real servers of this machine."""
+"""Calls of `http` steps, to real servers on this machine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from app.kernel import log
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.http_settings import HttpSettings
 from app.kernel.settings import LogSettings
-from app.workflows.http.answers import HttpAnswer
 from app.workflows.http.calls import HttpCall, json_body, text_body
+from app.workflows.http.responses import HttpResponse
 from workers import outbound
 from workers.connections import Resolve
 
@@ -35,14 +35,14 @@ SECRETS = (SECRET,)
 
 
 class Server:
-    """Does for each path what the test says, and keeps what it saw."""
+    """An HTTP server with a route per path, which records the requests."""
 
     def __init__(self, certificate: Path | None = None) -> None:
         self.routes: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
-        #: Set when a call has arrived, or its reader has gone.
+        #: Set when a request has arrived, and when its client has gone.
         self.arrived, self.left = threading.Event(), threading.Event()
-        #: Set when a part of an answer was sent; and by a test, to end what waits.
+        #: Set when a part of a response was sent, and by a test to end routes that wait.
         self.flowing, self.go_on = threading.Event(), threading.Event()
         server = self
 
@@ -121,7 +121,7 @@ def other() -> Iterator[Server]:
 
 
 class Resolver:
-    """Gives the lists of addresses in turn, and the last one for ever."""
+    """A resolver that returns the lists of addresses in turn, and then always the last one."""
 
     def __init__(self, *answers: Sequence[str]) -> None:
         self.answers, self.asked = list(answers), 0
@@ -136,7 +136,7 @@ def settings(*servers: Server, **more: Any) -> HttpSettings:
     return HttpSettings(**{"allowed_hosts": tuple(listed), "allow_private": True} | more)
 
 
-def call(request: HttpCall, *servers: Server, resolve: Resolve | None = None, **more: Any) -> HttpAnswer:
+def call(request: HttpCall, *servers: Server, resolve: Resolve | None = None, **more: Any) -> HttpResponse:
     given = {} if resolve is None else {"resolve": resolve}
     return outbound.call(request, settings=settings(*servers, **more), on_stop=lambda _: None, **given)
 
@@ -148,9 +148,9 @@ def failed(request: HttpCall, *servers: Server, **more: Any) -> StepFailure:
     return caught.value
 
 
-def test_a_call_and_its_answer(server: Server) -> None:
+def test_a_call_and_its_response(server: Server) -> None:
     server.says("/orders", b'{"id": 7}', X_Kind="order", Set_Cookie="session=1")
-    answer = call(
+    response = call(
         HttpCall(
             f"{server.url}/orders?a=1",
             headers={"X-Trace": "t"},
@@ -161,8 +161,8 @@ def test_a_call_and_its_answer(server: Server) -> None:
         server,
     )
 
-    assert (answer.status, answer.body, answer.headers["x-kind"]) == (200, {"id": 7}, "order")
-    assert "set-cookie" not in answer.headers
+    assert (response.status, response.body, response.headers["x-kind"]) == (200, {"id": 7}, "order")
+    assert "set-cookie" not in response.headers
     method, path, headers, body = server.seen[0]
     assert (method, path, json.loads(body)) == ("POST", "/orders?a=1&q=two+words+%26+more", {"n": "é"})
     assert headers["Host"] == f"127.0.0.1:{server.port}"
@@ -170,7 +170,7 @@ def test_a_call_and_its_answer(server: Server) -> None:
     assert headers["Content-Type"] == "application/json"
 
 
-def test_texts_and_packed_answers_are_read(server: Server) -> None:
+def test_text_and_compressed_responses_are_read(server: Server) -> None:
     server.says("/text", "größe".encode("latin-1"), kind="text/plain; charset=iso-8859-1")
     server.says("/packed", gzip.compress(b'["a"]') + gzip.compress(b""), Content_Encoding="gzip")
     server.says("/nothing", b"")
@@ -193,7 +193,7 @@ def test_texts_and_packed_answers_are_read(server: Server) -> None:
         (b"\xe9", "text/plain; charset=punycode"),
     ],
 )
-def test_what_cannot_be_kept_fails_the_attempt(server: Server, body: bytes, kind: str) -> None:
+def test_a_response_that_cannot_be_stored_fails_the_attempt(server: Server, body: bytes, kind: str) -> None:
     server.says("/", body, kind=kind)
     assert failed(HttpCall(server.url), server).reason is FailureReason.HTTP_UNUSABLE
 
@@ -207,21 +207,21 @@ def test_what_cannot_be_kept_fails_the_attempt(server: Server, body: bytes, kind
         (302, FailureReason.HTTP_UNUSABLE),
     ],
 )
-def test_other_statuses_are_failures_that_keep_what_was_said(
+def test_other_statuses_are_failures_with_the_start_of_the_body(
     server: Server, status: int, reason: FailureReason
 ) -> None:
     server.says("/x", b"no\0 luck" + b"." * 10_000, status, Retry_After="7", Location="/y")
     failure = failed(HttpCall(f"{server.url}/x?q=1"), server)
 
     assert (failure.reason, failure.status) == (reason, status)
-    assert failure.message.startswith(f"GET {server.url}/x answered {status}")
+    assert failure.message.startswith(f"GET {server.url}/x returned {status}")
     assert failure.text is not None
     assert failure.text.startswith("no\ufffd luck...")
     assert len(failure.text) == 4000
     assert failure.retry_after == (timedelta(seconds=7) if status in (429, 503) else None)
 
 
-def test_the_step_says_what_is_a_success(server: Server) -> None:
+def test_the_expected_statuses_are_successes(server: Server) -> None:
     server.says("/", b"gone", 404, kind="text/plain")
     found = call(HttpCall(server.url, expect=(404,)), server).output()
     assert (found["status"], found["headers"]["content-type"], found["body"]) == (404, "text/plain", "gone")
@@ -229,7 +229,7 @@ def test_the_step_says_what_is_a_success(server: Server) -> None:
     assert failed(HttpCall(server.url, expect=(404,)), server).reason is FailureReason.HTTP_UNUSABLE
 
 
-def test_what_is_not_listed_is_not_called(server: Server) -> None:
+def test_a_host_that_is_not_listed_is_not_called(server: Server) -> None:
     failure = failed(HttpCall(server.url))
 
     assert failure.reason is FailureReason.HTTP_REFUSED
@@ -237,8 +237,8 @@ def test_what_is_not_listed_is_not_called(server: Server) -> None:
     assert server.seen == []
 
 
-def test_private_addresses_are_refused_whatever_the_name(server: Server) -> None:
-    """Nothing is connected to, where one of a name's addresses is private."""
+def test_private_addresses_are_refused_for_every_name(server: Server) -> None:
+    """One private address of a name is enough: no connection is made."""
     named = HttpCall(f"http://api.example.test:{server.port}/")
     for addresses in (["127.0.0.1"], ["93.184.216.34", "10.0.0.1"], ["::ffff:127.0.0.1"], ["169.254.169.254"]):
         failure = failed(named, server, resolve=Resolver(addresses), allow_private=False)
@@ -252,8 +252,8 @@ def test_private_addresses_are_refused_whatever_the_name(server: Server) -> None
     assert server.seen == []
 
 
-def test_a_name_is_asked_for_once_and_the_address_that_was_judged_is_called(server: Server) -> None:
-    """DNS rebinding: a name that leads elsewhere a moment later."""
+def test_a_name_is_resolved_once_and_the_checked_address_is_called(server: Server) -> None:
+    """DNS rebinding: the name has another address a moment later."""
     server.says("/", b"1")
     resolver = Resolver(["127.0.0.1"], ["169.254.169.254"])
 
@@ -265,13 +265,13 @@ def test_a_name_is_asked_for_once_and_the_address_that_was_judged_is_called(serv
     )
 
 
-def test_the_next_address_is_tried_when_one_takes_no_connection(server: Server) -> None:
+def test_the_next_address_is_tried_when_one_refuses_the_connection(server: Server) -> None:
     server.says("/", b"1")
     resolver = Resolver(["127.0.0.2", "127.0.0.1"])
     assert call(HttpCall(f"http://api.example.test:{server.port}/"), server, resolve=resolver).body == 1
 
 
-def test_what_cannot_be_reached_says_why(server: Server) -> None:
+def test_an_unreachable_server_is_reported_with_the_reason(server: Server) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -287,14 +287,14 @@ def test_what_cannot_be_reached_says_why(server: Server) -> None:
         assert failed(HttpCall(server.url + path), server).reason is FailureReason.HTTP_UNREACHABLE
 
 
-def test_redirects_are_followed_only_when_asked_and_judged_each(server: Server, other: Server) -> None:
+def test_redirects_are_followed_on_request_only_and_each_is_checked(server: Server, other: Server) -> None:
     server.says("/a", status=302, Location="/b?x=1")
     server.says("/b", b"2")
     server.says("/out", status=307, Location="http://127.0.0.1:1/admin")
     server.says("/cloud", status=307, Location="http://169.254.169.254/latest/meta-data")
     server.says("/round", status=302, Location="/round")
 
-    assert "follow_redirects would go there" in failed(HttpCall(f"{server.url}/a"), server).message
+    assert "set follow_redirects to follow the redirect" in failed(HttpCall(f"{server.url}/a"), server).message
     assert call(HttpCall(f"{server.url}/a", follow_redirects=True), server).body == 2
     assert "does not list '127.0.0.1:1'" in failed(HttpCall(f"{server.url}/out", follow_redirects=True), server).message
     everything = {"allowed_hosts": (f"127.0.0.1:{server.port}", "169.254.169.254")}
@@ -303,7 +303,7 @@ def test_redirects_are_followed_only_when_asked_and_judged_each(server: Server, 
     assert "more than 5 redirects" in failed(HttpCall(f"{server.url}/round", follow_redirects=True), server).message
 
 
-def test_a_redirect_takes_no_secret_to_another_place(server: Server, other: Server) -> None:
+def test_a_redirect_sends_no_secret_to_another_origin(server: Server, other: Server) -> None:
     other.says("/in", b"1")
     server.says("/move", status=307, Location=f"{other.url}/in")
     server.says("/echo", status=302, Location=f"{other.url}/in?key=abc%2Fdef")
@@ -326,7 +326,7 @@ def test_a_redirect_takes_no_secret_to_another_place(server: Server, other: Serv
     assert len(other.seen) == 1
 
 
-def test_long_answers_and_bombs_stop_where_the_bound_is(server: Server) -> None:
+def test_long_responses_and_decompression_bombs_stop_at_the_bound(server: Server) -> None:
     bomb = io.BytesIO()
     with gzip.GzipFile(fileobj=bomb, mode="wb") as packed:
         for _ in range(64):
@@ -350,15 +350,15 @@ def test_long_answers_and_bombs_stop_where_the_bound_is(server: Server) -> None:
     assert call(HttpCall(f"{server.url}/fits", max_bytes=1000), server).body == "." * 1000
 
 
-def test_half_a_gzip_is_no_answer(server: Server) -> None:
+def test_a_truncated_gzip_is_rejected(server: Server) -> None:
     server.says("/", gzip.compress(b"x" * 9)[:-4], Content_Encoding="gzip", kind="text/plain")
     assert "ends too early" in failed(HttpCall(server.url), server).message
     server.says("/", b"plain", Content_Encoding="br", kind="text/plain")
-    assert "packed as 'br'" in failed(HttpCall(server.url), server).message
+    assert "content encoding 'br'" in failed(HttpCall(server.url), server).message
 
 
-def dribble(server: Server) -> Callable[[BaseHTTPRequestHandler], None]:
-    """An answer of which a byte comes now and then, for ever: no wait for a byte is long."""
+def slow_route(server: Server) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A route that sends a byte every 10 ms without an end: no wait for a single byte is long."""
 
     def route(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -372,42 +372,42 @@ def dribble(server: Server) -> Callable[[BaseHTTPRequestHandler], None]:
     return route
 
 
-def test_the_timeout_is_for_all_of_it(server: Server) -> None:
-    server.does("/slow", dribble(server))
+def test_the_timeout_is_for_the_whole_call(server: Server) -> None:
+    server.does("/slow", slow_route(server))
     server.does("/never", lambda _: server.go_on.wait(60))
 
     for path in ("/slow", "/never"):
         failure = failed(HttpCall(server.url + path, timeout=timedelta(seconds=0.05)), server)
-        assert (failure.reason, failure.message) == (FailureReason.TIMEOUT, "the call was not done after 0.05 s")
+        assert (failure.reason, failure.message) == (FailureReason.TIMEOUT, "the call did not end within 0.05 s")
 
 
 @contextmanager
-def mute() -> Iterator[tuple[int, threading.Event]]:
-    """A server that takes connections and says nothing: its port, and when it heard something."""
-    heard = threading.Event()
+def silent_server() -> Iterator[tuple[int, threading.Event]]:
+    """A server that accepts a connection and sends nothing: its port, and an event for received bytes."""
+    received = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
-        def take() -> None:
+        def serve() -> None:
             connection, _ = listening.accept()
             with connection:
                 while connection.recv(10_000):
-                    heard.set()
+                    received.set()
 
-        thread = threading.Thread(target=take)
+        thread = threading.Thread(target=serve)
         thread.start()
-        yield listening.getsockname()[1], heard
+        yield listening.getsockname()[1], received
         thread.join()
 
 
 def test_a_connection_has_a_timeout_of_its_own() -> None:
-    with mute() as (port, _):
+    with silent_server() as (port, _):
         listed = {"allowed_hosts": (f"127.0.0.1:{port}",), "connect_timeout": "50ms"}
         failure = failed(HttpCall(f"https://127.0.0.1:{port}/"), **listed)
     assert (failure.reason, "http.connect_timeout" in failure.message) == (FailureReason.TIMEOUT, True)
 
 
-def stopped(request: HttpCall, allowed: HttpSettings, when: threading.Event, **more: Any) -> None:
-    """Make a call on a thread, stop it when the event is there, and see that it ends."""
+def assert_cancelled(request: HttpCall, allowed: HttpSettings, when: threading.Event, **more: Any) -> None:
+    """Make a call on a thread, cancel it when the event is set, and check that it ends."""
     outcome: list[BaseException] = []
     stops: list[Callable[[], None]] = []
 
@@ -426,18 +426,18 @@ def stopped(request: HttpCall, allowed: HttpSettings, when: threading.Event, **m
     stops[0]()
 
 
-def test_a_call_is_stopped_while_it_waits_for_an_answer(server: Server) -> None:
+def test_a_call_is_cancelled_while_it_waits_for_a_response(server: Server) -> None:
     server.does("/never", lambda _: server.go_on.wait(60))
-    stopped(HttpCall(f"{server.url}/never"), settings(server), server.arrived)
+    assert_cancelled(HttpCall(f"{server.url}/never"), settings(server), server.arrived)
 
 
-def test_a_call_is_stopped_in_the_middle_of_an_answer(server: Server) -> None:
-    server.does("/slow", dribble(server))
-    stopped(HttpCall(f"{server.url}/slow"), settings(server), server.flowing)
+def test_a_call_is_cancelled_in_the_middle_of_a_response(server: Server) -> None:
+    server.does("/slow", slow_route(server))
+    assert_cancelled(HttpCall(f"{server.url}/slow"), settings(server), server.flowing)
     assert server.left.wait(60)
 
 
-def test_a_call_is_stopped_while_the_name_is_looked_up() -> None:
+def test_a_call_is_cancelled_while_the_name_is_resolved() -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     def resolve(host: str, port: int) -> Sequence[str]:
@@ -445,25 +445,25 @@ def test_a_call_is_stopped_while_the_name_is_looked_up() -> None:
         go_on.wait(60)
         return []
 
-    stopped(
+    assert_cancelled(
         HttpCall("http://api.example.test/"), HttpSettings(allowed_hosts=("api.example.test",)), asked, resolve=resolve
     )
     go_on.set()
 
 
-def test_a_call_is_stopped_while_encryption_is_agreed_on() -> None:
-    with mute() as (port, heard):
+def test_a_call_is_cancelled_during_the_tls_handshake() -> None:
+    with silent_server() as (port, received):
         allowed = HttpSettings(allowed_hosts=(f"127.0.0.1:{port}",), allow_private=True)
-        stopped(HttpCall(f"https://127.0.0.1:{port}/"), allowed, heard)
+        assert_cancelled(HttpCall(f"https://127.0.0.1:{port}/"), allowed, received)
 
 
-def test_a_call_that_was_to_stop_already_does_nothing(server: Server) -> None:
+def test_a_call_that_is_cancelled_before_its_start_does_nothing(server: Server) -> None:
     with pytest.raises(CancelledError):
         outbound.call(HttpCall(server.url), settings=settings(server), on_stop=lambda stop: stop())
     assert server.seen == []
 
 
-def test_encryption_is_checked_against_the_name_not_the_address() -> None:
+def test_the_certificate_is_verified_for_the_name_not_the_address() -> None:
     server = Server(TLS / "server.pem")
     server.says("/", b'"safe"')
     trusted = {"ca_file": TLS / "authority.pem"}
@@ -476,14 +476,14 @@ def test_encryption_is_checked_against_the_name_not_the_address() -> None:
     finally:
         server.close()
     assert {one.reason for one in (wrong, unknown, plain)} == {FailureReason.HTTP_UNREACHABLE}
-    assert "its certificate is refused: IP address mismatch" in wrong.message
-    assert "its certificate is refused: unable to get local issuer certificate" in unknown.message
+    assert "its certificate was rejected: IP address mismatch" in wrong.message
+    assert "its certificate was rejected: unable to get local issuer certificate" in unknown.message
     assert len(server.seen) == 1
 
 
 @pytest.mark.parametrize("error", [UnicodeError("label empty or too long"), ValueError("embedded null character")])
-def test_a_name_that_no_resolver_asks_for_fails_at_once(server: Server, error: Exception) -> None:
-    """The resolver's thread hands over whatever it meets: nobody waits for the end of the step's time."""
+def test_a_name_that_cannot_be_encoded_fails_immediately(server: Server, error: Exception) -> None:
+    """An error on the resolver's thread reaches the call: the call does not wait until its timeout."""
 
     def refusing(host: str, port: int) -> Sequence[str]:
         raise error
@@ -495,7 +495,7 @@ def test_a_name_that_no_resolver_asks_for_fails_at_once(server: Server, error: E
     assert "the name cannot be resolved" in failure.message
 
 
-def test_a_resolver_that_breaks_is_heard_of(server: Server) -> None:
+def test_an_unexpected_error_of_the_resolver_is_raised(server: Server) -> None:
     def broken(host: str, port: int) -> Sequence[str]:
         raise RuntimeError("no resolver here")
 
@@ -503,8 +503,8 @@ def test_a_resolver_that_breaks_is_heard_of(server: Server) -> None:
         call(HttpCall(f"http://api.example.test:{server.port}/", timeout=timedelta(days=1)), server, resolve=broken)
 
 
-def test_no_secret_is_in_answers_errors_or_logs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    """A server that says all it was told, and the most talkative logs."""
+def test_no_secret_is_in_responses_errors_or_logs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server echoes the whole request, and the log level is debug."""
 
     def echo(handler: BaseHTTPRequestHandler) -> None:
         said = json.dumps({"headers": dict(handler.headers), "path": handler.path, SECRET: [SECRET]}).encode()
@@ -526,7 +526,7 @@ def test_no_secret_is_in_answers_errors_or_logs(server: Server, capsys: pytest.C
             "body": json_body({"token": SECRET}),
             "secrets": (*SECRETS, "s3cr3t"),
         }
-        answer = call(HttpCall(f"{server.url}/echo", **given), server)
+        response = call(HttpCall(f"{server.url}/echo", **given), server)
         failures = [
             failed(HttpCall(f"{server.url}/fail", **given), server),
             failed(HttpCall(f"{server.url}/{SECRET}", **given)),
@@ -536,11 +536,11 @@ def test_no_secret_is_in_answers_errors_or_logs(server: Server, capsys: pytest.C
         ]
     finally:
         logging.getLogger().handlers[:], logging.getLogger().level = handlers, level
-    shown = [repr(answer), *(repr(vars(failure)) for failure in failures), *map(str, failures)]
+    shown = [repr(response), *(repr(vars(failure)) for failure in failures), *map(str, failures)]
     shown += [repr(HttpCall(f"{server.url}/?{SECRET}", **given)), *capsys.readouterr()]
 
     assert server.seen[0][2]["X-Key"] == "s3cr3t"
-    assert answer.body["***"] == ["***"]
+    assert response.body["***"] == ["***"]
     assert any("http_called" in text for text in shown)
     for text in shown:
         assert [part for part in ("s3cr3t", "kën", "k%C3%AB", "k\\u00eb", "+value", "%2Bvalue") if part in text] == []

@@ -1,4 +1,4 @@
-"""A worker whose record raises: the step fails with the reason, and its work is not done again."""
+"""Steps whose outcome cannot be recorded: the step fails with the reason, and is not executed again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from app.catalog.catalog import Catalog
-from app.kernel.secrets import Secrets
+from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.workflows.language import check
 from app.workflows.runs import claims, views
@@ -25,7 +25,7 @@ from workers.leases import Leases
 from workers.runtime import Runtime
 from workers.steps import run_step
 
-#: Its step would be tried again after any failure.
+#: The step would be retried after these failures.
 SOURCE = """
 workflow: w
 steps:
@@ -44,15 +44,15 @@ def runtime(runs: Runs, tmp_path: Path) -> Iterator[Runtime]:
 
 
 @pytest.fixture
-def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of the steps whose work is done, in their order."""
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the executed steps, in order."""
     found: list[str] = []
 
-    def do(task: step_kinds.StepTask) -> Success:
+    def execute(task: step_kinds.StepTask) -> Success:
         found.append(task.claim.key)
         return Success(None)
 
-    monkeypatch.setattr(step_kinds, "do", do)
+    monkeypatch.setattr(step_kinds, "execute", execute)
     return found
 
 
@@ -61,7 +61,7 @@ def submit(runs: Runs) -> UUID:
 
 
 def work(runtime: Runtime) -> None:
-    """What the messages ask for, until nothing is ready."""
+    """Execute steps as their messages would, until no step is ready."""
     while True:
         with runtime.runs.database.work() as work:
             row = work.row(text("SELECT id, attempt FROM step WHERE state = 'ready' LIMIT 1"))
@@ -70,15 +70,15 @@ def work(runtime: Runtime) -> None:
         run_step(runtime, row.id, row.attempt)
 
 
-def test_an_outcome_that_cannot_be_recorded_fails_the_step_and_is_not_made_again(
-    runtime: Runtime, done: list[str], monkeypatch: pytest.MonkeyPatch
+def test_an_outcome_that_cannot_be_recorded_fails_the_step_which_is_not_executed_again(
+    runtime: Runtime, executed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = submit(runtime.runs)
     monkeypatch.setattr(changes.RunChange, "succeed", raises)
     work(runtime)
 
     found = views.run(runtime.runs.database, run_id)
-    assert done == ["a", "undo"]
+    assert executed == ["a", "undo"]
     assert found.run.state == "failed"
     assert "OverflowError: a defect" in found.run.error["message"]
     (step, _) = found.steps
@@ -86,28 +86,28 @@ def test_an_outcome_that_cannot_be_recorded_fails_the_step_and_is_not_made_again
     assert "not done again" in step.error["given_up"]
 
 
-def test_where_its_failure_cannot_be_recorded_either_the_run_ends(
-    runtime: Runtime, done: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_run_ends_when_the_failure_cannot_be_recorded_either(
+    runtime: Runtime, executed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = submit(runtime.runs)
     monkeypatch.setattr(changes.RunChange, "write", raises)
     work(runtime)
 
     found = views.run(runtime.runs.database, run_id)
-    assert done == ["a"]
+    assert executed == ["a"]
     assert found.run.state == "failed"
     assert "OverflowError: a defect" in found.run.error["message"]
 
 
-def test_a_step_that_cannot_be_taken_ends_its_run(
-    runtime: Runtime, done: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_step_that_cannot_be_claimed_ends_its_run(
+    runtime: Runtime, executed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = submit(runtime.runs)
     monkeypatch.setattr(claims, "take", raises)
     work(runtime)
 
     found = views.run(runtime.runs.database, run_id)
-    assert done == []
+    assert executed == []
     assert found.run.state == "failed"
     assert "OverflowError: a defect" in found.run.error["message"]
 

@@ -1,4 +1,4 @@
-"""Hands: a worker without a process, so that a test says what each step comes to, and when."""
+"""Hands: a test double of a worker, with which a test controls the outcome of each step and its time."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _READY = text("""
     WHERE step.state = 'ready' AND (CAST(:run AS uuid) IS NULL OR run_id = :run) ORDER BY run.id, position, item
 """)
 
-#: What the work of a step comes to: a value, an outcome, or a function of the claim that gives one.
+#: The outcome of a step: a value, an outcome, or a function of the claim that returns one.
 Answer = Any
 
 
 class Hands:
-    """Does the steps of runs one by one, as a worker would."""
+    """Runs the steps of runs one by one, like a worker."""
 
     owner = "hands@here/1/abc"
 
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
-        #: Keys of the steps that were done, in their order.
+        #: Keys of the executed steps, in order.
         self.done: list[str] = []
 
     def submit(self, source: str, **inputs: Any) -> UUID:
@@ -56,7 +56,7 @@ class Hands:
         return claim
 
     def work(self, run_id: UUID | None = None, *, limit: int = 1000, **answers: Answer) -> None:
-        """Do everything that is ready until nothing is. A key of an item is answered by that of its map too."""
+        """Run ready steps until none is left. The answer of a map also applies to its items."""
         for _ in range(limit):
             claims = (self.runs.claim(row.id, row.attempt, self.owner) for row in self.ready(run_id))
             claim = next((claim for claim in claims if claim is not None), None)
@@ -64,7 +64,7 @@ class Hands:
                 return
             while claim is not None:
                 claim = self.do(claim, answers)
-        raise AssertionError("there is no end to it")
+        raise AssertionError("the steps do not end")
 
     def do(self, claim: Claim, answers: Mapping[str, Answer]) -> Claim | None:
         self.done.append(claim.key)
@@ -90,7 +90,7 @@ class Hands:
             return found if isinstance(found, Success | Failure) else Success(found)
         runtime: Any = SimpleNamespace(runs=self.runs, engine=None)
         try:
-            return step_kinds.do(step_kinds.StepTask(claim, Holding(claim), runtime))
+            return step_kinds.execute(step_kinds.StepTask(claim, Holding(claim), runtime))
         except StepFailure as error:
             return Failure(error.reason, error.message)
 
@@ -98,7 +98,7 @@ class Hands:
         return sweep(self.runs, republish_after=timedelta(seconds=60))
 
     def pass_time(self, **interval: float) -> None:
-        """Let time pass: everything that is timed comes earlier."""
+        """Simulate the passing of time: moves all stored times into the past."""
         passed = timedelta(**interval)
         with self.runs.database.work() as work:
             work.run(
@@ -142,7 +142,7 @@ def failure(reason: str = "engine_error", message: str = "it broke") -> Failure:
 
 
 def fails_then(value: Any, times: int = 1, reason: str = "engine_error") -> Callable[[Claim], Any]:
-    """Fails so many times for each key, and gives the value then."""
+    """Return an answer that fails `times` times for each key and then returns the value."""
     counts: dict[str, int] = {}
 
     def answer(claim: Claim) -> Any:

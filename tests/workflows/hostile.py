@@ -1,8 +1,8 @@
 """
-A child process that is given hostile documents, one after another, and little memory.
+A child process that reads hostile documents, one after another, with little memory.
 
-It prints a line of JSON for each: what became of it. It is killed by the kernel where one takes too much memory or
-processor time, and its last line then tells which one.
+It prints the outcome of each as a line of JSON. The kernel kills it when a document uses too much memory or CPU time;
+the last line then names that document.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from app.workflows.expressions.templates import Scope
 from app.workflows.language import check, inputs, source
 from app.workflows.language.definition import Definition
 
-#: Bytes that the process may take beyond those that it has once everything is imported.
+#: Bytes that the process may allocate in addition to its size after the imports.
 ROOM = 400 * 1024 * 1024
-#: Seconds of processor time for all documents together: what hangs, is killed.
+#: Seconds of CPU time for all documents together; the kernel kills a process that hangs.
 CPU = 240
 
 DATA: dict[str, Any] = {
@@ -82,7 +82,7 @@ def forced(value: Any) -> str:
 
 
 def held(schema: Any, value: Any) -> str:
-    """As a stored definition, which nothing has checked, and inputs that a client gives."""
+    """Validate a value against the input schema of a stored definition, which was not checked."""
     stored = Definition.model_validate(
         {"workflow": "w", "inputs": {"x": schema}, "steps": [{"id": "a", "kind": "noop"}]}
     )
@@ -116,7 +116,7 @@ def main() -> None:
             became = refused(list(error.problems))
         except StepFailure as error:
             became = f"fails with {error.reason}: {error.message}"
-        except Exception as error:  # noqa: BLE001 what the tests are there to find
+        except Exception as error:  # noqa: BLE001 the tests look for these
             became = f"CRASH {error!r}"
         tell({"name": name, "became": became[:2000], "seconds": round(time.process_time() - begun, 2)})
 

@@ -1,4 +1,4 @@
-"""The documentation is true: its examples are checked and run, its tables hold what the types hold."""
+"""The documentation is correct: its examples are checked and run, and its tables match the types."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from app.api import runs
 from app.api.main import ROUTERS
+from app.api.workflows import runs
 from app.catalog import files
 from app.cli import COMMANDS
-from app.kernel import durations
-from app.kernel.egress import EgressPolicy
 from app.kernel.errors import FailureReason
+from app.kernel.security.egress import EgressPolicy
+from app.kernel.units import durations
 from app.workflows import registry
 from app.workflows.language import check, shape_errors, source
 from app.workflows.language import definition as definitions
 from app.workflows.language import steps as kinds
-from app.workflows.language.check import Catalogued
+from app.workflows.language.check import Deployment
 from app.workflows.runs.submission import Submission
 from app.workflows.schedules import check as schedule_check
 from app.workflows.state_machine.outcomes import Success
@@ -38,14 +38,14 @@ from tests.workflows.conftest import Hands, failure
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGE = (ROOT / "docs/workflows.md").read_text()
-KNOWN = Catalogued(
-    frozenset(files.read_catalog().names),
+KNOWN = Deployment(
+    files.read_catalog(),
     EgressPolicy.of(["api.example.com", "crm.example.com"], allow_private=False),
 )
 
 
 def blocks(kind: str) -> list[tuple[str, str]]:
-    """Every block of a kind, with its page and line."""
+    """Return every block of a kind, with its page and line."""
     found = []
     for page in PAGES:
         text = page.read_text()
@@ -58,7 +58,7 @@ YAML = [pytest.param(text, id=place) for place, text in blocks("yaml")]
 
 
 @pytest.mark.parametrize("text", YAML)
-def test_every_example_in_yaml_is_what_it_seems_to_be(text: str) -> None:
+def test_every_yaml_example_is_valid(text: str) -> None:
     data = source.read(text).data
     if isinstance(data, list):
         check.parse(whole(text, data), KNOWN)
@@ -71,7 +71,7 @@ def test_every_example_in_yaml_is_what_it_seems_to_be(text: str) -> None:
 
 
 def whole(text: str, steps: list[Any]) -> str:
-    """Steps as a workflow: what they need and read besides each other is there."""
+    """Return a workflow with the given steps, and with stubs for the other steps and inputs that they use."""
     own = {step["id"] for step in steps}
     needed = {need.partition(".")[0] for step in steps for need in step.get("needs", ())} - own
     head = ["workflow: example", "inputs:", *(f"  {name}: {{}}" for name in {"x", *re.findall(r"inputs\.(\w+)", text)})]
@@ -92,7 +92,7 @@ GIVEN: Mapping[str, Mapping[str, Any]] = {
 
 
 def documented() -> dict[str, str]:
-    """The workflows of the documentation by name."""
+    """Return the workflows of the documentation by name."""
     texts = {data["workflow"]: text for _, text in blocks("yaml") if is_workflow(data := source.read(text).data)}
     assert set(texts) == set(GIVEN), "each is run below"
     return texts
@@ -117,7 +117,7 @@ def submitted(hands: Hands, name: str) -> UUID:
         ("welcome", {"greet": None}),
     ],
 )
-def test_examples_give_what_one_expects(hands: Hands, name: str, output: Any) -> None:
+def test_examples_have_the_expected_output(hands: Hands, name: str, output: Any) -> None:
     run_id = submitted(hands, name)
     hands.work()
 
@@ -126,7 +126,7 @@ def test_examples_give_what_one_expects(hands: Hands, name: str, output: Any) ->
         assert submitted(hands, name) == run_id
 
 
-def test_the_example_of_a_failure_is_undone(hands: Hands) -> None:
+def test_the_failing_example_runs_on_failure(hands: Hands) -> None:
     run_id = submitted(hands, "booking")
     answer = {"status": 201, "headers": {}, "body": {"id": 7}}
     hands.work(reserve=answer, pay=failure("http_4xx"), release={}, tell={})
@@ -136,7 +136,7 @@ def test_the_example_of_a_failure_is_undone(hands: Hands) -> None:
 
 
 @pytest.mark.parametrize(("verdict", "letter"), [("bad", "apologise"), ("good", "thank")])
-def test_the_example_with_an_approval_asks_before_it_publishes(hands: Hands, verdict: str, letter: str) -> None:
+def test_the_example_with_an_approval_waits_before_it_publishes(hands: Hands, verdict: str, letter: str) -> None:
     assert check.parse(documented()["reviews"]) == check.parse((ROOT / "examples/reviews.yaml").read_text())
     run_id = submitted(hands, "reviews")
     hands.work(judge=lambda claim: Success(("good", verdict)[claim.data["index"]]))
@@ -149,7 +149,7 @@ def test_the_example_with_an_approval_asks_before_it_publishes(hands: Hands, ver
 
 
 def tables() -> Iterator[tuple[str, list[list[str]]]]:
-    """The tables of the page of the language: the heading above and its first cell, and the rows."""
+    """Yield the tables of the language page: the heading above with the first cell, and the rows."""
     heading, rows = "", list[list[str]]()
     for line in [*LANGUAGE.splitlines(), ""]:
         if line.startswith("|"):
@@ -240,7 +240,7 @@ def bounds_of(field: FieldInfo) -> str:
 
 
 def offered(annotation: Any) -> set[str]:
-    """The words that a field takes."""
+    """Return the literal values that a field accepts."""
     if get_origin(annotation) is Literal:
         return {str(value) for value in get_args(annotation)}
     return set[str]().union(*map(offered, get_args(annotation)))
@@ -250,7 +250,7 @@ def named(rows: list[list[str]]) -> list[str]:
     return [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
 
 
-def test_every_reason_is_documented_with_what_follows() -> None:
+def test_every_failure_reason_is_documented_with_its_retry() -> None:
     rows = {row[0].strip("`"): row[2] for row in TABLES["Reasons: reason"]}
 
     assert set(rows) == {reason.value for reason in FailureReason}
@@ -277,7 +277,7 @@ def test_every_kind_has_its_heading() -> None:
 
 
 def commands() -> list[str]:
-    """Every line and span that begins with `arriero`."""
+    """Return every line and code span that starts with `arriero`."""
     found = [line for _, text in blocks("sh") for line in text.replace("\\\n", " ").splitlines()]
     for page in PAGES:
         prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
@@ -292,7 +292,7 @@ def examples() -> list[str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_every_command_that_is_named_is_there_with_its_options(line: str) -> None:
+def test_every_documented_command_exists_with_its_options(line: str) -> None:
     words = shlex.split(line.replace("…", ""), comments=True)[1:]
     if words[0].startswith("-"):  # an option of the root
         words = words[2:]
@@ -318,7 +318,7 @@ def addresses() -> list[str]:
 
 @pytest.fixture(scope="module")
 def served() -> set[str]:
-    """Method and path of every endpoint, with a star for each parameter."""
+    """The method and path of every endpoint, with a star for each parameter."""
     api = FastAPI()
     for router in ROUTERS:
         api.include_router(router)
@@ -330,12 +330,12 @@ def served() -> set[str]:
 
 
 @pytest.mark.parametrize("address", addresses())
-def test_every_address_that_is_named_is_served(address: str, served: set[str]) -> None:
+def test_every_documented_endpoint_exists(address: str, served: set[str]) -> None:
     assert re.sub(r"/[A-Z]+\b|/…", "/*", address.partition(" ")[2]) in {one.partition(" ")[2] for one in served}
     assert re.sub(r"(?<=/)([A-Z]+\b|…)", "*", address) in served
 
 
-def test_the_links_of_the_pages_lead_somewhere() -> None:
+def test_all_links_have_a_target() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             if target.startswith(("http://", "https://")):

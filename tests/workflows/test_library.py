@@ -1,4 +1,4 @@
-"""The shipped workflows: on the real model, by the worker's own code; and by hand, for what no model says on order."""
+"""The shipped workflows, with the real model and the worker's code, and with given outputs for rare cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from app.catalog import files
 from app.inference import prompts
 from app.kernel import settings
-from app.kernel.secrets import Secrets
+from app.kernel.security.secrets import Secrets
 from app.kernel.settings import HttpSettings
 from app.workflows import registry
 from app.workflows.language import source
@@ -41,7 +41,7 @@ def submitted(runs: Runs, name: str, **inputs: Any) -> UUID:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LlamaEngine]:
-    """The engine that a pool of the model has, on one thread."""
+    """The engine of the model's pool, on one thread."""
     host = settings.load(environment={}).settings
     model = files.read_catalog().get(MODEL)
     made = LlamaEngine(files.locate(model, Path()), pool.options_of(model, host, gpus=False, threads=1))
@@ -50,7 +50,7 @@ def engine() -> Iterator[LlamaEngine]:
 
 
 class Workers:
-    """A control worker and a pool, in the test's own process."""
+    """A control worker and a pool in the process of the test."""
 
     def __init__(self, runs: Runs, engine: LlamaEngine, port: int) -> None:
         self.hands = Hands(runs)
@@ -64,27 +64,27 @@ class Workers:
         self._leases.close()
 
     def work(self, run_id: UUID) -> Any:
-        """Do all that can be done here, one by one: so each prompt shares what the last one had. Gives the run."""
+        """Run all ready steps one by one, so that prompts share their prefixes; return the run."""
         while rows := [row for row in self.hands.ready(run_id) if row.queue in ("io", "model.smollm2-135m")]:
             for row in rows:
                 steps.run_step(self._runtime, row.id, row.attempt)
         return self.hands.run(run_id)
 
 
-class Ear(HTTPServer):
-    """A server that hears what it is told."""
+class RecordingServer(HTTPServer):
+    """A server that records the requests."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Listener)
-        self.heard: list[tuple[str | None, Any]] = []
+        super().__init__(("127.0.0.1", 0), RecordingHandler)
+        self.received: list[tuple[str | None, Any]] = []
 
 
-class Listener(BaseHTTPRequestHandler):
-    server: Ear
+class RecordingHandler(BaseHTTPRequestHandler):
+    server: RecordingServer
 
     def do_POST(self) -> None:
-        told = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.heard.append((self.headers["idempotency-key"], told))
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.received.append((self.headers["idempotency-key"], body))
         self.send_response(204)
         self.end_headers()
 
@@ -93,8 +93,8 @@ class Listener(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def ear() -> Iterator[Ear]:
-    made = Ear()
+def recording_server() -> Iterator[RecordingServer]:
+    made = RecordingServer()
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
     yield made
@@ -104,14 +104,14 @@ def ear() -> Iterator[Ear]:
 
 
 @pytest.fixture
-def workers(runs: Runs, engine: LlamaEngine, ear: Ear) -> Iterator[Workers]:
-    made = Workers(runs, engine, ear.server_port)
+def workers(runs: Runs, engine: LlamaEngine, recording_server: RecordingServer) -> Iterator[Workers]:
+    made = Workers(runs, engine, recording_server.server_port)
     yield made
     made.close()
 
 
 @pytest.mark.slow
-def test_a_digest_says_nothing_that_is_not_in_the_text(workers: Workers) -> None:
+def test_a_digest_contains_only_lines_of_the_text(workers: Workers) -> None:
     text = (EXAMPLES / "reports/hut-season.txt").read_text()
     run = workers.work(submitted(workers.hands.runs, "document-digest", text=text))
 
@@ -119,18 +119,18 @@ def test_a_digest_says_nothing_that_is_not_in_the_text(workers: Workers) -> None
     digest, plain = run.output, " ".join(text.split())
     assert all(point in plain for point in digest["points"])
     assert len(digest["points"]) == -(-digest["sentences"] // 6), "one of every six"
-    assert digest["key_points"] == digest["points"], "few enough for one look"
+    assert digest["key_points"] == digest["points"], "few enough for one request"
     assert digest["lead"] in digest["key_points"]
     assert len(workers.hands.items(run.id, "choose")) == len(digest["points"])
 
 
 def numbered(claim: Any) -> Any:
-    """Chooses the last line, or one that there is not."""
+    """Choose the last line, or a line that does not exist."""
     return {"line": 24 if claim.data["index"] % 2 else len(claim.data["item"])}
 
 
 @pytest.mark.parametrize("sentences", [1, 6, 37, 217, 1500])
-def test_a_digest_of_any_length_takes_few_questions(hands: Hands, sentences: int) -> None:
+def test_a_digest_of_any_length_needs_few_requests(hands: Hands, sentences: int) -> None:
     lines = [f"This is what sentence {n} has to say." for n in range(sentences)]
     run_id = submitted(hands.runs, "document-digest", text="A heading\n\n" + " ".join(lines))
     hands.work(choose=numbered, choose_again=numbered, choose_lead=numbered)
@@ -148,7 +148,7 @@ def invoice(name: str) -> str:
 
 
 @pytest.mark.slow
-def test_what_is_extracted_conforms_and_what_is_doubtful_is_told(workers: Workers) -> None:
+def test_extracted_fields_conform_and_doubtful_ones_are_listed(workers: Workers) -> None:
     text, hands = invoice("01-stove"), workers.hands
     run_id = submitted(hands.runs, "extraction", text=text, limit=0)
     workers.work(run_id)
@@ -182,14 +182,14 @@ def extracted(hands: Hands, first: Any, second: Any = None, **inputs: Any) -> UU
     return run_id
 
 
-def test_what_stands_in_the_text_is_accepted_without_a_person(hands: Hands) -> None:
+def test_values_found_in_the_text_need_no_approval(hands: Hands) -> None:
     run = hands.run(extracted(hands, RIGHT))
 
     assert run.output == {"fields": RIGHT, "doubts": [], "status": "accepted", "comment": None}
     assert "correct" not in hands.done
 
 
-def test_what_does_not_is_asked_for_again_with_what_was_wrong(hands: Hands) -> None:
+def test_values_not_in_the_text_are_requested_again(hands: Hands) -> None:
     def correct(claim: Any) -> Any:
         asked = prompts.request_of(claim.work, claim.data, priority="standard", attempt=1).prompt
         assert asked is not None
@@ -204,7 +204,7 @@ def test_what_does_not_is_asked_for_again_with_what_was_wrong(hands: Hands) -> N
     ("answer", "status"),
     [({"approved": True}, "approved"), ({"approved": False, "comment": "not ours"}, "rejected"), (None, "expired")],
 )
-def test_what_is_still_wrong_is_for_a_person(hands: Hands, answer: Any, status: str) -> None:
+def test_values_that_stay_wrong_need_an_approval(hands: Hands, answer: Any, status: str) -> None:
     wrong = RIGHT | {"due": "2026-12-31"}
     run_id = extracted(hands, wrong, wrong)
     assert "Not in the text: due." in hands.step(run_id, "approve").awaits["message"]
@@ -228,14 +228,14 @@ def test_what_is_still_wrong_is_for_a_person(hands: Hands, answer: Any, status: 
         (NOTHING, 0, "no_invoice"),
     ],
 )
-def test_who_decides_follows_from_the_fields(hands: Hands, fields: Any, limit: float, status: str | None) -> None:
+def test_the_approval_depends_on_the_fields(hands: Hands, fields: Any, limit: float, status: str | None) -> None:
     run = hands.run(extracted(hands, fields, limit=limit))
 
     assert (run.state, run.output and run.output["status"]) == ("succeeded" if status else "running", status)
 
 
 @pytest.mark.slow
-def test_a_text_that_is_too_long_for_a_model_goes_to_another(workers: Workers) -> None:
+def test_a_text_that_is_too_long_falls_back_to_another_model(workers: Workers) -> None:
     run_id = submitted(workers.hands.runs, "extraction", text="Rechnung über 1.00 EUR " * 860)
     workers.work(run_id)
     step = workers.hands.step(run_id, "extract")
@@ -250,8 +250,8 @@ NIGHT: dict[str, Any] = source.read((EXAMPLES / "nightly/2026-11-20.yaml").read_
 
 
 @pytest.mark.slow
-def test_a_night_is_judged_counted_and_told(workers: Workers, ear: Ear) -> None:
-    night = NIGHT | {"notify_url": f"http://127.0.0.1:{ear.server_port}/nights"}
+def test_a_night_is_judged_counted_and_posted(workers: Workers, recording_server: RecordingServer) -> None:
+    night = NIGHT | {"notify_url": f"http://127.0.0.1:{recording_server.server_port}/nights"}
     run_id = submitted(workers.hands.runs, "nightly-batch", **night)
     run = workers.work(run_id)
 
@@ -260,14 +260,14 @@ def test_a_night_is_judged_counted_and_told(workers: Workers, ear: Ear) -> None:
     bad = [one["id"] for one, verdict in zip(NIGHT["reviews"], verdicts, strict=True) if verdict == "bad"]
     counts = {"reviews": 8, "good": 8 - len(bad), "bad": len(bad), "failed": 0}
     assert (run.output["counts"], run.output["bad"], run.output["notified"]) == (counts, bad, True)
-    told = {"night": "2026-11-20", "state": "done", "counts": counts, "report": run.output["report"]}
-    assert ear.heard == [(f"{run_id}/notify", told)]
+    body = {"night": "2026-11-20", "state": "done", "counts": counts, "report": run.output["report"]}
+    assert recording_server.received == [(f"{run_id}/notify", body)]
     assert (run.priority, run.rank, run.labels) == ("batch", 2, {"task": "nightly"})
     assert run.expires_at - run.finished_at == timedelta(days=90)
     assert submitted(workers.hands.runs, "nightly-batch", **night) == run_id, "a night is done once"
 
 
-def test_a_review_that_fails_stops_nobody_and_without_an_address_nobody_is_told(hands: Hands) -> None:
+def test_a_failed_review_does_not_stop_the_others_and_without_a_url_nothing_is_posted(hands: Hands) -> None:
     def judge(claim: Any) -> Any:
         index = claim.data["index"]
         return failure("invalid_request") if index == 2 else {"verdict": ("good", "bad")[index % 2]}
@@ -283,7 +283,7 @@ def test_a_review_that_fails_stops_nobody_and_without_an_address_nobody_is_told(
     assert (run.output["notified"], hands.states(run_id)["notify"]) == (False, "skipped")
 
 
-def test_a_night_that_ends_too_late_raises_an_alarm(hands: Hands) -> None:
+def test_a_late_night_posts_an_alarm(hands: Hands) -> None:
     run_id = submitted(hands.runs, "nightly-batch", **NIGHT, notify_url="https://hooks.example.com/nights")
     seen: list[Any] = []
     hands.pass_time(hours=9)

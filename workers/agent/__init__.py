@@ -1,1 +1,1 @@
-"""The agent of a host: it starts and stops pools until observed equals desired."""
+"""The agent of a host: it starts and stops pools until the observed state is the desired one."""

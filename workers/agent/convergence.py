@@ -1,10 +1,11 @@
 """
-Convergence: what an agent does about each pool of its host, so that what is observed becomes what is desired.
+Convergence: decides what an agent does with each pool of its host, so that the observed state becomes the desired one.
 
-A process is begun only for bytes that are held and free of others' claims, and its bytes are given back only when it
-is seen dead. What does not begin to serve, makes no progress, or does not end when it is asked to, is killed.
+A process is started only for bytes that are reserved and that no other claim waits for. Bytes are released only when
+the process is seen dead. A process that does not begin to serve, makes no progress, or does not end on request is
+killed.
 
-Nothing here reads a clock or touches a process: the caller passes durations and does what is decided.
+Nothing here reads a clock or touches a process: the caller passes durations and carries out the decision.
 """
 
 from __future__ import annotations
@@ -15,90 +16,92 @@ from datetime import datetime, timedelta
 from app.fleet.hosts import Granted
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase
-from app.kernel import durations
+from app.kernel.units import durations
 
 
 @dataclass(frozen=True, slots=True)
 class ConvergenceLimits:
-    """How long what may take."""
+    """The time limits of a pool's process."""
 
-    #: From the start of a process until it serves.
+    #: From the start of the process until it serves.
     start: timedelta
-    #: For the steps of a pool that drains, before it hands them back.
+    #: For the steps of a draining pool to end; then they are requeued.
     drain: timedelta
-    #: For a pool that hands its steps back, to be gone.
-    leave: timedelta
-    #: Without progress while there is work.
+    #: From the requeue of its steps until the process has ended.
+    exit: timedelta
+    #: Without progress of an engine that has work.
     progress: timedelta
     #: Without a heartbeat of the pool, while the agent reaches the database.
-    silence: timedelta
+    heartbeat: timedelta
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
-    """The process of a pool, as its host sees it."""
+class LocalProcess:
+    """The state of a pool's process on its host."""
 
     alive: bool
     #: Since its start.
     age: timedelta
-    #: What it was asked for, and how long ago; None before.
-    asked: Desired | None = None
-    asked_ago: timedelta = timedelta(0)
-    #: How long its agent has reached the database without a gap: only a silence within that is the pool's own.
-    watched: timedelta = timedelta(0)
+    #: How it was asked to stop; None when it was not.
+    stop_requested: Desired | None = None
+    #: Since that request.
+    stop_requested_ago: timedelta = timedelta(0)
+    #: How long its agent has reached the database without a gap. A longer silence of the pool may have the same cause
+    #: as the gap.
+    contact: timedelta = timedelta(0)
 
 
 @dataclass(slots=True)
-class Watch:
+class DatabaseContact:
     """
     How long an agent has reached the database without a gap.
 
-    After a gap (a database that was away, a laptop that slept) pools were silent for the same reason as their agent:
-    they get as long as before to be heard again.
+    During a gap (a database that was unavailable, a laptop that slept) pools were silent for the same reason as their
+    agent: after it they get the whole heartbeat timeout again.
     """
 
-    #: After which a pool is killed; half of it is a gap.
-    silence: timedelta
-    lasted: timedelta = timedelta(0)
+    #: Pools are killed after this time without a heartbeat; half of it counts as a gap.
+    heartbeat: timedelta
+    duration: timedelta = timedelta(0)
     _last: datetime | None = None
 
-    def reached(self, now: datetime) -> None:
-        """The agent has reached the database. `now` is of the wall clock, which goes on while a machine sleeps."""
-        gap = self.silence if self._last is None else now - self._last
-        self.lasted = self.lasted + gap if timedelta(0) <= gap <= self.silence / 2 else timedelta(0)
+    def note(self, now: datetime) -> None:
+        """Note that the agent reached the database. `now` is wall-clock time, which includes the sleep of a machine."""
+        gap = self.heartbeat if self._last is None else now - self._last
+        self.duration = self.duration + gap if timedelta(0) <= gap <= self.heartbeat / 2 else timedelta(0)
         self._last = now
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
-    """Let the pool touch its bytes, and begin its process."""
+class StartProcess:
+    """Activate the reservation, so that the pool may use its bytes, and start the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terminate:
-    """Ask its process to end."""
+    """Ask the process to end."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End its process by force."""
+    """Kill the process."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class GiveBack:
-    """Its process is gone: see its bytes back, and give them back."""
+class Release:
+    """The process has ended: release its bytes once the driver reports them free."""
 
     reason: str
 
 
-ConvergenceAction = Begin | Terminate | Kill | GiveBack
+ConvergenceAction = StartProcess | Terminate | Kill | Release
 
-#: Of a pool that has not begun to serve, and of one that ends by itself.
-_BEFORE = frozenset(
+#: Phases of a pool that does not serve yet.
+_NOT_YET_SERVING = frozenset(
     {
         None,
         PoolPhase.STARTING,
@@ -109,46 +112,48 @@ _BEFORE = frozenset(
         PoolPhase.FAILED,
     }
 )
+#: Phases of a pool that ends by itself.
 _ENDING = frozenset({PoolPhase.DRAINING, PoolPhase.UNLOADING})
 
 
-def decide(pool: Granted, local: Local | None, limits: ConvergenceLimits) -> ConvergenceAction | None:
-    """What is to be done about a pool now; None when there is nothing."""
+def decide(pool: Granted, local: LocalProcess | None, limits: ConvergenceLimits) -> ConvergenceAction | None:
+    """Return what must be done about a pool now; None when nothing must be done."""
     if local is None:
         return _without_process(pool)
     if not local.alive:
-        return GiveBack("its process ended")
-    if pool.phase is not None and min(pool.silent, local.watched) > limits.silence:  # before, it had no voice
-        return Kill(f"it was silent for {_shown(pool.silent)} (setting fleet.heartbeat_timeout)")
-    if local.asked is not None:
-        return _leaving(pool, local, limits)
+        return Release("its process ended")
+    # A pool without a phase has not sent its first heartbeat yet.
+    if pool.phase is not None and min(pool.silent, local.contact) > limits.heartbeat:
+        return Kill(f"it sent no heartbeat for {_formatted(pool.silent)} (setting fleet.heartbeat_timeout)")
+    if local.stop_requested is not None:
+        return _stopping(pool, local, limits)
     if pool.desired is not Desired.RUN:
         return Terminate(pool.stop_reason)
     if pool.phase in _ENDING:
         return Terminate(pool.detail or "it ends by itself")
-    if pool.phase in _BEFORE and local.age > limits.start:
-        return Kill(f"it did not begin to serve within {_shown(limits.start)} (setting pools.start_timeout)")
+    if pool.phase in _NOT_YET_SERVING and local.age > limits.start:
+        return Kill(f"it did not begin to serve within {_formatted(limits.start)} (setting pools.start_timeout)")
     if pool.stalled > limits.progress:
-        return Kill(f"its engine made no progress for {_shown(pool.stalled)}")
+        return Kill(f"its engine made no progress for {_formatted(pool.stalled)}")
     return None
 
 
 def _without_process(pool: Granted) -> ConvergenceAction | None:
     if pool.state is not ReservationState.HELD:
-        return GiveBack("its process is gone")
+        return Release("its process is gone")
     if pool.waits or pool.desired is not Desired.RUN:
         return None
-    return Begin()
+    return StartProcess()
 
 
-def _leaving(pool: Granted, local: Local, limits: ConvergenceLimits) -> ConvergenceAction | None:
-    if pool.desired is Desired.PREEMPT and local.asked is not Desired.PREEMPT:
+def _stopping(pool: Granted, local: LocalProcess, limits: ConvergenceLimits) -> ConvergenceAction | None:
+    if pool.desired is Desired.PREEMPT and local.stop_requested is not Desired.PREEMPT:
         return Terminate(pool.stop_reason)
-    limit = limits.leave if local.asked is Desired.PREEMPT else limits.drain + limits.leave
-    if local.asked_ago > limit:
-        return Kill(f"it did not end within {_shown(limit)} after it was asked to")
+    limit = limits.exit if local.stop_requested is Desired.PREEMPT else limits.drain + limits.exit
+    if local.stop_requested_ago > limit:
+        return Kill(f"it did not end within {_formatted(limit)} after it was asked to")
     return None
 
 
-def _shown(value: timedelta) -> str:
+def _formatted(value: timedelta) -> str:
     return durations.show(timedelta(seconds=round(value.total_seconds(), 1)))

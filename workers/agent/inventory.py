@@ -1,8 +1,8 @@
 """
-The inventory of a host, in the words of the ledger: what its devices hold, what is free, what pins a process to them.
+The inventory of a host in the terms of the ledger: capacity and use of its devices, and the environment of pools.
 
-A real device is declared with less than it has: some of it stays free for others. Bytes that are used by processes
-without a reservation are reported as unmanaged, as far as they exceed the host's own reserve.
+A real device is declared with less than its total: the rest stays free for other programs. Memory that processes
+without a reservation use counts as unmanaged, as far as it reduces what can be reserved.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ from app.kernel.database import Database
 from app.kernel.errors import ModelFileDamaged
 from app.kernel.fleet_settings import FleetSettings
 from app.kernel.settings import Settings
-from app.kernel.sizes import rounded
+from app.kernel.units.sizes import rounded
 from app.scheduler import needs
 
-#: Part of the RAM that pools may hold unless the settings say how much.
-_RAM = 0.8
+#: Part of the RAM that pools may reserve when `fleet.ram` is not set.
+_RAM_SHARE = 0.8
 _MIB = 2**20
-#: Cores of a pool that computes on GPUs.
+#: Threads of a pool that computes on GPUs.
 _GPU_THREADS = 2
-#: The number of the namespace of processes that a Linux begins with, in which its drivers see them.
-_FIRST_NAMESPACE = 0xEFFFFFFC
-#: What llama.cpp writes before it aborts.
-_NO_MEMORY = re.compile(r"out of memory|insufficient memory|failed to allocate", re.IGNORECASE)
-#: GPUs that a model is laid over.
+#: The inode of the initial PID namespace of Linux, whose process ids its drivers report.
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+#: What llama.cpp logs before it aborts for want of memory.
+_OUT_OF_MEMORY = re.compile(r"out of memory|insufficient memory|failed to allocate", re.IGNORECASE)
+#: Numbers of GPUs over which a model may be split.
 _SPLITS = (1, 2, 4, 8)
-#: Time from the start of a process until it loads, and bytes of weights that are loaded in a second, until it is known
-#: better.
-_BEGIN, _PACE = timedelta(seconds=5), 1e9
-#: Bytes of a device that no model takes: a header that says so is garbled.
-_MOST_BYTES = 1 << 50
+#: Estimates until a load was measured: time from the start of a process until it loads, and bytes of weights that are
+#: loaded in a second.
+_START, _LOAD_RATE = timedelta(seconds=5), 1e9
+#: Most bytes of a device that a model can need: a header with a larger result is damaged.
+_MAX_DEVICE_BYTES = 1 << 50
 
 
 def id_of(host: str, device: MeasuredDevice) -> str:
-    """The id of a device in the fleet: a GPU's own, else its name on its host."""
+    """Return the id of a device in the fleet: the UUID of a GPU, otherwise host and name."""
     return device.uuid or f"{host}/{device.name}"
 
 
 def type_of(device: MeasuredDevice) -> str:
-    """What footprints are kept for."""
+    """Return the type of a device; footprints are stored per type."""
     if device.kind is HardwareKind.CPU:
         return needs.CPU
     return needs.SIMULATED if device.kind is HardwareKind.SIMULATED else device.model
 
 
 def declared(host: str, inventory: Inventory, settings: FleetSettings) -> list[Declared]:
-    """The devices, with what may be reserved of each."""
+    """Return the devices, with the bytes that can be reserved on each."""
     return [
         Declared(
             id=id_of(host, device),
@@ -83,14 +83,16 @@ def declared(host: str, inventory: Inventory, settings: FleetSettings) -> list[D
     ]
 
 
-def complaints(inventory: Inventory, settings: FleetSettings) -> list[str]:
-    """Settings that this host cannot follow, in sentences for people."""
+def settings_problems(inventory: Inventory, settings: FleetSettings) -> list[str]:
+    """Return sentences for people about settings that do not fit this host."""
     found = []
     for device in inventory.devices:
         if device.kind is HardwareKind.CPU and settings.ram > device.total:
-            found.append(f"fleet.ram is {rounded(settings.ram)}, and the host has {rounded(device.total)}: those count")
+            found.append(
+                f"fleet.ram is {rounded(settings.ram)}, but the host has {rounded(device.total)}, which are used"
+            )
         if device.kind is HardwareKind.GPU and settings.head_room >= device.total:
-            found.append(f"fleet.head_room leaves nothing of {device.name}, which has {rounded(device.total)}")
+            found.append(f"fleet.head_room leaves no memory of {device.name}, which has {rounded(device.total)}")
     return found
 
 
@@ -98,17 +100,17 @@ def measured(
     host: str, inventory: Inventory, settings: FleetSettings, pools: Mapping[int, Mapping[str, int]]
 ) -> list[Measured]:
     """
-    The devices as they are now. `pools` says by process what it has reserved of each device.
+    Return the current state of the devices. `pools` has the reserved bytes by device, for each process id of a pool.
 
-    Where the driver names processes otherwise than this host, pools are taken to use what they have reserved.
+    Where the driver reports process ids of another namespace, pools are assumed to use what they have reserved.
     """
-    found, named = [], names_processes()
+    found, pids_are_known = [], sees_host_pids()
     for device in inventory.devices:
         id_, others = id_of(host, device), 0
         if device.kind is HardwareKind.CPU:
             others = max(device.used - sum(_resident(pid) for pid, held in pools.items() if id_ in held), 0)
-        elif device.kind is HardwareKind.GPU and named:
-            others = device.used_by_others(family(pools))
+        elif device.kind is HardwareKind.GPU and pids_are_known:
+            others = device.used_by_others(process_tree(pools))
         elif device.kind is HardwareKind.GPU:
             others = max(device.used - sum(held.get(id_, 0) for held in pools.values()), 0)
         spare = device.total - _capacity(device, settings)
@@ -124,37 +126,37 @@ def measured(
     return found
 
 
-def missing(host: str, inventory: Inventory, wanted: Mapping[str, int]) -> str:
-    """Why bytes that were granted are not really there; empty when they are."""
+def shortage(host: str, inventory: Inventory, granted: Mapping[str, int]) -> str:
+    """Return why granted bytes are not really free; empty when they are."""
     for device in inventory.devices:
-        need = wanted.get(id_of(host, device), 0)
+        need = granted.get(id_of(host, device), 0)
         if need > device.free and device.kind is not HardwareKind.SIMULATED:
             return (
-                f"{rounded(need)} of {device.name} were granted, and only {rounded(device.free)} are really free: "
-                "others use the rest"
+                f"{rounded(need)} of {device.name} were granted, but only {rounded(device.free)} are really free: "
+                "other programs use the rest"
             )
     known = {id_of(host, device) for device in inventory.devices}
-    gone = sorted(wanted.keys() - known)
+    gone = sorted(granted.keys() - known)
     return f"{', '.join(gone)} is gone" if gone else ""
 
 
-def are_back(host: str, inventory: Inventory, wanted: Mapping[str, int], pids: Collection[int]) -> bool:
-    """Whether the driver holds no bytes for these processes any more. RAM comes back with the end of a process."""
+def are_released(host: str, inventory: Inventory, devices: Collection[str], pids: Collection[int]) -> bool:
+    """Whether the driver reports no memory of these processes any more. RAM is free when a process has ended."""
     return not any(
         process.pid in pids
         for device in inventory.devices
-        if id_of(host, device) in wanted
+        if id_of(host, device) in devices
         for process in device.processes
     )
 
 
 def used(host: str, inventory: Inventory, devices: Iterable[str], pid: int) -> dict[str, int]:
-    """Bytes of each of its devices that a pool uses, to the MiB. Nothing can be measured of a simulated one."""
-    wanted, pids = set(devices), family([pid])
+    """Return the bytes that a pool uses on each of its devices, rounded up to MiB; simulated devices are left out."""
+    ids, pids = set(devices), process_tree([pid])
     found = {}
     for device in inventory.devices:
         id_ = id_of(host, device)
-        if id_ not in wanted or device.kind is HardwareKind.SIMULATED:
+        if id_ not in ids or device.kind is HardwareKind.SIMULATED:
             continue
         if device.kind is HardwareKind.CPU:
             found[id_] = _resident(pid)
@@ -163,43 +165,41 @@ def used(host: str, inventory: Inventory, devices: Iterable[str], pid: int) -> d
     return {id_: -(-size // _MIB) * _MIB for id_, size in found.items()}
 
 
-def pinned(host: str, inventory: Inventory, wanted: Mapping[str, int]) -> dict[str, str]:
-    """The environment that lets a process see its devices, and no other. The order is that of the devices."""
-    uuids = [device.uuid for device in inventory.devices if id_of(host, device) in wanted and device.uuid]
+def device_environment(host: str, inventory: Inventory, devices: Collection[str]) -> dict[str, str]:
+    """Return the variables that make only these devices visible to a process, in the order of the inventory."""
+    uuids = [device.uuid for device in inventory.devices if id_of(host, device) in devices and device.uuid]
     return {"CUDA_VISIBLE_DEVICES": ",".join(uuids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def on_gpus(host: str, inventory: Inventory, devices: Iterable[str]) -> bool:
-    """Whether these devices, by their ids, are GPUs."""
+    """Whether one of these devices is a GPU."""
     known = {id_of(host, device): device.kind for device in inventory.devices}
     return any(known.get(id_) is HardwareKind.GPU for id_ in devices)
 
 
-def shares(cores: int, pools: Mapping[str, bool]) -> dict[str, int]:
+def thread_shares(cores: int, pools: Mapping[str, bool]) -> dict[str, int]:
     """
-    The part of the cores of each pool; `pools` says of each whether it computes on GPUs. `cores` of 0 are all but one.
+    Return the threads of each pool. `pools` has for each whether it computes on GPUs; 0 `cores` means all but one.
 
-    A pool on GPUs gets two, the others share what is left; each has one at least.
+    A pool on GPUs gets two, the others share the rest; each gets at least one.
     """
     available = cores or max(len(os.sched_getaffinity(0)) - 1, 1)
     left = available - _GPU_THREADS * sum(pools.values())
     others = len(pools) - sum(pools.values())
     each = max(left // max(others, 1), 1)
-    return {
-        id_: min(_GPU_THREADS, available) if computes_elsewhere else each for id_, computes_elsewhere in pools.items()
-    }
+    return {id_: min(_GPU_THREADS, available) if computes_on_gpus else each for id_, computes_on_gpus in pools.items()}
 
 
-def names_processes(root: Path = Path("/")) -> bool:
-    """Whether the driver names processes as this host does; inside a container that has its own it does not."""
+def sees_host_pids(root: Path = Path("/")) -> bool:
+    """Whether the driver's process ids are valid here; in a container with its own PID namespace they are not."""
     try:
-        return (root / "proc/self/ns/pid").stat().st_ino == _FIRST_NAMESPACE
+        return (root / "proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
     except OSError:
         return True
 
 
-def family(pids: Iterable[int]) -> set[int]:
-    """The processes and all that descend from them."""
+def process_tree(pids: Iterable[int]) -> set[int]:
+    """Return the ids of these processes and all their descendants."""
     found = set(pids)
     for pid in pids:
         with contextlib.suppress(psutil.Error):
@@ -207,11 +207,11 @@ def family(pids: Iterable[int]) -> set[int]:
     return found
 
 
-def stand_in(model: Model, inventory: Inventory) -> Iterator[KnownLayout]:
-    """What a stand-in for the model takes on the simulated devices, if there are any: on one, or evenly on several."""
-    paces = [device.bandwidth for device in inventory.devices if device.bandwidth]
-    if paces and (known := needs.simulated(model, min(paces))) is not None:
-        for count in [n for n in _SPLITS if n <= len(paces)]:
+def simulated_layouts(model: Model, inventory: Inventory) -> Iterator[KnownLayout]:
+    """Yield the layouts of a simulated engine of the model: on one simulated device, or split evenly over several."""
+    bandwidths = [device.bandwidth for device in inventory.devices if device.bandwidth]
+    if bandwidths and (known := needs.simulated(model, min(bandwidths))) is not None:
+        for count in [n for n in _SPLITS if n <= len(bandwidths)]:
             yield replace(known, parts=(-(-known.parts[0] // count),) * count)
 
 
@@ -219,11 +219,11 @@ def layouts(
     model: Model, settings: Settings, inventory: Inventory, database: Database, host: str
 ) -> Iterator[KnownLayout]:
     """
-    What the model needs on devices of each type that the host has, alone or on several of them.
+    Yield what the model needs on each type of device of the host, on one or several devices.
 
-    It is the best that is known without touching a device: measured, a remembered dry run, or the file's header.
-    A process sees one instance of a divided GPU at a time. Without CUDA in llama.cpp, GPUs cannot be used.
-    Raises ModelFileUnusable when the file is not here.
+    It is the best figure that is available without using a device: a measurement, a stored dry run, or the closed form.
+    A process sees only one instance of a partitioned GPU. With a llama.cpp without CUDA, GPUs cannot be used.
+    Raises ModelFileUnusable when the file is not on this host.
     """
     identity_on = _identities(model, settings)
     by_type: dict[str, list[MeasuredDevice]] = {}
@@ -235,39 +235,39 @@ def layouts(
         for count in [0] if type_ == needs.CPU else [n for n in _SPLITS if n <= most]:
             identity = identity_on(devices[:count])
             read = identity.header
-            best = estimate.estimate(identity, database, host, dry=False).best
+            best = estimate.estimate(identity, database, host, allow_dry_run=False).best
             reserved = best.reserved()
             parts = [reserved[place] for place in range(count)] if count else [reserved[HOST]]
-            load = _BEGIN + timedelta(seconds=read.tensor_bytes / _PACE)
+            load = _START + timedelta(seconds=read.tensor_bytes / _LOAD_RATE)
             id_, ram = needs.configuration_id(model), reserved[HOST] if count else 0
-            if not all(0 <= size <= _MOST_BYTES for size in (*parts, ram)):
-                raise ModelFileDamaged(read.path, f"by its header it would take {max(*parts, ram):,} bytes of a device")
+            if not all(0 <= size <= _MAX_DEVICE_BYTES for size in (*parts, ram)):
+                raise ModelFileDamaged(read.path, f"by its header it would need {max(*parts, ram):,} bytes of a device")
             yield KnownLayout(id_, type_, tuple(sorted(parts, reverse=True)), best.source.value, load, 10.0, ram)
 
 
-def ran_out(code: int | None, tail: str, kills: int) -> bool:
-    """Whether a process ended because memory ran out; `kills` says how often the kernel killed for that meanwhile."""
+def is_out_of_memory(code: int | None, tail: str, oom_kills: int) -> bool:
+    """Whether a process ended because memory ran out. `oom_kills` counts the kernel's kills during its life."""
     if code == -signal.SIGKILL:
-        return kills > 0
-    return code == -signal.SIGABRT and _NO_MEMORY.search(tail) is not None
+        return oom_kills > 0
+    return code == -signal.SIGABRT and _OUT_OF_MEMORY.search(tail) is not None
 
 
 def count_failure(
     model: Model, settings: Settings, inventory: Inventory, database: Database, host: str, devices: Collection[str]
 ) -> None:
     """
-    Memory ran out for a pool of the model on these devices: its next estimate is more careful.
+    Record that a pool of the model ran out of memory on these devices: the margin of its next estimate is larger.
 
-    Raises ModelFileUnusable when the file is not here.
+    Raises ModelFileUnusable when the file is not on this host.
     """
     gpus = [one for one in inventory.devices if one.kind is HardwareKind.GPU and id_of(host, one) in devices]
     identity = _identities(model, settings)(gpus)
     with database.work() as work:
-        measurements.count_failure(work, identity)
+        measurements.record_failure(work, identity)
 
 
 def _identities(model: Model, settings: Settings) -> Callable[[list[MeasuredDevice]], Identity]:
-    """Gives the identity of a load of the model on some GPUs; its file is read once."""
+    """Return a function from GPUs to the identity of a load of the model there. The file is read once."""
     read = header.read(files.locate(model, settings.data_dir))
     adapters = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
     return lambda gpus: estimate.identify(read, configuration.of_model(model, gpus=len(gpus)), gpus, adapters=adapters)
@@ -276,7 +276,7 @@ def _identities(model: Model, settings: Settings) -> Callable[[list[MeasuredDevi
 def _capacity(device: MeasuredDevice, settings: FleetSettings) -> int:
     match device.kind:
         case HardwareKind.CPU:
-            return min(settings.ram or int(device.total * _RAM), device.total)
+            return min(settings.ram or int(device.total * _RAM_SHARE), device.total)
         case HardwareKind.GPU:
             return max(device.total - settings.head_room, 0)
         case HardwareKind.SIMULATED:
@@ -285,7 +285,7 @@ def _capacity(device: MeasuredDevice, settings: FleetSettings) -> int:
 
 def _resident(pid: int) -> int:
     total = 0
-    for one in family([pid]):
+    for one in process_tree([pid]):
         with contextlib.suppress(psutil.Error):
             total += psutil.Process(one).memory_info().rss
     return total

@@ -1,9 +1,9 @@
 """
 The model files of a host: which models of the catalogue can be served here, and why others cannot.
 
-A file that is damaged or hostile, or breaks its reader, is set aside with the reason, until it is another one; it hides
-none of the others. What models need on the devices of the host is declared when their files are new, and from time to
-time again.
+A file that is damaged or hostile, or that crashes its reader, is marked unusable with the reason until it is replaced;
+the other models are not affected. The layouts of models on the host's devices are declared when their files are new,
+and again from time to time.
 """
 
 from __future__ import annotations
@@ -20,84 +20,84 @@ from app.footprint.layout import KnownLayout
 from app.kernel import log
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, DatabaseUnreachable, LeaseLost, ModelFileMissing, ModelFileUnusable
-from app.kernel.guard import LoopGuard
+from app.kernel.loop_guard import LoopGuard
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from workers.agent import inventory
 
 _log = log.get(__name__)
 
-#: Seconds in which the files of models are looked for again.
-_FILES = 15.0
-#: Seconds in which it is told again what models need: it may be less than when memory ran out.
-_DECLARED = 3600.0
+#: Seconds between two checks of the files.
+_CHECK = 15.0
+#: Seconds between two declarations of all layouts: margins shrink again after memory ran out.
+_DECLARE = 3600.0
 
 
 class ModelFiles:
     """The model files of this host."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, database: Database, written_to: Hosts) -> None:
-        """Looks at nothing yet."""
-        self._settings, self._catalog, self._database, self._hosts = settings, catalog, database, written_to
-        #: By model, the configurations whose files are here.
-        self._here: dict[str, str] = {}
-        #: By model, what is wrong with its file.
-        self._wrong: dict[str, str] = {}
-        self._looked_at = self._declared_at = float("-inf")
+    def __init__(self, settings: Settings, catalog: Catalog, database: Database, fleet_hosts: Hosts) -> None:
+        """Do not read any file yet."""
+        self._settings, self._catalog, self._database, self._hosts = settings, catalog, database, fleet_hosts
+        #: By model, the configuration of each model whose file is usable.
+        self._usable: dict[str, str] = {}
+        #: By model, why its file is unusable.
+        self._unusable: dict[str, str] = {}
+        self._checked_at = self._declared_at = float("-inf")
         self._guard = LoopGuard(DatabaseUnreachable, LeaseLost, Conflict)
 
     @property
     def configurations(self) -> list[str]:
-        """Those whose files are here."""
-        return list(self._here.values())
+        """The configurations of the models that can be served here."""
+        return list(self._usable.values())
 
     @property
     def problems(self) -> list[str]:
-        """Which files cannot be served, and why, in sentences for people."""
-        return [hosts.not_served(name, reason) for name, reason in sorted(self._wrong.items())]
+        """Sentences for people: which files cannot be served, and why."""
+        return [hosts.not_served(name, reason) for name, reason in sorted(self._unusable.items())]
 
-    def forget(self) -> None:
-        """Look at all of them again the next time."""
-        self._here, self._looked_at = {}, float("-inf")
+    def invalidate(self) -> None:
+        """Make the next `refresh` check all files again."""
+        self._usable, self._checked_at = {}, float("-inf")
 
-    def look(self, inventory_: Inventory) -> None:
-        """Find out which models are here, and what those that are new need on this host's devices."""
+    def refresh(self, measured: Inventory) -> None:
+        """Check the files, if the last check is old enough, and declare the layouts of models whose files are new."""
         now = time.monotonic()
-        if now - self._looked_at < _FILES:
+        if now - self._checked_at < _CHECK:
             return
-        self._looked_at = now
-        all_of_them = now - self._declared_at > _DECLARED
-        if all_of_them:
+        self._checked_at = now
+        declare_all = now - self._declared_at > _DECLARE
+        if declare_all:
             self._declared_at = now
         for model in self._catalog:
-            with self._guard.one("model", model.name) as failed:
-                known = list(inventory.stand_in(model, inventory_)) if all_of_them else []
-                known += self._look_for(model, inventory_, again=all_of_them)
+            with self._guard.item("model", model.name) as failed:
+                known = list(inventory.simulated_layouts(model, measured)) if declare_all else []
+                known += self._check(model, measured, again=declare_all)
                 self._hosts.declare_layouts(known)
             if failed:
-                self._quarantine(model, f"its file cannot be read: {type(failed[0]).__name__}: {failed[0]}")
+                self._mark_unusable(model, f"its file cannot be read: {type(failed[0]).__name__}: {failed[0]}")
 
-    def _look_for(self, model: Model, inventory_: Inventory, *, again: bool) -> list[KnownLayout]:
-        """What the model needs here, if its file is here, and that is not known yet or wanted `again`."""
+    def _check(self, model: Model, measured: Inventory, *, again: bool) -> list[KnownLayout]:
+        """Check the file of a model. Returns the layouts of the model, if the file is new, or `again` is set."""
         known: list[KnownLayout] = []
         try:
             files.check(model, self._settings.data_dir)
-            if again or model.name not in self._here:
+            if again or model.name not in self._usable:
                 known += inventory.layouts(
-                    model, self._settings, inventory_, self._database, self._settings.fleet.host_here
+                    model, self._settings, measured, self._database, self._settings.fleet.host_here
                 )
         except ModelFileMissing:
-            self._here.pop(model.name, None)
-            self._wrong.pop(model.name, None)
+            self._usable.pop(model.name, None)
+            self._unusable.pop(model.name, None)
         except ModelFileUnusable as error:
-            self._quarantine(model, str(error))
+            self._mark_unusable(model, str(error))
         else:
-            self._here[model.name] = needs.configuration_id(model)
-            self._wrong.pop(model.name, None)
+            self._usable[model.name] = needs.configuration_id(model)
+            self._unusable.pop(model.name, None)
         return known
 
-    def _quarantine(self, model: Model, reason: str) -> None:
-        self._here.pop(model.name, None)
-        if self._wrong.get(model.name) != reason:
-            self._wrong[model.name] = reason
+    def _mark_unusable(self, model: Model, reason: str) -> None:
+        self._usable.pop(model.name, None)
+        if self._unusable.get(model.name) != reason:
+            self._unusable[model.name] = reason
             _log.warning("model_unusable", model=model.name, error=reason)

@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from app.inference.requests import LongText
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import native
-from workers.engine.llama import POOLING, Batch, LlamaModel, cores, flash_attention
+from workers.engine.bindings import native
+from workers.engine.bindings.llama import POOLING, Batch, LlamaModel, cores, flash_attention
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 

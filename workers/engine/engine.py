@@ -26,17 +26,19 @@ from app.grammar import to_gbnf
 from app.inference.requests import Embedded, EmbedRequest, GenerateRequest, LongText, Reranked, RerankRequest
 from app.kernel import clock, ids
 from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
-from workers.engine import OnStop, sampling, tools, vectors
-from workers.engine.calls import ToolCallDetector, ToolCallStyle
+from workers.engine import OnStop, vectors
+from workers.engine.bindings.llama import LlamaModel, load_loras, use_loras
+from workers.engine.chat import tools
+from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
+from workers.engine.chat.lazy_grammar import LazyGrammar
+from workers.engine.chat.templates import ChatTemplate
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
-from workers.engine.grammars import CompiledGrammar, GrammarCache, ToGbnf
-from workers.engine.lazy_grammar import LazyGrammar
-from workers.engine.llama import LlamaModel, load_loras, use_loras
 from workers.engine.loop import EngineLoop
 from workers.engine.metrics import EngineMetrics
 from workers.engine.options import EngineOptions, Rope
+from workers.engine.sampling import sampler
+from workers.engine.sampling.grammars import CompiledGrammar, GrammarCache, ToGbnf
 from workers.engine.tasks import EngineTask, LlamaTicket, OnText
-from workers.engine.templates import ChatTemplate
 
 _LOG = structlog.get_logger(__name__)
 
@@ -245,7 +247,7 @@ class LlamaEngine:
 
     def _check(self, request: GenerateRequest) -> None:
         """Raises StepFailure for a request that can never be served."""
-        problems = sampling.problems(request.sampling, self.model.n_vocab)
+        problems = sampler.problems(request.sampling, self.model.n_vocab)
         if (request.prompt is None) == (not request.messages):
             problems.append("exactly one of messages and prompt is required")
         if request.max_tokens < 1:

@@ -21,13 +21,13 @@ import structlog
 from app.inference.requests import FinishReason
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from workers.engine import batch
-from workers.engine.batch_sampler import BatchSampler
-from workers.engine.constraint import FirstByteIndex
-from workers.engine.llama import Context, LlamaModel, Logits
+from workers.engine.bindings.llama import Context, LlamaModel, Logits
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
-from workers.engine.sampling import TokenSampler
+from workers.engine.sampling.batch_sampler import BatchSampler
+from workers.engine.sampling.constraint import FirstByteIndex
+from workers.engine.sampling.sampler import TokenSampler
 from workers.engine.slots import Slots
 from workers.engine.tasks import EngineTask
 from workers.engine.waiting import WaitingTasks

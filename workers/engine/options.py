@@ -13,7 +13,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from app.catalog.engine_options import Adapter, KvLayout, KvType, Rope, SlotCount, Tuning, require_harmony
+from app.catalog.engine_options import Adapter, KvLayout, KvType, Rope, SlotCount, Tuning, require_compatible
 from app.catalog.model import PromptProfile
 
 #: ggml's type numbers of the KV types for which llama.cpp computes attention.
@@ -52,7 +52,7 @@ class EngineOptions(Tuning):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         """Reject combinations with which llama.cpp aborts the process or creates no context."""
-        require_harmony(
+        require_compatible(
             self,
             slots=self.slots,
             kv_v=self.kv_type_v,
@@ -64,7 +64,7 @@ class EngineOptions(Tuning):
     @property
     def streams(self) -> bool:
         """Whether each slot has its own buffer of the KV cache."""
-        return self.parts(self.slots, self.context)
+        return self.uses_streams(self.slots, self.context)
 
     @property
     def shares(self) -> bool:
@@ -74,7 +74,7 @@ class EngineOptions(Tuning):
     @property
     def sequences(self) -> int:
         """Number of sequences of the context."""
-        return self.holds(self.slots, self.context)
+        return self.sequence_count(self.slots, self.context)
 
 
 __all__ = ["KV_BYTES", "KV_TYPES", "EngineOptions", "KvLayout", "Lora", "Rope"]

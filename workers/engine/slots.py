@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from workers.engine.batch import BatchWork
+from workers.engine.bindings.llama import Context
 from workers.engine.cells import Cells
-from workers.engine.llama import Context
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match, PrefixIndex

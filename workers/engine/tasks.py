@@ -21,12 +21,12 @@ import structlog
 from app.inference import answers
 from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import calls
 from workers.engine.batch import INTERACTIVE, BatchWork
-from workers.engine.calls import ToolCallDetector, ToolCallStyle
-from workers.engine.grammars import CompiledGrammar
-from workers.engine.lazy_grammar import LazyGrammar
-from workers.engine.sampling import TokenSampler
+from workers.engine.chat import calls
+from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
+from workers.engine.chat.lazy_grammar import LazyGrammar
+from workers.engine.sampling.grammars import CompiledGrammar
+from workers.engine.sampling.sampler import TokenSampler
 from workers.engine.text import TextStream
 
 _LOG = structlog.get_logger(__name__)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from workers.engine.calls import ToolCallDetector
+from workers.engine.chat.calls import ToolCallDetector
 
 
 class TextStream:

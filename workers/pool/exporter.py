@@ -1,10 +1,10 @@
 """
-The exporter: what a pool does, as Prometheus reads it, on an HTTP port of the pool's own.
+The exporter: the Prometheus metrics of a pool, on an HTTP port of its own.
 
-It answers from before the model is loaded until it is gone. Each figure is read from the engine when it is asked for;
-nothing is counted twice, and no request pays for it.
-Pages of other sites are refused, as by the API; a client that sends nothing is let go of.
-The port is written to a file that Prometheus finds targets by (`file_sd_configs`), and is gone with the pool.
+It serves from before the load of the model until the end of the pool. Each metric is read from the engine at a scrape;
+nothing is counted twice, and requests do not become slower.
+Pages of other sites are refused, as in the API; the connection of a silent client is closed.
+The address is written to a file for Prometheus's service discovery (`file_sd_configs`), and removed with the pool.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.fleet.pool import METRICS_FOLDER, PoolPhase
-from app.kernel import log, request_guard
+from app.kernel import log
 from app.kernel.errors import ServerNotStarted
-from app.kernel.request_guard import RequestGuard
+from app.kernel.security import request_guard
+from app.kernel.security.request_guard import RequestGuard
 from workers.engine import Engine
 from workers.engine.metrics import QUEUE_BOUNDS, EngineMetrics
 from workers.pool.progress import Status
@@ -37,56 +38,54 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-#: Seconds that a client may be silent for.
-_SILENCE = 10
-#: Folder below the data directory, with a file for each pool that can be asked.
-FOLDER = METRICS_FOLDER
+#: Seconds after which the connection of a silent client is closed.
+_TIMEOUT = 10
 
-#: Name to field and meaning. Names are without the prefix; units are Prometheus's.
+#: Metric names without prefix, each with its field and description. Units are those of Prometheus.
 _COUNTERS: Mapping[str, tuple[str, str]] = {
-    "requests_submitted": ("submitted", "Requests that were taken."),
+    "requests_submitted": ("submitted", "Requests that were submitted."),
     "requests_admitted": ("admitted", "Requests that got a slot."),
-    "prefix_hits": ("prefix_hits", "Requests that took over a prefix that was computed before."),
-    "prefixes_evicted": ("prefixes_evicted", "Kept prefixes that were dropped for room."),
-    "requests_parked": ("parked", "Times that a request made way for a more urgent one."),
-    "requests_resumed": ("resumed", "Times that one came back."),
+    "prefix_hits": ("prefix_hits", "Requests that reused a prefix that was computed before."),
+    "prefixes_evicted": ("prefixes_evicted", "Kept prefixes that were evicted to free cells."),
+    "requests_parked": ("parked", "Requests that were parked for a more urgent one."),
+    "requests_resumed": ("resumed", "Parked requests that were resumed."),
     "decodes": ("decodes", "Decodes."),
     "decode_seconds": ("decode_seconds", "Time in decodes."),
-    "sampling_seconds": ("sampling_seconds", "Time in choosing tokens."),
-    "bookkeeping_seconds": ("bookkeeping_seconds", "Time of the loop in all else."),
-    "grammar_seconds": ("grammar_seconds", "Time in grammars, of requests that have ended."),
-    "grammar_masks": ("grammar_masks", "Tokens that took a mask."),
-    "grammars_compiled": ("grammar_compiled", "Grammars that had to be compiled."),
-    "embedded_texts": ("embedded_texts", "Texts that became vectors."),
-    "embedded_tokens": ("embedded_tokens", "Their tokens."),
-    "written_tokens": ("tokens_out", "Tokens written."),
-    "contexts_rebuilt": ("rebuilt", "Contexts that were made again after a fault."),
+    "sampling_seconds": ("sampling_seconds", "Time in sampling."),
+    "bookkeeping_seconds": ("bookkeeping_seconds", "Time of the loop in everything else."),
+    "grammar_seconds": ("grammar_seconds", "Time in grammars, for requests that have ended."),
+    "grammar_masks": ("grammar_masks", "Tokens that needed a grammar mask."),
+    "grammars_compiled": ("grammar_compiled", "Grammars that were compiled."),
+    "embedded_texts": ("embedded_texts", "Texts that were embedded."),
+    "embedded_tokens": ("embedded_tokens", "Tokens that were embedded."),
+    "written_tokens": ("tokens_out", "Tokens that were generated."),
+    "contexts_rebuilt": ("rebuilt", "Contexts that were rebuilt after a failure."),
 }
 _GAUGES: Mapping[str, tuple[str, str]] = {
-    "slots": ("slots", "Requests that can be worked on at the same time."),
+    "slots": ("slots", "Requests that can run at the same time."),
     "running": ("running", "Requests in slots."),
-    "waiting": ("waiting", "Requests without a slot, parked ones too."),
-    "parked": ("parked_now", "Requests whose state lies in host memory."),
+    "waiting": ("waiting", "Requests without a slot, including parked ones."),
+    "parked": ("parked_now", "Requests whose state is stored in host memory."),
     "parked_bytes": ("parked_bytes", "Bytes of those states."),
-    "batch_occupancy_ratio": ("occupancy", "Part of the slots that work."),
+    "batch_occupancy_ratio": ("occupancy", "Part of the slots that are in use."),
     "kv_cells": ("cells", "Cells of the KV cache."),
-    "kv_cells_used": ("cells_used", "Cells that hold something, kept prefixes too."),
+    "kv_cells_used": ("cells_used", "Used cells, including kept prefixes."),
     "prefixes_kept": ("prefixes_kept", "Finished sequences that are kept for later requests."),
-    "prefill_tokens_per_second": ("prefill_rate", "Speed of late, in decodes that hold prompts."),
-    "decode_tokens_per_second": ("decode_rate", "Speed of late, in decodes that hold none."),
+    "prefill_tokens_per_second": ("prefill_rate", "Recent speed of decodes that contain prompts."),
+    "decode_tokens_per_second": ("decode_rate", "Recent speed of decodes that contain no prompts."),
 }
 _OUTCOMES = ("finished", "failed", "cancelled", "timed_out", "refused")
 
 
 class Metered(Engine, Protocol):
-    """An engine that tells what it does."""
+    """An engine with metrics."""
 
     def metrics(self) -> EngineMetrics:
-        """What it did and how it stands."""
+        """Return its counters and its current state."""
 
 
 class PoolCollector(Collector):
-    """Reads a pool when it is asked."""
+    """The collector of a pool, which reads its figures at each scrape."""
 
     def __init__(self, status: Status, labels: Mapping[str, str]) -> None:
         self._status = status
@@ -94,21 +93,21 @@ class PoolCollector(Collector):
         self.engine: Metered | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """Every figure of this instant."""
+        """Yield all current metrics."""
         phases = GaugeMetricFamily(
-            "arriero_pool_phase", "1 for what the pool is about.", labels=(*self._names, "phase")
+            "arriero_pool_phase", "1 for the current phase of the pool.", labels=(*self._names, "phase")
         )
         for phase in PoolPhase:
             phases.add_metric((*self._values, phase), float(phase is self._status.phase))
         yield phases
-        yield self._gauge("arriero_pool_loaded_ratio", "Part of the model that is loaded.", self._status.loaded)
+        yield self._gauge("arriero_pool_loaded_ratio", "The loaded part of the model.", self._status.loaded)
         if self.engine is not None:
             yield from self._of_engine(self.engine)
 
     def _of_engine(self, engine: Metered) -> Iterator[Metric]:
         now = engine.metrics()
         stalled = engine.stalled_for().total_seconds()
-        yield self._gauge("arriero_engine_stalled_seconds", "Time without progress while there is work.", stalled)
+        yield self._gauge("arriero_engine_stalled_seconds", "Time without progress while the engine has work.", stalled)
         for name, (field, meaning) in _GAUGES.items():
             yield self._gauge(f"arriero_engine_{name}", meaning, getattr(now, field))
         for name, (field, meaning) in _COUNTERS.items():
@@ -116,14 +115,14 @@ class PoolCollector(Collector):
             counter.add_metric(self._values, getattr(now, field))
             yield counter
         ended = CounterMetricFamily(
-            "arriero_engine_requests_ended", "Requests by how they ended.", labels=(*self._names, "outcome")
+            "arriero_engine_requests_ended", "Requests that ended, by outcome.", labels=(*self._names, "outcome")
         )
         for outcome in _OUTCOMES:
             ended.add_metric((*self._values, outcome), getattr(now, outcome))
         yield ended
         prompts = CounterMetricFamily(
             "arriero_engine_prompt_tokens",
-            "Tokens of prompts by where they came from.",
+            "Prompt tokens, by source.",
             labels=(*self._names, "source"),
         )
         prompts.add_metric((*self._values, "computed"), now.tokens_computed)
@@ -133,7 +132,7 @@ class PoolCollector(Collector):
 
     def _waits(self, now: EngineMetrics) -> Metric:
         waits = HistogramMetricFamily(
-            "arriero_engine_queue_wait_seconds", "From submission until a slot.", labels=self._names
+            "arriero_engine_queue_wait_seconds", "Time from submission until a slot.", labels=self._names
         )
         counts, buckets = 0, []
         for bound, count in zip((*map(str, QUEUE_BOUNDS), "+Inf"), now.queue_waits, strict=True):
@@ -160,10 +159,10 @@ def serving(
     trusted_hosts: tuple[str, ...] = (),
 ) -> Iterator[PoolCollector]:
     """
-    Answer at `host` and `port` (0: a free one) while the block runs, and say where in a file below `data_dir`.
-    Other names than the host's are answered where they are `trusted_hosts`.
+    Serve at `host` and `port` (0: a free one) until the block ends, and write the address to a file below `data_dir`.
 
-    Raises ServerNotStarted when the port cannot be had.
+    Requests for other host names than this host's are refused, except for `trusted_hosts`.
+    Raises ServerNotStarted when it cannot listen on the port.
     """
     collector, registry = PoolCollector(status, labels), CollectorRegistry()
     registry.register(collector)
@@ -177,29 +176,29 @@ def serving(
     server.set_app(_guarded(make_wsgi_app(registry), guard))
     thread = threading.Thread(target=server.serve_forever, name="exporter", daemon=True)
     thread.start()
-    place = data_dir / FOLDER / f"{name}.json"
+    file = data_dir / METRICS_FOLDER / f"{name}.json"
     try:
         address = f"{_reachable(host)}:{server.server_port}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fresh = place.with_suffix(".new")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(".new")
         fresh.write_text(json.dumps([{"targets": [address], "labels": {"job": "arriero"}}]) + "\n", encoding="utf-8")
-        fresh.replace(place)
-        _log.info("metrics_served", address=address, file=str(place))
+        fresh.replace(file)
+        _log.info("metrics_served", address=address, file=str(file))
         yield collector
     finally:
-        place.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         server.shutdown()
         thread.join()
         server.server_close()
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request; none keeps the process from ending."""
+    """A server with a thread per request; these threads do not prevent the end of the process."""
 
     daemon_threads = True
 
     def server_bind(self) -> None:
-        # Without the look-up of the host's full name, which may take a resolver's whole timeout.
+        # Without a lookup of the host's full name, which may take the whole timeout of a resolver.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
@@ -209,20 +208,20 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    """Writes no line for each request."""
+    """A request handler that logs no requests."""
 
-    timeout = _SILENCE
+    timeout = _TIMEOUT
 
     def get_environ(self) -> dict[str, Any]:
-        arrived = {"arriero.headers": list(self.headers.items()), "arriero.address": self.connection.getsockname()[0]}
-        return super().get_environ() | arrived
+        extra = {"arriero.headers": list(self.headers.items()), "arriero.address": self.connection.getsockname()[0]}
+        return super().get_environ() | extra
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 def _server(host: str, port: int) -> _Server:
-    """A server that listens. Raises OSError."""
+    """Return a listening server. Raises OSError."""
     family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     kind = type("Server", (_Server,), {"address_family": family})
     server: _Server = kind(address[:2], _Handler)
@@ -230,13 +229,13 @@ def _server(host: str, port: int) -> _Server:
 
 
 def _guarded(app: WSGIApplication, guard: RequestGuard) -> WSGIApplication:
-    """The application for requests that the guard lets pass."""
+    """Return an application that refuses the requests that the guard refuses."""
 
     def answer(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
         refusal = guard.refuse(environ["REQUEST_METHOD"], environ["arriero.headers"], environ["arriero.address"])
         if refusal is None:
             return app(environ, start)
-        body = json.dumps(request_guard.document(refusal)).encode()
+        body = json.dumps(request_guard.problem_document(refusal)).encode()
         start(
             f"{request_guard.STATUS} Forbidden",
             [("Content-Type", request_guard.MEDIA_TYPE), ("Content-Length", str(len(body)))],
@@ -247,7 +246,7 @@ def _guarded(app: WSGIApplication, guard: RequestGuard) -> WSGIApplication:
 
 
 def _reachable(host: str) -> str:
-    """The host as others reach it: one that listens everywhere goes by its name."""
+    """Return the host for targets: a server on all interfaces is reached by the name of its host."""
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 it is compared, not listened on
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host

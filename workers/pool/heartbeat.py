@@ -1,10 +1,11 @@
 """
-The heart of a pool: renews its claim on memory, tells what it does, and hears what is desired.
+The heartbeat of a pool: it renews the pool's reservation, reports its status, and receives the desired state.
 
-It beats from before the load until after the last step. A claim that was lost, or could not be renewed in time, is let
-go of before it ends: the pool hands its steps back and ends; if it cannot, it ends at once. A thread of its own sees to
-that: whoever renews may be waiting for a database that does not answer. Neither thread ends before the pool does: what
-goes wrong in them is logged.
+It runs from before the load until after the last step.
+When the reservation is lost, or could not be renewed in time, the pool requeues its steps and ends before the lease
+expires. If that fails, the process exits immediately. A thread of its own does this, because the renewing thread may be
+waiting for a database that does not answer.
+Errors in either thread are logged; neither thread ends before the pool.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from workers.pool.progress import Status
 
 _log = log.get(__name__)
 
-#: Parts of the lease that may pass without a renewal before the pool begins to leave, and before it is gone.
-_LEAVE, _GONE = 0.7, 0.9
-#: The part of the lease after which that is looked at again.
-_LOOK = 0.05
-#: Exit code of a pool that let go of its bytes because it could not show that it may have them.
-LET_GO = 7
+#: Parts of the lease without a renewal after which the pool begins to stop, and after which the process exits.
+_STOP, _EXIT = 0.7, 0.9
+#: The part of the lease between two checks of that.
+_CHECK = 0.05
+#: Exit code of a pool that ended because its reservation was lost or could not be renewed.
+RESERVATION_LOST = 7
 
 
 class Heartbeat:
-    """The heart of one pool."""
+    """The heartbeat of one pool: a thread that renews, and a thread that guards the lease."""
 
     def __init__(
         self, holder: ReservationHolder, grant: Grant, worker: str, status: Status, interval: timedelta, renewed: float
     ) -> None:
-        """Beats once `start` is called. `renewed` is when the grant was taken, by the monotonic clock, or before."""
+        """Do nothing until `start`. `renewed` is a monotonic time that is not after the grant was taken."""
         self.grant, self.worker = grant, worker
         self._holder, self._interval = holder, interval.total_seconds()
         self._lease = holder.lease.total_seconds()
@@ -50,64 +51,64 @@ class Heartbeat:
         self._leases: Leases | None = None
         self._stalled_for: Callable[[], timedelta] = lambda: timedelta(0)
         self._renewed = renewed
-        self._leaving = threading.Lock()
+        self._stopping = threading.Lock()
         self._closed = threading.Event()
-        #: Wakes the heart. A queue of this kind may be filled by a signal's handler at any moment.
-        self._now: SimpleQueue[None] = SimpleQueue()
+        #: Items trigger a heartbeat. A SimpleQueue may be filled by a signal handler at any moment.
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._threads = grant.threads
         self._on_threads: Callable[[int], None] = lambda _: None
-        self._on_beat: Callable[[], None] = lambda: None
-        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
-        self._guard = threading.Thread(target=self._mind_the_lease, name="lease-guard", daemon=True)
+        self._on_renewed: Callable[[], None] = lambda: None
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._guard = threading.Thread(target=self._guard_lease, name="lease-guard", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat; from now on each change of the phase is reported at once."""
-        self._status.on_change = lambda: self._now.put(None)
+        """Start the threads. From now on each change of the phase is reported immediately."""
+        self._status.on_change = lambda: self._wake.put(None)
         self._thread.start()
         self._guard.start()
 
     def serve(self, leases: Leases, stalled_for: Callable[[], timedelta]) -> None:
-        """From now on there is work: its leases, and the engine's progress."""
+        """Add the leases of the steps, and the progress of the engine, to the heartbeats from now on."""
         self._leases, self._stalled_for = leases, stalled_for
 
     def on_threads(self, action: Callable[[int], None]) -> None:
-        """Who hears that the pool's part of the cores is another."""
+        """Set the function that is called with the new number of threads when it changes."""
         self._on_threads = action
 
-    def on_beat(self, action: Callable[[], None]) -> None:
-        """What is done after each beat that was heard. It may find the database away, or the claim lost."""
-        self._on_beat = action
+    def on_renewed(self, action: Callable[[], None]) -> None:
+        """Set the function that is called after each renewal. It may raise DatabaseUnreachable and LeaseLost."""
+        self._on_renewed = action
 
     def stop(self) -> None:
-        """Tell the last, and beat no more."""
+        """Send a last heartbeat, and stop."""
         self._closed.set()
-        self._now.put(None)
+        self._wake.put(None)
         self._thread.join(timeout=10)
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while True:
             closing = self._closed.is_set()
             try:
                 self._renew()
-            except Exception:  # noqa: BLE001 the outermost loop of the thread; the guard sees what is not renewed
+            except Exception:  # noqa: BLE001 the outermost loop of the thread; the guard notices a missing renewal
                 _log.exception("heartbeat_failed")
             if closing:
                 return
             with contextlib.suppress(Empty):
-                self._now.get(timeout=self._interval)
+                self._wake.get(timeout=self._interval)
 
     def _renew(self) -> None:
-        """One beat."""
+        """Send one heartbeat."""
         begun = time.monotonic()
         try:
-            heard = self._holder.renew(self.grant.id, self.grant.epoch, self._report())
+            reply = self._holder.renew(self.grant.id, self.grant.epoch, self._report())
         except LeaseLost as error:
-            self._leave(str(error))
+            self._stop_pool(str(error))
         except DatabaseUnreachable as error:
-            _log.warning("claim_not_renewed", error=str(error))
+            _log.warning("reservation_not_renewed", error=str(error))
         else:
             self._renewed = begun
-            self._follow(heard)
+            self._apply(reply)
 
     def _report(self) -> HeartbeatReport:
         held = self._leases.held() if self._leases is not None else []
@@ -115,38 +116,38 @@ class Heartbeat:
         now = self._status
         return HeartbeatReport(now.phase, now.loaded, now.detail, self.worker, len(held), urgent, self._stalled_for())
 
-    def _follow(self, heard: HeartbeatReply) -> None:
-        if heard.desired is Desired.PREEMPT and self._leases is not None:
+    def _apply(self, reply: HeartbeatReply) -> None:
+        if reply.desired is Desired.PREEMPT and self._leases is not None:
             self._leases.drain()
-        with contextlib.suppress(DatabaseUnreachable, LeaseLost):  # the next beat meets them, too
-            self._on_beat()
-        if heard.threads != self._threads:
-            _log.info("threads_changed", threads=heard.threads, before=self._threads)
-            self._threads = heard.threads
-            self._on_threads(heard.threads)
+        with contextlib.suppress(DatabaseUnreachable, LeaseLost):  # the next renewal raises them again
+            self._on_renewed()
+        if reply.threads != self._threads:
+            _log.info("threads_changed", threads=reply.threads, before=self._threads)
+            self._threads = reply.threads
+            self._on_threads(reply.threads)
 
-    def _mind_the_lease(self) -> None:
-        while not self._closed.wait(min(self._interval, self._lease * _LOOK)):
+    def _guard_lease(self) -> None:
+        while not self._closed.wait(min(self._interval, self._lease * _CHECK)):
             silent = time.monotonic() - self._renewed
-            if silent > self._lease * _GONE:
+            if silent > self._lease * _EXIT:
                 try:
-                    _log.error("claim_let_go", seconds=round(silent, 1))
+                    _log.error("reservation_not_renewed_in_time", seconds=round(silent, 1))
                 finally:
-                    os._exit(LET_GO)
-            if silent > self._lease * _LEAVE:
+                    os._exit(RESERVATION_LOST)
+            if silent > self._lease * _STOP:
                 try:
-                    self._leave(f"its claim could not be renewed for {silent:.1f} s")
-                except Exception:  # noqa: BLE001 the outermost loop of the thread; the next turns end the process
-                    _log.exception("pool_not_left")
+                    self._stop_pool(f"its reservation could not be renewed for {silent:.1f} s")
+                except Exception:  # noqa: BLE001 the outermost loop of the thread; a later iteration exits the process
+                    _log.exception("pool_not_stopped")
 
-    def _leave(self, reason: str) -> None:
-        """Hand the steps back and end. What has not begun to serve ends at once: a load cannot be stopped otherwise."""
-        if not self._leaving.acquire(blocking=False):
+    def _stop_pool(self, reason: str) -> None:
+        """Requeue the steps and end. A pool that does not serve yet exits immediately: a load cannot be cancelled."""
+        if not self._stopping.acquire(blocking=False):
             return
-        _log.error("claim_lost", reason=reason, phase=self._status.phase)
+        _log.error("reservation_lost", reason=reason, phase=self._status.phase)
         self._status.detail = reason
         if self._leases is None:
-            os._exit(LET_GO)
+            os._exit(RESERVATION_LOST)
         try:
             self._leases.drain()
         finally:

@@ -1,12 +1,13 @@
 """
-Measuring: what a pool's model will take, checked before it is loaded, and what it took, kept after.
+The measurement of a pool's memory: an estimate before the load, and a measured footprint after it.
 
-Before: the best estimate, from what was measured, a dry run, or the file's header; a load that cannot fit is refused.
-After: one real token, so that a model that cannot compute never serves; then the process's own memory. Buffers that are
-allocated and not yet touched count in full. While it serves, what it grows by is added.
+Before the load: the best estimate, from a measurement, a dry run, or the closed form of the file's header. A load that
+cannot fit is refused.
+After the load: one real token, so that a model that cannot compute never serves; then the memory of the process.
+Allocated buffers count in full, even if they are not used yet. While the pool serves, its growth is added.
 
-Of the process, its share of RAM is the memory that it alone has; the pages of the model's file are counted by the file.
-Where the system does not tell these apart (elsewhere than on Linux), nothing is kept.
+The RAM of the process is its private memory; the pages of the model's file are counted from the size of the file. Where
+the system does not distinguish these (on systems other than Linux), nothing is stored.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from workers.engine.options import EngineOptions
 
 _log = log.get(__name__)
 
-#: Bytes that the worker program takes when it begins to serve, after the model was loaded: 20 MiB were seen.
+#: Bytes that the worker program needs to serve, in addition to those at the time of the load: 20 MiB were measured.
 _SERVING = 24 * footprint.MIB
-#: Bytes by which a claim is enlarged at the least: what grows slowly is not written down with every beat.
+#: Least bytes of an increase, so that slow growth is not stored at every heartbeat.
 _STEP = 8 * footprint.MIB
 
 
 class Measuring:
-    """The memory of one pool: `expect`, then load within `loading`, then `keep`; and `grown` while it serves."""
+    """The memory of one pool: call `expect`, load within `loading`, call `keep`, and `grown` while it serves."""
 
     def __init__(self, settings: Settings, read: Header, options: EngineOptions, device: str) -> None:
         """
-        `device` is what the pool was pinned to: `cpu`, or GPUs by number or UUID, with commas.
+        `device` names the pool's devices: `cpu`, or GPUs by number or UUID, separated by commas.
 
         Raises DatabaseBehind, DatabaseUnreachable, Unavailable.
         """
@@ -55,35 +56,35 @@ class Measuring:
         self._settings = settings
         self._devices = devices.Devices(settings.fleet)
         inventory = self._devices.measure().devices
-        if device != CPU and not llama_build.computes_on_gpus():  # the model would silently lie in RAM
+        if device != CPU and not llama_build.computes_on_gpus():  # the model would silently be loaded into RAM
             raise Unavailable(f"the llama.cpp that is installed here ({llama_build.build()}) was built without CUDA")
-        self._gpus = () if device == CPU else tuple(_pinned(name, inventory) for name in device.split(","))
+        self._gpus = () if device == CPU else tuple(_gpu_named(name, inventory) for name in device.split(","))
         self._configuration = configuration_of(options, gpus=len(self._gpus))
         self._identity = estimate.identify(
             read, self._configuration, self._gpus, adapters=[header.read(lora.path) for lora in options.loras]
         )
-        self._database = databases.at_head(addresses.of(settings).database_url, pool_size=1)
+        self._database = databases.open_at_head(addresses.of(settings).database_url, pool_size=1)
         self._before = _memory()
         self._estimate: Estimate | None = None
         self._kept: Footprint | None = None
 
     def close(self) -> None:
-        """Let go of the database and of the driver."""
+        """Close the database and the driver."""
         self._database.close()
         self._devices.close()
 
     def expect(self) -> Footprint:
         """
-        What the model will take here.
+        Return the estimated footprint of the model.
 
-        Raises MemoryNotEnough when a device has not so much free now.
+        Raises MemoryNotEnough when a device has less free memory now.
         """
         if self._before is not None:
             with self._database.work() as work:
                 base = sum(self._before) + _SERVING
-                measurements.keep_process(work, self._host, self._identity.build, CPU, base)
+                measurements.record_process_memory(work, self._host, self._identity.build, CPU, base)
         exact = closed_form.closed_form(self._identity.header, self._configuration, gpus=len(self._gpus))
-        for share in exact.shares:  # what passes all bounds is refused before llama.cpp is asked
+        for share in exact.shares:  # an impossible load is refused before the dry run of llama.cpp
             self._require(share.place, share.weights + share.cache)
         self._estimate = estimate.estimate(self._identity, self._database, self._host)
         best = self._estimate.best
@@ -95,19 +96,19 @@ class Measuring:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Inside, the model is loaded. Memory that runs out is remembered: the next estimate is more careful."""
+        """The context in which the model is loaded. An out-of-memory failure raises the margin of the next estimate."""
         try:
             yield
         except AllocationFailed:
             with self._database.work() as work:
-                measurements.count_failure(work, self._identity)
+                measurements.record_failure(work, self._identity)
             raise
 
     def keep(self, engine: LlamaEngine) -> Footprint | None:
         """
-        Let the model write its first token, and remember what it takes; None where that cannot be told.
+        Let the model generate its first token, and store its footprint. Returns None where it cannot be measured.
 
-        Raises StepFailure when it cannot compute.
+        Raises StepFailure when the model cannot compute.
         """
         assert self._estimate is not None, "expect comes first"
         loaded = _memory()
@@ -119,7 +120,7 @@ class Measuring:
         for share in counted.shares:
             if share.place == HOST:
                 weights = counted.copied if self._configuration.mmap else share.weights
-                own = loaded[0] + self._before[1] - weights - share.cache - share.output + self._later()
+                own = loaded[0] + self._before[1] - weights - share.cache - share.output + self._allocated_later()
                 process = max(own, 0) + _SERVING + self._working(HOST)
             else:
                 used = self._used(self._gpus[share.place])
@@ -130,16 +131,17 @@ class Measuring:
                 process = context + self._working(share.place)
             shares.append(replace(share, process=process))
         with self._database.work() as work:
-            self._kept = measurements.keep_measured(work, self._identity, _measured(counted, shares))
-            if counted.source is FootprintSource.DRY_RUN:  # a formula's mistakes are no context
+            self._kept = measurements.record_measured(work, self._identity, _measured(counted, shares))
+            # With the closed form the difference would also contain the error of the formula.
+            if counted.source is FootprintSource.DRY_RUN:
                 for uuid, size in contexts.items():
-                    measurements.keep_process(work, self._host, self._identity.build, uuid, size)
+                    measurements.record_process_memory(work, self._host, self._identity.build, uuid, size)
         _log.info("footprint_measured", bytes=_named({share.place: share.total for share in self._kept.shares}))
-        return self._kept.raised(self._estimate.floor)
+        return self._kept.with_margin_floor(self._estimate.margin_floor)
 
     def grown(self) -> Footprint | None:
         """
-        What the process takes by now, remembered, if that is more than what was known; else None.
+        Return and store the current footprint, if it is larger than the known one; otherwise return None.
 
         Raises DatabaseUnreachable.
         """
@@ -158,23 +160,23 @@ class Measuring:
         if tuple(shares) == self._kept.shares:
             return None
         with self._database.work() as work:
-            self._kept = measurements.keep_measured(work, self._identity, _measured(self._kept, shares))
+            self._kept = measurements.record_measured(work, self._identity, _measured(self._kept, shares))
         _log.warning("footprint_grown", bytes=_named({share.place: share.total for share in self._kept.shares}))
-        return self._kept.raised(self._estimate.floor)
+        return self._kept.with_margin_floor(self._estimate.margin_floor)
 
     def end(self) -> None:
-        """The pool has served to its end: its memory was enough. Raises DatabaseUnreachable."""
+        """Forget earlier out-of-memory failures: the pool has served to its end. Raises DatabaseUnreachable."""
         with self._database.work() as work:
-            measurements.forget_failures(work, self._identity)
+            measurements.clear_failures(work, self._identity)
 
     def _require(self, place: int, needed: int) -> None:
-        """Raise MemoryNotEnough when the device has not so many bytes free now."""
+        """Raise MemoryNotEnough when the device has fewer free bytes now."""
         device = self._gpus[place] if place != HOST else devices.ram()
         if device.total and needed > device.free:
             raise MemoryNotEnough(f"{self._identity.header.path.name} on {device.name}", needed, device.free)
 
-    def _later(self) -> int:
-        """Bytes of RAM that are counted and come after the load: the context for vectors is made at its first use."""
+    def _allocated_later(self) -> int:
+        """Return the counted bytes of RAM that are allocated after the load, for the embedding context."""
         full, plain = (
             closed_form.closed_form(self._identity.header, one, gpus=len(self._gpus)).shares[0]
             for one in (self._configuration, replace(self._configuration, embedding=0))
@@ -182,17 +184,17 @@ class Measuring:
         return full.cache - plain.cache + full.output - plain.output
 
     def _working(self, place: int) -> int:
-        return closed_form.working(self._identity.header, self._configuration, place, gpus=len(self._gpus))
+        return closed_form.working_memory(self._identity.header, self._configuration, place, gpus=len(self._gpus))
 
     def _used(self, gpu: MeasuredDevice) -> int | None:
-        """Bytes that this process holds of a GPU, or None where the driver does not tell."""
+        """Return the bytes that this process uses on a GPU; None where the driver does not report them."""
         now = next((device for device in self._devices.measure().devices if device.uuid == gpu.uuid), None)
         own = [process.used for process in now.processes if process.pid == os.getpid()] if now else []
         return own[0] if own else None
 
 
 def configuration_of(options: EngineOptions, *, gpus: int) -> LoadConfiguration:
-    """The configuration of an engine with these options."""
+    """Return the load configuration of an engine with these options."""
     return configuration.of_tuning(
         options,
         slots=options.slots,
@@ -200,13 +202,13 @@ def configuration_of(options: EngineOptions, *, gpus: int) -> LoadConfiguration:
         kv_k=options.kv_type_k,
         kv_v=options.kv_type_v,
         flash_attention=options.flash_attention,
-        embeds=options.vectors,
+        embeddings=options.vectors,
         gpus=gpus,
     )
 
 
 def _warm_up(engine: LlamaEngine, *, whole: bool) -> None:
-    """Let the model do what it is for: a token, a vector or a score. `whole` fills a micro-batch with the prompt."""
+    """Compute a token, a vector or a score, as the model can. `whole` fills a micro-batch with the prompt."""
     if engine.generates_text:
         count = min(engine.options.ubatch, engine.options.batch, engine.context_limit - 8) if whole else 1
         engine.generate(GenerateRequest(prompt="a " * count, max_tokens=1, sampling=Sampling(temperature=0))).result()
@@ -217,21 +219,21 @@ def _warm_up(engine: LlamaEngine, *, whole: bool) -> None:
 
 
 def _measured(counted: Footprint, shares: list[Share]) -> Footprint:
-    margins = {share.place: footprint.margin_of_measured(share) for share in shares}
+    margins = {share.place: footprint.measured_margin(share) for share in shares}
     return Footprint(FootprintSource.MEASURED, tuple(shares), margins, copied=counted.copied)
 
 
-def _pinned(name: str, inventory: tuple[MeasuredDevice, ...]) -> MeasuredDevice:
-    """The GPU of that number or UUID; one that NVML does not know has no figures."""
-    wanted = f"gpu-{name.strip()}"
+def _gpu_named(name: str, inventory: tuple[MeasuredDevice, ...]) -> MeasuredDevice:
+    """Return the GPU with this number or UUID; a GPU that NVML does not know has zeros as figures."""
+    number = f"gpu-{name.strip()}"
     for device in inventory:
-        if device.name == wanted or (device.uuid and device.uuid.startswith(name.strip())):
+        if device.name == number or (device.uuid and device.uuid.startswith(name.strip())):
             return device
-    return MeasuredDevice(wanted, HardwareKind.GPU, "unknown", 0, 0, uuid=name.strip())
+    return MeasuredDevice(number, HardwareKind.GPU, "unknown", 0, 0, uuid=name.strip())
 
 
 def _memory() -> tuple[int, int] | None:
-    """Bytes that this process alone has, and bytes of files and libraries that it shares; None where Linux is not."""
+    """Return the private bytes of this process, and those of mapped files and libraries; None if it is not Linux."""
     try:
         text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -1,9 +1,10 @@
 """
-A pool: one process that holds one model on its devices, and does the steps that need it.
+A pool: one process that serves one model on its devices, and executes the steps of that model.
 
-Its agent has reserved the bytes and pinned the devices in the environment before this process began, so that no import
-of llama.cpp sees another. It finds out what it needs, has its reservation adjusted or refuses, loads, writes a first
-token, and only then takes from the queue. Without a reservation it touches nothing.
+Before the process starts, its bytes are reserved, and its environment makes only its devices visible, so that llama.cpp
+never sees others.
+The pool estimates what it needs, adjusts its reservation or refuses, loads the model, generates a first token, and only
+then reads its queue. Without a reservation it uses no device.
 """
 
 from __future__ import annotations
@@ -34,54 +35,54 @@ from workers.engine.options import EngineOptions, Lora
 from workers.engine.simulated import SimulatedEngine
 from workers.pool import exporter
 from workers.pool.exporter import Metered, PoolCollector
-from workers.pool.heartbeat import LET_GO, Heartbeat
+from workers.pool.heartbeat import RESERVATION_LOST, Heartbeat
 from workers.pool.measurement import Measuring
 from workers.pool.progress import Status
 
 _log = log.get(__name__)
 
-#: Seconds for which a thread may keep the others from running, once they want to; Python's own is ten times that.
+#: Seconds after which a running Python thread yields to a waiting one; Python's default is ten times longer.
 _SWITCH_SECONDS = 0.0005
-#: Exit codes of a pool that cannot have the bytes that it needs, and of one that cannot serve.
+#: Exit codes of a pool that cannot reserve the bytes that it needs, and of one that cannot serve.
 REFUSED, FAILED = 8, 9
 
 
 def run(settings: Settings, id_: str, epoch: int) -> int:
     """
-    Load what was granted and serve its queue until SIGTERM; gives the exit code.
+    Load the model of a grant and serve its queue until SIGTERM. Returns the exit code.
 
-    Raises LeaseLost when nothing is granted, DatabaseBehind, DatabaseUnreachable.
+    Raises LeaseLost when there is no such grant, DatabaseBehind, DatabaseUnreachable.
     """
     began = time.monotonic()
-    database = databases.at_head(addresses.of(settings).database_url, pool_size=2)
+    database = databases.open_at_head(addresses.of(settings).database_url, pool_size=2)
     try:
         holder = ReservationHolder(database, settings.fleet.lease)
-        taking = time.monotonic()
+        renewed = time.monotonic()
         grant = holder.take(id_, epoch)
         status = Status(grant.model)
-        heart = Heartbeat(holder, grant, worker_of(grant), status, settings.fleet.heartbeat, taking)
-        heart.start()
-        pool = _Pool(settings, holder, grant, heart, status)
+        heartbeat = Heartbeat(holder, grant, worker_of(grant), status, settings.fleet.heartbeat, renewed)
+        heartbeat.start()
+        pool = _Pool(settings, holder, grant, heartbeat, status)
         try:
             return pool.serve(began)
         finally:
-            heart.stop()
+            heartbeat.stop()
             pool.close()
     finally:
         database.close()
 
 
 def worker_of(grant: Grant) -> str:
-    """What Celery and Flower call the pool: its model, the end of its id, and whether there is nothing behind it."""
+    """Return the pool's name in Celery and Flower: `pool`, its model, the end of its id; `simulated-` before it."""
     slug = grant.configuration.rpartition(".")[0]
     return f"{'simulated-' if grant.simulated else ''}pool.{slug}.{grant.id[-6:]}"
 
 
 def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) -> EngineOptions:
     """
-    How an engine loads the model: its entry of the catalogue, and its part of the host.
+    Return the options of the model's engine, from its entry in the catalogue and its share of the host.
 
-    Raises ModelFileMissing for an adapter that is not here.
+    Raises ModelFileMissing when an adapter is not on this host.
     """
     entry = model.engine
     given = {key: getattr(entry, key) for key in type(entry).model_fields} | {
@@ -90,7 +91,7 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
         "kv_type_k": model.kv.k,
         "kv_type_v": model.kv.v,
         "flash_attention": FLASH_ATTENTION[model.flash_attention],
-        "vectors": model.embeds,
+        "vectors": model.serves_embeddings,
         "profile": model.prompt,
         "threads": entry.threads or threads,
         "loras": [
@@ -107,31 +108,36 @@ class _Pool:
     """A pool from its grant to its end."""
 
     def __init__(
-        self, settings: Settings, holder: ReservationHolder, grant: Grant, heart: Heartbeat, status: Status
+        self, settings: Settings, holder: ReservationHolder, grant: Grant, heartbeat: Heartbeat, status: Status
     ) -> None:
         self.settings, self.holder, self.grant = settings, holder, grant
-        self.heart, self.status = heart, status
+        self.heartbeat, self.status = heartbeat, status
         self._measuring: Measuring | None = None
 
     def close(self) -> None:
-        """Let go of what watches its memory."""
+        """Close the measurement of its memory."""
         if self._measuring is not None:
             self._measuring.close()
 
     def serve(self, began: float) -> int:
-        """Load, then serve until the end. `began` is when the process did, by the monotonic clock."""
+        """Load, then serve until the end. `began` is the start of the process, by the monotonic clock."""
         name, worker = self.grant.model, worker_of(self.grant)
         try:
             with self._exported(worker) as exported:
                 model = files.read_catalog(self.settings.catalog.files).get(name)
                 if needs.configuration_id(model) != self.grant.configuration:
-                    raise Conflict(f"the entry of {name} on this host is not the one that was planned with")
-                engine = self._stand_in(model) if self.grant.simulated else self._load(model, began)
+                    raise Conflict(f"the catalogue entry of {name} on this host differs from the entry of the plan")
+                engine = self._simulate(model) if self.grant.simulated else self._load(model, began)
                 _log.info("pool_loaded", model=name, seconds=round(time.monotonic() - began, 2))
                 exported.engine = engine
-                queues = [model_queue(model.slug)]
                 code = Application(self.settings).serve(
-                    worker, queues, engine.slots, engine, self.status, self.heart, self.grant.id
+                    worker,
+                    [model_queue(model.slug)],
+                    engine.slots,
+                    engine,
+                    self.grant.id,
+                    on_start=lambda runtime: self.heartbeat.serve(runtime.leases, engine.stalled_for),
+                    on_phase=self.status.enter,
                 )
                 if self._measuring is not None and not code:
                     with suppress(DatabaseUnreachable):
@@ -142,8 +148,8 @@ class _Pool:
             _log.error("pool_refused", model=name, reason=str(error))
             return REFUSED
         except LeaseLost as error:
-            _log.error("pool_lost_its_claim", model=name, reason=str(error))
-            return LET_GO
+            _log.error("pool_lost_its_reservation", model=name, reason=str(error))
+            return RESERVATION_LOST
         except ArrieroError as error:
             self.status.enter(PoolPhase.FAILED, str(error))
             _log.error("pool_failed", model=name, reason=str(error))
@@ -168,12 +174,12 @@ class _Pool:
         path = files.locate(model, self.settings.data_dir)
         uuids = [gpu.uuid for gpu in self.grant.gpus]
         options = options_of(model, self.settings, gpus=bool(uuids), threads=self.grant.threads)
-        # The engine's thread waits for no other thread of Python for longer than this.
+        # So the engine's thread never waits longer than this for other Python threads.
         sys.setswitchinterval(_SWITCH_SECONDS)
         device = ",".join(uuids) or needs.CPU
         measuring = self._measuring = Measuring(self.settings, header.read(path), options, device)
         self.status.enter(PoolPhase.MEASURING)
-        self._claim(measuring.expect())
+        self._adjust(measuring.expect())
         _log.info("model_loading", model=model.name, path=str(path), device=device)
         self.status.enter(PoolPhase.LOADING)
         with measuring.loading():
@@ -181,41 +187,41 @@ class _Pool:
         self.status.enter(PoolPhase.WARMING)
         measured = measuring.keep(engine)
         if measured is not None:
-            self._claim(measured)
-        self.heart.on_beat(self._mind_the_memory)
+            self._adjust(measured)
+        self.heartbeat.on_renewed(self._adjust_to_growth)
         if model.engine.threads is None:
-            self.heart.on_threads(engine.use_threads)
+            self.heartbeat.on_threads(engine.use_threads)
         self.holder.note_load(self.grant, timedelta(seconds=time.monotonic() - began))
         return engine
 
-    def _claim(self, needed: Footprint) -> None:
-        """Have the reservation adjusted to what is needed. Raises MemoryNotEnough with what there is."""
+    def _adjust(self, needed: Footprint) -> None:
+        """Adjust the reservation to the needed bytes. Raises MemoryNotEnough when they are not available."""
         reserved = needed.reserved()
-        wanted = {part.id: reserved[HOST] for part in self.grant.parts if not part.uuid}
-        wanted |= {part.id: reserved[place] for place, part in enumerate(self.grant.gpus)}
-        self.holder.keep_layout(self.grant, wanted, needed.source.value)
-        adjusted = self.holder.adjust(self.grant, wanted)
+        needed_bytes = {part.id: reserved[HOST] for part in self.grant.parts if not part.uuid}
+        needed_bytes |= {part.id: reserved[place] for place, part in enumerate(self.grant.gpus)}
+        self.holder.keep_layout(self.grant, needed_bytes, needed.source.value)
+        adjusted = self.holder.adjust(self.grant, needed_bytes)
         if isinstance(adjusted, ReservationRefused):
             raise MemoryNotEnough(f"{self.grant.model} ({needed.source.value}): {adjusted.reason}; it", None, None)
         self.grant = replace(self.grant, revision=adjusted)
 
-    def _mind_the_memory(self) -> None:
-        """Claim what the process has grown by. A refusal is reported: the next pool of the model requests that much."""
+    def _adjust_to_growth(self) -> None:
+        """Reserve what the process has grown by. A refusal is logged; the next pool of the model reserves it."""
         assert self._measuring is not None, "it has loaded"
         if (grown := self._measuring.grown()) is None:
             return
         try:
-            self._claim(grown)
+            self._adjust(grown)
         except MemoryNotEnough as error:
-            _log.error("pool_outgrew_its_claim", model=self.grant.model, reason=str(error))
+            _log.error("pool_exceeds_its_reservation", model=self.grant.model, reason=str(error))
 
-    def _stand_in(self, model: Model) -> Metered:
+    def _simulate(self, model: Model) -> Metered:
         part = self.grant.parts[0]
         _log.warning("pool_is_simulated", model=model.name, devices=[part.name for part in self.grant.parts])
         self.status.enter(PoolPhase.LOADING)
-        pace = float(model.simulated.tokens_per_second) * part.speed
+        tokens_per_second = float(model.simulated.tokens_per_second) * part.speed
         load = needs.simulated_load(model, part.bandwidth or 1)
-        engine = SimulatedEngine(self.grant.slots, pace, load, self.status.note_progress)
+        engine = SimulatedEngine(self.grant.slots, tokens_per_second, load, self.status.note_progress)
         self.status.enter(PoolPhase.WARMING)
         engine.generate(GenerateRequest(prompt="Hello", max_tokens=1)).result()
         return engine

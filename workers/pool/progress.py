@@ -1,7 +1,8 @@
 """
-What a pool is about, and how far its load is, for all who ask: its heart, the exporter, the log.
+The status of a pool, its phase and the progress of its load, for its heartbeat, the exporter and the log.
 
-Any thread may ask. Progress is logged now and then, so that a log tells a slow load from one that stands still.
+Any thread may read it. Progress is logged every two seconds, so that the log distinguishes a slow load from a stalled
+one.
 """
 
 from __future__ import annotations
@@ -14,34 +15,34 @@ from app.kernel import log
 
 _log = log.get(__name__)
 
-#: Seconds between two lines about a load.
+#: Seconds between two log lines about a load.
 _PAUSE = 2.0
 
 
 class Status:
-    """The phase of one pool."""
+    """The status of one pool."""
 
     def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._model, self._clock = model, clock
-        self._noted = clock()
+        self._logged_at = clock()
         self.phase = PoolPhase.STARTING
-        #: Part of the model that is loaded, 0 to 1.
+        #: The loaded part of the model, 0 to 1.
         self.loaded = 0.0
         #: Why it refused or failed; empty otherwise.
         self.detail = ""
-        #: Called when the phase is another.
+        #: Called when the phase has changed.
         self.on_change: Callable[[], None] = lambda: None
 
     def note_progress(self, loaded: float) -> None:
-        """So much of the model is loaded; called on the thread that loads."""
+        """Note the loaded part of the model, 0 to 1; called on the loading thread."""
         self.loaded = loaded
         now = self._clock()
-        if now - self._noted >= _PAUSE and loaded < 1:
-            self._noted = now
+        if now - self._logged_at >= _PAUSE and loaded < 1:
+            self._logged_at = now
             _log.info("model_loading", model=self._model, percent=round(100 * loaded))
 
     def enter(self, phase: PoolPhase, detail: str = "") -> None:
-        """The next phase began."""
+        """Enter a phase; `detail` says why it refused or failed."""
         self.phase, self.detail = phase, detail or self.detail
         _log.info("pool_phase", phase=phase, model=self._model)
         self.on_change()

@@ -32,7 +32,7 @@ from app.fleet.ledger.reservation import (
     ReservedCapacity,
 )
 from app.kernel.errors import LeaseLost
-from app.kernel.sizes import rounded
+from app.kernel.units.sizes import rounded
 
 
 def claim(ledger: Ledger, wanted: ReservationRequest) -> Ledger | ReservationRefused:

@@ -1,11 +1,12 @@
 """
-The embedded servers: Postgres and Valkey for one machine, from their packages, when no outside ones are set.
+Embedded servers: Postgres and Valkey for one machine, from Python packages, when no external servers are configured.
 
-They listen on loopback only, ask for passwords, keep their ports, and are as durable as their makers intend.
-What was running is stopped when the `with` ends, however it ends; what a killed parent left behind is ended at the
-next start; two process trees never work on one data directory.
+They listen on loopback only, require passwords, keep their ports, and store their data durably: Postgres at each
+commit, Valkey each second.
+They are stopped when the `with` ends, whatever the reason. Servers of a killed parent are taken over or ended at the
+next start. Two process trees never use one data directory at the same time.
 
-Which of the two are wanted, and what becomes of their URLs, is decided elsewhere.
+The caller decides which of the two servers are needed, and how their URLs are used.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ __all__ = [
 ]
 
 
-#: Folders of the servers below the data directory.
+#: Folders of the servers in the data directory.
 _POSTGRES, _VALKEY = "postgres", "valkey"
 
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """The embedded servers that are wanted."""
+    """The embedded servers that are needed; None for the others."""
 
     postgres: PostgresServer | None
     valkey: ValkeyServer | None
@@ -58,47 +59,47 @@ def started(
     directory: DataDirectory, *, postgres: bool = True, valkey: bool = True, deadline: timedelta = START_DEADLINE
 ) -> Iterator[Servers]:
     """
-    The wanted servers, running until the end of the `with`, below a data directory that is held.
+    Run the needed servers until the end of the `with`, in a data directory whose lock is held.
 
-    Leftovers of the one that is not wanted are ended too. `deadline` holds for each of them.
-    Raises ServerNotStarted; then none runs. A server that died meanwhile may be started anew by its `start`.
+    Leftover processes of a server that is not needed are ended too. `deadline` applies to each start.
+    Raises ServerNotStarted; then no server runs. A server that died can be restarted with its `start`.
     """
     if not directory.held:
-        raise ServerNotStarted("arriero", f"the data directory {directory.path} is not held")
-    one = PostgresServer(directory.path / _POSTGRES, deadline=deadline)
-    other = ValkeyServer(directory.path / _VALKEY, deadline=deadline)
+        raise ServerNotStarted("arriero", f"the lock of the data directory {directory.path} is not held")
+    postgres_server = PostgresServer(directory.path / _POSTGRES, deadline=deadline)
+    valkey_server = ValkeyServer(directory.path / _VALKEY, deadline=deadline)
     with contextlib.ExitStack() as stack:
-        for server, wanted in ((one, postgres), (other, valkey)):
+        for server, needed in ((postgres_server, postgres), (valkey_server, valkey)):
             stack.callback(server.stop)
-            if wanted:
+            if needed:
                 server.start()
             else:
                 server.end_leftovers()
-        yield Servers(one if postgres else None, other if valkey else None)
+        yield Servers(postgres_server if postgres else None, valkey_server if valkey else None)
 
 
 def start_postgres(directory: Path, *, deadline: timedelta = START_DEADLINE) -> PostgresServer:
-    """A running Postgres below the directory, whose lock the caller holds. Raises ServerNotStarted."""
+    """Start a Postgres in the directory, whose lock the caller holds. Raises ServerNotStarted."""
     server = PostgresServer(directory, deadline=deadline)
     server.start()
     return server
 
 
 def start_valkey(directory: Path, *, deadline: timedelta = START_DEADLINE) -> ValkeyServer:
-    """A running Valkey below the directory, whose lock the caller holds. Raises ServerNotStarted."""
+    """Start a Valkey in the directory, whose lock the caller holds. Raises ServerNotStarted."""
     server = ValkeyServer(directory, deadline=deadline)
     server.start()
     return server
 
 
 def find_postgres_url(path: Path) -> str | None:
-    """Where the Postgres of a data directory listens, with its password; None while nobody holds the directory."""
+    """Return the URL of the Postgres of a data directory, with its password; None while no process holds the lock."""
     endpoint = _find_endpoint(path, _POSTGRES)
     return None if endpoint is None else postgres_url_of(endpoint)
 
 
 def find_valkey_url(path: Path) -> str | None:
-    """Where the Valkey of a data directory listens, with its password; None while nobody holds the directory."""
+    """Return the URL of the Valkey of a data directory, with its password; None while no process holds the lock."""
     endpoint = _find_endpoint(path, _VALKEY)
     return None if endpoint is None else valkey_url_of(endpoint)
 

@@ -1,10 +1,10 @@
 """
-The data directory's lock: one process tree at a time.
+The data directory and its lock, which one process tree holds at a time.
 
-The lock is the kernel's (flock) and dies with its holder: what a dead process wrote into the file is no obstacle.
-The file tells who holds it, since when and by which command.
+The kernel's lock (flock) is released when its holder dies: the content of the file never blocks a start.
+The file contains the pid of the holder, its start time and its command.
 
-Nothing here touches what else lies in the directory.
+Nothing here touches the other files of the directory.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pathlib import Path
 
 from app.kernel.errors import DataDirectoryHeld, ServerNotStarted
 
-#: The file that is locked and that names the holder.
+#: The locked file, with the data of the holder.
 LOCK_FILE = "arriero.lock"
 
-#: Between taking the lock and writing down who took it lies an instant; a reader waits for it this long, in seconds.
-_PATIENCE = 0.5
+#: Seconds for which a reader waits for the content: it is written shortly after the lock is acquired.
+_READ_TIMEOUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryHolder:
-    """Who holds a data directory."""
+    """The process that holds the lock of a data directory."""
 
     pid: int
     since: datetime
@@ -37,13 +37,13 @@ class DirectoryHolder:
 
 
 class DataDirectory:
-    """The data directory, held by this process from `with` to its end."""
+    """The data directory. This process holds its lock inside the `with`."""
 
     def __init__(self, path: Path, *, now: datetime, command: str) -> None:
         """
-        Name the directory and what a second comer is told about this process.
+        Describe the directory and this process, without acquiring the lock.
 
-        `command` is written into a file and shown: it must hold no secret.
+        `command` is written to a file and shown to others: it must not contain a secret.
         """
         self.path = path.absolute()
         self._holder = DirectoryHolder(os.getpid(), now, command)
@@ -56,12 +56,12 @@ class DataDirectory:
 
     def __enter__(self) -> DataDirectory:
         """
-        Take the lock; the directory is made when there is none.
+        Acquire the lock, and create the directory if it does not exist.
 
-        Raises DataDirectoryHeld when somebody has it, ServerNotStarted when the directory cannot be used.
+        Raises DataDirectoryHeld when another process has the lock, ServerNotStarted when the directory cannot be used.
         """
         try:
-            make_directory(self.path, passable=True)
+            make_directory(self.path, traversable=True)
             descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise ServerNotStarted("arriero", f"the data directory {self.path} cannot be used: {error}") from error
@@ -76,16 +76,16 @@ class DataDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the lock back. The file stays: removing it would let two hold it."""
+        """Release the lock. The file stays: after its removal, two processes could hold locks on different files."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            with contextlib.suppress(OSError):  # a full disk must not keep the lock
+            with contextlib.suppress(OSError):  # a full disk must not prevent the release
                 os.ftruncate(descriptor, 0)
             os.close(descriptor)
 
 
 def find_holder(path: Path) -> DirectoryHolder | None:
-    """Who holds the data directory now, or None when nobody does or it cannot be told."""
+    """Return the holder of the lock of a data directory, or None when there is none or it is unknown."""
     try:
         descriptor = os.open(path / LOCK_FILE, os.O_RDONLY)
     except OSError:
@@ -102,17 +102,17 @@ def find_holder(path: Path) -> DirectoryHolder | None:
         os.close(descriptor)
 
 
-def make_directory(path: Path, *, passable: bool = False) -> None:
+def make_directory(path: Path, *, traversable: bool = False) -> None:
     """
-    Make the directory if there is none, closed to others; one that is there is left as it is.
+    Create the directory with mode 0700 if it does not exist; an existing one is not changed.
 
-    Root makes a `passable` one 0711: nobody can list it, but a server that root starts as another user
-    can reach its own files below.
+    Root creates a `traversable` directory with mode 0711: other users cannot list it, but a server that root starts as
+    another user can reach its own files in it.
     """
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700)
-        if passable and os.geteuid() == 0:
+        if traversable and os.geteuid() == 0:
             path.chmod(0o711)
 
 
@@ -133,7 +133,7 @@ def _encode(holder: DirectoryHolder) -> bytes:
 
 
 def _read(descriptor: int) -> DirectoryHolder | None:
-    limit = time.monotonic() + _PATIENCE
+    limit = time.monotonic() + _READ_TIMEOUT
     while True:
         try:
             fields = json.loads(os.pread(descriptor, 65536, 0))

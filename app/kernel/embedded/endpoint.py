@@ -1,9 +1,9 @@
 """
-The endpoint of an embedded server: the loopback port and the password, kept beside its data.
+The endpoint of an embedded server: its loopback port and its password, stored next to its data.
 
-It stays the same over restarts, so that a client's URL outlives a crash.
-A new port is taken only when a stranger has the old one; the password never changes.
-Its file is readable by the owner only, and its text never shows the password.
+It is the same after a restart, so that URLs of clients stay valid after a crash.
+The port changes only when another program uses it; the password never changes.
+The file is readable by its owner only, and the `repr` of an endpoint does not show the password.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.kernel import private_file
 from app.kernel.errors import ServerNotStarted
+from app.kernel.processes import private_file
 
-#: Servers listen here and nowhere else.
+#: The only address on which the servers listen.
 LOOPBACK = "127.0.0.1"
 
-#: Ports come from here: below the ranges from which systems take ports for outgoing connections, one of which could
-#: sit on a server's port when it comes back.
+#: The range of ports. It is below the ranges for outgoing connections, one of which could otherwise use the port of a
+#: server while it restarts.
 _PORTS = range(20000, 30000)
 
 
@@ -31,7 +31,7 @@ ENDPOINT_FILE = "endpoint.json"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server listens, and the password that it asks for."""
+    """The port and the password of a server."""
 
     port: int
     password: str = field(repr=False)
@@ -39,9 +39,9 @@ class Endpoint:
 
 def find_endpoint(file: Path) -> Endpoint | None:
     """
-    The endpoint kept in the file, or None when there is no such file.
+    Return the endpoint in the file, or None when the file does not exist.
 
-    Raises ServerNotStarted when the file says something else.
+    Raises ServerNotStarted when the file is damaged.
     """
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
@@ -50,21 +50,21 @@ def find_endpoint(file: Path) -> Endpoint | None:
         return None
     except (ValueError, KeyError, TypeError):
         raise ServerNotStarted(
-            file.parent.name, f"{file} is damaged; restore it, or move {file.parent} away to begin anew"
+            file.parent.name, f"{file} is damaged; restore it, or move {file.parent} away to start without its data"
         ) from None
 
 
-def keep_endpoint(file: Path, endpoint: Endpoint) -> None:
-    """Write the endpoint down."""
+def store_endpoint(file: Path, endpoint: Endpoint) -> None:
+    """Write the endpoint to the file."""
     private_file.write(file, json.dumps({"port": endpoint.port, "password": endpoint.password}) + "\n")
 
 
 def free_port(directory: Path, *, other_than: int | None = None) -> int:
     """
-    A port on which nobody listens, the same for a directory as long as it is free.
+    Return a free port. It is the same for a directory as long as that port is free.
 
-    Where in the range the search begins follows from the directory's path: two directories seldom meet.
-    Raises ServerNotStarted when every port is taken.
+    The directory's path determines where in the range the search starts, so two directories rarely conflict.
+    Raises ServerNotStarted when every port is in use.
     """
     start = zlib.crc32(str(directory).encode())
     for step in range(len(_PORTS)):
@@ -75,7 +75,7 @@ def free_port(directory: Path, *, other_than: int | None = None) -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on the port now. Old connections that still wind down are no obstacle."""
+    """Whether a server can listen on the port now. Connections that are still closing do not prevent it."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

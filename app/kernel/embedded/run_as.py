@@ -1,10 +1,10 @@
 """
-As whom Postgres runs: it refuses root.
+The account under which Postgres runs: it refuses to run as root.
 
-Anybody else runs it as himself. Root has two ways:
-a user namespace in which root's own files belong to `nobody`, so that nothing changes hands;
-or the account `nobody`, to which the directory of the data, and nothing else, is given.
-Each way is tried on the real program and directory before it is chosen. When neither works, it is said why.
+Other users run it under their own account. For root there are two methods:
+a user namespace, in which files of root appear to belong to `nobody`, so that no owner changes;
+or the account `nobody`, which becomes the owner of the data directory and of nothing else.
+Each method is tried with the real program and directory before it is chosen. When none works, the error says why.
 
 No mode of any directory is changed here.
 """
@@ -21,37 +21,37 @@ from pathlib import Path
 
 from app.kernel.errors import ServerNotStarted
 
-#: What the servers and the tools around them get for an environment: nothing of ours, and no secret.
+#: The environment of the servers and their tools: nothing is inherited, and it contains no secret.
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C", "TZ": "UTC"}
 
-#: How long a trial may take, in seconds.
+#: Timeout of a trial in seconds.
 _TRIAL_SECONDS = 20.0
-#: Runs the program ($1) in the directory ($2), as the server will.
+#: Runs the program ($1), and enters the directory ($2), under the account of the server.
 _TRIAL = '"$1" --version >/dev/null && cd "$2"'
 
 
 @dataclass(frozen=True, slots=True)
 class RunAs:
-    """How a program is run."""
+    """How a program is started under another account."""
 
-    #: Put before its command line.
+    #: Prefix of its command line.
     prefix: tuple[str, ...] = ()
-    #: The uid and gid it gets, where another than ours.
+    #: The uid and gid of the process; None for those of this process.
     account: tuple[int, int] | None = None
-    #: The uid and gid that its data must belong to, where we may decide that.
+    #: The uid and gid that must own its data; None when the owner cannot be changed.
     owner: tuple[int, int] | None = None
 
 
-#: A way in which root may run the server. Raises `Unusable`.
-Way = Callable[[], RunAs]
+#: A method by which root can run the server. Raises `Unusable`.
+Method = Callable[[], RunAs]
 
 
 class Unusable(Exception):  # not an ArrieroError: it never leaves this module
-    """What a way needs is not to be had on this machine."""
+    """The method does not work on this machine."""
 
 
 def in_namespace() -> RunAs:
-    """In a user namespace: unprivileged inside, root's own uid outside."""
+    """Return how to run in a user namespace: unprivileged inside, root outside."""
     unshare = shutil.which("unshare", path=ENVIRONMENT["PATH"])
     if unshare is None:
         raise Unusable("there is no program `unshare` (package util-linux)")
@@ -61,28 +61,28 @@ def in_namespace() -> RunAs:
 
 
 def as_nobody() -> RunAs:
-    """As the account `nobody`."""
+    """Return how to run under the account `nobody`."""
     nobody = _nobody()
     account = (nobody.pw_uid, nobody.pw_gid)
     return RunAs(account=account, owner=account)
 
 
-#: Root's ways, the best first.
-WAYS: tuple[tuple[str, Way], ...] = (("in a user namespace", in_namespace), ("as user nobody", as_nobody))
+#: Root's methods, the best first.
+METHODS: tuple[tuple[str, Method], ...] = (("in a user namespace", in_namespace), ("as user nobody", as_nobody))
 
 
-def choose(server: str, program: Path, directory: Path, ways: Iterable[tuple[str, Way]] = WAYS) -> RunAs:
+def choose(server: str, program: Path, directory: Path, methods: Iterable[tuple[str, Method]] = METHODS) -> RunAs:
     """
-    How to run the program so that it reaches the directory.
+    Return how to run the program so that it can access the directory.
 
-    Raises ServerNotStarted, with what each way met, when none works.
+    Raises ServerNotStarted with the reason of each method when none works.
     """
     if os.geteuid() != 0:
         return RunAs()
     refusals: list[str] = []
-    for name, way in ways:
+    for name, method in methods:
         try:
-            run_as = way()
+            run_as = method()
             _try(run_as, program, directory)
         except Unusable as error:
             refusals.append(f"{name}: {error}")
@@ -90,20 +90,20 @@ def choose(server: str, program: Path, directory: Path, ways: Iterable[tuple[str
             return run_as
     raise ServerNotStarted(
         server,
-        f"it cannot be run by root, and no other way works here ({'; '.join(refusals)}). Start arriero as another "
-        "user, or allow user namespaces, or have both of these where every user may pass: the data directory "
+        f"it cannot run as root, and no other method works here ({'; '.join(refusals)}). Start arriero as another "
+        "user, or allow user namespaces, or make these two reachable for every user: the data directory "
         "(--data-dir, ARRIERO_DATA_DIR) and Python's environment",
     )
 
 
-def give(path: Path, run_as: RunAs) -> None:
-    """Make the directory and all in it belong to whom the program runs as. Nothing above it is touched."""
+def change_owner(path: Path, run_as: RunAs) -> None:
+    """Change the owner of the directory and of everything in it to the account of the program, where it has one."""
     if run_as.owner is None or not path.exists() or (path.stat().st_uid, path.stat().st_gid) == run_as.owner:
         return
     for place, directories, files in os.walk(path):
         for name in (*directories, *files):
             os.chown(Path(place) / name, *run_as.owner, follow_symlinks=False)
-    os.chown(path, *run_as.owner)  # last: it tells whether the work was finished
+    os.chown(path, *run_as.owner)  # last: it marks that the change is complete
 
 
 def _try(run_as: RunAs, program: Path, directory: Path) -> None:

@@ -1,12 +1,12 @@
 """
-An embedded server: one child process with data, a kept endpoint and a log, all below one directory.
+An embedded server: one child process with its data, its stored endpoint and its log in one directory.
 
-Starting it takes over what a killed parent left running on its data, where that is the same program on the same port
-and answers; else ends it, and starts anew. It returns when it answers.
-Whatever goes wrong in between, an interrupt included, leaves no process.
-Its password is in no command line, no log and no environment.
+A start takes over the server of a killed parent when it is the same program on the same port and answers; otherwise it
+ends that server and starts a new one. It returns when the server answers.
+A failed start leaves no process, also after an interrupt.
+The password is in no command line, no log and no environment.
 
-What is particular to a server is in its subclass; this one has no opinion about either.
+Subclasses contain everything that is specific to Postgres or Valkey.
 The caller holds the lock of the data directory.
 """
 
@@ -21,24 +21,25 @@ from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
-from app.kernel import log, pid_file
+from app.kernel import log
 from app.kernel.embedded.data_directory import make_directory
-from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint, free_port, is_free, keep_endpoint
+from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint, free_port, is_free, store_endpoint
 from app.kernel.embedded.run_as import ENVIRONMENT, RunAs
 from app.kernel.errors import ServerNotStarted
 from app.kernel.ids import new_secret
-from app.kernel.process import Adopted, Child, Leftover, adopt, end_leftovers
+from app.kernel.processes import pid_file
+from app.kernel.processes.process import AdoptedProcess, Child, Leftover, adopt, end_leftovers
 
-#: How long a server may take until it answers. Recovery after a crash is part of it.
+#: Time for a server to answer after its start, including recovery after a crash.
 START_DEADLINE = timedelta(seconds=90)
 
-#: How often an address that a stranger took at the last instant is given up for another.
-_MOVES = 5
+#: Most changes of the port during a start, each because another program uses the port.
+_MAX_PORT_CHANGES = 5
 _POLL = timedelta(milliseconds=20)
-#: Seconds in which a server that a killed parent left behind has to answer, if it is to be taken over.
-_TAKE_OVER = 3.0
-#: Seconds in which the kept port may become free: the last threads of a killed server hold it for a moment.
-_FREED = 2.0
+#: Seconds within which the server of a killed parent must answer to be taken over.
+_TAKE_OVER_TIMEOUT = 3.0
+#: Seconds to wait for the stored port to become free: the last threads of a killed server use it for a moment.
+_PORT_RELEASE_TIMEOUT = 2.0
 _TAIL_LINES = 25
 _PID_FILE = "server.pid"
 
@@ -46,56 +47,56 @@ _log = log.get(__name__)
 
 
 class Server(ABC):
-    """A server below a directory of its own. Make it first, then start it: `stop` is right at any moment."""
+    """A server with a directory of its own. `stop` may be called at any time, also before and during a start."""
 
-    #: What messages call it.
+    #: Its name in messages.
     name: ClassVar[str]
-    #: Asks it to end at once, and in order.
+    #: The signal for an immediate and orderly shutdown.
     stop_signal: ClassVar[signal.Signals]
-    #: How long that may take before it is killed.
+    #: Time for the shutdown before the server is killed.
     stop_deadline: ClassVar[timedelta]
-    #: Root lets others pass through the directory, to what in it belongs to them.
-    passable: ClassVar[bool] = False
+    #: Whether other accounts can traverse a directory of root, to reach their own files in it.
+    traversable: ClassVar[bool] = False
 
     def __init__(self, directory: Path, *, deadline: timedelta = START_DEADLINE) -> None:
-        """Name the server's directory and how long a start may take; nothing is made or started."""
+        """Describe a server by its directory and the deadline of its start, without creating anything."""
         self.directory = directory.absolute()
         self.log_file = self.directory / "server.log"
         self._deadline = deadline
         self._endpoint: Endpoint | None = None
-        self._child: Child | Adopted | None = None
-        #: What the last attempt to reach it met.
-        self._obstacle = ""
+        self._child: Child | AdoptedProcess | None = None
+        #: The error of the last attempt to reach it.
+        self._last_error = ""
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where clients connect, with the password. It stays the same over restarts."""
+        """The URL for clients, with the password. It changes with a restart only when another program uses the port."""
 
     @property
     def endpoint(self) -> Endpoint:
         """Port and password. Raises ServerNotStarted before the first start."""
         if self._endpoint is None:
-            raise ServerNotStarted(self.name, "it was not started yet")
+            raise ServerNotStarted(self.name, "it has not been started")
         return self._endpoint
 
     @property
     def pid(self) -> int | None:
-        """The pid of the server's first process, or None before the start."""
+        """The pid of the server's main process, or None before the start."""
         return None if self._child is None else self._child.pid
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs now."""
+        """Whether its main process runs now."""
         return self._child is not None and self._child.alive
 
     def log_tail(self, lines: int = _TAIL_LINES) -> str:
-        """The last lines of its log since its start."""
+        """Return the last lines of its log since its start."""
         return "" if self._child is None else self._child.log_tail(lines)
 
     def start(self) -> None:
         """
-        Start it and return when it answers. Nothing happens when it is running; one that died is started anew.
+        Start the server and return when it answers. A running server is not changed; one that died is restarted.
 
         Raises ServerNotStarted with the reason and the end of the log; then nothing runs.
         """
@@ -103,12 +104,12 @@ class Server(ABC):
             return
         limit = time.monotonic() + self._deadline.total_seconds()
         try:
-            make_directory(self.directory, passable=self.passable)
+            make_directory(self.directory, traversable=self.traversable)
             self._find_program()
             if self._take_over():
                 return
             self.end_leftovers()
-            self._endpoint = self._settle()
+            self._endpoint = self._choose_endpoint()
             self._prepare(limit)
             self._launch(limit)
         except OSError as error:
@@ -119,44 +120,44 @@ class Server(ABC):
             raise
 
     def stop(self) -> None:
-        """End it in order, by force when it does not end in time. Nothing happens when it is not running."""
+        """Shut the server down, and kill it when it does not end in time. Does nothing when it is not running."""
         if self._child is not None:
             self._child.stop(self.stop_deadline)
 
     def is_stopped(self) -> bool:
-        """Whether its process was stopped by a signal, and does nothing."""
+        """Whether its process is stopped by a signal such as SIGSTOP."""
         return self.pid is not None and self.alive and pid_file.is_stopped(self.pid)
 
     def kill(self) -> None:
-        """End it by force, as one that does not react has to be."""
+        """End the server without an orderly shutdown, when it does not react."""
         if self._child is not None:
             self._child.stop(timedelta(0))
 
     def _take_over(self) -> bool:
-        """Whether a server that a killed parent left behind goes on here: the one that would be started now."""
+        """Take over the server of a killed parent if it equals the one to be started. Returns whether it did."""
         file = self.directory / _PID_FILE
-        record, kept = pid_file.find(file), find_endpoint(self.directory / ENDPOINT_FILE)
-        if record is None or kept is None or not record.orphaned:
+        record, stored = pid_file.find(file), find_endpoint(self.directory / ENDPOINT_FILE)
+        if record is None or stored is None or not record.orphaned:
             return False
-        self._endpoint = kept
+        self._endpoint = stored
         same = record.command == shlex.join(self._argv()) and pid_file.runs_program(record.pid, self._program())
-        if not same or (left := adopt(file, self.log_file)) is None:
+        if not same or (adopted := adopt(file, self.log_file)) is None:
             return False
-        self._child = left
-        limit = time.monotonic() + _TAKE_OVER
-        while left.alive and not pid_file.is_stopped(left.pid):
+        self._child = adopted
+        limit = time.monotonic() + _TAKE_OVER_TIMEOUT
+        while adopted.alive and not pid_file.is_stopped(adopted.pid):
             if self._answers():
-                _log.info("server_taken_over", server=self.name, pid=left.pid, port=kept.port)
+                _log.info("server_taken_over", server=self.name, pid=adopted.pid, port=stored.port)
                 return True
             if time.monotonic() > limit:
                 break
             time.sleep(_POLL.total_seconds())
-        _log.warning("leftover_does_not_answer", server=self.name, pid=left.pid, obstacle=self._obstacle)
-        left.stop(timedelta(0))
+        _log.warning("leftover_unresponsive", server=self.name, pid=adopted.pid, error=self._last_error)
+        adopted.stop(timedelta(0))
         return False
 
     def end_leftovers(self) -> tuple[Leftover, ...]:
-        """End what a killed parent left running here. It does not start the server."""
+        """End processes of a killed parent in this directory, without starting the server."""
         ended = end_leftovers(self.directory, self.stop_deadline)
         for leftover in ended:
             _log.warning("leftover_ended", server=self.name, pid=leftover.pid, forced=leftover.forced)
@@ -164,29 +165,29 @@ class Server(ABC):
 
     @abstractmethod
     def _find_program(self) -> None:
-        """Find out what is run, and as whom. Raises ServerNotStarted."""
+        """Find the program and the account under which it runs. Raises ServerNotStarted."""
 
     @abstractmethod
     def _program(self) -> Path:
-        """The file of the server's program, once it was found."""
+        """Return the file of the server's program, after `_find_program`."""
 
     def _argv(self) -> tuple[str, ...]:
         return (*self._run_as().prefix, *self._command())
 
     @abstractmethod
     def _prepare(self, limit: float) -> None:
-        """Make the data directory fit for a start, by the limit (of the monotonic clock)."""
+        """Prepare the data directory for a start. `limit` is an instant of the monotonic clock."""
 
     @abstractmethod
     def _command(self) -> Sequence[str]:
-        """The server's command line. It is called for each attempt, and may write configuration."""
+        """Return the server's command line. It is called for each attempt, and may write configuration files."""
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether the server serves now. Raises ServerNotStarted when it never will."""
+        """Whether the server answers now. Raises ServerNotStarted when it never will."""
 
     def _can_try_again(self, tail: str) -> bool:  # noqa: ARG002 a subclass reads it
-        """Whether a server that ended with this log may come up in another attempt."""
+        """Whether another attempt can succeed after the server ended with this log."""
         return False
 
     def _run_as(self) -> RunAs:
@@ -195,21 +196,21 @@ class Server(ABC):
     def _environment(self) -> dict[str, str]:
         return dict(ENVIRONMENT)
 
-    def _settle(self, *, moved: bool = False) -> Endpoint:
-        """The endpoint of the next attempt: the kept one, unless a stranger listens there or it is to be `moved`."""
+    def _choose_endpoint(self, *, port_in_use: bool = False) -> Endpoint:
+        """Return the stored endpoint, or one with a new port when another program uses the port."""
         file = self.directory / ENDPOINT_FILE
-        kept = find_endpoint(file)
-        if kept is not None and not moved and _becomes_free(kept.port):
-            return kept
-        port = free_port(self.directory, other_than=kept.port if kept else None)
-        endpoint = Endpoint(port, kept.password if kept else new_secret())
-        keep_endpoint(file, endpoint)
-        if kept is not None:
-            _log.warning("server_moved", server=self.name, port=port, taken=kept.port)
+        stored = find_endpoint(file)
+        if stored is not None and not port_in_use and _becomes_free(stored.port):
+            return stored
+        port = free_port(self.directory, other_than=stored.port if stored else None)
+        endpoint = Endpoint(port, stored.password if stored else new_secret())
+        store_endpoint(file, endpoint)
+        if stored is not None:
+            _log.warning("server_port_changed", server=self.name, port=port, port_in_use=stored.port)
         return endpoint
 
     def _launch(self, limit: float) -> None:
-        moves = 0
+        port_changes = 0
         while True:
             self._child = child = Child(
                 self.name,
@@ -226,30 +227,30 @@ class Server(ABC):
                 _log.info("server_started", server=self.name, pid=self.pid, port=self.endpoint.port)
                 return
             status, tail = child.stop(), child.log_tail(_TAIL_LINES)
-            if "Address already in use" in tail and moves < _MOVES:
-                moves += 1
-                self._endpoint = self._settle(moved=True)
+            if "Address already in use" in tail and port_changes < _MAX_PORT_CHANGES:
+                port_changes += 1
+                self._endpoint = self._choose_endpoint(port_in_use=True)
             elif time.monotonic() > limit or not self._can_try_again(tail):
-                raise ServerNotStarted(self.name, f"it ended with {_how(status)}", tail)
+                raise ServerNotStarted(self.name, f"it ended with {_exit_description(status)}", tail)
 
     @abstractmethod
     def _working_directory(self) -> Path:
-        """Where the server runs: the directory of its data."""
+        """Return the working directory of the server."""
 
     def _wait(self, child: Child, limit: float) -> bool:
-        """True once it answers, False when it has ended. Raises ServerNotStarted when it does neither in time."""
+        """Wait until it answers (True) or has ended (False). Raises ServerNotStarted when neither happens in time."""
         while child.wait(_POLL) is None:
             if self._answers():
                 return True
             if time.monotonic() > limit:
                 seconds = self._deadline.total_seconds()
-                met = f" ({self._obstacle})" if self._obstacle else ""
-                raise ServerNotStarted(self.name, f"no answer within {seconds:g} s{met}", child.log_tail(_TAIL_LINES))
+                error = f" ({self._last_error})" if self._last_error else ""
+                raise ServerNotStarted(self.name, f"no answer within {seconds:g} s{error}", child.log_tail(_TAIL_LINES))
         return False
 
 
 def _becomes_free(port: int) -> bool:
-    limit = time.monotonic() + _FREED
+    limit = time.monotonic() + _PORT_RELEASE_TIMEOUT
     while not is_free(port):
         if time.monotonic() > limit:
             return False
@@ -257,7 +258,7 @@ def _becomes_free(port: int) -> bool:
     return True
 
 
-def _how(status: int | None) -> str:
+def _exit_description(status: int | None) -> str:
     if status is None or status >= 0:
         return f"status {status}"
     return signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"

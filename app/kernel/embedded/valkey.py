@@ -1,7 +1,7 @@
 """
-The embedded Valkey: every write in an append-only file, flushed to disk each second, never evicted.
+The embedded Valkey: an append-only file that is flushed to disk each second, and no eviction of keys.
 
-Its password stands in a configuration file that only the owner reads; the file is written anew at each start.
+Its password is in a configuration file that only its owner can read. The file is rewritten at each start.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.kernel import private_file
-from app.kernel.embedded import carriers
+from app.kernel.embedded import binaries
 from app.kernel.embedded.data_directory import make_directory
 from app.kernel.embedded.endpoint import LOOPBACK, Endpoint
 from app.kernel.embedded.server import Server
+from app.kernel.processes import private_file
 
 _CONFIGURATION = """\
 # Written by arriero at each start: changes made here are lost.
@@ -48,7 +48,7 @@ def url_of(endpoint: Endpoint) -> str:
 
 
 class ValkeyServer(Server):
-    """Valkey below its directory: `data` for the append-only file, beside it configuration, endpoint and log."""
+    """Valkey in its directory: the append-only file in `data`, next to it configuration, endpoint and log."""
 
     name = "Valkey"
     stop_signal = signal.SIGTERM
@@ -56,7 +56,7 @@ class ValkeyServer(Server):
 
     @property
     def data(self) -> Path:
-        """Where the append-only file lies."""
+        """The directory of the append-only file."""
         return self.directory / "data"
 
     @property
@@ -65,12 +65,12 @@ class ValkeyServer(Server):
         return url_of(self.endpoint)
 
     def _find_program(self) -> None:
-        self._binary = carriers.valkey_binary()
+        self._binary = binaries.valkey_binary()
 
     def _program(self) -> Path:
         return self._binary
 
-    def _prepare(self, limit: float) -> None:  # noqa: ARG002 making a directory takes no time
+    def _prepare(self, limit: float) -> None:  # noqa: ARG002 creating a directory takes no time
         make_directory(self.data)
 
     def _working_directory(self) -> Path:
@@ -84,7 +84,7 @@ class ValkeyServer(Server):
         return (str(self._binary), str(file))
 
     def _answers(self) -> bool:
-        # Protocol 2: with 3, redis-py's greeting is counted by Valkey as an error of every connection.
+        # Protocol 2: with 3, Valkey counts redis-py's HELLO as an error of every connection.
         try:
             with redis.Redis(
                 host=LOOPBACK,
@@ -95,9 +95,9 @@ class ValkeyServer(Server):
                 socket_connect_timeout=1,
                 retry=Retry(NoBackoff(), 0),
             ) as client:
-                client.ping()  # refused while the data is being read, when INFO is not
-                # The pid: another server may have got the port at the last instant.
+                client.ping()  # unlike INFO, it is refused while the data is being loaded
+                # Another server may have taken the port just before the start; the pid shows it.
                 return bool(client.info("server")["process_id"] == self.pid)
-        except redis.RedisError as error:  # it is still loading, or not listening yet
-            self._obstacle = str(error)
+        except redis.RedisError as error:  # it is loading its data, or does not listen yet
+            self._last_error = str(error)
             return False

@@ -1,1 +1,1 @@
-"""Templates (Jinja), conditions (CEL) and transforms over the data of a run."""
+"""Templates (Jinja), CEL expressions and JMESPath transforms over the data of a run."""

@@ -1,9 +1,9 @@
 """
-The filters, tests and operators of templates: Jinja's own, with bounds.
+The filters, tests and operators of templates: Jinja's own, with limits.
 
-All work of one rendering is counted before it is done: turns of loops, parts of values, characters that are made.
-No text is longer than MAX_LENGTH, wherever it is kept. Numbers in arithmetic have at most 1024 bits.
-Attributes and methods of Python's objects are never reached.
+All work of one rendering is counted before it is done: loop iterations, visited parts of values, created characters.
+No text is longer than MAX_LENGTH, including intermediate texts. Numbers in arithmetic have at most 1024 bits.
+Attributes and methods of Python objects are not accessible.
 """
 
 from __future__ import annotations
@@ -22,81 +22,85 @@ from jinja2 import tests as jinja_tests
 from jinja2.runtime import Context
 from jinja2.utils import _PassArg
 
-_JINJAS: Mapping[str, Any] = jinja_filters.FILTERS
-_JINJAS_TESTS: Mapping[str, Any] = jinja_tests.TESTS
+_JINJA_FILTERS: Mapping[str, Any] = jinja_filters.FILTERS
+_JINJA_TESTS: Mapping[str, Any] = jinja_tests.TESTS
 
-#: Turns of all loops of one rendering.
-MAX_TURNS = 1_000_000
-#: Characters of one text.
+#: Maximum iterations of all loops of one rendering.
+MAX_ITERATIONS = 1_000_000
+#: Maximum characters of one text.
 MAX_LENGTH = 4_000_000
-#: Units of work of one rendering: a part of a value that is looked at, a part of a loop's body, eight characters.
+#: Maximum units of work of one rendering. One unit: a visited part of a value, a node of a loop's body, 8 characters.
 MAX_WORK = 3_000_000
-#: Characters of a text for the filters whose time grows faster than the text.
+#: Maximum characters of a text for the filters whose time grows faster than linearly.
 MAX_SLOW = 100_000
-#: Bits of a number in arithmetic.
+#: Maximum bits of an integer in arithmetic.
 MAX_BITS = 1024
 
 
-class OverBound(TemplateError):
-    """A template wants too much."""
+class LimitExceeded(TemplateError):
+    """A template exceeds a limit or uses an unsupported operation."""
 
 
-class _Work:
-    """What is left of the work that one rendering may do."""
+class _Budget:
+    """The remaining work of one rendering."""
 
     def __init__(self) -> None:
-        self.units, self.turns = MAX_WORK, MAX_TURNS
+        self.units, self.iterations = MAX_WORK, MAX_ITERATIONS
 
 
-_WORK: ContextVar[_Work] = ContextVar("work")
+_BUDGET: ContextVar[_Budget] = ContextVar("work")
 
 
 @contextmanager
-def counted() -> Iterator[None]:
-    """Inside, all work is counted. Outside, no filter works: none is worked out while a template is compiled."""
-    token = _WORK.set(_Work())
+def budgeted() -> Iterator[None]:
+    """
+    Open a budget for the work in the block.
+
+    Filters fail outside of such a block, so that none is evaluated while a template is compiled.
+    """
+    token = _BUDGET.set(_Budget())
     try:
         yield
     finally:
-        _WORK.reset(token)
+        _BUDGET.reset(token)
 
 
 def spend(units: int) -> None:
-    """Count what is about to be done. Raises Bound when it is too much."""
-    work = _WORK.get()
-    work.units -= units
-    if work.units < 0:
-        raise OverBound(f"it takes more than {MAX_WORK} steps of work")
+    """Charge work that is about to be done. Raises LimitExceeded when the budget is exhausted."""
+    budget = _BUDGET.get()
+    budget.units -= units
+    if budget.units < 0:
+        raise LimitExceeded(f"it needs more than {MAX_WORK} units of work")
 
 
-def require_room(length: int) -> None:
-    """Before a text of that length is made."""
+def charge_text(length: int) -> None:
+    """Charge a text of that length that is about to be created. Raises LimitExceeded when it is too long."""
     if length > MAX_LENGTH:
-        raise OverBound(f"a text is longer than {MAX_LENGTH} characters")
+        raise LimitExceeded(f"a text is longer than {MAX_LENGTH} characters")
     spend(1 + (length >> 3))
 
 
-def weigh(value: Any) -> None:
-    """Count all parts of a value, one as often as it stands there."""
+def charge_value(value: Any) -> None:
+    """Charge all parts of a value; a shared part is charged at each occurrence."""
     if isinstance(value, str):
         spend(1 + (len(value) >> 3))
     elif isinstance(value, Mapping):
         spend(1 + len(value))
         for name, item in value.items():
-            weigh(name)
-            weigh(item)
+            charge_value(name)
+            charge_value(item)
     elif isinstance(value, list | tuple):
         spend(1 + len(value))
         for item in value:
-            weigh(item)
+            charge_value(item)
     elif isinstance(value, Undefined):
-        str(value)  # which says what is not there
+        str(value)  # raises UndefinedError, which names the missing value
     else:
         spend(1)
 
 
-def written(value: Any) -> Any:
-    """What stands in the text for a value."""
+def finalized(value: Any) -> Any:
+    """Return the text that is printed for a value (Jinja's `finalize`)."""
     if isinstance(value, Undefined):
         return value
     return _text(value)
@@ -104,26 +108,26 @@ def written(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str | int | float | list | tuple | Mapping | None):
-        raise OverBound(f"{type(value).__name__!r} is no value that can be written")
-    weigh(value)
+        raise LimitExceeded(f"a value of the type {type(value).__name__!r} cannot be printed")
+    charge_value(value)
     return value if isinstance(value, str) else str(value)
 
 
-def turned(items: Iterable[Any], weight: int) -> Iterator[Any]:
-    """The items of a loop, each counted with the parts of its body."""
-    work = _WORK.get()
+def counted_iteration(items: Iterable[Any], weight: int) -> Iterator[Any]:
+    """Yield the items of a loop and charge each with the weight of the loop's body."""
+    budget = _BUDGET.get()
     for item in items:
-        work.turns -= 1
-        if work.turns < 0:
-            raise OverBound(f"the loops turn more than {MAX_TURNS} times")
+        budget.iterations -= 1
+        if budget.iterations < 0:
+            raise LimitExceeded(f"the loops have more than {MAX_ITERATIONS} iterations")
         spend(1 + weight)
         yield item
 
 
-def joined(parts: Iterable[Any]) -> str:
+def concatenated(parts: Iterable[Any]) -> str:
     """The operator `~`."""
     texts = [_text(part) if not isinstance(part, Undefined) else str(part) for part in parts]
-    require_room(sum(map(len, texts)))
+    charge_text(sum(map(len, texts)))
     return "".join(texts)
 
 
@@ -147,92 +151,100 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
 
 
 def compared(left: Any, *operations: Any) -> bool:
-    """A chain of comparisons, such as `1 < x <= 3`: the operator and the right side of each."""
+    """
+    Return the value of a chain of comparisons, such as `1 < x <= 3`.
+
+    `operations` alternates between the name of an operator and its right operand.
+    """
     for name, right in zip(operations[::2], operations[1::2], strict=True):
-        _weigh_both(left, right)
+        _charge_comparison(left, right)
         if not _COMPARISONS[name](left, right):
             return False
         left = right
     return True
 
 
-def _weigh_both(left: Any, right: Any) -> None:
-    """Before two values are compared: a list of texts is not looked into for a text, only along."""
+def _charge_comparison(left: Any, right: Any) -> None:
+    """
+    Charge a comparison that is about to be done.
+
+    With a scalar on the left, only the length of the right side counts: its items are compared, but not traversed.
+    """
     if isinstance(left, Mapping | list | tuple):
-        weigh(left)
-        weigh(right)
+        charge_value(left)
+        charge_value(right)
     else:
         spend(1 + (len(right) >> 3 if isinstance(right, str | list | tuple) else 0))
 
 
 def calculated(sign: str, calculate: Callable[[], Any], *operands: Any) -> Any:
-    """Arithmetic; `+` puts texts and lists together too."""
+    """Return the result of an arithmetic operator; `+` also concatenates two strings or two lists."""
     spend(1)
     if all(isinstance(operand, int | float) for operand in operands):
         for operand in operands:
             if isinstance(operand, int) and operand.bit_length() > MAX_BITS:
-                raise OverBound(f"'{sign}' is offered for numbers of up to {MAX_BITS} bits")
+                raise LimitExceeded(f"'{sign}' supports numbers of up to {MAX_BITS} bits")
         if sign == "**" and (abs(operands[1]) > 64 or abs(operands[0]) > 1e9):
-            raise OverBound("'**' is offered for small numbers only")
+            raise LimitExceeded("'**' supports exponents of up to 64 and bases of up to 1e9")
         return calculate()
     if any(isinstance(operand, Undefined) for operand in operands):
         return calculate()
     if sign == "+" and all(isinstance(operand, str) for operand in operands):
-        require_room(sum(map(len, operands)))
+        charge_text(sum(map(len, operands)))
         return calculate()
     if sign == "+" and len(operands) == 2 and all(isinstance(operand, list) for operand in operands):
         spend(sum(map(len, operands)))
         return calculate()
-    raise OverBound(f"'{sign}' is offered for numbers only" + (", or for two texts or lists" if sign == "+" else ""))
+    raise LimitExceeded(f"'{sign}' supports numbers only" + (", or two strings or lists" if sign == "+" else ""))
 
 
-def _jinjas(function: Callable[..., Any], context: Context, *arguments: Any, **named: Any) -> Any:
-    """What a filter of Jinja gives: what it would give one by one, it gives as a list."""
-    handed: Mapping[Any, Any] = {
+def _call_jinja(function: Callable[..., Any], context: Context, *arguments: Any, **named: Any) -> Any:
+    """Call a Jinja filter and return its result; a lazy result becomes a list."""
+    injected: Mapping[Any, Any] = {
         _PassArg.context: context,
         _PassArg.eval_context: context.eval_ctx,
         _PassArg.environment: context.environment,
     }
     first = _PassArg.from_obj(function)
-    made = function(*(() if first is None else (handed[first],)), *arguments, **named)
+    made = function(*(() if first is None else (injected[first],)), *arguments, **named)
     if isinstance(made, str):
-        require_room(len(made))
+        charge_text(len(made))
         return str(made)
     return list(made) if isinstance(made, Iterator) else made
 
 
 def _deep(name: str) -> Callable[..., Any]:
-    """A filter that may look at every part of its value."""
+    """Wrap a Jinja filter that may visit every nested part of its arguments."""
 
     @pass_context
     def bounded(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
         for each in (value, *arguments, *named.values()):
-            weigh(each)
-        return _jinjas(_JINJAS[name], context, value, *arguments, **named)
+            charge_value(each)
+        return _call_jinja(_JINJA_FILTERS[name], context, value, *arguments, **named)
 
     return bounded
 
 
 def _shallow(name: str) -> Callable[..., Any]:
-    """A filter that goes along its value, and does not look into the items itself."""
+    """Wrap a Jinja filter that iterates over its value without visiting parts of the items."""
 
     @pass_context
     def bounded(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
         spend(1 + (len(value) if isinstance(value, str | list | tuple | Mapping) else 0))
-        return _jinjas(_JINJAS[name], context, value, *arguments, **named)
+        return _call_jinja(_JINJA_FILTERS[name], context, value, *arguments, **named)
 
     return bounded
 
 
 def _slow(name: str) -> Callable[..., Any]:
-    """A filter of texts whose time grows faster than the text."""
+    """Wrap a Jinja filter of texts whose time grows faster than linearly."""
     inner = _deep(name)
 
     @pass_context
     def bounded(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
         text = _text(value)
         if len(text) > MAX_SLOW:
-            raise OverBound(f"{name!r} is offered for texts of up to {MAX_SLOW} characters")
+            raise LimitExceeded(f"{name!r} supports texts of up to {MAX_SLOW} characters")
         return inner(context, text, *arguments, **named)
 
     return bounded
@@ -240,32 +252,32 @@ def _slow(name: str) -> Callable[..., Any]:
 
 def _width(value: Any) -> int:
     if not isinstance(value, int) or not 0 <= value <= MAX_LENGTH:
-        raise OverBound(f"a width lies between 0 and {MAX_LENGTH}")
+        raise LimitExceeded(f"a width must be between 0 and {MAX_LENGTH}")
     return value
 
 
 def _center(value: Any, width: Any = 80) -> str:
     text = _text(value)
-    require_room(max(len(text), _width(width)))
+    charge_text(max(len(text), _width(width)))
     return text.center(width)
 
 
 def _indent(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> Any:
     text = _text(value)
     by = len(width) if isinstance(width, str) else _width(width)
-    require_room(len(text) + by * (len(text.splitlines()) + 1))
-    return str(_JINJAS["indent"](text, width, first, blank))
+    charge_text(len(text) + by * (len(text.splitlines()) + 1))
+    return str(_JINJA_FILTERS["indent"](text, width, first, blank))
 
 
 def _replace(value: Any, old: Any, new: Any, count: Any = None) -> str:
     text, old, new = _text(value), _text(old), _text(new)
     found = text.count(old) if count is None else min(text.count(old), count)
-    require_room(len(text) + found * max(len(new) - len(old), 0))
+    charge_text(len(text) + found * max(len(new) - len(old), 0))
     return str(text.replace(old, new, -1 if count is None else count))
 
 
 def _split(value: Any, separator: Any = None) -> list[str]:
-    """The parts of a text between separators; its words without one."""
+    """Return the parts of a text between separators; without a separator, its words."""
     text = _text(value)
     spend(len(text) >> 3 if separator is None else text.count(separator))
     return text.split(separator)
@@ -274,74 +286,78 @@ def _split(value: Any, separator: Any = None) -> list[str]:
 @pass_context
 def _joined(context: Context, value: Any, between: Any = "", attribute: Any = None) -> str:
     if attribute is not None:
-        value = _jinjas(_JINJAS["map"], context, value, attribute=attribute)
+        value = _call_jinja(_JINJA_FILTERS["map"], context, value, attribute=attribute)
     if not isinstance(value, str | list | tuple | Mapping):
-        raise OverBound("'join' takes a list")
+        raise LimitExceeded("'join' needs a list")
     spend(len(value))
     texts, between = [_text(item) for item in value], _text(between)
-    require_room(sum(map(len, texts)) + len(between) * len(texts))
+    charge_text(sum(map(len, texts)) + len(between) * len(texts))
     return str(between.join(texts))
 
 
 def _batch(value: Any, size: Any, fill: Any = None) -> list[Any]:
     spend(len(value) + _count(size))
-    return list(_JINJAS["batch"](value, size, fill))
+    return list(_JINJA_FILTERS["batch"](value, size, fill))
 
 
 def _slices(value: Any, number: Any, fill: Any = None) -> list[Any]:
     spend(len(value) + _count(number))
-    return list(_JINJAS["slice"](list(value), number, fill))
+    return list(_JINJA_FILTERS["slice"](list(value), number, fill))
 
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
-        raise OverBound("a number of items is at least 1")
+        raise LimitExceeded("a number of items must be at least 1")
     return value
 
 
 def _round(value: Any, precision: Any = 0, method: Any = "common") -> Any:
     if not isinstance(precision, int) or abs(precision) > 30:
-        raise OverBound("'round' takes up to 30 digits")
-    return _JINJAS["round"](calculated("+", lambda: value, value), precision, method)
+        raise LimitExceeded("'round' supports up to 30 digits")
+    return _JINJA_FILTERS["round"](calculated("+", lambda: value, value), precision, method)
 
 
 @pass_context
 def _sum(context: Context, value: Any, attribute: Any = None, start: Any = 0) -> Any:
     if attribute is not None:
-        value = _jinjas(_JINJAS["map"], context, value, attribute=attribute)
+        value = _call_jinja(_JINJA_FILTERS["map"], context, value, attribute=attribute)
     total = start
     for item in value:
         if not isinstance(item, int | float):
-            raise OverBound("'sum' is offered for numbers only")
+            raise LimitExceeded("'sum' supports numbers only")
         total = calculated("+", partial(operator.add, total, item), total, item)
     return total
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON as people write it: in the order that is there, in plain characters. Jinja's own is made for HTML."""
+    """
+    Return a value as JSON, with the order of keys kept and non-ASCII characters unescaped.
+
+    Jinja's own filter sorts the keys and escapes characters for HTML.
+    """
     if indent is not None and not 0 <= indent <= 16:
-        raise OverBound("'tojson' indents by 16 at the most")
-    weigh(value)
+        raise LimitExceeded("'tojson' indents by at most 16")
+    charge_value(value)
     if indent is None:
         made = json.dumps(value, ensure_ascii=False)
-        require_room(len(made))
+        charge_text(len(made))
         return made
     parts: list[str] = []
     for part in json.JSONEncoder(ensure_ascii=False, indent=indent).iterencode(value):
-        require_room(len(part))
+        charge_text(len(part))
         parts.append(part)
     return "".join(parts)
 
 
 def _escaped(value: Any) -> str:
     text = _text(value)
-    require_room(len(text))
-    return str(_JINJAS["forceescape"](text))
+    charge_text(len(text))
+    return str(_JINJA_FILTERS["forceescape"](text))
 
 
-#: What templates may use. Not offered: `attr`, `format`, `pprint`, `random`, `urlize`, `xmlattr`.
+#: The filters of templates. Not supported: `attr`, `format`, `pprint`, `random`, `urlize`, `xmlattr`.
 FILTERS: Mapping[str, Callable[..., Any]] = {
-    **{name: _JINJAS[name] for name in ("abs", "count", "d", "default", "first", "last", "length")},
+    **{name: _JINJA_FILTERS[name] for name in ("abs", "count", "d", "default", "first", "last", "length")},
     **{name: _shallow(name) for name in ("items", "list", "map", "reject", "rejectattr", "reverse")},
     **{name: _shallow(name) for name in ("select", "selectattr")},
     **{name: _deep(name) for name in ("capitalize", "dictsort", "filesizeformat", "float", "groupby", "int")},
@@ -365,18 +381,18 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
 
 def _test(name: str) -> Callable[..., Any]:
     def bounded(value: Any, *arguments: Any) -> Any:
-        _weigh_both(value, arguments[0] if arguments else None)
-        return _JINJAS_TESTS[name](value, *arguments)
+        _charge_comparison(value, arguments[0] if arguments else None)
+        return _JINJA_TESTS[name](value, *arguments)
 
     return bounded
 
 
-#: Tests that look at no part of a value.
-_HARMLESS = frozenset(
+#: Tests that visit no part of a value.
+_CONSTANT_TIME = frozenset(
     {"defined", "undefined", "filter", "test", "none", "boolean", "false", "true", "integer", "float", "string"}
     | {"mapping", "number", "sequence", "iterable", "sameas", "callable"}
 )
-#: What can be asked with `is`.
+#: The tests that a template can use with `is`.
 TESTS: Mapping[str, Callable[..., Any]] = {
-    name: function if name in _HARMLESS else _test(name) for name, function in _JINJAS_TESTS.items()
+    name: function if name in _CONSTANT_TIME else _test(name) for name, function in _JINJA_TESTS.items()
 }

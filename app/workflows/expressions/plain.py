@@ -1,7 +1,8 @@
 """
-Plain values: what JSON can hold, and a store can keep.
+Plain values: the results of expressions that JSON can represent and the database can store.
 
-A text, a truth value, null, an integer of 64 bits, a finite number; lists of these, and maps from texts to these.
+A plain value is a string, a boolean, null, a 64-bit integer or a finite number, a list of plain values, or a map from
+strings to plain values.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.workflows.expressions.cel.values import is_whole, named
+from app.workflows.expressions.cel.values import describe_type, is_encodable
 
-#: Characters of a result as JSON, roughly.
+#: Maximum characters of a result as JSON, approximately.
 MAX_RESULT = 4_000_000
 
 
 class NotPlain(Exception):
-    """The value cannot be written as JSON, or is too large to be."""
+    """The value has no JSON form or is too large."""
 
 
 def require(value: Any, spend: Callable[[int], None]) -> None:
-    """Raises NotPlain when the value is none, or longer than MAX_RESULT. Each part is first told to `spend`."""
+    """
+    Check that a value is plain and at most MAX_RESULT characters long; raise NotPlain otherwise.
+
+    Calls `spend(1)` for each part before it is checked.
+    """
     left = MAX_RESULT
 
-    def see(value: Any) -> None:
+    def visit(value: Any) -> None:
         nonlocal left
         spend(1)
         kind = type(value)
@@ -33,23 +38,23 @@ def require(value: Any, spend: Callable[[int], None]) -> None:
             raise NotPlain(f"the result is longer than {MAX_RESULT} characters")
         if kind is list:
             for item in value:
-                see(item)
+                visit(item)
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 if type(key) is not str:
-                    raise NotPlain(f"the result has the key {key!r}: keys of JSON are texts")
+                    raise NotPlain(f"the result has the key {key!r}: JSON keys must be strings")
                 left -= len(key) + 4
-                see(item)
+                visit(item)
         elif kind is float:
             if not math.isfinite(value):
-                raise NotPlain("the result is infinite or no number, which JSON cannot hold")
+                raise NotPlain("the result contains infinity or NaN, which JSON cannot represent")
         elif kind is int:
             if not -(1 << 63) <= value < 1 << 63:
-                raise NotPlain("the result holds a number beyond 64 bits")
+                raise NotPlain("the result contains an integer beyond 64 bits")
         elif kind is str:
-            if not is_whole(value):
-                raise NotPlain("the result holds half a character (a lone surrogate), which UTF-8 cannot")
+            if not is_encodable(value):
+                raise NotPlain("the result contains a lone surrogate, which UTF-8 cannot encode")
         elif kind not in (bool, type(None)):
-            raise NotPlain(f"the result holds {named(value)}, which is no JSON")
+            raise NotPlain(f"the result contains {describe_type(value)}, which JSON cannot represent")
 
-    see(value)
+    visit(value)

@@ -1,8 +1,8 @@
 """
-Shapes: what is known of the data of expressions before there is any.
+Shapes: the static types of the names that an expression can use.
 
-`inputs` have the shapes that their JSON Schemas tell, steps that are finished have an output, a state and an error,
-and in some places there are further names. `name_problems` finds the names that nothing will have.
+The shapes of `inputs` come from their JSON Schemas. A finished step has an output, a state and an error. Some places
+of a workflow define further names. `name_problems` finds the names that will not exist at run time.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from app.workflows.expressions.templates import STEP_FIELDS, Scope
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is known of a value before there is one."""
+    """The static type of a value."""
 
-    #: A key of `TYPES`; a number of JSON is `dyn`, for it may be an int or a double.
+    #: A key of `TYPES`. A JSON number is `dyn`, because it may be an int or a double.
     type: str = "dyn"
-    #: What is known of the fields of a map.
+    #: The shapes of the known fields of a map.
     fields: Mapping[str, Shape] = field(default_factory=dict)
-    #: Whether there can be no other fields.
+    #: Whether the map has no other fields than these.
     closed: bool = False
 
 
 DYN, BOOL, INT, STRING = Shape(), Shape("bool"), Shape("int"), Shape("string")
-#: What is known of a step that has ended. What there is not is null.
+#: The fields of a finished step. A missing output or error is null.
 _STEP: Mapping[str, Shape] = {"output": DYN, "state": STRING, "error": DYN}
 assert tuple(_STEP) == STEP_FIELDS
-#: What is known of the names that a scope may have besides `inputs` and `steps`, by name.
-_MORE: Mapping[str, Shape] = {
+#: The shapes of the names that a scope may have in addition to `inputs` and `steps`.
+_EXTRA: Mapping[str, Shape] = {
     "run": Shape("map", {"id": STRING, "workflow": STRING, "state": STRING}, closed=True),
     "error": Shape("map", {"reason": STRING, "message": STRING, "attempt": INT}, closed=True),
     "index": INT,
@@ -41,12 +41,12 @@ _MORE: Mapping[str, Shape] = {
 
 
 def roots_of(scope: Scope) -> dict[str, Shape]:
-    """What an expression sees, by name."""
-    return dict.fromkeys(scope.roots, Shape("map")) | {name: _MORE.get(name, DYN) for name in scope.more}
+    """Return the shapes of the top-level names that an expression can use."""
+    return dict.fromkeys(scope.roots, Shape("map")) | {name: _EXTRA.get(name, DYN) for name in scope.extra}
 
 
 def shape_of(schema: Any) -> Shape:
-    """What a JSON Schema tells of its values."""
+    """Return the shape of the values that a JSON Schema accepts."""
     if not isinstance(schema, Mapping):
         return DYN
     match schema.get("type"):
@@ -66,16 +66,16 @@ def shape_of(schema: Any) -> Shape:
 
 
 def name_problems(paths: Iterable[tuple[str, ...]], where: str, scope: Scope) -> Iterator[Problem]:
-    """For each path (`('inputs', 'order', 'id')`) whose root or field nothing has, the problem."""
+    """Yield a problem for each path (`('inputs', 'order', 'id')`) whose root or field does not exist."""
     roots = roots_of(scope)
     for path in dict.fromkeys(paths):
         root, first, second = (*path, None, None)[:3]
         if root not in roots:
-            yield Problem(where, f"{root!r} names nothing", scope.names())
+            yield Problem(where, f"{root!r} is not defined here", scope.names())
         elif root == "inputs" and first is not None and first not in scope.inputs:
-            yield Problem(where, f"'inputs.{first}' names no input of the workflow", scope.names())
+            yield Problem(where, f"'inputs.{first}' is not an input of the workflow", scope.names())
         elif root == "steps" and first is not None and first not in scope.steps:
-            yield Problem(where, f"'steps.{first}' is no {scope.of}", scope.names())
+            yield scope.unknown_step(first, where)
         elif root == "steps" and second is not None and second not in _STEP:
             accepted = ", ".join(f"steps.{first}.{name}" for name in _STEP)
             yield Problem(where, f"'steps.{first}.{second}': a step has no {second!r}", accepted)
@@ -84,9 +84,9 @@ def name_problems(paths: Iterable[tuple[str, ...]], where: str, scope: Scope) ->
 
 
 def _field_problems(path: tuple[str, ...], where: str, scope: Scope, shape: Shape) -> Iterator[Problem]:
-    """A field that a map cannot have, where all of its fields are known."""
+    """Yield a problem for a field that a closed map does not have."""
     for i, name in enumerate(path[1:], 1):
-        inner = below(path[:i], name, shape, scope)
+        inner = field_shape(path[:i], name, shape, scope)
         if inner is None:
             before = ".".join(path[:i])
             accepted = ", ".join(f"{before}.{known}" for known in shape.fields)
@@ -95,8 +95,8 @@ def _field_problems(path: tuple[str, ...], where: str, scope: Scope, shape: Shap
         shape = inner
 
 
-def below(path: tuple[str, ...], name: str, shape: Shape, scope: Scope) -> Shape | None:
-    """What is known of the field `name` of what stands at `path`; None when there can be no such field."""
+def field_shape(path: tuple[str, ...], name: str, shape: Shape, scope: Scope) -> Shape | None:
+    """Return the shape of the field `name` of the value at `path`; None when the field cannot exist."""
     if path == ("inputs",):
         return shape_of(scope.inputs[name]) if isinstance(scope.inputs, Mapping) else DYN
     if path == ("steps",):

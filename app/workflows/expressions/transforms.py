@@ -1,8 +1,8 @@
 """
-Transforms: another shape for what there is, by one expression in CEL or JMESPath over `inputs` and `steps`.
+Transforms: the value of one CEL or JMESPath expression over `inputs` and `steps`.
 
-CEL knows types and fails where something is missing; JMESPath reaches far with little writing, sorts and sums, and
-gives null where something is missing. Both are checked at submission, both are bounded, and both give plain JSON.
+CEL is typed and fails on a missing name. JMESPath is shorter, sorts and sums, and returns null for a missing name.
+Both are checked at submission, both have the same limits, and both return plain JSON.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from jmespath.visitor import Options, TreeInterpreter
 from app.kernel.errors import FailureReason, Problem, StepFailure
 from app.workflows.expressions import conditions, plain
 from app.workflows.expressions.cel.tree import MAX_LENGTH
-from app.workflows.expressions.cel.values import MAX_TEXT, Bound, Budget
+from app.workflows.expressions.cel.values import MAX_TEXT, Budget, BudgetExceeded
 from app.workflows.expressions.plain import NotPlain
 from app.workflows.expressions.shapes import name_problems
 from app.workflows.expressions.templates import Scope
 
-#: Levels of an expression in JMESPath; each name of a path is one.
+#: Maximum nesting of a JMESPath expression; each name of a path counts as one level.
 MAX_DEPTH = 150
 
 
 def check_jmespath(expression: str, where: str, scope: Scope) -> list[Problem]:
-    """What is wrong with an expression in JMESPath: its syntax, a function or name that nothing has."""
+    """Return the problems of a JMESPath expression: syntax errors, unknown functions, unknown names."""
     try:
         node = _parsed(expression)
         return [*_function_problems(node, where), *name_problems(_paths(node), where, scope)]
     except _Malformed as error:
-        return [Problem(where, str(error), "JMESPath, as on jmespath.org")]
+        return [Problem(where, str(error), "JMESPath, see jmespath.org")]
     except RecursionError:
         return [Problem(where, "the expression is nested too deep", "fewer brackets, or a shorter path")]
 
 
 def evaluate(data: Mapping[str, Any], *, cel: str | None = None, jmespath: str | None = None) -> Any:
     """
-    The value of an expression in one of the two languages: plain JSON, at most `plain.MAX_RESULT` characters
-    of it, which may share its parts with the data.
+    Return the value of an expression in exactly one of the two languages.
 
-    Raises StepFailure with the reason `template_error` when there is no such value, or a bound is met.
+    The value is plain JSON of at most `plain.MAX_RESULT` characters and may share its parts with the data.
+    Raises StepFailure with the reason `template_error` when the evaluation fails or a limit is exceeded.
     """
     if cel is not None:
         return _bounded(cel, conditions.evaluate(cel, data), Budget())
-    assert jmespath is not None, "a transform has one of the two"
+    assert jmespath is not None, "a transform has either 'cel' or 'jmespath'"
     return _of_jmespath(jmespath, data)
 
 
 def _of_jmespath(expression: str, data: Mapping[str, Any]) -> Any:
-    work = Budget()
+    budget = Budget()
     try:
-        result = _Interpreter(work).visit(_parsed(expression), dict(data))
-    except (Bound, _Malformed) as error:
+        result = _Interpreter(budget).visit(_parsed(expression), dict(data))
+    except (BudgetExceeded, _Malformed) as error:
         raise _failure(expression, str(error)) from error
     except exceptions.JMESPathTypeError as error:
         accepted = " or ".join(error.expected_types)
@@ -66,14 +66,14 @@ def _of_jmespath(expression: str, data: Mapping[str, Any]) -> Any:
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise _failure(expression, _first_line(error)) from error
     except (RecursionError, MemoryError) as error:
-        raise _failure(expression, "it is nested too deep, or too large") from error
-    return _bounded(expression, result, work)
+        raise _failure(expression, "it is nested too deep or is too large") from error
+    return _bounded(expression, result, budget)
 
 
-def _bounded(expression: str, result: Any, work: Budget) -> Any:
+def _bounded(expression: str, result: Any, budget: Budget) -> Any:
     try:
-        plain.require(result, work.spend)
-    except (Bound, NotPlain) as error:
+        plain.require(result, budget.spend)
+    except (BudgetExceeded, NotPlain) as error:
         raise _failure(expression, str(error)) from error
     except RecursionError as error:
         raise _failure(expression, "its result is nested too deep") from error
@@ -81,7 +81,7 @@ def _bounded(expression: str, result: Any, work: Budget) -> Any:
 
 
 def _failure(expression: str, reason: str) -> StepFailure:
-    return StepFailure(FailureReason.TEMPLATE_ERROR, conditions.unworkable(expression, reason))
+    return StepFailure(FailureReason.TEMPLATE_ERROR, conditions.failure_message(expression, reason))
 
 
 def _first_line(error: Exception) -> str:
@@ -89,7 +89,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _Malformed(Exception):
-    """The text is no JMESPath."""
+    """The text is not valid JMESPath."""
 
 
 @lru_cache(maxsize=512)
@@ -111,12 +111,12 @@ def _parsed(expression: str) -> dict[str, Any]:
     except RecursionError:
         raise _Malformed("the expression is nested too deep") from None
     if _depth(node) > MAX_DEPTH:
-        raise _Malformed(f"the expression is nested, or its path is longer, than {MAX_DEPTH}")
+        raise _Malformed(f"the expression is nested deeper, or its path is longer, than {MAX_DEPTH}")
     return node
 
 
 def _depth(node: dict[str, Any]) -> int:
-    """The levels, or the names of the longest path if these are more."""
+    """Return the number of levels, or the length of the longest path if that is larger."""
     depth, longest, level = 0, 0, [node]
     while level:
         depth += 1
@@ -126,43 +126,43 @@ def _depth(node: dict[str, Any]) -> int:
 
 
 class _Interpreter(TreeInterpreter):  # type: ignore[misc] # the library has no type hints
-    """JMESPath's own interpreter; all work is counted before it is done."""
+    """JMESPath's interpreter with a budget: work is charged before it is done."""
 
-    def __init__(self, work: Budget) -> None:
-        super().__init__(Options(custom_functions=_Functions(work)))
-        self._work = work
+    def __init__(self, budget: Budget) -> None:
+        super().__init__(Options(custom_functions=_Functions(budget)))
+        self._budget = budget
 
     def visit(self, node: dict[str, Any], *args: Any, **more: Any) -> Any:
-        self._work.spend(1)
+        self._budget.spend(1)
         return super().visit(node, *args, **more)
 
     def visit_flatten(self, node: dict[str, Any], value: Any) -> Any:
         base = self.visit(node["children"][0], value)
         if isinstance(base, list):
-            self._work.spend(sum(len(item) if isinstance(item, list) else 1 for item in base))
+            self._budget.spend(sum(len(item) if isinstance(item, list) else 1 for item in base))
         return super().visit_flatten(_with(node, base), value)
 
     def visit_slice(self, node: dict[str, Any], value: Any) -> Any:
-        self._work.spend(len(value) if isinstance(value, list) else 1)
+        self._budget.spend(len(value) if isinstance(value, list) else 1)
         return super().visit_slice(node, value)
 
     def visit_comparator(self, node: dict[str, Any], value: Any) -> Any:
         sides = [self.visit(child, value) for child in node["children"]]
         for side in sides:
-            _weigh(side, self._work)
+            _charge_value(side, self._budget)
         return super().visit_comparator(_with(node, *sides), value)
 
 
 def _with(node: dict[str, Any], *values: Any) -> dict[str, Any]:
-    """The node over values that are known, so that nothing is visited twice."""
+    """Return the node with its children replaced by literals, so that no child is evaluated twice."""
     return {**node, "children": [{"type": "literal", "value": value, "children": []} for value in values]}
 
 
 class _Functions(Functions):  # type: ignore[misc] # the library has no type hints
-    """JMESPath's own functions; what they go through is counted before they do."""
+    """JMESPath's functions with a budget: the size of the arguments is charged before each call."""
 
-    def __init__(self, work: Budget) -> None:
-        self._work = work
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
 
     def call_function(self, function_name: str, resolved_args: list[Any]) -> Any:
         deep = function_name == "to_string" or (
@@ -170,30 +170,30 @@ class _Functions(Functions):  # type: ignore[misc] # the library has no type hin
         )
         for value in resolved_args:
             if deep:
-                _weigh(value, self._work)
+                _charge_value(value, self._budget)
             else:
-                self._work.spend(len(value) + 1 if isinstance(value, list | dict) else _of_text(value))
+                self._budget.spend(len(value) + 1 if isinstance(value, list | dict) else _text_cost(value))
         if function_name == "join":
-            self._require_room(resolved_args)
+            self._charge_join(resolved_args)
         return super().call_function(function_name, resolved_args)
 
-    def _require_room(self, arguments: list[Any]) -> None:
+    def _charge_join(self, arguments: list[Any]) -> None:
         texts = [text for value in arguments if isinstance(value, list) for text in value if isinstance(text, str)]
         between = max((len(value) for value in arguments if isinstance(value, str)), default=0)
         length = sum(map(len, texts)) + between * len(texts)
         if length > MAX_TEXT:
-            raise Bound(f"a text is longer than {MAX_TEXT} characters")
-        self._work.spend(length >> 6)
+            raise BudgetExceeded(f"a string is longer than {MAX_TEXT} characters")
+        self._budget.spend(length >> 6)
 
 
-def _weigh(value: Any, work: Budget) -> None:
-    """Count all parts of a value."""
-    work.spend(_of_text(value))
+def _charge_value(value: Any, budget: Budget) -> None:
+    """Charge one unit for each part of a value, and more for long strings."""
+    budget.spend(_text_cost(value))
     for item in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
-        _weigh(item, work)
+        _charge_value(item, budget)
 
 
-def _of_text(value: Any) -> int:
+def _text_cost(value: Any) -> int:
     return (len(value) >> 6) + 1 if isinstance(value, str) else 1
 
 
@@ -220,11 +220,11 @@ def _inner(node: dict[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def _paths(node: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Each path that begins at the root: `('steps', 'draft', 'output')`."""
+    """Return each path that begins at the root: `('steps', 'draft', 'output')`."""
     found: list[tuple[str, ...]] = []
 
     def visit(node: dict[str, Any], at: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Where the value of a node stands that sees what stands at `at`; None where nobody can know."""
+        """Return the path of a node's value, when the node is applied to the value at `at`; None when unknown."""
         match node["type"]:
             case "field" if at is not None:
                 found.append((*at, node["value"]))

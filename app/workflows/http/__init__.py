@@ -1,1 +1,1 @@
-"""The calls of `http` steps and their answers."""
+"""The requests and responses of `http` steps."""

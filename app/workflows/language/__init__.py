@@ -1,1 +1,1 @@
-"""The language of workflows: definitions, their checks, and their graph."""
+"""The workflow language: definitions, their parsing and checks, and the step graph."""

@@ -1,7 +1,7 @@
 """
-Ancestry: for each step of a graph, those that come before it.
+Ancestry: the ancestors of each step of a graph, as bit sets.
 
-A chain of n steps has n²/2 pairs. They are kept as bits, one integer for each step, and looked up one by one.
+A chain of n steps has n²/2 pairs of step and ancestor. Each step keeps one integer with one bit for each ancestor.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any
 
 
 class Ancestors(Set[str]):
-    """The steps before one step."""
+    """The ancestors of one step, as a read-only set."""
 
     __slots__ = ("_bits", "_keys", "_places")
 
-    def __init__(self, keys: Sequence[str], places: Mapping[str, int], bits: int) -> None:
-        self._keys, self._places, self._bits = keys, places, bits
+    def __init__(self, keys: Sequence[str], positions: Mapping[str, int], bits: int) -> None:
+        self._keys, self._places, self._bits = keys, positions, bits
 
     def __contains__(self, key: object) -> bool:
-        place = self._places.get(key) if isinstance(key, str) else None
-        return place is not None and bool(self._bits >> place & 1)
+        position = self._places.get(key) if isinstance(key, str) else None
+        return position is not None and bool(self._bits >> position & 1)
 
     def __iter__(self) -> Iterator[str]:
         bits = self._bits
@@ -41,27 +41,27 @@ def ancestors(
     ordered: Sequence[str], needs: Mapping[str, Iterable[str]], late: Iterable[str], regular: Iterable[str]
 ) -> dict[str, Ancestors]:
     """
-    The ancestors of each step of `ordered`, where each stands after those that it needs.
+    Return the ancestors of each step. `ordered` must be a topological order.
 
-    Those of `late` come after all that are `regular`, too.
+    All steps of `regular` are ancestors of each step of `late`, too.
     """
-    places = {key: place for place, key in enumerate(ordered)}
+    positions = {key: position for position, key in enumerate(ordered)}
     bits: dict[str, int] = {}
     for key in ordered:
         own = 0
         for need in needs[key]:
-            own |= bits[need] | 1 << places[need]
+            own |= bits[need] | 1 << positions[need]
         bits[key] = own
-    before_late = _bits(regular, places)
+    before_late = _bits(regular, positions)
     for key in late:
         if key in bits:
             bits[key] |= before_late
-    return {key: Ancestors(ordered, places, bits[key]) for key in ordered}
+    return {key: Ancestors(ordered, positions, bits[key]) for key in ordered}
 
 
-def _bits(keys: Iterable[str], places: Mapping[str, int]) -> int:
+def _bits(keys: Iterable[str], positions: Mapping[str, int]) -> int:
     bits = 0
     for key in keys:
-        if key in places:
-            bits |= 1 << places[key]
+        if key in positions:
+            bits |= 1 << positions[key]
     return bits

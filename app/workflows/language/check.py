@@ -1,24 +1,26 @@
 """
-Checks: whether a definition can run.
+Checks of a definition at submission.
 
-A definition that passes has unique ids, needs that exist and form no circle, templates that name what is there when
-they are rendered, and schemas that are schemas and that a grammar can force.
-Every problem is found in one reading, each with its path, its line where the source has lines, and what would do.
+A definition that passes has unique step ids, existing needs without a cycle, templates and expressions that use only
+names that will exist, valid JSON Schemas, and output schemas that a grammar can enforce.
+One call reports every problem, each with its path, its line (where the source has lines) and what would be accepted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from app import grammar, json_schema
+from app.catalog.catalog import Catalog
 from app.json_schema import Allowance
-from app.kernel.egress import EgressPolicy
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
+from app.kernel.security.egress import EgressPolicy
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.expressions.templates import LISTED
 from app.workflows.http import calls
@@ -41,44 +43,44 @@ from app.workflows.language.steps import (
     branches_of,
 )
 
-#: Problems of one document that are told at a time.
+#: Maximum number of reported problems of one document.
 MAX_PROBLEMS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogued:
-    """What is known of where it will run, so that what cannot work there is found at submission."""
+class Deployment:
+    """The models and the egress policy of the installation that a definition is checked against."""
 
-    names: frozenset[str]
-    #: What http steps may call; None where nobody knows the workers' settings.
-    calls: EgressPolicy | None = None
-
-
-def parse(text: str, models: Catalogued | None = None) -> Definition:
-    """A definition from YAML or JSON text. Raises InvalidDefinition with every problem found."""
-    return check(source.read(text), models)
+    models: Catalog
+    #: The servers that http steps may call; None where the workers' settings are not known.
+    egress: EgressPolicy | None = None
 
 
-def check(document: DefinitionSource, models: Catalogued | None = None) -> Definition:
-    """A definition from plain data. Raises InvalidDefinition with every problem found."""
+def parse(text: str, deployment: Deployment | None = None) -> Definition:
+    """Return a definition from YAML or JSON text. Raises InvalidDefinition with every problem found."""
+    return check(source.read(text), deployment)
+
+
+def check(document: DefinitionSource, deployment: Deployment | None = None) -> Definition:
+    """Return a definition from plain data. Raises InvalidDefinition with every problem found."""
     try:
         definition = Definition.model_validate(document.data)
     except ValidationError as error:
-        raise InvalidDefinition(_placed_in(document, shape_errors.problems(error.errors()[:MAX_PROBLEMS]))) from None
+        raise InvalidDefinition(_with_lines(document, shape_errors.problems(error.errors()[:MAX_PROBLEMS]))) from None
     allowance = json_schema.Allowance()
     problems = [
         *_graph_problems(definition),
         *_input_schema_problems(definition, allowance),
-        *_step_problems(definition, models, allowance),
+        *_step_problems(definition, deployment, allowance),
         *_run_problems(definition, allowance),
     ]
     if problems:
-        raise InvalidDefinition(_placed_in(document, problems))
+        raise InvalidDefinition(_with_lines(document, problems))
     return definition
 
 
-def _placed_in(document: DefinitionSource, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems with their lines, in the order of these."""
+def _with_lines(document: DefinitionSource, problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems with their lines, sorted by line and limited to MAX_PROBLEMS."""
     placed = [Problem(p.where, p.message, p.accepted, document.line(p.where)) for p in problems]
     placed.sort(key=lambda p: p.line or 0)
     if len(placed) > MAX_PROBLEMS:
@@ -89,32 +91,31 @@ def _placed_in(document: DefinitionSource, problems: Sequence[Problem]) -> list[
 def _graph_problems(definition: Definition) -> list[Problem]:
     problems: list[Problem] = []
     places: dict[str, str] = {}
-    for where, step in _placed(definition):
+    for where, step in _steps_with_paths(definition):
         if step.id in places:
-            problems.append(Problem(f"{where}.id", f"{step.id!r} is the id of {places[step.id]} too", "unique ids"))
+            message = f"{step.id!r} is already the id of {places[step.id]}"
+            problems.append(Problem(f"{where}.id", message, "unique ids"))
         places.setdefault(step.id, where)
     steps = {step.id: step for step in definition.all_steps()}
     sections: dict[str, dict[str, None]] = {"steps": {}, "on_failure": {}}
     for key, place in places.items():
         sections[place.partition("[")[0]][key] = None
-    for where, step in _placed(definition):
+    for where, step in _steps_with_paths(definition):
         problems += islice(_need_problems(step, where, places, steps, sections), MAX_PROBLEMS)
         if len(problems) > MAX_PROBLEMS:
             return problems
         if step.join != "all" and not step.needs:
-            message = f"join {step.join!r} with nothing to wait for"
-            problems.append(Problem(f"{where}.join", message, "needs beside it, or no join"))
-    needs = {step.id: [key for key, _ in definitions.needed(step)] for step in definition.all_steps()}
-    if not problems and (circle := _circle(needs)):
-        where = f"{places[circle[0]]}.needs"
-        problems.append(
-            Problem(where, f"the steps need each other in a circle: {' → '.join(circle)}", "an acyclic graph")
-        )
+            message = f"join {step.join!r} without 'needs'"
+            problems.append(Problem(f"{where}.join", message, "'needs' in the same step, or no 'join'"))
+    needs = {step.id: [key for key, _ in definitions.needs_of(step)] for step in definition.all_steps()}
+    if not problems and (cycle := _cycle(needs)):
+        where = f"{places[cycle[0]]}.needs"
+        problems.append(Problem(where, f"the steps form a cycle: {' → '.join(cycle)}", "an acyclic graph"))
     return problems
 
 
-def _placed(definition: Definition) -> Iterator[tuple[str, AnyStep]]:
-    """Every step, with its place in the document."""
+def _steps_with_paths(definition: Definition) -> Iterator[tuple[str, AnyStep]]:
+    """Yield every step with its path in the document."""
     yield from ((f"steps[{i}]", step) for i, step in enumerate(definition.steps))
     yield from ((f"on_failure[{i}]", step) for i, step in enumerate(definition.on_failure))
 
@@ -127,23 +128,25 @@ def _need_problems(
     sections: Mapping[str, Mapping[str, None]],
 ) -> Iterator[Problem]:
     section = where.partition("[")[0]
-    beside = sections[section]
+    siblings = sections[section]
     seen: set[str] = set()
-    for j, (key, branch) in enumerate(definitions.needed(step)):
+    for j, (key, branch) in enumerate(definitions.needs_of(step)):
         at = f"{where}.needs[{j}]"
         if key == step.id:
             yield Problem(at, "a step cannot need itself", "another step's id, or nothing")
         elif key not in places:
             yield Problem(
-                at, f"there is no step {key!r}", shape_errors.nearest(key, [one for one in beside if one != step.id])
+                at,
+                f"there is no step {key!r}",
+                shape_errors.nearest(key, [other for other in siblings if other != step.id]),
             )
-        elif key not in beside:
-            late = section == "on_failure"
-            why = "has ended before a step of on_failure begins" if late else "begins only when the run has failed"
-            others = list(islice((one for one in beside if one != step.id), LISTED))
-            yield Problem(at, f"{key!r} {why}", f"one of {', '.join(others)}" if others else "no needs")
+        elif key not in siblings:
+            on_failure = section == "on_failure"
+            reason = "has ended before a step of on_failure starts" if on_failure else "starts only after the run fails"
+            others = list(islice((other for other in siblings if other != step.id), LISTED))
+            yield Problem(at, f"{key!r} {reason}", f"one of {', '.join(others)}" if others else "no needs")
         elif step.needs[j] in seen:
-            yield Problem(at, f"{step.needs[j]!r} is needed twice", "each id once")
+            yield Problem(at, f"{step.needs[j]!r} is listed twice", "each id once")
         elif branch is not None and branch not in branches_of(steps[key]):
             known = ", ".join(f"{key}.{name}" for name in branches_of(steps[key])) or f"{key}: it has no branches"
             if isinstance(steps[key], WaitStep) and branch == TIMED_OUT:
@@ -152,19 +155,19 @@ def _need_problems(
         seen.add(step.needs[j])
 
 
-def _circle(needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """One circle of needs, its first step again at its end; empty when there is none."""
-    stuck = set(needs) - set(definitions.in_order(needs))
-    if not stuck:
+def _cycle(needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return one cycle of needs, with its first step repeated at the end; empty when there is none."""
+    unordered = set(needs) - set(definitions.topological_order(needs))
+    if not unordered:
         return []
-    #: The steps in the order in which they were come to.
+    #: The visited steps, in order.
     walk: dict[str, int] = {}
-    key = min(stuck)
+    key = min(unordered)
     while key not in walk:
         walk[key] = len(walk)
-        key = next(need for need in needs[key] if need in stuck)
-    circle = [*walk][walk[key] :]
-    return [*circle[:LISTED], *(["…"] if len(circle) > LISTED else []), key]
+        key = next(need for need in needs[key] if need in unordered)
+    cycle = [*walk][walk[key] :]
+    return [*cycle[:LISTED], *(["…"] if len(cycle) > LISTED else []), key]
 
 
 def _input_schema_problems(definition: Definition, allowance: Allowance) -> list[Problem]:
@@ -172,42 +175,53 @@ def _input_schema_problems(definition: Definition, allowance: Allowance) -> list
     for name, schema in definition.inputs.items():
         where = f"inputs.{name}"
         if not name.isidentifier():
-            problems.append(Problem(where, f"{name!r} cannot be named in a template", "letters, digits, underscores"))
+            problems.append(
+                Problem(where, f"{name!r} cannot be used as a name in a template", "letters, digits, underscores")
+            )
         found = json_schema.problems(schema, where, allowance)
         if not found and "default" in schema:
             broken = json_schema.value_problems(schema, schema["default"], f"{where}.default")
             found = [
-                replace(problem, message=f"the default breaks its own schema: {problem.message}") for problem in broken
+                replace(problem, message=f"the default does not conform to its schema: {problem.message}")
+                for problem in broken
             ]
         problems += found
     return problems
 
 
-def _step_problems(definition: Definition, models: Catalogued | None, allowance: Allowance) -> list[Problem]:
+def _step_problems(definition: Definition, deployment: Deployment | None, allowance: Allowance) -> list[Problem]:
     problems: list[Problem] = []
-    needs = {step.id: [key for key, _ in definitions.needed(step)] for step in definition.all_steps()}
-    sound = all(need in needs for of in needs.values() for need in of)
-    before = definitions.ancestors(definition) if sound else {}
-    for where, step in _placed(definition):
-        scope = templates.Scope(definition.inputs, before.get(step.id, needs))
+    needs = {step.id: [key for key, _ in definitions.needs_of(step)] for step in definition.all_steps()}
+    all_needs_exist = all(need in needs for of in needs.values() for need in of)
+    before = definitions.ancestors(definition) if all_needs_exist else {}
+    for where, step in _steps_with_paths(definition):
+        needs_with = partial(_needs_with, step, before)
+        scope = templates.Scope(definition.inputs, before.get(step.id, needs), needs_with=needs_with)
         if step.when is not None:
-            problems += conditions.check(step.when, f"{where}.when", scope, wanted="bool")
+            problems += conditions.check(step.when, f"{where}.when", scope, result_type="bool")
         if step.retry.when is not None:
             problems += _retry_problems(step.retry, f"{where}.retry")
-        problems += _work_problems(definition, step, where, scope, models, allowance)
+        problems += _work_problems(definition, step, where, scope, deployment, allowance)
         match step:
             case JoinStep() if not step.needs:
-                problems.append(Problem(f"{where}.needs", "a join with nothing to wait for", "ids of steps"))
+                problems.append(Problem(f"{where}.needs", "a join step without 'needs'", "ids of steps"))
             case WaitStep(schema_=schema) if schema is not None:
                 problems += json_schema.problems(schema, f"{where}.schema", allowance)
             case MapStep(step=inner):
-                items = replace(scope, more=(*scope.more, "item", "index"))
+                items = replace(scope, extra=(*scope.extra, "item", "index"))
                 if inner.retry.when is not None:
                     problems += _retry_problems(inner.retry, f"{where}.step.retry")
-                problems += _work_problems(definition, inner, f"{where}.step", items, models, allowance)
+                problems += _work_problems(definition, inner, f"{where}.step", items, deployment, allowance)
             case _:
                 pass
     return problems
+
+
+def _needs_with(step: AnyStep, before: Mapping[str, Collection[str]], other: str) -> str:
+    """Return the needs of a step with another one added; empty when there is no such step, or it would be a cycle."""
+    if other not in before or other == step.id or step.id in before[other]:
+        return ""
+    return f"needs: [{', '.join([*step.needs, other])}]"
 
 
 def _work_problems(
@@ -215,26 +229,26 @@ def _work_problems(
     work: AnyStep | MapBody,
     where: str,
     scope: templates.Scope,
-    models: Catalogued | None,
+    deployment: Deployment | None,
     allowance: Allowance,
 ) -> list[Problem]:
-    """What is wrong with what a worker does, for a step or for each item."""
+    """Return the problems of the work of a step, or of each item of a map."""
     problems: list[Problem] = []
     own = replace(scope, secrets=True) if isinstance(work, HttpFields) else scope
     for place, template in work.templates():
         problems += templates.check(template, f"{where}.{place}", own)
     if isinstance(work, HttpFields):
         problems += calls.check_headers(work.headers, f"{where}.headers")
-        problems += calls.check_url(work.url, f"{where}.url", models.calls if models is not None else None)
-    for place, expression, wanted in work.expressions():
+        problems += calls.check_url(work.url, f"{where}.url", deployment.egress if deployment is not None else None)
+    for place, expression, result_type in work.expressions():
         if place == "jmespath":
             problems += transforms.check_jmespath(expression, f"{where}.{place}", scope)
         elif isinstance(work, EmbedFields):
             problems += _text_problems(expression, f"{where}.{place}", scope)
         else:
-            problems += conditions.check(expression, f"{where}.{place}", scope, wanted=wanted)
+            problems += conditions.check(expression, f"{where}.{place}", scope, result_type=result_type)
     if isinstance(work, MODEL_KINDS):
-        problems += _model_problems(definition, work, where, models)
+        problems += _model_problems(definition, work, where, deployment)
     if isinstance(work, GenerateFields) and work.output is not None:
         inside = f"{where}.output.schema"
         found = json_schema.problems(work.output.schema_, inside, allowance)
@@ -242,20 +256,22 @@ def _work_problems(
     return problems
 
 
-_TEXTS: tuple[Literal["string", "list"], ...] = ("string", "list")
+_STRING_RESULTS: tuple[Literal["string", "list"], ...] = ("string", "list")
 
 
 def _text_problems(expression: str, where: str, scope: templates.Scope) -> list[Problem]:
-    """What is wrong with an expression that gives a text or a list of texts."""
-    for_text, for_list = (conditions.check(expression, where, scope, wanted=kind) for kind in _TEXTS)
-    if not for_text or not for_list:
+    """Return the problems of an expression that must return a string or a list of strings."""
+    for_string, for_list = (conditions.check(expression, where, scope, result_type=kind) for kind in _STRING_RESULTS)
+    if not for_string or not for_list:
         return []
-    wider = (problem.message.replace("where a text is", "where a text, or a list of texts, is") for problem in for_text)
-    return [replace(problem, message=message) for problem, message in zip(for_text, wider, strict=True)]
+    both = (
+        problem.message.replace("expected a string", "expected a string or a list of strings") for problem in for_string
+    )
+    return [replace(problem, message=message) for problem, message in zip(for_string, both, strict=True)]
 
 
 def _model_problems(
-    definition: Definition, work: GenerateFields | EmbedFields, where: str, models: Catalogued | None
+    definition: Definition, work: GenerateFields | EmbedFields, where: str, deployment: Deployment | None
 ) -> Iterator[Problem]:
     model = work.model or definition.defaults.model
     if model is None:
@@ -264,34 +280,44 @@ def _model_problems(
     named = [(f"{where}.model" if work.model else "defaults.model", model)]
     if work.fallback is not None:
         named += [(f"{where}.fallback.models[{i}]", other) for i, other in enumerate(work.fallback.models)]
+    if deployment is None:
+        return
     for place, name in named:
-        if models is not None and name not in models.names:
-            message = f"there is no model {name!r} in the catalogue"
-            yield Problem(place, message, shape_errors.nearest(name, models.names))
+        entry = deployment.models.find(name)
+        if entry is None:
+            known = deployment.models.names
+            yield Problem(place, f"the catalogue has no model {name!r}", shape_errors.nearest(name, known))
+        elif isinstance(work, EmbedFields) and not entry.serves_embeddings:
+            able = [model.name for model in deployment.models if model.serves_embeddings]
+            message = f"the model {name!r} serves no embeddings: its use_cases have neither embed nor rerank"
+            yield Problem(place, message, shape_errors.nearest(name, able) if able else "a model for embeddings")
+        elif isinstance(work, GenerateFields) and work.max_tokens >= entry.context:
+            message = f"{work.max_tokens} tokens do not fit in the context of {name!r}, which has {entry.context}"
+            yield Problem(f"{where}.max_tokens", message, f"1 to {entry.context - 1}, prompt and answer together")
 
 
 def _retry_problems(rule: Retry, where: str) -> list[Problem]:
     assert rule.when is not None
-    scope = templates.Scope((), (), more=("error",), roots=())
-    found = conditions.check(rule.when, f"{where}.when", scope, wanted="bool")
+    scope = templates.Scope((), (), extra=("error",), roots=())
+    found = conditions.check(rule.when, f"{where}.when", scope, result_type="bool")
     names = "error.reason, error.message, error.attempt"
     return [replace(problem, accepted=names) if problem.accepted == "error" else problem for problem in found]
 
 
 def _run_problems(definition: Definition, allowance: Allowance) -> list[Problem]:
-    """What is wrong with what is said of the whole run."""
+    """Return the problems of the fields that apply to the whole run."""
     problems: list[Problem] = []
-    given = templates.Scope(definition.inputs, (), more=(), roots=("inputs",))
+    given = templates.Scope(definition.inputs, (), extra=(), roots=("inputs",))
     if definition.concurrency is not None:
         problems += templates.check(definition.concurrency.key, "concurrency.key", given)
     if definition.deduplicate is not None:
         problems += templates.check(definition.deduplicate.key, "deduplicate.key", given)
     everything = templates.Scope(
-        definition.inputs, [step.id for step in definition.steps], of="step that is done before the run ends"
+        definition.inputs, [step.id for step in definition.steps], step_description="step that runs before the run ends"
     )
-    for name, part in definition.parts().items():
+    for name, part in definition.output_parts().items():
         where = f"outputs.{name}" if isinstance(definition.outputs[name], str) else f"outputs.{name}.value"
-        problems += conditions.check(part.value, where, everything, wanted="any")
+        problems += conditions.check(part.value, where, everything, result_type="any")
         problems += json_schema.problems(part.schema_, f"outputs.{name}.schema", allowance)
     return problems
 

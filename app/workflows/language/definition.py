@@ -1,8 +1,8 @@
 """
-The definition of a workflow: its inputs, its steps, and the acyclic graph of what needs what.
+The definition of a workflow: its inputs, its steps and their acyclic dependency graph.
 
-The shape is held here; whether the parts fit each other is seen in `app.workflows.language.check`.
-A definition never changes: runs keep the one that they started with.
+The types here validate the shape of the document; `app.workflows.language.check` checks how its parts fit together.
+A definition is immutable: a run keeps the definition that it started with.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.kernel.durations import Duration
+from app.kernel.units.durations import Duration
 from app.workflows.language import ancestry
 from app.workflows.language.steps import (
     MODEL_KINDS,
@@ -25,25 +25,25 @@ from app.workflows.language.steps import (
     EmbedFields,
     Expression,
     GenerateFields,
-    Span,
+    PositiveDuration,
     Template,
-    body_of,
+    work_of,
 )
 
-#: Names of labels.
+#: The pattern of label names.
 LABEL = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
 PriorityName = Literal["interactive", "standard", "batch"]
 
 
 class Rank(DocumentPart):
-    """A class of priority, and the place within it."""
+    """A priority class with a rank within it."""
 
     class_: PriorityName = Field(alias="class")
-    #: 0 goes before 1, 1 before 2.
+    #: A lower rank runs first.
     rank: int = Field(default=1, ge=0, le=2)
 
 
-#: A class, or a class with the place within it.
+#: A priority class, or a class with a rank.
 AnyPriority = Annotated[
     Annotated[PriorityName, Tag("priority_class")] | Annotated[Rank, Tag("priority_rank")],
     Discriminator(lambda value: "priority_rank" if isinstance(value, dict | Rank) else "priority_class"),
@@ -51,38 +51,38 @@ AnyPriority = Annotated[
 
 
 class Concurrency(DocumentPart):
-    """How many runs with the same key go on at a time."""
+    """Limits how many runs with the same key are active at a time."""
 
-    #: A template over the inputs; without it all runs of the workflow count together.
+    #: A template over the inputs. By default all runs of the workflow share one key.
     key: Template = "all"
     limit: int = Field(default=1, ge=1, le=10_000)
-    #: What happens to a run that is one too many: it waits, it ends the oldest that go on, or it is refused.
+    #: What happens to a run beyond the limit: it waits, it cancels the oldest active runs, or it is rejected.
     policy: Literal["queue", "cancel_running", "reject"] = "queue"
 
 
 class Deduplicate(DocumentPart):
-    """Submissions with the same key within a window give the same run. Calls by workflows and forks do not count."""
+    """Submissions with the same key within a window return the same run. Calls by workflows and forks are exempt."""
 
     #: A template over the inputs.
     key: Template
-    window: Span
+    window: PositiveDuration
 
 
 class Defaults(DocumentPart):
-    """What steps take when they do not say it themselves."""
+    """Default values for the fields of steps."""
 
     model: str | None = Field(default=None, min_length=1)
 
 
 class Output(DocumentPart):
-    """A part of a run's output."""
+    """One named part of a run's output."""
 
     value: Expression
-    #: A JSON Schema that it must conform to; the run fails where it does not.
+    #: A JSON Schema for the value. The run fails when the value does not conform.
     schema_: Mapping[str, Any] = Field(default={}, alias="schema")
 
 
-#: An expression, or one with the schema of what it gives.
+#: An expression, or an expression with the schema of its value.
 AnyOutput = Annotated[
     Annotated[Expression, Tag("output_expression")] | Annotated[Output, Tag("output_part")],
     Discriminator(lambda value: "output_part" if isinstance(value, dict | Output) else "output_expression"),
@@ -99,81 +99,85 @@ class Definition(DocumentPart):
     defaults: Defaults = Defaults()
     priority: AnyPriority = "standard"
     labels: Mapping[Annotated[str, Field(pattern=LABEL)], str] = Field(default={}, max_length=32)
-    #: For the whole run, from its submission.
-    deadline: Span | None = None
+    #: The time limit for the whole run, from its submission.
+    deadline: PositiveDuration | None = None
     concurrency: Concurrency | None = None
     deduplicate: Deduplicate | None = None
-    #: How long a finished run is kept; the setting runs.retention without it.
+    #: How long a finished run is kept. The default is the setting runs.retention.
     retention: Duration | None = None
     steps: tuple[DiscriminatedStep, ...] = Field(min_length=1, max_length=10_000)
-    #: Steps that run when the run has failed or was cancelled.
+    #: Steps that run after the run has failed or was cancelled.
     on_failure: tuple[DiscriminatedStep, ...] = Field(default=(), max_length=1_000)
-    #: Name to an expression, or to `value` and `schema`: the output of the run. Without it, the outputs of the steps
-    #: that no other needs.
+    #: Name to an expression, or to `value` and `schema`: the output of the run. By default, the outputs of the steps
+    #: that no other step needs.
     outputs: Mapping[str, AnyOutput] = {}
 
     def all_steps(self) -> tuple[AnyStep, ...]:
-        """The steps, those for failures last."""
+        """Return all steps; those of `on_failure` are last."""
         return (*self.steps, *self.on_failure)
 
     def step(self, key: str) -> AnyStep:
-        """The step of that id, which must exist."""
+        """Return the step with that id, which must exist."""
         return next(step for step in self.all_steps() if step.id == key)
 
     def models_of(self, work: GenerateFields | EmbedFields) -> tuple[str, ...]:
-        """The models that a step asks, one after another. `check` has seen that there is one."""
+        """Return the models of a step in the order in which they are tried. `check` has ensured at least one."""
         model = work.model or self.defaults.model
         assert model is not None
         return (model, *(work.fallback.models if work.fallback else ()))
 
     def models(self) -> tuple[str, ...]:
-        """Every model that a run of this may need, once each."""
-        asked = (body_of(step) for step in self.all_steps())
-        named = (self.models_of(work) for work in asked if isinstance(work, MODEL_KINDS))
+        """Return the names of all models that a run may need, without duplicates."""
+        works = (work_of(step) for step in self.all_steps())
+        named = (self.models_of(work) for work in works if isinstance(work, MODEL_KINDS))
         return tuple(dict.fromkeys(model for models in named for model in models))
 
-    def parts(self) -> dict[str, Output]:
-        """The parts of the run's output."""
+    def output_parts(self) -> dict[str, Output]:
+        """Return the named parts of the run's output."""
         return {name: Output(value=part) if isinstance(part, str) else part for name, part in self.outputs.items()}
 
     def rank(self) -> tuple[PriorityName, int]:
-        """The class of priority, and the place within it."""
+        """Return the priority class, and the rank within it."""
         return (self.priority.class_, self.priority.rank) if isinstance(self.priority, Rank) else (self.priority, 1)
 
     def document(self) -> dict[str, Any]:
-        """The definition as plain data, as it is stored and shown: what was not written is not there."""
+        """Return the definition as plain data, as it is stored and shown: without the fields that were not set."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def sha256(self) -> str:
-        """Equal for definitions that mean the same; in a schema the order of keys means something too."""
+        """
+        Return the hash of the document; definitions with the same meaning have the same hash.
+
+        The order of keys counts, because it has a meaning in schemas.
+        """
         canonical = json.dumps(self.document(), ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def stored(document: Mapping[str, Any]) -> Definition:
-    """A definition that was checked before it was stored."""
+def from_document(document: Mapping[str, Any]) -> Definition:
+    """Return the definition of a stored document, which was checked before it was stored."""
     return Definition.model_validate(document)
 
 
-def needed(step: AnyStep) -> tuple[tuple[str, str | None], ...]:
-    """What a step needs: the id of each step, and the branch of it if that matters."""
+def needs_of(step: AnyStep) -> tuple[tuple[str, str | None], ...]:
+    """Return the needs of a step: the id of each needed step, and the required branch or None."""
     parts = (need.partition(".") for need in step.needs)
     return tuple((key, branch or None) for key, _, branch in parts)
 
 
 def ancestors(definition: Definition) -> Mapping[str, Set[str]]:
     """
-    For each step, those that may have ended when it begins.
+    Return for each step its ancestors: the steps that may have ended when it starts.
 
-    All of them have, unless an `any` lies between. Steps of a circle are left out.
+    All ancestors have ended, except across a join `any`. Steps of a cycle are left out.
     """
-    needs = {step.id: tuple(key for key, _ in needed(step)) for step in definition.all_steps()}
+    needs = {step.id: tuple(key for key, _ in needs_of(step)) for step in definition.all_steps()}
     late, regular = ([step.id for step in part] for part in (definition.on_failure, definition.steps))
-    return ancestry.ancestors(in_order(needs), needs, late, regular)
+    return ancestry.ancestors(topological_order(needs), needs, late, regular)
 
 
-def in_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """The steps, each after those that it needs (Kahn 1962); steps of a circle are left out."""
+def topological_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the steps in a topological order (Kahn 1962); steps of a cycle, and steps behind one, are left out."""
     missing = {key: len(set(of)) for key, of in needs.items()}
     followers: dict[str, list[str]] = {key: [] for key in needs}
     for key, of in needs.items():

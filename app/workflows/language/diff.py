@@ -1,8 +1,9 @@
 """
-Differences between two definitions: what was added, what was removed, what changed, each with its path.
+The diff of two definitions: added, removed, changed and reordered values, each with its path.
 
-Steps, and whatever else is a list of mappings with ids, are matched by id, wherever they stand. An order that means
-nothing to the machine but something to a reader or a model (of steps, of inputs, of a schema's keys) is told apart.
+Steps, and items of any other list of mappings with ids, are matched by id, at any position. A change of order alone (of
+steps, of inputs, of a schema's keys) is a kind of its own: it does not change the execution, but it matters to a reader
+and to a model.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class DefinitionChange:
-    """One difference."""
+    """One difference between two definitions."""
 
     kind: Literal["added", "removed", "changed", "reordered"]
-    #: Such as `steps.draft.retry.max_attempts`; what stands in a list without ids has its place: `messages[1]`.
+    #: Such as `steps.draft.retry.max_attempts`; items of a list without ids have their index: `messages[1]`.
     path: str
-    #: None where it was added; for `reordered` the keys or ids as they stood.
+    #: The old value; None for `added`; the keys or ids in their old order for `reordered`.
     old: Any
-    #: None where it was removed.
+    #: The new value; None for `removed`; the keys or ids in their new order for `reordered`.
     new: Any
 
 
 def between(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[DefinitionChange]:
-    """What changed from one document of a definition to another, in the order of the new one."""
+    """Return the differences between two documents of definitions, in the order of the new one."""
     return list(_of_mappings("", old, new))
 
 
@@ -69,7 +70,7 @@ def _of_lists(path: str, old: Sequence[Any], new: Sequence[Any]) -> Iterator[Def
 
 
 def _by_id(items: Sequence[Any]) -> dict[str, Any] | None:
-    """The items by their ids, without them; None when they have none."""
+    """Return the items by id, each without its id; None when an item has no id or an id repeats."""
     ids = [item.get("id") if isinstance(item, Mapping) else None for item in items]
     if not all(isinstance(id_, str) for id_ in ids) or len(set(ids)) < len(ids):
         return None

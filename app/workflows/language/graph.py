@@ -1,8 +1,8 @@
 """
-The graph of a definition: what follows from it for every run, worked out once.
+The graph of a definition: the derived data that all runs of the definition share, computed once.
 
-For each step its rule, and what its templates and expressions read: a worker is given that and nothing else, so that an
-item of a map does not carry the whole list.
+It holds the rule of each step, and which inputs and outputs its templates and expressions read. A worker receives only
+the data that its step reads, so that an item of a map does not carry the whole list.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from functools import cached_property
 from app.workflows.language import definition as definitions
 from app.workflows.language.definition import Definition
 from app.workflows.language.rule import StepRule
-from app.workflows.language.steps import MODEL_KINDS, AnyStep, Fallback, JoinStep, MapBody, MapStep, SwitchStep, body_of
+from app.workflows.language.steps import MODEL_KINDS, AnyStep, Fallback, JoinStep, MapBody, MapStep, SwitchStep, work_of
 
-_NAMED = re.compile(r"\bsteps\b(?:\s*\.\s*([a-z]\w*)|\s*\[\s*[\"']([a-z]\w*)[\"']\s*\])?")
-#: The code in a template; the prose around it names nothing.
+_STEP_REFERENCE = re.compile(r"\bsteps\b(?:\s*\.\s*([a-z]\w*)|\s*\[\s*[\"']([a-z]\w*)[\"']\s*\])?")
+#: Matches the code in a template; names in the text around it do not count.
 _CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
-#: In JMESPath: everything that is there.
-_WHOLE = re.compile(r"[@*]")
+#: Matches JMESPath that may read the whole document.
+_WHOLE_DOCUMENT = re.compile(r"[@*]")
 
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What of a run a text may name."""
+    """The data of a run that a template or expression may read: the inputs, and the outputs of these steps."""
 
     inputs: bool
     steps: Set[str]
@@ -34,18 +34,18 @@ class Reads:
 
 @dataclass(frozen=True)
 class Graph:
-    """A definition, and what follows from it."""
+    """A definition with the data derived from it."""
 
     definition: Definition
 
     @cached_property
     def steps(self) -> Mapping[str, AnyStep]:
-        """Every step by id."""
+        """All steps by id."""
         return {step.id: step for step in self.definition.all_steps()}
 
     @cached_property
-    def before(self) -> Mapping[str, Set[str]]:
-        """For each step, those that may have ended when it begins."""
+    def ancestors(self) -> Mapping[str, Set[str]]:
+        """The ancestors of each step: the steps that may have ended when it starts."""
         return definitions.ancestors(self.definition)
 
     @cached_property
@@ -65,51 +65,51 @@ class Graph:
 
     @cached_property
     def decision_reads(self) -> Mapping[str, Reads]:
-        """What the condition or the cases of each step read."""
+        """The data that the condition or the cases of each step read."""
         return {
-            key: _read([*([step.when] if step.when else []), *_cases(step)], self.before[key])
+            key: _reads_of([*([step.when] if step.when else []), *_cases(step)], self.ancestors[key])
             for key, step in self.steps.items()
         }
 
     @cached_property
     def work_reads(self) -> Mapping[str, Reads]:
-        """What the work of each step reads; for a map, what finds its items."""
+        """The data that the work of each step reads; for a map, the data that its `over` reads."""
         found = {}
         for key, step in self.steps.items():
-            reads = _read(_code(step), self.before[key])
+            reads = _reads_of(_expressions_of(step), self.ancestors[key])
             if isinstance(step, JoinStep) and step.template is None:
-                reads = Reads(reads.inputs, frozenset(key for key, _ in definitions.needed(step)))
+                reads = Reads(reads.inputs, frozenset(key for key, _ in definitions.needs_of(step)))
             found[key] = reads
         return found
 
     @cached_property
     def item_reads(self) -> Mapping[str, Reads]:
-        """What the items of each map read."""
+        """The data that the items of each map read."""
         return {
-            key: _read(_code(step.step), self.before[key])
+            key: _reads_of(_expressions_of(step.step), self.ancestors[key])
             for key, step in self.steps.items()
             if isinstance(step, MapStep)
         }
 
     @cached_property
     def output_reads(self) -> Reads:
-        """What the run's output reads."""
+        """The data that the run's output reads."""
         if self.definition.outputs:
-            expressions = (part.value for part in self.definition.parts().values())
-            return _read(expressions, frozenset(step.id for step in self.definition.steps))
-        needed = {key for step in self.definition.steps for key, _ in definitions.needed(step)}
+            expressions = (part.value for part in self.definition.output_parts().values())
+            return _reads_of(expressions, frozenset(step.id for step in self.definition.steps))
+        needed = {key for step in self.definition.steps for key, _ in definitions.needs_of(step)}
         return Reads(inputs=False, steps=frozenset(step.id for step in self.definition.steps) - needed)
 
     def models(self, key: str) -> tuple[str, ...]:
-        """The models that the work of a step asks, one after another; none for one that asks no model."""
-        return self._models(body_of(self.steps[key]))
+        """Return the models of a step in the order in which they are tried; empty for a step that uses no model."""
+        return self._models(work_of(self.steps[key]))
 
     def _models(self, work: AnyStep | MapBody) -> tuple[str, ...]:
         return self.definition.models_of(work) if isinstance(work, MODEL_KINDS) else ()
 
     def _rule(self, step: AnyStep, *, on_failure: bool) -> StepRule:
         return StepRule(
-            needs=definitions.needed(step),
+            needs=definitions.needs_of(step),
             join=step.join,
             decided=step.when is not None or isinstance(step, SwitchStep),
             retry=step.retry,
@@ -120,13 +120,13 @@ class Graph:
         )
 
 
-def _read(texts: Iterable[str], known: Set[str]) -> Reads:
-    """Too much rather than too little: a word of prose that looks like a name counts as one."""
+def _reads_of(texts: Iterable[str], known: Set[str]) -> Reads:
+    """Return the data that texts may read. It overestimates: a word that looks like a reference counts as one."""
     steps: set[str] = set()
     inputs = False
     for text in texts:
         inputs = inputs or "inputs" in text
-        for match in _NAMED.finditer(text):
+        for match in _STEP_REFERENCE.finditer(text):
             name = match[1] or match[2]
             if name is None:
                 return Reads(True, known)
@@ -134,11 +134,11 @@ def _read(texts: Iterable[str], known: Set[str]) -> Reads:
     return Reads(inputs, frozenset(steps) & known)
 
 
-def _code(work: AnyStep | MapBody) -> Iterator[str]:
+def _expressions_of(work: AnyStep | MapBody) -> Iterator[str]:
     for _, template in work.templates():
         yield from _CODE.findall(template)
     for where, expression, _ in work.expressions():
-        yield "steps, inputs" if where == "jmespath" and _WHOLE.search(expression) else expression
+        yield "steps, inputs" if where == "jmespath" and _WHOLE_DOCUMENT.search(expression) else expression
 
 
 def _cases(step: AnyStep) -> list[str]:

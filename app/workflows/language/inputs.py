@@ -1,4 +1,4 @@
-"""Inputs: what a client gives for a run, against what the workflow asks for."""
+"""The inputs of a run: validation of the client's values against the schemas of the workflow."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from app import json_schema
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.language.definition import Definition
 
-#: Characters of a schema that a message shows.
-_LONGEST = 1_000
+#: Maximum characters of a schema, and of its description, in a message.
+_MAX_SCHEMA_TEXT = 1_000
 
 
 def resolve(definition: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The inputs of a run: those given, and the defaults of the others.
+    Return the inputs of a run: the given values, and the defaults of the other inputs.
 
-    Raises InvalidInput with a problem for each that is missing, unknown or breaks its schema.
+    Raises InvalidInput with a problem for each input that is missing, unknown or does not conform to its schema.
     """
     problems: list[Problem] = []
     names = ", ".join(definition.inputs) or "none: the workflow takes no inputs"
@@ -33,18 +33,18 @@ def resolve(definition: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
             if "default" in schema:
                 resolved[name] = schema["default"]
             else:
-                problems.append(Problem(f"inputs.{name}", "this input is missing", _told(schema)))
+                problems.append(Problem(f"inputs.{name}", "this input is missing", _schema_text(schema)))
             continue
         resolved[name] = given[name]
-        problems += json_schema.value_problems(schema, given[name], f"inputs.{name}", _told(schema))
+        problems += json_schema.value_problems(schema, given[name], f"inputs.{name}", _schema_text(schema))
     if problems:
         raise InvalidInput(problems, "inputs")
     return resolved
 
 
-def _told(schema: Mapping[str, Any]) -> str:
-    told = {key: value for key, value in schema.items() if key not in {"description", "title", "examples"}}
-    text = json.dumps(told, ensure_ascii=False)
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST - 1]}…"
-    return f"{text}{' - ' + schema['description'][:_LONGEST] if 'description' in schema else ''}"
+def _schema_text(schema: Mapping[str, Any]) -> str:
+    shown = {key: value for key, value in schema.items() if key not in {"description", "title", "examples"}}
+    text = json.dumps(shown, ensure_ascii=False)
+    if len(text) > _MAX_SCHEMA_TEXT:
+        text = f"{text[: _MAX_SCHEMA_TEXT - 1]}…"
+    return f"{text}{' - ' + schema['description'][:_MAX_SCHEMA_TEXT] if 'description' in schema else ''}"

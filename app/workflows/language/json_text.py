@@ -1,7 +1,7 @@
 """
-JSON texts: read by a JSON parser; their lines are found only when something is wrong with a value.
+Parsing of JSON documents with limits, and the line of each value.
 
-Depth and number of values are counted before anything is built.
+Depth and number of values are checked before anything is built. Lines are computed only when an error needs one.
 """
 
 from __future__ import annotations
@@ -14,74 +14,74 @@ from typing import Any
 
 from app.kernel.errors import InvalidDefinition, Problem
 
-#: Values in one document.
+#: Maximum number of values in one document.
 MAX_VALUES = 100_000
-#: Depth of nesting.
+#: Maximum nesting depth.
 MAX_DEPTH = 64
-#: Digits of a number: more are beyond a double.
+#: Maximum digits of a number; more are beyond the range of a double.
 MAX_DIGITS = 308
-#: Characters of a path for which a line is kept.
+#: Maximum characters of a path for which a line is kept.
 MAX_PATH = 1_000
 
-#: A string, also one that does not end: or a search would begin anew at each quote within it.
+#: Matches a string, or an unterminated one: otherwise the search would restart at each quote in it.
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _OPENING = re.compile(r"[\[{](?!\s*[\]}])")
 _BRACKET = re.compile(r"[\[\]{}]")
 _DIGITS = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _TOKEN = re.compile(r'"(?:[^"\\]*(?:\\.[^"\\]*)*)"|[\[\]{},:]|[^\s\[\]{},:"]+', re.DOTALL)
 
 
 class NotJson(ValueError):
-    """The text is no JSON; the message says why."""
+    """The text is not valid JSON; the message says why."""
 
     def __init__(self, message: str, line: int) -> None:
         self.line = line
         super().__init__(message)
 
 
-class _Twice(Exception):
-    """A key stands twice in an object."""
+class _DuplicateKey(Exception):
+    """An object has a key twice."""
 
 
-def begins(text: str) -> bool:
-    """Whether a text may be an object or an array of JSON."""
+def looks_like_json(text: str) -> bool:
+    """Return whether a text starts like a JSON object or array."""
     return text.lstrip()[:1] in ("{", "[")
 
 
-def value_of(text: str) -> Any:
+def parse(text: str) -> Any:
     """
-    The value of a JSON text.
+    Return the value of a JSON text.
 
-    Raises NotJson; InvalidDefinition for a document that is too deep or too large, or holds what cannot be kept: a key
-    twice, a number beyond a double, half a character.
+    Raises NotJson when the syntax is wrong. Raises InvalidDefinition for a document that is too deep or too large, or
+    that contains a duplicate key, a number beyond a double, or a lone surrogate.
     """
-    _measure(text)
+    _check_size(text)
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_endless, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_reject_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise NotJson(f"{error.msg} (character {error.colno})", error.lineno) from None
-    except _Twice:
-        raise _twice(text) from None
+    except _DuplicateKey:
+        raise _duplicate_key(text) from None
     except RecursionError:
         raise _too_deep() from None
     except OverflowError as error:
-        raise InvalidDefinition([Problem("", str(error), "numbers that a double holds")]) from None
-    if _HALF.search(text):
+        raise InvalidDefinition([Problem("", str(error), "numbers in the range of a double")]) from None
+    if _SURROGATE_ESCAPE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            message = "a text holds half a character (a lone surrogate), which UTF-8 cannot"
+            message = "a string contains a lone surrogate, which UTF-8 cannot encode"
             raise InvalidDefinition([Problem("", message, "surrogates in pairs")]) from None
     return value
 
 
-def _measure(text: str) -> None:
-    """See that the document is neither too deep nor too large, whether it is JSON or not."""
+def _check_size(text: str) -> None:
+    """Check the limits on depth, values and digits; the text need not be valid JSON. Raises InvalidDefinition."""
     bare = _STRING.sub("0", text)
     values = 1 + bare.count(",") + sum(1 for _ in _OPENING.finditer(bare))
     if values > MAX_VALUES:
-        raise InvalidDefinition([Problem("", f"the document holds more than {MAX_VALUES} values")])
+        raise InvalidDefinition([Problem("", f"the document has more than {MAX_VALUES} values")])
     depth = 0
     for bracket in _BRACKET.finditer(bare):
         depth += 1 if bracket[0] in "[{" else -1
@@ -89,33 +89,33 @@ def _measure(text: str) -> None:
             raise _too_deep()
     if _DIGITS.search(bare):
         message = f"a number has more than {MAX_DIGITS} digits"
-        raise InvalidDefinition([Problem("", message, "numbers that a double holds")])
+        raise InvalidDefinition([Problem("", message, "numbers in the range of a double")])
 
 
 def _too_deep() -> InvalidDefinition:
     return InvalidDefinition([Problem("", f"the document is nested deeper than {MAX_DEPTH} levels")])
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise _Twice
+        raise _DuplicateKey
     return made
 
 
-def _endless(name: str) -> float:
-    raise OverflowError(f"the number {name} is none that JSON knows")
+def _reject_constant(name: str) -> float:
+    raise OverflowError(f"JSON has no number {name}")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise OverflowError(f"the number {text[:40]} is beyond what a double holds")
+        raise OverflowError(f"the number {text[:40]} is beyond the range of a double")
     return value
 
 
 class Lines(Mapping[str, int]):
-    """The line of each value by path, found when the first one is asked for."""
+    """The line of each value by path, computed at the first access."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -124,7 +124,7 @@ class Lines(Mapping[str, int]):
     def _lines(self) -> dict[str, int]:
         if self._found is None:
             self._found = {}
-            for path, line in _places(self._text):
+            for path, line in _paths(self._text):
                 self._found.setdefault(path, line)
         return self._found
 
@@ -138,20 +138,20 @@ class Lines(Mapping[str, int]):
         return len(self._lines())
 
 
-def _twice(text: str) -> InvalidDefinition:
+def _duplicate_key(text: str) -> InvalidDefinition:
     found: dict[str, int] = {}
-    for path, line in _places(text):
+    for path, line in _paths(text):
         if path in found:
-            message = f"the key stands twice, first in line {found[path]}"
+            message = f"duplicate key, first in line {found[path]}"
             return InvalidDefinition([Problem(path, message, line=line)])
         found[path] = line
-    return InvalidDefinition([Problem("", "a key stands twice in a mapping", "each key once")])
+    return InvalidDefinition([Problem("", "a mapping has a duplicate key", "each key once")])
 
 
-def _places(text: str) -> Iterator[tuple[str, int]]:
-    """The path of each value of a text that is JSON, with its line; that of a field is the line of its name."""
+def _paths(text: str) -> Iterator[tuple[str, int]]:
+    """Yield the path and the line of each value of a valid JSON text; the line of a field is that of its name."""
     line, last = 1, 0
-    #: Of each container that is open: its path, and the number of its items, or None for an object.
+    #: For each open container: its path, and the number of its items so far, or None for an object.
     open_: list[tuple[str | None, int | None]] = []
     path: str | None = ""
     named = False
@@ -165,13 +165,13 @@ def _places(text: str) -> Iterator[tuple[str, int]]:
             continue
         around, items = open_[-1] if open_ else ("", None)
         if open_ and items is None and not named:
-            # A name; its value comes next, in the same place.
-            path, named = below(around, f".{json.loads(mark)}"), True
+            # The name of a field; its value is the next token and has the same path.
+            path, named = child_path(around, f".{json.loads(mark)}"), True
             if path is not None:
                 yield path, line
             continue
         if items is not None:
-            path = below(around, f"[{items}]")
+            path = child_path(around, f"[{items}]")
             open_[-1] = (around, items + 1)
         if not named and path is not None:
             yield path, line
@@ -180,8 +180,8 @@ def _places(text: str) -> Iterator[tuple[str, int]]:
             open_.append((path, 0 if mark == "[" else None))
 
 
-def below(path: str | None, step: str) -> str | None:
-    """The path one step further in; None where it grows too long to be kept."""
+def child_path(path: str | None, step: str) -> str | None:
+    """Return the path of a child; None when it is longer than MAX_PATH."""
     if path is None or len(path) + len(step) > MAX_PATH:
         return None
     return (path + step).removeprefix(".")

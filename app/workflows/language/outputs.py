@@ -1,4 +1,4 @@
-"""Outputs: what a run gives, computed by its expressions and held against their schemas."""
+"""The output of a run: computed by its expressions and validated against their schemas."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from app.workflows.language.definition import Output
 
 def compute(parts: Mapping[str, Output], data: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The output of a run, by name.
+    Return the output of a run, by name.
 
-    Raises StepFailure when an expression cannot be worked out, or its value breaks the schema.
+    Raises StepFailure when an expression cannot be evaluated, or when its value does not conform to its schema.
     """
     found = {name: conditions.evaluate(part.value, data) for name, part in parts.items()}
     for name, part in parts.items():
         for broken in json_schema.deviations(part.schema_, found[name]):
-            raise StepFailure(FailureReason.INVALID_OUTPUT, f"{name}{broken.where} breaks its schema: {broken.message}")
+            raise StepFailure(
+                FailureReason.INVALID_OUTPUT, f"{name}{broken.where} does not conform to its schema: {broken.message}"
+            )
     return found

@@ -1,4 +1,4 @@
-"""The rule of a step: what its definition says, as far as its states depend on it."""
+"""The rule of a step: the part of its definition that the state machine uses."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ Join = Literal["all", "any", "all_done"]
 
 @dataclass(frozen=True, slots=True)
 class StepRule:
-    """What the definition says of a step, as far as its states depend on it."""
+    """The part of a step's definition that decides its state transitions."""
 
-    #: The id of each step that it needs, and the branch of it if that matters.
+    #: The id of each needed step, and the required branch or None.
     needs: tuple[tuple[str, str | None], ...] = ()
     join: Join = "all"
-    #: It has a condition, or is a switch: it is decided before it begins.
+    #: Whether the step has a condition or is a switch, which is evaluated before the step starts.
     decided: bool = False
     retry: Retry = field(default_factory=Retry)
-    #: How many models it can ask, and when the next is asked.
+    #: The number of models that the step can try.
     models: int = 1
+    #: When the next model is tried.
     fallback: Fallback | None = None
     allow_failure: bool = False
-    #: It runs when the run does not succeed, and never otherwise.
+    #: Whether the step runs only when the run does not succeed.
     on_failure: bool = False

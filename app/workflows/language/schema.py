@@ -1,9 +1,11 @@
 """
-The JSON Schema of a workflow, for editors and other programs: made from the definition's own types, so that it knows
-what they know. Descriptions are the docstrings of the types and the comments of their fields.
+The JSON Schema of a workflow, for editors and other programs.
 
-What a schema cannot say (that needs exist, that a step has either a prompt or messages) is seen by
-`app.workflows.language.check`.
+It is generated from the types of the definition. The descriptions are the docstrings of the types and the `#:` comments
+of their fields.
+
+A schema cannot express every rule (that needs exist, that a step has either a prompt or messages);
+`app.workflows.language.check` checks these.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ ID = "urn:arriero:schema:workflow"
 
 @lru_cache(maxsize=1)
 def workflow() -> Mapping[str, Any]:
-    """The schema of a workflow, draft 2020-12."""
+    """Return the JSON Schema of a workflow, draft 2020-12."""
     made = Definition.model_json_schema(schema_generator=_Generator)
     return {"$schema": _Generator.schema_dialect, "$id": ID, **made, "title": "A workflow of Arriero"}
 
 
 class _Generator(GenerateJsonSchema):
-    """Takes the comments of fields as their descriptions, and leaves out what only repeats other parts."""
+    """A schema generator that uses `#:` comments as descriptions, and leaves out redundant titles and defaults."""
 
     def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
         made = super().model_schema(schema)
@@ -42,17 +44,17 @@ class _Generator(GenerateJsonSchema):
         comments = _comments(cls)
         for name, field in cls.model_fields.items():
             written = made["properties"][field.alias or name]
-            told = [comments.get(name, ""), written.get("description", "")]
-            if any(told):
-                written["description"] = ". ".join(part[0].upper() + part[1:] for part in told if part)
+            described = [comments.get(name, ""), written.get("description", "")]
+            if any(described):
+                written["description"] = ". ".join(part[0].upper() + part[1:] for part in described if part)
             if "$ref" in written:
-                # What a part is without being written stands at its own fields.
+                # The defaults of a nested part are those of its own fields.
                 written.pop("default", None)
         return made
 
     def dict_schema(self, schema: DictSchema) -> JsonSchemaValue:
         made = super().dict_schema(schema)
-        # Keys of another form are refused, not ignored.
+        # Keys that do not match the pattern are rejected.
         return {**made, "additionalProperties": False} if "patternProperties" in made else made
 
     def field_title_should_be_set(self, schema: CoreSchema) -> bool:  # noqa: ARG002 a name given by pydantic
@@ -60,7 +62,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _description(cls: type[BaseModel]) -> str:
-    """What a type says of itself; for a step, what the type says that names its kind."""
+    """Return the docstring of a type; for a step, that of the class that declares its `kind`."""
     kind = next((base for base in cls.__mro__ if "kind" in vars(base).get("__annotations__", {})), cls)
     return inspect.getdoc(kind) or ""
 
@@ -70,7 +72,7 @@ _FIELD = re.compile(r"(?P<comment>(?:^    #:.*\n)+)^    (?P<name>\w+):", re.MULT
 
 
 def _comments(cls: type[BaseModel]) -> dict[str, str]:
-    """The `#:` comment above each field of a type and of those that it builds on."""
+    """Return the `#:` comment above each field of a type and of its base types."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, BaseModel) and base is not BaseModel:
@@ -80,7 +82,7 @@ def _comments(cls: type[BaseModel]) -> dict[str, str]:
 
 @lru_cache
 def _comments_of_module(name: str) -> dict[str, dict[str, str]]:
-    """The comments of the fields of each type of a module."""
+    """Return the comments of the fields of each type of a module."""
     _, *parts = _CLASS.split(inspect.getsource(sys.modules[name]))
     found: dict[str, dict[str, str]] = {}
     for type_name, body in zip(parts[::2], parts[1::2], strict=True):

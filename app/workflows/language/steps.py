@@ -1,8 +1,8 @@
 """
-The kinds of steps, as a workflow writes them.
+The kinds of steps in a workflow document.
 
-Texts that a model or a server reads are templates (Jinja); conditions, lists and values are expressions (CEL).
-The shape is held here; whether names exist and expressions fit is seen in `app.workflows.language.check`.
+Texts for a model, a server or a person are templates (Jinja). Conditions, lists and values are expressions (CEL).
+The types here validate the shape; `app.workflows.language.check` checks the names and types in expressions.
 """
 
 from __future__ import annotations
@@ -13,56 +13,56 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from app.kernel.durations import Duration
 from app.kernel.errors import FailureReason
+from app.kernel.units.durations import Duration
+from app.workflows.expressions.result_type import ResultType
 
-#: Ids are names in templates (`steps.draft.output`), so they are written like names.
+#: The pattern of step ids, which templates use as names (`steps.draft.output`).
 ID = r"^[a-z][a-z0-9_]{0,62}$"
-#: Names of workflows, as they stand in URLs.
+#: The pattern of workflow names, which are part of URLs.
 NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
-#: A need: a step, or the branch of a step.
+#: The pattern of a need: a step, or a branch of a step.
 NEED = r"^[a-z][a-z0-9_]{0,62}(\.[a-z][a-z0-9_]{0,62})?$"
-#: Names of headers.
+#: The pattern of header names.
 HEADER = r"^[A-Za-z0-9-]{1,64}$"
-#: The branch of a wait that nobody answered in time.
+#: The branch of a wait that timed out.
 TIMED_OUT = "timed_out"
 #: The branches of an approval.
 APPROVED, REJECTED = "approved", "rejected"
 
-#: What an expression must give.
-ResultType = Literal["bool", "string", "list", "any", "time"]
+
 Template = Annotated[str, Field(min_length=1, max_length=400_000)]
 Expression = Annotated[str, Field(min_length=1, max_length=20_000)]
 
 
-def _some(value: timedelta) -> timedelta:
+def _positive(value: timedelta) -> timedelta:
     if not value:
-        raise ValueError("no time at all is too little here: write more than 0")
+        raise ValueError("the duration must be greater than 0")
     return value
 
 
-#: A duration in which something can be done.
-Span = Annotated[Duration, AfterValidator(_some)]
+#: A duration above zero.
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 
 
 class DocumentPart(BaseModel):
-    """A mapping of the document. Fields that it does not know are refused."""
+    """A mapping of the document. Unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Retry(DocumentPart):
-    """What follows a failed attempt."""
+    """The retry policy of a step."""
 
-    #: Attempts that may fail before the step does. A worker's death is counted elsewhere.
+    #: Failed attempts after which the step fails. The loss of a worker is not counted here.
     max_attempts: int = Field(default=3, ge=1, le=100)
-    #: The first delay; each further one is `factor` times the last, up to `cap`.
+    #: The first delay. Each further delay is `factor` times the previous one, up to `cap`.
     delay: Duration = Field(default="1s", validate_default=True)
     factor: float = Field(default=2.0, ge=1, le=100)
     cap: Duration = Field(default="1m", validate_default=True)
-    #: Reasons after which another attempt is made; without it, all but those of `non_retryable`.
+    #: Failure reasons that are retried. By default all except those of `non_retryable`.
     on: tuple[FailureReason, ...] | None = None
-    #: Reasons after which no other attempt is made. What `on` names is retried, unless it is written here too.
+    #: Failure reasons that are not retried. Reasons in `on` are retried, unless this field is set and lists them too.
     non_retryable: tuple[FailureReason, ...] = (
         FailureReason.TEMPLATE_ERROR,
         FailureReason.CONTEXT_EXCEEDED,
@@ -71,21 +71,21 @@ class Retry(DocumentPart):
         FailureReason.HTTP_REFUSED,
         FailureReason.REJECTED,
     )
-    #: Another attempt is made only where this holds; it sees `error.reason`, `error.message` and `error.attempt`.
+    #: A condition for another attempt, over `error.reason`, `error.message` and `error.attempt`.
     when: Expression | None = None
 
     def retries(self, reason: FailureReason) -> bool:
-        """Whether another attempt may follow a failure of this reason."""
+        """Return whether a failure with this reason may be retried."""
         if self.on is None or "non_retryable" in self.model_fields_set:
             return reason not in self.non_retryable and (self.on is None or reason in self.on)
         return reason in self.on
 
 
 class Fallback(DocumentPart):
-    """Other models for a step, in their order, and when the next is taken."""
+    """Alternative models for a step, in the order in which they are tried."""
 
     models: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1, max_length=16)
-    #: Reasons after which the next model is asked at once. After the last, the retry rule decides.
+    #: Failure reasons after which the next model is tried at once. After the last model, the retry policy decides.
     on: tuple[FailureReason, ...] = (
         FailureReason.INVALID_OUTPUT,
         FailureReason.CONTEXT_EXCEEDED,
@@ -95,7 +95,7 @@ class Fallback(DocumentPart):
 
 
 class SamplingFields(DocumentPart):
-    """How the next token is chosen; what is not given is left to the model's defaults."""
+    """The sampling parameters. The engine's defaults apply to the parameters that are not set."""
 
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_k: int | None = Field(default=None, ge=0)
@@ -116,30 +116,30 @@ class MessageTemplate(DocumentPart):
 
 
 class OutputFields(DocumentPart):
-    """What the text of the model must be."""
+    """The required form of the model's text."""
 
-    #: A JSON Schema. A grammar forces the text into it, and the result is checked against it again.
+    #: A JSON Schema. A grammar constrains the text to it, and the result is validated against it again.
     schema_: Mapping[str, Any] = Field(alias="schema")
 
 
 class StepWork(DocumentPart):
-    """What every kind of step has that a map can do for each item too."""
+    """The fields of the work of a step, which a map can also do for each item."""
 
     retry: Retry = Retry()
-    #: For one attempt, from its claim.
-    timeout: Span = Field(default="10m", validate_default=True)
+    #: The time limit for one attempt, from its claim.
+    timeout: PositiveDuration = Field(default="10m", validate_default=True)
 
     def templates(self) -> Iterator[tuple[str, str]]:
-        """Each template, with its place in the step."""
+        """Yield the path of each template in the step, and the template."""
         return iter(())
 
     def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
-        """Each expression with its place in the step, and what it must give."""
+        """Yield the path of each expression in the step, the expression, and its required result type."""
         return iter(())
 
 
 class GenerateFields(StepWork):
-    """Asks a model. Its output is the text, or the JSON value where a schema is given."""
+    """Generates text with a model. Its output is the text, or the JSON value when a schema is set."""
 
     kind: Literal["generate"]
     model: str | None = Field(default=None, min_length=1)
@@ -147,7 +147,7 @@ class GenerateFields(StepWork):
     system: Template | None = None
     prompt: Template | None = None
     messages: tuple[MessageTemplate, ...] = ()
-    #: False gives the prompt to the model as it is, without its chat template: for base models, and for completion.
+    #: False sends the prompt without the model's chat template: for base models, and for completion.
     chat: bool = True
     sampling: SamplingFields = SamplingFields()
     max_tokens: int = Field(default=256, ge=1, le=1_000_000)
@@ -155,13 +155,15 @@ class GenerateFields(StepWork):
     output: OutputFields | None = None
 
     @model_validator(mode="after")
-    def _asks_once(self) -> GenerateFields:
+    def _has_one_prompt(self) -> GenerateFields:
         if bool(self.messages) == (self.prompt is not None):
-            raise ValueError("a generate step has either 'prompt' (with 'system', if wanted) or 'messages'")
+            raise ValueError("a generate step needs either 'prompt' (optionally with 'system') or 'messages'")
         if self.messages and self.system is not None:
-            raise ValueError("'system' goes with 'prompt'; among 'messages', write a message of the role system")
+            raise ValueError(
+                "'system' can be used with 'prompt' only; in 'messages', write a message with the role system"
+            )
         if not self.chat and (self.messages or self.system is not None):
-            raise ValueError("without the chat template ('chat: false') there is a 'prompt' and nothing else")
+            raise ValueError("'chat: false' can be used with 'prompt' only, without 'system' and 'messages'")
         return self
 
     def templates(self) -> Iterator[tuple[str, str]]:
@@ -173,18 +175,19 @@ class GenerateFields(StepWork):
 
 
 class EmbedFields(StepWork):
-    """Turns texts into vectors of length 1. Its output is one vector for a text, a list of vectors for a list."""
+    """Computes embeddings: vectors of length 1. Its output is one vector for a text, a list of vectors for a list."""
 
     kind: Literal["embed"]
     model: str | None = Field(default=None, min_length=1)
     fallback: Fallback | None = None
-    #: Gives a text, or a list of texts.
+    #: An expression that returns a text or a list of texts.
     texts: Expression
-    #: Queries and documents get the prefix that the model was trained with.
+    #: Selects the prefix that the model was trained with for queries or for documents.
     task: Literal["query", "document"] = "document"
-    #: Keep this many numbers of each vector (Matryoshka), and make its length 1 again.
+    #: Truncates each vector to this many numbers (Matryoshka) and normalises it to length 1 again.
     dimensions: int | None = Field(default=None, ge=1)
-    #: A text longer than the model's context is cut into windows whose vectors are averaged, cut short, or refused.
+    #: What happens to a text that is longer than the model's context: it is split into windows whose vectors are
+    #: averaged, it is truncated, or it is rejected.
     long: Literal["chunk", "truncate", "refuse"] = "chunk"
 
     def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
@@ -199,9 +202,9 @@ class TransformFields(StepWork):
     jmespath: Expression | None = None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> TransformFields:
+    def _has_one_language(self) -> TransformFields:
         if (self.cel is None) == (self.jmespath is None):
-            raise ValueError("a transform step has either 'cel' or 'jmespath'")
+            raise ValueError("a transform step needs either 'cel' or 'jmespath'")
         return self
 
     def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
@@ -212,52 +215,52 @@ class TransformFields(StepWork):
 
 
 class HttpFields(StepWork):
-    """Calls a server. Its output is `status`, `headers` and `body`, the value of a JSON answer or its text."""
+    """Sends an HTTP request. Its output is `status`, `headers` and `body`: the value of a JSON response, or a text."""
 
     kind: Literal["http"]
     url: Template
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] | None = None
     headers: Mapping[str, Template] = {}
     query: Mapping[str, Template] = {}
-    #: A JSON body; each text in it is a template.
+    #: A JSON body; each string in it is a template.
     json_: JsonValue = Field(default=None, alias="json")
-    #: A body that is a text.
+    #: A text body.
     body: Template | None = None
-    #: Statuses that are a success; without it, 200 to 299.
+    #: The status codes that count as a success. By default 200 to 299.
     expect: tuple[Annotated[int, Field(ge=100, le=599)], ...] = ()
-    #: Bytes of an answer that are read at the most.
+    #: Maximum bytes of the response body, decompressed.
     max_bytes: int = Field(default=1_048_576, ge=1, le=64 * 1_048_576)
     follow_redirects: bool = False
-    #: The header that carries a key that is the same for all attempts of this step.
+    #: The header for the idempotency key, which is the same for all attempts of this step.
     idempotency_header: str = Field(default="Idempotency-Key", pattern=HEADER)
-    timeout: Span = Field(default="30s", validate_default=True)
+    timeout: PositiveDuration = Field(default="30s", validate_default=True)
 
     @model_validator(mode="after")
-    def _one_body(self) -> HttpFields:
+    def _has_one_body(self) -> HttpFields:
         if "json_" in self.model_fields_set and self.body is not None:
-            raise ValueError("an http step has either 'json' or 'body'")
+            raise ValueError("an http step can have either 'json' or 'body', not both")
         return self
 
     @property
     def has_json(self) -> bool:
-        """Whether a JSON body was written; it may be null."""
+        """Whether a JSON body is set; the body may be null."""
         return "json_" in self.model_fields_set
 
     def templates(self) -> Iterator[tuple[str, str]]:
         yield "url", self.url
         yield from ((f"headers.{name}", value) for name, value in self.headers.items())
         yield from ((f"query.{name}", value) for name, value in self.query.items())
-        yield from _texts(self.json_, "json")
+        yield from _strings(self.json_, "json")
         if self.body is not None:
             yield "body", self.body
 
 
 class CallFields(StepWork):
-    """Runs another workflow. Its output is the output of that run."""
+    """Calls another workflow. Its output is the output of the called run."""
 
     kind: Literal["workflow"]
     workflow: str = Field(pattern=NAME, max_length=100)
-    #: A stored version; the newest, as the step begins, without it.
+    #: A version of the workflow. By default the newest at the start of the step.
     version: int | None = Field(default=None, ge=0)
     #: Name to an expression.
     inputs: Mapping[str, Expression] = {}
@@ -267,7 +270,7 @@ class CallFields(StepWork):
 
 
 class NoopFields(StepWork):
-    """Does nothing, durably. Its output is null."""
+    """Does nothing, but is recorded like any other step. Its output is null."""
 
     kind: Literal["noop"]
 
@@ -278,18 +281,18 @@ MapBody = Annotated[
 
 
 class StepPart(DocumentPart):
-    """What a step has by its place in the graph."""
+    """The fields of a step in the graph."""
 
     id: str = Field(pattern=ID, description="lower-case letters, digits and underscores, a letter first")
-    #: Steps, or branches of steps (`route.refund`).
+    #: The steps, or branches of steps (`route.refund`), that this step waits for.
     needs: tuple[Annotated[str, Field(pattern=NEED)], ...] = ()
-    #: Whether all needs must be met, one is enough, or all must only have ended.
+    #: Whether all needs must be met, one is enough, or all must have ended in any state.
     join: Literal["all", "any", "all_done"] = "all"
-    #: The step is skipped where this does not hold.
+    #: A condition. The step is skipped when it is false.
     when: Expression | None = None
-    #: For the whole step, its retries and their delays, from when it could first begin.
-    total_timeout: Span | None = None
-    #: Its failure does not make the run fail.
+    #: The time limit for the whole step with its retries and delays, from when it was first ready.
+    total_timeout: PositiveDuration | None = None
+    #: Whether the run can succeed although this step fails.
     allow_failure: bool = False
 
 
@@ -329,12 +332,12 @@ class JoinStep(StepPart, StepWork):
 
 
 class SwitchStep(StepPart, StepWork):
-    """Takes the branch of the first case that holds. Its output is the branch's name, or null where none is taken."""
+    """Takes the branch of the first true case. Its output is the name of the branch, or null without a branch."""
 
     kind: Literal["switch"]
-    #: Branch to condition; the first that holds is taken.
+    #: Branch to condition. The branch of the first true condition is taken.
     cases: Mapping[Annotated[str, Field(pattern=ID)], Expression] = Field(min_length=1)
-    #: The branch that is taken where no case holds.
+    #: The branch that is taken when no case is true.
     default: Annotated[str, Field(pattern=ID)] | None = None
 
     def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
@@ -342,22 +345,22 @@ class SwitchStep(StepPart, StepWork):
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Every branch that can be taken."""
+        """The names of all branches of the step."""
         return tuple(dict.fromkeys([*self.cases, *([self.default] if self.default else [])]))
 
 
 class MapStep(StepPart, StepWork):
-    """Does a step for each item of a list. Its output is the list of their outputs, in the order of the items."""
+    """Runs a step for each item of a list. Its output is the list of their outputs, in the order of the items."""
 
     kind: Literal["map"]
-    #: Gives the list.
+    #: An expression that returns the list.
     over: Expression
-    #: What is done for each; its templates and expressions see `item` and `index` too.
+    #: The step for each item. Its templates and expressions can also use `item` and `index`.
     step: MapBody
-    #: Items that are done at a time.
+    #: Maximum number of items in progress at a time.
     max_parallel: int = Field(default=32, ge=1, le=1000)
-    #: `fail`: the first item that fails for good stops the others, and the map fails. `collect`: all are done, and the
-    #: output of one that failed is null.
+    #: `fail`: the first item that fails permanently cancels the others, and the map fails. `collect`: all items run,
+    #: and the output of a failed item is null.
     on_error: Literal["fail", "collect"] = "fail"
 
     def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
@@ -365,9 +368,9 @@ class MapStep(StepPart, StepWork):
 
 
 class Approval(DocumentPart):
-    """A decision by a person."""
+    """The approval of a person."""
 
-    #: What the person reads.
+    #: The text for the person who decides.
     message: Template
 
 
@@ -375,51 +378,51 @@ class WaitStep(StepPart, StepWork):
     """Waits: for some time, until an instant, for an event, or for a person's approval."""
 
     kind: Literal["wait"]
-    #: Once by itself: what was waited for in vain is not waited for again.
+    #: A wait is not retried by default.
     retry: Retry = Retry(max_attempts=1)
     for_: Duration | None = Field(default=None, alias="for")
-    #: Gives an instant as text: `2026-11-21T09:00:00Z`.
+    #: An expression that returns an instant: a timestamp, or a string such as `2026-11-21T09:00:00Z`.
     until: Expression | None = None
-    #: The name of the event. Its output is the event's payload.
+    #: The name of an event. The output of the step is the payload of the event.
     event: str | None = Field(default=None, pattern=ID)
-    #: The JSON Schema of the payload.
+    #: The JSON Schema of the event's payload.
     schema_: Mapping[str, Any] | None = Field(default=None, alias="schema")
     approval: Approval | None = None
-    #: For an event or an approval: how long it is waited for.
-    expires: Span | None = None
-    #: What is done then: the step fails, or takes its branch `timed_out`.
+    #: The time limit for an event or an approval.
+    expires: PositiveDuration | None = None
+    #: What happens after the time limit: the step fails, or takes its branch `timed_out`.
     on_timeout: Literal["fail", "continue"] = "fail"
 
     @model_validator(mode="after")
-    def _one_of_four(self) -> WaitStep:
+    def _has_one_condition(self) -> WaitStep:
         if sum(one is not None for one in (self.for_, self.until, self.event, self.approval)) != 1:
-            raise ValueError("a wait step has one of 'for', 'until', 'event' and 'approval'")
+            raise ValueError("a wait step needs exactly one of 'for', 'until', 'event' and 'approval'")
         if self.event is None and self.schema_ is not None:
-            raise ValueError("'schema' goes with 'event'")
+            raise ValueError("'schema' can be used with 'event' only")
         if self.signal is None and (self.expires is not None or self.on_timeout != "fail"):
-            raise ValueError("'expires' and 'on_timeout' go with 'event' or 'approval'")
+            raise ValueError("'expires' and 'on_timeout' can be used with 'event' or 'approval' only")
         if self.on_timeout != "fail" and self.expires is None:
-            raise ValueError("'on_timeout' goes with 'expires': without it, the step waits for ever")
+            raise ValueError("'on_timeout' needs 'expires': without it, the step never times out")
         return self
 
     @property
     def signal(self) -> str | None:
-        """The name of the event that answers it; an approval is answered under the step's id."""
+        """The name of the event that completes the step; for an approval this is the id of the step."""
         return self.id if self.approval is not None else self.event
 
     @property
     def payload(self) -> Mapping[str, Any]:
-        """The JSON Schema of what answers it."""
+        """The JSON Schema of the payload of that event."""
         return APPROVAL_PAYLOAD if self.approval is not None else self.schema_ or {}
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Every branch that can be taken."""
+        """The names of all branches of the step."""
         answered = (APPROVED, REJECTED) if self.approval is not None else ()
         return (*answered, *([TIMED_OUT] if self.on_timeout == "continue" else []))
 
     def branch_of(self, payload: Any) -> str | None:
-        """The branch that an answer takes."""
+        """Return the branch that the step takes for a payload; None when it has no branches to choose from."""
         if self.approval is None:
             return None
         return APPROVED if payload["approved"] else REJECTED
@@ -433,7 +436,7 @@ class WaitStep(StepPart, StepWork):
             yield "until", self.until, "time"
 
 
-#: What a person's answer must be.
+#: The JSON Schema of an approval's payload.
 APPROVAL_PAYLOAD: Mapping[str, Any] = {
     "type": "object",
     "required": ["approved"],
@@ -458,28 +461,28 @@ AnyStep = (
     | WaitStep
 )
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
-#: The kinds, as messages list them.
+#: The kinds of steps, in the order in which messages list them.
 KINDS = ("generate", "embed", "transform", "http", "workflow", "map", "switch", "wait", "join", "noop")
-#: What asks a model.
+#: The kinds of work that use a model.
 MODEL_KINDS = (GenerateFields, EmbedFields)
 
 
-def body_of(step: AnyStep) -> AnyStep | MapBody:
-    """What is done when a worker has it: for an item of a map, the step of the map."""
+def work_of(step: AnyStep) -> AnyStep | MapBody:
+    """Return the work of a step; for a map, that of each item."""
     return step.step if isinstance(step, MapStep) else step
 
 
 def branches_of(step: AnyStep) -> tuple[str, ...]:
-    """The branches that others can need."""
+    """Return the branches of a step that other steps can need."""
     return step.branches if isinstance(step, SwitchStep | WaitStep) else ()
 
 
-def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+def _strings(value: Any, where: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _texts(inner, f"{where}.{name}")
+            yield from _strings(inner, f"{where}.{name}")
     elif isinstance(value, list | tuple):
         for i, inner in enumerate(value):
-            yield from _texts(inner, f"{where}[{i}]")
+            yield from _strings(inner, f"{where}[{i}]")

@@ -51,7 +51,7 @@ def call(change: RunChange, claim: Claim, called: Called) -> None:
     if caller.depth + 1 > submission.MAX_DEPTH:
         change.fail(claim.key, claim.attempt, FailureReason.INVALID_REQUEST, submission.TOO_DEEP)
         return
-    labels = namespaces.inherited(caller.labels)
+    labels = namespaces.inherited_labels(caller.labels)
     request = Submission(
         called.definition, called.inputs, called.version, caller.priority, rank=caller.rank, labels=labels
     )

@@ -19,7 +19,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.access import namespaces
-from app.kernel import ids, log, texts
+from app.kernel import ids, log
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import (
     ConcurrencyLimitReached,
@@ -29,6 +29,7 @@ from app.kernel.errors import (
     Problem,
     StepFailure,
 )
+from app.kernel.security import texts
 from app.workflows.expressions import templates
 from app.workflows.language import inputs
 from app.workflows.language.definition import Definition

@@ -139,10 +139,10 @@ _SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
     """One run; up to `most` bytes of its inputs, of its output and of its steps' outputs are shown. Raises NotFound."""
     with database.work() as work:
-        work.ask(_SNAPSHOT)
-        found = work.ask_of(RunDetails, _RUN, {"id": run_id, "most": most})
-        steps_found = work.ask_of(StepDetails, _STEPS, {"id": run_id, "most": most})
-        attempts_found = work.ask_of(AttemptDetails, _ATTEMPTS, {"id": run_id})
+        work.execute(_SNAPSHOT)
+        found = work.execute_of(RunDetails, _RUN, {"id": run_id, "most": most})
+        steps_found = work.execute_of(StepDetails, _STEPS, {"id": run_id, "most": most})
+        attempts_found = work.execute_of(AttemptDetails, _ATTEMPTS, {"id": run_id})
         row: RunDetails | None = next(iter(_shown(work, found.fetchall(), "inputs", "output")), None)
         if row is None:
             raise NotFound("run", str(run_id))
@@ -233,7 +233,7 @@ def _items_text(database: Database, step_id: UUID) -> Iterator[str]:
     after, rows = -1, None
     while rows is None or len(rows) == _ITEMS_AT_A_TIME:
         with database.work() as work:
-            work.ask(_SNAPSHOT)
+            work.execute(_SNAPSHOT)
             rows = work.rows(_ITEM_TEXTS, {"id": step_id, "after": after, "limit": _ITEMS_AT_A_TIME})
             texts = [payloads.text_of(work, row.output, row.output_sha256) or "null" for row in rows]
         yield "".join(f"{',' if row.item else '['}{made}" for row, made in zip(rows, texts, strict=True))

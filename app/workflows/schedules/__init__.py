@@ -1,1 +1,1 @@
-"""Schedules: workflows that are run at given times, each time once."""
+"""Schedules: they start runs of workflows at given times, exactly one run for each time."""

@@ -1,8 +1,7 @@
 """
-Checks: whether a document is a schedule.
+Checks of a schedule document that need no database.
 
-Every problem that can be seen without a database is found in one reading, with its path, its line where the source has
-lines, and what would do.
+One call reports every problem, each with its path, its line (where the source has lines) and what would be accepted.
 """
 
 from __future__ import annotations
@@ -17,28 +16,28 @@ from zoneinfo import available_timezones
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from app.kernel import durations
 from app.kernel.errors import InvalidInput, Problem
+from app.kernel.units import durations
 from app.workflows.language import source
 from app.workflows.language.source import DefinitionSource
-from app.workflows.schedules.schedule import NO_ZONES, CatchUp, Schedule
+from app.workflows.schedules.schedule import EXCLUDED_ZONES, CatchUp, Schedule
 
 #: How messages call the input.
-WHAT = "schedule"
+SUBJECT = "schedule"
 
 
 def parse(text: str) -> Schedule:
-    """A schedule from YAML or JSON text. Raises InvalidInput with every problem found."""
+    """Return a schedule from YAML or JSON text. Raises InvalidInput with every problem found."""
     try:
         document = source.read(text)
     except InvalidInput as error:
-        raise InvalidInput(error.problems, WHAT) from None
+        raise InvalidInput(error.problems, SUBJECT) from None
     return check(document)
 
 
 def check(document: DefinitionSource) -> Schedule:
-    """A schedule from plain data. Raises InvalidInput with every problem found."""
-    with placed(document):
+    """Return a schedule from plain data. Raises InvalidInput with every problem found."""
+    with with_lines(document):
         try:
             schedule = Schedule.model_validate(document.data)
         except ValidationError as error:
@@ -49,17 +48,17 @@ def check(document: DefinitionSource) -> Schedule:
 
 
 @contextmanager
-def placed(document: DefinitionSource) -> Iterator[None]:
-    """Problems raised in the block get the lines of the document."""
+def with_lines(document: DefinitionSource) -> Iterator[None]:
+    """Add the lines of the document to the problems of an InvalidInput that the block raises."""
     try:
         yield
     except InvalidInput as error:
         found = [Problem(p.where, p.message, p.accepted, document.line(p.where)) for p in error.problems]
-        raise InvalidInput(sorted(found, key=lambda problem: problem.line or 0), WHAT) from None
+        raise InvalidInput(sorted(found, key=lambda problem: problem.line or 0), SUBJECT) from None
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """What would have been accepted instead of a name, for a message."""
+    """Return the accepted names for a message, with the most similar one as a suggestion."""
     close = difflib.get_close_matches(name, known, n=1)
     listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     return f"{listed}; did you mean {close[0]!r}?" if close else listed
@@ -68,39 +67,39 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def _problems(schedule: Schedule) -> Iterator[Problem]:
     starts, ends = schedule.starts, schedule.ends
     if starts is not None and ends is not None and ends <= starts:
-        yield Problem("end", "it lies before the start", f"an instant after {schedule.start}")
+        yield Problem("end", "the end is not after the start", f"an instant after {schedule.start}")
     if schedule.catch_up.runs == "latest" and "limit" in schedule.catch_up.model_fields_set:
-        yield Problem("catch_up.limit", "the limit is of 'runs: all'; of the latest there is one", "runs: all")
+        yield Problem("catch_up.limit", "'limit' can be used with 'runs: all' only", "runs: all")
 
 
 def _problem(item: ErrorDetails) -> Problem:
     where, kind, given = ".".join(str(part) for part in item["loc"]), item["type"], item["input"]
-    message, accepted, shown = item["msg"].removeprefix("Value error, "), "", _shortened(given)
+    message, accepted, shown = item["msg"].removeprefix("Value error, "), "", _shown(given)
     if kind == "extra_forbidden":
         fields = CatchUp.model_fields if item["loc"][0] == "catch_up" else Schedule.model_fields
-        message, accepted = "there is no such field here", nearest(str(item["loc"][-1]), list(fields))
+        message, accepted = "unknown field", nearest(str(item["loc"][-1]), list(fields))
     elif kind == "missing":
         message = "this field is missing"
     elif kind == "model_type":
         message = "this must be a mapping of fields"
     elif where == "schedule" and kind == "string_pattern_mismatch":
-        message, accepted = f"{shown} is no name of a schedule", "lower-case words joined by hyphens"
+        message, accepted = f"{shown} is not a schedule name", "lower-case words joined by hyphens"
     elif where == "timezone" and kind == "value_error":
-        message, accepted = f"{shown}: {message}", _zone_like(str(given)[:100])
+        message, accepted = f"{shown}: {message}", _zone_suggestion(str(given)[:100])
     elif where and not isinstance(given, dict | list) and shown not in message:
         message = f"{shown}: {message}"
     return Problem(where, message, accepted)
 
 
-def _shortened(value: Any) -> str:
-    """A value for a message."""
+def _shown(value: Any) -> str:
+    """Return a value for a message, shortened."""
     text = repr(durations.show(value) if isinstance(value, timedelta) else value)
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
-def _zone_like(name: str) -> str:
-    """What is accepted, and a zone that may have been meant: the whole name, or its last part, is nearly right."""
-    zones = sorted((zone for zone in available_timezones() if not zone.startswith(NO_ZONES)), reverse=True)
+def _zone_suggestion(name: str) -> str:
+    """Return what is accepted, and suggests a zone whose name, or the last part of it, is similar."""
+    zones = sorted((zone for zone in available_timezones() if not zone.startswith(EXCLUDED_ZONES)), reverse=True)
     by_place = {zone.rpartition("/")[2]: zone for zone in zones}
     wanted = name.replace(" ", "_")
     close = difflib.get_close_matches(wanted, zones, n=1, cutoff=0.75)

@@ -1,12 +1,13 @@
 """
-Cron expressions: five fields, read as Debian's cron reads them, in a time zone.
+Cron expressions of five fields in a time zone, with the semantics of Debian's cron.
 
     minute  hour  day of the month  month  day of the week (0 and 7 are Sunday)
 
-Where both days are restricted, either may match. `L` is the last day of a month, `MON#2` its second Monday, `5L` its
-last Friday. When clocks go forward, what a fixed time skips fires once, right after the change; when they go back, it
-fires at the first of the two. An expression whose minute or hour begins with `*` goes by the clock as it is: what is
-skipped is skipped, and an hour that comes twice fires twice.
+When both day fields are restricted, a match of either is enough. `L` is the last day of a month, `MON#2` its second
+Monday, `5L` its last Friday.
+When clocks go forward, a skipped fixed time fires once, right after the change. When clocks go back, a repeated fixed
+time fires at its first occurrence only. An expression whose minute or hour starts with `*` follows the wall clock:
+skipped times do not fire, and a repeated hour fires twice.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ ALIASES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-#: What messages tell people to write.
+#: The accepted syntax, for messages.
 ACCEPTED = f"minute hour day-of-month month day-of-week, such as '30 2 * * 1-5', or {', '.join(ALIASES)}"
-#: Characters of one expression.
+#: Maximum characters of one expression.
 MAX_LENGTH = 200
 
-#: The places of fields, by the names that the library gives them; and what stands in each.
+#: The position of each field and its accepted values, by the field's name in the library's errors.
 _FIELDS = {
     "minute": (0, "0-59"),
     "hour": (1, "0-23"),
@@ -42,35 +43,35 @@ _FIELDS = {
 
 def parse(text: str) -> str:
     """
-    The five fields that the text stands for.
+    Return the expression with aliases expanded to five fields.
 
-    Raises ValueError naming the field that is wrong and what may stand there; also for a date that never comes.
+    Raises ValueError with the invalid field and its accepted values, or when the expression never matches a date.
     """
     fields = ALIASES.get(text.strip().lower(), text).split()
     if len(text) > MAX_LENGTH or len(fields) != 5:
-        raise ValueError(f"this is no cron expression of five fields: write {ACCEPTED}")
+        raise ValueError(f"this is not a cron expression of five fields: write {ACCEPTED}")
     expression = " ".join(fields)
     try:
         next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
     except CronSimError as error:
         name = str(error).removeprefix("Bad ")
         place, accepted = _FIELDS[name]
-        reason = f"there is no {name} {fields[place]!r}: write {accepted}, lists, ranges or steps such as */15"
+        reason = f"the {name} {fields[place]!r} is invalid: write {accepted}, lists, ranges or steps such as */15"
         raise ValueError(reason) from None
     except StopIteration:
-        raise ValueError("this names a date that never comes") from None
+        raise ValueError("the expression never matches a date") from None
     return expression
 
 
 def instants(expression: str, zone: tzinfo, after: datetime) -> Iterator[datetime]:
     """
-    Every instant after `after` that the parsed expression names, rising, in UTC. Ends when none comes for 50 years.
+    Yield the matching instants after `after`, ascending, in UTC. Ends when none follows within 50 years.
 
-    Wherever it begins, the instants are the same.
+    The instants do not depend on `after`.
     """
     try:
-        # In the second of two equal hours the library begins with those of the first; from a second within a minute, it
-        # may find what it passes over when it begins earlier.
+        # When the search starts in the second of two equal hours, the library also returns instants of the first hour.
+        # When it starts within a minute, the library may return an instant that an earlier start would skip.
         begin = after.astimezone(zone).replace(second=0, microsecond=0)
         for found in CronSim(expression, begin):
             instant = found.astimezone(UTC)

@@ -1,4 +1,4 @@
-"""The inputs of a fire: those of the schedule, its texts rendered over what is known of the fire."""
+"""The inputs of a fire: the inputs of the schedule, with their templates rendered for the fire."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ACCEPTED = "templates over fire.at, fire.date, fire.time, schedule.name; write 
 
 
 def render(schedule: Schedule, at: datetime) -> dict[str, Any]:
-    """The inputs for the fire at an instant. Raises InvalidInput with a problem for each that cannot be rendered."""
+    """Return the inputs of the fire at an instant. Raises InvalidInput with a problem for each failed template."""
     local = at.astimezone(schedule.zone)
     data = {
         "fire": {"at": local.isoformat(timespec="seconds"), "date": f"{local:%Y-%m-%d}", "time": f"{local:%H:%M}"},

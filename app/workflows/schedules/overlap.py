@@ -1,12 +1,12 @@
 """
-Overlap: what becomes of the fires of a schedule while a run of an earlier one still goes on.
+The overlap policy: what happens to a fire while the run of an earlier fire is still active.
 
-    waiting ──→ starting ──→ fired      a run was submitted
-       │            └──────→ failed     it could not be
+    waiting ──→ starting ──→ fired      its run was submitted
+       │            └──────→ failed     its run could not be submitted
        └──→ skipped
-    missed                              it never waited
+    missed                              it was never waiting
 
-Except where the schedule allows it, at most one of its runs goes on at a time.
+At most one run of a schedule is active at a time, unless its policy is `allow`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from enum import StrEnum
 
 from app.workflows.schedules.schedule import Overlap
 
-#: Fires that may wait for an earlier run; further ones are skipped.
-MOST_WAITING = 100
+#: Maximum number of fires that wait for an earlier run; further fires are skipped.
+MAX_WAITING = 100
 
 
 class FireState(StrEnum):
-    """Where a fire stands."""
+    """The state of a fire."""
 
-    #: It came due and is not decided yet, or waits for an earlier run to end.
+    #: It is due and not decided yet, or it waits for an earlier run to end.
     WAITING = "waiting"
     #: Its run is about to be submitted.
     STARTING = "starting"
@@ -36,54 +36,58 @@ class FireState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Going:
-    """A fire that has begun, and whose run has not ended."""
+class ActiveFire:
+    """A started fire whose run has not ended."""
 
     at: datetime
-    #: For messages: the run's id, where there is one yet.
+    #: The id of its run, for messages; None before the run is submitted.
     run_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """What becomes of the fires that wait; those not named go on waiting."""
+class OverlapDecision:
+    """The decision about waiting fires. A fire that it does not contain keeps waiting."""
 
-    #: Places in the list of those that wait.
-    begin: tuple[int, ...] = ()
-    #: Place, and why.
+    #: Indices of the waiting fires that start.
+    start: tuple[int, ...] = ()
+    #: Index and reason of each waiting fire that is skipped.
     skip: tuple[tuple[int, str], ...] = ()
-    #: Every run that goes on is to be cancelled.
+    #: Whether the active runs must be cancelled.
     cancel: bool = False
 
 
-def settle(overlap: Overlap, waiting: Sequence[datetime], going: Sequence[Going]) -> Settled:
-    """Decide about fires that wait, the earliest first."""
+def decide_overlap(overlap: Overlap, waiting: Sequence[datetime], active: Sequence[ActiveFire]) -> OverlapDecision:
+    """Decide about the waiting fires, which are ordered by their instants."""
     places = range(len(waiting))
     if not waiting:
-        return Settled()
+        return OverlapDecision()
     match overlap:
         case Overlap.ALLOW:
-            return Settled(begin=tuple(places))
+            return OverlapDecision(start=tuple(places))
         case Overlap.SKIP:
-            begin = () if going else (0,)
-            reason = _told(going[0]) if going else f"the run of {_shown(waiting[0])} has just begun"
-            return Settled(begin=begin, skip=tuple((place, reason) for place in places[len(begin) :]))
+            start = () if active else (0,)
+            reason = (
+                _still_running(active[0]) if active else f"the run of {_format_instant(waiting[0])} has just started"
+            )
+            return OverlapDecision(start=start, skip=tuple((place, reason) for place in places[len(start) :]))
         case Overlap.QUEUE:
-            begin = () if going else (0,)
-            full = f"{MOST_WAITING} earlier fires wait already"
-            spare = places[len(begin) + MOST_WAITING :]
-            return Settled(begin=begin, skip=tuple((place, full) for place in spare))
+            start = () if active else (0,)
+            full = f"{MAX_WAITING} earlier fires are already waiting"
+            spare = places[len(start) + MAX_WAITING :]
+            return OverlapDecision(start=start, skip=tuple((place, full) for place in spare))
         case Overlap.CANCEL_RUNNING:
             newest = places[-1]
-            reason = f"the fire of {_shown(waiting[newest])} came before it could begin"
-            begin = () if going else (newest,)
-            return Settled(begin=begin, skip=tuple((place, reason) for place in places[:-1]), cancel=bool(going))
+            reason = f"the fire of {_format_instant(waiting[newest])} became due before it could start"
+            start = () if active else (newest,)
+            return OverlapDecision(
+                start=start, skip=tuple((place, reason) for place in places[:-1]), cancel=bool(active)
+            )
 
 
-def _told(going: Going) -> str:
-    run = "the run" if going.run_id is None else f"run {going.run_id}"
-    return f"{run} of {_shown(going.at)} still goes on"
+def _still_running(active: ActiveFire) -> str:
+    run = "the run" if active.run_id is None else f"run {active.run_id}"
+    return f"{run} of {_format_instant(active.at)} is still active"
 
 
-def _shown(instant: datetime) -> str:
+def _format_instant(instant: datetime) -> str:
     return instant.strftime("%Y-%m-%d %H:%M:%SZ")

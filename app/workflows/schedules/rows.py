@@ -1,11 +1,11 @@
 """
-The rows of schedules.
+The database tables of schedules.
 
-    schedule         when a workflow is run, and up to when that is decided
-    schedule_fire    what became of an instant: a run, or why there is none
+    schedule         the document, and the instant up to which all fires are decided
+    schedule_fire    the outcome of an instant: a run, or the reason why there is none
 
-An instant has at most one row, and its run an idempotency key that follows from it: it fires at most once.
-A fire is open until its run is seen to have ended; only open ones are looked at again.
+An instant has at most one row, and the idempotency key of its run is derived from the instant: it fires at most once.
+A fire is open until it is closed after the end of its run; only open fires are read again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _instant(*, nullable: bool = True, default: str | None = None) -> Any:
 
 
 class ScheduleRow(SQLModel, table=True):
-    """A schedule."""
+    """A schedule, and the state of its timetable."""
 
     __tablename__ = "schedule"
     __table_args__ = (
@@ -37,19 +37,19 @@ class ScheduleRow(SQLModel, table=True):
     id: UUID = Field(primary_key=True)
     name: str = Field(max_length=100)
     document: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
-    #: Every instant up to this one is decided.
+    #: All instants up to this one are decided.
     decided_to: datetime = Field(sa_column=_instant(nullable=False))
-    #: When the next fire is due; None when none follows.
+    #: When the next fire is due; None when there is none.
     next_at: datetime | None = Field(default=None, sa_column=_instant())
     paused_at: datetime | None = Field(default=None, sa_column=_instant())
-    #: In the words of whoever paused it.
+    #: The reason given by the user or the service that paused it.
     paused_reason: str | None = Field(default=None, sa_column=Column(Text))
     created_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))
     updated_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))
 
 
 class ScheduleFireRow(SQLModel, table=True):
-    """A fire of a schedule; one that is missed or skipped may stand for several in a row."""
+    """A fire of a schedule. A missed or skipped row may represent several consecutive fires."""
 
     __tablename__ = "schedule_fire"
     __table_args__ = (
@@ -61,17 +61,18 @@ class ScheduleFireRow(SQLModel, table=True):
 
     id: UUID = Field(primary_key=True)
     schedule_id: UUID = Field(foreign_key="schedule.id", ondelete="CASCADE")
-    #: The instant that the trigger names, or when somebody asked for a run by hand.
+    #: The instant of the trigger, or of the manual request.
     at: datetime = Field(sa_column=_instant(nullable=False))
     by_hand: bool = False
-    #: `at` and its jitter.
+    #: `at` plus its jitter.
     due_at: datetime = Field(sa_column=_instant(nullable=False))
-    #: Where the row stands for several: the instant of the last, and how many; None for more than were counted.
+    #: For a row that represents several fires: the instant of the last one, and their number; None when there are more
+    #: than were counted.
     last_at: datetime | None = Field(default=None, sa_column=_instant())
     count: int | None = 1
     state: str = Field(max_length=16)
     open: bool = False
     reason: str | None = Field(default=None, sa_column=Column(Text))
     run_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("run.id", ondelete="SET NULL")))
-    #: When its state was written.
+    #: When its state was last changed.
     decided_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))

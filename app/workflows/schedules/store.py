@@ -1,8 +1,8 @@
 """
-The statements on the rows of schedules.
+The SQL statements for schedules and their fires.
 
-Whatever decides about a schedule holds its row locked; fires that are to begin are then submitted without a lock, and
-what came of it is written by compare-and-set. Every instant is the database's.
+Decisions about a schedule are made while its row is locked. The runs of starting fires are then submitted without a
+lock, and the outcome is written by compare-and-set. All instants come from the database's clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from app.workflows.state_machine.states import FINAL_RUNS
 
 _ENDED = ", ".join(f"'{state}'" for state in sorted(FINAL_RUNS))
 
-#: A run of the schedule has ended, or was removed.
+#: Closes the fires whose run has ended or was removed.
 _CLOSE = text(f"""
     UPDATE schedule_fire SET open = false
     WHERE schedule_id = :id AND open AND state = 'fired'
@@ -35,7 +35,7 @@ _READY = text("""
     ) AS found GROUP BY id ORDER BY min(next_at) LIMIT :limit
 """)
 _COLUMNS = "id, name, document, decided_to, next_at, paused_at, paused_reason, created_at, updated_at"
-#: The instant is read once the lock is held, so that decisions about a schedule never go back in time.
+#: Read after the lock is acquired, so that decisions about a schedule never go back in time.
 _NOW = text("SELECT clock_timestamp() AS now")
 _LOCK_NAME = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759404))")
 _LOCK_BY_NAME = text(f"SELECT {_COLUMNS} FROM schedule WHERE name = :name FOR UPDATE")
@@ -108,7 +108,7 @@ _FIRES = text("""
 
 
 def now(work: UnitOfWork) -> datetime:
-    """The present instant."""
+    """Return the current time of the database."""
     row = work.row(_NOW)
     assert row is not None
     found: datetime = row.now
@@ -116,68 +116,68 @@ def now(work: UnitOfWork) -> datetime:
 
 
 def ready(work: UnitOfWork, limit: int) -> list[UUID]:
-    """Schedules about which there is something to decide, those that wait longest first."""
+    """Return the ids of at most `limit` schedules that need a decision, those that are due longest first."""
     return [row.id for row in work.rows(_READY, {"limit": limit})]
 
 
 def lock_name(work: UnitOfWork, name: str) -> None:
-    """Let nobody else store a schedule of that name until the end of the transaction."""
+    """Lock the name of a schedule for storing until the end of the transaction."""
     work.run(_LOCK_NAME, {"name": name})
 
 
 def lock(work: UnitOfWork, name: str) -> Any | None:
-    """The schedule of that name, locked until the end of the transaction."""
+    """Return the schedule with that name, locked until the end of the transaction; None when there is none."""
     return work.row(_LOCK_BY_NAME, {"name": name})
 
 
 def lock_if_free(work: UnitOfWork, schedule_id: UUID) -> Any | None:
-    """The schedule, locked until the end of the transaction; None when somebody else decides about it."""
+    """Return the schedule, locked until the end of the transaction; None when it is locked by another transaction."""
     return work.row(_LOCK_IF_FREE, {"id": schedule_id})
 
 
 def insert(work: UnitOfWork, schedule_id: UUID, name: str, document: str, decided_to: datetime) -> None:
-    """Write a schedule."""
+    """Insert a schedule."""
     work.run(_INSERT, {"id": schedule_id, "name": name, "document": document, "decided_to": decided_to})
 
 
 def replace(work: UnitOfWork, schedule_id: UUID, document: str) -> None:
-    """Write another document."""
+    """Replace the document of a schedule."""
     work.run(_REPLACE, {"id": schedule_id, "document": document})
 
 
-def move(work: UnitOfWork, schedule_id: UUID, decided_to: datetime, next_at: datetime | None) -> None:
-    """Every instant up to `decided_to` is decided."""
+def move_cursor(work: UnitOfWork, schedule_id: UUID, decided_to: datetime, next_at: datetime | None) -> None:
+    """Record that all instants up to `decided_to` are decided, and when the next fire is due."""
     work.run(_MOVE, {"id": schedule_id, "decided_to": decided_to, "next_at": next_at})
 
 
 def pause(work: UnitOfWork, schedule_id: UUID, reason: str | None) -> None:
-    """It fires no more."""
+    """Pause a schedule."""
     work.run(_PAUSE, {"id": schedule_id, "reason": reason})
 
 
 def resume(work: UnitOfWork, schedule_id: UUID) -> None:
-    """It fires again."""
+    """Resume a schedule."""
     work.run(_RESUME, {"id": schedule_id})
 
 
 def delete(work: UnitOfWork, name: str) -> bool:
-    """Remove a schedule and its fires; its runs stay. False when there is none."""
+    """Delete a schedule and its fires, but not its runs. Returns False when there is none."""
     return work.run(_DELETE, {"name": name}) == 1
 
 
 def insert_fires(work: UnitOfWork, values: Sequence[Mapping[str, Any]]) -> None:
-    """Write fires. One that is there already stays as it is."""
+    """Insert fires. A fire that exists already is not changed."""
     if values:
         work.run(_INSERT_FIRE, list(values))
 
 
 def close_ended(work: UnitOfWork, schedule_id: UUID) -> None:
-    """Look no more at fires whose run has ended."""
+    """Close the fires whose run has ended."""
     work.run(_CLOSE, {"id": schedule_id})
 
 
 def open_fires(work: UnitOfWork, schedule_id: UUID) -> list[Any]:
-    """Fires that are not decided or whose run goes on, the earliest first."""
+    """Return the fires that are not decided or whose run is active, the earliest first."""
     return work.rows(_OPEN, {"id": schedule_id})
 
 
@@ -190,29 +190,29 @@ def decide(
     reason: str | None = None,
     run_id: UUID | None = None,
 ) -> bool:
-    """Move a fire from one state to another; False when it was moved before."""
+    """Move a fire from the state `was` to another; return False when it is no longer in that state."""
     is_open = state in {FireState.STARTING, FireState.FIRED}
     values = {"id": fire_id, "was": was, "state": state, "reason": reason, "open": is_open, "run_id": run_id}
     return work.run(_DECIDE, values) == 1
 
 
 def prune(work: UnitOfWork, schedule_id: UUID, keep: timedelta) -> None:
-    """Remove fires that were decided longer ago than `keep`."""
+    """Delete closed fires that were decided longer ago than `keep`."""
     work.run(_PRUNE, {"id": schedule_id, "keep": keep})
 
 
 def view(work: UnitOfWork, name: str) -> Any | None:
-    """A schedule with its last fire and its last run."""
+    """Return a schedule with its last fire and its last run; None when there is none."""
     return work.row(_ONE, {"name": name})
 
 
 def views(work: UnitOfWork) -> list[Any]:
-    """Every schedule with its last fire and its last run, by name."""
+    """Return all schedules with their last fire and their last run, by name."""
     return work.rows(_ALL)
 
 
 def names(work: UnitOfWork) -> list[str]:
-    """The names of all."""
+    """Return the names of all schedules."""
     return [row.name for row in work.rows(_NAMES)]
 
 
@@ -225,6 +225,6 @@ def fires(
     states: Sequence[str] | None = None,
     fire_id: UUID | None = None,
 ) -> list[Any]:
-    """What became of its instants, the latest first, from before the fire `before`."""
+    """Return fires of a schedule, the latest first, starting before the fire `before`."""
     values = {"id": schedule_id, "limit": limit, "before": before, "fire": fire_id}
     return work.rows(_FIRES, values | {"states": list(states) if states else None})

@@ -1,11 +1,11 @@
 """
-The timetable of a schedule: when it fires, what is due, and what was missed.
+The timetable of a schedule: when it fires, which fires are due, and which were missed.
 
-Every instant that the trigger names after `last` is decided once: it fires, or it is missed with the reason said.
-What is due fires unless it is later than the catch-up window; of several, the latest, or all up to a limit.
-A jitter makes a fire late by a part that follows from the schedule and the instant, the same wherever it is asked.
+Every instant of the trigger after `last` is decided once: it fires, or it is missed with a reason.
+A due instant fires unless it is later than the catch-up window; of several, the latest fires, or all up to a limit.
+Jitter delays a fire by a part that is derived from the schedule and the instant, so every host computes the same delay.
 
-Nothing here reads a clock: the caller passes `now`. What a long outage costs does not grow with its length.
+Nothing here reads a clock: the caller passes `now`. The cost does not grow with the length of an outage.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise, takewhile
 
-from app.kernel import durations
+from app.kernel.units import durations
 from app.workflows.schedules import cron
 from app.workflows.schedules.schedule import Schedule
 
-#: Missed fires are counted up to here.
-COUNTED = 1000
+#: The maximum number of missed fires that are counted.
+MAX_COUNTED = 1000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TICK = timedelta(microseconds=1)
@@ -30,7 +30,7 @@ _TICK = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Fire:
-    """An instant of the trigger, and when it is due: `at`, and its jitter."""
+    """An instant `at` of the trigger, and when its fire is due: `at` plus its jitter."""
 
     at: datetime
     due_at: datetime
@@ -38,40 +38,40 @@ class Fire:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """Instants in a row that do not fire."""
+    """Consecutive instants that do not fire."""
 
     first: Fire
     #: The instant of the last of them.
     last: datetime
-    #: None when there are more than COUNTED.
+    #: None when there are more than MAX_COUNTED.
     count: int | None
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is decided about the instants after `last`, as far as they are due."""
+    """The decisions about all due instants."""
 
-    #: They fire, in this order.
+    #: The fires to start, in this order.
     fires: tuple[Fire, ...]
-    #: They do not; they lie before those that fire.
+    #: The missed instants, all of which are before `fires`.
     missed: tuple[Missed, ...]
-    #: Up to here every instant is decided.
+    #: All instants up to this one are decided.
     last: datetime
-    #: The first that is not due yet, if there is one.
+    #: The first fire that is not due yet, if any.
     next: Fire | None
 
 
 @dataclass(frozen=True, slots=True)
 class Timetable:
-    """The instants of a schedule."""
+    """The fires of a schedule."""
 
     schedule: Schedule
-    #: Makes the jitters of two schedules differ: the schedule's id.
+    #: The id of the schedule, so that the jitter of two schedules differs.
     salt: str
 
     def fires(self, after: datetime) -> Iterator[Fire]:
-        """The fires after an instant, in their order."""
+        """Yield the fires after an instant, ascending."""
         starts, ends = self.schedule.starts, self.schedule.ends
         begin = after if starts is None else max(after, starts - _TICK)
         jitter = self.schedule.jitter
@@ -79,7 +79,8 @@ class Timetable:
             every = (Fire(at, at) for at in self._instants(begin))
         else:
             every = (
-                Fire(at, at + self._part(at) * min(jitter, following - at)) for at, following in self._pairs(begin)
+                Fire(at, at + self._jitter_fraction(at) * min(jitter, following - at))
+                for at, following in self._pairs(begin)
             )
         return every if ends is None else takewhile(lambda fire: fire.at < ends, every)
 
@@ -90,34 +91,35 @@ class Timetable:
         return _multiples(self.schedule.every, self.schedule.starts or _EPOCH, after)
 
     def _pairs(self, after: datetime) -> Iterator[tuple[datetime, datetime]]:
-        """Each instant with the one after it."""
+        """Yield each instant with the next one."""
         return pairwise(self._instants(after))
 
-    def _part(self, at: datetime) -> float:
-        """A number from [0, 1)."""
+    def _jitter_fraction(self, at: datetime) -> float:
+        """Return the part of the jitter for an instant, from [0, 1)."""
         digest = hashlib.sha256(f"{self.salt} {at.isoformat()}".encode()).digest()
         return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 
 def upcoming(timetable: Timetable, after: datetime, count: int) -> list[Fire]:
-    """The next fires."""
+    """Return the next `count` fires after an instant."""
     return list(islice(timetable.fires(after), count))
 
 
 def due(timetable: Timetable, last: datetime, now: datetime) -> Due:
-    """What is to be done about the instants after `last`, up to which all are decided."""
-    window, most = timetable.schedule.catch_up.within, timetable.schedule.catch_up.most
-    counted = list(islice(_due(timetable, last, now), COUNTED + 1))
-    whole = len(counted) <= COUNTED
-    known = counted if whole else _latest(timetable, last, now, most + 1)
+    """Decide about the due instants after `last`."""
+    window, max_fires = timetable.schedule.catch_up.within, timetable.schedule.catch_up.max_fires
+    counted = list(islice(_due(timetable, last, now), MAX_COUNTED + 1))
+    all_counted = len(counted) <= MAX_COUNTED
+    known = counted if all_counted else _latest(timetable, last, now, max_fires + 1)
     if not known:
         return Due((), (), last, _first(timetable, last))
-    fires = [fire for fire in known if now - fire.due_at <= window][-most:]
+    fires = [fire for fire in known if now - fire.due_at <= window][-max_fires:]
     left = [fire for fire in known if not fires or fire.at < fires[0].at]
     late = f"later than the catch-up window of {durations.show(window)}"
-    spare = "of the fires in the catch-up window, only the latest " + (f"{most} are" if most > 1 else "is") + " made up"
+    subject, verb = (f"{max_fires} fires", "are") if max_fires > 1 else ("fire", "is")
+    spare = f"only the latest {subject} in the catch-up window {verb} started"
     missed: list[Missed] = []
-    if not whole:
+    if not all_counted:
         reason = late if now - counted[0].due_at > window else spare
         missed.append(Missed(counted[0], left[-1].at, None, reason))
     else:
@@ -128,12 +130,12 @@ def due(timetable: Timetable, last: datetime, now: datetime) -> Due:
     return Due(tuple(fires), tuple(missed), known[-1].at, _first(timetable, known[-1].at))
 
 
-def passed(timetable: Timetable, last: datetime, now: datetime, reason: str) -> Missed | None:
-    """All that came due after `last`, as not to be fired."""
-    counted = list(islice(_due(timetable, last, now), COUNTED + 1))
+def all_missed(timetable: Timetable, last: datetime, now: datetime, reason: str) -> Missed | None:
+    """Return all due instants after `last` as missed, with the given reason; None when there are none."""
+    counted = list(islice(_due(timetable, last, now), MAX_COUNTED + 1))
     if not counted:
         return None
-    if len(counted) <= COUNTED:
+    if len(counted) <= MAX_COUNTED:
         return Missed(counted[0], counted[-1].at, len(counted), reason)
     return Missed(counted[0], _latest(timetable, last, now, 1)[-1].at, None, reason)
 
@@ -143,7 +145,7 @@ def _due(timetable: Timetable, after: datetime, now: datetime) -> Iterator[Fire]
 
 
 def _latest(timetable: Timetable, after: datetime, now: datetime, count: int) -> list[Fire]:
-    """The last so many fires that are due, looked for from the end."""
+    """Return the latest `count` due fires, searched backwards from `now`."""
     span = timedelta(minutes=1)
     while True:
         begin = max(after, now - span)

@@ -1,4 +1,4 @@
-"""The agent of a host, turn by turn, on the real database; its pools are rows whose processes are gone."""
+"""The agent of a host, pass by pass, on the real database; its pools are rows without processes."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def charged(database: Database) -> set[str]:
     return {pool.id for pool in views.pools(database)}
 
 
-def test_a_pool_that_cannot_be_given_back_keeps_no_other_from_it(agent: Agent, database: Database) -> None:
-    agent._turn()
+def test_a_pool_that_cannot_be_released_does_not_stop_the_others(agent: Agent, database: Database) -> None:
+    agent._run_pass()
     assert agent._epoch is not None
     pools = []
     for _ in range(3):
@@ -51,29 +51,29 @@ def test_a_pool_that_cannot_be_given_back_keeps_no_other_from_it(agent: Agent, d
             text(f"ALTER TABLE pool_process ADD CONSTRAINT refuses CHECK (state <> 'ended' OR pool_id <> '{pools[0]}')")
         )
     try:
-        agent._turn()
+        agent._run_pass()
         assert charged(database) == {pools[0]}
     finally:
         with database.work() as work:
             work.run(text("ALTER TABLE pool_process DROP CONSTRAINT refuses"))
-    agent._turn()
+    agent._run_pass()
     assert charged(database) == set()
 
 
-def test_a_turn_goes_on_when_a_model_file_breaks_its_reader(
+def test_a_pass_continues_when_a_model_file_crashes_its_reader(
     agent: Agent, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever defect is left in reading files: the host still beats, and begins and ends pools."""
+    """With a defect in reading files the host still sends heartbeats, and starts and stops pools."""
 
-    def breaks(*_: object, **__: object) -> None:
+    def crashes(*_: object, **__: object) -> None:
         raise ZeroDivisionError("integer division or modulo by zero")
 
-    monkeypatch.setattr("app.footprint.closed_form.closed_form", breaks)
-    agent._turn()
+    monkeypatch.setattr("app.footprint.closed_form.closed_form", crashes)
+    agent._run_pass()
     (host,) = views.hosts(database)
     assert host.host.alive
     assert any("smollm2:135m is not served here" in problem for problem in host.host.problems)
     monkeypatch.undo()
-    agent._files.forget()
-    agent._turn()
+    agent._files.invalidate()
+    agent._run_pass()
     assert views.hosts(database)[0].host.problems == []

@@ -1,4 +1,4 @@
-"""What an agent does about a pool: one decision at a time."""
+"""The decisions of an agent about a pool."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from app.fleet.hosts import Granted
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase
 from workers.agent.convergence import (
-    Begin,
     ConvergenceAction,
     ConvergenceLimits,
-    GiveBack,
+    DatabaseContact,
     Kill,
-    Local,
+    LocalProcess,
+    Release,
+    StartProcess,
     Terminate,
-    Watch,
     decide,
 )
 
@@ -28,7 +28,7 @@ def seconds(value: float) -> timedelta:
 
 
 LIMITS = ConvergenceLimits(
-    start=seconds(300), drain=seconds(20), leave=seconds(10), progress=seconds(120), silence=seconds(30)
+    start=seconds(300), drain=seconds(20), exit=seconds(10), progress=seconds(120), heartbeat=seconds(30)
 )
 HELD = Granted(
     id="p", epoch=1, state=ReservationState.HELD, waits=False, configuration="m.1", model="m:1",
@@ -36,32 +36,36 @@ HELD = Granted(
 )  # fmt: skip
 SERVING = replace(HELD, state=ReservationState.ACTIVE, phase=PoolPhase.SERVING)
 STOPPED = replace(SERVING, desired=Desired.DRAIN, stop_reason="makes room")
-RUNNING = Local(alive=True, age=seconds(60), watched=seconds(600))
+RUNNING = LocalProcess(alive=True, age=seconds(60), contact=seconds(600))
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-SILENT = "it was silent for 31s (setting fleet.heartbeat_timeout)"
-ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
+SILENT = "it sent no heartbeat for 31s (setting fleet.heartbeat_timeout)"
+STOPPING = replace(RUNNING, stop_requested=Desired.DRAIN, stop_requested_ago=seconds(5))
 
 
 @pytest.mark.parametrize(
-    ("pool", "local", "step"),
+    ("pool", "local", "action"),
     [
-        (HELD, None, Begin()),
+        (HELD, None, StartProcess()),
         (replace(HELD, waits=True), None, None),
         (replace(HELD, desired=Desired.DRAIN), None, None),
         (SERVING, RUNNING, None),
-        (SERVING, None, GiveBack("its process is gone")),
-        (SERVING, replace(RUNNING, alive=False), GiveBack("its process ended")),
-        (replace(SERVING, state=ReservationState.SUSPECT), None, GiveBack("its process is gone")),
+        (SERVING, None, Release("its process is gone")),
+        (SERVING, replace(RUNNING, alive=False), Release("its process ended")),
+        (replace(SERVING, state=ReservationState.SUSPECT), None, Release("its process is gone")),
         (STOPPED, RUNNING, Terminate("makes room")),
-        (STOPPED, ASKED, None),
-        (STOPPED, replace(ASKED, asked_ago=seconds(31)), Kill("it did not end within 30s after it was asked to")),
-        (replace(STOPPED, desired=Desired.PREEMPT), ASKED, Terminate("makes room")),
+        (STOPPED, STOPPING, None),
+        (
+            STOPPED,
+            replace(STOPPING, stop_requested_ago=seconds(31)),
+            Kill("it did not end within 30s after it was asked to"),
+        ),
+        (replace(STOPPED, desired=Desired.PREEMPT), STOPPING, Terminate("makes room")),
         (
             replace(STOPPED, desired=Desired.PREEMPT),
-            replace(ASKED, asked=Desired.PREEMPT, asked_ago=seconds(11)),
+            replace(STOPPING, stop_requested=Desired.PREEMPT, stop_requested_ago=seconds(11)),
             Kill("it did not end within 10s after it was asked to"),
         ),
-        (STOPPED, replace(ASKED, alive=False), GiveBack("its process ended")),
+        (STOPPED, replace(STOPPING, alive=False), Release("its process ended")),
         (replace(SERVING, phase=PoolPhase.LOADING), RUNNING, None),
         (
             replace(SERVING, phase=PoolPhase.LOADING),
@@ -71,7 +75,7 @@ ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
         (replace(SERVING, stalled=seconds(121)), RUNNING, Kill("its engine made no progress for 2m1s")),
         (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(20)), RUNNING, None),
         (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(99), phase=None), RUNNING, None),
-        (replace(SERVING, phase=PoolPhase.REFUSED), replace(RUNNING, alive=False), GiveBack("its process ended")),
+        (replace(SERVING, phase=PoolPhase.REFUSED), replace(RUNNING, alive=False), Release("its process ended")),
         (
             replace(SERVING, phase=PoolPhase.DRAINING),
             replace(RUNNING, age=seconds(9999)),
@@ -84,24 +88,24 @@ ASKED = replace(RUNNING, asked=Desired.DRAIN, asked_ago=seconds(5))
         ),
         (replace(SERVING, silent=seconds(30)), RUNNING, None),
         (replace(SERVING, silent=seconds(31)), RUNNING, Kill(SILENT)),
-        (replace(SERVING, silent=seconds(31)), replace(RUNNING, watched=seconds(30)), None),
+        (replace(SERVING, silent=seconds(31)), replace(RUNNING, contact=seconds(30)), None),
         (replace(SERVING, silent=seconds(31), phase=None), RUNNING, None),
         (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(31)), RUNNING, Kill(SILENT)),
-        (replace(STOPPED, silent=seconds(31)), ASKED, Kill(SILENT)),
+        (replace(STOPPED, silent=seconds(31)), STOPPING, Kill(SILENT)),
     ],
 )
-def test_what_is_done_about_a_pool(pool: Granted, local: Local | None, step: ConvergenceAction | None) -> None:
-    assert decide(pool, local, LIMITS) == step
+def test_the_action_for_a_pool(pool: Granted, local: LocalProcess | None, action: ConvergenceAction | None) -> None:
+    assert decide(pool, local, LIMITS) == action
 
 
-def test_a_silence_counts_only_while_the_agent_reaches_the_database() -> None:
-    watch = Watch(silence=seconds(20))
+def test_missing_heartbeats_count_only_while_the_agent_reaches_the_database() -> None:
+    contact = DatabaseContact(heartbeat=seconds(20))
     for now in (100, 102, 112):
-        watch.reached(NOON + seconds(now))
-    assert watch.lasted == seconds(12)
-    watch.reached(NOON + seconds(123))
-    assert watch.lasted == seconds(0), "it was away for more than half of the limit"
-    watch.reached(NOON + seconds(130))
-    assert watch.lasted == seconds(7)
-    watch.reached(NOON + seconds(129))
-    assert watch.lasted == seconds(0), "somebody has set the clock back"
+        contact.note(NOON + seconds(now))
+    assert contact.duration == seconds(12)
+    contact.note(NOON + seconds(123))
+    assert contact.duration == seconds(0), "a gap of more than half of the timeout"
+    contact.note(NOON + seconds(130))
+    assert contact.duration == seconds(7)
+    contact.note(NOON + seconds(129))
+    assert contact.duration == seconds(0), "the clock was set back"

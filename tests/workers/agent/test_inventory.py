@@ -1,4 +1,4 @@
-"""What an agent tells of its host's devices, and what it makes of them. No GPU is needed: their figures are given."""
+"""The inventory of a host: measured use, layouts and the end of processes. GPUs are simulated by their figures."""
 
 from __future__ import annotations
 
@@ -40,64 +40,66 @@ def layouts(host: Settings, database: Database, *devices: MeasuredDevice) -> lis
     return [(one.type, len(one.parts)) for one in found if bool(one.ram) == (one.type != "cpu")]
 
 
-def test_a_model_may_lie_on_any_number_of_gpus(
+def test_a_model_may_be_split_over_several_gpus(
     host: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: True)
     assert layouts(host, database, gpu(0), gpu(1)) == [("cpu", 1), ("NVIDIA L4", 1), ("NVIDIA L4", 2)]
     divided = (gpu(0, parent="GPU-9"), gpu(1, parent="GPU-9"))
-    assert layouts(host, database, *divided) == [("cpu", 1), ("NVIDIA L4", 1)], "CUDA shows a process one instance"
+    assert layouts(host, database, *divided) == [("cpu", 1), ("NVIDIA L4", 1)], (
+        "CUDA shows only one instance to a process"
+    )
 
 
-def test_without_cuda_there_is_nothing_for_gpus(
+def test_without_cuda_there_are_no_layouts_on_gpus(
     host: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pool would be granted the memory of a GPU and fill RAM."""
+    """Otherwise a pool would reserve memory of a GPU and fill RAM."""
     monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: False)
     assert layouts(host, database, gpu(0)) == [("cpu", 1)]
 
 
-def test_a_stand_in_may_lie_on_several_simulated_devices() -> None:
+def test_a_simulated_engine_may_be_split_over_several_devices() -> None:
     entry = SMOLLM2.model_copy(update={"simulated": SMOLLM2.simulated.model_copy(update={"bytes": 9 * GIB + 1})})
     simulated = [
         MeasuredDevice(f"sim-{n}", HardwareKind.SIMULATED, "", 6 * GIB, 6 * GIB, bandwidth=10**9) for n in range(3)
     ]
-    found = list(inventory.stand_in(entry, Inventory((RAM, *simulated))))
+    found = list(inventory.simulated_layouts(entry, Inventory((RAM, *simulated))))
     assert [one.parts for one in found] == [(9 * GIB + 1,), (9 * GIB // 2 + 1,) * 2]
 
 
-def strangers(number: int, *devices: MeasuredDevice, reserved: dict[str, int]) -> int:
-    """What is told of one device while this process is a pool that has reserved so much."""
+def unmanaged(number: int, *devices: MeasuredDevice, reserved: dict[str, int]) -> int:
+    """The unmanaged bytes of one device, while this process is a pool with these reserved bytes."""
     pools = {os.getpid(): reserved}
     return inventory.measured("here", Inventory(devices), FleetSettings(), pools)[number].unmanaged
 
 
-def test_what_strangers_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_other_processes_is_unmanaged(monkeypatch: pytest.MonkeyPatch) -> None:
     card = gpu(0, DeviceProcess(os.getpid(), 3 * GIB), DeviceProcess(1, GIB))
     head_room = FleetSettings().head_room
-    monkeypatch.setattr(inventory, "names_processes", lambda: True)
-    assert strangers(0, card, reserved={"GPU-0": 2 * GIB}) == GIB - head_room, "the head-room is theirs to use"
-    monkeypatch.setattr(inventory, "names_processes", lambda: False)
+    monkeypatch.setattr(inventory, "sees_host_pids", lambda: True)
+    assert unmanaged(0, card, reserved={"GPU-0": 2 * GIB}) == GIB - head_room, "the head-room is for other programs"
+    monkeypatch.setattr(inventory, "sees_host_pids", lambda: False)
     elsewhere = gpu(0, DeviceProcess(999_999_999, 3 * GIB), DeviceProcess(999_999_998, GIB))
-    assert strangers(0, elsewhere, reserved={"GPU-0": 2 * GIB}) == 2 * GIB - head_room
-    assert strangers(0, elsewhere, reserved={"GPU-1": 2 * GIB}) == 4 * GIB - head_room
+    assert unmanaged(0, elsewhere, reserved={"GPU-0": 2 * GIB}) == 2 * GIB - head_room
+    assert unmanaged(0, elsewhere, reserved={"GPU-1": 2 * GIB}) == 4 * GIB - head_room
 
 
-def test_the_ram_of_a_pool_that_reserved_none_is_a_strangers() -> None:
-    alone, beside = ({"GPU-0": GIB}, {"GPU-0": GIB, "here/cpu": GIB})
-    assert strangers(0, RAM, reserved=alone) > strangers(0, RAM, reserved=beside)
+def test_the_ram_of_a_pool_without_reserved_ram_is_unmanaged() -> None:
+    without, with_ram = ({"GPU-0": GIB}, {"GPU-0": GIB, "here/cpu": GIB})
+    assert unmanaged(0, RAM, reserved=without) > unmanaged(0, RAM, reserved=with_ram)
 
 
-def test_a_container_has_processes_of_its_own(tmp_path: Path) -> None:
+def test_a_container_has_its_own_pid_namespace(tmp_path: Path) -> None:
     namespace = tmp_path / "proc/self/ns/pid"
     namespace.parent.mkdir(parents=True)
     namespace.touch()
-    assert not inventory.names_processes(tmp_path)
-    assert inventory.names_processes(tmp_path / "no Linux")
+    assert not inventory.sees_host_pids(tmp_path)
+    assert inventory.sees_host_pids(tmp_path / "no Linux")
 
 
 @pytest.mark.parametrize(
-    ("code", "tail", "kills", "found"),
+    ("code", "tail", "oom_kills", "expected"),
     [
         (-signal.SIGKILL, "", 1, True),
         (-signal.SIGKILL, "", 0, False),
@@ -107,11 +109,11 @@ def test_a_container_has_processes_of_its_own(tmp_path: Path) -> None:
         (1, "out of memory", 1, False),
     ],
 )
-def test_memory_that_ran_out_is_told_from_other_ends(code: int, tail: str, kills: int, found: bool) -> None:
-    assert inventory.ran_out(code, tail, kills) is found
+def test_out_of_memory_is_distinguished_from_other_ends(code: int, tail: str, oom_kills: int, expected: bool) -> None:
+    assert inventory.is_out_of_memory(code, tail, oom_kills) is expected
 
 
-def test_a_pool_that_died_of_it_makes_the_next_estimate_more_careful(host: Settings, database: Database) -> None:
+def test_out_of_memory_raises_the_margin_of_the_next_estimate(host: Settings, database: Database) -> None:
     gpus = Inventory((RAM, gpu(0), gpu(1)))
     inventory.count_failure(SMOLLM2, host, gpus, database, "here", ["GPU-0"])
     read = header.read(files.locate(SMOLLM2, host.data_dir))
@@ -119,6 +121,6 @@ def test_a_pool_that_died_of_it_makes_the_next_estimate_more_careful(host: Setti
     def floor(count: int) -> float:
         given = configuration.of_model(SMOLLM2, gpus=count)
         with database.work() as work:
-            return measurements.find(work, estimate.identify(read, given, gpus.devices[1 : 1 + count])).floor
+            return measurements.find(work, estimate.identify(read, given, gpus.devices[1 : 1 + count])).margin_floor
 
     assert (floor(1), floor(2), floor(0)) == (0.1, 0.0, 0.0)

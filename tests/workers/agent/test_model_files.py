@@ -1,4 +1,4 @@
-"""The model files of a host: what can be served is found whatever lies beside it, and what cannot is told with why."""
+"""The model files of a host: hostile ones do not hide others, and are reported with a reason."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def found(host: Settings, database: Database, **paths: Path) -> tuple[ModelFiles
     return ModelFiles(host, known, database, Hosts(database, LEASE, LEASE)), known
 
 
-def test_a_hostile_file_is_set_aside_and_hides_no_other(host: Settings, database: Database, tmp_path: Path) -> None:
+def test_a_hostile_file_is_unusable_and_hides_no_other(host: Settings, database: Database, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
-    looked, known = found(
+    checked, known = found(
         host,
         database,
         a=model(tmp_path / "heads.gguf", heads(-1, 0)),
@@ -49,46 +49,48 @@ def test_a_hostile_file_is_set_aside_and_hides_no_other(host: Settings, database
         good=model(tmp_path / "good.gguf"),
     )
     with capture_logs() as logs:
-        looked.look(INVENTORY)
-        looked.forget()
-        looked.look(INVENTORY)
+        checked.refresh(INVENTORY)
+        checked.invalidate()
+        checked.refresh(INVENTORY)
 
-    assert looked.configurations == [needs.configuration_id(known.get("good:1"))]
-    problems = "\n".join(looked.problems)
+    assert checked.configurations == [needs.configuration_id(known.get("good:1"))]
+    problems = "\n".join(checked.problems)
     assert "a:1 is not served here" in problems
     assert "head_count is -1" in problems
     assert "tokens 0 and 1 are the same" in problems
-    assert len(looked.problems) == 2, "what is not there is no problem, and neither is a pipe"
+    assert len(checked.problems) == 2, "a missing file is not a problem, and neither is a pipe"
     assert [entry["model"] for entry in logs if entry["event"] == "model_unusable"] == ["a:1", "b:1"]
 
     hosts = Hosts(database, LEASE, LEASE)
     agent = hosts.join("h", "h", 8, declared("d"), {})
-    hosts.beat("h", agent, [], looked.configurations, looked.problems)
-    assert list(views.hosts(database)[0].host.problems) == looked.problems
+    hosts.beat("h", agent, [], checked.configurations, checked.problems)
+    assert list(views.hosts(database)[0].host.problems) == checked.problems
 
 
-def test_a_file_that_is_mended_is_served(host: Settings, database: Database, tmp_path: Path) -> None:
+def test_a_repaired_file_is_served(host: Settings, database: Database, tmp_path: Path) -> None:
     path = model(tmp_path / "m.gguf", tokens("a", "a"))
-    looked, _ = found(host, database, a=path)
-    looked.look(INVENTORY)
-    assert looked.configurations == []
+    checked, _ = found(host, database, a=path)
+    checked.refresh(INVENTORY)
+    assert checked.configurations == []
     model(path, tokens("a", "b"))
-    looked.forget()
-    looked.look(INVENTORY)
-    assert len(looked.configurations) == 1
-    assert looked.problems == []
+    checked.invalidate()
+    checked.refresh(INVENTORY)
+    assert len(checked.configurations) == 1
+    assert checked.problems == []
 
 
-def test_a_model_whose_layout_cannot_be_kept_hides_no_other(host: Settings, database: Database, tmp_path: Path) -> None:
-    """A defect of ours, or of the database, in one of them: here a row that refuses what is written."""
-    looked, known = found(host, database, a=model(tmp_path / "a.gguf"), good=model(tmp_path / "good.gguf"))
+def test_a_model_whose_layout_cannot_be_stored_hides_no_other(
+    host: Settings, database: Database, tmp_path: Path
+) -> None:
+    """One model meets a defect of the code or the database: here a constraint that refuses its row."""
+    checked, known = found(host, database, a=model(tmp_path / "a.gguf"), good=model(tmp_path / "good.gguf"))
     refuses = f"ALTER TABLE layout ADD CONSTRAINT refuses CHECK (configuration NOT LIKE '{known.get('a:1').slug}.%')"
     with database.work() as work:
         work.run(text(refuses))
     try:
-        looked.look(INVENTORY)
+        checked.refresh(INVENTORY)
     finally:
         with database.work() as work:
             work.run(text("ALTER TABLE layout DROP CONSTRAINT refuses"))
-    assert looked.configurations == [needs.configuration_id(known.get("good:1"))]
-    assert "CheckViolation" in looked.problems[0]
+    assert checked.configurations == [needs.configuration_id(known.get("good:1"))]
+    assert "CheckViolation" in checked.problems[0]

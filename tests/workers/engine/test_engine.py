@@ -16,8 +16,8 @@ import pytest
 from app.inference.requests import ChatMessage, EmbedRequest, FinishReason, GenerateRequest, PriorityClass, Sampling
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
+from workers.engine.bindings.llama import Context
 from workers.engine.engine import LlamaEngine
-from workers.engine.llama import Context
 from workers.engine.options import KvLayout
 
 MakeEngine = Callable[..., LlamaEngine]

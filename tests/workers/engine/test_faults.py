@@ -11,8 +11,8 @@ import pytest
 from app.inference.requests import GenerateRequest, Sampling
 from app.kernel.errors import FailureReason, MemoryNotEnough, StepFailure
 from workers.engine import loop as loop_module
+from workers.engine.bindings.llama import Context
 from workers.engine.engine import LlamaEngine
-from workers.engine.llama import Context
 
 MakeEngine = Callable[..., LlamaEngine]
 

@@ -1,4 +1,4 @@
-"""A pool's figures, read over HTTP as Prometheus reads them, of a real engine."""
+"""The metrics of a pool with a real engine, scraped over HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELS = {"model": "tiny:1m", "device": "cpu", "worker": "pool.tiny-1m@here"}
 
 
 class Scrape:
-    """What a pool answers now."""
+    """A scrape of a pool's metrics."""
 
     def __init__(self, data_dir: Path) -> None:
         (found,) = json.loads((data_dir / "metrics" / "pool.tiny-1m.json").read_text())
@@ -50,7 +50,7 @@ def serving(status: Status, data_dir: Path, port: int = 0) -> AbstractContextMan
     return exporter.serving("pool.tiny-1m", status, LABELS, host="127.0.0.1", port=port, data_dir=data_dir)
 
 
-def ask(prompt: str, tokens: int = 6, priority: PriorityClass = PriorityClass.STANDARD) -> GenerateRequest:
+def request_of(prompt: str, tokens: int = 6, priority: PriorityClass = PriorityClass.STANDARD) -> GenerateRequest:
     sampling = Sampling(temperature=0, ignore_end=True)
     return GenerateRequest(prompt=prompt, max_tokens=tokens, sampling=sampling, priority=priority)
 
@@ -76,9 +76,9 @@ def test_metrics_are_served_from_before_the_load_until_the_exit(
         status.enter(PoolPhase.SERVING)
         assert 0 < halves[0] < 1
         text = "A long walk in the mountains of Peru with three llamas. " * 5
-        results = [engine.generate(ask(text)).result(30) for _ in range(2)]
+        results = [engine.generate(request_of(text)).result(30) for _ in range(2)]
         engine.generate(GenerateRequest(prompt="a", max_tokens=9, grammar='root ::= "yes" | "no"')).result(30)
-        cancelled = engine.generate(ask("b", 900))
+        cancelled = engine.generate(request_of("b", 900))
         cancelled.cancel()
         with pytest.raises(CancelledError):
             cancelled.result(30)
@@ -113,9 +113,11 @@ def test_parked_and_waiting_requests_are_exported(tiny_llama: Path, status: Stat
         with serving(status, tmp_path) as exported:
             exported.engine = engine
             started = threading.Event()
-            tickets = [engine.generate(ask("a b c", 1900, PriorityClass.BATCH), lambda _: started.set()) for _ in "12"]
+            tickets = [
+                engine.generate(request_of("a b c", 1900, PriorityClass.BATCH), lambda _: started.set()) for _ in "12"
+            ]
             assert started.wait(30)
-            engine.generate(ask("d e f", 5, PriorityClass.INTERACTIVE)).result(60)
+            engine.generate(request_of("d e f", 5, PriorityClass.INTERACTIVE)).result(60)
             now = Scrape(tmp_path)
             assert now("arriero_engine_requests_parked_total") == 1
             assert now("arriero_engine_waiting") >= 1
@@ -137,7 +139,7 @@ def test_a_port_that_is_taken_is_named(status: Status, tmp_path: Path) -> None:
             pass
 
 
-def test_no_page_of_another_site_reads_what_a_pool_does(status: Status, tmp_path: Path) -> None:
+def test_pages_of_other_sites_cannot_read_the_metrics(status: Status, tmp_path: Path) -> None:
     with serving(status, tmp_path):
         url = f"http://{Scrape(tmp_path).target}/metrics"
         for headers in ({"Host": "evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
@@ -149,7 +151,7 @@ def test_no_page_of_another_site_reads_what_a_pool_does(status: Status, tmp_path
         assert httpx2.get(url, headers={"Host": "localhost:1"}, trust_env=False).status_code == 200
 
 
-def test_a_pool_is_scraped_by_its_host_s_name_and_by_its_address(status: Status, tmp_path: Path) -> None:
+def test_a_pool_is_scraped_by_the_name_and_the_address_of_its_host(status: Status, tmp_path: Path) -> None:
     hosts = ("prometheus.example.com",)
     with exporter.serving(
         "pool.tiny-1m", status, LABELS, host="0.0.0.0", port=0, data_dir=tmp_path, trusted_hosts=hosts
@@ -161,11 +163,11 @@ def test_a_pool_is_scraped_by_its_host_s_name_and_by_its_address(status: Status,
             assert answer.status_code == 200, host
 
 
-def test_a_client_that_sends_nothing_keeps_nobody_waiting(status: Status, tmp_path: Path) -> None:
+def test_a_silent_client_delays_no_other(status: Status, tmp_path: Path) -> None:
     with serving(status, tmp_path):
         scrape = Scrape(tmp_path)
         host, port = scrape.target.rsplit(":", 1)
         with socket.create_connection((host, int(port))) as silent:
             assert Scrape(tmp_path)("arriero_pool_phase", phase="starting") == 1
             silent.settimeout(60)
-            assert silent.recv(1) == b"", "it is let go of"
+            assert silent.recv(1) == b"", "the connection is closed"

@@ -1,4 +1,4 @@
-"""A pool says what its model will take, measures what it took, and learns from memory that ran out."""
+"""The measurement of a pool's memory: estimates, measured footprints, growth, and out-of-memory failures."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def one(host: Settings, path: Path) -> Iterator[Measuring]:
         yield made
 
 
-def again(host: Settings, path: Path) -> estimate.Estimate:
-    """What is known of the same load now."""
+def new_estimate(host: Settings, path: Path) -> estimate.Estimate:
+    """A new estimate of the same load."""
     with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as made:
-        return estimate.estimate(made._identity, made._database, made._host, dry=False)
+        return estimate.estimate(made._identity, made._database, made._host, allow_dry_run=False)
 
 
-def test_what_was_measured_is_believed_the_next_time(one: Measuring, host: Settings, path: Path) -> None:
+def test_a_measured_footprint_is_used_by_the_next_estimate(one: Measuring, host: Settings, path: Path) -> None:
     expected = one.expect()
     assert expected.source is FootprintSource.DRY_RUN
     with one.loading():
@@ -71,7 +71,7 @@ def test_what_was_measured_is_believed_the_next_time(one: Measuring, host: Setti
     engine.close()
 
     assert kept is not None
-    found = again(host, path)
+    found = new_estimate(host, path)
     assert [footprint.source for footprint in found.footprints] == [
         FootprintSource.MEASURED,
         FootprintSource.DRY_RUN,
@@ -80,49 +80,53 @@ def test_what_was_measured_is_believed_the_next_time(one: Measuring, host: Setti
     assert found.best == kept
     for part in ("weights", "cache", "compute", "output"):
         assert getattr(kept.shares[0], part) == getattr(expected.shares[0], part)
-    # What this process held before the load counts as its own; buffers count in full, though little of them was used.
+    # The memory of this process before the load counts too; buffers count in full, although they are hardly used.
     assert resident <= kept.shares[0].total <= resident + kept.shares[0].compute + 40 * MIB
 
 
-def test_a_dry_run_is_made_once(one: Measuring, host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_is_done_once(one: Measuring, host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one.expect()
     monkeypatch.setattr(estimate, "_PROBE", "no_such_module")
     with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as second:
         assert second.expect().source is FootprintSource.DRY_RUN
 
 
-def test_memory_that_runs_out_makes_the_next_estimate_more_careful(
+def test_out_of_memory_raises_the_margin_of_the_next_estimate(
     one: Measuring, host: Settings, path: Path, database: Database
 ) -> None:
     before = one.expect()
     for _ in range(2):
         with pytest.raises(AllocationFailed), one.loading():
             raise AllocationFailed("the context", 1, 0)
-    after = again(host, path).best
+    after = new_estimate(host, path).best
     total = before.shares[0].total
-    # Most of what this process took before lies in the margin, which is 15 % of what is not exact.
+    # Most of the earlier memory of this process is in the margin, which is 15 % of the inexact parts.
     assert before.margins[HOST] < after.margins[HOST]
-    assert after.margins[HOST] == round(0.15 * total), "a tenth, and half as much again for the second time"
+    assert after.margins[HOST] == round(0.15 * total), (
+        "10 % after the first failure, half as much again after the second"
+    )
 
     family = measurements.Identity(header.read(path), replace(one._configuration, context=2048), (), "another build")
     with database.work() as work:
-        assert measurements.find(work, family).floor == pytest.approx(0.075)
+        assert measurements.find(work, family).margin_floor == pytest.approx(0.075)
     with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as second:
         second.expect()
         engine = LlamaEngine(path, OPTIONS)
         kept = second.keep(engine)
         engine.close()
     assert kept is not None
-    assert kept.margins[HOST] == round(0.15 * kept.shares[0].total), "it went well so far, and may run out later"
+    assert kept.margins[HOST] == round(0.15 * kept.shares[0].total), (
+        "the load succeeded, but memory may still run out later"
+    )
     with database.work() as work:
         work.run(text("UPDATE footprint SET updated_at = now() - interval '25 hours'"))
-        assert measurements.find(work, one._identity).floor == 0, "what was long ago keeps nothing from being loaded"
-        measurements.count_failure(work, one._identity)
-        assert measurements.find(work, one._identity).floor == 0.1, "it counts from the beginning"
+        assert measurements.find(work, one._identity).margin_floor == 0, "old failures have no effect"
+        measurements.record_failure(work, one._identity)
+        assert measurements.find(work, one._identity).margin_floor == 0.1, "the count starts again"
     one.end()
     with database.work() as work:
-        assert measurements.find(work, one._identity).floor == 0, "a pool that served to its end takes it back"
-        assert measurements.find(work, family).floor == 0
+        assert measurements.find(work, one._identity).margin_floor == 0, "a pool that served to its end resets it"
+        assert measurements.find(work, family).margin_floor == 0
 
 
 def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, database: Database) -> None:
@@ -130,12 +134,12 @@ def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, da
     small = replace(great, shares=(replace(great.shares[0], process=1),))
     with database.work() as work:
         for footprint in (small, great, small):
-            measurements.keep_measured(work, one._identity, footprint)
+            measurements.record_measured(work, one._identity, footprint)
         assert measurements.find(work, one._identity).measured == great
         assert work.row(text("SELECT loads FROM footprint WHERE key = :key"), {"key": one._identity.key})[0] == 3
 
 
-def test_what_cannot_fit_is_refused_before_it_is_loaded(host: Settings, path: Path) -> None:
+def test_a_load_that_cannot_fit_is_refused_before_it_starts(host: Settings, path: Path) -> None:
     huge = OPTIONS.model_copy(update={"context": 2**30})
     with (
         closing(Measuring(host, header.read(path), huge, "cpu")) as made,
@@ -148,18 +152,18 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(host: Settings, path: Pa
     assert "on cpu needs" in str(caught.value)
 
 
-def test_what_a_process_takes_is_kept_for_each_device_of_a_host(one: Measuring, database: Database) -> None:
+def test_the_memory_of_processes_is_stored_per_host_and_device(one: Measuring, database: Database) -> None:
     gpu = MeasuredDevice("gpu-0", HardwareKind.GPU, "NVIDIA H200", 140 * 2**30, 140 * 2**30, uuid="GPU-1", driver="570")
     with database.work() as work:
-        assert measurements.process(work, "a", "b", [gpu]) == closed_form.GUESS
-        measurements.keep_process(work, "a", "b", "GPU-1", 450 * MIB)
-        measurements.keep_process(work, "a", "b", "GPU-1", 400 * MIB)
-        measurements.keep_process(work, "a", "b", "cpu", 120 * MIB)
-        assert measurements.process(work, "a", "b", [gpu]) == closed_form.ProcessMemory(120 * MIB, 450 * MIB)
-        assert measurements.process(work, "a", "other build", [gpu]) == closed_form.GUESS
+        assert measurements.process_memory(work, "a", "b", [gpu]) == closed_form.DEFAULT_PROCESS
+        measurements.record_process_memory(work, "a", "b", "GPU-1", 450 * MIB)
+        measurements.record_process_memory(work, "a", "b", "GPU-1", 400 * MIB)
+        measurements.record_process_memory(work, "a", "b", "cpu", 120 * MIB)
+        assert measurements.process_memory(work, "a", "b", [gpu]) == closed_form.ProcessMemory(120 * MIB, 450 * MIB)
+        assert measurements.process_memory(work, "a", "other build", [gpu]) == closed_form.DEFAULT_PROCESS
 
 
-def test_an_identity_is_all_that_decides(path: Path, tmp_path: Path) -> None:
+def test_the_identity_contains_everything_that_changes_a_footprint(path: Path, tmp_path: Path) -> None:
     read = header.read(path)
     gpus = [
         MeasuredDevice(f"gpu-{n}", HardwareKind.GPU, "NVIDIA H200", 1, 1, uuid=f"GPU-{n}", driver="570") for n in (0, 1)
@@ -173,7 +177,9 @@ def test_an_identity_is_all_that_decides(path: Path, tmp_path: Path) -> None:
         "kv_type_v": "q8_0", "flash_attention": True, "swa_full": False, "gpu_layers": 1, "split_mode": "row",
         "tensor_split": (1.0,), "main_gpu": 1, "mmap": False, "embedding": 64, "pooling": "cls", "parked": 1,
     }  # fmt: skip
-    assert others.keys() == {field.name for field in fields(LoadConfiguration)}, "all of a configuration decides"
+    assert others.keys() == {field.name for field in fields(LoadConfiguration)}, (
+        "every field of a configuration is covered"
+    )
     changed = [
         *(replace(first, configuration=replace(first.configuration, **{key: value})) for key, value in others.items()),
         estimate.identify(read, first.configuration, gpus),
@@ -190,23 +196,23 @@ def test_an_identity_is_all_that_decides(path: Path, tmp_path: Path) -> None:
     assert first.processor
 
 
-def test_what_a_pool_grows_by_is_remembered(one: Measuring, host: Settings, path: Path) -> None:
+def test_the_growth_of_a_pool_is_stored(one: Measuring, host: Settings, path: Path) -> None:
     one.expect()
     engine = LlamaEngine(path, OPTIONS)
     kept = one.keep(engine)
     assert kept is not None
     assert one.grown() is None, "nothing has happened"
-    held = b"x" * (160 * MIB)  # as a library might that nobody thought of
+    held = b"x" * (160 * MIB)  # as an unknown library might allocate
     grown = one.grown()
     assert grown is not None
-    assert 64 * MIB < grown.shares[0].total - kept.shares[0].total < len(held), "what was counted is used up first"
+    assert 64 * MIB < grown.shares[0].total - kept.shares[0].total < len(held), "the counted bytes are used first"
     assert one.grown() is None, "it is known now"
     del held
     engine.close()
-    assert again(host, path).best == grown
+    assert new_estimate(host, path).best == grown
 
 
-def test_a_context_for_vectors_is_there_before_a_pool_serves(host: Settings, path: Path) -> None:
+def test_the_embedding_context_is_created_before_a_pool_serves(host: Settings, path: Path) -> None:
     options = OPTIONS.model_copy(update={"vectors": True, "embedding_context": 64})
     with closing(Measuring(host, header.read(path), options, "cpu")) as made:
         expected = made.expect()
@@ -217,30 +223,30 @@ def test_a_context_for_vectors_is_there_before_a_pool_serves(host: Settings, pat
         engine.close()
     assert kept is not None
     assert kept.shares[0].cache == expected.shares[0].cache
-    assert grown is None, "it was counted before it was made"
+    assert grown is None, "it was counted before it was created"
 
 
 @pytest.mark.parametrize("source", [FootprintSource.DRY_RUN, FootprintSource.CLOSED_FORM])
-def test_what_a_pool_takes_of_a_gpu_is_what_the_driver_says(
+def test_the_memory_of_a_pool_on_a_gpu_is_the_figure_of_the_driver(
     source: FootprintSource, host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch, database: Database
 ) -> None:
-    """The driver's figures are given, and a dry run that saw a GPU; the engine itself computes on the processor."""
+    """The figures of the driver and the dry run are simulated; the engine computes on the CPU."""
     used = [900 * MIB]
 
     def inventory(_: Devices) -> Inventory:
-        told = (DeviceProcess(os.getpid(), used[0]), DeviceProcess(1, MIB))
+        processes = (DeviceProcess(os.getpid(), used[0]), DeviceProcess(1, MIB))
         size = 24 * 2**30
         return Inventory(
             (
                 MeasuredDevice(
-                    "gpu-0", HardwareKind.GPU, "L4", size, size - MIB, uuid="GPU-1", driver="570", processes=told
+                    "gpu-0", HardwareKind.GPU, "L4", size, size - MIB, uuid="GPU-1", driver="570", processes=processes
                 ),
             )
         )
 
     def dry(identity: measurements.Identity, *_: Any, **__: Any) -> Footprint:
         if source is FootprintSource.CLOSED_FORM:
-            raise estimate.NoDryRun("none could be had")
+            raise estimate.NoDryRun("not available")
         return replace(closed_form.closed_form(identity.header, identity.configuration, gpus=1), source=source)
 
     monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: True)
@@ -259,15 +265,15 @@ def test_what_a_pool_takes_of_a_gpu_is_what_the_driver_says(
     card = kept.shares[1]
     assert (card.total, grown.shares[1].total) == (900 * MIB, 924 * MIB), "by steps of 8 MiB"
     with database.work() as work:
-        found = measurements.process(work, made._host, llama_build.build(), inventory(made._devices).devices)
+        found = measurements.process_memory(work, made._host, llama_build.build(), inventory(made._devices).devices)
     context = 900 * MIB - card.weights - card.cache - card.compute
-    assert found.context == (context if source is FootprintSource.DRY_RUN else closed_form.GUESS.context), (
-        "no formula's mistake"
+    assert found.context == (context if source is FootprintSource.DRY_RUN else closed_form.DEFAULT_PROCESS.context), (
+        "without the error of the formula"
     )
 
 
-def test_a_build_without_cuda_touches_no_gpu(host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would load the model into RAM that nobody has reserved."""
+def test_a_build_without_cuda_refuses_gpus(host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would load the model into unreserved RAM."""
     monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: False)
     with pytest.raises(Unavailable, match="built without CUDA"):
         Measuring(host, header.read(path), OPTIONS, "GPU-1")
@@ -275,7 +281,7 @@ def test_a_build_without_cuda_touches_no_gpu(host: Settings, path: Path, monkeyp
 
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_the_pool_and_the_catalogue_agree_on_the_configuration(host: Settings, gpus: int) -> None:
-    """What placement reckons with is what the pool loads."""
+    """The scheduler plans with the configuration that the pool loads."""
     given: list[dict[str, Any]] = [
         {},
         {"use_cases": ["embed"]},
@@ -287,14 +293,14 @@ def test_the_pool_and_the_catalogue_agree_on_the_configuration(host: Settings, g
         {"engine.reproducible": True, "engine.gpu_layers": 3, "engine.tensor_split": [1.0, 2.0]},
         {"engine.kept": 3, "engine.park_bytes": 7, "engine.mmap": False, "engine.pooling": "cls", "slots": 3},
     ]
-    for entry in (catalog.changed(SMOLLM2, values, {}) for values in given):
+    for entry in (catalog.with_values(SMOLLM2, values, {}) for values in given):
         options = pool.options_of(entry, host, gpus=bool(gpus), threads=1)
         assert measurement.configuration_of(options, gpus=gpus) == of_model(entry, gpus=gpus)
 
 
 @pytest.mark.parametrize("label", ["4 x 512", "kv q8_0"])
-def test_a_process_grows_by_what_was_said(path: Path, label: str) -> None:
-    """A child loads the model with the real engine and computes a whole micro-batch, here a small one."""
+def test_a_process_grows_by_the_estimate(path: Path, label: str) -> None:
+    """A child process loads the model with the real engine and computes a whole, small micro-batch."""
     configuration = replace(benchmark.REAL[label], ubatch=64)
     identity = estimate.identify(header.read(path), configuration, ())
     question = json.dumps({"path": str(path), "configuration": configuration.as_json()})
@@ -304,4 +310,4 @@ def test_a_process_grows_by_what_was_said(path: Path, label: str) -> None:
     growth = json.loads(done.stdout.splitlines()[-1])["growth"]
     for footprint in (estimate.dry_run(identity), closed_form.closed_form(identity.header, configuration)):
         assert benchmark.of_model(footprint) == pytest.approx(growth, rel=0.06)
-        assert benchmark.of_model(footprint) + footprint.margins[HOST] > growth, "never less than it takes"
+        assert benchmark.of_model(footprint) + footprint.margins[HOST] > growth, "never an underestimate"

@@ -1,4 +1,4 @@
-"""A pool gives its engine what the catalogue says, and the share of its host."""
+"""A pool: the options of its engine, and the adjustment of its reservation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def loaded(tmp_path: Path, **environment: str) -> Settings:
     return settings.load(environment={"ARRIERO_DATA_DIR": str(tmp_path), **environment}).settings
 
 
-def test_all_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
+def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     style = tmp_path / "style.gguf"
     style.write_bytes(b"GGUF")
     given = {
@@ -65,25 +65,25 @@ def test_all_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     assert untouched == set()
 
 
-def test_the_hosts_share_of_threads_gives_way_to_the_models(tmp_path: Path) -> None:
+def test_the_threads_of_the_entry_replace_the_share_of_the_host(tmp_path: Path) -> None:
     host = loaded(tmp_path)
     assert pool.options_of(model(), host, gpus=False, threads=5).threads == 5
     assert pool.options_of(model(engine={"threads": 2}), host, gpus=False, threads=5).threads == 2
 
 
-def test_no_layer_goes_to_a_gpu_that_the_pool_has_not(tmp_path: Path) -> None:
+def test_without_gpus_no_layer_is_offloaded(tmp_path: Path) -> None:
     tuned = model(engine={"gpu_layers": 9})
     layers = [pool.options_of(tuned, loaded(tmp_path), gpus=gpus, threads=1).gpu_layers for gpus in (False, True)]
     assert layers == [0, 9]
 
 
-def test_an_adapter_that_is_not_here_is_named(tmp_path: Path) -> None:
+def test_a_missing_adapter_is_named(tmp_path: Path) -> None:
     lora = {"name": "style", "source": {"path": str(tmp_path / "style.gguf")}}
     with pytest.raises(ModelFileMissing, match=r"style\.gguf"):
         pool.options_of(model(engine={"loras": [lora]}), loaded(tmp_path), gpus=False, threads=1)
 
 
-def test_a_pool_claims_what_it_has_grown_by(database: Database, tmp_path: Path) -> None:
+def test_a_pool_reserves_its_growth(database: Database, tmp_path: Path) -> None:
     hosts = Hosts(database, LEASE, LEASE)
     agent = hosts.join("h", "here", 8, declared("a"), {})
     id_ = granted(database, "h", {"a": 600})
@@ -99,10 +99,10 @@ def test_a_pool_claims_what_it_has_grown_by(database: Database, tmp_path: Path) 
     serving: Any = pool._Pool(loaded(tmp_path), ReservationHolder(database, LEASE), grant, None, Status("m:1"))  # type: ignore[arg-type]
     grown = [None, 700, 5000, None, 800]
     shares = [None if size is None else (Share(HOST), Share(0, weights=size)) for size in grown]
-    told = iter([None if one is None else Footprint(FootprintSource.MEASURED, one, {0: 50}) for one in shares])
-    serving._measuring = SimpleNamespace(grown=lambda: next(told))
+    footprints = iter([None if one is None else Footprint(FootprintSource.MEASURED, one, {0: 50}) for one in shares])
+    serving._measuring = SimpleNamespace(grown=lambda: next(footprints))
     seen = []
     for _ in grown:
-        serving._mind_the_memory()
+        serving._adjust_to_growth()
         seen.append(held().bytes["a"])
-    assert seen == [600, 750, 750, 750, 850], "what the device has not is refused, and the pool goes on"
+    assert seen == [600, 750, 750, 750, 850], "more than the device has is refused, and the pool continues"

@@ -1,4 +1,4 @@
-"""The phase of a pool, and a load that is told now and then."""
+"""The status of a pool, and the log of a load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.fleet.pool import PoolPhase
 from workers.pool.progress import Status
 
 
-def test_a_long_load_is_logged_each_two_seconds() -> None:
+def test_a_long_load_is_logged_every_two_seconds() -> None:
     now = [0.0]
     status = Status("m:1", lambda: now[0])
     with structlog.testing.capture_logs() as lines:

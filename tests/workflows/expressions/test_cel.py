@@ -1,4 +1,4 @@
-"""CEL as it is worked out here against Google's own evaluator: the same values, and a failure where that fails."""
+"""The CEL evaluator against Google's evaluator: the same values, and a failure for the same expressions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.workflows.expressions.cel import tree
-from app.workflows.expressions.cel.program import Frame, compiled
-from app.workflows.expressions.cel.values import Budget, NoValue
+from app.workflows.expressions.cel.program import Frame, compile_node
+from app.workflows.expressions.cel.values import Budget, EvaluationError
 
 INPUTS = {
     "i": 4,
@@ -24,17 +24,17 @@ INPUTS = {
     "z": None,
     "l": [1, 2, 3],
     "m": [1, 2.0, "a", None, True],
-    # One key in each map: the library has no order of keys.
+    # One key in each map, because the library loses the order of keys.
     "o": {"x": {"x": 1}},
     "at": "2026-01-01T10:20:30Z",
 }
 
 
 def own(expression: str) -> Any:
-    return compiled(tree.parse(expression))(Frame({"inputs": INPUTS}, Budget()))
+    return compile_node(tree.parse(expression))(Frame({"inputs": INPUTS}, Budget()))
 
 
-def googles(expression: str) -> Any:
+def reference(expression: str) -> Any:
     environment = tree.environment(frozenset({("inputs", "map")}))
     return _plain(environment.compile(expression, disable_check=True).eval(data={"inputs": INPUTS}))
 
@@ -42,7 +42,7 @@ def googles(expression: str) -> Any:
 def _plain(value: Any) -> Any:
     name = value.type().name()
     if name == "ERROR":
-        raise NoValue(value.value())
+        raise EvaluationError(value.value())
     if name == "NULL":
         return None
     if name.startswith("LIST"):
@@ -53,10 +53,10 @@ def _plain(value: Any) -> Any:
 
 
 def outcome(evaluate: Any, expression: str) -> Any:
-    """The value with its type, so that 1, 1.0 and true are told apart; the same mark for all failures."""
+    """Return the value with its type, which distinguishes 1, 1.0 and true; one common mark for all failures."""
     try:
         return _typed(evaluate(expression))
-    except (NoValue, RuntimeError):
+    except (EvaluationError, RuntimeError):
         return "no value"
 
 
@@ -108,12 +108,12 @@ def _deeper(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.recursive(ATOMS, _deeper, max_leaves=6))
-def test_random_expressions_have_the_value_that_google_gives_them(expression: str) -> None:
+def test_random_expressions_have_the_same_value_as_in_the_reference_evaluator(expression: str) -> None:
     try:
         tree.environment().compile(expression, disable_check=True)
     except RuntimeError:
         return
-    assert outcome(own, expression) == outcome(googles, expression)
+    assert outcome(own, expression) == outcome(reference, expression)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_random_expressions_have_the_value_that_google_gives_them(expression: st
         "r'\\d' + 'line\\n' + '\\u00e9'",
     ],
 )
-def test_what_people_write_has_the_value_that_google_gives_it(expression: str) -> None:
-    assert outcome(own, expression) == outcome(googles, expression) != "no value"
+def test_typical_expressions_have_the_same_value_as_in_the_reference_evaluator(expression: str) -> None:
+    assert outcome(own, expression) == outcome(reference, expression) != "no value"
 
 
-def test_a_text_does_not_end_at_a_nul() -> None:
+def test_a_string_is_not_cut_at_a_nul() -> None:
     frame = Frame({"inputs": {"s": "a\0b"}}, Budget())
 
-    assert compiled(tree.parse("size(inputs.s)"))(frame) == 3
-    with pytest.raises(NoValue, match="NUL"):
-        compiled(tree.parse("inputs.s.matches('b')"))(frame)
+    assert compile_node(tree.parse("size(inputs.s)"))(frame) == 3
+    with pytest.raises(EvaluationError, match="NUL"):
+        compile_node(tree.parse("inputs.s.matches('b')"))(frame)

@@ -1,4 +1,4 @@
-"""Conditions: what is found at submission, what they give, and that nothing makes them run away."""
+"""CEL expressions: the check at submission, their values, and the limits on their work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.expressions import conditions, plain
 from app.workflows.expressions.cel.values import MAX_WORK, Budget
-from app.workflows.expressions.conditions import Wanted
+from app.workflows.expressions.result_type import ResultType
 from app.workflows.expressions.templates import Scope
 
 SCOPE = Scope(
@@ -26,11 +26,11 @@ SCOPE = Scope(
         "any": {},
     },
     ("draft",),
-    more=("run", "error", "item", "index"),
+    extra=("run", "error", "item", "index"),
 )
 
-#: What passes, with what is wanted of it.
-RIGHT: list[tuple[str, Wanted]] = [
+#: Valid expressions, each with the required result type.
+RIGHT: list[tuple[str, ResultType]] = [
     ("inputs.n > 3 && inputs.x > 3 && inputs.s == 'a'", "bool"),
     ("has(inputs.n) && inputs.n > 3", "bool"),
     ("inputs.order.id == 3 && inputs['order']['id'] == 3 && has(inputs.order.id)", "bool"),
@@ -50,58 +50,58 @@ RIGHT: list[tuple[str, Wanted]] = [
     ("inputs.s", "time"),
 ]
 
-#: expression, what is wanted, a part of the message, a part of what is accepted
-WRONG: dict[str, tuple[str, Wanted, str, str]] = {
-    "nothing": ("", "bool", "ends too early", ""),
-    "half": ("inputs.n ==", "bool", "character 12 of the expression: it ends too early", "=="),
+#: expression, the result type, a part of the message, a part of what is accepted
+WRONG: dict[str, tuple[str, ResultType, str, str]] = {
+    "an empty expression": ("", "bool", "ends too early", ""),
+    "an incomplete expression": ("inputs.n ==", "bool", "character 12 of the expression: it ends too early", "=="),
     "Python's and": ("inputs.n > 1 and true", "bool", "character 14 of the expression: 'and' is not expected", "&&"),
     "one =": ("inputs.n = 1", "bool", "'=' is not expected here", "=="),
     "a second line": ("inputs.n > 1 &&\n  inputs.s > 1", "bool", "line 2, character 12", "int("),
-    "an unknown input": ("inputs.m == 1", "bool", "'inputs.m' names no input", "inputs.n"),
-    "an unknown input in brackets": ("inputs['m'] == 1", "bool", "'inputs.m' names no input", "inputs.n"),
-    "an unknown step": ("steps.final.output == 1", "bool", "is no step that this one needs", "steps.draft.output"),
+    "an unknown input": ("inputs.m == 1", "bool", "'inputs.m' is not an input", "inputs.n"),
+    "an unknown input in brackets": ("inputs['m'] == 1", "bool", "'inputs.m' is not an input", "inputs.n"),
+    "an unknown step": ("steps.final.output == 1", "bool", "is not a step that this one needs", "steps.draft.output"),
     "an unknown field of a step": ("steps.draft.result == 1", "bool", "a step has no 'result'", "steps.draft.output"),
     "an unknown field of an input": ("inputs.order.ID == 1", "bool", "'inputs.order' has no 'ID'", "inputs.order.id"),
     "an unknown field of the error": ("error.reson == 'timeout'", "bool", "'error' has no 'reson'", "error.reason"),
-    "an unknown root": ("customer == 1", "bool", "'customer' names nothing", "inputs.n"),
-    "an unknown name in a macro": ("inputs.tags.all(t, tt == 'x')", "bool", "'tt' names nothing", "inputs.n"),
+    "an unknown root": ("customer == 1", "bool", "'customer' is not defined here", "inputs.n"),
+    "an unknown name in a macro": ("inputs.tags.all(t, tt == 'x')", "bool", "'tt' is not defined here", "inputs.n"),
     "a misspelt function": ("inputs.s.starsWith('a')", "bool", "no function 'starsWith'", "did you mean 'startsWith'?"),
     "a macro without a name": ("inputs.tags.all(inputs.n > 1)", "bool", "no function 'all'", "list.all(x, condition)"),
-    "a function that is not offered": ("'%d'.format([1]) == '1'", "bool", "no function 'format'", "matches"),
-    "a text against a number": ("inputs.s > 3", "bool", "'>' does not take (string, int)", "int("),
-    "an integer against a double": ("inputs.n > 3.5", "bool", "'>' does not take (int, double)", "double("),
-    "an item of another type": ("inputs.tags.exists(t, t == 1)", "bool", "'==' does not take (string, int)", ""),
+    "an unsupported function": ("'%d'.format([1]) == '1'", "bool", "no function 'format'", "matches"),
+    "a string compared with a number": ("inputs.s > 3", "bool", "'>' does not accept (string, int)", "int("),
+    "an integer compared with a double": ("inputs.n > 3.5", "bool", "'>' does not accept (int, double)", "double("),
+    "an item of another type": ("inputs.tags.exists(t, t == 1)", "bool", "'==' does not accept (string, int)", ""),
     "a field of a number": ("inputs.n.id == 1", "bool", "a value of the type int has no fields", ""),
-    "a method of another type": ("inputs.n.matches('a')", "bool", "'matches' does not take (int, string)", ""),
-    "a step's state as a number": ("steps.draft.state == 1", "bool", "does not take (string, int)", ""),
-    "a text as a condition": ("inputs.s", "bool", "a text where true or false is wanted", "inputs.score > 3"),
-    "a number as a list": ("inputs.n", "list", "an integer where a list is wanted", "a list"),
-    "a number as a text": ("inputs.n", "string", "an integer where a text is wanted", "string(inputs.id)"),
-    "a list as an instant": ("inputs.tags", "time", "a list where an instant is wanted", "timestamp("),
-    "a timestamp as JSON": ("timestamp(inputs.s)", "any", "a timestamp, which is no JSON", "string("),
-    "a duration inside": ("[duration('1s')]", "any", "no JSON", "string("),
-    "an optional as JSON": ("inputs.?any", "any", "an optional value, which is no JSON", ".orValue("),
-    "keys that are no texts": ("{1: 'a'}", "any", "no JSON", ""),
+    "a method of another type": ("inputs.n.matches('a')", "bool", "'matches' does not accept (int, string)", ""),
+    "a step's state as a number": ("steps.draft.state == 1", "bool", "does not accept (string, int)", ""),
+    "a string as a condition": ("inputs.s", "bool", "a string, expected true or false", "inputs.score > 3"),
+    "a number as a list": ("inputs.n", "list", "an integer, expected a list", "a list"),
+    "a number as a string": ("inputs.n", "string", "an integer, expected a string", "string(inputs.id)"),
+    "a list as an instant": ("inputs.tags", "time", "a list, expected an instant", "timestamp("),
+    "a timestamp as JSON": ("timestamp(inputs.s)", "any", "a timestamp, which JSON cannot represent", "string("),
+    "a duration inside": ("[duration('1s')]", "any", "which JSON cannot represent", "string("),
+    "an optional as JSON": ("inputs.?any", "any", "an optional value, which JSON cannot represent", ".orValue("),
+    "keys that are not strings": ("{1: 'a'}", "any", "which JSON cannot represent", ""),
     "an unsigned integer": ("inputs.n == 3u", "bool", "character 13 of the expression: unsigned", ""),
-    "bytes": ("size(b'abc') == 3", "bool", "bytes are not offered", ""),
+    "bytes": ("size(b'abc') == 3", "bool", "bytes are not supported", ""),
     "a message": ("google.protobuf.Struct{} == {}", "bool", "messages such as", ""),
     "an integer too large": ("inputs.n == 9223372036854775808", "bool", "invalid int literal", ""),
-    "half a character": ("inputs.s == '\ud800'", "bool", "lone surrogate", ""),
-    "nested too deep": ("(" * 40 + "true" + ")" * 40, "bool", "nested deeper, or chained longer, than 32", ""),
+    "a lone surrogate": ("inputs.s == '\ud800'", "bool", "lone surrogate", ""),
+    "nested too deep": ("(" * 40 + "true" + ")" * 40, "bool", "nested deeper, or its chain is longer, than 32", ""),
     "chained too long": (" + ".join(["1"] * 40) + " == 40", "bool", "than 32", ""),
     "too long": ("true || " * 3000 + "true", "bool", "longer than 20000 characters", ""),
 }
 
 
-@pytest.mark.parametrize(("expression", "wanted"), RIGHT)
-def test_what_fits_passes(expression: str, wanted: Wanted) -> None:
-    assert conditions.check(expression, "when", SCOPE, wanted=wanted) == []
+@pytest.mark.parametrize(("expression", "result_type"), RIGHT)
+def test_valid_expressions_pass_the_check(expression: str, result_type: ResultType) -> None:
+    assert conditions.check(expression, "when", SCOPE, result_type=result_type) == []
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_would_fail_is_found_at_submission(case: str) -> None:
-    expression, wanted, message, accepted = WRONG[case]
-    found = conditions.check(expression, "steps[1].when", SCOPE, wanted=wanted)
+def test_invalid_expressions_are_found_at_submission(case: str) -> None:
+    expression, result_type, message, accepted = WRONG[case]
+    found = conditions.check(expression, "steps[1].when", SCOPE, result_type=result_type)
 
     assert found
     assert found[0].where == "steps[1].when"
@@ -109,7 +109,7 @@ def test_what_would_fail_is_found_at_submission(case: str) -> None:
     assert accepted in found[0].accepted
 
 
-def test_without_schemas_names_are_checked_and_types_are_not() -> None:
+def test_without_schemas_only_names_are_checked() -> None:
     scope = Scope(("n",), ())
 
     assert conditions.check("inputs.n == 'a' || inputs.n == 1", "when", scope) == []
@@ -134,7 +134,7 @@ DATA: dict[str, Any] = {
         ("4.0", 4.0),
     ],
 )
-def test_values_go_in_and_come_out_as_they_are(expression: str, value: Any) -> None:
+def test_values_pass_through_unchanged(expression: str, value: Any) -> None:
     found = conditions.evaluate(expression, DATA)
 
     assert (found, type(found)) == (value, type(value))
@@ -146,66 +146,68 @@ def test_keys_keep_their_order() -> None:
     assert [*made, *made["a"], *made["m"][0]] == ["z", "a", "m", "z", "a", "z", "a"]
 
 
-def test_a_time_is_an_aware_instant() -> None:
+def test_a_time_result_is_an_aware_datetime() -> None:
     noon = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
     for expression in ("timestamp('2026-11-21T11:30:00Z') + duration('30m')", "'2026-11-21T13:00:00+01:00'"):
-        assert conditions.evaluate(expression, {}, wanted="time") == noon
-    assert conditions.evaluate("'2026-11-21 12:00'", {}, wanted="time") == noon
-    with pytest.raises(StepFailure, match="no instant such as"):
-        conditions.evaluate("'tomorrow'", {}, wanted="time")
+        assert conditions.evaluate(expression, {}, result_type="time") == noon
+    assert conditions.evaluate("'2026-11-21 12:00'", {}, result_type="time") == noon
+    with pytest.raises(StepFailure, match="expected an instant such as"):
+        conditions.evaluate("'tomorrow'", {}, result_type="time")
 
 
 @pytest.mark.parametrize(
-    ("expression", "wanted", "message"),
+    ("expression", "result_type", "message"),
     [
-        ("inputs.nothing > 3", "bool", "there is no 'nothing' (there is: n, x, s, none, big, nan)"),
-        ("event.id == 1", "bool", "there is no 'event' here"),
-        ("inputs.n", "bool", "an integer where true or false is wanted"),
-        ("inputs.none", "list", "null where a list is wanted"),
-        ("inputs.x * 2 > 1.0", "bool", "'*' does not take (double, int)"),
-        ("inputs.n / 0", "any", "a division by zero"),
+        ("inputs.nothing > 3", "bool", "there is no key 'nothing' (the keys are: n, x, s, none, big, nan)"),
+        ("event.id == 1", "bool", "'event' is not defined here"),
+        ("inputs.n", "bool", "an integer, expected true or false"),
+        ("inputs.none", "list", "null, expected a list"),
+        ("inputs.x * 2 > 1.0", "bool", "'*' does not accept (double, int)"),
+        ("inputs.n / 0", "any", "division by zero"),
         ("9223372036854775807 + inputs.n", "any", "beyond 64 bits"),
         ("steps.draft.output.a.b[3]", "any", "there is no item 3: the list has 3"),
         ("inputs.n.id", "any", "an integer has no field 'id'"),
         ("inputs.s.matches('(')", "bool", "missing ): ("),
         ("timestamp(inputs.s)", "any", "timestamp"),
-        ("1.0 / 0.0", "any", "infinite"),
-        ("[inputs.nan]", "any", "infinite or no number"),
+        ("1.0 / 0.0", "any", "infinity"),
+        ("[inputs.nan]", "any", "infinity or NaN"),
         ("[inputs.big]", "any", "beyond 64 bits"),
-        ("[timestamp(0)]", "any", "a timestamp, which is no JSON"),
-        ("{1: 2}", "any", "keys of JSON are texts"),
-        ("inputs.?n", "any", "an optional value, which is no JSON"),
-        ("{'a': 1, 'a': 2}", "any", "stands twice"),
+        ("[timestamp(0)]", "any", "a timestamp, which JSON cannot represent"),
+        ("{1: 2}", "any", "JSON keys must be strings"),
+        ("inputs.?n", "any", "an optional value, which JSON cannot represent"),
+        ("{'a': 1, 'a': 2}", "any", "duplicate key"),
         ("inputs.n ==", "bool", "ends too early"),
     ],
 )
-def test_what_has_no_value_fails_the_step_and_says_why(expression: str, wanted: Wanted, message: str) -> None:
+def test_a_failed_evaluation_fails_the_step_with_the_reason(
+    expression: str, result_type: ResultType, message: str
+) -> None:
     with pytest.raises(StepFailure) as caught:
-        conditions.evaluate(expression, DATA, wanted=wanted)
+        conditions.evaluate(expression, DATA, result_type=result_type)
 
     assert caught.value.reason is FailureReason.TEMPLATE_ERROR
-    assert f"`{expression}` cannot be worked out" in caught.value.message
+    assert f"`{expression}` cannot be evaluated" in caught.value.message
     assert message in caught.value.message
 
 
-def test_a_failure_that_does_not_decide_is_no_failure() -> None:
+def test_an_error_on_the_non_decisive_side_is_absorbed() -> None:
     assert conditions.evaluate_bool("inputs.nothing > 3 || inputs.n == 4", DATA)
     assert not conditions.evaluate_bool("inputs.nothing > 3 && inputs.n == 5", DATA)
 
 
 def _nested(form: str, depth: int, first: str, last: str) -> str:
-    """Macros one inside the other, each over what the one outside has made larger."""
+    """Return nested macros, each over the enlarged value of the outer one."""
     heads = [f"{form.replace('?', f'x{i}' if i else first)}.map(x{i + 1}, " for i in range(depth)]
     return "".join(heads) + last.replace("?", f"x{depth}") + ")" * depth
 
 
 BOMBS = {
     "macros in macros": "".join(f"inputs.ten.all(x{i}, " for i in range(9)) + "true" + ")" * 9,
-    "texts that double": _nested("[? + ? + ? + ?]", 20, "'0123456789abcdef'", "size(?)"),
+    "strings that double": _nested("[? + ? + ? + ?]", 20, "'0123456789abcdef'", "size(?)"),
     "lists that double": _nested("[? + ? + ? + ?]", 20, "[1, 2]", "size(?)"),
-    "lists in lists, compared": _nested("[[?, ?, ?, ?]]", 20, "[1, 2]", "? == ?"),
-    "lists in lists, given": _nested("[[?, ?, ?, ?]]", 20, "[1, 2]", "?"),
+    "nested lists, compared": _nested("[[?, ?, ?, ?]]", 20, "[1, 2]", "? == ?"),
+    "nested lists, returned": _nested("[[?, ?, ?, ?]]", 20, "[1, 2]", "?"),
     "a chain of maps": "[1]" + ".map(x, [x, x, x, x])" * 20,
     "a long comparison, often": "inputs.many.all(x, inputs.many == inputs.many)",
     "a regular expression of many states": "inputs.text.matches('(x?[ab]{900}|[ab]{901}|[ab]{902})*c')",
@@ -216,25 +218,25 @@ BOMBS = {
 
 
 @pytest.fixture
-def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of what is allowed: the bounds are met as well, and sooner."""
+def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reduce the budget to a tenth, so that its limit is reached sooner."""
     monkeypatch.setattr(conditions, "Budget", partial(Budget, MAX_WORK // 10))
 
 
-@pytest.mark.usefixtures("little_work")
+@pytest.mark.usefixtures("small_budget")
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_nothing_runs_away(bomb: str) -> None:
-    """Each would take hours, or all memory."""
+def test_work_and_memory_are_limited(bomb: str) -> None:
+    """Without limits, each expression would run for hours or exhaust the memory."""
     data = {"inputs": {"ten": [0] * 10, "many": [[1]] * 5_000, "text": "ab" * 50_000}}
-    with pytest.raises(StepFailure, match=r"steps of work|longer than \d+ characters"):
+    with pytest.raises(StepFailure, match=r"units of work|longer than \d+ characters"):
         conditions.evaluate(BOMBS[bomb], data)
 
 
-def test_what_is_nested_as_deep_as_the_parser_lets_it_is_worked_out() -> None:
+def test_the_deepest_nesting_that_the_parser_accepts_is_evaluated() -> None:
     assert conditions.evaluate("[1].map(x, " * 30 + "x" + ")" * 30, {}) == eval("[" * 30 + "1" + "]" * 30)
 
 
-def test_data_that_is_nested_too_deep_fails_the_step() -> None:
+def test_too_deeply_nested_data_fails_the_step() -> None:
     deep: list[Any] = []
     for _ in range(20_000):
         deep = [deep]
@@ -243,25 +245,25 @@ def test_data_that_is_nested_too_deep_fails_the_step() -> None:
             conditions.evaluate(expression, {"inputs": {"deep": deep, "same": [deep[0]]}})
 
 
-@pytest.mark.usefixtures("little_work")
-def test_a_bound_is_not_forgiven_by_what_would_decide() -> None:
-    with pytest.raises(StepFailure, match="steps of work"):
+@pytest.mark.usefixtures("small_budget")
+def test_an_exceeded_budget_is_not_absorbed_by_the_decisive_side() -> None:
+    with pytest.raises(StepFailure, match="units of work"):
         conditions.evaluate(f"{BOMBS['macros in macros']} || true", {"inputs": {"ten": [0] * 10}})
 
 
-def test_ten_thousand_items_are_few() -> None:
+def test_ten_thousand_items_fit_the_budget() -> None:
     items = [{"id": i, "ok": i % 2 == 0, "text": "x" * 50} for i in range(10_000)]
     found = conditions.evaluate("inputs.items.filter(i, i.ok && i.id >= 10).map(i, i.id)", {"inputs": {"items": items}})
 
     assert found == list(range(10, 10_000, 2))
 
 
-def test_what_is_not_asked_for_costs_nothing_and_a_bare_path_is_passed_as_it_is() -> None:
+def test_unused_data_is_not_visited_and_a_bare_path_returns_the_same_object() -> None:
     class Untouched(dict[str, Any]):
         def __iter__(self) -> Any:
-            raise AssertionError("somebody goes through all of it")
+            raise AssertionError("the value was iterated")
 
-        items = keys = values = __iter__  # type: ignore[assignment] # nothing of it is to be called
+        items = keys = values = __iter__  # type: ignore[assignment] # none of these may be called
 
     output = Untouched(score=3, rest="x" * (plain.MAX_RESULT + 1))
     data = {"inputs": {}, "steps": {"a": {"output": output}}}
@@ -270,8 +272,8 @@ def test_what_is_not_asked_for_costs_nothing_and_a_bare_path_is_passed_as_it_is(
     assert conditions.evaluate("steps.a.output.rest", data) is output["rest"]
 
 
-def test_null_results_take_nothing_from_python() -> None:
-    """The library's own evaluator gives back references to None that it never had, until Python aborts."""
+def test_null_results_do_not_change_the_reference_count_of_none() -> None:
+    """The library's own evaluator releases references to None that it does not own, until Python aborts."""
     before = sys.getrefcount(None)
     for _ in range(2_000):
         conditions.evaluate("[null, inputs.none]", DATA)
@@ -279,7 +281,7 @@ def test_null_results_take_nothing_from_python() -> None:
     assert sys.getrefcount(None) > before - 500
 
 
-def test_threads_do_not_disturb_each_other() -> None:
+def test_evaluation_is_thread_safe() -> None:
     def work(n: int) -> bool:
         found = []
         for i in range(20):

@@ -1,4 +1,4 @@
-"""Templates: data only, bounded, and what is not there is an error."""
+"""Templates: they read data only, their work is limited, and a missing value is an error."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def failed(template: str) -> str:
     return caught.value.message
 
 
-def test_data_is_printed_and_walked() -> None:
+def test_data_is_printed_and_iterated() -> None:
     assert render("{{ inputs.name }}: {{ steps.draft.output.title }}") == "Ada: T"
     assert render("{% for item in inputs['items'] %}{{ loop.index }}{{ item }} {% endfor %}") == "1x 2y "
-    assert render("{{ steps.draft.output | tojson }}") == '{"title": "T", "keys": 3}', "as it is, not sorted"
-    assert render("{{ ['<ü>', none] | tojson }}") == '["<ü>", null]', "as it is, not for HTML"
+    assert render("{{ steps.draft.output | tojson }}") == '{"title": "T", "keys": 3}', "the keys are not sorted"
+    assert render("{{ ['<ü>', none] | tojson }}") == '["<ü>", null]', "the characters are not escaped for HTML"
     assert failed("{{ {'a': inputs.nobody} | tojson }}")
 
 
-def test_a_field_counts_before_a_method_of_its_name() -> None:
+def test_a_field_takes_precedence_over_a_method_of_the_same_name() -> None:
     assert render("{{ steps.draft.output.keys }}{{ inputs.items | length }}") == "32"
 
 
-def test_what_came_in_is_never_a_template() -> None:
+def test_input_data_is_never_rendered_as_a_template() -> None:
     assert render("{{ inputs.text }}") == "{{ 7 * 7 }}"
 
 
@@ -51,7 +51,7 @@ def test_what_came_in_is_never_a_template() -> None:
         "{{ 1 / 0 }}",
     ],
 )
-def test_what_is_not_there_fails_the_step(template: str) -> None:
+def test_a_missing_value_fails_the_step(template: str) -> None:
     assert "cannot be rendered" in failed(template)
 
 
@@ -66,7 +66,7 @@ def test_what_is_not_there_fails_the_step(template: str) -> None:
         "{{ ''|attr('__class__')|attr('__mro__') }}",
     ],
 )
-def test_nothing_but_data_can_be_reached(template: str) -> None:
+def test_only_data_is_accessible(template: str) -> None:
     failed(template)
 
 
@@ -80,17 +80,17 @@ def test_nothing_but_data_can_be_reached(template: str) -> None:
         "{% for a in inputs.name * 99999 %}{% endfor %}",
     ],
 )
-def test_nothing_can_be_made_huge(template: str) -> None:
+def test_results_cannot_become_huge(template: str) -> None:
     failed(template)
 
 
-def test_loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_iterations_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"inputs": {"l": list(range(2000))}, "steps": {}}
-    with pytest.raises(StepFailure, match="turn more than"):
+    with pytest.raises(StepFailure, match="iterations"):
         templates.render("{% for a in inputs.l %}{% for b in inputs.l %}{% endfor %}{% endfor %}", data)
 
 
-def test_long_texts_end() -> None:
+def test_text_length_is_limited() -> None:
     data = {"inputs": {"l": list(range(1000)), "t": "x" * 10_000}, "steps": {}}
     with pytest.raises(StepFailure, match="longer than"):
         templates.render("{% for a in inputs.l %}{{ inputs.t }}{% endfor %}", data)
@@ -108,7 +108,7 @@ def test_long_texts_end() -> None:
         ("{{ range(3) }}", 1),
     ],
 )
-def test_names_are_checked_before_anything_runs(template: str, names: int) -> None:
+def test_names_are_checked_at_submission(template: str, names: int) -> None:
     found = templates.check(template, "prompt", Scope(("name", "items"), ("draft",)))
 
     assert len(found) == names, found

@@ -1,4 +1,4 @@
-"""Transforms: CEL and JMESPath over what there is, checked, bounded, and plain JSON."""
+"""Transforms: CEL and JMESPath over the data of a run; they are checked, limited, and return plain JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.workflows.expressions.cel.values import MAX_WORK, Budget
 from app.workflows.expressions.templates import Scope
 from app.workflows.language.steps import TransformStep
 
-SCOPE = Scope({"orders": {"type": "array"}, "n": {"type": "integer"}}, ("draft",), more=("run",))
+SCOPE = Scope({"orders": {"type": "array"}, "n": {"type": "integer"}}, ("draft",), extra=("run",))
 DATA: dict[str, Any] = {
     "inputs": {
         "n": 3,
@@ -45,12 +45,12 @@ def of(**language: str) -> TransformStep:
         ("inputs.orders[0].nothing", None),
     ],
 )
-def test_jmespath_gives_what_it_is_known_for(expression: str, value: Any) -> None:
+def test_jmespath_values(expression: str, value: Any) -> None:
     assert transforms.check_jmespath(expression, "steps[0].jmespath", SCOPE) == []
     assert evaluated(of(jmespath=expression), DATA) == value
 
 
-def test_cel_gives_what_it_makes_in_the_order_in_which_it_is_written() -> None:
+def test_cel_keeps_the_written_order_of_keys() -> None:
     made = evaluated(of(cel="{'who': inputs.orders.map(o, o.who), 'draft': steps.draft.output}"), DATA)
 
     assert made == {"who": ["Ada", "Bo", "Ada"], "draft": {"z": None, "a": "ü"}}
@@ -64,9 +64,9 @@ def test_cel_gives_what_it_makes_in_the_order_in_which_it_is_written() -> None:
         ("inputs.orders[", "ends too early", ""),
         ("inputs..orders", "character 8 of the expression: '.' is not expected here", ""),
         ("inputs.orders[?who='Ada']", "character 19 of the expression: '=' is not expected here", ""),
-        ("orders[0]", "'orders' names nothing", "inputs.orders"),
-        ("inputs.order[0]", "'inputs.order' names no input", "inputs.orders"),
-        ("{a: steps.final.output}", "'steps.final' is no step that this one needs", "steps.draft.output"),
+        ("orders[0]", "'orders' is not defined here", "inputs.orders"),
+        ("inputs.order[0]", "'inputs.order' is not an input", "inputs.orders"),
+        ("{a: steps.final.output}", "'steps.final' is not a step that this one needs", "steps.draft.output"),
         ("steps.draft.result", "a step has no 'result'", "steps.draft.output"),
         ("inputs.n == `3` && run.status", "'run' has no 'status'", "run.state"),
         ("lenght(inputs.orders)", "no function 'lenght'", "did you mean 'length'?"),
@@ -75,7 +75,7 @@ def test_cel_gives_what_it_makes_in_the_order_in_which_it_is_written() -> None:
         ("inputs" + ".n" * 20_000, "longer than", ""),
     ],
 )
-def test_what_is_wrong_with_jmespath_is_found_at_submission(expression: str, message: str, accepted: str) -> None:
+def test_invalid_jmespath_is_found_at_submission(expression: str, message: str, accepted: str) -> None:
     found = transforms.check_jmespath(expression, "steps[0].jmespath", SCOPE)
 
     assert len(found) == 1, found
@@ -85,7 +85,7 @@ def test_what_is_wrong_with_jmespath_is_found_at_submission(expression: str, mes
 
 
 @pytest.mark.parametrize("expression", ["inputs.orders[?nobody == 'x'].foo", "map(&foo, inputs.orders)", "@", "*.*"])
-def test_names_that_nobody_can_know_are_let_through(expression: str) -> None:
+def test_names_that_cannot_be_checked_are_accepted(expression: str) -> None:
     assert transforms.check_jmespath(expression, "steps[0].jmespath", SCOPE) == []
 
 
@@ -95,18 +95,18 @@ def test_names_that_nobody_can_know_are_let_through(expression: str) -> None:
         ("length(inputs.n)", "length() takes string or array or object, not number"),
         ("inputs.orders[?who > `1`]", "not supported between"),
         ("inputs.orders[::0]", "slice step cannot be zero"),
-        ("to_number('1e999')", "infinite"),
+        ("to_number('1e999')", "infinity"),
         ("`123456789012345678901234567890`", "beyond 64 bits"),
-        ("&who", "no JSON"),
+        ("&who", "which JSON cannot represent"),
         ("inputs.orders[?", "ends too early"),
     ],
 )
-def test_what_has_no_value_fails_the_step_and_says_why(expression: str, message: str) -> None:
+def test_a_failed_evaluation_fails_the_step_with_the_reason(expression: str, message: str) -> None:
     with pytest.raises(StepFailure) as caught:
         evaluated(of(jmespath=expression), DATA)
 
     assert caught.value.reason is FailureReason.TEMPLATE_ERROR
-    assert f"`{expression}` cannot be worked out" in caught.value.message
+    assert f"`{expression}` cannot be evaluated" in caught.value.message
     assert message in caught.value.message
 
 
@@ -126,16 +126,16 @@ FOUR = "[@, @, @, @]"
         "inputs.texts[*].[" + ", ".join(["@"] * 30) + "][] | [*].[" + ", ".join(["@"] * 30) + "][]",
     ],
 )
-def test_nothing_runs_away(expression: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would take hours, or all memory. A tenth of what is allowed meets the bounds as well, and sooner."""
+def test_work_and_memory_are_limited(expression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without limits, each would run for hours or exhaust the memory. A small budget reaches the limit sooner."""
     monkeypatch.setattr(transforms, "Budget", partial(Budget, MAX_WORK // 10))
     data = {"inputs": {"text": "x" * 50_000, "texts": ["y"] * 1_000}, "steps": {}}
-    with pytest.raises(StepFailure, match=r"steps of work|longer than \d+ characters"):
+    with pytest.raises(StepFailure, match=r"units of work|longer than \d+ characters"):
         evaluated(of(jmespath=expression), data)
 
 
 @pytest.mark.parametrize("language", ["cel", "jmespath"])
-def test_a_result_is_bounded_even_where_it_is_only_passed_on(language: str) -> None:
+def test_the_result_limit_applies_to_values_passed_through(language: str) -> None:
     data = {"inputs": {"text": "x" * (plain.MAX_RESULT + 1)}, "steps": {}}
     with pytest.raises(StepFailure, match=f"longer than {plain.MAX_RESULT} characters"):
         evaluated(of(**{language: "inputs.text"}), data)

@@ -1,4 +1,4 @@
-"""Calls: one reading of a URL, headers that cannot steer, redirects that take nothing along."""
+"""HTTP calls: URL parsing, reserved headers, redirects, secrets, and the limits on responses."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.kernel.egress import EgressPolicy
 from app.kernel.errors import FailureReason, StepFailure
+from app.kernel.security.egress import EgressPolicy
 from app.workflows.expressions import templates
 from app.workflows.expressions.templates import Scope
-from app.workflows.http import answers, calls
+from app.workflows.http import calls, responses
 from app.workflows.http.calls import Hop, HttpCall, first_hop, json_body, next_hop, text_body
 
 POLICY = EgressPolicy.of(["api.example.com", "*.example.org"], allow_private=False)
@@ -34,7 +34,7 @@ def failed(request: HttpCall) -> StepFailure:
         ("https://a.b./..//%2e%2e/;p=1", ("https", "a.b", 443, "/..//%2e%2e/;p=1")),
     ],
 )
-def test_urls_are_read_once(url: str, place: tuple[str, str, int, str]) -> None:
+def test_urls_are_normalised(url: str, place: tuple[str, str, int, str]) -> None:
     hop = first_hop(HttpCall(url))
     assert (hop.scheme, hop.host, hop.port, hop.path) == place
 
@@ -59,7 +59,7 @@ def test_urls_are_read_once(url: str, place: tuple[str, str, int, str]) -> None:
         ("https://a\t.b/", FailureReason.INVALID_REQUEST),
     ],
 )
-def test_urls_that_lead_astray_are_refused(url: str, reason: FailureReason) -> None:
+def test_invalid_and_misleading_urls_are_rejected(url: str, reason: FailureReason) -> None:
     assert failed(HttpCall(url)).reason is reason
 
 
@@ -75,20 +75,20 @@ def test_urls_that_lead_astray_are_refused(url: str, reason: FailureReason) -> N
         {"": "1"},
     ],
 )
-def test_headers_cannot_steer_the_connection(headers: dict[str, str]) -> None:
+def test_headers_cannot_control_the_connection(headers: dict[str, str]) -> None:
     assert failed(HttpCall("https://a.b/", headers=headers)).reason is FailureReason.INVALID_REQUEST
 
 
-def test_a_secret_is_no_host() -> None:
+def test_a_host_cannot_contain_a_secret() -> None:
     failure = failed(HttpCall("https://HUSHhush.example.org/", secrets=("HUSHhush",)))
     assert (failure.reason, "hush" in failure.message.lower()) == (FailureReason.HTTP_REFUSED, False)
 
 
 def lines(request: HttpCall) -> dict[str, str]:
-    return {name.lower(): value for name, value in first_hop(request).lines()}
+    return {name.lower(): value for name, value in first_hop(request).header_lines()}
 
 
-def test_the_key_goes_with_what_must_not_happen_twice() -> None:
+def test_the_idempotency_key_is_sent_with_unsafe_methods() -> None:
     keyed = {"idempotency_key": "run/step", "idempotency_header": "X-Once"}
     assert lines(HttpCall("https://a.b/", body=text_body("x"), **keyed))["x-once"] == "run/step"
     assert lines(HttpCall("https://a.b/", "DELETE", **keyed))["x-once"] == "run/step"
@@ -96,7 +96,7 @@ def test_the_key_goes_with_what_must_not_happen_twice() -> None:
     assert lines(HttpCall("https://a.b/", "PUT", headers={"x-once": "mine"}, **keyed))["x-once"] == "mine"
 
 
-def test_the_method_and_the_type_follow_the_body() -> None:
+def test_the_method_and_the_content_type_depend_on_the_body() -> None:
     assert first_hop(HttpCall("https://a.b/")).method == "GET"
     assert first_hop(HttpCall("https://a.b/", body=json_body(None))).method == "POST"
     assert lines(HttpCall("https://a.b/", body=json_body(["é"])))["content-length"] == str(
@@ -113,14 +113,14 @@ def hop(url: str = "https://a.b/x", method: str = "POST", **headers: str) -> Hop
     return first_hop(HttpCall(url, method, headers=headers, body=text_body("body")))
 
 
-def test_redirects_change_the_method_as_browsers_do() -> None:
+def test_redirects_change_the_method_like_browsers() -> None:
     for status, method in ((301, "GET"), (302, "GET"), (303, "GET"), (307, "POST"), (308, "POST")):
         following = next_hop(hop(), status, "/y?z=1", ())
         assert (following.method, following.path, following.body is None) == (method, "/y?z=1", method == "GET")
     assert next_hop(hop(method="PUT"), 302, "", ()).method == "PUT"
 
 
-def test_only_the_same_place_gets_the_headers() -> None:
+def test_only_the_same_origin_receives_the_headers() -> None:
     kept = {
         "https://a.b/y": True,
         "https://c.b/y": False,
@@ -146,19 +146,19 @@ def test_only_the_same_place_gets_the_headers() -> None:
         ("http://api.example.com:8080/", "does not list 'api.example.com:8080'"),
     ],
 )
-def test_a_host_that_is_written_out_is_judged_at_submission(template: str, problem: str) -> None:
+def test_a_literal_host_is_checked_at_submission(template: str, problem: str) -> None:
     found = calls.check_url(template, "steps[0].url", POLICY)
     assert [problem in str(one) for one in found] == ([True] if problem else [])
     assert "http.allowed_hosts is empty" in str(calls.check_url(template, "steps[0].url", EgressPolicy())[0])
 
 
-def test_templates_name_secrets_one_by_one_and_only_where_they_are_offered() -> None:
-    offered = Scope((), (), secrets=True)
+def test_templates_use_secrets_only_by_name_and_only_in_http_steps() -> None:
+    http_scope = Scope((), (), secrets=True)
     good = {"a": ["Bearer {{ secrets.TOKEN }}", {"b": "{{ secrets['other'] | upper }}"}], "n": 1}
 
     assert calls.secret_names(good) == {"TOKEN", "other"}
     for template in ("{{ secrets.TOKEN }}", "{% if secrets['other'] %}x{% endif %}"):
-        assert templates.check(template, "url", offered) == []
+        assert templates.check(template, "url", http_scope) == []
         assert "http steps only" in str(templates.check(template, "prompt", Scope((), ()))[0])
     for template in (
         "{{ secrets }}",
@@ -169,20 +169,20 @@ def test_templates_name_secrets_one_by_one_and_only_where_they_are_offered() -> 
         "{{ secrets.a }}{{ secrets }}",
         "{{ secrets['no name'] }}",
     ):
-        assert len(templates.check(template, "url", offered)) == 1, template
+        assert len(templates.check(template, "url", http_scope)) == 1, template
 
 
-def test_templates_are_filled_and_their_errors_hold_no_secret() -> None:
+def test_templates_are_rendered_and_their_errors_contain_no_secret() -> None:
     data = {"inputs": {"n": 3}, "steps": {}}
     secrets = {"token": "swordfish"}
 
-    assert calls.filled({"a": ["{{ inputs.n }}", 4, None], "b": "{{ secrets.token }}"}, data, secrets) == {
+    assert calls.render_texts({"a": ["{{ inputs.n }}", 4, None], "b": "{{ secrets.token }}"}, data, secrets) == {
         "a": ["3", 4, None],
         "b": "swordfish",
     }
     for template in ("{{ secrets.token * 2 }}", "{{ inputs[secrets.token] }}", "{{ {}[secrets.token] }}"):
         with pytest.raises(StepFailure) as caught:
-            calls.filled(template, data, secrets)
+            calls.render_texts(template, data, secrets)
         assert (caught.value.reason, "swordfish" in str(caught.value)) == (FailureReason.TEMPLATE_ERROR, False)
 
 
@@ -198,28 +198,28 @@ def test_templates_are_filled_and_their_errors_hold_no_secret() -> None:
         ("", None),
     ],
 )
-def test_a_server_can_ask_for_a_delay(header: str, delay: timedelta | None) -> None:
+def test_a_server_can_request_a_delay(header: str, delay: timedelta | None) -> None:
     now = datetime(2026, 11, 21, 12, tzinfo=UTC)
-    assert answers.failure_of(hop(), 429, {"retry-after": header}, b"", (), now).retry_after == delay
-    assert answers.failure_of(hop(), 400, {"retry-after": header}, b"", (), now).retry_after is None
+    assert responses.failure_of(hop(), 429, {"retry-after": header}, b"", (), now).retry_after == delay
+    assert responses.failure_of(hop(), 400, {"retry-after": header}, b"", (), now).retry_after is None
 
 
-def test_the_half_of_a_secret_at_the_end_of_what_is_kept_is_cut_off() -> None:
+def test_a_partial_secret_at_the_end_of_the_excerpt_is_cut_off() -> None:
     secret = "swordfish"
-    for before in (*range(10), *range(answers.KEPT - 20, answers.KEPT + 130)):
-        body = ("." * before + secret * 1000).encode()[: answers.kept([secret])]
-        text = answers.failure_of(hop(), 500, {}, body, [secret], datetime.now(UTC)).text
+    for before in (*range(10), *range(responses.MAX_EXCERPT - 20, responses.MAX_EXCERPT + 130)):
+        body = ("." * before + secret * 1000).encode()[: responses.excerpt_bytes([secret])]
+        text = responses.failure_of(hop(), 500, {}, body, [secret], datetime.now(UTC)).text
         assert text is not None
         assert set(text) <= {".", "*"}
 
 
-def test_a_bomb_is_unpacked_no_further_than_the_bound() -> None:
+def test_a_decompression_bomb_stops_at_the_limit() -> None:
     bomb = gzip.compress(bytes(32 << 20))
-    reader = answers.AnswerReader(100_000)
-    reader.begin("gzip")
+    reader = responses.ResponseReader(100_000)
+    reader.start("gzip")
     tracemalloc.start()
     with pytest.raises(StepFailure, match="longer than max_bytes"):
-        reader.take(bomb)
+        reader.feed(bomb)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(bomb) < 100_000

@@ -1,4 +1,4 @@
-"""Differences: what was added, removed, changed or only moved, with its path."""
+"""The diff of definitions: added, removed, changed and reordered values, with their paths."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SCHEMA = {"type": "object", "properties": {"x": {}, "y": {}}}
         ),
     ],
 )
-def test_each_difference_is_told_once_with_its_path(
+def test_each_difference_is_reported_once_with_its_path(
     old: dict[str, Any], new: dict[str, Any], changes: list[DefinitionChange] | None
 ) -> None:
     expected = [DefinitionChange("changed", "inputs.n.default", 1, True)] if changes is None else changes

@@ -1,4 +1,4 @@
-"""The published JSON Schema: made from the types, equal to its copy, true of what is shipped."""
+"""The published JSON Schema: generated from the types, equal to the documented copy, valid for shipped workflows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from app.kernel import durations, shipped
+from app.kernel import shipped
+from app.kernel.units import durations
 from app.workflows import registry
 from app.workflows.language import schema, source
 from app.workflows.language.steps import KINDS
@@ -24,13 +25,13 @@ def validator() -> Draft202012Validator:
     return Draft202012Validator(schema.workflow())
 
 
-def test_the_copy_in_the_documentation_is_the_schema() -> None:
-    """Renew it with: arriero workflows schema > docs/workflow.schema.json."""
+def test_the_documented_schema_is_current() -> None:
+    """Update it with: arriero workflows schema > docs/workflow.schema.json."""
     assert json.loads((ROOT / "docs/workflow.schema.json").read_text()) == schema.workflow()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_what_is_shipped_conforms(path: Path, validator: Draft202012Validator) -> None:
+def test_shipped_workflows_conform(path: Path, validator: Draft202012Validator) -> None:
     assert list(validator.iter_errors(source.read(path.read_text()).data)) == []
 
 
@@ -40,7 +41,7 @@ def test_every_kind_of_step_is_known_and_described() -> None:
     assert set(steps) == set(KINDS)
     described = schema.workflow()["$defs"]
     assert all(described[reference.rpartition("/")[2]]["description"] for reference in steps.values())
-    assert "skipped where this does not hold" in described["NoopStep"]["properties"]["when"]["description"]
+    assert "skipped when it is false" in described["NoopStep"]["properties"]["when"]["description"]
 
 
 def step(**fields: Any) -> dict[str, Any]:
@@ -65,12 +66,12 @@ def step(**fields: Any) -> dict[str, Any]:
         {**step(), "priority": "urgent"},
     ],
 )
-def test_what_is_wrong_does_not_conform(document: dict[str, Any], validator: Draft202012Validator) -> None:
+def test_invalid_documents_do_not_conform(document: dict[str, Any], validator: Draft202012Validator) -> None:
     assert not validator.is_valid(document)
 
 
 @pytest.mark.parametrize("text", ["90", "1.5", "500ms", "15s", "1h30m", " 7D ", "soon", "1x", "", "-1s", "1h 30m", "s"])
-def test_durations_conform_exactly_when_they_are_read(text: str, validator: Draft202012Validator) -> None:
+def test_the_schema_accepts_exactly_the_valid_durations(text: str, validator: Draft202012Validator) -> None:
     try:
         durations.parse(text)
         read = True

@@ -86,9 +86,9 @@ def test_what_a_graph_keeps_of_a_long_chain_is_small() -> None:
     tracemalloc.start()
     try:
         graph = Graph(definition)
-        assert "s9998" in graph.before["s9999"]
-        assert "s9999" not in graph.before["s9998"]
-        assert len(graph.before["s5000"]) == 5_000
+        assert "s9998" in graph.ancestors["s9999"]
+        assert "s9999" not in graph.ancestors["s9998"]
+        assert len(graph.ancestors["s5000"]) == 5_000
         assert graph.decision_reads["s7"].steps == frozenset()
         _, most = tracemalloc.get_traced_memory()
     finally:
@@ -125,9 +125,9 @@ class Recorded:
     def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         self.plans: list[tuple[str, dict[str, Any]]] = []
         self._database, self._explaining = database, False
-        real = UnitOfWork.ask
+        real = UnitOfWork.execute
 
-        def ask(work: UnitOfWork, statement: Any, parameters: Any = None) -> Any:
+        def execute(work: UnitOfWork, statement: Any, parameters: Any = None) -> Any:
             read = str(statement).strip()
             if (
                 not self._explaining
@@ -137,7 +137,7 @@ class Recorded:
                 self._explain(statement, parameters)
             return real(work, statement, parameters)
 
-        monkeypatch.setattr(UnitOfWork, "ask", ask)
+        monkeypatch.setattr(UnitOfWork, "execute", execute)
 
     def _explain(self, statement: Any, parameters: Any) -> None:
         self._explaining = True

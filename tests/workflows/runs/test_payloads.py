@@ -320,7 +320,7 @@ def test_nothing_is_lost_while_everything_comes_and_goes(hands: Hands) -> None:
     [
         (
             ["x" * 5000],
-            r"the output: 5004 bytes as JSON; 4000 can be stored at the most \(setting runs.max_payload_byt",
+            r"the output: 5004 bytes as JSON; at most 4000 can be stored \(setting runs.max_payload_byt",
         ),
         ("half \ud83e", "half a character"),
         ({"n": float("inf")}, "cannot be stored as JSON: Out of range float"),
@@ -368,12 +368,12 @@ steps:
             """  - {id: each, kind: map, needs: [a, b], over: "[steps.a.output, steps.b.output]",
      step: {kind: noop}, retry: {max_attempts: 1}}""",
             "each",
-            "invalid_request the items together: 7004 bytes as JSON; 4000 can",
+            "invalid_request the items together: 7004 bytes as JSON; at most 4000 can be stored",
         ),
         (
             "  - {id: each, kind: map, over: '[1, 2]', step: {kind: generate, prompt: hi}, retry: {max_attempts: 1}}",
             "each",
-            "invalid_output the outputs of its items together: 7004 bytes as JSON; 4000 can",
+            "invalid_output the outputs of its items together: 7004 bytes as JSON; at most 4000 can be stored",
         ),
         (
             "  - {id: all, kind: join, needs: [a, b, c], retry: {max_attempts: 1}}",

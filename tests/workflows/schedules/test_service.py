@@ -1,4 +1,4 @@
-"""Schedules on the real database: what fires, once; what does not, and why."""
+"""The schedule service on the real database: each instant fires once, or has the reason why it did not."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ def store(runs: Runs, source: str) -> None:
 
 
 def put(schedules: Schedules, **fields: Any) -> UUID:
-    """A schedule that fires each day, if not told otherwise."""
+    """Store a schedule and return its id; by default it fires each day."""
     document = {"schedule": NAME, "workflow": "rest", "every": "1d", "catch_up": "365d", **fields}
     view, _ = schedules.put(Schedule.model_validate({k: v for k, v in document.items() if v is not None}))
     schedule_id: UUID = view.row.id
     return schedule_id
 
 
-def lapse(database: Database, days: int = 1) -> None:
-    """Days pass: all that has happened did so that much earlier."""
+def pass_days(database: Database, days: int = 1) -> None:
+    """Simulate the passing of days: moves all stored instants into the past."""
     passed = {"passed": timedelta(days=days)}
     with database.work() as work:
         work.run(text("UPDATE schedule SET decided_to = decided_to - :passed, next_at = next_at - :passed"), passed)
-        # Out of the way first: each row would meet the one before it.
+        # In two steps, because a direct shift would violate the unique constraint on `at`.
         work.run(text("UPDATE schedule_fire SET at = at + interval '100 years'"))
         work.run(text("UPDATE schedule_fire SET at = at - interval '100 years' - :passed"), passed)
         work.run(text("UPDATE run SET idempotency_key = id"))
 
 
 def fires(schedules: Schedules, *states: str) -> list[Any]:
-    """The fires of the one schedule, the earliest first."""
+    """Return the fires of the schedule, the earliest first."""
     return schedules.fires(NAME, limit=1000, states=states or None).fires[::-1]  # type: ignore[no-any-return]
 
 
-def look(schedules: Schedules) -> int:
-    """What a control worker does at each tick; gives how many runs it submitted."""
+def advance(schedules: Schedules) -> int:
+    """Do one pass of a control worker; return the number of submitted runs."""
     return sum(schedules.advance(schedule_id) for schedule_id in schedules.ready())
 
 
@@ -90,10 +90,10 @@ def test_a_due_instant_fires_once_with_the_inputs_of_its_time(schedules: Schedul
         inputs={"day": "{{ fire.date }} {{ fire.time }} {{ schedule.name }}"},
         priority="batch",
     )
-    assert look(schedules) == 0, "nothing was due before it was made"
+    assert advance(schedules) == 0, "nothing was due before it was stored"
 
-    lapse(database)
-    assert [look(schedules), look(schedules)] == [1, 0]
+    pass_days(database)
+    assert [advance(schedules), advance(schedules)] == [1, 0]
     (fire,) = fires(schedules)
     run = views.run(database, fire.run_id).run
     local = fire.at.astimezone(schedules.get(NAME).schedule.zone)
@@ -108,9 +108,9 @@ def test_a_due_instant_fires_once_with_the_inputs_of_its_time(schedules: Schedul
     assert view.row.next_at == view.next.at > fire.at
 
 
-def test_many_look_at_once_and_each_instant_has_one_run(schedules: Schedules, database: Database) -> None:
+def test_concurrent_passes_submit_one_run_for_each_instant(schedules: Schedules, database: Database) -> None:
     schedule_id = put(schedules, overlap="allow", catch_up={"within": "60d", "runs": "all", "limit": 40})
-    lapse(database, days=40)
+    pass_days(database, days=40)
     barrier, faults = threading.Barrier(6), list[BaseException]()
 
     def work() -> None:
@@ -135,17 +135,17 @@ def test_many_look_at_once_and_each_instant_has_one_run(schedules: Schedules, da
     assert fires(schedules) == found
 
 
-def test_who_finds_a_schedule_locked_leaves_it_to_the_other(schedules: Schedules, database: Database) -> None:
+def test_a_locked_schedule_is_left_to_the_other_transaction(schedules: Schedules, database: Database) -> None:
     put(schedules)
-    lapse(database)
+    pass_days(database)
     with database.work() as work:
         assert rows.lock(work, NAME) is not None
-        assert look(schedules) == 0
-    assert look(schedules) == 1
+        assert advance(schedules) == 0
+    assert advance(schedules) == 1
 
 
-class Dying:
-    """Runs whose submitter dies after the commit, before it can tell anybody."""
+class RunsWithDyingSubmitter:
+    """Runs whose submitter dies after the commit, before it stores the outcome."""
 
     def __init__(self, runs: Runs) -> None:
         self.runs, self.database, self.lock_wait = runs, runs.database, runs.lock_wait
@@ -155,27 +155,29 @@ class Dying:
         raise DatabaseUnreachable("cut off")
 
 
-def test_a_submitter_that_dies_leaves_one_run_whatever_changed_since(
+def test_a_fire_has_one_run_after_its_submitter_died_and_its_document_changed(
     schedules: Schedules, runs: Runs, database: Database
 ) -> None:
     put(schedules)
-    lapse(database)
+    pass_days(database)
     with pytest.raises(DatabaseUnreachable):
-        look(replace(schedules, runs=Dying(runs)))  # type: ignore[arg-type]
+        advance(replace(schedules, runs=RunsWithDyingSubmitter(runs)))  # type: ignore[arg-type]
     assert [fire.state for fire in fires(schedules)] == ["starting"]
 
     store(runs, REST + "description: newer\n")
-    assert look(schedules) == 1
+    assert advance(schedules) == 1
     (fire,) = fires(schedules)
     assert (fire.state, count_runs(database)) == ("fired", 1)
     assert views.run(database, fire.run_id).run.version == 1
 
 
-def test_an_outage_is_made_up_within_the_window_and_the_rest_is_told(schedules: Schedules, database: Database) -> None:
+def test_after_an_outage_the_window_is_caught_up_and_the_rest_is_recorded_as_missed(
+    schedules: Schedules, database: Database
+) -> None:
     put(schedules, overlap="allow", catch_up={"within": "5d", "runs": "all", "limit": 2})
-    lapse(database, days=20)
+    pass_days(database, days=20)
 
-    assert look(schedules) == 2
+    assert advance(schedules) == 2
     old, spare, first, second = fires(schedules)
     assert [fire.state for fire in (old, spare, first, second)] == ["missed", "missed", "fired", "fired"]
     assert old.count + spare.count == 18
@@ -185,102 +187,102 @@ def test_an_outage_is_made_up_within_the_window_and_the_rest_is_told(schedules: 
     assert schedules.get(NAME).row.fire_id == second.id
 
 
-def test_by_default_a_fire_is_skipped_while_an_earlier_run_goes_on(
+def test_by_default_a_fire_is_skipped_while_an_earlier_run_is_active(
     schedules: Schedules, runs: Runs, database: Database
 ) -> None:
     put(schedules)
-    lapse(database)
-    look(schedules)
-    lapse(database)
-    assert look(schedules) == 0
+    pass_days(database)
+    advance(schedules)
+    pass_days(database)
+    assert advance(schedules) == 0
     first, second = fires(schedules)
     assert (first.state, second.state) == ("fired", "skipped")
     assert str(first.run_id) in second.reason
 
     end(runs, first.run_id)
-    lapse(database)
-    assert look(schedules) == 1
+    pass_days(database)
+    assert advance(schedules) == 1
 
 
-def test_queued_fires_begin_one_after_the_other(schedules: Schedules, runs: Runs, database: Database) -> None:
+def test_queued_fires_start_one_after_the_other(schedules: Schedules, runs: Runs, database: Database) -> None:
     put(schedules, overlap="queue", catch_up={"within": "30d", "runs": "all"})
-    lapse(database, days=3)
-    assert [look(schedules), look(schedules)] == [1, 0]
+    pass_days(database, days=3)
+    assert [advance(schedules), advance(schedules)] == [1, 0]
     assert schedules.get(NAME).row.waiting == 2
 
     for done in range(3):
         current = fires(schedules)[done]
         assert current.state == "fired"
         end(runs, current.run_id)
-        assert look(schedules) == (done < 2)
+        assert advance(schedules) == (done < 2)
     assert [fire.state for fire in fires(schedules)] == ["fired"] * 3
 
 
-def test_the_newest_fire_cancels_and_begins_when_that_is_confirmed(
+def test_the_newest_fire_cancels_the_run_and_starts_after_its_end(
     schedules: Schedules, runs: Runs, database: Database
 ) -> None:
     put(schedules, overlap="cancel_running")
-    lapse(database)
-    look(schedules)
+    pass_days(database)
+    advance(schedules)
     (first,) = fires(schedules)
     step = views.run(database, first.run_id).steps[0]
     held = runs.claim(step.id, 1, "w")
     assert held is not None
 
     for _ in range(2):
-        lapse(database)
-        assert look(schedules) == 0
+        pass_days(database)
+        assert advance(schedules) == 0
     assert views.run(database, first.run_id).run.state == "cancelling"
     assert [fire.state for fire in fires(schedules)] == ["fired", "skipped", "waiting"]
 
     runs.succeed(held, "w", Success(None))
-    assert look(schedules) == 1
+    assert advance(schedules) == 1
     assert [fire.state for fire in fires(schedules)] == ["fired", "skipped", "fired"]
 
 
-def test_a_run_that_was_removed_keeps_nobody(schedules: Schedules, database: Database) -> None:
+def test_a_removed_run_does_not_block_later_fires(schedules: Schedules, database: Database) -> None:
     put(schedules)
-    lapse(database)
-    look(schedules)
+    pass_days(database)
+    advance(schedules)
     with database.work() as work:
         work.run(text("DELETE FROM run"))
-    lapse(database)
+    pass_days(database)
 
-    assert look(schedules) == 1
+    assert advance(schedules) == 1
     assert [(fire.state, fire.run_id is None) for fire in fires(schedules)] == [("fired", True), ("fired", False)]
 
 
-def test_nothing_fires_while_paused_and_nothing_is_made_up_after(schedules: Schedules, database: Database) -> None:
+def test_fires_during_a_pause_are_skipped_and_not_caught_up(schedules: Schedules, database: Database) -> None:
     put(schedules)
     assert schedules.pause(NAME, "stock-taking").state == "paused"
     assert schedules.pause(NAME).row.paused_reason == "stock-taking", "it is paused already"
-    lapse(database, days=7)
+    pass_days(database, days=7)
     assert schedules.ready() == []
 
     assert schedules.resume(NAME).state == "active"
-    assert look(schedules) == 0
+    assert advance(schedules) == 0
     (fire,) = fires(schedules)
     assert (fire.state, fire.count, fire.reason) == ("skipped", 7, "the schedule was paused")
-    lapse(database)
-    assert look(schedules) == 1
+    pass_days(database)
+    assert advance(schedules) == 1
 
 
-def test_what_was_due_before_a_pause_is_told_and_what_waits_is_dropped(
+def test_fires_due_before_a_pause_are_recorded_and_waiting_ones_are_skipped(
     schedules: Schedules, runs: Runs, database: Database
 ) -> None:
     put(schedules, overlap="queue")
-    lapse(database)
-    look(schedules)
-    lapse(database)
+    pass_days(database)
+    advance(schedules)
+    pass_days(database)
     schedules.pause(NAME)
 
     first, second = fires(schedules)
     assert (first.state, second.state, second.reason) == ("fired", "skipped", "the schedule was paused")
     end(runs, first.run_id)
-    assert look(schedules) == 0
+    assert advance(schedules) == 0
 
 
-def test_a_trigger_fires_now_and_the_same_key_once(schedules: Schedules, database: Database) -> None:
+def test_a_trigger_fires_now_and_once_for_each_key(schedules: Schedules, database: Database) -> None:
     put(schedules, inputs={"day": "{{ fire.date }}"})
     schedules.pause(NAME)
 
@@ -297,26 +299,26 @@ def test_a_trigger_fires_now_and_the_same_key_once(schedules: Schedules, databas
         schedules.trigger("other")
 
 
-def test_a_workflow_that_breaks_later_fails_the_fire_and_says_why(
+def test_a_workflow_that_no_longer_fits_fails_the_fire_with_the_reason(
     schedules: Schedules, runs: Runs, database: Database
 ) -> None:
     put(schedules, inputs={"day": "x"})
     store(runs, REST.replace("type: string, default: none", "type: integer"))
-    lapse(database)
+    pass_days(database)
 
-    assert look(schedules) == 0
+    assert advance(schedules) == 0
     (fire,) = fires(schedules)
     assert (fire.state, fire.run_id) == ("failed", None)
     assert "inputs.day: 'x' is not of type 'integer'" in fire.reason
     assert schedules.ready() == [], "it is not tried again"
 
     put(schedules, inputs={"day": "x"}, version=1)
-    lapse(database)
-    assert look(schedules) == 1, "a pinned version never changes"
+    pass_days(database)
+    assert advance(schedules) == 1, "a pinned version never changes"
 
 
 @pytest.mark.parametrize(
-    ("fields", "where", "said"),
+    ("fields", "where", "expected"),
     [
         ({"workflow": "rst"}, "workflow", "did you mean 'rest'?"),
         ({"version": 7}, "version", "accepted: 1"),
@@ -326,22 +328,22 @@ def test_a_workflow_that_breaks_later_fails_the_fire_and_says_why(
         ({"inputs": {"day": "{{ fire.date"}}, "inputs.day", "{{ '{{' }}"),
     ],
 )
-def test_a_schedule_that_cannot_run_is_refused(
-    schedules: Schedules, fields: dict[str, Any], where: str, said: str
+def test_a_schedule_that_cannot_run_is_rejected(
+    schedules: Schedules, fields: dict[str, Any], where: str, expected: str
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
         put(schedules, **fields)
     (problem,) = caught.value.problems
     assert problem.where == where
-    assert said in str(problem)
+    assert expected in str(problem)
     assert schedules.all() == []
 
 
-def test_a_change_decides_what_was_due_as_it_was_and_begins_anew(schedules: Schedules, database: Database) -> None:
+def test_due_fires_are_decided_by_the_old_document_before_a_change(schedules: Schedules, database: Database) -> None:
     schedule_id = put(schedules, overlap="allow", catch_up={"within": "30d", "runs": "all"})
-    lapse(database, days=2)
+    pass_days(database, days=2)
     assert put(schedules, overlap="allow", every="1h") == schedule_id
-    assert look(schedules) == 2
+    assert advance(schedules) == 2
     assert schedules.preview(NAME, 2)[0].at.minute == 0
 
     before = schedules.get(NAME).row.decided_to
@@ -349,37 +351,37 @@ def test_a_change_decides_what_was_due_as_it_was_and_begins_anew(schedules: Sche
     assert schedules.get(NAME).row.decided_to == before
 
 
-def test_an_ended_schedule_fires_no_more(schedules: Schedules, database: Database) -> None:
+def test_an_ended_schedule_does_not_fire(schedules: Schedules, database: Database) -> None:
     put(schedules, start="2020-01-01", end="2021-01-01")
-    lapse(database)
+    pass_days(database)
 
     assert schedules.ready() == []
     assert (schedules.get(NAME).state, schedules.preview(NAME, 9)) == ("ended", [])
 
 
-def test_old_fires_are_forgotten_but_not_those_that_go_on(schedules: Schedules, database: Database) -> None:
+def test_old_fires_are_deleted_except_active_ones(schedules: Schedules, database: Database) -> None:
     put(schedules, overlap="allow")
     for _ in range(3):
-        lapse(database)
-        look(schedules)
+        pass_days(database)
+        advance(schedules)
     kept, gone, _ = fires(schedules)
     with database.work() as work:
         month = "interval '31 days'"
         work.run(text(f"UPDATE schedule_fire SET at = at - {month}, decided_at = now() - {month}"))
         work.run(text("UPDATE run SET state = 'succeeded' WHERE id <> :id"), {"id": kept.run_id})
     for _ in range(2):
-        lapse(database)
-        look(schedules)
+        pass_days(database)
+        advance(schedules)
 
     found = [fire.id for fire in fires(schedules)]
     assert kept.id in found
     assert gone.id not in found
 
 
-def test_a_removed_schedule_leaves_its_runs(schedules: Schedules, database: Database) -> None:
+def test_deleting_a_schedule_keeps_its_runs(schedules: Schedules, database: Database) -> None:
     put(schedules)
-    lapse(database)
-    look(schedules)
+    pass_days(database)
+    advance(schedules)
     schedules.delete(NAME)
 
     assert (schedules.all(), count_runs(database)) == ([], 1)
@@ -389,8 +391,8 @@ def test_a_removed_schedule_leaves_its_runs(schedules: Schedules, database: Data
 
 def test_pages_of_fires_have_no_gaps(schedules: Schedules, database: Database) -> None:
     put(schedules, overlap="allow", catch_up={"within": "30d", "runs": "all"})
-    lapse(database, days=5)
-    look(schedules)
+    pass_days(database, days=5)
+    advance(schedules)
 
     def pages() -> Iterator[Any]:
         cursor = None
@@ -404,12 +406,12 @@ def test_pages_of_fires_have_no_gaps(schedules: Schedules, database: Database) -
     assert list(pages()) == fires(schedules)[::-1]
 
 
-def test_a_schedule_that_breaks_does_not_keep_the_others(schedules: Schedules, database: Database) -> None:
+def test_a_broken_schedule_does_not_block_the_others(schedules: Schedules, database: Database) -> None:
     broken = put(schedules)
     with database.work() as work:
         work.run(text("""UPDATE schedule SET name = 'broken', document = '{"from": "a later version"}'"""))
     put(schedules)
-    lapse(database)
+    pass_days(database)
 
     class Standing:
         runs = schedules.runs
@@ -422,8 +424,8 @@ def test_a_schedule_that_breaks_does_not_keep_the_others(schedules: Schedules, d
     assert fire.schedule_id != broken
 
 
-def test_instants_are_the_databases_own(schedules: Schedules) -> None:
-    """A schedule that is made now fires next within its interval, whatever the host's clock says."""
+def test_instants_come_from_the_clock_of_the_database(schedules: Schedules) -> None:
+    """A new schedule fires within its interval, even when the host's clock is wrong."""
     put(schedules, every="1m")
     view = schedules.get(NAME)
     assert view.next is not None
@@ -431,12 +433,12 @@ def test_instants_are_the_databases_own(schedules: Schedules) -> None:
     assert view.next.at == datetime.fromtimestamp(view.next.at.timestamp() // 60 * 60, UTC)
 
 
-def test_a_fire_that_raises_has_failed_and_the_others_fire(
+def test_a_fire_that_raises_fails_and_the_others_fire(
     schedules: Schedules, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(schedules)
     put(schedules, schedule="other")
-    lapse(database)
+    pass_days(database)
     real = Schedules._submit
 
     def submit(self: Schedules, schedule: Schedule, *arguments: Any) -> UUID:
@@ -455,10 +457,10 @@ def test_a_fire_that_raises_has_failed_and_the_others_fire(
 def test_a_schedule_that_raises_is_paused_with_the_reason_and_the_others_fire(
     schedules: Schedules, database: Database
 ) -> None:
-    """Its document was accepted by another version, say."""
+    """For example, its document was accepted by another version of Arriero."""
     schedule_id = put(schedules)
     put(schedules, schedule="other")
-    lapse(database)
+    pass_days(database)
     with database.work() as work:
         work.run(text("UPDATE schedule SET document = '{}' WHERE id = :id"), {"id": schedule_id})
     assert schedules.advance_all() == 1
@@ -469,14 +471,14 @@ def test_a_schedule_that_raises_is_paused_with_the_reason_and_the_others_fire(
     assert schedules.ready() == []
 
 
-def test_no_schedule_waits_for_the_rows_of_another(schedules: Schedules, database: Database) -> None:
-    """A schedule's last run is to be cancelled, and another transaction holds it."""
+def test_a_schedule_does_not_wait_for_locked_rows_of_another(schedules: Schedules, database: Database) -> None:
+    """The last run of a schedule must be cancelled, and another transaction has locked it."""
     put(schedules, overlap="cancel_running")
-    lapse(database)
+    pass_days(database)
     schedules.advance_all()
     (fire,) = fires(schedules)
     put(schedules, schedule="other")
-    lapse(database)
+    pass_days(database)
     with database.work() as work:
         work.rows(text("SELECT FROM run WHERE id = :id FOR UPDATE"), {"id": fire.run_id})
         assert schedules.advance_all() == 1

@@ -1,4 +1,4 @@
-"""When schedules fire: against the clock, through changes of it, and after outages."""
+"""The timetable: instants of triggers, clock changes, and catch-up after outages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app.workflows.schedules import cron
 from app.workflows.schedules.schedule import Schedule
-from app.workflows.schedules.timetable import COUNTED, Due, Timetable, due, passed, upcoming
+from app.workflows.schedules.timetable import MAX_COUNTED, Due, Timetable, all_missed, due, upcoming
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
@@ -50,7 +50,7 @@ CHANGES = [
 
 
 def fields(last: int) -> st.SearchStrategy[str]:
-    """The text of a field of minutes or hours."""
+    """Generate the text of a minute or hour field."""
     listed = st.lists(st.integers(0, last), min_size=1, max_size=4, unique=True)
     return st.one_of(
         st.just("*"),
@@ -65,7 +65,7 @@ def numbers(field: str, last: int) -> set[int]:
 
 
 def promised(minute: str, hour: str, zone: ZoneInfo, begin: datetime, end: datetime) -> list[datetime]:
-    """What the documentation says, minute by minute."""
+    """A reference implementation of the documented rules, minute by minute."""
     matches = numbers(minute, 59), numbers(hour, 23)
 
     def named(local: datetime) -> bool:
@@ -90,12 +90,12 @@ def promised(minute: str, hour: str, zone: ZoneInfo, begin: datetime, end: datet
 
 @given(st.sampled_from(CHANGES), fields(59), fields(23), st.integers(-36 * 60, 12 * 60), st.integers(0, 59))
 @settings(max_examples=80, deadline=None)
-def test_cron_fires_as_documented_wherever_one_begins_to_look(
+def test_cron_fires_as_documented_from_any_start(
     change: tuple[str, str], minute: str, hour: str, offset: int, second: int
 ) -> None:
     zone, middle = ZoneInfo(change[0]), at(change[1])
     begin = middle + offset * MINUTE
-    # Whole minutes either side of the change; the look itself may begin between them.
+    # Whole minutes either side of the change; the search itself may start between them.
     expected = [x for x in promised(minute, hour, zone, begin - DAY, middle + DAY) if x > begin + second * MINUTE / 60]
     found = cron.instants(cron.parse(f"{minute} {hour} * * *"), zone, begin + timedelta(seconds=second))
 
@@ -125,8 +125,8 @@ def test_cron_in_berlin(expression: str, after: str, expected: list[str]) -> Non
 
 
 @pytest.mark.parametrize("after", ["2026-04-04T14:40:00Z", "2026-04-04T14:59:59Z"])
-def test_a_doubled_half_hour_fires_once_wherever_one_begins_to_look(after: str) -> None:
-    """From 2:00 the clock goes back to 1:30."""
+def test_a_repeated_half_hour_fires_once_from_any_start(after: str) -> None:
+    """At 2:00 the clock goes back to 1:30."""
     table = timetable(cron="30 * * * *", timezone="Australia/Lord_Howe")
     assert fired(table, after, 1) == ["2026-04-05T02:30+10:30"]
 
@@ -137,20 +137,20 @@ def test_an_interval_counts_elapsed_time_from_its_anchor() -> None:
     assert fired(daily, "2026-01-01T00:00Z", 2) == ["2026-10-24T04:00+02:00", "2026-10-25T03:00+01:00"]
 
 
-def test_nothing_fires_before_the_start_or_from_the_end_on() -> None:
+def test_no_fire_before_the_start_or_from_the_end() -> None:
     table = timetable(every="1h", start="2026-01-01T05:00", end="2026-01-01T07:00")
     assert fired(table, "2020-01-01T00:00Z", 9) == ["2026-01-01T05:00+00:00", "2026-01-01T06:00+00:00"]
     assert due(table, at("2026-01-01T06:00Z"), at("2027-01-01T00:00Z")) == Due((), (), at("2026-01-01T06:00Z"), None)
 
 
-def test_what_fires_after_the_calendar_ends_is_nothing() -> None:
+def test_no_fire_after_the_end_of_the_calendar() -> None:
     assert upcoming(timetable(cron="0 0 1 1 *", timezone="Asia/Tokyo"), at("9999-12-31T23:00Z"), 3) == []
     assert upcoming(timetable(every="1d"), at("9999-12-31T00:00Z"), 3) == []
 
 
 @given(st.text(max_size=8), st.integers(0, 10**9), st.sampled_from(["30s", "10m", "40d"]))
 @settings(max_examples=30, deadline=None)
-def test_a_jitter_never_passes_the_next_fire_and_is_the_same_wherever_asked(salt: str, when: int, jitter: str) -> None:
+def test_jitter_is_deterministic_and_never_passes_the_next_fire(salt: str, when: int, jitter: str) -> None:
     table = timetable(salt, cron="*/7 3,4 * * *", timezone="Europe/Berlin", jitter=jitter)
     found = upcoming(table, datetime.fromtimestamp(when, UTC), 20)
 
@@ -159,7 +159,7 @@ def test_a_jitter_never_passes_the_next_fire_and_is_the_same_wherever_asked(salt
     assert upcoming(table, found[7].at, 12) == found[8:]
 
 
-def test_jitters_spread() -> None:
+def test_jitters_spread_over_their_range() -> None:
     delays = [
         (fire.due_at - fire.at) / MINUTE
         for salt in "abcdef"
@@ -209,16 +209,16 @@ def spans(result: Due, instants: list[datetime]) -> Iterator[list[datetime]]:
     st.lists(st.sampled_from([1, 1, 2, 13, 700, 4000, 20_000, 90_000, -30]), min_size=1, max_size=6),
 )
 @settings(max_examples=80, deadline=None)
-def test_each_instant_is_decided_once_and_made_up_as_the_window_says(
+def test_each_instant_is_decided_once_and_caught_up_within_the_window(
     trigger: int, catch_up: Any, created: str, lapses: list[int]
 ) -> None:
-    """Somebody looks after random lapses, some of them outages; a look may even come with a clock that went back."""
+    """Pass come after random delays, some of them outages; a pass may even see a clock that went back."""
     table = timetable("salt", **TRIGGERS[trigger], catch_up=catch_up)
     rule, begin, every = table.schedule.catch_up, at(created), from_creation(trigger, created)
     decided = 0
     last = now = begin
-    for lapse in lapses:
-        now += timedelta(seconds=lapse)
+    for pass_days in lapses:
+        now += timedelta(seconds=pass_days)
         result = due(table, last, now)
         came_due = [pair for pair in every[decided:] if pair[1] <= now]
         in_time = [instant for instant, due_at in came_due if now - due_at <= rule.within]
@@ -233,8 +233,8 @@ def test_each_instant_is_decided_once_and_made_up_as_the_window_says(
         assert (result.next.at, result.next.due_at) == every[decided]
 
 
-def test_a_long_outage_costs_no_more_than_a_short_one() -> None:
-    """Ten years of seconds, a window of one: the latest fire is made up, the others are one gap that nobody counts."""
+def test_the_cost_does_not_grow_with_the_length_of_an_outage() -> None:
+    """Ten years of fires each second, a window of one: the latest is started, the others are one uncounted gap."""
     table = timetable(every="1s", catch_up={"within": "365d", "runs": "all", "limit": 2})
     found = due(table, at("2016-01-01T00:00Z"), at("2026-01-01T00:00Z"))
 
@@ -244,30 +244,30 @@ def test_a_long_outage_costs_no_more_than_a_short_one() -> None:
     assert found.last == at("2026-01-01T00:00Z")
 
 
-def test_gaps_say_why() -> None:
+def test_missed_fires_have_a_reason() -> None:
     table = timetable(every="1h", catch_up="150m")
     found = due(table, at("2026-01-01T00:00Z"), at("2026-01-01T05:00Z"))
 
     assert [(gap.count, gap.reason) for gap in found.missed] == [
         (2, "later than the catch-up window of 2h30m"),
-        (2, "of the fires in the catch-up window, only the latest is made up"),
+        (2, "only the latest fire in the catch-up window is started"),
     ]
 
 
-def test_what_is_late_by_the_window_is_made_up() -> None:
+def test_a_fire_that_is_late_by_exactly_the_window_is_started() -> None:
     table = timetable(every="1d", catch_up="10s")
     assert due(table, at("2026-01-01T12:00Z"), at("2026-01-02T00:00:10Z")).missed == ()
     assert due(table, at("2026-01-01T12:00Z"), at("2026-01-02T00:00:11Z")).fires == ()
 
 
-def test_what_passed_is_counted() -> None:
+def test_all_missed_counts_the_fires() -> None:
     table = timetable(every="1m")
-    few = passed(table, at("2026-01-01T00:00Z"), at("2026-01-01T00:03:30Z"), "why")
-    many = passed(table, at("2026-01-01T00:00Z"), at("2026-03-01T00:00:30Z"), "why")
+    few = all_missed(table, at("2026-01-01T00:00Z"), at("2026-01-01T00:03:30Z"), "why")
+    many = all_missed(table, at("2026-01-01T00:00Z"), at("2026-03-01T00:00:30Z"), "why")
 
     assert few is not None
     assert (few.count, few.last) == (3, at("2026-01-01T00:03Z"))
     assert many is not None
     assert (many.count, many.last) == (None, at("2026-03-01T00:00Z"))
-    assert COUNTED < 59 * DAY / MINUTE
-    assert passed(table, at("2026-01-01T00:00Z"), at("2026-01-01T00:00:30Z"), "why") is None
+    assert MAX_COUNTED < 59 * DAY / MINUTE
+    assert all_missed(table, at("2026-01-01T00:00Z"), at("2026-01-01T00:00:30Z"), "why") is None

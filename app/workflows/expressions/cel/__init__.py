@@ -1,13 +1,14 @@
 """
-CEL, the Common Expression Language: small expressions over plain data, without side effects and without loops of
-their own.
+CEL, the Common Expression Language: a parser and an evaluator of small expressions without side effects.
 
-Google's parser and type checker (`cel-expr-python`) read the text; what it then gives is worked out here, by Python
-over Python's values. Their evaluator is not used, for what was measured of it (0.1.3): a result of null takes a
-reference from `None` that nobody gave, and after some thousand of them the process aborts; lists that double in nested
-macros pass its iteration budget and take all memory; a filter of 10,000 items holds the interpreter's lock for
-seconds; the order of keys is lost, and a text ends at its first NUL. Functions of single values that are hard to get
-right (regular expressions by RE2, timestamps, conversions of texts) are its own.
+Google's library (`cel-expr-python`) parses and type-checks the text. This package evaluates the parsed tree over Python
+values. The library's own evaluator is not used, because of measured defects (version 0.1.3):
+- Each null result drops a reference to `None` that it does not own; the process aborts after some thousand of them.
+- Lists that double in nested macros bypass its iteration limit and exhaust the memory.
+- A filter over 10,000 items holds the GIL for seconds.
+- It loses the order of keys, and it cuts a string at the first NUL.
+Functions of single values that are hard to implement (RE2 regular expressions, timestamps, conversions of strings) are
+delegated to the library.
 
-`tree` reads, `functions` and `program` work out, `app.workflows.expressions.conditions` is what the workflows use.
+`tree` parses, `program` and `functions` evaluate. Workflows use `app.workflows.expressions.conditions`.
 """

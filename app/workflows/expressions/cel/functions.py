@@ -1,8 +1,8 @@
 """
-The functions and operators of CEL over Python's values.
+The functions and operators of CEL over Python values.
 
-A function raises `NoValue` for what it does not take, as CEL says: `1 + 1.5` is no number, and neither is `1 / 0`.
-All work is counted: `Bound` is raised before an expression takes more time or memory than it may.
+A function raises `EvaluationError` for unsupported arguments, as CEL specifies: for `1 + 1.5` and for `1 / 0`.
+Work is charged before it is done: `BudgetExceeded` is raised before an expression uses too much time or memory.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from typing import Any
 from app.workflows.expressions.cel import library, texts
 from app.workflows.expressions.cel.values import (
     Budget,
-    NoValue,
+    EvaluationError,
     Optional,
     are_numbers,
+    charge_text,
     equal,
     index,
     int64,
-    kind_of,
-    refused,
-    require_room,
+    no_overload,
+    type_of,
 )
 
 _ORDERED = (str, bool, datetime, timedelta)
 
 
 def _compared(sign: str, compare: Callable[[Any, Any], bool]) -> Callable[..., bool]:
-    def function(work: Budget, left: Any, right: Any) -> bool:
+    def function(budget: Budget, left: Any, right: Any) -> bool:
         kinds = (type(left), type(right))
         if are_numbers(*kinds) or (kinds[0] is kinds[1] and kinds[0] in _ORDERED):
             if kinds[0] is str:
-                work.spend(min(len(left), len(right)) >> 6)
+                budget.spend(min(len(left), len(right)) >> 6)
             return compare(left, right)
-        raise refused(sign, left, right)
+        raise no_overload(sign, left, right)
 
     return function
 
 
-def _add(work: Budget, left: Any, right: Any) -> Any:
+def _add(budget: Budget, left: Any, right: Any) -> Any:
     match left, right:
         case str(), str():
-            require_room(work, len(left) + len(right))
+            charge_text(budget, len(left) + len(right))
             return left + right
         case list(), list():
-            work.spend(len(left) + len(right))
+            budget.spend(len(left) + len(right))
             return left + right
         case (datetime() | timedelta(), timedelta()) | (timedelta(), datetime()):
             return _moment(lambda: left + right)
@@ -61,17 +61,17 @@ def _subtract(_: Budget, left: Any, right: Any) -> Any:
     return _arithmetic("-", left, right, lambda: left - right)
 
 
-#: A duration is held in nanoseconds of 64 bits, as CEL says: 292 years.
-_LONGEST = timedelta(microseconds=(1 << 63) // 1000)
+#: The longest duration: CEL stores nanoseconds in 64 bits, which is 292 years.
+_MAX_DURATION = timedelta(microseconds=(1 << 63) // 1000)
 
 
 def _moment(make: Callable[[], Any]) -> Any:
     try:
         made = make()
     except OverflowError:
-        raise NoValue("a moment is out of range") from None
-    if type(made) is timedelta and abs(made) > _LONGEST:
-        raise NoValue("a duration is out of range")
+        raise EvaluationError("a timestamp or duration is out of range") from None
+    if type(made) is timedelta and abs(made) > _MAX_DURATION:
+        raise EvaluationError("a duration is out of range")
     return made
 
 
@@ -83,7 +83,7 @@ def _arithmetic(sign: str, left: Any, right: Any, make: Callable[[], Any]) -> An
             return int64(make())
         case (kind, other) if kind is float and other is float:
             return make()
-    raise refused(sign, left, right)
+    raise no_overload(sign, left, right)
 
 
 def _multiply(_: Budget, left: Any, right: Any) -> Any:
@@ -94,7 +94,7 @@ def _divide(_: Budget, left: Any, right: Any) -> Any:
     def make() -> Any:
         if type(left) is int:
             if right == 0:
-                raise NoValue("a division by zero")
+                raise EvaluationError("division by zero")
             quotient = abs(left) // abs(right)
             return quotient if (left < 0) == (right < 0) else -quotient
         if right == 0:
@@ -108,11 +108,11 @@ def _divide(_: Budget, left: Any, right: Any) -> Any:
 
 def _remainder(_: Budget, left: Any, right: Any) -> int:
     if type(left) is not int or type(right) is not int:
-        raise refused("%", left, right)
+        raise no_overload("%", left, right)
     int64(left)
     int64(right)
     if right == 0:
-        raise NoValue("a division by zero")
+        raise EvaluationError("division by zero")
     rest = abs(left) % abs(right)
     return rest if left >= 0 else -rest
 
@@ -122,79 +122,79 @@ def _negate(_: Budget, value: Any) -> Any:
         return int64(-value)
     if type(value) is float:
         return -value
-    raise refused("-", value)
+    raise no_overload("-", value)
 
 
 def _not(_: Budget, value: Any) -> bool:
     if type(value) is bool:
         return not value
-    raise refused("!", value)
+    raise no_overload("!", value)
 
 
-def _in(work: Budget, item: Any, of: Any) -> bool:
+def _in(budget: Budget, item: Any, of: Any) -> bool:
     if type(of) is list:
-        return any(equal(work, item, other) for other in of)
+        return any(equal(budget, item, other) for other in of)
     if isinstance(of, Mapping) and type(item) in (str, int, float, bool):
         return type(item) is not bool and item in of
-    raise refused("@in", item, of)
+    raise no_overload("@in", item, of)
 
 
 def _size(_: Budget, value: Any) -> int:
     if type(value) in (str, list) or isinstance(value, Mapping):
         return len(value)
-    raise refused("size", value)
+    raise no_overload("size", value)
 
 
-def _to_int(work: Budget, value: Any) -> int:
+def _to_int(budget: Budget, value: Any) -> int:
     if type(value) in (int, bool):
         return int(value)
     if type(value) is float:
         if not math.isfinite(value):
-            raise NoValue("infinity and nan are no integers")
+            raise EvaluationError("infinity and NaN cannot be converted to an integer")
         return int64(int(value))
-    return int(_of_kinds("int", str, datetime)(work, value))
+    return int(_of_kinds("int", str, datetime)(budget, value))
 
 
-def _to_double(work: Budget, value: Any) -> float:
+def _to_double(budget: Budget, value: Any) -> float:
     if type(value) is int:
         return float(int64(value))
-    return value if type(value) is float else float(_of_kinds("double", str)(work, value))
+    return value if type(value) is float else float(_of_kinds("double", str)(budget, value))
 
 
-def _to_string(work: Budget, value: Any) -> str:
+def _to_string(budget: Budget, value: Any) -> str:
     if type(value) is str:
         return value
-    return str(_of_kinds("string", int, float, bool, datetime, timedelta)(work, value))
+    return str(_of_kinds("string", int, float, bool, datetime, timedelta)(budget, value))
 
 
-def _to_bool(work: Budget, value: Any) -> bool:
-    return value if type(value) is bool else bool(_of_kinds("bool", str)(work, value))
+def _to_bool(budget: Budget, value: Any) -> bool:
+    return value if type(value) is bool else bool(_of_kinds("bool", str)(budget, value))
 
 
-def _to_timestamp(work: Budget, value: Any) -> Any:
-    return value if type(value) is datetime else _of_kinds("timestamp", str, int)(work, value)
+def _to_timestamp(budget: Budget, value: Any) -> Any:
+    return value if type(value) is datetime else _of_kinds("timestamp", str, int)(budget, value)
 
 
-def _to_duration(work: Budget, value: Any) -> Any:
-    return value if type(value) is timedelta else _of_kinds("duration", str)(work, value)
+def _to_duration(budget: Budget, value: Any) -> Any:
+    return value if type(value) is timedelta else _of_kinds("duration", str)(budget, value)
 
 
 def _of_kinds(name: str, *kinds: type) -> Callable[..., Any]:
-    """A function of the library of one value of these types."""
+    """Return a function that delegates to the library for one value of these types."""
 
-    def called(work: Budget, value: Any) -> Any:
+    def called(budget: Budget, value: Any) -> Any:
         if type(value) not in kinds:
-            raise refused(name, value)
-        return library.call(work, f"{name}(a)", value)
+            raise no_overload(name, value)
+        return library.call(budget, f"{name}(a)", value)
 
     return called
 
 
 def _getter(name: str) -> Callable[..., Any]:
-    def called(work: Budget, moment: Any, *zone: Any) -> Any:
+    def called(budget: Budget, moment: Any, *zone: Any) -> Any:
         if type(moment) not in (datetime, timedelta) or any(type(text) is not str for text in zone):
-            raise refused(name, moment, *zone)
-        return library.call(work, f"a.{name}({'b' if zone else ''})", moment, *zone)
+            raise no_overload(name, moment, *zone)
+        return library.call(budget, f"a.{name}({'b' if zone else ''})", moment, *zone)
 
     return called
 
@@ -202,20 +202,21 @@ def _getter(name: str) -> Callable[..., Any]:
 def _has_value(_: Budget, value: Any) -> bool:
     if type(value) is Optional:
         return bool(value.held)
-    raise refused("hasValue", value)
+    raise no_overload("hasValue", value)
 
 
 def _value(_: Budget, value: Any) -> Any:
     if type(value) is not Optional:
-        raise refused("value", value)
+        raise no_overload("value", value)
     if not value.held:
-        raise NoValue("an optional has no value")
+        raise EvaluationError("an optional has no value")
     return value.held[0]
 
 
 _MOMENTS = ("FullYear", "Month", "Date", "DayOfMonth", "DayOfWeek", "DayOfYear", "Hours", "Minutes", "Seconds")
 
-#: What an expression may call. Each takes the work first; `program` knows `&&`, `||`, `?:`, `or` and `orValue` itself.
+#: The functions and operators by their CEL names. The first argument of each is the budget. `program` implements `&&`,
+#: `||`, `?:`, `or` and `orValue`, which do not always evaluate all of their arguments.
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "_+_": _add,
     "_-_": _subtract,
@@ -225,7 +226,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "-_": _negate,
     "!_": _not,
     "_==_": equal,
-    "_!=_": lambda work, left, right: not equal(work, left, right),
+    "_!=_": lambda budget, left, right: not equal(budget, left, right),
     "_<_": _compared("<", lambda left, right: bool(left < right)),
     "_<=_": _compared("<=", lambda left, right: bool(left <= right)),
     "_>_": _compared(">", lambda left, right: bool(left > right)),
@@ -241,7 +242,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "timestamp": _to_timestamp,
     "duration": _to_duration,
     **{f"get{name}": _getter(f"get{name}") for name in (*_MOMENTS, "Milliseconds")},
-    "type": lambda _, value: kind_of(value),
+    "type": lambda _, value: type_of(value),
     "dyn": lambda _, value: value,
     "optional.of": lambda _, value: Optional((value,)),
     "optional.none": lambda _: Optional(),

@@ -1,7 +1,7 @@
 """
-What the library works out itself: functions of single values that are hard to get right.
+Functions of single values that are delegated to Google's CEL library.
 
-The library would end a text at its first NUL and cannot take half a character; such texts are refused.
+The library cuts a string at its first NUL and fails on lone surrogates; strings that contain either are rejected.
 """
 
 from __future__ import annotations
@@ -13,25 +13,29 @@ from typing import Any
 from cel_expr_python import cel
 
 from app.workflows.expressions.cel.tree import environment
-from app.workflows.expressions.cel.values import Budget, NoValue, int64, is_whole, told
+from app.workflows.expressions.cel.values import Budget, EvaluationError, int64, is_encodable, type_name
 
 
-def call(work: Budget, text: str, *values: Any) -> Any:
-    """What `text` gives, an expression over `a` and, if there is a second value, the text `b`. Raises NoValue."""
+def call(budget: Budget, text: str, *values: Any) -> Any:
+    """
+    Return the value of the expression `text` over `a` and, when there is a second value, the string `b`.
+
+    Raises EvaluationError.
+    """
     for value in values:
         if type(value) is int:
             int64(value)
         elif type(value) is str:
-            work.spend(len(value) >> 6)
-            if "\0" in value or not is_whole(value):
-                raise NoValue("a text holds the character NUL, or half a character")
+            budget.spend(len(value) >> 6)
+            if "\0" in value or not is_encodable(value):
+                raise EvaluationError("a string contains NUL or a lone surrogate")
     try:
-        kind = "dyn" if type(values[0]) in (str, int, float, bool) else told(values[0])
+        kind = "dyn" if type(values[0]) in (str, int, float, bool) else type_name(values[0])
         found = _compiled(text, kind).eval(data=dict(zip("ab", values, strict=False)))
     except (RuntimeError, ValueError) as error:
-        raise NoValue(_status(str(error))) from None
+        raise EvaluationError(_status(str(error))) from None
     if found.type().name() == "ERROR":
-        raise NoValue(_status(found.value()))
+        raise EvaluationError(_status(found.value()))
     return found.value()
 
 

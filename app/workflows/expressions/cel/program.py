@@ -1,8 +1,8 @@
 """
-The program of an expression: its tree, turned into functions of Python that are called one inside the other.
+The compiler of expressions: turns the tree of an expression into nested Python closures.
 
-Values of the data are passed as they are, never copied or converted; the order of keys stays.
-Every item that a macro turns to, every element and entry that is made is counted; see `values.Work`.
+Values of the data are passed by reference, never copied or converted; the order of keys is kept.
+Each iteration of a macro and each created list item or map entry is charged; see `values.Budget`.
 """
 
 from __future__ import annotations
@@ -11,106 +11,124 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from app.workflows.expressions.cel.functions import FUNCTIONS
-from app.workflows.expressions.cel.tree import Call, Constant, Entries, Field, Items, Loop, Name, Node
-from app.workflows.expressions.cel.values import KINDS, Budget, NoValue, Optional, index, missing, named, refused
+from app.workflows.expressions.cel.tree import (
+    Call,
+    Comprehension,
+    Constant,
+    Identifier,
+    ListLiteral,
+    MapLiteral,
+    Node,
+    Select,
+)
+from app.workflows.expressions.cel.values import (
+    TYPE_VALUES,
+    Budget,
+    EvaluationError,
+    Optional,
+    describe_type,
+    index,
+    no_overload,
+    no_such_key,
+)
 
 
 class Frame:
-    """The names that a part of an expression sees."""
+    """The variables and the budget of an evaluation."""
 
-    __slots__ = ("names", "work")
+    __slots__ = ("budget", "names")
 
-    def __init__(self, names: dict[str, Any], work: Budget) -> None:
-        self.names, self.work = names, work
-
-
-#: A part of an expression over a frame. Raises NoValue and Bound.
-Part: TypeAlias = Callable[[Frame], Any]
+    def __init__(self, names: dict[str, Any], budget: Budget) -> None:
+        self.names, self.budget = names, budget
 
 
-def compiled(node: Node) -> Part:
-    """The program of a tree."""
+#: A compiled node, which computes its value over a frame. Raises EvaluationError and BudgetExceeded.
+Evaluator: TypeAlias = Callable[[Frame], Any]
+
+
+def compile_node(node: Node) -> Evaluator:
+    """Return the evaluator of a node."""
     match node:
         case Constant(value=value):
             return lambda _: value
-        case Name(name=name):
+        case Identifier(name=name):
             return _name(name)
-        case Field(operand=operand, name=name, tested=tested):
-            return _tested(compiled(operand), name) if tested else _field(compiled(operand), name)
+        case Select(operand=operand, name=name, test_only=test_only):
+            return _has_field(compile_node(operand), name) if test_only else _field(compile_node(operand), name)
         case Call():
             return _call(node)
-        case Items():
+        case ListLiteral():
             return _items(node)
-        case Entries():
+        case MapLiteral():
             return _entries(node)
-        case Loop():
+        case Comprehension():
             return _loop(node)
 
 
-class _Failed:
-    """Stands for a value that could not be had, until something asks for it."""
+class _DeferredError:
+    """An error in the place of a value; it is raised when the value is used."""
 
     __slots__ = ("error",)
 
-    def __init__(self, error: NoValue) -> None:
+    def __init__(self, error: EvaluationError) -> None:
         self.error = error
 
 
-def _name(name: str) -> Part:
+def _name(name: str) -> Evaluator:
     def run(frame: Frame) -> Any:
         try:
             value = frame.names[name]
         except KeyError:
-            if name in KINDS:
-                return KINDS[name]
-            raise NoValue(f"there is no {name!r} here") from None
-        if type(value) is _Failed:
+            if name in TYPE_VALUES:
+                return TYPE_VALUES[name]
+            raise EvaluationError(f"{name!r} is not defined here") from None
+        if type(value) is _DeferredError:
             raise value.error
         return value
 
     return run
 
 
-def _field(operand: Part, name: str) -> Part:
+def _field(operand: Evaluator, name: str) -> Evaluator:
     def run(frame: Frame) -> Any:
         value = operand(frame)
         if type(value) is dict or isinstance(value, Mapping):
             try:
                 return value[name]
             except KeyError:
-                raise missing(name, value) from None
+                raise no_such_key(name, value) from None
         if type(value) is Optional:
-            return _chosen(value, name)
-        raise NoValue(f"{named(value)} has no field {name!r}")
+            return _optional_select(value, name)
+        raise EvaluationError(f"{describe_type(value)} has no field {name!r}")
 
     return run
 
 
-def _tested(operand: Part, name: str) -> Part:
+def _has_field(operand: Evaluator, name: str) -> Evaluator:
     def run(frame: Frame) -> bool:
         value = operand(frame)
         if isinstance(value, Mapping):
             return name in value
         if type(value) is Optional:
-            return bool(_chosen(value, name).held)
-        raise NoValue(f"{named(value)} has no field {name!r}")
+            return bool(_optional_select(value, name).held)
+        raise EvaluationError(f"{describe_type(value)} has no field {name!r}")
 
     return run
 
 
-def _chosen(value: Any, key: Any) -> Optional:
-    """The value under a key, if there is one."""
+def _optional_select(value: Any, key: Any) -> Optional:
+    """Return the value of a key as an optional, which is empty when the key is missing."""
     if type(value) is Optional:
-        return _chosen(value.held[0], key) if value.held else value
+        return _optional_select(value.held[0], key) if value.held else value
     if isinstance(value, Mapping):
         return Optional((value[key],)) if type(key) in (str, int) and key in value else Optional()
     if type(value) is list and type(key) is int:
         return Optional((value[key],)) if 0 <= key < len(value) else Optional()
-    raise refused("_?._", value, key)
+    raise no_overload("_?._", value, key)
 
 
-def _call(call: Call) -> Part:
-    parts = tuple(compiled(argument) for argument in call.arguments)
+def _call(call: Call) -> Evaluator:
+    parts = tuple(compile_node(argument) for argument in call.arguments)
     match call.function, parts:
         case "_&&_", (left, right):
             return _logic("_&&_", left, right, decisive=False)
@@ -121,7 +139,7 @@ def _call(call: Call) -> Part:
         case "@not_strictly_false" | "__not_strictly_false__", (inner,):
             return _not_strictly_false(inner)
         case "_?._" | "_[?_]", (operand, key):
-            return lambda frame: _chosen(operand(frame), key(frame))
+            return lambda frame: _optional_select(operand(frame), key(frame))
         case "or" | "orValue", (operand, otherwise):
             return _alternative(call.function, operand, otherwise)
         case "_[_]", (operand, key):
@@ -129,13 +147,13 @@ def _call(call: Call) -> Part:
     function = FUNCTIONS.get(call.function) or _unknown(call.function)
     match parts:
         case (only,):
-            return lambda frame: function(frame.work, only(frame))
+            return lambda frame: function(frame.budget, only(frame))
         case (first, second):
-            return lambda frame: function(frame.work, first(frame), second(frame))
-    return lambda frame: function(frame.work, *[part(frame) for part in parts])
+            return lambda frame: function(frame.budget, first(frame), second(frame))
+    return lambda frame: function(frame.budget, *[part(frame) for part in parts])
 
 
-#: What `_call` makes itself, beside FUNCTIONS: what does not always ask for all of its arguments.
+#: The functions that `_call` compiles itself, in addition to FUNCTIONS: they do not always evaluate all arguments.
 SPECIAL = frozenset(
     {"_&&_", "_||_", "_?_:_", "@not_strictly_false", "__not_strictly_false__", "_?._", "_[?_]", "or", "orValue"}
 )
@@ -143,15 +161,15 @@ SPECIAL = frozenset(
 
 def _unknown(name: str) -> Callable[..., Any]:
     def called(*_: Any) -> Any:
-        raise NoValue(f"there is no function {name!r} of so many arguments")
+        raise EvaluationError(f"there is no function {name!r} with this number of arguments")
 
     return called
 
 
-def _index(operand: Part, key: Part) -> Part:
+def _index(operand: Evaluator, key: Evaluator) -> Evaluator:
     def run(frame: Frame) -> Any:
-        value, at = operand(frame), key(frame)
-        return _chosen(value, at) if type(value) is Optional else index(frame.work, value, at)
+        value, offset = operand(frame), key(frame)
+        return _optional_select(value, offset) if type(value) is Optional else index(frame.budget, value, offset)
 
     return run
 
@@ -159,17 +177,17 @@ def _index(operand: Part, key: Part) -> Part:
 def _truth(function: str, value: Any) -> bool:
     if type(value) is bool:
         return value
-    raise refused(function, value)
+    raise no_overload(function, value)
 
 
-def _logic(function: str, left: Part, right: Part, *, decisive: bool) -> Part:
-    """`&&` and `||`: the decisive value on either side decides, whatever the other side fails of."""
+def _logic(function: str, left: Evaluator, right: Evaluator, *, decisive: bool) -> Evaluator:
+    """Compile `&&` or `||`: the decisive value on either side is the result, even when the other side fails."""
 
     def run(frame: Frame) -> bool:
         try:
             if _truth(function, left(frame)) is decisive:
                 return decisive
-        except NoValue:
+        except EvaluationError:
             if _truth(function, right(frame)) is decisive:
                 return decisive
             raise
@@ -178,25 +196,25 @@ def _logic(function: str, left: Part, right: Part, *, decisive: bool) -> Part:
     return run
 
 
-def _choice(condition: Part, then: Part, otherwise: Part) -> Part:
+def _choice(condition: Evaluator, then: Evaluator, otherwise: Evaluator) -> Evaluator:
     return lambda frame: then(frame) if _truth("_?_:_", condition(frame)) else otherwise(frame)
 
 
-def _not_strictly_false(inner: Part) -> Part:
+def _not_strictly_false(inner: Evaluator) -> Evaluator:
     def run(frame: Frame) -> bool:
         try:
             return inner(frame) is not False
-        except NoValue:
+        except EvaluationError:
             return True
 
     return run
 
 
-def _alternative(function: str, operand: Part, otherwise: Part) -> Part:
+def _alternative(function: str, operand: Evaluator, otherwise: Evaluator) -> Evaluator:
     def run(frame: Frame) -> Any:
         value = operand(frame)
         if type(value) is not Optional:
-            raise refused(function, value)
+            raise no_overload(function, value)
         if not value.held:
             return otherwise(frame)
         return value.held[0] if function == "orValue" else value
@@ -204,57 +222,57 @@ def _alternative(function: str, operand: Part, otherwise: Part) -> Part:
     return run
 
 
-def _items(node: Items) -> Part:
-    parts = [(compiled(element), i in node.optional) for i, element in enumerate(node.elements)]
+def _items(node: ListLiteral) -> Evaluator:
+    parts = [(compile_node(element), i in node.optional) for i, element in enumerate(node.elements)]
 
     def run(frame: Frame) -> list[Any]:
-        frame.work.spend(len(parts))
+        frame.budget.spend(len(parts))
         made: list[Any] = []
         for part, optional in parts:
-            made += _held(part(frame)) if optional else (part(frame),)
+            made += _optional_items(part(frame)) if optional else (part(frame),)
         return made
 
     return run
 
 
-def _entries(node: Entries) -> Part:
-    parts = [(compiled(entry.key), compiled(entry.value), entry.optional) for entry in node.entries]
+def _entries(node: MapLiteral) -> Evaluator:
+    parts = [(compile_node(entry.key), compile_node(entry.value), entry.optional) for entry in node.entries]
 
     def run(frame: Frame) -> dict[Any, Any]:
-        frame.work.spend(len(parts))
+        frame.budget.spend(len(parts))
         made: dict[Any, Any] = {}
         for key_of, value_of, optional in parts:
             key = key_of(frame)
             if type(key) not in (str, int):
-                raise NoValue(f"{named(key)} as a key: keys are texts or integers")
+                raise EvaluationError(f"{describe_type(key)} cannot be a key: keys are strings or integers")
             if key in made:
-                raise NoValue(f"the key {key!r} stands twice")
-            for value in _held(value_of(frame)) if optional else (value_of(frame),):
+                raise EvaluationError(f"duplicate key {key!r}")
+            for value in _optional_items(value_of(frame)) if optional else (value_of(frame),):
                 made[key] = value
         return made
 
     return run
 
 
-def _held(value: Any) -> tuple[Any, ...]:
+def _optional_items(value: Any) -> tuple[Any, ...]:
     if type(value) is Optional:
         return value.held
-    raise NoValue(f"'?' goes before an optional value, not {named(value)}")
+    raise EvaluationError(f"'?' needs an optional value, not {describe_type(value)}")
 
 
-def _loop(node: Loop) -> Part:
-    range_, start = compiled(node.range), compiled(node.start)
-    condition, result = compiled(node.condition), compiled(node.result)
-    step = _appending(node) or _replacing(node)
+def _loop(node: Comprehension) -> Evaluator:
+    range_, start = compile_node(node.range), compile_node(node.start)
+    condition, result = compile_node(node.condition), compile_node(node.result)
+    step = _append_step(node) or _assign_step(node)
     variable, accumulator = node.variable, node.accumulator
 
     def run(frame: Frame) -> Any:
         of = range_(frame)
         if type(of) is not list and not isinstance(of, Mapping):
-            raise NoValue(f"{named(of)} has no items to go through")
-        inner = Frame({**frame.names, accumulator: start(frame)}, frame.work)
+            raise EvaluationError(f"{describe_type(of)} cannot be iterated")
+        inner = Frame({**frame.names, accumulator: start(frame)}, frame.budget)
         for item in of:
-            frame.work.spend(_TURN)
+            frame.budget.spend(_ITERATION_COST)
             inner.names[variable] = item
             if condition(inner) is not True:
                 break
@@ -264,36 +282,42 @@ def _loop(node: Loop) -> Part:
     return run
 
 
-#: Units of work of one turn of a macro.
-_TURN = 8
+#: Units of work of one iteration of a macro.
+_ITERATION_COST = 8
 
 
-def _replacing(node: Loop) -> Part:
-    """A step as it is written: a new value for the accumulator, or the failure to have one."""
-    step, accumulator = compiled(node.step), node.accumulator
+def _assign_step(node: Comprehension) -> Evaluator:
+    """Compile the step of a comprehension: it assigns the accumulator a new value, or the deferred error."""
+    step, accumulator = compile_node(node.step), node.accumulator
 
     def run(frame: Frame) -> None:
         try:
             frame.names[accumulator] = step(frame)
-        except NoValue as error:
-            frame.names[accumulator] = _Failed(error)
+        except EvaluationError as error:
+            frame.names[accumulator] = _DeferredError(error)
 
     return run
 
 
-def _appending(node: Loop) -> Part | None:
-    """The step of `map` and `filter`, which would otherwise copy the whole list for each item."""
-    if node.start != Items(node.start.at, (), frozenset()):
+def _append_step(node: Comprehension) -> Evaluator | None:
+    """
+    Compile the step of `map` and `filter` as an append to the accumulator; return None for any other step.
+
+    Without this, the step would copy the whole list for each item.
+    """
+    if node.start != ListLiteral(node.start.offset, (), frozenset()):
         return None
-    wanted: Part | None = None
+    wanted: Evaluator | None = None
     match node.step:
-        case Call(function="_?_:_", arguments=(condition, step, Name(name=kept))) if kept == node.accumulator:
-            wanted = compiled(condition)
+        case Call(function="_?_:_", arguments=(condition, step, Identifier(name=kept))) if kept == node.accumulator:
+            wanted = compile_node(condition)
         case step:
             pass
     match step:
-        case Call(function="_+_", arguments=(Name(name=kept), Items(elements=(element,)))) if kept == node.accumulator:
-            made = compiled(element)
+        case Call(function="_+_", arguments=(Identifier(name=kept), ListLiteral(elements=(element,)))) if (
+            kept == node.accumulator
+        ):
+            made = compile_node(element)
         case _:
             return None
 

@@ -1,9 +1,9 @@
 """
-The tree of an expression: what its text says, part by part, with the place of each part.
+The syntax tree of an expression, with the position of each node.
 
-Google's parser reads the text and expands the macros; the tree is decoded from the form in which the parser stores it
+Google's parser parses the text and expands the macros. The tree is decoded from the parser's serialised output
 (protobuf, `cel.expr.ParsedExpr` of cel-spec's syntax.proto).
-What JSON cannot hold (bytes, unsigned integers, messages) is refused here, by name.
+Literals that JSON cannot represent (bytes, unsigned integers, messages) are rejected here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_optional, ext_strings
 
-#: Characters of one expression.
+#: Maximum characters of one expression.
 MAX_LENGTH = 20_000
 
-#: The operators that the parser writes as calls, as people write them.
+#: The operators by the function names that the parser gives them.
 OPERATORS: Mapping[str, str] = {
     **{f"_{sign}_": sign for sign in ("+", "-", "*", "/", "%", "==", "!=", "<", "<=", ">", ">=", "&&", "||")},
     "!_": "!",
@@ -35,7 +35,7 @@ OPERATORS: Mapping[str, str] = {
 
 
 class Malformed(Exception):
-    """The text is no expression, or one that is not offered. Lines and characters are counted from 1."""
+    """The text is not a supported expression."""
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = faults
@@ -44,7 +44,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with a text, and its place."""
+    """One error in the text of an expression. Lines and characters are counted from 1."""
 
     message: str
     line: int = 1
@@ -55,49 +55,49 @@ class Fault:
 class Constant:
     """A literal."""
 
-    at: int
+    offset: int
     value: bool | int | float | str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class Identifier:
     """A variable, or the name of a type."""
 
-    at: int
+    offset: int
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """`operand.name`, or `has(operand.name)` where it is only tested."""
+class Select:
+    """`operand.name`, or `has(operand.name)` when `test_only` is set."""
 
-    at: int
+    offset: int
     operand: Node
     name: str
-    tested: bool
+    test_only: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function or operator on its arguments; the target of a method is the first of them."""
+    """A call of a function or an operator. The target of a method call is the first argument."""
 
-    at: int
+    offset: int
     function: str
     arguments: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
-    """A list as it is written; the elements at `optional` stand there only if they have a value."""
+class ListLiteral:
+    """A list literal. The elements at the indices in `optional` are left out when they have no value."""
 
-    at: int
+    offset: int
     elements: tuple[Node, ...]
     optional: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One key of a map as it is written."""
+class MapEntry:
+    """One entry of a map literal."""
 
     key: Node
     value: Node
@@ -105,18 +105,18 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
-    """A map as it is written."""
+class MapLiteral:
+    """A map literal."""
 
-    at: int
-    entries: tuple[Entry, ...]
+    offset: int
+    entries: tuple[MapEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Loop:
-    """What a macro stands for: `accumulator` goes through `step` for each item of `range` while `condition` holds."""
+class Comprehension:
+    """An expanded macro: `accumulator` is updated by `step` for each item of `range` while `condition` holds."""
 
-    at: int
+    offset: int
     variable: str
     range: Node
     accumulator: str
@@ -126,36 +126,36 @@ class Loop:
     result: Node
 
 
-Node: TypeAlias = Constant | Name | Field | Call | Items | Entries | Loop
+Node: TypeAlias = Constant | Identifier | Select | Call | ListLiteral | MapLiteral | Comprehension
 
 
 def parse(text: str) -> Node:
-    """The tree of an expression. Raises Malformed."""
+    """Return the tree of an expression. Raises Malformed."""
     if len(text) > MAX_LENGTH:
         raise Malformed([Fault(f"it is longer than {MAX_LENGTH} characters")])
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise Malformed([Fault("half a character (a lone surrogate)", *place(text, error.start))]) from None
+        raise Malformed([Fault("a lone surrogate is not allowed", *position(text, error.start))]) from None
     try:
         stored = environment().compile(text, disable_check=True).serialize()
     except (RuntimeError, ValueError) as error:
         raise Malformed(faults(str(error))) from None
-    # An Any: its field 2 holds the ParsedExpr.
-    parsed = _message(_one(_message(stored), 2))
-    return _Reader(text, _message(_one(parsed, 3, b""))).node(_one(parsed, 2))
+    # The outer message is an Any; its field 2 is the ParsedExpr.
+    parsed = _message(_first(_message(stored), 2))
+    return _Decoder(text, _message(_first(parsed, 3, b""))).node(_first(parsed, 2))
 
 
 @lru_cache(maxsize=256)
 def environment(variables: frozenset[tuple[str, str]] = frozenset()) -> cel.Env:
-    """An environment of the library in which these names have these types (a key of `TYPES`)."""
+    """Return a library environment in which these variables have these types (keys of `TYPES`)."""
     return cel.NewEnv(
         variables={name: TYPES[kind] for name, kind in variables},
         extensions=[ext_strings.ExtStrings(), ext_optional.ExtOptional()],
     )
 
 
-#: Types of names, as the library knows them. A number of JSON may be an int or a double, so it is `dyn`.
+#: The library's types of variables. A JSON number may be an int or a double, so it is `dyn`.
 TYPES: Mapping[str, cel.Type] = {
     "dyn": cel.Type.DYN,
     "bool": cel.Type.BOOL,
@@ -171,12 +171,12 @@ TYPES: Mapping[str, cel.Type] = {
 }
 
 
-def faults(told: str) -> list[Fault]:
-    """What the library says is wrong, in plainer words."""
-    found = [Fault(_plainer(message), int(line), int(column)) for line, column, message in _FAULT.findall(told)]
-    if "recursion" in told:
-        return [Fault("it is nested deeper, or chained longer, than 32")]
-    return found[:3] or [Fault(told.splitlines()[0])]
+def faults(report: str) -> list[Fault]:
+    """Return the errors in the library's report, in plain words."""
+    found = [Fault(_simplified(message), int(line), int(column)) for line, column, message in _FAULT.findall(report)]
+    if "recursion" in report:
+        return [Fault("it is nested deeper, or its chain is longer, than 32")]
+    return found[:3] or [Fault(report.splitlines()[0])]
 
 
 _FAULT = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
@@ -188,7 +188,7 @@ _UNEXPECTED = re.compile(
 _SELECT = re.compile(r"expression of type '(.*)' cannot be the operand of a select operation")
 
 
-def _plainer(message: str) -> str:
+def _simplified(message: str) -> str:
     message = message.removeprefix("Syntax error: ").removesuffix(" [INVALID_ARGUMENT]")
     if "input '<EOF>'" in message:
         return "it ends too early"
@@ -196,7 +196,7 @@ def _plainer(message: str) -> str:
         return f"{found[1].strip()!r} is not expected here"
     if found := _OVERLOAD.search(message):
         given = found[2].replace("null_type", "null")
-        return f"'{OPERATORS.get(found[1], found[1])}' does not take {given}"
+        return f"'{OPERATORS.get(found[1], found[1])}' does not accept {given}"
     if found := _SELECT.search(message):
         return f"a value of the type {found[1]} has no fields"
     if message.startswith("undeclared reference to"):
@@ -204,55 +204,57 @@ def _plainer(message: str) -> str:
     return message
 
 
-class _Reader:
-    """Decodes the stored form. Numbers of fields are those of syntax.proto."""
+class _Decoder:
+    """Decodes the serialised tree. The field numbers are those of syntax.proto."""
 
     def __init__(self, text: str, source: _Message) -> None:
         self._text = text
         entries = (_message(entry) for entry in source.get(4, ()))
-        self._places = {_one(entry, 1, 0): _one(entry, 2, 0) for entry in entries}
+        self._offsets = {_first(entry, 1, 0): _first(entry, 2, 0) for entry in entries}
 
     def node(self, stored: bytes) -> Node:
         message = _message(stored)
-        at = self._places.get(_one(message, 2, 0), 0)
+        offset = self._offsets.get(_first(message, 2, 0), 0)
         kind = next((number for number in (3, 4, 5, 6, 7, 8, 9) if number in message), 0)
-        part = _message(_one(message, kind, b""))
+        part = _message(_first(message, kind, b""))
         match kind:
             case 3:
-                return Constant(at, self._constant(part, at))
+                return Constant(offset, self._constant(part, offset))
             case 4:
-                return Name(at, _text(part, 1))
+                return Identifier(offset, _text(part, 1))
             case 5:
-                return Field(at, self.node(_one(part, 1)), _text(part, 2), bool(_one(part, 3, 0)))
+                return Select(offset, self.node(_first(part, 1)), _text(part, 2), bool(_first(part, 3, 0)))
             case 6:
-                return self._call(part, at)
+                return self._call(part, offset)
             case 7:
-                return Items(at, self._nodes(part, 1), frozenset(_packed(part, 2)))
+                return ListLiteral(offset, self._nodes(part, 1), frozenset(_packed(part, 2)))
             case 8 if not part.get(1):
-                return Entries(at, tuple(self._entry(_message(entry)) for entry in part.get(2, ())))
+                return MapLiteral(offset, tuple(self._entry(_message(entry)) for entry in part.get(2, ())))
             case 8:
-                raise self._refused(at, f"messages such as {_text(part, 1)!r} are not offered: the data is JSON")
+                raise self._unsupported(
+                    offset, f"messages such as {_text(part, 1)!r} are not supported: the data is JSON"
+                )
             case 9:
-                head = (_text(part, 1), self.node(_one(part, 2)), _text(part, 3))
-                return Loop(at, *head, *(self.node(_one(part, number)) for number in (4, 5, 6, 7)))
+                head = (_text(part, 1), self.node(_first(part, 2)), _text(part, 3))
+                return Comprehension(offset, *head, *(self.node(_first(part, number)) for number in (4, 5, 6, 7)))
         raise AssertionError(f"no expression has the kind {kind}")
 
     def _nodes(self, part: _Message, number: int) -> tuple[Node, ...]:
         return tuple(self.node(stored) for stored in part.get(number, ()))
 
-    def _call(self, part: _Message, at: int) -> Call:
+    def _call(self, part: _Message, offset: int) -> Call:
         name, arguments = _text(part, 2), self._nodes(part, 3)
         if 1 in part:
-            target = self.node(_one(part, 1))
-            if isinstance(target, Name) and target.name == "optional":
-                return Call(at, f"optional.{name}", arguments)
+            target = self.node(_first(part, 1))
+            if isinstance(target, Identifier) and target.name == "optional":
+                return Call(offset, f"optional.{name}", arguments)
             arguments = (target, *arguments)
-        return Call(at, name, arguments)
+        return Call(offset, name, arguments)
 
-    def _entry(self, part: _Message) -> Entry:
-        return Entry(self.node(_one(part, 3)), self.node(_one(part, 4)), bool(_one(part, 5, 0)))
+    def _entry(self, part: _Message) -> MapEntry:
+        return MapEntry(self.node(_first(part, 3)), self.node(_first(part, 4)), bool(_first(part, 5, 0)))
 
-    def _constant(self, part: _Message, at: int) -> bool | int | float | str | None:
+    def _constant(self, part: _Message, offset: int) -> bool | int | float | str | None:
         ((number, values),) = part.items()
         value = values[0]
         match number:
@@ -263,68 +265,68 @@ class _Reader:
             case 3:
                 return int(value) - (1 << 64) if value >= 1 << 63 else int(value)
             case 4:
-                raise self._refused(at, "unsigned integers are not offered: write 3 instead of 3u")
+                raise self._unsupported(offset, "unsigned integers are not supported: write 3 instead of 3u")
             case 5:
                 return float(struct.unpack("<d", value)[0])
             case 6:
                 return str(value, "utf-8")
-        raise self._refused(at, "bytes are not offered: the data is JSON")
+        raise self._unsupported(offset, "bytes are not supported: the data is JSON")
 
-    def _refused(self, at: int, message: str) -> Malformed:
-        return Malformed([Fault(message, *place(self._text, at))])
-
-
-def place(text: str, at: int) -> tuple[int, int]:
-    """Line and character, each from 1, of an offset."""
-    before = text[:at]
-    return before.count("\n") + 1, at - (before.rfind("\n") + 1) + 1
+    def _unsupported(self, offset: int, message: str) -> Malformed:
+        return Malformed([Fault(message, *position(self._text, offset))])
 
 
-#: The fields of a message by number, each with its values in order.
+def position(text: str, offset: int) -> tuple[int, int]:
+    """Return the line and the character of an offset, both counted from 1."""
+    before = text[:offset]
+    return before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1
+
+
+#: The fields of a protobuf message by number, each with its values in order.
 _Message: TypeAlias = dict[int, list[Any]]
 
 
 def _message(stored: bytes) -> _Message:
-    """The fields of a protobuf message: varints as int, everything else as bytes."""
+    """Decode a protobuf message: varints as int, all other types as bytes."""
     fields: _Message = {}
-    at = 0
-    while at < len(stored):
-        tag, at = _varint(stored, at)
+    offset = 0
+    while offset < len(stored):
+        tag, offset = _varint(stored, offset)
         match tag & 7:
             case 0:
                 value: int | bytes
-                value, at = _varint(stored, at)
+                value, offset = _varint(stored, offset)
             case 1:
-                value, at = stored[at : at + 8], at + 8
+                value, offset = stored[offset : offset + 8], offset + 8
             case 2:
-                length, at = _varint(stored, at)
-                value, at = stored[at : at + length], at + length
+                length, offset = _varint(stored, offset)
+                value, offset = stored[offset : offset + length], offset + length
             case _:
-                value, at = stored[at : at + 4], at + 4
+                value, offset = stored[offset : offset + 4], offset + 4
         fields.setdefault(tag >> 3, []).append(value)
     return fields
 
 
-def _varint(stored: bytes, at: int) -> tuple[int, int]:
+def _varint(stored: bytes, offset: int) -> tuple[int, int]:
     value = shift = 0
-    while stored[at] & 0x80:
-        value |= (stored[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-    return value | stored[at] << shift, at + 1
+    while stored[offset] & 0x80:
+        value |= (stored[offset] & 0x7F) << shift
+        offset, shift = offset + 1, shift + 7
+    return value | stored[offset] << shift, offset + 1
 
 
-def _one(fields: _Message, number: int, default: Any = None) -> Any:
+def _first(fields: _Message, number: int, default: Any = None) -> Any:
     return fields[number][0] if number in fields else default
 
 
 def _text(fields: _Message, number: int) -> str:
-    return str(_one(fields, number, b""), "utf-8")
+    return str(_first(fields, number, b""), "utf-8")
 
 
 def _packed(fields: _Message, number: int) -> Iterator[int]:
-    """Repeated integers, which are stored as one run of varints."""
+    """Yield the items of a packed repeated integer field."""
     for run in fields.get(number, ()):
-        at = 0
-        while at < len(run):
-            value, at = _varint(run, at)
+        offset = 0
+        while offset < len(run):
+            value, offset = _varint(run, offset)
             yield value

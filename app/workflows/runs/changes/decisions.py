@@ -59,4 +59,4 @@ def output(definition: Definition, data: Mapping[str, Any], keys: Iterator[str])
     if not definition.outputs:
         return {key: data["steps"][key]["output"] for key in keys if key in data["steps"]}
     with evaluating():
-        return outputs.compute(definition.parts(), data)
+        return outputs.compute(definition.output_parts(), data)

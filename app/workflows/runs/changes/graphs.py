@@ -17,5 +17,5 @@ def of(work: UnitOfWork, sha256: str) -> Graph:
     if found is None:
         if len(_CACHE) >= _MAX_CACHED:
             _CACHE.clear()
-        found = _CACHE[sha256] = Graph(definitions.stored(store.document(work, sha256)))
+        found = _CACHE[sha256] = Graph(definitions.from_document(store.document(work, sha256)))
     return found

@@ -61,7 +61,7 @@ def begin(database: Database, lock_wait: timedelta | None) -> Iterator[UnitOfWor
     try:
         with database.work() as work:
             if lock_wait is not None:
-                work.ask(_LOCK_TIMEOUT, {"ms": str(max(round(lock_wait.total_seconds() * 1000), 1))})
+                work.execute(_LOCK_TIMEOUT, {"ms": str(max(round(lock_wait.total_seconds() * 1000), 1))})
             yield work
     except DatabaseUnreachable as error:
         if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):

@@ -88,8 +88,8 @@ def _end(transaction: RunTransaction, run_id: UUID, message: str) -> bool:
     ended = work.row(_END_RUN, {"id": run_id, "error": json.dumps({"message": message, "steps": {}})})
     if ended is None:
         return False
-    work.ask(_END_FAN_OUTS, {"id": run_id})
-    work.ask(_END_ATTEMPTS, {"id": run_id, "message": message, "reason": FailureReason.INTERNAL})
+    work.execute(_END_FAN_OUTS, {"id": run_id})
+    work.execute(_END_ATTEMPTS, {"id": run_id, "message": message, "reason": FailureReason.INTERNAL})
     for step in work.rows(_END_STEPS, {"id": run_id}):
         store.notify_stop(work, step.id)
     history.add(work, HistoryEntry(run_id, RunState.FAILED, {"message": message}))

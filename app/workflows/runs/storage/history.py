@@ -34,4 +34,6 @@ class HistoryEntry:
 def add(work: UnitOfWork, *entries: HistoryEntry) -> None:
     """Add entries to the history."""
     if entries:
-        work.ask(_ADD, [asdict(entry) | {"cause": as_json(entry.cause) if entry.cause else None} for entry in entries])
+        work.execute(
+            _ADD, [asdict(entry) | {"cause": as_json(entry.cause) if entry.cause else None} for entry in entries]
+        )

@@ -136,8 +136,8 @@ def expand(
     if before is not None and before.total == total:
         waiting = work.run(_RESET, parameters)
     else:
-        work.ask(_DROP, parameters)
-        work.ask(_INSERT, parameters)
+        work.execute(_DROP, parameters)
+        work.execute(_INSERT, parameters)
     return FanOut(total, waiting)
 
 
@@ -153,12 +153,12 @@ def fan_out_of(item: LockedItem) -> FanOut:
 
 def write_fan_out(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> None:
     """Write the counts of a map."""
-    work.ask(_WRITE_FAN_OUT, {"id": parent_id} | asdict(fan))
+    work.execute(_WRITE_FAN_OUT, {"id": parent_id} | asdict(fan))
 
 
 def start(work: UnitOfWork, parent_id: UUID, count: int) -> QueryResult:
     """Make the next items ready; returns them as `ReadyStep`."""
-    return work.ask_of(ReadyStep, _START, {"id": parent_id, "count": count})
+    return work.execute_of(ReadyStep, _START, {"id": parent_id, "count": count})
 
 
 def stop(work: UnitOfWork, parent_id: UUID) -> list[StoppedItem]:

@@ -30,7 +30,7 @@ _SYNC = text("""
 
 def hold_workflow(work: UnitOfWork, workflow: str) -> None:
     """Prevent a pause or a resume of the workflow until the end of the transaction."""
-    work.ask(_HOLD, {"name": workflow})
+    work.execute(_HOLD, {"name": workflow})
 
 
 def set_run(work: UnitOfWork, run_id: UUID, *, paused: bool) -> bool:
@@ -40,7 +40,7 @@ def set_run(work: UnitOfWork, run_id: UUID, *, paused: bool) -> bool:
 
 def set_workflow(work: UnitOfWork, workflow: str, *, paused: bool) -> None:
     """Pause or resume a workflow, once every transaction that holds its pause has ended. Its runs are not marked."""
-    work.ask(_LOCK, {"name": workflow})
+    work.execute(_LOCK, {"name": workflow})
     work.run(_PAUSE_WORKFLOW if paused else _RESUME_WORKFLOW, {"name": workflow})
 
 

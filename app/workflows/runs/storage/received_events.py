@@ -52,7 +52,7 @@ class ReceivedEvent:
 def insert(work: UnitOfWork, event_id: UUID, run_id: UUID, name: str, payload: Kept, key: str | None) -> None:
     """Write an event that answers no step yet."""
     values = {"id": event_id, "run_id": run_id, "name": name, "key": key}
-    work.ask(_INSERT, values | payload.columns("payload"))
+    work.execute(_INSERT, values | payload.columns("payload"))
 
 
 def take(work: UnitOfWork, run_id: UUID, name: str, step_id: UUID) -> TakenEvent | None:

@@ -273,14 +273,14 @@ def insert_run(work: UnitOfWork, values: Mapping[str, Any]) -> bool:
     """Write a run; False when its idempotency key is taken."""
     if values["key"] is not None:
         return work.run(_INSERT_RUN, values) == 1
-    work.ask(_INSERT_RUN, values)
+    work.execute(_INSERT_RUN, values)
     return True
 
 
 def insert_steps(work: UnitOfWork, run_id: UUID, priority: str, rank: int, steps: Sequence[Mapping[str, Any]]) -> None:
     """Write the steps of a run: `id`, `key`, `position`, `kind`, `model`, `queue` of each."""
     values = {"run_id": run_id, "priority": priority, "rank": rank, "steps": json.dumps(steps, default=str)}
-    work.ask(_INSERT_STEPS, values)
+    work.execute(_INSERT_STEPS, values)
 
 
 def run_of_key(work: UnitOfWork, key: str) -> SubmittedRun | None:
@@ -303,7 +303,7 @@ def claim(work: UnitOfWork, step_id: UUID, attempt: int, owner: str, lease: time
 
 def begin_run(work: UnitOfWork, run_id: UUID) -> None:
     """Mark a queued run as running."""
-    work.ask(_BEGIN_RUN, {"id": run_id})
+    work.execute(_BEGIN_RUN, {"id": run_id})
 
 
 def lock_run(work: UnitOfWork, run_id: UUID) -> LockedRun | None:
@@ -313,14 +313,14 @@ def lock_run(work: UnitOfWork, run_id: UUID) -> LockedRun | None:
 
 def open_run(work: UnitOfWork, run_id: UUID) -> tuple[LockedRun | None, list[LockedStep]]:
     """The run, locked, and its steps, which cannot change then."""
-    locked = work.ask_of(LockedRun, _LOCK_RUN, {"id": run_id})
+    locked = work.execute_of(LockedRun, _LOCK_RUN, {"id": run_id})
     steps = work.rows_of(LockedStep, _STEPS, {"id": run_id})
     return locked.fetchone(), steps
 
 
 def open_item(work: UnitOfWork, run_id: UUID, key: str) -> tuple[LockedRun | None, LockedItem | None]:
     """The run, locked, and one item of a map."""
-    locked = work.ask_of(LockedRun, _LOCK_RUN, {"id": run_id})
+    locked = work.execute_of(LockedRun, _LOCK_RUN, {"id": run_id})
     item = work.row_of(LockedItem, _ITEM, {"id": run_id, "key": key})
     return locked.fetchone(), item
 
@@ -328,27 +328,27 @@ def open_item(work: UnitOfWork, run_id: UUID, key: str) -> tuple[LockedRun | Non
 def move_steps(work: UnitOfWork, values: Sequence[Mapping[str, Any]]) -> None:
     """Write new states of steps."""
     if values:
-        work.ask(_MOVE_STEP, list(values))
+        work.execute(_MOVE_STEP, list(values))
 
 
 def move_run(work: UnitOfWork, values: Mapping[str, Any]) -> None:
     """Write the new state of a run."""
-    work.ask(_MOVE_RUN, values)
+    work.execute(_MOVE_RUN, values)
 
 
 def begin_attempt(work: UnitOfWork, step_id: UUID, attempt: int, owner: str, model: str | None) -> None:
     """Write that an attempt has begun."""
-    work.ask(_BEGIN_ATTEMPT, {"id": step_id, "attempt": attempt, "owner": owner, "model": model})
+    work.execute(_BEGIN_ATTEMPT, {"id": step_id, "attempt": attempt, "owner": owner, "model": model})
 
 
 def end_attempt(work: UnitOfWork, values: Mapping[str, Any]) -> None:
     """Write how an attempt ended."""
-    work.ask(_END_ATTEMPT, values)
+    work.execute(_END_ATTEMPT, values)
 
 
 def notify_stop(work: UnitOfWork, step_id: UUID) -> None:
     """Notify the holder, at commit, that the step must stop."""
-    work.ask(_NOTIFY_STOP, {"channel": STOP_CHANNEL, "step": str(step_id)})
+    work.execute(_NOTIFY_STOP, {"channel": STOP_CHANNEL, "step": str(step_id)})
 
 
 def renew(work: UnitOfWork, ids: Sequence[UUID], owner: str, lease: timedelta) -> list[RenewedStep]:

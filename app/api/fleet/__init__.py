@@ -1,0 +1,1 @@
+"""Resources: hosts, devices, pools, models, footprints, namespaces."""

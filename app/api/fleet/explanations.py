@@ -1,0 +1,81 @@
+"""The resource `explain`: why a model, or the model of a step, is not running, and when it is expected to run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from app.api import problems
+from app.api.services import InjectedServices, Services
+from app.inference import demand
+from app.inference.demand import ModelStep
+from app.kernel.errors import InvalidInput, Problem
+from app.scheduler import reconcile
+from app.scheduler.explanation import Condition
+from app.workflows.state_machine.states import StepState
+
+router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
+
+
+class StepPlaceOut(BaseModel):
+    """A step and its state."""
+
+    id: UUID
+    run: UUID
+    key: str
+    state: StepState
+    told: str = Field(description="whether it waits for its model, or for something else")
+
+
+class ExplanationOut(BaseModel):
+    """The explanation of why a model is, or is not, served."""
+
+    model: str
+    step: StepPlaceOut | None = Field(description="the step of the query")
+    condition: Condition
+    reason: str = Field(description="why, what must happen, and what it costs")
+    waiting: int = Field(description="number of steps that wait for it")
+    estimate_s: float | None = Field(
+        description="seconds until the last of them starts; null when waiting alone does not help"
+    )
+
+
+@router.get("/explain", summary="Why is it not running?", responses=problems.documented(404, 422))
+def explain(
+    services: InjectedServices,
+    model: Annotated[str | None, Query(description="name of a model", examples=["smollm2:135m"])] = None,
+    step: Annotated[UUID | None, Query(description="id of a step that waits")] = None,
+) -> ExplanationOut:
+    """Why a model, or the model of a step, is not served, what must happen first, and when it is expected to serve."""
+    if (model is None) == (step is None):
+        raise InvalidInput(
+            [Problem("query", "exactly one of model and step is required", "model=… or step=…")], "request"
+        )
+    if step is not None:
+        model_step = demand.find_step(services.database, step)
+        return explain_model(services, model_step.model, model_step)
+    return explain_model(services, str(model))
+
+
+def explain_model(services: Services, model: str, model_step: ModelStep | None = None) -> ExplanationOut:
+    """Explain the state of a model, optionally for a step that needs it. Raises NotFound for an unknown model."""
+    name = services.catalog.get(model).name
+    demanded = demand.observe(services.database, services.catalog, services.settings.pools.models)
+    found = reconcile.explain(services.database, demanded, name)
+    return ExplanationOut(
+        model=found.model,
+        step=None if model_step is None else _place(model_step),
+        condition=found.condition,
+        reason=found.reason,
+        waiting=found.waiting,
+        estimate_s=None if found.estimate is None else found.estimate.total_seconds(),
+    )
+
+
+def _place(model_step: ModelStep) -> StepPlaceOut:
+    return StepPlaceOut(
+        id=model_step.id, run=model_step.run_id, key=model_step.key, state=model_step.state, told=model_step.detail
+    )

@@ -1,0 +1,132 @@
+"""The resource `hosts`: machines with an agent, and their devices."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api import bodies, problems
+from app.api.services import InjectedServices
+from app.fleet import views
+from app.fleet.rows import HostState
+from app.fleet.views import HostView
+from app.kernel.errors import InvalidInput, Problem
+
+router = APIRouter(prefix="/v1/hosts", tags=["fleet"])
+
+
+class DeviceOut(BaseModel):
+    """A device of a host: its memory, and what is reserved of it."""
+
+    id: str
+    name: str = Field(examples=["cpu", "gpu-0", "sim-0"])
+    kind: str
+    type: str = Field(examples=["cpu", "NVIDIA H200"])
+    simulated: bool
+    present: bool = Field(description="false when its agent no longer finds it")
+    total: int = Field(description="bytes")
+    capacity: int = Field(description="most bytes that all reservations together may have")
+    reserved: int = Field(description="bytes of the reservations")
+    free: int = Field(description="bytes that can still be reserved")
+    guaranteed: int = Field(
+        description="guaranteed capacity: bytes reserved for models that are not loaded, lent to others while idle"
+    )
+    used: int = Field(description="measured bytes in use by all processes")
+    unmanaged: int = Field(description="unmanaged memory: bytes of the capacity used without a reservation")
+    temperature: int | None = Field(description="degrees Celsius")
+    utilisation: float | None = Field(description="0 to 1")
+
+
+class HostOut(BaseModel):
+    """A machine with an agent."""
+
+    name: str
+    state: HostState
+    alive: bool = Field(description="its agent has sent a heartbeat recently")
+    joined_at: datetime
+    cores: int
+    problems: list[str]
+    devices: list[DeviceOut]
+
+
+class HostList(BaseModel):
+    """Hosts by name."""
+
+    hosts: list[HostOut]
+
+
+class MarkIn(BaseModel):
+    """The scheduling state of a host."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: HostState = Field(description="schedulable, cordoned or draining", examples=["cordoned"])
+
+
+@router.get("", summary="List hosts", responses=problems.documented())
+def page(services: InjectedServices) -> HostList:
+    """Hosts and their devices."""
+    return HostList(hosts=[out(host) for host in views.hosts(services.database)])
+
+
+@router.put(
+    "/{name}",
+    summary="Uncordon, cordon or drain a host",
+    responses=problems.documented(404, 413, 415, 422),
+    openapi_extra=bodies.documented_as(MarkIn),
+)
+def mark(services: InjectedServices, name: str, body: Annotated[MarkIn, bodies.of(MarkIn)]) -> HostOut:
+    """Set the scheduling state: schedulable, cordoned (no new pools), draining (its pools are moved or stopped)."""
+    if body.state is HostState.LOST:
+        raise InvalidInput(
+            [Problem("state", "a host cannot be set to lost; remove it instead", "schedulable, cordoned, draining")],
+            "request",
+        )
+    services.operator_commands.mark(name, body.state)
+    return next(out(host) for host in views.hosts(services.database) if host.host.name == name)
+
+
+@router.delete("/{name}", status_code=204, summary="Remove a host", responses=problems.documented(404, 409))
+def remove(
+    services: InjectedServices,
+    name: str,
+    lost: Annotated[bool, Query(description="the machine is gone, with all its processes")] = False,
+) -> None:
+    """Remove a host whose agent has ended. `lost` declares that its processes are gone, so its bytes are released."""
+    services.operator_commands.remove(name, lost=lost)
+
+
+def out(seen: HostView) -> HostOut:
+    """Return the answer for a host."""
+    row = seen.host
+    return HostOut(
+        name=row.name,
+        state=HostState(row.state),
+        alive=row.alive and row.state != HostState.LOST,
+        joined_at=row.joined_at,
+        cores=row.cores,
+        problems=row.problems,
+        devices=[
+            DeviceOut(
+                id=device.id,
+                name=device.name,
+                kind=device.kind,
+                type=device.type,
+                simulated=device.simulated,
+                present=device.present,
+                total=device.total_bytes,
+                capacity=device.capacity_bytes,
+                reserved=device.charged_bytes,
+                free=device.capacity_bytes - device.charged_bytes,
+                guaranteed=device.guaranteed_bytes,
+                used=device.used_bytes,
+                unmanaged=device.unmanaged_bytes,
+                temperature=device.temperature,
+                utilisation=device.utilisation,
+            )
+            for device in seen.devices
+        ],
+    )

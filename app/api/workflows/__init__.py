@@ -1,0 +1,1 @@
+"""Resources: workflows, runs, their events and values, schedules."""

@@ -1,0 +1,437 @@
+"""The resource `runs`: submit, show, list and cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.api import bodies, problems
+from app.api.bodies import RequestBody
+from app.api.services import InjectedServices, Services
+from app.api.workflows import payloads
+from app.kernel.errors import InvalidInput, Problem
+from app.kernel.security.egress import EgressPolicy
+from app.kernel.units.durations import Duration
+from app.workflows import registry
+from app.workflows.language import check
+from app.workflows.language.check import Deployment
+from app.workflows.language.definition import LABEL, Definition, PriorityName
+from app.workflows.language.source import DefinitionSource
+from app.workflows.runs import views
+from app.workflows.runs.details import RunView
+from app.workflows.runs.submission import Submission
+from app.workflows.state_machine.states import RunState, StepState
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+
+class RunIn(BaseModel):
+    """A submission: a named workflow or a definition, with inputs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workflow: str | None = Field(
+        default=None,
+        pattern=r"^[^\x00]*$",
+        max_length=200,
+        description="the name of a workflow",
+        examples=["support-triage"],
+    )
+    version: int | None = Field(default=None, ge=0, description="of the named workflow; by default the newest")
+    definition: dict[str, Any] | str | None = Field(
+        default=None, description="a workflow as an object, or as YAML or JSON in a text"
+    )
+    inputs: dict[str, Any] = Field(default={}, examples=[{"message": "Where is my parcel?"}])
+    priority: PriorityName | None = Field(default=None, description="instead of the workflow's own")
+    rank: int | None = Field(default=None, ge=0, le=2, description="the order within the class: 0 before 1 before 2")
+    labels: dict[Annotated[str, Field(pattern=LABEL)], str] = Field(
+        default={}, max_length=32, description="in addition to those of the workflow"
+    )
+    deadline: Duration | None = Field(default=None, description="for the whole run, instead of the workflow's own")
+    retention: Duration | None = Field(default=None, description="how long the run is kept after its end")
+
+
+class AttemptOut(BaseModel):
+    """One attempt of a step by one worker."""
+
+    attempt: int
+    worker: str
+    model: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str | None = Field(description="`succeeded`, or the reason of the failure; null while it is running")
+    message: str | None
+    text: str | None = Field(description="the text of the model, kept when it was invalid")
+    tokens_in: int | None
+    tokens_out: int | None
+    tokens_cached: int | None
+    first_token_ms: int | None
+
+
+class ItemCounts(BaseModel):
+    """The numbers of items of a map."""
+
+    total: int
+    waiting: int
+    in_flight: int
+    failed: int
+
+
+class StepOut(BaseModel):
+    """A step of a run."""
+
+    id: UUID
+    key: str
+    kind: str
+    model: str | None = Field(description="the model that it uses, or used last")
+    state: StepState
+    needs: list[str] = Field(description="the steps that it depends on")
+    branch: str | None = Field(description="the branch that a switch or a wait took")
+    awaits: dict[str, Any] | None = Field(description="the event, run or time that an awaiting step waits for")
+    attempt: int
+    worker: str | None = Field(description="the worker that holds it now")
+    output: Any
+    error: dict[str, Any] | None
+    tokens_in: int
+    tokens_out: int
+    ready_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    next_attempt_at: datetime | None = Field(description="when a waiting step starts its next attempt")
+    waited_s: float | None = Field(description="from ready to its first start")
+    took_s: float | None = Field(description="from its first start to its end")
+    deadline_at: datetime | None = Field(description="the end of its `total_timeout`")
+    items: ItemCounts | None = Field(description="for a map that has started")
+    called_run_id: UUID | None = Field(description="the run that it called last")
+    attempts: list[AttemptOut]
+
+
+class ItemOut(BaseModel):
+    """An item of a map."""
+
+    id: UUID
+    key: str
+    index: int
+    input: Any
+    model: str | None
+    state: StepState
+    attempt: int
+    worker: str | None
+    output: Any
+    error: dict[str, Any] | None
+    tokens_in: int
+    tokens_out: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    took_s: float | None
+
+
+class ItemsOut(BaseModel):
+    """Some items of a map, by index."""
+
+    items: list[ItemOut]
+    next_first: int | None = Field(description="the value of `first` for the next page; null on the last page")
+
+
+class RunSummary(BaseModel):
+    """A run in a list."""
+
+    id: UUID
+    workflow: str
+    version: int | None
+    state: RunState
+    paused: bool
+    priority: str
+    rank: int
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    tokens_in: int
+    tokens_out: int
+
+
+class RunListed(RunSummary):
+    """A run in a list, with the number of its steps."""
+
+    steps: int
+    steps_succeeded: int
+
+
+class RunOut(RunSummary):
+    """A run with its steps."""
+
+    inputs: dict[str, Any]
+    output: Any = Field(
+        description="as the workflow's `outputs` says, or the outputs of the steps on which no other depends, by id"
+    )
+    error: dict[str, Any] | None
+    idempotency_key: str | None
+    concurrency_key: str | None
+    parent_run_id: UUID | None = Field(description="the run that called it")
+    forked_from: UUID | None
+    deadline_at: datetime | None
+    expires_at: datetime | None = Field(description="the run may be deleted after this time")
+    took_s: float | None = Field(description="from its submission to its end")
+    steps: list[StepOut]
+
+
+class PageOut(BaseModel):
+    """A page of runs, the newest first."""
+
+    runs: list[RunListed]
+    next_cursor: UUID | None = Field(description="the value of `cursor` for the next page; null on the last page")
+
+
+class CancelOut(BaseModel):
+    """The run after the request."""
+
+    id: UUID
+    state: RunState
+
+
+_EXAMPLES = {
+    "a named workflow": {"workflow": "support-triage", "inputs": {"message": "My parcel has not arrived."}},
+    "a definition": {
+        "definition": {
+            "workflow": "haiku",
+            "inputs": {"subject": {"type": "string"}},
+            "steps": [
+                {
+                    "id": "write",
+                    "kind": "generate",
+                    "model": "smollm2:135m",
+                    "prompt": "Write a haiku about {{ inputs.subject }}.",
+                    "max_tokens": 40,
+                }
+            ],
+        },
+        "inputs": {"subject": "llamas"},
+    },
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Submit a run",
+    response_model=RunOut,
+    responses=problems.documented(
+        404,
+        409,
+        413,
+        415,
+        422,
+        others={200: {"model": RunOut, "description": "The earlier run with this Idempotency-Key"}},
+    ),
+    openapi_extra=bodies.documented({"$ref": "#/components/schemas/RunIn"}, _EXAMPLES),
+)
+def submit(
+    body: RequestBody,
+    services: InjectedServices,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Response:
+    """
+    Store a run and dispatch its first steps; 202 with the run, without waiting for it.
+
+    The same `Idempotency-Key` with the same content returns the same run, with 200; with other content, 409.
+    """
+    submission = replace(_submission(_parsed(body), services), idempotency_key=idempotency_key)
+    accepted = services.runs.submit(submission)
+    shown = out(views.run(services.database, accepted.id, services.settings.api.max_inline_bytes))
+    # Serialized here: FastAPI would do it on a thread again, queued behind all submissions that arrived meanwhile.
+    return Response(
+        shown.model_dump_json(by_alias=True),
+        status_code=202 if accepted.created else 200,
+        headers={"Location": f"/v1/runs/{accepted.id}"},
+        media_type="application/json",
+    )
+
+
+@router.get("", summary="List runs", responses=problems.documented(422))
+def page(
+    services: InjectedServices,
+    state: Annotated[list[RunState] | None, Query(description="one or more states")] = None,
+    workflow: Annotated[str | None, Query(description="runs of this workflow only")] = None,
+    label: Annotated[list[str] | None, Query(description="`key=value`, all of them")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[UUID | None, Query(description="`next_cursor` of the previous page")] = None,
+) -> PageOut:
+    """Runs from the newest to the oldest."""
+    found = views.page(
+        services.database, limit=limit, before=cursor, states=state, workflow=workflow, labels=labels_of(label)
+    )
+    runs = [RunListed.model_validate(row, from_attributes=True) for row in found.runs]
+    return PageOut(runs=runs, next_cursor=found.next_cursor)
+
+
+@router.get("/{run_id}", summary="One run", responses=problems.documented(404, 422))
+def get(run_id: UUID, services: InjectedServices) -> RunOut:
+    """
+    A run with its steps, their attempts, times and tokens.
+
+    The setting `api.max_inline_bytes` limits the size of the inputs, of the output, and of the steps' outputs together;
+    the shortest are included first. A value that does not fit is replaced by `{"$payload": {"bytes": …, "href": …}}`,
+    and a GET of `href` returns it.
+    """
+    return out(views.run(services.database, run_id, services.settings.api.max_inline_bytes))
+
+
+@router.get("/{run_id}/steps/{key}/items", summary="Items of a map", responses=problems.documented(404, 422))
+def items(
+    run_id: UUID,
+    key: str,
+    services: InjectedServices,
+    first: Annotated[int, Query(ge=0, description="the index of the first item")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    state: Annotated[list[StepState] | None, Query(description="one or more states")] = None,
+) -> ItemsOut:
+    """Items of a map in order, with their values and outputs; long ones are replaced as in a run."""
+    max_bytes = services.settings.api.max_inline_bytes
+    rows = views.items(services.database, run_id, key, first=first, limit=limit + 1, states=state, most=max_bytes)
+    found = [_item(row, run_id) for row in rows[:limit]]
+    return ItemsOut(items=found, next_first=rows[limit].item if len(rows) > limit else None)
+
+
+@router.post("/{run_id}/cancel", status_code=202, summary="Cancel a run", responses=problems.documented(404, 422))
+def cancel(run_id: UUID, services: InjectedServices) -> CancelOut:
+    """
+    Request the end of a run.
+
+    Steps that have not started are cancelled at once. Running steps stop at their next token; until then the state is
+    `cancelling`. A run that has ended does not change.
+    """
+    return CancelOut(id=run_id, state=services.runs.cancel(run_id))
+
+
+def labels_of(given: Sequence[str] | None) -> dict[str, str]:
+    """Parse labels of a query, `key=value`. Raises InvalidInput."""
+    invalid = [text for text in given or () if "=" not in text]
+    if invalid:
+        raise InvalidInput([Problem("label", f"{text!r} is not a label", "key=value") for text in invalid], "query")
+    return {key: value for key, _, value in (text.partition("=") for text in given or ())}
+
+
+def deployment_of(services: Services) -> Deployment:
+    """Return the models and the servers that a definition may use."""
+    http = services.settings.http
+    policy = EgressPolicy.of(http.allowed_hosts, allow_private=http.allow_private)
+    return Deployment(services.catalog, policy)
+
+
+def _parsed(body: DefinitionSource) -> tuple[RunIn, DefinitionSource]:
+    try:
+        return RunIn.model_validate(body.data), body
+    except ValidationError as error:
+        found = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"] if part not in {"str", "dict[str,any]"})
+            message = "unknown field" if item["type"] == "extra_forbidden" else item["msg"]
+            accepted = ", ".join(RunIn.model_fields) if item["type"] == "extra_forbidden" else ""
+            found.append(Problem(where, message, accepted, body.line(where)))
+        raise InvalidInput(found, "run") from None
+
+
+def _submission(parsed: tuple[RunIn, DefinitionSource], services: Services) -> Submission:
+    request, body = parsed
+    if (request.workflow is None) == (request.definition is None):
+        message = "exactly one of 'workflow' and 'definition' is required"
+        raise InvalidInput([Problem("workflow", message, "'workflow' with a name, or 'definition'")], "run")
+    if request.workflow is not None:
+        found = registry.get(services.database, request.workflow, request.version)
+        submission = _submission_of(request, found.definition, found.version)
+        return replace(submission, newest=request.version is None)
+    if request.version is not None:
+        raise InvalidInput(
+            [Problem("version", "'version' is set together with 'definition'", "only with 'workflow'")], "run"
+        )
+    return _submission_of(request, _inline(request, body, services), None)
+
+
+def _submission_of(request: RunIn, definition: Definition, version: int | None) -> Submission:
+    return Submission(
+        definition,
+        request.inputs,
+        version,
+        request.priority,
+        rank=request.rank,
+        labels=request.labels,
+        deadline=request.deadline,
+        retention=request.retention,
+    )
+
+
+def _inline(request: RunIn, body: DefinitionSource, services: Services) -> Definition:
+    deployment = deployment_of(services)
+    if isinstance(request.definition, str):
+        return check.parse(request.definition, deployment)
+    return check.check(body.within("definition"), deployment)
+
+
+def out(view: RunView) -> RunOut:
+    """Return the answer for a run."""
+    run = view.run
+    computed = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output"}
+    needs = {
+        step["id"]: step.get("needs", []) for part in ("steps", "on_failure") for step in view.definition.get(part, ())
+    }
+    steps = [_step(step, run.id, view.attempts[step.id], needs[step.key]) for step in view.steps]
+    return RunOut(
+        **{name: getattr(run, name) for name in RunOut.model_fields if name not in computed},
+        inputs=payloads.inline_or_reference(run.inputs, "inputs", run.id),
+        output=payloads.inline_or_reference(run.output, "output", run.id),
+        took_s=_seconds(run.created_at, run.finished_at),
+        tokens_in=sum(step.tokens_in for step in steps),
+        tokens_out=sum(step.tokens_out for step in steps),
+        steps=steps,
+    )
+
+
+def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str]) -> StepOut:
+    attempts_out = [
+        AttemptOut(
+            attempt=row.attempt,
+            worker=row.owner,
+            **{name: getattr(row, name) for name in AttemptOut.model_fields if name not in {"attempt", "worker"}},
+        )
+        for row in attempts
+    ]
+    computed = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs", "output"}
+    counts = None
+    if step.items is not None:
+        counts = ItemCounts(
+            total=step.items, waiting=step.items_waiting, in_flight=step.items_in_flight, failed=step.items_failed
+        )
+    return StepOut(
+        **{name: getattr(step, name) for name in StepOut.model_fields if name not in computed},
+        items=counts,
+        needs=needs,
+        worker=step.owner,
+        output=payloads.inline_or_reference(step.output, "output", run_id, step.key),
+        next_attempt_at=step.not_before,
+        waited_s=_seconds(step.ready_at, step.started_at),
+        took_s=_seconds(step.started_at, step.finished_at),
+        attempts=attempts_out,
+    )
+
+
+def _item(row: Any, run_id: UUID) -> ItemOut:
+    computed = {"index", "worker", "took_s", "input", "output"}
+    return ItemOut(
+        **{name: getattr(row, name) for name in ItemOut.model_fields if name not in computed},
+        index=row.item,
+        input=payloads.inline_or_reference(row.input, "input", run_id, row.key),
+        output=payloads.inline_or_reference(row.output, "output", run_id, row.key),
+        worker=row.owner,
+        took_s=_seconds(row.started_at, row.finished_at),
+    )
+
+
+def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
+    return None if begin is None or end is None else round((end - begin).total_seconds(), 3)

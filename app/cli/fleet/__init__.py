@@ -1,0 +1,1 @@
+"""Commands for hosts, devices, pools, models and namespaces."""

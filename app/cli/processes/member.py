@@ -1,0 +1,111 @@
+"""
+A member of the process tree: one program, which is restarted when it ends.
+
+It is restarted immediately. If it repeatedly ends soon after its start, the delay grows each time.
+A program that a signal has stopped (SIGSTOP) is killed after a while: otherwise no other process could do its work.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from app.kernel import ids
+from app.kernel.processes import pid_file
+from app.kernel.processes.process import Child
+from app.kernel.settings import Settings, environment_of
+
+#: Seconds after which a start counts as successful.
+_SETTLED = 10.0
+#: The first and the longest delay of a restart, in seconds; it doubles from the second failed start in a row.
+_DELAY, _MAX_DELAY = 1.0, 30.0
+#: Seconds after which a program that a signal has stopped is killed.
+FROZEN_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class ProcessMember:
+    """A program of the tree, with its process and its restarts."""
+
+    name: str
+    #: The arguments after `python -m`.
+    arguments: Sequence[str]
+    grace: timedelta
+    #: The name of the worker in Celery; None for other programs.
+    worker: str | None = None
+    #: Descriptors that it inherits.
+    descriptors: Sequence[int] = ()
+    child: Child | None = None
+    #: The id of this process in the owner of its steps; empty for programs that are not workers.
+    incarnation: str = ""
+    #: When it is restarted, by the monotonic clock; None while it runs.
+    restart_at: float | None = None
+    #: Failed starts in a row.
+    _failures: int = 0
+    _started: float = 0.0
+    #: Since when it is stopped by a signal, by the monotonic clock.
+    _frozen_since: float | None = None
+
+    def start(self, settings: Settings, directory: Path) -> None:
+        """Start it. Raises ServerNotStarted."""
+        self.incarnation = ids.new_secret()[:12] if self.worker else ""
+        more = [self.incarnation] if self.incarnation else []
+        self.child = Child(
+            self.name,
+            [sys.executable, "-m", *self.arguments, *more],
+            environment=environment_of(settings),
+            log_file=directory / "logs" / f"{self.name}.log",
+            pid_file=directory / "run" / f"{self.name}.pid",
+            descriptors=self.descriptors,
+        )
+        self.restart_at, self._started, self._frozen_since = None, time.monotonic(), None
+        self.child.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, and no restart is scheduled."""
+        return self.child is not None and not self.child.alive
+
+    def schedule_restart(self, now: float) -> str:
+        """Schedule the restart of the ended program. Returns a description; the end of its log is on further lines."""
+        child = self.child
+        assert child is not None, "it has ended"
+        tail = child.log_tail(5)
+        child.stop()
+        self.child = None
+        self._failures = 0 if now - self._started > _SETTLED else min(self._failures + 1, 10)
+        delay = min(_DELAY * 2 ** (self._failures - 2), _MAX_DELAY) if self._failures > 1 else 0.0
+        self.restart_at = now + delay
+        when = f"in {delay:g} s" if delay else "now"
+        description = f"{self.name} ended ({_end_of(child.returncode)}); it is restarted {when}"
+        return f"{description}\n{tail}" if tail else description
+
+    def is_frozen(self, now: float) -> bool:
+        """Whether a signal has stopped it for longer than FROZEN_SECONDS."""
+        pid = self.child.pid if self.child is not None else None
+        if pid is None or not pid_file.is_stopped(pid):
+            self._frozen_since = None
+            return False
+        if self._frozen_since is None:
+            self._frozen_since = now
+        return now - self._frozen_since > FROZEN_SECONDS
+
+
+def incarnation_of(command: str) -> str | None:
+    """Return the incarnation in the command line of a worker; None for other programs."""
+    match shlex.split(command):
+        case [_, "-m", "workers.programs", "control", _, incarnation]:
+            return incarnation
+    return None
+
+
+def _end_of(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        return f"by {signal.Signals(-returncode).name}"
+    return f"exit code {returncode}"

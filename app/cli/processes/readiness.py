@@ -1,0 +1,99 @@
+"""The readiness of the process tree: the conditions for which `arriero up` waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+
+import httpx2
+from celery import Celery
+
+from app.cli.client import connected, url_of
+from app.cli.processes.member import ProcessMember
+from app.kernel import broker
+from app.kernel.errors import ServerNotStarted
+from app.kernel.settings import Settings
+
+#: Seconds between two polls.
+_PAUSE = 0.25
+
+#: Prints a line; its arguments are a level and a text.
+ReportLine = Callable[[str, str], None]
+
+
+def wait(settings: Settings, members: Sequence[ProcessMember], report: ReportLine, deadline: timedelta) -> None:
+    """
+    Wait until the API and all workers answer, and a pool serves each model of `pools.models`.
+
+    Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline.
+    """
+    limit = time.monotonic() + deadline.total_seconds()
+    url, waiting = url_of(settings), {member.worker: member for member in members if member.worker}
+    assert settings.redis_url is not None, "it is known here"
+    celery = broker.celery_app(settings.redis_url.get_secret_value(), settings.broker)
+    models = list(settings.pools.models)
+    serves = False
+    before: dict[str, str | None] = {}
+    while not serves or waiting or models:
+        for member in members:
+            if member.child is not None and not member.child.alive:
+                raise ServerNotStarted(member.name, "it ended during the start", member.child.log_tail(20))
+        if time.monotonic() > limit:
+            late = ", ".join([*([] if serves else ["api"]), *(member.name for member in waiting.values()), *models])
+            raise ServerNotStarted(late, f"it was not ready after {deadline.total_seconds():g} s")
+        if not serves and _serves(url):
+            serves, before = True, _heartbeats(settings)
+            report("info", f"api serves at {url}")
+        for name in _answering(celery, list(waiting)):
+            report("info", f"{waiting.pop(name).name} is ready")
+        if serves and not waiting and models:
+            models = _still_loading(settings, report, models, before)
+
+
+def _heartbeats(settings: Settings) -> dict[str, str | None]:
+    """Return the time of the last heartbeat of every known pool."""
+    with connected(settings) as client:
+        return {pool["id"]: pool["heartbeat_at"] for pool in client.get("/v1/pools", ended=True)["pools"]}
+
+
+def _still_loading(
+    settings: Settings, report: ReportLine, models: Sequence[str], before: Mapping[str, str | None]
+) -> list[str]:
+    """
+    Return the models that no pool serves yet. A pool counts only with a heartbeat after those in `before`, because
+    the database may still contain pools of an earlier start.
+
+    Raises ServerNotStarted when the newest pool of a model failed.
+    """
+    left = []
+    with connected(settings) as client:
+        for model in models:
+            pools = client.get("/v1/pools", model=model, ended=True)["pools"]
+            alive = [pool for pool in pools if before.get(pool["id"]) != pool["heartbeat_at"]]
+            if any(pool["state"] == "serving" for pool in alive):
+                report("info", f"{model} is served")
+                continue
+            if pools and pools[0]["failed"] and pools[0]["id"] not in before:
+                log = "\n".join(client.get(f"/v1/pools/{pools[0]['id']}/log")["lines"][-20:])
+                raise ServerNotStarted(model, pools[0]["ending"] or "its pool failed", log)
+            left.append(model)
+    if left:
+        time.sleep(_PAUSE)
+    return left
+
+
+def _serves(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False, verify=url.startswith("https:")).is_success
+    except httpx2.TransportError:
+        time.sleep(_PAUSE)
+        return False
+
+
+def _answering(celery: Celery, names: Sequence[str]) -> list[str]:
+    """Return the workers among these that answer a ping."""
+    if not names:
+        return []
+    replies = celery.control.ping(destination=list(names), timeout=0.5, limit=len(names))
+    return [name for reply in replies or () for name in reply]

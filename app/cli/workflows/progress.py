@@ -1,0 +1,103 @@
+"""
+The progress of a run as lines: what has changed between two views of it. For logs, and where nothing can be redrawn.
+
+Pure: views of the API in, lines out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from app.cli.output import seconds, shortened
+
+#: Lines about the items of a map: at most one for each so many of them, in per cent.
+_PART = 10
+
+_View = Mapping[str, Any]
+
+
+def changes(before: _View | None, now: _View, at: datetime) -> Iterator[str]:
+    """Yield a line for each change of the run and its steps. `at` is the instant of the view."""
+    run = f"run {now['id']} of {now['workflow']}"
+    if before is None or before["state"] != now["state"]:
+        yield f"{run} is {now['state']}"
+    if before is not None and before["paused"] != now["paused"]:
+        yield f"{run} is {'paused' if now['paused'] else 'resumed'}"
+    steps = {} if before is None else {step["key"]: step for step in before["steps"]}
+    for step in now["steps"]:
+        yield from _of_step(steps.get(step["key"]), step, now["id"], at)
+
+
+def shown_state(step: _View) -> str:
+    """Return the state of a step for people: a step whose items or run are in progress is running."""
+    awaits = step["awaits"] or {}
+    return "running" if step["state"] == "awaiting" and (step["items"] or "run" in awaits) else str(step["state"])
+
+
+def counted(step: _View, at: datetime) -> str:
+    """Return how far a map has come, its rate, and the time that it still needs at that rate."""
+    items = step["items"]
+    done = _done(items)
+    text = f"{done}/{items['total']} items" + (f", {items['failed']} failed" if items["failed"] else "")
+    left = items["total"] - done
+    if not (done and left and step["started_at"]):
+        return text
+    passed = (at - datetime.fromisoformat(step["started_at"])).total_seconds()
+    if passed <= 0:
+        return text
+    return f"{text}, {done / passed:.2g}/s, about {seconds(left * passed / done)} left"
+
+
+def awaited(step: _View, run_id: str) -> str:
+    """Return what an awaiting step waits for, with the command that ends the wait where there is one."""
+    awaits = step["awaits"] or {}
+    if "event" in awaits and awaits.get("message"):
+        return f"waits for an approval: {awaits['message']} (arriero runs approve {run_id} {step['key']} [--reject])"
+    if "event" in awaits:
+        command = f"arriero runs send-event {run_id} {awaits['event']} --payload JSON"
+        return f"waits for the event {awaits['event']} ({command})"
+    if "run" in awaits:
+        return f"waits for run {awaits['run']} of {awaits['workflow']}"
+    if awaits.get("until"):
+        return f"waits until {awaits['until']}"
+    return f"waits for {seconds(awaits['for_s'])}" if awaits.get("for_s") is not None else "waits"
+
+
+def _of_step(before: _View | None, now: _View, run_id: str, at: datetime) -> Iterator[str]:
+    name, state = f"step {now['key']}", now["state"]
+    changed = before is None or (before["state"], before["attempt"]) != (state, now["attempt"])
+    if now["items"] and state == "awaiting":
+        part = _done(now["items"]) * 100 // max(now["items"]["total"], 1) // _PART
+        shown = (
+            before is not None and before["items"] and _done(before["items"]) * 100 // max(before["items"]["total"], 1)
+        )
+        if changed or not isinstance(shown, int) or shown // _PART != part:
+            yield f"{name}: {counted(now, at)}"
+        return
+    if not changed or state in ("pending", "ready"):
+        return
+    parts = [f"{name} {state}" if state != "awaiting" else f"{name} {awaited(now, run_id)}"]
+    if state in ("succeeded", "failed", "cancelled"):
+        if now["took_s"] is not None:
+            parts.append(f"after {seconds(now['took_s'])}")
+        if now["tokens_out"]:
+            parts.append(f"({now['tokens_in']} + {now['tokens_out']} tokens)")
+        if now["items"]:
+            parts.append(f"({counted(now, at)})")
+    if now["branch"] and state == "succeeded":
+        parts.append(f"→ {now['branch']}")
+    if now["model"] and state == "running":
+        parts.append(f"on {now['model']}" + (f", attempt {now['attempt']}" if now["attempt"] > 1 else ""))
+    if now["error"] and state in ("failed", "waiting"):
+        parts.append(f"- {shortened(now['error'].get('message', ''), 200)}")
+    yield " ".join(parts)
+
+
+def _done(items: Mapping[str, int]) -> int:
+    return items["total"] - items["waiting"] - items["in_flight"]
+
+
+def _part(items: Mapping[str, int] | None) -> int | None:
+    return None if items is None else _done(items) * 100 // max(items["total"], 1) // _PART

@@ -1,0 +1,1 @@
+"""Connections to Postgres, and the circuit breaker of a server that does not answer."""

@@ -1,0 +1,1 @@
+"""Child processes, their pid files, and files that only their owner may read."""

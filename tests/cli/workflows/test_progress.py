@@ -1,0 +1,75 @@
+"""The progress of a run as lines."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from app.cli.workflows.progress import changes, shown_state
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def step(key: str = "a", state: str = "pending", **more: Any) -> dict[str, Any]:
+    """A step as the API shows it."""
+    made = dict.fromkeys(("branch", "model", "awaits", "items", "error", "took_s", "started_at"))
+    return made | {"key": key, "state": state, "attempt": 1, "tokens_in": 0, "tokens_out": 0} | more
+
+
+def run(*steps: dict[str, Any], state: str = "running", paused: bool = False) -> dict[str, Any]:
+    return {"id": "r1", "workflow": "flow", "state": state, "paused": paused, "steps": list(steps)}
+
+
+def mapped(done: int, *, failed: int = 0, of: int = 40) -> dict[str, Any]:
+    items = {"total": of, "waiting": of - done - 4, "in_flight": 4, "failed": failed}
+    return step("each", "awaiting", items=items, started_at=BEGAN.isoformat())
+
+
+def lines(before: dict[str, Any] | None, now: dict[str, Any], after: int = 10) -> list[str]:
+    return list(changes(before, now, BEGAN + timedelta(seconds=after)))
+
+
+def test_each_change_is_a_line() -> None:
+    first = run(step("a", "running", model="m:1"), step("b"))
+    done = step("a", "succeeded", model="m:1", took_s=3.21, tokens_in=12, tokens_out=40)
+    failed = step("b", "failed", took_s=0.5, error={"message": "no\n answer"})
+
+    assert lines(None, first) == ["run r1 of flow is running", "step a running on m:1"]
+    assert lines(first, first) == []
+    assert lines(first, run(done, failed, state="failed")) == [
+        "run r1 of flow is failed",
+        "step a succeeded after 3.21 s (12 + 40 tokens)",
+        "step b failed after 0.50 s - no answer",
+    ]
+    assert lines(first, first | {"paused": True}) == ["run r1 of flow is paused"]
+
+
+def test_a_map_shows_items_rate_and_what_is_left_at_each_tenth() -> None:
+    assert lines(run(mapped(0)), run(mapped(3))) == []
+    assert lines(run(mapped(3)), run(mapped(10, failed=1))) == [
+        "step each: 10/40 items, 1 failed, 1/s, about 30 s left"
+    ]
+    assert shown_state(mapped(3)) == "running"
+
+
+def test_what_is_waited_for_names_the_command() -> None:
+    approval = step("ok", "awaiting", awaits={"event": "ok", "message": "Publish?"})
+    event = step("pay", "awaiting", awaits={"event": "payment"})
+    called = step("call", "awaiting", awaits={"run": "r2", "workflow": "child"})
+    until = step("later", "awaiting", awaits={"until": "2026-01-02T00:00:00+00:00"})
+
+    assert lines(run(), run(approval, event, called, until)) == [
+        "step ok waits for an approval: Publish? (arriero runs approve r1 ok [--reject])",
+        "step pay waits for the event payment (arriero runs send-event r1 payment --payload JSON)",
+        "step call waits for run r2 of child",
+        "step later waits until 2026-01-02T00:00:00+00:00",
+    ]
+    assert [shown_state(one) for one in (approval, called)] == ["awaiting", "running"]
+
+
+def test_another_attempt_is_a_line() -> None:
+    waits = step("a", "waiting", model="m:1", error={"message": "broke"})
+    again = step("a", "running", model="m:1", attempt=2)
+
+    assert lines(run(step("a", "running")), run(waits)) == ["step a waiting - broke"]
+    assert lines(run(waits), run(again)) == ["step a running on m:1, attempt 2"]

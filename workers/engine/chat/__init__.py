@@ -1,0 +1,1 @@
+"""Chats as text: messages and tools become a prompt, and answers become tool calls."""

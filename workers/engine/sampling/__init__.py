@@ -1,0 +1,1 @@
+"""Sampling: the choice of the next token from logits, within a grammar where there is one."""

@@ -1,0 +1,128 @@
+"""
+The scheduler of beat: RedBeat's, made to survive faults of the broker.
+
+A lock in the broker elects one of several beats; the others stand by.
+While the broker is unavailable, beat waits. When the broker has lost its data, beat takes the lock and writes the
+schedule again.
+Beat writes the schedule each time that it takes the lock: the schedule may have been lost while it stood by.
+The schedule follows from the settings. Keys that contain anything else become dead letters and are written again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from celery.signals import beat_init
+from redbeat import schedulers
+from redbeat.schedulers import RedBeatScheduler, get_redis
+from redis.exceptions import LockError, RedisError, ResponseError
+
+from app.kernel import clock, log
+from app.kernel.dead_letters import DeadLetters, Reason
+
+_log = log.get(__name__)
+
+# RedBeat would wait for the lock without a limit, even when its key has another type. Here each tick tries once.
+beat_init.disconnect(schedulers.acquire_distributed_beat_lock)
+
+
+class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type hints
+    """
+    RedBeat's scheduler, which continues after it lost the lock and rewrites the schedule when it takes the lock.
+
+    RedBeat itself ends when it loses the lock, and a stand-by that takes over ticks an empty schedule.
+    """
+
+    #: The lock, while this beat holds it or tries to extend it.
+    lock: Any = None
+    #: The lock under which the schedule was last written.
+    _written_under: Any = None
+
+    def setup_schedule(self) -> None:
+        """Do nothing: `tick` writes the schedule once it holds the lock."""
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Send the due entries. Returns the seconds until the next tick."""
+        try:
+            if self.lock is None and not self._take_lock():
+                return float(self.max_interval)
+            if self.lock is not self._written_under:
+                super().setup_schedule()
+                self._written_under = self.lock
+                _log.info("beat_elected")
+            seconds: float = super().tick(*args, **kwargs)
+        except ResponseError as error:
+            _log.warning("beat_interrupted", error=str(error))
+            self._repair(f"{error}")
+        except RedisError as error:
+            _log.warning("beat_interrupted", error=str(error))
+            if isinstance(error, LockError):
+                self.lock = None
+        except Exception as error:  # noqa: BLE001 the outermost loop: it ticks again, whatever the keys contain
+            _log.exception("schedule_unreadable")
+            self._repair(f"{type(error).__name__}: {error}")
+        else:
+            return seconds
+        return float(self.max_interval)
+
+    def close(self) -> None:
+        """Release the lock. When the broker is unavailable, the lock expires by itself."""
+        try:
+            super().close()
+        except RedisError as error:
+            _log.warning("beat_lock_not_released", error=str(error))
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """
+        The due entries that the settings define.
+
+        Raises ValueError for an entry that RedBeat could never read and would skip silently.
+        """
+        try:
+            found: dict[str, Any] = super().schedule
+        except RecursionError as error:
+            raise ValueError(f"an entry is nested too deeply: {error}") from None
+        return {name: entry for name, entry in found.items() if name in self.app.redbeat_conf.schedule}
+
+    def _take_lock(self) -> bool:
+        """
+        Try to take the lock; return whether it was taken.
+
+        A key in its place without a time to live is made a dead letter: it would never expire.
+        """
+        client = get_redis(self.app)
+        lock = client.lock(self.lock_key, timeout=self.lock_timeout)
+        lock.lua_extend = client.register_script(schedulers.LUA_EXTEND_TO_SCRIPT)
+        if lock.acquire(blocking=False):
+            self.lock = lock
+            return True
+        if client.pttl(self.lock_key) == -1:
+            found = f"{client.type(self.lock_key)} without a time to live"
+            self._dead_letters().put_key(clock.now(), self.lock_key, found, "lock")
+        return False
+
+    def _repair(self, reason: str) -> None:
+        """Make the unreadable keys of the schedule dead letters, so that the next tick writes them again."""
+        conf = self.app.redbeat_conf
+        expected = {self.lock_key: "string", conf.schedule_key: "zset", conf.statics_key: "set"}
+        try:
+            client, dead_letters = get_redis(self.app), self._dead_letters()
+            wrong_types, others = 0, []
+            for name in client.scan_iter(f"{conf.key_prefix}*", count=1000):
+                found = client.type(name)
+                if found not in (expected.get(name, "hash"), "none"):
+                    dead_letters.put_key(clock.now(), name, found, expected.get(name, "hash"))
+                    wrong_types += 1
+                elif name != self.lock_key:
+                    others.append(name)
+            if not wrong_types and others:
+                dead_letters.put(clock.now(), conf.schedule_key, Reason.UNREADABLE, reason, b"")
+                client.unlink(*others)
+        except RedisError as error:
+            _log.warning("beat_interrupted", error=str(error))
+        self._written_under = None
+
+    def _dead_letters(self) -> DeadLetters:
+        return DeadLetters(redis.Redis.from_url(self.app.conf.redbeat_redis_url, protocol=2, socket_timeout=10))
