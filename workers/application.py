@@ -24,7 +24,7 @@ from app.workflows.runs.messages import RUN_STEP
 from workers import jobs, runtime, steps
 from workers.engine import Engine
 from workers.messaging import timetable, transport
-from workers.runtime import Runtime
+from workers.runtime import Resources, Runtime
 
 _log = log.get(__name__)
 
@@ -81,14 +81,16 @@ class Application:
         assert self._runtime is not None, "no task is received before the start"
         return self._runtime
 
-    def start(self, name: str, threads: int, engine: Engine | None = None, incarnation: str | None = None) -> None:
-        """
-        Create the runtime of the worker `name`. `incarnation` is an id that the parent process gave to it alone.
-
-        Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
-        """
+    def start(
+        self,
+        name: str,
+        resources: Resources,
+        engine: Engine | None = None,
+        incarnation: str | None = None,
+    ) -> None:
+        """Create the runtime of the worker `name`. `incarnation` is an id that the parent process gave to it alone."""
         self._runtime = runtime.start(
-            self.celery, self.settings, name, threads=threads, engine=engine, incarnation=incarnation
+            self.celery, self.settings, resources, name, engine=engine, incarnation=incarnation
         )
         self._drain = threading.Timer(self.settings.pools.drain_timeout.total_seconds(), self._runtime.leases.drain)
         self._drain.daemon = True
@@ -106,6 +108,7 @@ class Application:
         name: str,
         queues: Sequence[str],
         threads: int,
+        resources: Resources,
         engine: Engine | None = None,
         incarnation: str | None = None,
         on_start: Callable[[Runtime], None] = lambda _: None,
@@ -115,10 +118,9 @@ class Application:
         Serve the queues until SIGTERM, then finish the held steps or requeue them. Returns the exit code.
 
         `on_start` is called with the runtime before the first message, `on_phase` at each change of the phase.
-        Raises what `start` raises.
         """
         self._on_phase = on_phase
-        self.start(name, threads, engine, incarnation)
+        self.start(name, resources, engine, incarnation)
         on_start(self.runtime)
         try:
             worker: Worker = self.celery.Worker(

@@ -13,6 +13,7 @@ from celery.signals import worker_init, worker_shutdown
 
 from app.kernel import settings
 from workers.application import Application
+from workers.runtime import Resources
 
 application = Application(settings.load().settings)
 app = application.celery
@@ -20,7 +21,10 @@ app = application.celery
 
 @worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
-    application.start(sender.hostname.partition("@")[0], threads=sender.concurrency)
+    name, threads = sender.hostname.partition("@")[0], sender.concurrency
+    resources = Resources.open(application.settings, lambda _: threads + 1)
+    worker_shutdown.connect(lambda **_: resources.close(), weak=False)
+    application.start(name, resources)
 
 
 @worker_shutdown.connect

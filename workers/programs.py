@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from app.kernel import addresses, log, settings
@@ -55,8 +55,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def control(loaded: Settings, name: str, incarnation: str | None = None) -> int:
     """Run scheduled jobs, and steps without a model. `incarnation` is an id of this process alone, from its parent."""
-    application = _imported("workers.application", "Application")(loaded)
-    return int(application.serve(name, [CONTROL_QUEUE, IO_QUEUE], loaded.control.concurrency, incarnation=incarnation))
+    threads, queues = loaded.control.concurrency, [CONTROL_QUEUE, IO_QUEUE]
+    resources = _imported("workers.runtime", "Resources").open(loaded, lambda _: threads + 1)
+    try:
+        application = _imported("workers.application", "Application")(loaded)
+        return int(application.serve(name, queues, threads, resources, incarnation=incarnation))
+    finally:
+        resources.close()
 
 
 def beat(loaded: Settings) -> int:
@@ -70,10 +75,9 @@ def beat(loaded: Settings) -> int:
     return 0
 
 
-def _imported(module: str, name: str) -> Callable[..., Any]:
+def _imported(module: str, name: str) -> Any:
     """Import a module now and return its attribute `name`."""
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    return getattr(importlib.import_module(module), name)
 
 
 if __name__ == "__main__":

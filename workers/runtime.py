@@ -15,6 +15,7 @@ from app.catalog.catalog import Catalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import WakingPublisher
@@ -24,6 +25,29 @@ from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """The connections to the database and the catalogue of a process, which it opens and reads once."""
+
+    database: Database
+    catalog: Catalog
+
+    @classmethod
+    def open(cls, settings: Settings, connections: Callable[[Catalog], int]) -> Resources:
+        """
+        Read the catalogue, and open the database for as many `connections` as it calls for.
+
+        Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
+        """
+        catalog = files.read_catalog(settings.catalog.files)
+        url = addresses.of(settings).database_url
+        return cls(databases.open_at_head(url, pool_size=connections(catalog)), catalog)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.database.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +72,18 @@ class Runtime:
         return self.leases.owner
 
     def close(self) -> None:
-        """Stop the renewal of leases, and close the engine and the database."""
+        """Stop the renewal of leases, and close the engine."""
         self.leases.close()
         if self.engine is not None:
             self.engine.close()
-        self.runs.database.close()
 
 
 def start(
     app: Celery,
     settings: Settings,
+    resources: Resources,
     name: str,
     *,
-    threads: int,
     engine: Engine | None = None,
     incarnation: str | None = None,
 ) -> Runtime:
@@ -69,16 +92,11 @@ def start(
 
     `incarnation` is an id that the parent gave to this process alone, so that the parent can expire its leases when the
     process dies. Without one a random id is used.
-
-    Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
     """
-    servers = addresses.of(settings)
-    database = databases.open_at_head(servers.database_url, pool_size=threads + 1)
-    publisher = WakingPublisher(CeleryPublisher(app, servers.redis_url))
-    runs = Runs(database, publisher, RunPolicy.of(settings.runs))
+    publisher = WakingPublisher(CeleryPublisher(app, addresses.of(settings).redis_url))
+    runs = Runs(resources.database, publisher, RunPolicy.of(settings.runs))
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
     leases.start()
-    catalog = files.read_catalog(settings.catalog.files)
-    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir), catalog)
+    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir), resources.catalog)

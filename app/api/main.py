@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import __version__
-from app.api import dead_letters, documentation, health, problems, schemas, threads
+from app.api import dead_letters, documentation, health, problems, queries, schemas, threads
 from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
@@ -143,6 +143,7 @@ def serve(services: Services) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         license_info={"name": "Apache-2.0"},
+        dependencies=[Depends(queries.refuse_unknown)],
         docs_url=None,
         redoc_url=None,
     )

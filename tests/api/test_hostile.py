@@ -161,3 +161,19 @@ def test_a_namespace_that_is_deleted_at_once_is_answered(client: TestClient, mon
     answer = client.put("/v1/namespaces/brief", json={})
     assert answer.status_code == 200, answer.text
     assert answer.json()["held_bytes"] == 0
+
+
+def test_unknown_query_parameters_are_refused(client: TestClient) -> None:
+    answer = client.get("/v1/runs", params={"stat": "failed", "limit": 3})
+    other = client.get("/healthz", params={"x": 1})
+
+    assert (answer.status_code, other.status_code) == (422, 422)
+    assert answer.json()["errors"] == [
+        {
+            "where": "query.stat",
+            "message": "unknown query parameter",
+            "accepted": "one of cursor, label, limit, state, workflow",
+            "line": None,
+        }
+    ]
+    assert other.json()["errors"][0]["accepted"] == "no query parameters"

@@ -33,7 +33,7 @@ from app.kernel.settings import Settings
 from app.workflows.runs.storage import rows  # noqa: F401 as above
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 as above
 from tests.frozen import frozen
-from workers.application import Application
+from workers.runtime import Resources
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_api_and_workers_refuse_a_schema_of_another_revision(empty: Database, re
     with pytest.raises(DatabaseBehind):
         create_app(settings)
     with pytest.raises(DatabaseBehind):
-        Application(settings).start("w", threads=1)
+        Resources.open(settings, lambda _: 1)
 
     empty.upgrade()
     with TestClient(create_app(settings), base_url="http://localhost") as client:

@@ -28,8 +28,8 @@ from app.footprint.configuration import LoadConfiguration
 from app.footprint.estimate import Estimate
 from app.footprint.footprint import HOST, Footprint, FootprintSource, Share
 from app.inference.requests import EmbedRequest, GenerateRequest, RerankRequest, Sampling
-from app.kernel import addresses, log
-from app.kernel import database as databases
+from app.kernel import log
+from app.kernel.database import Database
 from app.kernel.errors import AllocationFailed, MemoryNotEnough, Unavailable
 from app.kernel.settings import Settings
 from workers.engine.engine import LlamaEngine
@@ -46,11 +46,13 @@ _STEP = 8 * footprint.MIB
 class Measuring:
     """The memory of one pool: call `expect`, load within `loading`, call `keep`, and `grown` while it serves."""
 
-    def __init__(self, settings: Settings, read: Header, options: EngineOptions, device: str) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, read: Header, options: EngineOptions, device: str
+    ) -> None:
         """
         `device` names the pool's devices: `cpu`, or GPUs by number or UUID, separated by commas.
 
-        Raises DatabaseBehind, DatabaseUnreachable, Unavailable.
+        Raises Unavailable.
         """
         self._host = settings.fleet.host_here
         self._settings = settings
@@ -63,14 +65,13 @@ class Measuring:
         self._identity = estimate.identify(
             read, self._configuration, self._gpus, adapters=[header.read(lora.path) for lora in options.loras]
         )
-        self._database = databases.open_at_head(addresses.of(settings).database_url, pool_size=1)
+        self._database = database
         self._before = _memory()
         self._estimate: Estimate | None = None
         self._kept: Footprint | None = None
 
     def close(self) -> None:
-        """Close the database and the driver."""
-        self._database.close()
+        """Close the driver."""
         self._devices.close()
 
     def expect(self) -> Footprint:

@@ -17,14 +17,14 @@ from dataclasses import replace
 from datetime import timedelta
 
 from app.catalog import files, header
+from app.catalog.catalog import Catalog
 from app.catalog.model import FLASH_ATTENTION, Model
 from app.fleet.holder import Grant, ReservationHolder
 from app.fleet.ledger.reservation import ReservationRefused
 from app.fleet.pool import PoolPhase
 from app.footprint.footprint import HOST, Footprint
 from app.inference.requests import GenerateRequest
-from app.kernel import addresses, log
-from app.kernel import database as databases
+from app.kernel import log
 from app.kernel.broker import model_queue
 from app.kernel.errors import ArrieroError, Conflict, DatabaseUnreachable, LeaseLost, MemoryNotEnough
 from app.kernel.settings import Settings
@@ -38,6 +38,7 @@ from workers.pool.exporter import Metered, PoolCollector
 from workers.pool.heartbeat import RESERVATION_LOST, Heartbeat
 from workers.pool.measurement import Measuring
 from workers.pool.progress import Status
+from workers.runtime import Resources
 
 _log = log.get(__name__)
 
@@ -54,22 +55,29 @@ def run(settings: Settings, id_: str, epoch: int) -> int:
     Raises LeaseLost when there is no such grant, DatabaseBehind, DatabaseUnreachable.
     """
     began = time.monotonic()
-    database = databases.open_at_head(addresses.of(settings).database_url, pool_size=2)
+    resources = Resources.open(settings, _connections)
     try:
-        holder = ReservationHolder(database, settings.fleet.lease)
+        holder = ReservationHolder(resources.database, settings.fleet.lease)
         renewed = time.monotonic()
         grant = holder.take(id_, epoch)
         status = Status(grant.model)
         heartbeat = Heartbeat(holder, grant, worker_of(grant), status, settings.fleet.heartbeat, renewed)
         heartbeat.start()
-        pool = _Pool(settings, holder, grant, heartbeat, status)
+        pool = _Pool(settings, resources, holder, grant, heartbeat, status)
         try:
             return pool.serve(began)
         finally:
             heartbeat.stop()
             pool.close()
     finally:
-        database.close()
+        resources.close()
+
+
+def _connections(catalog: Catalog) -> int:
+    """Return the most connections that a pool can use at once: a connection is opened when it is needed."""
+    # The grant, which names the model, is read from the database: so the model with the most slots counts. The others
+    # are those of the leases, the heartbeat and the measurement.
+    return max((model.slots for model in catalog), default=1) + 3
 
 
 def worker_of(grant: Grant) -> str:
@@ -108,9 +116,15 @@ class _Pool:
     """A pool from its grant to its end."""
 
     def __init__(
-        self, settings: Settings, holder: ReservationHolder, grant: Grant, heartbeat: Heartbeat, status: Status
+        self,
+        settings: Settings,
+        resources: Resources,
+        holder: ReservationHolder,
+        grant: Grant,
+        heartbeat: Heartbeat,
+        status: Status,
     ) -> None:
-        self.settings, self.holder, self.grant = settings, holder, grant
+        self.settings, self.resources, self.holder, self.grant = settings, resources, holder, grant
         self.heartbeat, self.status = heartbeat, status
         self._measuring: Measuring | None = None
 
@@ -124,7 +138,7 @@ class _Pool:
         name, worker = self.grant.model, worker_of(self.grant)
         try:
             with self._exported(worker) as exported:
-                model = files.read_catalog(self.settings.catalog.files).get(name)
+                model = self.resources.catalog.get(name)
                 if needs.configuration_id(model) != self.grant.configuration:
                     raise Conflict(f"the catalogue entry of {name} on this host differs from the entry of the plan")
                 engine = self._simulate(model) if self.grant.simulated else self._load(model, began)
@@ -134,6 +148,7 @@ class _Pool:
                     worker,
                     [model_queue(model.slug)],
                     engine.slots,
+                    self.resources,
                     engine,
                     self.grant.id,
                     on_start=lambda runtime: self.heartbeat.serve(runtime.leases, engine.stalled_for),
@@ -177,7 +192,9 @@ class _Pool:
         # So the engine's thread never waits longer than this for other Python threads.
         sys.setswitchinterval(_SWITCH_SECONDS)
         device = ",".join(uuids) or needs.CPU
-        measuring = self._measuring = Measuring(self.settings, header.read(path), options, device)
+        measuring = self._measuring = Measuring(
+            self.settings, self.resources.database, header.read(path), options, device
+        )
         self.status.enter(PoolPhase.MEASURING)
         self._adjust(measuring.expect())
         _log.info("model_loading", model=model.name, path=str(path), device=device)

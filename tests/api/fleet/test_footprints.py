@@ -67,7 +67,7 @@ def test_options_replace_values_of_the_entry(client: TestClient) -> None:
         ({"kv_type_k": "q9"}, "kv_type_k", "q8_0"),
         ({"kv_type_v": "q8_0", "flash_attention": "off"}, "kv_type_v", "f16"),
         ({"batch": "1"}, "batch", "32 to 65536"),
-        ({"layers": "1"}, "query.layers", ""),
+        ({"layers": "1"}, "query.layers", "slots"),
     ],
 )
 def test_invalid_values_are_named(client: TestClient, given: dict[str, str], where: str, accepted: str) -> None:

@@ -50,18 +50,20 @@ def host(database: Database, redis_url: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def one(host: Settings, path: Path) -> Iterator[Measuring]:
-    with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as made:
+def one(host: Settings, path: Path, database: Database) -> Iterator[Measuring]:
+    with closing(Measuring(host, database, header.read(path), OPTIONS, "cpu")) as made:
         yield made
 
 
-def new_estimate(host: Settings, path: Path) -> estimate.Estimate:
+def new_estimate(host: Settings, path: Path, database: Database) -> estimate.Estimate:
     """A new estimate of the same load."""
-    with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as made:
+    with closing(Measuring(host, database, header.read(path), OPTIONS, "cpu")) as made:
         return estimate.estimate(made._identity, made._database, made._host, allow_dry_run=False)
 
 
-def test_a_measured_footprint_is_used_by_the_next_estimate(one: Measuring, host: Settings, path: Path) -> None:
+def test_a_measured_footprint_is_used_by_the_next_estimate(
+    one: Measuring, host: Settings, path: Path, database: Database
+) -> None:
     expected = one.expect()
     assert expected.source is FootprintSource.DRY_RUN
     with one.loading():
@@ -71,7 +73,7 @@ def test_a_measured_footprint_is_used_by_the_next_estimate(one: Measuring, host:
     engine.close()
 
     assert kept is not None
-    found = new_estimate(host, path)
+    found = new_estimate(host, path, database)
     assert [footprint.source for footprint in found.footprints] == [
         FootprintSource.MEASURED,
         FootprintSource.DRY_RUN,
@@ -84,10 +86,12 @@ def test_a_measured_footprint_is_used_by_the_next_estimate(one: Measuring, host:
     assert resident <= kept.shares[0].total <= resident + kept.shares[0].compute + 40 * MIB
 
 
-def test_a_dry_run_is_done_once(one: Measuring, host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_is_done_once(
+    one: Measuring, host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch, database: Database
+) -> None:
     one.expect()
     monkeypatch.setattr(estimate, "_PROBE", "no_such_module")
-    with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as second:
+    with closing(Measuring(host, database, header.read(path), OPTIONS, "cpu")) as second:
         assert second.expect().source is FootprintSource.DRY_RUN
 
 
@@ -98,7 +102,7 @@ def test_out_of_memory_raises_the_margin_of_the_next_estimate(
     for _ in range(2):
         with pytest.raises(AllocationFailed), one.loading():
             raise AllocationFailed("the context", 1, 0)
-    after = new_estimate(host, path).best
+    after = new_estimate(host, path, database).best
     total = before.shares[0].total
     # Most of the earlier memory of this process is in the margin, which is 15 % of the inexact parts.
     assert before.margins[HOST] < after.margins[HOST]
@@ -109,7 +113,7 @@ def test_out_of_memory_raises_the_margin_of_the_next_estimate(
     family = measurements.Identity(header.read(path), replace(one._configuration, context=2048), (), "another build")
     with database.work() as work:
         assert measurements.find(work, family).margin_floor == pytest.approx(0.075)
-    with closing(Measuring(host, header.read(path), OPTIONS, "cpu")) as second:
+    with closing(Measuring(host, database, header.read(path), OPTIONS, "cpu")) as second:
         second.expect()
         engine = LlamaEngine(path, OPTIONS)
         kept = second.keep(engine)
@@ -139,10 +143,10 @@ def test_a_smaller_measurement_does_not_replace_a_greater_one(one: Measuring, da
         assert work.row(text("SELECT loads FROM footprint WHERE key = :key"), {"key": one._identity.key})[0] == 3
 
 
-def test_a_load_that_cannot_fit_is_refused_before_it_starts(host: Settings, path: Path) -> None:
+def test_a_load_that_cannot_fit_is_refused_before_it_starts(host: Settings, path: Path, database: Database) -> None:
     huge = OPTIONS.model_copy(update={"context": 2**30})
     with (
-        closing(Measuring(host, header.read(path), huge, "cpu")) as made,
+        closing(Measuring(host, database, header.read(path), huge, "cpu")) as made,
         pytest.raises(MemoryNotEnough) as caught,
     ):
         made.expect()
@@ -196,7 +200,7 @@ def test_the_identity_contains_everything_that_changes_a_footprint(path: Path, t
     assert first.processor
 
 
-def test_the_growth_of_a_pool_is_stored(one: Measuring, host: Settings, path: Path) -> None:
+def test_the_growth_of_a_pool_is_stored(one: Measuring, host: Settings, path: Path, database: Database) -> None:
     one.expect()
     engine = LlamaEngine(path, OPTIONS)
     kept = one.keep(engine)
@@ -209,12 +213,12 @@ def test_the_growth_of_a_pool_is_stored(one: Measuring, host: Settings, path: Pa
     assert one.grown() is None, "it is known now"
     del held
     engine.close()
-    assert new_estimate(host, path).best == grown
+    assert new_estimate(host, path, database).best == grown
 
 
-def test_the_embedding_context_is_created_before_a_pool_serves(host: Settings, path: Path) -> None:
+def test_the_embedding_context_is_created_before_a_pool_serves(host: Settings, path: Path, database: Database) -> None:
     options = OPTIONS.model_copy(update={"vectors": True, "embedding_context": 64})
-    with closing(Measuring(host, header.read(path), options, "cpu")) as made:
+    with closing(Measuring(host, database, header.read(path), options, "cpu")) as made:
         expected = made.expect()
         engine = LlamaEngine(path, options)
         kept = made.keep(engine)
@@ -252,7 +256,7 @@ def test_the_memory_of_a_pool_on_a_gpu_is_the_figure_of_the_driver(
     monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: True)
     monkeypatch.setattr(Devices, "measure", inventory)
     monkeypatch.setattr(estimate, "dry_run", dry)
-    with closing(Measuring(host, header.read(path), OPTIONS, "GPU-1")) as made:
+    with closing(Measuring(host, database, header.read(path), OPTIONS, "GPU-1")) as made:
         assert made.expect().source is source
         engine = LlamaEngine(path, OPTIONS)
         kept = made.keep(engine)
@@ -272,11 +276,13 @@ def test_the_memory_of_a_pool_on_a_gpu_is_the_figure_of_the_driver(
     )
 
 
-def test_a_build_without_cuda_refuses_gpus(host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_without_cuda_refuses_gpus(
+    host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch, database: Database
+) -> None:
     """Otherwise it would load the model into unreserved RAM."""
     monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: False)
     with pytest.raises(Unavailable, match="built without CUDA"):
-        Measuring(host, header.read(path), OPTIONS, "GPU-1")
+        Measuring(host, database, header.read(path), OPTIONS, "GPU-1")
 
 
 @pytest.mark.parametrize("gpus", [0, 2])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.catalog.catalog import Catalog
 from app.catalog.engine_options import Rope
 from app.catalog.model import Model
 from app.fleet.holder import DevicePart, Grant, ReservationHolder
@@ -23,6 +24,7 @@ from tests.fleet.granting import LEASE, begun, declared, granted
 from workers.engine.options import EngineOptions, Lora
 from workers.pool import pool
 from workers.pool.progress import Status
+from workers.runtime import Resources
 
 
 def model(**values: Any) -> Model:
@@ -96,7 +98,8 @@ def test_a_pool_reserves_its_growth(database: Database, tmp_path: Path) -> None:
 
     part = DevicePart("a", "a", "L4", "GPU-0", simulated=False, speed=1.0, bandwidth=None, bytes=600)
     grant = Grant(id_, epoch, held().revision, "h", "m-1.x", "m:1", 4, 1, (part,))
-    serving: Any = pool._Pool(loaded(tmp_path), ReservationHolder(database, LEASE), grant, None, Status("m:1"))  # type: ignore[arg-type]
+    resources, holder = Resources(database, Catalog()), ReservationHolder(database, LEASE)
+    serving: Any = pool._Pool(loaded(tmp_path), resources, holder, grant, None, Status("m:1"))  # type: ignore[arg-type] # without a heartbeat
     grown = [None, 700, 5000, None, 800]
     shares = [None if size is None else (Share(HOST), Share(0, weights=size)) for size in grown]
     footprints = iter([None if one is None else Footprint(FootprintSource.MEASURED, one, {0: 50}) for one in shares])

@@ -439,6 +439,6 @@ def test_worker_programs_know_who_refers_to_what() -> None:
     """In a process that imported no row for another reason, as tests do."""
     told = "import workers.programs; from app.workflows import garbage; print(*garbage._statements('definition'))"
     done = subprocess.run(
-        [sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4]
     )
     assert "NOT EXISTS (SELECT FROM run" in done.stdout
