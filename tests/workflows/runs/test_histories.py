@@ -64,7 +64,7 @@ RARE = ("cancel", "cancel step", "cancel item", "pause", "resume", "retry", "wak
 
 
 class World:
-    """Workers, a sweep and people, who do whatever comes to their minds."""
+    """Workers, a sweep and people, with random actions."""
 
     def __init__(self, runs: Runs, on_error: str) -> None:
         self.hands = Hands(runs)
@@ -98,7 +98,7 @@ class World:
                 hands.do(self.dead.pop(), {})
             case "again" if self.held:
                 claim = self.held[-1]
-                assert runs.claim(claim.step_id, claim.attempt, "another") is None, "nothing is taken twice"
+                assert runs.claim(claim.step_id, claim.attempt, "another") is None, "no attempt is claimed twice"
             case "time":
                 hands.pass_time(minutes=data.draw(st.sampled_from([1, 90])))
                 hands.sweep()
@@ -139,10 +139,10 @@ class World:
         with self.hands.runs.database.work() as work:
             assert work.rows(_LEFT_OPEN) == [], "a run that has ended leaves nothing open"
             for row in work.rows(_COUNTS):
-                assert (row.waiting, row.in_flight) == (row.pending, row.open), "items are counted as they stand"
+                assert (row.waiting, row.in_flight) == (row.pending, row.open), "the counts are those of the items"
 
     def finish(self) -> None:
-        """However it stands: what is paused goes on, workers do their work, time passes, and all comes to its end."""
+        """Resume paused runs, do all work and let time pass: every run ends."""
         hands = self.hands
         for run_id in self.run_ids:
             if hands.run(run_id).state not in FINAL_RUNS:
@@ -165,8 +165,8 @@ _KEYS = ("each", "inner", "late", "undo")
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(["fail", "collect"]), st.data())
-def test_everything_comes_to_its_end_once(runs: Runs, on_error: str, data: st.DataObject) -> None:
-    """Nothing is done twice, nothing is left open, limits hold, items are counted right: at every moment."""
+def test_every_run_ends_and_every_step_is_done_once(runs: Runs, on_error: str, data: st.DataObject) -> None:
+    """No step succeeds twice, ended runs leave no step open, limits hold and items are counted correctly, at any time."""
     with runs.database.work() as work:
         work.run(text("TRUNCATE definition CASCADE"))
     world = World(runs, on_error)

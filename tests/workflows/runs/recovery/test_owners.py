@@ -1,4 +1,4 @@
-"""Owners: what a process held that was seen dead is taken from it at once, and from nobody else."""
+"""Owners: the leases of a dead process expire at once, and no others."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DEAD = owners.owner_of("pool.m-1.abc123", "here", 7, "0198c0de-0000-7000-8000-00
 ALIVE = owners.owner_of("pool.m-1.abc123", "here", 7, "0198c0de-0000-7000-8000-000001abc123")
 
 
-def test_what_a_dead_process_held_is_given_to_another_at_once_and_recorded_once(hands: Hands, runs: Runs) -> None:
+def test_the_steps_of_a_dead_process_are_requeued_at_once_and_recorded_once(hands: Hands, runs: Runs) -> None:
     run_id = hands.submit(TWO)
     hands.owner = DEAD
     lost = hands.claim("a", run_id)
     hands.owner = ALIVE
     kept = hands.claim("b", run_id)
-    assert hands.sweep().lost == 0, "both leases go on"
+    assert hands.sweep().lost == 0, "both leases hold"
 
     assert owners.expire_leases(runs.database, DEAD.rpartition("/")[2]) == 1
     assert owners.expire_leases(runs.database, DEAD.rpartition("/")[2]) == 0
@@ -46,8 +46,10 @@ def test_what_a_dead_process_held_is_given_to_another_at_once_and_recorded_once(
     assert outcomes == {"a": ["worker_lost", "succeeded"], "b": ["succeeded"]}
 
 
-def test_what_was_recorded_before_the_end_of_its_process_stays(hands: Hands, runs: Runs, database: Database) -> None:
-    """A record that is under way while the process is seen dead wins: its row is locked, and is passed over."""
+def test_a_result_that_was_recorded_before_the_end_of_its_process_stays(
+    hands: Hands, runs: Runs, database: Database
+) -> None:
+    """A record in progress while the process is seen dead wins: its row is locked, and skipped."""
     hands.owner = DEAD
     run_id = hands.submit(TWO)
     claim = hands.claim("a", run_id)
@@ -59,7 +61,7 @@ def test_what_was_recorded_before_the_end_of_its_process_stays(hands: Hands, run
     assert hands.sweep().lost == 0
 
 
-def test_a_long_name_is_cut_and_its_incarnation_is_not() -> None:
+def test_a_long_worker_name_is_cut_and_the_incarnation_is_not() -> None:
     owner = owners.owner_of("pool." + "m" * 300, "here", 12345, "incarnation")
     assert len(owner) == owners.MAX_LENGTH
     assert owner.endswith("/12345/incarnation")

@@ -35,13 +35,13 @@ WAIT = "\n  - {id: pause, kind: wait, for: 1h}"
 
 
 def asleep(hands: Hands, source: str, **inputs: Any) -> UUID:
-    """A run whose wait was begun."""
+    """A run whose wait has begun."""
     run_id = hands.submit(source, **inputs)
     hands.work(run_id)
     return run_id
 
 
-def test_a_condition_that_overflows_fails_its_step_and_the_sweep_goes_on(hands: Hands) -> None:
+def test_a_condition_that_overflows_fails_its_step_and_the_sweep_continues(hands: Hands) -> None:
     source = flow(
         f"{WAIT}\n  - {{id: after, kind: noop, needs: [pause], when: 'double(inputs.x) > 1.0'}}",
         head="inputs: {x: {type: number}}",
@@ -57,7 +57,7 @@ def test_a_condition_that_overflows_fails_its_step_and_the_sweep_goes_on(hands: 
     assert hands.run(good).state == "succeeded"
 
 
-def test_an_output_that_raises_fails_its_run_and_the_sweep_goes_on(
+def test_an_output_that_raises_fails_its_run_and_the_sweep_continues(
     hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = flow(WAIT, head="outputs: {x: '1 + 1'}")
@@ -79,10 +79,10 @@ def test_an_output_that_raises_fails_its_run_and_the_sweep_goes_on(
 
 
 @pytest.mark.parametrize("whatever", [False, True])
-def test_a_run_that_raises_ends_with_the_reason_and_the_sweep_goes_on(
+def test_a_run_that_raises_ends_with_the_reason_and_the_sweep_continues(
     hands: Hands, monkeypatch: pytest.MonkeyPatch, whatever: bool
 ) -> None:
-    """Also where its own cancel raises."""
+    """Even where its cancel raises, too."""
     source = flow(f"{WAIT}\n  - {{id: after, kind: noop, needs: [pause]}}")
     bad, good = asleep(hands, source), asleep(hands, source)
     real = changes.RunChange.write
@@ -124,7 +124,7 @@ def test_a_holder_of_an_abandoned_run_is_refused(hands: Hands, monkeypatch: pyte
     assert hands.run(run_id).state == "succeeded"
 
 
-def test_a_locked_run_is_passed_over(hands: Hands) -> None:
+def test_a_locked_run_is_skipped(hands: Hands) -> None:
     locked, free = asleep(hands, flow(WAIT)), asleep(hands, flow(WAIT))
     hands.pass_time(hours=2)
     with hands.runs.database.work() as work:
@@ -137,7 +137,7 @@ def test_a_locked_run_is_passed_over(hands: Hands) -> None:
     assert hands.run(locked).state == "succeeded"
 
 
-def test_a_locked_step_of_a_free_run_is_passed_over(hands: Hands) -> None:
+def test_a_locked_step_of_a_free_run_is_skipped(hands: Hands) -> None:
     """A claim locks the step alone, and its process may be frozen."""
     locked, free = asleep(hands, flow(WAIT)), asleep(hands, flow(WAIT))
     hands.pass_time(hours=2)
@@ -149,7 +149,7 @@ def test_a_locked_step_of_a_free_run_is_passed_over(hands: Hands) -> None:
         assert hands.run(free).state == "succeeded"
 
 
-def test_a_locked_concurrency_key_is_passed_over(hands: Hands) -> None:
+def test_a_locked_concurrency_key_is_skipped(hands: Hands) -> None:
     keyed = flow(WAIT, head="concurrency: {key: one, limit: 1}")
     first, second = asleep(hands, keyed), asleep(hands, keyed)
     other = asleep(hands, flow(WAIT, name="other"))
@@ -165,7 +165,7 @@ def test_a_locked_concurrency_key_is_passed_over(hands: Hands) -> None:
     assert hands.run(second).state == "queued"
 
 
-def test_concurrent_sweeps_take_different_rows(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_sweeps_select_different_rows(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     run_ids = [asleep(hands, flow(WAIT)) for _ in range(20)]
     hands.pass_time(hours=2)
     real, taken = expiry.end_delay, list[bool]()
@@ -189,7 +189,7 @@ def test_concurrent_sweeps_take_different_rows(hands: Hands, monkeypatch: pytest
 
 
 def test_no_concurrency_key_starves_behind_others(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys whose runs have to wait are more than one sweep looks at."""
+    """There are more keys with blocked runs than one sweep examines."""
     source = flow(
         "\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}",
         head='inputs: {k: {type: string}}\nconcurrency: {key: "{{ inputs.k }}", limit: 1}',
@@ -204,7 +204,7 @@ def test_no_concurrency_key_starves_behind_others(hands: Hands, monkeypatch: pyt
     assert hands.run(runs["g"][1]).state == "queued"
 
 
-def test_answers_and_cancels_are_made_up_page_by_page(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_answers_are_repeated_page_by_page(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(hands, flow("\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}", name="child"))
     call = flow("\n  - {id: ask, kind: workflow, workflow: child}", name="parent")
     parents = [asleep_on_a_call(hands, call) for _ in range(5)]
@@ -259,7 +259,7 @@ def test_a_queue_of_a_wrong_type_does_not_hide_the_others(
     assert publisher.depth("model.m-1") == 1
 
 
-def test_a_part_of_the_sweep_that_breaks_stops_no_other(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_the_sweep_that_raises_stops_no_other(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = asleep(hands, flow(WAIT))
     hands.pass_time(hours=2)
     real = overdue.OverdueKind.next
@@ -274,7 +274,9 @@ def test_a_part_of_the_sweep_that_breaks_stops_no_other(hands: Hands, monkeypatc
     assert hands.run(run_id).state == "succeeded"
 
 
-def test_the_aftermath_of_a_run_does_not_fail_who_ended_it(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_effect_that_raises_does_not_fail_the_record_that_ended_the_run(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keep(hands, flow("\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}", name="child"))
     parent = asleep_on_a_call(hands, flow("\n  - {id: ask, kind: workflow, workflow: child}", name="parent"))
     with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""Payloads: whatever its length, a value comes back as it was, is stored once, and goes with the last who has it."""
+"""Payloads: a value of any length is read as it was written, stored once, and removed with its last row."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def stored(database: Database, what: str = "payload") -> int:
 
 @pytest.fixture
 def hands(runs: Runs) -> Hands:
-    """A worker where little stays in the rows."""
+    """A worker with a low limit for values in rows."""
     return Hands(replace(runs, policy=replace(runs.policy, limits=SMALL)))
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(v=VALUES, w=VALUES, told=VALUES)
-def test_a_value_comes_back_byte_for_byte_wherever_it_lies(hands: Hands, v: Any, w: Any, told: Any) -> None:
+def test_a_value_is_read_byte_for_byte_wherever_it_is_stored(hands: Hands, v: Any, w: Any, told: Any) -> None:
     registry.put(hands.runs.database, "child", check.parse(CHILD))
     seen: dict[str, Any] = {}
 
@@ -158,12 +158,12 @@ def test_a_value_comes_back_byte_for_byte_wherever_it_lies(hands: Hands, v: Any,
     ]
 
 
-def test_only_what_no_database_keeps_is_changed() -> None:
+def test_only_characters_that_postgres_cannot_store_are_replaced() -> None:
     assert json.loads(as_json({"\\u0000": ["\\\0", "\\u0000\0"]})) == {"\\u0000": ["\\\ufffd", "\\u0000\ufffd"]}
 
 
-def test_values_as_long_as_the_limit_go_through(runs: Runs) -> None:
-    """Inputs, an output and an event of 60 MB each: more than the buffers of a connection take."""
+def test_values_as_long_as_the_limit_are_accepted(runs: Runs) -> None:
+    """Inputs, an output and an event of 60 MB each: more than the buffers of a connection."""
     hands, long = Hands(runs), "llama " * 10 * 2**20
     source = CHILD.replace("]\noutputs", ", {id: told, kind: wait, needs: [give], event: news}]\noutputs")
     run_id = hands.submit(source, v=long)
@@ -185,7 +185,7 @@ def test_the_same_value_is_stored_once(hands: Hands) -> None:
     assert stored(hands.runs.database) == 3, "inputs, output of the step, output of the run"
 
 
-def test_what_is_shared_goes_with_the_last_who_has_it(hands: Hands) -> None:
+def test_a_shared_body_is_removed_with_its_last_row(hands: Hands) -> None:
     database = hands.runs.database
     registry.put(database, "give", check.parse(GIVE))
     short = hands.submit(GIVE.replace("workflow: give", "workflow: give\nretention: 1h"), v=LONG)
@@ -209,7 +209,7 @@ def test_what_is_shared_goes_with_the_last_who_has_it(hands: Hands) -> None:
     assert stored(database, "definition") == 1
 
 
-def test_an_output_that_was_in_vain_goes(hands: Hands) -> None:
+def test_the_body_of_an_output_that_was_replaced_is_removed(hands: Hands) -> None:
     run_id = hands.submit(GIVE + "on_failure: [{id: undo, kind: generate, prompt: hi}]", v=1)
     hands.work(a=failure(), undo=LONG)
     assert retention.remove_payloads(hands.runs.database) == 0
@@ -218,8 +218,8 @@ def test_an_output_that_was_in_vain_goes(hands: Hands) -> None:
     assert retention.remove_payloads(hands.runs.database) == 1
 
 
-def test_what_somebody_is_about_to_refer_to_stays(hands: Hands) -> None:
-    """A body that nothing refers to, while a transaction that wants it goes on."""
+def test_a_body_that_a_transaction_locks_is_not_removed(hands: Hands) -> None:
+    """A body that nothing refers to, while another transaction has locked it."""
     database = hands.runs.database
     with database.work() as work:
         (ref,) = payloads.put(work, [LONG])
@@ -229,7 +229,7 @@ def test_what_somebody_is_about_to_refer_to_stays(hands: Hands) -> None:
     assert retention.remove_payloads(database) == 1
 
 
-def test_who_comes_while_it_is_removed_stores_it_anew(hands: Hands) -> None:
+def test_a_body_that_is_being_removed_is_stored_again(hands: Hands) -> None:
     database = hands.runs.database
     run_id = hands.submit(GIVE, v=LONG)
     hands.runs.cancel(run_id)
@@ -247,8 +247,10 @@ def test_who_comes_while_it_is_removed_stores_it_anew(hands: Hands) -> None:
     assert hands.run(submitted[0]).inputs == {"v": LONG}
 
 
-def test_who_referred_to_it_at_the_last_moment_keeps_it(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between what the remover saw and the locks that it then had, a run was submitted."""
+def test_a_body_that_was_referred_to_at_the_last_moment_is_not_removed(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is submitted after the remover has read the body and before it has locked it."""
     database = hands.runs.database
     with database.work() as work:
         payloads.put(work, [as_json({"v": LONG})])
@@ -277,8 +279,8 @@ def wait_until_blocked(database: Database, thread: threading.Thread) -> None:
         thread.join(0.01)
 
 
-def test_nothing_is_lost_while_everything_comes_and_goes(hands: Hands) -> None:
-    """Two submit and remove the same again and again, a third removes what is not used."""
+def test_no_body_is_lost_among_concurrent_runs_and_removals(hands: Hands) -> None:
+    """Two threads submit and remove the same values repeatedly; a third removes unused bodies."""
     database = hands.runs.database
     over = threading.Event()
     broken: list[BaseException] = []
@@ -388,7 +390,7 @@ steps:
     ],
     ids=["items", "outputs of items", "work", "condition"],
 )
-def test_what_is_too_long_together_fails_the_step(hands: Hands, more: str, key: str, why: str) -> None:
+def test_values_that_are_too_long_together_fail_the_step(hands: Hands, more: str, key: str, why: str) -> None:
     run_id = hands.submit(MANY.format(more=more))
     hands.work(a="x" * 3500, b="x" * 3500, c="x" * 3500, each="x" * 3500)
 
@@ -407,7 +409,7 @@ def test_a_run_whose_output_is_too_long_fails_with_its_steps_done(hands: Hands) 
     assert len(text_of(hands.runs, run_id, "output", "a")) == 3992
 
 
-def test_one_turn_of_the_job_removes_all_that_is_over(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_run_of_the_job_removes_all_expired_rows(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "_RUNS", 2)
     monkeypatch.setattr(retention, "_SHARED", 2)
     monkeypatch.setattr(ids, "chance", lambda: 0.5)
@@ -421,7 +423,7 @@ def test_one_turn_of_the_job_removes_all_that_is_over(hands: Hands, monkeypatch:
     assert [stored(hands.runs.database, what) for what in ("run", "definition", "payload")] == [0, 0, 0]
 
 
-def test_views_show_the_shortest_and_say_where_the_others_are(hands: Hands) -> None:
+def test_views_show_the_shortest_values_and_mark_the_others(hands: Hands) -> None:
     run_id = hands.submit(
         MANY.format(more="  - {id: each, kind: map, over: '[1, 22]', step: {kind: generate, prompt: hi}}")
     )
@@ -435,8 +437,8 @@ def test_views_show_the_shortest_and_say_where_the_others_are(hands: Hands) -> N
     assert [(row.input, row.output) for row in items] == [(1, "x" * 20), (22, Elsewhere(22))]
 
 
-def test_worker_programs_know_who_refers_to_what() -> None:
-    """In a process that imported no row for another reason, as tests do."""
+def test_worker_programs_register_all_tables_with_foreign_keys() -> None:
+    """In a new process: tests have imported all tables already."""
     told = "import workers.programs; from app.workflows import garbage; print(*garbage._statements('definition'))"
     done = subprocess.run(
         [sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4]
