@@ -166,7 +166,7 @@ _KEYS = ("each", "inner", "late", "undo")
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(["fail", "collect"]), st.data())
 def test_every_run_ends_and_every_step_is_done_once(runs: Runs, on_error: str, data: st.DataObject) -> None:
-    """No step succeeds twice, ended runs leave no step open, limits hold and items are counted correctly, at any time."""
+    """No step succeeds twice, ended runs leave no step open, limits hold and items are counted correctly."""
     with runs.database.work() as work:
         work.run(text("TRUNCATE definition CASCADE"))
     world = World(runs, on_error)

@@ -358,7 +358,7 @@ _REASONS = (FailureReason.ENGINE_ERROR, FailureReason.TIMEOUT, FailureReason.WOR
 @settings(max_examples=250, deadline=None)
 @given(graphs(), st.booleans(), st.data())
 def test_random_histories_keep_the_invariants(rules: dict[str, StepRule], computes: bool, data: st.DataObject) -> None:
-    """Duplicated, lost and late messages, failures, deaths, waits, cancels of a run or a step, retries: in any order."""
+    """Duplicated, lost and late messages, failures, deaths, waits, cancels of a run or a step, and retries."""
     steps = {key: runs.begin(key, rule) for key, rule in rules.items()}
     first = data.draw(st.sampled_from([RunState.QUEUED, RunState.QUEUED, RunState.BLOCKED]))
     world = World(Run("r", first, steps, computes_output=computes), data.draw)
