@@ -41,6 +41,7 @@ SHELLS = {
     "workflows/runs/storage/received_events.py",
     "workflows/runs/storage/removal.py",
     "workflows/runs/storage/rows.py",
+    "workflows/runs/storage/selected.py",
     "workflows/runs/storage/store.py",
     "workflows/runs/storage/values.py",
     "workflows/runs/submission.py",

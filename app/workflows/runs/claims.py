@@ -16,7 +16,7 @@ from app.workflows.runs.changes import graphs
 from app.workflows.runs.changes.change import RunChange
 from app.workflows.runs.storage import payloads, store, values
 from app.workflows.runs.storage.payloads import PayloadLimits
-from app.workflows.runs.storage.store import ClaimedStep
+from app.workflows.runs.storage.selected import ClaimedStep
 from app.workflows.state_machine.outcomes import TokenUsage
 
 #: Characters that are stored of a model's unusable text.

@@ -37,7 +37,7 @@ from app.workflows.runs.service import Runs
 from app.workflows.runs.storage import history, pauses, payloads, received_events, store
 from app.workflows.runs.storage.history import HistoryEntry
 from app.workflows.runs.storage.payloads import as_json
-from app.workflows.runs.storage.store import LockedRun
+from app.workflows.runs.storage.selected import LockedRun
 from app.workflows.state_machine import events
 from app.workflows.state_machine.outcomes import TokenUsage
 from app.workflows.state_machine.states import FINAL_RUNS, RunState, StepState

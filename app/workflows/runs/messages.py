@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.broker import Publisher, priority_of
-from app.workflows.runs.storage.store import ReadyStep
+from app.workflows.runs.storage.selected import ReadyStep
 
 #: The task of workers that receives the messages.
 RUN_STEP = "workers.steps.run_step"

@@ -340,7 +340,7 @@ def test_the_sweep_delivers_a_lost_result_of_a_called_run(hands: Hands, monkeypa
     assert hands.states(run_id)["ask"] == "awaiting"
     hands.pass_time(seconds=5)
 
-    assert hands.sweep().made_up == 1
+    assert hands.sweep().repeated == 1
     hands.work()
     assert hands.run(run_id).state == "succeeded"
 

@@ -30,7 +30,7 @@ from app.workflows.runs.messages import StepMessage
 from app.workflows.runs.storage import history, items, payloads, store
 from app.workflows.runs.storage.history import HistoryEntry
 from app.workflows.runs.storage.payloads import Kept, as_json
-from app.workflows.runs.storage.store import LockedItem, LockedRun, LockedStep
+from app.workflows.runs.storage.selected import LockedItem, LockedRun, LockedStep
 from app.workflows.state_machine import events, fan_out, transitions
 from app.workflows.state_machine.events import Event
 from app.workflows.state_machine.fan_out import FanOut

@@ -9,7 +9,7 @@ from app.workflows.language.graph import Reads
 from app.workflows.runs.changes.transactions import RunTransaction
 from app.workflows.runs.storage import values
 from app.workflows.runs.storage.payloads import as_json
-from app.workflows.runs.storage.store import LockedRun
+from app.workflows.runs.storage.selected import LockedRun
 from app.workflows.state_machine.run import Run
 from app.workflows.state_machine.states import StepState
 

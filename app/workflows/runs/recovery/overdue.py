@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 
 from app.kernel.database import UnitOfWork
-from app.workflows.runs.storage.store import ReadyStep
+from app.workflows.runs.storage.selected import ReadyStep
 
 #: Before every id.
 _FIRST = UUID(int=0)

@@ -60,7 +60,7 @@ class Swept:
     #: Steps and runs whose time was over.
     out_of_time: int = 0
     #: Lost effects that were carried out.
-    made_up: int = 0
+    repeated: int = 0
     #: Runs that were abandoned, because handling them raised.
     abandoned: int = 0
 
@@ -83,9 +83,9 @@ def sweep(
     lost = one.each(overdue.EXPIRED, _expire_lease)
     resumed = one.each(overdue.DUE, _end_delay)
     late = one.each(overdue.TIMED_OUT_STEPS, _time_out) + one.each(overdue.PAST_DEADLINE, _end_run)
-    made_up = one.repeat_effects()
+    repeated = one.repeat_effects()
     republished = one.guarded("republish", lambda: _republish(one.runs, republish_after, batch))
-    return Swept(lost, resumed, republished, late, made_up, one.abandoned)
+    return Swept(lost, resumed, republished, late, repeated, one.abandoned)
 
 
 def _expire_lease(transaction: RunTransaction, step: Overdue) -> bool:

@@ -18,7 +18,7 @@ from app.kernel.database import QueryResult, UnitOfWork
 from app.kernel.errors import PayloadTooLarge
 from app.workflows.runs.storage import payloads
 from app.workflows.runs.storage.payloads import PayloadLimits
-from app.workflows.runs.storage.store import LockedItem, LockedStep, ReadyStep
+from app.workflows.runs.storage.selected import LockedItem, LockedStep, ReadyStep
 from app.workflows.state_machine.fan_out import FanOut
 
 _LISTED = """

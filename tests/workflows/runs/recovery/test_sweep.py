@@ -161,7 +161,7 @@ def test_a_locked_concurrency_key_is_skipped(hands: Hands) -> None:
         hands.sweep()
         assert time.monotonic() - began < SOON
     assert [hands.run(one).state for one in (first, second, other)] == ["succeeded", "blocked", "succeeded"]
-    assert hands.sweep().made_up == 1
+    assert hands.sweep().repeated == 1
     assert hands.run(second).state == "queued"
 
 
@@ -200,7 +200,7 @@ def test_no_concurrency_key_starves_behind_others(hands: Hands, monkeypatch: pyt
         hands.work(runs["g"][0])
     cursor = SweepCursor()
     swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, cursor=cursor) for _ in range(4)]
-    assert sum(one.made_up for one in swept) == 1
+    assert sum(one.repeated for one in swept) == 1
     assert hands.run(runs["g"][1]).state == "queued"
 
 
@@ -215,7 +215,7 @@ def test_lost_answers_are_repeated_page_by_page(hands: Hands, monkeypatch: pytes
     hands.pass_time(seconds=5)
     cursor = SweepCursor()
     swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, cursor=cursor) for _ in range(4)]
-    assert sum(one.made_up for one in swept) == 1
+    assert sum(one.repeated for one in swept) == 1
     assert hands.run(last).state == "succeeded"
 
 
