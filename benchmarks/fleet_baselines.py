@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from app.fleet.host import HostState
 from app.fleet.pool import COMING, PoolState
-from app.scheduler.cluster import Cluster, Configuration, Demand, Device, DeviceState, Pool, charges
-from app.scheduler.placement import Action, Plan, Purpose, StartPool, StopMode, StopPool
+from app.scheduler.planner.cluster import Cluster, Configuration, Device, Pool, charges
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.plan import Action, Plan, Purpose, StartPool, StopMode, StopPool
 
 Bytes = Mapping[str, int]
 
 
 def free(fleet: Cluster) -> dict[str, int]:
     charged = charges(fleet)
-    return {d.id: d.capacity_bytes - charged[d.id] if d.state is DeviceState.SCHEDULABLE else 0 for d in fleet.devices}
+    return {d.id: d.capacity_bytes - charged[d.id] if d.state is HostState.SCHEDULABLE else 0 for d in fleet.devices}
 
 
 def stop(pool: Pool) -> StopPool:
@@ -31,13 +33,13 @@ def start(configuration: str, sizes: Bytes, after: frozenset[str] = frozenset())
     return StartPool(configuration, sizes, Purpose.DEMAND, "rule", timedelta(0), after)
 
 
-def missing(fleet: Cluster, demand: Sequence[Demand]) -> list[str]:
+def missing(fleet: Cluster, demand: Sequence[WaitingSteps]) -> list[str]:
     """Configurations that are waited for and have no pool, the longest waited for first."""
     there = {p.configuration for p in fleet.pools if p.state in COMING}
     oldest: dict[str, datetime] = {}
     for one in demand:
-        if one.ready is None and one.configuration not in there:
-            oldest[one.configuration] = min(oldest.get(one.configuration, one.oldest), one.oldest)
+        if one.ready is None and one.model not in there:
+            oldest[one.model] = min(oldest.get(one.model, one.oldest), one.oldest)
     return sorted(oldest, key=lambda c: (oldest[c], c))
 
 
@@ -47,7 +49,7 @@ def sets(fleet: Cluster, configuration: Configuration) -> list[tuple[tuple[str, 
     for layout in configuration.layouts:
         by_host: dict[str, list[Device]] = {}
         for device in fleet.devices:
-            if device.state is DeviceState.SCHEDULABLE and device.capacity_bytes >= layout.parts[0]:
+            if device.state is HostState.SCHEDULABLE and device.capacity_bytes >= layout.parts[0]:
                 by_host.setdefault(device.host, []).append(device)
         for devices in by_host.values():
             n = len(layout.parts)
@@ -74,7 +76,7 @@ class Ollama:
     drain: float = math.inf
     victim: str | None = None
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime) -> Plan:
         pools = {p.id: p for p in fleet.pools}
         keep = timedelta(minutes=5)
         expired = [p for p in fleet.pools if p.state is PoolState.SERVING and not p.busy and now - p.used >= keep]
@@ -92,7 +94,7 @@ class Ollama:
         size = needs.layouts[0].total_bytes
         room = free(fleet)
         best = max(room, key=lambda d: (room[d], d))
-        open_ = [d for d in fleet.devices if d.state is DeviceState.SCHEDULABLE]
+        open_ = [d for d in fleet.devices if d.state is HostState.SCHEDULABLE]
         if len(fleet.pools) < 3 * len(open_):
             empty = not fleet.pools
             if size <= room[best] * (1.0 if room[best] == self.capacity(fleet, best) else 0.8):
@@ -123,7 +125,7 @@ class Lru:
     drain: float = math.inf
     drains: bool = True
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], _now: datetime) -> Plan:
         if any(p.state is not PoolState.SERVING for p in fleet.pools):
             return Plan()
         room = free(fleet)
@@ -167,10 +169,10 @@ class Exclusive:
     by_class: bool = False
     drain: float = math.inf
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], _now: datetime) -> Plan:
         hosts: dict[str, list[Device]] = {}
         for d in fleet.devices:
-            if d.state is DeviceState.SCHEDULABLE:
+            if d.state is HostState.SCHEDULABLE:
                 hosts.setdefault(d.host, []).append(d)
         of = {c.id: c for c in fleet.configurations}
         actions: list[Action] = []
@@ -207,7 +209,7 @@ class Static:
     drain: float = math.inf
     homes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], _now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], _now: datetime) -> Plan:
         if not self.homes:
             used = {d.id: 0 for d in fleet.devices}
             for c in sorted(fleet.configurations, key=lambda c: -c.layouts[0].total_bytes):
@@ -218,7 +220,7 @@ class Static:
                     used[d] += part
         room = free(fleet)
         of = {c.id: c for c in fleet.configurations}
-        is_open = {d.id: d.state is DeviceState.SCHEDULABLE for d in fleet.devices}
+        is_open = {d.id: d.state is HostState.SCHEDULABLE for d in fleet.devices}
         actions: list[Action] = []
         taken: set[str] = set()
         for name in missing(fleet, demand):

@@ -1,10 +1,10 @@
 """
-A fleet in simulated time: requests arrive, pools load, serve, drain and die, and a planner is asked what to do.
+A fleet in simulated time: requests arrive, pools load, serve, drain and end, and a planner decides.
 
-The planner gets what it gets in production (`Fleet`, `Demand`, `now`) and answers with a `Plan`; what is granted goes
-through the production ledger. The planner knows neither how long a request takes nor when the next one comes.
-After every change the bytes of live pools are compared with each device's capacity, and after every plan the ledger is
-asked for broken promises.
+The planner gets the arguments of production (`Cluster`, `WaitingSteps`, `now`) and returns a `Plan`; grants go through
+the production ledger. The planner knows neither how long a request takes nor when the next one comes.
+After every change the bytes of live pools are compared with the capacity of each device; after every plan the promises
+of the ledger are checked.
 
 What is modelled: pools that work on one device share its speed evenly, and one that is split over several works on each
 of them in turn, for its part of the time; a load takes the time of its layout; the bytes
@@ -24,21 +24,23 @@ from datetime import timedelta
 from functools import partial
 from time import process_time
 
-from app.fleet.ledger import rules as books
+from app.fleet.host import HostState
+from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import Ledger, ReservationRefused, ReservationRequest, ReservedCapacity
 from app.fleet.pool import COMING, PoolState
 from app.kernel.priority import Priority
-from app.scheduler.cluster import Cluster, Configuration, Demand, DeviceState, Pool
-from app.scheduler.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
+from app.scheduler.planner.cluster import Cluster, Configuration, Pool
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.plan import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 from benchmarks.fleet_values import EPOCH, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
 
-#: No lease runs out here, and no agent is replaced.
+#: No lease expires here, and no agent is replaced.
 NEVER, AGENT = EPOCH + timedelta(days=1), 1
 #: Seconds from the end of a process until its bytes are seen to be back.
 UNLOAD = 1.0
 #: Seconds after which a pool knows by its dry run what it needs.
 DRY_RUN = 0.5
-#: Seconds between two looks of the planner when nothing happens.
+#: Seconds between two plans when nothing happens.
 TICK_WAITING, TICK_IDLE = 1.0, 10.0
 #: Seconds of waiting that count as one class better where requests are begun by class.
 PATIENCE = 30.0
@@ -48,7 +50,7 @@ class Simulation:
     """One run."""
 
     def __init__(self, workload: Workload, planner: Planner, *, resident: bool = False) -> None:
-        """With `resident`, every model has devices of its own from the beginning: the bound of what can be had."""
+        """With `resident`, every model has devices of its own from the beginning: the upper bound."""
         self.workload, self.planner, self.resident = workload, planner, resident
         self.now = 0.0
         self.devices = {device.id: device for device in workload.devices}
@@ -263,16 +265,16 @@ class Simulation:
         if len({self.devices[device].host for device in bytes_}) > 1:
             granted = self.claim_over_hosts(claim)
         else:
-            granted = self.keep(books.claim(self.ledger, claim))
+            granted = self.keep(rules.claim(self.ledger, claim))
         if not granted:
             self.drop(pool)
             self.outcome.refused_grants += 1
         return granted
 
     def claim_over_hosts(self, claim: ReservationRequest) -> bool:
-        """For rules that treat the whole fleet as one host, which the ledger does not."""
-        hosts = {id_: replace(book, host=claim.host) for id_, book in self.ledger.devices.items()}
-        refused = books.claim(replace(self.ledger, devices=hosts), claim)
+        """Claim for rules that treat the whole fleet as one host, unlike the ledger."""
+        devices = {id_: replace(one, host=claim.host) for id_, one in self.ledger.devices.items()}
+        refused = rules.claim(replace(self.ledger, devices=devices), claim)
         if isinstance(refused, ReservationRefused):
             return False
         return self.keep(replace(refused, devices=self.ledger.devices))
@@ -284,13 +286,13 @@ class Simulation:
         return True
 
     def go_on(self) -> None:
-        """Start what waits for nobody any more."""
+        """Start pools that no longer wait for others."""
         for pool in list(self.pools.values()):
             if pool.state is PoolState.WAITING and not self.ledger.reservations[pool.id].backing:
                 self.load(pool)
 
     def load(self, pool: Live) -> None:
-        self.ledger = books.activate(self.ledger, pool.id, AGENT, NEVER)
+        self.ledger = rules.activate(self.ledger, pool.id, AGENT, NEVER)
         pool.state, pool.expected = PoolState.STARTING, self.now + pool.load
         self.outcome.loads += 1
         self.outcome.loading_seconds += pool.load
@@ -307,7 +309,7 @@ class Simulation:
             self.measure()
 
     def adjust(self, pool: Live) -> None:
-        """The dry run says what it really needs: it goes on with that, or ends before it has taken anything."""
+        """Apply the footprint of the dry run: the pool continues with it, or ends before it uses memory."""
         id_ = pool.configuration.id
         if pool.id not in self.pools or id_ in self.measured:
             return
@@ -318,7 +320,7 @@ class Simulation:
         held = self.ledger.reservations[pool.id]
         wanted = {device: int(size * factor) for device, size in pool.bytes.items()}
         if not held.draining:
-            if self.keep(books.adjust(self.ledger, pool.id, held.epoch, held.revision, wanted)):
+            if self.keep(rules.adjust(self.ledger, pool.id, held.epoch, held.revision, wanted)):
                 pool.bytes = wanted
             else:
                 self.outcome.failed_loads += 1
@@ -328,25 +330,25 @@ class Simulation:
 
     def stop(self, pool: Live, how: StopMode) -> None:
         if pool.state is PoolState.WAITING:
-            self.ledger = books.cancel(self.ledger, pool.id)
+            self.ledger = rules.cancel(self.ledger, pool.id)
             self.drop(pool)
             return
-        self.ledger = books.drain(self.ledger, pool.id)
+        self.ledger = rules.drain(self.ledger, pool.id)
         pool.state, pool.stopping = PoolState.DRAINING, self.now
         if how is StopMode.PREEMPT:
-            self.hand_back(pool)
+            self.preempt(pool)
         if not pool.work:
             self.end(pool)
         else:
             self.at(self.now + self.planner.drain, partial(self.cut_short, pool))
 
     def cut_short(self, pool: Live) -> None:
-        """It has drained for as long as it may."""
+        """End a drain that reached its limit."""
         if pool.work and pool.id in self.pools:
-            self.hand_back(pool)
+            self.preempt(pool)
             self.end(pool)
 
-    def hand_back(self, pool: Live) -> None:
+    def preempt(self, pool: Live) -> None:
         self.advance(pool)
         back = sorted((request for _, _, request in pool.work), key=lambda r: r.ready, reverse=True)
         pool.work.clear()
@@ -368,7 +370,7 @@ class Simulation:
         """Its bytes are back."""
         if pool.id not in self.pools:
             return
-        self.ledger = books.release(self.ledger, pool.id, AGENT)
+        self.ledger = rules.release(self.ledger, pool.id, AGENT)
         self.stopped_at[pool.configuration.id] = self.now
         self.outcome.unused_loads += not pool.served
         self.drop(pool)
@@ -383,26 +385,24 @@ class Simulation:
     def join(self, host: str) -> None:
         """The host's agent says which of its devices there are."""
         there = {
-            d.id: d.capacity_bytes
-            for d in self.devices.values()
-            if d.host == host and d.state is DeviceState.SCHEDULABLE
+            d.id: d.capacity_bytes for d in self.devices.values() if d.host == host and d.state is HostState.SCHEDULABLE
         }
-        self.ledger = books.join(self.ledger, host, AGENT, there)
+        self.ledger = rules.join(self.ledger, host, AGENT, there)
 
     def fail(self, failure: Failure) -> None:
-        device = self.devices[failure.device] = replace(self.devices[failure.device], state=DeviceState.LOST)
+        device = self.devices[failure.device] = replace(self.devices[failure.device], state=HostState.LOST)
         for pool in [p for p in self.pools.values() if failure.device in p.bytes]:
             if pool.has_process:
                 pool.state = PoolState.DRAINING
-                self.hand_back(pool)
-            self.ledger = books.release(self.ledger, pool.id, AGENT)
+                self.preempt(pool)
+            self.ledger = rules.release(self.ledger, pool.id, AGENT)
             self.drop(pool)
         self.join(device.host)
         self.go_on()
         self.at(failure.at + failure.lasts, partial(self.repair, failure))
 
     def repair(self, failure: Failure) -> None:
-        device = self.devices[failure.device] = replace(self.devices[failure.device], state=DeviceState.SCHEDULABLE)
+        device = self.devices[failure.device] = replace(self.devices[failure.device], state=HostState.SCHEDULABLE)
         self.join(device.host)
         self.dirty = True
 
@@ -419,7 +419,7 @@ class Simulation:
         self.outcome.slowest_plan = max(self.outcome.slowest_plan, took)
         if plan.actions:
             self.apply(plan)
-            self.outcome.overcommitments += len(books.problems(self.ledger))
+            self.outcome.overcommitments += len(rules.problems(self.ledger))
 
     def apply(self, plan: Plan) -> None:
         for action in plan.actions:
@@ -427,8 +427,8 @@ class Simulation:
                 case StopPool():
                     pool = self.pools[action.pool]
                     if pool.state in COMING:
-                        self.stop(pool, action.how)
-                    elif action.how is StopMode.PREEMPT:
+                        self.stop(pool, action.mode)
+                    elif action.mode is StopMode.PREEMPT:
                         self.cut_short(pool)
                 case StartPool():
                     self.grant(action.configuration, action.bytes, action.after, action.namespace)
@@ -439,9 +439,9 @@ class Simulation:
                 case GrantReserve():
                     self.number += 1
                     reserve = ReservedCapacity(f"r{self.number}", action.configuration, action.bytes)
-                    self.keep(books.add_reserve(self.ledger, reserve))
+                    self.keep(rules.add_reserve(self.ledger, reserve))
                 case DropReserve():
-                    self.ledger = books.drop_reserve(self.ledger, action.reserve)
+                    self.ledger = rules.drop_reserve(self.ledger, action.reserve)
         self.go_on()
 
     def fleet(self) -> Cluster:
@@ -450,7 +450,7 @@ class Simulation:
             pools=tuple(self.seen(pool) for pool in self.pools.values()),
             configurations=tuple(self.configurations.values()),
             reserves=tuple(self.ledger.reserves.values()),
-            usage=self.statistics.usage(self.now),
+            rates=self.statistics.rates(self.now),
             accounts=self.statistics.accounts(self.now),
         )
 
@@ -477,7 +477,7 @@ class Simulation:
             namespace=pool.namespace,
         )
 
-    def demand(self) -> list[Demand]:
+    def demand(self) -> list[WaitingSteps]:
         waiting: dict[tuple[str, Priority, str], list[float]] = defaultdict(list)
         if self.waiting:
             for configuration, queue in self.queues.items():
@@ -492,9 +492,9 @@ class Simulation:
         found = [self.group(key, times) for key, times in waiting.items()]
         return found + [replace(self.group(key, times), ready=instant(min(times))) for key, times in soon.items()]
 
-    def group(self, key: tuple[str, Priority, str], times: Sequence[float]) -> Demand:
-        return Demand(
-            configuration=key[0],
+    def group(self, key: tuple[str, Priority, str], times: Sequence[float]) -> WaitingSteps:
+        return WaitingSteps(
+            model=key[0],
             priority=key[1],
             steps=len(times),
             oldest=instant(min(times)),

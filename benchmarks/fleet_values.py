@@ -1,4 +1,4 @@
-"""Values of a simulated fleet: what arrives, what runs, what came of it, and what is known of it while it runs."""
+"""Values of a simulated fleet: workloads, live pools, outcomes, and the statistics that the planner gets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Protocol
 
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
-from app.scheduler.cluster import Account, Cluster, Configuration, Demand, Device, RequestRate
-from app.scheduler.placement import Plan
+from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.plan import Plan
 
 EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 #: Tokens of a prompt that take as long as one token of an answer.
@@ -53,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A device that goes and comes back, empty."""
+    """A device that fails and returns, empty."""
 
     at: float
     device: str
@@ -62,7 +63,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What arrives at a fleet of what."""
+    """The devices and models of a fleet, and the requests that arrive."""
 
     devices: tuple[Device, ...]
     configurations: tuple[Configuration, ...]
@@ -75,7 +76,7 @@ class Workload:
 
 
 class Planner(Protocol):
-    """What decides."""
+    """Decides which pools are started and stopped."""
 
     name: str
     #: Whether requests of a model are begun by class, or in the order of their arrival.
@@ -83,7 +84,7 @@ class Planner(Protocol):
     #: Seconds that a pool which is stopped may go on with its work.
     drain: float
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], now: datetime) -> Plan: ...
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime) -> Plan: ...
 
 
 @dataclass(slots=True)
@@ -120,7 +121,7 @@ class Live:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a run."""
+    """The outcome of a run."""
 
     requests: list[Request] = field(default_factory=list)
     loads: int = 0
@@ -146,7 +147,7 @@ class Outcome:
 
 
 class Statistics:
-    """What a control worker would know: how often each model is asked for, how long it takes, who had how much."""
+    """The statistics of a control worker: request rates, times of requests, and attained service."""
 
     def __init__(self) -> None:
         #: Decayed counts, with the time up to which they hold.
@@ -180,12 +181,9 @@ class Statistics:
             for name, (had, seen) in self._attained.items()
         }
 
-    def usage(self, now: float) -> dict[str, RequestRate]:
+    def rates(self, now: float) -> dict[str, dict[Priority, float]]:
+        """By model and class, requests a second."""
         rates: dict[str, dict[Priority, float]] = defaultdict(dict)
         for (configuration, priority), (count, seen) in self._rates.items():
             rates[configuration][priority] = count / RATE_WINDOW * math.exp((seen - now) / RATE_WINDOW)
-        return {
-            configuration: RequestRate(total, {priority: rate / total for priority, rate in some.items()})
-            for configuration, some in rates.items()
-            if (total := sum(some.values())) > 0
-        }
+        return {model: some for model, some in rates.items() if sum(some.values()) > 0}

@@ -19,21 +19,20 @@ from itertools import accumulate
 from pathlib import Path
 from random import Random
 
+from app.devices.device import HardwareKind
 from app.fleet.pool import PoolState
+from app.footprint.layout import KnownLayout
 from app.kernel.priority import Priority
-from app.scheduler.cluster import (
+from app.scheduler.planner.cluster import (
     Account,
     Cluster,
     Configuration,
-    Demand,
     Device,
-    DeviceKind,
-    Layout,
     Packing,
     Pool,
-    RequestRate,
     Reserve,
 )
+from app.scheduler.planner.demand import WaitingSteps
 from benchmarks.fleet_values import EPOCH, Failure, Request, Workload
 
 GB = 10**9
@@ -58,10 +57,9 @@ def gpus(sizes: Sequence[float], per_host: int = 2) -> tuple[Device, ...]:
             id=f"gpu-{n}",
             name=f"gpu-{n}",
             host=f"host-{n // per_host}",
-            kind=DeviceKind.GPU,
+            kind=HardwareKind.SIMULATED,
             type="sim",
             capacity_bytes=int(size * GB),
-            simulated=True,
         )
         for n, size in enumerate(sizes)
     )
@@ -70,8 +68,10 @@ def gpus(sizes: Sequence[float], per_host: int = 2) -> tuple[Device, ...]:
 def model(name: str, size: float, largest: float = USABLE, slots: int = 4, **more: object) -> Configuration:
     """A model of so many GB. It is split over the fewest devices that hold it, one host's."""
     parts = max(1, math.ceil(size / largest))
-    layout = Layout(
+    layout = KnownLayout(
+        configuration=name,
         type="sim",
+        source="measured",
         parts=(int(size * GB / parts),) * parts,
         load=timedelta(seconds=START_UP + size * GB / BANDWIDTH),
         # Decoding reads every weight for each token, from memory with about 800 GB/s; four slots share a pass.
@@ -224,7 +224,7 @@ def tenants(rate: float, sizes: Sequence[float]) -> Scenario:
 
 
 def ping_pong(rate: float) -> Scenario:
-    """Two models that never fit together, asked for in turn."""
+    """Two models that never fit together, requested in turn."""
 
     def make(arrivals: Arrivals, seed: int) -> Workload:
         chance = Random(seed)
@@ -260,7 +260,7 @@ def large_among_small(rate: float) -> Scenario:
 
 
 def fragmented(rate: float) -> Scenario:
-    """Small models that are kept up and lie two on each device, and a large one that needs two devices nearly whole."""
+    """Small models with targets, two on each device, and a large one that needs two devices almost whole."""
 
     def make(arrivals: Arrivals, seed: int) -> Workload:
         chance = Random(seed)
@@ -358,7 +358,7 @@ def mixed_fleet(rate: float) -> Scenario:
     return make
 
 
-def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple[Cluster, list[Demand], datetime]:
+def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple[Cluster, list[WaitingSteps], datetime]:
     """
     Hosts of eight devices of three types, nearly full, and steps that wait for every model, each in a group of its own.
 
@@ -372,10 +372,9 @@ def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple
             id=f"gpu-{n:04}",
             name=f"gpu-{n % 8}",
             host=f"host-{n // 8:03}",
-            kind=DeviceKind.GPU,
+            kind=HardwareKind.SIMULATED,
             type=types[n // 8 % 3],
             capacity_bytes=int(usable[types[n // 8 % 3]] * GB),
-            simulated=True,
         )
         for n in range(devices)
     )
@@ -412,17 +411,15 @@ def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple
                 last_used=now - timedelta(seconds=chance.uniform(0, 200)),
             )
         )
-    demand = []
+    waiting = []
     for _ in range(steps):
         since = now - timedelta(seconds=chance.expovariate(1 / 20))
         name, tenant = chance.choice(configurations).id, f"tenant-{chance.randrange(20)}"
-        demand.append(Demand(name, chance.choice(tuple(Priority)), 1, since, None, tenant))
-    usage = {
-        c.id: RequestRate(chance.uniform(0, 2), {Priority.INTERACTIVE: 0.5, Priority.BATCH: 0.5})
-        for c in configurations
-    }
+        waiting.append(WaitingSteps(name, chance.choice(tuple(Priority)), 1, since, None, tenant))
+    halves = {c.model: chance.uniform(0, 2) / 2 for c in configurations}
+    rates = {name: {Priority.INTERACTIVE: half, Priority.BATCH: half} for name, half in halves.items()}
     accounts = {f"tenant-{n}": Account(attained_seconds=chance.uniform(0, 1000)) for n in range(20)}
-    return Cluster(fleet, tuple(pools), tuple(configurations), usage=usage, accounts=accounts), demand, now
+    return Cluster(fleet, tuple(pools), tuple(configurations), rates=rates, accounts=accounts), waiting, now
 
 
 FOUR, TWO = (USABLE,) * 4, (USABLE,) * 2
@@ -448,12 +445,12 @@ TOLD: dict[str, str] = {
     "zipf-2gpu": "10 models on 2 GPUs, 2.9 times their memory, 0.12 a second",
     "pipelines": "bursts of documents that go through three models each, 4 GPUs",
     "tenants": "twelve tenants with habits of their own, bursty, at work half of the time, 4 GPUs",
-    "ping-pong": "two models that never fit together on one GPU, asked for in turn",
+    "ping-pong": "two models that never fit together on one GPU, requested in turn",
     "large": "a model of two GPUs among nine small ones, 4 GPUs",
-    "fragmented": "eight small models that are kept up and spread, and one that needs two GPUs nearly whole",
+    "fragmented": "eight small models that are kept running and spread, and one that needs two GPUs nearly whole",
     "heavy": "one tenant floods three models, four others ask for one each, 2 GPUs, all of class standard",
     "failures": "as zipf at 0.4 a second; three GPUs fail for a while, one after the other",
     "wrong-sizes": "as zipf at 0.4 a second; footprints are up to 10 % wrong until measured",
-    "reserve": "as zipf at 0.4 a second; a model that is rarely asked for owns the bytes of one pool",
+    "reserve": "as zipf at 0.4 a second; a model that is rarely requested owns the bytes of one pool",
     "mixed": "40 models on 8 GPUs of four sizes (280 GB), 0.8 a second",
 }

@@ -27,7 +27,8 @@ from rich.table import Table
 from sqlalchemy import text
 
 from app.catalog import files
-from app.fleet.hosts import Declared, Hosts
+from app.devices.device import HardwareKind, MeasuredDevice
+from app.fleet.hosts import DeviceReport, Hosts
 from app.footprint.layout import KnownLayout
 from app.inference import demand
 from app.kernel import log
@@ -44,7 +45,7 @@ from benchmarks.steps import servers
 #: Times that each job runs for a figure.
 ROUNDS = 7
 MODEL = "smollm2:135m"
-TERMS = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
+TIMES = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
 
 _COLUMNS = """
     id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, delegated, attempt, failures,
@@ -119,14 +120,19 @@ class Site:
         self.schedules = Schedules(runs, timedelta(days=30))
         self.hosts = Hosts(database, timedelta(hours=1), timedelta(hours=1))
         devices = [
-            Declared("h/sim-0", "sim-0", "simulated", "simulated", 10**10, 10**10, simulated=True, bandwidth=10**9)
+            DeviceReport(
+                "h/sim-0",
+                "simulated",
+                10**10,
+                MeasuredDevice("sim-0", HardwareKind.SIMULATED, "simulated", 10**10, 10**10, bandwidth=10**9),
+            )
         ]
         self.agent = self.hosts.join("h", "h", 8, devices, {})
         ids = [needs.configuration_id(model) for model in self.catalog.models]
         self.hosts.declare_layouts(
             KnownLayout(id_, "simulated", (10**9,), "catalogue", timedelta(seconds=1), 10.0) for id_ in ids
         )
-        self.hosts.beat("h", self.agent, [], ids, [])
+        self.hosts.heartbeat("h", self.agent, [], ids, [])
 
     @property
     def jobs(self) -> dict[str, Callable[[], object]]:
@@ -134,12 +140,12 @@ class Site:
         return {
             "demand": lambda: demand.observe(self.database, self.catalog, []),
             "reconcile": lambda: reconcile.reconcile(
-                self.database, lambda work: demand.read(work, self.catalog, []), TERMS
+                self.database, lambda work: demand.read(work, self.catalog, []), TIMES
             ),
             "defragment": lambda: reconcile.defragment(
-                self.database, lambda work: demand.read(work, self.catalog, []), TERMS
+                self.database, lambda work: demand.read(work, self.catalog, []), TIMES
             ),
-            "agent's beat": lambda: self.hosts.beat("h", self.agent, [], [], []),
+            "agent's heartbeat": lambda: self.hosts.heartbeat("h", self.agent, [], [], []),
             "schedules": self.schedules.ready,
         }
 

@@ -1,5 +1,5 @@
 """
-Scheduling: the production planner and ledger on simulated fleets, beside the rules of others, in the same run.
+Scheduling: the production planner and ledger on simulated fleets, compared with the rules of others, in the same run.
 
 Arrivals and token counts come from the Azure LLM inference traces of 2023 where --traces names a folder that holds
 them, else from a seeded generator; which model a request is for is always drawn by seed. The policy was tuned on seeds
@@ -30,9 +30,11 @@ from rich.table import Table
 from app.kernel import clock
 from app.kernel.priority import Priority
 from app.kernel.settings import PoolSettings
-from app.scheduler.cluster import Cluster, Configuration, Demand
-from app.scheduler.placement import Plan, plan
-from app.scheduler.policy import PlacementPolicy
+from app.scheduler.planner.cluster import Cluster, Configuration
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.placement import plan
+from app.scheduler.planner.plan import Plan
+from app.scheduler.planner.policy import PlacementPolicy
 from benchmarks.fleet_baselines import Exclusive, Lru, Ollama, Static
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Outcome, Planner, Request, Workload
@@ -62,7 +64,7 @@ class Arriero:
     by_class: bool = True
     drain: float = PoolSettings().drain_timeout.total_seconds()
 
-    def plan(self, fleet: Cluster, demand: Sequence[Demand], now: datetime) -> Plan:
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime) -> Plan:
         return plan(fleet, demand, now, self.policy)
 
 
@@ -118,9 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--traces", type=Path, metavar="DIR", help="a folder with AzureLLMInferenceTrace_*.csv")
     parser.add_argument("--only", default=",".join(SCENARIOS), metavar="SCENARIO,...", help="default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go (benchmarks/results/…)")
-    asked = parser.parse_args(arguments)
-    seeds, length = QUICK if asked.quick else FULL
-    arrivals, names = Arrivals(asked.traces, length), asked.only.split(",")
+    options = parser.parse_args(arguments)
+    seeds, length = QUICK if options.quick else FULL
+    arrivals, names = Arrivals(options.traces, length), options.only.split(",")
     began, used = clock.now(), process_time()
     console = Console(width=max(Console().width, 180))
     console.print(
@@ -135,10 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, rows in ablations.items():
         console.print(table(f"{name}: what each part brings", "", rows))
     console.print(verdict(results))
-    times = plan_times(20 if asked.quick else 100)
+    times = plan_times(20 if options.quick else 100)
     console.print(times_table(times))
 
-    file = asked.json or RESULTS / f"scheduling-{began:%Y%m%dT%H%M%S}.json"
+    file = options.json or RESULTS / f"scheduling-{began:%Y%m%dT%H%M%S}.json"
     document = {
         "benchmark": "scheduling",
         "began": began.isoformat(),
@@ -265,7 +267,7 @@ def _seconds(value: float) -> str:
 
 
 def verdict(results: Mapping[str, Mapping[str, Sequence[Figures]]]) -> Table:
-    """Arriero beside the best of the others, in each scenario."""
+    """Arriero and the best of the others, in each scenario."""
     made = Table(title="Arriero and the best of the others", title_justify="left")
     for column in ("", "in time %", "best other", "of the bound", "interactive p99", "best other", f"loads / {PEER}"):
         made.add_column(column, justify="right" if column else "left")

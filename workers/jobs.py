@@ -20,7 +20,7 @@ from app.kernel.database import UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
 from app.scheduler import reconcile
-from app.scheduler.reconcile import FleetDemand
+from app.scheduler.observation import FleetDemand
 from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows import retention
 from app.workflows.runs.recovery.sweep import sweep

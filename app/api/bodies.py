@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.language import source
+from app.workflows.language.shape_errors import nearest
 from app.workflows.language.source import DefinitionSource
 
 JSON = "application/json"
@@ -56,10 +59,18 @@ def of(model: type[M]) -> Any:
         try:
             return model.model_validate(_read(request, raw).data)
         except ValidationError as error:
-            errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
-            raise RequestValidationError(errors) from None
+            fields = [field.alias or name for name, field in model.model_fields.items()]
+            raise RequestValidationError([_of_body(one, fields) for one in error.errors(include_url=False)]) from None
 
     return Depends(validated)
+
+
+def _of_body(error: ErrorDetails, fields: Sequence[str]) -> dict[str, Any]:
+    """Return an error with its path in the request. An unknown field is answered with the accepted `fields`."""
+    found = {**error, "loc": ("body", *error["loc"])}
+    if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
+        found |= {"msg": "there is no such field here", "accepted": nearest(str(error["loc"][0]), fields)}
+    return found
 
 
 def documented_as(model: type[BaseModel]) -> dict[str, Any]:

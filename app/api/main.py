@@ -184,7 +184,9 @@ def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
         place = ".".join(str(part) for part in item["loc"])
         given = "" if item["type"] == "missing" else reprlib.repr(item.get("input"))
         message = item["msg"].removeprefix("Value error, ")
-        found.append(Problem(place, message if message.startswith(given) else f"{given}: {message}"))
+        accepted = item.get("accepted", "")
+        message = message if accepted or message.startswith(given) else f"{given}: {message}"
+        found.append(Problem(place, message, accepted))
     return problems.of_error(422, InvalidInput(found, "request"))
 
 

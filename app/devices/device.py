@@ -67,6 +67,11 @@ class MeasuredDevice:
     bandwidth: int | None = None
 
     @property
+    def simulated(self) -> bool:
+        """Whether it has no hardware."""
+        return self.kind is HardwareKind.SIMULATED
+
+    @property
     def used(self) -> int:
         """Used bytes, including unmanaged memory."""
         return self.total - self.free

@@ -1,1 +1,1 @@
-"""The fleet: which models there are, where their files lie, and which devices hold them."""
+"""The fleet: hosts, their devices, the pools on them, and the reservations of their memory."""

@@ -1,9 +1,9 @@
 """
-Crashes: what follows when the pools of a configuration fail on a host. They are started again, later each time; a pool
-that had served, and died for once, at once.
+Backoff: the delay before a pool of a configuration is started on a host again after failures. It doubles with each
+failure in a row; a pool that had served and failed once is started again at once.
 
-After a few failures in a row the host is left alone for long, and everybody can read why; an operator's order, or
-a pool that served, ends that.
+After several failures in a row the configuration is in quarantine on that host, with a reason that operators can read.
+An operator's start command, or a pool that serves, ends the quarantine.
 
 Nothing here reads a clock: the caller passes `now`.
 """
@@ -17,56 +17,57 @@ from datetime import datetime, timedelta
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """A configuration that is not started on a host for a while, such as after crashes."""
+    """A configuration that is not started on a host for some time, for example after crashes."""
 
     configuration: str
     host: str
     until: datetime
-    #: As a person reads it: "its process died 3 times".
+    #: A sentence for operators: "it failed 3 times in a row".
     reason: str
 
 
 #: The first delay; it doubles with each failure in a row.
 FIRST_DELAY = timedelta(seconds=2)
-#: A pool that had served is started again at once when none had failed for so long.
-ONCE = timedelta(minutes=1)
-#: After so many failures in a row, and for so long, the host is left alone.
+#: A pool that had served is started again at once if no other failed within this time before.
+FAILURE_FREE = timedelta(minutes=1)
+#: Failures in a row after which a configuration is in quarantine on a host, and for how long.
 QUARANTINE_AFTER, QUARANTINE = 5, timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class PastPool:
     """A pool that has ended."""
 
     configuration: str
     host: str
     ended: datetime
-    #: Otherwise than it was asked to.
+    #: It ended in another way than requested.
     failed: bool
-    #: It had begun to serve.
+    #: It had served.
     served: bool
     ending: str
 
 
-def backoffs(history: Iterable[Past], pardoned: dict[str, datetime], now: datetime) -> tuple[Backoff, ...]:
+def backoffs(history: Iterable[PastPool], cleared: dict[str, datetime], now: datetime) -> tuple[Backoff, ...]:
     """
-    The configurations that are not started on a host for a while.
+    Return the configurations that are not started on a host for some time.
 
-    `history` is the recent past. `pardoned` says by configuration since when an operator wants it tried again.
+    `history` holds the pools that ended recently. `cleared` is the time of an operator's last start command, by
+    configuration: earlier failures do not count.
     """
-    rows: dict[tuple[str, str], list[Past]] = {}
+    rows: dict[tuple[str, str], list[PastPool]] = {}
     failed: dict[tuple[str, str], datetime] = {}
     for one in sorted(history, key=lambda one: one.ended):
-        where = one.configuration, one.host
-        in_a_row = rows.setdefault(where, [])
+        key = one.configuration, one.host
+        in_a_row = rows.setdefault(key, [])
         if one.served or not one.failed:
             in_a_row.clear()
-        before = failed.get(where)
+        before = failed.get(key)
         if one.failed:
-            failed[where] = one.ended
-        if one.served and (before is None or one.ended - before > ONCE):
+            failed[key] = one.ended
+        if one.served and (before is None or one.ended - before > FAILURE_FREE):
             continue
-        if one.failed and one.ended > pardoned.get(one.configuration, one.ended - QUARANTINE):
+        if one.failed and one.ended > cleared.get(one.configuration, one.ended - QUARANTINE):
             in_a_row.append(one)
     found = []
     for (configuration, host), failures in rows.items():
@@ -77,5 +78,7 @@ def backoffs(history: Iterable[Past], pardoned: dict[str, datetime], now: dateti
         until = last.ended + (QUARANTINE if quarantined else FIRST_DELAY * 2 ** (count - 1))
         if until > now:
             times = "once" if count == 1 else f"{count} times in a row"
-            found.append(Backoff(configuration, host, until, f"it failed {times} on {host}, at last: {last.ending}"))
+            found.append(
+                Backoff(configuration, host, until, f"it failed {times} on {host}, most recently: {last.ending}")
+            )
     return tuple(found)

@@ -1,7 +1,8 @@
 """
-The holder: what a pool does with its grant. Each call is one transaction, and names the grant's epoch.
+The holder of a reservation: the operations of a pool on its grant. Each call is one transaction and names the grant's
+epoch.
 
-A grant that was given back, or went to another epoch, is LeaseLost: the pool must let go of its bytes and end.
+LeaseLost means that the reservation was released or the epoch is stale: the pool must free its memory and end.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from app.kernel.errors import LeaseLost
 from app.kernel.priority import Priority
 from app.kernel.security import texts
 
-#: Characters of what a pool says for people: an error of a library may be of any length.
+#: Most characters of a sentence for operators: an error of a library may have any length.
 _SENTENCE = 4_000
 
 _TAKE = text("""
-    SELECT reservation.revision, host, pool.configuration, pool.model, slots, threads
+    SELECT pool.id::text, epoch, revision, host, pool.configuration, pool.model, slots, COALESCE(threads, 1) AS threads
     FROM reservation JOIN pool ON pool.id = reservation.id LEFT JOIN pool_process ON pool_id = pool.id
     WHERE pool.id = CAST(:id AS uuid) AND epoch = :epoch AND reservation.state IN ('active', 'suspect')
 """)
@@ -43,14 +44,14 @@ _REPORT = text("""
         serving_at = CASE WHEN :serves THEN COALESCE(pool_report.serving_at, now()) ELSE pool_report.serving_at END,
         last_used_at = CASE WHEN :used THEN now() ELSE pool_report.last_used_at END
 """)
-_HEAR = text("""
+_REPLY = text("""
     SELECT desired, threads FROM pool LEFT JOIN pool_process ON pool_id = pool.id WHERE pool.id = CAST(:id AS uuid)
 """)
-_KEEP_LAYOUT = text("""
+_STORE_LAYOUT = text("""
     UPDATE layout SET parts = CAST(:parts AS jsonb), ram_bytes = :ram, source = :source, measured_at = now()
     WHERE configuration = :configuration AND type = :type AND devices = :devices
 """)
-_NOTE_LOAD = text("""
+_STORE_LOAD_TIME = text("""
     UPDATE layout SET load_seconds = :load
     WHERE configuration = :configuration AND type = :type AND devices = :devices
 """)
@@ -58,12 +59,12 @@ _NOTE_LOAD = text("""
 
 @dataclass(frozen=True, slots=True)
 class DevicePart:
-    """A device of a grant, and the bytes that may be used of it."""
+    """A device of a grant, and the bytes of it that may be used."""
 
     id: str
     name: str
     type: str
-    #: What pins the process to it; empty for what is no GPU.
+    #: Pins the process to the device; empty when it is not a GPU.
     uuid: str
     simulated: bool
     speed: float
@@ -73,7 +74,7 @@ class DevicePart:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a pool may load, and where."""
+    """A grant: the model that a pool may load, and the bytes of devices that it may use."""
 
     id: str
     epoch: int
@@ -82,37 +83,37 @@ class Grant:
     configuration: str
     model: str
     slots: int
-    #: Its part of the host's cores.
+    #: Its share of the host's cores.
     threads: int
     parts: tuple[DevicePart, ...]
 
     @property
     def simulated(self) -> bool:
-        """Whether there is no hardware behind it."""
+        """Whether it is on simulated devices."""
         return any(part.simulated for part in self.parts)
 
     @property
     def gpus(self) -> tuple[DevicePart, ...]:
-        """Those of its devices that a process is pinned to."""
+        """Its GPUs, to which the process is pinned."""
         return tuple(part for part in self.parts if part.uuid)
 
     @property
     def computing(self) -> tuple[DevicePart, ...]:
-        """The devices that it computes on: its GPUs without the RAM beside them, or the RAM."""
+        """The devices that it computes on: its GPUs without their RAM, or the RAM if it has no GPU."""
         return self.gpus or self.parts
 
     @property
     def type(self) -> str:
-        """The type of those devices, which is one."""
+        """The type of the devices that it computes on; they are of one type."""
         return self.computing[0].type
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReport:
-    """What a pool tells of itself."""
+    """The report of a pool with its heartbeat."""
 
     phase: PoolPhase
-    #: Of the loading, 0 to 1.
+    #: Of the load, 0 to 1.
     progress: float = 0.0
     detail: str = ""
     worker: str = ""
@@ -126,32 +127,30 @@ class HeartbeatReply:
     """The reply to a heartbeat."""
 
     desired: Desired
-    #: Its part of the host's cores, as it is now.
+    #: Its current share of the host's cores.
     threads: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReservationHolder:
-    """The use cases of pools."""
+    """The operations of pools."""
 
     database: Database
-    #: Until when a pool that does not renew is taken for alive.
+    #: How long a pool without a heartbeat counts as alive.
     lease: timedelta
 
     def take(self, id_: str, epoch: int) -> Grant:
-        """What was granted; its lease begins anew. Raises LeaseLost when it is granted no longer, or to another."""
+        """Return the grant and renew its lease. Raises LeaseLost when it was released, or the epoch is stale."""
         with self.database.work() as work:
             row = work.row(_TAKE, {"id": id_, "epoch": epoch})
             if row is None:
-                raise LeaseLost(f"pool {id_} of epoch {epoch} holds no bytes")
+                raise LeaseLost(f"pool {id_} of epoch {epoch} holds no reservation")
             session.renew(work, id_, epoch, self.lease)
-            parts = tuple(DevicePart(**found._asdict()) for found in work.rows(_DEVICES, {"id": id_}))
-        return Grant(
-            id_, epoch, row.revision, row.host, row.configuration, row.model, row.slots, row.threads or 1, parts
-        )
+            parts = work.rows_of(DevicePart, _DEVICES, {"id": id_})
+        return Grant(**row._asdict(), parts=tuple(parts))
 
     def renew(self, id_: str, epoch: int, report: HeartbeatReport) -> HeartbeatReply:
-        """Extend the lease, tell, and hear what is desired. Raises LeaseLost."""
+        """Renew the lease, store the report and return the desired state. Raises LeaseLost."""
         values = {
             "id": id_,
             "phase": report.phase,
@@ -167,13 +166,13 @@ class ReservationHolder:
         with self.database.work() as work:
             session.renew(work, id_, epoch, self.lease)
             work.run(_REPORT, values)
-            row = work.row(_HEAR, {"id": id_})
-        assert row is not None, "a report needs its pool"
+            row = work.row(_REPLY, {"id": id_})
+        assert row is not None, "a report refers to its pool"
         return HeartbeatReply(Desired(row.desired), row.threads or 1)
 
     def adjust(self, grant: Grant, wanted: Mapping[str, int]) -> int | ReservationRefused:
         """
-        Change the bytes of each device, by its id; gives the new revision, or why they cannot be had.
+        Change the bytes of each device, by its id. Returns the new revision, or the reason of the refusal.
 
         Raises LeaseLost.
         """
@@ -185,18 +184,18 @@ class ReservationHolder:
             open_.close()
             return open_.ledger.reservations[grant.id].revision
 
-    def keep_layout(self, grant: Grant, wanted: Mapping[str, int], source: str) -> None:
-        """Write down what the configuration needs, by id of each device: the planner counts on it from now on."""
+    def store_layout(self, grant: Grant, wanted: Mapping[str, int], source: str) -> None:
+        """Store the bytes that the configuration needs, by id of the device: the planner uses them from now on."""
         parts = sorted((wanted[part.id] for part in grant.computing), reverse=True)
         ram = sum(wanted.values()) - sum(parts)
         values = self._of(grant) | {"parts": json.dumps(parts), "ram": ram, "source": source}
         with self.database.work() as work:
-            work.run(_KEEP_LAYOUT, values)
+            work.run(_STORE_LAYOUT, values)
 
-    def note_load(self, grant: Grant, load: timedelta) -> None:
-        """Write down how long it took from the start of the process until the model could serve."""
+    def store_load_time(self, grant: Grant, load: timedelta) -> None:
+        """Store the time from the start of the process until the model could serve."""
         with self.database.work() as work:
-            work.run(_NOTE_LOAD, self._of(grant) | {"load": load.total_seconds()})
+            work.run(_STORE_LOAD_TIME, self._of(grant) | {"load": load.total_seconds()})
 
     @staticmethod
     def _of(grant: Grant) -> dict[str, Any]:

@@ -1,22 +1,24 @@
 """
-Hosts: what an agent does with the database. Each call is one transaction.
+Hosts: the operations of agents on the database. Each call is one transaction.
 
-An agent that joins speaks for its host from then on, under an epoch of its own; one that was replaced, or whose host
-was declared lost, is refused with LeaseLost and must join anew.
-Whoever joins has ended every process that the ledger does not hold; what it adopts is checked once more as it joins.
-Nothing is given back here but what the agent has seen dead, with its bytes back.
+An agent that joins speaks for its host from then on, under its own epoch. An agent with a stale epoch, or of a host
+that was declared lost, gets LeaseLost and must join again.
+Before it joins, an agent ends every process without a reservation. The reservations of the processes that it adopts
+are checked again as it joins.
+A reservation is released only when its agent has seen the process dead and its memory free.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import text
 
+from app.devices.device import MeasuredDevice
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, ProcessState
@@ -28,7 +30,7 @@ from app.kernel.security import texts
 
 _log = log.get(__name__)
 
-#: Characters of a sentence for people: an error of a library may be of any length.
+#: Most characters of a sentence for operators: an error of a library may have any length.
 _SENTENCE = 4_000
 
 _JOIN = text("""
@@ -51,12 +53,12 @@ _PUT_DEVICE = text("""
     WHERE device.host = :host
 """)
 _HIDE_DEVICES = text("UPDATE device SET present = false WHERE host = :host AND id <> ALL(:ids)")
-_BEAT = text("""
+_HEARTBEAT = text("""
     UPDATE host SET agent_until = now() + :lease, files = CAST(:files AS jsonb), problems = CAST(:problems AS jsonb)
     WHERE name = :host AND agent_epoch = :epoch AND lost_at IS NULL
 """)
 _LEAVE = text("UPDATE host SET agent_until = now() WHERE name = :host AND agent_epoch = :epoch AND agent_until > now()")
-# How long a load took is better known from loads than from what is declared, but for a stand-in.
+# The measured time of a load is kept, except for a simulated device.
 _DECLARE = text("""
     INSERT INTO layout (configuration, type, devices, parts, ram_bytes, source, load_seconds, tokens_per_second)
     VALUES (:configuration, :type, :devices, CAST(:parts AS jsonb), :ram, :source, :load, :pace)
@@ -100,7 +102,7 @@ _END_ORPHAN = text("""
     UPDATE pool_process SET state = 'ended', ended_at = now(), failed = true, ending = :ending, log_tail = :tail
     WHERE pool_id = CAST(:id AS uuid) AND state <> 'ended'
 """)
-# Whoever joins has ended every process that the ledger does not hold.
+# An agent that joins has ended every process without a reservation.
 _END_REST = text("""
     UPDATE pool_process SET state = 'ended', ended_at = now(), failed = true,
         ending = 'its process was gone when the agent of its host joined again'
@@ -109,42 +111,28 @@ _END_REST = text("""
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """A device as its agent declares it."""
+class DeviceReport:
+    """A device of a host, as its agent reports it."""
 
+    #: Its id in the fleet.
     id: str
-    name: str
-    kind: str
+    #: The key of its layouts: `cpu`, `NVIDIA H200`, `simulated`.
     type: str
-    total: int
-    #: What reservations may come to in all.
+    #: Most bytes that all reservations together may have.
     capacity: int
-    uuid: str = ""
-    simulated: bool = False
-    speed: float = 1.0
-    bandwidth: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A device as it is now."""
-
-    id: str
-    used: int
+    measured: MeasuredDevice
     #: Bytes of the capacity that processes without a reservation use.
-    unmanaged: int
-    temperature: int | None = None
-    utilisation: float | None = None
+    unmanaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
-    """A pool of the host, as the database has it: what is desired, and what the pool tells."""
+class AssignedPool:
+    """A pool that is assigned to a host: its reservation, its desired state and its last report."""
 
     id: str
     epoch: int
     state: ReservationState
-    #: It waits for the bytes of others.
+    #: It waits for bytes of other pools.
     waits: bool
     configuration: str
     model: str
@@ -153,7 +141,7 @@ class Granted:
     bytes: Mapping[str, int]
     #: None before its first heartbeat.
     phase: PoolPhase | None
-    #: How long its engine has had work and made no progress.
+    #: How long its engine has had work without progress.
     stalled: timedelta
     #: Since its last heartbeat, or since its grant.
     silent: timedelta
@@ -161,8 +149,8 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """A process of a pool, as its agent sees it."""
+class ObservedProcess:
+    """A process of a pool, as its agent observes it."""
 
     id: str
     state: ProcessState
@@ -175,11 +163,11 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class PoolEnded:
-    """A process that is gone, with its bytes back."""
+    """The end of a pool: its process is dead, and its memory is free."""
 
     id: str
     returncode: int | None
-    #: Otherwise than it was asked to.
+    #: It ended in another way than requested.
     failed: bool
     ending: str
     log_tail: str
@@ -187,25 +175,25 @@ class PoolEnded:
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """The use cases of agents."""
+    """The operations of agents."""
 
     database: Database
-    #: Until when an agent that does not beat is taken for alive.
+    #: How long an agent without a heartbeat counts as alive.
     agent_lease: timedelta
-    #: Until when a pool that does not renew is taken for alive.
+    #: How long a pool without a heartbeat counts as alive.
     pool_lease: timedelta
 
     def join(
-        self, host: str, identity: str, cores: int, devices: Sequence[Declared], adopted: Mapping[str, int]
+        self, host: str, identity: str, cores: int, devices: Sequence[DeviceReport], adopted: Mapping[str, int]
     ) -> int:
         """
-        Speak for a host from now on; gives the epoch of the agent.
+        Make this agent the one that speaks for a host. Returns its epoch.
 
-        `identity` names the place where the agent, and those before it, know the host's processes. `adopted` are the
-        pools whose processes live there, with their epochs.
+        `identity` names the data directory in which the agent, and those before it, know the host's processes.
+        `adopted` are the pools whose processes are alive there, with their epochs.
 
-        Raises LeaseLost when one of them is not held any more: its process is to be ended first. Raises Conflict when
-        an agent of another identity speaks for the host, or left something there that this one knows nothing of.
+        Raises LeaseLost when a reservation of them was released: its process must be ended first. Raises Conflict when
+        an agent with another identity speaks for the host, or left reservations there.
         """
         with self.database.work() as work:
             epoch = session.next_epoch(work)
@@ -216,7 +204,7 @@ class Hosts:
             for id_, of in adopted.items():
                 held = open_.ledger.reservations.get(id_)
                 if held is None or held.epoch != of:
-                    raise LeaseLost(f"pool {id_} of epoch {of} was given back while its process lived")
+                    raise LeaseLost(f"pool {id_} of epoch {of} was released while its process was alive")
             for device in devices:
                 self._put(work, host, device)
             work.run(_HIDE_DEVICES, {"host": host, "ids": [device.id for device in devices]})
@@ -227,38 +215,30 @@ class Hosts:
         _log.info("host_joined", host=host, epoch=epoch, devices=len(devices), adopted=len(adopted))
         return epoch
 
-    def beat(
-        self, host: str, epoch: int, devices: Sequence[Measured], files: Sequence[str], problems: Sequence[str]
-    ) -> list[Granted]:
+    def heartbeat(
+        self, host: str, epoch: int, devices: Sequence[DeviceReport], files: Sequence[str], problems: Sequence[str]
+    ) -> list[AssignedPool]:
         """
-        Say that the agent lives and what it measured; gives the pools of the host.
+        Renew the lease of the agent and store its measurements. Returns the pools of the host.
 
-        Raises LeaseLost when another agent speaks for the host, or it was declared lost.
+        Raises LeaseLost when another agent speaks for the host, or the host was declared lost.
         """
         with self.database.work() as work:
             sentences = [texts.printable(problem, _SENTENCE) for problem in problems]
             values = {"host": host, "epoch": epoch, "lease": self.agent_lease}
-            if not work.run(_BEAT, values | {"files": _json(list(files)), "problems": _json(sentences)}):
+            if not work.run(_HEARTBEAT, values | {"files": _json(list(files)), "problems": _json(sentences)}):
                 raise LeaseLost(f"agent {epoch} does not speak for host {host} any more")
             for device in devices:
-                measured = {
-                    "id": device.id,
-                    "host": host,
-                    "used": device.used,
-                    "unmanaged": device.unmanaged,
-                    "temperature": device.temperature,
-                    "utilisation": device.utilisation,
-                }
-                work.run(_MEASURE, measured)
+                work.run(_MEASURE, _columns(host, device))
             return _pools(work, host)
 
     def leave(self, host: str, epoch: int) -> None:
-        """The agent ends: nothing new is placed on its host. Nothing happens when another speaks for it."""
+        """End the lease of an agent: no pool is placed on its host any more. A stale epoch changes nothing."""
         with self.database.work() as work:
             work.run(_LEAVE, {"host": host, "epoch": epoch})
 
     def declare_layouts(self, known: Iterable[KnownLayout]) -> None:
-        """Write down what configurations need, where nothing better is known."""
+        """Store the layouts of configurations. A measured time of a load is kept."""
         rows = [
             {
                 "configuration": one.configuration,
@@ -276,16 +256,16 @@ class Hosts:
             with self.database.work() as work:
                 work.run(_DECLARE, rows)
 
-    def pools(self, host: str) -> list[Granted]:
-        """The pools of the host that hold bytes, the oldest first."""
+    def pools(self, host: str) -> list[AssignedPool]:
+        """Return the pools of a host that have a reservation, the oldest first."""
         with self.database.work() as work:
             return _pools(work, host)
 
     def activate(self, host: str, epoch: int, pool: str, threads: int) -> None:
         """
-        Let a process of the pool touch its bytes, from now on.
+        Allow a process of the pool to use its bytes from now on.
 
-        Raises LeaseLost when it is not held any more, waits for others, or the agent was replaced.
+        Raises LeaseLost when the reservation is no longer held or waits for other pools, and for a stale epoch.
         """
         with self.database.work() as work:
             open_ = session.open_session(work, host)
@@ -294,8 +274,8 @@ class Hosts:
             open_.close()
             work.run(_BEGIN, {"id": pool, "threads": threads})
 
-    def observe(self, processes: Sequence[Observed]) -> None:
-        """Write down what the agent sees of processes that live."""
+    def record_processes(self, processes: Sequence[ObservedProcess]) -> None:
+        """Store the observations of running processes."""
         rows = [
             {
                 "id": one.id,
@@ -314,9 +294,9 @@ class Hosts:
 
     def release(self, host: str, epoch: int, ended: PoolEnded) -> None:
         """
-        A process is gone and its bytes are back, or it never was: give them back.
+        Release the reservation of a pool whose process is dead, with its memory free, or was never started.
 
-        Raises LeaseLost when the agent was replaced. What was given back already stays so.
+        A reservation that was released already stays as it is. Raises LeaseLost for a stale epoch.
         """
         ending = texts.printable(ended.ending, _SENTENCE)
         with self.database.work() as work:
@@ -335,9 +315,9 @@ class Hosts:
             work.run(_END, values)
         _log.info("pool_released", pool=ended.id, failed=ended.failed, ending=ending)
 
-    def end_orphan(self, pool: str, log_tail: str) -> None:
-        """Write down that a process was ended whose bytes had been given back while it lived."""
-        ending = "its bytes were given back while its process lived; its agent ended it"
+    def record_orphan_end(self, pool: str, log_tail: str) -> None:
+        """Store the end of an orphan: a process whose reservation was released while it was alive."""
+        ending = "its reservation was released while its process was alive; its agent ended it"
         with self.database.work() as work:
             work.run(_END_ORPHAN, {"id": pool, "ending": ending, "tail": texts.printable(log_tail)})
 
@@ -346,40 +326,35 @@ class Hosts:
         if other is None:
             return
         if other.alive:
-            raise Conflict(
-                f"another agent speaks for host {host}; give each host a name of its own (setting fleet.host)"
-            )
+            raise Conflict(f"another agent speaks for host {host}; give each host its own name (setting fleet.host)")
         if other.held:
             raise Conflict(
-                f"host {host} holds {other.held} reservations of an agent with another data directory; start that one, "
-                f"or say that they are gone with `arriero hosts remove {host} --lost`"
+                f"host {host} holds {other.held} reservations of an agent with another data directory; start that "
+                f"agent, or if the machine is gone, run `arriero hosts remove {host} --lost`"
             )
 
-    def _put(self, work: UnitOfWork, host: str, device: Declared) -> None:
-        values = {
-            "id": device.id,
-            "host": host,
-            "name": device.name,
-            "kind": device.kind,
-            "type": device.type,
-            "uuid": device.uuid,
-            "simulated": device.simulated,
-            "speed": device.speed,
-            "bandwidth": device.bandwidth,
-            "total": device.total,
-        }
-        if not work.run(_PUT_DEVICE, values):
-            raise Conflict(f"device {device.id} is known as another host's; give each host a name of its own")
+    def _put(self, work: UnitOfWork, host: str, device: DeviceReport) -> None:
+        if not work.run(_PUT_DEVICE, _columns(host, device)):
+            raise Conflict(
+                f"device {device.id} belongs to another host; give each host its own name (setting fleet.host)"
+            )
+
+
+def _columns(host: str, device: DeviceReport) -> dict[str, Any]:
+    """The columns of a device's row, and fields of its measurement that are not stored."""
+    own = {"id": device.id, "host": host, "type": device.type, "unmanaged": device.unmanaged}
+    derived = {"used": device.measured.used, "simulated": device.measured.simulated}
+    return asdict(device.measured) | own | derived
 
 
 def not_served(model: str, reason: str) -> str:
-    """How a host says among its problems that a model's file cannot be served there."""
+    """Return the problem of a host on which a model's file cannot be served."""
     return f"{model} is not served here: {reason}"
 
 
-def _pools(work: UnitOfWork, host: str) -> list[Granted]:
+def _pools(work: UnitOfWork, host: str) -> list[AssignedPool]:
     return [
-        Granted(
+        AssignedPool(
             id=row.id,
             epoch=row.epoch,
             state=ReservationState(row.state),

@@ -1,8 +1,8 @@
 """
-A pool: where it stands, from what three writers say of it.
+A pool: its state, derived from what three writers report.
 
-The reconciler says what is desired, the host's agent what it observes of the process, the pool itself what it does;
-the ledger knows whether it may touch its bytes. None of them writes what another says.
+The reconciler writes the desired state, the host's agent writes the observed process, and the pool itself writes its
+phase. The ledger knows whether the pool may use its bytes. No writer changes the values of another.
 """
 
 from __future__ import annotations
@@ -13,73 +13,73 @@ from app.fleet.ledger.reservation import ReservationState
 
 
 class PoolState(StrEnum):
-    """Where a pool stands."""
+    """The state of a pool."""
 
-    #: Granted; its process begins when the pools that it waits for are gone.
+    #: Granted; its process starts when the pools that it waits for have ended.
     WAITING = "waiting"
-    #: Its process begins or loads.
+    #: Its process starts or loads the model.
     STARTING = "starting"
     SERVING = "serving"
-    #: Takes no more work and ends when it has none.
+    #: Takes no more work, and ends when it has none.
     DRAINING = "draining"
-    #: Its lease ran out; whether its process lives is not known.
+    #: Its lease expired; its process may be alive.
     SUSPECT = "suspect"
 
 
-#: States of a pool that serves, or will.
+#: States of a pool that serves or will serve.
 COMING = frozenset({PoolState.WAITING, PoolState.STARTING, PoolState.SERVING})
 
 
-#: Folder below the data directory, with a file for each pool whose metrics can be asked for.
+#: Directory below the data directory, with a file for each pool that serves metrics.
 METRICS_FOLDER = "metrics"
 
 
 class Desired(StrEnum):
-    """What the reconciler wants of a pool."""
+    """The desired state of a pool."""
 
     RUN = "run"
-    #: It ends when its steps have ended.
+    #: End when its steps have ended.
     DRAIN = "drain"
-    #: It hands its steps back at their next token, and ends.
+    #: Requeue its steps at their next token, and end.
     PREEMPT = "preempt"
 
 
 class ProcessState(StrEnum):
-    """What the agent observes of a pool's process."""
+    """The state of a pool's process, as its agent observes it."""
 
     RUNNING = "running"
     #: It was asked to end.
     STOPPING = "stopping"
-    #: It is gone, and its bytes are back.
+    #: It has ended, and its memory is free.
     ENDED = "ended"
 
 
 class PoolPhase(StrEnum):
-    """What a pool is doing, as it tells."""
+    """The phase of a pool, as it reports it."""
 
     STARTING = "starting"
-    #: It finds out how many bytes it needs.
+    #: It determines how many bytes it needs.
     MEASURING = "measuring"
     LOADING = "loading"
-    #: It writes a first token.
+    #: It generates a first token.
     WARMING = "warming"
     SERVING = "serving"
     #: It takes no more steps.
     DRAINING = "draining"
-    #: It lets go of its model.
+    #: It frees its model.
     UNLOADING = "unloading"
-    #: It cannot have the bytes that it needs, and ends.
+    #: The bytes that it needs were refused, and it ends.
     REFUSED = "refused"
     #: It cannot serve for another reason, and ends.
     FAILED = "failed"
 
 
-#: Of a pool that takes no more steps.
+#: Phases of a pool that takes no more steps.
 _LEAVING = frozenset({PoolPhase.DRAINING, PoolPhase.UNLOADING, PoolPhase.REFUSED, PoolPhase.FAILED})
 
 
 def state_of(reservation: ReservationState, *, waits: bool, desired: Desired, phase: PoolPhase | None) -> PoolState:
-    """Where a pool stands whose reservation is charged. `waits` says that it waits for the bytes of others."""
+    """Return the state of a pool with a charged reservation. `waits`: it waits for bytes of other pools."""
     if reservation is ReservationState.SUSPECT:
         return PoolState.SUSPECT
     if desired is not Desired.RUN or phase in _LEAVING:

@@ -1,31 +1,30 @@
 """
-The rows of the fleet. Each table has one writer.
+The rows of the fleet: the schema of its tables. Each table has one writer.
 
     host          a machine with an agent; written by its agent, its state by operators, its loss by the reconciler
-    device        memory of a host, and what the ledger has charged on it; written by the ledger and the agent
+    device        memory of a host and its charged bytes; written by the ledger and the agent
     reservation   a claim that was granted: state, lease, epoch; written by the ledger
     reservation_device  its bytes of each device
     promise       bytes of a device that pass from a victim to the reservation that waits for it
-    set_aside     bytes that a configuration owns before it is loaded
-    quota         what a namespace may hold and use, and does
-    pool          what is desired: which model, where, why, and whether it is to end; written by the reconciler
-    pool_process  what is observed of its process; written by the host's agent
-    pool_report   what it tells of itself; written by its own heartbeat
-    layout        what a configuration needs on devices of a type; written by agents and pools
-    refusal       why a model that is asked for is not started; written by the reconciler
-    pool_command    what an operator asked for once; written by the API, answered by the reconciler
-    defragmentation   what was moved so that models fit, and what that gained; written by the reconciler
-    pool_target   models that are kept up; written by the API
+    reserved_capacity   bytes that are guaranteed to a configuration, also while it is not loaded
+    quota         the limits of a namespace, and its use
+    pool          the desired state: model, devices, reason, and whether it must end; written by the reconciler
+    pool_process  the observed process of a pool; written by the host's agent
+    pool_report   the last report of a pool; written by its own heartbeat
+    layout        the bytes that a configuration needs on devices of a type; written by agents and pools
+    refusal       why a model with demand is not started; written by the reconciler
+    pool_command  a command of an operator; written by the API, completed by the reconciler
+    pool_target   models that are kept running; written by the API
+    defragmentation   pools that were moved so that models fit, and what that gained; written by the reconciler
 
-Every instant is the database's own. A reservation and its pool have one id. The sequence `fleet_epoch` numbers agents
-and grants.
+Every instant is the database's own. A reservation and its pool have the same id. The sequence `fleet_epoch` numbers
+agents and grants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -33,20 +32,9 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, Index, Tex
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, ProcessState
-
-
-class HostState(StrEnum):
-    """What may be done with a host."""
-
-    SCHEDULABLE = "schedulable"
-    #: Nothing new is placed on it.
-    CORDONED = "cordoned"
-    #: As cordoned, and its pools are moved or stopped.
-    DRAINING = "draining"
-    #: Nobody heard of it for too long. It is out until its agent has joined anew.
-    LOST = "lost"
 
 
 def _instant(*, nullable: bool = True) -> Any:
@@ -69,26 +57,26 @@ class HostRow(SQLModel, table=True):
     __table_args__ = (_one_of("state", (state for state in HostState if state is not HostState.LOST)),)
 
     name: str = Field(primary_key=True, max_length=100)
-    #: What operators say; it outlasts restarts and losses.
+    #: Set by operators; it survives restarts and losses.
     state: str = Field(max_length=16)
-    #: When it was declared lost, which ends when its agent joins.
+    #: When it was declared lost; cleared when its agent joins.
     lost_at: datetime | None = Field(default=None, sa_column=_instant())
-    #: Who its agents are: the data directory in which they know their processes.
+    #: The data directory of its agents, in which they know their processes.
     identity: str = Field(max_length=64)
-    #: Of the agent that speaks for it; 0 when none does.
+    #: Epoch of the agent that speaks for it; 0 without one.
     agent_epoch: int = Field(sa_column=_bytes())
-    #: Until then the agent is taken for alive.
+    #: Until then the agent counts as alive.
     agent_until: datetime = Field(sa_column=_instant(nullable=False))
     joined_at: datetime = Field(sa_column=_instant(nullable=False))
     cores: int = 1
     #: Configurations whose files it has.
     files: list[str] = Field(sa_column=Column(JSONB, nullable=False))
-    #: Sentences for people: a driver that does not answer, a GPU that was left out.
+    #: Sentences for operators: a driver that does not answer, a GPU that was left out.
     problems: list[str] = Field(sa_column=Column(JSONB, nullable=False))
 
 
 class DeviceRow(SQLModel, table=True):
-    """Memory of a host. The constraint is what no defect of ours gets past."""
+    """Memory of a host. The constraints refuse an overcommitted device whatever a defect would write."""
 
     __tablename__ = "device"
     __table_args__ = (
@@ -101,24 +89,24 @@ class DeviceRow(SQLModel, table=True):
     host: str = Field(foreign_key="host.name", ondelete="CASCADE", max_length=100)
     name: str = Field(max_length=100)
     kind: str = Field(max_length=16)
-    #: What footprints are kept for: `cpu`, `NVIDIA H200`, `simulated`.
+    #: The key of its layouts: `cpu`, `NVIDIA H200`, `simulated`.
     type: str = Field(max_length=100)
-    #: What pins a process to it; empty for what is no GPU.
+    #: Pins a process to the device; empty when it is not a GPU.
     uuid: str = Field(default="", max_length=100)
     simulated: bool = False
-    #: False for one that its agent does not see any more.
+    #: False when its agent no longer finds it.
     present: bool = True
     speed: float = 1.0
-    #: Of a simulated device: bytes that are loaded in a second.
+    #: Of a simulated device: bytes loaded per second.
     bandwidth: int | None = Field(default=None, sa_column=Column(BigInteger))
     total_bytes: int = Field(sa_column=_bytes())
-    #: What reservations may come to in all.
+    #: Most bytes that all reservations together may have.
     capacity_bytes: int = Field(sa_column=_bytes())
-    #: What they come to, less what victims cover.
+    #: Bytes of the reservations, without those that victims cover.
     charged_bytes: int = Field(sa_column=_bytes())
-    #: What no preemption brings back: set aside, or pinned.
+    #: Bytes that no preemption can free: reserves and pinned pools.
     non_preemptible_bytes: int = Field(sa_column=_bytes())
-    #: As measured: by everybody, and by those who hold no reservation.
+    #: Measured use: by all processes, and by those without a reservation.
     used_bytes: int = Field(sa_column=_bytes())
     unmanaged_bytes: int = Field(sa_column=_bytes())
     temperature: int | None = None
@@ -168,7 +156,7 @@ class ReservationDeviceRow(SQLModel, table=True):
 
 
 class PromiseRow(SQLModel, table=True):
-    """Bytes of a device that pass to a reservation when its victim is gone."""
+    """Bytes of a device that pass to a reservation when its victim is released."""
 
     __tablename__ = "promise"
     __table_args__ = (CheckConstraint("bytes > 0", name="is_something"),)
@@ -180,7 +168,7 @@ class PromiseRow(SQLModel, table=True):
 
 
 class ReservedCapacityRow(SQLModel, table=True):
-    """Bytes of a device that a configuration owns."""
+    """Bytes of a device that are guaranteed to a configuration."""
 
     __tablename__ = "reserved_capacity"
     __table_args__ = (CheckConstraint("bytes > 0", name="is_something"),)
@@ -193,29 +181,29 @@ class ReservedCapacityRow(SQLModel, table=True):
 
 
 class QuotaRow(SQLModel, table=True):
-    """What a namespace may hold and use."""
+    """The limits of a namespace, and its use."""
 
     __tablename__ = "quota"
 
     namespace: str = Field(primary_key=True, max_length=100)
-    #: Its share beside others.
+    #: Its weight in the fair share among namespaces.
     weight: float = 1.0
-    #: Bytes that pools granted on its behalf may hold; None: no limit.
+    #: Most bytes that pools granted for it may hold; None: no limit.
     max_bytes: int | None = Field(default=None, sa_column=Column(BigInteger))
     held_bytes: int = Field(sa_column=_bytes())
-    #: Seconds of devices that it may have in a period; None: no limit.
+    #: Most seconds of device time in a period; None: no limit.
     max_device_seconds: float | None = None
     period_seconds: int = 86400
     period_began: datetime = Field(sa_column=_instant(nullable=False))
-    #: Seconds of devices that it had in this period.
+    #: Seconds of device time used in this period.
     device_seconds: float = 0.0
-    #: The same, faded by half each hour, for fairness between namespaces.
+    #: Seconds of device time that count for fairness: they halve every hour.
     attained_seconds: float = 0.0
     counted_at: datetime = Field(sa_column=_instant(nullable=False))
 
 
 class PoolRow(SQLModel, table=True):
-    """What is desired of a pool."""
+    """The desired state of a pool."""
 
     __tablename__ = "pool"
     __table_args__ = (_one_of("desired", Desired), Index("ix_pool_configuration", "configuration", "created_at"))
@@ -224,20 +212,20 @@ class PoolRow(SQLModel, table=True):
     configuration: str = Field(max_length=200)
     model: str = Field(max_length=200)
     slots: int
-    #: Why it was started: the word, and the sentence.
+    #: Why it was started: a keyword, and a sentence.
     purpose: str = Field(max_length=16)
     reason: str = Field(sa_column=Column(Text, nullable=False))
     desired: str = Field(max_length=16)
-    #: Why it is to end.
+    #: Why it must end.
     stop_reason: str | None = Field(default=None, sa_column=Column(Text))
-    #: Seconds until it was expected to serve, when it was granted.
+    #: Expected seconds from its grant until it serves.
     estimate_seconds: float = 0.0
     created_at: datetime = Field(sa_column=_instant(nullable=False))
     stop_at: datetime | None = Field(default=None, sa_column=_instant())
 
 
-class ProcessRow(SQLModel, table=True):
-    """What is observed of a pool's process."""
+class PoolProcessRow(SQLModel, table=True):
+    """The observed process of a pool."""
 
     __tablename__ = "pool_process"
     __table_args__ = (_one_of("state", ProcessState),)
@@ -245,37 +233,37 @@ class ProcessRow(SQLModel, table=True):
     pool_id: UUID = Field(primary_key=True, foreign_key="pool.id", ondelete="CASCADE")
     state: str = Field(max_length=16)
     pid: int | None = None
-    #: Its part of the host's cores.
+    #: Its share of the host's cores.
     threads: int | None = None
     started_at: datetime = Field(sa_column=_instant(nullable=False))
     ended_at: datetime | None = Field(default=None, sa_column=_instant())
     returncode: int | None = None
-    #: Whether it ended otherwise than it was asked to.
+    #: It ended in another way than requested.
     failed: bool = False
-    #: How it ended, in words.
+    #: How it ended, in a sentence.
     ending: str | None = Field(default=None, sa_column=Column(Text))
     #: The last lines of its log.
     log_tail: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
-    #: Bytes of each device that it was measured to use, by id, and the most so far.
+    #: Measured bytes by id of the device: now, and the maximum so far.
     used: dict[str, int] = Field(sa_column=Column(JSONB, nullable=False, server_default="{}"))
     peak: dict[str, int] = Field(sa_column=Column(JSONB, nullable=False, server_default="{}"))
 
 
-class ReportRow(SQLModel, table=True):
-    """What a pool tells of itself."""
+class PoolReportRow(SQLModel, table=True):
+    """The last report of a pool."""
 
     __tablename__ = "pool_report"
     __table_args__ = (_one_of("phase", PoolPhase),)
 
     pool_id: UUID = Field(primary_key=True, foreign_key="pool.id", ondelete="CASCADE")
     phase: str = Field(max_length=16)
-    #: Of the loading, 0 to 1.
+    #: Of the load, 0 to 1.
     progress: float = 0.0
-    #: What it has to say for people: why it refused, what it measured.
+    #: A sentence for operators: why it refused, what it measured.
     detail: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
-    #: As Celery and Flower name it.
+    #: Its name in Celery and Flower.
     worker: str = Field(default="", max_length=200)
-    #: Steps that it works on, and the most urgent class among them.
+    #: Number of steps that it works on, and their highest priority class.
     busy: int = 0
     urgent: str | None = Field(default=None, max_length=16)
     #: How long its engine has had work and made no progress, in milliseconds.
@@ -286,19 +274,19 @@ class ReportRow(SQLModel, table=True):
 
 
 class LayoutRow(SQLModel, table=True):
-    """What a configuration needs on devices of a type."""
+    """The bytes that a configuration needs on devices of a type."""
 
     __tablename__ = "layout"
 
     configuration: str = Field(primary_key=True, max_length=200)
     type: str = Field(primary_key=True, max_length=100)
-    #: Devices that share it.
+    #: Number of devices that share it.
     devices: int = Field(primary_key=True)
     #: Bytes on each of them, margins included.
     parts: list[int] = Field(sa_column=Column(JSONB, nullable=False))
-    #: Bytes of the host's RAM beside GPUs.
+    #: Bytes of the host's RAM in addition to GPUs.
     ram_bytes: int = Field(sa_column=_bytes())
-    #: How it is known, the best first: measured, dry run, closed form.
+    #: Its source, the best first: measured, dry run, closed form.
     source: str = Field(max_length=32)
     #: From the start of the process until it serves.
     load_seconds: float = 0.0
@@ -308,7 +296,7 @@ class LayoutRow(SQLModel, table=True):
 
 
 class RefusalRow(SQLModel, table=True):
-    """Why a model that is asked for is not started."""
+    """The reason why a model with demand is not started."""
 
     __tablename__ = "refusal"
 
@@ -316,14 +304,14 @@ class RefusalRow(SQLModel, table=True):
     model: str = Field(max_length=200)
     reason: str = Field(sa_column=Column(Text, nullable=False))
     needs_bytes: int = Field(sa_column=_bytes())
-    #: Seconds until it is expected to serve; None when that takes more than the passing of time.
+    #: Seconds until it is expected to serve; None when waiting alone does not help.
     estimate_seconds: float | None = None
     since: datetime = Field(sa_column=_instant(nullable=False))
     at: datetime = Field(sa_column=_instant(nullable=False))
 
 
-class OrderRow(SQLModel, table=True):
-    """What an operator asked for once."""
+class PoolCommandRow(SQLModel, table=True):
+    """A command of an operator."""
 
     __tablename__ = "pool_command"
     __table_args__ = (
@@ -336,7 +324,7 @@ class OrderRow(SQLModel, table=True):
     #: `start` or `stop`.
     command: str = Field(max_length=8)
     model: str = Field(max_length=200)
-    #: The pool that is to be stopped.
+    #: The pool to stop.
     pool_id: UUID | None = None
     reason: str = Field(sa_column=Column(Text, nullable=False))
     created_at: datetime = Field(sa_column=_instant(nullable=False))
@@ -344,19 +332,19 @@ class OrderRow(SQLModel, table=True):
 
 
 class PoolTargetRow(SQLModel, table=True):
-    """A model that is kept up until somebody says otherwise."""
+    """A model that is kept running until an operator stops it."""
 
     __tablename__ = "pool_target"
 
     model: str = Field(primary_key=True, max_length=200)
     pools: int
-    #: Its pools are never stopped to make room.
+    #: Its pools are never preempted.
     pinned: bool = False
     created_at: datetime = Field(sa_column=_instant(nullable=False))
 
 
 class DefragmentationRow(SQLModel, table=True):
-    """What was moved so that models fit."""
+    """Pools that were moved so that models fit."""
 
     __tablename__ = "defragmentation"
 

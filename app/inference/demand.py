@@ -12,10 +12,9 @@ the items of a map that have not started, or with the history of ended runs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
@@ -26,12 +25,12 @@ from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import NotFound
 from app.kernel.priority import Priority
 from app.scheduler.needs import OperatorTarget
-from app.scheduler.observation import InFlight
-from app.scheduler.reconcile import FleetDemand, Waiting
+from app.scheduler.observation import FleetDemand, InFlight
+from app.scheduler.planner.demand import WaitingSteps
 from app.workflows.state_machine.states import StepState
 
 #: The window of the arrival rate.
-_USAGE_WINDOW = timedelta(minutes=3)
+_RATE_WINDOW = timedelta(minutes=3)
 #: The expected time in a slot while no attempt with the model has succeeded.
 _DEFAULT_DURATION = timedelta(seconds=5)
 #: Number of last successful attempts of a model from which its mean time is computed.
@@ -66,16 +65,16 @@ _MAPS = """
 _PENDING = text(f"""
     WITH running_run AS MATERIALIZED ({_RUNNING_RUNS})
     SELECT model, priority, namespace, count(*) AS steps, min(before) AS before FROM (
-        SELECT coming.model, coming.priority, running_run.namespace, place + COALESCE(maps.rounds, 0) AS before
+        SELECT upcoming.model, upcoming.priority, running_run.namespace, place + COALESCE(maps.rounds, 0) AS before
         FROM running_run
         CROSS JOIN LATERAL (
             SELECT model, priority, row_number() OVER (ORDER BY position) AS place FROM (
                 SELECT model, priority, position FROM step
                 WHERE run_id = running_run.id AND parent_id IS NULL AND state = 'pending' ORDER BY position LIMIT :next
             ) AS next
-        ) AS coming
+        ) AS upcoming
         LEFT JOIN LATERAL (SELECT sum(rounds) AS rounds FROM ({_MAPS}) AS map) AS maps ON true
-        WHERE coming.model IS NOT NULL
+        WHERE upcoming.model IS NOT NULL
     ) AS ahead GROUP BY model, priority, namespace
 """)
 _ITEMS = text(f"""
@@ -98,7 +97,7 @@ _RUNNING_STEPS = text(f"""
 """)
 _ARRIVALS = text("""
     SELECT model, priority, count(*) AS steps FROM step
-    WHERE ready_at > now() - CAST(:lately AS interval) AND model IS NOT NULL GROUP BY model, priority
+    WHERE ready_at > now() - CAST(:window AS interval) AND model IS NOT NULL GROUP BY model, priority
 """)
 _DURATIONS = text("""
     SELECT wanted.model, avg(took) AS duration FROM unnest(CAST(:models AS text[])) AS wanted (model)
@@ -109,7 +108,7 @@ _DURATIONS = text("""
 """)
 _STEP = text("""
     SELECT step.id, step.run_id, step.key, step.model, step.state, split_part(step.owner, '@', 1) AS worker,
-           GREATEST(extract(epoch FROM step.not_before - now()), 0) AS pause,
+           GREATEST(extract(epoch FROM step.not_before - now()), 0)::float AS delay,
            run.paused OR run.workflow_paused AS paused
     FROM step JOIN run ON run.id = step.run_id WHERE step.id = :id AND step.model IS NOT NULL
 """)
@@ -123,9 +122,33 @@ class ModelStep:
     run_id: UUID
     key: str
     model: str
-    state: StepState
-    #: A sentence: whether the step waits for its model, or for something else.
-    detail: str
+    state: str
+    #: The worker that executes it.
+    worker: str | None
+    #: Seconds until its next attempt.
+    delay: float | None
+    #: Whether its run is paused.
+    paused: bool
+
+    @property
+    def detail(self) -> str:
+        """A sentence: whether the step waits for its model, or for something else."""
+        state = StepState(self.state)
+        if self.paused and state in {StepState.READY, StepState.PENDING, StepState.WAITING}:
+            return f"its run is paused; resume it with `arriero runs resume {self.run_id}`"
+        match state:
+            case StepState.READY:
+                return "it waits for a slot of its model"
+            case StepState.PENDING:
+                return "it waits for the steps that it needs, and then for its model"
+            case StepState.WAITING:
+                return f"an attempt failed; the next one starts in {self.delay or 0:.0f} s"
+            case StepState.RUNNING | StepState.CANCELLING:
+                return f"it is {state}, on {self.worker}"
+            case StepState.AWAITING:
+                return "it waits for a time, an event, its items or a called run"
+            case _:
+                return f"it has ended: {state}"
 
 
 def observe(database: Database, catalog: Catalog, always_on: Iterable[str]) -> FleetDemand:
@@ -138,85 +161,60 @@ def read(work: UnitOfWork, catalog: Catalog, always_on: Iterable[str]) -> FleetD
     """Reads the current demand in a transaction of the caller. See `observe`."""
     now: datetime = work.rows(text("SELECT now() AS now"))[0].now
     ahead = {"runs": _MAX_RUNS, "next": _MAX_NEXT_STEPS}
-    arrived, held, ready = work.rows(_ARRIVALS, {"lately": _USAGE_WINDOW}), work.rows(_RUNNING_STEPS), work.rows(_READY)
-    coming = [*work.rows(_PENDING, ahead), *work.rows(_ITEMS, ahead)]
-    durations = _durations(work, {row.model for rows in (held, ready, coming) for row in rows})
-    usage: dict[str, dict[Priority, float]] = {}
-    for row in arrived:
-        usage.setdefault(row.model, {})[Priority(row.priority)] = row.steps / _USAGE_WINDOW.total_seconds()
-    working: dict[str, dict[str, int]] = {}
-    for row in held:
-        working.setdefault(row.worker, {})[row.namespace] = row.steps
-    waiting = [_current_demand(row, durations.get(row.model, _DEFAULT_DURATION)) for row in ready]
-    waiting += [_future_demand(row, durations.get(row.model, _DEFAULT_DURATION), now) for row in coming]
-    wishes = {name: OperatorTarget(pools=1, pinned=True) for name in always_on}
-    return FleetDemand(catalog.models, waiting, usage, wishes, working, _in_flight(held, durations))
+    arrivals, running = work.rows(_ARRIVALS, {"window": _RATE_WINDOW}), work.rows(_RUNNING_STEPS)
+    ready = work.rows(_READY)
+    upcoming = [*work.rows(_PENDING, ahead), *work.rows(_ITEMS, ahead)]
+    durations = _durations(work, {row.model for rows in (running, ready, upcoming) for row in rows})
+    waiting = [
+        WaitingSteps(
+            model=row.model,
+            priority=Priority(row.priority),
+            steps=row.steps,
+            oldest=row.oldest,
+            mean=row.mean,
+            namespace=row.namespace,
+            # The deadline is for the end of the step; it must start earlier.
+            deadline=None if row.deadline is None else row.deadline - durations[row.model],
+            work=durations[row.model],
+        )
+        for row in ready
+    ]
+    for row in upcoming:
+        duration = durations[row.model]
+        expected = now + duration * min(int(row.before), _MAX_PRECEDING)
+        waiting.append(
+            WaitingSteps(
+                model=row.model,
+                priority=Priority(row.priority),
+                steps=row.steps,
+                oldest=expected,
+                namespace=row.namespace,
+                work=duration,
+                ready=expected,
+            )
+        )
+    rates: dict[str, dict[Priority, float]] = {}
+    for row in arrivals:
+        rates.setdefault(row.model, {})[Priority(row.priority)] = row.steps / _RATE_WINDOW.total_seconds()
+    in_flight: dict[str, InFlight] = {}
+    for row in running:
+        before = in_flight.get(row.worker, InFlight(_DEFAULT_DURATION))
+        steps = {**before.steps, row.namespace: row.steps}
+        in_flight[row.worker] = InFlight(durations[row.model], steps, max(row.preemptions, before.preemptions))
+    targets = {name: OperatorTarget(pools=1, pinned=True) for name in always_on}
+    return FleetDemand(catalog.models, waiting, rates, targets, in_flight)
 
 
 def find_step(database: Database, step_id: UUID) -> ModelStep:
     """Returns a step that needs a model. Raises NotFound when it does not exist, or needs no model."""
     with database.work() as work:
-        row = work.row(_STEP, {"id": step_id})
-    if row is None:
+        found = work.row_of(ModelStep, _STEP, {"id": step_id})
+    if found is None:
         raise NotFound("step with a model", str(step_id))
-    return ModelStep(row.id, row.run_id, row.key, row.model, StepState(row.state), _detail(row))
-
-
-def _current_demand(row: Any, duration: timedelta) -> Waiting:
-    return Waiting(
-        row.model,
-        Priority(row.priority),
-        row.steps,
-        row.oldest,
-        row.mean,
-        namespace=row.namespace,
-        # The deadline is for the end of the step; it must start earlier.
-        deadline=None if row.deadline is None else row.deadline - duration,
-        work=duration,
-    )
-
-
-def _future_demand(row: Any, duration: timedelta, now: datetime) -> Waiting:
-    expected = now + duration * min(int(row.before), _MAX_PRECEDING)
-    return Waiting(
-        row.model,
-        Priority(row.priority),
-        row.steps,
-        expected,
-        namespace=row.namespace,
-        work=duration,
-        ready=expected,
-    )
-
-
-def _detail(row: Any) -> str:
-    state = StepState(row.state)
-    if row.paused and state in {StepState.READY, StepState.PENDING, StepState.WAITING}:
-        return f"its run is paused; resume it with `arriero runs resume {row.run_id}`"
-    match state:
-        case StepState.READY:
-            return "it waits for a slot of its model"
-        case StepState.PENDING:
-            return "it waits for the steps that it needs, and then for its model"
-        case StepState.WAITING:
-            return f"an attempt failed; the next one starts in {float(row.pause or 0):.0f} s"
-        case StepState.RUNNING | StepState.CANCELLING:
-            return f"it is {state}, on {row.worker}"
-        case StepState.AWAITING:
-            return "it waits for a time, an event, its items or a called run"
-        case _:
-            return f"it has ended: {state}"
-
-
-def _in_flight(held: Iterable[Any], durations: Mapping[str, timedelta]) -> dict[str, InFlight]:
-    found: dict[str, InFlight] = {}
-    for row in held:
-        most = max(row.preemptions, found[row.worker].preemptions if row.worker in found else 0)
-        found[row.worker] = InFlight(durations.get(row.model, _DEFAULT_DURATION), most)
     return found
 
 
 def _durations(work: UnitOfWork, models: Collection[str]) -> dict[str, timedelta]:
     """Returns the mean time that a step uses a slot, by model."""
     found = work.rows(_DURATIONS, {"models": sorted(models), "attempts": _SAMPLED_ATTEMPTS}) if models else []
-    return {row.model: row.duration for row in found}
+    return dict.fromkeys(models, _DEFAULT_DURATION) | {row.model: row.duration for row in found}

@@ -1,1 +1,1 @@
-"""The scheduler: what waits, what is free, and which pools are started and stopped."""
+"""The scheduler: decides from the demand and the free memory which pools are started and stopped."""

@@ -1,8 +1,9 @@
 """
-Isolation: a plan for all the others when a configuration cannot be planned for.
+Isolation: a plan for all other models when one model cannot be planned for.
 
-A layout or a count that no planner expects is a defect of one configuration: it must not stop the fleet.
-The configurations that break the plan are found one by one, and are left without layouts and without demand.
+A layout or a count that the planner does not expect is a defect of one configuration: it must not stop the fleet.
+The configurations that break the plan are found one by one. The plan is then made without their layouts and without
+demand for them.
 
 Nothing here reads a clock or a database.
 """
@@ -13,59 +14,67 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from app.scheduler.cluster import Cluster, Configuration, Demand
+from app.scheduler.planner.cluster import Cluster, Configuration
+from app.scheduler.planner.demand import WaitingSteps
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Isolated(Generic[T]):
-    """A result, and what it was made without."""
+    """A result, and the configurations that it was made without."""
 
     result: T
-    #: By id of a configuration, what planning for it raised.
+    #: By id of a configuration, the error that planning for it raised.
     broken: Mapping[str, Exception]
 
 
-def isolated(fleet: Cluster, demand: Sequence[Demand], make: Callable[[Cluster, Sequence[Demand]], T]) -> Isolated[T]:
+def isolated(
+    cluster: Cluster, waiting: Sequence[WaitingSteps], make: Callable[[Cluster, Sequence[WaitingSteps]], T]
+) -> Isolated[T]:
     """
-    What `make` gives for the fleet and the demand, without the configurations that break it.
+    The result of `make` for the cluster and the waiting steps, without the configurations that break it.
 
-    Raises what `make` raises when no configuration alone is to blame.
+    Raises what `make` raises when no single configuration is the cause.
     """
     try:
-        return Isolated(make(fleet, demand), {})
+        return Isolated(make(cluster, waiting), {})
     except Exception as error:
-        broken = _broken(fleet, demand, make)
+        broken = _broken(cluster, waiting, make)
         if not broken:
             raise
-        others = {configuration.id for configuration in fleet.configurations} - broken.keys()
+        others = {configuration.id for configuration in cluster.configurations} - broken.keys()
         try:
-            return Isolated(make(*_only(fleet, demand, others)), broken)
-        except Exception:  # noqa: BLE001 the first one says more
+            return Isolated(make(*_only(cluster, waiting, others)), broken)
+        except Exception:  # noqa: BLE001 the first error says more
             raise error from None
 
 
 def _broken(
-    fleet: Cluster, demand: Sequence[Demand], make: Callable[[Cluster, Sequence[Demand]], T]
+    cluster: Cluster, waiting: Sequence[WaitingSteps], make: Callable[[Cluster, Sequence[WaitingSteps]], T]
 ) -> dict[str, Exception]:
     found: dict[str, Exception] = {}
-    for configuration in fleet.configurations:
+    for configuration in cluster.configurations:
         try:
-            make(*_only(fleet, demand, {configuration.id}))
+            make(*_only(cluster, waiting, {configuration.id}))
         except Exception as error:  # noqa: BLE001 as above
             found[configuration.id] = error
     return found
 
 
-def _only(fleet: Cluster, demand: Sequence[Demand], ids: Collection[str]) -> tuple[Cluster, list[Demand]]:
-    """The fleet and the demand as if nothing were asked of the other configurations, and nothing known of them."""
-    configurations = tuple(one if one.id in ids else _asleep(one) for one in fleet.configurations)
-    usage = {id_: usage for id_, usage in fleet.usage.items() if id_ in ids}
-    reserves = tuple(one for one in fleet.reserves if one.configuration in ids)
-    alone = replace(fleet, configurations=configurations, usage=usage, reserves=reserves)
-    return alone, [one for one in demand if one.configuration in ids]
+def _only(
+    cluster: Cluster, waiting: Sequence[WaitingSteps], ids: Collection[str]
+) -> tuple[Cluster, list[WaitingSteps]]:
+    """The cluster and the waiting steps, with nothing known of the other configurations and no demand for them."""
+    models = {one.model for one in cluster.configurations if one.id in ids}
+    alone = replace(
+        cluster,
+        configurations=tuple(one if one.id in ids else _without_layouts(one) for one in cluster.configurations),
+        rates={model: rates for model, rates in cluster.rates.items() if model in models},
+        reserves=tuple(one for one in cluster.reserves if one.configuration in ids),
+    )
+    return alone, [group for group in waiting if group.model in models]
 
 
-def _asleep(configuration: Configuration) -> Configuration:
+def _without_layouts(configuration: Configuration) -> Configuration:
     return replace(configuration, layouts=(), reserve=None)

@@ -1,7 +1,7 @@
 """
-Needs: what the planner is told of a model, from its entry in the catalogue and from what agents and pools found out.
+Needs: the planner's configuration of a model, from its entry in the catalogue and from what agents and pools measured.
 
-The id of a configuration follows from all that decides what a pool loads: an entry that changes gets another one.
+The id of a configuration follows from everything that decides what a pool loads: an entry that changes gets another id.
 """
 
 from __future__ import annotations
@@ -14,55 +14,55 @@ from datetime import timedelta
 
 from app.catalog.model import Model
 from app.footprint.layout import KnownLayout
-from app.scheduler.cluster import Configuration, Layout, Packing, Reserve
+from app.scheduler.planner.cluster import CPU, SIMULATED, Configuration, Packing, Reserve
 
-#: The type of the host's RAM, and that of devices that are not there.
-CPU, SIMULATED = "cpu", "simulated"
-#: Keys of an entry that change nothing of what is loaded.
-_TOLD = {"name", "description", "licence", "use_cases", "pools", "simulated"}
-#: From the start of a process until it begins to load.
+#: Keys of an entry that do not change what is loaded.
+_NOT_LOADED = {"name", "description", "licence", "use_cases", "pools", "simulated"}
+#: Time from the start of a process until it begins to load.
 _BEGIN = timedelta(seconds=2)
-#: What a stand-in without numbers of its own takes beside the model's file: a part of it, and bytes for the caches.
-_BESIDE, _CACHES = 0.1, 512 * 2**20
+#: Bytes that a simulated pool uses in addition to the model's file where its entry has no number: a part of the file,
+#: and caches.
+_ADDED_PART, _CACHES = 0.1, 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorTarget:
-    """What an operator, or the settings, want of a model."""
+    """The pools of a model that operators, or the settings, ask for."""
 
-    #: Pools that are kept up.
+    #: Pools that are kept running.
     pools: int = 0
     pinned: bool = False
-    #: Pools that are wanted once.
-    ordered: int = 0
+    #: Pools that are to be started once.
+    requested: int = 0
 
 
 def configuration_id(model: Model) -> str:
-    """The same for entries that load the same."""
-    loaded = json.dumps(model.model_dump(mode="json", exclude=_TOLD), sort_keys=True)
+    """The id of a configuration: the same for entries that load the same."""
+    loaded = json.dumps(model.model_dump(mode="json", exclude=_NOT_LOADED), sort_keys=True)
     return f"{model.slug}.{hashlib.sha256(loaded.encode()).hexdigest()[:8]}"
 
 
 def configuration_of(
-    model: Model, known: Iterable[KnownLayout], hosts: Mapping[str, timedelta], wish: OperatorTarget = OperatorTarget()
+    model: Model,
+    known: Iterable[KnownLayout],
+    hosts: Mapping[str, timedelta],
+    target: OperatorTarget = OperatorTarget(),
 ) -> Configuration:
     """
-    What the planner is told. `hosts` are those that have the file, or will have it after that long.
+    The configuration of a model. `hosts` are those that have its file, or will have it after that time.
 
-    A model that some host has is never laid on a stand-in: whoever asks for it would get texts that it did not write.
+    A model whose file some host has is never placed on a simulated device: clients would get text that the model did
+    not write.
     """
     pools = model.pools
     known = list(known)
     real = [one for one in known if one.type != SIMULATED]
-    layouts = [
-        Layout(one.type, one.parts, one.load, one.tokens_per_second, one.ram)
-        for one in sorted(real or known, key=lambda one: (one.type == CPU, len(one.parts), one.type))
-    ]
+    layouts = sorted(real or known, key=lambda one: (one.type == CPU, len(one.parts), one.type))
     reserve = None
     if pools.reserve is not None:
         count = max(pools.reserve.devices, -(-pools.reserve.slots // model.slots))
         reserve = Reserve(count, pools.reserve.within)
-    least = max(pools.min, wish.pools)
+    least = max(pools.min, target.pools)
     return Configuration(
         id=configuration_id(model),
         model=model.name,
@@ -73,9 +73,9 @@ def configuration_of(
         keep_alive=None if isinstance(pools.keep_alive, str) else pools.keep_alive,
         min_pools=least,
         max_pools=max(pools.max, least),
-        ordered=wish.ordered,
+        requested=target.requested,
         reserve=reserve,
-        pinned=pools.pinned or wish.pinned,
+        pinned=pools.pinned or target.pinned,
         only=frozenset(pools.only),
         anti_affinity=frozenset(pools.anti_affinity),
         packing=Packing(pools.packing),
@@ -83,7 +83,7 @@ def configuration_of(
 
 
 def simulated(model: Model, bandwidth: int) -> KnownLayout | None:
-    """What a stand-in takes on a simulated device; None when neither the entry nor the size of its file says so."""
+    """The layout of a model on a simulated device; None when neither its entry nor the size of its file gives bytes."""
     size = _simulated_bytes(model)
     if size is None:
         return None
@@ -92,7 +92,7 @@ def simulated(model: Model, bandwidth: int) -> KnownLayout | None:
 
 
 def simulated_load(model: Model, bandwidth: int) -> timedelta:
-    """How long a stand-in pretends to load."""
+    """The time that a simulated pool pretends to load."""
     if model.simulated.load is not None:
         return model.simulated.load
     return timedelta(seconds=(sum(model.source.size) or _simulated_bytes(model) or 0) / bandwidth)
@@ -100,4 +100,4 @@ def simulated_load(model: Model, bandwidth: int) -> timedelta:
 
 def _simulated_bytes(model: Model) -> int | None:
     file = sum(model.source.size)
-    return model.simulated.bytes or (round(file * (1 + _BESIDE)) + _CACHES if file else None)
+    return model.simulated.bytes or (round(file * (1 + _ADDED_PART)) + _CACHES if file else None)

@@ -1,25 +1,26 @@
 """
-Observation: the fleet as the planner sees it, read from the rows under the locks of the books.
+Observation: the cluster as the planner sees it, read from the database under the locks of the ledger.
 
-What is read here decides what is granted next, in the same transaction. A row of which no value can be made is logged
-and left out; the bytes of a pool that was left out are not granted to others.
+What is read here decides what is granted next, in the same transaction. A row with invalid values is logged and left
+out; the bytes of a pool that was left out are not granted to other pools.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
 
 import psycopg
 from sqlalchemy import text
 
 from app.catalog.model import Model
+from app.devices.device import HardwareKind
 from app.fleet import backoff
-from app.fleet.backoff import Backoff, Past
-from app.fleet.ledger.reservation import ReservedCapacity
+from app.fleet.backoff import Backoff, PastPool
+from app.fleet.host import HostState
+from app.fleet.ledger.reservation import Reservation
 from app.fleet.ledger.session import LedgerSession
 from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
 from app.footprint.layout import KnownLayout
@@ -28,44 +29,48 @@ from app.kernel.errors import DatabaseUnreachable
 from app.kernel.loop_guard import LoopGuard
 from app.kernel.priority import Priority
 from app.scheduler import needs
-from app.scheduler.cluster import Account, Cluster, Configuration, Device, DeviceKind, DeviceState, Pool, RequestRate
 from app.scheduler.needs import OperatorTarget
+from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device, Pool
+from app.scheduler.planner.demand import WaitingSteps
 
-T = TypeVar("T")
-
-#: A row of which nothing can be made is left out, and stops none of the others.
+#: A row with invalid values is left out; the others are read.
 _GUARD = LoopGuard(psycopg.Error, DatabaseUnreachable)
 
 _DEVICES = text("""
-    SELECT device.id, device.name, host, kind, type, capacity_bytes, unmanaged_bytes, speed, simulated, present,
-           CASE WHEN lost_at IS NULL THEN host.state ELSE 'lost' END AS host_state, host.agent_until > now() AS alive
+    SELECT device.id, device.name, host, kind, type, capacity_bytes, unmanaged_bytes, speed, CASE
+               WHEN lost_at IS NOT NULL THEN 'lost'
+               WHEN host.state = 'schedulable' AND NOT (present AND host.agent_until > now()) THEN 'cordoned'
+               ELSE host.state
+           END AS state
     FROM device JOIN host ON host.name = device.host ORDER BY device.id
 """)
 _HOSTS = text("SELECT name, files FROM host ORDER BY name")
 _POOLS = text("""
-    SELECT pool.id::text, pool.configuration, pool.model, slots, desired, created_at, estimate_seconds,
-           phase, busy, urgent, serving_at, last_used_at, stop_at, worker,
+    SELECT pool.id::text, pool.configuration, slots, desired, created_at, estimate_seconds, stop_at,
+           phase, COALESCE(busy, 0) AS busy, urgent, serving_at, last_used_at, worker,
            agent_until < now() AND COALESCE(heartbeat_at, created_at) < agent_until AS silent
     FROM pool JOIN reservation ON reservation.id = pool.id JOIN host ON host.name = reservation.host
     LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE reservation.state <> 'released' ORDER BY created_at, pool.id
 """)
-_KNOWN = text(
+_LAYOUTS = text(
     "SELECT configuration, type, devices, parts, ram_bytes, source, load_seconds, tokens_per_second FROM layout"
 )
 _STARTS = text(
     "SELECT id::text, model FROM pool_command WHERE command = 'start' AND done_at IS NULL ORDER BY created_at"
 )
 _TARGETS = text("SELECT model, pools, pinned FROM pool_target")
-_PARDONS = text("""
+_START_TIMES = text("""
     SELECT model, max(created_at) AS since FROM pool_command
     WHERE command = 'start' AND created_at > now() - :age GROUP BY model
 """)
 _PAST = text("""
-    SELECT pool.configuration, host, ended_at, failed, serving_at IS NOT NULL AS served, COALESCE(ending, '') AS ending
+    SELECT pool.configuration, host, ended_at AS ended, failed, serving_at IS NOT NULL AS served,
+           COALESCE(ending, '') AS ending
     FROM pool_process JOIN pool ON pool.id = pool_process.pool_id JOIN reservation ON reservation.id = pool.id
     LEFT JOIN pool_report ON pool_report.pool_id = pool.id
     WHERE released_at > now() - :age AND reservation.state = 'released' AND pool_process.state = 'ended'
+      AND ended_at IS NOT NULL
 """)
 _ACCOUNTS = text("""
     SELECT namespace, weight, max_bytes, attained_seconds, CASE
@@ -77,17 +82,34 @@ _ACCOUNTS = text("""
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """What a pool works on."""
+    """The steps that a worker executes now."""
 
-    #: How long a step of its model keeps a slot.
-    length: timedelta
-    #: The most often that any of its steps was handed back before.
+    #: Expected time that a step of its model keeps a slot.
+    work: timedelta
+    #: How many there are, by namespace.
+    steps: Mapping[str, int] = field(default_factory=dict)
+    #: The highest number of preemptions among them.
     preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """An order to start a pool of a model."""
+class FleetDemand:
+    """The demand on the fleet: the models that can be served, and the steps that need them."""
+
+    #: The catalogue.
+    models: Sequence[Model]
+    waiting: Sequence[WaitingSteps]
+    #: By model and class, steps a second that asked for the model over the last minutes.
+    rates: Mapping[str, Mapping[Priority, float]]
+    #: By model, what the settings ask for.
+    targets: Mapping[str, OperatorTarget]
+    #: By worker.
+    in_flight: Mapping[str, InFlight] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StartCommand:
+    """An operator's open command to start a pool of a model."""
 
     id: str
     model: str
@@ -95,188 +117,181 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The fleet, and what is beside it."""
+    """The cluster at one instant, and the open commands of operators."""
 
     now: datetime
-    fleet: Cluster
+    cluster: Cluster
     #: By name of the model.
     configurations: Mapping[str, Configuration]
-    starts: tuple[Start, ...]
+    starts: tuple[StartCommand, ...]
 
 
-def observe(
-    books: LedgerSession,
-    models: Iterable[Model],
-    usage: Mapping[str, Mapping[Priority, float]],
-    wishes: Mapping[str, OperatorTarget],
-    in_flight: Mapping[str, InFlight],
-) -> Observation:
-    """
-    All that the planner decides on.
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """A pool that holds bytes: what is desired of it, and what it last reported."""
 
-    `usage` says by model and class how many steps a second ask for it; `wishes` by model what the settings want;
-    `in_flight` by worker what it works on.
-    """
-    work, now = books.work, books.now
-    hosts = work.rows(_HOSTS)
-    starts = tuple(Start(row.id, row.model) for row in work.rows(_STARTS))
-    configurations = _configurations(work, models, hosts, _wished(work, wishes, starts))
-    devices = _each("device", work.rows(_DEVICES), _device)
+    id: str
+    configuration: str
+    slots: int
+    desired: str
+    created_at: datetime
+    estimate_seconds: float
+    stop_at: datetime | None
+    phase: str | None
+    busy: int
+    #: The most urgent class among its steps.
+    urgent: str | None
+    serving_at: datetime | None
+    last_used_at: datetime | None
+    worker: str | None
+    #: Neither the pool nor the agent of its host was heard since the agent's lease ended.
+    silent: bool
+
+
+def observe(session: LedgerSession, demand: FleetDemand) -> Observation:
+    """Read everything that the planner decides on."""
+    work, now = session.work, session.now
+    starts = tuple(work.rows_of(StartCommand, _STARTS))
+    configurations = _configurations(work, demand.models, _targets(work, demand.targets, starts))
+    devices = _devices(work)
     known = {device.id for device in devices}
-    pools = _each("pool", work.rows(_POOLS), lambda row: _pool(row, books, known, in_flight.get(row.worker)))
-    fleet = Cluster(
-        devices=tuple(_with_unread(devices, books, pools)),
+    pools = _pools(work, session.ledger.reservations, known, demand.in_flight)
+    cluster = Cluster(
+        devices=tuple(_with_unread(devices, session.ledger.reservations.values(), pools)),
         pools=tuple(pools),
         configurations=tuple(configurations.values()),
-        reserves=tuple(
-            ReservedCapacity(one.id, one.configuration, one.bytes)
-            for one in books.ledger.reserves.values()
-            if one.bytes.keys() <= known
-        ),
-        usage={configurations[name].id: _usage(rates) for name, rates in usage.items() if name in configurations},
+        reserves=tuple(one for one in session.ledger.reserves.values() if one.bytes.keys() <= known),
+        rates=demand.rates,
         accounts={
             row.namespace: Account(row.weight, row.attained_seconds, row.max_bytes, row.until)
             for row in work.rows(_ACCOUNTS)
         },
         backoffs=_backoffs(work, configurations, now),
     )
-    return Observation(now, fleet, configurations, starts)
+    return Observation(now, cluster, configurations, starts)
 
 
-def _each(kind: str, rows: Iterable[Any], make: Callable[[Any], T]) -> list[T]:
-    """What is made of each row, without those of which nothing can be made: they are logged."""
+def _devices(work: UnitOfWork) -> list[Device]:
     found = []
-    for row in rows:
-        with _GUARD.item(kind, str(row[0])):
-            found.append(make(row))
+    for row in work.rows(_DEVICES):
+        with _GUARD.item("device", row.id):
+            enums = {"kind": HardwareKind(row.kind), "state": HostState(row.state)}
+            found.append(Device(**row._asdict() | enums))
     return found
 
 
-def _with_unread(devices: Iterable[Device], books: LedgerSession, pools: Iterable[Pool]) -> Iterator[Device]:
-    """The devices, on which the bytes of pools that could not be read are nobody's to grant."""
+def _with_unread(
+    devices: Iterable[Device], reservations: Iterable[Reservation], pools: Iterable[Pool]
+) -> Iterator[Device]:
+    """The devices, with the bytes of pools that could not be read counted as unmanaged."""
     read = {pool.id for pool in pools}
     unread: dict[str, int] = {}
-    for held in books.ledger.reservations.values():
-        if held.id not in read:
-            for id_, size in held.bytes.items():
+    for reservation in reservations:
+        if reservation.id not in read:
+            for id_, size in reservation.bytes.items():
                 unread[id_] = unread.get(id_, 0) + size
     for device in devices:
         yield replace(device, unmanaged_bytes=device.unmanaged_bytes + unread.get(device.id, 0))
 
 
-def _usage(rates: Mapping[Priority, float]) -> RequestRate:
-    rate = sum(rates.values())
-    return RequestRate(rate, {priority: part / rate for priority, part in rates.items()} if rate else {})
+def _pools(
+    work: UnitOfWork, reservations: Mapping[str, Reservation], devices: set[str], in_flight: Mapping[str, InFlight]
+) -> list[Pool]:
+    found = []
+    for record in work.rows_of(PoolRecord, _POOLS):
+        with _GUARD.item("pool", record.id):
+            reservation = reservations[record.id]
+            if unknown := reservation.bytes.keys() - devices:
+                raise ValueError(f"it holds bytes of devices that cannot be read: {', '.join(sorted(unknown))}")
+            found.append(_pool(record, reservation, in_flight.get(record.worker or "")))
+    return found
 
 
-def _device(row: Any) -> Device:
-    state = DeviceState(row.host_state)
-    if state is DeviceState.SCHEDULABLE and not (row.present and row.alive):
-        state = DeviceState.CORDONED  # nothing new, until its agent is heard again
-    return Device(
-        id=row.id,
-        name=row.name,
-        host=row.host,
-        kind=DeviceKind.CPU if row.kind == "cpu" else DeviceKind.GPU,
-        type=row.type,
-        capacity_bytes=row.capacity_bytes,
-        unmanaged_bytes=row.unmanaged_bytes,
-        speed=row.speed,
-        state=state,
-        simulated=row.simulated,
-    )
-
-
-def _pool(row: Any, books: LedgerSession, devices: Collection[str], in_flight: InFlight | None) -> Pool:
-    held = books.ledger.reservations[row.id]
-    if unknown := held.bytes.keys() - devices:
-        raise ValueError(f"it lies on devices that cannot be read: {', '.join(sorted(unknown))}")
-    phase = None if row.phase is None else PoolPhase(row.phase)
-    state = state_of(held.state, waits=bool(held.backing), desired=Desired(row.desired), phase=phase)
-    if row.silent:
-        # Neither it nor its agent was heard since: whoever waits for it does not wait for its lease.
+def _pool(record: PoolRecord, reservation: Reservation, in_flight: InFlight | None) -> Pool:
+    desired, phase = Desired(record.desired), None if record.phase is None else PoolPhase(record.phase)
+    state = state_of(reservation.state, waits=bool(reservation.backing), desired=desired, phase=phase)
+    if record.silent:
+        # Pools that wait for its bytes do not wait for the end of its lease.
         state = PoolState.SUSPECT
     return Pool(
-        id=row.id,
-        configuration=row.configuration,
+        id=record.id,
+        configuration=record.configuration,
         state=state,
-        bytes=held.bytes,
-        slots=row.slots,
-        started=row.created_at,
-        busy=row.busy or 0,
-        serving=None if row.urgent is None else Priority(row.urgent),
-        work_left=_work_left(row.busy or 0, in_flight),
+        bytes=reservation.bytes,
+        slots=record.slots,
+        started=record.created_at,
+        busy=record.busy,
+        serving=None if record.urgent is None else Priority(record.urgent),
+        work_left=_work_left(record.busy, in_flight),
         preemptions=in_flight.preemptions if in_flight else 0,
-        loaded=row.serving_at,
-        last_used=row.last_used_at,
-        expected=row.created_at + timedelta(seconds=row.estimate_seconds),
-        stopping=row.stop_at,
-        handing_back=Desired(row.desired) is Desired.PREEMPT,
-        pinned=held.pinned,
-        epoch=held.epoch,
-        backing=held.backing,
-        namespace=held.namespace,
+        loaded=record.serving_at,
+        last_used=record.last_used_at,
+        expected=record.created_at + timedelta(seconds=record.estimate_seconds),
+        stopping=record.stop_at,
+        preempting=desired is Desired.PREEMPT,
+        pinned=reservation.pinned,
+        epoch=reservation.epoch,
+        backing=reservation.backing,
+        namespace=reservation.namespace,
     )
 
 
 def _work_left(busy: int, in_flight: InFlight | None) -> timedelta:
-    """Until the last of them ends: one is half done, and of several the last takes the longer."""
+    """Time until the last step in flight ends: one is half done on average, and the last of several takes longer."""
     if in_flight is None or not busy:
         return timedelta(0)
-    return in_flight.length / 2 * (1 + math.log(busy))
+    return in_flight.work / 2 * (1 + math.log(busy))
 
 
 def _configurations(
-    work: UnitOfWork, models: Iterable[Model], hosts: Iterable[Any], wishes: Mapping[str, OperatorTarget]
+    work: UnitOfWork, models: Iterable[Model], targets: Mapping[str, OperatorTarget]
 ) -> dict[str, Configuration]:
-    known: dict[str, list[KnownLayout]] = {}
-    for one in _each("layout", work.rows(_KNOWN), _known):
-        known.setdefault(one.configuration, []).append(one)
+    layouts = _layouts(work)
     files: dict[str, dict[str, timedelta]] = {}
-    for host in hosts:
+    for host in work.rows(_HOSTS):
         for configuration in host.files:
             files.setdefault(configuration, {})[host.name] = timedelta(0)
     found = {}
     for model in models:
         with _GUARD.item("model", model.name):
             id_ = needs.configuration_id(model)
-            found[model.name] = needs.configuration_of(
-                model, known.get(id_, ()), files.get(id_, {}), wishes.get(model.name, OperatorTarget())
-            )
+            target = targets.get(model.name, OperatorTarget())
+            found[model.name] = needs.configuration_of(model, layouts.get(id_, ()), files.get(id_, {}), target)
     return found
 
 
-def _known(row: Any) -> KnownLayout:
-    parts, pace = tuple(row.parts), row.tokens_per_second
-    if not parts or not all(isinstance(part, int) and part >= 0 for part in parts):
-        raise ValueError(f"a layout on {row.type} has the parts {parts}, which are no numbers of bytes")
-    if not 0 < pace < math.inf:
-        raise ValueError(f"a layout on {row.type} has {pace} tokens a second")
-    load = timedelta(seconds=row.load_seconds)
-    return KnownLayout(row.configuration, row.type, parts, row.source, load, pace, row.ram_bytes)
+def _layouts(work: UnitOfWork) -> dict[str, list[KnownLayout]]:
+    """The layouts of each configuration."""
+    found: dict[str, list[KnownLayout]] = {}
+    for row in work.rows(_LAYOUTS):
+        with _GUARD.item("layout", row.configuration):
+            parts, pace = tuple(row.parts), row.tokens_per_second
+            if not parts or not all(isinstance(part, int) and part >= 0 for part in parts):
+                raise ValueError(f"a layout on {row.type} has the parts {parts}, which are no numbers of bytes")
+            if not 0 < pace < math.inf:
+                raise ValueError(f"a layout on {row.type} has {pace} tokens a second")
+            load = timedelta(seconds=row.load_seconds)
+            layout = KnownLayout(row.configuration, row.type, parts, row.source, load, pace, row.ram_bytes)
+            found.setdefault(row.configuration, []).append(layout)
+    return found
 
 
-def _wished(
-    work: UnitOfWork, wishes: Mapping[str, OperatorTarget], starts: Iterable[Start]
+def _targets(
+    work: UnitOfWork, settings: Mapping[str, OperatorTarget], starts: Iterable[StartCommand]
 ) -> dict[str, OperatorTarget]:
-    """What is wanted of each model: by the settings, by standing wishes, and by orders that are open."""
-    found = dict(wishes)
+    """The pools of each model that the settings, the targets of operators and their open commands ask for."""
+    found = dict(settings)
     for row in work.rows(_TARGETS):
         before = found.get(row.model, OperatorTarget())
         found[row.model] = OperatorTarget(max(before.pools, row.pools), before.pinned or row.pinned)
-    for order in starts:
-        found[order.model] = replace(found.get(order.model, OperatorTarget()), ordered=1)
+    for command in starts:
+        found[command.model] = replace(found.get(command.model, OperatorTarget()), requested=1)
     return found
 
 
 def _backoffs(work: UnitOfWork, configurations: Mapping[str, Configuration], now: datetime) -> tuple[Backoff, ...]:
     age = {"age": backoff.QUARANTINE * 2}
-    pardoned = {
-        configurations[row.model].id: row.since for row in work.rows(_PARDONS, age) if row.model in configurations
+    cleared = {
+        configurations[row.model].id: row.since for row in work.rows(_START_TIMES, age) if row.model in configurations
     }
-    past = [
-        Past(row.configuration, row.host, row.ended_at, row.failed, row.served, row.ending)
-        for row in work.rows(_PAST, age)
-        if row.ended_at is not None
-    ]
-    return backoff.backoffs(past, pardoned, now)
+    return backoff.backoffs(work.rows_of(PastPool, _PAST, age), cleared, now)

@@ -1,25 +1,24 @@
 """
-Reconcile: observe, plan, apply, in one transaction and by one of all control workers at a time.
+Reconcile: observe, plan and apply, in one transaction and by one control worker at a time.
 
-It writes what is desired of pools and what the ledger grants; it asks no agent and no pool, and touches no device.
-Only the one that plans asks what waits. A pool, a model or an order that cannot be planned for is logged, refused with
-the reason where it is asked for, and stops none of the others.
-A plan that the ledger refuses in part is applied without that part, and the refusal is kept with its reason.
-Agents hear of it at the commit, by a notification of Postgres, and find it at their next beat if that was lost.
+It writes what is desired of pools and what the ledger grants. It calls no agent and no pool, and touches no device.
+Only the worker that plans reads the demand. A pool, a model or a command that cannot be planned for is logged, refused
+with the reason, and stops none of the others.
+A plan that the ledger refuses in part is applied without that part; the refusal is stored with its reason.
+Postgres notifies the agents at the commit. An agent that misses the notification finds the change at its next beat.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
 import psycopg
 from sqlalchemy import text
 
 from app.access import accounts
-from app.catalog.model import Model
 from app.fleet.hosts import not_served
 from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import ReservationState
@@ -30,31 +29,32 @@ from app.kernel.errors import DatabaseUnreachable
 from app.kernel.loop_guard import LoopGuard
 from app.kernel.priority import Priority
 from app.kernel.security import texts
-from app.scheduler import defragmentation as defragmenting
-from app.scheduler import explanation, observation, placement
-from app.scheduler.cluster import Cluster, Demand
-from app.scheduler.defragmentation import Defragmentation
-from app.scheduler.explanation import Condition, Explanation
+from app.scheduler import observation
 from app.scheduler.isolation import isolated
-from app.scheduler.needs import OperatorTarget
-from app.scheduler.observation import InFlight, Observation
-from app.scheduler.placement import Action, GrantReserve, Plan, Refusal, StartPool
+from app.scheduler.observation import FleetDemand, Observation
+from app.scheduler.planner import defragmentation as defragmenting
+from app.scheduler.planner import explanation, placement
+from app.scheduler.planner.cluster import Cluster
+from app.scheduler.planner.defragmentation import Defragmentation
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.explanation import Condition, Explanation
+from app.scheduler.planner.plan import Action, GrantReserve, Plan, Refusal, StartPool
 from app.scheduler.reconcile_pass import ReconcilePass, ReconcileTimes
 
-#: Held by the one that reconciles.
+#: Key of the advisory lock of the worker that reconciles.
 _LEADER = 7_205_759_403_793
-#: How long ended pools are kept to be looked at.
+#: How long rows of ended pools and of completed commands are kept.
 _KEPT = timedelta(days=1)
 
-#: Characters of a reason, and of what names an action in the log.
+#: Characters of a reason, and of an action in the log.
 _SENTENCE, _NAMED = 1_000, 300
-#: What breaks for one pool or one model is logged, and stops none of the others.
+#: An error in one pool or one model is logged, and stops none of the others.
 _GUARD = LoopGuard(psycopg.Error, DatabaseUnreachable)
 
 _TRY_TO_LEAD = text("SELECT pg_try_advisory_xact_lock(:key) AS leads")
 _LEAD = text("SELECT pg_advisory_xact_lock(:key)")
-_SILENT = text("SELECT name FROM host WHERE lost_at IS NULL AND agent_until < now() - :age ORDER BY name")
-_REFUSE = text("""
+_SILENT_HOSTS = text("SELECT name FROM host WHERE lost_at IS NULL AND agent_until < now() - :age ORDER BY name")
+_STORE_REFUSAL = text("""
     INSERT INTO refusal (configuration, model, reason, needs_bytes, estimate_seconds)
     VALUES (:configuration, :model, :reason, :needs, :estimate)
     ON CONFLICT (configuration) DO UPDATE SET model = :model, reason = :reason, needs_bytes = :needs,
@@ -64,264 +64,208 @@ _NOT_SERVED = text("""
     SELECT name, problem FROM host, jsonb_array_elements_text(problems) AS problem
     WHERE starts_with(problem, :start) ORDER BY name LIMIT 1
 """)
-_FORGET_REFUSALS = text("DELETE FROM refusal WHERE configuration <> ALL(:refused)")
-_STOPS = text("""
+_DELETE_OTHER_REFUSALS = text("DELETE FROM refusal WHERE configuration <> ALL(:refused)")
+_STOP_COMMANDS = text("""
     SELECT id::text, model, pool_id, reason FROM pool_command
     WHERE command = 'stop' AND done_at IS NULL ORDER BY created_at
 """)
-_OF_ORDER = text("""
+_COMMANDED_POOLS = text("""
     SELECT pool.id::text FROM pool JOIN reservation ON reservation.id = pool.id
     WHERE reservation.state <> 'released' AND CASE
         WHEN CAST(:pool AS uuid) IS NULL THEN pool.model = :model ELSE pool.id = CAST(:pool AS uuid)
     END
 """)
-_ANSWER = text("UPDATE pool_command SET done_at = now() WHERE id = CAST(:id AS uuid)")
-# An array of ids is looked up one by one; a subquery may be joined with all that is kept.
-_FORGET = text("""
+_COMPLETE_COMMAND = text("UPDATE pool_command SET done_at = now() WHERE id = CAST(:id AS uuid)")
+# Postgres looks the ids of an array up one by one; it may join a subquery with the whole table.
+_DELETE_RESERVATIONS = text("""
     DELETE FROM reservation WHERE id = ANY(ARRAY(
         SELECT id FROM reservation WHERE state = 'released' AND released_at < now() - :age
         ORDER BY released_at LIMIT 200
     ))
 """)
-_FORGET_ORDERS = text("""
+_DELETE_COMMANDS = text("""
     DELETE FROM pool_command WHERE id = ANY(ARRAY(
         SELECT id FROM pool_command WHERE done_at < now() - :age ORDER BY done_at LIMIT 1000
     ))
 """)
-_FORGET_DEFRAGMENTATIONS = text("DELETE FROM defragmentation WHERE at < now() - 30 * CAST(:age AS interval)")
-_KEEP_DEFRAGMENTATION = text("""
+_DELETE_DEFRAGMENTATIONS = text("DELETE FROM defragmentation WHERE at < now() - 30 * CAST(:age AS interval)")
+_STORE_DEFRAGMENTATION = text("""
     INSERT INTO defragmentation (moves, gains, stuck)
     VALUES (CAST(:moves AS jsonb), CAST(:gains AS jsonb), CAST(:stuck AS jsonb))
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Steps of one model, class and namespace that wait, or will. As `Demand`, by the name of the model."""
-
-    model: str
-    priority: Priority
-    steps: int
-    oldest: datetime
-    mean: datetime | None = None
-    namespace: str = ""
-    deadline: datetime | None = None
-    work: timedelta = timedelta(seconds=5)
-    ready: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FleetDemand:
-    """What is asked of the fleet."""
-
-    #: The catalogue.
-    models: Sequence[Model]
-    waiting: Sequence[Waiting]
-    #: By model and class, steps a second.
-    usage: Mapping[str, Mapping[Priority, float]]
-    #: By model, what the settings want.
-    wishes: Mapping[str, OperatorTarget]
-    #: By worker, how many steps of each namespace it works on.
-    working: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    #: By worker, how long that will take.
-    in_flight: Mapping[str, InFlight] = field(default_factory=dict)
-
-
-#: Finds out what is asked, in the transaction of the one that plans.
+#: Reads the demand, in the transaction of the worker that plans.
 ReadDemand = Callable[[UnitOfWork], FleetDemand]
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What a turn did."""
+    """The result of a reconcile pass."""
 
     plan: Plan
-    #: Claims that the ledger refused though they were planned, by configuration.
+    #: By configuration, why the ledger refused a planned claim.
     refused: Mapping[str, str]
     #: Hosts that were declared lost.
     lost: tuple[str, ...]
 
 
-def reconcile(database: Database, ask: ReadDemand, terms: ReconcileTimes) -> Reconciled | None:
-    """One turn; None when another control worker is at it, which then is the one that asks."""
+def reconcile(database: Database, read_demand: ReadDemand, times: ReconcileTimes) -> Reconciled | None:
+    """Run one pass; returns None, and does not read the demand, while another control worker runs one."""
     with database.work() as work:
         row = work.row(_TRY_TO_LEAD, {"key": _LEADER})
         if row is None or not row.leads:
             return None
-        asked = ask(work)
-        turn = ReconcilePass(open_session(work), terms)
-        turn.books.change(lambda found: rules.expire(found, turn.books.now), "no agent began it in time")
-        lost = _lose_silent_hosts(turn)
-        _follow_stops(turn)
-        turn.books.close()
-        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes, asked.in_flight)
+        demand = read_demand(work)
+        pass_ = ReconcilePass(open_session(work), times)
+        session = pass_.session
+        session.change(lambda ledger: rules.expire(ledger, session.now), "no agent began it in time")
+        lost = _lose_silent_hosts(pass_)
+        _follow_stop_commands(pass_)
+        session.close()
+        seen = observation.observe(session, demand)
         planned = isolated(
-            seen.fleet, _demand(seen, asked.waiting), lambda fleet, demand: placement.plan(fleet, demand, seen.now)
+            seen.cluster, demand.waiting, lambda cluster, waiting: placement.plan(cluster, waiting, seen.now)
         )
         plan = planned.result
-        _note_broken(turn, planned.broken)
-        _retire_changed(turn, seen)
+        _refuse_broken(pass_, planned.broken)
+        _stop_changed(pass_, seen)
         for action in plan.actions:
-            _apply(turn, seen.fleet, action)
-        turn.close()
-        _note_refusals(turn, seen, plan, asked.waiting)
-        _answer_starts(turn, seen)
-        asking = {one.namespace for one in asked.waiting if one.namespace}
-        held = [
-            accounts.HeldDevices(one.id, frozenset(one.bytes), one.namespace)
-            for one in turn.books.ledger.reservations.values()
-            if one.state is not ReservationState.HELD  # no process touches its bytes yet
-        ]
-        accounts.record_usage(work, held, asked.working, asking)
-        for statement in (_FORGET, _FORGET_ORDERS, _FORGET_DEFRAGMENTATIONS):
+            _apply(pass_, seen.cluster, action)
+        pass_.close()
+        _store_refusals(pass_, seen, plan, demand)
+        _complete_start_commands(pass_, seen)
+        _count_device_time(pass_, demand)
+        for statement in (_DELETE_RESERVATIONS, _DELETE_COMMANDS, _DELETE_DEFRAGMENTATIONS):
             work.run(statement, {"age": _KEPT})
-    return Reconciled(plan, turn.refused, lost)
+    return Reconciled(plan, pass_.refused, lost)
 
 
-def explain(database: Database, asked: FleetDemand, model: str) -> Explanation:
+def explain(database: Database, demand: FleetDemand, model: str) -> Explanation:
     """
-    How a model of the catalogue stands, and what a turn would do for it now. Nothing is changed or locked.
+    Why a model of the catalogue runs or does not, and what a pass would do for it now. Changes and locks nothing.
 
-    Of a model that nobody waits for, it is said what would be done for a first step.
+    For a model without demand it explains what would be done for a first step.
     """
-    seen = _look(database, asked)
-    demand = _demand(seen, asked.waiting)
+    seen = _observe_only(database, demand)
     configuration = seen.configurations[model]
 
-    def explained(demand: Sequence[Demand]) -> Explanation:
-        plan = isolated(seen.fleet, demand, lambda fleet, demand: placement.plan(fleet, demand, seen.now)).result
-        return explanation.explain(seen.fleet, demand, plan, seen.now, configuration)
+    def explained(waiting: Sequence[WaitingSteps]) -> Explanation:
+        plan = isolated(
+            seen.cluster, waiting, lambda cluster, waiting: placement.plan(cluster, waiting, seen.now)
+        ).result
+        return explanation.explain(seen.cluster, waiting, plan, seen.now, configuration)
 
-    found = explained(demand)
+    found = explained(demand.waiting)
     if found.condition is not Condition.UNASKED:
         return found
-    first = Demand(configuration.id, Priority.STANDARD, 1, seen.now)
-    return explanation.unasked(explained([*demand, first]))
+    first = WaitingSteps(model, Priority.STANDARD, 1, seen.now)
+    return explanation.without_demand(explained([*demand.waiting, first]))
 
 
-def preview_defragmentation(database: Database, asked: FleetDemand) -> Defragmentation:
-    """What `defragment` would do now. Nothing is changed or locked."""
-    seen = _look(database, asked)
-    return defragmenting.defragment(seen.fleet, _demand(seen, asked.waiting), seen.now)
+def preview_defragmentation(database: Database, demand: FleetDemand) -> Defragmentation:
+    """What `defragment` would do now. Changes and locks nothing."""
+    seen = _observe_only(database, demand)
+    return defragmenting.defragment(seen.cluster, demand.waiting, seen.now)
 
 
-def defragment(database: Database, ask: ReadDemand, terms: ReconcileTimes) -> Defragmentation:
-    """Move idle pools so that models fit that fit nowhere, within what may be disturbed; what it gains is kept."""
+def defragment(database: Database, read_demand: ReadDemand, times: ReconcileTimes) -> Defragmentation:
+    """Move idle pools, within a budget, so that models fit that now fit nowhere. What was moved is stored."""
     with database.work() as work:
         work.run(_LEAD, {"key": _LEADER})
-        asked = ask(work)
-        turn = ReconcilePass(open_session(work), terms)
-        seen = observation.observe(turn.books, asked.models, asked.usage, asked.wishes, asked.in_flight)
+        demand = read_demand(work)
+        pass_ = ReconcilePass(open_session(work), times)
+        seen = observation.observe(pass_.session, demand)
         made = isolated(
-            seen.fleet,
-            _demand(seen, asked.waiting),
-            lambda fleet, demand: defragmenting.defragment(fleet, demand, seen.now),
+            seen.cluster,
+            demand.waiting,
+            lambda cluster, waiting: defragmenting.defragment(cluster, waiting, seen.now),
         )
         found = made.result
-        _note_broken(turn, made.broken)
+        _refuse_broken(pass_, made.broken)
         for move in found.moves:
-            _apply(turn, seen.fleet, move)
-        turn.close()
+            _apply(pass_, seen.cluster, move)
+        pass_.close()
         if found.moves:
             values = {
                 "moves": json.dumps([{"pool": one.pool, "reason": one.reason} for one in found.moves]),
                 "gains": json.dumps([{"model": one.model, "reason": one.reason} for one in found.gains]),
                 "stuck": json.dumps([{"model": one.model, "reason": one.reason} for one in found.stuck]),
             }
-            work.run(_KEEP_DEFRAGMENTATION, values)
+            work.run(_STORE_DEFRAGMENTATION, values)
     return found
 
 
-def _look(database: Database, asked: FleetDemand) -> Observation:
+def _observe_only(database: Database, demand: FleetDemand) -> Observation:
     with database.work() as work:
         work.run(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        books = open_session(work, to_read=True)
-        return observation.observe(books, asked.models, asked.usage, asked.wishes, asked.in_flight)
+        return observation.observe(open_session(work, to_read=True), demand)
 
 
-def _lose_silent_hosts(turn: ReconcilePass) -> tuple[str, ...]:
-    """A host is lost when nobody was heard of it for long: neither its agent nor any of its pools."""
+def _lose_silent_hosts(pass_: ReconcilePass) -> tuple[str, ...]:
+    """Declare hosts lost of which neither the agent nor any pool was heard for long."""
     lost = []
-    for row in turn.work.rows(_SILENT, {"age": turn.terms.lost_after}):
+    for row in pass_.work.rows(_SILENT_HOSTS, {"age": pass_.times.lost_after}):
         host: str = row.name
-        held = [one for one in turn.books.ledger.reservations.values() if one.host == host]
+        held = [one for one in pass_.session.ledger.reservations.values() if one.host == host]
         if not any(one.state is ReservationState.ACTIVE for one in held):
-            turn.lose_host(host, "its host was declared lost")
+            pass_.lose_host(host, "its host was declared lost")
             lost.append(host)
     return tuple(lost)
 
 
-def _follow_stops(turn: ReconcilePass) -> None:
-    """Do what operators ask to be stopped. It comes first: the plan sees it done."""
-    for order in turn.work.rows(_STOPS):
-        for pool in turn.work.rows(_OF_ORDER, {"pool": order.pool_id, "model": order.model}):
+def _follow_stop_commands(pass_: ReconcilePass) -> None:
+    """Stop the pools that operators want stopped. This comes first, so that the plan sees it done."""
+    for command in pass_.work.rows(_STOP_COMMANDS):
+        for pool in pass_.work.rows(_COMMANDED_POOLS, {"pool": command.pool_id, "model": command.model}):
             with _GUARD.item("pool", pool.id):
-                turn.stop(pool.id, Desired.DRAIN, order.reason)
-        turn.work.run(_ANSWER, {"id": order.id})
+                pass_.stop(pool.id, Desired.DRAIN, command.reason)
+        pass_.work.run(_COMPLETE_COMMAND, {"id": command.id})
 
 
-def _apply(turn: ReconcilePass, fleet: Cluster, action: Action) -> None:
-    """Do one thing of a plan; one that breaks is refused with the reason, and stops none of the others."""
+def _apply(pass_: ReconcilePass, cluster: Cluster, action: Action) -> None:
+    """Apply one action of a plan. One that raises is refused with the reason, and stops none of the others."""
     with _GUARD.item("action", str(action)[:_NAMED]) as failed:
-        turn.apply(fleet, action)
+        pass_.apply(cluster, action)
     if failed and isinstance(action, StartPool | GrantReserve):
-        turn.refused[action.configuration] = f"it could not be granted: {_said(failed[0])}"
+        pass_.refused[action.configuration] = f"it could not be granted: {_description(failed[0])}"
 
 
-def _note_broken(turn: ReconcilePass, broken: Mapping[str, Exception]) -> None:
-    """Say of the configurations that no plan could be made for why that is."""
+def _refuse_broken(pass_: ReconcilePass, broken: Mapping[str, Exception]) -> None:
+    """Refuse the configurations for which no plan could be made, and log why."""
     for configuration, error in broken.items():
         with _GUARD.item("configuration", configuration):
-            turn.refused[configuration] = f"no plan could be made for it: {_said(error)}"
+            pass_.refused[configuration] = f"no plan could be made for it: {_description(error)}"
             raise error
 
 
-def _said(error: Exception) -> str:
+def _description(error: Exception) -> str:
     return texts.printable(f"{type(error).__name__}: {error}", _SENTENCE)
 
 
-def _retire_changed(turn: ReconcilePass, seen: Observation) -> None:
-    """Stop pools whose entry has changed, or is gone: what they load nobody asks for any more."""
-    known = {configuration.id for configuration in seen.fleet.configurations}
-    for pool in seen.fleet.pools:
+def _stop_changed(pass_: ReconcilePass, seen: Observation) -> None:
+    """Stop pools whose entry in the catalogue has changed, or is gone."""
+    known = {configuration.id for configuration in seen.cluster.configurations}
+    for pool in seen.cluster.pools:
         if pool.configuration not in known and pool.state in COMING:
             with _GUARD.item("pool", pool.id):
-                turn.stop(pool.id, Desired.DRAIN, "its entry in the catalogue has changed")
+                pass_.stop(pool.id, Desired.DRAIN, "its entry in the catalogue has changed")
 
 
-def _demand(seen: Observation, waiting: Iterable[Waiting]) -> list[Demand]:
-    """What waits, by configuration. What waits for a model that is not in the catalogue is refused elsewhere."""
-    return [
-        Demand(
-            configuration=seen.configurations[one.model].id,
-            priority=one.priority,
-            steps=one.steps,
-            oldest=one.oldest,
-            mean=one.mean,
-            namespace=one.namespace,
-            deadline=one.deadline,
-            work=one.work,
-            ready=one.ready,
-        )
-        for one in waiting
-        if one.model in seen.configurations
-    ]
-
-
-def _note_refusals(turn: ReconcilePass, seen: Observation, plan: Plan, waiting: Iterable[Waiting]) -> None:
-    """Keep every refusal of this turn, and no other."""
+def _store_refusals(pass_: ReconcilePass, seen: Observation, plan: Plan, demand: FleetDemand) -> None:
+    """Store the refusals of this pass, and delete all others."""
     found = {one.configuration: one for one in plan.refusals}
-    models = {one.id: one.model for one in seen.fleet.configurations}
-    for configuration, reason in turn.refused.items():
+    models = {one.id: one.model for one in seen.cluster.configurations}
+    for configuration, reason in pass_.refused.items():
         found[configuration] = Refusal(configuration, models[configuration], reason, 0)
-    for model in {one.model for one in waiting} - seen.configurations.keys():
+    for model in {group.model for group in demand.waiting} - seen.configurations.keys():
         found[model] = Refusal(model, model, "it is not in the catalogue of the control workers (catalog.files)", 0)
-    nowhere = {one.id for one in seen.fleet.configurations if not one.files}
+    without_file = {one.id for one in seen.cluster.configurations if not one.files}
     for refusal in found.values():
         reason = refusal.reason
-        if refusal.configuration in nowhere:
-            told = turn.work.row(_NOT_SERVED, {"start": not_served(refusal.model, "")})
-            reason = reason if told is None else f"{reason}; on {told.name}: {told.problem}"
+        if refusal.configuration in without_file:
+            row = pass_.work.row(_NOT_SERVED, {"start": not_served(refusal.model, "")})
+            reason = reason if row is None else f"{reason}; on {row.name}: {row.problem}"
         values = {
             "configuration": refusal.configuration,
             "model": refusal.model,
@@ -329,15 +273,26 @@ def _note_refusals(turn: ReconcilePass, seen: Observation, plan: Plan, waiting: 
             "needs": refusal.needs_bytes,
             "estimate": None if refusal.estimate is None else refusal.estimate.total_seconds(),
         }
-        turn.work.run(_REFUSE, values)
-    turn.work.run(_FORGET_REFUSALS, {"refused": list(found)})
+        pass_.work.run(_STORE_REFUSAL, values)
+    pass_.work.run(_DELETE_OTHER_REFUSALS, {"refused": list(found)})
 
 
-def _answer_starts(turn: ReconcilePass, seen: Observation) -> None:
-    """An order to start is done once a pool of the model has begun."""
-    held = turn.books.ledger.reservations.values()
-    there = {one.configuration for one in held if one.state is ReservationState.ACTIVE and not one.draining}
-    for order in seen.starts:
-        configuration = seen.configurations.get(order.model)
-        if configuration is None or configuration.id in there:
-            turn.work.run(_ANSWER, {"id": order.id})
+def _complete_start_commands(pass_: ReconcilePass, seen: Observation) -> None:
+    """A command to start is complete once a pool of the model has begun."""
+    reservations = pass_.session.ledger.reservations.values()
+    begun = {one.configuration for one in reservations if one.state is ReservationState.ACTIVE and not one.draining}
+    for command in seen.starts:
+        configuration = seen.configurations.get(command.model)
+        if configuration is None or configuration.id in begun:
+            pass_.work.run(_COMPLETE_COMMAND, {"id": command.id})
+
+
+def _count_device_time(pass_: ReconcilePass, demand: FleetDemand) -> None:
+    """Count the device time of each namespace since the last pass."""
+    held = [
+        accounts.HeldDevices(one.id, frozenset(one.bytes), one.namespace)
+        for one in pass_.session.ledger.reservations.values()
+        if one.state is not ReservationState.HELD  # no process touches its bytes yet
+    ]
+    working = {worker: in_flight.steps for worker, in_flight in demand.in_flight.items()}
+    accounts.record_usage(pass_.work, held, working, {group.namespace for group in demand.waiting if group.namespace})

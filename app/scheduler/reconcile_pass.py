@@ -1,7 +1,7 @@
 """
-A turn: what a plan makes of the ledger and of what is desired, step by step, in one transaction.
+A reconcile pass: applies a plan to the ledger and to what is desired of pools, action by action, in one transaction.
 
-A claim that the ledger refuses is left out, with its reason; everything else is done.
+A claim that the ledger refuses is left out and its reason kept; all other actions are applied.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from app.fleet.ledger.session import LedgerSession, next_epoch
 from app.fleet.pool import Desired
 from app.kernel import ids, log
 from app.kernel.database import UnitOfWork
-from app.scheduler.cluster import Cluster
-from app.scheduler.placement import Action, DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool
+from app.scheduler.planner.cluster import Cluster
+from app.scheduler.planner.plan import Action, DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool
 
 _log = log.get(__name__)
 
-#: The channel on which agents hear that something is desired; the payload is the host's name.
+#: The channel that notifies agents of changes in what is desired; the payload is the name of the host.
 CHANNEL = "arriero_fleet"
 
 _INSERT_POOL = text("""
@@ -39,110 +39,110 @@ _NOTIFY = text("SELECT pg_notify(:channel, :host)")
 
 @dataclass(frozen=True, slots=True)
 class ReconcileTimes:
-    """How long who has for what."""
+    """The time limits of a pass."""
 
-    #: An agent has that long to begin a pool that was granted.
+    #: Within it an agent must begin a pool that was granted.
     hold: timedelta
-    #: A pool that makes room has that long to finish its steps, before it hands them back.
+    #: Within it a pool that makes room must finish its steps; then they are preempted.
     drain: timedelta
-    #: A host of which nobody heard for that long, neither agent nor pools, is declared lost.
+    #: A host is declared lost when neither its agent nor its pools were heard for so long.
     lost_after: timedelta
 
 
 @dataclass(slots=True)
 class ReconcilePass:
-    """One turn, as far as it has come."""
+    """The state of one pass."""
 
-    books: LedgerSession
-    terms: ReconcileTimes
-    #: By configuration, the claims that the ledger refused though they were planned.
+    session: LedgerSession
+    times: ReconcileTimes
+    #: By configuration, why the ledger refused a planned claim.
     refused: dict[str, str] = field(default_factory=dict)
-    #: Hosts whose agents have something to do.
+    #: Hosts whose agents are notified at the end.
     hosts_to_notify: set[str] = field(default_factory=set)
 
     @property
     def work(self) -> UnitOfWork:
         """The transaction."""
-        return self.books.work
+        return self.session.work
 
-    def apply(self, fleet: Cluster, action: Action) -> None:
-        """Do one thing of a plan that was made for this fleet."""
+    def apply(self, cluster: Cluster, action: Action) -> None:
+        """Apply one action of a plan that was made for this cluster."""
         match action:
             case StartPool():
-                self._start(fleet, action, action.configuration, str(action.purpose), action.after, action.namespace)
+                self._start(cluster, action, action.configuration, str(action.purpose), action.after, action.namespace)
             case StopPool():
                 self.stop(
-                    action.pool, Desired.PREEMPT if action.how is StopMode.PREEMPT else Desired.DRAIN, action.reason
+                    action.pool, Desired.PREEMPT if action.mode is StopMode.PREEMPT else Desired.DRAIN, action.reason
                 )
             case MovePool():
-                moved = next(pool for pool in fleet.pools if pool.id == action.pool)
-                if self._start(fleet, action, moved.configuration, "move", frozenset(), moved.namespace):
+                moved = next(pool for pool in cluster.pools if pool.id == action.pool)
+                if self._start(cluster, action, moved.configuration, "move", frozenset(), moved.namespace):
                     self.stop(action.pool, Desired.DRAIN, action.reason)
             case GrantReserve():
                 reserve = ReservedCapacity(str(ids.new_id()), action.configuration, action.bytes)
-                refused = self.books.change(lambda found: rules.add_reserve(found, reserve))
+                refused = self.session.change(lambda ledger: rules.add_reserve(ledger, reserve))
                 if refused is not None:
                     self.refused[action.configuration] = refused.reason
             case DropReserve():
-                self.books.change(lambda found: rules.drop_reserve(found, action.reserve))
-        _log.info("planned", action=type(action).__name__, **_told(action))
+                self.session.change(lambda ledger: rules.drop_reserve(ledger, action.reserve))
+        _log.info("planned", action=type(action).__name__, **_log_fields(action))
 
     def stop(self, pool: str, desired: Desired, reason: str) -> None:
-        """Let a pool end. One that no process was begun for is given back at once."""
-        held = self.books.ledger.reservations.get(pool)
-        if held is None:
+        """Stop a pool. The bytes of one without a process are released at once."""
+        reservation = self.session.ledger.reservations.get(pool)
+        if reservation is None:
             return
-        if held.state is ReservationState.HELD:
-            self.books.change(lambda found: rules.cancel(found, pool), reason)
+        if reservation.state is ReservationState.HELD:
+            self.session.change(lambda ledger: rules.cancel(ledger, pool), reason)
         else:
-            self.books.change(lambda found: rules.drain(found, pool))
+            self.session.change(lambda ledger: rules.drain(ledger, pool))
         self.work.run(_STOP_POOL, {"id": pool, "desired": desired, "reason": reason})
-        self.hosts_to_notify.add(held.host)
+        self.hosts_to_notify.add(reservation.host)
 
     def lose_host(self, host: str, reason: str) -> None:
-        """Declare a host lost: its bytes are given back, and nothing is granted there before its agent joins anew."""
-        self.books.change(lambda found: rules.lose_host(found, host), reason)
+        """Declare a host lost: its bytes are released, and nothing is granted there before its agent joins again."""
+        self.session.change(lambda ledger: rules.declare_host_lost(ledger, host), reason)
         self.work.run(_LOSE_HOST, {"host": host})
         _log.warning("host_lost", host=host, reason=reason)
 
     def close(self) -> None:
-        """Write what has changed, and tell the agents at the commit."""
-        self.books.close()
+        """Write what has changed, and notify the agents at the commit."""
+        self.session.close()
         for host in sorted(self.hosts_to_notify):
             self.work.run(_NOTIFY, {"channel": CHANNEL, "host": host})
 
     def _start(
         self,
-        fleet: Cluster,
+        cluster: Cluster,
         action: StartPool | MovePool,
         configuration_id: str,
         purpose: str,
         after: frozenset[str],
         namespace: str,
     ) -> bool:
-        """Grant a pool; False when the ledger refuses."""
-        configuration = next(one for one in fleet.configurations if one.id == configuration_id)
-        host = next(device.host for device in fleet.devices if device.id in action.bytes)
-        wait = self.terms.hold + (self.terms.drain + self.terms.hold if after else timedelta(0))
-        wanted = ReservationRequest(
+        """Claim the bytes of a pool and insert it; returns False when the ledger refuses."""
+        configuration = next(one for one in cluster.configurations if one.id == configuration_id)
+        host = next(device.host for device in cluster.devices if device.id in action.bytes)
+        wait = self.times.hold + (self.times.drain + self.times.hold if after else timedelta(0))
+        request = ReservationRequest(
             id=str(ids.new_id()),
             epoch=next_epoch(self.work),
             host=host,
             configuration=configuration.id,
             bytes=action.bytes,
-            lease_until=self.books.now + wait,
+            lease_until=self.session.now + wait,
             after=after,
             pinned=configuration.pinned,
             namespace=namespace,
         )
-        refused = self.books.change(lambda found: rules.claim(found, wanted))
+        refused = self.session.change(lambda ledger: rules.claim(ledger, request))
         if refused is not None:
             self.refused[configuration.id] = refused.reason
             _log.warning("claim_refused", configuration=configuration.id, host=host, reason=refused.reason)
             return False
-        self.books.close()  # a pool's row refers to its reservation
+        self.session.close()  # a pool's row refers to its reservation
         values = {
-            "id": wanted.id,
+            "id": request.id,
             "configuration": configuration.id,
             "model": configuration.model,
             "slots": configuration.slots,
@@ -155,8 +155,8 @@ class ReconcilePass:
         return True
 
 
-def _told(action: Action) -> dict[str, object]:
-    """What the log says of an action."""
+def _log_fields(action: Action) -> dict[str, object]:
+    """The fields of an action in the log."""
     match action:
         case StartPool():
             return {"configuration": action.configuration, "devices": sorted(action.bytes), "reason": action.reason}

@@ -1,6 +1,6 @@
-"""The names of the fleet's tasks: their import paths, literally. This package publishes by name."""
+"""The names of the tasks of the scheduler: their import paths. This package publishes by name."""
 
-#: Bring what is desired of the fleet in line with what is asked of it.
+#: Run a reconcile pass.
 RECONCILE = "workers.jobs.run_reconcile"
-#: Move idle pools so that models fit that fit nowhere.
+#: Move idle pools so that models fit that fit nowhere now.
 DEFRAGMENT = "workers.jobs.run_defragment"

@@ -1,9 +1,9 @@
 """
-The wake: a message that something may be to be planned, for whoever reconciles.
+The wake-up: a message that triggers a reconcile pass.
 
-It is a hint: beat sends the same each tick, and one that is lost costs that long.
-Who sends steps to a model's queue nudges too, at the most every so often: a model that nobody serves is then started
-at once.
+It is a hint: beat sends the same message each tick, so that a lost one costs one tick.
+A process that sends steps to the queue of a model sends a wake-up too, so that the model is started at once. It sends
+at most one in each pause.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Any
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES, Publisher, is_model_queue
 from app.scheduler.tasks import RECONCILE
 
-#: Seconds between two nudges of one process, at the least.
+#: Least seconds between two wake-ups of one process.
 _PAUSE = 0.2
-#: Seconds after which nobody needs it any more: beat has sent its own meanwhile.
+#: Seconds after which a message is obsolete: beat has sent its own since.
 _EXPIRES = 10.0
 
 
 def wake_reconciler(publisher: Publisher) -> bool:
-    """Ask for a turn of the reconciler; False when the broker cannot be reached."""
+    """Trigger a reconcile pass; returns False when the broker cannot be reached."""
     return publisher.publish(
         RECONCILE, (), queue=CONTROL_QUEUE, priority=PRIORITIES["interactive"], description="wake-up", expires=_EXPIRES
     )
 
 
 class WakingPublisher:
-    """Sends messages, and nudges when one goes to a model's queue."""
+    """Publishes messages, and a wake-up when one goes to the queue of a model."""
 
     def __init__(self, publisher: Publisher) -> None:
-        """Sends through another publisher."""
+        """Publishes through another publisher."""
         self._publisher = publisher
         self._lock = threading.Lock()
         self._last = float("-inf")
@@ -48,7 +48,7 @@ class WakingPublisher:
         description: str = "",
         expires: float | None = None,
     ) -> bool:
-        """As every publisher does."""
+        """Publish a message; returns False when the broker cannot be reached."""
         sent = self._publisher.publish(
             task, args, queue=queue, priority=priority, description=description, expires=expires
         )
@@ -57,7 +57,7 @@ class WakingPublisher:
         return sent
 
     def depth(self, queue: str) -> int:
-        """Messages that wait in the queue. Raises BrokerUnreachable."""
+        """The number of messages in the queue. Raises BrokerUnreachable."""
         return self._publisher.depth(queue)
 
     def _is_due(self) -> bool:

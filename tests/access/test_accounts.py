@@ -15,14 +15,14 @@ from app.fleet.ledger import session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import PoolPhase
 from app.kernel.database import Database
-from tests.fleet.granting import LEASE, begun, declared, granted
+from tests.fleet.granting import LEASE, begun, cpu_report, device_reports, granted
 
 
 @pytest.fixture
 def pool(database: Database) -> str:
     """A pool on two GPUs and some RAM, with the worker w; granted for the namespace `owner`."""
     hosts = Hosts(database, LEASE, LEASE)
-    agent = hosts.join("h", "h", 8, [*declared("a", "b"), *declared("ram", kind="cpu", type_="cpu")], {})
+    agent = hosts.join("h", "h", 8, [*device_reports("a", "b"), cpu_report("ram")], {})
     id_ = granted(database, "h", {"a": 600, "b": 300, "ram": 100})
     assert isinstance(id_, str)
     epoch = begun(hosts, "h", agent, id_)

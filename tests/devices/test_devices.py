@@ -181,7 +181,7 @@ def test_a_gpu_with_invalid_values_does_not_hide_the_others(
     # The measurement can be stored.
     hosts, settings, seen = Hosts(database, LEASE, LEASE), FleetSettings(), Inventory(tuple(devices), tuple(problems))
     agent = hosts.join("h", "h", 1, inventory.declared("h", seen, settings), {})
-    hosts.beat("h", agent, inventory.measured("h", seen, settings, {}), [], problems)
+    hosts.heartbeat("h", agent, inventory.measured("h", seen, settings, {}), [], problems)
 
 
 class Library:

@@ -53,7 +53,7 @@ from app.workflows.runs.details import RunView
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
-from tests.fleet.granting import begun, declared, granted
+from tests.fleet.granting import begun, cpu_report, granted
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2:135m"
@@ -322,7 +322,7 @@ class Cluster:
         """Start a pool of the small model. The cluster is its agent, and never releases its bytes."""
         pools = self.settings.pools.model_copy(update={"drain_timeout": drain})
         hosts = Hosts(self.database, agent_lease=timedelta(hours=1), pool_lease=self.settings.fleet.lease)
-        agent = hosts.join("cluster", "cluster", 2, declared("cluster", size=2**40, kind="cpu", type_=needs.CPU), {})
+        agent = hosts.join("cluster", "cluster", 2, [cpu_report("cluster", total=2**40)], {})
         model = files.read_catalog().get(MODEL)
         id_ = granted(
             self.database,

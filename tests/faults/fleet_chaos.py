@@ -135,12 +135,12 @@ def kill_at_random(cluster: Cluster, count: int, seed: int, *, freeze: bool = Fa
             result.runs.append(submit_generate(cluster, chance.choice(models), chance.randint(4, 60)))
 
     def agent_of(pool: PoolView) -> str:
-        host: str = pool.row.host
+        host: str = pool.host
         return host
 
     def kill_pool(pool: PoolView) -> None:
         with contextlib.suppress(ProcessLookupError):
-            kill(pool.row.pid)
+            kill(pool.pid)
 
     def kill_agent(pool: PoolView) -> None:
         agents[agent_of(pool)].kill("SIGKILL")
@@ -161,7 +161,7 @@ def kill_at_random(cluster: Cluster, count: int, seed: int, *, freeze: bool = Fa
 
     def freeze_pool(pool: PoolView) -> None:
         with contextlib.suppress(ProcessLookupError):
-            kill(pool.row.pid, signal.SIGSTOP)
+            kill(pool.pid, signal.SIGSTOP)
 
     faults: Mapping[str, Callable[[PoolView], None]] = {
         "pool": kill_pool,
@@ -196,9 +196,9 @@ def kill_at_random(cluster: Cluster, count: int, seed: int, *, freeze: bool = Fa
 
 #: What a pool does at the time of a kill.
 _ACTIVITIES: Mapping[str, Callable[[PoolView], bool]] = {
-    "loading": lambda pool: pool.row.phase in {"starting", "loading", "warming"},
-    "draining": lambda pool: pool.row.desired != "run" or pool.row.phase in {"draining", "unloading"},
-    "working": lambda pool: bool(pool.row.busy),
+    "loading": lambda pool: pool.phase in {"starting", "loading", "warming"},
+    "draining": lambda pool: pool.desired != "run" or pool.phase in {"draining", "unloading"},
+    "working": lambda pool: bool(pool.busy),
 }
 
 
@@ -207,7 +207,7 @@ def _wait_for(cluster: Cluster, activity: str) -> PoolView:
     limit = time.monotonic() + _WAIT
 
     def found() -> PoolView | None:
-        running = [pool for pool in pools(cluster) if pool.row.pid is not None]
+        running = [pool for pool in pools(cluster) if pool.pid is not None]
         wanted = [pool for pool in running if _ACTIVITIES[activity](pool)]
         return next(iter(wanted or (running if time.monotonic() > limit else ())), None)
 
@@ -247,15 +247,15 @@ def alternate(cluster: Cluster, models: Sequence[str], count: int, pause: float)
     found = pools(cluster, ended=True)
     sizes: dict[str, tuple[int, int]] = {}
     for pool in found:
-        reserved, used = sizes.get(pool.row.model, (0, 0))
-        now = sum(pool.row.bytes.values()), sum((pool.row.peak or {}).values())
-        assert now[1] <= now[0], f"{pool.row.model} used {now[1]} of {now[0]}"
-        sizes[pool.row.model] = max(reserved, now[0]), max(used, now[1])
+        reserved, used = sizes.get(pool.model, (0, 0))
+        now = sum(pool.bytes.values()), sum((pool.peak or {}).values())
+        assert now[1] <= now[0], f"{pool.model} used {now[1]} of {now[0]}"
+        sizes[pool.model] = max(reserved, now[0]), max(used, now[1])
     return AlternationResult(
         count,
         time.monotonic() - began,
-        Counter(pool.row.model for pool in found),
-        sum(bool(pool.row.failed) for pool in found),
+        Counter(pool.model for pool in found),
+        sum(bool(pool.failed) for pool in found),
         sizes,
     )
 

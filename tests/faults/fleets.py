@@ -97,7 +97,7 @@ def processes(cluster: Cluster) -> Iterator[tuple[str, psutil.Process]]:
 def ledger_matches_processes(cluster: Cluster) -> bool:
     """Whether each pool with reserved bytes has a running process, and each process of a pool has reserved bytes."""
     running = {(id_, process.pid) for id_, process in processes(cluster)}
-    return {(pool.id, pool.row.pid) for pool in pools(cluster)} == running
+    return {(pool.id, pool.pid) for pool in pools(cluster)} == running
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:

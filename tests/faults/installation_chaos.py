@@ -452,7 +452,7 @@ class InstallationChaos:
 
     def _ledger_matches_processes(self) -> bool:
         running = {(id_, process.pid) for id_, process in processes(self._as_cluster())}
-        return {(pool.id, pool.row.pid) for pool in fleet_views.pools(self.database)} == running
+        return {(pool.id, pool.pid) for pool in fleet_views.pools(self.database)} == running
 
     def _check_growth(self) -> None:
         """Do the same work three times, and check that no process grows in the third round."""

@@ -15,8 +15,8 @@ import pytest
 
 from app.catalog import files
 from app.fleet import views
+from app.fleet.host import HostState
 from app.fleet.pool import Desired
-from app.fleet.rows import HostState
 from app.fleet.views import PoolView
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.state_machine.states import RunState
@@ -56,8 +56,8 @@ def test_hanging_pools_are_killed_and_operator_commands_are_executed(fleet: Clus
     agent = fleet.agent(changes={"pools": short}, simulated=ONE_DEVICE)
     assert agent.ready()
     endless = submit_generate(fleet, ENDLESS)
-    loading = until(lambda: next((p for p in pools(fleet, ENDLESS) if p.row.phase == "loading"), None))
-    assert until_ended(fleet, loading).row.ending.startswith("it did not begin to serve within")
+    loading = until(lambda: next((p for p in pools(fleet, ENDLESS) if p.phase == "loading"), None))
+    assert until_ended(fleet, loading).ending.startswith("it did not begin to serve within")
     assert "pool_phase" in views.log_tail(fleet.database, loading.id)
     refusal = until(lambda: next(iter(views.fleet(fleet.database).refusals), None))
     assert (refusal.model, "failed once on agent" in refusal.reason) == (ENDLESS, True)
@@ -67,7 +67,7 @@ def test_hanging_pools_are_killed_and_operator_commands_are_executed(fleet: Clus
     until_done(fleet, [run_id])
     first = until(lambda: serving(fleet, ALPHA))
     agent.kill("SIGKILL")
-    assert is_alive(first.row.pid), "it continues without its agent"
+    assert is_alive(first.pid), "it continues without its agent"
     agent.restart()
     until(lambda: b"pool_adopted" in agent.container.log())
     run_ids = [run_id, submit_generate(fleet, ALPHA)]
@@ -76,10 +76,10 @@ def test_hanging_pools_are_killed_and_operator_commands_are_executed(fleet: Clus
 
     commands = OperatorCommands(fleet.database, lambda: None)
     commands.stop(first.id, again=True)
-    assert until_ended(fleet, first).row.ending == "restarted by an operator"
+    assert until_ended(fleet, first).ending == "restarted by an operator"
     second = until(lambda: serving(fleet, ALPHA))
     commands.stop_model(ALPHA)
-    assert not until_ended(fleet, second).row.failed
+    assert not until_ended(fleet, second).failed
     until(lambda: ledger_matches_processes(fleet))
     assert_consistent(fleet)
 
@@ -105,19 +105,19 @@ def test_steps_of_a_dead_pool_are_requeued_before_their_leases_expire(cluster: C
         until(lambda: cluster.is_held(run_id))
         pool = until(lambda: serving(cluster, ALPHA))
         end(pool)
-        ending: str = until_ended(cluster, pool).row.ending
+        ending: str = until_ended(cluster, pool).ending
         until_done(cluster, [run_id])
         assert cluster.outcomes(run_id) == ["worker_lost", "succeeded"]
         return ending
 
     def both(pool: PoolView) -> None:
         agent.kill("SIGKILL")
-        kill(pool.row.pid)
+        kill(pool.pid)
         agent.restart()
 
-    assert "SIGKILL" in ended(lambda pool: kill(pool.row.pid))
+    assert "SIGKILL" in ended(lambda pool: kill(pool.pid))
     assert "gone" in ended(both)
-    assert "sent no heartbeat" in ended(lambda pool: kill(pool.row.pid, signal.SIGSTOP))
+    assert "sent no heartbeat" in ended(lambda pool: kill(pool.pid, signal.SIGSTOP))
     until(lambda: ledger_matches_processes(cluster))
     assert_consistent(cluster)
 
@@ -128,19 +128,19 @@ def test_hosts_are_drained_and_removed(fleet: Cluster) -> None:
         assert fleet.agent(name, simulated=ONE_DEVICE).ready()
     commands = OperatorCommands(fleet.database, lambda: None)
     run_ids = [submit_generate(fleet, ALPHA, 100)]
-    drained = until(lambda: next((pool for pool in pools(fleet) if pool.row.busy), None))
-    commands.mark(drained.row.host, HostState.DRAINING)
-    until(lambda: pools(fleet, ended=True)[-1].row.desired == Desired.DRAIN)
+    drained = until(lambda: next((pool for pool in pools(fleet) if pool.busy), None))
+    commands.mark(drained.host, HostState.DRAINING)
+    until(lambda: pools(fleet, ended=True)[-1].desired == Desired.DRAIN)
     run_ids.append(submit_generate(fleet, ALPHA))
-    assert until_ended(fleet, drained).row.failed is False
+    assert until_ended(fleet, drained).failed is False
     until_done(fleet, run_ids)
     assert fleet.outcomes(run_ids[0])[-1] == "succeeded"
-    assert {pool.row.host for pool in pools(fleet)} == {"west", "east"} - {drained.row.host}
+    assert {pool.host for pool in pools(fleet)} == {"west", "east"} - {drained.host}
 
-    fleet.nodes[drained.row.host].kill("SIGTERM")
-    until(lambda: not fleet.nodes[drained.row.host].container.child.alive)
-    commands.remove(drained.row.host)
-    assert [seen.host.name for seen in views.hosts(fleet.database)] == [pools(fleet)[0].row.host]
+    fleet.nodes[drained.host].kill("SIGTERM")
+    until(lambda: not fleet.nodes[drained.host].container.child.alive)
+    commands.remove(drained.host)
+    assert [seen.name for seen in views.hosts(fleet.database)] == [pools(fleet)[0].host]
     until(lambda: ledger_matches_processes(fleet))
     assert_consistent(fleet)
 
@@ -158,7 +158,7 @@ def test_random_kills_lose_nothing(cluster: Cluster) -> None:
         "control worker",
         "broker",
     }
-    assert any(pool.row.failed for pool in pools(cluster, ended=True))
+    assert any(pool.failed for pool in pools(cluster, ended=True))
 
 
 def test_real_models_alternate_within_a_limit_of_memory(fleet: Cluster) -> None:
@@ -172,14 +172,14 @@ def test_real_models_alternate_within_a_limit_of_memory(fleet: Cluster) -> None:
         until_done(fleet, run_ids)
         assert_consistent(fleet)
         (pool,) = pools(fleet)
-        used, reserved = sum(pool.row.peak.values()), sum(pool.row.bytes.values())
-        assert pool.row.model == model
+        used, reserved = sum(pool.peak.values()), sum(pool.bytes.values())
+        assert pool.model == model
         assert used <= reserved, f"{model} used {used} of {reserved}"
 
     assert len(pools(fleet, ended=True)) == 3
     assert fleet.state(run_ids[-1]) == RunState.SUCCEEDED
 
-    kill(pool.row.pid)
-    ended = until_ended(fleet, pool).row
+    kill(pool.pid)
+    ended = until_ended(fleet, pool)
     assert ended.failed
     assert ended.ending == "it was ended by SIGKILL, as the kernel does when memory runs out"

@@ -20,7 +20,7 @@ from pytest_celery import CeleryTestWorker
 from sqlalchemy import text
 
 from app.fleet import views
-from app.fleet.rows import HostState
+from app.fleet.host import HostState
 from app.kernel.embedded import PostgresServer, ValkeyServer
 from app.kernel.fleet_settings import SimulatedDevice
 from app.kernel.processes import private_file
@@ -148,7 +148,7 @@ def agent(cluster: Cluster, name: str, link: Link) -> CeleryTestWorker:
 
 
 def state_of(cluster: Cluster, host: str) -> tuple[str, bool]:
-    seen = next(seen.host for seen in views.hosts(cluster.database) if seen.host.name == host)
+    seen = next(seen for seen in views.hosts(cluster.database) if seen.name == host)
     return seen.state, seen.alive
 
 
@@ -168,20 +168,20 @@ def test_a_disconnected_host_ends_its_pools_and_rejoins(cluster: Cluster, links:
     assert all(one.ready() for one in agents.values())
     run_ids = [submit_generate(cluster, ALPHA), submit_generate(cluster, BETA)]
     until_done(cluster, run_ids)
-    assert {pool.row.host for pool in pools(cluster)} == set(HOSTS), "placed over both"
+    assert {pool.host for pool in pools(cluster)} == set(HOSTS), "placed over both"
 
     run_ids.append(submit_generate(cluster, ALPHA, 200))
     until(lambda: cluster.is_held(run_ids[-1]))
     cut = serving(cluster, ALPHA)
     assert cut is not None
-    disconnected = cut.row.host
+    disconnected = cut.host
     links[disconnected].cut()
-    until(lambda: not is_alive(cut.row.pid))
+    until(lambda: not is_alive(cut.pid))
     assert is_lease_valid(cluster, cut.id), "it ended in time"
     until_done(cluster, run_ids)
     assert cluster.outcomes(run_ids[-1])[0] == "worker_lost"
     # Until the host counts as lost, another pool may be placed on it, but it is never started there.
-    begun = {pool.row.host for pool in pools(cluster, ALPHA) if pool.id != cut.id and pool.row.pid is not None}
+    begun = {pool.host for pool in pools(cluster, ALPHA) if pool.id != cut.id and pool.pid is not None}
     assert begun == set(HOSTS) - {disconnected}
     until(lambda: state_of(cluster, disconnected) == (HostState.LOST, False))
 
@@ -190,6 +190,6 @@ def test_a_disconnected_host_ends_its_pools_and_rejoins(cluster: Cluster, links:
     assert agents[disconnected].container.child.alive
     run_ids.append(submit_generate(cluster, GAMMA))
     until_done(cluster, run_ids)
-    assert [pool.row.host for pool in pools(cluster, GAMMA)] == [disconnected], "the other host is full"
+    assert [pool.host for pool in pools(cluster, GAMMA)] == [disconnected], "the other host is full"
     until(lambda: ledger_matches_processes(cluster))
     assert_consistent(cluster)

@@ -1,8 +1,8 @@
 """
-Random histories of a whole fleet on the real Postgres: planner, ledger and the decisions of agents are the real ones.
+Random histories of a whole fleet on the real Postgres, with the real planner, ledger and decisions of agents.
 
-What is made up are hosts and processes: they start, load, serve, crash, are stopped and cut off, and hear late. Time is
-that of the rows: it passes by moving them back.
+Hosts and processes are simulated: they start, load, serve, crash, are stopped and cut off, and get late messages. Time
+passes by moving the instants of all rows back.
 """
 
 from __future__ import annotations
@@ -20,22 +20,31 @@ from sqlalchemy import text
 from app.catalog import catalog
 from app.fleet import views
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Declared, Granted, Hosts, PoolEnded
+from app.fleet.host import HostState
+from app.fleet.hosts import AssignedPool, Hosts, PoolEnded
 from app.fleet.ledger import session
 from app.fleet.ledger.reservation import Reservation, ReservationRefused
 from app.fleet.pool import Desired, PoolPhase
-from app.fleet.rows import HostState
 from app.footprint.layout import KnownLayout
 from app.kernel.database import Database
 from app.kernel.errors import LeaseLost
 from app.kernel.priority import Priority
 from app.scheduler import needs, reconcile
+from app.scheduler.observation import FleetDemand
 from app.scheduler.operator_commands import OperatorCommands
-from app.scheduler.reconcile import FleetDemand, Waiting
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.reconcile_pass import ReconcileTimes
-from tests.fleet.granting import audit
+from tests.fleet.granting import audit, device_report
 from workers.agent import convergence
-from workers.agent.convergence import Begin, ConvergenceLimits, GiveBack, Kill, Local, Terminate, Watch
+from workers.agent.convergence import (
+    ConvergenceLimits,
+    DatabaseContact,
+    Kill,
+    LocalProcess,
+    Release,
+    StartProcess,
+    Terminate,
+)
 
 
 def seconds(count: float) -> timedelta:
@@ -43,19 +52,19 @@ def seconds(count: float) -> timedelta:
 
 
 POOL_LEASE, AGENT_LEASE = 20.0, 10.0
-#: A pool that could not renew for so long is gone (workers/pool/heartbeat.py).
+#: A pool that could not renew its lease for this long has ended itself (workers/pool/heartbeat.py).
 GONE = 0.9 * POOL_LEASE
-TERMS = ReconcileTimes(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
+TIMES = ReconcileTimes(hold=seconds(15), drain=seconds(20), lost_after=seconds(60))
 LIMITS = ConvergenceLimits(
-    start=seconds(60), drain=seconds(20), leave=seconds(5), progress=seconds(60), silence=seconds(10)
+    start=seconds(60), drain=seconds(20), exit=seconds(5), progress=seconds(60), heartbeat=seconds(10)
 )
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
-#: By host, its devices and what they hold.
+#: The devices of each host, and their bytes.
 HOSTS: Mapping[str, Mapping[str, int]] = {"h": {"h0": 1000, "h1": 1000}, "i": {"i0": 800}}
 CAPACITY = {device: size for devices in HOSTS.values() for device, size in devices.items()}
-#: By model, the bytes on each of its devices, and the rest of its entry. One fits nowhere.
+#: By model, the bytes on each of its devices, and the rest of its entry. One model fits nowhere.
 MODELS: Mapping[str, tuple[tuple[int, ...], str]] = {
     "a:1": ((600,), ""),
     "b:1": ((700,), "pools = { packing = 'spread' }"),
@@ -79,7 +88,7 @@ _INSTANTS = {
     "refusal": ("since", "at"),
     "quota": ("period_began", "counted_at"),
 }
-_PASS = [
+_AGE = [
     text(f"UPDATE {table} SET " + ", ".join(f"{column} = {column} - :age" for column in columns))
     for table, columns in _INSTANTS.items()
 ]
@@ -87,7 +96,7 @@ _PASS = [
 
 @dataclass
 class Process:
-    """A pool's process: what it believes that it may touch, and does."""
+    """A simulated process of a pool: the bytes that it believes it may use, and uses."""
 
     id: str
     epoch: int
@@ -99,32 +108,32 @@ class Process:
     phase: PoolPhase = PoolPhase.STARTING
     detail: str = ""
     asked: bool = False
-    #: Stopped by a signal: it does nothing, and touches what it has.
+    #: Stopped by a signal: it does nothing, and keeps its memory.
     frozen: bool = False
     alive: bool = True
 
 
 @dataclass
 class Agent:
-    """The agent of a host. It forgets everything when it dies; its processes live on."""
+    """The agent of a host. It forgets everything when it dies, and its processes continue."""
 
     host: str
     epoch: int | None = None
     alive: bool = True
-    #: By process, what it was asked for, and when.
+    #: Requests to stop, by process, with their times.
     asked: dict[str, tuple[Desired, float]] = field(default_factory=dict)
     knows: set[str] = field(default_factory=set)
-    watch: Watch = field(default_factory=lambda: Watch(LIMITS.silence))
+    contact: DatabaseContact = field(default_factory=lambda: DatabaseContact(LIMITS.heartbeat))
 
 
 class World:
-    """A fleet, and what is true whatever its rows say."""
+    """A fleet, with simulated hosts and processes that do not depend on its rows."""
 
     def __init__(self, database: Database, seed: int) -> None:
         self.database, self.chance = database, random.Random(seed)
         self.hosts = Hosts(database, seconds(AGENT_LEASE), seconds(POOL_LEASE))
         self.holder = ReservationHolder(database, seconds(POOL_LEASE))
-        self.orders = OperatorCommands(database, lambda: None)
+        self.commands = OperatorCommands(database, lambda: None)
         entry = "[[models]]\nname = '{}'\nuse_cases = ['chat']\nsource = {{ path = '/m.gguf' }}\n{}\n"
         entries = "".join(entry.format(name, more) for name, (_, more) in MODELS.items())
         self.models = catalog.parse(entries, "catalog.toml").models
@@ -133,34 +142,34 @@ class World:
         self.processes: dict[str, Process] = {}
         self.agents = {host: Agent(host) for host in HOSTS}
         self.cut: set[str] = set()
-        #: By model, since when a step waits for it.
+        #: By model: the time since which a step waits for it.
         self.waits: dict[str, float] = {}
         self.served: set[str] = set()
-        #: Messages of the past that arrive once more, or for the first time.
+        #: Messages that arrive late, for the second time or the first.
         self.late: list[Callable[[], object]] = []
-        #: What happened, for whoever reads a failure.
-        self.story: list[str] = []
+        #: The events so far, for the analysis of a failure.
+        self.events: list[str] = []
         with database.work() as work:
             work.run(text(_QUOTA))
         for agent in self.agents.values():
-            self.agent_turns(agent)
+            self.agent_runs(agent)
         layouts = [
             KnownLayout(self.configurations[name], "L4", parts, "closed form", seconds(2), 10.0)
             for name, (parts, _) in MODELS.items()
         ]
         self.hosts.declare_layouts(layouts)
 
-    # ---- what happens ----
+    # ---- normal operation ----
 
-    def steps_come(self) -> None:
+    def steps_arrive(self) -> None:
         model = self.chance.choice(sorted(MODELS))
         self.waits.setdefault(model, self.now - self.chance.choice((0, 0, 50, 400)))
 
-    def planner_turns(self) -> None:
+    def reconciles(self) -> None:
         with self.database.work() as work:
             now = work.rows(text("SELECT now() AS now"))[0].now
         waiting = [
-            Waiting(
+            WaitingSteps(
                 model,
                 self.chance.choice(tuple(Priority)),
                 1,
@@ -170,27 +179,27 @@ class World:
             )
             for model, since in self.waits.items()
         ]
-        usage = {model: {Priority.STANDARD: 0.05} for model in self.served}
-        asked = FleetDemand(self.models, waiting, usage, {})
-        done = reconcile.reconcile(self.database, lambda _: asked, TERMS)
+        rates = {model: {Priority.STANDARD: 0.05} for model in self.served}
+        demand = FleetDemand(self.models, waiting, rates, {})
+        done = reconcile.reconcile(self.database, lambda _: demand, TIMES)
         assert done is not None
-        assert done.refused == {}, "nothing is planned that the ledger refuses"
+        assert done.refused == {}, "the ledger refuses nothing that is planned"
         self.check()
 
-    def some_agent_turns(self) -> None:
-        self.agent_turns(self.agents[self.chance.choice(sorted(HOSTS))])
+    def an_agent_runs(self) -> None:
+        self.agent_runs(self.agents[self.chance.choice(sorted(HOSTS))])
 
-    def agent_turns(self, agent: Agent, *, may_die: bool = False) -> None:
+    def agent_runs(self, agent: Agent, *, may_die: bool = False) -> None:
         if not agent.alive or agent.host in self.cut:
             return
         try:
             if agent.epoch is None:
                 self.agent_joins(agent)
             assert agent.epoch is not None
-            pools = self.hosts.beat(agent.host, agent.epoch, [], list(self.configurations.values()), [])
-            agent.watch.reached(BEGIN + seconds(self.now))
+            pools = self.hosts.heartbeat(agent.host, agent.epoch, [], list(self.configurations.values()), [])
+            agent.contact.note(BEGIN + seconds(self.now))
             for pool in pools:
-                self.agent_acts(agent, agent.epoch, pool, may_die=may_die)
+                self.agent_converges(agent, agent.epoch, pool, may_die=may_die)
         except LeaseLost:
             agent.epoch = None
             return
@@ -205,23 +214,23 @@ class World:
             if process.id not in held or held[process.id].epoch != process.epoch:
                 process.alive = False
         adopted = {process.id: process.epoch for process in self.on(agent.host)}
-        devices = [Declared(id_, id_, "gpu", "L4", size, size) for id_, size in HOSTS[agent.host].items()]
+        devices = [device_report(id_, total=size) for id_, size in HOSTS[agent.host].items()]
         agent.epoch = self.hosts.join(agent.host, agent.host, 8, devices, adopted)
         agent.knows = set(adopted)
 
-    def agent_acts(self, agent: Agent, epoch: int, pool: Granted, *, may_die: bool) -> None:
+    def agent_converges(self, agent: Agent, epoch: int, pool: AssignedPool, *, may_die: bool) -> None:
         process = self.processes.get(pool.id) if pool.id in agent.knows else None
         local = None
         if process is not None:
             asked, at = agent.asked.get(pool.id, (None, self.now))
             age, asked_ago = seconds(self.now - process.born), seconds(self.now - at)
-            local = Local(process.alive, age, asked, asked_ago, agent.watch.lasted)
+            local = LocalProcess(process.alive, age, asked, asked_ago, agent.contact.duration)
         match convergence.decide(pool, local, LIMITS):
-            case Begin():
+            case StartProcess():
                 self.hosts.activate(agent.host, epoch, pool.id, 1)
                 if may_die and self.chance.random() < 0.2:
-                    self.agent_dies(agent)  # bytes without a process
-                    raise LeaseLost("it is gone")
+                    self.agent_dies(agent)  # active bytes without a process
+                    raise LeaseLost("the agent is dead")
                 agent.knows.add(pool.id)
                 self.processes[pool.id] = Process(
                     pool.id, pool.epoch, agent.host, pool.model, dict(pool.bytes), self.now, self.now
@@ -233,18 +242,18 @@ class World:
             case Kill():
                 assert process is not None
                 process.alive = False
-            case GiveBack(reason=reason):
+            case Release(reason=reason):
                 assert process is None or not process.alive
                 ended = PoolEnded(pool.id, None, pool.id not in agent.asked, reason, "")
                 self.hosts.release(agent.host, epoch, ended)
                 self.late.append(lambda: self.hosts.release(agent.host, epoch, ended))
 
-    def some_process_goes_on(self) -> None:
+    def a_process_continues(self) -> None:
         if living := [process for process in self.processes.values() if process.alive]:
-            self.goes_on(self.chance.choice(living))
+            self.continues(self.chance.choice(living))
 
-    def goes_on(self, process: Process) -> None:
-        """One beat of a process, and what it does then."""
+    def continues(self, process: Process) -> None:
+        """One heartbeat of a process, and its next action."""
         if not process.alive or process.frozen or process.host in self.cut:
             return
         serves = process.phase is PoolPhase.SERVING and process.model in self.waits
@@ -252,7 +261,7 @@ class World:
         begun = self.now
         try:
             if process.phase is PoolPhase.STARTING:
-                self.finds_out(process)
+                self.measures(process)
             self.holder.renew(process.id, process.epoch, report)
         except LeaseLost:
             process.alive = False
@@ -269,13 +278,13 @@ class World:
         elif process.phase is PoolPhase.LOADING:
             process.phase = PoolPhase.SERVING
 
-    def finds_out(self, process: Process) -> None:
-        """It needs a little less or more than was reserved."""
+    def measures(self, process: Process) -> None:
+        """The process needs a little less or more than was reserved."""
         grant = self.holder.take(process.id, process.epoch)
         part = self.chance.choice((0.9, 1.0, 1.0, 1.05))
         wanted = {device: int(size * part) for device, size in process.bytes.items()}
         process.bytes = {device: min(size, wanted[device]) for device, size in process.bytes.items()}
-        if self.chance.random() < 0.05:  # it never hears the answer, and gives up
+        if self.chance.random() < 0.05:  # the answer is lost, and the process ends
             process.alive = False
             self.late.append(lambda: self.holder.adjust(grant, wanted))
             return
@@ -285,18 +294,18 @@ class World:
             process.phase, process.bytes = PoolPhase.LOADING, wanted
 
     def time_passes(self) -> None:
-        self.passes(self.chance.uniform(0.5, 10))
+        self.advance(self.chance.uniform(0.5, 10))
 
-    def passes(self, age: float) -> None:
+    def advance(self, age: float) -> None:
         with self.database.work() as work:
-            for statement in _PASS:
+            for statement in _AGE:
                 work.execute(statement, {"age": seconds(age)})
         self.now += age
         for process in self.processes.values():
             if not process.frozen and self.now - process.renewed > GONE:
                 process.alive = False
 
-    # ---- what goes wrong ----
+    # ---- failures ----
 
     def process_dies(self) -> None:
         if living := [process for process in self.processes.values() if process.alive]:
@@ -309,9 +318,9 @@ class World:
     def processes_are_thawed(self) -> None:
         for process in self.processes.values():
             process.frozen = False
-        self.passes(0.0)
+        self.advance(0.0)
 
-    def some_agent_dies(self) -> None:
+    def an_agent_dies(self) -> None:
         self.agent_dies(self.agents[self.chance.choice(sorted(HOSTS))])
 
     def agent_dies(self, agent: Agent) -> None:
@@ -319,9 +328,9 @@ class World:
         agent.asked, agent.knows = {}, set()
 
     def agent_dies_in_the_middle(self) -> None:
-        self.agent_turns(self.agents[self.chance.choice(sorted(HOSTS))], may_die=True)
+        self.agent_runs(self.agents[self.chance.choice(sorted(HOSTS))], may_die=True)
 
-    def agent_comes_back(self) -> None:
+    def agents_are_restarted(self) -> None:
         for agent in self.agents.values():
             agent.alive = True
 
@@ -336,17 +345,17 @@ class World:
             with contextlib.suppress(LeaseLost):
                 self.late.pop(self.chance.randrange(len(self.late)))()
 
-    def operator_orders(self) -> None:
+    def an_operator_commands(self) -> None:
         host, model = self.chance.choice(sorted(HOSTS)), self.chance.choice(sorted(MODELS))
         acts: list[Callable[[], object]] = [
-            lambda: [self.orders.mark(one, HostState.SCHEDULABLE) for one in HOSTS],
-            lambda: self.orders.mark(host, self.chance.choice((HostState.CORDONED, HostState.DRAINING))),
-            lambda: self.orders.start(model),
-            lambda: self.orders.stop_model(model),
+            lambda: [self.commands.mark(one, HostState.SCHEDULABLE) for one in HOSTS],
+            lambda: self.commands.mark(host, self.chance.choice((HostState.CORDONED, HostState.DRAINING))),
+            lambda: self.commands.start(model),
+            lambda: self.commands.stop_model(model),
         ]
         self.chance.choice(acts)()
 
-    def who_is_old_tries(self) -> None:
+    def stale_epochs_try(self) -> None:
         held = self.reservations()
         if not held:
             return
@@ -356,13 +365,13 @@ class World:
             lambda: self.holder.take(one.id, one.epoch - 1),
             lambda: self.hosts.activate(one.host, 0, one.id, 1),
             lambda: self.hosts.release(one.host, 0, PoolEnded(one.id, 0, failed=False, ending="", log_tail="")),
-            lambda: self.hosts.beat(one.host, 0, [], [], []),
+            lambda: self.hosts.heartbeat(one.host, 0, [], [], []),
         ]
         for act in acts:
             with pytest.raises(LeaseLost):
                 act()
 
-    # ---- what is true ----
+    # ---- invariants ----
 
     def on(self, host: str) -> list[Process]:
         return [process for process in self.processes.values() if process.host == host and process.alive]
@@ -372,9 +381,9 @@ class World:
             return session.open_session(work, to_read=True).ledger.reservations
 
     def check(self) -> None:
-        """No device is charged, or touched, beyond what it has; whatever lives is charged, or its host is out."""
+        """No device is charged or used beyond its capacity; living processes are charged, or their host is lost."""
         audit(self.database)
-        lost = {seen.host.name for seen in views.hosts(self.database) if seen.host.state == HostState.LOST}
+        lost = {seen.name for seen in views.hosts(self.database) if seen.state == HostState.LOST}
         held = self.reservations()
         touched = dict.fromkeys(CAPACITY, 0)
         for process in self.processes.values():
@@ -384,91 +393,91 @@ class World:
                 touched[device] += size
             if process.host not in lost:
                 one = held.get(process.id)
-                assert one is not None, f"{process} lives and is charged nowhere"
+                assert one is not None, f"{process} is alive without a reservation"
                 assert one.epoch == process.epoch
                 assert all(size <= one.bytes[device] for device, size in process.bytes.items())
         assert all(size <= CAPACITY[device] for device, size in touched.items()), touched
 
     def heal(self) -> None:
-        """From now on nothing goes wrong, but that one of what serves is frozen. What is frozen stays so."""
+        """No failure happens from now on, except that one serving process is frozen. Frozen processes stay frozen."""
         serving = [one for one in self.processes.values() if one.phase is PoolPhase.SERVING and not one.frozen]
         for process in serving:
-            self.goes_on(process)
+            self.continues(process)
         for process in [one for one in serving if one.alive][:1]:
             process.frozen = True
         self.cut.clear()
         self.late.clear()
-        self.agent_comes_back()
+        self.agents_are_restarted()
         for host in HOSTS:
-            self.orders.mark(host, HostState.SCHEDULABLE)
-        self.passes(0.0)
+            self.commands.mark(host, HostState.SCHEDULABLE)
+        self.advance(0.0)
 
-    def all_go_on(self, age: float = 3.0) -> None:
-        self.passes(age)
+    def all_continue(self, age: float = 3.0) -> None:
+        self.advance(age)
         for process in list(self.processes.values()):
-            self.goes_on(process)
+            self.continues(process)
         for agent in self.agents.values():
-            self.agent_turns(agent)
-        self.planner_turns()
+            self.agent_runs(agent)
+        self.reconciles()
 
-    def most_go_on(self) -> None:
-        self.passes(self.chance.uniform(0.2, 2))
-        turns: list[Callable[[], object]] = [self.planner_turns]
-        turns += [partial(self.goes_on, process) for process in self.processes.values()]
-        turns += [partial(self.agent_turns, agent) for agent in self.agents.values()]
-        for turn in self.chance.sample(turns, k=max(len(turns) - self.chance.randrange(3), 1)):
-            turn()
+    def most_continue(self) -> None:
+        self.advance(self.chance.uniform(0.2, 2))
+        actors: list[Callable[[], object]] = [self.reconciles]
+        actors += [partial(self.continues, process) for process in self.processes.values()]
+        actors += [partial(self.agent_runs, agent) for agent in self.agents.values()]
+        for act in self.chance.sample(actors, k=max(len(actors) - self.chance.randrange(3), 1)):
+            act()
 
 
-#: What happens, and how often beside the rest.
+#: The events of a history, with their weights.
 ACTS: Mapping[Callable[[World], None], int] = {
-    World.most_go_on: 40,
-    World.steps_come: 12,
+    World.most_continue: 40,
+    World.steps_arrive: 12,
     World.time_passes: 3,
-    World.planner_turns: 2,
-    World.some_agent_turns: 2,
-    World.some_process_goes_on: 2,
+    World.reconciles: 2,
+    World.an_agent_runs: 2,
+    World.a_process_continues: 2,
     World.process_dies: 3,
     World.process_is_frozen: 2,
     World.processes_are_thawed: 1,
-    World.some_agent_dies: 1,
+    World.an_agent_dies: 1,
     World.agent_dies_in_the_middle: 2,
-    World.agent_comes_back: 3,
+    World.agents_are_restarted: 3,
     World.host_is_cut_off: 1,
     World.hosts_are_connected: 2,
     World.message_comes_late: 5,
-    World.operator_orders: 2,
-    World.who_is_old_tries: 2,
+    World.an_operator_commands: 2,
+    World.stale_epochs_try: 2,
 }
 _WEIGHTED = [act for act, weight in ACTS.items() for _ in range(weight)]
 
-#: Acts of a history, and turns in which everybody is served once nothing goes wrong any more: quarantine is not over
-#: by then, an operator ends it.
-LENGTH, TURNS = 130, 150
+#: Events of a history, and passes without failures in which all models are served. A quarantine lasts longer: an
+#: operator ends it.
+LENGTH, PASSES = 130, 150
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_happens_no_byte_is_in_two_hands_and_everybody_is_served(database: Database, seed: int) -> None:
-    """Plans, crashes, frozen processes, hosts that are cut off, expiries, late messages, adoptions, orders."""
+def test_no_two_processes_use_the_same_byte_and_all_models_are_served(database: Database, seed: int) -> None:
+    """Histories of plans, crashes, frozen processes, partitions, expiries, late messages, adoptions and commands."""
     world = World(database, seed)
     for _ in range(LENGTH):
         act = world.chance.choice(_WEIGHTED)
-        world.story.append(act.__name__)
+        world.events.append(act.__name__)
         act(world)
         world.check()
 
     world.heal()
     for model in MODELS:
         world.waits.setdefault(model, world.now)
-    for turn in range(TURNS):
-        world.all_go_on()
+    for number in range(PASSES):
+        world.all_continue()
         if world.waits.keys() <= {TOO_LARGE}:
             break
-        if turn == TURNS // 2:
+        if number == PASSES // 2:
             for model in world.waits.keys() - {TOO_LARGE}:
-                world.orders.start(model)
-    for _ in range(25):  # what is frozen is silent for longer than its lease, and then its agent ends it
-        world.all_go_on()
+                world.commands.start(model)
+    for _ in range(25):  # a frozen process is silent for longer than its lease, and its agent kills it
+        world.all_continue()
     living = {process.id for process in world.processes.values() if process.alive}
     assert not [process for process in world.processes.values() if process.alive and process.frozen]
     assert living == world.reservations().keys(), "ledger and processes agree"

@@ -1,4 +1,4 @@
-"""Texts that agents and pools did not write themselves: none keeps the database from noting what they saw."""
+"""Texts of other programs that agents and pools report: none of them prevents a write to the database."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from sqlalchemy import text
 
 from app.fleet import views
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Hosts, Observed, PoolEnded
+from app.fleet.hosts import Hosts, ObservedProcess, PoolEnded
 from app.fleet.pool import PoolPhase, ProcessState
 from app.kernel.database import Database
-from tests.fleet.granting import LEASE, begun, declared, granted
+from tests.fleet.granting import LEASE, begun, device_reports, granted
 
 HOSTILE = ["a\0b", "half \ud83e", "\x1b[2Jgone\a", "long " * 100_000]
 IDS = ["nul", "surrogate", "terminal", "long"]
@@ -22,35 +22,37 @@ def hosts(database: Database) -> Hosts:
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=IDS)
-def test_bytes_come_back_whatever_a_pool_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
-    agent = hosts.join("h", "h", 8, declared("d"), {})
-    hosts.beat("h", agent, [], [], [hostile])
+def test_a_reservation_is_released_whatever_its_pool_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
+    agent = hosts.join("h", "h", 8, device_reports("d"), {})
+    hosts.heartbeat("h", agent, [], [], [hostile])
     pool = granted(database, "h", {"d": 100})
     assert isinstance(pool, str)
     epoch = begun(hosts, "h", agent, pool)
     ReservationHolder(database, LEASE).renew(
         pool, epoch, HeartbeatReport(PoolPhase.SERVING, detail=hostile, worker="pool@h")
     )
-    hosts.observe([Observed(pool, ProcessState.RUNNING, 1, 1, {}, {}, hostile)])
+    hosts.record_processes([ObservedProcess(pool, ProcessState.RUNNING, 1, 1, {}, {}, hostile)])
 
     hosts.release("h", agent, PoolEnded(pool, 1, failed=True, ending=hostile, log_tail=hostile))
 
     (device,) = views.hosts(database)[0].devices
-    assert device.charged_bytes == 0
-    (problem,) = views.hosts(database)[0].host.problems
-    seen = views.pool(database, pool).row
-    for kept in (problem, seen.detail, seen.ending, seen.release_reason):
+    assert device.reserved == 0
+    (problem,) = views.hosts(database)[0].problems
+    seen = views.pool(database, pool)
+    with database.work() as work:
+        (reservation,) = work.rows(text("SELECT release_reason FROM reservation"))
+    for kept in (problem, seen.detail, str(seen.ending), reservation.release_reason):
         assert len(kept) <= 4_000
         assert not any(character in kept for character in "\0\x1b\a\ud83e")
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=IDS)
-def test_an_orphan_is_noted_whatever_it_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
-    agent = hosts.join("h", "h", 8, declared("d"), {})
+def test_the_end_of_an_orphan_is_stored_whatever_it_wrote(database: Database, hosts: Hosts, hostile: str) -> None:
+    agent = hosts.join("h", "h", 8, device_reports("d"), {})
     pool = granted(database, "h", {"d": 100})
     assert isinstance(pool, str)
     begun(hosts, "h", agent, pool)
-    hosts.end_orphan(pool, hostile)
+    hosts.record_orphan_end(pool, hostile)
     with database.work() as work:
         row = work.row(text("SELECT state FROM pool_process"))
     assert row is not None

@@ -11,7 +11,7 @@ import pytest
 from app.catalog import files
 from app.inference import demand
 from app.kernel.errors import InvalidInput, NotFound
-from app.scheduler.reconcile import FleetDemand
+from app.scheduler.observation import FleetDemand
 from app.workflows import registry
 from app.workflows.language import check
 from app.workflows.runs import control, views
@@ -50,7 +50,7 @@ def test_demand_is_grouped_by_model_priority_and_namespace(runs: Runs) -> None:
 
     found = {(one.model, one.namespace): one for one in observed(runs).waiting if one.ready is None}
     assert {key: one.steps for key, one in found.items()} == {("m:1", "team-a"): 2, ("m:1", "default"): 1}
-    assert observed(runs).wishes.keys() == {"smollm2:135m"}
+    assert observed(runs).targets.keys() == {"smollm2:135m"}
 
     control.resume(runs, paused)
     assert ("m:1", "team-b") in {(one.model, one.namespace) for one in observed(runs).waiting}
@@ -71,7 +71,7 @@ def test_future_steps_are_demand_and_running_steps_count_for_their_namespace(run
     found = observed(runs)
     (coming,) = found.waiting
     assert (coming.model, coming.namespace, coming.ready is not None) == ("n:1", "team-a", True)
-    assert found.working == {"hands": {"team-a": 1}}
+    assert {worker: one.steps for worker, one in found.in_flight.items()} == {"hands": {"team-a": 1}}
 
 
 def test_steps_in_flight_have_their_number_of_preemptions(runs: Runs) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from app.catalog import files
 from app.inference import demand
 from app.kernel.database import Database
-from app.scheduler.reconcile import FleetDemand
+from app.scheduler.observation import FleetDemand
 from app.workflows.language import check
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
@@ -121,12 +121,12 @@ def test_each_ready_step_is_read_once(runs: Runs, one: Database) -> None:
 
 
 def test_the_duration_of_old_attempts_is_used(runs: Runs, one: Database) -> None:
-    """All attempts ended before the usage window: the arrival rate is that of the new step, their duration is known."""
+    """All attempts ended before the window: the arrival rate is that of the new step, their duration is known."""
     keep_ended(runs.database, 100)
     runs.submit(Submission(check.parse(ONE), {}))
     found = observed(one)
     assert [step.work for step in found.waiting] == [timedelta(hours=1)]
-    assert found.usage["m:1"] == {"standard": pytest.approx(1 / 180)}
+    assert found.rates["m:1"] == {"standard": pytest.approx(1 / 180)}
 
 
 def test_the_duration_is_the_mean_of_the_last_attempts(runs: Runs, one: Database) -> None:

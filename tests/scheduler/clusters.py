@@ -1,4 +1,4 @@
-"""Small fleets for the tests of placement, and random ones."""
+"""Small clusters for the tests of the planner, and random ones."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from app.devices.device import HardwareKind
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
+from app.footprint.layout import KnownLayout
 from app.kernel.priority import Priority
-from app.scheduler.cluster import (
+from app.scheduler.planner.cluster import (
     Account,
     Cluster,
     Configuration,
-    Demand,
     Device,
-    DeviceKind,
-    DeviceState,
-    Layout,
     Packing,
     Pool,
-    RequestRate,
     Reserve,
     charges,
     promises,
 )
-from app.scheduler.placement import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.plan import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 GB = 10**9
@@ -40,16 +39,17 @@ def seconds(count: float) -> timedelta:
 
 
 def gpu(id_: str, size: float = 20, host: str = "box", **more: Any) -> Device:
-    return Device(id_, id_, host, DeviceKind.GPU, "gpu", int(size * GB), **more)
+    return Device(id_, id_, host, HardwareKind.GPU, "gpu", int(size * GB), **more)
 
 
 def model(id_: str, *parts: float, load: float = 5, **more: Any) -> Configuration:
-    layout = Layout("gpu", tuple(int(p * GB) for p in parts), seconds(load), ram=int(more.pop("ram", 0) * GB))
+    sizes, ram_bytes = tuple(int(p * GB) for p in parts), int(more.pop("ram", 0) * GB)
+    layout = KnownLayout(id_, "gpu", sizes, "measured", seconds(load), 1.0, ram_bytes)
     return Configuration(id_, id_, more.pop("slots", 2), (layout,), **more)
 
 
 def ram(size: float, host: str = "box", **more: Any) -> Device:
-    return Device(f"ram-{host}", f"ram-{host}", host, DeviceKind.CPU, "cpu", int(size * GB), **more)
+    return Device(f"ram-{host}", f"ram-{host}", host, HardwareKind.CPU, "cpu", int(size * GB), **more)
 
 
 def pool(id_: str, configuration: str, on: Mapping[str, float], **more: Any) -> Pool:
@@ -68,7 +68,7 @@ def bytes_of(on: Mapping[str, float]) -> dict[str, int]:
 
 
 def backed(bytes_: Mapping[str, int], after: frozenset[str], pools: Mapping[str, Pool]) -> dict[str, dict[str, int]]:
-    """What a new pool gets of those that it waits for, each in turn, as the ledger gives it."""
+    """The bytes that a new pool gets of each pool that it waits for, in the order of the ledger."""
     left, backing, promised = dict(bytes_), {}, promises(pools.values())
     for id_ in sorted(after & pools.keys()):
         part = {}
@@ -82,16 +82,16 @@ def backed(bytes_: Mapping[str, int], after: frozenset[str], pools: Mapping[str,
     return backing
 
 
-def waits(configuration: str, *, age: float = 0, priority: Priority = Priority.STANDARD, **more: Any) -> Demand:
-    return Demand(configuration, priority, more.pop("steps", 1), NOW - seconds(age), **more)
+def waits(configuration: str, *, age: float = 0, priority: Priority = Priority.STANDARD, **more: Any) -> WaitingSteps:
+    return WaitingSteps(configuration, priority, more.pop("steps", 1), NOW - seconds(age), **more)
 
 
-def applied(fleet: Cluster, plan: Plan) -> Cluster:
-    """The fleet with every action of the plan granted, and nothing gone yet."""
-    pools = {one.id: one for one in fleet.pools}
-    reserves = {one.id: one for one in fleet.reserves}
+def applied(cluster: Cluster, plan: Plan) -> Cluster:
+    """The cluster with every action of the plan applied, before any process has ended."""
+    pools = {one.id: one for one in cluster.pools}
+    reserves = {one.id: one for one in cluster.reserves}
     for number, action in enumerate(plan.actions):
-        id_ = f"{len(fleet.pools)}-{len(fleet.reserves)}-{number}"
+        id_ = f"{len(cluster.pools)}-{len(cluster.reserves)}-{number}"
         match action:
             case StopPool():
                 stopped = pools[action.pool]
@@ -102,7 +102,7 @@ def applied(fleet: Cluster, plan: Plan) -> Cluster:
                         stopped,
                         state=PoolState.DRAINING,
                         stopping=stopped.stopping or NOW,
-                        handing_back=action.how is StopMode.PREEMPT,
+                        preempting=action.mode is StopMode.PREEMPT,
                     )
             case StartPool():
                 state = PoolState.WAITING if action.after else PoolState.STARTING
@@ -116,38 +116,38 @@ def applied(fleet: Cluster, plan: Plan) -> Cluster:
                 reserves[id_] = ReservedCapacity(id_, action.configuration, action.bytes)
             case DropReserve():
                 del reserves[action.reserve]
-    return replace(fleet, pools=tuple(pools.values()), reserves=tuple(reserves.values()))
+    return replace(cluster, pools=tuple(pools.values()), reserves=tuple(reserves.values()))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fleet and what is waited for."""
+    """A cluster and the steps that wait."""
 
-    fleet: Cluster
-    demand: list[Demand]
+    cluster: Cluster
+    waiting: list[WaitingSteps]
 
 
 def cases() -> st.SearchStrategy[Case]:
     """
-    Random fleets, by seed: drawn value by value they would come out small, and hardly any plan would have to choose.
+    Random clusters, by seed: drawn value by value they would be small, and few plans would have to choose.
     """
     return st.integers(0, 2**32).map(_case)
 
 
 def _case(seed: int) -> Case:
     chance = Random(seed)
-    fleet = _fleet(chance)
-    return Case(fleet, _demand(chance, fleet))
+    cluster = _cluster(chance)
+    return Case(cluster, _waiting(chance, cluster))
 
 
-def _fleet(chance: Random) -> Cluster:
+def _cluster(chance: Random) -> Cluster:
     """Up to four GPUs on two hosts, up to seven models, pools in every state that the ledger would have granted."""
     devices = tuple(
         gpu(
             f"g{n}",
             chance.choice((10, 20, 20, 30)),
             f"h{n // 2}",
-            state=chance.choice((DeviceState.SCHEDULABLE,) * 8 + tuple(DeviceState)),
+            state=chance.choice((HostState.SCHEDULABLE,) * 8 + tuple(HostState)),
             unmanaged_bytes=chance.choice((0, 0, 0, 0, 3 * GB)),
         )
         for n in range(chance.randint(1, 4))
@@ -158,12 +158,12 @@ def _fleet(chance: Random) -> Cluster:
     for configuration in configurations:
         if configuration.reserve is not None and chance.random() < 0.7:
             reserves += _reserves_of(configuration, devices, reserves)
-    fleet = Cluster(devices, configurations=configurations, reserves=tuple(reserves))
+    cluster = Cluster(devices, configurations=configurations, reserves=tuple(reserves))
     for number in range(chance.randint(0, 16)):
-        fleet = _with_pool(chance, fleet, number)
-    usage = {c.id: RequestRate(chance.choice((0.0, 0.01, 0.1, 1.0))) for c in configurations}
+        cluster = _with_pool(chance, cluster, number)
+    rates = {c.model: {Priority.STANDARD: chance.choice((0.0, 0.01, 0.1, 1.0))} for c in configurations}
     accounts = {name: Account(attained_seconds=chance.choice((0.0, 10.0, 1000.0))) for name in ("a", "b")}
-    return replace(fleet, usage=usage, accounts=accounts)
+    return replace(cluster, rates=rates, accounts=accounts)
 
 
 def _model(chance: Random, number: int) -> Configuration:
@@ -186,7 +186,7 @@ def _reserves_of(
     configuration: Configuration, devices: tuple[Device, ...], before: list[ReservedCapacity]
 ) -> list[ReservedCapacity]:
     parts = configuration.layouts[0].parts
-    gpus = [device for device in devices if device.kind is DeviceKind.GPU][: len(parts)]
+    gpus = [device for device in devices if device.kind is HardwareKind.GPU][: len(parts)]
     on = _on(configuration, gpus, devices)
     non_preemptible = {d.id: sum(one.bytes.get(d.id, 0) for one in before) + on.get(d.id, 0) for d in devices}
     if len(gpus) < len(parts) or any(non_preemptible[d.id] > d.capacity_bytes - d.unmanaged_bytes for d in devices):
@@ -195,27 +195,27 @@ def _reserves_of(
 
 
 def _on(configuration: Configuration, gpus: Sequence[Device], devices: Sequence[Device]) -> dict[str, int]:
-    """Its bytes on these GPUs, and of the RAM of their host."""
+    """Its bytes on these GPUs and in the RAM of their host."""
     layout = configuration.layouts[0]
-    beside = [d.id for d in devices if layout.ram and d.kind is DeviceKind.CPU and d.host == gpus[0].host]
-    return layout.on([device.id for device in gpus] + beside)
+    rams = [d.id for d in devices if layout.ram and d.kind is HardwareKind.CPU and d.host == gpus[0].host]
+    return layout.on([device.id for device in gpus] + rams)
 
 
-def _with_pool(chance: Random, fleet: Cluster, number: int) -> Cluster:
-    """One more pool, if the ledger would grant it: into free bytes, or waiting for those of pools that drain."""
-    configuration = chance.choice(fleet.configurations)
+def _with_pool(chance: Random, cluster: Cluster, number: int) -> Cluster:
+    """The cluster with one more pool, if the ledger would grant it: in free bytes, or in those of pools that drain."""
+    configuration = chance.choice(cluster.configurations)
     parts = configuration.layouts[0].parts
-    gpus = [device for device in fleet.devices if device.kind is DeviceKind.GPU]
+    gpus = [device for device in cluster.devices if device.kind is HardwareKind.GPU]
     first = chance.randrange(len(gpus))
     devices = gpus[first : first + len(parts)]
     if len(devices) < len(parts) or len({d.host for d in devices}) > 1:
-        return fleet
-    on = {id_: size / GB for id_, size in _on(configuration, devices, fleet.devices).items()}
-    draining = [p.id for p in fleet.pools if p.state is PoolState.DRAINING and p.bytes.keys() & on.keys()]
+        return cluster
+    on = {id_: size / GB for id_, size in _on(configuration, devices, cluster.devices).items()}
+    draining = [p.id for p in cluster.pools if p.state is PoolState.DRAINING and p.bytes.keys() & on.keys()]
     state = chance.choice((PoolState.SERVING,) * 12 + tuple(PoolState) + (PoolState.WAITING,) * 4 * bool(draining))
-    backing = backed(bytes_of(on), frozenset(draining), {p.id: p for p in fleet.pools})
+    backing = backed(bytes_of(on), frozenset(draining), {p.id: p for p in cluster.pools})
     if state is PoolState.WAITING and not backing:
-        return fleet
+        return cluster
     busy = chance.choice((0, 0, 1, 2)) if state in {PoolState.SERVING, PoolState.DRAINING} else 0
     age = chance.choice((1.0, 30.0, 600.0))
     loaded = None if state in {PoolState.WAITING, PoolState.STARTING} else NOW - seconds(age * 0.9)
@@ -236,20 +236,20 @@ def _with_pool(chance: Random, fleet: Cluster, number: int) -> Cluster:
         backing=backing if state is PoolState.WAITING else {},
         namespace=chance.choice(("", "a", "b")),
     )
-    grown = replace(fleet, pools=(*fleet.pools, added))
+    grown = replace(cluster, pools=(*cluster.pools, added))
     charged = charges(grown)
-    stays = {c.id for c in fleet.configurations if c.pinned or c.min_pools}
-    for device in fleet.devices:
+    stays = {c.id for c in cluster.configurations if c.pinned or c.min_pools}
+    for device in cluster.devices:
         usable = device.capacity_bytes - device.unmanaged_bytes
-        non_preemptible = sum(one.bytes.get(device.id, 0) for one in fleet.reserves)
+        non_preemptible = sum(one.bytes.get(device.id, 0) for one in cluster.reserves)
         non_preemptible += sum(p.bytes.get(device.id, 0) for p in grown.pools if p.configuration in stays)
         if charged[device.id] > usable or non_preemptible > usable:
-            return fleet
+            return cluster
     return grown
 
 
-def _demand(chance: Random, fleet: Cluster) -> list[Demand]:
-    """From nothing to old steps of every class."""
+def _waiting(chance: Random, cluster: Cluster) -> list[WaitingSteps]:
+    """Between no steps and old steps of every class."""
     return [
         waits(
             configuration.id,
@@ -259,7 +259,7 @@ def _demand(chance: Random, fleet: Cluster) -> list[Demand]:
             namespace=chance.choice(("", "a", "b")),
             ready=NOW + seconds(2) if chance.random() < 0.2 else None,
         )
-        for configuration in fleet.configurations
+        for configuration in cluster.configurations
         for priority in Priority
         if chance.random() < 0.3
     ]

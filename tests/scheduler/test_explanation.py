@@ -1,4 +1,4 @@
-"""What users are told about a model that they wait for."""
+"""Explanations of models for users who wait for them."""
 
 from __future__ import annotations
 
@@ -6,44 +6,45 @@ from collections.abc import Sequence
 
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
-from app.scheduler.cluster import Cluster, Demand
-from app.scheduler.explanation import Condition, Explanation, explain
-from app.scheduler.placement import plan
+from app.scheduler.planner.cluster import Cluster
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.explanation import Condition, Explanation, explain
+from app.scheduler.planner.placement import plan
 from tests.scheduler.clusters import GB, NOW, gpu, model, pool, seconds, waits
 
 M = model("m", 14)
 
 
-def told(fleet: Cluster, demand: Sequence[Demand]) -> Explanation:
-    return explain(fleet, demand, plan(fleet, demand, NOW), NOW, M)
+def explained(cluster: Cluster, waiting: Sequence[WaitingSteps]) -> Explanation:
+    return explain(cluster, waiting, plan(cluster, waiting, NOW), NOW, M)
 
 
-def fleet(*pools: object) -> Cluster:
+def holding(*pools: object) -> Cluster:
     return Cluster((gpu("g0"),), pools, (M, model("old", 14)))  # type: ignore[arg-type]  # all of them are pools
 
 
-def test_of_a_model_that_nobody_asks_for_nothing_is_said() -> None:
-    assert told(fleet(), []).condition is Condition.UNASKED
+def test_a_model_without_demand_is_unasked() -> None:
+    assert explained(holding(), []).condition is Condition.UNASKED
 
 
 def test_a_free_slot_serves_at_once() -> None:
-    found = told(fleet(pool("p", "m", {"g0": 14}, busy=1, serving=Priority.BATCH)), [waits("m")])
+    found = explained(holding(pool("p", "m", {"g0": 14}, busy=1, serving=Priority.BATCH)), [waits("m")])
 
     assert (found.condition, found.reason) == (Condition.SERVED, "1 of 2 slots are taken on g0")
 
 
 def test_a_queue_says_how_long_it_takes() -> None:
     full = pool("p", "m", {"g0": 14}, busy=2, serving=Priority.BATCH, work_left=seconds(8))
-    found = told(fleet(full), [waits("m", steps=6, work=seconds(10))])
+    found = explained(holding(full), [waits("m", steps=6, work=seconds(10))])
 
     assert found.condition is Condition.QUEUED
     assert found.reason == "2 of 2 slots are taken on g0, and 6 steps wait: about 24 s"
     assert (found.waiting, found.estimate) == (6, seconds(24))
 
 
-def test_a_pool_that_loads_or_waits_says_for_what() -> None:
+def test_a_pool_that_loads_or_waits_is_explained() -> None:
     loads = pool("p", "m", {"g0": 14}, state=PoolState.STARTING, loaded=None, expected=NOW + seconds(4))
-    assert told(fleet(loads), [waits("m")]).reason == "its pool loads on g0: about 4 s"
+    assert explained(holding(loads), [waits("m")]).reason == "its pool loads on g0: about 4 s"
 
     drains = pool("q", "old", {"g0": 14}, state=PoolState.DRAINING)
     waiting = pool(
@@ -55,18 +56,18 @@ def test_a_pool_that_loads_or_waits_says_for_what() -> None:
         expected=NOW + seconds(9),
         backing={"q": {"g0": 14 * GB}},
     )
-    found = told(fleet(drains, waiting), [waits("m")])
+    found = explained(holding(drains, waiting), [waits("m")])
     assert found.reason == "its pool waits for `old` to leave g0, then loads: about 9 s"
     assert (found.condition, found.estimate) == (Condition.COMING, seconds(9))
 
 
-def test_what_the_plan_does_or_refuses_is_what_is_said() -> None:
-    free = told(fleet(), [waits("m")])
+def test_the_explanation_follows_the_plan() -> None:
+    free = explained(holding(), [waits("m")])
     assert (free.condition, free.reason) == (
         Condition.COMING,
         "1 step waits, the oldest for 0.0 s: 13.04 GiB on g0, which is free",
     )
 
-    busy = told(fleet(pool("q", "old", {"g0": 14}, busy=1, serving=Priority.INTERACTIVE)), [waits("m")])
+    busy = explained(holding(pool("q", "old", {"g0": 14}, busy=1, serving=Priority.INTERACTIVE)), [waits("m")])
     assert busy.condition is Condition.REFUSED
     assert busy.reason.startswith("needs 13.04 GiB, g0 has 5.59 GiB free; it waits for `old` with 1 step in flight")

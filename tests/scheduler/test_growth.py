@@ -1,4 +1,4 @@
-"""What planning, agents and schedules do each second costs the same, however much is kept of what has ended."""
+"""The work that planning, agents and schedules do each second does not grow with the ended rows that are kept."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import pytest
 from sqlalchemy import text
 
 from app.catalog import catalog, header
-from app.fleet.hosts import Declared, Hosts
+from app.fleet.hosts import Hosts
 from app.footprint import configuration, estimate, measurements
 from app.footprint.layout import KnownLayout
 from app.kernel.database import Database
 from app.kernel.priority import Priority
 from app.scheduler import needs, reconcile
-from app.scheduler.reconcile import FleetDemand, Waiting
+from app.scheduler.observation import FleetDemand
+from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows import registry
 from app.workflows.language import check
 from app.workflows.runs.service import Runs
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.schedules.service import Schedules
-from tests.fleet.granting import LEASE
+from tests.fleet.granting import LEASE, device_report
 from tests.growth import analyze, rows_read
 
 #: How many rows are kept, first and then; and how many more may be read for that.
 FEW, MANY, MORE = 1_000, 10_000, 150
-TERMS = ReconcileTimes(hold=timedelta(seconds=30), drain=timedelta(seconds=20), lost_after=timedelta(minutes=2))
+TIMES = ReconcileTimes(hold=timedelta(seconds=30), drain=timedelta(seconds=20), lost_after=timedelta(minutes=2))
 ENTRY = '[[models]]\nname = "{}:1"\nuse_cases = ["chat"]\nsource = {{ path = "/m.gguf" }}\n'
 MODELS = catalog.parse(ENTRY.format("a") + ENTRY.format("b"), "catalog.toml").models
 PAST = "now() - interval '5 hours'"
@@ -55,7 +56,7 @@ REPORTS = f"""
     INSERT INTO pool_report (pool_id, phase, progress, detail, worker, busy, heartbeat_at)
     SELECT id, 'serving', 1, '', 'w', 0, {PAST} FROM pool WHERE configuration = 'kept' ON CONFLICT DO NOTHING
 """
-ORDERS = f"""
+COMMANDS = f"""
     INSERT INTO pool_command (id, command, model, reason, created_at, done_at)
     SELECT gen_random_uuid(), (ARRAY['start', 'stop'])[n % 2 + 1], 'a:1', 'x', {PAST}, {PAST}
     FROM generate_series(1, :count) AS n
@@ -88,10 +89,10 @@ def schedules(one: Database, runs: Runs) -> Schedules:
 def fleet(one: Database) -> tuple[Hosts, int]:
     """A host with one device, and its agent."""
     hosts = Hosts(one, LEASE, LEASE)
-    agent = hosts.join("h", "h", 8, [Declared("d", "gpu-0", "gpu", "L4", 1000, 1000)], {})
+    agent = hosts.join("h", "h", 8, [device_report("d", "gpu-0")], {})
     ids = [needs.configuration_id(model) for model in MODELS]
     hosts.declare_layouts(KnownLayout(id_, "L4", (400,), "closed form", timedelta(seconds=1), 10.0) for id_ in ids)
-    hosts.beat("h", agent, [], ids, [])
+    hosts.heartbeat("h", agent, [], ids, [])
     return hosts, agent
 
 
@@ -115,37 +116,37 @@ def insert(one: Database, *statements: str, **more: str) -> Callable[[int], None
     return keep
 
 
-def turn(one: Database) -> None:
-    def ask(_: object) -> FleetDemand:
+def run_pass(one: Database) -> None:
+    def read_demand(_: object) -> FleetDemand:
         with one.work() as work:
             row = work.row(text("SELECT now() AS now"))
         assert row is not None
-        waiting = [Waiting("b:1", Priority.STANDARD, 1, row.now)]
+        waiting = [WaitingSteps("b:1", Priority.STANDARD, 1, row.now)]
         return FleetDemand(MODELS, waiting, {}, {})
 
-    assert reconcile.reconcile(one, ask, TERMS) is not None
+    assert reconcile.reconcile(one, read_demand, TIMES) is not None
 
 
 @pytest.mark.parametrize(
     "kept",
     [
         pytest.param((ENDED.format(released=PAST), PROCESSES, REPORTS), id="pools"),
-        pytest.param((ORDERS,), id="orders"),
+        pytest.param((COMMANDS,), id="commands"),
         pytest.param((MOVES,), id="defragmentations"),
     ],
 )
-def test_planning_does_not_read_what_is_kept(one: Database, fleet: tuple[Hosts, int], kept: tuple[str, ...]) -> None:
-    few, many = costs(one, insert(one, *kept), lambda: turn(one))
+def test_planning_does_not_read_ended_rows(one: Database, fleet: tuple[Hosts, int], kept: tuple[str, ...]) -> None:
+    few, many = costs(one, insert(one, *kept), lambda: run_pass(one))
     assert many < few + MORE
     few, many = costs(
-        one, insert(one, *kept), lambda: reconcile.defragment(one, lambda _: FleetDemand(MODELS, [], {}, {}), TERMS)
+        one, insert(one, *kept), lambda: reconcile.defragment(one, lambda _: FleetDemand(MODELS, [], {}, {}), TIMES)
     )
     assert many < few + MORE
 
 
 def test_garbage_is_collected_a_little_at_a_time(one: Database, fleet: tuple[Hosts, int]) -> None:
     released = "now() - interval '2 days'"
-    few, many = costs(one, insert(one, ENDED.format(released=released), PROCESSES, REPORTS), lambda: turn(one))
+    few, many = costs(one, insert(one, ENDED.format(released=released), PROCESSES, REPORTS), lambda: run_pass(one))
     assert many < few + 10 * MORE
     with one.work() as work:
         row = work.row(text("SELECT count(*) AS kept FROM pool WHERE configuration = 'kept'"))
@@ -153,10 +154,10 @@ def test_garbage_is_collected_a_little_at_a_time(one: Database, fleet: tuple[Hos
     assert row.kept < MANY
 
 
-def test_an_agents_beat_does_not_read_what_is_kept(one: Database, fleet: tuple[Hosts, int]) -> None:
+def test_a_beat_of_an_agent_does_not_read_ended_rows(one: Database, fleet: tuple[Hosts, int]) -> None:
     hosts, agent = fleet
     keep = insert(one, ENDED.format(released=PAST), PROCESSES, REPORTS)
-    few, many = costs(one, keep, lambda: hosts.beat("h", agent, [], [], []))
+    few, many = costs(one, keep, lambda: hosts.heartbeat("h", agent, [], [], []))
     assert many < few + MORE
 
 
@@ -172,7 +173,7 @@ def test_an_estimate_does_not_read_every_measurement(one: Database, smollm2: Pat
     assert many < few + MORE
 
 
-def test_a_look_for_schedules_does_not_read_those_that_are_not_due(one: Database, schedules: Schedules) -> None:
+def test_a_poll_for_schedules_does_not_read_those_that_are_not_due(one: Database, schedules: Schedules) -> None:
     statement = """
         INSERT INTO schedule (id, name, document, decided_to, next_at, created_at, updated_at)
         SELECT gen_random_uuid(), 'kept-' || gen_random_uuid(), '{}', now(), now() + interval '1 hour', now(), now()

@@ -1,4 +1,4 @@
-"""What the planner is told of a model, and what follows when its pools fail."""
+"""The planner's configuration of a model, and its backoff after failures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from app.catalog import catalog
 from app.catalog.model import Model
 from app.fleet import backoff
-from app.fleet.backoff import Past
+from app.fleet.backoff import PastPool
 from app.footprint.layout import KnownLayout
 from app.kernel.errors import InvalidCatalog
 from app.scheduler import needs
@@ -27,7 +27,7 @@ def known(type_: str, *parts: int) -> KnownLayout:
     return KnownLayout("m-1.x", type_, parts, "closed form", timedelta(seconds=5), 10.0)
 
 
-def test_the_id_follows_from_what_is_loaded_and_from_nothing_else() -> None:
+def test_the_id_depends_on_what_is_loaded_only() -> None:
     first = needs.configuration_id(model())
     assert first.startswith("m-1.")
     assert needs.configuration_id(model("description = 'other'\npools = { max = 2 }")) == first
@@ -35,7 +35,7 @@ def test_the_id_follows_from_what_is_loaded_and_from_nothing_else() -> None:
     assert needs.configuration_id(model(source="{ path = '/b.gguf' }")) != first
 
 
-def test_a_model_is_laid_on_gpus_first_and_on_a_stand_in_only_where_nobody_has_it() -> None:
+def test_gpus_come_first_and_simulated_devices_only_where_no_host_has_the_file() -> None:
     layouts = [known("simulated", 1), known("cpu", 2), known("L4", 3, 3), known("L4", 4)]
     made = needs.configuration_of(model(), layouts, {"h": timedelta(0)})
 
@@ -44,7 +44,7 @@ def test_a_model_is_laid_on_gpus_first_and_on_a_stand_in_only_where_nobody_has_i
     assert [(one.type, one.parts) for one in made.layouts] == [("simulated", (1,))]
 
 
-def test_reserves_and_wishes_become_pools() -> None:
+def test_reserves_and_targets_become_pools() -> None:
     made = needs.configuration_of(
         model("pools = { max = 1, keep_alive = 'forever', reserve = { slots = 9, within = '3s' } }"),
         [],
@@ -57,17 +57,17 @@ def test_reserves_and_wishes_become_pools() -> None:
     assert (made.min_pools, made.max_pools, made.pinned, made.keep_alive) == (2, 2, True, None)
 
 
-def test_a_stand_in_has_the_numbers_of_the_entry_or_of_its_file() -> None:
-    told = needs.simulated(model("simulated = { bytes = '2GiB', load = '1s', tokens_per_second = 50 }"), 10**9)
+def test_a_simulated_layout_has_the_numbers_of_the_entry_or_of_its_file() -> None:
+    given = needs.simulated(model("simulated = { bytes = '2GiB', load = '1s', tokens_per_second = 50 }"), 10**9)
     guessed = needs.simulated(model(), 10**9)
-    assert told is not None
+    assert given is not None
     assert guessed is not None
-    assert (told.parts, told.tokens_per_second) == ((2 * 2**30,), 50.0)
-    assert (guessed.parts, guessed.load - told.load) == ((1_100_000_000 + 512 * 2**20,), timedelta(0))
+    assert (given.parts, given.tokens_per_second) == ((2 * 2**30,), 50.0)
+    assert (guessed.parts, guessed.load - given.load) == ((1_100_000_000 + 512 * 2**20,), timedelta(0))
     assert needs.simulated(model(source="{ path = '/a.gguf' }"), 10**9) is None
 
 
-def test_wrong_pools_are_refused_with_their_line() -> None:
+def test_invalid_pools_are_refused_with_their_line() -> None:
     with pytest.raises(InvalidCatalog, match=r"models\[0\]\.pools.*min is 3, max is 2"):
         model("pools = { min = 3, max = 2 }")
     with pytest.raises(InvalidCatalog, match=r"pools\.keep_alife.*did you mean keep_alive"):
@@ -80,22 +80,22 @@ def test_wrong_pools_are_refused_with_their_line() -> None:
 @pytest.mark.parametrize(
     ("given", "kept"), [("'5m'", timedelta(minutes=5)), ("0", timedelta(0)), ("'forever'", None), ("-1", None)]
 )
-def test_how_long_a_pool_stays(given: str, kept: timedelta | None) -> None:
+def test_keep_alive_is_read_from_the_entry(given: str, kept: timedelta | None) -> None:
     entry = model(f"pools = {{ keep_alive = {given} }}")
     assert needs.configuration_of(entry, (), {}).keep_alive == kept
     assert entry.model_dump(mode="json")["pools"]["keep_alive"] in {"5m", "0s", "forever"}
 
 
-def past(ago: float, *, failed: bool = True, served: bool = False, host: str = "h") -> Past:
-    return Past("m", host, NOW - timedelta(seconds=ago), failed, served, f"broke {ago:g}")
+def past(ago: float, *, failed: bool = True, served: bool = False, host: str = "h") -> PastPool:
+    return PastPool("m", host, NOW - timedelta(seconds=ago), failed, served, f"broke {ago:g}")
 
 
-def until(*history: Past, pardoned: datetime | None = None) -> list[tuple[str, float]]:
-    found = backoff.backoffs(history, {"m": pardoned} if pardoned else {}, NOW)
-    return [(bar.host, (bar.until - NOW).total_seconds()) for bar in found]
+def until(*history: PastPool, cleared: datetime | None = None) -> list[tuple[str, float]]:
+    found = backoff.backoffs(history, {"m": cleared} if cleared else {}, NOW)
+    return [(one.host, (one.until - NOW).total_seconds()) for one in found]
 
 
-def test_failures_in_a_row_bar_a_host_for_longer_each_time() -> None:
+def test_the_backoff_doubles_with_failures_in_a_row() -> None:
     assert until(past(1)) == [("h", 1.0)]
     assert until(past(3)) == []
     assert until(past(30), past(20), past(1)) == [("h", 7.0)]
@@ -103,19 +103,19 @@ def test_failures_in_a_row_bar_a_host_for_longer_each_time() -> None:
     assert until(past(1), past(1, host="g")) == [("h", 1.0), ("g", 1.0)]
 
 
-def test_a_pool_that_served_or_ended_well_and_an_order_make_good() -> None:
+def test_a_pool_that_served_or_ended_well_and_a_command_end_the_backoff() -> None:
     assert until(past(30), past(20, failed=False), past(1)) == [("h", 1.0)]
     assert until(past(30), past(1, served=True)) == [("h", 1.0)], "it counts as the first failure"
-    assert until(*(past(ago) for ago in (50, 40, 30, 20, 10)), pardoned=NOW - timedelta(seconds=5)) == []
+    assert until(*(past(ago) for ago in (50, 40, 30, 20, 10)), cleared=NOW - timedelta(seconds=5)) == []
 
 
-def test_a_pool_that_served_and_died_for_once_is_started_again_at_once() -> None:
-    """Steps wait for it. One that dies again within a minute is no accident."""
+def test_a_pool_that_served_and_died_once_is_started_again_at_once() -> None:
+    """Steps wait for it. One that dies again within a minute backs off."""
     assert until(past(1, served=True)) == []
     assert until(past(120), past(1, served=True)) == []
     assert until(past(59, served=True), past(1, served=True)) == [("h", 1.0)]
 
 
-def test_a_bar_says_how_often_and_how_it_failed() -> None:
-    (bar,) = backoff.backoffs([past(30), past(1)], {}, NOW)
-    assert bar.reason == "it failed 2 times in a row on h, at last: broke 1"
+def test_a_backoff_says_how_often_and_how_it_failed() -> None:
+    (found,) = backoff.backoffs([past(30), past(1)], {}, NOW)
+    assert found.reason == "it failed 2 times in a row on h, most recently: broke 1"

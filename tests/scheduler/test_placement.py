@@ -1,4 +1,4 @@
-"""Placement: what a plan may never do, whatever the fleet; and what it does in fleets that can be read."""
+"""Placement: what no plan may do in any cluster, and what plans do in small clusters."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ import pytest
 from hypothesis import given, settings
 
 from app.fleet.backoff import Backoff
+from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import COMING, PoolState
 from app.kernel.priority import Priority
-from app.scheduler.cluster import (
+from app.scheduler.planner.cluster import (
     Account,
     Cluster,
-    Configuration,
-    Demand,
-    DeviceState,
-    Layout,
     Packing,
-    RequestRate,
     Reserve,
     charges,
 )
-from app.scheduler.placement import (
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.placement import plan
+from app.scheduler.planner.plan import (
     DropReserve,
     GrantReserve,
     MovePool,
@@ -38,9 +36,8 @@ from app.scheduler.placement import (
     StartPool,
     StopMode,
     StopPool,
-    plan,
 )
-from app.scheduler.policy import PlacementPolicy
+from app.scheduler.planner.policy import PlacementPolicy
 from tests.scheduler.clusters import GB, NOW, Case, applied, cases, gpu, model, pool, ram, seconds, waits
 
 POLICY = PlacementPolicy()
@@ -52,58 +49,58 @@ def starts(made: Plan) -> list[StartPool]:
 
 
 def stops(made: Plan) -> dict[str, StopMode]:
-    return {action.pool: action.how for action in made.actions if isinstance(action, StopPool)}
+    return {action.pool: action.mode for action in made.actions if isinstance(action, StopPool)}
 
 
 def reasons(made: Plan) -> list[str]:
     return [one.reason for one in (*made.actions, *made.refusals)]
 
 
-# ---- whatever the fleet ----
+# ---- in any cluster ----
 
 
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_no_plan_charges_a_device_above_its_capacity(case: Case) -> None:
-    fleet = case.fleet
-    made = plan(fleet, case.demand, NOW)
-    after = applied(fleet, made)
+    cluster = case.cluster
+    made = plan(cluster, case.waiting, NOW)
+    after = applied(cluster, made)
 
     charged = charges(after)
-    assert [d.id for d in fleet.devices if charged[d.id] > d.capacity_bytes] == []
-    before = charges(fleet)
-    for device in fleet.devices:  # what strangers use is left to them
+    assert [d.id for d in cluster.devices if charged[d.id] > d.capacity_bytes] == []
+    before = charges(cluster)
+    for device in cluster.devices:  # unmanaged memory is left alone
         if charged[device.id] > before[device.id]:
             assert charged[device.id] <= device.capacity_bytes - device.unmanaged_bytes
     for action in starts(made):
-        there = {d.id: d for d in fleet.devices}
-        assert all(there[device].state is DeviceState.SCHEDULABLE for device in action.bytes)
+        there = {d.id: d for d in cluster.devices}
+        assert all(there[device].state is HostState.SCHEDULABLE for device in action.bytes)
         assert len({there[device].host for device in action.bytes}) == 1
 
 
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_steps_are_handed_back_to_higher_classes_only(case: Case) -> None:
-    """And no pool drains for a lower one. But for bytes set aside for another, and devices that are drained."""
-    fleet, demand = case.fleet, case.demand
-    made = plan(fleet, demand, NOW)
+def test_steps_are_preempted_for_higher_classes_only(case: Case) -> None:
+    """No pool drains for a lower class. Reserved bytes and drained devices are exceptions."""
+    cluster, demand = case.cluster, case.waiting
+    made = plan(cluster, demand, NOW)
     owners = {
         one.configuration
-        for one in (*fleet.reserves, *made.actions)
+        for one in (*cluster.reserves, *made.actions)
         if isinstance(one, ReservedCapacity | GrantReserve)
     }
-    going = {d.id for d in fleet.devices if d.state is DeviceState.DRAINING}
-    of = {one.id: one for one in fleet.pools}
+    going = {d.id for d in cluster.devices if d.state is HostState.DRAINING}
+    of = {one.id: one for one in cluster.pools}
     for action in made.actions:
         if not isinstance(action, StopPool) or action.room_for in owners:
             continue
-        victim, asking = of[action.pool], [one for one in demand if one.configuration == action.room_for]
+        victim, asking = of[action.pool], [one for one in demand if one.model == action.room_for]
         if not victim.busy or victim.bytes.keys() & going:
             continue
         assert victim.serving is not None
         urgent = min(one.priority.rank for one in asking if one.ready is None)
         late = any((NOW - one.oldest).total_seconds() >= POLICY.bound[one.priority] for one in asking)
-        if action.how is StopMode.PREEMPT:
+        if action.mode is StopMode.PREEMPT:
             assert urgent < victim.serving.rank
             assert victim.preemptions < POLICY.max_preemptions
         else:
@@ -112,16 +109,16 @@ def test_steps_are_handed_back_to_higher_classes_only(case: Case) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_what_is_pinned_or_kept_up_is_not_stopped_for_others(case: Case) -> None:
-    fleet = case.fleet
-    made = plan(fleet, case.demand, NOW)
-    going = {d.id for d in fleet.devices if d.state is DeviceState.DRAINING}
-    of = {one.id: one for one in fleet.pools}
-    configurations = {one.id: one for one in fleet.configurations}
+def test_pinned_and_targeted_pools_are_not_evicted(case: Case) -> None:
+    cluster = case.cluster
+    made = plan(cluster, case.waiting, NOW)
+    going = {d.id for d in cluster.devices if d.state is HostState.DRAINING}
+    of = {one.id: one for one in cluster.pools}
+    configurations = {one.id: one for one in cluster.configurations}
     for id_ in stops(made):
         if of[id_].state is not PoolState.DRAINING and not of[id_].bytes.keys() & going:
             configuration = configurations[of[id_].configuration]
-            others = [p for p in fleet.pools if p.configuration == configuration.id and p.state in COMING]
+            others = [p for p in cluster.pools if p.configuration == configuration.id and p.state in COMING]
             assert not configuration.pinned
             assert len(others) - len([p for p in others if p.id in stops(made)]) >= min(
                 configuration.min_pools, len(others)
@@ -130,69 +127,69 @@ def test_what_is_pinned_or_kept_up_is_not_stopped_for_others(case: Case) -> None
 
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_whoever_waits_has_a_pool_coming_or_a_reason_with_figures(case: Case) -> None:
-    fleet, demand = case.fleet, case.demand
-    made = plan(fleet, demand, NOW)
+def test_waiting_steps_have_a_pool_coming_or_a_reason_with_figures(case: Case) -> None:
+    cluster, demand = case.cluster, case.waiting
+    made = plan(cluster, demand, NOW)
     stopped, moved = stops(made), {a.pool for a in made.actions if isinstance(a, MovePool)}
-    served = {p.configuration for p in fleet.pools if p.state in COMING and p.id not in stopped}
+    served = {p.configuration for p in cluster.pools if p.state in COMING and p.id not in stopped}
     served |= {action.configuration for action in starts(made)}
-    served |= {p.configuration for p in fleet.pools if p.id in moved}
+    served |= {p.configuration for p in cluster.pools if p.id in moved}
     refused = {one.configuration: one for one in made.refusals}
     for one in demand:
-        if one.ready is None and one.configuration not in served:
-            assert one.configuration in refused
-    assert all(len(text) > 10 and re.search(r"\d|`|nobody|no host|no device", text) for text in reasons(made))
+        if one.ready is None and one.model not in served:
+            assert one.model in refused
+    assert all(len(text) > 10 and re.search(r"\d|`|no step|no host|no device", text) for text in reasons(made))
     assert len(refused) == len(made.refusals)
 
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_the_same_arguments_give_the_same_plan(case: Case) -> None:
-    fleet, demand = case.fleet, case.demand
+    cluster, demand = case.cluster, case.waiting
     other = replace(
-        fleet,
-        devices=tuple(reversed(fleet.devices)),
-        pools=tuple(reversed(fleet.pools)),
-        accounts=dict(reversed(fleet.accounts.items())),
+        cluster,
+        devices=tuple(reversed(cluster.devices)),
+        pools=tuple(reversed(cluster.pools)),
+        accounts=dict(reversed(cluster.accounts.items())),
     )
 
-    assert plan(fleet, demand, NOW) == plan(fleet, list(demand), NOW)
-    assert set(map(repr, plan(fleet, demand, NOW).actions)) == set(map(repr, plan(other, demand, NOW).actions))
+    assert plan(cluster, demand, NOW) == plan(cluster, list(demand), NOW)
+    assert set(map(repr, plan(cluster, demand, NOW).actions)) == set(map(repr, plan(other, demand, NOW).actions))
 
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_bytes_are_promised_once(case: Case) -> None:
-    """Whoever waits for a pool gets bytes of it that no other was promised, so that all can start when it is gone."""
-    fleet = case.fleet
-    after = applied(fleet, plan(fleet, case.demand, NOW))
+    """A pool that waits gets bytes that no other pool was promised, so that all can start when the victim is gone."""
+    cluster = case.cluster
+    after = applied(cluster, plan(cluster, case.waiting, NOW))
     named = {id_ for one in after.pools for id_ in one.backing}
     gone = replace(after, pools=tuple(p for p in after.pools if not (p.id in named and p.state is PoolState.DRAINING)))
 
     charged = charges(gone)
-    assert [d.id for d in fleet.devices if charged[d.id] > d.capacity_bytes] == []
+    assert [d.id for d in cluster.devices if charged[d.id] > d.capacity_bytes] == []
 
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_a_second_plan_does_nothing_when_nothing_has_changed(case: Case) -> None:
-    """No oscillation at rest: what was granted settles it."""
-    fleet, demand = case.fleet, case.demand
+    """No oscillation at rest."""
+    cluster, demand = case.cluster, case.waiting
     for _ in range(30):
-        made = plan(fleet, demand, NOW)
+        made = plan(cluster, demand, NOW)
         if not made.actions:
             return
-        fleet = applied(fleet, made)
-    raise AssertionError(f"it goes on and on: {made.actions}")
+        cluster = applied(cluster, made)
+    raise AssertionError(f"it does not settle: {made.actions}")
 
 
-# ---- in fleets that can be read ----
+# ---- in small clusters ----
 
 
 def test_a_model_goes_where_the_least_is_left() -> None:
-    fleet = Cluster(TWO, (pool("p", "old", {"g1": 6}),), (model("old", 6), model("new", 5)))
+    cluster = Cluster(TWO, (pool("p", "old", {"g1": 6}),), (model("old", 6), model("new", 5)))
 
-    (start,) = starts(plan(fleet, [waits("new")], NOW))
+    (start,) = starts(plan(cluster, [waits("new")], NOW))
     assert start.bytes == {"g1": 5 * GB}
     assert start.after == frozenset()
     assert start.estimate == seconds(5)
@@ -200,32 +197,32 @@ def test_a_model_goes_where_the_least_is_left() -> None:
 
 def test_a_model_that_is_spread_goes_where_the_most_is_left() -> None:
     spread = model("new", 5, packing=Packing.SPREAD)
-    fleet = Cluster(TWO, (pool("p", "old", {"g1": 6}),), (model("old", 6), spread))
+    cluster = Cluster(TWO, (pool("p", "old", {"g1": 6}),), (model("old", 6), spread))
 
-    assert starts(plan(fleet, [waits("new")], NOW))[0].bytes == {"g0": 5 * GB}
+    assert starts(plan(cluster, [waits("new")], NOW))[0].bytes == {"g0": 5 * GB}
 
 
 def test_an_idle_device_is_better_than_one_that_works() -> None:
-    """Pools that work side by side slow each other down."""
+    """Pools that share a device slow each other down."""
     works = pool("p", "old", {"g1": 6}, busy=1, serving=Priority.BATCH)
-    fleet = Cluster(TWO, (works,), (model("old", 6), model("new", 5)))
+    cluster = Cluster(TWO, (works,), (model("old", 6), model("new", 5)))
 
-    assert starts(plan(fleet, [waits("new")], NOW))[0].bytes == {"g0": 5 * GB}
+    assert starts(plan(cluster, [waits("new")], NOW))[0].bytes == {"g0": 5 * GB}
 
 
 def full(**more: object) -> Cluster:
-    """One device, all but filled by `old`, which is idle and asked for every ten seconds."""
-    fleet = Cluster(ONE, (pool("p", "old", {"g0": 14}, **more),), (model("old", 14), model("new", 14)))
-    return replace(fleet, usage={"old": RequestRate(0.1, {Priority.STANDARD: 1.0})})
+    """One device, almost filled by `old`, which is idle and requested every ten seconds."""
+    cluster = Cluster(ONE, (pool("p", "old", {"g0": 14}, **more),), (model("old", 14), model("new", 14)))
+    return replace(cluster, rates={"old": {Priority.STANDARD: 0.1}})
 
 
-def test_an_idle_pool_is_stopped_once_others_have_waited_for_their_part_of_the_regret() -> None:
+def test_an_idle_pool_is_evicted_once_the_pressure_reaches_the_price() -> None:
     early = plan(full(), [waits("new", age=1)], NOW)
     assert early.actions == ()
     (refusal,) = early.refusals
     assert re.fullmatch(
-        r"needs 13\.04 GiB, g0 has 5\.59 GiB free; stopping `old` would cost 26 s, weighted, and is done when 7 s were "
-        r"waited: 1 s so far, about 6 s to go",
+        r"needs 13\.04 GiB, g0 has 5\.59 GiB free; evicting `old` would cost 26 s, weighted, and is done after 7 s of "
+        r"waiting: 1 s so far, about 6 s to go",
         refusal.reason,
     )
     assert refusal.estimate is not None
@@ -237,19 +234,19 @@ def test_an_idle_pool_is_stopped_once_others_have_waited_for_their_part_of_the_r
     assert late.refusals == ()
 
 
-def test_of_several_the_one_is_stopped_that_is_missed_the_least() -> None:
+def test_the_pool_with_the_least_regret_is_evicted() -> None:
     pools = (pool("a", "rare", {"g0": 9}), pool("b", "hot", {"g0": 9}))
-    fleet = Cluster(ONE, pools, (model("rare", 9), model("hot", 9), model("new", 9)))
-    usage = {"rare": RequestRate(0.001), "hot": RequestRate(0.5)}
+    cluster = Cluster(ONE, pools, (model("rare", 9), model("hot", 9), model("new", 9)))
+    rates = {"rare": {Priority.STANDARD: 0.001}, "hot": {Priority.STANDARD: 0.5}}
 
-    assert stops(plan(replace(fleet, usage=usage), [waits("new", age=30)], NOW)) == {"a": StopMode.DRAIN}
+    assert stops(plan(replace(cluster, rates=rates), [waits("new", age=30)], NOW)) == {"a": StopMode.DRAIN}
 
 
 def working(serving: Priority, **more: object) -> Cluster:
     return full(busy=1, serving=serving, work_left=seconds(30), **more)
 
 
-def test_a_higher_class_gets_the_bytes_of_a_pool_that_works_for_a_lower_one() -> None:
+def test_a_higher_class_evicts_a_pool_that_works_for_a_lower_one() -> None:
     urgent = [waits("new", age=20, priority=Priority.INTERACTIVE)]
 
     assert stops(plan(working(Priority.BATCH), urgent, NOW)) == {"p": StopMode.PREEMPT}
@@ -258,15 +255,15 @@ def test_a_higher_class_gets_the_bytes_of_a_pool_that_works_for_a_lower_one() ->
     assert stops(plan(replace(full(), pools=(short,)), urgent, NOW)) == {"p": StopMode.DRAIN}
 
 
-def test_a_drain_that_outlasts_the_limit_is_cut_short_for_a_higher_class_only() -> None:
-    """What was expected of the steps in flight may be wrong."""
+def test_a_drain_beyond_the_limit_is_preempted_for_a_higher_class_only() -> None:
+    """The expected time of steps in flight may be wrong."""
 
     def drained(for_: float, urgent: Priority, **more: Any) -> dict[str, StopMode]:
         values = {"busy": 1, "serving": Priority.STANDARD, "state": PoolState.DRAINING}
         leaves = pool("p", "old", {"g0": 14}, **values, stopping=NOW - seconds(for_), **more)
         coming = pool("q", "new", {"g0": 14}, state=PoolState.WAITING, loaded=None, backing={"p": {"g0": 14 * GB}})
-        fleet = Cluster(ONE, (leaves, coming), (model("old", 14), model("new", 14)))
-        return stops(plan(fleet, [waits("new", priority=urgent, age=20)], NOW))
+        cluster = Cluster(ONE, (leaves, coming), (model("old", 14), model("new", 14)))
+        return stops(plan(cluster, [waits("new", priority=urgent, age=20)], NOW))
 
     assert drained(9.9, Priority.INTERACTIVE) == {}
     assert drained(10, Priority.INTERACTIVE) == {"p": StopMode.PREEMPT}
@@ -274,7 +271,7 @@ def test_a_drain_that_outlasts_the_limit_is_cut_short_for_a_higher_class_only() 
     assert drained(1000, Priority.STANDARD) == {}
 
 
-def test_a_pool_that_works_for_its_own_class_ends_first() -> None:
+def test_a_pool_that_works_for_an_equal_class_finishes_first() -> None:
     made = plan(working(Priority.INTERACTIVE), [waits("new", age=5, priority=Priority.INTERACTIVE)], NOW)
 
     assert made.actions == ()
@@ -287,19 +284,19 @@ def test_a_pool_that_has_just_begun_to_serve_keeps_its_work() -> None:
     assert plan(fresh, [waits("new", age=20, priority=Priority.INTERACTIVE)], NOW).actions == ()
 
 
-def test_beyond_the_bound_nobody_else_is_started_where_one_waits_for_room() -> None:
-    """Who waited too long keeps a device set; only what ends before it is free is started there."""
+def test_a_device_set_is_kept_for_overdue_demand() -> None:
+    """Only pools that end before the set is free are started there."""
     fresh = pool(
         "p", "old", {"g0": 14}, busy=1, serving=Priority.STANDARD, loaded=NOW - seconds(1), work_left=seconds(9)
     )
     configurations = (model("old", 14), model("large", 18), model("small", 4, load=1), model("slow", 4, load=60))
-    fleet = Cluster(ONE, (fresh,), configurations)
+    cluster = Cluster(ONE, (fresh,), configurations)
     demand = [waits("large", age=1000), waits("small", work=seconds(2)), waits("slow", work=seconds(2))]
 
-    made = plan(fleet, demand, NOW)
+    made = plan(cluster, demand, NOW)
     assert [start.configuration for start in starts(made)] == ["small"]
     assert {one.configuration for one in made.refusals} == {"large", "slow"}
-    assert "nothing is started there that ends later" in made.refusals[0].reason
+    assert "only pools that end earlier are started there" in made.refusals[0].reason
 
 
 def test_a_step_with_a_deadline_is_served_in_time() -> None:
@@ -309,37 +306,37 @@ def test_a_step_with_a_deadline_is_served_in_time() -> None:
     assert plan(full(), [later], NOW).actions == ()
 
 
-def test_steps_that_will_be_ready_have_their_model_started_before() -> None:
-    fleet = Cluster(ONE, (), (model("next", 9),))
+def test_a_pool_is_started_ahead_of_steps_that_will_be_ready() -> None:
+    cluster = Cluster(ONE, (), (model("next", 9),))
     ahead = [waits("next", steps=8, ready=NOW + seconds(3))]
 
-    assert starts(plan(fleet, ahead, NOW))[0].purpose is Purpose.LOOK_AHEAD
-    assert plan(fleet, ahead, NOW, PlacementPolicy(look_ahead=0)).actions == ()
-    assert plan(fleet, [waits("next", ready=NOW + seconds(300))], NOW).actions == ()
+    assert starts(plan(cluster, ahead, NOW))[0].purpose is Purpose.LOOK_AHEAD
+    assert plan(cluster, ahead, NOW, PlacementPolicy(look_ahead=0)).actions == ()
+    assert plan(cluster, [waits("next", ready=NOW + seconds(300))], NOW).actions == ()
 
-    # Discounted: eight that may come are worth less than those that do.
+    # Discounted: eight upcoming steps count less than eight that wait.
     missed = replace(full(), configurations=(model("old", 14), model("next", 14)))
     assert stops(plan(missed, [waits("next", steps=40, ready=NOW + seconds(3))], NOW)) == {"p": StopMode.DRAIN}
     assert plan(missed, ahead, NOW).actions == ()
 
 
-def test_a_long_queue_gets_another_pool_and_an_idle_one_of_two_goes() -> None:
+def test_a_long_queue_gets_a_replica_and_an_idle_replica_is_stopped() -> None:
     serving = pool("p", "hot", {"g0": 9}, busy=2, serving=Priority.STANDARD)
-    fleet = Cluster(TWO, (serving,), (model("hot", 9),))
+    cluster = Cluster(TWO, (serving,), (model("hot", 9),))
 
-    (start,) = starts(plan(fleet, [waits("hot", steps=40, work=seconds(10))], NOW))
+    (start,) = starts(plan(cluster, [waits("hot", steps=40, work=seconds(10))], NOW))
     assert (start.purpose, start.bytes) == (Purpose.REPLICA, {"g1": 9 * GB})
-    assert starts(plan(fleet, [waits("hot", steps=3, work=seconds(10))], NOW)) == []
+    assert starts(plan(cluster, [waits("hot", steps=3, work=seconds(10))], NOW)) == []
 
     idle = pool("q", "hot", {"g1": 9}, last_used=NOW - seconds(61))
-    assert stops(plan(replace(fleet, pools=(serving, idle)), [], NOW)) == {"q": StopMode.DRAIN}
+    assert stops(plan(replace(cluster, pools=(serving, idle)), [], NOW)) == {"q": StopMode.DRAIN}
 
 
 def test_a_pool_without_work_is_stopped_after_its_keep_alive() -> None:
-    def idle_for(keep_alive: timedelta | None, demand: Sequence[Demand] = (), **more: object) -> Plan:
-        fleet = Cluster(ONE, (pool("p", "m", {"g0": 9}),), (model("m", 9, keep_alive=keep_alive, **more),))
+    def idle_for(keep_alive: timedelta | None, demand: Sequence[WaitingSteps] = (), **more: object) -> Plan:
+        cluster = Cluster(ONE, (pool("p", "m", {"g0": 9}),), (model("m", 9, keep_alive=keep_alive, **more),))
         used_up = {"x": Account(exhausted_until=NOW + seconds(90))}
-        return plan(replace(fleet, accounts=used_up), demand, NOW)
+        return plan(replace(cluster, accounts=used_up), demand, NOW)
 
     assert idle_for(seconds(59)).actions == (StopPool("p", StopMode.DRAIN, "no work for 60 s, it is kept for 59 s"),)
     assert idle_for(seconds(61)).actions == ()
@@ -348,10 +345,12 @@ def test_a_pool_without_work_is_stopped_after_its_keep_alive() -> None:
     assert idle_for(seconds(59), pinned=True).actions == ()
     assert idle_for(seconds(59), [waits("m")]).actions == ()
     assert idle_for(seconds(59), [waits("m", ready=NOW + seconds(9))]).actions == ()
-    assert stops(idle_for(seconds(59), [waits("m", namespace="x")])) == {"p": StopMode.DRAIN}, "it may ask for nothing"
+    assert stops(idle_for(seconds(59), [waits("m", namespace="x")])) == {"p": StopMode.DRAIN}, (
+        "its allowance is used up"
+    )
 
 
-def test_as_many_pools_as_the_entry_says_are_kept_up() -> None:
+def test_the_target_of_an_entry_is_met() -> None:
     made = plan(Cluster(TWO, (), (model("m", 14, min_pools=2),)), [], NOW)
 
     assert [start.purpose for start in starts(made)] == [Purpose.TARGET] * 2
@@ -365,7 +364,7 @@ def reserve() -> ReservedCapacity:
     return ReservedCapacity("r", "owner", {"g0": 14 * GB})
 
 
-def test_a_reserve_is_set_aside_before_anybody_asks() -> None:
+def test_a_reserve_is_granted_before_there_is_demand() -> None:
     made = plan(Cluster(TWO, (pool("p", "old", {"g0": 9}),), (model("old", 9), OWNER)), [], NOW)
 
     (grant,) = [action for action in made.actions if isinstance(action, GrantReserve)]
@@ -373,22 +372,22 @@ def test_a_reserve_is_set_aside_before_anybody_asks() -> None:
 
 
 def test_a_reserve_leaves_a_device_that_is_drained() -> None:
-    devices = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    devices = (gpu("g0", state=HostState.DRAINING), gpu("g1"))
     made = plan(Cluster(devices, (), (OWNER,), (reserve(),)), [], NOW)
 
     assert made.actions[0] == DropReserve("r", "g0 is drained")
     assert [one.bytes for one in made.actions if isinstance(one, GrantReserve)] == [{"g1": 14 * GB}]
-    away = replace(devices[0], state=DeviceState.CORDONED)
+    away = replace(devices[0], state=HostState.CORDONED)
     assert plan(Cluster((away, devices[1]), (), (OWNER,), (reserve(),)), [], NOW).actions == (), "it may be back soon"
 
 
-def test_a_reserve_that_its_model_has_outgrown_is_set_aside_anew() -> None:
-    """What a model needs is known better once it was loaded."""
+def test_a_reserve_that_its_model_has_outgrown_is_replaced() -> None:
+    """The footprint is more exact once the model was loaded."""
     grown = model("owner", 15, reserve=Reserve(1))
     made = plan(Cluster(ONE, (), (grown,), (reserve(),)), [], NOW)
 
     drop, grant = made.actions
-    assert drop == DropReserve("r", "`owner` needs 13.97 GiB, and 13.04 GiB are set aside")
+    assert drop == DropReserve("r", "`owner` needs 13.97 GiB, and 13.04 GiB are reserved")
     assert isinstance(grant, GrantReserve)
     assert grant.bytes == {"g0": 15 * GB}
     smaller = (model("owner", 13, reserve=Reserve(1)),)
@@ -402,82 +401,81 @@ def test_a_reserve_that_its_model_has_outgrown_is_set_aside_anew() -> None:
     assert len(plan(replace(with_ram, reserves=(reserve(),)), [], NOW).actions) == 2, "the RAM is missing"
 
 
-def test_an_idle_reserve_is_lent_and_comes_back_by_preemption() -> None:
-    fleet = Cluster(ONE, (), (model("other", 14), OWNER), (reserve(),))
-    (lent,) = starts(plan(fleet, [waits("other")], NOW))
+def test_an_idle_reserve_is_lent_and_returned_by_preemption() -> None:
+    cluster = Cluster(ONE, (), (model("other", 14), OWNER), (reserve(),))
+    (lent,) = starts(plan(cluster, [waits("other")], NOW))
     assert lent.bytes == {"g0": 14 * GB}
 
     borrower = pool("p", "other", {"g0": 14}, busy=2, serving=Priority.INTERACTIVE, work_left=seconds(30))
-    made = plan(replace(fleet, pools=(borrower,)), [waits("owner", priority=Priority.BATCH)], NOW)
+    made = plan(replace(cluster, pools=(borrower,)), [waits("owner", priority=Priority.BATCH)], NOW)
     assert stops(made) == {"p": StopMode.PREEMPT}
     assert starts(made)[0].after == {"p"}
 
-    kept = plan(fleet, [waits("other")], NOW, PlacementPolicy(lend=False))
+    kept = plan(cluster, [waits("other")], NOW, PlacementPolicy(lend=False))
     assert kept.actions == ()
 
 
 def reclaimed(*, drained: float = 0, within: float = 10, **more: Any) -> Plan:
-    """A pool on lent bytes that has been draining for so long, and the owner's pool that waits for it."""
+    """A plan for a borrower that has drained for so many seconds, and the owner's pool that waits for it."""
     owner = replace(OWNER, reserve=Reserve(1, within=seconds(within)))
     values = {"busy": 1, "serving": Priority.INTERACTIVE, "state": PoolState.DRAINING}
     borrower = pool("p", "other", {"g0": 14}, **values, stopping=NOW - seconds(drained), **more)
     coming = pool("q", "owner", {"g0": 14}, state=PoolState.WAITING, loaded=None, backing={"p": {"g0": 14 * GB}})
-    fleet = Cluster(ONE, (borrower, coming), (model("other", 14), owner), (reserve(),))
-    return plan(fleet, [waits("owner", priority=Priority.BATCH)], NOW)
+    cluster = Cluster(ONE, (borrower, coming), (model("other", 14), owner), (reserve(),))
+    return plan(cluster, [waits("owner", priority=Priority.BATCH)], NOW)
 
 
-def test_a_reserve_is_back_within_its_time_whatever_was_expected() -> None:
-    """Steps that would end in time may end; those that do not are handed back, however often they were before."""
+def test_a_reserve_is_returned_within_its_time() -> None:
+    """Steps that end in time finish; others are preempted, however often they were before."""
     short = pool("p", "other", {"g0": 14}, busy=1, serving=Priority.INTERACTIVE, work_left=seconds(3))
-    fleet = Cluster(ONE, (short,), (model("other", 14), OWNER), (reserve(),))
-    assert stops(plan(fleet, [waits("owner")], NOW)) == {"p": StopMode.DRAIN}
+    cluster = Cluster(ONE, (short,), (model("other", 14), OWNER), (reserve(),))
+    assert stops(plan(cluster, [waits("owner")], NOW)) == {"p": StopMode.DRAIN}
 
     assert stops(reclaimed(drained=8)) == {}
     (late,) = reclaimed(drained=8.5).actions
     assert late == StopPool(
         "p",
         StopMode.PREEMPT,
-        "1 step runs for longer than `owner` lends its reserve on: it comes back within 10 s",
+        "1 step runs for longer than `owner` lends its reserve: it is returned within 10 s",
         "owner",
     )
     assert stops(reclaimed(drained=8.5, preemptions=3)) == {"p": StopMode.PREEMPT}
-    assert stops(reclaimed(drained=8.5, handing_back=True)) == {}
+    assert stops(reclaimed(drained=8.5, preempting=True)) == {}
     assert stops(reclaimed(drained=8.5, within=60)) == {}
 
 
-def test_an_owner_that_waits_lends_nothing_and_takes_grants_back_that_wait_for_its_bytes() -> None:
-    """So that nobody stands between it and its own bytes."""
+def test_a_waiting_owner_lends_nothing_and_grants_for_its_bytes_are_withdrawn() -> None:
     leaves = pool("p", "old", {"g0": 14}, state=PoolState.DRAINING, busy=1, serving=Priority.BATCH)
     waiting = pool("q", "other", {"g0": 14}, state=PoolState.WAITING, loaded=None, backing={"p": {"g0": 14 * GB}})
     configurations = (model("old", 14), model("other", 14), model("small", 3), OWNER)
-    fleet = Cluster(ONE, (leaves, waiting), configurations, (reserve(),))
+    cluster = Cluster(ONE, (leaves, waiting), configurations, (reserve(),))
     demand = [waits("owner"), waits("other", age=30), waits("small", priority=Priority.INTERACTIVE)]
 
-    first = plan(fleet, demand, NOW)
+    first = plan(cluster, demand, NOW)
     assert [(one.pool, one.room_for) for one in first.actions if isinstance(one, StopPool)] == [("q", "owner")]
     assert "small" not in {start.configuration for start in starts(first)}
-    second = plan(replace(fleet, pools=(leaves,)), demand, NOW)
+    second = plan(replace(cluster, pools=(leaves,)), demand, NOW)
     assert [(start.configuration, start.after) for start in starts(second)] == [("owner", {"p"})]
 
 
-def test_what_is_pinned_never_lies_in_bytes_of_others() -> None:
-    fleet = Cluster(ONE, (), (model("pinned", 9, pinned=True), OWNER), (reserve(),))
+def test_a_pinned_pool_never_borrows_a_reserve() -> None:
+    cluster = Cluster(ONE, (), (model("pinned", 9, pinned=True), OWNER), (reserve(),))
 
-    assert plan(fleet, [waits("pinned", age=1000)], NOW).actions == ()
+    assert plan(cluster, [waits("pinned", age=1000)], NOW).actions == ()
 
 
-def test_pools_that_are_kept_up_move_when_a_model_fits_nowhere_else() -> None:
+def test_targeted_pools_move_when_a_model_fits_nowhere_else() -> None:
     kept = tuple(pool(f"p{n}", f"k{n}", {f"g{n}": 8}) for n in range(2))
     configurations = (*(model(f"k{n}", 8, min_pools=1) for n in range(2)), model("large", 18))
-    fleet = Cluster(TWO, kept, configurations)
-    made = plan(fleet, [waits("large", age=10)], NOW)
+    cluster = Cluster(TWO, kept, configurations)
+    made = plan(cluster, [waits("large", age=10)], NOW)
 
     (move,) = [action for action in made.actions if isinstance(action, MovePool)]
     (start,) = starts(made)
     assert start.after == {move.pool}
     assert start.bytes.keys() != move.bytes.keys()
     busy = tuple(replace(one, busy=1, serving=Priority.BATCH) for one in kept)
-    assert plan(replace(fleet, pools=busy), [waits("large", age=1000)], NOW).actions == ()
+    assert plan(replace(cluster, pools=busy), [waits("large", age=1000)], NOW).actions == ()
 
 
 def test_a_model_that_one_device_cannot_hold_is_split_over_devices_of_one_host() -> None:
@@ -495,15 +493,15 @@ def test_a_pool_on_a_gpu_holds_ram_of_its_host_too() -> None:
     assert start.bytes == {"g1": 5 * GB, "ram-b": 3 * GB}
     assert start.reason.endswith("4.66 GiB on g1 of b and 2.79 GiB on ram-b of b, which is free"), start.reason
     reason = refused(plan(Cluster(devices[:2], (), (large,)), [waits("large")], NOW)).reason
-    assert reason == "needs 2.79 GiB of its host's RAM beside a GPU, and no host can have that free"
+    assert reason == "needs 2.79 GiB of RAM in addition to GPUs, and no host can have that free"
 
 
-def test_who_holds_the_ram_makes_room_for_a_pool_on_a_gpu() -> None:
-    """Though the GPU itself is free; and a pool that only has its RAM there does not slow the processor down."""
-    on_cpu = Configuration("old", "old", 2, (Layout("cpu", (6 * GB,), seconds(5)),))
-    fleet = Cluster((gpu("g0"), ram(8)), (pool("p", "old", {"ram-box": 6}),), (on_cpu, model("new", 5, ram=3)))
+def test_a_pool_in_the_ram_makes_room_for_a_pool_on_a_gpu() -> None:
+    """The GPU is free, the RAM is not. A pool on a GPU does not slow down the processor."""
+    on_cpu = replace(model("old", 6), layouts=(replace(model("old", 6).layouts[0], type="cpu"),))
+    cluster = Cluster((gpu("g0"), ram(8)), (pool("p", "old", {"ram-box": 6}),), (on_cpu, model("new", 5, ram=3)))
 
-    found = plan(fleet, [waits("new", age=60, steps=9)], NOW)
+    found = plan(cluster, [waits("new", age=60, steps=9)], NOW)
     assert stops(found) == {"p": StopMode.DRAIN}
     assert starts(found)[0].bytes == {"g0": 5 * GB, "ram-box": 3 * GB}
     assert starts(found)[0].after == {"p"}
@@ -511,19 +509,19 @@ def test_who_holds_the_ram_makes_room_for_a_pool_on_a_gpu() -> None:
 
 def test_a_pool_moves_between_gpus_of_its_host_with_its_ram() -> None:
     kept = model("kept", 4, ram=2, min_pools=1)
-    fleet = Cluster(
+    cluster = Cluster(
         (gpu("g0", 20), gpu("g1", 10), ram(9)),
         (pool("p", "kept", {"g0": 4, "ram-box": 2}),),
         (kept, model("large", 18, ram=3)),
     )
 
-    found = plan(fleet, [waits("large", age=60, steps=9)], NOW)
+    found = plan(cluster, [waits("large", age=60, steps=9)], NOW)
     (move,) = [action for action in found.actions if isinstance(action, MovePool)]
     assert move.bytes == {"g1": 4 * GB, "ram-box": 2 * GB}
     assert starts(found)[0].bytes == {"g0": 18 * GB, "ram-box": 3 * GB}
 
 
-def test_the_host_that_has_the_file_is_taken() -> None:
+def test_a_host_with_the_file_is_preferred() -> None:
     devices = (gpu("g0", host="a"), gpu("g1", host="b"))
     there = model("m", 9, files={"b": seconds(0)}, fetch=seconds(60))
     only = model("m", 9, files={"b": seconds(0)}, fetch=None)
@@ -532,21 +530,21 @@ def test_the_host_that_has_the_file_is_taken() -> None:
     assert starts(plan(Cluster(devices, (), (there,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
     assert starts(plan(Cluster(devices, (), (only,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
     reason = refused(plan(Cluster(devices, (), (nowhere,)), [waits("m")], NOW)).reason
-    assert reason == "no host has its file; `arriero models show m` says how to bring it there"
+    assert reason == "no host has its file; `arriero models show m` says how to get it"
 
 
 @pytest.mark.parametrize(("a", "b"), [({}, {"anti_affinity": frozenset("a")}), ({"anti_affinity": frozenset("b")}, {})])
 def test_models_that_are_kept_apart_share_no_device(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """Whichever of the two says so. One makes room for the other as if there was none beside it."""
-    fleet = Cluster(TWO, (pool("p", "a", {"g0": 9}),), (model("a", 9, **a), model("b", 5, **b)))
-    assert starts(plan(fleet, [waits("b")], NOW))[0].bytes == {"g1": 5 * GB}
+    """It is enough that one of the two entries says so. One can make room for the other."""
+    cluster = Cluster(TWO, (pool("p", "a", {"g0": 9}),), (model("a", 9, **a), model("b", 5, **b)))
+    assert starts(plan(cluster, [waits("b")], NOW))[0].bytes == {"g1": 5 * GB}
 
-    one = replace(fleet, devices=ONE)
+    one = replace(cluster, devices=ONE)
     (start,) = starts(plan(one, [waits("b")], NOW))
     assert (start.bytes, start.after) == ({"g0": 5 * GB}, {"p"})
-    busy = replace(one, pools=(replace(fleet.pools[0], busy=1, serving=Priority.INTERACTIVE, work_left=seconds(5)),))
+    busy = replace(one, pools=(replace(cluster.pools[0], busy=1, serving=Priority.INTERACTIVE, work_left=seconds(5)),))
     assert "it waits for `a` with 1 step in flight" in refused(plan(busy, [waits("b")], NOW)).reason
-    pinned = replace(one, pools=(replace(fleet.pools[0], pinned=True),))
+    pinned = replace(one, pools=(replace(cluster.pools[0], pinned=True),))
     assert "models are kept apart" in refused(plan(pinned, [waits("b", age=1000)], NOW)).reason
 
 
@@ -559,7 +557,7 @@ def test_replicas_that_are_spread_take_another_host() -> None:
     assert starts(plan(Cluster(devices, (serving,), (hot,)), queue, NOW))[0].bytes == {"g2": 9 * GB}
 
 
-def test_a_model_lies_only_where_its_entry_says() -> None:
+def test_a_model_is_placed_only_where_its_entry_allows() -> None:
     devices = (gpu("g0", host="a"), gpu("g1", 10, host="b"), gpu("g2", host="b"))
     by_host, by_device = model("m", 9, only=frozenset({"b"})), model("m", 9, only=frozenset({"g2"}))
     gone = model("m", 9, only=frozenset({"c"}))
@@ -571,10 +569,10 @@ def test_a_model_lies_only_where_its_entry_says() -> None:
     )
 
 
-def test_swaps_on_disjoint_sets_go_side_by_side() -> None:
+def test_evictions_on_disjoint_sets_are_planned_together() -> None:
     pools = (pool("p", "a", {"g0": 14}), pool("q", "b", {"g1": 14}))
-    fleet = Cluster(TWO, pools, tuple(model(name, 14) for name in "abcd"))
-    made = plan(fleet, [waits("c", age=30), waits("d", age=30)], NOW)
+    cluster = Cluster(TWO, pools, tuple(model(name, 14) for name in "abcd"))
+    made = plan(cluster, [waits("c", age=30), waits("d", age=30)], NOW)
 
     assert {start.configuration: set(start.bytes) for start in starts(made)}.keys() == {"c", "d"}
     first, second = starts(made)
@@ -583,35 +581,35 @@ def test_swaps_on_disjoint_sets_go_side_by_side() -> None:
     assert stops(made) == {"p": StopMode.DRAIN, "q": StopMode.DRAIN}
 
 
-def test_a_device_that_is_drained_is_left_and_nothing_new_comes() -> None:
-    devices = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
-    fleet = Cluster(devices, (pool("p", "m", {"g0": 9}, busy=1, serving=Priority.STANDARD),), (model("m", 9),))
-    made = plan(fleet, [], NOW)
+def test_a_drained_device_is_evacuated_and_gets_no_pools() -> None:
+    devices = (gpu("g0", state=HostState.DRAINING), gpu("g1"))
+    cluster = Cluster(devices, (pool("p", "m", {"g0": 9}, busy=1, serving=Priority.STANDARD),), (model("m", 9),))
+    made = plan(cluster, [], NOW)
 
     assert stops(made) == {"p": StopMode.DRAIN}
     assert [(start.purpose, start.bytes) for start in starts(made)] == [(Purpose.EVACUATION, {"g1": 9 * GB})]
 
 
-def test_strangers_bytes_are_not_there() -> None:
-    fleet = Cluster((gpu("g0", unmanaged_bytes=12 * GB),), (), (model("m", 9),))
+def test_unmanaged_memory_is_not_used() -> None:
+    cluster = Cluster((gpu("g0", unmanaged_bytes=12 * GB),), (), (model("m", 9),))
 
     assert (
-        "the largest, g0, has 7.45 GiB beside what others use of it" in refused(plan(fleet, [waits("m")], NOW)).reason
+        "the largest, g0, has 7.45 GiB without its unmanaged memory" in refused(plan(cluster, [waits("m")], NOW)).reason
     )
 
 
-def test_who_had_less_than_its_share_comes_first() -> None:
-    fleet = Cluster(ONE, (), (model("a", 14), model("b", 14)))
+def test_a_namespace_below_its_share_comes_first() -> None:
+    cluster = Cluster(ONE, (), (model("a", 14), model("b", 14)))
     accounts = {"heavy": Account(attained_seconds=900), "light": Account(attained_seconds=100)}
     demand = [waits("a", age=5, steps=2, namespace="heavy"), waits("b", age=5, namespace="light")]
 
-    assert starts(plan(fleet, demand, NOW))[0].configuration == "a"
-    assert starts(plan(replace(fleet, accounts=accounts), demand, NOW))[0].configuration == "b"
+    assert starts(plan(cluster, demand, NOW))[0].configuration == "a"
+    assert starts(plan(replace(cluster, accounts=accounts), demand, NOW))[0].configuration == "b"
 
 
 def test_nothing_is_moved_for_a_namespace_that_may_not_hold_it_twice() -> None:
-    """For a moment both are there; the ledger would refuse the second."""
-    gpus = (gpu("g0", state=DeviceState.DRAINING), gpu("g1"))
+    """For a moment both pools hold bytes; the ledger would refuse the second."""
+    gpus = (gpu("g0", state=HostState.DRAINING), gpu("g1"))
     pools = (pool("p", "m", {"g0": 9}, namespace="x", busy=1),)
     for limit, starts in ((9, 0), (18, 1)):
         accounts = {"x": Account(max_bytes=limit * GB)}
@@ -619,28 +617,38 @@ def test_nothing_is_moved_for_a_namespace_that_may_not_hold_it_twice() -> None:
         assert [type(action) for action in made.actions] == [StopPool] + [StartPool] * starts
 
 
-def test_a_namespace_beyond_its_quota_is_told_so() -> None:
-    fleet = Cluster(TWO, (pool("p", "a", {"g0": 9}, namespace="x"),), (model("a", 9), model("b", 9)))
-    bytes_ = replace(fleet, accounts={"x": Account(max_bytes=10 * GB)})
-    used = replace(fleet, accounts={"x": Account(exhausted_until=NOW + seconds(90))})
+def test_a_refusal_names_the_namespace_beyond_its_quota() -> None:
+    cluster = Cluster(TWO, (pool("p", "a", {"g0": 9}, namespace="x"),), (model("a", 9), model("b", 9)))
+    bytes_ = replace(cluster, accounts={"x": Account(max_bytes=10 * GB)})
+    used = replace(cluster, accounts={"x": Account(exhausted_until=NOW + seconds(90))})
     demand = [waits("b", namespace="x")]
 
-    told = refused(plan(bytes_, demand, NOW))
-    assert told.reason == "needs 8.38 GiB, and namespace x holds 8.38 GiB of the 9.31 GiB that it may"
-    assert told.estimate is None
-    told = refused(plan(used, demand, NOW))
-    assert told.reason == "1 step waits, but namespace x used its device seconds up; there are new ones in 90 s"
+    found = refused(plan(bytes_, demand, NOW))
+    assert found.reason == "needs 8.38 GiB, and namespace x holds 8.38 GiB of the 9.31 GiB that it may hold"
+    assert found.estimate is None
+    found = refused(plan(used, demand, NOW))
+    assert (
+        found.reason == "1 step waits, but namespace x has used up its device seconds; the next period begins in 90 s"
+    )
     assert starts(plan(bytes_, [*demand, waits("b", namespace="y")], NOW))[0].namespace == "y"
 
 
-def test_a_model_that_crashed_is_not_started_there_for_a_while() -> None:
-    bar = Backoff("m", "box", NOW + seconds(40), "its process died 3 times")
-    fleet = Cluster(ONE, (), (model("m", 9),), backoffs=(bar,))
+def test_ram_in_addition_to_a_gpu_counts_for_the_quota() -> None:
+    """As the ledger counts it, which would refuse the claim otherwise."""
+    cluster = Cluster((*ONE, ram(8)), (), (model("m", 9, ram=3),), accounts={"x": Account(max_bytes=11 * GB)})
 
-    told = refused(plan(fleet, [waits("m")], NOW))
-    assert told.reason == "on box, its process died 3 times; tried again in 40 s"
-    assert told.estimate == seconds(45)
-    assert starts(plan(fleet, [waits("m")], NOW + seconds(41))) != []
+    found = refused(plan(cluster, [waits("m", namespace="x")], NOW))
+    assert found.reason == "needs 11.18 GiB, and namespace x holds 0 B of the 10.24 GiB that it may hold"
+
+
+def test_a_model_that_crashed_on_a_host_backs_off_there() -> None:
+    backoff = Backoff("m", "box", NOW + seconds(40), "its process died 3 times")
+    cluster = Cluster(ONE, (), (model("m", 9),), backoffs=(backoff,))
+
+    found = refused(plan(cluster, [waits("m")], NOW))
+    assert found.reason == "on box, its process died 3 times; tried again in 40 s"
+    assert found.estimate == seconds(45)
+    assert starts(plan(cluster, [waits("m")], NOW + seconds(41))) != []
 
 
 @pytest.mark.parametrize("state", [PoolState.WAITING, PoolState.STARTING])
@@ -655,11 +663,11 @@ def refused(made: Plan) -> Refusal:
     return refusal
 
 
-def test_demand_for_what_is_not_known_changes_nothing() -> None:
-    assert plan(Cluster(ONE), [Demand("gone", Priority.BATCH, 1, NOW)], NOW) == Plan()
+def test_demand_for_an_unknown_model_changes_nothing() -> None:
+    assert plan(Cluster(ONE), [WaitingSteps("gone", Priority.BATCH, 1, NOW)], NOW) == Plan()
 
 
-# ---- what is said about it ----
+# ---- documentation ----
 
 
 def test_every_number_of_the_policy_is_documented_with_its_default() -> None:

@@ -1,4 +1,4 @@
-"""Plans one after the other, on simulated fleets and the real ledger: nothing thrashes, nobody starves."""
+"""Sequences of plans on simulated clusters and the real ledger: no thrashing, no starvation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.fleet.ledger import rules as books
+from app.fleet.host import HostState
+from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import (
     Ledger,
     Reservation,
@@ -25,19 +26,18 @@ from app.fleet.ledger.reservation import (
 from app.fleet.pool import PoolState
 from app.kernel.errors import LeaseLost
 from app.kernel.priority import Priority
-from app.scheduler.cluster import (
+from app.scheduler.planner.cluster import (
     Cluster,
     Configuration,
-    Demand,
     Device,
-    DeviceState,
     Pool,
-    RequestRate,
     Reserve,
     charges,
 )
-from app.scheduler.placement import DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool, plan
-from app.scheduler.policy import PlacementPolicy
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.placement import plan
+from app.scheduler.planner.plan import DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool
+from app.scheduler.planner.policy import PlacementPolicy
 from benchmarks import fleet_workloads
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Failure, Outcome, Request, Workload
@@ -66,7 +66,7 @@ def waits(outcome: Outcome, configuration: str) -> list[float]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32))
-def test_random_histories_keep_the_ledgers_promises_and_serve_everybody(seed: int) -> None:
+def test_random_histories_keep_the_ledgers_promises_and_serve_all_requests(seed: int) -> None:
     chance = Random(seed)
     devices = fleet_workloads.gpus([chance.choice((11.0, 22.0)) for _ in range(chance.choice((2, 4)))])
     largest = max(device.capacity_bytes for device in devices) / 10**9
@@ -93,7 +93,7 @@ def test_random_histories_keep_the_ledgers_promises_and_serve_everybody(seed: in
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 2.0])
 def test_two_models_that_never_fit_together_do_not_thrash(rate: float) -> None:
-    """Whatever comes in turn: a device with work loads for a bounded part of the time, or only when it is idle."""
+    """A device with work loads for a bounded part of the time, or only when it is idle."""
     models = (fleet_workloads.model("a", 14), fleet_workloads.model("b", 15))
     requests = [Request("ab"[n % 2], Priority.STANDARD, "", n / rate, 500, 200) for n in range(int(300 * rate))]
     outcome = simulated(fleet_workloads.gpus((22.0,), 1), models, requests)
@@ -101,12 +101,12 @@ def test_two_models_that_never_fit_together_do_not_thrash(rate: float) -> None:
     loads = [configuration.layouts[0].load.total_seconds() for configuration in models]
     assert outcome.loads <= 2 + len(requests)
     busy = outcome.end - outcome.loading_seconds
-    if rate > 1:  # it never runs out of work
+    if rate > 1:  # it always has work
         assert outcome.loading_seconds <= busy / POLICY.amortise + 2 * max(loads)
 
 
 def test_a_model_that_fits_is_served_though_another_never_stops() -> None:
-    """Of the same class: within the bound, what a start must pay for, and the work in flight."""
+    """Within the bound, the time that a pool stays fresh, and the work in flight."""
     models = (fleet_workloads.model("hot", 14), fleet_workloads.model("cold", 15))
     requests = [Request("hot", Priority.STANDARD, "a", n * 0.5, 500, 200) for n in range(1200)]
     requests.append(Request("cold", Priority.STANDARD, "b", 100, 500, 200))
@@ -124,9 +124,9 @@ def test_no_scenario_of_the_benchmark_breaks_a_promise(scenario: str) -> None:
     assert row["requests"] > 0
 
 
-# ---- histories in which everything dies ----
+# ---- histories with failures of everything ----
 
-#: A class is bound to be served after that; short, so that histories are.
+#: Short bounds, so that histories are short.
 HASTY = PlacementPolicy(bound={Priority.INTERACTIVE: 10.0, Priority.STANDARD: 20.0, Priority.BATCH: 30.0})
 LEASE, HOLD = timedelta(seconds=10), timedelta(seconds=60)
 BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
@@ -134,17 +134,17 @@ BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
 
 @dataclass(eq=False)
 class Step:
-    """Something that waits for a model."""
+    """A step that waits for a model."""
 
     configuration: str
     priority: Priority
     since: datetime
-    handed_back: int = 0
+    preemptions: int = 0
 
 
 @dataclass
 class Process:
-    """A pool, as it is: what the ledger is told of it comes by messages."""
+    """The process of a pool. The ledger knows only what messages say about it."""
 
     id: str
     configuration: Configuration
@@ -160,7 +160,7 @@ class Process:
 
 
 class World:
-    """Two hosts, the production planner and ledger, and whatever can happen to them; by seed, a second at a time."""
+    """Two hosts with the production planner and ledger, and random failures by seed, one second at a time."""
 
     def __init__(self, seed: int) -> None:
         self.chance = Random(seed)
@@ -169,16 +169,16 @@ class World:
         gpus = [gpu(f"g{n}", size, f"h{n // 2}") for n, size in enumerate(sizes)]
         self.devices = {one.id: one for one in (*gpus, ram(9, "h0"), ram(9, "h1"))}
         self.models = {one.id: one for one in self.catalogue()}
-        #: Agents that live, by host, with their epoch.
+        #: By host, the epoch of its live agent.
         self.agents: dict[str, int] = {}
         self.ledger = Ledger()
         for host in ("h0", "h1"):
             self.agent_begins(host)
         self.processes: dict[str, Process] = {}
         self.waiting: list[Step] = []
-        #: Pools that were asked to end: when, and whether their steps are handed back.
+        #: Pools that were told to stop: when, and whether their steps are preempted.
         self.stopping: dict[str, tuple[datetime, bool]] = {}
-        #: Models that are asked for all the time.
+        #: Models for which steps always wait.
         self.hot: list[str] = []
         #: Messages that were sent, and may arrive again, or late.
         self.sent: list[Callable[[], Ledger | ReservationRefused]] = []
@@ -217,42 +217,52 @@ class World:
     def agent_begins(self, host: str) -> None:
         epoch = self.agents[host] = self.next()
         there = {d.id: d.capacity_bytes for d in self.devices.values() if d.host == host}
-        self.ledger = books.join(self.ledger, host, epoch, there)
+        self.ledger = rules.join(self.ledger, host, epoch, there)
 
     def agents_act(self) -> None:
-        for held in list(self.ledger.reservations.values()):
-            agent, process = self.agents.get(held.host), self.processes.get(held.id)
+        for reservation in list(self.ledger.reservations.values()):
+            agent, process = self.agents.get(reservation.host), self.processes.get(reservation.id)
             if agent is None:
                 continue
-            if held.state is ReservationState.HELD and not held.backing:
+            if reservation.state is ReservationState.HELD and not reservation.backing:
                 until = self.now + LEASE
-                if self.sends(partial(self.activates, held.id, agent, until)):
-                    made = Process(held.id, self.models[held.configuration], dict(held.bytes), held.epoch, self.now)
-                    self.processes[held.id] = made
-            elif process is not None and held.state is not ReservationState.HELD:
-                ends = held.draining and process.loaded is not None and not process.work
-                if ends or (held.draining and process.loaded is None) or held.state is ReservationState.SUSPECT:
+                if self.sends(partial(self.activates, reservation.id, agent, until)):
+                    made = Process(
+                        reservation.id,
+                        self.models[reservation.configuration],
+                        dict(reservation.bytes),
+                        reservation.epoch,
+                        self.now,
+                    )
+                    self.processes[reservation.id] = made
+            elif process is not None and reservation.state is not ReservationState.HELD:
+                ends = reservation.draining and process.loaded is not None and not process.work
+                if (
+                    ends
+                    or (reservation.draining and process.loaded is None)
+                    or reservation.state is ReservationState.SUSPECT
+                ):
                     self.dies(process)
                 if not process.alive:
-                    self.sends(partial(self.releases, held.id, agent))
+                    self.sends(partial(self.releases, reservation.id, agent))
 
-    # What a message says is fixed when it is sent; the ledger is that at its arrival.
+    # The content of a message is fixed when it is sent; the ledger is the one at its arrival.
     def activates(self, id_: str, agent: int, until: datetime) -> Ledger:
-        return books.activate(self.ledger, id_, agent, until)
+        return rules.activate(self.ledger, id_, agent, until)
 
     def releases(self, id_: str, agent: int) -> Ledger:
-        return books.release(self.ledger, id_, agent)
+        return rules.release(self.ledger, id_, agent)
 
     def renews(self, id_: str, epoch: int, until: datetime) -> Ledger:
-        return books.renew(self.ledger, id_, epoch, until)
+        return rules.renew(self.ledger, id_, epoch, until)
 
     def dies(self, process: Process) -> None:
         process.alive = False
-        self.hands_back(process)
+        self.preempts(process)
 
-    def hands_back(self, process: Process) -> None:
+    def preempts(self, process: Process) -> None:
         for _, step in process.work:
-            step.handed_back += 1
+            step.preemptions += 1
             self.waiting.append(step)
         process.work.clear()
 
@@ -261,13 +271,13 @@ class World:
             if process.hangs:
                 continue
             if not self.sends(partial(self.renews, process.id, process.epoch, self.now + LEASE)):
-                self.dies(process)  # it was given back: it lets go
+                self.dies(process)  # its bytes were released: it ends
                 continue
             if process.loaded is None and self.now - process.began >= process.configuration.layouts[0].load:
                 process.loaded = self.now
             process.work = [(ends, step) for ends, step in process.work if ends > self.now]
             if self.stopping.get(process.id, (self.now, False))[1]:
-                self.hands_back(process)
+                self.preempts(process)
             self.takes_work(process)
 
     def takes_work(self, process: Process) -> None:
@@ -285,87 +295,85 @@ class World:
     # -- the planner --
 
     def plans(self) -> None:
-        self.ledger = books.expire(self.ledger, self.now)
-        for action in plan(self.fleet(), self.demand(), self.now, HASTY).actions:
+        self.ledger = rules.expire(self.ledger, self.now)
+        for action in plan(self.cluster(), self.demand(), self.now, HASTY).actions:
             match action:
                 case StartPool():
                     self.grants(action.configuration, action.bytes, action.after)
                 case StopPool():
-                    self.stops(action.pool, action.how)
+                    self.stops(action.pool, action.mode)
                 case MovePool():
                     self.grants(self.ledger.reservations[action.pool].configuration, action.bytes, frozenset())
                     self.stops(action.pool, StopMode.DRAIN)
                 case GrantReserve():
                     reserve = ReservedCapacity(f"r{self.next()}", action.configuration, action.bytes)
-                    assert self.arrives(lambda reserve=reserve: books.add_reserve(self.ledger, reserve))  # type: ignore[misc]
+                    assert self.arrives(lambda reserve=reserve: rules.add_reserve(self.ledger, reserve))  # type: ignore[misc]
                 case DropReserve():
-                    self.ledger = books.drop_reserve(self.ledger, action.reserve)
+                    self.ledger = rules.drop_reserve(self.ledger, action.reserve)
 
     def grants(self, configuration: str, bytes_: Mapping[str, int], after: frozenset[str]) -> None:
         epoch, host = self.next(), self.devices[next(iter(bytes_))].host
         pinned = self.models[configuration].pinned
         claim = ReservationRequest(f"p{epoch:04}", epoch, host, configuration, bytes_, self.now + HOLD, after, pinned)
-        result = books.claim(self.ledger, claim)
+        result = rules.claim(self.ledger, claim)
         assert isinstance(result, Ledger), f"planned, and refused: {result}"
         self.ledger = result
 
     def stops(self, id_: str, how: StopMode) -> None:
         if self.ledger.reservations[id_].state is ReservationState.HELD:
-            self.ledger = books.cancel(self.ledger, id_)
+            self.ledger = rules.cancel(self.ledger, id_)
         else:
-            self.ledger = books.drain(self.ledger, id_)
+            self.ledger = rules.drain(self.ledger, id_)
             since, before = self.stopping.get(id_, (self.now, False))
             self.stopping[id_] = since, before or how is StopMode.PREEMPT
 
-    def fleet(self) -> Cluster:
-        alive = {
-            host: DeviceState.SCHEDULABLE if host in self.agents else DeviceState.CORDONED for host in ("h0", "h1")
-        }
-        alive |= {host: DeviceState.LOST for host in alive if host not in self.ledger.agents}
+    def cluster(self) -> Cluster:
+        alive = {host: HostState.SCHEDULABLE if host in self.agents else HostState.CORDONED for host in ("h0", "h1")}
+        alive |= {host: HostState.LOST for host in alive if host not in self.ledger.agents}
         return Cluster(
             tuple(replace(device, state=alive[device.host]) for device in self.devices.values()),
-            tuple(self.seen(one) for one in self.ledger.reservations.values()),
+            tuple(self.observed(one) for one in self.ledger.reservations.values()),
             tuple(self.models.values()),
             tuple(self.ledger.reserves.values()),
-            dict.fromkeys(self.hot, RequestRate(2.0, {Priority.INTERACTIVE: 1.0})),
+            {model: {Priority.INTERACTIVE: 2.0} for model in self.hot},
         )
 
-    def seen(self, held: Reservation) -> Pool:
-        process = self.processes.get(held.id)
-        if held.state is ReservationState.SUSPECT:
+    def observed(self, reservation: Reservation) -> Pool:
+        process = self.processes.get(reservation.id)
+        if reservation.state is ReservationState.SUSPECT:
             state = PoolState.SUSPECT
-        elif held.draining:
+        elif reservation.draining:
             state = PoolState.DRAINING
-        elif held.state is ReservationState.HELD and held.backing:
+        elif reservation.state is ReservationState.HELD and reservation.backing:
             state = PoolState.WAITING
         else:
             state = PoolState.SERVING if process is not None and process.loaded else PoolState.STARTING
         work = process.work if process is not None else []
         return Pool(
-            id=held.id,
-            configuration=held.configuration,
+            id=reservation.id,
+            configuration=reservation.configuration,
             state=state,
-            bytes=held.bytes,
+            bytes=reservation.bytes,
             slots=2,
-            started=BEGINNING + timedelta(seconds=held.epoch),
+            started=BEGINNING + timedelta(seconds=reservation.epoch),
             busy=len(work),
             serving=min((step.priority for _, step in work), key=lambda one: one.rank, default=None),
             work_left=timedelta(seconds=3 if work else 0),
-            preemptions=max((step.handed_back for _, step in work), default=0),
+            preemptions=max((step.preemptions for _, step in work), default=0),
             loaded=process.loaded if process is not None else None,
             last_used=process.used if process is not None else None,
             expected=self.now,
-            stopping=self.stopping.get(held.id, (None, False))[0],
-            handing_back=self.stopping.get(held.id, (None, False))[1],
-            epoch=held.epoch,
-            pinned=held.pinned,
-            backing=held.backing,
+            stopping=self.stopping.get(reservation.id, (None, False))[0],
+            preempting=self.stopping.get(reservation.id, (None, False))[1],
+            epoch=reservation.epoch,
+            pinned=reservation.pinned,
+            backing=reservation.backing,
         )
 
-    def demand(self) -> list[Demand]:
-        return [Demand(one.configuration, one.priority, 1, one.since) for one in self.waiting]
+    def demand(self) -> list[WaitingSteps]:
+        return [WaitingSteps(one.configuration, one.priority, 1, one.since) for one in self.waiting]
 
-    # -- time, and what it brings --
+    # -- time and events --
 
     def second(self) -> None:
         self.now += timedelta(seconds=1)
@@ -381,18 +389,18 @@ class World:
         return step
 
     def floods(self) -> None:
-        """Two of every hot model always wait."""
+        """Two steps of each hot model always wait."""
         for name in self.hot:
             for _ in range(2 - sum(step.configuration == name for step in self.waiting)):
                 self.asks(Priority.INTERACTIVE, name)
 
-    def something_breaks(self) -> None:
+    def breaks_something(self) -> None:
         match self.chance.randrange(7):
             case 0 if living := self.living():
                 self.dies(self.chance.choice(living))
             case 1 if living := self.living():
                 self.chance.choice(living).hangs = True
-            case 2:  # it is replaced, or comes back; what its predecessor sends then is not heard
+            case 2:  # the agent is replaced or returns; messages of its predecessor are rejected
                 host = self.chance.choice(("h0", "h1"))
                 before = self.agents.get(host, 0)
                 self.agent_begins(host)
@@ -401,13 +409,13 @@ class World:
                     assert not self.arrives(partial(self.renews, process.id, process.epoch - 1, self.now + LEASE))
             case 3:
                 self.agents.pop(self.chance.choice(("h0", "h1")), None)
-            case 4:  # its pools have let go of their bytes before
+            case 4:  # its pools have ended before
                 host = self.chance.choice(("h0", "h1"))
                 for process in self.living():
                     if self.devices[next(iter(process.bytes))].host == host:
                         self.dies(process)
                 self.agents.pop(host, None)
-                self.ledger = books.lose_host(self.ledger, host)
+                self.ledger = rules.declare_host_lost(self.ledger, host)
             case 5:
                 device = self.chance.choice(list(self.devices.values()))
                 self.devices[device.id] = replace(device, unmanaged_bytes=self.chance.choice((0, 0, 5 * GB)))
@@ -415,45 +423,45 @@ class World:
                 self.arrives(self.chance.choice(self.sent))
 
     def calms_down(self) -> None:
-        """Nothing breaks any more, and what broke comes back."""
+        """No more failures; agents and devices recover."""
         for host in ("h0", "h1"):
             self.agent_begins(host)
         self.devices = {id_: replace(device, unmanaged_bytes=0) for id_, device in self.devices.items()}
 
     def check(self) -> None:
-        assert books.problems(self.ledger) == []
-        assert charges(self.fleet()) == {id_: self.ledger.charged(id_) for id_ in self.devices}
+        assert rules.problems(self.ledger) == []
+        assert charges(self.cluster()) == {id_: self.ledger.charged(id_) for id_ in self.devices}
         for device in self.devices.values():
             touched = sum(process.bytes.get(device.id, 0) for process in self.living())
             assert touched <= device.capacity_bytes, f"{touched} bytes of {device.id} are touched"
         for process in self.living():
-            held = self.ledger.reservations.get(process.id)
-            assert held is not None, f"{process.id} lives, and its bytes were given to others"
-            assert held.epoch == process.epoch
+            reservation = self.ledger.reservations.get(process.id)
+            assert reservation is not None, f"{process.id} is alive, and its bytes were granted to others"
+            assert reservation.epoch == process.epoch
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32))
-def test_whatever_breaks_no_byte_is_in_two_hands_and_who_waits_is_served_when_it_is_over(seed: int) -> None:
+def test_no_byte_has_two_holders_in_any_failure_and_waiting_steps_are_served_after_it(seed: int) -> None:
     """
-    Crashes, hangs, expiries, lost hosts, replaced agents, late messages, strangers; then a flood of a higher class that
-    never ends.
+    Crashes, hangs, expiries, lost hosts, replaced agents, late messages, unmanaged memory; then an endless flood of
+    a higher class.
     """
     world = World(seed)
     for _ in range(60):
         if world.chance.random() < 0.3:
             world.asks()
         if world.chance.random() < 0.15:
-            world.something_breaks()
+            world.breaks_something()
         world.second()
     world.calms_down()
     cold = world.chance.choice(["m0", "m1", "m2", "split", "owner"])
-    waited = [*world.waiting, world.asks(Priority.BATCH, cold)]
+    old = [*world.waiting, world.asks(Priority.BATCH, cold)]
     world.hot = sorted(world.models.keys() - {"kept", cold})
     for _ in range(250):
-        left = [step for step in waited if step in world.waiting]
+        left = [step for step in old if step in world.waiting]
         if not left:
             return
         world.floods()
         world.second()
-    raise AssertionError(f"unserved: {left}; {plan(world.fleet(), world.demand(), world.now, HASTY).refusals}")
+    raise AssertionError(f"unserved: {left}; {plan(world.cluster(), world.demand(), world.now, HASTY).refusals}")

@@ -1,4 +1,4 @@
-"""Reconcile on the real Postgres: observe, plan and apply, beside an agent and pools in the hands of a test."""
+"""Reconcile on the real Postgres: observe, plan and apply; the test acts as the agents and the pools."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from app.access.accounts import NamespaceLimits
 from app.catalog import catalog
 from app.fleet import views
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Declared, Granted, Hosts, PoolEnded, not_served
+from app.fleet.host import HostState
+from app.fleet.hosts import AssignedPool, Hosts, PoolEnded, not_served
 from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, PoolState
-from app.fleet.rows import HostState
 from app.fleet.views import PoolView
 from app.footprint.layout import KnownLayout
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, LeaseLost, NotFound
 from app.kernel.priority import Priority
 from app.scheduler import needs, reconcile
-from app.scheduler.cluster import Cluster
 from app.scheduler.needs import OperatorTarget
-from app.scheduler.observation import InFlight
+from app.scheduler.observation import FleetDemand, InFlight
 from app.scheduler.operator_commands import OperatorCommands
-from app.scheduler.placement import Action, StartPool
-from app.scheduler.reconcile import FleetDemand, Waiting
+from app.scheduler.planner.cluster import Cluster
+from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.plan import Action, StartPool
 from app.scheduler.reconcile_pass import ReconcilePass, ReconcileTimes
-from tests.fleet.granting import LEASE
+from tests.fleet.granting import LEASE, device_report
 
 ENTRY = """
 [[models]]
@@ -42,7 +42,7 @@ source = {{ path = "/{name}.gguf" }}
 """
 A, B = "a:1", "b:1"
 SIZE = 1000
-TERMS = ReconcileTimes(hold=timedelta(seconds=30), drain=timedelta(seconds=20), lost_after=timedelta(minutes=2))
+TIMES = ReconcileTimes(hold=timedelta(seconds=30), drain=timedelta(seconds=20), lost_after=timedelta(minutes=2))
 
 
 def entries(**more: str) -> catalog.Catalog:
@@ -52,22 +52,22 @@ def entries(**more: str) -> catalog.Catalog:
 
 @dataclass
 class Scene:
-    """A fleet of hosts with one device each, which holds one model; the test is its agents and pools."""
+    """Hosts with one device each, which holds one model; the test acts as their agents and pools."""
 
     database: Database
     hosts: Hosts
     holder: ReservationHolder
-    orders: OperatorCommands
-    asked: FleetDemand
+    commands: OperatorCommands
+    demand: FleetDemand
     agents: dict[str, int]
 
     def wait(
         self, *models: str, seconds: float = 60, priority: Priority = Priority.STANDARD, namespace: str = ""
     ) -> None:
-        """Steps that wait for so long."""
+        """Let a step of each model wait since so many seconds."""
         since = self.now() - timedelta(seconds=seconds)
-        waiting = [Waiting(model, priority, 1, since, namespace=namespace) for model in models]
-        self.asked = replace(self.asked, waiting=waiting)
+        waiting = [WaitingSteps(model, priority, 1, since, namespace=namespace) for model in models]
+        self.demand = replace(self.demand, waiting=waiting)
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass for the accounts of namespaces."""
@@ -80,28 +80,28 @@ class Scene:
             now: datetime = work.rows(text("SELECT now() AS now"))[0].now
             return now
 
-    def turn(self) -> None:
-        assert reconcile.reconcile(self.database, lambda _: self.asked, TERMS) is not None
+    def reconcile(self) -> None:
+        assert reconcile.reconcile(self.database, lambda _: self.demand, TIMES) is not None
         with self.database.work() as work:
             assert rules.problems(session.open_session(work, to_read=True).ledger) == []
 
     def pools(self, model: str | None = None, *, ended: bool = False) -> Sequence[PoolView]:
         return views.pools(self.database, model=model, ended=ended)
 
-    def granted(self, host: str = "h") -> list[Granted]:
+    def granted(self, host: str = "h") -> list[AssignedPool]:
         return self.hosts.pools(host)
 
-    def begin(self, host: str = "h") -> Granted:
-        """As the agent and the pool do: the first that may begin serves."""
+    def begin(self, host: str = "h") -> AssignedPool:
+        """Act as the agent and the pool: the first pool that may begin serves."""
         pool = next(one for one in self.granted(host) if one.state is ReservationState.HELD and not one.waits)
         self.hosts.activate(host, self.agents[host], pool.id, 1)
-        self.tell(pool, PoolPhase.SERVING)
+        self.report(pool, PoolPhase.SERVING)
         return pool
 
-    def tell(self, pool: Granted, stage: PoolPhase, busy: int = 0) -> Desired:
-        return self.holder.renew(pool.id, pool.epoch, HeartbeatReport(stage, busy=busy)).desired
+    def report(self, pool: AssignedPool, phase: PoolPhase, busy: int = 0) -> Desired:
+        return self.holder.renew(pool.id, pool.epoch, HeartbeatReport(phase, busy=busy)).desired
 
-    def end(self, pool: Granted, host: str = "h", *, failed: bool = False) -> None:
+    def end(self, pool: AssignedPool, host: str = "h", *, failed: bool = False) -> None:
         self.hosts.release(host, self.agents[host], PoolEnded(pool.id, 0, failed, "it ended", ""))
 
     def refusals(self) -> dict[str, str]:
@@ -124,280 +124,282 @@ def scene(database: Database) -> Scene:
 
 
 def add_host(scene: Scene, name: str) -> None:
-    device = Declared(f"{name}-gpu", "gpu-0", "gpu", "L4", SIZE, SIZE)
+    device = device_report(f"{name}-gpu", "gpu-0", total=SIZE)
     scene.agents[name] = scene.hosts.join(name, name, 8, [device], {})
-    ids = [needs.configuration_id(model) for model in scene.asked.models]
+    ids = [needs.configuration_id(model) for model in scene.demand.models]
     scene.hosts.declare_layouts(
         KnownLayout(id_, "L4", (600,), "closed form", timedelta(seconds=1), 10.0) for id_ in ids
     )
-    scene.hosts.beat(name, scene.agents[name], [], ids, [])
+    scene.hosts.heartbeat(name, scene.agents[name], [], ids, [])
 
 
-def test_a_model_that_is_asked_for_is_granted_and_served(scene: Scene) -> None:
+def test_a_model_with_demand_is_granted_and_served(scene: Scene) -> None:
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     (pool,) = scene.pools()
-    assert (pool.row.model, pool.state, pool.row.devices) == (A, PoolState.STARTING, {"h-gpu": "gpu-0"})
-    assert "1 step waits" in pool.row.reason
+    assert (pool.model, pool.state, pool.devices) == (A, PoolState.STARTING, ["gpu-0"])
+    assert "1 step waits" in pool.reason
 
     scene.begin()
-    scene.turn()
+    scene.reconcile()
     assert [one.state for one in scene.pools()] == [PoolState.SERVING], "one is enough"
 
 
-def test_room_is_made_and_passes_on_when_the_process_is_gone(scene: Scene) -> None:
+def test_an_evicted_pool_makes_room_once_its_process_is_gone(scene: Scene) -> None:
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     first = scene.begin()
     scene.wait(B)
-    scene.turn()
+    scene.reconcile()
     waiting, leaving = scene.granted()[1], scene.granted()[0]
     assert (leaving.desired, waiting.waits) == (Desired.DRAIN, True)
-    assert scene.tell(first, PoolPhase.DRAINING) is Desired.DRAIN
-    scene.turn()
+    assert scene.report(first, PoolPhase.DRAINING) is Desired.DRAIN
+    scene.reconcile()
     assert len(scene.granted()) == 2, "nothing more is planned meanwhile"
 
     scene.end(first)
     assert scene.begin().model == B
-    assert [one.row.model for one in scene.pools()] == [B]
+    assert [one.model for one in scene.pools()] == [B]
 
 
-def test_what_no_agent_begins_is_given_back_and_planned_again(scene: Scene) -> None:
+def test_a_grant_that_no_agent_begins_is_released_and_planned_again(scene: Scene) -> None:
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     with scene.database.work() as work:
         work.run(text("UPDATE reservation SET lease_until = now() - interval '1 s'"))
-    scene.turn()
+    scene.reconcile()
 
     old = scene.pools(ended=True)[-1]
-    assert (old.state, old.row.release_reason) == (None, "no agent began it in time")
+    assert (old.state, old.ending) == (None, "no agent began it in time")
     assert len(scene.granted()) == 1
 
 
-def test_a_host_of_which_nobody_is_heard_is_lost_and_its_models_go_elsewhere(scene: Scene) -> None:
+def test_a_silent_host_is_lost_and_its_models_are_placed_elsewhere(scene: Scene) -> None:
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     first = scene.begin()
     add_host(scene, "i")
     with scene.database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 min' WHERE name = 'h'"))
         work.run(text("UPDATE pool_report SET heartbeat_at = now() - interval '2 min'"))
-    scene.turn()
-    assert scene.granted("i"), "nobody waits for its lease"
-    assert views.hosts(scene.database)[0].devices[0].charged_bytes == 600, "its bytes are not given to anybody"
+    scene.reconcile()
+    assert scene.granted("i"), "its bytes are not waited for"
+    assert views.hosts(scene.database)[0].devices[0].reserved == 600, "its bytes are not granted"
 
     with scene.database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 h' WHERE name = 'h'"))
         work.run(text("UPDATE reservation SET lease_until = now() - interval '1 s' WHERE host = 'h'"))
-    scene.turn()
-    assert views.hosts(scene.database)[0].host.state == HostState.LOST
+    scene.reconcile()
+    assert views.hosts(scene.database)[0].state == HostState.LOST
     assert scene.granted("h") == []
     assert scene.pools(ended=True)[-1].id == first.id
 
 
 @pytest.mark.parametrize("expected", [timedelta(minutes=1), timedelta(0)])
-def test_steps_of_a_lower_class_are_handed_back_when_they_take_long(scene: Scene, expected: timedelta) -> None:
-    """At once where that was to be expected; else when they have drained for as long."""
+def test_steps_of_a_lower_class_are_preempted_when_they_take_long(scene: Scene, expected: timedelta) -> None:
+    """At once where the drain is expected to take too long; else once it has taken too long."""
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     pool = scene.begin()
     working = HeartbeatReport(PoolPhase.SERVING, worker="pool.a", busy=1, urgent=Priority.BATCH)
     with scene.database.work() as work:
         work.run(text("UPDATE pool_report SET serving_at = now() - interval '1 h'"))
     scene.holder.renew(pool.id, pool.epoch, working)
     scene.wait(B, seconds=19, priority=Priority.INTERACTIVE)
-    scene.asked = replace(scene.asked, in_flight={"pool.a": InFlight(expected)})
-    scene.turn()
+    scene.demand = replace(scene.demand, in_flight={"pool.a": InFlight(expected)})
+    scene.reconcile()
     if not expected:
         assert scene.holder.renew(pool.id, pool.epoch, working).desired is Desired.DRAIN
         with scene.database.work() as work:
             work.run(text("UPDATE pool SET stop_at = now() - interval '11 s' WHERE stop_at IS NOT NULL"))
-        scene.turn()
+        scene.reconcile()
 
     assert scene.holder.renew(pool.id, pool.epoch, working).desired is Desired.PREEMPT
 
 
-def test_orders_to_start_and_stop_are_followed_once(scene: Scene) -> None:
-    scene.orders.start(A)
-    scene.turn()
+def test_commands_to_start_and_stop_are_carried_out_once(scene: Scene) -> None:
+    scene.commands.start(A)
+    scene.reconcile()
     pool = scene.begin()
-    scene.turn()
+    scene.reconcile()
     assert len(scene.granted()) == 1
 
-    assert scene.orders.stop(pool.id[-6:]) == pool.id
-    scene.turn()
+    assert scene.commands.stop(pool.id[-6:]) == pool.id
+    scene.reconcile()
     assert scene.granted()[0].desired is Desired.DRAIN
     scene.end(pool)
-    scene.turn()
+    scene.reconcile()
     assert scene.granted() == []
     with pytest.raises(Conflict, match="has ended already: it ended"):
-        scene.orders.stop(pool.id)
+        scene.commands.stop(pool.id)
     with pytest.raises(NotFound):
-        scene.orders.stop("nothing")
+        scene.commands.stop("nothing")
 
 
-def test_what_is_ordered_waits_for_room_though_nobody_asks_for_it(scene: Scene) -> None:
+def test_a_commanded_start_waits_for_room_without_demand(scene: Scene) -> None:
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     first = scene.begin()
     scene.wait()
-    scene.orders.start(B)
+    scene.commands.start(B)
     for _ in range(3):
-        scene.turn()
+        scene.reconcile()
         assert [one.waits for one in scene.granted()] == [False, True]
     scene.end(first)
     assert scene.begin().model == B
-    scene.turn()
-    assert [one.row.reason.startswith("an operator wants it") for one in scene.pools(B)] == [True]
+    scene.reconcile()
+    assert [one.reason.startswith("an operator wants it") for one in scene.pools(B)] == [True]
 
 
-def test_a_model_that_is_kept_up_stays_until_it_is_stopped(scene: Scene) -> None:
-    scene.orders.start(A, pinned=True)
-    scene.turn()
+def test_a_model_that_is_kept_running_stays_until_it_is_stopped(scene: Scene) -> None:
+    scene.commands.start(A, pinned=True)
+    scene.reconcile()
     pool = scene.begin()
     scene.wait(B, seconds=600, priority=Priority.INTERACTIVE)
-    scene.turn()
+    scene.reconcile()
     assert [one.model for one in scene.granted()] == [A], "it is pinned"
     assert B in scene.refusals()
 
     scene.end(pool, failed=True)
-    scene.orders.stop_model(A)
-    scene.turn()
+    scene.commands.stop_model(A)
+    scene.reconcile()
     assert [one.model for one in scene.granted()] == [B]
     assert scene.refusals() == {}
 
 
-def test_the_settings_keep_models_up(scene: Scene) -> None:
-    scene.asked = replace(scene.asked, wishes={A: OperatorTarget(1, pinned=True)})
-    scene.turn()
-    assert [(one.row.model, one.row.pinned) for one in scene.pools()] == [(A, True)]
+def test_the_settings_keep_models_running(scene: Scene) -> None:
+    scene.demand = replace(scene.demand, targets={A: OperatorTarget(1, pinned=True)})
+    scene.reconcile()
+    assert [(one.model, one.pinned) for one in scene.pools()] == [(A, True)]
 
 
 def test_a_pool_whose_entry_has_changed_is_stopped(scene: Scene) -> None:
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     scene.begin()
-    scene.asked = replace(scene.asked, models=entries(a="context = 512").models, waiting=[])
-    scene.turn()
+    scene.demand = replace(scene.demand, models=entries(a="context = 512").models, waiting=[])
+    scene.reconcile()
     assert scene.granted()[0].stop_reason == "its entry in the catalogue has changed"
 
 
 def test_a_model_that_is_in_no_catalogue_is_refused_by_name(scene: Scene) -> None:
     scene.wait("c:1")
-    scene.turn()
+    scene.reconcile()
     assert "not in the catalogue" in scene.refusals()["c:1"]
 
 
-def test_a_model_that_fails_on_a_host_is_left_alone_there_for_a_while(scene: Scene) -> None:
+def test_a_model_that_fails_on_a_host_backs_off_there(scene: Scene) -> None:
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     scene.end(scene.begin(), failed=True)
-    scene.turn()
+    scene.reconcile()
     assert scene.granted() == []
     assert "failed" in scene.refusals()[A]
 
-    scene.orders.start(A)
-    scene.turn()
+    scene.commands.start(A)
+    scene.reconcile()
     assert len(scene.granted()) == 1, "an operator wants it tried again"
 
 
 def test_nothing_is_placed_on_a_host_that_is_cordoned(scene: Scene) -> None:
-    scene.orders.mark("h", HostState.CORDONED)
+    scene.commands.mark("h", HostState.CORDONED)
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     assert scene.granted() == []
-    scene.orders.mark("h", HostState.SCHEDULABLE)
-    scene.turn()
+    scene.commands.mark("h", HostState.SCHEDULABLE)
+    scene.reconcile()
     assert len(scene.granted()) == 1
     with pytest.raises(NotFound, match="there are: h"):
-        scene.orders.mark("g", HostState.SCHEDULABLE)
+        scene.commands.mark("g", HostState.SCHEDULABLE)
 
 
-def test_what_operators_say_of_a_host_outlasts_its_loss(scene: Scene) -> None:
-    scene.orders.mark("h", HostState.CORDONED)
+def test_the_state_that_operators_set_outlasts_the_loss_of_a_host(scene: Scene) -> None:
+    scene.commands.mark("h", HostState.CORDONED)
     with scene.database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 h'"))
-    scene.turn()
-    assert views.hosts(scene.database)[0].host.state == HostState.LOST
+    scene.reconcile()
+    assert views.hosts(scene.database)[0].state == HostState.LOST
     with pytest.raises(LeaseLost):
-        scene.hosts.beat("h", scene.agents["h"], [], [], [])
+        scene.hosts.heartbeat("h", scene.agents["h"], [], [], [])
 
     add_host(scene, "h")
-    assert views.hosts(scene.database)[0].host.state == HostState.CORDONED
+    assert views.hosts(scene.database)[0].state == HostState.CORDONED
 
 
-def test_a_host_is_forgotten_only_when_nothing_is_left_of_it(scene: Scene) -> None:
+def test_a_host_is_removed_only_without_an_agent_and_reservations(scene: Scene) -> None:
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     with pytest.raises(Conflict, match="stop it first"):
-        scene.orders.remove("h")
+        scene.commands.remove("h")
     scene.hosts.leave("h", scene.agents["h"])
     with pytest.raises(Conflict, match="--lost"):
-        scene.orders.remove("h")
-    scene.orders.remove("h", lost=True)
+        scene.commands.remove("h")
+    scene.commands.remove("h", lost=True)
     assert views.hosts(scene.database) == []
 
 
 def test_a_namespace_holds_no_more_than_its_quota(scene: Scene) -> None:
-    scene.orders.limit("team", NamespaceLimits(max_bytes=100))
+    scene.commands.limit("team", NamespaceLimits(max_bytes=100))
     scene.wait(A, namespace="team")
-    scene.turn()
+    scene.reconcile()
     assert scene.granted() == []
     assert A in scene.refusals()
 
-    scene.orders.limit("team", NamespaceLimits(max_bytes=600))
-    scene.turn()
+    scene.commands.limit("team", NamespaceLimits(max_bytes=600))
+    scene.reconcile()
     assert len(scene.granted()) == 1
 
 
-def test_a_namespace_that_used_its_seconds_up_gets_no_pool_before_they_are_new(scene: Scene) -> None:
-    scene.orders.limit("team", NamespaceLimits(max_device_time=timedelta(seconds=10), period=timedelta(hours=1)))
+def test_a_namespace_without_device_seconds_gets_no_pool_before_the_next_period(scene: Scene) -> None:
+    scene.commands.limit("team", NamespaceLimits(max_device_time=timedelta(seconds=10), period=timedelta(hours=1)))
     scene.wait(A, namespace="team")
-    scene.turn()
+    scene.reconcile()
     pool = scene.begin()
     scene.pass_time(20)
-    scene.turn()
+    scene.reconcile()
     scene.end(pool)
 
     scene.wait(B, namespace="team")
-    scene.turn()
+    scene.reconcile()
     assert scene.granted() == []
-    assert "namespace team used its device seconds up; there are new ones in 60 min" in scene.refusals()[B]
+    assert "namespace team has used up its device seconds; the next period begins in 60 min" in scene.refusals()[B]
     scene.pass_time(3600)
-    scene.turn()
-    scene.turn()
+    scene.reconcile()
+    scene.reconcile()
     assert [one.model for one in scene.granted()] == [B]
 
 
-def test_a_namespace_below_its_share_is_served_before_one_beyond(scene: Scene) -> None:
-    """Both wait for as long, and one device holds one model: who had less is served, whatever its name."""
+def test_a_namespace_below_its_share_is_served_before_one_above(scene: Scene) -> None:
+    """Both wait for the same time, and one device holds one model."""
     scene.wait(A, namespace="heavy")
-    scene.turn()
+    scene.reconcile()
     pool = scene.begin()
     scene.pass_time(60)
-    scene.turn()
+    scene.reconcile()
     scene.end(pool)
     since = scene.now() - timedelta(seconds=30)
-    both = [Waiting(A, Priority.STANDARD, 1, since, namespace="heavy")]
-    scene.asked = replace(scene.asked, waiting=[*both, Waiting(B, Priority.STANDARD, 1, since, namespace="light")])
-    scene.turn()
+    both = [WaitingSteps(A, Priority.STANDARD, 1, since, namespace="heavy")]
+    scene.demand = replace(
+        scene.demand, waiting=[*both, WaitingSteps(B, Priority.STANDARD, 1, since, namespace="light")]
+    )
+    scene.reconcile()
     assert [one.model for one in scene.granted()] == [B]
 
 
-def test_an_explanation_changes_nothing_and_says_what_a_turn_would_do(scene: Scene) -> None:
+def test_an_explanation_changes_nothing_and_says_what_a_pass_would_do(scene: Scene) -> None:
     scene.wait(A)
-    found = reconcile.explain(scene.database, scene.asked, A)
+    found = reconcile.explain(scene.database, scene.demand, A)
     assert (found.condition, found.waiting) == ("coming", 1)
     assert scene.granted() == []
 
 
-def test_two_that_reconcile_at_once_are_one_and_only_that_one_asks(scene: Scene) -> None:
-    def ask(_: UnitOfWork) -> FleetDemand:
-        raise AssertionError("another one plans")
+def test_of_two_workers_one_reconciles_and_only_it_reads_the_demand(scene: Scene) -> None:
+    def read_demand(_: UnitOfWork) -> FleetDemand:
+        raise AssertionError("another worker plans")
 
     with scene.database.work() as work:
         work.run(text("SELECT pg_advisory_xact_lock(:key)"), {"key": reconcile._LEADER})
-        assert reconcile.reconcile(scene.database, ask, TERMS) is None
+        assert reconcile.reconcile(scene.database, read_demand, TIMES) is None
 
 
 @pytest.mark.parametrize(
@@ -413,76 +415,76 @@ def test_two_that_reconcile_at_once_are_one_and_only_that_one_asks(scene: Scene)
         "UPDATE layout SET tokens_per_second = 'NaN'",
     ],
 )
-def test_a_model_with_nonsense_for_a_layout_stops_no_other(scene: Scene, bad: str) -> None:
+def test_an_invalid_layout_stops_no_other_model(scene: Scene, bad: str) -> None:
     with scene.database.work() as work:
-        id_ = needs.configuration_id(scene.asked.models[0])
+        id_ = needs.configuration_id(scene.demand.models[0])
         work.run(text(f"{bad} WHERE configuration = :id"), {"id": id_})
     scene.wait(A, B)
-    scene.turn()
-    assert [pool.row.model for pool in scene.pools()] == [B]
+    scene.reconcile()
+    assert [pool.model for pool in scene.pools()] == [B]
     assert scene.refusals().keys() == {A}
-    reconcile.defragment(scene.database, lambda _: scene.asked, TERMS)
-    assert reconcile.explain(scene.database, scene.asked, B)
+    reconcile.defragment(scene.database, lambda _: scene.demand, TIMES)
+    assert reconcile.explain(scene.database, scene.demand, B)
 
 
 @pytest.mark.parametrize("bad", ["estimate_seconds = 'NaN'", "estimate_seconds = 'Infinity'"])
-def test_a_pool_with_nonsense_in_its_row_stops_no_other(scene: Scene, bad: str) -> None:
-    """What it holds stays charged, so that nothing is granted beside it that does not fit."""
+def test_an_invalid_row_of_a_pool_stops_no_other(scene: Scene, bad: str) -> None:
+    """Its bytes stay charged, so that nothing is granted that does not fit."""
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     add_host(scene, "i")
     with scene.database.work() as work:
         work.run(text(f"UPDATE pool SET {bad}"))
     scene.wait(B)
-    scene.turn()
-    scene.turn()
-    assert {pool.row.model for pool in scene.pools()} == {A, B}
-    assert {pool.row.host for pool in scene.pools(B)} == {"i"}
+    scene.reconcile()
+    scene.reconcile()
+    assert {pool.model for pool in scene.pools()} == {A, B}
+    assert {pool.host for pool in scene.pools(B)} == {"i"}
 
 
-def test_a_device_with_nonsense_in_its_row_stops_no_other(scene: Scene) -> None:
+def test_an_invalid_row_of_a_device_stops_no_other(scene: Scene) -> None:
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     add_host(scene, "i")
     with scene.database.work() as work:
         work.run(text("UPDATE device SET speed = 'NaN' WHERE host = 'h'"))
     scene.wait(A, B)
-    scene.turn()
-    assert {pool.row.host for pool in scene.pools(B)} <= {"i"}
+    scene.reconcile()
+    assert {pool.host for pool in scene.pools(B)} <= {"i"}
     assert scene.pools(B)
 
 
-def test_a_namespace_that_rested_for_months_stops_nothing(scene: Scene) -> None:
-    scene.orders.limit("team", NamespaceLimits(max_bytes=10**9))
+def test_a_namespace_without_use_for_months_stops_nothing(scene: Scene) -> None:
+    scene.commands.limit("team", NamespaceLimits(max_bytes=10**9))
     for attained in (1e-320, 5.0):
         with scene.database.work() as work:
             rested = "UPDATE quota SET attained_seconds = :a, counted_at = now() - interval '400 days'"
             work.run(text(rested), {"a": attained})
         scene.wait(A)
-        scene.turn()
+        scene.reconcile()
     assert scene.pools(A)
 
 
-def test_an_action_that_breaks_is_refused_with_its_reason(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect in doing one thing, such as a pool that moved while it was planned for."""
+def test_an_action_that_raises_is_refused_with_its_reason(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a pool that ended after it was observed."""
     done = ReconcilePass.apply
 
-    def breaks(turn: ReconcilePass, fleet: Cluster, action: Action) -> None:
+    def breaks(pass_: ReconcilePass, cluster: Cluster, action: Action) -> None:
         if isinstance(action, StartPool) and action.configuration.startswith("a-1"):
             raise StopIteration
-        done(turn, fleet, action)
+        done(pass_, cluster, action)
 
     monkeypatch.setattr(ReconcilePass, "apply", breaks)
     add_host(scene, "i")
     scene.wait(A, B)
-    scene.turn()
-    assert [pool.row.model for pool in scene.pools()] == [B]
+    scene.reconcile()
+    assert [pool.model for pool in scene.pools()] == [B]
     assert "could not be granted: StopIteration" in scene.refusals()[A]
 
 
-def test_steps_of_a_model_whose_file_is_refused_are_told_why(scene: Scene) -> None:
-    ids = [needs.configuration_id(scene.asked.models[1])]
-    scene.hosts.beat("h", scene.agents["h"], [], ids, [not_served(A, "its tokens 0 and 1 are the same")])
+def test_a_refusal_says_why_a_host_does_not_serve_the_file(scene: Scene) -> None:
+    ids = [needs.configuration_id(scene.demand.models[1])]
+    scene.hosts.heartbeat("h", scene.agents["h"], [], ids, [not_served(A, "its tokens 0 and 1 are the same")])
     scene.wait(A)
-    scene.turn()
+    scene.reconcile()
     assert scene.refusals()[A].endswith("on h: a:1 is not served here: its tokens 0 and 1 are the same")

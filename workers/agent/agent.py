@@ -32,7 +32,7 @@ from app.catalog.catalog import Catalog
 from app.devices import control_group
 from app.devices.device import Inventory
 from app.devices.inventory import Devices
-from app.fleet.hosts import Granted, Hosts, Observed, PoolEnded
+from app.fleet.hosts import AssignedPool, Hosts, ObservedProcess, PoolEnded
 from app.fleet.pool import METRICS_FOLDER, Desired, ProcessState
 from app.kernel import addresses, clock, ids, log
 from app.kernel import database as databases
@@ -104,7 +104,7 @@ class Agent:
         #: An error of one pool does not stop the others.
         self._guard = LoopGuard(DatabaseUnreachable, LeaseLost, Conflict)
         #: What was last written about each process.
-        self._observed: dict[str, Observed] = {}
+        self._observed: dict[str, ObservedProcess] = {}
         #: Why it could not join, as last logged.
         self._join_refusal = ""
         self._run, self._logs = settings.data_dir / "run" / "pools", settings.data_dir / "logs"
@@ -226,16 +226,16 @@ class Agent:
             private_file.write(file, ids.new_secret() + "\n")
             return self._identity()
 
-    def _send_heartbeat(self, measured: Inventory) -> list[Granted]:
+    def _send_heartbeat(self, measured: Inventory) -> list[AssignedPool]:
         assert self._epoch is not None, "it has joined"
         devices = inventory.measured(self.host, measured, self._settings.fleet, self._held())
         of_settings = inventory.settings_problems(measured, self._settings.fleet)
         problems = [*measured.problems, *of_settings, *self._files.problems]
-        pools = self._hosts.beat(self.host, self._epoch, devices, self._files.configurations, problems)
+        pools = self._hosts.heartbeat(self.host, self._epoch, devices, self._files.configurations, problems)
         self._contact.note(clock.now())
         return pools
 
-    def _converge(self, pools: list[Granted], measured: Inventory) -> None:
+    def _converge(self, pools: list[AssignedPool], measured: Inventory) -> None:
         for pool in pools:
             with self._guard.item("pool", pool.id):
                 self._converge_one(pool, measured)
@@ -245,7 +245,7 @@ class Agent:
             with self._guard.item("orphan", id_):
                 self._end_orphan(id_)
 
-    def _converge_one(self, pool: Granted, measured: Inventory) -> None:
+    def _converge_one(self, pool: AssignedPool, measured: Inventory) -> None:
         running = self._processes.get(pool.id)
         match convergence.decide(pool, self._local(running), self._limits):
             case StartProcess():
@@ -265,7 +265,7 @@ class Agent:
         _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
         running.process.stop(timedelta(0))
         self._requeue(id_)
-        self._hosts.end_orphan(id_, running.process.log_tail(_TAIL))
+        self._hosts.record_orphan_end(id_, running.process.log_tail(_TAIL))
         del self._processes[id_]
 
     def _local(self, running: PoolProcess | None) -> LocalProcess | None:
@@ -280,7 +280,7 @@ class Agent:
             contact=self._contact.duration,
         )
 
-    def _start(self, pool: Granted, measured: Inventory) -> None:
+    def _start(self, pool: AssignedPool, measured: Inventory) -> None:
         if shortage := inventory.shortage(self.host, measured, pool.bytes):
             # After the end of a process the driver needs a moment. A longer shortage means that another program has
             # taken the memory since the plan was made: the load would fail, or other programs would run out of memory.
@@ -314,18 +314,18 @@ class Agent:
             return
         _log.info("pool_started", pool=pool.id, model=pool.model, pid=child.pid, devices=sorted(pool.bytes))
 
-    def _terminate(self, pool: Granted, running: PoolProcess, reason: str) -> None:
+    def _terminate(self, pool: AssignedPool, running: PoolProcess, reason: str) -> None:
         if running.stop_requested is None:
             running.process.request_stop()
         running.stop_requested, running.stop_requested_at, running.reason = pool.desired, time.monotonic(), reason
         _log.info("pool_stop_requested", pool=pool.id, model=pool.model, how=pool.desired, reason=reason)
 
-    def _kill(self, pool: Granted, running: PoolProcess, reason: str) -> None:
+    def _kill(self, pool: AssignedPool, running: PoolProcess, reason: str) -> None:
         _log.warning("pool_killed", pool=pool.id, model=pool.model, reason=reason)
         running.killed, running.reason = True, reason
         running.process.stop(timedelta(0))
 
-    def _release_if_free(self, pool: Granted, running: PoolProcess | None, reason: str) -> None:
+    def _release_if_free(self, pool: AssignedPool, running: PoolProcess | None, reason: str) -> None:
         """Release the bytes of an ended process, once the driver reports them free."""
         if running is None:
             self._requeue(pool.id)
@@ -352,7 +352,7 @@ class Agent:
         if steps := owners.expire_leases(self._database, id_):
             _log.warning("steps_of_dead_pool_requeued", pool=id_, steps=steps)
 
-    def _count_failure(self, pool: Granted, measured: Inventory) -> None:
+    def _count_failure(self, pool: AssignedPool, measured: Inventory) -> None:
         try:
             inventory.count_failure(
                 self._catalog.get(pool.model), self._settings, measured, self._database, self.host, pool.bytes
@@ -360,7 +360,7 @@ class Agent:
         except (NotFound, ModelFileUnusable) as error:
             _log.warning("failure_not_counted", model=pool.model, error=str(error))
 
-    def _release(self, pool: Granted, running: PoolProcess | None, *, failed: bool, ending: str) -> None:
+    def _release(self, pool: AssignedPool, running: PoolProcess | None, *, failed: bool, ending: str) -> None:
         assert self._epoch is not None, "it has joined"
         tail = running.process.log_tail(_TAIL) if running is not None else ""
         code = None if running is None else running.process.returncode
@@ -382,10 +382,10 @@ class Agent:
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
                 state = ProcessState.RUNNING if running.stop_requested is None else ProcessState.STOPPING
                 tail = running.process.log_tail(_TAIL)
-                now = Observed(id_, state, running.process.pid, running.threads, used, running.peak, tail)
+                now = ObservedProcess(id_, state, running.process.pid, running.threads, used, running.peak, tail)
                 if self._observed.get(id_) != now:
                     changed.append(now)
-        self._hosts.observe(changed)
+        self._hosts.record_processes(changed)
         self._observed |= {one.id: one for one in changed}
 
     def _shut_down(self) -> None:

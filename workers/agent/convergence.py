@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from app.fleet.hosts import Granted
+from app.fleet.hosts import AssignedPool
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase
 from app.kernel.units import durations
@@ -116,7 +116,7 @@ _NOT_YET_SERVING = frozenset(
 _ENDING = frozenset({PoolPhase.DRAINING, PoolPhase.UNLOADING})
 
 
-def decide(pool: Granted, local: LocalProcess | None, limits: ConvergenceLimits) -> ConvergenceAction | None:
+def decide(pool: AssignedPool, local: LocalProcess | None, limits: ConvergenceLimits) -> ConvergenceAction | None:
     """Return what must be done about a pool now; None when nothing must be done."""
     if local is None:
         return _without_process(pool)
@@ -138,7 +138,7 @@ def decide(pool: Granted, local: LocalProcess | None, limits: ConvergenceLimits)
     return None
 
 
-def _without_process(pool: Granted) -> ConvergenceAction | None:
+def _without_process(pool: AssignedPool) -> ConvergenceAction | None:
     if pool.state is not ReservationState.HELD:
         return Release("its process is gone")
     if pool.waits or pool.desired is not Desired.RUN:
@@ -146,7 +146,7 @@ def _without_process(pool: Granted) -> ConvergenceAction | None:
     return StartProcess()
 
 
-def _stopping(pool: Granted, local: LocalProcess, limits: ConvergenceLimits) -> ConvergenceAction | None:
+def _stopping(pool: AssignedPool, local: LocalProcess, limits: ConvergenceLimits) -> ConvergenceAction | None:
     if pool.desired is Desired.PREEMPT and local.stop_requested is not Desired.PREEMPT:
         return Terminate(pool.stop_reason)
     limit = limits.exit if local.stop_requested is Desired.PREEMPT else limits.drain + limits.exit

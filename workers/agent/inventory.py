@@ -22,7 +22,7 @@ from app.catalog import files, header
 from app.catalog.model import Model
 from app.devices import llama_build
 from app.devices.device import HardwareKind, Inventory, MeasuredDevice
-from app.fleet.hosts import Declared, Measured
+from app.fleet.hosts import DeviceReport
 from app.footprint import configuration, estimate, measurements
 from app.footprint.footprint import HOST
 from app.footprint.layout import KnownLayout
@@ -33,6 +33,7 @@ from app.kernel.fleet_settings import FleetSettings
 from app.kernel.settings import Settings
 from app.kernel.units.sizes import rounded
 from app.scheduler import needs
+from app.scheduler.planner.cluster import CPU, SIMULATED
 
 #: Part of the RAM that pools may reserve when `fleet.ram` is not set.
 _RAM_SHARE = 0.8
@@ -60,25 +61,14 @@ def id_of(host: str, device: MeasuredDevice) -> str:
 def type_of(device: MeasuredDevice) -> str:
     """Return the type of a device; footprints are stored per type."""
     if device.kind is HardwareKind.CPU:
-        return needs.CPU
-    return needs.SIMULATED if device.kind is HardwareKind.SIMULATED else device.model
+        return CPU
+    return SIMULATED if device.kind is HardwareKind.SIMULATED else device.model
 
 
-def declared(host: str, inventory: Inventory, settings: FleetSettings) -> list[Declared]:
+def declared(host: str, inventory: Inventory, settings: FleetSettings) -> list[DeviceReport]:
     """Return the devices, with the bytes that can be reserved on each."""
     return [
-        Declared(
-            id=id_of(host, device),
-            name=device.name,
-            kind=str(device.kind),
-            type=type_of(device),
-            total=device.total,
-            capacity=_capacity(device, settings),
-            uuid=device.uuid,
-            simulated=device.kind is HardwareKind.SIMULATED,
-            speed=device.speed,
-            bandwidth=device.bandwidth,
-        )
+        DeviceReport(id_of(host, device), type_of(device), _capacity(device, settings), device)
         for device in inventory.devices
     ]
 
@@ -98,31 +88,24 @@ def settings_problems(inventory: Inventory, settings: FleetSettings) -> list[str
 
 def measured(
     host: str, inventory: Inventory, settings: FleetSettings, pools: Mapping[int, Mapping[str, int]]
-) -> list[Measured]:
+) -> list[DeviceReport]:
     """
-    Return the current state of the devices. `pools` has the reserved bytes by device, for each process id of a pool.
+    Return the devices with their unmanaged bytes. `pools` has the reserved bytes by device, for each process id of a
+    pool.
 
     Where the driver reports process ids of another namespace, pools are assumed to use what they have reserved.
     """
     found, pids_are_known = [], sees_host_pids()
-    for device in inventory.devices:
-        id_, others = id_of(host, device), 0
+    for report in declared(host, inventory, settings):
+        device, others = report.measured, 0
         if device.kind is HardwareKind.CPU:
-            others = max(device.used - sum(_resident(pid) for pid, held in pools.items() if id_ in held), 0)
+            others = max(device.used - sum(_resident(pid) for pid, held in pools.items() if report.id in held), 0)
         elif device.kind is HardwareKind.GPU and pids_are_known:
             others = device.used_by_others(process_tree(pools))
         elif device.kind is HardwareKind.GPU:
-            others = max(device.used - sum(held.get(id_, 0) for held in pools.values()), 0)
-        spare = device.total - _capacity(device, settings)
-        found.append(
-            Measured(
-                id=id_,
-                used=device.used,
-                unmanaged=max(others - spare, 0),
-                temperature=device.temperature,
-                utilisation=device.utilisation,
-            )
-        )
+            others = max(device.used - sum(held.get(report.id, 0) for held in pools.values()), 0)
+        spare = device.total - report.capacity
+        found.append(replace(report, unmanaged=max(others - spare, 0)))
     return found
 
 
@@ -232,7 +215,7 @@ def layouts(
             by_type.setdefault(type_of(device), []).append(device)
     for type_, devices in by_type.items():
         most = 1 if devices[0].parent else len(devices)
-        for count in [0] if type_ == needs.CPU else [n for n in _SPLITS if n <= most]:
+        for count in [0] if type_ == CPU else [n for n in _SPLITS if n <= most]:
             identity = identity_on(devices[:count])
             read = identity.header
             best = estimate.estimate(identity, database, host, allow_dry_run=False).best

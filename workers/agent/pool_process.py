@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 
-from app.fleet.hosts import Granted
+from app.fleet.hosts import AssignedPool
 from app.fleet.pool import Desired
 from app.kernel.processes.process import AdoptedProcess, Child
 
@@ -34,7 +34,7 @@ class PoolProcess:
     #: The highest measured use, in bytes, by device.
     peak: dict[str, int] = field(default_factory=dict)
 
-    def ending(self, pool: Granted) -> str:
+    def ending(self, pool: AssignedPool) -> str:
         """Describe how the process ended."""
         code = self.process.returncode
         if self.reason:

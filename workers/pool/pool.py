@@ -29,6 +29,7 @@ from app.kernel.broker import model_queue
 from app.kernel.errors import ArrieroError, Conflict, DatabaseUnreachable, LeaseLost, MemoryNotEnough
 from app.kernel.settings import Settings
 from app.scheduler import needs
+from app.scheduler.planner.cluster import CPU
 from workers.application import Application
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions, Lora
@@ -191,7 +192,7 @@ class _Pool:
         options = options_of(model, self.settings, gpus=bool(uuids), threads=self.grant.threads)
         # So the engine's thread never waits longer than this for other Python threads.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        device = ",".join(uuids) or needs.CPU
+        device = ",".join(uuids) or CPU
         measuring = self._measuring = Measuring(
             self.settings, self.resources.database, header.read(path), options, device
         )
@@ -208,7 +209,7 @@ class _Pool:
         self.heartbeat.on_renewed(self._adjust_to_growth)
         if model.engine.threads is None:
             self.heartbeat.on_threads(engine.use_threads)
-        self.holder.note_load(self.grant, timedelta(seconds=time.monotonic() - began))
+        self.holder.store_load_time(self.grant, timedelta(seconds=time.monotonic() - began))
         return engine
 
     def _adjust(self, needed: Footprint) -> None:
@@ -216,7 +217,7 @@ class _Pool:
         reserved = needed.reserved()
         needed_bytes = {part.id: reserved[HOST] for part in self.grant.parts if not part.uuid}
         needed_bytes |= {part.id: reserved[place] for place, part in enumerate(self.grant.gpus)}
-        self.holder.keep_layout(self.grant, needed_bytes, needed.source.value)
+        self.holder.store_layout(self.grant, needed_bytes, needed.source.value)
         adjusted = self.holder.adjust(self.grant, needed_bytes)
         if isinstance(adjusted, ReservationRefused):
             raise MemoryNotEnough(f"{self.grant.model} ({needed.source.value}): {adjusted.reason}; it", None, None)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from app.api import problems
 from app.api.services import InjectedServices
-from app.devices.device import HardwareKind, MeasuredDevice
+from app.devices.device import HardwareKind
 from app.devices.inventory import Devices
 
 router = APIRouter(prefix="/v1/devices", tags=["devices"])
@@ -61,26 +61,7 @@ def measured_devices(devices: Devices) -> DeviceList:
     """Measure all devices and return the answer, which the API and the command share."""
     found = devices.measure()
     return DeviceList(
-        host=socket.gethostname(), devices=[_out(device) for device in found.devices], problems=list(found.problems)
-    )
-
-
-def _out(device: MeasuredDevice) -> MeasuredDeviceOut:
-    return MeasuredDeviceOut(
-        name=device.name,
-        kind=device.kind,
-        simulated=device.kind is HardwareKind.SIMULATED,
-        model=device.model,
-        total=device.total,
-        used=device.used,
-        free=device.free,
-        uuid=device.uuid,
-        driver=device.driver,
-        parent=device.parent,
-        processes=[ProcessOut(pid=process.pid, used=process.used) for process in device.processes],
-        temperature=device.temperature,
-        utilisation=device.utilisation,
-        limited_by=device.limited_by,
-        speed=device.speed,
-        bandwidth=device.bandwidth,
+        host=socket.gethostname(),
+        devices=[MeasuredDeviceOut.model_validate(device, from_attributes=True) for device in found.devices],
+        problems=list(found.problems),
     )

@@ -14,7 +14,7 @@ from app.inference import demand
 from app.inference.demand import ModelStep
 from app.kernel.errors import InvalidInput, Problem
 from app.scheduler import reconcile
-from app.scheduler.explanation import Condition
+from app.scheduler.planner.explanation import Condition
 from app.workflows.state_machine.states import StepState
 
 router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
@@ -27,7 +27,7 @@ class StepPlaceOut(BaseModel):
     run: UUID
     key: str
     state: StepState
-    told: str = Field(description="whether it waits for its model, or for something else")
+    detail: str = Field(description="whether it waits for its model, or for something else")
 
 
 class ExplanationOut(BaseModel):
@@ -77,5 +77,9 @@ def explain_model(services: Services, model: str, model_step: ModelStep | None =
 
 def _place(model_step: ModelStep) -> StepPlaceOut:
     return StepPlaceOut(
-        id=model_step.id, run=model_step.run_id, key=model_step.key, state=model_step.state, told=model_step.detail
+        id=model_step.id,
+        run=model_step.run_id,
+        key=model_step.key,
+        state=StepState(model_step.state),
+        detail=model_step.detail,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
@@ -133,9 +133,10 @@ def get(services: InjectedServices) -> FleetOut:
         hosts=[hosts.out(host) for host in seen.hosts],
         pools=[pools.out(pool) for pool in seen.pools],
         reserves=_reserves(services, seen),
-        targets=kept + [PoolTargetOut(**row._asdict(), by="operator") for row in seen.targets],
-        orphans=[_orphan(row) for row in seen.orphans],
-        refusals=[_refusal(row) for row in seen.refusals],
+        targets=kept
+        + [PoolTargetOut(model=one.model, pools=one.pools, pinned=one.pinned, by="operator") for one in seen.targets],
+        orphans=[OrphanOut.model_validate(one, from_attributes=True) for one in seen.orphans],
+        refusals=[RefusalOut.model_validate(one, from_attributes=True) for one in seen.refusals],
     )
 
 
@@ -164,36 +165,24 @@ def defragmentations(
     services: InjectedServices, limit: Annotated[int, Query(ge=1, le=1000, description="most entries to return")] = 20
 ) -> DefragmentationList:
     """Past defragmentations: the moves, and what they gained."""
-    rows = views.defragmentations(services.database, limit=limit)
-    return DefragmentationList(defragmentations=[DefragmentationOut(**row._asdict()) for row in rows])
+    found = views.defragmentations(services.database, limit=limit)
+    return DefragmentationList(
+        defragmentations=[DefragmentationOut.model_validate(one, from_attributes=True) for one in found]
+    )
 
 
 def _reserves(services: Services, seen: FleetView) -> list[ReserveOut]:
     models = {needs.configuration_id(model): model.name for model in services.catalog}
-    used = {(pool.row.configuration, device) for pool in seen.pools for device in pool.row.bytes or ()}
+    used = {(pool.configuration, device) for pool in seen.pools for device in pool.bytes}
     return [
         ReserveOut(
-            model=models.get(row.configuration, row.configuration),
-            host=row.host,
-            devices=sorted(row.devices.values()),
-            simulated=row.simulated,
-            bytes=row.bytes,
-            idle=not any((row.configuration, device) in used for device in row.bytes),
-            since=row.since,
+            model=models.get(one.configuration, one.configuration),
+            host=one.host,
+            devices=one.devices,
+            simulated=one.simulated,
+            bytes=dict(one.bytes),
+            idle=not any((one.configuration, device) in used for device in one.bytes),
+            since=one.since,
         )
-        for row in seen.reserves
+        for one in seen.reserves
     ]
-
-
-def _orphan(row: Any) -> OrphanOut:
-    return OrphanOut(kind=row.kind, pool=row.id, model=row.model, host=row.host, pid=row.pid, since=row.since)
-
-
-def _refusal(row: Any) -> RefusalOut:
-    return RefusalOut(
-        model=row.model,
-        reason=row.reason,
-        needs=row.needs_bytes,
-        estimate_s=row.estimate_seconds,
-        since=row.since,
-    )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api import bodies, problems
 from app.api.services import InjectedServices
 from app.fleet import views
-from app.fleet.rows import HostState
+from app.fleet.host import HostState
 from app.fleet.views import HostView
 from app.kernel.errors import InvalidInput, Problem
 
@@ -86,7 +86,7 @@ def mark(services: InjectedServices, name: str, body: Annotated[MarkIn, bodies.o
             "request",
         )
     services.operator_commands.mark(name, body.state)
-    return next(out(host) for host in views.hosts(services.database) if host.host.name == name)
+    return out(views.host(services.database, name))
 
 
 @router.delete("/{name}", status_code=204, summary="Remove a host", responses=problems.documented(404, 409))
@@ -99,34 +99,6 @@ def remove(
     services.operator_commands.remove(name, lost=lost)
 
 
-def out(seen: HostView) -> HostOut:
+def out(host: HostView) -> HostOut:
     """Return the answer for a host."""
-    row = seen.host
-    return HostOut(
-        name=row.name,
-        state=HostState(row.state),
-        alive=row.alive and row.state != HostState.LOST,
-        joined_at=row.joined_at,
-        cores=row.cores,
-        problems=row.problems,
-        devices=[
-            DeviceOut(
-                id=device.id,
-                name=device.name,
-                kind=device.kind,
-                type=device.type,
-                simulated=device.simulated,
-                present=device.present,
-                total=device.total_bytes,
-                capacity=device.capacity_bytes,
-                reserved=device.charged_bytes,
-                free=device.capacity_bytes - device.charged_bytes,
-                guaranteed=device.guaranteed_bytes,
-                used=device.used_bytes,
-                unmanaged=device.unmanaged_bytes,
-                temperature=device.temperature,
-                utilisation=device.utilisation,
-            )
-            for device in seen.devices
-        ],
-    )
+    return HostOut.model_validate(host, from_attributes=True)

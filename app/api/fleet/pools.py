@@ -148,43 +148,6 @@ def restart(services: InjectedServices, pool: str) -> PoolOut:
     return one(services, services.operator_commands.stop(pool, again=True))
 
 
-def out(seen: PoolView) -> PoolOut:
+def out(pool: PoolView) -> PoolOut:
     """Return the answer for a pool."""
-    row = seen.row
-    return PoolOut(
-        id=row.id,
-        name=_name(seen),
-        model=row.model,
-        configuration=row.configuration,
-        state=seen.state,
-        simulated=bool(row.simulated),
-        pinned=row.pinned,
-        host=row.host,
-        devices=sorted((row.devices or {}).values()),
-        bytes=row.bytes or {},
-        used=row.used or {},
-        peak=row.peak or {},
-        slots=row.slots,
-        busy=row.busy or 0,
-        phase=row.phase,
-        progress=row.progress or 0.0,
-        purpose=row.purpose,
-        reason=row.reason,
-        stop_reason=row.stop_reason,
-        waits_for=list(row.after),
-        failed=bool(row.failed),
-        ending=row.ending or row.release_reason,
-        pid=row.pid,
-        threads=row.threads,
-        created_at=row.created_at,
-        serving_at=row.serving_at,
-        heartbeat_at=row.heartbeat_at,
-        last_used_at=row.last_used_at,
-        ended_at=row.ended_at or row.released_at,
-    )
-
-
-def _name(pool: PoolView) -> str:
-    row = pool.row
-    slug = row.configuration.rpartition(".")[0]
-    return row.worker or f"{'simulated-' if row.simulated else ''}pool.{slug}.{row.id[-6:]}"
+    return PoolOut.model_validate(pool, from_attributes=True)

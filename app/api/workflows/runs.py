@@ -21,7 +21,7 @@ from app.kernel.units.durations import Duration
 from app.workflows import registry
 from app.workflows.language import check
 from app.workflows.language.check import Deployment
-from app.workflows.language.definition import LABEL, Definition, PriorityName
+from app.workflows.language.definition import LABEL, Definition, LabelValue, PriorityName
 from app.workflows.language.source import DefinitionSource
 from app.workflows.runs import views
 from app.workflows.runs.details import RunView
@@ -50,7 +50,7 @@ class RunIn(BaseModel):
     inputs: dict[str, Any] = Field(default={}, examples=[{"message": "Where is my parcel?"}])
     priority: PriorityName | None = Field(default=None, description="instead of the workflow's own")
     rank: int | None = Field(default=None, ge=0, le=2, description="the order within the class: 0 before 1 before 2")
-    labels: dict[Annotated[str, Field(pattern=LABEL)], str] = Field(
+    labels: dict[Annotated[str, Field(pattern=LABEL)], LabelValue] = Field(
         default={}, max_length=32, description="in addition to those of the workflow"
     )
     deadline: Duration | None = Field(default=None, description="for the whole run, instead of the workflow's own")

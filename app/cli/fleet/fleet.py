@@ -302,7 +302,7 @@ def _mark(context: typer.Context, host: str, state: str, *, as_json: bool) -> No
 def _print_explanation(found: Mapping[str, Any]) -> None:
     if (step := found["step"]) is not None:
         console().print(
-            Text.assemble(("step ", "bold"), (step["key"], "bold"), f" of run {step['run']}: {step['told']}"),
+            Text.assemble(("step ", "bold"), (step["key"], "bold"), f" of run {step['run']}: {step['detail']}"),
             soft_wrap=True,
         )
     condition = Text(found["condition"], _STYLES.get(found["condition"], ""))

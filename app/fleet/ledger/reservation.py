@@ -1,7 +1,8 @@
 """
-A reservation: a claim on bytes of devices that was granted, and what the ledger knows beside it. Values only.
+A reservation: bytes of devices that were granted to a pool. Here are its states, and the values of the ledger.
 
-`TRANSITIONS` is the table of its states: an edge that is absent is the error.
+`TRANSITIONS` is the table of its states; an absent edge is an error. Every change of a state passes through it:
+`rules` takes the edges, `session` writes their result.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True)
 class ReservedCapacity:
-    """A reserve that was granted: bytes that a configuration owns on a set of devices."""
+    """A reserve: bytes on a set of devices that are guaranteed to a configuration, also while it is not loaded."""
 
     id: str
-    #: Id of the configuration that owns them.
+    #: Id of the configuration that owns the bytes.
     configuration: str
     bytes: Mapping[str, int]
 
 
 class ReservationState(StrEnum):
-    """Where a reservation stands."""
+    """The state of a reservation."""
 
-    #: Granted. No process may touch the bytes yet.
+    #: Granted. No process may use the bytes yet.
     HELD = "held"
-    #: A process may touch them.
+    #: A process may use the bytes.
     ACTIVE = "active"
-    #: Its lease ran out. It is charged; whether its process lives is not known.
+    #: Its lease expired. It stays charged, because its process may be alive.
     SUSPECT = "suspect"
-    #: Given back, for ever. A ledger holds no such reservation; rows do.
+    #: Its bytes are free. This state is final; the ledger holds no such reservation, its row remains for a while.
     RELEASED = "released"
 
 
@@ -45,53 +46,53 @@ class ReservationEvent(StrEnum):
     DRAIN = "drain"
     EXPIRE = "expire"
     CANCEL = "cancel"
-    #: The agent has seen the process dead and the bytes back.
+    #: The agent saw the process dead and its memory free.
     RELEASE = "release"
-    #: The host is declared lost.
-    LOSE = "lose"
+    #: Its host was declared lost.
+    HOST_LOST = "host_lost"
 
 
 TRANSITIONS: Mapping[tuple[ReservationState, ReservationEvent], ReservationState] = {
     (ReservationState.HELD, ReservationEvent.ACTIVATE): ReservationState.ACTIVE,
-    # No process was let near the bytes.
+    # No process could use the bytes.
     (ReservationState.HELD, ReservationEvent.EXPIRE): ReservationState.RELEASED,
     (ReservationState.HELD, ReservationEvent.CANCEL): ReservationState.RELEASED,
     (ReservationState.HELD, ReservationEvent.RELEASE): ReservationState.RELEASED,
-    (ReservationState.HELD, ReservationEvent.LOSE): ReservationState.RELEASED,
+    (ReservationState.HELD, ReservationEvent.HOST_LOST): ReservationState.RELEASED,
     (ReservationState.ACTIVE, ReservationEvent.RENEW): ReservationState.ACTIVE,
     (ReservationState.ACTIVE, ReservationEvent.ADJUST): ReservationState.ACTIVE,
     (ReservationState.ACTIVE, ReservationEvent.DRAIN): ReservationState.ACTIVE,
     (ReservationState.ACTIVE, ReservationEvent.EXPIRE): ReservationState.SUSPECT,
     (ReservationState.ACTIVE, ReservationEvent.RELEASE): ReservationState.RELEASED,
-    (ReservationState.ACTIVE, ReservationEvent.LOSE): ReservationState.RELEASED,
-    # A holder that turns out to live goes on: its bytes were given to nobody.
+    (ReservationState.ACTIVE, ReservationEvent.HOST_LOST): ReservationState.RELEASED,
+    # The holder is alive after all: its bytes were never granted to another.
     (ReservationState.SUSPECT, ReservationEvent.RENEW): ReservationState.ACTIVE,
     (ReservationState.SUSPECT, ReservationEvent.DRAIN): ReservationState.SUSPECT,
     (ReservationState.SUSPECT, ReservationEvent.EXPIRE): ReservationState.SUSPECT,
     (ReservationState.SUSPECT, ReservationEvent.RELEASE): ReservationState.RELEASED,
-    (ReservationState.SUSPECT, ReservationEvent.LOSE): ReservationState.RELEASED,
+    (ReservationState.SUSPECT, ReservationEvent.HOST_LOST): ReservationState.RELEASED,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """What may be granted of a device."""
+    """The capacity of a device that may be granted."""
 
     host: str
-    #: Bytes that reservations may come to in all.
+    #: Most bytes that all reservations together may have.
     capacity: int
-    #: Whether anything may be granted on it now.
+    #: False while nothing may be granted on it.
     open: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What reservations on behalf of a namespace may come to."""
+    """The limits of the reservations of a namespace, and their use."""
 
-    #: Bytes on all devices together; None: no limit.
+    #: Most bytes on all devices together; None: no limit.
     max_bytes: int | None = None
     held_bytes: int = 0
-    #: Set when its device seconds are used up; says until when.
+    #: Set when its device time is used up: until when.
     exhausted_until: datetime | None = None
 
 
@@ -110,36 +111,36 @@ class Reservation:
     #: By id of the device.
     bytes: Mapping[str, int]
     lease_until: datetime
-    #: By id of a victim, what it promises of each device.
+    #: Bytes that victims promise to it: by id of the victim, by id of the device.
     backing: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    #: It takes no more work and will end: it may back others.
+    #: It takes no more work and will end: it may back other claims.
     draining: bool = False
-    #: It is never stopped to make room.
+    #: It is never preempted.
     pinned: bool = False
     namespace: str = ""
 
     @property
     def total_bytes(self) -> int:
-        """Bytes on all devices together."""
+        """Its bytes on all devices together."""
         return sum(self.bytes.values())
 
     def charge(self, device: str) -> int:
-        """Bytes of the device that it is charged with: what no victim covers."""
+        """Return the bytes of a device that are charged to it: those that no victim covers."""
         return self.bytes.get(device, 0) - sum(part.get(device, 0) for part in self.backing.values())
 
 
 @dataclass(frozen=True, slots=True)
 class ReservationRequest:
-    """Bytes that are wanted."""
+    """A claim: bytes on devices of a host."""
 
     id: str
     epoch: int
     host: str
     configuration: str
     bytes: Mapping[str, int]
-    #: An agent that has not taken it by then will not: it is given back.
+    #: If no agent has activated it by then, it is released.
     lease_until: datetime
-    #: Ids of reservations whose bytes it gets when they are gone. Those that are gone already may still be named.
+    #: Ids of reservations whose bytes pass to it when they are released. Released ones may still be named.
     after: frozenset[str] = frozenset()
     pinned: bool = False
     namespace: str = ""
@@ -147,7 +148,7 @@ class ReservationRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReservationRefused:
-    """Why nothing was granted. Nothing has changed."""
+    """The reason why a claim or a change was refused. The ledger did not change."""
 
     reason: str
 
@@ -155,33 +156,33 @@ class ReservationRefused:
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """
-    Devices and what is reserved of them.
+    Devices and their reservations.
 
-    It may be a part of the whole: some devices, and every reservation that touches one of them.
+    It may be a part of the fleet: some devices, and every reservation on one of them.
     """
 
     devices: Mapping[str, DeviceCapacity] = field(default_factory=dict)
     #: By host, the epoch of the agent that speaks for it.
     agents: Mapping[str, int] = field(default_factory=dict)
     reservations: Mapping[str, Reservation] = field(default_factory=dict)
-    #: Bytes that configurations own before they are loaded.
+    #: Guaranteed capacity of configurations, by id of the reserve.
     reserves: Mapping[str, ReservedCapacity] = field(default_factory=dict)
-    #: By namespace; one that is not here has no limit.
+    #: By namespace; one that is absent has no limit.
     quotas: Mapping[str, Quota] = field(default_factory=dict)
 
     def charged(self, device: str) -> int:
-        """Bytes of the device that are charged to reservations."""
+        """Return the bytes of a device that are charged to reservations."""
         return sum(one.charge(device) for one in self.reservations.values())
 
     def free(self, device: str) -> int:
-        """Bytes of the device that may still be granted."""
+        """Return the bytes of a device that may still be granted."""
         return self.devices[device].capacity - self.charged(device)
 
     def non_preemptible(self, device: str) -> int:
         """
-        Bytes of the device that no preemption brings back: what is set aside, and pinned pools.
+        Return the bytes of a device that no preemption can free: reserves and pinned pools.
 
-        A pinned pool lies in what is set aside for its own configuration, as far as that reaches.
+        A pinned pool uses the reserve of its own configuration first.
         """
         reserved: defaultdict[str, int] = defaultdict(int)
         pinned: defaultdict[str, int] = defaultdict(int)
@@ -193,6 +194,6 @@ class Ledger:
         return sum(max(reserved[key], pinned[key]) for key in reserved.keys() | pinned.keys())
 
     def promised(self, victim: str, device: str) -> int:
-        """Bytes of the device that go from a victim to others when it is gone."""
+        """Return the bytes of a device that pass from a victim to other claims when it is released."""
         backings = (one.backing.get(victim, {}) for one in self.reservations.values())
         return sum(backing.get(device, 0) for backing in backings)

@@ -1,15 +1,16 @@
 """
-The ledger: who holds how many bytes of which device, and until when.
+The rules of the ledger: functions from a ledger to the next one. The ledger says which reservation holds how many
+bytes of which device, and until when.
 
-A pool may touch only bytes that are reserved here.
-A claim is granted whole, on all its devices, or refused with the reason; it is never squeezed in.
-No device is charged above its capacity, and what is promised of a victim is promised once.
-A lease that has run out stays charged, until its host's agent has seen the process dead and the bytes back, or the
-host is declared lost; on a lost host nothing is granted before its agent has joined anew.
-Who names an old epoch, or a reservation that was given back, can do nothing.
+A pool may use only bytes that are reserved here.
+A claim is granted on all its devices, or refused with the reason; it is never granted in part.
+No device is charged above its capacity, and the bytes of a victim are promised only once.
+A reservation whose lease has expired stays charged until its host's agent has seen the process dead and the memory
+free, or the host is declared lost. Nothing is granted on a lost host before its agent has joined again.
+A stale epoch and a released reservation are rejected.
 
-A claim may be backed by victims: pools that drain. What they cover is not charged twice; it passes to the claim, and
-to nobody else, when they are gone.
+A claim may be backed by victims: pools that drain. Bytes that they cover are not charged twice; when the victims have
+ended, these bytes pass to that claim and to no other.
 
 Nothing here reads a clock or a database: the caller passes `now` and stores the new ledger.
 """
@@ -36,7 +37,7 @@ from app.kernel.units.sizes import rounded
 
 
 def claim(ledger: Ledger, wanted: ReservationRequest) -> Ledger | ReservationRefused:
-    """Grant the claim: what its victims cover of each device is promised to it, the rest is charged now."""
+    """Grant a claim: bytes that its victims cover are promised to it, the others are charged now."""
     if refusal := _unusable(ledger, wanted) or _beyond_quota(ledger, wanted.namespace, sum(wanted.bytes.values())):
         return refusal
     backing = _backing(ledger, wanted)
@@ -62,18 +63,18 @@ def claim(ledger: Ledger, wanted: ReservationRequest) -> Ledger | ReservationRef
 
 def activate(ledger: Ledger, id_: str, agent: int, lease_until: datetime) -> Ledger:
     """
-    Let a process touch the bytes, from now on. Only the host's agent may.
+    Allow a process to use the bytes from now on. Only the host's agent may do so.
 
-    Raises LeaseLost when it is not held any more, waits for victims, or the agent was replaced.
+    Raises LeaseLost when the reservation is no longer held or waits for victims, and for the epoch of another agent.
     """
     held = _of_agent(ledger, id_, agent)
     if held.backing:
-        raise LeaseLost(f"reservation {id_} waits for the bytes of others")
+        raise LeaseLost(f"reservation {id_} waits for bytes of other pools")
     return _put(ledger, replace(_after(held, ReservationEvent.ACTIVATE), lease_until=lease_until))
 
 
 def renew(ledger: Ledger, id_: str, epoch: int, lease_until: datetime) -> Ledger:
-    """Extend the lease of a holder. Raises LeaseLost when it was given back, or the epoch is another."""
+    """Extend the lease of a holder. Raises LeaseLost when it was released, or the epoch is another."""
     return _put(
         ledger, replace(_after(_of_holder(ledger, id_, epoch), ReservationEvent.RENEW), lease_until=lease_until)
     )
@@ -83,21 +84,21 @@ def adjust(
     ledger: Ledger, id_: str, epoch: int, revision: int, wanted: Mapping[str, int]
 ) -> Ledger | ReservationRefused:
     """
-    Change the bytes of a holder, on the devices that it has: less is always granted, more if it is free.
+    Change the bytes of a holder on its devices: a reduction is always granted, an increase if the bytes are free.
 
-    `revision` is that of the reservation as the holder knows it, so that a call that comes late changes nothing.
+    `revision` is the reservation's revision that the holder knows, so that a late call changes nothing.
 
     Raises LeaseLost as `renew` does, and for another revision.
     """
     held = _of_holder(ledger, id_, epoch)
     if held.revision != revision:
-        raise LeaseLost(f"reservation {id_} was adjusted since: it is at revision {held.revision}, not {revision}")
+        raise LeaseLost(f"reservation {id_} was adjusted meanwhile: its revision is {held.revision}, not {revision}")
     if wanted.keys() != held.bytes.keys() or any(size <= 0 for size in wanted.values()):
         return ReservationRefused(
-            f"an adjustment names the devices of the reservation, {', '.join(sorted(held.bytes))}, each"
+            f"an adjustment needs bytes above 0 for each device of the reservation: {', '.join(sorted(held.bytes))}"
         )
     if held.draining:
-        return ReservationRefused("it drains: what it has is promised to others as it is")
+        return ReservationRefused("it drains: its bytes may be promised to others, and cannot change")
     changed = replace(_after(held, ReservationEvent.ADJUST), bytes=dict(wanted), revision=revision + 1)
     if refusal := _beyond_quota(ledger, held.namespace, changed.total_bytes - held.total_bytes):
         return refusal
@@ -111,40 +112,33 @@ def adjust(
 
 
 def drain(ledger: Ledger, id_: str) -> Ledger:
-    """It will end. From now on it may back others, and its bytes stay as they are."""
+    """Mark a reservation as draining: it may back other claims from now on, and its bytes no longer change."""
     return _put(ledger, replace(_after(_get(ledger, id_), ReservationEvent.DRAIN), draining=True))
 
 
 def cancel(ledger: Ledger, id_: str) -> Ledger:
-    """Give back what no process was let near. Raises LeaseLost when one was."""
-    _after(held := _get(ledger, id_), ReservationEvent.CANCEL)
-    return _without(ledger, held)
+    """Release a reservation whose bytes no process may touch yet. Raises LeaseLost when one may."""
+    return _put(ledger, _after(_get(ledger, id_), ReservationEvent.CANCEL))
 
 
 def release(ledger: Ledger, id_: str, agent: int) -> Ledger:
-    """The host's agent has seen the process dead and the bytes back. Raises LeaseLost when the agent was replaced."""
-    _after(held := _of_agent(ledger, id_, agent), ReservationEvent.RELEASE)
-    return _without(ledger, held)
+    """Release a reservation: the host's agent saw the process dead and its memory free. Raises LeaseLost for others."""
+    return _put(ledger, _after(_of_agent(ledger, id_, agent), ReservationEvent.RELEASE))
 
 
 def expire(ledger: Ledger, now: datetime) -> Ledger:
-    """Give back what no agent took in time; make suspect what was not renewed in time."""
+    """Expire the leases that ended before `now`: a held reservation is released, an active one becomes suspect."""
     for held in list(ledger.reservations.values()):
         if held.lease_until < now:
-            state = TRANSITIONS[held.state, ReservationEvent.EXPIRE]
-            ledger = (
-                _without(ledger, held)
-                if state is ReservationState.RELEASED
-                else _put(ledger, replace(held, state=state))
-            )
+            ledger = _put(ledger, _after(held, ReservationEvent.EXPIRE))
     return ledger
 
 
-def lose_host(ledger: Ledger, host: str) -> Ledger:
-    """Declare a host lost: nothing is granted on its devices, nothing is held there, and its agent has no say."""
+def declare_host_lost(ledger: Ledger, host: str) -> Ledger:
+    """Release all reservations of a host and close its devices. Its agent's epoch is no longer valid."""
     for held in [one for one in ledger.reservations.values() if one.host == host]:
-        ledger = _without(ledger, held)
-    devices = {id_: replace(book, open=book.open and book.host != host) for id_, book in ledger.devices.items()}
+        ledger = _put(ledger, _after(held, ReservationEvent.HOST_LOST))
+    devices = {id_: replace(one, open=one.open and one.host != host) for id_, one in ledger.devices.items()}
     agents = {name: epoch for name, epoch in ledger.agents.items() if name != host}
     reserves = {id_: one for id_, one in ledger.reserves.items() if not _is_on(ledger, one.bytes, host)}
     return replace(ledger, devices=devices, agents=agents, reserves=reserves)
@@ -152,14 +146,14 @@ def lose_host(ledger: Ledger, host: str) -> Ledger:
 
 def join(ledger: Ledger, host: str, agent: int, capacities: Mapping[str, int]) -> Ledger:
     """
-    An agent speaks for the host from now on, and those before it no longer. These are its devices.
+    Make an agent the one that speaks for its host, with these capacities of its devices; earlier epochs become stale.
 
-    It has ended every process that the ledger does not hold. A device that is gone, or smaller than what is charged on
-    it, keeps the capacity that is charged until that is given back.
+    The agent has ended every process without a reservation. A device that is gone, or smaller than its charged bytes,
+    keeps the capacity that is charged until those bytes are released.
     """
     devices = dict(ledger.devices)
-    for id_, book in ledger.devices.items():
-        if book.host == host and id_ not in capacities:
+    for id_, device in ledger.devices.items():
+        if device.host == host and id_ not in capacities:
             devices[id_] = DeviceCapacity(host, _committed(ledger, id_), open=False)
     for id_, capacity in capacities.items():
         devices[id_] = DeviceCapacity(host, max(capacity, _committed(ledger, id_)))
@@ -167,24 +161,24 @@ def join(ledger: Ledger, host: str, agent: int, capacities: Mapping[str, int]) -
 
 
 def add_reserve(ledger: Ledger, reserve: ReservedCapacity) -> Ledger | ReservationRefused:
-    """Let a configuration own bytes before it is loaded. Others may borrow them, but no pinned pool may."""
+    """Guarantee bytes to a configuration before it is loaded. Other pools may borrow them, but no pinned pool may."""
     if unknown := [device for device in reserve.bytes if device not in ledger.devices]:
         return ReservationRefused(f"there is no device {', '.join(unknown)}")
     return _non_preemptible_fits(replace(ledger, reserves={**ledger.reserves, reserve.id: reserve}))
 
 
 def drop_reserve(ledger: Ledger, id_: str) -> Ledger:
-    """Take a reserve back. Nothing happens when it is gone."""
+    """Remove a reserve. One that does not exist changes nothing."""
     return replace(ledger, reserves={key: one for key, one in ledger.reserves.items() if key != id_})
 
 
 def problems(ledger: Ledger) -> list[str]:
-    """Everything in which the ledger breaks its promises; nothing, always."""
+    """Return every violation of the promises above; a correct ledger has none."""
     found = []
-    for id_, book in ledger.devices.items():
-        for what, size in (("charged", ledger.charged(id_)), ("non_preemptible", ledger.non_preemptible(id_))):
-            if not 0 <= size <= book.capacity:
-                found.append(f"{id_}: {size} bytes are {what} of {book.capacity}")
+    for id_, capacity in ledger.devices.items():
+        for what, size in (("charged", ledger.charged(id_)), ("non-preemptible", ledger.non_preemptible(id_))):
+            if not 0 <= size <= capacity.capacity:
+                found.append(f"{id_}: {size} bytes of {capacity.capacity} are {what}")
     for one in ledger.reservations.values():
         for device in one.bytes:
             if (promised := ledger.promised(one.id, device)) > one.bytes[device]:
@@ -198,15 +192,17 @@ def problems(ledger: Ledger) -> list[str]:
 
 def _unusable(ledger: Ledger, wanted: ReservationRequest) -> ReservationRefused | None:
     if wanted.id in ledger.reservations:
-        return ReservationRefused(f"reservation {wanted.id} is granted already")
+        return ReservationRefused(f"reservation {wanted.id} already exists")
     if not wanted.bytes or any(size <= 0 for size in wanted.bytes.values()):
-        return ReservationRefused("a claim names at least one device, and bytes of each")
+        return ReservationRefused("a claim needs at least one device, and bytes above 0 for each")
     for device in wanted.bytes:
-        book = ledger.devices.get(device)
-        if book is None or book.host != wanted.host:
+        capacity = ledger.devices.get(device)
+        if capacity is None or capacity.host != wanted.host:
             return ReservationRefused(f"there is no device {device} on host {wanted.host}")
-        if not book.open:
-            return ReservationRefused(f"nothing is granted on {device} now: its host is closed or lost, or it is gone")
+        if not capacity.open:
+            return ReservationRefused(
+                f"nothing is granted on {device} now: its host is cordoned or lost, or the device is gone"
+            )
     return None
 
 
@@ -216,16 +212,19 @@ def _beyond_quota(ledger: Ledger, namespace: str, more: int) -> ReservationRefus
         return None
     if quota.exhausted_until is not None:
         return ReservationRefused(
-            f"namespace {namespace!r} has used its device seconds up, until {quota.exhausted_until:%H:%M}"
+            f"namespace {namespace!r} has used up its device time; its next period begins at "
+            f"{quota.exhausted_until:%H:%M}"
         )
     if quota.max_bytes is not None and quota.held_bytes + more > quota.max_bytes:
         has, most = rounded(quota.held_bytes), rounded(quota.max_bytes)
-        return ReservationRefused(f"namespace {namespace!r} holds {has} of its {most}, and wants {rounded(more)} more")
+        return ReservationRefused(
+            f"namespace {namespace!r} holds {has} of its limit of {most} and requests {rounded(more)} more"
+        )
     return None
 
 
 def _backing(ledger: Ledger, wanted: ReservationRequest) -> dict[str, dict[str, int]]:
-    """What the victims cover, each in turn. Only a pool that drains and owns its bytes outright is one."""
+    """Return the bytes that each victim covers. A victim must drain, and must not wait for victims itself."""
     left, backing = dict(wanted.bytes), {}
     for id_ in sorted(wanted.after):
         victim = ledger.reservations.get(id_)
@@ -243,11 +242,12 @@ def _backing(ledger: Ledger, wanted: ReservationRequest) -> dict[str, dict[str, 
 
 
 def _non_preemptible_fits(ledger: Ledger) -> Ledger | ReservationRefused:
-    """The ledger, unless more is set aside or pinned on a device than it has."""
-    for id_, book in ledger.devices.items():
-        if (non_preemptible := ledger.non_preemptible(id_)) > book.capacity:
+    """Return the ledger, unless reserves and pinned pools exceed the capacity of a device."""
+    for id_, device in ledger.devices.items():
+        if (non_preemptible := ledger.non_preemptible(id_)) > device.capacity:
             return ReservationRefused(
-                f"{rounded(non_preemptible)} of {id_} would be pinned or set aside, of {rounded(book.capacity)}"
+                f"reserves and pinned pools would need {rounded(non_preemptible)} of {id_}, "
+                f"which has {rounded(device.capacity)}"
             )
     return ledger
 
@@ -262,7 +262,7 @@ def _is_on(ledger: Ledger, devices: Iterable[str], host: str) -> bool:
 
 def _get(ledger: Ledger, id_: str) -> Reservation:
     if (held := ledger.reservations.get(id_)) is None:
-        raise LeaseLost(f"reservation {id_} was given back")
+        raise LeaseLost(f"reservation {id_} was released")
     return held
 
 
@@ -276,7 +276,7 @@ def _of_holder(ledger: Ledger, id_: str, epoch: int) -> Reservation:
 def _of_agent(ledger: Ledger, id_: str, agent: int) -> Reservation:
     held = _get(ledger, id_)
     if ledger.agents.get(held.host) != agent:
-        raise LeaseLost(f"another agent speaks for host {held.host}, or none")
+        raise LeaseLost(f"agent {agent} does not speak for host {held.host} any more")
     return held
 
 
@@ -295,18 +295,21 @@ _DONE: Mapping[ReservationEvent, str] = {
     ReservationEvent.EXPIRE: "expired",
     ReservationEvent.CANCEL: "cancelled",
     ReservationEvent.RELEASE: "released",
-    ReservationEvent.LOSE: "lost",
+    ReservationEvent.HOST_LOST: "lost",
 }
 
 
 def _put(ledger: Ledger, held: Reservation) -> Ledger:
+    """Return the ledger with a reservation in its new state; one that is released leaves the ledger."""
+    if held.state is ReservationState.RELEASED:
+        return _without(ledger, held)
     before = ledger.reservations.get(held.id)
     more = held.total_bytes - (before.total_bytes if before else 0)
     return _counted(replace(ledger, reservations={**ledger.reservations, held.id: held}), held.namespace, more)
 
 
 def _without(ledger: Ledger, gone: Reservation) -> Ledger:
-    """Take a reservation out: what it promised is now charged to those who wait for it."""
+    """Remove a reservation: bytes that it promised are charged to the claims that wait for it."""
     left = {}
     for id_, one in ledger.reservations.items():
         if id_ == gone.id:

@@ -1,24 +1,28 @@
 """
-The books: the ledger in the database, opened under the locks of its hosts and closed with what was changed.
+The ledger session: the ledger of some hosts, read from the database under the locks of their rows, changed by the
+rules, and written back on close.
 
-Whoever changes what is granted on a host holds the lock of the host's row: the ledger that is read then cannot change
-before it is written. A renewal touches one reservation only, and takes the lock of that alone.
-The sums on the devices are written with the claims, in one transaction, and Postgres itself refuses a device that is
-charged above its capacity: a defect here fails, and grants nothing.
+A change of a grant holds the lock of its host's row, so the ledger that was read cannot change before it is written.
+A renewal touches one reservation and locks only that.
+The sums on the devices are written in the transaction of the claims. A constraint of Postgres refuses a device that is
+charged above its capacity, so that a defect here fails and grants nothing.
 
 Hosts are locked before everything else, in the order of their names.
+
+`_INSERT`, `_UPDATE` and `_RELEASE` are the only statements that write the state of a reservation, and each writes what
+the rules made of it (`reservation.TRANSITIONS`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
-from app.fleet.ledger import rules as ledgers
+from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import (
     DeviceCapacity,
     Ledger,
@@ -28,19 +32,22 @@ from app.fleet.ledger.reservation import (
     ReservationState,
     ReservedCapacity,
 )
-from app.kernel.database import UnitOfWork
+from app.kernel.database import Parameters, UnitOfWork
 from app.kernel.errors import LeaseLost
 
 _HOSTS = """
     SELECT name, state = 'schedulable' AND lost_at IS NULL AS schedulable, agent_epoch FROM host
     WHERE CAST(:host AS text) IS NULL OR name = :host ORDER BY name
 """
-_LOCK_HOSTS, _LOOK_AT_HOSTS = text(f"{_HOSTS} FOR UPDATE"), text(_HOSTS)
+_LOCK_HOSTS, _READ_HOSTS = text(f"{_HOSTS} FOR UPDATE"), text(_HOSTS)
 _DEVICES = text("""
     SELECT id, host, present, capacity_bytes, charged_bytes, non_preemptible_bytes FROM device WHERE host = ANY(:hosts)
 """)
-_RESERVATIONS = text("""
-    SELECT id::text, epoch, revision, state, host, configuration, draining, pinned, namespace, lease_until,
+_COLUMNS = """
+    id::text, epoch, revision, state, host, configuration, draining, pinned, namespace, lease_until
+"""
+_RESERVATIONS = text(f"""
+    SELECT {_COLUMNS},
            (SELECT jsonb_object_agg(device_id, bytes) FROM reservation_device
             WHERE reservation_id = reservation.id) AS bytes
     FROM reservation WHERE host = ANY(:hosts) AND state <> 'released'
@@ -60,14 +67,16 @@ _QUOTAS = """
     END AS until
     FROM quota ORDER BY namespace
 """
-_LOCK_QUOTAS, _LOOK_AT_QUOTAS = text(f"{_QUOTAS} FOR UPDATE"), text(_QUOTAS)
+_LOCK_QUOTAS, _READ_QUOTAS = text(f"{_QUOTAS} FOR UPDATE"), text(_QUOTAS)
 _CHARGE = text("""
     UPDATE device SET capacity_bytes = :capacity, charged_bytes = :charged, non_preemptible_bytes = :non_preemptible
     WHERE id = :id
 """)
+# The state of a claim that was granted: held.
 _INSERT = text("""
     INSERT INTO reservation (id, epoch, revision, state, host, configuration, draining, pinned, namespace, lease_until)
-    VALUES (CAST(:id AS uuid), :epoch, 0, :state, :host, :configuration, :draining, :pinned, :namespace, :lease_until)
+    VALUES (CAST(:id AS uuid), :epoch, :revision, :state, :host, :configuration, :draining, :pinned, :namespace,
+            :lease_until)
 """)
 _INSERT_CLAIM = text(
     "INSERT INTO reservation_device (reservation_id, device_id, bytes) VALUES (CAST(:id AS uuid), :device, :bytes)"
@@ -76,9 +85,11 @@ _INSERT_PROMISE = text("""
     INSERT INTO promise (reservation_id, victim_id, device_id, bytes)
     VALUES (CAST(:id AS uuid), CAST(:victim AS uuid), :device, :bytes)
 """)
+# The edges between states in which a reservation is charged.
+# A session does not lock reservations: a lease that was renewed since it read them stays renewed.
 _UPDATE = text("""
     UPDATE reservation SET state = CAST(:state AS text), revision = :revision, draining = :draining,
-        lease_until = :lease_until,
+        lease_until = GREATEST(lease_until, :lease_until),
         activated_at = CASE WHEN CAST(:state AS text) = 'held' THEN NULL ELSE COALESCE(activated_at, now()) END
     WHERE id = CAST(:id AS uuid)
 """)
@@ -88,6 +99,7 @@ _UPDATE_CLAIM = text("""
 _DROP_PROMISES = text("""
     DELETE FROM promise WHERE reservation_id = CAST(:id AS uuid) OR victim_id = CAST(:id AS uuid)
 """)
+# The edges to `released`: the rules took the reservation out of the ledger.
 _RELEASE = text("""
     UPDATE reservation SET state = 'released', released_at = now(), release_reason = :reason
     WHERE id = CAST(:id AS uuid)
@@ -98,51 +110,48 @@ _INSERT_RESERVE = text("""
     VALUES (CAST(:id AS uuid), :device, :configuration, :bytes)
 """)
 _DROP_RESERVE = text("DELETE FROM reserved_capacity WHERE id = CAST(:id AS uuid)")
-_ONE = text("""
-    SELECT id::text, epoch, revision, state, host, configuration, draining, pinned, namespace, lease_until,
-           '{}'::jsonb AS bytes
+_LOCK_ONE = text(f"""
+    SELECT {_COLUMNS}, '{{}}'::jsonb AS bytes
     FROM reservation WHERE id = CAST(:id AS uuid) AND state <> 'released' FOR UPDATE
-""")
-_RENEW = text("""
-    UPDATE reservation SET state = :state, lease_until = :lease_until WHERE id = CAST(:id AS uuid)
 """)
 
 
 @dataclass(slots=True)
 class LedgerSession:
-    """The open ledger of some hosts. `ledger` moves on with each change; nothing is written before `close`."""
+    """The open ledger of some hosts. `change` replaces `ledger`; nothing is written before `close`."""
 
     work: UnitOfWork
-    #: The database's clock, at the begin of the transaction.
+    #: The database's clock at the start of the transaction.
     now: datetime
     ledger: Ledger
     _before: Ledger
-    #: By device, what its row says: capacity, charged, non_preemptible.
+    #: The sums in each device's row, by id: capacity, charged, non_preemptible.
     _sums: dict[str, tuple[int, int, int]]
-    _reason: dict[str, str]
+    #: Why reservations were released, by id.
+    _reasons: dict[str, str]
 
     def change(
-        self, act: Callable[[Ledger], Ledger | ReservationRefused], reason: str = ""
+        self, rule: Callable[[Ledger], Ledger | ReservationRefused], reason: str = ""
     ) -> ReservationRefused | None:
         """
-        Let the ledger move on, or give the reason why it does not. `reason` is kept of what is given back by it.
+        Apply a rule to the ledger. Returns the refusal, or None. `reason` is stored with what the rule releases.
 
-        Raises what `act` raises.
+        Raises what `rule` raises.
         """
-        result = act(self.ledger)
+        result = rule(self.ledger)
         if isinstance(result, ReservationRefused):
             return result
         for id_ in self.ledger.reservations.keys() - result.reservations.keys():
-            self._reason[id_] = reason
+            self._reasons[id_] = reason
         self.ledger = result
         return None
 
     def close(self) -> None:
-        """Write what has changed."""
+        """Write all changes since the session was opened or last closed."""
         before, after = self._before, self.ledger
         for id_ in before.reservations.keys() - after.reservations.keys():
             self.work.run(_DROP_PROMISES, {"id": id_})
-            self.work.run(_RELEASE, {"id": id_, "reason": self._reason.get(id_, "")})
+            self.work.run(_RELEASE, {"id": id_, "reason": self._reasons.get(id_, "")})
         for id_, one in after.reservations.items():
             if (old := before.reservations.get(id_)) is None:
                 self._insert(one)
@@ -164,18 +173,14 @@ class LedgerSession:
         self._before = after
 
     def _insert(self, one: Reservation) -> None:
-        values = {
-            "id": one.id,
+        fixed = {
             "epoch": one.epoch,
-            "state": one.state,
             "host": one.host,
             "configuration": one.configuration,
-            "draining": one.draining,
             "pinned": one.pinned,
             "namespace": one.namespace,
-            "lease_until": one.lease_until,
         }
-        self.work.run(_INSERT, values)
+        self.work.run(_INSERT, fixed | _changing(one))
         self.work.run(_INSERT_CLAIM, [{"id": one.id, "device": d, "bytes": size} for d, size in one.bytes.items()])
         promises = [
             {"id": one.id, "victim": victim, "device": device, "bytes": size}
@@ -186,21 +191,14 @@ class LedgerSession:
             self.work.run(_INSERT_PROMISE, promises)
 
     def _update(self, old: Reservation, one: Reservation) -> None:
-        values = {
-            "id": one.id,
-            "state": one.state,
-            "revision": one.revision,
-            "draining": one.draining,
-            "lease_until": one.lease_until,
-        }
-        self.work.run(_UPDATE, values)
+        self.work.run(_UPDATE, _changing(one))
         for device, size in one.bytes.items():
             if size != old.bytes[device]:
                 self.work.run(_UPDATE_CLAIM, {"id": one.id, "device": device, "bytes": size})
 
     def _write_sums(self) -> None:
-        for id_, book in self.ledger.devices.items():
-            sums = (book.capacity, self.ledger.charged(id_), self.ledger.non_preemptible(id_))
+        for id_, device in self.ledger.devices.items():
+            sums = (device.capacity, self.ledger.charged(id_), self.ledger.non_preemptible(id_))
             if self._sums.get(id_) != sums:
                 self.work.run(
                     _CHARGE, dict(zip(("id", "capacity", "charged", "non_preemptible"), (id_, *sums), strict=True))
@@ -209,23 +207,23 @@ class LedgerSession:
 
 
 def open_session(work: UnitOfWork, host: str | None = None, *, to_read: bool = False) -> LedgerSession:
-    """The ledger of a host, or of all, locked until the end of the transaction, but for one that is only `to_read`."""
-    hosts = work.rows(_LOOK_AT_HOSTS if to_read else _LOCK_HOSTS, {"host": host})
+    """Open the ledger of a host, or of all. Unless it is `to_read`, it is locked until the end of the transaction."""
+    hosts = work.rows(_READ_HOSTS if to_read else _LOCK_HOSTS, {"host": host})
     names = {"hosts": [row.name for row in hosts]}
-    is_open = {row.name: row.schedulable for row in hosts}
+    schedulable = {row.name: row.schedulable for row in hosts}
     now = _now(work)
     devices = work.rows(_DEVICES, names)
     backing: dict[str, dict[str, dict[str, int]]] = {}
     for row in work.rows(_PROMISES, names):
         backing.setdefault(row.reservation_id, {}).setdefault(row.victim_id, {})[row.device_id] = row.bytes
-    quotas = work.rows(_LOOK_AT_QUOTAS if to_read else _LOCK_QUOTAS)
+    quotas = work.rows(_READ_QUOTAS if to_read else _LOCK_QUOTAS)
     ledger = Ledger(
         devices={
-            row.id: DeviceCapacity(row.host, row.capacity_bytes, open=row.present and is_open[row.host])
+            row.id: DeviceCapacity(row.host, row.capacity_bytes, open=row.present and schedulable[row.host])
             for row in devices
         },
         agents={row.name: row.agent_epoch for row in hosts if row.agent_epoch},
-        reservations={row.id: _reservation(row, backing.get(row.id, {})) for row in work.rows(_RESERVATIONS, names)},
+        reservations=_reservations(work, _RESERVATIONS, names, backing),
         reserves={
             row.id: ReservedCapacity(row.id, row.configuration, row.bytes) for row in work.rows(_RESERVES, names)
         },
@@ -235,22 +233,22 @@ def open_session(work: UnitOfWork, host: str | None = None, *, to_read: bool = F
     return LedgerSession(work, now, ledger, ledger, sums, {})
 
 
-def renew(work: UnitOfWork, id_: str, epoch: int, lease: Any) -> None:
+def renew(work: UnitOfWork, id_: str, epoch: int, lease: timedelta) -> None:
     """
-    Extend the lease of a holder by `lease`, a duration, from now on.
+    Extend the lease of a holder to `lease` from now.
 
-    Raises LeaseLost when it was given back, or the epoch is another.
+    Raises LeaseLost when the reservation was released, or the epoch is another.
     """
-    row = work.row(_ONE, {"id": id_})
-    if row is None:
-        raise LeaseLost(f"reservation {id_} was given back")
-    part = Ledger(reservations={id_: _reservation(row, {})})
-    renewed = ledgers.renew(part, id_, epoch, _now(work) + lease).reservations[id_]
-    work.run(_RENEW, {"id": id_, "state": renewed.state, "lease_until": renewed.lease_until})
+    held = _reservations(work, _LOCK_ONE, {"id": id_}, {})
+    if not held:
+        raise LeaseLost(f"reservation {id_} was released")
+    part = Ledger(reservations=held)
+    renewed = rules.renew(part, id_, epoch, _now(work) + lease).reservations[id_]
+    work.run(_UPDATE, _changing(renewed))
 
 
 def next_epoch(work: UnitOfWork) -> int:
-    """A number above all that were given before."""
+    """Return a number above all that were returned before."""
     row = work.row(text("SELECT nextval('fleet_epoch') AS epoch"))
     assert row is not None
     epoch: int = row.epoch
@@ -264,18 +262,27 @@ def _now(work: UnitOfWork) -> datetime:
     return now
 
 
-def _reservation(row: Any, backing: dict[str, dict[str, int]]) -> Reservation:
-    return Reservation(
-        id=row.id,
-        epoch=row.epoch,
-        revision=row.revision,
-        state=ReservationState(row.state),
-        host=row.host,
-        configuration=row.configuration,
-        bytes=row.bytes,
-        lease_until=row.lease_until,
-        backing=backing,
-        draining=row.draining,
-        pinned=row.pinned,
-        namespace=row.namespace,
-    )
+def _reservations(
+    work: UnitOfWork,
+    statement: TextClause,
+    parameters: Parameters,
+    backing: Mapping[str, Mapping[str, Mapping[str, int]]],
+) -> dict[str, Reservation]:
+    """The reservations of a statement by their ids; its columns are their fields but `backing`."""
+    return {
+        row.id: Reservation(
+            **row._asdict() | {"state": ReservationState(row.state), "backing": backing.get(row.id, {})}
+        )
+        for row in work.rows(statement, parameters)
+    }
+
+
+def _changing(one: Reservation) -> dict[str, Any]:
+    """The columns of a reservation that change after its grant, and its id."""
+    return {
+        "id": one.id,
+        "state": one.state,
+        "revision": one.revision,
+        "draining": one.draining,
+        "lease_until": one.lease_until,
+    }

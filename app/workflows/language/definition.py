@@ -32,6 +32,8 @@ from app.workflows.language.steps import (
 
 #: The pattern of label names.
 LABEL = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
+#: The value of a label.
+LabelValue = Annotated[str, Field(max_length=500)]
 PriorityName = Literal["interactive", "standard", "batch"]
 
 
@@ -98,7 +100,7 @@ class Definition(DocumentPart):
     inputs: Mapping[str, Mapping[str, Any]] = {}
     defaults: Defaults = Defaults()
     priority: AnyPriority = "standard"
-    labels: Mapping[Annotated[str, Field(pattern=LABEL)], str] = Field(default={}, max_length=32)
+    labels: Mapping[Annotated[str, Field(pattern=LABEL)], LabelValue] = Field(default={}, max_length=32)
     #: The time limit for the whole run, from its submission.
     deadline: PositiveDuration | None = None
     concurrency: Concurrency | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,15 +10,18 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from app.api.main import serve
 from app.api.services import Services
+from app.devices.device import HardwareKind
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Declared, Hosts, Measured, PoolEnded
+from app.fleet.hosts import Hosts, PoolEnded
 from app.fleet.pool import PoolPhase
 from app.kernel.database import Database
 from app.scheduler import needs
+from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.language import check
 from app.workflows.runs.submission import Submission
-from tests.fleet.granting import LEASE, begun, granted
+from tests.fleet.granting import LEASE, begun, device_report, granted, simulated_report
 
 MODEL = "smollm2:135m"
 
@@ -27,11 +31,13 @@ def pool(services: Services, database: Database) -> str:
     """A host with a real and a simulated device, and a serving pool on the simulated one."""
     hosts = Hosts(database, LEASE, LEASE)
     devices = [
-        Declared("h/cpu", "cpu", "cpu", "cpu", 2000, 1500),
-        Declared("h/sim-0", "sim-0", "simulated", "simulated", 1000, 1000, simulated=True, bandwidth=10**9),
+        device_report(
+            "h/cpu", "cpu", kind=HardwareKind.CPU, type_="cpu", total=2000, capacity=1500, used=700, unmanaged=200
+        ),
+        simulated_report("h/sim-0", "sim-0"),
     ]
     agent = hosts.join("h", "h", 8, devices, {})
-    hosts.beat("h", agent, [Measured("h/cpu", 700, 200)], [], ["a driver does not answer"])
+    hosts.heartbeat("h", agent, devices, [], ["a driver does not answer"])
     configuration = needs.configuration_id(services.catalog.get(MODEL))
     id_ = granted(database, "h", {"h/sim-0": 600}, configuration=configuration, model=MODEL)
     assert isinstance(id_, str)
@@ -95,7 +101,7 @@ def test_explanations_of_models_and_steps(client: TestClient, services: Services
     step = client.get(f"/v1/runs/{run_id}").json()["steps"][0]["id"]
 
     found = client.get("/v1/fleet/explain", params={"step": step}).json()
-    place = {"id": step, "run": str(run_id), "key": "a", "state": "ready", "told": "it waits for a slot of its model"}
+    place = {"id": step, "run": str(run_id), "key": "a", "state": "ready", "detail": "it waits for a slot of its model"}
     assert found["step"] == place
     assert found | {"step": None} == client.get("/v1/fleet/explain", params={"model": MODEL}).json()
     assert (found["model"], found["condition"], found["waiting"]) == (MODEL, "refused", 1)
@@ -115,6 +121,16 @@ def test_hosts_are_cordoned_opened_and_removed(client: TestClient, database: Dat
     assert client.get("/v1/hosts").json() == {"hosts": []}
 
 
+def test_a_host_that_is_removed_while_it_is_cordoned_is_not_found(services: Services, database: Database) -> None:
+    Hosts(database, timedelta(0), LEASE).join("h", "h", 8, [], {})
+    commands = OperatorCommands(database, lambda: None)
+    racing = replace(services, operator_commands=OperatorCommands(database, lambda: commands.remove("h")))
+
+    answer = TestClient(serve(racing), base_url="http://localhost").put("/v1/hosts/h", json={"state": "cordoned"})
+
+    assert (answer.status_code, answer.json()["detail"]) == (404, "no host 'h'")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "message"),
     [
@@ -122,11 +138,15 @@ def test_hosts_are_cordoned_opened_and_removed(client: TestClient, database: Dat
         ("GET", "/v1/fleet/explain?model=nothing:1", None, 404, "no model 'nothing:1'"),
         ("GET", "/v1/fleet/explain?step=01a1fdfa-a906-7e23-898e-3ea034e5d688", None, 404, "no step with a model"),
         ("POST", "/v1/pools", {"model": "nothing:1"}, 404, "no model 'nothing:1'"),
-        ("POST", "/v1/pools", {"model": MODEL, "pin": True}, 422, "pin"),
+        ("POST", "/v1/pools", {"model": MODEL, "pin": True}, 422, "keep, model, pinned; did you mean 'pinned'?"),
+        ("POST", "/v1/pools/stop", {"model": MODEL, "now": True}, 422, '"accepted":"model"'),
+        ("POST", "/v1/bulk/cancel", {"state": []}, 422, "did you mean 'states'?"),
+        ("POST", "/v1/bulk/retry", {"x": 1}, 422, "created_after, created_before, labels, states, workflow"),
+        ("PUT", "/v1/hosts/h", {"status": "cordoned"}, 422, "state; did you mean 'state'?"),
         ("POST", "/v1/pools/stop", {"model": "nothing:1"}, 404, "no model 'nothing:1'"),
         ("PUT", "/v1/namespaces/team", {"max_bytes": "much"}, 422, "'much' is not a size"),
         ("PUT", "/v1/namespaces/team", {"weight": 0}, 422, "greater than 0"),
-        ("PUT", "/v1/namespaces/team", {"bytes": 1}, 422, "bytes"),
+        ("PUT", "/v1/namespaces/team", {"bytes": 1}, 422, "max_bytes, max_device_time, period, weight; did you mean"),
         ("PUT", "/v1/namespaces/Team", {}, 422, "is not a valid name of a namespace"),
         ("GET", "/v1/fleet/defragmentations?limit=0", None, 422, "limit"),
         ("GET", "/v1/pools/ffffff", None, 404, "no pool 'ffffff'"),

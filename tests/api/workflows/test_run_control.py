@@ -54,6 +54,22 @@ def test_labels_priority_and_times_of_a_submission_are_kept(client: TestClient) 
     assert client.get("/v1/runs?label=by").status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"a": "x" * 501}, "labels.a (line 1): String should have at most 500 characters"),
+        ({"a" * 64: "x"}, "labels." + "a" * 64),
+        ({f"a{n}": "x" for n in range(33)}, "labels (line 1): Dictionary should have at most 32 items"),
+    ],
+    ids=["a long value", "a long name", "too many"],
+)
+def test_labels_of_a_submission_are_bounded(client: TestClient, labels: dict[str, str], message: str) -> None:
+    answer = client.post("/v1/runs", json={"workflow": "flow", "labels": labels})
+
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+
+
 def test_items_of_a_map_are_listed_by_page_and_state(client: TestClient, worker: Hands) -> None:
     run_id = submit(client)
     worker.work(UUID(run_id), each=lambda claim: failure("context_exceeded") if claim.data["item"] == "b" else "x")

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from app.catalog import files
 from app.fleet.holder import HeartbeatReport, ReservationHolder
-from app.fleet.hosts import Declared, Granted, Hosts, PoolEnded
+from app.fleet.hosts import AssignedPool, Hosts, PoolEnded
 from app.fleet.pool import PoolPhase
 from app.footprint.layout import KnownLayout
 from app.inference import demand
@@ -20,10 +20,10 @@ from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, InvalidInput, NotFound
 from app.kernel.settings import CatalogSettings, PoolSettings, Settings
 from app.scheduler import needs, reconcile
-from app.scheduler.reconcile import FleetDemand
+from app.scheduler.observation import FleetDemand
 from app.scheduler.reconcile_pass import ReconcileTimes
 from tests.cli.conftest import Arriero
-from tests.fleet.granting import LEASE
+from tests.fleet.granting import LEASE, simulated_report
 
 #: Each takes 600 of the 1000 bytes of a device; the second owns such a place on sim-1 before it is loaded.
 CATALOG = """
@@ -48,24 +48,21 @@ class Fleet:
         self.database, self.settings = database, settings
         self.catalog = files.read_catalog(settings.catalog.files)
         self.hosts, self.holder = Hosts(database, LEASE, LEASE), ReservationHolder(database, LEASE)
-        devices = [
-            Declared(f"h/{name}", name, "simulated", "simulated", 1000, 1000, simulated=True, bandwidth=10**9)
-            for name in ("sim-0", "sim-1")
-        ]
+        devices = [simulated_report(f"h/{name}", name) for name in ("sim-0", "sim-1")]
         self.agent = self.hosts.join("h", "h", 8, devices, {})
         ids = [needs.configuration_id(self.catalog.get(name)) for name in (ALPHA, BETA)]
         second = timedelta(seconds=1)
         self.hosts.declare_layouts(KnownLayout(id_, "simulated", (600,), "catalogue", second, 10.0) for id_ in ids)
-        self.hosts.beat("h", self.agent, [], [], [])
+        self.hosts.heartbeat("h", self.agent, [], [], [])
 
-    def ask(self, work: UnitOfWork) -> FleetDemand:
+    def read_demand(self, work: UnitOfWork) -> FleetDemand:
         return demand.read(work, self.catalog, self.settings.pools.models)
 
     def turn(self) -> None:
-        terms = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
-        assert reconcile.reconcile(self.database, self.ask, terms) is not None
+        times = ReconcileTimes(timedelta(seconds=30), timedelta(seconds=20), timedelta(minutes=2))
+        assert reconcile.reconcile(self.database, self.read_demand, times) is not None
 
-    def begin(self) -> Granted:
+    def begin(self) -> AssignedPool:
         """Start the pool that was granted last, and let it serve."""
         pool = self.hosts.pools("h")[-1]
         self.hosts.activate("h", self.agent, pool.id, 1)
@@ -99,7 +96,7 @@ def test_an_empty_fleet_prints_how_to_start_an_agent(arriero: Arriero) -> None:
 
 def test_a_pool_from_its_start_command_to_its_log(arriero: Arriero, fleet: Fleet) -> None:
     started = arriero("pools", "start", ALPHA, "--pin").stdout
-    assert "alpha:1 is coming: 1 pool is kept up: 600 B on sim-0" in started
+    assert "alpha:1 is coming: 1 pool is kept running: 600 B on sim-0" in started
     fleet.turn()
     assert "alpha:1 is coming" in arriero("fleet", "why", ALPHA).stdout
     pool = fleet.begin()
@@ -142,14 +139,14 @@ def test_orphans_are_listed(arriero: Arriero, fleet: Fleet) -> None:
         work.run(text("UPDATE reservation SET state = 'released', released_at = now()"))
     assert f"orphan {pool.id[-6:]} (alpha:1) on h: a process without a reservation" in plain(arriero("fleet").stdout)
 
-    fleet.hosts.end_orphan(pool.id, "the end")
+    fleet.hosts.record_orphan_end(pool.id, "the end")
     assert "orphan" not in arriero("fleet").stdout
     assert "its agent ended it" in plain(arriero("pools", "list", "--ended").stdout)
 
 
 def test_a_host_is_cordoned_drained_opened_and_removed(arriero: Arriero, fleet: Fleet) -> None:
     assert "cordoned" in arriero("hosts", "cordon", "h").stdout
-    with pytest.raises(Conflict, match="alpha:1 is not started: no device of the type simulated is open"):
+    with pytest.raises(Conflict, match="alpha:1 is not started: no device of the type simulated is schedulable"):
         arriero("pools", "start", ALPHA, "--wait")
     assert "draining" in arriero("hosts", "drain", "h").stdout
     assert "schedulable" in arriero("hosts", "uncordon", "h").stdout

@@ -1,4 +1,4 @@
-"""The ledger: what it grants and refuses, and random histories against a world of processes that touch the bytes."""
+"""The rules of the ledger: grants and refusals, and random histories against simulated processes that use the bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.fleet.ledger import rules as books
+from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import (
-    TRANSITIONS,
     Ledger,
     Quota,
-    ReservationEvent,
     ReservationRefused,
     ReservationRequest,
     ReservationState,
@@ -44,18 +42,18 @@ def wanted(id_: str, bytes_: Mapping[str, int], **more: object) -> ReservationRe
 
 @pytest.fixture
 def ledger() -> Ledger:
-    return books.join(Ledger(), "h", 1, {"a": 100, "b": 100})
+    return rules.join(Ledger(), "h", 1, {"a": 100, "b": 100})
 
 
 def serving(ledger: Ledger, id_: str, bytes_: Mapping[str, int], **more: object) -> Ledger:
-    return books.activate(granted(books.claim(ledger, wanted(id_, bytes_, **more))), id_, 1, LATER)
+    return rules.activate(granted(rules.claim(ledger, wanted(id_, bytes_, **more))), id_, 1, LATER)
 
 
 def test_a_claim_is_granted_on_all_its_devices_or_refused_with_the_figures(ledger: Ledger) -> None:
-    ledger = granted(books.claim(ledger, wanted("r1", {"a": 60, "b": 10})))
+    ledger = granted(rules.claim(ledger, wanted("r1", {"a": 60, "b": 10})))
     assert (ledger.free("a"), ledger.free("b")) == (40, 90)
 
-    assert books.claim(ledger, wanted("r2", {"b": 50, "a": 50})) == ReservationRefused(
+    assert rules.claim(ledger, wanted("r2", {"b": 50, "a": 50})) == ReservationRefused(
         "needs 50 B of a, which has 40 B free"
     )
 
@@ -64,128 +62,125 @@ def test_a_claim_is_granted_on_all_its_devices_or_refused_with_the_figures(ledge
     ("claim", "why"),
     [
         (wanted("r1", {}), "at least one device"),
-        (wanted("r1", {"a": 0}), "bytes of each"),
+        (wanted("r1", {"a": 0}), "bytes above 0 for each"),
         (wanted("r1", {"a": 1, "x": 1}), "no device x on host h"),
         (wanted("r1", {"a": 1}, host="elsewhere"), "no device a on host elsewhere"),
     ],
 )
-def test_a_claim_that_makes_no_sense_is_refused(ledger: Ledger, claim: ReservationRequest, why: str) -> None:
-    refused = books.claim(ledger, claim)
+def test_an_invalid_claim_is_refused(ledger: Ledger, claim: ReservationRequest, why: str) -> None:
+    refused = rules.claim(ledger, claim)
     assert isinstance(refused, ReservationRefused)
     assert why in refused.reason
 
 
-def test_bytes_of_a_victim_pass_to_the_claim_that_waits_for_them_and_to_nobody_else(ledger: Ledger) -> None:
+def test_bytes_of_a_victim_pass_only_to_the_claim_that_waits_for_them(ledger: Ledger) -> None:
     ledger = serving(ledger, "r1", {"a": 80})
-    assert isinstance(books.claim(ledger, wanted("r2", {"a": 90}, after=frozenset({"r1"}))), ReservationRefused), (
-        "it does not drain"
+    assert isinstance(rules.claim(ledger, wanted("r2", {"a": 90}, after=frozenset({"r1"}))), ReservationRefused), (
+        "the victim does not drain"
     )
 
-    ledger = books.drain(ledger, "r1")
-    ledger = granted(books.claim(ledger, wanted("r2", {"a": 90}, after=frozenset({"r1"}))))
+    ledger = rules.drain(ledger, "r1")
+    ledger = granted(rules.claim(ledger, wanted("r2", {"a": 90}, after=frozenset({"r1"}))))
     assert ledger.free("a") == 10
-    assert isinstance(books.claim(ledger, wanted("r3", {"a": 11}, after=frozenset({"r1"}))), ReservationRefused), (
+    assert isinstance(rules.claim(ledger, wanted("r3", {"a": 11}, after=frozenset({"r1"}))), ReservationRefused), (
         "promised once"
     )
-    with pytest.raises(LeaseLost, match="waits for the bytes of others"):
-        books.activate(ledger, "r2", 1, LATER)
-    assert isinstance(books.adjust(ledger, "r1", 101, 0, {"a": 10}), ReservationRefused), "what drains stays as it is"
+    with pytest.raises(LeaseLost, match="waits for bytes of other pools"):
+        rules.activate(ledger, "r2", 1, LATER)
+    assert isinstance(rules.adjust(ledger, "r1", 101, 0, {"a": 10}), ReservationRefused), (
+        "the bytes of a draining pool do not change"
+    )
 
-    ledger = books.release(ledger, "r1", 1)
+    ledger = rules.release(ledger, "r1", 1)
     assert ledger.free("a") == 10
-    assert books.activate(ledger, "r2", 1, LATER).reservations["r2"].state is ReservationState.ACTIVE
+    assert rules.activate(ledger, "r2", 1, LATER).reservations["r2"].state is ReservationState.ACTIVE
 
 
-def test_a_lease_that_ran_out_stays_charged_until_the_process_is_known_dead(ledger: Ledger) -> None:
-    ledger = books.expire(serving(ledger, "r1", {"a": 80}), LATER + timedelta(seconds=1))
+def test_an_expired_reservation_stays_charged_until_its_process_is_seen_dead(ledger: Ledger) -> None:
+    ledger = rules.expire(serving(ledger, "r1", {"a": 80}), LATER + timedelta(seconds=1))
 
     assert ledger.reservations["r1"].state is ReservationState.SUSPECT
     assert ledger.free("a") == 20
     with pytest.raises(LeaseLost, match="suspect: it cannot be cancelled"):
-        books.cancel(ledger, "r1")
-    assert books.release(ledger, "r1", 1).free("a") == 100
+        rules.cancel(ledger, "r1")
+    assert rules.release(ledger, "r1", 1).free("a") == 100
 
 
-def test_a_holder_that_turns_out_to_live_goes_on(ledger: Ledger) -> None:
-    ledger = books.expire(serving(ledger, "r1", {"a": 80}), LATER + timedelta(seconds=1))
+def test_a_suspect_holder_that_renews_is_active_again(ledger: Ledger) -> None:
+    ledger = rules.expire(serving(ledger, "r1", {"a": 80}), LATER + timedelta(seconds=1))
 
-    assert books.renew(ledger, "r1", 101, LATER).reservations["r1"].state is ReservationState.ACTIVE
+    assert rules.renew(ledger, "r1", 101, LATER).reservations["r1"].state is ReservationState.ACTIVE
 
 
-def test_what_no_agent_took_in_time_is_given_back(ledger: Ledger) -> None:
-    ledger = granted(books.claim(ledger, wanted("r1", {"a": 80})))
+def test_a_grant_that_no_agent_activates_in_time_is_released(ledger: Ledger) -> None:
+    ledger = granted(rules.claim(ledger, wanted("r1", {"a": 80})))
 
-    assert books.expire(ledger, LATER + timedelta(seconds=1)).reservations == {}
+    assert rules.expire(ledger, LATER + timedelta(seconds=1)).reservations == {}
 
 
 def test_an_old_epoch_can_neither_renew_nor_adjust_nor_release(ledger: Ledger) -> None:
     ledger = serving(ledger, "r1", {"a": 80})
     old: list[Callable[[], object]] = [
-        lambda: books.renew(ledger, "r1", 100, LATER),
-        lambda: books.adjust(ledger, "r1", 100, 0, {"a": 1}),
-        lambda: books.release(ledger, "r1", 0),
-        lambda: books.release(books.join(ledger, "h", 2, {"a": 100}), "r1", 1),
-        lambda: books.renew(books.release(ledger, "r1", 1), "r1", 101, LATER),
-        lambda: books.adjust(granted(books.adjust(ledger, "r1", 101, 0, {"a": 90})), "r1", 101, 0, {"a": 1}),
+        lambda: rules.renew(ledger, "r1", 100, LATER),
+        lambda: rules.adjust(ledger, "r1", 100, 0, {"a": 1}),
+        lambda: rules.release(ledger, "r1", 0),
+        lambda: rules.release(rules.join(ledger, "h", 2, {"a": 100}), "r1", 1),
+        lambda: rules.renew(rules.release(ledger, "r1", 1), "r1", 101, LATER),
+        lambda: rules.adjust(granted(rules.adjust(ledger, "r1", 101, 0, {"a": 90})), "r1", 101, 0, {"a": 1}),
     ]
     for act in old:
         with pytest.raises(LeaseLost):
             act()
 
 
-def test_a_holder_grows_only_into_what_is_free(ledger: Ledger) -> None:
+def test_a_holder_grows_only_by_free_bytes(ledger: Ledger) -> None:
     ledger = serving(serving(ledger, "r1", {"a": 50}), "r2", {"a": 30})
 
-    assert granted(books.adjust(ledger, "r1", 101, 0, {"a": 70})).free("a") == 0
-    assert books.adjust(ledger, "r1", 101, 0, {"a": 71}) == ReservationRefused(
+    assert granted(rules.adjust(ledger, "r1", 101, 0, {"a": 70})).free("a") == 0
+    assert rules.adjust(ledger, "r1", 101, 0, {"a": 71}) == ReservationRefused(
         "needs 71 B of a and has 50 B; 20 B are free"
     )
 
 
-def test_a_lost_host_is_out_until_its_agent_joins_anew(ledger: Ledger) -> None:
-    ledger = books.lose_host(serving(ledger, "r1", {"a": 80}), "h")
+def test_nothing_is_granted_on_a_lost_host_until_its_agent_joins_again(ledger: Ledger) -> None:
+    ledger = rules.declare_host_lost(serving(ledger, "r1", {"a": 80}), "h")
 
     assert ledger.reservations == {}
-    assert isinstance(books.claim(ledger, wanted("r2", {"a": 1})), ReservationRefused)
-    assert isinstance(books.claim(books.join(ledger, "h", 2, {"a": 100}), wanted("r2", {"a": 100})), Ledger)
+    assert isinstance(rules.claim(ledger, wanted("r2", {"a": 1})), ReservationRefused)
+    assert isinstance(rules.claim(rules.join(ledger, "h", 2, {"a": 100}), wanted("r2", {"a": 100})), Ledger)
 
 
-def test_a_device_that_shrinks_or_goes_stays_as_large_as_what_it_holds(ledger: Ledger) -> None:
-    ledger = books.join(serving(ledger, "r1", {"a": 80, "b": 70}), "h", 2, {"a": 50})
+def test_a_device_that_shrinks_or_disappears_keeps_the_capacity_that_is_charged(ledger: Ledger) -> None:
+    ledger = rules.join(serving(ledger, "r1", {"a": 80, "b": 70}), "h", 2, {"a": 50})
 
     assert (ledger.free("a"), ledger.free("b")) == (0, 0)
-    assert isinstance(books.claim(books.release(ledger, "r1", 2), wanted("r2", {"b": 1})), ReservationRefused), (
-        "it is gone"
+    assert isinstance(rules.claim(rules.release(ledger, "r1", 2), wanted("r2", {"b": 1})), ReservationRefused), (
+        "the device is gone"
     )
 
 
-def test_reserves_and_pinned_pools_cannot_pass_a_device_together(ledger: Ledger) -> None:
-    """What is lent comes back by preemption: a pinned pool on it would never give it back."""
-    ledger = granted(books.add_reserve(ledger, ReservedCapacity("s", "mine", {"a": 60})))
-    assert isinstance(books.claim(ledger, wanted("r1", {"a": 41}, pinned=True)), ReservationRefused)
-    assert isinstance(books.claim(ledger, wanted("r1", {"a": 100})), Ledger), "it is lent"
-    assert isinstance(books.claim(ledger, wanted("r1", {"a": 100}, pinned=True, configuration="mine")), Ledger)
-    assert isinstance(books.add_reserve(ledger, ReservedCapacity("t", "other", {"a": 41})), ReservationRefused)
+def test_reserves_and_pinned_pools_together_cannot_exceed_a_device(ledger: Ledger) -> None:
+    """Borrowed bytes come back by preemption, and a pinned pool is never preempted."""
+    ledger = granted(rules.add_reserve(ledger, ReservedCapacity("s", "mine", {"a": 60})))
+    assert isinstance(rules.claim(ledger, wanted("r1", {"a": 41}, pinned=True)), ReservationRefused)
+    assert isinstance(rules.claim(ledger, wanted("r1", {"a": 100})), Ledger), "others may borrow it"
+    assert isinstance(rules.claim(ledger, wanted("r1", {"a": 100}, pinned=True, configuration="mine")), Ledger)
+    assert isinstance(rules.add_reserve(ledger, ReservedCapacity("t", "other", {"a": 41})), ReservationRefused)
 
 
-def test_a_quota_counts_what_a_namespace_holds(ledger: Ledger) -> None:
+def test_a_quota_counts_the_bytes_that_a_namespace_holds(ledger: Ledger) -> None:
     ledger = replace(ledger, quotas={"team": Quota(max_bytes=100)})
     ledger = serving(ledger, "r1", {"a": 60}, namespace="team")
 
-    assert isinstance(books.claim(ledger, wanted("r2", {"b": 41}, namespace="team")), ReservationRefused)
-    assert isinstance(books.claim(ledger, wanted("r2", {"b": 41})), Ledger), "others have their own"
-    assert isinstance(books.adjust(ledger, "r1", 101, 0, {"a": 100}), Ledger)
-    assert books.release(ledger, "r1", 1).quotas["team"].held_bytes == 0
+    assert isinstance(rules.claim(ledger, wanted("r2", {"b": 41}, namespace="team")), ReservationRefused)
+    assert isinstance(rules.claim(ledger, wanted("r2", {"b": 41})), Ledger), "other namespaces are not limited by it"
+    assert isinstance(rules.adjust(ledger, "r1", 101, 0, {"a": 100}), Ledger)
+    assert rules.release(ledger, "r1", 1).quotas["team"].held_bytes == 0
     over = replace(ledger, quotas={"team": Quota(exhausted_until=LATER)})
-    assert isinstance(books.claim(over, wanted("r2", {"b": 1}, namespace="team")), ReservationRefused)
+    assert isinstance(rules.claim(over, wanted("r2", {"b": 1}, namespace="team")), ReservationRefused)
 
 
-def test_no_edge_leads_back_from_released() -> None:
-    assert not [state for state, _ in TRANSITIONS if state is ReservationState.RELEASED]
-    assert {act for _, act in TRANSITIONS} == set(ReservationEvent)
-
-
-#: What the hardware has. An agent may declare less of it.
+#: Bytes of the hardware. An agent may declare less.
 PHYSICAL = {"a": 100, "b": 100, "c": 80}
 HOSTS = {"h": ("a", "b"), "i": ("c",)}
 SIZES = st.integers(min_value=10, max_value=70)
@@ -193,7 +188,7 @@ SIZES = st.integers(min_value=10, max_value=70)
 
 @dataclass
 class Process:
-    """A process in the world: what it believes it may touch, and touches."""
+    """A simulated process: the bytes that it believes it may use, and uses."""
 
     id: str
     host: str
@@ -204,7 +199,7 @@ class Process:
 
 
 class World:
-    """A ledger, and what is true whatever it says."""
+    """A ledger, and simulated agents and processes that do not depend on its correctness."""
 
     def __init__(self, data: st.DataObject) -> None:
         self.data = data
@@ -218,7 +213,7 @@ class World:
         self.ledger = replace(Ledger(), quotas={"team": Quota(max_bytes=120)})
         self.gone: set[str] = set()
         for host in HOSTS:
-            self.agent_begins(host, PHYSICAL)
+            self.agent_joins(host, PHYSICAL)
 
     def one_of(self, choices: Sequence[T]) -> T:
         return self.data.draw(st.sampled_from(choices))
@@ -232,7 +227,7 @@ class World:
 
     def moves(self, ledger: Ledger) -> None:
         self.gone |= self.ledger.reservations.keys() - ledger.reservations.keys()
-        assert not self.gone & ledger.reservations.keys(), "what was given back never comes back"
+        assert not self.gone & ledger.reservations.keys(), "a released reservation never comes back"
         self.ledger = ledger
 
     def tries(self, act: Callable[[], Ledger | ReservationRefused]) -> bool:
@@ -258,25 +253,25 @@ class World:
         victims = frozenset(self.data.draw(st.lists(st.sampled_from(self.held()), max_size=3)) if self.held() else ())
         if self.one_of([True, True, False]):
             for id_ in victims:
-                self.tries(lambda id_=id_: books.drain(self.ledger, id_))  # type: ignore[misc]
+                self.tries(lambda id_=id_: rules.drain(self.ledger, id_))  # type: ignore[misc]
         epoch, pinned, team = self.number(), self.one_of([False, True]), self.one_of(["", "", "team"])
         one = ReservationRequest(
             f"r{epoch}", epoch, host, "m" if pinned else "n", sizes, self.lease(), victims, pinned, team
         )
-        if self.tries(lambda: books.claim(self.ledger, one)) and self.one_of([True, False]):
+        if self.tries(lambda: rules.claim(self.ledger, one)) and self.one_of([True, False]):
             self.starts(one.id, dies=False)
 
     def plan_adds_or_drops_a_reserve(self) -> None:
         if self.ledger.reserves and self.one_of([True, False]):
-            self.moves(books.drop_reserve(self.ledger, self.one_of(sorted(self.ledger.reserves))))
+            self.moves(rules.drop_reserve(self.ledger, self.one_of(sorted(self.ledger.reserves))))
         else:
             one = ReservedCapacity(f"s{self.number()}", self.one_of("mn"), {self.one_of("aab"): self.data.draw(SIZES)})
-            self.tries(lambda: books.add_reserve(self.ledger, one))
+            self.tries(lambda: rules.add_reserve(self.ledger, one))
 
     def plan_stops(self) -> None:
         if self.held():
             id_ = self.one_of(self.held())
-            act = self.one_of([books.cancel, books.drain])
+            act = self.one_of([rules.cancel, rules.drain])
             self.tries(lambda: act(self.ledger, id_))
 
     def agent_starts(self) -> None:
@@ -284,31 +279,31 @@ class World:
             self.starts(self.one_of(self.held(ReservationState.HELD)), dies=self.one_of([False, False, False, True]))
 
     def starts(self, id_: str, *, dies: bool) -> None:
-        """Bytes first, process second; an agent that dies between leaves bytes without a process."""
+        """Activate the bytes, then start the process; an agent that dies in between leaves bytes without a process."""
         one = self.ledger.reservations[id_]
         agent = self.agents.get(one.host)
-        if agent is None or not self.tries(lambda: books.activate(self.ledger, one.id, agent, self.lease())):
+        if agent is None or not self.tries(lambda: rules.activate(self.ledger, one.id, agent, self.lease())):
             return
         if dies:
             del self.agents[one.host]
         else:
             self.processes[one.id] = Process(one.id, one.host, one.epoch, dict(one.bytes))
 
-    def agent_begins(self, host: str, declared: Mapping[str, int]) -> None:
-        """It adopts what the ledger holds, ends everything else, and only then speaks for the host."""
+    def agent_joins(self, host: str, declared: Mapping[str, int]) -> None:
+        """The agent adopts the processes that the ledger knows, ends the others, and only then joins."""
         for process in self.living():
             one = self.ledger.reservations.get(process.id)
             if process.host == host and (one is None or one.epoch != process.epoch):
                 process.alive = False
         epoch = self.agents[host] = self.number()
-        self.moves(books.join(self.ledger, host, epoch, {d: declared[d] for d in HOSTS[host] if d in declared}))
+        self.moves(rules.join(self.ledger, host, epoch, {d: declared[d] for d in HOSTS[host] if d in declared}))
 
-    def agent_begins_anew(self) -> None:
-        """Of a host that was lost, or where it died, or for no reason; devices may have shrunk or gone."""
+    def agent_joins_again(self) -> None:
+        """An agent joins: of a lost host, after its death, or for no reason; devices may have shrunk or disappeared."""
         away = [host for host in HOSTS if host not in self.agents or host not in self.ledger.agents]
         kept = self.one_of([1.0, 1.0, 1.0, 0.5, 0.0])
         declared = {device: int(size * kept) for device, size in PHYSICAL.items() if kept}
-        self.agent_begins(self.one_of(away or sorted(HOSTS)), declared)
+        self.agent_joins(self.one_of(away or sorted(HOSTS)), declared)
 
     def agent_sees_a_process_dead(self) -> None:
         if not self.held(ReservationState.ACTIVE, ReservationState.SUSPECT):
@@ -318,25 +313,25 @@ class World:
         if process is not None and self.one_of([True, False]):
             process.alive = False
         if agent is not None and (process is None or not process.alive):
-            self.sends(lambda: self.tries(lambda: books.release(self.ledger, one.id, agent)))
+            self.sends(lambda: self.tries(lambda: rules.release(self.ledger, one.id, agent)))
 
     def process_renews(self) -> None:
         if self.living():
             process = self.one_of(self.living())
-            self.sends(lambda: self.tries(lambda: books.renew(self.ledger, process.id, process.epoch, self.lease())))
+            self.sends(lambda: self.tries(lambda: rules.renew(self.ledger, process.id, process.epoch, self.lease())))
 
     def process_adjusts(self) -> None:
-        """It lets go before it asks for less, and takes more only when it has heard yes."""
+        """A process frees bytes before it requests fewer, and uses more only after the reply."""
         if not self.living():
             return
-        process, heard = self.one_of(self.living()), self.one_of([True, True, False])
+        process, replied = self.one_of(self.living()), self.one_of([True, True, False])
         new = {device: self.data.draw(SIZES) for device in process.bytes}
         revision = process.revision
         process.bytes = {device: min(size, new[device]) for device, size in process.bytes.items()}
 
         def arrives() -> None:
-            done = self.tries(lambda: books.adjust(self.ledger, process.id, process.epoch, revision, new))
-            if done and heard and process.revision == revision:
+            done = self.tries(lambda: rules.adjust(self.ledger, process.id, process.epoch, revision, new))
+            if done and replied and process.revision == revision:
                 process.bytes, process.revision = dict(new), revision + 1
 
         self.sends(arrives)
@@ -351,54 +346,54 @@ class World:
         if self.late:
             self.late.pop(self.data.draw(st.integers(0, len(self.late) - 1)))()
 
-    def whoever_is_old_tries(self) -> None:
+    def stale_epochs_try(self) -> None:
         if not self.held():
             return
         one = self.ledger.reservations[self.one_of(self.held())]
         agent = self.ledger.agents.get(one.host, 0)
         for act in (
-            lambda: books.renew(self.ledger, one.id, one.epoch - 1, self.lease()),
-            lambda: books.adjust(self.ledger, one.id, one.epoch - 1, one.revision, one.bytes),
-            lambda: books.adjust(self.ledger, one.id, one.epoch, one.revision + 1, one.bytes),
-            lambda: books.release(self.ledger, one.id, agent - 1),
-            lambda: books.activate(self.ledger, one.id, agent - 1, self.lease()),
+            lambda: rules.renew(self.ledger, one.id, one.epoch - 1, self.lease()),
+            lambda: rules.adjust(self.ledger, one.id, one.epoch - 1, one.revision, one.bytes),
+            lambda: rules.adjust(self.ledger, one.id, one.epoch, one.revision + 1, one.bytes),
+            lambda: rules.release(self.ledger, one.id, agent - 1),
+            lambda: rules.activate(self.ledger, one.id, agent - 1, self.lease()),
         ):
             assert not self.tries(act)
 
     def time_passes(self) -> None:
         self.now += timedelta(seconds=self.data.draw(st.integers(1, 15)))
-        self.moves(books.expire(self.ledger, self.now))
+        self.moves(rules.expire(self.ledger, self.now))
 
     def host_is_declared_lost(self) -> None:
-        """Its agent and its processes may live on, cut off: they have no say."""
-        self.moves(books.lose_host(self.ledger, self.one_of(sorted(HOSTS))))
+        """Its agent and processes may be alive behind a network partition; their epochs are stale."""
+        self.moves(rules.declare_host_lost(self.ledger, self.one_of(sorted(HOSTS))))
 
     def check(self) -> None:
-        assert books.problems(self.ledger) == []
+        assert rules.problems(self.ledger) == []
         for device, size in PHYSICAL.items():
             touched = sum(process.bytes.get(device, 0) for process in self.living())
-            assert touched <= size, f"{touched} of {size} bytes of {device} are touched"
+            assert touched <= size, f"{touched} of {size} bytes of {device} are used"
         for process in self.living():
             if process.host in self.ledger.agents:
                 one = self.ledger.reservations.get(process.id)
-                assert one is not None, f"{process.id} lives and is charged nowhere"
+                assert one is not None, f"{process.id} is alive without a reservation"
                 assert all(size <= one.bytes[device] for device, size in process.bytes.items())
         held = sum(one.total_bytes for one in self.ledger.reservations.values() if one.namespace == "team")
         assert self.ledger.quotas["team"].held_bytes == held <= 120
 
 
-#: What happens, and how often beside the rest.
+#: The events of a history, with their weights.
 ACTS: Mapping[Callable[[World], None], int] = {
     World.plan_claims: 8,
     World.plan_stops: 1,
     World.plan_adds_or_drops_a_reserve: 1,
     World.agent_starts: 4,
     World.agent_sees_a_process_dead: 4,
-    World.agent_begins_anew: 2,
+    World.agent_joins_again: 2,
     World.process_renews: 2,
     World.process_adjusts: 4,
     World.late_message_arrives: 3,
-    World.whoever_is_old_tries: 1,
+    World.stale_epochs_try: 1,
     World.time_passes: 2,
     World.host_is_declared_lost: 1,
 }
@@ -407,8 +402,8 @@ _WEIGHTED = [act for act, weight in ACTS.items() for _ in range(weight)]
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_no_history_puts_a_byte_into_two_hands(data: st.DataObject) -> None:
-    """Plans, crashes, expiries, late messages, adoptions, lost hosts."""
+def test_in_no_history_two_processes_use_the_same_byte(data: st.DataObject) -> None:
+    """Histories of plans, crashes, expiries, late messages, adoptions and lost hosts."""
     world = World(data)
     for _ in range(60):
         data.draw(st.sampled_from(_WEIGHTED))(world)

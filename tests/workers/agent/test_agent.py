@@ -71,9 +71,9 @@ def test_a_pass_continues_when_a_model_file_crashes_its_reader(
     monkeypatch.setattr("app.footprint.closed_form.closed_form", crashes)
     agent._run_pass()
     (host,) = views.hosts(database)
-    assert host.host.alive
-    assert any("smollm2:135m is not served here" in problem for problem in host.host.problems)
+    assert host.alive
+    assert any("smollm2:135m is not served here" in problem for problem in host.problems)
     monkeypatch.undo()
     agent._files.invalidate()
     agent._run_pass()
-    assert views.hosts(database)[0].host.problems == []
+    assert views.hosts(database)[0].problems == []

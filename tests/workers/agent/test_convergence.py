@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.fleet.hosts import Granted
+from app.fleet.hosts import AssignedPool
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase
 from workers.agent.convergence import (
@@ -30,7 +30,7 @@ def seconds(value: float) -> timedelta:
 LIMITS = ConvergenceLimits(
     start=seconds(300), drain=seconds(20), exit=seconds(10), progress=seconds(120), heartbeat=seconds(30)
 )
-HELD = Granted(
+HELD = AssignedPool(
     id="p", epoch=1, state=ReservationState.HELD, waits=False, configuration="m.1", model="m:1",
     desired=Desired.RUN, stop_reason="", bytes={"d": 1}, phase=None, stalled=seconds(0), silent=seconds(0), detail="",
 )  # fmt: skip
@@ -94,7 +94,9 @@ STOPPING = replace(RUNNING, stop_requested=Desired.DRAIN, stop_requested_ago=sec
         (replace(STOPPED, silent=seconds(31)), STOPPING, Kill(SILENT)),
     ],
 )
-def test_the_action_for_a_pool(pool: Granted, local: LocalProcess | None, action: ConvergenceAction | None) -> None:
+def test_the_action_for_a_pool(
+    pool: AssignedPool, local: LocalProcess | None, action: ConvergenceAction | None
+) -> None:
     assert decide(pool, local, LIMITS) == action
 
 

@@ -25,7 +25,7 @@ SIMULATED = MeasuredDevice("sim-0", HardwareKind.SIMULATED, "simulated", 24 * GI
 def test_devices_are_declared_with_their_reservable_capacity() -> None:
     found = inventory.declared("h", Inventory((RAM, gpu(0), SIMULATED)), SETTINGS)
 
-    assert [(one.id, one.type, one.capacity // GIB, one.simulated) for one in found] == [
+    assert [(one.id, one.type, one.capacity // GIB, one.measured.simulated) for one in found] == [
         ("h/cpu", "cpu", 8, False),
         ("GPU-0", "NVIDIA L4", 23, False),
         ("h/sim-0", "simulated", 24, True),

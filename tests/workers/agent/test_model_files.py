@@ -18,7 +18,7 @@ from app.kernel.database import Database
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from tests.catalog.hostile_gguf import heads, model, tokens
-from tests.fleet.granting import LEASE, declared
+from tests.fleet.granting import LEASE, device_reports
 from workers.agent.model_files import ModelFiles
 
 GIB = 2**30
@@ -62,9 +62,9 @@ def test_a_hostile_file_is_unusable_and_hides_no_other(host: Settings, database:
     assert [entry["model"] for entry in logs if entry["event"] == "model_unusable"] == ["a:1", "b:1"]
 
     hosts = Hosts(database, LEASE, LEASE)
-    agent = hosts.join("h", "h", 8, declared("d"), {})
-    hosts.beat("h", agent, [], checked.configurations, checked.problems)
-    assert list(views.hosts(database)[0].host.problems) == checked.problems
+    agent = hosts.join("h", "h", 8, device_reports("d"), {})
+    hosts.heartbeat("h", agent, [], checked.configurations, checked.problems)
+    assert list(views.hosts(database)[0].problems) == checked.problems
 
 
 def test_a_repaired_file_is_served(host: Settings, database: Database, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from app.kernel import settings
 from app.kernel.database import Database
 from app.kernel.errors import ModelFileMissing
 from app.kernel.settings import Settings
-from tests.fleet.granting import LEASE, begun, declared, granted
+from tests.fleet.granting import LEASE, begun, device_reports, granted
 from workers.engine.options import EngineOptions, Lora
 from workers.pool import pool
 from workers.pool.progress import Status
@@ -87,7 +87,7 @@ def test_a_missing_adapter_is_named(tmp_path: Path) -> None:
 
 def test_a_pool_reserves_its_growth(database: Database, tmp_path: Path) -> None:
     hosts = Hosts(database, LEASE, LEASE)
-    agent = hosts.join("h", "here", 8, declared("a"), {})
+    agent = hosts.join("h", "here", 8, device_reports("a"), {})
     id_ = granted(database, "h", {"a": 600})
     assert isinstance(id_, str)
     epoch = begun(hosts, "h", agent, id_)

@@ -676,6 +676,7 @@ WRONG = {
     "an unknown field of priority": (with_head("priority: {class: batch, at: 1}"), 2, "priority.at", "class, rank"),
     "an invalid label name": (with_head("labels: {my label: x}"), 2, "labels.my label", "at most 63 letters, digits"),
     "a label that is a number": (with_head("labels: {year: 2026}"), 2, "labels.year", "write it in quotes, '2026'"),
+    "a label with a long value": (with_head(f"labels: {{a: '{'x' * 501}'}}"), 2, "labels.a", "at most 500"),
     "labels that are a list": (with_head("labels: [a]"), 2, "labels", "a list is not a mapping names and strings"),
     "a zero deadline": (with_head("deadline: 0"), 2, "deadline", "greater than 0"),
     "a retention that is too long": (with_head("retention: 99999d"), 2, "retention", "between 0 and ten years"),

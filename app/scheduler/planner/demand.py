@@ -1,0 +1,164 @@
+"""
+The demand for each model: which steps wait for it, and the pressure that they exert.
+
+Pressure is waiting time in weighted seconds. A second of waiting counts the weight of the step's class, and less the
+further the step's namespace is above its fair share.
+The demand is due when a start that begins now just meets the target of a class. It is overdue when a step has waited
+beyond the bound of its class, or has a deadline that leaves no more than the time to load.
+Steps of a namespace whose allowance of device seconds is used up exert no pressure.
+
+Nothing here reads a clock: the caller passes `now`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from app.kernel.priority import Priority
+from app.scheduler.planner.cluster import Account, Configuration
+from app.scheduler.planner.policy import PlacementPolicy
+
+#: Seconds around the last moment at which a start meets the target, in which the demand is due.
+_BEFORE, _AFTER = 1.0, 1.0
+#: A rank beyond that of every class.
+NO_RANK = 99
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingSteps:
+    """Steps of one model, class and namespace that wait for the model, or will soon."""
+
+    #: Name of the model.
+    model: str
+    priority: Priority
+    #: How many steps, and since when the oldest waits.
+    steps: int
+    oldest: datetime
+    #: Mean of the instants since which they wait; None: as the oldest.
+    mean: datetime | None = None
+    namespace: str = ""
+    #: When the most urgent of them must have begun.
+    deadline: datetime | None = None
+    #: Expected time that one step keeps a slot.
+    work: timedelta = timedelta(seconds=5)
+    #: For steps that still wait for other steps: when they are expected to be ready. None: they are ready.
+    ready: datetime | None = None
+
+
+@dataclass(slots=True)
+class ModelDemand:
+    """The demand for one model, over all classes and namespaces. Times are seconds."""
+
+    configuration: Configuration
+    #: From a grant until a pool serves, in the first layout, on a free device.
+    load: float
+    #: Weighted waiting time of the steps so far, and its increase each second.
+    pressure: float = 0.0
+    growth: float = 0.0
+    #: Discounted weights of steps that are not ready yet, and the time until the first of them is.
+    upcoming: float = 0.0
+    upcoming_in: float = math.inf
+    #: Steps that wait now, and the time that they will keep a slot in all.
+    steps: int = 0
+    work: float = 0.0
+    #: Rank of the most urgent class among them.
+    rank: int = NO_RANK
+    #: Waiting time of the oldest.
+    oldest: float = 0.0
+    due: bool = False
+    overdue: bool = False
+    #: Time until a step will have waited beyond its bound.
+    until_bound: float = math.inf
+    #: Pressure by namespace, with one second added to each step's waiting time, so that new steps count too.
+    namespaces: dict[str, float] = field(default_factory=dict)
+    #: Waiting steps of namespaces whose allowance is used up, by namespace.
+    exhausted: dict[str, int] = field(default_factory=dict)
+
+
+def no_demand(configuration: Configuration) -> ModelDemand:
+    """The demand for a model for which no step waits."""
+    return ModelDemand(configuration, load_seconds(configuration))
+
+
+def load_seconds(configuration: Configuration) -> float:
+    """Seconds of a start in the first layout; 0 where no layout is known."""
+    return configuration.layouts[0].load.total_seconds() if configuration.layouts else 0.0
+
+
+def fairness(accounts: Mapping[str, Account], namespaces: Iterable[str]) -> dict[str, float]:
+    """
+    The factor for a second of waiting of each namespace: 1 at its share, up to 2 below it, towards 0 above it.
+
+    Shares are of attained service by weight, as in Tiresias (NSDI 2019) and Themis (NSDI 2020).
+    """
+    known = {name: accounts.get(name, Account()) for name in namespaces}
+    attained = sum(account.attained_seconds for account in known.values())
+    weights = sum(account.weight for account in known.values())
+    if attained <= 0 or len(known) < 2:
+        return dict.fromkeys(known, 1.0)
+    return {
+        name: 2 / (1 + account.attained_seconds * weights / (attained * account.weight))
+        for name, account in known.items()
+    }
+
+
+def model_demand(
+    configurations: Iterable[Configuration],
+    accounts: Mapping[str, Account],
+    waiting: Iterable[WaitingSteps],
+    now: datetime,
+    policy: PlacementPolicy,
+) -> dict[str, ModelDemand]:
+    """
+    The demand by id of the configuration, for models for which steps wait, or will.
+
+    Steps that wait for a model without a configuration are left out.
+    """
+    by_model = {configuration.model: configuration for configuration in configurations}
+    waiting = [group for group in waiting if group.model in by_model]
+    fair = fairness(accounts, {group.namespace for group in waiting})
+    exhausted = {
+        name for name, account in accounts.items() if account.exhausted_until and account.exhausted_until > now
+    }
+    classes = {
+        priority: (priority.rank, policy.weights[priority], policy.target[priority], policy.bound[priority])
+        for priority in policy.weights
+    }
+    found: dict[str, ModelDemand] = {}
+    for group in waiting:
+        demand = found.get(group.model)
+        if demand is None:
+            demand = found[group.model] = no_demand(by_model[group.model])
+        namespace, steps = group.namespace, group.steps
+        if namespace in exhausted:
+            demand.exhausted[namespace] = demand.exhausted.get(namespace, 0) + steps
+            continue
+        rank, weight, target, bound = classes[group.priority]
+        growth = weight * fair[namespace] * steps
+        if group.ready is not None:
+            demand.upcoming += policy.look_ahead * growth
+            demand.upcoming_in = min(demand.upcoming_in, max((group.ready - now).total_seconds(), 0.0))
+            continue
+        oldest = max((now - group.oldest).total_seconds(), 0.0)
+        mean = oldest if group.mean is None else max((now - group.mean).total_seconds(), 0.0)
+        demand.pressure += growth * mean
+        demand.growth += growth
+        demand.steps += steps
+        demand.work += steps * group.work.total_seconds()
+        if rank < demand.rank:
+            demand.rank = rank
+        if oldest > demand.oldest:
+            demand.oldest = oldest
+        last = target - demand.load - policy.unload
+        if last - _BEFORE <= oldest <= last + _AFTER:
+            demand.due = True
+        demand.until_bound = min(demand.until_bound, max(bound - oldest, 0.0))
+        if oldest >= bound or (
+            group.deadline is not None and (group.deadline - now).total_seconds() <= demand.load + policy.unload
+        ):
+            demand.overdue = True
+        demand.namespaces[namespace] = demand.namespaces.get(namespace, 0.0) + growth * (mean + 1.0)
+    return {demand.configuration.id: demand for demand in found.values()}

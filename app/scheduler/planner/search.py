@@ -1,0 +1,336 @@
+"""
+The search for candidates: the device sets on which a pool could be started, the victims that would make room, and the
+cost of each.
+
+The cost of a candidate is in weighted seconds of waiting: the time that the steps wait until the pool serves, the time
+that they lose on slower devices, and the regret for the victims.
+
+Reads the plan state and changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+
+from app.fleet.backoff import Backoff
+from app.fleet.pool import PoolState
+from app.footprint.layout import KnownLayout
+from app.scheduler.planner.cluster import NO_TIME, Cluster, Configuration, Packing, Pool
+from app.scheduler.planner.demand import ModelDemand, no_demand
+from app.scheduler.planner.device_sets import DeviceSets
+from app.scheduler.planner.eviction import EVICTABLE, Eviction
+from app.scheduler.planner.policy import PlacementPolicy
+from app.scheduler.planner.state import DeviceSet, PlanState
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementCandidate:
+    """One way to start a pool, with its cost. Times are seconds."""
+
+    layout: KnownLayout
+    devices: DeviceSet
+    #: Pools whose bytes it waits for.
+    victims: tuple[Pool, ...]
+    regret: float
+    #: Until it serves.
+    estimate: float
+    #: The smallest is the best.
+    order: tuple[object, ...]
+    #: Victims that targets keep running and that therefore move, with their new places.
+    moves: tuple[tuple[Pool, PlacementCandidate], ...] = ()
+
+    @property
+    def computing(self) -> DeviceSet:
+        """The devices without the RAM that is used in addition to GPUs."""
+        return self.devices[: len(self.layout.parts)]
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """By id of the device."""
+        return self.layout.on(self.devices)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes on all devices together, the RAM in addition to GPUs included."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Vacancy:
+    """A device set that pools will leave, without being evicted."""
+
+    #: Until then.
+    seconds: float
+    devices: DeviceSet
+    #: Pools that leave.
+    pools: tuple[Pool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Victims:
+    """Pools that are stopped to make room."""
+
+    pools: tuple[Pool, ...]
+    regret: float
+    #: Seconds until all of them are gone.
+    wait: float
+    moves: tuple[tuple[Pool, PlacementCandidate], ...]
+
+
+#: For bytes that are free.
+_NO_VICTIMS = _Victims((), 0.0, 0.0, ())
+
+
+class Search:
+    """Finds candidates for one plan."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        demands: Mapping[str, ModelDemand],
+        state: PlanState,
+        now: datetime,
+        policy: PlacementPolicy,
+    ) -> None:
+        self.sets = DeviceSets(cluster, state, policy)
+        self.eviction = Eviction(cluster, demands, state, now, policy)
+        self._demands, self._state, self._policy = demands, state, policy
+        self._backoffs: dict[str, list[Backoff]] = {}
+        for backoff in cluster.backoffs:
+            if backoff.until > now:
+                self._backoffs.setdefault(backoff.configuration, []).append(backoff)
+        #: By type of device, and whether pools with work are left out.
+        self._ranks: dict[tuple[str, bool], list[tuple[float, int, str]]] = {}
+
+    def backoffs(self, configuration: str) -> list[Backoff]:
+        """The backoffs of a configuration that have not ended."""
+        return self._backoffs.get(configuration, [])
+
+    def backed_off(self, configuration: str) -> set[str]:
+        """Hosts on which the configuration is not started for a while."""
+        return {backoff.host for backoff in self.backoffs(configuration)}
+
+    def candidates(self, demand: ModelDemand, evict: bool, moving: bool = False) -> Iterator[PlacementCandidate]:
+        """
+        Ways to start a pool for the demand now: in free bytes, and with `evict` in those of other pools.
+
+        With `moving`, idle pools of targets make room too, if there are free bytes for them elsewhere.
+        """
+        configuration = demand.configuration
+        backed_off = self.backed_off(configuration.id)
+        fastest = max((layout.tokens_per_second for layout in configuration.layouts), default=1.0)
+        for layout in configuration.layouts:
+            seen = set()
+            for devices in self.sets.fitting(configuration, layout, backed_off):
+                if self._is_open(configuration, devices, layout, demand):
+                    seen.add(devices)
+                    yield self._candidate(demand, layout, devices, _NO_VICTIMS, fastest)
+            if not evict or seen:
+                continue
+            for devices in self._cheapest(demand, layout, backed_off):
+                if devices not in seen and self._is_open(configuration, devices, layout, demand):
+                    victims = self._victims(demand, layout, devices, moving)
+                    if victims is not None:
+                        yield self._candidate(demand, layout, devices, victims, fastest)
+
+    def _is_open(
+        self, configuration: Configuration, devices: DeviceSet, layout: KnownLayout, demand: ModelDemand
+    ) -> bool:
+        """Whether no device is kept for another model, or is needed by the waiting owner of a reserve."""
+        for device in devices:
+            owners = self._state.reserve_owners(device)
+            if any(self._is_claimed(owner, device) for owner in owners if owner != configuration.id):
+                return False
+            kept = self._state.nominated.get(device)
+            if kept is not None and kept[0] != configuration.id:
+                each = demand.work / demand.steps if demand.steps else math.inf
+                if layout.load.total_seconds() + each + self._policy.unload > kept[1]:
+                    return False
+        return True
+
+    def _is_claimed(self, owner: str, device: str) -> bool:
+        """Whether the owner of a reserve on the device lends nothing: steps wait for it and no pool of it is coming."""
+        demand = self._demands.get(owner)
+        return (
+            demand is not None
+            and demand.steps > 0
+            and not self._state.coming(owner)
+            and self._state.devices[device].host not in self.backed_off(owner)
+        )
+
+    def _cheapest(self, demand: ModelDemand, layout: KnownLayout, backed_off: set[str]) -> Iterator[DeviceSet]:
+        """Device sets to look at for victims: all in a small cluster, else those with the least regret."""
+        state, enough = self._state, self.sets.enough(layout.type)
+        if len(layout.parts) > 1 or len(state.schedulable.get(layout.type, ())) == enough:
+            yield from self.sets.possible(demand.configuration, layout, backed_off)
+            return
+        part, found = layout.parts[0], 0
+        for _, size, id_ in self._ranked(layout.type, idle=not demand.overdue):
+            device = state.devices[id_]
+            if size + state.free[id_] >= part and device.host not in backed_off:
+                if self.sets.allows(demand.configuration, device, part):
+                    yield state.with_ram(layout, (id_,))
+                    found += 1
+                if found >= enough:
+                    return
+
+    def _ranked(self, type_: str, idle: bool) -> list[tuple[float, int, str]]:
+        """
+        Devices of a type, by the regret for each byte of the pools on them, with those bytes.
+
+        They are ranked once in a plan: it is a guess where to look, and what is found there is checked.
+        """
+        if (known := self._ranks.get((type_, idle))) is None:
+            known = []
+            for device in self._state.schedulable.get(type_, ()):
+                regret, size = 0.0, 0
+                for pool in self._state.pools_on[device.id]:
+                    if pool.state in EVICTABLE and not (idle and pool.busy) and not self.eviction.is_protected(pool):
+                        regret += self.eviction.regret(pool)
+                        size += self._state.unpromised(pool, device.id)
+                if size:
+                    known.append((regret / size, size, device.id))
+            known.sort()
+            self._ranks[type_, idle] = known
+        return known
+
+    def _victims(self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, moving: bool) -> _Victims | None:
+        """
+        Pools whose bytes are enough for what is missing; None when there are none.
+
+        Idle pools come first, then those with the least regret for each byte, then those unused for the longest time.
+        """
+        eviction, unpromised = self.eviction, self._state.unpromised
+        missing = self._state.missing(demand.configuration, layout, devices)
+        reclaims = self._state.reclaims(demand.configuration, layout, devices)
+        # The owner of a reserve stops a pool that loads there too.
+        states = EVICTABLE | {PoolState.STARTING} if reclaims else EVICTABLE
+        conflicts = {pool.id: pool for pool in self.sets.conflicts(demand.configuration, devices)}
+        if any(p.state not in states or not eviction.may_evict(p, demand, reclaims) for p in conflicts.values()):
+            return None
+        for pool in conflicts.values():
+            for d in missing:
+                missing[d] -= unpromised(pool, d)
+        pools = {pool.id: pool for d in devices for pool in self._state.pools_on[d] if pool.state in states}
+        ranked = []
+        for pool in pools.values():
+            if pool.id in conflicts:
+                continue
+            size = sum(min(unpromised(pool, d), m) for d, m in missing.items() if m > 0)
+            if size > 0 and (eviction.may_evict(pool, demand, reclaims) or (moving and eviction.may_move(pool))):
+                regret = eviction.regret(pool)
+                idle = pool.state is not PoolState.STARTING and not pool.busy
+                ranked.append((not idle, regret / size, pool.used, pool.id, regret, pool))
+        ranked.sort(key=lambda entry: entry[:4])
+        chosen: list[tuple[float, Pool]] = []
+        for *_, regret, pool in ranked:
+            if any(m > 0 and unpromised(pool, d) > 0 for d, m in missing.items()):
+                chosen.append((regret, pool))
+                for d in missing:
+                    missing[d] -= unpromised(pool, d)
+        if any(m > 0 for m in missing.values()):
+            return None
+        for regret, pool in sorted(chosen, key=lambda entry: (-entry[0], entry[1].id)):
+            if all(m + unpromised(pool, d) <= 0 for d, m in missing.items()):  # the others suffice
+                chosen.remove((regret, pool))
+                for d in missing:
+                    missing[d] += unpromised(pool, d)
+        chosen += [(eviction.regret(pool), pool) for _, pool in sorted(conflicts.items())]
+        victims = tuple(pool for _, pool in chosen)
+        targeted = [pool for pool in victims if eviction.is_targeted(pool) and not reclaims]
+        moves = self.relocate(targeted, layout.on(devices), victims)
+        if moves is None:
+            return None
+        wait = max((eviction.seconds_to_free(pool, demand, reclaims) for pool in victims), default=0.0)
+        return _Victims(victims, sum(regret for regret, _ in chosen), wait, moves)
+
+    def relocate(
+        self, pools: Sequence[Pool], needs: Mapping[str, int], victims: Sequence[Pool]
+    ) -> tuple[tuple[Pool, PlacementCandidate], ...] | None:
+        """
+        A place in free bytes for each of the pools on other devices; None when one of them finds none.
+
+        Bytes of the host's RAM may be on the same host, in addition to those of `needs` that the victims do not cover.
+        """
+        state = self._state
+        taken = {d: max(need - sum(state.unpromised(v, d) for v in victims), 0) for d, need in needs.items()}
+        leaving = set(state.computing(needs))
+        moves = []
+        for pool in sorted(pools, key=lambda p: (-sum(p.bytes.values()), p.id)):
+            demand = no_demand(self.eviction.configurations[pool.configuration])
+            found = [
+                candidate
+                for candidate in self.candidates(demand, evict=False)
+                if not leaving & set(candidate.computing)
+                and all(state.free[d] - taken.get(d, 0) >= size for d, size in candidate.bytes.items())
+            ]
+            if not found:
+                return None
+            best = min(found, key=lambda candidate: candidate.order)
+            taken |= {device: taken.get(device, 0) + size for device, size in best.bytes.items()}
+            moves.append((pool, best))
+        return tuple(moves)
+
+    def _candidate(
+        self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, victims: _Victims, fastest: float
+    ) -> PlacementCandidate:
+        configuration, state = demand.configuration, self._state
+        computing, first = devices[: len(layout.parts)], state.devices[devices[0]]
+        fetch = configuration.files.get(first.host, configuration.fetch or NO_TIME).total_seconds()
+        estimate = max(victims.wait, fetch) + layout.load.total_seconds()
+        sharing = sum(
+            state.active[d] - sum((d in v.bytes and v.busy > 0) / len(state.computing(v.bytes)) for v in victims.pools)
+            for d in computing
+        ) / len(computing)
+        speed = layout.tokens_per_second * min(state.devices[d].speed for d in computing)
+        each = demand.work / demand.steps if demand.steps else 0.0
+        slower = each * (fastest / max(speed, 1e-9) * (1 + sharing) - 1)
+        growth = demand.growth or demand.upcoming
+        cost = growth * (estimate + slower) + victims.regret
+        borrows = any(state.others_reserves(d, configuration.id) > 0 for d in devices)
+        left = sum(state.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
+        spread: tuple[float, ...] = (0.0, 0.0, left)
+        if configuration.packing is Packing.SPREAD:
+            stopped = {victim.id for victim in victims.pools}
+            replicas = [p for p in state.pools_of(configuration.id) if p.id not in stopped]
+            same_devices = sum(bool(p.bytes.keys() & set(computing)) for p in replicas)
+            same_host = sum(
+                any(state.devices[d].host == first.host for d in p.bytes if d in state.devices) for p in replicas
+            )
+            spread = (same_devices, same_host, -left)
+        order = (borrows, any(v.busy for v in victims.pools), round(cost, 3), *spread, *devices)
+        return PlacementCandidate(layout, devices, victims.pools, victims.regret, estimate, order, victims.moves)
+
+    def soonest_vacancy(self, demand: ModelDemand) -> Vacancy | None:
+        """The device set that pools leave first without an eviction; None when no set will ever be free."""
+        configuration = demand.configuration
+        backed_off = self.backed_off(configuration.id)
+        best: Vacancy | None = None
+        for layout in configuration.layouts:
+            for devices in islice(self.sets.possible(configuration, layout, backed_off), self._policy.max_sets):
+                found = self._vacancy(configuration, layout, devices)
+                if found is not None and (best is None or (found.seconds, devices) < (best.seconds, best.devices)):
+                    best = found
+        return best
+
+    def _vacancy(self, configuration: Configuration, layout: KnownLayout, devices: DeviceSet) -> Vacancy | None:
+        missing = self._state.missing(configuration, layout, devices)
+        pools = {p.id: p for d in devices for p in self._state.pools_on[d] if not self.eviction.is_protected(p)}
+        conflicts = {pool.id for pool in self.sets.conflicts(configuration, devices)}
+        if not conflicts <= pools.keys():
+            return None
+        leaving: list[tuple[float, Pool]] = []
+        ranked = sorted((p.id not in conflicts, self.eviction.seconds_to_leave(p), p.id, p) for p in pools.values())
+        for _, seconds, _, pool in ranked:
+            if pool.id not in conflicts and all(m <= 0 for m in missing.values()):
+                break
+            leaving.append((seconds, pool))
+            for d in missing:
+                missing[d] -= self._state.unpromised(pool, d)
+        if any(m > 0 for m in missing.values()):
+            return None
+        return Vacancy(max((seconds for seconds, _ in leaving), default=0.0), devices, tuple(p for _, p in leaving))

@@ -1,0 +1,74 @@
+"""The state of a plan: one value that all searches read, that one module changes, and that no explanation changes."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from hypothesis import given, settings
+
+from app.kernel.priority import Priority
+from app.scheduler.planner.cluster import Cluster
+from app.scheduler.planner.demand import no_demand
+from app.scheduler.planner.eviction import Eviction
+from app.scheduler.planner.explanation import explain
+from app.scheduler.planner.placement import Planner
+from app.scheduler.planner.policy import PlacementPolicy
+from app.scheduler.planner.search import Search
+from app.scheduler.planner.state import PlanState
+from tests.scheduler.clusters import GB, NOW, Case, cases, gpu, model, pool
+
+POLICY = PlacementPolicy()
+
+
+def values(state: PlanState) -> dict[str, Any]:
+    return deepcopy(vars(state))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_searching_and_explaining_change_nothing(case: Case) -> None:
+    planner = Planner(case.cluster, case.waiting, NOW, POLICY)
+    made = planner.plan()
+    before, actions, refusals = values(planner.state), list(planner.actions), dict(planner.refusals)
+
+    for demand in planner.demands.values():
+        _, nearest = planner.choose(demand)
+        planner.explain(demand, nearest, planner.search.soonest_vacancy(demand))
+        planner.explain(demand, None, planner.search.soonest_vacancy(demand))
+        planner.explain(demand, None, None)
+        explain(case.cluster, case.waiting, made, NOW, demand.configuration)
+    assert values(planner.state) == before
+    assert (planner.actions, planner.refusals) == (actions, refusals)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_after_a_plan_no_search_remembers_the_state_before(case: Case) -> None:
+    """A search that has followed the plan judges pools as one that is made for the state that the plan left."""
+    planner = Planner(case.cluster, case.waiting, NOW, POLICY)
+    planner.plan()
+    fresh = Eviction(case.cluster, planner.demands, planner.state, NOW, POLICY)
+
+    for one in case.cluster.pools:
+        assert planner.eviction.regret(one) == fresh.regret(one)
+
+
+def test_a_start_and_a_stop_are_seen_by_every_search() -> None:
+    pools = (pool("p", "m", {"g0": 9}), pool("q", "m", {"g1": 9}))
+    rates = {"m": {Priority.STANDARD: 0.1}}
+    cluster = Cluster((gpu("g0"), gpu("g1")), pools, (model("m", 9), model("n", 11)), rates=rates)
+    state = PlanState(cluster, POLICY)
+    search = Search(cluster, {}, state, NOW, POLICY)
+    n = cluster.configurations[1]
+    sibling = search.eviction.regret(pools[1])
+    assert [one.devices for one in search.candidates(no_demand(n), evict=False)] == [("g0",), ("g1",)]
+
+    state.start(n, {"g0": 11 * GB}, (), NOW)
+    assert [one.devices for one in search.candidates(no_demand(n), evict=False)] == [("g1",)]
+    assert [one.configuration for one in state.coming("n")] == ["n"]
+    state.stop(pools[0])
+    assert state.coming("m") == [pools[1]]
+    assert search.eviction.regret(pools[0]) == 0
+    assert search.eviction.regret(pools[1]) == sibling / POLICY.sibling, "it is the only one now"
+    assert state.free["g0"] == 0, "its process still has its bytes"
