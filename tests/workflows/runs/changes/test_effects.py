@@ -18,7 +18,7 @@ from app.workflows.runs.messages import StepMessage
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.outcomes import TokenUsage
-from tests.workflows.conftest import Hands
+from tests.workflows.conftest import StepWorker
 from tests.workflows.language.test_language import flow
 from tests.workflows.language.test_language import store as keep
 
@@ -45,49 +45,49 @@ def created(runs: Runs, source: str) -> tuple[UUID, list[Any]]:
         return prepared.id, list(transaction.effects)
 
 
-def test_a_submission_has_a_message_for_each_ready_step(hands: Hands) -> None:
-    run_id, effects = created(hands.runs, TWO)
+def test_a_submission_has_a_message_for_each_ready_step(worker: StepWorker) -> None:
+    run_id, effects = created(worker.runs, TWO)
 
     assert all(isinstance(effect, StepMessage) for effect in effects)
     assert [effect.name for effect in effects] == ["flow/a", "flow/b"]
-    assert {effect.step_id for effect in effects} == {hands.step(run_id, key).id for key in "ab"}
+    assert {effect.step_id for effect in effects} == {worker.step(run_id, key).id for key in "ab"}
 
 
-def test_a_blocked_run_asks_for_admission_and_the_newest_cancels_the_others(hands: Hands) -> None:
-    first = hands.submit(LIMITED)
-    key = hands.run(first).concurrency_key
-    assert created(hands.runs, LIMITED)[1] == [AdmitRuns(key)]
+def test_a_blocked_run_asks_for_admission_and_the_newest_cancels_the_others(worker: StepWorker) -> None:
+    first = worker.submit(LIMITED)
+    key = worker.run(first).concurrency_key
+    assert created(worker.runs, LIMITED)[1] == [AdmitRuns(key)]
 
-    second = hands.submit(NEWEST)
-    _, effects = created(hands.runs, NEWEST)
+    second = worker.submit(NEWEST)
+    _, effects = created(worker.runs, NEWEST)
     assert CancelRun(second, "a newer run of its concurrency key came") in effects
 
 
-def test_the_end_of_a_called_run_answers_its_caller_and_a_cancel_stops_it(hands: Hands) -> None:
-    keep(hands, CHILD)
-    parent = hands.submit(PARENT)
-    hands.do(hands.claim("ask", parent), {})
-    ask = hands.step(parent, "ask")
-    claim = hands.claim("a", ask.called_run_id)
-    runs = hands.runs
+def test_the_end_of_a_called_run_answers_its_caller_and_a_cancel_stops_it(worker: StepWorker) -> None:
+    keep(worker, CHILD)
+    parent = worker.submit(PARENT)
+    worker.do(worker.claim("ask", parent), {})
+    ask = worker.step(parent, "ask")
+    claim = worker.claim("a", ask.called_run_id)
+    runs = worker.runs
     with contextlib.suppress(_RolledBack), runs.transaction() as transaction:
         change = open_change(transaction, ask.called_run_id)
         change.succeed("a", claim.attempt, "x", TokenUsage())
         change.write()
         assert transaction.effects == [AnswerCaller(ask.called_run_id)]
         raise _RolledBack
-    assert hands.states(parent) == {"ask": "awaiting"}, "nothing follows a transaction that was rolled back"
+    assert worker.states(parent) == {"ask": "awaiting"}, "nothing follows a transaction that was rolled back"
 
     with contextlib.suppress(_RolledBack), runs.transaction() as transaction:
         cancel_run(transaction, parent, "stop")
         assert transaction.effects == [CancelCalledRuns(ask.id)]
         raise _RolledBack
-    assert hands.run(ask.called_run_id).state == "running"
+    assert worker.run(ask.called_run_id).state == "running"
 
 
-def test_an_effect_that_raises_stops_no_other(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_effect_that_raises_stops_no_other(worker: StepWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the caller, whose commit stands, nor the effects that follow."""
-    run_id = hands.submit(TWO)
+    run_id = worker.submit(TWO)
     carried_out = []
 
     def admit(_: Runs, key: str) -> int:
@@ -97,9 +97,9 @@ def test_an_effect_that_raises_stops_no_other(hands: Hands, monkeypatch: pytest.
         return 0
 
     monkeypatch.setattr(Runs, "admit", admit)
-    with hands.runs.transaction() as transaction:
+    with worker.runs.transaction() as transaction:
         cancel_run(transaction, run_id, "stop")
         transaction.effects.extend([AdmitRuns("a"), AdmitRuns("b")])
 
     assert carried_out == ["a", "b"]
-    assert hands.run(run_id).state == "cancelled"
+    assert worker.run(run_id).state == "cancelled"

@@ -24,7 +24,7 @@ from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.states import RunState
-from tests.workflows.conftest import Hands
+from tests.workflows.conftest import StepWorker
 from tests.workflows.language.test_language import flow
 from tests.workflows.language.test_language import store as keep
 from tests.workflows.runs.test_service import CHAIN, QUEUE, age_messages, let_lease_end, step, submit
@@ -34,34 +34,34 @@ SOON = 15.0
 WAIT = "\n  - {id: pause, kind: wait, for: 1h}"
 
 
-def asleep(hands: Hands, source: str, **inputs: Any) -> UUID:
+def asleep(worker: StepWorker, source: str, **inputs: Any) -> UUID:
     """A run whose wait has begun."""
-    run_id = hands.submit(source, **inputs)
-    hands.work(run_id)
+    run_id = worker.submit(source, **inputs)
+    worker.work(run_id)
     return run_id
 
 
-def test_a_condition_that_overflows_fails_its_step_and_the_sweep_continues(hands: Hands) -> None:
+def test_a_condition_that_overflows_fails_its_step_and_the_sweep_continues(worker: StepWorker) -> None:
     source = flow(
         f"{WAIT}\n  - {{id: after, kind: noop, needs: [pause], when: 'double(inputs.x) > 1.0'}}",
         head="inputs: {x: {type: number}}",
     )
-    bad = asleep(hands, source, x=10**400)
-    good = asleep(hands, source, x=2)
-    hands.pass_time(hours=2)
-    hands.sweep()
-    hands.work()
+    bad = asleep(worker, source, x=10**400)
+    good = asleep(worker, source, x=2)
+    worker.pass_time(hours=2)
+    worker.sweep()
+    worker.work()
 
-    assert hands.run(bad).state == "failed"
-    assert hands.step(bad, "after").error["reason"] == "template_error"
-    assert hands.run(good).state == "succeeded"
+    assert worker.run(bad).state == "failed"
+    assert worker.step(bad, "after").error["reason"] == "template_error"
+    assert worker.run(good).state == "succeeded"
 
 
 def test_an_output_that_raises_fails_its_run_and_the_sweep_continues(
-    hands: Hands, monkeypatch: pytest.MonkeyPatch
+    worker: StepWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = flow(WAIT, head="outputs: {x: '1 + 1'}")
-    bad, good = asleep(hands, source), asleep(hands, source)
+    bad, good = asleep(worker, source), asleep(worker, source)
     real, raised = decisions.outputs.compute, iter([RecursionError("too deep")])
 
     def compute(*arguments: Any) -> Any:
@@ -70,21 +70,21 @@ def test_an_output_that_raises_fails_its_run_and_the_sweep_continues(
         return real(*arguments)
 
     monkeypatch.setattr(decisions.outputs, "compute", compute)
-    hands.pass_time(hours=2)
-    hands.sweep()
+    worker.pass_time(hours=2)
+    worker.sweep()
 
-    states = [hands.run(run_id).state for run_id in (bad, good)]
+    states = [worker.run(run_id).state for run_id in (bad, good)]
     assert sorted(states) == ["failed", "succeeded"]
-    assert "RecursionError: too deep" in hands.run((bad, good)[states.index("failed")]).error["message"]
+    assert "RecursionError: too deep" in worker.run((bad, good)[states.index("failed")]).error["message"]
 
 
 @pytest.mark.parametrize("whatever", [False, True])
 def test_a_run_that_raises_ends_with_the_reason_and_the_sweep_continues(
-    hands: Hands, monkeypatch: pytest.MonkeyPatch, whatever: bool
+    worker: StepWorker, monkeypatch: pytest.MonkeyPatch, whatever: bool
 ) -> None:
     """Even where its cancel raises, too."""
     source = flow(f"{WAIT}\n  - {{id: after, kind: noop, needs: [pause]}}")
-    bad, good = asleep(hands, source), asleep(hands, source)
+    bad, good = asleep(worker, source), asleep(worker, source)
     real = changes.RunChange.write
 
     def write(change: changes.RunChange) -> None:
@@ -94,80 +94,80 @@ def test_a_run_that_raises_ends_with_the_reason_and_the_sweep_continues(
         real(change)
 
     monkeypatch.setattr(changes.RunChange, "write", write)
-    hands.pass_time(hours=2)
-    swept = hands.sweep()
+    worker.pass_time(hours=2)
+    swept = worker.sweep()
 
     assert (swept.resumed, swept.abandoned) == (1, 1)
-    assert hands.run(bad).state == "failed"
-    assert "ZeroDivisionError: a defect" in hands.run(bad).error["message"]
-    assert set(hands.states(bad).values()) <= {"cancelled", "skipped"}
-    assert hands.history(bad)[-1].event == "failed"
-    hands.work(good)
-    assert hands.run(good).state == "succeeded"
-    assert hands.sweep().abandoned == 0
+    assert worker.run(bad).state == "failed"
+    assert "ZeroDivisionError: a defect" in worker.run(bad).error["message"]
+    assert set(worker.states(bad).values()) <= {"cancelled", "skipped"}
+    assert worker.history(bad)[-1].event == "failed"
+    worker.work(good)
+    assert worker.run(good).state == "succeeded"
+    assert worker.sweep().abandoned == 0
 
 
-def test_a_holder_of_an_abandoned_run_is_refused(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id = hands.submit(CHAIN)
-    held = hands.claim("first")
-    let_lease_end(hands.runs.database, run_id)
+def test_a_holder_of_an_abandoned_run_is_refused(worker: StepWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = worker.submit(CHAIN)
+    held = worker.claim("first")
+    let_lease_end(worker.runs.database, run_id)
     with monkeypatch.context() as patched:
         patched.setattr(changes.RunChange, "write", lambda _: 1 / 0)
-        assert hands.sweep().abandoned == 1
+        assert worker.sweep().abandoned == 1
 
-    hands.do(held, {})
-    assert hands.run(run_id).state == "failed"
-    with hands.runs.database.work() as work:
+    worker.do(held, {})
+    assert worker.run(run_id).state == "failed"
+    with worker.runs.database.work() as work:
         assert [row.outcome for row in work.rows(text("SELECT outcome FROM attempt"))] == ["internal"]
-    assert control.retry(hands.runs, run_id) is RunState.RUNNING
-    hands.work()
-    assert hands.run(run_id).state == "succeeded"
+    assert control.retry(worker.runs, run_id) is RunState.RUNNING
+    worker.work()
+    assert worker.run(run_id).state == "succeeded"
 
 
-def test_a_locked_run_is_skipped(hands: Hands) -> None:
-    locked, free = asleep(hands, flow(WAIT)), asleep(hands, flow(WAIT))
-    hands.pass_time(hours=2)
-    with hands.runs.database.work() as work:
+def test_a_locked_run_is_skipped(worker: StepWorker) -> None:
+    locked, free = asleep(worker, flow(WAIT)), asleep(worker, flow(WAIT))
+    worker.pass_time(hours=2)
+    with worker.runs.database.work() as work:
         work.rows(text("SELECT FROM run WHERE id = :id FOR UPDATE"), {"id": locked})
         began = time.monotonic()
-        assert hands.sweep().resumed == 1
+        assert worker.sweep().resumed == 1
         assert time.monotonic() - began < SOON
-        assert hands.run(free).state == "succeeded"
-    assert hands.sweep().resumed == 1
-    assert hands.run(locked).state == "succeeded"
+        assert worker.run(free).state == "succeeded"
+    assert worker.sweep().resumed == 1
+    assert worker.run(locked).state == "succeeded"
 
 
-def test_a_locked_step_of_a_free_run_is_skipped(hands: Hands) -> None:
+def test_a_locked_step_of_a_free_run_is_skipped(worker: StepWorker) -> None:
     """A claim locks the step alone, and its process may be frozen."""
-    locked, free = asleep(hands, flow(WAIT)), asleep(hands, flow(WAIT))
-    hands.pass_time(hours=2)
-    with hands.runs.database.work() as work:
+    locked, free = asleep(worker, flow(WAIT)), asleep(worker, flow(WAIT))
+    worker.pass_time(hours=2)
+    with worker.runs.database.work() as work:
         work.rows(text("SELECT FROM step WHERE run_id = :id FOR UPDATE"), {"id": locked})
         began = time.monotonic()
-        assert hands.sweep().resumed == 1
+        assert worker.sweep().resumed == 1
         assert time.monotonic() - began < SOON
-        assert hands.run(free).state == "succeeded"
+        assert worker.run(free).state == "succeeded"
 
 
-def test_a_locked_concurrency_key_is_skipped(hands: Hands) -> None:
+def test_a_locked_concurrency_key_is_skipped(worker: StepWorker) -> None:
     keyed = flow(WAIT, head="concurrency: {key: one, limit: 1}")
-    first, second = asleep(hands, keyed), asleep(hands, keyed)
-    other = asleep(hands, flow(WAIT, name="other"))
-    hands.pass_time(hours=2)
-    with hands.runs.database.work() as work:
-        key = {"key": hands.run(first).concurrency_key}
+    first, second = asleep(worker, keyed), asleep(worker, keyed)
+    other = asleep(worker, flow(WAIT, name="other"))
+    worker.pass_time(hours=2)
+    with worker.runs.database.work() as work:
+        key = {"key": worker.run(first).concurrency_key}
         work.rows(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7205759404))"), key)
         began = time.monotonic()
-        hands.sweep()
+        worker.sweep()
         assert time.monotonic() - began < SOON
-    assert [hands.run(one).state for one in (first, second, other)] == ["succeeded", "blocked", "succeeded"]
-    assert hands.sweep().repeated == 1
-    assert hands.run(second).state == "queued"
+    assert [worker.run(one).state for one in (first, second, other)] == ["succeeded", "blocked", "succeeded"]
+    assert worker.sweep().repeated == 1
+    assert worker.run(second).state == "queued"
 
 
-def test_concurrent_sweeps_select_different_rows(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_ids = [asleep(hands, flow(WAIT)) for _ in range(20)]
-    hands.pass_time(hours=2)
+def test_concurrent_sweeps_select_different_rows(worker: StepWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_ids = [asleep(worker, flow(WAIT)) for _ in range(20)]
+    worker.pass_time(hours=2)
     real, taken = expiry.end_delay, list[bool]()
 
     def end_delay(*arguments: Any) -> bool:
@@ -176,7 +176,7 @@ def test_concurrent_sweeps_select_different_rows(hands: Hands, monkeypatch: pyte
         return ended
 
     monkeypatch.setattr(expiry, "end_delay", end_delay)
-    threads = [threading.Thread(target=hands.sweep) for _ in range(3)]
+    threads = [threading.Thread(target=worker.sweep) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -185,43 +185,43 @@ def test_concurrent_sweeps_select_different_rows(hands: Hands, monkeypatch: pyte
     assert sum(taken) == 20
     # One may be taken up just when another sweep has let go of it.
     assert len(taken) <= 40
-    assert {hands.run(run_id).state for run_id in run_ids} == {"succeeded"}
+    assert {worker.run(run_id).state for run_id in run_ids} == {"succeeded"}
 
 
-def test_no_concurrency_key_starves_behind_others(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_concurrency_key_starves_behind_others(worker: StepWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are more keys with blocked runs than one sweep examines."""
     source = flow(
         "\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}",
         head='inputs: {k: {type: string}}\nconcurrency: {key: "{{ inputs.k }}", limit: 1}',
     )
-    runs = {key: [hands.submit(source, k=key) for _ in range(2)] for key in "abcdefg"}
+    runs = {key: [worker.submit(source, k=key) for _ in range(2)] for key in "abcdefg"}
     with monkeypatch.context() as patched:
         patched.setattr(Runs, "_carry_out", lambda *_: None)
-        hands.work(runs["g"][0])
+        worker.work(runs["g"][0])
     cursor = SweepCursor()
-    swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, cursor=cursor) for _ in range(4)]
+    swept = [sweep(worker.runs, republish_after=timedelta(minutes=1), batch=2, cursor=cursor) for _ in range(4)]
     assert sum(one.repeated for one in swept) == 1
-    assert hands.run(runs["g"][1]).state == "queued"
+    assert worker.run(runs["g"][1]).state == "queued"
 
 
-def test_lost_answers_are_repeated_page_by_page(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep(hands, flow("\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}", name="child"))
+def test_lost_answers_are_repeated_page_by_page(worker: StepWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(worker, flow("\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}", name="child"))
     call = flow("\n  - {id: ask, kind: workflow, workflow: child}", name="parent")
-    parents = [asleep_on_a_call(hands, call) for _ in range(5)]
-    last = sorted(parents, key=lambda one: hands.step(one, "ask").id)[-1]
+    parents = [asleep_on_a_call(worker, call) for _ in range(5)]
+    last = sorted(parents, key=lambda one: worker.step(one, "ask").id)[-1]
     with monkeypatch.context() as patched:
         patched.setattr(Runs, "_carry_out", lambda *_: None)
-        hands.work(hands.step(last, "ask").called_run_id)
-    hands.pass_time(seconds=5)
+        worker.work(worker.step(last, "ask").called_run_id)
+    worker.pass_time(seconds=5)
     cursor = SweepCursor()
-    swept = [sweep(hands.runs, republish_after=timedelta(minutes=1), batch=2, cursor=cursor) for _ in range(4)]
+    swept = [sweep(worker.runs, republish_after=timedelta(minutes=1), batch=2, cursor=cursor) for _ in range(4)]
     assert sum(one.repeated for one in swept) == 1
-    assert hands.run(last).state == "succeeded"
+    assert worker.run(last).state == "succeeded"
 
 
-def asleep_on_a_call(hands: Hands, source: str) -> UUID:
-    run_id = hands.submit(source)
-    hands.do(hands.claim("ask", run_id), {})
+def asleep_on_a_call(worker: StepWorker, source: str) -> UUID:
+    run_id = worker.submit(source)
+    worker.do(worker.claim("ask", run_id), {})
     return run_id
 
 
@@ -259,9 +259,9 @@ def test_a_queue_of_a_wrong_type_does_not_hide_the_others(
     assert publisher.depth("model.m-1") == 1
 
 
-def test_a_part_of_the_sweep_that_raises_stops_no_other(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id = asleep(hands, flow(WAIT))
-    hands.pass_time(hours=2)
+def test_a_part_of_the_sweep_that_raises_stops_no_other(worker: StepWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = asleep(worker, flow(WAIT))
+    worker.pass_time(hours=2)
     real = overdue.OverdueKind.next
 
     def next_(kind: overdue.OverdueKind, *arguments: Any) -> Any:
@@ -270,18 +270,18 @@ def test_a_part_of_the_sweep_that_raises_stops_no_other(hands: Hands, monkeypatc
         return real(kind, *arguments)
 
     monkeypatch.setattr(overdue.OverdueKind, "next", next_)
-    assert hands.sweep().resumed == 1
-    assert hands.run(run_id).state == "succeeded"
+    assert worker.sweep().resumed == 1
+    assert worker.run(run_id).state == "succeeded"
 
 
 def test_an_effect_that_raises_does_not_fail_the_record_that_ended_the_run(
-    hands: Hands, monkeypatch: pytest.MonkeyPatch
+    worker: StepWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep(hands, flow("\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}", name="child"))
-    parent = asleep_on_a_call(hands, flow("\n  - {id: ask, kind: workflow, workflow: child}", name="parent"))
+    keep(worker, flow("\n  - {id: a, kind: generate, model: 'm:1', prompt: hi}", name="child"))
+    parent = asleep_on_a_call(worker, flow("\n  - {id: ask, kind: workflow, workflow: child}", name="parent"))
     with monkeypatch.context() as patched:
         patched.setattr(Runs, "answer", lambda *_: 1 / 0)
-        hands.work(hands.step(parent, "ask").called_run_id)
-        hands.pass_time(seconds=5)
-        assert hands.sweep().abandoned == 1
-    assert "ZeroDivisionError" in hands.run(parent).error["message"]
+        worker.work(worker.step(parent, "ask").called_run_id)
+        worker.pass_time(seconds=5)
+        assert worker.sweep().abandoned == 1
+    assert "ZeroDivisionError" in worker.run(parent).error["message"]
