@@ -32,6 +32,7 @@ from app.kernel.processes.process import Child
 from app.kernel.settings import Settings
 from app.workflows.language import check
 from app.workflows.language.definition import Definition
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from benchmarks import celery_peer
@@ -181,7 +182,9 @@ class Arriero(Contender):
         self._database_of_runs = Database(site.database_url, pool_size=2)
         self._application = broker.celery_app(self.url, self.settings.broker)
         self._publisher = CeleryPublisher(self._application, self.url)
-        self._runs = Runs(self._database_of_runs, self._publisher, lease=timedelta(seconds=15), max_worker_losses=3)
+        self._runs = Runs(
+            self._database_of_runs, self._publisher, RunPolicy(timedelta(seconds=15), max_worker_losses=3)
+        )
         self._watch = psycopg.connect(self._database_of_runs.raw_url(), autocommit=True)
 
     def environment(self) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.workflows.runs import change
+from app.workflows.runs.changes import change
 from benchmarks.stamps import Stamps
 from workers import programs, step_kinds
 

@@ -37,6 +37,7 @@ from app.kernel.database import Database
 from app.kernel.settings import BrokerSettings, LogSettings
 from app.scheduler import needs, reconcile
 from app.scheduler.reconcile_pass import ReconcileTimes
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
 from app.workflows.schedules.service import Schedules
 from benchmarks.steps import servers
@@ -209,7 +210,7 @@ def site() -> Iterator[Site]:
         with database.work() as work:
             work.run(text("INSERT INTO definition (sha256, document) VALUES ('kept', '{}')"))
         publisher = CeleryPublisher(celery_app(made.valkey.url, BrokerSettings()), made.valkey.url)
-        runs = Runs(database, publisher, lease=timedelta(seconds=15), max_worker_losses=3, chance=lambda: 0.5)
+        runs = Runs(database, publisher, RunPolicy(timedelta(seconds=15), max_worker_losses=3, chance=lambda: 0.5))
         try:
             yield Site(database, runs)
         finally:

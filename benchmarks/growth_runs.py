@@ -25,9 +25,10 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import BrokerSettings
 from app.workflows import retention
-from app.workflows.runs.overdue import Place
+from app.workflows.runs.changes.transactions import RunPolicy
+from app.workflows.runs.recovery.overdue import SweepCursor
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
-from app.workflows.runs.sweep import sweep
 from app.workflows.schedules.service import Schedules
 
 _MAKE = text("""
@@ -91,9 +92,9 @@ def fill(database: Database, waiting: int, kept: int) -> None:
 
 def jobs() -> dict[str, Callable[[Runs], object]]:
     """Each timed job on runs, as a control worker runs it."""
-    place = Place()
+    cursor = SweepCursor()
     return {
-        "sweep": lambda runs: sweep(runs, republish_after=timedelta(hours=1), place=place),
+        "sweep": lambda runs: sweep(runs, republish_after=timedelta(hours=1), cursor=cursor),
         "expiry": lambda runs: retention.remove_runs(runs.database),
         "schedules": lambda runs: Schedules(runs, timedelta(days=1)).advance_all(),
     }
@@ -130,7 +131,7 @@ def main() -> None:
         database.upgrade()
         url = servers.valkey.url
         publisher = CeleryPublisher(broker.celery_app(url, BrokerSettings()), url)
-        runs = Runs(database, publisher, timedelta(seconds=15), 3)
+        runs = Runs(database, publisher, RunPolicy(timedelta(seconds=15), max_worker_losses=3))
         print("| waiting, of each kind | kept | " + " | ".join(f"{job}, ms" for job in jobs()) + " |")
         print("|---|---|" + "---|" * len(jobs()))
         for size in asked.sizes.split(","):

@@ -28,8 +28,9 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.processes.process import end_leftovers
 from app.kernel.settings import BrokerSettings
-from app.workflows.runs import rows  # noqa: F401 as above
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
+from app.workflows.runs.storage import rows  # noqa: F401 as above
 
 # A shell's background job begins with SIGINT ignored, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,4 +159,4 @@ def publisher(valkey: redis.Redis, redis_url: str) -> Iterator[CeleryPublisher]:
 
 @pytest.fixture
 def runs(database: Database, publisher: CeleryPublisher) -> Runs:
-    return Runs(database, publisher, lease=timedelta(seconds=15), max_worker_losses=3, chance=lambda: 0.5)
+    return Runs(database, publisher, RunPolicy(timedelta(seconds=15), max_worker_losses=3, chance=lambda: 0.5))

@@ -23,7 +23,7 @@ from app.scheduler import reconcile
 from app.scheduler.observation import FleetDemand
 from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows import retention
-from app.workflows.runs.sweep import sweep
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.schedules.service import Schedules
 from workers.messaging.timetable import EXPIRE, SCHEDULES, SWEEP
 from workers.runtime import Runtime
@@ -40,7 +40,7 @@ _RUNNING: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def run_sweep(runtime: Runtime) -> None:
-    """Recover lost work: see `app.workflows.runs.sweep`."""
+    """Recover lost work: see `app.workflows.runs.recovery.sweep`."""
     with _exclusive(SWEEP) as acquired:
         if not acquired:
             return
@@ -48,7 +48,7 @@ def run_sweep(runtime: Runtime) -> None:
             swept = sweep(
                 runtime.runs,
                 republish_after=runtime.settings.runs.republish_after,
-                place=runtime.swept,
+                cursor=runtime.sweep_cursor,
                 in_time=_time_limit(_SWEEP_SECONDS),
             )
         except Unavailable as error:

@@ -25,7 +25,7 @@ from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.service import Runs
-from app.workflows.runs.store import STOP_CHANNEL
+from app.workflows.runs.storage.store import STOP_CHANNEL
 from app.workflows.state_machine.states import StepState
 
 _log = log.get(__name__)
@@ -107,7 +107,7 @@ class Leases:
     ) -> None:
         self._runs, self.owner = runs, owner
         self._interval = interval.total_seconds()
-        self._lease = runs.lease.total_seconds()
+        self._lease = runs.policy.lease.total_seconds()
         self._stalled_for = stalled_for
         self._held: dict[UUID, Holding] = {}
         self._lock = threading.Lock()

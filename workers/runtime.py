@@ -19,9 +19,9 @@ from app.kernel.database import Database
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import WakingPublisher
-from app.workflows.runs import owners
-from app.workflows.runs.overdue import Place
-from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.changes.transactions import RunPolicy
+from app.workflows.runs.recovery import owners
+from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
@@ -64,7 +64,7 @@ class Runtime:
     #: The catalogue of models, as this process read it when it started.
     catalog: Catalog
     #: Where the last sweep of this process ended.
-    swept: Place = field(default_factory=Place)
+    sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
 
     @property
     def owner(self) -> str:
@@ -93,14 +93,8 @@ def start(
     `incarnation` is an id that the parent gave to this process alone, so that the parent can expire its leases when the
     process dies. Without one a random id is used.
     """
-    runs = Runs(
-        resources.database,
-        WakingPublisher(CeleryPublisher(app, addresses.of(settings).redis_url)),
-        lease=settings.runs.lease,
-        max_worker_losses=settings.runs.max_worker_losses,
-        retention=settings.runs.retention,
-        limits=PayloadLimits.of(settings.runs),
-    )
+    publisher = WakingPublisher(CeleryPublisher(app, addresses.of(settings).redis_url))
+    runs = Runs(resources.database, publisher, RunPolicy.of(settings.runs))
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)

@@ -21,8 +21,8 @@ import structlog
 
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
-from app.workflows.runs.abandon import abandon, abandon_step, reason_of
 from app.workflows.runs.claims import Claim
+from app.workflows.runs.recovery.abandon import abandon, abandon_step, reason_of
 from app.workflows.state_machine.outcomes import Failure, Outcome, Success
 from workers import step_kinds
 from workers.leases import Holding, StopReason

@@ -52,7 +52,7 @@ from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.wake_up import WakingPublisher, wake_reconciler
 from app.workflows.language.definition import Definition
-from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
 from app.workflows.schedules.schedule import Schedule
 
@@ -121,14 +121,7 @@ def create_app(settings: Settings) -> FastAPI:
         servers.database_url, pool_size=(threads.CONNECTIONS + 1) // 2, answer_timeout=ANSWER_TIMEOUT
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    service = Runs(
-        database,
-        WakingPublisher(publisher),
-        lease=settings.runs.lease,
-        max_worker_losses=settings.runs.max_worker_losses,
-        retention=settings.runs.retention,
-        limits=PayloadLimits.of(settings.runs),
-    )
+    service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs))
     catalog = files.read_catalog(settings.catalog.files)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
     return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet), operator_commands))

@@ -165,6 +165,10 @@ class UnitOfWork:
         """Execute a statement and return its first row, or None."""
         return self.execute(statement, parameters).fetchone()
 
+    def execute_of(self, type_: type[Any], statement: TextClause, parameters: Parameters | None = None) -> QueryResult:
+        """As `execute`, with the rows as objects of a class whose fields have the names of the columns."""
+        return self._add(statement, parameters, class_row(type_))
+
     def rows_of(self, type_: type[T], statement: TextClause, parameters: Parameters | None = None) -> list[T]:
         """Execute a statement and return its rows as objects of a class whose fields have the names of the columns."""
         found: list[T] = self._add(statement, parameters, class_row(type_)).fetchall()

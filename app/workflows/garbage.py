@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlmodel import SQLModel
 
 from app.kernel.database import UnitOfWork
-from app.workflows.runs import rows  # noqa: F401 registers the tables whose foreign keys are read below
+from app.workflows.runs.storage import rows  # noqa: F401 registers the tables whose foreign keys are read below
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 as above
 
 

@@ -19,8 +19,8 @@ from app.kernel.errors import InvalidDefinition, NotFound, Problem
 from app.workflows.language import check
 from app.workflows.language import definition as definitions
 from app.workflows.language.definition import Definition
-from app.workflows.runs import store
-from app.workflows.runs.payloads import as_json
+from app.workflows.runs.storage import store
+from app.workflows.runs.storage.payloads import as_json
 
 #: The folder of the shipped workflows.
 LIBRARY = Path(__file__).parent / "library"

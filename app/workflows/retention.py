@@ -20,9 +20,10 @@ from app.kernel import log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, RowsLocked
 from app.workflows import garbage
-from app.workflows.runs import store, transactions
+from app.workflows.runs.changes import transactions
+from app.workflows.runs.recovery.sweep import InTime
+from app.workflows.runs.storage import removal
 from app.workflows.runs.submission import MAX_DEPTH
-from app.workflows.runs.sweep import InTime
 
 _log = log.get(__name__)
 
@@ -44,7 +45,7 @@ def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:
         ids: list[UUID] = []
         try:
             with transactions.begin(database, _LOCK_WAIT) as work:
-                ids = store.expired_runs(work, batch_size, skipped)
+                ids = removal.expired_runs(work, batch_size, skipped)
                 removed += _remove_part(work, ids)
         except DatabaseUnreachable:
             raise
@@ -70,13 +71,13 @@ def _remove_part(work: UnitOfWork, ids: list[UUID]) -> int:
     """
     top = ids
     for _ in range(MAX_DEPTH + 1):
-        called = store.called_runs(work, ids, _RUNS)
+        called = removal.called_runs(work, ids, _RUNS)
         if not called:
             break
         ids = called
-    if not ids or store.remove_items(work, ids, _ITEMS) == _ITEMS:
+    if not ids or removal.remove_items(work, ids, _ITEMS) == _ITEMS:
         return 0
-    removed = store.remove_runs(work, ids)
+    removed = removal.remove_runs(work, ids)
     return removed if ids == top else 0
 
 

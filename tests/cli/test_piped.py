@@ -15,7 +15,7 @@ from app.workflows.language import check
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from tests.cli.conftest import Arriero
-from tests.workflows.conftest import Hands
+from tests.workflows.conftest import StepWorker
 
 LONG = "a long text that no pipe may break " * 12
 FLOW = f"""
@@ -71,10 +71,10 @@ def run_id(arriero: Arriero, database: Database, runs: Runs, tmp_path: Path) -> 
     registry.put(database, "flow", check.parse(FLOW.replace("a long text that", "another long text, that")))
     (tmp_path / "nightly.yaml").write_text(SCHEDULE)
     arriero("schedules", "put", tmp_path / "nightly.yaml")
-    hands = Hands(runs)
+    worker = StepWorker(runs)
     made = str(runs.submit(Submission(check.parse(FLOW), {"text": LONG}, 1)).id)
-    hands.tell(made, "ok", {"approved": True, "comment": LONG})
-    hands.work()
+    worker.send_event(made, "ok", {"approved": True, "comment": LONG})
+    worker.work()
     return made
 
 

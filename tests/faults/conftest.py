@@ -48,9 +48,10 @@ from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, R
 from app.scheduler import needs
 from app.workflows.language import check
 from app.workflows.runs import views
+from app.workflows.runs.changes.transactions import RunPolicy
+from app.workflows.runs.details import RunView
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.views import RunView
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 from tests.fleet.granting import begun, cpu_report, granted
 
@@ -298,7 +299,7 @@ class Cluster:
         )
         self.database = Database(self._postgres.url, pool_size=2)
         self.publisher = CeleryPublisher(broker.celery_app(self._valkey.url, BrokerSettings()), self._valkey.url)
-        self.runs = Runs(self.database, self.publisher, RUNS.lease, RUNS.max_worker_losses)
+        self.runs = Runs(self.database, self.publisher, RunPolicy(RUNS.lease, RUNS.max_worker_losses))
 
     def close(self) -> None:
         """Stop everything. Print the ends of the logs, which pytest shows next to a failure."""

@@ -17,7 +17,7 @@ from app.workflows.language import check
 from app.workflows.runs import control, views
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
-from tests.workflows.conftest import Hands, fails_then, failure
+from tests.workflows.conftest import StepWorker, fails_then, failure
 
 TWO = """
 workflow: two
@@ -64,31 +64,31 @@ def test_the_deadline_of_demand_is_that_of_the_start_of_a_step(runs: Runs) -> No
 
 
 def test_future_steps_are_demand_and_running_steps_count_for_their_namespace(runs: Runs) -> None:
-    hands = Hands(runs)
+    worker = StepWorker(runs)
     run_id = submit(runs, labels={"namespace": "team-a"})
-    hands.claim("a", run_id)
+    worker.claim("a", run_id)
 
     found = observed(runs)
     (coming,) = found.waiting
     assert (coming.model, coming.namespace, coming.ready is not None) == ("n:1", "team-a", True)
-    assert {worker: one.steps for worker, one in found.in_flight.items()} == {"hands": {"team-a": 1}}
+    assert {worker: one.steps for worker, one in found.in_flight.items()} == {"worker": {"team-a": 1}}
 
 
 def test_steps_in_flight_have_their_number_of_preemptions(runs: Runs) -> None:
-    hands = Hands(runs)
+    worker = StepWorker(runs)
     run_id = submit(runs)
-    hands.do(hands.claim("a", run_id), {"a": failure("worker_stopped")})
-    hands.claim("a", run_id)
+    worker.do(worker.claim("a", run_id), {"a": failure("worker_stopped")})
+    worker.claim("a", run_id)
 
-    assert observed(runs).in_flight["hands"].preemptions == 1
+    assert observed(runs).in_flight["worker"].preemptions == 1
 
 
 def test_a_called_run_belongs_to_the_namespace_of_its_caller(runs: Runs) -> None:
     registry.put(runs.database, "two", check.parse(TWO))
     caller = "workflow: caller\nlabels: {namespace: team-a, other: x}\nsteps: [{id: c, kind: workflow, workflow: two}]"
-    hands = Hands(runs)
-    run_id = hands.submit(caller)
-    hands.work(run_id)
+    worker = StepWorker(runs)
+    run_id = worker.submit(caller)
+    worker.work(run_id)
 
     assert {one.namespace for one in observed(runs).waiting} == {"team-a"}
 
@@ -100,7 +100,7 @@ def test_an_invalid_namespace_label_is_rejected(runs: Runs) -> None:
 
 
 def test_the_detail_of_a_step_says_what_it_waits_for(runs: Runs) -> None:
-    hands = Hands(runs)
+    worker = StepWorker(runs)
     run_id = submit(runs)
     a, b = step_of(runs, run_id, "a"), step_of(runs, run_id, "b")
 
@@ -112,9 +112,9 @@ def test_the_detail_of_a_step_says_what_it_waits_for(runs: Runs) -> None:
     control.pause(runs, run_id)
     assert f"arriero runs resume {run_id}" in detail(a)
     control.resume(runs, run_id)
-    claim = hands.claim("a", run_id)
-    assert detail(a) == "it is running, on hands"
-    hands.do(claim, {"a": fails_then("x", 100)})
+    claim = worker.claim("a", run_id)
+    assert detail(a) == "it is running, on worker"
+    worker.do(claim, {"a": fails_then("x", 100)})
     assert "the next one starts in" in detail(a)
     with pytest.raises(NotFound):
         demand.find_step(runs.database, run_id)

@@ -17,7 +17,7 @@ from app.workflows.language import check
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from tests.growth import analyze, keep_ended, rows_read
-from tests.workflows.conftest import Hands
+from tests.workflows.conftest import StepWorker
 
 MAP = """
 workflow: maps
@@ -53,9 +53,9 @@ def cost(database: Database) -> int:
 
 def submit_map(runs: Runs, items: int) -> UUID:
     """Submits a map of which two items are ready, and the others have not started."""
-    hands = Hands(runs)
-    run_id = hands.submit(MAP, all=list(range(items)))
-    hands.do(hands.claim("read", run_id), {})
+    worker = StepWorker(runs)
+    run_id = worker.submit(MAP, all=list(range(items)))
+    worker.do(worker.claim("read", run_id), {})
     analyze(runs.database)
     return run_id
 
@@ -132,15 +132,15 @@ def test_the_duration_of_old_attempts_is_used(runs: Runs, one: Database) -> None
 def test_the_duration_is_the_mean_of_the_last_attempts(runs: Runs, one: Database) -> None:
     """Delays before attempts, failed attempts and old attempts do not count."""
     keep_ended(runs.database, 200)
-    hands = Hands(runs)
+    worker = StepWorker(runs)
     for _ in range(50):
-        run_id = hands.submit(ONE)
-        hands.do(hands.claim("a", run_id), {})
+        run_id = worker.submit(ONE)
+        worker.do(worker.claim("a", run_id), {})
     took = "UPDATE attempt SET started_at = finished_at - interval '2 s' WHERE finished_at > now() - interval '1 hour'"
     with runs.database.work() as work:
         work.run(text(took))
         work.run(text("UPDATE step SET started_at = finished_at - interval '1 minute' WHERE state = 'succeeded'"))
-    hands.submit(ONE)
+    worker.submit(ONE)
     assert [step.work for step in observed(one).waiting] == [timedelta(seconds=2)]
 
 

@@ -30,7 +30,7 @@ from app.kernel.database import Database
 from app.kernel.embedded import PostgresServer, start_postgres
 from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 from app.kernel.settings import Settings
-from app.workflows.runs import rows  # noqa: F401 as above
+from app.workflows.runs.storage import rows  # noqa: F401 as above
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 as above
 from tests.frozen import frozen
 from workers.runtime import Resources

@@ -15,9 +15,10 @@ from sqlalchemy import text
 
 from app.workflows.language import check
 from app.workflows.runs import views
+from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.service import Runs
-from app.workflows.runs.store import STOP_CHANNEL
+from app.workflows.runs.storage.store import STOP_CHANNEL
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import StepState
 from workers.leases import Holding, Leases, StopReason
@@ -35,7 +36,7 @@ def make(runs: Runs) -> Iterator[Make]:
     made: list[Leases] = []
 
     def create(*, lease: float = 60.0, interval: float = 0.05, stalled: float = 0.0, of: type[Runs] = Runs) -> Leases:
-        short = of(runs.database, runs.publisher, timedelta(seconds=lease), 3)
+        short = of(runs.database, runs.publisher, RunPolicy(timedelta(seconds=lease), max_worker_losses=3))
         one = Leases(short, OWNER, interval=timedelta(seconds=interval), stalled_for=lambda: timedelta(seconds=stalled))
         one.start()
         made.append(one)

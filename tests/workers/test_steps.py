@@ -15,8 +15,8 @@ from app.catalog.catalog import Catalog
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.workflows.language import check
-from app.workflows.runs import change as changes
 from app.workflows.runs import claims, views
+from app.workflows.runs.changes import change as changes
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.outcomes import Success

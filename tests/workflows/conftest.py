@@ -1,4 +1,4 @@
-"""Hands: a test double of a worker, with which a test controls the outcome of each step and its time."""
+"""StepWorker: a test double of a worker, with which a test controls the outcome of each step and its time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from app.workflows.language import check
 from app.workflows.language.steps import MODEL_KINDS, HttpFields
 from app.workflows.runs import control, views
 from app.workflows.runs.claims import Claim
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.sweep import sweep
 from app.workflows.state_machine.outcomes import Failure, Outcome, Success
 from workers import step_kinds
 from workers.leases import Holding
@@ -32,10 +32,10 @@ _READY = text("""
 Answer = Any
 
 
-class Hands:
+class StepWorker:
     """Runs the steps of runs one by one, like a worker."""
 
-    owner = "hands@here/1/abc"
+    owner = "worker@here/1/abc"
 
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
@@ -133,7 +133,7 @@ class Hands:
     def history(self, run_id: UUID) -> list[Any]:
         return views.history(self.runs.database, run_id)[1]
 
-    def tell(self, run_id: UUID, name: str, payload: Any = None, key: str | None = None) -> control.SentEvent:
+    def send_event(self, run_id: UUID, name: str, payload: Any = None, key: str | None = None) -> control.SentEvent:
         return control.send_event(self.runs, run_id, name, payload, key)
 
 
@@ -153,6 +153,6 @@ def fails_then(value: Any, times: int = 1, reason: str = "engine_error") -> Call
 
 
 @pytest.fixture
-def hands(runs: Runs) -> Hands:
+def worker(runs: Runs) -> StepWorker:
     """A worker for the runs of the test."""
-    return Hands(runs)
+    return StepWorker(runs)

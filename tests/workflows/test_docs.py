@@ -33,7 +33,7 @@ from app.workflows.runs.submission import Submission
 from app.workflows.schedules import check as schedule_check
 from app.workflows.state_machine.outcomes import Success
 from app.workflows.state_machine.states import RunState, StepState
-from tests.workflows.conftest import Hands, failure
+from tests.workflows.conftest import StepWorker, failure
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -102,8 +102,8 @@ def is_workflow(data: Any) -> bool:
     return isinstance(data, dict) and "workflow" in data and "schedule" not in data
 
 
-def submitted(hands: Hands, name: str) -> UUID:
-    return hands.runs.submit(Submission(check.parse(documented()[name], KNOWN), GIVEN[name])).id
+def submitted(worker: StepWorker, name: str) -> UUID:
+    return worker.runs.submit(Submission(check.parse(documented()[name], KNOWN), GIVEN[name])).id
 
 
 @pytest.mark.parametrize(
@@ -117,35 +117,35 @@ def submitted(hands: Hands, name: str) -> UUID:
         ("welcome", {"greet": None}),
     ],
 )
-def test_examples_have_the_expected_output(hands: Hands, name: str, output: Any) -> None:
-    run_id = submitted(hands, name)
-    hands.work()
+def test_examples_have_the_expected_output(worker: StepWorker, name: str, output: Any) -> None:
+    run_id = submitted(worker, name)
+    worker.work()
 
-    assert hands.run(run_id).output == output
+    assert worker.run(run_id).output == output
     if name == "welcome":
-        assert submitted(hands, name) == run_id
+        assert submitted(worker, name) == run_id
 
 
-def test_the_failing_example_runs_on_failure(hands: Hands) -> None:
-    run_id = submitted(hands, "booking")
+def test_the_failing_example_runs_on_failure(worker: StepWorker) -> None:
+    run_id = submitted(worker, "booking")
     answer = {"status": 201, "headers": {}, "body": {"id": 7}}
-    hands.work(reserve=answer, pay=failure("http_4xx"), release={}, tell={})
+    worker.work(reserve=answer, pay=failure("http_4xx"), release={}, tell={})
 
-    assert hands.run(run_id).state == "failed"
-    assert [hands.states(run_id)[key] for key in ("reserve", "release", "tell")] == ["succeeded"] * 3
+    assert worker.run(run_id).state == "failed"
+    assert [worker.states(run_id)[key] for key in ("reserve", "release", "tell")] == ["succeeded"] * 3
 
 
 @pytest.mark.parametrize(("verdict", "letter"), [("bad", "apologise"), ("good", "thank")])
-def test_the_example_with_an_approval_waits_before_it_publishes(hands: Hands, verdict: str, letter: str) -> None:
+def test_the_example_with_an_approval_waits_before_it_publishes(worker: StepWorker, verdict: str, letter: str) -> None:
     assert check.parse(documented()["reviews"]) == check.parse((ROOT / "examples/reviews.yaml").read_text())
-    run_id = submitted(hands, "reviews")
-    hands.work(judge=lambda claim: Success(("good", verdict)[claim.data["index"]]))
-    assert hands.step(run_id, "publish").awaits["message"] == f"Publish this? the text of {letter}"
-    hands.tell(run_id, "publish", {"approved": True})
-    hands.work()
+    run_id = submitted(worker, "reviews")
+    worker.work(judge=lambda claim: Success(("good", verdict)[claim.data["index"]]))
+    assert worker.step(run_id, "publish").awaits["message"] == f"Publish this? the text of {letter}"
+    worker.send_event(run_id, "publish", {"approved": True})
+    worker.work()
 
     verdicts = ["good", verdict]
-    assert hands.run(run_id).output == {"verdicts": verdicts, "letter": f"the text of {letter}", "published": True}
+    assert worker.run(run_id).output == {"verdicts": verdicts, "letter": f"the text of {letter}", "published": True}
 
 
 def tables() -> Iterator[tuple[str, list[list[str]]]]:

@@ -23,7 +23,7 @@ from app.workflows import registry
 from app.workflows.language import source
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
-from tests.workflows.conftest import Hands, failure
+from tests.workflows.conftest import StepWorker, failure
 from workers import steps
 from workers.engine.engine import LlamaEngine
 from workers.leases import Leases
@@ -53,7 +53,7 @@ class Workers:
     """A control worker and a pool in the process of the test."""
 
     def __init__(self, runs: Runs, engine: LlamaEngine, port: int) -> None:
-        self.hands = Hands(runs)
+        self.worker = StepWorker(runs)
         http = HttpSettings(allowed_hosts=(f"127.0.0.1:{port}",), allow_private=True)
         own = settings.load(environment={}).settings.model_copy(update={"http": http})
         self._leases = Leases(runs, "library@here/1/abc", interval=timedelta(seconds=3))
@@ -65,10 +65,10 @@ class Workers:
 
     def work(self, run_id: UUID) -> Any:
         """Run all ready steps one by one, so that prompts share their prefixes; return the run."""
-        while rows := [row for row in self.hands.ready(run_id) if row.queue in ("io", "model.smollm2-135m")]:
+        while rows := [row for row in self.worker.ready(run_id) if row.queue in ("io", "model.smollm2-135m")]:
             for row in rows:
                 steps.run_step(self._runtime, row.id, row.attempt)
-        return self.hands.run(run_id)
+        return self.worker.run(run_id)
 
 
 class RecordingServer(HTTPServer):
@@ -113,7 +113,7 @@ def workers(runs: Runs, engine: LlamaEngine, recording_server: RecordingServer) 
 @pytest.mark.slow
 def test_a_digest_contains_only_lines_of_the_text(workers: Workers) -> None:
     text = (EXAMPLES / "reports/hut-season.txt").read_text()
-    run = workers.work(submitted(workers.hands.runs, "document-digest", text=text))
+    run = workers.work(submitted(workers.worker.runs, "document-digest", text=text))
 
     assert run.state == "succeeded", run.error
     digest, plain = run.output, " ".join(text.split())
@@ -121,7 +121,7 @@ def test_a_digest_contains_only_lines_of_the_text(workers: Workers) -> None:
     assert len(digest["points"]) == -(-digest["sentences"] // 6), "one of every six"
     assert digest["key_points"] == digest["points"], "few enough for one request"
     assert digest["lead"] in digest["key_points"]
-    assert len(workers.hands.items(run.id, "choose")) == len(digest["points"])
+    assert len(workers.worker.items(run.id, "choose")) == len(digest["points"])
 
 
 def numbered(claim: Any) -> Any:
@@ -130,17 +130,17 @@ def numbered(claim: Any) -> Any:
 
 
 @pytest.mark.parametrize("sentences", [1, 6, 37, 217, 1500])
-def test_a_digest_of_any_length_needs_few_requests(hands: Hands, sentences: int) -> None:
+def test_a_digest_of_any_length_needs_few_requests(worker: StepWorker, sentences: int) -> None:
     lines = [f"This is what sentence {n} has to say." for n in range(sentences)]
-    run_id = submitted(hands.runs, "document-digest", text="A heading\n\n" + " ".join(lines))
-    hands.work(choose=numbered, choose_again=numbered, choose_lead=numbered)
-    digest = hands.run(run_id).output
+    run_id = submitted(worker.runs, "document-digest", text="A heading\n\n" + " ".join(lines))
+    worker.work(choose=numbered, choose_again=numbered, choose_lead=numbered)
+    digest = worker.run(run_id).output
 
     assert digest["sentences"] == sentences
     assert set(digest["key_points"]) <= set(digest["points"]) <= set(lines)
     assert len(digest["key_points"]) <= 6 < len(digest["points"]) or digest["key_points"] == digest["points"]
     assert digest["lead"] == digest["key_points"][-1]
-    assert sum("choose" in key and "[" in key for key in hands.done) <= 43
+    assert sum("choose" in key and "[" in key for key in worker.done) <= 43
 
 
 def invoice(name: str) -> str:
@@ -149,21 +149,21 @@ def invoice(name: str) -> str:
 
 @pytest.mark.slow
 def test_extracted_fields_conform_and_doubtful_ones_are_listed(workers: Workers) -> None:
-    text, hands = invoice("01-stove"), workers.hands
-    run_id = submitted(hands.runs, "extraction", text=text, limit=0)
+    text, worker = invoice("01-stove"), workers.worker
+    run_id = submitted(worker.runs, "extraction", text=text, limit=0)
     workers.work(run_id)
 
     definition = registry.shipped()["extraction"].definition
     schema = definition.step("extract").output.schema_  # type: ignore[union-attr]
-    fields = hands.step(run_id, "fields").output
+    fields = worker.step(run_id, "fields").output
     assert list(Draft202012Validator(schema).iter_errors(fields)) == []
     doubts = [name for name, value in fields.items() if value is not None and value not in text.replace(",", "")]
-    assert hands.step(run_id, "still_doubts").output == doubts
-    assert hands.step(run_id, "look").output == "person", "nothing is below a limit of 0"
-    asked = hands.step(run_id, "approve").awaits["message"]
+    assert worker.step(run_id, "still_doubts").output == doubts
+    assert worker.step(run_id, "look").output == "person", "nothing is below a limit of 0"
+    asked = worker.step(run_id, "approve").awaits["message"]
     assert all(str(value) in asked for value in fields.values())
     assert all(name in asked for name in doubts)
-    hands.tell(run_id, "approve", {"approved": True, "comment": "paid"})
+    worker.send_event(run_id, "approve", {"approved": True, "comment": "paid"})
     assert workers.work(run_id).output == {
         "fields": fields,
         "doubts": doubts,
@@ -176,47 +176,47 @@ RIGHT = {"supplier": "Hornos Llanes", "number": "5519", "total": "96.80", "curre
 NOTHING = dict.fromkeys(RIGHT) | {"supplier": "Hornos Llanes"}
 
 
-def extracted(hands: Hands, first: Any, second: Any = None, **inputs: Any) -> UUID:
-    run_id = submitted(hands.runs, "extraction", text=invoice("01-stove"), **inputs)
-    hands.work(run_id, extract=first, correct=second)
+def extracted(worker: StepWorker, first: Any, second: Any = None, **inputs: Any) -> UUID:
+    run_id = submitted(worker.runs, "extraction", text=invoice("01-stove"), **inputs)
+    worker.work(run_id, extract=first, correct=second)
     return run_id
 
 
-def test_values_found_in_the_text_need_no_approval(hands: Hands) -> None:
-    run = hands.run(extracted(hands, RIGHT))
+def test_values_found_in_the_text_need_no_approval(worker: StepWorker) -> None:
+    run = worker.run(extracted(worker, RIGHT))
 
     assert run.output == {"fields": RIGHT, "doubts": [], "status": "accepted", "comment": None}
-    assert "correct" not in hands.done
+    assert "correct" not in worker.done
 
 
-def test_values_not_in_the_text_are_requested_again(hands: Hands) -> None:
+def test_values_not_in_the_text_are_requested_again(worker: StepWorker) -> None:
     def correct(claim: Any) -> Any:
         asked = prompts.request_of(claim.work, claim.data, priority="standard", attempt=1).prompt
         assert asked is not None
         assert asked.endswith('"due": "2026-12-01"}\nNot in the text: number 9915, total 69.80\n')
         return RIGHT
 
-    run_id = extracted(hands, RIGHT | {"number": "9915", "total": "69.80"}, correct)
-    assert hands.run(run_id).output["status"] == "accepted"
+    run_id = extracted(worker, RIGHT | {"number": "9915", "total": "69.80"}, correct)
+    assert worker.run(run_id).output["status"] == "accepted"
 
 
 @pytest.mark.parametrize(
     ("answer", "status"),
     [({"approved": True}, "approved"), ({"approved": False, "comment": "not ours"}, "rejected"), (None, "expired")],
 )
-def test_values_that_stay_wrong_need_an_approval(hands: Hands, answer: Any, status: str) -> None:
+def test_values_that_stay_wrong_need_an_approval(worker: StepWorker, answer: Any, status: str) -> None:
     wrong = RIGHT | {"due": "2026-12-31"}
-    run_id = extracted(hands, wrong, wrong)
-    assert "Not in the text: due." in hands.step(run_id, "approve").awaits["message"]
+    run_id = extracted(worker, wrong, wrong)
+    assert "Not in the text: due." in worker.step(run_id, "approve").awaits["message"]
     if answer is None:
-        hands.pass_time(days=4)
-        hands.sweep()
+        worker.pass_time(days=4)
+        worker.sweep()
     else:
-        hands.tell(run_id, "approve", answer)
-    hands.work(run_id)
+        worker.send_event(run_id, "approve", answer)
+    worker.work(run_id)
 
-    assert hands.run(run_id).output["status"] == status
-    assert hands.run(run_id).output["doubts"] == ["due"]
+    assert worker.run(run_id).output["status"] == status
+    assert worker.run(run_id).output["doubts"] == ["due"]
 
 
 @pytest.mark.parametrize(
@@ -228,21 +228,21 @@ def test_values_that_stay_wrong_need_an_approval(hands: Hands, answer: Any, stat
         (NOTHING, 0, "no_invoice"),
     ],
 )
-def test_the_approval_depends_on_the_fields(hands: Hands, fields: Any, limit: float, status: str | None) -> None:
-    run = hands.run(extracted(hands, fields, limit=limit))
+def test_the_approval_depends_on_the_fields(worker: StepWorker, fields: Any, limit: float, status: str | None) -> None:
+    run = worker.run(extracted(worker, fields, limit=limit))
 
     assert (run.state, run.output and run.output["status"]) == ("succeeded" if status else "running", status)
 
 
 @pytest.mark.slow
 def test_a_text_that_is_too_long_falls_back_to_another_model(workers: Workers) -> None:
-    run_id = submitted(workers.hands.runs, "extraction", text="Rechnung über 1.00 EUR " * 860)
+    run_id = submitted(workers.worker.runs, "extraction", text="Rechnung über 1.00 EUR " * 860)
     workers.work(run_id)
-    step = workers.hands.step(run_id, "extract")
+    step = workers.worker.step(run_id, "extract")
 
     assert (step.state, step.model) == ("ready", "qwen3:0.6b"), "it waits for a pool of that model"
-    workers.hands.pass_time(minutes=16)
-    workers.hands.sweep()
+    workers.worker.pass_time(minutes=16)
+    workers.worker.sweep()
     assert "total_timeout" in workers.work(run_id).error["message"]
 
 
@@ -252,11 +252,11 @@ NIGHT: dict[str, Any] = source.read((EXAMPLES / "nightly/2026-11-20.yaml").read_
 @pytest.mark.slow
 def test_a_night_is_judged_counted_and_posted(workers: Workers, recording_server: RecordingServer) -> None:
     night = NIGHT | {"notify_url": f"http://127.0.0.1:{recording_server.server_port}/nights"}
-    run_id = submitted(workers.hands.runs, "nightly-batch", **night)
+    run_id = submitted(workers.worker.runs, "nightly-batch", **night)
     run = workers.work(run_id)
 
     assert run.state == "succeeded", run.error
-    verdicts = [item.output["verdict"] for item in workers.hands.items(run_id, "judge")]
+    verdicts = [item.output["verdict"] for item in workers.worker.items(run_id, "judge")]
     bad = [one["id"] for one, verdict in zip(NIGHT["reviews"], verdicts, strict=True) if verdict == "bad"]
     counts = {"reviews": 8, "good": 8 - len(bad), "bad": len(bad), "failed": 0}
     assert (run.output["counts"], run.output["bad"], run.output["notified"]) == (counts, bad, True)
@@ -264,30 +264,30 @@ def test_a_night_is_judged_counted_and_posted(workers: Workers, recording_server
     assert recording_server.received == [(f"{run_id}/notify", body)]
     assert (run.priority, run.rank, run.labels) == ("batch", 2, {"task": "nightly"})
     assert run.expires_at - run.finished_at == timedelta(days=90)
-    assert submitted(workers.hands.runs, "nightly-batch", **night) == run_id, "a night is done once"
+    assert submitted(workers.worker.runs, "nightly-batch", **night) == run_id, "a night is done once"
 
 
-def test_a_failed_review_does_not_stop_the_others_and_without_a_url_nothing_is_posted(hands: Hands) -> None:
+def test_a_failed_review_does_not_stop_the_others_and_without_a_url_nothing_is_posted(worker: StepWorker) -> None:
     def judge(claim: Any) -> Any:
         index = claim.data["index"]
         return failure("invalid_request") if index == 2 else {"verdict": ("good", "bad")[index % 2]}
 
-    run_id = submitted(hands.runs, "nightly-batch", **NIGHT)
-    hands.work(judge=judge)
-    run = hands.run(run_id)
+    run_id = submitted(worker.runs, "nightly-batch", **NIGHT)
+    worker.work(judge=judge)
+    run = worker.run(run_id)
 
     assert run.output["counts"] == {"reviews": 8, "good": 3, "bad": 4, "failed": 1}
     assert run.output["bad"] == ["boots-044", "jacket-391", "pack-118", "lamp-009"]
     assert "4 bad, 1 not judged" in run.output["report"]
     assert "Bad: boots-044, jacket-391, pack-118, lamp-009" in run.output["report"]
-    assert (run.output["notified"], hands.states(run_id)["notify"]) == (False, "skipped")
+    assert (run.output["notified"], worker.states(run_id)["notify"]) == (False, "skipped")
 
 
-def test_a_late_night_posts_an_alarm(hands: Hands) -> None:
-    run_id = submitted(hands.runs, "nightly-batch", **NIGHT, notify_url="https://hooks.example.com/nights")
+def test_a_late_night_posts_an_alarm(worker: StepWorker) -> None:
+    run_id = submitted(worker.runs, "nightly-batch", **NIGHT, notify_url="https://hooks.example.com/nights")
     seen: list[Any] = []
-    hands.pass_time(hours=9)
-    hands.sweep()
-    hands.work(alarm=lambda claim: seen.append(claim.data["run"]["state"]))
+    worker.pass_time(hours=9)
+    worker.sweep()
+    worker.work(alarm=lambda claim: seen.append(claim.data["run"]["state"]))
 
-    assert (hands.run(run_id).state, seen) == ("failed", ["failed"])
+    assert (worker.run(run_id).state, seen) == ("failed", ["failed"])

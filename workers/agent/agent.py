@@ -49,7 +49,7 @@ from app.kernel.processes import private_file
 from app.kernel.processes.process import AdoptedProcess, Child, adopt
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.reconcile_pass import CHANNEL
-from app.workflows.runs import owners
+from app.workflows.runs.recovery import owners
 from workers.agent import convergence, inventory
 from workers.agent.convergence import (
     ConvergenceLimits,

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from app.api import problems
 from app.api.services import InjectedServices
 from app.workflows.runs import views
-from app.workflows.runs.views import Elsewhere
+from app.workflows.runs.details import Elsewhere
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"])
 

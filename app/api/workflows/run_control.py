@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api import bodies, problems
 from app.api.services import InjectedServices
 from app.api.workflows.runs import RunOut, out
-from app.workflows.runs import control, views
+from app.workflows.runs import control, forks, views
 from app.workflows.state_machine.states import RunState, StepState
 
 router = APIRouter(tags=["runs"])
@@ -120,7 +120,7 @@ def fork(
 
     Inputs can be replaced. Earlier steps keep their outputs.
     """
-    accepted = control.fork(services.runs, run_id, body.step, body.inputs)
+    accepted = forks.fork(services.runs, run_id, body.step, body.inputs)
     response.headers["Location"] = f"/v1/runs/{accepted.id}"
     return out(views.run(services.database, accepted.id))
 

@@ -24,8 +24,8 @@ from app.workflows.language.check import Deployment
 from app.workflows.language.definition import LABEL, Definition, LabelValue, PriorityName
 from app.workflows.language.source import DefinitionSource
 from app.workflows.runs import views
+from app.workflows.runs.details import RunView
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.views import RunView
 from app.workflows.state_machine.states import RunState, StepState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])

@@ -37,7 +37,7 @@ from app.kernel.errors import DatabaseUnreachable, ServerNotStarted
 from app.kernel.processes.process import end_leftovers
 from app.kernel.settings import Settings
 from app.scheduler import needs
-from app.workflows.runs import owners
+from app.workflows.runs.recovery import owners
 
 #: Seconds between two checks of the children.
 _PAUSE = 0.25

@@ -1,4 +1,4 @@
-"""Claims: a step in the hands of a worker, with what its work sees and nothing else."""
+"""Claims: a step that a worker holds, with the data that its work reads and nothing else."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from uuid import UUID
 
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import StepFailure, shortened
-from app.workflows.language import definition as definitions
-from app.workflows.language.graph import Graph, Reads
+from app.workflows.language.graph import Reads
 from app.workflows.language.steps import AnyStep, MapBody, MapStep
-from app.workflows.runs import payloads, store
-from app.workflows.runs.change import RunChange
-from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.changes import graphs
+from app.workflows.runs.changes.change import RunChange
+from app.workflows.runs.storage import payloads, store, values
+from app.workflows.runs.storage.payloads import PayloadLimits
+from app.workflows.runs.storage.selected import ClaimedStep
 from app.workflows.state_machine.outcomes import TokenUsage
 
-#: Characters that are kept of what a model wrote that was not usable.
+#: Characters that are stored of a model's unusable text.
 _TEXT_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A step in the hands of a worker, with all that its work needs."""
+    """A step that a worker holds, with everything that its work needs."""
 
     step_id: UUID
     run_id: UUID
@@ -32,26 +33,26 @@ class Claim:
     attempt: int
     priority: str
     work: AnyStep | MapBody
-    #: What its templates and expressions see: inputs, steps, run; for an item, item and index too.
+    #: The data of its templates and expressions: inputs, steps, run; for an item, item and index too.
     data: Mapping[str, Any]
-    #: The model that it asks now.
+    #: The model of this attempt.
     model: str | None = None
     #: What is left of the time for the whole step.
     remaining: timedelta | None = None
-    #: How many calls of workflows lie above it.
+    #: How many calls of workflows are above it.
     depth: int = 0
-    #: The item of a map that it is.
+    #: The map, where it is an item.
     parent_id: UUID | None = None
-    #: Whether others may name its branches.
+    #: The step of the definition; for an item, the map.
     step: AnyStep | None = None
-    #: Why it cannot be done: what it reads is too much.
+    #: Why it cannot be done: it reads too much.
     refused: StepFailure | None = None
 
 
-def take(work: UnitOfWork, row: Any, limits: PayloadLimits) -> Claim:
-    """The claim of a step that was taken."""
-    (row,) = payloads.filled(work, [row], "input")
-    graph = known(work, row.sha256)
+def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim:
+    """The claim of a step that was claimed in this transaction."""
+    (row,) = payloads.filled(work, [claimed], "input")
+    graph = graphs.of(work, row.sha256)
     key = row.key.partition("[")[0]
     step = graph.steps[key]
     data: dict[str, Any] = {}
@@ -63,7 +64,7 @@ def take(work: UnitOfWork, row: Any, limits: PayloadLimits) -> Claim:
         reads, body = graph.item_reads[key], step.step
         data = {"item": row.input, "index": row.item}
     try:
-        data |= _seen(work, row, reads, limits)
+        data |= _data(work, row, reads, limits)
     except StepFailure as failure:
         refused = failure
     return Claim(
@@ -83,37 +84,24 @@ def take(work: UnitOfWork, row: Any, limits: PayloadLimits) -> Claim:
     )
 
 
-def follow(work: UnitOfWork, change: RunChange, key: str, owner: str) -> Claim:
-    """The claim of a step that a change has taken for an owner."""
-    row, step, attempt = change.rows[key], change.graph.steps[key], change.run.steps[key].attempt
-    store.begin_attempt(work, row.id, attempt, owner, row.model)
+def follow(change: RunChange, key: str, owner: str) -> Claim:
+    """The claim of a step that a change has claimed for an owner."""
+    locked, step, attempt = change.steps[key], change.graph.steps[key], change.run.steps[key].attempt
+    store.begin_attempt(change.transaction.work, locked.id, attempt, owner, locked.model)
     data: dict[str, Any] = {}
     refused: StepFailure | None = None
     try:
         data = change.data(change.graph.work_reads[key])
     except StepFailure as failure:
         refused = failure
-    run_id = change.run_row.id
-    return Claim(row.id, run_id, key, attempt, row.priority, step, data, row.model, step=step, refused=refused)
+    run_id = change.locked.id
+    return Claim(locked.id, run_id, key, attempt, locked.priority, step, data, locked.model, step=step, refused=refused)
 
 
-_KNOWN: dict[str, Graph] = {}
-
-
-def known(work: UnitOfWork, sha256: str) -> Graph:
-    """The graph of the definition of that hash. Definitions never change, so a process keeps those that it has read."""
-    found = _KNOWN.get(sha256)
-    if found is None:
-        if len(_KNOWN) >= 256:
-            _KNOWN.clear()
-        found = _KNOWN[sha256] = Graph(definitions.from_document(store.document(work, sha256)))
-    return found
-
-
-def _seen(work: UnitOfWork, row: Any, reads: Reads, limits: PayloadLimits) -> dict[str, Any]:
-    """What the work of a claimed step sees. Raises StepFailure when it is too much."""
-    steps = store.outputs(work, row.run_id, reads.steps, limits.read)
-    inputs = store.inputs(work, row.run_id) if reads.inputs else {}
+def _data(work: UnitOfWork, row: ClaimedStep, reads: Reads, limits: PayloadLimits) -> dict[str, Any]:
+    """The data of the work of a claimed step. Raises StepFailure when it is too much."""
+    steps = values.outputs(work, row.run_id, reads.steps, limits.read)
+    inputs = values.inputs(work, row.run_id) if reads.inputs else {}
     run = {"id": str(row.run_id), "workflow": row.workflow, "state": row.run_ending or row.run_state}
     return {"inputs": inputs, "steps": steps, "run": run}
 
@@ -121,7 +109,7 @@ def _seen(work: UnitOfWork, row: Any, reads: Reads, limits: PayloadLimits) -> di
 def end_attempt(
     work: UnitOfWork, claim: Claim, outcome: str, usage: TokenUsage, message: str | None = None, text: str | None = None
 ) -> None:
-    """Write how the attempt of a claim ended, and what it took."""
+    """Write how the attempt of a claim ended, and what it used."""
     end(work, claim.step_id, claim.attempt, outcome, usage, message, text)
 
 
@@ -134,7 +122,7 @@ def end(
     message: str | None = None,
     text: str | None = None,
 ) -> None:
-    """Write how an attempt ended, and what it took."""
+    """Write how an attempt ended, and what it used."""
     first = usage.first_token
     store.end_attempt(
         work,

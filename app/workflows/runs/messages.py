@@ -1,26 +1,24 @@
 """
-Messages about steps: a hint that one can be taken.
+Messages about steps: each is a hint that a step can be claimed.
 
-A message names a step and an attempt, and is sent once the transaction that made it true has committed.
+A message names a step and an attempt. It is sent after the commit of the transaction that made the step ready.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 from uuid import UUID
 
 from app.kernel.broker import Publisher, priority_of
-from app.kernel.database import UnitOfWork
+from app.workflows.runs.storage.selected import ReadyStep
 
-#: The task that workers listen for.
+#: The task of workers that receives the messages.
 RUN_STEP = "workers.steps.run_step"
 
 
 @dataclass(frozen=True, slots=True)
 class StepMessage:
-    """A step that is ready, for whoever works on its queue."""
+    """A message to the workers of a queue: this step is ready."""
 
     step_id: UUID
     attempt: int
@@ -31,10 +29,10 @@ class StepMessage:
     #: Workflow and step, for people who watch the workers.
     name: str
 
-
-def of(row: Any, workflow: str) -> StepMessage:
-    """The message about a row: `id`, `attempt`, `queue`, `priority`, `rank`, `key`."""
-    return StepMessage(row.id, row.attempt, row.queue, row.priority, row.rank, f"{workflow}/{row.key}")
+    @staticmethod
+    def of(step: ReadyStep, workflow: str) -> StepMessage:
+        """The message about a step of a run of that workflow."""
+        return StepMessage(step.id, step.attempt, step.queue, step.priority, step.rank, f"{workflow}/{step.key}")
 
 
 def send(publisher: Publisher, message: StepMessage) -> None:
@@ -46,8 +44,3 @@ def send(publisher: Publisher, message: StepMessage) -> None:
         priority=priority_of(message.priority, message.rank),
         description=f"{message.name} #{message.attempt}",
     )
-
-
-def send_after_commit(work: UnitOfWork, publisher: Publisher, message: StepMessage) -> None:
-    """Send the message once the work has committed."""
-    work.after_commit(partial(send, publisher, message))

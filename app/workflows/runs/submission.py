@@ -1,17 +1,16 @@
 """
-Submission: what a client asks for, checked and written as a run.
+Submission: a client's request for a run, checked and written.
 
-A key makes a submission that is sent twice count once: the client's own (for ever), or the workflow's (for a window).
-What counts as the same is what the client sent: not what its workflow has become since.
-Runs with the same concurrency key go on a few at a time; the lock of the key makes counting and writing one. A run that
-is called below one with its key goes on in the place of that one: it would wait for itself otherwise.
+A submission that is sent twice counts once under a key: the client's idempotency key, without a limit of time, or the
+workflow's deduplication key, within a window. Two requests are the same when the client sent the same, whatever its
+workflow has become since.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -20,7 +19,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.access import namespaces
-from app.kernel import ids
+from app.kernel import ids, log
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import (
     ConcurrencyLimitReached,
@@ -36,38 +35,26 @@ from app.workflows.language import inputs
 from app.workflows.language.definition import Definition
 from app.workflows.language.graph import Graph
 from app.workflows.language.steps import MapStep
-from app.workflows.runs import payloads, store
-from app.workflows.runs.change import queue_of
-from app.workflows.runs.payloads import PayloadLimits, as_json
+from app.workflows.runs import admission
+from app.workflows.runs.changes import graphs
+from app.workflows.runs.changes.change import RunChange, queue_of
+from app.workflows.runs.changes.effects import AdmitRuns, CancelRun
+from app.workflows.runs.changes.transactions import RunPolicy, RunTransaction
+from app.workflows.runs.storage import history, pauses, payloads, store
+from app.workflows.runs.storage.history import HistoryEntry
+from app.workflows.runs.storage.payloads import as_json
+from app.workflows.state_machine import events
 from app.workflows.state_machine.states import RunState
 
-#: Workflows that call each other, at most, and the failure of a call beyond that.
+_log = log.get(__name__)
+
+#: The deepest nesting of calls, and the failure of a call beyond that.
 MAX_DEPTH = 16
 TOO_DEEP = f"workflows call each other more than {MAX_DEPTH} deep"
 
-#: The errors of a run that is one too many.
+#: The errors of a run that exceeds a limit.
 TOO_MANY = (ConcurrencyLimitReached,)
 
-_LOCK_KEY = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7205759404))")
-_GOING_ON = text("""
-    SELECT id FROM run
-    WHERE concurrency_key = :key AND state NOT IN ('blocked', 'succeeded', 'failed', 'cancelled') ORDER BY id
-""")
-_BLOCKED = text("""
-    SELECT run.id, document FROM run JOIN definition USING (sha256)
-    WHERE concurrency_key = :key AND state = 'blocked' AND NOT paused AND NOT workflow_paused
-    ORDER BY CASE priority WHEN 'interactive' THEN 0 WHEN 'standard' THEN 1 ELSE 2 END, rank, run.id LIMIT 1
-""")
-_HELD_ABOVE = text("""
-    WITH RECURSIVE above AS (
-        SELECT run.parent_step_id, run.concurrency_key FROM step JOIN run ON run.id = step.run_id WHERE step.id = :id
-        UNION ALL
-        SELECT run.parent_step_id, run.concurrency_key
-        FROM above JOIN step ON step.id = above.parent_step_id JOIN run ON run.id = step.run_id
-    )
-    SELECT 1 FROM above WHERE concurrency_key = :key LIMIT 1
-""")
-_ALL_BLOCKED = text("SELECT id FROM run WHERE concurrency_key = :key AND state = 'blocked' ORDER BY id")
 _DUPLICATE = text("""
     SELECT id FROM run WHERE dedup_key = :key AND created_at > now() - CAST(:window AS interval)
     ORDER BY created_at DESC LIMIT 1
@@ -76,7 +63,7 @@ _DUPLICATE = text("""
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a client asks for. What is None is as the workflow says."""
+    """A request for a run. A field that is None is as the workflow says."""
 
     definition: Definition
     inputs: Mapping[str, Any]
@@ -85,11 +72,11 @@ class Submission:
     priority: str | None = None
     idempotency_key: str | None = None
     rank: int | None = None
-    #: Beside those of the workflow.
+    #: In addition to those of the workflow.
     labels: Mapping[str, str] = field(default_factory=dict)
     deadline: timedelta | None = None
     retention: timedelta | None = None
-    #: The client named no version, and means the newest, whichever that is.
+    #: The client named no version, and means the newest.
     newest: bool = False
 
 
@@ -104,7 +91,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A submission that is in order, as rows."""
+    """A checked submission, as rows."""
 
     id: UUID
     definition: Definition
@@ -113,15 +100,13 @@ class Prepared:
     document: str
     run: Mapping[str, Any]
     #: The inputs as JSON.
-    given: str
+    inputs_text: str
     steps: list[dict[str, Any]]
-    limits: PayloadLimits
 
 
 def prepare(
-    asked: Submission,
-    retention: timedelta,
-    limits: PayloadLimits,
+    request: Submission,
+    policy: RunPolicy,
     *,
     parent_step_id: UUID | None = None,
     depth: int = 0,
@@ -133,38 +118,38 @@ def prepare(
     Raises InvalidInput when the inputs break their schemas, a key cannot be rendered or the label `namespace` names
     none, and PayloadTooLarge.
     """
-    definition = asked.definition
-    given = inputs.resolve(definition, asked.inputs)
-    text_given = payloads.encoded(given, limits, "inputs")
+    definition = request.definition
+    given = inputs.resolve(definition, request.inputs)
+    inputs_text = payloads.encoded(given, policy.limits, "inputs")
     class_, rank = definition.rank()
-    priority = asked.priority or class_
-    rank = asked.rank if asked.rank is not None else 1 if asked.priority else rank
+    priority = request.priority or class_
+    rank = request.rank if request.rank is not None else 1 if request.priority else rank
     run_id, sha256 = ids.new_id(), definition.sha256()
-    deadline = asked.deadline if asked.deadline is not None else definition.deadline
-    labels = {**definition.labels, **asked.labels}
+    deadline = request.deadline if request.deadline is not None else definition.deadline
+    labels = {**definition.labels, **request.labels}
     if namespaces.LABEL in labels:
         namespaces.require(labels[namespaces.LABEL], f"labels.{namespaces.LABEL}", "run")
     _require_storable({f"labels.{name}": value for name, value in labels.items()})
-    kept = asked.retention if asked.retention is not None else definition.retention
+    kept = request.retention if request.retention is not None else definition.retention
     concurrency, once = definition.concurrency, definition.deduplicate
-    # A run that was called answers its caller, and a fork is wanted beside the run that was.
+    # A called run must answer its own caller, and a fork is wanted in addition to its source.
     is_top_level = parent_step_id is None and forked_from is None
     run = {
         "id": run_id,
         "workflow": definition.workflow,
-        "version": asked.version,
+        "version": request.version,
         "sha256": sha256,
         "priority": priority,
         "rank": rank,
         "labels": json.dumps(labels),
-        "key": asked.idempotency_key,
-        "request": fingerprint(asked) if asked.idempotency_key else None,
+        "key": request.idempotency_key,
+        "request": fingerprint(request) if request.idempotency_key else None,
         "concurrency_key": _key(definition, concurrency.key, "concurrency.key", given) if concurrency else None,
         "dedup_key": _key(definition, once.key, "deduplicate.key", given) if once and is_top_level else None,
         "parent_step_id": parent_step_id,
         "depth": depth,
         "forked_from": forked_from,
-        "retention_s": round((kept if kept is not None else retention).total_seconds()),
+        "retention_s": round((kept if kept is not None else policy.retention).total_seconds()),
         "deadline": deadline,
     }
     return Prepared(
@@ -174,44 +159,66 @@ def prepare(
         sha256,
         as_json(definition.document()),
         run,
-        text_given,
+        inputs_text,
         _steps(definition),
-        limits,
     )
 
 
-def write(work: UnitOfWork, prepared: Prepared) -> tuple[Accepted | None, list[UUID]]:
+def create(
+    transaction: RunTransaction, prepared: Prepared, fill: Callable[[UUID, UnitOfWork], None] | None = None
+) -> Accepted:
     """
-    Write the rows. Gives the run that was there before, if any, and the runs that are to be cancelled for this one.
+    Write a run and begin it, unless it is blocked. `fill` completes its steps before that.
 
-    Raises IdempotencyKeyReused, ConcurrencyLimitReached.
+    Returns the earlier run of the same key, if there is one. Raises IdempotencyKeyReused, ConcurrencyLimitReached.
     """
-    prepared = _in_its_place(work, prepared)
-    run, once = prepared.run, prepared.definition.deduplicate
-    if run["dedup_key"] is not None and once is not None:
-        work.run(_LOCK_KEY, {"key": run["dedup_key"]})
-        earlier = work.row(_DUPLICATE, {"key": run["dedup_key"], "window": once.window})
+    work = transaction.work
+    prepared = _without_key_of_caller(work, prepared)
+    run, rule = prepared.run, prepared.definition.deduplicate
+    if run["dedup_key"] is not None and rule is not None:
+        admission.lock(work, run["dedup_key"])
+        earlier = work.row(_DUPLICATE, {"key": run["dedup_key"], "window": rule.window})
         if earlier is not None:
-            return Accepted(earlier.id, created=False), []
-    state, to_cancel = _state(work, prepared)
+            return Accepted(earlier.id, created=False)
+    state, superseded = admission.decide(work, prepared.definition, run)
     store.keep_definition(work, prepared.sha256, prepared.document)
-    (given,) = payloads.keep(work, [prepared.given], prepared.limits)
-    store.hold_pause(work, prepared.definition.workflow)
-    if not store.insert_run(work, {**run, **given.columns("inputs"), "state": state}):
+    (kept,) = payloads.keep(work, [prepared.inputs_text], transaction.policy.limits)
+    pauses.hold_workflow(work, prepared.definition.workflow)
+    if not store.insert_run(work, {**run, **kept.columns("inputs"), "state": state}):
         assert run["key"] is not None
-        earlier = of_key(work, run["key"], run["request"])
-        if earlier is None:
+        same = of_key(work, run["key"], run["request"])
+        if same is None:
             raise Conflict(f"the run of idempotency key {run['key']!r} was removed at this moment: submit again")
-        return earlier, []
+        return same
     store.insert_steps(work, prepared.id, run["priority"], run["rank"], prepared.steps)
-    return None, to_cancel
+    if fill is not None:
+        fill(prepared.id, work)
+    _begin(transaction, prepared)
+    effects = transaction.effects
+    effects.extend(CancelRun(run_id, "a newer run of its concurrency key came") for run_id in superseded)
+    if state is RunState.BLOCKED:
+        effects.append(AdmitRuns(run["concurrency_key"]))
+    return Accepted(prepared.id, created=True)
+
+
+def _begin(transaction: RunTransaction, prepared: Prepared) -> None:
+    locked, steps = store.open_run(transaction.work, prepared.id)
+    assert locked is not None, "it was written in this transaction"
+    source = prepared.run["forked_from"]
+    cause = {"forked_from": str(source)} if source else None
+    history.add(transaction.work, HistoryEntry(prepared.id, "submitted", cause))
+    graph = graphs.of(transaction.work, prepared.sha256)
+    change = RunChange(transaction, graph, locked, steps, prepared.inputs)
+    change.apply(events.RunSubmitted())
+    change.write()
+    _log.info("run_submitted", run_id=str(locked.id), workflow=locked.workflow, steps=len(steps))
 
 
 def of_key(work: UnitOfWork, key: str, request: str) -> Accepted | None:
     """
     The run of an idempotency key, or None.
 
-    Raises IdempotencyKeyReused when another request had the key, and InvalidInput for a key that cannot be stored.
+    Raises IdempotencyKeyReused when the key came with another request, InvalidInput when it cannot be stored.
     """
     _require_storable({"idempotency_key": key})
     row = store.run_of_key(work, key)
@@ -220,52 +227,12 @@ def of_key(work: UnitOfWork, key: str, request: str) -> Accepted | None:
     return None if row is None else Accepted(row.id, created=False)
 
 
-def fingerprint(asked: Submission) -> str:
-    """
-    The hash of all that a client asked for, as it was asked: a request that is sent again has the same, whatever has
-    become of its workflow, and one that asks for anything else has another.
-    """
-    what = [asked.definition.workflow, "newest"] if asked.newest else [asked.definition.sha256(), asked.version]
-    spans = [None if span is None else span.total_seconds() for span in (asked.deadline, asked.retention)]
-    content = [what, asked.inputs, asked.priority, asked.rank, asked.labels, *spans]
+def fingerprint(request: Submission) -> str:
+    """The hash of a request as the client sent it. A repeated request has the same hash; any other has another."""
+    what = [request.definition.workflow, "newest"] if request.newest else [request.definition.sha256(), request.version]
+    spans = [None if span is None else span.total_seconds() for span in (request.deadline, request.retention)]
+    content = [what, request.inputs, request.priority, request.rank, request.labels, *spans]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=dict).encode()).hexdigest()
-
-
-def next_admissible(work: UnitOfWork, concurrency_key: str) -> UUID | None:
-    """The blocked run of a key that may begin now. The key stays locked until the end of the transaction."""
-    in_flight = going_on(work, concurrency_key)
-    row = work.row(_BLOCKED, {"key": concurrency_key})
-    if row is None or in_flight >= (row.document.get("concurrency") or {}).get("limit", 1):
-        return None
-    run_id: UUID = row.id
-    return run_id
-
-
-def going_on(work: UnitOfWork, concurrency_key: str) -> int:
-    """How many runs of a key go on. The key stays locked until the end of the transaction."""
-    work.run(_LOCK_KEY, {"key": concurrency_key})
-    return len(work.rows(_GOING_ON, {"key": concurrency_key}))
-
-
-def _state(work: UnitOfWork, prepared: Prepared) -> tuple[RunState, list[UUID]]:
-    """Whether the run begins, and which others end for it."""
-    rule, key = prepared.definition.concurrency, prepared.run["concurrency_key"]
-    if rule is None or key is None:
-        return RunState.QUEUED, []
-    work.run(_LOCK_KEY, {"key": key})
-    in_flight = [row.id for row in work.rows(_GOING_ON, {"key": key})]
-    blocked = [row.id for row in work.rows(_ALL_BLOCKED, {"key": key})]
-    match rule.policy:
-        case "queue":
-            # Who waits already goes first.
-            return (RunState.BLOCKED if blocked or len(in_flight) >= rule.limit else RunState.QUEUED), []
-        case "reject":
-            if len(in_flight) >= rule.limit:
-                raise ConcurrencyLimitReached(prepared.definition.workflow, key.partition("/")[2], rule.limit)
-            return RunState.QUEUED, []
-        case "cancel_running":
-            surplus = in_flight[: max(len(in_flight) - rule.limit + 1, 0)]
-            return (RunState.BLOCKED if surplus else RunState.QUEUED), [*blocked, *surplus]
 
 
 def _steps(definition: Definition) -> list[dict[str, Any]]:
@@ -287,7 +254,7 @@ def _steps(definition: Definition) -> list[dict[str, Any]]:
 
 
 def _require_storable(given: Mapping[str, str]) -> None:
-    """Refuse texts that Postgres cannot keep: what is replaced in them would be another label or key."""
+    """Refuse texts that Postgres cannot store: with replaced characters they would be other labels or keys."""
     for where, value in given.items():
         if texts.storable(value) != value:
             message = f"{texts.printable(value, 60)!r} holds NUL, or half a character"
@@ -295,7 +262,7 @@ def _require_storable(given: Mapping[str, str]) -> None:
 
 
 def _key(definition: Definition, template: str, where: str, given: Mapping[str, Any]) -> str:
-    """A key of the workflow, as it is stored: keys of different workflows never meet."""
+    """A key of the workflow, as it is stored: with the workflow's name, so that keys of two workflows differ."""
     try:
         rendered = templates.render(template, {"inputs": given, "steps": {}})
     except StepFailure as error:
@@ -306,9 +273,9 @@ def _key(definition: Definition, template: str, where: str, given: Mapping[str, 
     return f"{definition.workflow}/{rendered}"
 
 
-def _in_its_place(work: UnitOfWork, prepared: Prepared) -> Prepared:
-    """Without a concurrency key of its own, where a run that called it, through however many, has that key."""
-    key, called_by = prepared.run["concurrency_key"], prepared.run["parent_step_id"]
-    if key is None or called_by is None or work.row(_HELD_ABOVE, {"id": called_by, "key": key}) is None:
+def _without_key_of_caller(work: UnitOfWork, prepared: Prepared) -> Prepared:
+    """Without its concurrency key, where a run that called it has the same."""
+    key, parent = prepared.run["concurrency_key"], prepared.run["parent_step_id"]
+    if key is None or parent is None or not admission.held_by_caller(work, key, parent):
         return prepared
     return replace(prepared, run={**prepared.run, "concurrency_key": None})

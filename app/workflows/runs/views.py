@@ -1,26 +1,42 @@
 """
-Views of runs: what clients read. Nothing here changes anything.
+Views of runs, as clients read them. Nothing here changes anything.
 
-Lists go from the newest to the oldest by id, which sorts by age; the cursor is the last id of a page.
-Inputs and outputs can be long. A view shows those that have `most` bytes together, the shortest first; in the place of
-the others stands `Elsewhere`, and `text_of` gives one by itself.
+Lists are sorted from the newest to the oldest by id, which sorts by age; the cursor is the last id of a page.
+Inputs and outputs can be long. A view shows those that have `most` bytes together, the shortest first; `Elsewhere`
+replaces the others, and `text_of` returns one by itself.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from sqlalchemy import text
 
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import NotFound
-from app.workflows.runs import payloads, store
+from app.workflows.runs.details import (
+    AttemptDetails,
+    Elsewhere,
+    HistoryRecord,
+    ItemDetails,
+    ListedRun,
+    Page,
+    RunDetails,
+    RunView,
+    StepDetails,
+)
+from app.workflows.runs.storage import payloads, store
 
-#: More than there ever is.
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
+
+#: No limit of bytes.
 ALL = 1 << 62
 #: Items of a map whose outputs are read at a time, where they are read as one text.
 _ITEMS_AT_A_TIME = 200
@@ -33,7 +49,7 @@ def _value(name: str, shown: str) -> str:
 
 
 def _shortest(name: str, place: str) -> str:
-    """Adds up the lengths of a value, from the shortest on."""
+    """A column with the sum of the lengths of a value, from the shortest on."""
     return f"sum({name}_bytes) OVER (ORDER BY {name}_bytes, {place}) AS {name}_upto"
 
 
@@ -68,7 +84,8 @@ _LIST = text("""
            started_at, finished_at, counted.*
     FROM run, LATERAL (
         SELECT count(*) AS steps, count(*) FILTER (WHERE step.state = 'succeeded') AS steps_succeeded,
-               COALESCE(sum(tokens_in), 0) AS tokens_in, COALESCE(sum(tokens_out), 0) AS tokens_out
+               CAST(COALESCE(sum(tokens_in), 0) AS bigint) AS tokens_in,
+               CAST(COALESCE(sum(tokens_out), 0) AS bigint) AS tokens_out
         FROM step WHERE step.run_id = run.id AND step.parent_id IS NULL
     ) AS counted
     WHERE (CAST(:before AS uuid) IS NULL OR run.id < :before)
@@ -115,50 +132,23 @@ _WAITING = text("""
 """)
 
 
-# One snapshot: what is read by several statements belongs together.
+# One snapshot for several statements.
 _SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """In the place of a value that is too long to be shown beside others."""
-
-    #: Of the value as JSON.
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunView:
-    """A run with its steps and their attempts, as rows."""
-
-    run: Any
-    definition: Mapping[str, Any]
-    steps: Sequence[Any]
-    #: By step id, the first attempt first.
-    attempts: Mapping[UUID, Sequence[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some runs, and the cursor of the next page when there is one."""
-
-    runs: Sequence[Any]
-    next_cursor: UUID | None
 
 
 def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
     """One run; up to `most` bytes of its inputs, of its output and of its steps' outputs are shown. Raises NotFound."""
     with database.work() as work:
         work.execute(_SNAPSHOT)
-        found = work.execute(_RUN, {"id": run_id, "most": most})
-        stepped = work.execute(_STEPS, {"id": run_id, "most": most})
-        tried = work.execute(_ATTEMPTS, {"id": run_id})
-        row = next(iter(_shown(work, found.fetchall(), "inputs", "output")), None)
+        found = work.execute_of(RunDetails, _RUN, {"id": run_id, "most": most})
+        steps_found = work.execute_of(StepDetails, _STEPS, {"id": run_id, "most": most})
+        attempts_found = work.execute_of(AttemptDetails, _ATTEMPTS, {"id": run_id})
+        row: RunDetails | None = next(iter(_shown(work, found.fetchall(), "inputs", "output")), None)
         if row is None:
             raise NotFound("run", str(run_id))
-        steps = _shown(work, stepped.fetchall(), "output")
-        attempts: dict[UUID, list[Any]] = {step.id: [] for step in steps}
-        for attempt in tried.fetchall():
+        steps: list[StepDetails] = _shown(work, steps_found.fetchall(), "output")
+        attempts: dict[UUID, list[AttemptDetails]] = {step.id: [] for step in steps}
+        for attempt in attempts_found.fetchall():
             attempts[attempt.step_id].append(attempt)
         definition = store.document(work, row.sha256)
     return RunView(row, definition, steps, attempts)
@@ -177,13 +167,13 @@ def page(
     values = {"limit": limit + 1, "before": before, "states": list(states) if states else None, "workflow": workflow}
     values["labels"] = json.dumps(dict(labels or {}))
     with database.work() as work:
-        rows = work.rows(_LIST, values)
+        rows = work.rows_of(ListedRun, _LIST, values)
     more = len(rows) > limit
     return Page(rows[:limit], rows[limit - 1].id if more else None)
 
 
 def demand(database: Database) -> dict[str, tuple[int, int]]:
-    """For each model that is asked now: how many steps are ready, and how many run."""
+    """For each model that is needed now: the numbers of ready and of running steps."""
     with database.work() as work:
         return {row.model: (row.ready, row.running) for row in work.rows(_WAITING)}
 
@@ -197,7 +187,7 @@ def items(
     limit: int,
     states: Sequence[str] | None = None,
     most: int = ALL,
-) -> list[Any]:
+) -> list[ItemDetails]:
     """
     Items of a map from the index `first` on; up to `most` bytes of their values and of their outputs are shown.
 
@@ -211,14 +201,14 @@ def items(
         if found is None:
             raise NotFound("map", key, [row.key for row in work.rows(_KEYS, {"id": run_id})])
         values = {"id": found.id, "first": first, "limit": limit, "states": list(states) if states else None}
-        return _shown(work, work.rows(_ITEMS, values | {"most": most}), "input", "output")
+        return _shown(work, work.rows_of(ItemDetails, _ITEMS, values | {"most": most}), "input", "output")
 
 
 def text_of(database: Database, run_id: UUID, name: str, key: str | None = None) -> Iterator[str]:
     """
     A value as JSON, in pieces: `inputs` or `output` of a run, `input` or `output` of one of its steps or items.
 
-    Raises NotFound, at once, for what there is not (yet).
+    Raises NotFound, at once, for a value that does not exist (yet).
     """
     with database.work() as work:
         work.run(_SNAPSHOT)
@@ -232,7 +222,7 @@ def text_of(database: Database, run_id: UUID, name: str, key: str | None = None)
                 raise NotFound("step", key)
             if row.has_items and name == "output":
                 return _items_text(database, row.id)
-        found = payloads.text_of(work, row, name)
+        found = payloads.text_of(work, getattr(row, name), getattr(row, f"{name}_sha256"))
     if found is None:
         raise NotFound(of, key or str(run_id))
     return iter((found,))
@@ -245,29 +235,29 @@ def _items_text(database: Database, step_id: UUID) -> Iterator[str]:
         with database.work() as work:
             work.execute(_SNAPSHOT)
             rows = work.rows(_ITEM_TEXTS, {"id": step_id, "after": after, "limit": _ITEMS_AT_A_TIME})
-            texts = [payloads.text_of(work, row, "output") or "null" for row in rows]
+            texts = [payloads.text_of(work, row.output, row.output_sha256) or "null" for row in rows]
         yield "".join(f"{',' if row.item else '['}{made}" for row, made in zip(rows, texts, strict=True))
         after = rows[-1].item if rows else after
     yield "]" if after >= 0 else "[]"
 
 
-def _shown(work: UnitOfWork, rows: Sequence[Any], *names: str) -> list[Any]:
+def _shown(work: UnitOfWork, rows: Sequence[R], *names: str) -> list[R]:
     return [_marked(row, names) for row in payloads.filled(work, rows, *names)]
 
 
-def _marked(row: Any, names: Sequence[str]) -> Any:
+def _marked(row: R, names: Sequence[str]) -> R:
     left = {
         name: Elsewhere(size)
         for name in names
         if (size := getattr(row, f"{name}_bytes")) is not None and not getattr(row, f"{name}_shown")
     }
-    return payloads.replaced(row, left) if left else row
+    return replace(row, **left) if left else row
 
 
-def history(database: Database, run_id: UUID, *, after: int = 0, limit: int = 1000) -> tuple[str, list[Any]]:
-    """The state of a run, and what happened to it after the entry `after`, in its order. Raises NotFound."""
+def history(database: Database, run_id: UUID, *, after: int = 0, limit: int = 1000) -> tuple[str, list[HistoryRecord]]:
+    """The state of a run, and its history after the entry `after`, the oldest first. Raises NotFound."""
     with database.work() as work:
         row = work.row(_EXISTS, {"id": run_id})
         if row is None:
             raise NotFound("run", str(run_id))
-        return row.state, work.rows(_HISTORY, {"id": run_id, "after": after, "limit": limit})
+        return row.state, work.rows_of(HistoryRecord, _HISTORY, {"id": run_id, "after": after, "limit": limit})

@@ -8,39 +8,46 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from app.kernel.database import UnitOfWork
-from app.workflows.language.steps import WaitStep
-from app.workflows.runs import store
-from app.workflows.runs.change import RunChange
+from app.kernel.errors import FailureReason
+from app.workflows.language.steps import TIMED_OUT, WaitStep
+from app.workflows.runs.changes.change import RunChange
 from app.workflows.runs.claims import Claim
+from app.workflows.runs.storage import received_events
 from app.workflows.state_machine.outcomes import Signalled, Timed, TokenUsage
 from app.workflows.state_machine.states import StepState
 
-#: Instants that can be waited for. Beyond them, Postgres and Python disagree on the calendar.
+#: The first and the last instant of a wait. Beyond them, Postgres and Python disagree on the calendar.
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
 
 def begin_timed(change: RunChange, claim: Claim, wait: Timed) -> None:
-    """Let a step wait for a duration or an instant."""
+    """Begin a wait for a duration or an instant."""
     until = wait.until and min(max(wait.until, _EARLIEST), _LATEST)
     awaits = {"until": until.isoformat()} if until else {"for_s": wait.delay and wait.delay.total_seconds()}
     change.leave(claim.key, claim.attempt, awaits, delegated=False, delay=wait.delay, until=until)
 
 
-def begin_signalled(work: UnitOfWork, change: RunChange, claim: Claim, wait: Signalled) -> None:
-    """Let a step wait for an event, unless one was received already: that answers it."""
+def begin_signalled(change: RunChange, claim: Claim, wait: Signalled) -> None:
+    """Begin a wait for an event. The oldest event of its name that has answered no other step answers it at once."""
     awaits = {"event": wait.event} | ({"message": wait.message} if wait.message else {})
     change.leave(claim.key, claim.attempt, awaits, delegated=False, delay=wait.expires)
-    take_event(work, change, claim.key)
-
-
-def take_event(work: UnitOfWork, change: RunChange, key: str) -> None:
-    """Answer a waiting step with the oldest event of its name that has answered no other."""
-    step = change.graph.steps[key]
+    step, state = change.graph.steps[claim.key], change.run.steps[claim.key]
     assert isinstance(step, WaitStep)
-    if change.run.steps[key].state is not StepState.AWAITING:
+    if state.state is not StepState.AWAITING:
         return
-    found = store.take_event(work, change.run_row.id, step.signal or "", change.rows[key].id)
-    if found is not None:
-        branch = step.branch_of(found.payload)
-        change.succeed(key, change.run.steps[key].attempt, found.payload, TokenUsage(), branch)
+    event = received_events.take(
+        change.transaction.work, change.locked.id, step.signal or "", change.steps[claim.key].id
+    )
+    if event is not None:
+        change.succeed(claim.key, state.attempt, event.payload, TokenUsage(), step.branch_of(event.payload))
+
+
+def end(change: RunChange, step: WaitStep, attempt: int) -> None:
+    """The time of a wait is over."""
+    if step.signal is None:
+        change.succeed(step.id, attempt, None, TokenUsage())
+    elif step.on_timeout == "continue":
+        change.succeed(step.id, attempt, None, TokenUsage(), TIMED_OUT)
+    else:
+        message = f"no event {step.signal!r} came in time"
+        change.fail(step.id, attempt, FailureReason.TIMEOUT, message)

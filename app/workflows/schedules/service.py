@@ -28,9 +28,10 @@ from app.kernel.errors import (
 )
 from app.workflows import registry
 from app.workflows.language import inputs as run_inputs
-from app.workflows.runs.abandon import reason_of
-from app.workflows.runs.payloads import as_json
+from app.workflows.runs.changes.transactions import begin
+from app.workflows.runs.recovery.abandon import reason_of
 from app.workflows.runs.service import Runs
+from app.workflows.runs.storage.payloads import as_json
 from app.workflows.runs.submission import Submission
 from app.workflows.schedules import check, inputs, store, timetable
 from app.workflows.schedules.overlap import ActiveFire, FireState, decide_overlap
@@ -108,12 +109,12 @@ class Schedules:
 
         Raises InvalidInput when the workflow does not exist or does not accept the inputs.
         """
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             now = store.now(work)
         if problems := list(self._problems(schedule, now)):
             raise InvalidInput(problems, check.SUBJECT)
         name, document = schedule.schedule, as_json(schedule.document())
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             store.lock_name(work, name)
             row, now = store.lock(work, name), store.now(work)
             if row is None:
@@ -130,7 +131,7 @@ class Schedules:
 
     def get(self, name: str) -> ScheduleView:
         """Return a schedule. Raises NotFound with the names of the existing schedules."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = store.view(work, name)
             if row is None:
                 raise _not_found(work, name)
@@ -138,7 +139,7 @@ class Schedules:
 
     def all(self) -> list[ScheduleView]:
         """Return all schedules, by name."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             return [_view(row) for row in store.views(work)]
 
     def fires(
@@ -150,7 +151,7 @@ class Schedules:
         Raises NotFound.
         """
         schedule_id = self.get(name).row.id
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             rows = store.fires(work, schedule_id, limit=limit + 1, before=before, states=states)
         more = len(rows) > limit
         return FirePage(rows[:limit], rows[limit - 1].id if more else None)
@@ -166,14 +167,14 @@ class Schedules:
 
     def delete(self, name: str) -> None:
         """Delete a schedule and the history of its fires; its runs continue. Raises NotFound."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             if not store.delete(work, name):
                 raise _not_found(work, name)
         _log.info("schedule_deleted", schedule=name)
 
     def pause(self, name: str, reason: str | None = None) -> ScheduleView:
         """Pause a schedule; waiting fires are skipped, active runs continue. Raises NotFound."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = self._lock(work, name)
             if row.paused_at is None:
                 self._move_cursor(work, _timetable(row), self._write_due_fires(work, row, store.now(work)))
@@ -185,7 +186,7 @@ class Schedules:
 
     def resume(self, name: str) -> ScheduleView:
         """Resume a schedule; fires that became due during the pause are skipped. Raises NotFound."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = self._lock(work, name)
             if row.paused_at is not None:
                 missed = timetable.all_missed(_timetable(row), row.decided_to, store.now(work), _PAUSED)
@@ -203,7 +204,7 @@ class Schedules:
         The `overlap` policy applies unless `force` is set. The same key returns the same fire, as long as the history
         contains it. Raises NotFound.
         """
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = self._lock(work, name)
             now = store.now(work)
             fire_id = ids.new_id() if key is None else uuid5(row.id, key)
@@ -212,12 +213,12 @@ class Schedules:
             store.insert_fires(work, [values | {"id": fire_id, "by_hand": True}])
             follow_up = self._decide_waiting(work, row)
         self._execute(row, follow_up)
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             return store.fires(work, row.id, limit=1, fire_id=fire_id)[0]
 
     def ready(self, limit: int = BATCH) -> list[UUID]:
         """Return the ids of schedules that need a decision."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             return store.ready(work, limit)
 
     def advance_all(self) -> int:
@@ -243,7 +244,7 @@ class Schedules:
 
     def suspend(self, schedule_id: UUID, reason: str) -> None:
         """Pause a schedule that raised an error, without reading its document; its undecided fires fail."""
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             if store.lock_if_free(work, schedule_id) is None:
                 return
             for fire in store.open_fires(work, schedule_id):
@@ -257,7 +258,7 @@ class Schedules:
 
         Concurrent calls are safe: a call returns 0 when another transaction has locked the schedule.
         """
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             row = store.lock_if_free(work, schedule_id)
             if row is None:
                 return 0
@@ -325,14 +326,14 @@ class Schedules:
         except Exception as error:  # noqa: BLE001 otherwise each pass would submit it again
             _log.exception("schedule_fire_raised", schedule=row.name, at=fire.at.isoformat())
             return self._mark_failed(row, fire, reason_of(error, "submitting its run"))
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             fired = store.decide(work, fire.id, FireState.STARTING, FireState.FIRED, run_id=run_id)
         if fired:
             _log.info("schedule_fired", schedule=row.name, at=fire.at.isoformat(), run_id=str(run_id))
         return fired
 
     def _mark_failed(self, row: Any, fire: Any, reason: str) -> bool:
-        with self.runs.transaction() as work:
+        with begin(self.database, self.runs.lock_wait) as work:
             store.decide(work, fire.id, FireState.STARTING, FireState.FAILED, reason=reason)
         _log.warning("schedule_fire_failed", schedule=row.name, at=fire.at.isoformat(), error=reason)
         return False

@@ -1,4 +1,4 @@
-"""Events: what can happen to a run, told in the past tense; and commands: what follows, told in the imperative."""
+"""Events that can happen to a run (past tense), and the commands that follow (imperative)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from app.workflows.state_machine.states import RunState
 
 @dataclass(frozen=True, slots=True)
 class RunSubmitted:
-    """The run was written; nothing of it has begun."""
+    """The run was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunAdmitted:
-    """The run waits no longer for others of its concurrency key."""
+    """The run no longer waits for others of its concurrency key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,14 @@ class StepDecided:
     key: str
     #: Whether the condition holds; None when it could not be computed.
     holds: bool | None
-    #: For a switch: it is one, and took this branch, or none.
+    #: Whether it is a switch, and the branch that it took, if any.
     switch: bool = False
     branch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepClaimed:
-    """A worker took the step."""
+    """A worker claimed the step."""
 
     key: str
     attempt: int
@@ -41,17 +41,17 @@ class StepClaimed:
 
 @dataclass(frozen=True, slots=True)
 class StepAwaited:
-    """The holder left the step: its work goes on elsewhere, or it waits for time or an event."""
+    """The holder left the step: its work is delegated, or it waits for time or an event."""
 
     key: str
     attempt: int
-    #: Items or a run are under way.
+    #: Its work is done by items or by a called run.
     delegated: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StepSucceeded:
-    """The holder delivered an output, or what was awaited came."""
+    """The holder recorded an output, or the wait or the delegated work ended well."""
 
     key: str
     attempt: int
@@ -60,7 +60,7 @@ class StepSucceeded:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """The attempt ended badly: its holder said so, or its lease ran out."""
+    """The attempt failed: its holder recorded that, or its lease expired."""
 
     key: str
     attempt: int
@@ -69,13 +69,13 @@ class StepFailed:
     chance: float
     #: Setting runs.max_worker_losses.
     max_losses: int
-    #: What the condition of the retry rule says of the error.
+    #: Whether the condition of the retry rule holds for the error.
     retryable: bool = True
     #: The time for the whole step is over.
     late: bool = False
-    #: The least delay before another attempt, as a server asked for it.
+    #: The least delay before another attempt, as a server requested.
     not_before: timedelta = timedelta(0)
-    #: The work was done, and must not be done again.
+    #: The work was done, and must not be repeated.
     final: bool = False
 
 
@@ -89,35 +89,36 @@ class DelayOver:
 
 @dataclass(frozen=True, slots=True)
 class StepOutOfTime:
-    """The time for the whole step is over, and nobody holds it."""
+    """The time for the whole step is over, and no worker holds it."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class StepCancelRequested:
-    """Somebody wants one step to end."""
+    """The end of one step was requested."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """The run is to end: somebody wants that (cancelled), or its deadline has passed (failed)."""
+    """The end of the run was requested (cancelled), or its deadline has passed (failed)."""
 
     ending: RunState = RunState.CANCELLED
 
 
 @dataclass(frozen=True, slots=True)
 class OutputComputed:
-    """The expressions of the run's output were computed; False when that failed."""
+    """The run's output was computed."""
 
+    #: False when an expression failed.
     made: bool
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRequested:
-    """Somebody wants what did not succeed to be done again."""
+    """A retry of the steps that did not succeed was requested."""
 
 
 Event = (
@@ -139,7 +140,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class DecideStep:
-    """Compute the condition of this step, or its branch, and tell."""
+    """Compute the condition or the branch of this step; `StepDecided` follows."""
 
     key: str
 
@@ -154,7 +155,7 @@ class DispatchStep:
 
 @dataclass(frozen=True, slots=True)
 class DelayStep:
-    """Let the step wait; the sweep brings it back."""
+    """Let the step wait; the sweep makes it ready."""
 
     key: str
     delay: timedelta
@@ -162,14 +163,14 @@ class DelayStep:
 
 @dataclass(frozen=True, slots=True)
 class StopStep:
-    """Ask the holder, the items or the called run to leave the step."""
+    """Stop the holder, the items or the called run of the step."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class NoteGivenUp:
-    """Write down why there is no other attempt."""
+    """Store why there is no further attempt."""
 
     key: str
     message: str
@@ -177,7 +178,7 @@ class NoteGivenUp:
 
 @dataclass(frozen=True, slots=True)
 class ComputeOutput:
-    """Compute the run's output, and tell."""
+    """Compute the run's output; `OutputComputed` follows."""
 
 
 @dataclass(frozen=True, slots=True)

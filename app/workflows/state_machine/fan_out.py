@@ -1,8 +1,9 @@
 """
-Fan-out: how far a map has come, and how many items begin next.
+Fan-out: the counts of a map's items, and how many begin next.
 
-So many items are under way at a time; each that ends lets the next begin. Once one has failed for good under `fail`, or
-a cancel was asked for, no other begins. The map has ended when nothing of it is under way and nothing is to begin.
+At most `max_parallel` items are in flight; each that ends lets the next begin. Once an item has failed under
+`on_error: fail`, or a cancel was requested, no further item begins. The map has ended when no item is in flight and
+none is to begin.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ class FanOut:
     total: int
     #: Items that have not begun.
     waiting: int
-    #: Items that were sent and have not ended.
+    #: Items that have begun and not ended.
     in_flight: int = 0
-    #: Items that failed for good.
+    #: Items that failed.
     failed: int = 0
-    #: No other item begins.
+    #: No further item begins.
     stopping: bool = False
 
 
@@ -41,7 +42,7 @@ def refill(fan: FanOut, max_parallel: int) -> tuple[FanOut, int]:
 
 
 def item_ended(fan: FanOut, *, failed: bool, collect: bool, begun: bool = True) -> FanOut:
-    """An item has succeeded, failed for good or was cancelled; `begun` says whether it had been sent."""
+    """An item has succeeded, failed or was cancelled; `begun` says whether it had begun."""
     return replace(
         fan,
         waiting=fan.waiting - (not begun),
@@ -52,7 +53,7 @@ def item_ended(fan: FanOut, *, failed: bool, collect: bool, begun: bool = True) 
 
 
 def ended(fan: FanOut, *, collect: bool) -> MapEnding | None:
-    """How the map has ended; None while something of it is under way or may begin."""
+    """How the map has ended; None while an item is in flight or may begin."""
     if fan.in_flight or (fan.waiting and not fan.stopping):
         return None
     if fan.failed and not collect:

@@ -1,4 +1,4 @@
-"""Outcomes: how an attempt ended, and what it took."""
+"""Outcomes: how an attempt ended, and the tokens that it used."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from app.workflows.language.definition import Definition
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """What an attempt took of a model."""
+    """The tokens that an attempt used."""
 
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_cached: int = 0
-    #: Until the first token, from the engine's taking it.
+    #: The time from its acceptance by the engine to the first token.
     first_token: timedelta | None = None
 
 
@@ -32,29 +32,29 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The work is not done."""
+    """The work failed."""
 
     reason: FailureReason
     message: str
-    #: What the model wrote.
+    #: The text of the model.
     text: str | None = None
     usage: TokenUsage = TokenUsage()
-    #: The least delay before another attempt, as a server asked for it.
+    #: The least delay before another attempt, as a server requested.
     retry_after: timedelta = timedelta(0)
-    #: The work was done, but what came of it cannot be recorded: no other attempt is made.
+    #: The work was done, but its result cannot be recorded: there is no further attempt.
     final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """The items of a map are known: each is a step of its own."""
+    """The items of a map: each is a step of its own."""
 
     items: Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """Another workflow is to run."""
+    """Another workflow is called."""
 
     definition: Definition
     version: int | None
@@ -63,7 +63,7 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Nothing is to be done until some time has passed, or an instant has come."""
+    """The step waits for a duration or an instant."""
 
     delay: timedelta | None = None
     until: datetime | None = None
@@ -71,10 +71,10 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Signalled:
-    """An event is to come."""
+    """The step waits for an event."""
 
     event: str
-    #: What a person reads who is to decide.
+    #: For the person who decides.
     message: str | None = None
     expires: timedelta | None = None
 

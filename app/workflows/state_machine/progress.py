@@ -1,10 +1,10 @@
 """
-Progress: the steps of a run while events are applied to them, with what each needs counted.
+Progress: the steps of a run while events are applied to them, with counts of the needs of each.
 
-A step that ends is told to those that need it and to nobody else: what an event costs follows from what it changes, not
-from how many steps there are. Only a step that may begin, or cannot any more, is looked at again.
+The end of a step updates only the steps that need it: the cost of an event depends on what it changes, not on the
+number of steps. Only a step whose needs have changed is examined again.
 
-A mapping that is changed in place. No step is reopened in it: for that, a new one is made.
+It is a mapping that is changed in place. No step is reopened in it: for that, a new one is made.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from app.workflows.state_machine.states import FINAL_STEPS, StepState
 
 
 class _Needs:
-    """How what a step needs stands, counted."""
+    """Counts of the needs of a step."""
 
-    __slots__ = ("met", "missed", "open")
+    __slots__ = ("met", "open", "unmet")
 
     def __init__(self) -> None:
-        self.open = self.met = self.missed = 0
+        self.open = self.met = self.unmet = 0
 
     def add(self, met: bool | None) -> None:
         """One more need."""
@@ -33,7 +33,7 @@ class _Needs:
             self._ended(met)
 
     def end(self, met: bool) -> None:
-        """A need that was open has ended."""
+        """An open need has ended."""
         self.open -= 1
         self._ended(met)
 
@@ -41,7 +41,7 @@ class _Needs:
         if met:
             self.met += 1
         else:
-            self.missed += 1
+            self.unmet += 1
 
 
 class RunProgress(dict[str, RunStep]):
@@ -51,14 +51,14 @@ class RunProgress(dict[str, RunStep]):
         super().__init__(steps)
         self.regular = [key for key, step in steps.items() if not step.rule.on_failure]
         self.others = [key for key, step in steps.items() if step.rule.on_failure]
-        #: Regular steps that ended in a way that makes the run fail.
-        self.missed = sum(_missed(steps[key]) for key in self.regular)
+        #: The number of regular steps that make the run fail.
+        self.failed = sum(_fails_run(steps[key]) for key in self.regular)
         self._open = {
             False: sum(steps[key].state not in FINAL_STEPS for key in self.regular),
             True: sum(steps[key].state not in FINAL_STEPS for key in self.others),
         }
-        #: Steps that are to be looked at; at first, all.
-        self._to_look_at = {False: deque(self.regular), True: deque(self.others)}
+        #: Steps to examine; at first, all.
+        self._candidates = {False: deque(self.regular), True: deque(self.others)}
         self._needed_by: dict[str, list[tuple[str, str | None]]] = {}
         for key, step in steps.items():
             for need, branch in step.rule.needs:
@@ -73,12 +73,12 @@ class RunProgress(dict[str, RunStep]):
             return
         late = step.rule.on_failure
         self._open[late] -= 1
-        self.missed += not late and _missed(step)
+        self.failed += not late and _fails_run(step)
         for dependent, branch in self._needed_by.get(key, ()):
             met = _met(step, branch)
             if dependent in self._needs and met is not None:
                 self._needs[dependent].end(met)
-            self._to_look_at[self[dependent].rule.on_failure].append(dependent)
+            self._candidates[self[dependent].rule.on_failure].append(dependent)
 
     @property
     def regular_ended(self) -> bool:
@@ -90,22 +90,22 @@ class RunProgress(dict[str, RunStep]):
         """Whether every step has ended."""
         return not (self._open[False] or self._open[True])
 
-    def to_look_at(self, *, on_failure: bool) -> Iterator[RunStep]:
-        """Pending steps whose needs may have come about, while there are any; those that follow from a change too."""
-        queue = self._to_look_at[on_failure]
+    def candidates(self, *, on_failure: bool) -> Iterator[RunStep]:
+        """Pending steps whose needs have changed, those included that change meanwhile."""
+        queue = self._candidates[on_failure]
         while queue:
             step = self[queue.popleft()]
-            if step.state is StepState.PENDING and not step.asked:
+            if step.state is StepState.PENDING and not step.deciding:
                 yield step
 
-    def standing(self, key: str) -> bool | None:
-        """Whether what a step needs has come about, or cannot any more; None while it still may."""
+    def needs_met(self, key: str) -> bool | None:
+        """Whether the needs of a step are met; False when they cannot be met any more, None while that is open."""
         rule, needs = self[key].rule, self._needs.get(key)
         if needs is None:
             needs = self._needs[key] = self._counted(rule)
         match rule.join:
             case "all":
-                return False if needs.missed else None if needs.open else True
+                return False if needs.unmet else None if needs.open else True
             case "any":
                 return True if needs.met or not rule.needs else None if needs.open else False
             case "all_done":
@@ -125,6 +125,6 @@ def _met(step: RunStep, branch: str | None) -> bool | None:
     return step.state is StepState.SUCCEEDED and branch in (None, step.branch)
 
 
-def _missed(step: RunStep) -> bool:
-    """Whether a step ended in a way that makes its run fail."""
+def _fails_run(step: RunStep) -> bool:
+    """Whether the end of a step makes its run fail."""
     return step.state in (StepState.FAILED, StepState.CANCELLED) and not step.rule.allow_failure

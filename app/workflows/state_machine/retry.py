@@ -1,9 +1,8 @@
 """
-Retry: what to do when an attempt fails. Should there be another? And when?
+Retry: whether a failed attempt is followed by another, and after which delay.
 
-A failure of the work counts against the step's own limit; the death of its worker against another, so that
-a step that kills whoever takes it is given up instead of going round for ever. A step handed back by a worker that
-stops counts against neither.
+A failure of the work counts against the step's own limit. The death of its worker counts against another limit, so that
+a step that kills its workers is given up. A step that is requeued by a stopping worker counts against neither.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ NOT_COUNTED = frozenset({FailureReason.WORKER_STOPPED, FailureReason.CANCELLED})
 
 @dataclass(frozen=True, slots=True)
 class FailureCounts:
-    """How a step has fared so far, this attempt counted."""
+    """The counts of a step, this attempt included."""
 
     #: Attempts that ended in a failure of the work.
     failures: int
@@ -31,14 +30,14 @@ class FailureCounts:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Another attempt, after a delay."""
+    """A further attempt, after a delay."""
 
     delay: timedelta
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No other attempt, and why."""
+    """No further attempt, and why."""
 
     message: str
 
@@ -56,14 +55,14 @@ def decide(
     not_before: timedelta = timedelta(0),
 ) -> Again | GiveUp:
     """
-    What follows a failed attempt. `chance` is in [0, 1).
+    Decide what follows a failed attempt. `chance` is in [0, 1).
 
-    `retryable` is what the rule's condition says of the error; `late` tells that the time for the whole step is over;
-    `final` that the work was done and must not be done again; `not_before` is the least delay, where a server asked
-    for one.
+    `retryable` says whether the rule's condition holds for the error; `late` that the time for the whole step is over;
+    `final` that the work was done and must not be repeated; `not_before` is the least delay, where a server requested
+    one.
 
     Delays grow by `factor` up to `cap`, and each is drawn from the whole range below (full jitter),
-    so that steps that failed together do not come back together.
+    so that steps that failed together do not begin again together.
     """
     if final:
         return GiveUp("its work was done, but what came of it cannot be recorded: it is not done again")
@@ -85,7 +84,7 @@ def decide(
 
 
 def _bound(rule: Retry, failures: int) -> timedelta:
-    """The longest delay after so many failures. The logarithm tells of the cap before a power overflows."""
+    """The longest delay after so many failures. The logarithm finds the cap before the power overflows."""
     if not rule.delay:
         return timedelta(0)
     if rule.delay >= rule.cap or (failures - 1) * log(rule.factor) >= log(rule.cap / rule.delay):

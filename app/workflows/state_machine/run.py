@@ -1,4 +1,4 @@
-"""A run as a value: its steps, and where each stands."""
+"""A run as a value: its state and its steps."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class RunStep:
     key: str
     state: StepState
     rule: StepRule
-    #: Counts dispatches from 1; a message and a record name it, and an old one is refused. 0 before the first.
+    #: Counts dispatches from 1. A message or a record of an older attempt is refused. 0 before the first.
     attempt: int = 0
-    #: Attempts that failed, with the model that it asks now.
+    #: Failed attempts with its present model.
     failures: int = 0
     #: Attempts whose worker died.
     losses: int = 0
-    #: The place of the model that it asks now.
+    #: The index of its present model.
     model: int = 0
     #: The branch that it took.
     branch: str | None = None
-    #: While it is awaited: items or a run are under way, and must end before it has.
+    #: While it is awaiting: its work is done by items or by a called run, which must end before it does.
     delegated: bool = False
-    #: Somebody was asked to decide it.
-    asked: bool = False
+    #: The decision of its condition or its switch was requested.
+    deciding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Run:
     id: str
     state: RunState
     steps: Mapping[str, RunStep]
-    #: How it will end if it is cancelling or compensating.
+    #: Its final state, while it is cancelling or compensating.
     ending: RunState | None = None
-    #: It has an output, and that is computed at its end, which can fail.
+    #: Its output is computed at its end, which can fail.
     computes_output: bool = False

@@ -1,4 +1,4 @@
-"""The states of runs and steps: where each can stand, and what a run is made of."""
+"""The states of runs and steps."""
 
 from __future__ import annotations
 
@@ -6,47 +6,47 @@ from enum import StrEnum
 
 
 class StepState(StrEnum):
-    """Where a step stands."""
+    """The state of a step."""
 
     #: It waits for the steps that it needs.
     PENDING = "pending"
-    #: It may begin; a message is on its way to a worker, or lost, and the sweep sends another.
+    #: It can be claimed; a message was sent to its workers. If that was lost, the sweep sends another.
     READY = "ready"
     #: A worker holds it under a lease.
     RUNNING = "running"
-    #: It failed and begins again after a delay.
+    #: An attempt failed; the next begins after a delay.
     WAITING = "waiting"
-    #: Its work goes on without a holder: time passes, an event is to come, items or another run are under way.
+    #: It has no holder: it waits for time or an event, or its work is delegated to items or a called run.
     AWAITING = "awaiting"
-    #: Its holder, its items or the run that it called were asked to stop and have not answered yet.
+    #: Its holder, its items or the run that it called were asked to stop, and have not ended yet.
     CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    #: What it needs did not come about, its condition does not hold, or its branch was not taken.
+    #: Its needs cannot be met, or its condition does not hold.
     SKIPPED = "skipped"
     CANCELLED = "cancelled"
 
 
 class RunState(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
-    #: It waits for another run of its concurrency key to end.
+    #: It waits for the end of another run of its concurrency key.
     BLOCKED = "blocked"
     #: No step has begun.
     QUEUED = "queued"
     RUNNING = "running"
-    #: It is to end; some holder has not answered yet.
+    #: Its end was requested; some step has not ended yet.
     CANCELLING = "cancelling"
-    #: It has not succeeded, and does its `on_failure` steps.
+    #: It has not succeeded, and executes its `on_failure` steps.
     COMPENSATING = "compensating"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-#: States of a step that nothing leaves, but for a retry of the run.
+#: Final states of a step; only a retry of the run leaves them.
 FINAL_STEPS = frozenset({StepState.SUCCEEDED, StepState.FAILED, StepState.SKIPPED, StepState.CANCELLED})
 #: States of a step in which a worker may hold it.
 HELD_STEPS = frozenset({StepState.RUNNING, StepState.CANCELLING})
-#: States of a run that nothing leaves, but for a retry of the run.
+#: Final states of a run; only a retry leaves them.
 FINAL_RUNS = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})

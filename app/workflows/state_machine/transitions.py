@@ -1,14 +1,16 @@
 """
-A run: the states of its steps, and what each event makes of them.
+The transitions of a run and its steps.
 
-Everything that changes a state is in this file. `TRANSITIONS` is the table; an edge that is absent is the error.
-`advance(run, event)` gives the run after the event and the commands that follow from it; it does nothing itself.
+`TRANSITIONS` (steps) and `RUN_TRANSITIONS` (runs) are the tables of all state changes; a transition that is absent
+raises InvalidTransition. `sql_changes` lists the statements that make some of them in SQL.
+`advance(run, event)` returns the run after an event and the commands that follow; it executes nothing itself.
 
-A step begins when what it needs has come about (`join`): all of it, any of it, or the end of all of it. Otherwise it is
-skipped, and other branches go on. Where a step has a condition or is a switch, somebody is asked to decide it first.
-The run fails once nothing is left to do and a step has failed that was not allowed to. After a cancel nothing begins;
-what runs is asked to stop, and the run goes on to its end when the last holder has answered or lost its lease.
-A run that does not succeed does its `on_failure` steps before it ends.
+A step becomes ready when its needs are met (`join`): all have succeeded, any has, or all have ended. When they cannot
+be met any more, it is skipped, and other branches continue. Before a switch or a step with a condition, a command
+requests the decision. The run fails when nothing is left to do and a step has failed that was not allowed to. After a
+cancel no step begins; running steps are asked to stop, and the run ends when the last holder has answered or lost its
+lease.
+A run that does not succeed executes its `on_failure` steps before it ends.
 
 Nothing here reads a clock, a database or chance.
 """
@@ -58,20 +60,24 @@ class StepChange(StrEnum):
     NEED_MISSED = "need_missed"
     #: A switch took a branch.
     DECIDED = "decided"
-    #: A condition could not be computed.
+    #: Its condition could not be computed.
     BROKEN = "broken"
     CLAIMED = "claimed"
-    #: The holder has left it; its work goes on elsewhere.
+    #: The holder has left it: it waits, or its work is delegated.
     AWAITED = "awaited"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     FAILED_FOR_GOOD = "failed_for_good"
     DELAY_OVER = "delay_over"
     OUT_OF_TIME = "out_of_time"
-    CANCEL_ASKED = "cancel_asked"
-    #: A cancel of work that nothing needs to answer.
+    CANCEL_REQUESTED = "cancel_requested"
+    #: It was cancelled while it waited for time or an event: no holder has to answer.
     DROPPED = "dropped"
     RETRIED = "retried"
+    #: Its run is a fork, and takes its output from the source.
+    COPIED = "copied"
+    #: Its run is ended without its definition.
+    ABANDONED = "abandoned"
 
 
 TRANSITIONS: Mapping[tuple[StepState, StepChange], StepState] = {
@@ -79,39 +85,63 @@ TRANSITIONS: Mapping[tuple[StepState, StepChange], StepState] = {
     (StepState.PENDING, StepChange.NEED_MISSED): StepState.SKIPPED,
     (StepState.PENDING, StepChange.DECIDED): StepState.SUCCEEDED,
     (StepState.PENDING, StepChange.BROKEN): StepState.FAILED,
-    (StepState.PENDING, StepChange.CANCEL_ASKED): StepState.CANCELLED,
+    (StepState.PENDING, StepChange.CANCEL_REQUESTED): StepState.CANCELLED,
     (StepState.READY, StepChange.CLAIMED): StepState.RUNNING,
     (StepState.READY, StepChange.OUT_OF_TIME): StepState.FAILED,
-    (StepState.READY, StepChange.CANCEL_ASKED): StepState.CANCELLED,
+    (StepState.READY, StepChange.CANCEL_REQUESTED): StepState.CANCELLED,
     (StepState.RUNNING, StepChange.AWAITED): StepState.AWAITING,
     (StepState.RUNNING, StepChange.SUCCEEDED): StepState.SUCCEEDED,
     (StepState.RUNNING, StepChange.FAILED): StepState.WAITING,
     (StepState.RUNNING, StepChange.FAILED_FOR_GOOD): StepState.FAILED,
-    (StepState.RUNNING, StepChange.CANCEL_ASKED): StepState.CANCELLING,
+    (StepState.RUNNING, StepChange.CANCEL_REQUESTED): StepState.CANCELLING,
     (StepState.WAITING, StepChange.DELAY_OVER): StepState.READY,
     (StepState.WAITING, StepChange.OUT_OF_TIME): StepState.FAILED,
-    (StepState.WAITING, StepChange.CANCEL_ASKED): StepState.CANCELLED,
+    (StepState.WAITING, StepChange.CANCEL_REQUESTED): StepState.CANCELLED,
     (StepState.AWAITING, StepChange.SUCCEEDED): StepState.SUCCEEDED,
     (StepState.AWAITING, StepChange.FAILED): StepState.WAITING,
     (StepState.AWAITING, StepChange.FAILED_FOR_GOOD): StepState.FAILED,
-    (StepState.AWAITING, StepChange.CANCEL_ASKED): StepState.CANCELLING,
+    (StepState.AWAITING, StepChange.CANCEL_REQUESTED): StepState.CANCELLING,
     (StepState.AWAITING, StepChange.DROPPED): StepState.CANCELLED,
-    # The work was done before its holder heard of the cancel: it did succeed.
+    # The work was done before its holder was notified of the cancel.
     (StepState.CANCELLING, StepChange.SUCCEEDED): StepState.SUCCEEDED,
     (StepState.CANCELLING, StepChange.FAILED): StepState.CANCELLED,
     (StepState.CANCELLING, StepChange.FAILED_FOR_GOOD): StepState.CANCELLED,
-    (StepState.CANCELLING, StepChange.CANCEL_ASKED): StepState.CANCELLING,
+    (StepState.CANCELLING, StepChange.CANCEL_REQUESTED): StepState.CANCELLING,
     (StepState.FAILED, StepChange.RETRIED): StepState.PENDING,
     (StepState.SKIPPED, StepChange.RETRIED): StepState.PENDING,
     (StepState.CANCELLED, StepChange.RETRIED): StepState.PENDING,
-    # Steps for failures only: what they did is done anew if the run fails again.
+    # `on_failure` steps, which are done again if the run fails again; and items of maps with another value.
     (StepState.SUCCEEDED, StepChange.RETRIED): StepState.PENDING,
+    (StepState.PENDING, StepChange.COPIED): StepState.SUCCEEDED,
+    (StepState.PENDING, StepChange.ABANDONED): StepState.SKIPPED,
+    (StepState.READY, StepChange.ABANDONED): StepState.CANCELLED,
+    (StepState.RUNNING, StepChange.ABANDONED): StepState.CANCELLED,
+    (StepState.WAITING, StepChange.ABANDONED): StepState.CANCELLED,
+    (StepState.AWAITING, StepChange.ABANDONED): StepState.CANCELLED,
+    (StepState.CANCELLING, StepChange.ABANDONED): StepState.CANCELLED,
+}
+
+RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
+    RunState.BLOCKED: frozenset({RunState.QUEUED, RunState.CANCELLING, RunState.FAILED}),
+    RunState.QUEUED: frozenset(
+        {RunState.RUNNING, RunState.CANCELLING, RunState.COMPENSATING, RunState.SUCCEEDED, RunState.FAILED}
+    ),
+    RunState.RUNNING: frozenset({RunState.CANCELLING, RunState.COMPENSATING, RunState.SUCCEEDED, RunState.FAILED}),
+    # SUCCEEDED: an item of a map, whose work was done before its holder was notified of the cancel.
+    RunState.CANCELLING: frozenset(
+        {RunState.CANCELLING, RunState.COMPENSATING, RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
+    ),
+    RunState.COMPENSATING: frozenset({RunState.FAILED, RunState.CANCELLED}),
+    RunState.SUCCEEDED: frozenset(),
+    # By a retry.
+    RunState.FAILED: frozenset({RunState.RUNNING}),
+    RunState.CANCELLED: frozenset({RunState.RUNNING}),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """The run after an event, and what is to be done."""
+    """The run after an event, and the commands to execute."""
 
     run: Run
     commands: tuple[Command, ...]
@@ -119,26 +149,26 @@ class Advance:
 
 def advance(run: Run, event: Event) -> Advance:
     """
-    What an event makes of a run.
+    The run after an event.
 
-    Raises InvalidTransition when the event cannot happen: to a step in that state, for another attempt,
-    or to a run that has ended.
+    Raises InvalidTransition when the event cannot happen: to a step in that state, for another attempt, or to a run
+    that has ended.
     """
-    return proceed(started(run), event)
+    return proceed(tracked(run), event)
 
 
-def started(run: Run) -> Run:
-    """The same run, for `proceed`."""
+def tracked(run: Run) -> Run:
+    """The same run, with the counts that `proceed` needs."""
     return replace(run, steps=RunProgress(run.steps))
 
 
 def proceed(run: Run, event: Event) -> Advance:
     """
-    As `advance`, for one event after another: the steps of the run are changed in place.
+    As `advance`, for several events: the steps of the run are changed in place.
 
-    Raises InvalidTransition; the run is of no use after that.
+    Raises InvalidTransition; the run must not be used after that.
     """
-    assert isinstance(run.steps, RunProgress), "it was started"
+    assert isinstance(run.steps, RunProgress), "the run is tracked"
     retried = isinstance(event, RetryRequested)
     if (run.state in FINAL_RUNS) != retried or (retried and run.state is RunState.SUCCEEDED):
         raise InvalidTransition(f"run {run.id}", run.state, type(event).__name__)
@@ -148,9 +178,7 @@ def proceed(run: Run, event: Event) -> Advance:
         case RunSubmitted():
             pass
         case RunAdmitted():
-            if state is not RunState.BLOCKED:
-                raise InvalidTransition(f"run {run.id}", state, "RunAdmitted")
-            state = RunState.QUEUED
+            state = _enter(run, state, RunState.QUEUED)
         case StepDecided():
             _decide(steps, event, commands)
         case StepClaimed(key, attempt):
@@ -168,27 +196,32 @@ def proceed(run: Run, event: Event) -> Advance:
         case StepCancelRequested(key):
             _cancel(steps, [steps[key]], commands)
         case CancelRequested(wanted):
-            if state is RunState.COMPENSATING:
-                raise InvalidTransition(f"run {run.id}", state, "CancelRequested")
+            state = _enter(run, state, RunState.CANCELLING)
             regular = (step for step in steps.values() if not step.rule.on_failure)
             _cancel(steps, [step for step in regular if step.state not in FINAL_STEPS], commands)
-            state, ending = RunState.CANCELLING, ending or wanted
+            ending = ending or wanted
         case OutputComputed(made):
             if not made:
                 ending = RunState.FAILED
         case RetryRequested():
-            state, ending = RunState.RUNNING, None
+            state, ending = _enter(run, state, RunState.RUNNING), None
             reset = dict(steps)
             _reset(reset)
             steps = RunProgress(reset)
     if state is RunState.QUEUED and not isinstance(event, RunSubmitted | RunAdmitted | StepDecided):
-        state = RunState.RUNNING
+        state = _enter(run, state, RunState.RUNNING)
     return _settle(replace(run, state=state, ending=ending), steps, commands, isinstance(event, OutputComputed))
 
 
 def begin(key: str, rule: StepRule) -> RunStep:
-    """A step that nothing has happened to."""
+    """A step in its first state."""
     return RunStep(key, StepState.PENDING, rule)
+
+
+def _enter(run: Run, state: RunState, new: RunState) -> RunState:
+    if new not in RUN_TRANSITIONS[state]:
+        raise InvalidTransition(f"run {run.id}", state, new)
+    return new
 
 
 def _at(run: Run, key: str, attempt: int, event: Event) -> RunStep:
@@ -227,7 +260,7 @@ def _decide(steps: dict[str, RunStep], event: StepDecided, commands: list[Comman
 
 
 def _await(steps: dict[str, RunStep], step: RunStep, delegated: bool, commands: list[Command]) -> None:
-    """Once a cancel was asked for, what goes on elsewhere is told at once, and what does not is over."""
+    """After the request of a cancel, delegated work is stopped at once, and a wait ends."""
     if step.delegated:
         raise InvalidTransition(f"step {step.key}", step.state, "StepAwaited for the second time")
     if step.state is not StepState.CANCELLING:
@@ -276,9 +309,9 @@ def _fail(steps: dict[str, RunStep], step: RunStep, event: StepFailed, commands:
 
 
 def _time_out(steps: dict[str, RunStep], step: RunStep, commands: list[Command]) -> None:
-    """What nobody holds fails at once; what goes on elsewhere is stopped first, and has failed when that has ended."""
+    """A step without a holder fails at once. Delegated work is stopped first, and its step fails at its end."""
     if step.state is StepState.AWAITING and step.delegated:
-        _change(steps, step, StepChange.CANCEL_ASKED)
+        _change(steps, step, StepChange.CANCEL_REQUESTED)
         commands.append(StopStep(step.key))
     elif step.state is StepState.AWAITING:
         _change(steps, step, StepChange.FAILED_FOR_GOOD)
@@ -289,26 +322,26 @@ def _time_out(steps: dict[str, RunStep], step: RunStep, commands: list[Command])
 def _cancel(steps: dict[str, RunStep], wanted: list[RunStep], commands: list[Command]) -> None:
     for step in wanted:
         alone = step.state is StepState.AWAITING and not step.delegated
-        changed = _change(steps, step, StepChange.DROPPED if alone else StepChange.CANCEL_ASKED)
+        changed = _change(steps, step, StepChange.DROPPED if alone else StepChange.CANCEL_REQUESTED)
         if changed.state is StepState.CANCELLING:
             commands.append(StopStep(step.key))
 
 
 def _reset(steps: dict[str, RunStep]) -> None:
-    """What did not succeed is to be done again, and what was done because of that was in vain."""
+    """Reset the steps that did not succeed, and all `on_failure` steps."""
     for step in list(steps.values()):
         if step.state is not StepState.SUCCEEDED or step.rule.on_failure:
-            fresh = replace(step, failures=0, losses=0, model=0, branch=None, asked=False)
+            fresh = replace(step, failures=0, losses=0, model=0, branch=None, deciding=False)
             _change(steps, fresh, StepChange.RETRIED)
 
 
 def _settle(run: Run, steps: RunProgress, commands: list[Command], computed: bool) -> Advance:
-    """Begin what may begin, skip what cannot, and see whether the run has ended."""
+    """Begin or skip the steps whose needs are decided, and end the run if nothing is left."""
     state, ending = run.state, run.ending
     if state in (RunState.QUEUED, RunState.RUNNING):
-        _spread(steps, commands, on_failure=False)
+        _propagate(steps, commands, on_failure=False)
     if state not in (RunState.COMPENSATING, RunState.BLOCKED) and steps.regular_ended:
-        if ending is None and steps.missed:
+        if ending is None and steps.failed:
             ending = RunState.FAILED
         if ending is None and run.computes_output and not computed:
             commands.append(ComputeOutput())
@@ -319,24 +352,24 @@ def _settle(run: Run, steps: RunProgress, commands: list[Command], computed: boo
                 if steps[key].state is StepState.PENDING:
                     _change(steps, steps[key], StepChange.NEED_MISSED)
         else:
-            state = RunState.COMPENSATING
+            state = _enter(run, state, RunState.COMPENSATING)
     if state is RunState.COMPENSATING:
-        _spread(steps, commands, on_failure=True)
+        _propagate(steps, commands, on_failure=True)
     if not steps.all_ended or state is RunState.BLOCKED:
         return Advance(replace(run, state=state, steps=steps, ending=ending), tuple(commands))
-    final = ending or RunState.SUCCEEDED
+    final = _enter(run, state, ending or RunState.SUCCEEDED)
     commands.append(FinishRun(final))
     return Advance(replace(run, state=final, steps=steps, ending=ending), tuple(commands))
 
 
-def _spread(steps: RunProgress, commands: list[Command], *, on_failure: bool) -> None:
-    """Carry what has ended over to the steps that waited for it, until nothing changes."""
-    for step in steps.to_look_at(on_failure=on_failure):
-        standing = steps.standing(step.key)
-        if standing is False:
+def _propagate(steps: RunProgress, commands: list[Command], *, on_failure: bool) -> None:
+    """Begin or skip the steps that depend on ended ones, until nothing changes."""
+    for step in steps.candidates(on_failure=on_failure):
+        met = steps.needs_met(step.key)
+        if met is False:
             _change(steps, step, StepChange.NEED_MISSED)
-        elif standing and step.rule.decided:
-            steps[step.key] = replace(step, asked=True)
+        elif met and step.rule.decided:
+            steps[step.key] = replace(step, deciding=True)
             commands.append(DecideStep(step.key))
-        elif standing:
+        elif met:
             _dispatch(steps, _change(steps, step, StepChange.NEEDS_MET), commands)

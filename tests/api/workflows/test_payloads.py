@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 from app.api.main import serve
 from app.api.services import Services
 from app.kernel.settings import ApiSettings, Settings
-from app.workflows.runs.payloads import PayloadLimits, as_json
 from app.workflows.runs.service import Runs
-from tests.workflows.conftest import Hands
+from app.workflows.runs.storage.payloads import PayloadLimits, as_json
+from tests.workflows.conftest import StepWorker
 
 FLOW = """
 workflow: flow
@@ -35,7 +35,7 @@ WORDS = ["a", {"z": "é" * 300, "a": [1.0, None]}, "c"]
 def services(services: Services, runs: Runs, tmp_path: Path) -> Services:
     """An API with small limits: few bytes inline in answers, and few in the rows of runs."""
     settings = Settings(data_dir=tmp_path, api=ApiSettings(max_inline_bytes=500))
-    small = replace(runs, limits=PayloadLimits(inline=100, one=4000))
+    small = replace(runs, policy=replace(runs.policy, limits=PayloadLimits(inline=100, one=4000)))
     return replace(services, settings=settings, runs=small)
 
 
@@ -58,9 +58,9 @@ def test_a_long_value_is_replaced_by_a_reference(client: TestClient, services: S
     run_id = submit(client, WORDS).json()["id"]
     base = f"/v1/runs/{run_id}"
     assert client.get(f"{base}/output").status_code == 404
-    worker = Hands(services.runs)
+    worker = StepWorker(services.runs)
     worker.work(each=lambda claim: claim.data["item"], short="s")
-    worker.tell(UUID(run_id), "go", "x" * 600)
+    worker.send_event(UUID(run_id), "go", "x" * 600)
     run, page = get(client, base), get(client, f"{base}/steps/each/items")
 
     def marked(value: Any, path: str) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_missing_values_are_not_found(client: TestClient, path: str) -> None:
 
 def test_the_output_of_an_empty_map_is_an_empty_list(client: TestClient, services: Services) -> None:
     run_id = submit(client, []).json()["id"]
-    Hands(services.runs).work()
+    StepWorker(services.runs).work()
 
     assert json.loads(client.get(f"/v1/runs/{run_id}/steps/each/output").text) == []
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.services import Services
-from tests.workflows.conftest import Hands, failure
+from tests.workflows.conftest import StepWorker, failure
 
 FLOW = """
 workflow: flow
@@ -25,9 +25,9 @@ steps:
 
 
 @pytest.fixture
-def worker(services: Services) -> Hands:
+def worker(services: Services) -> StepWorker:
     """A worker next to the API."""
-    return Hands(services.runs)
+    return StepWorker(services.runs)
 
 
 def submit(client: TestClient, **more: Any) -> str:
@@ -70,7 +70,7 @@ def test_labels_of_a_submission_are_bounded(client: TestClient, labels: dict[str
     assert message in answer.json()["detail"]
 
 
-def test_items_of_a_map_are_listed_by_page_and_state(client: TestClient, worker: Hands) -> None:
+def test_items_of_a_map_are_listed_by_page_and_state(client: TestClient, worker: StepWorker) -> None:
     run_id = submit(client)
     worker.work(UUID(run_id), each=lambda claim: failure("context_exceeded") if claim.data["item"] == "b" else "x")
     base = f"/v1/runs/{run_id}/steps/each/items"
@@ -83,7 +83,7 @@ def test_items_of_a_map_are_listed_by_page_and_state(client: TestClient, worker:
     assert client.get(f"/v1/runs/{run_id}/steps/nothing/items").json()["detail"].endswith("there are: each")
 
 
-def test_a_run_is_paused_resumed_and_receives_events(client: TestClient, worker: Hands) -> None:
+def test_a_run_is_paused_resumed_and_receives_events(client: TestClient, worker: StepWorker) -> None:
     run_id = submit(client)
     base = f"/v1/runs/{run_id}"
     assert client.post(f"{base}/pause").json() == {"id": run_id, "paused": True, "changed": True}
@@ -123,7 +123,7 @@ def test_a_run_is_paused_resumed_and_receives_events(client: TestClient, worker:
         assert "".join(stream.iter_text()).count("id: ") == 1
 
 
-def test_a_run_is_retried_and_forked(client: TestClient, worker: Hands) -> None:
+def test_a_run_is_retried_and_forked(client: TestClient, worker: StepWorker) -> None:
     run_id = submit(client)
     base = f"/v1/runs/{run_id}"
     assert client.post(f"{base}/retry").status_code == 409

@@ -13,7 +13,7 @@ from app.workflows.language import check
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from tests.cli.conftest import Arriero
-from tests.workflows.conftest import Hands
+from tests.workflows.conftest import StepWorker
 
 FLOW = "workflow: flow\ndefaults: {model: 'm:1'}\nsteps: [{id: a, kind: generate, prompt: hi}]\n"
 
@@ -31,9 +31,9 @@ def arriero(arriero: Arriero) -> Arriero:
 
 
 def test_a_long_output_is_printed_completely(arriero: Arriero, runs: Runs) -> None:
-    hands = Hands(runs)
+    worker = StepWorker(runs)
     run_id = str(runs.submit(Submission(check.parse(FLOW), {})).id)
-    hands.work(a="a long text")
+    worker.work(a="a long text")
 
     assert json.loads(arriero("output", run_id).stdout) == {"a": "a long text"}
     assert json.loads(arriero("output", run_id, "--step", "a").stdout) == "a long text"

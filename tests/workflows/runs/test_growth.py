@@ -1,4 +1,4 @@
-"""Growth: what costs more with more steps, rows waiting and rows kept; and what must not."""
+"""Growth: how costs depend on the numbers of steps, of waiting rows and of stored rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from app.kernel.database import Database, UnitOfWork
 from app.workflows import retention
 from app.workflows.language.definition import Definition
 from app.workflows.language.graph import Graph
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
-from app.workflows.runs.sweep import sweep
 from app.workflows.schedules.service import Schedules
 from app.workflows.state_machine import transitions as runs
 from app.workflows.state_machine.events import (
@@ -54,14 +54,14 @@ def fan(count: int) -> Definition:
 
 
 def seconds(definition: Definition, taken: str | None) -> float:
-    """Until nothing is left to decide; `taken` is the branch that every switch takes. The least of three."""
+    """The time until every step is decided, the least of three; `taken` is the branch that every switch takes."""
     rules = Graph(definition).rules
     run = Run("r", RunState.QUEUED, {key: runs.begin(key, rule) for key, rule in rules.items()}, None, True)
     return min(_seconds(run, taken) for _ in range(3))
 
 
 def _seconds(run: Run, taken: str | None) -> float:
-    began, run = time.perf_counter(), runs.started(run)
+    began, run = time.perf_counter(), runs.tracked(run)
     waiting: list[Event] = [RunSubmitted()]
     while waiting:
         advanced = runs.proceed(run, waiting.pop())
@@ -80,8 +80,8 @@ def _following(command: Command, taken: str | None) -> Event | None:
     return None
 
 
-def test_what_a_graph_keeps_of_a_long_chain_is_small() -> None:
-    """Ten thousand steps have fifty million pairs of one before another."""
+def test_the_memory_of_the_graph_of_a_long_chain_is_small() -> None:
+    """Ten thousand steps have fifty million pairs of a step and an earlier one."""
     definition = chain(10_000)
     tracemalloc.start()
     try:
@@ -99,7 +99,7 @@ def test_what_a_graph_keeps_of_a_long_chain_is_small() -> None:
 @pytest.mark.parametrize("taken", ["a", None])
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_chain_of_switches_costs_by_its_length(taken: str | None, backwards: bool) -> None:
-    """All of it is done under the lock of the run; where the first takes no branch, all others are skipped."""
+    """All steps are decided under the lock of the run; where the first takes no branch, all others are skipped."""
     short, long = (seconds(chain(count, backwards=backwards), taken) for count in (500, 5_000))
     assert long < short * LINEAR
 
@@ -116,11 +116,11 @@ SCANS = ("Seq Scan on step", "Seq Scan on run", "Seq Scan on schedule_fire")
 
 
 class _RolledBack(Exception):
-    """What a statement did to be explained is undone."""
+    """Rolls back the changes of an explained statement."""
 
 
 class Recorded:
-    """The statements of a job, and how many rows each has read from tables and indexes."""
+    """The statements of a job, and the number of rows that each has read from tables and indexes."""
 
     def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         self.plans: list[tuple[str, dict[str, Any]]] = []
@@ -154,12 +154,12 @@ class Recorded:
 
     @property
     def rows(self) -> int:
-        """Rows that were read, those that a filter removed too."""
+        """The number of rows that were read, including those that a filter removed."""
         return sum(_rows(plan) for _, plan in self.plans)
 
     @property
     def scans(self) -> list[str]:
-        """Statements that read the whole of a table that grows."""
+        """Statements that read a whole growing table."""
         return [statement for statement, plan in self.plans if any(scan in _nodes(plan) for scan in SCANS)]
 
 
@@ -188,7 +188,7 @@ JOBS: dict[str, Callable[[Runs], object]] = {
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_timed_job_reads_no_more_where_more_waits_and_more_is_kept(
+def test_a_timed_job_reads_no_more_rows_when_more_wait_and_more_are_stored(
     runs: Runs, database: Database, monkeypatch: pytest.MonkeyPatch, job: str
 ) -> None:
     read: list[int] = []

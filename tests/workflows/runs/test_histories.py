@@ -17,7 +17,7 @@ from app.workflows.runs import control
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import Failure
 from app.workflows.state_machine.states import FINAL_RUNS
-from tests.workflows.conftest import Hands, failure
+from tests.workflows.conftest import StepWorker, failure
 from tests.workflows.language.test_language import flow
 
 CALLED = flow("\n  - {id: inner, kind: generate, prompt: hi, retry: {max_attempts: 2, delay: 0s}}", name="called")
@@ -64,71 +64,71 @@ RARE = ("cancel", "cancel step", "cancel item", "pause", "resume", "retry", "wak
 
 
 class World:
-    """Workers, a sweep and people, who do whatever comes to their minds."""
+    """Workers, a sweep and people, with random actions."""
 
     def __init__(self, runs: Runs, on_error: str) -> None:
-        self.hands = Hands(runs)
+        self.worker = StepWorker(runs)
         definition = check.parse(CALLED)
         registry.put(runs.database, "called", definition)
         self.source = EVERYTHING.replace("{on_error}", on_error)
-        self.run_ids = [self.hands.submit(self.source) for _ in range(3)]
+        self.run_ids = [self.worker.submit(self.source) for _ in range(3)]
         self.held: list[Any] = []
         #: Claims whose holder was taken for dead, and may still come.
         self.dead: list[Any] = []
 
     def act(self, data: st.DataObject) -> None:
         action = data.draw(st.sampled_from(ACTIONS), label="action")
-        runs, hands = self.hands.runs, self.hands
+        runs, worker = self.worker.runs, self.worker
         match action:
-            case "claim" if ready := hands.ready():
+            case "claim" if ready := worker.ready():
                 row = data.draw(st.sampled_from(ready[:4]))
-                claim = runs.claim(row.id, row.attempt, hands.owner)
+                claim = runs.claim(row.id, row.attempt, worker.owner)
                 self.held += [claim] if claim else []
             case "done" | "fails" if self.held:
                 claim = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
                 answer = "text" if action == "done" else failure()
-                self.held += [following] if (following := hands.do(claim, dict.fromkeys(_KEYS, answer))) else []
+                self.held += [following] if (following := worker.do(claim, dict.fromkeys(_KEYS, answer))) else []
             case "dies" if self.held:
                 claim = self.held.pop()
                 with runs.database.work() as work:
                     work.run(_END_LEASES, {"id": claim.step_id})
                 self.dead.append(claim)
-                hands.sweep()
+                worker.sweep()
             case "late" if self.dead:
-                hands.do(self.dead.pop(), {})
+                worker.do(self.dead.pop(), {})
             case "again" if self.held:
                 claim = self.held[-1]
-                assert runs.claim(claim.step_id, claim.attempt, "another") is None, "nothing is taken twice"
+                assert runs.claim(claim.step_id, claim.attempt, "another") is None, "no attempt is claimed twice"
             case "time":
-                hands.pass_time(minutes=data.draw(st.sampled_from([1, 90])))
-                hands.sweep()
+                worker.pass_time(minutes=data.draw(st.sampled_from([1, 90])))
+                worker.sweep()
             case "rare":
                 self.rare(data)
 
     def rare(self, data: st.DataObject) -> None:
-        runs, run_id = self.hands.runs, data.draw(st.sampled_from(self.run_ids))
-        ended = self.hands.run(run_id).state in FINAL_RUNS
+        runs, run_id = self.worker.runs, data.draw(st.sampled_from(self.run_ids))
+        ended = self.worker.run(run_id).state in FINAL_RUNS
         match data.draw(st.sampled_from(RARE), label="rare"):
             case "cancel":
                 runs.cancel(run_id)
             case "cancel step":
                 control.cancel_step(runs, run_id, data.draw(st.sampled_from(["each", "calls", "call", "nap", "undo"])))
-            case "cancel item" if self.hands.step(run_id, "each").items:
+            case "cancel item" if self.worker.step(run_id, "each").items:
                 control.cancel_step(runs, run_id, f"each[{data.draw(st.integers(0, 3))}]")
             case "pause" if not ended:
                 control.pause(runs, run_id)
             case "resume" if not ended:
                 control.resume(runs, run_id)
-            case "retry" if self.hands.run(run_id).state in ("failed", "cancelled"):
+            case "retry" if self.worker.run(run_id).state in ("failed", "cancelled"):
                 if self.going_on() < 2:
                     control.retry(runs, run_id)
             case "wake" if not ended:
-                self.hands.tell(run_id, "wake")
+                self.worker.send_event(run_id, "wake")
             case "submit" if len(self.run_ids) < 5:
-                self.run_ids.append(self.hands.submit(self.source))
+                self.run_ids.append(self.worker.submit(self.source))
 
     def going_on(self) -> int:
-        with self.hands.runs.database.work() as work:
+        with self.worker.runs.database.work() as work:
             row = work.row(_GOING_ON)
             assert row is not None
             count: int = row.n
@@ -136,26 +136,26 @@ class World:
 
     def check(self) -> None:
         assert self.going_on() <= 2, "the limit holds"
-        with self.hands.runs.database.work() as work:
+        with self.worker.runs.database.work() as work:
             assert work.rows(_LEFT_OPEN) == [], "a run that has ended leaves nothing open"
             for row in work.rows(_COUNTS):
-                assert (row.waiting, row.in_flight) == (row.pending, row.open), "items are counted as they stand"
+                assert (row.waiting, row.in_flight) == (row.pending, row.open), "the counts are those of the items"
 
     def finish(self) -> None:
-        """However it stands: what is paused goes on, workers do their work, time passes, and all comes to its end."""
-        hands = self.hands
+        """Resume paused runs, do all work and let time pass: every run ends."""
+        worker = self.worker
         for run_id in self.run_ids:
-            if hands.run(run_id).state not in FINAL_RUNS:
-                control.resume(hands.runs, run_id)
+            if worker.run(run_id).state not in FINAL_RUNS:
+                control.resume(worker.runs, run_id)
         for claim in self.held:
             outcome = Failure(FailureReason.CANCELLED, "stopped")
             with contextlib.suppress(LeaseLost):
-                hands.runs.fail(claim, hands.owner, outcome)
+                worker.runs.fail(claim, worker.owner, outcome)
         for _ in range(12):
-            hands.work()
-            hands.pass_time(hours=2)
-            hands.sweep()
-        states = Counter(hands.run(run_id).state for run_id in self.run_ids)
+            worker.work()
+            worker.pass_time(hours=2)
+            worker.sweep()
+        states = Counter(worker.run(run_id).state for run_id in self.run_ids)
         assert set(states) <= FINAL_RUNS, states
         self.check()
 
@@ -165,8 +165,8 @@ _KEYS = ("each", "inner", "late", "undo")
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(["fail", "collect"]), st.data())
-def test_everything_comes_to_its_end_once(runs: Runs, on_error: str, data: st.DataObject) -> None:
-    """Nothing is done twice, nothing is left open, limits hold, items are counted right: at every moment."""
+def test_every_run_ends_and_every_step_is_done_once(runs: Runs, on_error: str, data: st.DataObject) -> None:
+    """No step succeeds twice, ended runs leave no step open, limits hold and items are counted correctly."""
     with runs.database.work() as work:
         work.run(text("TRUNCATE definition CASCADE"))
     world = World(runs, on_error)

@@ -1,4 +1,4 @@
-"""Runs on the real database and broker: submit, claim, record, lose, cancel, sweep."""
+"""Runs on the real database and broker: submit, claim, record, expire, cancel, sweep."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from app.workflows.language import check
 from app.workflows.language.definition import Definition
 from app.workflows.runs import views
 from app.workflows.runs.claims import Claim
+from app.workflows.runs.recovery.expiry import expire_lease
+from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
-from app.workflows.runs.sweep import sweep
 from app.workflows.state_machine.outcomes import Failure, Success, TokenUsage
 from app.workflows.state_machine.states import RunState
 
@@ -113,7 +114,7 @@ def valkey_body(message: str) -> str:
     return base64.b64decode(json.loads(message)["body"]).decode()
 
 
-def test_a_step_is_claimed_once_however_often_its_message_comes(runs: Runs) -> None:
+def test_duplicate_messages_claim_a_step_once(runs: Runs) -> None:
     run_id = submit(runs)
     row = step(runs, run_id, "first")
     taken: list[Claim | None] = []
@@ -133,7 +134,7 @@ def test_a_step_is_claimed_once_however_often_its_message_comes(runs: Runs) -> N
     assert len(views.run(runs.database, run_id).attempts[row.id]) == 1
 
 
-def test_a_claim_of_another_attempt_or_an_unknown_step_gives_nothing(runs: Runs) -> None:
+def test_a_claim_of_another_attempt_or_an_unknown_step_returns_none(runs: Runs) -> None:
     run_id = submit(runs)
 
     assert runs.claim(step(runs, run_id, "first").id, 2, WORKER) is None
@@ -180,7 +181,7 @@ def test_short_steps_follow_each_other_without_messages(runs: Runs) -> None:
     assert [len(found.attempts[row.id]) for row in found.steps] == [1, 1, 1, 1]
 
 
-def test_a_failed_attempt_waits_in_the_database_and_comes_back_by_the_sweep(runs: Runs) -> None:
+def test_a_failed_attempt_waits_in_the_database_and_the_sweep_makes_it_ready(runs: Runs) -> None:
     run_id = submit(runs)
     runs.fail(claim(runs, run_id, "first"), WORKER, Failure(FailureReason.INVALID_OUTPUT, "no JSON", text="blah\x00"))
 
@@ -197,7 +198,7 @@ def test_a_failed_attempt_waits_in_the_database_and_comes_back_by_the_sweep(runs
     assert (kept.outcome, kept.text) == ("invalid_output", "blah\ufffd")
 
 
-def test_a_run_that_fails_tells_the_story(runs: Runs) -> None:
+def test_the_error_of_a_failed_run_names_its_steps_and_their_errors(runs: Runs) -> None:
     run_id = submit(runs)
     runs.fail(claim(runs, run_id, "first"), WORKER, Failure(FailureReason.TEMPLATE_ERROR, "'x' is undefined"))
 
@@ -208,7 +209,7 @@ def test_a_run_that_fails_tells_the_story(runs: Runs) -> None:
     assert step(runs, run_id, "second").state == "skipped"
 
 
-def test_an_ended_lease_gives_the_step_to_another_and_refuses_the_late_record(runs: Runs, database: Database) -> None:
+def test_an_expired_lease_requeues_the_step_and_a_late_record_is_refused(runs: Runs, database: Database) -> None:
     run_id = submit(runs)
     late = claim(runs, run_id, "first", "dead")
     assert sweep(runs, republish_after=timedelta(hours=1)).lost == 0, "its lease has not ended"
@@ -225,23 +226,24 @@ def test_an_ended_lease_gives_the_step_to_another_and_refuses_the_late_record(ru
     assert outcomes == ["worker_lost", "succeeded"]
 
 
-def test_a_renewed_lease_is_not_taken(runs: Runs, database: Database) -> None:
+def test_a_renewed_lease_does_not_expire(runs: Runs, database: Database) -> None:
     run_id = submit(runs)
     held = claim(runs, run_id, "first")
     let_lease_end(database, run_id)
 
     assert runs.renew([held.step_id], WORKER)[held.step_id] == (1, "running")
-    assert not runs.expire_lease(run_id, "first", 1)
+    with runs.transaction() as transaction:
+        assert not expire_lease(transaction, run_id, "first", 1)
     assert runs.succeed(held, WORKER, Success("x")) is None
 
 
-def test_a_stranger_cannot_renew(runs: Runs) -> None:
+def test_only_the_owner_can_renew(runs: Runs) -> None:
     held = claim(runs, submit(runs), "first")
 
     assert runs.renew([held.step_id], "somebody else") == {}
 
 
-def test_a_worker_that_dies_again_and_again_is_given_no_more(runs: Runs, database: Database) -> None:
+def test_a_step_whose_workers_die_is_given_up(runs: Runs, database: Database) -> None:
     run_id = submit(runs)
     for _ in range(3):
         claim(runs, run_id, "first")
@@ -291,14 +293,14 @@ def test_lost_messages_are_sent_again_and_waiting_ones_are_not(
     assert all(claim(runs, run_id, "first") for run_id in ids)
 
 
-def test_the_broker_being_away_loses_nothing(runs: Runs, database: Database) -> None:
-    """Submission succeeds, the sweep waits, and goes on when the broker is back."""
+def test_messages_are_sent_again_after_the_broker_was_unreachable(runs: Runs, database: Database) -> None:
+    """Submission succeeds; the sweep sends the messages when the broker is back."""
     from app.kernel import broker
     from app.kernel.settings import BrokerSettings
 
     nowhere = "redis://127.0.0.1:1/0"
     cut_off = CeleryPublisher(broker.celery_app(nowhere, BrokerSettings()), nowhere)
-    alone = Runs(database, cut_off, lease=runs.lease, max_worker_losses=3)
+    alone = Runs(database, cut_off, runs.policy)
     submit(alone)
     age_messages(database)
     assert sweep(alone, republish_after=timedelta(seconds=5)).republished == 0
@@ -308,7 +310,7 @@ def test_the_broker_being_away_loses_nothing(runs: Runs, database: Database) -> 
     assert runs.publisher.depth(QUEUE) == 1
 
 
-def test_the_same_key_gives_the_same_run(runs: Runs) -> None:
+def test_the_same_key_returns_the_same_run(runs: Runs) -> None:
     asked = Submission(definition(DIAMOND), {"topic": "x"}, idempotency_key="k")
     first, second = runs.submit(asked), runs.submit(asked)
 
@@ -325,7 +327,7 @@ def test_the_same_key_with_another_content_is_refused(runs: Runs) -> None:
 
 
 def test_a_submission_of_the_newest_version_that_is_sent_again_is_the_same_across_a_new_version(runs: Runs) -> None:
-    """Also where the new version would refuse it."""
+    """Even where the new version would refuse it."""
     older = "workflow: w\ninputs: {a: {type: integer, default: 1}}\nsteps: [{id: s, kind: noop}]"
     newer = "workflow: w\ninputs: {a: {type: string}, b: {type: string}}\nsteps: [{id: s, kind: noop}]"
     first = runs.submit(Submission(definition(older), {"a": 1}, 1, newest=True, idempotency_key="k"))
@@ -348,7 +350,7 @@ def test_a_submission_of_the_newest_version_that_is_sent_again_is_the_same_acros
         {"inputs": {}},
     ],
 )
-def test_the_same_key_with_anything_else_asked_for_is_refused(runs: Runs, other: dict[str, Any]) -> None:
+def test_the_same_key_with_another_request_is_refused(runs: Runs, other: dict[str, Any]) -> None:
     asked = Submission(
         definition(DIAMOND),
         {"topic": "llamas"},
@@ -376,7 +378,7 @@ def test_an_unknown_run_is_not_found(runs: Runs) -> None:
 
 
 def test_a_claim_and_a_record_of_one_run_never_deadlock(runs: Runs) -> None:
-    """Whoever locks a run and a step locks the run first: many at once end in the time of a few transactions."""
+    """A transaction that locks a run and a step locks the run first."""
     wide = "workflow: wide\nsteps:\n" + "".join(f"  - {{id: s{i}, kind: noop}}\n" for i in range(24))
     run_id = submit(runs, wide)
     rows = views.run(runs.database, run_id).steps
@@ -403,7 +405,7 @@ def test_a_claim_and_a_record_of_one_run_never_deadlock(runs: Runs) -> None:
 
 
 def test_definitions_and_outputs_keep_the_order_of_their_keys(runs: Runs) -> None:
-    """A grammar makes the model write properties in this order, and so do people read them."""
+    """A grammar makes the model write properties in this order, and people read them in it."""
     source = CHAIN.replace(
         "prompt: hello}", "prompt: hello, output: {schema: {type: object, properties: {zeta: {}, b: {}, alpha: {}}}}}"
     )

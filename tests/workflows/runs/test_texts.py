@@ -1,4 +1,4 @@
-"""Texts that Postgres cannot keep: refused where they are a client's, replaced where they only tell of something."""
+"""Texts that Postgres cannot store: refused in requests, replaced in messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN = "workflow: plain\nsteps: [{id: a, kind: noop}]\n"
 
 
 @pytest.mark.parametrize("bad", ["a\0b", "half \ud83e"])
-def test_a_label_or_key_that_cannot_be_kept_is_refused(runs: Runs, bad: str) -> None:
+def test_a_label_or_key_that_cannot_be_stored_is_refused(runs: Runs, bad: str) -> None:
     plain = check.parse(PLAIN)
     with pytest.raises(InvalidInput, match=r"labels.team: 'a?.*' holds NUL, or half a character"):
         runs.submit(Submission(plain, {}, labels={"team": bad}))
@@ -27,6 +27,6 @@ def test_a_label_or_key_that_cannot_be_kept_is_refused(runs: Runs, bad: str) -> 
         runs.submit(Submission(plain, {}, idempotency_key=bad))
 
 
-def test_a_key_of_a_workflow_that_cannot_be_kept_is_refused(runs: Runs) -> None:
+def test_a_key_of_a_workflow_that_cannot_be_stored_is_refused(runs: Runs) -> None:
     with pytest.raises(InvalidInput, match=r"concurrency.key: .* holds NUL"):
         runs.submit(Submission(check.parse(KEYS), {"x": "a\0b"}))

@@ -17,7 +17,8 @@ from app.kernel.errors import DatabaseUnreachable, InvalidInput, NotFound
 from app.workflows import registry
 from app.workflows.language import check as workflow_check
 from app.workflows.runs import views
-from app.workflows.runs.service import Accepted, Runs, Submission
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Accepted, Submission
 from app.workflows.schedules import store as rows
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.schedules.service import Schedules
@@ -147,7 +148,7 @@ class RunsWithDyingSubmitter:
     """Runs whose submitter dies after the commit, before it stores the outcome."""
 
     def __init__(self, runs: Runs) -> None:
-        self.runs, self.database, self.transaction = runs, runs.database, runs.transaction
+        self.runs, self.database, self.lock_wait = runs, runs.database, runs.lock_wait
 
     def submit(self, submission: Submission) -> Accepted:
         self.runs.submit(submission)

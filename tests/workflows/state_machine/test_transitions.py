@@ -1,4 +1,4 @@
-"""The state machine: random graphs and random histories against what a run promises."""
+"""The state machine: invariants under random graphs and random histories."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_first_steps_are_sent_at_submission() -> None:
     assert advanced.run.state is RunState.QUEUED
 
 
-def test_a_join_waits_for_all_that_it_needs() -> None:
+def test_a_join_waits_for_all_its_needs() -> None:
     run = run_of({"a": (), "b": (), "c": ("a", "b")})
     events = (RunSubmitted(), StepClaimed("a", 1), StepClaimed("b", 1), StepSucceeded("a", 1))
 
@@ -83,7 +83,7 @@ def test_a_join_waits_for_all_that_it_needs() -> None:
     assert after(run, *events, StepSucceeded("b", 1)).commands == (DispatchStep("c", 1),)
 
 
-def test_a_failed_step_skips_what_needs_it_and_lets_other_branches_go_on() -> None:
+def test_a_failed_step_skips_its_dependents_and_other_branches_continue() -> None:
     run = run_of({"a": (), "b": (), "c": ("a",), "d": ("c",), "e": ("b",)}, max_attempts=1)
     events = (RunSubmitted(), StepClaimed("a", 1), StepClaimed("b", 1), failed("a", 1))
     advanced = after(run, *events)
@@ -95,7 +95,7 @@ def test_a_failed_step_skips_what_needs_it_and_lets_other_branches_go_on() -> No
     assert ended.commands == (FinishRun(RunState.FAILED),)
 
 
-def test_a_failure_is_tried_again_after_a_delay_and_then_given_up() -> None:
+def test_a_failed_step_is_retried_after_a_delay_and_then_given_up() -> None:
     run = after(run_of({"a": ()}, max_attempts=2), RunSubmitted(), StepClaimed("a", 1)).run
 
     first = after(run, failed("a", 1))
@@ -109,13 +109,13 @@ def test_a_failure_is_tried_again_after_a_delay_and_then_given_up() -> None:
     assert last.commands == (runs.NoteGivenUp("a", "2 of 2 attempts failed"), FinishRun(RunState.FAILED))
 
 
-def test_reasons_that_would_only_come_back_are_not_retried() -> None:
+def test_permanent_errors_are_not_retried() -> None:
     run = after(run_of({"a": ()}), RunSubmitted(), StepClaimed("a", 1)).run
 
     assert states(after(run, failed("a", 1, FailureReason.TEMPLATE_ERROR)).run) == {"a": "failed"}
 
 
-def test_a_lost_worker_costs_no_attempt_but_is_not_forgiven_for_ever() -> None:
+def test_a_lost_worker_costs_no_attempt_but_counts_against_its_own_limit() -> None:
     run = after(run_of({"a": ()}, max_attempts=1), RunSubmitted()).run
     for attempt in (1, 2):
         advanced = after(run, StepClaimed("a", attempt), failed("a", attempt, FailureReason.WORKER_LOST))
@@ -127,7 +127,7 @@ def test_a_lost_worker_costs_no_attempt_but_is_not_forgiven_for_ever() -> None:
     assert "3 workers died" in next(c.message for c in poisoned.commands if isinstance(c, runs.NoteGivenUp))
 
 
-def test_a_step_handed_back_is_sent_at_once_and_costs_nothing() -> None:
+def test_a_requeued_step_is_sent_at_once_and_costs_no_attempt() -> None:
     run = after(run_of({"a": ()}, max_attempts=1), RunSubmitted(), StepClaimed("a", 1)).run
     advanced = after(run, failed("a", 1, FailureReason.WORKER_STOPPED))
 
@@ -135,7 +135,7 @@ def test_a_step_handed_back_is_sent_at_once_and_costs_nothing() -> None:
     assert (advanced.run.steps["a"].failures, advanced.run.steps["a"].losses) == (0, 0)
 
 
-def test_a_cancel_stops_what_runs_and_keeps_the_rest_from_beginning() -> None:
+def test_a_cancel_stops_running_steps_and_begins_no_others() -> None:
     run = after(run_of({"a": (), "b": (), "c": ("a",)}), RunSubmitted(), StepClaimed("a", 1)).run
     advanced = after(run, CancelRequested())
 
@@ -147,13 +147,13 @@ def test_a_cancel_stops_what_runs_and_keeps_the_rest_from_beginning() -> None:
     assert confirmed.commands == (FinishRun(RunState.CANCELLED),)
 
 
-def test_a_cancel_of_what_has_not_begun_ends_the_run_at_once() -> None:
+def test_a_cancel_of_a_run_that_has_not_begun_ends_it_at_once() -> None:
     advanced = after(run_of({"a": ()}), RunSubmitted(), CancelRequested())
 
     assert advanced.commands == (FinishRun(RunState.CANCELLED),)
 
 
-def test_a_record_of_an_old_attempt_is_refused() -> None:
+def test_a_record_of_an_older_attempt_is_refused() -> None:
     run = after(
         run_of({"a": ()}),
         RunSubmitted(),
@@ -166,14 +166,14 @@ def test_a_record_of_an_old_attempt_is_refused() -> None:
         runs.advance(run, StepSucceeded("a", 1))
 
 
-def test_nothing_happens_to_a_run_that_has_ended() -> None:
+def test_events_of_a_run_that_has_ended_are_refused() -> None:
     run = after(run_of({"a": ()}), RunSubmitted(), StepClaimed("a", 1), StepSucceeded("a", 1)).run
 
     with pytest.raises(InvalidTransition, match="run r is succeeded"):
         runs.advance(run, CancelRequested())
 
 
-def test_no_edge_leaves_a_final_state_and_every_other_state_has_a_way_out() -> None:
+def test_only_a_retry_leaves_a_final_state_and_every_other_state_has_a_transition() -> None:
     sources = {state for state, change in TRANSITIONS if change is not StepChange.RETRIED}
 
     assert not sources & FINAL_STEPS
@@ -210,7 +210,7 @@ BRANCHES = ("left", "right")
 
 @dataclass
 class World:
-    """What workers, the sweep and clients can do to a run, and what must hold whatever they do."""
+    """The actions of workers, the sweep and clients on a run, and the invariants."""
 
     run: Run
     draw: Callable[[st.SearchStrategy[Any]], Any]
@@ -222,8 +222,8 @@ class World:
     delegated: set[tuple[str, int]] = field(default_factory=set)
     succeeded: list[str] = field(default_factory=list)
     begun: list[tuple[str, int]] = field(default_factory=list)
-    #: What was asked of this world and is to be answered at once.
-    asked: list[Event] = field(default_factory=list)
+    #: Events that must be applied at once.
+    requested: list[Event] = field(default_factory=list)
     cancelled: bool = False
 
     def apply(self, event: Event) -> None:
@@ -236,8 +236,8 @@ class World:
         self.run = advanced.run
         for command in advanced.commands:
             self._told(command)
-        if self.asked:
-            self.apply(self.asked.pop(0))
+        if self.requested:
+            self.apply(self.requested.pop(0))
         else:
             self.check()
 
@@ -277,20 +277,20 @@ class World:
                 holds = self.draw(st.sampled_from([True, True, False, None]))
                 switch = holds is True and self.draw(st.booleans())
                 branch = self.draw(st.sampled_from([None, *BRANCHES])) if switch else None
-                self.asked.append(StepDecided(key, holds, switch, branch))
+                self.requested.append(StepDecided(key, holds, switch, branch))
                 if switch:
                     self.succeeded.append(key)
             case ComputeOutput():
-                self.asked.append(OutputComputed(self.draw(st.integers(0, 3)) > 0))
+                self.requested.append(OutputComputed(self.draw(st.integers(0, 3)) > 0))
             case FinishRun(state):
-                assert not self.delegated or state is not RunState.CANCELLED, "nothing goes on after a confirmed cancel"
+                assert not self.delegated or state is not RunState.CANCELLED, "no step runs after a confirmed cancel"
                 if self.cancelled:
                     assert state is not RunState.SUCCEEDED
             case _:
                 pass
 
     def stands(self, rule: StepRule) -> bool:
-        """Whether a step may begin, told from the promise."""
+        """Whether a step may begin, computed from the documentation of `join`."""
         found = []
         for need, branch in rule.needs:
             step = self.run.steps[need]
@@ -338,7 +338,7 @@ class World:
         return any(self.run.steps[need].state not in FINAL_STEPS for need, _ in step.rule.needs)
 
     def choices(self) -> list[Event]:
-        """What may happen now, and much that may not."""
+        """Possible events, and many impossible ones."""
         found: list[Event] = [StepClaimed(key, attempt) for key, attempt in sorted(self.sent)]
         for key, attempt in sorted(self.held | self.delegated):
             found.append(StepSucceeded(key, attempt, self.draw(st.sampled_from([None, *BRANCHES]))))
@@ -357,8 +357,8 @@ _REASONS = (FailureReason.ENGINE_ERROR, FailureReason.TIMEOUT, FailureReason.WOR
 
 @settings(max_examples=250, deadline=None)
 @given(graphs(), st.booleans(), st.data())
-def test_any_history_keeps_the_promises(rules: dict[str, StepRule], computes: bool, data: st.DataObject) -> None:
-    """Duplicated, lost and late messages, failures, deaths, waits, cancels of all or a part, retries: in any order."""
+def test_random_histories_keep_the_invariants(rules: dict[str, StepRule], computes: bool, data: st.DataObject) -> None:
+    """Duplicated, lost and late messages, failures, deaths, waits, cancels of a run or a step, and retries."""
     steps = {key: runs.begin(key, rule) for key, rule in rules.items()}
     first = data.draw(st.sampled_from([RunState.QUEUED, RunState.QUEUED, RunState.BLOCKED]))
     world = World(Run("r", first, steps, computes_output=computes), data.draw)
@@ -380,7 +380,7 @@ def test_any_history_keeps_the_promises(rules: dict[str, StepRule], computes: bo
 
 
 def _finish(world: World) -> None:
-    """However it stands, workers that do their work and a sweep bring it to its end."""
+    """Workers that do their work, and a sweep, end the run from any state."""
     for _ in range(200):
         if world.run.state in FINAL_RUNS:
             return

@@ -1,20 +1,20 @@
 """
-The rows of workflows and runs.
+The tables of workflows and runs.
 
-    definition   what was submitted, once each, by its hash
-    workflow     the versions of the named ones
-    workflow_pause  the workflows whose runs stand still
-    run          one execution: inputs, state, output
-    step         a node of a run, or an item of a map: state, attempt, lease, output
-    fan_out      how far a map has come
-    attempt      one try of a step by one worker: how it went, and what the model wrote when it went badly
-    event        what was told to a run from outside
-    history      what happened to a run, in its order
-    payload      the longer inputs, outputs, items and events, once each, by their hash
+    definition      the definitions, once each, by their hash
+    workflow        the versions of named workflows
+    workflow_pause  the paused workflows
+    run             one execution: inputs, state, output
+    step            a node of a run, or an item of a map: state, attempt, lease, output
+    fan_out         the counts of a map's items
+    attempt         one try of a step by one worker: its outcome, and the model's text if that was unusable
+    event           the events that were sent to a run
+    history         the state changes and other events of a run, in their order
+    payload         the longer inputs, outputs, items and events, once each, by their hash
 
-JSON is kept as text: the order of keys is the order in which a grammar makes a model write them.
-Of a value that can be long, a row has the text or, in `…_sha256`, the hash of one that lies in `payload`; and its
-length in `…_bytes`. `app.workflows.runs.payloads` writes and reads them.
+JSON is stored as text: the order of keys is the order in which a grammar makes a model write them.
+A long value is stored in the row as text, or in `payload` with its hash in `…_sha256`; its length is in `…_bytes`.
+`app.workflows.runs.storage.payloads` writes and reads them.
 Every instant is the database's own.
 """
 
@@ -59,7 +59,7 @@ def _length() -> Any:
 
 
 def _hash() -> Any:
-    """The hash of a value that lies in `payload`."""
+    """The hash of a value that is stored in `payload`."""
     return Field(default=None, foreign_key="payload.sha256", max_length=64)
 
 
@@ -68,7 +68,7 @@ def _by_hash(table: str, column: str) -> Index:
 
 
 class PayloadRow(SQLModel, table=True):
-    """A long text. Never changed, shared by all rows that have it."""
+    """A long text. It is never changed, and shared by all rows that have it."""
 
     __tablename__ = "payload"
 
@@ -80,7 +80,7 @@ class PayloadRow(SQLModel, table=True):
 
 
 class DefinitionRow(SQLModel, table=True):
-    """A definition. Never changed, shared by all runs that were submitted with it."""
+    """A definition. It is never changed, and shared by all runs that were submitted with it."""
 
     __tablename__ = "definition"
 
@@ -102,7 +102,7 @@ class WorkflowRow(SQLModel, table=True):
 
 
 class WorkflowPauseRow(SQLModel, table=True):
-    """A workflow whose runs stand still."""
+    """A paused workflow."""
 
     __tablename__ = "workflow_pause"
 
@@ -139,17 +139,17 @@ class RunRow(SQLModel, table=True):
 
     id: UUID = Field(primary_key=True)
     workflow: str = Field(max_length=100)
-    #: The version that the client named or got; None for a definition that came with the request.
+    #: The version of a named workflow; None for a definition that came with the request.
     version: int | None = None
     sha256: str = Field(foreign_key="definition.sha256", max_length=64)
     state: str = Field(max_length=16)
-    #: How it will end, once it is cancelling or compensating.
+    #: Its final state, while it is cancelling or compensating.
     ending: str | None = Field(default=None, max_length=16)
-    #: Nothing of it begins: somebody paused the run, or its workflow.
+    #: No further step begins: the run was paused, or its workflow.
     paused: bool = False
     workflow_paused: bool = False
     priority: str = Field(max_length=16)
-    #: The place within the class: 0 goes before 1, 1 before 2.
+    #: The place within the class: 0 before 1, 1 before 2.
     rank: int = 1
     labels: dict[str, str] = Field(sa_column=Column(JSONB, nullable=False, server_default=text("'{}'")))
     inputs: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
@@ -162,17 +162,17 @@ class RunRow(SQLModel, table=True):
     idempotency_key: str | None = Field(default=None, max_length=255)
     #: Hash of what the client sent under its key, so that another content under the same key is refused.
     request_sha256: str | None = Field(default=None, max_length=64)
-    #: Runs with the same key go on a few at a time.
+    #: The number of runs in flight with the same key is limited.
     concurrency_key: str | None = Field(default=None, max_length=500)
     dedup_key: str | None = Field(default=None, max_length=500)
-    #: The step that called it, and how many calls lie above it.
+    #: The step that called it, and the number of calls above it.
     parent_step_id: UUID | None = Field(
         default=None, sa_column=Column(Uuid, ForeignKey("step.id", ondelete="CASCADE", use_alter=True))
     )
     depth: int = 0
-    #: The run that it repeats from some step on.
+    #: The run that it repeats from a step on.
     forked_from: UUID | None = None
-    #: Seconds that it is kept after its end.
+    #: Seconds for which it is kept after its end.
     retention_s: int
     created_at: datetime = Field(sa_column=_instant(nullable=False))
     started_at: datetime | None = Field(default=None, sa_column=_instant())
@@ -202,7 +202,7 @@ class StepRow(SQLModel, table=True):
         ),
         Index("ix_step_waiting_item", "parent_id", "item", postgresql_where=text("state = 'pending'")),
         CheckConstraint("(parent_id IS NULL) = (item IS NULL)", name="items_have_parents"),
-        # What the planner asks each second (app.inference.demand): arrivals, steps to come, maps under way.
+        # The queries of the planner, each second (app.inference.demand): arrivals, steps to come, open maps.
         Index(
             "ix_step_arrivals",
             "ready_at",
@@ -234,7 +234,7 @@ class StepRow(SQLModel, table=True):
     input_sha256: str | None = _hash()
     input_bytes: int | None = _length()
     model: str | None = Field(default=None, max_length=200)
-    #: The place of its model among those that it can ask.
+    #: The index of its model among those that it can use.
     model_index: int = 0
     queue: str = Field(max_length=220)
     priority: str = Field(max_length=16)
@@ -242,9 +242,9 @@ class StepRow(SQLModel, table=True):
     state: str = Field(max_length=16)
     #: The branch that a switch or a wait took.
     branch: str | None = Field(default=None, max_length=64)
-    #: What an awaited step waits for.
+    #: What an awaiting step waits for.
     awaits: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
-    #: Items or a run are under way for it.
+    #: Its work is done by items or by a called run.
     delegated: bool = False
     attempt: int = 0
     failures: int = 0
@@ -252,7 +252,7 @@ class StepRow(SQLModel, table=True):
     #: The worker process that holds it.
     owner: str | None = Field(default=None, max_length=200)
     lease_until: datetime | None = Field(default=None, sa_column=_instant())
-    #: A waiting step begins again at this instant; an awaited one is over.
+    #: The instant at which a waiting step becomes ready, and the wait of an awaiting step ends.
     not_before: datetime | None = Field(default=None, sa_column=_instant())
     #: When the last message about it was sent.
     published_at: datetime | None = Field(default=None, sa_column=_instant())
@@ -263,7 +263,7 @@ class StepRow(SQLModel, table=True):
     tokens_in: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     tokens_out: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     created_at: datetime = Field(sa_column=_instant(nullable=False))
-    #: When it first could begin.
+    #: When it first became ready.
     ready_at: datetime | None = Field(default=None, sa_column=_instant())
     #: When it first began.
     started_at: datetime | None = Field(default=None, sa_column=_instant())
@@ -273,18 +273,18 @@ class StepRow(SQLModel, table=True):
 
 
 class FanOutRow(SQLModel, table=True):
-    """How far a map has come."""
+    """The counts of a map's items."""
 
     __tablename__ = "fan_out"
 
     step_id: UUID = Field(primary_key=True, foreign_key="step.id", ondelete="CASCADE")
     total: int
-    #: Items that have not begun; they begin in their order.
+    #: Items that have not begun. They begin in the order of their index.
     waiting: int
-    #: Items that were sent and have not ended.
+    #: Items that have begun and not ended.
     in_flight: int = 0
     failed: int = 0
-    #: No other item begins.
+    #: No further item begins.
     stopping: bool = False
 
 
@@ -304,24 +304,24 @@ class AttemptRow(SQLModel, table=True):
     step_id: UUID = Field(primary_key=True, foreign_key="step.id", ondelete="CASCADE")
     attempt: int = Field(primary_key=True)
     owner: str = Field(max_length=200)
-    #: The model that it asked.
+    #: The model that it used.
     model: str | None = Field(default=None, max_length=200)
     started_at: datetime = Field(sa_column=_instant(nullable=False))
     finished_at: datetime | None = Field(default=None, sa_column=_instant())
-    #: `succeeded`, or the reason why not; None while it goes on.
+    #: `succeeded`, or the reason of its failure; None while it runs.
     outcome: str | None = Field(default=None, max_length=32)
     message: str | None = Field(default=None, sa_column=Column(Text))
-    #: What the model wrote, kept when it was not usable.
+    #: The text of the model, stored if it was unusable.
     text: str | None = Field(default=None, sa_column=Column(Text))
     tokens_in: int | None = None
     tokens_out: int | None = None
     tokens_cached: int | None = None
-    #: Milliseconds from the engine's taking it until the first token.
+    #: Milliseconds from its acceptance by the engine to the first token.
     first_token_ms: int | None = None
 
 
 class EventRow(SQLModel, table=True):
-    """What was told to a run from outside. It answers one step, or waits for one."""
+    """An event that was sent to a run. It answers one step, or waits for one."""
 
     __tablename__ = "event"
     __table_args__ = (UniqueConstraint("run_id", "key"), _by_hash("event", "payload_sha256"))
@@ -332,7 +332,7 @@ class EventRow(SQLModel, table=True):
     payload: Any = Field(default=None, sa_column=Column(JSON))
     payload_sha256: str | None = _hash()
     payload_bytes: int | None = _length()
-    #: The sender's own, so that what is sent twice counts once.
+    #: The sender's key, so that an event that is sent twice counts once.
     key: str | None = Field(default=None, max_length=255)
     received_at: datetime = Field(sa_column=_instant(nullable=False))
     #: The step that it answered.
@@ -340,7 +340,7 @@ class EventRow(SQLModel, table=True):
 
 
 class HistoryRow(SQLModel, table=True):
-    """One thing that happened to a run."""
+    """An entry of the history of a run."""
 
     __tablename__ = "history"
     __table_args__ = (Index("ix_history_run_id", "run_id", "id"),)
@@ -348,10 +348,10 @@ class HistoryRow(SQLModel, table=True):
     id: int | None = Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
     run_id: UUID = Field(foreign_key="run.id", ondelete="CASCADE")
     at: datetime = Field(sa_column=_instant(nullable=False))
-    #: The step that it happened to; None for the run.
+    #: The key of the step that it is about; None for the run.
     step: str | None = Field(default=None, max_length=80)
     attempt: int | None = None
-    #: The state that it came to, or what else happened.
+    #: The new state, or what else happened.
     event: str = Field(max_length=32)
     #: Why, and with what.
     cause: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))

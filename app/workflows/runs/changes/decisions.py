@@ -1,9 +1,9 @@
 """
-Decisions: what a workflow's own expressions and schemas say while a run goes on.
+Decisions: results of a workflow's own expressions during a run.
 
-Whether a step begins, which branch a switch takes, whether another attempt is made, what a run gives. Whatever such an
-expression or schema raises, foreseen or not, is a StepFailure with the reason: it fails one step or one run, and never
-leaves the transaction that decides.
+They decide whether a step begins, which branch a switch takes, whether another attempt is made, and the run's output.
+Every error of such an expression becomes a StepFailure with the reason: it fails one step or one run, and never leaves
+the transaction that decides.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _log = log.get(__name__)
 
 @contextmanager
 def evaluating() -> Iterator[None]:
-    """Evaluate what a workflow's author wrote. Raises StepFailure for whatever that raises."""
+    """Evaluate expressions of a workflow. Every error in the block is raised as StepFailure."""
     try:
         yield
     except StepFailure:
         raise
     except Exception as error:
-        _log.exception("evaluation_broke")
+        _log.exception("evaluation_failed")
         reason = f"it cannot be evaluated: {type(error).__name__}: {error}"
         raise StepFailure(FailureReason.TEMPLATE_ERROR, reason) from error
 
@@ -55,7 +55,7 @@ def retryable(condition: str, error: Mapping[str, Any]) -> bool:
 
 
 def output(definition: Definition, data: Mapping[str, Any], keys: Iterator[str]) -> dict[str, Any]:
-    """What a run gives: what its outputs say, or the outputs of those steps that are seen. Raises StepFailure."""
+    """The output of a run: that of its `outputs`, or without these the outputs of its steps. Raises StepFailure."""
     if not definition.outputs:
         return {key: data["steps"][key]["output"] for key in keys if key in data["steps"]}
     with evaluating():

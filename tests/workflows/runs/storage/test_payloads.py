@@ -1,4 +1,4 @@
-"""Payloads: whatever its length, a value comes back as it was, is stored once, and goes with the last who has it."""
+"""Payloads: a value of any length is read as it was written, stored once, and removed with its last row."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, PayloadTooLarge
 from app.workflows import garbage, registry, retention
 from app.workflows.language import check
-from app.workflows.runs import control, payloads, views
-from app.workflows.runs.payloads import PayloadLimits, as_json
+from app.workflows.runs import control, forks, views
+from app.workflows.runs.details import Elsewhere
 from app.workflows.runs.service import Runs
-from app.workflows.runs.views import Elsewhere
+from app.workflows.runs.storage import payloads
+from app.workflows.runs.storage.payloads import PayloadLimits, as_json
 from app.workflows.state_machine.states import RunState
-from tests.workflows.conftest import Hands, failure
+from tests.workflows.conftest import StepWorker, failure
 from workers import jobs
 
 #: Values on both sides of it are short enough to be many.
@@ -93,29 +94,29 @@ def stored(database: Database, what: str = "payload") -> int:
 
 
 @pytest.fixture
-def hands(runs: Runs) -> Hands:
-    """A worker where little stays in the rows."""
-    return Hands(replace(runs, limits=SMALL))
+def worker(runs: Runs) -> StepWorker:
+    """A worker with a low limit for values in rows."""
+    return StepWorker(replace(runs, policy=replace(runs.policy, limits=SMALL)))
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(v=VALUES, w=VALUES, told=VALUES)
-def test_a_value_comes_back_byte_for_byte_wherever_it_lies(hands: Hands, v: Any, w: Any, told: Any) -> None:
-    registry.put(hands.runs.database, "child", check.parse(CHILD))
+def test_a_value_is_read_byte_for_byte_wherever_it_is_stored(worker: StepWorker, v: Any, w: Any, told: Any) -> None:
+    registry.put(worker.runs.database, "child", check.parse(CHILD))
     seen: dict[str, Any] = {}
 
     def keep(claim: Any) -> Any:
         seen[claim.key] = claim.data
         return claim.data.get("item", claim.data["inputs"].get("v"))
 
-    run_id = hands.submit(EVERYWHERE, v=v, w=w)
-    hands.tell(run_id, "news", told)
-    hands.work(a=keep, each=keep, give=keep, last=keep)
-    run, listed = hands.run(run_id), hands.items(run_id, "each")
-    fork = control.fork(hands.runs, run_id, "last", {"w": told}).id
-    child = hands.step(run_id, "call").called_run_id
-    hands.work(last=keep)
-    forked = hands.run(fork)
+    run_id = worker.submit(EVERYWHERE, v=v, w=w)
+    worker.send_event(run_id, "news", told)
+    worker.work(a=keep, each=keep, give=keep, last=keep)
+    run, listed = worker.run(run_id), worker.items(run_id, "each")
+    fork = forks.fork(worker.runs, run_id, "last", {"w": told}).id
+    child = worker.step(run_id, "call").called_run_id
+    worker.work(last=keep)
+    forked = worker.run(fork)
 
     assert (run.state, forked.state) == ("succeeded", "succeeded"), run.error
     everything = {"a": v, "each": [v, v, 1], "call": v, "told": told}
@@ -132,22 +133,22 @@ def test_a_value_comes_back_byte_for_byte_wherever_it_lies(hands: Hands, v: Any,
         ({"v": v, "w": w}, run.inputs),
         (everything, run.output),
         (everything, forked.output),
-        (v, hands.run(child).inputs["v"]),
-        (v, hands.step(run_id, "a").output),
+        (v, worker.run(child).inputs["v"]),
+        (v, worker.step(run_id, "a").output),
         *((one, row.input) for one, row in zip([v, v, 1], listed, strict=True)),
         *((one, row.output) for one, row in zip([v, v, 1], listed, strict=True)),
     ]
     assert [(as_json(is_), as_json(was)) for was, is_ in came] == [(as_json(was), as_json(was)) for was, _ in came]
     for text_is, value in (
-        (text_of(hands.runs, run_id, "inputs"), {"v": v, "w": w}),
-        (text_of(hands.runs, run_id, "output"), everything),
-        (text_of(hands.runs, run_id, "output", "a"), v),
-        (text_of(hands.runs, run_id, "input", "each[1]"), v),
-        (text_of(hands.runs, run_id, "output", "each"), [v, v, 1]),
-        (text_of(hands.runs, fork, "output", "each[1]"), v),
+        (text_of(worker.runs, run_id, "inputs"), {"v": v, "w": w}),
+        (text_of(worker.runs, run_id, "output"), everything),
+        (text_of(worker.runs, run_id, "output", "a"), v),
+        (text_of(worker.runs, run_id, "input", "each[1]"), v),
+        (text_of(worker.runs, run_id, "output", "each"), [v, v, 1]),
+        (text_of(worker.runs, fork, "output", "each[1]"), v),
     ):
         assert text_is == as_json(value)
-    with hands.runs.database.work() as work:
+    with worker.runs.database.work() as work:
         rows = work.rows(
             text("SELECT output IS NULL AS left, output_bytes AS size FROM step WHERE run_id = :id AND key = 'a'"),
             {"id": run_id},
@@ -157,16 +158,16 @@ def test_a_value_comes_back_byte_for_byte_wherever_it_lies(hands: Hands, v: Any,
     ]
 
 
-def test_only_what_no_database_keeps_is_changed() -> None:
+def test_only_characters_that_postgres_cannot_store_are_replaced() -> None:
     assert json.loads(as_json({"\\u0000": ["\\\0", "\\u0000\0"]})) == {"\\u0000": ["\\\ufffd", "\\u0000\ufffd"]}
 
 
-def test_values_as_long_as_the_limit_go_through(runs: Runs) -> None:
-    """Inputs, an output and an event of 60 MB each: more than the buffers of a connection take."""
-    hands, long = Hands(runs), "llama " * 10 * 2**20
+def test_values_as_long_as_the_limit_are_accepted(runs: Runs) -> None:
+    """Inputs, an output and an event of 60 MB each: more than the buffers of a connection."""
+    worker, long = StepWorker(runs), "llama " * 10 * 2**20
     source = CHILD.replace("]\noutputs", ", {id: told, kind: wait, needs: [give], event: news}]\noutputs")
-    run_id = hands.submit(source, v=long)
-    hands.work(run_id, give=f"out{long}")
+    run_id = worker.submit(source, v=long)
+    worker.work(run_id, give=f"out{long}")
     control.send_event(runs, run_id, "news", f"in{long}")
 
     assert views.run(runs.database, run_id).run.state == RunState.SUCCEEDED
@@ -175,26 +176,26 @@ def test_values_as_long_as_the_limit_go_through(runs: Runs) -> None:
     assert json.loads(text_of(runs, run_id, "output", "told")) == f"in{long}"
 
 
-def test_the_same_value_is_stored_once(hands: Hands) -> None:
+def test_the_same_value_is_stored_once(worker: StepWorker) -> None:
     for _ in range(2):
-        hands.submit(GIVE, v=LONG)
-        hands.work(a=LONG)
+        worker.submit(GIVE, v=LONG)
+        worker.work(a=LONG)
 
-    assert stored(hands.runs.database, "run") == 2
-    assert stored(hands.runs.database) == 3, "inputs, output of the step, output of the run"
+    assert stored(worker.runs.database, "run") == 2
+    assert stored(worker.runs.database) == 3, "inputs, output of the step, output of the run"
 
 
-def test_what_is_shared_goes_with_the_last_who_has_it(hands: Hands) -> None:
-    database = hands.runs.database
+def test_a_shared_body_is_removed_with_its_last_row(worker: StepWorker) -> None:
+    database = worker.runs.database
     registry.put(database, "give", check.parse(GIVE))
-    short = hands.submit(GIVE.replace("workflow: give", "workflow: give\nretention: 1h"), v=LONG)
-    hands.submit(GIVE, v=LONG)
-    hands.work(a=[LONG])
-    control.fork(hands.runs, short, "a", {})
+    short = worker.submit(GIVE.replace("workflow: give", "workflow: give\nretention: 1h"), v=LONG)
+    worker.submit(GIVE, v=LONG)
+    worker.work(a=[LONG])
+    forks.fork(worker.runs, short, "a", {})
     assert (stored(database), stored(database, "definition")) == (3, 2)
 
     def expire(hours: int) -> tuple[int, int, int]:
-        hands.pass_time(hours=hours)
+        worker.pass_time(hours=hours)
         return (
             retention.remove_runs(database),
             retention.remove_definitions(database),
@@ -202,24 +203,24 @@ def test_what_is_shared_goes_with_the_last_who_has_it(hands: Hands) -> None:
         )
 
     assert expire(2) == (1, 0, 0), "the fork has its definition, and the other run its inputs and output"
-    control.cancel_all(hands.runs, control.Filter())
+    control.cancel_all(worker.runs, control.Filter())
     assert expire(2) == (1, 1, 0)
     assert expire(24 * 31) == (1, 0, 3), "the version of the workflow stays"
     assert stored(database, "definition") == 1
 
 
-def test_an_output_that_was_in_vain_goes(hands: Hands) -> None:
-    run_id = hands.submit(GIVE + "on_failure: [{id: undo, kind: generate, prompt: hi}]", v=1)
-    hands.work(a=failure(), undo=LONG)
-    assert retention.remove_payloads(hands.runs.database) == 0
-    control.retry(hands.runs, run_id)
+def test_the_body_of_an_output_that_was_replaced_is_removed(worker: StepWorker) -> None:
+    run_id = worker.submit(GIVE + "on_failure: [{id: undo, kind: generate, prompt: hi}]", v=1)
+    worker.work(a=failure(), undo=LONG)
+    assert retention.remove_payloads(worker.runs.database) == 0
+    control.retry(worker.runs, run_id)
 
-    assert retention.remove_payloads(hands.runs.database) == 1
+    assert retention.remove_payloads(worker.runs.database) == 1
 
 
-def test_what_somebody_is_about_to_refer_to_stays(hands: Hands) -> None:
-    """A body that nothing refers to, while a transaction that wants it goes on."""
-    database = hands.runs.database
+def test_a_body_that_a_transaction_locks_is_not_removed(worker: StepWorker) -> None:
+    """A body that nothing refers to, while another transaction has locked it."""
+    database = worker.runs.database
     with database.work() as work:
         (ref,) = payloads.put(work, [LONG])
     with database.work() as work:
@@ -228,14 +229,14 @@ def test_what_somebody_is_about_to_refer_to_stays(hands: Hands) -> None:
     assert retention.remove_payloads(database) == 1
 
 
-def test_who_comes_while_it_is_removed_stores_it_anew(hands: Hands) -> None:
-    database = hands.runs.database
-    run_id = hands.submit(GIVE, v=LONG)
-    hands.runs.cancel(run_id)
-    hands.pass_time(hours=24 * 31)
+def test_a_body_that_is_being_removed_is_stored_again(worker: StepWorker) -> None:
+    database = worker.runs.database
+    run_id = worker.submit(GIVE, v=LONG)
+    worker.runs.cancel(run_id)
+    worker.pass_time(hours=24 * 31)
     assert retention.remove_runs(database) == 1
     submitted: list[UUID] = []
-    thread = threading.Thread(target=lambda: submitted.append(hands.submit(GIVE, v=LONG)))
+    thread = threading.Thread(target=lambda: submitted.append(worker.submit(GIVE, v=LONG)))
     with database.work() as work:
         # Both are gone for whoever begins after this, and there until it commits.
         assert (garbage.remove(work, "payload", "", 9)[0], garbage.remove(work, "definition", "", 9)[0]) == (1, 1)
@@ -243,12 +244,14 @@ def test_who_comes_while_it_is_removed_stores_it_anew(hands: Hands) -> None:
         wait_until_blocked(database, thread)
     thread.join()
 
-    assert hands.run(submitted[0]).inputs == {"v": LONG}
+    assert worker.run(submitted[0]).inputs == {"v": LONG}
 
 
-def test_who_referred_to_it_at_the_last_moment_keeps_it(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between what the remover saw and the locks that it then had, a run was submitted."""
-    database = hands.runs.database
+def test_a_body_that_was_referred_to_at_the_last_moment_is_not_removed(
+    worker: StepWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is submitted after the remover has read the body and before it has locked it."""
+    database = worker.runs.database
     with database.work() as work:
         payloads.put(work, [as_json({"v": LONG})])
     look, lock, delete = garbage._statements("payload")
@@ -261,10 +264,10 @@ def test_who_referred_to_it_at_the_last_moment_keeps_it(hands: Hands, monkeypatc
         work.run(text("SELECT pg_advisory_xact_lock(42)"))
         remover.start()
         wait_until_blocked(database, remover)
-        run_id = hands.submit(GIVE, v=LONG)
+        run_id = worker.submit(GIVE, v=LONG)
     remover.join()
 
-    assert (removed, hands.run(run_id).inputs) == ([0], {"v": LONG})
+    assert (removed, worker.run(run_id).inputs) == ([0], {"v": LONG})
 
 
 def wait_until_blocked(database: Database, thread: threading.Thread) -> None:
@@ -276,9 +279,9 @@ def wait_until_blocked(database: Database, thread: threading.Thread) -> None:
         thread.join(0.01)
 
 
-def test_nothing_is_lost_while_everything_comes_and_goes(hands: Hands) -> None:
-    """Two submit and remove the same again and again, a third removes what is not used."""
-    database = hands.runs.database
+def test_no_body_is_lost_among_concurrent_runs_and_removals(worker: StepWorker) -> None:
+    """Two threads submit and remove the same values repeatedly; a third removes unused bodies."""
+    database = worker.runs.database
     over = threading.Event()
     broken: list[BaseException] = []
 
@@ -295,8 +298,8 @@ def test_nothing_is_lost_while_everything_comes_and_goes(hands: Hands) -> None:
 
     def come_and_go() -> None:
         for _ in range(25):
-            run_id = hands.submit(GIVE, v=LONG)
-            assert hands.run(run_id).inputs == {"v": LONG}
+            run_id = worker.submit(GIVE, v=LONG)
+            assert worker.run(run_id).inputs == {"v": LONG}
             with database.work() as work:
                 work.run(text("DELETE FROM run WHERE id = :id"), {"id": run_id})
 
@@ -325,27 +328,27 @@ def test_nothing_is_lost_while_everything_comes_and_goes(hands: Hands) -> None:
         ({"n": float("inf")}, "cannot be stored as JSON: Out of range float"),
     ],
 )
-def test_an_output_that_cannot_be_stored_fails_the_attempt(hands: Hands, output: Any, why: str) -> None:
-    run_id = hands.submit(GIVE, v=1)
-    hands.work(a=output)
+def test_an_output_that_cannot_be_stored_fails_the_attempt(worker: StepWorker, output: Any, why: str) -> None:
+    run_id = worker.submit(GIVE, v=1)
+    worker.work(a=output)
 
-    assert hands.run(run_id).state == "failed"
-    error = hands.step(run_id, "a").error
+    assert worker.run(run_id).state == "failed"
+    error = worker.step(run_id, "a").error
     assert error["reason"] == "invalid_output"
     assert re.search(why, error["message"])
 
 
-def test_inputs_and_events_that_cannot_be_stored_are_refused(hands: Hands) -> None:
+def test_inputs_and_events_that_cannot_be_stored_are_refused(worker: StepWorker) -> None:
     with pytest.raises(PayloadTooLarge, match="inputs: 5008 bytes"):
-        hands.submit(GIVE, v="x" * 5000)
+        worker.submit(GIVE, v="x" * 5000)
     with pytest.raises(InvalidInput, match="half a character"):
-        hands.submit(GIVE, v="\ud83e")
-    assert stored(hands.runs.database, "run") == 0
+        worker.submit(GIVE, v="\ud83e")
+    assert stored(worker.runs.database, "run") == 0
 
-    run_id = hands.submit(EVERYWHERE, v=1)
+    run_id = worker.submit(EVERYWHERE, v=1)
     with pytest.raises(PayloadTooLarge, match="payload"):
-        hands.tell(run_id, "news", "x" * 5000)
-    assert stored(hands.runs.database, "event") == 0
+        worker.send_event(run_id, "news", "x" * 5000)
+    assert stored(worker.runs.database, "event") == 0
 
 
 MANY = """
@@ -387,57 +390,57 @@ steps:
     ],
     ids=["items", "outputs of items", "work", "condition"],
 )
-def test_what_is_too_long_together_fails_the_step(hands: Hands, more: str, key: str, why: str) -> None:
-    run_id = hands.submit(MANY.format(more=more))
-    hands.work(a="x" * 3500, b="x" * 3500, c="x" * 3500, each="x" * 3500)
+def test_values_that_are_too_long_together_fail_the_step(worker: StepWorker, more: str, key: str, why: str) -> None:
+    run_id = worker.submit(MANY.format(more=more))
+    worker.work(a="x" * 3500, b="x" * 3500, c="x" * 3500, each="x" * 3500)
 
-    assert hands.run(run_id).state == "failed"
-    error = hands.step(run_id, key).error
+    assert worker.run(run_id).state == "failed"
+    error = worker.step(run_id, key).error
     assert re.match(why, f"{error['reason']} {error['message']}")
 
 
-def test_a_run_whose_output_is_too_long_fails_with_its_steps_done(hands: Hands) -> None:
-    run_id = hands.submit(GIVE.replace("hi, retry", "hi}, {id: b, kind: noop, retry"), v=1)
-    hands.work(a="x" * 3990)
+def test_a_run_whose_output_is_too_long_fails_with_its_steps_done(worker: StepWorker) -> None:
+    run_id = worker.submit(GIVE.replace("hi, retry", "hi}, {id: b, kind: noop, retry"), v=1)
+    worker.work(a="x" * 3990)
 
-    assert set(hands.states(run_id).values()) == {"succeeded"}
-    assert hands.run(run_id).state == "failed"
-    assert "the output of the run cannot be computed: the output: 40" in hands.run(run_id).error["message"]
-    assert len(text_of(hands.runs, run_id, "output", "a")) == 3992
+    assert set(worker.states(run_id).values()) == {"succeeded"}
+    assert worker.run(run_id).state == "failed"
+    assert "the output of the run cannot be computed: the output: 40" in worker.run(run_id).error["message"]
+    assert len(text_of(worker.runs, run_id, "output", "a")) == 3992
 
 
-def test_one_turn_of_the_job_removes_all_that_is_over(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_run_of_the_job_removes_all_expired_rows(worker: StepWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "_RUNS", 2)
     monkeypatch.setattr(retention, "_SHARED", 2)
     monkeypatch.setattr(ids, "chance", lambda: 0.5)
     for n in range(5):
-        hands.submit(GIVE.replace("prompt: hi", f"prompt: hi {n}"), v=f"{LONG}{n}")
-    control.cancel_all(hands.runs, control.Filter())
-    hands.pass_time(hours=24 * 31)
-    runtime: Any = SimpleNamespace(runs=hands.runs)
+        worker.submit(GIVE.replace("prompt: hi", f"prompt: hi {n}"), v=f"{LONG}{n}")
+    control.cancel_all(worker.runs, control.Filter())
+    worker.pass_time(hours=24 * 31)
+    runtime: Any = SimpleNamespace(runs=worker.runs)
     jobs.run_expire(runtime)
 
-    assert [stored(hands.runs.database, what) for what in ("run", "definition", "payload")] == [0, 0, 0]
+    assert [stored(worker.runs.database, what) for what in ("run", "definition", "payload")] == [0, 0, 0]
 
 
-def test_views_show_the_shortest_and_say_where_the_others_are(hands: Hands) -> None:
-    run_id = hands.submit(
+def test_views_show_the_shortest_values_and_mark_the_others(worker: StepWorker) -> None:
+    run_id = worker.submit(
         MANY.format(more="  - {id: each, kind: map, over: '[1, 22]', step: {kind: generate, prompt: hi}}")
     )
-    hands.work(a="x" * 100, b="x" * 10, c="x" * 30, d=None, each="x" * 20)
-    found = views.run(hands.runs.database, run_id, most=50)
-    items = views.items(hands.runs.database, run_id, "each", limit=9, most=23)
+    worker.work(a="x" * 100, b="x" * 10, c="x" * 30, d=None, each="x" * 20)
+    found = views.run(worker.runs.database, run_id, most=50)
+    items = views.items(worker.runs.database, run_id, "each", limit=9, most=23)
 
     shown = {row.key: row.output for row in found.steps}
     assert shown == {"a": Elsewhere(102), "b": "x" * 10, "c": "x" * 30, "d": None, "each": None}
-    assert (found.run.inputs, found.run.output) == ({}, Elsewhere(len(text_of(hands.runs, run_id, "output"))))
+    assert (found.run.inputs, found.run.output) == ({}, Elsewhere(len(text_of(worker.runs, run_id, "output"))))
     assert [(row.input, row.output) for row in items] == [(1, "x" * 20), (22, Elsewhere(22))]
 
 
-def test_worker_programs_know_who_refers_to_what() -> None:
-    """In a process that imported no row for another reason, as tests do."""
+def test_worker_programs_register_all_tables_with_foreign_keys() -> None:
+    """In a new process: tests have imported all tables already."""
     told = "import workers.programs; from app.workflows import garbage; print(*garbage._statements('definition'))"
     done = subprocess.run(
-        [sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4]
     )
     assert "NOT EXISTS (SELECT FROM run" in done.stdout

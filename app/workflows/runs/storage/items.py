@@ -1,23 +1,24 @@
 """
 The statements on the items of maps.
 
-Items are steps with a parent. Who changes them holds the lock of their run, but for a claim, which is a
-compare-and-set as for any step.
+Items are steps with a parent. They are changed under the lock of their run, except by a claim, which is a
+compare-and-set as for every step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 
-from app.kernel.database import UnitOfWork
+from app.kernel.database import QueryResult, UnitOfWork
 from app.kernel.errors import PayloadTooLarge
-from app.workflows.runs import payloads
-from app.workflows.runs.payloads import PayloadLimits
+from app.workflows.runs.storage import payloads
+from app.workflows.runs.storage.payloads import PayloadLimits
+from app.workflows.runs.storage.selected import LockedItem, LockedStep, ReadyStep
 from app.workflows.state_machine.fan_out import FanOut
 
 _LISTED = """
@@ -40,11 +41,12 @@ _RESET = text(f"""
                     deadline_at = NULL
     FROM {_LISTED}
     WHERE parent_id = :parent_id AND item = n - 1
+      AND state IN ('pending', 'succeeded', 'failed', 'skipped', 'cancelled')
       AND NOT (state = 'succeeded' AND input::text IS NOT DISTINCT FROM value AND input_sha256 IS NOT DISTINCT FROM ref)
 """)
 _DROP = text("DELETE FROM step WHERE parent_id = :parent_id")
 _FAN_OUT = text("SELECT total, waiting, in_flight, failed, stopping FROM fan_out WHERE step_id = :id")
-_KEEP_FAN_OUT = text("""
+_WRITE_FAN_OUT = text("""
     INSERT INTO fan_out (step_id, total, waiting, in_flight, failed, stopping)
     VALUES (:id, :total, :waiting, :in_flight, :failed, :stopping)
     ON CONFLICT (step_id) DO UPDATE SET total = :total, waiting = :waiting, in_flight = :in_flight, failed = :failed,
@@ -69,89 +71,113 @@ _STOP = text("""
     )
     SELECT id, state FROM open WHERE state <> 'pending'
 """)
-_FAILED = text("""
+_ENDED_BADLY = text("""
     SELECT item, error FROM step WHERE parent_id = :id AND state IN ('failed', 'cancelled') ORDER BY item LIMIT :limit
 """)
 _USED = text("""
-    SELECT COALESCE(sum(tokens_in), 0) AS tokens_in, COALESCE(sum(tokens_out), 0) AS tokens_out,
-           COALESCE(sum(output_bytes), 0) AS output_bytes
+    SELECT CAST(COALESCE(sum(tokens_in), 0) AS bigint) AS tokens_in,
+           CAST(COALESCE(sum(tokens_out), 0) AS bigint) AS tokens_out, COALESCE(sum(output_bytes), 0) AS output_bytes
     FROM step WHERE parent_id = :id
 """)
 
 
+@dataclass(frozen=True, slots=True)
+class StoppedItem:
+    """An item that has begun and was cancelled, or is to stop."""
+
+    id: UUID
+    #: Its state before that.
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTotals:
+    """What all items of a map have used together, and the length of their outputs."""
+
+    tokens_in: int
+    tokens_out: int
+    output_bytes: int
+
+
 def expand(
-    work: UnitOfWork, run_id: UUID, row: Any, work_of: Mapping[str, Any], found: Sequence[Any], limits: PayloadLimits
+    work: UnitOfWork,
+    run_id: UUID,
+    step: LockedStep,
+    kind: Mapping[str, Any],
+    values: Sequence[Any],
+    limits: PayloadLimits,
 ) -> FanOut:
     """
-    Write the items of a map, none of them begun. Where it was expanded before into as many, those that have succeeded
-    with the same value stay as they are.
+    Write the items of a map, none of them begun. If it was expanded before into as many items, those that succeeded
+    with the same value keep their outputs.
 
-    `row` is that of the map; `work_of` has `kind`, `model`, `queue` of an item. Raises PayloadTooLarge, InvalidInput
-    for items that cannot be stored.
+    `kind` has `kind`, `model` and `queue` of an item. Raises PayloadTooLarge, and InvalidInput for values that cannot
+    be stored.
     """
-    texts = [payloads.encoded(item, limits, f"item {n}") for n, item in enumerate(found)]
+    texts = [payloads.encoded(value, limits, f"item {n}") for n, value in enumerate(values)]
     kept, total = payloads.keep(work, texts, limits), len(texts)
     sizes = [one.bytes or 0 for one in kept]
     if sum(sizes) > limits.one:
         raise PayloadTooLarge("the items together", sum(sizes), limits.one)
-    values = {
-        **work_of,
+    parameters = {
+        **kind,
         "run_id": run_id,
-        "parent_id": row.id,
-        "key": row.key,
+        "parent_id": step.id,
+        "key": step.key,
         "position": 0,
-        "priority": row.priority,
-        "rank": row.rank,
+        "priority": step.priority,
+        "rank": step.rank,
         "texts": [one.text for one in kept],
         "refs": [one.sha256 for one in kept],
         "sizes": sizes,
     }
-    before = find(work, row.id)
+    before = find(work, step.id)
     waiting = total
     if before is not None and before.total == total:
-        waiting = work.run(_RESET, values)
+        waiting = work.run(_RESET, parameters)
     else:
-        work.execute(_DROP, values)
-        work.execute(_INSERT, values)
+        work.execute(_DROP, parameters)
+        work.execute(_INSERT, parameters)
     return FanOut(total, waiting)
 
 
 def find(work: UnitOfWork, parent_id: UUID) -> FanOut | None:
-    """How far a map has come; None before it was expanded."""
-    row = work.row(_FAN_OUT, {"id": parent_id})
-    return None if row is None else fan_of(row)
+    """The counts of a map; None before it was expanded."""
+    return work.row_of(FanOut, _FAN_OUT, {"id": parent_id})
 
 
-def fan_of(row: Any) -> FanOut:
-    """How far a map has come, from a row that says it."""
-    return FanOut(row.total, row.waiting, row.in_flight, row.failed, row.stopping)
+def fan_out_of(item: LockedItem) -> FanOut:
+    """The counts of the map of an item."""
+    return FanOut(item.total, item.waiting, item.in_flight, item.failed, item.stopping)
 
 
-def keep(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> None:
-    """Write how far a map has come."""
-    work.execute(_KEEP_FAN_OUT, {"id": parent_id} | asdict(fan))
+def write_fan_out(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> None:
+    """Write the counts of a map."""
+    work.execute(_WRITE_FAN_OUT, {"id": parent_id} | asdict(fan))
 
 
-def start(work: UnitOfWork, parent_id: UUID, count: int) -> Any:
-    """Make the next items ready: a cursor with `id`, `key`, `attempt`, `queue`, `priority`, `rank` of each."""
-    return work.execute(_START, {"id": parent_id, "count": count})
+def start(work: UnitOfWork, parent_id: UUID, count: int) -> QueryResult:
+    """Make the next items ready; returns them as `ReadyStep`."""
+    return work.execute_of(ReadyStep, _START, {"id": parent_id, "count": count})
 
 
-def stop(work: UnitOfWork, parent_id: UUID) -> list[Any]:
-    """Cancel every item that nobody holds, and mark the others: `id` and earlier `state` of those that had begun."""
-    return work.rows(_STOP, {"id": parent_id})
+def stop(work: UnitOfWork, parent_id: UUID) -> list[StoppedItem]:
+    """Cancel every item that no worker holds, and mark the held ones; returns those that had begun."""
+    return work.rows_of(StoppedItem, _STOP, {"id": parent_id})
 
 
-def story(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> dict[str, Any]:
-    """What to tell of a map of which items failed: a `message`, and which `items`, the first hundred; else nothing."""
+def failures(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> dict[str, Any]:
+    """Details for the error of a map: a `message`, and the first hundred failed `items`; empty if none failed."""
     if not fan.failed:
         return {}
-    told = work.rows(_FAILED, {"id": parent_id, "limit": 100})
-    first = next((one for one in told if one.error), None)
+    rows = work.rows(_ENDED_BADLY, {"id": parent_id, "limit": 100})
+    first = next((row for row in rows if row.error), None)
     why = f"; the first, item {first.item}: {first.error['message']}" if first else ""
-    return {"message": f"{fan.failed} of {fan.total} items failed{why}", "items": [one.item for one in told]}
+    return {"message": f"{fan.failed} of {fan.total} items failed{why}", "items": [row.item for row in rows]}
 
 
-def used(work: UnitOfWork, parent_id: UUID) -> Any:
-    """What all items took together: `tokens_in`, `tokens_out`; and the length of their outputs: `output_bytes`."""
-    return work.row(_USED, {"id": parent_id})
+def totals(work: UnitOfWork, parent_id: UUID) -> ItemTotals:
+    """What all items of a map have used together."""
+    row = work.row_of(ItemTotals, _USED, {"id": parent_id})
+    assert row is not None, "an aggregate has one row"
+    return row

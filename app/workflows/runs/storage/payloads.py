@@ -1,12 +1,12 @@
 """
-Payloads: the JSON texts of runs (inputs, outputs, items of maps, events), and where they lie.
+Payloads: the JSON texts of runs (inputs, outputs, items of maps, events), and where they are stored.
 
-A text of up to `PayloadLimits.inline` bytes stays in its row. A longer one is a body: it is stored once, under the
-SHA-256 of its bytes, and each row that has it keeps that hash. Readers get values and do not see where one was stored.
-A body that a row refers to is there: who refers to one holds it until the end of the transaction, and `remove` takes
-only what nobody holds or refers to.
+A text of up to `PayloadLimits.inline` bytes is stored in its row. A longer one is a body: it is stored once in the
+table `payload`, under the SHA-256 of its bytes, and each row that has it stores that hash. Readers get values and do
+not see where one was stored. A body that a row refers to exists: a transaction that refers to one locks it against
+removal until its end, and `app.workflows.garbage` removes only bodies that nothing locks or refers to.
 
-`put`, `get` and `remove` alone know that bodies lie in Postgres.
+Only `put` and `get` know that bodies are stored in Postgres.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import text
 
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import FailureReason, InvalidInput, PayloadTooLarge, Problem, StepFailure
 from app.kernel.settings import RunSettings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
 
 #: Bytes of bodies that are read at a time.
 _BATCH = 16 * 1024 * 1024
@@ -38,38 +42,38 @@ _BODIES = text("SELECT sha256, body FROM payload WHERE sha256 = ANY(:refs)")
 
 @dataclass(frozen=True, slots=True)
 class PayloadLimits:
-    """How long texts may be, in bytes of UTF-8."""
+    """The longest texts, in bytes of UTF-8."""
 
-    #: Setting runs.inline_bytes: a longer one leaves its row.
+    #: Setting runs.inline_bytes: a longer text is stored in `payload`.
     inline: int = 64 * 1024
-    #: Setting runs.max_payload_bytes: a longer one is refused.
+    #: Setting runs.max_payload_bytes: a longer text is refused.
     one: int = 64 * 1024 * 1024
-    #: Setting runs.max_read_bytes: a step that would see more outputs than this fails.
+    #: Setting runs.max_read_bytes: a step that reads more outputs than this fails.
     read: int = 256 * 1024 * 1024
 
     @staticmethod
     def of(settings: RunSettings) -> PayloadLimits:
-        """Those of the settings."""
+        """The limits of the settings."""
         return PayloadLimits(settings.inline_bytes, settings.max_payload_bytes, settings.max_read_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a row keeps of a text."""
+    """The columns of a row for a text."""
 
-    #: The text, where it stays in the row.
+    #: The text, where it is stored in the row.
     text: str | None = None
-    #: The hash of its bytes, where it does not.
+    #: The hash of its bytes, where it is stored in `payload`.
     sha256: str | None = None
     bytes: int | None = None
 
     def columns(self, name: str) -> dict[str, Any]:
-        """The values of the columns for a value of that name."""
+        """The values of the columns for the value `name`."""
         return {name: self.text, f"{name}_sha256": self.sha256, f"{name}_bytes": self.bytes}
 
 
 def as_json(value: Any) -> str:
-    """JSON text for a column; Postgres keeps no NUL in it. Raises ValueError for a number that JSON does not know."""
+    """JSON text for a column, without NUL, which Postgres cannot store. Raises ValueError for a number like NaN."""
     made = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     if "\\u0000" not in made:
         return made
@@ -95,7 +99,7 @@ def encoded(value: Any, limits: PayloadLimits, what: str) -> str:
 
 
 def encoded_output(value: Any, limits: PayloadLimits) -> str:
-    """The JSON text of what a step or a run gives. Raises StepFailure where `encoded` refuses it."""
+    """The JSON text of the output of a step or a run. Raises StepFailure where `encoded` refuses it."""
     try:
         return encoded(value, limits, "the output")
     except PayloadTooLarge as error:
@@ -105,7 +109,7 @@ def encoded_output(value: Any, limits: PayloadLimits) -> str:
 
 
 def keep(work: UnitOfWork, texts: Sequence[str | None], limits: PayloadLimits) -> list[Kept]:
-    """Store the texts that are too long for their rows; gives what the rows keep. Where there is no text, nothing."""
+    """Store the texts that are too long for their rows; returns the columns of each row, empty without a text."""
     sizes = [0 if made is None else _size(made) for made in texts]
     long = {i: made for i, made in enumerate(texts) if made is not None and sizes[i] > limits.inline}
     refs = dict(zip(long, put(work, list(long.values())), strict=True)) if long else {}
@@ -115,34 +119,27 @@ def keep(work: UnitOfWork, texts: Sequence[str | None], limits: PayloadLimits) -
     ]
 
 
-def filled(work: UnitOfWork, rows: Sequence[Any], *names: str) -> list[Any]:
+def filled(work: UnitOfWork, rows: Sequence[R], *names: str) -> list[R]:
     """
-    The rows, with the values of these names wherever they lie.
+    The rows with their values of these names, read from `payload` where they are stored there.
 
-    A row has a value `output` in the columns `output` and `output_sha256`.
+    A value `output` of a row is in its fields `output` and `output_sha256`.
     """
     refs = {ref for row in rows for name in names if (ref := getattr(row, f"{name}_sha256")) is not None}
     if not refs:
         return list(rows)
     values = {ref: json.loads(body) for ref, body in get(work, refs)}
     found = [{n: values[ref] for n in names if (ref := getattr(row, f"{n}_sha256")) is not None} for row in rows]
-    return [replaced(row, new) if new else row for row, new in zip(rows, found, strict=True)]
+    return [replace(row, **new) if new else row for row, new in zip(rows, found, strict=True)]
 
 
-def replaced(row: Any, values: Mapping[str, Any]) -> Any:
-    """A row with other values."""
-    return SimpleNamespace(**{**(vars(row) if isinstance(row, SimpleNamespace) else row._asdict()), **values})
-
-
-def text_of(work: UnitOfWork, row: Any, name: str) -> str | None:
-    """The text of a value of which the row has the text or the hash; None where there is no value."""
-    ref, inline = getattr(row, f"{name}_sha256"), getattr(row, name)
-    found: str | None = inline if ref is None else next(body for _, body in get(work, [ref]))
-    return found
+def text_of(work: UnitOfWork, inline: str | None, sha256: str | None) -> str | None:
+    """The text of a value that is stored inline or, under its hash, in `payload`; None where there is no value."""
+    return inline if sha256 is None else next(body for _, body in get(work, [sha256]))
 
 
 def put(work: UnitOfWork, bodies: Sequence[str]) -> list[str]:
-    """Store bodies that are not there yet, and hold all until the end of the transaction; gives their hashes."""
+    """Store bodies that are missing, and lock all until the end of the transaction; returns their hashes."""
     refs = [hashlib.sha256(body.encode()).hexdigest() for body in bodies]
     missing = dict(zip(refs, bodies, strict=True))
     while True:
@@ -150,22 +147,22 @@ def put(work: UnitOfWork, bodies: Sequence[str]) -> list[str]:
             del missing[row.sha256]
         if not missing:
             return refs
-        # In one order everywhere, so that two who store the same do not wait for each other. One that another has
-        # stored meanwhile is left alone, and held in the next turn.
+        # In one order everywhere, so that two transactions that store the same bodies do not deadlock. A body that
+        # another has stored meanwhile is left as it is, and locked in the next pass of the loop.
         for ref in sorted(missing):
             work.run(_ADD, {"sha256": ref, "bytes": _size(missing[ref]), "body": missing[ref]})
 
 
 def get(work: UnitOfWork, refs: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Each of these bodies with its hash, in any order. Some MiB of them are in memory at a time."""
+    """Each of these bodies with its hash, in any order. About `_BATCH` bytes of them are in memory at a time."""
     batch: list[str] = []
-    room = _BATCH
+    free = _BATCH
     for row in work.rows(_SIZES, {"refs": list(refs)}):
-        if batch and row.bytes > room:
+        if batch and row.bytes > free:
             yield from _bodies(work, batch)
-            batch, room = [], _BATCH
+            batch, free = [], _BATCH
         batch.append(row.sha256)
-        room -= row.bytes
+        free -= row.bytes
     yield from _bodies(work, batch)
 
 

@@ -1,0 +1,1 @@
+"""Recovery of runs: from dead workers, lost messages, overdue steps, and code that raises."""

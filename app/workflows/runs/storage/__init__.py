@@ -1,0 +1,1 @@
+"""Storage of runs: tables, statements, and payloads. It decides nothing."""
