@@ -206,3 +206,14 @@ def test_the_map_names_every_package_and_only_what_there_is() -> None:
         assert (ROOT / name).is_file(), name
     packages = {path.parent for top in ("app", "workers") for path in (ROOT / top).rglob("__init__.py")}
     assert packages - rooms == {ROOT / "app"}
+
+
+def test_decisions_and_documentation_name_tests_and_files_that_there_are() -> None:
+    known = {
+        name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    for page in [ROOT / "app/decisions.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text()
+        assert set(re.findall(r"`(test_\w+)`", text)) - known == set(), page.name
+        places = re.findall(r"`((?:app|workers|tests|benchmarks|alembic|deploy|models)/[\w/.]+)`", text)
+        assert [place for place in places if not (ROOT / place).exists()] == [], page.name
