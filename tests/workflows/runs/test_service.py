@@ -209,6 +209,14 @@ def test_the_error_of_a_failed_run_names_its_steps_and_their_errors(runs: Runs) 
     assert step(runs, run_id, "second").state == "skipped"
 
 
+def test_a_condition_of_a_retry_that_cannot_be_computed_is_the_reason(runs: Runs) -> None:
+    rule = "{max_attempts: 3, when: error.attempt / 0 == 1}"
+    run_id = submit(runs, f"workflow: w\nsteps: [{{id: first, kind: noop, retry: {rule}}}]\n")
+    runs.fail(claim(runs, run_id, "first"), WORKER, Failure(FailureReason.TIMEOUT, "too late"))
+
+    assert "zero" in views.run(runs.database, run_id).run.error["steps"]["first"]["given_up"]
+
+
 def test_an_expired_lease_requeues_the_step_and_a_late_record_is_refused(runs: Runs, database: Database) -> None:
     run_id = submit(runs)
     late = claim(runs, run_id, "first", "dead")

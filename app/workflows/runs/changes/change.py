@@ -240,7 +240,7 @@ class RunChange:
                 return self._stop(key)
             case events.NoteGivenUp(key, message):
                 notes = self._note(key)
-                notes.error = {**(notes.error or {}), "given_up": message}
+                notes.error = {"given_up": message} | (notes.error or {})  # a condition that failed is the reason
             case _:
                 self._commands.append(command)
         return None
