@@ -1,8 +1,9 @@
 """
 The scheduled jobs of control workers, which beat triggers.
 
-One process never runs the same job twice at the same time: if a job takes longer than its interval, the other threads
-stay free for steps. No job waits for rows that others have locked, and no bad row stops a job.
+One process never runs the sweep, the expiry or the schedules twice at the same time: if they take longer than their
+interval, the other threads stay free for steps. They do not wait for rows that others have locked.
+Plans are made by one process at a time, which holds an advisory lock. No bad row stops a job.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@ The kinds of steps: a function per kind that executes a step.
 
 It returns an output with the used tokens, or what the step waits for; or it raises StepFailure. Its argument is a task:
 the claim with the data of the step, the holding that can stop it, and the runtime of the process.
-A new kind is a class in `app.workflows.language.steps` and an entry in `_KINDS`.
+A new kind is a class in `app.workflows.language.steps`, with its entries in `KINDS`, `AnyStep` and, for items of a map,
+`MapBody`; and an entry in `_KINDS`. A switch is not here: it is decided under the lock of its run.
 """
 
 from __future__ import annotations

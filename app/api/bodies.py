@@ -10,10 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.kernel.errors import InvalidInput, Problem
+from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
 from app.workflows.language import source
 from app.workflows.language.shape_errors import nearest
-from app.workflows.language.source import DefinitionSource
+from app.workflows.language.source import SourceDocument
 
 JSON = "application/json"
 YAML = "application/yaml"
@@ -32,19 +32,21 @@ async def _raw(request: Request) -> bytes:
     return await request.body()
 
 
-def _read(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> DefinitionSource:
+def _read(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> SourceDocument:
     """Parse the body on a thread: this may take long, and must not block other requests on the event loop."""
     media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if media_type != JSON and not media_type.endswith("+json") and media_type not in _YAML_TYPES:
         raise UnsupportedMediaType([Problem("Content-Type", f"{media_type!r} is not supported", f"{JSON}, {YAML}")])
     try:
         return source.read(raw.decode("utf-8"), "yaml" if media_type in _YAML_TYPES else "json")
+    except InvalidDefinition as error:
+        raise InvalidInput(error.problems, "body") from None
     except UnicodeDecodeError as error:
         raise InvalidInput([Problem("", f"the body is not valid UTF-8: {error}")], "body") from None
 
 
 #: The type of an endpoint's argument that receives the body as plain data.
-RequestBody = Annotated[DefinitionSource, Depends(_read)]
+RequestBody = Annotated[SourceDocument, Depends(_read)]
 
 
 def of(model: type[M]) -> Any:

@@ -1,5 +1,6 @@
 """
-The application of the HTTP API. `STATUSES` is the only table from errors to HTTP statuses.
+The application of the HTTP API. `STATUSES` is the table from errors to HTTP statuses; only middleware, which refuses a
+request before it reaches an endpoint, has statuses of its own (`guard.py`, `limits.py`).
 
 Endpoints that need the database are synchronous: they run on threads (`app/api/threads.py`), so a slow database delays
 no other request. A database that does not answer is given up after `ANSWER_TIMEOUT`.

@@ -181,7 +181,7 @@ class ReservationHolder:
             refused = open_.change(lambda found: rules.adjust(found, grant.id, grant.epoch, grant.revision, wanted))
             if refused is not None:
                 return refused
-            open_.close()
+            open_.write()
             return open_.ledger.reservations[grant.id].revision
 
     def store_layout(self, grant: Grant, wanted: Mapping[str, int], source: str) -> None:

@@ -211,7 +211,7 @@ class Hosts:
             work.run(_END_REST, {"host": host})
             capacities = {device.id: device.capacity for device in devices}
             open_.change(lambda found: rules.join(found, host, epoch, capacities))
-            open_.close()
+            open_.write()
         _log.info("host_joined", host=host, epoch=epoch, devices=len(devices), adopted=len(adopted))
         return epoch
 
@@ -271,7 +271,7 @@ class Hosts:
             open_ = session.open_session(work, host)
             until = open_.now + self.pool_lease
             open_.change(lambda found: rules.activate(found, pool, epoch, until))
-            open_.close()
+            open_.write()
             work.run(_BEGIN, {"id": pool, "threads": threads})
 
     def record_processes(self, processes: Sequence[ObservedProcess]) -> None:
@@ -304,7 +304,7 @@ class Hosts:
             if ended.id not in open_.ledger.reservations:
                 return
             open_.change(lambda found: rules.release(found, ended.id, epoch), ending)
-            open_.close()
+            open_.write()
             values = {
                 "id": ended.id,
                 "returncode": ended.returncode,

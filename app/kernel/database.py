@@ -291,6 +291,9 @@ class Database:
             if self.engine.pool is pool:
                 self.engine.dispose()
         pooled.close()
+        if self.engine.pool is not pool:
+            # What was borrowed from a discarded pool is returned to it, and nothing else would close it.
+            pool.dispose()
 
     def raw_url(self) -> str:
         """Return the URL for psycopg itself, for connections outside the pool (LISTEN)."""

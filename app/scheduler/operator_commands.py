@@ -116,7 +116,7 @@ class OperatorCommands:
             if held:
                 pass_ = ReconcilePass(open_session(work, host), _NO_TIMES)
                 pass_.lose_host(host, "an operator declared its host lost")
-                pass_.close()
+                pass_.write()
             work.run(_DELETE_HOST, {"host": host})
             work.after_commit(self.wake)
         _log.info("host_removed", host=host, held=held)

@@ -122,7 +122,7 @@ def reconcile(database: Database, read_demand: ReadDemand, times: ReconcileTimes
         session.change(lambda ledger: rules.expire(ledger, session.now), "no agent began it in time")
         lost = _lose_silent_hosts(pass_)
         _follow_stop_commands(pass_)
-        session.close()
+        session.write()
         seen = observation.observe(session, demand)
         planned = isolated(
             seen.cluster, demand.waiting, lambda cluster, waiting: placement.plan(cluster, waiting, seen.now)
@@ -132,7 +132,7 @@ def reconcile(database: Database, read_demand: ReadDemand, times: ReconcileTimes
         _stop_changed(pass_, seen)
         for action in plan.actions:
             _apply(pass_, seen.cluster, action)
-        pass_.close()
+        pass_.write()
         _store_refusals(pass_, seen, plan, demand)
         _complete_start_commands(pass_, seen)
         _count_device_time(pass_, demand)
@@ -185,7 +185,7 @@ def defragment(database: Database, read_demand: ReadDemand, times: ReconcileTime
         _refuse_broken(pass_, made.broken)
         for move in found.moves:
             _apply(pass_, seen.cluster, move)
-        pass_.close()
+        pass_.write()
         if found.moves:
             values = {
                 "moves": json.dumps([{"pool": one.pool, "reason": one.reason} for one in found.moves]),

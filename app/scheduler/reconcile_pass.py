@@ -85,7 +85,7 @@ class ReconcilePass:
                     self.refused[action.configuration] = refused.reason
             case DropReserve():
                 self.session.change(lambda ledger: rules.drop_reserve(ledger, action.reserve))
-        _log.info("planned", action=type(action).__name__, **_log_fields(action))
+        _log.info("action_planned", action=type(action).__name__, **_log_fields(action))
 
     def stop(self, pool: str, desired: Desired, reason: str) -> None:
         """Stop a pool. The bytes of one without a process are released at once."""
@@ -105,9 +105,9 @@ class ReconcilePass:
         self.work.run(_LOSE_HOST, {"host": host})
         _log.warning("host_lost", host=host, reason=reason)
 
-    def close(self) -> None:
+    def write(self) -> None:
         """Write what has changed, and notify the agents at the commit."""
-        self.session.close()
+        self.session.write()
         for host in sorted(self.hosts_to_notify):
             self.work.run(_NOTIFY, {"channel": CHANNEL, "host": host})
 
@@ -140,7 +140,7 @@ class ReconcilePass:
             self.refused[configuration.id] = refused.reason
             _log.warning("claim_refused", configuration=configuration.id, host=host, reason=refused.reason)
             return False
-        self.session.close()  # a pool's row refers to its reservation
+        self.session.write()  # a pool's row refers to its reservation
         values = {
             "id": request.id,
             "configuration": configuration.id,

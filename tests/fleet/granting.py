@@ -66,7 +66,7 @@ def granted(
         refused = open_.change(lambda found: rules.claim(found, claim))
         if refused is not None:
             return refused
-        open_.close()
+        open_.write()
         insert = """
             INSERT INTO pool (id, configuration, model, slots, purpose, reason, desired, estimate_seconds)
             VALUES (CAST(:id AS uuid), :configuration, :model, 4, 'demand', '1 step waits', 'run', 0)

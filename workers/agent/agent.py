@@ -264,7 +264,7 @@ class Agent:
         running = self._processes[id_]
         _log.warning("orphan_ended", pool=id_, pid=running.process.pid)
         running.process.stop(timedelta(0))
-        self._requeue(id_)
+        self._expire_leases(id_)
         self._hosts.record_orphan_end(id_, running.process.log_tail(_TAIL))
         del self._processes[id_]
 
@@ -328,11 +328,11 @@ class Agent:
     def _release_if_free(self, pool: AssignedPool, running: PoolProcess | None, reason: str) -> None:
         """Release the bytes of an ended process, once the driver reports them free."""
         if running is None:
-            self._requeue(pool.id)
+            self._expire_leases(pool.id)
             self._release(pool, None, failed=True, ending=reason)
             return
         running.process.stop(timedelta(0))  # ends the rest of its session
-        self._requeue(pool.id)
+        self._expire_leases(pool.id)
         measured = self._devices.measure()
         if not inventory.are_released(self.host, measured, pool.bytes, {running.process.pid or 0}):
             return  # the driver needs a moment; the next pass checks again
@@ -347,10 +347,10 @@ class Agent:
             self._count_failure(pool, measured)
         self._release(pool, running, failed=failed, ending=ending)
 
-    def _requeue(self, id_: str) -> None:
+    def _expire_leases(self, id_: str) -> None:
         """Expire the leases of a dead process, so that its steps are requeued immediately."""
         if steps := owners.expire_leases(self._database, id_):
-            _log.warning("steps_of_dead_pool_requeued", pool=id_, steps=steps)
+            _log.warning("leases_of_dead_pool_expired", pool=id_, steps=steps)
 
     def _count_failure(self, pool: AssignedPool, measured: Inventory) -> None:
         try:
@@ -425,7 +425,7 @@ class Agent:
             log_tail=running.process.log_tail(_TAIL),
         )
         try:
-            self._requeue(id_)
+            self._expire_leases(id_)
             if self._epoch is not None:
                 self._hosts.release(self.host, self._epoch, ended)
         except (DatabaseUnreachable, LeaseLost, psycopg.Error) as error:

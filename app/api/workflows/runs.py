@@ -22,7 +22,7 @@ from app.workflows import registry
 from app.workflows.language import check
 from app.workflows.language.check import Deployment
 from app.workflows.language.definition import LABEL, Definition, LabelValue, PriorityName
-from app.workflows.language.source import DefinitionSource
+from app.workflows.language.source import SourceDocument
 from app.workflows.runs import views
 from app.workflows.runs.details import RunView
 from app.workflows.runs.submission import Submission
@@ -325,7 +325,7 @@ def deployment_of(services: Services) -> Deployment:
     return Deployment(services.catalog, policy)
 
 
-def _parsed(body: DefinitionSource) -> tuple[RunIn, DefinitionSource]:
+def _parsed(body: SourceDocument) -> tuple[RunIn, SourceDocument]:
     try:
         return RunIn.model_validate(body.data), body
     except ValidationError as error:
@@ -338,7 +338,7 @@ def _parsed(body: DefinitionSource) -> tuple[RunIn, DefinitionSource]:
         raise InvalidInput(found, "run") from None
 
 
-def _submission(parsed: tuple[RunIn, DefinitionSource], services: Services) -> Submission:
+def _submission(parsed: tuple[RunIn, SourceDocument], services: Services) -> Submission:
     request, body = parsed
     if (request.workflow is None) == (request.definition is None):
         message = "exactly one of 'workflow' and 'definition' is required"
@@ -367,7 +367,7 @@ def _submission_of(request: RunIn, definition: Definition, version: int | None) 
     )
 
 
-def _inline(request: RunIn, body: DefinitionSource, services: Services) -> Definition:
+def _inline(request: RunIn, body: SourceDocument, services: Services) -> Definition:
     deployment = deployment_of(services)
     if isinstance(request.definition, str):
         return check.parse(request.definition, deployment)

@@ -121,7 +121,7 @@ class Tree:
         """
         if incarnation:
             arguments = (_secret(self.settings.database_url), incarnation, self.settings.runs.lease)
-            threading.Thread(target=_requeue, args=arguments, name="requeue", daemon=True).start()
+            threading.Thread(target=_expire_leases, args=arguments, name="expire-leases", daemon=True).start()
 
     def _check_server(self, server: Server) -> None:
         now = time.monotonic()
@@ -276,14 +276,14 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _requeue(url: str, incarnation: str, lease: timedelta) -> None:
+def _expire_leases(url: str, incarnation: str, lease: timedelta) -> None:
     limit = time.monotonic() + lease.total_seconds()
     database = Database(url, pool_size=1)
     try:
         while time.monotonic() < limit:
             try:
                 if steps := owners.expire_leases(database, incarnation):
-                    _log.warning("steps_of_dead_worker_requeued", incarnation=incarnation, steps=steps)
+                    _log.warning("leases_of_dead_worker_expired", incarnation=incarnation, steps=steps)
             except DatabaseUnreachable:
                 time.sleep(1.0)
             else:

@@ -146,8 +146,8 @@ class LedgerSession:
         self.ledger = result
         return None
 
-    def close(self) -> None:
-        """Write all changes since the session was opened or last closed."""
+    def write(self) -> None:
+        """Write all changes since the session was opened or last written."""
         before, after = self._before, self.ledger
         for id_ in before.reservations.keys() - after.reservations.keys():
             self.work.run(_DROP_PROMISES, {"id": id_})

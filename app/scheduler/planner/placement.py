@@ -5,7 +5,7 @@ The same arguments give the same plan. The ledger accepts everything that is pla
 into bytes that are free, or that draining pools promise to it.
 Each action, and each refusal of demand, has a reason with figures.
 
-How it decides: `docs/scheduling.md`. The plan is made on a `PlanState`; only this module changes it.
+How it decides: `docs/scheduling.md`. The plan is made on a `PlanState`, which this module and `defragmentation` change.
 
 Nothing here reads a clock or a database: the caller passes `now` and applies the plan.
 """

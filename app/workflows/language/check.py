@@ -27,7 +27,7 @@ from app.workflows.http import calls
 from app.workflows.language import definition as definitions
 from app.workflows.language import shape_errors, source
 from app.workflows.language.definition import Definition
-from app.workflows.language.source import DefinitionSource
+from app.workflows.language.source import SourceDocument
 from app.workflows.language.steps import (
     MODEL_KINDS,
     TIMED_OUT,
@@ -61,7 +61,7 @@ def parse(text: str, deployment: Deployment | None = None) -> Definition:
     return check(source.read(text), deployment)
 
 
-def check(document: DefinitionSource, deployment: Deployment | None = None) -> Definition:
+def check(document: SourceDocument, deployment: Deployment | None = None) -> Definition:
     """Return a definition from plain data. Raises InvalidDefinition with every problem found."""
     try:
         definition = Definition.model_validate(document.data)
@@ -79,7 +79,7 @@ def check(document: DefinitionSource, deployment: Deployment | None = None) -> D
     return definition
 
 
-def _with_lines(document: DefinitionSource, problems: Sequence[Problem]) -> list[Problem]:
+def _with_lines(document: SourceDocument, problems: Sequence[Problem]) -> list[Problem]:
     """Return the problems with their lines, sorted by line and limited to MAX_PROBLEMS."""
     placed = [Problem(p.where, p.message, p.accepted, document.line(p.where)) for p in problems]
     placed.sort(key=lambda p: p.line or 0)

@@ -20,7 +20,7 @@ Syntax = Literal["json", "yaml", "any"]
 
 
 @dataclass(frozen=True, slots=True)
-class DefinitionSource:
+class SourceDocument:
     """Parsed data, and the line of each of its values by path (`steps[0].needs[1]`)."""
 
     data: Any
@@ -35,24 +35,24 @@ class DefinitionSource:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.lines.get(path)
 
-    def within(self, name: str) -> DefinitionSource:
+    def within(self, name: str) -> SourceDocument:
         """Return the source of the field `name`."""
         return replace(self, data=self.data[name], prefix=f"{self.prefix}.{name}".lstrip("."))
 
 
-def read(text: str, syntax: Syntax = "any") -> DefinitionSource:
+def read(text: str, syntax: Syntax = "any") -> SourceDocument:
     """
     Parse YAML or JSON.
 
     Raises InvalidDefinition with the line of a syntax error, of a duplicate key, or of a value beyond the limits.
     """
     if not text.strip():
-        raise InvalidDefinition([Problem("", "the document is empty", "a workflow in YAML or JSON", 1)])
+        raise InvalidDefinition([Problem("", "the document is empty", "a document in YAML or JSON", 1)])
     if syntax == "json" or (syntax == "any" and json_text.looks_like_json(text)):
         try:
-            return DefinitionSource(json_text.parse(text), json_text.Lines(text))
+            return SourceDocument(json_text.parse(text), json_text.Lines(text))
         except json_text.NotJson as error:
             if syntax == "json":
                 raise InvalidDefinition([Problem("", f"this is not JSON: {error}", line=error.line)]) from None
     data, lines = yaml_text.read(text)
-    return DefinitionSource(data, lines)
+    return SourceDocument(data, lines)

@@ -256,7 +256,7 @@ def _for_all(runs: Runs, filter_: Filter, states: Sequence[RunState], act: Calla
             refused[run_id] = str(error)
         except Unavailable:
             raise
-        except Exception as error:  # noqa: BLE001 the shell of one run among many
+        except Exception as error:  # noqa: BLE001 one run must not stop the others
             _log.exception("run_control_failed", run_id=str(run_id))
             refused[run_id] = reason_of(error, "handling this run")
     return Bulk(done, refused, more=len(found) > BULK)

@@ -1,8 +1,7 @@
 """
 The service of runs: submit, claim, renew, record, cancel.
 
-Each call is one transaction; its effects are carried out after the commit, each in a transaction of its own. So a
-transaction locks one run.
+A transaction locks one run. The effects of a call are carried out after its commit, each in a transaction of its own.
 A claim is a compare-and-set. Everything else happens under the lock of the run and passes through the transition table,
 which refuses what cannot happen. A record of an attempt that is no longer held is refused with LeaseLost.
 """
@@ -233,7 +232,7 @@ class Runs:
                     self._cancel_called(step_id)
         except (Unavailable, NotFound) as error:
             _log.warning("effect_postponed", effect=str(effect), error=str(error))
-        except Exception:  # noqa: BLE001 the shell of one effect
+        except Exception:  # noqa: BLE001 one effect must not stop the others
             _log.exception("effect_failed", effect=str(effect))
 
 

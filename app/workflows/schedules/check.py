@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from app.kernel.errors import InvalidInput, Problem
 from app.kernel.units import durations
 from app.workflows.language import source
-from app.workflows.language.source import DefinitionSource
+from app.workflows.language.source import SourceDocument
 from app.workflows.schedules.schedule import EXCLUDED_ZONES, CatchUp, Schedule
 
 #: How messages call the input.
@@ -35,7 +35,7 @@ def parse(text: str) -> Schedule:
     return check(document)
 
 
-def check(document: DefinitionSource) -> Schedule:
+def check(document: SourceDocument) -> Schedule:
     """Return a schedule from plain data. Raises InvalidInput with every problem found."""
     with with_lines(document):
         try:
@@ -48,7 +48,7 @@ def check(document: DefinitionSource) -> Schedule:
 
 
 @contextmanager
-def with_lines(document: DefinitionSource) -> Iterator[None]:
+def with_lines(document: SourceDocument) -> Iterator[None]:
     """Add the lines of the document to the problems of an InvalidInput that the block raises."""
     try:
         yield

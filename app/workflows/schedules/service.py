@@ -237,7 +237,7 @@ class Schedules:
                 continue
             except Unavailable:
                 raise
-            except Exception as error:  # noqa: BLE001 the shell of one schedule
+            except Exception as error:  # noqa: BLE001 one schedule must not stop the others
                 _log.exception("schedule_raised", schedule_id=str(schedule_id))
                 bounded.suspend(schedule_id, reason_of(error, "deciding what is due"))
         return done

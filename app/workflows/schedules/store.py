@@ -37,7 +37,7 @@ _READY = text("""
 _COLUMNS = "id, name, document, decided_to, next_at, paused_at, paused_reason, created_at, updated_at"
 #: Read after the lock is acquired, so that decisions about a schedule never go back in time.
 _NOW = text("SELECT clock_timestamp() AS now")
-_LOCK_NAME = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759404))")
+_LOCK_NAME = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759406))")
 _LOCK_BY_NAME = text(f"SELECT {_COLUMNS} FROM schedule WHERE name = :name FOR UPDATE")
 _LOCK_IF_FREE = text(f"SELECT {_COLUMNS} FROM schedule WHERE id = :id FOR UPDATE SKIP LOCKED")
 _INSERT = text("""

@@ -58,8 +58,6 @@ class Due:
     missed: tuple[Missed, ...]
     #: All instants up to this one are decided.
     last: datetime
-    #: The first fire that is not due yet, if any.
-    next: Fire | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ def due(timetable: Timetable, last: datetime, now: datetime) -> Due:
     all_counted = len(counted) <= MAX_COUNTED
     known = counted if all_counted else _latest(timetable, last, now, max_fires + 1)
     if not known:
-        return Due((), (), last, _first(timetable, last))
+        return Due((), (), last)
     fires = [fire for fire in known if now - fire.due_at <= window][-max_fires:]
     left = [fire for fire in known if not fires or fire.at < fires[0].at]
     late = f"later than the catch-up window of {durations.show(window)}"
@@ -127,7 +125,7 @@ def due(timetable: Timetable, last: datetime, now: datetime) -> Due:
         for part, reason in ((old, late), (left[len(old) :], spare)):
             if part:
                 missed.append(Missed(part[0], part[-1].at, len(part), reason))
-    return Due(tuple(fires), tuple(missed), known[-1].at, _first(timetable, known[-1].at))
+    return Due(tuple(fires), tuple(missed), known[-1].at)
 
 
 def all_missed(timetable: Timetable, last: datetime, now: datetime, reason: str) -> Missed | None:
@@ -153,10 +151,6 @@ def _latest(timetable: Timetable, after: datetime, now: datetime, count: int) ->
         if len(found) == count or begin == after:
             return list(found)
         span *= 2
-
-
-def _first(timetable: Timetable, after: datetime) -> Fire | None:
-    return next(timetable.fires(after), None)
 
 
 def _multiples(every: timedelta, anchor: datetime, after: datetime) -> Iterator[datetime]:

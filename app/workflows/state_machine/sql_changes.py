@@ -1,9 +1,10 @@
 """
 State changes in SQL: every statement that writes the state of a run or a step, with the transitions that it makes.
 
-A state change passes through `transitions.proceed`, which needs the run and its definition in memory. The statements
-listed here decide in SQL instead, each for its reason; two others write what `proceed` has decided. Their transitions
-are in the same tables. A test finds statements that are not listed, and one executes the listed ones.
+A state change passes through `transitions.proceed`, which needs the run and its definition in memory. Two of the
+statements listed here write what `proceed` has decided; the others decide in SQL, each for its reason. Their
+transitions are in the same tables.
+A test finds statements that are not listed, and one executes the listed ones.
 """
 
 from __future__ import annotations

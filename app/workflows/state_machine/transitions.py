@@ -3,7 +3,7 @@ The transitions of a run and its steps.
 
 `TRANSITIONS` (steps) and `RUN_TRANSITIONS` (runs) are the tables of all state changes; a transition that is absent
 raises InvalidTransition. `sql_changes` lists the statements that make some of them in SQL.
-`advance(run, event)` returns the run after an event and the commands that follow; it executes nothing itself.
+`proceed(run, event)` returns the run after an event and the commands that follow; it executes nothing itself.
 
 A step becomes ready when its needs are met (`join`): all have succeeded, any has, or all have ended. When they cannot
 be met any more, it is skipped, and other branches continue. Before a switch or a step with a condition, a command
@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from app.kernel.errors import FailureReason, InvalidTransition
-from app.workflows.language.rule import StepRule
 from app.workflows.state_machine import retry
 from app.workflows.state_machine.events import (
     CancelRequested,
@@ -147,16 +146,6 @@ class Advance:
     commands: tuple[Command, ...]
 
 
-def advance(run: Run, event: Event) -> Advance:
-    """
-    The run after an event.
-
-    Raises InvalidTransition when the event cannot happen: to a step in that state, for another attempt, or to a run
-    that has ended.
-    """
-    return proceed(tracked(run), event)
-
-
 def tracked(run: Run) -> Run:
     """The same run, with the counts that `proceed` needs."""
     return replace(run, steps=RunProgress(run.steps))
@@ -164,9 +153,10 @@ def tracked(run: Run) -> Run:
 
 def proceed(run: Run, event: Event) -> Advance:
     """
-    As `advance`, for several events: the steps of the run are changed in place.
+    Return the run after an event, with the commands that follow. The steps of the run are changed in place.
 
-    Raises InvalidTransition; the run must not be used after that.
+    Raises InvalidTransition when the event cannot happen: to a step in that state, for another attempt, or to a run
+    that has ended. The run must not be used after that.
     """
     assert isinstance(run.steps, RunProgress), "the run is tracked"
     retried = isinstance(event, RetryRequested)
@@ -211,11 +201,6 @@ def proceed(run: Run, event: Event) -> Advance:
     if state is RunState.QUEUED and not isinstance(event, RunSubmitted | RunAdmitted | StepDecided):
         state = _enter(run, state, RunState.RUNNING)
     return _settle(replace(run, state=state, ending=ending), steps, commands, isinstance(event, OutputComputed))
-
-
-def begin(key: str, rule: StepRule) -> RunStep:
-    """A step in its first state."""
-    return RunStep(key, StepState.PENDING, rule)
 
 
 def _enter(run: Run, state: RunState, new: RunState) -> RunState:

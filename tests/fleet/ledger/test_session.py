@@ -37,7 +37,7 @@ def drained(database: Database, host: str, id_: str) -> None:
     with database.work() as work:
         open_ = session.open_session(work, host)
         open_.change(lambda found: rules.drain(found, id_))
-        open_.close()
+        open_.write()
 
 
 def charged(database: Database, device: str) -> int:
@@ -138,7 +138,7 @@ def test_a_renewal_outlasts_a_session_that_read_the_older_lease(
             renewed = other.rows(lease)[0].lease_until
         assert renewed > open_.ledger.reservations[id_].lease_until
         assert open_.change(lambda found: rules.drain(found, id_)) is None
-        open_.close()
+        open_.write()
 
     with database.work() as work:
         assert tuple(work.rows(lease)[0]) == (renewed, True)

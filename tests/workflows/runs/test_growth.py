@@ -30,8 +30,8 @@ from app.workflows.state_machine.events import (
     RunSubmitted,
     StepDecided,
 )
-from app.workflows.state_machine.run import Run
-from app.workflows.state_machine.states import RunState
+from app.workflows.state_machine.run import Run, RunStep
+from app.workflows.state_machine.states import RunState, StepState
 from benchmarks.growth_runs import fill
 
 #: Ten times as many may take so many times as long. A quadratic cost takes a hundred times as long.
@@ -56,7 +56,9 @@ def fan(count: int) -> Definition:
 def seconds(definition: Definition, taken: str | None) -> float:
     """The time until every step is decided, the least of three; `taken` is the branch that every switch takes."""
     rules = Graph(definition).rules
-    run = Run("r", RunState.QUEUED, {key: runs.begin(key, rule) for key, rule in rules.items()}, None, True)
+    run = Run(
+        "r", RunState.QUEUED, {key: RunStep(key, StepState.PENDING, rule) for key, rule in rules.items()}, None, True
+    )
     return min(_seconds(run, taken) for _ in range(3))
 
 

@@ -38,7 +38,7 @@ from app.workflows.state_machine.events import (
     StepSucceeded,
     StopStep,
 )
-from app.workflows.state_machine.run import Run
+from app.workflows.state_machine.run import Run, RunStep
 from app.workflows.state_machine.states import FINAL_RUNS, FINAL_STEPS, RunState, StepState
 from app.workflows.state_machine.transitions import TRANSITIONS, Advance, StepChange
 
@@ -46,7 +46,7 @@ from app.workflows.state_machine.transitions import TRANSITIONS, Advance, StepCh
 def run_of(needs: dict[str, tuple[str, ...]], **retry: int) -> Run:
     rule = Retry(**retry)
     steps = {
-        key: runs.begin(key, StepRule(needs=tuple((need, None) for need in of), retry=rule))
+        key: RunStep(key, StepState.PENDING, StepRule(needs=tuple((need, None) for need in of), retry=rule))
         for key, of in needs.items()
     }
     return Run("r", RunState.QUEUED, steps)
@@ -59,7 +59,7 @@ def failed(key: str, attempt: int, reason: FailureReason = FailureReason.ENGINE_
 def after(run: Run, *events: Event) -> Advance:
     advanced = Advance(run, ())
     for event in events:
-        advanced = runs.advance(advanced.run, event)
+        advanced = runs.proceed(runs.tracked(advanced.run), event)
     return advanced
 
 
@@ -163,14 +163,14 @@ def test_a_record_of_an_older_attempt_is_refused() -> None:
     ).run
 
     with pytest.raises(InvalidTransition, match="attempt 2"):
-        runs.advance(run, StepSucceeded("a", 1))
+        runs.proceed(runs.tracked(run), StepSucceeded("a", 1))
 
 
 def test_events_of_a_run_that_has_ended_are_refused() -> None:
     run = after(run_of({"a": ()}), RunSubmitted(), StepClaimed("a", 1), StepSucceeded("a", 1)).run
 
     with pytest.raises(InvalidTransition, match="run r is succeeded"):
-        runs.advance(run, CancelRequested())
+        runs.proceed(runs.tracked(run), CancelRequested())
 
 
 def test_only_a_retry_leaves_a_final_state_and_every_other_state_has_a_transition() -> None:
@@ -229,7 +229,7 @@ class World:
     def apply(self, event: Event) -> None:
         before = self.run
         try:
-            advanced = runs.advance(self.run, event)
+            advanced = runs.proceed(runs.tracked(self.run), event)
         except InvalidTransition:
             return
         self._saw(event, before)
@@ -359,7 +359,7 @@ _REASONS = (FailureReason.ENGINE_ERROR, FailureReason.TIMEOUT, FailureReason.WOR
 @given(graphs(), st.booleans(), st.data())
 def test_random_histories_keep_the_invariants(rules: dict[str, StepRule], computes: bool, data: st.DataObject) -> None:
     """Duplicated, lost and late messages, failures, deaths, waits, cancels of a run or a step, and retries."""
-    steps = {key: runs.begin(key, rule) for key, rule in rules.items()}
+    steps = {key: RunStep(key, StepState.PENDING, rule) for key, rule in rules.items()}
     first = data.draw(st.sampled_from([RunState.QUEUED, RunState.QUEUED, RunState.BLOCKED]))
     world = World(Run("r", first, steps, computes_output=computes), data.draw)
     world.apply(RunSubmitted())

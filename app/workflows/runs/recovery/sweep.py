@@ -154,7 +154,7 @@ class _Sweep:
             return 0
         except Unavailable:
             raise
-        except Exception:  # noqa: BLE001 the shell of one part
+        except Exception:  # noqa: BLE001 one part must not stop the others
             _log.exception("sweep_part_failed", part=name)
             return 0
 
@@ -205,7 +205,7 @@ class _Sweep:
             return 0
         except Unavailable:
             raise
-        except Exception as error:  # noqa: BLE001 the shell of one row
+        except Exception as error:  # noqa: BLE001 one row must not stop the others
             with self.runs.transaction() as transaction:
                 run_id = admission.next_admissible(transaction.work, key)
             if run_id is not None:
@@ -220,7 +220,7 @@ class _Sweep:
         except Unavailable as error:
             self._count_unreachable(error)
             return 0
-        except Exception as error:  # noqa: BLE001 the shell of one row
+        except Exception as error:  # noqa: BLE001 one row must not stop the others
             self._abandon(run_id, doing, error)
             return 0
         self._unreachable = 0

@@ -2,7 +2,8 @@
 The statements on runs, steps and attempts.
 
 A step is claimed by compare-and-set and recorded under the lock of its run. A transaction that locks both locks the run
-first. Every instant is the database's: `now()` is the start of its transaction.
+first, except for a claim, which waits for no run.
+Every instant is the database's: `now()` is the start of its transaction.
 """
 
 from __future__ import annotations
