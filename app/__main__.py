@@ -1,4 +1,4 @@
-"""The console script, and `python -m app`: the command, whose modules take a moment to load."""
+"""The entry point of `arriero` and of `python -m app`."""
 
 from __future__ import annotations
 

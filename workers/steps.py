@@ -41,7 +41,8 @@ def run_step(runtime: Runtime, step_id: UUID, attempt: int) -> None:
     try:
         claim = runtime.runs.claim(step_id, attempt, runtime.owner)
     except DatabaseUnreachable as error:
-        # The step stays ready, and the sweep publishes it again. The pause prevents that the queue is emptied in vain.
+        # The step stays ready, and the sweep publishes it again. The pause keeps this worker from taking every message
+        # for nothing.
         _log.warning("claim_postponed", step_id=str(step_id), error=str(error))
         time.sleep(_PAUSE)
         return

@@ -1,7 +1,7 @@
 """
-Backoff: the delay before a pool of a configuration is started on a host again after failures. It doubles with each
-failure in a row; a pool that had served and failed once is started again at once.
+Backoff: the delay before a configuration is started on a host again after failures.
 
+It doubles with each failure in a row. A pool that had served and failed once is started again at once.
 After several failures in a row the configuration is in quarantine on that host, with a reason that operators can read.
 An operator's start command, or a pool that serves, ends the quarantine.
 

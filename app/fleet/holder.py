@@ -1,7 +1,7 @@
 """
-The holder of a reservation: the operations of a pool on its grant. Each call is one transaction and names the grant's
-epoch.
+The holder of a reservation: the operations of a pool on its grant.
 
+Each call is one transaction and names the grant's epoch.
 LeaseLost means that the reservation was released or the epoch is stale: the pool must free its memory and end.
 """
 

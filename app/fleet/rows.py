@@ -1,13 +1,13 @@
 """
-The rows of the fleet: the schema of its tables. Each table has one writer.
+The rows of the fleet: the schema of its tables. Each column has one kind of writer.
 
     host          a machine with an agent; written by its agent, its state by operators, its loss by the reconciler
     device        memory of a host and its charged bytes; written by the ledger and the agent
     reservation   a claim that was granted: state, lease, epoch; written by the ledger
-    reservation_device  its bytes of each device
-    promise       bytes of a device that pass from a victim to the reservation that waits for it
-    reserved_capacity   bytes that are guaranteed to a configuration, also while it is not loaded
-    quota         the limits of a namespace, and its use
+    reservation_device  its bytes of each device; written by the ledger
+    promise       bytes of a device that pass from a victim to the reservation that waits for it; written by the ledger
+    reserved_capacity   bytes that are guaranteed to a configuration, also while it is not loaded; written by the ledger
+    quota         the limits of a namespace, written by the API, and its use, written by the ledger and the reconciler
     pool          the desired state: model, devices, reason, and whether it must end; written by the reconciler
     pool_process  the observed process of a pool; written by the host's agent
     pool_report   the last report of a pool; written by its own heartbeat
@@ -76,7 +76,7 @@ class HostRow(SQLModel, table=True):
 
 
 class DeviceRow(SQLModel, table=True):
-    """Memory of a host. The constraints refuse an overcommitted device whatever a defect would write."""
+    """Memory of a host. The constraints refuse an overcommitted device even if a defect tries to write one."""
 
     __tablename__ = "device"
     __table_args__ = (
@@ -286,7 +286,7 @@ class LayoutRow(SQLModel, table=True):
     parts: list[int] = Field(sa_column=Column(JSONB, nullable=False))
     #: Bytes of the host's RAM in addition to GPUs.
     ram_bytes: int = Field(sa_column=_bytes())
-    #: Its source, the best first: measured, dry run, closed form.
+    #: Its source, the best first: measured, dry run, closed form, catalogue.
     source: str = Field(max_length=32)
     #: From the start of the process until it serves.
     load_seconds: float = 0.0

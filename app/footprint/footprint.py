@@ -1,7 +1,7 @@
 """
-A footprint: the bytes that a model in a configuration needs on each device, the source of the figures, and a safety
-margin.
+A footprint: the bytes that a model in a configuration needs on each device.
 
+It names the source of its figures and has a safety margin.
 Bytes are per device: the host's RAM is first, and GPUs follow in the order in which the process sees them.
 `closed_form` computes footprints from a header; `estimate` runs llama.cpp and stores its results.
 """

@@ -1,5 +1,5 @@
 """
-Demand: the steps that wait for each model, read from the database.
+The reader of demand: the steps that wait for each model, counted by SQL.
 
 Ready steps are current demand. Steps that wait for other steps of their run are future demand, so that their model can
 be loaded in time. Steps of paused runs are no demand.

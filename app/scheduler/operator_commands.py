@@ -91,7 +91,7 @@ class OperatorCommands:
         return found.id
 
     def mark(self, host: str, state: HostState) -> None:
-        """Set the state of a host: schedulable, cordoned or draining. It outlasts a loss. Raises NotFound."""
+        """Set the state of a host: schedulable, cordoned or draining. A lost host keeps it. Raises NotFound."""
         with self.database.work() as work:
             self._lock_host(work, host)
             work.run(_SET_STATE, {"host": host, "state": state})

@@ -304,7 +304,7 @@ def test_rows_are_returned_as_objects_of_a_class(database: Database) -> None:
 def test_connections_of_a_discarded_pool_are_closed_when_they_are_returned(database_url: str) -> None:
     database = Database(database_url, pool_size=2)
     with database._session() as borrowed:
-        with pytest.raises(DatabaseUnreachable), database.work() as work:
+        with contextlib.suppress(DatabaseUnreachable), database.work() as work:
             work.connection.close()
             work.row(text("SELECT 1"))
         assert not borrowed.closed

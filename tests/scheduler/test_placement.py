@@ -436,7 +436,7 @@ def test_a_reserve_is_returned_within_its_time() -> None:
     assert late == StopPool(
         "p",
         StopMode.PREEMPT,
-        "1 step runs for longer than `owner` lends its reserve: it is returned within 10 s",
+        "1 step still runs, and `owner` needs its reserve back within 10 s",
         "owner",
     )
     assert stops(reclaimed(drained=8.5, preemptions=3)) == {"p": StopMode.PREEMPT}

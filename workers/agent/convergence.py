@@ -46,8 +46,8 @@ class LocalProcess:
     stop_requested: Desired | None = None
     #: Since that request.
     stop_requested_ago: timedelta = timedelta(0)
-    #: How long its agent has reached the database without a gap. A longer silence of the pool may have the same cause
-    #: as the gap.
+    #: How long its agent has reached the database without a gap. A pool that was silent for longer may only have lost
+    #: the database too.
     contact: timedelta = timedelta(0)
 
 
@@ -134,7 +134,7 @@ def decide(pool: AssignedPool, local: LocalProcess | None, limits: ConvergenceLi
     if pool.phase in _NOT_YET_SERVING and local.age > limits.start:
         return Kill(f"it did not begin to serve within {_formatted(limits.start)} (setting pools.start_timeout)")
     if pool.stalled > limits.progress:
-        return Kill(f"its engine made no progress for {_formatted(pool.stalled)}")
+        return Kill(f"its engine made no progress for {_formatted(pool.stalled)} (setting fleet.progress_timeout)")
     return None
 
 
@@ -151,7 +151,7 @@ def _stopping(pool: AssignedPool, local: LocalProcess, limits: ConvergenceLimits
         return Terminate(pool.stop_reason)
     limit = limits.exit if local.stop_requested is Desired.PREEMPT else limits.drain + limits.exit
     if local.stop_requested_ago > limit:
-        return Kill(f"it did not end within {_formatted(limit)} after it was asked to")
+        return Kill(f"it did not end within {_formatted(limit)} after it was asked to (setting pools.drain_timeout)")
     return None
 
 

@@ -1,7 +1,7 @@
 """
-The rules of the ledger: functions from a ledger to the next one. The ledger says which reservation holds how many
-bytes of which device, and until when.
+The rules of the ledger: each takes a ledger and returns the next one.
 
+The ledger says which reservation holds how many bytes of which device, and until when.
 A pool may use only bytes that are reserved here.
 A claim is granted on all its devices, or refused with the reason; it is never granted in part.
 No device is charged above its capacity, and the bytes of a victim are promised only once.

@@ -1,7 +1,7 @@
 """
-The ledger session: the ledger of some hosts, read from the database under the locks of their rows, changed by the
-rules, and written back on close.
+The ledger session: the ledger of some hosts within one transaction.
 
+It is read under the locks of the hosts' rows, changed by the rules, and written by `write`.
 A change of a grant holds the lock of its host's row, so the ledger that was read cannot change before it is written.
 A renewal touches one reservation and locks only that.
 The sums on the devices are written in the transaction of the claims. A constraint of Postgres refuses a device that is

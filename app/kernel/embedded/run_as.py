@@ -1,5 +1,5 @@
 """
-The account under which Postgres runs: it refuses to run as root.
+The account under which Postgres runs when Arriero is started by root, because Postgres refuses to run as root.
 
 Other users run it under their own account. For root there are two methods:
 a user namespace, in which files of root appear to belong to `nobody`, so that no owner changes;

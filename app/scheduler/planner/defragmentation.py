@@ -1,7 +1,7 @@
 """
-Defragmentation: the cheapest moves of idle pools after which a model fits that fits nowhere now, although enough bytes
-are free in total.
+Defragmentation: the cheapest moves of idle pools after which a model fits that fits nowhere now.
 
+Enough bytes are free for such a model, but not on one set of devices.
 A pool that works, for which steps wait, or that is pinned is never moved. A pool is moved only into free bytes.
 All moves together stay within a budget, and the moves for one model are made all or not at all.
 Models with demand come first, then the largest.

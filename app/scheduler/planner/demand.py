@@ -1,8 +1,8 @@
 """
-The demand for each model: which steps wait for it, and the pressure that they exert.
+The pressure of demand: how much the steps that wait for a model weigh in the plan.
 
-Pressure is waiting time in weighted seconds. A second of waiting counts the weight of the step's class, and less the
-further the step's namespace is above its fair share.
+Pressure is waiting time in weighted seconds: each second counts the weight of the step's class times the fairness of
+its namespace, which falls when the namespace is above its share.
 The demand is due when a start that begins now just meets the target of a class. It is overdue when a step has waited
 beyond the bound of its class, or has a deadline that leaves no more than the time to load.
 Steps of a namespace whose allowance of device seconds is used up exert no pressure.

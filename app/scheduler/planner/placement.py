@@ -236,7 +236,7 @@ class Planner:
                 return
 
     def serve(self, demand: ModelDemand) -> None:
-        """Start a pool for waiting steps, if they need one and its cost is reached."""
+        """Start a pool for waiting steps, if they need one and their pressure is high enough."""
         coming = self.state.coming(demand.configuration.id)
         if coming and not self.needs_replica(demand, coming):
             return
@@ -271,7 +271,7 @@ class Planner:
         )
 
     def choose(self, demand: ModelDemand) -> tuple[PlacementCandidate | None, PlacementCandidate | None]:
-        """The best candidate whose price is reached, and the cheapest one whose price is not."""
+        """The best candidate for which the pressure is high enough, and the cheapest for which it is not."""
         best: PlacementCandidate | None = None
         nearest: PlacementCandidate | None = None
         found = list(self.search.candidates(demand, evict=True))

@@ -127,11 +127,11 @@ def makes_room(victim: Pool, demand: ModelDemand, regret: float) -> str:
 
 def preempted(victim: Pool, demand: ModelDemand, reclaims: bool) -> str:
     """Why the steps of a pool that drains are preempted."""
-    state = f"{_steps(victim.busy, 'run')} for longer than"
+    state = _steps(victim.busy, "still run")
     if reclaims and demand.configuration.reserve is not None:
         within = seconds(demand.configuration.reserve.within.total_seconds())
-        return f"{state} `{demand.configuration.model}` lends its reserve: it is returned within {within}"
-    return f"{state} the more urgent `{demand.configuration.model}` waits for them"
+        return f"{state}, and `{demand.configuration.model}` needs its reserve back within {within}"
+    return f"{state}, and the more urgent `{demand.configuration.model}` waits for this memory"
 
 
 def withdrawn(owner: Configuration) -> str:

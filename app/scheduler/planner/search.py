@@ -1,7 +1,7 @@
 """
-The search for candidates: the device sets on which a pool could be started, the victims that would make room, and the
-cost of each.
+The search for candidates: device sets on which a pool could be started, with their victims and costs.
 
+Victims are the pools that would have to make room.
 The cost of a candidate is in weighted seconds of waiting: the time that the steps wait until the pool serves, the time
 that they lose on slower devices, and the regret for the victims.
 

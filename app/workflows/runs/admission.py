@@ -1,8 +1,8 @@
 """
 Admission: how many runs of a concurrency key are in flight, and which blocked run begins next.
 
-The lock of the key makes counting and writing one. A run that is called below a run of the same key has no key of its
-own: it would wait for its own caller.
+Under the lock of the key, counting and writing are one atomic action. A run that is called below a run of the same key
+has no key of its own: it would wait for its own caller.
 """
 
 from __future__ import annotations

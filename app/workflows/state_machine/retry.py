@@ -65,9 +65,9 @@ def decide(
     so that steps that failed together do not begin again together.
     """
     if final:
-        return GiveUp("its work was done, but what came of it cannot be recorded: it is not done again")
+        return GiveUp("the work was done but its result cannot be stored, so it is not repeated")
     if reason in NOT_COUNTED:
-        return Again(timedelta(0))
+        return Again(timedelta(0))  # the table makes a cancelled step of one that was cancelled
     if late:
         return GiveUp("the time for the whole step (total_timeout) is over")
     if reason is FailureReason.WORKER_LOST:

@@ -57,13 +57,13 @@ STOPPING = replace(RUNNING, stop_requested=Desired.DRAIN, stop_requested_ago=sec
         (
             STOPPED,
             replace(STOPPING, stop_requested_ago=seconds(31)),
-            Kill("it did not end within 30s after it was asked to"),
+            Kill("it did not end within 30s after it was asked to (setting pools.drain_timeout)"),
         ),
         (replace(STOPPED, desired=Desired.PREEMPT), STOPPING, Terminate("makes room")),
         (
             replace(STOPPED, desired=Desired.PREEMPT),
             replace(STOPPING, stop_requested=Desired.PREEMPT, stop_requested_ago=seconds(11)),
-            Kill("it did not end within 10s after it was asked to"),
+            Kill("it did not end within 10s after it was asked to (setting pools.drain_timeout)"),
         ),
         (STOPPED, replace(STOPPING, alive=False), Release("its process ended")),
         (replace(SERVING, phase=PoolPhase.LOADING), RUNNING, None),
@@ -72,7 +72,11 @@ STOPPING = replace(RUNNING, stop_requested=Desired.DRAIN, stop_requested_ago=sec
             replace(RUNNING, age=seconds(301)),
             Kill("it did not begin to serve within 5m (setting pools.start_timeout)"),
         ),
-        (replace(SERVING, stalled=seconds(121)), RUNNING, Kill("its engine made no progress for 2m1s")),
+        (
+            replace(SERVING, stalled=seconds(121)),
+            RUNNING,
+            Kill("its engine made no progress for 2m1s (setting fleet.progress_timeout)"),
+        ),
         (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(20)), RUNNING, None),
         (replace(SERVING, state=ReservationState.SUSPECT, silent=seconds(99), phase=None), RUNNING, None),
         (replace(SERVING, phase=PoolPhase.REFUSED), replace(RUNNING, alive=False), Release("its process ended")),
