@@ -185,7 +185,7 @@ class InvalidTransition(Conflict):
 
     def __init__(self, subject: str, state: str, event: str) -> None:
         self.subject, self.state, self.event = subject, state, event
-        super().__init__(f"{subject} is {state}: {event} cannot happen to it")
+        super().__init__(f"{subject} is {state}; that state does not allow: {event}")
 
 
 class DataDirectoryHeld(Conflict):

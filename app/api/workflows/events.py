@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import bodies, problems, threads
 from app.api.services import InjectedServices, Services
+from app.api.workflows.run_ids import ResolvedRunId
 from app.kernel.errors import NotFound, Unavailable
 from app.workflows.runs import control, views
 from app.workflows.state_machine.states import FINAL_RUNS
@@ -69,7 +70,7 @@ class EventOut(BaseModel):
     responses=problems.documented(404, 422, others={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}}),
 )
 def history(
-    run_id: UUID,
+    run_id: ResolvedRunId,
     request: Request,
     services: InjectedServices,
     after: Annotated[int, Query(ge=0, description="the id of the last known entry")] = 0,
@@ -100,7 +101,7 @@ def history(
     openapi_extra=bodies.documented_as(EventIn),
 )
 def send(
-    run_id: UUID,
+    run_id: ResolvedRunId,
     event: Annotated[EventIn, bodies.of(EventIn)],
     services: InjectedServices,
     response: Response,

@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from app.api import problems
 from app.api.services import InjectedServices
+from app.api.workflows.run_ids import ResolvedRunId
 from app.workflows.runs import views
 from app.workflows.runs.details import Elsewhere
 
@@ -32,25 +33,25 @@ def inline_or_reference(value: Any, name: str, run_id: UUID, key: str | None = N
 
 
 @router.get("/inputs", summary="The inputs of a run", **_DOCUMENTED)
-def inputs(run_id: UUID, services: InjectedServices) -> StreamingResponse:
+def inputs(run_id: ResolvedRunId, services: InjectedServices) -> StreamingResponse:
     """The whole inputs."""
     return _stream(services, run_id, "inputs")
 
 
 @router.get("/output", summary="The output of a run", **_DOCUMENTED)
-def output(run_id: UUID, services: InjectedServices) -> StreamingResponse:
+def output(run_id: ResolvedRunId, services: InjectedServices) -> StreamingResponse:
     """The whole output; 404 while there is none."""
     return _stream(services, run_id, "output")
 
 
 @router.get("/steps/{key}/input", summary="The value of an item", **_DOCUMENTED)
-def step_input(run_id: UUID, key: str, services: InjectedServices) -> StreamingResponse:
+def step_input(run_id: ResolvedRunId, key: str, services: InjectedServices) -> StreamingResponse:
     """The whole value of an item of a map (`read[12]`)."""
     return _stream(services, run_id, "input", key)
 
 
 @router.get("/steps/{key}/output", summary="The output of a step", **_DOCUMENTED)
-def step_output(run_id: UUID, key: str, services: InjectedServices) -> StreamingResponse:
+def step_output(run_id: ResolvedRunId, key: str, services: InjectedServices) -> StreamingResponse:
     """The whole output of a step or an item; the output of a map is the list of its items' outputs."""
     return _stream(services, run_id, "output", key)
 

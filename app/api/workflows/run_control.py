@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import bodies, problems
 from app.api.services import InjectedServices
+from app.api.workflows.run_ids import ResolvedRunId
 from app.api.workflows.runs import RunOut, out
 from app.workflows.runs import control, forks, views
 from app.workflows.state_machine.states import RunState, StepState
@@ -84,19 +85,19 @@ class BulkOut(BaseModel):
 
 
 @router.post("/v1/runs/{run_id}/pause", summary="Pause a run", responses=problems.documented(404, 409, 422))
-def pause(run_id: UUID, services: InjectedServices) -> PausedOut:
+def pause(run_id: ResolvedRunId, services: InjectedServices) -> PausedOut:
     """No further step of the run starts. Running steps continue to their end, and waiting steps keep waiting."""
     return PausedOut(id=run_id, paused=True, changed=control.pause(services.runs, run_id))
 
 
 @router.post("/v1/runs/{run_id}/resume", summary="Resume a run", responses=problems.documented(404, 409, 422))
-def resume(run_id: UUID, services: InjectedServices) -> PausedOut:
+def resume(run_id: ResolvedRunId, services: InjectedServices) -> PausedOut:
     """Resume a paused run."""
     return PausedOut(id=run_id, paused=False, changed=control.resume(services.runs, run_id))
 
 
 @router.post("/v1/runs/{run_id}/retry", status_code=202, summary="Retry", responses=problems.documented(404, 409, 422))
-def retry(run_id: UUID, services: InjectedServices) -> RunStateOut:
+def retry(run_id: ResolvedRunId, services: InjectedServices) -> RunStateOut:
     """
     Retry the steps that did not succeed in a failed or cancelled run.
 
@@ -113,7 +114,7 @@ def retry(run_id: UUID, services: InjectedServices) -> RunStateOut:
     openapi_extra=bodies.documented_as(ForkIn),
 )
 def fork(
-    run_id: UUID, body: Annotated[ForkIn, bodies.of(ForkIn)], services: InjectedServices, response: Response
+    run_id: ResolvedRunId, body: Annotated[ForkIn, bodies.of(ForkIn)], services: InjectedServices, response: Response
 ) -> RunOut:
     """
     Run a finished run again from a step on, as a new run.
@@ -131,7 +132,7 @@ def fork(
     summary="Cancel a step, or an item",
     responses=problems.documented(404, 422),
 )
-def cancel_step(run_id: UUID, key: str, services: InjectedServices) -> StepStateOut:
+def cancel_step(run_id: ResolvedRunId, key: str, services: InjectedServices) -> StepStateOut:
     """
     Request the end of one step, or of one item of a map (`read[12]`). The rest of the run continues.
 

@@ -15,6 +15,7 @@ from app.api import bodies, problems
 from app.api.bodies import RequestBody
 from app.api.services import InjectedServices, Services
 from app.api.workflows import payloads
+from app.api.workflows.run_ids import ResolvedRunId
 from app.kernel.errors import InvalidInput, Problem
 from app.kernel.security.egress import EgressPolicy
 from app.kernel.units.durations import Duration
@@ -272,7 +273,7 @@ def page(
 
 
 @router.get("/{run_id}", summary="One run", responses=problems.documented(404, 422))
-def get(run_id: UUID, services: InjectedServices) -> RunOut:
+def get(run_id: ResolvedRunId, services: InjectedServices) -> RunOut:
     """
     A run with its steps, their attempts, times and tokens.
 
@@ -285,7 +286,7 @@ def get(run_id: UUID, services: InjectedServices) -> RunOut:
 
 @router.get("/{run_id}/steps/{key}/items", summary="Items of a map", responses=problems.documented(404, 422))
 def items(
-    run_id: UUID,
+    run_id: ResolvedRunId,
     key: str,
     services: InjectedServices,
     first: Annotated[int, Query(ge=0, description="the index of the first item")] = 0,
@@ -300,7 +301,7 @@ def items(
 
 
 @router.post("/{run_id}/cancel", status_code=202, summary="Cancel a run", responses=problems.documented(404, 422))
-def cancel(run_id: UUID, services: InjectedServices) -> CancelOut:
+def cancel(run_id: ResolvedRunId, services: InjectedServices) -> CancelOut:
     """
     Request the end of a run.
 

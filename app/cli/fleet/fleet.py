@@ -158,7 +158,8 @@ def start(
     """
     Load a model now. Without options it stays loaded for its keep_alive, as after a request.
 
-    With --wait, exits with 4 when waiting does not help, and with 5 when it does not serve in time.
+    Exits with 4 when the model cannot be started and waiting does not help; with --wait, with 5 when it does not serve
+    in time.
     """
     settings = settings_of(context)
     with connected(settings) as client:
@@ -167,8 +168,10 @@ def start(
             found = _until_served(client, model, settings.pools.start_timeout)
     if as_json:
         print_json(found)
-        return
-    _print_explanation(found)
+    else:
+        _print_explanation(found)
+    if _is_hopeless(found):
+        raise typer.Exit(4)
 
 
 @pools_app.command()
@@ -283,11 +286,16 @@ def _until_served(client: Client, model: str, deadline: timedelta) -> Any:
         found = client.get("/v1/fleet/explain", model=model)
         if found["condition"] in {"served", "queued"}:
             return found
-        if found["condition"] == "refused" and found["estimate_s"] is None:
+        if _is_hopeless(found):
             raise Conflict(f"{model} is not started: {found['reason']}")
         if time.monotonic() > limit:
             raise Unavailable(f"{model} does not serve after {durations.show(deadline)}: {found['reason']}")
         time.sleep(_POLL)
+
+
+def _is_hopeless(found: Mapping[str, Any]) -> bool:
+    """Whether a model is refused for a reason that does not pass by itself."""
+    return found["condition"] == "refused" and found["estimate_s"] is None
 
 
 def _mark(context: typer.Context, host: str, state: str, *, as_json: bool) -> None:

@@ -68,7 +68,9 @@ PriorityOption = Annotated[
 Deadline = Annotated[
     str | None, typer.Option(help="A deadline for the whole run, instead of the workflow's own: '30m'.")
 ]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="The id of a run.")]
+RunId = Annotated[
+    str, typer.Argument(metavar="RUN", help="The id of a run, or enough of its first or last characters.")
+]
 
 
 def run(

@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.kernel.database import Database, UnitOfWork
-from app.kernel.errors import NotFound
+from app.kernel.errors import Conflict, NotFound
 from app.workflows.runs.details import (
     AttemptDetails,
     Elsewhere,
@@ -40,6 +40,17 @@ R = TypeVar("R", bound="DataclassInstance")
 ALL = 1 << 62
 #: Items of a map whose outputs are read at a time, where they are read as one text.
 _ITEMS_AT_A_TIME = 200
+
+
+_FIND = text("""
+    (SELECT id FROM run WHERE id BETWEEN CAST(:low AS uuid) AND CAST(:high AS uuid) ORDER BY id DESC LIMIT 3)
+    UNION
+    (SELECT id FROM (SELECT id FROM run ORDER BY id DESC LIMIT :latest) AS latest
+     WHERE right(replace(id::text, '-', ''), length(:part)) = :part ORDER BY id DESC LIMIT 3)
+    ORDER BY id DESC
+""")
+#: Characters of an id that are enough to look for it, and the number of runs whose ends are compared.
+LEAST_OF_ID, _LATEST = 4, 10_000
 
 
 def _value(name: str, shown: str) -> str:
@@ -134,6 +145,24 @@ _WAITING = text("""
 
 # One snapshot for several statements.
 _SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+
+def find(database: Database, part: str) -> UUID:
+    """
+    Return the id of the run whose id begins or ends with `part`, hexadecimal digits with or without hyphens.
+
+    Ends are compared with those of the latest runs only. Raises NotFound, and Conflict when several runs match.
+    """
+    digits = part.replace("-", "").lower()
+    values = {"low": digits.ljust(32, "0"), "high": digits.ljust(32, "f"), "part": digits, "latest": _LATEST}
+    with database.work() as work:
+        found: list[UUID] = [row.id for row in work.rows(_FIND, values)]
+    if not found:
+        raise NotFound("run", part)
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise Conflict(f"{part!r} is the beginning or the end of more than one run, such as {listed}; give more of it")
+    return found[0]
 
 
 def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:

@@ -17,6 +17,7 @@ Nothing here reads a clock, a database or chance.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -161,7 +162,7 @@ def proceed(run: Run, event: Event) -> Advance:
     assert isinstance(run.steps, RunProgress), "the run is tracked"
     retried = isinstance(event, RetryRequested)
     if (run.state in FINAL_RUNS) != retried or (retried and run.state is RunState.SUCCEEDED):
-        raise InvalidTransition(f"run {run.id}", run.state, type(event).__name__)
+        raise InvalidTransition(f"run {run.id}", run.state, _words(event))
     steps, commands = run.steps, list[Command]()
     state, ending = run.state, run.ending
     match event:
@@ -203,6 +204,11 @@ def proceed(run: Run, event: Event) -> Advance:
     return _settle(replace(run, state=state, ending=ending), steps, commands, isinstance(event, OutputComputed))
 
 
+def _words(event: Event) -> str:
+    """The name of an event in words: `retry requested`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
+
+
 def _enter(run: Run, state: RunState, new: RunState) -> RunState:
     if new not in RUN_TRANSITIONS[state]:
         raise InvalidTransition(f"run {run.id}", state, new)
@@ -213,7 +219,9 @@ def _at(run: Run, key: str, attempt: int, event: Event) -> RunStep:
     step = run.steps[key]
     if step.attempt != attempt:
         raise InvalidTransition(
-            f"step {key} of run {run.id}, attempt {step.attempt},", step.state, f"{type(event).__name__} of {attempt}"
+            f"step {key} of run {run.id}, attempt {step.attempt},",
+            step.state,
+            f"{_words(event)} (of attempt {attempt})",
         )
     return step
 
@@ -247,7 +255,7 @@ def _decide(steps: dict[str, RunStep], event: StepDecided, commands: list[Comman
 def _await(steps: dict[str, RunStep], step: RunStep, delegated: bool, commands: list[Command]) -> None:
     """After the request of a cancel, delegated work is stopped at once, and a wait ends."""
     if step.delegated:
-        raise InvalidTransition(f"step {step.key}", step.state, "StepAwaited for the second time")
+        raise InvalidTransition(f"step {step.key}", step.state, "step awaited, for the second time")
     if step.state is not StepState.CANCELLING:
         _change(steps, replace(step, delegated=delegated), StepChange.AWAITED)
     elif delegated:

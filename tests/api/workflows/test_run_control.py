@@ -155,3 +155,13 @@ def test_a_workflow_is_paused(client: TestClient) -> None:
     assert client.post("/v1/workflows/flow/pause").json() == {"name": "flow", "paused": True, "runs": 1}
     assert get(client, f"/v1/runs/{submit(client)}")["paused"]
     assert client.post("/v1/workflows/flow/resume").json()["runs"] == 2
+
+
+def test_a_state_that_does_not_allow_an_action_is_named_in_words(client: TestClient) -> None:
+    run_id = submit(client)
+
+    answer = client.post(f"/v1/runs/{run_id}/retry")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        409,
+        f"run {run_id} is queued; that state does not allow: retry requested",
+    )

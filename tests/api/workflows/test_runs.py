@@ -194,3 +194,17 @@ def test_an_invalid_id_is_rejected(client: TestClient) -> None:
 
 def test_an_unknown_path_is_a_problem_too(client: TestClient) -> None:
     assert client.get("/v2/runs").json()["type"] == "urn:arriero:error:http"
+
+
+def test_a_run_is_found_by_the_beginning_or_the_end_of_its_id(client: TestClient) -> None:
+    ids = [client.post("/v1/runs", json={"definition": NOOP}).json()["id"] for _ in range(2)]
+
+    assert client.get(f"/v1/runs/{ids[0][-8:]}").json()["id"] == ids[0]
+    assert client.get(f"/v1/runs/{ids[1][:-1].upper()}").json()["id"] == ids[1]
+    assert client.post(f"/v1/runs/{ids[0][-8:]}/cancel").json()["id"] == ids[0]
+    both = client.get(f"/v1/runs/{ids[0][:4]}")
+    assert (both.status_code, all(one in both.json()["detail"] for one in ids)) == (409, True)
+    assert client.get("/v1/runs/0000").status_code == 404
+    for wrong in ("abc", "xyzw", "%20%20%20%20", "a" * 37):
+        answer = client.get(f"/v1/runs/{wrong}")
+        assert (answer.status_code, answer.json()["errors"][0]["where"]) == (422, "path.run_id"), wrong

@@ -146,6 +146,7 @@ def test_orphans_are_listed(arriero: Arriero, fleet: Fleet) -> None:
 
 def test_a_host_is_cordoned_drained_opened_and_removed(arriero: Arriero, fleet: Fleet) -> None:
     assert "cordoned" in arriero("hosts", "cordon", "h").stdout
+    assert "is schedulable" in arriero("pools", "start", ALPHA, exits=4).stdout
     with pytest.raises(Conflict, match="alpha:1 is not started: no device of the type simulated is schedulable"):
         arriero("pools", "start", ALPHA, "--wait")
     assert "draining" in arriero("hosts", "drain", "h").stdout
