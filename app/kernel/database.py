@@ -281,7 +281,9 @@ class Database:
         """Return a connection. When it was lost, the whole pool is discarded: its connections have no server either."""
         if connection.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
             try:
-                connection.execute("ROLLBACK")
+                # Not execute("ROLLBACK"): psycopg would keep the names of statements that it prepared in this
+                # transaction, and the server has prepared none of them if the pipeline was aborted before.
+                connection.rollback()
             except psycopg.Error:
                 connection.close()
         connection.answer_timeout = None

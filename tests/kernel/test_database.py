@@ -310,3 +310,17 @@ def test_connections_of_a_discarded_pool_are_closed_when_they_are_returned(datab
         assert not borrowed.closed
     assert borrowed.closed
     database.close()
+
+
+def test_a_statement_works_after_a_pipeline_that_would_have_prepared_it_was_aborted(database_url: str) -> None:
+    """The server prepares nothing in a pipeline that was aborted; psycopg has to forget what it believes."""
+    database = Database(database_url, pool_size=1)
+    broken, kept = text("SELECT 1 / 0"), text("SELECT 1 AS one")
+    for number in range(30):
+        with contextlib.suppress(psycopg.errors.DivisionByZero), database.work() as work:
+            if number % 3 == 0:
+                work.execute(broken)
+            work.execute(kept)
+        with database.work() as work:
+            assert work.rows(kept)[0].one == 1, number
+    database.close()

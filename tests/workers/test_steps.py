@@ -83,7 +83,7 @@ def test_an_outcome_that_cannot_be_recorded_fails_the_step_which_is_not_executed
     assert "OverflowError: a defect" in found.run.error["message"]
     (step, _) = found.steps
     assert (step.state, step.attempt, step.error["reason"]) == ("failed", 1, "internal")
-    assert "not done again" in step.error["given_up"]
+    assert "not repeated" in step.error["given_up"]
 
 
 def test_the_run_ends_when_the_failure_cannot_be_recorded_either(
