@@ -8,7 +8,6 @@ no other request. A database that does not answer is given up after `ANSWER_TIME
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -183,9 +182,8 @@ def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     found = []
     for item in error.errors()[: problems.MAX_PROBLEMS]:
         place = ".".join(str(part) for part in item["loc"])
-        given = "" if item["type"] == "missing" else reprlib.repr(item.get("input"))
-        message = item["msg"].removeprefix("Value error, ")
-        accepted = item.get("accepted", "")
+        given = "" if item["type"] == "missing" else problems.shown(item.get("input"))
+        message, accepted = problems.message_of(item["type"], item["msg"]), item.get("accepted", "")
         message = message if accepted or message.startswith(given) else f"{given}: {message}"
         found.append(Problem(place, message, accepted))
     return problems.of_error(422, InvalidInput(found, "request"))

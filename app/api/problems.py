@@ -8,17 +8,22 @@ line if the input is a text, and what would be accepted.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.kernel.errors import InvalidInput, Problem
+from app.kernel.units import durations
 
 #: The media type of a problem.
 MEDIA_TYPE = "application/problem+json"
 
+#: Types of errors of pydantic for what has no fields.
+_NO_OBJECT = frozenset({"model_type", "model_attributes_type", "dict_type", "dataclass_type"})
 #: Most problems in an answer, and most characters of each text and of the detail: an answer repeats no long input.
 MAX_PROBLEMS, _MAX_TEXT, _MAX_DETAIL = 1000, 2_000, 20_000
 
@@ -73,6 +78,21 @@ def of_error(status: int, error: Exception) -> JSONResponse:
         detail = "; ".join(_cut(str(problem)) for problem in error.problems[:MAX_PROBLEMS])
         return response(status, name, f"invalid {error.what}", detail, error.problems)
     return response(status, name, name.replace("-", " "), str(error))
+
+
+def message_of(kind: str, message: str) -> str:
+    """Return an error of pydantic, by its type and message, without names of classes that only this code knows."""
+    if kind in _NO_OBJECT:
+        return "this must be an object with fields"
+    return message.removeprefix("Value error, ")
+
+
+def shown(value: Any) -> str:
+    """Return a rejected value for a message, shortened; empty where it cannot be shown as it was given."""
+    if isinstance(value, timedelta):
+        return durations.show(value)
+    plain = isinstance(value, str | int | float | list | dict | None)
+    return reprlib.repr(value) if plain else ""
 
 
 def documented(

@@ -177,3 +177,19 @@ def test_unknown_query_parameters_are_refused(client: TestClient) -> None:
         }
     ]
     assert other.json()["errors"][0]["accepted"] == "no query parameters"
+
+
+def test_errors_name_nothing_of_the_code(client: TestClient) -> None:
+    answers = [
+        client.post("/v1/runs", json=[]),
+        client.post("/v1/runs", json="x"),
+        client.post("/v1/pools", json=[1]),
+        client.put("/v1/namespaces/n", json={"period": 0}),
+        client.put("/v1/namespaces/n", json={"period": "0s", "weight": "x"}),
+        client.post("/v1/runs", json={"workflow": "w", "deadline": "soon", "labels": []}),
+    ]
+
+    for answer in answers:
+        assert answer.status_code == 422
+        for leak in ("instance of", "timedelta", "Value error", "RunIn", "StartIn", "LimitsIn"):
+            assert leak not in answer.text, answer.text

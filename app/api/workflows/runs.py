@@ -333,8 +333,9 @@ def _parsed(body: SourceDocument) -> tuple[RunIn, SourceDocument]:
         found = []
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"] if part not in {"str", "dict[str,any]"})
-            message = "unknown field" if item["type"] == "extra_forbidden" else item["msg"]
-            accepted = ", ".join(RunIn.model_fields) if item["type"] == "extra_forbidden" else ""
+            unknown = item["type"] == "extra_forbidden"
+            message = "unknown field" if unknown else problems.message_of(item["type"], item["msg"])
+            accepted = ", ".join(RunIn.model_fields) if unknown else ""
             found.append(Problem(where, message, accepted, body.line(where)))
         raise InvalidInput(found, "run") from None
 

@@ -252,17 +252,21 @@ class PostgresServer(Server):
 
     @contextlib.contextmanager
     def _password_file(self) -> Iterator[Path]:
-        for stale in self.directory.glob(".password-*"):
-            stale.unlink()
-        descriptor, name = tempfile.mkstemp(prefix=".password-", dir=self.directory)  # its mode is 0600
         try:
+            self._remove_password_files()
+            descriptor, name = tempfile.mkstemp(prefix=".password-", dir=self.directory)  # its mode is 0600
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(self.endpoint.password + "\n")
             if self._as.owner is not None:
                 os.chown(name, *self._as.owner)
             yield Path(name)
         finally:
-            Path(name).unlink(missing_ok=True)
+            # All of them: an interrupt may come between the creation of a file and the assignment of its name.
+            self._remove_password_files()
+
+    def _remove_password_files(self) -> None:
+        for file in self.directory.glob(".password-*"):
+            file.unlink(missing_ok=True)
 
     def _clean_up_after_crash(self) -> None:
         """Remove the remains of a killed server. Raises ServerNotStarted when a server runs on the cluster."""
