@@ -11,9 +11,12 @@ from datetime import datetime
 from typing import Any
 
 from app.cli.output import seconds, shortened
+from app.workflows.state_machine.states import FINAL_RUNS
 
 #: Lines about the items of a map: at most one for each so many of them, in per cent.
 _PART = 10
+#: Most characters of the request of an approval in a line.
+_MESSAGE = 300
 
 _View = Mapping[str, Any]
 
@@ -21,13 +24,16 @@ _View = Mapping[str, Any]
 def changes(before: _View | None, now: _View, at: datetime) -> Iterator[str]:
     """Yield a line for each change of the run and its steps. `at` is the instant of the view."""
     run = f"run {now['id']} of {now['workflow']}"
-    if before is None or before["state"] != now["state"]:
+    changed, ended = before is None or before["state"] != now["state"], now["state"] in FINAL_RUNS
+    if changed and not ended:
         yield f"{run} is {now['state']}"
     if before is not None and before["paused"] != now["paused"]:
         yield f"{run} is {'paused' if now['paused'] else 'resumed'}"
     steps = {} if before is None else {step["key"]: step for step in before["steps"]}
     for step in now["steps"]:
         yield from _of_step(steps.get(step["key"]), step, now["id"], at)
+    if changed and ended:
+        yield f"{run} is {now['state']}"
 
 
 def shown_state(step: _View) -> str:
@@ -54,7 +60,8 @@ def awaited(step: _View, run_id: str) -> str:
     """Return what an awaiting step waits for, with the command that ends the wait where there is one."""
     awaits = step["awaits"] or {}
     if "event" in awaits and awaits.get("message"):
-        return f"waits for an approval: {awaits['message']} (arriero runs approve {run_id} {step['key']} [--reject])"
+        message = shortened(awaits["message"], _MESSAGE)
+        return f"waits for an approval: {message} (arriero runs approve {run_id} {step['key']} [--reject])"
     if "event" in awaits:
         command = f"arriero runs send-event {run_id} {awaits['event']} --payload JSON"
         return f"waits for the event {awaits['event']} ({command})"

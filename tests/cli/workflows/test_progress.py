@@ -37,9 +37,9 @@ def test_each_change_is_a_line() -> None:
     assert lines(None, first) == ["run r1 of flow is running", "step a running on m:1"]
     assert lines(first, first) == []
     assert lines(first, run(done, failed, state="failed")) == [
-        "run r1 of flow is failed",
         "step a succeeded after 3.21 s (12 + 40 tokens)",
         "step b failed after 0.50 s - no answer",
+        "run r1 of flow is failed",
     ]
     assert lines(first, first | {"paused": True}) == ["run r1 of flow is paused"]
 
@@ -53,13 +53,13 @@ def test_a_map_shows_items_rate_and_what_is_left_at_each_tenth() -> None:
 
 
 def test_what_is_waited_for_names_the_command() -> None:
-    approval = step("ok", "awaiting", awaits={"event": "ok", "message": "Publish?"})
+    approval = step("ok", "awaiting", awaits={"event": "ok", "message": "Publish\nthis?"})
     event = step("pay", "awaiting", awaits={"event": "payment"})
     called = step("call", "awaiting", awaits={"run": "r2", "workflow": "child"})
     until = step("later", "awaiting", awaits={"until": "2026-01-02T00:00:00+00:00"})
 
     assert lines(run(), run(approval, event, called, until)) == [
-        "step ok waits for an approval: Publish? (arriero runs approve r1 ok [--reject])",
+        "step ok waits for an approval: Publish this? (arriero runs approve r1 ok [--reject])",
         "step pay waits for the event payment (arriero runs send-event r1 payment --payload JSON)",
         "step call waits for run r2 of child",
         "step later waits until 2026-01-02T00:00:00+00:00",
