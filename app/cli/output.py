@@ -90,9 +90,9 @@ def ago(instant: str | None, now: datetime) -> str:
 
 
 def shortened(value: Any, width: int = 100) -> str:
-    """Return a value in one line of at most `width` characters."""
+    """Return a value in one line of at most `width` characters, harmless at a terminal."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"
 
 

@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -269,7 +270,7 @@ def load(
             origins[key] = origin or variable(key)
             _put(merged, path, value)
 
-    unknown = [_unknown(key, origins[key]) for key in origins if key not in dict(_fields())]
+    unknown = [_unknown(key, origins[key]) for key in origins if key not in _fields()]
     unknown += [
         Problem(SECRET_PREFIX + name.upper(), "not a valid name of a secret", "letters, digits and underscores")
         for name in secret_variables(variables)
@@ -282,7 +283,7 @@ def load(
         raise InvalidSettings([*unknown, *problems]) from None
     if unknown:
         raise InvalidSettings(unknown)
-    return Loaded(settings, {key: origins.get(key, "default") for key in dict(_fields())})
+    return Loaded(settings, {key: origins.get(key, "default") for key in _fields()})
 
 
 def secret_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -306,7 +307,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 def values_of(settings: Settings) -> Iterator[tuple[str, Any]]:
     """Yield every dotted key with its value, in the order of their definition."""
-    for key in dict(_fields()):
+    for key in _fields():
         value: Any = settings
         for part in key.split("."):
             value = getattr(value, part)
@@ -371,7 +372,7 @@ def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
         if name.upper().startswith(_PREFIX) and name.upper() != CONFIG_VARIABLE and not _is_secret(name)
     }
     nested = _nested({_key(name): value for name, value in given.items()})
-    for key in dict(_fields()):
+    for key in _fields():
         if (name := variable(key)) in given and key in _lists():
             _put(nested, key.split("."), _parse_list(given[name]))
     return nested
@@ -422,13 +423,13 @@ def _leaves(nested: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[
             yield (*above, name), value
 
 
-def _fields() -> Iterator[tuple[str, FieldInfo]]:
+@cache
+def _fields() -> Mapping[str, FieldInfo]:
+    found: dict[str, FieldInfo] = {}
     for name, field in Settings.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            yield from ((f"{name}.{inner}", of) for inner, of in section.model_fields.items())
-        else:
-            yield name, field
+        inner = getattr(field.annotation, "model_fields", None)  # of a section
+        found |= {name: field} if inner is None else {f"{name}.{key}": of for key, of in inner.items()}
+    return found
 
 
 def _lists() -> frozenset[str]:
@@ -436,7 +437,7 @@ def _lists() -> frozenset[str]:
 
 
 def _secrets() -> frozenset[str]:
-    return frozenset(key for key, of in _fields() if SecretStr in (of.annotation, *get_args(of.annotation)))
+    return frozenset(key for key, of in _fields().items() if SecretStr in (of.annotation, *get_args(of.annotation)))
 
 
 def variable(key: str) -> str:
@@ -460,7 +461,7 @@ def _as_text(value: Any) -> str:
 
 def _unknown(key: str, origin: str) -> Problem:
     name = origin if origin.startswith(_PREFIX) else key
-    close = difflib.get_close_matches(key, dict(_fields()), n=1)
+    close = difflib.get_close_matches(key, _fields(), n=1)
     hint = f"did you mean {variable(close[0]) if name == origin else close[0]}?" if close else ""
     return Problem(name, f"there is no such setting ({_source(origin)})", hint or "see `arriero config show`")
 

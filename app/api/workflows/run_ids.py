@@ -14,7 +14,7 @@ from app.kernel.errors import InvalidInput, Problem
 from app.workflows.runs import views
 
 _WHOLE = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_PART = re.compile(rf"[0-9a-fA-F-]{{{views.LEAST_OF_ID},36}}")
+_PART = re.compile(rf"(?:-?[0-9a-fA-F]){{{views.LEAST_OF_ID},32}}-?")
 
 
 async def _resolved(

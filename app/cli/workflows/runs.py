@@ -32,7 +32,6 @@ from app.cli.workflows import progress
 from app.cli.workflows.graph import drawn
 from app.kernel import clock
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
-from app.kernel.security.texts import printable
 from app.workflows.language import source
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
@@ -289,7 +288,7 @@ def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
                 graph.update(drawn(found, clock.now()))
             elif not quiet:
                 for line in progress.changes(before, found, clock.now()):
-                    notes().print(printable(line), markup=False)
+                    notes().print(line, markup=False)
             if found["state"] in FINAL_RUNS:
                 return found
             time.sleep(_PAUSE)

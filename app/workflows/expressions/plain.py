@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.workflows.expressions.cel.values import describe_type, is_encodable
+from app.json_schema.values import is_encodable
+from app.workflows.expressions.cel.values import describe_type
 
 #: Maximum characters of a result as JSON, approximately.
 MAX_RESULT = 4_000_000

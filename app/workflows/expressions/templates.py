@@ -24,10 +24,10 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from app.json_schema.values import is_encodable
 from app.kernel.errors import FailureReason, Problem, StepFailure
 from app.kernel.settings import SECRET_NAME
 from app.workflows.expressions import filters
-from app.workflows.expressions.cel.values import is_encodable
 from app.workflows.expressions.filters import LimitExceeded
 
 #: Maximum tokens of a template: names, operators, pieces of text between them.

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from app.json_schema.values import is_encodable
 from app.kernel.errors import InvalidDefinition, Problem
-from app.workflows.expressions.cel.values import is_encodable
 from app.workflows.language.json_text import MAX_DEPTH, MAX_DIGITS, MAX_VALUES, child_path
 
 #: Maximum characters of a YAML text. JSON may be longer, because its parser is faster.

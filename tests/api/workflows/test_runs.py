@@ -205,6 +205,6 @@ def test_a_run_is_found_by_the_beginning_or_the_end_of_its_id(client: TestClient
     both = client.get(f"/v1/runs/{ids[0][:4]}")
     assert (both.status_code, all(one in both.json()["detail"] for one in ids)) == (409, True)
     assert client.get("/v1/runs/0000").status_code == 404
-    for wrong in ("abc", "xyzw", "%20%20%20%20", "a" * 37):
+    for wrong in ("abc", "xyzw", "%20%20%20%20", "a" * 33, "a" * 37, "----", "-a-b-c-", "-" * 36):
         answer = client.get(f"/v1/runs/{wrong}")
         assert (answer.status_code, answer.json()["errors"][0]["where"]) == (422, "path.run_id"), wrong

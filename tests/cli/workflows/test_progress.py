@@ -32,13 +32,13 @@ def lines(before: dict[str, Any] | None, now: dict[str, Any], after: int = 10) -
 def test_each_change_is_a_line() -> None:
     first = run(step("a", "running", model="m:1"), step("b"))
     done = step("a", "succeeded", model="m:1", took_s=3.21, tokens_in=12, tokens_out=40)
-    failed = step("b", "failed", took_s=0.5, error={"message": "no\n answer"})
+    failed = step("b", "failed", took_s=0.5, error={"message": "no\n \x1b[31manswer\x07"})
 
     assert lines(None, first) == ["run r1 of flow is running", "step a running on m:1"]
     assert lines(first, first) == []
     assert lines(first, run(done, failed, state="failed")) == [
         "step a succeeded after 3.21 s (12 + 40 tokens)",
-        "step b failed after 0.50 s - no answer",
+        "step b failed after 0.50 s - no answer\ufffd",
         "run r1 of flow is failed",
     ]
     assert lines(first, first | {"paused": True}) == ["run r1 of flow is paused"]

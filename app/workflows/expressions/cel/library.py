@@ -12,8 +12,9 @@ from typing import Any
 
 from cel_expr_python import cel
 
+from app.json_schema.values import is_encodable
 from app.workflows.expressions.cel.tree import environment
-from app.workflows.expressions.cel.values import Budget, EvaluationError, int64, is_encodable, type_name
+from app.workflows.expressions.cel.values import Budget, EvaluationError, int64, type_name
 
 
 def call(budget: Budget, text: str, *values: Any) -> Any:

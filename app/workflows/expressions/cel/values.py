@@ -170,11 +170,3 @@ def no_such_key(key: Any, of: Mapping[Any, Any]) -> EvaluationError:
     return EvaluationError(
         f"there is no key {key!r} (the keys are: {names})" if names else f"there is no key {key!r} in an empty map"
     )
-
-
-def is_encodable(text: str) -> bool:
-    """Return whether a string can be encoded in UTF-8, which means that it contains no lone surrogate."""
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
