@@ -1,8 +1,8 @@
 """
 The kinds of steps: a function per kind that executes a step.
 
-It returns an output with the used tokens, or what the step waits for; or it raises StepFailure. Its argument is a task:
-the claim with the data of the step, the holding that can stop it, and the runtime of the process.
+It returns an output or a failure, with the used tokens, or what the step waits for; or it raises StepFailure. Its
+argument is a task: the claim with the data of the step, the holding that can stop it, and the runtime of the process.
 A new kind is a class in `app.workflows.language.steps`, with its entries in `KINDS`, `AnyStep` and, for items of a map,
 `MapBody`; and an entry in `_KINDS`. A switch is not here: it is decided under the lock of its run.
 """
@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from app.inference import prompts
+from app.inference.requests import FinishReason
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
@@ -33,7 +34,16 @@ from app.workflows.language.steps import (
     WaitStep,
 )
 from app.workflows.runs.claims import Claim
-from app.workflows.state_machine.outcomes import Awaited, Called, Expanded, Signalled, Success, Timed, TokenUsage
+from app.workflows.state_machine.outcomes import (
+    Called,
+    Expanded,
+    Failure,
+    Outcome,
+    Signalled,
+    Success,
+    Timed,
+    TokenUsage,
+)
 from workers import embedding_step, outbound
 from workers.engine import Engine
 from workers.leases import Holding
@@ -69,7 +79,7 @@ class StepTask:
         return own if left is None else max(min(own, left), timedelta(0))
 
 
-def execute(task: StepTask) -> Success | Awaited:
+def execute(task: StepTask) -> Outcome:
     """
     Execute a claimed step.
 
@@ -97,7 +107,7 @@ def _transform(task: StepTask, step: TransformFields) -> Success:
     return Success(transforms.evaluate(task.data, cel=step.cel, jmespath=step.jmespath))
 
 
-def _generate(task: StepTask, step: GenerateFields) -> Success:
+def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
     ticket = task.engine.generate(request)
     task.holding.on_stop(ticket.cancel)
@@ -107,7 +117,20 @@ def _generate(task: StepTask, step: GenerateFields) -> Success:
     except TimeoutError:
         ticket.cancel()
         raise StepFailure(FailureReason.TIMEOUT, f"the model did not finish within {seconds:g} s") from None
-    usage = TokenUsage(generated.tokens_in, generated.tokens_out, generated.tokens_cached, generated.time_to_first)
+    except StepFailure as error:
+        if step.on_length == "fail" and error.finish_reason == FinishReason.LENGTH:
+            error.reason = FailureReason.TRUNCATED
+        raise
+    usage = TokenUsage(
+        generated.tokens_in,
+        generated.tokens_out,
+        generated.tokens_cached,
+        generated.time_to_first,
+        generated.finish.value,
+    )
+    if step.on_length == "fail" and generated.finish is FinishReason.LENGTH:
+        message = f"the text was cut at max_tokens ({step.max_tokens})"
+        return Failure(FailureReason.TRUNCATED, message, generated.text, usage)
     if step.output is None:
         return Success(generated.text, usage)
     return Success(json.loads(generated.text), usage)
@@ -177,7 +200,7 @@ def _wait(task: StepTask, step: WaitStep) -> Timed | Signalled:
     return Signalled(step.signal, message, step.expires)
 
 
-_Kind = Callable[[StepTask, Any], Success | Awaited]
+_Kind = Callable[[StepTask, Any], Outcome]
 _KINDS: Mapping[type[Any], _Kind] = {
     NoopFields: _noop,
     JoinStep: _join,

@@ -238,6 +238,12 @@ class RemoteEngine:
         return answer.generated(request)
 
 
+#: By the names of the server. All others, such as `tool_calls`, mean that the model ended the text.
+_FINISH_REASONS: Mapping[str, FinishReason] = {
+    one.value: one for one in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER)
+}
+
+
 class _StreamedAnswer:
     """The answer of the server, assembled from the events of its stream."""
 
@@ -282,7 +288,7 @@ class _StreamedAnswer:
         details = self._usage.get("prompt_tokens_details") or {}
         found = Generated(
             text=self.text,
-            finish=FinishReason.LENGTH if self._finish == "length" else FinishReason.STOP,
+            finish=_FINISH_REASONS.get(self._finish, FinishReason.STOP),
             tokens_in=int(self._usage.get("prompt_tokens", 0)),
             tokens_out=int(self._usage.get("completion_tokens", self._pieces)),
             tokens_cached=int(details.get("cached_tokens") or 0),
@@ -291,7 +297,12 @@ class _StreamedAnswer:
             seed=request.sampling.seed,
         )
         if request.schema is not None:
-            answers.require(found.text, request.schema)
+            try:
+                answers.require(found.text, request.schema)
+            except StepFailure:
+                if found.finish is FinishReason.LENGTH:
+                    raise answers.cut(request, found.text) from None
+                raise
         calls = tuple(self._read_calls())
         answers.require_calls(calls, request, self.text)
         return replace(found, tool_calls=calls)

@@ -58,6 +58,12 @@ class RunIn(BaseModel):
     retention: Duration | None = Field(default=None, description="how long the run is kept after its end")
 
 
+_FINISH_REASON: Any = Field(
+    description="why the model's text ended: `stop`, `length` when it was cut at `max_tokens`, `content_filter`; "
+    "null without a text"
+)
+
+
 class AttemptOut(BaseModel):
     """One attempt of a step by one worker."""
 
@@ -73,6 +79,7 @@ class AttemptOut(BaseModel):
     tokens_out: int | None
     tokens_cached: int | None
     first_token_ms: int | None
+    finish_reason: str | None = _FINISH_REASON
 
 
 class ItemCounts(BaseModel):
@@ -82,6 +89,7 @@ class ItemCounts(BaseModel):
     waiting: int
     in_flight: int
     failed: int
+    truncated: int = Field(description="items whose text was cut at `max_tokens`")
 
 
 class StepOut(BaseModel):
@@ -98,8 +106,9 @@ class StepOut(BaseModel):
     attempt: int
     worker: str | None = Field(description="the worker that holds it now")
     output: Any
+    finish_reason: str | None = _FINISH_REASON
     error: dict[str, Any] | None
-    tokens_in: int
+    tokens_in: int = Field(description="of all attempts that have ended; for a map, of all items that have ended")
     tokens_out: int
     ready_at: datetime | None
     started_at: datetime | None
@@ -125,6 +134,7 @@ class ItemOut(BaseModel):
     attempt: int
     worker: str | None
     output: Any
+    finish_reason: str | None = _FINISH_REASON
     error: dict[str, Any] | None
     tokens_in: int
     tokens_out: int
@@ -408,7 +418,11 @@ def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str]) ->
     counts = None
     if step.items is not None:
         counts = ItemCounts(
-            total=step.items, waiting=step.items_waiting, in_flight=step.items_in_flight, failed=step.items_failed
+            total=step.items,
+            waiting=step.items_waiting,
+            in_flight=step.items_in_flight,
+            failed=step.items_failed,
+            truncated=step.items_truncated,
         )
     return StepOut(
         **{name: getattr(step, name) for name in StepOut.model_fields if name not in computed},

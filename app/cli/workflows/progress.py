@@ -18,6 +18,9 @@ _PART = 10
 #: Most characters of the request of an approval in a line.
 _MESSAGE = 300
 
+#: What is said of a text with the finish reason `length`.
+CUT = "cut at max_tokens"
+
 _View = Mapping[str, Any]
 
 
@@ -47,6 +50,7 @@ def counted(step: _View, at: datetime) -> str:
     items = step["items"]
     done = _done(items)
     text = f"{done}/{items['total']} items" + (f", {items['failed']} failed" if items["failed"] else "")
+    text += f", {items['truncated']} {CUT}" if items["truncated"] else ""
     left = items["total"] - done
     if not (done and left and step["started_at"]):
         return text
@@ -54,6 +58,11 @@ def counted(step: _View, at: datetime) -> str:
     if passed <= 0:
         return text
     return f"{text}, {done / passed:.2g}/s, about {seconds(left * passed / done)} left"
+
+
+def is_cut(step: _View) -> bool:
+    """Return whether the text of a step, or of an item, is complete only in its beginning."""
+    return bool(step["finish_reason"] == "length" and step["state"] == "succeeded")
 
 
 def awaited(step: _View, run_id: str) -> str:
@@ -93,6 +102,8 @@ def _of_step(before: _View | None, now: _View, run_id: str, at: datetime) -> Ite
             parts.append(f"({now['tokens_in']} + {now['tokens_out']} tokens)")
         if now["items"]:
             parts.append(f"({counted(now, at)})")
+    if is_cut(now):
+        parts.append(f"- {CUT}")
     if now["branch"] and state == "succeeded":
         parts.append(f"→ {now['branch']}")
     if now["model"] and state == "running":

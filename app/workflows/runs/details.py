@@ -73,6 +73,7 @@ class _Worked:
     output_sha256: str | None
     output_bytes: int | None
     output_shown: bool | None
+    finish_reason: str | None
     error: dict[str, Any] | None
     tokens_in: int
     tokens_out: int
@@ -95,6 +96,7 @@ class StepDetails(_Worked):
     items_waiting: int | None
     items_in_flight: int | None
     items_failed: int | None
+    items_truncated: int | None
     #: The last run that it called.
     called_run_id: UUID | None
 
@@ -128,6 +130,7 @@ class AttemptDetails:
     tokens_out: int | None
     tokens_cached: int | None
     first_token_ms: int | None
+    finish_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

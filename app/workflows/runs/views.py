@@ -74,10 +74,12 @@ _RUN = text(f"""
 """)
 _STEPS = text(f"""
     SELECT step.id, key, kind, model, state, branch, awaits, attempt, failures, losses, owner,
-           {_value("output", "output_upto <= :most")}, error, tokens_in, tokens_out, not_before, ready_at, started_at,
-           finished_at, deadline_at,
+           {_value("output", "output_upto <= :most")}, finish_reason, error,
+           step.tokens_in + CASE WHEN delegated THEN COALESCE(fan_out.tokens_in, 0) ELSE 0 END AS tokens_in,
+           step.tokens_out + CASE WHEN delegated THEN COALESCE(fan_out.tokens_out, 0) ELSE 0 END AS tokens_out,
+           not_before, ready_at, started_at, finished_at, deadline_at,
            fan_out.total AS items, fan_out.waiting AS items_waiting, fan_out.in_flight AS items_in_flight,
-           fan_out.failed AS items_failed,
+           fan_out.failed AS items_failed, fan_out.truncated AS items_truncated,
            (SELECT run.id FROM run WHERE run.parent_step_id = step.id ORDER BY run.id DESC LIMIT 1) AS called_run_id
     FROM (SELECT *, {_shortest("output", "position")} FROM step WHERE run_id = :id AND parent_id IS NULL) AS step
          LEFT JOIN fan_out ON fan_out.step_id = step.id
@@ -86,7 +88,7 @@ _STEPS = text(f"""
 _ATTEMPTS = text("""
     SELECT step_id, attempt.attempt, attempt.owner, attempt.model, attempt.started_at, attempt.finished_at, outcome,
            message, text,
-           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms
+           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms, attempt.finish_reason
     FROM attempt JOIN step ON step.id = attempt.step_id
     WHERE step.run_id = :id AND step.parent_id IS NULL ORDER BY attempt.attempt
 """)
@@ -107,8 +109,8 @@ _LIST = text("""
 """)
 _ITEMS = text(f"""
     SELECT id, key, item, {_value("input", "input_upto <= :most")}, model, state, attempt, failures, losses, owner,
-           {_value("output", "output_upto <= :most")}, error, tokens_in, tokens_out, not_before, ready_at, started_at,
-           finished_at
+           {_value("output", "output_upto <= :most")}, finish_reason, error, tokens_in, tokens_out, not_before,
+           ready_at, started_at, finished_at
     FROM (
         SELECT *, {_shortest("input", "item")}, {_shortest("output", "item")} FROM (
             SELECT * FROM step

@@ -12,7 +12,7 @@ BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
 def step(key: str = "a", state: str = "pending", **more: Any) -> dict[str, Any]:
     """A step as the API shows it."""
-    made = dict.fromkeys(("branch", "model", "awaits", "items", "error", "took_s", "started_at"))
+    made = dict.fromkeys(("branch", "model", "awaits", "items", "error", "took_s", "started_at", "finish_reason"))
     return made | {"key": key, "state": state, "attempt": 1, "tokens_in": 0, "tokens_out": 0} | more
 
 
@@ -20,8 +20,8 @@ def run(*steps: dict[str, Any], state: str = "running", paused: bool = False) ->
     return {"id": "r1", "workflow": "flow", "state": state, "paused": paused, "steps": list(steps)}
 
 
-def mapped(done: int, *, failed: int = 0, of: int = 40) -> dict[str, Any]:
-    items = {"total": of, "waiting": of - done - 4, "in_flight": 4, "failed": failed}
+def mapped(done: int, *, failed: int = 0, cut: int = 0, of: int = 40) -> dict[str, Any]:
+    items = {"total": of, "waiting": of - done - 4, "in_flight": 4, "failed": failed, "truncated": cut}
     return step("each", "awaiting", items=items, started_at=BEGAN.isoformat())
 
 
@@ -73,3 +73,14 @@ def test_another_attempt_is_a_line() -> None:
 
     assert lines(run(step("a", "running")), run(waits)) == ["step a waiting - broke"]
     assert lines(run(waits), run(again)) == ["step a running on m:1, attempt 2"]
+
+
+def test_a_cut_text_is_marked() -> None:
+    cut = step("a", "succeeded", model="m:1", took_s=1.0, tokens_in=3, tokens_out=8, finish_reason="length")
+
+    assert lines(run(step("a", "running", model="m:1")), run(cut)) == [
+        "step a succeeded after 1.00 s (3 + 8 tokens) - cut at max_tokens"
+    ]
+    assert "2 cut at max_tokens" in lines(run(mapped(3)), run(mapped(10, cut=2)))[0]
+    whole = cut | {"finish_reason": "stop"}
+    assert "cut" not in lines(run(step("a", "running")), run(whole))[0]
