@@ -26,6 +26,7 @@ SHELLS = {
     "workflows/runs/control.py",
     "workflows/runs/details.py",
     "workflows/runs/forks.py",
+    "workflows/runs/live_tokens.py",
     "workflows/runs/maps.py",
     "workflows/runs/messages.py",
     "workflows/runs/recovery/abandon.py",

@@ -113,7 +113,8 @@ def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
     try:
-        generated = ticket.result(timeout=seconds)
+        with task.runtime.token_reports.watch(task.claim, ticket.written):
+            generated = ticket.result(timeout=seconds)
     except TimeoutError:
         ticket.cancel()
         raise StepFailure(FailureReason.TIMEOUT, f"the model did not finish within {seconds:g} s") from None

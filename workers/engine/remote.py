@@ -75,17 +75,23 @@ class RemoteTicket:
         #: Cancelled by the closing of the engine, not by the caller.
         self.closed = False
         self.future: Future[Generated] = Future()
+        self.pieces = 0
 
     def result(self, timeout: float | None = None) -> Generated:
         """See the protocol."""
         return self.future.result(timeout)
+
+    def written(self) -> int:
+        """See the protocol. Pieces of text are counted: most servers send one for each token."""
+        return self.pieces
 
     def cancel(self) -> None:
         """See the protocol."""
         self.cancelled.set()
 
     def emit(self, text: str) -> None:
-        """Pass a piece of text to the reader. A reader that raises is not called again."""
+        """Count a piece of text, and pass it to the reader. A reader that raises is not called again."""
+        self.pieces += 1
         if self._on_text is not None:
             try:
                 self._on_text(text)

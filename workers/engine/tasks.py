@@ -187,6 +187,10 @@ class LlamaTicket:
                 self._checked = replace(texts[0], alternatives=tuple(texts[1:]))
             return self._checked
 
+    def written(self) -> int:
+        """See the protocol."""
+        return sum(task.written for task in self._tasks)
+
     def cancel(self) -> None:
         """See the protocol."""
         for task in self._tasks:

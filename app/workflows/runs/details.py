@@ -90,6 +90,8 @@ class StepDetails(_Worked):
     kind: str
     branch: str | None
     awaits: dict[str, Any] | None
+    #: Its work is done by items or by a called run.
+    delegated: bool
     deadline_at: datetime | None
     #: Counts of a map that was expanded.
     items: int | None

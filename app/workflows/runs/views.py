@@ -73,7 +73,7 @@ _RUN = text(f"""
     FROM run WHERE id = :id
 """)
 _STEPS = text(f"""
-    SELECT step.id, key, kind, model, state, branch, awaits, attempt, failures, losses, owner,
+    SELECT step.id, key, kind, model, state, branch, awaits, delegated, attempt, failures, losses, owner,
            {_value("output", "output_upto <= :most")}, finish_reason, error,
            step.tokens_in + CASE WHEN delegated THEN COALESCE(fan_out.tokens_in, 0) ELSE 0 END AS tokens_in,
            step.tokens_out + CASE WHEN delegated THEN COALESCE(fan_out.tokens_out, 0) ELSE 0 END AS tokens_out,
@@ -134,6 +134,7 @@ _ITEM_TEXTS = text("""
     WHERE parent_id = :id AND item > :after ORDER BY item LIMIT :limit
 """)
 _STEP_ID = text("SELECT id FROM step WHERE run_id = :id AND key = :key AND parent_id IS NULL")
+_RUNNING = text("SELECT key, attempt FROM step WHERE run_id = :id AND key = ANY(:keys) AND state = 'running'")
 _KEYS = text("SELECT key FROM step WHERE run_id = :id AND kind = 'map' AND parent_id IS NULL ORDER BY position")
 _EXISTS = text("SELECT state FROM run WHERE id = :id")
 _HISTORY = text("""
@@ -207,6 +208,12 @@ def demand(database: Database) -> dict[str, tuple[int, int]]:
     """For each model that is needed now: the numbers of ready and of running steps."""
     with database.work() as work:
         return {row.model: (row.ready, row.running) for row in work.rows(_WAITING)}
+
+
+def running(database: Database, run_id: UUID, keys: Sequence[str]) -> dict[str, int]:
+    """The attempts of those of these steps and items that run now, by key."""
+    with database.work() as work:
+        return {row.key: row.attempt for row in work.rows(_RUNNING, {"id": run_id, "keys": list(keys)})}
 
 
 def items(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rich.console import Console
+
+from app.cli.workflows.graph import drawn
 from app.cli.workflows.progress import changes, shown_state
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -12,7 +16,9 @@ BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
 def step(key: str = "a", state: str = "pending", **more: Any) -> dict[str, Any]:
     """A step as the API shows it."""
-    made = dict.fromkeys(("branch", "model", "awaits", "items", "error", "took_s", "started_at", "finish_reason"))
+    made = dict.fromkeys(
+        ("branch", "model", "awaits", "items", "error", "took_s", "started_at", "finish_reason", "live")
+    )
     return made | {"key": key, "state": state, "attempt": 1, "tokens_in": 0, "tokens_out": 0} | more
 
 
@@ -84,3 +90,20 @@ def test_a_cut_text_is_marked() -> None:
     assert "2 cut at max_tokens" in lines(run(mapped(3)), run(mapped(10, cut=2)))[0]
     whole = cut | {"finish_reason": "stop"}
     assert "cut" not in lines(run(step("a", "running")), run(whole))[0]
+
+
+def test_tokens_that_are_being_written_are_a_line_each_five_seconds() -> None:
+    live = {"tokens_out": 43, "tokens_per_s": 21.44}
+    writing = run(step("a", "running", model="m:1", started_at=BEGAN.isoformat(), live=live))
+
+    def seen(earlier: int, at: int, now: dict[str, Any] = writing) -> list[str]:
+        return list(changes(now, now, BEGAN + timedelta(seconds=at), BEGAN + timedelta(seconds=earlier)))
+
+    assert seen(4, 6) == ["step a: 43 tokens so far, 21.4/s"]
+    assert seen(5, 6) == []
+    each = mapped(10) | {"tokens_in": 70, "tokens_out": 30, "live": {"tokens_out": 5, "tokens_per_s": None}}
+    assert seen(9, 10, run(each)) == ["step each: 10/40 items, 1/s, about 30 s left, 35 tokens so far"]
+    out = io.StringIO()
+    text = Console(width=120, file=out, no_color=True)
+    text.print(drawn(writing | {"steps": [step | {"needs": []} for step in writing["steps"]]}, BEGAN))
+    assert "a running  m:1, 43 tokens so far, 21.4/s" in out.getvalue()
