@@ -261,11 +261,11 @@ class ModelFileMissing(ModelFileUnusable):
 
 
 class ModelFileDamaged(ModelFileUnusable):
-    """The file exists, but it is not a complete GGUF file."""
+    """The file exists, but it is not a complete file of its format, which is GGUF unless it is named."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, file_format: str = "GGUF") -> None:
         self.path, self.reason = path, reason
-        super().__init__(f"{path} is not a usable GGUF file: {reason}")
+        super().__init__(f"{path} is not a usable {file_format} file: {reason}")
 
 
 class ModelUnsupported(ModelFileUnusable):

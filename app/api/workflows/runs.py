@@ -131,6 +131,9 @@ class StepOut(BaseModel):
     deadline_at: datetime | None = Field(description="the end of its `total_timeout`")
     items: ItemCounts | None = Field(description="for a map that has started")
     called_run_id: UUID | None = Field(description="the run that it called last")
+    waiting_reason: str | None = Field(
+        description="why no pool of its model is started, while it or one of its items waits for one"
+    )
     attempts: list[AttemptOut]
 
 

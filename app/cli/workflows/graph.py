@@ -61,6 +61,8 @@ def _line(step: Mapping[str, Any], others: list[str], run_id: str, at: datetime)
         parts.append(f"attempt {step['attempt']}")
     if step["state"] == "awaiting" and step["awaits"] and not step["items"]:
         parts.append(awaited(step, run_id))
+    if step["waiting_reason"]:
+        parts.append(f"waits: {shortened(step['waiting_reason'], 400)}")
     if others:
         parts.append("also after " + ", ".join(others))
     if step["error"] and step["state"] in ("failed", "waiting"):

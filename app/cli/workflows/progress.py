@@ -6,6 +6,7 @@ Pure: views of the API in, lines out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -19,6 +20,11 @@ _PART = 10
 _EVERY = 5
 #: Most characters of the request of an approval in a line.
 _MESSAGE = 300
+#: Most characters of the reason why no pool is started.
+_REASON = 1_000
+
+#: Figures of a reason, which change while it stays the same.
+_FIGURES = re.compile(r"[\d.,]+( (s|min|steps?|[KMGT]iB|B)\b)?")
 
 #: What is said of a text with the finish reason `length`.
 CUT = "cut at max_tokens"
@@ -100,6 +106,7 @@ def _of_step(before: _View | None, now: _View, run_id: str, at: datetime) -> Ite
     name, state = f"step {now['key']}", now["state"]
     changed = before is None or (before["state"], before["attempt"]) != (state, now["attempt"])
     if now["items"] and state == "awaiting":
+        yield from _waiting(before, now)
         part = _done(now["items"]) * 100 // max(now["items"]["total"], 1) // _PART
         shown = (
             before is not None and before["items"] and _done(before["items"]) * 100 // max(before["items"]["total"], 1)
@@ -107,6 +114,7 @@ def _of_step(before: _View | None, now: _View, run_id: str, at: datetime) -> Ite
         if changed or not isinstance(shown, int) or shown // _PART != part:
             yield f"{name}: {counted(now, at)}"
         return
+    yield from _waiting(before, now)
     if not changed or state in ("pending", "ready"):
         return
     parts = [f"{name} {state}" if state != "awaiting" else f"{name} {awaited(now, run_id)}"]
@@ -138,6 +146,14 @@ def _written(step: _View, at: datetime, earlier: datetime | None) -> Iterator[st
 def _passed(step: _View, at: datetime) -> float:
     """Return the seconds since a step began."""
     return (at - datetime.fromisoformat(step["started_at"])).total_seconds() if step["started_at"] else 0.0
+
+
+def _waiting(before: _View | None, now: _View) -> Iterator[str]:
+    """Yield why no pool of the step's model is started, unless only figures in the reason have changed."""
+    reason, known = now["waiting_reason"] or "", (before or now)["waiting_reason"] or ""
+    if reason and (before is None or _FIGURES.sub("", reason) != _FIGURES.sub("", known)):
+        model = f" for {now['model']}" if now["model"] else ""
+        yield f"step {now['key']} waits{model}: {shortened(reason, _REASON)}"
 
 
 def _done(items: Mapping[str, int]) -> int:

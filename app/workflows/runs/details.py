@@ -101,6 +101,8 @@ class StepDetails(_Worked):
     items_truncated: int | None
     #: The last run that it called.
     called_run_id: UUID | None
+    #: Why no pool of its model is started, while the step or one of its items waits for one.
+    waiting_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

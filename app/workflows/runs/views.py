@@ -80,7 +80,14 @@ _STEPS = text(f"""
            not_before, ready_at, started_at, finished_at, deadline_at,
            fan_out.total AS items, fan_out.waiting AS items_waiting, fan_out.in_flight AS items_in_flight,
            fan_out.failed AS items_failed, fan_out.truncated AS items_truncated,
-           (SELECT run.id FROM run WHERE run.parent_step_id = step.id ORDER BY run.id DESC LIMIT 1) AS called_run_id
+           (SELECT run.id FROM run WHERE run.parent_step_id = step.id ORDER BY run.id DESC LIMIT 1) AS called_run_id,
+           (SELECT reason FROM refusal WHERE CASE
+                WHEN step.state = 'ready' THEN refusal.model = step.model
+                WHEN step.state = 'awaiting' THEN EXISTS (
+                    SELECT FROM step AS item
+                    WHERE item.parent_id = step.id AND item.state = 'ready' AND item.model = refusal.model
+                )
+            END ORDER BY since LIMIT 1) AS waiting_reason
     FROM (SELECT *, {_shortest("output", "position")} FROM step WHERE run_id = :id AND parent_id IS NULL) AS step
          LEFT JOIN fan_out ON fan_out.step_id = step.id
     ORDER BY position

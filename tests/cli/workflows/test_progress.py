@@ -17,7 +17,18 @@ BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 def step(key: str = "a", state: str = "pending", **more: Any) -> dict[str, Any]:
     """A step as the API shows it."""
     made = dict.fromkeys(
-        ("branch", "model", "awaits", "items", "error", "took_s", "started_at", "finish_reason", "live")
+        (
+            "branch",
+            "model",
+            "awaits",
+            "items",
+            "error",
+            "took_s",
+            "started_at",
+            "finish_reason",
+            "live",
+            "waiting_reason",
+        )
     )
     return made | {"key": key, "state": state, "attempt": 1, "tokens_in": 0, "tokens_out": 0} | more
 
@@ -107,3 +118,19 @@ def test_tokens_that_are_being_written_are_a_line_each_five_seconds() -> None:
     text = Console(width=120, file=out, no_color=True)
     text.print(drawn(writing | {"steps": [step | {"needs": []} for step in writing["steps"]]}, BEGAN))
     assert "a running  m:1, 43 tokens so far, 21.4/s" in out.getvalue()
+
+
+def test_why_no_pool_is_started_is_a_line_and_not_repeated_for_other_figures() -> None:
+    first = step("a", "ready", model="m:1", waiting_reason="needs 4 GiB, about 12 s to go; it waits\n\x07")
+    later = first | {"waiting_reason": "needs 4.1 GiB, about 2 min to go; it waits\n\x07"}
+    other = first | {"waiting_reason": "no host has its file"}
+
+    assert lines(run(step("a", "ready", model="m:1")), run(first)) == [
+        "step a waits for m:1: needs 4 GiB, about 12 s to go; it waits \ufffd"
+    ]
+    assert lines(run(first), run(later)) == []
+    assert lines(run(later), run(other)) == ["step a waits for m:1: no host has its file"]
+    assert lines(run(other), run(step("a", "running", model="m:1"))) == ["step a running on m:1"]
+    assert lines(None, run(other))[1:] == ["step a waits for m:1: no host has its file"]
+    waiting = mapped(3) | {"waiting_reason": "no host has its file"}
+    assert lines(run(mapped(3)), run(waiting)) == ["step each waits: no host has its file"]
