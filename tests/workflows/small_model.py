@@ -20,11 +20,11 @@ from workers.pool import pool
 from workers.runtime import Runtime
 
 
-def engine_of(name: str) -> LlamaEngine:
-    """The engine of a model's pool, on one thread."""
+def engine_of(name: str, folder: Path = Path()) -> LlamaEngine:
+    """The engine of a model's pool, on one thread. `folder` has the files that were made or downloaded."""
     host = settings.load(environment={}).settings
     model = files.read_catalog().get(name)
-    return LlamaEngine(files.locate(model, Path()), pool.options_of(model, host, gpus=False, threads=1))
+    return LlamaEngine(files.locate(model, folder), pool.options_of(model, host, gpus=False, threads=1))
 
 
 class Pools:
