@@ -21,6 +21,14 @@ def upgrade() -> None:
     for name in ADDED:
         kind = sa.Integer() if name == "truncated" else sa.BigInteger()
         op.add_column("fan_out", sa.Column(name, kind, nullable=False, server_default=sa.text("0")))
+    op.execute("""
+        UPDATE fan_out SET tokens_in = used.tokens_in, tokens_out = used.tokens_out
+        FROM step, (
+            SELECT parent_id, sum(tokens_in) AS tokens_in, sum(tokens_out) AS tokens_out FROM step
+            WHERE parent_id IS NOT NULL GROUP BY parent_id
+        ) AS used
+        WHERE step.id = fan_out.step_id AND used.parent_id = step.id AND step.delegated
+    """)
 
 
 def downgrade() -> None:

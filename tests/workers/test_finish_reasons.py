@@ -12,10 +12,12 @@ import pytest
 
 from app.api.workflows import runs as api
 from app.catalog.catalog import Catalog
+from app.kernel.errors import FailureReason
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.workflows.runs import forks, views
 from app.workflows.runs.service import Runs
+from app.workflows.state_machine.outcomes import Failure, Success, TokenUsage
 from tests.workflows.conftest import StepWorker
 from workers.engine.engine import LlamaEngine
 from workers.leases import Leases
@@ -174,3 +176,30 @@ def test_a_new_attempt_forgets_the_reason_of_the_last_one(worker: Worker) -> Non
 
     assert claim.attempt == 2
     assert worker.steps.step(run_id, "cut").finish_reason is None
+
+
+def test_a_map_counts_the_tokens_of_every_attempt_once(runs: Runs) -> None:
+    steps = StepWorker(runs)
+    run_id = steps.submit(MAP.replace("id: each", "id: each\n    on_error: collect\n    retry: {max_attempts: 1}"))
+    steps.do(steps.claim("each", run_id), {})
+    usage = TokenUsage(10, 4, finish_reason="length")
+
+    def listed() -> tuple[int, int]:
+        (found,) = views.page(runs.database, limit=5).runs
+        each = step(views.run(runs.database, run_id), "each")
+        assert (found.tokens_in, found.tokens_out) == (each.tokens_in, each.tokens_out)
+        return each.tokens_in, each.tokens_out
+
+    first = steps.claim("each[0]", run_id)
+    runs.fail(first, steps.owner, Failure(FailureReason.TRUNCATED, "cut", usage=usage))
+    assert listed() == (10, 4), "the attempt has ended, the item has not"
+    steps.pass_time(minutes=5)
+    steps.sweep()
+    for key in ("each[0]", "each[1]"):
+        runs.succeed(steps.claim(key, run_id), steps.owner, Success("x", usage))
+    assert listed() == (30, 12)
+    runs.succeed(steps.claim("each[2]", run_id), steps.owner, Success("x", TokenUsage(1, 1, finish_reason="stop")))
+
+    assert listed() == (31, 13)
+    each = step(views.run(runs.database, run_id), "each")
+    assert (each.state, each.items.truncated) == ("succeeded", 2)

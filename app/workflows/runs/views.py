@@ -104,9 +104,10 @@ _LIST = text("""
            started_at, finished_at, counted.*
     FROM run, LATERAL (
         SELECT count(*) AS steps, count(*) FILTER (WHERE step.state = 'succeeded') AS steps_succeeded,
-               CAST(COALESCE(sum(tokens_in), 0) AS bigint) AS tokens_in,
-               CAST(COALESCE(sum(tokens_out), 0) AS bigint) AS tokens_out
-        FROM step WHERE step.run_id = run.id AND step.parent_id IS NULL
+               CAST(COALESCE(sum(step.tokens_in + COALESCE(fan_out.tokens_in, 0)), 0) AS bigint) AS tokens_in,
+               CAST(COALESCE(sum(step.tokens_out + COALESCE(fan_out.tokens_out, 0)), 0) AS bigint) AS tokens_out
+        FROM step LEFT JOIN fan_out ON fan_out.step_id = step.id AND delegated
+        WHERE step.run_id = run.id AND step.parent_id IS NULL
     ) AS counted
     WHERE (CAST(:before AS uuid) IS NULL OR run.id < :before)
       AND (CAST(:states AS text[]) IS NULL OR state = ANY(:states))

@@ -35,7 +35,7 @@ class FanOut:
     stopping: bool = False
     #: Items that have ended with a text that was cut at `max_tokens`.
     truncated: int = 0
-    #: Tokens of the items that have ended.
+    #: Tokens of the attempts of items that have ended since the map was begun.
     tokens_in: int = 0
     tokens_out: int = 0
 
@@ -53,13 +53,11 @@ def item_ended(
     collect: bool,
     begun: bool = True,
     truncated: bool = False,
-    tokens_in: int = 0,
-    tokens_out: int = 0,
 ) -> FanOut:
     """
-    An item has succeeded, failed or was cancelled; `begun` says whether it had begun.
+    An item has succeeded, failed or was cancelled.
 
-    `truncated` says whether its text was cut; the tokens are those of all its attempts.
+    `begun` says whether it had begun, `truncated` whether its text was cut.
     """
     return replace(
         fan,
@@ -68,9 +66,12 @@ def item_ended(
         failed=fan.failed + failed,
         stopping=fan.stopping or (failed and not collect),
         truncated=fan.truncated + truncated,
-        tokens_in=fan.tokens_in + tokens_in,
-        tokens_out=fan.tokens_out + tokens_out,
     )
+
+
+def used(fan: FanOut, tokens_in: int, tokens_out: int) -> FanOut:
+    """An attempt of an item has used tokens."""
+    return replace(fan, tokens_in=fan.tokens_in + tokens_in, tokens_out=fan.tokens_out + tokens_out)
 
 
 def ended(fan: FanOut, *, collect: bool) -> MapEnding | None:

@@ -60,8 +60,7 @@ _WRITE_FAN_OUT = text("""
 _KEPT = text("""
     SELECT CAST(:total AS integer) AS total, CAST(:waiting AS integer) AS waiting, 0 AS in_flight, 0 AS failed,
            false AS stopping, CAST(count(*) FILTER (WHERE finish_reason = 'length') AS integer) AS truncated,
-           CAST(COALESCE(sum(tokens_in), 0) AS bigint) AS tokens_in,
-           CAST(COALESCE(sum(tokens_out), 0) AS bigint) AS tokens_out
+           CAST(0 AS bigint) AS tokens_in, CAST(0 AS bigint) AS tokens_out
     FROM step WHERE parent_id = :parent_id AND state = 'succeeded'
 """)
 _START = text("""
@@ -86,11 +85,7 @@ _STOP = text("""
 _ENDED_BADLY = text("""
     SELECT item, error FROM step WHERE parent_id = :id AND state IN ('failed', 'cancelled') ORDER BY item LIMIT :limit
 """)
-_USED = text("""
-    SELECT CAST(COALESCE(sum(tokens_in), 0) AS bigint) AS tokens_in,
-           CAST(COALESCE(sum(tokens_out), 0) AS bigint) AS tokens_out, COALESCE(sum(output_bytes), 0) AS output_bytes
-    FROM step WHERE parent_id = :id
-""")
+_OUTPUT_BYTES = text("SELECT COALESCE(sum(output_bytes), 0) AS bytes FROM step WHERE parent_id = :id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +95,6 @@ class StoppedItem:
     id: UUID
     #: Its state before that.
     state: str
-
-
-@dataclass(frozen=True, slots=True)
-class ItemTotals:
-    """What all items of a map have used together, and the length of their outputs."""
-
-    tokens_in: int
-    tokens_out: int
-    output_bytes: int
 
 
 def expand(
@@ -190,8 +176,8 @@ def failures(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> dict[str, Any]:
     return {"message": f"{fan.failed} of {fan.total} items failed{why}", "items": [row.item for row in rows]}
 
 
-def totals(work: UnitOfWork, parent_id: UUID) -> ItemTotals:
-    """What all items of a map have used together."""
-    row = work.row_of(ItemTotals, _USED, {"id": parent_id})
+def output_bytes(work: UnitOfWork, parent_id: UUID) -> int:
+    """The length of the outputs of all items of a map together."""
+    row = work.row(_OUTPUT_BYTES, {"id": parent_id})
     assert row is not None, "an aggregate has one row"
-    return row
+    return int(row.bytes)

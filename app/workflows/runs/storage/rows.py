@@ -291,7 +291,7 @@ class FanOutRow(SQLModel, table=True):
     stopping: bool = False
     #: Items whose text was cut at `max_tokens`.
     truncated: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
-    #: Tokens of the items that have ended.
+    #: Tokens of the attempts of items that have ended since the map was begun.
     tokens_in: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default=text("0")))
     tokens_out: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default=text("0")))
 

@@ -59,8 +59,6 @@ class LockedStep:
 class LockedItem(LockedStep):
     """An item of a map, with the counts of the map."""
 
-    tokens_in: int
-    tokens_out: int
     total: int
     waiting: int
     in_flight: int

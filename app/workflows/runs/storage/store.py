@@ -89,7 +89,7 @@ _STEP_COLUMNS = """
 """
 _STEPS = text(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND parent_id IS NULL ORDER BY position")
 _ITEM = text(f"""
-    SELECT {_STEP_COLUMNS}, step.tokens_in, step.tokens_out, total, waiting, in_flight, failed, stopping, truncated,
+    SELECT {_STEP_COLUMNS}, total, waiting, in_flight, failed, stopping, truncated,
            fan_out.tokens_in AS map_tokens_in, fan_out.tokens_out AS map_tokens_out
     FROM step LEFT JOIN fan_out ON step_id = parent_id WHERE run_id = :id AND key = :key
 """)
