@@ -524,7 +524,7 @@ WRONG = {
         one("kind: embed, model: 'gemma3:270m', texts: '[]'"),
         3,
         "steps[0].model",
-        "serves no embeddings: its use_cases have neither embed nor rerank nomic-embed-text:v1.5",
+        "serves no embeddings: its use_cases have neither embed nor rerank all-minilm:l6-v2, nomic-embed-text:v1.5",
     ),
     "more tokens than the context of the model": (
         one("kind: generate, model: 'smollm2:135m', prompt: x, max_tokens: 2048"),
