@@ -120,13 +120,16 @@ def test_a_map_shows_the_sum_of_its_items(worker: StepWorker, publisher: CeleryP
     assert worker.step(first.run_id, "each").tokens_out == 31
 
 
-@pytest.mark.parametrize("case", ["an earlier attempt", "a dead pool", "malformed"])
+@pytest.mark.parametrize("case", ["an earlier attempt", "a dead pool", "malformed", "too many"])
 def test_what_is_out_of_date_or_malformed_is_not_shown(
     worker: StepWorker, publisher: CeleryPublisher, valkey: redis.Redis, case: str
 ) -> None:
     claim = claimed(worker)
-    attempt, age = (7, timedelta(0)) if case == "an earlier attempt" else (1, live_tokens.LIFE * 2)
+    attempt = 7 if case == "an earlier attempt" else 1
+    age = live_tokens.LIFE * 2 if case in ("a dead pool", "malformed") else timedelta(0)
     steps = {"write": LiveTokens(attempt, 30, 10.0)}
+    if case == "too many":
+        steps |= {f"each[{i}]": LiveTokens(1, 1) for i in range(20_000)}
     live_tokens.write(publisher, OWNER, {claim.run_id: steps}, (), clock.now() - age)
     if case == "malformed":
         for i, text in enumerate(("[", "[1]", "{}", '[1e999, {"write": [1, 2, 3]}]', "[" * 99_999, '["a", 1]')):

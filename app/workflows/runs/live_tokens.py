@@ -25,8 +25,8 @@ _log = log.get(__name__)
 
 #: After this time without a write, live tokens are out of date.
 LIFE = timedelta(seconds=5)
-#: Most characters of what one pool has written that are read.
-_MAX_LENGTH = 1_000_000
+#: Most characters of what one pool has written that are read, and most steps of a run.
+_MAX_LENGTH, _MAX_STEPS = 1_000_000, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ def read(broker: CeleryPublisher, run_id: UUID, now: datetime) -> dict[str, Live
     found: dict[str, LiveTokens] = {}
     for text in stored.values():
         found |= _parsed(text, now)
+        if len(found) > _MAX_STEPS:
+            return {}
     return found
 
 

@@ -520,6 +520,12 @@ WRONG = {
         "steps[0].texts",
         "an integer, expected a string or a list of strings",
     ),
+    "an unknown treatment of a cut text": (
+        one("kind: generate, model: 'smollm2:135m', prompt: x, on_length: stop"),
+        3,
+        "steps[0].on_length",
+        "'keep' or 'fail'",
+    ),
     "a model without embeddings": (
         one("kind: embed, model: 'gemma3:270m', texts: '[]'"),
         3,
