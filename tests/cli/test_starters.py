@@ -95,7 +95,8 @@ def test_init_writes_a_folder_and_says_what_to_type_next(tmp_path: Path) -> None
     assert "cd 'my project'" in printed
     assert "arriero up" in printed
     assert "arriero run first.yaml" in printed
-    assert "first can run: 2 steps" in arriero("workflows", "check", "my project/first.yaml")
+    checked = CliRunner().invoke(app, ["workflows", "check", "my project"])
+    assert checked.output == "my project/first.yaml: first can run: 2 steps, models smollm2:135m\n"
     assert "written: " not in arriero("init", "my project"), "the same again changes nothing"
 
 

@@ -212,7 +212,8 @@ def _found(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
         if not path.is_dir():
             yield path, False
             continue
-        found = sorted(inner for suffix in ("yaml", "yml", "json") for inner in path.rglob(f"*.{suffix}"))
+        every = (inner for suffix in ("yaml", "yml", "json") for inner in path.rglob(f"*.{suffix}"))
+        found = sorted(inner for inner in every if inner.name != SCHEMA_FILE)
         if not found:
             raise NotFound("YAML or JSON file in", str(path))
         yield from ((inner, True) for inner in found)
