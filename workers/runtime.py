@@ -25,6 +25,7 @@ from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
+from workers.token_writer import TokenWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Runtime:
     secrets: Secrets
     #: The catalogue of models, as this process read it when it started.
     catalog: Catalog
+    #: The writer of token streams, in a pool; None in a control worker.
+    tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
 
@@ -72,10 +75,12 @@ class Runtime:
         return self.leases.owner
 
     def close(self) -> None:
-        """Stop the renewal of leases, and close the engine."""
+        """Stop the renewal of leases, close the engine, and write the last tokens."""
         self.leases.close()
         if self.engine is not None:
             self.engine.close()
+        if self.tokens is not None:
+            self.tokens.close()
 
 
 def start(
@@ -99,4 +104,5 @@ def start(
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
     leases.start()
-    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir), resources.catalog)
+    tokens = None if engine is None else TokenWriter(addresses.of(settings).redis_url)
+    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir), resources.catalog, tokens)

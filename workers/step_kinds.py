@@ -29,12 +29,13 @@ from app.workflows.language.steps import (
     JoinStep,
     MapStep,
     NoopFields,
+    OpenAIFields,
     TransformFields,
     WaitStep,
 )
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import Awaited, Called, Expanded, Signalled, Success, Timed, TokenUsage
-from workers import embedding_step, outbound
+from workers import embedding_step, openai_step, outbound
 from workers.engine import Engine
 from workers.leases import Holding
 from workers.runtime import Runtime
@@ -125,6 +126,33 @@ def _embed(task: StepTask, step: EmbedFields) -> Success:
     )
 
 
+def _openai(task: StepTask, step: OpenAIFields) -> Success:
+    claim, writer = task.claim, task.runtime.tokens
+    assert claim.model is not None, "its model is chosen when it becomes ready"
+    body = conditions.evaluate(step.request, task.data)
+    stream = None if writer is None else writer.open(claim.run_id, claim.key, claim.attempt)
+    if stream is not None:
+        stream.begun(task.runtime.owner)
+    try:
+        done = openai_step.execute(
+            body,
+            claim.model,
+            task.engine,
+            run_id=claim.run_id,
+            priority=claim.priority,
+            on_stop=task.holding.on_stop,
+            on_text=None if stream is None else stream.text,
+            timeout=task.timeout,
+        )
+    except StepFailure as failure:
+        if stream is not None and failure.reason is not FailureReason.WORKER_STOPPED:
+            stream.failed(failure.reason, failure.message)
+        raise
+    if stream is not None:
+        stream.done(done.output)
+    return done
+
+
 def _http(task: StepTask, step: HttpFields) -> Success:
     parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
     secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
@@ -184,6 +212,7 @@ _KINDS: Mapping[type[Any], _Kind] = {
     TransformFields: _transform,
     GenerateFields: _generate,
     EmbedFields: _embed,
+    OpenAIFields: _openai,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

@@ -32,6 +32,9 @@ class Ticket(Protocol):
     def cancel(self) -> None:
         """Stop the request at its next token. Safe from any thread, any number of times."""
 
+    def when_done(self, action: Callable[[], None]) -> None:
+        """Call `action` once, when `result` returns or raises at once. It may run on the engine's own thread."""
+
 
 class Engine(Protocol):
     """Serves one model."""

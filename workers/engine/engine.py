@@ -113,6 +113,9 @@ class LlamaEngine:
         prompt = self._template.prompt(request)
         if not prompt.tokens:
             raise StepFailure(FailureReason.INVALID_REQUEST, "the prompt is empty")
+        if request.fits_context:
+            left = max(1, self.context_limit - len(prompt.tokens))
+            request = replace(request, max_tokens=min(request.max_tokens, left))
         needed = len(prompt.tokens) + request.max_tokens
         if needed > self.context_limit:
             raise StepFailure(

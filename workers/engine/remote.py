@@ -84,6 +84,10 @@ class RemoteTicket:
         """See the protocol."""
         self.cancelled.set()
 
+    def when_done(self, action: Callable[[], None]) -> None:
+        """See the protocol."""
+        self.future.add_done_callback(lambda _: action())
+
     def emit(self, text: str) -> None:
         """Pass a piece of text to the reader. A reader that raises is not called again."""
         if self._on_text is not None:

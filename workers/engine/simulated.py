@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +37,8 @@ _CHARACTERS_PER_TOKEN = 4
 _PREFILL_SPEEDUP = 20
 #: Default number of dimensions of a vector.
 _DIMENSIONS = 64
+#: Tokens of a text whose request leaves the limit to the context.
+_MAX_TOKENS = 64
 #: Progress reports of one load.
 _PROGRESS_STEPS = 20
 
@@ -56,6 +59,10 @@ class SimulatedTicket:
     def cancel(self) -> None:
         """See the protocol."""
         self.cancelled.set()
+
+    def when_done(self, action: Callable[[], None]) -> None:
+        """See the protocol."""
+        self.future.add_done_callback(lambda _: action())
 
 
 class SimulatedEngine:
@@ -86,6 +93,8 @@ class SimulatedEngine:
 
     def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> SimulatedTicket:
         """See the protocol."""
+        if request.fits_context:
+            request = replace(request, max_tokens=min(request.max_tokens, _MAX_TOKENS))
         ticket = SimulatedTicket(request, _text(request), on_text)
         with self._condition:
             if self._closed:

@@ -38,6 +38,7 @@ from app.workflows.language.steps import (
     JoinStep,
     MapBody,
     MapStep,
+    ModelWork,
     Retry,
     WaitStep,
     branches_of,
@@ -271,7 +272,7 @@ def _text_problems(expression: str, where: str, scope: templates.Scope) -> list[
 
 
 def _model_problems(
-    definition: Definition, work: GenerateFields | EmbedFields, where: str, deployment: Deployment | None
+    definition: Definition, work: ModelWork, where: str, deployment: Deployment | None
 ) -> Iterator[Problem]:
     model = work.model or definition.defaults.model
     if model is None:

@@ -22,9 +22,8 @@ from app.workflows.language.steps import (
     AnyStep,
     DiscriminatedStep,
     DocumentPart,
-    EmbedFields,
     Expression,
-    GenerateFields,
+    ModelWork,
     PositiveDuration,
     Template,
     work_of,
@@ -122,7 +121,7 @@ class Definition(DocumentPart):
         """Return the step with that id, which must exist."""
         return next(step for step in self.all_steps() if step.id == key)
 
-    def models_of(self, work: GenerateFields | EmbedFields) -> tuple[str, ...]:
+    def models_of(self, work: ModelWork) -> tuple[str, ...]:
         """Return the models of a step in the order in which they are tried. `check` has ensured at least one."""
         model = work.model or self.defaults.model
         assert model is not None

@@ -194,6 +194,23 @@ class EmbedFields(StepWork):
         yield "texts", self.texts, "any"
 
 
+class OpenAIFields(StepWork):
+    """
+    Does a request in the form of OpenAI's API with a model. Its output is the answer in that form.
+
+    The request has `messages` (a chat completion), `prompt` (a completion) or `input` (embeddings).
+    """
+
+    kind: Literal["openai"]
+    model: str | None = Field(default=None, min_length=1)
+    fallback: Fallback | None = None
+    #: An expression that returns the request. Its fields `model` and `stream` have no effect here.
+    request: Expression
+
+    def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
+        yield "request", self.request, "any"
+
+
 class TransformFields(StepWork):
     """Computes a value from inputs and earlier outputs."""
 
@@ -276,7 +293,8 @@ class NoopFields(StepWork):
 
 
 MapBody = Annotated[
-    GenerateFields | EmbedFields | TransformFields | HttpFields | CallFields | NoopFields, Field(discriminator="kind")
+    GenerateFields | EmbedFields | OpenAIFields | TransformFields | HttpFields | CallFields | NoopFields,
+    Field(discriminator="kind"),
 ]
 
 
@@ -302,6 +320,10 @@ class GenerateStep(StepPart, GenerateFields):
 
 class EmbedStep(StepPart, EmbedFields):
     """An embed step."""
+
+
+class OpenAIStep(StepPart, OpenAIFields):
+    """An openai step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -451,6 +473,7 @@ APPROVAL_PAYLOAD: Mapping[str, Any] = {
 AnyStep = (
     GenerateStep
     | EmbedStep
+    | OpenAIStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -462,9 +485,10 @@ AnyStep = (
 )
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
-KINDS = ("generate", "embed", "transform", "http", "workflow", "map", "switch", "wait", "join", "noop")
+KINDS = ("generate", "embed", "openai", "transform", "http", "workflow", "map", "switch", "wait", "join", "noop")
 #: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields)
+MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields)
+ModelWork = GenerateFields | EmbedFields | OpenAIFields
 
 
 def work_of(step: AnyStep) -> AnyStep | MapBody:
