@@ -18,6 +18,7 @@ from app.inference.openai import answers, embedding
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
+from app.inference.openai.generation import place_of
 from app.inference.requests import Generated, PriorityClass
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
@@ -50,7 +51,7 @@ def parse(body: Any, model: str) -> ChatRequest | CompletionRequest | Embeddings
         return kind.model_validate({**body, "model": model})
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:_MAX_PROBLEMS]
-        problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}" for one in found)
+        problems = (f"{'.'.join(map(str, place_of(one)))}: {one['msg'].removeprefix('Value error, ')}" for one in found)
         raise _invalid("; ".join(problem.removeprefix(": ") for problem in problems)) from None
 
 

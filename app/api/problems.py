@@ -86,9 +86,11 @@ def of_request(error: RequestValidationError) -> tuple[Problem, ...]:
     found = []
     for item in error.errors()[:MAX_PROBLEMS]:
         place = ".".join(str(part) for part in item["loc"])
-        given = "" if item["type"] == "missing" else shown(item.get("input"))
+        input_ = item.get("input")
+        whole = item["type"] == "missing" or (item["type"] == "value_error" and isinstance(input_, dict | list))
+        given = "" if whole else shown(input_)
         message, accepted = message_of(item["type"], item["msg"]), item.get("accepted", "")
-        message = message if accepted or message.startswith(given) else f"{given}: {message}"
+        message = message if accepted or not given or message.startswith(given) else f"{given}: {message}"
         found.append(Problem(place, message, accepted))
     return tuple(found)
 

@@ -114,8 +114,9 @@ class LlamaEngine:
         if not prompt.tokens:
             raise StepFailure(FailureReason.INVALID_REQUEST, "the prompt is empty")
         if request.fits_context:
-            left = max(1, self.context_limit - len(prompt.tokens))
-            request = replace(request, max_tokens=min(request.max_tokens, left))
+            share = min(self.options.context // self.options.slots, self.context_limit)
+            whole = share if len(prompt.tokens) < share else self.context_limit
+            request = replace(request, max_tokens=max(1, min(request.max_tokens, whole - len(prompt.tokens))))
         needed = len(prompt.tokens) + request.max_tokens
         if needed > self.context_limit:
             raise StepFailure(

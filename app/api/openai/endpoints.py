@@ -18,6 +18,7 @@ from app.inference.openai.chat import ChatRequest
 from app.inference.openai.chunks import Chunks
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
+from app.inference.openai.generation import place_of
 from app.inference.requests import PriorityClass
 from app.kernel.errors import InvalidInput, Problem
 
@@ -57,7 +58,7 @@ def _body(model: type[M]) -> Any:
             )
             return model.model_validate(data)
         except ValidationError as error:
-            found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
+            found = [{**one, "loc": place_of(one)} for one in error.errors(include_url=False)]
             raise RequestValidationError(found) from None
 
     return Depends(validated)

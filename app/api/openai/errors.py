@@ -114,7 +114,7 @@ class OpenAIRoute(APIRoute):
 
 def _first(found: tuple[Problem, ...]) -> dict[str, Any]:
     """Return a document of the first problem; the message has all."""
-    param = found[0].where.removeprefix("body.") if found else None
+    param = found[0].where if found else None
     return document("; ".join(str(problem) for problem in found[:20]), 400, param or None)
 
 

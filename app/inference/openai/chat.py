@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from app.inference.openai.generation import MAX_TOP_LOGPROBS, NO_LIMIT, GenerationRequest, PlainText, RequestPart
 from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, Tool, ToolCall
@@ -33,6 +33,13 @@ class ContentPart(RequestPart):
         if self.type not in ("text", "refusal") or (self.type == "text" and self.text is None):
             raise ValueError(f"parts of the type {self.type[:40]!r} cannot be given to a model here; use text")
         return self
+
+
+#: A text, or a list of parts.
+Content = Annotated[
+    Annotated[PlainText, Tag("text")] | Annotated[list[ContentPart], Field(max_length=_MAX_PARTS), Tag("parts")],
+    Discriminator(lambda value: "parts" if isinstance(value, list | tuple) else "text"),
+]
 
 
 class FunctionCallIn(RequestPart):
@@ -68,7 +75,7 @@ class MessageIn(RequestPart):
     """One message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: PlainText | Annotated[list[ContentPart], Field(max_length=_MAX_PARTS)] | None = None
+    content: Content | None = None
     tool_calls: Annotated[list[ToolCallIn], Field(max_length=_MAX_TOOLS)] | None = None
 
     @model_validator(mode="after")
@@ -115,6 +122,13 @@ class ToolChoice(RequestPart):
     function: ChosenFunction
 
 
+#: A mode, or the one tool.
+AnyToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("mode")] | Annotated[ToolChoice, Tag("tool")],
+    Discriminator(lambda value: "tool" if isinstance(value, dict | ToolChoice) else "mode"),
+]
+
+
 class JsonSchemaFormat(RequestPart):
     """A JSON Schema for the answer."""
 
@@ -157,7 +171,7 @@ class ChatRequest(GenerationRequest):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     response_format: ResponseFormat | None = None
     tools: Annotated[list[ToolIn], Field(max_length=_MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tool_choice: AnyToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import ErrorDetails
 
 from app.inference.requests import PriorityClass, Sampling
 from app.kernel.security import texts
@@ -30,6 +31,14 @@ def _storable(text: str) -> str:
 
 #: A text that can be stored with the run.
 PlainText = Annotated[str, AfterValidator(_storable)]
+
+#: A text, or a list of texts.
+Stops = Annotated[
+    Annotated[PlainText, Tag("text")] | Annotated[list[PlainText], Field(max_length=16), Tag("texts")],
+    Discriminator(lambda value: "texts" if isinstance(value, list | tuple) else "text"),
+]
+#: Names of alternatives above and in `chat`, which pydantic adds to the place of an error.
+ALTERNATIVES = frozenset({"text", "texts", "parts", "mode", "tool"})
 
 #: The class of a request, by OpenAI's service tier.
 _CLASSES: Mapping[str, PriorityClass] = {"flex": PriorityClass.BATCH, "batch": PriorityClass.BATCH}
@@ -55,7 +64,7 @@ class GenerationRequest(RequestPart):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1, le=MAX_TEXTS)
-    stop: PlainText | Annotated[list[PlainText], Field(max_length=16)] | None = None
+    stop: Stops | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, ge=0, le=1)
@@ -109,3 +118,10 @@ class GenerationRequest(RequestPart):
                 int(token): float("-inf") if bias <= -100 else bias for token, bias in self.logit_bias.items()
             }
         return Sampling(**given)
+
+
+def place_of(error: ErrorDetails) -> tuple[int | str, ...]:
+    """The path of the wrong field, without the names of alternatives."""
+    place = error["loc"]
+    fields = ("content", "stop", "tool_choice")
+    return tuple(part for at, part in enumerate(place) if not (at and place[at - 1] in fields and part in ALTERNATIVES))
