@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from app.inference import prompts
+from app.inference.requests import PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
@@ -39,6 +40,7 @@ from workers import embedding_step, openai_step, outbound
 from workers.engine import Engine
 from workers.leases import Holding
 from workers.runtime import Runtime
+from workers.token_writer import TokenStream
 
 #: Most items of one map.
 MAX_ITEMS = 100_000
@@ -100,7 +102,8 @@ def _transform(task: StepTask, step: TransformFields) -> Success:
 
 def _generate(task: StepTask, step: GenerateFields) -> Success:
     request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
-    ticket = task.engine.generate(request)
+    stream = _interactive_stream(task)
+    ticket = task.engine.generate(request, None if stream is None else stream.text)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
     try:
@@ -109,9 +112,20 @@ def _generate(task: StepTask, step: GenerateFields) -> Success:
         ticket.cancel()
         raise StepFailure(FailureReason.TIMEOUT, f"the model did not finish within {seconds:g} s") from None
     usage = TokenUsage(generated.tokens_in, generated.tokens_out, generated.tokens_cached, generated.time_to_first)
-    if step.output is None:
-        return Success(generated.text, usage)
-    return Success(json.loads(generated.text), usage)
+    output = generated.text if step.output is None else json.loads(generated.text)
+    if stream is not None:
+        stream.done(output)
+    return Success(output, usage)
+
+
+def _interactive_stream(task: StepTask) -> TokenStream | None:
+    """The stream of a step whose text a person may read while it is written; None for other steps."""
+    claim, writer = task.claim, task.runtime.tokens
+    if writer is None or claim.priority != PriorityClass.INTERACTIVE:
+        return None
+    stream = writer.open(claim.run_id, claim.key, claim.attempt)
+    stream.begun(task.runtime.owner)
+    return stream
 
 
 def _embed(task: StepTask, step: EmbedFields) -> Success:

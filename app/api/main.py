@@ -32,7 +32,7 @@ from app.api.openai import endpoints, road
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
 from app.api.services import Services
-from app.api.workflows import events, payloads, run_control, runs, schedules, workflows
+from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog import files
 from app.devices.inventory import Devices
 from app.inference.openai.chat import ChatRequest
@@ -87,6 +87,7 @@ ROUTERS = (
     runs.router,
     payloads.router,
     events.router,
+    tokens.router,
     run_control.router,
     workflows.router,
     schedules.router,

@@ -41,6 +41,8 @@ _PAUSE = 1.0
 _MAX_UNRECORDED = 200
 #: Time for a request.
 _TIMEOUT = timedelta(minutes=10)
+#: Seconds for a request to stop.
+_STOPS_WITHIN = 10.0
 #: Why a run was cancelled.
 _CLIENT_LEFT = "the client has gone away"
 
@@ -88,7 +90,7 @@ class DirectRequests:
             if not self._changed.wait_for(lambda: not self._active, limit):
                 for request in self._active.values():
                     request.stop(StopReason.DRAINED)
-                self._changed.wait_for(lambda: not self._active, limit)
+                self._changed.wait_for(lambda: not self._active, _STOPS_WITHIN)
         self._ended.set()
         if self._thread.is_alive():
             self._wake()

@@ -131,19 +131,19 @@ def _events_of(entry: StreamEntry | Waiting, chunks: Chunks) -> list[str]:
         return [f": {entry.detail}\n\n"]
     match entry.kind:
         case EntryKind.TEXT:
-            return [_event(chunks.piece(entry.value), entry.id)]
+            return [_event(chunks.piece(entry.value))]
         case EntryKind.DONE:
-            return [_event(chunk, entry.id) for chunk in chunks.last(entry.json())]
+            return [_event(chunk) for chunk in chunks.last(entry.json())]
         case EntryKind.FAILED:
             failed = entry.json()
-            return [_event(errors.of_failure(failed["reason"], failed["message"])[1], entry.id)]
+            return [_event(errors.of_failure(failed["reason"], failed["message"])[1])]
         case EntryKind.BEGUN:
             return []
 
 
-def _event(content: Any, id_: str = "") -> str:
-    identified = f"id: {id_}\n" if id_ else ""
-    return f"{identified}data: {json.dumps(content, ensure_ascii=True, separators=(',', ':'))}\n\n"
+def _event(content: Any) -> str:
+    # Without ids: some clients take a comment after an id for an event.
+    return f"data: {json.dumps(content, ensure_ascii=True, separators=(',', ':'))}\n\n"
 
 
 def _failed(entry: StreamEntry) -> RequestFailed:

@@ -12,7 +12,7 @@ from app.api import bodies, threads
 from app.api.openai import errors
 from app.api.openai.calls import RUN_HEADER, Call
 from app.api.openai.errors import OpenAIRoute
-from app.api.openai.road import Road
+from app.api.openai.road import InjectedRoad, Road
 from app.api.services import InjectedServices
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.chunks import Chunks
@@ -37,14 +37,6 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     },
     **errors.documented(*_STATUSES),
 }
-
-
-async def _road(request: Request) -> Road:
-    road: Road = request.app.state.road
-    return road
-
-
-InjectedRoad = Annotated[Road, Depends(_road)]
 
 
 def _body(model: type[M]) -> Any:

@@ -12,9 +12,10 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import redis
+from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from app.api import threads
@@ -203,17 +204,15 @@ class _Sent:
     async def stop(self) -> None:
         """Stop the request, wherever it is."""
         self.ended = True
-        with suppress(ArrieroError, redis.RedisError, OSError):
+        with suppress(redis.RedisError, OSError):
             if not self._is_run:
+                if self._pool is None and await self._road.withdraw(self._requests, self._message):
+                    return
+                while self._pool is None and (entry := await self._subscription.next(CHECK_AFTER)) is not None:
+                    self._accept(entry)
                 if self._pool is not None:
                     await self._road.stop_in_pool(self._pool, self._request)
-                    return
-                if await self._road.withdraw(self._requests, self._message):
-                    return
-                entry = await self._subscription.next(CHECK_AFTER)
-                if entry is not None and entry.kind is EntryKind.BEGUN:
-                    await self._road.stop_in_pool(entry.value, self._request)
-                return
+        with suppress(ArrieroError):  # a request that was not recorded yet is no run: its pool will do so
             await self._road.cancel(self._request)
 
 
@@ -236,3 +235,12 @@ def _ending(database: Database, request: DirectRequest, last: str) -> StreamEntr
 def _lost() -> str:
     message = "the pool died while it wrote this text; send the request again"
     return json.dumps({"reason": FailureReason.WORKER_LOST, "message": message})
+
+
+async def _of_app(request: Request) -> Road:
+    road: Road = request.app.state.road
+    return road
+
+
+#: The type of an endpoint's argument that receives the road.
+InjectedRoad = Annotated[Road, Depends(_of_app)]
