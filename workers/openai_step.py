@@ -67,6 +67,7 @@ def success(request: ChatRequest | CompletionRequest, generated: Generated, run_
         sum(text.tokens_out for text in (generated, *generated.alternatives)),
         generated.tokens_cached,
         generated.time_to_first,
+        "tool_calls" if generated.tool_calls else generated.finish.value,
     )
     return Success(answers.document(request, generated, run_id, created), usage)
 

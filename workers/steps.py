@@ -23,7 +23,7 @@ from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.recovery.abandon import abandon, abandon_step, reason_of
-from app.workflows.state_machine.outcomes import Failure, Outcome, Success
+from app.workflows.state_machine.outcomes import Failure, Outcome, Success, TokenUsage
 from workers import step_kinds
 from workers.leases import Holding, StopReason
 from workers.runtime import Runtime
@@ -87,7 +87,8 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
     try:
         return step_kinds.execute(step_kinds.StepTask(claim, holding, runtime))
     except StepFailure as error:
-        return Failure(error.reason, error.message, error.text, retry_after=error.retry_after or timedelta(0))
+        usage = TokenUsage(finish_reason=error.finish_reason)
+        return Failure(error.reason, error.message, error.text, usage, error.retry_after or timedelta(0))
     except CancelledError:
         match holding.reason:
             case StopReason.CANCELLED:

@@ -147,6 +147,8 @@ class FinishReason(StrEnum):
     STOP = "stop"
     #: The limit `max_tokens` was reached.
     LENGTH = "length"
+    #: A filter of the server removed the rest of the text.
+    CONTENT_FILTER = "content_filter"
 
 
 @dataclass(frozen=True, slots=True)

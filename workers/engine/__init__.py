@@ -29,6 +29,9 @@ class Ticket(Protocol):
         not done in time (the request continues).
         """
 
+    def written(self) -> int:
+        """Return the number of tokens written so far. Safe from any thread."""
+
     def cancel(self) -> None:
         """Stop the request at its next token. Safe from any thread, any number of times."""
 

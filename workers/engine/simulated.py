@@ -51,10 +51,15 @@ class SimulatedTicket:
         self.future: Future[Generated] = Future()
         self.cancelled = threading.Event()
         self.submitted = time.monotonic()
+        self.tokens_out = 0
 
     def result(self, timeout: float | None = None) -> Generated:
         """See the protocol."""
         return self.future.result(timeout)
+
+    def written(self) -> int:
+        """See the protocol."""
+        return self.tokens_out
 
     def cancel(self) -> None:
         """See the protocol."""
@@ -193,6 +198,7 @@ class SimulatedEngine:
         ]
         for piece in pieces:
             self._wait(ticket, self._pace)
+            ticket.tokens_out += 1
             if ticket.on_text is not None:
                 ticket.on_text(piece)
         written = "".join(pieces)

@@ -188,6 +188,10 @@ class LlamaTicket:
                 self._checked = replace(texts[0], alternatives=tuple(texts[1:]))
             return self._checked
 
+    def written(self) -> int:
+        """See the protocol."""
+        return sum(task.written for task in self._tasks)
+
     def cancel(self) -> None:
         """See the protocol."""
         for task in self._tasks:
@@ -212,11 +216,12 @@ class LlamaTicket:
     def _check(self, task: EngineTask, text: Generated) -> Generated:
         cut_is_kept = task.request.keeps_cut and text.finish is FinishReason.LENGTH
         if task.grammar is not None and task.grammar.schema is not None and not cut_is_kept:
-            if text.finish is FinishReason.LENGTH:
-                message = f"the text was cut at max_tokens ({task.request.max_tokens}) before its JSON was complete"
-                _require_valid(task.grammar, text.text, message)
-            else:
+            try:
                 task.grammar.check(text.text)
+            except StepFailure:
+                if text.finish is FinishReason.LENGTH:
+                    raise answers.cut(task.request, text.text) from None
+                raise
         written = task.stream.calls
         if self._style is None or not written:
             return text
@@ -231,13 +236,6 @@ class LlamaTicket:
             raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text {why}", text=whole) from None
         answers.require_calls(tool_calls, task.request, whole)
         return replace(text, tool_calls=tool_calls)
-
-
-def _require_valid(grammar: CompiledGrammar, text: str, message: str) -> None:
-    try:
-        grammar.check(text)
-    except StepFailure:
-        raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=text) from None
 
 
 __all__ = ["CancelledError", "EngineTask", "LlamaTicket", "OnText"]

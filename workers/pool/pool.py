@@ -26,7 +26,14 @@ from app.footprint.footprint import HOST, Footprint
 from app.inference.requests import GenerateRequest
 from app.kernel import addresses, log
 from app.kernel.broker import model_queue
-from app.kernel.errors import ArrieroError, Conflict, DatabaseUnreachable, LeaseLost, MemoryNotEnough
+from app.kernel.errors import (
+    ArrieroError,
+    Conflict,
+    DatabaseUnreachable,
+    LeaseLost,
+    MemoryNotEnough,
+    ModelFileDamaged,
+)
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from app.scheduler.planner.cluster import CPU
@@ -170,8 +177,11 @@ class _Pool:
             _log.error("pool_lost_its_reservation", model=name, reason=str(error))
             return RESERVATION_LOST
         except ArrieroError as error:
-            self.status.enter(PoolPhase.FAILED, str(error))
-            _log.error("pool_failed", model=name, reason=str(error))
+            reason = str(error)
+            if isinstance(error, ModelFileDamaged):
+                reason += f"; {self.resources.catalog.get(name).source.replacement(name)}"
+            self.status.enter(PoolPhase.FAILED, reason)
+            _log.error("pool_failed", model=name, reason=reason)
             return FAILED
 
     def _begin(self, runtime: Runtime, engine: Engine, model: Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
@@ -16,6 +16,9 @@ from app.api.bodies import RequestBody
 from app.api.services import InjectedServices, Services
 from app.api.workflows import payloads
 from app.api.workflows.run_ids import ResolvedRunId
+from app.kernel import clock
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, Problem
 from app.kernel.security.egress import EgressPolicy
 from app.kernel.units.durations import Duration
@@ -24,8 +27,9 @@ from app.workflows.language import check
 from app.workflows.language.check import Deployment
 from app.workflows.language.definition import LABEL, Definition, LabelValue, PriorityName
 from app.workflows.language.source import SourceDocument
-from app.workflows.runs import views
+from app.workflows.runs import live_tokens, views
 from app.workflows.runs.details import RunView
+from app.workflows.runs.live_tokens import LiveTokens
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import RunState, StepState
 
@@ -58,6 +62,12 @@ class RunIn(BaseModel):
     retention: Duration | None = Field(default=None, description="how long the run is kept after its end")
 
 
+_FINISH_REASON: Any = Field(
+    description="why the model's text ended: `stop`, `length` when it was cut at `max_tokens`, `content_filter`; "
+    "null without a text"
+)
+
+
 class AttemptOut(BaseModel):
     """One attempt of a step by one worker."""
 
@@ -73,6 +83,7 @@ class AttemptOut(BaseModel):
     tokens_out: int | None
     tokens_cached: int | None
     first_token_ms: int | None
+    finish_reason: str | None = _FINISH_REASON
 
 
 class ItemCounts(BaseModel):
@@ -82,6 +93,14 @@ class ItemCounts(BaseModel):
     waiting: int
     in_flight: int
     failed: int
+    truncated: int = Field(description="items whose text was cut at `max_tokens`")
+
+
+class LiveOut(BaseModel):
+    """The tokens of the attempts that run now. They are a second or two old."""
+
+    tokens_out: int
+    tokens_per_s: float | None = Field(description="since the first token; null when that is not known yet")
 
 
 class StepOut(BaseModel):
@@ -98,9 +117,11 @@ class StepOut(BaseModel):
     attempt: int
     worker: str | None = Field(description="the worker that holds it now")
     output: Any
+    finish_reason: str | None = _FINISH_REASON
     error: dict[str, Any] | None
-    tokens_in: int
+    tokens_in: int = Field(description="of all attempts that have ended; for a map, of all items that have ended")
     tokens_out: int
+    live: LiveOut | None = Field(description="for a text that is being written, or a map of such; null otherwise")
     ready_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
@@ -110,6 +131,9 @@ class StepOut(BaseModel):
     deadline_at: datetime | None = Field(description="the end of its `total_timeout`")
     items: ItemCounts | None = Field(description="for a map that has started")
     called_run_id: UUID | None = Field(description="the run that it called last")
+    waiting_reason: str | None = Field(
+        description="why no pool of its model is started, while it or one of its items waits for one"
+    )
     attempts: list[AttemptOut]
 
 
@@ -125,6 +149,7 @@ class ItemOut(BaseModel):
     attempt: int
     worker: str | None
     output: Any
+    finish_reason: str | None = _FINISH_REASON
     error: dict[str, Any] | None
     tokens_in: int
     tokens_out: int
@@ -281,7 +306,8 @@ def get(run_id: ResolvedRunId, services: InjectedServices) -> RunOut:
     the shortest are included first. A value that does not fit is replaced by `{"$payload": {"bytes": …, "href": …}}`,
     and a GET of `href` returns it.
     """
-    return out(views.run(services.database, run_id, services.settings.api.max_inline_bytes))
+    view = views.run(services.database, run_id, services.settings.api.max_inline_bytes)
+    return out(view, live_of(view, services.database, services.publisher))
 
 
 @router.get("/{run_id}/steps/{key}/items", summary="Items of a map", responses=problems.documented(404, 422))
@@ -376,14 +402,16 @@ def _inline(request: RunIn, body: SourceDocument, services: Services) -> Definit
     return check.check(body.within("definition"), deployment)
 
 
-def out(view: RunView) -> RunOut:
-    """Return the answer for a run."""
+def out(view: RunView, live: Mapping[str, LiveOut] | None = None) -> RunOut:
+    """Return the answer for a run. `live` are the tokens of its running steps, by their keys."""
     run = view.run
     computed = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output"}
     needs = {
         step["id"]: step.get("needs", []) for part in ("steps", "on_failure") for step in view.definition.get(part, ())
     }
-    steps = [_step(step, run.id, view.attempts[step.id], needs[step.key]) for step in view.steps]
+    steps = [
+        _step(step, run.id, view.attempts[step.id], needs[step.key], (live or {}).get(step.key)) for step in view.steps
+    ]
     return RunOut(
         **{name: getattr(run, name) for name in RunOut.model_fields if name not in computed},
         inputs=payloads.inline_or_reference(run.inputs, "inputs", run.id),
@@ -395,7 +423,26 @@ def out(view: RunView) -> RunOut:
     )
 
 
-def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str]) -> StepOut:
+def live_of(view: RunView, database: Database, broker: CeleryPublisher) -> dict[str, LiveOut]:
+    """Return the live tokens of the steps that run now; for a map, those of its running items together."""
+    if not any(step.state == StepState.RUNNING or (step.delegated and step.items_in_flight) for step in view.steps):
+        return {}
+    reported = live_tokens.read(broker, view.run.id, clock.now())
+    # A report may be a second older than the view: what has ended meanwhile is counted there.
+    running = views.running(database, view.run.id, list(reported)) if reported else {}
+    found: dict[str, list[LiveTokens]] = {}
+    for key, one in reported.items():
+        if running.get(key) == one.attempt:
+            found.setdefault(key.partition("[")[0], []).append(one)
+    return {key: _together(of) for key, of in found.items()}
+
+
+def _together(of: Sequence[LiveTokens]) -> LiveOut:
+    rates = [one.tokens_per_s for one in of if one.tokens_per_s is not None]
+    return LiveOut(tokens_out=sum(one.tokens_out for one in of), tokens_per_s=round(sum(rates), 1) if rates else None)
+
+
+def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str], live: LiveOut | None) -> StepOut:
     attempts_out = [
         AttemptOut(
             attempt=row.attempt,
@@ -404,16 +451,21 @@ def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str]) ->
         )
         for row in attempts
     ]
-    computed = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs", "output"}
+    computed = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs", "output", "live"}
     counts = None
     if step.items is not None:
         counts = ItemCounts(
-            total=step.items, waiting=step.items_waiting, in_flight=step.items_in_flight, failed=step.items_failed
+            total=step.items,
+            waiting=step.items_waiting,
+            in_flight=step.items_in_flight,
+            failed=step.items_failed,
+            truncated=step.items_truncated,
         )
     return StepOut(
         **{name: getattr(step, name) for name in StepOut.model_fields if name not in computed},
         items=counts,
         needs=needs,
+        live=live,
         worker=step.owner,
         output=payloads.inline_or_reference(step.output, "output", run_id, step.key),
         next_attempt_at=step.not_before,

@@ -88,6 +88,7 @@ class Fallback(DocumentPart):
     #: Failure reasons after which the next model is tried at once. After the last model, the retry policy decides.
     on: tuple[FailureReason, ...] = (
         FailureReason.INVALID_OUTPUT,
+        FailureReason.TRUNCATED,
         FailureReason.CONTEXT_EXCEEDED,
         FailureReason.ENGINE_ERROR,
         FailureReason.TIMEOUT,
@@ -151,6 +152,9 @@ class GenerateFields(StepWork):
     chat: bool = True
     sampling: SamplingFields = SamplingFields()
     max_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    #: What happens when the text is cut at `max_tokens`: it is the output, and the finish reason of the step is
+    #: `length`; or the attempt fails with the reason `truncated`.
+    on_length: Literal["keep", "fail"] = "keep"
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=16)
     output: OutputFields | None = None
 
