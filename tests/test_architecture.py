@@ -55,6 +55,7 @@ SHELLS = {
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
     "access/accounts.py",
+    "inference/direct.py",
     "catalog/conversion/bert.py",
     "catalog/install.py",
     "catalog/packages.py",

@@ -69,7 +69,7 @@ def success(request: ChatRequest | CompletionRequest, generated: Generated, run_
         generated.time_to_first,
         "tool_calls" if generated.tool_calls else generated.finish.value,
     )
-    return Success(answers.document(request, generated, run_id, created), usage)
+    return Success(answers.document(request, generated, str(run_id), created), usage)
 
 
 def embed(request: EmbeddingsRequest, engine: Engine, on_stop: OnStop, timeout: timedelta) -> Success:

@@ -49,7 +49,7 @@ class TokenWriter:
 
     def open(self, run_id: UUID, step: str, attempt: int) -> TokenStream:
         """Return the stream of an attempt of a step."""
-        return TokenStream(self, token_stream.key(run_id, step), attempt)
+        return TokenStream(self, token_stream.key(str(run_id), step), attempt)
 
     def put(self, entry: _Entry) -> None:
         """Add an entry; it is written soon."""

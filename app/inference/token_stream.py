@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
 #: Seconds for which a stream is kept after its last entry.
 KEPT_SECONDS = 600
@@ -59,7 +58,7 @@ class StreamEntry:
         return json.loads(self.value)
 
 
-def key(run_id: UUID, step: str) -> str:
+def key(run_id: str, step: str) -> str:
     """The key of the stream of a step."""
     return f"arriero:tokens:{run_id}:{step}"
 

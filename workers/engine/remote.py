@@ -306,7 +306,8 @@ class _StreamedAnswer:
             time_total=timedelta(seconds=now - self._submitted),
             seed=request.sampling.seed,
         )
-        if request.schema is not None:
+        cut_is_kept = request.keeps_cut and found.finish is FinishReason.LENGTH
+        if request.schema is not None and not cut_is_kept:
             try:
                 answers.require(found.text, request.schema)
             except StepFailure:

@@ -35,7 +35,7 @@ RUN_HEADER = "X-Arriero-Run"
 _Entries = AsyncGenerator[StreamEntry | Waiting]
 
 
-class Call:
+class ModelCall:
     """One call of a model."""
 
     def __init__(self, services: Services, road: Road, body: BaseModel, model: str, priority: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.api import bodies, threads
 from app.api.openai import errors
-from app.api.openai.calls import RUN_HEADER, Call
+from app.api.openai.calls import RUN_HEADER, ModelCall
 from app.api.openai.errors import OpenAIRoute
 from app.api.openai.road import InjectedRoad, Road
 from app.api.services import InjectedServices
@@ -110,7 +110,7 @@ async def embeddings(
     A text that is longer than the model's context is refused; `long_text` can be `chunk` (the mean of its windows) or
     `truncate`. `task` adds the model's prefix for a `query` or a `document`.
     """
-    call = Call(services, road, body, body.model, PriorityClass.INTERACTIVE)
+    call = ModelCall(services, road, body, body.model, PriorityClass.INTERACTIVE)
     if not call.model.serves_embeddings:
         able = [model.name for model in services.catalog.models if model.serves_embeddings]
         message = f"the model {body.model!r} serves no embeddings"
@@ -125,11 +125,11 @@ async def _generate(
     body: ChatRequest | CompletionRequest,
     kind: str,
 ) -> Response:
-    call = Call(services, road, body, body.model, body.priority)
+    call = ModelCall(services, road, body, body.model, body.priority)
     if not body.streamed:
         return await call.answer(request)
     echoed = body.prompt if isinstance(body, CompletionRequest) and body.echo else ""
     chunks = Chunks(
-        kind, body.model, call.run_id, call.request.created, includes_usage=body.includes_usage, echoed=echoed
+        kind, body.model, str(call.run_id), call.request.created, includes_usage=body.includes_usage, echoed=echoed
     )
     return await call.stream(chunks)

@@ -69,7 +69,7 @@ class Road:
 
         Raises BrokerUnreachable, and what a submission raises.
         """
-        key = token_stream.key(request.run_id, direct.STEP)
+        key = token_stream.key(str(request.run_id), direct.STEP)
         message = request.encoded()
         requests = direct.requests_key(model.slug)
         try:

@@ -60,7 +60,7 @@ async def stream(
 
 async def _events(road: Road, services: Services, run_id: UUID, key: str, after: str) -> AsyncIterator[str]:
     try:
-        async with road.reader.follow(token_stream.key(run_id, key), after) as subscription:
+        async with road.reader.follow(token_stream.key(str(run_id), key), after) as subscription:
             while True:
                 entry = await subscription.next(_CHECK)
                 if entry is None:

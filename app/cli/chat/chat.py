@@ -62,8 +62,8 @@ class Conversation:
 
 def chat(
     context: typer.Context,
-    model: options.Model,
-    system: options.System = None,
+    model: options.ModelName,
+    system: options.SystemMessage = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     seed: options.Seed = None,

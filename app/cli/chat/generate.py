@@ -22,11 +22,11 @@ _MAX_CHARACTERS = 16 * 1024 * 1024
 
 def generate(
     context: typer.Context,
-    model: options.Model,
+    model: options.ModelName,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="The message; - or none reads standard input.")
     ] = None,
-    system: options.System = None,
+    system: options.SystemMessage = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     seed: options.Seed = None,

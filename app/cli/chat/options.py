@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalogue, such as smollm2:135m.")]
-System = Annotated[str | None, typer.Option("--system", help="The system message.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalogue, such as smollm2:135m.")]
+SystemMessage = Annotated[str | None, typer.Option("--system", help="The system message.")]
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer; by default what the context has.")
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
@@ -23,7 +22,7 @@ _OBJECTS = {
 
 
 def document(
-    request: ChatRequest | CompletionRequest, generated: Generated, run_id: UUID, created: int
+    request: ChatRequest | CompletionRequest, generated: Generated, run_id: str, created: int
 ) -> dict[str, Any]:
     """The whole answer. `created` is in seconds since 1970."""
     chat = isinstance(request, ChatRequest)
@@ -40,11 +39,11 @@ def document(
     }
 
 
-def heading(kind: str, model: str, run_id: UUID, created: int, *, whole: bool) -> dict[str, Any]:
+def heading(kind: str, model: str, run_id: str, created: int, *, whole: bool) -> dict[str, Any]:
     """The fields that begin an answer and each of its chunks."""
     prefix, answer, chunk = _OBJECTS[kind]
     return {
-        "id": f"{prefix}-{run_id.hex}",
+        "id": f"{prefix}-{run_id.replace('-', '')}",
         "object": answer if whole else chunk,
         "created": created,
         "model": model,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
-from uuid import UUID
 
 from app.inference.openai import answers
 
@@ -13,7 +12,7 @@ class Chunks:
     """Makes the chunks of one answer. Pieces of text are those of the first choice."""
 
     def __init__(
-        self, kind: str, model: str, run_id: UUID, created: int, *, includes_usage: bool, echoed: str = ""
+        self, kind: str, model: str, run_id: str, created: int, *, includes_usage: bool, echoed: str = ""
     ) -> None:
         self._chat = kind == "chat"
         self._heading = answers.heading(kind, model, run_id, created, whole=False)

@@ -28,6 +28,7 @@ from app.workflows.language import definition as definitions
 from app.workflows.language import shape_errors, source
 from app.workflows.language.definition import Definition
 from app.workflows.language.source import SourceDocument
+from app.workflows.language.step_work import Retry
 from app.workflows.language.steps import (
     MODEL_KINDS,
     TIMED_OUT,
@@ -39,7 +40,6 @@ from app.workflows.language.steps import (
     MapBody,
     MapStep,
     ModelWork,
-    Retry,
     WaitStep,
     branches_of,
 )

@@ -16,18 +16,8 @@ from pydantic import Discriminator, Field, Tag
 
 from app.kernel.units.durations import Duration
 from app.workflows.language import ancestry
-from app.workflows.language.steps import (
-    MODEL_KINDS,
-    NAME,
-    AnyStep,
-    DiscriminatedStep,
-    DocumentPart,
-    Expression,
-    ModelWork,
-    PositiveDuration,
-    Template,
-    work_of,
-)
+from app.workflows.language.step_work import NAME, DocumentPart, Expression, PositiveDuration, Template
+from app.workflows.language.steps import MODEL_KINDS, AnyStep, DiscriminatedStep, ModelWork, work_of
 
 #: The pattern of label names.
 LABEL = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"

@@ -63,7 +63,7 @@ def api(settings: Settings, database: Database, publisher: CeleryPublisher, runs
 
 
 @pytest.fixture
-def start_pool(runs: Runs, settings: Settings, redis_url: str, valkey: redis.Redis) -> Iterator[StartPool]:  # noqa: ARG001 emptied before
+def start_pool(runs: Runs, settings: Settings, redis_url: str, valkey: redis.Redis) -> Iterator[StartPool]:
     """Starts a pool: `slots` and `tokens_per_second` of its engine may be given."""
     started: list[DirectRequests] = []
     pools = settings.pools.model_copy(update={"drain_timeout": timedelta(0)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ import redis
 from app.fleet.pool import PoolPhase
 from app.inference import direct, token_stream
 from app.kernel.database import Database
+from app.kernel.errors import NotFound
 from app.workflows.runs import views
 from app.workflows.runs.service import Runs
 from tests.api.openai.conftest import MODEL, StartPool
@@ -39,16 +41,15 @@ def run_of(answer: httpx2.Response) -> UUID:
 
 
 def until_state(database: Database, run_id: UUID, *states: str) -> views.RunView:
+    """Wait until the run exists and has one of the states."""
     limit = time.monotonic() + PATIENCE
     while True:
-        try:
+        found = None
+        with suppress(NotFound):
             found = views.run(database, run_id)
-        except Exception as error:
-            assert time.monotonic() < limit, error
-        else:
-            if found.run.state in states:
-                return found
-            assert time.monotonic() < limit, found.run.state
+        if found is not None and found.run.state in states:
+            return found
+        assert time.monotonic() < limit, found
         threading.Event().wait(0.02)
 
 
@@ -92,7 +93,7 @@ def test_the_call_is_a_run_with_its_tokens(api: str, start_pool: StartPool, data
 def test_the_stream_of_tokens_has_consecutive_ids(api: str, start_pool: StartPool, valkey: redis.Redis) -> None:
     start_pool()
     answer = post(api, max_tokens=20)
-    ids = [id_ for id_, _ in valkey.xrange(token_stream.key(run_of(answer), direct.STEP))]
+    ids = [id_ for id_, _ in valkey.xrange(token_stream.key(str(run_of(answer)), direct.STEP))]
     assert ids == [f"1-{n}" for n in range(1, len(ids) + 1)]
 
 
