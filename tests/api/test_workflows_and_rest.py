@@ -68,13 +68,13 @@ def test_an_invalid_definition_names_every_line(client: TestClient) -> None:
 
 def test_models_have_the_state_of_their_file_and_their_demand(client: TestClient) -> None:
     client.post("/v1/runs", json={"workflow": "support-triage", "inputs": {"message": "hi"}})
-    models = {entry["name"]: entry for entry in client.get("/v1/models").json()["models"]}
+    models = {entry["name"]: entry for entry in client.get("/v1/catalog").json()["models"]}
 
     assert models["smollm2:135m"]["present"] is True
     assert models["smollm2:135m"]["steps_ready"] == 2
     assert models["qwen3:4b"]["present"] is False
     assert "arriero models pull qwen3:4b" in models["qwen3:4b"]["problem"]
-    assert client.get("/v1/models/smollm2:135m").json() == models["smollm2:135m"]
+    assert client.get("/v1/catalog/smollm2:135m").json() == models["smollm2:135m"]
 
 
 def test_a_healthy_service_is_ready(client: TestClient) -> None:
