@@ -299,3 +299,23 @@ def test_completions_continue_a_prompt(api: str, start_pool: StartPool) -> None:
         text = "".join(chunk.choices[0].text for chunk in pieces)
     assert whole.choices[0].text.startswith("Once")
     assert text == whole.choices[0].text
+
+
+#: The first parts of OpenAI's paths, from its OpenAPI document.
+OPENAI_NAMES = {
+    *("assistants", "audio", "batches", "chat", "chatkit", "completions", "containers", "conversations", "embeddings"),
+    *("evals", "files", "fine_tuning", "images", "models", "moderations", "organization", "projects", "realtime"),
+    *("responses", "skills", "threads", "uploads", "vector_stores", "videos"),
+}
+
+
+def test_no_own_resource_has_a_name_of_openai(api: str) -> None:
+    document = httpx2.get(f"{api}/openapi.json", timeout=PATIENCE).json()
+    own = {
+        path.split("/")[2]
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        if path.startswith("/v1/") and operation.get("tags") != ["openai"]
+    }
+    assert own & OPENAI_NAMES == set()
+    assert "runs" in own
