@@ -14,11 +14,12 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from app.inference.openai import answers, embedding
+from app.inference.openai import answers, embedding, reranking
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.generation import place_of
+from app.inference.openai.reranking import RerankingRequest
 from app.inference.requests import Generated, PriorityClass
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
@@ -26,17 +27,20 @@ from app.workflows.state_machine.outcomes import Success, TokenUsage
 from workers import embedding_step
 from workers.engine import Engine, OnStop, OnText, Ticket
 
+AnyRequest = ChatRequest | CompletionRequest | EmbeddingsRequest | RerankingRequest
+
 #: By the field that only requests of this kind have.
-_KINDS: Mapping[str, type[ChatRequest | CompletionRequest | EmbeddingsRequest]] = {
+_KINDS: Mapping[str, type[AnyRequest]] = {
     "messages": ChatRequest,
     "prompt": CompletionRequest,
     "input": EmbeddingsRequest,
+    "query": RerankingRequest,
 }
 #: Most problems in a message.
 _MAX_PROBLEMS = 5
 
 
-def parse(body: Any, model: str) -> ChatRequest | CompletionRequest | EmbeddingsRequest:
+def parse(body: Any, model: str) -> AnyRequest:
     """
     Return the request of a body, for a model.
 
@@ -87,6 +91,16 @@ def embed(request: EmbeddingsRequest, engine: Engine, on_stop: OnStop, timeout: 
     return Success(embedding.document(request, found.output, found.usage.tokens_in), found.usage)
 
 
+def rerank(request: RerankingRequest, engine: Engine, on_stop: OnStop, timeout: timedelta) -> Success:
+    """The outcome of a request for scores. Raises StepFailure, and CancelledError when it was stopped."""
+    seconds = timeout.total_seconds()
+    try:
+        found = engine.rerank(request.translated(), seconds, on_stop)
+    except TimeoutError:
+        raise StepFailure(FailureReason.TIMEOUT, f"the documents were not scored within {seconds:g} s") from None
+    return Success(reranking.document(request, found.scores, found.tokens_in), TokenUsage(found.tokens_in))
+
+
 def execute(
     body: Any,
     model: str,
@@ -106,6 +120,8 @@ def execute(
     request, created = parse(body, model), int(clock.now().timestamp())
     if isinstance(request, EmbeddingsRequest):
         return embed(request, engine, on_stop, timeout)
+    if isinstance(request, RerankingRequest):
+        return rerank(request, engine, on_stop, timeout)
     ticket = start(engine, request, priority, on_text)
     on_stop(ticket.cancel)
     seconds = timeout.total_seconds()

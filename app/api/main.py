@@ -39,6 +39,7 @@ from app.devices.inventory import Devices
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
+from app.inference.openai.reranking import RerankingRequest
 from app.kernel import addresses, broker, log
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
@@ -109,7 +110,7 @@ ROUTERS = (
 #: Types for the OpenAPI document that are not in the signatures of endpoints.
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
-    *(ChatRequest, CompletionRequest, EmbeddingsRequest),
+    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
 )
 

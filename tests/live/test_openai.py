@@ -35,7 +35,7 @@ def test_chat_completions_do_what_their_parameters_say(live: Live) -> None:
         assert len({choice.message.content for choice in texts}) > 1
         stopped = create(**options, temperature=0, stop=[(first or "")[4:6]]).choices[0]
         assert (stopped.finish_reason, stopped.message.content) == ("stop", (first or "")[:4])
-        logprobs = create(**options, logprobs=True, top_logprobs=2).choices[0].logprobs
+        logprobs = create(**options, logprobs=True, top_logprobs=2, temperature=0).choices[0].logprobs
         assert logprobs is not None
         assert logprobs.content is not None
         assert len(logprobs.content) == 12

@@ -33,6 +33,8 @@ from app.inference.requests import (
     Generated,
     GenerateRequest,
     NamedTool,
+    Reranked,
+    RerankRequest,
     ToolCall,
 )
 from app.kernel import clock
@@ -155,6 +157,16 @@ class RemoteEngine:
             future.cancel()
             with self._lock:
                 self._pending_vectors.discard(future)
+
+    def rerank(
+        self,
+        request: RerankRequest,  # noqa: ARG002 the signature is the protocol's
+        timeout: float | None = None,  # noqa: ARG002 as above
+        on_stop: OnStop | None = None,  # noqa: ARG002 as above
+    ) -> Reranked:
+        """See the protocol. Refused: OpenAI's API has no reranking."""
+        message = f"{self.options.url} is reached through OpenAI's API, which has no reranking"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
 
     def stalled_for(self) -> timedelta:
         """See the protocol. Progress is an event of any stream."""

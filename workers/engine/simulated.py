@@ -21,7 +21,16 @@ from datetime import timedelta
 from typing import Any
 
 from app.inference import answers
-from app.inference.requests import RANKS, Embedded, EmbedRequest, FinishReason, Generated, GenerateRequest
+from app.inference.requests import (
+    RANKS,
+    Embedded,
+    EmbedRequest,
+    FinishReason,
+    Generated,
+    GenerateRequest,
+    Reranked,
+    RerankRequest,
+)
 from app.kernel import clock, log
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import OnStop, OnText
@@ -126,6 +135,13 @@ class SimulatedEngine:
             self._meter.embedded_tokens += tokens
         vectors = tuple(_vector(text, request.dimensions or _DIMENSIONS) for text in request.texts)
         return Embedded(vectors, tokens, timedelta(seconds=time.monotonic() - started_at))
+
+    def rerank(self, request: RerankRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Reranked:
+        """See the protocol. The score is the share of the query's words that the document has."""
+        read = self.embed(EmbedRequest((request.query, *request.documents)), timeout, on_stop)
+        words = set(request.query.lower().split())
+        scores = tuple(len(words & set(one.lower().split())) / max(len(words), 1) for one in request.documents)
+        return Reranked(scores, read.tokens_in, read.time_total)
 
     def stalled_for(self) -> timedelta:
         """See the protocol. It never stalls."""

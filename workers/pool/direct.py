@@ -21,6 +21,7 @@ from app.fleet.pool import PoolPhase
 from app.inference import direct
 from app.inference.direct import DirectRequest
 from app.inference.openai.embedding import EmbeddingsRequest
+from app.inference.openai.reranking import RerankingRequest
 from app.kernel import log
 from app.kernel.errors import Conflict, FailureReason, LeaseLost, StepFailure
 from app.workflows.runs.claims import Claim
@@ -197,8 +198,8 @@ class _Request:
         self._stream.begun(owner.pool_id)
         try:
             parsed = openai_step.parse(request.body, request.model)
-            if isinstance(parsed, EmbeddingsRequest):
-                owner.answering.submit(self._embed, parsed)
+            if isinstance(parsed, EmbeddingsRequest | RerankingRequest):
+                owner.answering.submit(self._compute, parsed)
                 return
             ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_text)
         except StepFailure as failure:
@@ -239,8 +240,12 @@ class _Request:
             self._written = True
             self._owner.record(self._record_begin)
 
-    def _embed(self, request: EmbeddingsRequest) -> None:
-        self._finish(lambda: openai_step.embed(request, self._owner.engine, self._stops_by, _TIMEOUT))
+    def _compute(self, request: EmbeddingsRequest | RerankingRequest) -> None:
+        engine = self._owner.engine
+        if isinstance(request, EmbeddingsRequest):
+            self._finish(lambda: openai_step.embed(request, engine, self._stops_by, _TIMEOUT))
+        else:
+            self._finish(lambda: openai_step.rerank(request, engine, self._stops_by, _TIMEOUT))
 
     def _finish(self, result: Callable[[], Success]) -> None:
         try:

@@ -19,6 +19,7 @@ from app.inference.openai.chunks import Chunks
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.generation import place_of
+from app.inference.openai.reranking import RerankingRequest
 from app.inference.requests import PriorityClass
 from app.kernel.errors import InvalidInput, Problem
 
@@ -115,6 +116,31 @@ async def embeddings(
         able = [model.name for model in services.catalog.models if model.serves_embeddings]
         message = f"the model {body.model!r} serves no embeddings"
         raise InvalidInput([Problem("model", message, ", ".join(able) or "a model for embeddings")], "request")
+    return await call.answer(request)
+
+
+@router.post(
+    "/rerank",
+    summary="Reranking",
+    responses=_ANSWERS,
+    openapi_extra=bodies.documented_as(RerankingRequest),
+)
+async def rerank(
+    request: Request,
+    services: InjectedServices,
+    road: InjectedRoad,
+    body: Annotated[RerankingRequest, _body(RerankingRequest)],
+) -> Response:
+    """
+    The relevance of documents to a query, best first, by a reranking model.
+
+    The form is that of Jina, Cohere and llama.cpp's server; OpenAI's API has none.
+    """
+    call = ModelCall(services, road, body, body.model, PriorityClass.INTERACTIVE)
+    if "rerank" not in call.model.use_cases:
+        able = [model.name for model in services.catalog.models if "rerank" in model.use_cases]
+        message = f"the model {body.model!r} is no reranking model: its use_cases do not have rerank"
+        raise InvalidInput([Problem("model", message, ", ".join(able) or "a model with this use case")], "request")
     return await call.answer(request)
 
 

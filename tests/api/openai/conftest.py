@@ -16,6 +16,7 @@ import uvicorn
 from app.api.main import serve
 from app.api.services import Services
 from app.catalog import files
+from app.catalog.catalog import Catalog
 from app.devices.inventory import Devices
 from app.fleet.pool import PoolPhase
 from app.kernel.broker import CeleryPublisher
@@ -35,6 +36,13 @@ MODEL = "smollm2:135m"
 StartPool = Callable[..., DirectRequests]
 
 
+def catalog() -> Catalog:
+    """The shipped catalogue, whose first model can do everything: its engine is simulated."""
+    shipped = files.read_catalog()
+    able = shipped.get(MODEL).model_copy(update={"use_cases": ("chat", "embed", "rerank")})
+    return Catalog(tuple(able if model.name == MODEL else model for model in shipped))
+
+
 @pytest.fixture
 def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path, database_url=database_url, redis_url=redis_url)
@@ -49,7 +57,7 @@ def api(settings: Settings, database: Database, publisher: CeleryPublisher, runs
         own,
         publisher,
         Runs(own, publisher, runs.policy),
-        files.read_catalog(),
+        catalog(),
         Devices(settings.fleet),
         OperatorCommands(own, lambda: None),
     )
@@ -74,9 +82,8 @@ def start_pool(runs: Runs, settings: Settings, redis_url: str, valkey: redis.Red
         leases = Leases(runs, f"pool{len(started)}@here/1/x", interval=timedelta(seconds=1))
         leases.start()
         tokens = TokenWriter(redis_url)
-        catalog = files.read_catalog()
-        runtime = Runtime(impatient, runs, leases, engine, Secrets(settings.data_dir), catalog, tokens)
-        pool = DirectRequests(runtime, tokens, redis_url, catalog.get(MODEL).slug, f"pool{len(started)}")
+        runtime = Runtime(impatient, runs, leases, engine, Secrets(settings.data_dir), catalog(), tokens)
+        pool = DirectRequests(runtime, tokens, redis_url, catalog().get(MODEL).slug, f"pool{len(started)}")
         pool.on_phase(PoolPhase.SERVING)
         started.append(pool)
         return pool

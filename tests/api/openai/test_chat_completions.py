@@ -271,11 +271,7 @@ def test_tokens_are_read_again_from_the_last_id(api: str, start_pool: StartPool)
     assert httpx2.get(address.replace("answer", "nothing"), timeout=PATIENCE).status_code == 404
 
 
-def test_embeddings_are_little_endian_floats_for_the_official_client(
-    api: str, start_pool: StartPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pool serves the model of these tests, so its entry is asked to serve embeddings."""
-    monkeypatch.setattr("app.catalog.model.Model.serves_embeddings", property(lambda _: True))
+def test_embeddings_are_little_endian_floats_for_the_official_client(api: str, start_pool: StartPool) -> None:
     start_pool()
     with openai.OpenAI(base_url=f"{api}/v1", api_key="none") as client:
         found = client.embeddings.create(model=MODEL, input=["one", "two"], dimensions=8)
@@ -287,7 +283,24 @@ def test_embeddings_are_little_endian_floats_for_the_official_client(
 
 
 def test_a_model_without_vectors_refuses_embeddings(api: str) -> None:
-    answer = httpx2.post(f"{api}/v1/embeddings", json={"model": MODEL, "input": "x"}, timeout=PATIENCE)
+    answer = httpx2.post(f"{api}/v1/embeddings", json={"model": "gemma3:270m", "input": "x"}, timeout=PATIENCE)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+
+
+def test_documents_are_returned_best_first(api: str, start_pool: StartPool, database: Database) -> None:
+    start_pool()
+    documents = ["all about llamas", "the price of tea", {"text": "tea and llamas and tea"}]
+    body = {"model": MODEL, "query": "price of tea", "documents": documents, "top_n": 2, "return_documents": True}
+    answer = httpx2.post(f"{api}/v1/rerank", json=body, timeout=PATIENCE)
+    assert answer.status_code == 200, answer.text
+    assert [one["index"] for one in answer.json()["results"]] == [1, 2]
+    assert answer.json()["results"][0]["document"] == {"text": "the price of tea"}
+    assert until_state(database, run_of(answer), "succeeded").steps[0].tokens_in > 0
+
+
+def test_a_model_that_is_no_reranker_refuses(api: str) -> None:
+    body = {"model": "gemma3:270m", "query": "x", "documents": ["y"]}
+    answer = httpx2.post(f"{api}/v1/rerank", json=body, timeout=PATIENCE)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
 
 
