@@ -30,7 +30,7 @@ from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, workflows
-from app.catalog import files
+from app.catalog.live import LiveCatalog
 from app.devices.inventory import Devices
 from app.kernel import addresses, broker, log
 from app.kernel import database as databases
@@ -122,7 +122,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs))
-    catalog = files.read_catalog(settings.catalog.files)
+    catalog = LiveCatalog(settings)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
     return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet), operator_commands))
 
