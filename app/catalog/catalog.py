@@ -159,12 +159,12 @@ def with_values(model: Model, values: Mapping[str, Any], names: Mapping[str, str
 
 
 def to_toml(models: Iterable[Model]) -> str:
-    """Returns the TOML text from which `parse` returns these models; default values are left out."""
+    """Returns the TOML text from which `parse` returns these models; most default values are left out."""
     return "\n".join(_table(model) for model in models)
 
 
 def _table(model: Model) -> str:
-    given = model.model_dump(mode="json", exclude_defaults=True)
+    given = model.model_dump(mode="json", exclude_defaults=True) | {"context": model.context, "slots": model.slots}
     tables = {key: given.pop(key, {}) for key in ("prompt", "engine")}
     given["source"] = _source(given.pop("source"))
     lines = [f"[[{_MODELS_KEY}]]", *(f"{key} = {_toml(value)}" for key, value in given.items() if value != {})]

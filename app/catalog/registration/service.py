@@ -69,13 +69,13 @@ def register(
     known = files.catalog_of(settings)
     name = wishes.name
     if name is not None:
+        with _translated(name):
+            Model(name=name, use_cases=("chat",), source=FileSource(path="/file.gguf"))
         _check_name(name, known, replace=wishes.replace)
     source = _source(reference, settings)
     existing = next((model for model in known if _same_file(model.source, source)), None)
-    with _translated(name or ""):
-        provisional = Model(name=name or _PROVISIONAL, use_cases=("chat",), source=source)
     path = files.pull(
-        provisional,
+        Model(name=name or _PROVISIONAL, use_cases=("chat",), source=source),
         settings.data_dir,
         report,
         token=settings.catalog.hub_token,
@@ -118,7 +118,12 @@ def _translated(typed: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        found = [Problem(typed, item["msg"].removeprefix("Value error, "), "") for item in error.errors()]
+        found = [
+            Problem(typed, "is not accepted", Model.model_fields["name"].description or "")
+            if item["loc"] == ("name",)
+            else Problem(typed, item["msg"].removeprefix("Value error, "))
+            for item in error.errors()
+        ]
         raise InvalidInput(found, "reference of a model") from None
 
 

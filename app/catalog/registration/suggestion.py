@@ -16,6 +16,7 @@ from typing import Any
 
 from app.catalog.metadata import Header
 from app.catalog.model import Model, slug
+from app.catalog.registration.reference import quantisation_of
 from app.catalog.source import ModelSource
 
 #: Context and slots of a suggested entry.
@@ -80,6 +81,8 @@ def suggest(read: Header, source: ModelSource, name: str) -> Model:
 def unique_name(read: Header, slugs: Collection[str]) -> str:
     """Returns a name whose slug is none of these."""
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", read.path.stem)
+    if (tag := quantisation_of(read.path.name)) and stem.upper().endswith(tag):
+        stem = stem[: -len(tag)].rstrip("-._") or stem
     known = read.metadata.get("general.basename")
     text = _name_part(known if isinstance(known, str) else stem)
     size = _name_part(read.size_label or "") or (match[1] if (match := _SIZE.search(stem.lower())) else "")

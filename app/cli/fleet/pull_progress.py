@@ -74,7 +74,11 @@ class PullProgress:
         total = f" of {format_bytes(progress.total)} ({percent} %)" if progress.total else ""
         rate = (progress.done - first) / (at - began) if at - began > _LEAST else 0.0
         speed = f", {format_bytes(round(rate))}/s" if rate else ""
-        left = f", {seconds((progress.total - progress.done) / rate)} left" if rate and progress.total else ""
+        left = (
+            f", {seconds((progress.total - progress.done) / rate)} left"
+            if rate and progress.total and percent < 100
+            else ""
+        )
         detail = f": {progress.detail}" if progress.detail else ""
         line = f"{name}: {progress.state} {format_bytes(progress.done)}{total}{speed}{left}{detail}"
         self._console.print(Text(line), soft_wrap=True)

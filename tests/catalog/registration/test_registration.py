@@ -141,8 +141,8 @@ def test_a_split_file_is_one_model(remote: Hub, here: Settings, make_gguf: MakeG
     remote.offer(**dict(zip(names, contents, strict=True)))
     source = hub.resolve(HubReference("me/tiny", file=names[0]), here.catalog.hub, here.catalog.hub_token)
     provisional = Model(name="a:1", use_cases=("chat",), source=source)
+    free = install.MIN_FREE_BYTES + len(contents[0])
     with pytest.raises(DownloadFailed, match=r"t-Q8_0-00001-of-00002\.gguf with its other parts needs"):
-        free = install.MIN_FREE_BYTES + len(contents[0])
         files.pull(provisional, here.data_dir, hub=here.catalog.hub, free_space=lambda _: free)
     added = register(f"hf.co/me/tiny/{names[1]}", here)
     assert [path.name for path in files.file_paths(added.model, here.data_dir)] == names
@@ -246,7 +246,7 @@ def test_a_name_that_is_taken_is_refused_before_the_download(remote: Hub, here: 
     assert "qwen3:4b is already in the catalogue" in message
     assert "--name, or --replace" in message
     assert "too similar" in refused("hf.co/me/tiny", here, name="qwen3:0-6b")
-    assert "No Name" in refused("hf.co/me/tiny", here, name="No Name")
+    assert "No Name: is not accepted; accepted: family:size" in refused("hf.co/me/tiny", here, name="No Name")
     assert remote.cdn.requests == []
 
     added = register("hf.co/me/tiny", here, name="qwen3:4b", replace=True)

