@@ -262,6 +262,28 @@ def pull(
     return path
 
 
+def verify(model: Model, data_dir: Path, report: OnProgress = lambda _: None) -> bool:
+    """
+    Reads the model's file completely, and compares its hash with that of the catalogue or of its installation.
+
+    Returns False when no hash is known: then only the header was checked. Raises what `check` raises, and
+    ModelFileDamaged for a file whose content has changed.
+    """
+    check(model, data_dir)
+    compared = True
+    for index, path in enumerate(file_paths(model, data_dir)):
+        record = install.find_record(path)
+        wanted = model.source.sha256[index] if model.source.sha256 else record.sha256 if record else None
+        if wanted is None:
+            compared = False
+        elif (found := _hash(path, report)) != wanted:
+            says = "the catalogue says" if model.source.sha256 else "when it was installed, it was"
+            advice = model.source.replacement(model.name)
+            raise ModelFileDamaged(path, f"its sha256 is {found}, {says} {wanted}; {advice}")
+        report(FileProgress(path.name, InstallState.DONE, path.stat().st_size, path.stat().st_size))
+    return compared
+
+
 def _ensure_space(source: UrlSource | HubSource, paths: Sequence[Path], free_space: FreeSpace) -> None:
     """Raises DownloadFailed when the parts that are not here do not fit the disk together."""
     partial = [install.partial_path(path) for path in paths]

@@ -12,7 +12,7 @@ import pytest
 from app.cli import COMMANDS
 from app.cli.fleet import models
 from app.cli.fleet.footprint import footprint
-from app.cli.fleet.pulls import pull, rm
+from app.cli.fleet.pulls import pull, rm, verify
 
 #: Packages that only servers and commands with database access need.
 HEAVY = ("alembic", "celery", "fastapi", "jsonschema", "llama_cpp", "psycopg", "sqlalchemy", "uvicorn")
@@ -31,7 +31,7 @@ def imported_by(*arguments: str) -> set[str]:
 
 def test_the_help_line_of_a_lazy_command_in_a_group_equals_its_docstring() -> None:
     helps = {command.name: command.help for command in models.app.registered_commands}
-    for function in (footprint, pull, rm):
+    for function in (footprint, pull, rm, verify):
         assert helps[function.__name__] == inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
 
 

