@@ -41,6 +41,9 @@ app = typer.Typer(
 #: Lines of a chat template, and characters of each, that `show` prints without `--template`.
 _TEMPLATE_LINES, _TEMPLATE_WIDTH = 6, 96
 
+#: Seconds for the API to say which models are not started: the list is complete without it.
+_TIMEOUT = 3.0
+
 _STYLES = {"here": "green", "damaged": "red", "missing": "red"}
 
 _PULL = "Download a model's file to this host, and verify it; add a model that the catalogue does not have."
@@ -219,7 +222,7 @@ def _header(model: Model, settings: Settings) -> Header:
 def _refusals(settings: Settings) -> dict[str, str]:
     """Return by model why no pool is started for its steps; empty when nothing runs here."""
     try:
-        with connected(settings) as client:
+        with connected(settings, _TIMEOUT) as client:
             return {one["model"]: one["reason"] for one in client.get("/v1/fleet")["refusals"]}
     except ArrieroError:
         return {}
