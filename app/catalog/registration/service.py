@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from app.catalog.catalog import Catalog
 from app.catalog.install import OnProgress
 from app.catalog.metadata import Header
 from app.catalog.model import Model, slug
-from app.catalog.registration import hub, own_catalog, suggestion
+from app.catalog.registration import hub, own_catalog, removal, suggestion
 from app.catalog.registration.reference import HubReference, PathReference, Reference, UrlReference
 from app.catalog.source import FileSource, HubSource, ModelSource, UrlSource
 from app.kernel.errors import Conflict, InvalidInput, ModelFileDamaged, Problem
@@ -28,6 +28,8 @@ from app.kernel.settings import Settings
 
 #: The name of a model before its file is here.
 _PROVISIONAL = "new:file"
+#: The options of `arriero models pull` for values of the entry, by key, for messages.
+_OPTIONS = {"context": "--context", "slots": "--slots"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Wishes:
     #: Replace an entry of that name.
     replace: bool = False
     #: Values by key of an entry, such as `context`.
-    values: Mapping[str, Any] | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def register(
@@ -66,37 +68,37 @@ def register(
     Raises Conflict when the name is taken, InvalidInput for a name or value that is not accepted, and what `files.pull`
     raises.
     """
-    known = files.catalog_of(settings)
-    name = wishes.name
-    if name is not None:
-        with _translated(name):
-            Model(name=name, use_cases=("chat",), source=FileSource(path="/file.gguf"))
-        _check_name(name, known, replace=wishes.replace)
+    known, name, data_dir = files.catalog_of(settings), wishes.name, settings.data_dir
+    with _translated(name or ""):
+        provisional = Model(name=name or _PROVISIONAL, use_cases=("chat",), source=FileSource(path="/file.gguf"))
+    catalog.with_values(provisional, wishes.values, _OPTIONS)
     source = _source(reference, settings)
-    existing = next((model for model in known if _same_file(model.source, source)), None)
+    provisional = provisional.model_copy(update={"source": source})
+    existing = next((model for model in known if name in (None, model.name) and _same_file(model.source, source)), None)
+    is_new = existing is None or wishes.replace or bool(wishes.values)
+    if name is not None and is_new:
+        _check_name(name, known, replace=wishes.replace)
     path = files.pull(
-        Model(name=name or _PROVISIONAL, use_cases=("chat",), source=source),
-        settings.data_dir,
-        report,
-        token=settings.catalog.hub_token,
-        hub=settings.catalog.hub,
-        again=again,
+        provisional, data_dir, report, token=settings.catalog.hub_token, hub=settings.catalog.hub, again=again
     )
-    if existing is not None and name in (None, existing.name) and not wishes.replace and not wishes.values:
+    if existing is not None and not is_new:
         return Registered(existing, path, added=False)
     read = header.read(path)
     if reason := suggestion.unservable(read):
+        removal.remove_files(provisional, known, data_dir)
         raise ModelFileDamaged(path, reason)
-    with own_catalog.locked(settings.data_dir):
+    with own_catalog.locked(data_dir):
         known = files.catalog_of(settings)
         if name is not None:
             _check_name(name, known, replace=wishes.replace)
         slugs = {slug(other) for other in known.names}
         entry = suggestion.suggest(read, source, name or suggestion.unique_name(read, slugs))
-        if wishes.values:
-            entry = catalog.with_values(entry, wishes.values, {})
-        replaced = {slug(entry.name)} if wishes.replace else set[str]()
-        own_catalog.put(entry, settings.data_dir, slugs - replaced, _comment(typed, read), replace=wishes.replace)
+        entry = catalog.with_values(entry, wishes.values, _OPTIONS)
+        replaced = own_catalog.read(data_dir).find(entry.name)
+        others = slugs - ({slug(entry.name)} if wishes.replace else set())
+        own_catalog.put(entry, data_dir, others, _comment(typed, read), replace=wishes.replace)
+    if replaced is not None:
+        removal.remove_files(replaced.model_copy(update={"name": _PROVISIONAL}), files.catalog_of(settings), data_dir)
     return Registered(entry, path, added=True)
 
 

@@ -122,6 +122,7 @@ def test_the_same_file_gets_one_entry(remote: Hub, here: Settings, make_gguf: Ma
     again = register(f"{remote.web.url}/me/tiny/resolve/main/tiny-Q4_K_M.gguf", here)
     assert (again.added, again.model) == (False, first.model)
     other = register("hf.co/me/tiny", here, name="mine:1", values={"context": 512, "slots": 2})
+    assert not register("hf.co/me/tiny", here, name="mine:1").added, "a repeated command adds nothing"
     assert (other.added, other.model.context, other.model.slots) == (True, 512, 2)
     assert len(files.catalog_of(here).models) == len(files.read_catalog().models) + 2
     assert len(remote.cdn.requests) == 1, "the file is shared"
@@ -227,6 +228,19 @@ def test_a_file_that_leaves_its_folder_is_refused(remote: Hub, here: Settings) -
 def test_a_file_that_is_no_model_gets_no_entry(remote: Hub, here: Settings, make_gguf: MakeGguf) -> None:
     remote.offer(**{"x-Q4_K_M.gguf": make_gguf(setup=lambda writer: writer.add_type("adapter")).read_bytes()})
     assert "it is an adapter (LoRA)" in refused("hf.co/me/tiny", here)
+    assert not list(here.data_dir.rglob("*.gguf")), "nothing could ever remove it"
+
+
+def test_the_file_of_an_entry_that_is_replaced_is_removed(remote: Hub, here: Settings, make_gguf: MakeGguf) -> None:
+    for name in ("one-7b.gguf", "two-7b.gguf"):
+        remote.cdn.offers[f"/{name}"] = Offer(make_gguf(name).read_bytes())
+    first = register(f"{remote.cdn.url}/one-7b.gguf", here, name="my:7b")
+    second = register(f"{remote.cdn.url}/two-7b.gguf", here, name="my:7b", replace=True)
+    assert not first.path.exists()
+    assert second.path.exists()
+    again = register(f"{remote.cdn.url}/two-7b.gguf", here, name="my:7b", replace=True, values={"slots": 1})
+    assert again.path.exists(), "it is still the file of the entry"
+    assert own_catalog.read(here.data_dir).get("my:7b").slots == 1
 
 
 def test_a_path_and_a_url_are_added_too(remote: Hub, here: Settings, make_gguf: MakeGguf) -> None:
@@ -249,6 +263,8 @@ def test_a_name_that_is_taken_is_refused_before_the_download(remote: Hub, here: 
     assert "No Name: is not accepted; accepted: family:size" in refused("hf.co/me/tiny", here, name="No Name")
     assert remote.cdn.requests == []
 
+    assert "--context: 1" in refused("hf.co/me/tiny", here, values={"context": 1})
+    assert remote.cdn.requests == [], "nor with values that are not accepted"
     added = register("hf.co/me/tiny", here, name="qwen3:4b", replace=True)
     assert files.catalog_of(here).get("qwen3:4b") == added.model, "it replaces the shipped one"
     with own_catalog.locked(here.data_dir):
