@@ -34,7 +34,7 @@ from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
 from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
-from app.catalog import files
+from app.catalog.live import LiveCatalog
 from app.devices.inventory import Devices
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
@@ -134,7 +134,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs))
-    catalog = files.read_catalog(settings.catalog.files)
+    catalog = LiveCatalog(settings)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
     return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet), operator_commands))
 

@@ -40,10 +40,11 @@ class ServerEvent:
 class Client:
     """Calls the API and converts its problem documents to errors."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout: float = 30.0) -> None:
+        """`timeout` is in seconds."""
         self.url = url
         # For plain HTTP no certificates are loaded: that takes longer than a call.
-        self._http = httpx2.Client(base_url=url, timeout=30.0, trust_env=False, verify=url.startswith("https://"))
+        self._http = httpx2.Client(base_url=url, timeout=timeout, trust_env=False, verify=url.startswith("https://"))
 
     def get(self, path: str, **parameters: Any) -> Any:
         """Return the JSON of a resource."""
@@ -107,9 +108,9 @@ class Client:
 
 
 @contextmanager
-def connected(settings: Settings) -> Iterator[Client]:
-    """Yield a client of the API at the address in the settings."""
-    client = Client(url_of(settings))
+def connected(settings: Settings, timeout: float = 30.0) -> Iterator[Client]:
+    """Yield a client of the API at the address in the settings. `timeout` is in seconds, for each answer."""
+    client = Client(url_of(settings), timeout)
     try:
         yield client
     finally:

@@ -23,9 +23,10 @@ from app.kernel.errors import InvalidInput, Problem
 from app.kernel.security.egress import EgressPolicy
 from app.kernel.units.durations import Duration
 from app.workflows import registry
-from app.workflows.language import check
+from app.workflows.language import check, source
 from app.workflows.language.check import Deployment
 from app.workflows.language.definition import LABEL, Definition, LabelValue, PriorityName
+from app.workflows.language.overrides import with_models
 from app.workflows.language.source import SourceDocument
 from app.workflows.runs import live_tokens, views
 from app.workflows.runs.details import RunView
@@ -51,6 +52,12 @@ class RunIn(BaseModel):
     version: int | None = Field(default=None, ge=0, description="of the named workflow; by default the newest")
     definition: dict[str, Any] | str | None = Field(
         default=None, description="a workflow as an object, or as YAML or JSON in a text"
+    )
+    models: dict[str, Annotated[str, Field(max_length=64)]] = Field(
+        default={},
+        max_length=1_000,
+        description="by id of a step, the model that it uses instead of its own; `*` is every step that uses one",
+        examples=[{"*": "smollm2:135m"}],
     )
     inputs: dict[str, Any] = Field(default={}, examples=[{"message": "Where is my parcel?"}])
     priority: PriorityName | None = Field(default=None, description="instead of the workflow's own")
@@ -373,6 +380,10 @@ def _submission(parsed: tuple[RunIn, SourceDocument], services: Services) -> Sub
         raise InvalidInput([Problem("workflow", message, "'workflow' with a name, or 'definition'")], "run")
     if request.workflow is not None:
         found = registry.get(services.database, request.workflow, request.version)
+        if request.models:  # another definition than that version
+            document = with_models(SourceDocument(found.definition.document(), {}), request.models)
+            changed = _submission_of(request, check.check(document, deployment_of(services)), None)
+            return replace(changed, newest=request.version is None, models=request.models)
         submission = _submission_of(request, found.definition, found.version)
         return replace(submission, newest=request.version is None)
     if request.version is not None:
@@ -397,9 +408,9 @@ def _submission_of(request: RunIn, definition: Definition, version: int | None) 
 
 def _inline(request: RunIn, body: SourceDocument, services: Services) -> Definition:
     deployment = deployment_of(services)
-    if isinstance(request.definition, str):
-        return check.parse(request.definition, deployment)
-    return check.check(body.within("definition"), deployment)
+    text = request.definition
+    document = source.read(text) if isinstance(text, str) else body.within("definition")
+    return check.check(with_models(document, request.models) if request.models else document, deployment)
 
 
 def out(view: RunView, live: Mapping[str, LiveOut] | None = None) -> RunOut:

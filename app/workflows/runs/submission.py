@@ -80,6 +80,8 @@ class Submission:
     newest: bool = False
     #: The id of the run; None for a new one. Another submission with the same id returns the same run.
     id: UUID | None = None
+    #: The models that replaced those of the named workflow, as the client sent them.
+    models: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,8 @@ def fingerprint(request: Submission) -> str:
     what = [request.definition.workflow, "newest"] if request.newest else [request.definition.sha256(), request.version]
     spans = [None if span is None else span.total_seconds() for span in (request.deadline, request.retention)]
     content = [what, request.inputs, request.priority, request.rank, request.labels, *spans]
+    if request.models:
+        content.append(request.models)
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=dict).encode()).hexdigest()
 
 
