@@ -55,8 +55,10 @@ SHELLS = {
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
     "access/accounts.py",
+    "inference/direct.py",
     "catalog/conversion/bert.py",
     "catalog/install.py",
+    "catalog/live.py",
     "catalog/packages.py",
     "fleet/ledger/session.py",
     "fleet/holder.py",
@@ -79,6 +81,10 @@ SHELLS = {
     "footprint/measurements.py",
     "devices/llama_build.py",
     "devices/nvml.py",
+    "catalog/registration/hub.py",
+    "catalog/registration/own_catalog.py",
+    "catalog/registration/removal.py",
+    "catalog/registration/service.py",
     "catalog/scan.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.

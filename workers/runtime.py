@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from celery import Celery
 
-from app.catalog import files
-from app.catalog.catalog import Catalog
+from app.catalog.catalog import Catalog, CatalogSource
+from app.catalog.live import LiveCatalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
@@ -26,14 +26,20 @@ from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
 from workers.token_reports import TokenReports
+from workers.token_writer import TokenWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The connections to the database and the catalogue of a process, which it opens and reads once."""
+    """The connections to the database and the catalogue of a process."""
 
     database: Database
-    catalog: Catalog
+    catalogs: CatalogSource
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue of this moment."""
+        return self.catalogs.current()
 
     @classmethod
     def open(cls, settings: Settings, connections: Callable[[Catalog], int]) -> Resources:
@@ -42,9 +48,9 @@ class Resources:
 
         Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
         """
-        catalog = files.read_catalog(settings.catalog.files)
+        catalogs = LiveCatalog(settings)
         url = addresses.of(settings).database_url
-        return cls(databases.open_at_head(url, pool_size=connections(catalog)), catalog)
+        return cls(databases.open_at_head(url, pool_size=connections(catalogs.current())), catalogs)
 
     def close(self) -> None:
         """Close the connections."""
@@ -62,12 +68,18 @@ class Runtime:
     engine: Engine | None
     #: The secrets that `http` steps may send.
     secrets: Secrets
-    #: The catalogue of models, as this process read it when it started.
-    catalog: Catalog
+    catalogs: CatalogSource
     #: The tokens of the texts that this process writes now, for views.
     token_reports: TokenReports = field(default_factory=TokenReports)
+    #: The writer of token streams, in a pool; None in a control worker.
+    tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue of this moment."""
+        return self.catalogs.current()
 
     @property
     def owner(self) -> str:
@@ -75,11 +87,13 @@ class Runtime:
         return self.leases.owner
 
     def close(self) -> None:
-        """Stop the renewal of leases and the reports, and close the engine."""
+        """Stop the renewal of leases and the reports, close the engine, and write the last tokens."""
         self.leases.close()
         self.token_reports.close()
         if self.engine is not None:
             self.engine.close()
+        if self.tokens is not None:
+            self.tokens.close()
 
 
 def start(
@@ -106,4 +120,13 @@ def start(
     reports = TokenReports()
     if engine is not None:
         reports.start(broker, owner)
-    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir), resources.catalog, reports)
+    return Runtime(
+        settings,
+        runs,
+        leases,
+        engine,
+        Secrets(settings.secrets_dir),
+        resources.catalogs,
+        reports,
+        None if engine is None else TokenWriter(addresses.of(settings).redis_url),
+    )

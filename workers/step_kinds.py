@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from app.inference import prompts
-from app.inference.requests import FinishReason
+from app.inference.requests import FinishReason, PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
@@ -30,6 +30,7 @@ from app.workflows.language.steps import (
     JoinStep,
     MapStep,
     NoopFields,
+    OpenAIFields,
     TransformFields,
     WaitStep,
 )
@@ -44,10 +45,11 @@ from app.workflows.state_machine.outcomes import (
     Timed,
     TokenUsage,
 )
-from workers import embedding_step, outbound
+from workers import embedding_step, openai_step, outbound
 from workers.engine import Engine
 from workers.leases import Holding
 from workers.runtime import Runtime
+from workers.token_writer import TokenStream
 
 #: Most items of one map.
 MAX_ITEMS = 100_000
@@ -109,7 +111,8 @@ def _transform(task: StepTask, step: TransformFields) -> Success:
 
 def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
-    ticket = task.engine.generate(request)
+    stream = _interactive_stream(task)
+    ticket = task.engine.generate(request, None if stream is None else stream.text)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
     try:
@@ -132,9 +135,20 @@ def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     if step.on_length == "fail" and generated.finish is FinishReason.LENGTH:
         message = f"the text was cut at max_tokens ({step.max_tokens})"
         return Failure(FailureReason.TRUNCATED, message, generated.text, usage)
-    if step.output is None:
-        return Success(generated.text, usage)
-    return Success(json.loads(generated.text), usage)
+    output = generated.text if step.output is None else json.loads(generated.text)
+    if stream is not None:
+        stream.done(output)
+    return Success(output, usage)
+
+
+def _interactive_stream(task: StepTask) -> TokenStream | None:
+    """The stream of a step whose text a person may read while it is written; None for other steps."""
+    claim, writer = task.claim, task.runtime.tokens
+    if writer is None or claim.priority != PriorityClass.INTERACTIVE:
+        return None
+    stream = writer.open(claim.run_id, claim.key, claim.attempt)
+    stream.begun(task.runtime.owner)
+    return stream
 
 
 def _embed(task: StepTask, step: EmbedFields) -> Success:
@@ -147,6 +161,33 @@ def _embed(task: StepTask, step: EmbedFields) -> Success:
         dimensions=step.dimensions,
         long=step.long,
     )
+
+
+def _openai(task: StepTask, step: OpenAIFields) -> Success:
+    claim, writer = task.claim, task.runtime.tokens
+    assert claim.model is not None, "its model is chosen when it becomes ready"
+    body = conditions.evaluate(step.request, task.data)
+    stream = None if writer is None else writer.open(claim.run_id, claim.key, claim.attempt)
+    if stream is not None:
+        stream.begun(task.runtime.owner)
+    try:
+        done = openai_step.execute(
+            body,
+            claim.model,
+            task.engine,
+            run_id=claim.run_id,
+            priority=claim.priority,
+            on_stop=task.holding.on_stop,
+            on_text=None if stream is None else stream.text,
+            timeout=task.timeout,
+        )
+    except StepFailure as failure:
+        if stream is not None and failure.reason is not FailureReason.WORKER_STOPPED:
+            stream.failed(failure.reason, failure.message)
+        raise
+    if stream is not None:
+        stream.done(done.output)
+    return done
 
 
 def _http(task: StepTask, step: HttpFields) -> Success:
@@ -208,6 +249,7 @@ _KINDS: Mapping[type[Any], _Kind] = {
     TransformFields: _transform,
     GenerateFields: _generate,
     EmbedFields: _embed,
+    OpenAIFields: _openai,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

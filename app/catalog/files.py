@@ -41,6 +41,7 @@ from app.kernel.errors import (
     ModelFileUnusable,
     Problem,
 )
+from app.kernel.settings import Settings
 
 #: The Hugging Face hub. A mirror has the same URL paths.
 HUB = "https://huggingface.co"
@@ -50,6 +51,8 @@ _HEADER_CHECKS: dict[Path, tuple[tuple[tuple[int, ...], ...], ModelFileUnusable 
 _MAX_HEADER_CHECKS, _MAX_CHECKED_PARTS = 1_000, 1_000
 #: Folder of downloaded models in the data directory.
 FOLDER = "models"
+#: Name of the catalogue of a data directory.
+OWN_CATALOG = "catalog.toml"
 
 
 def shipped_catalog() -> Path:
@@ -63,7 +66,22 @@ def read_catalog(files: Sequence[Path] = ()) -> Catalog:
 
     Raises InvalidCatalog when a file is missing, cannot be read or has an invalid entry.
     """
-    return catalog.merge(_read_one(path) for path in (shipped_catalog(), *(path.expanduser() for path in files)))
+    return catalog.merge(read_file(path) for path in (shipped_catalog(), *(path.expanduser() for path in files)))
+
+
+def own_catalog(data_dir: Path) -> Path:
+    """Returns the path of the catalogue of a data directory, to which `arriero models pull` adds entries."""
+    return data_dir / OWN_CATALOG
+
+
+def catalog_of(settings: Settings) -> Catalog:
+    """
+    Reads the catalogues of an installation: the shipped one, those of `catalog.files`, that of the data directory.
+
+    Raises what `read_catalog` raises.
+    """
+    own = own_catalog(settings.data_dir)
+    return read_catalog((*settings.catalog.files, *([own] if own.exists() else ())))
 
 
 def file_paths(model: Model, data_dir: Path) -> tuple[Path, ...]:
@@ -206,6 +224,7 @@ def pull(
     try:
         match source:
             case UrlSource() | HubSource():
+                _ensure_space(source, paths, free_space)
                 for index, path in enumerate(paths):
                     wanted = Download(
                         url=_download_url(source, hub, index),
@@ -243,6 +262,39 @@ def pull(
     return path
 
 
+def verify(model: Model, data_dir: Path, report: OnProgress = lambda _: None) -> bool:
+    """
+    Reads the model's file completely, and compares its hash with that of the catalogue or of its installation.
+
+    Returns False when no hash is known: then only the header was checked. Raises what `check` raises, and
+    ModelFileDamaged for a file whose content has changed.
+    """
+    check(model, data_dir)
+    compared = True
+    for index, path in enumerate(file_paths(model, data_dir)):
+        record = install.find_record(path)
+        wanted = model.source.sha256[index] if model.source.sha256 else record.sha256 if record else None
+        if wanted is None:
+            compared = False
+        elif (found := _hash(path, report)) != wanted:
+            says = "the catalogue says" if model.source.sha256 else "when it was installed, it was"
+            advice = model.source.replacement(model.name)
+            raise ModelFileDamaged(path, f"its sha256 is {found}, {says} {wanted}; {advice}")
+        report(FileProgress(path.name, InstallState.DONE, path.stat().st_size, path.stat().st_size))
+    return compared
+
+
+def _ensure_space(source: UrlSource | HubSource, paths: Sequence[Path], free_space: FreeSpace) -> None:
+    """Raises DownloadFailed when the parts that are not here do not fit the disk together."""
+    partial = [install.partial_path(path) for path in paths]
+    here = [path.stat().st_size if path.exists() else 0 for path in partial]
+    needed = [size - done for size, done, path in zip(source.size, here, paths, strict=False) if not path.exists()]
+    if len(needed) > 1:
+        folder = paths[0].parent
+        folder.mkdir(parents=True, exist_ok=True)
+        install.ensure_free_space(folder, sum(needed), free_space, f"{paths[0].name} with its other parts")
+
+
 def _adapter_model(model: Model, adapter: SourcedAdapter) -> Model:
     """Returns the model with the adapter's source: adapters are installed and located like models."""
     return model.model_copy(update={"source": adapter.source, "engine": EngineEntry()})
@@ -259,7 +311,8 @@ def can_pull(model: Model) -> bool:
     return isinstance(source, UrlSource | HubSource)
 
 
-def _read_one(path: Path) -> Catalog:
+def read_file(path: Path) -> Catalog:
+    """Reads one catalogue. Raises InvalidCatalog."""
     try:
         # Reading a pipe can block for an unlimited time, and a device may have no end.
         if path.is_file() or path.is_dir() or not path.exists():

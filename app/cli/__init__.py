@@ -67,6 +67,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "run": LazyCommand("app.cli.workflows.runs:run", "Run a workflow, watch it, and print its output."),
     "submit": LazyCommand("app.cli.workflows.runs:submit", "Submit a run and print its id, without waiting for it."),
+    "chat": LazyCommand("app.cli.chat.chat:chat", "Chat with a model. /help lists the commands of a conversation."),
+    "generate": LazyCommand(
+        "app.cli.chat.generate:generate", "Print the answer of a model to one message, while it is written."
+    ),
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),

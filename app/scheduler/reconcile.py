@@ -254,7 +254,9 @@ def _store_refusals(pass_: ReconcilePass, seen: Observation, plan: Plan, demand:
     for configuration, reason in pass_.refused.items():
         found[configuration] = Refusal(configuration, models[configuration], reason, 0)
     for model in {group.model for group in demand.waiting} - seen.configurations.keys():
-        found[model] = Refusal(model, model, "it is not in the catalogue of the control workers (catalog.files)", 0)
+        found[model] = Refusal(
+            model, model, "it is not in the catalogue of the control workers (catalog.files, arriero models pull)", 0
+        )
     for refusal in found.values():
         values = {
             "configuration": refusal.configuration,

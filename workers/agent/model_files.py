@@ -14,7 +14,7 @@ import time
 from datetime import UTC, datetime
 
 from app.catalog import files
-from app.catalog.catalog import Catalog
+from app.catalog.catalog import CatalogSource
 from app.catalog.model import Model
 from app.devices.device import Inventory
 from app.fleet import backoff, hosts
@@ -40,9 +40,9 @@ _DECLARE = 3600.0
 class ModelFiles:
     """The model files of this host."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, database: Database, fleet_hosts: Hosts) -> None:
+    def __init__(self, settings: Settings, catalogs: CatalogSource, database: Database, fleet_hosts: Hosts) -> None:
         """Do not read any file yet."""
-        self._settings, self._catalog, self._database, self._hosts = settings, catalog, database, fleet_hosts
+        self._settings, self._catalogs, self._database, self._hosts = settings, catalogs, database, fleet_hosts
         #: By model, the configuration of each model whose file is usable.
         self._usable: dict[str, str] = {}
         #: By model, why its file is unusable.
@@ -74,7 +74,10 @@ class ModelFiles:
         declare_all = now - self._declared_at > _DECLARE
         if declare_all:
             self._declared_at = now
-        for model in self._catalog:
+        catalog = self._catalogs.current()
+        for name in {*self._usable, *self._unusable} - set(catalog.names):
+            self._forget(name)
+        for model in catalog:
             with self._guard.item("model", model.name) as failed:
                 known = list(inventory.simulated_layouts(model, measured)) if declare_all else []
                 known += self._check(model, measured, again=declare_all)
@@ -91,22 +94,26 @@ class ModelFiles:
             path = files.check(model, self._settings.data_dir)
             version = files.file_version(path)
             replaced = self._versions.get(model.name) != version
-            if again or replaced or model.name not in self._usable:
+            configuration = needs.configuration_id(model)
+            if again or replaced or self._usable.get(model.name) != configuration:
                 known += inventory.layouts(
                     model, self._settings, measured, self._database, self._settings.fleet.host_here
                 )
         except ModelFileMissing:
-            self._usable.pop(model.name, None)
-            self._unusable.pop(model.name, None)
+            self._forget(model.name)
         except ModelFileUnusable as error:
             self._mark_unusable(model, str(error))
         else:
             if replaced:
                 self._forget_failures(model, files.changed_at(path))
             self._versions[model.name] = version
-            self._usable[model.name] = needs.configuration_id(model)
+            self._usable[model.name] = configuration
             self._unusable.pop(model.name, None)
         return known
+
+    def _forget(self, name: str) -> None:
+        self._usable.pop(name, None)
+        self._unusable.pop(name, None)
 
     def _forget_failures(self, model: Model, seconds: float) -> None:
         """Pools that failed before the file became what it is now are no reason not to start one."""

@@ -33,6 +33,8 @@ from app.inference.requests import (
     Generated,
     GenerateRequest,
     NamedTool,
+    Reranked,
+    RerankRequest,
     ToolCall,
 )
 from app.kernel import clock
@@ -88,6 +90,10 @@ class RemoteTicket:
     def cancel(self) -> None:
         """See the protocol."""
         self.cancelled.set()
+
+    def when_done(self, action: Callable[[], None]) -> None:
+        """See the protocol."""
+        self.future.add_done_callback(lambda _: action())
 
     def emit(self, text: str) -> None:
         """Count a piece of text, and pass it to the reader. A reader that raises is not called again."""
@@ -151,6 +157,16 @@ class RemoteEngine:
             future.cancel()
             with self._lock:
                 self._pending_vectors.discard(future)
+
+    def rerank(
+        self,
+        request: RerankRequest,  # noqa: ARG002 the signature is the protocol's
+        timeout: float | None = None,  # noqa: ARG002 as above
+        on_stop: OnStop | None = None,  # noqa: ARG002 as above
+    ) -> Reranked:
+        """See the protocol. Refused: OpenAI's API has no reranking."""
+        message = f"{self.options.url} is reached through OpenAI's API, which has no reranking"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
 
     def stalled_for(self) -> timedelta:
         """See the protocol. Progress is an event of any stream."""
@@ -302,7 +318,8 @@ class _StreamedAnswer:
             time_total=timedelta(seconds=now - self._submitted),
             seed=request.sampling.seed,
         )
-        if request.schema is not None:
+        cut_is_kept = request.keeps_cut and found.finish is FinishReason.LENGTH
+        if request.schema is not None and not cut_is_kept:
             try:
                 answers.require(found.text, request.schema)
             except StepFailure:

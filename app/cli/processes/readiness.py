@@ -29,7 +29,7 @@ ReportLine = Callable[[str, str], None]
 
 def check_files(settings: Settings) -> None:
     """Raises ModelFileUnusable when a model of `pools.models` cannot be served, with the cause and what to do."""
-    catalog = files.read_catalog(settings.catalog.files)
+    catalog = files.catalog_of(settings)
     _check_files([catalog.get(name) for name in settings.pools.models], settings)
 
 
@@ -51,7 +51,7 @@ def wait(settings: Settings, members: Sequence[ProcessMember], report: ReportLin
     assert settings.redis_url is not None, "it is known here"
     celery = broker.celery_app(settings.redis_url.get_secret_value(), settings.broker)
     models = list(settings.pools.models)
-    catalog, refusals = files.read_catalog(settings.catalog.files), _Refusals()
+    catalog, refusals = files.catalog_of(settings), _Refusals()
     serves = False
     before: dict[str, str | None] = {}
     while not serves or waiting or models:

@@ -14,7 +14,7 @@ from pathlib import Path
 from app.catalog.catalog import Catalog
 from app.cli.starters.files import SCHEMA_LINE
 from app.kernel.errors import InvalidInput, Problem
-from app.workflows.language.steps import NAME
+from app.workflows.language.step_work import NAME
 
 #: The model of a starter as it is stored.
 _MODEL = "smollm2:135m"

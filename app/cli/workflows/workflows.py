@@ -87,7 +87,7 @@ def check(
     Every problem is printed with its path, its line and what would be accepted; the exit code is then 2. Other YAML and
     JSON files in a folder are reported and skipped.
     """
-    deployment = Deployment(files.read_catalog(settings_of(context).catalog.files))
+    deployment = Deployment(files.catalog_of(settings_of(context)))
     if len(paths) == 1 and not paths[0].is_dir():
         typer.echo(_summary(checks.parse(texts.read(paths[0]), deployment)))
         return

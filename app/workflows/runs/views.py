@@ -144,6 +144,7 @@ _ITEM_TEXTS = text("""
 _STEP_ID = text("SELECT id FROM step WHERE run_id = :id AND key = :key AND parent_id IS NULL")
 _RUNNING = text("SELECT key, attempt FROM step WHERE run_id = :id AND key = ANY(:keys) AND state = 'running'")
 _KEYS = text("SELECT key FROM step WHERE run_id = :id AND kind = 'map' AND parent_id IS NULL ORDER BY position")
+_STEP_STATE = text("SELECT state FROM step WHERE run_id = :id AND key = :key")
 _EXISTS = text("SELECT state FROM run WHERE id = :id")
 _HISTORY = text("""
     SELECT id, at, step, attempt, event, cause FROM history WHERE run_id = :id AND id > :after ORDER BY id LIMIT :limit
@@ -192,6 +193,13 @@ def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
             attempts[attempt.step_id].append(attempt)
         definition = store.document(work, row.sha256)
     return RunView(row, definition, steps, attempts)
+
+
+def step_state(database: Database, run_id: UUID, key: str) -> str | None:
+    """The state of a step, or of an item of a map; None when there is none of that key."""
+    with database.work() as work:
+        row = work.row(_STEP_STATE, {"id": run_id, "key": key})
+    return None if row is None else str(row.state)
 
 
 def page(

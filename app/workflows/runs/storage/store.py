@@ -167,6 +167,11 @@ def document(work: UnitOfWork, sha256: str) -> dict[str, Any]:
     return found
 
 
+def exists(work: UnitOfWork, run_id: UUID) -> bool:
+    """Whether there is such a run."""
+    return work.row(text("SELECT 1 FROM run WHERE id = :id"), {"id": run_id}) is not None
+
+
 def insert_run(work: UnitOfWork, values: Mapping[str, Any]) -> bool:
     """Write a run; False when its idempotency key is taken."""
     if values["key"] is not None:
