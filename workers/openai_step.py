@@ -7,6 +7,7 @@ It serves `openai` steps and direct requests alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -110,10 +111,11 @@ def execute(
     priority: str,
     on_stop: OnStop,
     on_text: Callable[[str], None] | None,
+    watch: Callable[[Callable[[], int]], AbstractContextManager[None]],
     timeout: timedelta,
 ) -> Success:
     """
-    Do a request, and wait for its end.
+    Do a request, and wait for its end. `watch` is given a function that returns the number of tokens written so far.
 
     Raises StepFailure, and CancelledError when it was stopped.
     """
@@ -126,7 +128,8 @@ def execute(
     on_stop(ticket.cancel)
     seconds = timeout.total_seconds()
     try:
-        generated = ticket.result(timeout=seconds)
+        with watch(ticket.written):
+            generated = ticket.result(timeout=seconds)
     except TimeoutError:
         ticket.cancel()
         raise StepFailure(FailureReason.TIMEOUT, f"the model did not finish within {seconds:g} s") from None

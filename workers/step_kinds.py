@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from app.inference import prompts
@@ -179,6 +180,7 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
             priority=claim.priority,
             on_stop=task.holding.on_stop,
             on_text=None if stream is None else stream.text,
+            watch=partial(task.runtime.token_reports.watch, claim),
             timeout=task.timeout,
         )
     except StepFailure as failure:

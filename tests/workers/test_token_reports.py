@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 import redis
 
-from app.api.workflows import runs as api
+from app.api.workflows import run_documents
 from app.catalog.catalog import Catalog
 from app.kernel import clock
 from app.kernel.broker import CeleryPublisher, celery_app
@@ -86,7 +86,7 @@ def claimed(worker: StepWorker, source: str = ONE, key: str = "write") -> Claim:
 def shown(worker: StepWorker, publisher: CeleryPublisher, run_id: UUID) -> Any:
     """The first step as the API shows it."""
     view = views.run(worker.runs.database, run_id)
-    return api.out(view, api.live_of(view, worker.runs.database, publisher)).steps[0].live
+    return run_documents.out(view, run_documents.live_of(view, worker.runs.database, publisher)).steps[0].live
 
 
 def test_a_running_step_shows_its_tokens_and_their_rate_and_nothing_after_its_end(
@@ -114,7 +114,7 @@ def test_a_map_shows_the_sum_of_its_items(worker: StepWorker, publisher: CeleryP
     live_tokens.write(publisher, OWNER, {first.run_id: steps}, (), clock.now())
     live_tokens.write(publisher, "other@here/2/x", {first.run_id: {"each[1]": LiveTokens(1, 12)}}, (), clock.now())
 
-    assert shown(worker, publisher, first.run_id) == api.LiveOut(tokens_out=42, tokens_per_s=10.0)
+    assert shown(worker, publisher, first.run_id) == run_documents.LiveOut(tokens_out=42, tokens_per_s=10.0)
     worker.runs.succeed(first, worker.owner, Success("one", TokenUsage(3, 31)))
     assert shown(worker, publisher, first.run_id).tokens_out == 12, "what has ended is counted with the map"
     assert worker.step(first.run_id, "each").tokens_out == 31

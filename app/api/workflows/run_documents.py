@@ -19,8 +19,8 @@ from app.workflows.runs.live_tokens import LiveTokens
 from app.workflows.state_machine.states import RunState, StepState
 
 _FINISH_REASON: Any = Field(
-    description="why the model's text ended: `stop`, `length` when it was cut at `max_tokens`, `content_filter`; "
-    "null without a text"
+    description="why the model's text ended: `stop`, `length` when it was cut at `max_tokens`, `tool_calls`, "
+    "`content_filter`; null without a text"
 )
 
 
