@@ -88,6 +88,7 @@ GIVEN: Mapping[str, Mapping[str, Any]] = {
     "welcome": {"user": "ana", "mail": "1"},
     "rest": {},
     "reviews": {"reviews": ["Lovely.", "It broke."]},
+    "ask": {"request": {"messages": [{"role": "user", "content": "Hello"}]}},
 }
 
 
