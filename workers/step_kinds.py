@@ -10,7 +10,8 @@ A new kind is a class in `app.workflows.language.steps`, with its entries in `KI
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -47,7 +48,7 @@ from app.workflows.state_machine.outcomes import (
     TokenUsage,
 )
 from workers import embedding_step, openai_step, outbound
-from workers.engine import Engine
+from workers.engine import Engine, OnText
 from workers.leases import Holding
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
@@ -111,9 +112,21 @@ def _transform(task: StepTask, step: TransformFields) -> Success:
 
 
 def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
-    request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
     stream = _interactive_stream(task)
-    ticket = task.engine.generate(request, None if stream is None else stream.text)
+    if stream is None:
+        return _generated(task, step, None)
+    with _failures_in(stream):
+        outcome = _generated(task, step, stream.text)
+    if isinstance(outcome, Success):
+        stream.done(outcome.output)
+    else:
+        stream.failed(outcome.reason, outcome.message)
+    return outcome
+
+
+def _generated(task: StepTask, step: GenerateFields, on_text: OnText | None) -> Success | Failure:
+    request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
+    ticket = task.engine.generate(request, on_text)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
     try:
@@ -136,10 +149,7 @@ def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     if step.on_length == "fail" and generated.finish is FinishReason.LENGTH:
         message = f"the text was cut at max_tokens ({step.max_tokens})"
         return Failure(FailureReason.TRUNCATED, message, generated.text, usage)
-    output = generated.text if step.output is None else json.loads(generated.text)
-    if stream is not None:
-        stream.done(output)
-    return Success(output, usage)
+    return Success(generated.text if step.output is None else json.loads(generated.text), usage)
 
 
 def _interactive_stream(task: StepTask) -> TokenStream | None:
@@ -171,7 +181,7 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
     stream = None if writer is None else writer.open(claim.run_id, claim.key, claim.attempt)
     if stream is not None:
         stream.begun(task.runtime.owner)
-    try:
+    with nullcontext() if stream is None else _failures_in(stream):
         done = openai_step.execute(
             body,
             claim.model,
@@ -183,13 +193,20 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
             watch=partial(task.runtime.token_reports.watch, claim),
             timeout=task.timeout,
         )
-    except StepFailure as failure:
-        if stream is not None and failure.reason is not FailureReason.WORKER_STOPPED:
-            stream.failed(failure.reason, failure.message)
-        raise
     if stream is not None:
         stream.done(done.output)
     return done
+
+
+@contextmanager
+def _failures_in(stream: TokenStream) -> Iterator[None]:
+    """Write a failure of the block to the stream, unless the step is requeued."""
+    try:
+        yield
+    except StepFailure as failure:
+        if failure.reason is not FailureReason.WORKER_STOPPED:
+            stream.failed(failure.reason, failure.message)
+        raise
 
 
 def _http(task: StepTask, step: HttpFields) -> Success:

@@ -70,8 +70,10 @@ async def _events(road: Road, services: Services, run_id: UUID, key: str, after:
                     continue
                 data = entry.value if entry.kind in _ENDS else json.dumps(entry.value)
                 yield f"id: {entry.id}\nevent: {entry.kind}\ndata: {data}\n\n"
-                if entry.kind in _ENDS:
+                if entry.kind is EntryKind.DONE:
                     return
+                if entry.kind is EntryKind.FAILED and await threads.run_for_stream(_has_ended, services, run_id, key):
+                    return  # otherwise another attempt may follow
     except redis.RedisError as error:
         problem = BrokerUnreachable(f"the broker is unreachable: {error}")
         yield f"event: error\ndata: {json.dumps(str(problem))}\n\n"
