@@ -25,6 +25,8 @@ from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
+from workers.token_reports import TokenReports
+from workers.token_writer import TokenWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,10 @@ class Runtime:
     #: The secrets that `http` steps may send.
     secrets: Secrets
     catalogs: CatalogSource
+    #: The tokens of the texts that this process writes now, for views.
+    token_reports: TokenReports = field(default_factory=TokenReports)
+    #: The writer of token streams, in a pool; None in a control worker.
+    tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
 
@@ -81,10 +87,13 @@ class Runtime:
         return self.leases.owner
 
     def close(self) -> None:
-        """Stop the renewal of leases, and close the engine."""
+        """Stop the renewal of leases and the reports, close the engine, and write the last tokens."""
         self.leases.close()
+        self.token_reports.close()
         if self.engine is not None:
             self.engine.close()
+        if self.tokens is not None:
+            self.tokens.close()
 
 
 def start(
@@ -102,10 +111,22 @@ def start(
     `incarnation` is an id that the parent gave to this process alone, so that the parent can expire its leases when the
     process dies. Without one a random id is used.
     """
-    publisher = WakingPublisher(CeleryPublisher(app, addresses.of(settings).redis_url))
-    runs = Runs(resources.database, publisher, RunPolicy.of(settings.runs))
+    broker = CeleryPublisher(app, addresses.of(settings).redis_url)
+    runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs))
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
     leases.start()
-    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir), resources.catalogs)
+    reports = TokenReports()
+    if engine is not None:
+        reports.start(broker, owner)
+    return Runtime(
+        settings,
+        runs,
+        leases,
+        engine,
+        Secrets(settings.secrets_dir),
+        resources.catalogs,
+        reports,
+        None if engine is None else TokenWriter(addresses.of(settings).redis_url),
+    )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
 from app.kernel.settings import Settings
+
+#: Seconds without a byte after which a stream is given up: a waiting one has a comment every few seconds.
+_STREAM_TIMEOUT = 60.0
 
 
 class RequestRefused(ArrieroError):
@@ -21,6 +25,16 @@ class _RemoteNotFound(NotFound):
 
     def __init__(self, detail: str) -> None:
         Exception.__init__(self, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """A server-sent event."""
+
+    #: The data; empty for a comment.
+    data: str
+    #: The text of a comment.
+    comment: str = ""
 
 
 class Client:
@@ -60,6 +74,19 @@ class Client:
         """Delete a resource. Returns the JSON of the answer, or None."""
         return self._call("DELETE", path, params=parameters)
 
+    @contextmanager
+    def stream(self, path: str, body: Any) -> Iterator[Iterator[ServerEvent]]:
+        """Post JSON, and yield the server-sent events of the answer. Leaving the block ends the request."""
+        timeout = httpx2.Timeout(30.0, read=_STREAM_TIMEOUT)
+        try:
+            with self._http.stream("POST", path, json=body, timeout=timeout) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _error(response)
+                yield _events(response.iter_lines())
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -68,13 +95,16 @@ class Client:
         try:
             response = self._http.request(method, path, **more)
         except httpx2.TransportError as error:
-            raise Unavailable(
-                f"no API answers at {self.url} ({error}); start everything with `arriero up`, "
-                "or set another address with --set api.url=… or ARRIERO_API__URL"
-            ) from error
+            raise self._unreachable(error) from error
         if response.is_success:
             return response.json() if response.content else None
         raise _error(response)
+
+    def _unreachable(self, error: httpx2.TransportError) -> Unavailable:
+        return Unavailable(
+            f"no API answers at {self.url} ({error}); start everything with `arriero up`, "
+            "or set another address with --set api.url=… or ARRIERO_API__URL"
+        )
 
 
 @contextmanager
@@ -95,9 +125,21 @@ def url_of(settings: Settings) -> str:
     return f"http://{host}:{settings.api.port}"
 
 
+def _events(lines: Iterator[str]) -> Iterator[ServerEvent]:
+    """Events whose data is one line, as those of this API are."""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == "data":
+            yield ServerEvent(value.removeprefix(" "))
+        elif not name and value:
+            yield ServerEvent("", value.strip())
+
+
 def _error(response: httpx2.Response) -> ArrieroError:
     try:
         body = response.json()
+        if "error" in body:
+            return _openai_error(response.status_code, body["error"])
         detail = str(body["detail"])
         found = [Problem(e["where"], e["message"], e["accepted"], e["line"]) for e in body.get("errors", ())]
     except (ValueError, KeyError, TypeError):
@@ -115,3 +157,19 @@ def _error(response: httpx2.Response) -> ArrieroError:
             return Unavailable(detail)
         case _:
             return RequestRefused(detail)
+
+
+def _openai_error(status: int, error: Mapping[str, Any]) -> ArrieroError:
+    """Return the error of an answer in the form of OpenAI's API."""
+    message = str(error["message"])
+    match status:
+        case 400 | 413 | 415:
+            return InvalidInput([Problem("", message)], "request")
+        case 404:
+            return _RemoteNotFound(message)
+        case 409:
+            return Conflict(message)
+        case 503:
+            return Unavailable(message)
+        case _:
+            return RequestRefused(message)

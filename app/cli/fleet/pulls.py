@@ -174,7 +174,7 @@ def _use(settings: Settings, name: str) -> str:
     try:
         with connected(settings) as client:
             pools = client.get("/v1/pools", model=name)["pools"]
-            steps = client.get(f"/v1/models/{name}")
+            steps = client.get(f"/v1/catalog/{name}")
     except Unavailable:  # nothing runs here
         return ""
     except ArrieroError as error:

@@ -297,17 +297,18 @@ def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
         graph = None
         if not quiet and out.is_terminal:
             graph = stack.enter_context(Live(drawn(found, clock.now()), console=out, refresh_per_second=8))
-        before = None
+        before = earlier = None
         while True:
+            now = clock.now()
             if graph is not None:
-                graph.update(drawn(found, clock.now()))
+                graph.update(drawn(found, now))
             elif not quiet:
-                for line in progress.changes(before, found, clock.now()):
+                for line in progress.changes(before, found, now, earlier):
                     notes().print(line, markup=False)
             if found["state"] in FINAL_RUNS:
                 return found
             time.sleep(_PAUSE)
-            before, found = found, client.get(f"/v1/runs/{run_id}")
+            before, earlier, found = found, now, client.get(f"/v1/runs/{run_id}")
 
 
 def _with_output(client: Client, found: dict[str, Any]) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_bodies_over_the_limit_are_rejected(client: TestClient, declared: bool) 
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/runs/00000000-0000-7000-8000-000000000000", "/v1/workflows/nothing", "/v1/models/no"]
+    "path", ["/v1/runs/00000000-0000-7000-8000-000000000000", "/v1/workflows/nothing", "/v1/catalog/no"]
 )
 def test_unknown_resources_are_not_found(client: TestClient, path: str) -> None:
     answer = client.get(path)
