@@ -83,7 +83,10 @@ def parse(text: str, hub: str = "") -> Reference | None:
     """
     if len(text) > _MAX or any(not char.isprintable() for char in text):
         raise _invalid(text[:80], "this is too long, or has control characters")
-    parts = urlsplit(text if "://" in text else f"//{text}")
+    try:
+        parts = urlsplit(text if "://" in text else f"//{text}")
+    except ValueError:
+        raise _invalid(text, "this is not a URL, nor the name of a model") from None
     host = (parts.netloc or "").lower()
     if host in _HUBS or (hub and parts.scheme and host == urlsplit(hub).netloc.lower()):
         return _hub(text, unquote(parts.path))
@@ -92,7 +95,11 @@ def parse(text: str, hub: str = "") -> Reference | None:
     if "://" in text:
         raise _invalid(text, f"the scheme {parts.scheme!r} is not supported")
     if text.lower().endswith(".gguf") or text.startswith(("/", "./", "../", "~")):
-        return PathReference(_first_path(Path(text).expanduser().absolute()))
+        try:
+            path = Path(text).expanduser().absolute()
+        except RuntimeError as error:  # there is no such user
+            raise _invalid(text, str(error)) from None
+        return PathReference(_first_path(path))
     return None
 
 

@@ -34,7 +34,7 @@ def init(
     Files that exist are not changed, except with --force.
     """
     settings = settings_of(context)
-    model = workflows.model_for(settings.pools.models, catalogs.read_catalog(settings.catalog.files))
+    model = workflows.model_for(settings.pools.models, catalogs.catalog_of(settings))
     first = folder / f"{_FIRST}.yaml"
     texts = {
         folder / CONFIG_FILE: config_file.text(),

@@ -163,7 +163,7 @@ def new(
     Both are complete: the workflow passes `check` and runs as it is.
     """
     settings = settings_of(context)
-    catalog = files.read_catalog(settings.catalog.files)
+    catalog = files.catalog_of(settings)
     text = starters.text(kind, name, model or starters.model_for(settings.pools.models, catalog))
     checks.parse(text, Deployment(catalog))
     file = folder / f"{name}.yaml"

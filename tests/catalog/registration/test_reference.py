@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.catalog.registration.reference import (
     HubReference,
@@ -65,6 +68,9 @@ def test_each_form_is_understood(text: str, expected: Reference | None) -> None:
         ("ftp://example.com/x.gguf", "the scheme 'ftp' is not supported"),
         ("/data/folder", "not the path of a .gguf file"),
         ("hf.co/a/b\x1b[31m", "control characters"),
+        ("http://[", "not a URL"),
+        ("[", "not a URL"),
+        ("~no-such-user/x.gguf", "home directory"),
         ("hf.co/" + "a" * 3000, "too long"),
     ],
 )
@@ -137,3 +143,11 @@ def test_a_file_that_there_is_not_is_answered_with_those_that_there_are(
     with pytest.raises(InvalidInput) as caught:
         choose(reference, files)
     assert message in str(caught.value)
+
+
+@given(st.one_of(st.text(), st.text().map("hf.co/{}".format), st.text().map("https://hf.co/a/b{}".format)))
+def test_no_text_breaks_the_parser(text: str) -> None:
+    with contextlib.suppress(InvalidInput):
+        parse(text)
+    with contextlib.suppress(InvalidInput):
+        parse(f"https://{text}/x.gguf", "https://mirror.example")
