@@ -25,6 +25,7 @@ from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
+from workers.messaging.step_events import StepEvents
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Runtime:
     catalog: Catalog
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
+    #: What Flower shows of the steps; silent until the worker is attached.
+    events: StepEvents = field(default_factory=StepEvents)
 
     @property
     def owner(self) -> str:
