@@ -39,12 +39,7 @@ class StepEvents:
 
     def started(self, claim: Claim) -> None:
         """An attempt was claimed and is executed now."""
-        name = f"{claim.workflow}/{claim.key.partition('[')[0]}"
-        about = {"run": str(claim.run_id), "step": claim.key, "attempt": claim.attempt}
-        if claim.model is not None:
-            about["model"] = claim.model
-        retries = claim.attempt - 1
-        self._send("task-received", claim, name=name, args="()", kwargs=repr(about), retries=retries)
+        self._send("task-received", claim)
         self._send("task-started", claim)
 
     def succeeded(self, claim: Claim, result: str, seconds: float) -> None:
@@ -65,5 +60,18 @@ class StepEvents:
     def _send(self, type_: str, claim: Claim, **fields: Any) -> None:
         """Send an event; the dispatcher sends nothing while nobody listens, and keeps it while the broker is away."""
         dispatcher = None if self._consumer is None else self._consumer.event_dispatcher
-        if dispatcher is not None and dispatcher.enabled:
-            dispatcher.send(type_, uuid=f"{claim.step_id}-{claim.attempt}", **fields)
+        if dispatcher is None or not dispatcher.enabled:
+            return
+        about = {"run": str(claim.run_id), "step": claim.key, "attempt": claim.attempt}
+        if claim.model is not None:
+            about["model"] = claim.model
+        # Each event says what it is about: a monitor may have begun to listen, or have been restarted, since the first.
+        dispatcher.send(
+            type_,
+            uuid=f"{claim.step_id}-{claim.attempt}",
+            name=f"{claim.workflow}/{claim.key.partition('[')[0]}",
+            args="()",
+            kwargs=repr(about),
+            retries=claim.attempt - 1,
+            **fields,
+        )
