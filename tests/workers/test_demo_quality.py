@@ -8,13 +8,13 @@ import pytest
 
 from benchmarks import demo_quality
 
-#: Most words that a held-out message may share with one of the others, as a part of all words of both.
-MOST_SHARED = 0.5
+#: The largest part of the words of the shorter message that a held-out message may share with another message.
+MOST_SHARED = 0.75
 
 
 @pytest.mark.slow
 def test_the_model_of_the_demo_sorts_most_messages_right(tmp_path: Path) -> None:
-    """It was right on 94 % of all 130; one of five would be right by chance."""
+    """It was right on 93 % of all 130; one of five would be right by chance."""
     model, _ = demo_quality.MODELS
     engine = demo_quality.load(model, tmp_path, threads=1)
     try:
@@ -38,5 +38,6 @@ def test_the_held_out_messages_are_balanced_and_no_copies_of_those_that_the_prom
     assert {topics.count(topic) for topic in topics} == {26}
     for message in held_out:
         own = words(message.message)
-        nearest = max(development, key=lambda other: len(own & words(other.message)) / len(own | words(other.message)))
-        assert len(own & words(nearest.message)) / len(own | words(nearest.message)) < MOST_SHARED, (message, nearest)
+        for other in development:
+            its = words(other.message)
+            assert len(own & its) <= MOST_SHARED * min(len(own), len(its)), (message.message, other.message)
