@@ -61,7 +61,7 @@ def run_step(runtime: Runtime, step_id: UUID, attempt: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recorded:
+class Recorded:
     """An outcome as it was recorded."""
 
     outcome: Outcome
@@ -82,7 +82,7 @@ def _process(runtime: Runtime, claim: Claim) -> Claim | None:
             runtime.events.lost(claim)
             return None
         try:
-            recorded = _record_or_fail(runtime, claim, outcome)
+            recorded = record_or_fail(runtime, claim, outcome)
         except LeaseLost as error:
             _log.warning("step_record_refused", error=str(error))
             runtime.events.lost(claim)
@@ -91,19 +91,26 @@ def _process(runtime: Runtime, claim: Claim) -> Claim | None:
     match recorded.outcome:
         case Success(usage=usage):
             _log.info("step_succeeded", seconds=seconds, tokens=usage.tokens_out)
+        case Failure(reason=reason, message=message):
+            _log.warning("step_failed", reason=reason, error=message, seconds=seconds)
+        case awaited:
+            _log.info("step_suspended", awaits=type(awaited).__name__.lower(), state=recorded.state, seconds=seconds)
+    send_events(runtime, claim, recorded, seconds)
+    return recorded.following
+
+
+def send_events(runtime: Runtime, claim: Claim, recorded: Recorded, seconds: float) -> None:
+    """Tell Flower how an attempt ended."""
+    match recorded.outcome:
+        case Success(usage=usage):
             tokens = f"{usage.tokens_in} tokens read, {usage.tokens_out} written" if claim.model is not None else "done"
             runtime.events.succeeded(claim, tokens, seconds)
         case Failure(reason=reason, message=message):
-            _log.warning("step_failed", reason=reason, error=message, seconds=seconds)
             runtime.events.failed(claim, recorded.state, reason, message)
         case awaited if recorded.state is StepState.AWAITING:
-            waits_for = type(awaited).__name__.lower()
-            _log.info("step_suspended", awaits=waits_for, seconds=seconds)
-            runtime.events.succeeded(claim, f"awaiting ({waits_for})", seconds)
-        case awaited:
-            _log.warning("step_not_suspended", awaits=type(awaited).__name__.lower(), state=recorded.state)
-            runtime.events.failed(claim, recorded.state, recorded.state, "see the run")
-    return recorded.following
+            runtime.events.succeeded(claim, f"awaiting ({type(awaited).__name__.lower()})", seconds)
+        case _:
+            runtime.events.failed(claim, recorded.state, recorded.state, "its items or its run cannot be made")
 
 
 def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None:
@@ -111,7 +118,8 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
     try:
         return step_kinds.execute(step_kinds.StepTask(claim, holding, runtime))
     except StepFailure as error:
-        return Failure(error.reason, error.message, error.text, retry_after=error.retry_after or timedelta(0))
+        usage = TokenUsage(finish_reason=error.finish_reason)
+        return Failure(error.reason, error.message, error.text, usage, error.retry_after or timedelta(0))
     except CancelledError:
         match holding.reason:
             case StopReason.CANCELLED:
@@ -125,7 +133,7 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
         return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> _Recorded:
+def record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:
     """Record an outcome, or why it cannot be recorded. Raises LeaseLost."""
     try:
         return _record(runtime, claim, outcome)
@@ -143,23 +151,23 @@ def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> _Record
         raise
     except Exception:  # noqa: BLE001 as above
         _log.exception("record_failed", again=True)
-    _with_database(lambda: abandon(runtime.runs, claim.run_id, f"step {claim.key}: {failed.message}"))
-    return _Recorded(failed, StepState.FAILED)
+    with_database(lambda: abandon(runtime.runs, claim.run_id, f"step {claim.key}: {failed.message}"))
+    return Recorded(failed, StepState.FAILED)
 
 
-def _record(runtime: Runtime, claim: Claim, outcome: Outcome) -> _Recorded:
+def _record(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:
     runs, owner = runtime.runs, runtime.owner
     match outcome:
         case Success():
-            following = _with_database(lambda: runs.succeed(claim, owner, outcome))
-            return _Recorded(outcome, StepState.SUCCEEDED, following)
+            following = with_database(lambda: runs.succeed(claim, owner, outcome))
+            return Recorded(outcome, StepState.SUCCEEDED, following)
         case Failure():
-            return _Recorded(outcome, _with_database(lambda: runs.fail(claim, owner, outcome)))
+            return Recorded(outcome, with_database(lambda: runs.fail(claim, owner, outcome)))
         case _:
-            return _Recorded(outcome, _with_database(lambda: runs.leave(claim, owner, outcome)))
+            return Recorded(outcome, with_database(lambda: runs.leave(claim, owner, outcome)))
 
 
-def _with_database(action: Callable[[], T]) -> T:
+def with_database(action: Callable[[], T]) -> T:
     """Return the result of an action, repeated until the database is available."""
     while True:
         try:

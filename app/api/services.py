@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.catalog.catalog import Catalog
+from app.catalog.catalog import Catalog, CatalogSource
 from app.devices.inventory import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
@@ -24,9 +24,14 @@ class Services:
     database: Database
     publisher: CeleryPublisher
     runs: Runs
-    catalog: Catalog
+    catalogs: CatalogSource
     devices: Devices
     operator_commands: OperatorCommands
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue of this moment."""
+        return self.catalogs.current()
 
 
 async def _of_app(request: Request) -> Services:

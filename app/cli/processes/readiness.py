@@ -9,30 +9,49 @@ from datetime import timedelta
 import httpx2
 from celery import Celery
 
+from app.catalog import files
+from app.catalog.model import Model
 from app.cli.client import connected, url_of
 from app.cli.processes.member import ProcessMember
 from app.kernel import broker
 from app.kernel.errors import ServerNotStarted
 from app.kernel.settings import Settings
+from app.scheduler import needs
 
 #: Seconds between two polls.
 _PAUSE = 0.25
+#: Seconds for which a model is refused, with a reason that does not pass by itself, before the start is given up.
+_HOPELESS = 15.0
 
 #: Prints a line; its arguments are a level and a text.
 ReportLine = Callable[[str, str], None]
+
+
+def check_files(settings: Settings) -> None:
+    """Raises ModelFileUnusable when a model of `pools.models` cannot be served, with the cause and what to do."""
+    catalog = files.catalog_of(settings)
+    _check_files([catalog.get(name) for name in settings.pools.models], settings)
+
+
+def _check_files(models: Sequence[Model], settings: Settings) -> None:
+    for model in models:
+        if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a simulated engine needs no file
+            files.check(model, settings.data_dir)
 
 
 def wait(settings: Settings, members: Sequence[ProcessMember], report: ReportLine, deadline: timedelta) -> None:
     """
     Wait until the API and all workers answer, and a pool serves each model of `pools.models`.
 
-    Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline.
+    Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline; and with
+    the reason, when a model cannot be served. Raises ModelFileUnusable when a file becomes unusable meanwhile.
     """
     limit = time.monotonic() + deadline.total_seconds()
     url, waiting = url_of(settings), {member.worker: member for member in members if member.worker}
     assert settings.redis_url is not None, "it is known here"
     celery = broker.celery_app(settings.redis_url.get_secret_value(), settings.broker)
     models = list(settings.pools.models)
+    catalog, refusals = files.catalog_of(settings), _Refusals()
     serves = False
     before: dict[str, str | None] = {}
     while not serves or waiting or models:
@@ -47,8 +66,10 @@ def wait(settings: Settings, members: Sequence[ProcessMember], report: ReportLin
             report("info", f"api serves at {url}")
         for name in _answering(celery, list(waiting)):
             report("info", f"{waiting.pop(name).name} is ready")
+        _check_files([catalog.get(name) for name in models], settings)
         if serves and not waiting and models:
             models = _still_loading(settings, report, models, before)
+            refusals.check(settings, models)
 
 
 def _heartbeats(settings: Settings) -> dict[str, str | None]:
@@ -81,6 +102,27 @@ def _still_loading(
     if left:
         time.sleep(_PAUSE)
     return left
+
+
+class _Refusals:
+    """
+    Models for which waiting does not help, as the scheduler explains.
+
+    It says so too while the agent of this host has not reported yet; so only what it says for long counts.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def check(self, settings: Settings, models: Sequence[str]) -> None:
+        """Raises ServerNotStarted for a model that has been refused for long, with the reason."""
+        with connected(settings) as client:
+            for model in models:
+                found = client.get("/v1/fleet/explain", model=model)
+                if found["condition"] != "refused" or found["estimate_s"] is not None:
+                    self._since.pop(model, None)
+                elif time.monotonic() - self._since.setdefault(model, time.monotonic()) > _HOPELESS:
+                    raise ServerNotStarted(model, found["reason"])
 
 
 def _serves(url: str) -> bool:

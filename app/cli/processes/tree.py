@@ -24,7 +24,6 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from app.catalog import files
 from app.cli.processes import readiness
 from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_of
 from app.cli.processes.programs import WORKERS
@@ -36,7 +35,6 @@ from app.kernel.embedded import DataDirectory, PostgresServer, Server, ValkeySer
 from app.kernel.errors import DatabaseUnreachable, ServerNotStarted
 from app.kernel.processes.process import end_leftovers
 from app.kernel.settings import Settings
-from app.scheduler import needs
 from app.workflows.runs.recovery import owners
 
 #: Seconds between two checks of the children.
@@ -185,11 +183,7 @@ def running_tree(settings: Settings, signals: Signals, report: ReportLine, *, fl
     The caller has installed the signals.
     Raises DataDirectoryHeld, ServerNotStarted, DatabaseBehind, ModelFileMissing, and other errors of a start.
     """
-    catalog = files.read_catalog(settings.catalog.files)
-    for name in settings.pools.models:
-        model = catalog.get(name)
-        if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a simulated engine needs no file
-            files.locate(model, settings.data_dir)
+    readiness.check_files(settings)
     with ExitStack() as stack:
         # Entered first, so exited last.
         held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command="arriero up"))
