@@ -24,12 +24,12 @@ def with_gemma(live: Live) -> Live:
 
 def test_the_shipped_workflow_sorts_a_message(with_gemma: Live) -> None:
     live = with_gemma
-    text = (ROOT / "examples/support/01-late-jacket.txt").read_text()
+    text = (ROOT / "examples/support/02-charged-twice.txt").read_text()
     found = as_json(live.arriero("run", "support-triage", "--input", f"message={text}", "--json").stdout)
 
     assert found["state"] == "succeeded"
-    assert (found["output"]["topic"], found["output"]["team"]) == ("delivery", "shipping")
-    assert found["output"]["reply"] == "We are asking the carrier about your shipment now. Andean Outfitters"
+    assert (found["output"]["topic"], found["output"]["team"]) == ("payment", "accounting")
+    assert found["output"]["reply"].startswith("Our accounting looks at your payment")
     assert all(len(step["attempts"]) == 1 for step in found["steps"])
     assert found["tokens_out"] > 0
 
