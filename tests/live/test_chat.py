@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Iterator
 
+import httpx2
 import pexpect
 import pytest
 
-from tests.live.conftest import MODEL, PATIENCE, ROOT, Live
+from tests.live.conftest import MODEL, PATIENCE, ROOT, Live, until
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,8 @@ def test_a_conversation_is_edited_stopped_and_remembered(chat: pexpect.spawn, li
     chat.expect("forget the conversation")
     chat.expect(PROMPT)
     ask(chat, "Tell me a very long story about a king, a queen, and their seven children, in all detail.")
-    chat.expect("king")
+    runs = f"{live.api}/v1/runs?workflow=openai&state=running"
+    until(lambda: httpx2.get(runs, timeout=PATIENCE).json()["runs"])  # a call is recorded with its first token
     chat.sendintr()
     chat.expect("stopped")
     chat.expect(PROMPT)

@@ -65,6 +65,8 @@ class DirectRequests:
         self._taking = False
         self._ended = threading.Event()
         self._unrecorded = 0
+        #: The last error of Redis, which is logged once.
+        self._problem = ""
         #: Ends requests, and computes embeddings.
         self.answering = ThreadPoolExecutor(2, "direct-answers")
         self._recording = ThreadPoolExecutor(2, "direct-records")
@@ -134,7 +136,9 @@ class DirectRequests:
             try:
                 self._take()
             except redis.RedisError as error:
-                _log.warning("direct_requests_not_read", error=str(error))
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    _log.warning("direct_requests_not_read", error=self._problem)
                 self._ended.wait(_PAUSE)
             except Exception:  # noqa: BLE001 the outermost loop of the thread
                 _log.exception("direct_requests_interrupted")

@@ -50,6 +50,13 @@ class ModelNotFound(NotFound):
     """The catalogue has no such model."""
 
 
+class TooManyCalls(ArrieroError):
+    """More calls at a time than one process answers."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} calls are being answered, and no more are accepted; send this one again later")
+
+
 class RequestFailed(ArrieroError):
     """A request failed in a pool."""
 
@@ -106,6 +113,8 @@ class OpenAIRoute(APIRoute):
                 return _response(404, document(str(error), 404, "model", "model_not_found"))
             except InvalidInput as error:
                 return _response(400, _first(error.problems))
+            except TooManyCalls as error:
+                return _response(429, document(str(error), 429, code="rate_limit_exceeded"))
             except Unavailable as error:
                 return _response(503, document(str(error), 503))
 

@@ -13,12 +13,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
+from uuid import UUID
 
 import redis
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from app.api import threads
+from app.api.openai.errors import TooManyCalls
 from app.api.openai.token_reader import Subscription, TokenReader
 from app.catalog.model import Model
 from app.inference import direct, token_stream
@@ -35,6 +37,8 @@ _log = log.get(__name__)
 
 #: Seconds without an entry after which a client is told that it waits, and the pool or the run is checked.
 CHECK_AFTER = 2.0
+#: Most calls of this process at a time; each keeps its request and what the client has not read.
+MAX_CALLS = 1_000
 #: Seconds for an answer of Redis: more than the longest wait for entries.
 _ANSWER_TIMEOUT = 40
 #: Seconds for which a list of direct requests is kept after the last one.
@@ -62,13 +66,25 @@ class Road:
     def __init__(self, runs: Runs, client: Redis, reader: TokenReader) -> None:
         self._runs, self._redis, self.reader = runs, client, reader
         self._tasks: set[asyncio.Task[None]] = set()
+        self._active: set[UUID] = set()
 
     async def send(self, request: DirectRequest, model: Model) -> AsyncGenerator[StreamEntry | Waiting]:
         """
         Send a request, and yield its entries until it has ended. Closing the iterator stops the request.
 
-        Raises BrokerUnreachable, and what a submission raises.
+        Raises TooManyCalls, BrokerUnreachable, and what a submission raises.
         """
+        if len(self._active) >= MAX_CALLS:
+            raise TooManyCalls(MAX_CALLS)
+        self._active.add(request.run_id)
+        try:
+            async with aclosing(self._send(request, model)) as entries:
+                async for entry in entries:
+                    yield entry
+        finally:
+            self._active.discard(request.run_id)
+
+    async def _send(self, request: DirectRequest, model: Model) -> AsyncGenerator[StreamEntry | Waiting]:
         key = token_stream.key(str(request.run_id), direct.STEP)
         message = request.encoded()
         requests = direct.requests_key(model.slug)
@@ -90,7 +106,11 @@ class Road:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.lrem(requests, 1, message)
             pipeline.expire(requests, _LIST_EXPIRES)
-            removed, _ = await pipeline.execute()
+            removed, _ = await pipeline.execute(raise_on_error=False)
+        if isinstance(removed, redis.ResponseError):
+            return True  # the key is no list: no pool can have it
+        if isinstance(removed, redis.RedisError):
+            raise removed
         return bool(removed)
 
     async def is_alive(self, pool_id: str) -> bool:

@@ -91,7 +91,10 @@ class TokenReader:
                 if command:
                     pipeline.execute_command(*command)
                 self._wake(pipeline)
-                await pipeline.execute()
+                # A list of another type takes no request; then no pool takes it, and it becomes a run.
+                for answer in await pipeline.execute(raise_on_error=False):
+                    if isinstance(answer, redis.RedisError) and not isinstance(answer, redis.ResponseError):
+                        raise answer
             yield subscription
         finally:
             self._remove(subscription)
@@ -145,9 +148,21 @@ class TokenReader:
             except (redis.RedisError, OSError) as error:
                 _log.warning("tokens_not_read", error=str(error))
                 await asyncio.sleep(_PAUSE)
+                if isinstance(error, redis.ResponseError):
+                    await self._drop_wrong_types()
             except Exception:  # noqa: BLE001 the outermost loop of the task: all streams depend on it
                 _log.exception("token_reader_interrupted")
                 await asyncio.sleep(_PAUSE)
+
+    async def _drop_wrong_types(self) -> None:
+        """Follow no key that is no stream: it would stop the others. Its readers find the outcome in the database."""
+        try:
+            for key in list(self._positions):
+                if await self._redis.type(key) not in (b"stream", b"none"):
+                    _log.warning("token_stream_has_a_wrong_type", key=key)
+                    self._positions.pop(key, None)
+        except (redis.RedisError, OSError):
+            return  # the next read fails again
 
     async def _read(self) -> None:
         positions: dict[Any, Any] = {self._wake_key: self._woken, **self._positions}

@@ -259,6 +259,42 @@ def test_fields_of_other_servers_are_ignored(api: str, start_pool: StartPool) ->
     assert post(api, store=True, user="u", metadata={"a": "b"}, reasoning_effort="low", num_ctx=3).status_code == 200
 
 
+def test_a_list_of_another_type_makes_calls_runs(api: str, valkey: redis.Redis, database: Database) -> None:
+    valkey.set(direct.requests_key("smollm2-135m"), "x")
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(f"{api}/v1/chat/completions", json=body(), timeout=2.0)
+    until_state(database, until_listed(database), "cancelled")
+
+
+def test_a_stream_of_another_type_does_not_stop_the_others(
+    api: str, start_pool: StartPool, database: Database, valkey: redis.Redis
+) -> None:
+    start_pool(slots=1, tokens_per_second=10)
+    with (
+        httpx2.Client(timeout=PATIENCE) as client,
+        client.stream("POST", f"{api}/v1/chat/completions", json=body(stream=True, max_tokens=20)) as broken,
+    ):
+        until_state(database, run_of(broken), "running")
+        key = token_stream.key(str(run_of(broken)), direct.STEP)
+        valkey.delete(key)
+        valkey.set(key, "x")
+        other = start_pool()
+        assert other.engine.slots
+        assert post(api, max_tokens=4).json()["usage"]["completion_tokens"] == 4
+        lines = [line for line in broken.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]", "the rest comes from the database"
+    text = "".join(json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:-1] if "{" in line)
+    assert len(text) == 20 * 4
+
+
+def test_too_many_calls_are_refused(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.openai.road.MAX_CALLS", 0)
+    for stream in (False, True):
+        answer = post(api, stream=stream)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+
+
 def test_tokens_are_read_again_from_the_last_id(api: str, start_pool: StartPool) -> None:
     start_pool()
     run_id = run_of(post(api, max_tokens=20))
