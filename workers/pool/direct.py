@@ -9,6 +9,7 @@ A request that could not be recorded is answered nevertheless; the error is logg
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -192,6 +193,7 @@ class _Request:
         self._stopped: StopReason | None = None
         self._on_stop: Callable[[], None] | None = None
         self._written = False
+        self._began = time.monotonic()
         self._claim: Claim | None = None
         self._lease = ExitStack()
         self._lock = threading.Lock()
@@ -291,6 +293,7 @@ class _Request:
                 self._stream.given_up = True
             else:
                 self._claim = claim
+                runtime.events.started(claim)
                 holding = self._lease.enter_context(runtime.leases.hold(claim))
         if claim is None:
             self.stop(StopReason.LOST)
@@ -308,9 +311,12 @@ class _Request:
             steps.with_database(lambda: runtime.runs.cancel(self.run_id, message=_CLIENT_LEFT))
         with self._lease:
             try:
-                steps.record_or_fail(runtime, claim, outcome)
+                recorded = steps.record_or_fail(runtime, claim, outcome)
             except LeaseLost as error:
                 _log.warning("step_record_refused", error=str(error))
+                runtime.events.lost(claim)
+            else:
+                steps.send_events(runtime, claim, recorded, time.monotonic() - self._began)
 
 
 def _kept(output: object) -> object:

@@ -81,19 +81,19 @@ _EXAMPLES = {
     "a named workflow": {"workflow": "support-triage", "inputs": {"message": "My parcel has not arrived."}},
     "a definition": {
         "definition": {
-            "workflow": "haiku",
-            "inputs": {"subject": {"type": "string"}},
+            "workflow": "title",
+            "inputs": {"text": {"type": "string"}},
             "steps": [
                 {
                     "id": "write",
                     "kind": "generate",
                     "model": "smollm2:135m",
-                    "prompt": "Write a haiku about {{ inputs.subject }}.",
+                    "prompt": "Write a title for: {{ inputs.text }}",
                     "max_tokens": 40,
                 }
             ],
         },
-        "inputs": {"subject": "llamas"},
+        "inputs": {"text": "The hut opened on 1 June, nine days later than last year."},
     },
 }
 

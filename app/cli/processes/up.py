@@ -57,6 +57,7 @@ def _announce(tree: Tree, *, flower: bool) -> None:
         f"[bold]Data[/]     {escape(str(tree.directory))}",
         "",
         "Try in another terminal:",
+        "  arriero models pull gemma3:270m",
         '  arriero run support-triage --input message="Where is my parcel?"',
         "  arriero fleet",
         "Ctrl-C stops everything.",

@@ -82,7 +82,7 @@ def start_pool(runs: Runs, settings: Settings, redis_url: str, valkey: redis.Red
         leases = Leases(runs, f"pool{len(started)}@here/1/x", interval=timedelta(seconds=1))
         leases.start()
         tokens = TokenWriter(redis_url)
-        runtime = Runtime(impatient, runs, leases, engine, Secrets(settings.data_dir), catalog(), tokens)
+        runtime = Runtime(impatient, runs, leases, engine, Secrets(settings.data_dir), catalog(), tokens=tokens)
         pool = DirectRequests(runtime, tokens, redis_url, catalog().get(MODEL).slug, f"pool{len(started)}")
         pool.on_phase(PoolPhase.SERVING)
         started.append(pool)
