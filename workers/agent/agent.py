@@ -297,7 +297,7 @@ class Agent:
             return
         child = Child(
             f"pool {pool.model}",
-            [sys.executable, "-m", "workers.programs", "pool", pool.id, str(pool.epoch)],
+            [sys.executable, "-P", "-m", "workers.programs", "pool", pool.id, str(pool.epoch)],
             environment=self._environment | inventory.device_environment(self.host, measured, pool.bytes),
             log_file=self._log_file(pool.id),
             pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
