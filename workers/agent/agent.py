@@ -377,6 +377,7 @@ class Agent:
         shares = self._thread_shares()
         for id_, running in self._processes.items():
             with self._guard.item("process", id_):
+                running.process.rotate_log()
                 running.threads = shares[id_]
                 used = inventory.used(self.host, measured, running.devices, running.process.pid or 0)
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}

@@ -23,6 +23,8 @@ _log = log.get(__name__)
 
 #: The folder of the pid files, in a data directory.
 RUN = "run"
+#: The log of `arriero up -d`, in a data directory.
+LOG_FILE = Path("logs", "up.log")
 _RECORD, _REQUEST = "up.json", "restart.json"
 #: Most bytes of either file.
 _MAX_BYTES = 64 * 1024

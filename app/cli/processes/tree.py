@@ -29,7 +29,7 @@ from app.cli.client import url_at
 from app.cli.processes import readiness, records
 from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_of
 from app.cli.processes.programs import WORKERS
-from app.cli.processes.records import RUN, TreeRecord, TreeState
+from app.cli.processes.records import LOG_FILE, RUN, TreeRecord, TreeState
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Signals
 from app.fleet.pool import METRICS_FOLDER
@@ -37,7 +37,7 @@ from app.kernel import embedded, ids, log
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, PostgresServer, Server, ValkeyServer
 from app.kernel.errors import DatabaseUnreachable, ServerNotStarted
-from app.kernel.processes import listening
+from app.kernel.processes import listening, log_files
 from app.kernel.processes.process import end_leftovers
 from app.kernel.settings import Settings
 from app.scheduler import needs
@@ -45,6 +45,8 @@ from app.workflows.runs.recovery import owners
 
 #: Seconds between two checks of the children.
 _PAUSE = 0.25
+#: Seconds between two checks of the sizes of logs.
+_ROTATE_SECONDS = 10.0
 #: Most time for the processes of a killed tree to end after SIGTERM.
 _LEFTOVERS = timedelta(seconds=3)
 #: By embedded server, the setting with its address.
@@ -66,6 +68,8 @@ class Tree:
     members: list[ProcessMember] = field(default_factory=list)
     #: By embedded server, since when it is stopped by a signal.
     _frozen_since: dict[str, float] = field(default_factory=dict)
+    #: When logs are rotated again, by the monotonic clock.
+    _rotate_at: float = 0.0
 
     def watch(self, signals: Signals) -> None:
         """Check the tree until Interrupted is raised, or until a restart of everything is requested."""
@@ -94,6 +98,13 @@ class Tree:
         for server in self.servers:
             self._check_server(server)
         now = time.monotonic()
+        if now > self._rotate_at:
+            self._rotate_at = now + _ROTATE_SECONDS
+            for server in self.servers:
+                server.rotate_log()
+            for child in [member.child for member in self.members if member.child is not None]:
+                child.rotate_log()
+            log_files.copy_when_long(self.directory / LOG_FILE)  # its own, when it runs in the background
         for member in self.members:
             if member.is_frozen(now) and member.child is not None:
                 self.report("warning", f"{member.name} was stopped by a signal for {FROZEN_SECONDS:g} s; killing it")
