@@ -31,7 +31,7 @@ from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_
 from app.cli.processes.programs import WORKERS
 from app.cli.processes.records import LOG_FILE, RUN, TreeRecord, TreeState
 from app.cli.processes.reporter import Reporter
-from app.cli.processes.signals import Signals
+from app.cli.processes.signals import Interrupted, Signals
 from app.fleet.pool import METRICS_FOLDER
 from app.kernel import embedded, ids, log
 from app.kernel.database import Database
@@ -75,6 +75,8 @@ class Tree:
         """Check the tree until Interrupted is raised, or until a restart of everything is requested."""
         while True:
             time.sleep(_PAUSE)
+            if signals.received:
+                raise Interrupted  # an error that the interrupt caused, such as one of the closed terminal, replaced it
             self.check()
             if signals.restart_requested:
                 signals.restart_requested = False
@@ -252,6 +254,7 @@ def running_tree(
         report.done("schema", f"at revision {revision}{'' if is_external or before == revision else ', upgraded'}")
         members = _members(settings, listeners, record.instance)
         tree = Tree(settings, held.path, report, running, record, members)
+        record.programs = [*(server.name.lower() for server in running), *(member.name for member in members)]
         stack.callback(tree.stop, signals)
         stack.callback(signals.block_interrupts)
         for leftover in left:
