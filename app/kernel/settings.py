@@ -305,11 +305,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {**inherited, **values}
 
 
-def environment_with(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of this process with these dotted keys as variables, for a child that reads the file."""
-    return {**os.environ, **{variable(key): value for key, value in overrides.items()}}
-
-
 def values_of(settings: Settings) -> Iterator[tuple[str, Any]]:
     """Yield every dotted key with its value, in the order of their definition."""
     for key in _fields():

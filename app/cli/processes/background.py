@@ -24,7 +24,7 @@ from app.cli.processes.signals import Interrupted, Signals
 from app.kernel.embedded.data_directory import find_holder, make_directory
 from app.kernel.errors import Conflict, ServerNotStarted
 from app.kernel.processes import log_files
-from app.kernel.settings import Settings, environment_with
+from app.kernel.settings import Settings
 
 #: The exit code that shells use for a command ended by Ctrl-C.
 _INTERRUPTED = 130
@@ -63,7 +63,6 @@ def start(settings: Settings, root_options: Mapping[str, Any], options: Sequence
         signals.install()
         process = subprocess.Popen(
             command,
-            env=_environment(root_options),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -102,18 +101,12 @@ def _stop(process: subprocess.Popen[bytes], log: Path, copied: int, signals: Sig
 
 
 def _options(root: Mapping[str, Any]) -> list[str]:
-    """Return the paths among the options before the command."""
-    found = []
+    """Return the options before the command, as they were given."""
+    found = [f"--set={text}" for text in root.get("values") or ()]
     for name, key in (("--config", "config_file"), ("--data-dir", "data_dir")):
         if root.get(key) is not None:
             found.append(f"{name}={Path(root[key]).absolute()}")
     return found
-
-
-def _environment(root: Mapping[str, Any]) -> dict[str, str]:
-    """Return the environment with the values of `--set`, which may be secrets: a command line is visible to all."""
-    pairs = (text.partition("=") for text in root.get("values") or ())
-    return environment_with({key.strip(): value for key, _, value in pairs})
 
 
 def _copy(log: Path, copied: int) -> int:
