@@ -21,9 +21,9 @@ from app.cli.processes.reporter import Reporter
 from app.fleet.pool import METRICS_FOLDER
 from app.kernel import clock, log
 from app.kernel.embedded import DataDirectory, PostgresServer, ValkeyServer
-from app.kernel.embedded.data_directory import DirectoryHolder
 from app.kernel.errors import Conflict, InvalidInput, Problem
 from app.kernel.processes import pid_file
+from app.kernel.processes.data_directory import DirectoryHolder
 from app.kernel.processes.process import end_leftovers
 from app.kernel.settings import Settings
 from app.kernel.units import durations
