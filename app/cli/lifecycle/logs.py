@@ -122,8 +122,8 @@ class _Output:
             name = line.process
             if sys.stdout.isatty():
                 style = self._styles.setdefault(name, _STYLES[len(self._styles) % len(_STYLES)])
-                prefix = Text() if self._single else Text(f"{name:<12} ", style)
-                self._console.print(prefix + log_lines.rendered(line), soft_wrap=True)
+                prefix = "" if self._single else f"{name:<12} "
+                self._console.print(Text.assemble((prefix, style), log_lines.rendered(line)), soft_wrap=True)
             else:
                 sys.stdout.write(line.text + "\n" if self._single else f"{name} | {line.text}\n")
         sys.stdout.flush()

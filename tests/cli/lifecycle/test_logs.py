@@ -153,4 +153,5 @@ def test_a_line_is_written_for_people_at_a_terminal() -> None:
 
     shown = log_lines.rendered(LogLine(AT, "control", hostile)).plain
     assert shown.endswith("info    step_failed step_id=s1 count=2\n  E: why")
+    assert log_lines.rendered(LogLine(AT, "up", "2026-11-22T16:20:45.123Z • api")).plain.endswith(":45.123 • api")
     assert not {"\x1b", "\x07"} & set(log_lines.rendered(LogLine(AT, "postgres", "\x1b]0;title\x07text")).plain)
