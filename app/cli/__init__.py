@@ -46,6 +46,8 @@ Start with `arriero up`, which starts everything on this machine. Then, in a sec
 
     arriero run support-triage --input message="Where is my parcel?"
 
+`arriero up -d` starts it in the background; `arriero status`, `logs`, `restart` and `down` see to it.
+
 Settings come from the defaults, arriero.toml, ARRIERO_… variables and this command line; the later ones win.
 `arriero config show` prints each setting with its origin.
 
