@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from celery import Celery
 
-from app.catalog import files
-from app.catalog.catalog import Catalog
+from app.catalog.catalog import Catalog, CatalogSource
+from app.catalog.live import LiveCatalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
@@ -25,14 +25,21 @@ from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
+from workers.token_reports import TokenReports
+from workers.token_writer import TokenWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The connections to the database and the catalogue of a process, which it opens and reads once."""
+    """The connections to the database and the catalogue of a process."""
 
     database: Database
-    catalog: Catalog
+    catalogs: CatalogSource
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue of this moment."""
+        return self.catalogs.current()
 
     @classmethod
     def open(cls, settings: Settings, connections: Callable[[Catalog], int]) -> Resources:
@@ -41,9 +48,9 @@ class Resources:
 
         Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
         """
-        catalog = files.read_catalog(settings.catalog.files)
+        catalogs = LiveCatalog(settings)
         url = addresses.of(settings).database_url
-        return cls(databases.open_at_head(url, pool_size=connections(catalog)), catalog)
+        return cls(databases.open_at_head(url, pool_size=connections(catalogs.current())), catalogs)
 
     def close(self) -> None:
         """Close the connections."""
@@ -61,10 +68,18 @@ class Runtime:
     engine: Engine | None
     #: The secrets that `http` steps may send.
     secrets: Secrets
-    #: The catalogue of models, as this process read it when it started.
-    catalog: Catalog
+    catalogs: CatalogSource
+    #: The tokens of the texts that this process writes now, for views.
+    token_reports: TokenReports = field(default_factory=TokenReports)
+    #: The writer of token streams, in a pool; None in a control worker.
+    tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue of this moment."""
+        return self.catalogs.current()
 
     @property
     def owner(self) -> str:
@@ -72,10 +87,13 @@ class Runtime:
         return self.leases.owner
 
     def close(self) -> None:
-        """Stop the renewal of leases, and close the engine."""
+        """Stop the renewal of leases and the reports, close the engine, and write the last tokens."""
         self.leases.close()
+        self.token_reports.close()
         if self.engine is not None:
             self.engine.close()
+        if self.tokens is not None:
+            self.tokens.close()
 
 
 def start(
@@ -93,10 +111,22 @@ def start(
     `incarnation` is an id that the parent gave to this process alone, so that the parent can expire its leases when the
     process dies. Without one a random id is used.
     """
-    publisher = WakingPublisher(CeleryPublisher(app, addresses.of(settings).redis_url))
-    runs = Runs(resources.database, publisher, RunPolicy.of(settings.runs))
+    broker = CeleryPublisher(app, addresses.of(settings).redis_url)
+    runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs))
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
     leases.start()
-    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir), resources.catalog)
+    reports = TokenReports()
+    if engine is not None:
+        reports.start(broker, owner)
+    return Runtime(
+        settings,
+        runs,
+        leases,
+        engine,
+        Secrets(settings.secrets_dir),
+        resources.catalogs,
+        reports,
+        None if engine is None else TokenWriter(addresses.of(settings).redis_url),
+    )

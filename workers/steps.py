@@ -23,7 +23,7 @@ from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.recovery.abandon import abandon, abandon_step, reason_of
-from app.workflows.state_machine.outcomes import Failure, Outcome, Success
+from app.workflows.state_machine.outcomes import Failure, Outcome, Success, TokenUsage
 from workers import step_kinds
 from workers.leases import Holding, StopReason
 from workers.runtime import Runtime
@@ -67,7 +67,7 @@ def _process(runtime: Runtime, claim: Claim) -> Claim | None:
             _log.warning("step_dropped", reason=holding.reason)
             return None
         try:
-            following, outcome = _record_or_fail(runtime, claim, outcome)
+            following, outcome = record_or_fail(runtime, claim, outcome)
         except LeaseLost as error:
             _log.warning("step_record_refused", error=str(error))
             return None
@@ -87,7 +87,8 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
     try:
         return step_kinds.execute(step_kinds.StepTask(claim, holding, runtime))
     except StepFailure as error:
-        return Failure(error.reason, error.message, error.text, retry_after=error.retry_after or timedelta(0))
+        usage = TokenUsage(finish_reason=error.finish_reason)
+        return Failure(error.reason, error.message, error.text, usage, error.retry_after or timedelta(0))
     except CancelledError:
         match holding.reason:
             case StopReason.CANCELLED:
@@ -101,7 +102,7 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
         return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> tuple[Claim | None, Outcome]:
+def record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> tuple[Claim | None, Outcome]:
     """
     Record an outcome. Returns the claim of a step that follows immediately, and the outcome as it was recorded.
 
@@ -120,22 +121,22 @@ def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> tuple[C
         raise
     except Exception:  # noqa: BLE001 as above
         _log.exception("record_failed", again=True)
-    _with_database(lambda: abandon(runtime.runs, claim.run_id, f"step {claim.key}: {failed.message}"))
+    with_database(lambda: abandon(runtime.runs, claim.run_id, f"step {claim.key}: {failed.message}"))
     return None, failed
 
 
 def _record(runtime: Runtime, claim: Claim, outcome: Outcome) -> Claim | None:
     match outcome:
         case Success():
-            return _with_database(lambda: runtime.runs.succeed(claim, runtime.owner, outcome))
+            return with_database(lambda: runtime.runs.succeed(claim, runtime.owner, outcome))
         case Failure():
-            _with_database(lambda: runtime.runs.fail(claim, runtime.owner, outcome))
+            with_database(lambda: runtime.runs.fail(claim, runtime.owner, outcome))
         case _:
-            _with_database(lambda: runtime.runs.leave(claim, runtime.owner, outcome))
+            with_database(lambda: runtime.runs.leave(claim, runtime.owner, outcome))
     return None
 
 
-def _with_database(action: Callable[[], T]) -> T:
+def with_database(action: Callable[[], T]) -> T:
     """Return the result of an action, repeated until the database is available."""
     while True:
         try:

@@ -24,7 +24,6 @@ from typing import Any
 from pydantic import SecretStr
 
 from app import __version__
-from app.catalog import files
 from app.cli.client import url_at
 from app.cli.processes import readiness, records
 from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_of
@@ -40,7 +39,6 @@ from app.kernel.errors import DatabaseUnreachable, ServerNotStarted
 from app.kernel.processes import listening, log_files
 from app.kernel.processes.process import end_leftovers
 from app.kernel.settings import Settings
-from app.scheduler import needs
 from app.workflows.runs.recovery import owners
 
 #: Seconds between two checks of the children.
@@ -214,11 +212,7 @@ def running_tree(
     The caller has installed the signals, and holds the data directory.
     Raises ServerNotStarted, DatabaseBehind, ModelFileMissing, and other errors of a start.
     """
-    catalog = files.read_catalog(settings.catalog.files)
-    for name in settings.pools.models:
-        model = catalog.get(name)
-        if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a simulated engine needs no file
-            files.locate(model, settings.data_dir)
+    readiness.check_files(settings)
     with ExitStack() as stack:
         stack.callback(report.close)
         stack.callback(records.remove, held.path)

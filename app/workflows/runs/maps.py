@@ -14,7 +14,7 @@ from app.workflows.runs.claims import Claim
 from app.workflows.runs.storage import items
 from app.workflows.state_machine import fan_out
 from app.workflows.state_machine.fan_out import FanOut, MapEnding
-from app.workflows.state_machine.outcomes import TokenUsage
+from app.workflows.state_machine.outcomes import LENGTH, TokenUsage
 from app.workflows.state_machine.states import FINAL_RUNS, StepState
 
 
@@ -47,7 +47,16 @@ def write_change(change: RunChange) -> None:
     assert parent_id is not None
     before, begun = items.fan_out_of(item), item.state != StepState.PENDING
     failed = step.state is StepState.FAILED or (step.state is StepState.CANCELLED and not before.stopping)
-    fan = fan_out.item_ended(before, failed=failed, collect=definition.on_error == "collect", begun=begun)
+    usage = change.usage(step.key)
+    fan = fan_out.item_ended(
+        before,
+        failed=failed,
+        collect=definition.on_error == "collect",
+        begun=begun,
+        truncated=usage.finish_reason == LENGTH,
+        tokens_in=item.tokens_in + usage.tokens_in,
+        tokens_out=item.tokens_out + usage.tokens_out,
+    )
     if fan.stopping and not before.stopping:
         items.write_fan_out(change.transaction.work, parent_id, fan)
         fan = stop_items(change.transaction, parent_id) or fan

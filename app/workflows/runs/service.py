@@ -17,7 +17,7 @@ from uuid import UUID
 from app.kernel import log
 from app.kernel.broker import Publisher
 from app.kernel.database import Database
-from app.kernel.errors import LeaseLost, NotFound, StepFailure, Unavailable
+from app.kernel.errors import Conflict, LeaseLost, NotFound, StepFailure, Unavailable
 from app.workflows.runs import admission, calls, claims, maps, messages, submission, waits
 from app.workflows.runs.changes import cancellation
 from app.workflows.runs.changes.change import RunChange, open_change
@@ -94,6 +94,25 @@ class Runs:
         prepared = submission.prepare(request, self.policy)
         with self.transaction() as transaction:
             return submission.create(transaction, prepared)
+
+    def submit_held(self, request: Submission, owner: str) -> Claim | None:
+        """
+        Write a run whose one step the owner has begun already, and return the claim of that step; no message is sent.
+
+        Returns None when the step cannot be claimed: the run waits, or its workflow is paused. It is then a run like
+        any other, and its message is sent. Raises what `submit` raises, and Conflict when the run exists already.
+        """
+        prepared = submission.prepare(request, self.policy)
+        assert len(prepared.steps) == 1, "one step is claimed"
+        step_id = prepared.steps[0]["id"]
+        with self.transaction() as transaction:
+            if not submission.create(transaction, prepared).created:
+                raise Conflict(f"the run {prepared.id} exists already")
+            claimed = store.claim(transaction.work, step_id, 1, owner, self.policy.lease)
+            if claimed is None:
+                return None
+            transaction.effects.clear()
+            return claims.take(transaction.work, claimed, self.policy.limits)
 
     def claim(self, step_id: UUID, attempt: int, owner: str) -> Claim | None:
         """Claim a step, or return None: that attempt is not ready, or the run is paused."""

@@ -33,6 +33,11 @@ class FanOut:
     failed: int = 0
     #: No further item begins.
     stopping: bool = False
+    #: Items that have ended with a text that was cut at `max_tokens`.
+    truncated: int = 0
+    #: Tokens of the items that have ended.
+    tokens_in: int = 0
+    tokens_out: int = 0
 
 
 def refill(fan: FanOut, max_parallel: int) -> tuple[FanOut, int]:
@@ -41,14 +46,30 @@ def refill(fan: FanOut, max_parallel: int) -> tuple[FanOut, int]:
     return replace(fan, waiting=fan.waiting - count, in_flight=fan.in_flight + count), count
 
 
-def item_ended(fan: FanOut, *, failed: bool, collect: bool, begun: bool = True) -> FanOut:
-    """An item has succeeded, failed or was cancelled; `begun` says whether it had begun."""
+def item_ended(
+    fan: FanOut,
+    *,
+    failed: bool,
+    collect: bool,
+    begun: bool = True,
+    truncated: bool = False,
+    tokens_in: int = 0,
+    tokens_out: int = 0,
+) -> FanOut:
+    """
+    An item has succeeded, failed or was cancelled; `begun` says whether it had begun.
+
+    `truncated` says whether its text was cut; the tokens are those of all its attempts.
+    """
     return replace(
         fan,
         waiting=fan.waiting - (not begun),
         in_flight=fan.in_flight - begun,
         failed=fan.failed + failed,
         stopping=fan.stopping or (failed and not collect),
+        truncated=fan.truncated + truncated,
+        tokens_in=fan.tokens_in + tokens_in,
+        tokens_out=fan.tokens_out + tokens_out,
     )
 
 

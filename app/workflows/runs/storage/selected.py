@@ -59,11 +59,16 @@ class LockedStep:
 class LockedItem(LockedStep):
     """An item of a map, with the counts of the map."""
 
+    tokens_in: int
+    tokens_out: int
     total: int
     waiting: int
     in_flight: int
     failed: int
     stopping: bool
+    truncated: int
+    map_tokens_in: int
+    map_tokens_out: int
 
 
 @dataclass(frozen=True, slots=True)
