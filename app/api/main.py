@@ -40,7 +40,7 @@ from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.reranking import RerankingRequest
-from app.kernel import addresses, broker, log
+from app.kernel import addresses, broker, ids, log
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
 from app.kernel.errors import (
@@ -122,9 +122,9 @@ Errors are problem details (RFC 9457); each problem of an input has its path, it
 """
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
     """
-    Return the application with its connections.
+    Return the application with its connections. `instance` is the id of its start, by default a new one.
 
     Raises DatabaseBehind, DatabaseUnreachable: a schema of another revision is not served.
     """
@@ -136,7 +136,8 @@ def create_app(settings: Settings) -> FastAPI:
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs))
     catalog = LiveCatalog(settings)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
-    return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet), operator_commands))
+    devices, instance = Devices(settings.fleet), instance or str(ids.new_id())
+    return serve(Services(settings, database, publisher, service, catalog, devices, operator_commands, instance))
 
 
 def serve(services: Services) -> FastAPI:

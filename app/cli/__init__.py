@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from app import __version__
 from app.cli.lazy import LazyCommand, register
 from app.kernel.errors import (
     ArrieroError,
@@ -45,6 +46,8 @@ Start with `arriero up`, which starts everything on this machine. Then, in a sec
 
     arriero run support-triage --input message="Where is my parcel?"
 
+`arriero up -d` starts it in the background; `arriero status`, `logs`, `restart` and `down` see to it.
+
 Settings come from the defaults, arriero.toml, ARRIERO_… variables and this command line; the later ones win.
 `arriero config show` prints each setting with its origin.
 
@@ -57,6 +60,17 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "up": LazyCommand(
         "app.cli.processes.up:up",
         "Run everything on this machine: servers, API, workers, beat, an agent with pools for pools.models, Flower.",
+    ),
+    "status": LazyCommand(
+        "app.cli.lifecycle.status:status",
+        "Show what runs on the data directory: processes, addresses, models, and the queue.",
+    ),
+    "logs": LazyCommand("app.cli.lifecycle.logs:logs", "Print the logs of processes, merged by time."),
+    "restart": LazyCommand(
+        "app.cli.lifecycle.restart:restart", "Restart one process of the running `arriero up`, or everything."
+    ),
+    "down": LazyCommand(
+        "app.cli.lifecycle.down:down", "Stop what `arriero up` runs on the data directory, and wait until it has ended."
     ),
     "demo": LazyCommand(
         "app.cli.processes.demo:demo",
@@ -105,7 +119,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "flower": LazyCommand(
         "app.cli.processes.programs:flower", "Run Flower, the web page that shows the Celery workers."
     ),
-    "version": LazyCommand("app.cli.version:version", "Print the versions of Arriero, Python and llama.cpp's binding."),
+    "version": LazyCommand(
+        "app.cli.version:version",
+        "Print the versions of Arriero, of what it runs on, and the devices of this machine, for bug reports.",
+    ),
 }
 
 app = typer.Typer(
@@ -134,6 +151,9 @@ def root(
     ] = None,
 ) -> None:
     """Options before the command apply to every command."""
+    if context.invoked_subcommand == "up" and not {"-h", "--help", "--in-background"} & set(sys.argv):
+        # At once: the settings take longer than a user should look at an empty line.
+        Console(stderr=True).print(f"arriero {__version__} is starting", highlight=False)
     from app.kernel import log, settings  # not needed for the root's help, and slow to import
 
     overrides: dict[str, Any] = dict(_pair(text) for text in values or ())

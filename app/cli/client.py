@@ -9,8 +9,11 @@ from typing import Any
 
 import httpx2
 
+from app.cli.processes import records
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
-from app.kernel.settings import Settings
+from app.kernel.settings import ApiSettings, Settings
+
+_DEFAULT_PORT = ApiSettings().port
 
 #: Seconds without a byte after which a stream is given up: a waiting one has a comment every few seconds.
 _STREAM_TIMEOUT = 60.0
@@ -110,7 +113,14 @@ class Client:
 @contextmanager
 def connected(settings: Settings, timeout: float = 30.0) -> Iterator[Client]:
     """Yield a client of the API at the address in the settings. `timeout` is in seconds, for each answer."""
-    client = Client(url_of(settings), timeout)
+    with connected_to(url_of(settings), timeout) as client:
+        yield client
+
+
+@contextmanager
+def connected_to(url: str, timeout: float = 30.0) -> Iterator[Client]:
+    """Yield a client of the API at an address. `timeout` is in seconds, for each answer."""
+    client = Client(url, timeout)
     try:
         yield client
     finally:
@@ -118,11 +128,22 @@ def connected(settings: Settings, timeout: float = 30.0) -> Iterator[Client]:
 
 
 def url_of(settings: Settings) -> str:
-    """Return the base URL of the API, as seen from this host."""
+    """
+    Return the base URL of the API, as seen from this host.
+
+    Where no port is set, it is that of the `arriero up` that runs on the data directory, if there is one.
+    """
     if settings.api.url:
         return settings.api.url.rstrip("/")
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.api.host, settings.api.host)  # noqa: S104 compared, not bound
-    return f"http://{host}:{settings.api.port}"
+    if settings.api.port in (0, _DEFAULT_PORT) and (running := records.running(settings.data_dir)) is not None:
+        return running.api or url_at(settings.api.host, settings.api.port)
+    return url_at(settings.api.host, settings.api.port)
+
+
+def url_at(host: str, port: int) -> str:
+    """Return the URL, as seen from this host, of a server that listens on an address."""
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 compared, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _events(lines: Iterator[str]) -> Iterator[ServerEvent]:

@@ -79,7 +79,8 @@ def test_models_have_the_state_of_their_file_and_their_demand(client: TestClient
 
 def test_a_healthy_service_is_ready(client: TestClient) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
-    assert client.get("/readyz").json() == {"ready": True, "database": "ok", "broker": "ok"}
+    instance = client.get("/healthz").json()["instance"]
+    assert client.get("/readyz").json() == {"ready": True, "instance": instance, "database": "ok", "broker": "ok"}
 
 
 def test_readiness_names_unavailable_parts(services: Services) -> None:
