@@ -214,19 +214,18 @@ def _client(url: str, *, recorded: bool) -> Any:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        begun, first, tokens, run = time.perf_counter(), 0.0, 0, ""
-        async with (
-            httpx2.AsyncClient(timeout=120, trust_env=False, verify=False) as client,
-            client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer,
-        ):
-            run = answer.headers.get("X-Arriero-Run", "")
-            async for line in answer.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                chunk = json.loads(line.removeprefix("data: "))
-                if not first and any(choice["delta"].get("content") for choice in chunk["choices"]):
-                    first = time.perf_counter() - begun
-                tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+        first, tokens = 0.0, 0
+        async with httpx2.AsyncClient(timeout=120, trust_env=False, verify=False) as client:
+            begun = time.perf_counter()
+            async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+                run = answer.headers.get("X-Arriero-Run", "")
+                async for line in answer.aiter_lines():
+                    if not line.startswith("data: {"):
+                        continue
+                    chunk = json.loads(line.removeprefix("data: "))
+                    if not first and any(choice["delta"].get("content") for choice in chunk["choices"]):
+                        first = time.perf_counter() - begun
+                    tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
             added = await _added(client, url, run, first) if recorded else None
         return first, tokens, added
 
