@@ -69,14 +69,30 @@ class ReconcilePass:
         """Apply one action of a plan that was made for this cluster."""
         match action:
             case StartPool():
-                self._start(cluster, action, action.configuration, str(action.purpose), action.after, action.namespace)
+                self._start(
+                    cluster,
+                    action,
+                    action.configuration,
+                    str(action.purpose),
+                    action.after,
+                    action.namespace,
+                    pinned=action.pinned,
+                )
             case StopPool():
                 self.stop(
                     action.pool, Desired.PREEMPT if action.mode is StopMode.PREEMPT else Desired.DRAIN, action.reason
                 )
             case MovePool():
                 moved = next(pool for pool in cluster.pools if pool.id == action.pool)
-                if self._start(cluster, action, moved.configuration, "move", frozenset(), moved.namespace):
+                if self._start(
+                    cluster,
+                    action,
+                    moved.configuration,
+                    "move",
+                    frozenset(),
+                    moved.namespace,
+                    pinned=moved.pinned,
+                ):
                     self.stop(action.pool, Desired.DRAIN, action.reason)
             case GrantReserve():
                 reserve = ReservedCapacity(str(ids.new_id()), action.configuration, action.bytes)
@@ -119,6 +135,8 @@ class ReconcilePass:
         purpose: str,
         after: frozenset[str],
         namespace: str,
+        *,
+        pinned: bool,
     ) -> bool:
         """Claim the bytes of a pool and insert it; returns False when the ledger refuses."""
         configuration = next(one for one in cluster.configurations if one.id == configuration_id)
@@ -132,7 +150,7 @@ class ReconcilePass:
             bytes=action.bytes,
             lease_until=self.session.now + wait,
             after=after,
-            pinned=configuration.pinned,
+            pinned=pinned,
             namespace=namespace,
         )
         refused = self.session.change(lambda ledger: rules.claim(ledger, request))
