@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -17,11 +18,13 @@ from flower import command
 from flower.app import Flower
 from flower.options import options
 from flower.urls import settings as flower_settings
+from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
 from app.kernel import log
 from app.kernel.errors import Problem
+from app.kernel.processes.listening import listen, port_of
 from app.kernel.security import request_guard
 from app.kernel.security.request_guard import RequestGuard, guard_of
 from app.kernel.settings import Settings
@@ -39,6 +42,12 @@ class GuardedFlower(Flower):  # type: ignore[misc] # Flower has no type hints
     def __init__(self, guard: RequestGuard, **more: Any) -> None:
         self._guard = guard
         super().__init__(**more)
+
+    def serve_on(self, listener: socket.socket) -> None:
+        """Serve on a listening socket, as `start_http_server` does on an address."""
+        server = HTTPServer(self, ssl_options=self.ssl_options, xheaders=self.options.xheaders)
+        listener.setblocking(False)
+        server.add_socket(listener)
 
     def find_handler(self, request: HTTPServerRequest, **more: Any) -> Any:
         """Return the handler of a request: Flower's own, or the one that refuses."""
@@ -63,8 +72,12 @@ class _Refusal(RequestHandler):
         self.finish(json.dumps(request_guard.problem_document(self._refusal)))
 
 
-def run(settings: Settings) -> int:
-    """Serve Flower until SIGTERM. Returns the exit code."""
+def run(settings: Settings, descriptor: int | None = None) -> int:
+    """
+    Serve Flower until SIGTERM, on the listening socket of a descriptor if one is given. Returns the exit code.
+
+    Raises ServerNotStarted when its port is in use.
+    """
     host, port = settings.flower.host, settings.flower.port
     command.apply_env_options()
     command.apply_options(sys.argv[0], [f"--address={host}", f"--port={port}", *_OPTIONS])
@@ -74,8 +87,15 @@ def run(settings: Settings) -> int:
     flower = GuardedFlower(guard, capp=Application(settings).celery, options=options, **flower_settings)
     atexit.register(flower.stop)
     signal.signal(signal.SIGTERM, command.sigterm_handler)
-    bound = flower.start_http_server()
-    _log.info("flower_listening", address=host, port=bound)
+    if options.unix_socket:
+        flower.start_http_server()
+        _log.info("flower_listening", unix_socket=options.unix_socket)
+    else:
+        listener = (
+            listen("flower", host, port, "flower.port") if descriptor is None else socket.socket(fileno=descriptor)
+        )
+        flower.serve_on(listener)
+        _log.info("flower_listening", address=host, port=port_of(listener))
     try:
         flower.start()
     except (KeyboardInterrupt, SystemExit):

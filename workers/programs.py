@@ -1,5 +1,6 @@
 """
-The worker programs: `python -m workers.programs control NAME [INCARNATION] | beat | agent | pool ID EPOCH | flower`.
+The worker programs:
+`python -m workers.programs control NAME [INCARNATION] | beat | agent | pool ID EPOCH | flower [DESCRIPTOR]`.
 
 `arriero control`, `arriero beat`, `arriero agent` and `arriero flower` replace themselves by these programs, with their
 settings in the environment. An agent starts the pools of its host.
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
                 return int(_imported("workers.pool.pool", "run")(loaded, id_, int(epoch)))
             case ["flower"]:
                 return int(_imported("workers.flower", "run")(loaded))
+            case ["flower", descriptor] if descriptor.isdigit():
+                return int(_imported("workers.flower", "run")(loaded, int(descriptor)))
             case _:
                 print(__doc__, file=sys.stderr)  # noqa: T201 the usage, for a call by hand
                 return 2

@@ -18,20 +18,22 @@ class Health(BaseModel):
 
     status: str = "ok"
     version: str = __version__
+    instance: str = Field(description="the id of this start of the API; with `arriero up`, of the process tree")
 
 
 class Readiness(BaseModel):
     """The answer of the readiness check: the state of each part that requests need."""
 
     ready: bool
+    instance: str = Field(description="as for `/healthz`")
     database: str = Field(examples=["ok"], description="`ok`, or what is wrong")
     broker: str = Field(examples=["ok"], description="`ok`, or what is wrong")
 
 
 @router.get("/healthz", summary="Is the process alive?")
-async def healthz() -> Health:
+async def healthz(services: InjectedServices) -> Health:
     """Answers while the process runs, even when the database or the broker is unavailable."""
-    return Health()
+    return Health(instance=services.instance)
 
 
 @router.get(
@@ -57,4 +59,5 @@ def _readiness(services: Services) -> Readiness:
         services.publisher.ping()
     except Unavailable as error:
         broker = str(error)
-    return Readiness(ready=database == broker == "ok", database=database, broker=broker)
+    ready = database == broker == "ok"
+    return Readiness(ready=ready, instance=services.instance, database=database, broker=broker)

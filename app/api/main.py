@@ -32,7 +32,7 @@ from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, workflows
 from app.catalog import files
 from app.devices.inventory import Devices
-from app.kernel import addresses, broker, log
+from app.kernel import addresses, broker, ids, log
 from app.kernel import database as databases
 from app.kernel.broker import CeleryPublisher
 from app.kernel.errors import (
@@ -110,9 +110,9 @@ Errors are problem details (RFC 9457); each problem of an input has its path, it
 """
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
     """
-    Return the application with its connections.
+    Return the application with its connections. `instance` is the id of its start, by default a new one.
 
     Raises DatabaseBehind, DatabaseUnreachable: a schema of another revision is not served.
     """
@@ -124,7 +124,8 @@ def create_app(settings: Settings) -> FastAPI:
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs))
     catalog = files.read_catalog(settings.catalog.files)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
-    return serve(Services(settings, database, publisher, service, catalog, Devices(settings.fleet), operator_commands))
+    devices, instance = Devices(settings.fleet), instance or str(ids.new_id())
+    return serve(Services(settings, database, publisher, service, catalog, devices, operator_commands, instance))
 
 
 def serve(services: Services) -> FastAPI:

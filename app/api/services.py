@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from app.catalog.catalog import Catalog
 from app.devices.inventory import Devices
+from app.kernel import ids
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.settings import Settings
@@ -27,6 +28,8 @@ class Services:
     catalog: Catalog
     devices: Devices
     operator_commands: OperatorCommands
+    #: Who answers: an id of this start, so that another API on the same address is not mistaken for this one.
+    instance: str = field(default_factory=lambda: str(ids.new_id()))
 
 
 async def _of_app(request: Request) -> Services:

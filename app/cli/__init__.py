@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from app import __version__
 from app.cli.lazy import LazyCommand, register
 from app.kernel.errors import (
     ArrieroError,
@@ -126,6 +127,9 @@ def root(
     ] = None,
 ) -> None:
     """Options before the command apply to every command."""
+    if context.invoked_subcommand == "up" and not {"-h", "--help"} & set(sys.argv):
+        # At once: the settings take longer than a user should look at an empty line.
+        Console(stderr=True).print(f"arriero {__version__} is starting", highlight=False)
     from app.kernel import log, settings  # not needed for the root's help, and slow to import
 
     overrides: dict[str, Any] = dict(_pair(text) for text in values or ())

@@ -79,7 +79,14 @@ class Client:
 @contextmanager
 def connected(settings: Settings) -> Iterator[Client]:
     """Yield a client of the API at the address in the settings."""
-    client = Client(url_of(settings))
+    with connected_to(url_of(settings)) as client:
+        yield client
+
+
+@contextmanager
+def connected_to(url: str) -> Iterator[Client]:
+    """Yield a client of the API at an address."""
+    client = Client(url)
     try:
         yield client
     finally:
@@ -90,8 +97,13 @@ def url_of(settings: Settings) -> str:
     """Return the base URL of the API, as seen from this host."""
     if settings.api.url:
         return settings.api.url.rstrip("/")
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.api.host, settings.api.host)  # noqa: S104 compared, not bound
-    return f"http://{host}:{settings.api.port}"
+    return url_at(settings.api.host, settings.api.port)
+
+
+def url_at(host: str, port: int) -> str:
+    """Return the URL, as seen from this host, of a server that listens on an address."""
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 compared, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _error(response: httpx2.Response) -> ArrieroError:

@@ -86,10 +86,10 @@ def processes(cluster: Cluster) -> Iterator[tuple[str, psutil.Process]]:
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
-            if command[1:4] != ["-m", "workers.programs", "pool"]:
+            if command[1:5] != ["-P", "-m", "workers.programs", "pool"]:
                 continue
             if process.environ().get("ARRIERO_DATA_DIR", "").startswith(name):
-                yield command[4], process
+                yield command[5], process
         except psutil.Error:
             continue
 

@@ -297,7 +297,7 @@ class Agent:
             return
         child = Child(
             f"pool {pool.model}",
-            [sys.executable, "-m", "workers.programs", "pool", pool.id, str(pool.epoch)],
+            [sys.executable, "-P", "-m", "workers.programs", "pool", pool.id, str(pool.epoch)],
             environment=self._environment | inventory.device_environment(self.host, measured, pool.bytes),
             log_file=self._log_file(pool.id),
             pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
@@ -377,6 +377,7 @@ class Agent:
         shares = self._thread_shares()
         for id_, running in self._processes.items():
             with self._guard.item("process", id_):
+                running.process.rotate_log()
                 running.threads = shares[id_]
                 used = inventory.used(self.host, measured, running.devices, running.process.pid or 0)
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}

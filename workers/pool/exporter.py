@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 
 from app.fleet.pool import METRICS_FOLDER, PoolPhase
 from app.kernel import log
-from app.kernel.errors import ServerNotStarted
+from app.kernel.processes.listening import listen
 from app.kernel.security import request_guard
 from app.kernel.security.request_guard import RequestGuard
 from workers.engine import Engine
@@ -167,11 +167,7 @@ def serving(
     collector, registry = PoolCollector(status, labels), CollectorRegistry()
     registry.register(collector)
     ProcessCollector(registry=registry)
-    try:
-        server = _server(host, port)
-    except OSError as error:
-        hint = "; several pools of one host need pools.metrics_port = 0" if port else ""
-        raise ServerNotStarted("the exporter of metrics", f"{host}:{port}: {error.strerror or error}{hint}") from error
+    server = _Server(listen("the exporter of metrics", host, port, "pools.metrics_port"))
     guard = request_guard.guard_of(host, trusted_hosts)
     server.set_app(_guarded(make_wsgi_app(registry), guard))
     thread = threading.Thread(target=server.serve_forever, name="exporter", daemon=True)
@@ -197,9 +193,11 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
-    def server_bind(self) -> None:
-        # Without a lookup of the host's full name, which may take the whole timeout of a resolver.
-        TCPServer.server_bind(self)
+    def __init__(self, listener: socket.socket) -> None:
+        """Serve on a socket that listens. The full name of the host is not looked up: that can take long."""
+        TCPServer.__init__(self, listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.server_address = listener, listener.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
@@ -218,14 +216,6 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def _server(host: str, port: int) -> _Server:
-    """Return a listening server. Raises OSError."""
-    family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    kind = type("Server", (_Server,), {"address_family": family})
-    server: _Server = kind(address[:2], _Handler)
-    return server
 
 
 def _guarded(app: WSGIApplication, guard: RequestGuard) -> WSGIApplication:

@@ -16,9 +16,11 @@ from rich.text import Text
 
 from app.cli.client import Client, url_of
 from app.cli.output import AsJson, console, notes, print_json, seconds, settings_of, shortened, state, table
-from app.cli.processes.tree import Interrupted, Signals, Tree, running_tree
-from app.cli.processes.up import report
-from app.kernel import shipped
+from app.cli.processes.reporter import Reporter
+from app.cli.processes.signals import Interrupted, Signals
+from app.cli.processes.tree import Tree, running_tree
+from app.kernel import clock, shipped
+from app.kernel.embedded import DataDirectory
 from app.kernel.errors import NotFound
 from app.kernel.settings import Settings
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
@@ -43,17 +45,20 @@ def demo(
     directory. At the end, or on Ctrl-C, everything is stopped and removed.
     """
     messages = _messages(texts or shipped.folder("examples") / _TEXTS)
-    signals = Signals()
+    signals, report = Signals(), Reporter()
     signals.install()
     began = time.monotonic()
     found: list[dict[str, Any]] = []
     try:
         with tempfile.TemporaryDirectory(prefix="arriero-demo-", ignore_cleanup_errors=True) as folder:
             settings = _settings(settings_of(context), Path(folder))
-            with running_tree(settings, signals, report, flower=False) as tree:
+            with (
+                DataDirectory(settings.data_dir, now=clock.now(), command="arriero demo") as held,
+                running_tree(settings, held, signals, report, flower=False) as tree,
+            ):
                 tree.wait_until_ready(settings.pools.start_timeout)
                 ready = time.monotonic()
-                found = _run_all(tree, messages)
+                found = _run_all(tree, messages, report)
                 done = time.monotonic()
     except Interrupted:
         report("warning", "interrupted: everything is stopped and removed")
@@ -88,7 +93,7 @@ def _settings(given: Settings, folder: Path) -> Settings:
     )
 
 
-def _run_all(tree: Tree, messages: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+def _run_all(tree: Tree, messages: Sequence[tuple[str, str]], report: Reporter) -> list[dict[str, Any]]:
     """Submit a run for each message, and wait until all have ended."""
     client = Client(url_of(tree.settings))
     bars = Progress(

@@ -51,6 +51,10 @@ class ProcessMember:
     _started: float = 0.0
     #: Since when it is stopped by a signal, by the monotonic clock.
     _frozen_since: float | None = None
+    #: How often it was restarted.
+    restarts: int = 0
+    #: When it is killed because it did not end for a requested restart, by the monotonic clock.
+    _kill_at: float | None = None
 
     def start(self, settings: Settings, directory: Path) -> None:
         """Start it. Raises ServerNotStarted."""
@@ -58,13 +62,13 @@ class ProcessMember:
         more = [self.incarnation] if self.incarnation else []
         self.child = Child(
             self.name,
-            [sys.executable, "-m", *self.arguments, *more],
+            [sys.executable, "-P", "-m", *self.arguments, *more],  # -P: no `app` of the current directory is imported
             environment=environment_of(settings),
             log_file=directory / "logs" / f"{self.name}.log",
             pid_file=directory / "run" / f"{self.name}.pid",
             descriptors=self.descriptors,
         )
-        self.restart_at, self._started, self._frozen_since = None, time.monotonic(), None
+        self.restart_at, self._started, self._frozen_since, self._kill_at = None, time.monotonic(), None, None
         self.child.start()
 
     @property
@@ -79,12 +83,26 @@ class ProcessMember:
         tail = child.log_tail(5)
         child.stop()
         self.child = None
+        self.restarts += 1
+        if self._kill_at is not None:
+            self.restart_at = now
+            return f"{self.name} is restarted, as requested"
         self._failures = 0 if now - self._started > _SETTLED else min(self._failures + 1, 10)
         delay = min(_DELAY * 2 ** (self._failures - 2), _MAX_DELAY) if self._failures > 1 else 0.0
         self.restart_at = now + delay
         when = f"in {delay:g} s" if delay else "now"
         description = f"{self.name} ended ({_end_of(child.returncode)}); it is restarted {when}"
         return f"{description}\n{tail}" if tail else description
+
+    def request_restart(self, now: float) -> None:
+        """Ask the running program to end. It is restarted then, and killed when it has not ended within its grace."""
+        if self.child is not None and self._kill_at is None:
+            self._kill_at = now + self.grace.total_seconds()
+            self.child.request_stop()
+
+    def is_late(self, now: float) -> bool:
+        """Whether it should have ended for a requested restart."""
+        return self._kill_at is not None and now > self._kill_at
 
     def is_frozen(self, now: float) -> bool:
         """Whether a signal has stopped it for longer than FROZEN_SECONDS."""
@@ -100,7 +118,7 @@ class ProcessMember:
 def incarnation_of(command: str) -> str | None:
     """Return the incarnation in the command line of a worker; None for other programs."""
     match shlex.split(command):
-        case [_, "-m", "workers.programs", "control", _, incarnation]:
+        case [*_, "-m", "workers.programs", "control", _, incarnation]:
             return incarnation
     return None
 

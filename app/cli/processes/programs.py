@@ -49,14 +49,17 @@ def agent(context: typer.Context) -> None:
     _become(settings_of(context), [WORKERS, "agent"])
 
 
-def flower(context: typer.Context) -> None:
+def flower(
+    context: typer.Context,
+    fd: Annotated[int, typer.Option(hidden=True, help="The descriptor of a listening socket.")] = -1,
+) -> None:
     """
     Run Flower, the web page that shows the Celery workers.
 
     It listens on flower.host and flower.port. Its data is in memory and is lost when it ends; `arriero runs show`
     prints the durable history of every step.
     """
-    _become(settings_of(context), [WORKERS, "flower"])
+    _become(settings_of(context), [WORKERS, "flower", *([str(fd)] if fd >= 0 else [])])
 
 
 def _become(settings: Settings, module: Sequence[str]) -> NoReturn:
@@ -67,4 +70,4 @@ def _become(settings: Settings, module: Sequence[str]) -> NoReturn:
         "ARRIERO_REDIS_URL": servers.redis_url,
     }
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", *module], environment)  # noqa: S606 the program is part of this project
+    os.execve(sys.executable, [sys.executable, "-P", "-m", *module], environment)  # noqa: S606 the program is part of this project

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import httpx2
 from celery import Celery
 
-from app.cli.client import connected, url_of
+from app.cli.client import connected_to, url_at
 from app.cli.processes.member import ProcessMember
+from app.cli.processes.reporter import Reporter
 from app.kernel import broker
 from app.kernel.errors import ServerNotStarted
-from app.kernel.settings import Settings
+from app.kernel.settings import Settings, variable
 
 #: Seconds between two polls.
 _PAUSE = 0.25
 
-#: Prints a line; its arguments are a level and a text.
-ReportLine = Callable[[str, str], None]
 
-
-def wait(settings: Settings, members: Sequence[ProcessMember], report: ReportLine, deadline: timedelta) -> None:
+def wait(
+    settings: Settings, members: Sequence[ProcessMember], report: Reporter, deadline: timedelta, instance: str
+) -> None:
     """
     Wait until the API and all workers answer, and a pool serves each model of `pools.models`.
 
+    Only an API of this `instance` counts. `report` has begun the phases api, workers and models.
     Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline.
     """
     limit = time.monotonic() + deadline.total_seconds()
-    url, waiting = url_of(settings), {member.worker: member for member in members if member.worker}
+    url, waiting = url_at(settings.api.host, settings.api.port), {m.worker: m for m in members if m.worker}
     assert settings.redis_url is not None, "it is known here"
     celery = broker.celery_app(settings.redis_url.get_secret_value(), settings.broker)
     models = list(settings.pools.models)
+    if not models:
+        report.done("models", "none are in pools.models")
     serves = False
     before: dict[str, str | None] = {}
+    told: dict[str, str] = {}
     while not serves or waiting or models:
         for member in members:
             if member.child is not None and not member.child.alive:
@@ -42,53 +46,81 @@ def wait(settings: Settings, members: Sequence[ProcessMember], report: ReportLin
         if time.monotonic() > limit:
             late = ", ".join([*([] if serves else ["api"]), *(member.name for member in waiting.values()), *models])
             raise ServerNotStarted(late, f"it was not ready after {deadline.total_seconds():g} s")
-        if not serves and _serves(url):
-            serves, before = True, _heartbeats(settings)
-            report("info", f"api serves at {url}")
+        if not serves and _serves(url, instance):
+            serves, before = True, _heartbeats(url)
+            report.done("api", f"serves at {url}")
         for name in _answering(celery, list(waiting)):
-            report("info", f"{waiting.pop(name).name} is ready")
+            waiting.pop(name)
+            if not waiting:
+                report.done("workers", ", ".join(member.name for member in members if member.worker))
         if serves and not waiting and models:
-            models = _still_loading(settings, report, models, before)
+            models = _still_loading(url, report, models, before, told)
+            if not models:
+                report.done("models", f"{', '.join(settings.pools.models)} served")
 
 
-def _heartbeats(settings: Settings) -> dict[str, str | None]:
+def _heartbeats(url: str) -> dict[str, str | None]:
     """Return the time of the last heartbeat of every known pool."""
-    with connected(settings) as client:
+    with connected_to(url) as client:
         return {pool["id"]: pool["heartbeat_at"] for pool in client.get("/v1/pools", ended=True)["pools"]}
 
 
 def _still_loading(
-    settings: Settings, report: ReportLine, models: Sequence[str], before: Mapping[str, str | None]
+    url: str, report: Reporter, models: Sequence[str], before: Mapping[str, str | None], told: dict[str, str]
 ) -> list[str]:
     """
     Return the models that no pool serves yet. A pool counts only with a heartbeat after those in `before`, because
-    the database may still contain pools of an earlier start.
+    the database may still contain pools of an earlier start. `told` has the last printed line about each model.
 
     Raises ServerNotStarted when the newest pool of a model failed.
     """
-    left = []
-    with connected(settings) as client:
+    left, doing = [], []
+    with connected_to(url) as client:
         for model in models:
             pools = client.get("/v1/pools", model=model, ended=True)["pools"]
             alive = [pool for pool in pools if before.get(pool["id"]) != pool["heartbeat_at"]]
             if any(pool["state"] == "serving" for pool in alive):
-                report("info", f"{model} is served")
                 continue
             if pools and pools[0]["failed"] and pools[0]["id"] not in before:
                 log = "\n".join(client.get(f"/v1/pools/{pools[0]['id']}/log")["lines"][-20:])
                 raise ServerNotStarted(model, pools[0]["ending"] or "its pool failed", log)
             left.append(model)
+            phase = alive[0]["phase"] or alive[0]["state"] if alive else "waiting for its pool"
+            if told.get(model) != phase:
+                told[model] = phase
+                report.note("models", f"{model}: {phase}")
+            doing.append(f"{model}: {phase} {alive[0]['progress']:.0%}" if phase == "loading" else f"{model}: {phase}")
     if left:
+        report.show("; ".join(doing))
         time.sleep(_PAUSE)
     return left
 
 
-def _serves(url: str) -> bool:
+def _serves(url: str, instance: str) -> bool:
+    """
+    Whether the API of this instance is ready.
+
+    Raises ServerNotStarted when another one answers.
+    """
     try:
-        return httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False, verify=url.startswith("https:")).is_success
+        answer = httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False, verify=False)
     except httpx2.TransportError:
         time.sleep(_PAUSE)
         return False
+    found = _instance_of(answer)
+    if found != instance and (found or not answer.is_server_error):
+        who = f"{'another Arriero' if found else 'another program'} answers at {url}"
+        raise ServerNotStarted("api", f"{who}; choose another port with api.port ({variable('api.port')})")
+    return answer.is_success
+
+
+def _instance_of(answer: httpx2.Response) -> str | None:
+    try:
+        body = answer.json()
+    except ValueError:
+        return None
+    found = body.get("instance") if isinstance(body, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _answering(celery: Celery, names: Sequence[str]) -> list[str]:

@@ -9,31 +9,35 @@ A tree that was killed leaves processes behind; the next tree on the same data d
 
 from __future__ import annotations
 
-import signal
+import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pydantic import SecretStr
 
+from app import __version__
 from app.catalog import files
-from app.cli.processes import readiness
+from app.cli.client import url_at
+from app.cli.processes import readiness, records
 from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_of
 from app.cli.processes.programs import WORKERS
-from app.cli.processes.readiness import ReportLine
+from app.cli.processes.records import LOG_FILE, RUN, TreeRecord, TreeState
+from app.cli.processes.reporter import Reporter
+from app.cli.processes.signals import Signals
 from app.fleet.pool import METRICS_FOLDER
-from app.kernel import clock, embedded, log
+from app.kernel import embedded, ids, log
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, PostgresServer, Server, ValkeyServer
 from app.kernel.errors import DatabaseUnreachable, ServerNotStarted
+from app.kernel.processes import listening, log_files
 from app.kernel.processes.process import end_leftovers
 from app.kernel.settings import Settings
 from app.scheduler import needs
@@ -41,42 +45,14 @@ from app.workflows.runs.recovery import owners
 
 #: Seconds between two checks of the children.
 _PAUSE = 0.25
+#: Seconds between two checks of the sizes of logs.
+_ROTATE_SECONDS = 10.0
 #: Most time for the processes of a killed tree to end after SIGTERM.
 _LEFTOVERS = timedelta(seconds=3)
-#: Clients that can wait for the API while it restarts.
-_BACKLOG = 2048
 #: By embedded server, the setting with its address.
 _ADDRESS = {PostgresServer.name: "database_url", ValkeyServer.name: "redis_url"}
 
 _log = log.get(__name__)
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. While this exception propagates, everything is stopped."""
-
-
-class Signals:
-    """The handler of SIGINT and SIGTERM: the first one interrupts, later ones only speed up the stop."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self.hurry = False
-
-    def install(self) -> None:
-        """Handle both signals for the rest of the process."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def block_interrupts(self) -> None:
-        """Raise no Interrupted from now on: the stop must not be interrupted."""
-        self.received = True
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 the signature is Python's
-        if self.received:
-            self.hurry = True
-            return
-        self.received = True
-        raise Interrupted
 
 
 @dataclass(slots=True)
@@ -85,32 +61,75 @@ class Tree:
 
     settings: Settings
     directory: Path
-    report: ReportLine
+    report: Reporter
     servers: list[Server]
+    #: What other commands read about it.
+    record: TreeRecord
     members: list[ProcessMember] = field(default_factory=list)
     #: By embedded server, since when it is stopped by a signal.
     _frozen_since: dict[str, float] = field(default_factory=dict)
+    #: When logs are rotated again, by the monotonic clock.
+    _rotate_at: float = 0.0
 
-    def watch(self) -> None:
-        """Check the tree until Interrupted is raised."""
+    def watch(self, signals: Signals) -> None:
+        """Check the tree until Interrupted is raised, or until a restart of everything is requested."""
         while True:
             time.sleep(_PAUSE)
             self.check()
+            if signals.restart_requested:
+                signals.restart_requested = False
+                with suppress(FileNotFoundError):
+                    names = records.take_request(self.directory)
+                    if not names:
+                        return
+                    self.restart(names)
+
+    def restart(self, names: Collection[str]) -> None:
+        """Restart programs and servers by name. Programs may finish their work first."""
+        for member in self.members:
+            if member.name in names:
+                member.request_restart(time.monotonic())
+        for server in self.servers:
+            if server.name.lower() in names:
+                server.stop()  # the next check starts it
 
     def check(self) -> None:
         """Check all servers and programs once: kill those that a signal has stopped, restart those that have ended."""
         for server in self.servers:
             self._check_server(server)
         now = time.monotonic()
+        if now > self._rotate_at:
+            self._rotate_at = now + _ROTATE_SECONDS
+            for server in self.servers:
+                server.rotate_log()
+            for child in [member.child for member in self.members if member.child is not None]:
+                child.rotate_log()
+            log_files.copy_when_long(self.directory / LOG_FILE)  # its own, when it runs in the background
         for member in self.members:
             if member.is_frozen(now) and member.child is not None:
                 self.report("warning", f"{member.name} was stopped by a signal for {FROZEN_SECONDS:g} s; killing it")
                 member.child.kill()
+            if member.is_late(now) and member.child is not None:
+                self.report("warning", f"{member.name} did not end for its restart; killing it")
+                member.child.kill()
             if member.ended:
-                self.report("warning", member.schedule_restart(now))
+                description = member.schedule_restart(now)
+                self.report("warning", description)
+                self.note_restart(member.name, description.partition("\n")[0])
                 self.requeue(member.incarnation)
             if member.restart_at is not None and now >= member.restart_at:
                 member.start(self.settings, self.directory)
+
+    def note_restart(self, name: str, ending: str) -> None:
+        """Record that a program or server is restarted, and how it ended."""
+        self.record.restarts[name] = self.record.restarts.get(name, 0) + 1
+        self.record.endings[name] = ending
+        self.record.save(self.directory)
+
+    def set_state(self, state: TreeState) -> None:
+        """Record what the tree does."""
+        self.record.state = state
+        self.record.save(self.directory)
 
     def requeue(self, incarnation: str | None) -> None:
         """
@@ -133,6 +152,7 @@ class Tree:
         if server.alive:
             return
         self.report("warning", f"{server.name} ended; restarting it")
+        self.note_restart(server.name.lower(), f"{server.name} ended")
         before = server.url
         try:
             server.start()
@@ -160,13 +180,18 @@ class Tree:
 
         Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline.
         """
-        readiness.wait(self.settings, self.members, self.report, deadline)
+        readiness.wait(self.settings, self.members, self.report, deadline, self.record.instance)
+        self.record.ready_after = round(self.report.seconds, 1)
+        self.set_state(TreeState.READY)
 
     def stop(self, signals: Signals) -> None:
         """Stop all programs, in the reverse order of their dependencies. Returns when all have ended."""
+        self.report.close()
+        self.set_state(TreeState.STOPPING)
         for names in (("beat", "flower"), ("agent", "control"), ("api",)):
             group = [m for m in self.members if m.name.split(".")[0].split("-")[0] in names and m.child is not None]
             if group:
+                self.report("info", f"stopping {', '.join(member.name for member in group)}")
                 with ThreadPoolExecutor(len(group)) as threads:
                     list(threads.map(lambda member: _stop(member, signals), group))
         # An agent that has just died leaves its pools to a next agent, but there is none.
@@ -178,12 +203,14 @@ class Tree:
 
 
 @contextmanager
-def running_tree(settings: Settings, signals: Signals, report: ReportLine, *, flower: bool) -> Iterator[Tree]:
+def running_tree(
+    settings: Settings, held: DataDirectory, signals: Signals, report: Reporter, *, flower: bool
+) -> Iterator[Tree]:
     """
     Start the servers, check the schema, start the programs, and yield the tree. All of them end with the block.
 
-    The caller has installed the signals.
-    Raises DataDirectoryHeld, ServerNotStarted, DatabaseBehind, ModelFileMissing, and other errors of a start.
+    The caller has installed the signals, and holds the data directory.
+    Raises ServerNotStarted, DatabaseBehind, ModelFileMissing, and other errors of a start.
     """
     catalog = files.read_catalog(settings.catalog.files)
     for name in settings.pools.models:
@@ -191,56 +218,69 @@ def running_tree(settings: Settings, signals: Signals, report: ReportLine, *, fl
         if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a simulated engine needs no file
             files.locate(model, settings.data_dir)
     with ExitStack() as stack:
-        # Entered first, so exited last.
-        held = stack.enter_context(DataDirectory(settings.data_dir, now=clock.now(), command="arriero up"))
+        stack.callback(report.close)
+        stack.callback(records.remove, held.path)
+        record = TreeRecord(os.getpid(), str(ids.new_id()), __version__)
+        record.save(held.path)
         # An agent gets no SIGTERM: it would end its pools. The next agent adopts them, with their models loaded.
-        left = end_leftovers(held.path / "run", _LEFTOVERS, kill_at_once=("agent",))
+        left = end_leftovers(held.path / RUN, _LEFTOVERS, kill_at_once=("agent",))
         for leftover in left:
             report(
                 "warning", f"{leftover.name} of an earlier start was still running (pid {leftover.pid}); it was ended"
             )
-        settings = _with_ports(settings)
-        listener = stack.enter_context(_listening(settings))
+        settings, listeners = _listening(settings, stack, flower=flower)
+        record.api = url_at(settings.api.host, settings.api.port)
+        record.flower = url_at(settings.flower.host, settings.flower.port) if flower else None
+        record.save(held.path)
         is_external = settings.database_url is not None
+        report.begin("servers")
         servers = stack.enter_context(
             embedded.started(held, postgres=not is_external, valkey=settings.redis_url is None)
         )
         stack.callback(signals.block_interrupts)
         running: list[Server] = [server for server in (servers.postgres, servers.valkey) if server is not None]
         settings = _with_servers(settings, running)
-        for server in running:
-            report("info", f"{server.name} is ready")
+        report.done("servers", f"{' and '.join(server.name for server in running) or 'external ones'}")
+        report.begin("schema")
         database = Database(_secret(settings.database_url), pool_size=1)
         stack.callback(database.close)
+        before = None if is_external else database.revision()
         if not is_external:
             database.upgrade()
         database.require_head()
-        tree = Tree(settings, held.path, report, running, _members(settings, listener, flower=flower))
+        revision = database.revision()
+        report.done("schema", f"at revision {revision}{'' if is_external or before == revision else ', upgraded'}")
+        members = _members(settings, listeners, record.instance)
+        tree = Tree(settings, held.path, report, running, record, members)
         stack.callback(tree.stop, signals)
         stack.callback(signals.block_interrupts)
         for leftover in left:
             if leftover.forced:
                 tree.requeue(incarnation_of(leftover.command))
+        report.begin("api", "workers", "models")
         for member in tree.members:
             member.start(tree.settings, tree.directory)
         yield tree
 
 
-def _members(settings: Settings, listener: socket.socket, *, flower: bool) -> list[ProcessMember]:
+def _members(settings: Settings, listeners: Mapping[str, socket.socket], instance: str) -> list[ProcessMember]:
     host, short = socket.gethostname(), timedelta(seconds=8)
     drain = settings.pools.drain_timeout + short
+    fds = {name: listener.fileno() for name, listener in listeners.items()}
+    api = ["app", "api", f"--fd={fds['api']}", f"--instance={instance}"]
     # The agent starts first, because its pools need the longest time until they serve: it joins, then they are planned,
     # started and loaded. It lets its pools finish and then ends the others, so it needs more time to stop than a pool.
     members = [
         ProcessMember("agent", [WORKERS, "agent"], drain + timedelta(seconds=10)),
-        ProcessMember("api", ["app", "api", f"--fd={listener.fileno()}"], short, descriptors=[listener.fileno()]),
+        ProcessMember("api", api, short, descriptors=[fds["api"]]),
     ]
     for number in range(1, settings.control.processes + 1):
         name = "control" if number == 1 else f"control-{number}"
         members.append(ProcessMember(name, [WORKERS, "control", name], drain, f"{name}@{host}"))
     members.append(ProcessMember("beat", [WORKERS, "beat"], short))
-    if flower:
-        members.append(ProcessMember("flower", ["app", "flower"], short))
+    if "flower" in fds:
+        arguments = ["app", "flower", f"--fd={fds['flower']}"]
+        members.append(ProcessMember("flower", arguments, short, descriptors=[fds["flower"]]))
     return members
 
 
@@ -250,30 +290,21 @@ def _with_servers(settings: Settings, servers: Sequence[Server]) -> Settings:
     return settings.model_copy(update=urls)
 
 
-def _with_ports(settings: Settings) -> Settings:
-    """Return the settings with a free port wherever the port is 0."""
+def _listening(settings: Settings, stack: ExitStack, *, flower: bool) -> tuple[Settings, Mapping[str, socket.socket]]:
+    """
+    Return the listening sockets of API and Flower, and the settings with their ports: a free one for each that is 0.
+
+    The parent holds the sockets, so that clients wait while a program restarts, and no other program takes its port.
+    Raises ServerNotStarted, with the holder of the port, when one is in use.
+    """
+    listeners: dict[str, socket.socket] = {}
     changes: dict[str, Any] = {}
-    for section in ("api", "flower"):
-        part = getattr(settings, section)
-        changes[section] = part.model_copy(update={"port": part.port or _free_port(part.host)})
-    return settings.model_copy(update=changes)
-
-
-def _listening(settings: Settings) -> socket.socket:
-    """
-    Return the listening socket of the API. The parent holds it, so that clients wait while the API restarts.
-
-    Raises ServerNotStarted when the address is in use.
-    """
-    host, port = settings.api.host, settings.api.port
-    try:
-        return socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
-    except OSError as error:
-        raise ServerNotStarted("api", f"it cannot listen on {host} port {port}: {error.strerror}") from error
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+    for name in ("api", "flower") if flower else ("api",):
+        part = getattr(settings, name)
+        listeners[name] = listening.listen(name, part.host, part.port, f"{name}.port")
+        stack.callback(listeners[name].close)
+        changes[name] = part.model_copy(update={"port": listening.port_of(listeners[name])})
+    return settings.model_copy(update=changes), listeners
 
 
 def _expire_leases(url: str, incarnation: str, lease: timedelta) -> None:
@@ -290,13 +321,6 @@ def _expire_leases(url: str, incarnation: str, lease: timedelta) -> None:
                 return
     finally:
         database.close()
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _stop(member: ProcessMember, signals: Signals) -> None:

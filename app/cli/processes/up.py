@@ -1,19 +1,28 @@
-"""`arriero up`: runs everything on this machine until Ctrl-C."""
+"""`arriero up`: runs everything on this machine, here until Ctrl-C or in the background."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.panel import Panel
 
 from app.cli.client import url_of
-from app.cli.output import notes, settings_of
-from app.cli.processes.tree import Interrupted, Signals, Tree, running_tree
+from app.cli.output import settings_of
+from app.cli.processes.reporter import Reporter
+from app.cli.processes.signals import Interrupted, Signals
+from app.kernel import clock
+from app.kernel.embedded.data_directory import DataDirectory
 
-_COLOURS = {"info": "green", "warning": "yellow", "error": "bold red"}
+if TYPE_CHECKING:
+    from app.cli.processes.tree import Tree
+
+#: The command in the lock of a data directory.
+COMMAND = "arriero up"
 
 
 def up(
@@ -27,38 +36,41 @@ def up(
     downloaded models are in the data directory. Programs that end by themselves are restarted. Ctrl-C stops everything;
     running steps may finish within pools.drain_timeout, a second Ctrl-C ends them immediately.
     """
-    signals = Signals()
+    signals, report, again = Signals(), Reporter(), False
     settings = settings_of(context)
     with suppress(Interrupted):
         signals.install()
-        with running_tree(settings, signals, report, flower=flower) as tree:
-            tree.wait_until_ready(settings.pools.start_timeout)
-            _announce(tree, flower=flower)
-            tree.watch()
-    if signals.received:
-        report("info", "everything is stopped")
+        with DataDirectory(settings.data_dir, now=clock.now(), command=COMMAND) as held:
+            report.begin("programs")
+            # Imported now: it takes a second, and the lock and the first lines should not wait for it.
+            running_tree = importlib.import_module("app.cli.processes.tree").running_tree
+            report.done("programs", "loaded")
+            with running_tree(settings, held, signals, report, flower=flower) as tree:
+                tree.wait_until_ready(settings.pools.start_timeout)
+                _announce(tree, report)
+                tree.watch(signals)
+                again = True
+    report.close()
+    report("info", "everything is stopped")
+    if again and not signals.hurry:
+        report("info", "starting again, as requested")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 the same program, with new settings
 
 
-def report(level: str, text: str) -> None:
-    """Print a line on standard error, in the colour of its level; further lines of the text are dimmed."""
-    first, _, rest = text.partition("\n")
-    notes().print(f"[{_COLOURS[level]}]•[/] {escape(first)}", soft_wrap=True)
-    if rest:
-        notes().print(escape(rest), style="dim", soft_wrap=True)
-
-
-def _announce(tree: Tree, *, flower: bool) -> None:
-    settings, url = tree.settings, url_of(tree.settings)
-    lines = [f"[bold]API[/]      {url}", f"[bold]OpenAPI[/]  {url}/docs"]
-    if flower:
-        lines.append(f"[bold]Flower[/]   http://{settings.flower.host}:{settings.flower.port}")
+def _announce(tree: Tree, report: Reporter) -> None:
+    settings, record = tree.settings, tree.record
+    lines = [f"[bold]API[/]        {record.api}", f"[bold]Reference[/]  {record.api}/docs"]
+    if url_of(settings) != record.api:
+        lines.append(f"[bold]Commands[/]   use {escape(url_of(settings))} (api.url)")
+    if record.flower:
+        lines.append(f"[bold]Flower[/]     {record.flower}")
     lines += [
-        f"[bold]Models[/]   {escape(', '.join(settings.pools.models) or 'none')}",
-        f"[bold]Data[/]     {escape(str(tree.directory))}",
+        f"[bold]Models[/]     {escape(', '.join(settings.pools.models) or 'none')}",
+        f"[bold]Data[/]       {escape(str(tree.directory))}",
         "",
         "Try in another terminal:",
         '  arriero run support-triage --input message="Where is my parcel?"',
-        "  arriero fleet",
+        "  arriero status",
         "Ctrl-C stops everything.",
     ]
-    notes().print(Panel("\n".join(lines), title="arriero is up", title_align="left", expand=False))
+    report.block(f"arriero is up ({report.seconds:.1f} s)", lines)

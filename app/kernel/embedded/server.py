@@ -94,6 +94,11 @@ class Server(ABC):
         """Return the last lines of its log since its start."""
         return "" if self._child is None else self._child.log_tail(lines)
 
+    def rotate_log(self) -> None:
+        """Rotate its log when it has become long."""
+        if self._child is not None:
+            self._child.rotate_log()
+
     def start(self) -> None:
         """
         Start the server and return when it answers. A running server is not changed; one that died is restarted.

@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from app.kernel.errors import ServerNotStarted
-from app.kernel.processes import pid_file
+from app.kernel.processes import log_files, pid_file
 from app.kernel.processes.pid_file import PidRecord, birth
 from app.kernel.security import texts
 
@@ -36,8 +36,6 @@ from app.kernel.security import texts
 STOP_DEADLINE = timedelta(seconds=10)
 #: Seconds for the kernel to remove killed processes. Only a process that is stuck in the kernel takes longer.
 KILL_SECONDS = 5.0
-#: A log with more bytes is renamed to `NAME.1` at the next start of its process.
-LOG_BYTES = 8 * 1024 * 1024
 
 #: Waits for a line from the parent, which writes it after the pid file, and then executes the program. If the parent
 #: dies or fails before that, the pipe is closed and the program never runs.
@@ -119,7 +117,7 @@ class Child:
         self.pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         uid, gid = self._account or (None, None)
         self.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _rotate_when_large(self.log_file)
+        log_files.rename_when_long(self.log_file)
         descriptor = os.open(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "ab", buffering=0) as log:
             self._log_offset = log.tell()
@@ -183,6 +181,11 @@ class Child:
     def log_tail(self, lines: int = 20) -> str:
         """Return the last lines that it has written since this start; empty when there is no log."""
         return log_tail(self.log_file, lines, since=self._log_offset)
+
+    def rotate_log(self) -> None:
+        """Rotate its log when it has become long."""
+        if log_files.copy_when_long(self.log_file):
+            self._log_offset = 0
 
     def request_stop(self) -> None:
         """Send its stop signal without waiting."""
@@ -250,6 +253,10 @@ class AdoptedProcess:
     def log_tail(self, lines: int = 20) -> str:
         """Return the last lines of its log; empty when there is no log."""
         return log_tail(self.log_file, lines)
+
+    def rotate_log(self) -> None:
+        """Rotate its log when it has become long."""
+        log_files.copy_when_long(self.log_file)
 
     def request_stop(self) -> None:
         """Send its stop signal without waiting."""
@@ -367,12 +374,6 @@ def log_tail(file: Path, lines: int = 20, *, since: int = 0) -> str:
         return f"{file} cannot be read: {error.strerror or error}"
     read = content.decode(errors="replace").splitlines()
     return "\n".join(texts.printable(line, _LINE_CHARACTERS) for line in read[-lines:])
-
-
-def _rotate_when_large(log: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if log.stat().st_size > LOG_BYTES:
-            log.replace(log.with_name(log.name + ".1"))
 
 
 def _process(pid: int, born: str) -> psutil.Process | None:

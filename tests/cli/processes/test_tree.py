@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.cli.processes.tree import Signals, Tree
+from app.cli.processes.records import TreeRecord
+from app.cli.processes.reporter import Reporter
+from app.cli.processes.signals import Signals
+from app.cli.processes.tree import Tree
 from app.kernel.settings import Settings
 
 
@@ -13,5 +16,5 @@ def test_a_stop_removes_the_addresses_of_metrics(tmp_path: Path) -> None:
     stale = tmp_path / "metrics" / "pool.m-1.abcdef.json"
     stale.parent.mkdir()
     stale.write_text("[]")
-    Tree(Settings(), tmp_path, lambda *_: None, []).stop(Signals())
+    Tree(Settings(), tmp_path, Reporter(), [], TreeRecord(1, "", "")).stop(Signals())
     assert not stale.exists()

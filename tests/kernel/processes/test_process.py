@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from app.kernel.errors import ServerNotStarted
-from app.kernel.processes import pid_file, process
+from app.kernel.processes import log_files, pid_file, process
 from app.kernel.processes.pid_file import birth
 from app.kernel.processes.process import Child, end_leftovers
 
@@ -164,13 +164,33 @@ def test_log_tail_is_of_this_start_only(make: Callable[..., Child]) -> None:
 def test_large_log_is_rotated_at_the_next_start(
     make: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "LOG_BYTES", 10)
+    monkeypatch.setattr(log_files, "LOG_BYTES", 10)
     (tmp_path / "child.log").write_text("an old line\n")
     child = make("echo new")
     child.start()
     child.wait(SOON)
     assert (tmp_path / "child.log").read_text() == "new\n"
     assert (tmp_path / "child.log.1").read_text() == "an old line\n"
+
+
+def test_long_log_is_rotated_while_its_process_writes(
+    make: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process goes on at the beginning of the emptied file, and nothing of it is lost."""
+    monkeypatch.setattr(log_files, "LOG_BYTES", 10)
+    log = tmp_path / "child.log"
+    child = make(f"echo an old line; until [ -e {tmp_path}/go ]; do sleep 0.02; done; echo new")
+    child.start()
+    wait_until(lambda: log.read_text() == "an old line\n")
+    child.rotate_log()
+    (tmp_path / "go").touch()
+    child.wait(SOON)
+    assert log.read_bytes() == b"new\n"
+    assert (tmp_path / "child.log.1").read_text() == "an old line\n"
+    assert child.log_tail() == "new"
+    child.rotate_log()
+    assert log.read_bytes() == b"new\n", "a short log stays"
+    assert stat.S_IMODE((tmp_path / "child.log.1").stat().st_mode) == 0o600
 
 
 def test_child_that_ignores_its_stop_signal_is_killed_with_its_descendants(

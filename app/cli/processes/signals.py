@@ -1,0 +1,42 @@
+"""The signals of `arriero up`: SIGINT, SIGTERM and SIGHUP stop it, SIGUSR1 says that a restart is requested."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, SIGTERM or SIGHUP. While this exception propagates, everything is stopped."""
+
+
+class Signals:
+    """The handler: the first signal to stop interrupts, later ones only speed up the stop."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self.hurry = False
+        #: SIGUSR1 came: `restarts.take` says what to restart.
+        self.restart_requested = False
+
+    def install(self) -> None:
+        """Handle the signals for the rest of the process. A SIGHUP that `nohup` ignores stays ignored."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._on_signal)
+        signal.signal(signal.SIGUSR1, self._on_restart)
+
+    def block_interrupts(self) -> None:
+        """Raise no Interrupted from now on: the stop must not be interrupted."""
+        self.received = True
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 the signature is Python's
+        if self.received:
+            self.hurry = True
+            return
+        self.received = True
+        raise Interrupted
+
+    def _on_restart(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 the signature is Python's
+        self.restart_requested = True

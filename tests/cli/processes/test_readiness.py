@@ -1,0 +1,47 @@
+"""The readiness of the process tree: who answers, and what is printed meanwhile."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from app.api.services import Services
+from app.catalog import files
+from app.cli.processes import readiness
+from app.cli.processes.reporter import Reporter
+from app.devices.inventory import Devices
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.errors import ServerNotStarted
+from app.kernel.settings import ApiSettings, PoolSettings, Settings
+from app.scheduler.operator_commands import OperatorCommands
+from app.workflows.runs.service import Runs
+from tests.cli.conftest import serving
+
+
+@pytest.fixture
+def services(database: Database, publisher: CeleryPublisher, runs: Runs, tmp_path: Path, redis_url: str) -> Services:
+    """The services of an API without models."""
+    settings = Settings(data_dir=tmp_path, redis_url=SecretStr(redis_url), pools=PoolSettings(models=()))
+    commands, catalog = OperatorCommands(database, lambda: None), files.read_catalog(())
+    return Services(settings, database, publisher, runs, catalog, Devices(settings.fleet), commands, "this one")
+
+
+def wait(settings: Settings, url: str, instance: str) -> None:
+    api = ApiSettings(port=int(url.rpartition(":")[2]), url="http://127.0.0.1:1")
+    settings = settings.model_copy(update={"api": api})
+    readiness.wait(settings, [], Reporter(), timedelta(seconds=60), instance)
+
+
+def test_the_answer_of_another_api_never_counts(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
+    """The own API is asked where it listens, whatever `api.url` says, and known by its instance."""
+    with serving(services) as url:
+        with pytest.raises(ServerNotStarted, match=rf"another Arriero answers at {url}; .*ARRIERO_API__PORT"):
+            wait(services.settings, url, "another one")
+        assert "serves at" not in capsys.readouterr().err
+
+        wait(services.settings, url, "this one")
+        assert f"serves at {url}" in capsys.readouterr().err
