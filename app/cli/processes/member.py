@@ -7,6 +7,7 @@ A program that a signal has stopped (SIGSTOP) is killed after a while: otherwise
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import signal
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from app.kernel import ids
@@ -21,6 +23,8 @@ from app.kernel.processes import pid_file
 from app.kernel.processes.process import Child
 from app.kernel.settings import Settings, environment_of
 
+#: The module that expires the leases of a dead worker. It is loaded where it runs.
+REQUEUE = "app.cli.processes.requeue"
 #: Seconds after which a start counts as successful.
 _SETTLED = 10.0
 #: The first and the longest delay of a restart, in seconds; it doubles from the second failed start in a row.
@@ -60,13 +64,8 @@ class ProcessMember:
         """Start it. Raises ServerNotStarted."""
         self.incarnation = ids.new_secret()[:12] if self.worker else ""
         more = [self.incarnation] if self.incarnation else []
-        self.child = Child(
-            self.name,
-            [sys.executable, "-P", "-m", *self.arguments, *more],  # -P: no `app` of the current directory is imported
-            environment=environment_of(settings),
-            log_file=directory / "logs" / f"{self.name}.log",
-            pid_file=directory / "run" / f"{self.name}.pid",
-            descriptors=self.descriptors,
+        self.child = _child(
+            self.name, [*self.arguments, *more], settings, directory, log=self.name, descriptors=self.descriptors
         )
         self.restart_at, self._started, self._frozen_since, self._kill_at = None, time.monotonic(), None, None
         self.child.start()
@@ -121,6 +120,40 @@ def incarnation_of(command: str) -> str | None:
         case [*_, "-m", "workers.programs", "control", _, incarnation]:
             return incarnation
     return None
+
+
+def requeue_child(settings: Settings, directory: Path, incarnation: str) -> Child:
+    """Return the program that expires the leases of a dead worker, before its start."""
+    return _child(f"requeue-{incarnation}", [REQUEUE, incarnation], settings, directory, log="requeue")
+
+
+def _child(
+    name: str,
+    arguments: Sequence[str],
+    settings: Settings,
+    directory: Path,
+    *,
+    log: str,
+    descriptors: Sequence[int] = (),
+) -> Child:
+    return Child(
+        name,
+        [sys.executable, "-P", "-m", *arguments],  # -P: no `app` of the current directory is imported
+        environment=environment_of(settings),
+        log_file=directory / "logs" / f"{log}.log",
+        pid_file=directory / "run" / f"{name}.pid",
+        descriptors=descriptors,
+        entry=partial(_run, arguments),
+    )
+
+
+def _run(arguments: Sequence[str]) -> object:
+    """Do in this process what `python -m` does with the arguments."""
+    module, *rest = arguments
+    sys.argv = [module, *rest]
+    if module == "app":
+        return importlib.import_module("app.cli").main()
+    return importlib.import_module(module).main(rest)
 
 
 def _end_of(returncode: int | None) -> str:

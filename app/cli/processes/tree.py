@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,21 +26,21 @@ from app import __version__
 from app.catalog import files
 from app.cli.client import url_at
 from app.cli.processes import readiness, records
-from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_of
+from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_of, requeue_child
+from app.cli.processes.preload import Preload
 from app.cli.processes.programs import WORKERS
 from app.cli.processes.records import LOG_FILE, RUN, TreeRecord, TreeState
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Signals
 from app.fleet.pool import METRICS_FOLDER
-from app.kernel import embedded, ids, log
+from app.kernel import embedded, ids
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, PostgresServer, Server, ValkeyServer
-from app.kernel.errors import DatabaseUnreachable, ServerNotStarted
+from app.kernel.errors import ServerNotStarted
 from app.kernel.processes import listening, log_files
-from app.kernel.processes.process import end_leftovers
+from app.kernel.processes.process import Child, end_leftovers
 from app.kernel.settings import Settings
 from app.scheduler import needs
-from app.workflows.runs.recovery import owners
 
 #: Seconds between two checks of the children.
 _PAUSE = 0.25
@@ -51,8 +50,6 @@ _ROTATE_SECONDS = 10.0
 _LEFTOVERS = timedelta(seconds=3)
 #: By embedded server, the setting with its address.
 _ADDRESS = {PostgresServer.name: "database_url", ValkeyServer.name: "redis_url"}
-
-_log = log.get(__name__)
 
 
 @dataclass(slots=True)
@@ -66,6 +63,8 @@ class Tree:
     #: What other commands read about it.
     record: TreeRecord
     members: list[ProcessMember] = field(default_factory=list)
+    #: The programs that expire leases of dead workers.
+    _requeues: list[Child] = field(default_factory=list)
     #: By embedded server, since when it is stopped by a signal.
     _frozen_since: dict[str, float] = field(default_factory=dict)
     #: When logs are rotated again, by the monotonic clock.
@@ -135,12 +134,15 @@ class Tree:
         """
         Expire the leases of a dead worker, so that its steps are requeued immediately.
 
-        This runs on a thread of its own, because the tree must not wait for the database. If the database is
-        unavailable for longer than a lease, the leases expire by themselves.
+        A program of its own does this, because the tree must not wait for the database.
         """
+        for ended in [child for child in self._requeues if not child.alive]:
+            ended.stop()
+            self._requeues.remove(ended)
         if incarnation:
-            arguments = (_secret(self.settings.database_url), incarnation, self.settings.runs.lease)
-            threading.Thread(target=_expire_leases, args=arguments, name="expire-leases", daemon=True).start()
+            child = requeue_child(self.settings, self.directory, incarnation)
+            self._requeues.append(child)
+            child.start()
 
     def _check_server(self, server: Server) -> None:
         now = time.monotonic()
@@ -194,6 +196,8 @@ class Tree:
                 self.report("info", f"stopping {', '.join(member.name for member in group)}")
                 with ThreadPoolExecutor(len(group)) as threads:
                     list(threads.map(lambda member: _stop(member, signals), group))
+        for child in self._requeues:
+            child.stop(timedelta(0))
         # An agent that has just died leaves its pools to a next agent, but there is none.
         for leftover in end_leftovers(self.directory / "run" / "pools"):
             self.report("warning", f"{leftover.name} was left by its agent (pid {leftover.pid}); it was ended")
@@ -233,6 +237,8 @@ def running_tree(
         record.flower = url_at(settings.flower.host, settings.flower.port) if flower else None
         record.save(held.path)
         is_external = settings.database_url is not None
+        preload = Preload()
+        preload.start()
         report.begin("servers")
         servers = stack.enter_context(
             embedded.started(held, postgres=not is_external, valkey=settings.redis_url is None)
@@ -249,17 +255,20 @@ def running_tree(
             database.upgrade()
         database.require_head()
         revision = database.revision()
+        database.close()
         report.done("schema", f"at revision {revision}{'' if is_external or before == revision else ', upgraded'}")
         members = _members(settings, listeners, record.instance)
         tree = Tree(settings, held.path, report, running, record, members)
         stack.callback(tree.stop, signals)
         stack.callback(signals.block_interrupts)
+        preload.finish()
+        report.close()  # its line is drawn by a thread, which would prevent forks
         for leftover in left:
             if leftover.forced:
                 tree.requeue(incarnation_of(leftover.command))
-        report.begin("api", "workers", "models")
         for member in tree.members:
             member.start(tree.settings, tree.directory)
+        report.begin("api", "workers", "models")
         yield tree
 
 
@@ -305,22 +314,6 @@ def _listening(settings: Settings, stack: ExitStack, *, flower: bool) -> tuple[S
         stack.callback(listeners[name].close)
         changes[name] = part.model_copy(update={"port": listening.port_of(listeners[name])})
     return settings.model_copy(update=changes), listeners
-
-
-def _expire_leases(url: str, incarnation: str, lease: timedelta) -> None:
-    limit = time.monotonic() + lease.total_seconds()
-    database = Database(url, pool_size=1)
-    try:
-        while time.monotonic() < limit:
-            try:
-                if steps := owners.expire_leases(database, incarnation):
-                    _log.warning("leases_of_dead_worker_expired", incarnation=incarnation, steps=steps)
-            except DatabaseUnreachable:
-                time.sleep(1.0)
-            else:
-                return
-    finally:
-        database.close()
 
 
 def _stop(member: ProcessMember, signals: Signals) -> None:

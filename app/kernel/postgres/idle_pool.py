@@ -28,30 +28,40 @@ class IdlePool(QueuePool):
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more | {"use_lifo": True})
         self._idle = cast("Queue[ConnectionPoolEntry]", self._pool)
-        #: Whether the thread that closes idle connections runs; changed under the mutex of the queue.
-        self._closing = False
+        #: The thread that closes idle connections, while it runs; changed under the mutex of the queue.
+        self._closing: threading.Thread | None = None
+        self._disposed = threading.Event()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         record.info[_RETURNED] = time.monotonic()
         super()._do_return_conn(record)
         with self._idle.mutex:
-            start, self._closing = not self._closing, True
-        if start:
-            threading.Thread(target=self._close_idle, name="idle-connections", daemon=True).start()
+            if self._closing is not None:
+                return
+            self._closing = threading.Thread(target=self._close_idle, name="idle-connections", daemon=True)
+            self._closing.start()
+
+    def dispose(self) -> None:
+        """Close all idle connections, and end the thread."""
+        super().dispose()
+        self._disposed.set()
+        thread = self._closing
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5)
 
     def _close_idle(self) -> None:
         while (left := self._close_oldest()) is not None:
-            time.sleep(left)
+            self._disposed.wait(left)
 
     def _close_oldest(self) -> float | None:
         """Close the oldest connection if it was idle for long. Returns the seconds until the next one, or None."""
         with self._idle.mutex:
             queue = self._idle.queue
             if not queue:
-                self._closing = False
+                self._closing = None
                 return None
             left = float(queue[0].info.get(_RETURNED, 0.0)) + IDLE_SECONDS - time.monotonic()
-            if left > 0:
+            if left > 0 and not self._disposed.is_set():
                 return left
             record: ConnectionPoolEntry = queue.popleft()
         try:
