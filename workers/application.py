@@ -53,7 +53,9 @@ class Application:
 
         @task(name=RUN_STEP)
         def run_step(step_id: str, attempt: int) -> None:
+            self.runtime.activity.note()
             steps.run_step(self.runtime, UUID(step_id), attempt)
+            self.runtime.activity.note()
 
         @task(name=timetable.SWEEP)
         def run_sweep() -> None:

@@ -14,11 +14,12 @@ from app.catalog import files
 from app.catalog.catalog import Catalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
+from app.kernel.activity import Activity
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
-from app.scheduler.wake_up import WakingPublisher
+from app.scheduler.wake_up import AgentCalls, WakingPublisher
 from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.recovery import owners
 from app.workflows.runs.recovery.overdue import SweepCursor
@@ -63,6 +64,10 @@ class Runtime:
     secrets: Secrets
     #: The catalogue of models, as this process read it when it started.
     catalog: Catalog
+    #: Where the scheduled jobs, and the steps, note that something happens.
+    activity: Activity
+    #: Tells agents what a reconcile pass has changed.
+    agents: AgentCalls
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
 
@@ -74,6 +79,8 @@ class Runtime:
     def close(self) -> None:
         """Stop the renewal of leases, and close the engine."""
         self.leases.close()
+        self.activity.close()
+        self.agents.close()
         if self.engine is not None:
             self.engine.close()
 
@@ -93,10 +100,12 @@ def start(
     `incarnation` is an id that the parent gave to this process alone, so that the parent can expire its leases when the
     process dies. Without one a random id is used.
     """
-    publisher = WakingPublisher(CeleryPublisher(app, addresses.of(settings).redis_url))
+    redis_url = addresses.of(settings).redis_url
+    publisher = WakingPublisher(CeleryPublisher(app, redis_url))
     runs = Runs(resources.database, publisher, RunPolicy.of(settings.runs))
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
     leases.start()
-    return Runtime(settings, runs, leases, engine, Secrets(settings.secrets_dir), resources.catalog)
+    secrets, activity, agents = Secrets(settings.secrets_dir), Activity(redis_url), AgentCalls(redis_url)
+    return Runtime(settings, runs, leases, engine, secrets, resources.catalog, activity, agents)

@@ -36,6 +36,7 @@ from app.fleet.hosts import AssignedPool, Hosts, ObservedProcess, PoolEnded
 from app.fleet.pool import METRICS_FOLDER, Desired, ProcessState
 from app.kernel import addresses, clock, ids, log
 from app.kernel import database as databases
+from app.kernel.activity import Activity
 from app.kernel.errors import (
     Conflict,
     DatabaseUnreachable,
@@ -48,7 +49,7 @@ from app.kernel.loop_guard import LoopGuard
 from app.kernel.processes import private_file
 from app.kernel.processes.process import AdoptedProcess, Child, adopt
 from app.kernel.settings import Settings, environment_of
-from app.scheduler.reconcile_pass import CHANNEL
+from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs.recovery import owners
 from workers.agent import convergence, inventory
 from workers.agent.convergence import (
@@ -73,6 +74,8 @@ _EXIT = timedelta(seconds=10)
 _SETTLE = 5.0
 #: The variables with the addresses of database and broker. A running process keeps the addresses that it started with.
 _ADDRESSES = ("ARRIERO_DATABASE_URL", "ARRIERO_REDIS_URL")
+#: While all pools serve as they should, heartbeats are so many intervals apart.
+_REST = 2
 #: Logs of ended pools that are kept, the newest ones.
 _LOGS = 50
 
@@ -103,8 +106,11 @@ class Agent:
         self._short_since: dict[str, float] = {}
         #: An error of one pool does not stop the others.
         self._guard = LoopGuard(DatabaseUnreachable, LeaseLost, Conflict)
+        self._activity, self._calls = Activity(servers.redis_url), AgentCalls(servers.redis_url)
         #: What was last written about each process.
         self._observed: dict[str, ObservedProcess] = {}
+        #: In the last pass, each pool served as it should.
+        self._at_rest = False
         #: Why it could not join, as last logged.
         self._join_refusal = ""
         self._run, self._logs = settings.data_dir / "run" / "pools", settings.data_dir / "logs"
@@ -124,8 +130,8 @@ class Agent:
         signal.signal(signal.SIGCHLD, lambda *_: self._wake.put(None))
         self._run.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._exclusive():
-            listener = threading.Thread(target=self._listen, name="listener", daemon=True)
-            listener.start()
+            arguments = (self.host, lambda: self._wake.put(None), lambda: self._stopping)
+            threading.Thread(target=self._calls.listen, args=arguments, name="listener", daemon=True).start()
             self._adopt()
             while not self._stopping:
                 self._run_pass()
@@ -142,7 +148,7 @@ class Agent:
     def _sleep(self) -> None:
         """Wait until the next heartbeat is due, or until the agent is woken."""
         with contextlib.suppress(Empty):
-            self._wake.get(timeout=self._settings.fleet.heartbeat.total_seconds())
+            self._wake.get(timeout=self._settings.fleet.heartbeat.total_seconds() * (_REST if self._at_rest else 1))
         while not self._wake.empty():
             self._wake.get()
 
@@ -182,6 +188,7 @@ class Agent:
 
     def _run_pass(self) -> None:
         """Run one pass: measure, send a heartbeat, converge all pools, and write what is observed."""
+        self._at_rest = False
         try:
             measured = self._devices.measure()
             if self._epoch is None:
@@ -190,6 +197,7 @@ class Agent:
             pools = self._send_heartbeat(measured)
             self._converge(pools, measured)
             self._observe(measured)
+            self._at_rest = all(convergence.is_at_rest(pool, self._settings.fleet.heartbeat) for pool in pools)
         except DatabaseUnreachable as error:
             _log.warning("agent_lost_database", error=str(error))
         except LeaseLost as error:
@@ -216,6 +224,7 @@ class Agent:
         adopted = {id_: running.epoch for id_, running in self._processes.items()}
         self._epoch = self._hosts.join(self.host, self._identity(), os.cpu_count() or 1, declared, adopted)
         self._files.invalidate()
+        self._activity.note()
 
     def _identity(self) -> str:
         """Return the permanent id of this data directory, which alone knows the processes of its pools."""
@@ -371,6 +380,7 @@ class Agent:
         for file in (self._settings.data_dir / METRICS_FOLDER).glob(f"*pool.*.{pool.id[-6:]}.json"):
             file.unlink(missing_ok=True)
         self._wake.put(None)  # other pools may wait for these bytes
+        self._activity.note()
 
     def _observe(self, measured: Inventory) -> None:
         changed = []
@@ -458,20 +468,3 @@ class Agent:
         ended = [file for file in sorted(self._logs.glob("pool.*.log")) if file not in kept]
         for file in ended[:-_LOGS]:
             file.unlink(missing_ok=True)
-
-    def _listen(self) -> None:
-        """Wake the agent when the desired pools of this host change."""
-        while not self._stopping:
-            try:
-                with psycopg.connect(self._database.raw_url(), autocommit=True, connect_timeout=5) as connection:
-                    connection.execute(f"LISTEN {CHANNEL}")
-                    while not self._stopping:
-                        for note in connection.notifies(timeout=0.5, stop_after=1):
-                            if note.payload == self.host:
-                                self._wake.put(None)
-            except psycopg.OperationalError as error:
-                _log.warning("agent_cannot_listen", error=str(error).strip())
-                time.sleep(1.0)
-            except Exception:  # noqa: BLE001 the outermost loop of the thread
-                _log.exception("agent_cannot_listen")
-                time.sleep(1.0)

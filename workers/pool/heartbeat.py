@@ -1,7 +1,7 @@
 """
 The heartbeat of a pool: it renews the pool's reservation, reports its status, and receives the desired state.
 
-It runs from before the load until after the last step.
+It runs from before the load until after the last step. A pool that serves and has no steps sends it less often.
 When the reservation is lost, or could not be renewed in time, the pool requeues its steps and ends before the lease
 expires. If that fails, the process exits immediately. A thread of its own does this, because the renewing thread may be
 waiting for a database that does not answer.
@@ -20,7 +20,7 @@ from datetime import timedelta
 from queue import Empty, SimpleQueue
 
 from app.fleet.holder import Grant, HeartbeatReply, HeartbeatReport, ReservationHolder
-from app.fleet.pool import Desired
+from app.fleet.pool import Desired, PoolPhase
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, LeaseLost
 from app.kernel.priority import Priority
@@ -33,6 +33,8 @@ _log = log.get(__name__)
 _STOP, _EXIT = 0.7, 0.9
 #: The part of the lease between two checks of that.
 _CHECK = 0.05
+#: Heartbeats of a pool without steps are so many intervals apart.
+_IDLE = 2
 #: Exit code of a pool that ended because its reservation was lost or could not be renewed.
 RESERVATION_LOST = 7
 
@@ -95,7 +97,10 @@ class Heartbeat:
             if closing:
                 return
             with contextlib.suppress(Empty):
-                self._wake.get(timeout=self._interval)
+                self._wake.get(timeout=self._interval * (_IDLE if self._is_idle() else 1))
+
+    def _is_idle(self) -> bool:
+        return self._leases is not None and self._status.phase is PoolPhase.SERVING and not self._leases.held()
 
     def _renew(self) -> None:
         """Send one heartbeat."""

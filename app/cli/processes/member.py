@@ -8,8 +8,10 @@ A program that a signal has stopped (SIGSTOP) is killed after a while: otherwise
 from __future__ import annotations
 
 import importlib
+import select
 import shlex
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -45,6 +47,8 @@ class ProcessMember:
     worker: str | None = None
     #: Descriptors that it inherits.
     descriptors: Sequence[int] = ()
+    #: The listening socket of a program that runs only while it is used: the first connection starts it.
+    on_demand: socket.socket | None = None
     child: Child | None = None
     #: The id of this process in the owner of its steps; empty for programs that are not workers.
     incarnation: str = ""
@@ -74,6 +78,27 @@ class ProcessMember:
     def ended(self) -> bool:
         """Whether it has ended, and no restart is scheduled."""
         return self.child is not None and not self.child.alive
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it is not running because nobody has asked for it."""
+        return self.on_demand is not None and self.child is None and self.restart_at is None
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether it sleeps, and a client waits for it."""
+        return self.on_demand is not None and self.sleeps and bool(select.select([self.on_demand], [], [], 0)[0])
+
+    @property
+    def has_rested(self) -> bool:
+        """Whether it is one that runs on demand, and has ended because nobody used it."""
+        return self.on_demand is not None and self.ended and self.child is not None and self.child.returncode == 0
+
+    def rest(self) -> None:
+        """Forget its ended process: the next connection starts another one."""
+        if self.child is not None:
+            self.child.stop()
+            self.child = None
 
     def schedule_restart(self, now: float) -> str:
         """Schedule the restart of the ended program. Returns a description; the end of its log is on further lines."""

@@ -37,13 +37,13 @@ from app.kernel import embedded, ids
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, PostgresServer, Server, ValkeyServer
 from app.kernel.errors import ServerNotStarted
-from app.kernel.processes import listening, log_files
+from app.kernel.processes import listening, log_files, waiting
 from app.kernel.processes.process import Child, end_leftovers
 from app.kernel.settings import Settings
 from app.scheduler import needs
 
-#: Seconds between two checks of the children.
-_PAUSE = 0.25
+#: Seconds between two checks of the children; and while all of them run, whose end is noticed at once.
+_PAUSE, _LONG_PAUSE = 0.25, 1.0
 #: Seconds between two checks of the sizes of logs.
 _ROTATE_SECONDS = 10.0
 #: Most time for the processes of a killed tree to end after SIGTERM.
@@ -73,7 +73,7 @@ class Tree:
     def watch(self, signals: Signals) -> None:
         """Check the tree until Interrupted is raised, or until a restart of everything is requested."""
         while True:
-            time.sleep(_PAUSE)
+            self._wait()
             self.check()
             if signals.restart_requested:
                 signals.restart_requested = False
@@ -96,6 +96,7 @@ class Tree:
         """Check all servers and programs once: kill those that a signal has stopped, restart those that have ended."""
         for server in self.servers:
             self._check_server(server)
+        self._forget_requeues()
         now = time.monotonic()
         if now > self._rotate_at:
             self._rotate_at = now + _ROTATE_SECONDS
@@ -111,13 +112,28 @@ class Tree:
             if member.is_late(now) and member.child is not None:
                 self.report("warning", f"{member.name} did not end for its restart; killing it")
                 member.child.kill()
+            if member.has_rested:
+                member.rest()
             if member.ended:
                 description = member.schedule_restart(now)
                 self.report("warning", description)
                 self.note_restart(member.name, description.partition("\n")[0])
                 self.requeue(member.incarnation)
-            if member.restart_at is not None and now >= member.restart_at:
+            if member.is_asked_for or (member.restart_at is not None and now >= member.restart_at):
                 member.start(self.settings, self.directory)
+
+    def _wait(self) -> None:
+        """Wait until a process has ended, or one that is started on demand is asked for; at most a moment."""
+        children = [member.child for member in self.members if member.child is not None]
+        pids = [child.pid for child in (*children, *self._requeues)] + [server.pid for server in self.servers]
+        listeners = [m.on_demand.fileno() for m in self.members if m.on_demand is not None and m.sleeps]
+        pause = _PAUSE if any(member.restart_at is not None for member in self.members) else _LONG_PAUSE
+        waiting.wait_for_any([pid for pid in pids if pid is not None], listeners, pause)
+
+    def _forget_requeues(self) -> None:
+        for ended in [child for child in self._requeues if not child.alive]:
+            ended.stop()
+            self._requeues.remove(ended)
 
     def note_restart(self, name: str, ending: str) -> None:
         """Record that a program or server is restarted, and how it ended."""
@@ -136,9 +152,6 @@ class Tree:
 
         A program of its own does this, because the tree must not wait for the database.
         """
-        for ended in [child for child in self._requeues if not child.alive]:
-            ended.stop()
-            self._requeues.remove(ended)
         if incarnation:
             child = requeue_child(self.settings, self.directory, incarnation)
             self._requeues.append(child)
@@ -174,7 +187,8 @@ class Tree:
             if member.child is not None:
                 member.child.stop()
                 self.requeue(member.incarnation)
-            member.start(self.settings, self.directory)
+            if member.child is not None or member.on_demand is None:
+                member.start(self.settings, self.directory)
 
     def wait_until_ready(self, deadline: timedelta) -> None:
         """
@@ -190,7 +204,7 @@ class Tree:
         """Stop all programs, in the reverse order of their dependencies. Returns when all have ended."""
         self.report.close()
         self.set_state(TreeState.STOPPING)
-        for names in (("beat", "flower"), ("agent", "control"), ("api",)):
+        for names in (("flower",), ("agent", "control"), ("api",)):
             group = [m for m in self.members if m.name.split(".")[0].split("-")[0] in names and m.child is not None]
             if group:
                 self.report("info", f"stopping {', '.join(member.name for member in group)}")
@@ -267,7 +281,8 @@ def running_tree(
             if leftover.forced:
                 tree.requeue(incarnation_of(leftover.command))
         for member in tree.members:
-            member.start(tree.settings, tree.directory)
+            if member.on_demand is None:
+                member.start(tree.settings, tree.directory)
         report.begin("api", "workers", "models")
         yield tree
 
@@ -285,11 +300,13 @@ def _members(settings: Settings, listeners: Mapping[str, socket.socket], instanc
     ]
     for number in range(1, settings.control.processes + 1):
         name = "control" if number == 1 else f"control-{number}"
-        members.append(ProcessMember(name, [WORKERS, "control", name], drain, f"{name}@{host}"))
-    members.append(ProcessMember("beat", [WORKERS, "beat"], short))
+        beat = ["--beat"] if number == 1 else []
+        members.append(ProcessMember(name, [WORKERS, "control", name, *beat], drain, f"{name}@{host}"))
     if "flower" in fds:
-        arguments = ["app", "flower", f"--fd={fds['flower']}"]
-        members.append(ProcessMember("flower", arguments, short, descriptors=[fds["flower"]]))
+        arguments = [WORKERS, "flower", str(fds["flower"])]
+        members.append(
+            ProcessMember("flower", arguments, short, descriptors=[fds["flower"]], on_demand=listeners["flower"])
+        )
     return members
 
 

@@ -167,6 +167,24 @@ _TOUCH_STALE = text("""
               run.paused OR run.workflow_paused AS paused
 """)
 
+#: Whatever a sweep may have to act on within that time. Each part has an index for its rows.
+_NEAR = text("""
+    SELECT EXISTS (SELECT FROM step WHERE state = 'ready')
+        OR EXISTS (SELECT FROM step WHERE state IN ('running', 'cancelling'))
+        OR EXISTS (SELECT FROM step WHERE state IN ('waiting', 'awaiting') AND not_before < now() + :within)
+        OR EXISTS (SELECT FROM step WHERE state IN ('waiting', 'awaiting') AND deadline_at < now() + :within)
+        OR EXISTS (SELECT FROM step WHERE delegated)
+        OR EXISTS (SELECT FROM run WHERE finished_at IS NULL AND deadline_at < now() + :within)
+        OR EXISTS (SELECT FROM run WHERE state = 'blocked') AS near
+""")
+
+
+def is_near(work: UnitOfWork, within: timedelta) -> bool:
+    """Whether a sweep may have something to do within that time; steps that are ready or running count."""
+    row = work.row(_NEAR, {"within": within})
+    assert row is not None
+    return bool(row.near)
+
 
 def delegated(work: UnitOfWork, cursor: SweepCursor, limit: int) -> list[UUID]:
     """The next page of steps that are delegated to items or to another run."""
