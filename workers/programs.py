@@ -1,6 +1,7 @@
 """
 The worker programs:
-`python -m workers.programs control NAME [--beat] [INCARNATION] | beat | agent | pool ID EPOCH | flower [DESCRIPTOR]`.
+`python -m workers.programs control NAME [--beat] [INCARNATION] | beat | agent | pool ID EPOCH | flower [DESCRIPTOR]`,
+or `llama`.
 
 `arriero control`, `arriero beat`, `arriero agent` and `arriero flower` replace themselves by these programs, with their
 settings in the environment. An agent starts the pools of its host.
@@ -31,6 +32,8 @@ NOT_STARTED = 5
 
 def main(arguments: Sequence[str]) -> int:
     """Run the named program. Returns its exit code."""
+    if arguments == ["llama"]:
+        return int(_imported("workers.engine.bindings.build", "print_build")())
     loaded = settings.load().settings
     log.configure(loaded.log)
     try:

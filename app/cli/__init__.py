@@ -59,6 +59,17 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.processes.up:up",
         "Run everything on this machine: servers, API, workers, beat, an agent with pools for pools.models, Flower.",
     ),
+    "status": LazyCommand(
+        "app.cli.lifecycle.status:status",
+        "Show what runs on the data directory: processes, addresses, models, and the queue.",
+    ),
+    "logs": LazyCommand("app.cli.lifecycle.logs:logs", "Print the logs of processes, merged by time."),
+    "restart": LazyCommand(
+        "app.cli.lifecycle.restart:restart", "Restart one process of the running `arriero up`, or everything."
+    ),
+    "down": LazyCommand(
+        "app.cli.lifecycle.down:down", "Stop what `arriero up` runs on the data directory, and wait until it has ended."
+    ),
     "demo": LazyCommand(
         "app.cli.processes.demo:demo",
         "Run the workflow support-triage for a dozen messages of customers, on temporary servers.",
@@ -99,7 +110,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "flower": LazyCommand(
         "app.cli.processes.programs:flower", "Run Flower, the web page that shows the Celery workers."
     ),
-    "version": LazyCommand("app.cli.version:version", "Print the versions of Arriero, Python and llama.cpp's binding."),
+    "version": LazyCommand(
+        "app.cli.version:version",
+        "Print the versions of Arriero, of what it runs on, and the devices of this machine, for bug reports.",
+    ),
 }
 
 app = typer.Typer(
@@ -127,7 +141,7 @@ def root(
     ] = None,
 ) -> None:
     """Options before the command apply to every command."""
-    if context.invoked_subcommand == "up" and not {"-h", "--help"} & set(sys.argv):
+    if context.invoked_subcommand == "up" and not {"-h", "--help", "--in-background"} & set(sys.argv):
         # At once: the settings take longer than a user should look at an empty line.
         Console(stderr=True).print(f"arriero {__version__} is starting", highlight=False)
     from app.kernel import log, settings  # not needed for the root's help, and slow to import

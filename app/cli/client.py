@@ -8,8 +8,11 @@ from typing import Any
 
 import httpx2
 
+from app.cli.processes import records
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
-from app.kernel.settings import Settings
+from app.kernel.settings import ApiSettings, Settings
+
+_DEFAULT_PORT = ApiSettings().port
 
 
 class RequestRefused(ArrieroError):
@@ -26,10 +29,11 @@ class _RemoteNotFound(NotFound):
 class Client:
     """Calls the API and converts its problem documents to errors."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seconds: float = 30.0) -> None:
+        """Describe a client; `seconds` is the time without an answer after which a call fails."""
         self.url = url
         # For plain HTTP no certificates are loaded: that takes longer than a call.
-        self._http = httpx2.Client(base_url=url, timeout=30.0, trust_env=False, verify=url.startswith("https://"))
+        self._http = httpx2.Client(base_url=url, timeout=seconds, trust_env=False, verify=url.startswith("https://"))
 
     def get(self, path: str, **parameters: Any) -> Any:
         """Return the JSON of a resource."""
@@ -84,9 +88,9 @@ def connected(settings: Settings) -> Iterator[Client]:
 
 
 @contextmanager
-def connected_to(url: str) -> Iterator[Client]:
+def connected_to(url: str, seconds: float = 30.0) -> Iterator[Client]:
     """Yield a client of the API at an address."""
-    client = Client(url)
+    client = Client(url, seconds)
     try:
         yield client
     finally:
@@ -94,9 +98,15 @@ def connected_to(url: str) -> Iterator[Client]:
 
 
 def url_of(settings: Settings) -> str:
-    """Return the base URL of the API, as seen from this host."""
+    """
+    Return the base URL of the API, as seen from this host.
+
+    Where no port is set, it is that of the `arriero up` that runs on the data directory, if there is one.
+    """
     if settings.api.url:
         return settings.api.url.rstrip("/")
+    if settings.api.port in (0, _DEFAULT_PORT) and (running := records.running(settings.data_dir)) is not None:
+        return running.api or url_at(settings.api.host, settings.api.port)
     return url_at(settings.api.host, settings.api.port)
 
 

@@ -43,6 +43,7 @@ STYLES: Mapping[str, str] = {
     "fired": "green",
     "starting": "cyan",
     "missed": "bold red",
+    "degraded": "yellow",
 }
 
 

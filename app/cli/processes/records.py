@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.kernel import log
-from app.kernel.embedded.data_directory import DirectoryHolder
+from app.kernel.embedded.data_directory import DirectoryHolder, find_holder
 from app.kernel.processes import private_file
 
 _log = log.get(__name__)
@@ -52,7 +52,9 @@ class TreeRecord:
     flower: str | None = None
     #: Seconds from the start until everything was ready.
     ready_after: float | None = None
-    #: By program or server that is meant to run, how often it was restarted.
+    #: The names of the programs and servers that are meant to run.
+    programs: list[str] = field(default_factory=list)
+    #: By program or server, how often it was restarted.
     restarts: dict[str, int] = field(default_factory=dict)
     #: By program, how it last ended.
     endings: dict[str, str] = field(default_factory=dict)
@@ -74,6 +76,12 @@ def find(directory: Path, holder: DirectoryHolder | None) -> TreeRecord | None:
     except TypeError:
         return None
     return record if holder is not None and record.pid == holder.pid else None
+
+
+def running(directory: Path) -> TreeRecord | None:
+    """Return the record of the `arriero up` that holds the data directory now."""
+    holder = find_holder(directory)
+    return None if holder is None else find(directory, holder)
 
 
 def remove(directory: Path) -> None:

@@ -6,13 +6,17 @@ At a terminal a last line shows what is being done now, and for how long. Elsewh
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from app.cli.output import live, notes
+from app.cli.processes.signals import Interrupted
+from app.kernel import clock
 
 _COLOURS = {"info": "green", "warning": "yellow", "error": "bold red"}
 #: Columns of the name of a phase.
@@ -22,7 +26,9 @@ _WIDTH = 9
 class Reporter:
     """Prints lines, and the phases of a start with their durations."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_time: bool = False) -> None:
+        """Print from now on; `with_time` puts the time before each line, for a log."""
+        self._with_time = with_time
         self._began = time.monotonic()
         #: By phase, when it began, by the monotonic clock.
         self._phases: dict[str, float] = {}
@@ -74,7 +80,8 @@ class Reporter:
     def close(self) -> None:
         """Remove the line that shows what is being done."""
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
             self._live = None
 
     def block(self, title: str, lines: Sequence[str]) -> None:
@@ -86,4 +93,12 @@ class Reporter:
 
     def _print(self, markup: str) -> None:
         console = self._console if self._live is None else self._live.console
-        console.print(markup, soft_wrap=True, highlight=False)
+        if self._with_time:
+            now = f"{clock.now():%Y-%m-%dT%H:%M:%S.%f}Z"
+            markup = "\n".join(f"{now} {line}" for line in markup.split("\n"))
+        handled = sys.exception()
+        try:
+            console.print(markup, soft_wrap=True, highlight=False)
+        except OSError as error:  # a terminal that is closed must not prevent the stop
+            if isinstance(error.__context__, Interrupted) and error.__context__ is not handled:
+                raise error.__context__ from None  # it came while the line was printed

@@ -33,7 +33,8 @@ class Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 the signature is Python's
         if self.received:
-            self.hurry = True
+            # The end of a terminal sends SIGHUP more than once, and nobody is there who could be in a hurry.
+            self.hurry = self.hurry or number != signal.SIGHUP
             return
         self.received = True
         raise Interrupted

@@ -31,7 +31,7 @@ from app.cli.processes.preload import Preload
 from app.cli.processes.programs import WORKERS
 from app.cli.processes.records import LOG_FILE, RUN, TreeRecord, TreeState
 from app.cli.processes.reporter import Reporter
-from app.cli.processes.signals import Signals
+from app.cli.processes.signals import Interrupted, Signals
 from app.fleet.pool import METRICS_FOLDER
 from app.kernel import embedded, ids
 from app.kernel.database import Database
@@ -74,6 +74,8 @@ class Tree:
         """Check the tree until Interrupted is raised, or until a restart of everything is requested."""
         while True:
             self._wait()
+            if signals.received:
+                raise Interrupted  # an error that the interrupt caused, such as one of the closed terminal, replaced it
             self.check()
             if signals.restart_requested:
                 signals.restart_requested = False
@@ -273,6 +275,7 @@ def running_tree(
         report.done("schema", f"at revision {revision}{'' if is_external or before == revision else ', upgraded'}")
         members = _members(settings, listeners, record.instance)
         tree = Tree(settings, held.path, report, running, record, members)
+        record.programs = [*(server.name.lower() for server in running), *(member.name for member in members)]
         stack.callback(tree.stop, signals)
         stack.callback(signals.block_interrupts)
         preload.finish()

@@ -13,6 +13,8 @@ from rich.markup import escape
 
 from app.cli.client import url_of
 from app.cli.output import settings_of
+from app.cli.processes import background
+from app.cli.processes.records import LOG_FILE
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Interrupted, Signals
 from app.kernel import clock
@@ -28,6 +30,10 @@ COMMAND = "arriero up"
 def up(
     context: typer.Context,
     flower: Annotated[bool, typer.Option(help="Start Flower too.")] = True,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Run it in the background, and return when it is ready.")
+    ] = False,
+    in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
     """
     Run everything on this machine: servers, API, workers, beat, an agent with pools for pools.models, Flower.
@@ -35,9 +41,16 @@ def up(
     Without ARRIERO_DATABASE_URL and ARRIERO_REDIS_URL, Postgres and Valkey are embedded; their data, the logs and
     downloaded models are in the data directory. Programs that end by themselves are restarted. Ctrl-C stops everything;
     running steps may finish within pools.drain_timeout, a second Ctrl-C ends them immediately.
+
+    With -d it runs in the background until `arriero down`, with its output in logs/up.log of the data directory. This
+    command then ends when everything is ready, or with the error; when it is up already, it says so and exits with 0.
     """
-    signals, report, again = Signals(), Reporter(), False
-    settings = settings_of(context)
+    settings, report = settings_of(context), Reporter(with_time=in_background)
+    if detach:
+        root = context.parent.params if context.parent is not None else {}
+        background.start(settings, root, [] if flower else ["--no-flower"], report)
+        return
+    signals, again = Signals(), False
     with suppress(Interrupted):
         signals.install()
         with DataDirectory(settings.data_dir, now=clock.now(), command=COMMAND) as held:
@@ -47,7 +60,7 @@ def up(
             report.done("programs", "loaded")
             with running_tree(settings, held, signals, report, flower=flower) as tree:
                 tree.wait_until_ready(settings.pools.start_timeout)
-                _announce(tree, report)
+                _announce(tree, report, in_background=in_background)
                 tree.watch(signals)
                 again = True
     report.close()
@@ -57,7 +70,7 @@ def up(
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 the same program, with new settings
 
 
-def _announce(tree: Tree, report: Reporter) -> None:
+def _announce(tree: Tree, report: Reporter, *, in_background: bool) -> None:
     settings, record = tree.settings, tree.record
     lines = [f"[bold]API[/]        {record.api}", f"[bold]Reference[/]  {record.api}/docs"]
     if url_of(settings) != record.api:
@@ -67,10 +80,11 @@ def _announce(tree: Tree, report: Reporter) -> None:
     lines += [
         f"[bold]Models[/]     {escape(', '.join(settings.pools.models) or 'none')}",
         f"[bold]Data[/]       {escape(str(tree.directory))}",
+        f"[bold]Logs[/]       {escape(str(tree.directory / LOG_FILE.parent))}",
         "",
         "Try in another terminal:",
         '  arriero run support-triage --input message="Where is my parcel?"',
         "  arriero status",
-        "Ctrl-C stops everything.",
+        "`arriero down` stops everything." if in_background else "Ctrl-C stops everything.",
     ]
     report.block(f"arriero is up ({report.seconds:.1f} s)", lines)

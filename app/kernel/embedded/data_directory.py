@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.kernel.errors import DataDirectoryHeld, ServerNotStarted
+from app.kernel.processes import pid_file
 
 #: The locked file, with the data of the holder.
 LOCK_FILE = "arriero.lock"
@@ -34,6 +35,9 @@ class DirectoryHolder:
     pid: int
     since: datetime
     command: str
+    #: The birth of the process (`pid_file.birth`), which tells it from a later one with the same pid, and from one of
+    #: another container; empty when it is unknown.
+    birth: str = ""
 
 
 class DataDirectory:
@@ -46,7 +50,7 @@ class DataDirectory:
         `command` is written to a file and shown to others: it must not contain a secret.
         """
         self.path = path.absolute()
-        self._holder = DirectoryHolder(os.getpid(), now, command)
+        self._holder = DirectoryHolder(os.getpid(), now, command, pid_file.birth(os.getpid()) or "")
         self._descriptor: int | None = None
 
     @property
@@ -128,7 +132,12 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def _encode(holder: DirectoryHolder) -> bytes:
-    fields = {"pid": holder.pid, "since": holder.since.isoformat(), "command": holder.command}
+    fields = {
+        "pid": holder.pid,
+        "since": holder.since.isoformat(),
+        "command": holder.command,
+        "birth": holder.birth,
+    }
     return (json.dumps(fields) + "\n").encode()
 
 
@@ -137,7 +146,8 @@ def _read(descriptor: int) -> DirectoryHolder | None:
     while True:
         try:
             fields = json.loads(os.pread(descriptor, 65536, 0))
-            return DirectoryHolder(int(fields["pid"]), datetime.fromisoformat(fields["since"]), str(fields["command"]))
+            since, birth = datetime.fromisoformat(fields["since"]), str(fields.get("birth", ""))
+            return DirectoryHolder(int(fields["pid"]), since, str(fields["command"]), birth)
         except (ValueError, KeyError, TypeError):
             if time.monotonic() > limit:
                 return None

@@ -12,6 +12,7 @@ import errno
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from app.kernel.settings import variable
 
 #: The file in a data directory that a process tree has locked, and so has open (`app.kernel.embedded`).
 _LOCK_FILE = "arriero.lock"
+#: Seconds to wait for a port that no process seems to hold, and between two attempts.
+_RELEASE_SECONDS, _PAUSE = 2.0, 0.05
 #: Seconds to wait for the answer of the holder of a port, and most bytes of it.
 _ANSWER_SECONDS, _ANSWER_BYTES = 1.0, 4096
 #: Clients that can wait while the program that serves them starts or restarts.
@@ -36,11 +39,16 @@ def listen(name: str, host: str, port: int, setting: str) -> socket.socket:
 
     Raises ServerNotStarted, with the setting and the holder of the port, when the address cannot be used.
     """
-    try:
-        family, address = _address(host, port)
-        return socket.create_server(address, family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise ServerNotStarted(name, _refusal(host, port, setting, error)) from error
+    limit = time.monotonic() + _RELEASE_SECONDS
+    while True:
+        try:
+            family, address = _address(host, port)
+            return socket.create_server(address, family=family, backlog=_BACKLOG)
+        except OSError as error:
+            # The last threads of a killed process use its port for a moment, when the process itself is gone.
+            if error.errno != errno.EADDRINUSE or time.monotonic() > limit or any(_listening_on(host, port)):
+                raise ServerNotStarted(name, _refusal(host, port, setting, error)) from error
+        time.sleep(_PAUSE)
 
 
 def _address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
