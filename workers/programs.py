@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
                 return beat(loaded)
             case ["agent"]:
                 return int(_imported("workers.agent.agent", "Agent")(loaded).run())
-            case ["pool", id_, epoch] if epoch.isdigit():
+            case ["agent", descriptor] if descriptor.isdigit():
+                return int(_imported("workers.agent.agent", "Agent")(loaded, int(descriptor)).run())
+            case ["pool", id_, epoch, *_] if epoch.isdigit():
                 return int(_imported("workers.pool.pool", "run")(loaded, id_, int(epoch)))
             case ["flower"]:
                 return int(_imported("workers.flower", "run")(loaded))

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-import psutil
 import psycopg
 
 from app.catalog import files
@@ -48,6 +49,7 @@ from app.kernel.errors import (
 from app.kernel.loop_guard import LoopGuard
 from app.kernel.processes import private_file
 from app.kernel.processes.process import AdoptedProcess, Child, adopt
+from app.kernel.processes.spawning import SpawnerClient
 from app.kernel.settings import Settings, environment_of
 from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs.recovery import owners
@@ -72,8 +74,6 @@ _TAIL = 40
 _EXIT = timedelta(seconds=10)
 #: Seconds for which granted bytes may still be in use before the start of a pool fails.
 _SETTLE = 5.0
-#: The variables with the addresses of database and broker. A running process keeps the addresses that it started with.
-_ADDRESSES = ("ARRIERO_DATABASE_URL", "ARRIERO_REDIS_URL")
 #: While all pools serve as they should, heartbeats are so many intervals apart.
 _REST = 2
 #: Logs of ended pools that are kept, the newest ones.
@@ -83,14 +83,19 @@ _LOGS = 50
 class Agent:
     """The agent of this host: the loop, and what it does with each pool."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Connect to the database. Raises DatabaseBehind, DatabaseUnreachable, Unavailable."""
+    def __init__(self, settings: Settings, spawner: int | None = None) -> None:
+        """
+        Connect to the database. `spawner` is the descriptor of the socket to a parent that can start pools.
+
+        Raises DatabaseBehind, DatabaseUnreachable, Unavailable.
+        """
         servers = addresses.of(settings)
         self._settings = settings
-        self._environment = environment_of(settings) | {
-            "ARRIERO_DATABASE_URL": servers.database_url,
-            "ARRIERO_REDIS_URL": servers.redis_url,
-        }
+        urls = {"ARRIERO_DATABASE_URL": servers.database_url, "ARRIERO_REDIS_URL": servers.redis_url}
+        self._environment = environment_of(settings) | urls
+        #: A digest of the addresses, which is in the command line of each pool: a running process keeps the addresses
+        #: that it started with.
+        self._addresses = hashlib.sha256("\n".join(urls.values()).encode()).hexdigest()[:16]
         self.host = settings.fleet.host_here
         self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
@@ -122,6 +127,7 @@ class Agent:
             heartbeat=settings.fleet.heartbeat_timeout,
         )
         self._contact = DatabaseContact(self._limits.heartbeat)
+        self._spawner = None if spawner is None else SpawnerClient(spawner, lambda: self._wake.put(None))
 
     def run(self) -> int:
         """Serve until SIGTERM. Returns the exit code."""
@@ -180,11 +186,7 @@ class Agent:
 
     def _has_current_addresses(self, process: AdoptedProcess) -> bool:
         """Whether a process was started with the current addresses of database and broker."""
-        try:
-            environment = psutil.Process(process.pid).environ()
-        except psutil.Error:
-            return False
-        return all(environment.get(name) == self._environment[name] for name in _ADDRESSES)
+        return shlex.split(process.command)[-1] == self._addresses
 
     def _run_pass(self) -> None:
         """Run one pass: measure, send a heartbeat, converge all pools, and write what is observed."""
@@ -304,24 +306,36 @@ class Agent:
         except LeaseLost as error:
             _log.info("pool_not_started", pool=pool.id, reason=str(error))
             return
-        child = Child(
-            f"pool {pool.model}",
-            [sys.executable, "-P", "-m", "workers.programs", "pool", pool.id, str(pool.epoch)],
-            environment=self._environment | inventory.device_environment(self.host, measured, pool.bytes),
-            log_file=self._log_file(pool.id),
-            pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
-        )
+        environment = self._environment | inventory.device_environment(self.host, measured, pool.bytes)
         self._remove_old_logs()
         oom_kills = control_group.oom_kills()
-        running = PoolProcess(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), oom_kills)
-        self._processes[pool.id] = running
         try:
-            child.start()
+            process = self._start_process(pool, environment)
         except ServerNotStarted as error:
-            del self._processes[pool.id]
             self._release(pool, None, failed=True, ending=str(error))
             return
-        _log.info("pool_started", pool=pool.id, model=pool.model, pid=child.pid, devices=sorted(pool.bytes))
+        self._processes[pool.id] = PoolProcess(
+            process, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), oom_kills
+        )
+        _log.info("pool_started", pool=pool.id, model=pool.model, pid=process.pid, devices=sorted(pool.bytes))
+
+    def _start_process(self, pool: AssignedPool, environment: Mapping[str, str]) -> Child | AdoptedProcess:
+        """Start the process of a pool: by the parent, where that is faster, or here. Raises ServerNotStarted."""
+        name, arguments = f"pool {pool.model}", ["workers.programs", "pool", pool.id, str(pool.epoch), self._addresses]
+        log_file, file = self._log_file(pool.id), self._run / f"{pool.id}@{pool.epoch}.pid"
+        if self._spawner is not None:
+            spawned = self._spawner.start(name, arguments, environment, log_file, file)
+            if spawned is not None:
+                return spawned
+        child = Child(
+            name,
+            [sys.executable, "-P", "-m", *arguments],
+            environment=environment,
+            log_file=log_file,
+            pid_file=file,
+        )
+        child.start()
+        return child
 
     def _terminate(self, pool: AssignedPool, running: PoolProcess, reason: str) -> None:
         if running.stop_requested is None:

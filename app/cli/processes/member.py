@@ -23,6 +23,7 @@ from pathlib import Path
 from app.kernel import ids
 from app.kernel.processes import pid_file
 from app.kernel.processes.process import Child
+from app.kernel.processes.spawning import SpawnRequest
 from app.kernel.settings import Settings, environment_of
 
 #: The module that expires the leases of a dead worker. It is loaded where it runs.
@@ -150,6 +151,19 @@ def incarnation_of(command: str) -> str | None:
 def requeue_child(settings: Settings, directory: Path, incarnation: str) -> Child:
     """Return the program that expires the leases of a dead worker, before its start."""
     return _child(f"requeue-{incarnation}", [REQUEUE, incarnation], settings, directory, log="requeue")
+
+
+def spawned_child(request: SpawnRequest) -> Child:
+    """Return the program that another program of the tree asks for, before its start."""
+    return Child(
+        request.name,
+        [sys.executable, "-P", "-m", *request.arguments],
+        environment=request.environment,
+        log_file=Path(request.log_file),
+        pid_file=Path(request.pid_file),
+        entry=partial(_run, request.arguments),
+        parent=request.parent,
+    )
 
 
 def _child(

@@ -26,7 +26,13 @@ from app import __version__
 from app.catalog import files
 from app.cli.client import url_at
 from app.cli.processes import readiness, records
-from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_of, requeue_child
+from app.cli.processes.member import (
+    FROZEN_SECONDS,
+    ProcessMember,
+    incarnation_of,
+    requeue_child,
+    spawned_child,
+)
 from app.cli.processes.preload import Preload
 from app.cli.processes.programs import WORKERS
 from app.cli.processes.records import LOG_FILE, RUN, TreeRecord, TreeState
@@ -37,8 +43,9 @@ from app.kernel import embedded, ids
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, PostgresServer, Server, ValkeyServer
 from app.kernel.errors import ServerNotStarted
-from app.kernel.processes import listening, log_files, waiting
+from app.kernel.processes import forking, listening, log_files, waiting
 from app.kernel.processes.process import Child, end_leftovers
+from app.kernel.processes.spawning import Spawner
 from app.kernel.settings import Settings
 from app.scheduler import needs
 
@@ -65,6 +72,8 @@ class Tree:
     members: list[ProcessMember] = field(default_factory=list)
     #: The programs that expire leases of dead workers.
     _requeues: list[Child] = field(default_factory=list)
+    #: Starts pools for the agent.
+    spawner: Spawner | None = None
     #: By embedded server, since when it is stopped by a signal.
     _frozen_since: dict[str, float] = field(default_factory=dict)
     #: When logs are rotated again, by the monotonic clock.
@@ -99,6 +108,7 @@ class Tree:
         for server in self.servers:
             self._check_server(server)
         self._forget_requeues()
+        self.spawn()
         now = time.monotonic()
         if now > self._rotate_at:
             self._rotate_at = now + _ROTATE_SECONDS
@@ -124,13 +134,23 @@ class Tree:
             if member.is_asked_for or (member.restart_at is not None and now >= member.restart_at):
                 member.start(self.settings, self.directory)
 
-    def _wait(self) -> None:
-        """Wait until a process has ended, or one that is started on demand is asked for; at most a moment."""
+    def _wait(self, seconds: float = _LONG_PAUSE) -> None:
+        """Wait until a process has ended, or another one is asked for; at most so many seconds."""
         children = [member.child for member in self.members if member.child is not None]
         pids = [child.pid for child in (*children, *self._requeues)] + [server.pid for server in self.servers]
         listeners = [m.on_demand.fileno() for m in self.members if m.on_demand is not None and m.sleeps]
-        pause = _PAUSE if any(member.restart_at is not None for member in self.members) else _LONG_PAUSE
+        if self.spawner is not None:
+            pids += self.spawner.pids
+            listeners.append(self.spawner.fileno())
+        pause = min(_PAUSE, seconds) if any(member.restart_at is not None for member in self.members) else seconds
         waiting.wait_for_any([pid for pid in pids if pid is not None], listeners, pause)
+
+    def spawn(self) -> None:
+        """Start the pools that the agent asks for."""
+        if self.spawner is not None:
+            if self.spawner.has_request():
+                self.report.close()  # its line is drawn by a thread, which would prevent a fork
+            self.spawner.serve()
 
     def _forget_requeues(self) -> None:
         for ended in [child for child in self._requeues if not child.alive]:
@@ -198,9 +218,16 @@ class Tree:
 
         Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline.
         """
-        readiness.wait(self.settings, self.members, self.report, deadline, self.record.instance)
+        readiness.wait(self.settings, self.members, self.report, deadline, self.record.instance, self._spawn_meanwhile)
         self.record.ready_after = round(self.report.seconds, 1)
         self.set_state(TreeState.READY)
+
+    def _spawn_meanwhile(self, seconds: float) -> None:
+        """Wait for so long, and start the pools that the agent asks for."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._wait(left)
+            self.spawn()
 
     def stop(self, signals: Signals) -> None:
         """Stop all programs, in the reverse order of their dependencies. Returns when all have ended."""
@@ -273,9 +300,13 @@ def running_tree(
         revision = database.revision()
         database.close()
         report.done("schema", f"at revision {revision}{'' if is_external or before == revision else ', upgraded'}")
-        members = _members(settings, listeners, record.instance)
-        tree = Tree(settings, held.path, report, running, record, members)
-        record.programs = [*(server.name.lower() for server in running), *(member.name for member in members)]
+        spawner = Spawner(spawned_child) if forking.is_offered() else None
+        if spawner is not None:
+            stack.callback(spawner.close)
+        members = _members(settings, listeners, record.instance, spawner)
+        tree = Tree(settings, held.path, report, running, record, members, spawner=spawner)
+        meant = [member.name for member in members if member.on_demand is None]
+        record.programs = [*(server.name.lower() for server in running), *meant]
         stack.callback(tree.stop, signals)
         stack.callback(signals.block_interrupts)
         preload.finish()
@@ -290,15 +321,23 @@ def running_tree(
         yield tree
 
 
-def _members(settings: Settings, listeners: Mapping[str, socket.socket], instance: str) -> list[ProcessMember]:
+def _members(
+    settings: Settings, listeners: Mapping[str, socket.socket], instance: str, spawner: Spawner | None
+) -> list[ProcessMember]:
     host, short = socket.gethostname(), timedelta(seconds=8)
     drain = settings.pools.drain_timeout + short
     fds = {name: listener.fileno() for name, listener in listeners.items()}
     api = ["app", "api", f"--fd={fds['api']}", f"--instance={instance}"]
+    spawning = [] if spawner is None else [spawner.inherited.fileno()]
     # The agent starts first, because its pools need the longest time until they serve: it joins, then they are planned,
     # started and loaded. It lets its pools finish and then ends the others, so it needs more time to stop than a pool.
     members = [
-        ProcessMember("agent", [WORKERS, "agent"], drain + timedelta(seconds=10)),
+        ProcessMember(
+            "agent",
+            [WORKERS, "agent", *map(str, spawning)],
+            drain + timedelta(seconds=10),
+            descriptors=spawning,
+        ),
         ProcessMember("api", api, short, descriptors=[fds["api"]]),
     ]
     for number in range(1, settings.control.processes + 1):

@@ -37,9 +37,14 @@ _TASKS, _FILES = Path("/proc/self/task"), Path("/proc/self/fd")
 _POLL_SECONDS = 0.02
 
 
+def is_offered() -> bool:
+    """Whether processes can be forked on this system at all: libraries of macOS do not survive it."""
+    return sys.platform == "linux"
+
+
 def is_safe() -> bool:
-    """Whether this process may be forked: it runs on Linux, and has one thread, those of C libraries included."""
-    return sys.platform == "linux" and len(list(_TASKS.iterdir())) == 1
+    """Whether this process may be forked now: it has one thread, those of C libraries included."""
+    return is_offered() and len(list(_TASKS.iterdir())) == 1
 
 
 def freeze() -> None:

@@ -68,6 +68,7 @@ class Child:
         account: tuple[int, int] | None = None,
         descriptors: Sequence[int] = (),
         entry: Entry | None = None,
+        parent: int | None = None,
     ) -> None:
         """
         Describe a process without starting it.
@@ -77,7 +78,8 @@ class Child:
         further groups; only root can set another one than its own. `descriptors` are open files that it inherits.
 
         `entry` does what `argv` does. It is run in a fork of this process instead, where a fork is safe: that is
-        faster, and shares the memory of imported modules.
+        faster, and shares the memory of imported modules. `parent` is the process to which it belongs according to its
+        pid file, by default this one.
         """
         self.name = name
         self.argv = tuple(argv)
@@ -89,6 +91,7 @@ class Child:
         self._account = account
         self._descriptors = tuple(descriptors)
         self._entry = entry
+        self._parent = parent
         self._log_offset = 0
         self._popen: subprocess.Popen[bytes] | Fork | None = None
         self._born: str | None = None
@@ -165,7 +168,7 @@ class Child:
         return popen, popen.stdin
 
     def _record(self, pid: int) -> PidRecord:
-        parent = os.getpid()
+        parent = self._parent or os.getpid()
         return PidRecord(
             name=self.name,
             pid=pid,
@@ -252,14 +255,13 @@ class Child:
 class AdoptedProcess:
     """A running process of a dead parent that this process has adopted. It is ended in the same way as a Child."""
 
-    #: Always None: the kernel reports the exit status to the original parent only.
-    returncode: int | None = None
-
     def __init__(self, record: PidRecord, process: psutil.Process, pid_file: Path, log_file: Path) -> None:
         """Created by `adopt`."""
         self.name, self.pid = record.name, record.pid
         self.pid_file, self.log_file = pid_file, log_file
         self._record, self._process = record, process
+        #: None also after its end: the kernel reports the exit status to the original parent only.
+        self.returncode: int | None = None
 
     @property
     def alive(self) -> bool:
