@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from celery import Celery, signals
+from celery import Celery, platforms, signals
 from celery.apps.worker import Worker
 
 from app.fleet.pool import PoolPhase
@@ -41,6 +41,8 @@ class Application:
         """Does not connect to anything. Raises Unavailable when no broker is configured."""
         self.settings = settings
         transport.install()
+        # Celery would replace the command line, by which operators and tests know a process.
+        setattr(platforms, "_setproctitle", None)  # noqa: B010 it is unknown to the stubs
         self.celery: Celery = broker.celery_app(
             addresses.of(settings).redis_url, settings.broker, timetable.schedule(settings)
         )
