@@ -188,8 +188,8 @@ def _pss(pid: int) -> int:
 def _name(process: psutil.Process) -> str:
     """A short name of a process, from its command line."""
     words = process.cmdline()
-    if len(words) > 3 and words[1] == "-m":
-        return " ".join([words[2].partition(".")[0], words[3]])
+    if "-m" in words[:3] and len(words) > words.index("-m") + 2:
+        return f"arriero {words[words.index('-m') + 2]}"
     if words and words[0].startswith("postgres: "):
         return " ".join(words[0].split()[:3])
     return " ".join([Path(words[0]).name, *words[1:2]])[:40] if words else process.name()

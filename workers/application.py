@@ -34,6 +34,10 @@ THREAD_POOL = "workers.messaging.thread_pool:TaskPool"
 CONSUMER = "workers.messaging.consumer:Consumer"
 
 
+#: Seconds between the events with which a worker shows Flower that it lives.
+_HEARTBEAT_SECONDS = 10.0
+
+
 class Application:
     """A worker program: Celery's application, and the runtime of its tasks between `start` and `stop`."""
 
@@ -136,6 +140,7 @@ class Application:
                 queues=list(queues),
                 without_mingle=True,
                 without_gossip=True,
+                heartbeat_interval=_HEARTBEAT_SECONDS,
                 loglevel=self.settings.log.level.upper(),
             )
             worker.start()

@@ -37,17 +37,20 @@ _log = log.get(__name__)
 #: Most seconds per kind of expired data in one pass: a worker that stops waits for the pass.
 _EXPIRE_SECONDS = 5.0
 #: What a job may have to act on within that time counts as activity. It is longer than the longest pause of beat.
-_NEAR = timedelta(seconds=10)
+_NEAR = timedelta(seconds=15)
+#: Most seconds for which a job waits for another one, so that both use one connection when neither has much to do.
+_TURN_SECONDS = 0.2
 #: Most seconds for overdue steps in one sweep.
 _SWEEP_SECONDS = 5.0
 
+_TURN = threading.Lock()
 #: The jobs of this process, each with the lock that it holds while it runs.
 _RUNNING: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def run_sweep(runtime: Runtime) -> None:
     """Recover lost work: see `app.workflows.runs.recovery.sweep`."""
-    with _exclusive(SWEEP) as acquired:
+    with _in_turn(), _exclusive(SWEEP) as acquired:
         if not acquired:
             return
         try:
@@ -92,6 +95,17 @@ def _note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool])
 
 
 @contextmanager
+def _in_turn() -> Iterator[None]:
+    """Wait a moment for the other jobs that beat triggers at the same time."""
+    acquired = _TURN.acquire(timeout=_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        if acquired:
+            _TURN.release()
+
+
+@contextmanager
 def _exclusive(job: str) -> Iterator[bool]:
     """Yield whether the job was not running in this process; if so, it counts as running until the block ends."""
     acquired = _RUNNING[job].acquire(blocking=False)
@@ -112,7 +126,7 @@ def _time_limit(seconds: float = _EXPIRE_SECONDS) -> Callable[[], bool]:
 
 def run_schedules(runtime: Runtime) -> None:
     """Fire the due schedules. A schedule that fails does not stop the others."""
-    with _exclusive(SCHEDULES) as acquired:
+    with _in_turn(), _exclusive(SCHEDULES) as acquired:
         if not acquired:
             return
         try:
@@ -127,7 +141,8 @@ def run_reconcile(runtime: Runtime) -> None:
     """Run a reconcile pass: adapt the desired pools of the fleet to the demand."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        done = reconcile.reconcile(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
+        with _in_turn():
+            done = reconcile.reconcile(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
     except DatabaseUnreachable as error:
         _log.warning("reconcile_postponed", error=str(error))
         return

@@ -46,6 +46,9 @@ class Activity:
         )
         self._lock = threading.Lock()
         self._noted = float("-inf")
+        #: Whether a thread writes the keys.
+        self._writing = False
+        self._closed = threading.Event()
 
     def note(self) -> None:
         """Note that something happens. Returns at once, in any thread; a broker that is unavailable does not matter."""
@@ -54,6 +57,9 @@ class Activity:
             if now - self._noted < _PAUSE:
                 return
             self._noted = now
+            if self._writing:
+                return
+            self._writing = True
         threading.Thread(target=self._write, name="activity", daemon=True).start()
 
     def is_quiet(self) -> bool:
@@ -66,13 +72,22 @@ class Activity:
 
     def close(self) -> None:
         """Close the connections."""
+        self._closed.set()
         self._redis.close()
 
     def _write(self) -> None:
+        """Write the keys; while the broker is unavailable, try again: what was started then is pending."""
         try:
-            with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.set(_RECENT, 1, px=_LASTS)
-                pipeline.set(_KNOWN, 1)
-                pipeline.execute()
-        except redis.RedisError as error:
-            _log.debug("activity_not_noted", error=str(error))
+            while not self._closed.is_set():
+                try:
+                    with self._redis.pipeline(transaction=False) as pipeline:
+                        pipeline.set(_RECENT, 1, px=_LASTS)
+                        pipeline.set(_KNOWN, 1)
+                        pipeline.execute()
+                except redis.RedisError as error:
+                    _log.debug("activity_not_noted", error=str(error))
+                    self._closed.wait(_PAUSE)
+                else:
+                    return
+        finally:
+            self._writing = False

@@ -32,8 +32,10 @@ from app.kernel.dead_letters import DeadLetters, Reason
 
 _log = log.get(__name__)
 
-#: While nothing happens, beat ticks after that many times the shortest interval. The lock lasts longer.
-_QUIET = 5
+#: While nothing happens, beat ticks after that many times the shortest interval.
+_QUIET = 10
+#: The part of the lock's time after which it is extended meanwhile.
+_EXTEND = 0.3
 
 #: Seconds to wait for a beat on a thread to release its lock, and until a failed one starts again.
 _STOP_SECONDS, _RETRY_SECONDS = 5.0, 1.0
@@ -55,6 +57,8 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
     _written_under: Any = None
     #: When the due entries were last sent, by the monotonic clock.
     _ticked: float = 0.0
+    #: When the lock was last extended, by the monotonic clock.
+    _extended: float = 0.0
 
     @cached_property
     def _activity(self) -> Activity:
@@ -65,16 +69,17 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send the due entries. Returns the seconds until the next tick."""
-        if self._may_pause():
-            return self._shortest
         try:
+            if self._may_pause():
+                self._keep_lock()
+                return self._shortest
             if self.lock is None and not self._take_lock():
                 return float(self.max_interval)
             if self.lock is not self._written_under:
                 super().setup_schedule()
                 self._written_under = self.lock
                 _log.info("beat_elected")
-            self._ticked = time.monotonic()
+            self._ticked = self._extended = time.monotonic()
             seconds: float = super().tick(*args, **kwargs)
         except ResponseError as error:
             _log.warning("beat_interrupted", error=str(error))
@@ -89,6 +94,12 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
         else:
             return seconds
         return float(self.max_interval)
+
+    def _keep_lock(self) -> None:
+        now = time.monotonic()
+        if now - self._extended > self.lock_timeout * _EXTEND:
+            self.lock.extend(int(self.lock_timeout))
+            self._extended = now
 
     @property
     def _shortest(self) -> float:

@@ -34,7 +34,7 @@ _STOP, _EXIT = 0.7, 0.9
 #: The part of the lease between two checks of that.
 _CHECK = 0.05
 #: Heartbeats of a pool without steps are so many intervals apart.
-_IDLE = 2
+_IDLE = 3
 #: Exit code of a pool that ended because its reservation was lost or could not be renewed.
 RESERVATION_LOST = 7
 

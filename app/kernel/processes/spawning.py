@@ -153,7 +153,8 @@ class SpawnerClient:
         #: By pid, exit codes of processes that ended before they were known here.
         self._codes: dict[int, int | None] = {}
         self._closed = False
-        threading.Thread(target=self._listen, name="spawner", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="spawner", daemon=True)
+        self._thread.start()
 
     def start(
         self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log_file: Path, file: Path
@@ -172,6 +173,13 @@ class SpawnerClient:
             self._closed = True  # a late answer must not be taken for that to the next request
             return None
         return None if pid is None else self._known(pid, file, log_file)
+
+    def close(self) -> None:
+        """Ask for nothing any more. What was started continues."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
 
     def _known(self, pid: int, file: Path, log_file: Path) -> SpawnedProcess | None:
         record = pid_file.find(file)
