@@ -21,9 +21,9 @@ from app.cli.processes.reporter import Reporter
 from app.fleet.pool import METRICS_FOLDER
 from app.kernel import clock, log
 from app.kernel.embedded import DataDirectory, PostgresServer, ValkeyServer
-from app.kernel.embedded.data_directory import DirectoryHolder
 from app.kernel.errors import Conflict, InvalidInput, Problem
 from app.kernel.processes import pid_file
+from app.kernel.processes.data_directory import DirectoryHolder
 from app.kernel.processes.process import end_leftovers
 from app.kernel.settings import Settings
 from app.kernel.units import durations
@@ -102,7 +102,7 @@ def _stop_tree(directory: Path, holder: DirectoryHolder, timeout: timedelta, rep
 
 def _has_ended(directory: Path, holder: DirectoryHolder, limit: float, left: set[str], report: Reporter) -> bool:
     while True:
-        gone = installation.holder_of(directory) != holder
+        gone = installation.holder_of(directory) != holder and pid_file.birth(holder.pid) != holder.birth
         now = {name for name, _ in installation.pid_records(directory)}
         if ended := sorted(left - now):
             report("info", f"{', '.join(ended)} ended")
@@ -136,7 +136,7 @@ def _end_leftovers(settings: Settings, timeout: timedelta, report: Reporter, *, 
         ended = [*end_leftovers(directory / RUN, timeout), *end_leftovers(directory / POOLS)]
         for server in (PostgresServer(directory / "postgres"), ValkeyServer(directory / "valkey")):
             ended += server.end_leftovers()
-        for file in (directory / METRICS_FOLDER).glob("*.json"):
+        for file in (directory / METRICS_FOLDER).glob("*.json") if ended else ():  # a killed pool leaves its own
             file.unlink(missing_ok=True)
         records.remove(directory)
     for one in ended:

@@ -19,9 +19,9 @@ import psutil
 
 from app.cli.processes import records
 from app.cli.processes.records import LOG_FILE, RUN, TreeRecord
-from app.kernel.embedded.data_directory import LOCK_FILE, DirectoryHolder, find_holder
 from app.kernel.errors import Conflict, Unavailable
 from app.kernel.processes import pid_file
+from app.kernel.processes.data_directory import LOCK_FILE, DirectoryHolder, find_holder
 from app.kernel.processes.pid_file import PidRecord
 
 #: The directories of the embedded servers, whose pid file and log have fixed names.

@@ -60,13 +60,19 @@ def time_of(text: str) -> datetime | None:
 
 
 def rendered(line: LogLine) -> Text:
-    """Return a line for a terminal: JSON as time, level, event and fields."""
+    """Return a line for a terminal: its local time, and JSON as level, event and fields."""
     fields = _fields(line.text)
+    time = (f"{line.at.astimezone():%H:%M:%S}.{line.at.microsecond // 1000:03d} ", "dim")
     if fields is None:
-        return Text(printable(line.text))
+        found = _ISO_TIME.match(line.text[:64])
+        return (
+            Text.assemble(time, printable(line.text[found.end() :].removeprefix(" ")))
+            if found
+            else Text(printable(line.text))
+        )
     level = str(fields.get("level", ""))
     shown = Text.assemble(
-        (f"{line.at.astimezone():%H:%M:%S}.{line.at.microsecond // 1000:03d} ", "dim"),
+        time,
         (f"{printable(level, 8):<8}", _LEVELS.get(level, "")),
         (printable(str(fields.get("event", ""))), "bold"),
     )

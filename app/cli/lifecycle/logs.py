@@ -96,7 +96,7 @@ def logs(
         log, last = _read(process, file, limit, after)
         followed.append(log)
         found += last
-        if not follow and log.rest:
+        if not follow and log.rest and (after is None or log.last >= after):
             found += log_lines.lines(process, _split(log.rest), log.last)  # a last line that was not finished
     found.sort(key=lambda line: line.at)
     out.print(found if limit is None else found[max(len(found) - limit, 0) :])
@@ -122,8 +122,8 @@ class _Output:
             name = line.process
             if sys.stdout.isatty():
                 style = self._styles.setdefault(name, _STYLES[len(self._styles) % len(_STYLES)])
-                prefix = Text() if self._single else Text(f"{name:<12} ", style)
-                self._console.print(prefix + log_lines.rendered(line), soft_wrap=True)
+                prefix = "" if self._single else f"{name:<12} "
+                self._console.print(Text.assemble((prefix, style), log_lines.rendered(line)), soft_wrap=True)
             else:
                 sys.stdout.write(line.text + "\n" if self._single else f"{name} | {line.text}\n")
         sys.stdout.flush()
@@ -171,13 +171,11 @@ def _read(process: str, file: Path, limit: int | None, after: datetime | None) -
         if part.is_file():
             content = _tail(part, part.stat().st_size, (limit or 0) - content.count(b"\n")) + content
     whole, mark, rest = content.rpartition(b"\n")
-    found = [
-        line for line in log_lines.lines(process, _split(whole + mark), _EARLIEST) if after is None or line.at >= after
-    ]
+    found = list(log_lines.lines(process, _split(whole + mark), _EARLIEST))
     last = found[-1].at if found else _EARLIEST
-    return FollowedLog(process, file, size, inode, last, rest), found if limit is None else found[
-        -limit:
-    ] if limit else []
+    found = [line for line in found if after is None or line.at >= after]
+    found = found if limit is None else found[max(len(found) - limit, 0) :]
+    return FollowedLog(process, file, size, inode, last, rest), found
 
 
 def _tail(file: Path, size: int, count: int) -> bytes:

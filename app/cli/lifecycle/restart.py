@@ -50,7 +50,7 @@ def restart(
     parent = installation.visible_process(directory, holder)
     if record.state != TreeState.READY:
         raise Conflict(f"`arriero up` (pid {holder.pid}) is {record.state}; wait until it is ready")
-    names = [] if process in {None, UP} else [_known(record, str(process))]
+    names = [] if process in {None, UP} else [_known(directory, record, str(process))]
     before = _pid(directory, names[0]) if names else None
     records.request_restart(directory, names)
     try:
@@ -65,11 +65,13 @@ def restart(
         _wait_for_all(directory, record, limit + settings.pools.start_timeout, report)
 
 
-def _known(record: TreeRecord, name: str) -> str:
+def _known(directory: Path, record: TreeRecord, name: str) -> str:
     if name.startswith("pool"):
         raise Conflict("a pool is restarted with `arriero pools restart POOL`; `arriero pools list` has their ids")
-    if name.lower() not in record.programs:
-        raise NotFound("process", name, [*record.programs, UP])
+    running = [found for found, _ in installation.pid_records(directory) if not found.startswith("pool-")]
+    known = dict.fromkeys([*record.programs, *running])
+    if name.lower() not in known:
+        raise NotFound("process", name, [*known, UP])
     return name.lower()
 
 

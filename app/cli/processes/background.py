@@ -21,9 +21,9 @@ from app.cli.processes import records
 from app.cli.processes.records import LOG_FILE, TreeState
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Interrupted, Signals
-from app.kernel.embedded.data_directory import find_holder, make_directory
 from app.kernel.errors import Conflict, ServerNotStarted
 from app.kernel.processes import log_files
+from app.kernel.processes.data_directory import find_holder, make_directory
 from app.kernel.settings import Settings
 
 #: The exit code that shells use for a command ended by Ctrl-C.

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from app.kernel import log
-from app.kernel.embedded.data_directory import DirectoryHolder, find_holder
 from app.kernel.processes import private_file
+from app.kernel.processes.data_directory import DirectoryHolder, find_holder
 
 _log = log.get(__name__)
 

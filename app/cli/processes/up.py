@@ -18,7 +18,7 @@ from app.cli.processes.records import LOG_FILE
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Interrupted, Signals
 from app.kernel import clock
-from app.kernel.embedded.data_directory import DataDirectory
+from app.kernel.processes.data_directory import DataDirectory
 
 if TYPE_CHECKING:
     from app.cli.processes.tree import Tree

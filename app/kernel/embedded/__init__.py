@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from app.kernel.embedded.data_directory import DataDirectory, DirectoryHolder, find_holder
 from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint
 from app.kernel.embedded.postgres import PostgresServer
 from app.kernel.embedded.postgres import url_of as postgres_url_of
@@ -25,6 +24,7 @@ from app.kernel.embedded.server import START_DEADLINE, Server
 from app.kernel.embedded.valkey import ValkeyServer
 from app.kernel.embedded.valkey import url_of as valkey_url_of
 from app.kernel.errors import ServerNotStarted
+from app.kernel.processes.data_directory import DataDirectory, DirectoryHolder, find_holder
 
 __all__ = [
     "DataDirectory",

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from app.kernel import log
-from app.kernel.embedded.data_directory import make_directory
 from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, find_endpoint, free_port, is_free, store_endpoint
 from app.kernel.embedded.run_as import ENVIRONMENT, RunAs
 from app.kernel.errors import ServerNotStarted
 from app.kernel.ids import new_secret
 from app.kernel.processes import pid_file
+from app.kernel.processes.data_directory import make_directory
 from app.kernel.processes.process import AdoptedProcess, Child, Leftover, adopt, end_leftovers
 
 #: Time for a server to answer after its start, including recovery after a crash.

@@ -16,10 +16,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.kernel.embedded import binaries
-from app.kernel.embedded.data_directory import make_directory
 from app.kernel.embedded.endpoint import LOOPBACK, Endpoint
 from app.kernel.embedded.server import Server
 from app.kernel.processes import private_file
+from app.kernel.processes.data_directory import make_directory
 
 _CONFIGURATION = """\
 # Written by arriero at each start: changes made here are lost.

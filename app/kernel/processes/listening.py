@@ -19,11 +19,10 @@ from pathlib import Path
 import psutil
 
 from app.kernel.errors import ServerNotStarted
+from app.kernel.processes.data_directory import LOCK_FILE
 from app.kernel.security.texts import printable
 from app.kernel.settings import variable
 
-#: The file in a data directory that a process tree has locked, and so has open (`app.kernel.embedded`).
-_LOCK_FILE = "arriero.lock"
 #: Seconds to wait for a port that no process seems to hold, and between two attempts.
 _RELEASE_SECONDS, _PAUSE = 2.0, 0.05
 #: Seconds to wait for the answer of the holder of a port, and most bytes of it.
@@ -118,7 +117,7 @@ def _data_directory(process: psutil.Process) -> Path | None:
     """Return the data directory that the process has locked."""
     with contextlib.suppress(psutil.Error, OSError):
         for file in process.open_files():
-            if Path(file.path).name == _LOCK_FILE:
+            if Path(file.path).name == LOCK_FILE:
                 return Path(file.path).parent
     return None
 
