@@ -130,7 +130,9 @@ def test_models_and_workers_are_listed(live: Live) -> None:
     models = {row["name"]: row for row in as_json(live.arriero("models", "list", "--json").stdout)["models"]}
     assert models[MODEL]["state"] == "here"
 
-    page = until(lambda: text if "pool.smollm2-135m." in (text := httpx2.get(f"{live.flower}/").text) else None)
+    flower = httpx2.Client(base_url=live.flower, timeout=60)
+    assert not (live.folder / "run" / "flower.pid").exists(), "it is started when it is asked for"
+    page = until(lambda: text if "pool.smollm2-135m." in (text := flower.get("/").text) else None)
     assert "control@" in page
 
     live.until_ended(live.submit(generate("Hi", max_tokens=1)))
@@ -145,10 +147,11 @@ def test_models_and_workers_are_listed(live: Live) -> None:
 
     def task_is_listed() -> bool:
         """Whether Flower lists the task; its events arrive a moment after the end of the task."""
-        rows = httpx2.get(f"{live.flower}/tasks/datatable", params=query).json()["data"]
+        rows = flower.get("/tasks/datatable", params=query).json()["data"]
         return any((row["name"], row["args"]) == ("workers.steps.run_step", "ask/ask #1") for row in rows)
 
     assert until(task_is_listed)
+    flower.close()
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,12 @@ _READY = text("""
     ) AS found GROUP BY id ORDER BY min(next_at) LIMIT :limit
 """)
 _NEAR = text("""
-    SELECT EXISTS (SELECT FROM schedule WHERE paused_at IS NULL AND next_at < now() + :within)
-        OR EXISTS (SELECT FROM schedule_fire WHERE open AND state IN ('waiting', 'starting')) AS near
+    SELECT COALESCE(
+        (SELECT true FROM schedule WHERE paused_at IS NULL AND next_at < now() + :within ORDER BY next_at LIMIT 1),
+        (SELECT true FROM schedule_fire WHERE open AND state IN ('waiting', 'starting')
+         ORDER BY schedule_id, at LIMIT 1),
+        false
+    ) AS near
 """)
 _COLUMNS = "id, name, document, decided_to, next_at, paused_at, paused_reason, created_at, updated_at"
 #: Read after the lock is acquired, so that decisions about a schedule never go back in time.

@@ -167,15 +167,21 @@ _TOUCH_STALE = text("""
               run.paused OR run.workflow_paused AS paused
 """)
 
-#: Whatever a sweep may have to act on within that time. Each part has an index for its rows.
+#: Whatever a sweep may have to act on within that time. The orders are those of the indexes: without them, Postgres may
+#: read a whole table.
 _NEAR = text("""
-    SELECT EXISTS (SELECT FROM step WHERE state = 'ready')
-        OR EXISTS (SELECT FROM step WHERE state IN ('running', 'cancelling'))
-        OR EXISTS (SELECT FROM step WHERE state IN ('waiting', 'awaiting') AND not_before < now() + :within)
-        OR EXISTS (SELECT FROM step WHERE state IN ('waiting', 'awaiting') AND deadline_at < now() + :within)
-        OR EXISTS (SELECT FROM step WHERE delegated)
-        OR EXISTS (SELECT FROM run WHERE finished_at IS NULL AND deadline_at < now() + :within)
-        OR EXISTS (SELECT FROM run WHERE state = 'blocked') AS near
+    SELECT COALESCE(
+        (SELECT true FROM step WHERE state = 'ready' ORDER BY queue, published_at LIMIT 1),
+        (SELECT true FROM step WHERE state IN ('running', 'cancelling') ORDER BY lease_until LIMIT 1),
+        (SELECT true FROM step WHERE state IN ('waiting', 'awaiting') AND not_before < now() + :within
+         ORDER BY not_before LIMIT 1),
+        (SELECT true FROM step WHERE state IN ('ready', 'waiting', 'awaiting') AND deadline_at < now() + :within
+         ORDER BY deadline_at LIMIT 1),
+        (SELECT true FROM step WHERE delegated ORDER BY id LIMIT 1),
+        (SELECT true FROM run WHERE finished_at IS NULL AND deadline_at < now() + :within ORDER BY deadline_at LIMIT 1),
+        (SELECT true FROM run WHERE state = 'blocked' ORDER BY id LIMIT 1),
+        false
+    ) AS near
 """)
 
 
