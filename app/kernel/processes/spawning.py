@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -27,8 +28,8 @@ from app.kernel.errors import ServerNotStarted
 from app.kernel.processes import forking, pid_file
 from app.kernel.processes.process import AdoptedProcess, Child, adopt
 
-#: Seconds to wait for the parent to start a program.
-_ANSWER_SECONDS = 3.0
+#: Seconds to wait for the parent to start a program; and the part of it after which the request is void.
+_ANSWER_SECONDS, _VALID = 5.0, 0.8
 #: Seconds to wait for the exit code of a process that has ended.
 _CODE_SECONDS = 1.0
 #: Most bytes of a message; one with a large environment has some 20,000.
@@ -162,7 +163,7 @@ class SpawnerClient:
         """Have a program started; None when the parent cannot, and the caller has to."""
         if self._closed:
             return None
-        own, until = os.getpid(), time.monotonic() + _ANSWER_SECONDS / 2
+        own, until = os.getpid(), time.monotonic() + _ANSWER_SECONDS * _VALID
         request = SpawnRequest(
             name, list(arguments), dict(environment), str(log_file), str(file), own, pid_file.birth(own) or "", until
         )
@@ -170,7 +171,7 @@ class SpawnerClient:
             self._socket.send(json.dumps(asdict(request)).encode())
             pid = self._started.get(timeout=_ANSWER_SECONDS)
         except (OSError, Empty):
-            self._closed = True  # a late answer must not be taken for that to the next request
+            self._closed = True  # a late answer must not be taken for the answer to the next request
             return None
         return None if pid is None else self._known(pid, file, log_file)
 
@@ -200,7 +201,9 @@ class SpawnerClient:
         with contextlib.suppress(OSError, ValueError):
             while message := self._socket.recv(_MESSAGE_BYTES):
                 told = json.loads(message)
-                if "started" in told:
+                if "started" in told and self._closed and told["started"] is not None:
+                    os.kill(told["started"], signal.SIGKILL)  # too late: the program was started here
+                elif "started" in told:
                     self._started.put(told["started"])
                 elif "ended" in told:
                     self._note_end(told["ended"], told["code"])
