@@ -74,8 +74,8 @@ _TAIL = 40
 _EXIT = timedelta(seconds=10)
 #: Seconds for which granted bytes may still be in use before the start of a pool fails.
 _SETTLE = 5.0
-#: While all pools serve as they should, heartbeats are so many intervals apart.
-_REST = 2
+#: While all pools serve as they should, heartbeats are so many intervals apart, at most that part of the agent's lease.
+_REST, _SILENT = 2, 0.4
 #: Logs of ended pools that are kept, the newest ones.
 _LOGS = 50
 
@@ -154,9 +154,13 @@ class Agent:
     def _sleep(self) -> None:
         """Wait until the next heartbeat is due, or until the agent is woken."""
         with contextlib.suppress(Empty):
-            self._wake.get(timeout=self._settings.fleet.heartbeat.total_seconds() * (_REST if self._at_rest else 1))
+            self._wake.get(timeout=self._pause().total_seconds())
         while not self._wake.empty():
             self._wake.get()
+
+    def _pause(self) -> timedelta:
+        fleet = self._settings.fleet
+        return max(fleet.heartbeat, min(fleet.heartbeat * _REST, fleet.agent_lease * _SILENT) * self._at_rest)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -33,8 +33,6 @@ _log = log.get(__name__)
 _STOP, _EXIT = 0.7, 0.9
 #: The part of the lease between two checks of that.
 _CHECK = 0.05
-#: Heartbeats of a pool without steps are so many intervals apart.
-_IDLE = 3
 #: Exit code of a pool that ended because its reservation was lost or could not be renewed.
 RESERVATION_LOST = 7
 
@@ -43,11 +41,23 @@ class Heartbeat:
     """The heartbeat of one pool: a thread that renews, and a thread that guards the lease."""
 
     def __init__(
-        self, holder: ReservationHolder, grant: Grant, worker: str, status: Status, interval: timedelta, renewed: float
+        self,
+        holder: ReservationHolder,
+        grant: Grant,
+        worker: str,
+        status: Status,
+        interval: timedelta,
+        renewed: float,
+        idle_interval: timedelta | None = None,
     ) -> None:
-        """Do nothing until `start`. `renewed` is a monotonic time that is not after the grant was taken."""
+        """
+        Do nothing until `start`. `renewed` is a monotonic time that is not after the grant was taken.
+
+        `idle_interval` is that of a pool that serves and has no steps; by default it is the same.
+        """
         self.grant, self.worker = grant, worker
         self._holder, self._interval = holder, interval.total_seconds()
+        self._idle_interval = (idle_interval or interval).total_seconds()
         self._lease = holder.lease.total_seconds()
         self._status = status
         self._leases: Leases | None = None
@@ -97,7 +107,7 @@ class Heartbeat:
             if closing:
                 return
             with contextlib.suppress(Empty):
-                self._wake.get(timeout=self._interval * (_IDLE if self._is_idle() else 1))
+                self._wake.get(timeout=self._idle_interval if self._is_idle() else self._interval)
 
     def _is_idle(self) -> bool:
         return self._leases is not None and self._status.phase is PoolPhase.SERVING and not self._leases.held()
