@@ -52,6 +52,10 @@ def restart(
         raise Conflict(f"`arriero up` (pid {holder.pid}) is {record.state}; wait until it is ready")
     names = [] if process in {None, UP} else [_known(directory, record, str(process))]
     before = _pid(directory, names[0]) if names else None
+    on_demand = bool(names) and names[0] not in record.programs
+    if on_demand and before is None:
+        report("info", f"{names[0]} does not run; it starts when it is asked for")
+        return
     records.request_restart(directory, names)
     try:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -60,7 +64,7 @@ def restart(
         raise Conflict(f"process {holder.pid} belongs to another user, who alone can restart it") from None
     limit = _REST + settings.pools.drain_timeout
     if names:
-        _wait_for_one(directory, names[0], before, limit, report)
+        _wait_for_one(directory, names[0], before, limit, report, on_demand=on_demand)
     else:
         _wait_for_all(directory, record, limit + settings.pools.start_timeout, report)
 
@@ -69,7 +73,7 @@ def _known(directory: Path, record: TreeRecord, name: str) -> str:
     if name.startswith("pool"):
         raise Conflict("a pool is restarted with `arriero pools restart POOL`; `arriero pools list` has their ids")
     running = [found for found, _ in installation.pid_records(directory) if not found.startswith("pool-")]
-    known = dict.fromkeys([*record.programs, *running])
+    known = dict.fromkeys([*record.programs, *running, *(["flower"] if record.flower else [])])
     if name.lower() not in known:
         raise NotFound("process", name, [*known, UP])
     return name.lower()
@@ -83,13 +87,18 @@ def _pid(directory: Path, name: str) -> int | None:
     return None
 
 
-def _wait_for_one(directory: Path, name: str, before: int | None, limit: timedelta, report: Reporter) -> None:
+def _wait_for_one(
+    directory: Path, name: str, before: int | None, limit: timedelta, report: Reporter, *, on_demand: bool
+) -> None:
     report("info", f"restarting {name} (pid {before or 'none'})")
     for _ in _until(limit):
         _require_up(directory)
         now = _pid(directory, name)
         if now is not None and now != before:
             report("info", f"{name} runs again (pid {now}, {report.seconds:.1f} s)")
+            return
+        if now is None and on_demand:
+            report("info", f"{name} has ended; it starts again when it is asked for")
             return
     raise ServerNotStarted(name, f"it was not restarted within {limit.total_seconds():g} s; see `arriero logs {name}`")
 

@@ -6,7 +6,6 @@ At a terminal a last line shows what is being done now, and for how long. Elsewh
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,6 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from app.cli.output import live, notes
-from app.cli.processes.signals import Interrupted
 from app.kernel import clock
 
 _COLOURS = {"info": "green", "warning": "yellow", "error": "bold red"}
@@ -96,9 +94,5 @@ class Reporter:
         if self._with_time:
             now = f"{clock.now():%Y-%m-%dT%H:%M:%S.%f}Z"
             markup = "\n".join(f"{now} {line}" for line in markup.split("\n"))
-        handled = sys.exception()
-        try:
+        with suppress(OSError):  # a terminal that is closed must not prevent the stop
             console.print(markup, soft_wrap=True, highlight=False)
-        except OSError as error:  # a terminal that is closed must not prevent the stop
-            if isinstance(error.__context__, Interrupted) and error.__context__ is not handled:
-                raise error.__context__ from None  # it came while the line was printed

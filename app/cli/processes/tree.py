@@ -84,7 +84,7 @@ class Tree:
         while True:
             self._wait()
             if signals.received:
-                raise Interrupted  # an error that the interrupt caused, such as one of the closed terminal, replaced it
+                raise Interrupted  # it came where exceptions are lost, such as in a destructor
             self.check()
             if signals.restart_requested:
                 signals.restart_requested = False
