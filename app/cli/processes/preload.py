@@ -8,6 +8,7 @@ Modules with threads of their own, llama.cpp and what only one program needs are
 
 from __future__ import annotations
 
+import gc
 import importlib
 import threading
 from collections.abc import Sequence
@@ -46,13 +47,15 @@ class Preload:
         self._thread = threading.Thread(target=self._run, name="preload", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begin. Garbage is not collected meanwhile: there is none, and looking for it takes a sixth of the time."""
+        gc.disable()
         self._thread.start()
 
     def finish(self) -> None:
         """Wait until all are imported. What is loaded now is shared by the forks."""
         self._thread.join()
         forking.freeze()
+        gc.enable()
 
     def _run(self) -> None:
         # A module that cannot be imported ends the thread with its traceback; the program that needs it says so too.
