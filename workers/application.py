@@ -35,7 +35,7 @@ CONSUMER = "workers.messaging.consumer:Consumer"
 
 
 #: Seconds between the events with which a worker shows Flower that it lives.
-_HEARTBEAT_SECONDS = 10.0
+_HEARTBEAT_SECONDS = 5.0
 
 
 class Application:

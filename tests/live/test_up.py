@@ -132,8 +132,13 @@ def test_models_and_workers_are_listed(live: Live) -> None:
 
     flower = httpx2.Client(base_url=live.flower, timeout=60)
     assert not (live.folder / "run" / "flower.pid").exists(), "it is started when it is asked for"
-    page = until(lambda: text if "pool.smollm2-135m." in (text := flower.get("/").text) else None)
-    assert "control@" in page
+
+    def lists_workers() -> bool:
+        """Whether its page names both workers, each of which it knows from the worker's next heartbeat."""
+        page = flower.get("/").text
+        return "pool.smollm2-135m." in page and "control@" in page
+
+    assert until(lists_workers)
 
     live.until_ended(live.submit(generate("Hi", max_tokens=1)))
     query = {
