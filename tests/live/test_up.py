@@ -157,6 +157,7 @@ def test_models_and_workers_are_listed(live: Live) -> None:
 
     assert until(task_is_listed)
     flower.close()
+    assert "Inspect method" not in (live.folder / "logs" / "flower.log").read_text(), "its connections are its own"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+from kombu import pools
+
 from app.kernel import ids
 from app.kernel.processes import pid_file
 from app.kernel.processes.process import Child
@@ -187,7 +189,10 @@ def _child(
 
 
 def _run(arguments: Sequence[str]) -> object:
-    """Do in this process what `python -m` does with the arguments."""
+    """Do in this process, a fork, what `python -m` does with the arguments."""
+    # The parent's connections to the broker: Celery would use them for the same broker, and their sockets are gone.
+    pools.connections.clear()
+    pools.producers.clear()
     module, *rest = arguments
     sys.argv = [module, *rest]
     if module == "app":
