@@ -117,6 +117,8 @@ def run(settings: Settings, descriptor: int | None = None) -> int:
         flower.serve_on(listener)
         if descriptor is not None:
             flower.end_when_unused()
+            # At once, and not after five seconds: somebody is looking.
+            flower.io_loop.add_callback(flower.events.on_enable_events)
         _log.info("flower_listening", address=host, port=port_of(listener))
     try:
         flower.start()

@@ -140,7 +140,6 @@ def test_models_and_workers_are_listed(live: Live) -> None:
 
     assert until(lists_workers)
 
-    live.until_ended(live.submit(generate("Hi", max_tokens=1)))
     query = {
         "draw": 1,
         "start": 0,
@@ -151,7 +150,8 @@ def test_models_and_workers_are_listed(live: Live) -> None:
     }
 
     def task_is_listed() -> bool:
-        """Whether Flower lists the task; its events arrive a moment after the end of the task."""
+        """Whether Flower lists a task of a new run; workers send events from a moment after its start on."""
+        live.until_ended(live.submit(generate("Hi", max_tokens=1)))
         rows = flower.get("/tasks/datatable", params=query).json()["data"]
         return any((row["name"], row["args"]) == ("workers.steps.run_step", "ask/ask #1") for row in rows)
 
