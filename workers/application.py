@@ -55,7 +55,8 @@ class Application:
         self._stopping = False
 
         # Celery would also register a shared task in every later application of the process.
-        task = partial(self.celery.task, shared=False)
+        # The events of steps are sent by `StepEvents`; scheduled jobs run several times a second, and send none.
+        task = partial(self.celery.task, shared=False, send_events=False)
 
         @task(name=RUN_STEP)
         def run_step(step_id: str, attempt: int) -> None:
@@ -148,7 +149,8 @@ class Application:
             self.stop()
         return worker.exitcode or 0
 
-    def _on_ready(self, **_: Any) -> None:
+    def _on_ready(self, sender: Any, **_: Any) -> None:
+        self.runtime.events.attach(sender)
         _log.info("worker_ready", worker=self.runtime.owner)
         self._on_phase(PoolPhase.SERVING)
 

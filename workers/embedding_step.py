@@ -32,7 +32,7 @@ def embed(
     *,
     on_stop: OnStop,
     timeout: timedelta,
-    task: Literal["query", "document"] = "document",
+    task: Literal["query", "document"] | None = "document",
     dimensions: int | None = None,
     long: Literal["chunk", "truncate", "refuse"] = "chunk",
 ) -> Success:

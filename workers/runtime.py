@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from celery import Celery
 
-from app.catalog import files
-from app.catalog.catalog import Catalog
+from app.catalog.catalog import Catalog, CatalogSource
+from app.catalog.live import LiveCatalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.activity import Activity
@@ -26,14 +26,22 @@ from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from workers.engine import Engine
 from workers.leases import Leases
+from workers.messaging.step_events import StepEvents
+from workers.token_reports import TokenReports
+from workers.token_writer import TokenWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The connections to the database and the catalogue of a process, which it opens and reads once."""
+    """The connections to the database and the catalogue of a process."""
 
     database: Database
-    catalog: Catalog
+    catalogs: CatalogSource
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue of this moment."""
+        return self.catalogs.current()
 
     @classmethod
     def open(cls, settings: Settings, connections: Callable[[Catalog], int]) -> Resources:
@@ -42,9 +50,9 @@ class Resources:
 
         Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
         """
-        catalog = files.read_catalog(settings.catalog.files)
+        catalogs = LiveCatalog(settings)
         url = addresses.of(settings).database_url
-        return cls(databases.open_at_head(url, pool_size=connections(catalog)), catalog)
+        return cls(databases.open_at_head(url, pool_size=connections(catalogs.current())), catalogs)
 
     def close(self) -> None:
         """Close the connections."""
@@ -62,14 +70,24 @@ class Runtime:
     engine: Engine | None
     #: The secrets that `http` steps may send.
     secrets: Secrets
-    #: The catalogue of models, as this process read it when it started.
-    catalog: Catalog
+    catalogs: CatalogSource
     #: Where the scheduled jobs, and the steps, note that something happens.
     activity: Activity
     #: Tells agents what a reconcile pass has changed.
     agents: AgentCalls
+    #: The tokens of the texts that this process writes now, for views.
+    token_reports: TokenReports = field(default_factory=TokenReports)
+    #: The writer of token streams, in a pool; None in a control worker.
+    tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
+    #: What Flower shows of the steps; silent until the worker is attached.
+    events: StepEvents = field(default_factory=StepEvents)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue of this moment."""
+        return self.catalogs.current()
 
     @property
     def owner(self) -> str:
@@ -77,12 +95,15 @@ class Runtime:
         return self.leases.owner
 
     def close(self) -> None:
-        """Stop the renewal of leases, and close the engine."""
+        """Stop the renewal of leases and the reports, close the engine, and write the last tokens."""
         self.leases.close()
+        self.token_reports.close()
         self.activity.close()
         self.agents.close()
         if self.engine is not None:
             self.engine.close()
+        if self.tokens is not None:
+            self.tokens.close()
 
 
 def start(
@@ -101,11 +122,24 @@ def start(
     process dies. Without one a random id is used.
     """
     redis_url = addresses.of(settings).redis_url
-    publisher = WakingPublisher(CeleryPublisher(app, redis_url))
-    runs = Runs(resources.database, publisher, RunPolicy.of(settings.runs))
+    broker = CeleryPublisher(app, redis_url)
+    runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs))
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)
     leases.start()
-    secrets, activity, agents = Secrets(settings.secrets_dir), Activity(redis_url), AgentCalls(redis_url)
-    return Runtime(settings, runs, leases, engine, secrets, resources.catalog, activity, agents)
+    reports = TokenReports()
+    if engine is not None:
+        reports.start(broker, owner)
+    return Runtime(
+        settings,
+        runs,
+        leases,
+        engine,
+        Secrets(settings.secrets_dir),
+        resources.catalogs,
+        Activity(redis_url),
+        AgentCalls(redis_url),
+        reports,
+        None if engine is None else TokenWriter(redis_url),
+    )

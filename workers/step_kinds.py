@@ -1,8 +1,8 @@
 """
 The kinds of steps: a function per kind that executes a step.
 
-It returns an output with the used tokens, or what the step waits for; or it raises StepFailure. Its argument is a task:
-the claim with the data of the step, the holding that can stop it, and the runtime of the process.
+It returns an output or a failure, with the used tokens, or what the step waits for; or it raises StepFailure. Its
+argument is a task: the claim with the data of the step, the holding that can stop it, and the runtime of the process.
 A new kind is a class in `app.workflows.language.steps`, with its entries in `KINDS`, `AnyStep` and, for items of a map,
 `MapBody`; and an entry in `_KINDS`. A switch is not here: it is decided under the lock of its run.
 """
@@ -10,12 +10,15 @@ A new kind is a class in `app.workflows.language.steps`, with its entries in `KI
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from app.inference import prompts
+from app.inference.requests import FinishReason, PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
@@ -29,15 +32,26 @@ from app.workflows.language.steps import (
     JoinStep,
     MapStep,
     NoopFields,
+    OpenAIFields,
     TransformFields,
     WaitStep,
 )
 from app.workflows.runs.claims import Claim
-from app.workflows.state_machine.outcomes import Awaited, Called, Expanded, Signalled, Success, Timed, TokenUsage
-from workers import embedding_step, outbound
-from workers.engine import Engine
+from app.workflows.state_machine.outcomes import (
+    Called,
+    Expanded,
+    Failure,
+    Outcome,
+    Signalled,
+    Success,
+    Timed,
+    TokenUsage,
+)
+from workers import embedding_step, openai_step, outbound
+from workers.engine import Engine, OnText
 from workers.leases import Holding
 from workers.runtime import Runtime
+from workers.token_writer import TokenStream
 
 #: Most items of one map.
 MAX_ITEMS = 100_000
@@ -69,7 +83,7 @@ class StepTask:
         return own if left is None else max(min(own, left), timedelta(0))
 
 
-def execute(task: StepTask) -> Success | Awaited:
+def execute(task: StepTask) -> Outcome:
     """
     Execute a claimed step.
 
@@ -97,20 +111,55 @@ def _transform(task: StepTask, step: TransformFields) -> Success:
     return Success(transforms.evaluate(task.data, cel=step.cel, jmespath=step.jmespath))
 
 
-def _generate(task: StepTask, step: GenerateFields) -> Success:
+def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
+    stream = _interactive_stream(task)
+    if stream is None:
+        return _generated(task, step, None)
+    with _failures_in(stream):
+        outcome = _generated(task, step, stream.text)
+    if isinstance(outcome, Success):
+        stream.done(outcome.output)
+    else:
+        stream.failed(outcome.reason, outcome.message)
+    return outcome
+
+
+def _generated(task: StepTask, step: GenerateFields, on_text: OnText | None) -> Success | Failure:
     request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
-    ticket = task.engine.generate(request)
+    ticket = task.engine.generate(request, on_text)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
     try:
-        generated = ticket.result(timeout=seconds)
+        with task.runtime.token_reports.watch(task.claim, ticket.written):
+            generated = ticket.result(timeout=seconds)
     except TimeoutError:
         ticket.cancel()
         raise StepFailure(FailureReason.TIMEOUT, f"the model did not finish within {seconds:g} s") from None
-    usage = TokenUsage(generated.tokens_in, generated.tokens_out, generated.tokens_cached, generated.time_to_first)
-    if step.output is None:
-        return Success(generated.text, usage)
-    return Success(json.loads(generated.text), usage)
+    except StepFailure as error:
+        if step.on_length == "fail" and error.finish_reason == FinishReason.LENGTH:
+            error.reason = FailureReason.TRUNCATED
+        raise
+    usage = TokenUsage(
+        generated.tokens_in,
+        generated.tokens_out,
+        generated.tokens_cached,
+        generated.time_to_first,
+        generated.finish.value,
+    )
+    if step.on_length == "fail" and generated.finish is FinishReason.LENGTH:
+        message = f"the text was cut at max_tokens ({step.max_tokens})"
+        return Failure(FailureReason.TRUNCATED, message, generated.text, usage)
+    return Success(generated.text if step.output is None else json.loads(generated.text), usage)
+
+
+def _interactive_stream(task: StepTask) -> TokenStream | None:
+    """The stream of a step whose text a person may read while it is written; None for other steps."""
+    claim, writer = task.claim, task.runtime.tokens
+    if writer is None or claim.priority != PriorityClass.INTERACTIVE:
+        return None
+    stream = writer.open(claim.run_id, claim.key, claim.attempt)
+    stream.begun(task.runtime.owner)
+    return stream
 
 
 def _embed(task: StepTask, step: EmbedFields) -> Success:
@@ -123,6 +172,41 @@ def _embed(task: StepTask, step: EmbedFields) -> Success:
         dimensions=step.dimensions,
         long=step.long,
     )
+
+
+def _openai(task: StepTask, step: OpenAIFields) -> Success:
+    claim, writer = task.claim, task.runtime.tokens
+    assert claim.model is not None, "its model is chosen when it becomes ready"
+    body = conditions.evaluate(step.request, task.data)
+    stream = None if writer is None else writer.open(claim.run_id, claim.key, claim.attempt)
+    if stream is not None:
+        stream.begun(task.runtime.owner)
+    with nullcontext() if stream is None else _failures_in(stream):
+        done = openai_step.execute(
+            body,
+            claim.model,
+            task.engine,
+            run_id=claim.run_id,
+            priority=claim.priority,
+            on_stop=task.holding.on_stop,
+            on_text=None if stream is None else stream.text,
+            watch=partial(task.runtime.token_reports.watch, claim),
+            timeout=task.timeout,
+        )
+    if stream is not None:
+        stream.done(done.output)
+    return done
+
+
+@contextmanager
+def _failures_in(stream: TokenStream) -> Iterator[None]:
+    """Write a failure of the block to the stream, unless the step is requeued."""
+    try:
+        yield
+    except StepFailure as failure:
+        if failure.reason is not FailureReason.WORKER_STOPPED:
+            stream.failed(failure.reason, failure.message)
+        raise
 
 
 def _http(task: StepTask, step: HttpFields) -> Success:
@@ -177,13 +261,14 @@ def _wait(task: StepTask, step: WaitStep) -> Timed | Signalled:
     return Signalled(step.signal, message, step.expires)
 
 
-_Kind = Callable[[StepTask, Any], Success | Awaited]
+_Kind = Callable[[StepTask, Any], Outcome]
 _KINDS: Mapping[type[Any], _Kind] = {
     NoopFields: _noop,
     JoinStep: _join,
     TransformFields: _transform,
     GenerateFields: _generate,
     EmbedFields: _embed,
+    OpenAIFields: _openai,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
@@ -23,7 +24,8 @@ from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.recovery.abandon import abandon, abandon_step, reason_of
-from app.workflows.state_machine.outcomes import Failure, Outcome, Success
+from app.workflows.state_machine.outcomes import Failure, Outcome, Success, TokenUsage
+from app.workflows.state_machine.states import StepState
 from workers import step_kinds
 from workers.leases import Holding, StopReason
 from workers.runtime import Runtime
@@ -58,28 +60,57 @@ def run_step(runtime: Runtime, step_id: UUID, attempt: int) -> None:
             claim = _process(runtime, claim)
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An outcome as it was recorded."""
+
+    outcome: Outcome
+    #: The state of the step then.
+    state: StepState
+    #: The claim of a step that follows it immediately.
+    following: Claim | None = None
+
+
 def _process(runtime: Runtime, claim: Claim) -> Claim | None:
     """Execute a claimed step and record it. Returns the claim of a step that follows it immediately."""
     began = time.monotonic()
+    runtime.events.started(claim)
     with runtime.leases.hold(claim) as holding:
         outcome = _attempt(runtime, claim, holding)
         if outcome is None:
             _log.warning("step_dropped", reason=holding.reason)
+            runtime.events.lost(claim)
             return None
         try:
-            following, outcome = _record_or_fail(runtime, claim, outcome)
+            recorded = record_or_fail(runtime, claim, outcome)
         except LeaseLost as error:
             _log.warning("step_record_refused", error=str(error))
+            runtime.events.lost(claim)
             return None
     seconds = round(time.monotonic() - began, 3)
-    match outcome:
-        case Success():
-            _log.info("step_succeeded", seconds=seconds, tokens=outcome.usage.tokens_out)
-        case Failure():
-            _log.warning("step_failed", reason=outcome.reason, error=outcome.message, seconds=seconds)
+    match recorded.outcome:
+        case Success(usage=usage):
+            _log.info("step_succeeded", seconds=seconds, tokens=usage.tokens_out)
+        case Failure(reason=reason, message=message):
+            _log.warning("step_failed", reason=reason, error=message, seconds=seconds)
+        case awaited:
+            _log.info("step_suspended", awaits=type(awaited).__name__.lower(), state=recorded.state, seconds=seconds)
+    send_events(runtime, claim, recorded, seconds)
+    return recorded.following
+
+
+def send_events(runtime: Runtime, claim: Claim, recorded: Recorded, seconds: float) -> None:
+    """Tell Flower how an attempt ended."""
+    match recorded.outcome:
+        case Success(usage=usage):
+            tokens = f"{usage.tokens_in} tokens read, {usage.tokens_out} written" if claim.model is not None else "done"
+            runtime.events.succeeded(claim, tokens, seconds)
+        case Failure(reason=reason, message=message):
+            runtime.events.failed(claim, recorded.state, reason, message)
+        case awaited if recorded.state is StepState.AWAITING:
+            runtime.events.succeeded(claim, f"awaiting ({type(awaited).__name__.lower()})", seconds)
         case _:
-            _log.info("step_suspended", awaits=type(outcome).__name__.lower(), seconds=seconds)
-    return following
+            runtime.events.failed(claim, recorded.state, recorded.state, "its items or its run cannot be made")
 
 
 def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None:
@@ -87,7 +118,8 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
     try:
         return step_kinds.execute(step_kinds.StepTask(claim, holding, runtime))
     except StepFailure as error:
-        return Failure(error.reason, error.message, error.text, retry_after=error.retry_after or timedelta(0))
+        usage = TokenUsage(finish_reason=error.finish_reason)
+        return Failure(error.reason, error.message, error.text, usage, error.retry_after or timedelta(0))
     except CancelledError:
         match holding.reason:
             case StopReason.CANCELLED:
@@ -101,41 +133,41 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
         return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> tuple[Claim | None, Outcome]:
-    """
-    Record an outcome. Returns the claim of a step that follows immediately, and the outcome as it was recorded.
-
-    Raises LeaseLost.
-    """
+def record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:
+    """Record an outcome, or why it cannot be recorded. Raises LeaseLost."""
     try:
-        return _record(runtime, claim, outcome), outcome
+        return _record(runtime, claim, outcome)
     except LeaseLost:
         raise
+    except StepFailure as error:
+        usage = outcome.usage if isinstance(outcome, Success) else TokenUsage()
+        failed = Failure(error.reason, error.message, usage=usage)
     except Exception as error:  # noqa: BLE001 otherwise the lease would expire and the step be executed again
         _log.exception("record_failed")
         failed = Failure(FailureReason.INTERNAL, reason_of(error, "recording its outcome"), final=True)
     try:
-        return _record(runtime, claim, failed), failed
+        return _record(runtime, claim, failed)
     except LeaseLost:
         raise
     except Exception:  # noqa: BLE001 as above
         _log.exception("record_failed", again=True)
-    _with_database(lambda: abandon(runtime.runs, claim.run_id, f"step {claim.key}: {failed.message}"))
-    return None, failed
+    with_database(lambda: abandon(runtime.runs, claim.run_id, f"step {claim.key}: {failed.message}"))
+    return Recorded(failed, StepState.FAILED)
 
 
-def _record(runtime: Runtime, claim: Claim, outcome: Outcome) -> Claim | None:
+def _record(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:
+    runs, owner = runtime.runs, runtime.owner
     match outcome:
         case Success():
-            return _with_database(lambda: runtime.runs.succeed(claim, runtime.owner, outcome))
+            following = with_database(lambda: runs.succeed(claim, owner, outcome))
+            return Recorded(outcome, StepState.SUCCEEDED, following)
         case Failure():
-            _with_database(lambda: runtime.runs.fail(claim, runtime.owner, outcome))
+            return Recorded(outcome, with_database(lambda: runs.fail(claim, owner, outcome)))
         case _:
-            _with_database(lambda: runtime.runs.leave(claim, runtime.owner, outcome))
-    return None
+            return Recorded(outcome, with_database(lambda: runs.leave(claim, owner, outcome)))
 
 
-def _with_database(action: Callable[[], T]) -> T:
+def with_database(action: Callable[[], T]) -> T:
     """Return the result of an action, repeated until the database is available."""
     while True:
         try:

@@ -49,6 +49,16 @@ def _read(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> SourceDocum
 RequestBody = Annotated[SourceDocument, Depends(_read)]
 
 
+def parse_json(raw: bytes) -> Any:
+    """Return the plain data of a JSON body, under the bounds of all bodies. Raises InvalidInput."""
+    try:
+        return source.read(raw.decode("utf-8"), "json").data
+    except InvalidDefinition as error:
+        raise InvalidInput(error.problems, "body") from None
+    except UnicodeDecodeError as error:
+        raise InvalidInput([Problem("", f"the body is not valid UTF-8: {error}")], "body") from None
+
+
 def of(model: type[M]) -> Any:
     """
     Return a dependency that parses the body and validates it as `model`.

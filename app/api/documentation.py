@@ -22,7 +22,7 @@ LINKS = {
     "metrics": "/metrics",
     "runs": "/v1/runs",
     "workflows": "/v1/workflows",
-    "models": "/v1/models",
+    "models": "/v1/catalog",
     "fleet": "/v1/fleet",
 }
 #: A page loads nothing from other servers. Swagger UI has inline scripts, styles and images.

@@ -29,10 +29,18 @@ from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
+from app.api.openai import endpoints, road
+from app.api.openai import models as served_models
+from app.api.openai.road import Road
+from app.api.openai.token_reader import TokenReader
 from app.api.services import Services
-from app.api.workflows import events, payloads, run_control, runs, schedules, workflows
-from app.catalog import files
+from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
+from app.catalog.live import LiveCatalog
 from app.devices.inventory import Devices
+from app.inference.openai.chat import ChatRequest
+from app.inference.openai.completion import CompletionRequest
+from app.inference.openai.embedding import EmbeddingsRequest
+from app.inference.openai.reranking import RerankingRequest
 from app.kernel import addresses, broker, ids, log
 from app.kernel import database as databases
 from app.kernel.activity import Activity
@@ -79,9 +87,12 @@ ANSWER_TIMEOUT = timedelta(seconds=5)
 
 #: One router per resource.
 ROUTERS = (
+    endpoints.router,
+    served_models.router,
     runs.router,
     payloads.router,
     events.router,
+    tokens.router,
     run_control.router,
     workflows.router,
     schedules.router,
@@ -101,6 +112,7 @@ ROUTERS = (
 #: Types for the OpenAPI document that are not in the signatures of endpoints.
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
+    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
 )
 
@@ -124,7 +136,7 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs))
-    catalog = files.read_catalog(settings.catalog.files)
+    catalog = LiveCatalog(settings)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
     devices, instance = Devices(settings.fleet), instance or str(ids.new_id())
     app = serve(Services(settings, database, publisher, service, catalog, devices, operator_commands, instance))
@@ -136,9 +148,16 @@ def serve(services: Services) -> FastAPI:
     """Return the application with the given services."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         threads.limit_requests()
+        client = road.connect(addresses.of(services.settings).redis_url)
+        reader = TokenReader(client)
+        reader.start()
+        app.state.road = Road(services.runs, client, reader)
         yield
+        await app.state.road.close()
+        await reader.close()
+        await client.aclose()
         services.database.close()
         services.devices.close()
 
@@ -184,14 +203,7 @@ def _on_error(_: Request, error: Exception) -> JSONResponse:
 
 def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = []
-    for item in error.errors()[: problems.MAX_PROBLEMS]:
-        place = ".".join(str(part) for part in item["loc"])
-        given = "" if item["type"] == "missing" else problems.shown(item.get("input"))
-        message, accepted = problems.message_of(item["type"], item["msg"]), item.get("accepted", "")
-        message = message if accepted or message.startswith(given) else f"{given}: {message}"
-        found.append(Problem(place, message, accepted))
-    return problems.of_error(422, InvalidInput(found, "request"))
+    return problems.of_error(422, InvalidInput(problems.of_request(error), "request"))
 
 
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -56,14 +57,14 @@ def response(status: int, name: str, title: str, detail: str, problems: tuple[Pr
     detail = _cut(detail, _MAX_DETAIL)
     body = ProblemOut(type=f"urn:arriero:error:{name}", title=title, status=status, detail=detail, errors=errors)
     headers = {"Retry-After": "5"} if status == 503 else None
-    return _AsciiResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+    return AsciiResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def _cut(text: str, max_characters: int = _MAX_TEXT) -> str:
     return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
-class _AsciiResponse(JSONResponse):
+class AsciiResponse(JSONResponse):
     """A JSON response that can contain lone surrogates, which a problem may quote from the request."""
 
     def render(self, content: Any) -> bytes:
@@ -78,6 +79,20 @@ def of_error(status: int, error: Exception) -> JSONResponse:
         detail = "; ".join(_cut(str(problem)) for problem in error.problems[:MAX_PROBLEMS])
         return response(status, name, f"invalid {error.what}", detail, error.problems)
     return response(status, name, name.replace("-", " "), str(error))
+
+
+def of_request(error: RequestValidationError) -> tuple[Problem, ...]:
+    """Return the problems of a request that FastAPI or `bodies.of` has refused."""
+    found = []
+    for item in error.errors()[:MAX_PROBLEMS]:
+        place = ".".join(str(part) for part in item["loc"])
+        input_ = item.get("input")
+        whole = item["type"] == "missing" or (item["type"] == "value_error" and isinstance(input_, dict | list))
+        given = "" if whole else shown(input_)
+        message, accepted = message_of(item["type"], item["msg"]), item.get("accepted", "")
+        message = message if accepted or not given or message.startswith(given) else f"{given}: {message}"
+        found.append(Problem(place, message, accepted))
+    return tuple(found)
 
 
 def message_of(kind: str, message: str) -> str:

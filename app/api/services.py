@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.catalog.catalog import Catalog
+from app.catalog.catalog import Catalog, CatalogSource
 from app.devices.inventory import Devices
 from app.kernel import ids
 from app.kernel.broker import CeleryPublisher
@@ -25,11 +25,16 @@ class Services:
     database: Database
     publisher: CeleryPublisher
     runs: Runs
-    catalog: Catalog
+    catalogs: CatalogSource
     devices: Devices
     operator_commands: OperatorCommands
     #: Who answers: an id of this start, so that another API on the same address is not mistaken for this one.
     instance: str = field(default_factory=lambda: str(ids.new_id()))
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue of this moment."""
+        return self.catalogs.current()
 
 
 async def _of_app(request: Request) -> Services:

@@ -36,6 +36,11 @@ def limit_requests() -> None:
     to_thread.current_default_thread_limiter().total_tokens = REQUESTS
 
 
+async def run_for_request(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function on a thread for requests."""
+    return await to_thread.run_sync(partial(function, *args, **kwargs))
+
+
 async def run_for_stream(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function on a thread for event streams."""
     return await to_thread.run_sync(partial(function, *args, **kwargs), limiter=_limiter(_streams, STREAMS))

@@ -17,7 +17,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -45,6 +45,10 @@ class Catalog:
     def __iter__(self) -> Iterator[Model]:
         return iter(self.models)
 
+    def current(self) -> Catalog:
+        """Returns this catalogue, which never changes."""
+        return self
+
     @property
     def names(self) -> tuple[str, ...]:
         """All model names, in order."""
@@ -63,6 +67,14 @@ class Catalog:
     def with_use_case(self, use_case: str) -> tuple[Model, ...]:
         """Returns the models with that use case, in order."""
         return tuple(model for model in self.models if use_case in model.use_cases)
+
+
+class CatalogSource(Protocol):
+    """A catalogue that may change from one moment to the next."""
+
+    def current(self) -> Catalog:
+        """Returns the catalogue of this moment."""
+        ...
 
 
 def parse(text: str, origin: str) -> Catalog:
@@ -147,12 +159,12 @@ def with_values(model: Model, values: Mapping[str, Any], names: Mapping[str, str
 
 
 def to_toml(models: Iterable[Model]) -> str:
-    """Returns the TOML text from which `parse` returns these models; default values are left out."""
+    """Returns the TOML text from which `parse` returns these models; most default values are left out."""
     return "\n".join(_table(model) for model in models)
 
 
 def _table(model: Model) -> str:
-    given = model.model_dump(mode="json", exclude_defaults=True)
+    given = model.model_dump(mode="json", exclude_defaults=True) | {"context": model.context, "slots": model.slots}
     tables = {key: given.pop(key, {}) for key in ("prompt", "engine")}
     given["source"] = _source(given.pop("source"))
     lines = [f"[[{_MODELS_KEY}]]", *(f"{key} = {_toml(value)}" for key, value in given.items() if value != {})]

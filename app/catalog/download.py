@@ -30,6 +30,7 @@ from app import __version__
 from app.catalog import install
 from app.catalog.install import FileProgress, FreeSpace, InstallRecord, InstallState, OnProgress, format_bytes
 from app.kernel.errors import DownloadFailed
+from app.kernel.security.egress import EgressPolicy
 
 #: Consecutive attempts that may end before they have received `PROGRESS_BYTES`.
 MAX_ATTEMPTS = 5
@@ -41,7 +42,8 @@ FIRST_DELAY, MAX_DELAY = 0.5, 60.0
 CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 30.0
 MAX_REDIRECTS = 10
 
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: Statuses after which another attempt may succeed.
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
@@ -84,10 +86,54 @@ def fetch(
 
     Raises DownloadFailed. The partial file is then kept for the next attempt, unless it is the wrong file.
     """
-    timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
-    headers = {"User-Agent": f"arriero/{__version__}", "Accept-Encoding": "identity"}
-    with httpx2.Client(timeout=timeout, headers=headers, follow_redirects=True, max_redirects=MAX_REDIRECTS) as client:
+    with http_client() as client:
         _Transfer(wanted, report, client, free_space).run(sleep, attempts)
+
+
+def http_client() -> httpx2.Client:
+    """
+    Returns a client that follows redirects, but reads no answer of a private address to which a public one redirects.
+
+    Raises DownloadFailed for such a redirect.
+    """
+    peers: list[str] = []
+
+    def check_peer(response: httpx2.Response) -> None:
+        stream = response.extensions.get("network_stream")
+        peer = stream.get_extra_info("server_addr") if stream is not None else None
+        if peer is None:
+            return
+        peers.append(str(peer[0]).partition("%")[0])
+        public, refused = EgressPolicy(), None
+        if public.refuse_address("", peers[0]) is None:
+            refused = public.refuse_address(response.url.host, peers[-1])
+        if refused is not None:
+            raise DownloadFailed(f"a redirect to {response.url.host} was not followed: {refused}")
+        if not response.has_redirect_location:
+            peers.clear()
+
+    return httpx2.Client(
+        timeout=httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT),
+        headers={"User-Agent": f"arriero/{__version__}", "Accept-Encoding": "identity"},
+        follow_redirects=True,
+        max_redirects=MAX_REDIRECTS,
+        event_hooks={"response": [check_peer]},
+    )
+
+
+def refusal(host: str, status: int, answer: str, page: str, *, with_token: bool) -> str:
+    """Returns what an answer without the requested content means, and what to do about it."""
+    if status in {401, 403}:
+        at = f" at {page}" if page else ""
+        if not with_token:
+            return (
+                f"{host} refuses access ({answer}): the file is private, its licence must be accepted{at}, or "
+                "the repository does not exist. Set catalog.hub_token to the token of an account that may read it"
+            )
+        return f"{host} refuses this token ({answer}); accept the licence{at} with its account, or use another token"
+    if status in {404, 410}:
+        return f"{host} has no such file ({answer}); check the address, file and revision of the entry"
+    return f"{host} answers {answer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +153,7 @@ class _RemoteFile:
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
 
-class _Transient(Exception):
+class TransientFailure(Exception):
     """An attempt failed, and another may succeed."""
 
     def __init__(self, reason: str, *, delay: float | None = None, unreachable: bool = False) -> None:
@@ -131,7 +177,7 @@ class _Transfer:
             try:
                 self._attempt()
                 break
-            except _Transient as error:
+            except TransientFailure as error:
                 failures = 1 if self._partial_size() - before >= PROGRESS_BYTES else failures + 1
                 if failures >= attempts:
                     raise self._final_error(error, failures) from None
@@ -151,7 +197,11 @@ class _Transfer:
             headers |= {"Range": f"bytes={have}-", "If-Range": self._remote.validator}
         if self._wanted.token is not None:
             headers["Authorization"] = f"Bearer {self._wanted.token.get_secret_value()}"
-        with self._translated(), self._client.stream("GET", self._wanted.url, headers=headers) as response:
+        with (
+            _translated_write(self._partial),
+            translated(self._wanted.url),
+            self._client.stream("GET", self._wanted.url, headers=headers) as response,
+        ):
             self._check_response(response)
             self._write_body(response, self._body_offset(response, have))
 
@@ -164,7 +214,7 @@ class _Transfer:
             same = not (etag and self._remote.etag) or etag == self._remote.etag
             if not given or int(given[1]) != have or not same:
                 self._discard_partial()
-                raise _Transient("the file changed at its source; restarting", delay=0)
+                raise TransientFailure("the file changed at its source; restarting", delay=0)
             start = have
             total = _number(given[3]) if given[3] != "*" else total and have + total
         linked = _first_header(response, "x-linked-etag").strip('"')
@@ -211,7 +261,7 @@ class _Transfer:
                 done = self._hashed = done + len(block)
                 self._report_state(InstallState.DOWNLOADING, done=done)
         if self._remote.total is not None and done < self._remote.total:
-            raise _Transient(f"the connection ended after {done:,} of {self._remote.total:,} bytes")
+            raise TransientFailure(f"the connection ended after {done:,} of {self._remote.total:,} bytes")
 
     def _finish(self) -> None:
         known, wanted, size = self._remote, self._wanted, self._partial_size()
@@ -246,46 +296,14 @@ class _Transfer:
             return
         if status == 416:
             self._discard_partial()
-            raise _Transient("the source has fewer bytes than the partial file; restarting", delay=0)
-        if status in _TRANSIENT:
+            raise TransientFailure("the source has fewer bytes than the partial file; restarting", delay=0)
+        if status in TRANSIENT:
             retry_after = response.headers.get("retry-after", "")
             delay = float(retry_after) if retry_after.isdigit() else None
-            raise _Transient(f"{wanted.host} answers {answer}", delay=delay)
-        raise DownloadFailed(f"{wanted.shown_url}: {self._refusal(status, answer)}")
-
-    def _refusal(self, status: int, answer: str) -> str:
-        host, page = self._wanted.host, self._wanted.page
-        if status in {401, 403}:
-            at = f" at {page}" if page else ""
-            if self._wanted.token is None:
-                return (
-                    f"{host} refuses access ({answer}): the file is private, its licence must be accepted{at}, or "
-                    "the repository does not exist. Set catalog.hub_token to the token of an account that may read it"
-                )
-            return (
-                f"{host} refuses this token ({answer}); accept the licence{at} with its account, or use another token"
-            )
-        if status in {404, 410}:
-            return f"{host} has no such file ({answer}); check the address, file and revision of the entry"
-        return f"{host} answers {answer}"
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        host = self._wanted.host
-        try:
-            yield
-        except httpx2.TooManyRedirects:
-            raise DownloadFailed(f"{self._wanted.shown_url}: more than {MAX_REDIRECTS} redirects") from None
-        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-            raise DownloadFailed(f"{self._wanted.shown_url}: {error}") from None
-        except httpx2.TransportError as error:
-            causes = tuple(_causes(error))
-            certificate = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
-            if certificate is not None:
-                raise DownloadFailed(f"the certificate of {host} is not valid: {certificate.verify_message}") from None
-            raise _transient_error(host, error, causes) from None
-        except OSError as error:
-            raise DownloadFailed(f"{self._partial} cannot be written: {error.strerror or error}") from error
+            raise TransientFailure(f"{wanted.host} answers {answer}", delay=delay)
+        with_token = wanted.token is not None
+        why = refusal(wanted.host, status, answer, wanted.page, with_token=with_token)
+        raise DownloadFailed(f"{wanted.shown_url}: {why}")
 
     def _reject_other_format(self, head: bytes, response: httpx2.Response) -> None:
         if len(head) >= 4 and head[:4] != b"GGUF":
@@ -296,7 +314,7 @@ class _Transfer:
                 f"it begins with {head[:4]!r}. Is the URL that of a page rather than of the file?"
             )
 
-    def _final_error(self, error: _Transient, failures: int) -> DownloadFailed:
+    def _final_error(self, error: TransientFailure, failures: int) -> DownloadFailed:
         have, target = self._partial_size(), self._wanted.target
         tried = f"tried {failures} times" if failures > 1 else "tried once"
         if error.unreachable:
@@ -333,21 +351,50 @@ class _Transfer:
         self._report(FileProgress(self._wanted.target.name, state, at, total, detail))
 
 
-def _transient_error(host: str, error: httpx2.TransportError, causes: tuple[BaseException, ...]) -> _Transient:
+@contextlib.contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Translates errors of the HTTP client. Raises DownloadFailed, and TransientFailure when another attempt may do."""
+    host = urlsplit(url).netloc
+    shown = urlunsplit(urlsplit(url)._replace(query="", fragment=""))
+    try:
+        yield
+    except httpx2.TooManyRedirects:
+        raise DownloadFailed(f"{shown}: more than {MAX_REDIRECTS} redirects") from None
+    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
+        raise DownloadFailed(f"{shown}: {error}") from None
+    except httpx2.TransportError as error:
+        causes = tuple(_causes(error))
+        certificate = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
+        if certificate is not None:
+            raise DownloadFailed(f"the certificate of {host} is not valid: {certificate.verify_message}") from None
+        raise _transient_error(host, error, causes) from None
+
+
+@contextlib.contextmanager
+def _translated_write(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DownloadFailed(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _transient_error(host: str, error: httpx2.TransportError, causes: tuple[BaseException, ...]) -> TransientFailure:
     def has(kind: type[BaseException]) -> bool:
         return any(isinstance(cause, kind) for cause in causes)
 
     if has(socket.gaierror):
-        return _Transient(f"the name {host} cannot be resolved: this machine seems to be offline", unreachable=True)
+        return TransientFailure(
+            f"the name {host} cannot be resolved: this machine seems to be offline", unreachable=True
+        )
     if has(ConnectionRefusedError):
-        return _Transient(f"{host} refuses connections", unreachable=True)
+        return TransientFailure(f"{host} refuses connections", unreachable=True)
     if isinstance(error, httpx2.ConnectTimeout):
-        return _Transient(f"{host} does not answer within {CONNECT_TIMEOUT:g} s", unreachable=True)
+        return TransientFailure(f"{host} does not answer within {CONNECT_TIMEOUT:g} s", unreachable=True)
     if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
-        return _Transient(f"{host} cannot be reached: {error}", unreachable=True)
+        return TransientFailure(f"{host} cannot be reached: {error}", unreachable=True)
     if isinstance(error, httpx2.TimeoutException):
-        return _Transient(f"{host} sent nothing for {READ_TIMEOUT:g} s")
-    return _Transient(f"the connection to {host} broke: {error}")
+        return TransientFailure(f"{host} sent nothing for {READ_TIMEOUT:g} s")
+    return TransientFailure(f"the connection to {host} broke: {error}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

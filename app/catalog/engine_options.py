@@ -83,7 +83,7 @@ class Adapter(CatalogTable):
 class SourcedAdapter(Adapter):
     """A LoRA adapter of a catalogue entry, with the source of its file."""
 
-    source: ModelSource = Field(description="a table with exactly one of the keys path, package, url, hf")
+    source: ModelSource = Field(description="a table with exactly one of the keys path, package, convert, url, hf")
 
 
 class Tuning(CatalogTable):

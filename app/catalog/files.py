@@ -2,11 +2,9 @@
 Model files: where each one is stored on this host, and how it is installed.
 
 `locate` only checks the disk and is fast; its error names the command that installs a missing file.
-`pull` installs a file from a URL, from the Hugging Face hub, or from chunks in installed Python packages.
+`pull` installs a file from a URL, from the Hugging Face hub, or from installed Python packages (chunks, a checkpoint).
 The path of a downloaded file is derived from its source: entries with the same source share the file, and an entry
 whose revision changes never uses the old file.
-
-No code of a package is imported to find a file in it.
 """
 
 from __future__ import annotations
@@ -14,19 +12,26 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import SecretStr
 
-from app.catalog import catalog, download, header, install
+from app.catalog import catalog, download, header, install, packages
 from app.catalog.catalog import Catalog
 from app.catalog.download import Download
 from app.catalog.engine_options import EngineEntry, SourcedAdapter
-from app.catalog.install import FileProgress, FreeSpace, InstallRecord, InstallState, OnProgress
+from app.catalog.install import FileProgress, FreeSpace, InstallState, OnProgress
 from app.catalog.model import Model
-from app.catalog.source import FileSource, HubSource, PackageFile, PackageSource, UrlSource, split_parts
+from app.catalog.source import (
+    ConvertedSource,
+    FileSource,
+    HubSource,
+    PackageFile,
+    PackageSource,
+    UrlSource,
+    split_parts,
+)
 from app.kernel import shipped
 from app.kernel.errors import (
     DownloadFailed,
@@ -36,6 +41,7 @@ from app.kernel.errors import (
     ModelFileUnusable,
     Problem,
 )
+from app.kernel.settings import Settings
 
 #: The Hugging Face hub. A mirror has the same URL paths.
 HUB = "https://huggingface.co"
@@ -45,6 +51,8 @@ _HEADER_CHECKS: dict[Path, tuple[tuple[tuple[int, ...], ...], ModelFileUnusable 
 _MAX_HEADER_CHECKS, _MAX_CHECKED_PARTS = 1_000, 1_000
 #: Folder of downloaded models in the data directory.
 FOLDER = "models"
+#: Name of the catalogue of a data directory.
+OWN_CATALOG = "catalog.toml"
 
 
 def shipped_catalog() -> Path:
@@ -58,7 +66,22 @@ def read_catalog(files: Sequence[Path] = ()) -> Catalog:
 
     Raises InvalidCatalog when a file is missing, cannot be read or has an invalid entry.
     """
-    return catalog.merge(_read_one(path) for path in (shipped_catalog(), *(path.expanduser() for path in files)))
+    return catalog.merge(read_file(path) for path in (shipped_catalog(), *(path.expanduser() for path in files)))
+
+
+def own_catalog(data_dir: Path) -> Path:
+    """Returns the path of the catalogue of a data directory, to which `arriero models pull` adds entries."""
+    return data_dir / OWN_CATALOG
+
+
+def catalog_of(settings: Settings) -> Catalog:
+    """
+    Reads the catalogues of an installation: the shipped one, those of `catalog.files`, that of the data directory.
+
+    Raises what `read_catalog` raises.
+    """
+    own = own_catalog(settings.data_dir)
+    return read_catalog((*settings.catalog.files, *([own] if own.exists() else ())))
 
 
 def file_paths(model: Model, data_dir: Path) -> tuple[Path, ...]:
@@ -73,9 +96,14 @@ def file_paths(model: Model, data_dir: Path) -> tuple[Path, ...]:
             first = Path(source.path).expanduser()
             return tuple(first.with_name(name) for name in source.parts)
         case PackageSource(chunks=()):
-            return tuple(_package_path(model, PackageFile(package=source.package, file=file)) for file in source.parts)
+            return tuple(
+                packages.path_of(model, PackageFile(package=source.package, file=file)) for file in source.parts
+            )
+        case ConvertedSource():
+            version = packages.version(model, source.convert)
+            folder = data_dir / FOLDER / "package" / f"{source.convert}-{version}"
         case PackageSource():
-            folder = data_dir / FOLDER / "package" / f"{source.package}-{_package_version(model, source.package)}"
+            folder = data_dir / FOLDER / "package" / f"{source.package}-{packages.version(model, source.package)}"
         case UrlSource():
             digest = hashlib.sha256(source.url.encode()).hexdigest()[:12]
             host = (urlsplit(source.url).netloc or "file").replace(":", "_")
@@ -97,17 +125,27 @@ def locate(model: Model, data_dir: Path) -> Path:
     for adapter in model.engine.loras:
         locate_adapter(model, adapter, data_dir)
     paths = file_paths(model, data_dir)
-    try:
-        missing = [path for path in paths if not path.is_file()]
-    except (OSError, ValueError) as error:
-        raise ModelFileMissing(f"{model.name}: {paths[0]} cannot be accessed: {error}") from error
+    missing = [path for path in paths if not _exists(model, path)]
     if missing:
         raise ModelFileMissing(_missing(model, missing, len(paths)))
     for path, size in zip(paths, model.source.size, strict=False):
         if (found := path.stat().st_size) != size:
-            hint = f"; run `arriero models pull {model.name} --again` to download it again" if can_pull(model) else ""
-            raise ModelFileDamaged(path, f"it has {found:,} bytes, the catalogue says {size:,}{hint}")
+            reason = f"it has {found:,} bytes, the catalogue says {size:,}"
+            raise ModelFileDamaged(path, f"{reason}; {model.source.replacement(model.name)}")
     return paths[0]
+
+
+def _exists(model: Model, path: Path) -> bool:
+    """Returns whether there is something at the path. Raises ModelFileDamaged when that is not known."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        advice = model.source.replacement(model.name)
+        raise ModelFileDamaged(path, f"it cannot be accessed: {reason or error}; {advice}") from error
+    return True
 
 
 def check(model: Model, data_dir: Path) -> Path:
@@ -120,15 +158,23 @@ def check(model: Model, data_dir: Path) -> Path:
     """
     path = locate(model, data_dir)
     for first in (path, *(locate_adapter(model, adapter, data_dir) for adapter in model.engine.loras)):
-        _check_header(first, _file_version(first))
+        try:
+            _check_header(first, file_version(first))
+        except ModelFileDamaged as error:
+            raise ModelFileDamaged(error.path, f"{error.reason}; {model.source.replacement(model.name)}") from None
     return path
 
 
-def _file_version(first: Path) -> tuple[tuple[int, ...], ...]:
+def file_version(first: Path) -> tuple[tuple[int, ...], ...]:
     """Returns a value that differs when the file, or one of its parts, was changed."""
     paths = [first.parent / name for name in split_parts(first.name)[:_MAX_CHECKED_PARTS]]
     seen = [path.stat() for path in paths if path.exists()]
     return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in seen)
+
+
+def changed_at(first: Path) -> float:
+    """Returns the instant, in seconds since the epoch, at which the file or one of its parts was last changed."""
+    return max(ctime for *_, ctime in file_version(first)) / 1e9
 
 
 def _check_header(first: Path, version: tuple[tuple[int, ...], ...]) -> None:
@@ -178,6 +224,7 @@ def pull(
     try:
         match source:
             case UrlSource() | HubSource():
+                _ensure_space(source, paths, free_space)
                 for index, path in enumerate(paths):
                     wanted = Download(
                         url=_download_url(source, hub, index),
@@ -193,11 +240,17 @@ def pull(
                         if again or not _is_complete(wanted, report):
                             download.fetch(wanted, report, free_space=free_space, sleep=sleep)
             case PackageSource(chunks=chunks) if chunks:
-                wanted = _chunk_download(source, paths[0])
+                wanted = _package_download(source.package, source, paths[0])
                 if again or not _is_complete(wanted, report):
                     with install.lock(paths[0], report):
                         if again or not _is_complete(wanted, report):
-                            _assemble(model, source, paths[0], report, free_space)
+                            packages.assemble(model, source, paths[0], report, free_space)
+            case ConvertedSource():
+                wanted = _package_download(source.convert, source, paths[0])
+                if again or not _is_complete(wanted, report):
+                    with install.lock(paths[0], report):
+                        if again or not _is_complete(wanted, report):
+                            packages.convert(model, source, paths[0], report, free_space)
             case _:
                 locate(model, data_dir)
                 for index, path in enumerate(paths):
@@ -209,29 +262,57 @@ def pull(
     return path
 
 
+def verify(model: Model, data_dir: Path, report: OnProgress = lambda _: None) -> bool:
+    """
+    Reads the model's file completely, and compares its hash with that of the catalogue or of its installation.
+
+    Returns False when no hash is known: then only the header was checked. Raises what `check` raises, and
+    ModelFileDamaged for a file whose content has changed.
+    """
+    check(model, data_dir)
+    compared = True
+    for index, path in enumerate(file_paths(model, data_dir)):
+        record = install.find_record(path)
+        wanted = model.source.sha256[index] if model.source.sha256 else record.sha256 if record else None
+        if wanted is None:
+            compared = False
+        elif (found := _hash(path, report)) != wanted:
+            says = "the catalogue says" if model.source.sha256 else "when it was installed, it was"
+            advice = model.source.replacement(model.name)
+            raise ModelFileDamaged(path, f"its sha256 is {found}, {says} {wanted}; {advice}")
+        report(FileProgress(path.name, InstallState.DONE, path.stat().st_size, path.stat().st_size))
+    return compared
+
+
+def _ensure_space(source: UrlSource | HubSource, paths: Sequence[Path], free_space: FreeSpace) -> None:
+    """Raises DownloadFailed when the parts that are not here do not fit the disk together."""
+    partial = [install.partial_path(path) for path in paths]
+    here = [path.stat().st_size if path.exists() else 0 for path in partial]
+    needed = [size - done for size, done, path in zip(source.size, here, paths, strict=False) if not path.exists()]
+    if len(needed) > 1:
+        folder = paths[0].parent
+        folder.mkdir(parents=True, exist_ok=True)
+        install.ensure_free_space(folder, sum(needed), free_space, f"{paths[0].name} with its other parts")
+
+
 def _adapter_model(model: Model, adapter: SourcedAdapter) -> Model:
     """Returns the model with the adapter's source: adapters are installed and located like models."""
     return model.model_copy(update={"source": adapter.source, "engine": EngineEntry()})
 
 
 def can_pull(model: Model) -> bool:
-    """Returns whether `pull` can install the file: from a URL, the hub, or chunks in installed packages."""
+    """Returns whether `pull` can install the file: from a URL, the hub, or installed packages."""
     source = model.source
     if isinstance(source, PackageSource):
-        packages = {source.package, *(chunk.package for chunk in source.chunks)}
-        return bool(source.chunks) and all(_is_installed(package) for package in packages)
+        needed = {source.package, *(chunk.package for chunk in source.chunks)}
+        return bool(source.chunks) and all(packages.is_installed(package) for package in needed)
+    if isinstance(source, ConvertedSource):
+        return packages.is_installed(source.convert)
     return isinstance(source, UrlSource | HubSource)
 
 
-def _is_installed(package: str) -> bool:
-    try:
-        metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _read_one(path: Path) -> Catalog:
+def read_file(path: Path) -> Catalog:
+    """Reads one catalogue. Raises InvalidCatalog."""
     try:
         # Reading a pipe can block for an unlimited time, and a device may have no end.
         if path.is_file() or path.is_dir() or not path.exists():
@@ -254,27 +335,11 @@ def _missing(model: Model, missing: Sequence[Path], count: int) -> str:
     what = f"{model.name}: there is no file {missing[0]}{more}" + (f" (of {count} parts)" if count > 1 else "")
     if can_pull(model):
         return f"{what}; run `arriero models pull {model.name}`"
-    if isinstance(model.source, PackageSource):
-        return f"{what}; run `pip install --force-reinstall {model.source.package}`"
-    return f"{what}; put it there, or correct `path` in its entry of the catalogue"
-
-
-def _package_version(model: Model, package: str) -> str:
-    return _distribution(model, package).version
-
-
-def _package_path(model: Model, file: PackageFile) -> Path:
-    return Path(str(_distribution(model, file.package).locate_file(file.file)))
-
-
-def _distribution(model: Model, package: str) -> metadata.Distribution:
-    try:
-        return metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        raise ModelFileMissing(
-            f"{model.name}: its file is part of the package {package}, which is not installed; "
-            f"run `pip install {model.source.package if isinstance(model.source, PackageSource) else package}`"
-        ) from None
+    if isinstance(model.source, PackageSource):  # it is installed, and lacks the file
+        return f"{what}; {model.source.replacement(model.name)}"
+    if isinstance(model.source, FileSource):
+        return f"{what}; put it there, or correct `path` in its entry of the catalogue"
+    return f"{what}; {model.source.installation(model.name)}"
 
 
 def _download_url(source: UrlSource | HubSource, hub: str, index: int) -> str:
@@ -319,31 +384,6 @@ def _hash(path: Path, report: OnProgress) -> str:
     return install.sha256_of(path).hexdigest()
 
 
-def _chunk_download(source: PackageSource, target: Path) -> Download:
+def _package_download(package: str, source: PackageSource | ConvertedSource, target: Path) -> Download:
     size, sha256 = (source.size or (None,))[0], (source.sha256 or (None,))[0]
-    return Download(url=f"package:{source.package}", target=target, size=size, sha256=sha256)
-
-
-def _assemble(model: Model, source: PackageSource, target: Path, report: OnProgress, free_space: FreeSpace) -> None:
-    """Concatenates the chunks into the file. The caller holds the lock."""
-    chunks = [_package_path(model, chunk) for chunk in source.chunks]
-    if missing := [chunk for chunk in chunks if not chunk.is_file()]:
-        raise ModelFileMissing(
-            f"{model.name}: there is no file {missing[0]}; run `pip install --force-reinstall {source.package}`"
-        )
-    total = sum(chunk.stat().st_size for chunk in chunks)
-    install.ensure_free_space(target.parent, total, free_space, target.name)
-    digest, done = hashlib.sha256(), 0
-    with install.partial_path(target).open("wb") as part:
-        for chunk in chunks:
-            with chunk.open("rb") as file:
-                while block := file.read(install.BLOCK):
-                    part.write(block)
-                    digest.update(block)
-                    done += len(block)
-                    report(FileProgress(target.name, InstallState.ASSEMBLING, done, total))
-    wanted = _chunk_download(source, target)
-    origin = f"package {source.package} {_package_version(model, source.package)}"
-    record = InstallRecord(origin, digest.hexdigest(), done)
-    install.verify_and_rename(target, record, sha256=wanted.sha256, size=wanted.size, expected_by="the catalogue")
-    report(FileProgress(target.name, InstallState.DONE, done, total))
+    return Download(url=f"package:{package}", target=target, size=size, sha256=sha256)

@@ -40,6 +40,7 @@ class InstallState(StrEnum):
     #: A transient error occurred; `detail` says which.
     RETRYING = "retrying"
     ASSEMBLING = "assembling"
+    CONVERTING = "converting"
     VERIFYING = "verifying"
     #: The file is installed.
     DONE = "done"

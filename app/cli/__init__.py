@@ -46,6 +46,8 @@ Start with `arriero up`, which starts everything on this machine. Then, in a sec
 
     arriero run support-triage --input message="Where is my parcel?"
 
+`arriero up -d` starts it in the background; `arriero status`, `logs`, `restart` and `down` see to it.
+
 Settings come from the defaults, arriero.toml, ARRIERO_… variables and this command line; the later ones win.
 `arriero config show` prints each setting with its origin.
 
@@ -74,10 +76,17 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.processes.demo:demo",
         "Run the workflow support-triage for a dozen messages of customers, on temporary servers.",
     ),
+    "init": LazyCommand(
+        "app.cli.starters.init:init", "Write a commented arriero.toml and a first workflow into a folder."
+    ),
     "run": LazyCommand("app.cli.workflows.runs:run", "Run a workflow, watch it, and print its output."),
     "submit": LazyCommand("app.cli.workflows.runs:submit", "Submit a run and print its id, without waiting for it."),
+    "chat": LazyCommand("app.cli.chat.chat:chat", "Chat with a model. /help lists the commands of a conversation."),
+    "generate": LazyCommand(
+        "app.cli.chat.generate:generate", "Print the answer of a model to one message, while it is written."
+    ),
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
-    "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare."),
+    "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),
     "models": LazyCommand("app.cli.fleet.models:app", "Models: the catalogue, and the files of its models."),
     "devices": LazyCommand(
@@ -130,7 +139,8 @@ app = typer.Typer(
 def root(
     context: typer.Context,
     config_file: Annotated[
-        Path | None, typer.Option("--config", help="Read this file instead of ./arriero.toml.")
+        Path | None,
+        typer.Option("--config", help="Read this file instead of arriero.toml in this folder or the data directory."),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="The directory of embedded servers, models and logs.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -13,6 +14,9 @@ from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnu
 from app.kernel.settings import ApiSettings, Settings
 
 _DEFAULT_PORT = ApiSettings().port
+
+#: Seconds without a byte after which a stream is given up: a waiting one has a comment every few seconds.
+_STREAM_TIMEOUT = 60.0
 
 
 class RequestRefused(ArrieroError):
@@ -26,14 +30,24 @@ class _RemoteNotFound(NotFound):
         Exception.__init__(self, detail)
 
 
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """A server-sent event."""
+
+    #: The data; empty for a comment.
+    data: str
+    #: The text of a comment.
+    comment: str = ""
+
+
 class Client:
     """Calls the API and converts its problem documents to errors."""
 
-    def __init__(self, url: str, seconds: float = 30.0) -> None:
-        """Describe a client; `seconds` is the time without an answer after which a call fails."""
+    def __init__(self, url: str, timeout: float = 30.0) -> None:
+        """`timeout` is in seconds."""
         self.url = url
         # For plain HTTP no certificates are loaded: that takes longer than a call.
-        self._http = httpx2.Client(base_url=url, timeout=seconds, trust_env=False, verify=url.startswith("https://"))
+        self._http = httpx2.Client(base_url=url, timeout=timeout, trust_env=False, verify=url.startswith("https://"))
 
     def get(self, path: str, **parameters: Any) -> Any:
         """Return the JSON of a resource."""
@@ -63,6 +77,19 @@ class Client:
         """Delete a resource. Returns the JSON of the answer, or None."""
         return self._call("DELETE", path, params=parameters)
 
+    @contextmanager
+    def stream(self, path: str, body: Any) -> Iterator[Iterator[ServerEvent]]:
+        """Post JSON, and yield the server-sent events of the answer. Leaving the block ends the request."""
+        timeout = httpx2.Timeout(30.0, read=_STREAM_TIMEOUT)
+        try:
+            with self._http.stream("POST", path, json=body, timeout=timeout) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _error(response)
+                yield _events(response.iter_lines())
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -71,26 +98,29 @@ class Client:
         try:
             response = self._http.request(method, path, **more)
         except httpx2.TransportError as error:
-            raise Unavailable(
-                f"no API answers at {self.url} ({error}); start everything with `arriero up`, "
-                "or set another address with --set api.url=… or ARRIERO_API__URL"
-            ) from error
+            raise self._unreachable(error) from error
         if response.is_success:
             return response.json() if response.content else None
         raise _error(response)
 
+    def _unreachable(self, error: httpx2.TransportError) -> Unavailable:
+        return Unavailable(
+            f"no API answers at {self.url} ({error}); start everything with `arriero up`, "
+            "or set another address with --set api.url=… or ARRIERO_API__URL"
+        )
+
 
 @contextmanager
-def connected(settings: Settings) -> Iterator[Client]:
-    """Yield a client of the API at the address in the settings."""
-    with connected_to(url_of(settings)) as client:
+def connected(settings: Settings, timeout: float = 30.0) -> Iterator[Client]:
+    """Yield a client of the API at the address in the settings. `timeout` is in seconds, for each answer."""
+    with connected_to(url_of(settings), timeout) as client:
         yield client
 
 
 @contextmanager
-def connected_to(url: str, seconds: float = 30.0) -> Iterator[Client]:
-    """Yield a client of the API at an address."""
-    client = Client(url, seconds)
+def connected_to(url: str, timeout: float = 30.0) -> Iterator[Client]:
+    """Yield a client of the API at an address. `timeout` is in seconds, for each answer."""
+    client = Client(url, timeout)
     try:
         yield client
     finally:
@@ -116,9 +146,21 @@ def url_at(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def _events(lines: Iterator[str]) -> Iterator[ServerEvent]:
+    """Events whose data is one line, as those of this API are."""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == "data":
+            yield ServerEvent(value.removeprefix(" "))
+        elif not name and value:
+            yield ServerEvent("", value.strip())
+
+
 def _error(response: httpx2.Response) -> ArrieroError:
     try:
         body = response.json()
+        if "error" in body:
+            return _openai_error(response.status_code, body["error"])
         detail = str(body["detail"])
         found = [Problem(e["where"], e["message"], e["accepted"], e["line"]) for e in body.get("errors", ())]
     except (ValueError, KeyError, TypeError):
@@ -136,3 +178,19 @@ def _error(response: httpx2.Response) -> ArrieroError:
             return Unavailable(detail)
         case _:
             return RequestRefused(detail)
+
+
+def _openai_error(status: int, error: Mapping[str, Any]) -> ArrieroError:
+    """Return the error of an answer in the form of OpenAI's API."""
+    message = str(error["message"])
+    match status:
+        case 400 | 413 | 415:
+            return InvalidInput([Problem("", message)], "request")
+        case 404:
+            return _RemoteNotFound(message)
+        case 409:
+            return Conflict(message)
+        case 503:
+            return Unavailable(message)
+        case _:
+            return RequestRefused(message)

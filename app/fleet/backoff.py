@@ -78,7 +78,5 @@ def backoffs(history: Iterable[PastPool], cleared: dict[str, datetime], now: dat
         until = last.ended + (QUARANTINE if quarantined else FIRST_DELAY * 2 ** (count - 1))
         if until > now:
             times = "once" if count == 1 else f"{count} times in a row"
-            found.append(
-                Backoff(configuration, host, until, f"it failed {times} on {host}, most recently: {last.ending}")
-            )
+            found.append(Backoff(configuration, host, until, f"it failed {times}, most recently: {last.ending}"))
     return tuple(found)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import text
@@ -23,12 +23,15 @@ from app.fleet.ledger import rules, session
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.pool import Desired, PoolPhase, ProcessState
 from app.footprint.layout import KnownLayout
-from app.kernel import log
+from app.kernel import ids, log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, LeaseLost
 from app.kernel.security import texts
 
 _log = log.get(__name__)
+
+#: Between the name of a model and the reason, in the problem of a host.
+_NOT_SERVED = " is not served here: "
 
 #: Most characters of a sentence for operators: an error of a library may have any length.
 _SENTENCE = 4_000
@@ -37,7 +40,7 @@ _JOIN = text("""
     INSERT INTO host (name, state, identity, agent_epoch, agent_until, cores, files, problems)
     VALUES (:host, 'schedulable', :identity, :epoch, now() + :lease, :cores, '[]', '[]')
     ON CONFLICT (name) DO UPDATE SET agent_epoch = :epoch, agent_until = now() + :lease, joined_at = now(),
-        identity = :identity, cores = :cores, lost_at = NULL
+        identity = :identity, cores = :cores, lost_at = NULL, problems = '[]'
 """)
 _KNOWN = text("""
     SELECT agent_until > now() AS alive,
@@ -107,6 +110,11 @@ _END_REST = text("""
     UPDATE pool_process SET state = 'ended', ended_at = now(), failed = true,
         ending = 'its process was gone when the agent of its host joined again'
     WHERE state <> 'ended' AND pool_id IN (SELECT id FROM reservation WHERE host = :host AND state = 'released')
+""")
+# Failures before a start command do not count.
+_FORGET_FAILURES = text("""
+    INSERT INTO pool_command (id, command, model, reason, created_at, done_at)
+    VALUES (:id, 'start', :model, 'its file was replaced', :at, now())
 """)
 
 
@@ -256,6 +264,11 @@ class Hosts:
             with self.database.work() as work:
                 work.run(_DECLARE, rows)
 
+    def forget_failures(self, model: str, before: datetime) -> None:
+        """Let pools of the model that failed before this instant not count: its file was another one."""
+        with self.database.work() as work:
+            work.run(_FORGET_FAILURES, {"id": ids.new_id(), "model": model, "at": before})
+
     def pools(self, host: str) -> list[AssignedPool]:
         """Return the pools of a host that have a reservation, the oldest first."""
         with self.database.work() as work:
@@ -349,7 +362,13 @@ def _columns(host: str, device: DeviceReport) -> dict[str, Any]:
 
 def not_served(model: str, reason: str) -> str:
     """Return the problem of a host on which a model's file cannot be served."""
-    return f"{model} is not served here: {reason}"
+    return f"{model}{_NOT_SERVED}{reason}"
+
+
+def unserved_model(problem: str) -> tuple[str, str] | None:
+    """Return the model and the reason of such a problem of a host, and None for any other problem."""
+    model, found, reason = problem.partition(_NOT_SERVED)
+    return (model, reason) if found else None
 
 
 def _pools(work: UnitOfWork, host: str) -> list[AssignedPool]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app import json_schema
-from app.inference.requests import GenerateRequest, ToolCall
+from app.inference.requests import FinishReason, GenerateRequest, ToolCall
 from app.kernel.errors import FailureReason, StepFailure
 
 
@@ -26,6 +26,12 @@ def require_calls(calls: Sequence[ToolCall], request: GenerateRequest, text: str
         if problem is not None:
             message = f"the call of {call.name!r} does not conform at ${problem.where}: {problem.message}"
             raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=text)
+
+
+def cut(request: GenerateRequest, text: str) -> StepFailure:
+    """The failure of a text that must be JSON and was cut at `max_tokens`."""
+    message = f"the text was cut at max_tokens ({request.max_tokens}) before its JSON was complete"
+    return StepFailure(FailureReason.INVALID_OUTPUT, message, text=text, finish_reason=FinishReason.LENGTH.value)
 
 
 def require(text: str, schema: Mapping[str, Any]) -> None:

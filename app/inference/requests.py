@@ -111,6 +111,10 @@ class GenerateRequest:
     prompt: str | None = None
     #: Maximum generated tokens.
     max_tokens: int = 256
+    #: A `max_tokens` beyond what the context leaves is reduced to that, instead of refused.
+    fits_context: bool = False
+    #: A text that was cut before its JSON or its tool call was complete is returned, instead of a failure.
+    keeps_cut: bool = False
     sampling: Sampling = Sampling()
     #: The text ends before the first of these texts.
     stop: tuple[str, ...] = ()
@@ -143,6 +147,8 @@ class FinishReason(StrEnum):
     STOP = "stop"
     #: The limit `max_tokens` was reached.
     LENGTH = "length"
+    #: A filter of the server removed the rest of the text.
+    CONTENT_FILTER = "content_filter"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,16 @@ A message is a hint: it contains a task and a few ids, and losing it loses no wo
 Messages are acknowledged when they are received and never prefetched. No results and no delays are stored here.
 Callers never wait long for the broker: what cannot be sent within seconds is sent later by the sweep.
 
-Redis keys. Celery and RedBeat create all but the last two:
+Redis keys. Celery and RedBeat create all but the last five:
     control, io, model.<slug>   lists: waiting messages of priority 0, which is served first
     <queue>\x06\x16<n>            lists: waiting messages of priority n
     unacked*                    messages that are delivered and not yet acknowledged
     redbeat:*                   the schedule and the lock of beat
     arriero:activity*           whether anything happens (`app/kernel/activity.py`)
     arriero:dead-letters*       unreadable messages (`app/kernel/dead_letters.py`)
+    arriero:direct*             requests that go directly to a pool (`app/inference/direct.py`)
+    arriero:tokens*             texts while they are written (`app/inference/token_stream.py`)
+    arriero:live-tokens:*       tokens of running steps, for views (`app/workflows/runs/live_tokens.py`)
 """
 
 from __future__ import annotations
@@ -186,6 +189,12 @@ class CeleryPublisher:
     def dead_letters(self) -> DeadLetters:
         """Return the dead letters: messages that workers could not read."""
         return DeadLetters(self._redis)
+
+    @contextmanager
+    def connection(self) -> Iterator[redis.Redis]:
+        """Yield the connections for keys of our own. Raises BrokerUnreachable, at once while it does not answer."""
+        with self._guarded():
+            yield self._redis
 
     def close(self) -> None:
         """Close the connections."""

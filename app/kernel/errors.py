@@ -261,11 +261,11 @@ class ModelFileMissing(ModelFileUnusable):
 
 
 class ModelFileDamaged(ModelFileUnusable):
-    """The file exists, but it is not a complete GGUF file."""
+    """The file exists, but it is not a complete file of its format, which is GGUF unless it is named."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, file_format: str = "GGUF") -> None:
         self.path, self.reason = path, reason
-        super().__init__(f"{path} is not a usable GGUF file: {reason}")
+        super().__init__(f"{path} is not a usable {file_format} file: {reason}")
 
 
 class ModelUnsupported(ModelFileUnusable):
@@ -284,6 +284,8 @@ class FailureReason(StrEnum):
     """Why an attempt failed. Retry conditions and metrics use these names."""
 
     INVALID_OUTPUT = "invalid_output"
+    #: The text was cut at `max_tokens`, and the step has `on_length: fail`.
+    TRUNCATED = "truncated"
     INVALID_REQUEST = "invalid_request"
     TEMPLATE_ERROR = "template_error"
     CONTEXT_EXCEEDED = "context_exceeded"
@@ -318,12 +320,15 @@ class StepFailure(ArrieroError):
         message: str,
         *,
         text: str | None = None,
+        finish_reason: str | None = None,
         status: int | None = None,
         retry_after: timedelta | None = None,
     ) -> None:
         self.reason, self.message = reason, message
         #: The text of the model or the answer of the server, kept for inspection.
         self.text = text
+        #: Why the text of the model ended, where it did.
+        self.finish_reason = finish_reason
         #: The HTTP status of the answer.
         self.status = status
         #: The server asks to wait for this long before the next attempt.

@@ -1,7 +1,8 @@
 """
 The settings: the only reader of the environment.
 
-Precedence, from lowest to highest: defaults, `arriero.toml`, the environment, the command line.
+Precedence, from lowest to highest: defaults, `arriero.toml`, the environment, the command line. The file is that of the
+current directory, or else that of the data directory.
 The origin of every value is known; an invalid one is refused with its key, its origin and what would be accepted.
 An unknown variable or key is refused too: otherwise a typo would silently leave the default.
 
@@ -38,7 +39,7 @@ from app.kernel.units.durations import Duration
 
 #: The variable with the path of the file, unless `--config` is given. It is not a setting.
 CONFIG_VARIABLE = "ARRIERO_CONFIG"
-#: The file that is read from the current directory if it exists.
+#: The file that is read from the current directory if it exists, or else from the data directory.
 CONFIG_FILE = "arriero.toml"
 
 #: Prefix of the variables for secrets of steps. They are not settings: `app.kernel.security.secrets` reads them.
@@ -62,7 +63,7 @@ class LogSettings(Section):
 class ApiSettings(Section):
     """The HTTP API."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", description="the address at which the API listens")
     port: int = Field(default=8470, ge=0, le=65535, description="0 chooses a free port")
     #: The URL of the API for commands on this host, if it differs from the address above.
     url: str = Field(default="", pattern=r"^(https?://.+)?$")
@@ -76,7 +77,7 @@ class ApiSettings(Section):
 class FlowerSettings(Section):
     """Flower, the web page for monitoring the Celery workers."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", description="the address at which Flower listens")
     port: int = Field(default=5555, ge=0, le=65535, description="0 chooses a free port")
 
 
@@ -247,7 +248,7 @@ def load(
     Read the settings from all their sources.
 
     `environment` defaults to that of the process. `config` is the file of the command line; without it, the file is
-    that of `ARRIERO_CONFIG`, or `arriero.toml` in the current directory if it exists.
+    that of `ARRIERO_CONFIG`, or the first `arriero.toml` that exists: in the current directory, in the data directory.
     `overrides` are the dotted keys of the command line.
 
     Raises InvalidSettings with every problem found.
@@ -256,13 +257,11 @@ def load(
     origins: dict[str, str] = {}
     merged: dict[str, Any] = {}
 
-    file = _config_file(variables, config)
-    layers: list[tuple[dict[str, Any], str]] = []
-    if file is not None:
-        layers.append((_read_file(file), str(file)))
-    layers.append((_read_environment(variables), ""))
     given = {key: _parse_list(value) if key in _lists() else value for key, value in (overrides or {}).items()}
-    layers.append((_nested(given), "command line"))
+    layers = [(_read_environment(variables), ""), (_nested(given), "command line")]
+    file = _config_file(variables, config, next((of["data_dir"] for of, _ in layers[::-1] if of.get("data_dir")), None))
+    if file is not None:
+        layers.insert(0, (_read_file(file), str(file)))
 
     for layer, origin in layers:
         for path, value in _leaves(layer):
@@ -347,15 +346,16 @@ def _with_scheme(value: SecretStr | None, schemes: Sequence[str]) -> SecretStr |
     return value
 
 
-def _config_file(variables: Mapping[str, str], given: Path | None) -> Path | None:
+def _config_file(variables: Mapping[str, str], given: Path | None, data_dir: str | Path | None) -> Path | None:
     named = given or (Path(variables[CONFIG_VARIABLE]) if variables.get(CONFIG_VARIABLE) else None)
     if named is not None:
         if not named.is_file():
             source = "--config" if given else CONFIG_VARIABLE
             raise InvalidSettings([Problem(source, f"there is no file {named}", "the path of a TOML file")])
         return named
-    here = Path(CONFIG_FILE)
-    return here if here.is_file() else None
+    data_dir = data_dir or _fields()["data_dir"].get_default(call_default_factory=True)
+    files = (CONFIG_FILE, f"{os.path.expanduser(data_dir)}/{CONFIG_FILE}")  # noqa: PTH111 Path's raises errors
+    return next((Path(file) for file in files if os.path.isfile(file)), None)  # noqa: PTH113 as above
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -417,7 +417,7 @@ def _put(nested: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 def _leaves(nested: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in nested.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and (value or isinstance(getattr(Settings.model_construct(), name, None), Section)):
             yield from _leaves(value, (*above, name))
         else:
             yield (*above, name), value

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 
 from app.catalog.model import Model
 from app.footprint.layout import KnownLayout
@@ -47,9 +48,11 @@ def configuration_of(
     known: Iterable[KnownLayout],
     hosts: Mapping[str, timedelta],
     target: OperatorTarget = OperatorTarget(),
+    unusable: Mapping[str, str] = MappingProxyType({}),
 ) -> Configuration:
     """
-    The configuration of a model. `hosts` are those that have its file, or will have it after that time.
+    The configuration of a model. `hosts` are those that have its file, or will have it after that time; `unusable` says
+    by host why the file there cannot be used.
 
     A model whose file some host has is never placed on a simulated device: clients would get text that the model did
     not write.
@@ -70,6 +73,8 @@ def configuration_of(
         layouts=tuple(layouts),
         files=hosts,
         fetch=None,
+        installation=model.source.installation(model.name),
+        unusable=unusable,
         keep_alive=None if isinstance(pools.keep_alive, str) else pools.keep_alive,
         min_pools=least,
         max_pools=max(pools.max, least),

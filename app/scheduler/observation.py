@@ -20,6 +20,7 @@ from app.devices.device import HardwareKind
 from app.fleet import backoff
 from app.fleet.backoff import Backoff, PastPool
 from app.fleet.host import HostState
+from app.fleet.hosts import unserved_model
 from app.fleet.ledger.reservation import Reservation
 from app.fleet.ledger.session import LedgerSession
 from app.fleet.pool import Desired, PoolPhase, PoolState, state_of
@@ -44,7 +45,7 @@ _DEVICES = text("""
            END AS state
     FROM device JOIN host ON host.name = device.host ORDER BY device.id
 """)
-_HOSTS = text("SELECT name, files FROM host ORDER BY name")
+_HOSTS = text("SELECT name, files, problems FROM host WHERE lost_at IS NULL ORDER BY name")
 _POOLS = text("""
     SELECT pool.id::text, pool.configuration, slots, desired, created_at, estimate_seconds, stop_at,
            phase, COALESCE(busy, 0) AS busy, urgent, serving_at, last_used_at, worker,
@@ -248,15 +249,19 @@ def _configurations(
 ) -> dict[str, Configuration]:
     layouts = _layouts(work)
     files: dict[str, dict[str, timedelta]] = {}
+    unusable: dict[str, dict[str, str]] = {}
     for host in work.rows(_HOSTS):
         for configuration in host.files:
             files.setdefault(configuration, {})[host.name] = timedelta(0)
+        for name, reason in filter(None, map(unserved_model, host.problems)):
+            unusable.setdefault(name, {})[host.name] = reason
     found = {}
     for model in models:
         with _GUARD.item("model", model.name):
             id_ = needs.configuration_id(model)
             target = targets.get(model.name, OperatorTarget())
-            found[model.name] = needs.configuration_of(model, layouts.get(id_, ()), files.get(id_, {}), target)
+            hosts, problems = files.get(id_, {}), unusable.get(model.name, {})
+            found[model.name] = needs.configuration_of(model, layouts.get(id_, ()), hosts, target, problems)
     return found
 
 

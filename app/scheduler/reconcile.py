@@ -19,7 +19,6 @@ import psycopg
 from sqlalchemy import text
 
 from app.access import accounts
-from app.fleet.hosts import not_served
 from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.ledger.session import open_session
@@ -59,10 +58,6 @@ _STORE_REFUSAL = text("""
     VALUES (:configuration, :model, :reason, :needs, :estimate)
     ON CONFLICT (configuration) DO UPDATE SET model = :model, reason = :reason, needs_bytes = :needs,
         estimate_seconds = :estimate, at = now()
-""")
-_NOT_SERVED = text("""
-    SELECT name, problem FROM host, jsonb_array_elements_text(problems) AS problem
-    WHERE starts_with(problem, :start) ORDER BY name LIMIT 1
 """)
 _DELETE_OTHER_REFUSALS = text("DELETE FROM refusal WHERE configuration <> ALL(:refused)")
 _STOP_COMMANDS = text("""
@@ -271,17 +266,14 @@ def _store_refusals(pass_: ReconcilePass, seen: Observation, plan: Plan, demand:
     for configuration, reason in pass_.refused.items():
         found[configuration] = Refusal(configuration, models[configuration], reason, 0)
     for model in {group.model for group in demand.waiting} - seen.configurations.keys():
-        found[model] = Refusal(model, model, "it is not in the catalogue of the control workers (catalog.files)", 0)
-    without_file = {one.id for one in seen.cluster.configurations if not one.files}
+        found[model] = Refusal(
+            model, model, "it is not in the catalogue of the control workers (catalog.files, arriero models pull)", 0
+        )
     for refusal in found.values():
-        reason = refusal.reason
-        if refusal.configuration in without_file:
-            row = pass_.work.row(_NOT_SERVED, {"start": not_served(refusal.model, "")})
-            reason = reason if row is None else f"{reason}; on {row.name}: {row.problem}"
         values = {
             "configuration": refusal.configuration,
             "model": refusal.model,
-            "reason": reason,
+            "reason": refusal.reason,
             "needs": refusal.needs_bytes,
             "estimate": None if refusal.estimate is None else refusal.estimate.total_seconds(),
         }

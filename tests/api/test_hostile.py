@@ -53,7 +53,7 @@ def test_an_invalid_body_is_refused_with_the_reason(name: str, client: TestClien
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/workflows/%00", "/v1/runs?workflow=%00", "/v1/runs?label=a%3D%00", "/v1/models/%00"]
+    "path", ["/v1/workflows/%00", "/v1/runs?workflow=%00", "/v1/runs?label=a%3D%00", "/v1/catalog/%00"]
 )
 def test_nul_in_a_url_is_refused(path: str, client: TestClient) -> None:
     answer = client.get(path)

@@ -68,18 +68,19 @@ def test_an_invalid_definition_names_every_line(client: TestClient) -> None:
 
 def test_models_have_the_state_of_their_file_and_their_demand(client: TestClient) -> None:
     client.post("/v1/runs", json={"workflow": "support-triage", "inputs": {"message": "hi"}})
-    models = {entry["name"]: entry for entry in client.get("/v1/models").json()["models"]}
+    models = {entry["name"]: entry for entry in client.get("/v1/catalog").json()["models"]}
 
     assert models["smollm2:135m"]["present"] is True
     assert models["smollm2:135m"]["steps_ready"] == 2
     assert models["qwen3:4b"]["present"] is False
     assert "arriero models pull qwen3:4b" in models["qwen3:4b"]["problem"]
-    assert client.get("/v1/models/smollm2:135m").json() == models["smollm2:135m"]
+    assert client.get("/v1/catalog/smollm2:135m").json() == models["smollm2:135m"]
 
 
 def test_a_healthy_service_is_ready(client: TestClient) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
-    assert client.get("/readyz").json() == {"ready": True, "database": "ok", "broker": "ok"}
+    instance = client.get("/healthz").json()["instance"]
+    assert client.get("/readyz").json() == {"ready": True, "instance": instance, "database": "ok", "broker": "ok"}
 
 
 def test_readiness_names_unavailable_parts(services: Services) -> None:
@@ -140,7 +141,11 @@ def test_the_document_resolves_and_describes_errors_and_examples(document: Any) 
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             assert operation["summary"], (method, path)
-            if path.startswith("/v1"):
+            if operation.get("tags") == ["openai"]:
+                assert operation["responses"]["503"]["content"]["application/json"]["schema"] == {
+                    "$ref": "#/components/schemas/OpenAIErrorOut"
+                }
+            elif path.startswith("/v1"):
                 assert "application/problem+json" in operation["responses"]["503"]["content"]
     submit = document["paths"]["/v1/runs"]["post"]
     assert set(submit["responses"]) >= {"200", "202", "404", "409", "413", "415", "422"}

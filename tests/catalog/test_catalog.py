@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.catalog import catalog, files
 from app.catalog.catalog import Catalog
 from app.catalog.model import Model, slug
-from app.catalog.source import FileSource, HubSource, PackageSource, UrlSource, split_parts
+from app.catalog.source import ConvertedSource, FileSource, HubSource, PackageSource, UrlSource, split_parts
 from app.kernel.errors import InvalidCatalog, NotFound, Problem
 
 ENTRY = """
@@ -348,6 +348,9 @@ def test_the_shipped_catalogue_is_valid_and_its_files_can_be_verified() -> None:
     for model in shipped:
         assert model.description
         assert model.licence
+        if isinstance(model.source, ConvertedSource):  # what it is made from is verified
+            assert {"model.safetensors", "vocab.txt", "config.json"} <= model.source.inputs.keys()
+            continue
         assert model.source.sha256
         assert model.source.size
         if isinstance(model.source, HubSource):

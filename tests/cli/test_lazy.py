@@ -12,6 +12,7 @@ import pytest
 from app.cli import COMMANDS
 from app.cli.fleet import models
 from app.cli.fleet.footprint import footprint
+from app.cli.fleet.pulls import pull, rm, verify
 
 #: Packages that only servers and commands with database access need.
 HEAVY = ("alembic", "celery", "fastapi", "jsonschema", "llama_cpp", "psycopg", "sqlalchemy", "uvicorn")
@@ -29,9 +30,9 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 def test_the_help_line_of_a_lazy_command_in_a_group_equals_its_docstring() -> None:
-    command = models.app.registered_commands[0]
-
-    assert command.help == inspect.cleandoc(footprint.__doc__ or "").split("\n\n")[0]
+    helps = {command.name: command.help for command in models.app.registered_commands}
+    for function in (footprint, pull, rm, verify):
+        assert helps[function.__name__] == inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -60,7 +60,7 @@ def test_hanging_pools_are_killed_and_operator_commands_are_executed(fleet: Clus
     assert until_ended(fleet, loading).ending.startswith("it did not begin to serve within")
     assert "pool_phase" in views.log_tail(fleet.database, loading.id)
     refusal = until(lambda: next(iter(views.fleet(fleet.database).refusals), None))
-    assert (refusal.model, "failed once on agent" in refusal.reason) == (ENDLESS, True)
+    assert (refusal.model, "on agent, it failed once" in refusal.reason) == (ENDLESS, True)
     fleet.runs.cancel(endless)
 
     run_id = submit_generate(fleet, ALPHA)

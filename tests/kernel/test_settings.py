@@ -186,3 +186,27 @@ def test_sizes_are_parsed_and_formatted(text: str | int, size: int) -> None:
 def test_invalid_sizes_are_refused(text: object) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         sizes.parse(text)
+
+
+def test_the_file_of_the_current_directory_comes_before_that_of_the_data_directory(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "arriero.toml").write_text("[api]\nport = 1001\n[log]\nlevel = 'debug'\n")
+    variables = {"ARRIERO_DATA_DIR": str(data)}
+
+    of_data = load(environment=variables)
+    assert (of_data.settings.api.port, of_data.origins["api.port"]) == (1001, str(data / "arriero.toml"))
+    assert load(environment={}, overrides={"data_dir": data}).settings.api.port == 1001
+    other = load(environment=variables, overrides={"data_dir": tmp_path / "nothing"})
+    assert other.settings.api.port == 8470, "the command line names another data directory"
+
+    (tmp_path / "arriero.toml").write_text("[api]\nport = 1002\n")
+    of_here = load(environment=variables)
+    assert (of_here.settings.api.port, of_here.settings.log.level) == (1002, "info")
+    (tmp_path / "chosen.toml").write_text("")
+    assert load(environment=variables, config=tmp_path / "chosen.toml").settings.api.port == 8470
+
+
+@pytest.mark.parametrize("path", ["/nothing\0", "/proc/1/root/x", "/" + "x" * 5000])
+def test_a_data_directory_that_cannot_be_read_has_no_file(path: str) -> None:
+    assert load(environment={}, overrides={"data_dir": path}).settings.api.port == 8470

@@ -11,36 +11,36 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from jsonschema import Draft202012Validator
 
-from app.workflows import registry
 from tests.live.conftest import MODEL, PATIENCE, ROOT, Live, as_json, generate, until
 
 
-def test_the_output_of_the_shipped_workflow_conforms_to_its_schemas(live: Live) -> None:
-    text = (ROOT / "examples/support/04-talla-equivocada.txt").read_text()
+@pytest.fixture(scope="module")
+def with_gemma(live: Live) -> Live:
+    """The tree with the model of support-triage, whose file comes in parts; `pull` joins them without a network."""
+    live.arriero("models", "pull", "gemma3:270m")
+    return live
+
+
+def test_the_shipped_workflow_sorts_a_message(with_gemma: Live) -> None:
+    live = with_gemma
+    text = (ROOT / "examples/support/02-charged-twice.txt").read_text()
     found = as_json(live.arriero("run", "support-triage", "--input", f"message={text}", "--json").stdout)
 
     assert found["state"] == "succeeded"
-    ticket = found["output"]["ticket"]
-    definition = registry.shipped()["support-triage"].definition
-    for key in ("classify", "tone"):
-        schema = definition.step(key).output.schema_  # type: ignore[union-attr]
-        assert list(Draft202012Validator(schema).iter_errors(ticket[key])) == []
-        assert list(ticket[key]) == list(schema["properties"]), "the model wrote in the order of the schema"
-    assert ticket["reply"].strip()
+    assert (found["output"]["topic"], found["output"]["team"]) == ("payment", "accounting")
+    assert found["output"]["reply"].startswith("Our accounting looks at your payment")
     assert all(len(step["attempts"]) == 1 for step in found["steps"])
     assert found["tokens_out"] > 0
 
 
 def test_a_file_is_run_and_its_output_printed(live: Live) -> None:
-    done = live.arriero("run", "examples/haiku.yaml", "--input", "subject=snow", "--key", "haiku-1")
-    assert done.stdout.strip().startswith("both")
+    bad = "text=The lamp broke on the first day. A waste of money."
+    done = live.arriero("run", "examples/feedback.yaml", "--input", bad, "--key", "lamp-1")
+    assert done.stdout.split() == ["both", "bad,", "11", "words"]
 
-    again = as_json(
-        live.arriero("run", "examples/haiku.yaml", "-i", "subject=snow", "--key", "haiku-1", "--json").stdout
-    )
-    listed = as_json(live.arriero("runs", "list", "--workflow", "haiku", "--json").stdout)["runs"]
+    again = as_json(live.arriero("run", "examples/feedback.yaml", "-i", bad, "--key", "lamp-1", "--json").stdout)
+    listed = as_json(live.arriero("runs", "list", "--workflow", "feedback", "--json").stdout)["runs"]
     assert [run["id"] for run in listed] == [again["id"]], "the same key returned the same run"
 
 
@@ -140,24 +140,7 @@ def test_models_and_workers_are_listed(live: Live) -> None:
 
     assert until(lists_workers)
 
-    query = {
-        "draw": 1,
-        "start": 0,
-        "length": 500,
-        "order[0][column]": 0,
-        "order[0][dir]": "asc",
-        "columns[0][data]": "name",
-    }
-
-    def task_is_listed() -> bool:
-        """Whether Flower lists a task of a new run; workers send events from a moment after its start on."""
-        live.until_ended(live.submit(generate("Hi", max_tokens=1)))
-        rows = flower.get("/tasks/datatable", params=query).json()["data"]
-        return any((row["name"], row["args"]) == ("workers.steps.run_step", "ask/ask #1") for row in rows)
-
-    assert until(task_is_listed)
     flower.close()
-    assert "Inspect method" not in (live.folder / "logs" / "flower.log").read_text(), "its connections are its own"
 
 
 @pytest.mark.parametrize(
@@ -227,8 +210,9 @@ def readme_blocks() -> list[str]:
 
 
 @pytest.mark.parametrize("block", readme_blocks(), ids=lambda block: block.split("\n", 1)[0][:40])
-def test_the_commands_of_the_readme_work_as_printed(live: Live, block: str) -> None:
+def test_the_commands_of_the_readme_work_as_printed(with_gemma: Live, block: str) -> None:
     """Block by block, each in one shell, as a reader pastes them; only the data directory and the port differ."""
+    live = with_gemma
     here = f'{sys.executable} -m app --data-dir={live.folder} --set=api.url={live.api} "$@"'
     script = f"set -euo pipefail\narriero() {{ {here}; }}\n{block}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -118,4 +118,4 @@ def test_a_pool_that_served_and_died_once_is_started_again_at_once() -> None:
 
 def test_a_backoff_says_how_often_and_how_it_failed() -> None:
     (found,) = backoff.backoffs([past(30), past(1)], {}, NOW)
-    assert found.reason == "it failed 2 times in a row on h, most recently: broke 1"
+    assert found.reason == "it failed 2 times in a row, most recently: broke 1"

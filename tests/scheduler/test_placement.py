@@ -559,12 +559,15 @@ def test_a_host_with_the_file_is_preferred() -> None:
     devices = (gpu("g0", host="a"), gpu("g1", host="b"))
     there = model("m", 9, files={"b": seconds(0)}, fetch=seconds(60))
     only = model("m", 9, files={"b": seconds(0)}, fetch=None)
-    nowhere = model("m", 9, fetch=None)
+    nowhere = model("m", 9, fetch=None, installation="run `arriero models pull m`")
 
     assert starts(plan(Cluster(devices, (), (there,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
     assert starts(plan(Cluster(devices, (), (only,)), [waits("m")], NOW))[0].bytes == {"g1": 9 * GB}
     reason = refused(plan(Cluster(devices, (), (nowhere,)), [waits("m")], NOW)).reason
-    assert reason == "no host has its file; `arriero models show m` says how to get it"
+    assert reason == "no host has its file; run `arriero models pull m`"
+    broken = replace(nowhere, unusable={"a": "it is empty", "b": "it is cut off"})
+    reason = refused(plan(Cluster(devices, (), (broken,)), [waits("m")], NOW)).reason
+    assert reason == "no host can use its file: on a, it is empty; on b, it is cut off"
 
 
 @pytest.mark.parametrize(("a", "b"), [({}, {"anti_affinity": frozenset("a")}), ({"anti_affinity": frozenset("b")}, {})])

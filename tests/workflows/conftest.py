@@ -79,6 +79,8 @@ class StepWorker:
                     self.runs.leave(claim, self.owner, outcome)
         except LeaseLost:
             pass
+        except StepFailure as error:
+            self.runs.fail(claim, self.owner, Failure(error.reason, error.message))
         return None
 
     def _outcome(self, claim: Claim, answers: Mapping[str, Answer]) -> Outcome:

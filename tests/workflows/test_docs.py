@@ -80,7 +80,7 @@ def whole(text: str, steps: list[Any]) -> str:
 
 
 GIVEN: Mapping[str, Mapping[str, Any]] = {
-    "haiku": {"subject": "llamas"},
+    "feedback": {"text": "It broke."},
     "digest": {"text": "Much happened."},
     "scores": {"texts": ["a", "abc", ""]},
     "triage": {"customer": "Ana Ruiz", "known": []},
@@ -88,6 +88,7 @@ GIVEN: Mapping[str, Mapping[str, Any]] = {
     "welcome": {"user": "ana", "mail": "1"},
     "rest": {},
     "reviews": {"reviews": ["Lovely.", "It broke."]},
+    "ask": {"request": {"messages": [{"role": "user", "content": "Hello"}]}},
 }
 
 
@@ -109,7 +110,7 @@ def submitted(worker: StepWorker, name: str) -> UUID:
 @pytest.mark.parametrize(
     ("name", "output"),
     [
-        ("haiku", {"both": "the text of calm\n\nthe text of wild"}),
+        ("feedback", {"both": "the text of verdict, 2 words"}),
         ("digest", {"page": "# the text of title\nthe text of gist\n"}),
         ("scores", {"lengths": [1, 3, 0], "longest": 3}),
         ("triage", {"answer": "the text of greet", "summary": {"greeted": True, "words": 2}}),
@@ -135,17 +136,23 @@ def test_the_failing_example_runs_on_failure(worker: StepWorker) -> None:
     assert [worker.states(run_id)[key] for key in ("reserve", "release", "tell")] == ["succeeded"] * 3
 
 
-@pytest.mark.parametrize(("verdict", "letter"), [("bad", "apologise"), ("good", "thank")])
+@pytest.mark.parametrize(
+    ("verdict", "letter"),
+    [
+        ("bad", "We are sorry, and will answer each of these reviews:\n- It broke."),
+        ("good", "Thank you for 2 kind reviews!"),
+    ],
+)
 def test_the_example_with_an_approval_waits_before_it_publishes(worker: StepWorker, verdict: str, letter: str) -> None:
     assert check.parse(documented()["reviews"]) == check.parse((ROOT / "examples/reviews.yaml").read_text())
     run_id = submitted(worker, "reviews")
     worker.work(judge=lambda claim: Success(("good", verdict)[claim.data["index"]]))
-    assert worker.step(run_id, "publish").awaits["message"] == f"Publish this? the text of {letter}"
+    assert worker.step(run_id, "publish").awaits["message"] == f"Publish this? {letter}"
     worker.send_event(run_id, "publish", {"approved": True})
     worker.work()
 
     verdicts = ["good", verdict]
-    assert worker.run(run_id).output == {"verdicts": verdicts, "letter": f"the text of {letter}", "published": True}
+    assert worker.run(run_id).output == {"verdicts": verdicts, "letter": letter, "published": True}
 
 
 def tables() -> Iterator[tuple[str, list[list[str]]]]:

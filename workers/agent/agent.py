@@ -28,8 +28,7 @@ from queue import Empty, SimpleQueue
 
 import psycopg
 
-from app.catalog import files
-from app.catalog.catalog import Catalog
+from app.catalog.live import LiveCatalog
 from app.devices import control_group
 from app.devices.device import Inventory
 from app.devices.inventory import Devices
@@ -100,10 +99,10 @@ class Agent:
         self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
-        self._catalog: Catalog = files.read_catalog(settings.catalog.files)
+        self._catalogs = LiveCatalog(settings)
         self._processes: dict[str, PoolProcess] = {}
         self._epoch: int | None = None
-        self._files = ModelFiles(settings, self._catalog, self._database, self._hosts)
+        self._files = ModelFiles(settings, self._catalogs, self._database, self._hosts)
         self._stopping = False
         #: Items wake the agent. A SimpleQueue may be filled by a signal handler at any moment.
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -382,7 +381,12 @@ class Agent:
     def _count_failure(self, pool: AssignedPool, measured: Inventory) -> None:
         try:
             inventory.count_failure(
-                self._catalog.get(pool.model), self._settings, measured, self._database, self.host, pool.bytes
+                self._catalogs.current().get(pool.model),
+                self._settings,
+                measured,
+                self._database,
+                self.host,
+                pool.bytes,
             )
         except (NotFound, ModelFileUnusable) as error:
             _log.warning("failure_not_counted", model=pool.model, error=str(error))

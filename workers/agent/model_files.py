@@ -3,21 +3,24 @@ The model files of a host: which models of the catalogue can be served here, and
 
 A file that is damaged or hostile, or that crashes its reader, is marked unusable with the reason until it is replaced;
 the other models are not affected. The layouts of models on the host's devices are declared when their files are new,
-and again from time to time.
+and again from time to time. When a file is replaced, the failures of pools that loaded the earlier one no longer count.
+
+Every pass of the agent looks at the files; what has not changed is not read again.
 """
 
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
 from app.catalog import files
-from app.catalog.catalog import Catalog
+from app.catalog.catalog import CatalogSource
 from app.catalog.model import Model
 from app.devices.device import Inventory
-from app.fleet import hosts
+from app.fleet import backoff, hosts
 from app.fleet.hosts import Hosts
 from app.footprint.layout import KnownLayout
-from app.kernel import log
+from app.kernel import clock, log
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, DatabaseUnreachable, LeaseLost, ModelFileMissing, ModelFileUnusable
 from app.kernel.loop_guard import LoopGuard
@@ -27,8 +30,9 @@ from workers.agent import inventory
 
 _log = log.get(__name__)
 
-#: Seconds between two checks of the files.
-_CHECK = 15.0
+#: Least seconds between two checks of the files, and the least ratio of this time to that of a check: a large catalogue
+#: is checked less often.
+_PAUSE, _RATIO = 1.0, 50.0
 #: Seconds between two declarations of all layouts: margins shrink again after memory ran out.
 _DECLARE = 3600.0
 
@@ -36,14 +40,16 @@ _DECLARE = 3600.0
 class ModelFiles:
     """The model files of this host."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, database: Database, fleet_hosts: Hosts) -> None:
+    def __init__(self, settings: Settings, catalogs: CatalogSource, database: Database, fleet_hosts: Hosts) -> None:
         """Do not read any file yet."""
-        self._settings, self._catalog, self._database, self._hosts = settings, catalog, database, fleet_hosts
+        self._settings, self._catalogs, self._database, self._hosts = settings, catalogs, database, fleet_hosts
         #: By model, the configuration of each model whose file is usable.
         self._usable: dict[str, str] = {}
         #: By model, why its file is unusable.
         self._unusable: dict[str, str] = {}
-        self._checked_at = self._declared_at = float("-inf")
+        #: By model, the version of its file that was last seen usable.
+        self._versions: dict[str, object] = {}
+        self._next_check = self._declared_at = float("-inf")
         self._guard = LoopGuard(DatabaseUnreachable, LeaseLost, Conflict)
 
     @property
@@ -58,43 +64,63 @@ class ModelFiles:
 
     def invalidate(self) -> None:
         """Make the next `refresh` check all files again."""
-        self._usable, self._checked_at = {}, float("-inf")
+        self._usable, self._next_check = {}, float("-inf")
 
     def refresh(self, measured: Inventory) -> None:
         """Check the files, if the last check is old enough, and declare the layouts of models whose files are new."""
         now = time.monotonic()
-        if now - self._checked_at < _CHECK:
+        if now < self._next_check:
             return
-        self._checked_at = now
         declare_all = now - self._declared_at > _DECLARE
         if declare_all:
             self._declared_at = now
-        for model in self._catalog:
+        catalog = self._catalogs.current()
+        for name in {*self._usable, *self._unusable} - set(catalog.names):
+            self._forget(name)
+        for model in catalog:
             with self._guard.item("model", model.name) as failed:
                 known = list(inventory.simulated_layouts(model, measured)) if declare_all else []
                 known += self._check(model, measured, again=declare_all)
                 self._hosts.declare_layouts(known)
             if failed:
                 self._mark_unusable(model, f"its file cannot be read: {type(failed[0]).__name__}: {failed[0]}")
+        end = time.monotonic()
+        self._next_check = end + max(_PAUSE, (end - now) * _RATIO)
 
     def _check(self, model: Model, measured: Inventory, *, again: bool) -> list[KnownLayout]:
         """Check the file of a model. Returns the layouts of the model, if the file is new, or `again` is set."""
         known: list[KnownLayout] = []
         try:
-            files.check(model, self._settings.data_dir)
-            if again or model.name not in self._usable:
+            path = files.check(model, self._settings.data_dir)
+            version = files.file_version(path)
+            replaced = self._versions.get(model.name) != version
+            configuration = needs.configuration_id(model)
+            if again or replaced or self._usable.get(model.name) != configuration:
                 known += inventory.layouts(
                     model, self._settings, measured, self._database, self._settings.fleet.host_here
                 )
         except ModelFileMissing:
-            self._usable.pop(model.name, None)
-            self._unusable.pop(model.name, None)
+            self._forget(model.name)
         except ModelFileUnusable as error:
             self._mark_unusable(model, str(error))
         else:
-            self._usable[model.name] = needs.configuration_id(model)
+            if replaced:
+                self._forget_failures(model, files.changed_at(path))
+            self._versions[model.name] = version
+            self._usable[model.name] = configuration
             self._unusable.pop(model.name, None)
         return known
+
+    def _forget(self, name: str) -> None:
+        self._usable.pop(name, None)
+        self._unusable.pop(name, None)
+
+    def _forget_failures(self, model: Model, seconds: float) -> None:
+        """Pools that failed before the file became what it is now are no reason not to start one."""
+        now = clock.now()
+        changed_at = min(datetime.fromtimestamp(seconds, UTC), now)
+        if now - changed_at < 2 * backoff.QUARANTINE:
+            self._hosts.forget_failures(model.name, changed_at)
 
     def _mark_unusable(self, model: Model, reason: str) -> None:
         self._usable.pop(model.name, None)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
-from app.inference.requests import Embedded, EmbedRequest, Generated, GenerateRequest
+from app.inference.requests import Embedded, EmbedRequest, Generated, GenerateRequest, Reranked, RerankRequest
 
 #: Receives each new piece of text, on the engine's own thread: it must return at once and never raise.
 OnText = Callable[[str], None]
@@ -29,8 +29,14 @@ class Ticket(Protocol):
         not done in time (the request continues).
         """
 
+    def written(self) -> int:
+        """Return the number of tokens written so far. Safe from any thread."""
+
     def cancel(self) -> None:
         """Stop the request at its next token. Safe from any thread, any number of times."""
+
+    def when_done(self, action: Callable[[], None]) -> None:
+        """Call `action` once, when `result` returns or raises at once. It may run on the engine's own thread."""
 
 
 class Engine(Protocol):
@@ -48,6 +54,13 @@ class Engine(Protocol):
 
         Raises StepFailure when the request failed, CancelledError when it was stopped, TimeoutError when it takes
         longer.
+        """
+
+    def rerank(self, request: RerankRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Reranked:
+        """
+        Score how well each document answers a query; as `embed` otherwise.
+
+        Raises StepFailure also when the model is no reranker.
         """
 
     def stalled_for(self) -> timedelta:

@@ -113,6 +113,10 @@ class LlamaEngine:
         prompt = self._template.prompt(request)
         if not prompt.tokens:
             raise StepFailure(FailureReason.INVALID_REQUEST, "the prompt is empty")
+        if request.fits_context:
+            share = min(self.options.context // self.options.slots, self.context_limit)
+            whole = share if len(prompt.tokens) < share else self.context_limit
+            request = replace(request, max_tokens=max(1, min(request.max_tokens, whole - len(prompt.tokens))))
         needed = len(prompt.tokens) + request.max_tokens
         if needed > self.context_limit:
             raise StepFailure(
@@ -160,14 +164,16 @@ class LlamaEngine:
         found = _wait(job, timeout)
         return Embedded(vectors.normalised(found, request.dimensions), sum(map(len, tokens)), job.elapsed())
 
-    def rerank(self, request: RerankRequest, timeout: float | None = None) -> Reranked:
-        """Score how well each document answers a query. Needs a reranking model. Raises what `embed` raises."""
+    def rerank(self, request: RerankRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Reranked:
+        """See the protocol. Needs a reranking model."""
         with self._in_use():
             if not self.is_reranker:
                 message = f"{self.model.path.name} is not a reranking model; if it is one, set its pooling to 'rank'"
                 raise StepFailure(FailureReason.INVALID_REQUEST, message)
             tokens = [self._template.rerank_prompt(request.query, document) for document in request.documents]
         job = self._start_embedding(tokens, LongText.REFUSE)
+        if on_stop is not None:
+            on_stop(job.cancel)
         scores = _wait(job, timeout)
         return Reranked(tuple(float(score[0]) for score in scores), sum(map(len, tokens)), job.elapsed())
 

@@ -33,6 +33,8 @@ from app.inference.requests import (
     Generated,
     GenerateRequest,
     NamedTool,
+    Reranked,
+    RerankRequest,
     ToolCall,
 )
 from app.kernel import clock
@@ -75,17 +77,27 @@ class RemoteTicket:
         #: Cancelled by the closing of the engine, not by the caller.
         self.closed = False
         self.future: Future[Generated] = Future()
+        self.pieces = 0
 
     def result(self, timeout: float | None = None) -> Generated:
         """See the protocol."""
         return self.future.result(timeout)
 
+    def written(self) -> int:
+        """See the protocol. Pieces of text are counted: most servers send one for each token."""
+        return self.pieces
+
     def cancel(self) -> None:
         """See the protocol."""
         self.cancelled.set()
 
+    def when_done(self, action: Callable[[], None]) -> None:
+        """See the protocol."""
+        self.future.add_done_callback(lambda _: action())
+
     def emit(self, text: str) -> None:
-        """Pass a piece of text to the reader. A reader that raises is not called again."""
+        """Count a piece of text, and pass it to the reader. A reader that raises is not called again."""
+        self.pieces += 1
         if self._on_text is not None:
             try:
                 self._on_text(text)
@@ -145,6 +157,16 @@ class RemoteEngine:
             future.cancel()
             with self._lock:
                 self._pending_vectors.discard(future)
+
+    def rerank(
+        self,
+        request: RerankRequest,  # noqa: ARG002 the signature is the protocol's
+        timeout: float | None = None,  # noqa: ARG002 as above
+        on_stop: OnStop | None = None,  # noqa: ARG002 as above
+    ) -> Reranked:
+        """See the protocol. Refused: OpenAI's API has no reranking."""
+        message = f"{self.options.url} is reached through OpenAI's API, which has no reranking"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
 
     def stalled_for(self) -> timedelta:
         """See the protocol. Progress is an event of any stream."""
@@ -238,6 +260,12 @@ class RemoteEngine:
         return answer.generated(request)
 
 
+#: By the names of the server. All others, such as `tool_calls`, mean that the model ended the text.
+_FINISH_REASONS: Mapping[str, FinishReason] = {
+    one.value: one for one in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER)
+}
+
+
 class _StreamedAnswer:
     """The answer of the server, assembled from the events of its stream."""
 
@@ -282,7 +310,7 @@ class _StreamedAnswer:
         details = self._usage.get("prompt_tokens_details") or {}
         found = Generated(
             text=self.text,
-            finish=FinishReason.LENGTH if self._finish == "length" else FinishReason.STOP,
+            finish=_FINISH_REASONS.get(self._finish, FinishReason.STOP),
             tokens_in=int(self._usage.get("prompt_tokens", 0)),
             tokens_out=int(self._usage.get("completion_tokens", self._pieces)),
             tokens_cached=int(details.get("cached_tokens") or 0),
@@ -290,8 +318,14 @@ class _StreamedAnswer:
             time_total=timedelta(seconds=now - self._submitted),
             seed=request.sampling.seed,
         )
-        if request.schema is not None:
-            answers.require(found.text, request.schema)
+        cut_is_kept = request.keeps_cut and found.finish is FinishReason.LENGTH
+        if request.schema is not None and not cut_is_kept:
+            try:
+                answers.require(found.text, request.schema)
+            except StepFailure:
+                if found.finish is FinishReason.LENGTH:
+                    raise answers.cut(request, found.text) from None
+                raise
         calls = tuple(self._read_calls())
         answers.require_calls(calls, request, self.text)
         return replace(found, tool_calls=calls)

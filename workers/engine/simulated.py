@@ -16,11 +16,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from app.inference import answers
-from app.inference.requests import RANKS, Embedded, EmbedRequest, FinishReason, Generated, GenerateRequest
+from app.inference.requests import (
+    RANKS,
+    Embedded,
+    EmbedRequest,
+    FinishReason,
+    Generated,
+    GenerateRequest,
+    Reranked,
+    RerankRequest,
+)
 from app.kernel import clock, log
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import OnStop, OnText
@@ -36,6 +46,8 @@ _CHARACTERS_PER_TOKEN = 4
 _PREFILL_SPEEDUP = 20
 #: Default number of dimensions of a vector.
 _DIMENSIONS = 64
+#: Tokens of a text whose request leaves the limit to the context.
+_MAX_TOKENS = 64
 #: Progress reports of one load.
 _PROGRESS_STEPS = 20
 
@@ -48,14 +60,23 @@ class SimulatedTicket:
         self.future: Future[Generated] = Future()
         self.cancelled = threading.Event()
         self.submitted = time.monotonic()
+        self.tokens_out = 0
 
     def result(self, timeout: float | None = None) -> Generated:
         """See the protocol."""
         return self.future.result(timeout)
 
+    def written(self) -> int:
+        """See the protocol."""
+        return self.tokens_out
+
     def cancel(self) -> None:
         """See the protocol."""
         self.cancelled.set()
+
+    def when_done(self, action: Callable[[], None]) -> None:
+        """See the protocol."""
+        self.future.add_done_callback(lambda _: action())
 
 
 class SimulatedEngine:
@@ -86,6 +107,8 @@ class SimulatedEngine:
 
     def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> SimulatedTicket:
         """See the protocol."""
+        if request.fits_context:
+            request = replace(request, max_tokens=min(request.max_tokens, _MAX_TOKENS))
         ticket = SimulatedTicket(request, _text(request), on_text)
         with self._condition:
             if self._closed:
@@ -112,6 +135,13 @@ class SimulatedEngine:
             self._meter.embedded_tokens += tokens
         vectors = tuple(_vector(text, request.dimensions or _DIMENSIONS) for text in request.texts)
         return Embedded(vectors, tokens, timedelta(seconds=time.monotonic() - started_at))
+
+    def rerank(self, request: RerankRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Reranked:
+        """See the protocol. The score is the share of the query's words that the document has."""
+        read = self.embed(EmbedRequest((request.query, *request.documents)), timeout, on_stop)
+        words = set(request.query.lower().split())
+        scores = tuple(len(words & set(one.lower().split())) / max(len(words), 1) for one in request.documents)
+        return Reranked(scores, read.tokens_in, read.time_total)
 
     def stalled_for(self) -> timedelta:
         """See the protocol. It never stalls."""
@@ -184,6 +214,7 @@ class SimulatedEngine:
         ]
         for piece in pieces:
             self._wait(ticket, self._pace)
+            ticket.tokens_out += 1
             if ticket.on_text is not None:
                 ticket.on_text(piece)
         written = "".join(pieces)

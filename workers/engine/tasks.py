@@ -7,6 +7,7 @@ Only the engine's thread changes a task. A ticket can be used from any thread.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
@@ -187,23 +188,40 @@ class LlamaTicket:
                 self._checked = replace(texts[0], alternatives=tuple(texts[1:]))
             return self._checked
 
+    def written(self) -> int:
+        """See the protocol."""
+        return sum(task.written for task in self._tasks)
+
     def cancel(self) -> None:
         """See the protocol."""
         for task in self._tasks:
             task.cancelled = True
         self._wake()
 
+    def when_done(self, action: Callable[[], None]) -> None:
+        """See the protocol."""
+        left = itertools.count(len(self._tasks) - 1, -1)
+
+        def ended(_: Future[Generated]) -> None:
+            if not next(left):
+                action()
+
+        for task in self._tasks:
+            task.future.add_done_callback(ended)
+
     def done(self) -> bool:
         """Whether `result` would return at once."""
         return all(task.future.done() for task in self._tasks)
 
     def _check(self, task: EngineTask, text: Generated) -> Generated:
-        if task.grammar is not None and task.grammar.schema is not None:
-            if text.finish is FinishReason.LENGTH:
-                message = f"the text was cut at max_tokens ({task.request.max_tokens}) before its JSON was complete"
-                _require_valid(task.grammar, text.text, message)
-            else:
+        cut_is_kept = task.request.keeps_cut and text.finish is FinishReason.LENGTH
+        if task.grammar is not None and task.grammar.schema is not None and not cut_is_kept:
+            try:
                 task.grammar.check(text.text)
+            except StepFailure:
+                if text.finish is FinishReason.LENGTH:
+                    raise answers.cut(task.request, text.text) from None
+                raise
         written = task.stream.calls
         if self._style is None or not written:
             return text
@@ -211,18 +229,13 @@ class LlamaTicket:
         try:
             tool_calls = calls.parse(written, self._style)
         except ValueError as error:
+            if cut_is_kept:
+                return replace(text, text=whole)
             cut = f"was cut at max_tokens ({task.request.max_tokens}) inside a tool call"
             why = cut if text.finish is FinishReason.LENGTH else f"contains an invalid tool call: {error}"
             raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text {why}", text=whole) from None
         answers.require_calls(tool_calls, task.request, whole)
         return replace(text, tool_calls=tool_calls)
-
-
-def _require_valid(grammar: CompiledGrammar, text: str, message: str) -> None:
-    try:
-        grammar.check(text)
-    except StepFailure:
-        raise StepFailure(FailureReason.INVALID_OUTPUT, message, text=text) from None
 
 
 __all__ = ["CancelledError", "EngineTask", "LlamaTicket", "OnText"]

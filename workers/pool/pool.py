@@ -24,23 +24,32 @@ from app.fleet.ledger.reservation import ReservationRefused
 from app.fleet.pool import PoolPhase
 from app.footprint.footprint import HOST, Footprint
 from app.inference.requests import GenerateRequest
-from app.kernel import log
+from app.kernel import addresses, log
 from app.kernel.broker import model_queue
-from app.kernel.errors import ArrieroError, Conflict, DatabaseUnreachable, LeaseLost, MemoryNotEnough
+from app.kernel.errors import (
+    ArrieroError,
+    Conflict,
+    DatabaseUnreachable,
+    LeaseLost,
+    MemoryNotEnough,
+    ModelFileDamaged,
+)
 from app.kernel.fleet_settings import FleetSettings
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from app.scheduler.planner.cluster import CPU
 from workers.application import Application
+from workers.engine import Engine
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions, Lora
 from workers.engine.simulated import SimulatedEngine
 from workers.pool import exporter
+from workers.pool.direct import DirectRequests
 from workers.pool.exporter import Metered, PoolCollector
 from workers.pool.heartbeat import RESERVATION_LOST, Heartbeat
 from workers.pool.measurement import Measuring
 from workers.pool.progress import Status
-from workers.runtime import Resources
+from workers.runtime import Resources, Runtime
 
 _log = log.get(__name__)
 
@@ -88,8 +97,8 @@ def idle_interval(fleet: FleetSettings) -> timedelta:
 def _connections(catalog: Catalog) -> int:
     """Return the most connections that a pool can use at once: a connection is opened when it is needed."""
     # The grant, which names the model, is read from the database: so the model with the most slots counts. The others
-    # are those of the leases, the heartbeat and the measurement.
-    return max((model.slots for model in catalog), default=1) + 3
+    # are those of the leases, the heartbeat, the measurement, and the two that record direct requests.
+    return max((model.slots for model in catalog), default=1) + 5
 
 
 def worker_of(grant: Grant) -> str:
@@ -139,6 +148,7 @@ class _Pool:
         self.settings, self.resources, self.holder, self.grant = settings, resources, holder, grant
         self.heartbeat, self.status = heartbeat, status
         self._measuring: Measuring | None = None
+        self._direct: DirectRequests | None = None
 
     def close(self) -> None:
         """Close the measurement of its memory."""
@@ -163,8 +173,8 @@ class _Pool:
                     self.resources,
                     engine,
                     self.grant.id,
-                    on_start=lambda runtime: self.heartbeat.serve(runtime.leases, engine.stalled_for),
-                    on_phase=self.status.enter,
+                    on_start=lambda runtime: self._begin(runtime, engine, model),
+                    on_phase=self._on_phase,
                 )
                 if self._measuring is not None and not code:
                     with suppress(DatabaseUnreachable):
@@ -178,9 +188,23 @@ class _Pool:
             _log.error("pool_lost_its_reservation", model=name, reason=str(error))
             return RESERVATION_LOST
         except ArrieroError as error:
-            self.status.enter(PoolPhase.FAILED, str(error))
-            _log.error("pool_failed", model=name, reason=str(error))
+            reason = str(error)
+            if isinstance(error, ModelFileDamaged):
+                reason += f"; {self.resources.catalog.get(name).source.replacement(name)}"
+            self.status.enter(PoolPhase.FAILED, reason)
+            _log.error("pool_failed", model=name, reason=reason)
             return FAILED
+
+    def _begin(self, runtime: Runtime, engine: Engine, model: Model) -> None:
+        assert runtime.tokens is not None, "it has an engine"
+        self.heartbeat.serve(runtime.leases, engine.stalled_for)
+        url = addresses.of(self.settings).redis_url
+        self._direct = DirectRequests(runtime, runtime.tokens, url, model.slug, self.grant.id)
+
+    def _on_phase(self, phase: PoolPhase) -> None:
+        self.status.enter(phase)
+        if self._direct is not None:
+            self._direct.on_phase(phase)
 
     def _exported(self, worker: str) -> AbstractContextManager[PoolCollector]:
         devices = ",".join(part.name for part in self.grant.computing)

@@ -22,7 +22,7 @@ from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, ModelUnsupported, NotFound, Problem
 from app.kernel.settings import Settings, environment_of
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/catalog", tags=["models"])
 
 #: The options of a query, and the catalogue keys that they replace.
 KEYS: Mapping[str, str] = {

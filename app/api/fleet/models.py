@@ -14,7 +14,7 @@ from app.catalog.model import Model
 from app.kernel.errors import ModelFileUnusable
 from app.workflows.runs import views
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/catalog", tags=["models"])
 
 
 class ModelOut(BaseModel):

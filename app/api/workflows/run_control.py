@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import bodies, problems
 from app.api.services import InjectedServices
+from app.api.workflows.run_documents import RunOut, out
 from app.api.workflows.run_ids import ResolvedRunId
-from app.api.workflows.runs import RunOut, out
 from app.workflows.runs import control, forks, views
 from app.workflows.state_machine.states import RunState, StepState
 

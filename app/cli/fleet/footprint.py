@@ -72,7 +72,7 @@ def footprint(
         "park_bytes": None if park is None else _size(park), "embedding_context": embedding_context,
     }  # fmt: skip
     assert given.keys() == KEYS.keys(), "the command and the API must have the same options"
-    entry = files.read_catalog(settings.catalog.files).get(name)
+    entry = files.catalog_of(settings).get(name)
     model = with_options(entry, {option: value for option, value in given.items() if value is not None})
     measuring, database = Devices(settings.fleet), _database(settings)
     try:

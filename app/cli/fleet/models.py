@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import progress as bars
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.catalog import catalog, files, header, install
+from app.catalog import catalog, files, header
 from app.catalog import scan as scanning
-from app.catalog.install import FileProgress, InstallState, format_bytes
+from app.catalog.catalog import Catalog
+from app.catalog.install import format_bytes
 from app.catalog.metadata import Header
 from app.catalog.model import Model
+from app.cli.client import connected
 from app.cli.lazy import LazyCommand, register
-from app.cli.output import AsJson, console, live, print_json, settings_of, table
-from app.kernel.errors import ModelFileDamaged, ModelFileUnusable
+from app.cli.output import AsJson, console, print_json, print_text, settings_of, table
+from app.kernel.errors import ArrieroError, ModelFileDamaged, ModelFileUnusable
 from app.kernel.settings import Settings
 
 app = typer.Typer(
@@ -40,13 +40,25 @@ app = typer.Typer(
 
 #: Lines of a chat template, and characters of each, that `show` prints without `--template`.
 _TEMPLATE_LINES, _TEMPLATE_WIDTH = 6, 96
-#: Per cent between two plain lines of progress.
-_STEP = 10
+
+#: Seconds for the API to say which models are not started: the list is complete without it.
+_TIMEOUT = 3.0
 
 _STYLES = {"here": "green", "damaged": "red", "missing": "red"}
 
-_HELP = "Print the memory that a model needs, by device and by source of the figure."
-register(app, {"footprint": LazyCommand("app.cli.fleet.footprint:footprint", _HELP)})
+_PULL = "Download a model's file to this host, and verify it; add a model that the catalogue does not have."
+_REMOVE = "Remove a model that was added, and its downloaded file."
+_VERIFY = "Read a model's file completely, and compare its sha256 with the known one."
+_FOOTPRINT = "Print the memory that a model needs, by device and by source of the figure."
+register(
+    app,
+    {
+        "pull": LazyCommand("app.cli.fleet.pulls:pull", _PULL),
+        "verify": LazyCommand("app.cli.fleet.pulls:verify", _VERIFY),
+        "rm": LazyCommand("app.cli.fleet.pulls:rm", _REMOVE),
+        "footprint": LazyCommand("app.cli.fleet.footprint:footprint", _FOOTPRINT),
+    },
+)
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model, such as smollm2:135m.")]
 
@@ -63,16 +75,17 @@ def list_models(
     List the models of the catalogue and whether their files are on this host.
 
     A model whose file is "here" can be served. `arriero models pull NAME` downloads a file that is "to pull".
-    `arriero models show NAME` prints how to repair one that is "missing" or "damaged".
+    Why a file is "missing" or "damaged", and why a model that steps wait for is not started, follows the table.
     """
     settings = settings_of(context)
-    known = files.read_catalog(settings.catalog.files)
+    known = files.catalog_of(settings)
     models = known.models if use_case is None else known.with_use_case(use_case)
-    rows = [_summary(model, settings, known.origins.get(model.name, "")) for model in models]
+    refusals = _refusals(settings)
+    rows = [_summary(model, settings, known, refusals) for model in models]
     if as_json:
         print_json({"models": rows})
         return
-    columns = ("model", "file", "size", "use", "slots x context", "source")
+    columns = ("model", "file", "size", "use", "slots x context", "source", "entry")
     listed = table(columns, right=("size", "slots x context"))
     for model, row in zip(models, rows, strict=True):
         listed.add_row(
@@ -82,8 +95,14 @@ def list_models(
             Text(" ".join(model.use_cases)),
             Text(f"{model.slots} x {model.context}"),
             Text(model.source.label),
+            Text(row["entry"]),
         )
     console().print(listed)
+    for row in rows:
+        if row["state"] in ("damaged", "missing"):
+            print_text(f"{row['state']}: {row['reason']}")
+        if row["refusal"]:
+            print_text(f"not started: {row['name']}: {row['refusal']}")
 
 
 @app.command()
@@ -99,12 +118,12 @@ def show(
     The header is read only when the file is on this host.
     """
     settings = settings_of(context)
-    known = files.read_catalog(settings.catalog.files)
+    known = files.catalog_of(settings)
     model = known.get(name)
     if template:
         typer.echo(model.prompt.chat_template or _header(model, settings).chat_template or "")
         return
-    summary, read = _summary(model, settings, known.origins.get(name, "")), None
+    summary, read = _summary(model, settings, known, _refusals(settings)), None
     if summary["state"] == "here":
         try:
             read = _header(model, settings)
@@ -119,12 +138,13 @@ def show(
         "licence": model.licence,
         "use": " ".join(model.use_cases),
         "source": model.source.label,
-        "entry": summary["origin"],
+        "entry": f"{summary['entry']}: {summary['origin']}",
         "served with": f"{model.slots} slots x {model.context} tokens, cache {model.kv.k}/{model.kv.v}, "
         f"flash attention {model.flash_attention}",
         "prompt": _listed(_overrides(model)),
         "engine": _listed(model.engine.model_dump(mode="json", exclude_defaults=True)),
         "file": summary["path"] if read else summary["state"],
+        "not started": summary["refusal"],
     }
     out = console()
     out.print(_pairs(rows))
@@ -136,40 +156,6 @@ def show(
         if read.chat_template:
             out.print(Text("\nchat template", "bold"))
             typer.echo(_shortened(read.chat_template))
-
-
-@app.command()
-def pull(
-    context: typer.Context,
-    name: _Name,
-    again: Annotated[bool, typer.Option("--again", help="Download the file even if it is here.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """
-    Download a model's file to this host, and verify it.
-
-    An interrupted download resumes where it stopped, if the file at its source has not changed. Size, sha256 and the
-    GGUF header are verified before the file is used. The file is stored in the data directory.
-    Gated and private models of the Hugging Face hub need a token: catalog.hub_token, best set by its variable.
-    """
-    settings = settings_of(context)
-    model = files.read_catalog(settings.catalog.files).get(name)
-    errors = live()
-    with _Reporter(errors) as reporter:
-        path = files.pull(
-            model,
-            settings.data_dir,
-            reporter.report,
-            token=settings.catalog.hub_token,
-            hub=settings.catalog.hub,
-            again=again,
-        )
-    record = install.find_record(path)
-    size = sum(part.stat().st_size for part in files.file_paths(model, settings.data_dir))
-    if as_json:
-        print_json({"name": name, "path": str(path), "bytes": size, "sha256": record.sha256 if record else None})
-        return
-    typer.echo(f"{name} is here: {path} ({format_bytes(size)})")
 
 
 @app.command()
@@ -194,7 +180,7 @@ def scan(
     places = folders or list(settings.catalog.folders)
     if not places:
         raise typer.BadParameter("no folder is given; pass one, or set catalog.folders", param_hint="FOLDER")
-    taken = list(files.read_catalog(settings.catalog.files).names)
+    taken = list(files.catalog_of(settings).names)
     found: list[scanning.ScannedModel] = []
     refused: list[scanning.RefusedFile] = []
     for folder in places:
@@ -233,8 +219,19 @@ def _header(model: Model, settings: Settings) -> Header:
     return header.read(files.locate(model, settings.data_dir))
 
 
-def _summary(model: Model, settings: Settings, origin: str) -> dict[str, Any]:
+def _refusals(settings: Settings) -> dict[str, str]:
+    """Return by model why no pool is started for its steps; empty when nothing runs here."""
+    try:
+        with connected(settings, _TIMEOUT) as client:
+            return {one["model"]: one["reason"] for one in client.get("/v1/fleet")["refusals"]}
+    except ArrieroError:
+        return {}
+
+
+def _summary(model: Model, settings: Settings, known: Catalog, refusals: Mapping[str, str]) -> dict[str, Any]:
     """Return the entry and the state of its file on this host."""
+    origin = known.origins.get(model.name, "")
+    entries = {str(files.shipped_catalog()): "shipped", str(files.own_catalog(settings.data_dir)): "added"}
     path, reason, state, size = None, "", "here", sum(model.source.size) or None
     try:
         path = files.check(model, settings.data_dir)
@@ -247,10 +244,12 @@ def _summary(model: Model, settings: Settings, origin: str) -> dict[str, Any]:
         **model.model_dump(mode="json"),
         "slug": model.slug,
         "origin": origin,
+        "entry": entries.get(origin, "catalog.files"),
         "state": state,
         "path": None if path is None else str(path),
         "reason": reason,
         "bytes": size,
+        "refusal": refusals.get(model.name, ""),
     }
 
 
@@ -316,52 +315,3 @@ def _shortened(template: str) -> str:
     if first == lines:
         return template
     return "\n".join([*first, f"… {len(template):,} characters in {len(lines)} lines; --template prints everything"])
-
-
-class _Reporter:
-    """Shows progress: bars at a terminal, a line every ten per cent elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = bars.Progress(
-            bars.TextColumn("{task.description}", markup=False),
-            bars.BarColumn(),
-            bars.DownloadColumn(),
-            bars.TransferSpeedColumn(),
-            bars.TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, Any] = {}
-        #: The state, the percentage step and the detail of the last plain line, by file.
-        self._printed: dict[str, tuple[InstallState, int, str]] = {}
-
-    def __enter__(self) -> _Reporter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def report(self, progress: FileProgress) -> None:
-        if self._console.is_terminal:
-            self._draw(progress)
-        else:
-            self._print(progress)
-
-    def _draw(self, progress: FileProgress) -> None:
-        if progress.file not in self._tasks:
-            self._tasks[progress.file] = self._bar.add_task(progress.file, total=None)
-        text = f"{progress.file} {progress.state}" + (f" ({progress.detail})" if progress.detail else "")
-        self._bar.update(self._tasks[progress.file], completed=progress.done, total=progress.total, description=text)
-
-    def _print(self, progress: FileProgress) -> None:
-        percent = 100 * progress.done // progress.total if progress.total else 0
-        now = (progress.state, percent // _STEP, progress.detail)
-        if self._printed.get(progress.file) == now:
-            return
-        self._printed[progress.file] = now
-        total = f" of {format_bytes(progress.total)} ({percent} %)" if progress.total else ""
-        amount = f" {format_bytes(progress.done)}{total}"
-        detail = f": {progress.detail}" if progress.detail else ""
-        self._console.print(Text(f"{progress.file}: {progress.state}{amount}{detail}"), soft_wrap=True)

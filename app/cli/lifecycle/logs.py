@@ -18,7 +18,7 @@ from app.cli.lifecycle import installation, log_lines
 from app.cli.lifecycle.log_lines import LogLine
 from app.cli.output import console, settings_of
 from app.kernel import clock
-from app.kernel.errors import InvalidInput, NotFound, Problem
+from app.kernel.errors import InvalidInput, NotFound, Problem, Unavailable
 from app.kernel.processes.log_files import rotated
 from app.kernel.units import durations
 
@@ -93,7 +93,10 @@ def logs(
     out = _Output(single=len(files) == 1 and bool(processes))
     followed, found = [], []
     for process, file in files.items():
-        log, last = _read(process, file, limit, after)
+        try:
+            log, last = _read(process, file, limit, after)
+        except OSError as error:
+            raise Unavailable(f"the log {file} cannot be read: {error.strerror or error}") from error
         followed.append(log)
         found += last
         if not follow and log.rest and (after is None or log.last >= after):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
+import httpx2
 import typer
 from rich.text import Text
 
@@ -21,9 +22,13 @@ from app.kernel.errors import Unavailable
 from app.kernel.settings import Settings
 from app.kernel.units import durations
 from app.kernel.units.sizes import rounded
+from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
 #: The exit codes: something is not as it should be; nothing runs.
 DEGRADED, DOWN = 1, 5
+#: Seconds to wait for an answer of the API.
+_SECONDS = 3.0
+_UNFINISHED = tuple(state for state in RunState if state not in FINAL_RUNS)
 #: Most runs that are counted by state.
 _COUNTED = 200
 
@@ -67,17 +72,22 @@ def _asked(settings: Settings, found: Installation) -> ApiStatus:
     if found.record is not None and found.record.state == TreeState.STARTING:
         return ApiStatus(url, "it is starting", False, {}, {})  # its socket accepts connections, but nobody answers
     try:
-        with connected_to(url, seconds=3.0) as client:
-            instance = client.get("/healthz").get("instance")
-            if found.record is None or instance != found.record.instance:
-                return ApiStatus(url, "", True, {}, {})
-            ready = client.get("/readyz")
-            problem = "" if ready["ready"] else f"database: {ready['database']}; broker: {ready['broker']}"
+        answer = httpx2.get(f"{url}/readyz", timeout=_SECONDS, trust_env=False, verify=url.startswith("https:"))
+        ready = answer.json()
+        if found.record is None or not isinstance(ready, dict) or ready.get("instance") != found.record.instance:
+            return ApiStatus(url, "", True, {}, {})
+        if not ready["ready"]:
+            return ApiStatus(url, f"database: {ready['database']}; broker: {ready['broker']}", False, {}, {})
+        with connected_to(url, _SECONDS) as client:
             fleet = client.get("/v1/fleet")
-            runs = client.get("/v1/runs", state=("queued", "running"), limit=_COUNTED)["runs"]
-            return ApiStatus(url, problem, False, fleet, Counter(run["state"] for run in runs))
+            runs = client.get("/v1/runs", state=_UNFINISHED, limit=_COUNTED)["runs"]
+            return ApiStatus(url, "", False, fleet, Counter(run["state"] for run in runs))
+    except httpx2.TransportError as error:
+        return ApiStatus(url, f"no answer at {url} ({error})", False, {}, {})
     except (Unavailable, RequestRefused) as error:
         return ApiStatus(url, str(error).partition(";")[0], False, {}, {})
+    except ValueError:  # no JSON
+        return ApiStatus(url, "", True, {}, {})
 
 
 def _problems(settings: Settings, found: Installation, api: ApiStatus) -> list[str]:

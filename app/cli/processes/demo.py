@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
 import time
 from collections.abc import Sequence
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
+from app.catalog import files
 from app.cli.client import Client, url_of
 from app.cli.output import AsJson, console, notes, print_json, seconds, settings_of, shortened, state, table
 from app.cli.processes.reporter import Reporter
@@ -21,30 +23,40 @@ from app.cli.processes.signals import Interrupted, Signals
 from app.cli.processes.tree import Tree, running_tree
 from app.kernel import clock, shipped
 from app.kernel.embedded import DataDirectory
-from app.kernel.errors import NotFound
+from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.kernel.settings import Settings
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
 #: The workflow, the folder with its messages, and its model.
-_WORKFLOW, _TEXTS, _MODEL = "support-triage", "support", "smollm2:135m"
+_WORKFLOW, _TEXTS, _MODEL = "support-triage", "support", "gemma3:270m"
+#: The right topics of the messages, in their folder: the columns name and topic.
+_LABELS = "labels.csv"
 #: Seconds between two polls of the runs.
 _PAUSE = 0.25
+#: Most characters of a message in the table.
+_WIDTH = 58
 
 
 def demo(
     context: typer.Context,
     texts: Annotated[
-        Path | None, typer.Option(help="A folder of .txt files, one message each; by default the shipped messages.")
+        Path | None,
+        typer.Option(
+            help="A folder of .txt files, one message each; by default the shipped messages. Its labels.csv, with the "
+            "columns name and topic, says what is right."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
     Run the workflow support-triage for a dozen messages of customers, on temporary servers.
 
-    Postgres, Valkey, the API, a control worker, beat and a pool with SmolLM2-135M-Instruct run on a temporary data
-    directory. At the end, or on Ctrl-C, everything is stopped and removed.
+    Postgres, Valkey, the API, a control worker, beat and a pool with Gemma 3 270M run on a temporary data directory.
+    The chosen topics are compared with those that a person has given. At the end, or on Ctrl-C, everything is stopped
+    and removed.
     """
-    messages = _messages(texts or shipped.folder("examples") / _TEXTS)
+    folder_of_texts = texts or shipped.folder("examples") / _TEXTS
+    messages, labels = _messages(folder_of_texts), _labels(folder_of_texts)
     signals, report = Signals(), Reporter()
     signals.install()
     began = time.monotonic()
@@ -52,6 +64,8 @@ def demo(
     try:
         with tempfile.TemporaryDirectory(prefix="arriero-demo-", ignore_cleanup_errors=True) as folder:
             settings = _settings(settings_of(context), Path(folder))
+            report("info", f"joining the file of {_MODEL}, which the set-up has brought in parts")
+            files.pull(files.read_catalog().get(_MODEL), settings.data_dir)
             with (
                 DataDirectory(settings.data_dir, now=clock.now(), command="arriero demo") as held,
                 running_tree(settings, held, signals, report, flower=False) as tree,
@@ -67,17 +81,29 @@ def demo(
     if as_json:
         print_json({"runs": found, "ready_s": round(ready - began, 3), "runs_s": round(done - ready, 3)})
     else:
-        console().print(_results([name for name, _ in messages], found))
-        console().print(_summary(found, ready - began, done - ready))
+        console().print(_results(messages, labels, found))
+        console().print(_summary(messages, labels, found, ready - began, done - ready))
     if any(run["state"] != RunState.SUCCEEDED for run in found):
         raise typer.Exit(1)
 
 
 def _messages(folder: Path) -> list[tuple[str, str]]:
-    files = sorted(folder.glob("*.txt"))
-    if not files:
+    texts = sorted(folder.glob("*.txt"))
+    if not texts:
         raise NotFound("text file *.txt in the folder", str(folder))
-    return [(file.stem, file.read_text(encoding="utf-8").strip()) for file in files]
+    return [(file.stem, file.read_text(encoding="utf-8").strip()) for file in texts]
+
+
+def _labels(folder: Path) -> dict[str, str]:
+    """Return the right topics by the names of messages; empty without a file of them. Raises InvalidInput."""
+    try:
+        with (folder / _LABELS).open(encoding="utf-8", newline="") as file:
+            return {row["name"]: row["topic"] for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        return {}
+    except (KeyError, ValueError, csv.Error) as error:
+        problem = Problem(str(folder / _LABELS), f"it cannot be read: {error!r}", "CSV with the columns name and topic")
+        raise InvalidInput([problem], "labels") from error
 
 
 def _settings(given: Settings, folder: Path) -> Settings:
@@ -132,28 +158,38 @@ def _draw(bars: Progress, bar: Any, found: dict[str, Any]) -> None:
         bars.stop_task(bar)
 
 
-def _results(names: Sequence[str], found: Sequence[dict[str, Any]]) -> Group:
-    printed = table(
-        ("message", "state", "category", "urgency", "language", "mood", "time", "tokens"), right=("time", "tokens")
-    )
-    replies: list[Text] = []
-    for name, run in zip(names, found, strict=True):
-        ticket = (run["output"] or {}).get("ticket", {})
-        classify, tone = ticket.get("classify", {}), ticket.get("tone", {})
-        answers = [classify.get("category"), classify.get("urgency"), tone.get("language"), tone.get("mood")]
-        tokens = f"{run['tokens_in']}+{run['tokens_out']}"
-        printed.add_row(name, state(run["state"]), *(text or "-" for text in answers), seconds(run["took_s"]), tokens)
-        reply = ticket.get("reply") or (run["error"] or {}).get("message", "-")
-        replies.append(Text.assemble((f"{name}  ", "bold"), shortened(reply, 160)))
-    return Group(printed, Text("\nReplies", "bold"), *replies)
+def _topic(run: dict[str, Any]) -> str | None:
+    return (run["output"] or {}).get("topic")
 
 
-def _summary(found: Sequence[dict[str, Any]], starting: float, running: float) -> str:
+def _results(messages: Sequence[tuple[str, str]], labels: dict[str, str], found: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of the messages with their topics; a wrong one shows the right one beside it."""
+    printed = table(("message", "topic", "right?", "team", "time"), right=("time",))
+    for (name, message), run in zip(messages, found, strict=True):
+        topic, label = _topic(run), labels.get(name)
+        if topic is None:
+            failed = (run["error"] or {}).get("message", run["state"])
+            printed.add_row(shortened(message, _WIDTH), state(run["state"]), "", shortened(failed), "")
+            continue
+        judged = Text("-") if label is None else Text("yes", "green") if topic == label else Text(f"no: {label}", "red")
+        printed.add_row(shortened(message, _WIDTH), topic, judged, run["output"]["team"], seconds(run["took_s"]))
+    return printed
+
+
+def _summary(
+    messages: Sequence[tuple[str, str]],
+    labels: dict[str, str],
+    found: Sequence[dict[str, Any]],
+    starting: float,
+    running: float,
+) -> str:
     steps = sum(len(run["steps"]) for run in found)
-    written = sum(run["tokens_out"] for run in found)
-    read = sum(run["tokens_in"] for run in found)
+    tokens = sum(run["tokens_in"] + run["tokens_out"] for run in found)
     ended = sum(run["state"] == RunState.SUCCEEDED for run in found)
+    chosen = [(_topic(run), labels[name]) for (name, _), run in zip(messages, found, strict=True) if name in labels]
+    right = sum(topic == label for topic, label in chosen)
+    judged = f"\n[bold]{right} of {len(chosen)} topics are right.[/]" if chosen else ""
     return (
-        f"\n[bold]{ended} of {len(found)} runs succeeded[/]: {steps} steps in {running:.1f} s after a start of "
-        f"{starting:.1f} s; {read} tokens read, {written} written ({written / running:.0f} per second)."
+        f"{judged}\n{ended} of {len(found)} runs succeeded: {steps} steps and {tokens} tokens in {running:.1f} s, "
+        f"after a start of {starting:.1f} s."
     )

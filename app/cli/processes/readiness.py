@@ -9,15 +9,32 @@ from datetime import timedelta
 import httpx2
 from celery import Celery
 
+from app.catalog import files
+from app.catalog.model import Model
 from app.cli.client import connected_to, url_at
 from app.cli.processes.member import ProcessMember
 from app.cli.processes.reporter import Reporter
 from app.kernel import broker
 from app.kernel.errors import ServerNotStarted
 from app.kernel.settings import Settings, variable
+from app.scheduler import needs
 
 #: Seconds between two polls.
 _PAUSE = 0.1
+#: Seconds for which a model is refused, with a reason that does not pass by itself, before the start is given up.
+_HOPELESS = 15.0
+
+
+def check_files(settings: Settings) -> None:
+    """Raises ModelFileUnusable when a model of `pools.models` cannot be served, with the cause and what to do."""
+    catalog = files.catalog_of(settings)
+    _check_files([catalog.get(name) for name in settings.pools.models], settings)
+
+
+def _check_files(models: Sequence[Model], settings: Settings) -> None:
+    for model in models:
+        if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a simulated engine needs no file
+            files.check(model, settings.data_dir)
 
 
 def wait(
@@ -33,7 +50,8 @@ def wait(
 
     Only an API of this `instance` counts. `report` has begun the phases api, workers and models. `pause` waits for so
     many seconds between two polls.
-    Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline.
+    Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline; and with
+    the reason, when a model cannot be served. Raises ModelFileUnusable when a file becomes unusable meanwhile.
     """
     limit = time.monotonic() + deadline.total_seconds()
     url, waiting = url_at(settings.api.host, settings.api.port), {m.worker: m for m in members if m.worker}
@@ -42,6 +60,7 @@ def wait(
     models = list(settings.pools.models)
     if not models:
         report.done("models", "none are in pools.models")
+    catalog, refusals = files.catalog_of(settings), _Refusals()
     serves = False
     before: dict[str, str | None] = {}
     told: dict[str, str] = {}
@@ -59,8 +78,10 @@ def wait(
             waiting.pop(name)
             if not waiting:
                 report.done("workers", ", ".join(member.name for member in members if member.worker))
+        _check_files([catalog.get(name) for name in models], settings)
         if serves and not waiting and models:
             models = _still_loading(url, report, models, before, told)
+            refusals.check(url, models)
             if not models:
                 report.done("models", f"{', '.join(settings.pools.models)} served")
         if not serves or waiting or models:
@@ -101,6 +122,27 @@ def _still_loading(
     if left:
         report.show("; ".join(doing))
     return left
+
+
+class _Refusals:
+    """
+    Models for which waiting does not help, as the scheduler explains.
+
+    It says so too while the agent of this host has not reported yet; so only what it says for long counts.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def check(self, url: str, models: Sequence[str]) -> None:
+        """Raises ServerNotStarted for a model that has been refused for long, with the reason."""
+        with connected_to(url) as client:
+            for model in models:
+                found = client.get("/v1/fleet/explain", model=model)
+                if found["condition"] != "refused" or found["estimate_s"] is not None:
+                    self._since.pop(model, None)
+                elif time.monotonic() - self._since.setdefault(model, time.monotonic()) > _HOPELESS:
+                    raise ServerNotStarted(model, found["reason"])
 
 
 def _serves(url: str, instance: str) -> bool:

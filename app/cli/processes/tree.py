@@ -23,7 +23,6 @@ from typing import Any
 from pydantic import SecretStr
 
 from app import __version__
-from app.catalog import files
 from app.cli.client import url_at
 from app.cli.processes import readiness, records
 from app.cli.processes.member import (
@@ -47,7 +46,6 @@ from app.kernel.processes import forking, listening, log_files, waiting
 from app.kernel.processes.process import Child, end_leftovers
 from app.kernel.processes.spawning import Spawner
 from app.kernel.settings import Settings
-from app.scheduler import needs
 
 #: Seconds between two checks of the children; and while all of them run, whose end is noticed at once.
 _PAUSE, _LONG_PAUSE = 0.25, 1.0
@@ -259,11 +257,7 @@ def running_tree(
     The caller has installed the signals, and holds the data directory.
     Raises ServerNotStarted, DatabaseBehind, ModelFileMissing, and other errors of a start.
     """
-    catalog = files.read_catalog(settings.catalog.files)
-    for name in settings.pools.models:
-        model = catalog.get(name)
-        if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a simulated engine needs no file
-            files.locate(model, settings.data_dir)
+    readiness.check_files(settings)
     with ExitStack() as stack:
         stack.callback(report.close)
         stack.callback(records.remove, held.path)

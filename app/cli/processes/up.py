@@ -85,6 +85,7 @@ def _announce(tree: Tree, report: Reporter, *, in_background: bool) -> None:
         f"[bold]Logs[/]       {escape(str(tree.directory / LOG_FILE.parent))}",
         "",
         "Try in another terminal:",
+        "  arriero models pull gemma3:270m",
         '  arriero run support-triage --input message="Where is my parcel?"',
         "  arriero status",
         "`arriero down` stops everything." if in_background else "Ctrl-C stops everything.",

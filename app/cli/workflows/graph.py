@@ -11,7 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from app.cli.output import seconds, shortened, state
-from app.cli.workflows.progress import awaited, counted, shown_state
+from app.cli.workflows.progress import CUT, awaited, counted, is_cut, shown_state, tokens
 
 #: The mark before a step, by its state.
 MARKS: Mapping[str, str] = {
@@ -52,7 +52,7 @@ def _line(step: Mapping[str, Any], others: list[str], run_id: str, at: datetime)
     if step["branch"]:
         parts.append(f"→ {step['branch']}")
     if step["model"]:
-        parts.append(f"{step['model']}, {step['tokens_in']} + {step['tokens_out']} tokens")
+        parts.append(", ".join(filter(None, (step["model"], tokens(step)))))
     if step["items"]:
         parts.append(counted(step, at))
     if step["took_s"] is not None:
@@ -61,10 +61,14 @@ def _line(step: Mapping[str, Any], others: list[str], run_id: str, at: datetime)
         parts.append(f"attempt {step['attempt']}")
     if step["state"] == "awaiting" and step["awaits"] and not step["items"]:
         parts.append(awaited(step, run_id))
+    if step["waiting_reason"]:
+        parts.append(f"waits: {shortened(step['waiting_reason'], 400)}")
     if others:
         parts.append("also after " + ", ".join(others))
     if step["error"] and step["state"] in ("failed", "waiting"):
         parts.append(shortened(step["error"].get("message", ""), 80))
+    if is_cut(step):
+        line.append(f"  {CUT}", "yellow")
     return line.append("  " + " · ".join(parts), "dim") if parts else line
 
 

@@ -10,6 +10,7 @@ import typer
 
 from app.cli.client import connected
 from app.cli.output import AsJson, console, notes, print_json, settings_of, shortened, state, table
+from app.cli.workflows import progress
 from app.cli.workflows.runs import CONTROL, SHOW, RunId, inputs_of, labels_of
 from app.cli.workflows.runs import app as runs_app
 from app.kernel.errors import InvalidInput, Problem
@@ -182,7 +183,7 @@ def items(
             state(row["state"]),
             str(row["attempt"] or "-"),
             shortened(row["input"], 60),
-            shortened(result, 80),
+            shortened(result, 80) + (f" ({progress.CUT})" if progress.is_cut(row) else ""),
         )
     console().print(printed)
     if page["next_first"] is not None:

@@ -33,6 +33,7 @@ from app.cli.workflows.graph import drawn
 from app.kernel import clock
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
 from app.workflows.language import source
+from app.workflows.language.overrides import EVERY
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
 app = typer.Typer(no_args_is_help=True, help="Runs: list, show, watch, control.")
@@ -67,6 +68,12 @@ PriorityOption = Annotated[
 Deadline = Annotated[
     str | None, typer.Option(help="A deadline for the whole run, instead of the workflow's own: '30m'.")
 ]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", metavar="[STEP=]NAME", help="A model for every step that uses one, or for one step. May be repeated."
+    ),
+]
 RunId = Annotated[
     str, typer.Argument(metavar="RUN", help="The id of a run, or enough of its first or last characters.")
 ]
@@ -81,6 +88,7 @@ def run(
     labels: RunLabels = None,
     priority: PriorityOption = None,
     deadline: Deadline = None,
+    models: Models = None,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -89,7 +97,7 @@ def run(
     Exits with 1 when the run fails or is cancelled. Ctrl-C stops the watching; the run continues.
     """
     with connected(settings_of(context)) as client:
-        more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline}
+        more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline, "models": models_of(models)}
         submitted = _submit(client, flow, inputs, input_file, key, more)
         final = _with_output(client, _watch(client, submitted["id"], quiet=as_json))
     if as_json:
@@ -108,11 +116,12 @@ def submit(
     labels: RunLabels = None,
     priority: PriorityOption = None,
     deadline: Deadline = None,
+    models: Models = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit a run and print its id, without waiting for it."""
     with connected(settings_of(context)) as client:
-        more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline}
+        more = {"labels": labels_of(labels), "priority": priority, "deadline": deadline, "models": models_of(models)}
         submitted = _submit(client, flow, inputs, input_file, key, more)
     if as_json:
         print_json(submitted)
@@ -233,6 +242,12 @@ def labels_of(given: Sequence[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in (text.partition("=") for text in given or ())}
 
 
+def models_of(given: Sequence[str] | None) -> dict[str, str]:
+    """Parse `NAME` and `STEP=NAME` options."""
+    pairs = [text.rpartition("=") for text in given or ()]
+    return {step if mark else EVERY: name for step, mark, name in pairs}
+
+
 def _submit(
     client: Client,
     flow: str,
@@ -282,17 +297,18 @@ def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
         graph = None
         if not quiet and out.is_terminal:
             graph = stack.enter_context(Live(drawn(found, clock.now()), console=out, refresh_per_second=8))
-        before = None
+        before = earlier = None
         while True:
+            now = clock.now()
             if graph is not None:
-                graph.update(drawn(found, clock.now()))
+                graph.update(drawn(found, now))
             elif not quiet:
-                for line in progress.changes(before, found, clock.now()):
+                for line in progress.changes(before, found, now, earlier):
                     notes().print(line, markup=False)
             if found["state"] in FINAL_RUNS:
                 return found
             time.sleep(_PAUSE)
-            before, found = found, client.get(f"/v1/runs/{run_id}")
+            before, earlier, found = found, now, client.get(f"/v1/runs/{run_id}")
 
 
 def _with_output(client: Client, found: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""`arriero workflows`: list, show, store, check, compare and pause workflows."""
+"""`arriero workflows`: list, show, store, check, compare, begin and pause workflows."""
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,9 @@ from app.catalog import files
 from app.cli import texts
 from app.cli.client import connected
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
+from app.cli.starters import workflows as starters
+from app.cli.starters.files import SCHEMA_FILE, report, schema_text, write
+from app.cli.starters.workflows import StarterKind
 from app.cli.workflows.diff import print_changes
 from app.kernel.errors import InvalidDefinition, InvalidInput, NotFound, Problem
 from app.workflows.language import check as checks
@@ -22,7 +26,7 @@ from app.workflows.language import source
 from app.workflows.language.check import Deployment
 from app.workflows.language.definition import Definition
 
-app = typer.Typer(no_args_is_help=True, help="Workflows: list, show, store, check, compare.")
+app = typer.Typer(no_args_is_help=True, help="Workflows: list, show, store, check, compare, begin.")
 
 WorkflowName = Annotated[str, typer.Argument(metavar="NAME", help="The name of a workflow.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A workflow in YAML or JSON.")]
@@ -83,7 +87,7 @@ def check(
     Every problem is printed with its path, its line and what would be accepted; the exit code is then 2. Other YAML and
     JSON files in a folder are reported and skipped.
     """
-    deployment = Deployment(files.read_catalog(settings_of(context).catalog.files))
+    deployment = Deployment(files.catalog_of(settings_of(context)))
     if len(paths) == 1 and not paths[0].is_dir():
         typer.echo(_summary(checks.parse(texts.read(paths[0]), deployment)))
         return
@@ -139,6 +143,36 @@ def diff(
 
 
 @app.command()
+def new(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the workflow: NAME.yaml is written.")],
+    kind: Annotated[
+        StarterKind,
+        typer.Option(
+            help="generate: a text and a title. map: a list, item by item. extract: fields out of a text. "
+            "approve: a person decides."
+        ),
+    ] = StarterKind.GENERATE,
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write it.", file_okay=False)] = Path(),
+    model: Annotated[str | None, typer.Option(help="Its model; by default the first of pools.models.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """
+    Write a small commented workflow to begin with, and its JSON Schema for editors.
+
+    Both are complete: the workflow passes `check` and runs as it is.
+    """
+    settings = settings_of(context)
+    catalog = files.catalog_of(settings)
+    text = starters.text(kind, name, model or starters.model_for(settings.pools.models, catalog))
+    checks.parse(text, Deployment(catalog))
+    file = folder / f"{name}.yaml"
+    found = {file: text, folder / SCHEMA_FILE: schema_text()}
+    following = [f"arriero {command} {shlex.quote(str(file))}" for command in ("workflows check", "run")]
+    typer.echo(report(found, write(found, replace=force), following))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a workflow, for editors and other programs."""
     print_json(dict(schemas.workflow()))
@@ -178,7 +212,8 @@ def _found(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
         if not path.is_dir():
             yield path, False
             continue
-        found = sorted(inner for suffix in ("yaml", "yml", "json") for inner in path.rglob(f"*.{suffix}"))
+        every = (inner for suffix in ("yaml", "yml", "json") for inner in path.rglob(f"*.{suffix}"))
+        found = sorted(inner for inner in every if inner.name != SCHEMA_FILE)
         if not found:
             raise NotFound("YAML or JSON file in", str(path))
         yield from ((inner, True) for inner in found)

@@ -85,6 +85,10 @@ class Configuration:
     files: Mapping[str, timedelta] = field(default_factory=dict)
     #: Time until a host that `files` does not name has the file; None: it is not placed there.
     fetch: timedelta | None = NO_TIME
+    #: What a user does to have the file on a host, as a sentence.
+    installation: str = ""
+    #: By host, why the file there cannot be used.
+    unusable: Mapping[str, str] = field(default_factory=dict)
     #: A pool that is idle for that time is stopped; None: it is not stopped for being idle.
     keep_alive: timedelta | None = timedelta(minutes=5)
     #: Pools that are kept running without demand, and the highest number of pools.

@@ -241,8 +241,7 @@ def never(
     """Why waiting does not help, or only until something changes."""
     is_simulated = any(layout.type == SIMULATED for layout in configuration.layouts)
     if configuration.fetch is None and not configuration.files and not is_simulated:
-        text = f"no host has its file; `arriero models show {configuration.model}` says how to get it"
-        return RefusalReason(text)
+        return RefusalReason(_without_file(configuration))
     if not configuration.layouts:
         return RefusalReason("its footprint is not known yet on any device")
     if backoffs:
@@ -251,6 +250,14 @@ def never(
         text = f"on {backoff.host}, {backoff.reason}; tried again in {seconds(after)}"
         return RefusalReason(text, after + load_seconds(configuration))
     return RefusalReason(_obstacle(configuration, sets, state))
+
+
+def _without_file(configuration: Configuration) -> str:
+    """Why no host can load the file, and what a user does about it."""
+    if not configuration.unusable:
+        return f"no host has its file; {configuration.installation}"
+    found = (f"on {host}, {reason}" for host, reason in sorted(configuration.unusable.items()))
+    return f"no host can use its file: {'; '.join(found)}"
 
 
 def _obstacle(configuration: Configuration, sets: DeviceSets, state: PlanState) -> str:

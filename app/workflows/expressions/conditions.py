@@ -24,6 +24,7 @@ from app.workflows.expressions import plain
 from app.workflows.expressions.cel import tree
 from app.workflows.expressions.cel.functions import FUNCTIONS
 from app.workflows.expressions.cel.program import SPECIAL, Evaluator, Frame, compile_node
+from app.workflows.expressions.cel.signatures import SIGNATURES
 from app.workflows.expressions.cel.tree import (
     Call,
     Comprehension,
@@ -73,8 +74,11 @@ def _problems(expression: str, where: str, scope: Scope, result_type: ResultType
     problems = [*_function_problems(node, where, expression), *name_problems(paths, where, scope)]
     if problems:
         return problems
+    declared = _declared(references, scope)
+    # The library does not know the macro sortBy: its variables are declared as if they were names of the data.
+    bound = _sorted_variables(node) - {name for name, _ in declared}
     try:
-        checked = tree.environment(_declared(references, scope)).compile(expression)
+        checked = tree.environment(declared | {(name, "dyn") for name in bound}).compile(expression)
     except (RuntimeError, ValueError) as error:
         return [_problem(where, expression, fault, _TYPES) for fault in tree.faults(str(error))]
     return _result_problems(checked.return_type().name(), where, result_type)
@@ -192,6 +196,7 @@ _NO_JSON = re.compile(r"TIMESTAMP|DURATION|TYPE<|TYPE$|optional_type|MAP<(?!STRI
 _MACROS: Mapping[str, str] = {
     "has": "has(inputs.x)",
     **{name: f"list.{name}(x, condition)" for name in ("all", "exists", "exists_one", "filter")},
+    "sortBy": "list.sortBy(x, key)",
     "map": "list.map(x, value) or list.map(x, condition, value)",
     **{name: f"optional.{name}(x, value)" for name in ("optMap", "optFlatMap")},
 }
@@ -207,6 +212,25 @@ def _function_problems(node: Node, where: str, expression: str) -> Iterator[Prob
                 f"; did you mean {close[0]!r}?" if close else ""
             )
             yield _problem(where, expression, fault, accepted)
+        elif isinstance(part, Call) and (known := SIGNATURES.get(part.function)):
+            given = len(part.arguments)
+            if not known.accepts(given):
+                fault = Fault(
+                    f"{part.function!r} does not take {given} argument{'s' if given != 1 else ''}",
+                    *tree.position(expression, part.offset),
+                )
+                yield _problem(where, expression, fault, " or ".join(known.forms))
+
+
+def _sorted_variables(node: Node) -> set[str]:
+    """Return the names of the variables of all `list.sortBy(x, key)`."""
+    return {
+        pairs.variable
+        for part in _parts(node)
+        if isinstance(part, Call) and part.function == tree.SORTED_PAIRS
+        for pairs in part.arguments
+        if isinstance(pairs, Comprehension)
+    }
 
 
 class _Reference(NamedTuple):

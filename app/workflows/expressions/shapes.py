@@ -1,8 +1,9 @@
 """
 Shapes: the static types of the names that an expression can use.
 
-The shapes of `inputs` come from their JSON Schemas. A finished step has an output, a state and an error. Some places
-of a workflow define further names. `name_problems` finds the names that will not exist at run time.
+The shapes of `inputs` come from their JSON Schemas. A finished step has an output, a state, an error and a
+finish reason. Some places of a workflow define further names. `name_problems` finds the names that will not exist at
+run time.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Shape:
 
 
 DYN, BOOL, INT, STRING = Shape(), Shape("bool"), Shape("int"), Shape("string")
-#: The fields of a finished step. A missing output or error is null.
-_STEP: Mapping[str, Shape] = {"output": DYN, "state": STRING, "error": DYN}
+#: The fields of a finished step. A missing output, error or finish reason is null; a map has a list of finish reasons.
+_STEP: Mapping[str, Shape] = {"output": DYN, "state": STRING, "error": DYN, "finish_reason": DYN}
 assert tuple(_STEP) == STEP_FIELDS
 #: The shapes of the names that a scope may have in addition to `inputs` and `steps`.
 _EXTRA: Mapping[str, Shape] = {

@@ -44,7 +44,7 @@ LISTED = 30
 _ROOTS = ("inputs", "steps")
 _SECRETS = "secrets"
 #: The fields of a step that a template can use.
-STEP_FIELDS = ("output", "state", "error")
+STEP_FIELDS = ("output", "state", "error", "finish_reason")
 _FORBIDDEN = (
     nodes.Macro,
     nodes.CallBlock,

@@ -28,6 +28,7 @@ from app.workflows.language import definition as definitions
 from app.workflows.language import shape_errors, source
 from app.workflows.language.definition import Definition
 from app.workflows.language.source import SourceDocument
+from app.workflows.language.step_work import Retry
 from app.workflows.language.steps import (
     MODEL_KINDS,
     TIMED_OUT,
@@ -38,7 +39,7 @@ from app.workflows.language.steps import (
     JoinStep,
     MapBody,
     MapStep,
-    Retry,
+    ModelWork,
     WaitStep,
     branches_of,
 )
@@ -271,7 +272,7 @@ def _text_problems(expression: str, where: str, scope: templates.Scope) -> list[
 
 
 def _model_problems(
-    definition: Definition, work: GenerateFields | EmbedFields, where: str, deployment: Deployment | None
+    definition: Definition, work: ModelWork, where: str, deployment: Deployment | None
 ) -> Iterator[Problem]:
     model = work.model or definition.defaults.model
     if model is None:

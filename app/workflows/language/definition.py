@@ -16,19 +16,8 @@ from pydantic import Discriminator, Field, Tag
 
 from app.kernel.units.durations import Duration
 from app.workflows.language import ancestry
-from app.workflows.language.steps import (
-    MODEL_KINDS,
-    NAME,
-    AnyStep,
-    DiscriminatedStep,
-    DocumentPart,
-    EmbedFields,
-    Expression,
-    GenerateFields,
-    PositiveDuration,
-    Template,
-    work_of,
-)
+from app.workflows.language.step_work import NAME, DocumentPart, Expression, PositiveDuration, Template
+from app.workflows.language.steps import MODEL_KINDS, AnyStep, DiscriminatedStep, ModelWork, work_of
 
 #: The pattern of label names.
 LABEL = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
@@ -122,7 +111,7 @@ class Definition(DocumentPart):
         """Return the step with that id, which must exist."""
         return next(step for step in self.all_steps() if step.id == key)
 
-    def models_of(self, work: GenerateFields | EmbedFields) -> tuple[str, ...]:
+    def models_of(self, work: ModelWork) -> tuple[str, ...]:
         """Return the models of a step in the order in which they are tried. `check` has ensured at least one."""
         model = work.model or self.defaults.model
         assert model is not None

@@ -15,7 +15,8 @@ from functools import cached_property
 from app.workflows.language import definition as definitions
 from app.workflows.language.definition import Definition
 from app.workflows.language.rule import StepRule
-from app.workflows.language.steps import MODEL_KINDS, AnyStep, Fallback, JoinStep, MapBody, MapStep, SwitchStep, work_of
+from app.workflows.language.step_work import Fallback
+from app.workflows.language.steps import MODEL_KINDS, AnyStep, JoinStep, MapBody, MapStep, SwitchStep, work_of
 
 _STEP_REFERENCE = re.compile(r"\bsteps\b(?:\s*\.\s*([a-z]\w*)|\s*\[\s*[\"']([a-z]\w*)[\"']\s*\])?")
 #: Matches the code in a template; names in the text around it do not count.

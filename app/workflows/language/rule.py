@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from app.workflows.language.steps import Fallback, Retry
+from app.workflows.language.step_work import Fallback, Retry
 
 Join = Literal["all", "any", "all_done"]
 

@@ -11,8 +11,6 @@ A schema cannot express every rule (that needs exist, that a step has either a p
 from __future__ import annotations
 
 import inspect
-import re
-import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -21,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import CoreSchema, DictSchema, ModelSchema
 
+from app.kernel.section import comments_of
 from app.workflows.language.definition import Definition
 
 #: The name of the schema; it is served at `/v1/schemas/workflow`.
@@ -41,7 +40,7 @@ class _Generator(GenerateJsonSchema):
         made = super().model_schema(schema)
         cls = schema["cls"]
         made["description"] = _description(cls)
-        comments = _comments(cls)
+        comments = comments_of(cls)
         for name, field in cls.model_fields.items():
             written = made["properties"][field.alias or name]
             described = [comments.get(name, ""), written.get("description", "")]
@@ -65,28 +64,3 @@ def _description(cls: type[BaseModel]) -> str:
     """Return the docstring of a type; for a step, that of the class that declares its `kind`."""
     kind = next((base for base in cls.__mro__ if "kind" in vars(base).get("__annotations__", {})), cls)
     return inspect.getdoc(kind) or ""
-
-
-_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
-_FIELD = re.compile(r"(?P<comment>(?:^    #:.*\n)+)^    (?P<name>\w+):", re.MULTILINE)
-
-
-def _comments(cls: type[BaseModel]) -> dict[str, str]:
-    """Return the `#:` comment above each field of a type and of its base types."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if issubclass(base, BaseModel) and base is not BaseModel:
-            found |= _comments_of_module(base.__module__).get(base.__name__, {})
-    return found
-
-
-@lru_cache
-def _comments_of_module(name: str) -> dict[str, dict[str, str]]:
-    """Return the comments of the fields of each type of a module."""
-    _, *parts = _CLASS.split(inspect.getsource(sys.modules[name]))
-    found: dict[str, dict[str, str]] = {}
-    for type_name, body in zip(parts[::2], parts[1::2], strict=True):
-        for match in _FIELD.finditer(body):
-            lines = (line.strip().removeprefix("#:").strip() for line in match["comment"].splitlines())
-            found.setdefault(type_name, {})[match["name"]] = " ".join(lines).removesuffix(".")
-    return found

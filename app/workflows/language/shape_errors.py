@@ -16,7 +16,8 @@ from pydantic_core import ErrorDetails
 from app.kernel.errors import Problem
 from app.kernel.units import durations
 from app.workflows.language.definition import LABEL, Definition
-from app.workflows.language.steps import HEADER, ID, KINDS, NAME, NEED, AnyStep, DocumentPart, MapBody
+from app.workflows.language.step_work import HEADER, ID, NAME, NEED, DocumentPart
+from app.workflows.language.steps import KINDS, AnyStep, MapBody
 
 #: The tags of union alternatives, which pydantic adds to the location of an error.
 _UNION_TAGS = frozenset({"priority_class", "priority_rank", "output_expression", "output_part"})
@@ -56,6 +57,7 @@ REQUIRED: Mapping[str, str] = {
     "url": "a template: https://host/path",
     "texts": "an expression that returns a string or a list of strings",
     "message": "a template: the question to the person",
+    "request": "an expression that returns a request, such as inputs.request",
     "role": "system | user | assistant",
     "content": "a template",
     "schema": "a JSON Schema",

@@ -8,90 +8,30 @@ The types here validate the shape; `app.workflows.language.check` checks the nam
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from app.kernel.errors import FailureReason
 from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
+from app.workflows.language.step_work import (
+    HEADER,
+    ID,
+    NAME,
+    NEED,
+    DocumentPart,
+    Expression,
+    Fallback,
+    PositiveDuration,
+    Retry,
+    StepWork,
+    Template,
+)
 
-#: The pattern of step ids, which templates use as names (`steps.draft.output`).
-ID = r"^[a-z][a-z0-9_]{0,62}$"
-#: The pattern of workflow names, which are part of URLs.
-NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
-#: The pattern of a need: a step, or a branch of a step.
-NEED = r"^[a-z][a-z0-9_]{0,62}(\.[a-z][a-z0-9_]{0,62})?$"
-#: The pattern of header names.
-HEADER = r"^[A-Za-z0-9-]{1,64}$"
 #: The branch of a wait that timed out.
 TIMED_OUT = "timed_out"
 #: The branches of an approval.
 APPROVED, REJECTED = "approved", "rejected"
-
-
-Template = Annotated[str, Field(min_length=1, max_length=400_000)]
-Expression = Annotated[str, Field(min_length=1, max_length=20_000)]
-
-
-def _positive(value: timedelta) -> timedelta:
-    if not value:
-        raise ValueError("the duration must be greater than 0")
-    return value
-
-
-#: A duration above zero.
-PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
-
-
-class DocumentPart(BaseModel):
-    """A mapping of the document. Unknown fields are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Retry(DocumentPart):
-    """The retry policy of a step."""
-
-    #: Failed attempts after which the step fails. The loss of a worker is not counted here.
-    max_attempts: int = Field(default=3, ge=1, le=100)
-    #: The first delay. Each further delay is `factor` times the previous one, up to `cap`.
-    delay: Duration = Field(default="1s", validate_default=True)
-    factor: float = Field(default=2.0, ge=1, le=100)
-    cap: Duration = Field(default="1m", validate_default=True)
-    #: Failure reasons that are retried. By default all except those of `non_retryable`.
-    on: tuple[FailureReason, ...] | None = None
-    #: Failure reasons that are not retried. Reasons in `on` are retried, unless this field is set and lists them too.
-    non_retryable: tuple[FailureReason, ...] = (
-        FailureReason.TEMPLATE_ERROR,
-        FailureReason.CONTEXT_EXCEEDED,
-        FailureReason.INVALID_REQUEST,
-        FailureReason.HTTP_4XX,
-        FailureReason.HTTP_REFUSED,
-        FailureReason.REJECTED,
-    )
-    #: A condition for another attempt, over `error.reason`, `error.message` and `error.attempt`.
-    when: Expression | None = None
-
-    def retries(self, reason: FailureReason) -> bool:
-        """Return whether a failure with this reason may be retried."""
-        if self.on is None or "non_retryable" in self.model_fields_set:
-            return reason not in self.non_retryable and (self.on is None or reason in self.on)
-        return reason in self.on
-
-
-class Fallback(DocumentPart):
-    """Alternative models for a step, in the order in which they are tried."""
-
-    models: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1, max_length=16)
-    #: Failure reasons after which the next model is tried at once. After the last model, the retry policy decides.
-    on: tuple[FailureReason, ...] = (
-        FailureReason.INVALID_OUTPUT,
-        FailureReason.CONTEXT_EXCEEDED,
-        FailureReason.ENGINE_ERROR,
-        FailureReason.TIMEOUT,
-    )
 
 
 class SamplingFields(DocumentPart):
@@ -122,22 +62,6 @@ class OutputFields(DocumentPart):
     schema_: Mapping[str, Any] = Field(alias="schema")
 
 
-class StepWork(DocumentPart):
-    """The fields of the work of a step, which a map can also do for each item."""
-
-    retry: Retry = Retry()
-    #: The time limit for one attempt, from its claim.
-    timeout: PositiveDuration = Field(default="10m", validate_default=True)
-
-    def templates(self) -> Iterator[tuple[str, str]]:
-        """Yield the path of each template in the step, and the template."""
-        return iter(())
-
-    def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
-        """Yield the path of each expression in the step, the expression, and its required result type."""
-        return iter(())
-
-
 class GenerateFields(StepWork):
     """Generates text with a model. Its output is the text, or the JSON value when a schema is set."""
 
@@ -151,6 +75,9 @@ class GenerateFields(StepWork):
     chat: bool = True
     sampling: SamplingFields = SamplingFields()
     max_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    #: What happens when the text is cut at `max_tokens`: it is the output, and the finish reason of the step is
+    #: `length`; or the attempt fails with the reason `truncated`.
+    on_length: Literal["keep", "fail"] = "keep"
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=16)
     output: OutputFields | None = None
 
@@ -192,6 +119,23 @@ class EmbedFields(StepWork):
 
     def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
         yield "texts", self.texts, "any"
+
+
+class OpenAIFields(StepWork):
+    """
+    Does a request in the form of OpenAI's API with a model. Its output is the answer in that form.
+
+    The request has `messages` (a chat completion), `prompt` (a completion) or `input` (embeddings).
+    """
+
+    kind: Literal["openai"]
+    model: str | None = Field(default=None, min_length=1)
+    fallback: Fallback | None = None
+    #: An expression that returns the request. Its fields `model` and `stream` have no effect here.
+    request: Expression
+
+    def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
+        yield "request", self.request, "any"
 
 
 class TransformFields(StepWork):
@@ -276,7 +220,8 @@ class NoopFields(StepWork):
 
 
 MapBody = Annotated[
-    GenerateFields | EmbedFields | TransformFields | HttpFields | CallFields | NoopFields, Field(discriminator="kind")
+    GenerateFields | EmbedFields | OpenAIFields | TransformFields | HttpFields | CallFields | NoopFields,
+    Field(discriminator="kind"),
 ]
 
 
@@ -302,6 +247,10 @@ class GenerateStep(StepPart, GenerateFields):
 
 class EmbedStep(StepPart, EmbedFields):
     """An embed step."""
+
+
+class OpenAIStep(StepPart, OpenAIFields):
+    """An openai step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -451,6 +400,7 @@ APPROVAL_PAYLOAD: Mapping[str, Any] = {
 AnyStep = (
     GenerateStep
     | EmbedStep
+    | OpenAIStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -462,9 +412,10 @@ AnyStep = (
 )
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
-KINDS = ("generate", "embed", "transform", "http", "workflow", "map", "switch", "wait", "join", "noop")
+KINDS = ("generate", "embed", "openai", "transform", "http", "workflow", "map", "switch", "wait", "join", "noop")
 #: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields)
+MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields)
+ModelWork = GenerateFields | EmbedFields | OpenAIFields
 
 
 def work_of(step: AnyStep) -> AnyStep | MapBody:

@@ -47,6 +47,8 @@ class Claim:
     step: AnyStep | None = None
     #: Why it cannot be done: it reads too much.
     refused: StepFailure | None = None
+    #: The name of its workflow.
+    workflow: str = ""
 
 
 def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim:
@@ -81,6 +83,7 @@ def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim
         row.parent_id,
         step,
         refused,
+        row.workflow,
     )
 
 
@@ -95,7 +98,19 @@ def follow(change: RunChange, key: str, owner: str) -> Claim:
     except StepFailure as failure:
         refused = failure
     run_id = change.locked.id
-    return Claim(locked.id, run_id, key, attempt, locked.priority, step, data, locked.model, step=step, refused=refused)
+    return Claim(
+        locked.id,
+        run_id,
+        key,
+        attempt,
+        locked.priority,
+        step,
+        data,
+        locked.model,
+        step=step,
+        refused=refused,
+        workflow=change.locked.workflow,
+    )
 
 
 def _data(work: UnitOfWork, row: ClaimedStep, reads: Reads, limits: PayloadLimits) -> dict[str, Any]:
@@ -136,5 +151,6 @@ def end(
             "tokens_out": usage.tokens_out,
             "tokens_cached": usage.tokens_cached,
             "first_token_ms": None if first is None else round(first.total_seconds() * 1000),
+            "finish_reason": usage.finish_reason,
         },
     )

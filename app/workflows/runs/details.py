@@ -73,6 +73,7 @@ class _Worked:
     output_sha256: str | None
     output_bytes: int | None
     output_shown: bool | None
+    finish_reason: str | None
     error: dict[str, Any] | None
     tokens_in: int
     tokens_out: int
@@ -89,14 +90,19 @@ class StepDetails(_Worked):
     kind: str
     branch: str | None
     awaits: dict[str, Any] | None
+    #: Its work is done by items or by a called run.
+    delegated: bool
     deadline_at: datetime | None
     #: Counts of a map that was expanded.
     items: int | None
     items_waiting: int | None
     items_in_flight: int | None
     items_failed: int | None
+    items_truncated: int | None
     #: The last run that it called.
     called_run_id: UUID | None
+    #: Why no pool of its model is started, while the step or one of its items waits for one.
+    waiting_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,7 @@ class AttemptDetails:
     tokens_out: int | None
     tokens_cached: int | None
     first_token_ms: int | None
+    finish_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,9 @@ _SOURCE = text("""
 """)
 _COPY_STEPS = text("""
     UPDATE step AS copy SET state = 'succeeded', output = old.output, output_sha256 = old.output_sha256,
-                            output_bytes = old.output_bytes, error = old.error, branch = old.branch,
-                            attempt = old.attempt, ready_at = now(), started_at = now(), finished_at = now()
+                            output_bytes = old.output_bytes, finish_reason = old.finish_reason, error = old.error,
+                            branch = old.branch, attempt = old.attempt, ready_at = now(), started_at = now(),
+                            finished_at = now()
     FROM step AS old
     WHERE copy.run_id = :run_id AND old.run_id = :old_id AND old.key = copy.key AND old.parent_id IS NULL
       AND old.key = ANY(:keys) AND old.state = 'succeeded'
@@ -36,17 +37,18 @@ _COPY_STEPS = text("""
 _COPY_ITEMS = text("""
     INSERT INTO step (id, run_id, parent_id, item, input, input_sha256, input_bytes, key, position, kind, model,
                       model_index, queue, priority, rank, state, delegated, attempt, failures, losses, tokens_in,
-                      tokens_out, output, output_sha256, output_bytes, error, branch, finished_at)
+                      tokens_out, output, output_sha256, output_bytes, finish_reason, error, branch, finished_at)
     SELECT gen_random_uuid(), :run_id, copy.id, old.item, old.input, old.input_sha256, old.input_bytes, old.key,
            old.position, old.kind, old.model, old.model_index, old.queue, copy.priority, copy.rank, old.state, false,
-           old.attempt, 0, 0, 0, 0, old.output, old.output_sha256, old.output_bytes, old.error, old.branch, now()
+           old.attempt, 0, 0, 0, 0, old.output, old.output_sha256, old.output_bytes, old.finish_reason, old.error,
+           old.branch, now()
     FROM step AS old JOIN step AS map ON map.id = old.parent_id
                      JOIN step AS copy ON copy.run_id = :run_id AND copy.key = map.key
     WHERE old.run_id = :old_id AND map.key = ANY(:keys)
 """)
 _COPY_FAN_OUTS = text("""
-    INSERT INTO fan_out (step_id, total, waiting, in_flight, failed, stopping)
-    SELECT copy.id, total, 0, 0, failed, false
+    INSERT INTO fan_out (step_id, total, waiting, in_flight, failed, stopping, truncated)
+    SELECT copy.id, total, 0, 0, failed, false, truncated
     FROM fan_out JOIN step AS map ON map.id = fan_out.step_id
                  JOIN step AS copy ON copy.run_id = :run_id AND copy.key = map.key
     WHERE map.run_id = :old_id AND map.key = ANY(:keys)

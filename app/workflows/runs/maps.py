@@ -14,7 +14,7 @@ from app.workflows.runs.claims import Claim
 from app.workflows.runs.storage import items
 from app.workflows.state_machine import fan_out
 from app.workflows.state_machine.fan_out import FanOut, MapEnding
-from app.workflows.state_machine.outcomes import TokenUsage
+from app.workflows.state_machine.outcomes import LENGTH, TokenUsage
 from app.workflows.state_machine.states import FINAL_RUNS, StepState
 
 
@@ -39,15 +39,25 @@ def write_change(change: RunChange) -> None:
     """Write a change; where it ends an item, begin further items of the map, or end the map."""
     change.write()
     item = change.item
-    if item is None or change.run.state not in FINAL_RUNS:
+    if item is None:
         return
     (step,) = change.run.steps.values()
     definition, parent_id = change.graph.steps[step.key.partition("[")[0]], item.parent_id
     assert isinstance(definition, MapStep)
     assert parent_id is not None
-    before, begun = items.fan_out_of(item), item.state != StepState.PENDING
-    failed = step.state is StepState.FAILED or (step.state is StepState.CANCELLED and not before.stopping)
-    fan = fan_out.item_ended(before, failed=failed, collect=definition.on_error == "collect", begun=begun)
+    usage = change.usage(step.key)
+    before = fan_out.used(items.fan_out_of(item), usage.tokens_in, usage.tokens_out)
+    if change.run.state not in FINAL_RUNS:
+        if usage.tokens_in or usage.tokens_out:
+            items.write_fan_out(change.transaction.work, parent_id, before)
+        return
+    fan = fan_out.item_ended(
+        before,
+        failed=step.state is StepState.FAILED or (step.state is StepState.CANCELLED and not before.stopping),
+        collect=definition.on_error == "collect",
+        begun=item.state != StepState.PENDING,
+        truncated=usage.finish_reason == LENGTH,
+    )
     if fan.stopping and not before.stopping:
         items.write_fan_out(change.transaction.work, parent_id, fan)
         fan = stop_items(change.transaction, parent_id) or fan
@@ -79,12 +89,11 @@ def _end(change: RunChange, definition: MapStep, fan: FanOut, ending: MapEnding)
     if step.state not in (StepState.AWAITING, StepState.CANCELLING):
         return
     work, map_id, limit = change.transaction.work, change.steps[key].id, change.transaction.policy.limits.one
-    totals = items.totals(work, map_id)
-    usage = TokenUsage(totals.tokens_in, totals.tokens_out)
+    output_bytes, usage = items.output_bytes(work, map_id), TokenUsage(fan.tokens_in, fan.tokens_out)
     failures = items.failures(work, map_id, fan)
     match ending:
-        case MapEnding.SUCCEEDED if totals.output_bytes > limit:
-            message = str(PayloadTooLarge("the outputs of its items together", totals.output_bytes, limit))
+        case MapEnding.SUCCEEDED if output_bytes > limit:
+            message = str(PayloadTooLarge("the outputs of its items together", output_bytes, limit))
             change.fail(key, step.attempt, FailureReason.INVALID_OUTPUT, message, usage=usage)
         case MapEnding.SUCCEEDED:
             if failures:

@@ -17,7 +17,7 @@ from uuid import UUID
 from app.kernel import log
 from app.kernel.broker import Publisher
 from app.kernel.database import Database
-from app.kernel.errors import LeaseLost, NotFound, StepFailure, Unavailable
+from app.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
 from app.workflows.runs import admission, calls, claims, maps, messages, submission, waits
 from app.workflows.runs.changes import cancellation
 from app.workflows.runs.changes.change import RunChange, open_change
@@ -95,6 +95,25 @@ class Runs:
         with self.transaction() as transaction:
             return submission.create(transaction, prepared)
 
+    def submit_held(self, request: Submission, owner: str) -> Claim | None:
+        """
+        Write a run whose one step the owner has begun already, and return the claim of that step; no message is sent.
+
+        Returns None when the step cannot be claimed: the run waits, or its workflow is paused. It is then a run like
+        any other, and its message is sent. Raises what `submit` raises, and Conflict when the run exists already.
+        """
+        prepared = submission.prepare(request, self.policy)
+        assert len(prepared.steps) == 1, "one step is claimed"
+        step_id = prepared.steps[0]["id"]
+        with self.transaction() as transaction:
+            if not submission.create(transaction, prepared).created:
+                raise Conflict(f"the run {prepared.id} exists already")
+            claimed = store.claim(transaction.work, step_id, 1, owner, self.policy.lease)
+            if claimed is None:
+                return None
+            transaction.effects.clear()
+            return claims.take(transaction.work, claimed, self.policy.limits)
+
     def claim(self, step_id: UUID, attempt: int, owner: str) -> Claim | None:
         """Claim a step, or return None: that attempt is not ready, or the run is paused."""
         with self.transaction() as transaction:
@@ -118,15 +137,12 @@ class Runs:
         Record the output of a claimed step and send the messages of the next steps.
 
         Where a next step is short and on the same queue, it is claimed for the owner in the same transaction and
-        returned, to be done at once. An output that cannot be stored fails the attempt.
+        returned, to be done at once.
 
-        Raises LeaseLost when the attempt is no longer the owner's; the output is dropped then.
+        Raises LeaseLost when the attempt is no longer the owner's; the output is dropped then. Raises StepFailure for
+        an output that cannot be stored; the caller records it.
         """
-        try:
-            text = payloads.encoded_output(success.output, self.policy.limits)
-        except StepFailure as failure:
-            self.fail(claim, owner, Failure(failure.reason, failure.message, usage=success.usage))
-            return None
+        text = payloads.encoded_output(success.output, self.policy.limits)
         with self.transaction() as transaction:
             change = _open_held(transaction, claim, owner)
             change.succeed(claim.key, claim.attempt, success.output, success.usage, text=text)
@@ -135,9 +151,11 @@ class Runs:
             maps.write_change(change)
             return None if following is None else claims.follow(change, following.key, owner)
 
-    def leave(self, claim: Claim, owner: str, awaited: Awaited) -> None:
+    def leave(self, claim: Claim, owner: str, awaited: Awaited) -> StepState:
         """
         Record that a claimed step waits for time or an event, or is delegated to items or to a run that it calls.
+
+        Returns its state: it has failed when its items or the run cannot be made.
 
         Raises LeaseLost when the attempt is no longer the owner's; nothing is begun then.
         """
@@ -154,10 +172,11 @@ class Runs:
                 case Signalled():
                     waits.begin_signalled(change, claim, awaited)
             maps.write_change(change)
+            return change.run.steps[claim.key].state
 
-    def fail(self, claim: Claim, owner: str, failure: Failure) -> None:
+    def fail(self, claim: Claim, owner: str, failure: Failure) -> StepState:
         """
-        Record that the attempt failed; the retry rule decides what follows.
+        Record that the attempt failed; the retry rule decides what follows. Returns the state of the step then.
 
         Raises LeaseLost when the attempt is no longer the owner's.
         """
@@ -175,6 +194,7 @@ class Runs:
             work = transaction.work
             claims.end_attempt(work, claim, failure.reason, failure.usage, failure.message, failure.text)
             maps.write_change(change)
+            return change.run.steps[claim.key].state
 
     def cancel(
         self, run_id: UUID, *, message: str = "cancelled on request", ending: RunState = RunState.CANCELLED

@@ -78,6 +78,10 @@ class Submission:
     retention: timedelta | None = None
     #: The client named no version, and means the newest.
     newest: bool = False
+    #: The id of the run; None for a new one. Another submission with the same id returns the same run.
+    id: UUID | None = None
+    #: The models that replaced those of the named workflow, as the client sent them.
+    models: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ class Prepared:
     #: The inputs as JSON.
     inputs_text: str
     steps: list[dict[str, Any]]
+    #: The submission named the id of the run.
+    has_given_id: bool = False
 
 
 def prepare(
@@ -124,7 +130,7 @@ def prepare(
     class_, rank = definition.rank()
     priority = request.priority or class_
     rank = request.rank if request.rank is not None else 1 if request.priority else rank
-    run_id, sha256 = ids.new_id(), definition.sha256()
+    run_id, sha256 = request.id or ids.new_id(), definition.sha256()
     deadline = request.deadline if request.deadline is not None else definition.deadline
     labels = {**definition.labels, **request.labels}
     if namespaces.LABEL in labels:
@@ -161,6 +167,7 @@ def prepare(
         run,
         inputs_text,
         _steps(definition),
+        request.id is not None,
     )
 
 
@@ -173,6 +180,8 @@ def create(
     Returns the earlier run of the same key, if there is one. Raises IdempotencyKeyReused, ConcurrencyLimitReached.
     """
     work = transaction.work
+    if prepared.has_given_id and store.exists(work, prepared.id):
+        return Accepted(prepared.id, created=False)
     prepared = _without_key_of_caller(work, prepared)
     run, rule = prepared.run, prepared.definition.deduplicate
     if run["dedup_key"] is not None and rule is not None:
@@ -232,6 +241,8 @@ def fingerprint(request: Submission) -> str:
     what = [request.definition.workflow, "newest"] if request.newest else [request.definition.sha256(), request.version]
     spans = [None if span is None else span.total_seconds() for span in (request.deadline, request.retention)]
     content = [what, request.inputs, request.priority, request.rank, request.labels, *spans]
+    if request.models:
+        content.append(request.models)
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=dict).encode()).hexdigest()
 
 

@@ -73,12 +73,21 @@ _RUN = text(f"""
     FROM run WHERE id = :id
 """)
 _STEPS = text(f"""
-    SELECT step.id, key, kind, model, state, branch, awaits, attempt, failures, losses, owner,
-           {_value("output", "output_upto <= :most")}, error, tokens_in, tokens_out, not_before, ready_at, started_at,
-           finished_at, deadline_at,
+    SELECT step.id, key, kind, model, state, branch, awaits, delegated, attempt, failures, losses, owner,
+           {_value("output", "output_upto <= :most")}, finish_reason, error,
+           step.tokens_in + CASE WHEN delegated THEN COALESCE(fan_out.tokens_in, 0) ELSE 0 END AS tokens_in,
+           step.tokens_out + CASE WHEN delegated THEN COALESCE(fan_out.tokens_out, 0) ELSE 0 END AS tokens_out,
+           not_before, ready_at, started_at, finished_at, deadline_at,
            fan_out.total AS items, fan_out.waiting AS items_waiting, fan_out.in_flight AS items_in_flight,
-           fan_out.failed AS items_failed,
-           (SELECT run.id FROM run WHERE run.parent_step_id = step.id ORDER BY run.id DESC LIMIT 1) AS called_run_id
+           fan_out.failed AS items_failed, fan_out.truncated AS items_truncated,
+           (SELECT run.id FROM run WHERE run.parent_step_id = step.id ORDER BY run.id DESC LIMIT 1) AS called_run_id,
+           (SELECT reason FROM refusal WHERE CASE
+                WHEN step.state = 'ready' THEN refusal.model = step.model
+                WHEN step.state = 'awaiting' THEN EXISTS (
+                    SELECT FROM step AS item
+                    WHERE item.parent_id = step.id AND item.state = 'ready' AND item.model = refusal.model
+                )
+            END ORDER BY since LIMIT 1) AS waiting_reason
     FROM (SELECT *, {_shortest("output", "position")} FROM step WHERE run_id = :id AND parent_id IS NULL) AS step
          LEFT JOIN fan_out ON fan_out.step_id = step.id
     ORDER BY position
@@ -86,7 +95,7 @@ _STEPS = text(f"""
 _ATTEMPTS = text("""
     SELECT step_id, attempt.attempt, attempt.owner, attempt.model, attempt.started_at, attempt.finished_at, outcome,
            message, text,
-           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms
+           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms, attempt.finish_reason
     FROM attempt JOIN step ON step.id = attempt.step_id
     WHERE step.run_id = :id AND step.parent_id IS NULL ORDER BY attempt.attempt
 """)
@@ -95,9 +104,10 @@ _LIST = text("""
            started_at, finished_at, counted.*
     FROM run, LATERAL (
         SELECT count(*) AS steps, count(*) FILTER (WHERE step.state = 'succeeded') AS steps_succeeded,
-               CAST(COALESCE(sum(tokens_in), 0) AS bigint) AS tokens_in,
-               CAST(COALESCE(sum(tokens_out), 0) AS bigint) AS tokens_out
-        FROM step WHERE step.run_id = run.id AND step.parent_id IS NULL
+               CAST(COALESCE(sum(step.tokens_in + COALESCE(fan_out.tokens_in, 0)), 0) AS bigint) AS tokens_in,
+               CAST(COALESCE(sum(step.tokens_out + COALESCE(fan_out.tokens_out, 0)), 0) AS bigint) AS tokens_out
+        FROM step LEFT JOIN fan_out ON fan_out.step_id = step.id AND delegated
+        WHERE step.run_id = run.id AND step.parent_id IS NULL
     ) AS counted
     WHERE (CAST(:before AS uuid) IS NULL OR run.id < :before)
       AND (CAST(:states AS text[]) IS NULL OR state = ANY(:states))
@@ -107,8 +117,8 @@ _LIST = text("""
 """)
 _ITEMS = text(f"""
     SELECT id, key, item, {_value("input", "input_upto <= :most")}, model, state, attempt, failures, losses, owner,
-           {_value("output", "output_upto <= :most")}, error, tokens_in, tokens_out, not_before, ready_at, started_at,
-           finished_at
+           {_value("output", "output_upto <= :most")}, finish_reason, error, tokens_in, tokens_out, not_before,
+           ready_at, started_at, finished_at
     FROM (
         SELECT *, {_shortest("input", "item")}, {_shortest("output", "item")} FROM (
             SELECT * FROM step
@@ -132,7 +142,9 @@ _ITEM_TEXTS = text("""
     WHERE parent_id = :id AND item > :after ORDER BY item LIMIT :limit
 """)
 _STEP_ID = text("SELECT id FROM step WHERE run_id = :id AND key = :key AND parent_id IS NULL")
+_RUNNING = text("SELECT key, attempt FROM step WHERE run_id = :id AND key = ANY(:keys) AND state = 'running'")
 _KEYS = text("SELECT key FROM step WHERE run_id = :id AND kind = 'map' AND parent_id IS NULL ORDER BY position")
+_STEP_STATE = text("SELECT state FROM step WHERE run_id = :id AND key = :key")
 _EXISTS = text("SELECT state FROM run WHERE id = :id")
 _HISTORY = text("""
     SELECT id, at, step, attempt, event, cause FROM history WHERE run_id = :id AND id > :after ORDER BY id LIMIT :limit
@@ -183,6 +195,13 @@ def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
     return RunView(row, definition, steps, attempts)
 
 
+def step_state(database: Database, run_id: UUID, key: str) -> str | None:
+    """The state of a step, or of an item of a map; None when there is none of that key."""
+    with database.work() as work:
+        row = work.row(_STEP_STATE, {"id": run_id, "key": key})
+    return None if row is None else str(row.state)
+
+
 def page(
     database: Database,
     *,
@@ -205,6 +224,12 @@ def demand(database: Database) -> dict[str, tuple[int, int]]:
     """For each model that is needed now: the numbers of ready and of running steps."""
     with database.work() as work:
         return {row.model: (row.ready, row.running) for row in work.rows(_WAITING)}
+
+
+def running(database: Database, run_id: UUID, keys: Sequence[str]) -> dict[str, int]:
+    """The attempts of those of these steps and items that run now, by key."""
+    with database.work() as work:
+        return {row.key: row.attempt for row in work.rows(_RUNNING, {"id": run_id, "keys": list(keys)})}
 
 
 def items(

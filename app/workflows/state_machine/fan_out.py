@@ -33,6 +33,11 @@ class FanOut:
     failed: int = 0
     #: No further item begins.
     stopping: bool = False
+    #: Items that have ended with a text that was cut at `max_tokens`.
+    truncated: int = 0
+    #: Tokens of the attempts of items that have ended since the map was begun.
+    tokens_in: int = 0
+    tokens_out: int = 0
 
 
 def refill(fan: FanOut, max_parallel: int) -> tuple[FanOut, int]:
@@ -41,15 +46,32 @@ def refill(fan: FanOut, max_parallel: int) -> tuple[FanOut, int]:
     return replace(fan, waiting=fan.waiting - count, in_flight=fan.in_flight + count), count
 
 
-def item_ended(fan: FanOut, *, failed: bool, collect: bool, begun: bool = True) -> FanOut:
-    """An item has succeeded, failed or was cancelled; `begun` says whether it had begun."""
+def item_ended(
+    fan: FanOut,
+    *,
+    failed: bool,
+    collect: bool,
+    begun: bool = True,
+    truncated: bool = False,
+) -> FanOut:
+    """
+    An item has succeeded, failed or was cancelled.
+
+    `begun` says whether it had begun, `truncated` whether its text was cut.
+    """
     return replace(
         fan,
         waiting=fan.waiting - (not begun),
         in_flight=fan.in_flight - begun,
         failed=fan.failed + failed,
         stopping=fan.stopping or (failed and not collect),
+        truncated=fan.truncated + truncated,
     )
+
+
+def used(fan: FanOut, tokens_in: int, tokens_out: int) -> FanOut:
+    """An attempt of an item has used tokens."""
+    return replace(fan, tokens_in=fan.tokens_in + tokens_in, tokens_out=fan.tokens_out + tokens_out)
 
 
 def ended(fan: FanOut, *, collect: bool) -> MapEnding | None:

@@ -13,13 +13,19 @@ from app.workflows.language.definition import Definition
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """The tokens that an attempt used."""
+    """The tokens that an attempt used, and why its text ended."""
 
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_cached: int = 0
     #: The time from its acceptance by the engine to the first token.
     first_token: timedelta | None = None
+    #: `stop`, `length` and others as in the OpenAI API; None without a text.
+    finish_reason: str | None = None
+
+
+#: The finish reason of a text that was cut at `max_tokens`.
+LENGTH = "length"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from datetime import timedelta
 from math import log
 
 from app.kernel.errors import FailureReason
-from app.workflows.language.steps import Retry
+from app.workflows.language.step_work import Retry
 
 #: The holder left the work without failing at it.
 NOT_COUNTED = frozenset({FailureReason.WORKER_STOPPED, FailureReason.CANCELLED})

@@ -21,7 +21,7 @@ from app.devices.device import HardwareKind, Inventory, MeasuredDevice
 from app.footprint import estimate
 from app.kernel.errors import ArrieroError, InvalidInput, ModelUnsupported, NotFound
 
-URL = "/v1/models/smollm2:135m/footprint"
+URL = "/v1/catalog/smollm2:135m/footprint"
 
 
 def run(folder: Path, *arguments: str) -> Result:
@@ -79,9 +79,9 @@ def test_invalid_values_are_named(client: TestClient, given: dict[str, str], whe
 
 
 def test_unknown_models_and_devices(client: TestClient) -> None:
-    assert client.get("/v1/models/nothing:1b/footprint").status_code == 404
+    assert client.get("/v1/catalog/nothing:1b/footprint").status_code == 404
     assert "cpu" in client.get(URL, params={"devices": "gpu-77"}).json()["detail"]
-    missing = client.get("/v1/models/qwen3:4b/footprint")
+    missing = client.get("/v1/catalog/qwen3:4b/footprint")
     assert missing.status_code == 409
     assert "arriero models pull qwen3:4b" in missing.json()["detail"]
 

@@ -179,7 +179,7 @@ def test_bodies_over_the_limit_are_rejected(client: TestClient, declared: bool) 
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/runs/00000000-0000-7000-8000-000000000000", "/v1/workflows/nothing", "/v1/models/no"]
+    "path", ["/v1/runs/00000000-0000-7000-8000-000000000000", "/v1/workflows/nothing", "/v1/catalog/no"]
 )
 def test_unknown_resources_are_not_found(client: TestClient, path: str) -> None:
     answer = client.get(path)
@@ -208,3 +208,43 @@ def test_a_run_is_found_by_the_beginning_or_the_end_of_its_id(client: TestClient
     for wrong in ("abc", "xyzw", "%20%20%20%20", "a" * 33, "a" * 37, "----", "-a-b-c-", "-" * 36):
         answer = client.get(f"/v1/runs/{wrong}")
         assert (answer.status_code, answer.json()["errors"][0]["where"]) == (422, "path.run_id"), wrong
+
+
+def test_another_model_is_used_and_kept_by_forks(client: TestClient, services: Services) -> None:
+    run = submit(client, definition=GREET, inputs={"name": "Ada"}, models={"*": "qwen3:4b"}).json()
+    assert run["steps"][0]["model"] == "qwen3:4b"
+    named = submit(
+        client, workflow="support-triage", inputs={"message": "hi"}, models={"classify": "qwen3:0.6b"}
+    ).json()
+    assert named["version"] is None, "it is not that version"
+    used = {step["key"]: step["model"] for step in named["steps"] if step["model"]}
+    assert used.pop("classify") == "qwen3:0.6b"
+    assert "qwen3:0.6b" not in used.values()
+
+    services.runs.cancel(UUID(run["id"]))
+    fork = client.post(f"/v1/runs/{run['id']}/fork", json={"from": "say", "inputs": {"name": "Eva"}}).json()
+    assert fork["steps"][0]["model"] == "qwen3:4b"
+
+
+def test_a_key_with_other_models_is_another_request(client: TestClient) -> None:
+    def send(**body: Any) -> Any:
+        given = {"workflow": "support-triage", "inputs": {"message": "hi"}, **body}
+        return client.post("/v1/runs", json=given, headers={"Idempotency-Key": "k"})
+
+    first = send(models={"classify": "qwen3:0.6b"})
+    assert first.status_code == 202
+    assert send(models={"classify": "qwen3:0.6b"}).json()["id"] == first.json()["id"]
+    assert send(models={"classify": "qwen3:4b"}).status_code == 409
+    assert send().status_code == 409
+
+
+def test_another_model_is_checked_as_in_the_file(client: TestClient) -> None:
+    text = 'workflow: greet\nsteps:\n  - id: say\n    kind: generate\n    prompt: "hi"\n    max_tokens: 4000\n'
+    found = submit(client, definition=text, models={"say": "qwen3:4"}).json()
+    assert found["errors"][0]["where"] == "steps[0].model"
+    assert "did you mean 'qwen3:4b'?" in found["errors"][0]["accepted"]
+    found = submit(client, definition=text, models={"*": "smollm2:135m"}).json()
+    assert "4000 tokens do not fit in the context of 'smollm2:135m'" in found["errors"][0]["message"]
+    assert found["errors"][0]["line"] == 6
+    assert submit(client, definition=text, models={"*": "qwen3:4b"}).status_code == 202, "the file names no model"
+    assert problems(submit(client, definition=GREET, inputs={"name": "A"}, models={"other": "x:1"})) == ["models.other"]

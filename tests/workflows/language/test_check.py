@@ -12,7 +12,7 @@ from app.kernel.security.egress import EgressPolicy
 from app.workflows import registry
 from app.workflows.language import check, definition, shape_errors
 from app.workflows.language.check import Deployment
-from app.workflows.language.steps import DocumentPart
+from app.workflows.language.step_work import DocumentPart
 
 POLICY = EgressPolicy.of(["api.example.com"], allow_private=False)
 MODELS = Deployment(files.read_catalog(), POLICY)
@@ -80,8 +80,8 @@ WRONG = {
         "steps[0].retry.attempts",
         "max_attempts",
     ),
-    "no kind": (steps("{id: a}"), 3, "steps[0]", "generate | embed | transform | http"),
-    "an unknown kind": (steps("{id: a, kind: think}"), 3, "steps[0]", "generate | embed | transform | http"),
+    "no kind": (steps("{id: a}"), 3, "steps[0]", "generate | embed | openai | transform | http"),
+    "an unknown kind": (steps("{id: a, kind: think}"), 3, "steps[0]", "generate | embed | openai | transform | http"),
     "an invalid id": (steps("{id: A-1, kind: noop}"), 3, "steps[0].id", "underscores"),
     "a duplicate id": (
         steps("{id: a, kind: noop}", "{id: a, kind: noop}"),
@@ -358,12 +358,17 @@ WRONG = {
         "steps[0].step",
         (
             "'map' is not supported here "
-            "kind: generate | embed | transform | http | workflow | noop; for more than one step"
+            "kind: generate | embed | openai | transform | http | workflow | noop; for more than one step"
         ),
     ),
     "a wait in a map": (mapped("kind: wait, for: 1h"), 3, "steps[0].step", "call a workflow"),
     "an unknown kind in a map": (mapped("kind: think"), 3, "steps[0].step", "the kind 'think' is not supported here"),
-    "no kind in a map": (mapped("prompt: x"), 3, "steps[0].step", "no field 'kind' kind: generate | embed | transform"),
+    "no kind in a map": (
+        mapped("prompt: x"),
+        3,
+        "steps[0].step",
+        "no field 'kind' kind: generate | embed | openai",
+    ),
     "needs in a map": (
         mapped("kind: noop, needs: [x]"),
         3,
@@ -520,11 +525,17 @@ WRONG = {
         "steps[0].texts",
         "an integer, expected a string or a list of strings",
     ),
+    "an unknown treatment of a cut text": (
+        one("kind: generate, model: 'smollm2:135m', prompt: x, on_length: stop"),
+        3,
+        "steps[0].on_length",
+        "'keep' or 'fail'",
+    ),
     "a model without embeddings": (
         one("kind: embed, model: 'gemma3:270m', texts: '[]'"),
         3,
         "steps[0].model",
-        "serves no embeddings: its use_cases have neither embed nor rerank nomic-embed-text:v1.5",
+        "serves no embeddings: its use_cases have neither embed nor rerank all-minilm:l6-v2, nomic-embed-text:v1.5",
     ),
     "more tokens than the context of the model": (
         one("kind: generate, model: 'smollm2:135m', prompt: x, max_tokens: 2048"),

@@ -110,7 +110,7 @@ def test_join_any_starts_after_the_first_need_and_all_done_after_the_last(worker
     )
     worker.do(worker.claim("a"), {})
     first = worker.claim("first")
-    assert first.data["steps"]["b"] == {"state": "ready", "output": None, "error": None}
+    assert first.data["steps"]["b"] == {"state": "ready", "output": None, "error": None, "finish_reason": None}
     assert worker.states(run_id)["last"] == "pending"
     worker.do(worker.claim("b"), {"b": failure()})
     assert worker.claim("last").data["steps"]["b"]["error"]["message"] == "it broke"

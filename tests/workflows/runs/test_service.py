@@ -88,7 +88,9 @@ def test_a_run_goes_from_submission_to_its_output(runs: Runs, valkey: redis.Redi
     assert runs.publisher.depth(QUEUE) == 2
 
     second = claim(runs, run_id, "second")
-    assert second.data["steps"] == {"first": {"state": "succeeded", "output": "one", "error": None}}
+    assert second.data["steps"] == {
+        "first": {"state": "succeeded", "output": "one", "error": None, "finish_reason": None}
+    }
     runs.succeed(second, WORKER, Success({"n": 2}))
 
     found = views.run(runs.database, run_id)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.kernel.errors import FailureReason, InvalidTransition
 from app.workflows.language.rule import StepRule
-from app.workflows.language.steps import Fallback, Retry
+from app.workflows.language.step_work import Fallback, Retry
 from app.workflows.state_machine import retry
 from app.workflows.state_machine import transitions as runs
 from app.workflows.state_machine.events import (

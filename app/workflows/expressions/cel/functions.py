@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from app.workflows.expressions.cel import library, texts
+from app.workflows.expressions.cel import library, texts, vectors
 from app.workflows.expressions.cel.values import (
     Budget,
     EvaluationError,
@@ -235,6 +235,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "_[_]": index,
     "size": _size,
     **texts.FUNCTIONS,
+    **vectors.FUNCTIONS,
     "int": _to_int,
     "double": _to_double,
     "string": _to_string,

@@ -18,6 +18,10 @@ from typing import Any, TypeAlias
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_optional, ext_strings
 
+from app.workflows.expressions.cel.signatures import declarations
+
+#: The function that `list.sortBy(x, key)` calls with a list of pairs: each item and its key.
+SORTED_PAIRS = "@sortedPairs"
 #: Maximum characters of one expression.
 MAX_LENGTH = 20_000
 
@@ -152,6 +156,7 @@ def environment(variables: frozenset[tuple[str, str]] = frozenset()) -> cel.Env:
     return cel.NewEnv(
         variables={name: TYPES[kind] for name, kind in variables},
         extensions=[ext_strings.ExtStrings(), ext_optional.ExtOptional()],
+        functions=declarations(),
     )
 
 
@@ -242,14 +247,29 @@ class _Decoder:
     def _nodes(self, part: _Message, number: int) -> tuple[Node, ...]:
         return tuple(self.node(stored) for stored in part.get(number, ()))
 
-    def _call(self, part: _Message, offset: int) -> Call:
+    def _call(self, part: _Message, offset: int) -> Node:
         name, arguments = _text(part, 2), self._nodes(part, 3)
         if 1 in part:
             target = self.node(_first(part, 1))
             if isinstance(target, Identifier) and target.name == "optional":
                 return Call(offset, f"optional.{name}", arguments)
             arguments = (target, *arguments)
+        if name == "sortBy":
+            return self._sort_by(arguments, offset)
         return Call(offset, name, arguments)
+
+    def _sort_by(self, arguments: tuple[Node, ...], offset: int) -> Call:
+        """Expand the macro `list.sortBy(x, key)`: the pairs of each item and its key are sorted."""
+        match arguments:
+            case (of, Identifier(name=variable) as item, key):
+                pass
+            case _:
+                raise self._unsupported(offset, "'sortBy' is written as list.sortBy(x, key)")
+        result = Identifier(offset, "@pairs")
+        pair = ListLiteral(offset, (ListLiteral(offset, (item, key), frozenset()),), frozenset())
+        append, empty = Call(offset, "_+_", (result, pair)), ListLiteral(offset, (), frozenset())
+        pairs = Comprehension(offset, variable, of, "@pairs", empty, Constant(offset, True), append, result)
+        return Call(offset, SORTED_PAIRS, (pairs,))
 
     def _entry(self, part: _Message) -> MapEntry:
         return MapEntry(self.node(_first(part, 3)), self.node(_first(part, 4)), bool(_first(part, 5, 0)))

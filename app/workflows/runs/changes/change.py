@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -194,8 +194,14 @@ class RunChange:
 
         Raises StepFailure when that is too much.
         """
-        errors = {key: notes.error for key in reads.steps if (notes := self._notes.get(key)) and notes.error}
-        return self._data.of(reads, self.run, errors)
+        noted = {key: self._notes[key] for key in reads.steps if key in self._notes}
+        errors = {key: notes.error for key, notes in noted.items() if notes.error}
+        finish_reasons = {key: one for key, notes in noted.items() if (one := notes.usage.finish_reason)}
+        return self._data.of(reads, self.run, errors, finish_reasons)
+
+    def usage(self, key: str) -> TokenUsage:
+        """What a step has used in this change."""
+        return (self._notes.get(key) or _StepNotes()).usage
 
     def write(self) -> None:
         """Write what has changed, and add what follows to the effects of the transaction."""
@@ -334,12 +340,15 @@ class RunChange:
             "error": None if notes.error is None else as_json(notes.error),
             "tokens_in": notes.usage.tokens_in,
             "tokens_out": notes.usage.tokens_out,
+            "finish_reason": notes.usage.finish_reason,
         }
 
     def _entry(self, step: RunStep, delay: timedelta | None) -> HistoryEntry:
         notes = self._notes.get(step.key) or _StepNotes()
         delay_s = None if delay is None else delay.total_seconds()
         cause = explanations.of_step(self.run, step, notes.error, notes.awaits, self.message, delay_s)
+        if notes.usage.finish_reason is not None and step.state in FINAL_STEPS | {StepState.WAITING}:
+            cause["finish_reason"] = notes.usage.finish_reason
         if step.model != self._before.steps[step.key].model:
             cause["model"] = self._models(self.steps[step.key])[step.model]
         return HistoryEntry(self.locked.id, step.state, cause, step.key, step.attempt)
@@ -399,7 +408,7 @@ def stop_items(transaction: RunTransaction, parent_id: UUID) -> FanOut | None:
             transaction.effects.append(CancelCalledRuns(item.id))
         else:
             store.notify_stop(work, item.id)
-    fan = FanOut(fan.total, 0, fan.in_flight, fan.failed, stopping=True)
+    fan = replace(fan, waiting=0, stopping=True)
     items.write_fan_out(work, parent_id, fan)
     return fan
 

@@ -30,9 +30,12 @@ class RunData:
         self._values[key] = output
         self.texts[key] = as_json(output) if text is None else text
 
-    def of(self, reads: Reads, run: Run, errors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def of(
+        self, reads: Reads, run: Run, errors: Mapping[str, Mapping[str, Any]], finish_reasons: Mapping[str, str]
+    ) -> dict[str, Any]:
         """
-        The data for a text that reads these parts of the run; `errors` are the errors of this transaction.
+        The data for a text that reads these parts of the run. `errors` and `finish_reasons` are those of this
+        transaction.
 
         Raises StepFailure when that is too much.
         """
@@ -47,11 +50,12 @@ class RunData:
         found = self._read[1]
         steps = {}
         for key in reads.steps:
-            earlier = found.get(key, {"output": None, "error": None})
+            earlier = found.get(key, {"output": None, "error": None, "finish_reason": None})
             steps[key] = {
                 "state": run.steps[key].state.value,
                 "output": self._values[key] if key in self._values else earlier["output"],
                 "error": errors.get(key) or earlier["error"],
+                "finish_reason": finish_reasons.get(key) or earlier["finish_reason"],
             }
         state = run.ending or run.state
         about = {"id": run.id, "workflow": self._locked.workflow, "state": state.value}

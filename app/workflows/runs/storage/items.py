@@ -36,21 +36,32 @@ _INSERT = text(f"""
 """)
 _RESET = text(f"""
     UPDATE step SET state = 'pending', input = CAST(value AS json), input_sha256 = ref, input_bytes = size,
-                    output = NULL, output_sha256 = NULL, output_bytes = NULL, error = NULL, failures = 0, losses = 0,
-                    model = :model, model_index = 0, queue = :queue, branch = NULL, finished_at = NULL,
-                    deadline_at = NULL
+                    output = NULL, output_sha256 = NULL, output_bytes = NULL, error = NULL, finish_reason = NULL,
+                    failures = 0, losses = 0, model = :model, model_index = 0, queue = :queue, branch = NULL,
+                    finished_at = NULL, deadline_at = NULL
     FROM {_LISTED}
     WHERE parent_id = :parent_id AND item = n - 1
       AND state IN ('pending', 'succeeded', 'failed', 'skipped', 'cancelled')
       AND NOT (state = 'succeeded' AND input::text IS NOT DISTINCT FROM value AND input_sha256 IS NOT DISTINCT FROM ref)
 """)
 _DROP = text("DELETE FROM step WHERE parent_id = :parent_id")
-_FAN_OUT = text("SELECT total, waiting, in_flight, failed, stopping FROM fan_out WHERE step_id = :id")
+_FAN_OUT = text("""
+    SELECT total, waiting, in_flight, failed, stopping, truncated, tokens_in, tokens_out FROM fan_out
+    WHERE step_id = :id
+""")
 _WRITE_FAN_OUT = text("""
-    INSERT INTO fan_out (step_id, total, waiting, in_flight, failed, stopping)
-    VALUES (:id, :total, :waiting, :in_flight, :failed, :stopping)
+    INSERT INTO fan_out (step_id, total, waiting, in_flight, failed, stopping, truncated, tokens_in, tokens_out)
+    VALUES (:id, :total, :waiting, :in_flight, :failed, :stopping, :truncated, :tokens_in, :tokens_out)
     ON CONFLICT (step_id) DO UPDATE SET total = :total, waiting = :waiting, in_flight = :in_flight, failed = :failed,
-                                        stopping = :stopping
+                                        stopping = :stopping, truncated = :truncated, tokens_in = :tokens_in,
+                                        tokens_out = :tokens_out
+""")
+# The counts of a map that is begun again: of its items that are kept.
+_KEPT = text("""
+    SELECT CAST(:total AS integer) AS total, CAST(:waiting AS integer) AS waiting, 0 AS in_flight, 0 AS failed,
+           false AS stopping, CAST(count(*) FILTER (WHERE finish_reason = 'length') AS integer) AS truncated,
+           CAST(0 AS bigint) AS tokens_in, CAST(0 AS bigint) AS tokens_out
+    FROM step WHERE parent_id = :parent_id AND state = 'succeeded'
 """)
 _START = text("""
     UPDATE step SET state = 'ready', attempt = attempt + 1, published_at = now(), ready_at = COALESCE(ready_at, now())
@@ -74,11 +85,7 @@ _STOP = text("""
 _ENDED_BADLY = text("""
     SELECT item, error FROM step WHERE parent_id = :id AND state IN ('failed', 'cancelled') ORDER BY item LIMIT :limit
 """)
-_USED = text("""
-    SELECT CAST(COALESCE(sum(tokens_in), 0) AS bigint) AS tokens_in,
-           CAST(COALESCE(sum(tokens_out), 0) AS bigint) AS tokens_out, COALESCE(sum(output_bytes), 0) AS output_bytes
-    FROM step WHERE parent_id = :id
-""")
+_OUTPUT_BYTES = text("SELECT COALESCE(sum(output_bytes), 0) AS bytes FROM step WHERE parent_id = :id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +95,6 @@ class StoppedItem:
     id: UUID
     #: Its state before that.
     state: str
-
-
-@dataclass(frozen=True, slots=True)
-class ItemTotals:
-    """What all items of a map have used together, and the length of their outputs."""
-
-    tokens_in: int
-    tokens_out: int
-    output_bytes: int
 
 
 def expand(
@@ -132,13 +130,14 @@ def expand(
         "sizes": sizes,
     }
     before = find(work, step.id)
-    waiting = total
     if before is not None and before.total == total:
-        waiting = work.run(_RESET, parameters)
-    else:
-        work.execute(_DROP, parameters)
-        work.execute(_INSERT, parameters)
-    return FanOut(total, waiting)
+        reset = {"total": total, "waiting": work.run(_RESET, parameters), "parent_id": step.id}
+        fan = work.row_of(FanOut, _KEPT, reset)
+        assert fan is not None, "an aggregate has one row"
+        return fan
+    work.execute(_DROP, parameters)
+    work.execute(_INSERT, parameters)
+    return FanOut(total, total)
 
 
 def find(work: UnitOfWork, parent_id: UUID) -> FanOut | None:
@@ -148,7 +147,8 @@ def find(work: UnitOfWork, parent_id: UUID) -> FanOut | None:
 
 def fan_out_of(item: LockedItem) -> FanOut:
     """The counts of the map of an item."""
-    return FanOut(item.total, item.waiting, item.in_flight, item.failed, item.stopping)
+    counts = (item.total, item.waiting, item.in_flight, item.failed, item.stopping, item.truncated)
+    return FanOut(*counts, item.map_tokens_in, item.map_tokens_out)
 
 
 def write_fan_out(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> None:
@@ -176,8 +176,8 @@ def failures(work: UnitOfWork, parent_id: UUID, fan: FanOut) -> dict[str, Any]:
     return {"message": f"{fan.failed} of {fan.total} items failed{why}", "items": [row.item for row in rows]}
 
 
-def totals(work: UnitOfWork, parent_id: UUID) -> ItemTotals:
-    """What all items of a map have used together."""
-    row = work.row_of(ItemTotals, _USED, {"id": parent_id})
+def output_bytes(work: UnitOfWork, parent_id: UUID) -> int:
+    """The length of the outputs of all items of a map together."""
+    row = work.row(_OUTPUT_BYTES, {"id": parent_id})
     assert row is not None, "an aggregate has one row"
-    return row
+    return int(row.bytes)

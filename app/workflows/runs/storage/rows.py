@@ -33,6 +33,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Integer,
     Text,
     UniqueConstraint,
     Uuid,
@@ -259,6 +260,8 @@ class StepRow(SQLModel, table=True):
     output: Any = Field(default=None, sa_column=Column(JSON))
     output_sha256: str | None = _hash()
     output_bytes: int | None = _length()
+    #: Why the text of its last attempt ended: `stop`, `length`, …
+    finish_reason: str | None = Field(default=None, max_length=32)
     error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
     tokens_in: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     tokens_out: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
@@ -286,6 +289,11 @@ class FanOutRow(SQLModel, table=True):
     failed: int = 0
     #: No further item begins.
     stopping: bool = False
+    #: Items whose text was cut at `max_tokens`.
+    truncated: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    #: Tokens of the attempts of items that have ended since the map was begun.
+    tokens_in: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default=text("0")))
+    tokens_out: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default=text("0")))
 
 
 class AttemptRow(SQLModel, table=True):
@@ -318,6 +326,8 @@ class AttemptRow(SQLModel, table=True):
     tokens_cached: int | None = None
     #: Milliseconds from its acceptance by the engine to the first token.
     first_token_ms: int | None = None
+    #: Why its text ended: `stop`, `length`, …
+    finish_reason: str | None = Field(default=None, max_length=32)
 
 
 class EventRow(SQLModel, table=True):

@@ -64,6 +64,9 @@ class LockedItem(LockedStep):
     in_flight: int
     failed: int
     stopping: bool
+    truncated: int
+    map_tokens_in: int
+    map_tokens_out: int
 
 
 @dataclass(frozen=True, slots=True)

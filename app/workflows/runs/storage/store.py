@@ -57,7 +57,7 @@ _INSERT_STEPS = text("""
 # where another transaction has that, the run is begun in a transaction of its own (`to_begin`).
 _CLAIM = text("""
     WITH claimed AS (
-        UPDATE step SET state = 'running', owner = CAST(:owner AS text), not_before = NULL,
+        UPDATE step SET state = 'running', owner = CAST(:owner AS text), not_before = NULL, finish_reason = NULL,
                         lease_until = now() + CAST(:lease AS interval), started_at = COALESCE(step.started_at, now())
         FROM run
         WHERE step.id = :id AND attempt = :attempt AND step.state = 'ready'
@@ -89,7 +89,8 @@ _STEP_COLUMNS = """
 """
 _STEPS = text(f"SELECT {_STEP_COLUMNS} FROM step WHERE run_id = :id AND parent_id IS NULL ORDER BY position")
 _ITEM = text(f"""
-    SELECT {_STEP_COLUMNS}, total, waiting, in_flight, failed, stopping
+    SELECT {_STEP_COLUMNS}, total, waiting, in_flight, failed, stopping, truncated,
+           fan_out.tokens_in AS map_tokens_in, fan_out.tokens_out AS map_tokens_out
     FROM step LEFT JOIN fan_out ON step_id = parent_id WHERE run_id = :id AND key = :key
 """)
 # A parameter is cast where it first occurs: its type holds for the whole statement.
@@ -119,6 +120,8 @@ _MOVE_STEP = text("""
                              WHEN :state = 'pending' THEN NULL ELSE output_sha256 END,
         output_bytes = CASE WHEN :has_output THEN :output_bytes WHEN :state = 'pending' THEN NULL ELSE output_bytes END,
         error = CASE WHEN :state = 'pending' THEN NULL ELSE COALESCE(CAST(:error AS json), error) END,
+        finish_reason = CASE WHEN :state IN ('pending', 'ready', 'running') THEN NULL
+                             ELSE COALESCE(CAST(:finish_reason AS text), finish_reason) END,
         tokens_in = tokens_in + :tokens_in, tokens_out = tokens_out + :tokens_out
     WHERE id = :id
 """)
@@ -135,7 +138,7 @@ _BEGIN_ATTEMPT = text("INSERT INTO attempt (step_id, attempt, owner, model) VALU
 _END_ATTEMPT = text("""
     UPDATE attempt SET finished_at = now(), outcome = :outcome, message = :message, text = :text,
         tokens_in = :tokens_in, tokens_out = :tokens_out, tokens_cached = :tokens_cached,
-        first_token_ms = :first_token_ms
+        first_token_ms = :first_token_ms, finish_reason = :finish_reason
     WHERE step_id = :id AND attempt = :attempt
 """)
 _NOTIFY_STOP = text("SELECT pg_notify(:channel, :step)")
@@ -162,6 +165,11 @@ def document(work: UnitOfWork, sha256: str) -> dict[str, Any]:
     assert row is not None, "a foreign key holds it"
     found: dict[str, Any] = row.document
     return found
+
+
+def exists(work: UnitOfWork, run_id: UUID) -> bool:
+    """Whether there is such a run."""
+    return work.row(text("SELECT 1 FROM run WHERE id = :id"), {"id": run_id}) is not None
 
 
 def insert_run(work: UnitOfWork, values: Mapping[str, Any]) -> bool:

@@ -15,10 +15,12 @@ from app.workflows.runs.storage import payloads
 
 _INPUTS = text("SELECT inputs, inputs_sha256 FROM run WHERE id = :id")
 _OUTPUTS = text("""
-    SELECT id, key, kind, state, output, output_sha256, output_bytes, error FROM step
+    SELECT id, key, kind, state, output, output_sha256, output_bytes, finish_reason, error FROM step
     WHERE run_id = :id AND key = ANY(:keys)
 """)
-_ITEM_OUTPUTS = text("SELECT output, output_sha256, output_bytes FROM step WHERE parent_id = :id ORDER BY item")
+_ITEM_OUTPUTS = text("""
+    SELECT output, output_sha256, output_bytes, finish_reason FROM step WHERE parent_id = :id ORDER BY item
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class _Output:
     output: Any
     output_sha256: str | None
     output_bytes: int | None
+    finish_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,8 @@ def outputs(
     work: UnitOfWork, run_id: UUID, keys: Collection[str], max_bytes: int, succeeded: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """
-    `state`, `output` and `error` of each of these steps. The output of a map is the list of its items' outputs.
+    `state`, `output`, `error` and `finish_reason` of each of these steps. The output of a map is the list of its items'
+    outputs, and its finish reason the list of theirs.
 
     `succeeded` names those that have succeeded in this transaction and are not written yet. Raises StepFailure when
     the outputs have more than `max_bytes` bytes together.
@@ -71,8 +75,10 @@ def outputs(
         raise StepFailure(FailureReason.INVALID_REQUEST, message)
     found: dict[str, dict[str, Any]] = {}
     for row in payloads.filled(work, rows, "output"):
-        output = row.output
+        output: Any = row.output
+        finish_reason: Any = row.finish_reason
         if row.key in items:
             output = [item.output for item in payloads.filled(work, items[row.key], "output")]
-        found[row.key] = {"state": row.state, "output": output, "error": row.error}
+            finish_reason = [item.finish_reason for item in items[row.key]]
+        found[row.key] = {"state": row.state, "output": output, "error": row.error, "finish_reason": finish_reason}
     return found

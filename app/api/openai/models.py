@@ -1,0 +1,110 @@
+"""The resource `models` in OpenAI's form, with what it says of a model here: its state, context, use cases, size."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from app.api.openai import errors
+from app.api.openai.errors import ModelNotFound, OpenAIRoute
+from app.api.services import InjectedServices, Services
+from app.catalog import files
+from app.catalog.model import Model
+from app.fleet import views
+from app.fleet.pool import PoolPhase
+from app.fleet.views import PoolView
+from app.kernel.errors import ModelFileUnusable
+
+router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=OpenAIRoute)
+
+
+#: Phases of pools that will not serve.
+_ENDING = (PoolPhase.DRAINING, PoolPhase.UNLOADING, PoolPhase.REFUSED, PoolPhase.FAILED)
+
+
+class ModelState(StrEnum):
+    """Whether a model answers at once."""
+
+    #: A pool serves it.
+    RESIDENT = "resident"
+    #: A pool of it is starting.
+    LOADING = "loading"
+    #: It is loaded when it is needed.
+    COLD = "cold"
+    #: No pool serves it, and its file cannot be used on the host of this API.
+    UNAVAILABLE = "unavailable"
+
+
+class ServedModelOut(BaseModel):
+    """A model. The fields from `state` on are Arriero's."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="always 0: the catalogue has no dates")
+    owned_by: str = Field(description="its licence holder is not known here: always `arriero`")
+    state: ModelState
+    problem: str | None = Field(description="why it is unavailable")
+    use_cases: list[str]
+    context: int = Field(description="tokens of one slot, prompt and answer together")
+    slots: int = Field(description="requests that one pool serves at a time")
+    bytes: int | None = Field(description="bytes that its largest pool reserves; null while there is none")
+
+
+class ServedModels(BaseModel):
+    """The models of the catalogue."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedModelOut]
+
+
+@router.get("", summary="Models", responses=errors.documented(503))
+def page(services: InjectedServices) -> ServedModels:
+    """Every model of the catalogue, and whether it answers at once."""
+    pools = _pools(services)
+    return ServedModels(data=[_out(model, pools, services) for model in services.catalog.models])
+
+
+@router.get("/{name:path}", summary="A model", responses=errors.documented(404, 503))
+def get(name: str, services: InjectedServices) -> ServedModelOut:
+    """A model of the catalogue, and whether it answers at once."""
+    found = services.catalog.find(name)
+    if found is None:
+        raise ModelNotFound("model", name, services.catalog.names)
+    return _out(found, _pools(services), services)
+
+
+def _pools(services: Services) -> Mapping[str, list[PoolView]]:
+    pools = defaultdict(list)
+    for pool in views.pools(services.database):
+        pools[pool.model].append(pool)
+    return pools
+
+
+def _out(model: Model, pools: Mapping[str, list[PoolView]], services: Services) -> ServedModelOut:
+    own = pools.get(model.name, [])
+    state, problem = ModelState.COLD, None
+    if any(pool.phase == PoolPhase.SERVING for pool in own):
+        state = ModelState.RESIDENT
+    elif any(pool.phase not in _ENDING for pool in own):
+        state = ModelState.LOADING
+    else:
+        try:
+            files.check(model, services.settings.data_dir)
+        except ModelFileUnusable as error:
+            state, problem = ModelState.UNAVAILABLE, str(error)
+    return ServedModelOut(
+        id=model.name,
+        created=0,
+        owned_by="arriero",
+        state=state,
+        problem=problem,
+        use_cases=list(model.use_cases),
+        context=model.context,
+        slots=model.slots,
+        bytes=max((sum(pool.bytes.values()) for pool in own), default=None),
+    )

@@ -1,0 +1,1 @@
+"""Conversion of checkpoints, as Python packages bring them, to GGUF files."""

@@ -1,0 +1,1 @@
+"""Registration: models that users add to the catalogue of a data directory."""

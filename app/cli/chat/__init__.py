@@ -1,0 +1,1 @@
+"""The commands `chat` and `generate`: a model answers at the terminal."""

@@ -1,0 +1,100 @@
+"""The answer of a model, printed while it is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from app.cli import output
+from app.cli.client import Client, RequestRefused, ServerEvent
+from app.kernel.security.texts import printable
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer, as far as it was written."""
+
+    text: str = ""
+    finish: str | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    #: Ctrl-C has stopped it.
+    stopped: bool = False
+
+
+def written(client: Client, model: str, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> Answer:
+    """
+    Ask a model, and print its answer to standard output as it comes. Ctrl-C stops the answer.
+
+    Raises the errors of the API, and RequestRefused when the answer broke off.
+    """
+    answer = Answer()
+    body = {"model": model, "messages": list(messages), **options}
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    try:
+        with client.stream("/v1/chat/completions", body) as events, _Status(output.live()) as status:
+            for event in events:
+                status.show(event.comment)
+                for piece in _pieces(event, answer):
+                    status.clear()
+                    _print(piece)
+    except KeyboardInterrupt:
+        answer.stopped = True
+    if answer.text and not answer.text.endswith("\n") and sys.stdout.isatty():
+        _print("\n")
+    return answer
+
+
+def _pieces(event: ServerEvent, answer: Answer) -> Iterator[str]:
+    """The pieces of text of an event, which are noted in the answer."""
+    if event.data in ("", "[DONE]"):
+        return
+    chunk = json.loads(event.data)
+    if "error" in chunk:
+        raise RequestRefused(str(chunk["error"]["message"]))
+    answer.usage = chunk.get("usage") or answer.usage
+    for choice in chunk["choices"]:
+        answer.finish = choice["finish_reason"] or answer.finish
+        piece = choice["delta"].get("content") or ""
+        answer.text += piece
+        if piece:
+            yield piece
+
+
+def _print(text: str) -> None:
+    """Print a piece: unchanged into a pipe, harmless at a terminal."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+class _Status:
+    """A line at a terminal that says what the answer waits for, until its first token."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Any = None
+
+    def __enter__(self) -> _Status:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def show(self, text: str) -> None:
+        """Show what it waits for."""
+        if not text or not self._console.is_terminal:
+            return
+        if self._status is None:
+            self._status = self._console.status("")
+            self._status.start()
+        self._status.update(f"[dim]{text.replace('[', chr(92) + '[')}[/]")
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None

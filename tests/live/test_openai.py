@@ -1,0 +1,122 @@
+"""The official client of OpenAI's API, and `generate` and `chat`, with a real model in a real installation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import httpx2
+import openai
+import pytest
+from pydantic import BaseModel
+
+from tests.live.conftest import MODEL, PATIENCE, ROOT, Live, until
+
+pytestmark = pytest.mark.slow
+
+HELLO = [{"role": "user", "content": "Say hello."}]
+
+
+class Animal(BaseModel):
+    name: str
+    legs: int
+
+
+def test_chat_completions_do_what_their_parameters_say(live: Live) -> None:
+    with openai.OpenAI(base_url=f"{live.api}/v1", api_key="none", timeout=PATIENCE) as client:
+        create = client.chat.completions.create
+        options = {"model": MODEL, "messages": HELLO, "max_tokens": 12}
+        first, second = (create(**options, temperature=0).choices[0].message.content for _ in range(2))
+        assert first == second
+        texts = create(**options, n=3, seed=1).choices
+        assert [choice.index for choice in texts] == [0, 1, 2]
+        assert len({choice.message.content for choice in texts}) > 1
+        stopped = create(**options, temperature=0, stop=[(first or "")[4:6]]).choices[0]
+        assert (stopped.finish_reason, stopped.message.content) == ("stop", (first or "")[:4])
+        logprobs = create(**options, logprobs=True, top_logprobs=2, temperature=0).choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.content is not None
+        assert len(logprobs.content) == 12
+        assert {len(one.top_logprobs) for one in logprobs.content} == {2}
+        parsed = client.chat.completions.parse(
+            model=MODEL,
+            messages=[{"role": "user", "content": "A dog has four legs."}],
+            response_format=Animal,
+            max_completion_tokens=60,
+        )
+        assert isinstance(parsed.choices[0].message.parsed, Animal)
+        again = create(**options, temperature=0)
+        assert again.usage is not None
+        assert again.usage.prompt_tokens_details is not None
+        assert again.usage.prompt_tokens_details.cached_tokens, "the prompt was computed before"
+        with pytest.raises(openai.BadRequestError, match="exceed the context"):
+            create(model=MODEL, messages=[{"role": "user", "content": "word " * 20_000}])
+        with pytest.raises(openai.NotFoundError):
+            create(model="nothing", messages=HELLO)
+        assert MODEL in [model.id for model in client.models.list()]
+        found = client.models.retrieve(MODEL)
+        assert (found.id, getattr(found, "state", None)) == (MODEL, "resident")
+
+
+def test_many_streams_at_once_have_all_their_tokens(live: Live) -> None:
+    """More than the pool has slots, so some go directly and others as runs; none sees a difference."""
+
+    async def ask(client: openai.AsyncOpenAI, number: int) -> tuple[int, int]:
+        stream = await client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": f"Tell me about the number {number}."}],
+            max_tokens=16,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        pieces, tokens = 0, 0
+        async for chunk in stream:
+            pieces += sum(bool(choice.delta.content) for choice in chunk.choices)
+            tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+        return pieces, tokens
+
+    async def ask_all() -> list[tuple[int, int]]:
+        async with openai.AsyncOpenAI(base_url=f"{live.api}/v1", api_key="none", timeout=PATIENCE) as client:
+            return await asyncio.gather(*(ask(client, number) for number in range(12)))
+
+    for pieces, tokens in asyncio.run(ask_all()):
+        assert 0 < tokens <= 16
+        assert 0 < pieces <= tokens
+
+
+def test_a_client_that_leaves_stops_the_text(live: Live) -> None:
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 1500, "stream": True, "logit_bias": {"2": -100}}
+    with (
+        httpx2.Client(timeout=PATIENCE) as client,
+        client.stream("POST", f"{live.api}/v1/chat/completions", json=body) as answer,
+    ):
+        next(answer.iter_lines())
+        run_id = answer.headers["X-Arriero-Run"]
+    until(lambda: live.run(run_id).get("state") in {"cancelled", "succeeded"})
+    step = live.run(run_id)["steps"][0]
+    assert step["tokens_out"] < 1500
+
+
+def test_generate_prints_an_answer_and_names_what_is_wrong(live: Live) -> None:
+    first = live.arriero("generate", MODEL, "Say hello.", "--max-tokens", "5", "--temperature", "0")
+    assert first.stdout.strip()
+    assert "cut at 5 tokens" in first.stderr
+    assert "no model 'nothing'" in live.arriero("generate", "nothing", "x", expect=3).stderr
+
+
+def test_chat_without_a_terminal_answers_one_message(live: Live) -> None:
+    command = [sys.executable, "-m", "app", f"--set=api.url={live.api}", "chat", MODEL, "--max-tokens", "5"]
+    done = subprocess.run(
+        command,
+        input="Say hello.",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

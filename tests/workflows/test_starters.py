@@ -1,0 +1,68 @@
+"""The workflows that `arriero workflows new` writes, on the real small model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from app.cli.starters import workflows
+from app.cli.starters.workflows import StarterKind
+from app.workflows.runs.service import Runs
+from tests.workflows.small_model import Pools, engine_of
+from workers.engine.engine import LlamaEngine
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LlamaEngine]:
+    made = engine_of("smollm2:135m")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pools(runs: Runs, engine: LlamaEngine) -> Iterator[Pools]:
+    made = Pools(runs, {"model.smollm2-135m": engine})
+    yield made
+    made.close()
+
+
+def test_generate(pools: Pools) -> None:
+    run = pools.work(pools.worker.submit(workflows.text(StarterKind.GENERATE, "first")))
+
+    assert run.state == "succeeded", run.error
+    assert 0 < len(run.output["title"]) < 200
+    assert len(run.output["text"]) > 40
+
+
+def test_map(pools: Pools) -> None:
+    run = pools.work(pools.worker.submit(workflows.text(StarterKind.MAP, "reviews")))
+
+    assert run.state == "succeeded", run.error
+    assert [verdict for _, verdict in run.output["verdicts"]] == ["good", "bad", "good"]
+    assert run.output["verdicts"][0][0].startswith("The parcel")
+    assert run.output["count"] == {"good": 2, "bad": 1}
+
+
+def test_extract(pools: Pools) -> None:
+    run = pools.work(pools.worker.submit(workflows.text(StarterKind.EXTRACT, "orders")))
+
+    assert run.state == "succeeded", run.error
+    assert set(run.output["order"]) == {"number", "customer", "city"}
+    assert run.output["not_in_the_text"] == []
+    assert run.output["order"]["number"] == "2041"
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_approve(pools: Pools, approved: bool) -> None:
+    run_id = pools.worker.submit(workflows.text(StarterKind.APPROVE, "replies"))
+    assert pools.work(run_id).state == "running", "it waits for a person"
+    assert "Send this?" in pools.worker.step(run_id, "ok").awaits["message"]
+    pools.worker.send_event(run_id, "ok", {"approved": approved})
+    run = pools.work(run_id)
+
+    assert run.state == "succeeded", run.error
+    assert run.output["sent"] is approved
+    assert bool(run.output["reply"]) is approved

@@ -1,0 +1,326 @@
+"""
+Direct requests in a pool: taken from Redis while slots are free, streamed, and recorded as runs.
+
+A request is recorded when its first token is written, or at its end if that comes first; from then on it has a lease,
+and can be cancelled like any step. Recording never delays tokens: a thread of its own does it.
+A request that could not be recorded is answered nevertheless; the error is logged.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import timedelta
+from uuid import UUID
+
+import redis
+
+from app.fleet.pool import PoolPhase
+from app.inference import direct
+from app.inference.direct import DirectRequest
+from app.inference.openai.embedding import EmbeddingsRequest
+from app.inference.openai.reranking import RerankingRequest
+from app.kernel import log
+from app.kernel.errors import Conflict, FailureReason, LeaseLost, StepFailure
+from app.workflows.runs.claims import Claim
+from app.workflows.state_machine.outcomes import Failure, Success
+from workers import openai_step, steps
+from workers.engine import Ticket
+from workers.leases import StopReason
+from workers.runtime import Runtime
+from workers.token_writer import TokenStream, TokenWriter
+
+_log = log.get(__name__)
+
+#: Seconds of one wait for a request.
+_WAIT = 30
+#: Seconds before another try while Redis is away.
+_PAUSE = 1.0
+#: Requests whose record waits for the database; with more, no request is taken.
+_MAX_UNRECORDED = 200
+#: Time for a request.
+_TIMEOUT = timedelta(minutes=10)
+#: Seconds for a request to stop.
+_STOPS_WITHIN = 10.0
+#: Why a run was cancelled.
+_CLIENT_LEFT = "the client has gone away"
+
+
+class DirectRequests:
+    """The direct requests of one pool."""
+
+    def __init__(self, runtime: Runtime, tokens: TokenWriter, redis_url: str, slug: str, pool_id: str) -> None:
+        """Takes nothing before the phase SERVING."""
+        assert runtime.engine is not None, "it belongs to a pool"
+        self.runtime, self.engine, self.tokens, self.pool_id = runtime, runtime.engine, tokens, pool_id
+        self._redis = redis.Redis.from_url(
+            redis_url, socket_connect_timeout=5, socket_timeout=_WAIT + 10, health_check_interval=15, protocol=2
+        )
+        self._requests_key, self._stop_key = direct.requests_key(slug), direct.stop_key(pool_id)
+        self._active: dict[UUID, _Request] = {}
+        self._changed = threading.Condition()
+        self._taking = False
+        self._ended = threading.Event()
+        self._unrecorded = 0
+        #: The last error of Redis, which is logged once.
+        self._problem = ""
+        #: Ends requests, and computes embeddings.
+        self.answering = ThreadPoolExecutor(2, "direct-answers")
+        self._recording = ThreadPoolExecutor(2, "direct-records")
+        self._thread = threading.Thread(target=self._serve, name="direct", daemon=True)
+
+    def on_phase(self, phase: PoolPhase) -> None:
+        """Begin to take requests, take no more, or finish those that were taken."""
+        match phase:
+            case PoolPhase.SERVING:
+                self._taking = True
+                self._thread.start()
+            case PoolPhase.DRAINING:
+                self._taking = False
+                self._wake()
+            case PoolPhase.UNLOADING:
+                self.close()
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Wait until the requests that were taken have ended and are recorded; what takes too long is requeued."""
+        self._taking = False
+        limit = self.runtime.settings.pools.drain_timeout.total_seconds()
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._active, limit):
+                for request in self._active.values():
+                    request.stop(StopReason.DRAINED)
+                self._changed.wait_for(lambda: not self._active, _STOPS_WITHIN)
+        self._ended.set()
+        if self._thread.is_alive():
+            self._wake()
+            self._thread.join(timeout=5)
+        self.answering.shutdown()
+        self._recording.shutdown()
+        self._redis.close()
+
+    def ended(self, request: _Request) -> None:
+        """A request has been answered."""
+        with self._changed:
+            full = not self._accepts()
+            self._active.pop(request.run_id, None)
+            self._changed.notify_all()
+        if full:
+            self._wake()
+
+    def record(self, action: Callable[[], None]) -> None:
+        """Do something with the database, on a thread for that."""
+
+        def recorded() -> None:
+            try:
+                action()
+            except Exception:  # noqa: BLE001 the outermost frame of the thread: the request was answered
+                _log.exception("direct_request_not_recorded")
+            finally:
+                with self._changed:
+                    self._unrecorded -= 1
+
+        with self._changed:
+            self._unrecorded += 1
+        self._recording.submit(recorded)
+
+    def _accepts(self) -> bool:
+        return self._taking and len(self._active) < self.engine.slots and self._unrecorded < _MAX_UNRECORDED
+
+    def _serve(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self._take()
+            except redis.RedisError as error:
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    _log.warning("direct_requests_not_read", error=self._problem)
+                self._ended.wait(_PAUSE)
+            except Exception:  # noqa: BLE001 the outermost loop of the thread
+                _log.exception("direct_requests_interrupted")
+                self._ended.wait(_PAUSE)
+
+    def _take(self) -> None:
+        keys = [self._stop_key, *([self._requests_key] if self._accepts() else [])]
+        wait = float(_WAIT)
+        if self._active:
+            wait = direct.ALIVE_INTERVAL.total_seconds()
+            self._redis.set(direct.alive_key(self.pool_id), "1", px=direct.ALIVE)
+        found = self._redis.blpop(keys, wait)
+        if found is None:
+            return
+        key, message = (part.encode() if isinstance(part, str) else part for part in found)
+        if key == self._stop_key.encode():
+            self._stop(message)
+            return
+        try:
+            request = _Request(self, DirectRequest.decoded(message))
+        except ValueError as error:
+            _log.warning("direct_request_invalid", error=str(error))
+            return
+        with self._changed:
+            self._active[request.run_id] = request
+        request.begin()
+
+    def _stop(self, message: bytes) -> None:
+        """Stop a request; an empty message only wakes the thread."""
+        try:
+            request = self._active.get(UUID(message.decode())) if message else None
+        except ValueError:
+            return
+        if request is not None:
+            request.stop(StopReason.CANCELLED)
+
+    def _wake(self) -> None:
+        try:
+            self._redis.rpush(self._stop_key, b"")
+            self._redis.expire(self._stop_key, 60)
+        except redis.RedisError:
+            _log.debug("direct_requests_not_woken")  # the wait for requests ends by itself
+
+
+class _Request:
+    """A request that was taken."""
+
+    def __init__(self, owner: DirectRequests, request: DirectRequest) -> None:
+        self._owner, self._request, self.run_id = owner, request, request.run_id
+        self._stream: TokenStream = owner.tokens.open(request.run_id, direct.STEP, 1)
+        self._ticket: Ticket | None = None
+        self._stopped: StopReason | None = None
+        self._on_stop: Callable[[], None] | None = None
+        self._written = False
+        self._began = time.monotonic()
+        self._claim: Claim | None = None
+        self._lease = ExitStack()
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Give it to the engine."""
+        owner, request = self._owner, self._request
+        self._stream.begun(owner.pool_id)
+        try:
+            parsed = openai_step.parse(request.body, request.model)
+            if isinstance(parsed, EmbeddingsRequest | RerankingRequest):
+                owner.answering.submit(self._compute, parsed)
+                return
+            ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_text)
+        except StepFailure as failure:
+            self._end(Failure(failure.reason, failure.message, failure.text))
+            return
+        except Exception as error:  # noqa: BLE001 a defect fails the request, not the pool
+            _log.exception("direct_request_crashed")
+            self._end(Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}"))
+            return
+        self._stops_by(ticket.cancel)
+
+        def answer() -> Success:
+            return openai_step.success(parsed, ticket.result(0), request.run_id, request.created)
+
+        def done() -> None:
+            owner.answering.submit(self._finish, answer)
+
+        ticket.when_done(done)
+
+    def stop(self, reason: StopReason) -> None:
+        """Stop it at its next token."""
+        with self._lock:
+            self._stopped = self._stopped or reason
+            action = self._on_stop
+        if action is not None:
+            action()
+
+    def _stops_by(self, action: Callable[[], None]) -> None:
+        with self._lock:
+            self._on_stop = action
+            stopped = self._stopped is not None
+        if stopped:
+            action()
+
+    def _on_text(self, piece: str) -> None:
+        self._stream.text(piece)
+        if not self._written:
+            self._written = True
+            self._owner.record(self._record_begin)
+
+    def _compute(self, request: EmbeddingsRequest | RerankingRequest) -> None:
+        engine = self._owner.engine
+        if isinstance(request, EmbeddingsRequest):
+            self._finish(lambda: openai_step.embed(request, engine, self._stops_by, _TIMEOUT))
+        else:
+            self._finish(lambda: openai_step.rerank(request, engine, self._stops_by, _TIMEOUT))
+
+    def _finish(self, result: Callable[[], Success]) -> None:
+        try:
+            outcome: Success | Failure = result()
+        except StepFailure as failure:
+            outcome = Failure(failure.reason, failure.message, failure.text)
+        except CancelledError:
+            if self._stopped is StopReason.CANCELLED:
+                outcome = Failure(FailureReason.CANCELLED, _CLIENT_LEFT)
+            else:
+                outcome = Failure(FailureReason.WORKER_STOPPED, "requeued: its worker stops")
+        except Exception as error:  # noqa: BLE001 as in `begin`
+            _log.exception("direct_request_crashed")
+            outcome = Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+        self._end(outcome)
+
+    def _end(self, outcome: Success | Failure) -> None:
+        """Answer, then record."""
+        if isinstance(outcome, Success):
+            self._stream.done(outcome.output)
+        elif outcome.reason is not FailureReason.WORKER_STOPPED:
+            self._stream.failed(outcome.reason, outcome.message)
+        self._owner.record(lambda: self._record_end(outcome))
+        self._owner.ended(self)
+
+    def _record_begin(self) -> None:
+        """Write the run, and hold the lease of its step from now on."""
+        with self._lock:
+            if self._claim is not None:
+                return
+            runtime = self._owner.runtime
+            try:
+                claim = steps.with_database(lambda: runtime.runs.submit_held(self._request.submission(), runtime.owner))
+            except Conflict:
+                # The API took this pool for dead and has submitted the run.
+                _log.warning("direct_request_superseded", run_id=str(self.run_id))
+                claim = None
+            if claim is None:
+                self._stream.given_up = True
+            else:
+                self._claim = claim
+                runtime.events.started(claim)
+                holding = self._lease.enter_context(runtime.leases.hold(claim))
+        if claim is None:
+            self.stop(StopReason.LOST)
+        else:
+            holding.on_stop(lambda: self.stop(holding.reason or StopReason.LOST))
+
+    def _record_end(self, outcome: Success | Failure) -> None:
+        self._record_begin()
+        runtime, claim = self._owner.runtime, self._claim
+        if claim is None:
+            return
+        if isinstance(outcome, Success):
+            outcome = Success(_kept(outcome.output), outcome.usage)
+        elif outcome.reason is FailureReason.CANCELLED:
+            steps.with_database(lambda: runtime.runs.cancel(self.run_id, message=_CLIENT_LEFT))
+        with self._lease:
+            try:
+                recorded = steps.record_or_fail(runtime, claim, outcome)
+            except LeaseLost as error:
+                _log.warning("step_record_refused", error=str(error))
+                runtime.events.lost(claim)
+            else:
+                steps.send_events(runtime, claim, recorded, time.monotonic() - self._began)
+
+
+def _kept(output: object) -> object:
+    """What is recorded of an answer: embeddings without their vectors, which nobody reads there."""
+    if isinstance(output, dict) and isinstance(output.get("data"), list):
+        return {**output, "data": [{**one, "embedding": None} for one in output["data"]]}
+    return output
