@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 
@@ -10,6 +11,8 @@ def main() -> None:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # OpenBLAS, which numpy loads and nothing here uses, would start a thread for each core; see processes.forking.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # noqa: TID251 it is no setting
     from app.cli import main as command  # loaded once the signal is set
 
     signal.signal(signal.SIGINT, handler)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from celery import Celery, signals
+from celery import Celery, platforms, signals
 from celery.apps.worker import Worker
 
 from app.fleet.pool import PoolPhase
@@ -34,6 +34,10 @@ THREAD_POOL = "workers.messaging.thread_pool:TaskPool"
 CONSUMER = "workers.messaging.consumer:Consumer"
 
 
+#: Seconds between the events with which a worker shows Flower that it lives.
+_HEARTBEAT_SECONDS = 5.0
+
+
 class Application:
     """A worker program: Celery's application, and the runtime of its tasks between `start` and `stop`."""
 
@@ -41,6 +45,8 @@ class Application:
         """Does not connect to anything. Raises Unavailable when no broker is configured."""
         self.settings = settings
         transport.install()
+        # Celery would replace the command line, by which operators and tests know a process.
+        setattr(platforms, "_setproctitle", None)  # noqa: B010 it is unknown to the stubs
         self.celery: Celery = broker.celery_app(
             addresses.of(settings).redis_url, settings.broker, timetable.schedule(settings)
         )
@@ -54,7 +60,9 @@ class Application:
 
         @task(name=RUN_STEP)
         def run_step(step_id: str, attempt: int) -> None:
+            self.runtime.activity.note()
             steps.run_step(self.runtime, UUID(step_id), attempt)
+            self.runtime.activity.note()
 
         @task(name=timetable.SWEEP)
         def run_sweep() -> None:
@@ -133,6 +141,7 @@ class Application:
                 queues=list(queues),
                 without_mingle=True,
                 without_gossip=True,
+                heartbeat_interval=_HEARTBEAT_SECONDS,
                 loglevel=self.settings.log.level.upper(),
             )
             worker.start()

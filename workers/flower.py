@@ -12,6 +12,7 @@ import json
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 from flower import command
@@ -20,6 +21,7 @@ from flower.options import options
 from flower.urls import settings as flower_settings
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import PeriodicCallback
 from tornado.web import RequestHandler
 
 from app.kernel import log
@@ -32,6 +34,8 @@ from workers.application import Application
 
 _log = log.get(__name__)
 
+#: Seconds without a request after which a Flower that is started on demand ends.
+_UNUSED_SECONDS = 600.0
 #: Arriero configures the logs. The buckets fit steps, which run for 0.1 s up to minutes.
 _OPTIONS = ("--logging=none", "--task_runtime_metric_buckets=0.1,1,10,60,600")
 
@@ -41,6 +45,7 @@ class GuardedFlower(Flower):  # type: ignore[misc] # Flower has no type hints
 
     def __init__(self, guard: RequestGuard, **more: Any) -> None:
         self._guard = guard
+        self._requested = time.monotonic()
         super().__init__(**more)
 
     def serve_on(self, listener: socket.socket) -> None:
@@ -49,8 +54,20 @@ class GuardedFlower(Flower):  # type: ignore[misc] # Flower has no type hints
         listener.setblocking(False)
         server.add_socket(listener)
 
+    def end_when_unused(self) -> None:
+        """End when nobody has used it for long; workers then send no more events."""
+
+        def check() -> None:
+            if time.monotonic() - self._requested > _UNUSED_SECONDS:
+                _log.info("flower_unused", seconds=_UNUSED_SECONDS)
+                self.capp.control.disable_events()
+                self.io_loop.stop()
+
+        PeriodicCallback(check, _UNUSED_SECONDS * 1000 / 10).start()
+
     def find_handler(self, request: HTTPServerRequest, **more: Any) -> Any:
         """Return the handler of a request: Flower's own, or the one that refuses."""
+        self._requested = time.monotonic()
         refusal = self._guard.refuse(request.method or "", request.headers.get_all(), _local_address(request))
         if refusal is not None:
             return self.get_handler_delegate(request, _Refusal, {"refusal": refusal})
@@ -74,7 +91,10 @@ class _Refusal(RequestHandler):
 
 def run(settings: Settings, descriptor: int | None = None) -> int:
     """
-    Serve Flower until SIGTERM, on the listening socket of a descriptor if one is given. Returns the exit code.
+    Serve Flower until SIGTERM. Returns the exit code.
+
+    With the listening socket of a parent, as a descriptor, it also ends when it was not used for some minutes: the
+    parent starts it again for the next client.
 
     Raises ServerNotStarted when its port is in use.
     """
@@ -95,6 +115,10 @@ def run(settings: Settings, descriptor: int | None = None) -> int:
             listen("flower", host, port, "flower.port") if descriptor is None else socket.socket(fileno=descriptor)
         )
         flower.serve_on(listener)
+        if descriptor is not None:
+            flower.end_when_unused()
+            # At once, and not after five seconds: somebody is looking.
+            flower.io_loop.add_callback(flower.events.on_enable_events)
         _log.info("flower_listening", address=host, port=port_of(listener))
     try:
         flower.start()

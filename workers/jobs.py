@@ -12,8 +12,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import timedelta
 
 from app.inference import demand
 from app.kernel import ids, log
@@ -24,7 +25,9 @@ from app.scheduler import reconcile
 from app.scheduler.observation import FleetDemand
 from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows import retention
+from app.workflows.runs.recovery import overdue
 from app.workflows.runs.recovery.sweep import sweep
+from app.workflows.schedules import store
 from app.workflows.schedules.service import Schedules
 from workers.messaging.timetable import EXPIRE, SCHEDULES, SWEEP
 from workers.runtime import Runtime
@@ -33,16 +36,21 @@ _log = log.get(__name__)
 
 #: Most seconds per kind of expired data in one pass: a worker that stops waits for the pass.
 _EXPIRE_SECONDS = 5.0
+#: What a job may have to act on within that time counts as activity. It is longer than the longest pause of beat.
+_NEAR = timedelta(seconds=15)
+#: Most seconds for which a job waits for another one, so that both use one connection when neither has much to do.
+_TURN_SECONDS = 0.2
 #: Most seconds for overdue steps in one sweep.
 _SWEEP_SECONDS = 5.0
 
+_TURN = threading.Lock()
 #: The jobs of this process, each with the lock that it holds while it runs.
 _RUNNING: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def run_sweep(runtime: Runtime) -> None:
     """Recover lost work: see `app.workflows.runs.recovery.sweep`."""
-    with _exclusive(SWEEP) as acquired:
+    with _in_turn(), _exclusive(SWEEP) as acquired:
         if not acquired:
             return
         try:
@@ -57,6 +65,7 @@ def run_sweep(runtime: Runtime) -> None:
             return
         if any(asdict(swept).values()):
             _log.info("sweep_done", **asdict(swept))
+        _note_if(runtime, overdue.is_near)
 
 
 def run_expire(runtime: Runtime) -> None:
@@ -76,6 +85,24 @@ def run_expire(runtime: Runtime) -> None:
             return
         if any(removed.values()):
             _log.info("expired_data_removed", **removed)
+
+
+def _note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool]) -> None:
+    """Note activity when a job may have something to do soon, so that beat triggers it at its full rate."""
+    with suppress(DatabaseUnreachable), runtime.runs.database.work() as work:
+        if is_near(work, _NEAR):
+            runtime.activity.note()
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """Wait a moment for the other jobs that beat triggers at the same time."""
+    acquired = _TURN.acquire(timeout=_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        if acquired:
+            _TURN.release()
 
 
 @contextmanager
@@ -99,29 +126,35 @@ def _time_limit(seconds: float = _EXPIRE_SECONDS) -> Callable[[], bool]:
 
 def run_schedules(runtime: Runtime) -> None:
     """Fire the due schedules. A schedule that fails does not stop the others."""
-    with _exclusive(SCHEDULES) as acquired:
+    with _in_turn(), _exclusive(SCHEDULES) as acquired:
         if not acquired:
             return
         try:
             Schedules(runtime.runs, runtime.settings.schedules.keep_fires).advance_all()
         except Unavailable as error:
             _log.warning("schedules_postponed", error=str(error))
+            return
+        _note_if(runtime, store.is_near)
 
 
 def run_reconcile(runtime: Runtime) -> None:
     """Run a reconcile pass: adapt the desired pools of the fleet to the demand."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        reconcile.reconcile(database, _demand_reader(runtime), _times(settings))
+        with _in_turn():
+            done = reconcile.reconcile(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
     except DatabaseUnreachable as error:
         _log.warning("reconcile_postponed", error=str(error))
+        return
+    if done is not None and not done.quiet:
+        runtime.activity.note()
 
 
 def run_defragment(runtime: Runtime) -> None:
     """Move idle pools, so that models fit that now fit on no device."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        found = reconcile.defragment(database, _demand_reader(runtime), _times(settings))
+        found = reconcile.defragment(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
     except DatabaseUnreachable as error:
         _log.warning("defragment_postponed", error=str(error))
         return

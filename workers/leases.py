@@ -3,7 +3,7 @@ Leases: the steps that this process holds, and the threads that renew their leas
 
 A lease is renewed while the engine makes progress, not merely while the process lives.
 A cancel reaches its holder immediately by a notification of Postgres, or at the next renewal if the notification was
-lost.
+lost. There is a connection for notifications only while this process holds steps.
 A lease that could not be renewed in time is given up here before it expires in the database. A thread of its own does
 this, because the renewing thread may be waiting for a database that does not answer.
 Errors of the renewal are logged, and the thread continues: without renewals, every longer step would be executed twice.
@@ -38,6 +38,9 @@ _CHECK = 0.05
 
 #: Most seconds of one wait for notifications; between two waits the listener checks whether it must end.
 _LISTEN = 0.5
+
+#: Seconds without a step after which the connection for notifications is closed.
+_LINGER = 5.0
 
 
 class StopReason(StrEnum):
@@ -113,6 +116,8 @@ class Leases:
         self._lock = threading.Lock()
         self._draining = False
         self._closed = threading.Event()
+        #: Set while the threads have work: steps are held, or were until a moment ago, or `close` was called.
+        self._active = threading.Event()
         self._thread = threading.Thread(target=self._renew_all, name="leases", daemon=True)
         self._guard = threading.Thread(target=self._give_up_late, name="leases-guard", daemon=True)
 
@@ -123,7 +128,9 @@ class Leases:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._closed.set()
+        with self._lock:
+            self._closed.set()
+            self._active.set()
         self._thread.join(timeout=10)
         self._guard.join(timeout=10)
 
@@ -134,6 +141,7 @@ class Leases:
         with self._lock:
             earlier = self._held.get(claim.step_id)
             self._held[claim.step_id] = holding
+            self._active.set()
             draining = self._draining
         if earlier is not None:
             earlier.stop(StopReason.LOST)
@@ -162,9 +170,10 @@ class Leases:
             return list(self._held.values())
 
     def _renew_all(self) -> None:
-        while not self._closed.is_set():
+        while self._active.wait() and not self._closed.is_set():
             try:
                 self._listen()
+                continue
             except psycopg.OperationalError as error:
                 _log.warning("leases_cannot_listen", error=str(error).strip())
             except Exception:  # noqa: BLE001 the outermost loop of the thread
@@ -173,14 +182,26 @@ class Leases:
                 self._renew_without_listening()
 
     def _listen(self) -> None:
-        """Renew leases and receive notifications of cancels, until `close` or an error."""
+        """Renew leases and receive notifications of cancels, until no steps are held, `close` or an error."""
         with psycopg.connect(self._runs.database.raw_url(), autocommit=True, connect_timeout=5) as connection:
             connection.execute(f"LISTEN {STOP_CHANNEL}")
             self._renew()
+            last = time.monotonic()
             while not self._closed.is_set():
+                if self._held:
+                    last = time.monotonic()
+                elif time.monotonic() - last > _LINGER and self._rest():
+                    return
                 for note in connection.notifies(timeout=min(self._interval, _LISTEN), stop_after=1):
                     self._on_notification(note.payload)
                 self._renew_if_due()
+
+    def _rest(self) -> bool:
+        """Let the threads wait until the next step is held. Returns False when one is held now."""
+        with self._lock:
+            if not self._held and not self._closed.is_set():
+                self._active.clear()
+        return not self._active.is_set()
 
     def _renew_without_listening(self) -> None:
         """Renew once, and wait at most a second."""
@@ -208,7 +229,7 @@ class Leases:
             self._renew()
 
     def _give_up_late(self) -> None:
-        while not self._closed.wait(min(self._interval, self._lease * _CHECK)):
+        while self._active.wait() and not self._closed.wait(min(self._interval, self._lease * _CHECK)):
             try:
                 for holding in self._all():
                     if time.monotonic() - holding.renewed > self._lease * _GIVE_UP:

@@ -1,6 +1,7 @@
 """
 The worker programs:
-`python -m workers.programs control NAME [INCARNATION] | beat | agent | pool ID EPOCH | flower [DESCRIPTOR] | llama`.
+`python -m workers.programs control NAME [--beat] [INCARNATION] | beat | agent | pool ID EPOCH | flower [DESCRIPTOR]`,
+or `llama`.
 
 `arriero control`, `arriero beat`, `arriero agent` and `arriero flower` replace themselves by these programs, with their
 settings in the environment. An agent starts the pools of its host.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from app.kernel import addresses, log, settings
@@ -36,15 +38,17 @@ def main(arguments: Sequence[str]) -> int:
     log.configure(loaded.log)
     try:
         match arguments:
-            case ["control", name]:
-                return control(loaded, name)
-            case ["control", name, incarnation]:
-                return control(loaded, name, incarnation)
+            case ["control", name, "--beat", *incarnation] if len(incarnation) < 2:
+                return control(loaded, name, *incarnation, beat=True)
+            case ["control", name, *incarnation] if len(incarnation) < 2:
+                return control(loaded, name, *incarnation)
             case ["beat"]:
                 return beat(loaded)
             case ["agent"]:
                 return int(_imported("workers.agent.agent", "Agent")(loaded).run())
-            case ["pool", id_, epoch] if epoch.isdigit():
+            case ["agent", descriptor] if descriptor.isdigit():
+                return int(_imported("workers.agent.agent", "Agent")(loaded, int(descriptor)).run())
+            case ["pool", id_, epoch, *_] if epoch.isdigit():
                 return int(_imported("workers.pool.pool", "run")(loaded, id_, int(epoch)))
             case ["flower"]:
                 return int(_imported("workers.flower", "run")(loaded))
@@ -58,13 +62,18 @@ def main(arguments: Sequence[str]) -> int:
         return NOT_STARTED
 
 
-def control(loaded: Settings, name: str, incarnation: str | None = None) -> int:
-    """Run scheduled jobs, and steps without a model. `incarnation` is an id of this process alone, from its parent."""
+def control(loaded: Settings, name: str, incarnation: str | None = None, *, beat: bool = False) -> int:
+    """
+    Run scheduled jobs, and steps without a model. `incarnation` is an id of this process alone, from its parent.
+
+    With `beat`, a thread triggers the jobs too, so that one machine needs no process for that.
+    """
     threads, queues = loaded.control.concurrency, [CONTROL_QUEUE, IO_QUEUE]
     resources = _imported("workers.runtime", "Resources").open(loaded, lambda _: threads + 1)
     try:
         application = _imported("workers.application", "Application")(loaded)
-        return int(application.serve(name, queues, threads, resources, incarnation=incarnation))
+        with _imported("workers.messaging.beat", "running")(application.celery) if beat else nullcontext():
+            return int(application.serve(name, queues, threads, resources, incarnation=incarnation))
     finally:
         resources.close()
 

@@ -14,11 +14,12 @@ from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.live import LiveCatalog
 from app.kernel import addresses, ids
 from app.kernel import database as databases
+from app.kernel.activity import Activity
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
-from app.scheduler.wake_up import WakingPublisher
+from app.scheduler.wake_up import AgentCalls, WakingPublisher
 from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.recovery import owners
 from app.workflows.runs.recovery.overdue import SweepCursor
@@ -70,6 +71,10 @@ class Runtime:
     #: The secrets that `http` steps may send.
     secrets: Secrets
     catalogs: CatalogSource
+    #: Where the scheduled jobs, and the steps, note that something happens.
+    activity: Activity
+    #: Tells agents what a reconcile pass has changed.
+    agents: AgentCalls
     #: The tokens of the texts that this process writes now, for views.
     token_reports: TokenReports = field(default_factory=TokenReports)
     #: The writer of token streams, in a pool; None in a control worker.
@@ -93,6 +98,8 @@ class Runtime:
         """Stop the renewal of leases and the reports, close the engine, and write the last tokens."""
         self.leases.close()
         self.token_reports.close()
+        self.activity.close()
+        self.agents.close()
         if self.engine is not None:
             self.engine.close()
         if self.tokens is not None:
@@ -114,7 +121,8 @@ def start(
     `incarnation` is an id that the parent gave to this process alone, so that the parent can expire its leases when the
     process dies. Without one a random id is used.
     """
-    broker = CeleryPublisher(app, addresses.of(settings).redis_url)
+    redis_url = addresses.of(settings).redis_url
+    broker = CeleryPublisher(app, redis_url)
     runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs))
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
@@ -130,6 +138,8 @@ def start(
         engine,
         Secrets(settings.secrets_dir),
         resources.catalogs,
+        Activity(redis_url),
+        AgentCalls(redis_url),
         reports,
-        None if engine is None else TokenWriter(addresses.of(settings).redis_url),
+        None if engine is None else TokenWriter(redis_url),
     )

@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 
 from app import __version__
 from app.api import dead_letters, documentation, health, problems, queries, schemas, threads
+from app.api.activity import ActivityMiddleware
 from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
@@ -42,6 +43,7 @@ from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.reranking import RerankingRequest
 from app.kernel import addresses, broker, ids, log
 from app.kernel import database as databases
+from app.kernel.activity import Activity
 from app.kernel.broker import CeleryPublisher
 from app.kernel.errors import (
     ArrieroError,
@@ -137,7 +139,9 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
     catalog = LiveCatalog(settings)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
     devices, instance = Devices(settings.fleet), instance or str(ids.new_id())
-    return serve(Services(settings, database, publisher, service, catalog, devices, operator_commands, instance))
+    app = serve(Services(settings, database, publisher, service, catalog, devices, operator_commands, instance))
+    app.add_middleware(ActivityMiddleware, activity=Activity(servers.redis_url))
+    return app
 
 
 def serve(services: Services) -> FastAPI:

@@ -36,6 +36,7 @@ from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
 from app.kernel.postgres.breaker import Breaker
 from app.kernel.postgres.connection import AnswerTimeout
 from app.kernel.postgres.connection import Connection as Session
+from app.kernel.postgres.idle_pool import IdlePool
 
 _log = log.get(__name__)
 
@@ -203,7 +204,7 @@ class UnitOfWork:
 
 
 class Database:
-    """A pool of connections to Postgres."""
+    """A pool of connections to Postgres. Those that are not used for a second are closed."""
 
     def __init__(self, url: str, *, pool_size: int = 8, answer_timeout: timedelta | None = None) -> None:
         """
@@ -219,6 +220,7 @@ class Database:
         # Transactions begin explicitly: `work` sends BEGIN, and `schema` sets another isolation level.
         self.engine: Engine = create_engine(
             make_url(url).set(drivername="postgresql+psycopg"),
+            poolclass=IdlePool,
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=False,

@@ -22,6 +22,7 @@ from app.kernel.settings import LogSettings
 _QUIET = (
     "alembic",
     "amqp",
+    "app.kernel.postgres.idle_pool",  # SQLAlchemy's lines about its own pool, under the name of the class
     "celery.app.trace",
     "celery.beat",
     "celery.redirected",

@@ -5,13 +5,13 @@ It writes what is desired of pools and what the ledger grants. It calls no agent
 Only the worker that plans reads the demand. A pool, a model or a command that cannot be planned for is logged, refused
 with the reason, and stops none of the others.
 A plan that the ledger refuses in part is applied without that part; the refusal is stored with its reason.
-Postgres notifies the agents at the commit. An agent that misses the notification finds the change at its next beat.
+The agents are told after the commit. One that is not told finds the change at its next heartbeat.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,7 +22,7 @@ from app.access import accounts
 from app.fleet.ledger import rules
 from app.fleet.ledger.reservation import ReservationState
 from app.fleet.ledger.session import open_session
-from app.fleet.pool import COMING, Desired
+from app.fleet.pool import COMING, Desired, PoolState
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.loop_guard import LoopGuard
@@ -92,6 +92,8 @@ _STORE_DEFRAGMENTATION = text("""
 
 #: Reads the demand, in the transaction of the worker that plans.
 ReadDemand = Callable[[UnitOfWork], FleetDemand]
+#: Tells the agents of these hosts, after the commit, that their desired pools have changed.
+TellAgents = Callable[[Collection[str]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +105,13 @@ class Reconciled:
     refused: Mapping[str, str]
     #: Hosts that were declared lost.
     lost: tuple[str, ...]
+    #: Nothing waits for a model, everything desired is done, and no pool works or changes.
+    quiet: bool
 
 
-def reconcile(database: Database, read_demand: ReadDemand, times: ReconcileTimes) -> Reconciled | None:
+def reconcile(
+    database: Database, read_demand: ReadDemand, times: ReconcileTimes, tell_agents: TellAgents = lambda _: None
+) -> Reconciled | None:
     """Run one pass; returns None, and does not read the demand, while another control worker runs one."""
     with database.work() as work:
         row = work.row(_TRY_TO_LEAD, {"key": _LEADER})
@@ -133,7 +139,10 @@ def reconcile(database: Database, read_demand: ReadDemand, times: ReconcileTimes
         _count_device_time(pass_, demand)
         for statement in (_DELETE_RESERVATIONS, _DELETE_COMMANDS, _DELETE_DEFRAGMENTATIONS):
             work.run(statement, {"age": _KEPT})
-    return Reconciled(plan, pass_.refused, lost)
+        work.after_commit(lambda: tell_agents(sorted(pass_.hosts_to_notify)))
+    at_rest = all(pool.state is PoolState.SERVING and not pool.busy for pool in seen.cluster.pools)
+    done = not (plan.actions or plan.refusals or pass_.refused or lost or seen.starts)
+    return Reconciled(plan, pass_.refused, lost, quiet=at_rest and done and not demand.waiting)
 
 
 def explain(database: Database, demand: FleetDemand, model: str) -> Explanation:
@@ -164,7 +173,9 @@ def preview_defragmentation(database: Database, demand: FleetDemand) -> Defragme
     return defragmenting.defragment(seen.cluster, demand.waiting, seen.now)
 
 
-def defragment(database: Database, read_demand: ReadDemand, times: ReconcileTimes) -> Defragmentation:
+def defragment(
+    database: Database, read_demand: ReadDemand, times: ReconcileTimes, tell_agents: TellAgents = lambda _: None
+) -> Defragmentation:
     """Move idle pools, within a budget, so that models fit that now fit nowhere. What was moved is stored."""
     with database.work() as work:
         work.run(_LEAD, {"key": _LEADER})
@@ -181,6 +192,7 @@ def defragment(database: Database, read_demand: ReadDemand, times: ReconcileTime
         for move in found.moves:
             _apply(pass_, seen.cluster, move)
         pass_.write()
+        work.after_commit(lambda: tell_agents(sorted(pass_.hosts_to_notify)))
         if found.moves:
             values = {
                 "moves": json.dumps([{"pool": one.pool, "reason": one.reason} for one in found.moves]),

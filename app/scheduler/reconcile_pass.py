@@ -22,9 +22,6 @@ from app.scheduler.planner.plan import Action, DropReserve, GrantReserve, MovePo
 
 _log = log.get(__name__)
 
-#: The channel that notifies agents of changes in what is desired; the payload is the name of the host.
-CHANNEL = "arriero_fleet"
-
 _INSERT_POOL = text("""
     INSERT INTO pool (id, configuration, model, slots, purpose, reason, desired, estimate_seconds)
     VALUES (CAST(:id AS uuid), :configuration, :model, :slots, :purpose, :reason, 'run', :estimate)
@@ -34,7 +31,6 @@ _STOP_POOL = text("""
     WHERE id = CAST(:id AS uuid) AND desired <> 'preempt'
 """)
 _LOSE_HOST = text("UPDATE host SET lost_at = now(), agent_epoch = 0 WHERE name = :host")
-_NOTIFY = text("SELECT pg_notify(:channel, :host)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +53,7 @@ class ReconcilePass:
     times: ReconcileTimes
     #: By configuration, why the ledger refused a planned claim.
     refused: dict[str, str] = field(default_factory=dict)
-    #: Hosts whose agents are notified at the end.
+    #: Hosts whose agents are notified after the commit.
     hosts_to_notify: set[str] = field(default_factory=set)
 
     @property
@@ -69,14 +65,30 @@ class ReconcilePass:
         """Apply one action of a plan that was made for this cluster."""
         match action:
             case StartPool():
-                self._start(cluster, action, action.configuration, str(action.purpose), action.after, action.namespace)
+                self._start(
+                    cluster,
+                    action,
+                    action.configuration,
+                    str(action.purpose),
+                    action.after,
+                    action.namespace,
+                    pinned=action.pinned,
+                )
             case StopPool():
                 self.stop(
                     action.pool, Desired.PREEMPT if action.mode is StopMode.PREEMPT else Desired.DRAIN, action.reason
                 )
             case MovePool():
                 moved = next(pool for pool in cluster.pools if pool.id == action.pool)
-                if self._start(cluster, action, moved.configuration, "move", frozenset(), moved.namespace):
+                if self._start(
+                    cluster,
+                    action,
+                    moved.configuration,
+                    "move",
+                    frozenset(),
+                    moved.namespace,
+                    pinned=moved.pinned,
+                ):
                     self.stop(action.pool, Desired.DRAIN, action.reason)
             case GrantReserve():
                 reserve = ReservedCapacity(str(ids.new_id()), action.configuration, action.bytes)
@@ -106,10 +118,8 @@ class ReconcilePass:
         _log.warning("host_lost", host=host, reason=reason)
 
     def write(self) -> None:
-        """Write what has changed, and notify the agents at the commit."""
+        """Write what has changed."""
         self.session.write()
-        for host in sorted(self.hosts_to_notify):
-            self.work.run(_NOTIFY, {"channel": CHANNEL, "host": host})
 
     def _start(
         self,
@@ -119,6 +129,8 @@ class ReconcilePass:
         purpose: str,
         after: frozenset[str],
         namespace: str,
+        *,
+        pinned: bool,
     ) -> bool:
         """Claim the bytes of a pool and insert it; returns False when the ledger refuses."""
         configuration = next(one for one in cluster.configurations if one.id == configuration_id)
@@ -132,7 +144,7 @@ class ReconcilePass:
             bytes=action.bytes,
             lease_until=self.session.now + wait,
             after=after,
-            pinned=configuration.pinned,
+            pinned=pinned,
             namespace=namespace,
         )
         refused = self.session.change(lambda ledger: rules.claim(ledger, request))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -454,16 +455,32 @@ def pids_of(*nodes: CeleryTestWorker) -> list[int]:
 
 
 def processes_of(directory: Path) -> list[psutil.Process]:
-    """The processes with a directory in their command line, environment or working directory."""
+    """
+    The processes with a directory in their command line, environment or working directory, or with a log in it: a fork
+    of `arriero up` has the environment of its parent.
+    """
     name, found = str(directory), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            texts = [*process.cmdline(), process.cwd(), process.environ().get("ARRIERO_DATA_DIR", "")]
+            texts = [*process.cmdline(), process.cwd(), process.environ().get("ARRIERO_DATA_DIR", ""), log_of(process)]
             if any(name in part for part in texts):
                 found.append(process)
     return found
+
+
+def log_of(process: psutil.Process) -> str:
+    """The file that is the standard output of a process; empty when there is none."""
+    try:
+        return str(Path(f"/proc/{process.pid}/fd/1").readlink())
+    except OSError:
+        return ""
+
+
+def is_pool(process: psutil.Process) -> bool:
+    """Whether it is the process of a pool, by its command line."""
+    return re.search(r"\bpool [0-9a-f-]{36} ", " ".join(process.cmdline())) is not None
 
 
 def assert_nothing_left(directory: Path) -> None:

@@ -18,7 +18,7 @@ import psutil
 from app.kernel import embedded
 from app.kernel.database import Database
 from app.kernel.processes import pid_file
-from tests.faults.conftest import ROOT, show_section, until
+from tests.faults.conftest import ROOT, is_pool, show_section, until
 
 _ENTRY = """
 [[models]]
@@ -78,8 +78,8 @@ def members(data_dir: Path) -> dict[str, int]:
 
 def api_url(data_dir: Path) -> str:
     """The URL of the API."""
-    api = psutil.Process(json.loads((data_dir / "run" / "api.pid").read_text())["pid"])
-    return f"http://127.0.0.1:{api.environ()['ARRIERO_API__PORT']}"
+    url: str = json.loads((data_dir / "run" / "up.json").read_text())["api"]
+    return url
 
 
 def database_of(data_dir: Path) -> Database:
@@ -93,7 +93,7 @@ def with_children(pid: int) -> Sequence[int]:
     """A process and its descendants, except pools."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        children = [child.pid for child in process.children(recursive=True) if "pool" not in child.cmdline()]
+        children = [child.pid for child in process.children(recursive=True) if not is_pool(child)]
         return [pid, *children]
     return [pid]
 

@@ -208,7 +208,7 @@ class InstallationChaos:
         attacks: deque[str] = deque()
         for _ in range(self.plan.kills):
             if not remaining:  # each fault in turn, in a new random order
-                programs = ("pool", "agent", "control", "beat", "api", "Postgres", "Valkey", "up")
+                programs = ("pool", "agent", "control", "api", "Postgres", "Valkey", "up")
                 remaining = [(how, who) for how in ("kill", "freeze") for who in programs]
                 self._chance.shuffle(remaining)
             how, who = remaining.pop()

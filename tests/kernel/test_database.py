@@ -301,6 +301,30 @@ def test_rows_are_returned_as_objects_of_a_class(database: Database) -> None:
             work.row_of(Pair, text("SELECT 1 AS number, 'a' AS word, 2 AS extra"))
 
 
+def test_idle_connections_are_closed(database: Database) -> None:
+    """A process that does nothing has none; the next call makes one."""
+    own = Database(database.url, pool_size=2)
+    counted = text("SELECT count(*) AS sessions FROM pg_stat_activity WHERE application_name = 'idle'")
+    named = text("SET application_name = 'idle'")
+
+    def sessions() -> int:
+        with database.work() as work:
+            row = work.row(counted)
+            assert row is not None
+            return int(row.sessions)
+
+    try:
+        for _ in range(2):
+            with own.work() as first, own.work() as second, own.work() as third:
+                for work in (first, second, third):
+                    work.run(named)
+            assert sessions() == 2, "a third connection is closed when it is returned"
+            pause = threading.Event()
+            assert any(sessions() == 0 or pause.wait(0.1) for _ in range(200))
+    finally:
+        own.close()
+
+
 def test_connections_of_a_discarded_pool_are_closed_when_they_are_returned(database_url: str) -> None:
     database = Database(database_url, pool_size=2)
     with database._session() as borrowed:

@@ -21,7 +21,11 @@ QUERY = {
 
 
 def tasks(live: Live) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = httpx2.get(f"{live.flower}/tasks/datatable", params=QUERY).json()["data"]
+    found: list[dict[str, Any]] = httpx2.get(
+        f"{live.flower}/tasks/datatable",
+        params=QUERY,
+        timeout=60,  # the first request starts it
+    ).json()["data"]
     return found
 
 

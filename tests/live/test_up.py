@@ -130,8 +130,16 @@ def test_models_and_workers_are_listed(live: Live) -> None:
     models = {row["name"]: row for row in as_json(live.arriero("models", "list", "--json").stdout)["models"]}
     assert models[MODEL]["state"] == "here"
 
-    page = until(lambda: text if "pool.smollm2-135m." in (text := httpx2.get(f"{live.flower}/").text) else None)
-    assert "control@" in page
+    flower = httpx2.Client(base_url=live.flower, timeout=60)
+
+    def lists_workers() -> bool:
+        """Whether its page names both workers, each of which it knows from the worker's next heartbeat."""
+        page = flower.get("/").text
+        return "pool.smollm2-135m." in page and "control@" in page
+
+    assert until(lists_workers)
+    flower.close()
+    assert "Inspect method" not in (live.folder / "logs" / "flower.log").read_text(), "its connections are its own"
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,8 @@ def test_pinned_and_targeted_pools_are_not_evicted(case: Case) -> None:
         if of[id_].state is not PoolState.DRAINING and not of[id_].bytes.keys() & going:
             configuration = configurations[of[id_].configuration]
             others = [p for p in cluster.pools if p.configuration == configuration.id and p.state in COMING]
-            assert not configuration.pinned
-            assert len(others) - len([p for p in others if p.id in stops(made)]) >= min(
-                configuration.min_pools, len(others)
-            )
+            kept = max(configuration.min_pools, int(configuration.pinned))
+            assert len(others) - len([p for p in others if p.id in stops(made)]) >= min(kept, len(others))
 
 
 @settings(max_examples=100, deadline=None)
@@ -330,6 +328,42 @@ def test_a_long_queue_gets_a_replica_and_an_idle_replica_is_stopped() -> None:
 
     idle = pool("q", "hot", {"g1": 9}, last_used=NOW - seconds(61))
     assert stops(plan(replace(cluster, pools=(serving, idle)), [], NOW)) == {"q": StopMode.DRAIN}
+
+
+@pytest.mark.parametrize("more", [{"pinned": True}, {"min_pools": 1}, {"pinned": True, "min_pools": 1}])
+def test_idle_replicas_of_a_pinned_model_are_stopped(more: dict[str, Any]) -> None:
+    """Only as many pools are kept as the model's target says, the oldest ones; all others may leave."""
+    granted = {f"p{n}": NOW - seconds(600 - n) for n in range(4)}
+    pools = [pool(id_, "hot", {"g0": 3}, started=at, last_used=NOW - seconds(61)) for id_, at in granted.items()]
+    cluster = Cluster((gpu("g0"),), tuple(pools), (model("hot", 3, **more),))
+
+    assert stops(plan(cluster, [], NOW)) == dict.fromkeys(("p1", "p2", "p3"), StopMode.DRAIN)
+
+    pinned = replace(cluster, pools=(*pools[:2], replace(pools[2], pinned=True), pools[3]))
+    assert stops(plan(pinned, [], NOW)) == dict.fromkeys(("p0", "p1", "p3"), StopMode.DRAIN), "the ledger keeps p2"
+
+    remains = replace(cluster, pools=(replace(pools[0], state=PoolState.DRAINING), *pools[1:]))
+    assert stops(plan(remains, [], NOW)) == dict.fromkeys(("p2", "p3"), StopMode.DRAIN)
+
+
+def test_replicas_of_a_pinned_model_make_room_for_others() -> None:
+    kept, replica = pool("p", "hot", {"g0": 9}), pool("q", "hot", {"g0": 9}, started=NOW - seconds(90))
+    models = (model("hot", 9, pinned=True), model("other", 9))
+    cluster = Cluster(ONE, (kept, replica), models)
+
+    (start,) = starts(plan(cluster, [waits("other", age=1000)], NOW))
+    assert (start.after, start.pinned) == ({"q"}, False)
+    assert starts(plan(replace(cluster, pools=(kept,)), [waits("other", age=1000)], NOW))[0].after == frozenset()
+
+
+def test_only_the_pools_of_the_target_are_pinned() -> None:
+    hot = model("hot", 4, pinned=True, min_pools=2)
+    queue = [waits("hot", steps=400, work=seconds(10))]
+
+    assert [one.pinned for one in starts(plan(Cluster(ONE, (), (hot,)), queue, NOW))] == [True, True, False]
+    serving = tuple(pool(f"p{n}", "hot", {"g0": 4}, pinned=True, busy=2) for n in range(2))
+    (replica,) = starts(plan(Cluster(ONE, serving, (hot,)), queue, NOW))
+    assert (replica.purpose, replica.pinned) == (Purpose.REPLICA, False)
 
 
 def test_a_pool_without_work_is_stopped_after_its_keep_alive() -> None:
@@ -547,7 +581,7 @@ def test_models_that_are_kept_apart_share_no_device(a: dict[str, Any], b: dict[s
     assert (start.bytes, start.after) == ({"g0": 5 * GB}, {"p"})
     busy = replace(one, pools=(replace(cluster.pools[0], busy=1, serving=Priority.INTERACTIVE, work_left=seconds(5)),))
     assert "it waits for `a` with 1 step in flight" in refused(plan(busy, [waits("b")], NOW)).reason
-    pinned = replace(one, pools=(replace(cluster.pools[0], pinned=True),))
+    pinned = replace(one, configurations=(model("a", 9, pinned=True, **a), model("b", 5, **b)))
     assert "models are kept apart" in refused(plan(pinned, [waits("b", age=1000)], NOW)).reason
 
 

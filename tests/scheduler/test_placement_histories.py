@@ -299,11 +299,12 @@ class World:
         for action in plan(self.cluster(), self.demand(), self.now, HASTY).actions:
             match action:
                 case StartPool():
-                    self.grants(action.configuration, action.bytes, action.after)
+                    self.grants(action.configuration, action.bytes, action.after, action.pinned)
                 case StopPool():
                     self.stops(action.pool, action.mode)
                 case MovePool():
-                    self.grants(self.ledger.reservations[action.pool].configuration, action.bytes, frozenset())
+                    moved = self.ledger.reservations[action.pool]
+                    self.grants(moved.configuration, action.bytes, frozenset(), moved.pinned)
                     self.stops(action.pool, StopMode.DRAIN)
                 case GrantReserve():
                     reserve = ReservedCapacity(f"r{self.next()}", action.configuration, action.bytes)
@@ -311,9 +312,8 @@ class World:
                 case DropReserve():
                     self.ledger = rules.drop_reserve(self.ledger, action.reserve)
 
-    def grants(self, configuration: str, bytes_: Mapping[str, int], after: frozenset[str]) -> None:
+    def grants(self, configuration: str, bytes_: Mapping[str, int], after: frozenset[str], pinned: bool) -> None:
         epoch, host = self.next(), self.devices[next(iter(bytes_))].host
-        pinned = self.models[configuration].pinned
         claim = ReservationRequest(f"p{epoch:04}", epoch, host, configuration, bytes_, self.now + HOLD, after, pinned)
         result = rules.claim(self.ledger, claim)
         assert isinstance(result, Ledger), f"planned, and refused: {result}"

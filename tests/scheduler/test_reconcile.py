@@ -273,6 +273,27 @@ def test_the_settings_keep_models_running(scene: Scene) -> None:
     assert [(one.model, one.pinned) for one in scene.pools()] == [(A, True)]
 
 
+def test_idle_replicas_of_a_model_of_the_settings_leave(scene: Scene) -> None:
+    add_host(scene, "i")
+    scene.demand = replace(scene.demand, targets={A: OperatorTarget(1, pinned=True)})
+    scene.reconcile()
+    kept = scene.begin(scene.pools()[0].host)
+    steps, since = 400, scene.now() - timedelta(seconds=60)
+    scene.demand = replace(scene.demand, waiting=[WaitingSteps(A, Priority.STANDARD, steps, since)])
+    scene.reconcile()
+    assert sorted(one.pinned for one in scene.pools()) == [False, True]
+    (surplus,) = (one for one in scene.pools() if one.id != kept.id)
+    scene.begin(surplus.host)
+    scene.demand = replace(scene.demand, waiting=[])
+    scene.reconcile()
+    assert [one.desired for one in scene.pools()] == [Desired.RUN, Desired.RUN]
+
+    with scene.database.work() as work:
+        work.run(text("UPDATE pool_report SET serving_at = now() - interval '2 min', last_used_at = NULL"))
+    scene.reconcile()
+    assert {one.id: one.desired for one in scene.pools()} == {kept.id: Desired.RUN, surplus.id: Desired.DRAIN}
+
+
 def test_a_pool_whose_entry_has_changed_is_stopped(scene: Scene) -> None:
     scene.wait(A)
     scene.reconcile()

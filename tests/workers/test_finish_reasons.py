@@ -12,9 +12,11 @@ import pytest
 
 from app.api.workflows import runs as api
 from app.catalog.catalog import Catalog
+from app.kernel.activity import Activity
 from app.kernel.errors import FailureReason
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
+from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs import forks, views
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import Failure, Success, TokenUsage
@@ -32,7 +34,16 @@ class Worker:
 
     def __init__(self, runs: Runs, engine: LlamaEngine, secrets: Path) -> None:
         self.steps, self._leases = StepWorker(runs), Leases(runs, "w@here/1/x", interval=timedelta(seconds=3))
-        self._runtime = Runtime(Settings(), runs, self._leases, engine, Secrets(secrets), Catalog())
+        self._runtime = Runtime(
+            Settings(),
+            runs,
+            self._leases,
+            engine,
+            Secrets(secrets),
+            Catalog(),
+            Activity("redis://127.0.0.1:1"),
+            AgentCalls("redis://127.0.0.1:1"),
+        )
         self._leases.start()
 
     def close(self) -> None:

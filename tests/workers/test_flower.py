@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -91,3 +92,29 @@ def test_its_own_pages_and_other_programs_are_answered(flower: str) -> None:
         assert client.get(f"{flower}/", headers={"Host": "flower.example.com"}).status_code == 200
         own = {"Origin": flower, "Sec-Fetch-Site": "same-origin"}
         assert client.get(f"{flower}/api/workers", headers=own).status_code == 200
+
+
+def test_a_flower_that_is_started_on_demand_ends_when_nobody_uses_it(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """It uses the socket of its parent, which starts it again for the next client; its end is a success."""
+    settings = Settings(data_dir=tmp_path, database_url=SecretStr(database_url), redis_url=SecretStr(redis_url))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        script = (
+            "import sys, workers.flower, workers.programs; workers.flower._UNUSED_SECONDS = 3.0; "
+            f"sys.exit(workers.programs.main(['flower', '{listener.fileno()}']))"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env=environment_of(settings) | {"FLOWER_UNAUTHENTICATED_API": "true"},
+            pass_fds=[listener.fileno()],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            answer = httpx2.get(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=60, trust_env=False)
+            assert answer.is_success, "the client waits while it starts"
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()

@@ -229,6 +229,21 @@ def is_listening(runs: Runs) -> bool:
         return bool(work.rows(text("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN arriero_stop%'")))
 
 
+def test_a_process_without_steps_has_no_connection(runs: Runs, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It connects for the first step, and again for one that follows later; a cancel is heard each time."""
+    monkeypatch.setattr("workers.leases._LINGER", 0.1)
+    leases = make(interval=SOON * 10)
+    for _ in range(2):
+        assert until(lambda: not is_listening(runs))
+        claim = claimed(runs)
+        with leases.hold(claim) as holding:
+            event = stop_event(holding)
+            assert until(lambda: is_listening(runs))
+            runs.cancel(claim.run_id)
+            assert event.wait(SOON)
+            assert holding.reason is StopReason.CANCELLED
+
+
 def test_the_end_of_an_earlier_attempt_does_not_end_the_lease_of_the_next(runs: Runs, make: Make) -> None:
     """The same process claims the step again while its lost attempt still runs."""
     leases, earlier = make(), claimed(runs)

@@ -12,8 +12,10 @@ import pytest
 from sqlalchemy import text
 
 from app.catalog.catalog import Catalog
+from app.kernel.activity import Activity
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
+from app.scheduler.wake_up import AgentCalls
 from app.workflows.language import check
 from app.workflows.runs import claims, views
 from app.workflows.runs.changes import change as changes
@@ -39,7 +41,16 @@ on_failure:
 def runtime(runs: Runs, tmp_path: Path) -> Iterator[Runtime]:
     leases = Leases(runs, "w@here/1/x", interval=timedelta(seconds=1), stalled_for=lambda: timedelta(0))
     leases.start()
-    yield Runtime(Settings(), runs, leases, None, Secrets(tmp_path), Catalog())
+    yield Runtime(
+        Settings(),
+        runs,
+        leases,
+        None,
+        Secrets(tmp_path),
+        Catalog(),
+        Activity("redis://127.0.0.1:1"),
+        AgentCalls("redis://127.0.0.1:1"),
+    )
     leases.close()
 
 

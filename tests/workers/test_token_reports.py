@@ -15,9 +15,11 @@ import redis
 from app.api.workflows import run_documents
 from app.catalog.catalog import Catalog
 from app.kernel import clock
+from app.kernel.activity import Activity
 from app.kernel.broker import CeleryPublisher, celery_app
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import BrokerSettings, Settings
+from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs import live_tokens, views
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.live_tokens import LiveTokens
@@ -170,7 +172,17 @@ def test_a_real_engine_reports_while_it_writes(
     leases.start()
     reports = TokenReports(interval=0.05)
     reports.start(publisher, OWNER)
-    runtime = Runtime(Settings(), worker.runs, leases, shared, Secrets(tmp_path), Catalog(), reports)
+    runtime = Runtime(
+        Settings(),
+        worker.runs,
+        leases,
+        shared,
+        Secrets(tmp_path),
+        Catalog(),
+        Activity("redis://127.0.0.1:1"),
+        AgentCalls("redis://127.0.0.1:1"),
+        reports,
+    )
     (row,) = worker.ready(run_id)
     thread = threading.Thread(target=run_step, args=(runtime, row.id, row.attempt))
     thread.start()

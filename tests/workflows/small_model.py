@@ -10,7 +10,9 @@ from uuid import UUID
 
 from app.catalog import files
 from app.kernel import settings
+from app.kernel.activity import Activity
 from app.kernel.security.secrets import Secrets
+from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs.service import Runs
 from tests.workflows.conftest import StepWorker
 from workers import steps
@@ -35,7 +37,16 @@ class Pools:
         self._leases = Leases(runs, "pools@here/1/abc", interval=timedelta(seconds=3))
         own, catalog = settings.load(environment={}).settings, files.read_catalog()
         self._runtimes = {
-            queue: Runtime(own, runs, self._leases, engine, Secrets({}), catalog)
+            queue: Runtime(
+                own,
+                runs,
+                self._leases,
+                engine,
+                Secrets({}),
+                catalog,
+                Activity("redis://127.0.0.1:1"),
+                AgentCalls("redis://127.0.0.1:1"),
+            )
             for queue, engine in [("io", None), *engines.items()]
         }
         self._leases.start()

@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from app.catalog import files
 from app.inference import prompts
 from app.kernel import settings
+from app.kernel.activity import Activity
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import HttpSettings
 from app.workflows import registry
@@ -57,7 +58,9 @@ class Workers:
         http = HttpSettings(allowed_hosts=(f"127.0.0.1:{port}",), allow_private=True)
         own = settings.load(environment={}).settings.model_copy(update={"http": http})
         self._leases = Leases(runs, "library@here/1/abc", interval=timedelta(seconds=3))
-        self._runtime = Runtime(own, runs, self._leases, engine, Secrets({}), files.read_catalog())
+        self._runtime = Runtime(
+            own, runs, self._leases, engine, Secrets({}), files.read_catalog(), Activity("redis://127.0.0.1:1")
+        )
         self._leases.start()
 
     def close(self) -> None:

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-import psutil
 import psycopg
 
 from app.catalog.live import LiveCatalog
@@ -35,6 +36,7 @@ from app.fleet.hosts import AssignedPool, Hosts, ObservedProcess, PoolEnded
 from app.fleet.pool import METRICS_FOLDER, Desired, ProcessState
 from app.kernel import addresses, clock, ids, log
 from app.kernel import database as databases
+from app.kernel.activity import Activity
 from app.kernel.errors import (
     Conflict,
     DatabaseUnreachable,
@@ -46,8 +48,9 @@ from app.kernel.errors import (
 from app.kernel.loop_guard import LoopGuard
 from app.kernel.processes import private_file
 from app.kernel.processes.process import AdoptedProcess, Child, adopt
+from app.kernel.processes.spawning import SpawnerClient
 from app.kernel.settings import Settings, environment_of
-from app.scheduler.reconcile_pass import CHANNEL
+from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs.recovery import owners
 from workers.agent import convergence, inventory
 from workers.agent.convergence import (
@@ -70,8 +73,8 @@ _TAIL = 40
 _EXIT = timedelta(seconds=10)
 #: Seconds for which granted bytes may still be in use before the start of a pool fails.
 _SETTLE = 5.0
-#: The variables with the addresses of database and broker. A running process keeps the addresses that it started with.
-_ADDRESSES = ("ARRIERO_DATABASE_URL", "ARRIERO_REDIS_URL")
+#: While all pools serve as they should, heartbeats are so many intervals apart, at most that part of the agent's lease.
+_REST, _SILENT = 2, 0.4
 #: Logs of ended pools that are kept, the newest ones.
 _LOGS = 50
 
@@ -79,14 +82,19 @@ _LOGS = 50
 class Agent:
     """The agent of this host: the loop, and what it does with each pool."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Connect to the database. Raises DatabaseBehind, DatabaseUnreachable, Unavailable."""
+    def __init__(self, settings: Settings, spawner: int | None = None) -> None:
+        """
+        Connect to the database. `spawner` is the descriptor of the socket to a parent that can start pools.
+
+        Raises DatabaseBehind, DatabaseUnreachable, Unavailable.
+        """
         servers = addresses.of(settings)
         self._settings = settings
-        self._environment = environment_of(settings) | {
-            "ARRIERO_DATABASE_URL": servers.database_url,
-            "ARRIERO_REDIS_URL": servers.redis_url,
-        }
+        urls = {"ARRIERO_DATABASE_URL": servers.database_url, "ARRIERO_REDIS_URL": servers.redis_url}
+        self._environment = environment_of(settings) | urls
+        #: A digest of the addresses, which is in the command line of each pool: a running process keeps the addresses
+        #: that it started with.
+        self._addresses = hashlib.sha256("\n".join(urls.values()).encode()).hexdigest()[:16]
         self.host = settings.fleet.host_here
         self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
@@ -102,8 +110,11 @@ class Agent:
         self._short_since: dict[str, float] = {}
         #: An error of one pool does not stop the others.
         self._guard = LoopGuard(DatabaseUnreachable, LeaseLost, Conflict)
+        self._activity, self._calls = Activity(servers.redis_url), AgentCalls(servers.redis_url)
         #: What was last written about each process.
         self._observed: dict[str, ObservedProcess] = {}
+        #: In the last pass, each pool served as it should.
+        self._at_rest = False
         #: Why it could not join, as last logged.
         self._join_refusal = ""
         self._run, self._logs = settings.data_dir / "run" / "pools", settings.data_dir / "logs"
@@ -115,6 +126,7 @@ class Agent:
             heartbeat=settings.fleet.heartbeat_timeout,
         )
         self._contact = DatabaseContact(self._limits.heartbeat)
+        self._spawner = None if spawner is None else SpawnerClient(spawner, lambda: self._wake.put(None))
 
     def run(self) -> int:
         """Serve until SIGTERM. Returns the exit code."""
@@ -123,8 +135,8 @@ class Agent:
         signal.signal(signal.SIGCHLD, lambda *_: self._wake.put(None))
         self._run.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._exclusive():
-            listener = threading.Thread(target=self._listen, name="listener", daemon=True)
-            listener.start()
+            arguments = (self.host, lambda: self._wake.put(None), lambda: self._stopping)
+            threading.Thread(target=self._calls.listen, args=arguments, name="listener", daemon=True).start()
             self._adopt()
             while not self._stopping:
                 self._run_pass()
@@ -141,9 +153,13 @@ class Agent:
     def _sleep(self) -> None:
         """Wait until the next heartbeat is due, or until the agent is woken."""
         with contextlib.suppress(Empty):
-            self._wake.get(timeout=self._settings.fleet.heartbeat.total_seconds())
+            self._wake.get(timeout=self._pause().total_seconds())
         while not self._wake.empty():
             self._wake.get()
+
+    def _pause(self) -> timedelta:
+        fleet = self._settings.fleet
+        return max(fleet.heartbeat, min(fleet.heartbeat * _REST, fleet.agent_lease * _SILENT) * self._at_rest)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -173,14 +189,11 @@ class Agent:
 
     def _has_current_addresses(self, process: AdoptedProcess) -> bool:
         """Whether a process was started with the current addresses of database and broker."""
-        try:
-            environment = psutil.Process(process.pid).environ()
-        except psutil.Error:
-            return False
-        return all(environment.get(name) == self._environment[name] for name in _ADDRESSES)
+        return shlex.split(process.command)[-1] == self._addresses
 
     def _run_pass(self) -> None:
         """Run one pass: measure, send a heartbeat, converge all pools, and write what is observed."""
+        self._at_rest = False
         try:
             measured = self._devices.measure()
             if self._epoch is None:
@@ -189,6 +202,7 @@ class Agent:
             pools = self._send_heartbeat(measured)
             self._converge(pools, measured)
             self._observe(measured)
+            self._at_rest = all(convergence.is_at_rest(pool, self._settings.fleet.heartbeat) for pool in pools)
         except DatabaseUnreachable as error:
             _log.warning("agent_lost_database", error=str(error))
         except LeaseLost as error:
@@ -215,6 +229,7 @@ class Agent:
         adopted = {id_: running.epoch for id_, running in self._processes.items()}
         self._epoch = self._hosts.join(self.host, self._identity(), os.cpu_count() or 1, declared, adopted)
         self._files.invalidate()
+        self._activity.note()
 
     def _identity(self) -> str:
         """Return the permanent id of this data directory, which alone knows the processes of its pools."""
@@ -294,24 +309,36 @@ class Agent:
         except LeaseLost as error:
             _log.info("pool_not_started", pool=pool.id, reason=str(error))
             return
-        child = Child(
-            f"pool {pool.model}",
-            [sys.executable, "-P", "-m", "workers.programs", "pool", pool.id, str(pool.epoch)],
-            environment=self._environment | inventory.device_environment(self.host, measured, pool.bytes),
-            log_file=self._log_file(pool.id),
-            pid_file=self._run / f"{pool.id}@{pool.epoch}.pid",
-        )
+        environment = self._environment | inventory.device_environment(self.host, measured, pool.bytes)
         self._remove_old_logs()
         oom_kills = control_group.oom_kills()
-        running = PoolProcess(child, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), oom_kills)
-        self._processes[pool.id] = running
         try:
-            child.start()
+            process = self._start_process(pool, environment)
         except ServerNotStarted as error:
-            del self._processes[pool.id]
             self._release(pool, None, failed=True, ending=str(error))
             return
-        _log.info("pool_started", pool=pool.id, model=pool.model, pid=child.pid, devices=sorted(pool.bytes))
+        self._processes[pool.id] = PoolProcess(
+            process, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), oom_kills
+        )
+        _log.info("pool_started", pool=pool.id, model=pool.model, pid=process.pid, devices=sorted(pool.bytes))
+
+    def _start_process(self, pool: AssignedPool, environment: Mapping[str, str]) -> Child | AdoptedProcess:
+        """Start the process of a pool: by the parent, where that is faster, or here. Raises ServerNotStarted."""
+        name, arguments = f"pool {pool.model}", ["workers.programs", "pool", pool.id, str(pool.epoch), self._addresses]
+        log_file, file = self._log_file(pool.id), self._run / f"{pool.id}@{pool.epoch}.pid"
+        if self._spawner is not None:
+            spawned = self._spawner.start(name, arguments, environment, log_file, file)
+            if spawned is not None:
+                return spawned
+        child = Child(
+            name,
+            [sys.executable, "-P", "-m", *arguments],
+            environment=environment,
+            log_file=log_file,
+            pid_file=file,
+        )
+        child.start()
+        return child
 
     def _terminate(self, pool: AssignedPool, running: PoolProcess, reason: str) -> None:
         if running.stop_requested is None:
@@ -375,6 +402,7 @@ class Agent:
         for file in (self._settings.data_dir / METRICS_FOLDER).glob(f"*pool.*.{pool.id[-6:]}.json"):
             file.unlink(missing_ok=True)
         self._wake.put(None)  # other pools may wait for these bytes
+        self._activity.note()
 
     def _observe(self, measured: Inventory) -> None:
         changed = []
@@ -462,20 +490,3 @@ class Agent:
         ended = [file for file in sorted(self._logs.glob("pool.*.log")) if file not in kept]
         for file in ended[:-_LOGS]:
             file.unlink(missing_ok=True)
-
-    def _listen(self) -> None:
-        """Wake the agent when the desired pools of this host change."""
-        while not self._stopping:
-            try:
-                with psycopg.connect(self._database.raw_url(), autocommit=True, connect_timeout=5) as connection:
-                    connection.execute(f"LISTEN {CHANNEL}")
-                    while not self._stopping:
-                        for note in connection.notifies(timeout=0.5, stop_after=1):
-                            if note.payload == self.host:
-                                self._wake.put(None)
-            except psycopg.OperationalError as error:
-                _log.warning("agent_cannot_listen", error=str(error).strip())
-                time.sleep(1.0)
-            except Exception:  # noqa: BLE001 the outermost loop of the thread
-                _log.exception("agent_cannot_listen")
-                time.sleep(1.0)

@@ -51,6 +51,11 @@ class LocalProcess:
     contact: timedelta = timedelta(0)
 
 
+def is_at_rest(pool: AssignedPool, heartbeat: timedelta) -> bool:
+    """Whether a pool serves as it should, and was heard within the last heartbeats: its agent need not look soon."""
+    return pool.phase is PoolPhase.SERVING and pool.desired is Desired.RUN and pool.silent < heartbeat * 4
+
+
 @dataclass(slots=True)
 class DatabaseContact:
     """

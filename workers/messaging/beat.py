@@ -5,23 +5,40 @@ A lock in the broker elects one of several beats; the others stand by.
 While the broker is unavailable, beat waits. When the broker has lost its data, beat takes the lock and writes the
 schedule again.
 Beat writes the schedule each time that it takes the lock: the schedule may have been lost while it stood by.
+While nothing happens in the installation, beat triggers the jobs less often (`app/kernel/activity.py`).
 The schedule follows from the settings. Keys that contain anything else become dead letters and are written again.
 """
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import redis
+from celery import Celery
+from celery.beat import Service
 from celery.signals import beat_init
 from redbeat import schedulers
 from redbeat.schedulers import RedBeatScheduler, get_redis
 from redis.exceptions import LockError, RedisError, ResponseError
 
 from app.kernel import clock, log
+from app.kernel.activity import Activity
 from app.kernel.dead_letters import DeadLetters, Reason
 
 _log = log.get(__name__)
+
+#: While nothing happens, beat ticks after that many times the shortest interval.
+_QUIET = 10
+#: The part of the lock's time after which it is extended meanwhile.
+_EXTEND = 0.3
+
+#: Seconds to wait for a beat on a thread to release its lock, and until a failed one starts again.
+_STOP_SECONDS, _RETRY_SECONDS = 5.0, 1.0
 
 # RedBeat would wait for the lock without a limit, even when its key has another type. Here each tick tries once.
 beat_init.disconnect(schedulers.acquire_distributed_beat_lock)
@@ -38,6 +55,14 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
     lock: Any = None
     #: The lock under which the schedule was last written.
     _written_under: Any = None
+    #: When the due entries were last sent, by the monotonic clock.
+    _ticked: float = 0.0
+    #: When the lock was last extended, by the monotonic clock.
+    _extended: float = 0.0
+
+    @cached_property
+    def _activity(self) -> Activity:
+        return Activity(self.app.conf.redbeat_redis_url)
 
     def setup_schedule(self) -> None:
         """Do nothing: `tick` writes the schedule once it holds the lock."""
@@ -45,12 +70,16 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send the due entries. Returns the seconds until the next tick."""
         try:
+            if self._may_pause():
+                self._keep_lock()
+                return self._shortest
             if self.lock is None and not self._take_lock():
                 return float(self.max_interval)
             if self.lock is not self._written_under:
                 super().setup_schedule()
                 self._written_under = self.lock
                 _log.info("beat_elected")
+            self._ticked = self._extended = time.monotonic()
             seconds: float = super().tick(*args, **kwargs)
         except ResponseError as error:
             _log.warning("beat_interrupted", error=str(error))
@@ -65,6 +94,24 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
         else:
             return seconds
         return float(self.max_interval)
+
+    def _keep_lock(self) -> None:
+        now = time.monotonic()
+        if now - self._extended > self.lock_timeout * _EXTEND:
+            self.lock.extend(int(self.lock_timeout))
+            self._extended = now
+
+    @property
+    def _shortest(self) -> float:
+        """The shortest interval of an entry, in seconds; at most the longest pause of beat."""
+        intervals = [entry["schedule"].total_seconds() for entry in self.app.conf.beat_schedule.values()]
+        return float(min([*intervals, self.max_interval]))
+
+    def _may_pause(self) -> bool:
+        """Whether this beat has ticked a moment ago, and nothing has happened since."""
+        if self.lock is None or self.lock is not self._written_under:
+            return False
+        return time.monotonic() - self._ticked < self._shortest * _QUIET and self._activity.is_quiet()
 
     def close(self) -> None:
         """Release the lock. When the broker is unavailable, the lock expires by itself."""
@@ -126,3 +173,29 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
 
     def _dead_letters(self) -> DeadLetters:
         return DeadLetters(redis.Redis.from_url(self.app.conf.redbeat_redis_url, protocol=2, socket_timeout=10))
+
+
+@contextmanager
+def running(app: Celery) -> Iterator[None]:
+    """Run a beat on a thread until the end of the block; then its lock is free for another one."""
+    stopped = threading.Event()
+    services: list[Service] = []
+
+    def run() -> None:
+        while not stopped.is_set():
+            try:
+                services[:] = [Service(app, scheduler_cls=Scheduler)]
+                services[0].start()
+            except Exception:  # noqa: BLE001 the outermost loop of the thread
+                _log.exception("beat_failed")
+                stopped.wait(_RETRY_SECONDS)
+
+    thread = threading.Thread(target=run, name="beat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        for service in services:
+            service.stop()
+        thread.join(_STOP_SECONDS)

@@ -175,6 +175,8 @@ class Transport(_kombu.Transport):  # type: ignore[misc] # as above
     """Kombu's transport with the channels of this module."""
 
     Channel = Channel
+    #: Seconds of one wait for a message; one that arrives ends it. Kombu's own value wakes each worker every second.
+    brpop_timeout = 5
 
 
 def install() -> None:

@@ -1,7 +1,7 @@
 """
 The heartbeat of a pool: it renews the pool's reservation, reports its status, and receives the desired state.
 
-It runs from before the load until after the last step.
+It runs from before the load until after the last step. A pool that serves and has no steps sends it less often.
 When the reservation is lost, or could not be renewed in time, the pool requeues its steps and ends before the lease
 expires. If that fails, the process exits immediately. A thread of its own does this, because the renewing thread may be
 waiting for a database that does not answer.
@@ -20,7 +20,7 @@ from datetime import timedelta
 from queue import Empty, SimpleQueue
 
 from app.fleet.holder import Grant, HeartbeatReply, HeartbeatReport, ReservationHolder
-from app.fleet.pool import Desired
+from app.fleet.pool import Desired, PoolPhase
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, LeaseLost
 from app.kernel.priority import Priority
@@ -41,11 +41,23 @@ class Heartbeat:
     """The heartbeat of one pool: a thread that renews, and a thread that guards the lease."""
 
     def __init__(
-        self, holder: ReservationHolder, grant: Grant, worker: str, status: Status, interval: timedelta, renewed: float
+        self,
+        holder: ReservationHolder,
+        grant: Grant,
+        worker: str,
+        status: Status,
+        interval: timedelta,
+        renewed: float,
+        idle_interval: timedelta | None = None,
     ) -> None:
-        """Do nothing until `start`. `renewed` is a monotonic time that is not after the grant was taken."""
+        """
+        Do nothing until `start`. `renewed` is a monotonic time that is not after the grant was taken.
+
+        `idle_interval` is that of a pool that serves and has no steps; by default it is the same.
+        """
         self.grant, self.worker = grant, worker
         self._holder, self._interval = holder, interval.total_seconds()
+        self._idle_interval = (idle_interval or interval).total_seconds()
         self._lease = holder.lease.total_seconds()
         self._status = status
         self._leases: Leases | None = None
@@ -95,7 +107,10 @@ class Heartbeat:
             if closing:
                 return
             with contextlib.suppress(Empty):
-                self._wake.get(timeout=self._interval)
+                self._wake.get(timeout=self._idle_interval if self._is_idle() else self._interval)
+
+    def _is_idle(self) -> bool:
+        return self._leases is not None and self._status.phase is PoolPhase.SERVING and not self._leases.held()
 
     def _renew(self) -> None:
         """Send one heartbeat."""

@@ -34,6 +34,7 @@ from app.kernel.errors import (
     MemoryNotEnough,
     ModelFileDamaged,
 )
+from app.kernel.fleet_settings import FleetSettings
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from app.scheduler.planner.cluster import CPU
@@ -54,6 +55,8 @@ _log = log.get(__name__)
 
 #: Seconds after which a running Python thread yields to a waiting one; Python's default is ten times longer.
 _SWITCH_SECONDS = 0.0005
+#: Heartbeats of a pool without steps are so many intervals apart, at most that part of the time until it is silent.
+_IDLE, _SILENT = 3, 0.3
 #: Exit codes of a pool that cannot reserve the bytes that it needs, and of one that cannot serve.
 REFUSED, FAILED = 8, 9
 
@@ -71,7 +74,9 @@ def run(settings: Settings, id_: str, epoch: int) -> int:
         renewed = time.monotonic()
         grant = holder.take(id_, epoch)
         status = Status(grant.model)
-        heartbeat = Heartbeat(holder, grant, worker_of(grant), status, settings.fleet.heartbeat, renewed)
+        heartbeat = Heartbeat(
+            holder, grant, worker_of(grant), status, settings.fleet.heartbeat, renewed, idle_interval(settings.fleet)
+        )
         heartbeat.start()
         pool = _Pool(settings, resources, holder, grant, heartbeat, status)
         try:
@@ -81,6 +86,12 @@ def run(settings: Settings, id_: str, epoch: int) -> int:
             pool.close()
     finally:
         resources.close()
+
+
+def idle_interval(fleet: FleetSettings) -> timedelta:
+    """Return the time between two heartbeats of an idle pool: far less than that after which it counts as silent."""
+    longest = min(fleet.heartbeat * _IDLE, fleet.heartbeat_timeout * _SILENT, fleet.lease * _SILENT)
+    return max(fleet.heartbeat, longest)
 
 
 def _connections(catalog: Catalog) -> int:

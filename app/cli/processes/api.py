@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Annotated
 
@@ -13,6 +14,18 @@ from app.api.main import create_app
 from app.cli.output import settings_of
 from app.kernel import log
 from app.kernel.processes.listening import listen
+
+#: Seconds between two looks whether the server has to end; the date header has whole seconds.
+_TICK_SECONDS = 0.5
+
+
+class ApiServer(uvicorn.Server):
+    """uvicorn's server, which looks less often whether it has to end: an idle API costs a tenth of a percent less."""
+
+    async def main_loop(self) -> None:
+        """Renew the date header, and return when the server has to end."""
+        while not await self.on_tick(0):
+            await asyncio.sleep(_TICK_SECONDS)
 
 
 def api(
@@ -29,7 +42,7 @@ def api(
     log.configure(settings.log)
     host, port = settings.api.host, settings.api.port
     listener = socket.socket(fileno=fd) if fd >= 0 else listen("api", host, port, "api.port")
-    server = uvicorn.Server(
+    server = ApiServer(
         uvicorn.Config(
             create_app(settings, instance or None),
             log_config=None,

@@ -7,20 +7,29 @@ A program that a signal has stopped (SIGSTOP) is killed after a while: otherwise
 
 from __future__ import annotations
 
+import importlib
+import select
 import shlex
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+
+from kombu import pools
 
 from app.kernel import ids
 from app.kernel.processes import pid_file
 from app.kernel.processes.process import Child
+from app.kernel.processes.spawning import SpawnRequest
 from app.kernel.settings import Settings, environment_of
 
+#: The module that expires the leases of a dead worker. It is loaded where it runs.
+REQUEUE = "app.cli.processes.requeue"
 #: Seconds after which a start counts as successful.
 _SETTLED = 10.0
 #: The first and the longest delay of a restart, in seconds; it doubles from the second failed start in a row.
@@ -41,6 +50,8 @@ class ProcessMember:
     worker: str | None = None
     #: Descriptors that it inherits.
     descriptors: Sequence[int] = ()
+    #: The listening socket of a program that runs only while it is used: the first connection starts it.
+    on_demand: socket.socket | None = None
     child: Child | None = None
     #: The id of this process in the owner of its steps; empty for programs that are not workers.
     incarnation: str = ""
@@ -60,13 +71,8 @@ class ProcessMember:
         """Start it. Raises ServerNotStarted."""
         self.incarnation = ids.new_secret()[:12] if self.worker else ""
         more = [self.incarnation] if self.incarnation else []
-        self.child = Child(
-            self.name,
-            [sys.executable, "-P", "-m", *self.arguments, *more],  # -P: no `app` of the current directory is imported
-            environment=environment_of(settings),
-            log_file=directory / "logs" / f"{self.name}.log",
-            pid_file=directory / "run" / f"{self.name}.pid",
-            descriptors=self.descriptors,
+        self.child = _child(
+            self.name, [*self.arguments, *more], settings, directory, log=self.name, descriptors=self.descriptors
         )
         self.restart_at, self._started, self._frozen_since, self._kill_at = None, time.monotonic(), None, None
         self.child.start()
@@ -75,6 +81,27 @@ class ProcessMember:
     def ended(self) -> bool:
         """Whether it has ended, and no restart is scheduled."""
         return self.child is not None and not self.child.alive
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it is not running because nobody has asked for it."""
+        return self.on_demand is not None and self.child is None and self.restart_at is None
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether it sleeps, and a client waits for it."""
+        return self.on_demand is not None and self.sleeps and bool(select.select([self.on_demand], [], [], 0)[0])
+
+    @property
+    def has_rested(self) -> bool:
+        """Whether it is one that runs on demand, and has ended because nobody used it."""
+        return self.on_demand is not None and self.ended and self.child is not None and self.child.returncode == 0
+
+    def rest(self) -> None:
+        """Forget its ended process: the next connection starts another one."""
+        if self.child is not None:
+            self.child.stop()
+            self.child = None
 
     def schedule_restart(self, now: float) -> str:
         """Schedule the restart of the ended program. Returns a description; the end of its log is on further lines."""
@@ -121,6 +148,56 @@ def incarnation_of(command: str) -> str | None:
         case [*_, "-m", "workers.programs", "control", _, incarnation]:
             return incarnation
     return None
+
+
+def requeue_child(settings: Settings, directory: Path, incarnation: str) -> Child:
+    """Return the program that expires the leases of a dead worker, before its start."""
+    return _child(f"requeue-{incarnation}", [REQUEUE, incarnation], settings, directory, log="requeue")
+
+
+def spawned_child(request: SpawnRequest) -> Child:
+    """Return the program that another program of the tree asks for, before its start."""
+    return Child(
+        request.name,
+        [sys.executable, "-P", "-m", *request.arguments],
+        environment=request.environment,
+        log_file=Path(request.log_file),
+        pid_file=Path(request.pid_file),
+        entry=partial(_run, request.arguments),
+        parent=request.parent,
+    )
+
+
+def _child(
+    name: str,
+    arguments: Sequence[str],
+    settings: Settings,
+    directory: Path,
+    *,
+    log: str,
+    descriptors: Sequence[int] = (),
+) -> Child:
+    return Child(
+        name,
+        [sys.executable, "-P", "-m", *arguments],  # -P: no `app` of the current directory is imported
+        environment=environment_of(settings),
+        log_file=directory / "logs" / f"{log}.log",
+        pid_file=directory / "run" / f"{name}.pid",
+        descriptors=descriptors,
+        entry=partial(_run, arguments),
+    )
+
+
+def _run(arguments: Sequence[str]) -> object:
+    """Do in this process, a fork, what `python -m` does with the arguments."""
+    # The parent's connections to the broker: Celery would use them for the same broker, and their sockets are gone.
+    pools.connections.clear()
+    pools.producers.clear()
+    module, *rest = arguments
+    sys.argv = [module, *rest]
+    if module == "app":
+        return importlib.import_module("app.cli").main()
+    return importlib.import_module(module).main(rest)
 
 
 def _end_of(returncode: int | None) -> str:

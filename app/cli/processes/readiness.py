@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 import httpx2
@@ -20,7 +20,7 @@ from app.kernel.settings import Settings, variable
 from app.scheduler import needs
 
 #: Seconds between two polls.
-_PAUSE = 0.25
+_PAUSE = 0.1
 #: Seconds for which a model is refused, with a reason that does not pass by itself, before the start is given up.
 _HOPELESS = 15.0
 
@@ -38,12 +38,18 @@ def _check_files(models: Sequence[Model], settings: Settings) -> None:
 
 
 def wait(
-    settings: Settings, members: Sequence[ProcessMember], report: Reporter, deadline: timedelta, instance: str
+    settings: Settings,
+    members: Sequence[ProcessMember],
+    report: Reporter,
+    deadline: timedelta,
+    instance: str,
+    pause: Callable[[float], object] = time.sleep,
 ) -> None:
     """
     Wait until the API and all workers answer, and a pool serves each model of `pools.models`.
 
-    Only an API of this `instance` counts. `report` has begun the phases api, workers and models.
+    Only an API of this `instance` counts. `report` has begun the phases api, workers and models. `pause` waits for so
+    many seconds between two polls.
     Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline; and with
     the reason, when a model cannot be served. Raises ModelFileUnusable when a file becomes unusable meanwhile.
     """
@@ -78,6 +84,8 @@ def wait(
             refusals.check(url, models)
             if not models:
                 report.done("models", f"{', '.join(settings.pools.models)} served")
+        if not serves or waiting or models:
+            pause(_PAUSE)
 
 
 def _heartbeats(url: str) -> dict[str, str | None]:
@@ -113,7 +121,6 @@ def _still_loading(
             doing.append(f"{model}: {phase} {alive[0]['progress']:.0%}" if phase == "loading" else f"{model}: {phase}")
     if left:
         report.show("; ".join(doing))
-        time.sleep(_PAUSE)
     return left
 
 
@@ -147,7 +154,6 @@ def _serves(url: str, instance: str) -> bool:
     try:
         answer = httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False, verify=False)
     except httpx2.TransportError:
-        time.sleep(_PAUSE)
         return False
     found = _instance_of(answer)
     if found != instance and (found or not answer.is_server_error):
@@ -169,5 +175,5 @@ def _answering(celery: Celery, names: Sequence[str]) -> list[str]:
     """Return the workers among these that answer a ping."""
     if not names:
         return []
-    replies = celery.control.ping(destination=list(names), timeout=0.5, limit=len(names))
+    replies = celery.control.ping(destination=list(names), timeout=0.2, limit=len(names))
     return [name for reply in replies or () for name in reply]

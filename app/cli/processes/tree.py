@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,31 +25,36 @@ from pydantic import SecretStr
 from app import __version__
 from app.cli.client import url_at
 from app.cli.processes import readiness, records
-from app.cli.processes.member import FROZEN_SECONDS, ProcessMember, incarnation_of
+from app.cli.processes.member import (
+    FROZEN_SECONDS,
+    ProcessMember,
+    incarnation_of,
+    requeue_child,
+    spawned_child,
+)
+from app.cli.processes.preload import Preload
 from app.cli.processes.programs import WORKERS
 from app.cli.processes.records import LOG_FILE, RUN, TreeRecord, TreeState
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Interrupted, Signals
 from app.fleet.pool import METRICS_FOLDER
-from app.kernel import embedded, ids, log
+from app.kernel import embedded, ids
 from app.kernel.database import Database
 from app.kernel.embedded import DataDirectory, PostgresServer, Server, ValkeyServer
-from app.kernel.errors import DatabaseUnreachable, ServerNotStarted
-from app.kernel.processes import listening, log_files
-from app.kernel.processes.process import end_leftovers
+from app.kernel.errors import ServerNotStarted
+from app.kernel.processes import forking, listening, log_files, waiting
+from app.kernel.processes.process import Child, end_leftovers
+from app.kernel.processes.spawning import Spawner
 from app.kernel.settings import Settings
-from app.workflows.runs.recovery import owners
 
-#: Seconds between two checks of the children.
-_PAUSE = 0.25
+#: Seconds between two checks of the children; and while all of them run, whose end is noticed at once.
+_PAUSE, _LONG_PAUSE = 0.25, 1.0
 #: Seconds between two checks of the sizes of logs.
 _ROTATE_SECONDS = 10.0
 #: Most time for the processes of a killed tree to end after SIGTERM.
 _LEFTOVERS = timedelta(seconds=3)
 #: By embedded server, the setting with its address.
 _ADDRESS = {PostgresServer.name: "database_url", ValkeyServer.name: "redis_url"}
-
-_log = log.get(__name__)
 
 
 @dataclass(slots=True)
@@ -64,6 +68,10 @@ class Tree:
     #: What other commands read about it.
     record: TreeRecord
     members: list[ProcessMember] = field(default_factory=list)
+    #: The programs that expire leases of dead workers.
+    _requeues: list[Child] = field(default_factory=list)
+    #: Starts pools for the agent.
+    spawner: Spawner | None = None
     #: By embedded server, since when it is stopped by a signal.
     _frozen_since: dict[str, float] = field(default_factory=dict)
     #: When logs are rotated again, by the monotonic clock.
@@ -72,7 +80,7 @@ class Tree:
     def watch(self, signals: Signals) -> None:
         """Check the tree until Interrupted is raised, or until a restart of everything is requested."""
         while True:
-            time.sleep(_PAUSE)
+            self._wait()
             if signals.received:
                 raise Interrupted  # it came where exceptions are lost, such as in a destructor
             self.check()
@@ -97,6 +105,8 @@ class Tree:
         """Check all servers and programs once: kill those that a signal has stopped, restart those that have ended."""
         for server in self.servers:
             self._check_server(server)
+        self._forget_requeues()
+        self.spawn()
         now = time.monotonic()
         if now > self._rotate_at:
             self._rotate_at = now + _ROTATE_SECONDS
@@ -112,13 +122,38 @@ class Tree:
             if member.is_late(now) and member.child is not None:
                 self.report("warning", f"{member.name} did not end for its restart; killing it")
                 member.child.kill()
+            if member.has_rested:
+                member.rest()
             if member.ended:
                 description = member.schedule_restart(now)
                 self.report("warning", description)
                 self.note_restart(member.name, description.partition("\n")[0])
                 self.requeue(member.incarnation)
-            if member.restart_at is not None and now >= member.restart_at:
+            if member.is_asked_for or (member.restart_at is not None and now >= member.restart_at):
                 member.start(self.settings, self.directory)
+
+    def _wait(self, seconds: float = _LONG_PAUSE) -> None:
+        """Wait until a process has ended, or another one is asked for; at most so many seconds."""
+        children = [member.child for member in self.members if member.child is not None]
+        pids = [child.pid for child in (*children, *self._requeues)] + [server.pid for server in self.servers]
+        listeners = [m.on_demand.fileno() for m in self.members if m.on_demand is not None and m.sleeps]
+        if self.spawner is not None:
+            pids += self.spawner.pids
+            listeners.append(self.spawner.fileno())
+        pause = min(_PAUSE, seconds) if any(member.restart_at is not None for member in self.members) else seconds
+        waiting.wait_for_any([pid for pid in pids if pid is not None], listeners, pause)
+
+    def spawn(self) -> None:
+        """Start the pools that the agent asks for."""
+        if self.spawner is not None:
+            if self.spawner.has_request():
+                self.report.close()  # its line is drawn by a thread, which would prevent a fork
+            self.spawner.serve()
+
+    def _forget_requeues(self) -> None:
+        for ended in [child for child in self._requeues if not child.alive]:
+            ended.stop()
+            self._requeues.remove(ended)
 
     def note_restart(self, name: str, ending: str) -> None:
         """Record that a program or server is restarted, and how it ended."""
@@ -135,12 +170,12 @@ class Tree:
         """
         Expire the leases of a dead worker, so that its steps are requeued immediately.
 
-        This runs on a thread of its own, because the tree must not wait for the database. If the database is
-        unavailable for longer than a lease, the leases expire by themselves.
+        A program of its own does this, because the tree must not wait for the database.
         """
         if incarnation:
-            arguments = (_secret(self.settings.database_url), incarnation, self.settings.runs.lease)
-            threading.Thread(target=_expire_leases, args=arguments, name="expire-leases", daemon=True).start()
+            child = requeue_child(self.settings, self.directory, incarnation)
+            self._requeues.append(child)
+            child.start()
 
     def _check_server(self, server: Server) -> None:
         now = time.monotonic()
@@ -172,7 +207,8 @@ class Tree:
             if member.child is not None:
                 member.child.stop()
                 self.requeue(member.incarnation)
-            member.start(self.settings, self.directory)
+            if member.child is not None or member.on_demand is None:
+                member.start(self.settings, self.directory)
 
     def wait_until_ready(self, deadline: timedelta) -> None:
         """
@@ -180,20 +216,29 @@ class Tree:
 
         Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline.
         """
-        readiness.wait(self.settings, self.members, self.report, deadline, self.record.instance)
+        readiness.wait(self.settings, self.members, self.report, deadline, self.record.instance, self._spawn_meanwhile)
         self.record.ready_after = round(self.report.seconds, 1)
         self.set_state(TreeState.READY)
+
+    def _spawn_meanwhile(self, seconds: float) -> None:
+        """Wait for so long, and start the pools that the agent asks for."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._wait(left)
+            self.spawn()
 
     def stop(self, signals: Signals) -> None:
         """Stop all programs, in the reverse order of their dependencies. Returns when all have ended."""
         self.report.close()
         self.set_state(TreeState.STOPPING)
-        for names in (("beat", "flower"), ("agent", "control"), ("api",)):
+        for names in (("flower",), ("agent", "control"), ("api",)):
             group = [m for m in self.members if m.name.split(".")[0].split("-")[0] in names and m.child is not None]
             if group:
                 self.report("info", f"stopping {', '.join(member.name for member in group)}")
                 with ThreadPoolExecutor(len(group)) as threads:
                     list(threads.map(lambda member: _stop(member, signals), group))
+        for child in self._requeues:
+            child.stop(timedelta(0))
         # An agent that has just died leaves its pools to a next agent, but there is none.
         for leftover in end_leftovers(self.directory / "run" / "pools"):
             self.report("warning", f"{leftover.name} was left by its agent (pid {leftover.pid}); it was ended")
@@ -229,6 +274,8 @@ def running_tree(
         record.flower = url_at(settings.flower.host, settings.flower.port) if flower else None
         record.save(held.path)
         is_external = settings.database_url is not None
+        preload = Preload()
+        preload.start()
         report.begin("servers")
         servers = stack.enter_context(
             embedded.started(held, postgres=not is_external, valkey=settings.redis_url is None)
@@ -245,39 +292,57 @@ def running_tree(
             database.upgrade()
         database.require_head()
         revision = database.revision()
+        database.close()
         report.done("schema", f"at revision {revision}{'' if is_external or before == revision else ', upgraded'}")
-        members = _members(settings, listeners, record.instance)
-        tree = Tree(settings, held.path, report, running, record, members)
-        record.programs = [*(server.name.lower() for server in running), *(member.name for member in members)]
+        spawner = Spawner(spawned_child) if forking.is_offered() else None
+        if spawner is not None:
+            stack.callback(spawner.close)
+        members = _members(settings, listeners, record.instance, spawner)
+        tree = Tree(settings, held.path, report, running, record, members, spawner=spawner)
+        meant = [member.name for member in members if member.on_demand is None]
+        record.programs = [*(server.name.lower() for server in running), *meant]
         stack.callback(tree.stop, signals)
         stack.callback(signals.block_interrupts)
+        preload.finish()
+        report.close()  # its line is drawn by a thread, which would prevent forks
         for leftover in left:
             if leftover.forced:
                 tree.requeue(incarnation_of(leftover.command))
-        report.begin("api", "workers", "models")
         for member in tree.members:
-            member.start(tree.settings, tree.directory)
+            if member.on_demand is None:
+                member.start(tree.settings, tree.directory)
+        report.begin("api", "workers", "models")
         yield tree
 
 
-def _members(settings: Settings, listeners: Mapping[str, socket.socket], instance: str) -> list[ProcessMember]:
+def _members(
+    settings: Settings, listeners: Mapping[str, socket.socket], instance: str, spawner: Spawner | None
+) -> list[ProcessMember]:
     host, short = socket.gethostname(), timedelta(seconds=8)
     drain = settings.pools.drain_timeout + short
     fds = {name: listener.fileno() for name, listener in listeners.items()}
     api = ["app", "api", f"--fd={fds['api']}", f"--instance={instance}"]
+    spawning = [] if spawner is None else [spawner.inherited.fileno()]
     # The agent starts first, because its pools need the longest time until they serve: it joins, then they are planned,
     # started and loaded. It lets its pools finish and then ends the others, so it needs more time to stop than a pool.
     members = [
-        ProcessMember("agent", [WORKERS, "agent"], drain + timedelta(seconds=10)),
+        ProcessMember(
+            "agent",
+            [WORKERS, "agent", *map(str, spawning)],
+            drain + timedelta(seconds=10),
+            descriptors=spawning,
+        ),
         ProcessMember("api", api, short, descriptors=[fds["api"]]),
     ]
     for number in range(1, settings.control.processes + 1):
         name = "control" if number == 1 else f"control-{number}"
-        members.append(ProcessMember(name, [WORKERS, "control", name], drain, f"{name}@{host}"))
-    members.append(ProcessMember("beat", [WORKERS, "beat"], short))
+        beat = ["--beat"] if number == 1 else []
+        members.append(ProcessMember(name, [WORKERS, "control", name, *beat], drain, f"{name}@{host}"))
     if "flower" in fds:
-        arguments = ["app", "flower", f"--fd={fds['flower']}"]
-        members.append(ProcessMember("flower", arguments, short, descriptors=[fds["flower"]]))
+        arguments = [WORKERS, "flower", str(fds["flower"])]
+        members.append(
+            ProcessMember("flower", arguments, short, descriptors=[fds["flower"]], on_demand=listeners["flower"])
+        )
     return members
 
 
@@ -302,22 +367,6 @@ def _listening(settings: Settings, stack: ExitStack, *, flower: bool) -> tuple[S
         stack.callback(listeners[name].close)
         changes[name] = part.model_copy(update={"port": listening.port_of(listeners[name])})
     return settings.model_copy(update=changes), listeners
-
-
-def _expire_leases(url: str, incarnation: str, lease: timedelta) -> None:
-    limit = time.monotonic() + lease.total_seconds()
-    database = Database(url, pool_size=1)
-    try:
-        while time.monotonic() < limit:
-            try:
-                if steps := owners.expire_leases(database, incarnation):
-                    _log.warning("leases_of_dead_worker_expired", incarnation=incarnation, steps=steps)
-            except DatabaseUnreachable:
-                time.sleep(1.0)
-            else:
-                return
-    finally:
-        database.close()
 
 
 def _stop(member: ProcessMember, signals: Signals) -> None:

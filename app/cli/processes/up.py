@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -56,6 +57,7 @@ def up(
         with DataDirectory(settings.data_dir, now=clock.now(), command=COMMAND) as held:
             report.begin("programs")
             # Imported now: it takes a second, and the lock and the first lines should not wait for it.
+            gc.disable()  # as in preload.py, which enables it again
             running_tree = importlib.import_module("app.cli.processes.tree").running_tree
             report.done("programs", "loaded")
             with running_tree(settings, held, signals, report, flower=flower) as tree:

@@ -46,6 +46,13 @@ _SETTINGS = {
     # Parallel plans need more shared memory than a container's /dev/shm has, and the models need the cores.
     "max_parallel_workers_per_gather": "0",
     "max_parallel_maintenance_workers": "0",
+    # Four processes that a small database does not need: one for replication, and three that read ahead.
+    "max_logical_replication_workers": "0",
+    "io_method": "sync",
+    # Statements are short: compiling one takes longer than executing it.
+    "jit": "off",
+    # The password is random and long, so that its hash needs no protection; many iterations slow each connection down.
+    "scram_iterations": "16",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] ",

@@ -97,13 +97,18 @@ class Configuration:
     #: Pools that an operator's open command asks for, without demand. Once started, they may be evicted.
     requested: int = 0
     reserve: Reserve | None = None
-    #: Its pools are never evicted.
+    #: The pools that are kept are never evicted or moved; further ones are.
     pinned: bool = False
     #: Ids of the only devices, or names of the only hosts, that it is placed on; empty: all.
     only: frozenset[str] = frozenset()
     #: Names of models with which it shares no device; its own name keeps replicas apart.
     anti_affinity: frozenset[str] = frozenset()
     packing: Packing = Packing.BINPACK
+
+    @property
+    def kept_pools(self) -> int:
+        """Pools that are never stopped for being idle: those of the target, or one of a pinned model."""
+        return max(self.min_pools, int(self.pinned))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,7 @@ class Pool:
     stopping: datetime | None = None
     #: Its steps are being preempted.
     preempting: bool = False
+    #: The ledger counts its bytes as non-preemptible.
     pinned: bool = False
     #: Rises with each grant.
     epoch: int = 0

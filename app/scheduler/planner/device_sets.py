@@ -114,7 +114,7 @@ class DeviceSets:
 
     def _is_large_enough(self, configuration: Configuration, device: str, part: int) -> bool:
         state = self._state
-        taken = state.non_preemptible[device] if configuration.pinned or configuration.min_pools else 0
+        taken = state.non_preemptible[device] if state.keeps_next(configuration) else 0
         if taken and state.own_reserve(device, configuration.id) >= part:
             taken -= part  # it uses its own reserve
         return state.usable(device) - taken >= part

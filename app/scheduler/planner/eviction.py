@@ -18,7 +18,6 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 
-from app.fleet.host import HostState
 from app.fleet.pool import PoolState
 from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import NO_RANK, ModelDemand, load_seconds
@@ -43,20 +42,8 @@ class Eviction:
         self.configurations = {configuration.id: configuration for configuration in cluster.configurations}
         self._rates, self._demands, self._state = cluster.rates, demands, state
         self._now, self._policy = now, policy
-        #: Ids of pools that their models' targets keep running.
-        self._targeted = self._pools_of_targets(cluster)
         #: By configuration, the regret for its only pool. It does not depend on the plan.
         self._regrets: dict[str, float] = {}
-
-    def _pools_of_targets(self, cluster: Cluster) -> set[str]:
-        found = set()
-        draining = {device.id for device in cluster.devices if device.state is HostState.DRAINING}
-        for configuration in cluster.configurations:
-            if configuration.min_pools:
-                pools = [p for p in self._state.pools_of(configuration.id) if not draining & p.bytes.keys()]
-                some = sorted(pools, key=lambda pool: (pool.started, pool.id))
-                found |= {pool.id for pool in some[: configuration.min_pools]}
-        return found
 
     # ---- the cost ----
 
@@ -90,19 +77,13 @@ class Eviction:
 
     # ---- whether ----
 
-    def is_targeted(self, pool: Pool) -> bool:
-        """Whether the target of its model keeps it running."""
-        return pool.id in self._targeted
+    def is_kept(self, pool: Pool) -> bool:
+        """Whether it is one of the pools that its model keeps running."""
+        return pool.id in self._state.kept
 
     def is_protected(self, pool: Pool) -> bool:
-        """Whether it is never evicted: it is pinned, kept by a target, or may still live though its lease has ended."""
-        configuration = self.configurations.get(pool.configuration)
-        return (
-            pool.pinned
-            or pool.id in self._targeted
-            or pool.state is PoolState.SUSPECT
-            or (configuration is not None and configuration.pinned)
-        )
+        """Whether it is never evicted: it is kept, or may still live though its lease has ended."""
+        return self.is_kept(pool) or pool.state is PoolState.SUSPECT
 
     def may_evict(self, pool: Pool, demand: ModelDemand, reclaims: bool) -> bool:
         """Whether the pool may be stopped for the demand; with `reclaims`, for bytes reserved for that model."""
@@ -147,10 +128,9 @@ class Eviction:
         return (
             pool.state is PoolState.SERVING
             and not pool.busy
-            and not pool.pinned
             and pool.id not in self._state.stopped
             and configuration is not None
-            and not configuration.pinned
+            and not (configuration.pinned and self.is_kept(pool))
             and (demand is None or not demand.steps)
             and self._state.may_hold(pool.namespace, sum(pool.bytes.values()))
         )

@@ -333,6 +333,7 @@ class Planner:
         estimate = timedelta(seconds=candidate.estimate)
         reclaims = self.state.reclaims(configuration, candidate.layout, candidate.devices)
         preempted = {one.id for one in candidate.victims if self.eviction.preempts(one, demand, reclaims)}
+        pinned = configuration.pinned and self.state.keeps_next(configuration)
         self.state.start(configuration, candidate.bytes, candidate.victims, self.now + estimate, namespace)
         targets = {pool.id: target for pool, target in candidate.moves}
         for victim in sorted(candidate.victims, key=lambda pool: (pool.id not in targets, pool.id)):
@@ -341,7 +342,9 @@ class Planner:
                 self.evict(victim, demand, mode, targets.get(victim.id))
         self.starts += 1
         after = frozenset(victim.id for victim in candidate.victims)
-        self.actions.append(StartPool(configuration.id, candidate.bytes, purpose, reason, estimate, after, namespace))
+        self.actions.append(
+            StartPool(configuration.id, candidate.bytes, purpose, reason, estimate, after, namespace, pinned)
+        )
         return True
 
     def evict(self, victim: Pool, demand: ModelDemand, mode: StopMode, target: PlacementCandidate | None) -> None:

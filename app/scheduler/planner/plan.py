@@ -47,6 +47,8 @@ class StartPool:
     after: frozenset[str] = frozenset()
     #: The namespace to whose quota it is charged.
     namespace: str = ""
+    #: It is one of the pools that a pinned model keeps; the ledger never counts on its bytes for others.
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

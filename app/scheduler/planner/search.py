@@ -241,8 +241,8 @@ class Search:
                     missing[d] += unpromised(pool, d)
         chosen += [(eviction.regret(pool), pool) for _, pool in sorted(conflicts.items())]
         victims = tuple(pool for _, pool in chosen)
-        targeted = [pool for pool in victims if eviction.is_targeted(pool) and not reclaims]
-        moves = self.relocate(targeted, layout.on(devices), victims)
+        kept = [pool for pool in victims if eviction.is_kept(pool) and not reclaims]
+        moves = self.relocate(kept, layout.on(devices), victims)
         if moves is None:
             return None
         wait = max((eviction.seconds_to_free(pool, demand, reclaims) for pool in victims), default=0.0)

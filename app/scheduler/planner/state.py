@@ -68,6 +68,8 @@ class PlanState:
             for device in computing:
                 if device in self.active:
                     self.active[device] += active / len(computing)
+        #: Ids of the pools that are kept: of each model as many as its configuration says.
+        self.kept = self._find_kept(cluster)
         #: By type, the devices on which pools may be started.
         self.schedulable: dict[str, list[Device]] = {}
         for one in cluster.devices:
@@ -86,7 +88,7 @@ class PlanState:
         self._idle_reserves: dict[str, dict[str, int]] = {}
         for owner, device in self._owned:
             self._idle_reserves.setdefault(device, {})[owner] = self._unused(owner, device)
-        #: By device, bytes of reserves and of pools that are never evicted.
+        #: By device, bytes of reserves and of pools that are kept or may still be alive.
         self.non_preemptible = self._count_non_preemptible(cluster)
         #: By device, the configuration with overdue demand for which it is kept, and the seconds until it is free. Only
         #: pools whose steps end before that are started there (backfill).
@@ -101,14 +103,22 @@ class PlanState:
         used = sum(pool.bytes[device] for pool in self.pools_on.get(device, ()) if pool.configuration == owner)
         return max(self._owned[owner, device] - used, 0)
 
+    def _find_kept(self, cluster: Cluster) -> frozenset[str]:
+        """The pools that the ledger has as pinned first, then the oldest. Those on drained devices have to leave."""
+        draining = {device.id for device in cluster.devices if device.state is HostState.DRAINING}
+        found: set[str] = set()
+        for configuration in cluster.configurations:
+            if configuration.kept_pools:
+                pools = [p for p in self.pools_of(configuration.id) if not draining & p.bytes.keys()]
+                pools.sort(key=lambda pool: (not pool.pinned, pool.started, pool.id))
+                found |= {pool.id for pool in pools[: configuration.kept_pools]}
+        return frozenset(found)
+
     def _count_non_preemptible(self, cluster: Cluster) -> dict[str, int]:
         found = dict.fromkeys(self.devices, 0)
-        protected = {one.id for one in cluster.configurations if one.pinned or one.min_pools}
         held = [one.bytes for one in cluster.reserves]
         held += [
-            one.bytes
-            for one in cluster.pools
-            if one.pinned or one.state is PoolState.SUSPECT or one.configuration in protected
+            one.bytes for one in cluster.pools if one.pinned or one.state is PoolState.SUSPECT or one.id in self.kept
         ]
         for bytes_ in held:
             for device, size in bytes_.items():
@@ -157,6 +167,7 @@ class PlanState:
             namespace=namespace,
         )
         self._planned += 1
+        kept = self.keeps_next(configuration)
         self._charge(namespace, bytes_)
         computing = self.computing(bytes_)
         for device in computing:
@@ -164,7 +175,7 @@ class PlanState:
         self._pools_of.setdefault(configuration.id, []).append(planned)
         for device, size in bytes_.items():
             need = size
-            if configuration.pinned or configuration.min_pools:
+            if kept:
                 self.non_preemptible[device] += size
             for victim in victims:
                 if part := min(need, self.unpromised(victim, device)):
@@ -199,6 +210,10 @@ class PlanState:
     def coming(self, configuration: str) -> list[Pool]:
         """Pools that serve it, or will, once the plan is carried out."""
         return [pool for pool in self.pools_of(configuration) if pool.id not in self.stopped]
+
+    def keeps_next(self, configuration: Configuration) -> bool:
+        """Whether the next pool of the configuration is one of those that are kept."""
+        return len(self.coming(configuration.id)) < configuration.kept_pools
 
     def unpromised(self, pool: Pool, device: str) -> int:
         """Bytes of a pool on a device that are promised to no other pool."""

@@ -34,6 +34,14 @@ _READY = text("""
         GROUP BY schedule_id
     ) AS found GROUP BY id ORDER BY min(next_at) LIMIT :limit
 """)
+_NEAR = text("""
+    SELECT COALESCE(
+        (SELECT true FROM schedule WHERE paused_at IS NULL AND next_at < now() + :within ORDER BY next_at LIMIT 1),
+        (SELECT true FROM schedule_fire WHERE open AND state IN ('waiting', 'starting')
+         ORDER BY schedule_id, at LIMIT 1),
+        false
+    ) AS near
+""")
 _COLUMNS = "id, name, document, decided_to, next_at, paused_at, paused_reason, created_at, updated_at"
 #: Read after the lock is acquired, so that decisions about a schedule never go back in time.
 _NOW = text("SELECT clock_timestamp() AS now")
@@ -118,6 +126,13 @@ def now(work: UnitOfWork) -> datetime:
 def ready(work: UnitOfWork, limit: int) -> list[UUID]:
     """Return the ids of at most `limit` schedules that need a decision, those that are due longest first."""
     return [row.id for row in work.rows(_READY, {"limit": limit})]
+
+
+def is_near(work: UnitOfWork, within: timedelta) -> bool:
+    """Whether a schedule may need a decision within that time."""
+    row = work.row(_NEAR, {"within": within})
+    assert row is not None
+    return bool(row.near)
 
 
 def lock_name(work: UnitOfWork, name: str) -> None:

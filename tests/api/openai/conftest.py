@@ -19,11 +19,13 @@ from app.catalog import files
 from app.catalog.catalog import Catalog
 from app.devices.inventory import Devices
 from app.fleet.pool import PoolPhase
+from app.kernel.activity import Activity
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
+from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs.service import Runs
 from workers.engine.simulated import SimulatedEngine
 from workers.leases import Leases
@@ -82,7 +84,17 @@ def start_pool(runs: Runs, settings: Settings, redis_url: str, valkey: redis.Red
         leases = Leases(runs, f"pool{len(started)}@here/1/x", interval=timedelta(seconds=1))
         leases.start()
         tokens = TokenWriter(redis_url)
-        runtime = Runtime(impatient, runs, leases, engine, Secrets(settings.data_dir), catalog(), tokens=tokens)
+        runtime = Runtime(
+            impatient,
+            runs,
+            leases,
+            engine,
+            Secrets(settings.data_dir),
+            catalog(),
+            Activity("redis://127.0.0.1:1"),
+            AgentCalls("redis://127.0.0.1:1"),
+            tokens=tokens,
+        )
         pool = DirectRequests(runtime, tokens, redis_url, catalog().get(MODEL).slug, f"pool{len(started)}")
         pool.on_phase(PoolPhase.SERVING)
         started.append(pool)

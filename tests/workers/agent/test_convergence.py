@@ -20,6 +20,7 @@ from workers.agent.convergence import (
     StartProcess,
     Terminate,
     decide,
+    is_at_rest,
 )
 
 
@@ -115,3 +116,17 @@ def test_missing_heartbeats_count_only_while_the_agent_reaches_the_database() ->
     assert contact.duration == seconds(7)
     contact.note(NOON + seconds(129))
     assert contact.duration == seconds(0), "the clock was set back"
+
+
+@pytest.mark.parametrize(
+    ("pool", "rests"),
+    [
+        (SERVING, True),
+        (HELD, False),
+        (STOPPED, False),
+        (replace(SERVING, phase=PoolPhase.LOADING), False),
+        (replace(SERVING, silent=seconds(9)), False),
+    ],
+)
+def test_an_agent_may_look_less_often_only_while_its_pools_serve(pool: AssignedPool, rests: bool) -> None:
+    assert is_at_rest(pool, seconds(2)) is rests

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+
+from app.kernel.fleet_settings import FleetSettings
+from workers.pool.pool import idle_interval
 
 ROOT = Path(__file__).parents[3]
 
@@ -70,6 +74,37 @@ heartbeat.start()
 threading.Event().wait(60)
 """
 
+#: A pool that has steps, and then has none: its heartbeats are as far apart as it was told.
+IDLE = """
+from app.fleet.pool import PoolPhase
+
+class Counting(ReservationHolder):
+    calls = 0
+    def renew(self, *_):
+        Counting.calls += 1
+        if Counting.calls == 10:
+            steps.clear()
+            quiet.set()
+        return HeartbeatReply(Desired.RUN, 1)
+
+class Steps:
+    def held(self):
+        return list(steps)
+
+steps, quiet = ["standard"], threading.Event()
+status = Status("m:1")
+status.enter(PoolPhase.SERVING)
+grant = Grant("p", 1, 0, "h", "m.1", "m:1", 1, 1, ())
+often, rarely = timedelta(seconds=0.01), timedelta(seconds=600)
+heartbeat = Heartbeat(Counting(None, timedelta(seconds=6000)), grant, "w", status, often, time.monotonic(), rarely)
+heartbeat.serve(Steps(), lambda: timedelta(0))
+heartbeat.start()
+assert quiet.wait(50), "it is sent often while there are steps"
+threading.Event().wait(1.0)
+print(Counting.calls)
+heartbeat.stop()
+"""
+
 #: A busy pool that neither the end of its steps nor SIGTERM ends, with a database that does not answer.
 POOL = """
 import signal, threading, time
@@ -131,3 +166,21 @@ def test_a_pool_that_waits_for_a_blocked_database_exits_before_its_lease_expires
         "drained",
         "SIGTERM",
     ]
+
+
+def test_a_pool_without_steps_sends_fewer_heartbeats() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMON + IDLE], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "10"), done.stderr
+
+
+def test_heartbeats_of_an_idle_pool_are_never_so_far_apart_that_it_seems_silent() -> None:
+    def seconds(**more: float) -> float:
+        fleet = FleetSettings(**{key: timedelta(seconds=value) for key, value in more.items()})  # type: ignore[arg-type]
+        return idle_interval(fleet).total_seconds()
+
+    assert seconds(heartbeat=2, heartbeat_timeout=20, lease=60) == 6
+    assert seconds(heartbeat=2, heartbeat_timeout=10, lease=60) == 3
+    assert seconds(heartbeat=2, heartbeat_timeout=20, lease=9) == 2.7
+    assert seconds(heartbeat=2, heartbeat_timeout=6, lease=60) == 2

@@ -17,8 +17,10 @@ from app.kernel.database import Database, UnitOfWork
 from app.workflows import retention
 from app.workflows.language.definition import Definition
 from app.workflows.language.graph import Graph
+from app.workflows.runs.recovery import overdue
 from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.runs.service import Runs
+from app.workflows.schedules import store
 from app.workflows.schedules.service import Schedules
 from app.workflows.state_machine import transitions as runs
 from app.workflows.state_machine.events import (
@@ -186,7 +188,13 @@ JOBS: dict[str, Callable[[Runs], object]] = {
     "sweep": lambda runs: sweep(runs, republish_after=timedelta(minutes=1), batch=50),
     "expiry": lambda runs: retention.remove_runs(runs.database),
     "schedules": lambda runs: Schedules(runs, timedelta(days=1)).advance_all(),
+    "what is near": lambda runs: is_near(runs.database),
 }
+
+
+def is_near(database: Database) -> bool:
+    with database.work() as work:
+        return overdue.is_near(work, timedelta(seconds=10)) or store.is_near(work, timedelta(seconds=10))
 
 
 @pytest.mark.parametrize("job", JOBS)

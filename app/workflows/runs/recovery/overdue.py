@@ -167,6 +167,30 @@ _TOUCH_STALE = text("""
               run.paused OR run.workflow_paused AS paused
 """)
 
+#: Whatever a sweep may have to act on within that time. The orders are those of the indexes: without them, Postgres may
+#: read a whole table.
+_NEAR = text("""
+    SELECT COALESCE(
+        (SELECT true FROM step WHERE state = 'ready' ORDER BY queue, published_at LIMIT 1),
+        (SELECT true FROM step WHERE state IN ('running', 'cancelling') ORDER BY lease_until LIMIT 1),
+        (SELECT true FROM step WHERE state IN ('waiting', 'awaiting') AND not_before < now() + :within
+         ORDER BY not_before LIMIT 1),
+        (SELECT true FROM step WHERE state IN ('ready', 'waiting', 'awaiting') AND deadline_at < now() + :within
+         ORDER BY deadline_at LIMIT 1),
+        (SELECT true FROM step WHERE delegated ORDER BY id LIMIT 1),
+        (SELECT true FROM run WHERE finished_at IS NULL AND deadline_at < now() + :within ORDER BY deadline_at LIMIT 1),
+        (SELECT true FROM run WHERE state = 'blocked' ORDER BY id LIMIT 1),
+        false
+    ) AS near
+""")
+
+
+def is_near(work: UnitOfWork, within: timedelta) -> bool:
+    """Whether a sweep may have something to do within that time; steps that are ready or running count."""
+    row = work.row(_NEAR, {"within": within})
+    assert row is not None
+    return bool(row.near)
+
 
 def delegated(work: UnitOfWork, cursor: SweepCursor, limit: int) -> list[UUID]:
     """The next page of steps that are delegated to items or to another run."""

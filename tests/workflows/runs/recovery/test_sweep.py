@@ -285,3 +285,31 @@ def test_an_effect_that_raises_does_not_fail_the_record_that_ended_the_run(
         worker.pass_time(seconds=5)
         assert worker.sweep().abandoned == 1
     assert "ZeroDivisionError" in worker.run(parent).error["message"]
+
+
+def is_near(database: Database, seconds: float = 10) -> bool:
+    with database.work() as work:
+        return overdue.is_near(work, timedelta(seconds=seconds))
+
+
+def test_only_what_a_sweep_may_act_on_soon_is_near(worker: StepWorker, database: Database) -> None:
+    """Steps that are ready or run count, and those whose time comes; an approval that waits for days does not."""
+    assert not is_near(database), "nothing is there"
+    asking = worker.submit(flow("\n  - {id: ask, kind: wait, approval: {message: 'go on?'}}"))
+    worker.work(asking)
+    assert worker.run(asking).state == "running"
+    assert not is_near(database), "only a person can go on"
+
+    waiting = asleep(worker, flow(WAIT))
+    assert not is_near(database)
+    assert is_near(database, seconds=2 * 3600), "it ends within that time"
+    worker.pass_time(hours=0.999)
+    assert is_near(database)
+    worker.pass_time(hours=1)
+    worker.sweep()
+    worker.work(waiting)
+    assert worker.run(waiting).state == "succeeded"
+    assert not is_near(database)
+
+    worker.submit(flow("\n  - {id: one, kind: noop}"))
+    assert is_near(database), "it is ready"

@@ -1,0 +1,95 @@
+"""Beat on a real broker: it ticks less often while nothing happens, and keeps its lock meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from app.kernel import broker
+from app.kernel.settings import BrokerSettings
+from workers.messaging import beat
+from workers.messaging.beat import Scheduler
+
+QUEUE = "control"
+#: Of the only job, in seconds.
+INTERVAL = 0.05
+
+
+def until(condition: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    assert any(condition() or pause.wait(0.02) for _ in range(3000))
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, protocol=2) as made:
+        made.flushdb()
+        yield made
+        made.flushdb()
+
+
+@pytest.fixture
+def celery(redis_url: str, client: redis.Redis) -> Iterator[Celery]:
+    entry: dict[str, Any] = {"task": "t", "schedule": timedelta(seconds=INTERVAL), "options": {"queue": QUEUE}}
+    made = broker.celery_app(redis_url, BrokerSettings(), {"job": entry})
+    yield made
+    made.close()
+
+
+def messages(client: redis.Redis) -> int:
+    return sum(client.llen(key) for key in client.scan_iter(f"{QUEUE}*"))  # type: ignore[misc] # it is synchronous
+
+
+def test_beat_pauses_while_nothing_happens(
+    client: redis.Redis, celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beat, "_QUIET", 1_000_000)
+    scheduler = Scheduler(celery, lazy=True)
+    scheduler.tick()
+    pause = threading.Event()
+
+    def sends() -> bool:
+        before = messages(client)
+        for _ in range(4):
+            pause.wait(scheduler.tick())
+        return messages(client) > before
+
+    assert sends(), "it is not known that nothing happens"
+    client.set("arriero:activity:known", 1)
+    assert not sends()
+    client.set("arriero:activity", 1)
+    assert sends()
+    client.delete("arriero:activity")
+    assert not sends()
+    scheduler.close()
+
+
+def test_beat_keeps_its_lock_during_a_pause(
+    client: redis.Redis, celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beat, "_QUIET", 1_000_000)
+    monkeypatch.setattr(beat, "_EXTEND", 0.0)
+    scheduler = Scheduler(celery, lazy=True)
+    scheduler.tick()
+    client.set("arriero:activity:known", 1)
+    client.pexpire("redbeat::lock", 1000)
+    scheduler.tick()
+    assert client.pttl("redbeat::lock") > 1000
+    client.delete("redbeat::lock")
+    scheduler.tick()
+    assert scheduler.lock is None, "another beat may have taken it"
+    scheduler.close()
+
+
+def test_a_pause_ends_by_itself(client: redis.Redis, celery: Celery) -> None:
+    """Hints may be lost: the jobs are triggered now and then, whatever was noted."""
+    client.set("arriero:activity:known", 1)
+    with beat.running(celery):
+        until(lambda: messages(client) > 2)
+    assert client.exists("redbeat::lock") == 0, "the next beat need not wait"
