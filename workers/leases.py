@@ -113,6 +113,8 @@ class Leases:
         self._lease = runs.policy.lease.total_seconds()
         self._stalled_for = stalled_for
         self._held: dict[UUID, Holding] = {}
+        #: Steps that were held since the start.
+        self.count = 0
         self._lock = threading.Lock()
         self._draining = False
         self._closed = threading.Event()
@@ -141,6 +143,7 @@ class Leases:
         with self._lock:
             earlier = self._held.get(claim.step_id)
             self._held[claim.step_id] = holding
+            self.count += 1
             self._active.set()
             draining = self._draining
         if earlier is not None:

@@ -118,6 +118,8 @@ class HeartbeatReport:
     detail: str = ""
     worker: str = ""
     busy: int = 0
+    #: It has worked since the last report, maybe on steps that have ended.
+    used: bool = False
     urgent: Priority | None = None
     stalled: timedelta = timedelta(0)
 
@@ -161,7 +163,7 @@ class ReservationHolder:
             "urgent": report.urgent,
             "stalled_ms": round(report.stalled.total_seconds() * 1000),
             "serves": report.phase is PoolPhase.SERVING,
-            "used": report.busy > 0,
+            "used": report.used or report.busy > 0,
         }
         with self.database.work() as work:
             session.renew(work, id_, epoch, self.lease)

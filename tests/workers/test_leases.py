@@ -13,6 +13,7 @@ import pytest
 import structlog
 from sqlalchemy import text
 
+from app.fleet.holder import Grant, ReservationHolder
 from app.workflows.language import check
 from app.workflows.runs import views
 from app.workflows.runs.changes.transactions import RunPolicy
@@ -22,6 +23,8 @@ from app.workflows.runs.storage.store import STOP_CHANNEL
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import StepState
 from workers.leases import Holding, Leases, StopReason
+from workers.pool.heartbeat import Heartbeat
+from workers.pool.progress import Status
 
 OWNER = "pool@here/1/x"
 ONE_STEP = "workflow: w\nsteps: [{id: a, kind: generate, model: 'm:1', prompt: x}]"
@@ -283,3 +286,20 @@ def test_a_lease_is_given_up_in_time_while_the_database_does_not_answer(runs: Ru
             assert holding.reason is StopReason.LOST
         finally:
             released.set()
+
+
+def test_a_step_between_two_heartbeats_counts_as_use(runs: Runs, make: Make) -> None:
+    """Otherwise a pool of short requests would look idle, and be stopped."""
+    leases, claim = make(), claimed(runs)
+    holder, grant = (
+        ReservationHolder(runs.database, timedelta(seconds=60)),
+        Grant("p", 1, 0, "h", "m.1", "m:1", 1, 1, ()),
+    )
+    heartbeat = Heartbeat(holder, grant, OWNER, Status("m:1"), timedelta(seconds=60), 0.0)
+    heartbeat.serve(leases, lambda: timedelta(0))
+    assert not heartbeat._report().used
+    with leases.hold(claim):
+        pass
+    report = heartbeat._report()
+    assert (report.used, report.busy) == (True, 0)
+    assert not heartbeat._report().used

@@ -70,6 +70,8 @@ class Heartbeat:
         self._threads = grant.threads
         self._on_threads: Callable[[int], None] = lambda _: None
         self._on_renewed: Callable[[], None] = lambda: None
+        #: Steps of the last report.
+        self._reported = 0
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._guard = threading.Thread(target=self._guard_lease, name="lease-guard", daemon=True)
 
@@ -128,8 +130,12 @@ class Heartbeat:
     def _report(self) -> HeartbeatReport:
         held = self._leases.held() if self._leases is not None else []
         urgent = min((Priority(one) for one in held), key=lambda one: one.rank, default=None)
+        count = self._leases.count if self._leases is not None else 0
+        used, self._reported = count > self._reported, count
         now = self._status
-        return HeartbeatReport(now.phase, now.loaded, now.detail, self.worker, len(held), urgent, self._stalled_for())
+        return HeartbeatReport(
+            now.phase, now.loaded, now.detail, self.worker, len(held), used, urgent, self._stalled_for()
+        )
 
     def _apply(self, reply: HeartbeatReply) -> None:
         if reply.desired is Desired.PREEMPT and self._leases is not None:
