@@ -148,7 +148,7 @@ def test_the_commands_of_the_readme_work_as_printed(port: int) -> None:
     block = re.search(r"The same over HTTP.*?```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
     commands = block[1].replace("\\\n", " ").strip().splitlines()
-    assert len(commands) >= 4
+    assert len(commands) >= 3
     for command in commands:
         curl, *arguments = shlex.split(command.replace("127.0.0.1:8470", f"127.0.0.1:{port}"))
         done = subprocess.run(

@@ -40,7 +40,7 @@ def test_versions_are_kept_and_equal_ones_are_not_stored_twice(client: TestClien
 
 def test_the_shipped_workflow_exists_and_can_be_replaced(client: TestClient) -> None:
     shipped = client.get("/v1/workflows/support-triage").json()
-    assert (shipped["version"], shipped["models"]) == (0, ["smollm2:135m"])
+    assert (shipped["version"], shipped["models"]) == (0, ["gemma3:270m"])
     assert "support-triage" in [entry["name"] for entry in client.get("/v1/workflows").json()["workflows"]]
 
     own = {**shipped["definition"], "description": "ours"}
@@ -71,7 +71,7 @@ def test_models_have_the_state_of_their_file_and_their_demand(client: TestClient
     models = {entry["name"]: entry for entry in client.get("/v1/catalog").json()["models"]}
 
     assert models["smollm2:135m"]["present"] is True
-    assert models["smollm2:135m"]["steps_ready"] == 2
+    assert models["gemma3:270m"]["steps_ready"] == 1
     assert models["qwen3:4b"]["present"] is False
     assert "arriero models pull qwen3:4b" in models["qwen3:4b"]["problem"]
     assert client.get("/v1/catalog/smollm2:135m").json() == models["smollm2:135m"]

@@ -480,7 +480,13 @@ def log_of(process: psutil.Process) -> str:
 
 def is_pool(process: psutil.Process) -> bool:
     """Whether it is the process of a pool, by its command line."""
-    return re.search(r"\bpool [0-9a-f-]{36} ", " ".join(process.cmdline())) is not None
+    return pool_of(process) is not None
+
+
+def pool_of(process: psutil.Process) -> str | None:
+    """The id of the pool whose process it is, by its command line; None for other processes."""
+    found = re.search(r"\bpool ([0-9a-f-]{36}) ", " ".join(process.cmdline()))
+    return None if found is None else found[1]
 
 
 def assert_nothing_left(directory: Path) -> None:

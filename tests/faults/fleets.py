@@ -16,7 +16,7 @@ from app.fleet.views import PoolView
 from app.kernel.fleet_settings import SimulatedDevice
 from app.kernel.processes import pid_file
 from app.kernel.settings import CatalogSettings
-from tests.faults.conftest import MODEL, PATIENCE, Cluster, generate, log_of, until
+from tests.faults.conftest import MODEL, PATIENCE, Cluster, generate, log_of, pool_of, until
 
 ALPHA, BETA, GAMMA = "alpha:1", "beta:1", "gamma:1"
 ONE_DEVICE = (SimulatedDevice(name="sim-0", bytes=1024 * 2**20),)
@@ -85,11 +85,9 @@ def processes(cluster: Cluster) -> Iterator[tuple[str, psutil.Process]]:
     name = str(cluster.directory)
     for process in psutil.process_iter():
         try:
-            command = process.cmdline()
-            if command[1:5] != ["-P", "-m", "workers.programs", "pool"]:
-                continue
-            if log_of(process).startswith(name):
-                yield command[5], process
+            pool = pool_of(process)
+            if pool is not None and log_of(process).startswith(name):
+                yield pool, process
         except psutil.Error:
             continue
 

@@ -20,6 +20,7 @@ from app.kernel import settings
 from app.kernel.activity import Activity
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import HttpSettings
+from app.scheduler.wake_up import AgentCalls
 from app.workflows import registry
 from app.workflows.language import source
 from app.workflows.runs.service import Runs
@@ -59,7 +60,14 @@ class Workers:
         own = settings.load(environment={}).settings.model_copy(update={"http": http})
         self._leases = Leases(runs, "library@here/1/abc", interval=timedelta(seconds=3))
         self._runtime = Runtime(
-            own, runs, self._leases, engine, Secrets({}), files.read_catalog(), Activity("redis://127.0.0.1:1")
+            own,
+            runs,
+            self._leases,
+            engine,
+            Secrets({}),
+            files.read_catalog(),
+            Activity("redis://127.0.0.1:1"),
+            AgentCalls("redis://127.0.0.1:1"),
         )
         self._leases.start()
 

@@ -213,12 +213,10 @@ def test_a_run_is_found_by_the_beginning_or_the_end_of_its_id(client: TestClient
 def test_another_model_is_used_and_kept_by_forks(client: TestClient, services: Services) -> None:
     run = submit(client, definition=GREET, inputs={"name": "Ada"}, models={"*": "qwen3:4b"}).json()
     assert run["steps"][0]["model"] == "qwen3:4b"
-    named = submit(
-        client, workflow="support-triage", inputs={"message": "hi"}, models={"classify": "qwen3:0.6b"}
-    ).json()
+    named = submit(client, workflow="support-triage", inputs={"message": "hi"}, models={"topic": "qwen3:0.6b"}).json()
     assert named["version"] is None, "it is not that version"
     used = {step["key"]: step["model"] for step in named["steps"] if step["model"]}
-    assert used.pop("classify") == "qwen3:0.6b"
+    assert used.pop("topic") == "qwen3:0.6b"
     assert "qwen3:0.6b" not in used.values()
 
     services.runs.cancel(UUID(run["id"]))
@@ -231,10 +229,10 @@ def test_a_key_with_other_models_is_another_request(client: TestClient) -> None:
         given = {"workflow": "support-triage", "inputs": {"message": "hi"}, **body}
         return client.post("/v1/runs", json=given, headers={"Idempotency-Key": "k"})
 
-    first = send(models={"classify": "qwen3:0.6b"})
+    first = send(models={"topic": "qwen3:0.6b"})
     assert first.status_code == 202
-    assert send(models={"classify": "qwen3:0.6b"}).json()["id"] == first.json()["id"]
-    assert send(models={"classify": "qwen3:4b"}).status_code == 409
+    assert send(models={"topic": "qwen3:0.6b"}).json()["id"] == first.json()["id"]
+    assert send(models={"topic": "qwen3:4b"}).status_code == 409
     assert send().status_code == 409
 
 
