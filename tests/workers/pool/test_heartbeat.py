@@ -62,6 +62,8 @@ class Blocked(ReservationHolder):
         threading.Event().wait()
 
 class Steps:
+    count = 0
+
     def held(self):
         return ["standard"]
     def drain(self):
@@ -88,6 +90,8 @@ class Counting(ReservationHolder):
         return HeartbeatReply(Desired.RUN, 1)
 
 class Steps:
+    count = 0
+
     def held(self):
         return list(steps)
 
@@ -118,6 +122,8 @@ class Blocked(ReservationHolder):
         threading.Event().wait()
 
 class Steps:
+    count = 0
+
     def held(self):
         return ["standard"]
     def drain(self):
