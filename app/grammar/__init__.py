@@ -75,7 +75,7 @@ def _convert(schema: Mapping[str, Any] | bool, max_string: int, max_items: int) 
     """Converts a valid JSON Schema. Raises InvalidInput."""
     reader = ConstraintReader(
         schema if isinstance(schema, Mapping) else {},
-        lambda value, part: json_schema.conforms(part, value, root=schema),
+        lambda value, part: json_schema.conforms(part, value, root=schema, formats=True),
     )
     _refuse_unsupported(schema, reader)
     _raise_if_any(reader.problems)

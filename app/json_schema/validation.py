@@ -32,9 +32,13 @@ def deviations(schema: Any, value: Any, *, formats: bool = False) -> Iterator[De
     return _guarded(schema, value, root=schema, formats=formats)
 
 
-def conforms(schema: Any, value: Any, *, root: Any = None) -> bool:
-    """Returns whether the value conforms. References are resolved in `root`, if the schema is a part of another."""
-    return next(_guarded(schema, value, root=schema if root is None else root, formats=False), None) is None
+def conforms(schema: Any, value: Any, *, root: Any = None, formats: bool = False) -> bool:
+    """
+    Returns whether the value conforms. References are resolved in `root`, if the schema is a part of another.
+
+    `formats` as in `deviations`.
+    """
+    return next(_guarded(schema, value, root=schema if root is None else root, formats=formats), None) is None
 
 
 def value_problems(schema: Any, value: Any, where: str, accepted: str = "") -> list[Problem]:

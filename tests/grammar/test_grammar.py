@@ -658,6 +658,15 @@ def test_a_schema_is_rejected_or_enforced(judge: Judge, schema: Any, definition:
         Draft202012Validator(schema, format_checker=FORMATS).validate(json.loads(text))
 
 
+def test_a_const_obeys_a_format_beside_it(judge: Judge) -> None:
+    with pytest.raises(InvalidInput):
+        to_gbnf({"allOf": [{"format": "date"}, {"const": "ab"}]})
+    grammar = to_gbnf({"format": "date", "enum": ["ab", "2026-02-28", "2026-02-30"]})
+    assert judge.accepts(grammar, '"2026-02-28"')
+    assert not judge.accepts(grammar, '"ab"')
+    assert not judge.accepts(grammar, '"2026-02-30"')
+
+
 DEEP: dict[str, Any] = {"type": "string"}
 for _ in range(80):
     DEEP = {"type": "array", "items": DEEP}

