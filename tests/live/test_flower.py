@@ -120,10 +120,7 @@ def test_scheduled_jobs_send_no_events(watched: Live) -> None:
     run_id = watched.submit(generate("Hi", max_tokens=1))
     ended_tasks(watched, run_id, 1)
 
-    assert {task["name"] for task in tasks(watched)} <= {
-        "probe/a",
-        "ask/ask",
-        "chain/first",
-        "chain/each",
-        "chain/last",
-    }
+    names = {task["name"] for task in tasks(watched)}
+    assert "ask/ask" in names
+    # Other tests use the same installation; names of steps are `WORKFLOW/STEP`, those of jobs are import paths.
+    assert [name for name in names if "/" not in name or name.startswith("workers.")] == []
