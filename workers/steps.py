@@ -117,9 +117,6 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
     """Execute the step and return the outcome; None when the lease was lost, and no outcome can be recorded."""
     try:
         return step_kinds.execute(step_kinds.StepTask(claim, holding, runtime))
-    except StepFailure as error:
-        usage = TokenUsage(finish_reason=error.finish_reason)
-        return Failure(error.reason, error.message, error.text, usage, error.retry_after or timedelta(0))
     except CancelledError:
         match holding.reason:
             case StopReason.CANCELLED:
@@ -127,10 +124,22 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
             case StopReason.LOST:
                 return None
             case _:
-                return Failure(FailureReason.WORKER_STOPPED, "requeued: its worker stops")
+                return REQUEUED
     except Exception as error:  # noqa: BLE001 the outermost frame of the step: a defect fails the attempt, not the worker
-        _log.exception("step_crashed")
-        return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+        return failure_of(error)
+
+
+#: The outcome of an attempt whose worker stops.
+REQUEUED = Failure(FailureReason.WORKER_STOPPED, "requeued: its worker stops")
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return the outcome of an attempt that raised. A defect is logged with its traceback."""
+    if isinstance(error, StepFailure):
+        usage = TokenUsage(finish_reason=error.finish_reason)
+        return Failure(error.reason, error.message, error.text, usage, error.retry_after or timedelta(0))
+    _log.error("step_crashed", exc_info=error)
+    return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
 
 
 def record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:

@@ -21,7 +21,7 @@ import redis
 
 from app.inference import token_stream
 from app.inference.token_stream import EntryKind
-from app.kernel import log
+from app.kernel import broker, log
 
 _log = log.get(__name__)
 
@@ -40,9 +40,7 @@ class TokenWriter:
 
     def __init__(self, redis_url: str) -> None:
         """Does not connect before the first entry."""
-        self._redis = redis.Redis.from_url(
-            redis_url, socket_connect_timeout=2, socket_timeout=2, health_check_interval=30, protocol=2
-        )
+        self._redis = broker.connect(redis_url)
         self._entries: SimpleQueue[_Entry | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="token-writer", daemon=True)
         self._thread.start()

@@ -18,7 +18,7 @@ import time
 
 import redis
 
-from app.kernel import log
+from app.kernel import broker, log
 
 _log = log.get(__name__)
 
@@ -27,8 +27,6 @@ _RECENT, _KNOWN = "arriero:activity", "arriero:activity:known"
 _LASTS = 5_000
 #: Least seconds between two notes of a process.
 _PAUSE = 1.0
-#: Timeout in seconds for calls of the broker.
-_ANSWER_TIMEOUT = 2.0
 
 
 class Activity:
@@ -36,14 +34,7 @@ class Activity:
 
     def __init__(self, redis_url: str) -> None:
         """Does not connect."""
-        self._redis = redis.Redis.from_url(
-            redis_url,
-            socket_connect_timeout=_ANSWER_TIMEOUT,
-            socket_timeout=_ANSWER_TIMEOUT,
-            health_check_interval=30,
-            retry=None,
-            protocol=2,
-        )
+        self._redis = broker.connect(redis_url)
         self._lock = threading.Lock()
         self._noted = float("-inf")
         #: Whether a thread writes the keys.

@@ -84,6 +84,30 @@ def is_task_queue(queue: str) -> bool:
     return queue in (CONTROL_QUEUE, IO_QUEUE) or is_model_queue(queue)
 
 
+def connect(
+    redis_url: str,
+    *,
+    connect_timeout: float = _ANSWER_TIMEOUT,
+    answer_timeout: float = _ANSWER_TIMEOUT,
+    health_check_interval: int = 30,
+    keepalive: bool = False,
+) -> redis.Redis:
+    """
+    Return a client for keys of our own; times in seconds. It connects when it is used.
+
+    It repeats no command by itself: its callers know which ones may be sent twice, and for how long to try.
+    """
+    return redis.Redis.from_url(
+        redis_url,
+        socket_connect_timeout=connect_timeout,
+        socket_timeout=answer_timeout,
+        socket_keepalive=keepalive,
+        health_check_interval=health_check_interval,
+        retry=None,
+        protocol=2,
+    )
+
+
 class Publisher(Protocol):
     """Sends messages."""
 
@@ -118,14 +142,7 @@ class CeleryPublisher:
         connection = app.connection_for_write(connect_timeout=_ANSWER_TIMEOUT, transport_options=timeouts)
         connections = connection.Pool(_MAX_CONNECTIONS)
         self._producers = ProducerPool(connections, limit=_MAX_CONNECTIONS, Producer=app.amqp.Producer)
-        self._redis = redis.Redis.from_url(
-            redis_url,
-            socket_connect_timeout=_ANSWER_TIMEOUT,
-            socket_timeout=_ANSWER_TIMEOUT,
-            health_check_interval=30,
-            retry=None,
-            protocol=2,
-        )
+        self._redis = connect(redis_url)
         self._breaker = Breaker(_PROBE_INTERVAL)
 
     def publish(

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from app.kernel import log
+from app.kernel import broker, log
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES, Publisher, is_model_queue
 from app.scheduler.tasks import RECONCILE
 
@@ -26,8 +26,8 @@ _PAUSE = 0.2
 _EXPIRES = 10.0
 #: The channel of the broker on which agents listen; a message is the name of a host.
 _AGENTS = "arriero:agents"
-#: Timeout in seconds for calls of the broker, seconds of one wait for a message, and until the next attempt to listen.
-_ANSWER_TIMEOUT, _LISTEN, _RETRY = 2.0, 10.0, 1.0
+#: Seconds of one wait for a message, and until the next attempt to listen.
+_LISTEN, _RETRY = 10.0, 1.0
 
 _log = log.get(__name__)
 
@@ -84,15 +84,7 @@ class AgentCalls:
 
     def __init__(self, redis_url: str) -> None:
         """Does not connect."""
-        self._redis = redis.Redis.from_url(
-            redis_url,
-            socket_connect_timeout=_ANSWER_TIMEOUT,
-            socket_timeout=_ANSWER_TIMEOUT,
-            socket_keepalive=True,
-            health_check_interval=15,
-            retry=None,
-            protocol=2,
-        )
+        self._redis = broker.connect(redis_url, health_check_interval=15, keepalive=True)
 
     def send(self, hosts: Collection[str]) -> None:
         """Tell the agents of these hosts. A broker that is unavailable is logged."""

@@ -23,12 +23,11 @@ from app.inference import direct
 from app.inference.direct import DirectRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.reranking import RerankingRequest
-from app.kernel import log
-from app.kernel.errors import Conflict, FailureReason, LeaseLost, StepFailure
+from app.kernel import broker, log
+from app.kernel.errors import Conflict, FailureReason, LeaseLost
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import Failure, Success
 from workers import openai_step, steps
-from workers.engine import Ticket
 from workers.leases import StopReason
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream, TokenWriter
@@ -56,9 +55,7 @@ class DirectRequests:
         """Takes nothing before the phase SERVING."""
         assert runtime.engine is not None, "it belongs to a pool"
         self.runtime, self.engine, self.tokens, self.pool_id = runtime, runtime.engine, tokens, pool_id
-        self._redis = redis.Redis.from_url(
-            redis_url, socket_connect_timeout=5, socket_timeout=_WAIT + 10, health_check_interval=15, protocol=2
-        )
+        self._redis = broker.connect(redis_url, connect_timeout=5, answer_timeout=_WAIT + 10, health_check_interval=15)
         self._requests_key, self._stop_key = direct.requests_key(slug), direct.stop_key(pool_id)
         self._active: dict[UUID, _Request] = {}
         self._changed = threading.Condition()
@@ -189,32 +186,33 @@ class _Request:
     def __init__(self, owner: DirectRequests, request: DirectRequest) -> None:
         self._owner, self._request, self.run_id = owner, request, request.run_id
         self._stream: TokenStream = owner.tokens.open(request.run_id, direct.STEP, 1)
-        self._ticket: Ticket | None = None
         self._stopped: StopReason | None = None
         self._on_stop: Callable[[], None] | None = None
         self._written = False
         self._began = time.monotonic()
         self._claim: Claim | None = None
         self._lease = ExitStack()
+        #: Guards what stops it.
         self._lock = threading.Lock()
+        #: Held while the run is written, which may wait for the database: a stop must not wait for that.
+        self._recording = threading.Lock()
 
     def begin(self) -> None:
         """Give it to the engine."""
-        owner, request = self._owner, self._request
-        self._stream.begun(owner.pool_id)
+        self._stream.begun(self._owner.pool_id)
         try:
-            parsed = openai_step.parse(request.body, request.model)
-            if isinstance(parsed, EmbeddingsRequest | RerankingRequest):
-                owner.answering.submit(self._compute, parsed)
-                return
-            ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_text)
-        except StepFailure as failure:
-            self._end(Failure(failure.reason, failure.message, failure.text))
-            return
+            self._start()
         except Exception as error:  # noqa: BLE001 a defect fails the request, not the pool
-            _log.exception("direct_request_crashed")
-            self._end(Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}"))
+            self._end(steps.failure_of(error))
+
+    def _start(self) -> None:
+        """Raises StepFailure when it can never be served."""
+        owner, request = self._owner, self._request
+        parsed = openai_step.parse(request.body, request.model)
+        if isinstance(parsed, EmbeddingsRequest | RerankingRequest):
+            owner.answering.submit(self._compute, parsed)
             return
+        ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_text)
         self._stops_by(ticket.cancel)
 
         def answer() -> Success:
@@ -256,16 +254,11 @@ class _Request:
     def _finish(self, result: Callable[[], Success]) -> None:
         try:
             outcome: Success | Failure = result()
-        except StepFailure as failure:
-            outcome = Failure(failure.reason, failure.message, failure.text)
         except CancelledError:
-            if self._stopped is StopReason.CANCELLED:
-                outcome = Failure(FailureReason.CANCELLED, _CLIENT_LEFT)
-            else:
-                outcome = Failure(FailureReason.WORKER_STOPPED, "requeued: its worker stops")
+            is_cancelled = self._stopped is StopReason.CANCELLED
+            outcome = Failure(FailureReason.CANCELLED, _CLIENT_LEFT) if is_cancelled else steps.REQUEUED
         except Exception as error:  # noqa: BLE001 as in `begin`
-            _log.exception("direct_request_crashed")
-            outcome = Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+            outcome = steps.failure_of(error)
         self._end(outcome)
 
     def _end(self, outcome: Success | Failure) -> None:
@@ -279,7 +272,7 @@ class _Request:
 
     def _record_begin(self) -> None:
         """Write the run, and hold the lease of its step from now on."""
-        with self._lock:
+        with self._recording:
             if self._claim is not None:
                 return
             runtime = self._owner.runtime

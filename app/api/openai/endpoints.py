@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -13,7 +14,8 @@ from app.api.openai import errors
 from app.api.openai.calls import RUN_HEADER, ModelCall
 from app.api.openai.errors import OpenAIRoute
 from app.api.openai.road import InjectedRoad, Road
-from app.api.services import InjectedServices
+from app.api.services import InjectedServices, Services
+from app.catalog.model import Model
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.chunks import Chunks
 from app.inference.openai.completion import CompletionRequest
@@ -112,10 +114,7 @@ async def embeddings(
     `truncate`. `task` adds the model's prefix for a `query` or a `document`.
     """
     call = ModelCall(services, road, body, body.model, PriorityClass.INTERACTIVE)
-    if not call.model.serves_embeddings:
-        able = [model.name for model in services.catalog.models if model.serves_embeddings]
-        message = f"the model {body.model!r} serves no embeddings"
-        raise InvalidInput([Problem("model", message, ", ".join(able) or "a model for embeddings")], "request")
+    _require(call.model, lambda model: model.serves_embeddings, "serves no embeddings", services)
     return await call.answer(request)
 
 
@@ -137,11 +136,17 @@ async def rerank(
     The form is that of Jina, Cohere and llama.cpp's server; OpenAI's API has none.
     """
     call = ModelCall(services, road, body, body.model, PriorityClass.INTERACTIVE)
-    if "rerank" not in call.model.use_cases:
-        able = [model.name for model in services.catalog.models if "rerank" in model.use_cases]
-        message = f"the model {body.model!r} is no reranking model: its use_cases do not have rerank"
-        raise InvalidInput([Problem("model", message, ", ".join(able) or "a model with this use case")], "request")
+    wrong = "is no reranking model: its use_cases do not have rerank"
+    _require(call.model, lambda model: "rerank" in model.use_cases, wrong, services)
     return await call.answer(request)
+
+
+def _require(model: Model, is_able: Callable[[Model], bool], wrong: str, services: Services) -> None:
+    """Raises InvalidInput, which names the models that are able, when this one is not."""
+    if not is_able(model):
+        able = ", ".join(one.name for one in services.catalog.models if is_able(one))
+        problem = Problem("model", f"the model {model.name!r} {wrong}", able or "a model that is able to")
+        raise InvalidInput([problem], "request")
 
 
 async def _generate(
