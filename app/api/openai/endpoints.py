@@ -145,7 +145,7 @@ def _require(model: Model, is_able: Callable[[Model], bool], wrong: str, service
     """Raises InvalidInput, which names the models that are able, when this one is not."""
     if not is_able(model):
         able = ", ".join(one.name for one in services.catalog.models if is_able(one))
-        problem = Problem("model", f"the model {model.name!r} {wrong}", able or "a model that is able to")
+        problem = Problem("model", f"the model {model.name!r} {wrong}", able or "a model with this use case")
         raise InvalidInput([problem], "request")
 
 
