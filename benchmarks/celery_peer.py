@@ -16,7 +16,7 @@ from pathlib import Path
 from celery import Celery
 
 from app.kernel import broker
-from app.kernel.settings import BrokerSettings
+from app.kernel.sections.servers import BrokerSettings
 from benchmarks.stamps import Stamps
 
 URL_VARIABLE = "PEER_BROKER_URL"

@@ -34,7 +34,7 @@ from app.inference import demand
 from app.kernel import log
 from app.kernel.broker import CeleryPublisher, celery_app
 from app.kernel.database import Database
-from app.kernel.settings import BrokerSettings, LogSettings
+from app.kernel.sections.servers import BrokerSettings, LogSettings
 from app.scheduler import needs, reconcile
 from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows.runs.changes.transactions import RunPolicy

@@ -23,7 +23,7 @@ from sqlalchemy import Text, bindparam, text
 from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
-from app.kernel.settings import BrokerSettings
+from app.kernel.sections.servers import BrokerSettings
 from app.workflows import retention
 from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.recovery.overdue import SweepCursor

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from app.kernel import clock
 from app.kernel.priority import Priority
-from app.kernel.settings import PoolSettings
+from app.kernel.sections.work import PoolSettings
 from app.scheduler.planner.cluster import Cluster, Configuration
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import plan

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from app.kernel import clock, embedded, log
 from app.kernel.database import Database
-from app.kernel.settings import LogSettings
+from app.kernel.sections.servers import LogSettings
 from benchmarks.contenders import Arriero, Contender, PlainCelery, Site, Unheard, cpu_of
 
 #: Where results go by default; git ignores it.

@@ -32,7 +32,8 @@ from pydantic import SecretStr
 from app.kernel import clock, embedded, log
 from app.kernel.database import Database
 from app.kernel.processes.process import Child
-from app.kernel.settings import ApiSettings, LogSettings, Settings, environment_of
+from app.kernel.sections.servers import ApiSettings, LogSettings
+from app.kernel.settings import Settings, environment_of
 
 ROOT = Path(__file__).parents[1]
 #: Seconds within which everything is answered, or has failed.

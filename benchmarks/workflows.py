@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.kernel import clock, log
-from app.kernel.settings import LogSettings
+from app.kernel.sections.servers import LogSettings
 from benchmarks import stamps
 from benchmarks.contenders import Arriero, Burst, Contender, PlainCelery, Site, Unheard, cpu_of
 from benchmarks.stamps import Stamp

@@ -27,7 +27,7 @@ from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.processes.process import end_leftovers
-from app.kernel.settings import BrokerSettings
+from app.kernel.sections.servers import BrokerSettings
 from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage import rows  # noqa: F401 as above

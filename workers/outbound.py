@@ -20,7 +20,7 @@ from httpcore2 import HTTP11Connection, Origin
 
 from app.kernel import clock, log
 from app.kernel.errors import FailureReason, StepFailure
-from app.kernel.http_settings import HttpSettings
+from app.kernel.sections.http import HttpSettings
 from app.kernel.security import masking
 from app.kernel.security.egress import EgressPolicy
 from app.workflows.http import calls, responses

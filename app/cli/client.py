@@ -11,7 +11,8 @@ import httpx2
 
 from app.cli.processes import records
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
-from app.kernel.settings import ApiSettings, Settings
+from app.kernel.sections.servers import ApiSettings
+from app.kernel.settings import Settings
 
 _DEFAULT_PORT = ApiSettings().port
 

@@ -15,7 +15,7 @@ import psutil
 from app.devices import control_group, llama_build
 from app.devices.device import CPU, HardwareKind, Inventory, MeasuredDevice
 from app.devices.nvml import Gpus
-from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
+from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.security import texts
 
 

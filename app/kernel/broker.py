@@ -35,7 +35,7 @@ from app.kernel import log
 from app.kernel.dead_letters import DeadLetters, is_wrong_type
 from app.kernel.errors import BrokerUnreachable
 from app.kernel.postgres.breaker import Breaker
-from app.kernel.settings import BrokerSettings
+from app.kernel.sections.servers import BrokerSettings
 
 _log = log.get(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
-from app.kernel.settings import LogSettings
+from app.kernel.sections.servers import LogSettings
 
 #: Loggers of libraries whose `info` lines are dropped; their warnings are kept.
 #: Celery's lines about each message (`trace`, `strategy`) repeat Arriero's lines about each step.

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -30,12 +30,14 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.kernel.errors import InvalidSettings, Problem
-from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
-from app.kernel.http_settings import HttpSettings
-from app.kernel.section import Section
+from app.kernel.sections.catalog import CatalogSettings
+from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
+from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.section import Section
+from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
+from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
 from app.kernel.security.request_guard import TrustedHost
 from app.kernel.units import durations
-from app.kernel.units.durations import Duration
 
 #: The variable with the path of the file, unless `--config` is given. It is not a setting.
 CONFIG_VARIABLE = "ARRIERO_CONFIG"
@@ -49,128 +51,6 @@ SECRET_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 _PREFIX = "ARRIERO_"
 _DELIMITER = "__"
-
-
-class LogSettings(Section):
-    """The level and the format of the log."""
-
-    #: Lines below this level are dropped.
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    #: `auto` means columns at a terminal and JSON elsewhere.
-    format: Literal["auto", "columns", "json"] = "auto"
-
-
-class ApiSettings(Section):
-    """The HTTP API."""
-
-    host: str = Field(default="127.0.0.1", description="the address at which the API listens")
-    port: int = Field(default=8470, ge=0, le=65535, description="0 chooses a free port")
-    #: The URL of the API for commands on this host, if it differs from the address above.
-    url: str = Field(default="", pattern=r"^(https?://.+)?$")
-    #: Most bytes of a request body; a larger one is refused with 413.
-    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
-    #: Most bytes of the inputs, of the output, and of the steps' outputs together, in the answer for a run; longer
-    #: values are replaced by references. 0 replaces all.
-    max_inline_bytes: int = Field(default=1024 * 1024, ge=0)
-
-
-class FlowerSettings(Section):
-    """Flower, the web page for monitoring the Celery workers."""
-
-    host: str = Field(default="127.0.0.1", description="the address at which Flower listens")
-    port: int = Field(default=5555, ge=0, le=65535, description="0 chooses a free port")
-
-
-class BrokerSettings(Section):
-    """Connections to the Celery broker. They must be equal on every host: any worker may redeliver a message."""
-
-    #: After this time an unacknowledged message is delivered again. Messages are acknowledged at once, so this happens
-    #: only to a message that a worker received just before it died.
-    visibility_timeout: Duration = timedelta(minutes=2)
-    #: A connection without an answer for this long is given up.
-    socket_timeout: Duration = timedelta(seconds=30)
-
-
-class RunSettings(Section):
-    """Leases, sweeps, retention and the sizes of payloads."""
-
-    #: The lease of a step expires when its worker has not renewed it for this long.
-    lease: Duration = timedelta(seconds=15)
-    #: Interval at which workers renew their leases. At most a third of the lease.
-    heartbeat: Duration = timedelta(seconds=3)
-    #: Interval of the sweep for lost messages, expired leases and due retries.
-    sweep_every: Duration = timedelta(seconds=1)
-    #: A step that is ready for this long without a waiting message is published again.
-    republish_after: Duration = timedelta(seconds=5)
-    #: Most attempts of a step that end with the death of their worker, before the step fails.
-    max_worker_losses: int = Field(default=3, ge=1)
-    #: Retention of finished runs, unless the workflow or the client sets another one.
-    retention: Duration = timedelta(days=30)
-    #: Interval of the deletion of runs whose retention is over.
-    expire_every: Duration = timedelta(minutes=5)
-    #: Most bytes (as JSON) of inputs, an output, an item or an event that are stored in its row. Longer values are
-    #: stored in a table of their own, equal ones once.
-    inline_bytes: int = Field(default=64 * 1024, ge=0)
-    #: Most bytes of one such value; the outputs of all items of a map count as one.
-    max_payload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
-    #: Most bytes of outputs that one step or expression can read.
-    max_read_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
-
-    @field_validator("heartbeat")
-    @classmethod
-    def _at_most_a_third_of_the_lease(cls, value: timedelta, info: Any) -> timedelta:
-        lease = info.data.get("lease")
-        if lease is not None and value * 3 > lease:
-            raise ValueError(f"must be at most a third of runs.lease ({durations.show(lease)})")
-        return value
-
-
-class ScheduleSettings(Section):
-    """Schedules of workflows."""
-
-    #: Interval of the check for due fires: a fire is late by at most about this time.
-    check_every: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=1)
-    #: Retention of the history of fires.
-    keep_fires: Annotated[Duration, durations.at_least("1m")] = timedelta(days=30)
-
-
-class CatalogSettings(Section):
-    """The catalogue of models and the sources of their files."""
-
-    #: Catalogue files, read after the shipped one; an entry replaces an earlier entry of the same name.
-    files: tuple[Path, ...] = ()
-    #: Folders that `arriero models scan` searches for GGUF files.
-    folders: tuple[Path, ...] = ()
-    #: The Hugging Face hub, or a mirror with the same paths.
-    hub: str = Field(default="https://huggingface.co", pattern=r"^https?://.+$")
-    #: A token of the hub, for gated and private models. It is sent to the hub only, and never shown.
-    hub_token: SecretStr | None = None
-
-
-class ControlSettings(Section):
-    """The control workers, which run steps without a model, and scheduled jobs."""
-
-    #: Number of threads of one control worker.
-    concurrency: int = Field(default=8, ge=1, le=256)
-    #: Number of control workers that `arriero up` starts.
-    processes: int = Field(default=1, ge=1, le=64)
-
-
-class PoolSettings(Section):
-    """The pools: processes that serve a model."""
-
-    #: Models that are kept running: each has a pool that is never stopped to make room. It must be equal on every host.
-    models: tuple[str, ...] = ("smollm2:135m",)
-    #: Cores of this host for all threads of llama.cpp together; 0 means all but one. The threads wait by spinning: when
-    #: another process uses one of their cores, all of them are delayed.
-    threads: int = Field(default=0, ge=0)
-    #: Address of the metrics of a pool. Port 0 chooses a free one, which the pool writes to `DATA/metrics/NAME.json`.
-    metrics_host: str = "127.0.0.1"
-    metrics_port: int = Field(default=0, ge=0, le=65535, description="0 chooses a free port")
-    #: A pool that does not serve within this time is ended.
-    start_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=5)
-    #: Time for a stopping pool to finish its steps.
-    drain_timeout: Duration = timedelta(seconds=20)
 
 
 class Settings(BaseSettings):

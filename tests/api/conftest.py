@@ -11,7 +11,8 @@ from app.catalog import files
 from app.devices.inventory import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
-from app.kernel.settings import ApiSettings, Settings
+from app.kernel.sections.servers import ApiSettings
+from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.runs.service import Runs
 

@@ -13,7 +13,7 @@ from app.api.services import Services
 from app.kernel import broker, errors
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
-from app.kernel.settings import BrokerSettings
+from app.kernel.sections.servers import BrokerSettings
 
 YAML = """
 workflow: rest

@@ -23,7 +23,7 @@ from app.devices.inventory import Devices, ram
 from app.devices.nvml import Gpus
 from app.fleet.hosts import Hosts
 from app.kernel.database import Database
-from app.kernel.fleet_settings import FleetSettings, SimulatedDevice
+from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from tests.fleet.granting import LEASE
 from workers.agent import inventory
 

@@ -43,9 +43,11 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.embedded import PostgresServer, Server, ValkeyServer, start_postgres
 from app.kernel.errors import DatabaseUnreachable
-from app.kernel.fleet_settings import FleetSettings
 from app.kernel.processes.process import Child, end_all
-from app.kernel.settings import BrokerSettings, ControlSettings, PoolSettings, RunSettings, Settings, environment_of
+from app.kernel.sections.fleet import FleetSettings
+from app.kernel.sections.servers import BrokerSettings
+from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings
+from app.kernel.settings import Settings, environment_of
 from app.scheduler import needs
 from app.workflows.language import check
 from app.workflows.runs import views

@@ -13,9 +13,9 @@ from app.fleet import views
 from app.fleet.ledger import rules, session
 from app.fleet.pool import PoolState
 from app.fleet.views import PoolView
-from app.kernel.fleet_settings import SimulatedDevice
 from app.kernel.processes import pid_file
-from app.kernel.settings import CatalogSettings
+from app.kernel.sections.catalog import CatalogSettings
+from app.kernel.sections.fleet import SimulatedDevice
 from tests.faults.conftest import MODEL, PATIENCE, Cluster, generate, log_of, pool_of, until
 
 ALPHA, BETA, GAMMA = "alpha:1", "beta:1", "gamma:1"

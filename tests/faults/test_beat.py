@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 
 from app.kernel.broker import CONTROL_QUEUE
-from app.kernel.settings import ScheduleSettings
+from app.kernel.sections.work import ScheduleSettings
 from tests.faults.conftest import RUNS, Cluster, until
 
 INTERVAL = RUNS.sweep_every.total_seconds()

@@ -22,8 +22,8 @@ from sqlalchemy import text
 from app.fleet import views
 from app.fleet.host import HostState
 from app.kernel.embedded import PostgresServer, ValkeyServer
-from app.kernel.fleet_settings import SimulatedDevice
 from app.kernel.processes import private_file
+from app.kernel.sections.fleet import SimulatedDevice
 from tests.faults.conftest import Cluster, assert_nothing_left, until
 from tests.faults.fleets import (
     ALPHA,

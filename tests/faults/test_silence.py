@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from app.kernel.processes.process import Child
-from app.kernel.settings import ApiSettings, environment_of
+from app.kernel.sections.servers import ApiSettings
+from app.kernel.settings import environment_of
 from tests.faults.conftest import ROOT, Cluster, lattice, until
 from tests.frozen import frozen
 

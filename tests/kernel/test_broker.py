@@ -18,7 +18,7 @@ from app.kernel import broker
 from app.kernel.broker import PRIORITIES, CeleryPublisher, model_queue
 from app.kernel.embedded import ValkeyServer, start_valkey
 from app.kernel.errors import BrokerUnreachable
-from app.kernel.settings import BrokerSettings
+from app.kernel.sections.servers import BrokerSettings
 from tests.frozen import frozen
 
 

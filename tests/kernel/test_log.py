@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from app.kernel import log
-from app.kernel.settings import LogSettings
+from app.kernel.sections.servers import LogSettings
 
 
 def connect(password: str) -> None:

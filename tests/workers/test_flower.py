@@ -15,7 +15,8 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from app.kernel.settings import FlowerSettings, Settings, environment_of
+from app.kernel.sections.servers import FlowerSettings
+from app.kernel.settings import Settings, environment_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,8 +22,8 @@ import pytest
 
 from app.kernel import log
 from app.kernel.errors import FailureReason, StepFailure
-from app.kernel.http_settings import HttpSettings
-from app.kernel.settings import LogSettings
+from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.servers import LogSettings
 from app.workflows.http.calls import HttpCall, json_body, text_body
 from app.workflows.http.responses import HttpResponse
 from workers import outbound

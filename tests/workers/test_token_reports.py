@@ -17,8 +17,9 @@ from app.catalog.catalog import Catalog
 from app.kernel import clock
 from app.kernel.activity import Activity
 from app.kernel.broker import CeleryPublisher, celery_app
+from app.kernel.sections.servers import BrokerSettings
 from app.kernel.security.secrets import Secrets
-from app.kernel.settings import BrokerSettings, Settings
+from app.kernel.settings import Settings
 from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs import live_tokens, views
 from app.workflows.runs.claims import Claim

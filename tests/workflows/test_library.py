@@ -18,8 +18,8 @@ from app.catalog import files
 from app.inference import prompts
 from app.kernel import settings
 from app.kernel.activity import Activity
+from app.kernel.sections.http import HttpSettings
 from app.kernel.security.secrets import Secrets
-from app.kernel.settings import HttpSettings
 from app.scheduler.wake_up import AgentCalls
 from app.workflows import registry
 from app.workflows.language import source

@@ -29,7 +29,7 @@ from app.footprint.layout import KnownLayout
 from app.footprint.measurements import Identity
 from app.kernel.database import Database
 from app.kernel.errors import ModelFileDamaged
-from app.kernel.fleet_settings import FleetSettings
+from app.kernel.sections.fleet import FleetSettings
 from app.kernel.settings import Settings
 from app.kernel.units.sizes import rounded
 from app.scheduler import needs

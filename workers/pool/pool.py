@@ -34,7 +34,7 @@ from app.kernel.errors import (
     MemoryNotEnough,
     ModelFileDamaged,
 )
-from app.kernel.fleet_settings import FleetSettings
+from app.kernel.sections.fleet import FleetSettings
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from app.scheduler.planner.cluster import CPU

@@ -18,6 +18,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from app.access.callers import Caller
 from app.api import problems
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, RequestFailed
@@ -32,13 +33,16 @@ from app.kernel.errors import ArrieroError, Conflict
 
 #: The header with the id of the run.
 RUN_HEADER = "X-Arriero-Run"
-_Entries = AsyncGenerator[StreamEntry | Waiting]
+#: What comes of a request.
+Entries = AsyncGenerator[StreamEntry | Waiting]
 
 
 class ModelCall:
     """One call of a model."""
 
-    def __init__(self, services: Services, road: Road, body: BaseModel, model: str, priority: str) -> None:
+    def __init__(
+        self, services: Services, road: Road, caller: Caller, body: BaseModel, model: str, priority: str
+    ) -> None:
         """Raises ModelNotFound."""
         found = services.catalog.find(model)
         if found is None:
@@ -46,7 +50,7 @@ class ModelCall:
         self.model: Model = found
         self._road = road
         document = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        self.request = DirectRequest.new(model, document, priority, {}, int(clock.now().timestamp()))
+        self.request = DirectRequest.new(model, document, priority, caller.labels({}), int(clock.now().timestamp()))
 
     @property
     def run_id(self) -> UUID:
@@ -82,7 +86,7 @@ class ModelCall:
 
         Raises what `answer` raises, if that is known before the first token.
         """
-        entries = self._road.send(self.request, self.model)
+        entries = self.entries()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(entries.aclose)
             first = await anext(entries)
@@ -97,8 +101,12 @@ class ModelCall:
             headers={**self.headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
 
+    def entries(self) -> Entries:
+        """Send the request, and return what comes until it has ended. Closing the iterator stops the request."""
+        return self._road.send(self.request, self.model)
+
     async def _document(self) -> Any:
-        async with aclosing(self._road.send(self.request, self.model)) as entries:
+        async with aclosing(self.entries()) as entries:
             async for entry in entries:
                 if isinstance(entry, Waiting):
                     continue
@@ -109,7 +117,7 @@ class ModelCall:
         raise Conflict(f"run {self.run_id} has ended without an answer")
 
 
-async def _events(first: StreamEntry | Waiting, entries: _Entries, chunks: Chunks) -> AsyncIterator[str]:
+async def _events(first: StreamEntry | Waiting, entries: Entries, chunks: Chunks) -> AsyncIterator[str]:
     """The server-sent events of a stream. Closing it stops the call."""
     async with aclosing(entries):
         yield _event(chunks.first())

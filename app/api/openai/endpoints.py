@@ -9,7 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from app.access.callers import Caller
 from app.api import bodies, threads
+from app.api.callers import InjectedCaller
 from app.api.openai import errors
 from app.api.openai.calls import RUN_HEADER, ModelCall
 from app.api.openai.errors import OpenAIRoute
@@ -69,6 +71,7 @@ async def chat_completions(
     request: Request,
     services: InjectedServices,
     road: InjectedRoad,
+    caller: InjectedCaller,
     body: Annotated[ChatRequest, _body(ChatRequest)],
 ) -> Response:
     """
@@ -76,7 +79,7 @@ async def chat_completions(
 
     `service_tier` sets its class: `flex` and `batch` wait for idle slots. Unknown fields are ignored.
     """
-    return await _generate(request, services, road, body, "chat")
+    return await _generate(request, services, road, caller, body, "chat")
 
 
 @router.post(
@@ -89,10 +92,11 @@ async def completions(
     request: Request,
     services: InjectedServices,
     road: InjectedRoad,
+    caller: InjectedCaller,
     body: Annotated[CompletionRequest, _body(CompletionRequest)],
 ) -> Response:
     """The model's continuation of a prompt, without a chat template."""
-    return await _generate(request, services, road, body, "completion")
+    return await _generate(request, services, road, caller, body, "completion")
 
 
 @router.post(
@@ -105,6 +109,7 @@ async def embeddings(
     request: Request,
     services: InjectedServices,
     road: InjectedRoad,
+    caller: InjectedCaller,
     body: Annotated[EmbeddingsRequest, _body(EmbeddingsRequest)],
 ) -> Response:
     """
@@ -113,7 +118,7 @@ async def embeddings(
     A text that is longer than the model's context is refused; `long_text` can be `chunk` (the mean of its windows) or
     `truncate`. `task` adds the model's prefix for a `query` or a `document`.
     """
-    call = ModelCall(services, road, body, body.model, PriorityClass.INTERACTIVE)
+    call = ModelCall(services, road, caller, body, body.model, PriorityClass.INTERACTIVE)
     _require(call.model, lambda model: model.serves_embeddings, "serves no embeddings", services)
     return await call.answer(request)
 
@@ -128,6 +133,7 @@ async def rerank(
     request: Request,
     services: InjectedServices,
     road: InjectedRoad,
+    caller: InjectedCaller,
     body: Annotated[RerankingRequest, _body(RerankingRequest)],
 ) -> Response:
     """
@@ -135,7 +141,7 @@ async def rerank(
 
     The form is that of Jina, Cohere and llama.cpp's server; OpenAI's API has none.
     """
-    call = ModelCall(services, road, body, body.model, PriorityClass.INTERACTIVE)
+    call = ModelCall(services, road, caller, body, body.model, PriorityClass.INTERACTIVE)
     wrong = "is no reranking model: its use_cases do not have rerank"
     _require(call.model, lambda model: "rerank" in model.use_cases, wrong, services)
     return await call.answer(request)
@@ -153,10 +159,11 @@ async def _generate(
     request: Request,
     services: InjectedServices,
     road: Road,
+    caller: Caller,
     body: ChatRequest | CompletionRequest,
     kind: str,
 ) -> Response:
-    call = ModelCall(services, road, body, body.model, body.priority)
+    call = ModelCall(services, road, caller, body, body.model, body.priority)
     if not body.streamed:
         return await call.answer(request)
     echoed = body.prompt if isinstance(body, CompletionRequest) and body.echo else ""

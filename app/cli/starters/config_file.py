@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from app.kernel.section import Section, comments_of
+from app.kernel.sections.section import Section, comments_of
 from app.kernel.settings import Settings, shown, variable
 
 #: The tables that most installations change, in this order; the others follow.

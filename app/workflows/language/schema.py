@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import CoreSchema, DictSchema, ModelSchema
 
-from app.kernel.section import comments_of
+from app.kernel.sections.section import comments_of
 from app.workflows.language.definition import Definition
 
 #: The name of the schema; it is served at `/v1/schemas/workflow`.

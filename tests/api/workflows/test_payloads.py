@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 
 from app.api.main import serve
 from app.api.services import Services
-from app.kernel.settings import ApiSettings, Settings
+from app.kernel.sections.servers import ApiSettings
+from app.kernel.settings import Settings
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage.payloads import PayloadLimits, as_json
 from tests.workflows.conftest import StepWorker

@@ -18,7 +18,9 @@ from app.footprint.layout import KnownLayout
 from app.inference import demand
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, InvalidInput, NotFound
-from app.kernel.settings import CatalogSettings, PoolSettings, Settings
+from app.kernel.sections.catalog import CatalogSettings
+from app.kernel.sections.work import PoolSettings
+from app.kernel.settings import Settings
 from app.scheduler import needs, reconcile
 from app.scheduler.observation import FleetDemand
 from app.scheduler.reconcile_pass import ReconcileTimes

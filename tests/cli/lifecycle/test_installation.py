@@ -19,7 +19,8 @@ from app.kernel.errors import Conflict, Unavailable
 from app.kernel.processes import pid_file
 from app.kernel.processes.data_directory import DataDirectory, DirectoryHolder, find_holder
 from app.kernel.processes.pid_file import PidRecord, birth
-from app.kernel.settings import ApiSettings, Settings
+from app.kernel.sections.servers import ApiSettings
+from app.kernel.settings import Settings
 
 
 def write_pid(directory: Path, name: str, born: str) -> None:

@@ -23,7 +23,8 @@ from app.kernel import clock
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.processes.data_directory import DataDirectory
-from app.kernel.settings import PoolSettings, Settings
+from app.kernel.sections.work import PoolSettings
+from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.language import check
 from app.workflows.runs.service import Runs

@@ -16,7 +16,9 @@ from app.devices.inventory import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.errors import ServerNotStarted
-from app.kernel.settings import ApiSettings, PoolSettings, Settings
+from app.kernel.sections.servers import ApiSettings
+from app.kernel.sections.work import PoolSettings
+from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.runs.service import Runs
 from tests.cli.conftest import serving

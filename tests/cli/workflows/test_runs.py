@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.kernel.errors import InvalidInput
-from app.kernel.settings import ApiSettings, Settings
+from app.kernel.sections.servers import ApiSettings
+from app.kernel.settings import Settings
 from app.workflows.language import check
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission

@@ -14,7 +14,7 @@ from app.devices.device import DeviceProcess, HardwareKind, Inventory, MeasuredD
 from app.footprint import configuration, estimate, measurements
 from app.kernel import settings
 from app.kernel.database import Database
-from app.kernel.fleet_settings import FleetSettings
+from app.kernel.sections.fleet import FleetSettings
 from app.kernel.settings import Settings
 from workers.agent import inventory
 

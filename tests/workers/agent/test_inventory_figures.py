@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.devices.device import DeviceProcess, HardwareKind, Inventory, MeasuredDevice
-from app.kernel.fleet_settings import FleetSettings
+from app.kernel.sections.fleet import FleetSettings
 from workers.agent import inventory
 
 GIB = 2**30

@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 
 from app.kernel import broker
-from app.kernel.settings import BrokerSettings
+from app.kernel.sections.servers import BrokerSettings
 from workers.messaging import beat
 from workers.messaging.beat import Scheduler
 

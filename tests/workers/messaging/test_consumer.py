@@ -14,7 +14,7 @@ from kombu import Queue
 
 from app.kernel import broker
 from app.kernel.embedded import ValkeyServer
-from app.kernel.settings import BrokerSettings
+from app.kernel.sections.servers import BrokerSettings
 from workers.application import CONSUMER, THREAD_POOL
 
 

@@ -7,7 +7,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from app.kernel.fleet_settings import FleetSettings
+from app.kernel.sections.fleet import FleetSettings
 from workers.pool.pool import idle_interval
 
 ROOT = Path(__file__).parents[3]

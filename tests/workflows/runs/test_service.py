@@ -306,7 +306,7 @@ def test_lost_messages_are_sent_again_and_waiting_ones_are_not(
 def test_messages_are_sent_again_after_the_broker_was_unreachable(runs: Runs, database: Database) -> None:
     """Submission succeeds; the sweep sends the messages when the broker is back."""
     from app.kernel import broker
-    from app.kernel.settings import BrokerSettings
+    from app.kernel.sections.servers import BrokerSettings
 
     nowhere = "redis://127.0.0.1:1/0"
     cut_off = CeleryPublisher(broker.celery_app(nowhere, BrokerSettings()), nowhere)

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from app.kernel import ids
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, RowsLocked
-from app.kernel.settings import RunSettings
+from app.kernel.sections.work import RunSettings
 from app.workflows.runs.changes.effects import Effect
 from app.workflows.runs.storage.payloads import PayloadLimits
 

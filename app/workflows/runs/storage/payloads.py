@@ -22,7 +22,7 @@ from sqlalchemy import text
 
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import FailureReason, InvalidInput, PayloadTooLarge, Problem, StepFailure
-from app.kernel.settings import RunSettings
+from app.kernel.sections.work import RunSettings
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

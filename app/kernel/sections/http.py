@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from app.kernel.section import Section
+from app.kernel.sections.section import Section
 from app.kernel.security import egress
 from app.kernel.units.durations import Duration
 

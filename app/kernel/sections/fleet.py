@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from app.kernel.section import Section
+from app.kernel.sections.section import Section
 from app.kernel.units import durations
 from app.kernel.units.durations import Duration
 from app.kernel.units.sizes import Size

@@ -1,0 +1,17 @@
+"""The caller of a request, as a dependency of endpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends
+
+from app.access.callers import LOCAL, Caller
+
+
+async def _of_request() -> Caller:
+    return LOCAL
+
+
+#: The type of an endpoint's argument that receives the caller.
+InjectedCaller = Annotated[Caller, Depends(_of_request)]

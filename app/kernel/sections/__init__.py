@@ -1,0 +1,1 @@
+"""The sections of the settings, each a table of `arriero.toml`."""

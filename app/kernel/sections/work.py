@@ -1,0 +1,81 @@
+"""The sections of the work: runs, schedules, control workers and pools."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from app.kernel.sections.section import Section
+from app.kernel.units import durations
+from app.kernel.units.durations import Duration
+
+
+class RunSettings(Section):
+    """Leases, sweeps, retention and the sizes of payloads."""
+
+    #: The lease of a step expires when its worker has not renewed it for this long.
+    lease: Duration = timedelta(seconds=15)
+    #: Interval at which workers renew their leases. At most a third of the lease.
+    heartbeat: Duration = timedelta(seconds=3)
+    #: Interval of the sweep for lost messages, expired leases and due retries.
+    sweep_every: Duration = timedelta(seconds=1)
+    #: A step that is ready for this long without a waiting message is published again.
+    republish_after: Duration = timedelta(seconds=5)
+    #: Most attempts of a step that end with the death of their worker, before the step fails.
+    max_worker_losses: int = Field(default=3, ge=1)
+    #: Retention of finished runs, unless the workflow or the client sets another one.
+    retention: Duration = timedelta(days=30)
+    #: Interval of the deletion of runs whose retention is over.
+    expire_every: Duration = timedelta(minutes=5)
+    #: Most bytes (as JSON) of inputs, an output, an item or an event that are stored in its row. Longer values are
+    #: stored in a table of their own, equal ones once.
+    inline_bytes: int = Field(default=64 * 1024, ge=0)
+    #: Most bytes of one such value; the outputs of all items of a map count as one.
+    max_payload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
+    #: Most bytes of outputs that one step or expression can read.
+    max_read_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+
+    @field_validator("heartbeat")
+    @classmethod
+    def _at_most_a_third_of_the_lease(cls, value: timedelta, info: Any) -> timedelta:
+        lease = info.data.get("lease")
+        if lease is not None and value * 3 > lease:
+            raise ValueError(f"must be at most a third of runs.lease ({durations.show(lease)})")
+        return value
+
+
+class ScheduleSettings(Section):
+    """Schedules of workflows."""
+
+    #: Interval of the check for due fires: a fire is late by at most about this time.
+    check_every: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=1)
+    #: Retention of the history of fires.
+    keep_fires: Annotated[Duration, durations.at_least("1m")] = timedelta(days=30)
+
+
+class ControlSettings(Section):
+    """The control workers, which run steps without a model, and scheduled jobs."""
+
+    #: Number of threads of one control worker.
+    concurrency: int = Field(default=8, ge=1, le=256)
+    #: Number of control workers that `arriero up` starts.
+    processes: int = Field(default=1, ge=1, le=64)
+
+
+class PoolSettings(Section):
+    """The pools: processes that serve a model."""
+
+    #: Models that are kept running: each has a pool that is never stopped to make room. It must be equal on every host.
+    models: tuple[str, ...] = ("smollm2:135m",)
+    #: Cores of this host for all threads of llama.cpp together; 0 means all but one. The threads wait by spinning: when
+    #: another process uses one of their cores, all of them are delayed.
+    threads: int = Field(default=0, ge=0)
+    #: Address of the metrics of a pool. Port 0 chooses a free one, which the pool writes to `DATA/metrics/NAME.json`.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="0 chooses a free port")
+    #: A pool that does not serve within this time is ended.
+    start_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=5)
+    #: Time for a stopping pool to finish its steps.
+    drain_timeout: Duration = timedelta(seconds=20)
