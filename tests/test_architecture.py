@@ -55,6 +55,8 @@ SHELLS = {
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
     "access/accounts.py",
+    "access/key_rows.py",
+    "access/key_store.py",
     "inference/direct.py",
     "catalog/conversion/bert.py",
     "catalog/install.py",
