@@ -57,6 +57,7 @@ SHELLS = {
     "access/accounts.py",
     "access/key_rows.py",
     "access/key_store.py",
+    "access/operator_key.py",
     "inference/direct.py",
     "catalog/conversion/bert.py",
     "catalog/install.py",

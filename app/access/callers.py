@@ -81,5 +81,7 @@ class Caller:
 
 #: The caller of a request without a key where keys are not required: it may do everything.
 LOCAL = Caller("local", None, frozenset(KeyScope))
+#: The caller with the key that `arriero up` leaves for commands on its machine.
+OPERATOR = Caller("operator", None, frozenset(KeyScope))
 #: The caller of a request that anybody may send, such as a health check. It acts for no namespace.
 ANYBODY = Caller("anybody", "", frozenset())

@@ -7,7 +7,6 @@ Every function runs in a transaction of its caller. The clock of the database de
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +14,7 @@ from sqlalchemy import text
 
 from app.access import keys
 from app.access.callers import Caller, KeyScope
-from app.access.keys import ApiKey, StoredSecrets
+from app.access.keys import ApiKey, NewKey, StoredSecrets
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import Conflict, NotFound
 
@@ -60,26 +59,16 @@ _MARK_USED = text("""
 _ANY = text("SELECT EXISTS (SELECT FROM api_key) AS found")
 
 
-def create(
-    work: UnitOfWork,
-    caller: Caller,
-    key_id: str,
-    secret: str,
-    *,
-    name: str,
-    namespace: str | None,
-    scopes: Iterable[KeyScope],
-    lifetime: timedelta | None,
-) -> ApiKey:
-    """Store a key. `lifetime` None: it never expires. The caller has checked that it may create such a key."""
+def create(work: UnitOfWork, caller: Caller, new: NewKey, key_id: str, secret: str) -> ApiKey:
+    """Store a key with this id and this secret, created by the caller."""
     values = {
         "id": key_id,
-        "name": name,
-        "namespace": namespace,
-        "scopes": sorted(scopes),
+        "name": new.name,
+        "namespace": new.namespace,
+        "scopes": sorted(new.scopes),
         "hash": keys.hash_of(keys.compose(key_id, secret)),
         "created_by": caller.name,
-        "seconds": None if lifetime is None else lifetime.total_seconds(),
+        "seconds": None if new.lifetime is None else new.lifetime.total_seconds(),
     }
     return _key(work.row(_CREATE, values))
 
@@ -101,7 +90,7 @@ def rotate(work: UnitOfWork, caller: Caller, key_id: str, secret: str, overlap: 
     Raises NotFound, Conflict for a revoked key, and InvalidInput for a key with scopes that the caller lacks.
     """
     key = _key(_found(work.row(_LOCK, {"id": key_id, "caller": caller.namespace}), key_id))
-    keys.require_may_manage(caller, key.scopes)
+    keys.require_may_rotate(caller, key)
     if key.revoked_at is not None:
         raise Conflict(f"the API key {key_id} ({key.name!r}) is revoked; create another one")
     values = {"id": key_id, "hash": keys.hash_of(keys.compose(key_id, secret)), "seconds": overlap.total_seconds()}

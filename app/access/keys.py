@@ -15,8 +15,9 @@ import hmac
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from app.access import namespaces
 from app.access.callers import Caller, KeyScope
 from app.kernel.errors import InvalidInput, Problem
 
@@ -24,8 +25,8 @@ from app.kernel.errors import InvalidInput, Problem
 PREFIX = "arr_"
 #: Characters of the public id (lower case and digits, 51 bits), and of the secret (base62, 256 bits).
 ID_CHARACTERS, SECRET_CHARACTERS = 10, 43
-#: Most characters of the name of a key.
-MAX_NAME = 100
+#: Most characters of the name of a key, and its longest lifetime.
+MAX_NAME, MAX_LIFETIME = 100, timedelta(days=36_500)
 
 _FORM = re.compile(rf"{PREFIX}([0-9a-z]{{{ID_CHARACTERS}}})_[0-9A-Za-z]{{{SECRET_CHARACTERS}}}", re.ASCII)
 #: Compared with the key of a request whose id is unknown, so that it takes as long as one with a wrong secret.
@@ -124,9 +125,58 @@ def verify(given: bytes, stored: StoredSecrets | None, age: float) -> Verdict:
     return Verdict(None, is_previous=not is_current)
 
 
-def require_may_manage(caller: Caller, scopes: Iterable[KeyScope]) -> None:
-    """Raise InvalidInput when the caller would give a key scopes that it lacks itself."""
-    lacking = sorted(set(scopes) - caller.scopes)
-    if lacking:
-        message = f"{', '.join(lacking)}: your own key lacks this; nobody gives more than they have"
-        raise InvalidInput([Problem("scopes", message, ", ".join(sorted(caller.scopes)))], "key")
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """What a key is created with, checked against the caller who creates it."""
+
+    name: str
+    #: None: all namespaces.
+    namespace: str | None
+    scopes: frozenset[KeyScope]
+    #: None: it never expires.
+    lifetime: timedelta | None
+
+    @classmethod
+    def by(
+        cls,
+        caller: Caller,
+        name: str,
+        namespace: str | None,
+        scopes: Iterable[KeyScope],
+        lifetime: timedelta | None,
+    ) -> NewKey:
+        """
+        Return what the caller may create. Without a namespace it is that of the caller.
+
+        Raises InvalidInput, with every problem: nobody gives a key more than they have.
+        """
+        found = []
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            accepted = f"1 to {MAX_NAME} characters without control characters"
+            found.append(Problem("name", "the name of a key is empty, too long or not printable", accepted))
+        if namespace is not None and not namespaces.is_valid(namespace):
+            found.append(Problem("namespace", f"{namespace!r} is not a valid name", namespaces.ACCEPTED))
+        elif caller.namespace is not None and namespace not in (None, caller.namespace):
+            found.append(Problem("namespace", f"{namespace!r} is not that of your own key", caller.namespace))
+        if lifetime is not None and not timedelta(seconds=1) <= lifetime <= MAX_LIFETIME:
+            found.append(Problem("expires_in", "the lifetime of a key is out of range", "1s to 36500d"))
+        scopes = frozenset(scopes)
+        found += _lacking(caller, scopes)
+        if not scopes:
+            found.append(Problem("scopes", "a key needs a scope", ", ".join(sorted(caller.scopes))))
+        if found:
+            raise InvalidInput(found, "key")
+        return cls(name, namespace if caller.namespace is None else caller.namespace, scopes, lifetime)
+
+
+def require_may_rotate(caller: Caller, key: ApiKey) -> None:
+    """Raise InvalidInput for a key with scopes that the caller lacks: who rotates a key gets its secret."""
+    found = _lacking(caller, key.scopes)
+    if found:
+        raise InvalidInput(found, "key")
+
+
+def _lacking(caller: Caller, scopes: frozenset[KeyScope]) -> list[Problem]:
+    lacking = sorted(scopes - caller.scopes)
+    message = f"{', '.join(lacking)}: your own key lacks this, and nobody gives more than they have"
+    return [Problem("scopes", message, ", ".join(sorted(caller.scopes)))] if lacking else []

@@ -23,9 +23,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import __version__
+from app.access import operator_key
 from app.access.callers import NotAllowed, NotAuthenticated
 from app.api import callers, dead_letters, documentation, health, problems, queries, schemas, threads
-from app.api.access import documented
+from app.api.access import documented, keys
 from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
 from app.api.bodies import UnsupportedMediaType
@@ -111,6 +112,7 @@ ROUTERS = (
     hosts.router,
     namespaces.router,
     dead_letters.router,
+    keys.router,
     health.router,
 )
 
@@ -118,7 +120,7 @@ ROUTERS = (
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
     *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
-    *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
+    *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
 )
 
 _DESCRIPTION = """
@@ -178,7 +180,7 @@ def serve(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    app.state.keyring = Keyring(services.database)
+    app.state.keyring = Keyring(services.database, operator_key.read(services.settings.data_dir))
     documentation.add(app)
     for router in ROUTERS:
         app.include_router(router)

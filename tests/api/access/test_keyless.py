@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from app.access import key_store, keys
 from app.access.callers import LOCAL, KeyScope
+from app.access.keys import NewKey
 from app.api.main import serve
 from app.api.services import Services
 from app.kernel import ids
@@ -30,8 +31,7 @@ def required(services: Services) -> TestClient:
 def new_key(services: Services) -> str:
     key_id, secret = ids.new_text(keys.ID_CHARACTERS, lower_case=True), ids.new_text(keys.SECRET_CHARACTERS)
     with services.database.work() as work:
-        scopes = [KeyScope.READ]
-        key_store.create(work, LOCAL, key_id, secret, name="k", namespace=None, scopes=scopes, lifetime=None)
+        key_store.create(work, LOCAL, NewKey("k", None, frozenset({KeyScope.READ}), None), key_id, secret)
     return keys.compose(key_id, secret)
 
 

@@ -5,6 +5,8 @@ A program on the machine of the API needs no key while the API listens on a loop
 a proxy comes from elsewhere, although the proxy itself is on this machine: a request with a header of proxies, or for a
 host name that is not a loopback one, needs a key. A proxy that sends neither cannot be told from a local program, so
 behind one the setting `access.keys` must be `required`.
+
+Nothing here opens a connection: a request is known by its address and its headers.
 """
 
 from __future__ import annotations
@@ -12,8 +14,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
-
-from starlette.types import Scope
 
 from app.kernel.settings import Settings
 
@@ -23,18 +23,16 @@ PROXY_HEADERS = frozenset(
 )
 
 
-def is_local(settings: Settings, scope: Scope) -> bool:
-    """Whether a request needs no key."""
-    if settings.access.keys == "required" or not listens_locally(settings):
-        return False
-    client = scope.get("client")
-    return client is not None and _is_loopback(client[0]) and _is_direct(scope["headers"])
+def is_local(settings: Settings, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request needs no key. `peer` is the address that sent it; the names of headers are in lower case."""
+    return not needs_keys(settings) and peer is not None and _is_loopback(peer) and _is_direct(headers)
 
 
-def listens_locally(settings: Settings) -> bool:
-    """Whether the API can be reached only from its own machine, as far as its settings say."""
+def needs_keys(settings: Settings) -> bool:
+    """Whether everybody needs a key, because of the setting or because others can reach the API."""
     url = settings.api.url
-    return _is_loopback(settings.api.host) and (not url or _is_loopback(urlsplit(url).hostname or ""))
+    is_reachable = not _is_loopback(settings.api.host) or (url and not _is_loopback(urlsplit(url).hostname or ""))
+    return settings.access.keys == "required" or bool(is_reachable)
 
 
 def _is_direct(headers: Iterable[tuple[bytes, bytes]]) -> bool:
