@@ -244,7 +244,7 @@ def _map(task: StepTask, step: MapStep) -> Expanded:
 
 def _call(task: StepTask, step: CallFields) -> Called:
     try:
-        found = registry.get(task.runtime.runs.database, step.workflow, step.version)
+        found = registry.get(task.runtime.runs.database, step.workflow, step.version, namespace=task.claim.namespace)
     except ArrieroError as error:
         raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from error
     inputs = {name: conditions.evaluate(value, task.data) for name, value in step.inputs.items()}

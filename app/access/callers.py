@@ -60,6 +60,19 @@ class Caller:
     #: The id of its key; None for a caller without one.
     key_id: str | None = None
 
+    def chosen(self, namespace: str | None) -> str | None:
+        """
+        Return the namespace in which a request acts that names this one, or none; None for all of them.
+
+        Raises InvalidInput for a namespace that is not the caller's.
+        """
+        if namespace is not None:
+            namespaces.require(namespace, "query.namespace", "request")
+        if self.namespace is not None and namespace not in (None, self.namespace):
+            message = f"{namespace!r} is not the namespace of the API key"
+            raise InvalidInput([Problem("query.namespace", message, self.namespace)], "request")
+        return self.namespace or namespace
+
     def labels(self, given: Mapping[str, str]) -> dict[str, str]:
         """
         Return the labels of what this caller creates: the given ones, with its namespace.

@@ -1,13 +1,13 @@
 """
 Namespaces: the tenant of a run. Each has its own share of the fleet and its own limits.
 
-The label `namespace` of a run names its namespace; without it, this is `default`. Called runs inherit the label.
+What a caller with an API key of a namespace creates belongs to that namespace. A caller without one names it with the
+label `namespace` of a run; without the label it is `default`. Called runs, forks and runs of schedules inherit it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from app.kernel.errors import InvalidInput, Problem
 
@@ -31,8 +31,3 @@ def require(name: str, where: str, what: str) -> str:
     if re.match(PATTERN, name) is None:
         raise InvalidInput([Problem(where, f"{name!r} is not a valid name of a namespace", ACCEPTED)], what)
     return name
-
-
-def inherited_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Returns the labels that a called run inherits from its caller."""
-    return {LABEL: labels[LABEL]} if LABEL in labels else {}

@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.params import Depends as Dependency
 from fastapi.responses import JSONResponse
 from starlette.routing import BaseRoute
 
-from app.access import keyless, keys
+from app.access import keyless, keys, namespaces
 from app.access.callers import ANYBODY, LOCAL, Caller, KeyScope, NotAllowed, NotAuthenticated
 from app.api.access.keyring import Keyring
 from app.api.services import Services
@@ -70,6 +70,25 @@ async def admit(request: Request) -> Caller:
 
 #: The type of an endpoint's argument that receives the caller.
 InjectedCaller = Annotated[Caller, Depends(admit)]
+
+
+_Namespace = Annotated[
+    str | None, Query(description="by default that of the API key, or else `default`; in lists, all", max_length=63)
+]
+
+
+async def _chosen(caller: InjectedCaller, namespace: _Namespace = None) -> str | None:
+    return caller.chosen(namespace)
+
+
+async def _named(caller: InjectedCaller, namespace: _Namespace = None) -> str:
+    return caller.chosen(namespace) or namespaces.DEFAULT
+
+
+#: The types of arguments of endpoints: the namespace of a list, None for all; and the one in which a name is looked up.
+#: A caller without a namespace chooses it with the query parameter `namespace`.
+ListedNamespace = Annotated[str | None, Depends(_chosen)]
+NamedNamespace = Annotated[str, Depends(_named)]
 
 
 async def _authenticated(request: Request) -> Caller:

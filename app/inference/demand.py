@@ -19,7 +19,6 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.access import namespaces
 from app.catalog.catalog import Catalog
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import NotFound
@@ -40,20 +39,19 @@ _MAX_RUNS, _MAX_NEXT_STEPS = 2_000, 20
 #: Maximum preceding steps from which the expected start of a step is computed.
 _MAX_PRECEDING = 10_000
 
-_NAMESPACE = f"COALESCE(run.labels ->> '{namespaces.LABEL}', '{namespaces.DEFAULT}')"
 #: Redundant, but it selects an index of unfinished runs, so that ended runs are not read for a join.
 _OPEN = "run.finished_at IS NULL"
 _READY = text(f"""
-    SELECT step.model, step.priority, {_NAMESPACE} AS namespace, count(*) AS steps,
+    SELECT step.model, step.priority, run.namespace, count(*) AS steps,
            min(COALESCE(step.ready_at, published_at, now())) AS oldest,
            to_timestamp(avg(extract(epoch FROM COALESCE(step.ready_at, published_at, now())))) AS mean,
            min(LEAST(step.deadline_at, run.deadline_at)) AS deadline
     FROM step JOIN run ON run.id = step.run_id AND {_OPEN}
     WHERE step.state = 'ready' AND step.model IS NOT NULL AND NOT run.paused AND NOT run.workflow_paused
-    GROUP BY step.model, step.priority, namespace
+    GROUP BY step.model, step.priority, run.namespace
 """)
-_RUNNING_RUNS = f"""
-    SELECT id, {_NAMESPACE} AS namespace FROM run
+_RUNNING_RUNS = """
+    SELECT id, namespace FROM run
     WHERE state = 'running' AND NOT paused AND NOT workflow_paused ORDER BY id DESC LIMIT :runs
 """
 # The items of a map start in order, a few at a time; the steps after a map wait for all of them.
@@ -89,11 +87,11 @@ _ITEMS = text(f"""
 """)
 # An earlier attempt that neither failed nor was lost with its worker was preempted.
 _RUNNING_STEPS = text(f"""
-    SELECT split_part(step.owner, '@', 1) AS worker, {_NAMESPACE} AS namespace, count(*) AS steps,
+    SELECT split_part(step.owner, '@', 1) AS worker, run.namespace, count(*) AS steps,
            min(step.model) AS model, max(step.attempt - 1 - step.failures - step.losses) AS preemptions
     FROM step JOIN run ON run.id = step.run_id AND {_OPEN}
     WHERE step.state IN ('running', 'cancelling') AND step.model IS NOT NULL AND step.owner IS NOT NULL
-    GROUP BY worker, namespace
+    GROUP BY worker, run.namespace
 """)
 _ARRIVALS = text("""
     SELECT model, priority, count(*) AS steps FROM step
@@ -111,6 +109,7 @@ _STEP = text("""
            GREATEST(extract(epoch FROM step.not_before - now()), 0)::float AS delay,
            run.paused OR run.workflow_paused AS paused
     FROM step JOIN run ON run.id = step.run_id WHERE step.id = :id AND step.model IS NOT NULL
+      AND (CAST(:namespace AS text) IS NULL OR run.namespace = :namespace)
 """)
 
 
@@ -205,10 +204,14 @@ def read(work: UnitOfWork, catalog: Catalog, always_on: Iterable[str]) -> FleetD
     return FleetDemand(catalog.models, waiting, rates, targets, in_flight)
 
 
-def find_step(database: Database, step_id: UUID) -> ModelStep:
-    """Returns a step that needs a model. Raises NotFound when it does not exist, or needs no model."""
+def find_step(database: Database, step_id: UUID, namespace: str | None = None) -> ModelStep:
+    """
+    Returns a step that needs a model, of one namespace or of any.
+
+    Raises NotFound when it does not exist, belongs to another namespace, or needs no model.
+    """
     with database.work() as work:
-        found = work.row_of(ModelStep, _STEP, {"id": step_id})
+        found = work.row_of(ModelStep, _STEP, {"id": step_id, "namespace": namespace})
     if found is None:
         raise NotFound("step with a model", str(step_id))
     return found

@@ -89,7 +89,11 @@ def claimed(worker: StepWorker, source: str = ONE, key: str = "write") -> Claim:
 def shown(worker: StepWorker, publisher: CeleryPublisher, run_id: UUID) -> Any:
     """The first step as the API shows it."""
     view = views.run(worker.runs.database, run_id)
-    return run_documents.out(view, run_documents.live_of(view, worker.runs.database, publisher)).steps[0].live
+    return (
+        run_documents.out(view, run_documents.live_of(view, worker.runs.database, publisher), sees_fleet=True)
+        .steps[0]
+        .live
+    )
 
 
 def test_a_running_step_shows_its_tokens_and_their_rate_and_nothing_after_its_end(

@@ -10,13 +10,14 @@ from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
-from app.api.callers import requires
+from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices, Services
 from app.inference import demand
 from app.inference.demand import ModelStep
 from app.kernel.errors import InvalidInput, Problem
 from app.scheduler import reconcile
 from app.scheduler.planner.explanation import Condition
+from app.workflows.runs import views
 from app.workflows.state_machine.states import StepState
 
 router = APIRouter(prefix="/v1/fleet", tags=["fleet"], dependencies=[requires(KeyScope.READ)])
@@ -45,21 +46,41 @@ class ExplanationOut(BaseModel):
     )
 
 
+#: What the conditions mean, without what others do.
+_OUTLINES = {
+    Condition.UNASKED: "no pool serves it; a first step would have one started where there is room",
+    Condition.SERVED: "a pool serves it",
+    Condition.QUEUED: "a pool serves it, and all of its slots are taken",
+    Condition.COMING: "a pool of it is being started",
+    Condition.REFUSED: "no pool of it can be started now; an operator sees why",
+}
+
+
 @router.get("/explain", summary="Why is it not running?", responses=problems.documented(404, 422))
 def explain(
     services: InjectedServices,
+    caller: InjectedCaller,
     model: Annotated[str | None, Query(description="name of a model", examples=["smollm2:135m"])] = None,
     step: Annotated[UUID | None, Query(description="id of a step that waits")] = None,
 ) -> ExplanationOut:
-    """Why a model, or the model of a step, is not served, what must happen first, and when it is expected to serve."""
+    """
+    Why a model, or the model of a step, is not served, what must happen first, and when it is expected to serve.
+
+    With a key of a namespace the reason does not say what others do, and only steps of the namespace are counted.
+    """
     if (model is None) == (step is None):
         raise InvalidInput(
             [Problem("query", "exactly one of model and step is required", "model=… or step=…")], "request"
         )
     if step is not None:
-        model_step = demand.find_step(services.database, step)
-        return explain_model(services, model_step.model, model_step)
-    return explain_model(services, str(model))
+        model_step = demand.find_step(services.database, step, caller.namespace)
+        found = explain_model(services, model_step.model, model_step)
+    else:
+        found = explain_model(services, str(model))
+    if caller.namespace is None:
+        return found
+    waiting, _ = views.demand(services.database, caller.namespace).get(found.model, (0, 0))
+    return found.model_copy(update={"reason": _OUTLINES[found.condition], "waiting": waiting})
 
 
 def explain_model(services: Services, model: str, model_step: ModelStep | None = None) -> ExplanationOut:

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app.access.callers import KeyScope
+from app.access.callers import Caller, KeyScope
 from app.api import problems
-from app.api.callers import requires
+from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices, Services
 from app.catalog import files
 from app.catalog.model import Model
@@ -17,6 +17,10 @@ from app.kernel.errors import ModelFileUnusable
 from app.workflows.runs import views
 
 router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ)])
+
+
+#: The problem of a file for callers who do not see the folders of the host.
+UNUSABLE = "its file cannot be used on this host; an operator sees why"
 
 
 class ModelOut(BaseModel):
@@ -42,24 +46,24 @@ class ModelList(BaseModel):
 
 
 @router.get("", summary="List models", responses=problems.documented())
-def page(services: InjectedServices) -> ModelList:
+def page(services: InjectedServices, caller: InjectedCaller) -> ModelList:
     """Every model of the catalogue, in the order of the catalogue."""
-    demand = views.demand(services.database)
-    return ModelList(models=[_out(model, demand, services) for model in services.catalog.models])
+    demand = views.demand(services.database, caller.namespace)
+    return ModelList(models=[_out(model, demand, services, caller) for model in services.catalog.models])
 
 
 @router.get("/{name}", summary="One model", responses=problems.documented(404))
-def get(name: str, services: InjectedServices) -> ModelOut:
+def get(name: str, services: InjectedServices, caller: InjectedCaller) -> ModelOut:
     """A model of the catalogue."""
-    return _out(services.catalog.get(name), views.demand(services.database), services)
+    return _out(services.catalog.get(name), views.demand(services.database, caller.namespace), services, caller)
 
 
-def _out(model: Model, demand: dict[str, tuple[int, int]], services: Services) -> ModelOut:
+def _out(model: Model, demand: dict[str, tuple[int, int]], services: Services, caller: Caller) -> ModelOut:
     problem = None
     try:
         files.check(model, services.settings.data_dir)
     except ModelFileUnusable as error:
-        problem = str(error)
+        problem = str(error) if caller.namespace is None else UNUSABLE
     ready, running = demand.get(model.name, (0, 0))
     return ModelOut(
         name=model.name,

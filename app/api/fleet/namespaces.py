@@ -12,7 +12,7 @@ from app.access import accounts
 from app.access.accounts import NamespaceAccount
 from app.access.callers import KeyScope
 from app.api import bodies, problems
-from app.api.callers import requires
+from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices
 from app.fleet import views
 from app.kernel import clock
@@ -59,9 +59,11 @@ class NamespaceList(BaseModel):
 
 
 @router.get("", summary="List namespaces", responses=problems.documented())
-def page(services: InjectedServices) -> NamespaceList:
-    """Every namespace that has limits or used devices recently."""
-    return NamespaceList(namespaces=[_out(account) for account in views.accounts(services.database)])
+def page(services: InjectedServices, caller: InjectedCaller) -> NamespaceList:
+    """Every namespace that has limits or used devices recently; with a key of a namespace, that one."""
+    found = views.accounts(services.database)
+    seen = [account for account in found if caller.namespace in (None, account.namespace)]
+    return NamespaceList(namespaces=[_out(account) for account in seen])
 
 
 @router.put(

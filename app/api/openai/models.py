@@ -10,8 +10,9 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app.access.callers import KeyScope
-from app.api.callers import requires
+from app.access.callers import Caller, KeyScope
+from app.api.callers import InjectedCaller, requires
+from app.api.fleet.models import UNUSABLE
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, OpenAIRoute
 from app.api.services import InjectedServices, Services
@@ -70,19 +71,19 @@ class ServedModels(BaseModel):
 
 
 @router.get("", summary="Models", responses=errors.documented(503))
-def page(services: InjectedServices) -> ServedModels:
+def page(services: InjectedServices, caller: InjectedCaller) -> ServedModels:
     """Every model of the catalogue, and whether it answers at once."""
     pools = _pools(services)
-    return ServedModels(data=[_out(model, pools, services) for model in services.catalog.models])
+    return ServedModels(data=[_out(model, pools, services, caller) for model in services.catalog.models])
 
 
 @router.get("/{name:path}", summary="A model", responses=errors.documented(404, 503))
-def get(name: str, services: InjectedServices) -> ServedModelOut:
+def get(name: str, services: InjectedServices, caller: InjectedCaller) -> ServedModelOut:
     """A model of the catalogue, and whether it answers at once."""
     found = services.catalog.find(name)
     if found is None:
         raise ModelNotFound("model", name, services.catalog.names)
-    return _out(found, _pools(services), services)
+    return _out(found, _pools(services), services, caller)
 
 
 def _pools(services: Services) -> Mapping[str, list[PoolView]]:
@@ -92,7 +93,7 @@ def _pools(services: Services) -> Mapping[str, list[PoolView]]:
     return pools
 
 
-def _out(model: Model, pools: Mapping[str, list[PoolView]], services: Services) -> ServedModelOut:
+def _out(model: Model, pools: Mapping[str, list[PoolView]], services: Services, caller: Caller) -> ServedModelOut:
     own = pools.get(model.name, [])
     state, problem = ModelState.COLD, None
     if any(pool.phase == PoolPhase.SERVING for pool in own):
@@ -103,7 +104,7 @@ def _out(model: Model, pools: Mapping[str, list[PoolView]], services: Services) 
         try:
             files.check(model, services.settings.data_dir)
         except ModelFileUnusable as error:
-            state, problem = ModelState.UNAVAILABLE, str(error)
+            state, problem = ModelState.UNAVAILABLE, str(error) if caller.namespace is None else UNUSABLE
     return ServedModelOut(
         id=model.name,
         created=0,

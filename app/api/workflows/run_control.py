@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
-from app.api.callers import requires
+from app.api.callers import InjectedCaller, ListedNamespace, NamedNamespace, requires
 from app.api.services import InjectedServices
 from app.api.workflows.run_documents import RunOut, out
 from app.api.workflows.run_ids import ResolvedRunId
@@ -116,7 +116,11 @@ def retry(run_id: ResolvedRunId, services: InjectedServices) -> RunStateOut:
     openapi_extra=bodies.documented_as(ForkIn),
 )
 def fork(
-    run_id: ResolvedRunId, body: Annotated[ForkIn, bodies.of(ForkIn)], services: InjectedServices, response: Response
+    run_id: ResolvedRunId,
+    body: Annotated[ForkIn, bodies.of(ForkIn)],
+    services: InjectedServices,
+    caller: InjectedCaller,
+    response: Response,
 ) -> RunOut:
     """
     Run a finished run again from a step on, as a new run.
@@ -125,7 +129,7 @@ def fork(
     """
     accepted = forks.fork(services.runs, run_id, body.step, body.inputs)
     response.headers["Location"] = f"/v1/runs/{accepted.id}"
-    return out(views.run(services.database, accepted.id))
+    return out(views.run(services.database, accepted.id), sees_fleet=caller.namespace is None)
 
 
 @router.post(
@@ -150,9 +154,11 @@ def cancel_step(run_id: ResolvedRunId, key: str, services: InjectedServices) -> 
     responses=problems.documented(413, 415, 422),
     openapi_extra=bodies.documented_as(FilterIn),
 )
-def cancel_all(which: Annotated[FilterIn, bodies.of(FilterIn)], services: InjectedServices) -> BulkOut:
+def cancel_all(
+    which: Annotated[FilterIn, bodies.of(FilterIn)], services: InjectedServices, namespace: ListedNamespace
+) -> BulkOut:
     """Cancel every open run that matches the filter, the oldest first."""
-    return _bulk(control.cancel_all(services.runs, _filter(which)))
+    return _bulk(control.cancel_all(services.runs, _filter(which, namespace)))
 
 
 @router.post(
@@ -162,9 +168,11 @@ def cancel_all(which: Annotated[FilterIn, bodies.of(FilterIn)], services: Inject
     responses=problems.documented(413, 415, 422),
     openapi_extra=bodies.documented_as(FilterIn),
 )
-def retry_all(which: Annotated[FilterIn, bodies.of(FilterIn)], services: InjectedServices) -> BulkOut:
+def retry_all(
+    which: Annotated[FilterIn, bodies.of(FilterIn)], services: InjectedServices, namespace: ListedNamespace
+) -> BulkOut:
     """Retry every failed or cancelled run that matches the filter, the oldest first."""
-    return _bulk(control.retry_all(services.runs, _filter(which)))
+    return _bulk(control.retry_all(services.runs, _filter(which, namespace)))
 
 
 @router.post(
@@ -174,9 +182,10 @@ def retry_all(which: Annotated[FilterIn, bodies.of(FilterIn)], services: Injecte
     summary="Pause a workflow",
     responses=problems.documented(422),
 )
-def pause_workflow(name: _Name, services: InjectedServices) -> WorkflowPausedOut:
+def pause_workflow(name: _Name, namespace: NamedNamespace, services: InjectedServices) -> WorkflowPausedOut:
     """No further step of the workflow's runs starts, of future runs either."""
-    return WorkflowPausedOut(name=name, paused=True, runs=control.pause_workflow(services.runs, name, paused=True))
+    runs = control.pause_workflow(services.runs, name, paused=True, namespace=namespace)
+    return WorkflowPausedOut(name=name, paused=True, runs=runs)
 
 
 @router.post(
@@ -186,13 +195,16 @@ def pause_workflow(name: _Name, services: InjectedServices) -> WorkflowPausedOut
     summary="Resume a workflow",
     responses=problems.documented(422),
 )
-def resume_workflow(name: _Name, services: InjectedServices) -> WorkflowPausedOut:
+def resume_workflow(name: _Name, namespace: NamedNamespace, services: InjectedServices) -> WorkflowPausedOut:
     """Resume the runs of a paused workflow. Runs that were paused individually stay paused."""
-    return WorkflowPausedOut(name=name, paused=False, runs=control.pause_workflow(services.runs, name, paused=False))
+    runs = control.pause_workflow(services.runs, name, paused=False, namespace=namespace)
+    return WorkflowPausedOut(name=name, paused=False, runs=runs)
 
 
-def _filter(which: FilterIn) -> control.Filter:
-    return control.Filter(which.states, which.workflow, which.labels, which.created_after, which.created_before)
+def _filter(which: FilterIn, namespace: str | None) -> control.Filter:
+    return control.Filter(
+        which.states, which.workflow, which.labels, which.created_after, which.created_before, namespace
+    )
 
 
 def _bulk(bulk: control.Bulk) -> BulkOut:

@@ -125,6 +125,7 @@ class RunSummary(BaseModel):
     """A run in a list."""
 
     id: UUID
+    namespace: str = Field(description="to whom it belongs")
     workflow: str
     version: int | None
     state: RunState
@@ -164,8 +165,16 @@ class RunOut(RunSummary):
     steps: list[StepOut]
 
 
-def out(view: RunView, live: Mapping[str, LiveOut] | None = None) -> RunOut:
-    """Return the answer for a run. `live` are the tokens of its running steps, by their keys."""
+#: Why a step waits, for a caller who must not see what others do on the fleet.
+WAITS = "no pool of its model can be started now; an operator sees why"
+
+
+def out(view: RunView, live: Mapping[str, LiveOut] | None = None, *, sees_fleet: bool) -> RunOut:
+    """
+    Return the answer for a run. `live` are the tokens of its running steps, by their keys.
+
+    `sees_fleet` is whether the caller may read why a step waits, which names pools and namespaces of others.
+    """
     run = view.run
     computed = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output"}
     needs = {
@@ -174,6 +183,8 @@ def out(view: RunView, live: Mapping[str, LiveOut] | None = None) -> RunOut:
     steps = [
         _step(step, run.id, view.attempts[step.id], needs[step.key], (live or {}).get(step.key)) for step in view.steps
     ]
+    if not sees_fleet:
+        steps = [step.model_copy(update={"waiting_reason": step.waiting_reason and WAITS}) for step in steps]
     return RunOut(
         **{name: getattr(run, name) for name in RunOut.model_fields if name not in computed},
         inputs=payloads.inline_or_reference(run.inputs, "inputs", run.id),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 from uuid import UUID
@@ -10,10 +10,10 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.access.callers import KeyScope
+from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
-from app.api.callers import requires
+from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.services import InjectedServices, Services
 from app.api.workflows.run_documents import ItemsOut, RunListed, RunOut, item_out, live_of, out
 from app.api.workflows.run_ids import ResolvedRunId
@@ -119,6 +119,7 @@ _EXAMPLES = {
 def submit(
     body: RequestBody,
     services: InjectedServices,
+    caller: InjectedCaller,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Response:
     """
@@ -126,9 +127,10 @@ def submit(
 
     The same `Idempotency-Key` with the same content returns the same run, with 200; with other content, 409.
     """
-    submission = replace(_submission(_parsed(body), services), idempotency_key=idempotency_key)
+    submission = replace(_submission(_parsed(body), services, caller), idempotency_key=idempotency_key)
     accepted = services.runs.submit(submission)
-    shown = out(views.run(services.database, accepted.id, services.settings.api.max_inline_bytes))
+    view = views.run(services.database, accepted.id, services.settings.api.max_inline_bytes)
+    shown = out(view, sees_fleet=caller.namespace is None)
     # Serialized here: FastAPI would do it on a thread again, queued behind all submissions that arrived meanwhile.
     return Response(
         shown.model_dump_json(by_alias=True),
@@ -141,6 +143,7 @@ def submit(
 @router.get("", summary="List runs", responses=problems.documented(422))
 def page(
     services: InjectedServices,
+    namespace: ListedNamespace,
     state: Annotated[list[RunState] | None, Query(description="one or more states")] = None,
     workflow: Annotated[str | None, Query(description="runs of this workflow only")] = None,
     label: Annotated[list[str] | None, Query(description="`key=value`, all of them")] = None,
@@ -149,14 +152,20 @@ def page(
 ) -> PageOut:
     """Runs from the newest to the oldest."""
     found = views.page(
-        services.database, limit=limit, before=cursor, states=state, workflow=workflow, labels=labels_of(label)
+        services.database,
+        limit=limit,
+        before=cursor,
+        states=state,
+        workflow=workflow,
+        labels=labels_of(label),
+        namespace=namespace,
     )
     runs = [RunListed.model_validate(row, from_attributes=True) for row in found.runs]
     return PageOut(runs=runs, next_cursor=found.next_cursor)
 
 
 @router.get("/{run_id}", summary="One run", responses=problems.documented(404, 422))
-def get(run_id: ResolvedRunId, services: InjectedServices) -> RunOut:
+def get(run_id: ResolvedRunId, services: InjectedServices, caller: InjectedCaller) -> RunOut:
     """
     A run with its steps, their attempts, times and tokens.
 
@@ -165,7 +174,7 @@ def get(run_id: ResolvedRunId, services: InjectedServices) -> RunOut:
     and a GET of `href` returns it.
     """
     view = views.run(services.database, run_id, services.settings.api.max_inline_bytes)
-    return out(view, live_of(view, services.database, services.publisher))
+    return out(view, live_of(view, services.database, services.publisher), sees_fleet=caller.namespace is None)
 
 
 @router.get("/{run_id}/steps/{key}/items", summary="Items of a map", responses=problems.documented(404, 422))
@@ -230,34 +239,39 @@ def _parsed(body: SourceDocument) -> tuple[RunIn, SourceDocument]:
         raise InvalidInput(found, "run") from None
 
 
-def _submission(parsed: tuple[RunIn, SourceDocument], services: Services) -> Submission:
+def _submission(parsed: tuple[RunIn, SourceDocument], services: Services, caller: Caller) -> Submission:
     request, body = parsed
+    labels = caller.labels(request.labels)
     if (request.workflow is None) == (request.definition is None):
         message = "exactly one of 'workflow' and 'definition' is required"
         raise InvalidInput([Problem("workflow", message, "'workflow' with a name, or 'definition'")], "run")
     if request.workflow is not None:
-        found = registry.get(services.database, request.workflow, request.version)
+        found = registry.get(
+            services.database, request.workflow, request.version, namespace=caller.namespace_of(labels)
+        )
         if request.models:  # another definition than that version
             document = with_models(SourceDocument(found.definition.document(), {}), request.models)
-            changed = _submission_of(request, check.check(document, deployment_of(services)), None)
+            changed = _submission_of(request, labels, check.check(document, deployment_of(services)), None)
             return replace(changed, newest=request.version is None, models=request.models)
-        submission = _submission_of(request, found.definition, found.version)
+        submission = _submission_of(request, labels, found.definition, found.version)
         return replace(submission, newest=request.version is None)
     if request.version is not None:
         raise InvalidInput(
             [Problem("version", "'version' is set together with 'definition'", "only with 'workflow'")], "run"
         )
-    return _submission_of(request, _inline(request, body, services), None)
+    return _submission_of(request, labels, _inline(request, body, services), None)
 
 
-def _submission_of(request: RunIn, definition: Definition, version: int | None) -> Submission:
+def _submission_of(
+    request: RunIn, labels: Mapping[str, str], definition: Definition, version: int | None
+) -> Submission:
     return Submission(
         definition,
         request.inputs,
         version,
         request.priority,
         rank=request.rank,
-        labels=request.labels,
+        labels=labels,
         deadline=request.deadline,
         retention=request.retention,
     )

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
-from app.api.callers import requires
+from app.api.callers import ListedNamespace, NamedNamespace, requires
 from app.api.services import InjectedServices
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.schedules import check, timetable
@@ -26,8 +26,8 @@ _Name = Annotated[str, Path(description="the name of the schedule", examples=["n
 _Count = Annotated[int, Query(ge=1, le=1000, description="number of fires")]
 
 
-def _service(services: InjectedServices) -> Schedules:
-    return Schedules(services.runs, services.settings.schedules.keep_fires)
+def _service(services: InjectedServices, namespace: NamedNamespace) -> Schedules:
+    return Schedules(services.runs, services.settings.schedules.keep_fires, namespace)
 
 
 _Service = Annotated[Schedules, Depends(_service)]
@@ -81,6 +81,7 @@ class ScheduleOut(BaseModel):
     """A schedule and its state."""
 
     name: str
+    namespace: str = Field(description="to whom it belongs, and its runs")
     description: str
     workflow: str
     version: int | None = Field(description="null: the newest version at each fire")
@@ -130,9 +131,9 @@ _EXAMPLES = {
 
 
 @router.get("", summary="List schedules", responses=problems.documented())
-def page(schedules: _Service) -> ScheduleList:
+def page(schedules: _Service, listed: ListedNamespace) -> ScheduleList:
     """Every schedule, by name."""
-    return ScheduleList(schedules=[_out(view) for view in schedules.all()])
+    return ScheduleList(schedules=[_out(view) for view in schedules.all(listed)])
 
 
 @router.get("/{name}", summary="One schedule", responses=problems.documented(404))
@@ -269,6 +270,7 @@ def _out(view: ScheduleView) -> ScheduleOut:
         )
     return ScheduleOut(
         name=row.name,
+        namespace=row.namespace,
         description=schedule.description,
         workflow=schedule.workflow,
         version=schedule.version,

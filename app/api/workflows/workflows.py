@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
-from app.api.callers import requires
+from app.api.callers import ListedNamespace, NamedNamespace, requires
 from app.api.services import InjectedServices
 from app.api.workflows.runs import deployment_of
 from app.workflows import registry
@@ -28,6 +28,7 @@ class WorkflowSummary(BaseModel):
     """A workflow in a list."""
 
     name: str
+    namespace: str | None = Field(description="to whom it belongs; null for one that is shipped with Arriero")
     version: int = Field(description=f"{SHIPPED} for one that is shipped with Arriero and was not stored")
     description: str
     created_at: datetime | None = Field(description="null for one that is shipped with Arriero")
@@ -75,9 +76,9 @@ class DiffOut(BaseModel):
 
 
 @router.get("", summary="List workflows", responses=problems.documented())
-def page(services: InjectedServices) -> WorkflowList:
+def page(services: InjectedServices, namespace: ListedNamespace) -> WorkflowList:
     """The newest version of every workflow, by name."""
-    found = registry.newest_of_all(services.database)
+    found = registry.newest_of_all(services.database, namespace)
     return WorkflowList(workflows=[WorkflowSummary(**_summary(entry)) for entry in found])
 
 
@@ -85,23 +86,27 @@ def page(services: InjectedServices) -> WorkflowList:
 def get(
     name: _Name,
     services: InjectedServices,
+    namespace: NamedNamespace,
     version: Annotated[int | None, Query(ge=0, description="by default the newest")] = None,
 ) -> WorkflowOut:
     """A version of a workflow with its definition."""
-    return _out(registry.get(services.database, name, version), services)
+    return _out(registry.get(services.database, name, version, namespace=namespace), namespace, services)
 
 
 @router.get("/{name}/diff", summary="What changed between two versions", responses=problems.documented(404, 422))
 def diff(
     name: _Name,
     services: InjectedServices,
+    namespace: NamedNamespace,
     old: Annotated[int | None, Query(ge=0, description="by default the version before `new`")] = None,
     new: Annotated[int | None, Query(ge=0, description="by default the newest")] = None,
 ) -> DiffOut:
     """Steps are matched by id, independent of their order."""
-    later = registry.get(services.database, name, new)
+    later = registry.get(services.database, name, new, namespace=namespace)
     earlier = (
-        registry.predecessor(services.database, later) if old is None else registry.get(services.database, name, old)
+        registry.predecessor(services.database, later, namespace=namespace)
+        if old is None
+        else registry.get(services.database, name, old, namespace=namespace)
     )
     changes = differences.between(earlier.definition.document(), later.definition.document())
     found = [ChangeOut(kind=change.kind, path=change.path, old=change.old, new=change.new) for change in changes]
@@ -120,7 +125,9 @@ def diff(
         {"two steps": {"workflow": "greet", "steps": [{"id": "rest", "kind": "noop"}]}},
     ),
 )
-def put(name: _Name, body: RequestBody, services: InjectedServices, response: Response) -> WorkflowOut:
+def put(
+    name: _Name, body: RequestBody, services: InjectedServices, namespace: NamedNamespace, response: Response
+) -> WorkflowOut:
     """
     Store a definition, in JSON or YAML, as the newest version of its name; 201.
 
@@ -128,13 +135,13 @@ def put(name: _Name, body: RequestBody, services: InjectedServices, response: Re
     Runs keep the version with which they were submitted.
     """
     definition = check.check(body, deployment_of(services))
-    entry, created = registry.put(services.database, name, definition)
+    entry, created = registry.put(services.database, name, definition, namespace=namespace)
     response.status_code = 201 if created else 200
-    return _out(entry, services)
+    return _out(entry, namespace, services)
 
 
-def _out(entry: Version, services: InjectedServices) -> WorkflowOut:
-    stored = registry.versions(services.database, entry.name)
+def _out(entry: Version, namespace: str, services: InjectedServices) -> WorkflowOut:
+    stored = registry.versions(services.database, entry.name, namespace=namespace)
     return WorkflowOut(
         **_summary(entry),
         definition=entry.definition.document(),
@@ -146,6 +153,7 @@ def _summary(entry: Version) -> dict[str, Any]:
     definition = entry.definition
     return {
         "name": entry.name,
+        "namespace": entry.namespace,
         "version": entry.version,
         "description": definition.description,
         "created_at": entry.created_at,

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from app.access import namespaces
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import ConcurrencyLimitReached
 from app.workflows.language.definition import Definition
@@ -38,6 +39,16 @@ _HELD_BY_CALLER = text("""
     )
     SELECT 1 FROM callers WHERE concurrency_key = :key LIMIT 1
 """)
+
+
+def stored(namespace: str, workflow: str, rendered: str) -> str:
+    """A concurrency or deduplication key as it is stored: those of two namespaces or two workflows differ."""
+    return f"{'' if namespace == namespaces.DEFAULT else f'{namespace}:'}{workflow}/{rendered}"
+
+
+def shown(key: str) -> str:
+    """The rendered part of a stored key."""
+    return key.partition("/")[2]
 
 
 def lock(work: UnitOfWork, key: str) -> None:
@@ -78,7 +89,7 @@ def decide(work: UnitOfWork, definition: Definition, run: Mapping[str, Any]) -> 
             return (RunState.BLOCKED if blocked or len(begun) >= rule.limit else RunState.QUEUED), []
         case "reject":
             if len(begun) >= rule.limit:
-                raise ConcurrencyLimitReached(definition.workflow, key.partition("/")[2], rule.limit)
+                raise ConcurrencyLimitReached(definition.workflow, shown(key), rule.limit)
             return RunState.QUEUED, []
         case "cancel_running":
             surplus = begun[: max(len(begun) - rule.limit + 1, 0)]

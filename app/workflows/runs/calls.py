@@ -8,7 +8,6 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.access import namespaces
 from app.kernel.errors import ArrieroError, FailureReason
 from app.workflows.runs import submission
 from app.workflows.runs.changes.change import RunChange, open_change
@@ -51,9 +50,13 @@ def call(change: RunChange, claim: Claim, called: Called) -> None:
     if caller.depth + 1 > submission.MAX_DEPTH:
         change.fail(claim.key, claim.attempt, FailureReason.INVALID_REQUEST, submission.TOO_DEEP)
         return
-    labels = namespaces.inherited_labels(caller.labels)
     request = Submission(
-        called.definition, called.inputs, called.version, caller.priority, rank=caller.rank, labels=labels
+        called.definition,
+        called.inputs,
+        called.version,
+        caller.priority,
+        rank=caller.rank,
+        namespace=caller.namespace,
     )
     policy = change.transaction.policy
     try:

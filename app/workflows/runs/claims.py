@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from app.access import namespaces
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import StepFailure, shortened
 from app.workflows.language.graph import Reads
@@ -49,6 +50,8 @@ class Claim:
     refused: StepFailure | None = None
     #: The name of its workflow.
     workflow: str = ""
+    #: The namespace of its run.
+    namespace: str = namespaces.DEFAULT
 
 
 def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim:
@@ -84,6 +87,7 @@ def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim
         step,
         refused,
         row.workflow,
+        row.namespace,
     )
 
 
@@ -110,6 +114,7 @@ def follow(change: RunChange, key: str, owner: str) -> Claim:
         step=step,
         refused=refused,
         workflow=change.locked.workflow,
+        namespace=change.locked.namespace,
     )
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app import json_schema
+from app.access import namespaces
 from app.kernel import ids, log
 from app.kernel.errors import (
     ConcurrencyLimitReached,
@@ -47,15 +48,18 @@ _log = log.get(__name__)
 #: The most runs that one bulk request handles.
 BULK = 1000
 
+_OF_NAMESPACE = "namespace = :namespace AND"
 _RENEW_DEADLINE = text("UPDATE run SET deadline_at = now() + (deadline_at - created_at) WHERE id = :id")
-_MATCHING = text("""
+_MATCHING = """
     SELECT id FROM run
-    WHERE state = ANY(:states) AND (CAST(:workflow AS text) IS NULL OR workflow = :workflow)
+    WHERE {namespace} state = ANY(:states) AND (CAST(:workflow AS text) IS NULL OR workflow = :workflow)
       AND labels @> CAST(:labels AS jsonb)
       AND (CAST(:after AS timestamptz) IS NULL OR created_at >= :after)
       AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)
     ORDER BY id LIMIT :limit
-""")
+"""
+#: With and without a condition on the namespace, so that each has a plan of its own.
+_MATCHING_ALL, _MATCHING_OF = text(_MATCHING.format(namespace="")), text(_MATCHING.format(namespace=_OF_NAMESPACE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class Filter:
     labels: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
     created_before: datetime | None = None
+    #: Only runs of this namespace.
+    namespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +120,13 @@ def resume(runs: Runs, run_id: UUID) -> bool:
     return changed
 
 
-def pause_workflow(runs: Runs, name: str, *, paused: bool) -> int:
+def pause_workflow(runs: Runs, name: str, *, paused: bool, namespace: str = namespaces.DEFAULT) -> int:
     """Pause or resume the runs of a workflow, future ones included; returns the number of open runs concerned."""
     with runs.transaction() as transaction:
         # Submissions in flight end first: their runs are found below, and later ones see the pause.
-        pauses.set_workflow(transaction.work, name, paused=paused)
+        pauses.set_workflow(transaction.work, namespace, name, paused=paused)
     with runs.transaction() as transaction:
-        found = pauses.stale_runs(transaction.work, name, paused=paused)
+        found = pauses.stale_runs(transaction.work, namespace, name, paused=paused)
     keys: set[str] = set()
     marked = 0
     for run_id in found:
@@ -128,7 +134,7 @@ def pause_workflow(runs: Runs, name: str, *, paused: bool) -> int:
             locked = store.lock_run(transaction.work, run_id)
             if locked is None or locked.state in FINAL_RUNS:
                 continue
-            now_paused = pauses.sync_run(transaction.work, run_id, name)
+            now_paused = pauses.sync_run(transaction.work, run_id, namespace, name)
             if now_paused is None:
                 continue
             marked += 1
@@ -173,11 +179,11 @@ def retry(runs: Runs, run_id: UUID) -> RunState:
         locked = store.lock_run(work, run_id)
         if locked is not None:
             # Its workflow may have been paused or resumed after its end.
-            pauses.sync_run(work, run_id, locked.workflow)
+            pauses.sync_run(work, run_id, locked.namespace, locked.workflow)
         change = open_change(transaction, run_id)
         key, rule = change.locked.concurrency_key, change.graph.definition.concurrency
         if key is not None and rule is not None and len(admission.in_flight(work, key)) >= rule.limit:
-            raise ConcurrencyLimitReached(change.locked.workflow, key.partition("/")[2], rule.limit)
+            raise ConcurrencyLimitReached(change.locked.workflow, admission.shown(key), rule.limit)
         change.message = "retried on request"
         change.apply(events.RetryRequested())
         change.write()
@@ -244,9 +250,11 @@ def _for_all(runs: Runs, filter_: Filter, states: Sequence[RunState], act: Calla
         "after": filter_.created_after,
         "before": filter_.created_before,
         "limit": BULK + 1,
+        "namespace": filter_.namespace,
     }
+    matching = _MATCHING_ALL if filter_.namespace is None else _MATCHING_OF
     with runs.transaction() as transaction:
-        found = [row.id for row in transaction.work.rows(_MATCHING, values)]
+        found = [row.id for row in transaction.work.rows(matching, values)]
     done, refused = [], {}
     for run_id in found[:BULK]:
         try:

@@ -27,6 +27,7 @@ class RunDetails:
     """A run."""
 
     id: UUID
+    namespace: str
     workflow: str
     version: int | None
     sha256: str
@@ -153,6 +154,7 @@ class ListedRun:
     """A run in a list."""
 
     id: UUID
+    namespace: str
     workflow: str
     version: int | None
     state: str

@@ -21,7 +21,7 @@ from app.workflows.state_machine.states import FINAL_RUNS
 
 # Locked, so that its rows are not removed before they are copied.
 _SOURCE = text("""
-    SELECT workflow, version, sha256, state, priority, rank, labels, inputs, inputs_sha256 FROM run
+    SELECT namespace, workflow, version, sha256, state, priority, rank, labels, inputs, inputs_sha256 FROM run
     WHERE id = :id FOR KEY SHARE
 """)
 _COPY_STEPS = text("""
@@ -57,6 +57,7 @@ _COPY_FAN_OUTS = text("""
 
 @dataclass(frozen=True, slots=True)
 class _Source:
+    namespace: str
     workflow: str
     version: int | None
     sha256: str
@@ -95,6 +96,7 @@ def fork(runs: Runs, run_id: UUID, step: str, inputs: Mapping[str, Any]) -> Acce
             source.priority,
             rank=source.rank,
             labels=source.labels,
+            namespace=source.namespace,
         )
         prepared = submission.prepare(request, transaction.policy, forked_from=run_id)
 

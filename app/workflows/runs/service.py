@@ -88,7 +88,9 @@ class Runs:
             # Before the checks: a request that was accepted is not refused later because its workflow has changed.
             with self.transaction() as transaction:
                 fingerprint = submission.fingerprint(request)
-                earlier = submission.of_key(transaction.work, request.idempotency_key, fingerprint)
+                earlier = submission.of_key(
+                    transaction.work, submission.namespace_of(request), request.idempotency_key, fingerprint
+                )
             if earlier is not None:
                 return earlier
         prepared = submission.prepare(request, self.policy)

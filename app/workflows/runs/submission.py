@@ -82,6 +82,8 @@ class Submission:
     id: UUID | None = None
     #: The models that replaced those of the named workflow, as the client sent them.
     models: Mapping[str, str] = field(default_factory=dict)
+    #: The namespace of the run; None for that of its label, or else `default`.
+    namespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,10 @@ def prepare(
     run_id, sha256 = request.id or ids.new_id(), definition.sha256()
     deadline = request.deadline if request.deadline is not None else definition.deadline
     labels = {**definition.labels, **request.labels}
-    if namespaces.LABEL in labels:
-        namespaces.require(labels[namespaces.LABEL], f"labels.{namespaces.LABEL}", "run")
+    namespace = namespace_of(request)
+    namespaces.require(namespace, f"labels.{namespaces.LABEL}", "run")
+    if namespace != namespaces.DEFAULT or namespaces.LABEL in labels:
+        labels[namespaces.LABEL] = namespace
     _require_storable({f"labels.{name}": value for name, value in labels.items()})
     kept = request.retention if request.retention is not None else definition.retention
     concurrency, once = definition.concurrency, definition.deduplicate
@@ -142,6 +146,7 @@ def prepare(
     is_top_level = parent_step_id is None and forked_from is None
     run = {
         "id": run_id,
+        "namespace": namespace,
         "workflow": definition.workflow,
         "version": request.version,
         "sha256": sha256,
@@ -150,8 +155,8 @@ def prepare(
         "labels": json.dumps(labels),
         "key": request.idempotency_key,
         "request": fingerprint(request) if request.idempotency_key else None,
-        "concurrency_key": _key(definition, concurrency.key, "concurrency.key", given) if concurrency else None,
-        "dedup_key": _key(definition, once.key, "deduplicate.key", given) if once and is_top_level else None,
+        "concurrency_key": concurrency and _key(namespace, definition, concurrency.key, "concurrency.key", given),
+        "dedup_key": _key(namespace, definition, once.key, "deduplicate.key", given) if once and is_top_level else None,
         "parent_step_id": parent_step_id,
         "depth": depth,
         "forked_from": forked_from,
@@ -192,10 +197,10 @@ def create(
     state, superseded = admission.decide(work, prepared.definition, run)
     store.keep_definition(work, prepared.sha256, prepared.document)
     (kept,) = payloads.keep(work, [prepared.inputs_text], transaction.policy.limits)
-    pauses.hold_workflow(work, prepared.definition.workflow)
+    pauses.hold_workflow(work, run["namespace"], prepared.definition.workflow)
     if not store.insert_run(work, {**run, **kept.columns("inputs"), "state": state}):
         assert run["key"] is not None
-        same = of_key(work, run["key"], run["request"])
+        same = of_key(work, run["namespace"], run["key"], run["request"])
         if same is None:
             raise Conflict(f"the run of idempotency key {run['key']!r} was removed at this moment: submit again")
         return same
@@ -223,14 +228,14 @@ def _begin(transaction: RunTransaction, prepared: Prepared) -> None:
     _log.info("run_submitted", run_id=str(locked.id), workflow=locked.workflow, steps=len(steps))
 
 
-def of_key(work: UnitOfWork, key: str, request: str) -> Accepted | None:
+def of_key(work: UnitOfWork, namespace: str, key: str, request: str) -> Accepted | None:
     """
-    The run of an idempotency key, or None.
+    The run of an idempotency key in a namespace, or None.
 
     Raises IdempotencyKeyReused when the key came with another request, InvalidInput when it cannot be stored.
     """
     _require_storable({"idempotency_key": key})
-    row = store.run_of_key(work, key)
+    row = store.run_of_key(work, namespace, key)
     if row is not None and row.request_sha256 != request:
         raise IdempotencyKeyReused(key, str(row.id))
     return None if row is None else Accepted(row.id, created=False)
@@ -272,8 +277,14 @@ def _require_storable(given: Mapping[str, str]) -> None:
             raise InvalidInput([Problem(where, message, "any other text")], "run")
 
 
-def _key(definition: Definition, template: str, where: str, given: Mapping[str, Any]) -> str:
-    """A key of the workflow, as it is stored: with the workflow's name, so that keys of two workflows differ."""
+def namespace_of(request: Submission) -> str:
+    """The namespace of the run of a submission."""
+    labels = {**request.definition.labels, **request.labels}
+    return request.namespace or labels.get(namespaces.LABEL, namespaces.DEFAULT)
+
+
+def _key(namespace: str, definition: Definition, template: str, where: str, given: Mapping[str, Any]) -> str:
+    """A key of the workflow, as it is stored."""
     try:
         rendered = templates.render(template, {"inputs": given, "steps": {}})
     except StepFailure as error:
@@ -281,7 +292,7 @@ def _key(definition: Definition, template: str, where: str, given: Mapping[str, 
     _require_storable({where: rendered})
     if len(rendered) > 300:
         rendered = hashlib.sha256(rendered.encode()).hexdigest()
-    return f"{definition.workflow}/{rendered}"
+    return admission.stored(namespace, definition.workflow, rendered)
 
 
 def _without_key_of_caller(work: UnitOfWork, prepared: Prepared) -> Prepared:

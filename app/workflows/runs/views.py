@@ -42,13 +42,19 @@ ALL = 1 << 62
 _ITEMS_AT_A_TIME = 200
 
 
-_FIND = text("""
-    (SELECT id FROM run WHERE id BETWEEN CAST(:low AS uuid) AND CAST(:high AS uuid) ORDER BY id DESC LIMIT 3)
-    UNION
-    (SELECT id FROM (SELECT id FROM run ORDER BY id DESC LIMIT :latest) AS latest
-     WHERE right(replace(id::text, '-', ''), length(:part)) = :part ORDER BY id DESC LIMIT 3)
-    ORDER BY id DESC
-""")
+#: The conditions on the namespace of a run: none, and one. Each statement exists with both, so that each has a plan.
+_OF = ("true", "namespace = :namespace")
+_FIND_ALL, _FIND_OF = (
+    text(f"""
+        (SELECT id FROM run WHERE {of} AND id BETWEEN CAST(:low AS uuid) AND CAST(:high AS uuid)
+         ORDER BY id DESC LIMIT 3)
+        UNION
+        (SELECT id FROM (SELECT id FROM run WHERE {of} ORDER BY id DESC LIMIT :latest) AS latest
+         WHERE right(replace(id::text, '-', ''), length(:part)) = :part ORDER BY id DESC LIMIT 3)
+        ORDER BY id DESC
+    """)
+    for of in _OF
+)
 #: Characters of an id that are enough to look for it, and the number of runs whose ends are compared.
 LEAST_OF_ID, _LATEST = 4, 10_000
 
@@ -65,7 +71,7 @@ def _shortest(name: str, place: str) -> str:
 
 
 _RUN = text(f"""
-    SELECT id, workflow, version, sha256, state, paused OR workflow_paused AS paused, priority, rank, labels,
+    SELECT id, namespace, workflow, version, sha256, state, paused OR workflow_paused AS paused, priority, rank, labels,
            {_value("inputs", "inputs_bytes <= :most")}, {_value("output", "output_bytes <= :most")},
            error, idempotency_key, concurrency_key, parent_step_id, forked_from, created_at, started_at,
            finished_at, deadline_at, expires_at,
@@ -99,9 +105,9 @@ _ATTEMPTS = text("""
     FROM attempt JOIN step ON step.id = attempt.step_id
     WHERE step.run_id = :id AND step.parent_id IS NULL ORDER BY attempt.attempt
 """)
-_LIST = text("""
-    SELECT run.id, workflow, version, state, paused OR workflow_paused AS paused, priority, rank, labels, created_at,
-           started_at, finished_at, counted.*
+_LIST = """
+    SELECT run.id, namespace, workflow, version, state, paused OR workflow_paused AS paused, priority, rank, labels,
+           created_at, started_at, finished_at, counted.*
     FROM run, LATERAL (
         SELECT count(*) AS steps, count(*) FILTER (WHERE step.state = 'succeeded') AS steps_succeeded,
                CAST(COALESCE(sum(step.tokens_in + COALESCE(fan_out.tokens_in, 0)), 0) AS bigint) AS tokens_in,
@@ -109,12 +115,13 @@ _LIST = text("""
         FROM step LEFT JOIN fan_out ON fan_out.step_id = step.id AND delegated
         WHERE step.run_id = run.id AND step.parent_id IS NULL
     ) AS counted
-    WHERE (CAST(:before AS uuid) IS NULL OR run.id < :before)
+    WHERE {of} AND (CAST(:before AS uuid) IS NULL OR run.id < :before)
       AND (CAST(:states AS text[]) IS NULL OR state = ANY(:states))
       AND (CAST(:workflow AS text) IS NULL OR workflow = :workflow)
       AND labels @> CAST(:labels AS jsonb)
     ORDER BY run.id DESC LIMIT :limit
-""")
+"""
+_LIST_ALL, _LIST_OF = (text(_LIST.format(of=of)) for of in _OF)
 _ITEMS = text(f"""
     SELECT id, key, item, {_value("input", "input_upto <= :most")}, model, state, attempt, failures, losses, owner,
            {_value("output", "output_upto <= :most")}, finish_reason, error, tokens_in, tokens_out, not_before,
@@ -146,6 +153,7 @@ _RUNNING = text("SELECT key, attempt FROM step WHERE run_id = :id AND key = ANY(
 _KEYS = text("SELECT key FROM step WHERE run_id = :id AND kind = 'map' AND parent_id IS NULL ORDER BY position")
 _STEP_STATE = text("SELECT state FROM step WHERE run_id = :id AND key = :key")
 _EXISTS = text("SELECT state FROM run WHERE id = :id")
+_IN_NAMESPACE = text("SELECT 1 FROM run WHERE id = :id AND namespace = :namespace")
 _HISTORY = text("""
     SELECT id, at, step, attempt, event, cause FROM history WHERE run_id = :id AND id > :after ORDER BY id LIMIT :limit
 """)
@@ -153,22 +161,38 @@ _WAITING = text("""
     SELECT model, count(*) FILTER (WHERE state = 'ready') AS ready, count(*) FILTER (WHERE state = 'running') AS running
     FROM step WHERE state IN ('ready', 'running') AND model IS NOT NULL GROUP BY model
 """)
+_WAITING_OF = text("""
+    SELECT model, count(*) FILTER (WHERE step.state = 'ready') AS ready,
+           count(*) FILTER (WHERE step.state = 'running') AS running
+    FROM step JOIN run ON run.id = step.run_id
+    WHERE step.state IN ('ready', 'running') AND model IS NOT NULL AND run.namespace = :namespace GROUP BY model
+""")
 
 
 # One snapshot for several statements.
 _SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
-def find(database: Database, part: str) -> UUID:
+def require(database: Database, run_id: UUID, namespace: str) -> None:
+    """Raise NotFound for a run that does not exist or belongs to another namespace; the two are not told apart."""
+    with database.work() as work:
+        if work.row(_IN_NAMESPACE, {"id": run_id, "namespace": namespace}) is None:
+            raise NotFound("run", str(run_id))
+
+
+def find(database: Database, part: str, namespace: str | None = None) -> UUID:
     """
     Return the id of the run whose id begins or ends with `part`, hexadecimal digits with or without hyphens.
+
+    Only runs of the namespace are looked at; None: of all of them.
 
     Ends are compared with those of the latest runs only. Raises NotFound, and Conflict when several runs match.
     """
     digits = part.replace("-", "").lower()
     values = {"low": digits.ljust(32, "0"), "high": digits.ljust(32, "f"), "part": digits, "latest": _LATEST}
+    statement = _FIND_ALL if namespace is None else _FIND_OF
     with database.work() as work:
-        found: list[UUID] = [row.id for row in work.rows(_FIND, values)]
+        found: list[UUID] = [row.id for row in work.rows(statement, {**values, "namespace": namespace})]
     if not found:
         raise NotFound("run", part)
     if len(found) > 1:
@@ -210,20 +234,27 @@ def page(
     states: Sequence[str] | None = None,
     workflow: str | None = None,
     labels: Mapping[str, str] | None = None,
+    namespace: str | None = None,
 ) -> Page:
-    """At most `limit` runs, older than `before`, in one of `states`, of one workflow, with all of these labels."""
+    """
+    At most `limit` runs, older than `before`, in one of `states`, of one workflow, with all of these labels.
+
+    They are of one namespace; None: of all of them.
+    """
     values = {"limit": limit + 1, "before": before, "states": list(states) if states else None, "workflow": workflow}
     values["labels"] = json.dumps(dict(labels or {}))
+    statement = _LIST_ALL if namespace is None else _LIST_OF
     with database.work() as work:
-        rows = work.rows_of(ListedRun, _LIST, values)
+        rows = work.rows_of(ListedRun, statement, {**values, "namespace": namespace})
     more = len(rows) > limit
     return Page(rows[:limit], rows[limit - 1].id if more else None)
 
 
-def demand(database: Database) -> dict[str, tuple[int, int]]:
-    """For each model that is needed now: the numbers of ready and of running steps."""
+def demand(database: Database, namespace: str | None = None) -> dict[str, tuple[int, int]]:
+    """For each model that is needed now: the numbers of ready and of running steps, of one namespace or of all."""
+    statement = _WAITING if namespace is None else _WAITING_OF
     with database.work() as work:
-        return {row.model: (row.ready, row.running) for row in work.rows(_WAITING)}
+        return {row.model: (row.ready, row.running) for row in work.rows(statement, {"namespace": namespace})}
 
 
 def running(database: Database, run_id: UUID, keys: Sequence[str]) -> dict[str, int]:

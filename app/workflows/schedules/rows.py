@@ -18,7 +18,11 @@ from sqlalchemy import CheckConstraint, Column, DateTime, ForeignKey, Index, Tex
 from sqlalchemy.dialects.postgresql import JSON
 from sqlmodel import Field, SQLModel
 
+from app.access import namespaces
 from app.workflows.schedules.overlap import FireState
+
+#: Rows that name no namespace are in the default one.
+_DEFAULT_NAMESPACE = {"server_default": namespaces.DEFAULT}
 
 
 def _instant(*, nullable: bool = True, default: str | None = None) -> Any:
@@ -30,11 +34,13 @@ class ScheduleRow(SQLModel, table=True):
 
     __tablename__ = "schedule"
     __table_args__ = (
-        UniqueConstraint("name"),
+        UniqueConstraint("namespace", "name"),
         Index("ix_schedule_due", "next_at", postgresql_where=text("paused_at IS NULL")),
     )
 
     id: UUID = Field(primary_key=True)
+    #: To whom it belongs, and its runs.
+    namespace: str = Field(max_length=63, sa_column_kwargs=_DEFAULT_NAMESPACE)
     name: str = Field(max_length=100)
     document: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     #: All instants up to this one are decided.

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
+from app.access import namespaces
 from app.kernel import ids, log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import (
@@ -94,6 +95,8 @@ class Schedules:
     runs: Runs
     #: How long decided fires are kept (the setting schedules.keep_fires).
     keep: timedelta
+    #: The namespace of the schedules that are named.
+    namespace: str = namespaces.DEFAULT
 
     @property
     def database(self) -> Database:
@@ -115,11 +118,11 @@ class Schedules:
             raise InvalidInput(problems, check.SUBJECT)
         name, document = schedule.schedule, as_json(schedule.document())
         with begin(self.database, self.runs.lock_wait) as work:
-            store.lock_name(work, name)
-            row, now = store.lock(work, name), store.now(work)
+            store.lock_name(work, self.namespace, name)
+            row, now = store.lock(work, self.namespace, name), store.now(work)
             if row is None:
                 schedule_id, decided_to = ids.new_id(), now
-                store.insert(work, schedule_id, name, document, now)
+                store.insert(work, schedule_id, self.namespace, name, document, now)
             else:
                 schedule_id, decided_to = row.id, self._write_due_fires(work, row, now)
                 if schedule.trigger != _schedule_of(row).trigger:
@@ -132,15 +135,15 @@ class Schedules:
     def get(self, name: str) -> ScheduleView:
         """Return a schedule. Raises NotFound with the names of the existing schedules."""
         with begin(self.database, self.runs.lock_wait) as work:
-            row = store.view(work, name)
+            row = store.view(work, self.namespace, name)
             if row is None:
-                raise _not_found(work, name)
+                raise self._not_found(work, name)
         return _view(row)
 
-    def all(self) -> list[ScheduleView]:
-        """Return all schedules, by name."""
+    def all(self, namespace: str | None = None) -> list[ScheduleView]:
+        """Return the schedules of a namespace, or all, by name."""
         with begin(self.database, self.runs.lock_wait) as work:
-            return [_view(row) for row in store.views(work)]
+            return [_view(row) for row in store.views(work, namespace)]
 
     def fires(
         self, name: str, *, limit: int, before: UUID | None = None, states: Sequence[str] | None = None
@@ -168,8 +171,8 @@ class Schedules:
     def delete(self, name: str) -> None:
         """Delete a schedule and the history of its fires; its runs continue. Raises NotFound."""
         with begin(self.database, self.runs.lock_wait) as work:
-            if not store.delete(work, name):
-                raise _not_found(work, name)
+            if not store.delete(work, self.namespace, name):
+                raise self._not_found(work, name)
         _log.info("schedule_deleted", schedule=name)
 
     def pause(self, name: str, reason: str | None = None) -> ScheduleView:
@@ -318,7 +321,7 @@ class Schedules:
     def _start(self, row: Any, fire: Any) -> bool:
         """Submit the run of a fire. When that is not possible, the fire fails with the reason."""
         try:
-            run_id = self._submit(_schedule_of(row), row.id, fire)
+            run_id = self._submit(_schedule_of(row), row, fire)
         except Unavailable:
             raise
         except ArrieroError as error:
@@ -338,16 +341,17 @@ class Schedules:
         _log.warning("schedule_fire_failed", schedule=row.name, at=fire.at.isoformat(), error=reason)
         return False
 
-    def _submit(self, schedule: Schedule, schedule_id: UUID, fire: Any) -> UUID:
-        found = registry.get(self.database, schedule.workflow, schedule.version)
+    def _submit(self, schedule: Schedule, row: Any, fire: Any) -> UUID:
+        found = registry.get(self.database, schedule.workflow, schedule.version, namespace=row.namespace)
         submission = Submission(
             found.definition,
             inputs.render(schedule, fire.at),
             version=found.version,
             newest=schedule.version is None,
             priority=schedule.priority,
-            idempotency_key=_key(schedule_id, fire),
+            idempotency_key=_key(row.id, fire),
             labels=schedule.labels,
+            namespace=row.namespace,
         )
         try:
             return self.runs.submit(submission).id
@@ -358,7 +362,7 @@ class Schedules:
 
     def _problems(self, schedule: Schedule, now: datetime) -> Iterator[Problem]:
         try:
-            found = registry.get(self.database, schedule.workflow, schedule.version)
+            found = registry.get(self.database, schedule.workflow, schedule.version, namespace=self.namespace)
             run_inputs.resolve(found.definition, inputs.render(schedule, now))
         except NotFound as error:
             where = "workflow" if error.kind == "workflow" else "version"
@@ -367,10 +371,13 @@ class Schedules:
             yield from error.problems
 
     def _lock(self, work: UnitOfWork, name: str) -> Any:
-        row = store.lock(work, name)
+        row = store.lock(work, self.namespace, name)
         if row is None:
-            raise _not_found(work, name)
+            raise self._not_found(work, name)
         return row
+
+    def _not_found(self, work: UnitOfWork, name: str) -> NotFound:
+        return NotFound("schedule", name, store.names(work, self.namespace))
 
 
 def _view(row: Any) -> ScheduleView:
@@ -391,10 +398,6 @@ def _schedule_of(row: Any) -> Schedule:
 
 def _timetable(row: Any) -> Timetable:
     return Timetable(_schedule_of(row), str(row.id))
-
-
-def _not_found(work: UnitOfWork, name: str) -> NotFound:
-    return NotFound("schedule", name, store.names(work))
 
 
 def _key(schedule_id: UUID, fire: Any) -> str:

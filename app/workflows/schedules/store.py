@@ -42,14 +42,15 @@ _NEAR = text("""
         false
     ) AS near
 """)
-_COLUMNS = "id, name, document, decided_to, next_at, paused_at, paused_reason, created_at, updated_at"
+_COLUMNS = "id, namespace, name, document, decided_to, next_at, paused_at, paused_reason, created_at, updated_at"
 #: Read after the lock is acquired, so that decisions about a schedule never go back in time.
 _NOW = text("SELECT clock_timestamp() AS now")
 _LOCK_NAME = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7205759406))")
-_LOCK_BY_NAME = text(f"SELECT {_COLUMNS} FROM schedule WHERE name = :name FOR UPDATE")
+_LOCK_BY_NAME = text(f"SELECT {_COLUMNS} FROM schedule WHERE namespace = :namespace AND name = :name FOR UPDATE")
 _LOCK_IF_FREE = text(f"SELECT {_COLUMNS} FROM schedule WHERE id = :id FOR UPDATE SKIP LOCKED")
 _INSERT = text("""
-    INSERT INTO schedule (id, name, document, decided_to) VALUES (:id, :name, CAST(:document AS json), :decided_to)
+    INSERT INTO schedule (id, namespace, name, document, decided_to)
+    VALUES (:id, :namespace, :name, CAST(:document AS json), :decided_to)
 """)
 _REPLACE = text("UPDATE schedule SET document = CAST(:document AS json), updated_at = now() WHERE id = :id")
 _MOVE = text("""
@@ -60,7 +61,7 @@ _MOVE = text("""
 )
 _PAUSE = text("UPDATE schedule SET paused_at = now(), paused_reason = :reason WHERE id = :id")
 _RESUME = text("UPDATE schedule SET paused_at = NULL, paused_reason = NULL WHERE id = :id")
-_DELETE = text("DELETE FROM schedule WHERE name = :name")
+_DELETE = text("DELETE FROM schedule WHERE namespace = :namespace AND name = :name")
 _INSERT_FIRE = text("""
     INSERT INTO schedule_fire (id, schedule_id, at, by_hand, due_at, last_at, count, state, open, reason)
     VALUES (:id, :schedule_id, :at, :by_hand, :due_at, :last_at, :count, :state, :open, :reason)
@@ -99,9 +100,12 @@ _VIEW = f"""
         WHERE schedule_id = schedule.id ORDER BY at DESC, by_hand DESC LIMIT 1
     ) AS last_run ON true
 """
-_ONE = text(f"{_VIEW} WHERE schedule.name = :name")
-_ALL = text(f"{_VIEW} ORDER BY schedule.name")
-_NAMES = text("SELECT name FROM schedule ORDER BY name")
+_ONE = text(f"{_VIEW} WHERE schedule.namespace = :namespace AND schedule.name = :name")
+_ALL = text(f"""
+    {_VIEW} WHERE CAST(:namespace AS text) IS NULL OR schedule.namespace = :namespace
+    ORDER BY schedule.name, schedule.namespace
+""")
+_NAMES = text("SELECT name FROM schedule WHERE namespace = :namespace ORDER BY name")
 _FIRES = text("""
     SELECT fire.id, fire.at, fire.by_hand, fire.due_at, fire.last_at, fire.count, fire.state, fire.reason, fire.run_id,
            fire.decided_at, run.state AS run_state
@@ -135,14 +139,14 @@ def is_near(work: UnitOfWork, within: timedelta) -> bool:
     return bool(row.near)
 
 
-def lock_name(work: UnitOfWork, name: str) -> None:
+def lock_name(work: UnitOfWork, namespace: str, name: str) -> None:
     """Lock the name of a schedule for storing until the end of the transaction."""
-    work.run(_LOCK_NAME, {"name": name})
+    work.run(_LOCK_NAME, {"name": f"{namespace}/{name}"})
 
 
-def lock(work: UnitOfWork, name: str) -> Any | None:
+def lock(work: UnitOfWork, namespace: str, name: str) -> Any | None:
     """Return the schedule with that name, locked until the end of the transaction; None when there is none."""
-    return work.row(_LOCK_BY_NAME, {"name": name})
+    return work.row(_LOCK_BY_NAME, {"namespace": namespace, "name": name})
 
 
 def lock_if_free(work: UnitOfWork, schedule_id: UUID) -> Any | None:
@@ -150,9 +154,10 @@ def lock_if_free(work: UnitOfWork, schedule_id: UUID) -> Any | None:
     return work.row(_LOCK_IF_FREE, {"id": schedule_id})
 
 
-def insert(work: UnitOfWork, schedule_id: UUID, name: str, document: str, decided_to: datetime) -> None:
+def insert(work: UnitOfWork, schedule_id: UUID, namespace: str, name: str, document: str, decided_to: datetime) -> None:
     """Insert a schedule."""
-    work.run(_INSERT, {"id": schedule_id, "name": name, "document": document, "decided_to": decided_to})
+    values = {"id": schedule_id, "namespace": namespace, "name": name, "document": document, "decided_to": decided_to}
+    work.run(_INSERT, values)
 
 
 def replace(work: UnitOfWork, schedule_id: UUID, document: str) -> None:
@@ -175,9 +180,9 @@ def resume(work: UnitOfWork, schedule_id: UUID) -> None:
     work.run(_RESUME, {"id": schedule_id})
 
 
-def delete(work: UnitOfWork, name: str) -> bool:
+def delete(work: UnitOfWork, namespace: str, name: str) -> bool:
     """Delete a schedule and its fires, but not its runs. Returns False when there is none."""
-    return work.run(_DELETE, {"name": name}) == 1
+    return work.run(_DELETE, {"namespace": namespace, "name": name}) == 1
 
 
 def insert_fires(work: UnitOfWork, values: Sequence[Mapping[str, Any]]) -> None:
@@ -216,19 +221,19 @@ def prune(work: UnitOfWork, schedule_id: UUID, keep: timedelta) -> None:
     work.run(_PRUNE, {"id": schedule_id, "keep": keep})
 
 
-def view(work: UnitOfWork, name: str) -> Any | None:
+def view(work: UnitOfWork, namespace: str, name: str) -> Any | None:
     """Return a schedule with its last fire and its last run; None when there is none."""
-    return work.row(_ONE, {"name": name})
+    return work.row(_ONE, {"namespace": namespace, "name": name})
 
 
-def views(work: UnitOfWork) -> list[Any]:
-    """Return all schedules with their last fire and their last run, by name."""
-    return work.rows(_ALL)
+def views(work: UnitOfWork, namespace: str | None) -> list[Any]:
+    """Return the schedules of a namespace, or all, with their last fire and their last run, by name."""
+    return work.rows(_ALL, {"namespace": namespace})
 
 
-def names(work: UnitOfWork) -> list[str]:
-    """Return the names of all schedules."""
-    return [row.name for row in work.rows(_NAMES)]
+def names(work: UnitOfWork, namespace: str) -> list[str]:
+    """Return the names of the schedules of a namespace."""
+    return [row.name for row in work.rows(_NAMES, {"namespace": namespace})]
 
 
 def fires(

@@ -42,7 +42,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlmodel import Field, SQLModel
 
+from app.access import namespaces
 from app.workflows.state_machine.states import RunState, StepState
+
+#: Rows that name no namespace are in the default one.
+_DEFAULT_NAMESPACE = {"server_default": namespaces.DEFAULT}
 
 
 def _instant(*, nullable: bool = True) -> Any:
@@ -96,6 +100,7 @@ class WorkflowRow(SQLModel, table=True):
     __tablename__ = "workflow"
     __table_args__ = (Index("ix_workflow_sha256", "sha256"),)
 
+    namespace: str = Field(primary_key=True, max_length=63, sa_column_kwargs=_DEFAULT_NAMESPACE)
     name: str = Field(primary_key=True, max_length=100)
     version: int = Field(primary_key=True)
     sha256: str = Field(foreign_key="definition.sha256", max_length=64)
@@ -107,6 +112,7 @@ class WorkflowPauseRow(SQLModel, table=True):
 
     __tablename__ = "workflow_pause"
 
+    namespace: str = Field(primary_key=True, max_length=63, sa_column_kwargs=_DEFAULT_NAMESPACE)
     name: str = Field(primary_key=True, max_length=100)
     paused_at: datetime = Field(sa_column=_instant(nullable=False))
 
@@ -118,12 +124,14 @@ class RunRow(SQLModel, table=True):
     __table_args__ = (
         _one_of("state", RunState),
         CheckConstraint("(inputs IS NULL) <> (inputs_sha256 IS NULL)", name="inputs_are_somewhere"),
-        UniqueConstraint("idempotency_key"),
+        UniqueConstraint("namespace", "idempotency_key"),
         Index("ix_run_sha256", "sha256"),
         _by_hash("run", "inputs_sha256"),
         _by_hash("run", "output_sha256"),
         Index("ix_run_state_id", "state", "id"),
         Index("ix_run_workflow_id", "workflow", "id"),
+        Index("ix_run_namespace_id", "namespace", "id"),
+        Index("ix_run_namespace_state_id", "namespace", "state", "id"),
         Index("ix_run_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
         Index("ix_run_parent", "parent_step_id", postgresql_where=text("parent_step_id IS NOT NULL")),
         Index(
@@ -139,6 +147,8 @@ class RunRow(SQLModel, table=True):
     )
 
     id: UUID = Field(primary_key=True)
+    #: To whom it belongs. The label of that name is a copy, which `default` does not need.
+    namespace: str = Field(max_length=63, sa_column_kwargs=_DEFAULT_NAMESPACE)
     workflow: str = Field(max_length=100)
     #: The version of a named workflow; None for a definition that came with the request.
     version: int | None = None

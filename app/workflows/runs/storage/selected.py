@@ -13,6 +13,7 @@ class LockedRun:
     """A run under its lock."""
 
     id: UUID
+    namespace: str
     workflow: str
     sha256: str
     state: str
@@ -85,6 +86,7 @@ class ClaimedStep:
     model: str | None
     #: What is left of the time for the whole step.
     remaining: timedelta | None
+    namespace: str
     workflow: str
     sha256: str
     priority: str

@@ -36,15 +36,16 @@ _KEEP_DEFINITION = text(
 _HOLD_DEFINITION = text("SELECT 1 FROM definition WHERE sha256 = :sha256 FOR KEY SHARE")
 _DOCUMENT = text("SELECT document FROM definition WHERE sha256 = :sha256")
 _INSERT_RUN = text("""
-    INSERT INTO run (id, workflow, version, sha256, state, paused, workflow_paused, priority, rank, labels, inputs,
-                     inputs_sha256, inputs_bytes, idempotency_key, request_sha256, concurrency_key, dedup_key,
+    INSERT INTO run (id, namespace, workflow, version, sha256, state, paused, workflow_paused, priority, rank, labels,
+                     inputs, inputs_sha256, inputs_bytes, idempotency_key, request_sha256, concurrency_key, dedup_key,
                      parent_step_id, depth, forked_from, retention_s, deadline_at)
-    VALUES (:id, CAST(:workflow AS text), :version, :sha256, :state, false,
-            EXISTS (SELECT FROM workflow_pause WHERE name = CAST(:workflow AS text)), :priority, :rank,
+    VALUES (:id, CAST(:namespace AS text), CAST(:workflow AS text), :version, :sha256, :state, false,
+            EXISTS (SELECT FROM workflow_pause
+                    WHERE namespace = CAST(:namespace AS text) AND name = CAST(:workflow AS text)), :priority, :rank,
             CAST(:labels AS jsonb), CAST(:inputs AS json), :inputs_sha256, :inputs_bytes, :key, :request,
             :concurrency_key, :dedup_key, :parent_step_id, :depth, :forked_from, :retention_s,
             now() + CAST(:deadline AS interval))
-    ON CONFLICT (idempotency_key) DO NOTHING
+    ON CONFLICT (namespace, idempotency_key) DO NOTHING
 """)
 _INSERT_STEPS = text("""
     INSERT INTO step (id, run_id, key, position, kind, model, model_index, queue, priority, rank, state, delegated,
@@ -63,8 +64,8 @@ _CLAIM = text("""
         WHERE step.id = :id AND attempt = :attempt AND step.state = 'ready'
           AND run.id = step.run_id AND NOT run.paused AND NOT run.workflow_paused
         RETURNING step.id, step.run_id, step.key, step.attempt, step.parent_id, step.item, step.input,
-                  step.input_sha256, step.model, step.deadline_at - now() AS remaining, run.workflow, run.sha256,
-                  run.priority, run.state AS run_state, run.ending AS run_ending, run.depth
+                  step.input_sha256, step.model, step.deadline_at - now() AS remaining, run.namespace, run.workflow,
+                  run.sha256, run.priority, run.state AS run_state, run.ending AS run_ending, run.depth
     ), noted AS (
         INSERT INTO attempt (step_id, attempt, owner, model)
         SELECT id, attempt, CAST(:owner AS text), model FROM claimed
@@ -78,8 +79,8 @@ _CLAIM = text("""
 """)
 _BEGIN_RUN = text("UPDATE run SET state = 'running', started_at = now() WHERE id = :id AND state = 'queued'")
 _RUN_COLUMNS = """
-    id, workflow, sha256, state, ending, paused OR workflow_paused AS paused, priority, rank, labels, concurrency_key,
-    parent_step_id, depth, error
+    id, namespace, workflow, sha256, state, ending, paused OR workflow_paused AS paused, priority, rank, labels,
+    concurrency_key, parent_step_id, depth, error
 """
 # Not FOR UPDATE: other transactions may insert rows that refer to the run.
 _LOCK_RUN = text(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = :id FOR NO KEY UPDATE")
@@ -186,10 +187,10 @@ def insert_steps(work: UnitOfWork, run_id: UUID, priority: str, rank: int, steps
     work.execute(_INSERT_STEPS, values)
 
 
-def run_of_key(work: UnitOfWork, key: str) -> SubmittedRun | None:
-    """The run of an idempotency key."""
-    statement = text("SELECT id, request_sha256 FROM run WHERE idempotency_key = :key")
-    return work.row_of(SubmittedRun, statement, {"key": key})
+def run_of_key(work: UnitOfWork, namespace: str, key: str) -> SubmittedRun | None:
+    """The run of an idempotency key in a namespace."""
+    statement = text("SELECT id, request_sha256 FROM run WHERE namespace = :namespace AND idempotency_key = :key")
+    return work.row_of(SubmittedRun, statement, {"namespace": namespace, "key": key})
 
 
 def run_of_step(work: UnitOfWork, step_id: UUID) -> UUID | None:

@@ -1,0 +1,343 @@
+"""
+A walk over every route: who is let in, and what a caller of one namespace sees of another one.
+
+The routes come from the application. A new one is checked for keys and scopes by itself; one with a parameter or a body
+that these tests do not know fails with the name of the table that needs an entry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.testclient import TestClient
+from httpx2 import Response
+from sqlalchemy import text
+
+from app.access import key_store, keys
+from app.access.callers import LOCAL, KeyScope
+from app.access.keys import NewKey
+from app.api.callers import Requirement, requirement_of
+from app.api.main import serve
+from app.api.services import Services
+from app.kernel import ids
+from app.kernel.database import Database
+from app.kernel.sections.access import AccessSettings
+
+#: What FastAPI serves without a route of its own kind: the document, and the files of its page.
+PLAIN = {"/openapi.json", "/docs/assets"}
+#: Paths that anybody may call.
+OPEN = {"/", "/docs", "/healthz", "/readyz", "/v1/schemas/workflow"}
+#: Paths that name or call what all namespaces share: models.
+SHARED = {
+    *("/v1/catalog/{name}", "/v1/catalog/{name}/footprint", "/v1/models/{name}"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank"),
+}
+#: By the first part of a path, parameters that name something of namespace b, and something that is nowhere.
+UNKNOWN = "01a20000-0000-7000-8000-000000000000"
+NAMED = {
+    "/v1/runs": {"run_id": ("{run}", UNKNOWN), "key": ("wait", "wait")},
+    "/v1/workflows": {"name": ("bflow", "nowhere")},
+    "/v1/schedules": {"name": ("bnight", "nowhere")},
+    "/v1/keys": {"key_id": ("{key}", "0000000000")},
+}
+#: Bodies of requests; the others are sent `{}`.
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/runs/{run_id}/fork"): {"from": "wait"},
+    ("POST", "/v1/runs/{run_id}/events"): {"name": "go", "payload": {}},
+    ("POST", "/v1/runs"): {"workflow": "bflow"},
+}
+#: What creates or replaces something of the caller under a name that others may have too.
+OWN = {("PUT", "/v1/workflows/{name}"), ("PUT", "/v1/schedules/{name}")}
+#: What answers a name that is nowhere with 200, because nothing needs to have it.
+ANY_NAME = {("POST", "/v1/workflows/{name}/pause"), ("POST", "/v1/workflows/{name}/resume")}
+#: Requests without parameters that change something, and their statuses for a caller of namespace a with that body.
+WITHOUT_NAMES = {
+    ("POST", "/v1/runs"): 404,  # the workflow of b
+    ("POST", "/v1/bulk/cancel"): 200,
+    ("POST", "/v1/bulk/retry"): 200,
+    ("POST", "/v1/keys"): 422,
+}
+FLOW = {"workflow": "bflow", "steps": [{"id": "wait", "kind": "wait", "for": "1h"}]}
+NIGHT = {"schedule": "bnight", "workflow": "bflow", "every": "1d"}
+#: A text that only things of namespace b have.
+MARK = "onlyofb"
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route and one of its methods."""
+
+    method: str
+    path: str
+    requirement: Requirement
+    parameters: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+    def with_names(self, place: int, **values: str) -> str:
+        """Return the path with names of namespace b (0), or with such that are nowhere (1)."""
+        names = next((of for start, of in NAMED.items() if self.path.startswith(start)), {})
+        for name in re.findall(r"{(\w+)}", self.path):
+            assert name in names, f"{self}: what is its {name}? add it to NAMED or SHARED"
+        return re.sub(r"{(\w+)}", lambda found: names[found[1]][place].format(**values), self.path)
+
+
+@pytest.fixture
+def app_client(services: Services) -> TestClient:
+    settings = services.settings.model_copy(update={"access": AccessSettings(keys="required")})
+    app = serve(replace(services, settings=settings))
+    return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+
+
+def routes_of(client: TestClient) -> Iterator[Route]:
+    for context in iter_route_contexts(client.app.routes):  # type: ignore[attr-defined]
+        route = context.original_route
+        if not isinstance(route, APIRoute):
+            assert getattr(route, "path", None) in PLAIN, route
+            continue
+        requirement = requirement_of(route)
+        assert requirement is not None, f"{context.path}: no scope is declared; see app/api/callers.py"
+        found = {one.alias for dependant in [route.dependant] for one in _parameters(dependant)}
+        for method in sorted(context.methods or ()):
+            yield Route(method, str(context.path_format), requirement, frozenset(found))
+
+
+def _parameters(dependant: Any) -> Iterator[Any]:
+    yield from dependant.query_params
+    for other in dependant.dependencies:
+        yield from _parameters(other)
+
+
+def key(database: Database, scopes: set[KeyScope], namespace: str | None = None) -> str:
+    key_id, secret = ids.new_text(keys.ID_CHARACTERS, lower_case=True), ids.new_text(keys.SECRET_CHARACTERS)
+    with database.work() as work:
+        key_store.create(work, LOCAL, NewKey(MARK, namespace, frozenset(scopes), None), key_id, secret)
+    return keys.compose(key_id, secret)
+
+
+def send(client: TestClient, route: Route, path: str, key: str | None, **more: Any) -> Response:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    body = BODIES.get((route.method, route.path), {}) if route.method in ("POST", "PUT", "PATCH") else None
+    answer: Response = client.request(route.method, path, headers=headers, json=body, **more)
+    return answer
+
+
+def anywhere(path: str) -> str:
+    """Return a path whose parameters are any text."""
+    return re.sub(r"{\w+}", UNKNOWN, path)
+
+
+def test_no_route_lets_in_who_has_no_valid_key(app_client: TestClient, database: Database) -> None:
+    everything = set(KeyScope)
+    revoked, expired = key(database, everything), key(database, everything)
+    with database.work() as work:
+        work.run(text("UPDATE api_key SET revoked_at = now() WHERE id = :id"), {"id": keys.id_of(revoked)})
+        work.run(text("UPDATE api_key SET expires_at = now() WHERE id = :id"), {"id": keys.id_of(expired)})
+    foreign = keys.compose("z" * keys.ID_CHARACTERS, "z" * keys.SECRET_CHARACTERS)
+    given = {"none": None, "dummy": "sk-1", "foreign": foreign, "revoked": revoked, "expired": expired}
+    let_in, opened = [], set()
+    for route in routes_of(app_client):
+        if not route.requirement.any_of:
+            opened.add(route.path)
+            continue
+        for name, given in {
+            "none": None,
+            "dummy": "sk-1",
+            "foreign": foreign,
+            "revoked": revoked,
+            "old": expired,
+        }.items():
+            answer = send(app_client, route, anywhere(route.path), given)
+            if answer.status_code != 401 or "WWW-Authenticate" not in answer.headers:
+                let_in.append((str(route), name, answer.status_code))
+
+    assert let_in == []
+    assert opened == OPEN
+
+
+def test_no_route_lets_in_a_key_without_its_scope_or_for_another_namespace(
+    app_client: TestClient, database: Database
+) -> None:
+    without = {scope: key(database, set(KeyScope) - {scope}) for scope in KeyScope}
+    lacking = {frozenset({KeyScope.SUBMIT, KeyScope.READ}): key(database, {KeyScope.OPERATE, KeyScope.ADMIN})}
+    of_a = key(database, set(KeyScope), "a")
+    let_in = []
+    for route in routes_of(app_client):
+        any_of = route.requirement.any_of
+        if not any_of:
+            continue
+        given = without[next(iter(any_of))] if len(any_of) == 1 else lacking[any_of]
+        answer = send(app_client, route, anywhere(route.path), given)
+        named = all(f"'{scope}'" in answer.text for scope in any_of)
+        if answer.status_code != 403 or not named or "insufficient_scope" not in answer.headers["WWW-Authenticate"]:
+            let_in.append((str(route), answer.status_code, answer.text))
+        if route.requirement.all_namespaces:
+            answer = send(app_client, route, anywhere(route.path), of_a)
+            if answer.status_code != 403:
+                let_in.append((str(route), "a", answer.status_code))
+
+    assert let_in == []
+
+
+@pytest.fixture
+def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
+    """A workflow, a run, a schedule and a key of namespace b; each has the mark."""
+    headers = {"Authorization": f"Bearer {key(database, set(KeyScope), 'b')}"}
+    flow = {**FLOW, "description": MARK}
+    assert app_client.put("/v1/workflows/bflow", json=flow, headers=headers).status_code == 201
+    night = {**NIGHT, "description": MARK}
+    assert app_client.put("/v1/schedules/bnight", json=night, headers=headers).status_code == 201
+    body = {"workflow": "bflow", "labels": {"mark": MARK}}
+    run = app_client.post("/v1/runs", json=body, headers={**headers, "Idempotency-Key": "once"})
+    assert run.status_code == 202, run.text
+    made = app_client.post("/v1/keys", json={"name": MARK, "scopes": ["read"]}, headers=headers).json()
+    return {
+        "run": run.json()["id"],
+        "step": run.json()["steps"][0]["id"],
+        "key": made["id"],
+        "auth": headers["Authorization"],
+    }
+
+
+def state_of(client: TestClient, of_b: dict[str, str]) -> list[Any]:
+    """Everything of namespace b, as its own caller sees it."""
+    paths = [f"/v1/runs/{of_b['run']}", f"/v1/runs/{of_b['run']}/events", "/v1/workflows", "/v1/schedules", "/v1/keys"]
+    found = [client.get(path, headers={"Authorization": of_b["auth"]}).json() for path in paths]
+    for one in found[-1]["keys"]:
+        one.pop("used_at")
+    return found
+
+
+def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
+    app_client: TestClient, database: Database, of_b: dict[str, str]
+) -> None:
+    of_a, before, wrong = key(database, set(KeyScope), "a"), state_of(app_client, of_b), []
+    for route in routes_of(app_client):
+        what = (route.method, route.path)
+        if not route.requirement.any_of or route.requirement.all_namespaces or "{" not in route.path:
+            continue
+        if route.path in SHARED or what in OWN:
+            continue
+        foreign, nowhere = (route.with_names(place, **of_b) for place in (0, 1))
+        answers = [send(app_client, route, path, of_a) for path in (foreign, nowhere)]
+        theirs, unknown = (answer.text for answer in answers)
+        for ours, other in (
+            ("bflow", "nowhere"),
+            ("bnight", "nowhere"),
+            (of_b["run"], UNKNOWN),
+            (of_b["key"], "0" * 10),
+        ):
+            theirs = theirs.replace(ours, other)
+        expected = 200 if what in ANY_NAME else 404
+        if [answer.status_code for answer in answers] != [expected, expected] or theirs != unknown:
+            wrong.append((str(route), [answer.status_code for answer in answers], theirs, unknown))
+        if "namespace" in route.parameters:
+            answer = send(app_client, route, foreign, of_a, params={"namespace": "b"})
+            if answer.status_code != 422:
+                wrong.append((str(route), "namespace=b", answer.status_code, answer.text))
+
+    assert wrong == []
+    assert state_of(app_client, of_b) == before
+
+
+def test_lists_and_requests_for_many_have_nothing_of_another_namespace(
+    app_client: TestClient, database: Database, of_b: dict[str, str]
+) -> None:
+    of_a, before, wrong = key(database, set(KeyScope), "a"), state_of(app_client, of_b), []
+    for route in routes_of(app_client):
+        if not route.requirement.any_of or route.requirement.all_namespaces or "{" in route.path:
+            continue
+        if route.path in SHARED:
+            continue
+        if route.method != "GET":
+            expected = WITHOUT_NAMES.get((route.method, route.path))
+            assert expected is not None, f"{route}: add it to WITHOUT_NAMES, or to SHARED"
+            answer = send(app_client, route, route.path, of_a)
+            if answer.status_code != expected or any(of_b[name] in answer.text for name in ("run", "key")):
+                wrong.append((str(route), answer.status_code, answer.text))
+            continue
+        answer = send(app_client, route, route.path, of_a)
+        # The key with which a looks has the mark as its name, too.
+        seen = [of_b[name] for name in ("run", "key", "step") if of_b[name] in answer.text]
+        seen += [MARK] if MARK in answer.text and route.path != "/v1/keys" else []
+        if answer.status_code >= 500 or seen:
+            wrong.append((str(route), answer.status_code, seen))
+        if "namespace" in route.parameters:
+            other = send(app_client, route, route.path, of_a, params={"namespace": "b"})
+            if other.status_code != 422:
+                wrong.append((str(route), "namespace=b", other.status_code))
+
+    assert wrong == []
+    assert state_of(app_client, of_b) == before
+    explained = app_client.get(
+        "/v1/fleet/explain", params={"step": of_b["step"]}, headers={"Authorization": f"Bearer {of_a}"}
+    )
+    assert explained.status_code == 404
+
+
+def test_names_and_keys_of_two_namespaces_do_not_meet(
+    app_client: TestClient, database: Database, of_b: dict[str, str]
+) -> None:
+    a = {"Authorization": f"Bearer {key(database, set(KeyScope), 'a')}"}
+    flow = {
+        **FLOW,
+        "concurrency": {"key": "one", "limit": 1, "policy": "reject"},
+        "deduplicate": {"key": "same", "window": "1h"},
+    }
+    mine = {"workflow": "bflow", "labels": {"mark": "a"}}
+    assert app_client.post("/v1/runs", json=mine, headers=a).status_code == 404
+    for headers in (a, {"Authorization": of_b["auth"]}):
+        assert app_client.put("/v1/workflows/bflow", json=flow, headers=headers).status_code == 201
+    submitted = [
+        app_client.post("/v1/runs", json={"workflow": "bflow"}, headers={**headers, "Idempotency-Key": "twice"})
+        for headers in (a, {"Authorization": of_b["auth"]})
+    ]
+    assert [answer.status_code for answer in submitted] == [202, 202]
+    assert [answer.json()["namespace"] for answer in submitted] == ["a", "b"]
+    assert [answer.json()["labels"] for answer in submitted] == [{"namespace": "a"}, {"namespace": "b"}]
+    # The same key of b's first run is new for a.
+    other = app_client.post("/v1/runs", json={"definition": FLOW}, headers={**a, "Idempotency-Key": "once"})
+    assert other.status_code == 202
+    # Pausing a's workflow leaves b's alone.
+    assert app_client.post("/v1/workflows/bflow/pause", headers=a).json()["runs"] == 2
+    run = app_client.get(f"/v1/runs/{submitted[1].json()['id']}", headers={"Authorization": of_b["auth"]}).json()
+    assert run["paused"] is False
+    assert [one["name"] for one in app_client.get("/v1/schedules", headers=a).json()["schedules"]] == []
+
+
+def test_a_caller_of_a_namespace_cannot_name_another_one(app_client: TestClient, database: Database) -> None:
+    a = {"Authorization": f"Bearer {key(database, set(KeyScope), 'a')}"}
+    flow = {**FLOW, "labels": {"namespace": "b"}}
+
+    refused = app_client.post("/v1/runs", json={"definition": FLOW, "labels": {"namespace": "b"}}, headers=a)
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["where"] == "labels.namespace"
+    # The label of a workflow is not a request for its namespace.
+    run = app_client.post("/v1/runs", json={"definition": flow}, headers=a).json()
+    assert (run["namespace"], run["labels"]["namespace"]) == ("a", "a")
+
+
+def test_a_caller_without_a_namespace_sees_all_and_chooses(
+    app_client: TestClient, database: Database, of_b: dict[str, str]
+) -> None:
+    every = {"Authorization": f"Bearer {key(database, set(KeyScope))}"}
+
+    def names(path: str, **parameters: str) -> set[str]:
+        found = app_client.get(path, headers=every, params=parameters).json()
+        return {one.get("id") or one["name"] for one in found[path.rpartition("/")[2]]}
+
+    assert names("/v1/runs") == names("/v1/runs", namespace="b") == {of_b["run"]}
+    assert names("/v1/runs", namespace="default") == set()
+    assert "bnight" in names("/v1/schedules")
+    assert app_client.get("/v1/workflows/bflow", headers=every).status_code == 404
+    assert app_client.get("/v1/workflows/bflow?namespace=b", headers=every).json()["namespace"] == "b"
+    assert app_client.get(f"/v1/runs/{of_b['run'][-6:]}", headers=every).json()["namespace"] == "b"
+    answer = app_client.post("/v1/runs", json={"workflow": "bflow", "labels": {"namespace": "b"}}, headers=every)
+    assert answer.json()["namespace"] == "b"
+    assert app_client.get("/v1/runs?namespace=Not+valid", headers=every).status_code == 422
