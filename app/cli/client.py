@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from app.access import operator_key
+from app.access.namespaces import LABEL
 from app.cli.processes import records
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
 from app.kernel.sections.servers import ApiSettings
@@ -17,6 +18,8 @@ from app.kernel.settings import Settings
 
 _DEFAULT_PORT = ApiSettings().port
 
+#: The beginnings of paths with names that belong to a namespace, or of requests for many runs.
+_NAMED = ("/v1/workflows", "/v1/schedules", "/v1/bulk/")
 #: What follows a refusal for want of a key.
 _KEY_HINT = "; commands send the setting api.key (ARRIERO_API__KEY)"
 #: Seconds without a byte after which a stream is given up: a waiting one has a comment every few seconds.
@@ -47,9 +50,9 @@ class ServerEvent:
 class Client:
     """Calls the API and converts its problem documents to errors."""
 
-    def __init__(self, url: str, timeout: float = 30.0, key: str | None = None) -> None:
-        """`timeout` is in seconds. `key` is an API key."""
-        self.url = url
+    def __init__(self, url: str, timeout: float = 30.0, key: str | None = None, namespace: str = "") -> None:
+        """`timeout` is in seconds. `key` is an API key. `namespace` is that of names and lists; empty: not chosen."""
+        self.url, self._namespace = url, namespace
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # For plain HTTP no certificates are loaded: that takes longer than a call.
         self._http = httpx2.Client(
@@ -102,6 +105,8 @@ class Client:
         self._http.close()
 
     def _call(self, method: str, path: str, **more: Any) -> Any:
+        if self._namespace:
+            more = _chosen(self._namespace, method, path, more)
         try:
             response = self._http.request(method, path, **more)
         except httpx2.TransportError as error:
@@ -121,14 +126,14 @@ class Client:
 def connected(settings: Settings, timeout: float = 30.0) -> Iterator[Client]:
     """Yield a client of the API at the address in the settings. `timeout` is in seconds, for each answer."""
     url = url_of(settings)
-    with connected_to(url, timeout, key_of(settings, url)) as client:
+    with connected_to(url, timeout, key_of(settings, url), settings.api.namespace) as client:
         yield client
 
 
 @contextmanager
-def connected_to(url: str, timeout: float = 30.0, key: str | None = None) -> Iterator[Client]:
-    """Yield a client of the API at an address. `timeout` is in seconds, for each answer. `key` is an API key."""
-    client = Client(url, timeout, key)
+def connected_to(url: str, timeout: float = 30.0, key: str | None = None, namespace: str = "") -> Iterator[Client]:
+    """Yield a client of the API at an address. The arguments are those of Client; `timeout` is for each answer."""
+    client = Client(url, timeout, key, namespace)
     try:
         yield client
     finally:
@@ -166,6 +171,16 @@ def url_at(host: str, port: int) -> str:
     """Return the URL, as seen from this host, of a server that listens on an address."""
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 compared, not bound
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _chosen(namespace: str, method: str, path: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a request that acts in a namespace, where the API lets its caller choose one."""
+    if method == "POST" and path == "/v1/runs":
+        body = request["json"]
+        return {**request, "json": {**body, "labels": {LABEL: namespace, **body.get("labels", {})}}}
+    if path.startswith(_NAMED) or (method == "GET" and path == "/v1/runs"):
+        return {**request, "params": {"namespace": namespace, **(request.get("params") or {})}}
+    return request
 
 
 def _events(lines: Iterator[str]) -> Iterator[ServerEvent]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.access.namespaces import DEFAULT
 from app.kernel.security.texts import printable
 from app.kernel.settings import Loaded, Settings
 
@@ -69,6 +70,12 @@ def table(columns: Sequence[str], *, right: Sequence[str] = ()) -> Table:
 def state(name: str) -> Text:
     """Return a state in its style."""
     return Text(name, STYLES.get(name, ""))
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """Return the name of a workflow or a schedule, after its namespace if that is not `default`."""
+    namespace = row["namespace"]
+    return str(row["name"]) if namespace in (None, DEFAULT) else f"{namespace}/{row['name']}"
 
 
 def seconds(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from app.api.services import Services
 from app.catalog import files
 from app.cli import app
 from app.cli.client import RequestRefused, connected, key_of
-from app.cli.processes import records
+from app.cli.processes import first_key, records
 from app.cli.processes.records import TreeRecord
 from app.devices.inventory import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
+from app.kernel.errors import NotFound
 from app.kernel.sections.access import AccessSettings
 from app.kernel.sections.servers import ApiSettings
 from app.kernel.settings import Settings
@@ -104,5 +106,29 @@ def test_the_operator_needs_no_key_of_the_database(
     with serving(services) as url:
         mine = settings.model_copy(update={"api": ApiSettings(url=url, key=SecretStr(key))})
         with connected(mine) as client:
-            assert client.get("/v1/keys") == {"keys": []}
             assert client.get("/v1/fleet")
+            # The first admin key is created once.
+            needed, first, _ = first_key.lines(url, tmp_path)
+            made = re.search(r"arr_\w+", first)
+            assert made is not None
+            (listed,) = client.get("/v1/keys")["keys"]
+            assert (listed["id"], listed["created_by"], len(listed["scopes"])) == (keys.id_of(made[0]), "operator", 4)
+            assert first_key.lines(url, tmp_path) == [f"{needed} (`arriero keys list`)"]
+        operator_key.remove(tmp_path)
+        assert first_key.lines(url, tmp_path) == [first_key.NOT_NEEDED]
+
+
+def test_commands_act_in_the_namespace_of_the_settings(arriero: Arriero, tmp_path: Path) -> None:
+    file = tmp_path / "flow.yaml"
+    file.write_text("workflow: flow\nsteps: [{id: a, kind: noop}]\n")
+    research = ("--set", "api.namespace=research")
+
+    assert "flow version 1" in arriero(*research, "workflows", "put", file).stdout
+    assert "research/flow" in arriero("workflows", "list").stdout
+    with pytest.raises(NotFound, match="no workflow 'flow'"):
+        arriero("workflows", "show", "flow")
+    with pytest.raises(NotFound, match="no workflow 'flow'"):
+        arriero("submit", "flow")
+    run_id = arriero(*research, "submit", "flow").stdout.strip()
+    assert run_id in arriero(*research, "runs", "list").stdout
+    assert run_id not in arriero("--set", "api.namespace=other", "runs", "list").stdout

@@ -84,7 +84,7 @@ def test_steps_in_flight_have_their_number_of_preemptions(runs: Runs) -> None:
 
 
 def test_a_called_run_belongs_to_the_namespace_of_its_caller(runs: Runs) -> None:
-    registry.put(runs.database, "two", check.parse(TWO))
+    registry.put(runs.database, "two", check.parse(TWO), namespace="team-a")
     caller = "workflow: caller\nlabels: {namespace: team-a, other: x}\nsteps: [{id: c, kind: workflow, workflow: two}]"
     worker = StepWorker(runs)
     run_id = worker.submit(caller)

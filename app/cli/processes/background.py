@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from app.cli.processes import records
+from app.cli.processes import first_key, records
 from app.cli.processes.records import LOG_FILE, TreeState
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Interrupted, Signals
@@ -73,7 +73,9 @@ def start(settings: Settings, root_options: Mapping[str, Any], options: Sequence
             copied = _copy(log, copied)
             record = records.running(directory)
             if record is not None and record.pid == process.pid and record.state == TreeState.READY:
+                access = first_key.lines(record.api, directory)
                 _copy(log, copied)
+                report.block("access", access)
                 return
             time.sleep(_PAUSE)
     except Interrupted:

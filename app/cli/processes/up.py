@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from app.access import keyless, operator_key
-from app.access.callers import KeyScope
-from app.cli.client import connected_to, url_of
+from app.cli.client import url_of
 from app.cli.output import settings_of
-from app.cli.processes import background
+from app.cli.processes import background, first_key
 from app.cli.processes.records import LOG_FILE
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Interrupted, Signals
@@ -81,11 +79,13 @@ def _announce(tree: Tree, report: Reporter, *, in_background: bool) -> None:
         lines.append(f"[bold]Commands[/]   use {escape(url_of(settings))} (api.url)")
     if record.flower:
         lines.append(f"[bold]Flower[/]     {record.flower}")
+    if not in_background:  # its output goes to a log, and a key does not
+        access = first_key.lines(record.api, tree.directory)
+        lines.append("\n             ".join([f"[bold]Access[/]     {access[0]}", *access[1:]]))
     lines += [
         f"[bold]Models[/]     {escape(', '.join(settings.pools.models) or 'none')}",
         f"[bold]Data[/]       {escape(str(tree.directory))}",
         f"[bold]Logs[/]       {escape(str(tree.directory / LOG_FILE.parent))}",
-        f"[bold]Access[/]     {_access(tree)}",
         "",
         "Try in another terminal:",
         "  arriero models pull gemma3:270m",
@@ -94,18 +94,3 @@ def _announce(tree: Tree, report: Reporter, *, in_background: bool) -> None:
         "`arriero down` stops everything." if in_background else "Ctrl-C stops everything.",
     ]
     report.block(f"arriero is up ({report.seconds:.1f} s)", lines)
-
-
-def _access(tree: Tree) -> str:
-    """Return who needs a key. The first start that needs one creates an admin key, and says it here only."""
-    if not keyless.needs_keys(tree.settings):
-        return "no key is needed on this machine, and no other machine can reach the API"
-    needed = "an API key is needed; commands on this machine, with this data directory, have one"
-    with connected_to(tree.record.api, key=operator_key.read(tree.directory)) as client:
-        if client.get("/v1/keys", limit=1)["keys"]:
-            return f"{needed} (`arriero keys list`)"
-        made = client.post("/v1/keys", {"name": "admin", "scopes": list(KeyScope)})
-    return (
-        f"{needed}\n             the first admin key, which is shown only now: [bold]{made['key']}[/]\n"
-        "             `arriero keys create NAME` creates others"
-    )

@@ -11,7 +11,7 @@ import typer
 
 from app.cli import texts
 from app.cli.client import connected
-from app.cli.output import AsJson, ago, console, notes, print_json, settings_of, state, table
+from app.cli.output import AsJson, ago, console, named, notes, print_json, settings_of, state, table
 from app.kernel import clock
 from app.workflows.schedules import check, timetable
 from app.workflows.schedules.overlap import FireState
@@ -34,7 +34,7 @@ def list_schedules(context: typer.Context, as_json: AsJson = False) -> None:
     now = clock.now()
     for row in found["schedules"]:
         trigger = f"{row['trigger']}, {row['timezone']}"
-        printed.add_row(row["name"], state(row["state"]), row["workflow"], trigger, _next(row), _last(row, now))
+        printed.add_row(named(row), state(row["state"]), row["workflow"], trigger, _next(row), _last(row, now))
     console().print(printed)
 
 

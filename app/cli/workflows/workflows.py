@@ -13,7 +13,7 @@ import typer
 from app.catalog import files
 from app.cli import texts
 from app.cli.client import connected
-from app.cli.output import AsJson, console, notes, print_json, settings_of, table
+from app.cli.output import AsJson, console, named, notes, print_json, settings_of, table
 from app.cli.starters import workflows as starters
 from app.cli.starters.files import SCHEMA_FILE, report, schema_text, write
 from app.cli.starters.workflows import StarterKind
@@ -43,7 +43,7 @@ def list_workflows(context: typer.Context, as_json: AsJson = False) -> None:
     printed = table(("workflow", "version", "steps", "inputs", "models", "description"), right=("version", "steps"))
     for row in found["workflows"]:
         inputs, models = ", ".join(row["inputs"]), ", ".join(row["models"])
-        printed.add_row(row["name"], str(row["version"]), str(row["steps"]), inputs, models, row["description"])
+        printed.add_row(named(row), str(row["version"]), str(row["steps"]), inputs, models, row["description"])
     console().print(printed)
 
 

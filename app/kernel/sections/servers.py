@@ -29,6 +29,8 @@ class ApiSettings(Section):
     url: str = Field(default="", pattern=r"^(https?://.+)?$")
     #: The API key that commands send. Programs on the machine of the API need none by default.
     key: SecretStr | None = None
+    #: The namespace of commands: of what they create, of names and of lists. By default that of the key.
+    namespace: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$")
     #: Most bytes of a request body; a larger one is refused with 413.
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     #: Most bytes of the inputs, of the output, and of the steps' outputs together, in the answer for a run; longer

@@ -139,7 +139,7 @@ def test_a_locked_schedule_is_left_to_the_other_transaction(schedules: Schedules
     put(schedules)
     pass_days(database)
     with database.work() as work:
-        assert rows.lock(work, NAME) is not None
+        assert rows.lock(work, "default", NAME) is not None
         assert advance(schedules) == 0
     assert advance(schedules) == 1
 
