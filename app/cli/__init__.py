@@ -102,6 +102,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.fleet.namespaces:app",
         "Namespaces: the owners of runs, with their limits on the fleet and their use of it.",
     ),
+    "cache": LazyCommand(
+        "app.cli.fleet.cache:app", "The response cache: answers to requests that were answered before."
+    ),
     "dead-letters": LazyCommand(
         "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
     ),

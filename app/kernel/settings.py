@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.kernel.errors import InvalidSettings, Problem
+from app.kernel.sections.cache import CacheSettings
 from app.kernel.sections.catalog import CatalogSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
@@ -82,6 +83,7 @@ class Settings(BaseSettings):
     pools: PoolSettings = PoolSettings()
     fleet: FleetSettings = FleetSettings()
     http: HttpSettings = HttpSettings()
+    cache: CacheSettings = CacheSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod
