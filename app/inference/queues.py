@@ -81,7 +81,7 @@ def read(database: Database, models: Collection[Model]) -> Mapping[str, ModelQue
             loaded=0.0 if starting is None else starting.progress,
             load=load.get(model.name, 0.0),
             duration=durations[model.name].total_seconds(),
-            runs={row.run_id: place for place, row in reversed(list(enumerate(steps, 1)))},
+            runs={str(row.run_id): place for place, row in reversed(list(enumerate(steps, 1)))},
             waiting=steps[0].waiting if steps else 0,
             before_new=sum(row.priority == Priority.INTERACTIVE for row in steps),
             refusal="" if refusal is None else refusal.reason,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +31,8 @@ class ModelQueue:
     load: float = 0.0
     #: Mean seconds for which a call keeps a slot.
     duration: float = 5.0
-    #: The waiting runs in their order, and all that wait, which may be more.
-    runs: Mapping[UUID, int] = field(default_factory=dict)
+    #: The positions of waiting runs by id, and the number of all that wait, which may be more.
+    runs: Mapping[str, int] = field(default_factory=dict)
     waiting: int = 0
     #: Of the waiting ones, those before which no new interactive call goes.
     before_new: int = 0
@@ -57,7 +56,7 @@ class WaitEstimate:
     detail: str
 
 
-def estimate(queue: ModelQueue, run_id: UUID | None) -> WaitEstimate:
+def estimate(queue: ModelQueue, run_id: str | None) -> WaitEstimate:
     """The wait of a run that waits in the queue; of a new interactive call without one."""
     position = queue.before_new + 1 if run_id is None else queue.runs.get(run_id)
     ahead = (position or 1) - 1

@@ -41,7 +41,9 @@ class WaitEstimates:
         async with self._lock:
             if time.monotonic() > self._read_at + _VALID or model.name not in self._queues:
                 await self._read()
-        return waiting.estimate(self._queues.get(model.name, ModelQueue(model.name)), run_id)
+        return waiting.estimate(
+            self._queues.get(model.name, ModelQueue(model.name)), None if run_id is None else str(run_id)
+        )
 
     async def _read(self) -> None:
         now = time.monotonic()
