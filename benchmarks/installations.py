@@ -31,6 +31,9 @@ path = "PATH"
 
 [models.engine]
 threads = THREADS
+
+[models.pools]
+max = 1
 """
 
 

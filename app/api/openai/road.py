@@ -20,6 +20,7 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from app.api import threads
+from app.api.openai.ended_runs import EndedRuns
 from app.api.openai.errors import TooManyCalls
 from app.api.openai.token_reader import Subscription, TokenReader
 from app.api.openai.wait_estimates import WaitEstimates
@@ -68,6 +69,7 @@ class Road:
 
     def __init__(self, runs: Runs, client: Redis, reader: TokenReader, estimates: WaitEstimates) -> None:
         self._runs, self._redis, self.reader, self.estimates = runs, client, reader, estimates
+        self._ended = EndedRuns(runs.database)
         self._tasks: set[asyncio.Task[None]] = set()
         self._active: set[UUID] = set()
 
@@ -137,6 +139,8 @@ class Road:
 
     async def ending(self, run_id: UUID, last: str) -> StreamEntry | None:
         """The last entry of a run as the database knows it; None while it has not ended, or does not exist."""
+        if not await self._ended.has(run_id):
+            return None
         return await threads.run_for_stream(_ending, self._runs.database, run_id, last)
 
     async def waiting(self, model: Model, run_id: UUID) -> Waiting:
