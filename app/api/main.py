@@ -158,7 +158,7 @@ def serve(services: Services) -> FastAPI:
         reader = TokenReader(client)
         reader.start()
         app.state.road = Road(services.runs, client, reader, WaitEstimates(services.database))
-        app.state.answers = Answers(client, app.state.road, services.settings)
+        app.state.answers = Answers(client, app.state.road, services.settings, lambda name: services.catalog.find(name))
         yield
         await app.state.answers.close()
         await app.state.road.close()

@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 
 from app.api.cache.builds import Builds
 from app.api.cache.flights import Flight
+from app.api.cache.near import SimilarChats
 from app.api.openai.road import CHECK_AFTER, Road, Waiting
 from app.catalog.model import Model
 from app.inference import direct, token_stream
@@ -58,6 +59,8 @@ class CachedCall:
     run_id: UUID = field(init=False)
     #: Seconds since the answer was computed.
     age: float = 0.0
+    #: Of a similar chat: the cosine of the last messages.
+    similarity: float = 0.0
     #: Whether the client has got text.
     has_text: bool = False
     #: False when the answer is not that of the requested model, and is not kept.
@@ -71,11 +74,14 @@ class CachedCall:
 class Answers:
     """The answers of the calls of this process."""
 
-    def __init__(self, client: Redis, road: Road, settings: Settings) -> None:
-        """Does not connect."""
+    def __init__(
+        self, client: Redis, road: Road, settings: Settings, find_model: Callable[[str], Model | None]
+    ) -> None:
+        """Does not connect. `find_model` finds a model of the catalogue."""
         own = settings.cache
         self._road, self.is_enabled, process = road, own.enabled, ids.new_secret()[:16]
         self.store = CacheStore(client, process, own.ttl, own.max_entry_bytes, own.max_bytes)
+        self._similar = SimilarChats(client, road, own, find_model)
         self._builds = Builds(settings.data_dir)
         self._flights: dict[str, Flight] = {}
         #: Keys of computations of other processes that calls here follow.
@@ -153,7 +159,7 @@ class Answers:
         async with lock:
             joined = await self.store.join(key, own, call.policy)
             if joined.status is CacheStatus.MISS:
-                flight = Flight(key, own, call.compute(), lambda one: self._ended(one, call), self._left)
+                flight = Flight(key, own, self._computed(call, key), lambda one: self._ended(one, call), self._left)
                 self._flights[own] = flight
         call.status = joined.status
         match joined.status:
@@ -168,6 +174,26 @@ class Answers:
                 call.run_id = call.request.run_id
                 self._renew()
                 return flight.follow()
+
+    async def _computed(self, call: CachedCall, key: CacheKey) -> _Entries:
+        """The answer of a similar chat, or a new one."""
+        chat = await self._similar.embedded(call.request, call.namespace, self._builds.of(call.model))
+        near = None if chat is None else await self._similar.find(chat)
+        if near is not None:
+            found = await self.store.find(replace(key, digest=near[0]), call.policy)
+            answer = None if found is None else CachedAnswer.decoded(found.answer)
+            if found is not None and answer is not None:
+                call.similarity, call.is_kept = near[1], False
+                await self._note(call, key, CacheStatus.NEAR)
+                async with aclosing(self._kept(call, answer, found.age)) as entries:
+                    async for entry in entries:
+                        yield entry
+                return
+        async with aclosing(call.compute()) as entries:
+            async for entry in entries:
+                yield entry
+        if chat is not None and call.is_kept:
+            await self._similar.add(chat, key.digest)
 
     async def _kept(self, call: CachedCall, answer: CachedAnswer, age: float) -> _Entries:
         call.run_id, call.age = UUID(answer.run_id), age

@@ -65,7 +65,7 @@ async def stats(request: Request, caller: InjectedCaller, namespace: _Namespace 
                 hits=one.calls.get("hit", 0) + one.calls.get("near", 0),
                 near=one.calls.get("near", 0),
                 shared=one.calls.get("shared", 0),
-                misses=one.calls.get("miss", 0),
+                misses=one.calls.get("miss", 0) - one.calls.get("near", 0),
             )
             for one in found
             if namespace in (None, one.namespace)

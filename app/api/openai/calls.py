@@ -87,6 +87,8 @@ class ModelCall:
         found = {RUN_HEADER: str(cached.run_id), "X-Request-Id": str(self.run_id), CACHE_HEADER: cached.status.value}
         if cached.status in (CacheStatus.HIT, CacheStatus.NEAR):
             found["Age"] = str(int(cached.age))
+        if cached.status is CacheStatus.NEAR:
+            found["X-Arriero-Similarity"] = f"{cached.similarity:.4f}"
         if self._deadline.is_preferred:
             found["Preference-Applied"] = f"wait={self._deadline.seconds:.0f}"
         return found

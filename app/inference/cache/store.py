@@ -11,7 +11,7 @@ Redis keys:
     arriero:cache:index               sorted set: `<namespace>|<model>|<digest>` by the time at which the entry expires
     arriero:cache:sizes               hash: the bytes of each member of the index, and of all together (`total`)
     arriero:cache:counts              hash: calls by `<namespace>|<model>|<status>`
-    arriero:cache:near:<group>        hash: the vectors of the last messages of a group of chats, by digest
+    arriero:cache:near:<group>        list: digests of a group of chats with the vectors of their last messages
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
@@ -32,6 +33,8 @@ from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.runs.service import Runs
 from tests.api.openai.conftest import MODEL, StartPool, catalog
 from tests.api.openai.test_chat_completions import PATIENCE, body
+from workers.engine.simulated import SimulatedEngine
+from workers.pool.direct import DirectRequests
 
 EXACT = {"temperature": 0}
 
@@ -51,26 +54,39 @@ def text(answer: httpx2.Response) -> str:
     return answer.json()["choices"][0]["message"]["content"]
 
 
+StartApi = Callable[[Settings], str]
+
+
 @pytest.fixture
-def second_api(settings: Settings, database: Database, publisher: CeleryPublisher, runs: Runs) -> Iterator[str]:
-    """Another API process on the same servers, as far as this test can tell."""
-    own = Database(database.raw_url(), pool_size=8)
-    services = Services(
-        settings,
-        own,
-        publisher,
-        Runs(own, publisher, runs.policy),
-        catalog(),
-        Devices(settings.fleet),
-        OperatorCommands(own, lambda: None),
-    )
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(serve(services), log_config=None, timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+def start_api(database: Database, publisher: CeleryPublisher, runs: Runs) -> Iterator[StartApi]:
+    """Starts an API on the same servers; to them it is another process."""
+    with ExitStack() as stack:
+
+        def start(settings: Settings) -> str:
+            own = Database(database.raw_url(), pool_size=8)
+            services = Services(
+                settings,
+                own,
+                publisher,
+                Runs(own, publisher, runs.policy),
+                catalog(),
+                Devices(settings.fleet),
+                OperatorCommands(own, lambda: None),
+            )
+            listening = socket.create_server(("127.0.0.1", 0))
+            server = uvicorn.Server(uvicorn.Config(serve(services), log_config=None, timeout_graceful_shutdown=1))
+            thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        yield start
+
+
+@pytest.fixture
+def second_api(start_api: StartApi, settings: Settings) -> str:
+    return start_api(settings)
 
 
 def test_a_deterministic_request_is_answered_once(api: str, start_pool: StartPool, valkey: redis.Redis) -> None:
@@ -192,17 +208,25 @@ def until(found: Callable[[], Any]) -> Any:
 def test_equal_requests_at_a_time_are_computed_once(
     api: str, second_api: str, start_pool: StartPool, valkey: redis.Redis
 ) -> None:
-    start_pool(slots=8, tokens_per_second=20)
-    with ThreadPoolExecutor(6) as pool:
-        first = asked(pool, api, **EXACT)
+    pool = start_pool(slots=8, tokens_per_second=1)
+    with ThreadPoolExecutor(6) as threads:
+        first = asked(threads, api, **EXACT, max_tokens=40)
         until(lambda: valkey.keys("arriero:cache:flight:*"))
-        others = [asked(pool, url, **EXACT) for url in (api, api, second_api, second_api)]
+        others = [asked(threads, url, **EXACT, max_tokens=40) for url in (api, api, second_api, second_api)]
+        until(lambda: valkey.hget("arriero:cache:counts", f"default|{MODEL}|shared") == "4")
+        hurry(pool)
         answers = [one.result() for one in (first, *others)]
     assert [status(one) for one in answers] == ["miss", "shared", "shared", "shared", "shared"]
     assert len({text(one) for one in answers}) == 1
     assert len({one.headers["X-Arriero-Run"] for one in answers}) == 1
     assert len({one.json()["id"] for one in answers}) == 5
-    assert status(post(second_api, **EXACT)) == "hit"
+    assert status(post(second_api, **EXACT, max_tokens=40)) == "hit"
+
+
+def hurry(pool: DirectRequests) -> None:
+    """The engine of the pool is fast from now on."""
+    assert isinstance(pool.engine, SimulatedEngine)
+    pool.engine._pace = 0.001
 
 
 def lines_of(api: str, got: list[str], first: threading.Event, leave: threading.Event | None = None) -> None:
@@ -227,7 +251,7 @@ def lines_of(api: str, got: list[str], first: threading.Event, leave: threading.
 def test_a_leader_that_leaves_does_not_stop_the_others(
     api: str, second_api: str, start_pool: StartPool, valkey: redis.Redis, same_process: bool
 ) -> None:
-    start_pool(slots=2, tokens_per_second=15)
+    pool = start_pool(slots=2, tokens_per_second=3)
     leader: list[str] = []
     follower: list[str] = []
     led, followed, leave = threading.Event(), threading.Event(), threading.Event()
@@ -240,8 +264,9 @@ def test_a_leader_that_leaves_does_not_stop_the_others(
     assert followed.wait(PATIENCE), "the follower has the text that was written before, live"
     assert "[DONE]" not in follower
     leave.set()
-    for thread in threads:
-        thread.join(PATIENCE)
+    threads[0].join(PATIENCE)
+    hurry(pool)
+    threads[1].join(PATIENCE)
     assert follower[-1] == "[DONE]"
     again = post(api, max_tokens=30, **EXACT)
     assert status(again) == "hit"
@@ -366,3 +391,37 @@ def test_only_the_last_attempt_of_an_answer_is_kept() -> None:
     assert CachedAnswer.decoded(answer.encoded()) == answer
     assert CachedAnswer.of("r", entries[:-1]) is None
     assert CachedAnswer.decoded(b"[") is None
+
+
+def test_a_similar_chat_gets_the_answer_and_says_so(
+    start_api: StartApi, settings: Settings, start_pool: StartPool, valkey: redis.Redis
+) -> None:
+    """Each message counts as similar here: the vectors of the simulated engine have no meaning."""
+    start_pool()
+    near = settings.cache.model_copy(update={"near_model": MODEL, "near_threshold": -1.0})
+    api = start_api(settings.model_copy(update={"cache": near}))
+    system = {"role": "system", "content": "Be brief."}
+    first = post(api, **EXACT)
+    assert status(first) == "miss"
+    until(lambda: valkey.keys("arriero:cache:near:*"))
+    other = {"messages": [{"role": "user", "content": "Good day."}]}
+    answer = post(api, **EXACT, **other)
+    assert status(answer) == "near"
+    assert -1 <= float(answer.headers["X-Arriero-Similarity"]) <= 1
+    assert answer.headers["X-Arriero-Run"] == first.headers["X-Arriero-Run"]
+    assert text(answer) == text(first)
+    assert status(post(api, **EXACT, **other)) == "near", "it is not kept as its own answer"
+    assert status(post(api, **EXACT)) == "hit"
+    assert status(post(api, **EXACT, messages=[system, *other["messages"]])) == "miss", "another system prompt"
+    assert status(post(api, temperature=0, max_tokens=9)) == "miss", "another parameter"
+    [counted] = httpx2.get(f"{api}/v1/cache").json()["models"]
+    assert (counted["near"], counted["hits"], counted["misses"]) == (2, 3, 3)
+
+
+def test_messages_that_differ_are_not_similar(start_api: StartApi, settings: Settings, start_pool: StartPool) -> None:
+    start_pool()
+    api = start_api(
+        settings.model_copy(update={"cache": settings.cache.model_copy(update={"near_model": MODEL})}),
+    )
+    assert status(post(api, **EXACT)) == "miss"
+    assert status(post(api, **EXACT, messages=[{"role": "user", "content": "Good day."}])) == "miss"
