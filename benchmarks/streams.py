@@ -200,7 +200,7 @@ async def _call(client: httpx2.AsyncClient, number: int) -> Streamed:
 
 def _read(result: Streamed, chunk: dict[str, Any], began: float) -> None:
     if "error" in chunk:
-        result.error = chunk["error"]["message"]
+        result.error = str(chunk["error"]["message"])
         return
     piece = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
     if piece:

@@ -3,8 +3,8 @@ The deadline of a call: the time within which a model must begin to work on it.
 
 The header `Prefer: wait=N` (RFC 7240) sets it, in seconds; without it, the setting `api.wait_timeout` does for
 interactive calls. A call that has begun has no deadline any more.
-A call that is expected to begin too late is refused at once, if the wait is known from a pool that serves or starts.
-That pool stays, so a later call finds it.
+A call whose client has set a deadline is refused at once when it is expected to begin later, if the wait is known from
+a pool that serves or starts. That pool stays, so a later call finds it.
 """
 
 from __future__ import annotations
@@ -70,11 +70,16 @@ async def within(
                     yield entry
                     break
                 waiting = entry
-                if waiting.seconds is not None and asyncio.get_running_loop().time() + waiting.seconds > until:
+                if deadline.is_preferred and _begins_at(waiting) > until:
                     raise _unmet(deadline.seconds, waiting, "is not expected to begin")
                 yield entry
         async for entry in entries:
             yield entry
+
+
+def _begins_at(waiting: Waiting) -> float:
+    """When a call is expected to begin; now, if that is not known."""
+    return asyncio.get_running_loop().time() + (waiting.seconds or 0.0)
 
 
 def _unmet(limit: float, waiting: Waiting | None, what: str) -> DeadlineUnmet:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
 
 import httpx2
 import pytest
 
-from app.api.openai.deadlines import CallDeadline, deadline_of
+from app.api.openai.deadlines import CallDeadline, deadline_of, within
+from app.api.openai.errors import DeadlineUnmet
+from app.api.openai.road import Waiting
 from app.inference import queues, waiting
+from app.inference.token_stream import EntryKind, StreamEntry
 from app.inference.waiting import ModelQueue
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput
@@ -139,3 +144,18 @@ def test_the_queues_of_many_models_are_one_read(api: str, database: Database) ->
     found = queues.read(database, models)
     assert set(found) == {model.name for model in models}
     assert all(one.waiting == 0 and one.slots == 0 for one in found.values())
+
+
+def test_a_known_wait_is_refused_at_once_for_a_client_with_a_deadline() -> None:
+    async def source() -> AsyncGenerator[StreamEntry | Waiting]:
+        yield Waiting("waiting for a model", seconds=40.0)
+        yield StreamEntry("1-1", EntryKind.BEGUN, "a-pool")
+
+    async def entries(deadline: CallDeadline) -> int:
+        return len([entry async for entry in within(deadline, source())])
+
+    with pytest.raises(DeadlineUnmet, match="not expected to begin within 30 s; waiting for a model") as refused:
+        asyncio.run(entries(CallDeadline(30, is_preferred=True)))
+    assert refused.value.retry_after == 10
+    assert asyncio.run(entries(CallDeadline(60, is_preferred=True))) == 2
+    assert asyncio.run(entries(CallDeadline(30))) == 2, "the setting refuses nothing early"
