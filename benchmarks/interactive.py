@@ -20,7 +20,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,22 +31,13 @@ import httpx2
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import installations
 from benchmarks.engine_runs import model_path, text
+from benchmarks.installations import MODEL
 
-_ROOT = Path(__file__).parent.parent
-MODEL, TOKENS, CONTEXT, SLOTS = "smollm2:135m", 32, 512, 16
+TOKENS, CONTEXT, SLOTS = 32, 512, 16
 #: Calls of a measurement, for each number of streams.
 CALLS = 24
-_CATALOG = f"""
-[[models]]
-name = "{MODEL}"
-use_cases = ["chat"]
-context = {CONTEXT}
-slots = {SLOTS}
-
-[models.source]
-path = "PATH"
-"""
 _SERVER = """
 import sys, time, xllamacpp
 params = xllamacpp.CommonParams()
@@ -135,28 +125,8 @@ def measured(name: str, ask: Any, streams: int, number: int) -> Figures:
 @contextmanager
 def arriero(threads: int) -> Iterator[Any]:
     """The whole platform."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o711)  # an embedded server that root starts as another user reaches its files
-        catalog = Path(folder, "catalog.toml")
-        catalog.write_text(_CATALOG.replace("PATH", str(model_path())) + f"[models.engine]\nthreads = {threads}\n")
-        api, flower = _free_port(), _free_port()
-        options = [
-            f"--data-dir={folder}/data",
-            f"--set=api.port={api}",
-            f"--set=flower.port={flower}",
-            f"--set=catalog.files=[{json.dumps(str(catalog))}]",
-        ]
-        log = Path(folder, "up.log")
-        with log.open("wb") as out:
-            process = subprocess.Popen([sys.executable, "-m", "app", *options, "up"], stdout=out, stderr=out, cwd=_ROOT)
-        try:
-            while "arriero is up" not in log.read_text():
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
-            yield _client(f"http://127.0.0.1:{api}", recorded=True)
-        finally:
-            process.terminate()
-            process.wait(60)
+    with installations.up(threads=threads, slots=SLOTS, context=CONTEXT) as found:
+        yield _client(found.url, recorded=True)
 
 
 @contextmanager
@@ -244,14 +214,6 @@ async def _added(client: httpx2.AsyncClient, url: str, run: str, first: float) -
 
 def _quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _print(found: Sequence[Figures], streams: Sequence[int]) -> None:

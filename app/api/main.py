@@ -30,6 +30,8 @@ from app.api.access import documented, keys
 from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
 from app.api.bodies import UnsupportedMediaType
+from app.api.cache import endpoints as cache
+from app.api.cache.answers import Answers
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
@@ -37,6 +39,7 @@ from app.api.openai import endpoints, road
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
+from app.api.openai.wait_estimates import WaitEstimates
 from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog.live import LiveCatalog
@@ -95,6 +98,7 @@ ANSWER_TIMEOUT = timedelta(seconds=5)
 ROUTERS = (
     endpoints.router,
     served_models.router,
+    cache.router,
     runs.router,
     payloads.router,
     events.router,
@@ -160,8 +164,10 @@ def serve(services: Services) -> FastAPI:
         client = road.connect(addresses.of(services.settings).redis_url)
         reader = TokenReader(client)
         reader.start()
-        app.state.road = Road(services.runs, client, reader)
+        app.state.road = Road(services.runs, client, reader, WaitEstimates(services.database))
+        app.state.answers = Answers(client, app.state.road, services.settings, lambda name: services.catalog.find(name))
         yield
+        await app.state.answers.close()
         await app.state.road.close()
         await app.state.keyring.close()
         await reader.close()

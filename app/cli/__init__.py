@@ -103,6 +103,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "Namespaces: the owners of runs, with their limits on the fleet and their use of it.",
     ),
     "keys": LazyCommand("app.cli.keys:app", "API keys: who may call the API, and what they may do."),
+    "cache": LazyCommand(
+        "app.cli.fleet.cache:app", "The response cache: answers to requests that were answered before."
+    ),
     "dead-letters": LazyCommand(
         "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
     ),

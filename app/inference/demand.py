@@ -163,7 +163,7 @@ def read(work: UnitOfWork, catalog: Catalog, always_on: Iterable[str]) -> FleetD
     arrivals, running = work.rows(_ARRIVALS, {"window": _RATE_WINDOW}), work.rows(_RUNNING_STEPS)
     ready = work.rows(_READY)
     upcoming = [*work.rows(_PENDING, ahead), *work.rows(_ITEMS, ahead)]
-    durations = _durations(work, {row.model for rows in (running, ready, upcoming) for row in rows})
+    durations = mean_durations(work, {row.model for rows in (running, ready, upcoming) for row in rows})
     waiting = [
         WaitingSteps(
             model=row.model,
@@ -217,7 +217,7 @@ def find_step(database: Database, step_id: UUID, namespace: str | None = None) -
     return found
 
 
-def _durations(work: UnitOfWork, models: Collection[str]) -> dict[str, timedelta]:
+def mean_durations(work: UnitOfWork, models: Collection[str]) -> dict[str, timedelta]:
     """Returns the mean time that a step uses a slot, by model."""
     found = work.rows(_DURATIONS, {"models": sorted(models), "attempts": _SAMPLED_ATTEMPTS}) if models else []
     return dict.fromkeys(models, _DEFAULT_DURATION) | {row.model: row.duration for row in found}

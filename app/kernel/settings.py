@@ -31,6 +31,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.sections.access import AccessSettings
+from app.kernel.sections.cache import CacheSettings
 from app.kernel.sections.catalog import CatalogSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
@@ -84,6 +85,7 @@ class Settings(BaseSettings):
     pools: PoolSettings = PoolSettings()
     fleet: FleetSettings = FleetSettings()
     http: HttpSettings = HttpSettings()
+    cache: CacheSettings = CacheSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

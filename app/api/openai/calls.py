@@ -3,6 +3,7 @@ Calls of models: what the endpoints of OpenAI's form have in common.
 
 A plain answer is awaited; a stream begins when its first entry is known, so that an invalid request still gets its HTTP
 status. While a request waits longer, the stream has comments, which clients ignore.
+An answer comes from the response cache, or else from a model; in both cases the same entries do.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from app.access import namespaces
 from app.access.callers import Caller
 from app.api import problems
-from app.api.openai import errors
-from app.api.openai.errors import ModelNotFound, RequestFailed
+from app.api.cache.answers import CachedCall
+from app.api.openai import deadlines, errors
+from app.api.openai.errors import DeadlineUnmet, ModelNotFound, RequestFailed
+from app.api.openai.options import CallOptions
 from app.api.openai.road import Road, Waiting
 from app.api.services import Services
 from app.catalog.model import Model
+from app.inference.cache import policy
+from app.inference.cache.policy import CacheStatus
 from app.inference.direct import DirectRequest
 from app.inference.openai.chunks import Chunks
 from app.inference.token_stream import EntryKind, StreamEntry
@@ -33,6 +39,8 @@ from app.kernel.errors import ArrieroError, Conflict
 
 #: The header with the id of the run.
 RUN_HEADER = "X-Arriero-Run"
+#: What the response cache did, a `CacheStatus`.
+CACHE_HEADER = "X-Arriero-Cache"
 #: What comes of a request.
 Entries = AsyncGenerator[StreamEntry | Waiting]
 
@@ -41,9 +49,16 @@ class ModelCall:
     """One call of a model."""
 
     def __init__(
-        self, services: Services, road: Road, caller: Caller, body: BaseModel, model: str, priority: str
+        self,
+        services: Services,
+        road: Road,
+        caller: Caller,
+        body: BaseModel,
+        model: str,
+        priority: str,
+        options: CallOptions | None = None,
     ) -> None:
-        """Raises ModelNotFound."""
+        """Without options nothing is cached. Raises ModelNotFound, and InvalidInput for a wrong header."""
         found = services.catalog.find(model)
         if found is None:
             raise ModelNotFound("model", model, services.catalog.names)
@@ -51,16 +66,32 @@ class ModelCall:
         self._road = road
         document = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
         self.request = DirectRequest.new(model, document, priority, caller.labels({}), int(clock.now().timestamp()))
+        self._options = options
+        self._deadline = deadlines.deadline_of(
+            options.prefer if options is not None else None, priority, services.settings.api.wait_timeout
+        )
+        asked = policy.policy_of(document, options.cache_control) if options is not None else policy.BYPASS
+        namespace = self.request.labels.get(namespaces.LABEL, namespaces.DEFAULT)
+        #: What the response cache does for it.
+        self.cached = CachedCall(self.request, self.model, namespace, asked, self.computed)
 
     @property
     def run_id(self) -> UUID:
-        """The id of its run."""
+        """The id of the call, and of its run, unless the answer is cached."""
         return self.request.run_id
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers of its answer."""
-        return {RUN_HEADER: str(self.run_id), "X-Request-Id": str(self.run_id)}
+        """The headers of its answer; they are final with the first entry."""
+        cached = self.cached
+        found = {RUN_HEADER: str(cached.run_id), "X-Request-Id": str(self.run_id), CACHE_HEADER: cached.status.value}
+        if cached.status in (CacheStatus.HIT, CacheStatus.NEAR):
+            found["Age"] = str(int(cached.age))
+        if cached.status is CacheStatus.NEAR:
+            found["X-Arriero-Similarity"] = f"{cached.similarity:.4f}"
+        if self._deadline.is_preferred:
+            found["Preference-Applied"] = f"wait={self._deadline.seconds:.0f}"
+        return found
 
     async def answer(self, request: Request) -> Response:
         """
@@ -90,7 +121,9 @@ class ModelCall:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(entries.aclose)
             first = await anext(entries)
-            while isinstance(first, StreamEntry) and first.kind is EntryKind.BEGUN:
+            has_begun = not self._deadline.is_preferred
+            while (first.kind is EntryKind.BEGUN) if isinstance(first, StreamEntry) else not has_begun:
+                has_begun = has_begun or isinstance(first, StreamEntry)
                 first = await anext(entries)
             if isinstance(first, StreamEntry) and first.kind is EntryKind.FAILED:
                 raise _failed(first)
@@ -102,7 +135,12 @@ class ModelCall:
         )
 
     def entries(self) -> Entries:
-        """Send the request, and return what comes until it has ended. Closing the iterator stops the request."""
+        """Return what comes until the call has ended. Closing the iterator stops it."""
+        found = self._options.answers.entries(self.cached) if self._options is not None else self.computed()
+        return deadlines.within(self._deadline, found)
+
+    def computed(self) -> Entries:
+        """Send the request to a model, and return what comes. Closing the iterator stops the request."""
         return self._road.send(self.request, self.model)
 
     async def _document(self) -> Any:
@@ -130,13 +168,15 @@ async def _events(first: StreamEntry | Waiting, entries: Entries, chunks: Chunks
                     yield "data: [DONE]\n\n"
                     return
                 entry = await anext(entries, None)
+        except DeadlineUnmet as error:
+            yield _event(errors.document(str(error), 503, code=errors.DEADLINE))
         except ArrieroError as error:
             yield _event(errors.document(str(error), 500))
 
 
 def _events_of(entry: StreamEntry | Waiting, chunks: Chunks) -> list[str]:
     if isinstance(entry, Waiting):
-        return [f": {entry.detail}\n\n"]
+        return [f": {' '.join(entry.detail.split())}\n\n"]
     match entry.kind:
         case EntryKind.TEXT:
             return [_event(chunks.piece(entry.value))]

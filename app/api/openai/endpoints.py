@@ -13,11 +13,13 @@ from app.access.callers import Caller, KeyScope
 from app.api import bodies, threads
 from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
-from app.api.openai.calls import RUN_HEADER, ModelCall
+from app.api.openai.calls import CACHE_HEADER, RUN_HEADER, ModelCall
 from app.api.openai.errors import OpenAIRoute
+from app.api.openai.options import CallOptions, InjectedOptions
 from app.api.openai.road import InjectedRoad, Road
 from app.api.services import InjectedServices, Services
 from app.catalog.model import Model
+from app.inference.cache.policy import CacheStatus
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.chunks import Chunks
 from app.inference.openai.completion import CompletionRequest
@@ -38,7 +40,13 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer in OpenAI's form, or with `stream` its chunks as server-sent events",
         "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
-        "headers": {RUN_HEADER: {"schema": {"type": "string"}, "description": "The id of the run"}},
+        "headers": {
+            RUN_HEADER: {"schema": {"type": "string"}, "description": "The id of the run"},
+            CACHE_HEADER: {
+                "schema": {"enum": [status.value for status in CacheStatus]},
+                "description": "What the response cache did; with `hit` and `near`, `Age` has the seconds",
+            },
+        },
     },
     **errors.documented(*_STATUSES),
 }
@@ -72,6 +80,7 @@ async def chat_completions(
     services: InjectedServices,
     road: InjectedRoad,
     caller: InjectedCaller,
+    options: InjectedOptions,
     body: Annotated[ChatRequest, _body(ChatRequest)],
 ) -> Response:
     """
@@ -79,7 +88,7 @@ async def chat_completions(
 
     `service_tier` sets its class: `flex` and `batch` wait for idle slots. Unknown fields are ignored.
     """
-    return await _generate(request, services, road, caller, body, "chat")
+    return await _generate(request, services, road, caller, options, body, "chat")
 
 
 @router.post(
@@ -93,10 +102,11 @@ async def completions(
     services: InjectedServices,
     road: InjectedRoad,
     caller: InjectedCaller,
+    options: InjectedOptions,
     body: Annotated[CompletionRequest, _body(CompletionRequest)],
 ) -> Response:
     """The model's continuation of a prompt, without a chat template."""
-    return await _generate(request, services, road, caller, body, "completion")
+    return await _generate(request, services, road, caller, options, body, "completion")
 
 
 @router.post(
@@ -110,6 +120,7 @@ async def embeddings(
     services: InjectedServices,
     road: InjectedRoad,
     caller: InjectedCaller,
+    options: InjectedOptions,
     body: Annotated[EmbeddingsRequest, _body(EmbeddingsRequest)],
 ) -> Response:
     """
@@ -118,7 +129,7 @@ async def embeddings(
     A text that is longer than the model's context is refused; `long_text` can be `chunk` (the mean of its windows) or
     `truncate`. `task` adds the model's prefix for a `query` or a `document`.
     """
-    call = ModelCall(services, road, caller, body, body.model, PriorityClass.INTERACTIVE)
+    call = ModelCall(services, road, caller, body, body.model, PriorityClass.INTERACTIVE, options)
     _require(call.model, lambda model: model.serves_embeddings, "serves no embeddings", services)
     return await call.answer(request)
 
@@ -134,6 +145,7 @@ async def rerank(
     services: InjectedServices,
     road: InjectedRoad,
     caller: InjectedCaller,
+    options: InjectedOptions,
     body: Annotated[RerankingRequest, _body(RerankingRequest)],
 ) -> Response:
     """
@@ -141,7 +153,7 @@ async def rerank(
 
     The form is that of Jina, Cohere and llama.cpp's server; OpenAI's API has none.
     """
-    call = ModelCall(services, road, caller, body, body.model, PriorityClass.INTERACTIVE)
+    call = ModelCall(services, road, caller, body, body.model, PriorityClass.INTERACTIVE, options)
     wrong = "is no reranking model: its use_cases do not have rerank"
     _require(call.model, lambda model: "rerank" in model.use_cases, wrong, services)
     return await call.answer(request)
@@ -160,10 +172,11 @@ async def _generate(
     services: InjectedServices,
     road: Road,
     caller: Caller,
+    options: CallOptions,
     body: ChatRequest | CompletionRequest,
     kind: str,
 ) -> Response:
-    call = ModelCall(services, road, caller, body, body.model, body.priority)
+    call = ModelCall(services, road, caller, body, body.model, body.priority, options)
     if not body.streamed:
         return await call.answer(request)
     echoed = body.prompt if isinstance(body, CompletionRequest) and body.echo else ""

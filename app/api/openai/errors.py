@@ -34,6 +34,8 @@ _FAILURES: Mapping[str, tuple[int, str | None]] = {
 
 #: The content of an error in the OpenAPI document.
 CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIErrorOut"}}}
+#: The code of a call that a model does not begin in time.
+DEADLINE = "deadline_exceeded"
 
 
 class ErrorDetail(BaseModel):
@@ -60,6 +62,15 @@ class TooManyCalls(ArrieroError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"{limit} calls are being answered, and no more are accepted; send this one again later")
+
+
+class DeadlineUnmet(Unavailable):
+    """No model begins to work on the call in time."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        #: Seconds after which another try makes sense.
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class RequestFailed(ArrieroError):
@@ -124,6 +135,8 @@ class OpenAIRoute(APIRoute):
                 return _response(400, _first(error.problems))
             except TooManyCalls as error:
                 return _response(429, document(str(error), 429, code="rate_limit_exceeded"))
+            except DeadlineUnmet as error:
+                return _response(503, document(str(error), 503, code=DEADLINE), error.retry_after)
             except Unavailable as error:
                 return _response(503, document(str(error), 503))
 
@@ -136,6 +149,6 @@ def _first(found: tuple[Problem, ...]) -> dict[str, Any]:
     return document("; ".join(str(problem) for problem in found[:20]), 400, param or None)
 
 
-def _response(status: int, content: dict[str, Any]) -> JSONResponse:
-    headers = {"Retry-After": "1"} if status in (429, 503) else None
+def _response(status: int, content: dict[str, Any], retry_after: int = 1) -> JSONResponse:
+    headers = {"Retry-After": str(retry_after)} if status in (429, 503) else None
     return problems.AsciiResponse(content, status_code=status, headers=headers)

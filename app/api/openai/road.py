@@ -20,8 +20,10 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from app.api import threads
+from app.api.openai.ended_runs import EndedRuns
 from app.api.openai.errors import TooManyCalls
 from app.api.openai.token_reader import Subscription, TokenReader
+from app.api.openai.wait_estimates import WaitEstimates
 from app.catalog.model import Model
 from app.inference import direct, token_stream
 from app.inference.direct import DirectRequest
@@ -58,13 +60,16 @@ class Waiting:
 
     #: What the request waits for.
     detail: str
+    #: Expected seconds until it begins; None when that is not known, or depends on the scheduler's decision.
+    seconds: float | None = None
 
 
 class Road:
     """The road of all requests of this process."""
 
-    def __init__(self, runs: Runs, client: Redis, reader: TokenReader) -> None:
-        self._runs, self._redis, self.reader = runs, client, reader
+    def __init__(self, runs: Runs, client: Redis, reader: TokenReader, estimates: WaitEstimates) -> None:
+        self._runs, self._redis, self.reader, self.estimates = runs, client, reader, estimates
+        self._ended = EndedRuns(runs.database)
         self._tasks: set[asyncio.Task[None]] = set()
         self._active: set[UUID] = set()
 
@@ -90,7 +95,7 @@ class Road:
         requests = direct.requests_key(model.slug)
         try:
             async with self.reader.follow_new(key, ("RPUSH", requests, message)) as subscription:
-                sent = _Sent(self, request, requests, message, subscription)
+                sent = _Sent(self, request, model, requests, message, subscription)
                 try:
                     async with aclosing(sent.entries()) as entries:
                         async for entry in entries:
@@ -132,9 +137,16 @@ class Road:
         """Cancel the run."""
         await threads.run_for_stream(self._runs.cancel, request.run_id, message="the client has gone away")
 
-    async def ending(self, request: DirectRequest, last: str) -> StreamEntry | None:
+    async def ending(self, run_id: UUID, last: str) -> StreamEntry | None:
         """The last entry of a run as the database knows it; None while it has not ended, or does not exist."""
-        return await threads.run_for_stream(_ending, self._runs.database, request, last)
+        if not await self._ended.has(run_id):
+            return None
+        return await threads.run_for_stream(_ending, self._runs.database, run_id, last)
+
+    async def waiting(self, model: Model, run_id: UUID) -> Waiting:
+        """What a run waits for, and for how long."""
+        found = await self.estimates.of(model, run_id)
+        return Waiting(found.detail, found.seconds if found.is_coming else None)
 
     async def close(self) -> None:
         """Wait for what runs in the background."""
@@ -151,16 +163,22 @@ class _Sent:
     """A request that was sent."""
 
     def __init__(
-        self, road: Road, request: DirectRequest, requests: str, message: str, subscription: Subscription
+        self,
+        road: Road,
+        request: DirectRequest,
+        model: Model,
+        requests: str,
+        message: str,
+        subscription: Subscription,
     ) -> None:
-        self._road, self._request, self._subscription = road, request, subscription
+        self._road, self._request, self._model, self._subscription = road, request, model, subscription
         self._requests, self._message = requests, message
         #: The pool that has taken it.
         self._pool: str | None = None
         #: It is a run that the scheduler sees.
         self._is_run = False
         self._attempt = 1
-        self._has_text = False
+        self._has_text = self._has_begun = False
         self.ended = False
 
     async def entries(self) -> AsyncGenerator[StreamEntry | Waiting]:
@@ -174,7 +192,7 @@ class _Sent:
             found = entry or await self._checked()
             entry = None
             if found is None:
-                yield Waiting(self._detail())
+                yield await self._waiting()
                 continue
             if isinstance(found, StreamEntry) and not self._accept(found):
                 yield StreamEntry(found.id, EntryKind.FAILED, _lost())
@@ -189,6 +207,7 @@ class _Sent:
     def _accept(self, entry: StreamEntry) -> bool:
         """Note what an entry says. False when another attempt begins after the client has got text."""
         if entry.kind is EntryKind.BEGUN:
+            self._has_begun = True
             self._is_run = self._is_run or entry.attempt > 1
             if not self._is_run:
                 self._pool = entry.value
@@ -209,17 +228,17 @@ class _Sent:
             _log.warning("direct_request_lost", run_id=str(self._request.run_id), pool=self._pool)
             await self._become_run()
             return None
-        found = await self._road.ending(self._request, self._subscription.last)
+        found = await self._road.ending(self._request.run_id, self._subscription.last)
         return None if self._subscription.entries.qsize() else found
 
     async def _become_run(self) -> None:
         await self._road.submit(self._request)
         self._is_run = True
 
-    def _detail(self) -> str:
-        if self._is_run:
-            return f"waiting for {self._request.model}; see: arriero fleet why {self._request.model}"
-        return "working on the prompt"
+    async def _waiting(self) -> Waiting:
+        if self._is_run and not self._has_begun:
+            return await self._road.waiting(self._model, self._request.run_id)
+        return Waiting("working on the prompt")
 
     async def stop(self) -> None:
         """Stop the request, wherever it is."""
@@ -236,15 +255,15 @@ class _Sent:
             await self._road.cancel(self._request)
 
 
-def _ending(database: Database, request: DirectRequest, last: str) -> StreamEntry | None:
+def _ending(database: Database, run_id: UUID, last: str) -> StreamEntry | None:
     try:
-        run = views.run(database, request.run_id, 0).run
+        run = views.run(database, run_id, 0).run
     except NotFound:
         return None
     if run.state not in FINAL_RUNS:
         return None
     if run.state == RunState.SUCCEEDED:
-        text = "".join(views.text_of(database, request.run_id, "output", direct.STEP))
+        text = "".join(views.text_of(database, run_id, "output", direct.STEP))
         return StreamEntry(last, EntryKind.DONE, text)
     error = run.error or {}
     reason = FailureReason.CANCELLED if run.state == RunState.CANCELLED else FailureReason.INTERNAL

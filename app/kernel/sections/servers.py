@@ -36,6 +36,9 @@ class ApiSettings(Section):
     #: Most bytes of the inputs, of the output, and of the steps' outputs together, in the answer for a run; longer
     #: values are replaced by references. 0 replaces all.
     max_inline_bytes: int = Field(default=1024 * 1024, ge=0)
+    #: A model must begin to work on an interactive call within this time; otherwise the call is refused with 503.
+    #: `Prefer: wait=N` of a call prevails. 0 means no limit.
+    wait_timeout: Duration = timedelta(minutes=10)
 
 
 class FlowerSettings(Section):

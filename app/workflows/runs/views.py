@@ -151,6 +151,7 @@ _ITEM_TEXTS = text("""
 _STEP_ID = text("SELECT id FROM step WHERE run_id = :id AND key = :key AND parent_id IS NULL")
 _RUNNING = text("SELECT key, attempt FROM step WHERE run_id = :id AND key = ANY(:keys) AND state = 'running'")
 _KEYS = text("SELECT key FROM step WHERE run_id = :id AND kind = 'map' AND parent_id IS NULL ORDER BY position")
+_ENDED = text("SELECT id FROM run WHERE id = ANY(:ids) AND finished_at IS NOT NULL")
 _STEP_STATE = text("SELECT state FROM step WHERE run_id = :id AND key = :key")
 _EXISTS = text("SELECT state FROM run WHERE id = :id")
 _IN_NAMESPACE = text("SELECT 1 FROM run WHERE id = :id AND namespace = :namespace")
@@ -217,6 +218,12 @@ def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
             attempts[attempt.step_id].append(attempt)
         definition = store.document(work, row.sha256)
     return RunView(row, definition, steps, attempts)
+
+
+def ended(database: Database, ids: Sequence[UUID]) -> frozenset[UUID]:
+    """Which of the runs have ended."""
+    with database.work() as work:
+        return frozenset(row.id for row in work.rows(_ENDED, {"ids": list(ids)}))
 
 
 def step_state(database: Database, run_id: UUID, key: str) -> str | None:

@@ -1,0 +1,1 @@
+"""The response cache: which answers are kept, under which key, and where."""

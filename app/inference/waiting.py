@@ -1,0 +1,86 @@
+"""
+The wait of a call for a model: its position in the queue of the model, and when a slot is expected to be free for it.
+
+An estimate is a sum of measured means: the rest of a pool's start, and the time for which each call before it keeps a
+slot. None means that nobody knows: no pool is coming, or its start was never measured.
+
+Nothing here reads a database or a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ModelQueue:
+    """What waits for a model, and what serves it or will."""
+
+    model: str
+    #: Slots of the pools that serve it.
+    slots: int = 0
+    #: Slots of one pool.
+    slots_per_pool: int = 1
+    #: Expected seconds until a pool that starts serves; None without such a pool.
+    starts_in: float | None = None
+    #: The part of the model that this pool has loaded, 0 to 1.
+    loaded: float = 0.0
+    #: Seconds of a start, as measured; 0 while that is not known.
+    load: float = 0.0
+    #: Mean seconds for which a call keeps a slot.
+    duration: float = 5.0
+    #: The positions of waiting runs by id, and the number of all that wait, which may be more.
+    runs: Mapping[str, int] = field(default_factory=dict)
+    waiting: int = 0
+    #: Of the waiting ones, those before which no new interactive call goes.
+    before_new: int = 0
+    #: Why no pool can be started now, and seconds until one is expected to serve.
+    refusal: str = ""
+    refused_for: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitEstimate:
+    """How long a call waits."""
+
+    #: 1 is the next one; None for a call that is not in the queue, which has just been taken or has ended.
+    position: int | None
+    waiting: int
+    #: Seconds until it begins; None when that is not known.
+    seconds: float | None
+    #: A pool serves the model, or starts: the estimate does not depend on a decision of the scheduler.
+    is_coming: bool
+    #: A sentence for people.
+    detail: str
+
+
+def estimate(queue: ModelQueue, run_id: str | None) -> WaitEstimate:
+    """The wait of a run that waits in the queue; of a new interactive call without one."""
+    position = queue.before_new + 1 if run_id is None else queue.runs.get(run_id)
+    ahead = (position or 1) - 1
+    is_coming, seconds = True, None
+    if queue.slots:
+        seconds = (ahead + 1) / queue.slots * queue.duration
+        if queue.waiting == 0 and run_id is None:
+            seconds = 0.0
+        state = "all its slots are taken"
+    elif queue.starts_in is not None:
+        seconds = queue.starts_in + ahead // queue.slots_per_pool * queue.duration
+        state = f"it is loading, {queue.loaded:.0%}" if queue.loaded else "it is being started"
+    else:
+        is_coming = False
+        if queue.refusal:
+            state, seconds = queue.refusal, queue.refused_for
+        else:
+            state, seconds = "it is not loaded", queue.load or None
+        if seconds is not None:
+            seconds += ahead // queue.slots_per_pool * queue.duration
+    return WaitEstimate(position, queue.waiting, seconds, is_coming, _detail(queue, position, state, seconds))
+
+
+def _detail(queue: ModelQueue, position: int | None, state: str, seconds: float | None) -> str:
+    place = "" if position is None else f"position {position} of {max(queue.waiting, position)}, "
+    rest = f"; about {math.ceil(seconds)} s" if seconds is not None else f"; see: arriero fleet why {queue.model}"
+    return f"waiting for {queue.model}: {place}{state}{rest}"
