@@ -86,6 +86,8 @@ SHELLS = {
     "catalog/registration/removal.py",
     "catalog/registration/service.py",
     "catalog/scan.py",
+    "catalog/servability.py",
+    "inference/routing/fleet.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from celery import Celery
@@ -24,6 +24,7 @@ from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.recovery import owners
 from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
+from app.workflows.state_machine.outcomes import TokenUsage
 from workers.engine import Engine
 from workers.leases import Leases
 from workers.messaging.step_events import StepEvents
@@ -88,6 +89,13 @@ class Runtime:
     def catalog(self) -> Catalog:
         """The catalogue of this moment."""
         return self.catalogs.current()
+
+    def priced(self, usage: TokenUsage, model: str | None) -> TokenUsage:
+        """Return the usage with its cost, where the entry of the model has prices."""
+        entry = None if model is None else self.catalog.find(model)
+        if entry is None or entry.remote is None:
+            return usage
+        return replace(usage, cost=entry.remote.cost(usage.tokens_in, usage.tokens_out))
 
     @property
     def owner(self) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from app.api import problems
 from app.api.services import InjectedServices, Services
-from app.catalog import files
+from app.catalog import servability
 from app.catalog.model import Model
 from app.kernel.errors import ModelFileUnusable
 from app.workflows.runs import views
@@ -26,9 +26,12 @@ class ModelOut(BaseModel):
     use_cases: list[str]
     context: int = Field(description="tokens of one slot")
     slots: int = Field(description="requests that one pool serves at a time")
+    aliases: list[str] = Field(description="other names of it")
+    fallback: list[str] = Field(description="models that are tried after it, in order")
     source: dict[str, Any]
-    present: bool = Field(description="its file is on the host of this API")
-    problem: str | None = Field(description="why the file cannot be used here, and how to solve it")
+    remote: dict[str, Any] | None = Field(description="the server that serves it; null for a model with a file")
+    present: bool = Field(description="its file is on the host of this API, or its server may be called")
+    problem: str | None = Field(description="why its file or server cannot be used here, and how to solve it")
     steps_ready: int = Field(description="number of steps that wait for it")
     steps_running: int = Field(description="number of steps that use it")
 
@@ -55,7 +58,7 @@ def get(name: str, services: InjectedServices) -> ModelOut:
 def _out(model: Model, demand: dict[str, tuple[int, int]], services: Services) -> ModelOut:
     problem = None
     try:
-        files.check(model, services.settings.data_dir)
+        servability.check(model, services.settings)
     except ModelFileUnusable as error:
         problem = str(error)
     ready, running = demand.get(model.name, (0, 0))
@@ -66,6 +69,9 @@ def _out(model: Model, demand: dict[str, tuple[int, int]], services: Services) -
         use_cases=list(model.use_cases),
         context=model.context,
         slots=model.slots,
+        aliases=list(model.aliases),
+        fallback=[one.name for one in services.catalog.chain(model.name)[1:]],
+        remote=None if model.remote is None else model.remote.shown(),
         source=model.source.model_dump(mode="json", exclude_defaults=True),
         present=problem is None,
         problem=problem,

@@ -9,7 +9,7 @@ from datetime import timedelta
 import httpx2
 from celery import Celery
 
-from app.catalog import files
+from app.catalog import files, servability
 from app.catalog.model import Model
 from app.cli.client import connected_to, url_at
 from app.cli.processes.member import ProcessMember
@@ -34,7 +34,7 @@ def check_files(settings: Settings) -> None:
 def _check_files(models: Sequence[Model], settings: Settings) -> None:
     for model in models:
         if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a simulated engine needs no file
-            files.check(model, settings.data_dir)
+            servability.check(model, settings)
 
 
 def wait(
