@@ -29,7 +29,7 @@ from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
-from app.api.openai import endpoints, road
+from app.api.openai import endpoints, road, selection
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
@@ -88,6 +88,7 @@ ANSWER_TIMEOUT = timedelta(seconds=5)
 #: One router per resource.
 ROUTERS = (
     endpoints.router,
+    selection.router,
     served_models.router,
     runs.router,
     payloads.router,

@@ -22,12 +22,12 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.catalog import selection_options
 from app.catalog.engine_options import ConflictingOptions, EngineEntry, Rope, SourcedAdapter
 from app.catalog.model import KvTypes, Model, PromptProfile
 from app.catalog.pool_options import PoolOptions, ReserveOptions, SimulatedOptions
-from app.catalog.remote_options import RemoteEntry
-from app.catalog.selection_options import FallbackOptions, Rating
+from app.catalog.serving import selection_options
+from app.catalog.serving.remote_options import RemoteEntry
+from app.catalog.serving.selection_options import FallbackOptions, Rating
 from app.catalog.source import SOURCES, PackageFile, ServerSource, is_source_tag
 from app.kernel.errors import InvalidCatalog, InvalidInput, NotFound, Problem
 

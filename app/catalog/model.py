@@ -16,8 +16,8 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraint
 
 from app.catalog.engine_options import EngineEntry, KvType, SlotCount, require_compatible
 from app.catalog.pool_options import PoolOptions, SimulatedOptions
-from app.catalog.remote_options import RemoteEntry
-from app.catalog.selection_options import ALIAS_ACCEPTED, SELECTOR_PREFIX, Alias, FallbackOptions, Rating
+from app.catalog.serving.remote_options import RemoteEntry
+from app.catalog.serving.selection_options import ALIAS_ACCEPTED, SELECTOR_PREFIX, Alias, FallbackOptions, Rating
 from app.catalog.source import CatalogTable, ModelSource, ServerSource
 
 #: Maps the catalogue's values of `flash_attention` to those of an engine; None lets llama.cpp choose.

@@ -13,9 +13,10 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from app.catalog import files, servability
+from app.catalog import files
 from app.catalog.catalog import CatalogSource
 from app.catalog.model import Model
+from app.catalog.serving import servability
 from app.devices.device import Inventory
 from app.fleet import backoff, hosts
 from app.fleet.hosts import Hosts

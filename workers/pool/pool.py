@@ -16,10 +16,11 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
 
-from app.catalog import files, header, servability
+from app.catalog import files, header
 from app.catalog.catalog import Catalog
 from app.catalog.model import FLASH_ATTENTION, Model
-from app.catalog.remote_options import RemoteEntry
+from app.catalog.serving import servability
+from app.catalog.serving.remote_options import RemoteEntry
 from app.fleet.holder import Grant, ReservationHolder
 from app.fleet.ledger.reservation import ReservationRefused
 from app.fleet.pool import PoolPhase

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from app.api import problems
 from app.api.services import InjectedServices, Services
-from app.catalog import servability
 from app.catalog.model import Model
+from app.catalog.serving import servability
 from app.kernel.errors import ModelFileUnusable
 from app.workflows.runs import views
 

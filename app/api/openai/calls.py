@@ -21,14 +21,14 @@ from pydantic import BaseModel
 from app.access.callers import Caller
 from app.api import problems
 from app.api.openai import errors
-from app.api.openai.errors import ModelNotFound, RequestFailed
+from app.api.openai.errors import RequestFailed
+from app.api.openai.fallback import RoutedCall
 from app.api.openai.road import Road, Waiting
 from app.api.services import Services
 from app.catalog.model import Model
 from app.inference.direct import DirectRequest
 from app.inference.openai.chunks import Chunks
 from app.inference.token_stream import EntryKind, StreamEntry
-from app.kernel import clock
 from app.kernel.errors import ArrieroError, Conflict
 
 #: The header with the id of the run.
@@ -43,14 +43,19 @@ class ModelCall:
     def __init__(
         self, services: Services, road: Road, caller: Caller, body: BaseModel, model: str, priority: str
     ) -> None:
-        """Raises ModelNotFound."""
-        found = services.catalog.find(model)
-        if found is None:
-            raise ModelNotFound("model", model, services.catalog.names)
-        self.model: Model = found
-        self._road = road
+        """`model` is a name, an alias or a selector. Raises ModelNotFound, InvalidInput."""
         document = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        self.request = DirectRequest.new(model, document, priority, caller.labels({}), int(clock.now().timestamp()))
+        self._routed = RoutedCall(services, road, caller, document, model, priority)
+
+    @property
+    def model(self) -> Model:
+        """The model that answers, or is tried now."""
+        return self._routed.model
+
+    @property
+    def request(self) -> DirectRequest:
+        """The request to that model."""
+        return self._routed.request
 
     @property
     def run_id(self) -> UUID:
@@ -60,7 +65,7 @@ class ModelCall:
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers of its answer."""
-        return {RUN_HEADER: str(self.run_id), "X-Request-Id": str(self.run_id)}
+        return {RUN_HEADER: str(self.run_id), "X-Request-Id": str(self.run_id), **self._routed.headers}
 
     async def answer(self, request: Request) -> Response:
         """
@@ -96,14 +101,14 @@ class ModelCall:
                 raise _failed(first)
             stack.pop_all()
         return StreamingResponse(
-            _events(first, entries, chunks),
+            self._events(first, entries, chunks),
             media_type="text/event-stream",
             headers={**self.headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
 
     def entries(self) -> Entries:
         """Send the request, and return what comes until it has ended. Closing the iterator stops the request."""
-        return self._road.send(self.request, self.model)
+        return self._routed.entries()
 
     async def _document(self) -> Any:
         async with aclosing(self.entries()) as entries:
@@ -116,22 +121,23 @@ class ModelCall:
                     return entry.json()
         raise Conflict(f"run {self.run_id} has ended without an answer")
 
-
-async def _events(first: StreamEntry | Waiting, entries: Entries, chunks: Chunks) -> AsyncIterator[str]:
-    """The server-sent events of a stream. Closing it stops the call."""
-    async with aclosing(entries):
-        yield _event(chunks.first())
-        try:
-            entry: StreamEntry | Waiting | None = first
-            while entry is not None:
-                for event in _events_of(entry, chunks):
-                    yield event
-                if isinstance(entry, StreamEntry) and entry.kind is EntryKind.DONE:
-                    yield "data: [DONE]\n\n"
-                    return
-                entry = await anext(entries, None)
-        except ArrieroError as error:
-            yield _event(errors.document(str(error), 500))
+    async def _events(self, first: StreamEntry | Waiting, entries: Entries, chunks: Chunks) -> AsyncIterator[str]:
+        """The server-sent events of a stream. Closing it stops the call."""
+        async with aclosing(entries):
+            chunks.model = self.model.name
+            yield _event(chunks.first())
+            try:
+                entry: StreamEntry | Waiting | None = first
+                while entry is not None:
+                    for event in _events_of(entry, chunks):
+                        yield event
+                    if isinstance(entry, StreamEntry) and entry.kind is EntryKind.DONE:
+                        yield "data: [DONE]\n\n"
+                        return
+                    entry = await anext(entries, None)
+                    chunks.model = self.model.name
+            except ArrieroError as error:
+                yield _event(errors.document(str(error), 500))
 
 
 def _events_of(entry: StreamEntry | Waiting, chunks: Chunks) -> list[str]:

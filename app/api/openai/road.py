@@ -25,6 +25,7 @@ from app.api.openai.token_reader import Subscription, TokenReader
 from app.catalog.model import Model
 from app.inference import direct, token_stream
 from app.inference.direct import DirectRequest
+from app.inference.routing.fleet import FleetReader
 from app.inference.token_stream import EntryKind, StreamEntry
 from app.kernel import log
 from app.kernel.database import Database
@@ -65,6 +66,8 @@ class Road:
 
     def __init__(self, runs: Runs, client: Redis, reader: TokenReader) -> None:
         self._runs, self._redis, self.reader = runs, client, reader
+        #: What selectors and fallbacks know of the fleet.
+        self.fleet = FleetReader(runs.database)
         self._tasks: set[asyncio.Task[None]] = set()
         self._active: set[UUID] = set()
 

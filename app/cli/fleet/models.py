@@ -15,12 +15,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from app.catalog import catalog, files, header, servability
+from app.catalog import catalog, files, header
 from app.catalog import scan as scanning
 from app.catalog.catalog import Catalog
 from app.catalog.install import format_bytes
 from app.catalog.metadata import Header
 from app.catalog.model import Model
+from app.catalog.serving import servability
 from app.cli.client import connected
 from app.cli.lazy import LazyCommand, register
 from app.cli.output import AsJson, console, print_json, print_text, settings_of, table
@@ -49,6 +50,7 @@ _STYLES = {"here": "green", "server": "green", "damaged": "red", "missing": "red
 _PULL = "Download a model's file to this host, and verify it; add a model that the catalogue does not have."
 _REMOVE = "Remove a model that was added, and its downloaded file."
 _VERIFY = "Read a model's file completely, and compare its sha256 with the known one."
+_SELECT = "Show which model a name, an alias or a selector means now."
 _FOOTPRINT = "Print the memory that a model needs, by device and by source of the figure."
 register(
     app,
@@ -56,6 +58,7 @@ register(
         "pull": LazyCommand("app.cli.fleet.pulls:pull", _PULL),
         "verify": LazyCommand("app.cli.fleet.pulls:verify", _VERIFY),
         "rm": LazyCommand("app.cli.fleet.pulls:rm", _REMOVE),
+        "select": LazyCommand("app.cli.fleet.selection:select", _SELECT),
         "footprint": LazyCommand("app.cli.fleet.footprint:footprint", _FOOTPRINT),
     },
 )
@@ -75,8 +78,8 @@ def list_models(
     List the models of the catalogue and whether their files are on this host.
 
     A model whose file is "here" can be served, and so can one of a "server". `arriero models pull NAME` downloads a
-    file that is "to pull". Why a file is "missing" or "damaged", why a server is "refused", and why a model that steps wait
-    for is not started, follows the table.
+    file that is "to pull". Why a file is "missing" or "damaged", why a server is "refused", and why a model that steps
+    wait for is not started, follows the table.
     """
     settings = settings_of(context)
     known = files.catalog_of(settings)

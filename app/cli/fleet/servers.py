@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from app.catalog import servability
 from app.catalog.model import Model
-from app.catalog.remote_options import RemoteEntry
+from app.catalog.serving import servability
+from app.catalog.serving.remote_options import RemoteEntry
 from app.kernel.errors import ModelServerUnusable
 from app.kernel.security import egress, masking
 from app.kernel.security.secrets import Secrets

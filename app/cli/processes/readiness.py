@@ -9,8 +9,9 @@ from datetime import timedelta
 import httpx2
 from celery import Celery
 
-from app.catalog import files, servability
+from app.catalog import files
 from app.catalog.model import Model
+from app.catalog.serving import servability
 from app.cli.client import connected_to, url_at
 from app.cli.processes.member import ProcessMember
 from app.cli.processes.reporter import Reporter
