@@ -12,6 +12,8 @@ from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.live import LiveCatalog
+from app.inference.routing.definitions import ModelRouter
+from app.inference.routing.fleet import FleetReader
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.activity import Activity
@@ -131,7 +133,8 @@ def start(
     """
     redis_url = addresses.of(settings).redis_url
     broker = CeleryPublisher(app, redis_url)
-    runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs))
+    router = ModelRouter(resources.catalogs.current, FleetReader(resources.database).current)
+    runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs), route=router)
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)

@@ -41,6 +41,8 @@ from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.reranking import RerankingRequest
+from app.inference.routing.definitions import ModelRouter
+from app.inference.routing.fleet import FleetReader
 from app.kernel import addresses, broker, ids, log
 from app.kernel import database as databases
 from app.kernel.activity import Activity
@@ -136,8 +138,9 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
         servers.database_url, pool_size=(threads.CONNECTIONS + 1) // 2, answer_timeout=ANSWER_TIMEOUT
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs))
     catalog = LiveCatalog(settings)
+    router = ModelRouter(catalog.current, FleetReader(database).current)
+    service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs), route=router)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
     devices, instance = Devices(settings.fleet), instance or str(ids.new_id())
     app = serve(Services(settings, database, publisher, service, catalog, devices, operator_commands, instance))

@@ -19,7 +19,7 @@ from app.inference.routing.availability import Availability, FleetAvailability, 
 #: Weights of quality, speed and readiness.
 _WEIGHTS: Mapping[Preference, tuple[float, float, float]] = {
     Preference.BALANCED: (0.4, 0.25, 0.35),
-    Preference.SPEED: (0.1, 0.5, 0.4),
+    Preference.SPEED: (0.0, 0.75, 0.25),
     Preference.QUALITY: (0.8, 0.1, 0.1),
     Preference.RESIDENT: (0.15, 0.15, 0.7),
 }
@@ -31,6 +31,8 @@ _SMALLEST, _LARGEST = 50e6, 100e9
 _UNKNOWN = 0.5
 #: Tokens a second that count as speed 0 and 1.
 _SLOWEST, _FASTEST = 1.0, 1000.0
+#: Bytes of weights that are read in a second, while nothing was measured.
+_BANDWIDTH = 10e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ def rank(selector: Selector, models: Iterable[Model], fleet: FleetAvailability, 
     """Rank models for a selector. `context` are the tokens that the request needs in addition to its conditions."""
     found: list[RankedModel] = []
     excluded: dict[str, str] = {}
+    models = tuple(models)
+    bandwidth = _bandwidth(models, fleet)
     for model in models:
         of = fleet.of(model.name)
         wait = expected_wait(of)
@@ -82,12 +86,12 @@ def rank(selector: Selector, models: Iterable[Model], fleet: FleetAvailability, 
         if reason is not None or wait is None:
             excluded[model.name] = reason or ""
             continue
-        found.append(_scored(selector, model, of, wait))
+        found.append(_scored(selector, model, of, wait, bandwidth))
     return Ranking(sorted(found, key=lambda one: -round(one.score, 6)), excluded)
 
 
-def _scored(selector: Selector, model: Model, of: Availability, wait: float) -> RankedModel:
-    quality, speed = quality_of(model, of), speed_of(model, of)
+def _scored(selector: Selector, model: Model, of: Availability, wait: float, bandwidth: float) -> RankedModel:
+    quality, speed = quality_of(model, of), speed_of(model, of, bandwidth)
     freeing = _FREEING * min(of.to_free / of.bytes, 1.0) if of.bytes else 0.0
     readiness = max(_HALF_WAIT / (_HALF_WAIT + wait) - freeing, 0.0)
     weights = _WEIGHTS[selector.prefer]
@@ -102,13 +106,19 @@ def quality_of(model: Model, of: Availability) -> float:
     return _between(_size(model, of), _SMALLEST, _LARGEST) if _size(model, of) else _UNKNOWN
 
 
-def speed_of(model: Model, of: Availability) -> float:
-    """Return the speed: the rating of the entry, the measured tokens a second, or else from the size of the file."""
+def _bandwidth(models: Iterable[Model], fleet: FleetAvailability) -> float:
+    """Return the bytes of weights that are read in a second: each token reads all. The best that was measured."""
+    paces = ((fleet.of(model.name).pace or 0.0) * _size(model, fleet.of(model.name)) for model in models)
+    return max(paces, default=0.0) or _BANDWIDTH
+
+
+def speed_of(model: Model, of: Availability, bandwidth: float) -> float:
+    """Return the speed: the rating of the entry, the measured tokens a second, or those that the size lets expect."""
     if model.rating.speed is not None:
         return float(model.rating.speed)
     if of.pace is not None:
         return _between(of.pace, _SLOWEST, _FASTEST)
-    return 1.0 - _between(_size(model, of), _SMALLEST, _LARGEST) if _size(model, of) else _UNKNOWN
+    return _between(bandwidth / _size(model, of), _SLOWEST, _FASTEST) if _size(model, of) else _UNKNOWN
 
 
 def _size(model: Model, of: Availability) -> int:
