@@ -116,7 +116,7 @@ class Model(CatalogTable):
             and set(source) - {"size", "sha256"} != {"server"}
         ):
             raise ValueError("a model has either a file (source) or a server (remote), and this one has both")
-        return {**given, "source": {"server": str(url or "")}}
+        return {**given, "source": {"server": str(url or "").rstrip("/")}}
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:

@@ -378,7 +378,7 @@ class RemoteEngine:
                         raise
                 else:
                     try:
-                        if response.status_code < 400:
+                        if response.status_code < 300:
                             yield response, record
                             return
                         refusal = self._refusal(response)
@@ -425,7 +425,7 @@ class RemoteEngine:
         return masking.masked(text, (key,)) if key else text
 
     def _refusal(self, response: httpx2.Response) -> StepFailure:
-        """Return the error for an answer with an HTTP status of 400 or more."""
+        """Return the error for an answer that is no success."""
         said = answer.read(response.iter_bytes(), refusals.MAX_BYTES, cut=True).decode(errors="replace")
         return refusals.of_answer(response.status_code, response.headers, self._masked(said), clock.now())
 

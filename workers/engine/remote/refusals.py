@@ -30,7 +30,7 @@ _LONGEST = timedelta(days=1)
 
 
 def of_answer(status: int, headers: Mapping[str, str], body: str, now: datetime) -> StepFailure:
-    """Return the error for an HTTP status of 400 or more; the body must not contain the server's key."""
+    """Return the error for an HTTP status of 300 or more; the body must not contain the server's key."""
     said = " ".join(body[:_SAID].split())
     reason, what = _meaning(status, said)
     wait = _retry_after(headers.get("retry-after", ""), now) if status in (429, 503) else None
@@ -46,6 +46,8 @@ def _meaning(status: int, said: str) -> tuple[FailureReason, str]:
         return FailureReason.HTTP_THROTTLED, "the server asks for fewer requests"
     if status in (401, 403):
         return FailureReason.ENGINE_ERROR, "the server does not accept the key"
+    if status < 400:
+        return FailureReason.ENGINE_ERROR, "the server redirects, which is not followed"
     if status == 404 or status >= 500:
         return FailureReason.ENGINE_ERROR, "the server cannot serve the request"
     return FailureReason.INVALID_REQUEST, "the server rejected the request"
