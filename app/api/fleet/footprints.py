@@ -9,7 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.access.callers import KeyScope
 from app.api import problems
+from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.catalog import catalog, files, header
 from app.catalog.metadata import Header
@@ -24,7 +26,7 @@ from app.kernel.settings import Settings, environment_of
 from app.kernel.units.sizes import rounded
 from app.scheduler import needs
 
-router = APIRouter(prefix="/v1/catalog", tags=["models"])
+router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ)])
 
 #: The options of a query, and the catalogue keys that they replace.
 KEYS: Mapping[str, str] = {

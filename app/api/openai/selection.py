@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from app.api.callers import InjectedCaller
+from app.access.callers import KeyScope
+from app.api.callers import requires
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, OpenAIRoute
 from app.api.openai.road import InjectedRoad
@@ -17,7 +18,12 @@ from app.inference.routing import choice, ranking
 from app.inference.routing.availability import ModelState
 from app.kernel.errors import NotFound
 
-router = APIRouter(prefix="/v1/models/select", tags=["models"], route_class=OpenAIRoute)
+router = APIRouter(
+    prefix="/v1/models/select",
+    tags=["models"],
+    dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],
+    route_class=OpenAIRoute,
+)
 
 
 class RankedOut(BaseModel):
@@ -50,7 +56,6 @@ class SelectionOut(BaseModel):
 def select(
     services: InjectedServices,
     road: InjectedRoad,
-    caller: InjectedCaller,  # noqa: ARG001 every endpoint knows its caller
     model: Annotated[str, Query(min_length=1, max_length=200, description="a name, an alias or a selector")],
     context: Annotated[int, Query(ge=0, le=16_777_216, description="tokens that the request needs")] = 0,
 ) -> SelectionOut:
