@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.live import LiveCatalog
+from app.inference.routing.definitions import ModelRouter
+from app.inference.routing.fleet import FleetReader
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.activity import Activity
@@ -24,6 +26,7 @@ from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.recovery import owners
 from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
+from app.workflows.state_machine.outcomes import TokenUsage
 from workers.engine import Engine
 from workers.leases import Leases
 from workers.messaging.step_events import StepEvents
@@ -89,6 +92,13 @@ class Runtime:
         """The catalogue of this moment."""
         return self.catalogs.current()
 
+    def priced(self, usage: TokenUsage, model: str | None) -> TokenUsage:
+        """Return the usage with its cost, where the entry of the model has prices."""
+        entry = None if model is None else self.catalog.find(model)
+        if entry is None or entry.remote is None:
+            return usage
+        return replace(usage, cost=entry.remote.cost(usage.tokens_in, usage.tokens_out))
+
     @property
     def owner(self) -> str:
         """The owner of the leases: the incarnation of this process, which no other process ever has."""
@@ -123,7 +133,8 @@ def start(
     """
     redis_url = addresses.of(settings).redis_url
     broker = CeleryPublisher(app, redis_url)
-    runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs))
+    router = ModelRouter(resources.catalogs.current, FleetReader(resources.database).current)
+    runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs), route=router)
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)

@@ -19,7 +19,7 @@ from typing import Any
 
 from app.inference import prompts
 from app.inference.requests import FinishReason, PriorityClass
-from app.kernel.errors import ArrieroError, FailureReason, StepFailure
+from app.kernel.errors import ArrieroError, FailureReason, InvalidInput, StepFailure, Unavailable
 from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.http import calls
@@ -248,7 +248,12 @@ def _call(task: StepTask, step: CallFields) -> Called:
     except ArrieroError as error:
         raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from error
     inputs = {name: conditions.evaluate(value, task.data) for name, value in step.inputs.items()}
-    return Called(found.definition, found.version, inputs)
+    route = task.runtime.runs.route
+    try:
+        definition = found.definition if route is None else route(found.definition).definition
+    except (InvalidInput, Unavailable) as error:
+        raise StepFailure(FailureReason.ENGINE_ERROR, f"{step.workflow} cannot be run: {error}") from error
+    return Called(definition, found.version, inputs)
 
 
 def _wait(task: StepTask, step: WaitStep) -> Timed | Signalled:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
@@ -144,6 +144,8 @@ def failure_of(error: Exception) -> Failure:
 
 def record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:
     """Record an outcome, or why it cannot be recorded. Raises LeaseLost."""
+    if isinstance(outcome, Success | Failure):
+        outcome = replace(outcome, usage=runtime.priced(outcome.usage, claim.model))
     try:
         return _record(runtime, claim, outcome)
     except LeaseLost:

@@ -35,7 +35,7 @@ from app.api.cache.answers import Answers
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
-from app.api.openai import endpoints, road
+from app.api.openai import endpoints, road, selection
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
@@ -48,6 +48,8 @@ from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.reranking import RerankingRequest
+from app.inference.routing.definitions import ModelRouter
+from app.inference.routing.fleet import FleetReader
 from app.kernel import addresses, broker, ids, log
 from app.kernel import database as databases
 from app.kernel.activity import Activity
@@ -97,6 +99,7 @@ ANSWER_TIMEOUT = timedelta(seconds=5)
 #: One router per resource.
 ROUTERS = (
     endpoints.router,
+    selection.router,
     served_models.router,
     cache.router,
     runs.router,
@@ -146,8 +149,9 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
         servers.database_url, pool_size=(threads.CONNECTIONS + 1) // 2, answer_timeout=ANSWER_TIMEOUT
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs))
     catalog = LiveCatalog(settings)
+    router = ModelRouter(catalog.current, FleetReader(database).current)
+    service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs), route=router)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
     devices, instance = Devices(settings.fleet), instance or str(ids.new_id())
     app = serve(Services(settings, database, publisher, service, catalog, devices, operator_commands, instance))

@@ -25,7 +25,10 @@ from pydantic_core import ErrorDetails
 from app.catalog.engine_options import ConflictingOptions, EngineEntry, Rope, SourcedAdapter
 from app.catalog.model import KvTypes, Model, PromptProfile
 from app.catalog.pool_options import PoolOptions, ReserveOptions, SimulatedOptions
-from app.catalog.source import SOURCES, PackageFile, is_source_tag
+from app.catalog.serving import selection_options
+from app.catalog.serving.remote_options import RemoteEntry
+from app.catalog.serving.selection_options import FallbackOptions, Rating
+from app.catalog.source import SOURCES, PackageFile, ServerSource, is_source_tag
 from app.kernel.errors import InvalidCatalog, InvalidInput, NotFound, Problem
 
 #: Key of the list of entries; the only top-level key of a catalogue.
@@ -63,6 +66,19 @@ class Catalog:
     def find(self, name: str) -> Model | None:
         """Returns the model of that name, or None."""
         return next((model for model in self.models if model.name == name), None)
+
+    def resolve(self, reference: str) -> Model | None:
+        """Returns the model of that name or alias, or None."""
+        return next((model for model in self.models if reference == model.name or reference in model.aliases), None)
+
+    def chain(self, name: str) -> tuple[Model, ...]:
+        """Returns the models that are tried for a request to the model `name`, in order. Raises NotFound."""
+        self.get(name)
+        return tuple(map(self.get, selection_options.chain(name, lambda one: self._fallbacks(one))))
+
+    def _fallbacks(self, name: str) -> tuple[str, ...]:
+        found = (self.resolve(other) for other in self.get(name).fallback.models)
+        return tuple(model.name for model in found if model is not None)
 
     def with_use_case(self, use_case: str) -> tuple[Model, ...]:
         """Returns the models with that use case, in order."""
@@ -134,9 +150,39 @@ def merge(catalogs: Iterable[Catalog]) -> Catalog:
         if (owner := owners.setdefault(model.slug, name)) != name:
             message = f"has the slug {model.slug!r} ({origins[name]}), and so has {owner} ({origins[owner]})"
             problems.append(Problem(name, message, "a name with a unique slug"))
+    merged = Catalog(tuple(models.values()), origins)
+    problems += _wrong_references(merged)
     if problems:
         raise InvalidCatalog(problems, "model catalogues")
-    return Catalog(tuple(models.values()), origins)
+    return merged
+
+
+def _wrong_references(catalog: Catalog) -> Iterator[Problem]:
+    """The problems of aliases and fallbacks, which only the whole catalogue shows."""
+    names = set(catalog.names)
+    owners: dict[str, str] = {}
+    for model in catalog:
+        origin = catalog.origins.get(model.name, "")
+        for alias in model.aliases:
+            if alias in names:
+                message = f"the alias {alias!r} ({origin}) is the name of another model"
+                yield Problem(f"{model.name}: aliases", message, "an alias that is no name")
+            elif (owner := owners.setdefault(alias, model.name)) != model.name:
+                yield Problem(
+                    f"{model.name}: aliases", f"{alias!r} ({origin}) is an alias of {owner}", "each alias once"
+                )
+    fallbacks: dict[str, tuple[str, ...]] = {}
+    for model in catalog:
+        found = {other: catalog.resolve(other) for other in model.fallback.models}
+        for other in (other for other, known in found.items() if known is None):
+            close = difflib.get_close_matches(other, catalog.names, n=1)
+            accepted = f"did you mean {close[0]}?" if close else "a name or an alias of the catalogue"
+            message = f"the catalogue has no model {other!r} ({catalog.origins.get(model.name, '')})"
+            yield Problem(f"{model.name}: fallback.models", message, accepted)
+        fallbacks[model.name] = tuple(known.name for known in found.values() if known is not None)
+    for loop in selection_options.loops(fallbacks):
+        message = f"the fallbacks are a loop: {' → '.join(loop)}"
+        yield Problem(f"{loop[0]}: fallback.models", message, "models that do not fall back to this one")
 
 
 def with_values(model: Model, values: Mapping[str, Any], names: Mapping[str, str]) -> Model:
@@ -165,8 +211,10 @@ def to_toml(models: Iterable[Model]) -> str:
 
 def _table(model: Model) -> str:
     given = model.model_dump(mode="json", exclude_defaults=True) | {"context": model.context, "slots": model.slots}
-    tables = {key: given.pop(key, {}) for key in ("prompt", "engine")}
-    given["source"] = _source(given.pop("source"))
+    tables = {key: given.pop(key, {}) for key in ("prompt", "engine", "remote")}
+    source = given.pop("source")
+    if not isinstance(model.source, ServerSource):
+        given["source"] = _source(source)
     lines = [f"[[{_MODELS_KEY}]]", *(f"{key} = {_toml(value)}" for key, value in given.items() if value != {})]
     for name, values in tables.items():
         if values:
@@ -268,6 +316,7 @@ def _class_of(loc: Sequence[int | str]) -> type[BaseModel]:
     inner: Mapping[str, type[BaseModel]] = {
         "kv": KvTypes, "prompt": PromptProfile, "chunks": PackageFile, "engine": EngineEntry, "rope": Rope,
         "loras": SourcedAdapter, "pools": PoolOptions, "reserve": ReserveOptions, "simulated": SimulatedOptions,
+        "remote": RemoteEntry, "rating": Rating, "fallback": FallbackOptions,
     }  # fmt: skip
     for part in loc[:-1]:
         owner = SOURCES.get(str(part)) or inner.get(str(part)) or owner

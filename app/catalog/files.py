@@ -29,6 +29,7 @@ from app.catalog.source import (
     HubSource,
     PackageFile,
     PackageSource,
+    ServerSource,
     UrlSource,
     split_parts,
 )
@@ -110,6 +111,8 @@ def file_paths(model: Model, data_dir: Path) -> tuple[Path, ...]:
             folder = data_dir / FOLDER / "url" / host / digest
         case HubSource():
             folder = data_dir / FOLDER / "hf" / source.hf / source.revision
+        case ServerSource():
+            raise ModelFileMissing(f"{model.name} has no file: it is served by the {source.label}")
     return tuple(folder / part for part in source.parts)
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints, model_validator
 
 from app.catalog.engine_options import EngineEntry, KvType, SlotCount, require_compatible
 from app.catalog.pool_options import PoolOptions, SimulatedOptions
-from app.catalog.source import CatalogTable, ModelSource
+from app.catalog.serving.remote_options import RemoteEntry
+from app.catalog.serving.selection_options import ALIAS_ACCEPTED, SELECTOR_PREFIX, Alias, FallbackOptions, Rating
+from app.catalog.source import CatalogTable, ModelSource, ServerSource
 
 #: Maps the catalogue's values of `flash_attention` to those of an engine; None lets llama.cpp choose.
 FLASH_ATTENTION: Mapping[str, bool | None] = {"auto": None, "on": True, "off": False}
@@ -91,6 +93,41 @@ class Model(CatalogTable):
     engine: EngineEntry = Field(default=EngineEntry(), description="a table")
     pools: PoolOptions = Field(default=PoolOptions(), description="a table")
     simulated: SimulatedOptions = Field(default=SimulatedOptions(), description="a table")
+    #: The server of a model that has no file.
+    remote: RemoteEntry | None = Field(default=None, description="a table with url and model, instead of a source")
+    #: Other names, unique in the catalogue.
+    aliases: tuple[Alias, ...] = Field(default=(), max_length=32, description=f"a list of names: {ALIAS_ACCEPTED}")
+    rating: Rating = Field(default=Rating(), description="a table such as { quality = 0.8, speed = 0.3 }")
+    fallback: FallbackOptions = Field(
+        default=FallbackOptions(), description="a list of names of models, or a table with models, on and max_wait"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_one_origin(cls, given: Any) -> Any:
+        """A model comes from a file or from a server; the source of the latter follows from its table."""
+        if not isinstance(given, dict) or given.get("remote") is None:
+            return given
+        remote, source = given["remote"], given.get("source")
+        url = remote.url if isinstance(remote, RemoteEntry) else remote.get("url") if isinstance(remote, dict) else ""
+        if (
+            source is not None
+            and not isinstance(source, ServerSource)
+            and set(source) - {"size", "sha256"} != {"server"}
+        ):
+            raise ValueError("a model has either a file (source) or a server (remote), and this one has both")
+        return {**given, "source": {"server": str(url or "").rstrip("/")}}
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> Self:
+        if isinstance(self.source, ServerSource) and self.remote is None:
+            raise ValueError("a model without a file has a table `remote`")
+        for alias in self.aliases:
+            if alias.lower().startswith(SELECTOR_PREFIX) or alias in ("select", self.name):
+                raise ValueError(f"the alias {alias!r} is reserved, or the model's own name: {ALIAS_ACCEPTED}")
+        if self.remote is not None and self.pools.min > 1:
+            raise ValueError("a model of a server has at most one pool: pools.min is 0 or 1")
+        return self
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:

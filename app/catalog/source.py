@@ -327,6 +327,30 @@ class HubSource(_Source):
         return f"hf {self.hf}"
 
 
+class ServerSource(_Source):
+    """No file: the model is served by the server of its table `[models.remote]`, from which this follows."""
+
+    server: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The file names of all parts, in order: none."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """The source as users know it."""
+        return f"server {urlsplit(self.server).netloc}"
+
+    def installation(self, name: str) -> str:  # noqa: ARG002 the same for every model
+        """See the base class."""
+        return "correct the table `remote` of its entry in the catalogue"
+
+    def replacement(self, name: str) -> str:
+        """See the base class."""
+        return self.installation(name)
+
+
 #: Source classes by the tag that pydantic puts into the path of an error; a tag is not a key of the entry.
 SOURCES: Mapping[str, type[_Source]] = {
     "<path>": FileSource,
@@ -334,6 +358,7 @@ SOURCES: Mapping[str, type[_Source]] = {
     "<convert>": ConvertedSource,
     "<url>": UrlSource,
     "<hf>": HubSource,
+    "<server>": ServerSource,
 }
 
 
@@ -354,7 +379,8 @@ ModelSource = Annotated[
     | Annotated[PackageSource, Tag("<package>")]
     | Annotated[ConvertedSource, Tag("<convert>")]
     | Annotated[UrlSource, Tag("<url>")]
-    | Annotated[HubSource, Tag("<hf>")],
+    | Annotated[HubSource, Tag("<hf>")]
+    | Annotated[ServerSource, Tag("<server>")],
     Discriminator(
         _tag,
         custom_error_type="source",

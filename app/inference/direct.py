@@ -108,6 +108,7 @@ class DirectRequest:
             priority=self.priority,
             labels=self.labels,
             id=self.run_id,
+            is_routed=True,
         )
 
 

@@ -28,7 +28,8 @@ Every error that Arriero raises on purpose.
     │   ├── ModelFileMissing
     │   ├── ModelFileDamaged
     │   ├── ModelUnsupported        a complete file, but unsupported by this version of llama.cpp or for this use
-    │   └── DownloadFailed
+    │   ├── DownloadFailed
+    │   └── ModelServerUnusable     a model has no file but a server, which may not be called from here
     └── StepFailure                 one attempt of a step failed; its retry policy decides what follows
 
 Errors of libraries are translated where they enter. HTTP statuses and exit codes are defined elsewhere:
@@ -278,6 +279,10 @@ class ModelUnsupported(ModelFileUnusable):
 
 class DownloadFailed(ModelFileUnusable):
     """The file could not be downloaded, or is not the requested one."""
+
+
+class ModelServerUnusable(ModelFileUnusable):
+    """A model has no file: a server serves it, and that may not be called from here."""
 
 
 class FailureReason(StrEnum):

@@ -18,12 +18,20 @@ from app.footprint.layout import KnownLayout
 from app.scheduler.planner.cluster import CPU, SIMULATED, Configuration, Packing, Reserve
 
 #: Keys of an entry that do not change what is loaded.
-_NOT_LOADED = {"name", "description", "licence", "use_cases", "pools", "simulated"}
+_NOT_LOADED = {
+    *("name", "description", "licence", "use_cases", "pools", "simulated"),
+    *("aliases", "rating", "fallback"),
+}
 #: Time from the start of a process until it begins to load.
 _BEGIN = timedelta(seconds=2)
 #: Bytes that a simulated pool uses in addition to the model's file where its entry has no number: a part of the file,
 #: and caches.
 _ADDED_PART, _CACHES = 0.1, 512 * 2**20
+
+#: RAM that a pool without a model in it reserves for its process, and the time until it serves.
+SERVER_POOL_BYTES, _SERVER_POOL_LOAD = 192 * 2**20, timedelta(seconds=2)
+#: Tokens a second of a server, until attempts have shown better.
+_SERVER_PACE = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,10 @@ def configuration_of(
         count = max(pools.reserve.devices, -(-pools.reserve.slots // model.slots))
         reserve = Reserve(count, pools.reserve.within)
     least = max(pools.min, target.pools)
+    most = max(pools.max, least)
+    if model.remote is not None:
+        # One pool holds the limits of the server: its slots and its rates.
+        least, most = min(least, 1), 1
     return Configuration(
         id=configuration_id(model),
         model=model.name,
@@ -77,7 +89,7 @@ def configuration_of(
         unusable=unusable,
         keep_alive=None if isinstance(pools.keep_alive, str) else pools.keep_alive,
         min_pools=least,
-        max_pools=max(pools.max, least),
+        max_pools=most,
         requested=target.requested,
         reserve=reserve,
         pinned=pools.pinned or target.pinned,
@@ -94,6 +106,12 @@ def simulated(model: Model, bandwidth: int) -> KnownLayout | None:
         return None
     load, pace = _BEGIN + simulated_load(model, bandwidth), float(model.simulated.tokens_per_second)
     return KnownLayout(configuration_id(model), SIMULATED, (size,), "catalogue", load, pace)
+
+
+def of_server(model: Model) -> KnownLayout:
+    """The layout of a model that a server serves: a process in the RAM of a host, and no other device."""
+    pace = _SERVER_PACE
+    return KnownLayout(configuration_id(model), CPU, (SERVER_POOL_BYTES,), "server", _SERVER_POOL_LOAD, pace)
 
 
 def simulated_load(model: Model, bandwidth: int) -> timedelta:

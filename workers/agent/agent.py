@@ -184,7 +184,7 @@ class Agent:
             elif process is not None:
                 _log.info("pool_adopted", pool=id_, pid=process.pid)
                 self._processes[id_] = PoolProcess(
-                    process, int(epoch), {}, False, 1, time.monotonic(), control_group.oom_kills()
+                    process, int(epoch), {}, False, False, 1, time.monotonic(), control_group.oom_kills()
                 )
 
     def _has_current_addresses(self, process: AdoptedProcess) -> bool:
@@ -225,6 +225,7 @@ class Agent:
             else:
                 running.devices = dict(pool.bytes)
                 running.on_gpus = inventory.on_gpus(self.host, measured, pool.bytes)
+                running.is_remote = self._is_remote(pool)
         declared = inventory.declared(self.host, measured, self._settings.fleet)
         adopted = {id_: running.epoch for id_, running in self._processes.items()}
         self._epoch = self._hosts.join(self.host, self._identity(), os.cpu_count() or 1, declared, adopted)
@@ -303,7 +304,8 @@ class Agent:
             return
         assert self._epoch is not None, "it has joined"
         on_gpus = inventory.on_gpus(self.host, measured, pool.bytes)
-        threads = self._thread_shares(pool.id, on_gpus)[pool.id]
+        is_remote = self._is_remote(pool)
+        threads = 1 if is_remote else self._thread_shares(pool.id, on_gpus)[pool.id]
         try:
             self._hosts.activate(self.host, self._epoch, pool.id, threads)
         except LeaseLost as error:
@@ -318,7 +320,7 @@ class Agent:
             self._release(pool, None, failed=True, ending=str(error))
             return
         self._processes[pool.id] = PoolProcess(
-            process, pool.epoch, dict(pool.bytes), on_gpus, threads, time.monotonic(), oom_kills
+            process, pool.epoch, dict(pool.bytes), on_gpus, is_remote, threads, time.monotonic(), oom_kills
         )
         _log.info("pool_started", pool=pool.id, model=pool.model, pid=process.pid, devices=sorted(pool.bytes))
 
@@ -410,7 +412,7 @@ class Agent:
         for id_, running in self._processes.items():
             with self._guard.item("process", id_):
                 running.process.rotate_log()
-                running.threads = shares[id_]
+                running.threads = shares.get(id_, 1)
                 used = inventory.used(self.host, measured, running.devices, running.process.pid or 0)
                 running.peak = {key: max(size, running.peak.get(key, 0)) for key, size in used.items()}
                 state = ProcessState.RUNNING if running.stop_requested is None else ProcessState.STOPPING
@@ -467,9 +469,13 @@ class Agent:
                 return
         del self._processes[id_]
 
+    def _is_remote(self, pool: AssignedPool) -> bool:
+        model = self._catalogs.current().find(pool.model)
+        return model is not None and model.remote is not None
+
     def _thread_shares(self, starting: str | None = None, on_gpus: bool = False) -> dict[str, int]:
-        """Return the threads of each pool, including the pool that is about to start."""
-        pools = {id_: running.on_gpus for id_, running in self._processes.items()}
+        """Return the threads of each pool that computes, including the pool that is about to start."""
+        pools = {id_: running.on_gpus for id_, running in self._processes.items() if not running.is_remote}
         if starting is not None:
             pools[starting] = on_gpus
         return inventory.thread_shares(self._settings.pools.threads, pools)

@@ -228,6 +228,12 @@ def layouts(
             yield KnownLayout(id_, type_, tuple(sorted(parts, reverse=True)), best.source.value, load, 10.0, ram)
 
 
+def remote_layouts(model: Model, inventory: Inventory) -> Iterator[KnownLayout]:
+    """Yield the layout of a model that a server serves: a process in the RAM of the host, and no device."""
+    if any(device.kind is HardwareKind.CPU for device in inventory.devices):
+        yield needs.of_server(model)
+
+
 def is_out_of_memory(code: int | None, tail: str, oom_kills: int) -> bool:
     """Whether a process ended because memory ran out. `oom_kills` counts the kernel's kills during its life."""
     if code == -signal.SIGKILL:

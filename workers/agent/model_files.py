@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from app.catalog import files
 from app.catalog.catalog import CatalogSource
 from app.catalog.model import Model
+from app.catalog.serving import servability
 from app.devices.device import Inventory
 from app.fleet import backoff, hosts
 from app.fleet.hosts import Hosts
@@ -90,6 +91,8 @@ class ModelFiles:
     def _check(self, model: Model, measured: Inventory, *, again: bool) -> list[KnownLayout]:
         """Check the file of a model. Returns the layouts of the model, if the file is new, or `again` is set."""
         known: list[KnownLayout] = []
+        if model.remote is not None:
+            return self._check_server(model, measured, again=again)
         try:
             path = files.check(model, self._settings.data_dir)
             version = files.file_version(path)
@@ -110,6 +113,20 @@ class ModelFiles:
             self._usable[model.name] = configuration
             self._unusable.pop(model.name, None)
         return known
+
+    def _check_server(self, model: Model, measured: Inventory, *, again: bool) -> list[KnownLayout]:
+        """Check that the server of a model may be called from here; as `_check` otherwise."""
+        configuration = needs.configuration_id(model)
+        is_new = again or self._usable.get(model.name) != configuration
+        try:
+            servability.check(model, self._settings)
+            servability.require_secret(model, self._settings)
+        except ModelFileUnusable as error:
+            self._mark_unusable(model, str(error))
+            return []
+        self._usable[model.name] = configuration
+        self._unusable.pop(model.name, None)
+        return list(inventory.remote_layouts(model, measured)) if is_new else []
 
     def _forget(self, name: str) -> None:
         self._usable.pop(name, None)

@@ -20,6 +20,8 @@ class PoolProcess:
     devices: dict[str, int]
     #: It computes on GPUs, and needs few cores.
     on_gpus: bool
+    #: A server computes for it: it needs no cores.
+    is_remote: bool
     #: Its share of the cores.
     threads: int
     #: When it started or was adopted, by the monotonic clock.

@@ -19,6 +19,8 @@ from datetime import timedelta
 from app.catalog import files, header
 from app.catalog.catalog import Catalog
 from app.catalog.model import FLASH_ATTENTION, Model
+from app.catalog.serving import servability
+from app.catalog.serving.remote_options import RemoteEntry
 from app.fleet.holder import Grant, ReservationHolder
 from app.fleet.ledger.reservation import ReservationRefused
 from app.fleet.pool import PoolPhase
@@ -33,8 +35,10 @@ from app.kernel.errors import (
     LeaseLost,
     MemoryNotEnough,
     ModelFileDamaged,
+    StepFailure,
 )
 from app.kernel.sections.fleet import FleetSettings
+from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler import needs
 from app.scheduler.planner.cluster import CPU
@@ -42,6 +46,7 @@ from workers.application import Application
 from workers.engine import Engine
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions, Lora
+from workers.engine.remote.engine import RemoteEngine, RemoteOptions
 from workers.engine.simulated import SimulatedEngine
 from workers.pool import exporter
 from workers.pool.direct import DirectRequests
@@ -163,7 +168,7 @@ class _Pool:
                 model = self.resources.catalog.get(name)
                 if needs.configuration_id(model) != self.grant.configuration:
                     raise Conflict(f"the catalogue entry of {name} on this host differs from the entry of the plan")
-                engine = self._simulate(model) if self.grant.simulated else self._load(model, began)
+                engine = self._engine_of(model, began)
                 _log.info("pool_loaded", model=name, seconds=round(time.monotonic() - began, 2))
                 exported.engine = engine
                 code = Application(self.settings).serve(
@@ -220,6 +225,41 @@ class _Pool:
             data_dir=folder,
             trusted_hosts=trusted,
         )
+
+    def _engine_of(self, model: Model, began: float) -> Metered:
+        if self.grant.simulated:
+            return self._simulate(model)
+        if model.remote is not None:
+            return self._connect(model, model.remote)
+        return self._load(model, began)
+
+    def _connect(self, model: Model, remote: RemoteEntry) -> Metered:
+        """The engine of a model that a server serves. A server that is down is no reason not to start."""
+        servability.check(model, self.settings)
+        secrets = Secrets(self.settings.secrets_dir)
+        name = remote.api_key
+        options = RemoteOptions(
+            url=remote.url,
+            model=remote.model,
+            api_key=None if name is None else lambda: secrets.reveal([name])[name],
+            policy=remote.policy,
+            slots=model.slots,
+            connect_timeout=remote.connect_timeout.total_seconds(),
+            read_timeout=remote.read_timeout.total_seconds(),
+            retries=remote.retries,
+            max_retry_wait=remote.max_retry_wait.total_seconds(),
+            requests_per_minute=remote.requests_per_minute,
+            tokens_per_minute=remote.tokens_per_minute,
+            query_prefix=model.prompt.query_prefix,
+            document_prefix=model.prompt.document_prefix,
+            llama_fields=remote.llama_fields,
+            ca_file=self.settings.http.ca_file,
+        )
+        self.status.enter(PoolPhase.WARMING)
+        engine = RemoteEngine(options, self.status.note_problem)
+        with suppress(StepFailure):  # it is noted, and shown with the model
+            engine.probe()
+        return engine
 
     def _load(self, model: Model, began: float) -> Metered:
         path = files.locate(model, self.settings.data_dir)

@@ -28,7 +28,7 @@ class Status:
         self.phase = PoolPhase.STARTING
         #: The loaded part of the model, 0 to 1.
         self.loaded = 0.0
-        #: Why it refused or failed; empty otherwise.
+        #: Why it refused or failed, or why its server does not serve; empty otherwise.
         self.detail = ""
         #: Called when the phase has changed.
         self.on_change: Callable[[], None] = lambda: None
@@ -40,6 +40,11 @@ class Status:
         if now - self._logged_at >= _PAUSE and loaded < 1:
             self._logged_at = now
             _log.info("model_loading", model=self._model, percent=round(100 * loaded))
+
+    def note_problem(self, problem: str) -> None:
+        """Note why a pool that serves cannot answer now, because its server does not; empty when it can."""
+        self.detail = problem
+        self.on_change()
 
     def enter(self, phase: PoolPhase, detail: str = "") -> None:
         """Enter a phase; `detail` says why it refused or failed."""

@@ -109,7 +109,8 @@ class Answers:
         request = call.request
         build = self._builds.of(call.model)
         key = keys.key_of(call.namespace, call.model.name, build, request.body, request.priority)
-        is_shared = call.policy.reads and call.policy.writes
+        # A computation that others join has one model, so that each call can tell which one answered.
+        is_shared = call.policy.reads and call.policy.writes and not call.model.fallback.models
         try:
             async with aclosing(self._shared(call, key) if is_shared else await self._alone(call, key)) as entries:
                 async for entry in entries:

@@ -21,8 +21,10 @@ from app.footprint import configuration, estimate, footprint
 from app.footprint.estimate import Estimate
 from app.footprint.footprint import HOST, Footprint
 from app.kernel.database import Database
-from app.kernel.errors import InvalidInput, ModelUnsupported, NotFound, Problem
+from app.kernel.errors import InvalidInput, ModelServerUnusable, ModelUnsupported, NotFound, Problem
 from app.kernel.settings import Settings, environment_of
+from app.kernel.units.sizes import rounded
+from app.scheduler import needs
 
 router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ)])
 
@@ -162,6 +164,11 @@ def estimate_model(
 
     Raises ModelFileUnusable when the file is not here, or an adapter is of another architecture.
     """
+    if model.remote is not None:
+        ram = rounded(needs.SERVER_POOL_BYTES)
+        raise ModelServerUnusable(
+            f"{model.name} is served by {model.remote.url}: it uses no device, and its pool reserves {ram} of RAM"
+        )
     read = header.read(files.locate(model, settings.data_dir))
     own = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
     for adapter in (*own, *adapters):

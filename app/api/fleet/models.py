@@ -11,8 +11,8 @@ from app.access.callers import Caller, KeyScope
 from app.api import problems
 from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices, Services
-from app.catalog import files
 from app.catalog.model import Model
+from app.catalog.serving import servability
 from app.kernel.errors import ModelFileUnusable
 from app.workflows.runs import views
 
@@ -32,9 +32,12 @@ class ModelOut(BaseModel):
     use_cases: list[str]
     context: int = Field(description="tokens of one slot")
     slots: int = Field(description="requests that one pool serves at a time")
+    aliases: list[str] = Field(description="other names of it")
+    fallback: list[str] = Field(description="models that are tried after it, in order")
     source: dict[str, Any]
-    present: bool = Field(description="its file is on the host of this API")
-    problem: str | None = Field(description="why the file cannot be used here, and how to solve it")
+    remote: dict[str, Any] | None = Field(description="the server that serves it; null for a model with a file")
+    present: bool = Field(description="its file is on the host of this API, or its server may be called")
+    problem: str | None = Field(description="why its file or server cannot be used here, and how to solve it")
     steps_ready: int = Field(description="number of steps that wait for it")
     steps_running: int = Field(description="number of steps that use it")
 
@@ -61,7 +64,7 @@ def get(name: str, services: InjectedServices, caller: InjectedCaller) -> ModelO
 def _out(model: Model, demand: dict[str, tuple[int, int]], services: Services, caller: Caller) -> ModelOut:
     problem = None
     try:
-        files.check(model, services.settings.data_dir)
+        servability.check(model, services.settings)
     except ModelFileUnusable as error:
         problem = str(error) if caller.namespace is None else UNUSABLE
     ready, running = demand.get(model.name, (0, 0))
@@ -72,6 +75,9 @@ def _out(model: Model, demand: dict[str, tuple[int, int]], services: Services, c
         use_cases=list(model.use_cases),
         context=model.context,
         slots=model.slots,
+        aliases=list(model.aliases),
+        fallback=[one.name for one in services.catalog.chain(model.name)[1:]],
+        remote=None if model.remote is None else model.remote.shown(),
         source=model.source.model_dump(mode="json", exclude_defaults=True),
         present=problem is None,
         problem=problem,

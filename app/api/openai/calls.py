@@ -24,7 +24,8 @@ from app.access.callers import Caller
 from app.api import problems
 from app.api.cache.answers import CachedCall
 from app.api.openai import deadlines, errors
-from app.api.openai.errors import DeadlineUnmet, ModelNotFound, RequestFailed
+from app.api.openai.errors import DeadlineUnmet, RequestFailed
+from app.api.openai.fallback import RoutedCall
 from app.api.openai.options import CallOptions
 from app.api.openai.road import Road, Waiting
 from app.api.services import Services
@@ -34,7 +35,6 @@ from app.inference.cache.policy import CacheStatus
 from app.inference.direct import DirectRequest
 from app.inference.openai.chunks import Chunks
 from app.inference.token_stream import EntryKind, StreamEntry
-from app.kernel import clock
 from app.kernel.errors import ArrieroError, Conflict
 
 #: The header with the id of the run.
@@ -58,14 +58,13 @@ class ModelCall:
         priority: str,
         options: CallOptions | None = None,
     ) -> None:
-        """Without options nothing is cached. Raises ModelNotFound, and InvalidInput for a wrong header."""
-        found = services.catalog.find(model)
-        if found is None:
-            raise ModelNotFound("model", model, services.catalog.names)
-        self.model: Model = found
-        self._road = road
+        """
+        `model` is a name, an alias or a selector. Without options nothing is cached.
+
+        Raises ModelNotFound, and InvalidInput for a wrong header, or a selector that no model suits.
+        """
         document = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        self.request = DirectRequest.new(model, document, priority, caller.labels({}), int(clock.now().timestamp()))
+        self._routed = RoutedCall(services, road, caller, document, model, priority)
         self._options = options
         self._deadline = deadlines.deadline_of(
             options.prefer if options is not None else None, priority, services.settings.api.wait_timeout
@@ -74,6 +73,16 @@ class ModelCall:
         namespace = self.request.labels.get(namespaces.LABEL, namespaces.DEFAULT)
         #: What the response cache does for it.
         self.cached = CachedCall(self.request, self.model, namespace, asked, self.computed)
+
+    @property
+    def model(self) -> Model:
+        """The model that answers, or is tried now."""
+        return self._routed.model
+
+    @property
+    def request(self) -> DirectRequest:
+        """The request to that model."""
+        return self._routed.request
 
     @property
     def run_id(self) -> UUID:
@@ -91,7 +100,7 @@ class ModelCall:
             found["X-Arriero-Similarity"] = f"{cached.similarity:.4f}"
         if self._deadline.is_preferred:
             found["Preference-Applied"] = f"wait={self._deadline.seconds:.0f}"
-        return found
+        return found | self._routed.headers
 
     async def answer(self, request: Request) -> Response:
         """
@@ -129,19 +138,30 @@ class ModelCall:
                 raise _failed(first)
             stack.pop_all()
         return StreamingResponse(
-            _events(first, entries, chunks),
+            self._events(first, entries, chunks),
             media_type="text/event-stream",
             headers={**self.headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
 
     def entries(self) -> Entries:
         """Return what comes until the call has ended. Closing the iterator stops it."""
-        found = self._options.answers.entries(self.cached) if self._options is not None else self.computed()
-        return deadlines.within(self._deadline, found)
+        return deadlines.within(self._deadline, self._found())
 
-    def computed(self) -> Entries:
+    async def _found(self) -> Entries:
+        await self._routed.decide()
+        self.cached.request, self.cached.model = self.request, self.model
+        source = self._options.answers.entries(self.cached) if self._options is not None else self.computed()
+        async with aclosing(source) as entries:
+            async for entry in entries:
+                yield entry
+
+    async def computed(self) -> Entries:
         """Send the request to a model, and return what comes. Closing the iterator stops the request."""
-        return self._road.send(self.request, self.model)
+        async with aclosing(self._routed.entries()) as entries:
+            async for entry in entries:
+                if self.model is not self.cached.model:  # a fallback, whose answer is not that of the cache's key
+                    self.cached.is_kept, self.cached.run_id = False, self.request.run_id
+                yield entry
 
     async def _document(self) -> Any:
         async with aclosing(self.entries()) as entries:
@@ -154,24 +174,25 @@ class ModelCall:
                     return entry.json()
         raise Conflict(f"run {self.run_id} has ended without an answer")
 
-
-async def _events(first: StreamEntry | Waiting, entries: Entries, chunks: Chunks) -> AsyncIterator[str]:
-    """The server-sent events of a stream. Closing it stops the call."""
-    async with aclosing(entries):
-        yield _event(chunks.first())
-        try:
-            entry: StreamEntry | Waiting | None = first
-            while entry is not None:
-                for event in _events_of(entry, chunks):
-                    yield event
-                if isinstance(entry, StreamEntry) and entry.kind is EntryKind.DONE:
-                    yield "data: [DONE]\n\n"
-                    return
-                entry = await anext(entries, None)
-        except DeadlineUnmet as error:
-            yield _event(errors.document(str(error), 503, code=errors.DEADLINE))
-        except ArrieroError as error:
-            yield _event(errors.document(str(error), 500))
+    async def _events(self, first: StreamEntry | Waiting, entries: Entries, chunks: Chunks) -> AsyncIterator[str]:
+        """The server-sent events of a stream. Closing it stops the call."""
+        async with aclosing(entries):
+            chunks.model = self.model.name
+            yield _event(chunks.first())
+            try:
+                entry: StreamEntry | Waiting | None = first
+                while entry is not None:
+                    for event in _events_of(entry, chunks):
+                        yield event
+                    if isinstance(entry, StreamEntry) and entry.kind is EntryKind.DONE:
+                        yield "data: [DONE]\n\n"
+                        return
+                    entry = await anext(entries, None)
+                    chunks.model = self.model.name
+            except DeadlineUnmet as error:
+                yield _event(errors.document(str(error), 503, code=errors.DEADLINE))
+            except ArrieroError as error:
+                yield _event(errors.document(str(error), 500))
 
 
 def _events_of(entry: StreamEntry | Waiting, chunks: Chunks) -> list[str]:

@@ -27,6 +27,8 @@ _FAILURES: Mapping[str, tuple[int, str | None]] = {
     FailureReason.CONTEXT_EXCEEDED: (400, "context_length_exceeded"),
     FailureReason.TIMEOUT: (504, "timeout"),
     FailureReason.CANCELLED: (409, "cancelled"),
+    FailureReason.HTTP_THROTTLED: (429, "rate_limit_exceeded"),
+    FailureReason.HTTP_UNREACHABLE: (503, "http_unreachable"),
     FailureReason.WORKER_LOST: (503, "worker_lost"),
     FailureReason.WORKER_STOPPED: (503, "worker_stopped"),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Literal
 
 from fastapi import APIRouter
@@ -16,11 +15,12 @@ from app.api.fleet.models import UNUSABLE
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, OpenAIRoute
 from app.api.services import InjectedServices, Services
-from app.catalog import files
 from app.catalog.model import Model
+from app.catalog.serving import servability
 from app.fleet import views
 from app.fleet.pool import PoolPhase
 from app.fleet.views import PoolView
+from app.inference.routing.availability import ModelState
 from app.kernel.errors import ModelFileUnusable
 
 router = APIRouter(
@@ -35,19 +35,6 @@ router = APIRouter(
 _ENDING = (PoolPhase.DRAINING, PoolPhase.UNLOADING, PoolPhase.REFUSED, PoolPhase.FAILED)
 
 
-class ModelState(StrEnum):
-    """Whether a model answers at once."""
-
-    #: A pool serves it.
-    RESIDENT = "resident"
-    #: A pool of it is starting.
-    LOADING = "loading"
-    #: It is loaded when it is needed.
-    COLD = "cold"
-    #: No pool serves it, and its file cannot be used on the host of this API.
-    UNAVAILABLE = "unavailable"
-
-
 class ServedModelOut(BaseModel):
     """A model. The fields from `state` on are Arriero's."""
 
@@ -57,6 +44,8 @@ class ServedModelOut(BaseModel):
     owned_by: str = Field(description="its licence holder is not known here: always `arriero`")
     state: ModelState
     problem: str | None = Field(description="why it is unavailable")
+    aliases: list[str] = Field(description="other names of it")
+    remote: bool = Field(description="whether a server serves it, and no host")
     use_cases: list[str]
     context: int = Field(description="tokens of one slot, prompt and answer together")
     slots: int = Field(description="requests that one pool serves at a time")
@@ -80,7 +69,7 @@ def page(services: InjectedServices, caller: InjectedCaller) -> ServedModels:
 @router.get("/{name:path}", summary="A model", responses=errors.documented(404, 503))
 def get(name: str, services: InjectedServices, caller: InjectedCaller) -> ServedModelOut:
     """A model of the catalogue, and whether it answers at once."""
-    found = services.catalog.find(name)
+    found = services.catalog.resolve(name)
     if found is None:
         raise ModelNotFound("model", name, services.catalog.names)
     return _out(found, _pools(services), services, caller)
@@ -96,13 +85,16 @@ def _pools(services: Services) -> Mapping[str, list[PoolView]]:
 def _out(model: Model, pools: Mapping[str, list[PoolView]], services: Services, caller: Caller) -> ServedModelOut:
     own = pools.get(model.name, [])
     state, problem = ModelState.COLD, None
-    if any(pool.phase == PoolPhase.SERVING for pool in own):
+    serving = [pool for pool in own if pool.phase == PoolPhase.SERVING]
+    if model.remote is not None and serving and serving[0].detail:
+        state, problem = ModelState.UNAVAILABLE, serving[0].detail
+    elif serving:
         state = ModelState.RESIDENT
     elif any(pool.phase not in _ENDING for pool in own):
         state = ModelState.LOADING
     else:
         try:
-            files.check(model, services.settings.data_dir)
+            servability.check(model, services.settings)
         except ModelFileUnusable as error:
             state, problem = ModelState.UNAVAILABLE, str(error) if caller.namespace is None else UNUSABLE
     return ServedModelOut(
@@ -111,6 +103,8 @@ def _out(model: Model, pools: Mapping[str, list[PoolView]], services: Services, 
         owned_by="arriero",
         state=state,
         problem=problem,
+        aliases=list(model.aliases),
+        remote=model.remote is not None,
         use_cases=list(model.use_cases),
         context=model.context,
         slots=model.slots,

@@ -27,6 +27,7 @@ from app.api.openai.wait_estimates import WaitEstimates
 from app.catalog.model import Model
 from app.inference import direct, token_stream
 from app.inference.direct import DirectRequest
+from app.inference.routing.fleet import FleetReader
 from app.inference.token_stream import EntryKind, StreamEntry
 from app.kernel import log
 from app.kernel.database import Database
@@ -70,6 +71,8 @@ class Road:
     def __init__(self, runs: Runs, client: Redis, reader: TokenReader, estimates: WaitEstimates) -> None:
         self._runs, self._redis, self.reader, self.estimates = runs, client, reader, estimates
         self._ended = EndedRuns(runs.database)
+        #: What selectors and fallbacks know of the fleet.
+        self.fleet = FleetReader(runs.database)
         self._tasks: set[asyncio.Task[None]] = set()
         self._active: set[UUID] = set()
 

@@ -40,6 +40,7 @@ class AttemptOut(BaseModel):
     tokens_cached: int | None
     first_token_ms: int | None
     finish_reason: str | None = _FINISH_REASON
+    cost: float | None = Field(description="price of its tokens by the catalogue; null for a model without a price")
 
 
 class ItemCounts(BaseModel):
@@ -162,6 +163,7 @@ class RunOut(RunSummary):
     deadline_at: datetime | None
     expires_at: datetime | None = Field(description="the run may be deleted after this time")
     took_s: float | None = Field(description="from its submission to its end")
+    cost: float | None = Field(description="of all its attempts; null when no model of it has a price")
     steps: list[StepOut]
 
 
@@ -176,7 +178,7 @@ def out(view: RunView, live: Mapping[str, LiveOut] | None = None, *, sees_fleet:
     `sees_fleet` is whether the caller may read why a step waits, which names pools and namespaces of others.
     """
     run = view.run
-    computed = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output"}
+    computed = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output", "cost"}
     needs = {
         step["id"]: step.get("needs", []) for part in ("steps", "on_failure") for step in view.definition.get(part, ())
     }
@@ -192,6 +194,7 @@ def out(view: RunView, live: Mapping[str, LiveOut] | None = None, *, sees_fleet:
         took_s=_seconds(run.created_at, run.finished_at),
         tokens_in=sum(step.tokens_in for step in steps),
         tokens_out=sum(step.tokens_out for step in steps),
+        cost=view.cost,
         steps=steps,
     )
 

@@ -22,6 +22,8 @@ class Answer:
     text: str = ""
     finish: str | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
+    #: The model that answered.
+    model: str = ""
     #: Ctrl-C has stopped it.
     stopped: bool = False
 
@@ -46,6 +48,8 @@ def written(client: Client, model: str, messages: Sequence[Mapping[str, str]], o
         answer.stopped = True
     if answer.text and not answer.text.endswith("\n") and sys.stdout.isatty():
         _print("\n")
+    if answer.model not in ("", model):
+        output.notes().print(f"[dim]answered by {answer.model}[/]")
     return answer
 
 
@@ -57,6 +61,7 @@ def _pieces(event: ServerEvent, answer: Answer) -> Iterator[str]:
     if "error" in chunk:
         raise RequestRefused(str(chunk["error"]["message"]))
     answer.usage = chunk.get("usage") or answer.usage
+    answer.model = chunk.get("model") or answer.model
     for choice in chunk["choices"]:
         answer.finish = choice["finish_reason"] or answer.finish
         piece = choice["delta"].get("content") or ""

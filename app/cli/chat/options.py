@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalogue, such as smollm2:135m.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model, an alias, or a selector such as auto:chat.")]
 SystemMessage = Annotated[str | None, typer.Option("--system", help="The system message.")]
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer; by default what the context has.")

@@ -21,10 +21,11 @@ from app.catalog.catalog import Catalog
 from app.catalog.install import format_bytes
 from app.catalog.metadata import Header
 from app.catalog.model import Model
+from app.catalog.serving import servability
 from app.cli.client import connected
 from app.cli.lazy import LazyCommand, register
 from app.cli.output import AsJson, console, print_json, print_text, settings_of, table
-from app.kernel.errors import ArrieroError, ModelFileDamaged, ModelFileUnusable
+from app.kernel.errors import ArrieroError, ModelFileDamaged, ModelFileUnusable, ModelServerUnusable
 from app.kernel.settings import Settings
 
 app = typer.Typer(
@@ -44,11 +45,12 @@ _TEMPLATE_LINES, _TEMPLATE_WIDTH = 6, 96
 #: Seconds for the API to say which models are not started: the list is complete without it.
 _TIMEOUT = 3.0
 
-_STYLES = {"here": "green", "damaged": "red", "missing": "red"}
+_STYLES = {"here": "green", "server": "green", "damaged": "red", "missing": "red", "refused": "red"}
 
 _PULL = "Download a model's file to this host, and verify it; add a model that the catalogue does not have."
 _REMOVE = "Remove a model that was added, and its downloaded file."
 _VERIFY = "Read a model's file completely, and compare its sha256 with the known one."
+_SELECT = "Show which model a name, an alias or a selector means now."
 _FOOTPRINT = "Print the memory that a model needs, by device and by source of the figure."
 register(
     app,
@@ -56,6 +58,7 @@ register(
         "pull": LazyCommand("app.cli.fleet.pulls:pull", _PULL),
         "verify": LazyCommand("app.cli.fleet.pulls:verify", _VERIFY),
         "rm": LazyCommand("app.cli.fleet.pulls:rm", _REMOVE),
+        "select": LazyCommand("app.cli.fleet.selection:select", _SELECT),
         "footprint": LazyCommand("app.cli.fleet.footprint:footprint", _FOOTPRINT),
     },
 )
@@ -74,8 +77,9 @@ def list_models(
     """
     List the models of the catalogue and whether their files are on this host.
 
-    A model whose file is "here" can be served. `arriero models pull NAME` downloads a file that is "to pull".
-    Why a file is "missing" or "damaged", and why a model that steps wait for is not started, follows the table.
+    A model whose file is "here" can be served, and so can one of a "server". `arriero models pull NAME` downloads a
+    file that is "to pull". Why a file is "missing" or "damaged", why a server is "refused", and why a model that steps
+    wait for is not started, follows the table.
     """
     settings = settings_of(context)
     known = files.catalog_of(settings)
@@ -91,7 +95,7 @@ def list_models(
         listed.add_row(
             Text(model.name),
             Text(row["state"], _STYLES.get(row["state"], "")),
-            Text(format_bytes(row["bytes"]) if row["bytes"] else "?"),
+            Text(format_bytes(row["bytes"]) if row["bytes"] else "-" if model.remote else "?"),
             Text(" ".join(model.use_cases)),
             Text(f"{model.slots} x {model.context}"),
             Text(model.source.label),
@@ -99,7 +103,7 @@ def list_models(
         )
     console().print(listed)
     for row in rows:
-        if row["state"] in ("damaged", "missing"):
+        if row["state"] in ("damaged", "missing", "refused"):
             print_text(f"{row['state']}: {row['reason']}")
         if row["refusal"]:
             print_text(f"not started: {row['name']}: {row['refusal']}")
@@ -143,13 +147,16 @@ def show(
         f"flash attention {model.flash_attention}",
         "prompt": _listed(_overrides(model)),
         "engine": _listed(model.engine.model_dump(mode="json", exclude_defaults=True)),
+        "server": "" if model.remote is None else _listed(model.remote.shown()),
+        "aliases": " ".join(model.aliases),
+        "fallback": ", ".join(one.name for one in known.chain(model.name)[1:]),
         "file": summary["path"] if read else summary["state"],
         "not started": summary["refusal"],
     }
     out = console()
     out.print(_pairs(rows))
     if read is None:
-        typer.echo(f"\n{summary['reason']}")
+        typer.echo(f"\n{summary['reason']}" if summary["reason"] else "")
     else:
         out.print(Text("\nheader of the file", "bold"))
         out.print(_pairs(_facts(read)))
@@ -234,8 +241,15 @@ def _summary(model: Model, settings: Settings, known: Catalog, refusals: Mapping
     entries = {str(files.shipped_catalog()): "shipped", str(files.own_catalog(settings.data_dir)): "added"}
     path, reason, state, size = None, "", "here", sum(model.source.size) or None
     try:
-        path = files.check(model, settings.data_dir)
-        size = sum(part.stat().st_size for part in files.file_paths(model, settings.data_dir))
+        if model.remote is not None:
+            servability.check(model, settings)
+            servability.require_secret(model, settings)
+            state = "server"
+        else:
+            path = files.check(model, settings.data_dir)
+            size = sum(part.stat().st_size for part in files.file_paths(model, settings.data_dir))
+    except ModelServerUnusable as error:
+        reason, state = str(error), "refused"
     except ModelFileDamaged as error:
         reason, state = str(error), "damaged"
     except ModelFileUnusable as error:

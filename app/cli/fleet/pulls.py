@@ -13,6 +13,7 @@ from app.catalog.model import Model
 from app.catalog.registration import own_catalog, reference, removal, service
 from app.catalog.registration.service import Wishes
 from app.cli.client import connected
+from app.cli.fleet import servers
 from app.cli.fleet.pull_progress import PullProgress
 from app.cli.output import AsJson, live, print_json, settings_of
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, NotFound, Problem, Unavailable
@@ -111,13 +112,21 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """
-    Read a model's file completely, and compare its sha256 with the known one.
+    Read a model's file completely, and compare its sha256 with the known one; or ask a model's server.
 
     A file whose content was damaged without changing its length is found only in this way. The known sha256 is that of
     the catalogue, or the one that was recorded when the file was downloaded.
     """
     settings = settings_of(context)
     model = files.catalog_of(settings).get(name)
+    if model.remote is not None:
+        found = servers.probe(model, model.remote, settings)
+        if as_json:
+            print_json({"name": name, **found})
+        else:
+            listed = "which lists the model" if found["listed"] else f"whose list has no model {model.remote.model!r}"
+            typer.echo(f"{name}: {model.remote.url} answers, {listed}")
+        return
     with PullProgress(live()) as progress:
         compared = files.verify(model, settings.data_dir, progress.report)
     if as_json:
@@ -149,6 +158,9 @@ def rm(
         raise Conflict(
             f"{name} is an entry of {known.origins.get(name)}, and no file of it was downloaded: nothing can be removed"
         )
+    needed = [one.name for one in known if one.name != name and model in map(known.resolve, one.fallback.models)]
+    if is_own and needed:
+        raise Conflict(f"{name} is a fallback of {', '.join(needed)}; remove it there first")
     if not force and (use := _use(settings, name)):
         raise Conflict(f"{name} is in use: {use}; stop that first, or use --force")
     with own_catalog.locked(settings.data_dir):

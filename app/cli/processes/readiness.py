@@ -14,6 +14,7 @@ from celery import Celery
 from app.access import operator_key
 from app.catalog import files
 from app.catalog.model import Model
+from app.catalog.serving import servability
 from app.cli.client import Client, connected_to, url_at
 from app.cli.processes.member import ProcessMember
 from app.cli.processes.reporter import Reporter
@@ -40,7 +41,7 @@ def check_files(settings: Settings) -> None:
 def _check_files(models: Sequence[Model], settings: Settings) -> None:
     for model in models:
         if not (settings.fleet.simulated and needs.simulated(model, 1)):  # a simulated engine needs no file
-            files.check(model, settings.data_dir)
+            servability.check(model, settings)
 
 
 def wait(

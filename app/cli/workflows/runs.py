@@ -169,6 +169,8 @@ def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None
         return
     console().print(drawn(found, clock.now()))
     _print_attempts(found)
+    if found["cost"] is not None:
+        typer.echo(f"cost: {found['cost']:.6g}")
     _print_result(found)
 
 

@@ -21,6 +21,15 @@ class Chunks:
         #: Characters of the first choice that were sent.
         self._sent = 0
 
+    @property
+    def model(self) -> str:
+        """The model that the chunks name: the one that answers."""
+        return str(self._heading["model"])
+
+    @model.setter
+    def model(self, name: str) -> None:
+        self._heading["model"] = name
+
     def first(self) -> dict[str, Any]:
         """The first chunk, before any text."""
         if self._chat:

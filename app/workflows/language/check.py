@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from app import grammar, json_schema
 from app.catalog.catalog import Catalog
+from app.catalog.serving import selector as selectors
 from app.json_schema import Allowance
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
 from app.kernel.security.egress import EgressPolicy
@@ -284,7 +285,10 @@ def _model_problems(
     if deployment is None:
         return
     for place, name in named:
-        entry = deployment.models.find(name)
+        if selectors.is_selector(name):
+            yield from _selector_problems(name, place, work, deployment)
+            continue
+        entry = deployment.models.resolve(name)
         if entry is None:
             known = deployment.models.names
             yield Problem(place, f"the catalogue has no model {name!r}", shape_errors.nearest(name, known))
@@ -295,6 +299,16 @@ def _model_problems(
         elif isinstance(work, GenerateFields) and work.max_tokens >= entry.context:
             message = f"{work.max_tokens} tokens do not fit in the context of {name!r}, which has {entry.context}"
             yield Problem(f"{where}.max_tokens", message, f"1 to {entry.context - 1}, prompt and answer together")
+
+
+def _selector_problems(text: str, where: str, work: ModelWork, deployment: Deployment) -> Iterator[Problem]:
+    """The problems of a selector: its form, and whether a model of the catalogue suits."""
+    context = work.max_tokens + 1 if isinstance(work, GenerateFields) else 0
+    try:
+        selector = selectors.parse(text, where)
+        selectors.require_possible(selector, deployment.models, where, context)
+    except InvalidInput as error:
+        yield from error.problems
 
 
 def _retry_problems(rule: Retry, where: str) -> list[Problem]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -181,3 +182,16 @@ def topological_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
             if missing[follower] == 0:
                 ordered.append(follower)
     return ordered
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedDefinition:
+    """A definition whose steps name models of the catalogue."""
+
+    definition: Definition
+    #: By step whose models were chosen, what was asked for, the models in order, and why.
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: Chooses the models of a definition for a new run.
+RouteModels = Callable[[Definition], RoutedDefinition]

@@ -83,6 +83,8 @@ class Fallback(DocumentPart):
         FailureReason.CONTEXT_EXCEEDED,
         FailureReason.ENGINE_ERROR,
         FailureReason.TIMEOUT,
+        FailureReason.HTTP_THROTTLED,
+        FailureReason.HTTP_UNREACHABLE,
     )
 
 

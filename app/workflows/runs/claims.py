@@ -157,5 +157,6 @@ def end(
             "tokens_cached": usage.tokens_cached,
             "first_token_ms": None if first is None else round(first.total_seconds() * 1000),
             "finish_reason": usage.finish_reason,
+            "cost": usage.cost,
         },
     )

@@ -136,6 +136,8 @@ class AttemptDetails:
     tokens_cached: int | None
     first_token_ms: int | None
     finish_reason: str | None
+    #: In the currency of the catalogue; None for a model without a price.
+    cost: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ class RunView:
     steps: Sequence[StepDetails]
     #: By step id, the first attempt first.
     attempts: Mapping[UUID, Sequence[AttemptDetails]]
+    #: Of all attempts, those of items included; None where no model has a price.
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

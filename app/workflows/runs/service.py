@@ -18,6 +18,7 @@ from app.kernel import log
 from app.kernel.broker import Publisher
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
+from app.workflows.language.definition import RouteModels
 from app.workflows.runs import admission, calls, claims, maps, messages, submission, waits
 from app.workflows.runs.changes import cancellation
 from app.workflows.runs.changes.change import RunChange, open_change
@@ -59,6 +60,8 @@ class Runs:
     policy: RunPolicy
     #: How long a transaction waits for rows that another has locked; None means the limit of the database.
     lock_wait: timedelta | None = None
+    #: Chooses the models of new runs; None leaves them as the workflow names them.
+    route: RouteModels | None = None
 
     @contextmanager
     def transaction(self) -> Iterator[RunTransaction]:
@@ -93,7 +96,7 @@ class Runs:
                 )
             if earlier is not None:
                 return earlier
-        prepared = submission.prepare(request, self.policy)
+        prepared = submission.prepare(request, self.policy, route=self.route)
         with self.transaction() as transaction:
             return submission.create(transaction, prepared)
 

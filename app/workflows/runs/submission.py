@@ -32,7 +32,7 @@ from app.kernel.errors import (
 from app.kernel.security import texts
 from app.workflows.expressions import templates
 from app.workflows.language import inputs
-from app.workflows.language.definition import Definition
+from app.workflows.language.definition import Definition, RoutedDefinition, RouteModels
 from app.workflows.language.graph import Graph
 from app.workflows.language.steps import MapStep
 from app.workflows.runs import admission
@@ -84,6 +84,8 @@ class Submission:
     models: Mapping[str, str] = field(default_factory=dict)
     #: The namespace of the run; None for that of its label, or else `default`.
     namespace: str | None = None
+    #: Its models were chosen already: they are names, and their fallbacks are the caller's business.
+    is_routed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class Prepared:
     steps: list[dict[str, Any]]
     #: The submission named the id of the run.
     has_given_id: bool = False
+    #: How its models were chosen, for its history.
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prepare(
@@ -119,14 +123,18 @@ def prepare(
     parent_step_id: UUID | None = None,
     depth: int = 0,
     forked_from: UUID | None = None,
+    route: RouteModels | None = None,
 ) -> Prepared:
     """
-    The rows of a submission.
+    The rows of a submission. `route` chooses the models of its steps, unless they were chosen already.
 
     Raises InvalidInput when the inputs break their schemas, a key cannot be rendered or the label `namespace` names
     none, and PayloadTooLarge.
     """
-    definition = request.definition
+    routed = RoutedDefinition(request.definition)
+    if route is not None and not request.is_routed:
+        routed = route(request.definition)
+    definition = routed.definition
     given = inputs.resolve(definition, request.inputs)
     inputs_text = payloads.encoded(given, policy.limits, "inputs")
     class_, rank = definition.rank()
@@ -173,6 +181,7 @@ def prepare(
         inputs_text,
         _steps(definition),
         request.id is not None,
+        routed.chosen,
     )
 
 
@@ -221,6 +230,8 @@ def _begin(transaction: RunTransaction, prepared: Prepared) -> None:
     source = prepared.run["forked_from"]
     cause = {"forked_from": str(source)} if source else None
     history.add(transaction.work, HistoryEntry(prepared.id, "submitted", cause))
+    chosen = (HistoryEntry(prepared.id, "model_chosen", why, key) for key, why in prepared.chosen.items())
+    history.add(transaction.work, *chosen)
     graph = graphs.of(transaction.work, prepared.sha256)
     change = RunChange(transaction, graph, locked, steps, prepared.inputs)
     change.apply(events.RunSubmitted())

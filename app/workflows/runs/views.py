@@ -101,9 +101,12 @@ _STEPS = text(f"""
 _ATTEMPTS = text("""
     SELECT step_id, attempt.attempt, attempt.owner, attempt.model, attempt.started_at, attempt.finished_at, outcome,
            message, text,
-           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms, attempt.finish_reason
+           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms, attempt.finish_reason, cost
     FROM attempt JOIN step ON step.id = attempt.step_id
     WHERE step.run_id = :id AND step.parent_id IS NULL ORDER BY attempt.attempt
+""")
+_COST = text("""
+    SELECT sum(cost) AS cost FROM step JOIN attempt ON step_id = step.id AND cost IS NOT NULL WHERE run_id = :id
 """)
 _LIST = """
     SELECT run.id, namespace, workflow, version, state, paused OR workflow_paused AS paused, priority, rank, labels,
@@ -208,6 +211,7 @@ def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
         work.execute(_SNAPSHOT)
         found = work.execute_of(RunDetails, _RUN, {"id": run_id, "most": most})
         steps_found = work.execute_of(StepDetails, _STEPS, {"id": run_id, "most": most})
+        cost_found = work.execute(_COST, {"id": run_id})
         attempts_found = work.execute_of(AttemptDetails, _ATTEMPTS, {"id": run_id})
         row: RunDetails | None = next(iter(_shown(work, found.fetchall(), "inputs", "output")), None)
         if row is None:
@@ -217,7 +221,8 @@ def run(database: Database, run_id: UUID, most: int = ALL) -> RunView:
         for attempt in attempts_found.fetchall():
             attempts[attempt.step_id].append(attempt)
         definition = store.document(work, row.sha256)
-    return RunView(row, definition, steps, attempts)
+        cost = next((found.cost for found in cost_found.fetchall()), None)
+    return RunView(row, definition, steps, attempts, cost)
 
 
 def ended(database: Database, ids: Sequence[UUID]) -> frozenset[UUID]:

@@ -22,6 +22,8 @@ class TokenUsage:
     first_token: timedelta | None = None
     #: `stop`, `length` and others as in the OpenAI API; None without a text.
     finish_reason: str | None = None
+    #: The price of the tokens, where the model has one, in the currency of the catalogue.
+    cost: float | None = None
 
 
 #: The finish reason of a text that was cut at `max_tokens`.

@@ -15,6 +15,7 @@ import uvicorn
 
 from app.api.main import serve
 from app.api.services import Services
+from app.catalog import catalog as catalogs
 from app.catalog import files
 from app.catalog.catalog import Catalog
 from app.devices.inventory import Devices
@@ -27,6 +28,7 @@ from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs.service import Runs
+from workers.engine import Engine
 from workers.engine.simulated import SimulatedEngine
 from workers.leases import Leases
 from workers.pool.direct import DirectRequests
@@ -38,11 +40,50 @@ MODEL = "smollm2:135m"
 StartPool = Callable[..., DirectRequests]
 
 
+#: Models that fall back to that one, or that it falls back to.
+_OTHERS = f"""
+[[models]]
+name = "server:first"
+aliases = ["gpt-4o-mini"]
+use_cases = ["chat"]
+slots = 2
+fallback = ["{MODEL}"]
+[models.remote]
+url = "http://127.0.0.1:1/v1"
+model = "m"
+allowed = true
+cost_in = 2.0
+cost_out = 10.0
+
+[[models]]
+name = "late:first"
+use_cases = ["chat"]
+fallback = {{ models = ["{MODEL}"], max_wait = "1s" }}
+source = {{ path = "/nowhere/late.gguf" }}
+
+[[models]]
+name = "local:first"
+use_cases = ["chat"]
+fallback = {{ models = ["server:last"], max_wait = "1s" }}
+source = {{ path = "/nowhere/local.gguf" }}
+
+[[models]]
+name = "server:last"
+use_cases = ["chat"]
+slots = 2
+[models.remote]
+url = "http://127.0.0.1:1/v1"
+model = "m"
+allowed = true
+"""
+
+
 def catalog() -> Catalog:
-    """The shipped catalogue, whose first model can do everything: its engine is simulated."""
+    """The shipped catalogue, whose first model can do everything, with others: engines are simulated, or servers."""
     shipped = files.read_catalog()
     able = shipped.get(MODEL).model_copy(update={"use_cases": ("chat", "embed", "rerank")})
-    return Catalog(tuple(able if model.name == MODEL else model for model in shipped))
+    models = tuple(able if model.name == MODEL else model for model in shipped)
+    return catalogs.merge([Catalog(models), catalogs.parse(_OTHERS, "others")])
 
 
 @pytest.fixture
@@ -74,13 +115,15 @@ def api(settings: Settings, database: Database, publisher: CeleryPublisher, runs
 
 @pytest.fixture
 def start_pool(runs: Runs, settings: Settings, redis_url: str, valkey: redis.Redis) -> Iterator[StartPool]:
-    """Starts a pool: `slots` and `tokens_per_second` of its engine may be given."""
+    """Starts a pool: `slots` and `tokens_per_second` of its engine, or an engine of a model, may be given."""
     started: list[DirectRequests] = []
     pools = settings.pools.model_copy(update={"drain_timeout": timedelta(0)})
     impatient = settings.model_copy(update={"pools": pools})
 
-    def start(slots: int = 2, tokens_per_second: float = 500.0) -> DirectRequests:
-        engine = SimulatedEngine(slots, tokens_per_second, timedelta(0))
+    def start(
+        slots: int = 2, tokens_per_second: float = 500.0, *, model: str = MODEL, engine: Engine | None = None
+    ) -> DirectRequests:
+        engine = engine or SimulatedEngine(slots, tokens_per_second, timedelta(0))
         leases = Leases(runs, f"pool{len(started)}@here/1/x", interval=timedelta(seconds=1))
         leases.start()
         tokens = TokenWriter(redis_url)
@@ -95,7 +138,7 @@ def start_pool(runs: Runs, settings: Settings, redis_url: str, valkey: redis.Red
             AgentCalls("redis://127.0.0.1:1"),
             tokens=tokens,
         )
-        pool = DirectRequests(runtime, tokens, redis_url, catalog().get(MODEL).slug, f"pool{len(started)}")
+        pool = DirectRequests(runtime, tokens, redis_url, catalog().get(model).slug, f"pool{len(started)}")
         pool.on_phase(PoolPhase.SERVING)
         started.append(pool)
         return pool

@@ -15,7 +15,8 @@ import pytest
 from app.inference.requests import ChatMessage, FinishReason, GenerateRequest, NamedTool, Sampling, Tool, ToolCall
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine.remote import RemoteEngine, RemoteOptions, body
+from workers.engine.remote.body import body
+from workers.engine.remote.engine import RemoteEngine, RemoteOptions
 
 
 class Server:
@@ -97,7 +98,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def engine(server: Server) -> Iterator[RemoteEngine]:
-    engine = RemoteEngine(RemoteOptions(server.url, "m", api_key="k", slots=2))
+    engine = RemoteEngine(RemoteOptions(server.url, "m", api_key=lambda: "key-of-server", slots=2))
     yield engine
     engine.close()
 
@@ -113,7 +114,7 @@ def test_a_text_is_streamed_and_counted(server: Server, engine: RemoteEngine) ->
     assert (result.tokens_in, result.tokens_out) == (5, 2)
     assert pieces == ["Hello", " wörld"]
     (seen,) = server.seen
-    assert (seen["path"], seen["key"], seen["model"]) == ("/v1/chat/completions", "Bearer k", "m")
+    assert (seen["path"], seen["key"], seen["model"]) == ("/v1/chat/completions", "Bearer key-of-server", "m")
     assert (seen["seed"], seen["stop"], seen["top_k"]) == (3, ["x"], 40)
 
 
@@ -156,7 +157,7 @@ def test_a_deadline_keeps_the_text_so_far(engine: RemoteEngine) -> None:
         ("status 400 bad", FailureReason.INVALID_REQUEST),
         ("status 400 exceeds the context", FailureReason.CONTEXT_EXCEEDED),
         ("status 401", FailureReason.ENGINE_ERROR),
-        ("status 429", FailureReason.ENGINE_ERROR),
+        ("status 429", FailureReason.HTTP_THROTTLED),
         ("status 503", FailureReason.ENGINE_ERROR),
         ("status 504", FailureReason.TIMEOUT),
         ("short", FailureReason.ENGINE_ERROR),
@@ -199,7 +200,7 @@ def test_tool_results_refer_to_earlier_calls_by_id() -> None:
     called = ChatMessage("assistant", "", (ToolCall("f", {"x": 1}), ToolCall("g", {})))
     turns = (ChatMessage("user", "a"), called, ChatMessage("tool", "one"), ChatMessage("tool", "two"))
     request = GenerateRequest(messages=turns, tools=(Tool("f"), Tool("g")), tool_choice=NamedTool("g"))
-    sent = body(request, RemoteOptions("http://127.0.0.1:9/v1", "m"))
+    sent = body(request, "m", llama_fields=True)
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "g"}}
     numbers = [call["id"] for call in sent["messages"][1]["tool_calls"]]
     assert [turn["tool_call_id"] for turn in sent["messages"][2:]] == numbers

@@ -14,7 +14,7 @@ import pytest
 from app.inference.requests import EmbedRequest
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import Engine
-from workers.engine.remote import RemoteEngine, RemoteOptions
+from workers.engine.remote.engine import RemoteEngine, RemoteOptions
 
 
 class Server:

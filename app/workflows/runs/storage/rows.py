@@ -317,6 +317,7 @@ class AttemptRow(SQLModel, table=True):
             "finished_at",
             postgresql_where=text("outcome = 'succeeded' AND model IS NOT NULL"),
         ),
+        Index("ix_attempt_cost", "step_id", postgresql_where=text("cost IS NOT NULL")),
     )
 
     step_id: UUID = Field(primary_key=True, foreign_key="step.id", ondelete="CASCADE")
@@ -338,6 +339,8 @@ class AttemptRow(SQLModel, table=True):
     first_token_ms: int | None = None
     #: Why its text ended: `stop`, `length`, …
     finish_reason: str | None = Field(default=None, max_length=32)
+    #: The price of its tokens, in the currency of the catalogue; None for a model without a price.
+    cost: float | None = None
 
 
 class EventRow(SQLModel, table=True):

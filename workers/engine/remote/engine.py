@@ -1,0 +1,454 @@
+"""
+The remote engine: implements the engine protocol with an OpenAI-compatible server.
+
+Each request is one streamed HTTP call on its own thread, at most `slots` at a time; others wait in order.
+A cancelled request closes its connection at once, which frees the server's slot.
+Errors of the server and of the network become Arriero's errors. What is safe is tried again: a connection that could
+not be opened, and an answer 429 or 503 that says when. Nothing is sent twice once the server has begun to answer.
+The limits of the server, requests and tokens of a minute, are kept by waiting.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+import httpx2
+import numpy as np
+import structlog
+
+from app.inference.requests import Embedded, EmbedRequest, Generated, GenerateRequest, Reranked, RerankRequest
+from app.kernel import clock
+from app.kernel.errors import FailureReason, StepFailure
+from app.kernel.security import masking
+from app.kernel.security.egress import EgressPolicy
+from workers.engine import OnStop, OnText, vectors
+from workers.engine.metrics import EngineMetrics, Meter
+from workers.engine.remote import answer, refusals
+from workers.engine.remote.answer import StreamedAnswer
+from workers.engine.remote.body import body
+from workers.engine.remote.connection import Interruption, client
+from workers.engine.remote.rates import RateWindow
+
+_LOG = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
+#: Seconds between two probes of a server whose last call failed, and for one probe.
+_PROBE, _PROBE_TIMEOUT = 10.0, 5.0
+#: Seconds beyond the timeouts of a call after which its thread counts as stalled.
+_GRACE = 5.0
+#: Characters of a token, on average, and seconds before another try without Retry-After.
+_CHARACTERS, _PAUSE = 4, 0.5
+#: Most bytes of an answer with vectors.
+_MAX_VECTORS = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOptions:
+    """The address and the capabilities of the server."""
+
+    #: The base URL without `/chat/completions`, such as `http://127.0.0.1:8080/v1`.
+    url: str
+    #: The server's name for the model.
+    model: str
+    #: Returns the server's key at each call, so that a changed secret takes effect; None sends none.
+    api_key: Callable[[], str] | None = None
+    #: What connections may reach.
+    policy: EgressPolicy = field(default_factory=lambda: EgressPolicy(allow_private=True))
+    #: Most requests sent to the server at the same time.
+    slots: int = 4
+    #: Seconds to connect, and seconds without any data from the server.
+    connect_timeout: float = 10.0
+    read_timeout: float = 120.0
+    #: Further tries, and the most seconds of a Retry-After that is waited for.
+    retries: int = 2
+    max_retry_wait: float = 20.0
+    #: Limits of a minute; None means none.
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    #: Prefixes of texts that are embedded as queries and as documents.
+    query_prefix: str = ""
+    document_prefix: str = ""
+    #: Whether the server accepts llama.cpp's own fields, such as top_k, min_p and grammar.
+    llama_fields: bool = True
+    #: Further trusted certificates (PEM).
+    ca_file: Path | None = None
+
+
+class RemoteTicket:
+    """A handle on a request to the server."""
+
+    def __init__(self, request: GenerateRequest, on_text: OnText | None) -> None:
+        self.request, self._on_text = request, on_text
+        self.submitted = perf_counter()
+        self.interruption = Interruption()
+        #: Cancelled by the closing of the engine, not by the caller.
+        self.closed = False
+        self.future: Future[Generated] = Future()
+        self.pieces = 0
+
+    def result(self, timeout: float | None = None) -> Generated:
+        """See the protocol."""
+        return self.future.result(timeout)
+
+    def written(self) -> int:
+        """See the protocol. Pieces of text are counted: most servers send one for each token."""
+        return self.pieces
+
+    def cancel(self) -> None:
+        """See the protocol."""
+        self.interruption.request()
+
+    def when_done(self, action: Callable[[], None]) -> None:
+        """See the protocol."""
+        self.future.add_done_callback(lambda _: action())
+
+    def emit(self, text: str) -> None:
+        """Count a piece of text, and pass it to the reader. A reader that raises is not called again."""
+        self.pieces += 1
+        if self._on_text is not None:
+            try:
+                self._on_text(text)
+            except Exception:  # noqa: BLE001 (the reader is foreign code, and its errors end here)
+                _LOG.exception("text_reader_failed")
+                self._on_text = None
+
+
+class RemoteEngine:
+    """Serves one model of an OpenAI-compatible server."""
+
+    def __init__(self, options: RemoteOptions, on_problem: Callable[[str], None] = lambda _: None) -> None:
+        """`on_problem` gets why the server does not serve, and an empty text when it does again."""
+        self.options, self.slots, self._on_problem = options, options.slots, on_problem
+        self._client = client(options.policy, options.connect_timeout, options.read_timeout, options.ca_file)
+        self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="remote-engine")
+        self._lock = threading.Lock()
+        self._open: set[RemoteTicket] = set()
+        self._pending_vectors: dict[Future[Embedded], Interruption] = {}
+        #: By call, the time by which the server must have sent something.
+        self._due: dict[Interruption, float] = {}
+        self._rates = RateWindow(options.requests_per_minute, options.tokens_per_minute)
+        self._meter = Meter()
+        self._closed = threading.Event()
+        self.problem = ""
+        self._probing = threading.Thread(target=self._probe_while_down, name="remote-probe", daemon=True)
+        self._down = threading.Event()
+        self._probing.start()
+
+    def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> RemoteTicket:
+        """See the protocol. The server rejects what it can never serve, so such a failure comes with the result."""
+        if (request.prompt is None) == (not request.messages):
+            raise StepFailure(FailureReason.INVALID_REQUEST, "exactly one of messages and prompt is required")
+        if request.n != 1:
+            raise StepFailure(FailureReason.INVALID_REQUEST, f"n is {request.n}; a remote engine accepts only 1")
+        if request.logprobs is not None:
+            raise StepFailure(
+                FailureReason.INVALID_REQUEST, "logprobs is set; a remote engine has no log-probabilities"
+            )
+        ticket = RemoteTicket(request, on_text)
+        with self._lock:
+            if self._closed.is_set():
+                raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+            self._open.add(ticket)
+            self._meter.submitted += 1
+            self._threads.submit(self._serve, ticket)
+        return ticket
+
+    def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
+        """See the protocol. Texts are not truncated or split; the server rejects those that are too long."""
+        future: Future[Embedded] = Future()
+        interruption = Interruption()
+        with self._lock:
+            if self._closed.is_set():
+                raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+            self._pending_vectors[future] = interruption
+            self._threads.submit(self._serve_vectors, request, future, interruption)
+
+        def leave() -> None:
+            future.cancel()
+            interruption.request()
+
+        if on_stop is not None:
+            on_stop(leave)
+        try:
+            return future.result(timeout)
+        finally:
+            leave()
+            with self._lock:
+                self._pending_vectors.pop(future, None)
+
+    def rerank(
+        self,
+        request: RerankRequest,  # noqa: ARG002 the signature is the protocol's
+        timeout: float | None = None,  # noqa: ARG002 as above
+        on_stop: OnStop | None = None,  # noqa: ARG002 as above
+    ) -> Reranked:
+        """See the protocol. Refused: OpenAI's API has no reranking."""
+        message = f"{self.options.url} is reached through OpenAI's API, which has no reranking"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
+
+    def stalled_for(self) -> timedelta:
+        """See the protocol. A call stalls when its own timeouts have passed and it has not ended."""
+        with self._lock:
+            late = perf_counter() - min(self._due.values(), default=perf_counter())
+        return timedelta(seconds=max(late, 0.0))
+
+    def metrics(self) -> EngineMetrics:
+        """Return its counters and its current state."""
+        with self._lock:
+            running = min(len(self._open), self.slots)
+            waiting = len(self._open) - running
+        return self._meter.snapshot(slots=self.slots, running=running, waiting=waiting)
+
+    def probe(self) -> None:
+        """
+        Ask the server for its models: whether it answers, and accepts the key.
+
+        Raises StepFailure when it does not.
+        """
+        outcome = self._outcome(self._probe)
+        self._note(outcome)
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+    def close(self) -> None:
+        """See the protocol. Each call ends at once."""
+        with self._lock:
+            self._closed.set()
+            self._down.set()
+            for ticket in self._open:
+                ticket.closed = not ticket.interruption.requested.is_set()
+                ticket.cancel()
+            for future, interruption in self._pending_vectors.items():
+                _settle(future, StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed"))
+                interruption.request()
+        self._threads.shutdown(wait=True)
+        self._probing.join(timeout=_PROBE_TIMEOUT)
+        self._client.close()
+
+    def _serve(self, ticket: RemoteTicket) -> None:
+        """Make one call, on its own thread. The ticket is done afterwards in any case."""
+        outcome = self._outcome(lambda: self._call(ticket))
+        if ticket.interruption.requested.is_set():
+            stopped = StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
+            outcome = stopped if ticket.closed else CancelledError()
+        else:
+            self._note(outcome)
+        with self._lock:
+            self._open.discard(ticket)
+            self._due.pop(ticket.interruption, None)
+            self._count(outcome)
+        if isinstance(outcome, BaseException):
+            ticket.future.set_exception(outcome)
+        else:
+            ticket.future.set_result(outcome)
+
+    def _outcome(self, call: Callable[[], _T]) -> _T | BaseException:
+        """Return the result of a call, or the error that it ends with."""
+        options = self.options
+        try:
+            return call()
+        except (StepFailure, CancelledError) as error:
+            return error
+        except httpx2.ConnectError as error:
+            message = f"{options.url} cannot be reached: {self._masked(str(error))}"
+            return StepFailure(FailureReason.HTTP_UNREACHABLE, message)
+        except httpx2.ConnectTimeout:
+            message = f"{options.url} cannot be reached: no connection after {options.connect_timeout:g} s"
+            return StepFailure(FailureReason.HTTP_UNREACHABLE, message)
+        except httpx2.TimeoutException:
+            message = f"{options.url} did not answer in time: no data for {options.read_timeout:g} s"
+            return StepFailure(FailureReason.TIMEOUT, message)
+        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
+            message = f"the connection to {options.url} broke: {self._masked(str(error))}"
+            return StepFailure(FailureReason.ENGINE_ERROR, message)
+        except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
+            _LOG.exception("remote_call_failed")
+            return StepFailure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+
+    def _note(self, outcome: object) -> None:
+        """Note whether the server serves. What a request itself is to blame for says that it does."""
+        failed = outcome if isinstance(outcome, StepFailure) and outcome.reason in refusals.OF_SERVER else None
+        problem = "" if failed is None else failed.message
+        if isinstance(outcome, CancelledError) or problem == self.problem:
+            return
+        self.problem = problem
+        if problem:
+            _LOG.warning("server_does_not_serve", url=self.options.url, reason=problem)
+            self._down.set()
+        else:
+            _LOG.info("server_serves", url=self.options.url)
+            self._down.clear()
+        self._on_problem(problem)
+
+    def _probe_while_down(self) -> None:
+        """Probe the server while its last call has failed. Ends with the engine."""
+        while not self._closed.is_set():
+            self._down.wait()
+            if self._closed.wait(_PROBE):
+                return
+            if self.problem:
+                self._note(self._outcome(self._probe))
+
+    def _probe(self) -> None:
+        timeout = httpx2.Timeout(_PROBE_TIMEOUT)
+        with self._client.stream(
+            "GET", f"{self.options.url}/models", headers=self._headers(), timeout=timeout
+        ) as found:
+            # Servers without this resource answer 404: they serve, as far as is known.
+            if found.status_code >= 400 and found.status_code not in (404, 405):
+                raise self._refusal(found)
+
+    def _serve_vectors(self, request: EmbedRequest, future: Future[Embedded], interruption: Interruption) -> None:
+        if future.done():
+            return
+        outcome = self._outcome(lambda: self._vectors(request, interruption))
+        if not interruption.requested.is_set():
+            self._note(outcome)
+        with self._lock:
+            self._due.pop(interruption, None)
+        _settle(future, outcome)
+
+    def _vectors(self, request: EmbedRequest, interruption: Interruption) -> Embedded:
+        options, started_at = self.options, perf_counter()
+        texts = vectors.with_prefixes(request, options.query_prefix, options.document_prefix)
+        sent = {"model": options.model, "input": list(texts), "encoding_format": "float"}
+        with self._sent("embeddings", sent, sum(map(len, texts)), interruption) as (response, record):
+            raw = answer.read(response.iter_bytes(), _MAX_VECTORS)
+        try:
+            given = json.loads(raw)
+            found = {int(one["index"]): np.asarray(one["embedding"], np.float32) for one in given["data"]}
+            rows = [found[index] for index in range(len(texts))]
+            counted = int((given.get("usage") or {}).get("prompt_tokens", 0))
+            whole = vectors.normalised(rows, request.dimensions)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+            message = f"the server's answer does not contain a vector for each text: {type(error).__name__}"
+            raise StepFailure(FailureReason.ENGINE_ERROR, message) from None
+        self._rates.correct(record, counted)
+        return Embedded(whole, counted, timedelta(seconds=perf_counter() - started_at))
+
+    def _call(self, ticket: RemoteTicket) -> Generated:
+        request = ticket.request
+        path = "chat/completions" if request.prompt is None else "completions"
+        sent = body(request, self.options.model, llama_fields=self.options.llama_fields)
+        length = len(request.prompt or "") + sum(len(message.content) for message in request.messages)
+        streamed = StreamedAnswer(ticket.submitted)
+        with self._sent(path, sent, length, ticket.interruption) as (response, record):
+            for event in answer.events(response.iter_bytes()):
+                self._progress(ticket.interruption)
+                if request.deadline is not None and clock.now() >= request.deadline:
+                    late = "the deadline passed before the text was complete"
+                    raise StepFailure(FailureReason.TIMEOUT, late, text=streamed.text)
+                if new := streamed.add(event):
+                    ticket.emit(new)
+        generated = streamed.generated(request)
+        self._rates.correct(record, generated.tokens_in + generated.tokens_out)
+        return generated
+
+    @contextmanager
+    def _sent(
+        self, path: str, content: Mapping[str, Any], characters: int, interruption: Interruption
+    ) -> Iterator[tuple[httpx2.Response, list[float]]]:
+        """
+        Send a request, and again as far as that is safe. Yields the answer of the server, which has begun.
+
+        Raises StepFailure, CancelledError, and errors of httpx.
+        """
+        options = self.options
+        for tries_left in range(options.retries, -1, -1):
+            record = self._admitted(characters // _CHARACTERS, interruption)
+            self._progress(interruption)
+            pause = _PAUSE
+            with interruption.watching():
+                try:
+                    request = self._client.build_request(
+                        "POST", f"{options.url}/{path}", json=content, headers=self._headers()
+                    )
+                    response = self._client.send(request, stream=True)
+                except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                    if not tries_left or interruption.requested.is_set():
+                        raise
+                else:
+                    try:
+                        if response.status_code < 300:
+                            yield response, record
+                            return
+                        refusal = self._refusal(response)
+                    finally:
+                        response.close()
+                    pause = -1.0 if refusal.retry_after is None else refusal.retry_after.total_seconds()
+                    if not tries_left or not 0 <= pause <= options.max_retry_wait:
+                        raise refusal
+            self._wait(pause, interruption)
+
+    def _admitted(self, tokens: int, interruption: Interruption) -> list[float]:
+        """Wait until the limits of the server allow the request, and count it. Raises CancelledError."""
+        while True:
+            with self._lock:
+                now = perf_counter()
+                seconds = self._rates.wait(now, tokens)
+                if not seconds:
+                    return self._rates.send(now, tokens)
+            self._wait(seconds, interruption)
+
+    def _wait(self, seconds: float, interruption: Interruption) -> None:
+        """Wait before the request is sent; this is no stall. Raises CancelledError."""
+        with self._lock:
+            self._due[interruption] = float("inf")
+        if interruption.requested.wait(seconds):
+            raise CancelledError
+
+    def _progress(self, interruption: Interruption) -> None:
+        options = self.options
+        with self._lock:
+            self._due[interruption] = perf_counter() + options.connect_timeout + options.read_timeout + _GRACE
+        if interruption.requested.is_set():
+            raise CancelledError
+
+    def _headers(self) -> dict[str, str]:
+        key = self._key()
+        return {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+    def _key(self) -> str | None:
+        return None if self.options.api_key is None else self.options.api_key()
+
+    def _masked(self, text: str) -> str:
+        key = self._key()
+        return masking.masked(text, (key,)) if key else text
+
+    def _refusal(self, response: httpx2.Response) -> StepFailure:
+        """Return the error for an answer that is no success."""
+        said = answer.read(response.iter_bytes(), refusals.MAX_BYTES, cut=True).decode(errors="replace")
+        return refusals.of_answer(response.status_code, response.headers, self._masked(said), clock.now())
+
+    def _count(self, outcome: Generated | BaseException) -> None:
+        meter = self._meter
+        match outcome:
+            case Generated():
+                meter.finished += 1
+                meter.tokens_in += outcome.tokens_in
+                meter.tokens_out += outcome.tokens_out
+                meter.tokens_reused += outcome.tokens_cached
+                meter.tokens_computed += max(outcome.tokens_in - outcome.tokens_cached, 0)
+            case StepFailure(reason=FailureReason.TIMEOUT):
+                meter.timed_out += 1
+            case CancelledError():
+                meter.cancelled += 1
+            case _:
+                meter.failed += 1
+
+
+def _settle(future: Future[Embedded], outcome: Embedded | BaseException) -> None:
+    with suppress(InvalidStateError):  # the caller has stopped waiting and cancelled it
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
