@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from app.kernel.settings import Settings
@@ -44,6 +45,7 @@ def _is_direct(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return True
 
 
+@lru_cache(maxsize=1024)
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

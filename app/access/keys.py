@@ -114,6 +114,7 @@ def verify(given: bytes, stored: StoredSecrets | None, age: float) -> Verdict:
     current = _NO_HASH if stored is None else stored.current
     previous = _NO_HASH if stored is None or stored.previous is None else stored.previous
     is_current, is_previous = hmac.compare_digest(given, current), hmac.compare_digest(given, previous)
+    is_previous = is_previous and stored is not None and stored.previous is not None
     if stored is None or not (is_current or is_previous):
         return Verdict(UNKNOWN)
     if stored.revoked:

@@ -3,7 +3,8 @@ The keyring: which caller a key belongs to, without a query per request.
 
 What the database says about a key is kept for `MAX_AGE`, after which a revocation is seen at the latest; where it was
 revoked through the same process, at once. A key that is in use is read again before that, while requests go on.
-That a key was used is written at most once a minute, and no request waits for it.
+That a key was used is written at most once a minute, and no request waits for it. A flood of unknown keys displaces no
+known one, and delays its look-up by that of `_MAX_LOOK_UPS` others at most.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _log = log.get(__name__)
 MAX_AGE = 5.0
 #: Seconds after which a key that is used is read again in the background.
 _REFRESH_AGE = 2.0
-#: Most keys that are kept, known and unknown ones; and most that are looked up at a time.
+#: Most known and most unknown keys that are kept; and most that are looked up at a time, besides known ones.
 _MAX_KEPT, _MAX_LOOK_UPS = 10_000, 100
 
 
@@ -53,7 +54,11 @@ class Keyring:
         """`operator_key` may do everything, without a row in the database. `now` is a monotonic clock, in seconds."""
         self._database, self._now = database, now
         self._operator = None if operator_key is None else keys.hash_of(operator_key)
-        self._entries: dict[str, _Entry] = {}
+        #: By id, the oldest first.
+        self._known: dict[str, _Entry] = {}
+        self._unknown: dict[str, _Entry] = {}
+        #: How often a key was forgotten: what was read before that is not kept.
+        self._forgotten = 0
         self._look_ups: dict[str, asyncio.Task[_Entry]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -79,14 +84,16 @@ class Keyring:
 
     def forget(self, key_id: str) -> None:
         """Ask the database about a key at its next use: it was changed."""
-        self._entries.pop(key_id, None)
+        self._forgotten += 1
+        self._known.pop(key_id, None)
+        self._unknown.pop(key_id, None)
 
     async def close(self) -> None:
         """Wait for what is being written."""
         await asyncio.gather(*self._look_ups.values(), *self._background, return_exceptions=True)
 
     async def _entry(self, key_id: str) -> _Entry:
-        entry = self._entries.get(key_id)
+        entry = self._known.get(key_id) or self._unknown.get(key_id)
         age = MAX_AGE if entry is None else self._now() - entry.asked_at
         if entry is not None and age < MAX_AGE:
             if age >= _REFRESH_AGE and key_id not in self._look_ups:
@@ -98,19 +105,22 @@ class Keyring:
         """Ask the database; requests with the same key share the answer."""
         task = self._look_ups.get(key_id)
         if task is None:
-            if len(self._look_ups) >= _MAX_LOOK_UPS:
+            if len(self._look_ups) >= _MAX_LOOK_UPS and key_id not in self._known:
                 raise Unavailable("too many API keys are being looked up; send this request again")
             task = self._look_ups[key_id] = asyncio.create_task(self._read(key_id))
             task.add_done_callback(lambda _: self._look_ups.pop(key_id, None))
         return await asyncio.shield(task)
 
     async def _read(self, key_id: str) -> _Entry:
-        entry = _Entry(None, self._now())
+        entry, forgotten = _Entry(None, self._now()), self._forgotten
         entry.stored = await threads.run_for_keys(self._find, key_id)
-        while len(self._entries) >= _MAX_KEPT:
-            self._entries.pop(next(iter(self._entries)), None)
-        self._entries.pop(key_id, None)  # to the end: the first ones are the oldest
-        self._entries[key_id] = entry
+        if self._forgotten == forgotten:
+            self._known.pop(key_id, None)
+            self._unknown.pop(key_id, None)
+            kept = self._unknown if entry.stored is None else self._known
+            while len(kept) >= _MAX_KEPT:
+                kept.pop(next(iter(kept)), None)
+            kept[key_id] = entry
         return entry
 
     def _find(self, key_id: str) -> StoredSecrets | None:

@@ -270,6 +270,8 @@ def running_tree(
             report(
                 "warning", f"{leftover.name} of an earlier start was still running (pid {leftover.pid}); it was ended"
             )
+        # Programs call no API, so none of them gets the key of the settings.
+        settings = settings.model_copy(update={"api": settings.api.model_copy(update={"key": None})})
         settings, listeners = _listening(settings, stack, flower=flower)
         record.api = url_at(settings.api.host, settings.api.port)
         record.flower = url_at(settings.flower.host, settings.flower.port) if flower else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,14 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from app.access import keys
-from app.access.callers import KeyScope, NotAuthenticated
+from app.access.callers import LOCAL, KeyScope, NotAuthenticated
+from app.access.keys import StoredSecrets
+from app.api.access import keyring
 from app.api.access.keyring import MAX_AGE, Keyring
 from app.api.main import serve
 from app.api.services import Services
 from app.kernel.database import Database
+from app.kernel.errors import Unavailable
 from app.kernel.sections.access import AccessSettings
 
 ALL = [scope.value for scope in KeyScope]
@@ -175,6 +179,46 @@ def test_a_key_costs_no_query_while_it_is_fresh_and_its_revocation_is_seen_in_ti
             with pytest.raises(NotAuthenticated):
                 await ring.caller_of(unknown)
         assert queries.count("u" * keys.ID_CHARACTERS) == 1
+        await ring.close()
+
+    asyncio.run(check())
+
+
+def test_a_flood_of_unknown_keys_is_bounded_and_displaces_no_known_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyring, "_MAX_KEPT", 5)
+    monkeypatch.setattr(keyring, "_MAX_LOOK_UPS", 10)
+    key, now = keys.compose("k" * keys.ID_CHARACTERS, "s" * keys.SECRET_CHARACTERS), [0.0]
+    known = StoredSecrets(LOCAL, keys.hash_of(key), None, False, None, None, 0.0, None)
+    answer = threading.Event()
+
+    class Slow(Keyring):
+        def _find(self, key_id: str) -> StoredSecrets | None:
+            if key_id[0] == "k":
+                return known
+            assert answer.wait(60)
+            return None
+
+    async def refused(ring: Keyring, number: int) -> type[Exception] | None:
+        try:
+            await ring.caller_of(keys.compose(f"u{number:09}", "s" * keys.SECRET_CHARACTERS))
+        except (NotAuthenticated, Unavailable) as error:
+            return type(error)
+        return None
+
+    async def check() -> None:
+        ring = Slow(database, now=lambda: now[0])
+        assert await ring.caller_of(key) is LOCAL
+        flood = [asyncio.create_task(refused(ring, number)) for number in range(30)]
+        now[0] += MAX_AGE
+        again = asyncio.create_task(ring.caller_of(key))
+        answer.set()
+        assert await again is LOCAL
+        found = await asyncio.gather(*flood)
+        assert (found.count(NotAuthenticated), found.count(Unavailable)) == (10, 20)
+        assert list(ring._known) == ["k" * keys.ID_CHARACTERS]
+        assert len(ring._unknown) == 5
         await ring.close()
 
     asyncio.run(check())

@@ -7,13 +7,16 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
+from app.kernel.database import Database
 from app.workflows import registry
 from app.workflows.language import check
-from app.workflows.runs import forks, views
+from app.workflows.runs import control, forks, views
+from app.workflows.runs.control import Filter
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from app.workflows.schedules.schedule import Schedule
 from app.workflows.schedules.service import Schedules
+from tests import growth
 from tests.workflows.conftest import StepWorker
 
 #: Its own label names another namespace.
@@ -68,3 +71,27 @@ def test_the_run_of_a_schedule_belongs_to_the_namespace_of_the_schedule(runs: Ru
 
     assert namespaces(runs) == {("called", "a", "a")}
     assert Schedules(runs, timedelta(days=1), "b").all("b") == []
+
+
+def test_what_a_namespace_costs_does_not_grow_with_the_runs_of_others(runs: Runs) -> None:
+    """Its lists, its look-ups by a part of an id, and its requests for many read its own rows."""
+    one = Database(runs.database.raw_url(), pool_size=1)
+    alone = Runs(one, runs.publisher, runs.policy)
+    mine = [runs.submit(Submission(check.parse(CALLED), {}, namespace="a")).id for _ in range(3)]
+
+    def looks() -> None:
+        assert [run.id for run in views.page(one, limit=50, namespace="a").runs] == mine[::-1]
+        assert len(views.page(one, limit=50, namespace="a", states=["queued"]).runs) == 3
+        assert views.find(one, str(mine[0]), "a") == mine[0]
+        assert views.find(one, str(mine[0])[-12:], "a") == mine[0]
+        assert control.retry_all(alone, Filter(namespace="a")).done == []
+
+    try:
+        growth.keep_ended(one, 2_000, each=1)
+        looks()  # what is read once
+        few = growth.rows_read(one, looks)
+        growth.keep_ended(one, 20_000, each=1)
+        many = growth.rows_read(one, looks)
+    finally:
+        one.close()
+    assert many < few + 1_000

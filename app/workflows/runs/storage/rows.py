@@ -131,7 +131,6 @@ class RunRow(SQLModel, table=True):
         Index("ix_run_state_id", "state", "id"),
         Index("ix_run_workflow_id", "workflow", "id"),
         Index("ix_run_namespace_id", "namespace", "id"),
-        Index("ix_run_namespace_state_id", "namespace", "state", "id"),
         Index("ix_run_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
         Index("ix_run_parent", "parent_step_id", postgresql_where=text("parent_step_id IS NOT NULL")),
         Index(
