@@ -180,7 +180,7 @@ async def _call(client: httpx2.AsyncClient, number: int) -> Streamed:
         async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             result.run_id = answer.headers.get("X-Arriero-Run", "")
             if answer.status_code != 200:
-                result.error = f"status {answer.status_code}"
+                result.error = f"status {answer.status_code}: {(await answer.aread()).decode()[:200]}"
                 return result
             async for line in answer.aiter_lines():
                 ended = ended or line == "data: [DONE]"

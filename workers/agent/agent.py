@@ -311,7 +311,8 @@ class Agent:
         except LeaseLost as error:
             _log.info("pool_not_started", pool=pool.id, reason=str(error))
             return
-        environment = self._environment | inventory.device_environment(self.host, measured, pool.bytes)
+        devices = inventory.device_environment(self.host, measured, pool.bytes)
+        environment = {**inventory.THREAD_ENVIRONMENT, **self._environment, **devices}
         self._remove_old_logs()
         oom_kills = control_group.oom_kills()
         try:

@@ -148,6 +148,12 @@ def used(host: str, inventory: Inventory, devices: Iterable[str], pid: int) -> d
     return {id_: -(-size // _MIB) * _MIB for id_, size in found.items()}
 
 
+#: How the threads of llama.cpp (libgomp's) wait for one another within a step: they spin for a tenth of a millisecond,
+#: and then sleep. By default they spin for some milliseconds: with other processes on the same cores, a thread that
+#: waits for one without a core keeps the core that this one needs.
+THREAD_ENVIRONMENT: Mapping[str, str] = {"GOMP_SPINCOUNT": "2000"}
+
+
 def device_environment(host: str, inventory: Inventory, devices: Collection[str]) -> dict[str, str]:
     """Return the variables that make only these devices visible to a process, in the order of the inventory."""
     uuids = [device.uuid for device in inventory.devices if id_of(host, device) in devices and device.uuid]

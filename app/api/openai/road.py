@@ -51,7 +51,13 @@ _LIST_EXPIRES = 10
 def connect(redis_url: str) -> Redis:
     """Return a client for requests and token streams; a connection is opened when it is needed."""
     return Redis.from_url(
-        redis_url, socket_connect_timeout=2, socket_timeout=_ANSWER_TIMEOUT, health_check_interval=15, protocol=2
+        redis_url,
+        # The library's own limit is 100. Every call sends a few short commands, each on a connection that is free.
+        max_connections=2 * MAX_CALLS,
+        socket_connect_timeout=2,
+        socket_timeout=_ANSWER_TIMEOUT,
+        health_check_interval=15,
+        protocol=2,
     )
 
 

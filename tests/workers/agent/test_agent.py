@@ -12,6 +12,7 @@ from sqlalchemy import text
 from app.fleet import views
 from app.kernel import settings
 from app.kernel.database import Database
+from app.kernel.errors import ServerNotStarted
 from tests.fleet.granting import begun, granted
 from workers.agent.agent import Agent
 
@@ -77,3 +78,21 @@ def test_a_pass_continues_when_a_model_file_crashes_its_reader(
     agent._files.invalidate()
     agent._run_pass()
     assert views.hosts(database)[0].problems == []
+
+
+def test_pools_do_not_spin_for_long(agent: Agent, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool's threads wait as the agent says, unless the operator says otherwise (app/decisions.md, 84)."""
+    started: list[dict[str, str]] = []
+
+    def refused(_: object, environment: dict[str, str]) -> None:
+        started.append(environment)
+        raise ServerNotStarted("pool", "a test")
+
+    monkeypatch.setattr(agent, "_start_process", refused)
+    for own in ({}, {"GOMP_SPINCOUNT": "7"}):
+        agent._environment |= own
+        agent._run_pass()
+        pool = granted(database, "h", {"h/cpu": 100})
+        assert isinstance(pool, str)
+        agent._run_pass()
+    assert [one["GOMP_SPINCOUNT"] for one in started] == ["2000", "7"]
