@@ -15,6 +15,7 @@ from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.calls import RUN_HEADER, ModelCall
 from app.api.openai.errors import OpenAIRoute
+from app.api.openai.fallback import MODEL_HEADER, REASON_HEADER
 from app.api.openai.road import InjectedRoad, Road
 from app.api.services import InjectedServices, Services
 from app.catalog.model import Model
@@ -38,7 +39,14 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer in OpenAI's form, or with `stream` its chunks as server-sent events",
         "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
-        "headers": {RUN_HEADER: {"schema": {"type": "string"}, "description": "The id of the run"}},
+        "headers": {
+            RUN_HEADER: {"schema": {"type": "string"}, "description": "The id of the run"},
+            MODEL_HEADER: {"schema": {"type": "string"}, "description": "The model that answers"},
+            REASON_HEADER: {
+                "schema": {"type": "string"},
+                "description": "Why that one, for an alias, a selector or a fallback",
+            },
+        },
     },
     **errors.documented(*_STATUSES),
 }
