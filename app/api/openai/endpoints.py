@@ -15,6 +15,7 @@ from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.calls import CACHE_HEADER, RUN_HEADER, ModelCall
 from app.api.openai.errors import OpenAIRoute
+from app.api.openai.fallback import MODEL_HEADER, REASON_HEADER
 from app.api.openai.options import CallOptions, InjectedOptions
 from app.api.openai.road import InjectedRoad, Road
 from app.api.services import InjectedServices, Services
@@ -45,6 +46,11 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
             CACHE_HEADER: {
                 "schema": {"enum": [status.value for status in CacheStatus]},
                 "description": "What the response cache did; with `hit` and `near`, `Age` has the seconds",
+            },
+            MODEL_HEADER: {"schema": {"type": "string"}, "description": "The model that answers"},
+            REASON_HEADER: {
+                "schema": {"type": "string"},
+                "description": "Why that one, for an alias, a selector or a fallback",
             },
         },
     },

@@ -20,7 +20,7 @@ from app.kernel.errors import NotFound
 
 router = APIRouter(
     prefix="/v1/models/select",
-    tags=["models"],
+    tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],
     route_class=OpenAIRoute,
 )

@@ -170,7 +170,7 @@ def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None
     console().print(drawn(found, clock.now()))
     _print_attempts(found)
     if found["cost"] is not None:
-        typer.echo(f"cost: {found['cost']:.6g}")
+        typer.echo(f"cost: {found['cost']:.6f}")
     _print_result(found)
 
 

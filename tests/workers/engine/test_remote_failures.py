@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from app.inference.requests import ChatMessage, EmbedRequest, GenerateRequest
+from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.security.egress import EgressPolicy
 from workers.engine.remote.engine import RemoteEngine, RemoteOptions
@@ -204,6 +206,27 @@ def test_nothing_is_sent_again_once_the_answer_has_begun(server: Server, engines
     assert len(server.seen) == 1
 
 
+def test_a_connection_that_breaks_keeps_the_text_so_far(server: Server, engines: Engines) -> None:
+    def cut(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(f"data: {json.dumps(DONE[0])}\n\n".encode())
+
+    server.answers = [cut]
+    found = failure(engines())
+    assert (found.reason, found.text) == (FailureReason.ENGINE_ERROR, "ok")
+    assert "broke" in found.message
+
+
+def test_a_deadline_says_nothing_of_the_server(server: Server, engines: Engines) -> None:
+    engine = engines()
+    request = replace(REQUEST, deadline=clock.now() - timedelta(seconds=1))
+    with pytest.raises(StepFailure) as caught:
+        engine.generate(request).result(60)
+    assert (caught.value.reason, engine.problem) == (FailureReason.TIMEOUT, "")
+
+
 def test_a_cancelled_request_leaves_a_silent_server_at_once(server: Server, engines: Engines) -> None:
     server.answers = [server.silent]
     ticket = engines(read_timeout=600).generate(REQUEST)
@@ -316,3 +339,15 @@ def test_the_rate_window() -> None:
     assert tokens.wait(30.0, 10) == 30.0
     assert tokens.wait(30.0, 5) == 0
     assert tokens.wait(61.0, 1_000_000) == 0, "a request beyond the limit goes alone"
+
+
+def test_a_secret_that_is_gone_fails_the_request_alone(server: Server) -> None:
+    def gone() -> str:
+        raise StepFailure(FailureReason.TEMPLATE_ERROR, "there is no secret 'k'")
+
+    for url in (server.url, "http://127.0.0.1:1/v1"):
+        engine = RemoteEngine(RemoteOptions(url, "m", api_key=gone, retries=0))
+        found = failure(engine)
+        assert (found.reason, found.message) == (FailureReason.TEMPLATE_ERROR, "there is no secret 'k'")
+        engine.close()
+    assert server.seen == []

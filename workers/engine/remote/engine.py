@@ -41,14 +41,25 @@ from workers.engine.remote.rates import RateWindow
 _LOG = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
-#: Seconds between two probes of a server whose last call failed, and for one probe.
-_PROBE, _PROBE_TIMEOUT = 10.0, 5.0
+#: Seconds until the first probe of a server whose last call failed, the most between two probes, and for one probe.
+_FIRST_PROBE, _PROBE, _PROBE_TIMEOUT = 1.0, 10.0, 5.0
 #: Seconds beyond the timeouts of a call after which its thread counts as stalled.
 _GRACE = 5.0
 #: Characters of a token, on average, and seconds before another try without Retry-After.
 _CHARACTERS, _PAUSE = 4, 0.5
 #: Most bytes of an answer with vectors.
 _MAX_VECTORS = 512 * 2**20
+
+#: Errors of the network.
+_BROKEN = (httpx2.HTTPError, httpx2.StreamError, OSError)
+
+
+class _DeadlinePassed(StepFailure):
+    """The deadline of a request passed while the server wrote: it serves."""
+
+    def __init__(self, text: str) -> None:
+        message = "the deadline passed before the text was complete"
+        super().__init__(FailureReason.TIMEOUT, message, text=text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,32 +264,37 @@ class RemoteEngine:
 
     def _outcome(self, call: Callable[[], _T]) -> _T | BaseException:
         """Return the result of a call, or the error that it ends with."""
-        options = self.options
         try:
             return call()
         except (StepFailure, CancelledError) as error:
             return error
-        except httpx2.ConnectError as error:
-            message = f"{options.url} cannot be reached: {self._masked(str(error))}"
-            return StepFailure(FailureReason.HTTP_UNREACHABLE, message)
-        except httpx2.ConnectTimeout:
-            message = f"{options.url} cannot be reached: no connection after {options.connect_timeout:g} s"
-            return StepFailure(FailureReason.HTTP_UNREACHABLE, message)
-        except httpx2.TimeoutException:
-            message = f"{options.url} did not answer in time: no data for {options.read_timeout:g} s"
-            return StepFailure(FailureReason.TIMEOUT, message)
-        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-            message = f"the connection to {options.url} broke: {self._masked(str(error))}"
-            return StepFailure(FailureReason.ENGINE_ERROR, message)
+        except _BROKEN as error:
+            return self._broken(error)
         except Exception as error:  # noqa: BLE001 (the outermost shell of the thread)
             _LOG.exception("remote_call_failed")
             return StepFailure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
+
+    def _broken(self, error: Exception, text: str | None = None) -> StepFailure:
+        """Return the failure for an error of the network; `text` is the text so far."""
+        options = self.options
+        match error:
+            case httpx2.ConnectTimeout():
+                message = f"{options.url} cannot be reached: no connection after {options.connect_timeout:g} s"
+                return StepFailure(FailureReason.HTTP_UNREACHABLE, message)
+            case httpx2.ConnectError():
+                message = f"{options.url} cannot be reached: {self._masked(str(error))}"
+                return StepFailure(FailureReason.HTTP_UNREACHABLE, message)
+            case httpx2.TimeoutException():
+                message = f"{options.url} did not answer in time: no data for {options.read_timeout:g} s"
+                return StepFailure(FailureReason.TIMEOUT, message, text=text)
+        message = f"the connection to {options.url} broke: {self._masked(str(error))}"
+        return StepFailure(FailureReason.ENGINE_ERROR, message, text=text)
 
     def _note(self, outcome: object) -> None:
         """Note whether the server serves. What a request itself is to blame for says that it does."""
         failed = outcome if isinstance(outcome, StepFailure) and outcome.reason in refusals.OF_SERVER else None
         problem = "" if failed is None else failed.message
-        if isinstance(outcome, CancelledError) or problem == self.problem:
+        if isinstance(outcome, CancelledError | _DeadlinePassed) or problem == self.problem:
             return
         self.problem = problem
         if problem:
@@ -293,10 +309,13 @@ class RemoteEngine:
         """Probe the server while its last call has failed. Ends with the engine."""
         while not self._closed.is_set():
             self._down.wait()
-            if self._closed.wait(_PROBE):
-                return
-            if self.problem:
-                self._note(self._outcome(self._probe))
+            pause = _FIRST_PROBE
+            while self._down.is_set():
+                if self._closed.wait(pause):
+                    return
+                pause = min(2 * pause, _PROBE)
+                if self.problem:
+                    self._note(self._outcome(self._probe))
 
     def _probe(self) -> None:
         timeout = httpx2.Timeout(_PROBE_TIMEOUT)
@@ -342,13 +361,15 @@ class RemoteEngine:
         length = len(request.prompt or "") + sum(len(message.content) for message in request.messages)
         streamed = StreamedAnswer(ticket.submitted)
         with self._sent(path, sent, length, ticket.interruption) as (response, record):
-            for event in answer.events(response.iter_bytes()):
-                self._progress(ticket.interruption)
-                if request.deadline is not None and clock.now() >= request.deadline:
-                    late = "the deadline passed before the text was complete"
-                    raise StepFailure(FailureReason.TIMEOUT, late, text=streamed.text)
-                if new := streamed.add(event):
-                    ticket.emit(new)
+            try:
+                for event in answer.events(response.iter_bytes()):
+                    self._progress(ticket.interruption)
+                    if request.deadline is not None and clock.now() >= request.deadline:
+                        raise _DeadlinePassed(streamed.text)
+                    if new := streamed.add(event):
+                        ticket.emit(new)
+            except _BROKEN as error:
+                raise self._broken(error, streamed.text) from None
         generated = streamed.generated(request)
         self._rates.correct(record, generated.tokens_in + generated.tokens_out)
         return generated
@@ -421,7 +442,10 @@ class RemoteEngine:
         return None if self.options.api_key is None else self.options.api_key()
 
     def _masked(self, text: str) -> str:
-        key = self._key()
+        try:
+            key = self._key()
+        except StepFailure:  # the secret is gone: nothing was sent with it
+            return text
         return masking.masked(text, (key,)) if key else text
 
     def _refusal(self, response: httpx2.Response) -> StepFailure:
