@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
@@ -9,9 +11,9 @@ from app.kernel.errors import BodyTooLarge, InvalidInput, Problem
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies of more than `limit` bytes with 413, and URLs with NUL with 422."""
+    """ASGI middleware that refuses bodies over the limit of the moment with 413, and URLs with NUL with 422."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: Callable[[], int]) -> None:
         self._app, self._limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -23,9 +25,10 @@ class BodyLimit:
             problem = Problem("url", "it contains the character NUL", "a URL without %00")
             await problems.of_error(422, InvalidInput([problem], "url"))(scope, receive, send)
             return
+        limit = self._limit()
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._limit:
-            await problems.of_error(413, BodyTooLarge(self._limit))(scope, receive, send)
+        if declared.isdigit() and int(declared) > limit:
+            await problems.of_error(413, BodyTooLarge(limit))(scope, receive, send)
             return
         received, answered = 0, False
 
@@ -33,8 +36,8 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit:
-                raise BodyTooLarge(self._limit)
+            if received > limit:
+                raise BodyTooLarge(limit)
             return message
 
         async def noting_send(message: Message) -> None:

@@ -23,8 +23,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import __version__
+from app.access.limits.limits import LimitReached
 from app.api import dead_letters, documentation, health, problems, queries, schemas, threads
 from app.api.activity import ActivityMiddleware
+from app.api.admin import audit, call_limits
+from app.api.admin import settings as settings_resource
+from app.api.admission import CallGate, policy_headers, refusal_headers
+from app.api.auditing import AuditMiddleware
 from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
@@ -56,6 +61,7 @@ from app.kernel.errors import (
     Problem,
     Unavailable,
 )
+from app.kernel.live.notices import ChangeListener, ChangeTopic
 from app.kernel.security.request_guard import STATUS as FORBIDDEN
 from app.kernel.security.request_guard import ForbiddenRequest, guard_of
 from app.kernel.settings import Settings
@@ -79,6 +85,7 @@ STATUSES: Mapping[type[ArrieroError], int] = {
     Conflict: 409,
     ModelFileUnusable: 409,
     Unavailable: 503,
+    LimitReached: 429,
     ArrieroError: 500,
 }
 
@@ -105,6 +112,9 @@ ROUTERS = (
     pools.router,
     hosts.router,
     namespaces.router,
+    settings_resource.router,
+    call_limits.router,
+    audit.router,
     dead_letters.router,
     health.router,
 )
@@ -114,6 +124,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
     *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
+    *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )
 
 _DESCRIPTION = """
@@ -139,7 +150,10 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
     catalog = LiveCatalog(settings)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
     devices, instance = Devices(settings.fleet), instance or str(ids.new_id())
-    app = serve(Services(settings, database, publisher, service, catalog, devices, operator_commands, instance))
+    services = Services(settings, database, publisher, service, catalog, devices, operator_commands, instance)
+    services.live.refresh(database)
+    services.call_limits.refresh(database)
+    app = serve(services)
     app.add_middleware(ActivityMiddleware, activity=Activity(servers.redis_url))
     return app
 
@@ -150,14 +164,24 @@ def serve(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         threads.limit_requests()
-        client = road.connect(addresses.of(services.settings).redis_url)
+        redis_url = addresses.of(services.settings).redis_url
+        listener = ChangeListener(
+            redis_url,
+            {
+                ChangeTopic.SETTINGS: lambda: services.live.refresh(services.database),
+                ChangeTopic.LIMITS: lambda: services.call_limits.refresh(services.database),
+            },
+        )
+        listener.start()
+        client = road.connect(redis_url)
         reader = TokenReader(client)
         reader.start()
-        app.state.road = Road(services.runs, client, reader)
+        app.state.road = Road(services.runs, client, reader, CallGate(client, services.call_limits))
         yield
         await app.state.road.close()
         await reader.close()
         await client.aclose()
+        listener.close()
         services.database.close()
         services.devices.close()
 
@@ -184,7 +208,8 @@ def serve(services: Services) -> FastAPI:
     app.add_exception_handler(UnicodeEncodeError, _on_unstorable)
     app.add_exception_handler(Exception, _on_defect)
     settings = services.settings
-    app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes)
+    app.add_middleware(AuditMiddleware, services=services)
+    app.add_middleware(BodyLimit, limit=lambda: services.settings.api.max_body_bytes)
     # The middleware that is added last runs first.
     app.add_middleware(GuardMiddleware, guard=guard_of(settings.api.host, settings.trusted_hosts, settings.api.url))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # the documented way to change the document
@@ -198,7 +223,10 @@ def status_of(error: ArrieroError) -> int:
 
 def _on_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ArrieroError)
-    return problems.of_error(status_of(error), error)
+    answer = problems.of_error(status_of(error), error)
+    if isinstance(error, LimitReached):
+        answer.headers.update({**policy_headers(error.standings), **refusal_headers(error)})
+    return answer
 
 
 def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:

@@ -14,6 +14,8 @@ Redis keys. Celery and RedBeat create all but the last five:
     arriero:dead-letters*       unreadable messages (`app/kernel/dead_letters.py`)
     arriero:direct*             requests that go directly to a pool (`app/inference/direct.py`)
     arriero:tokens*             texts while they are written (`app/inference/token_stream.py`)
+    arriero:changes             notices of changed settings and limits (`app/kernel/live/notices.py`)
+    arriero:limits:*            what calls have used of their limits (`app/access/limits/meter.py`)
     arriero:live-tokens:*       tokens of running steps, for views (`app/workflows/runs/live_tokens.py`)
 """
 

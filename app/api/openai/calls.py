@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from app.access.callers import Caller
 from app.api import problems
+from app.api.admission import CallAdmission, openai_headers
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, RequestFailed
 from app.api.openai.road import Road, Waiting
@@ -48,7 +49,8 @@ class ModelCall:
         if found is None:
             raise ModelNotFound("model", model, services.catalog.names)
         self.model: Model = found
-        self._road = road
+        self._road, self._caller = road, caller
+        self._admitted: list[CallAdmission] = []
         document = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
         self.request = DirectRequest.new(model, document, priority, caller.labels({}), int(clock.now().timestamp()))
 
@@ -60,7 +62,8 @@ class ModelCall:
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers of its answer."""
-        return {RUN_HEADER: str(self.run_id), "X-Request-Id": str(self.run_id)}
+        limits = openai_headers(self._admitted[0].standings) if self._admitted else {}
+        return {RUN_HEADER: str(self.run_id), "X-Request-Id": str(self.run_id), **limits}
 
     async def answer(self, request: Request) -> Response:
         """
@@ -102,8 +105,13 @@ class ModelCall:
         )
 
     def entries(self) -> Entries:
-        """Send the request, and return what comes until it has ended. Closing the iterator stops the request."""
-        return self._road.send(self.request, self.model)
+        """
+        Send the request, and return what comes until it has ended. Closing the iterator stops the request.
+
+        It counts once against the limits of its caller, however it is answered. Raises LimitReached.
+        """
+        sent = self._road.send(self.request, self.model)
+        return self._road.gate.metered(self._caller, self.request, sent, self._admitted)
 
     async def _document(self) -> Any:
         async with aclosing(self.entries()) as entries:

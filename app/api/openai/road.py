@@ -20,6 +20,7 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from app.api import threads
+from app.api.admission import CallGate
 from app.api.openai.errors import TooManyCalls
 from app.api.openai.token_reader import Subscription, TokenReader
 from app.catalog.model import Model
@@ -63,8 +64,8 @@ class Waiting:
 class Road:
     """The road of all requests of this process."""
 
-    def __init__(self, runs: Runs, client: Redis, reader: TokenReader) -> None:
-        self._runs, self._redis, self.reader = runs, client, reader
+    def __init__(self, runs: Runs, client: Redis, reader: TokenReader, gate: CallGate) -> None:
+        self._runs, self._redis, self.reader, self.gate = runs, client, reader, gate
         self._tasks: set[asyncio.Task[None]] = set()
         self._active: set[UUID] = set()
 
@@ -138,6 +139,7 @@ class Road:
 
     async def close(self) -> None:
         """Wait for what runs in the background."""
+        await self.gate.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2)
 

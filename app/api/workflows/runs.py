@@ -11,7 +11,9 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api import bodies, problems
+from app.api.admission import admit_submission
 from app.api.bodies import RequestBody
+from app.api.callers import InjectedCaller
 from app.api.services import InjectedServices, Services
 from app.api.workflows.run_documents import ItemsOut, RunListed, RunOut, item_out, live_of, out
 from app.api.workflows.run_ids import ResolvedRunId
@@ -109,6 +111,7 @@ _EXAMPLES = {
         413,
         415,
         422,
+        429,
         others={200: {"model": RunOut, "description": "The earlier run with this Idempotency-Key"}},
     ),
     openapi_extra=bodies.documented({"$ref": "#/components/schemas/RunIn"}, _EXAMPLES),
@@ -116,6 +119,7 @@ _EXAMPLES = {
 def submit(
     body: RequestBody,
     services: InjectedServices,
+    caller: InjectedCaller,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Response:
     """
@@ -124,13 +128,16 @@ def submit(
     The same `Idempotency-Key` with the same content returns the same run, with 200; with other content, 409.
     """
     submission = replace(_submission(_parsed(body), services), idempotency_key=idempotency_key)
+    limits = admit_submission(
+        services, caller, caller.namespace_of({**submission.definition.labels, **submission.labels})
+    )
     accepted = services.runs.submit(submission)
     shown = out(views.run(services.database, accepted.id, services.settings.api.max_inline_bytes))
     # Serialized here: FastAPI would do it on a thread again, queued behind all submissions that arrived meanwhile.
     return Response(
         shown.model_dump_json(by_alias=True),
         status_code=202 if accepted.created else 200,
-        headers={"Location": f"/v1/runs/{accepted.id}"},
+        headers={"Location": f"/v1/runs/{accepted.id}", **limits},
         media_type="application/json",
     )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from app.kernel.sections.section import Section
+from app.kernel.sections.section import CHANGEABLE, Section
+from app.kernel.security.origins import PageOrigin, ProxyNetwork
+from app.kernel.units import durations
 from app.kernel.units.durations import Duration
 
 
@@ -15,7 +18,7 @@ class LogSettings(Section):
     """The level and the format of the log."""
 
     #: Lines below this level are dropped.
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Annotated[Literal["debug", "info", "warning", "error"], CHANGEABLE] = "info"
     #: `auto` means columns at a terminal and JSON elsewhere.
     format: Literal["auto", "columns", "json"] = "auto"
 
@@ -28,10 +31,34 @@ class ApiSettings(Section):
     #: The URL of the API for commands on this host, if it differs from the address above.
     url: str = Field(default="", pattern=r"^(https?://.+)?$")
     #: Most bytes of a request body; a larger one is refused with 413.
-    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    max_body_bytes: Annotated[int, CHANGEABLE] = Field(default=4 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
     #: Most bytes of the inputs, of the output, and of the steps' outputs together, in the answer for a run; longer
     #: values are replaced by references. 0 replaces all.
-    max_inline_bytes: int = Field(default=1024 * 1024, ge=0)
+    max_inline_bytes: Annotated[int, CHANGEABLE] = Field(default=1024 * 1024, ge=0)
+    #: The certificate of the API with its chain, and its private key without a passphrase, as PEM files: both or none.
+    #: With them, the API speaks https only. Replaced files are read again.
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    #: Certificates (PEM) that commands trust in addition to those of the system when they call the API.
+    ca_file: Path | None = None
+    #: Addresses and networks of proxies in front of the API: `10.0.0.7`, `10.1.0.0/16`. Only from these is what
+    #: `X-Forwarded-For`, `X-Forwarded-Proto` and `Forwarded` say about the client believed.
+    trusted_proxies: tuple[ProxyNetwork, ...] = ()
+    #: Origins whose pages may call the API from a browser (CORS): `https://app.example.com`. While it is empty, no page
+    #: of another origin may.
+    cors_origins: Annotated[tuple[PageOrigin, ...], CHANGEABLE] = ()
+    #: Most connections at a time; further ones are closed at once.
+    max_connections: int = Field(default=2_000, ge=16, le=100_000)
+    #: An idle connection is closed after this time.
+    keep_alive: Duration = timedelta(seconds=30)
+    #: A client that reads nothing of its answer for this long is disconnected, and its call is stopped.
+    write_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(seconds=30)
+
+    @model_validator(mode="after")
+    def _certificate_and_key_are_together(self) -> ApiSettings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: set both, or none")
+        return self
 
 
 class FlowerSettings(Section):
