@@ -1,4 +1,4 @@
-"""Request limits: a body over the size limit, declared or not, and a URL with NUL are refused."""
+"""Request limits: a body over the size limit, declared or not, too many headers, and a URL with NUL are refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api import problems
 from app.kernel.errors import BodyTooLarge, InvalidInput, Problem
 
+#: Most headers of a request.
+MAX_HEADERS = 100
+
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies over the limit of the moment with 413, and URLs with NUL with 422."""
+    """ASGI middleware that refuses bodies over the limit of the moment, too many headers, and URLs with NUL."""
 
     def __init__(self, app: ASGIApp, limit: Callable[[], int]) -> None:
         self._app, self._limit = app, limit
@@ -20,6 +23,10 @@ class BodyLimit:
         """Pass the request on and count the bytes of its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if len(scope["headers"]) > MAX_HEADERS:
+            detail = f"the request has {len(scope['headers'])} headers; accepted: at most {MAX_HEADERS}"
+            await problems.response(431, "too-many-headers", "too many headers", detail)(scope, receive, send)
             return
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             problem = Problem("url", "it contains the character NUL", "a URL without %00")

@@ -31,6 +31,7 @@ from app.api.admin import settings as settings_resource
 from app.api.admission import CallGate, policy_headers, refusal_headers
 from app.api.auditing import AuditMiddleware
 from app.api.bodies import UnsupportedMediaType
+from app.api.cors import CorsMiddleware
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
@@ -38,6 +39,7 @@ from app.api.openai import endpoints, road
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
+from app.api.proxies import ProxyMiddleware
 from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog.live import LiveCatalog
@@ -211,7 +213,10 @@ def serve(services: Services) -> FastAPI:
     app.add_middleware(AuditMiddleware, services=services)
     app.add_middleware(BodyLimit, limit=lambda: services.settings.api.max_body_bytes)
     # The middleware that is added last runs first.
-    app.add_middleware(GuardMiddleware, guard=guard_of(settings.api.host, settings.trusted_hosts, settings.api.url))
+    guard = guard_of(settings.api.host, settings.trusted_hosts, settings.api.url)
+    app.add_middleware(CorsMiddleware, origins=lambda: services.settings.api.cors_origins)
+    app.add_middleware(GuardMiddleware, guard=guard, origins=lambda: services.settings.api.cors_origins)
+    app.add_middleware(ProxyMiddleware, proxies=settings.api.trusted_proxies)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # the documented way to change the document
     return app
 

@@ -12,6 +12,7 @@ import httpx2
 from app.cli.processes import records
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
 from app.kernel.sections.servers import ApiSettings
+from app.kernel.security.tls import verification
 from app.kernel.settings import Settings
 
 _DEFAULT_PORT = ApiSettings().port
@@ -44,11 +45,16 @@ class ServerEvent:
 class Client:
     """Calls the API and converts its problem documents to errors."""
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
-        """`timeout` is in seconds."""
+    def __init__(self, url: str, timeout: float = 30.0, api: ApiSettings | None = None) -> None:
+        """
+        `timeout` is in seconds, `api` the settings that say whose certificates are trusted.
+
+        Raises InvalidSettings for a file of certificates that cannot be used.
+        """
         self.url = url
         # For plain HTTP no certificates are loaded: that takes longer than a call.
-        self._http = httpx2.Client(base_url=url, timeout=timeout, trust_env=False, verify=url.startswith("https://"))
+        trusted = verification(url, api or ApiSettings())
+        self._http = httpx2.Client(base_url=url, timeout=timeout, trust_env=False, verify=trusted)
 
     def get(self, path: str, **parameters: Any) -> Any:
         """Return the JSON of a resource."""
@@ -69,6 +75,10 @@ class Client:
     def put(self, path: str, body: Any) -> Any:
         """Put JSON. Returns the JSON of the answer."""
         return self._call("PUT", path, json=body)
+
+    def patch(self, path: str, body: Any) -> Any:
+        """Patch JSON. Returns the JSON of the answer."""
+        return self._call("PATCH", path, json=body)
 
     def put_text(self, path: str, text: str, media_type: str) -> Any:
         """Put text. Returns the JSON of the answer."""
@@ -114,14 +124,14 @@ class Client:
 @contextmanager
 def connected(settings: Settings, timeout: float = 30.0) -> Iterator[Client]:
     """Yield a client of the API at the address in the settings. `timeout` is in seconds, for each answer."""
-    with connected_to(url_of(settings), timeout) as client:
+    with connected_to(url_of(settings), timeout, settings.api) as client:
         yield client
 
 
 @contextmanager
-def connected_to(url: str, timeout: float = 30.0) -> Iterator[Client]:
-    """Yield a client of the API at an address. `timeout` is in seconds, for each answer."""
-    client = Client(url, timeout)
+def connected_to(url: str, timeout: float = 30.0, api: ApiSettings | None = None) -> Iterator[Client]:
+    """Yield a client of the API at an address. `timeout` is in seconds, for each answer; `api` as in `Client`."""
+    client = Client(url, timeout, api)
     try:
         yield client
     finally:
@@ -137,14 +147,19 @@ def url_of(settings: Settings) -> str:
     if settings.api.url:
         return settings.api.url.rstrip("/")
     if settings.api.port in (0, _DEFAULT_PORT) and (running := records.running(settings.data_dir)) is not None:
-        return running.api or url_at(settings.api.host, settings.api.port)
-    return url_at(settings.api.host, settings.api.port)
+        return running.api or api_url_at(settings.api)
+    return api_url_at(settings.api)
 
 
-def url_at(host: str, port: int) -> str:
+def api_url_at(api: ApiSettings) -> str:
+    """Return the URL, as seen from this host, of the API with these settings."""
+    return url_at(api.host, api.port, "http" if api.tls_certificate is None else "https")
+
+
+def url_at(host: str, port: int, scheme: str = "http") -> str:
     """Return the URL, as seen from this host, of a server that listens on an address."""
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 compared, not bound
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _events(lines: Iterator[str]) -> Iterator[ServerEvent]:

@@ -11,11 +11,12 @@ from celery import Celery
 
 from app.catalog import files
 from app.catalog.model import Model
-from app.cli.client import connected_to, url_at
+from app.cli.client import api_url_at, connected_to
 from app.cli.processes.member import ProcessMember
 from app.cli.processes.reporter import Reporter
 from app.kernel import broker
 from app.kernel.errors import ServerNotStarted
+from app.kernel.sections.servers import ApiSettings
 from app.kernel.settings import Settings, variable
 from app.scheduler import needs
 
@@ -54,7 +55,7 @@ def wait(
     the reason, when a model cannot be served. Raises ModelFileUnusable when a file becomes unusable meanwhile.
     """
     limit = time.monotonic() + deadline.total_seconds()
-    url, waiting = url_at(settings.api.host, settings.api.port), {m.worker: m for m in members if m.worker}
+    url, waiting = api_url_at(settings.api), {m.worker: m for m in members if m.worker}
     assert settings.redis_url is not None, "it is known here"
     celery = broker.celery_app(settings.redis_url.get_secret_value(), settings.broker)
     models = list(settings.pools.models)
@@ -72,7 +73,7 @@ def wait(
             late = ", ".join([*([] if serves else ["api"]), *(member.name for member in waiting.values()), *models])
             raise ServerNotStarted(late, f"it was not ready after {deadline.total_seconds():g} s")
         if not serves and _serves(url, instance):
-            serves, before = True, _heartbeats(url)
+            serves, before = True, _heartbeats(url, settings.api)
             report.done("api", f"serves at {url}")
         for name in _answering(celery, list(waiting)):
             waiting.pop(name)
@@ -80,22 +81,27 @@ def wait(
                 report.done("workers", ", ".join(member.name for member in members if member.worker))
         _check_files([catalog.get(name) for name in models], settings)
         if serves and not waiting and models:
-            models = _still_loading(url, report, models, before, told)
-            refusals.check(url, models)
+            models = _still_loading(url, settings.api, report, models, before, told)
+            refusals.check(url, settings.api, models)
             if not models:
                 report.done("models", f"{', '.join(settings.pools.models)} served")
         if not serves or waiting or models:
             pause(_PAUSE)
 
 
-def _heartbeats(url: str) -> dict[str, str | None]:
+def _heartbeats(url: str, api: ApiSettings) -> dict[str, str | None]:
     """Return the time of the last heartbeat of every known pool."""
-    with connected_to(url) as client:
+    with connected_to(url, api=api) as client:
         return {pool["id"]: pool["heartbeat_at"] for pool in client.get("/v1/pools", ended=True)["pools"]}
 
 
 def _still_loading(
-    url: str, report: Reporter, models: Sequence[str], before: Mapping[str, str | None], told: dict[str, str]
+    url: str,
+    api: ApiSettings,
+    report: Reporter,
+    models: Sequence[str],
+    before: Mapping[str, str | None],
+    told: dict[str, str],
 ) -> list[str]:
     """
     Return the models that no pool serves yet. A pool counts only with a heartbeat after those in `before`, because
@@ -104,7 +110,7 @@ def _still_loading(
     Raises ServerNotStarted when the newest pool of a model failed.
     """
     left, doing = [], []
-    with connected_to(url) as client:
+    with connected_to(url, api=api) as client:
         for model in models:
             pools = client.get("/v1/pools", model=model, ended=True)["pools"]
             alive = [pool for pool in pools if before.get(pool["id"]) != pool["heartbeat_at"]]
@@ -134,9 +140,9 @@ class _Refusals:
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
-    def check(self, url: str, models: Sequence[str]) -> None:
+    def check(self, url: str, api: ApiSettings, models: Sequence[str]) -> None:
         """Raises ServerNotStarted for a model that has been refused for long, with the reason."""
-        with connected_to(url) as client:
+        with connected_to(url, api=api) as client:
             for model in models:
                 found = client.get("/v1/fleet/explain", model=model)
                 if found["condition"] != "refused" or found["estimate_s"] is not None:

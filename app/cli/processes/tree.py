@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from app import __version__
-from app.cli.client import url_at
+from app.cli.client import api_url_at, url_at
 from app.cli.processes import readiness, records
 from app.cli.processes.member import (
     FROZEN_SECONDS,
@@ -45,6 +45,7 @@ from app.kernel.errors import ServerNotStarted
 from app.kernel.processes import forking, listening, log_files, waiting
 from app.kernel.processes.process import Child, end_leftovers
 from app.kernel.processes.spawning import Spawner
+from app.kernel.security import tls
 from app.kernel.settings import Settings
 
 #: Seconds between two checks of the children; and while all of them run, whose end is noticed at once.
@@ -257,6 +258,7 @@ def running_tree(
     The caller has installed the signals, and holds the data directory.
     Raises ServerNotStarted, DatabaseBehind, ModelFileMissing, and other errors of a start.
     """
+    tls.certificate_of(settings.api)  # a wrong one is refused here, and not by a program that is restarted for ever
     readiness.check_files(settings)
     with ExitStack() as stack:
         stack.callback(report.close)
@@ -270,7 +272,7 @@ def running_tree(
                 "warning", f"{leftover.name} of an earlier start was still running (pid {leftover.pid}); it was ended"
             )
         settings, listeners = _listening(settings, stack, flower=flower)
-        record.api = url_at(settings.api.host, settings.api.port)
+        record.api = api_url_at(settings.api)
         record.flower = url_at(settings.flower.host, settings.flower.port) if flower else None
         record.save(held.path)
         is_external = settings.database_url is not None

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.security.origins import PageOrigin, ProxyNetwork
@@ -53,6 +53,11 @@ class ApiSettings(Section):
     keep_alive: Duration = timedelta(seconds=30)
     #: A client that reads nothing of its answer for this long is disconnected, and its call is stopped.
     write_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(seconds=30)
+
+    @field_validator("tls_certificate", "tls_key", "ca_file")
+    @classmethod
+    def _made_absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @model_validator(mode="after")
     def _certificate_and_key_are_together(self) -> ApiSettings:
