@@ -23,6 +23,8 @@ _HIDDEN = "***"
 
 def summary_of(body: Any) -> str:
     """Return the summary of plain data, at most `MAX_SUMMARY` characters."""
+    if body is None:
+        return ""
     text = json.dumps(_shortened(body, _MAX_DEPTH), ensure_ascii=False, default=str, separators=(", ", ": "))
     return storable(text, MAX_SUMMARY)
 

@@ -47,27 +47,30 @@ for i, key in ipairs(KEYS) do
     if need > 0.000001 and (kind == 'requests' or used >= limit) then
       allowed, retry = 0, need * period / limit
     end
-    remaining = math.floor(math.max(0, limit - used - counted) + 0.000001)
-    reset = math.max(0, full - now) + counted * period / limit
-    if counted > 0 then writes[#writes + 1] = {'b', key, math.max(full, now) + counted * period / limit, reset} end
+    remaining, reset = limit - used, math.max(0, full - now)
+    writes[i] = {'b', counted, math.max(full, now) + counted * period / limit, counted * period / limit}
   else
     redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
     local held = redis.call('ZCARD', key)
     if held >= limit then allowed, retry = 0, -1 end
-    remaining = math.max(0, limit - held - 1)
-    writes[#writes + 1] = {'z', key}
+    remaining = limit - held
+    writes[i] = {'z', 1, 0, 0}
   end
-  found[i] = {remaining, math.ceil(reset), math.ceil(retry)}
+  found[i] = {remaining, reset, retry}
 end
-if allowed == 1 then
-  for _, one in ipairs(writes) do
-    if one[1] == 'b' then
-      redis.call('SET', one[2], string.format('%.3f', one[3]), 'PX', math.ceil(one[4]) + 1000)
-    else
-      redis.call('ZADD', one[2], now + lease, id)
-      redis.call('PEXPIRE', one[2], lease * 2)
+for i, key in ipairs(KEYS) do
+  local kind, counted, full, more = unpack(writes[i])
+  local one = found[i]
+  if allowed == 1 then
+    one[1], one[2] = one[1] - counted, one[2] + more
+    if kind == 'z' then
+      redis.call('ZADD', key, now + lease, id)
+      redis.call('PEXPIRE', key, lease * 2)
+    elseif counted > 0 then
+      redis.call('SET', key, string.format('%.3f', full), 'PX', math.ceil(one[2]) + 1000)
     end
   end
+  found[i] = {math.max(0, math.floor(one[1] + 0.000001)), math.ceil(one[2]), math.ceil(one[3])}
 end
 return {allowed, found}
 """

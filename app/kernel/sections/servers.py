@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.security.origins import PageOrigin, ProxyNetwork
@@ -59,11 +59,12 @@ class ApiSettings(Section):
     def _made_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
-    @model_validator(mode="after")
-    def _certificate_and_key_are_together(self) -> ApiSettings:
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key belong together: set both, or none")
-        return self
+    @field_validator("tls_key")
+    @classmethod
+    def _has_its_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if "tls_certificate" in info.data and (info.data["tls_certificate"] is None) != (value is None):
+            raise ValueError("api.tls_certificate and api.tls_key belong together: set both, or none")
+        return value
 
 
 class FlowerSettings(Section):
