@@ -5,6 +5,7 @@ from sqlmodel import SQLModel
 from alembic import context
 from app.access.audit import rows as audit_rows  # noqa: F401 they enter the metadata
 from app.access.limits import rows as limit_rows  # noqa: F401 they too
+from app.access import key_rows  # noqa: F401 they enter the metadata
 from app.footprint import measurements  # noqa: F401 they enter the metadata
 from app.kernel import settings
 from app.kernel.database import Database

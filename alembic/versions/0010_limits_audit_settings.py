@@ -1,6 +1,6 @@
 """limits on calls, audit log, run-time settings
 
-Revision 0010, after 0008. The audit log can only grow, and be cut at its old end: a trigger refuses changes of entries.
+Revision 0010, after 0009. The audit log can only grow, and be cut at its old end: a trigger refuses changes of entries.
 """
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql
 from alembic import op
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access.audit import log as audit_log
 from app.access.audit.entry import storable, summary_of
 from app.access.audit.log import AuditRecord
-from app.access.callers import LOCAL, Caller
+from app.access.callers import Caller
 from app.api import threads
 from app.api.services import Services
 from app.kernel import log
@@ -97,14 +97,15 @@ class AuditMiddleware:
 
     async def _note(self, scope: Scope, status: int, body: bytes, length: int) -> None:
         route, state = scope.get("route"), scope.get("state", {})
+        caller = state.get("caller")
         # Without a route nothing was changed, and without a caller nobody was known: such requests are not kept.
-        if route is None or state.get("audited") or status in (401, 404, 405):
+        if route is None or caller is None or state.get("audited") or status in (401, 404, 405):
             return
         path = str(getattr(route, "path", scope["path"]))
         if (scope["method"], path) in ORDINARY:
             return
         writing = asyncio.ensure_future(
-            threads.run_for_request(self._log.write, scope, path, status, body, length, state.get("caller", LOCAL))
+            threads.run_for_request(self._log.write, scope, path, status, body, length, caller)
         )
         _, late = await asyncio.wait((writing,), timeout=PATIENCE)
         if late:

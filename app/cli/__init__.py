@@ -106,6 +106,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.limits:app", "Limits on calls of models and submissions of runs, of keys and namespaces."
     ),
     "audit": LazyCommand("app.cli.audit:audit", "Print the audit log: who has changed what."),
+    "keys": LazyCommand("app.cli.keys:app", "API keys: who may call the API, and what they may do."),
     "dead-letters": LazyCommand(
         "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
     ),

@@ -23,11 +23,15 @@ from app.kernel.settings import Settings
 _log = log.get(__name__)
 
 
+def record_of(action: str, target: Mapping[str, str], content: Any) -> AuditRecord:
+    """Return the entry of a command that succeeds, for its own transaction."""
+    return AuditRecord(_actor(), action, 0, target=target, summary=summary_of(content))
+
+
 def note(database: Database, action: str, target: Mapping[str, str], content: Any) -> None:
     """Write the entry of a command that has succeeded. A failure is logged."""
-    record = AuditRecord(_actor(), action, 0, target=target, summary=summary_of(content))
     try:
-        audit_log.add_all(database, [record])
+        audit_log.add_all(database, [record_of(action, target, content)])
     except (DatabaseUnreachable, psycopg.Error) as error:
         _log.warning("audit_entry_not_written", action=action, target=dict(target), error=str(error).partition("\n")[0])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 
+from app.access import operator_key
 from app.cli.processes import records
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
 from app.kernel.sections.servers import ApiSettings
@@ -17,6 +18,8 @@ from app.kernel.settings import Settings
 
 _DEFAULT_PORT = ApiSettings().port
 
+#: What follows a refusal for want of a key.
+_KEY_HINT = "; commands send the setting api.key (ARRIERO_API__KEY)"
 #: Seconds without a byte after which a stream is given up: a waiting one has a comment every few seconds.
 _STREAM_TIMEOUT = 60.0
 
@@ -45,16 +48,17 @@ class ServerEvent:
 class Client:
     """Calls the API and converts its problem documents to errors."""
 
-    def __init__(self, url: str, timeout: float = 30.0, api: ApiSettings | None = None) -> None:
+    def __init__(self, url: str, timeout: float = 30.0, key: str | None = None, api: ApiSettings | None = None) -> None:
         """
-        `timeout` is in seconds, `api` the settings that say whose certificates are trusted.
+        `timeout` is in seconds, `key` an API key, `api` the settings that say whose certificates are trusted.
 
         Raises InvalidSettings for a file of certificates that cannot be used.
         """
         self.url = url
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # For plain HTTP no certificates are loaded: that takes longer than a call.
         trusted = verification(url, api or ApiSettings())
-        self._http = httpx2.Client(base_url=url, timeout=timeout, trust_env=False, verify=trusted)
+        self._http = httpx2.Client(base_url=url, timeout=timeout, trust_env=False, verify=trusted, headers=headers)
 
     def get(self, path: str, **parameters: Any) -> Any:
         """Return the JSON of a resource."""
@@ -124,14 +128,17 @@ class Client:
 @contextmanager
 def connected(settings: Settings, timeout: float = 30.0) -> Iterator[Client]:
     """Yield a client of the API at the address in the settings. `timeout` is in seconds, for each answer."""
-    with connected_to(url_of(settings), timeout, settings.api) as client:
+    url = url_of(settings)
+    with connected_to(url, timeout, key_of(settings, url), settings.api) as client:
         yield client
 
 
 @contextmanager
-def connected_to(url: str, timeout: float = 30.0, api: ApiSettings | None = None) -> Iterator[Client]:
-    """Yield a client of the API at an address. `timeout` is in seconds, for each answer; `api` as in `Client`."""
-    client = Client(url, timeout, api)
+def connected_to(
+    url: str, timeout: float = 30.0, key: str | None = None, api: ApiSettings | None = None
+) -> Iterator[Client]:
+    """Yield a client of the API at an address. `timeout` is in seconds, for each answer; all as in `Client`."""
+    client = Client(url, timeout, key, api)
     try:
         yield client
     finally:
@@ -154,6 +161,20 @@ def url_of(settings: Settings) -> str:
 def api_url_at(api: ApiSettings) -> str:
     """Return the URL, as seen from this host, of the API with these settings."""
     return url_at(api.host, api.port, "http" if api.tls_certificate is None else "https")
+
+
+def key_of(settings: Settings, url: str) -> str | None:
+    """
+    Return the API key for calls of a URL: that of the settings, or that of the operator of this machine.
+
+    The latter goes only to the API of the `arriero up` that runs on the data directory.
+    """
+    if settings.api.key is not None:
+        return settings.api.key.get_secret_value()
+    key = operator_key.read(settings.data_dir)
+    if key is None or (running := records.running(settings.data_dir)) is None:
+        return None
+    return key if running.api == url else None
 
 
 def url_at(host: str, port: int, scheme: str = "http") -> str:
@@ -192,6 +213,8 @@ def _error(response: httpx2.Response) -> ArrieroError:
             return Conflict(detail)
         case 503:
             return Unavailable(detail)
+        case 401:
+            return RequestRefused(f"{detail}{_KEY_HINT}")
         case _:
             return RequestRefused(detail)
 
@@ -208,5 +231,7 @@ def _openai_error(status: int, error: Mapping[str, Any]) -> ArrieroError:
             return Conflict(message)
         case 503:
             return Unavailable(message)
+        case 401:
+            return RequestRefused(f"{message}{_KEY_HINT}")
         case _:
             return RequestRefused(message)

@@ -31,17 +31,17 @@ def test_limits_are_set_shown_and_cleared(arriero: Arriero) -> None:
         ("research", 600, ["requests_per_minute", "waiting_interactive"])
     ]
     assert "research" in arriero("limits", "show").stdout
-    assert "-" in arriero("limits", "show", "key", "k-1").stdout
+    assert "-" in arriero("limits", "show", "namespace", "default").stdout
     arriero("limits", "clear", "namespace", "research")
     assert json.loads(arriero("limits", "show", "--json").stdout)["limits"] == []
 
 
 def test_the_audit_log_tells_of_both(arriero: Arriero) -> None:
-    arriero("limits", "set", "key", "k-1", "--tokens", "5")
+    arriero("limits", "set", "namespace", "n-1", "--tokens", "5")
     arriero("config", "set", "audit.retention", "90d", "-m", "a rule of ours")
     found = json.loads(arriero("audit", "--json", "--since", "1h").stdout)["entries"]
     assert [one["action"] for one in found] == ["PATCH /v1/admin/settings", "PUT /v1/limits/{kind}/{id}"]
-    table = arriero("audit", "--target", "k-1").stdout
+    table = arriero("audit", "--target", "n-1").stdout
     assert "tokens_per_minute" in table
     assert "a rule of ours" not in table
     assert arriero("audit", "--since", "2999-01-01T00:00:00").stdout == "no entries\n"

@@ -12,11 +12,12 @@ from pydantic import AwareDatetime, BaseModel, Field
 from app.access import namespaces
 from app.access.audit import log as audit_log
 from app.access.audit.log import AuditFilter
+from app.access.callers import KeyScope
 from app.api import problems
-from app.api.callers import InjectedCaller
+from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices
 
-router = APIRouter(prefix="/v1/audit", tags=["admin"])
+router = APIRouter(prefix="/v1/audit", tags=["admin"], dependencies=[requires(KeyScope.ADMIN)])
 
 _Text = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")]
 

@@ -7,23 +7,23 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.access import namespaces
+from app.access import key_store, namespaces
 from app.access.audit import log as audit_log
+from app.access.callers import Caller, KeyScope, NotAllowed
 from app.access.limits import store
 from app.access.limits.limits import NAMES, LimitOverride, LimitSubject, SubjectKind, effective
 from app.api import auditing, bodies, problems
-from app.api.admin import everywhere
-from app.api.callers import InjectedCaller
+from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices, Services
+from app.kernel.database import UnitOfWork
 from app.kernel.errors import NotFound
 from app.kernel.live import notices
 from app.kernel.live.notices import ChangeTopic
 
-router = APIRouter(prefix="/v1/limits", tags=["admin"])
+router = APIRouter(prefix="/v1/limits", tags=["admin"], dependencies=[requires(KeyScope.ADMIN)])
 
 _Id = Annotated[str, Path(alias="id", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._-]+$")]
 _Count = Annotated[int | None, Field(ge=0, le=1_000_000_000)]
-_WHAT = "limits are set for all namespaces"
 
 
 class CallLimitsIn(BaseModel):
@@ -76,20 +76,18 @@ def get(services: InjectedServices, caller: InjectedCaller, kind: SubjectKind, s
     """The limits that hold for a key (by its id) or a namespace. 0 means no limit."""
     subject = LimitSubject(kind, subject_id)
     with services.database.work() as work:
+        if kind is SubjectKind.KEY:
+            key_store.get(work, caller, subject_id)
+        elif caller.namespace not in (None, subject_id):
+            raise NotFound("namespace", subject_id)
         found = store.overrides(work, caller.namespace)
-    own = subject in found or subject in (
-        LimitSubject(SubjectKind.NAMESPACE, caller.namespace or ""),
-        LimitSubject(SubjectKind.KEY, caller.key_id or ""),
-    )
-    if caller.namespace is not None and not own:
-        raise NotFound(f"limit of the {kind}", subject_id)
     return _out(services, subject, found.get(subject))
 
 
 @router.put(
     "/{kind}/{id}",
     summary="Limit a key or namespace",
-    responses=problems.documented(403, 413, 415, 422),
+    responses=problems.documented(404, 413, 415, 422),
     openapi_extra=bodies.documented_as(CallLimitsIn),
 )
 def put(
@@ -100,24 +98,28 @@ def put(
     subject_id: _Id,
     body: Annotated[CallLimitsIn, bodies.of(CallLimitsIn)],
 ) -> CallLimitsOut:
-    """Set the limits of a key (by its id) or a namespace; they replace the earlier ones, and hold at once."""
-    everywhere.require(caller, _WHAT)
+    """
+    Set the limits of a key (by its id) or a namespace; they replace the earlier ones, and hold within moments.
+
+    A key of a namespace limits the keys of that namespace, and not the namespace itself.
+    """
     subject, override = LimitSubject(kind, subject_id), LimitOverride(**body.model_dump())
     with services.database.work() as work:
-        store.set_override(work, subject, _namespace_of(subject), override)
+        store.set_override(work, subject, _namespace_of(work, caller, subject), override)
         audit_log.add(work, auditing.record_of(request, caller, body.model_dump(exclude_none=True)))
     _announce(services)
     return _out(services, subject, override)
 
 
-@router.delete("/{kind}/{id}", summary="Remove limits", responses=problems.documented(403, 404, 422))
+@router.delete("/{kind}/{id}", summary="Remove limits", responses=problems.documented(404, 422))
 def delete(
     request: Request, services: InjectedServices, caller: InjectedCaller, kind: SubjectKind, subject_id: _Id
 ) -> CallLimitsOut:
     """Remove the limits of a key or namespace, so that those of the settings hold."""
-    everywhere.require(caller, _WHAT)
     subject = LimitSubject(kind, subject_id)
     with services.database.work() as work:
+        if caller.namespace is not None:
+            _namespace_of(work, caller, subject)
         if not store.clear_override(work, subject):
             raise NotFound(f"limit of the {kind}", subject_id)
         audit_log.add(work, auditing.record_of(request, caller, None))
@@ -130,11 +132,19 @@ def _announce(services: Services) -> None:
     notices.send(services.publisher, ChangeTopic.LIMITS)
 
 
-def _namespace_of(subject: LimitSubject) -> str:
-    """Return the namespace that may see the limits of a subject."""
-    if subject.kind is SubjectKind.NAMESPACE:
-        return namespaces.require(subject.id, "id", "request")
-    return ""
+def _namespace_of(work: UnitOfWork, caller: Caller, subject: LimitSubject) -> str:
+    """
+    Return the namespace to which a subject belongs; empty for a key of all namespaces.
+
+    Raises NotFound for a key that the caller does not see, NotAllowed for the namespace of the caller's own key.
+    """
+    if subject.kind is SubjectKind.KEY:
+        return key_store.get(work, caller, subject.id).namespace or ""
+    name = namespaces.require(subject.id, "id", "request")
+    if caller.namespace is not None:
+        message = "the limits of a namespace are set by a key without a namespace"
+        raise NotAllowed(message, frozenset({KeyScope.ADMIN}))
+    return name
 
 
 def _of_settings(services: Services, kind: SubjectKind) -> CallLimitsIn:

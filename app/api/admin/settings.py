@@ -9,18 +9,18 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.audit import log as audit_log
+from app.access.callers import KeyScope
 from app.api import auditing, bodies, problems
-from app.api.admin import everywhere
-from app.api.callers import InjectedCaller
+from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices, Services
 from app.kernel import settings as all_settings
 from app.kernel.live import notices, versions
 from app.kernel.live.notices import ChangeTopic
 from app.kernel.live.versions import MAX_REASON, SettingChange, SettingVersion
 
-router = APIRouter(prefix="/v1/admin/settings", tags=["admin"])
-
-_WHAT = "settings hold for all namespaces"
+router = APIRouter(
+    prefix="/v1/admin/settings", tags=["admin"], dependencies=[requires(KeyScope.ADMIN, all_namespaces=True)]
+)
 
 
 class SettingsPatch(BaseModel):
@@ -83,17 +83,16 @@ class SettingHistoryOut(BaseModel):
     next_before: int | None = Field(description="the value of `before` for the next page; null on the last page")
 
 
-@router.get("", summary="All settings", responses=problems.documented(403))
-def get(services: InjectedServices, caller: InjectedCaller) -> SettingsOut:
+@router.get("", summary="All settings", responses=problems.documented())
+def get(services: InjectedServices) -> SettingsOut:
     """Every setting with its value, its origin, its default, and whether it can change while the processes run."""
-    everywhere.require(caller, _WHAT)
     return _out(services)
 
 
 @router.patch(
     "",
     summary="Change settings",
-    responses=problems.documented(403, 409, 413, 415, 422),
+    responses=problems.documented(409, 413, 415, 422),
     openapi_extra=bodies.documented_as(SettingsPatch),
 )
 def patch(
@@ -108,7 +107,6 @@ def patch(
     They hold in all processes within seconds, over files, variables and command lines, until they are removed or
     reverted.
     """
-    everywhere.require(caller, _WHAT)
     with services.database.work() as work:
         by = SettingChange(caller.name, body.reason, body.version)
         found = versions.change(work, services.live.base, body.settings, by)
@@ -119,7 +117,7 @@ def patch(
 @router.post(
     "/revert",
     summary="Revert settings",
-    responses=problems.documented(403, 404, 409, 413, 415, 422),
+    responses=problems.documented(404, 409, 413, 415, 422),
     openapi_extra=bodies.documented_as(RevertIn),
 )
 def revert(
@@ -129,7 +127,6 @@ def revert(
     body: Annotated[RevertIn, bodies.of(RevertIn)],
 ) -> SettingVersionOut:
     """Make the run-time values of an earlier version hold again, as a new version."""
-    everywhere.require(caller, _WHAT)
     with services.database.work() as work:
         by = SettingChange(caller.name, body.reason)
         found = versions.revert(work, services.live.base, body.version, by)
@@ -137,15 +134,13 @@ def revert(
     return _announced(services, found)
 
 
-@router.get("/history", summary="History of settings", responses=problems.documented(403, 422))
+@router.get("/history", summary="History of settings", responses=problems.documented(422))
 def history(
     services: InjectedServices,
-    caller: InjectedCaller,
     before: Annotated[int, Query(ge=1, le=2**31 - 1, description="`next_before` of the previous page")] = 2**31 - 1,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> SettingHistoryOut:
     """The versions of the run-time values, each with its changes, author and reason."""
-    everywhere.require(caller, _WHAT)
     with services.database.work() as work:
         found = versions.history(work, before=before, limit=limit + 1)
     more = len(found) > limit

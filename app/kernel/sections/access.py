@@ -1,9 +1,9 @@
-"""The sections `limits` and `audit` of the settings: limits on calls, and the audit log."""
+"""The sections `access`, `limits` and `audit` of the settings: who may call the API, how often, and what is noted."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,14 @@ from app.kernel.units.durations import Duration
 
 #: A number of calls or tokens; 0 means no limit.
 Limit = Annotated[int, Field(ge=0, le=1_000_000_000), CHANGEABLE]
+
+
+class AccessSettings(Section):
+    """Who may call the API."""
+
+    #: With `auto`, programs on the machine of the API need no key while the API listens on a loopback address only.
+    #: With `required`, everybody needs one; this is right behind a proxy.
+    keys: Literal["auto", "required"] = "auto"
 
 
 class LimitSettings(Section):

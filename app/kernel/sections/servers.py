@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.security.origins import PageOrigin, ProxyNetwork
@@ -30,6 +30,8 @@ class ApiSettings(Section):
     port: int = Field(default=8470, ge=0, le=65535, description="0 chooses a free port")
     #: The URL of the API for commands on this host, if it differs from the address above.
     url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    #: The API key that commands send. Programs on the machine of the API need none by default.
+    key: SecretStr | None = None
     #: Most bytes of a request body; a larger one is refused with 413.
     max_body_bytes: Annotated[int, CHANGEABLE] = Field(default=4 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
     #: Most bytes of the inputs, of the output, and of the steps' outputs together, in the answer for a run; longer

@@ -36,7 +36,7 @@ def test_a_change_gets_one_entry_with_who_what_and_outcome(client: TestClient) -
     )
     assert 200 <= stored["status"] < 300
     assert '"kind": "noop"' in stored["summary"]
-    assert stored["address"] == "testclient"
+    assert stored["address"] == "127.0.0.1"
     assert refused["status"] == 422
 
 

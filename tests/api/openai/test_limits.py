@@ -219,9 +219,9 @@ def test_a_key_of_a_wrong_type_blocks_nobody(client: httpx2.Client, start_pool: 
         ("namespace/UPPER", {}),
         ("namespace/%00", {}),
         ("nothing/x", {}),
-        ("key/x", {"requests_per_minute": -1}),
-        ("key/x", {"requests_per_minute": 10**12}),
-        ("key/x", {"requests": 1}),
+        ("namespace/x", {"requests_per_minute": -1}),
+        ("namespace/x", {"requests_per_minute": 10**12}),
+        ("namespace/x", {"requests": 1}),
         ("key/" + "x" * 101, {}),
     ],
 )
