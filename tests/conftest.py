@@ -25,10 +25,13 @@ from sqlmodel import SQLModel
 from xdist.scheduler import LoadFileScheduling
 
 from app.access import key_rows  # noqa: F401 they enter the metadata
+from app.access.audit import rows as audit_rows  # noqa: F401 they enter the metadata
+from app.access.limits import rows as limit_rows  # noqa: F401 as above
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
+from app.kernel.live import rows as setting_rows  # noqa: F401 as above
 from app.kernel.processes.process import end_leftovers
 from app.kernel.sections.servers import BrokerSettings
 from app.workflows.runs.changes.transactions import RunPolicy

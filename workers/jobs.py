@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 
+from app.access.audit import log as audit_log
 from app.inference import demand
 from app.kernel import ids, log
 from app.kernel.database import UnitOfWork
@@ -40,6 +41,8 @@ _EXPIRE_SECONDS = 5.0
 _NEAR = timedelta(seconds=15)
 #: Most seconds for which a job waits for another one, so that both use one connection when neither has much to do.
 _TURN_SECONDS = 0.2
+#: Entries of the audit log that one transaction removes.
+_AUDIT_BATCH = 1_000
 #: Most seconds for overdue steps in one sweep.
 _SWEEP_SECONDS = 5.0
 
@@ -69,7 +72,7 @@ def run_sweep(runtime: Runtime) -> None:
 
 
 def run_expire(runtime: Runtime) -> None:
-    """Remove runs whose retention is over, then definitions and payloads without references."""
+    """Remove runs whose retention is over, then definitions and payloads without references, and audit entries."""
     database = runtime.runs.database
     with _exclusive(EXPIRE) as acquired:
         if not acquired:
@@ -79,12 +82,25 @@ def run_expire(runtime: Runtime) -> None:
                 "runs": retention.remove_runs(database, _time_limit()),
                 "definitions": retention.remove_definitions(database, _time_limit(), ids.chance()),
                 "payloads": retention.remove_payloads(database, _time_limit(), ids.chance()),
+                "audit_entries": _remove_audit_entries(runtime, _time_limit()),
             }
         except Unavailable as error:
             _log.warning("expire_postponed", error=str(error))
             return
         if any(removed.values()):
             _log.info("expired_data_removed", **removed)
+
+
+def _remove_audit_entries(runtime: Runtime, in_time: Callable[[], bool]) -> int:
+    """Remove entries of the audit log whose retention is over. Returns their number."""
+    removed = 0
+    while in_time():
+        with runtime.runs.database.work() as work:
+            found = audit_log.remove(work, runtime.settings.audit.retention, _AUDIT_BATCH)
+        removed += found
+        if found < _AUDIT_BATCH:
+            break
+    return removed
 
 
 def _note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool]) -> None:

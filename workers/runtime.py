@@ -19,6 +19,8 @@ from app.kernel import database as databases
 from app.kernel.activity import Activity
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
+from app.kernel.live import live_settings
+from app.kernel.live.notices import ChangeListener
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.scheduler.wake_up import AgentCalls, WakingPublisher
@@ -62,10 +64,11 @@ class Resources:
         self.database.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Runtime:
     """The dependencies of the tasks of one process."""
 
+    #: The settings of this moment: they are replaced when run-time settings change.
     settings: Settings
     runs: Runs
     leases: Leases
@@ -86,6 +89,8 @@ class Runtime:
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
     #: What Flower shows of the steps; silent until the worker is attached.
     events: StepEvents = field(default_factory=StepEvents)
+    #: Hears of changed settings; None before `follow_settings`.
+    listener: ChangeListener | None = None
 
     @property
     def catalog(self) -> Catalog:
@@ -104,8 +109,18 @@ class Runtime:
         """The owner of the leases: the incarnation of this process, which no other process ever has."""
         return self.leases.owner
 
+    def follow_settings(self, redis_url: str) -> None:
+        """Apply the run-time settings of the installation, now and whenever they change."""
+        self.listener = live_settings.follow(self.settings, self.runs.database, redis_url, self._apply)
+
+    def _apply(self, settings: Settings) -> None:
+        self.settings = settings
+        self.runs.policy.retention = settings.runs.retention
+
     def close(self) -> None:
         """Stop the renewal of leases and the reports, close the engine, and write the last tokens."""
+        if self.listener is not None:
+            self.listener.close()
         self.leases.close()
         self.token_reports.close()
         self.activity.close()
@@ -142,7 +157,7 @@ def start(
     reports = TokenReports()
     if engine is not None:
         reports.start(broker, owner)
-    return Runtime(
+    runtime = Runtime(
         settings,
         runs,
         leases,
@@ -154,3 +169,5 @@ def start(
         reports,
         None if engine is None else TokenWriter(redis_url),
     )
+    runtime.follow_settings(redis_url)
+    return runtime

@@ -2,12 +2,12 @@
 The request guard of the API: requests that web pages of other sites could send are refused before any endpoint.
 
 A body needs a media type that a form cannot send: for such a type the browser first sends a preflight request, which is
-refused. A form without fields has no body, but it has a content type.
+refused unless its origin is one of `api.cors_origins`. A form without fields has no body, but it has a content type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,8 +23,9 @@ _FORM_TYPES = {"", "application/x-www-form-urlencoded", "multipart/form-data", "
 class GuardMiddleware:
     """ASGI middleware that refuses requests according to a `RequestGuard`, and bodies with media types of forms."""
 
-    def __init__(self, app: ASGIApp, guard: RequestGuard) -> None:
-        self._app, self._guard = app, guard
+    def __init__(self, app: ASGIApp, guard: RequestGuard, origins: Callable[[], Collection[str]] = tuple) -> None:
+        """`origins` are those of the moment whose pages may send requests (CORS)."""
+        self._app, self._guard, self._origins = app, guard, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -32,7 +33,8 @@ class GuardMiddleware:
             await self._app(scope, receive, send)
             return
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-        refusal = self._guard.refuse(scope["method"], headers, (scope.get("server") or [None])[0])
+        address = (scope.get("server") or [None])[0]
+        refusal = self._guard.refuse(scope["method"], headers, address, self._origins())
         if refusal is not None:
             await problems.of_error(STATUS, ForbiddenRequest([refusal]))(scope, receive, send)
             return

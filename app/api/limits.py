@@ -1,17 +1,22 @@
-"""Request limits: a body over the size limit, declared or not, and a URL with NUL are refused."""
+"""Request limits: a body over the size limit, declared or not, too many headers, and a URL with NUL are refused."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
 from app.kernel.errors import BodyTooLarge, InvalidInput, Problem
 
+#: Most headers of a request.
+MAX_HEADERS = 100
+
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies of more than `limit` bytes with 413, and URLs with NUL with 422."""
+    """ASGI middleware that refuses bodies over the limit of the moment, too many headers, and URLs with NUL."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: Callable[[], int]) -> None:
         self._app, self._limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -19,13 +24,18 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if len(scope["headers"]) > MAX_HEADERS:
+            detail = f"the request has {len(scope['headers'])} headers; accepted: at most {MAX_HEADERS}"
+            await problems.response(431, "too-many-headers", "too many headers", detail)(scope, receive, send)
+            return
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             problem = Problem("url", "it contains the character NUL", "a URL without %00")
             await problems.of_error(422, InvalidInput([problem], "url"))(scope, receive, send)
             return
+        limit = self._limit()
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._limit:
-            await problems.of_error(413, BodyTooLarge(self._limit))(scope, receive, send)
+        if declared.isdigit() and int(declared) > limit:
+            await problems.of_error(413, BodyTooLarge(limit))(scope, receive, send)
             return
         received, answered = 0, False
 
@@ -33,8 +43,8 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit:
-                raise BodyTooLarge(self._limit)
+            if received > limit:
+                raise BodyTooLarge(limit)
             return message
 
         async def noting_send(message: Message) -> None:

@@ -25,13 +25,19 @@ from starlette.requests import ClientDisconnect
 from app import __version__
 from app.access import operator_key
 from app.access.callers import NotAllowed, NotAuthenticated
+from app.access.limits.limits import LimitReached
 from app.api import callers, dead_letters, documentation, health, problems, queries, schemas, threads
 from app.api.access import documented, keys
 from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
+from app.api.admin import audit, call_limits
+from app.api.admin import settings as settings_resource
+from app.api.admission import CallGate, policy_headers, refusal_headers
+from app.api.auditing import AuditMiddleware
 from app.api.bodies import UnsupportedMediaType
 from app.api.cache import endpoints as cache
 from app.api.cache.answers import Answers
+from app.api.cors import CorsMiddleware
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
@@ -40,6 +46,7 @@ from app.api.openai import models as served_models
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
 from app.api.openai.wait_estimates import WaitEstimates
+from app.api.proxies import ProxyMiddleware
 from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog.live import LiveCatalog
@@ -65,6 +72,7 @@ from app.kernel.errors import (
     Problem,
     Unavailable,
 )
+from app.kernel.live.notices import ChangeListener, ChangeTopic
 from app.kernel.security.request_guard import STATUS as FORBIDDEN
 from app.kernel.security.request_guard import ForbiddenRequest, guard_of
 from app.kernel.settings import Settings
@@ -90,6 +98,7 @@ STATUSES: Mapping[type[ArrieroError], int] = {
     Conflict: 409,
     ModelFileUnusable: 409,
     Unavailable: 503,
+    LimitReached: 429,
     ArrieroError: 500,
 }
 
@@ -118,6 +127,9 @@ ROUTERS = (
     pools.router,
     hosts.router,
     namespaces.router,
+    settings_resource.router,
+    call_limits.router,
+    audit.router,
     dead_letters.router,
     keys.router,
     health.router,
@@ -128,6 +140,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
     *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
+    *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )
 
 _DESCRIPTION = """
@@ -154,7 +167,10 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs), route=router)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
     devices, instance = Devices(settings.fleet), instance or str(ids.new_id())
-    app = serve(Services(settings, database, publisher, service, catalog, devices, operator_commands, instance))
+    services = Services(settings, database, publisher, service, catalog, devices, operator_commands, instance)
+    services.live.refresh(database)
+    services.call_limits.refresh(database)
+    app = serve(services)
     app.add_middleware(ActivityMiddleware, activity=Activity(servers.redis_url))
     return app
 
@@ -165,10 +181,20 @@ def serve(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         threads.limit_requests()
-        client = road.connect(addresses.of(services.settings).redis_url)
+        redis_url = addresses.of(services.settings).redis_url
+        listener = ChangeListener(
+            redis_url,
+            {
+                ChangeTopic.SETTINGS: lambda: services.live.refresh(services.database),
+                ChangeTopic.LIMITS: lambda: services.call_limits.refresh(services.database),
+            },
+        )
+        listener.start()
+        client = road.connect(redis_url)
         reader = TokenReader(client)
         reader.start()
-        app.state.road = Road(services.runs, client, reader, WaitEstimates(services.database))
+        estimates, gate = WaitEstimates(services.database), CallGate(client, services.call_limits)
+        app.state.road = Road(services.runs, client, reader, estimates, gate)
         app.state.answers = Answers(client, app.state.road, services.settings, lambda name: services.catalog.find(name))
         yield
         await app.state.answers.close()
@@ -176,6 +202,7 @@ def serve(services: Services) -> FastAPI:
         await app.state.keyring.close()
         await reader.close()
         await client.aclose()
+        listener.close()
         services.database.close()
         services.devices.close()
 
@@ -203,9 +230,13 @@ def serve(services: Services) -> FastAPI:
     app.add_exception_handler(UnicodeEncodeError, _on_unstorable)
     app.add_exception_handler(Exception, _on_defect)
     settings = services.settings
-    app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes)
+    app.add_middleware(AuditMiddleware, services=services)
+    app.add_middleware(BodyLimit, limit=lambda: services.settings.api.max_body_bytes)
     # The middleware that is added last runs first.
-    app.add_middleware(GuardMiddleware, guard=guard_of(settings.api.host, settings.trusted_hosts, settings.api.url))
+    guard = guard_of(settings.api.host, settings.trusted_hosts, settings.api.url)
+    app.add_middleware(CorsMiddleware, origins=lambda: services.settings.api.cors_origins)
+    app.add_middleware(GuardMiddleware, guard=guard, origins=lambda: services.settings.api.cors_origins)
+    app.add_middleware(ProxyMiddleware, proxies=settings.api.trusted_proxies)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # the documented way to change the document
     return app
 
@@ -218,6 +249,8 @@ def status_of(error: ArrieroError) -> int:
 def _on_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ArrieroError)
     answer = problems.of_error(status_of(error), error)
+    if isinstance(error, LimitReached):
+        answer.headers.update({**policy_headers(error.standings), **refusal_headers(error)})
     return callers.challenged(answer, error) if isinstance(error, NotAuthenticated | NotAllowed) else answer
 
 

@@ -123,7 +123,9 @@ def documented(
         409: "The request conflicts with the current state of the resource",
         413: "The body is too large",
         415: "The media type of the body is not supported",
+        403: "The caller may not do this",
         422: "The input is invalid; every problem is listed",
+        429: "A limit of the key or namespace is reached; `Retry-After` says for how long",
         503: "A part of the service is unavailable",
     }
     answers: dict[int | str, dict[str, Any]] = {

@@ -7,20 +7,23 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.access.limits.store import CallLimitTable
 from app.catalog.catalog import Catalog, CatalogSource
 from app.devices.inventory import Devices
 from app.kernel import ids
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
+from app.kernel.live.live_settings import LiveSettings
 from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.runs.service import Runs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Services:
     """The dependencies of the endpoints, one instance per process."""
 
+    #: The settings of this moment: they are replaced when run-time settings change.
     settings: Settings
     database: Database
     publisher: CeleryPublisher
@@ -30,6 +33,19 @@ class Services:
     operator_commands: OperatorCommands
     #: Who answers: an id of this start, so that another API on the same address is not mistaken for this one.
     instance: str = field(default_factory=lambda: str(ids.new_id()))
+    #: The run-time settings and the limits on calls, which change while the process runs.
+    live: LiveSettings = field(init=False)
+    call_limits: CallLimitTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with the settings of the start."""
+        self.live = LiveSettings(self.settings, self._apply)
+        self.call_limits = CallLimitTable(self.settings.limits)
+
+    def _apply(self, settings: Settings) -> None:
+        self.settings = settings
+        self.runs.policy.retention = settings.runs.retention
+        self.call_limits.defaults = settings.limits
 
     @property
     def catalog(self) -> Catalog:

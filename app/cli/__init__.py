@@ -102,6 +102,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.fleet.namespaces:app",
         "Namespaces: the owners of runs, with their limits on the fleet and their use of it.",
     ),
+    "limits": LazyCommand(
+        "app.cli.limits:app", "Limits on calls of models and submissions of runs, of keys and namespaces."
+    ),
+    "audit": LazyCommand("app.cli.audit:audit", "Print the audit log: who has changed what."),
     "keys": LazyCommand("app.cli.keys:app", "API keys: who may call the API, and what they may do."),
     "cache": LazyCommand(
         "app.cli.fleet.cache:app", "The response cache: answers to requests that were answered before."
@@ -109,7 +113,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "dead-letters": LazyCommand(
         "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
     ),
-    "config": LazyCommand("app.cli.config:app", "Settings: every value and its origin."),
+    "config": LazyCommand("app.cli.config:app", "Settings: every value and its origin; changes while all runs."),
     "db": LazyCommand("app.cli.database:app", "The database: the revision of its schema, and its upgrade."),
     "api": LazyCommand("app.cli.processes.api:api", "Serve the HTTP API, until SIGTERM."),
     "control": LazyCommand(

@@ -14,6 +14,7 @@ from app.access.namespaces import LABEL
 from app.cli.processes import records
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
 from app.kernel.sections.servers import ApiSettings
+from app.kernel.security.tls import verification
 from app.kernel.settings import Settings
 
 _DEFAULT_PORT = ApiSettings().port
@@ -50,14 +51,25 @@ class ServerEvent:
 class Client:
     """Calls the API and converts its problem documents to errors."""
 
-    def __init__(self, url: str, timeout: float = 30.0, key: str | None = None, namespace: str = "") -> None:
-        """`timeout` is in seconds. `key` is an API key. `namespace` is that of names and lists; empty: not chosen."""
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 30.0,
+        key: str | None = None,
+        namespace: str = "",
+        api: ApiSettings | None = None,
+    ) -> None:
+        """
+        `timeout` is in seconds, `key` an API key, `api` the settings that say whose certificates are trusted.
+
+        `namespace` is that of names and lists; empty: not chosen. Raises InvalidSettings for a file of certificates
+        that cannot be used.
+        """
         self.url, self._namespace = url, namespace
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # For plain HTTP no certificates are loaded: that takes longer than a call.
-        self._http = httpx2.Client(
-            base_url=url, timeout=timeout, trust_env=False, verify=url.startswith("https://"), headers=headers
-        )
+        trusted = verification(url, api or ApiSettings())
+        self._http = httpx2.Client(base_url=url, timeout=timeout, trust_env=False, verify=trusted, headers=headers)
 
     def get(self, path: str, **parameters: Any) -> Any:
         """Return the JSON of a resource."""
@@ -78,6 +90,10 @@ class Client:
     def put(self, path: str, body: Any) -> Any:
         """Put JSON. Returns the JSON of the answer."""
         return self._call("PUT", path, json=body)
+
+    def patch(self, path: str, body: Any) -> Any:
+        """Patch JSON. Returns the JSON of the answer."""
+        return self._call("PATCH", path, json=body)
 
     def put_text(self, path: str, text: str, media_type: str) -> Any:
         """Put text. Returns the JSON of the answer."""
@@ -126,14 +142,16 @@ class Client:
 def connected(settings: Settings, timeout: float = 30.0) -> Iterator[Client]:
     """Yield a client of the API at the address in the settings. `timeout` is in seconds, for each answer."""
     url = url_of(settings)
-    with connected_to(url, timeout, key_of(settings, url), settings.api.namespace) as client:
+    with connected_to(url, timeout, key_of(settings, url), settings.api.namespace, settings.api) as client:
         yield client
 
 
 @contextmanager
-def connected_to(url: str, timeout: float = 30.0, key: str | None = None, namespace: str = "") -> Iterator[Client]:
-    """Yield a client of the API at an address. The arguments are those of Client; `timeout` is for each answer."""
-    client = Client(url, timeout, key, namespace)
+def connected_to(
+    url: str, timeout: float = 30.0, key: str | None = None, namespace: str = "", api: ApiSettings | None = None
+) -> Iterator[Client]:
+    """Yield a client of the API at an address. `timeout` is in seconds, for each answer; all as in `Client`."""
+    client = Client(url, timeout, key, namespace, api)
     try:
         yield client
     finally:
@@ -149,8 +167,13 @@ def url_of(settings: Settings) -> str:
     if settings.api.url:
         return settings.api.url.rstrip("/")
     if settings.api.port in (0, _DEFAULT_PORT) and (running := records.running(settings.data_dir)) is not None:
-        return running.api or url_at(settings.api.host, settings.api.port)
-    return url_at(settings.api.host, settings.api.port)
+        return running.api or api_url_at(settings.api)
+    return api_url_at(settings.api)
+
+
+def api_url_at(api: ApiSettings) -> str:
+    """Return the URL, as seen from this host, of the API with these settings."""
+    return url_at(api.host, api.port, "http" if api.tls_certificate is None else "https")
 
 
 def key_of(settings: Settings, url: str) -> str | None:
@@ -167,10 +190,10 @@ def key_of(settings: Settings, url: str) -> str | None:
     return key if running.api == url else None
 
 
-def url_at(host: str, port: int) -> str:
+def url_at(host: str, port: int, scheme: str = "http") -> str:
     """Return the URL, as seen from this host, of a server that listens on an address."""
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 compared, not bound
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _chosen(namespace: str, method: str, path: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from app.cli import auditing
 from app.cli.output import AsJson, console, print_json, settings_of
 from app.kernel import addresses
 from app.kernel.database import Database, head_revision
@@ -23,6 +24,8 @@ def upgrade(context: typer.Context, as_json: AsJson = False) -> None:
     before = database.revision()
     database.upgrade()
     after = database.revision()
+    if before != after:
+        auditing.note(database, "arriero db upgrade", {"revision": str(after)}, {"before": before})
     database.close()
     if as_json:
         print_json({"before": before, "after": after})

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from app.access import key_store, keys
+from app.access.audit import log as audit_log
 from app.access.callers import OPERATOR, KeyScope
 from app.access.keys import NewKey
+from app.cli import auditing
 from app.kernel import addresses, ids
 from app.kernel.database import open_at_head
 from app.kernel.errors import InvalidInput, InvalidSettings, Problem
@@ -38,6 +40,8 @@ def create(
     try:
         with database.work() as work:
             made = key_store.create(work, OPERATOR, new, key_id, secret)
+            content = {"name": name, "namespace": namespace, "scopes": sorted(scopes)}
+            audit_log.add(work, auditing.record_of("arriero keys create --direct", {"id": key_id}, content))
     finally:
         database.close()
     instants = ("created_at", "expires_at", "revoked_at", "rotated_at", "overlap_until", "used_at", "previous_used_at")

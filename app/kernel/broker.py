@@ -15,6 +15,8 @@ Redis keys. Celery and RedBeat create all but the last six:
     arriero:direct*             requests that go directly to a pool (`app/inference/direct.py`)
     arriero:tokens*             texts while they are written (`app/inference/token_stream.py`)
     arriero:cache:*             the response cache (`app/inference/cache/store.py`)
+    arriero:changes             notices of changed settings and limits (`app/kernel/live/notices.py`)
+    arriero:limits:*            what calls have used of their limits (`app/access/limits/meter.py`)
     arriero:live-tokens:*       tokens of running steps, for views (`app/workflows/runs/live_tokens.py`)
 """
 

@@ -74,10 +74,16 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    set_level(settings)
+    logging.captureWarnings(capture=True)
+
+
+def set_level(settings: LogSettings) -> None:
+    """Drop lines below the level of the settings, from now on."""
+    root = logging.getLogger()
     root.setLevel(settings.level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
-    logging.captureWarnings(capture=True)
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

@@ -1,7 +1,8 @@
 """
 The settings: the only reader of the environment.
 
-Precedence, from lowest to highest: defaults, `arriero.toml`, the environment, the command line. The file is that of the
+Precedence, from lowest to highest: defaults, `arriero.toml`, the environment, the command line, and for those that are
+`changeable` the run-time values of the installation (`app/kernel/live/`). The file is that of the
 current directory, or else that of the data directory.
 The origin of every value is known; an invalid one is refused with its key, its origin and what would be accepted.
 An unknown variable or key is refused too: otherwise a typo would silently leave the default.
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -30,12 +31,12 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.kernel.errors import InvalidSettings, Problem
-from app.kernel.sections.access import AccessSettings
+from app.kernel.sections.access import AccessSettings, AuditSettings, LimitSettings
 from app.kernel.sections.cache import CacheSettings
 from app.kernel.sections.catalog import CatalogSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
-from app.kernel.sections.section import Section
+from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
 from app.kernel.security.request_guard import TrustedHost
@@ -86,6 +87,8 @@ class Settings(BaseSettings):
     fleet: FleetSettings = FleetSettings()
     http: HttpSettings = HttpSettings()
     cache: CacheSettings = CacheSettings()
+    limits: LimitSettings = LimitSettings()
+    audit: AuditSettings = AuditSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod
@@ -169,6 +172,48 @@ def load(
     return Loaded(settings, {key: origins.get(key, "default") for key in _fields()})
 
 
+def changeable() -> tuple[str, ...]:
+    """Return the keys of the settings that may change while the processes run."""
+    return tuple(key for key, of in _fields().items() if CHANGEABLE in of.metadata)
+
+
+def default_of(key: str) -> Any:
+    """Return the default of a setting."""
+    return _fields()[key].get_default(call_default_factory=True)
+
+
+def with_values(settings: Settings, values: Mapping[str, Any], origin: str) -> Settings:
+    """
+    Return the settings with other values, by dotted keys; a list may be written as a text.
+
+    Raises InvalidSettings with every problem, as `load` does. `origin` is where the values come from.
+    """
+    origins = dict.fromkeys(values, origin)
+    problems = [_unknown(key, origin) for key in values if key not in _fields()]
+    sections: dict[str, Any] = {}
+    given = {key: _parse_list(value) if key in _lists() else value for key, value in values.items()}
+    for name, changed in _nested({key: value for key, value in given.items() if key in _fields()}).items():
+        section = getattr(settings, name)
+        assert isinstance(section, Section), "only settings of sections are changed"
+        known = {field: getattr(section, field) for field in type(section).model_fields}
+        try:
+            sections[name] = type(section).model_validate(known | changed)
+        except ValidationError as error:
+            items = [{**item, "loc": (name, *item["loc"])} for item in error.errors()]
+            problems += [_problem(cast("ErrorDetails", item), origins) for item in items]
+    if problems:
+        raise InvalidSettings(problems)
+    return settings.model_copy(update=sections)
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    """Return the value of a dotted key."""
+    value: Any = settings
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def secret_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the secrets of steps in the environment, by their names in lower case."""
     variables = os.environ if environment is None else environment
@@ -191,10 +236,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 def values_of(settings: Settings) -> Iterator[tuple[str, Any]]:
     """Yield every dotted key with its value, in the order of their definition."""
     for key in _fields():
-        value: Any = settings
-        for part in key.split("."):
-            value = getattr(value, part)
-        yield key, value
+        yield key, value_of(settings, key)
 
 
 def shown(value: Any) -> Any:

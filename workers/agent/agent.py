@@ -45,6 +45,7 @@ from app.kernel.errors import (
     NotFound,
     ServerNotStarted,
 )
+from app.kernel.live import live_settings
 from app.kernel.loop_guard import LoopGuard
 from app.kernel.processes import private_file
 from app.kernel.processes.process import AdoptedProcess, Child, adopt
@@ -137,11 +138,13 @@ class Agent:
         with self._exclusive():
             arguments = (self.host, lambda: self._wake.put(None), lambda: self._stopping)
             threading.Thread(target=self._calls.listen, args=arguments, name="listener", daemon=True).start()
+            changes = live_settings.follow(self._settings, self._database, addresses.of(self._settings).redis_url)
             self._adopt()
             while not self._stopping:
                 self._run_pass()
                 self._sleep()
             self._shut_down()
+        changes.close()
         self._devices.close()
         self._database.close()
         return 0

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from app.access import namespaces
 from app.access.callers import Caller
 from app.api import problems
+from app.api.admission import CallAdmission, openai_headers
 from app.api.cache.answers import CachedCall
 from app.api.openai import deadlines, errors
 from app.api.openai.errors import DeadlineUnmet, RequestFailed
@@ -63,6 +64,8 @@ class ModelCall:
 
         Raises ModelNotFound, and InvalidInput for a wrong header, or a selector that no model suits.
         """
+        self._road, self._caller = road, caller
+        self._admitted: list[CallAdmission] = []
         document = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
         self._routed = RoutedCall(services, road, caller, document, model, priority)
         self._options = options
@@ -100,7 +103,8 @@ class ModelCall:
             found["X-Arriero-Similarity"] = f"{cached.similarity:.4f}"
         if self._deadline.is_preferred:
             found["Preference-Applied"] = f"wait={self._deadline.seconds:.0f}"
-        return found | self._routed.headers
+        limits = openai_headers(self._admitted[0].standings) if self._admitted else {}
+        return {**found, **self._routed.headers, **limits}
 
     async def answer(self, request: Request) -> Response:
         """
@@ -144,8 +148,13 @@ class ModelCall:
         )
 
     def entries(self) -> Entries:
-        """Return what comes until the call has ended. Closing the iterator stops it."""
-        return deadlines.within(self._deadline, self._found())
+        """
+        Return what comes until the call has ended. Closing the iterator stops it.
+
+        It counts once against the limits of its caller, however it is answered. Raises LimitReached, DeadlineUnmet.
+        """
+        found = deadlines.within(self._deadline, self._found())
+        return self._road.gate.metered(self._caller, self.request, found, self._admitted)
 
     async def _found(self) -> Entries:
         await self._routed.decide()

@@ -17,7 +17,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.access.callers import NotAllowed, NotAuthenticated
+from app.access.limits.limits import LimitReached
 from app.api import callers, problems
+from app.api.admission import openai_headers, refusal_headers
 from app.kernel.errors import ArrieroError, FailureReason, InvalidInput, NotFound, Problem, Unavailable
 
 #: By the reason of a failure, its status and code. Others are the server's fault.
@@ -103,7 +105,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         409: "The run was cancelled",
         413: "The body is too large",
         415: "The media type of the body is not supported",
-        429: "Too many requests wait",
+        429: "A limit of the key or namespace is reached, or too many requests wait",
         500: "The request failed in its pool",
         503: "A part of the service is unavailable, or the pool died",
         504: "The model did not finish in time",
@@ -135,6 +137,8 @@ class OpenAIRoute(APIRoute):
                 return _response(404, document(str(error), 404, "model", "model_not_found"))
             except InvalidInput as error:
                 return _response(400, _first(error.problems))
+            except LimitReached as error:
+                return _limited(error)
             except TooManyCalls as error:
                 return _response(429, document(str(error), 429, code="rate_limit_exceeded"))
             except DeadlineUnmet as error:
@@ -149,6 +153,12 @@ def _first(found: tuple[Problem, ...]) -> dict[str, Any]:
     """Return a document of the first problem; the message has all."""
     param = found[0].where if found else None
     return document("; ".join(str(problem) for problem in found[:20]), 400, param or None)
+
+
+def _limited(error: LimitReached) -> JSONResponse:
+    answer = _response(429, document(str(error), 429, code="rate_limit_exceeded"))
+    answer.headers.update({**openai_headers(error.standings), **refusal_headers(error)})
+    return answer
 
 
 def _response(status: int, content: dict[str, Any], retry_after: int = 1) -> JSONResponse:

@@ -20,6 +20,7 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from app.api import threads
+from app.api.admission import CallGate
 from app.api.openai.ended_runs import EndedRuns
 from app.api.openai.errors import TooManyCalls
 from app.api.openai.token_reader import Subscription, TokenReader
@@ -74,8 +75,10 @@ class Waiting:
 class Road:
     """The road of all requests of this process."""
 
-    def __init__(self, runs: Runs, client: Redis, reader: TokenReader, estimates: WaitEstimates) -> None:
-        self._runs, self._redis, self.reader, self.estimates = runs, client, reader, estimates
+    def __init__(
+        self, runs: Runs, client: Redis, reader: TokenReader, estimates: WaitEstimates, gate: CallGate
+    ) -> None:
+        self._runs, self._redis, self.reader, self.estimates, self.gate = runs, client, reader, estimates, gate
         self._ended = EndedRuns(runs.database)
         #: What selectors and fallbacks know of the fleet.
         self.fleet = FleetReader(runs.database)
@@ -159,6 +162,7 @@ class Road:
 
     async def close(self) -> None:
         """Wait for what runs in the background."""
+        await self.gate.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems
+from app.api.admission import admit_submission
 from app.api.bodies import RequestBody
 from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.services import InjectedServices, Services
@@ -112,6 +113,7 @@ _EXAMPLES = {
         413,
         415,
         422,
+        429,
         others={200: {"model": RunOut, "description": "The earlier run with this Idempotency-Key"}},
     ),
     openapi_extra=bodies.documented({"$ref": "#/components/schemas/RunIn"}, _EXAMPLES),
@@ -128,6 +130,9 @@ def submit(
     The same `Idempotency-Key` with the same content returns the same run, with 200; with other content, 409.
     """
     submission = replace(_submission(_parsed(body), services, caller), idempotency_key=idempotency_key)
+    limits = admit_submission(
+        services, caller, caller.namespace_of({**submission.definition.labels, **submission.labels})
+    )
     accepted = services.runs.submit(submission)
     view = views.run(services.database, accepted.id, services.settings.api.max_inline_bytes)
     shown = out(view, sees_fleet=caller.namespace is None)
@@ -135,7 +140,7 @@ def submit(
     return Response(
         shown.model_dump_json(by_alias=True),
         status_code=202 if accepted.created else 200,
-        headers={"Location": f"/v1/runs/{accepted.id}"},
+        headers={"Location": f"/v1/runs/{accepted.id}", **limits},
         media_type="application/json",
     )
 

@@ -12,6 +12,7 @@ from app.catalog.install import format_bytes
 from app.catalog.model import Model
 from app.catalog.registration import own_catalog, reference, removal, service
 from app.catalog.registration.service import Wishes
+from app.cli import auditing
 from app.cli.client import connected
 from app.cli.fleet import servers
 from app.cli.fleet.pull_progress import PullProgress
@@ -79,6 +80,7 @@ def pull(
             hub, token = settings.catalog.hub, settings.catalog.hub_token
             path = files.pull(found, settings.data_dir, progress.report, token=token, hub=hub, again=again)
             pulled, added = found, False
+    auditing.note_if_reachable(settings, "arriero models pull", {"name": pulled.name}, {"from": model, "added": added})
     _print_pulled(settings, pulled, path, added=added, as_json=as_json)
 
 
@@ -166,6 +168,9 @@ def rm(
     with own_catalog.locked(settings.data_dir):
         removed = is_own and own_catalog.remove(name, settings.data_dir)
     freed, shared = removal.remove_files(model, files.catalog_of(settings), settings.data_dir)
+    auditing.note_if_reachable(
+        settings, "arriero models rm", {"name": name}, {"entry_removed": removed, "bytes": freed}
+    )
     if as_json:
         print_json({"name": name, "entry_removed": removed, "bytes": freed, "shared_with": shared})
         return

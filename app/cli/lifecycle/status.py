@@ -19,6 +19,7 @@ from app.cli.output import AsJson, console, print_json, settings_of, state, tabl
 from app.cli.processes.records import LOG_FILE, TreeState
 from app.kernel import clock
 from app.kernel.errors import Unavailable
+from app.kernel.security.tls import verification
 from app.kernel.settings import Settings
 from app.kernel.units import durations
 from app.kernel.units.sizes import rounded
@@ -72,13 +73,13 @@ def _asked(settings: Settings, found: Installation) -> ApiStatus:
     if found.record is not None and found.record.state == TreeState.STARTING:
         return ApiStatus(url, "it is starting", False, {}, {})  # its socket accepts connections, but nobody answers
     try:
-        answer = httpx2.get(f"{url}/readyz", timeout=_SECONDS, trust_env=False, verify=url.startswith("https:"))
+        answer = httpx2.get(f"{url}/readyz", timeout=_SECONDS, trust_env=False, verify=verification(url, settings.api))
         ready = answer.json()
         if found.record is None or not isinstance(ready, dict) or ready.get("instance") != found.record.instance:
             return ApiStatus(url, "", True, {}, {})
         if not ready["ready"]:
             return ApiStatus(url, f"database: {ready['database']}; broker: {ready['broker']}", False, {}, {})
-        with connected_to(url, _SECONDS, key_of(settings, url)) as client:
+        with connected_to(url, _SECONDS, key_of(settings, url), api=settings.api) as client:
             fleet = client.get("/v1/fleet")
             runs = client.get("/v1/runs", state=_UNFINISHED, limit=_COUNTED)["runs"]
             return ApiStatus(url, "", False, fleet, Counter(run["state"] for run in runs))

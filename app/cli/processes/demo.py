@@ -122,7 +122,7 @@ def _settings(given: Settings, folder: Path) -> Settings:
 
 def _run_all(tree: Tree, messages: Sequence[tuple[str, str]], report: Reporter) -> list[dict[str, Any]]:
     """Submit a run for each message, and wait until all have ended."""
-    client = Client(url_of(tree.settings))
+    client = Client(url_of(tree.settings), api=tree.settings.api)
     bars = Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),

@@ -15,7 +15,7 @@ from app.access import operator_key
 from app.catalog import files
 from app.catalog.model import Model
 from app.catalog.serving import servability
-from app.cli.client import Client, connected_to, url_at
+from app.cli.client import Client, api_url_at, connected_to
 from app.cli.processes.member import ProcessMember
 from app.cli.processes.reporter import Reporter
 from app.kernel import broker
@@ -61,8 +61,8 @@ def wait(
     the reason, when a model cannot be served. Raises ModelFileUnusable when a file becomes unusable meanwhile.
     """
     limit = time.monotonic() + deadline.total_seconds()
-    url, waiting = url_at(settings.api.host, settings.api.port), {m.worker: m for m in members if m.worker}
-    connect = partial(connected_to, url, key=operator_key.read(settings.data_dir))
+    url, waiting = api_url_at(settings.api), {m.worker: m for m in members if m.worker}
+    connect = partial(connected_to, url, key=operator_key.read(settings.data_dir), api=settings.api)
     assert settings.redis_url is not None, "it is known here"
     celery = broker.celery_app(settings.redis_url.get_secret_value(), settings.broker)
     models = list(settings.pools.models)

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from app import __version__
 from app.access import keyless, operator_key
-from app.cli.client import url_at
+from app.cli.client import api_url_at, url_at
 from app.cli.processes import readiness, records
 from app.cli.processes.member import (
     FROZEN_SECONDS,
@@ -46,6 +46,7 @@ from app.kernel.errors import ServerNotStarted
 from app.kernel.processes import forking, listening, log_files, waiting
 from app.kernel.processes.process import Child, end_leftovers
 from app.kernel.processes.spawning import Spawner
+from app.kernel.security import tls
 from app.kernel.settings import Settings
 
 #: Seconds between two checks of the children; and while all of them run, whose end is noticed at once.
@@ -258,6 +259,7 @@ def running_tree(
     The caller has installed the signals, and holds the data directory.
     Raises ServerNotStarted, DatabaseBehind, ModelFileMissing, and other errors of a start.
     """
+    tls.certificate_of(settings.api)  # a wrong one is refused here, and not by a program that is restarted for ever
     readiness.check_files(settings)
     with ExitStack() as stack:
         stack.callback(report.close)
@@ -273,7 +275,7 @@ def running_tree(
         # Programs call no API, so none of them gets the key of the settings.
         settings = settings.model_copy(update={"api": settings.api.model_copy(update={"key": None})})
         settings, listeners = _listening(settings, stack, flower=flower)
-        record.api = url_at(settings.api.host, settings.api.port)
+        record.api = api_url_at(settings.api)
         record.flower = url_at(settings.flower.host, settings.flower.port) if flower else None
         record.save(held.path)
         if keyless.needs_keys(settings):

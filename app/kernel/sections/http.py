@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import field_validator
 
-from app.kernel.sections.section import Section
+from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.security import egress
 from app.kernel.units.durations import Duration
 
@@ -17,7 +18,7 @@ class HttpSettings(Section):
 
     #: Hosts: `api.example.com`, `*.example.com` (all its subdomains), or either with a port. While it is empty, every
     #: http step is refused.
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: Annotated[tuple[str, ...], CHANGEABLE] = ()
     #: Whether a listed host may resolve to an address of this machine or of a private network.
     allow_private: bool = False
     #: For making one connection, including TLS.

@@ -1,6 +1,8 @@
 """
 A section of the settings: a table of `arriero.toml`, validated when it is created.
 
+A field of the type `Annotated[…, CHANGEABLE]` may change while the processes run: see `app/kernel/live/`.
+
 `comments_of` returns the `#:` comments of the fields of a type, which describe them in schemas and in commented files.
 """
 
@@ -9,9 +11,20 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from enum import StrEnum
 from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
+
+
+class Changeability(StrEnum):
+    """Whether a setting may change while the processes run."""
+
+    CHANGEABLE = "changeable"
+
+
+#: Marks a field whose value may change while the processes run.
+CHANGEABLE = Changeability.CHANGEABLE
 
 
 class Section(BaseModel):

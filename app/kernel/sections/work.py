@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from app.kernel.sections.section import Section
+from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.units import durations
 from app.kernel.units.durations import Duration
 
@@ -26,7 +26,7 @@ class RunSettings(Section):
     #: Most attempts of a step that end with the death of their worker, before the step fails.
     max_worker_losses: int = Field(default=3, ge=1)
     #: Retention of finished runs, unless the workflow or the client sets another one.
-    retention: Duration = timedelta(days=30)
+    retention: Annotated[Duration, CHANGEABLE] = timedelta(days=30)
     #: Interval of the deletion of runs whose retention is over.
     expire_every: Duration = timedelta(minutes=5)
     #: Most bytes (as JSON) of inputs, an output, an item or an event that are stored in its row. Longer values are
@@ -52,7 +52,7 @@ class ScheduleSettings(Section):
     #: Interval of the check for due fires: a fire is late by at most about this time.
     check_every: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=1)
     #: Retention of the history of fires.
-    keep_fires: Annotated[Duration, durations.at_least("1m")] = timedelta(days=30)
+    keep_fires: Annotated[Duration, durations.at_least("1m"), CHANGEABLE] = timedelta(days=30)
 
 
 class ControlSettings(Section):
@@ -68,7 +68,7 @@ class PoolSettings(Section):
     """The pools: processes that serve a model."""
 
     #: Models that are kept running: each has a pool that is never stopped to make room. It must be equal on every host.
-    models: tuple[str, ...] = ("smollm2:135m",)
+    models: Annotated[tuple[str, ...], CHANGEABLE] = ("smollm2:135m",)
     #: Cores of this host for all threads of llama.cpp together; 0 means all but one. The threads wait by spinning: when
     #: another process uses one of their cores, all of them are delayed.
     threads: int = Field(default=0, ge=0)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -64,11 +64,18 @@ class RequestGuard:
     #: Hosts of the settings, whose pages may send requests. `*.example.com` is every subdomain.
     trusted: tuple[str, ...]
 
-    def refuse(self, method: str, headers: Iterable[tuple[str, str]], address: str | None) -> Problem | None:
+    def refuse(
+        self,
+        method: str,
+        headers: Iterable[tuple[str, str]],
+        address: str | None,
+        origins: Collection[str] = (),
+    ) -> Problem | None:
         """
         Return why the request is refused, or None when it is accepted.
 
-        `headers` are all headers of the request. `address` is the local address on which it arrived.
+        `headers` are all headers of the request. `address` is the local address on which it arrived. `origins` are
+        further origins whose pages may send requests.
         """
         found: dict[str, list[str]] = {}
         for name, value in headers:
@@ -77,7 +84,7 @@ class RequestGuard:
             if len(given := found.get(name.lower(), [])) > 1:
                 return Problem(name, f"{_shown(', '.join(given))}: the header is sent {len(given)} times", "one header")
         one = {name: values[0] for name, values in found.items()}
-        return self._refuse_host(one.get("host"), address) or self._refuse_site(method, one)
+        return self._refuse_host(one.get("host"), address) or self._refuse_site(method, one, origins)
 
     def _refuse_host(self, value: str | None, address: str | None) -> Problem | None:
         if value is None:
@@ -91,13 +98,13 @@ class RequestGuard:
             return None
         return Problem("Host", f"{_shown(value)} is not a name of this server", self._accepted())
 
-    def _refuse_site(self, method: str, headers: dict[str, str]) -> Problem | None:
+    def _refuse_site(self, method: str, headers: dict[str, str], origins: Collection[str]) -> Problem | None:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         accepted = f"the server's own pages; pages of other hosts: see the setting {SETTING}"
         trusted = False
         if origin is not None:
             page = _origin(origin)
-            trusted = page is not None and _matches(page.name, self.trusted)
+            trusted = origin in origins or (page is not None and _matches(page.name, self.trusted))
             if page is None or not (trusted or page == _with_port(headers["host"], origin)):
                 return Problem("Origin", f"{_shown(origin)} is the origin of another site", accepted)
         if site is None or trusted or site in ("same-origin", "none"):

@@ -20,9 +20,9 @@ from app.workflows.runs.storage.payloads import PayloadLimits
 _LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :ms, true)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunPolicy:
-    """The settings of runs."""
+    """The settings of runs. The retention may change while the process runs."""
 
     #: Setting runs.lease: for how long a claim holds unless it is renewed.
     lease: timedelta

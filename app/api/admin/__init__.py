@@ -1,0 +1,1 @@
+"""The resources of administrators: run-time settings, limits on calls, the audit log."""
