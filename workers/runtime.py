@@ -19,6 +19,7 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
+from app.scheduler.residencies import Residencies
 from app.scheduler.wake_up import AgentCalls, WakingPublisher
 from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.recovery import owners
@@ -83,6 +84,8 @@ class Runtime:
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
     #: What Flower shows of the steps; silent until the worker is attached.
     events: StepEvents = field(default_factory=StepEvents)
+    #: For how long clients want models to stay loaded; None in a pool.
+    residencies: Residencies | None = None
 
     @property
     def catalog(self) -> Catalog:
@@ -100,6 +103,8 @@ class Runtime:
         self.token_reports.close()
         self.activity.close()
         self.agents.close()
+        if self.residencies is not None:
+            self.residencies.close()
         if self.engine is not None:
             self.engine.close()
         if self.tokens is not None:
@@ -142,4 +147,5 @@ def start(
         AgentCalls(redis_url),
         reports,
         None if engine is None else TokenWriter(redis_url),
+        residencies=Residencies(redis_url) if engine is None else None,
     )

@@ -29,6 +29,9 @@ from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
+from app.api.ollama import endpoints as ollama_endpoints
+from app.api.ollama import models as ollama_models
+from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
 from app.api.openai import endpoints, road
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
@@ -89,6 +92,8 @@ ANSWER_TIMEOUT = timedelta(seconds=5)
 ROUTERS = (
     endpoints.router,
     served_models.router,
+    ollama_endpoints.router,
+    ollama_models.router,
     runs.router,
     payloads.router,
     events.router,
@@ -113,6 +118,7 @@ ROUTERS = (
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
     *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
+    *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
 )
 

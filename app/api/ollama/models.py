@@ -1,0 +1,325 @@
+"""The endpoints of Ollama's API about models: what there is, what is loaded, and refusals of what `arriero` does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import redis
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+
+from app.api import bodies
+from app.api.ollama import errors, names
+from app.api.ollama.calls import instant
+from app.api.ollama.errors import OllamaRoute
+from app.api.ollama.requests import OllamaShowIn
+from app.api.openai.errors import ModelNotFound
+from app.api.services import InjectedServices, Services
+from app.catalog import files, header
+from app.catalog.metadata import Header
+from app.catalog.model import Model
+from app.devices.device import HardwareKind
+from app.fleet import views
+from app.fleet.pool import PoolState
+from app.fleet.views import PoolView
+from app.kernel import clock
+from app.kernel.errors import BrokerUnreachable, ModelFileUnusable
+from app.scheduler import residencies
+from app.scheduler.residencies import Residency
+
+router = APIRouter(prefix="/api", tags=["ollama"], route_class=OllamaRoute)
+
+#: The version of Ollama whose API is served; clients compare it with the one that they need.
+VERSION = "0.12.6"
+#: Seconds since 1970 of a file that is not on this host.
+_EPOCH = 0.0
+#: When a model that is kept forever is said to be unloaded: as Ollama does, in some centuries.
+_FOREVER = timedelta(days=292 * 365)
+#: Longest text of a value in `model_info`.
+_MAX_VALUE = 10_000
+
+
+class ModelDetailsOut(BaseModel):
+    """What the header of a model's file says; empty texts where its file is not on the host of this API."""
+
+    parent_model: str = ""
+    format: str = "gguf"
+    family: str = ""
+    families: list[str] = []
+    parameter_size: str = ""
+    quantization_level: str = ""
+
+
+class LocalModelOut(BaseModel):
+    """A model that can be used."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int = Field(description="bytes of its file; 0 where it is not known")
+    digest: str
+    details: ModelDetailsOut
+
+
+class LocalModels(BaseModel):
+    """The models that can be used."""
+
+    models: list[LocalModelOut]
+
+
+class RunningModelOut(BaseModel):
+    """A model that is loaded."""
+
+    name: str
+    model: str
+    size: int = Field(description="bytes that its pools reserve")
+    digest: str
+    details: ModelDetailsOut
+    expires_at: str = Field(description="when it is unloaded if it stays idle and nothing else needs its memory")
+    size_vram: int = Field(description="bytes of these on GPUs")
+    context_length: int
+
+
+class RunningModels(BaseModel):
+    """The models that are loaded."""
+
+    models: list[RunningModelOut]
+
+
+class ShownModelOut(BaseModel):
+    """A model of the catalogue."""
+
+    license: str
+    modelfile: str
+    parameters: str
+    template: str
+    details: ModelDetailsOut
+    model_info: dict[str, Any]
+    capabilities: list[str]
+    modified_at: str
+
+
+class VersionOut(BaseModel):
+    """The version of the API."""
+
+    version: str
+
+
+@router.get("/version", summary="Version, as in Ollama's API")
+async def version() -> VersionOut:
+    """The version of Ollama whose API this is."""
+    return VersionOut(version=VERSION)
+
+
+@router.get("/tags", summary="Models, as in Ollama's API", responses=errors.documented(503))
+def tags(services: InjectedServices) -> LocalModels:
+    """The models whose file is on this host, or that a pool serves."""
+    served = _pools(services)
+    found = []
+    for model in services.catalog.models:
+        path = _path(model, services)
+        if path is not None or model.name in served:
+            read = None if path is None else _header(path)
+            found.append(
+                LocalModelOut(
+                    name=model.name,
+                    model=model.name,
+                    modified_at=_modified_at(path),
+                    size=read.file_bytes if read is not None else sum(model.source.size),
+                    digest=_digest(model, read),
+                    details=_details(read),
+                )
+            )
+    return LocalModels(models=found)
+
+
+@router.get("/ps", summary="Loaded models, as in Ollama's API", responses=errors.documented(503))
+def ps(services: InjectedServices) -> RunningModels:
+    """The models that are loaded, and until when."""
+    gpus = {one.id for host in views.hosts(services.database) for one in host.devices if one.kind == HardwareKind.GPU}
+    wanted, now, found = _residencies(services), clock.now(), []
+    for name, pools in _pools(services).items():
+        model = services.catalog.find(name)
+        serving = [pool for pool in pools if pool.state is PoolState.SERVING]
+        if model is None or not serving:
+            continue
+        path = _path(model, services)
+        read = None if path is None else _header(path)
+        sizes = [(id_, size) for pool in serving for id_, size in pool.bytes.items()]
+        found.append(
+            RunningModelOut(
+                name=name,
+                model=name,
+                size=sum(size for _, size in sizes),
+                digest=_digest(model, read),
+                details=_details(read),
+                expires_at=instant(max(_expires_at(pool, model, wanted.get(name), now) for pool in serving)),
+                size_vram=sum(size for id_, size in sizes if id_ in gpus),
+                context_length=model.context,
+            )
+        )
+    return RunningModels(models=found)
+
+
+@router.post(
+    "/show",
+    summary="A model, as in Ollama's API",
+    responses=errors.documented(400, 404, 413, 415, 503),
+    openapi_extra=bodies.documented_as(OllamaShowIn),
+)
+def show(services: InjectedServices, body: Annotated[OllamaShowIn, bodies.of(OllamaShowIn)]) -> ShownModelOut:
+    """What is known of a model."""
+    name = names.resolve(services.catalog, body.model)
+    model = services.catalog.find(name)
+    if model is None:
+        raise ModelNotFound("model", body.model, services.catalog.names)
+    path = _path(model, services)
+    read = None if path is None else _header(path)
+    template = (model.prompt.chat_template or (read.chat_template if read is not None else "")) or ""
+    return ShownModelOut(
+        license=model.licence or (read.licence if read is not None else "") or "",
+        modelfile=f"# Arriero has no modelfiles: see the entry {model.name} of its catalogue\nFROM {model.name}\n",
+        parameters=f"num_ctx {model.context}",
+        template=template,
+        details=_details(read),
+        model_info=_info(model, read),
+        capabilities=_capabilities(model, template),
+        modified_at=_modified_at(path),
+    )
+
+
+#: What Ollama's API can change, by path, with what to do here.
+_REFUSED: Mapping[str, str] = {
+    "pull": "run `arriero models pull NAME`",
+    "create": "run `arriero models pull FILE`, or write an entry of the catalogue (docs/models.md)",
+    "copy": "write an entry with another name into the catalogue (docs/models.md)",
+    "push": "models are not published from here",
+    "delete": "run `arriero models remove NAME`",
+    "blobs": "name the path of a file in an entry of the catalogue (docs/models.md)",
+}
+
+
+def writes(model: Model) -> bool:
+    """Whether a model writes texts, and is not only for vectors and scores."""
+    return not {"embed", "rerank"}.issuperset(model.use_cases)
+
+
+def _refuse(request: Request) -> Response:
+    what = request.url.path.removeprefix("/api/").partition("/")[0]
+    return errors.response(400, f"/api/{what} is not supported: {_REFUSED[what]}")
+
+
+for _what, _methods in (
+    *((name, ["POST"]) for name in ("pull", "create", "copy", "push")),
+    ("delete", ["DELETE"]),
+    ("blobs/{digest:path}", ["POST"]),
+):
+    router.add_api_route(
+        f"/{_what}",
+        _refuse,
+        methods=_methods,
+        summary="Not supported",
+        description="Refused with what to do instead.",
+        status_code=400,
+        responses=errors.documented(400),
+        operation_id=f"refuse_{_what.partition('/')[0]}",
+    )
+
+
+def _pools(services: Services) -> Mapping[str, list[PoolView]]:
+    found = defaultdict(list)
+    for pool in views.pools(services.database):
+        if pool.state is PoolState.SERVING:
+            found[pool.model].append(pool)
+    return found
+
+
+def _residencies(services: Services) -> Mapping[str, Residency]:
+    try:
+        with services.publisher.connection() as client:
+            return residencies.read(client)
+    except (BrokerUnreachable, redis.RedisError):
+        return {}  # the catalogue's values hold then, too
+
+
+def _expires_at(pool: PoolView, model: Model, residency: Residency | None, now: datetime) -> datetime:
+    keep = None if isinstance(model.pools.keep_alive, str) else model.pools.keep_alive
+    if residency is not None and pool.id in residency.pools:
+        keep = residency.keep
+    used = now if pool.busy else pool.last_used_at or pool.serving_at or pool.created_at
+    return now + _FOREVER if keep is None or keep > _FOREVER else used + keep
+
+
+def _path(model: Model, services: Services) -> Path | None:
+    try:
+        return files.check(model, services.settings.data_dir)
+    except ModelFileUnusable:
+        return None
+
+
+def _header(path: Path) -> Header:
+    return _read(path, files.file_version(path))
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, _: Any) -> Header:
+    return header.read(path)
+
+
+def _modified_at(path: Path | None) -> str:
+    seconds = _EPOCH if path is None else files.changed_at(path)
+    return instant(datetime.fromtimestamp(seconds, clock.now().tzinfo))
+
+
+def _digest(model: Model, read: Header | None) -> str:
+    """The checksum of the file where the catalogue has it, or else that of its header."""
+    known = model.source.sha256
+    return known[0] if len(known) == 1 else read.digest if read is not None else ""
+
+
+def _details(read: Header | None) -> ModelDetailsOut:
+    if read is None:
+        return ModelDetailsOut()
+    return ModelDetailsOut(
+        family=read.architecture,
+        families=[read.architecture],
+        parameter_size=read.size_label or _size(read.parameters),
+        quantization_level=read.quantisation,
+    )
+
+
+def _size(parameters: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if parameters >= size:
+            return f"{parameters / size:.1f}{unit}"
+    return str(parameters)
+
+
+def _info(model: Model, read: Header | None) -> dict[str, Any]:
+    """The values of the header that are short, as Ollama names them."""
+    if read is None:
+        return {"general.architecture": "", "general.parameter_count": 0}
+    short = {
+        key: value
+        for key, value in read.metadata.items()
+        if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _MAX_VALUE)
+    }
+    short.pop("tokenizer.chat_template", None)
+    return {**short, "general.parameter_count": read.parameters, "arriero.context_length": model.context}
+
+
+def _capabilities(model: Model, template: str) -> list[str]:
+    found = []
+    if "embed" in model.use_cases:
+        found.append("embedding")
+    if writes(model):
+        found.append("completion")
+        if model.prompt.tools or "tools" in template:
+            found.append("tools")
+    return found
