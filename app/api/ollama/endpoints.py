@@ -146,8 +146,10 @@ async def _generate(
     kind: str,
 ) -> Response:
     name, model = _named(services, road, caller, body)
-    if not models.writes(model):
+    if not (body.only_loads or models.writes(model)):
         raise _unable(body.model, "generate")
+    if isinstance(body, OllamaChatIn) and body.tools:
+        await _require_tools(services, body.model, model)
     if body.only_loads:
         loaded = await calls.until_left(request, _load(services, road, caller, body, name, model, kind))
         return calls.left() if loaded is None else problems.AsciiResponse(loaded)
@@ -184,9 +186,10 @@ async def _load(
     services: Services, road: Road, caller: Caller, body: _AnyIn, name: str, model: Model, kind: str
 ) -> dict[str, Any]:
     """Load a model by a call of one token, or unload it. Returns the answer."""
-    unloads = body.keep_alive is not None and not body.keep_alive
     at_end = _at_end(services, caller, model, body)
-    if unloads or await keep_alive.is_loaded(services, model):
+    to_unload = body.keep_alive is not None and not body.keep_alive
+    unloads = to_unload and _may_change(caller) and not await keep_alive.is_kept(services, model)
+    if to_unload or await keep_alive.is_loaded(services, model):
         await at_end()
     else:
         shortest: BaseModel = CompletionRequest(model=name, prompt=".", max_tokens=1)
@@ -208,9 +211,21 @@ def _at_end(services: Services, caller: Caller, model: Model, body: _AnyIn) -> C
     """What is done when a call has succeeded: `keep_alive`, of a caller that may change what others rely on."""
 
     async def apply() -> None:
-        await keep_alive.apply(services, model, body.keep_alive if KeyScope.OPERATE in caller.scopes else None)
+        await keep_alive.apply(services, model, body.keep_alive if _may_change(caller) else None)
 
     return apply
+
+
+def _may_change(caller: Caller) -> bool:
+    """Whether a caller may change for how long a model that others use is loaded."""
+    return KeyScope.OPERATE in caller.scopes
+
+
+async def _require_tools(services: Services, name: str, model: Model) -> None:
+    """Raises InvalidInput for a model whose template is known and has no tools."""
+    capabilities = await threads.run_for_request(models.capabilities, services, model)
+    if capabilities is not None and "tools" not in capabilities:
+        raise _unable(name, "tools: its chat template has none (an entry of the catalogue can set prompt.tools)")
 
 
 def _validated(model: type[M], data: Any) -> M:

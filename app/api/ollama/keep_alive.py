@@ -40,6 +40,8 @@ FOREVER = timedelta.max
 
 def parse(value: Any) -> timedelta:
     """Return the time of a value, `FOREVER` for a negative one. Raises ValueError for what is no duration."""
+    if isinstance(value, timedelta):
+        return value
     seconds = _seconds(value)
     if seconds is None:
         raise ValueError(f"{str(value)[:60]!r} is not a duration; accepted: seconds, or a text such as '5m', '1h30m'")
@@ -78,6 +80,18 @@ async def is_loaded(services: Services, model: Model) -> bool:
     """Whether a pool serves the model."""
     pools = await threads.run_for_request(views.pools, services.database, model=model.name)
     return any(pool.state is PoolState.SERVING for pool in pools)
+
+
+def kept(services: Services) -> frozenset[str]:
+    """The models that the settings, the catalogue or an operator keep running, whatever clients say."""
+    always = {model.name for model in services.catalog.models if model.pools.min or model.pools.pinned}
+    targets = (target.model for target in views.targets(services.database) if target.pools)
+    return frozenset({*always, *services.settings.pools.models, *targets})
+
+
+async def is_kept(services: Services, model: Model) -> bool:
+    """Whether something keeps the model running, whatever clients say."""
+    return model.name in await threads.run_for_request(kept, services)
 
 
 def _seconds(value: Any) -> float | None:

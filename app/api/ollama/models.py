@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from app.api import bodies
-from app.api.ollama import errors, names
+from app.api.ollama import errors, keep_alive, names
 from app.api.ollama.calls import instant
 from app.api.ollama.errors import OllamaRoute
 from app.api.ollama.requests import OllamaShowIn
@@ -143,7 +143,7 @@ def tags(services: InjectedServices) -> LocalModels:
 def ps(services: InjectedServices) -> RunningModels:
     """The models that are loaded, and until when."""
     gpus = {one.id for host in views.hosts(services.database) for one in host.devices if one.kind == HardwareKind.GPU}
-    wanted, now, found = _residencies(services), clock.now(), []
+    wanted, kept, now, found = _residencies(services), keep_alive.kept(services), clock.now(), []
     for name, pools in _pools(services).items():
         model = services.catalog.find(name)
         serving = [pool for pool in pools if pool.state is PoolState.SERVING]
@@ -151,6 +151,9 @@ def ps(services: InjectedServices) -> RunningModels:
             continue
         path = _path(model, services)
         read = None if path is None else _header(path)
+        ends = now + _FOREVER
+        if name not in kept:
+            ends = max(_expires_at(pool, model, wanted.get(name), now) for pool in serving)
         sizes = [(id_, size) for pool in serving for id_, size in pool.bytes.items()]
         found.append(
             RunningModelOut(
@@ -159,7 +162,7 @@ def ps(services: InjectedServices) -> RunningModels:
                 size=sum(size for _, size in sizes),
                 digest=_digest(model, read),
                 details=_details(read),
-                expires_at=instant(max(_expires_at(pool, model, wanted.get(name), now) for pool in serving)),
+                expires_at=instant(ends),
                 size_vram=sum(size for id_, size in sizes if id_ in gpus),
                 context_length=model.context,
             )
@@ -181,7 +184,7 @@ def show(services: InjectedServices, body: Annotated[OllamaShowIn, bodies.of(Oll
         raise ModelNotFound("model", body.model, services.catalog.names)
     path = _path(model, services)
     read = None if path is None else _header(path)
-    template = (model.prompt.chat_template or (read.chat_template if read is not None else "")) or ""
+    template = _template(model, read)
     return ShownModelOut(
         license=model.licence or (read.licence if read is not None else "") or "",
         modelfile=f"# Arriero has no modelfiles: see the entry {model.name} of its catalogue\nFROM {model.name}\n",
@@ -208,6 +211,12 @@ _REFUSED: Mapping[str, str] = {
 def writes(model: Model) -> bool:
     """Whether a model writes texts, and is not only for vectors and scores."""
     return not {"embed", "rerank"}.issuperset(model.use_cases)
+
+
+def capabilities(services: Services, model: Model) -> list[str] | None:
+    """What a model can do; None where its file is not on this host."""
+    path = _path(model, services)
+    return None if path is None else _capabilities(model, _template(model, _header(path)))
 
 
 def _refuse(request: Request) -> Response:
@@ -312,6 +321,10 @@ def _info(model: Model, read: Header | None) -> dict[str, Any]:
     }
     short.pop("tokenizer.chat_template", None)
     return {**short, "general.parameter_count": read.parameters, "arriero.context_length": model.context}
+
+
+def _template(model: Model, read: Header | None) -> str:
+    return model.prompt.chat_template or (read.chat_template if read is not None else "") or ""
 
 
 def _capabilities(model: Model, template: str) -> list[str]:

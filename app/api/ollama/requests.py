@@ -264,8 +264,8 @@ class OllamaEmbeddingsIn(_RequestIn):
 
     def embed(self) -> OllamaEmbedIn:
         """The same in the newer form."""
-        keep = {} if self.keep_alive is None else {"keep_alive": self.keep_alive}
-        return OllamaEmbedIn.model_construct(model=self.model, input=[self.prompt] if self.prompt else [], **keep)
+        texts = [self.prompt] if self.prompt else []
+        return OllamaEmbedIn(model=self.model, input=texts, keep_alive=self.keep_alive)
 
 
 class OllamaShowIn(_RequestIn):

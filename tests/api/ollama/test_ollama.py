@@ -153,8 +153,18 @@ def test_what_is_there_and_what_is_loaded(api: str) -> None:
 
 def test_options_become_parameters() -> None:
     options = {
-        **{"temperature": 0.5, "top_k": 3, "top_p": 0.4, "min_p": 0.1, "seed": 7, "num_predict": 9, "stop": "x"},
-        **{"repeat_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.4, "num_ctx": 128, "num_gpu": 99},
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.4,
+        "min_p": 0.1,
+        "seed": 7,
+        "num_predict": 9,
+        "stop": "x",
+        "repeat_penalty": 1.2,
+        "presence_penalty": 0.3,
+        "frequency_penalty": 0.4,
+        "num_ctx": 128,
+        "num_gpu": 99,
     }
     body = OllamaChatIn.model_validate({"model": "m", "messages": HELLO, "options": options, "format": "json"})
     made = ChatRequest.model_validate(body.translated("m", 256)).translated()
