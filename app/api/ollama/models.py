@@ -105,16 +105,16 @@ class ShownModelOut(BaseModel):
     modified_at: str
 
 
-class VersionOut(BaseModel):
+class OllamaVersionOut(BaseModel):
     """The version of the API."""
 
     version: str
 
 
 @router.get("/version", summary="Version, as in Ollama's API")
-async def version() -> VersionOut:
+async def version() -> OllamaVersionOut:
     """The version of Ollama whose API this is."""
-    return VersionOut(version=VERSION)
+    return OllamaVersionOut(version=VERSION)
 
 
 @router.get("/tags", summary="Models, as in Ollama's API", responses=errors.documented(503))
