@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems, threads
-from app.api.callers import InjectedCaller
+from app.api.callers import InjectedCaller, requires
 from app.api.ollama import calls, errors, keep_alive, models, names
 from app.api.ollama.calls import OllamaCall
 from app.api.ollama.errors import OllamaRoute
@@ -27,7 +27,7 @@ from app.inference.openai.generation import place_of
 from app.inference.requests import PriorityClass
 from app.kernel.errors import InvalidInput, Problem
 
-router = APIRouter(prefix="/api", tags=["ollama"], route_class=OllamaRoute)
+router = APIRouter(prefix="/api", tags=["ollama"], dependencies=[requires(KeyScope.SUBMIT)], route_class=OllamaRoute)
 
 M = TypeVar("M", bound=BaseModel)
 _AnyIn = OllamaChatIn | OllamaGenerateIn | OllamaEmbedIn
@@ -217,8 +217,8 @@ def _at_end(services: Services, caller: Caller, model: Model, body: _AnyIn) -> C
 
 
 def _may_change(caller: Caller) -> bool:
-    """Whether a caller may change for how long a model that others use is loaded."""
-    return KeyScope.OPERATE in caller.scopes
+    """Whether a caller may change for how long a model that all namespaces use is loaded."""
+    return KeyScope.OPERATE in caller.scopes and caller.namespace is None
 
 
 async def _require_tools(services: Services, name: str, model: Model) -> None:

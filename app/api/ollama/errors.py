@@ -12,11 +12,15 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from app.api import problems
+from app.access.callers import NotAllowed, NotAuthenticated
+from app.api import callers, problems
 from app.api.bodies import UnsupportedMediaType
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, RequestFailed, TooManyCalls
 from app.kernel.errors import InvalidInput, Unavailable
+
+#: The content of an error in the OpenAPI document.
+CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/OllamaErrorOut"}}}
 
 
 class OllamaErrorOut(BaseModel):
@@ -54,6 +58,10 @@ class OllamaRoute(APIRoute):
                 return response(errors.of_failure(error.reason, str(error))[0], str(error))
             except ModelNotFound as error:
                 return response(404, f"model not found: {error}")
+            except NotAuthenticated as error:
+                return callers.challenged(response(401, str(error)), error)
+            except NotAllowed as error:
+                return callers.challenged(response(403, str(error)), error)
             except UnsupportedMediaType as error:
                 return response(415, str(error))
             except InvalidInput as error:

@@ -14,7 +14,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
 from app.api import bodies
+from app.api.callers import requires
 from app.api.ollama import errors, keep_alive, names
 from app.api.ollama.calls import instant
 from app.api.ollama.errors import OllamaRoute
@@ -33,7 +35,12 @@ from app.kernel.errors import BrokerUnreachable, ModelFileUnusable
 from app.scheduler import residencies
 from app.scheduler.residencies import Residency
 
-router = APIRouter(prefix="/api", tags=["ollama"], route_class=OllamaRoute)
+router = APIRouter(
+    prefix="/api",
+    tags=["ollama"],
+    dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],
+    route_class=OllamaRoute,
+)
 
 #: The version of Ollama whose API is served; clients compare it with the one that they need.
 VERSION = "0.12.6"
