@@ -25,7 +25,7 @@ class Retries:
     """
 
     #: Attempts in all; 1 means no retries.
-    attempts: int = 5
+    attempts: int = 6
     #: The longest first pause. Each further one may be twice as long as the one before, and at most `most`.
     first: float = 0.5
     most: float = 30.0

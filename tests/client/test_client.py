@@ -23,7 +23,7 @@ from tests.api.openai.conftest import MODEL, StartPool
 from tests.client.conftest import Script, answer, events
 from tests.workflows.conftest import StepWorker
 
-QUICK = Retries(first=0.01)
+QUICK = Retries(attempts=5, first=0.01)
 WAIT = {
     "workflow": "w",
     "inputs": {"text": {"type": "string", "default": ""}},

@@ -41,7 +41,7 @@ class _Times:
     def see(self, entry: StreamEntry) -> None:
         if entry.kind is EntryKind.BEGUN:
             self.begun, self.first = time.monotonic(), None
-        elif entry.kind is EntryKind.TEXT and self.first is None:
+        elif entry.kind not in (EntryKind.DONE, EntryKind.FAILED) and self.first is None:
             self.first = time.monotonic()
 
     def shown(self, *, written: bool = True) -> dict[str, int]:
@@ -141,8 +141,8 @@ class OllamaCall:
                 return [*rest, *called, self._last(document, whole=False)]
             case EntryKind.FAILED:
                 return [{"error": str(entry.json()["message"])}]
-            case EntryKind.BEGUN:
-                return []
+            case _:
+                return []  # what is no plain text comes whole, at the end
 
     def _piece(self, text: str, calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         return {**heading(self._name), **self._text(text, calls or []), "done": False}

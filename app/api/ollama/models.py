@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -231,20 +231,25 @@ def _refuse(request: Request) -> Response:
     return errors.response(400, f"/api/{what} is not supported: {_REFUSED[what]}")
 
 
-for _what, _methods in (
-    *((name, ["POST"]) for name in ("pull", "create", "copy", "push")),
-    ("delete", ["DELETE"]),
-    ("blobs/{digest:path}", ["POST"]),
-):
+def _refuse_blob(request: Request, digest: str) -> Response:  # noqa: ARG001 the path has it
+    return _refuse(request)
+
+
+_REFUSALS: Sequence[tuple[str, str, Callable[..., Response]]] = (
+    *((f"/{name}", "POST", _refuse) for name in ("pull", "create", "copy", "push")),
+    ("/delete", "DELETE", _refuse),
+    ("/blobs/{digest}", "POST", _refuse_blob),
+)
+for _at, _method, _endpoint in _REFUSALS:
     router.add_api_route(
-        f"/{_what}",
-        _refuse,
-        methods=_methods,
+        _at,
+        _endpoint,
+        methods=[_method],
+        status_code=400,
         summary="Not supported",
         description="Refused with what to do instead.",
-        status_code=400,
         responses=errors.documented(400),
-        operation_id=f"refuse_{_what.partition('/')[0]}",
+        operation_id=f"refuse_{_at.split('/')[1]}",
     )
 
 

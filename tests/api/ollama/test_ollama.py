@@ -149,6 +149,7 @@ def test_what_is_there_and_what_is_loaded(api: str) -> None:
         assert shown.template
         assert one.ps().models == []
     assert httpx2.get(f"{api}/api/version").json()["version"]
+    assert httpx2.head(api).status_code == 200, "the command line of Ollama looks whether somebody is there"
 
 
 def test_options_become_parameters() -> None:
