@@ -119,7 +119,7 @@ class OllamaCall:
                 while entry is not None:
                     if isinstance(entry, StreamEntry):
                         self._times.see(entry)
-                        for line in await self._lines_of(entry):
+                        for line in await self.lines_of(entry):
                             yield _line(line)
                         if entry.kind in (EntryKind.DONE, EntryKind.FAILED):
                             return
@@ -127,7 +127,8 @@ class OllamaCall:
             except ArrieroError as error:
                 yield _line({"error": str(error)})
 
-    async def _lines_of(self, entry: StreamEntry) -> list[dict[str, Any]]:
+    async def lines_of(self, entry: StreamEntry) -> list[dict[str, Any]]:
+        """The lines of an entry."""
         match entry.kind:
             case EntryKind.TEXT:
                 self._sent += len(entry.value)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems, threads
 from app.api.callers import InjectedCaller, requires
-from app.api.ollama import calls, errors, keep_alive, models, names
+from app.api.ollama import calls, descriptions, errors, keep_alive, names
 from app.api.ollama.calls import OllamaCall
 from app.api.ollama.errors import OllamaRoute
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
@@ -146,7 +146,7 @@ async def _generate(
     kind: str,
 ) -> Response:
     name, model = _named(services, road, caller, body)
-    if not (body.only_loads or models.writes(model)):
+    if not (body.only_loads or descriptions.writes(model)):
         raise _unable(body.model, "generate")
     if isinstance(body, OllamaChatIn) and body.tools:
         await _require_tools(services, body.model, model)
@@ -193,7 +193,7 @@ async def _load(
         await at_end()
     else:
         shortest: BaseModel = CompletionRequest(model=name, prompt=".", max_tokens=1)
-        if not models.writes(model):
+        if not descriptions.writes(model):
             shortest = EmbeddingsRequest(model=name, input=["."])
         made = ModelCall(services, road, caller, shortest, name, PriorityClass.INTERACTIVE)
         await OllamaCall(made, body.model, kind, at_end).document()
@@ -223,7 +223,7 @@ def _may_change(caller: Caller) -> bool:
 
 async def _require_tools(services: Services, name: str, model: Model) -> None:
     """Raises InvalidInput for a model whose template is known and has no tools."""
-    capabilities = await threads.run_for_request(models.capabilities, services, model)
+    capabilities = await threads.run_for_request(descriptions.capabilities, services, model)
     if capabilities is not None and "tools" not in capabilities:
         raise _unable(name, "tools: its chat template has none (an entry of the catalogue can set prompt.tools)")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import redis
@@ -17,21 +15,20 @@ from pydantic import BaseModel, Field
 from app.access.callers import KeyScope
 from app.api import bodies
 from app.api.callers import requires
-from app.api.ollama import errors, keep_alive, names
+from app.api.ollama import descriptions, errors, keep_alive, names
 from app.api.ollama.calls import instant
+from app.api.ollama.descriptions import ModelDetailsOut
 from app.api.ollama.errors import OllamaRoute
 from app.api.ollama.requests import OllamaShowIn
 from app.api.openai.errors import ModelNotFound
 from app.api.services import InjectedServices, Services
-from app.catalog import files, header
-from app.catalog.metadata import Header
 from app.catalog.model import Model
 from app.devices.device import HardwareKind
 from app.fleet import views
 from app.fleet.pool import PoolState
 from app.fleet.views import PoolView
 from app.kernel import clock
-from app.kernel.errors import BrokerUnreachable, ModelFileUnusable
+from app.kernel.errors import BrokerUnreachable
 from app.scheduler import residencies
 from app.scheduler.residencies import Residency
 
@@ -44,23 +41,8 @@ router = APIRouter(
 
 #: The version of Ollama whose API is served; clients compare it with the one that they need.
 VERSION = "0.12.6"
-#: Seconds since 1970 of a file that is not on this host.
-_EPOCH = 0.0
 #: When a model that is kept forever is said to be unloaded: as Ollama does, in some centuries.
 _FOREVER = timedelta(days=292 * 365)
-#: Longest text of a value in `model_info`.
-_MAX_VALUE = 10_000
-
-
-class ModelDetailsOut(BaseModel):
-    """What the header of a model's file says; empty texts where its file is not on the host of this API."""
-
-    parent_model: str = ""
-    format: str = "gguf"
-    family: str = ""
-    families: list[str] = []
-    parameter_size: str = ""
-    quantization_level: str = ""
 
 
 class LocalModelOut(BaseModel):
@@ -130,17 +112,17 @@ def tags(services: InjectedServices) -> LocalModels:
     served = _pools(services)
     found = []
     for model in services.catalog.models:
-        path = _path(model, services)
+        path = descriptions.path_of(model, services)
         if path is not None or model.name in served:
-            read = None if path is None else _header(path)
+            read = None if path is None else descriptions.header_of(path)
             found.append(
                 LocalModelOut(
                     name=model.name,
                     model=model.name,
-                    modified_at=_modified_at(path),
+                    modified_at=descriptions.modified_at(path),
                     size=read.file_bytes if read is not None else sum(model.source.size),
-                    digest=_digest(model, read),
-                    details=_details(read),
+                    digest=descriptions.digest(model, read),
+                    details=descriptions.details(read),
                 )
             )
     return LocalModels(models=found)
@@ -156,8 +138,8 @@ def ps(services: InjectedServices) -> RunningModels:
         serving = [pool for pool in pools if pool.state is PoolState.SERVING]
         if model is None or not serving:
             continue
-        path = _path(model, services)
-        read = None if path is None else _header(path)
+        path = descriptions.path_of(model, services)
+        read = None if path is None else descriptions.header_of(path)
         ends = now + _FOREVER
         if name not in kept:
             ends = max(_expires_at(pool, model, wanted.get(name), now) for pool in serving)
@@ -167,8 +149,8 @@ def ps(services: InjectedServices) -> RunningModels:
                 name=name,
                 model=name,
                 size=sum(size for _, size in sizes),
-                digest=_digest(model, read),
-                details=_details(read),
+                digest=descriptions.digest(model, read),
+                details=descriptions.details(read),
                 expires_at=instant(ends),
                 size_vram=sum(size for id_, size in sizes if id_ in gpus),
                 context_length=model.context,
@@ -189,18 +171,18 @@ def show(services: InjectedServices, body: Annotated[OllamaShowIn, bodies.of(Oll
     model = services.catalog.find(name)
     if model is None:
         raise ModelNotFound("model", body.model, services.catalog.names)
-    path = _path(model, services)
-    read = None if path is None else _header(path)
-    template = _template(model, read)
+    path = descriptions.path_of(model, services)
+    read = None if path is None else descriptions.header_of(path)
+    template = descriptions.template(model, read)
     return ShownModelOut(
         license=model.licence or (read.licence if read is not None else "") or "",
         modelfile=f"# Arriero has no modelfiles: see the entry {model.name} of its catalogue\nFROM {model.name}\n",
         parameters=f"num_ctx {model.context}",
         template=template,
-        details=_details(read),
-        model_info=_info(model, read),
-        capabilities=_capabilities(model, template),
-        modified_at=_modified_at(path),
+        details=descriptions.details(read),
+        model_info=descriptions.info(model, read),
+        capabilities=descriptions.capabilities_of(model, template),
+        modified_at=descriptions.modified_at(path),
     )
 
 
@@ -213,17 +195,6 @@ _REFUSED: Mapping[str, str] = {
     "delete": "run `arriero models remove NAME`",
     "blobs": "name the path of a file in an entry of the catalogue (docs/models.md)",
 }
-
-
-def writes(model: Model) -> bool:
-    """Whether a model writes texts, and is not only for vectors and scores."""
-    return not {"embed", "rerank"}.issuperset(model.use_cases)
-
-
-def capabilities(services: Services, model: Model) -> list[str] | None:
-    """What a model can do; None where its file is not on this host."""
-    path = _path(model, services)
-    return None if path is None else _capabilities(model, _template(model, _header(path)))
 
 
 def _refuse(request: Request) -> Response:
@@ -275,76 +246,3 @@ def _expires_at(pool: PoolView, model: Model, residency: Residency | None, now: 
         keep = residency.keep
     used = now if pool.busy else pool.last_used_at or pool.serving_at or pool.created_at
     return now + _FOREVER if keep is None or keep > _FOREVER else used + keep
-
-
-def _path(model: Model, services: Services) -> Path | None:
-    try:
-        return files.check(model, services.settings.data_dir)
-    except ModelFileUnusable:
-        return None
-
-
-def _header(path: Path) -> Header:
-    return _read(path, files.file_version(path))
-
-
-@lru_cache(maxsize=256)
-def _read(path: Path, _: Any) -> Header:
-    return header.read(path)
-
-
-def _modified_at(path: Path | None) -> str:
-    seconds = _EPOCH if path is None else files.changed_at(path)
-    return instant(datetime.fromtimestamp(seconds, clock.now().tzinfo))
-
-
-def _digest(model: Model, read: Header | None) -> str:
-    """The checksum of the file where the catalogue has it, or else that of its header."""
-    known = model.source.sha256
-    return known[0] if len(known) == 1 else read.digest if read is not None else ""
-
-
-def _details(read: Header | None) -> ModelDetailsOut:
-    if read is None:
-        return ModelDetailsOut()
-    return ModelDetailsOut(
-        family=read.architecture,
-        families=[read.architecture],
-        parameter_size=read.size_label or _size(read.parameters),
-        quantization_level=read.quantisation,
-    )
-
-
-def _size(parameters: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if parameters >= size:
-            return f"{parameters / size:.1f}{unit}"
-    return str(parameters)
-
-
-def _info(model: Model, read: Header | None) -> dict[str, Any]:
-    """The values of the header that are short, as Ollama names them."""
-    if read is None:
-        return {"general.architecture": "", "general.parameter_count": 0}
-    short = {
-        key: value
-        for key, value in read.metadata.items()
-        if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _MAX_VALUE)
-    }
-    short.pop("tokenizer.chat_template", None)
-    return {**short, "general.parameter_count": read.parameters, "arriero.context_length": model.context}
-
-
-def _template(model: Model, read: Header | None) -> str:
-    return model.prompt.chat_template or (read.chat_template if read is not None else "") or ""
-
-
-def _capabilities(model: Model, template: str) -> list[str]:
-    found = []
-    if "embed" in model.use_cases:
-        found.append("embedding")
-    if writes(model):
-        found.append("completion")
-        if model.prompt.tools or "tools" in template:
-            found.append("tools")
-    return found

@@ -6,15 +6,18 @@ import asyncio
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import ollama
 import pytest
 
 from app.api.ollama import keep_alive, names
+from app.api.ollama.calls import OllamaCall
 from app.api.ollama.requests import OllamaChatIn, OllamaGenerateIn
+from app.api.openai.calls import ModelCall
 from app.inference.openai.chat import ChatRequest
+from app.inference.token_stream import EntryKind, StreamEntry
 from tests.api.openai.conftest import MODEL, StartPool, catalog
 
 PATIENCE = 60.0
@@ -228,3 +231,23 @@ def test_keep_alive_is_nothing_else(value: Any) -> None:
 )
 def test_a_name_without_a_tag_means_the_first_of_its_family(name: str, meant: str) -> None:
     assert names.resolve(catalog(), name) == meant
+
+
+def test_tool_calls_are_objects_in_one_line_before_the_last() -> None:
+    function = {"name": "weather", "arguments": '{"city": "Paris"}'}
+    message = {"content": None, "tool_calls": [{"id": "call_0_0", "type": "function", "function": function}]}
+    document = {
+        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls", "logprobs": None}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+    }
+    entry = StreamEntry("1-2", EntryKind.DONE, json.dumps(document))
+
+    async def done() -> None:
+        """Nothing is left to do."""
+
+    call = OllamaCall(cast(ModelCall, None), "m", "chat", done)
+    called, last = asyncio.run(call.lines_of(entry))
+    expected = {"function": {"index": 0, "name": "weather", "arguments": {"city": "Paris"}}}
+    assert (called["done"], called["message"]["tool_calls"]) == (False, [expected])
+    assert ollama.ChatResponse(**called).message.tool_calls
+    assert (last["done"], last["done_reason"], last["eval_count"]) == (True, "stop", 4)
