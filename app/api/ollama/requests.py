@@ -20,10 +20,10 @@ _MAX_MESSAGES, _MAX_CALLS = 10_000, 128
 #: Options with the same name and meaning in requests of OpenAI's form.
 _SAME = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p"),
-    *("repeat_penalty", "presence_penalty", "frequency_penalty"),
+    *("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"),
 )
 #: Options that the engine is not asked for, with the only value that has no effect.
-_WITHOUT_EFFECT: Mapping[str, int] = {"mirostat": 0, "repeat_last_n": 64}
+_WITHOUT_EFFECT: Mapping[str, int] = {"mirostat": 0}
 
 _Name = Annotated[PlainText, Field(min_length=1, max_length=200)]
 _Text = Annotated[PlainText, Field()]

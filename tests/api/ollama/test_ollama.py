@@ -165,6 +165,7 @@ def test_options_become_parameters() -> None:
         "num_predict": 9,
         "stop": "x",
         "repeat_penalty": 1.2,
+        "repeat_last_n": 32,
         "presence_penalty": 0.3,
         "frequency_penalty": 0.4,
         "num_ctx": 128,
@@ -176,7 +177,7 @@ def test_options_become_parameters() -> None:
     sampling = made.sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.5, 3, 0.4, 0.1)
     assert (sampling.repeat_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.2, 0.3, 0.4)
-    assert sampling.seed == 7
+    assert (sampling.seed, sampling.penalty_last_n) == (7, 32)
 
 
 def test_a_conversation_with_tools_is_translated() -> None:
