@@ -70,12 +70,12 @@ class Models:
             while (content := (yield Read())) is not None:
                 for event in parser.feed(content):
                     if event.data == "[DONE]":
-                        yield Emit(ChatPart("", made.result((yield Clock()) - began, first)))
+                        yield Emit(ChatPart("", made.result((yield Clock()) - began, first), made.run_id))
                         return ChatPart
                     text = made.add(event.json())
                     if text:
                         first = (yield Clock()) - began if first is None else first
-                        yield Emit(ChatPart(text))
+                        yield Emit(ChatPart(text, run_id=made.run_id))
         except ConnectionLost as lost:
             raise ConnectionFailed(f"the answer broke off (run {made.run_id}): {lost}") from lost
         raise ConnectionFailed(f"the answer ended before it was complete (run {made.run_id})")

@@ -168,6 +168,8 @@ class ChatPart:
 
     text: str
     result: ChatResult | None = None
+    #: The id of the run that the call is: `tokens` reads its text again, `cancel` stops it.
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

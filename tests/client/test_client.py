@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -16,10 +17,12 @@ from pydantic import BaseModel
 import arriero_client
 from app.api.main import serve
 from app.api.services import Services
+from app.kernel.database import Database
 from app.workflows.runs.service import Runs
 from arriero_client import AsyncClient, Client, Retries
 from arriero_client.operations import operation, stream
 from tests.api.openai.conftest import MODEL, StartPool
+from tests.api.openai.test_chat_completions import until_state
 from tests.client.conftest import Script, answer, events
 from tests.workflows.conftest import StepWorker
 
@@ -169,13 +172,12 @@ def test_an_answer_and_its_stream_are_the_same(client: Client, start_pool: Start
     assert [one.id for one in rest] == [one.id for one in read[3:]]
 
 
-def test_leaving_a_stream_stops_the_model(client: Client, start_pool: StartPool) -> None:
+def test_leaving_a_stream_stops_the_model(client: Client, start_pool: StartPool, database: Database) -> None:
     start_pool(tokens_per_second=50.0)
     parts = client.chat_stream(MODEL, "Hello.", max_tokens=2_000)
-    next(parts)
+    run_id = next(parts).run_id
     parts.close()
-    (run,) = client.list(workflow="openai").runs
-    assert client.wait(run.id, timeout=60, check=False).tokens_out < 2_000
+    assert until_state(database, UUID(run_id), "cancelled", "succeeded").steps[0].tokens_out < 2_000
 
 
 def test_embeddings_keep_their_order_and_tell_what_failed(client: Client, start_pool: StartPool) -> None:

@@ -192,7 +192,7 @@ _REFUSED: Mapping[str, str] = {
     "create": "run `arriero models pull FILE`, or write an entry of the catalogue (docs/models.md)",
     "copy": "write an entry with another name into the catalogue (docs/models.md)",
     "push": "models are not published from here",
-    "delete": "run `arriero models remove NAME`",
+    "delete": "run `arriero models rm NAME`",
     "blobs": "name the path of a file in an entry of the catalogue (docs/models.md)",
 }
 

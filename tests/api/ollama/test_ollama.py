@@ -135,6 +135,8 @@ def test_the_client_raises_for_what_is_refused(api: str) -> None:
         for call in refused:
             with pytest.raises(ollama.ResponseError, match="is not supported"):
                 call(one)
+        with pytest.raises(ollama.ResponseError, match="run `arriero models rm NAME`"):
+            one.delete(MODEL)
         with pytest.raises(ollama.ResponseError, match="not found") as raised:
             one.chat("nothing", HELLO)
     assert raised.value.status_code == 404
