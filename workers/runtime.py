@@ -23,6 +23,7 @@ from app.kernel.live import live_settings
 from app.kernel.live.notices import ChangeListener
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
+from app.scheduler.residencies import Residencies
 from app.scheduler.wake_up import AgentCalls, WakingPublisher
 from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.recovery import owners
@@ -91,6 +92,8 @@ class Runtime:
     events: StepEvents = field(default_factory=StepEvents)
     #: Hears of changed settings; None before `follow_settings`.
     listener: ChangeListener | None = None
+    #: For how long clients want models to stay loaded; None in a pool.
+    residencies: Residencies | None = None
 
     @property
     def catalog(self) -> Catalog:
@@ -125,6 +128,8 @@ class Runtime:
         self.token_reports.close()
         self.activity.close()
         self.agents.close()
+        if self.residencies is not None:
+            self.residencies.close()
         if self.engine is not None:
             self.engine.close()
         if self.tokens is not None:
@@ -168,6 +173,7 @@ def start(
         AgentCalls(redis_url),
         reports,
         None if engine is None else TokenWriter(redis_url),
+        residencies=Residencies(redis_url) if engine is None else None,
     )
     runtime.follow_settings(redis_url)
     return runtime

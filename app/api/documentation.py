@@ -52,7 +52,9 @@ def add(app: FastAPI) -> None:
         page.headers.update(_POLICY)
         return page
 
-    @app.get("/", include_in_schema=False, dependencies=[OPEN])
+    @app.api_route(
+        "/", methods=["GET", "HEAD"], include_in_schema=False, dependencies=[OPEN]
+    )  # Ollama's command line begins with HEAD
     def root(request: Request) -> Response:
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse({"name": app.title, "version": app.version, "links": LINKS})

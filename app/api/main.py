@@ -41,6 +41,9 @@ from app.api.cors import CorsMiddleware
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
+from app.api.ollama import endpoints as ollama_endpoints
+from app.api.ollama import models as ollama_models
+from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
 from app.api.openai import endpoints, road, selection
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
@@ -111,6 +114,8 @@ ROUTERS = (
     selection.router,
     served_models.router,
     cache.router,
+    ollama_endpoints.router,
+    ollama_models.router,
     runs.router,
     payloads.router,
     events.router,
@@ -139,6 +144,7 @@ ROUTERS = (
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
     *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
+    *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )

@@ -266,6 +266,12 @@ def fleet(database: Database) -> FleetView:
         )
 
 
+def targets(database: Database) -> Sequence[TargetView]:
+    """The models that operators keep running."""
+    with database.work() as work:
+        return work.rows_of(TargetView, _TARGETS)
+
+
 def hosts(database: Database) -> Sequence[HostView]:
     """Return all hosts with their devices."""
     with _snapshot(database) as work:

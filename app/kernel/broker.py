@@ -17,6 +17,7 @@ Redis keys. Celery and RedBeat create all but the last six:
     arriero:cache:*             the response cache (`app/inference/cache/store.py`)
     arriero:changes             notices of changed settings and limits (`app/kernel/live/notices.py`)
     arriero:limits:*            what calls have used of their limits (`app/access/limits/meter.py`)
+    arriero:residencies         how long clients want models loaded (`app/scheduler/residencies.py`)
     arriero:live-tokens:*       tokens of running steps, for views (`app/workflows/runs/live_tokens.py`)
 """
 

@@ -33,6 +33,7 @@ from app.scheduler import needs
 from app.scheduler.needs import OperatorTarget
 from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device, Pool
 from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.residencies import Residency
 
 #: A row with invalid values is left out; the others are read.
 _GUARD = LoopGuard(psycopg.Error, DatabaseUnreachable)
@@ -106,6 +107,8 @@ class FleetDemand:
     targets: Mapping[str, OperatorTarget]
     #: By worker.
     in_flight: Mapping[str, InFlight] = field(default_factory=dict)
+    #: By model, for how long clients want it to stay loaded.
+    residencies: Mapping[str, Residency] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,7 @@ def observe(session: LedgerSession, demand: FleetDemand) -> Observation:
     devices = _devices(work)
     known = {device.id for device in devices}
     pools = _pools(work, session.ledger.reservations, known, demand.in_flight)
+    configurations = _with_residencies(configurations, pools, demand.residencies)
     cluster = Cluster(
         devices=tuple(_with_unread(devices, session.ledger.reservations.values(), pools)),
         pools=tuple(pools),
@@ -262,6 +266,17 @@ def _configurations(
             target = targets.get(model.name, OperatorTarget())
             hosts, problems = files.get(id_, {}), unusable.get(model.name, {})
             found[model.name] = needs.configuration_of(model, layouts.get(id_, ()), hosts, target, problems)
+    return found
+
+
+def _with_residencies(
+    configurations: Mapping[str, Configuration], pools: Iterable[Pool], residencies: Mapping[str, Residency]
+) -> dict[str, Configuration]:
+    """The configurations with what clients want of them, as long as one of the pools that it is for exists."""
+    found, ids = dict(configurations), {pool.id for pool in pools}
+    for model, residency in residencies.items():
+        if model in found and not residency.pools.isdisjoint(ids):
+            found[model] = replace(found[model], keep_alive=residency.keep)
     return found
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shlex
 import subprocess
 import sys
 
@@ -122,22 +120,3 @@ def test_chat_without_a_terminal_answers_one_message(live: Live) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/openai.md"])
-def test_the_documented_commands_work_as_printed(live: Live, page: str) -> None:
-    text = (ROOT / page).read_text().replace("\\\n", " ").replace("http://127.0.0.1:8470", live.api)
-    commands = [line for line in text.splitlines() if line.startswith("curl") and "/chat/completions" in line]
-    assert commands
-    for command in commands:
-        done = subprocess.run(
-            shlex.split(command), capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=False
-        )
-        assert json.loads(done.stdout)["choices"][0]["message"]["content"], done.stderr
-
-
-def test_the_documented_python_works_as_printed(live: Live, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "docs/openai.md").read_text()
-    source = text.partition("```python\n")[2].partition("```")[0].replace("http://127.0.0.1:8470", live.api)
-    exec(compile(source, "docs/openai.md", "exec"), {})
-    assert capsys.readouterr().out.strip()

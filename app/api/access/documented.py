@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from app.access import keys
 from app.api import problems
 from app.api.callers import Requirement, requirement_of
+from app.api.ollama import errors as ollama_errors
 from app.api.openai import errors
 
 #: The name of the scheme.
@@ -32,8 +33,14 @@ def describe(app: FastAPI, document: dict[str, Any]) -> None:
         path = document["paths"].get(context.path_format)
         if isinstance(route, APIRoute) and requirement is not None and requirement.any_of and path is not None:
             for method in context.methods or ():
-                content = errors.CONTENT if isinstance(route, errors.OpenAIRoute) else problems.CONTENT
-                _describe(path[method.lower()], requirement, content)
+                _describe(path[method.lower()], requirement, _content(route))
+
+
+def _content(route: APIRoute) -> dict[str, Any]:
+    """The form of the errors of a route."""
+    if isinstance(route, ollama_errors.OllamaRoute):
+        return ollama_errors.CONTENT
+    return errors.CONTENT if isinstance(route, errors.OpenAIRoute) else problems.CONTENT
 
 
 def _describe(operation: dict[str, Any], requirement: Requirement, content: dict[str, Any]) -> None:

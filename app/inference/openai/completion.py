@@ -49,6 +49,7 @@ class CompletionRequest(GenerationRequest):
         return GenerateRequest(
             prompt=self.prompt,
             max_tokens=self.max_tokens,
+            fits_context=self.max_tokens == NO_LIMIT,
             sampling=self.sampling(),
             stop=self.stops,
             priority=self.priority,

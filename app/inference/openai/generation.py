@@ -79,6 +79,8 @@ class GenerationRequest(RequestPart):
     min_p: float | None = Field(default=None, ge=0, le=1)
     typical_p: float | None = Field(default=None, gt=0, le=1)
     repeat_penalty: float | None = Field(default=None, gt=0, le=5)
+    #: Tokens to which the penalties apply: the last ones, or all with -1.
+    repeat_last_n: int | None = Field(default=None, ge=-1, le=2**20)
 
     @property
     def streamed(self) -> bool:
@@ -108,6 +110,8 @@ class GenerationRequest(RequestPart):
             *("top_k", "min_p", "typical_p", "repeat_penalty"),
         )
         given: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.repeat_last_n is not None:
+            given["penalty_last_n"] = self.repeat_last_n
         if self.top_p == 0:
             given |= {"top_p": 1.0, "top_k": 1}  # the most likely token alone
         if self.seed is not None:

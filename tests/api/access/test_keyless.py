@@ -86,7 +86,10 @@ def test_health_and_documentation_are_open(services: Services) -> None:
 def test_a_missing_key_is_a_problem_document_and_on_endpoints_of_openai_their_error(services: Services) -> None:
     client = required(services)
     plain, openai = client.get("/v1/runs"), client.post("/v1/chat/completions", json={})
+    ollama = client.post("/api/chat", json={})
 
+    assert ollama.status_code == 401
+    assert "API key" in ollama.json()["error"]
     assert (plain.status_code, openai.status_code) == (401, 401)
     assert plain.headers["content-type"] == "application/problem+json"
     assert plain.json()["type"] == "urn:arriero:error:not-authenticated"

@@ -1,0 +1,1 @@
+"""The API of Ollama, as a thin adapter of the calls of models."""
