@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
-from app.api.callers import requires
+from app.api.admission import admit_submission
+from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices
 from app.api.workflows.run_documents import RunOut, out
 from app.api.workflows.run_ids import ResolvedRunId
@@ -112,17 +113,23 @@ def retry(run_id: ResolvedRunId, services: InjectedServices) -> RunStateOut:
     "/v1/runs/{run_id}/fork",
     status_code=202,
     summary="Fork",
-    responses=problems.documented(404, 409, 413, 415, 422),
+    responses=problems.documented(404, 409, 413, 415, 422, 429),
     openapi_extra=bodies.documented_as(ForkIn),
 )
 def fork(
-    run_id: ResolvedRunId, body: Annotated[ForkIn, bodies.of(ForkIn)], services: InjectedServices, response: Response
+    run_id: ResolvedRunId,
+    body: Annotated[ForkIn, bodies.of(ForkIn)],
+    services: InjectedServices,
+    caller: InjectedCaller,
+    response: Response,
 ) -> RunOut:
     """
     Run a finished run again from a step on, as a new run.
 
     Inputs can be replaced. Earlier steps keep their outputs.
     """
+    namespace = caller.namespace_of(views.run(services.database, run_id, 0).run.labels)
+    response.headers.update(admit_submission(services, caller, namespace))
     accepted = forks.fork(services.runs, run_id, body.step, body.inputs)
     response.headers["Location"] = f"/v1/runs/{accepted.id}"
     return out(views.run(services.database, accepted.id))
