@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
+from app.api.admission import admit_submission
 from app.api.callers import InjectedCaller, ListedNamespace, NamedNamespace, requires
 from app.api.services import InjectedServices
 from app.api.workflows.run_documents import RunOut, out
@@ -112,7 +113,7 @@ def retry(run_id: ResolvedRunId, services: InjectedServices) -> RunStateOut:
     "/v1/runs/{run_id}/fork",
     status_code=202,
     summary="Fork",
-    responses=problems.documented(404, 409, 413, 415, 422),
+    responses=problems.documented(404, 409, 413, 415, 422, 429),
     openapi_extra=bodies.documented_as(ForkIn),
 )
 def fork(
@@ -127,6 +128,8 @@ def fork(
 
     Inputs can be replaced. Earlier steps keep their outputs.
     """
+    namespace = views.run(services.database, run_id, 0).run.namespace
+    response.headers.update(admit_submission(services, caller, namespace))
     accepted = forks.fork(services.runs, run_id, body.step, body.inputs)
     response.headers["Location"] = f"/v1/runs/{accepted.id}"
     return out(views.run(services.database, accepted.id), sees_fleet=caller.namespace is None)

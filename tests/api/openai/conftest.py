@@ -13,6 +13,7 @@ import pytest
 import redis
 import uvicorn
 
+from app.api import connections
 from app.api.main import serve
 from app.api.services import Services
 from app.catalog import catalog as catalogs
@@ -105,7 +106,9 @@ def api(settings: Settings, database: Database, publisher: CeleryPublisher, runs
         OperatorCommands(own, lambda: None),
     )
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(serve(services), log_config=None, timeout_graceful_shutdown=1))
+    protocol = connections.bounded(1_000, timedelta(seconds=2))
+    config = uvicorn.Config(serve(services), log_config=None, timeout_graceful_shutdown=1, http=protocol)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"

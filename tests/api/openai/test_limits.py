@@ -204,6 +204,8 @@ def test_submissions_count_with_the_headers_of_the_ietf(client: httpx2.Client) -
     assert answers[0].headers["RateLimit"].startswith('"requests";r=1;t=')
     assert 1 <= int(answers[2].headers["Retry-After"]) <= 30
     assert answers[2].json()["type"] == "urn:arriero:error:limit-reached"
+    fork = client.post(f"/v1/runs/{answers[0].json()['id']}/fork", json={"from": "a"})
+    assert fork.status_code == 429
 
 
 def test_a_key_of_a_wrong_type_blocks_nobody(client: httpx2.Client, start_pool: StartPool, valkey: redis.Redis) -> None:
