@@ -165,7 +165,7 @@ class RoutedCall:
     def _labelled(self) -> dict[str, str]:
         if not self.reason:
             return dict(self._labels)
-        return {**self._labels, ASKED: self._asked[:_REASON], REASON: self.reason[:_REASON]}
+        return {**self._labels, ASKED: self._asked[:_REASON], REASON: _in_header(self.reason)}
 
 
 def _with_story(entry: StreamEntry | Waiting, failures: list[str]) -> StreamEntry | Waiting:
@@ -178,6 +178,6 @@ def _with_story(entry: StreamEntry | Waiting, failures: list[str]) -> StreamEntr
 
 
 def _in_header(text: str) -> str:
-    """A text as a header can have it: printable ASCII on one line."""
+    """A text as headers and labels can have it: printable ASCII on one line."""
     plain = "".join(character if " " <= character <= "~" else " " for character in text)
     return " ".join(plain.split())[:_REASON]

@@ -144,6 +144,20 @@ def test_a_model_whose_server_fails_is_followed_by_the_next(
     assert first.steps[0].model == "server:first"
 
 
+def test_what_a_server_says_can_be_stored_and_sent(
+    api: str, start_pool: StartPool, server: Server, database: Database
+) -> None:
+    server.lines = [json.dumps({"error": "a\x00b \ud83e ü\r\nX-Evil: 1"})]
+    start_pool(model="server:first", engine=server.engine())
+    start_pool()
+    answer = post(api, "server:first")
+    assert (answer.status_code, answer.headers["X-Arriero-Model"]) == (200, MODEL)
+    assert "X-Evil" not in answer.headers
+    run = ended(database, answer.headers["X-Arriero-Run"]).run
+    assert run.labels["model_reason"] == answer.headers["X-Arriero-Reason"]
+    assert ended(database, run.labels["fallback_after"]).run.state == "failed"
+
+
 def test_nothing_follows_once_text_was_sent(api: str, start_pool: StartPool, server: Server) -> None:
     server.says("Once", " upon", ends=False)
     start_pool(model="server:first", engine=server.engine())

@@ -27,6 +27,7 @@ from app.kernel.errors import (
     InvalidInput,
     ModelFileDamaged,
     ModelFileMissing,
+    ModelServerUnusable,
     NotFound,
 )
 from tests.catalog.hostile_gguf import model, tokens
@@ -372,3 +373,61 @@ def test_verify_finds_damage_that_does_not_change_the_length(run: Run, remote: d
     assert json.loads(run("verify", "own:1b", "--json", config=remote).stdout)["sha256_compared"]
     run("pull", model(tmp_path / "mine-1b.gguf"))
     assert "no sha256 of it is known" in run("verify", "mine:1b").stdout
+
+
+SERVER = """
+[[models]]
+name = "far:away"
+use_cases = ["chat"]
+aliases = ["gpt-4o"]
+fallback = ["smollm2:135m"]
+[models.remote]
+url = "http://127.0.0.1:{port}/v1"
+model = "m"
+allowed = {allowed}
+private = {private}
+"""
+
+
+def test_a_model_of_a_server_is_listed_shown_and_asked(run: Run, web: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = web
+    port = url.rpartition(":")[2].strip("/")
+    (folder / "v1").mkdir()
+    (folder / "v1" / "models").write_text('{"data": [{"id": "m"}]}')
+    own = tmp_path / "own.toml"
+    config = {"ARRIERO_CATALOG__FILES": json.dumps([str(own)])}
+    own.write_text(SERVER.format(port=port, allowed="true", private="true"))
+    listed = {row["name"]: row for row in json.loads(run("list", "--json", config=config).stdout)["models"]}
+    assert (listed["far:away"]["state"], listed["far:away"]["bytes"]) == ("server", None)
+    shown = run("show", "far:away", config=config).stdout
+    assert "fallback" in shown
+    assert "smollm2:135m" in shown
+    assert "which lists the model" in run("verify", "far:away", config=config).stdout
+    with pytest.raises(ModelFileMissing, match="it is served by the server"):
+        run("pull", "far:away", config=config)
+    with pytest.raises(ModelServerUnusable, match="it uses no device, and its pool reserves 192"):
+        run("footprint", "far:away", config=config)
+    for allowed, private, said in (("false", "true", "does not allow that"), ("true", "false", "this machine itself")):
+        own.write_text(SERVER.format(port=port, allowed=allowed, private=private))
+        with pytest.raises(ModelServerUnusable, match=said):
+            run("verify", "far:away", config=config)
+    assert "refused: far:away" not in run("list", config=config).stdout, "its addresses are looked up when it is used"
+    own.write_text(SERVER.format(port=1, allowed="true", private="true"))
+    with pytest.raises(ModelServerUnusable, match="cannot be reached"):
+        run("verify", "far:away", config=config)
+
+
+def test_a_fallback_of_another_model_is_not_removed(run: Run, tmp_path: Path) -> None:
+    own = tmp_path / "data" / "catalog.toml"
+    own.parent.mkdir()
+    own.write_text(
+        SERVER.format(port=1, allowed="true", private="true")
+        + SERVER.format(port=1, allowed="true", private="true")
+        .replace("far:away", "near:by")
+        .replace("gpt-4o", "x")
+        .replace("smollm2:135m", "gpt-4o")
+    )
+    with pytest.raises(Conflict, match="far:away is a fallback of near:by; remove it there first"):
+        run("rm", "far:away")
+    assert "its entry is removed" in run("rm", "near:by").stdout
+    assert "its entry is removed" in run("rm", "far:away").stdout
