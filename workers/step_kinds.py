@@ -48,7 +48,7 @@ from app.workflows.state_machine.outcomes import (
     TokenUsage,
 )
 from workers import embedding_step, openai_step, outbound
-from workers.engine import Engine, OnText
+from workers.engine import Engine, OnPiece
 from workers.leases import Holding
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
@@ -116,7 +116,7 @@ def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     if stream is None:
         return _generated(task, step, None)
     with _failures_in(stream):
-        outcome = _generated(task, step, stream.text)
+        outcome = _generated(task, step, stream.piece)
     if isinstance(outcome, Success):
         stream.done(outcome.output)
     else:
@@ -124,9 +124,9 @@ def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     return outcome
 
 
-def _generated(task: StepTask, step: GenerateFields, on_text: OnText | None) -> Success | Failure:
+def _generated(task: StepTask, step: GenerateFields, on_piece: OnPiece | None) -> Success | Failure:
     request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
-    ticket = task.engine.generate(request, on_text)
+    ticket = task.engine.generate(request, on_piece=on_piece)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
     try:
@@ -189,7 +189,7 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
             run_id=claim.run_id,
             priority=claim.priority,
             on_stop=task.holding.on_stop,
-            on_text=None if stream is None else stream.text,
+            on_piece=None if stream is None else stream.piece,
             watch=partial(task.runtime.token_reports.watch, claim),
             timeout=task.timeout,
         )

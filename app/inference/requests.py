@@ -36,6 +36,8 @@ class ToolCall:
 
     name: str
     arguments: Mapping[str, Any]
+    #: The arguments as the model wrote them; empty when that is not known.
+    written: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,30 @@ class TokenLogprob:
     logprob: float
     #: The most likely tokens at this position, best first.
     top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """A new part of a tool call that is being written."""
+
+    #: The place of the call among those of its text, from 0.
+    place: int
+    #: The name of the tool, with the first part only.
+    name: str | None = None
+    #: The next characters of the arguments, which are JSON.
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A new part of a text that is being written."""
+
+    text: str
+    #: Which of the texts of the request: 0 is the first, others are its alternatives.
+    index: int = 0
+    #: The tokens since the last piece, if the request asks for log-probabilities.
+    logprobs: tuple[TokenLogprob, ...] = ()
+    calls: tuple[ToolCallPiece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

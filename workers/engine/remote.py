@@ -35,11 +35,12 @@ from app.inference.requests import (
     NamedTool,
     Reranked,
     RerankRequest,
+    TextPiece,
     ToolCall,
 )
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import OnStop, OnText, vectors
+from workers.engine import OnPiece, OnStop, OnText, pieces_to, vectors
 
 _LOG = structlog.get_logger(__name__)
 
@@ -70,8 +71,8 @@ class RemoteOptions:
 class RemoteTicket:
     """A handle on a request to the server."""
 
-    def __init__(self, request: GenerateRequest, on_text: OnText | None) -> None:
-        self.request, self._on_text = request, on_text
+    def __init__(self, request: GenerateRequest, on_piece: OnPiece | None) -> None:
+        self.request, self._on_piece = request, on_piece
         self.submitted = perf_counter()
         self.cancelled = threading.Event()
         #: Cancelled by the closing of the engine, not by the caller.
@@ -98,12 +99,12 @@ class RemoteTicket:
     def emit(self, text: str) -> None:
         """Count a piece of text, and pass it to the reader. A reader that raises is not called again."""
         self.pieces += 1
-        if self._on_text is not None:
+        if self._on_piece is not None:
             try:
-                self._on_text(text)
+                self._on_piece(TextPiece(text))
             except Exception:  # noqa: BLE001 (the reader is foreign code, and its errors end here)
                 _LOG.exception("text_reader_failed")
-                self._on_text = None
+                self._on_piece = None
 
 
 class RemoteEngine:
@@ -121,13 +122,19 @@ class RemoteEngine:
         self._progress_at = perf_counter()
         self._closed = False
 
-    def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> RemoteTicket:
-        """See the protocol. The server rejects what it can never serve, so such a failure comes with the result."""
+    def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
+    ) -> RemoteTicket:
+        """
+        See the protocol. Tool calls and log-probabilities come with the result, not with pieces.
+
+        The server rejects what it can never serve, so such a failure comes with the result.
+        """
         if (request.prompt is None) == (not request.messages):
             raise StepFailure(FailureReason.INVALID_REQUEST, "exactly one of messages and prompt is required")
         if request.n != 1:
             raise StepFailure(FailureReason.INVALID_REQUEST, f"n is {request.n}; a remote engine accepts only 1")
-        ticket = RemoteTicket(request, on_text)
+        ticket = RemoteTicket(request, pieces_to(on_text, on_piece))
         with self._lock:
             if self._closed:
                 raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")

@@ -140,6 +140,8 @@ def _events_of(entry: StreamEntry | Waiting, chunks: Chunks) -> list[str]:
     match entry.kind:
         case EntryKind.TEXT:
             return [_event(chunks.piece(entry.value))]
+        case EntryKind.PIECES:
+            return [_event(chunk) for chunk in chunks.pieces(entry.json())]
         case EntryKind.DONE:
             return [_event(chunk) for chunk in chunks.last(entry.json())]
         case EntryKind.FAILED:

@@ -195,7 +195,7 @@ class _Sent:
         restarted, self._attempt = entry.attempt > self._attempt, max(entry.attempt, self._attempt)
         if restarted and self._has_text and entry.kind is not EntryKind.DONE:
             return False
-        self._has_text = self._has_text or entry.kind is EntryKind.TEXT
+        self._has_text = self._has_text or entry.kind in (EntryKind.TEXT, EntryKind.PIECES)
         return True
 
     async def _checked(self) -> StreamEntry | None:
