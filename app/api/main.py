@@ -29,7 +29,7 @@ from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
-from app.api.openai import endpoints, road
+from app.api.openai import endpoints, responses, road
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
@@ -41,6 +41,7 @@ from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.reranking import RerankingRequest
+from app.inference.openai.responses.request import ResponsesRequest
 from app.kernel import addresses, broker, ids, log
 from app.kernel import database as databases
 from app.kernel.activity import Activity
@@ -88,6 +89,7 @@ ANSWER_TIMEOUT = timedelta(seconds=5)
 #: One router per resource.
 ROUTERS = (
     endpoints.router,
+    responses.router,
     served_models.router,
     runs.router,
     payloads.router,
@@ -112,7 +114,7 @@ ROUTERS = (
 #: Types for the OpenAPI document that are not in the signatures of endpoints.
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
-    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
+    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest, ResponsesRequest),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
 )
 

@@ -115,6 +115,8 @@ class GenerateRequest:
     max_tokens: int = 256
     #: A `max_tokens` beyond what the context leaves is reduced to that, instead of refused.
     fits_context: bool = False
+    #: A conversation that does not fit the context loses its oldest turns; system messages are kept.
+    truncates: bool = False
     #: A text that was cut before its JSON or its tool call was complete is returned, instead of a failure.
     keeps_cut: bool = False
     sampling: Sampling = Sampling()

@@ -32,6 +32,7 @@ from workers.engine.chat import tools
 from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
 from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.chat.templates import ChatTemplate
+from workers.engine.chat.truncation import truncated
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
 from workers.engine.loop import EngineLoop
 from workers.engine.metrics import EngineMetrics
@@ -113,6 +114,10 @@ class LlamaEngine:
         self._check(request)
         deadline = _deadline(request)
         prompt = self._template.prompt(request)
+        room = self.context_limit - (1 if request.fits_context else request.max_tokens)
+        if request.truncates and request.messages and len(prompt.tokens) > room:
+            request = truncated(request, lambda shorter: len(self._template.prompt(shorter).tokens), room)
+            prompt = self._template.prompt(request)
         if not prompt.tokens:
             raise StepFailure(FailureReason.INVALID_REQUEST, "the prompt is empty")
         if request.fits_context:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 from uuid import UUID
@@ -62,9 +62,9 @@ class ModelCall:
         """The headers of its answer."""
         return {RUN_HEADER: str(self.run_id), "X-Request-Id": str(self.run_id)}
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request, form: Callable[[Any], Any] = lambda document: document) -> Response:
         """
-        Return the whole answer. A client that goes away stops the call.
+        Return the whole answer, in another form if one is given. A client that goes away stops the call.
 
         Raises RequestFailed, BrokerUnreachable, and what a submission raises.
         """
@@ -74,7 +74,7 @@ class ModelCall:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 return Response(status_code=499)
-            return problems.AsciiResponse(answering.result(), headers=dict(self.headers))
+            return problems.AsciiResponse(form(answering.result()), headers=dict(self.headers))
         finally:
             for task in (answering, leaving):
                 task.cancel()
@@ -83,6 +83,19 @@ class ModelCall:
     async def stream(self, chunks: Chunks) -> StreamingResponse:
         """
         Return a stream of chunks as server-sent events.
+
+        Raises what `answer` raises, if that is known before the first token.
+        """
+        return self.streamed(_events(*await self.begun(), chunks))
+
+    def streamed(self, events: AsyncIterator[str]) -> StreamingResponse:
+        """Return a stream of server-sent events."""
+        headers = {**self.headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+    async def begun(self) -> tuple[StreamEntry | Waiting, Entries]:
+        """
+        Send the request, and return its first entry beyond its beginning, and those that follow.
 
         Raises what `answer` raises, if that is known before the first token.
         """
@@ -95,11 +108,7 @@ class ModelCall:
             if isinstance(first, StreamEntry) and first.kind is EntryKind.FAILED:
                 raise _failed(first)
             stack.pop_all()
-        return StreamingResponse(
-            _events(first, entries, chunks),
-            media_type="text/event-stream",
-            headers={**self.headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        )
+        return first, entries
 
     def entries(self) -> Entries:
         """Send the request, and return what comes until it has ended. Closing the iterator stops the request."""

@@ -44,7 +44,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _body(model: type[M]) -> Any:
+def body_of(model: type[M]) -> Any:
     """Return a dependency that parses and validates the body; a long one on a thread."""
 
     async def validated(request: Request) -> M:
@@ -72,7 +72,7 @@ async def chat_completions(
     services: InjectedServices,
     road: InjectedRoad,
     caller: InjectedCaller,
-    body: Annotated[ChatRequest, _body(ChatRequest)],
+    body: Annotated[ChatRequest, body_of(ChatRequest)],
 ) -> Response:
     """
     The model's answer to a conversation. The call is a run: `X-Arriero-Run` has its id.
@@ -93,7 +93,7 @@ async def completions(
     services: InjectedServices,
     road: InjectedRoad,
     caller: InjectedCaller,
-    body: Annotated[CompletionRequest, _body(CompletionRequest)],
+    body: Annotated[CompletionRequest, body_of(CompletionRequest)],
 ) -> Response:
     """The model's continuation of a prompt, without a chat template."""
     return await _generate(request, services, road, caller, body, "completion")
@@ -110,7 +110,7 @@ async def embeddings(
     services: InjectedServices,
     road: InjectedRoad,
     caller: InjectedCaller,
-    body: Annotated[EmbeddingsRequest, _body(EmbeddingsRequest)],
+    body: Annotated[EmbeddingsRequest, body_of(EmbeddingsRequest)],
 ) -> Response:
     """
     The embeddings of texts: vectors of length 1.
@@ -134,7 +134,7 @@ async def rerank(
     services: InjectedServices,
     road: InjectedRoad,
     caller: InjectedCaller,
-    body: Annotated[RerankingRequest, _body(RerankingRequest)],
+    body: Annotated[RerankingRequest, body_of(RerankingRequest)],
 ) -> Response:
     """
     The relevance of documents to a query, best first, by a reranking model.

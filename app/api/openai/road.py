@@ -136,6 +136,34 @@ class Road:
         """The last entry of a run as the database knows it; None while it has not ended, or does not exist."""
         return await threads.run_for_stream(_ending, self._runs.database, request, last)
 
+    async def follow(self, request: DirectRequest) -> AsyncGenerator[StreamEntry | Waiting]:
+        """Yield the entries of a run, from its first one until it has ended. Nothing stops the run."""
+        try:
+            async with self.reader.follow(
+                token_stream.key(str(request.run_id), direct.STEP), token_stream.START
+            ) as subscription:
+                while True:
+                    entry = await subscription.next(CHECK_AFTER) or await self.ending(request, subscription.last)
+                    yield entry or Waiting(f"waiting for {request.model}; see: arriero fleet why {request.model}")
+                    if entry is not None and entry.kind in (EntryKind.DONE, EntryKind.FAILED):
+                        return
+        except (redis.RedisError, OSError) as error:
+            raise BrokerUnreachable(f"the broker is unreachable: {error}") from error
+
+    async def has_ended(self, run_id: UUID) -> bool | None:
+        """Whether the stream of a run has its last entry; None when there is no stream."""
+        try:
+            found: Any = await self._redis.xrevrange(token_stream.key(str(run_id), direct.STEP), count=1)
+        except (redis.RedisError, OSError) as error:
+            raise BrokerUnreachable(f"the broker is unreachable: {error}") from error
+        entry = token_stream.read_entry(*found[0]) if found else None
+        return None if entry is None else entry.kind in (EntryKind.DONE, EntryKind.FAILED)
+
+    async def forget(self, run_id: UUID) -> None:
+        """Remove the stream of a run."""
+        with suppress(redis.RedisError, OSError):  # it expires soon
+            await self._redis.delete(token_stream.key(str(run_id), direct.STEP))
+
     async def close(self) -> None:
         """Wait for what runs in the background."""
         if self._tasks:

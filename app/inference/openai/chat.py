@@ -174,6 +174,8 @@ class ChatRequest(GenerationRequest):
     tool_choice: AnyToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
+    #: An extension, as responses have it: `auto` leaves out the oldest messages that do not fit the context.
+    truncation: Literal["auto", "disabled"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -209,6 +211,7 @@ class ChatRequest(GenerationRequest):
             messages=tuple(message.translated() for message in self.messages),
             max_tokens=limit or NO_LIMIT,
             fits_context=limit is None,
+            truncates=self.truncation == "auto",
             keeps_cut=True,
             sampling=self.sampling(),
             stop=self.stops,
