@@ -9,7 +9,6 @@ A new kind is a class in `app.workflows.language.steps`, with its entries in `KI
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,17 +16,17 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from app.inference import prompts
+from app.inference import prompts, step_outputs
 from app.inference.requests import FinishReason, PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
+from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.steps import (
     CallFields,
     EmbedFields,
-    GenerateFields,
     HttpFields,
     JoinStep,
     MapStep,
@@ -141,15 +140,15 @@ def _generated(task: StepTask, step: GenerateFields, on_piece: OnPiece | None) -
         raise
     usage = TokenUsage(
         generated.tokens_in,
-        generated.tokens_out,
+        sum(text.tokens_out for text in (generated, *generated.alternatives)),
         generated.tokens_cached,
         generated.time_to_first,
-        generated.finish.value,
+        step_outputs.finish_reason(generated),
     )
-    if step.on_length == "fail" and generated.finish is FinishReason.LENGTH:
+    if step.on_length == "fail" and step_outputs.was_cut(generated):
         message = f"the text was cut at max_tokens ({step.max_tokens})"
         return Failure(FailureReason.TRUNCATED, message, generated.text, usage)
-    return Success(generated.text if step.output is None else json.loads(generated.text), usage)
+    return Success(step_outputs.output_of(step, generated), usage)
 
 
 def _interactive_stream(task: StepTask) -> TokenStream | None:
