@@ -170,7 +170,7 @@ class LlamaEngine:
         if on_stop is not None:
             on_stop(job.cancel)
         found = _wait(job, timeout)
-        return Embedded(vectors.normalised(found, request.dimensions), sum(map(len, tokens)), job.elapsed())
+        return Embedded(vectors.normalised(found, request.dimensions), job.tokens, job.elapsed())
 
     def rerank(self, request: RerankRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Reranked:
         """See the protocol. Needs a reranking model."""

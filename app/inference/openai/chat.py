@@ -18,6 +18,7 @@ _REFUSED: Mapping[str, str] = {
     "functions": "`tools`",
     "function_call": "`tool_choice`",
     "audio": "no audio: models here write text",
+    "moderation": "no moderation: send the texts to a model for it",
     "web_search_options": "no web search: offer a tool instead",
 }
 
