@@ -13,6 +13,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from app.grammar import gbnf_source
 from app.inference.requests import (
     ChatMessage,
     EmbedRequest,
@@ -24,6 +25,7 @@ from app.inference.requests import (
 )
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
+from tests.grammar.test_gbnf_source import SOUND
 from workers.engine.bindings.llama import Context
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import KvLayout
@@ -418,3 +420,9 @@ def test_many_threads_may_submit_at_once(shared: LlamaEngine) -> None:
         thread.join()
     assert sorted(texts) == list(range(12))
     assert all(texts.values())
+
+
+@pytest.mark.parametrize("source", [source for source, _ in SOUND.values()], ids=list(SOUND))
+def test_llama_cpp_accepts_the_grammars_of_users_that_are_accepted_here(shared: LlamaEngine, source: str) -> None:
+    result = shared.generate(ask("x", 4, grammar=gbnf_source.checked(source))).result(60)
+    assert result.finish in (FinishReason.STOP, FinishReason.LENGTH)
