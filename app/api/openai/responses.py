@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.access.callers import KeyScope
 from app.api import bodies, problems, threads
-from app.api.callers import InjectedCaller
+from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors, responses_store
 from app.api.openai.calls import RUN_HEADER, Entries, ModelCall
 from app.api.openai.endpoints import body_of
@@ -31,7 +32,11 @@ from app.inference.token_stream import EntryKind, StreamEntry
 from app.kernel.errors import ArrieroError, InvalidInput, Problem
 from app.workflows import retention
 
-router = APIRouter(prefix="/v1/responses", tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(
+    prefix="/v1/responses", tags=["openai"], dependencies=[requires(KeyScope.SUBMIT)], route_class=OpenAIRoute
+)
+#: For what only reads.
+_READS = [requires(KeyScope.SUBMIT, KeyScope.READ)]
 
 _ID = Annotated[str, Path(max_length=200, description="`resp_…`")]
 _STATUSES = (400, 404, 409, 413, 415, 429, 500, 503, 504)
@@ -82,7 +87,7 @@ async def create(
     return await call.answer(request, partial(document.answered, body, str(call.run_id)))
 
 
-@router.get("/{response_id}", summary="A response", responses=_ANSWER)
+@router.get("/{response_id}", summary="A response", responses=_ANSWER, dependencies=_READS)
 async def retrieve(
     response_id: _ID,
     services: InjectedServices,
@@ -132,7 +137,9 @@ async def cancel(response_id: _ID, services: InjectedServices, road: InjectedRoa
     return problems.AsciiResponse(found.document())
 
 
-@router.get("/{response_id}/input_items", summary="The input items of a response", responses=_FOUND)
+@router.get(
+    "/{response_id}/input_items", summary="The input items of a response", responses=_FOUND, dependencies=_READS
+)
 async def input_items(
     response_id: _ID,
     services: InjectedServices,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import threading
 import time
@@ -16,8 +15,6 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from app.access.callers import LOCAL
-from app.api.openai import responses_store
 from app.inference.openai.responses import document
 from app.kernel.database import Database
 from app.workflows.runs import views
@@ -386,23 +383,30 @@ def test_allowed_tools_are_the_only_ones(client: openai.OpenAI, start_pool: Star
     assert [tool["function"]["name"] for tool in stored["tools"]] == ["set_alarm"]
 
 
-def test_a_foreign_namespace_finds_nothing(
-    api: str, client: openai.OpenAI, start_pool: StartPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_foreign_namespace_finds_nothing(api: str, client: openai.OpenAI, start_pool: StartPool) -> None:
     start_pool()
-    made = client.responses.create(model=MODEL, input="x", max_output_tokens=4)
-    client.responses.retrieve(made.id)
-    foreign = dataclasses.replace(LOCAL, namespace="other")
-    visible = responses_store._is_visible
-    monkeypatch.setattr(responses_store, "_is_visible", lambda _, labels: visible(foreign, labels))
-    paths = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")]
-    unknown = [httpx2.request(m, f"{api}/v1/responses/resp_{'0' * 32}{path}", timeout=PATIENCE) for m, path in paths]
-    found = [httpx2.request(m, f"{api}/v1/responses/{made.id}{path}", timeout=PATIENCE) for m, path in paths]
-    assert [one.status_code for one in found] == [404] * 4
-    for one, other in zip(found, unknown, strict=True):
-        assert one.text.replace(made.id, "") == other.text.replace(f"resp_{'0' * 32}", "")
-    with pytest.raises(openai.BadRequestError):
-        client.responses.create(model=MODEL, input="x", previous_response_id=made.id)
+
+    def headers(namespace: str) -> dict[str, str]:
+        key = {"name": namespace, "scopes": ["submit", "read"], "namespace": namespace}
+        made = httpx2.post(f"{api}/v1/keys", json=key, timeout=PATIENCE).json()
+        return {"Authorization": f"Bearer {made['key']}"}
+
+    own, foreign = headers("own"), headers("foreign")
+    body = {"model": MODEL, "input": "x", "max_output_tokens": 4}
+    id_ = httpx2.post(f"{api}/v1/responses", json=body, headers=own, timeout=PATIENCE).json()["id"]
+    assert httpx2.get(f"{api}/v1/responses/{id_}", headers=own, timeout=PATIENCE).json()["status"] == "completed"
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+        found, unknown = (
+            httpx2.request(method, f"{api}/v1/responses/{one}{path}", headers=foreign, timeout=PATIENCE)
+            for one in (id_, f"resp_{'0' * 32}")
+        )
+        assert found.status_code == 404
+        assert found.text.replace(id_, "") == unknown.text.replace(f"resp_{'0' * 32}", "")
+    continued = {**body, "previous_response_id": id_}
+    refused = httpx2.post(f"{api}/v1/responses", json=continued, headers=foreign, timeout=PATIENCE)
+    assert refused.json()["error"]["code"] == "previous_response_not_found"
+    assert httpx2.post(f"{api}/v1/responses", json=continued, headers=own, timeout=PATIENCE).status_code == 200
+    assert client.responses.retrieve(id_).id == id_, "a caller for all namespaces finds it"
 
 
 def test_a_service_tier_sets_the_class(client: openai.OpenAI, database: Database) -> None:
