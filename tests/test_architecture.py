@@ -176,7 +176,6 @@ def test_no_module_passes_500_lines() -> None:
 ONE_MEANING = {
     "Logits": "the same alias of numpy's type, on either side of an import that must not be circular",
     "OnStop": "the same alias of a callback, for the engine and for outbound calls",
-    "OnText": "the same alias of a callback, for the engine's interface and inside it",
 }
 
 

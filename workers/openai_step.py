@@ -26,7 +26,7 @@ from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.state_machine.outcomes import Success, TokenUsage
 from workers import embedding_step
-from workers.engine import Engine, OnStop, OnText, Ticket
+from workers.engine import Engine, OnPiece, OnStop, Ticket
 
 AnyRequest = ChatRequest | CompletionRequest | EmbeddingsRequest | RerankingRequest
 
@@ -60,9 +60,9 @@ def parse(body: Any, model: str) -> AnyRequest:
         raise _invalid("; ".join(problem.removeprefix(": ") for problem in problems)) from None
 
 
-def start(engine: Engine, request: ChatRequest | CompletionRequest, priority: str, on_text: OnText | None) -> Ticket:
+def start(engine: Engine, request: ChatRequest | CompletionRequest, priority: str, on_piece: OnPiece | None) -> Ticket:
     """Submit a request for text to the engine. Raises StepFailure when it can never be served."""
-    return engine.generate(replace(request.translated(), priority=PriorityClass(priority)), on_text)
+    return engine.generate(replace(request.translated(), priority=PriorityClass(priority)), on_piece=on_piece)
 
 
 def success(request: ChatRequest | CompletionRequest, generated: Generated, run_id: UUID, created: int) -> Success:
@@ -110,7 +110,7 @@ def execute(
     run_id: UUID,
     priority: str,
     on_stop: OnStop,
-    on_text: Callable[[str], None] | None,
+    on_piece: OnPiece | None,
     watch: Callable[[Callable[[], int]], AbstractContextManager[None]],
     timeout: timedelta,
 ) -> Success:
@@ -124,7 +124,7 @@ def execute(
         return embed(request, engine, on_stop, timeout)
     if isinstance(request, RerankingRequest):
         return rerank(request, engine, on_stop, timeout)
-    ticket = start(engine, request, priority, on_text)
+    ticket = start(engine, request, priority, on_piece)
     on_stop(ticket.cancel)
     seconds = timeout.total_seconds()
     try:

@@ -9,7 +9,6 @@ A new kind is a class in `app.workflows.language.steps`, with its entries in `KI
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,17 +16,17 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from app.inference import prompts
+from app.inference import prompts, step_outputs
 from app.inference.requests import FinishReason, PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, InvalidInput, StepFailure, Unavailable
 from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
+from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.steps import (
     CallFields,
     EmbedFields,
-    GenerateFields,
     HttpFields,
     JoinStep,
     MapStep,
@@ -48,7 +47,7 @@ from app.workflows.state_machine.outcomes import (
     TokenUsage,
 )
 from workers import embedding_step, openai_step, outbound
-from workers.engine import Engine, OnText
+from workers.engine import Engine, OnPiece
 from workers.leases import Holding
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
@@ -116,7 +115,7 @@ def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     if stream is None:
         return _generated(task, step, None)
     with _failures_in(stream):
-        outcome = _generated(task, step, stream.text)
+        outcome = _generated(task, step, stream.piece)
     if isinstance(outcome, Success):
         stream.done(outcome.output)
     else:
@@ -124,9 +123,9 @@ def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     return outcome
 
 
-def _generated(task: StepTask, step: GenerateFields, on_text: OnText | None) -> Success | Failure:
+def _generated(task: StepTask, step: GenerateFields, on_piece: OnPiece | None) -> Success | Failure:
     request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
-    ticket = task.engine.generate(request, on_text)
+    ticket = task.engine.generate(request, on_piece=on_piece)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
     try:
@@ -141,15 +140,15 @@ def _generated(task: StepTask, step: GenerateFields, on_text: OnText | None) -> 
         raise
     usage = TokenUsage(
         generated.tokens_in,
-        generated.tokens_out,
+        sum(text.tokens_out for text in (generated, *generated.alternatives)),
         generated.tokens_cached,
         generated.time_to_first,
-        generated.finish.value,
+        step_outputs.finish_reason(generated),
     )
-    if step.on_length == "fail" and generated.finish is FinishReason.LENGTH:
+    if step.on_length == "fail" and step_outputs.was_cut(generated):
         message = f"the text was cut at max_tokens ({step.max_tokens})"
         return Failure(FailureReason.TRUNCATED, message, generated.text, usage)
-    return Success(generated.text if step.output is None else json.loads(generated.text), usage)
+    return Success(step_outputs.output_of(step, generated), usage)
 
 
 def _interactive_stream(task: StepTask) -> TokenStream | None:
@@ -189,7 +188,7 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
             run_id=claim.run_id,
             priority=claim.priority,
             on_stop=task.holding.on_stop,
-            on_text=None if stream is None else stream.text,
+            on_piece=None if stream is None else stream.piece,
             watch=partial(task.runtime.token_reports.watch, claim),
             timeout=task.timeout,
         )

@@ -20,6 +20,8 @@ from uuid import UUID
 import redis
 
 from app.inference import token_stream
+from app.inference.openai import pieces
+from app.inference.requests import TextPiece
 from app.inference.token_stream import EntryKind
 from app.kernel import broker, log
 
@@ -94,7 +96,7 @@ class TokenWriter:
         with self._redis.pipeline(transaction=False) as pipeline:
             for entry in entries:
                 stream = entry.stream
-                pipeline.xadd(stream.key, {entry.kind.value: entry.value.encode("utf-8", "replace")}, id=entry.id)
+                pipeline.xadd(stream.key, {entry.kind.value: entry.encoded()}, id=entry.id)
             for stream, seconds in {entry.stream: entry.keeps for entry in entries if entry.keeps}.items():
                 pipeline.expire(stream.key, seconds)
             answers = pipeline.execute(raise_on_error=False)
@@ -121,9 +123,12 @@ class TokenStream:
         """An engine has begun the attempt."""
         self._put(EntryKind.BEGUN, pool)
 
-    def text(self, piece: str) -> None:
-        """A piece of text."""
-        self._put(EntryKind.TEXT, piece)
+    def piece(self, piece: TextPiece) -> None:
+        """A piece of a text."""
+        if pieces.is_plain(piece):
+            self._put(EntryKind.TEXT, piece.text)
+        else:
+            self._put(EntryKind.PIECES, [pieces.document(piece)])
 
     def done(self, output: Any) -> None:
         """The attempt succeeded with an output, which is JSON."""
@@ -138,7 +143,7 @@ class TokenStream:
         self._count += 1
         return f"{self._attempt}-{self._count}"
 
-    def _put(self, kind: EntryKind, value: str) -> None:
+    def _put(self, kind: EntryKind, value: str | list[Any]) -> None:
         if not self.given_up:
             self._writer.put(_Entry(self, kind, value))
 
@@ -151,15 +156,25 @@ _KEPT: Mapping[EntryKind, int] = {
 }
 
 
+#: Kinds whose entries become one if they wait together.
+_MERGED = (EntryKind.TEXT, EntryKind.PIECES)
+
+
 @dataclass(slots=True)
 class _Entry:
     """An entry that waits."""
 
     stream: TokenStream
     kind: EntryKind
-    value: str
+    #: A list for pieces.
+    value: Any
     #: Given when it is written, so that ids are consecutive.
     id: str = field(default="")
+
+    def encoded(self) -> bytes:
+        """The value as it is written."""
+        text = self.value if isinstance(self.value, str) else json.dumps(self.value, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
 
     @property
     def keeps(self) -> int:
@@ -168,12 +183,12 @@ class _Entry:
 
 
 def _merged(entries: list[_Entry]) -> list[_Entry]:
-    """Return the entries with their ids; pieces of one text in a row are one entry."""
+    """Return the entries with their ids; pieces in a row are one entry."""
     merged: list[_Entry] = []
     last: dict[str, _Entry] = {}
     for entry in entries:
         before = last.get(entry.stream.key)
-        if before is not None and before.stream is entry.stream and before.kind is entry.kind is EntryKind.TEXT:
+        if before is not None and before.stream is entry.stream and before.kind is entry.kind and entry.kind in _MERGED:
             before.value += entry.value
             continue
         last[entry.stream.key] = entry

@@ -162,7 +162,7 @@ class CallAdmission:
             self._waits = False
             if waiting:
                 self._gate.send(remove=dict.fromkeys(waiting, self.id), charge=None)
-        if entry.kind is EntryKind.TEXT:
+        if entry.is_text:
             self._written += 1
         elif entry.kind is EntryKind.DONE and self._call.charge(1) is not None:
             self.charge(tokens_of(entry.json()))

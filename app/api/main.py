@@ -44,7 +44,7 @@ from app.api.limits import BodyLimit
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
-from app.api.openai import endpoints, road, selection
+from app.api.openai import endpoints, responses, road, selection
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
@@ -58,6 +58,7 @@ from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.reranking import RerankingRequest
+from app.inference.openai.responses.request import ResponsesRequest
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
 from app.kernel import addresses, broker, ids, log
@@ -112,6 +113,7 @@ ANSWER_TIMEOUT = timedelta(seconds=5)
 ROUTERS = (
     endpoints.router,
     selection.router,
+    responses.router,
     served_models.router,
     cache.router,
     ollama_endpoints.router,
@@ -143,7 +145,7 @@ ROUTERS = (
 #: Types for the OpenAPI document that are not in the signatures of endpoints.
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
-    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
+    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest, ResponsesRequest),
     *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from app.inference.requests import ChatMessage, GenerateRequest, PriorityClass, Sampling
-from app.workflows.expressions import templates
-from app.workflows.language.steps import GenerateFields, MessageTemplate
+from app.grammar import gbnf_source
+from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, PriorityClass, Sampling, Tool, ToolCall
+from app.kernel.errors import FailureReason, InvalidInput, StepFailure
+from app.workflows.expressions import conditions, templates
+from app.workflows.language.generate_fields import GenerateFields, MessageTemplate, StepToolChoice
+
+#: More than any context: the limit is then what the context leaves.
+MAX_TOKENS = 1_000_000
 
 
 def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, attempt: int) -> GenerateRequest:
@@ -18,20 +23,50 @@ def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, 
     The first attempt uses the step's seed, and each further attempt increments it: with the same seed, the model would
     generate the same rejected text again.
 
-    Raises StepFailure when a template cannot be rendered.
+    Raises StepFailure when a template or an expression cannot be evaluated.
     """
-    sampling = replace(Sampling(), **step.sampling.model_dump(exclude_none=True))
+    sampling = _sampling(step)
     if sampling.seed is not None:
-        sampling = replace(sampling, seed=(sampling.seed + attempt - 1) % 2**32)
+        # The texts of one attempt have the seeds from this one on.
+        sampling = replace(sampling, seed=(sampling.seed + (attempt - 1) * step.n) % 2**32)
+    choice = step.tool_choice
     return GenerateRequest(
-        messages=tuple(ChatMessage(part.role, templates.render(part.content, data)) for part in _messages(step)),
+        messages=tuple(_message(part, data) for part in _messages(step)),
         prompt=templates.render(step.prompt, data) if step.prompt is not None and not step.chat else None,
-        max_tokens=step.max_tokens,
+        max_tokens=step.max_tokens or MAX_TOKENS,
+        fits_context=step.max_tokens is None,
+        truncates=step.truncation == "auto",
         sampling=sampling,
         stop=step.stop,
         schema=step.output.schema_ if step.output else None,
+        grammar=None if step.grammar is None else _grammar(step.grammar),
         priority=PriorityClass(priority),
+        n=step.n,
+        logprobs=(step.top_logprobs or 0) if step.logprobs else None,
+        tools=tuple(
+            Tool(tool.function.name, tool.function.description, tool.function.parameters) for tool in step.tools
+        ),
+        tool_choice=NamedTool(choice.function.name)
+        if isinstance(choice, StepToolChoice)
+        else choice
+        if step.tools
+        else "auto",
+        parallel_calls=step.parallel_tool_calls,
+        prefill="" if step.prefill is None else templates.render(step.prefill, data),
     )
+
+
+def _sampling(step: GenerateFields) -> Sampling:
+    given = step.sampling.model_dump(exclude_none=True, exclude={"logit_bias"})
+    bias = {int(token): float("-inf") if value <= -100 else value for token, value in step.sampling.logit_bias.items()}
+    return replace(Sampling(), **given, logit_bias=bias)
+
+
+def _grammar(source: str) -> str:
+    try:
+        return gbnf_source.checked(source)
+    except InvalidInput as error:  # the definition was checked by an earlier version
+        raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from None
 
 
 def _messages(step: GenerateFields) -> tuple[MessageTemplate, ...]:
@@ -39,3 +74,16 @@ def _messages(step: GenerateFields) -> tuple[MessageTemplate, ...]:
         return step.messages
     system = (MessageTemplate(role="system", content=step.system),) if step.system else ()
     return (*system, MessageTemplate(role="user", content=step.prompt))
+
+
+def _message(part: MessageTemplate, data: Mapping[str, Any]) -> ChatMessage:
+    content = "" if part.content is None else templates.render(part.content, data)
+    found = [] if part.tool_calls is None else conditions.evaluate(part.tool_calls, data, result_type="list")
+    return ChatMessage(part.role, content, tuple(map(_call, found)))
+
+
+def _call(value: Any) -> ToolCall:
+    if isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict):
+        return ToolCall(value["name"], value["arguments"])
+    message = "a value of 'tool_calls' is no tool call; each has a 'name' and an object 'arguments'"
+    raise StepFailure(FailureReason.INVALID_REQUEST, message)

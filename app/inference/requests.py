@@ -36,6 +36,8 @@ class ToolCall:
 
     name: str
     arguments: Mapping[str, Any]
+    #: The arguments as the model wrote them; empty when that is not known.
+    written: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ class GenerateRequest:
     max_tokens: int = 256
     #: A `max_tokens` beyond what the context leaves is reduced to that, instead of refused.
     fits_context: bool = False
+    #: A conversation that does not fit the context loses its oldest turns; system messages are kept.
+    truncates: bool = False
     #: A text that was cut before its JSON or its tool call was complete is returned, instead of a failure.
     keeps_cut: bool = False
     sampling: Sampling = Sampling()
@@ -161,6 +165,30 @@ class TokenLogprob:
     logprob: float
     #: The most likely tokens at this position, best first.
     top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """A new part of a tool call that is being written."""
+
+    #: The place of the call among those of its text, from 0.
+    place: int
+    #: The name of the tool, with the first part only.
+    name: str | None = None
+    #: The next characters of the arguments, which are JSON.
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A new part of a text that is being written."""
+
+    text: str
+    #: Which of the texts of the request: 0 is the first, others are its alternatives.
+    index: int = 0
+    #: The tokens since the last piece, if the request asks for log-probabilities.
+    logprobs: tuple[TokenLogprob, ...] = ()
+    calls: tuple[ToolCallPiece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

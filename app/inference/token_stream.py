@@ -31,8 +31,11 @@ class EntryKind(StrEnum):
 
     #: An engine has begun an attempt. The value is the id of the pool.
     BEGUN = "begun"
-    #: A piece of text.
+    #: A piece of the first text, and nothing else.
     TEXT = "text"
+    #: Pieces of several texts, or with log-probabilities or tool calls, as a JSON list of the form of
+    #: `app.inference.openai.pieces`.
+    PIECES = "pieces"
     #: The attempt succeeded. The value is its output as JSON.
     DONE = "done"
     #: The attempt failed. The value is an object with `reason` and `message`.
@@ -52,6 +55,11 @@ class StreamEntry:
     def attempt(self) -> int:
         """The attempt that wrote it."""
         return int(self.id.partition("-")[0])
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it has text for the client."""
+        return self.kind in (EntryKind.TEXT, EntryKind.PIECES)
 
     def json(self) -> Any:
         """The value of an entry that holds JSON."""

@@ -63,6 +63,12 @@ def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:
     return removed
 
 
+def remove_ended_run(database: Database, run_id: UUID) -> bool:
+    """Delete a run of one step at once, if it has ended; returns whether it was there. Raises RowsLocked."""
+    with transactions.begin(database, _LOCK_WAIT) as work:
+        return removal.remove_ended_run(work, run_id)
+
+
 def _remove_part(work: UnitOfWork, ids: list[UUID]) -> int:
     """
     Delete a bounded part of the data of runs, children first, and the runs themselves when little is left.

@@ -60,6 +60,27 @@ def test_chat_completions_do_what_their_parameters_say(live: Live) -> None:
         assert (found.id, getattr(found, "state", None)) == (MODEL, "resident")
 
 
+def test_responses_do_what_their_parameters_say(live: Live) -> None:
+    with openai.OpenAI(base_url=f"{live.api}/v1", api_key="none", timeout=PATIENCE) as client:
+        create = client.responses.create
+        first = create(model=MODEL, input="Say hello.", temperature=0, max_output_tokens=12)
+        assert (first.status, bool(first.output_text)) == ("incomplete", True)
+        with client.responses.stream(model=MODEL, input="Say hello.", temperature=0, max_output_tokens=12) as stream:
+            text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert text == first.output_text
+        second = create(model=MODEL, input="And again?", previous_response_id=first.id, max_output_tokens=12)
+        assert second.usage is not None
+        assert second.usage.input_tokens_details.cached_tokens, "the conversation before was computed before"
+        parsed = client.responses.parse(model=MODEL, input="A dog has four legs.", text_format=Animal)
+        assert isinstance(parsed.output_parsed, Animal)
+        waiting = create(model=MODEL, input="Say hello.", background=True, max_output_tokens=12)
+        until(lambda: client.responses.retrieve(waiting.id).status not in {"queued", "in_progress"})
+        assert client.responses.retrieve(waiting.id).output_text
+        client.responses.delete(waiting.id)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(waiting.id)
+
+
 def test_many_streams_at_once_have_all_their_tokens(live: Live) -> None:
     """More than the pool has slots, so some go directly and others as runs; none sees a difference."""
 

@@ -29,6 +29,7 @@ from app.workflows.language import check, shape_errors, source
 from app.workflows.language import definition as definitions
 from app.workflows.language import steps as kinds
 from app.workflows.language.check import Deployment
+from app.workflows.language.generate_fields import SamplingFields
 from app.workflows.runs.submission import Submission
 from app.workflows.schedules import check as schedule_check
 from app.workflows.state_machine.outcomes import Success
@@ -204,7 +205,7 @@ def test_every_field_is_documented_with_its_default_and_its_bounds(title: str) -
 def test_sampling_is_documented_with_its_bounds() -> None:
     rows = {name: row[1] for row in TABLES["generate: in `sampling`"] for name in re.findall(r"`(\w+)`", row[0])}
 
-    assert rows == {name: bounds_of(field) for name, field in kinds.SamplingFields.model_fields.items()}
+    assert rows == {name: bounds_of(field) for name, field in SamplingFields.model_fields.items()}
 
 
 def default_of(name: str, field: FieldInfo) -> str:

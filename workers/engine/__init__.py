@@ -10,10 +10,20 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
-from app.inference.requests import Embedded, EmbedRequest, Generated, GenerateRequest, Reranked, RerankRequest
+from app.inference.requests import (
+    Embedded,
+    EmbedRequest,
+    Generated,
+    GenerateRequest,
+    Reranked,
+    RerankRequest,
+    TextPiece,
+)
 
 #: Receives each new piece of text, on the engine's own thread: it must return at once and never raise.
 OnText = Callable[[str], None]
+#: As OnText, for the pieces of all texts of a request, with their tool calls and log-probabilities.
+OnPiece = Callable[[TextPiece], None]
 #: Registers a callback that stops the work. The callback can be called from any thread. `Holding.on_stop` is one.
 OnStop = Callable[[Callable[[], None]], None]
 
@@ -45,8 +55,14 @@ class Engine(Protocol):
     #: Requests that are processed at the same time.
     slots: int
 
-    def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> Ticket:
-        """Submit a request. Raises StepFailure at once when it can never be served (context, grammar)."""
+    def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
+    ) -> Ticket:
+        """
+        Submit a request. `on_text` receives the first text; `on_piece`, which replaces it, those of all texts.
+
+        Raises StepFailure at once when it can never be served (context, grammar).
+        """
 
     def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
         """
@@ -68,3 +84,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model. Requests that are not done fail with the reason `worker_stopped`."""
+
+
+def pieces_to(on_text: OnText | None, on_piece: OnPiece | None) -> OnPiece | None:
+    """Return the one reader of pieces; None when there is no reader."""
+    if on_piece is not None or on_text is None:
+        return on_piece
+
+    def read(piece: TextPiece) -> None:
+        if piece.text and not piece.index:
+            on_text(piece.text)
+
+    return read

@@ -44,25 +44,47 @@ class Window:
     tokens: tuple[int, ...]
 
 
-def split_into_windows(texts: Sequence[Sequence[int]], size: int, policy: LongText) -> list[Window]:
+@dataclass(frozen=True, slots=True)
+class TextEnds:
+    """The special tokens with which the model expects each text to begin and to end, such as [CLS] and [SEP]."""
+
+    opening: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(model: LlamaModel) -> TextEnds:
+        """Return those that the vocabulary adds to a text."""
+        whole = model.tokenize("a", add_special=True, parse_special=False)
+        inner = model.tokenize("a", add_special=False, parse_special=False)
+        for at in range(len(whole) - len(inner) + 1):
+            if inner and whole[at : at + len(inner)] == inner:
+                return TextEnds(tuple(whole[:at]), tuple(whole[at + len(inner) :]))
+        return TextEnds()
+
+
+def split_into_windows(
+    texts: Sequence[Sequence[int]], size: int, policy: LongText, ends: TextEnds = TextEnds()
+) -> list[Window]:
     """
     Split texts into windows of at most `size` tokens. The windows of one text differ in length by at most one token.
+
+    Each window of a long text has its own `ends`, as if it were a text.
 
     Raises StepFailure when a text is longer and the policy is REFUSE.
     """
     found = []
+    room = max(1, size - len(ends.opening) - len(ends.closing))
     for index, tokens in enumerate(texts):
         if len(tokens) <= size:
             found.append(Window(index, tuple(tokens)))
-        elif policy is LongText.TRUNCATE:
-            found.append(Window(index, tuple(tokens[:size])))
-        elif policy is LongText.REFUSE:
+            continue
+        if policy is LongText.REFUSE:
             message = f"text {index} has {len(tokens)} tokens; at most {size} are accepted"
             raise StepFailure(FailureReason.CONTEXT_EXCEEDED, message)
-        else:
-            count = -(-len(tokens) // size)
-            edges = [len(tokens) * part // count for part in range(count + 1)]
-            found += [Window(index, tuple(tokens[a:b])) for a, b in itertools.pairwise(edges)]
+        inner = tuple(tokens[len(ends.opening) : len(tokens) - len(ends.closing)])
+        count = 1 if policy is LongText.TRUNCATE else -(-len(inner) // room)
+        edges = [0, room] if policy is LongText.TRUNCATE else [len(inner) * part // count for part in range(count + 1)]
+        found += [Window(index, (*ends.opening, *inner[a:b], *ends.closing)) for a, b in itertools.pairwise(edges)]
     return found
 
 
@@ -115,6 +137,7 @@ class EmbeddingContext:
         self._width: int = api.llama_model_n_cls_out(model.pointer) if self.is_reranker else model.n_embd
         self._memory = api.llama_get_memory(self.pointer)
         self._batch = Batch(self.size, _MAX_TEXTS)
+        self.ends = TextEnds.of(model)
 
     def close(self) -> None:
         """Free the context."""
@@ -171,6 +194,8 @@ class EmbeddingJob:
         self._vectors: list[Vector] = []
         self._started = self._cancelled = False
         self.started_at = perf_counter()
+        #: Tokens that were computed.
+        self.tokens = 0
 
     def cancel(self) -> None:
         """Stop before the next decode. Safe from any thread, any number of times."""
@@ -191,12 +216,13 @@ class EmbeddingJob:
         try:
             context = self._ensure()
             if self._parts is None:
-                self._parts = split_into_windows(self._texts, context.size, self._policy)
+                self._parts = split_into_windows(self._texts, context.size, self._policy, context.ends)
             start = len(self._vectors)
             end = context.next_group(self._parts, start, self._budget if busy else context.size)
             group = self._parts[start:end]
             if group:
                 self._vectors += context.compute(group)
+                self.tokens += sum(len(part.tokens) for part in group)
                 self._meter.embedded_tokens += sum(len(part.tokens) for part in group)
             if len(self._vectors) < len(self._parts):
                 return True

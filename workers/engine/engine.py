@@ -26,19 +26,20 @@ from app.grammar import to_gbnf
 from app.inference.requests import Embedded, EmbedRequest, GenerateRequest, LongText, Reranked, RerankRequest
 from app.kernel import clock, ids
 from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
-from workers.engine import OnStop, vectors
+from workers.engine import OnPiece, OnStop, OnText, pieces_to, vectors
 from workers.engine.bindings.llama import LlamaModel, load_loras, use_loras
 from workers.engine.chat import tools
 from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
 from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.chat.templates import ChatTemplate
+from workers.engine.chat.truncation import truncated
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
 from workers.engine.loop import EngineLoop
 from workers.engine.metrics import EngineMetrics
 from workers.engine.options import EngineOptions, Rope
 from workers.engine.sampling import sampler
 from workers.engine.sampling.grammars import CompiledGrammar, GrammarCache, ToGbnf
-from workers.engine.tasks import EngineTask, LlamaTicket, OnText
+from workers.engine.tasks import EngineTask, LlamaTicket
 
 _LOG = structlog.get_logger(__name__)
 
@@ -102,15 +103,21 @@ class LlamaEngine:
         most, trained = self._loop.context.n_sequence, self.model.n_context_trained
         return min(most, trained) if trained and self.options.rope == Rope() else most
 
-    def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> LlamaTicket:
-        """See the protocol. With n > 1, `on_text` receives only the first text."""
+    def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
+    ) -> LlamaTicket:
+        """See the protocol."""
         with self._in_use():
-            return self._generate(request, on_text)
+            return self._generate(request, pieces_to(on_text, on_piece))
 
-    def _generate(self, request: GenerateRequest, on_text: OnText | None) -> LlamaTicket:
+    def _generate(self, request: GenerateRequest, on_piece: OnPiece | None) -> LlamaTicket:
         self._check(request)
         deadline = _deadline(request)
         prompt = self._template.prompt(request)
+        room = self.context_limit - (1 if request.fits_context else request.max_tokens)
+        if request.truncates and request.messages and len(prompt.tokens) > room:
+            request = truncated(request, lambda shorter: len(self._template.prompt(shorter).tokens), room)
+            prompt = self._template.prompt(request)
         if not prompt.tokens:
             raise StepFailure(FailureReason.INVALID_REQUEST, "the prompt is empty")
         if request.fits_context:
@@ -138,8 +145,9 @@ class LlamaEngine:
                 grammar,
                 (seed + index) & 0xFFFFFFFF,
                 deadline,
-                None if index else on_text,
+                on_piece,
                 *self._call_detection(request, grammar, style),
+                index=index,
             )
             for index in range(request.n)
         ]
@@ -162,7 +170,7 @@ class LlamaEngine:
         if on_stop is not None:
             on_stop(job.cancel)
         found = _wait(job, timeout)
-        return Embedded(vectors.normalised(found, request.dimensions), sum(map(len, tokens)), job.elapsed())
+        return Embedded(vectors.normalised(found, request.dimensions), job.tokens, job.elapsed())
 
     def rerank(self, request: RerankRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Reranked:
         """See the protocol. Needs a reranking model."""

@@ -374,9 +374,7 @@ class EngineLoop:
             return
         task.written += 1
         self.meter.tokens_out += 1
-        new = task.stream.feed(self.model.piece(token))
-        if new:
-            task.emit(new)
+        task.emit(task.stream.feed(self.model.piece(token)))
         if task.stream.stopped:
             self._finish(task, FinishReason.STOP)
         elif task.written >= task.request.max_tokens:

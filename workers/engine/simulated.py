@@ -7,18 +7,15 @@ Slots, priorities, cancels, deadlines and schemas work as in a real engine.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import itertools
 import json
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 from app.inference import answers
 from app.inference.requests import (
@@ -30,22 +27,22 @@ from app.inference.requests import (
     GenerateRequest,
     Reranked,
     RerankRequest,
+    TextPiece,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolCallPiece,
 )
 from app.kernel import clock, log
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import OnStop, OnText
+from workers.engine import OnPiece, OnStop, OnText, pieces_to, simulated_texts
 from workers.engine.metrics import EngineMetrics, Meter
+from workers.engine.simulated_texts import CHARACTERS_PER_TOKEN, DIMENSIONS
 
 _log = log.get(__name__)
 
-#: The content of every text.
-MARK = "[simulated] "
-#: Characters per token.
-_CHARACTERS_PER_TOKEN = 4
 #: How many times faster prompts are computed than texts are written.
 _PREFILL_SPEEDUP = 20
-#: Default number of dimensions of a vector.
-_DIMENSIONS = 64
 #: Tokens of a text whose request leaves the limit to the context.
 _MAX_TOKENS = 64
 #: Progress reports of one load.
@@ -55,8 +52,11 @@ _PROGRESS_STEPS = 20
 class SimulatedTicket:
     """A handle on a simulated request."""
 
-    def __init__(self, request: GenerateRequest, text: str, on_text: OnText | None) -> None:
-        self.request, self.text, self.on_text = request, text, on_text
+    def __init__(self, request: GenerateRequest, on_piece: OnPiece | None) -> None:
+        """Raises StepFailure when it can never be answered."""
+        self.request, self.on_piece = request, on_piece
+        self.call = simulated_texts.call(request)
+        self.texts = [simulated_texts.text(request, index) for index in range(request.n if self.call is None else 0)]
         self.future: Future[Generated] = Future()
         self.cancelled = threading.Event()
         self.submitted = time.monotonic()
@@ -73,6 +73,12 @@ class SimulatedTicket:
     def cancel(self) -> None:
         """See the protocol."""
         self.cancelled.set()
+
+    def emit(self, piece: TextPiece) -> None:
+        """Count a token, and pass it to the reader."""
+        self.tokens_out += 1
+        if self.on_piece is not None:
+            self.on_piece(piece)
 
     def when_done(self, action: Callable[[], None]) -> None:
         """See the protocol."""
@@ -105,11 +111,13 @@ class SimulatedEngine:
         for thread in self._threads:
             thread.start()
 
-    def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> SimulatedTicket:
+    def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
+    ) -> SimulatedTicket:
         """See the protocol."""
         if request.fits_context:
             request = replace(request, max_tokens=min(request.max_tokens, _MAX_TOKENS))
-        ticket = SimulatedTicket(request, _text(request), on_text)
+        ticket = SimulatedTicket(request, pieces_to(on_text, on_piece))
         with self._condition:
             if self._closed:
                 raise _closed()
@@ -124,7 +132,7 @@ class SimulatedEngine:
         if on_stop is not None:
             on_stop(stopped.set)
         started_at = time.monotonic()
-        tokens = sum(max(len(text) // _CHARACTERS_PER_TOKEN, 1) for text in request.texts)
+        tokens = sum(max(len(text) // CHARACTERS_PER_TOKEN, 1) for text in request.texts)
         seconds = tokens / _PREFILL_SPEEDUP * self._pace
         if stopped.wait(seconds if timeout is None else min(seconds, timeout)):
             raise CancelledError
@@ -133,7 +141,7 @@ class SimulatedEngine:
         with self._condition:
             self._meter.embedded_texts += len(request.texts)
             self._meter.embedded_tokens += tokens
-        vectors = tuple(_vector(text, request.dimensions or _DIMENSIONS) for text in request.texts)
+        vectors = tuple(simulated_texts.vector(text, request.dimensions or DIMENSIONS) for text in request.texts)
         return Embedded(vectors, tokens, timedelta(seconds=time.monotonic() - started_at))
 
     def rerank(self, request: RerankRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Reranked:
@@ -195,7 +203,7 @@ class SimulatedEngine:
                 meter.finished += 1
                 meter.tokens_in += outcome.tokens_in
                 meter.tokens_computed += outcome.tokens_in
-                meter.tokens_out += outcome.tokens_out
+                meter.tokens_out += sum(text.tokens_out for text in (outcome, *outcome.alternatives))
             case StepFailure(reason=FailureReason.TIMEOUT):
                 meter.timed_out += 1
             case StepFailure():
@@ -204,31 +212,46 @@ class SimulatedEngine:
                 meter.cancelled += 1
 
     def _generate(self, ticket: SimulatedTicket) -> Generated:
-        request, text = ticket.request, ticket.text
+        request = ticket.request
         prompt = request.prompt if request.prompt is not None else "".join(m.content for m in request.messages)
-        tokens_in = max(len(prompt) // _CHARACTERS_PER_TOKEN, 1)
+        tokens_in = max(len(prompt) // CHARACTERS_PER_TOKEN, 1)
         self._wait(ticket, tokens_in / _PREFILL_SPEEDUP * self._pace)
         first = time.monotonic()
-        pieces = [text[at : at + _CHARACTERS_PER_TOKEN] for at in range(0, len(text), _CHARACTERS_PER_TOKEN)][
-            : request.max_tokens
-        ]
-        for piece in pieces:
-            self._wait(ticket, self._pace)
-            ticket.tokens_out += 1
-            if ticket.on_text is not None:
-                ticket.on_text(piece)
-        written = "".join(pieces)
+        whole = self._write(ticket) if ticket.call is None else [self._write_call(ticket, *ticket.call)]
         if request.schema is not None:
-            answers.require(written, request.schema)
-        return Generated(
-            text=written,
-            finish=FinishReason.STOP if written == text else FinishReason.LENGTH,
+            for text in whole:
+                answers.require(text.text, request.schema)
+        return replace(
+            whole[0],
             tokens_in=tokens_in,
-            tokens_out=len(pieces),
-            tokens_cached=0,
             time_to_first=timedelta(seconds=first - ticket.submitted),
             time_total=timedelta(seconds=time.monotonic() - ticket.submitted),
+            alternatives=tuple(whole[1:]),
         )
+
+    def _write(self, ticket: SimulatedTicket) -> list[Generated]:
+        request, texts = ticket.request, ticket.texts
+        found: list[tuple[TokenLogprob, ...]] = [() for _ in texts]
+        for start in range(
+            0, min(max(map(len, texts)), request.max_tokens * CHARACTERS_PER_TOKEN), CHARACTERS_PER_TOKEN
+        ):
+            self._wait(ticket, self._pace)
+            for index, text in enumerate(texts):
+                if piece := text[start : start + CHARACTERS_PER_TOKEN]:
+                    new = simulated_texts.logprobs(piece, request)
+                    found[index] += new
+                    ticket.emit(TextPiece(piece, index, new))
+        return [_generated(text, request, logprobs=of_text) for text, of_text in zip(texts, found, strict=True)]
+
+    def _write_call(self, ticket: SimulatedTicket, tool: Tool, arguments: str) -> Generated:
+        written = _generated(arguments, ticket.request)
+        for start in range(0, len(written.text), CHARACTERS_PER_TOKEN):
+            self._wait(ticket, self._pace)
+            piece = ToolCallPiece(0, None if start else tool.name, written.text[start : start + CHARACTERS_PER_TOKEN])
+            ticket.emit(TextPiece("", calls=(piece,)))
+        if written.finish is FinishReason.LENGTH:
+            return written
+        return replace(written, text="", tool_calls=(ToolCall(tool.name, json.loads(arguments), arguments),))
 
     def _wait(self, ticket: SimulatedTicket, seconds: float) -> None:
         deadline = ticket.request.deadline
@@ -244,60 +267,16 @@ def _closed() -> StepFailure:
     return StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")
 
 
-def _vector(text: str, width: int) -> tuple[float, ...]:
-    digest = hashlib.shake_256(text.encode()).digest(2 * width)
-    numbers = [int.from_bytes(digest[at : at + 2]) / 2**15 - 1 for at in range(0, 2 * width, 2)]
-    length = math.hypot(*numbers) or 1.0
-    return tuple(number / length for number in numbers)
-
-
-def _text(request: GenerateRequest) -> str:
-    """Return the text to write: max_tokens tokens of the mark, or a small value that conforms to the schema."""
-    if request.schema is not None:
-        return json.dumps(_value(request.schema, request.max_tokens * _CHARACTERS_PER_TOKEN))
-    return (MARK * (request.max_tokens * _CHARACTERS_PER_TOKEN // len(MARK) + 1))[
-        : request.max_tokens * _CHARACTERS_PER_TOKEN
-    ]
-
-
-def _value(schema: Mapping[str, Any], room: int) -> Any:
-    """
-    Return a small value for a schema. For unsupported keywords it may not conform; every answer is validated.
-
-    Raises StepFailure, before creating the value, when its JSON has more than `room` characters.
-    """
-    if "const" in schema:
-        return schema["const"]
-    if "enum" in schema:
-        return schema["enum"][0]
-    for choice in ("anyOf", "oneOf"):
-        if choice in schema:
-            return _value(schema[choice][0], room)
-    kind = schema.get("type", "object")
-    match kind[0] if isinstance(kind, list | tuple) else kind:
-        case "object":
-            properties = schema.get("properties", {})
-            made: dict[str, Any] = {}
-            for key in properties:
-                if key in schema.get("required", ()):
-                    made[key] = _value(properties[key], room)
-                    room -= len(json.dumps(made[key]))
-            return made
-        case "array":
-            item, count = _value(schema.get("items", {"type": "null"}), room), int(schema.get("minItems", 0))
-            return [item] * _fits(count, len(json.dumps(item)), room)
-        case "string":
-            least, most = int(schema.get("minLength", 0)), int(schema.get("maxLength", len(MARK)))
-            return MARK.strip().ljust(_fits(least, 1, room), ".")[: max(most, least)]
-        case "integer" | "number":
-            return max(schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
-        case "boolean":
-            return True
-    return None
-
-
-def _fits(count: int, size: int, room: int) -> int:
-    """Return `count`. Raises StepFailure when so many values of `size` characters have no room."""
-    if count * size > room:
-        raise StepFailure(FailureReason.INVALID_OUTPUT, "a text that conforms to the schema is longer than max_tokens")
-    return count
+def _generated(text: str, request: GenerateRequest, logprobs: tuple[TokenLogprob, ...] = ()) -> Generated:
+    """Return a text as far as max_tokens allows it; counts of the prompt and times are missing."""
+    written = text[: request.max_tokens * CHARACTERS_PER_TOKEN]
+    return Generated(
+        text=written,
+        finish=FinishReason.STOP if written == text else FinishReason.LENGTH,
+        tokens_in=0,
+        tokens_out=-(-len(written) // CHARACTERS_PER_TOKEN),
+        tokens_cached=0,
+        time_to_first=timedelta(0),
+        time_total=timedelta(0),
+        logprobs=logprobs,
+    )

@@ -20,10 +20,12 @@ import numpy.typing as npt
 import structlog
 
 from app.inference import answers
-from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest, TokenLogprob
+from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest, TextPiece, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
+from workers.engine import OnPiece
 from workers.engine.batch import INTERACTIVE, BatchWork
 from workers.engine.chat import calls
+from workers.engine.chat.call_scanner import ToolCallScanner
 from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
 from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.sampling.grammars import CompiledGrammar
@@ -32,14 +34,14 @@ from workers.engine.text import TextStream
 
 _LOG = structlog.get_logger(__name__)
 
-OnText = Callable[[str], None]
-
 
 class EngineTask:
     """One text that is being generated."""
 
     __slots__ = (
-        "_on_text",
+        "_on_piece",
+        "_passed",
+        "_scanner",
         "awaited_prefix",
         "cached",
         "cancelled",
@@ -50,6 +52,7 @@ class EngineTask:
         "future",
         "grammar",
         "id",
+        "index",
         "lazy_grammar",
         "limit",
         "logprobs",
@@ -71,9 +74,11 @@ class EngineTask:
 
     def __init__(
         self, task_id: int, request: GenerateRequest, prompt: tuple[int, ...], stop: Sequence[str],
-        grammar: CompiledGrammar | None, seed: int, deadline: float | None, on_text: OnText | None,
-        detector: ToolCallDetector | None = None, lazy_grammar: LazyGrammar | None = None,
+        grammar: CompiledGrammar | None, seed: int, deadline: float | None, on_piece: OnPiece | None,
+        detector: ToolCallDetector | None = None, lazy_grammar: LazyGrammar | None = None, index: int = 0,
     ) -> None:  # fmt: skip
+        #: Which text of the request it is.
+        self.index = index
         #: Rises with each task, so it is also the order of submission.
         self.id = self.order = task_id
         self.request, self.prompt, self.grammar, self.seed = request, prompt, grammar, seed
@@ -89,7 +94,10 @@ class EngineTask:
         #: Prompt tokens that were reused from another sequence.
         self.cached = 0
         self.stream = TextStream(stop, detector)
-        self._on_text = on_text
+        self._on_piece = on_piece
+        #: Log-probabilities that were passed to the reader.
+        self._passed = 0
+        self._scanner = ToolCallScanner(calls.ARGUMENTS[detector.style]) if detector and on_piece else None
         self.future: Future[Generated] = Future()
         self.submitted = perf_counter()
         self.first_at = 0.0
@@ -118,16 +126,25 @@ class EngineTask:
     @property
     def latency_sensitive(self) -> bool:
         """Whether each token is awaited: the text is streamed, or the request is interactive."""
-        return self._on_text is not None or self.rank == INTERACTIVE
+        return self._on_piece is not None or self.rank == INTERACTIVE
 
     def emit(self, text: str) -> None:
-        """Pass a piece of text to the reader. A reader that raises is not called again; the text continues."""
-        if text and self._on_text is not None:
-            try:
-                self._on_text(text)
-            except Exception:  # noqa: BLE001 (the reader is foreign code, and its errors end here)
-                _LOG.exception("text_reader_failed", task_id=self.id)
-                self._on_text = None
+        """
+        Pass new text, new parts of tool calls, and their log-probabilities to the reader.
+
+        A reader that raises is not called again; the text continues.
+        """
+        if self._on_piece is None:
+            return
+        try:
+            parts = () if self._scanner is None else self._scanner.feed(self.stream.calls)
+            if text or parts:  # log-probabilities wait for their text
+                logprobs = tuple(self.logprobs[self._passed : self.written])
+                self._passed += len(logprobs)
+                self._on_piece(TextPiece(text, self.index, logprobs, parts))
+        except Exception:  # noqa: BLE001 (the reader is foreign code, and its errors end here)
+            _LOG.exception("text_reader_failed", task_id=self.id)
+            self._on_piece = None
 
     def finish(self, reason: FinishReason) -> None:
         """Set the result: the text is complete."""
@@ -142,7 +159,8 @@ class EngineTask:
                 tokens_cached=self.cached,
                 time_to_first=timedelta(seconds=(self.first_at or now) - self.submitted),
                 time_total=timedelta(seconds=now - self.submitted),
-                logprobs=tuple(self.logprobs),
+                # The token that ended the text is not part of it.
+                logprobs=tuple(self.logprobs[: self.written]),
                 seed=self.seed,
             )
         )
@@ -238,4 +256,4 @@ class LlamaTicket:
         return replace(text, tool_calls=tool_calls)
 
 
-__all__ = ["CancelledError", "EngineTask", "LlamaTicket", "OnText"]
+__all__ = ["CancelledError", "EngineTask", "LlamaTicket"]

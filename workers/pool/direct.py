@@ -23,6 +23,7 @@ from app.inference import direct
 from app.inference.direct import DirectRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.reranking import RerankingRequest
+from app.inference.requests import TextPiece
 from app.kernel import broker, log
 from app.kernel.errors import Conflict, FailureReason, LeaseLost
 from app.workflows.runs.claims import Claim
@@ -212,7 +213,7 @@ class _Request:
         if isinstance(parsed, EmbeddingsRequest | RerankingRequest):
             owner.answering.submit(self._compute, parsed)
             return
-        ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_text)
+        ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_piece)
         self._stops_by(ticket.cancel)
 
         def answer() -> Success:
@@ -238,8 +239,8 @@ class _Request:
         if stopped:
             action()
 
-    def _on_text(self, piece: str) -> None:
-        self._stream.text(piece)
+    def _on_piece(self, piece: TextPiece) -> None:
+        self._stream.piece(piece)
         if not self._written:
             self._written = True
             self._owner.record(self._record_begin)

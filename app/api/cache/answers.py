@@ -95,7 +95,7 @@ class Answers:
         is_cached = self.is_enabled and call.policy != BYPASS
         async with aclosing(self._cached(call) if is_cached else call.compute()) as entries:
             async for entry in entries:
-                call.has_text = call.has_text or (isinstance(entry, StreamEntry) and entry.kind is EntryKind.TEXT)
+                call.has_text = call.has_text or (isinstance(entry, StreamEntry) and entry.is_text)
                 yield entry
 
     async def close(self) -> None:

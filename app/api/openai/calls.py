@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 from uuid import UUID
@@ -106,9 +106,9 @@ class ModelCall:
         limits = openai_headers(self._admitted[0].standings) if self._admitted else {}
         return {**found, **self._routed.headers, **limits}
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request, form: Callable[[Any], Any] = lambda document: document) -> Response:
         """
-        Return the whole answer. A client that goes away stops the call.
+        Return the whole answer, in another form if one is given. A client that goes away stops the call.
 
         Raises RequestFailed, BrokerUnreachable, and what a submission raises.
         """
@@ -118,7 +118,7 @@ class ModelCall:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 return Response(status_code=499)
-            return problems.AsciiResponse(answering.result(), headers=dict(self.headers))
+            return problems.AsciiResponse(form(answering.result()), headers=dict(self.headers))
         finally:
             for task in (answering, leaving):
                 task.cancel()
@@ -127,6 +127,19 @@ class ModelCall:
     async def stream(self, chunks: Chunks) -> StreamingResponse:
         """
         Return a stream of chunks as server-sent events.
+
+        Raises what `answer` raises, if that is known before the first token.
+        """
+        return self.streamed(self._events(*await self.begun(), chunks))
+
+    def streamed(self, events: AsyncIterator[str]) -> StreamingResponse:
+        """Return a stream of server-sent events."""
+        headers = {**self.headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+    async def begun(self) -> tuple[StreamEntry | Waiting, Entries]:
+        """
+        Send the request, and return its first entry beyond its beginning, and those that follow.
 
         Raises what `answer` raises, if that is known before the first token.
         """
@@ -141,11 +154,7 @@ class ModelCall:
             if isinstance(first, StreamEntry) and first.kind is EntryKind.FAILED:
                 raise _failed(first)
             stack.pop_all()
-        return StreamingResponse(
-            self._events(first, entries, chunks),
-            media_type="text/event-stream",
-            headers={**self.headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        )
+        return first, entries
 
     def entries(self) -> Entries:
         """
@@ -156,8 +165,12 @@ class ModelCall:
         found = deadlines.within(self._deadline, self._found())
         return self._road.gate.metered(self._caller, self.request, found, self._admitted)
 
-    async def _found(self) -> Entries:
+    async def decide(self) -> None:
+        """Decide the model of a selector. Raises NoModelAvailable."""
         await self._routed.decide()
+
+    async def _found(self) -> Entries:
+        await self.decide()
         self.cached.request, self.cached.model = self.request, self.model
         source = self._options.answers.entries(self.cached) if self._options is not None else self.computed()
         async with aclosing(source) as entries:
@@ -210,6 +223,8 @@ def _events_of(entry: StreamEntry | Waiting, chunks: Chunks) -> list[str]:
     match entry.kind:
         case EntryKind.TEXT:
             return [_event(chunks.piece(entry.value))]
+        case EntryKind.PIECES:
+            return [_event(chunk) for chunk in chunks.pieces(entry.json())]
         case EntryKind.DONE:
             return [_event(chunk) for chunk in chunks.last(entry.json())]
         case EntryKind.FAILED:

@@ -58,7 +58,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _body(model: type[M]) -> Any:
+def body_of(model: type[M]) -> Any:
     """Return a dependency that parses and validates the body; a long one on a thread."""
 
     async def validated(request: Request) -> M:
@@ -87,7 +87,7 @@ async def chat_completions(
     road: InjectedRoad,
     caller: InjectedCaller,
     options: InjectedOptions,
-    body: Annotated[ChatRequest, _body(ChatRequest)],
+    body: Annotated[ChatRequest, body_of(ChatRequest)],
 ) -> Response:
     """
     The model's answer to a conversation. The call is a run: `X-Arriero-Run` has its id.
@@ -109,7 +109,7 @@ async def completions(
     road: InjectedRoad,
     caller: InjectedCaller,
     options: InjectedOptions,
-    body: Annotated[CompletionRequest, _body(CompletionRequest)],
+    body: Annotated[CompletionRequest, body_of(CompletionRequest)],
 ) -> Response:
     """The model's continuation of a prompt, without a chat template."""
     return await _generate(request, services, road, caller, options, body, "completion")
@@ -127,7 +127,7 @@ async def embeddings(
     road: InjectedRoad,
     caller: InjectedCaller,
     options: InjectedOptions,
-    body: Annotated[EmbeddingsRequest, _body(EmbeddingsRequest)],
+    body: Annotated[EmbeddingsRequest, body_of(EmbeddingsRequest)],
 ) -> Response:
     """
     The embeddings of texts: vectors of length 1.
@@ -152,7 +152,7 @@ async def rerank(
     road: InjectedRoad,
     caller: InjectedCaller,
     options: InjectedOptions,
-    body: Annotated[RerankingRequest, _body(RerankingRequest)],
+    body: Annotated[RerankingRequest, body_of(RerankingRequest)],
 ) -> Response:
     """
     The relevance of documents to a query, best first, by a reranking model.

@@ -61,6 +61,17 @@ class ModelNotFound(NotFound):
     """The catalogue has no such model."""
 
 
+class ResponseNotFound(NotFound):
+    """There is no such response."""
+
+
+class PreviousResponseNotFound(ArrieroError):
+    """There is no such response to continue."""
+
+    def __init__(self, id_: str) -> None:
+        super().__init__(f"Previous response with id {id_!r} not found.")
+
+
 class TooManyCalls(ArrieroError):
     """More calls at a time than one process answers."""
 
@@ -101,7 +112,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the error responses of an operation for its OpenAPI document."""
     descriptions = {
         400: "The request is invalid",
-        404: "The catalogue has no such model",
+        404: "There is no such model or response",
         409: "The run was cancelled",
         413: "The body is too large",
         415: "The media type of the body is not supported",
@@ -135,6 +146,11 @@ class OpenAIRoute(APIRoute):
                 return _response(*of_failure(error.reason, str(error)))
             except ModelNotFound as error:
                 return _response(404, document(str(error), 404, "model", "model_not_found"))
+            except ResponseNotFound as error:
+                return _response(404, document(str(error), 404))
+            except PreviousResponseNotFound as error:
+                code = "previous_response_not_found"
+                return _response(400, document(str(error), 400, "previous_response_id", code))
             except InvalidInput as error:
                 return _response(400, _first(error.problems))
             except LimitReached as error:

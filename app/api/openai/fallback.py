@@ -148,7 +148,7 @@ class RoutedCall:
                     if failed and choice.goes_on(model, (said := entry.json())["reason"]):
                         yield f"{model.name} failed ({said['reason']}): {said['message']}"
                         return
-                    has_text = has_text or entry.kind is EntryKind.TEXT
+                    has_text = has_text or entry.is_text
                 yield entry
 
     def _turn_to(self, model: Model, because: str, *, is_new: bool) -> None:

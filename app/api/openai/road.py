@@ -160,6 +160,34 @@ class Road:
         found = await self.estimates.of(model, run_id)
         return Waiting(found.detail, found.seconds if found.is_coming else None)
 
+    async def follow(self, request: DirectRequest) -> AsyncGenerator[StreamEntry | Waiting]:
+        """Yield the entries of a run, from its first one until it has ended. Nothing stops the run."""
+        try:
+            async with self.reader.follow(
+                token_stream.key(str(request.run_id), direct.STEP), token_stream.START
+            ) as subscription:
+                while True:
+                    entry = await subscription.next(CHECK_AFTER) or await self.ending(request.run_id, subscription.last)
+                    yield entry or Waiting(f"waiting for {request.model}; see: arriero fleet why {request.model}")
+                    if entry is not None and entry.kind in (EntryKind.DONE, EntryKind.FAILED):
+                        return
+        except (redis.RedisError, OSError) as error:
+            raise BrokerUnreachable(f"the broker is unreachable: {error}") from error
+
+    async def has_ended(self, run_id: UUID) -> bool | None:
+        """Whether the stream of a run has its last entry; None when there is no stream."""
+        try:
+            found: Any = await self._redis.xrevrange(token_stream.key(str(run_id), direct.STEP), count=1)
+        except (redis.RedisError, OSError) as error:
+            raise BrokerUnreachable(f"the broker is unreachable: {error}") from error
+        entry = token_stream.read_entry(*found[0]) if found else None
+        return None if entry is None else entry.kind in (EntryKind.DONE, EntryKind.FAILED)
+
+    async def forget(self, run_id: UUID) -> None:
+        """Remove the stream of a run."""
+        with suppress(redis.RedisError, OSError):  # it expires soon
+            await self._redis.delete(token_stream.key(str(run_id), direct.STEP))
+
     async def close(self) -> None:
         """Wait for what runs in the background."""
         await self.gate.close()
@@ -227,7 +255,7 @@ class _Sent:
         restarted, self._attempt = entry.attempt > self._attempt, max(entry.attempt, self._attempt)
         if restarted and self._has_text and entry.kind is not EntryKind.DONE:
             return False
-        self._has_text = self._has_text or entry.kind is EntryKind.TEXT
+        self._has_text = self._has_text or entry.is_text
         return True
 
     async def _checked(self) -> StreamEntry | None:

@@ -28,9 +28,9 @@ router = APIRouter(prefix="/v1/runs/{run_id}/steps/{key}/tokens", tags=["runs"],
 #: Seconds between two checks of the step's state while nothing comes, and comments that keep the connection open.
 _CHECK = 5.0
 _DOCUMENTED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}, "description": "`begun`, `text`, `done`, `failed`"}
+    200: {"content": {"text/event-stream": {}}, "description": "`begun`, `text`, `pieces`, `done`, `failed`"}
 }
-_ENDS = (EntryKind.DONE, EntryKind.FAILED)
+_IN_JSON = (EntryKind.PIECES, EntryKind.DONE, EntryKind.FAILED)
 
 
 @router.get(
@@ -52,7 +52,8 @@ async def stream(
     The text of an `openai` step, or of an interactive `generate` step, from its first token or from `Last-Event-ID` on.
 
     Each event has the id `<attempt>-<n>`, with n counting from 1. `begun` starts an attempt, `text` has a piece of text
-    as JSON, `done` the output, `failed` the reason. A stream is kept for ten minutes after its end; then, and for other
+    as JSON, `pieces` a list of pieces of several choices, or with tool calls or log-probabilities, `done` the output,
+    `failed` the reason. A stream is kept for ten minutes after its end; then, and for other
     steps, there are no events. The stream ends with the step.
     """
     await threads.run_for_stream(_require, services, run_id, key)
@@ -70,7 +71,7 @@ async def _events(road: Road, services: Services, run_id: UUID, key: str, after:
                         return
                     yield ": waiting\n\n"
                     continue
-                data = entry.value if entry.kind in _ENDS else json.dumps(entry.value)
+                data = entry.value if entry.kind in _IN_JSON else json.dumps(entry.value)
                 yield f"id: {entry.id}\nevent: {entry.kind}\ndata: {data}\n\n"
                 if entry.kind is EntryKind.DONE:
                     return

@@ -18,6 +18,7 @@ _REFUSED: Mapping[str, str] = {
     "functions": "`tools`",
     "function_call": "`tool_choice`",
     "audio": "no audio: models here write text",
+    "moderation": "no moderation: send the texts to a model for it",
     "web_search_options": "no web search: offer a tool instead",
 }
 
@@ -174,6 +175,8 @@ class ChatRequest(GenerationRequest):
     tool_choice: AnyToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
+    #: An extension, as responses have it: `auto` leaves out the oldest messages that do not fit the context.
+    truncation: Literal["auto", "disabled"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -209,6 +212,7 @@ class ChatRequest(GenerationRequest):
             messages=tuple(message.translated() for message in self.messages),
             max_tokens=limit or NO_LIMIT,
             fits_context=limit is None,
+            truncates=self.truncation == "auto",
             keeps_cut=True,
             sampling=self.sampling(),
             stop=self.stops,

@@ -36,7 +36,10 @@ class EmbeddingsRequest(RequestPart):
             if isinstance(texts, str):
                 return {**given, "input": [texts]}
             if isinstance(texts, list) and texts and not isinstance(texts[0], str):
-                raise ValueError("input must be a text or a list of texts; token ids are not accepted")
+                raise ValueError(
+                    "input must be a text or a list of texts; token ids are not accepted: another model's ids would be "
+                    "embedded without a sign of it (LangChain sends texts with check_embedding_ctx_length=False)"
+                )
         return given
 
     def translated(self) -> EmbedRequest:

@@ -125,7 +125,11 @@ class GenerationRequest(RequestPart):
 
 
 def place_of(error: ErrorDetails) -> tuple[int | str, ...]:
-    """The path of the wrong field, without the names of alternatives."""
+    """The path of the wrong field, without the names of alternatives: those below, and all that begin with `<`."""
     place = error["loc"]
     fields = ("content", "stop", "tool_choice")
-    return tuple(part for at, part in enumerate(place) if not (at and place[at - 1] in fields and part in ALTERNATIVES))
+    return tuple(
+        part
+        for at, part in enumerate(place)
+        if not (at and place[at - 1] in fields and part in ALTERNATIVES) and not str(part).startswith("<")
+    )

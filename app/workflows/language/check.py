@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from app import grammar, json_schema
 from app.catalog.catalog import Catalog
 from app.catalog.serving import selector as selectors
+from app.grammar import gbnf_source
 from app.json_schema import Allowance
 from app.kernel.errors import InvalidDefinition, InvalidInput, Problem
 from app.kernel.security.egress import EgressPolicy
@@ -28,6 +29,7 @@ from app.workflows.http import calls
 from app.workflows.language import definition as definitions
 from app.workflows.language import shape_errors, source
 from app.workflows.language.definition import Definition
+from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.source import SourceDocument
 from app.workflows.language.step_work import Retry
 from app.workflows.language.steps import (
@@ -35,7 +37,6 @@ from app.workflows.language.steps import (
     TIMED_OUT,
     AnyStep,
     EmbedFields,
-    GenerateFields,
     HttpFields,
     JoinStep,
     MapBody,
@@ -251,11 +252,24 @@ def _work_problems(
             problems += conditions.check(expression, f"{where}.{place}", scope, result_type=result_type)
     if isinstance(work, MODEL_KINDS):
         problems += _model_problems(definition, work, where, deployment)
-    if isinstance(work, GenerateFields) and work.output is not None:
-        inside = f"{where}.output.schema"
-        found = json_schema.problems(work.output.schema_, inside, allowance)
-        problems += found or _grammar_problems(work.output.schema_, inside)
+    if isinstance(work, GenerateFields):
+        problems += _form_problems(work, where, allowance)
     return problems
+
+
+def _form_problems(work: GenerateFields, where: str, allowance: Allowance) -> Iterator[Problem]:
+    """Return the problems of the schemas and the grammar of a text."""
+    schemas = [(f"tools[{i}].function.parameters", tool.function.parameters) for i, tool in enumerate(work.tools)]
+    if work.output is not None:
+        schemas.append(("output.schema", work.output.schema_))
+    for place, schema in schemas:
+        inside = f"{where}.{place}"
+        yield from json_schema.problems(schema, inside, allowance) or _grammar_problems(schema, inside)
+    if work.grammar is not None:
+        try:
+            gbnf_source.checked(work.grammar)
+        except InvalidInput as error:
+            yield from (replace(problem, where=f"{where}.grammar") for problem in error.problems)
 
 
 _STRING_RESULTS: tuple[Literal["string", "list"], ...] = ("string", "list")
@@ -296,7 +310,7 @@ def _model_problems(
             able = [model.name for model in deployment.models if model.serves_embeddings]
             message = f"the model {name!r} serves no embeddings: its use_cases have neither embed nor rerank"
             yield Problem(place, message, shape_errors.nearest(name, able) if able else "a model for embeddings")
-        elif isinstance(work, GenerateFields) and work.max_tokens >= entry.context:
+        elif isinstance(work, GenerateFields) and (work.max_tokens or 0) >= entry.context:
             message = f"{work.max_tokens} tokens do not fit in the context of {name!r}, which has {entry.context}"
             yield Problem(f"{where}.max_tokens", message, f"1 to {entry.context - 1}, prompt and answer together")
 

@@ -16,11 +16,12 @@ from pydantic_core import ErrorDetails
 from app.kernel.errors import Problem
 from app.kernel.units import durations
 from app.workflows.language.definition import LABEL, Definition
+from app.workflows.language.generate_fields import TOOL_CHOICE_TAGS
 from app.workflows.language.step_work import HEADER, ID, NAME, NEED, DocumentPart
 from app.workflows.language.steps import KINDS, AnyStep, MapBody
 
 #: The tags of union alternatives, which pydantic adds to the location of an error.
-_UNION_TAGS = frozenset({"priority_class", "priority_rank", "output_expression", "output_part"})
+_UNION_TAGS = frozenset({"priority_class", "priority_rank", "output_expression", "output_part", *TOOL_CHOICE_TAGS})
 
 
 def problems(items: Sequence[ErrorDetails]) -> list[Problem]:
@@ -58,7 +59,9 @@ REQUIRED: Mapping[str, str] = {
     "texts": "an expression that returns a string or a list of strings",
     "message": "a template: the question to the person",
     "request": "an expression that returns a request, such as inputs.request",
-    "role": "system | user | assistant",
+    "role": "system | user | assistant | tool",
+    "function": "a function: {name: …, description: …, parameters: …}",
+    "name": "a name",
     "content": "a template",
     "schema": "a JSON Schema",
     "models": "a list of models",

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
+from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.step_work import (
     HEADER,
     ID,
@@ -32,73 +33,6 @@ from app.workflows.language.step_work import (
 TIMED_OUT = "timed_out"
 #: The branches of an approval.
 APPROVED, REJECTED = "approved", "rejected"
-
-
-class SamplingFields(DocumentPart):
-    """The sampling parameters. The engine's defaults apply to the parameters that are not set."""
-
-    temperature: float | None = Field(default=None, ge=0, le=5)
-    top_k: int | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    typical_p: float | None = Field(default=None, gt=0, le=1)
-    repeat_penalty: float | None = Field(default=None, gt=0, le=5)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    seed: int | None = Field(default=None, ge=0, lt=2**32)
-
-
-class MessageTemplate(DocumentPart):
-    """One message to the model; the content is a template."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Template
-
-
-class OutputFields(DocumentPart):
-    """The required form of the model's text."""
-
-    #: A JSON Schema. A grammar constrains the text to it, and the result is validated against it again.
-    schema_: Mapping[str, Any] = Field(alias="schema")
-
-
-class GenerateFields(StepWork):
-    """Generates text with a model. Its output is the text, or the JSON value when a schema is set."""
-
-    kind: Literal["generate"]
-    model: str | None = Field(default=None, min_length=1)
-    fallback: Fallback | None = None
-    system: Template | None = None
-    prompt: Template | None = None
-    messages: tuple[MessageTemplate, ...] = ()
-    #: False sends the prompt without the model's chat template: for base models, and for completion.
-    chat: bool = True
-    sampling: SamplingFields = SamplingFields()
-    max_tokens: int = Field(default=256, ge=1, le=1_000_000)
-    #: What happens when the text is cut at `max_tokens`: it is the output, and the finish reason of the step is
-    #: `length`; or the attempt fails with the reason `truncated`.
-    on_length: Literal["keep", "fail"] = "keep"
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=16)
-    output: OutputFields | None = None
-
-    @model_validator(mode="after")
-    def _has_one_prompt(self) -> GenerateFields:
-        if bool(self.messages) == (self.prompt is not None):
-            raise ValueError("a generate step needs either 'prompt' (optionally with 'system') or 'messages'")
-        if self.messages and self.system is not None:
-            raise ValueError(
-                "'system' can be used with 'prompt' only; in 'messages', write a message with the role system"
-            )
-        if not self.chat and (self.messages or self.system is not None):
-            raise ValueError("'chat: false' can be used with 'prompt' only, without 'system' and 'messages'")
-        return self
-
-    def templates(self) -> Iterator[tuple[str, str]]:
-        if self.prompt is not None:
-            yield "prompt", self.prompt
-        if self.system is not None:
-            yield "system", self.system
-        yield from ((f"messages[{i}].content", message.content) for i, message in enumerate(self.messages))
 
 
 class EmbedFields(StepWork):

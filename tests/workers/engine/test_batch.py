@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.inference.requests import GenerateRequest, PriorityClass
-from workers.engine import batch
+from workers.engine import OnPiece, batch
 from workers.engine.batch import Admit, BatchWork, Candidate, FreeCapacity, Park, Victim
-from workers.engine.tasks import EngineTask, OnText
+from workers.engine.tasks import EngineTask
 
 INTERACTIVE, STANDARD, BATCH = 0, 1, 2
 
@@ -71,7 +71,7 @@ def test_prompts_are_limited_only_for_latency_sensitive_texts() -> None:
     ],
 )
 def test_streamed_and_interactive_requests_are_latency_sensitive(
-    priority: PriorityClass, reader: OnText | None, latency_sensitive: bool
+    priority: PriorityClass, reader: OnPiece | None, latency_sensitive: bool
 ) -> None:
     request = GenerateRequest(prompt="a", priority=priority)
     assert EngineTask(1, request, (1,), (), None, 1, None, reader).latency_sensitive == latency_sensitive

@@ -9,12 +9,12 @@ import llama_cpp
 import numpy as np
 import pytest
 from gguf import PoolingType
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inference.requests import EmbedRequest, GenerateRequest, LongText, RerankRequest, Sampling
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
-from workers.engine.embedding import split_into_windows
+from workers.engine.embedding import TextEnds, split_into_windows
 from workers.engine.engine import LlamaEngine
 from workers.pool import measurement
 
@@ -66,6 +66,22 @@ def test_each_token_is_in_exactly_one_window(lengths: list[int], size: int) -> N
         assert [token for part in parts for token in part] == text
         assert all(0 < len(part) <= size for part in parts)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+ENDS = TextEnds((101,), (102, 103))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(3, 150), max_size=4), st.integers(4, 64))
+def test_each_window_of_a_long_text_begins_and_ends_as_a_text_does(lengths: list[int], size: int) -> None:
+    texts = [[101, *range(1000, 997 + length), 102, 103] for length in lengths]
+    for policy in (LongText.CHUNK, LongText.TRUNCATE):
+        found = split_into_windows(texts, size, policy, ENDS)
+        for index, text in enumerate(texts):
+            parts = [window.tokens for window in found if window.text == index]
+            assert all(len(part) <= size and part[0] == 101 and part[-2:] == (102, 103) for part in parts)
+            inner = [token for part in parts for token in part[1:-2]]
+            assert inner == (text[1:-2] if policy is LongText.CHUNK else text[1:-2][: size - 3])
 
 
 def test_generation_continues_while_texts_are_embedded(make: MakeEngine) -> None:

@@ -13,9 +13,19 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from app.inference.requests import ChatMessage, EmbedRequest, FinishReason, GenerateRequest, PriorityClass, Sampling
+from app.grammar import gbnf_source
+from app.inference.requests import (
+    ChatMessage,
+    EmbedRequest,
+    FinishReason,
+    GenerateRequest,
+    PriorityClass,
+    Sampling,
+    TextPiece,
+)
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
+from tests.grammar.test_gbnf_source import SOUND
 from workers.engine.bindings.llama import Context
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import KvLayout
@@ -294,10 +304,22 @@ def test_the_same_seed_produces_the_same_text(make: MakeEngine) -> None:
     assert engine.generate(request).result(60).text == engine.generate(request).result(60).text
 
 
+def test_pieces_have_the_text_and_the_logprobs_of_each_choice(shared: LlamaEngine) -> None:
+    found: list[TextPiece] = []
+    request = ask(PROMPTS[0], 12, n=3, logprobs=1, sampling=Sampling(temperature=1.2, seed=5))
+    result = shared.generate(request, on_piece=found.append).result(60)
+    for index, text in enumerate((result, *result.alternatives)):
+        pieces = [piece for piece in found if piece.index == index]
+        assert "".join(piece.text for piece in pieces) == text.text
+        passed = [one for piece in pieces for one in piece.logprobs]
+        assert passed == list(text.logprobs[: len(passed)]), "what follows the last text comes with the result"
+        assert len(passed) >= len(text.logprobs) - 1
+
+
 def test_logprobs_are_those_of_the_model(shared: LlamaEngine) -> None:
     result = shared.generate(ask(PROMPTS[0], 5, logprobs=3)).result(60)
-    assert len(result.logprobs) == result.tokens_out + (result.finish is FinishReason.STOP)
-    assert b"".join(entry.piece for entry in result.logprobs[: result.tokens_out]).decode() == result.text
+    assert len(result.logprobs) == result.tokens_out
+    assert b"".join(entry.piece for entry in result.logprobs).decode() == result.text
     for entry in result.logprobs:
         assert entry.logprob <= 0
         assert [entry.token, entry.logprob] == [entry.top[0][0], entry.top[0][2]]
@@ -398,3 +420,9 @@ def test_many_threads_may_submit_at_once(shared: LlamaEngine) -> None:
         thread.join()
     assert sorted(texts) == list(range(12))
     assert all(texts.values())
+
+
+@pytest.mark.parametrize("source", [source for source, _ in SOUND.values()], ids=list(SOUND))
+def test_llama_cpp_accepts_the_grammars_of_users_that_are_accepted_here(shared: LlamaEngine, source: str) -> None:
+    result = shared.generate(ask("x", 4, grammar=gbnf_source.checked(source))).result(60)
+    assert result.finish in (FinishReason.STOP, FinishReason.LENGTH)

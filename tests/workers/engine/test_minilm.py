@@ -161,6 +161,19 @@ def test_accents_case_and_scripts_become_the_tokens_and_the_vector_of_the_origin
     np.testing.assert_allclose(vectors(engine, text)[0][:4], beginning, atol=5e-4)
 
 
+def test_a_truncated_text_is_its_beginning_with_the_closing_token(engine: LlamaEngine) -> None:
+    limit = 256
+    words = "llama " * 600
+    tokens = engine.model.tokenize(words, add_special=True, parse_special=False)
+    kept = words
+    while len(engine.model.tokenize(kept, add_special=True, parse_special=False)) > limit:
+        kept = kept[:-6]
+    assert len(tokens) > limit == len(engine.model.tokenize(kept, add_special=True, parse_special=False))
+    found = engine.embed(EmbedRequest((words,), LongText.TRUNCATE), timeout=120)
+    np.testing.assert_allclose(found.vectors[0], vectors(engine, kept)[0], atol=1e-5)
+    assert found.tokens_in == limit, "what was computed is counted"
+
+
 def test_a_long_text_is_represented_as_a_whole(engine: LlamaEngine) -> None:
     about_llamas = "The llama carries parcels over the mountains. " * 60
     about_rates = "The central bank raised its interest rates again. " * 60

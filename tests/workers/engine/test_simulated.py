@@ -14,7 +14,8 @@ from app.inference import answers
 from app.inference.requests import EmbedRequest, FinishReason, GenerateRequest, PriorityClass
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import Engine
-from workers.engine.simulated import MARK, SimulatedEngine
+from workers.engine.simulated import SimulatedEngine
+from workers.engine.simulated_texts import MARK
 
 FAST, SLOW = 100_000.0, 0.001
 

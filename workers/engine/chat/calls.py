@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from app.inference.requests import ChatMessage, Tool, ToolCall
+from workers.engine.chat.call_scanner import arguments_of
 
 ToolCallStyle = Literal["hermes", "llama3"]
 
@@ -110,18 +111,18 @@ def parse(text: str, style: ToolCallStyle) -> tuple[ToolCall, ...]:
                 raise ValueError(f"{rest[:40]!r} is not a tool call; it must begin with {OPENING}")
             rest = rest[len(OPENING) :].lstrip(_WHITE)
         value, end = json.JSONDecoder().raw_decode(rest)
-        rest = rest[end:].lstrip(_WHITE)
+        written, rest = rest[:end], rest[end:].lstrip(_WHITE)
         if style == "hermes":
             if not rest.startswith(CLOSING):
                 raise ValueError(f"a tool call does not end with {CLOSING}")
             rest = rest[len(CLOSING) :].lstrip(_WHITE)
-        found.append(_call(value, ARGUMENTS[style]))
+        found.append(_call(value, ARGUMENTS[style], written))
     return tuple(found)
 
 
-def _call(value: Any, key: str) -> ToolCall:
+def _call(value: Any, key: str, written: str) -> ToolCall:
     if isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get(key), dict):
-        return ToolCall(value["name"], value[key])
+        return ToolCall(value["name"], value[key], arguments_of(written, key))
     raise ValueError(f"{json.dumps(value)[:80]} is not an object with a text `name` and an object `{key}`")
 
 

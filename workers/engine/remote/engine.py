@@ -25,12 +25,20 @@ import httpx2
 import numpy as np
 import structlog
 
-from app.inference.requests import Embedded, EmbedRequest, Generated, GenerateRequest, Reranked, RerankRequest
+from app.inference.requests import (
+    Embedded,
+    EmbedRequest,
+    Generated,
+    GenerateRequest,
+    Reranked,
+    RerankRequest,
+    TextPiece,
+)
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.security import masking
 from app.kernel.security.egress import EgressPolicy
-from workers.engine import OnStop, OnText, vectors
+from workers.engine import OnPiece, OnStop, OnText, pieces_to, vectors
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.remote import answer, refusals
 from workers.engine.remote.answer import StreamedAnswer
@@ -97,8 +105,8 @@ class RemoteOptions:
 class RemoteTicket:
     """A handle on a request to the server."""
 
-    def __init__(self, request: GenerateRequest, on_text: OnText | None) -> None:
-        self.request, self._on_text = request, on_text
+    def __init__(self, request: GenerateRequest, on_piece: OnPiece | None) -> None:
+        self.request, self._on_piece = request, on_piece
         self.submitted = perf_counter()
         self.interruption = Interruption()
         #: Cancelled by the closing of the engine, not by the caller.
@@ -125,12 +133,12 @@ class RemoteTicket:
     def emit(self, text: str) -> None:
         """Count a piece of text, and pass it to the reader. A reader that raises is not called again."""
         self.pieces += 1
-        if self._on_text is not None:
+        if self._on_piece is not None:
             try:
-                self._on_text(text)
+                self._on_piece(TextPiece(text))
             except Exception:  # noqa: BLE001 (the reader is foreign code, and its errors end here)
                 _LOG.exception("text_reader_failed")
-                self._on_text = None
+                self._on_piece = None
 
 
 class RemoteEngine:
@@ -154,8 +162,14 @@ class RemoteEngine:
         self._down = threading.Event()
         self._probing.start()
 
-    def generate(self, request: GenerateRequest, on_text: OnText | None = None) -> RemoteTicket:
-        """See the protocol. The server rejects what it can never serve, so such a failure comes with the result."""
+    def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
+    ) -> RemoteTicket:
+        """
+        See the protocol. Tool calls and log-probabilities come with the result, not with pieces.
+
+        The server rejects what it can never serve, so such a failure comes with the result.
+        """
         if (request.prompt is None) == (not request.messages):
             raise StepFailure(FailureReason.INVALID_REQUEST, "exactly one of messages and prompt is required")
         if request.n != 1:
@@ -164,7 +178,7 @@ class RemoteEngine:
             raise StepFailure(
                 FailureReason.INVALID_REQUEST, "logprobs is set; a remote engine has no log-probabilities"
             )
-        ticket = RemoteTicket(request, on_text)
+        ticket = RemoteTicket(request, pieces_to(on_text, on_piece))
         with self._lock:
             if self._closed.is_set():
                 raise StepFailure(FailureReason.WORKER_STOPPED, "the engine is closed")

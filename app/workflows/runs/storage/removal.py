@@ -23,6 +23,7 @@ _REMOVE_ITEMS = text("""
         SELECT id FROM step WHERE run_id = ANY(:ids) AND parent_id IS NOT NULL LIMIT :limit
     )
 """)
+_REMOVE_ENDED = text("DELETE FROM run WHERE id = :id AND finished_at IS NOT NULL AND parent_step_id IS NULL")
 _REMOVE_RUNS = text("DELETE FROM run WHERE id = ANY(:ids)")
 
 
@@ -44,3 +45,8 @@ def remove_items(work: UnitOfWork, ids: Collection[UUID], limit: int) -> int:
 def remove_runs(work: UnitOfWork, ids: Collection[UUID]) -> int:
     """Remove runs with all their rows; returns how many."""
     return work.run(_REMOVE_RUNS, {"ids": list(ids)})
+
+
+def remove_ended_run(work: UnitOfWork, run_id: UUID) -> bool:
+    """Remove one run that has ended and that no other run called; returns whether it was there."""
+    return work.run(_REMOVE_ENDED, {"id": run_id}) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,16 @@ from typing import Any
 import pytest
 
 from app.catalog.model import PromptProfile
-from app.inference.requests import ChatMessage, Generated, GenerateRequest, NamedTool, Sampling, Tool, ToolCall
+from app.inference.requests import (
+    ChatMessage,
+    Generated,
+    GenerateRequest,
+    NamedTool,
+    Sampling,
+    TextPiece,
+    Tool,
+    ToolCall,
+)
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.bindings import native
 from workers.engine.chat import calls, tools
@@ -59,6 +69,18 @@ def run(engine: LlamaEngine, request: GenerateRequest) -> tuple[Generated, str]:
     pieces: list[str] = []
     result = engine.generate(request, pieces.append).result(100)
     return result, "".join(pieces)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_pieces_of_a_call_are_its_arguments(real: dict[ToolCallStyle, LlamaEngine], style: ToolCallStyle) -> None:
+    found: list[TextPiece] = []
+    result = real[style].generate(ask(tool_choice=NamedTool("get_weather")), on_piece=found.append).result(100)
+    (call,) = result.tool_calls
+    parts = [part for piece in found for part in piece.calls]
+    assert (parts[0].name, parts[0].place) == ("get_weather", 0)
+    assert "".join(part.arguments for part in parts) == call.written
+    assert json.loads(call.written) == call.arguments
+    assert len(parts) > 2
 
 
 def biased_to(engine: LlamaEngine, text: str, temperature: float = 0) -> Sampling:
