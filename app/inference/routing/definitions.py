@@ -19,8 +19,9 @@ from app.inference.routing.availability import FleetAvailability
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.workflows.language import definition as definitions
 from app.workflows.language.definition import Definition, RoutedDefinition
+from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.step_work import Fallback
-from app.workflows.language.steps import MODEL_KINDS, GenerateFields, ModelWork, work_of
+from app.workflows.language.steps import MODEL_KINDS, ModelWork, work_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def _routed(
 ) -> tuple[dict[str, Any], list[str]]:
     """The fields of a step's work that are replaced, and the reasons."""
     reasons: list[str] = []
-    context = work.max_tokens + 1 if isinstance(work, GenerateFields) else 0
+    context = (work.max_tokens or 0) + 1 if isinstance(work, GenerateFields) else 0
     found: dict[str, None] = {}
     for name in names:
         try:

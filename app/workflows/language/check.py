@@ -317,7 +317,7 @@ def _model_problems(
 
 def _selector_problems(text: str, where: str, work: ModelWork, deployment: Deployment) -> Iterator[Problem]:
     """The problems of a selector: its form, and whether a model of the catalogue suits."""
-    context = work.max_tokens + 1 if isinstance(work, GenerateFields) else 0
+    context = (work.max_tokens or 0) + 1 if isinstance(work, GenerateFields) else 0
     try:
         selector = selectors.parse(text, where)
         selectors.require_possible(selector, deployment.models, where, context)
