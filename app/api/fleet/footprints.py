@@ -24,7 +24,7 @@ from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, ModelUnsupported, NotFound, Problem
 from app.kernel.settings import Settings, environment_of
 
-router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ)])
+router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 #: The options of a query, and the catalogue keys that they replace.
 KEYS: Mapping[str, str] = {
