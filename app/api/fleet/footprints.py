@@ -26,7 +26,7 @@ from app.kernel.settings import Settings, environment_of
 from app.kernel.units.sizes import rounded
 from app.scheduler import needs
 
-router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ)])
+router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 #: The options of a query, and the catalogue keys that they replace.
 KEYS: Mapping[str, str] = {

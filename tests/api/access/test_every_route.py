@@ -34,7 +34,7 @@ PLAIN = {"/openapi.json", "/docs/assets"}
 OPEN = {"/", "/docs", "/healthz", "/readyz", "/v1/schemas/workflow"}
 #: Paths that name or call what all namespaces share: models.
 SHARED = {
-    *("/v1/catalog/{name}", "/v1/catalog/{name}/footprint", "/v1/models/{name}"),
+    *("/v1/catalog/{name}", "/v1/models/{name}"),
     *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank"),
 }
 #: By the first part of a path, parameters that name something of namespace b, and something that is nowhere.
@@ -159,6 +159,14 @@ def test_no_route_lets_in_who_has_no_valid_key(app_client: TestClient, database:
 
     assert let_in == []
     assert opened == OPEN
+
+
+def test_no_body_is_read_before_the_caller_is_known(app_client: TestClient) -> None:
+    """FastAPI reads and parses a body that is an argument of the endpoint before any dependency; see bodies.of."""
+    contexts = iter_route_contexts(app_client.app.routes)  # type: ignore[attr-defined]
+    routes = [context.original_route for context in contexts if isinstance(context.original_route, APIRoute)]
+
+    assert [route.path for route in routes if route.body_field is not None] == []
 
 
 def test_no_route_lets_in_a_key_without_its_scope_or_for_another_namespace(
