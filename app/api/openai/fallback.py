@@ -57,7 +57,7 @@ class RoutedCall:
         #: About how many tokens the request needs, where that decides.
         self._context = choice.needed_context(document) if is_selector else 0
         try:
-            chosen = choice.choose(asked, self._catalog, NOTHING_KNOWN, self._context)
+            chosen = choice.choose(asked, self._catalog, NOTHING_KNOWN, self._context, is_estimate=True)
         except NotFound:
             raise ModelNotFound("model", asked, self._catalog.names) from None
         self._is_open = is_selector
@@ -112,7 +112,7 @@ class RoutedCall:
         """Decide the model of a selector. Raises NoModelAvailable."""
         if not self._is_open:
             return
-        chosen = choice.choose(self._asked, self._catalog, await self._fleet(), self._context)
+        chosen = choice.choose(self._asked, self._catalog, await self._fleet(), self._context, is_estimate=True)
         self._is_open = False
         if chosen.model is not self.model or chosen.reason != self.reason:
             self.reason = chosen.reason

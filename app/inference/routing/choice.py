@@ -53,9 +53,12 @@ class RoutePlan:
     passed_over: Sequence[PassedOver] = ()
 
 
-def choose(asked: str, catalog: Catalog, fleet: FleetAvailability, context: int = 0) -> ChosenModel:
+def choose(
+    asked: str, catalog: Catalog, fleet: FleetAvailability, context: int = 0, *, is_estimate: bool = False
+) -> ChosenModel:
     """
-    Return the model for a name, an alias or a selector. `context` are the tokens that the request needs.
+    Return the model for a name, an alias or a selector. `context` are the tokens that the request needs. An estimate of
+    them excludes no model with the largest context: the model itself counts them exactly.
 
     Raises NotFound for an unknown name, InvalidInput for a selector that no model suits, NoModelAvailable.
     """
@@ -65,6 +68,9 @@ def choose(asked: str, catalog: Catalog, fleet: FleetAvailability, context: int 
             raise NotFound("model", asked, catalog.names)
         return ChosenModel(model, "" if model.name == asked else f"{asked} is an alias of {model.name}")
     selector = selectors.parse(asked)
+    if is_estimate:
+        largest = (model.context for model in catalog.models if selector.suitable(model) is None)
+        context = min(context, max(largest, default=0))
     selectors.require_possible(selector, catalog.models, context=context)
     found = ranking.rank(selector, catalog.models, fleet, context)
     if not found.ranked:
@@ -116,8 +122,17 @@ def needed_context(body: Mapping[str, Any]) -> int:
     """Return about how many tokens a request in the form of OpenAI's API needs: its texts, and what it may write."""
     limits = (body.get("max_completion_tokens"), body.get("max_tokens"))
     written = next((limit for limit in limits if isinstance(limit, int)), 0)
-    texts = (body.get(part) for part in ("messages", "prompt", "input", "query", "documents", "tools"))
-    return round(sum(_bytes(part, _DEEPEST) for part in texts) / _TOKEN_BYTES) + written
+    texts = (body.get(part) for part in ("messages", "prompt", "query", "tools"))
+    size = sum(_bytes(part, _DEEPEST) for part in texts) + sum(
+        map(_longest, (body.get("input"), body.get("documents")))
+    )
+    return round(size / _TOKEN_BYTES) + written
+
+
+def _longest(value: Any) -> int:
+    """The bytes of the longest of several texts that a model reads one by one."""
+    several = value if isinstance(value, list | tuple) else [value]
+    return max((_bytes(one, _DEEPEST) for one in several), default=0)
 
 
 def _bytes(value: Any, depth: int) -> int:

@@ -113,6 +113,20 @@ def test_the_size_of_the_prompt_counts(catalog: Catalog) -> None:
     assert choice.choose("auto:chat", catalog, fleet(small=SERVING), needed).model.name == "large:30b"
 
 
+def test_texts_that_are_read_one_by_one_are_not_added_up() -> None:
+    assert choice.needed_context({"input": ["word " * 100] * 50}) == choice.needed_context({"input": "word " * 100})
+    several = {"query": "a", "documents": ["b" * 350, "c" * 700]}
+    assert choice.needed_context(several) == round(701 / 3.5)
+    assert choice.needed_context({"input": [], "messages": 5, "max_tokens": "many"}) == 0
+
+
+def test_an_estimate_excludes_no_model_with_the_largest_context(catalog: Catalog) -> None:
+    found = choice.choose("auto:chat", catalog, fleet(small=SERVING), 1_000_000, is_estimate=True)
+    assert found.model.name == "large:30b"
+    with pytest.raises(InvalidInput, match="1000000 are needed"):
+        choice.choose("auto:chat", catalog, fleet(), 1_000_000)
+
+
 def test_a_measured_pace_tells_the_speed_of_others_of_another_size(catalog: Catalog) -> None:
     measured = Availability(ModelState.RESIDENT, slots=4, pace=10.0)
     ranked = {one.model.name: one for one in _rank("auto:chat", catalog, fleet(small=measured)).ranked}
