@@ -105,6 +105,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "cache": LazyCommand(
         "app.cli.fleet.cache:app", "The response cache: answers to requests that were answered before."
     ),
+    "keys": LazyCommand("app.cli.keys:app", "API keys: who may call the API, and what they may do."),
     "dead-letters": LazyCommand(
         "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
     ),
