@@ -245,7 +245,7 @@ class Answers:
                         return
                     attempt = max(entry.attempt, attempt)
                     kept.append(entry)
-                    if entry.kind is EntryKind.DONE and not await self.store.is_computed(key, run_id):
+                    if entry.kind is EntryKind.DONE and not await self.store.is_computed(key, str(run_id)):
                         await self._keep(key, str(run_id), kept)  # who computed it has died
                     yield entry
                     if entry.kind in (EntryKind.DONE, EntryKind.FAILED):
