@@ -65,6 +65,7 @@ class StreamsReport:
     """The figures of the run."""
 
     streams: int
+    #: Until the last call has ended.
     seconds: float
     calls: int = 0
     vanished: int = 0
@@ -121,7 +122,9 @@ async def _measured(platform: installations.Up, streams: int, seconds: float) ->
         sizes: list[int] = []
         memory = asyncio.create_task(_memory(processes["api"], sizes))
         before = _processor(processes)
+        began = time.monotonic()
         found = await _load(client, streams, seconds)
+        report.seconds = time.monotonic() - began
         after = _processor(processes)
         memory.cancel()
         await asyncio.gather(memory, return_exceptions=True)

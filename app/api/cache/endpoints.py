@@ -11,13 +11,14 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from app.access import namespaces
+from app.access.callers import KeyScope
 from app.api import problems
 from app.api.cache.answers import Answers
-from app.api.callers import InjectedCaller
+from app.api.callers import InjectedCaller, requires
 from app.inference.cache.store import CacheStore
 from app.kernel.errors import BrokerUnreachable
 
-router = APIRouter(prefix="/v1/cache", tags=["cache"])
+router = APIRouter(prefix="/v1/cache", tags=["cache"], dependencies=[requires(KeyScope.READ)])
 
 _Namespace = Annotated[str | None, Query(pattern=namespaces.PATTERN, description="only of this namespace")]
 
@@ -73,7 +74,12 @@ async def stats(request: Request, caller: InjectedCaller, namespace: _Namespace 
     )
 
 
-@router.delete("", summary="Purge the response cache", responses=problems.documented(422))
+@router.delete(
+    "",
+    summary="Purge the response cache",
+    responses=problems.documented(422),
+    dependencies=[requires(KeyScope.OPERATE)],
+)
 async def purge(
     request: Request,
     caller: InjectedCaller,

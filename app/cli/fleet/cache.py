@@ -54,4 +54,4 @@ def purge(
     if as_json:
         print_json(found)
         return
-    console().print(f"{found['removed']} answers removed")
+    console().print(f"{found['removed']} {'answer' if found['removed'] == 1 else 'answers'} removed")
