@@ -3,10 +3,12 @@
 from sqlmodel import SQLModel
 
 from alembic import context
+from app.files import rows as file_rows  # noqa: F401 they enter the metadata
 from app.footprint import measurements  # noqa: F401 they enter the metadata
 from app.kernel import settings
 from app.kernel.database import Database
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
+from app.inference.batches import rows as batch_rows  # noqa: F401 they too
 from app.workflows.runs.storage import rows  # noqa: F401 they too
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 they too
 

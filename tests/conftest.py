@@ -22,7 +22,9 @@ from sqlalchemy import text
 from sqlmodel import SQLModel
 from xdist.scheduler import LoadFileScheduling
 
+from app.files import rows as file_rows  # noqa: F401 they enter the metadata
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
+from app.inference.batches import rows as batch_rows  # noqa: F401 as above
 from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database

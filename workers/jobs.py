@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
+from uuid import UUID
 
+from app.files import storage
 from app.inference import demand
+from app.inference.batches import store as batch_store
 from app.kernel import ids, log
-from app.kernel.database import UnitOfWork
+from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
 from app.scheduler import reconcile
@@ -69,7 +72,7 @@ def run_sweep(runtime: Runtime) -> None:
 
 
 def run_expire(runtime: Runtime) -> None:
-    """Remove runs whose retention is over, then definitions and payloads without references."""
+    """Remove runs and files whose retention is over, and definitions and payloads without references."""
     database = runtime.runs.database
     with _exclusive(EXPIRE) as acquired:
         if not acquired:
@@ -79,12 +82,19 @@ def run_expire(runtime: Runtime) -> None:
                 "runs": retention.remove_runs(database, _time_limit()),
                 "definitions": retention.remove_definitions(database, _time_limit(), ids.chance()),
                 "payloads": retention.remove_payloads(database, _time_limit(), ids.chance()),
+                "files": storage.remove_expired(database, _time_limit(), _read_files(database)),
             }
         except Unavailable as error:
             _log.warning("expire_postponed", error=str(error))
             return
         if any(removed.values()):
             _log.info("expired_data_removed", **removed)
+
+
+def _read_files(database: Database) -> set[UUID]:
+    """The files that batches still read."""
+    with database.work() as work:
+        return batch_store.used_files(work)
 
 
 def _note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
@@ -9,10 +11,14 @@ from app.kernel.errors import BodyTooLarge, InvalidInput, Problem
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies of more than `limit` bytes with 413, and URLs with NUL with 422."""
+    """
+    ASGI middleware that refuses bodies of more than `limit` bytes with 413, and URLs with NUL with 422.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
+    `longer` has the limits of paths whose endpoints store their bodies as they arrive.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, longer: Mapping[str, int] | None = None) -> None:
+        self._app, self._limit, self._longer = app, limit, longer or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and count the bytes of its body."""
@@ -23,9 +29,10 @@ class BodyLimit:
             problem = Problem("url", "it contains the character NUL", "a URL without %00")
             await problems.of_error(422, InvalidInput([problem], "url"))(scope, receive, send)
             return
+        limit = self._longer.get(scope["path"], self._limit) if scope["method"] == "POST" else self._limit
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._limit:
-            await problems.of_error(413, BodyTooLarge(self._limit))(scope, receive, send)
+        if declared.isdigit() and int(declared) > limit:
+            await problems.of_error(413, BodyTooLarge(limit))(scope, receive, send)
             return
         received, answered = 0, False
 
@@ -33,8 +40,8 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit:
-                raise BodyTooLarge(self._limit)
+            if received > limit:
+                raise BodyTooLarge(limit)
             return message
 
         async def noting_send(message: Message) -> None:

@@ -29,10 +29,11 @@ from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
-from app.api.openai import endpoints, road
+from app.api.openai import batches, endpoints, files, road
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
+from app.api.openai.uploads import OVERHEAD_BYTES
 from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog.live import LiveCatalog
@@ -89,6 +90,8 @@ ANSWER_TIMEOUT = timedelta(seconds=5)
 ROUTERS = (
     endpoints.router,
     served_models.router,
+    files.router,
+    batches.router,
     runs.router,
     payloads.router,
     events.router,
@@ -112,7 +115,7 @@ ROUTERS = (
 #: Types for the OpenAPI document that are not in the signatures of endpoints.
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
-    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
+    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest, batches.BatchIn),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
 )
 
@@ -184,9 +187,11 @@ def serve(services: Services) -> FastAPI:
     app.add_exception_handler(UnicodeEncodeError, _on_unstorable)
     app.add_exception_handler(Exception, _on_defect)
     settings = services.settings
-    app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes)
+    uploads = {files.PATH: settings.files.max_bytes + OVERHEAD_BYTES}
+    app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes, longer=uploads)
     # The middleware that is added last runs first.
-    app.add_middleware(GuardMiddleware, guard=guard_of(settings.api.host, settings.trusted_hosts, settings.api.url))
+    guard = guard_of(settings.api.host, settings.trusted_hosts, settings.api.url)
+    app.add_middleware(GuardMiddleware, guard=guard, forms=frozenset({files.PATH}))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # the documented way to change the document
     return app
 

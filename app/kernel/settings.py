@@ -31,6 +31,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.sections.catalog import CatalogSettings
+from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.section import Section
@@ -82,6 +83,8 @@ class Settings(BaseSettings):
     pools: PoolSettings = PoolSettings()
     fleet: FleetSettings = FleetSettings()
     http: HttpSettings = HttpSettings()
+    files: FileSettings = FileSettings()
+    batches: BatchSettings = BatchSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod
