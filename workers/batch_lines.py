@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from app.inference.batches import store
-from app.inference.batches.batch import OWN_FIELDS, WORKFLOW
+from app.inference.batches.batch import WORKFLOW
+from app.inference.batches.endpoints import OWN_FIELDS
 from app.inference.batches.validation import InvalidLine, parse_line
 from app.kernel.database import Database
 from app.kernel.errors import FailureReason, StepFailure

@@ -17,7 +17,8 @@ from app.api.openai.files import instant
 from app.api.services import InjectedServices
 from app.files.file import shown_id
 from app.inference.batches import service
-from app.inference.batches.batch import ENDPOINTS, PREFIX, BatchState
+from app.inference.batches.batch import PREFIX, BatchState
+from app.inference.batches.endpoints import ENDPOINTS
 from app.inference.batches.rows import StoredBatch
 from app.inference.batches.service import NewBatch
 from app.inference.openai.generation import PlainText

@@ -1,5 +1,5 @@
 """
-Batches: their states, their endpoints, and the names of their parts.
+Batches: their states, and the names of their parts.
 
 A batch is a run of the class `batch` with the same id: a map for each model, an item for each line of the input file.
 The batch says what the file was, how it ended, and where the results are; everything else is the run's.
@@ -7,36 +7,13 @@ The batch says what the file was, how it ended, and where the results are; every
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-
-from pydantic import BaseModel
-
-from app.inference.openai.chat import ChatRequest
-from app.inference.openai.completion import CompletionRequest
-from app.inference.openai.embedding import EmbeddingsRequest
-from app.inference.openai.reranking import RerankingRequest
 
 #: The prefix of the ids of batches, and of those of their lines.
 PREFIX, LINE_PREFIX = "batch_", "batch_req_"
 #: The name of the workflow whose runs batches are.
 WORKFLOW = "openai-batch"
-
-#: The endpoints whose requests a batch can have, with the types of their bodies.
-ENDPOINTS: Mapping[str, type[BaseModel]] = {
-    "/v1/chat/completions": ChatRequest,
-    "/v1/completions": CompletionRequest,
-    "/v1/embeddings": EmbeddingsRequest,
-    "/v1/rerank": RerankingRequest,
-}
-#: The field that only requests of the endpoint have.
-OWN_FIELDS: Mapping[str, str] = {
-    "/v1/chat/completions": "messages",
-    "/v1/completions": "prompt",
-    "/v1/embeddings": "input",
-    "/v1/rerank": "query",
-}
 
 
 class BatchState(StrEnum):

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from app.inference.batches.batch import ENDPOINTS
+from app.inference.batches.endpoints import ENDPOINTS
 from app.inference.openai.generation import place_of
 from app.kernel.security import texts
 
