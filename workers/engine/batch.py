@@ -25,9 +25,9 @@ INTERACTIVE, STANDARD, BATCH = 0, 1, 2
 
 #: While an interactive request runs, one of the class `batch` takes part in a decode after it was skipped so often. It
 #: goes on slowly then, and each interactive token is later by a small part.
-BATCH_EVERY = 32
+BATCH_EVERY = 64
 #: Seconds that prompts of the class `batch` may add to a step: an interactive request that arrives waits for its end.
-BATCH_LATENCY = 0.04
+BATCH_LATENCY = 0.02
 #: Minimum of prompt tokens in a step, however slow the machine is.
 MIN_PREFILL_TOKENS = 16
 #: The part of `batch_prefill_tokens` that such a decode has.
