@@ -1,6 +1,6 @@
 """files and batches
 
-Revision 0011, after 0008. Uploaded files with their content in chunks, and batches of requests.
+Revision 0011, after 0009. Uploaded files with their content in chunks, and batches of requests.
 """
 
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 from alembic import op
 
 revision = "0011"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.kernel.errors import InvalidSettings, Problem
+from app.kernel.sections.access import AccessSettings
 from app.kernel.sections.catalog import CatalogSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
@@ -74,6 +75,7 @@ class Settings(BaseSettings):
 
     log: LogSettings = LogSettings()
     api: ApiSettings = ApiSettings()
+    access: AccessSettings = AccessSettings()
     flower: FlowerSettings = FlowerSettings()
     broker: BrokerSettings = BrokerSettings()
     runs: RunSettings = RunSettings()

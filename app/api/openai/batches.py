@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from app.access.callers import KeyScope
 from app.api import bodies
-from app.api.callers import InjectedCaller
+from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.errors import OpenAIRoute
 from app.api.openai.files import instant
@@ -24,7 +25,12 @@ from app.inference.batches.service import NewBatch
 from app.inference.openai.generation import PlainText
 from app.kernel.units import durations
 
-router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(
+    prefix="/v1/batches",
+    tags=["openai"],
+    dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],
+    route_class=OpenAIRoute,
+)
 
 #: Bounds of the completion window.
 _SHORTEST, _LONGEST = timedelta(minutes=1), timedelta(days=31)
@@ -136,7 +142,8 @@ class BatchListOut(BaseModel):
 @router.post(
     "",
     summary="Create a batch",
-    responses=errors.documented(400, 403, 409, 413, 415, 503),
+    dependencies=[requires(KeyScope.SUBMIT)],
+    responses=errors.documented(400, 409, 413, 415, 503),
     openapi_extra=bodies.documented_as(BatchIn),
 )
 def create(
@@ -174,13 +181,18 @@ def page(
     return BatchListOut(data=data, first_id=first_id, last_id=last_id, has_more=found.has_more)
 
 
-@router.get("/{batch_id}", summary="A batch", responses=errors.documented(404, 503))
+@router.get("/{batch_id}", summary="A batch", responses=errors.documented(400, 404, 503))
 def get(batch_id: str, services: InjectedServices, caller: InjectedCaller) -> BatchOut:
     """A batch. `request_counts` is its progress at this moment."""
     return out(service.get(services.database, batch_id, caller.namespace))
 
 
-@router.post("/{batch_id}/cancel", summary="Cancel a batch", responses=errors.documented(404, 409, 415, 503))
+@router.post(
+    "/{batch_id}/cancel",
+    summary="Cancel a batch",
+    dependencies=[requires(KeyScope.SUBMIT)],
+    responses=errors.documented(400, 404, 409, 415, 503),
+)
 def cancel(batch_id: str, services: InjectedServices, caller: InjectedCaller) -> BatchOut:
     """
     Cancel a batch. It is `cancelling` until its requests in progress have stopped.

@@ -16,13 +16,18 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from app.api import problems
+from app.access.callers import NotAllowed, NotAuthenticated
+from app.api import callers, problems
 from app.files.storage import FileTooLarge
 from app.inference.openai import failures
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, NotFound, Problem, Unavailable
 
 #: Error documents, and those of failures in pools with their status.
 document, of_failure = failures.error_document, failures.of_failure
+
+
+#: The content of an error in the OpenAPI document.
+CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIErrorOut"}}}
 
 
 class ErrorDetail(BaseModel):
@@ -63,7 +68,6 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the error responses of an operation for its OpenAPI document."""
     descriptions = {
         400: "The request is invalid",
-        403: "A page of another site sent the request",
         404: "There is no such model, file or batch",
         409: "The run was cancelled, or the state does not allow this",
         413: "The body is too large",
@@ -90,6 +94,10 @@ class OpenAIRoute(APIRoute):
                 return _response(400, _first(problems.of_request(error)))
             except HTTPException as error:
                 return _response(error.status_code, document(str(error.detail), error.status_code))
+            except NotAuthenticated as error:
+                return callers.challenged(_response(401, document(str(error), 401, code="invalid_api_key")), error)
+            except NotAllowed as error:
+                return callers.challenged(_response(403, document(str(error), 403, code="insufficient_scope")), error)
             except RequestFailed as error:
                 return _response(*of_failure(error.reason, str(error)))
             except ModelNotFound as error:

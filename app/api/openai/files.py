@@ -13,8 +13,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
 from app.api import threads
-from app.api.callers import InjectedCaller
+from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors, uploads
 from app.api.openai.errors import OpenAIRoute
 from app.api.openai.uploads import MULTIPART, Upload
@@ -30,7 +31,12 @@ from app.kernel.sections.files import FileSettings
 #: The path of the one endpoint that accepts forms.
 PATH = "/v1/files"
 
-router = APIRouter(prefix=PATH, tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(
+    prefix=PATH,
+    tags=["openai"],
+    dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],
+    route_class=OpenAIRoute,
+)
 
 #: Purposes that a client may give.
 _PURPOSES = (FilePurpose.BATCH, FilePurpose.USER_DATA)
@@ -111,7 +117,8 @@ def out(file: StoredFile) -> FileObjectOut:
 @router.post(
     "",
     summary="Upload a file",
-    responses=errors.documented(400, 403, 409, 413, 415, 503),
+    dependencies=[requires(KeyScope.SUBMIT)],
+    responses=errors.documented(400, 409, 413, 415, 503),
     openapi_extra=_FORM,
 )
 async def upload(request: Request, services: InjectedServices, caller: InjectedCaller) -> FileObjectOut:
@@ -156,7 +163,7 @@ def page(
     return FileListOut(data=data, first_id=first_id, last_id=last_id, has_more=found.has_more)
 
 
-@router.get("/{file_id}", summary="A file", responses=errors.documented(404, 503))
+@router.get("/{file_id}", summary="A file", responses=errors.documented(400, 404, 503))
 def get(file_id: str, services: InjectedServices, caller: InjectedCaller) -> FileObjectOut:
     """A file, without its content."""
     return out(storage.get(services.database, parsed_id(file_id), caller.namespace, file_id))
@@ -168,7 +175,7 @@ def get(file_id: str, services: InjectedServices, caller: InjectedCaller) -> Fil
     response_class=StreamingResponse,
     responses={
         200: {"description": "The content", "content": {"application/octet-stream": {}}},
-        **errors.documented(404, 503),
+        **errors.documented(400, 404, 503),
     },
 )
 async def content(file_id: str, services: InjectedServices, caller: InjectedCaller) -> StreamingResponse:
@@ -186,7 +193,12 @@ async def content(file_id: str, services: InjectedServices, caller: InjectedCall
     return StreamingResponse(parts, media_type="application/octet-stream", headers=headers)
 
 
-@router.delete("/{file_id}", summary="Delete a file", responses=errors.documented(404, 409, 503))
+@router.delete(
+    "/{file_id}",
+    summary="Delete a file",
+    dependencies=[requires(KeyScope.SUBMIT)],
+    responses=errors.documented(400, 404, 409, 503),
+)
 def delete(file_id: str, services: InjectedServices, caller: InjectedCaller) -> FileDeletedOut:
     """Delete a file with its content. The input of a batch that has not ended cannot be deleted."""
     found = storage.get(services.database, parsed_id(file_id), caller.namespace, file_id)
