@@ -9,15 +9,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api import problems
 from app.kernel.errors import BodyTooLarge, InvalidInput, Problem
 
+#: The setting with the limit of most bodies.
+_SETTING = "api.max_body_bytes"
+
 
 class BodyLimit:
     """
     ASGI middleware that refuses bodies of more than `limit` bytes with 413, and URLs with NUL with 422.
 
-    `longer` has the limits of paths whose endpoints store their bodies as they arrive.
+    `longer` has the limits, with their settings, of paths whose endpoints store their bodies as they arrive.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, longer: Mapping[str, int] | None = None) -> None:
+    def __init__(self, app: ASGIApp, limit: int, longer: Mapping[str, tuple[int, str]] | None = None) -> None:
         self._app, self._limit, self._longer = app, limit, longer or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -29,10 +32,11 @@ class BodyLimit:
             problem = Problem("url", "it contains the character NUL", "a URL without %00")
             await problems.of_error(422, InvalidInput([problem], "url"))(scope, receive, send)
             return
-        limit = self._longer.get(scope["path"], self._limit) if scope["method"] == "POST" else self._limit
+        usual = (self._limit, _SETTING)
+        limit, setting = self._longer.get(scope["path"], usual) if scope["method"] == "POST" else usual
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
-            await problems.of_error(413, BodyTooLarge(limit))(scope, receive, send)
+            await problems.of_error(413, BodyTooLarge(limit, setting))(scope, receive, send)
             return
         received, answered = 0, False
 
@@ -41,7 +45,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise BodyTooLarge(limit)
+                raise BodyTooLarge(limit, setting)
             return message
 
         async def noting_send(message: Message) -> None:

@@ -196,7 +196,7 @@ def serve(services: Services) -> FastAPI:
     app.add_exception_handler(UnicodeEncodeError, _on_unstorable)
     app.add_exception_handler(Exception, _on_defect)
     settings = services.settings
-    uploads = {files.PATH: settings.files.max_bytes + OVERHEAD_BYTES}
+    uploads = {files.PATH: (settings.files.max_bytes + OVERHEAD_BYTES, "files.max_bytes")}
     app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes, longer=uploads)
     # The middleware that is added last runs first.
     guard = guard_of(settings.api.host, settings.trusted_hosts, settings.api.url)

@@ -161,6 +161,7 @@ def test_bounds_of_a_file_and_of_a_namespace(http: httpx2.Client, database: Data
     for content in (more, iter([more])):
         answer = http.post(URL, content=content, headers=FORM)
         assert answer.status_code == 413, "declared or not"
+        assert "files.max_bytes" in answer.text
     assert chunks(database) == 0
 
     largest = form(b"x" * (3 * CHUNK_BYTES), ("purpose", "batch"))
