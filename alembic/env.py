@@ -6,11 +6,13 @@ from alembic import context
 from app.access.audit import rows as audit_rows  # noqa: F401 they enter the metadata
 from app.access.limits import rows as limit_rows  # noqa: F401 they too
 from app.access import key_rows  # noqa: F401 they enter the metadata
+from app.files import rows as file_rows  # noqa: F401 they enter the metadata
 from app.footprint import measurements  # noqa: F401 they enter the metadata
 from app.kernel import settings
 from app.kernel.database import Database
 from app.kernel.live import rows as setting_rows  # noqa: F401 they too
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
+from app.inference.batches import rows as batch_rows  # noqa: F401 they too
 from app.workflows.runs.storage import rows  # noqa: F401 they too
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 they too
 

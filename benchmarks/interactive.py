@@ -199,6 +199,7 @@ def _client(url: str, *, recorded: bool) -> Any:
             added = await _added(client, url, run, first) if recorded else None
         return first, tokens, added
 
+    ask.url = url  # type: ignore[attr-defined] # for other benchmarks of the same platform
     return ask
 
 

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CONCEPTS = ("access", "catalog", "devices", "fleet", "footprint", "grammar", "inference", "scheduler", "workflows")
+CONCEPTS = (
+    "access",
+    "catalog",
+    "devices",
+    "files",
+    "fleet",
+    "footprint",
+    "grammar",
+    "inference",
+    "scheduler",
+    "workflows",
+)
 
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {
@@ -63,6 +74,13 @@ SHELLS = {
     "access/key_store.py",
     "access/operator_key.py",
     "inference/cache/store.py",
+    "files/file.py",
+    "files/rows.py",
+    "files/storage.py",
+    "inference/batches/advance.py",
+    "inference/batches/rows.py",
+    "inference/batches/service.py",
+    "inference/batches/store.py",
     "inference/direct.py",
     "inference/queues.py",
     "catalog/conversion/bert.py",
@@ -202,12 +220,14 @@ def test_alembic_is_no_package() -> None:
 
 
 def test_task_names_are_their_import_paths() -> None:
+    from app.inference.batches.tasks import BATCHES
     from app.scheduler.tasks import RECONCILE
     from app.workflows.runs.messages import RUN_STEP
-    from workers import jobs, steps
+    from workers import batch_jobs, jobs, steps
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
+    assert f"{batch_jobs.run_batches.__module__}.{batch_jobs.run_batches.__name__}" == BATCHES
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES

@@ -17,11 +17,12 @@ from celery import Celery, platforms, signals
 from celery.apps.worker import Worker
 
 from app.fleet.pool import PoolPhase
+from app.inference.batches.tasks import BATCHES
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
-from workers import jobs, runtime, steps
+from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
@@ -75,6 +76,10 @@ class Application:
         @task(name=timetable.SCHEDULES)
         def run_schedules() -> None:
             jobs.run_schedules(self.runtime)
+
+        @task(name=BATCHES)
+        def run_batches() -> None:
+            batch_jobs.run_batches(self.runtime)
 
         @task(name=RECONCILE)
         def run_reconcile() -> None:

@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
+from uuid import UUID
 
 from app.access.audit import log as audit_log
+from app.files import storage
 from app.inference import demand
+from app.inference.batches import store as batch_store
 from app.kernel import ids, log
-from app.kernel.database import UnitOfWork
+from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
 from app.scheduler import reconcile
@@ -72,7 +75,7 @@ def run_sweep(runtime: Runtime) -> None:
 
 
 def run_expire(runtime: Runtime) -> None:
-    """Remove runs whose retention is over, then definitions and payloads without references, and audit entries."""
+    """Remove runs, files and audit entries whose retention is over, and definitions and payloads without references."""
     database = runtime.runs.database
     with _exclusive(EXPIRE) as acquired:
         if not acquired:
@@ -83,6 +86,7 @@ def run_expire(runtime: Runtime) -> None:
                 "definitions": retention.remove_definitions(database, _time_limit(), ids.chance()),
                 "payloads": retention.remove_payloads(database, _time_limit(), ids.chance()),
                 "audit_entries": _remove_audit_entries(runtime, _time_limit()),
+                "files": storage.remove_expired(database, _time_limit(), _read_files(database)),
             }
         except Unavailable as error:
             _log.warning("expire_postponed", error=str(error))
@@ -101,6 +105,12 @@ def _remove_audit_entries(runtime: Runtime, in_time: Callable[[], bool]) -> int:
         if found < _AUDIT_BATCH:
             break
     return removed
+
+
+def _read_files(database: Database) -> set[UUID]:
+    """The files that batches still read."""
+    with database.work() as work:
+        return batch_store.used_files(work)
 
 
 def _note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool]) -> None:

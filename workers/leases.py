@@ -52,6 +52,8 @@ class StopReason(StrEnum):
     LOST = "lost"
     #: This process stops; the step is requeued.
     DRAINED = "drained"
+    #: A more urgent step needs its thread; the step is requeued.
+    PREEMPTED = "preempted"
 
 
 class Holding:
@@ -160,6 +162,23 @@ class Leases:
     def held(self) -> list[str]:
         """The priorities of the held steps."""
         return [holding.claim.priority for holding in self._all()]
+
+    def preempt(self, priority: str, count: int) -> int:
+        """
+        Stop up to `count` steps of a class, those that were begun last; they are requeued.
+
+        Steps that are stopping already count. Returns how many were stopped now.
+        """
+        held = [holding for holding in self._all() if holding.claim.priority == priority]
+        running = [holding for holding in held if holding.reason is None]
+        chosen = running[::-1][: max(count - (len(held) - len(running)), 0)]
+        for holding in chosen:
+            holding.stop(StopReason.PREEMPTED)
+        return len(chosen)
+
+    def wait_for_steps(self) -> None:
+        """Wait until a step is held, or was until a moment ago, or `close` was called."""
+        self._active.wait()
 
     def drain(self) -> None:
         """Stop all steps, now and in the future, at their next token; they are requeued."""

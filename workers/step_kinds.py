@@ -46,7 +46,7 @@ from app.workflows.state_machine.outcomes import (
     Timed,
     TokenUsage,
 )
-from workers import embedding_step, openai_step, outbound
+from workers import batch_lines, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
 from workers.runtime import Runtime
@@ -176,8 +176,10 @@ def _embed(task: StepTask, step: EmbedFields) -> Success:
 def _openai(task: StepTask, step: OpenAIFields) -> Success:
     claim, writer = task.claim, task.runtime.tokens
     assert claim.model is not None, "its model is chosen when it becomes ready"
-    body = conditions.evaluate(step.request, task.data)
-    stream = None if writer is None else writer.open(claim.run_id, claim.key, claim.attempt)
+    line = batch_lines.find_body(claim, task.runtime.runs.database)
+    body = conditions.evaluate(step.request, task.data) if line is None else line
+    # Nobody waits for the tokens of a batch, which may have more of them than Redis has room for.
+    stream = None if writer is None or line is not None else writer.open(claim.run_id, claim.key, claim.attempt)
     if stream is not None:
         stream.begun(task.runtime.owner)
     with nullcontext() if stream is None else _failures_in(stream):
@@ -185,7 +187,7 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
             body,
             claim.model,
             task.engine,
-            run_id=claim.run_id,
+            run_id=claim.run_id if line is None else claim.step_id,
             priority=claim.priority,
             on_stop=task.holding.on_stop,
             on_piece=None if stream is None else stream.piece,

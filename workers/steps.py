@@ -123,6 +123,8 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
                 return Failure(FailureReason.CANCELLED, "cancelled on request")
             case StopReason.LOST:
                 return None
+            case StopReason.PREEMPTED:
+                return PREEMPTED
             case _:
                 return REQUEUED
     except Exception as error:  # noqa: BLE001 the outermost frame of the step: a defect fails the attempt, not the worker
@@ -131,6 +133,8 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
 
 #: The outcome of an attempt whose worker stops.
 REQUEUED = Failure(FailureReason.WORKER_STOPPED, "requeued: its worker stops")
+#: The outcome of an attempt whose thread a more urgent step needs.
+PREEMPTED = Failure(FailureReason.WORKER_STOPPED, "requeued: a more urgent step needs its slot")
 
 
 def failure_of(error: Exception) -> Failure:

@@ -1,6 +1,6 @@
 """costs
 
-Revision 0012. The price of the tokens of an attempt, where the entry of its model has prices.
+Revision 0012, after 0011. The price of the tokens of an attempt, where the entry of its model has prices.
 """
 
 import sqlalchemy as sa
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 

@@ -3,11 +3,14 @@ The request guard of the API: requests that web pages of other sites could send 
 
 A body needs a media type that a form cannot send: for such a type the browser first sends a preflight request, which is
 refused unless its origin is one of `api.cors_origins`. A form without fields has no body, but it has a content type.
+
+One endpoint accepts `multipart/form-data`, which every page can send: a request for it needs a sign that no page of
+another site has sent it (`_is_unforged`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,15 +20,29 @@ from app.kernel.errors import Problem
 from app.kernel.security.request_guard import STATUS, ForbiddenRequest, RequestGuard
 
 #: The media types that a page of any site can send without a preflight.
-_FORM_TYPES = {"", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain"}
+_MULTIPART = "multipart/form-data"
+_FORM_TYPES = {"", "application/x-www-form-urlencoded", _MULTIPART, "text/plain"}
+#: The refusal of a form that a page of another site may have sent.
+_FORGEABLE = "a browser sent this form without naming the page that it is from"
+_PROOFS = "a form with the header Origin, Sec-Fetch-Site or Authorization; programs that are no browsers need none"
 
 
 class GuardMiddleware:
     """ASGI middleware that refuses requests according to a `RequestGuard`, and bodies with media types of forms."""
 
-    def __init__(self, app: ASGIApp, guard: RequestGuard, origins: Callable[[], Collection[str]] = tuple) -> None:
-        """`origins` are those of the moment whose pages may send requests (CORS)."""
-        self._app, self._guard, self._origins = app, guard, origins
+    def __init__(
+        self,
+        app: ASGIApp,
+        guard: RequestGuard,
+        origins: Callable[[], Collection[str]] = tuple,
+        forms: frozenset[str] = frozenset(),
+    ) -> None:
+        """
+        `origins` are those of the moment whose pages may send requests (CORS).
+
+        `forms` are the paths whose POST accepts `multipart/form-data`.
+        """
+        self._app, self._guard, self._origins, self._forms = app, guard, origins, forms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -38,14 +55,15 @@ class GuardMiddleware:
         if refusal is not None:
             await problems.of_error(STATUS, ForbiddenRequest([refusal]))(scope, receive, send)
             return
-        problem = _refuse_body(scope["method"], headers)
+        accepts_forms = scope["method"] == "POST" and scope["path"] in self._forms
+        problem = _refuse_body(scope["method"], headers, accepts_forms=accepts_forms)
         if problem is not None:
             await problems.of_error(415, UnsupportedMediaType([problem]))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _refuse_body(method: str, headers: Iterable[tuple[str, str]]) -> Problem | None:
+def _refuse_body(method: str, headers: Iterable[tuple[str, str]], *, accepts_forms: bool) -> Problem | None:
     """
     Return what is wrong with the media type of the body, or None.
 
@@ -58,5 +76,21 @@ def _refuse_body(method: str, headers: Iterable[tuple[str, str]]) -> Problem | N
     media_type = first.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in _FORM_TYPES:
         return None
+    if accepts_forms:
+        if media_type != _MULTIPART:
+            return Problem("Content-Type", f"{media_type!r} is not supported", _MULTIPART)
+        return None if _is_unforged(first) else Problem("Content-Type", _FORGEABLE, _PROOFS)
     wrong = f"{media_type!r} is not supported" if media_type else "the header is missing"
     return Problem("Content-Type", wrong, f"{JSON}, {YAML}")
+
+
+def _is_unforged(headers: Mapping[str, str]) -> bool:
+    """
+    Whether no page of another site can have sent a form that has passed the guard.
+
+    The guard has refused those whose Origin or Sec-Fetch-Site names another site. Browsers that send neither with a
+    form are left. No form can set Authorization, nor change the User-Agent, which in each of them begins with Mozilla.
+    """
+    if any(name in headers for name in ("origin", "sec-fetch-site", "authorization")):
+        return True
+    return "mozilla/" not in headers.get("user-agent", "").lower()

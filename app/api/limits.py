@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,13 +11,21 @@ from app.kernel.errors import BodyTooLarge, InvalidInput, Problem
 
 #: Most headers of a request.
 MAX_HEADERS = 100
+#: The setting with the limit of most bodies.
+_SETTING = "api.max_body_bytes"
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies over the limit of the moment, too many headers, and URLs with NUL."""
+    """
+    ASGI middleware that refuses bodies over the limit of the moment, too many headers, and URLs with NUL.
 
-    def __init__(self, app: ASGIApp, limit: Callable[[], int]) -> None:
-        self._app, self._limit = app, limit
+    `longer` has the limits, with their settings, of paths whose endpoints store their bodies as they arrive.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limit: Callable[[], int], longer: Mapping[str, tuple[int, str]] | None = None
+    ) -> None:
+        self._app, self._limit, self._longer = app, limit, longer or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and count the bytes of its body."""
@@ -32,10 +40,11 @@ class BodyLimit:
             problem = Problem("url", "it contains the character NUL", "a URL without %00")
             await problems.of_error(422, InvalidInput([problem], "url"))(scope, receive, send)
             return
-        limit = self._limit()
+        usual = (self._limit(), _SETTING)
+        limit, setting = self._longer.get(scope["path"], usual) if scope["method"] == "POST" else usual
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
-            await problems.of_error(413, BodyTooLarge(limit))(scope, receive, send)
+            await problems.of_error(413, BodyTooLarge(limit, setting))(scope, receive, send)
             return
         received, answered = 0, False
 
@@ -44,7 +53,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise BodyTooLarge(limit)
+                raise BodyTooLarge(limit, setting)
             return message
 
         async def noting_send(message: Message) -> None:

@@ -44,10 +44,11 @@ from app.api.limits import BodyLimit
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
-from app.api.openai import endpoints, responses, road, selection
+from app.api.openai import batches, endpoints, files, responses, road, selection
 from app.api.openai import models as served_models
 from app.api.openai.road import Road
 from app.api.openai.token_reader import TokenReader
+from app.api.openai.uploads import OVERHEAD_BYTES
 from app.api.openai.wait_estimates import WaitEstimates
 from app.api.proxies import ProxyMiddleware
 from app.api.services import Services
@@ -118,6 +119,8 @@ ROUTERS = (
     cache.router,
     ollama_endpoints.router,
     ollama_models.router,
+    files.router,
+    batches.router,
     runs.router,
     payloads.router,
     events.router,
@@ -145,7 +148,7 @@ ROUTERS = (
 #: Types for the OpenAPI document that are not in the signatures of endpoints.
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
-    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest, ResponsesRequest),
+    *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest, ResponsesRequest, batches.BatchIn),
     *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
@@ -239,11 +242,17 @@ def serve(services: Services) -> FastAPI:
     app.add_exception_handler(Exception, _on_defect)
     settings = services.settings
     app.add_middleware(AuditMiddleware, services=services)
-    app.add_middleware(BodyLimit, limit=lambda: services.settings.api.max_body_bytes)
+    uploads = {files.PATH: (settings.files.max_bytes + OVERHEAD_BYTES, "files.max_bytes")}
+    app.add_middleware(BodyLimit, limit=lambda: services.settings.api.max_body_bytes, longer=uploads)
     # The middleware that is added last runs first.
     guard = guard_of(settings.api.host, settings.trusted_hosts, settings.api.url)
     app.add_middleware(CorsMiddleware, origins=lambda: services.settings.api.cors_origins)
-    app.add_middleware(GuardMiddleware, guard=guard, origins=lambda: services.settings.api.cors_origins)
+    app.add_middleware(
+        GuardMiddleware,
+        guard=guard,
+        origins=lambda: services.settings.api.cors_origins,
+        forms=frozenset({files.PATH}),
+    )
     app.add_middleware(ProxyMiddleware, proxies=settings.api.trusted_proxies)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # the documented way to change the document
     return app

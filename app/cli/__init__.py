@@ -88,6 +88,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),
+    "files": LazyCommand("app.cli.batches.files:app", "Files: inputs of batches, their results, and data of users."),
+    "batches": LazyCommand(
+        "app.cli.batches.batches:app", "Batches: the requests of a file, done while models are idle."
+    ),
     "models": LazyCommand("app.cli.fleet.models:app", "Models: the catalogue, and the files of its models."),
     "devices": LazyCommand(
         "app.cli.fleet.devices:devices",

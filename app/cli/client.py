@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx2
 
@@ -102,6 +102,23 @@ class Client:
     def delete(self, path: str, **parameters: Any) -> Any:
         """Delete a resource. Returns the JSON of the answer, or None."""
         return self._call("DELETE", path, params=parameters)
+
+    def upload(self, path: str, name: str, content: BinaryIO, fields: Mapping[str, str]) -> Any:
+        """Post a form with a file, which is read as it is sent. Returns the JSON of the answer."""
+        timeout = httpx2.Timeout(30.0, read=_STREAM_TIMEOUT)
+        return self._call("POST", path, files={"file": (name, content)}, data=dict(fields), timeout=timeout)
+
+    @contextmanager
+    def download(self, path: str) -> Iterator[Iterator[bytes]]:
+        """Yield the content of a resource in parts."""
+        try:
+            with self._http.stream("GET", path) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _error(response)
+                yield response.iter_bytes()
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
 
     @contextmanager
     def stream(self, path: str, body: Any) -> Iterator[Iterator[ServerEvent]]:

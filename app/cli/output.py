@@ -45,6 +45,11 @@ STYLES: Mapping[str, str] = {
     "starting": "cyan",
     "missed": "bold red",
     "degraded": "yellow",
+    "validating": "blue",
+    "in_progress": "cyan",
+    "finalizing": "cyan",
+    "completed": "green",
+    "expired": "yellow",
 }
 
 

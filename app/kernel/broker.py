@@ -112,6 +112,15 @@ def connect(
     )
 
 
+def waiting_before(client: redis.Redis, queue: str, priority: str) -> int:
+    """Return the number of messages in a queue that are of classes before this one."""
+    with client.pipeline(transaction=False) as pipeline:
+        for step in range(PRIORITIES[priority]):
+            pipeline.llen(f"{queue}{_SEPARATOR}{step}" if step else queue)
+        counts = pipeline.execute(raise_on_error=False)
+    return sum(count for count in counts if isinstance(count, int))
+
+
 class Publisher(Protocol):
     """Sends messages."""
 

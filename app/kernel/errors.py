@@ -120,9 +120,9 @@ class InvalidCatalog(InvalidInput):
 class BodyTooLarge(ArrieroError):
     """A request body has more bytes than allowed."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, setting: str = "api.max_body_bytes") -> None:
         self.limit = limit
-        super().__init__(f"the body is larger than {limit} bytes (setting api.max_body_bytes)")
+        super().__init__(f"the body is larger than {limit} bytes (setting {setting})")
 
 
 class PayloadTooLarge(ArrieroError):

@@ -34,6 +34,7 @@ from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.sections.access import AccessSettings, AuditSettings, LimitSettings
 from app.kernel.sections.cache import CacheSettings
 from app.kernel.sections.catalog import CatalogSettings
+from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.section import CHANGEABLE, Section
@@ -89,6 +90,8 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
     audit: AuditSettings = AuditSettings()
+    files: FileSettings = FileSettings()
+    batches: BatchSettings = BatchSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

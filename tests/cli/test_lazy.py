@@ -50,6 +50,8 @@ def test_the_help_line_in_the_table_equals_that_of_the_command(name: str) -> Non
         ("runs", "--help"),
         ("runs", "list"),
         ("models", "list"),
+        ("batches", "list"),
+        ("files", "list"),
         ("fleet", "why", "m"),
         ("config", "show"),
     ],

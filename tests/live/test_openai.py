@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.live.conftest import MODEL, PATIENCE, ROOT, Live, until
+from tests.live.conftest import MODEL, PATIENCE, ROOT, Live, generate, until
 
 pytestmark = pytest.mark.slow
 
+#: Slots of the model's pool.
+SLOTS = 4
 HELLO = [{"role": "user", "content": "Say hello."}]
 
 
@@ -141,3 +145,36 @@ def test_chat_without_a_terminal_answers_one_message(live: Live) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_a_batch_is_done_beside_a_call_and_a_workflow(live: Live, tmp_path: Path) -> None:
+    """Its long texts have every slot; a call is answered, and a step of a workflow gets a slot, before they end."""
+    lines = [
+        {
+            "custom_id": f"r{n}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": MODEL, "messages": HELLO, "max_tokens": 300, "logit_bias": {"2": -100}},
+        }
+        for n in range(40)
+    ]
+    file = tmp_path / "in.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    batch = live.arriero("batches", "create", str(file)).stdout.strip()
+    with openai.OpenAI(base_url=f"{live.api}/v1", api_key="none", timeout=PATIENCE) as client:
+        until(lambda: client.batches.retrieve(batch).status == "in_progress")
+        run_id = client.batches.retrieve(batch).model_extra["run_id"]
+        held = f"{live.api}/v1/runs/{run_id}/steps/lines_0/items?state=running"
+        until(lambda: len(httpx2.get(held, timeout=30).json().get("items", ())) >= SLOTS)
+        answer = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=4)  # type: ignore[arg-type] # literals
+        assert answer.choices[0].finish_reason == "length"
+        asked = live.until_ended(live.submit({**generate("Say hello.", max_tokens=4), "priority": "interactive"}))
+        assert asked["state"] == "succeeded"
+        assert client.batches.retrieve(batch).status == "in_progress"
+        client.batches.cancel(batch)
+        ended = until(lambda: found if (found := client.batches.retrieve(batch)).status == "cancelled" else None)
+        done, rest = (
+            [] if one is None else client.files.content(one).text.splitlines()
+            for one in (ended.output_file_id, ended.error_file_id)
+        )
+        assert sorted(json.loads(one)["custom_id"] for one in done + rest) == sorted(f"r{n}" for n in range(40))

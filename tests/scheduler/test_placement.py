@@ -330,6 +330,27 @@ def test_a_long_queue_gets_a_replica_and_an_idle_replica_is_stopped() -> None:
     assert stops(plan(replace(cluster, pools=(serving, idle)), [], NOW)) == {"q": StopMode.DRAIN}
 
 
+def test_a_long_queue_of_the_class_batch_gets_replicas_on_idle_devices_only() -> None:
+    """A second pool on a device would slow what others do there; the first one of a model goes anywhere."""
+    serving = pool("p", "hot", {"g0": 3}, busy=2, serving=Priority.BATCH)
+    one, two = (Cluster(devices, (serving,), (model("hot", 3),)) for devices in ((gpu("g0"),), TWO))
+    queue = {priority: [waits("hot", steps=60, age=1000, work=seconds(10), priority=priority)] for priority in Priority}
+    for priority in (Priority.INTERACTIVE, Priority.STANDARD):
+        (start,) = starts(plan(one, queue[priority], NOW))
+        assert start.bytes == {"g0": 3 * GB}
+    assert plan(one, queue[Priority.BATCH], NOW).actions == ()
+    assert starts(plan(one, [*queue[Priority.BATCH], waits("hot")], NOW)), "somebody else waits, too"
+
+    (start,) = starts(plan(two, queue[Priority.BATCH], NOW))
+    assert start.bytes == {"g1": 3 * GB}
+    other = pool("q", "other", {"g1": 3}, last_used=NOW - seconds(5))
+    both = replace(two, pools=(serving, other), configurations=(model("hot", 3), model("other", 3)))
+    assert starts(plan(both, queue[Priority.BATCH], NOW)) == []
+
+    (start,) = starts(plan(replace(both, pools=(other,), devices=(gpu("g1"),)), queue[Priority.BATCH], NOW))
+    assert start.bytes == {"g1": 3 * GB}, "it has no pool yet"
+
+
 @pytest.mark.parametrize("more", [{"pinned": True}, {"min_pools": 1}, {"pinned": True, "min_pools": 1}])
 def test_idle_replicas_of_a_pinned_model_are_stopped(more: dict[str, Any]) -> None:
     """Only as many pools are kept as the model's target says, the oldest ones; all others may leave."""

@@ -1,10 +1,13 @@
 """
 Batch planning: the content of the next decode, and the next admission. Pure functions that the loop carries out.
 
-Every running text gets one token in every decode. Prompts fill the rest: at most `prefill_tokens` while a
-latency-sensitive request is running, so that a long prompt adds a bounded time to each step. Otherwise prompts fill the
-whole batch, because texts that are decoded together from beginning to end are written fastest.
-Requests are admitted one at a time, by priority class, then by age. Waiting raises a request's class, so none starves.
+Every running text gets one token in every decode, except for those of the class `batch` while an interactive request
+runs: they stand still, and take part in one decode of `BATCH_EVERY`. Prompts fill the rest: at most `prefill_tokens`
+while a latency-sensitive request is running, so that a long prompt adds a bounded time to each step. Otherwise prompts
+fill the whole batch, because texts that are decoded together from beginning to end are written fastest; those of the
+class `batch` never do, so that an interactive request that arrives waits for a short decode.
+Requests are admitted one at a time, by priority class, then by age. Waiting raises a request's class, so none starves;
+the class `batch`, which is for idle slots, never rises above `standard`.
 No request overtakes one that waits for room. A request whose prefix is being computed is deferred.
 An interactive request parks the batch request with the least progress when it finds no slot or no cells.
 A request is admitted only when all cells that it can need are free, so a decode never lacks cells.
@@ -18,8 +21,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 #: Two of the ranks of app.inference.requests: the smaller one goes first.
-INTERACTIVE, BATCH = 0, 2
+INTERACTIVE, STANDARD, BATCH = 0, 1, 2
 
+#: While an interactive request runs, one of the class `batch` takes part in a decode after it was skipped so often. It
+#: goes on slowly then, and each interactive token is later by a small part.
+BATCH_EVERY = 64
+#: Seconds that prompts of the class `batch` may add to a step: an interactive request that arrives waits for its end.
+BATCH_LATENCY = 0.02
+#: Minimum of prompt tokens in a step, however slow the machine is.
+MIN_PREFILL_TOKENS = 16
+#: The part of `batch_prefill_tokens` that such a decode has.
+_BATCH_SHARE = 4
 #: A prompt that was skipped in this many decodes goes first, whatever its class.
 STARVED = 64
 
@@ -54,13 +66,20 @@ class Chunk:
     is_last: bool
 
 
-def plan_decode(works: Sequence[BatchWork], batch_tokens: int, prefill_tokens: int) -> list[Chunk]:
+def plan_decode(
+    works: Sequence[BatchWork], batch_tokens: int, prefill_tokens: int, batch_prefill_tokens: int
+) -> list[Chunk]:
     """
     Plan the next decode. The result is ordered by sequence, because llama.cpp computes neighbours together.
 
     `batch_tokens` must be at least the number of works. The oldest prompt of the best class is computed first.
+    `batch_prefill_tokens` is the most tokens of prompts of the class `batch`.
     """
     chunks, prompts, latency_sensitive = [], [], False
+    batch_room = batch_prefill_tokens
+    if any(work.rank == INTERACTIVE for work in works):
+        works = [work for work in works if work.rank != BATCH or work.skipped >= BATCH_EVERY]
+        batch_room = max(1, batch_room // _BATCH_SHARE)
     for work in works:
         if work.decoding and work.remaining == 1:
             chunks.append(Chunk(work, 1, is_last=True))
@@ -73,11 +92,12 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, prefill_tokens: i
             room = min(room, max(1, prefill_tokens))
         prompts.sort(key=lambda work: (work.skipped < STARVED, work.rank, work.order))
         for work in prompts:
-            if room <= 0:
-                break
-            count = min(work.remaining, room)
+            count = min(work.remaining, room, batch_room) if work.rank == BATCH else min(work.remaining, room)
+            if count <= 0:
+                continue
             chunks.append(Chunk(work, count, is_last=count == work.remaining))
             room -= count
+            batch_room -= count if work.rank == BATCH else 0
     chunks.sort(key=lambda chunk: chunk.work.sequence)
     return chunks
 
@@ -99,9 +119,15 @@ def count_skips(works: Sequence[BatchWork], chunks: Sequence[Chunk]) -> None:
         chunk.work.skipped = 0
 
 
-def prefill_budget(rate: float, seconds: float, least: int, most: int) -> int:
-    """Return the number of prompt tokens that add about `seconds` to a step, at `rate` tokens per second."""
-    return max(least, min(most, int(rate * seconds)))
+def prefill_budgets(rate: float, step_latency: float, most: int) -> tuple[int, int]:
+    """
+    Return the numbers of prompt tokens that may be in a step: of all classes, and of the class `batch`.
+
+    The first adds about `step_latency` seconds to the step, at `rate` tokens per second.
+    """
+    batch_latency = min(BATCH_LATENCY, step_latency)
+    budgets = (max(MIN_PREFILL_TOKENS, min(most, int(rate * seconds))) for seconds in (step_latency, batch_latency))
+    return next(budgets), next(budgets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +179,13 @@ class Park:
 
 
 def effective_rank(rank: int, waited: float, patience: float) -> int:
-    """Return the class of a request after `waited` seconds: one better for each `patience` seconds."""
-    return max(INTERACTIVE, rank - int(waited / patience)) if patience > 0 else rank
+    """
+    Return the class of a request after `waited` seconds: one better for each `patience` seconds.
+
+    One of the class `batch` never gets before an interactive one.
+    """
+    best = STANDARD if rank == BATCH else INTERACTIVE
+    return max(best, rank - int(waited / patience)) if patience > 0 else rank
 
 
 def next_admission(

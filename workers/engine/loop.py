@@ -38,8 +38,6 @@ _LOG = structlog.get_logger(__name__)
 _MAX_RESTARTS = 2
 #: Faults without a successful decode in between, after which the engine gives up.
 _MAX_FAULTS = 3
-#: Minimum of prompt tokens in a step, however slow the machine is.
-_MIN_PREFILL_TOKENS = 16
 #: Does one part of other work on the engine's thread and returns whether more is left. The argument is whether
 #: requests are running.
 Job = Callable[[bool], bool]
@@ -310,8 +308,8 @@ class EngineLoop:
             chunks = batch.plan_reproducible(works, self.context.n_batch)
         else:
             rate = self.meter.prefill_rate or 256 / max(options.step_latency, 0.01)
-            budget = batch.prefill_budget(rate, options.step_latency, _MIN_PREFILL_TOKENS, self.context.n_batch)
-            chunks = batch.plan_decode(works, self.context.n_batch, budget)
+            budget, batch_budget = batch.prefill_budgets(rate, options.step_latency, self.context.n_batch)
+            chunks = batch.plan_decode(works, self.context.n_batch, budget, batch_budget)
         batch.count_skips(works, chunks)
         ready = perf_counter()
         code = self._decode(chunks)

@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from app.inference.batches.tasks import BATCHES
 from app.kernel.dead_letters import Reason
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
@@ -185,4 +186,5 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     timetable.SCHEDULES: _is_nothing,
     RECONCILE: _is_nothing,
     DEFRAGMENT: _is_nothing,
+    BATCHES: _is_nothing,
 }

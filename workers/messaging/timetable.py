@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from app.inference.batches.tasks import BATCHES
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.settings import Settings
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
@@ -26,6 +27,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
     return {
         "sweep": _entry(SWEEP, settings.runs.sweep_every),
         "expire": _entry(EXPIRE, settings.runs.expire_every),
+        "batches": _entry(BATCHES, settings.batches.check_every),
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
         "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),

@@ -53,6 +53,7 @@ from workers.pool.direct import DirectRequests
 from workers.pool.exporter import Metered, PoolCollector
 from workers.pool.heartbeat import RESERVATION_LOST, Heartbeat
 from workers.pool.measurement import Measuring
+from workers.pool.preemption import Preemption
 from workers.pool.progress import Status
 from workers.runtime import Resources, Runtime
 
@@ -154,9 +155,12 @@ class _Pool:
         self.heartbeat, self.status = heartbeat, status
         self._measuring: Measuring | None = None
         self._direct: DirectRequests | None = None
+        self._preemption: Preemption | None = None
 
     def close(self) -> None:
-        """Close the measurement of its memory."""
+        """Close the measurement of its memory, and what preempts steps."""
+        if self._preemption is not None:
+            self._preemption.close()
         if self._measuring is not None:
             self._measuring.close()
 
@@ -205,11 +209,14 @@ class _Pool:
         self.heartbeat.serve(runtime.leases, engine.stalled_for)
         url = addresses.of(self.settings).redis_url
         self._direct = DirectRequests(runtime, runtime.tokens, url, model.slug, self.grant.id)
+        self._preemption = Preemption(runtime.leases, url, model_queue(model.slug))
 
     def _on_phase(self, phase: PoolPhase) -> None:
         self.status.enter(phase)
         if self._direct is not None:
             self._direct.on_phase(phase)
+        if self._preemption is not None:
+            self._preemption.on_phase(phase)
 
     def _exported(self, worker: str) -> AbstractContextManager[PoolCollector]:
         devices = ",".join(part.name for part in self.grant.computing)

@@ -6,7 +6,7 @@ Endpoints of this form raise the errors of Arriero like all others; their route 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
@@ -20,20 +20,12 @@ from app.access.callers import NotAllowed, NotAuthenticated
 from app.access.limits.limits import LimitReached
 from app.api import callers, problems
 from app.api.admission import openai_headers, refusal_headers
-from app.kernel.errors import ArrieroError, FailureReason, InvalidInput, NotFound, Problem, Unavailable
+from app.files.storage import FileTooLarge
+from app.inference.openai import failures
+from app.kernel.errors import ArrieroError, Conflict, InvalidInput, NotFound, Problem, Unavailable
 
-#: By the reason of a failure, its status and code. Others are the server's fault.
-_FAILURES: Mapping[str, tuple[int, str | None]] = {
-    FailureReason.INVALID_REQUEST: (400, None),
-    FailureReason.TEMPLATE_ERROR: (400, None),
-    FailureReason.CONTEXT_EXCEEDED: (400, "context_length_exceeded"),
-    FailureReason.TIMEOUT: (504, "timeout"),
-    FailureReason.CANCELLED: (409, "cancelled"),
-    FailureReason.HTTP_THROTTLED: (429, "rate_limit_exceeded"),
-    FailureReason.HTTP_UNREACHABLE: (503, "http_unreachable"),
-    FailureReason.WORKER_LOST: (503, "worker_lost"),
-    FailureReason.WORKER_STOPPED: (503, "worker_stopped"),
-}
+#: Error documents, and those of failures in pools with their status.
+document, of_failure = failures.error_document, failures.of_failure
 
 
 #: The content of an error in the OpenAPI document.
@@ -96,24 +88,12 @@ class RequestFailed(ArrieroError):
         super().__init__(message)
 
 
-def document(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """Return an error document."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return OpenAIErrorOut(error=ErrorDetail(message=message, type=kind, param=param, code=code)).model_dump()
-
-
-def of_failure(reason: str, message: str) -> tuple[int, dict[str, Any]]:
-    """Return status and document of a failure in a pool."""
-    status, code = _FAILURES.get(reason, (500, reason or None))
-    return status, document(message, status, code=code)
-
-
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the error responses of an operation for its OpenAPI document."""
     descriptions = {
         400: "The request is invalid",
-        404: "There is no such model or response",
-        409: "The run was cancelled",
+        404: "There is no such model, response, file or batch",
+        409: "The run was cancelled, or the state does not allow this",
         413: "The body is too large",
         415: "The media type of the body is not supported",
         429: "A limit of the key or namespace is reached, or too many requests wait",
@@ -159,6 +139,12 @@ class OpenAIRoute(APIRoute):
                 return _response(429, document(str(error), 429, code="rate_limit_exceeded"))
             except DeadlineUnmet as error:
                 return _response(503, document(str(error), 503, code=DEADLINE), error.retry_after)
+            except NotFound as error:
+                return _response(404, document(str(error), 404))
+            except FileTooLarge as error:
+                return _response(413, document(str(error), 413))
+            except Conflict as error:
+                return _response(409, document(str(error), 409))
             except Unavailable as error:
                 return _response(503, document(str(error), 503))
 

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
+from app.kernel.priority import Priority
 from app.scheduler.planner import reasons
 from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import ModelDemand, WaitingSteps, model_demand, no_demand
@@ -244,7 +245,7 @@ class Planner:
             if not coming:
                 self.refuse(demand, reasons.next_plan(self.starts, demand))
             return
-        best, nearest = self.choose(demand)
+        best, nearest = self.choose(demand, idle_only=bool(coming) and demand.rank == Priority.BATCH.rank)
         if best is None and not coming and demand.configuration.reserve is not None:
             self.withdraw_grants(demand.configuration)
         if best is not None:
@@ -270,20 +271,34 @@ class Planner:
             and demand.work / slots > self.policy.replica_factor * demand.load
         )
 
-    def choose(self, demand: ModelDemand) -> tuple[PlacementCandidate | None, PlacementCandidate | None]:
-        """The best candidate for which the pressure is high enough, and the cheapest for which it is not."""
+    def choose(
+        self, demand: ModelDemand, *, idle_only: bool = False
+    ) -> tuple[PlacementCandidate | None, PlacementCandidate | None]:
+        """
+        The best candidate for which the pressure is high enough, and the cheapest for which it is not.
+
+        With `idle_only` only those count whose devices no other pool computes on.
+        """
         best: PlacementCandidate | None = None
         nearest: PlacementCandidate | None = None
         found = list(self.search.candidates(demand, evict=True))
         if not found and self.policy.migrate:
             found = list(self.search.candidates(demand, evict=True, moving=True))
         for candidate in found:
+            if idle_only and not self.is_idle(candidate):
+                continue
             if self.is_worth(demand, candidate):
                 if best is None or candidate.order < best.order:
                     best = candidate
             elif nearest is None or (candidate.regret, candidate.devices) < (nearest.regret, nearest.devices):
                 nearest = candidate
         return best, nearest
+
+    def is_idle(self, candidate: PlacementCandidate) -> bool:
+        """Whether no pool is, or will be, on the devices on which it computes: another one there would be slowed."""
+        placed = [pool.bytes for pool in self.cluster.pools if pool.id not in self.state.stopped]
+        placed += [action.bytes for action in self.actions if isinstance(action, StartPool | MovePool)]
+        return not candidate.victims and not any(set(candidate.computing) & held.keys() for held in placed)
 
     def is_worth(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
         if not candidate.victims or demand.overdue:

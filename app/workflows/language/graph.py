@@ -101,6 +101,13 @@ class Graph:
         needed = {key for step in self.definition.steps for key, _ in definitions.needs_of(step)}
         return Reads(inputs=False, steps=frozenset(step.id for step in self.definition.steps) - needed)
 
+    @cached_property
+    def read_outputs(self) -> Set[str]:
+        """The steps whose outputs some expression or template, or the run's output, reads."""
+        parts = (self.decision_reads, self.work_reads, self.item_reads)
+        found = {key for part in parts for reads in part.values() for key in reads.steps}
+        return found | set(self.output_reads.steps)
+
     def models(self, key: str) -> tuple[str, ...]:
         """Return the models of a step in the order in which they are tried; empty for a step that uses no model."""
         return self._models(work_of(self.steps[key]))

@@ -92,7 +92,7 @@ def _end(change: RunChange, definition: MapStep, fan: FanOut, ending: MapEnding)
     output_bytes, usage = items.output_bytes(work, map_id), TokenUsage(fan.tokens_in, fan.tokens_out)
     failures = items.failures(work, map_id, fan)
     match ending:
-        case MapEnding.SUCCEEDED if output_bytes > limit:
+        case MapEnding.SUCCEEDED if output_bytes > limit and key in change.graph.read_outputs:
             message = str(PayloadTooLarge("the outputs of its items together", output_bytes, limit))
             change.fail(key, step.attempt, FailureReason.INVALID_OUTPUT, message, usage=usage)
         case MapEnding.SUCCEEDED:

@@ -36,29 +36,62 @@ def numbered(found: list[BatchWork]) -> list[BatchWork]:
     return found
 
 
-@given(works, st.integers(32, 512), st.integers(1, 512))
-def test_a_decode_contains_every_running_text_within_its_limits(found: list[BatchWork], size: int, budget: int) -> None:
+@given(works, st.integers(32, 512), st.integers(1, 512), st.integers(1, 512))
+def test_a_decode_contains_every_running_text_within_its_limits(
+    found: list[BatchWork], size: int, budget: int, batch_budget: int
+) -> None:
     found = numbered(found)
-    chunks = batch.plan_decode(found, size, budget)
+    chunks = batch.plan_decode(found, size, budget, batch_budget)
     assert chunks
     assert sum(chunk.count for chunk in chunks) <= size
     assert [chunk.work.sequence for chunk in chunks] == sorted({chunk.work.sequence for chunk in chunks})
     assert all(1 <= chunk.count <= chunk.work.remaining for chunk in chunks)
     assert all(chunk.is_last == (chunk.count == chunk.work.remaining) for chunk in chunks)
-    decoding = {work.id for work in found if work.decoding and work.remaining == 1}
-    assert decoding <= {chunk.work.id for chunk in chunks}
+    interactive = any(work.rank == INTERACTIVE for work in found)
+    taking_part = [work for work in found if not interactive or work.rank != BATCH or work.skipped >= batch.BATCH_EVERY]
+    decoding = {work.id for work in taking_part if work.decoding and work.remaining == 1}
+    assert decoding <= {chunk.work.id for chunk in chunks} <= {work.id for work in taking_part}
     prompts = sum(chunk.count for chunk in chunks if chunk.work.id not in decoding)
+    of_batch = sum(chunk.count for chunk in chunks if chunk.work.id not in decoding and chunk.work.rank == BATCH)
+    batch_limit = max(1, batch_budget // 4) if interactive else batch_budget
+    assert of_batch <= batch_limit
     if any(work.id in decoding and work.latency_sensitive for work in found):
         assert prompts <= budget
-    elif len(decoding) < len(found):
-        assert prompts == min(size - len(decoding), sum(work.remaining for work in found if work.id not in decoding))
+    else:
+        waiting = [work for work in taking_part if work.id not in decoding]
+        wanted = sum(work.remaining for work in waiting if work.rank != BATCH)
+        wanted += min(batch_limit, sum(work.remaining for work in waiting if work.rank == BATCH))
+        assert prompts == min(size - len(decoding), wanted)
+
+
+def test_texts_of_batches_stand_still_while_an_interactive_request_runs() -> None:
+    """They take part in one decode of many, so that they do not starve, and their prompts in small parts."""
+    text, prompt = BatchWork(1, 0, BATCH, 1, 1, decoding=True), BatchWork(2, 1, BATCH, 2, 400)
+    standard = BatchWork(3, 2, STANDARD, 3, 1, decoding=True)
+    urgent = BatchWork(4, 3, INTERACTIVE, 4, 1, decoding=True, latency_sensitive=True)
+    works = [text, prompt, standard, urgent]
+    seen: dict[int, int] = dict.fromkeys([1, 2, 3, 4], 0)
+    for _ in range(10 * (batch.BATCH_EVERY + 1)):
+        chunks = batch.plan_decode(works, 512, 80, 40)
+        batch.count_skips(works, chunks)
+        for chunk in chunks:
+            seen[chunk.work.id] += chunk.count
+    decodes = 10 * (batch.BATCH_EVERY + 1)
+    assert seen == {1: 10, 2: 10 * 10, 3: decodes, 4: decodes}
+
+    works.remove(urgent)
+    assert [(chunk.work.id, chunk.count) for chunk in batch.plan_decode(works, 512, 80, 40)] == [
+        (1, 1),
+        (2, 40),
+        (3, 1),
+    ]
 
 
 def test_prompts_are_limited_only_for_latency_sensitive_texts() -> None:
     text, prompt = BatchWork(1, 0, STANDARD, 1, 1, decoding=True), BatchWork(2, 1, STANDARD, 2, 400)
-    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, 80)] == [1, 400]
+    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, 80, 40)] == [1, 400]
     text.latency_sensitive = True
-    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, 80)] == [1, 80]
+    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, 80, 40)] == [1, 80]
 
 
 @pytest.mark.parametrize(
@@ -78,10 +111,10 @@ def test_streamed_and_interactive_requests_are_latency_sensitive(
 
 
 def test_the_best_class_is_computed_first_unless_another_starves() -> None:
-    long, urgent = BatchWork(1, 0, BATCH, 1, 100), BatchWork(2, 1, INTERACTIVE, 2, 100)
-    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, 64)] == [2]
+    long, urgent = BatchWork(1, 0, STANDARD, 1, 100), BatchWork(2, 1, INTERACTIVE, 2, 100)
+    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, 64, 64)] == [2]
     long.skipped = batch.STARVED
-    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, 64)] == [1]
+    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, 64, 64)] == [1]
 
 
 @given(works, st.integers(1, 64))
@@ -100,9 +133,11 @@ def test_reproducible_decodes_contain_one_request_and_alternate(found: list[Batc
 
 
 def test_the_budget_of_a_step_follows_the_speed_of_the_machine() -> None:
-    assert batch.prefill_budget(400, 0.2, 16, 512) == 80
-    assert batch.prefill_budget(100_000, 0.2, 16, 512) == 512
-    assert batch.prefill_budget(1, 0.2, 16, 512) == 16
+    assert batch.prefill_budgets(400, 0.2, 512) == (80, 16)
+    assert batch.prefill_budgets(1_000, 0.2, 512) == (200, 20)
+    assert batch.prefill_budgets(100_000, 0.2, 512) == (512, 512)
+    assert batch.prefill_budgets(1_000, 0.01, 512) == (16, 16)
+    assert batch.prefill_budgets(1, 0.2, 512) == (16, 16)
 
 
 def test_no_request_overtakes_one_that_waits_for_room() -> None:
@@ -126,5 +161,6 @@ def test_only_an_interactive_request_parks_others_and_only_when_it_helps() -> No
 
 
 @given(st.integers(0, 2), st.floats(0, 1e6))
-def test_waiting_raises_the_class_up_to_the_first(rank: int, waited: float) -> None:
-    assert batch.effective_rank(rank, waited, 30) == max(0, rank - int(waited // 30))
+def test_waiting_raises_the_class_but_no_batch_gets_before_an_interactive_request(rank: int, waited: float) -> None:
+    best = STANDARD if rank == BATCH else INTERACTIVE
+    assert batch.effective_rank(rank, waited, 30) == max(best, rank - int(waited // 30))

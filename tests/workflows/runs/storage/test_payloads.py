@@ -399,6 +399,16 @@ def test_values_that_are_too_long_together_fail_the_step(worker: StepWorker, mor
     assert re.match(why, f"{error['reason']} {error['message']}")
 
 
+def test_outputs_of_items_that_nothing_reads_may_be_longer_together(worker: StepWorker) -> None:
+    """As those of a batch, whose results are read item by item."""
+    more = "  - {id: each, kind: map, over: '[1, 2]', step: {kind: generate, prompt: hi}}\noutputs: {done: 'true'}"
+    run_id = worker.submit(MANY.format(more=more))
+    worker.work(each="x" * 3500)
+
+    assert worker.run(run_id).state == "succeeded"
+    assert worker.run(run_id).output == {"done": True}
+
+
 def test_a_run_whose_output_is_too_long_fails_with_its_steps_done(worker: StepWorker) -> None:
     run_id = worker.submit(GIVE.replace("hi, retry", "hi}, {id: b, kind: noop, retry"), v=1)
     worker.work(a="x" * 3990)
