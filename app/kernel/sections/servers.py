@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from app.kernel.sections.section import Section
 from app.kernel.units.durations import Duration
@@ -36,6 +36,16 @@ class ApiSettings(Section):
     #: Most bytes of the inputs, of the output, and of the steps' outputs together, in the answer for a run; longer
     #: values are replaced by references. 0 replaces all.
     max_inline_bytes: int = Field(default=1024 * 1024, ge=0)
+
+    @field_validator("key")
+    @classmethod
+    def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        text = "" if value is None else value.get_secret_value().strip()
+        if not text:
+            return None
+        if not (text.isascii() and text.isprintable()) or " " in text:
+            raise ValueError("an API key has only letters, digits and underscores")
+        return SecretStr(text)
 
 
 class FlowerSettings(Section):
