@@ -21,10 +21,10 @@ from app.cli.processes.records import TreeRecord
 from app.devices.inventory import Devices
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
-from app.kernel.errors import NotFound
+from app.kernel.errors import InvalidSettings, NotFound
 from app.kernel.sections.access import AccessSettings
 from app.kernel.sections.servers import ApiSettings
-from app.kernel.settings import Settings
+from app.kernel.settings import Settings, load
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.runs.service import Runs
 from tests.cli.conftest import Arriero, serving
@@ -74,6 +74,17 @@ def test_commands_send_the_key_of_the_settings_and_show_it_nowhere(
         assert key not in shown.stdout + shown.stderr
         with pytest.raises(RequestRefused, match="lacks the scope 'submit'"):
             run("--set", f"api.key={key}", "submit", "support-triage", "--input", "message=x")
+
+
+@pytest.mark.parametrize("text", ["arr_x y", "arr_x\ny", "arr_ß", "arr_x\x1b"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(text: str) -> None:
+    with pytest.raises(InvalidSettings, match="only letters, digits and underscores") as refused:
+        load(environment={"ARRIERO_API__KEY": text})
+    assert "arr_" not in str(refused.value)
+    key = load(environment={"ARRIERO_API__KEY": " arr_x\n"}).settings.api.key
+    assert key is not None
+    assert key.get_secret_value() == "arr_x"
+    assert load(environment={"ARRIERO_API__KEY": ""}).settings.api.key is None
 
 
 def test_the_key_of_the_operator_goes_only_to_the_api_of_its_machine(

@@ -73,6 +73,16 @@ class ApiSettings(Section):
             raise ValueError("api.tls_certificate and api.tls_key belong together: set both, or none")
         return value
 
+    @field_validator("key")
+    @classmethod
+    def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        text = "" if value is None else value.get_secret_value().strip()
+        if not text:
+            return None
+        if not (text.isascii() and text.isprintable()) or " " in text:
+            raise ValueError("an API key has only letters, digits and underscores")
+        return SecretStr(text)
+
 
 class FlowerSettings(Section):
     """Flower, the web page for monitoring the Celery workers."""
