@@ -51,6 +51,7 @@ class CallGate:
         self._held: set[CallAdmission] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def admit(self, caller: Caller, id_: str, priority: str) -> CallAdmission:
         """
@@ -95,7 +96,8 @@ class CallGate:
                 admission.release()
 
     async def close(self) -> None:
-        """Wait for what runs in the background, and stop the renewal."""
+        """Wait for what runs in the background, and stop the renewal. Leases of calls that still end run out."""
+        self._closed = True
         if self._renewing is not None:
             self._renewing.cancel()
         if self._tasks:
@@ -103,6 +105,8 @@ class CallGate:
 
     def send(self, *, remove: Mapping[str, str], charge: ScriptCall | None) -> None:
         """Remove calls from the keys that hold them, and charge tokens, in the background."""
+        if self._closed:
+            return
         task = asyncio.create_task(self._send(remove, charge))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

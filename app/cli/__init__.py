@@ -109,7 +109,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "limits": LazyCommand(
         "app.cli.limits:app", "Limits on calls of models and submissions of runs, of keys and namespaces."
     ),
-    "audit": LazyCommand("app.cli.audit:audit", "Print the audit log: who has changed what."),
+    "audit": LazyCommand(
+        "app.cli.audit:audit",
+        "Print the audit log, the newest entry first: who has changed what, when, from where, and how it ended.",
+    ),
     "keys": LazyCommand("app.cli.keys:app", "API keys: who may call the API, and what they may do."),
     "cache": LazyCommand(
         "app.cli.fleet.cache:app", "The response cache: answers to requests that were answered before."
@@ -117,7 +120,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "dead-letters": LazyCommand(
         "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
     ),
-    "config": LazyCommand("app.cli.config:app", "Settings: every value and its origin; changes while all runs."),
+    "config": LazyCommand(
+        "app.cli.config:app", "Settings: every value and its origin; and those that change while the processes run."
+    ),
     "db": LazyCommand("app.cli.database:app", "The database: the revision of its schema, and its upgrade."),
     "api": LazyCommand("app.cli.processes.api:api", "Serve the HTTP API, until SIGTERM."),
     "control": LazyCommand(
