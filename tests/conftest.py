@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import psutil
 import pytest
 import redis
 import structlog
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlmodel import SQLModel
 from xdist.scheduler import LoadFileScheduling
 
+from app.access import key_rows  # noqa: F401 they enter the metadata
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
@@ -34,6 +37,9 @@ from app.workflows.runs.storage import rows  # noqa: F401 as above
 
 # A shell's background job begins with SIGINT ignored, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Requests of tests come from this machine, as those of a user do. The name that Starlette gives is no address.
+TestClient.__init__ = partialmethod(TestClient.__init__, client=("127.0.0.1", 50000))  # type: ignore[method-assign]
 
 #: Nothing of the caller's environment may decide how a test ends.
 for name in [name for name in os.environ if name.startswith("ARRIERO_")]:

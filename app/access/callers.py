@@ -4,17 +4,17 @@ The caller of a request: who it is, for which namespace it acts, and what it may
 A caller of one namespace sees and changes nothing of another one. A caller without a namespace acts for all of them:
 only it can name the namespace of what it creates.
 
-Nothing here reads a key: `app/api/callers.py` finds the caller of a request.
+Nothing here reads a request: `app/api/callers.py` finds the caller of a request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from app.access import namespaces
-from app.kernel.errors import InvalidInput, Problem
+from app.kernel.errors import ArrieroError, InvalidInput, Problem
 
 
 class KeyScope(StrEnum):
@@ -28,6 +28,24 @@ class KeyScope(StrEnum):
     OPERATE = "operate"
     #: Keys, limits, settings, the audit log.
     ADMIN = "admin"
+
+
+class NotAuthenticated(ArrieroError):
+    """The request needs an API key, and it has none or one that is not valid."""
+
+    def __init__(self, message: str, *, has_key: bool) -> None:
+        #: The request has a key that is refused.
+        self.has_key = has_key
+        super().__init__(message)
+
+
+class NotAllowed(ArrieroError):
+    """The API key is valid, but it does not allow the request."""
+
+    def __init__(self, message: str, scopes: Collection[KeyScope]) -> None:
+        #: The scopes of which the request needs one.
+        self.scopes = tuple(sorted(scopes))
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +81,7 @@ class Caller:
 
 #: The caller of a request without a key where keys are not required: it may do everything.
 LOCAL = Caller("local", None, frozenset(KeyScope))
+#: The caller with the key that `arriero up` leaves for commands on its machine.
+OPERATOR = Caller("operator", None, frozenset(KeyScope))
+#: The caller of a request that anybody may send, such as a health check. It acts for no namespace.
+ANYBODY = Caller("anybody", "", frozenset())

@@ -21,6 +21,11 @@ PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 ACCEPTED = "lower-case letters, digits, '.', '_', '-'; at most 63"
 
 
+def is_valid(name: str) -> bool:
+    """Whether this can be the name of a namespace."""
+    return re.fullmatch(PATTERN.strip("^$"), name, re.ASCII) is not None
+
+
 def require(name: str, where: str, what: str) -> str:
     """Returns the name. Raises InvalidInput for the field `where` of the input `what` when it is not a valid name."""
     if re.match(PATTERN, name) is None:

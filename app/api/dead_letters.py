@@ -13,11 +13,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
 from app.api import problems
+from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.kernel.dead_letters import KEPT, DeadLetters
 
-router = APIRouter(tags=["dead letters"])
+router = APIRouter(tags=["dead letters"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class DeadLetterOut(BaseModel):
@@ -61,7 +63,12 @@ def page(services: InjectedServices, limit: Annotated[int, Query(ge=1, le=KEPT)]
     return DeadLetterList(dead_letters=found, kept=letters.kept(), counts=counts)
 
 
-@router.delete("/v1/dead-letters", summary="Remove dead letters", responses=problems.documented())
+@router.delete(
+    "/v1/dead-letters",
+    dependencies=[requires(KeyScope.OPERATE, all_namespaces=True)],
+    summary="Remove dead letters",
+    responses=problems.documented(),
+)
 def clear(services: InjectedServices) -> Cleared:
     """Remove all dead letters and the kept values of keys with a wrong type. The counts stay."""
     return Cleared(removed=services.publisher.dead_letters().clear())

@@ -11,6 +11,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from app.api.callers import OPEN
+
 #: Where the files of Swagger UI are served.
 ASSETS = "/docs/assets"
 #: The links of `/`: path by title.
@@ -36,7 +38,7 @@ def add(app: FastAPI) -> None:
     """Add the pages to an application that has no documentation of its own."""
     app.mount(ASSETS, StaticFiles(packages=[("fastapi_swagger", "resources")]))
 
-    @app.get("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False, dependencies=[OPEN])
     def docs() -> HTMLResponse:
         page = get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -50,7 +52,7 @@ def add(app: FastAPI) -> None:
         page.headers.update(_POLICY)
         return page
 
-    @app.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False, dependencies=[OPEN])
     def root(request: Request) -> Response:
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse({"name": app.title, "version": app.version, "links": LINKS})

@@ -7,10 +7,11 @@ from pydantic import BaseModel, Field
 
 from app import __version__
 from app.api import threads
+from app.api.callers import OPEN
 from app.api.services import InjectedServices, Services
 from app.kernel.errors import Unavailable
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], dependencies=[OPEN])
 
 
 class Health(BaseModel):

@@ -23,7 +23,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import __version__
-from app.api import dead_letters, documentation, health, problems, queries, schemas, threads
+from app.access import operator_key
+from app.access.callers import NotAllowed, NotAuthenticated
+from app.api import callers, dead_letters, documentation, health, problems, queries, schemas, threads
+from app.api.access import documented, keys
+from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
 from app.api.bodies import UnsupportedMediaType
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
@@ -70,6 +74,8 @@ _log = log.get(__name__)
 
 #: The first matching class decides.
 STATUSES: Mapping[type[ArrieroError], int] = {
+    NotAuthenticated: 401,
+    NotAllowed: 403,
     ForbiddenRequest: FORBIDDEN,
     UnsupportedMediaType: 415,
     BodyTooLarge: 413,
@@ -106,6 +112,7 @@ ROUTERS = (
     hosts.router,
     namespaces.router,
     dead_letters.router,
+    keys.router,
     health.router,
 )
 
@@ -113,7 +120,7 @@ ROUTERS = (
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
     *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
-    *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn),
+    *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
 )
 
 _DESCRIPTION = """
@@ -156,6 +163,7 @@ def serve(services: Services) -> FastAPI:
         app.state.road = Road(services.runs, client, reader)
         yield
         await app.state.road.close()
+        await app.state.keyring.close()
         await reader.close()
         await client.aclose()
         services.database.close()
@@ -167,11 +175,12 @@ def serve(services: Services) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         license_info={"name": "Apache-2.0"},
-        dependencies=[Depends(queries.refuse_unknown)],
+        dependencies=[Depends(callers.admit), Depends(queries.refuse_unknown)],
         docs_url=None,
         redoc_url=None,
     )
     app.state.services = services
+    app.state.keyring = Keyring(services.database, operator_key.read(services.settings.data_dir))
     documentation.add(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -198,7 +207,8 @@ def status_of(error: ArrieroError) -> int:
 
 def _on_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ArrieroError)
-    return problems.of_error(status_of(error), error)
+    answer = problems.of_error(status_of(error), error)
+    return callers.challenged(answer, error) if isinstance(error, NotAuthenticated | NotAllowed) else answer
 
 
 def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
@@ -256,5 +266,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 answer = operation["responses"].get("422")
                 if answer is not None and "application/json" in answer.get("content", {}):
                     operation["responses"]["422"] = problems.documented(422)[422]
+        documented.describe(app, document)
         app.openapi_schema = document
     return app.openapi_schema

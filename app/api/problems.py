@@ -110,6 +110,10 @@ def shown(value: Any) -> str:
     return reprlib.repr(value) if plain else ""
 
 
+#: The content of a problem in the OpenAPI document.
+CONTENT = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}
+
+
 def documented(
     *statuses: int, others: Mapping[int | str, dict[str, Any]] | None = None
 ) -> dict[int | str, dict[str, Any]]:
@@ -122,8 +126,7 @@ def documented(
         422: "The input is invalid; every problem is listed",
         503: "A part of the service is unavailable",
     }
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}
     answers: dict[int | str, dict[str, Any]] = {
-        status: {"description": descriptions[status], "content": content} for status in (*statuses, 503)
+        status: {"description": descriptions[status], "content": CONTENT} for status in (*statuses, 503)
     }
     return {**answers, **dict(others or {})}

@@ -8,9 +8,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from app.api import problems
+from app.api.callers import OPEN
 from app.workflows.language import schema
 
-router = APIRouter(prefix="/v1/schemas", tags=["schemas"])
+router = APIRouter(prefix="/v1/schemas", tags=["schemas"], dependencies=[OPEN])
 
 #: The media type of a JSON Schema.
 MEDIA_TYPE = "application/schema+json"

@@ -76,5 +76,5 @@ class SimulatedOptions(CatalogTable):
     load: Duration | None = Field(default=None, description="a duration such as '8s'")
     #: Speed of one slot.
     tokens_per_second: Annotated[StrictFloat | StrictInt, Field(gt=0, le=100_000)] = Field(
-        default=30.0, description="a number above 0"
+        default=30.0, description="a number above 0, at most 100000"
     )

@@ -102,6 +102,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.fleet.namespaces:app",
         "Namespaces: the owners of runs, with their limits on the fleet and their use of it.",
     ),
+    "keys": LazyCommand("app.cli.keys:app", "API keys: who may call the API, and what they may do."),
     "dead-letters": LazyCommand(
         "app.cli.dead_letters:app", "Dead letters: messages and keys of the broker that no worker can read."
     ),

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 
+from app.access import operator_key
 from app.cli.processes import records
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, ModelFileUnusable, NotFound, Problem, Unavailable
 from app.kernel.sections.servers import ApiSettings
@@ -16,6 +17,8 @@ from app.kernel.settings import Settings
 
 _DEFAULT_PORT = ApiSettings().port
 
+#: What follows a refusal for want of a key.
+_KEY_HINT = "; commands send the setting api.key (ARRIERO_API__KEY)"
 #: Seconds without a byte after which a stream is given up: a waiting one has a comment every few seconds.
 _STREAM_TIMEOUT = 60.0
 
@@ -44,11 +47,14 @@ class ServerEvent:
 class Client:
     """Calls the API and converts its problem documents to errors."""
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
-        """`timeout` is in seconds."""
+    def __init__(self, url: str, timeout: float = 30.0, key: str | None = None) -> None:
+        """`timeout` is in seconds. `key` is an API key."""
         self.url = url
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # For plain HTTP no certificates are loaded: that takes longer than a call.
-        self._http = httpx2.Client(base_url=url, timeout=timeout, trust_env=False, verify=url.startswith("https://"))
+        self._http = httpx2.Client(
+            base_url=url, timeout=timeout, trust_env=False, verify=url.startswith("https://"), headers=headers
+        )
 
     def get(self, path: str, **parameters: Any) -> Any:
         """Return the JSON of a resource."""
@@ -114,14 +120,15 @@ class Client:
 @contextmanager
 def connected(settings: Settings, timeout: float = 30.0) -> Iterator[Client]:
     """Yield a client of the API at the address in the settings. `timeout` is in seconds, for each answer."""
-    with connected_to(url_of(settings), timeout) as client:
+    url = url_of(settings)
+    with connected_to(url, timeout, key_of(settings, url)) as client:
         yield client
 
 
 @contextmanager
-def connected_to(url: str, timeout: float = 30.0) -> Iterator[Client]:
-    """Yield a client of the API at an address. `timeout` is in seconds, for each answer."""
-    client = Client(url, timeout)
+def connected_to(url: str, timeout: float = 30.0, key: str | None = None) -> Iterator[Client]:
+    """Yield a client of the API at an address. `timeout` is in seconds, for each answer. `key` is an API key."""
+    client = Client(url, timeout, key)
     try:
         yield client
     finally:
@@ -139,6 +146,20 @@ def url_of(settings: Settings) -> str:
     if settings.api.port in (0, _DEFAULT_PORT) and (running := records.running(settings.data_dir)) is not None:
         return running.api or url_at(settings.api.host, settings.api.port)
     return url_at(settings.api.host, settings.api.port)
+
+
+def key_of(settings: Settings, url: str) -> str | None:
+    """
+    Return the API key for calls of a URL: that of the settings, or that of the operator of this machine.
+
+    The latter goes only to the API of the `arriero up` that runs on the data directory.
+    """
+    if settings.api.key is not None:
+        return settings.api.key.get_secret_value()
+    key = operator_key.read(settings.data_dir)
+    if key is None or (running := records.running(settings.data_dir)) is None:
+        return None
+    return key if running.api == url else None
 
 
 def url_at(host: str, port: int) -> str:
@@ -177,6 +198,8 @@ def _error(response: httpx2.Response) -> ArrieroError:
             return Conflict(detail)
         case 503:
             return Unavailable(detail)
+        case 401:
+            return RequestRefused(f"{detail}{_KEY_HINT}")
         case _:
             return RequestRefused(detail)
 
@@ -193,5 +216,7 @@ def _openai_error(status: int, error: Mapping[str, Any]) -> ArrieroError:
             return Conflict(message)
         case 503:
             return Unavailable(message)
+        case 401:
+            return RequestRefused(f"{message}{_KEY_HINT}")
         case _:
             return RequestRefused(message)

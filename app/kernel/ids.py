@@ -2,12 +2,13 @@
 Ids: UUIDs of version 7 (RFC 9562, section 5.7), which sort by the time of their creation.
 
 Rows that are written together are adjacent in an index, and a list by id is a list by age.
-All randomness of ids, passwords of embedded servers and jitter comes from here.
+All randomness of ids, API keys, passwords of embedded servers and jitter comes from here.
 """
 
 from __future__ import annotations
 
 import secrets
+import string
 import time
 from uuid import UUID
 
@@ -24,6 +25,12 @@ def new_id() -> UUID:
 def new_secret() -> str:
     """Return a password for an embedded server: 192 random bits, safe in URLs and configuration files."""
     return secrets.token_urlsafe(24)
+
+
+def new_text(characters: int, *, lower_case: bool = False) -> str:
+    """Return random letters and digits: almost 6 bits a character, or 5.2 in lower case."""
+    letters = string.ascii_lowercase if lower_case else string.ascii_letters
+    return "".join(secrets.choice(string.digits + letters) for _ in range(characters))
 
 
 def chance() -> float:

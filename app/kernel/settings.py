@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.kernel.errors import InvalidSettings, Problem
+from app.kernel.sections.access import AccessSettings
 from app.kernel.sections.catalog import CatalogSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
 
     log: LogSettings = LogSettings()
     api: ApiSettings = ApiSettings()
+    access: AccessSettings = AccessSettings()
     flower: FlowerSettings = FlowerSettings()
     broker: BrokerSettings = BrokerSettings()
     runs: RunSettings = RunSettings()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,16 @@ class Live:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    folder, api, flower = tmp_path_factory.mktemp("live"), free_port(), free_port()
+    with running(tmp_path_factory.mktemp("live")) as tree:
+        yield tree
+
+
+@contextmanager
+def running(folder: Path, *more: str) -> Iterator[Live]:
+    """Run `arriero up` with its data in a folder. `more` are further options."""
+    api, flower = free_port(), free_port()
     log = folder / "up.log"
-    options = [f"--data-dir={folder}", f"--set=api.port={api}", f"--set=flower.port={flower}"]
+    options = [f"--data-dir={folder}", f"--set=api.port={api}", f"--set=flower.port={flower}", *more]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "app", *options, "up"], stdout=out, stderr=out, cwd=ROOT, start_new_session=True

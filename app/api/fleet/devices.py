@@ -7,12 +7,14 @@ import socket
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
 from app.api import problems
+from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.devices.device import HardwareKind
 from app.devices.inventory import Devices
 
-router = APIRouter(prefix="/v1/devices", tags=["devices"])
+router = APIRouter(prefix="/v1/devices", tags=["devices"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class ProcessOut(BaseModel):

@@ -8,7 +8,9 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
 from app.api import problems
+from app.api.callers import requires
 from app.api.services import InjectedServices, Services
 from app.inference import demand
 from app.inference.demand import ModelStep
@@ -17,7 +19,7 @@ from app.scheduler import reconcile
 from app.scheduler.planner.explanation import Condition
 from app.workflows.state_machine.states import StepState
 
-router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
+router = APIRouter(prefix="/v1/fleet", tags=["fleet"], dependencies=[requires(KeyScope.READ)])
 
 
 class StepPlaceOut(BaseModel):

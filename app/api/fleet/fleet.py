@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
 from app.api import problems
+from app.api.callers import requires
 from app.api.fleet import hosts, pools
 from app.api.fleet.hosts import HostOut
 from app.api.fleet.pools import PoolOut
@@ -19,7 +21,7 @@ from app.inference import demand
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.scheduler import needs, reconcile, tasks
 
-router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
+router = APIRouter(prefix="/v1/fleet", tags=["fleet"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class RefusalOut(BaseModel):
@@ -152,7 +154,13 @@ def preview(services: InjectedServices) -> DefragmentOut:
     )
 
 
-@router.post("/defragment", status_code=202, summary="Defragment", responses=problems.documented())
+@router.post(
+    "/defragment",
+    status_code=202,
+    dependencies=[requires(KeyScope.OPERATE, all_namespaces=True)],
+    summary="Defragment",
+    responses=problems.documented(),
+)
 def defragment(services: InjectedServices) -> DefragmentOut:
     """Start a defragmentation in a control worker. The answer is a preview from just before."""
     found = preview(services)

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.access.callers import KeyScope
 from app.api import problems
+from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.catalog import catalog, files, header
 from app.catalog.metadata import Header
@@ -22,7 +24,7 @@ from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, ModelUnsupported, NotFound, Problem
 from app.kernel.settings import Settings, environment_of
 
-router = APIRouter(prefix="/v1/catalog", tags=["models"])
+router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ)])
 
 #: The options of a query, and the catalogue keys that they replace.
 KEYS: Mapping[str, str] = {

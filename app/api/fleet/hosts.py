@@ -8,14 +8,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.access.callers import KeyScope
 from app.api import bodies, problems
+from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.fleet import views
 from app.fleet.host import HostState
 from app.fleet.views import HostView
 from app.kernel.errors import InvalidInput, Problem
 
-router = APIRouter(prefix="/v1/hosts", tags=["fleet"])
+router = APIRouter(prefix="/v1/hosts", tags=["fleet"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class DeviceOut(BaseModel):
@@ -74,6 +76,7 @@ def page(services: InjectedServices) -> HostList:
 
 @router.put(
     "/{name}",
+    dependencies=[requires(KeyScope.OPERATE, all_namespaces=True)],
     summary="Uncordon, cordon or drain a host",
     responses=problems.documented(404, 413, 415, 422),
     openapi_extra=bodies.documented_as(MarkIn),
@@ -89,7 +92,13 @@ def mark(services: InjectedServices, name: str, body: Annotated[MarkIn, bodies.o
     return out(views.host(services.database, name))
 
 
-@router.delete("/{name}", status_code=204, summary="Remove a host", responses=problems.documented(404, 409))
+@router.delete(
+    "/{name}",
+    status_code=204,
+    dependencies=[requires(KeyScope.OPERATE, all_namespaces=True)],
+    summary="Remove a host",
+    responses=problems.documented(404, 409),
+)
 def remove(
     services: InjectedServices,
     name: str,

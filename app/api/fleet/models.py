@@ -7,14 +7,16 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
 from app.api import problems
+from app.api.callers import requires
 from app.api.services import InjectedServices, Services
 from app.catalog import files
 from app.catalog.model import Model
 from app.kernel.errors import ModelFileUnusable
 from app.workflows.runs import views
 
-router = APIRouter(prefix="/v1/catalog", tags=["models"])
+router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ)])
 
 
 class ModelOut(BaseModel):

@@ -10,14 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.access import accounts
 from app.access.accounts import NamespaceAccount
+from app.access.callers import KeyScope
 from app.api import bodies, problems
+from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.fleet import views
 from app.kernel import clock
 from app.kernel.units.durations import Duration
 from app.kernel.units.sizes import Size
 
-router = APIRouter(prefix="/v1/namespaces", tags=["fleet"])
+router = APIRouter(prefix="/v1/namespaces", tags=["fleet"], dependencies=[requires(KeyScope.READ)])
 
 
 class LimitsIn(BaseModel):
@@ -64,6 +66,7 @@ def page(services: InjectedServices) -> NamespaceList:
 
 @router.put(
     "/{name}",
+    dependencies=[requires(KeyScope.ADMIN, all_namespaces=True)],
     summary="Limit a namespace",
     responses=problems.documented(413, 415, 422),
     openapi_extra=bodies.documented_as(LimitsIn),

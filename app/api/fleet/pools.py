@@ -8,7 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.access.callers import KeyScope
 from app.api import bodies, problems
+from app.api.callers import requires
 from app.api.fleet import explanations
 from app.api.fleet.explanations import ExplanationOut
 from app.api.services import InjectedServices
@@ -16,7 +18,7 @@ from app.fleet import views
 from app.fleet.pool import PoolState
 from app.fleet.views import PoolView
 
-router = APIRouter(prefix="/v1/pools", tags=["fleet"])
+router = APIRouter(prefix="/v1/pools", tags=["fleet"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class PoolOut(BaseModel):
@@ -97,6 +99,7 @@ def page(
 @router.post(
     "",
     status_code=202,
+    dependencies=[requires(KeyScope.OPERATE, all_namespaces=True)],
     summary="Load a model",
     responses=problems.documented(404, 413, 415, 422),
     openapi_extra=bodies.documented_as(StartIn),
@@ -111,6 +114,7 @@ def start(services: InjectedServices, body: Annotated[StartIn, bodies.of(StartIn
 @router.post(
     "/stop",
     status_code=202,
+    dependencies=[requires(KeyScope.OPERATE, all_namespaces=True)],
     summary="Stop a model's pools",
     responses=problems.documented(404, 413, 415, 422),
     openapi_extra=bodies.documented_as(StopIn),
@@ -136,13 +140,25 @@ def log(services: InjectedServices, pool: str) -> LogOut:
     return LogOut(id=found.id, lines=views.log_tail(services.database, found.id).splitlines())
 
 
-@router.post("/{pool}/stop", status_code=202, summary="Stop a pool", responses=problems.documented(404, 409))
+@router.post(
+    "/{pool}/stop",
+    status_code=202,
+    dependencies=[requires(KeyScope.OPERATE, all_namespaces=True)],
+    summary="Stop a pool",
+    responses=problems.documented(404, 409),
+)
 def stop(services: InjectedServices, pool: str) -> PoolOut:
     """Stop a pool; its steps may finish within pools.drain_timeout."""
     return one(services, services.operator_commands.stop(pool))
 
 
-@router.post("/{pool}/restart", status_code=202, summary="Restart a pool", responses=problems.documented(404, 409))
+@router.post(
+    "/{pool}/restart",
+    status_code=202,
+    dependencies=[requires(KeyScope.OPERATE, all_namespaces=True)],
+    summary="Restart a pool",
+    responses=problems.documented(404, 409),
+)
 def restart(services: InjectedServices, pool: str) -> PoolOut:
     """Stop a pool and start another of its model."""
     return one(services, services.operator_commands.stop(pool, again=True))

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from app.access.callers import Caller
+from app.access.callers import Caller, KeyScope
 from app.api import bodies, threads
-from app.api.callers import InjectedCaller
+from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.calls import RUN_HEADER, ModelCall
 from app.api.openai.errors import OpenAIRoute
@@ -27,7 +27,7 @@ from app.inference.openai.reranking import RerankingRequest
 from app.inference.requests import PriorityClass
 from app.kernel.errors import InvalidInput, Problem
 
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[requires(KeyScope.SUBMIT)], route_class=OpenAIRoute)
 
 M = TypeVar("M", bound=BaseModel)
 

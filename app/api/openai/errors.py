@@ -16,7 +16,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from app.api import problems
+from app.access.callers import NotAllowed, NotAuthenticated
+from app.api import callers, problems
 from app.kernel.errors import ArrieroError, FailureReason, InvalidInput, NotFound, Problem, Unavailable
 
 #: By the reason of a failure, its status and code. Others are the server's fault.
@@ -29,6 +30,10 @@ _FAILURES: Mapping[str, tuple[int, str | None]] = {
     FailureReason.WORKER_LOST: (503, "worker_lost"),
     FailureReason.WORKER_STOPPED: (503, "worker_stopped"),
 }
+
+
+#: The content of an error in the OpenAPI document.
+CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIErrorOut"}}}
 
 
 class ErrorDetail(BaseModel):
@@ -107,6 +112,10 @@ class OpenAIRoute(APIRoute):
                 return _response(400, _first(problems.of_request(error)))
             except HTTPException as error:
                 return _response(error.status_code, document(str(error.detail), error.status_code))
+            except NotAuthenticated as error:
+                return callers.challenged(_response(401, document(str(error), 401, code="invalid_api_key")), error)
+            except NotAllowed as error:
+                return callers.challenged(_response(403, document(str(error), 403, code="insufficient_scope")), error)
             except RequestFailed as error:
                 return _response(*of_failure(error.reason, str(error)))
             except ModelNotFound as error:

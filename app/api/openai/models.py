@@ -10,6 +10,8 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
+from app.api.callers import requires
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, OpenAIRoute
 from app.api.services import InjectedServices, Services
@@ -20,7 +22,12 @@ from app.fleet.pool import PoolPhase
 from app.fleet.views import PoolView
 from app.kernel.errors import ModelFileUnusable
 
-router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(
+    prefix="/v1/models",
+    tags=["openai"],
+    dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],
+    route_class=OpenAIRoute,
+)
 
 
 #: Phases of pools that will not serve.

@@ -12,14 +12,16 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.access.callers import KeyScope
 from app.api import bodies, problems, threads
+from app.api.callers import requires
 from app.api.services import InjectedServices, Services
 from app.api.workflows.run_ids import ResolvedRunId
 from app.kernel.errors import NotFound, Unavailable
 from app.workflows.runs import control, views
 from app.workflows.state_machine.states import FINAL_RUNS
 
-router = APIRouter(prefix="/v1/runs/{run_id}/events", tags=["runs"])
+router = APIRouter(prefix="/v1/runs/{run_id}/events", tags=["runs"], dependencies=[requires(KeyScope.READ)])
 
 #: Seconds between two polls for new entries, between two keep-alive comments, and before an unreachable database is
 #: polled again.
@@ -96,6 +98,7 @@ def history(
 @router.post(
     "",
     status_code=202,
+    dependencies=[requires(KeyScope.SUBMIT)],
     summary="Send an event to a run",
     responses=problems.documented(404, 409, 413, 415, 422),
     openapi_extra=bodies.documented_as(EventIn),

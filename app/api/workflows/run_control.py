@@ -9,14 +9,16 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.access.callers import KeyScope
 from app.api import bodies, problems
+from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.api.workflows.run_documents import RunOut, out
 from app.api.workflows.run_ids import ResolvedRunId
 from app.workflows.runs import control, forks, views
 from app.workflows.state_machine.states import RunState, StepState
 
-router = APIRouter(tags=["runs"])
+router = APIRouter(tags=["runs"], dependencies=[requires(KeyScope.SUBMIT)])
 
 _Name = Annotated[str, Path(description="the name of the workflow", examples=["support-triage"])]
 
@@ -143,6 +145,7 @@ def cancel_step(run_id: ResolvedRunId, key: str, services: InjectedServices) -> 
 
 @router.post(
     "/v1/bulk/cancel",
+    dependencies=[requires(KeyScope.OPERATE)],
     summary="Cancel many runs",
     responses=problems.documented(413, 415, 422),
     openapi_extra=bodies.documented_as(FilterIn),
@@ -154,6 +157,7 @@ def cancel_all(which: Annotated[FilterIn, bodies.of(FilterIn)], services: Inject
 
 @router.post(
     "/v1/bulk/retry",
+    dependencies=[requires(KeyScope.OPERATE)],
     summary="Retry many runs",
     responses=problems.documented(413, 415, 422),
     openapi_extra=bodies.documented_as(FilterIn),
@@ -165,6 +169,7 @@ def retry_all(which: Annotated[FilterIn, bodies.of(FilterIn)], services: Injecte
 
 @router.post(
     "/v1/workflows/{name}/pause",
+    dependencies=[requires(KeyScope.OPERATE)],
     tags=["workflows"],
     summary="Pause a workflow",
     responses=problems.documented(422),
@@ -176,6 +181,7 @@ def pause_workflow(name: _Name, services: InjectedServices) -> WorkflowPausedOut
 
 @router.post(
     "/v1/workflows/{name}/resume",
+    dependencies=[requires(KeyScope.OPERATE)],
     tags=["workflows"],
     summary="Resume a workflow",
     responses=problems.documented(422),

@@ -10,8 +10,10 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
+from app.api.callers import requires
 from app.api.services import InjectedServices, Services
 from app.api.workflows.run_documents import ItemsOut, RunListed, RunOut, item_out, live_of, out
 from app.api.workflows.run_ids import ResolvedRunId
@@ -28,7 +30,7 @@ from app.workflows.runs import views
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import RunState, StepState
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[requires(KeyScope.READ)])
 
 
 class RunIn(BaseModel):
@@ -101,6 +103,7 @@ _EXAMPLES = {
 @router.post(
     "",
     status_code=202,
+    dependencies=[requires(KeyScope.SUBMIT)],
     summary="Submit a run",
     response_model=RunOut,
     responses=problems.documented(
@@ -181,7 +184,13 @@ def items(
     return ItemsOut(items=found, next_first=rows[limit].item if len(rows) > limit else None)
 
 
-@router.post("/{run_id}/cancel", status_code=202, summary="Cancel a run", responses=problems.documented(404, 422))
+@router.post(
+    "/{run_id}/cancel",
+    status_code=202,
+    dependencies=[requires(KeyScope.SUBMIT)],
+    summary="Cancel a run",
+    responses=problems.documented(404, 422),
+)
 def cancel(run_id: ResolvedRunId, services: InjectedServices) -> CancelOut:
     """
     Request the end of a run.

@@ -9,8 +9,10 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
+from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.schedules import check, timetable
@@ -18,7 +20,7 @@ from app.workflows.schedules.overlap import FireState
 from app.workflows.schedules.service import Schedules, ScheduleView
 from app.workflows.state_machine.states import RunState
 
-router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
+router = APIRouter(prefix="/v1/schedules", tags=["schedules"], dependencies=[requires(KeyScope.READ)])
 
 _Name = Annotated[str, Path(description="the name of the schedule", examples=["nightly-digest"])]
 _Count = Annotated[int, Query(ge=1, le=1000, description="number of fires")]
@@ -141,6 +143,7 @@ def get(name: _Name, schedules: _Service) -> ScheduleOut:
 
 @router.put(
     "/{name}",
+    dependencies=[requires(KeyScope.OPERATE)],
     summary="Store a schedule",
     responses=problems.documented(
         413, 415, 422, others={201: {"model": ScheduleOut, "description": "Stored under a new name"}}
@@ -164,13 +167,24 @@ def put(name: _Name, body: RequestBody, schedules: _Service, response: Response)
     return _out(view)
 
 
-@router.delete("/{name}", status_code=204, summary="Remove a schedule", responses=problems.documented(404))
+@router.delete(
+    "/{name}",
+    status_code=204,
+    dependencies=[requires(KeyScope.OPERATE)],
+    summary="Remove a schedule",
+    responses=problems.documented(404),
+)
 def delete(name: _Name, schedules: _Service) -> None:
     """Remove a schedule with the history of its fires. Its runs are kept, and running ones continue."""
     schedules.delete(name)
 
 
-@router.post("/{name}/pause", summary="Pause a schedule", responses=problems.documented(404, 422))
+@router.post(
+    "/{name}/pause",
+    dependencies=[requires(KeyScope.OPERATE)],
+    summary="Pause a schedule",
+    responses=problems.documented(404, 422),
+)
 def pause(
     name: _Name,
     schedules: _Service,
@@ -180,13 +194,24 @@ def pause(
     return _out(schedules.pause(name, reason))
 
 
-@router.post("/{name}/resume", summary="Resume a schedule", responses=problems.documented(404))
+@router.post(
+    "/{name}/resume",
+    dependencies=[requires(KeyScope.OPERATE)],
+    summary="Resume a schedule",
+    responses=problems.documented(404),
+)
 def resume(name: _Name, schedules: _Service) -> ScheduleOut:
     """Resume a schedule: it fires again from now on. Fires that were due while it was paused are skipped."""
     return _out(schedules.resume(name))
 
 
-@router.post("/{name}/trigger", status_code=202, summary="Fire a schedule now", responses=problems.documented(404, 422))
+@router.post(
+    "/{name}/trigger",
+    status_code=202,
+    dependencies=[requires(KeyScope.OPERATE)],
+    summary="Fire a schedule now",
+    responses=problems.documented(404, 422),
+)
 def trigger(
     name: _Name,
     schedules: _Service,

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
+from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
+from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.api.workflows.runs import deployment_of
 from app.workflows import registry
@@ -17,7 +19,7 @@ from app.workflows.language import check
 from app.workflows.language import diff as differences
 from app.workflows.registry import SHIPPED, Version
 
-router = APIRouter(prefix="/v1/workflows", tags=["workflows"])
+router = APIRouter(prefix="/v1/workflows", tags=["workflows"], dependencies=[requires(KeyScope.READ)])
 
 _Name = Annotated[str, Path(description="the name of the workflow", examples=["support-triage"])]
 
@@ -108,6 +110,7 @@ def diff(
 
 @router.put(
     "/{name}",
+    dependencies=[requires(KeyScope.OPERATE)],
     summary="Store a workflow",
     responses=problems.documented(
         413, 415, 422, others={201: {"model": WorkflowOut, "description": "Stored as a new version"}}

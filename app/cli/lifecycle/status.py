@@ -12,7 +12,7 @@ import httpx2
 import typer
 from rich.text import Text
 
-from app.cli.client import RequestRefused, connected_to, url_of
+from app.cli.client import RequestRefused, connected_to, key_of, url_of
 from app.cli.lifecycle import installation
 from app.cli.lifecycle.installation import UP, Installation, ListedProcess
 from app.cli.output import AsJson, console, print_json, settings_of, state, table
@@ -78,7 +78,7 @@ def _asked(settings: Settings, found: Installation) -> ApiStatus:
             return ApiStatus(url, "", True, {}, {})
         if not ready["ready"]:
             return ApiStatus(url, f"database: {ready['database']}; broker: {ready['broker']}", False, {}, {})
-        with connected_to(url, _SECONDS) as client:
+        with connected_to(url, _SECONDS, key_of(settings, url)) as client:
             fleet = client.get("/v1/fleet")
             runs = client.get("/v1/runs", state=_UNFINISHED, limit=_COUNTED)["runs"]
             return ApiStatus(url, "", False, fleet, Counter(run["state"] for run in runs))

@@ -113,7 +113,8 @@ def _settings(given: Settings, folder: Path) -> Settings:
             "data_dir": folder,
             "database_url": None,
             "redis_url": None,
-            "api": given.api.model_copy(update={"host": "127.0.0.1", "port": 0, "url": ""}),
+            "api": given.api.model_copy(update={"host": "127.0.0.1", "port": 0, "url": "", "key": None}),
+            "access": given.access.model_copy(update={"keys": "auto"}),
             "pools": given.pools.model_copy(update={"models": (_MODEL,)}),
         }
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 
 import httpx2
 from celery import Celery
 
+from app.access import operator_key
 from app.catalog import files
 from app.catalog.model import Model
-from app.cli.client import connected_to, url_at
+from app.cli.client import Client, connected_to, url_at
 from app.cli.processes.member import ProcessMember
 from app.cli.processes.reporter import Reporter
 from app.kernel import broker
@@ -23,6 +26,9 @@ from app.scheduler import needs
 _PAUSE = 0.1
 #: Seconds for which a model is refused, with a reason that does not pass by itself, before the start is given up.
 _HOPELESS = 15.0
+
+#: Connects to the API.
+_Connect = Callable[[], AbstractContextManager[Client]]
 
 
 def check_files(settings: Settings) -> None:
@@ -55,6 +61,7 @@ def wait(
     """
     limit = time.monotonic() + deadline.total_seconds()
     url, waiting = url_at(settings.api.host, settings.api.port), {m.worker: m for m in members if m.worker}
+    connect = partial(connected_to, url, key=operator_key.read(settings.data_dir))
     assert settings.redis_url is not None, "it is known here"
     celery = broker.celery_app(settings.redis_url.get_secret_value(), settings.broker)
     models = list(settings.pools.models)
@@ -72,7 +79,7 @@ def wait(
             late = ", ".join([*([] if serves else ["api"]), *(member.name for member in waiting.values()), *models])
             raise ServerNotStarted(late, f"it was not ready after {deadline.total_seconds():g} s")
         if not serves and _serves(url, instance):
-            serves, before = True, _heartbeats(url)
+            serves, before = True, _heartbeats(connect)
             report.done("api", f"serves at {url}")
         for name in _answering(celery, list(waiting)):
             waiting.pop(name)
@@ -80,22 +87,22 @@ def wait(
                 report.done("workers", ", ".join(member.name for member in members if member.worker))
         _check_files([catalog.get(name) for name in models], settings)
         if serves and not waiting and models:
-            models = _still_loading(url, report, models, before, told)
-            refusals.check(url, models)
+            models = _still_loading(connect, report, models, before, told)
+            refusals.check(connect, models)
             if not models:
                 report.done("models", f"{', '.join(settings.pools.models)} served")
         if not serves or waiting or models:
             pause(_PAUSE)
 
 
-def _heartbeats(url: str) -> dict[str, str | None]:
+def _heartbeats(connect: _Connect) -> dict[str, str | None]:
     """Return the time of the last heartbeat of every known pool."""
-    with connected_to(url) as client:
+    with connect() as client:
         return {pool["id"]: pool["heartbeat_at"] for pool in client.get("/v1/pools", ended=True)["pools"]}
 
 
 def _still_loading(
-    url: str, report: Reporter, models: Sequence[str], before: Mapping[str, str | None], told: dict[str, str]
+    connect: _Connect, report: Reporter, models: Sequence[str], before: Mapping[str, str | None], told: dict[str, str]
 ) -> list[str]:
     """
     Return the models that no pool serves yet. A pool counts only with a heartbeat after those in `before`, because
@@ -104,7 +111,7 @@ def _still_loading(
     Raises ServerNotStarted when the newest pool of a model failed.
     """
     left, doing = [], []
-    with connected_to(url) as client:
+    with connect() as client:
         for model in models:
             pools = client.get("/v1/pools", model=model, ended=True)["pools"]
             alive = [pool for pool in pools if before.get(pool["id"]) != pool["heartbeat_at"]]
@@ -134,9 +141,9 @@ class _Refusals:
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
-    def check(self, url: str, models: Sequence[str]) -> None:
+    def check(self, connect: _Connect, models: Sequence[str]) -> None:
         """Raises ServerNotStarted for a model that has been refused for long, with the reason."""
-        with connected_to(url) as client:
+        with connect() as client:
             for model in models:
                 found = client.get("/v1/fleet/explain", model=model)
                 if found["condition"] != "refused" or found["estimate_s"] is not None:

@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from app import __version__
+from app.access import keyless, operator_key
 from app.cli.client import url_at
 from app.cli.processes import readiness, records
 from app.cli.processes.member import (
@@ -273,6 +274,11 @@ def running_tree(
         record.api = url_at(settings.api.host, settings.api.port)
         record.flower = url_at(settings.flower.host, settings.flower.port) if flower else None
         record.save(held.path)
+        if keyless.needs_keys(settings):
+            stack.callback(operator_key.remove, held.path)
+            operator_key.create(held.path)
+        else:
+            operator_key.remove(held.path)  # one that a killed tree has left
         is_external = settings.database_url is not None
         preload = Preload()
         preload.start()

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from app.cli.client import url_of
+from app.access import keyless, operator_key
+from app.access.callers import KeyScope
+from app.cli.client import connected_to, url_of
 from app.cli.output import settings_of
 from app.cli.processes import background
 from app.cli.processes.records import LOG_FILE
@@ -83,6 +85,7 @@ def _announce(tree: Tree, report: Reporter, *, in_background: bool) -> None:
         f"[bold]Models[/]     {escape(', '.join(settings.pools.models) or 'none')}",
         f"[bold]Data[/]       {escape(str(tree.directory))}",
         f"[bold]Logs[/]       {escape(str(tree.directory / LOG_FILE.parent))}",
+        f"[bold]Access[/]     {_access(tree)}",
         "",
         "Try in another terminal:",
         "  arriero models pull gemma3:270m",
@@ -91,3 +94,18 @@ def _announce(tree: Tree, report: Reporter, *, in_background: bool) -> None:
         "`arriero down` stops everything." if in_background else "Ctrl-C stops everything.",
     ]
     report.block(f"arriero is up ({report.seconds:.1f} s)", lines)
+
+
+def _access(tree: Tree) -> str:
+    """Return who needs a key. The first start that needs one creates an admin key, and says it here only."""
+    if not keyless.needs_keys(tree.settings):
+        return "no key is needed on this machine, and no other machine can reach the API"
+    needed = "an API key is needed; commands on this machine, with this data directory, have one"
+    with connected_to(tree.record.api, key=operator_key.read(tree.directory)) as client:
+        if client.get("/v1/keys", limit=1)["keys"]:
+            return f"{needed} (`arriero keys list`)"
+        made = client.post("/v1/keys", {"name": "admin", "scopes": list(KeyScope)})
+    return (
+        f"{needed}\n             the first admin key, which is shown only now: [bold]{made['key']}[/]\n"
+        "             `arriero keys create NAME` creates others"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from app.kernel.sections.section import Section
 from app.kernel.units.durations import Duration
@@ -27,6 +27,8 @@ class ApiSettings(Section):
     port: int = Field(default=8470, ge=0, le=65535, description="0 chooses a free port")
     #: The URL of the API for commands on this host, if it differs from the address above.
     url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    #: The API key that commands send. Programs on the machine of the API need none by default.
+    key: SecretStr | None = None
     #: Most bytes of a request body; a larger one is refused with 413.
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     #: Most bytes of the inputs, of the output, and of the steps' outputs together, in the answer for a run; longer

@@ -1,0 +1,1 @@
+"""Callers at the API: keys, callers without one, and what the OpenAPI document says of them."""
