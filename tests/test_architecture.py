@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CONCEPTS = ("access", "catalog", "devices", "fleet", "footprint", "grammar", "inference", "scheduler", "workflows")
+CONCEPTS = (
+    *("access", "catalog", "devices", "fleet", "footprint", "grammar", "inference", "memory", "scheduler"),
+    "workflows",
+)
 
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {

@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 from app import __version__
 from app.access import operator_key
 from app.access.callers import NotAllowed, NotAuthenticated
-from app.api import callers, dead_letters, documentation, health, problems, queries, schemas, threads
+from app.api import callers, compression, dead_letters, documentation, health, problems, queries, schemas, threads
 from app.api.access import documented, keys
 from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
@@ -94,6 +94,7 @@ ANSWER_TIMEOUT = timedelta(seconds=5)
 #: One router per resource.
 ROUTERS = (
     endpoints.router,
+    compression.router,
     served_models.router,
     runs.router,
     payloads.router,
@@ -119,6 +120,7 @@ ROUTERS = (
 #: Types for the OpenAPI document that are not in the signatures of endpoints.
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
+    compression.CompressIn,
     *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
 )

@@ -1,21 +1,22 @@
 """
 The compression of a conversation or a text to a number of tokens.
 
-What fits already is returned as it is. Otherwise each method is applied in turn, the least harmful first, until the result
-fits: structure, duplicates, then selection and pruning together. Tokens are counted by the caller's function, which is the
-target model's tokenizer. A result that is over its budget says so; a kept sentence has all of its protected spans.
+What fits already is returned as it is. Otherwise each method is applied in turn, the least harmful first, until the
+result fits: structure, duplicates, then selection and pruning together. Tokens are counted by the caller's function,
+which is the target model's tokenizer. A result that is over its budget says so; a kept sentence has all of its
+protected spans.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from app.memory.compression import conversation as conversations
 from app.memory.compression import deduplication, pruning, relevance
-from app.memory.compression.conversation import Conversation, Protection, Turn
+from app.memory.compression.conversation import Protection, SplitConversation, Turn
 from app.memory.compression.report import Compressed, MethodFigures
 from app.memory.compression.selection import Selection
 
@@ -28,7 +29,7 @@ _MAX_ROUNDS = 8
 _USED = 0.97
 
 
-class Method(StrEnum):
+class ReductionMethod(StrEnum):
     """A way to make a conversation shorter."""
 
     STRUCTURE = "structure"
@@ -37,7 +38,7 @@ class Method(StrEnum):
     PRUNE = "prune"
 
 
-ALL_METHODS = frozenset(Method)
+ALL_METHODS = frozenset(ReductionMethod)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class Target:
     #: Tokens before for one token after; or else `max_tokens`.
     ratio: float | None = None
     max_tokens: int | None = None
-    methods: frozenset[Method] = ALL_METHODS
-    protection: Protection = Protection()
+    methods: frozenset[ReductionMethod] = ALL_METHODS
+    protection: Protection = field(default_factory=Protection)
     query: str = ""
     #: Tokens that a summary of what was left out will have.
     reserved: int = 0
@@ -69,8 +70,9 @@ def compress(
     """
     Compress the turns of a conversation; a text is a single turn.
 
-    `dense` has the similarity of the query to each passage (`relevance.passages`, of the conversation of `split`). `check` is
-    called between the stages, and may raise to stop. Raises ValueError for a conversation or a pattern beyond the limits.
+    `dense` has the similarity of the query to each passage (`relevance.passages`, of the conversation of `split`).
+    `check` is called between the stages, and may raise to stop. Raises ValueError for a conversation or a pattern
+    beyond the limits.
     """
     before = sum(count([turn.content for turn in turns])) if turns else 0
     budget = target.max_tokens if target.max_tokens is not None else math.floor(before / (target.ratio or 1.0))
@@ -80,13 +82,13 @@ def compress(
         return Compressed([turn.content for turn in turns], untouched, before, before, budget, ())
     work = _Work(split(turns, target), count, budget - target.reserved, before)
     check()
-    if Method.STRUCTURE in target.methods:
-        work.note(Method.STRUCTURE)
-    if Method.DEDUPLICATE in target.methods and work.tokens > work.budget:
+    if ReductionMethod.STRUCTURE in target.methods:
+        work.note(ReductionMethod.STRUCTURE)
+    if ReductionMethod.DEDUPLICATE in target.methods and work.tokens > work.budget:
         deduplication.drop_duplicates(work.conversation.sentences, turns)
-        work.note(Method.DEDUPLICATE)
+        work.note(ReductionMethod.DEDUPLICATE)
     check()
-    if work.tokens > work.budget and target.methods & {Method.SELECT, Method.PRUNE}:
+    if work.tokens > work.budget and target.methods & {ReductionMethod.SELECT, ReductionMethod.PRUNE}:
         _select(work, target, dense, check)
     _verify(work.conversation)
     missed = _missed(work, target)
@@ -96,15 +98,15 @@ def compress(
     )
 
 
-def split(turns: Sequence[Turn], target: Target) -> Conversation:
+def split(turns: Sequence[Turn], target: Target) -> SplitConversation:
     """Return the conversation that `compress` works on."""
-    return conversations.of_turns(turns, target.protection, strip=Method.STRUCTURE in target.methods)
+    return conversations.of_turns(turns, target.protection, strip=ReductionMethod.STRUCTURE in target.methods)
 
 
 class _Work:
     """A conversation under compression, with its exact tokens."""
 
-    def __init__(self, conversation: Conversation, count: CountTokens, budget: int, before: int) -> None:
+    def __init__(self, conversation: SplitConversation, count: CountTokens, budget: int, before: int) -> None:
         self.conversation, self._count, self.budget = conversation, count, budget
         self.figures: list[MethodFigures] = []
         self._noted, self._dropped, self._pruned = before, 0, 0
@@ -155,8 +157,8 @@ def _select(work: _Work, target: Target, dense: Sequence[float] | None, check: C
         pruning.part_weights(list(tokens), weights),
         tokens,
         has_query=bool(target.query),
-        selects=Method.SELECT in target.methods,
-        prunes=Method.PRUNE in target.methods,
+        selects=ReductionMethod.SELECT in target.methods,
+        prunes=ReductionMethod.PRUNE in target.methods,
     )
     room, fits = float(work.budget), -1.0
     for turn in range(_MAX_ROUNDS):
@@ -174,7 +176,7 @@ def _select(work: _Work, target: Target, dense: Sequence[float] | None, check: C
             room = max(0.0, room - over * (1.05 + 0.3 * turn) - 1)
     if work.tokens > work.budget and fits >= 0:
         selection.apply(fits)
-    work.note("+".join(one.value for one in (Method.SELECT, Method.PRUNE) if one in target.methods))
+    work.note("+".join(one.value for one in (ReductionMethod.SELECT, ReductionMethod.PRUNE) if one in target.methods))
 
 
 def _missed(work: _Work, target: Target) -> str:
@@ -182,14 +184,15 @@ def _missed(work: _Work, target: Target) -> str:
     if work.tokens <= work.budget:
         return ""
     pinned = [one for one in work.conversation.sentences if one.pinned]
-    if pinned and Method.SELECT in target.methods:
-        return f"{work.tokens} tokens stay: {len(pinned)} sentences are kept as they are (system messages, keep_recent, protect)"
-    missing = [one.value for one in Method if one not in target.methods]
+    if pinned and ReductionMethod.SELECT in target.methods:
+        why = "(system messages, keep_recent, protect)"
+        return f"{work.tokens} tokens are left: {len(pinned)} sentences are kept as they are {why}"
+    missing = [one.value for one in ReductionMethod if one not in target.methods]
     more = f"; {', '.join(missing)} is not among the methods" if missing else ""
     return f"{work.tokens} tokens are left, {work.budget} were asked for{more}"
 
 
-def _verify(conversation: Conversation) -> None:
+def _verify(conversation: SplitConversation) -> None:
     """Raises SpanLost if a kept sentence lacks a protected span."""
     for sentence in conversation.sentences:
         if sentence.dropped or sentence.pruned is None:

@@ -73,7 +73,7 @@ class Protection:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class SplitConversation:
     """Turns and their sentences."""
 
     turns: Sequence[Turn]
@@ -89,10 +89,13 @@ class Conversation:
                 if before and not before[-1][-1].isspace() and sentence.pruned is not None:
                     before.append(" ")
                 before.append(text)
-        return ["".join(part).strip() if not turn.pinned else "".join(part) for turn, part in zip(self.turns, parts, strict=True)]
+        return [
+            "".join(part).strip() if not turn.pinned else "".join(part)
+            for turn, part in zip(self.turns, parts, strict=True)
+        ]
 
 
-def of_turns(turns: Sequence[Turn], given: Protection, *, strip: bool) -> Conversation:
+def of_turns(turns: Sequence[Turn], given: Protection, *, strip: bool) -> SplitConversation:
     """
     Split turns into sentences. With `strip`, structure that carries no words is removed first.
 
@@ -128,4 +131,4 @@ def of_turns(turns: Sequence[Turn], given: Protection, *, strip: bool) -> Conver
         for sentence in sentences:
             sentence.pinned = sentence.pinned or sentence.bundle == bundle
     language = language_of(word for sentence in sentences for word in sentence.words)
-    return Conversation(turns, sentences, language)
+    return SplitConversation(turns, sentences, language)

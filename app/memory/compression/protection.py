@@ -50,11 +50,16 @@ class TooManyMatches(ValueError):
 #: In the order in which they are looked for; a later kind that overlaps an earlier one is part of that.
 _PATTERNS: tuple[tuple[SpanKind, re.Pattern[str]], ...] = (
     (SpanKind.CODE, re.compile(r"```[^`]{0,20000}```|`[^`\n]{1,500}`")),
-    (SpanKind.URL, re.compile(r"\b(?:[a-z][a-z0-9+.-]{1,15}://|www\.)[^\s<>\"'`]{0,2000}[^\s<>\"'`.,;:!?)\]]", re.IGNORECASE)),
+    (
+        SpanKind.URL,
+        re.compile(r"\b(?:[a-z][a-z0-9+.-]{1,15}://|www\.)[^\s<>\"'`]{0,2000}[^\s<>\"'`.,;:!?)\]]", re.IGNORECASE),
+    ),
     (SpanKind.EMAIL, re.compile(r"[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")),
     (
         SpanKind.QUOTE,
-        re.compile(r"\"[^\"\n]{1,300}\"|“[^”\n]{1,300}”|„[^“”\n]{1,300}[“”]|«[^»\n]{1,300}»|「[^」\n]{1,300}」|『[^』\n]{1,300}』"),
+        re.compile(
+            r"\"[^\"\n]{1,300}\"|“[^”\n]{1,300}”|„[^“”\n]{1,300}[“”]|«[^»\n]{1,300}»|「[^」\n]{1,300}」|『[^』\n]{1,300}』"
+        ),
     ),
     (
         SpanKind.ID,
@@ -64,7 +69,12 @@ _PATTERNS: tuple[tuple[SpanKind, re.Pattern[str]], ...] = (
             r"|\b[^\W\d_]\w{0,60}(?:_\w{1,60}){1,10}|\b[a-z]{1,30}[A-Z]\w{0,60}|\b\w{1,60}(?:\.\w{1,60}){1,10}\(\)?"
         ),
     ),
-    (SpanKind.NUMBER, re.compile(r"(?<!\w)[+\-−±]?(?:[$€£¥₹]\s?)?\d[\d.,:/'’_-]{0,60}(?<![.,:/'’_-])(?:\s?(?:%|‰|°[CF]?|[€$£¥₹]))?|(?<=\w)\d+|[½¼¾]")),
+    (
+        SpanKind.NUMBER,
+        re.compile(
+            r"(?<!\w)[+\-−±]?(?:[$€£¥₹]\s?)?\d[\d.,:/'’_-]{0,60}(?<![.,:/'’_-])(?:\s?(?:%|‰|°[CF]?|[€$£¥₹]))?|(?<=\w)\d+|[½¼¾]"
+        ),
+    ),
     (
         SpanKind.NEGATION,
         re.compile(

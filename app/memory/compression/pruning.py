@@ -1,8 +1,8 @@
 """
 Pruning: sentences without the words that say least.
 
-A word weighs 0 if it is a stop word of the conversation's language, else by the inverse of its frequency among the sentences.
-Words of a protected span have no weight here: they always stay, with what stands between them.
+A word weighs 0 if it is a stop word of the conversation's language, else by the inverse of its frequency among the
+sentences. Words of a protected span have no weight here: they always stay, with what stands between them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.memory.compression.conversation import Conversation, Sentence
+from app.memory.compression.conversation import Sentence, SplitConversation
 from app.memory.compression.stop_words import STOP_WORDS
 from app.memory.compression.texts import words
 
@@ -33,16 +33,14 @@ class Part:
     tokens: int
 
 
-def word_weights(conversation: Conversation, frequencies: Mapping[str, int]) -> dict[str, float]:
+def word_weights(conversation: SplitConversation, frequencies: Mapping[str, int]) -> dict[str, float]:
     """Return the weight of each word."""
     stop = STOP_WORDS.get(conversation.language or "", frozenset())
     count = len(conversation.sentences)
-    return {
-        word: 0.0 if word in stop else math.log(1 + count / frequency) for word, frequency in frequencies.items()
-    }
+    return {word: 0.0 if word in stop else math.log(1 + count / frequency) for word, frequency in frequencies.items()}
 
 
-def part_texts(conversation: Conversation) -> list[str]:
+def part_texts(conversation: SplitConversation) -> list[str]:
     """Return the different parts of all sentences, whose tokens are to be counted."""
     return list(dict.fromkeys(part for one in conversation.sentences for part in _PART.findall(one.text)))
 

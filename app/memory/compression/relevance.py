@@ -1,10 +1,11 @@
 """
 How relevant each sentence is to a query, and how much it says without one.
 
-Lexical relevance is BM25 (k1 1.5, b .75) over sentences and over turns, on words that are cut to their first five characters
-("F5" stems, which suit many languages). Names and ids of the best sentences join the query with a small weight, so that
-the second of two facts that answer a question together is found. Dense scores, where there are some, are added after both
-were brought to 0…1. Neighbouring turns lend a part of their score: an answer stands beside its question.
+Lexical relevance is BM25 (k1 1.5, b .75) over sentences and over turns, on words that are cut to their first five
+characters ("F5" stems, which suit many languages). Names and ids of the best sentences join the query with a small
+weight, so that the second of two facts that answer a question together is found. Dense scores, where there are some,
+are added after both were brought to 0…1. Neighbouring turns lend a part of their score: an answer stands beside its
+question.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from app.memory.compression.conversation import Conversation, Sentence
+from app.memory.compression.conversation import Sentence, SplitConversation
 from app.memory.compression.protection import SpanKind
 from app.memory.compression.stop_words import STOP_WORDS
 from app.memory.compression.texts import words
@@ -27,7 +28,9 @@ _TURN, _NEIGHBOUR, _BRIDGE = 0.5, 0.35, 0.3
 _BRIDGES = 5
 #: Most passages that are embedded, and characters of one where there are few.
 MAX_PASSAGES, _PASSAGE = 512, 800
-_TELLING = frozenset({SpanKind.NAME, SpanKind.ID, SpanKind.NUMBER, SpanKind.QUOTE, SpanKind.EMAIL, SpanKind.URL, SpanKind.CODE})
+_TELLING = frozenset(
+    {SpanKind.NAME, SpanKind.ID, SpanKind.NUMBER, SpanKind.QUOTE, SpanKind.EMAIL, SpanKind.URL, SpanKind.CODE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Passage:
     end: int
 
 
-def passages(conversation: Conversation) -> list[Passage]:
+def passages(conversation: SplitConversation) -> list[Passage]:
     """Return the passages of a conversation, at most MAX_PASSAGES, with the speaker before each."""
     sentences, turns = conversation.sentences, conversation.turns
     most = max(_PASSAGE, math.ceil(sum(len(one.text) for one in sentences) / (MAX_PASSAGES // 2)))
@@ -75,7 +78,7 @@ def document_frequencies(sentences: Sequence[Sentence]) -> Counter[str]:
     return counts
 
 
-def relevance(conversation: Conversation, query: str, dense: Sequence[float] | None = None) -> list[float]:
+def relevance(conversation: SplitConversation, query: str, dense: Sequence[float] | None = None) -> list[float]:
     """Return the relevance of each sentence, from 0; `dense` has the similarity of each of the `passages`."""
     sentences, turns = conversation.sentences, conversation.turns
     stop = STOP_WORDS.get(conversation.language or "", frozenset()) | STOP_WORDS["en"]
@@ -111,7 +114,7 @@ def relevance(conversation: Conversation, query: str, dense: Sequence[float] | N
     return _with_neighbours(scores, sentences, len(turns))
 
 
-def information(conversation: Conversation, weights: Mapping[str, float]) -> list[float]:
+def information(conversation: SplitConversation, weights: Mapping[str, float]) -> list[float]:
     """Return how much each sentence says, by the weights of its words and its protected spans; later ones say more."""
     count = max(1, len(conversation.sentences))
     found = []

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.memory.compression.conversation import Conversation, Sentence
+from app.memory.compression.conversation import Sentence, SplitConversation
 
 #: Most entries of a list, and most characters of a text in it.
 MAX_ENTRIES, _MAX_TEXT = 50, 200
@@ -35,7 +35,7 @@ class Compressed:
 
     #: What is left of each turn; empty for one that was dropped.
     contents: Sequence[str]
-    conversation: Conversation
+    conversation: SplitConversation
     tokens_before: int
     tokens_after: int
     budget: int
@@ -84,7 +84,7 @@ def _protected(sentences: Sequence[Sentence]) -> Mapping[str, Any]:
     """Return the protected spans: none is ever cut; some went with their sentences."""
     kept: Counter[str] = Counter()
     lost: Counter[str] = Counter()
-    examples = []
+    examples: list[dict[str, Any]] = []
     for sentence in sentences:
         for span in sentence.spans:
             if not sentence.dropped:
@@ -106,7 +106,11 @@ def _dropped(sentences: Sequence[Sentence]) -> Mapping[str, Any]:
     gone = [one for one in sentences if one.dropped]
     examples = []
     for sentence in gone[:MAX_ENTRIES]:
-        entry: dict[str, Any] = {"turn": sentence.turn, "reason": sentence.dropped, "text": shown(sentence.text.strip())}
+        entry: dict[str, Any] = {
+            "turn": sentence.turn,
+            "reason": sentence.dropped,
+            "text": shown(sentence.text.strip()),
+        }
         if sentence.same_as is not None:
             entry["same_as_turn"] = sentences[sentence.same_as].turn
         examples.append(entry)

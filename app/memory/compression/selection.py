@@ -1,8 +1,9 @@
 """
 The plan of what stays: which sentences stay whole, which are pruned, and which go, for a number of tokens.
 
-With a query, half of what is left beside pinned sentences goes to the most relevant sentences, whole; the others share the
-rest, pruned, as far as they fit. The tokens here are sums over words: near the truth, so the caller counts the result.
+With a query, half of what is left beside pinned sentences goes to the most relevant sentences, whole; the others
+share the rest, pruned, as far as they fit. The tokens here are sums over words: near the truth, so the caller counts
+the result.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from app.memory.compression import pruning
-from app.memory.compression.conversation import Conversation
+from app.memory.compression.conversation import SplitConversation
 from app.memory.compression.pruning import Part
 
 #: Share of the tokens for whole sentences, with a query.
@@ -28,7 +29,7 @@ class Selection:
 
     def __init__(
         self,
-        conversation: Conversation,
+        conversation: SplitConversation,
         scores: Sequence[float],
         weights: Mapping[str, float],
         tokens: Mapping[str, int],

@@ -18,7 +18,10 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)([^*_\n]{1,300})(?<=\S)\1")
-_RULE = re.compile(r"^[ \t]{0,8}(?:[-=*_~]{3,200}|\|?(?:[ \t]{0,8}:?-{2,100}:?[ \t]{0,8}\|){1,50}[ \t:-]{0,100})[ \t]{0,8}$", re.MULTILINE)
+_RULE = re.compile(
+    r"^[ \t]{0,8}(?:[-=*_~]{3,200}|\|?(?:[ \t]{0,8}:?-{2,100}:?[ \t]{0,8}\|){1,50}[ \t:-]{0,100})[ \t]{0,8}$",
+    re.MULTILINE,
+)
 _HEADING = re.compile(r"^#{1,6} ", re.MULTILINE)
 _BLANKS = re.compile(r"[ \t\u00a0\u2000-\u200b\u3000]{2,}")
 _LINE_END = re.compile(r"(?<![ \t])[ \t]+\n")

@@ -1,10 +1,10 @@
 """
 Words and sentences of texts in any language, with their places.
 
-A word is a maximal run of letters, marks and digits; in scripts without spaces (Chinese, Japanese, Thai and others) each
-pair of neighbouring characters is a word, as in Lucene's CJK analyzer.
-A sentence ends at its mark and the blanks after it, or at the end of a line. No sentence ends within a protected
-place. Sentences have at most `MAX_SENTENCE` characters, except where a protected place is longer.
+A word is a maximal run of letters, marks and digits; in scripts without spaces (Chinese, Japanese, Thai and others)
+each pair of neighbouring characters is a word, as in Lucene's CJK analyzer. A sentence ends at its mark and the
+blanks after it, or at the end of a line. No sentence ends within a protected place. Sentences have at most
+`MAX_SENTENCE` characters, except where a protected place is longer.
 
 All of it takes time linear in the length of the text.
 """
@@ -20,7 +20,9 @@ from dataclasses import dataclass
 MAX_SENTENCE = 1_000
 
 #: Scripts that are written without blanks between words: Thai to Khmer, kana, Han, Hangul is not one of them.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 _WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}](?:[^\W_{_UNSPACED}]|['’](?=[^\W_]))*")
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 #: A possible end of a sentence: its marks with closing quotes and brackets, then blanks; or the end of a line.

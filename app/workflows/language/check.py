@@ -26,6 +26,7 @@ from app.workflows.expressions.templates import LISTED
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
 from app.workflows.language import shape_errors, source
+from app.workflows.language.compression import CompressFields, CompressionFields
 from app.workflows.language.definition import Definition
 from app.workflows.language.source import SourceDocument
 from app.workflows.language.step_work import Retry
@@ -250,6 +251,8 @@ def _work_problems(
             problems += conditions.check(expression, f"{where}.{place}", scope, result_type=result_type)
     if isinstance(work, MODEL_KINDS):
         problems += _model_problems(definition, work, where, deployment)
+    if isinstance(work, CompressFields) and deployment is not None:
+        problems += compression_problems(work, where, deployment.models)
     if isinstance(work, GenerateFields) and work.output is not None:
         inside = f"{where}.output.schema"
         found = json_schema.problems(work.output.schema_, inside, allowance)
@@ -295,6 +298,22 @@ def _model_problems(
         elif isinstance(work, GenerateFields) and work.max_tokens >= entry.context:
             message = f"{work.max_tokens} tokens do not fit in the context of {name!r}, which has {entry.context}"
             yield Problem(f"{where}.max_tokens", message, f"1 to {entry.context - 1}, prompt and answer together")
+
+
+def compression_problems(work: CompressionFields, where: str, models: Catalog) -> Iterator[Problem]:
+    """Yield the problems of the models that a compression names."""
+    prefix = f"{where}." if where else ""
+    embedding, summary = work.embedding_model, work.summary
+    named = [("model", work.model), ("embedding_model", embedding), ("summary.model", summary and summary.model)]
+    for place, name in named:
+        entry = models.find(name) if name is not None else None
+        if name is not None and entry is None:
+            message = f"the catalogue has no model {name!r}"
+            yield Problem(f"{prefix}{place}", message, shape_errors.nearest(name, models.names))
+        elif entry is not None and place == "embedding_model" and not entry.serves_embeddings:
+            able = [model.name for model in models if model.serves_embeddings]
+            message = f"the model {name!r} serves no embeddings: its use_cases have neither embed nor rerank"
+            yield Problem(f"{prefix}{place}", message, ", ".join(able) or "a model for embeddings")
 
 
 def _retry_problems(rule: Retry, where: str) -> list[Problem]:
