@@ -42,8 +42,8 @@ FIGURES = (
 )
 #: The workflow that a step calls.
 WORKFLOW = "compress"
-#: Characters for each token of a summary's source, as a cautious guess for all languages.
-_CHARACTERS = 1.5
+#: Share of the characters for each token in the target model's vocabulary that the summary's model is assumed to have.
+_CAUTION = 0.7
 
 
 def compress(
@@ -176,7 +176,8 @@ def _with_summary(step: CompressFields, given: Given, query: str, done: Compress
     assert step.summary is not None
     entry = catalog.get(step.summary.model)
     tokens = step.summary.max_tokens
-    room = math.floor((entry.context - 2 * tokens - summary.INSTRUCTION) * _CHARACTERS)
+    characters = sum(len(turn.content) for turn in given.turns) / max(1, done.tokens_before)
+    room = math.floor((entry.context - 2 * tokens - summary.INSTRUCTION) * characters * _CAUTION)
     if room < 200:
         message = f"the context of {entry.name} ({entry.context}) is too small for a summary of {tokens} tokens"
         raise StepFailure(FailureReason.INVALID_REQUEST, message)

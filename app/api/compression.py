@@ -152,7 +152,8 @@ def _result(services: Services, run_id: UUID, state: RunState) -> str:
     """Return the output of the run as JSON. Raises the error that tells why there is none."""
     if state is RunState.SUCCEEDED:
         return "".join(views.text_of(services.database, run_id, "output", _STEP))
-    error = views.run(services.database, run_id, 0).run.error or {}
+    view = views.run(services.database, run_id, 0)
+    error = next((step.error for step in view.steps if step.error), None) or view.run.error or {}
     message = str(error.get("message", f"run {run_id} was {state.value}"))
     match error.get("reason"):
         case FailureReason.INVALID_REQUEST:

@@ -187,6 +187,8 @@ def _missed(work: _Work, target: Target) -> str:
     if pinned and ReductionMethod.SELECT in target.methods:
         why = "(system messages, keep_recent, protect)"
         return f"{work.tokens} tokens are left: {len(pinned)} sentences are kept as they are {why}"
+    if ReductionMethod.SELECT in target.methods:
+        return f"the one sentence that is left has {work.tokens} tokens, {work.budget} were asked for"
     missing = [one.value for one in ReductionMethod if one not in target.methods]
     more = f"; {', '.join(missing)} is not among the methods" if missing else ""
     return f"{work.tokens} tokens are left, {work.budget} were asked for{more}"

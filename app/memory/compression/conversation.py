@@ -83,16 +83,17 @@ class SplitConversation:
     def contents(self) -> list[str]:
         """Return what is left of each turn; empty for a turn that was dropped."""
         parts: list[list[str]] = [[] for _ in self.turns]
+        has_gap = False
         for sentence in self.sentences:
-            if text := sentence.kept_text:
-                before = parts[sentence.turn]
-                if before and not before[-1][-1].isspace() and sentence.pruned is not None:
-                    before.append(" ")
+            text = sentence.kept_text
+            before = parts[sentence.turn]
+            if text and before and has_gap and not before[-1][-1].isspace():
+                before.append(" ")
+            if text:
                 before.append(text)
-        return [
-            "".join(part).strip() if not turn.pinned else "".join(part)
-            for turn, part in zip(self.turns, parts, strict=True)
-        ]
+            has_gap = not text
+        joined = map("".join, parts)
+        return [text if turn.pinned else text.strip() for turn, text in zip(self.turns, joined, strict=True)]
 
 
 def of_turns(turns: Sequence[Turn], given: Protection, *, strip: bool) -> SplitConversation:

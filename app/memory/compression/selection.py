@@ -105,17 +105,23 @@ class Selection:
         return taken
 
     def _take_ranked(self, whole: set[int], room: float, level: float | None) -> None:
-        """Keep the best of the sentences that are not whole, and drop the others if this is allowed."""
+        """
+        Keep the best of the sentences that are not whole, and drop the others if this is allowed.
+
+        If nothing else stays, the best is kept although there is no room: nobody is served by an empty result.
+        """
+        is_empty = not whole and not any(self._sentences[number].pinned for number in self._left)
         for group in self._ranked:
             rest = [number for number in group if number not in whole]
             if not rest:
                 continue
             cost = sum(self._whole[n] if level is None else self._cost([n], level) for n in rest)
-            if cost > room and self._selects:
+            if cost > room and self._selects and not is_empty:
                 for number in rest:
                     self._sentences[number].dropped = LEAST_RELEVANT
                 continue
             room -= cost
+            is_empty = False
             if level is not None:
                 for number in rest:
                     self._prune(number, level)
