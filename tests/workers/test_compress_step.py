@@ -1,4 +1,4 @@
-"""The execution of `compress` steps, with the vocabulary of a real model; other models are asked by a called workflow."""
+"""The execution of `compress` steps, with the vocabulary of a real model."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_compressed_is_refused(tokenizers: Tokenizers, model_path
     with pytest.raises(CancelledError):
         compress(tokenizers, step, NOTES, on_stop=lambda stop: stop())
     (tmp_path / "bad.gguf").write_bytes(b"nothing")
-    with pytest.raises(ModelFileUnusable, match="bad.gguf"):
+    with pytest.raises(ModelFileUnusable, match=r"bad\.gguf"):
         tokenizers.count(tmp_path / "bad.gguf", ["a"])
 
 

@@ -117,7 +117,10 @@ def of_turns(turns: Sequence[Turn], given: Protection, *, strip: bool) -> SplitC
             if shorter != content:
                 content, spans = shorter, spans_of(shorter)
         next_span = 0
-        for place in texts.sentences(content, spans) if content else ():
+        places = texts.sentences(content, spans) if content else []
+        if len(sentences) + len(places) > MAX_SENTENCES:
+            raise TooManySentences(f"it has more than {MAX_SENTENCES} sentences")
+        for place in places:
             own: list[Span] = []
             while next_span < len(spans) and spans[next_span].start < place.end:
                 span = spans[next_span]
@@ -126,8 +129,6 @@ def of_turns(turns: Sequence[Turn], given: Protection, *, strip: bool) -> SplitC
             text = content[place.start : place.end]
             pinned = turn.pinned or any(span.kind is SpanKind.GIVEN for span in own)
             sentences.append(Sentence(number, text, texts.words(text), own, pinned, turn.bundle))
-        if len(sentences) > MAX_SENTENCES:
-            raise TooManySentences(f"it has more than {MAX_SENTENCES} sentences")
     for bundle in {one.bundle for one in sentences if one.pinned and one.bundle is not None}:
         for sentence in sentences:
             sentence.pinned = sentence.pinned or sentence.bundle == bundle

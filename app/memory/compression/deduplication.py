@@ -36,7 +36,8 @@ def drop_duplicates(sentences: Sequence[Sentence], turns: Sequence[Turn]) -> Non
         who = (turn.role, turn.speaker, spans)
         same = exact.setdefault((*who, *sentence.words), number)
         if same != number:
-            _drop(sentence, EXACT, same)
+            other = sentences[same].same_as
+            _drop(sentence, EXACT, same if other is None else other)
             continue
         pairs = frozenset(zip(sentence.words, sentence.words[1:], strict=False))
         for other, others in near[who]:
