@@ -132,7 +132,7 @@ def retention(seed: int, sample: int | None, ratios: Sequence[float], count: Cou
 
 
 def answers(seed: int, number: int, model: str, count: Count) -> list[dict[str, object]]:
-    """A model answers from whole conversations, and from compressed ones: short ones, that fit into its context."""
+    """A model answers from whole conversations and from compressed ones: 24 utterances around the evidence of each."""
     from app.inference.requests import ChatMessage, GenerateRequest, Sampling
     from workers.engine.engine import LlamaEngine
     from workers.engine.options import EngineOptions
@@ -140,7 +140,7 @@ def answers(seed: int, number: int, model: str, count: Count) -> list[dict[str, 
     entry = files.read_catalog().get(model)
     path = files.locate(entry, load().settings.data_dir)
     asked = [pair for pair in questions(generate(seed, 50, 60)) if pair[1].answer is not None]
-    asked = random.Random(seed).sample(asked, min(number, len(asked)))
+    asked = [_window(*pair) for pair in random.Random(seed).sample(asked, min(number, len(asked)))]
     of_arms = arms(count)
     contexts: dict[str, tuple[Arm, float]] = {
         "full": (lambda made, _, __: [one.text for one in made.utterances], 1),
@@ -175,6 +175,15 @@ def answers(seed: int, number: int, model: str, count: Count) -> list[dict[str, 
     finally:
         engine.close()
     return rows
+
+
+def _window(made: GeneratedConversation, question: Question) -> tuple[GeneratedConversation, Question]:
+    """Return the utterances of the evidence with others between and around them, as a conversation of its own."""
+    needed = {int(one.partition(".")[2]) for one in question.evidence}
+    others = [number for number in range(len(made.utterances)) if number not in needed]
+    others.sort(key=lambda number: min(abs(number - one) for one in needed))
+    kept = sorted([*needed, *others[: 24 - len(needed)]])
+    return GeneratedConversation(question.id, made.speakers, [made.utterances[number] for number in kept]), question
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def test_a_call_that_takes_longer_is_a_run(client: TestClient) -> None:
     answer = client.post("/v1/compress", params={"wait": 0}, json={"model": MODEL, "text": "a", "max_tokens": 1})
 
     assert answer.status_code == 202
-    assert answer.json() == {"run": answer.headers["X-Arriero-Run"], "state": "running"}
+    assert answer.json() == {"run": answer.headers["X-Arriero-Run"], "state": "queued"}
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,11 @@ def test_a_wrong_request_is_refused_with_its_reason(client: TestClient, body: di
 
     assert answer.status_code == 422
     assert where in answer.text
+
+
+@pytest.mark.parametrize("text", ["\\u0000", "\\ud800", "\\ud83d\\ude00", ""])
+def test_characters_that_cannot_be_stored_are_no_defect(client: TestClient, text: str) -> None:
+    raw = f'{{"model": "{MODEL}", "text": "{text}", "max_tokens": 5, "query": "{text}"}}'
+    answer = client.post("/v1/compress?wait=0", content=raw, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code in (202, 422), answer.text

@@ -1,7 +1,7 @@
 """
 The plan of what stays: which sentences stay whole, which are pruned, and which go, for a number of tokens.
 
-With a query, half of what is left beside pinned sentences goes to the most relevant sentences, whole; the others
+With a query, a quarter of what is left beside pinned sentences goes to the most relevant sentences, whole; the others
 share the rest, pruned, as far as they fit. The tokens here are sums over words: near the truth, so the caller counts
 the result.
 """
@@ -16,7 +16,7 @@ from app.memory.compression.conversation import SplitConversation
 from app.memory.compression.pruning import Part
 
 #: Share of the tokens for whole sentences, with a query.
-WHOLE = 0.5
+WHOLE = 0.25
 #: Share of the words that can be pruned, by their weights.
 _PRUNABLE = 0.5
 #: Why a sentence is gone.

@@ -303,8 +303,8 @@ def _model_problems(
 def compression_problems(work: CompressionFields, where: str, models: Catalog) -> Iterator[Problem]:
     """Yield the problems of the models that a compression names."""
     prefix = f"{where}." if where else ""
-    embedding, summary = work.embedding_model, work.summary
-    named = [("model", work.model), ("embedding_model", embedding), ("summary.model", summary and summary.model)]
+    summary = None if work.summary is None else work.summary.model
+    named = [("model", work.model), ("embedding_model", work.embedding_model), ("summary.model", summary)]
     for place, name in named:
         entry = models.find(name) if name is not None else None
         if name is not None and entry is None:

@@ -58,6 +58,8 @@ REQUIRED: Mapping[str, str] = {
     "texts": "an expression that returns a string or a list of strings",
     "message": "a template: the question to the person",
     "request": "an expression that returns a request, such as inputs.request",
+    "input": "an expression that returns a text or a list of messages, such as inputs.messages",
+    "model": "the name of a model, such as smollm2:135m",
     "role": "system | user | assistant",
     "content": "a template",
     "schema": "a JSON Schema",
