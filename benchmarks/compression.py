@@ -151,7 +151,7 @@ def answers(seed: int, number: int, model: str, count: Count) -> list[dict[str, 
         "most recent 2x": (of_arms["most recent"], 2),
         "no context": (lambda made, _, __: [""] * len(made.utterances), 1),
     }
-    engine = LlamaEngine(path, EngineOptions(slots=1, context=4096, threads=2, profile=entry.prompt))
+    engine = LlamaEngine(path, EngineOptions(slots=1, context=4096, threads=1, profile=entry.prompt))
     rows = []
     try:
         for name, (arm, ratio) in contexts.items():
