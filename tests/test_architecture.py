@@ -10,15 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CONCEPTS = (
-    "access",
-    "catalog",
-    "devices",
-    "files",
-    "fleet",
-    "footprint",
-    "grammar",
-    "inference",
-    "scheduler",
+    *("access", "catalog", "devices", "files", "fleet", "footprint", "grammar", "inference", "memory", "scheduler"),
     "workflows",
 )
 

@@ -35,6 +35,7 @@ from workers.leases import Leases
 from workers.messaging.step_events import StepEvents
 from workers.token_reports import TokenReports
 from workers.token_writer import TokenWriter
+from workers.tokenizers import Tokenizers
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class Runtime:
     tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
+    #: Count tokens for steps that need no pool.
+    tokenizers: Tokenizers = field(default_factory=Tokenizers)
     #: What Flower shows of the steps; silent until the worker is attached.
     events: StepEvents = field(default_factory=StepEvents)
     #: Hears of changed settings; None before `follow_settings`.
@@ -126,6 +129,7 @@ class Runtime:
             self.listener.close()
         self.leases.close()
         self.token_reports.close()
+        self.tokenizers.close()
         self.activity.close()
         self.agents.close()
         if self.residencies is not None:

@@ -23,6 +23,7 @@ from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
+from app.workflows.language.compression import CompressFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.steps import (
     CallFields,
@@ -46,7 +47,7 @@ from app.workflows.state_machine.outcomes import (
     Timed,
     TokenUsage,
 )
-from workers import batch_lines, embedding_step, openai_step, outbound
+from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
 from workers.runtime import Runtime
@@ -199,6 +200,19 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
     return done
 
 
+def _compress(task: StepTask, step: CompressFields) -> Success | Called:
+    return compress_step.compress(
+        step,
+        conditions.evaluate(step.input, task.data),
+        "" if step.query is None else templates.render(step.query, task.data),
+        task.runtime.catalog,
+        task.runtime.settings.data_dir,
+        task.runtime.tokenizers.count,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+    )
+
+
 @contextmanager
 def _failures_in(stream: TokenStream) -> Iterator[None]:
     """Write a failure of the block to the stream, unless the step is requeued."""
@@ -275,6 +289,7 @@ _KINDS: Mapping[type[Any], _Kind] = {
     GenerateFields: _generate,
     EmbedFields: _embed,
     OpenAIFields: _openai,
+    CompressFields: _compress,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

@@ -26,7 +26,7 @@ from app import __version__
 from app.access import operator_key
 from app.access.callers import NotAllowed, NotAuthenticated
 from app.access.limits.limits import LimitReached
-from app.api import callers, dead_letters, documentation, health, problems, queries, schemas, threads
+from app.api import callers, compression, dead_letters, documentation, health, problems, queries, schemas, threads
 from app.api.access import documented, keys
 from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
@@ -115,6 +115,7 @@ ROUTERS = (
     endpoints.router,
     selection.router,
     responses.router,
+    compression.router,
     served_models.router,
     cache.router,
     ollama_endpoints.router,
@@ -149,7 +150,7 @@ ROUTERS = (
 _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
     *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest, ResponsesRequest, batches.BatchIn),
-    *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn),
+    *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn, compression.CompressIn),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )

@@ -85,6 +85,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "generate": LazyCommand(
         "app.cli.chat.generate:generate", "Print the answer of a model to one message, while it is written."
     ),
+    "compress": LazyCommand(
+        "app.cli.compress:compress",
+        "Print a text or a conversation with fewer tokens, counted by a model's tokenizer.",
+    ),
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),

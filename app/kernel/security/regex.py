@@ -9,6 +9,7 @@ Python's own `re` never executes a pattern of a user.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 import re2
@@ -51,6 +52,28 @@ class Pattern:
             raise TextTooLong(f"a text of {len(text)} characters is too long for this pattern")
         start, _ = self._regexp.Match(_UNANCHORED, raw, 0, len(raw))[0]
         return bool(start >= 0)
+
+    def places_in(self, text: str) -> Iterator[tuple[int, int]]:
+        """
+        Yield the places of all matches that are not empty, from left to right, in characters. Raises TextTooLong.
+
+        Each match may look at the whole rest of the text: the caller limits the length, or the number of matches.
+        """
+        raw = text.encode(errors="surrogatepass")
+        if len(raw) * self._instructions > MAX_WORK:
+            raise TextTooLong(f"a text of {len(text)} characters is too long for this pattern")
+        counted = seen = at = 0
+        while at <= len(raw):
+            start, end = self._regexp.Match(_UNANCHORED, raw, at, len(raw))[0]
+            if start < 0:
+                return
+            if end > start:
+                first = counted + _characters(raw[seen:start])
+                counted, seen = first + _characters(raw[start:end]), end
+                yield first, counted
+            at = end if end > start else end + 1
+            while at < len(raw) and raw[at] & 0xC0 == 0x80:  # within a character
+                at += 1
 
 
 @lru_cache(maxsize=64)
@@ -101,6 +124,11 @@ def size(pattern: str) -> int:
 #: An escape: ECMA's escape of a character by its code, for which RE2 has another syntax, or any other escape.
 _UNICODE = re.compile(r"\\u([0-9A-Fa-f]{4})|\\.", re.DOTALL)
 _UNANCHORED = re2._re2.RE2.Anchor.UNANCHORED
+
+
+def _characters(raw: bytes) -> int:
+    """Return the number of characters of UTF-8."""
+    return sum(byte & 0xC0 != 0x80 for byte in raw)
 
 
 def _hexadecimal(found: re.Match[str]) -> str:

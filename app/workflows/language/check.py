@@ -28,6 +28,7 @@ from app.workflows.expressions.templates import LISTED
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
 from app.workflows.language import shape_errors, source
+from app.workflows.language.compression import CompressFields, CompressionFields
 from app.workflows.language.definition import Definition
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.source import SourceDocument
@@ -252,6 +253,8 @@ def _work_problems(
             problems += conditions.check(expression, f"{where}.{place}", scope, result_type=result_type)
     if isinstance(work, MODEL_KINDS):
         problems += _model_problems(definition, work, where, deployment)
+    if isinstance(work, CompressFields) and deployment is not None:
+        problems += compression_problems(work, where, deployment.models)
     if isinstance(work, GenerateFields):
         problems += _form_problems(work, where, allowance)
     return problems
@@ -323,6 +326,22 @@ def _selector_problems(text: str, where: str, work: ModelWork, deployment: Deplo
         selectors.require_possible(selector, deployment.models, where, context)
     except InvalidInput as error:
         yield from error.problems
+
+
+def compression_problems(work: CompressionFields, where: str, models: Catalog) -> Iterator[Problem]:
+    """Yield the problems of the models that a compression names."""
+    prefix = f"{where}." if where else ""
+    summary = None if work.summary is None else work.summary.model
+    named = [("model", work.model), ("embedding_model", work.embedding_model), ("summary.model", summary)]
+    for place, name in named:
+        entry = models.find(name) if name is not None else None
+        if name is not None and entry is None:
+            message = f"the catalogue has no model {name!r}"
+            yield Problem(f"{prefix}{place}", message, shape_errors.nearest(name, models.names))
+        elif entry is not None and place == "embedding_model" and not entry.serves_embeddings:
+            able = [model.name for model in models if model.serves_embeddings]
+            message = f"the model {name!r} serves no embeddings: its use_cases have neither embed nor rerank"
+            yield Problem(f"{prefix}{place}", message, ", ".join(able) or "a model for embeddings")
 
 
 def _retry_problems(rule: Retry, where: str) -> list[Problem]:

@@ -62,6 +62,8 @@ REQUIRED: Mapping[str, str] = {
     "role": "system | user | assistant | tool",
     "function": "a function: {name: …, description: …, parameters: …}",
     "name": "a name",
+    "input": "an expression that returns a text or a list of messages, such as inputs.messages",
+    "model": "the name of a model, such as smollm2:135m",
     "content": "a template",
     "schema": "a JSON Schema",
     "models": "a list of models",

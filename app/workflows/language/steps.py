@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
+from app.workflows.language.compression import CompressFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.step_work import (
     HEADER,
@@ -154,7 +155,14 @@ class NoopFields(StepWork):
 
 
 MapBody = Annotated[
-    GenerateFields | EmbedFields | OpenAIFields | TransformFields | HttpFields | CallFields | NoopFields,
+    GenerateFields
+    | EmbedFields
+    | OpenAIFields
+    | CompressFields
+    | TransformFields
+    | HttpFields
+    | CallFields
+    | NoopFields,
     Field(discriminator="kind"),
 ]
 
@@ -185,6 +193,10 @@ class EmbedStep(StepPart, EmbedFields):
 
 class OpenAIStep(StepPart, OpenAIFields):
     """An openai step."""
+
+
+class CompressStep(StepPart, CompressFields):
+    """A compress step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -335,6 +347,7 @@ AnyStep = (
     GenerateStep
     | EmbedStep
     | OpenAIStep
+    | CompressStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -346,7 +359,10 @@ AnyStep = (
 )
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
-KINDS = ("generate", "embed", "openai", "transform", "http", "workflow", "map", "switch", "wait", "join", "noop")
+KINDS = (
+    *("generate", "embed", "openai", "compress", "transform", "http", "workflow"),
+    *("map", "switch", "wait", "join", "noop"),
+)
 #: The kinds of work that use a model.
 MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields)
 ModelWork = GenerateFields | EmbedFields | OpenAIFields

@@ -80,8 +80,13 @@ WRONG = {
         "steps[0].retry.attempts",
         "max_attempts",
     ),
-    "no kind": (steps("{id: a}"), 3, "steps[0]", "generate | embed | openai | transform | http"),
-    "an unknown kind": (steps("{id: a, kind: think}"), 3, "steps[0]", "generate | embed | openai | transform | http"),
+    "no kind": (steps("{id: a}"), 3, "steps[0]", "generate | embed | openai | compress | transform | http"),
+    "an unknown kind": (
+        steps("{id: a, kind: think}"),
+        3,
+        "steps[0]",
+        "generate | embed | openai | compress | transform | http",
+    ),
     "an invalid id": (steps("{id: A-1, kind: noop}"), 3, "steps[0].id", "underscores"),
     "a duplicate id": (
         steps("{id: a, kind: noop}", "{id: a, kind: noop}"),
@@ -358,7 +363,7 @@ WRONG = {
         "steps[0].step",
         (
             "'map' is not supported here "
-            "kind: generate | embed | openai | transform | http | workflow | noop; for more than one step"
+            "kind: generate | embed | openai | compress | transform | http | workflow | noop; for more than one step"
         ),
     ),
     "a wait in a map": (mapped("kind: wait, for: 1h"), 3, "steps[0].step", "call a workflow"),
